@@ -461,7 +461,9 @@ def bench(
 async def _measure_calls(
     database_urls: DatabaseUrls, address: str, print_status: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
-    settings = Settings(listen=address, sweep_interval=3600, monitor_interval=3600)
+    settings = Settings().replace(
+        server__listen=address, worker__sweep_interval=3600, worker__monitor_interval=3600
+    )
     read_engines = ReadEngines()
     server = await serve.start(SERVICES, settings, database_urls.all(), read_engines.dependencies)
     client = AsyncClient(address)

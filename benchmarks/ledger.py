@@ -52,7 +52,10 @@ def bench(seconds: float, in_flight: int, print_status: Callable[[str], None]) -
         upper_bound = _measure_inserts(database_urls.admin, min(seconds, 5))
         print_status(f"INSERTs     {upper_bound:8.1f}/s")
         urls = ",".join(f"{name}={url}" for name, url in database_urls.all().items())
-        environment = {"TALLYSTICK_SERVICE_DATABASE_URL": urls, "TALLYSTICK_LISTEN": _ADDRESS}
+        environment = {
+            "TALLYSTICK_DATABASE__SERVICE_URLS": urls,
+            "TALLYSTICK_SERVER__LISTEN": _ADDRESS,
+        }
         with server(
             ["-m", "tallystick_server.cli.main", "serve", "all"], environment, _ADDRESS
         ) as pid:

@@ -41,24 +41,24 @@ def bench(seconds: float, in_flight: int, print_status: Callable[[str], None]) -
     with open_databases(settings, print_status, folder=_FOLDER) as database_urls:
         urls = ",".join(f"{name}={url}" for name, url in database_urls.all().items())
         environment = {
-            "TALLYSTICK_SERVICE_DATABASE_URL": urls,
-            "TALLYSTICK_SANDBOX_LATENCY": "0.02",
+            "TALLYSTICK_DATABASE__SERVICE_URLS": urls,
+            "TALLYSTICK_PROVIDERS__SANDBOX__LATENCY": "0.02",
             "TALLYSTICK_AUTHENTICATION": "tokens",
             "TALLYSTICK_CALLERS": (
                 "bench:team:bench-bench-bench-bench,platform:service:platform-platform-platform"
             ),
             "TALLYSTICK_SERVICE_TOKEN": "platform-platform-platform",
-            "TALLYSTICK_RISK_AMOUNT_LIMITS": "EUR=10000",
-            "TALLYSTICK_RISK_VELOCITY_LIMIT": "1000000",
+            "TALLYSTICK_RISK__AMOUNT_LIMITS": "EUR=10000",
+            "TALLYSTICK_RISK__VELOCITY_LIMIT": "1000000",
         }
         service_addresses = ",".join(
             f"{name}={_DOWNSTREAM_ADDRESS}" for name in ("wallet", "ledger", "event")
         )
-        downstream_environment = {**environment, "TALLYSTICK_LISTEN": _DOWNSTREAM_ADDRESS}
+        downstream_environment = {**environment, "TALLYSTICK_SERVER__LISTEN": _DOWNSTREAM_ADDRESS}
         payment_environment = {
             **environment,
-            "TALLYSTICK_LISTEN": _ADDRESS,
-            "TALLYSTICK_ADDRESS": service_addresses,
+            "TALLYSTICK_SERVER__LISTEN": _ADDRESS,
+            "TALLYSTICK_SERVICE_ADDRESSES": service_addresses,
         }
         with (
             server(["-m", "benchmarks.echo", _ECHO_ADDRESS], {}, _ECHO_ADDRESS),

@@ -47,10 +47,10 @@ def bench(seconds: float, sellers: int, print_status: Callable[[str], None]) -> 
     sellers = sellers or _DEFAULT_SELLERS
     with open_databases(Settings(), print_status, folder=_FOLDER) as database_urls:
         environment = {
-            "TALLYSTICK_SERVICE_DATABASE_URL": ",".join(
+            "TALLYSTICK_DATABASE__SERVICE_URLS": ",".join(
                 f"{name}={url}" for name, url in database_urls.all().items()
             ),
-            "TALLYSTICK_SANDBOX_LATENCY": "0.02",
+            "TALLYSTICK_PROVIDERS__SANDBOX__LATENCY": "0.02",
             "TALLYSTICK_AUTHENTICATION": "tokens",
             "TALLYSTICK_CALLERS": (
                 "boss:operator:boss-boss-boss-boss,platform:service:platform-platform-platform"
@@ -62,12 +62,12 @@ def bench(seconds: float, sellers: int, print_status: Callable[[str], None]) -> 
         )
         payout_environment = {
             **environment,
-            "TALLYSTICK_LISTEN": _ADDRESS,
-            "TALLYSTICK_ADDRESS": service_addresses,
+            "TALLYSTICK_SERVER__LISTEN": _ADDRESS,
+            "TALLYSTICK_SERVICE_ADDRESSES": service_addresses,
         }
         with server(
             [*_SERVE, "wallet", "ledger", "event"],
-            {**environment, "TALLYSTICK_LISTEN": _DOWNSTREAM_ADDRESS},
+            {**environment, "TALLYSTICK_SERVER__LISTEN": _DOWNSTREAM_ADDRESS},
             _DOWNSTREAM_ADDRESS,
         ):
             _insert_destinations(database_urls, sellers)

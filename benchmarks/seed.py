@@ -115,11 +115,11 @@ def seed(
 
 async def _create_templates(database_urls: DatabaseUrls, address: str) -> None:
     """A payment and a payout of each kind, made by the platform itself."""
-    settings = Settings(
-        listen=address,
-        sweep_interval=0.05,
-        payout_approve_above={"EUR": 300},
-        payout_waiting_period=0.0,
+    settings = Settings().replace(
+        server__listen=address,
+        worker__sweep_interval=0.05,
+        payout__approval_threshold={"EUR": 300},
+        payout__destination_cooldown=0.0,
         retry={
             ("", retry_reason): RetryPolicy(RetryStrategy.FIXED, 0.05, 0.05, 1)
             for retry_reason in (RetryReason.REJECTED, RetryReason.NOT_SENT)

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -136,7 +136,7 @@ def admin_url() -> Iterator[str]:
     """The administrator of the run's PostgreSQL: the one that is given, or an embedded one without
     fsync.
     """
-    configured_url = os.environ.get("TALLYSTICK_DATABASE_URL", "")
+    configured_url = os.environ.get("TALLYSTICK_DATABASE__URL", "")
     embedded = EmbeddedPostgres(ROOT / ".data" / "tests" / f"postgres{WORKER}", fsync=False)
     try:
         if not (url := configured_url):
@@ -353,10 +353,10 @@ def serve_platform(
 
         return asyncio.run_coroutine_threadsafe(call(), loop).result(60)
 
-    listen_settings = replace(settings or Settings(), listen=free_address())
+    listen_settings = (settings or Settings()).replace(server__listen=free_address())
     server: RunningServer = run(serve.start, names, listen_settings, databases.all(), dependencies)  # type: ignore[assignment]
     try:
-        yield ServedPlatform(listen_settings.listen, databases, run, server)
+        yield ServedPlatform(listen_settings.server.listen, databases, run, server)
     finally:
         run(server.stop, 5.0)
         loop.call_soon_threadsafe(loop.stop)
@@ -370,7 +370,7 @@ def platform(database: DatabaseUrls) -> Iterator[ServedPlatform]:
     file, since it costs more to idle than to start.
     """
     with serve_platform(
-        database, Settings(retry=FAST_RETRY, sweep_interval=0.1)
+        database, Settings().replace(retry=FAST_RETRY, worker__sweep_interval=0.1)
     ) as served_platform:
         yield served_platform
 

@@ -238,13 +238,13 @@ def access_platform(
         _token_of("ours"): Caller("our-all", team_roles, "ours"),
     }
     callers |= {_token_of("theirs"): Caller("theirs", team_roles)}
-    settings = Settings(
+    settings = Settings().replace(
         retry=FAST_RETRY,
-        sweep_interval=0.1,
+        worker__sweep_interval=0.1,
         authentication="tokens",
         callers=callers,
         service_token=_token_of(Role.SERVICE),
-        payout_waiting_period=0,
+        payout__destination_cooldown=0,
     )
     folder: Path = tmp_path_factory.mktemp("matrix")
     with ExitStack() as stack:

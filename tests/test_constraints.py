@@ -34,7 +34,7 @@ def filled_database(
     """
     with fresh_database(admin_url, tmp_path_factory.mktemp("filled")) as databases:
         with (
-            serve_platform(databases, Settings(monitor_interval=0.2)) as platform,
+            serve_platform(databases, Settings().replace(worker__monitor_interval=0.2)) as platform,
             platform.client() as client,
         ):
             client.create_payment(

@@ -129,7 +129,9 @@ def test_a_method_without_access_rule_stops_the_start(descriptor: ServiceDescrip
 
 def test_credentials_and_roles(scratch_database: DatabaseUrls) -> None:
     """No token, a wrong one, a right one for the wrong method: each is its own refusal."""
-    settings = Settings(authentication="tokens", callers=TOKENS, service_token="token-of-platform-")
+    settings = Settings().replace(
+        authentication="tokens", callers=TOKENS, service_token="token-of-platform-"
+    )
     request = payment_service_pb2.ListPaymentsRequest()
     with serve_platform(scratch_database, settings) as platform:
         for token, kind, reason in (

@@ -134,7 +134,7 @@ def test_verify_reads_what_is_there_and_makes_nothing(cluster_copy: Path) -> Non
     """verify runs beside a process that has the database, and refuses a folder that has none rather
     than passing an empty one.
     """
-    settings = Settings(data=cluster_copy)
+    settings = Settings().replace(data_dir=cluster_copy)
     with (
         open_databases(settings, lambda _: None, fsync=False),
         open_databases_read_only(settings, lambda _: None) as readable_databases,
@@ -142,13 +142,13 @@ def test_verify_reads_what_is_there_and_makes_nothing(cluster_copy: Path) -> Non
         assert verify(readable_databases).passed
     with open_databases_read_only(settings, lambda _: None) as read_only_databases:
         assert verify(read_only_databases).passed
-    empty = Settings(data=cluster_copy / "nothing")
+    empty = Settings().replace(data_dir=cluster_copy / "nothing")
     with (
         pytest.raises(StartupError, match="There is no database in"),
         open_databases_read_only(empty, lambda _: None),
     ):
         pass
-    assert not empty.data.exists()
+    assert not empty.data_dir.exists()
 
 
 def test_a_role_keeps_a_password_that_is_not_known_here(cluster_copy: Path) -> None:
@@ -156,12 +156,12 @@ def test_a_role_keeps_a_password_that_is_not_known_here(cluster_copy: Path) -> N
     does.
     """
     with open_databases(
-        Settings(data=cluster_copy), lambda _: None, fsync=False
+        Settings().replace(data_dir=cluster_copy), lambda _: None, fsync=False
     ) as local_databases:
         environment = {
             **os.environ,
-            "TALLYSTICK_DATABASE_URL": local_databases.admin,
-            "TALLYSTICK_DATA": str(cluster_copy / "elsewhere"),
+            "TALLYSTICK_DATABASE__URL": local_databases.admin,
+            "TALLYSTICK_DATA_DIR": str(cluster_copy / "elsewhere"),
         }
         command = [sys.executable, "-m", "tallystick_server.cli.main", "migrate"]
         rejected_command = subprocess.run(
@@ -189,7 +189,7 @@ def test_lost_passwords_of_the_embedded_database_are_made_anew(cluster_copy: Pat
     """
     for _ in range(2):
         with open_databases(
-            Settings(data=cluster_copy), lambda _: None, fsync=False
+            Settings().replace(data_dir=cluster_copy), lambda _: None, fsync=False
         ) as local_databases:
             psycopg.connect(local_databases.service("payment").replace("+psycopg", "")).close()
         (cluster_copy / "passwords.json").unlink()
@@ -201,10 +201,10 @@ def test_serve_ends_with_its_database_and_leaves_none_behind(cluster_copy: Path)
     """
     environment = {
         **os.environ,
-        "TALLYSTICK_DATA": str(cluster_copy),
-        "TALLYSTICK_LISTEN": f"unix:{cluster_copy}/s",
+        "TALLYSTICK_DATA_DIR": str(cluster_copy),
+        "TALLYSTICK_SERVER__LISTEN": f"unix:{cluster_copy}/s",
     }
-    environment.pop("TALLYSTICK_DATABASE_URL", None)
+    environment.pop("TALLYSTICK_DATABASE__URL", None)
     command = [sys.executable, "-m", "tallystick_server.cli.main", "serve", "all"]
     server = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None

@@ -30,7 +30,7 @@ def two_processes(scratch_database: DatabaseUrls) -> Iterator[tuple[str, str]]:
             stack.enter_context(
                 running_process(
                     ["serve", "all"],
-                    {**environment_of(scratch_database), "TALLYSTICK_LISTEN": address},
+                    {**environment_of(scratch_database), "TALLYSTICK_SERVER__LISTEN": address},
                     address,
                 )
             )

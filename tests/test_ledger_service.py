@@ -135,7 +135,9 @@ def test_what_a_restore_takes_from_the_book_is_told_to_nobody(
     that have its number since have theirs.
     """
     with (
-        serve_platform(scratch_database, Settings(relay_interval=3600)) as platform,
+        serve_platform(
+            scratch_database, Settings().replace(worker__relay_interval=3600)
+        ) as platform,
         platform.client() as client,
     ):
         (handlers,) = (

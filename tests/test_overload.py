@@ -68,7 +68,9 @@ def test_watchers_of_payouts_share_their_reads(scratch_database: DatabaseUrls) -
     """
     with serve_platform(
         scratch_database,
-        Settings(relay_interval=60, sweep_interval=60, monitor_interval=60),
+        Settings().replace(
+            worker__relay_interval=60, worker__sweep_interval=60, worker__monitor_interval=60
+        ),
         dependencies=Dependencies(open_database=open_counting_database),
     ) as platform:
         (handlers,) = (
@@ -92,7 +94,9 @@ def test_idle_followers_of_entries_share_their_reads(scratch_database: DatabaseU
     """What comes while a hundred StreamEntries wait at the end of the book reaches each of them,
     and is read once for all.
     """
-    rare = Settings(relay_interval=60, sweep_interval=60, monitor_interval=60)
+    rare = Settings().replace(
+        worker__relay_interval=60, worker__sweep_interval=60, worker__monitor_interval=60
+    )
     directions = {"x/a": ledger_pb2.DIRECTION_DEBIT, "x/b": ledger_pb2.DIRECTION_CREDIT}
     entries = [
         ledger_pb2.Entry(account=account, amount="1.00", currency="EUR", direction=direction)
@@ -135,7 +139,8 @@ def test_what_callers_have_left_is_not_begun(scratch_database: DatabaseUrls) -> 
     """
     with (
         serve_platform(
-            scratch_database, Settings(sweep_interval=60, monitor_interval=60)
+            scratch_database,
+            Settings().replace(worker__sweep_interval=60, worker__monitor_interval=60),
         ) as platform,
         platform.client() as client,
         grpc.insecure_channel(platform.address) as channel,
@@ -358,11 +363,11 @@ def test_a_flood_leaves_others_their_calls(scratch_database: DatabaseUrls, thoro
     address = free_address()
     environment = {
         **environment_of(scratch_database),
-        "TALLYSTICK_LISTEN": address,
-        "TALLYSTICK_SANDBOX_LATENCY": "30",
-        "TALLYSTICK_MOST_WAITING": str(waiting_count),
-        "TALLYSTICK_CALLER_SHARE": "0.5",
-        "TALLYSTICK_DRAIN": "0",
+        "TALLYSTICK_SERVER__LISTEN": address,
+        "TALLYSTICK_PROVIDERS__SANDBOX__LATENCY": "30",
+        "TALLYSTICK_SERVER__MAX_WAITING_CALLS": str(waiting_count),
+        "TALLYSTICK_SERVER__MAX_CALLER_SHARE": "0.5",
+        "TALLYSTICK_SERVER__SHUTDOWN_GRACE_PERIOD": "0",
     }
     response_counts: Counter[str] = Counter()
     slowest: dict[str, float] = {}

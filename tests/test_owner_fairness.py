@@ -10,7 +10,6 @@ import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -58,7 +57,9 @@ CALLERS = {
     TOKENS[name]: Caller(name, frozenset(roles), owner)
     for name, (owner, roles) in _CALLER_ROLES.items()
 }
-SETTINGS = Settings(authentication="tokens", callers=CALLERS, service_token=TOKENS["platform"])
+SETTINGS = Settings().replace(
+    authentication="tokens", callers=CALLERS, service_token=TOKENS["platform"]
+)
 
 
 class GatedDatabase(Database):
@@ -330,7 +331,7 @@ def test_orders_that_wait_to_be_stored_leave_room_for_other_owners(
     on.
     """
     with (
-        serve_platform(scratch_database, replace(SETTINGS, in_flight=10)) as platform,
+        serve_platform(scratch_database, SETTINGS.replace(worker__max_in_flight=10)) as platform,
         ThreadPoolExecutor(4) as callers,
     ):
         flow = payment_worker_of(platform)

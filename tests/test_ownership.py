@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -60,15 +59,15 @@ TOKENS = {name: f"token-of-{name}-aaaaaaaa" for name in _ROLES}
 CALLERS = {
     TOKENS[name]: Caller(name, frozenset(roles), owner) for name, (owner, roles) in _ROLES.items()
 }
-SETTINGS = Settings(
+SETTINGS = Settings().replace(
     retry=FAST_RETRY,
-    sweep_interval=0.1,
+    worker__sweep_interval=0.1,
     authentication="tokens",
     callers=CALLERS,
     service_token=TOKENS["platform"],
-    payout_waiting_period=0,
-    seller_check_interval=0,
-    destination_approve_above={"EUR": 100_000},
+    payout__destination_cooldown=0,
+    payment__seller_owner_max_age=0,
+    payout__destination_approval_threshold={"EUR": 100_000},
 )
 
 
@@ -679,7 +678,9 @@ def test_a_new_destination_waits_and_the_old_one_stays_in_use(
     """Every destination waits its period, the first one too; until it is over the one before it is
     paid to, also where the new one is bogus.
     """
-    settings = replace(SETTINGS, payout_waiting_period=3600, destination_approve_above={})
+    settings = SETTINGS.replace(
+        payout__destination_cooldown=3600, payout__destination_approval_threshold={}
+    )
     with ExitStack() as stack:
         platform = stack.enter_context(
             serve_platform(
@@ -910,7 +911,9 @@ def test_known_sellers_are_sold_for_while_the_wallet_is_away(
     nowhere = dict.fromkeys(("wallet", "ledger", "event"), "127.0.0.1:1")
     with ExitStack() as stack:
         platform = stack.enter_context(
-            serve_platform(scratch_database, replace(SETTINGS, address=nowhere), names=("payment",))
+            serve_platform(
+                scratch_database, SETTINGS.replace(service_addresses=nowhere), names=("payment",)
+            )
         )
         single_try_settings = {
             name: ClientSettings(token=TOKENS[name], attempts=1) for name in ("checkout", "rival")
@@ -990,13 +993,13 @@ def test_a_wallet_that_rejects_this_service_counts_as_away(scratch_database: Dat
     sold for; other calls are told to come back, not INTERNAL.
     """
     seller = unique_id("s")
-    rejected = replace(SETTINGS, service_token="a-token-that-nobody-knows")
+    rejected = SETTINGS.replace(service_token="a-token-that-nobody-knows")
     with ExitStack() as stack:
         full_platform = stack.enter_context(serve_platform(scratch_database, SETTINGS))
         checkout = stack.enter_context(full_platform.client(TOKENS["checkout"]))
         create_paid_order(checkout, seller)
-        elsewhere = replace(
-            rejected, address=dict.fromkeys(("wallet", "ledger", "event"), full_platform.address)
+        elsewhere = rejected.replace(
+            service_addresses=dict.fromkeys(("wallet", "ledger", "event"), full_platform.address)
         )
         platform = stack.enter_context(
             serve_platform(scratch_database, elsewhere, names=("payment", "payout"))

@@ -409,13 +409,13 @@ def test_risk_rules_and_rates_are_configurable(scratch_database: DatabaseUrls) -
     """A refused order is FAILED with its reason and never reaches the provider; the others go on;
     rates give the fee.
     """
-    settings = Settings(
-        risk_amount_limits={"EUR": 10_000},
-        risk_velocity_limit=3,
-        risk_blocked_accounts=frozenset({"mallory"}),
-        risk_blocked_countries=frozenset({"XY"}),
-        fee_rate=25_000,
-        seller_fee_rates={"s-dear": 100_000},
+    settings = Settings().replace(
+        risk__amount_limits={"EUR": 10_000},
+        risk__velocity_limit=3,
+        risk__blocked_accounts=frozenset({"mallory"}),
+        risk__blocked_countries=frozenset({"XY"}),
+        payment__fee_rate=25_000,
+        payment__seller_fee_rates={"s-dear": 100_000},
         release_delay=3600,
     )
     with serve_platform(scratch_database, settings) as platform, platform.client() as client:
@@ -514,7 +514,7 @@ def test_a_confirmed_delivery_makes_the_sellers_money_available(
 
     with (
         serve_platform(
-            scratch_database, Settings(release_delay=3600, sweep_interval=0.1)
+            scratch_database, Settings().replace(release_delay=3600, worker__sweep_interval=0.1)
         ) as platform,
         platform.client() as client,
     ):
@@ -569,7 +569,9 @@ def test_a_release_that_the_wallet_refuses_is_told_of_and_holds_up_nobody(
     """One delivery whose money cannot be released raises an alert; others are confirmed and
     released all the same.
     """
-    settings = Settings(release_delay=3600, sweep_interval=0.1, monitor_interval=0.2)
+    settings = Settings().replace(
+        release_delay=3600, worker__sweep_interval=0.1, worker__monitor_interval=0.2
+    )
     alerts = payment_service_pb2.ListAlertsRequest()
     with (
         serve_platform(scratch_database, settings) as platform,
@@ -612,7 +614,9 @@ def test_another_callers_payments_are_not_there(scratch_database: DatabaseUrls) 
         "token-of-both-----": Caller("both", team | {Role.OPERATOR}),
         "token-of-platform-": Caller("platform", frozenset({Role.SERVICE})),
     }
-    settings = Settings(authentication="tokens", callers=tokens, service_token="token-of-platform-")
+    settings = Settings().replace(
+        authentication="tokens", callers=tokens, service_token="token-of-platform-"
+    )
     with (
         serve_platform(scratch_database, settings) as platform,
         platform.client("token-of-shop-aaaa") as our_client,
@@ -671,7 +675,12 @@ def test_a_dead_process_leaves_nothing_undone(
     """What a process leaves when it goes away in mid-flight, the sweep of another one finishes,
     without a second charge.
     """
-    settings = Settings(lease=4, provider_timeout=1, sweep_interval=0.1, drain=0)
+    settings = Settings().replace(
+        worker__lease_duration=4,
+        providers__timeout=1,
+        worker__sweep_interval=0.1,
+        server__shutdown_grace_period=0,
+    )
     with serve_platform(scratch_database, settings) as platform, platform.client() as client:
         for number in range(20):
             create_payment(

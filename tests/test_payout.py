@@ -74,8 +74,11 @@ def payout_platform(
     """All services, with a bank that does as it is told, on a database of their own: nobody else
     asks another bank what became of these payouts.
     """
-    settings = Settings(
-        retry=RETRY, sweep_interval=0.1, monitor_interval=0.2, payout_approve_above={"EUR": 100_000}
+    settings = Settings().replace(
+        retry=RETRY,
+        worker__sweep_interval=0.1,
+        worker__monitor_interval=0.2,
+        payout__approval_threshold={"EUR": 100_000},
     )
     folder, dependencies = (
         tmp_path_factory.mktemp("paying"),
@@ -811,7 +814,7 @@ def test_the_whole_database_verifies(scratch_database: DatabaseUrls) -> None:
     """
     bank = ScriptedPayoutProvider()
     settings, ports = (
-        Settings(retry=RETRY, sweep_interval=0.1),
+        Settings().replace(retry=RETRY, worker__sweep_interval=0.1),
         Dependencies(payout_providers={"sandbox": bank}),
     )
     with (
@@ -844,7 +847,7 @@ def test_an_answer_without_the_lease_is_booked_at_once(scratch_database: Databas
         {("", RetryReason.NO_ANSWER): RetryPolicy(RetryStrategy.FIXED, 600, 600, 5)},
     )
     settings, ports = (
-        Settings(retry=later, sweep_interval=0.1),
+        Settings().replace(retry=later, worker__sweep_interval=0.1),
         Dependencies(payout_providers={"sandbox": bank}),
     )
     with (
@@ -903,7 +906,9 @@ def test_trouble_before_the_attempt_says_nothing_of_sending(scratch_database: Da
     with (
         serve_platform(
             scratch_database,
-            Settings(retry=thrice, sweep_interval=0.1, payout_approve_above={"EUR": 100}),
+            Settings().replace(
+                retry=thrice, worker__sweep_interval=0.1, payout__approval_threshold={"EUR": 100}
+            ),
         ) as platform,
         platform.client() as client,
     ):
@@ -942,7 +947,10 @@ def test_a_provider_that_is_configured_no_more_stops_nobody(scratch_database: Da
     soon = {("", RetryReason.WATCHED): RetryPolicy(RetryStrategy.FIXED, 0.5, 0.5, 300)}
     with (
         serve_platform(
-            scratch_database, Settings(retry=soon, sweep_interval=0.1, monitor_interval=0.2)
+            scratch_database,
+            Settings().replace(
+                retry=soon, worker__sweep_interval=0.1, worker__monitor_interval=0.2
+            ),
         ) as platform,
         platform.client() as client,
     ):

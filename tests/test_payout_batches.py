@@ -50,7 +50,7 @@ def payout_platform(
     scratch_database: DatabaseUrls, payout_provider: ScriptedPayoutProvider
 ) -> Iterator[ServedPlatform]:
     """All services on a database of their own, since a run takes every seller there is."""
-    settings = Settings(retry=RETRY, sweep_interval=0.1)
+    settings = Settings().replace(retry=RETRY, worker__sweep_interval=0.1)
     with serve_platform(
         scratch_database,
         settings,
@@ -590,11 +590,11 @@ def test_a_schedule_that_cannot_be_run_keeps_no_other_waiting(
     alert names each.
     """
     bank = ScriptedPayoutProvider()
-    settings = Settings(
+    settings = Settings().replace(
         retry=RETRY,
-        sweep_interval=0.1,
-        monitor_interval=0.2,
-        payout_alert_after={"COLLECTING": 0.1},
+        worker__sweep_interval=0.1,
+        worker__monitor_interval=0.2,
+        payout__alert_after={"COLLECTING": 0.1},
     )
     with (
         serve_platform(
@@ -676,7 +676,7 @@ def test_a_process_that_stops_while_it_makes_payouts_leaves_none_behind(
     drains: none stays leased to a process that has gone.
     """
     stack = ExitStack()
-    settings = Settings(retry=RETRY, sweep_interval=0.1)
+    settings = Settings().replace(retry=RETRY, worker__sweep_interval=0.1)
     platform = stack.enter_context(
         serve_platform(
             scratch_database,

@@ -30,7 +30,9 @@ def filled_database(
     serves it any more.
     """
     with fresh_database(admin_url, tmp_path_factory.mktemp("filled")) as databases:
-        settings = Settings(sweep_interval=0.1, payout_approve_above={"EUR": 200})
+        settings = Settings().replace(
+            worker__sweep_interval=0.1, payout__approval_threshold={"EUR": 200}
+        )
         with serve_platform(databases, settings) as platform, platform.client() as client:
             client.create_payment(
                 "c", [new_order("o", "b", "s", "10.00", "EUR")], credit_card_info="tok_visa"

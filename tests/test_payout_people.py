@@ -6,7 +6,6 @@ import json
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -89,11 +88,11 @@ def payout_platform(
     payout_provider: ScriptedPayoutProvider,
 ) -> Iterator[ServedPlatform]:
     """All services, with callers who have names."""
-    settings = Settings(
+    settings = Settings().replace(
         retry=RETRY,
-        sweep_interval=0.1,
-        payout_approve_above={"EUR": 10_000},
-        payout_waiting_period=0,
+        worker__sweep_interval=0.1,
+        payout__approval_threshold={"EUR": 10_000},
+        payout__destination_cooldown=0,
         authentication="tokens",
         callers=CALLERS,
         service_token=TOKENS["platform"],
@@ -638,12 +637,12 @@ def test_a_change_is_answered_while_reads_hang(
     """What a call has changed it shows, though every connection for reads is taken by one that
     hangs: a change never ends as a read that was too slow.
     """
-    settings = Settings(
+    settings = Settings().replace(
         retry=RETRY,
-        read_connections={"payout": 1},
-        read_timeout=60,
-        monitor_interval=3600,
-        payout_waiting_period=0,
+        database__read_connections={"payout": 1},
+        database__read_timeout=60,
+        worker__monitor_interval=3600,
+        payout__destination_cooldown=0,
     )
     ports = Dependencies(payout_providers={"sandbox": payout_provider})
     with (
@@ -698,11 +697,11 @@ def test_a_caller_that_goes_away_strands_nothing(
     """A call that is cancelled while its change is being committed leaves nothing leased to nobody:
     what follows from the change is done without a sweep.
     """
-    settings = Settings(
+    settings = Settings().replace(
         retry=RETRY,
-        sweep_interval=3600,
-        payout_approve_above={"EUR": 10_000},
-        payout_waiting_period=0,
+        worker__sweep_interval=3600,
+        payout__approval_threshold={"EUR": 10_000},
+        payout__destination_cooldown=0,
     )
     ports = Dependencies(payout_providers={"sandbox": payout_provider})
     with (
@@ -805,10 +804,10 @@ def test_a_hold_in_doubt_is_never_released(
     """Once the wallet has refused a payout's hold, the payout cannot be cancelled before it is
     held, whether it waits for a retry or was retried.
     """
-    settings = Settings(
+    settings = Settings().replace(
         retry={**RETRY, ("", RetryReason.SETTLING_REFUSED): policy},
-        sweep_interval=3600,
-        payout_waiting_period=0,
+        worker__sweep_interval=3600,
+        payout__destination_cooldown=0,
     )
     ports = Dependencies(payout_providers={"sandbox": payout_provider})
     with (
@@ -1064,16 +1063,16 @@ def polling_platform(
     """A platform that asks about payouts at rest, and looks for alerts, all the time; what it did
     verifies.
     """
-    settings = Settings(
+    settings = Settings().replace(
         retry={
             **RETRY,
             ("", RetryReason.WATCHED): RetryPolicy(RetryStrategy.FIXED, 0.1, 0.1, 100_000),
             ("", RetryReason.SETTLING_FAILED): RetryPolicy(RetryStrategy.CANCEL),
         },
-        sweep_interval=0.1,
-        monitor_interval=0.2,
-        payout_approve_above={"EUR": 10_000},
-        payout_waiting_period=0,
+        worker__sweep_interval=0.1,
+        worker__monitor_interval=0.2,
+        payout__approval_threshold={"EUR": 10_000},
+        payout__destination_cooldown=0,
         authentication="tokens",
         callers=CALLERS,
         service_token=TOKENS["platform"],
@@ -1309,14 +1308,14 @@ def test_one_process_asks_what_became_of_payouts(admin_url: str, tmp_path: Path)
     has not come back for some seconds.
     """
     own_provider, other_provider = LookupRecordingProvider(), LookupRecordingProvider()
-    often = Settings(
+    often = Settings().replace(
         retry={
             **RETRY,
             ("", RetryReason.WATCHED): RetryPolicy(RetryStrategy.FIXED, 0.0, 0.0, 1_000_000),
         },
-        sweep_interval=0.1,
+        worker__sweep_interval=0.1,
     )
-    seldom = replace(often, sweep_interval=3600)
+    seldom = often.replace(worker__sweep_interval=3600)
     with (
         fresh_database(admin_url, tmp_path) as databases,
         serve_platform(
@@ -1464,7 +1463,7 @@ def test_an_operator_works_from_the_command_line(
     """
     environment = {
         "TALLYSTICK_TOKEN": TOKENS["chief"],
-        "TALLYSTICK_LISTEN": payout_platform.address,
+        "TALLYSTICK_SERVER__LISTEN": payout_platform.address,
     }
 
     def command(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -115,7 +115,11 @@ def two_attempt_platform(
         }
         with serve_platform(
             databases,
-            Settings(retry=retry, sweep_interval=0.1, risk_blocked_accounts=frozenset({"mallory"})),
+            Settings().replace(
+                retry=retry,
+                worker__sweep_interval=0.1,
+                risk__blocked_accounts=frozenset({"mallory"}),
+            ),
         ) as served_platform:
             yield served_platform
 
@@ -261,12 +265,12 @@ def test_past_the_keys_window_a_charge_is_looked_up_and_never_sent_again(
     scratch_database: DatabaseUrls,
 ) -> None:
     """K3: a provider that has forgotten the key would charge again, so it is only asked."""
-    settings = Settings(
+    settings = Settings().replace(
         retry={("", trouble): FAST_RETRY_POLICY for trouble in RetryReason},
-        sweep_interval=0.1,
-        lease=2.5,
-        provider_timeout=0.1,
-        provider_key_window=4.5,
+        worker__sweep_interval=0.1,
+        worker__lease_duration=2.5,
+        providers__timeout=0.1,
+        providers__key_window=4.5,
     )
     with serve_platform(scratch_database, settings) as platform, platform.client() as client:
         payment = create_payment(
@@ -300,14 +304,14 @@ def test_a_charge_that_was_never_sent_is_sent_however_long_its_provider_was_away
     provider = ScriptedProvider(outcome_of)
     provider.send = send  # type: ignore[method-assign]
     provider.key_window = 4.5
-    settings = Settings(
+    settings = Settings().replace(
         retry={
             ("", trouble): RetryPolicy(RetryStrategy.FIXED, 0.05, 0.05, 1000)
             for trouble in RetryReason
         },
-        sweep_interval=0.1,
-        lease=2.5,
-        provider_timeout=0.1,
+        worker__sweep_interval=0.1,
+        worker__lease_duration=2.5,
+        providers__timeout=0.1,
     )
     with (
         serve_platform(
@@ -334,7 +338,7 @@ def test_an_answer_that_is_on_disk_is_judged_not_asked_for_again(
     """
     with (
         serve_platform(
-            scratch_database, Settings(retry=FAST_RETRY, sweep_interval=0.1)
+            scratch_database, Settings().replace(retry=FAST_RETRY, worker__sweep_interval=0.1)
         ) as platform,
         platform.client() as client,
     ):
@@ -516,8 +520,12 @@ def test_a_charge_that_nobody_finds_ends_with_a_person(scratch_database: Databas
     not before, it is set aside, its order still EXECUTING.
     """
     retry = {("", trouble): TWO_ATTEMPTS for trouble in RetryReason}
-    settings = Settings(
-        retry=retry, sweep_interval=0.1, lease=4, provider_timeout=0.1, provider_key_window=6.0
+    settings = Settings().replace(
+        retry=retry,
+        worker__sweep_interval=0.1,
+        worker__lease_duration=4,
+        providers__timeout=0.1,
+        providers__key_window=6.0,
     )
     with serve_platform(scratch_database, settings) as platform, platform.client() as client:
         payment = create_payment(
@@ -555,11 +563,11 @@ def test_what_the_provider_does_not_know_is_sent_again(
 def fast_final_settings(**values: Any) -> Settings:
     """Settings by which "not found" is proof a moment after the last sending."""
     retry = {("", reason): RetryPolicy(RetryStrategy.FIXED, 0.1, 0.1, 3) for reason in RetryReason}
-    return Settings(
+    return Settings().replace(
         retry=retry,
-        sweep_interval=0.1,
-        provider_not_found_after=0.6,
-        provider_not_found_times=2,
+        worker__sweep_interval=0.1,
+        providers__not_found_after=0.6,
+        providers__not_found_min_count=2,
         **values,
     )
 
@@ -641,7 +649,7 @@ def test_a_charge_that_a_dead_process_left_is_not_sent_once_it_is_not_wanted(
     """
     with (
         serve_platform(
-            scratch_database, fast_final_settings(lease=4, provider_timeout=0.4)
+            scratch_database, fast_final_settings(worker__lease_duration=4, providers__timeout=0.4)
         ) as platform,
         platform.client() as client,
     ):
@@ -665,7 +673,7 @@ def test_an_order_that_risk_has_not_passed_is_never_sent(scratch_database: Datab
     """
     with (
         serve_platform(
-            scratch_database, fast_final_settings(lease=4, provider_timeout=0.4)
+            scratch_database, fast_final_settings(worker__lease_duration=4, providers__timeout=0.4)
         ) as platform,
         platform.client() as client,
     ):
@@ -684,7 +692,9 @@ def test_a_few_server_errors_leave_no_charge_behind(scratch_database: DatabaseUr
     """
     retry = {("", trouble): policy for trouble, policy in scaled_defaults(0.1).items()}
     with (
-        serve_platform(scratch_database, Settings(retry=retry, sweep_interval=0.1)) as platform,
+        serve_platform(
+            scratch_database, Settings().replace(retry=retry, worker__sweep_interval=0.1)
+        ) as platform,
         platform.client() as client,
     ):
         payment = create_payment(
@@ -747,9 +757,9 @@ def test_a_cancellation_during_a_look_up_is_acted_on_at_once(
     """
     log = Database(scratch_database.service("sandbox"), connections=2)
     provider = SlowLookupProvider(log, 3.0)
-    settings = Settings(
+    settings = Settings().replace(
         retry={("", RetryReason.WAITING): RetryPolicy(RetryStrategy.FIXED, 3600, 3600, None)},
-        sweep_interval=0.1,
+        worker__sweep_interval=0.1,
     )
     with (
         serve_platform(
@@ -823,8 +833,7 @@ def no_retry_settings() -> Settings:
     """As `fast_final_settings`, where a charge that is rejected or misdirected is not tried
     again.
     """
-    return replace(
-        fast_final_settings(),
+    return fast_final_settings().replace(
         retry={
             **fast_final_settings().retry,
             **{
@@ -1004,8 +1013,8 @@ def test_a_cancellation_while_a_charge_becomes_a_dead_letter_is_not_lost(
         return Unknown("what?", RetryReason.REJECTED)
 
     provider.send = send  # type: ignore[method-assign]
-    settings = replace(
-        fast_final_settings(), retry={("", RetryReason.REJECTED): RetryPolicy(RetryStrategy.CANCEL)}
+    settings = fast_final_settings().replace(
+        retry={("", RetryReason.REJECTED): RetryPolicy(RetryStrategy.CANCEL)}
     )
     with (
         serve_platform(
@@ -1345,7 +1354,9 @@ def test_a_dead_letter_whose_provider_is_configured_no_more_is_closed(
         providers={"sandbox": ScriptedProvider(_succeed)},
         payout_providers={"sandbox": ScriptedPayoutProvider()},
     )
-    first = Settings(sweep_interval=0.1, payout_provider="old", payout_waiting_period=0)
+    first = Settings().replace(
+        worker__sweep_interval=0.1, providers__payout="old", payout__destination_cooldown=0
+    )
     with (
         serve_platform(scratch_database, first, dependencies=old) as platform,
         platform.client() as client,
@@ -1364,7 +1375,9 @@ def test_a_dead_letter_whose_provider_is_configured_no_more_is_closed(
         )
     with (
         serve_platform(
-            scratch_database, Settings(sweep_interval=0.1, provider="old"), dependencies=old
+            scratch_database,
+            Settings().replace(worker__sweep_interval=0.1, providers__payment="old"),
+            dependencies=old,
         ) as platform,
         platform.client() as client,
     ):
@@ -1372,7 +1385,7 @@ def test_a_dead_letter_whose_provider_is_configured_no_more_is_closed(
         wait_for_dead_letter(client, payment)
     with (
         serve_platform(
-            scratch_database, Settings(sweep_interval=0.1), dependencies=new
+            scratch_database, Settings().replace(worker__sweep_interval=0.1), dependencies=new
         ) as platform,
         platform.client() as client,
     ):
@@ -1458,7 +1471,7 @@ def test_a_charge_that_its_provider_answers_with_anothers_money_is_closed_on_evi
         )
 
     poll_policy = {("", RetryReason.WATCHED): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, 100_000)}
-    settings = replace(fast_final_settings(), retry={**fast_final_settings().retry, **poll_policy})
+    settings = fast_final_settings().replace(retry={**fast_final_settings().retry, **poll_policy})
     with (
         serve_platform(
             scratch_database,
@@ -1609,7 +1622,7 @@ def test_not_found_is_no_proof_where_the_provider_does_not_say_so(
     provider = ScriptedProvider(lambda demand: NotFound())
     provider.send = lambda request: _unknown_outcome()  # type: ignore[method-assign]
     provider.key_window, provider.final_not_found = 7.0, None
-    settings = fast_final_settings(lease=4, provider_timeout=0.4)
+    settings = fast_final_settings(worker__lease_duration=4, providers__timeout=0.4)
     with (
         serve_platform(
             scratch_database, settings, dependencies=Dependencies(providers={"sandbox": provider})
@@ -1641,8 +1654,7 @@ def test_money_of_a_failed_charge_that_may_have_been_sent_is_found(
 
     provider = ScriptedProvider(outcome_of)
     provider.send = lambda request: _unknown_outcome()  # type: ignore[method-assign]
-    settings = replace(
-        fast_final_settings(),
+    settings = fast_final_settings().replace(
         retry={
             **fast_final_settings().retry,
             ("", RetryReason.WATCHED): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, 100),
@@ -1697,15 +1709,16 @@ def test_one_process_asks_what_became_of_failed_charges(scratch_database: Databa
         provider.send = lambda request: _unknown_outcome()  # type: ignore[method-assign]
         return Dependencies(providers={"sandbox": provider})
 
-    often = replace(
-        fast_final_settings(),
+    often = fast_final_settings().replace(
         retry={
             **fast_final_settings().retry,
             ("", RetryReason.WATCHED): RetryPolicy(RetryStrategy.FIXED, 0.0, 0.0, 1_000_000),
         },
     )
     with serve_platform(
-        scratch_database, replace(often, sweep_interval=3600), dependencies=scripted("seldom")
+        scratch_database,
+        often.replace(worker__sweep_interval=3600),
+        dependencies=scripted("seldom"),
     ) as other_platform:
         with (
             serve_platform(scratch_database, often, dependencies=scripted("often")) as platform,
@@ -1756,10 +1769,9 @@ def test_a_watched_charge_that_is_said_to_be_anothers_money_raises_an_alert(
         _unknown_outcome() if request.payment_token != "tok_first" else _succeed_first(request)
     )
     poll_policy = {("", RetryReason.WATCHED): RetryPolicy(RetryStrategy.FIXED, 0.1, 0.1, 100_000)}
-    settings = replace(
-        fast_final_settings(),
+    settings = fast_final_settings().replace(
         retry={**fast_final_settings().retry, **poll_policy},
-        monitor_interval=0.2,
+        worker__monitor_interval=0.2,
     )
     with (
         serve_platform(
@@ -2130,7 +2142,7 @@ def test_an_answer_that_cannot_be_applied_becomes_a_dead_letter(
         ("", RetryReason.APPLYING_FAILED): RetryPolicy(RetryStrategy.FIXED, 0.1, 0.1, 3),
     }
     settings, ports = (
-        Settings(retry=retry_as, sweep_interval=0.1),
+        Settings().replace(retry=retry_as, worker__sweep_interval=0.1),
         Dependencies(providers={"sandbox": ScriptedProvider(outcome_of)}),
     )
     with (
@@ -2432,7 +2444,12 @@ def test_a_buyer_who_does_not_act_in_time_is_not_waited_for(scratch_database: Da
     a review goes on.
     """
     quick = {("", trouble): FAST_RETRY_POLICY for trouble in RetryReason}
-    settings = Settings(retry=quick, sweep_interval=0.1, pending_action=0.3, pending_review=0.3)
+    settings = Settings().replace(
+        retry=quick,
+        worker__sweep_interval=0.1,
+        payment__buyer_action_timeout=0.3,
+        payment__review_timeout=0.3,
+    )
     with serve_platform(scratch_database, settings) as platform, platform.client() as client:
         acting = create_payment(client, "5.00", token="tok_pending:action")
         order = acting.payment_orders[0]
@@ -2455,10 +2472,10 @@ def test_a_buyers_time_is_up_when_it_is_up(scratch_database: DatabaseUrls) -> No
     """However long a policy waits between looks, a pending order is looked at when resolve_by_time
     has come, and ends.
     """
-    settings = Settings(
+    settings = Settings().replace(
         retry={("", RetryReason.WAITING): RetryPolicy(RetryStrategy.FIXED, 600, 600, None)},
-        sweep_interval=0.1,
-        pending_action=0.3,
+        worker__sweep_interval=0.1,
+        payment__buyer_action_timeout=0.3,
     )
     with serve_platform(scratch_database, settings) as platform, platform.client() as client:
         assert (
@@ -2485,10 +2502,10 @@ def test_a_pending_order_says_what_it_waits_for_now(
     its event, and who watches sees it; the URL and the buyer's time follow the reason, and the same
     answer again changes nothing.
     """
-    settings = Settings(
+    settings = Settings().replace(
         retry={("", RetryReason.WAITING): RetryPolicy(RetryStrategy.FIXED, 0.3, 0.3, None)},
-        sweep_interval=0.1,
-        pending_action=3600,
+        worker__sweep_interval=0.1,
+        payment__buyer_action_timeout=3600,
     )
     with serve_platform(scratch_database, settings) as platform, platform.client() as client:
         payment = create_payment(client, "5.00", token=token)
@@ -2539,11 +2556,11 @@ def test_a_buyer_who_has_acted_is_not_cancelled(scratch_database: DatabaseUrls) 
     """A buyer acts in time, and the bank takes longer than the buyer had: the order goes on
     waiting, and is paid.
     """
-    settings = Settings(
+    settings = Settings().replace(
         retry={("", RetryReason.WAITING): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, None)},
-        sweep_interval=0.1,
-        pending_action=3.0,
-        pending_review=0.1,
+        worker__sweep_interval=0.1,
+        payment__buyer_action_timeout=3.0,
+        payment__review_timeout=0.1,
     )
     with serve_platform(scratch_database, settings) as platform, platform.client() as client:
         payment = create_payment(
@@ -2566,7 +2583,7 @@ def slow_retry_platform(
             for reason in (RetryReason.NOT_SENT, RetryReason.NO_ANSWER)
         }
         with serve_platform(
-            databases, Settings(retry=retry, sweep_interval=0.1)
+            databases, Settings().replace(retry=retry, worker__sweep_interval=0.1)
         ) as served_platform:
             yield served_platform
 
@@ -2593,8 +2610,11 @@ def test_what_does_not_come_on_raises_one_alert_that_ends(
     again it is the same one, and it ends with the cause.
     """
     retry = {("", RetryReason.NOT_SENT): RetryPolicy(RetryStrategy.FIXED, 0.4, 0.4, 4)}
-    settings = Settings(
-        retry=retry, sweep_interval=0.1, monitor_interval=0.2, alert_after={"EXECUTING": 0.2}
+    settings = Settings().replace(
+        retry=retry,
+        worker__sweep_interval=0.1,
+        worker__monitor_interval=0.2,
+        payment__alert_after={"EXECUTING": 0.2},
     )
     with serve_platform(scratch_database, settings) as platform, platform.client() as client:
         payment = create_payment(
@@ -2640,7 +2660,8 @@ def test_dead_letters_and_unapplied_charges_are_alerts(scratch_database: Databas
     """What waits for an operator says so, until it has been closed or acknowledged."""
     with (
         serve_platform(
-            scratch_database, Settings(sweep_interval=0.1, monitor_interval=0.2)
+            scratch_database,
+            Settings().replace(worker__sweep_interval=0.1, worker__monitor_interval=0.2),
         ) as platform,
         platform.client() as client,
     ):
@@ -2691,8 +2712,11 @@ def holding_provider(
     """
     sandbox_database = Database(databases.service("sandbox"), connections=2)
     provider = HoldingProvider(sandbox_database)
-    settings = Settings(
-        lease=lease_seconds, provider_timeout=60, provider_calls=1, sweep_interval=0.1
+    settings = Settings().replace(
+        worker__lease_duration=lease_seconds,
+        providers__timeout=60,
+        providers__max_calls_per_provider=1,
+        worker__sweep_interval=0.1,
     )
     with (
         serve_platform(
@@ -2784,7 +2808,7 @@ def test_what_is_cancelled_while_it_waits_for_room_is_not_sent(
     """A charge that waits for other calls to its provider, and is cancelled meanwhile, is not sent
     when its turn has come.
     """
-    settings = Settings(provider_calls=1, sweep_interval=0.1)
+    settings = Settings().replace(providers__max_calls_per_provider=1, worker__sweep_interval=0.1)
     with serve_platform(scratch_database, settings) as platform, platform.client() as client:
         slow = create_payment(client, "5.00", token="tok_delay:6000", wait_for=WAIT_FOR_ACCEPTANCE)
         waiting_payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
@@ -2825,7 +2849,7 @@ def test_what_callers_look_at_holds_no_charge_up(scratch_database: DatabaseUrls)
     """A charge that has waited for room is sent at its turn, though every connection for callers'
     reads is taken by reads that hang.
     """
-    settings = Settings(provider_calls=1, sweep_interval=0.1)
+    settings = Settings().replace(providers__max_calls_per_provider=1, worker__sweep_interval=0.1)
     with serve_platform(scratch_database, settings) as platform, platform.client() as client:
         slow = create_payment(client, "5.00", token="tok_delay:6000", wait_for=WAIT_FOR_ACCEPTANCE)
         waiting_payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
@@ -2855,13 +2879,13 @@ def test_a_provider_that_does_not_accept_us_is_left_alone_and_told_of(
     once it accepts us again all are paid and the alert ends.
     """
     retry = {("", RetryReason.FORBIDDEN): RetryPolicy(RetryStrategy.FIXED, 0.1, 0.1, 50)}
-    settings = Settings(
+    settings = Settings().replace(
         retry=retry,
-        sweep_interval=0.1,
-        breaker_failures=99,
-        breaker_rest=0.4,
-        breaker_longest_rest=0.4,
-        monitor_interval=0.2,
+        worker__sweep_interval=0.1,
+        breaker__failure_threshold=99,
+        breaker__reset_timeout=0.4,
+        breaker__max_reset_timeout=0.4,
+        worker__monitor_interval=0.2,
     )
     with serve_platform(scratch_database, settings) as platform, platform.client() as client:
         first = create_payment(
@@ -2899,13 +2923,13 @@ def test_an_outage_leaves_orders_waiting_and_drains_by_itself(
     paid, each charged once.
     """
     retry = {("", RetryReason.NOT_SENT): RetryPolicy(RetryStrategy.FIXED, 0.1, 0.1, 5)}
-    settings = Settings(
+    settings = Settings().replace(
         retry=retry,
-        sweep_interval=0.1,
-        breaker_failures=3,
-        breaker_rest=0.3,
-        waiting_depth=20,
-        monitor_interval=0.2,
+        worker__sweep_interval=0.1,
+        breaker__failure_threshold=3,
+        breaker__reset_timeout=0.3,
+        payment__max_queued_charges=20,
+        worker__monitor_interval=0.2,
     )
     with serve_platform(scratch_database, settings) as platform, platform.client() as client:
         sandbox = payment_worker_of(platform)._providers["sandbox"]._sandbox
@@ -2968,12 +2992,12 @@ def test_what_a_provider_did_is_found_out_while_sends_to_it_are_held_back(
     sent, and says so.
     """
     retry = {("", RetryReason.NO_ANSWER): FAST_RETRY_POLICY}
-    settings = Settings(
+    settings = Settings().replace(
         retry=retry,
-        sweep_interval=0.1,
-        breaker_failures=2,
-        breaker_rest=3600,
-        breaker_longest_rest=3600,
+        worker__sweep_interval=0.1,
+        breaker__failure_threshold=2,
+        breaker__reset_timeout=3600,
+        breaker__max_reset_timeout=3600,
     )
     with serve_platform(scratch_database, settings) as platform, platform.client() as client:
         unknown = (
@@ -3006,13 +3030,13 @@ def test_a_new_payment_finds_out_that_a_provider_answers_again(
     paid all others are.
     """
     retry = {("", RetryReason.NOT_SENT): RetryPolicy(RetryStrategy.FIXED, 3600.0, 3600.0, 5)}
-    settings = Settings(
+    settings = Settings().replace(
         retry=retry,
-        sweep_interval=0.1,
-        breaker_failures=1,
-        breaker_rest=0.1,
-        breaker_longest_rest=0.1,
-        waiting_depth=depth,
+        worker__sweep_interval=0.1,
+        breaker__failure_threshold=1,
+        breaker__reset_timeout=0.1,
+        breaker__max_reset_timeout=0.1,
+        payment__max_queued_charges=depth,
     )
     with (
         serve_platform(scratch_database, settings) as platform,
@@ -3065,18 +3089,22 @@ def test_other_providers_do_not_notice_an_outage(scratch_database: DatabaseUrls)
         {name: NamedProvider(name, log) for name in ("first", "second")} for _ in range(2)
     )
     retry = {("", RetryReason.NOT_SENT): RetryPolicy(RetryStrategy.FIXED, 0.1, 0.1, 50)}
-    settings = Settings(
-        retry=retry, sweep_interval=0.1, breaker_failures=2, breaker_rest=0.2, waiting_depth=5
+    settings = Settings().replace(
+        retry=retry,
+        worker__sweep_interval=0.1,
+        breaker__failure_threshold=2,
+        breaker__reset_timeout=0.2,
+        payment__max_queued_charges=5,
     )
     with (
         serve_platform(
             scratch_database,
-            replace(settings, provider="first"),
+            settings.replace(providers__payment="first"),
             dependencies=Dependencies(providers=our_providers),
         ) as first_platform,
         serve_platform(
             scratch_database,
-            replace(settings, provider="second"),
+            settings.replace(providers__payment="second"),
             dependencies=Dependencies(providers=their_providers),
         ) as other_platform,
         first_platform.client() as client,
@@ -3125,14 +3153,14 @@ def test_in_an_outage_one_count_serves_all_new_payments(scratch_database: Databa
     count of what waits for each of them.
     """
     retry = {("", RetryReason.NOT_SENT): RetryPolicy(RetryStrategy.FIXED, 0.1, 0.1, 50)}
-    settings = Settings(
+    settings = Settings().replace(
         retry=retry,
-        sweep_interval=3600,
-        monitor_interval=3600,
-        breaker_failures=2,
-        breaker_rest=3600,
-        breaker_longest_rest=3600,
-        waiting_depth=2,
+        worker__sweep_interval=3600,
+        worker__monitor_interval=3600,
+        breaker__failure_threshold=2,
+        breaker__reset_timeout=3600,
+        breaker__max_reset_timeout=3600,
+        payment__max_queued_charges=2,
     )
     counts: list[str] = []
 
@@ -3181,7 +3209,12 @@ def test_charges_that_fail_for_ever_do_not_stand_for_their_provider(
     and neither they nor others wait behind them.
     """
     retry = {("", RetryReason.SERVER_ERROR): RetryPolicy(RetryStrategy.FIXED, 0.05, 0.05, 2)}
-    settings = Settings(retry=retry, sweep_interval=0.05, breaker_failures=2, breaker_rest=0.02)
+    settings = Settings().replace(
+        retry=retry,
+        worker__sweep_interval=0.05,
+        breaker__failure_threshold=2,
+        breaker__reset_timeout=0.02,
+    )
     with serve_platform(scratch_database, settings) as platform, platform.client() as client:
         poisoned = [
             create_payment(client, "5.00", token="tok_error_stored", wait_for=WAIT_FOR_ACCEPTANCE)
@@ -3221,7 +3254,10 @@ def test_a_full_sweep_is_followed_by_another_at_once(
     at_once = {("", RetryReason.NOT_SENT): RetryPolicy(RetryStrategy.FIXED, 0.0, 0.0, 1000)}
     with (
         serve_platform(
-            scratch_database, Settings(retry=at_once, sweep_interval=3600, breaker_failures=1000)
+            scratch_database,
+            Settings().replace(
+                retry=at_once, worker__sweep_interval=3600, breaker__failure_threshold=1000
+            ),
         ) as platform,
         platform.client() as client,
     ):
@@ -3244,7 +3280,10 @@ def test_a_caller_that_goes_away_strands_nothing(scratch_database: DatabaseUrls)
     at_once = {("", RetryReason.NOT_SENT): RetryPolicy(RetryStrategy.FIXED, 0.0, 0.0, 1000)}
     with (
         serve_platform(
-            scratch_database, Settings(retry=at_once, sweep_interval=3600, breaker_failures=1000)
+            scratch_database,
+            Settings().replace(
+                retry=at_once, worker__sweep_interval=3600, breaker__failure_threshold=1000
+            ),
         ) as platform,
         platform.client() as client,
     ):
@@ -3271,7 +3310,7 @@ def test_a_process_takes_no_more_than_its_bound(scratch_database: DatabaseUrls) 
     """Above `in_flight` new payments are refused with OVERLOADED and a time to retry, and nothing
     is stored.
     """
-    settings = Settings(in_flight=10, sandbox_latency=60.0)
+    settings = Settings().replace(worker__max_in_flight=10, providers__sandbox__latency=60.0)
     with (
         serve_platform(scratch_database, settings) as platform,
         Client(platform.address, settings=ClientSettings(attempts=1)) as client,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
@@ -26,7 +26,7 @@ from tallystick_server.verify.run import verify
 
 from .conftest import eventually, serve_platform
 
-SETTINGS = Settings(monitor_interval=0.2, sweep_interval=0.1)
+SETTINGS = Settings().replace(worker__monitor_interval=0.2, worker__sweep_interval=0.1)
 RELAYING_SERVICES = ("payment", "wallet", "payout", "ledger")
 PROTO_MODULES: dict[str, Any] = {
     "payment": payment_service_pb2,
@@ -211,7 +211,9 @@ def test_events_that_are_not_published_raise_an_alert(
     """
     event_fault.poison, event_fault.error = {""}, error
     with (
-        serve_platform(scratch_database, replace(SETTINGS, events_alert_after=0.3)) as platform,
+        serve_platform(
+            scratch_database, SETTINGS.replace(worker__events_alert_after=0.3)
+        ) as platform,
         platform.client() as client,
     ):
         pay_all(client, 3)
@@ -246,7 +248,9 @@ def test_a_service_whose_calls_alone_are_rejected_raises_an_alert(
         ApiError(ErrorReason.CREDENTIALS_INVALID, "a wrong token"),
     )
     with (
-        serve_platform(scratch_database, replace(SETTINGS, events_alert_after=0.3)) as platform,
+        serve_platform(
+            scratch_database, SETTINGS.replace(worker__events_alert_after=0.3)
+        ) as platform,
         platform.client() as client,
     ):
         pay_all(client, 3)
@@ -422,7 +426,7 @@ def test_events_wait_while_event_service_rejects_the_caller(
         ApiError(ErrorReason.CREDENTIALS_INVALID, "a wrong token"),
     )
     with (
-        serve_platform(scratch_database, replace(SETTINGS, relay_interval=0.05)) as platform,
+        serve_platform(scratch_database, SETTINGS.replace(worker__relay_interval=0.05)) as platform,
         platform.client() as client,
     ):
         pay_all(client, 5)

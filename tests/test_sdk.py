@@ -773,6 +773,6 @@ def test_a_seller_is_paid_where_sales_wait_for_their_delivery(
     until they are delivered.
     """
     with serve_platform(
-        scratch_database, Settings(release_delay=604_800, payout_waiting_period=0)
+        scratch_database, Settings().replace(release_delay=604_800, payout__destination_cooldown=0)
     ) as platform:
         test_the_examples_run(platform, "pay_a_seller.py")

@@ -210,16 +210,16 @@ def collector_port() -> Iterator[int]:
 
 
 def test_spans_are_exported_when_an_endpoint_is_given(scratch_database: DatabaseUrls) -> None:
-    """With TALLYSTICK_OTLP_ENDPOINT a process sends its spans by OTLP over HTTP, the last ones
-    before it ends.
+    """With TALLYSTICK_TRACING__OTLP_ENDPOINT a process sends its spans by OTLP over HTTP, the last
+    ones before it ends.
     """
     with collector_port() as port:
         environment = {
-            "TALLYSTICK_DATABASE_URL": scratch_database.admin,
-            "TALLYSTICK_DATA": str(scratch_database.passwords.path.parent),
-            "TALLYSTICK_LISTEN": (address := free_address()),
-            "TALLYSTICK_TRACE_RATIO": "1",
-            "TALLYSTICK_OTLP_ENDPOINT": f"http://127.0.0.1:{port}",
+            "TALLYSTICK_DATABASE__URL": scratch_database.admin,
+            "TALLYSTICK_DATA_DIR": str(scratch_database.passwords.path.parent),
+            "TALLYSTICK_SERVER__LISTEN": (address := free_address()),
+            "TALLYSTICK_TRACING__RATIO": "1",
+            "TALLYSTICK_TRACING__OTLP_ENDPOINT": f"http://127.0.0.1:{port}",
         }
         command = [sys.executable, "-m", "tallystick_server.cli.main", "serve", "all"]
         with subprocess.Popen(

@@ -56,7 +56,9 @@ def filled_database(
 ) -> Iterator[DatabaseUrls]:
     """A database with payments of each end and a hold, whose events have all been published."""
     with fresh_database(admin_url, tmp_path_factory.mktemp("verify")) as databases:
-        settings = Settings(retry=RETRY, payout_approve_above={"EUR": 400}, payout_waiting_period=0)
+        settings = Settings().replace(
+            retry=RETRY, payout__approval_threshold={"EUR": 400}, payout__destination_cooldown=0
+        )
         with serve_platform(databases, settings) as platform, platform.client() as client:
             for number in range(3):
                 orders = [
@@ -719,8 +721,8 @@ def test_the_command_says_so_and_exits_1(filled_database: DatabaseUrls) -> None:
     wrong one.
     """
     environment = {
-        "TALLYSTICK_DATABASE_URL": filled_database.admin,
-        "TALLYSTICK_DATA": str(filled_database.passwords.path.parent),
+        "TALLYSTICK_DATABASE__URL": filled_database.admin,
+        "TALLYSTICK_DATA_DIR": str(filled_database.passwords.path.parent),
     }
     good = run_command("verify", "--json", **environment)
     assert (good.returncode, json.loads(good.stdout)["passed"]) == (0, True), good.stderr
@@ -740,7 +742,9 @@ def test_a_platform_at_work_verifies(scratch_database: DatabaseUrls) -> None:
     """
     stream_ended = threading.Event()
     with (
-        serve_platform(scratch_database, Settings(payout_waiting_period=0)) as platform,
+        serve_platform(
+            scratch_database, Settings().replace(payout__destination_cooldown=0)
+        ) as platform,
         platform.client() as client,
     ):
 

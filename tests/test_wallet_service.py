@@ -478,7 +478,7 @@ def test_what_cannot_be_released_holds_up_nobody(scratch_database: DatabaseUrls)
     those after it are released all the same.
     """
     with (
-        serve_platform(scratch_database, Settings(release_delay=1)) as platform,
+        serve_platform(scratch_database, Settings().replace(release_delay=1)) as platform,
         platform.client() as client,
     ):
         with psycopg.connect(scratch_database.admin.replace("+psycopg", "")) as connection:
@@ -527,7 +527,7 @@ def test_what_is_unset_of_a_policy_stays_as_it_is(scratch_database: DatabaseUrls
         return wallet.frozen, wallet.release_delay.seconds, wallet.policy_version
 
     with (
-        serve_platform(scratch_database, Settings(release_delay=600)) as platform,
+        serve_platform(scratch_database, Settings().replace(release_delay=600)) as platform,
         platform.client() as client,
     ):
         assert set_("s-1", frozen=True) == (True, 600, 1)

@@ -88,30 +88,30 @@ def settings(key_window: float) -> Settings:
     callers = {name: Caller(name, frozenset({Role.TEAM, Role.PAYOUTS})) for name in TEAMS}
     callers[OPERATOR] = Caller(OPERATOR, frozenset({Role.OPERATOR, Role.AUDITOR}))
     callers["service"] = Caller("service", frozenset({Role.SERVICE}))
-    return Settings(
+    return Settings().replace(
         environment="sim",
         authentication="tokens",
         callers=callers,
         service_token="service",
-        lease=LEASE_SECONDS,
-        provider_timeout=3.0,
-        sweep_interval=2.0,
-        relay_interval=3.0,
-        breaker_failures=5,
-        breaker_rest=0.5,
-        breaker_longest_rest=8.0,
-        provider_key_window=key_window,
-        pending_action=20.0,
-        monitor_interval=10.0,
-        fee_rate=FEE_RATE,
+        worker__lease_duration=LEASE_SECONDS,
+        providers__timeout=3.0,
+        worker__sweep_interval=2.0,
+        worker__relay_interval=3.0,
+        breaker__failure_threshold=5,
+        breaker__reset_timeout=0.5,
+        breaker__max_reset_timeout=8.0,
+        providers__key_window=key_window,
+        payment__buyer_action_timeout=20.0,
+        worker__monitor_interval=10.0,
+        payment__fee_rate=FEE_RATE,
         release_delay=86_400,
-        alert_after={"EXECUTING": 30, "PENDING": 60, "SUCCESS": 30},
+        payment__alert_after={"EXECUTING": 30, "PENDING": 60, "SUCCESS": 30},
         retry={("", trouble): policy for trouble, policy in _POLICIES.items()},
-        risk_blocked_accounts=frozenset(seller_of(team, "blocked") for team in TEAMS),
-        seller_check_interval=10.0,
-        payout_waiting_period=0.0,
-        payout_approve_above={"EUR": 200_000},
-        payout_alert_after={"MOVING": 30, "SUBMITTED": 60, "IN_TRANSIT": 60},
+        risk__blocked_accounts=frozenset(seller_of(team, "blocked") for team in TEAMS),
+        payment__seller_owner_max_age=10.0,
+        payout__destination_cooldown=0.0,
+        payout__approval_threshold={"EUR": 200_000},
+        payout__alert_after={"MOVING": 30, "SUBMITTED": 60, "IN_TRANSIT": 60},
     )
 
 
@@ -172,10 +172,10 @@ class Cluster:
 
     def _start_provider(self) -> None:
         database = self._database(self._urls["sandbox"], 1, self._new_id)
-        self.sandbox = Sandbox(database, key_window_seconds=self._settings.provider_key_window)
+        self.sandbox = Sandbox(database, key_window_seconds=self._settings.providers.key_window)
         self.sandbox.start()
         self.sandbox_payouts = SandboxPayouts(
-            database, key_window_seconds=self._settings.provider_key_window
+            database, key_window_seconds=self._settings.providers.key_window
         )
         self.sandbox_payouts.start()
 
@@ -196,13 +196,13 @@ class Cluster:
             self._world,
             lambda: self.sandbox,
             self._provider_node,
-            self._settings.provider_key_window,
+            self._settings.providers.key_window,
         )
         payout_provider = _RemotePayoutProvider(
             self._world,
             lambda: self.sandbox_payouts,
             self._provider_node,
-            self._settings.provider_key_window,
+            self._settings.providers.key_window,
         )
         dependencies = Dependencies(
             self._new_id,

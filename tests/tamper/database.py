@@ -21,14 +21,14 @@ _RETRY = {
     ("", RetryReason.WATCHED): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, 5),
     ("", RetryReason.WAITING): RetryPolicy(RetryStrategy.FIXED, 3600, 3600, None),
 }
-_SETTINGS = Settings(
+_SETTINGS = Settings().replace(
     retry=_RETRY,
-    payout_approve_above={"EUR": 400},
-    payout_waiting_period=0,
-    alert_after={"PENDING": 0},
-    events_alert_after=0.5,
-    monitor_interval=0.2,
-    sweep_interval=0.1,
+    payout__approval_threshold={"EUR": 400},
+    payout__destination_cooldown=0,
+    payment__alert_after={"PENDING": 0},
+    worker__events_alert_after=0.5,
+    worker__monitor_interval=0.2,
+    worker__sweep_interval=0.1,
 )
 _QUIET_SQL = """
     (select count(*) from payment.outbox) + (select count(*) from wallet.outbox) + (select count(*)

@@ -202,7 +202,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     try:
         admin = postgres.start(print_progress)
         migrate(admin, passwords)
-        databases = DatabaseUrls(admin, passwords, Settings().service_database_url)
+        databases = DatabaseUrls(admin, passwords, Settings().database.service_urls)
         return asyncio.run(
             _run_torture(
                 ProcessCluster(_FOLDER, postgres, databases),

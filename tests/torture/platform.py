@@ -29,19 +29,19 @@ _RETRY_SCALE = 1 / 20
 polled four times within seconds.
 """
 _FAST_SETTINGS = {
-    "TALLYSTICK_REUSE_PORT": "true",
-    "TALLYSTICK_LEASE": "6",
-    "TALLYSTICK_PROVIDER_TIMEOUT": "3",
-    "TALLYSTICK_SWEEP_INTERVAL": "0.3",
-    "TALLYSTICK_BREAKER_REST": "0.5",
-    "TALLYSTICK_DRAIN": "2",
+    "TALLYSTICK_SERVER__REUSE_PORT": "true",
+    "TALLYSTICK_WORKER__LEASE_DURATION": "6",
+    "TALLYSTICK_PROVIDERS__TIMEOUT": "3",
+    "TALLYSTICK_WORKER__SWEEP_INTERVAL": "0.3",
+    "TALLYSTICK_BREAKER__RESET_TIMEOUT": "0.5",
+    "TALLYSTICK_SERVER__SHUTDOWN_GRACE_PERIOD": "2",
     "TALLYSTICK_RETRY": format_setting(
         {
             **scaled_defaults(_RETRY_SCALE),
             RetryReason.WATCHED: RetryPolicy(RetryStrategy.FIXED, 1.0, 1.0, 4),
         }
     ),
-    "TALLYSTICK_PAYOUT_WAITING_PERIOD": "0",
+    "TALLYSTICK_PAYOUT__DESTINATION_COOLDOWN": "0",
 }
 LEASE_SECONDS = 6.0
 
@@ -103,19 +103,19 @@ class ProcessCluster:
         for name in SERVICES:
             environment = {
                 **_FAST_SETTINGS,
-                "TALLYSTICK_SERVICE_DATABASE_URL": f"{name}={self._url(name, proxy_port)}",
-                "TALLYSTICK_LISTEN": addresses[name],
-                "TALLYSTICK_ADDRESS": service_addresses,
-                "TALLYSTICK_SANDBOX_URL": f"http://127.0.0.1:{sandbox_port}",
-                "TALLYSTICK_DATA": str(self._folder),
+                "TALLYSTICK_DATABASE__SERVICE_URLS": f"{name}={self._url(name, proxy_port)}",
+                "TALLYSTICK_SERVER__LISTEN": addresses[name],
+                "TALLYSTICK_SERVICE_ADDRESSES": service_addresses,
+                "TALLYSTICK_PROVIDERS__SANDBOX__URL": f"http://127.0.0.1:{sandbox_port}",
+                "TALLYSTICK_DATA_DIR": str(self._folder),
             }
             self.processes += [
                 SupervisedProcess(f"{name}-{number}", [*_CLI, "serve", name], environment, log)
                 for number in range(2)
             ]
         sandbox_environment = {
-            "TALLYSTICK_SERVICE_DATABASE_URL": f"sandbox={self._url('sandbox', proxy_port)}",
-            "TALLYSTICK_DATA": str(self._folder),
+            "TALLYSTICK_DATABASE__SERVICE_URLS": f"sandbox={self._url('sandbox', proxy_port)}",
+            "TALLYSTICK_DATA_DIR": str(self._folder),
         }
         self.sandbox = SupervisedProcess(
             "sandbox", [*_CLI, "sandbox", "--port", str(sandbox_port)], sandbox_environment, log

@@ -47,7 +47,8 @@ async def await_databases(
             except DatabaseUnavailable as error:
                 if asyncio.get_running_loop().time() >= deadline:
                     timeout_note = (
-                        f" It was waited for {timeout_seconds:g} s (TALLYSTICK_DATABASE_PATIENCE)."
+                        f" It was waited for {timeout_seconds:g} s "
+                        "(TALLYSTICK_DATABASE__STARTUP_TIMEOUT)."
                         if is_waiting
                         else ""
                     )

@@ -156,17 +156,22 @@ async def start(
     addresses = {
         name: internal_address
         if name in names and socket_folder
-        else settings.address.get(name, "")
+        else settings.service_addresses.get(name, "")
         for name in SERVICES
     }
     _check_addresses(names, addresses)
     services = Wiring(settings, urls, addresses, service_client, dependencies).build(names)
     rpc_servers, servers = [], []
     health_servicer = health.aio.HealthServicer()
-    for listen_address in (settings.listen, *([internal_address] if internal_address else [])):
+    for listen_address in (
+        settings.server.listen,
+        *([internal_address] if internal_address else []),
+    ):
         rpc_server = RpcServer(authenticator, _call_limits(settings))
         servers.append(
-            _create_server(services, rpc_server, health_servicer, reuse_port=settings.reuse_port)
+            _create_server(
+                services, rpc_server, health_servicer, reuse_port=settings.server.reuse_port
+            )
         )
         rpc_servers.append(rpc_server)
         try:
@@ -186,7 +191,7 @@ async def start(
     )
     await database_health.start()
     return RunningServer(
-        settings.listen,
+        settings.server.listen,
         services,
         servers,
         rpc_servers,
@@ -199,13 +204,13 @@ async def start(
 
 def _call_limits(settings: Settings) -> CallLimits:
     return CallLimits(
-        writes=settings.most_calls,
-        reads=settings.most_reads,
-        platform=settings.most_platform_calls,
-        waiting=settings.most_waiting,
-        streams=settings.most_streams,
-        share=settings.caller_share,
-        message_bytes=settings.message_bytes,
+        writes=settings.server.max_concurrent_calls,
+        reads=settings.server.max_concurrent_reads,
+        platform=settings.server.max_concurrent_platform_calls,
+        waiting=settings.server.max_waiting_calls,
+        streams=settings.server.max_concurrent_streams,
+        share=settings.server.max_caller_share,
+        message_bytes=settings.server.max_message_bytes_in_flight,
     )
 
 
@@ -221,8 +226,8 @@ def _check_addresses(names: Sequence[str], addresses: Mapping[str, str]) -> None
         for dependency in dependencies.get(name, ()):
             if not addresses[dependency]:
                 raise StartupError(
-                    f"TALLYSTICK_ADDRESS must say where {name} reaches {dependency}, such as "
-                    f'"{dependency}=127.0.0.1:7071".'
+                    f"TALLYSTICK_SERVICE_ADDRESSES must say where {name} reaches {dependency}, "
+                    f'such as "{dependency}=127.0.0.1:7071".'
                 )
 
 
@@ -341,7 +346,7 @@ def _listen(server: grpc.aio.Server, address: str) -> None:
     if not bound:
         raise StartupError(
             f"Nothing can listen on {address}: another program does, the address is not this "
-            "machine's, or its folder is not there. Set TALLYSTICK_LISTEN to another."
+            "machine's, or its folder is not there. Set TALLYSTICK_SERVER__LISTEN to another."
         )
 
 
@@ -373,8 +378,8 @@ async def serve(
     """
     flush = tracing.configure(
         "tallystick-" + ("all" if len(names) > 1 else names[0]),
-        settings.otlp_endpoint,
-        settings.trace_ratio,
+        settings.tracing.otlp_endpoint,
+        settings.tracing.ratio,
     )
     stop_event = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -387,7 +392,7 @@ async def serve(
     print_status(f"Serving {', '.join(names)} on {server.address}")
     await wait_for_stop(stop_event, has_ended)
     print_status("Draining")
-    await server.stop(0 if has_ended() else settings.drain)
+    await server.stop(0 if has_ended() else settings.server.shutdown_grace_period)
     await asyncio.to_thread(flush)
     if has_ended():
         raise StartupError(
@@ -407,11 +412,11 @@ async def _wait_until_ready(
     """Waits for the databases; meanwhile health is NOT_SERVING at the configured address. Raises
     Failure.
     """
-    server = grpc.aio.server(options=[("grpc.so_reuseport", int(settings.reuse_port))])
-    _listen(server, settings.listen)
+    server = grpc.aio.server(options=[("grpc.so_reuseport", int(settings.server.reuse_port))])
+    _listen(server, settings.server.listen)
     await serve_not_ready(server, full_names(names))
     try:
-        await await_databases(urls, settings.database_patience, stop_event, print_status)
+        await await_databases(urls, settings.database.startup_timeout, stop_event, print_status)
     finally:
         await server.stop(None)
 

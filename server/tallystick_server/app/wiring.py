@@ -181,19 +181,19 @@ class Wiring:
         return [builders[name]() for name in names]
 
     def _open_database(self, name: str) -> Database:
-        connections = self._settings.connections.get(
+        connections = self._settings.database.connections.get(
             name, _CONNECTION_COUNTS.get(name, _DEFAULT_CONNECTIONS)
         )
         if self._dependencies.open_database is not None:
             return self._dependencies.open_database(
                 self._urls[name], connections, self._dependencies.new_id
             )
-        readers = self._settings.read_connections.get(name, _READ_CONNECTIONS)
+        readers = self._settings.database.read_connections.get(name, _READ_CONNECTIONS)
         return TracedDatabase(
             self._urls[name],
             connections=connections,
             readers=readers,
-            read_timeout=self._settings.read_timeout,
+            read_timeout=self._settings.database.read_timeout,
             new_id=self._dependencies.new_id,
         )
 
@@ -209,7 +209,7 @@ class Wiring:
         database = self._open_database("payment")
         settings = self._settings
         final_not_found = FinalNotFound(
-            settings.provider_not_found_after, settings.provider_not_found_times
+            settings.providers.not_found_after, settings.providers.not_found_min_count
         )
         bundle = self._build_providers(
             self._dependencies.providers,
@@ -220,24 +220,24 @@ class Wiring:
         worker = PaymentWorker(
             database,
             BuiltInRiskCheck(self._risk_rules()),
-            FeeRates(settings.fee_rate, dict(settings.seller_fee_rates)),
+            FeeRates(settings.payment.fee_rate, dict(settings.payment.seller_fee_rates)),
             bundle.providers,
             self._service_client,
             self._addresses["wallet"],
             self._addresses["ledger"],
             self._worker_settings(),
-            provider=settings.provider,
+            provider=settings.providers.payment,
             environment=settings.environment,
-            max_queued_charges=settings.waiting_depth,
-            resolve_within={PendingReason.BUYER_ACTION: settings.pending_action},
-            seller_check_interval=settings.seller_check_interval,
+            max_queued_charges=settings.payment.max_queued_charges,
+            resolve_within={PendingReason.BUYER_ACTION: settings.payment.buyer_action_timeout},
+            seller_check_interval=settings.payment.seller_owner_max_age,
             owner_id=self._dependencies.new_id(),
         )
         handlers = payment.PaymentHandlers(database, worker)
         alert_queries = payment_store.alert_queries(
-            {**ALERT_AFTER_SECONDS, **settings.alert_after},
-            settings.pending_review,
-            settings.events_alert_after,
+            {**ALERT_AFTER_SECONDS, **settings.payment.alert_after},
+            settings.payment.review_timeout,
+            settings.worker.events_alert_after,
         )
         service = Service("payment", handlers, payment.ACCESS, [handlers], [database], worker)
         return self._with_providers(
@@ -259,14 +259,14 @@ class Wiring:
             source,
             self._service_client,
             self._addresses["event"],
-            settings.relay_interval,
+            settings.worker.relay_interval,
         )
         monitor = Monitor(
             service.name,
             database,
             self._dependencies.new_id(),
             alert_queries,
-            settings.monitor_interval,
+            settings.worker.monitor_interval,
         )
         return replace(
             service,
@@ -298,13 +298,15 @@ class Wiring:
         """
         if providers is not None:
             return _ProviderBundle(providers)
-        window = self._settings.provider_key_window
-        if self._settings.sandbox_url:
-            remote = over_http(self._settings.sandbox_url, window)
+        window = self._settings.providers.key_window
+        if self._settings.providers.sandbox.url:
+            remote = over_http(self._settings.providers.sandbox.url, window)
             return _ProviderBundle({sandbox_provider.NAME: remote}, close_hooks=[remote.close])
         database = self._open_database("sandbox")
         sandbox = make_sandbox(
-            database, latency_seconds=self._settings.sandbox_latency, key_window_seconds=window
+            database,
+            latency_seconds=self._settings.providers.sandbox.latency,
+            key_window_seconds=window,
         )
         return _ProviderBundle(
             {sandbox_provider.NAME: in_process(sandbox, window)}, [sandbox], [database]
@@ -313,26 +315,28 @@ class Wiring:
     def _worker_settings(self) -> WorkerSettings:
         settings = self._settings
         return WorkerSettings(
-            lease_seconds=settings.lease,
-            provider_timeout_seconds=settings.provider_timeout,
-            max_calls_per_provider=settings.provider_calls,
-            scan_interval_seconds=settings.sweep_interval,
+            lease_seconds=settings.worker.lease_duration,
+            provider_timeout_seconds=settings.providers.timeout,
+            max_calls_per_provider=settings.providers.max_calls_per_provider,
+            scan_interval_seconds=settings.worker.sweep_interval,
             retry_policies=RetryPolicies(settings.retry),
             breaker_settings=BreakerSettings(
-                settings.breaker_failures, settings.breaker_rest, settings.breaker_longest_rest
+                settings.breaker.failure_threshold,
+                settings.breaker.reset_timeout,
+                settings.breaker.max_reset_timeout,
             ),
-            max_in_flight=settings.in_flight,
-            max_owner_share=settings.caller_share,
+            max_in_flight=settings.worker.max_in_flight,
+            max_owner_share=settings.server.max_caller_share,
         )
 
     def _risk_rules(self) -> RiskRules:
         settings = self._settings
         return RiskRules(
-            settings.risk_amount_limits,
-            settings.risk_velocity_limit or None,
-            settings.risk_velocity_window,
-            settings.risk_blocked_accounts,
-            settings.risk_blocked_countries,
+            settings.risk.amount_limits,
+            settings.risk.velocity_limit or None,
+            settings.risk.velocity_window,
+            settings.risk.blocked_accounts,
+            settings.risk.blocked_countries,
         )
 
     def _build_ledger(self) -> Service:
@@ -344,7 +348,7 @@ class Wiring:
         )
         service = Service("ledger", handlers, ledger.ACCESS, [handlers], [database])
         return self._with_relay(
-            service, ledger_store.alert_queries(self._settings.events_alert_after), source
+            service, ledger_store.alert_queries(self._settings.worker.events_alert_after), source
         )
 
     def _build_wallet(self) -> Service:
@@ -354,13 +358,13 @@ class Wiring:
         )
         scheduler = Periodic(
             "wallet.sweep",
-            self._settings.sweep_interval,
+            self._settings.worker.sweep_interval,
             WalletScheduler(database, handlers.instruction_batcher).run_once,
         )
         service = Service("wallet", handlers, wallet.ACCESS, [handlers, scheduler], [database])
         return self._with_relay(
             service,
-            alert_store.event_alert_queries(self._settings.events_alert_after),
+            alert_store.event_alert_queries(self._settings.worker.events_alert_after),
             OutboxSource(database),
         )
 
@@ -381,16 +385,17 @@ class Wiring:
             self._addresses["ledger"],
             self._worker_settings(),
             PayoutSettings(
-                settings.payout_provider,
+                settings.providers.payout,
                 settings.environment,
-                settings.payout_approve_above,
+                settings.payout.approval_threshold,
                 self._destination_cooldown(),
-                settings.destination_approve_above,
+                settings.payout.destination_approval_threshold,
             ),
             self._dependencies.new_id(),
         )
         alert_queries = payout_store.alert_queries(
-            {**PAYOUT_ALERT_AFTER, **settings.payout_alert_after}, settings.events_alert_after
+            {**PAYOUT_ALERT_AFTER, **settings.payout.alert_after},
+            settings.worker.events_alert_after,
         )
         handlers = payout.PayoutHandlers(database, worker)
         service = Service("payout", handlers, payout.ACCESS, [handlers], [database], worker)
@@ -407,7 +412,7 @@ class Wiring:
 
     def _destination_cooldown(self) -> float:
         """Seconds that a new destination waits; on a developer's machine none, unless it is set."""
-        cooldown = self._settings.payout_waiting_period
+        cooldown = self._settings.payout.destination_cooldown
         if cooldown is not None:
             return cooldown
         return 0.0 if self._settings.authentication == "none" else DEFAULT_DESTINATION_COOLDOWN

@@ -11,7 +11,6 @@ import secrets
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from tallystick import AsyncClient, TallystickError, new_order
@@ -60,7 +59,7 @@ def main() -> None:
     try:
         settings = _settings(configuration.load())
         with open_databases(settings, _print_status) as database_urls:
-            if database_urls.admin and settings.database_url:
+            if database_urls.admin and settings.database.url:
                 _print_status("Bringing the schemas up to date")
                 migrate(database_urls.admin, database_urls.passwords)
             serve.run(_run(settings, database_urls, once=options.once))
@@ -84,19 +83,20 @@ def _settings(base: Settings) -> Settings:
         ("", RetryReason.WAITING): short_retry,
         ("", RetryReason.WATCHED): short_retry,
     }
-    return replace(
-        base,
+    return base.replace(
         authentication="none",
         retry=retry,
         release_delay=604_800,
-        payout_waiting_period=0.0,
-        sweep_interval=0.1,
-        sandbox_latency=_SANDBOX_LATENCY_SECONDS,
+        payout__destination_cooldown=0.0,
+        worker__sweep_interval=0.1,
+        providers__sandbox__latency=_SANDBOX_LATENCY_SECONDS,
     )
 
 
 async def _run(settings: Settings, database_urls: DatabaseUrls, *, once: bool) -> None:
-    flush = tracing.configure("tallystick-demo", settings.otlp_endpoint, settings.trace_ratio)
+    flush = tracing.configure(
+        "tallystick-demo", settings.tracing.otlp_endpoint, settings.tracing.ratio
+    )
     stop_event = asyncio.Event()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signal_number, stop_event.set)
@@ -116,7 +116,7 @@ async def _run(settings: Settings, database_urls: DatabaseUrls, *, once: bool) -
         await serve.wait_for_stop(stop_event, database_urls.has_ended)
         print_line("Stopping")
     finally:
-        await server.stop(settings.drain)
+        await server.stop(settings.server.shutdown_grace_period)
         await asyncio.to_thread(flush)
 
 

@@ -99,7 +99,7 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
     names = SERVICES if "all" in options.service else tuple(dict.fromkeys(options.service))
     with open_databases(settings, _print_status) as database_urls:
         schemas = [*names]
-        if not {"payment", "payout"}.isdisjoint(names) and not settings.sandbox_url:
+        if not {"payment", "payout"}.isdisjoint(names) and not settings.providers.sandbox.url:
             schemas.append("sandbox")
         urls = {name: database_urls.service(name) for name in schemas}
         serve.run(serve.serve(names, settings, urls, _print_status, database_urls.has_ended))
@@ -110,7 +110,7 @@ def _migrate(options: argparse.Namespace, settings: Settings) -> int:
     with open_databases(settings, _print_status) as database_urls:
         if not database_urls.admin:
             raise StartupError(
-                "TALLYSTICK_DATABASE_URL must be the administrator's URL, which makes schemas and "
+                "TALLYSTICK_DATABASE__URL must be the administrator's URL, which makes schemas and "
                 "roles."
             )
         migrate(database_urls.admin, database_urls.passwords, new_passwords=options.new_passwords)
@@ -143,7 +143,7 @@ def _sandbox(options: argparse.Namespace, settings: Settings) -> int:
         url = database_urls.service("sandbox")
         _reject_unusable_database(url, "sandbox")
         database = Database(url, connections=4)
-        latency, window = settings.sandbox_latency, settings.provider_key_window
+        latency, window = settings.providers.sandbox.latency, settings.providers.key_window
         app = create_app(
             Sandbox(database, latency_seconds=latency, key_window_seconds=window),
             SandboxPayouts(database, latency_seconds=latency, key_window_seconds=window),

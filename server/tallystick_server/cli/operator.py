@@ -175,10 +175,12 @@ def _add_command(
     command: argparse.ArgumentParser = commands.add_parser(
         name, help=help_text, epilog="A bearer token is taken from TALLYSTICK_TOKEN."
     )
-    command.add_argument("--address", help="where the platform is; by default TALLYSTICK_LISTEN")
+    command.add_argument(
+        "--address", help="where the platform is; by default TALLYSTICK_SERVER__LISTEN"
+    )
 
     def run(options: argparse.Namespace, settings: Settings) -> int:
-        address = options.address or settings.listen
+        address = options.address or settings.server.listen
         token = os.environ.get("TALLYSTICK_TOKEN", "")
         if not all("!" <= character <= "~" for character in token):
             raise StartupError("TALLYSTICK_TOKEN must be visible ASCII characters.")

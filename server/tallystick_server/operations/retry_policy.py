@@ -54,12 +54,17 @@ _DEFAULT_INTERVAL_SECONDS = 60.0  # seconds, of a policy without waits of its ow
 class RetryPolicy:
     """A strategy with its seconds: `initial_interval_seconds` the first wait, or each,
     `max_interval_seconds` the longest one; at most `max_attempts` tries, None: no bound.
+
+    `backoff_coefficient`: by how much each exponential wait exceeds the one before;
+    `increment_seconds`: by how much each incremental one does, None: the first wait.
     """
 
     strategy: RetryStrategy
     initial_interval_seconds: float = 0.0
     max_interval_seconds: float = 0.0
     max_attempts: int | None = 1
+    backoff_coefficient: float = 2.0
+    increment_seconds: float | None = None
 
     def delay(self, attempts: int, seed: str) -> float | None:
         """Seconds until the next try after so many; None: there is none."""
@@ -86,12 +91,18 @@ class RetryPolicy:
             case RetryStrategy.INCREMENTAL:
                 return wait_incrementing(
                     self.initial_interval_seconds,
-                    self.initial_interval_seconds,
+                    self.initial_interval_seconds
+                    if self.increment_seconds is None
+                    else self.increment_seconds,
                     self.max_interval_seconds,
                 )
             case RetryStrategy.EXPONENTIAL:
                 return wait_seeded(
-                    wait_exponential(self.initial_interval_seconds, max=self.max_interval_seconds),
+                    wait_exponential(
+                        self.initial_interval_seconds,
+                        self.max_interval_seconds,
+                        self.backoff_coefficient,
+                    ),
                     seed,
                 )
             case _:
@@ -154,19 +165,22 @@ _ARGUMENT_TYPES: dict[str, tuple[Any, ...]] = {
     RetryStrategy.CANCEL: (),
 }
 POLICY_FORMAT = (
-    "cancel, immediate:TRIES, fixed:SECONDS:TRIES, incremental:SECONDS:LONGEST:TRIES or "
-    "exponential:SECONDS:LONGEST:TRIES"
+    "cancel, immediate:MAX_ATTEMPTS, fixed:INTERVAL:MAX_ATTEMPTS, "
+    "incremental:INITIAL_INTERVAL:MAX_INTERVAL:MAX_ATTEMPTS or "
+    "exponential:INITIAL_INTERVAL:MAX_INTERVAL:MAX_ATTEMPTS"
 )
+MAX_INTERVAL_SECONDS = 604_800  # a week
+MAX_ATTEMPTS = 604_800
 
 
 def parse_policy(text: str) -> RetryPolicy:
-    """A policy as the configuration writes it (FORM); 0 tries: no bound. Raises ValueError."""
+    """A policy in its compact form (POLICY_FORMAT); 0 attempts: unlimited. Raises ValueError."""
     name, *values = text.split(":")
     types = _ARGUMENT_TYPES[RetryStrategy(name)]
     if len(values) != len(types):
         raise ValueError(text)
     numbers = [parse(value) for parse, value in zip(types, values, strict=True)]
-    if not all(0 <= number <= 604_800 for number in numbers):  # a week
+    if not all(0 <= number <= MAX_INTERVAL_SECONDS for number in numbers):
         raise ValueError(text)
     *seconds, max_attempts = numbers or [1]
     initial_interval, max_interval = (*seconds, *seconds[-1:], 0.0, 0.0)[:2]

@@ -52,7 +52,7 @@ class DatabaseUrls:
     def _database_name(self) -> str:
         if not self.admin:
             raise StartupError(
-                "TALLYSTICK_DATABASE_URL must be set, or TALLYSTICK_SERVICE_DATABASE_URL name "
+                "TALLYSTICK_DATABASE__URL must be set, or TALLYSTICK_DATABASE__SERVICE_URLS name "
                 "every schema this command needs."
             )
         return driver_url(self.admin).database or "postgres"
@@ -74,16 +74,16 @@ def open_databases(
     """The databases of the settings. The embedded PostgreSQL is started, migrated, and stopped at
     the end. Raises Failure.
     """
-    passwords = Passwords((folder or settings.data) / "passwords.json")
-    if settings.database_url or settings.service_database_url:
+    passwords = Passwords((folder or settings.data_dir) / "passwords.json")
+    if settings.database.url or settings.database.service_urls:
         yield DatabaseUrls(
-            settings.database_url,
+            settings.database.url,
             passwords,
-            settings.service_database_url,
-            settings.reader_database_url,
+            settings.database.service_urls,
+            settings.database.reader_urls,
         )
         return
-    embedded = EmbeddedPostgres((folder or settings.data) / "postgres", fsync=fsync)
+    embedded = EmbeddedPostgres((folder or settings.data_dir) / "postgres", fsync=fsync)
     try:
         admin = embedded.start(print_status)
         print_status("Bringing the schemas up to date")
@@ -101,18 +101,18 @@ def open_databases_read_only(
     """The databases of the settings as they are: none is made or migrated, and an embedded one that
     somebody runs is shared. Raises Failure.
     """
-    embedded = EmbeddedPostgres(settings.data / "postgres")
-    if settings.database_url or settings.service_database_url:
+    embedded = EmbeddedPostgres(settings.data_dir / "postgres")
+    if settings.database.url or settings.database.service_urls:
         with open_databases(settings, print_status) as database_urls:
             yield database_urls
         return
     embedded.require_complete_cluster()
     if not embedded.exists:
         raise StartupError(
-            f"There is no database in {settings.data.resolve()}: say where it is in "
-            "TALLYSTICK_DATABASE_URL or TALLYSTICK_DATA."
+            f"There is no database in {settings.data_dir.resolve()}: say where it is in "
+            "TALLYSTICK_DATABASE__URL or TALLYSTICK_DATA_DIR."
         )
-    passwords = Passwords(settings.data / "passwords.json")
+    passwords = Passwords(settings.data_dir / "passwords.json")
     if embedded.is_running:
         yield DatabaseUrls(embedded.url, passwords, {})
         return

@@ -48,7 +48,7 @@ def _find_binaries() -> Path:
     if wheel is None or wheel.origin is None:
         raise StartupError(
             "No PostgreSQL is given and the embedded one is not installed: set "
-            "TALLYSTICK_DATABASE_URL, or install tallystick-server[embedded]."
+            "TALLYSTICK_DATABASE__URL, or install tallystick-server[embedded]."
         )
     return Path(wheel.origin).parent / "pginstall18" / "bin"
 
@@ -138,7 +138,7 @@ class EmbeddedPostgres:
         except OSError as error:
             raise StartupError(
                 f"{self._folder} cannot be made ({error.strerror}): name another folder in "
-                "TALLYSTICK_DATA."
+                "TALLYSTICK_DATA_DIR."
             ) from None
         self._acquire_lock()
         self._socket_dir.mkdir(exist_ok=True, mode=0o700)
@@ -164,7 +164,7 @@ class EmbeddedPostgres:
             self._lock_fd = None
             raise StartupError(
                 f"Another run uses {self._folder}: end it first, or give this one its own folder "
-                "with TALLYSTICK_DATA."
+                "with TALLYSTICK_DATA_DIR."
             ) from None
 
     def _initdb(self) -> None:
@@ -258,8 +258,8 @@ class EmbeddedPostgres:
                     raise StartupError(
                         f"PostgreSQL did not start on {self._data}: "
                         f"{_error_summary(log_path.read_text(errors='replace'))}. "
-                        "Mend it, or give the command another folder with TALLYSTICK_DATA; the "
-                        f"whole log is {log_path}."
+                        "Mend it, or give the command another folder with TALLYSTICK_DATA_DIR; "
+                        f"the whole log is {log_path}."
                     ) from None
                 if time.monotonic() > deadline or "authentication failed" in str(error):
                     self.stop()

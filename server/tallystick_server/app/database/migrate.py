@@ -308,7 +308,7 @@ def _create_roles(
             ):
                 raise StartupError(
                     f"The role {role} exists, and its password is not the one in {passwords.path}: "
-                    "run the command where that is (TALLYSTICK_DATA), or make new ones with "
+                    "run the command where that is (TALLYSTICK_DATA_DIR), or make new ones with "
                     "'tallystick migrate --new-passwords', which shuts out whoever uses the old."
                 )
             # as its verifier: a server may log statements

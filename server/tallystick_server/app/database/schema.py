@@ -168,7 +168,7 @@ def reject_foreign_schema(
         raise StartupError(
             f"The {service} service's schema was made by other migrations than this code has "
             "(another commit, or edited scripts): use the code that made it, or a new database "
-            "(for the embedded one, another folder in TALLYSTICK_DATA)."
+            "(for the embedded one, another folder in TALLYSTICK_DATA_DIR)."
         )
 
 

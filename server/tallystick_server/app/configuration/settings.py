@@ -1,0 +1,375 @@
+"""The settings, by section. A section is a table of the TOML file; in the environment a setting is
+`TALLYSTICK_` and its path in capitals, with two underscores between section and name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from tallystick_core.payment.state import ALERT_AFTER_SECONDS
+from tallystick_core.payout.state import ALERT_AFTER_SECONDS as PAYOUT_ALERT_AFTER_SECONDS
+from tallystick_server.app.configuration.retry import PolicyByReason
+from tallystick_server.app.configuration.values import (
+    SERVICES,
+    Address,
+    AddressByService,
+    AmountByCurrency,
+    Authentication,
+    ByteCount,
+    CallerByToken,
+    ConnectionsByService,
+    Count,
+    CountrySet,
+    Environment,
+    FeeRate,
+    FeeRateBySeller,
+    Flag,
+    Folder,
+    IdSet,
+    Kind,
+    ProviderName,
+    Seconds,
+    Share,
+    Text,
+    Url,
+    UrlByService,
+    WholeSeconds,
+    number,
+    table,
+)
+
+__all__ = ["DEFAULT_DESTINATION_COOLDOWN", "SERVICES", "Settings"]
+
+DEFAULT_DESTINATION_COOLDOWN = 259_200.0
+"""The default of `payout.destination_cooldown` with authentication."""
+_YEAR_SECONDS = 31_536_000
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def _alert_seconds(defaults: Mapping[str, float]) -> PlainValidator:
+    return PlainValidator(table(number(0, _YEAR_SECONDS, float, "seconds"), *defaults))
+
+
+_SECONDS_BY_STATE = Kind("table: state to number", "seconds")
+OrderAlertSeconds: TypeAlias = Annotated[
+    Mapping[str, float], _alert_seconds(ALERT_AFTER_SECONDS), _SECONDS_BY_STATE
+]
+PayoutAlertSeconds: TypeAlias = Annotated[
+    Mapping[str, float], _alert_seconds(PAYOUT_ALERT_AFTER_SECONDS), _SECONDS_BY_STATE
+]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
+    )
+
+
+class ServerSection(_Section):
+    """The gRPC server of a process, and how many calls it takes at a time."""
+
+    listen: Address = "127.0.0.1:7070"
+    """Address on which `serve` listens: host:port or unix:path."""
+    reuse_port: Flag = False
+    """Lets several processes of one service listen on the same port."""
+    max_concurrent_calls: Count = Field(default=4000, ge=1, le=100_000)
+    """Maximum concurrent calls of teams that change something or pay money out. Calls above this
+    limit, or one of the limits below, are rejected with OVERLOADED.
+    """
+    max_concurrent_reads: Count = Field(default=2000, ge=1, le=100_000)
+    """Maximum concurrent calls of teams that only read."""
+    max_concurrent_platform_calls: Count = Field(default=2000, ge=1, le=100_000)
+    """Maximum concurrent calls of operators and auditors, and separately of services."""
+    max_waiting_calls: Count = Field(default=4000, ge=1, le=100_000)
+    """Maximum calls that wait for a result. Above it CreatePayment, CancelPayment and CreatePayout
+    return at once, as with WAIT_FOR_ACCEPTANCE.
+    """
+    max_concurrent_streams: Count = Field(default=2000, ge=1, le=100_000)
+    """Maximum open streams of teams, separately of operators and auditors, and separately of
+    services.
+    """
+    max_caller_share: Share = Field(default=0.5, ge=0.01, le=1)
+    """The part of each of these limits, and of `max_message_bytes_in_flight`, that the callers of
+    one owner can use while no others call. With 1 they can exclude others.
+    """
+    max_message_bytes_in_flight: ByteCount = Field(
+        default=32 * 1024 * 1024, ge=16 * 1024 * 1024, le=1024 * 1024 * 1024
+    )
+    """Maximum total size of the requests in flight; requests of up to 4 KiB are not counted."""
+    shutdown_grace_period: Seconds = Field(default=20.0, ge=0, le=600)
+    """How long calls in flight may take to complete when the process stops. Operations in progress
+    get what remains, and at least 5 seconds, or this period if it is shorter. A process therefore
+    stops within this period plus 7 seconds.
+    """
+
+
+class DatabaseSection(_Section):
+    """PostgreSQL: how it is reached, and by how many connections."""
+
+    url: Text = Field(default="", repr=False)
+    """The administrator's URL, such as postgresql://user:password@host:5432/database; empty: the
+    embedded PostgreSQL. `serve` needs only host and database, because each service logs in with its
+    own role and generated password.
+    """
+    service_urls: UrlByService = Field(default={}, repr=False)
+    """URL by service, where it differs from the administrator's URL with the generated role."""
+    reader_urls: UrlByService = Field(default={}, repr=False)
+    """URL by schema for `verify`, where it differs from the administrator's URL with the generated
+    role.
+    """
+    connections: ConnectionsByService = {}
+    """Database connections for changes, by service. By default 2 for ledger and 4 for each other
+    service.
+    """
+    read_connections: ConnectionsByService = {}
+    """Database connections for reads of callers, by service. By default 2 for each. The sum of all
+    connections of all processes must be less than PostgreSQL's `max_connections`.
+    """
+    read_timeout: Seconds = Field(default=5.0, ge=0.1, le=60)
+    """How long a query of a caller's read may take before it is rejected with QUERY_TOO_SLOW."""
+    startup_timeout: Seconds = Field(default=60.0, ge=0, le=86_400)
+    """How long a starting service waits for a database that accepts no connections. Until then its
+    health is NOT_SERVING.
+    """
+
+
+class SandboxSection(_Section):
+    """The sandbox provider."""
+
+    url: Url = Field(default="", repr=False)
+    """URL of a sandbox server; empty: the sandbox runs inside the process."""
+    latency: Seconds = Field(default=0.0, ge=0, le=60)
+    """How long the sandbox waits before it answers."""
+
+
+class ProvidersSection(_Section):
+    """Which providers are used, and how they are called."""
+
+    payment: ProviderName = "sandbox"
+    """The provider that charges buyers."""
+    payout: ProviderName = "sandbox"
+    """The provider that pays sellers."""
+    timeout: Seconds = Field(default=30.0, ge=0.1, le=600)
+    """How long a call to a provider may take before its outcome is Unknown."""
+    max_calls_per_provider: Count = Field(default=2000, ge=1, le=100_000)
+    """Maximum concurrent calls to each provider."""
+    key_window: Seconds = Field(default=86_400.0, ge=1, le=_YEAR_SECONDS)
+    """How long a provider honours an idempotency key. After that an operation is looked up, and
+    never sent again. Must be longer than `worker.lease_duration`.
+    """
+    not_found_after: Seconds = Field(default=60.0, ge=0, le=_YEAR_SECONDS)
+    """How long after a charge was last sent the answer "not found" counts as a proof that the
+    provider did not receive it.
+    """
+    not_found_min_count: Count = Field(default=2, ge=1, le=1000)
+    """How many such answers are required."""
+    sandbox: SandboxSection = SandboxSection()
+
+
+class BreakerSection(_Section):
+    """The circuit breaker of each provider."""
+
+    failure_threshold: Count = Field(default=20, ge=1, le=1_000_000)
+    """Consecutive failures of different charges or payouts that open the circuit. Requests and
+    lookups are counted separately.
+    """
+    reset_timeout: Seconds = Field(default=5.0, ge=0.01, le=60)
+    """How long an open circuit waits before it sends a probe. It doubles after each failed probe of
+    an operation that had not failed before.
+    """
+    max_reset_timeout: Seconds = Field(default=60.0, ge=0.01, le=3600)
+    """The longest time between two probes."""
+
+
+class WorkerSection(_Section):
+    """Background work: operations, alerts and the outbox relay."""
+
+    lease_duration: Seconds = Field(default=60.0, ge=1, le=3600)
+    """How long a process exclusively owns a charge or a payout. Must be more than 2 seconds longer
+    than `providers.timeout`.
+    """
+    max_in_flight: Count = Field(default=8000, ge=10, le=1_000_000)
+    """Maximum charges, and separately payouts and destinations, in flight in a process; more are
+    rejected with OVERLOADED. Operations that are retried use at most half of it.
+    """
+    sweep_interval: Seconds = Field(default=1.0, ge=0.01, le=3600)
+    """Time between two scans for operations that are due."""
+    monitor_interval: Seconds = Field(default=10.0, ge=0.01, le=3600)
+    """Time between two checks of the conditions for alerts."""
+    relay_interval: Seconds = Field(default=0.2, ge=0.01, le=3600)
+    """Time between two scans for events to publish."""
+    events_alert_after: Seconds = Field(default=300.0, ge=0, le=_YEAR_SECONDS)
+    """How long an event may wait to be published before an alert is raised."""
+
+
+class PaymentSection(_Section):
+    """PaymentService."""
+
+    fee_rate: FeeRate = 0
+    """The platform's fee as a part of the amount, such as "0.025"."""
+    seller_fee_rates: FeeRateBySeller = {}
+    """Fee rate by seller, which overrides `fee_rate`."""
+    seller_owner_max_age: Seconds = Field(default=60.0, ge=0, le=3600)
+    """How long the owner of a seller is cached: after that time an assignment to another owner has
+    taken effect.
+    """
+    max_queued_charges: Count = Field(default=100_000, ge=0, le=10_000_000)
+    """How many charges may wait for a failing provider before new payments are rejected with
+    PROVIDER_UNAVAILABLE. One new payment is still accepted as a probe if none of the charges that
+    wait is sent as one.
+    """
+    buyer_action_timeout: Seconds = Field(default=86_400.0, ge=0.01, le=_YEAR_SECONDS)
+    """How long a buyer has to complete a required action. After that the charge is cancelled at the
+    provider.
+    """
+    review_timeout: Seconds = Field(default=604_800.0, ge=0.01, le=_YEAR_SECONDS)
+    """How long a provider has for a review before an alert is raised."""
+    alert_after: OrderAlertSeconds = {}
+    """How long an order may stay in a status before an alert is raised, by status. By default
+    EXECUTING=600, PENDING=259200 and SUCCESS=600 (not yet booked).
+    """
+
+
+class PayoutSection(_Section):
+    """PayoutService."""
+
+    approval_threshold: AmountByCurrency = {}
+    """Amount by currency above which a payout requires a second approver, such as
+    EUR = "10000.00". A currency without an amount requires none.
+    """
+    destination_cooldown: Seconds | None = Field(default=None, ge=0, le=_YEAR_SECONDS)
+    """How long a new destination waits before it is used; until then the previous one is used. By
+    default 259200 (three days), or 0 without authentication.
+    """
+    destination_approval_threshold: AmountByCurrency = {}
+    """Available amount by currency above which a new destination of the seller requires a second
+    approver, such as EUR = "1000.00". A currency without an amount requires none.
+    """
+    alert_after: PayoutAlertSeconds = {}
+    """How long a payout may stay in a state before an alert is raised, by state. By default
+    MOVING=600 (any other state, or not yet booked), AWAITING_APPROVAL=86400, SUBMITTED=86400,
+    IN_TRANSIT=432000; VERIFYING=259200 for destinations; COLLECTING=3600 for batches.
+    """
+
+
+class RiskSection(_Section):
+    """The built-in risk check of orders."""
+
+    amount_limits: AmountByCurrency = {}
+    """Maximum amount of an order by currency, such as EUR = "5000.00"."""
+    velocity_limit: Count = Field(default=0, ge=0, le=1_000_000)
+    """Maximum orders of a buyer within `velocity_window`; 0: unlimited."""
+    velocity_window: Seconds = Field(default=3600.0, ge=1, le=_YEAR_SECONDS)
+    """The window of `velocity_limit`."""
+    blocked_accounts: IdSet = frozenset()
+    """Buyers and sellers whose orders are rejected."""
+    blocked_countries: CountrySet = frozenset()
+    """Countries of buyers (ISO 3166-1 alpha-2) whose orders are rejected."""
+
+
+class TracingSection(_Section):
+    """OpenTelemetry traces."""
+
+    otlp_endpoint: Url = Field(default="", repr=False)
+    """Where spans are sent by OTLP over HTTP, such as http://127.0.0.1:4318; empty: nowhere."""
+    ratio: Share = Field(default=0.01, ge=0, le=1)
+    """The part of traces that is recorded."""
+
+
+class Settings(BaseSettings):
+    """Every setting. `Settings()` has the defaults; `load` reads the file and the environment.
+
+    The repr leaves out passwords, tokens and URLs, which may have a password in them.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="TALLYSTICK_",
+        env_nested_delimiter="__",
+        enable_decoding=False,
+        validate_default=False,
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
+    )
+
+    data_dir: Folder = Path(".data")
+    """Directory of the embedded PostgreSQL and of generated passwords."""
+    environment: Environment = "dev"
+    """Name of the installation: part of every idempotency key sent to a provider, so that two
+    installations never use the same key.
+    """
+    service_addresses: AddressByService = {}
+    """Address by service, for services that run in another process."""
+    authentication: Authentication = "none"
+    """`none` for development, with a loopback address only, or `tokens`."""
+    callers: CallerByToken = Field(default={}, repr=False)
+    """The callers, each with name, roles and tokens, and the owner if several callers share one. In
+    the environment: name:role+role:token or name@owner:role+role:token, separated by commas.
+    """
+    service_token: Text = Field(default="", repr=False)
+    """The token that this process sends to other services."""
+    payout_service: Text = ""
+    """Name of the caller that WalletService accepts as PayoutService, which alone may use the holds
+    of payouts; empty: the caller of `service_token`. Required for a WalletService without
+    PayoutService in its process if several callers have the role `service`.
+    """
+    release_delay: WholeSeconds = Field(default=0, ge=0, le=_YEAR_SECONDS)
+    """How long a sale stays pending unless it is released earlier, in wallets without their own
+    policy.
+    """
+    server: ServerSection = ServerSection()
+    database: DatabaseSection = DatabaseSection()
+    providers: ProvidersSection = ProvidersSection()
+    breaker: BreakerSection = BreakerSection()
+    retry: PolicyByReason = {}
+    """Retry policy by retry reason, for all providers, or as `provider.reason` for one. A policy
+    is a table with strategy, initial_interval, backoff_coefficient or increment, max_interval and
+    max_attempts (0: unlimited), or a text such as exponential:2:300:12.
+    """
+    worker: WorkerSection = WorkerSection()
+    payment: PaymentSection = PaymentSection()
+    payout: PayoutSection = PayoutSection()
+    risk: RiskSection = RiskSection()
+    tracing: TracingSection = TracingSection()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only arguments: `load` alone reads the environment."""
+        return (init_settings,)
+
+    def replace(self, **values: Any) -> Settings:
+        """A copy with other values, which are not validated. A name has two underscores between
+        section and setting, as in the environment: replace(worker__sweep_interval=0.1).
+        """
+        copy = self
+        for name, value in values.items():
+            copy = _with_value(copy, name.split("__"), value)
+        return copy
+
+
+def _with_value(model: M, path: list[str], value: Any) -> M:
+    name, *rest = path
+    if name not in type(model).model_fields:
+        raise TypeError(f"{type(model).__name__} has no setting {name}")
+    if rest:
+        value = _with_value(getattr(model, name), rest, value)
+    return model.model_copy(update={name: value})

@@ -1,0 +1,198 @@
+"""Reads the settings: from the environment first, then from a TOML file. Everything is checked at
+the start.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import EnvSettingsSource
+
+from tallystick_core.access import Role
+from tallystick_server.app.configuration.errors import (
+    Origins,
+    describe_errors,
+    expected,
+    iterate_fields,
+    kind_of,
+    unknown_setting,
+    variable_of,
+)
+from tallystick_server.app.configuration.settings import Settings
+from tallystick_server.app.errors import StartupError
+from tallystick_server.providers.gateway import LEASE_MARGIN_SECONDS
+
+# where the settings are, what scripts/setup runs, and an operator's own
+_OTHER_VARIABLES = frozenset({"TALLYSTICK_CONFIG", "TALLYSTICK_PYTHON", "TALLYSTICK_TOKEN"})
+_SERVICE_LINK = re.compile(
+    r"TALLYSTICK_(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)",
+    re.ASCII,
+)
+"""The variables that Kubernetes and Docker set for a service called tallystick, or tallystick-…."""
+
+
+@dataclass(frozen=True, slots=True)
+class SettingDescription:
+    """A setting, for the documentation."""
+
+    path: str
+    """In the TOML file, such as payout.destination_cooldown."""
+    variable: str
+    """In the environment, such as TALLYSTICK_PAYOUT__DESTINATION_COOLDOWN."""
+    type: str
+    unit: str
+    """Empty: none."""
+    allowed: str
+    """The values that are allowed, such as "a number of seconds from 0 to 60"; empty: see type."""
+    default: str
+    """As it is written in the TOML file; empty: not set."""
+    description: str
+    is_secret: bool
+    """Whether the value is left out of the settings' repr."""
+
+
+def describe_settings() -> list[SettingDescription]:
+    """All settings, in the order of their sections."""
+    return [
+        SettingDescription(
+            path=".".join(path),
+            variable=variable_of(path),
+            type=kind_of(field).name,
+            unit=kind_of(field).unit,
+            allowed=expected(field),
+            default=_format_default(field),
+            description=" ".join((field.description or "").split()),
+            is_secret=not field.repr,
+        )
+        for path, field in iterate_fields()
+    ]
+
+
+def _format_default(field: FieldInfo) -> str:
+    default = field.default
+    if default is None:
+        return ""
+    if isinstance(default, bool):
+        return str(default).lower()
+    if isinstance(default, int | float):
+        text = f"{default:.10g}"
+        return f'"{text}"' if kind_of(field).name == "decimal text" else text
+    if isinstance(default, Mapping):
+        return "[]" if kind_of(field).name.startswith("list") else "{}"
+    return "[]" if isinstance(default, frozenset) else f'"{default}"'
+
+
+def load(environment: Mapping[str, str] | None = None, path: str | None = None) -> Settings:
+    """The settings of an environment, by default the process's, and of a file, by default the one
+    in TALLYSTICK_CONFIG. Raises StartupError, which names every setting that is wrong.
+    """
+    environment = os.environ if environment is None else environment
+    path = path or environment.get("TALLYSTICK_CONFIG") or ""
+    table = _read_toml(path) if path else {}
+    variables = {variable_of(name) for name, _ in iterate_fields()}
+    lines = [
+        unknown_setting(name, tuple(name.removeprefix("TALLYSTICK_").split("__")))
+        for name in sorted(environment)
+        if name.startswith("TALLYSTICK_")
+        and name not in variables | _OTHER_VARIABLES
+        and _SERVICE_LINK.fullmatch(name) is None
+    ]
+    origins = Origins(environment, path, table)
+    source = EnvSettingsSource(Settings)
+    source.env_vars = {
+        name.lower(): value for name, value in environment.items() if name in variables
+    }
+    try:
+        settings = Settings(**_merge(table, source()))
+        lines += _check_combinations(settings, origins)
+    except ValidationError as error:
+        lines += describe_errors(error, origins)
+    if lines:
+        heading = [f"The configuration has {len(lines)} errors:"] if len(lines) > 1 else []
+        raise StartupError("\n".join([*heading, *lines]))
+    return settings
+
+
+def _read_toml(path: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(path).read_text())
+    except OSError as error:
+        raise StartupError(
+            f"The configuration file {path} cannot be read: {error.strerror}."
+        ) from None
+    except ValueError as error:
+        raise StartupError(f"The configuration file {path} is not valid TOML: {error}.") from None
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Two layers of settings, section by section."""
+    merged = dict(below)
+    for name, value in above.items():
+        is_section = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
+        merged[name] = _merge(merged[name], value) if is_section else value
+    return merged
+
+
+def _check_combinations(settings: Settings, origins: Origins) -> list[str]:
+    """The rules that concern several settings."""
+    lines = []
+    if settings.authentication == "none" and not _is_loopback(settings.server.listen):
+        lines.append(
+            f"{origins.name(('server', 'listen'))} must be a loopback address while "
+            "authentication is none."
+        )
+    if settings.authentication == "tokens":
+        lines += _check_callers(settings, origins)
+    if settings.providers.timeout + LEASE_MARGIN_SECONDS >= settings.worker.lease_duration:
+        lines.append(
+            f"{origins.name(('worker', 'lease_duration'))} must be more than "
+            f"{LEASE_MARGIN_SECONDS:g} seconds longer than providers.timeout."
+        )
+    # what is sent must be recorded before its key is forgotten
+    if settings.providers.key_window <= settings.worker.lease_duration:
+        lines.append(
+            f"{origins.name(('providers', 'key_window'))} must be longer than "
+            "worker.lease_duration."
+        )
+    return lines
+
+
+def _check_callers(settings: Settings, origins: Origins) -> list[str]:
+    lines = []
+    if not settings.callers:
+        lines.append(
+            f"{origins.name(('callers',))} must have at least one caller while authentication is "
+            "tokens."
+        )
+    service_caller = settings.callers.get(settings.service_token)
+    if service_caller is None or Role.SERVICE not in service_caller.roles:
+        lines.append(
+            f"{origins.name(('service_token',))} must be a token of a caller with the role service."
+        )
+    services = {caller.name for caller in settings.callers.values() if Role.SERVICE in caller.roles}
+    if settings.payout_service and settings.payout_service not in services:
+        lines.append(
+            f"{origins.name(('payout_service',))} must be the name of a caller with the role "
+            "service, or empty."
+        )
+    return lines
+
+
+def _is_loopback(address: str) -> bool:
+    """Whether only this machine can reach the address."""
+    if address.startswith("unix:"):
+        return True
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
