@@ -867,6 +867,7 @@ def test_the_command_line_works_through_many(scratch_database: DatabaseUrls) -> 
 
         create_dead_letters(client, "a", 23)
         assert eventually(lambda: len(open_dead_letters(client)) == 23, 30)
+        why = ("--reason", "r", "--evidence", "e")
         code, out, _ = command(
             "dead-letters",
             "close",
@@ -880,8 +881,10 @@ def test_the_command_line_works_through_many(scratch_database: DatabaseUrls) -> 
         )
         assert (code, out.splitlines()[:2]) == (
             0,
-            ["23 matched; nothing was changed", "  23 REJECTED of sandbox"],
+            ["23 matched: nothing was changed", ""],
         )
+        _, out, _ = command("dead-letters", "close", "--all", "--json", "--dry-run", *why)
+        preview = json.loads(out)
         code, out, progress = command(
             "dead-letters",
             "close",
@@ -895,10 +898,12 @@ def test_the_command_line_works_through_many(scratch_database: DatabaseUrls) -> 
         )
         report = json.loads(out)
         assert (code, report["matched"], report["closed"], report["skipped"]) == (0, 23, 23, [])
+        assert list(report) == list(preview)
+        assert (preview["dry_run"], len(preview["sample"])) == (True, 20)
         assert progress.splitlines() == [
-            "20 of 23: 20 closed, 0 resolved, 0 skipped",
-            "23 of 23: 23 closed, 0 resolved, 0 skipped",
+            "Closing dead letters: 20 of 23: 20 closed, 0 resolved, 0 skipped",
+            "Closing dead letters: 23 of 23: 23 closed, 0 resolved, 0 skipped",
         ]
         code, _, wrong = command("dead-letters", "retry", "o-x-1", "--all", "--reason", "r")
-        assert (code != 0, "either a dead letter's id, or a filter" in wrong) == (True, True)
+        assert (code, "either a DEAD_LETTER_ID or a filter" in wrong) == (2, True)
         assert open_dead_letters(client) == []

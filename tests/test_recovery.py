@@ -2001,18 +2001,27 @@ def test_the_command_line_does_what_an_operator_does(
     def command(*arguments: str) -> subprocess.CompletedProcess[str]:
         return run_command(*arguments, "--address", two_attempt_platform.address)
 
-    listed_ids = [json.loads(line) for line in command("dead-letters", "list").stdout.splitlines()]
+    listed_ids = [
+        json.loads(line) for line in command("dead-letters", "list", "--json").stdout.splitlines()
+    ]
     assert dead_letter.dead_letter_id in [
         letter_json["dead_letter_id"] for letter_json in listed_ids
     ]
     assert (
-        json.loads(command("dead-letters", "show", dead_letter.dead_letter_id).stdout)[
+        json.loads(command("dead-letters", "show", dead_letter.dead_letter_id, "--json").stdout)[
             "payment_orders"
         ][0]["checkout_id"]
         == payment.checkout_id
     )
     close_command = command(
-        "dead-letters", "close", dead_letter.dead_letter_id, "--reason", "r", "--evidence", "e"
+        "dead-letters",
+        "close",
+        dead_letter.dead_letter_id,
+        "--reason",
+        "r",
+        "--evidence",
+        "e",
+        "--json",
     )
     assert json.loads(close_command.stdout)["dead_letter"]["state"] == "DEAD_LETTER_STATE_CLOSED"
     rejected_command = command("dead-letters", "retry", dead_letter.dead_letter_id, "--reason", "r")
@@ -2023,7 +2032,12 @@ def test_the_command_line_does_what_an_operator_does(
     other_payment = create_payment(client, "5.00", token="tok_other_amount")
     (charge,) = eventually(lambda: booked_unapplied_charges(client, other_payment))
     completed = command(
-        "unapplied-charges", "acknowledge", charge.unapplied_charge_id, "--reason", "refunded"
+        "unapplied-charges",
+        "acknowledge",
+        charge.unapplied_charge_id,
+        "--reason",
+        "refunded",
+        "--json",
     )
     assert json.loads(completed.stdout)["acknowledge_reason"] == "refunded", completed.stderr
     assert charge.unapplied_charge_id not in command("unapplied-charges", "list").stdout

@@ -1276,8 +1276,8 @@ def test_the_demo_tells_its_story_twice(short_folder: Path) -> None:
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     for run in (first, second):
         assert "PAID, is_payment_done = true" in run.stdout
-        assert "trial balance of the whole book: 0.00 EUR" in run.stdout
-        assert "verify: every check passed" in run.stdout
+        assert "trial balance of the whole ledger: 0.00 EUR" in run.stdout
+        assert "verify: passed" in run.stdout
         assert "PAYOUT_RETURN" in run.stdout
     assert "0.00 available, 0.00 pending → 0.00 available, 23.65 pending" in first.stdout
     assert "0.00 available, 24.90 pending → 0.00 available, 48.55 pending" in second.stdout

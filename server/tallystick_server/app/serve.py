@@ -43,7 +43,6 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _DATABASE_POLL_SECONDS = 1.0  # seconds
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 _MAX_PENDING_REQUESTS = 10_000
 # seconds; the longest deadline that the door grants ends before
 _MAX_PENDING_SECONDS = int(MAX_DEADLINE_SECONDS) + 15

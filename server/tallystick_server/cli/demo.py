@@ -1,17 +1,17 @@
-"""`scripts/demo`: a real checkout with two sellers, and their payouts, on a real PostgreSQL, told
-as a story.
+"""`scripts/demo`: a checkout with two sellers and their payouts, step by step, on a real
+PostgreSQL.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import logging
 import secrets
 import signal
-import sys
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from tallystick import AsyncClient, TallystickError, new_order
 from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2
@@ -19,63 +19,57 @@ from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_core.provider.outcome import RetryReason
-from tallystick_server.app import configuration, serve
+from tallystick_server.app import serve
 from tallystick_server.app.configuration import SERVICES, Settings
 from tallystick_server.app.database.connections import DatabaseUrls, open_databases
 from tallystick_server.app.database.migrate import migrate
-from tallystick_server.app.errors import StartupError, exit_on_broken_pipe
+from tallystick_server.app.errors import StartupError
+from tallystick_server.cli.main import print_report
+from tallystick_server.cli.operator import example
+from tallystick_server.cli.output import print_heading, print_line, print_status
+from tallystick_server.cli.runner import load_settings, run_app
 from tallystick_server.observability import tracing
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tallystick_server.verify.run import verify
 
 _SELLERS = ("seller-books", "seller-music")
 _ACCOUNTS = {"seller-books": "ba_slow", "seller-music": "ba_returned"}
-"""The bank accounts of the sellers, whose tokens tell the sandbox how they behave."""
+"""The sellers' bank accounts. The token tells the sandbox how the account behaves."""
 _SANDBOX_LATENCY_SECONDS = 0.15
 
 WalletsBySeller = Mapping[str, wallet_pb2.Wallet]
-"""The sellers' wallets."""
 
-
-def print_line(line: str = "") -> None:
-    print(line, flush=True)
-
-
-def _print_status(line: str) -> None:
-    print(f"  … {line}", file=sys.stderr, flush=True)
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,  # they print local variables, which may hold secrets
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
 def main() -> None:
-    """Exits 0 only if every step of the story held."""
-    # unwinds, so that no PostgreSQL stays behind
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    logging.basicConfig(level=logging.ERROR, format=serve.LOG_FORMAT)
-    parser = argparse.ArgumentParser(
-        prog="scripts/demo",
-        description="Takes a payment for two sellers, pays them out, and shows every step of it.",
-    )
-    parser.add_argument("--once", action="store_true", help="exit when the story is told")
-    options = parser.parse_args()
+    """Runs the demo and exits: with 0 only if every step had the expected result."""
+    run_app(app, "demo", log_level=logging.ERROR)
+
+
+@app.command(epilog=example("scripts/demo --once"))
+def demo(
+    once: Annotated[bool, typer.Option("--once", help="Exit when the demo is done.")] = False,
+) -> None:
+    """Take a payment for two sellers, pay them out, and show every step."""
     try:
-        settings = _settings(configuration.load())
-        with open_databases(settings, _print_status) as database_urls:
+        settings = _settings(load_settings(None))
+        with open_databases(settings, print_status) as database_urls:
             if database_urls.admin and settings.database.url:
-                _print_status("Bringing the schemas up to date")
+                print_status("Bringing the schemas up to date")
                 migrate(database_urls.admin, database_urls.passwords)
-            serve.run(_run(settings, database_urls, once=options.once))
-    except StartupError as failure:
-        sys.exit(f"demo: {failure}")
+            serve.run(_run(settings, database_urls, once=once))
     except TallystickError as error:
-        sys.exit(f"demo: a call failed, which it must not: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:
-        exit_on_broken_pipe()
+        raise StartupError(f"A call failed unexpectedly: {error}") from error
 
 
 def _settings(base: Settings) -> Settings:
-    """Sales wait for their delivery here, and what takes days at banks is asked for after
-    moments.
+    """Funds stay pending until delivery is confirmed, and the bank is polled every 0.4 s instead of
+    daily.
     """
     short_retry = RetryPolicy(RetryStrategy.FIXED, 0.4, 0.4, 50)
     retry = {
@@ -100,7 +94,7 @@ async def _run(settings: Settings, database_urls: DatabaseUrls, *, once: bool) -
     stop_event = asyncio.Event()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signal_number, stop_event.set)
-    _print_status(
+    print_status(
         "Starting PaymentService, LedgerService, WalletService, PayoutService and EventService"
     )
     server = await serve.start(SERVICES, settings, database_urls.all())
@@ -110,9 +104,9 @@ async def _run(settings: Settings, database_urls: DatabaseUrls, *, once: bool) -
         if once:
             return
         _print_grpcurl_hints(server.address)
-        # the story is told; from now on alerts are shown
+        # from now on warnings, such as alerts, are shown
         logging.getLogger().setLevel(logging.WARNING)
-        print_line("\nEverything stays up until Ctrl-C.")
+        print_line("\nThe platform keeps running until Ctrl-C.")
         await serve.wait_for_stop(stop_event, database_urls.has_ended)
         print_line("Stopping")
     finally:
@@ -121,19 +115,19 @@ async def _run(settings: Settings, database_urls: DatabaseUrls, *, once: bool) -
 
 
 async def _run_story(client: AsyncClient, database_urls: DatabaseUrls) -> None:
-    """The story. Raises Failure at the first step that does not hold."""
+    """Runs every step. Raises StartupError at the first step without the expected result."""
     checkout = f"demo-{secrets.token_hex(4)}"
-    print_line(f"\n1  A buyer checks out with two sellers ({checkout})")
+    _print_step(f"1  A buyer checks out with two sellers ({checkout})")
     before = await _load_wallets(client)
     orders = [
         new_order(f"{checkout}-1", "buyer-ada", _SELLERS[0], "24.90", "EUR", platform_fee="1.25"),
         new_order(f"{checkout}-2", "buyer-ada", _SELLERS[1], "9.50", "EUR", platform_fee="0.48"),
     ]
     for order in orders:
-        share = f"of which {order.platform_fee} are the platform's fee"
         print_line(
             f"     {order.payment_order_id}: {order.amount} {order.currency} from "
-            f"{order.buyer_account} to {order.seller_account}, {share}"
+            f"{order.buyer_account} to {order.seller_account}, including a platform fee of "
+            f"{order.platform_fee}"
         )
     accepted_payment = await client.create_payment(
         checkout,
@@ -142,9 +136,9 @@ async def _run_story(client: AsyncClient, database_urls: DatabaseUrls) -> None:
         buyer_country="GB",
         wait_for=payment_service_pb2.WAIT_FOR_ACCEPTANCE,
     )
-    print_line(f"     accepted and on disk: {_format_state(accepted_payment)}")
+    print_line(f"     accepted and stored: the payment is {_format_state(accepted_payment)}")
 
-    print_line("\n2  The provider is asked, the wallets are credited, the ledger is posted to")
+    _print_step("2  The provider charges the buyer; the wallets and the ledger are updated")
     payment = await client.wait_for_payment(checkout, timeout=30)
     await _show_history(client, payment)
     _require(
@@ -155,7 +149,7 @@ async def _run_story(client: AsyncClient, database_urls: DatabaseUrls) -> None:
         f"{str(payment.is_payment_done).lower()}"
     )
 
-    print_line("\n3  The sellers' wallets, before and after")
+    _print_step("3  The sellers' wallets, before and after")
     after = await _load_wallets(client)
     for seller in _SELLERS:
         print_line(
@@ -163,10 +157,10 @@ async def _run_story(client: AsyncClient, database_urls: DatabaseUrls) -> None:
             f"{_format_wallet(after[seller]):>28}"
         )
 
-    print_line("\n4  What the ledger booked")
+    _print_step("4  The ledger transactions of the payment")
     await _show_ledger(client, payment)
 
-    print_line("\n5  The same call again charges nothing")
+    _print_step("5  Repeating the same call charges nothing")
     repeated_payment = await client.create_payment(
         checkout, orders, credit_card_info="tok_visa", buyer_country="GB"
     )
@@ -174,35 +168,34 @@ async def _run_story(client: AsyncClient, database_urls: DatabaseUrls) -> None:
         repeated_payment.version == payment.version, "a repeated call should not change the payment"
     )
     print_line(
-        f"     the answer is the payment as it stands: {_format_state(repeated_payment)}, version "
-        f"{repeated_payment.version} as before"
+        f"     the response is the current payment: {_format_state(repeated_payment)}, still "
+        f"version {repeated_payment.version}"
     )
 
     await _confirm_delivery(client, payment)
     await _pay_out(client, checkout)
 
-    print_line("\n9  tallystick verify recomputes everything")
+    _print_step("9  tallystick verify recomputes every balance from the stored rows")
     report = await asyncio.to_thread(verify, database_urls)
-    for line in report.as_text().splitlines():
-        print_line(f"     {line}")
+    print_report(report, indent="     ")
     _require(report.passed, "verify should pass")
 
 
 async def _confirm_delivery(client: AsyncClient, payment: payment_pb2.Payment) -> None:
-    print_line("\n6  The goods are delivered: what is pending becomes available")
+    _print_step("6  The goods are delivered: pending funds become available")
     for order in payment.payment_orders:
         await client.payment.ConfirmDelivery(
             payment_service_pb2.ConfirmDeliveryRequest(payment_order_id=order.payment_order_id)
         )
     await _wait_until(
-        lambda: _is_released(client, payment), "what was delivered should be available"
+        lambda: _is_released(client, payment), "the funds of delivered orders should be available"
     )
     await _show_wallets(client)
 
 
 async def _is_released(client: AsyncClient, payment: payment_pb2.Payment) -> bool:
-    """Whether each order's money has become available; what else is in the wallets may be of a run
-    before.
+    """Whether the funds of each order are available. The wallets may also hold funds of earlier
+    runs.
     """
     for order in payment.payment_orders:
         request = wallet_service_pb2.ListWalletEntriesRequest(
@@ -218,11 +211,8 @@ async def _is_released(client: AsyncClient, payment: payment_pb2.Payment) -> boo
 
 
 async def _pay_out(client: AsyncClient, checkout: str) -> None:
-    """A run of the schedule pays both sellers; the bank of one of them sends the money back."""
-    print_line(
-        "\n7  Each seller has a bank account, and the schedule pays what can be paid; here its "
-        "run is asked for before its cut-off"
-    )
+    """A payout run pays both sellers. The bank of one seller returns the money."""
+    _print_step("7  A payout run pays both sellers, here requested before the schedule's cut-off")
     for seller, token in _ACCOUNTS.items():
         await _create_destination(client, f"{checkout}-{seller}", seller, token)
     schedule = await client.payout.SetPayoutSchedule(
@@ -255,7 +245,7 @@ async def _pay_out(client: AsyncClient, checkout: str) -> None:
     }
     _require(
         set(_SELLERS) <= payouts.keys(),
-        f"both sellers should have been paid, and {sorted(payouts)} were",
+        f"both sellers should have a payout, but only {sorted(payouts)} have one",
     )
     books, music = (payouts[seller] for seller in _SELLERS)
     await _show_payout(client, books)
@@ -266,12 +256,11 @@ async def _pay_out(client: AsyncClient, checkout: str) -> None:
         f"{payout_pb2.PayoutState.Name(books_state)}",
     )
 
-    print_line(
-        f"\n8  The bank of {_SELLERS[1]} sends the money back, and the wallet has it again, but "
-        "for the fee"
+    _print_step(
+        f"8  The bank of {_SELLERS[1]} returns the money; the wallet is credited, without the fee"
     )
     await _wait_until(
-        lambda: _is_returned(client, music), f"the payout to {_SELLERS[1]} should come back"
+        lambda: _is_returned(client, music), f"the payout to {_SELLERS[1]} should be RETURNED"
     )
     await _show_payout(client, music)
     await _show_wallets(client)
@@ -294,7 +283,7 @@ async def _create_destination(client: AsyncClient, id_: str, seller: str, token:
         return state == payout_pb2.PAYOUT_DESTINATION_STATE_VERIFIED
 
     await _wait_until(is_verified, f"the bank account of {seller} should be verified")
-    print_line(f"     {seller:<14} is paid at the account {token}, which the provider has verified")
+    print_line(f"     {seller:<14} has the bank account {token}, verified by the provider")
 
 
 async def _is_batch_done(client: AsyncClient, batch_id: str) -> bool:
@@ -314,8 +303,10 @@ async def _show_payout(client: AsyncClient, payout_id: str) -> None:
         payout_service_pb2.GetPayoutRequest(payout_id=payout_id)
     )
     payout = response.payout
-    print_line(f"     {payout.seller_account}: {payout.amount} {payout.currency} leave the wallet")
-    print_line(f"       {payout.net_amount} reach the bank as {payout.provider_reference}")
+    print_line(
+        f"     {payout.seller_account}: {payout.amount} {payout.currency} debited from the wallet"
+    )
+    print_line(f"       {payout.net_amount} sent to the bank as {payout.provider_reference}")
     for transition in response.history:
         state = payout_pb2.PayoutState.Name(transition.to_state).removeprefix("PAYOUT_STATE_")
         print_line(f"       {_format_time(transition)}  {state:<12} {transition.cause}")
@@ -325,7 +316,7 @@ async def _show_payout(client: AsyncClient, payout_id: str) -> None:
 
 
 async def _wait_until(condition: Callable[[], Awaitable[bool]], message: str) -> None:
-    """Waits for a step, for half a minute at most."""
+    """Waits up to 30 s for a condition."""
     for _ in range(300):
         if await condition():
             return
@@ -403,7 +394,7 @@ async def _show_ledger(client: AsyncClient, payment: payment_pb2.Payment) -> Non
             f"the trial balance should be zero, but is {total.amount} {total.currency}",
         )
         print_line(
-            f"     trial balance of the whole book: {total.amount} {total.currency}, at "
+            f"     trial balance of the whole ledger: {total.amount} {total.currency}, after "
             f"transaction {trial.sequence}"
         )
 
@@ -431,14 +422,19 @@ def _format_state(payment: payment_pb2.Payment) -> str:
 
 
 def _require(condition: Any, message: str) -> None:
-    """Ends the story where a step does not hold."""
+    """Ends the demo where a step has another result than expected."""
     if not condition:
-        raise StartupError(f"a step did not hold: {message}.")
+        raise StartupError(f"Unexpected result: {message}.")
+
+
+def _print_step(title: str) -> None:
+    print_line()
+    print_heading(title)
 
 
 def _print_grpcurl_hints(address: str) -> None:
     print_line(
-        "\nTo look closer, with grpcurl (go install "
+        "\nInspect the platform with grpcurl (go install "
         "github.com/fullstorydev/grpcurl/cmd/grpcurl@latest):"
     )
     print_line(f"     grpcurl -plaintext {address} list")

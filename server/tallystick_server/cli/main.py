@@ -1,131 +1,262 @@
-"""The command `tallystick`."""
+"""The command `tallystick`. Each command imports what it needs, so that `--help` is quick."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
-import signal
-import sys
+import os
 from collections.abc import Sequence
-from importlib.metadata import version
+from enum import StrEnum
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from tallystick_sandbox.payouts import SandboxPayouts
-from tallystick_sandbox.sandbox import Sandbox
-from tallystick_server.app import configuration, serve
-from tallystick_server.app.configuration import SERVICES, Settings
-from tallystick_server.app.database.connections import open_databases, open_databases_read_only
-from tallystick_server.app.database.migrate import migrate
-from tallystick_server.app.database.schema import DatabaseUnavailable, check_schema
-from tallystick_server.app.errors import StartupError, exit_on_broken_pipe
+import typer
+
+from tallystick_server.app.errors import StartupError
 from tallystick_server.cli import operator
-from tallystick_server.verify.run import verify
-from tallystick_storage.database import Database
+from tallystick_server.cli.operator import example
+from tallystick_server.cli.output import (
+    Column,
+    escape,
+    print_json,
+    print_line,
+    print_status,
+    print_table,
+    show_progress,
+)
+from tallystick_server.cli.runner import PanelGroup, load_settings, run_app, whole_number
+
+if TYPE_CHECKING:
+    from tallystick_server.verify.report import Report
+
+_PANEL = "Run the platform"
+
+app = typer.Typer(
+    cls=PanelGroup,
+    help="Payment platform for marketplaces.",
+    epilog=example("tallystick migrate", "tallystick serve all", "tallystick dead-letters list"),
+    add_completion=False,
+    pretty_exceptions_enable=False,  # they print local variables, which may hold secrets
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class ServiceName(StrEnum):
+    """What `serve` serves. The names are repeated here because importing the settings is slow."""
+
+    ALL = "all"
+    PAYMENT = "payment"
+    LEDGER = "ledger"
+    WALLET = "wallet"
+    PAYOUT = "payout"
+    EVENT = "event"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a command; what goes wrong is one sentence on standard error, and exit code 1."""
-    # unwinds, so that no PostgreSQL stays behind; serve drains instead
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    logging.basicConfig(level=logging.WARNING, format=serve.LOG_FORMAT)
-    options = _build_parser().parse_args(arguments)
-    try:
-        settings = configuration.load(path=options.config)
-        exit_code = options.run(options, settings)
-        sys.stdout.flush()
-        sys.exit(exit_code)
-    except BrokenPipeError:
-        exit_on_broken_pipe()
-    except StartupError as error:
-        print(f"tallystick: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    """Runs a command and exits."""
+    run_app(app, "tallystick", arguments)
 
 
-def _print_status(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def _print_version(requested: bool) -> None:
+    if requested:
+        from importlib.metadata import version
+
+        print_line(f"tallystick {version('tallystick-server')}")
+        raise typer.Exit
 
 
-def _build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tallystick", description="Payment platform for marketplaces."
-    )
-    parser.add_argument(
-        "--version", action="version", version=f"tallystick {version('tallystick-server')}"
-    )
-    parser.add_argument("--config", help="a TOML file; settings in the environment stand over it")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    command = commands.add_parser(
-        "serve", help="serve all services, or some by name, until SIGTERM"
-    )
-    command.add_argument("service", nargs="+", choices=("all", *SERVICES))
-    command.set_defaults(run=_serve)
-    command = commands.add_parser("migrate", help="bring schemas and roles up to date")
-    command.add_argument(
-        "--new-passwords",
-        action="store_true",
-        help="give roles new passwords whose old ones are lost",
-    )
-    command.set_defaults(run=_migrate)
-    command = commands.add_parser(
-        "verify",
-        help=(
-            "check every invariant over the whole database; exit 1 if rows are wrong, which it "
-            "names"
+@app.callback()
+def _options(
+    ctx: typer.Context,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            help="TOML file with settings. Environment variables take precedence.",
+            show_default=False,
         ),
-    )
-    command.add_argument("--json", action="store_true", help="the report as one JSON object")
-    command.set_defaults(run=_verify)
-    command = commands.add_parser("sandbox", help="serve the sandbox provider over HTTP")
-    command.add_argument(
-        "--port",
-        type=_parse_port,
-        default=7090,
-        help="where it listens on 127.0.0.1; by default 7090",
-    )
-    command.set_defaults(run=_sandbox)
-    operator.add_commands(commands)
-    return parser
+    ] = None,
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    ctx.obj = config
 
 
-def _parse_port(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) < 65_536:
-        raise argparse.ArgumentTypeError("must be a whole number from 1 to 65535")
-    return int(text)
+@app.command(
+    rich_help_panel=_PANEL,
+    epilog=example("tallystick serve all", "tallystick serve wallet ledger"),
+)
+def serve(
+    ctx: typer.Context,
+    services: Annotated[
+        list[ServiceName],
+        typer.Argument(metavar="SERVICE...", help="all, or the names of services."),
+    ],
+) -> None:
+    """Serve all services, or some of them, until SIGTERM.
 
+    The services are payment, ledger, wallet, payout and event.
+    """
+    from tallystick_server.app import serve as server
+    from tallystick_server.app.configuration import SERVICES
+    from tallystick_server.app.database.connections import open_databases
 
-def _serve(options: argparse.Namespace, settings: Settings) -> int:
-    names = SERVICES if "all" in options.service else tuple(dict.fromkeys(options.service))
-    with open_databases(settings, _print_status) as database_urls:
+    settings = load_settings(ctx.obj)
+    names = SERVICES if ServiceName.ALL in services else tuple(dict.fromkeys(map(str, services)))
+    with open_databases(settings, print_status) as database_urls:
         schemas = [*names]
         if not {"payment", "payout"}.isdisjoint(names) and not settings.providers.sandbox.url:
             schemas.append("sandbox")
         urls = {name: database_urls.service(name) for name in schemas}
-        serve.run(serve.serve(names, settings, urls, _print_status, database_urls.has_ended))
-    return 0
+        server.run(server.serve(names, settings, urls, print_status, database_urls.has_ended))
 
 
-def _migrate(options: argparse.Namespace, settings: Settings) -> int:
-    with open_databases(settings, _print_status) as database_urls:
+@app.command(rich_help_panel=_PANEL, epilog=example("tallystick migrate"))
+def migrate(
+    ctx: typer.Context,
+    new_passwords: Annotated[
+        bool,
+        typer.Option(
+            "--new-passwords", help="Replace the passwords of roles whose passwords are lost."
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Bring the schemas and roles of the database up to date."""
+    from tallystick_server.app.database.connections import open_databases
+    from tallystick_server.app.database.migrate import SCHEMAS
+    from tallystick_server.app.database.migrate import migrate as migrate_database
+
+    settings = load_settings(ctx.obj)
+    with open_databases(settings, print_status) as database_urls:
         if not database_urls.admin:
             raise StartupError(
-                "TALLYSTICK_DATABASE__URL must be the administrator's URL, which makes schemas and "
-                "roles."
+                "TALLYSTICK_DATABASE__URL must be the administrator's URL, because migrate creates "
+                "schemas and roles."
             )
-        migrate(database_urls.admin, database_urls.passwords, new_passwords=options.new_passwords)
-    _print_status("The database is up to date")
-    return 0
+        with show_progress("Migrating schemas", len(SCHEMAS)) as update:
+            numbers = count(1)
+            migrate_database(
+                database_urls.admin,
+                database_urls.passwords,
+                new_passwords=new_passwords,
+                on_schema=lambda name: update(next(numbers), name),
+            )
+    if as_json:
+        print_json({"schemas": [*SCHEMAS], "new_passwords": new_passwords})
+    else:
+        print_status("The database is up to date.")
 
 
-def _verify(options: argparse.Namespace, settings: Settings) -> int:
-    with open_databases_read_only(settings, _print_status) as database_urls:
-        report = verify(database_urls)
-    print(json.dumps(report.as_dict()) if options.json else report.as_text())
+@app.command(
+    rich_help_panel=_PANEL, epilog=example("tallystick verify", "tallystick verify --json")
+)
+def verify(
+    ctx: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> int:
+    """Check every invariant of the whole database.
+
+    Names the rows that violate one, and exits with 1 if there are any. It may run while the
+    platform serves.
+    """
+    from tallystick_server.app.database.connections import open_databases_read_only
+    from tallystick_server.verify.run import CHECKS
+    from tallystick_server.verify.run import verify as verify_database
+
+    settings = load_settings(ctx.obj)
+    with (
+        open_databases_read_only(settings, print_status) as database_urls,
+        show_progress("Verifying", len(CHECKS), lines=False) as update,
+    ):
+        numbers = count(1)
+        report = verify_database(
+            database_urls, on_check=lambda check: update(next(numbers), check.name)
+        )
+    if as_json:
+        print_json(report.as_dict())
+    else:
+        print_report(report)
     return 0 if report.passed else 1
 
 
+def print_report(report: Report, indent: str = "") -> None:
+    """Prints a row for each check, then the violations and the summary."""
+    columns = [
+        Column(f"{indent}CHECK"),
+        Column("RESULT"),
+        Column("ROWS", align_right=True),
+        Column("INVARIANTS"),
+    ]
+    rows = [
+        [
+            f"{indent}{check.name}",
+            "FAILED" if check.failures else "ok",
+            str(check.row_count),
+            check.invariants,
+        ]
+        for check in report.checks
+    ]
+    print_table(columns, rows)
+    for violation in report.violations:
+        print_line(f"{indent}  {escape(violation)}")
+    print_line(f"{indent}{report.summary}")
+
+
+@app.command(rich_help_panel=_PANEL, epilog=example("tallystick sandbox --port 7091"))
+def sandbox(
+    ctx: typer.Context,
+    port: Annotated[
+        int,
+        typer.Option(
+            "--port",
+            parser=whole_number(1, 65_535),
+            metavar="PORT",
+            help="Port on 127.0.0.1.",
+        ),
+    ] = 7090,
+) -> None:
+    """Serve the sandbox provider over HTTP, on 127.0.0.1.
+
+    A platform uses it if TALLYSTICK_PROVIDERS__SANDBOX__URL names its address.
+    """
+    from aiohttp import web
+
+    from tallystick_sandbox.payouts import SandboxPayouts
+    from tallystick_sandbox.sandbox import Sandbox
+    from tallystick_sandbox.server import create_app
+    from tallystick_server.app.database.connections import open_databases
+    from tallystick_storage.database import Database
+
+    settings = load_settings(ctx.obj)
+    with open_databases(settings, print_status) as database_urls:
+        url = database_urls.service("sandbox")
+        _reject_unusable_database(url, "sandbox")
+        database = Database(url, connections=4)
+        latency, window = settings.providers.sandbox.latency, settings.providers.key_window
+        application = create_app(
+            Sandbox(database, latency_seconds=latency, key_window_seconds=window),
+            SandboxPayouts(database, latency_seconds=latency, key_window_seconds=window),
+        )
+        print_status(f"Serving the sandbox on 127.0.0.1:{port}")
+        try:
+            web.run_app(application, host="127.0.0.1", port=port, print=None, access_log=None)
+        except OSError as error:
+            reason = os.strerror(error.errno).lower() if error.errno else type(error).__name__
+            raise StartupError(
+                f"Cannot listen on port {port}: {reason}. Choose another with --port."
+            ) from None
+        finally:
+            database.close()
+
+
 def _reject_unusable_database(url: str, service: str) -> None:
+    from tallystick_server.app.database.schema import DatabaseUnavailable, check_schema
+
     try:
         check_schema(url, service)
     except DatabaseUnavailable as error:
@@ -134,32 +265,7 @@ def _reject_unusable_database(url: str, service: str) -> None:
         ) from error
 
 
-def _sandbox(options: argparse.Namespace, settings: Settings) -> int:
-    from aiohttp import web  # noqa: PLC0415 - slow to import, and no other command needs it
-
-    from tallystick_sandbox.server import create_app  # noqa: PLC0415 - the same
-
-    with open_databases(settings, _print_status) as database_urls:
-        url = database_urls.service("sandbox")
-        _reject_unusable_database(url, "sandbox")
-        database = Database(url, connections=4)
-        latency, window = settings.providers.sandbox.latency, settings.providers.key_window
-        app = create_app(
-            Sandbox(database, latency_seconds=latency, key_window_seconds=window),
-            SandboxPayouts(database, latency_seconds=latency, key_window_seconds=window),
-        )
-        _print_status(f"Serving the sandbox on 127.0.0.1:{options.port}")
-        try:
-            web.run_app(app, host="127.0.0.1", port=options.port, print=None, access_log=None)
-        except OSError as error:
-            raise StartupError(
-                f"Nothing can listen on port {options.port}: {error.strerror}. Choose another "
-                "with --port."
-            ) from None
-        finally:
-            database.close()
-    return 0
-
+operator.add_commands(app)
 
 if __name__ == "__main__":
     main()

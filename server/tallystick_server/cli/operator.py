@@ -1,481 +1,649 @@
-"""What an operator does from the command line: a client of the running platform, like any other."""
+"""The operator commands: dead letters, alerts, unapplied charges, payouts and payout batches."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import sys
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from google.protobuf.json_format import MessageToDict
-from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
+import typer
 
-from tallystick import Client, ClientSettings, TallystickError, UnauthenticatedError
-from tallystick.ledger.v1 import ledger_service_pb2
-from tallystick.payment.v1 import payment_service_pb2
-from tallystick.payout.v1 import payout_pb2, payout_service_pb2
-from tallystick.recovery.v1 import recovery_pb2
-from tallystick.wallet.v1 import wallet_service_pb2
 from tallystick_core.payout.state import PayoutState
-from tallystick_server.app.configuration import Settings
-from tallystick_server.app.errors import StartupError
-from tallystick_server.rpc.enums import EnumNames
+from tallystick_server.cli.output import (
+    Column,
+    escape,
+    print_fields,
+    print_heading,
+    print_json,
+    print_line,
+    print_status,
+    print_table,
+    show_progress,
+)
+from tallystick_server.cli.runner import PanelGroup, UsageError, load_settings, whole_number
 
-_DEAD_LETTER_STATES = EnumNames(recovery_pb2.DeadLetterState.DESCRIPTOR)
-_DEAD_LETTER_MESSAGES: dict[str, ModuleType] = {
-    "payment": payment_service_pb2,
-    "payout": payout_service_pb2,
-}
-"""The services that have dead letters, and their messages."""
-_ALERT_MESSAGES: dict[str, ModuleType] = {
-    **_DEAD_LETTER_MESSAGES,
-    "wallet": wallet_service_pb2,
-    "ledger": ledger_service_pb2,
-}
-"""The services that have alerts, and their messages."""
-_PAYOUT_STATES = EnumNames(payout_pb2.PayoutState.DESCRIPTOR)
-_POLL_INTERVAL_SECONDS = 1.0
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
 
-CommandHandler = Callable[[argparse.Namespace, Client], Iterable[Message | str]]
-"""Gives what is printed: messages as JSON, texts as they are."""
-Subparsers = Any  # argparse keeps its type to itself
+    from tallystick_server.cli.operator_calls import BulkReport, DeadLetterFilter, OperatorCalls
 
+PANEL = "Operate a running platform (TALLYSTICK_TOKEN holds the bearer token)"
+_BULK_PANEL = "Many dead letters, instead of one"
+_ALIGNED_RIGHT = frozenset({"count", "fee", "number", "tries", "version"})
+_WRAPPED = frozenset({"detail", "message", "reason", "acknowledge_reason"})
 
-def add_commands(commands: Subparsers) -> None:
-    """The commands for operators."""
-    dead_letters = commands.add_parser(
-        "dead-letters", help="what waits for a person: list, show, retry, close"
-    )
-    verbs = dead_letters.add_subparsers(required=True, metavar="VERB")
-    command = _add_service_option(
-        _add_command(verbs, "list", "newest first", _list_dead_letters, resources="dead letters")
-    )
-    command.add_argument("--all", action="store_true", help="also those that have ended")
-    _add_dead_letter_id(
-        _add_command(verbs, "show", "one, with what it is about", _show_dead_letter)
-    )
-    _add_bulk_options(
-        _add_reason_option(
-            _add_dead_letter_id(
-                _add_command(
-                    verbs,
-                    "retry",
-                    "have one tried again, or all that a filter names",
-                    _retry_dead_letters,
-                )
-            )
-        )
-    )
-    command = _add_bulk_options(
-        _add_reason_option(
-            _add_dead_letter_id(
-                _add_command(
-                    verbs,
-                    "close",
-                    "fail what one is about, or all that a filter names",
-                    _close_dead_letters,
-                )
-            )
-        )
-    )
-    command.add_argument(
-        "--evidence", required=True, help="what shows that the provider charged or paid nothing"
-    )
-    charges = commands.add_parser(
-        "unapplied-charges", help="money that fits no order: list, acknowledge"
-    )
-    verbs = charges.add_subparsers(required=True, metavar="VERB")
-    command = _add_command(
-        verbs, "list", "newest first", _list_unapplied_charges, resources="unapplied charges"
-    )
-    command.add_argument("--all", action="store_true", help="also those that were acknowledged")
-    command = _add_reason_option(
-        _add_command(verbs, "acknowledge", "end its alert; it stays booked", _acknowledge_charge)
-    )
-    command.add_argument("unapplied_charge_id")
-    command = _add_service_option(
-        _add_command(
-            commands,
-            "alerts",
-            "what a person should look at, newest first",
-            _list_alerts,
-            resources="alerts",
-        ),
-        _ALERT_MESSAGES,
-    )
-    command.add_argument("--all", action="store_true", help="also those that have ended")
-    payouts = commands.add_parser(
-        "payouts", help="list, or one payout: show, approve, reject, cancel, acknowledge"
-    )
-    verbs = payouts.add_subparsers(required=True, metavar="VERB")
-    command = _add_command(verbs, "list", "newest first", _list_payouts, resources="payouts")
-    command.add_argument(
-        "--state",
-        choices=[*map(str, PayoutState)],
-        default="",
-        help="such as AWAITING_APPROVAL; by default any",
-    )
-    command.add_argument("--seller", default="", help="a seller's account; by default everybody")
-    _add_payout_id(
-        _add_command(verbs, "show", "it, with every move, attempt and transfer", _show_payout)
-    )
-    for verb, help_text in (
-        ("approve", "as the second person"),
-        ("reject", "while it awaits approval"),
-        ("cancel", "before it is sent"),
-    ):
-        _add_reason_option(
-            _add_payout_id(
-                _add_command(verbs, verb, help_text, _make_decision_handler(verb.capitalize()))
-            )
-        )
-    command = _add_reason_option(
-        _add_payout_id(
-            _add_command(
-                verbs,
-                "acknowledge",
-                "end the alert about a transfer or report; the money stays booked",
-                _acknowledge_payout,
-            )
-        )
-    )
-    subject = command.add_mutually_exclusive_group(required=True)
-    subject.add_argument(
-        "--transfer",
-        default="",
-        metavar="REFERENCE",
-        help="the provider_reference of a transfer that fits no move",
-    )
-    subject.add_argument(
-        "--report",
-        type=int,
-        default=0,
-        metavar="NUMBER",
-        help="the number of a report that conflicts with an earlier one",
-    )
-    command = _add_command(
-        commands, "payout-batch", "a batch of payouts, with its totals", _show_batch
-    )
-    command.add_argument("payout_batch_id")
-    command.add_argument(
-        "--follow", action="store_true", help="again each second, until it is DONE"
-    )
+dead_letters = typer.Typer(
+    cls=PanelGroup, help="List, show, retry and close operations that require an operator."
+)
+unapplied_charges = typer.Typer(
+    cls=PanelGroup, help="List and acknowledge charges that match no order."
+)
+payouts = typer.Typer(
+    cls=PanelGroup, help="List, show, approve, reject, cancel and acknowledge payouts."
+)
 
 
-def _add_command(
-    commands: Subparsers, name: str, help_text: str, handler: CommandHandler, *, resources: str = ""
-) -> argparse.ArgumentParser:
-    """`resources`: what the command lists, if it may find none."""
-    command: argparse.ArgumentParser = commands.add_parser(
-        name, help=help_text, epilog="A bearer token is taken from TALLYSTICK_TOKEN."
-    )
-    command.add_argument(
-        "--address", help="where the platform is; by default TALLYSTICK_SERVER__LISTEN"
-    )
-
-    def run(options: argparse.Namespace, settings: Settings) -> int:
-        address = options.address or settings.server.listen
-        token = os.environ.get("TALLYSTICK_TOKEN", "")
-        if not all("!" <= character <= "~" for character in token):
-            raise StartupError("TALLYSTICK_TOKEN must be visible ASCII characters.")
-        message_count = 0
-        try:
-            with Client(address, settings=ClientSettings(token=token)) as client:
-                for message in handler(options, client):
-                    print(
-                        message
-                        if isinstance(message, str)
-                        else json.dumps(MessageToDict(message, preserving_proto_field_name=True)),
-                        flush=True,
-                    )
-                    message_count += 1
-        except UnauthenticatedError as error:
-            raise StartupError(f"{address}: {error} Set TALLYSTICK_TOKEN.") from None
-        except TallystickError as error:
-            raise StartupError(
-                f"{address}: "
-                f"{error if error.reason else f'no platform answers there ({error.message})'}"
-            ) from None
-        if resources and not message_count:
-            print(f"No {resources} match.", file=sys.stderr)
-        return 0
-
-    command.set_defaults(run=run)
-    return command
-
-
-def _add_service_option(
-    command: argparse.ArgumentParser, services: Mapping[str, ModuleType] = _DEAD_LETTER_MESSAGES
-) -> argparse.ArgumentParser:
-    command.add_argument(
-        "--service",
-        choices=services,
-        default="payment",
-        help="of which service; by default payment",
-    )
-    return command
-
-
-def _add_dead_letter_id(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    command.add_argument("dead_letter_id")
-    return _add_service_option(command)
-
-
-def _add_bulk_options(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """The options that name many dead letters in place of one."""
-    (id_argument,) = (action for action in command._actions if action.dest == "dead_letter_id")
-    id_argument.nargs, id_argument.required = "?", False
-    group = command.add_argument_group("many dead letters, in place of one")
-    group.add_argument(
-        "--cause", default="", help="only open ones of this cause, such as UNRESOLVED"
-    )
-    group.add_argument("--provider", default="", help="only open ones of this provider")
-    group.add_argument(
-        "--from",
-        dest="from_time",
-        type=_parse_time,
-        help="only those made at this time or later, such as 2026-11-28T08:00:00Z",
-    )
-    group.add_argument(
-        "--until", dest="until_time", type=_parse_time, help="only those made before this time"
-    )
-    group.add_argument("--all", action="store_true", help="every open one")
-    group.add_argument(
-        "--dry-run", action="store_true", help="count them and name some; change nothing"
-    )
-    group.add_argument("--json", action="store_true", help="the report as one JSON object")
-    return command
-
-
-def _parse_time(text: str) -> Timestamp:
+def _parse_time(text: str) -> datetime:
     try:
         parsed = datetime.fromisoformat(text)
     except ValueError:
         parsed = None
     if parsed is None or parsed.tzinfo is None:
-        raise argparse.ArgumentTypeError(
-            "must be a time with its zone, such as 2026-11-28T08:00:00Z"
-        )
-    timestamp = Timestamp()
-    timestamp.FromDatetime(parsed)
-    return timestamp
+        raise ValueError(f"{text!r} is not a time with a time zone, such as 2026-11-28T08:00:00Z.")
+    return parsed
 
 
-def _add_payout_id(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    command.add_argument("payout_id")
-    return command
+DeadLetterService = Literal["payment", "payout"]
+AlertService = Literal["payment", "payout", "wallet", "ledger"]
+
+DeadLetterServiceOption = Annotated[
+    DeadLetterService, typer.Option("--service", help="The service that owns the dead letters.")
+]
+AddressOption = Annotated[
+    str,
+    typer.Option(
+        "--address",
+        metavar="HOST:PORT",
+        help="Address of the platform. By default the setting TALLYSTICK_SERVER__LISTEN.",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
+ReasonOption = Annotated[
+    str, typer.Option("--reason", help="Why. It is stored with your name.", show_default=False)
+]
+EvidenceOption = Annotated[
+    str,
+    typer.Option(
+        "--evidence",
+        help="What proves that the provider charged or paid nothing.",
+        show_default=False,
+    ),
+]
+DeadLetterIdArgument = Annotated[
+    str, typer.Argument(metavar="DEAD_LETTER_ID", help="As 'dead-letters list' prints it.")
+]
+OptionalDeadLetterIdArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="DEAD_LETTER_ID", help="As 'dead-letters list' prints it.", show_default=False
+    ),
+]
+PayoutIdArgument = Annotated[
+    str, typer.Argument(metavar="PAYOUT_ID", help="As 'payouts list' prints it.")
+]
+CauseOption = Annotated[
+    str,
+    typer.Option(
+        "--cause",
+        help="Only open ones with this cause, such as REJECTED.",
+        show_default=False,
+        rich_help_panel=_BULK_PANEL,
+    ),
+]
+ProviderOption = Annotated[
+    str,
+    typer.Option(
+        "--provider",
+        help="Only open ones of this provider.",
+        show_default=False,
+        rich_help_panel=_BULK_PANEL,
+    ),
+]
+FromOption = Annotated[
+    datetime | None,
+    typer.Option(
+        "--from",
+        parser=_parse_time,
+        metavar="TIME",
+        help="Only those created at this time or later, such as 2026-11-28T08:00:00Z.",
+        show_default=False,
+        rich_help_panel=_BULK_PANEL,
+    ),
+]
+UntilOption = Annotated[
+    datetime | None,
+    typer.Option(
+        "--until",
+        parser=_parse_time,
+        metavar="TIME",
+        help="Only those created before this time.",
+        show_default=False,
+        rich_help_panel=_BULK_PANEL,
+    ),
+]
+AllOption = Annotated[
+    bool, typer.Option("--all", help="Every open one.", rich_help_panel=_BULK_PANEL)
+]
+DryRunOption = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Count them and name the first 20. Change nothing.",
+        rich_help_panel=_BULK_PANEL,
+    ),
+]
 
 
-def _add_reason_option(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    command.add_argument("--reason", required=True, help="why; it is kept with your name")
-    return command
-
-
-def _call_service(options: argparse.Namespace, client: Client, method: str, **values: Any) -> Any:
-    """The answer of the service that was named."""
-    request = getattr(_DEAD_LETTER_MESSAGES[options.service], f"{method}Request")(**values)
-    return getattr(getattr(client, options.service), method)(request)
-
-
-def _list_dead_letters(options: argparse.Namespace, client: Client) -> Iterable[Message]:
-    request = _DEAD_LETTER_MESSAGES[options.service].ListDeadLettersRequest(
-        state=_DEAD_LETTER_STATES.number("" if options.all else "OPEN"), page_size=200
-    )
-    return client.pages(getattr(client, options.service).ListDeadLetters, request, "dead_letters")
-
-
-def _show_dead_letter(options: argparse.Namespace, client: Client) -> list[Message]:
-    return [_call_service(options, client, "GetDeadLetter", dead_letter_id=options.dead_letter_id)]
-
-
-def _retry_dead_letters(options: argparse.Namespace, client: Client) -> Iterable[Message | str]:
-    if _is_bulk(options):
-        return _run_bulk(options, client, "RetryDeadLetters", ("retried",))
-    return [
-        _call_service(
-            options,
-            client,
-            "RetryDeadLetter",
-            dead_letter_id=options.dead_letter_id,
-            reason=options.reason,
-        )
-    ]
-
-
-def _close_dead_letters(options: argparse.Namespace, client: Client) -> Iterable[Message | str]:
-    if _is_bulk(options):
-        return _run_bulk(
-            options, client, "CloseDeadLetters", ("closed", "resolved"), evidence=options.evidence
-        )
-    values = {
-        "dead_letter_id": options.dead_letter_id,
-        "reason": options.reason,
-        "evidence": options.evidence,
-    }
-    return [_call_service(options, client, "CloseDeadLetter", **values)]
-
-
-def _is_bulk(options: argparse.Namespace) -> bool:
-    """Whether many dead letters are named."""
-    is_bulk = bool(
-        options.cause or options.provider or options.from_time or options.until_time or options.all
-    )
-    if is_bulk == bool(options.dead_letter_id):
-        raise StartupError(
-            "Give either a dead letter's id, or a filter: --cause, --provider, --from, --until, "
-            "or --all."
-        )
-    if options.dead_letter_id and (options.dry_run or options.json):
-        raise StartupError("--dry-run and --json go with a filter, not with a dead letter's id.")
-    return is_bulk
-
-
-def _run_bulk(
-    options: argparse.Namespace,
-    client: Client,
-    method: str,
-    counters: tuple[str, ...],
-    **values: str,
-) -> Iterable[str]:
-    """Calls page by page until there are no more, with progress on stderr; the report."""
-    dead_letter_filter = recovery_pb2.DeadLetterFilter(
-        cause=options.cause,
-        provider=options.provider,
-        from_time=options.from_time,
-        until_time=options.until_time,
-    )
-    values = {"filter": dead_letter_filter, "all": options.all, "reason": options.reason, **values}  # type: ignore[dict-item]
-    preview = _call_service(options, client, method, dry_run=True, **values)
-    report: dict[str, Any] = {
-        "matched": preview.matched,
-        **dict.fromkeys(counters, 0),
-        "skipped": [],
-    }
-    report["counts"] = [
-        {"cause": item.cause, "provider": item.provider, "count": item.count}
-        for item in preview.counts
-    ]
-    if options.dry_run:
-        report |= {"dry_run": True, "sample": list(preview.sample)}
-        return [_format_report(report, counters, as_json=options.json)]
-    token, processed_count = "", 0
-    while True:
-        page = _call_service(options, client, method, page_token=token, **values)
-        processed_count += page.matched
-        for counter in counters:
-            report[counter] += getattr(page, counter)
-        report["skipped"] += [
-            MessageToDict(item, preserving_proto_field_name=True) for item in page.skipped
-        ]
-        print(
-            f"{processed_count} of {preview.matched}: {_format_counts(report, counters)}",
-            file=sys.stderr,
-            flush=True,
-        )
-        token = page.next_page_token
-        if not token:
-            return [_format_report(report, counters, as_json=options.json)]
-
-
-def _format_counts(report: Mapping[str, Any], counters: tuple[str, ...]) -> str:
-    return ", ".join(
-        [
-            *(f"{report[counter]} {counter}" for counter in counters),
-            f"{len(report['skipped'])} skipped",
-        ]
+def example(*lines: str) -> str:
+    """The examples of a command, for the end of its help."""
+    return "\n".join(
+        ["\b", "Example:" if len(lines) == 1 else "Examples:", *(f"  {line}" for line in lines)]
     )
 
 
-def _format_report(report: Mapping[str, Any], counters: tuple[str, ...], *, as_json: bool) -> str:
-    if as_json:
-        return json.dumps(report)
-    lines = [
-        f"{report['matched']} matched; nothing was changed"
-        if report.get("dry_run")
-        else f"{report['matched']} matched: {_format_counts(report, counters)}"
-    ]
-    lines += [
-        f"  {item['count']} {item['cause']} of {item['provider']}" for item in report["counts"]
-    ]
-    lines += [f"  {id_}" for id_ in report.get("sample", ())]
-    lines += [
-        (
-            f"  skipped {item['dead_letter_id']} ({item['cause']}): {item['error_reason']}: "
-            f"{item['message']}"
-        )
-        for item in report["skipped"]
-    ]
-    return "\n".join(lines)
+def add_commands(app: typer.Typer) -> None:
+    """Adds the commands for operators."""
+    for name, group in (
+        ("dead-letters", dead_letters),
+        ("unapplied-charges", unapplied_charges),
+        ("payouts", payouts),
+    ):
+        app.add_typer(group, name=name, rich_help_panel=PANEL)
+    app.command(
+        "alerts", rich_help_panel=PANEL, epilog=example("tallystick alerts --service payout")
+    )(list_alerts)
+    app.command(
+        "payout-batch",
+        rich_help_panel=PANEL,
+        epilog=example("tallystick payout-batch run-EUR-20261128T1500Z --follow"),
+    )(show_batch)
 
 
-def _list_unapplied_charges(options: argparse.Namespace, client: Client) -> Iterable[Message]:
-    request = payment_service_pb2.ListUnappliedChargesRequest(
-        acknowledged=options.all, page_size=200
+@dead_letters.command(
+    "list",
+    epilog=example("tallystick dead-letters list --service payout --json"),
+)
+def list_dead_letters(
+    ctx: typer.Context,
+    service: DeadLetterServiceOption = "payment",
+    include_ended: Annotated[
+        bool, typer.Option("--all", help="Include those that are not open any more.")
+    ] = False,
+    address: AddressOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """List open dead letters, newest first."""
+    columns = ["dead_letter_id", "cause", "provider", "tries", "create_time", "detail"]
+    if include_ended:
+        columns[1:1] = ["state"]
+    adjective = "" if include_ended else "open "
+    with _connect(ctx, address) as calls:
+        found = calls.list_dead_letters(service, include_ended=include_ended)
+        none = f"No {adjective}dead letters in the {service} service."
+        _print_listing(found, columns, none, as_json=as_json)
+
+
+@dead_letters.command("show", epilog=example("tallystick dead-letters show charges-o-order-1-1"))
+def show_dead_letter(
+    ctx: typer.Context,
+    dead_letter_id: DeadLetterIdArgument,
+    service: DeadLetterServiceOption = "payment",
+    address: AddressOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Show a dead letter and the charge, payout or destination it belongs to."""
+    with _connect(ctx, address) as calls:
+        _print_message(calls.show_dead_letter(service, dead_letter_id), as_json=as_json)
+
+
+@dead_letters.command(
+    "retry",
+    epilog=example(
+        'tallystick dead-letters retry charges-o-order-1-1 --reason "provider fixed"',
+        'tallystick dead-letters retry --cause REJECTED --reason "provider fixed" --dry-run',
+    ),
+)
+def retry_dead_letters(
+    ctx: typer.Context,
+    reason: ReasonOption,
+    dead_letter_id: OptionalDeadLetterIdArgument = "",
+    service: DeadLetterServiceOption = "payment",
+    cause: CauseOption = "",
+    provider: ProviderOption = "",
+    from_time: FromOption = None,
+    until_time: UntilOption = None,
+    select_all: AllOption = False,
+    dry_run: DryRunOption = False,
+    address: AddressOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Retry one dead letter, or all open ones that match a filter."""
+    selection = _select(
+        ctx, dead_letter_id, cause, provider, from_time, until_time, select_all, dry_run=dry_run
     )
-    return client.pages(client.payment.ListUnappliedCharges, request, "unapplied_charges")
-
-
-def _acknowledge_charge(options: argparse.Namespace, client: Client) -> list[Message]:
-    request = payment_service_pb2.AcknowledgeUnappliedChargeRequest(
-        unapplied_charge_id=options.unapplied_charge_id, reason=options.reason
-    )
-    return [client.payment.AcknowledgeUnappliedCharge(request).unapplied_charge]
-
-
-def _list_alerts(options: argparse.Namespace, client: Client) -> Iterable[Message]:
-    request = _ALERT_MESSAGES[options.service].ListAlertsRequest(ended=options.all, page_size=200)
-    return client.pages(getattr(client, options.service).ListAlerts, request, "alerts")
-
-
-def _list_payouts(options: argparse.Namespace, client: Client) -> Iterable[Message]:
-    request = payout_service_pb2.ListPayoutsRequest(
-        payout_state=_PAYOUT_STATES.number(options.state),
-        seller_account=options.seller,
-        page_size=200,
-    )
-    return client.pages(client.payout.ListPayouts, request, "payouts")
-
-
-def _show_payout(options: argparse.Namespace, client: Client) -> list[Message]:
-    return [
-        client.payout.GetPayout(payout_service_pb2.GetPayoutRequest(payout_id=options.payout_id))
-    ]
-
-
-def _make_decision_handler(verb: str) -> CommandHandler:
-    def handle(options: argparse.Namespace, client: Client) -> list[Message]:
-        request = getattr(payout_service_pb2, f"{verb}PayoutRequest")(
-            payout_id=options.payout_id, reason=options.reason
-        )
-        return [getattr(client.payout, f"{verb}Payout")(request).payout]
-
-    return handle
-
-
-def _acknowledge_payout(options: argparse.Namespace, client: Client) -> list[Message]:
-    request = payout_service_pb2.AcknowledgePayoutRequest(
-        payout_id=options.payout_id, reason=options.reason
-    )
-    if options.report:
-        request.report_number = options.report
-    else:
-        request.provider_reference = options.transfer
-    return [client.payout.AcknowledgePayout(request).payout]
-
-
-def _show_batch(options: argparse.Namespace, client: Client) -> Iterable[Message]:
-    request = payout_service_pb2.GetPayoutBatchRequest(
-        payout_batch_id=options.payout_batch_id, page_size=1
-    )
-    while True:
-        batch = client.payout.GetPayoutBatch(request).payout_batch
-        yield batch
-        if not options.follow or batch.state == payout_pb2.PAYOUT_BATCH_STATE_DONE:
+    with _connect(ctx, address) as calls:
+        if selection is None:
+            retried = calls.retry_dead_letter(service, dead_letter_id, reason)
+            _print_message(retried, as_json=as_json)
             return
-        time.sleep(_POLL_INTERVAL_SECONDS)
+        reports = calls.retry_dead_letters(service, selection, reason, dry_run=dry_run)
+        _print_bulk("Retrying", reports, service, as_json=as_json)
+
+
+@dead_letters.command(
+    "close",
+    epilog=example(
+        "tallystick dead-letters close charges-o-order-1-1 --reason refused "
+        '--evidence "ticket 4711"',
+        'tallystick dead-letters close --all --reason refused --evidence "ticket 4711" --dry-run',
+    ),
+)
+def close_dead_letters(
+    ctx: typer.Context,
+    reason: ReasonOption,
+    evidence: EvidenceOption,
+    dead_letter_id: OptionalDeadLetterIdArgument = "",
+    service: DeadLetterServiceOption = "payment",
+    cause: CauseOption = "",
+    provider: ProviderOption = "",
+    from_time: FromOption = None,
+    until_time: UntilOption = None,
+    select_all: AllOption = False,
+    dry_run: DryRunOption = False,
+    address: AddressOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Close one dead letter, or all open ones that match a filter.
+
+    Marks the failed charge or payout as FAILED.
+    """
+    selection = _select(
+        ctx, dead_letter_id, cause, provider, from_time, until_time, select_all, dry_run=dry_run
+    )
+    with _connect(ctx, address) as calls:
+        if selection is None:
+            closed = calls.close_dead_letter(service, dead_letter_id, reason, evidence)
+            _print_message(closed, as_json=as_json)
+            return
+        reports = calls.close_dead_letters(service, selection, reason, evidence, dry_run=dry_run)
+        _print_bulk("Closing", reports, service, as_json=as_json)
+
+
+@unapplied_charges.command("list", epilog=example("tallystick unapplied-charges list --all --json"))
+def list_unapplied_charges(
+    ctx: typer.Context,
+    include_acknowledged: Annotated[
+        bool, typer.Option("--all", help="Include acknowledged ones.")
+    ] = False,
+    address: AddressOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """List unapplied charges that nobody has acknowledged, newest first."""
+    columns = ["unapplied_charge_id", "cause", "charge_id", "amount", "currency", "create_time"]
+    if include_acknowledged:
+        columns += ["acknowledged_by", "acknowledge_reason"]
+    none = (
+        "No unapplied charges." if include_acknowledged else "No unapplied charges to acknowledge."
+    )
+    with _connect(ctx, address) as calls:
+        found = calls.list_unapplied_charges(include_acknowledged=include_acknowledged)
+        _print_listing(found, columns, none, as_json=as_json)
+
+
+@unapplied_charges.command(
+    "acknowledge",
+    epilog=example(
+        "tallystick unapplied-charges acknowledge UNAPPLIED_CHARGE_ID --reason refunded"
+    ),
+)
+def acknowledge_unapplied_charge(
+    ctx: typer.Context,
+    unapplied_charge_id: Annotated[
+        str,
+        typer.Argument(
+            metavar="UNAPPLIED_CHARGE_ID", help="As 'unapplied-charges list' prints it."
+        ),
+    ],
+    reason: ReasonOption,
+    address: AddressOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Acknowledge an unapplied charge.
+
+    Ends its alert. The charge stays booked.
+    """
+    with _connect(ctx, address) as calls:
+        _print_message(
+            calls.acknowledge_unapplied_charge(unapplied_charge_id, reason), as_json=as_json
+        )
+
+
+def list_alerts(
+    ctx: typer.Context,
+    service: Annotated[
+        AlertService, typer.Option("--service", help="The service that raised the alerts.")
+    ] = "payment",
+    include_ended: Annotated[
+        bool, typer.Option("--all", help="Include those that have ended.")
+    ] = False,
+    address: AddressOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """List active alerts, newest first."""
+    columns = ["kind", "subject", "create_time", "detail"]
+    if include_ended:
+        columns[3:3] = ["end_time"]
+    adjective = "" if include_ended else "active "
+    with _connect(ctx, address) as calls:
+        found = calls.list_alerts(service, include_ended=include_ended)
+        none = f"No {adjective}alerts in the {service} service."
+        _print_listing(found, columns, none, as_json=as_json)
+
+
+@payouts.command("list", epilog=example("tallystick payouts list --state AWAITING_APPROVAL"))
+def list_payouts(
+    ctx: typer.Context,
+    state: Annotated[
+        PayoutState | None,
+        typer.Option("--state", help="Only payouts in this state.", show_default=False),
+    ] = None,
+    seller_account: Annotated[
+        str,
+        typer.Option(
+            "--seller",
+            metavar="ACCOUNT",
+            help="Only payouts to this seller account.",
+            show_default=False,
+        ),
+    ] = "",
+    address: AddressOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """List payouts, newest first."""
+    columns = ["payout_id", "payout_state", "seller_account", "amount", "currency", "create_time"]
+    none = "No payouts"
+    if state:
+        none += f" in the state {state}"
+    if seller_account:
+        none += f" for the seller {seller_account}"
+    with _connect(ctx, address) as calls:
+        found = calls.list_payouts(str(state or ""), seller_account)
+        _print_listing(found, columns, f"{none}.", as_json=as_json)
+
+
+@payouts.command("show", epilog=example("tallystick payouts show payout-1"))
+def show_payout(
+    ctx: typer.Context,
+    payout_id: PayoutIdArgument,
+    address: AddressOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Show a payout with its history, attempts and transfers."""
+    with _connect(ctx, address) as calls:
+        _print_message(calls.show_payout(payout_id), as_json=as_json)
+
+
+@payouts.command(
+    "approve", epilog=example('tallystick payouts approve payout-1 --reason "seller verified"')
+)
+def approve_payout(
+    ctx: typer.Context,
+    payout_id: PayoutIdArgument,
+    reason: ReasonOption,
+    address: AddressOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Approve a payout that awaits approval, as the second person."""
+    with _connect(ctx, address) as calls:
+        _print_message(calls.approve_payout(payout_id, reason), as_json=as_json)
+
+
+@payouts.command(
+    "reject", epilog=example('tallystick payouts reject payout-1 --reason "seller suspended"')
+)
+def reject_payout(
+    ctx: typer.Context,
+    payout_id: PayoutIdArgument,
+    reason: ReasonOption,
+    address: AddressOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Reject a payout that awaits approval."""
+    with _connect(ctx, address) as calls:
+        _print_message(calls.reject_payout(payout_id, reason), as_json=as_json)
+
+
+@payouts.command(
+    "cancel", epilog=example('tallystick payouts cancel payout-1 --reason "wrong amount"')
+)
+def cancel_payout(
+    ctx: typer.Context,
+    payout_id: PayoutIdArgument,
+    reason: ReasonOption,
+    address: AddressOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Cancel a payout that has not been sent."""
+    with _connect(ctx, address) as calls:
+        _print_message(calls.cancel_payout(payout_id, reason), as_json=as_json)
+
+
+@payouts.command(
+    "acknowledge",
+    epilog=example(
+        "tallystick payouts acknowledge payout-1 --transfer tr_123 --reason returned",
+        "tallystick payouts acknowledge payout-1 --report 1 --reason checked",
+    ),
+)
+def acknowledge_payout(
+    ctx: typer.Context,
+    payout_id: PayoutIdArgument,
+    reason: ReasonOption,
+    transfer: Annotated[
+        str,
+        typer.Option(
+            "--transfer",
+            metavar="REFERENCE",
+            help="The provider_reference of an unmatched transfer.",
+            show_default=False,
+        ),
+    ] = "",
+    report: Annotated[
+        int | None,
+        typer.Option(
+            "--report",
+            parser=whole_number(1, 2**31 - 1),
+            metavar="NUMBER",
+            help="The number of a conflicting provider report.",
+            show_default=False,
+        ),
+    ] = None,
+    address: AddressOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Acknowledge an unmatched transfer or a conflicting report.
+
+    Ends its alert. The money stays booked.
+    """
+    if bool(transfer) == (report is not None):
+        raise UsageError(ctx, "Give either --transfer REFERENCE or --report NUMBER.")
+    with _connect(ctx, address) as calls:
+        acknowledged = calls.acknowledge_payout(payout_id, reason, transfer=transfer, report=report)
+        _print_message(acknowledged, as_json=as_json)
+
+
+def show_batch(
+    ctx: typer.Context,
+    payout_batch_id: Annotated[
+        str, typer.Argument(metavar="PAYOUT_BATCH_ID", help="The id of a batch or a payout run.")
+    ],
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Refresh each second until the batch is DONE.")
+    ] = False,
+    address: AddressOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Show a payout batch and its totals."""
+    with _connect(ctx, address) as calls:
+        batches = calls.watch_batch(payout_batch_id, follow=follow)
+        if as_json:
+            _print_listing(batches, [], "", as_json=True)
+            return
+        batch = next(batches)
+        if follow:
+            with show_progress("Generating payouts", batch.item_count) as update:
+                update(batch.collected_count, f"{batch.refused_count} refused")
+                for batch in batches:
+                    update(batch.collected_count, f"{batch.refused_count} refused")
+        _print_message(batch, as_json=False)
+
+
+@contextmanager
+def _connect(ctx: typer.Context, address: str) -> Iterator[OperatorCalls]:
+    from tallystick_server.cli.operator_calls import connect
+
+    settings = load_settings(ctx.obj)
+    with connect(address or settings.server.listen) as calls:
+        yield calls
+
+
+def _select(
+    ctx: typer.Context,
+    dead_letter_id: str,
+    cause: str,
+    provider: str,
+    from_time: datetime | None,
+    until_time: datetime | None,
+    select_all: bool,
+    *,
+    dry_run: bool,
+) -> DeadLetterFilter | None:
+    """The filter of a bulk command, or None for one dead letter."""
+    from tallystick_server.cli.operator_calls import DeadLetterFilter
+
+    has_criterion = bool(cause or provider or from_time or until_time)
+    if dead_letter_id and (has_criterion or select_all):
+        raise UsageError(ctx, "Give either a DEAD_LETTER_ID or a filter, not both.")
+    if dead_letter_id and dry_run:
+        raise UsageError(ctx, "--dry-run needs a filter instead of a DEAD_LETTER_ID.")
+    if has_criterion and select_all:
+        raise UsageError(
+            ctx, "--all cannot be combined with --cause, --provider, --from or --until."
+        )
+    if not (dead_letter_id or has_criterion or select_all):
+        raise UsageError(
+            ctx,
+            "Give a DEAD_LETTER_ID, or a filter: --cause, --provider, --from, --until or --all.",
+        )
+    if dead_letter_id:
+        return None
+    return DeadLetterFilter(cause, provider, from_time, until_time, select_all)
+
+
+def _print_listing(
+    found: Iterable[Message], field_names: Sequence[str], none: str, *, as_json: bool
+) -> None:
+    """Prints messages as a table of some fields, or with `as_json` whole. `none` is printed on
+    standard error if there are no messages.
+    """
+    from tallystick_server.cli.messages import to_json, to_row
+
+    if as_json:
+        for message in found:
+            print_json(to_json(message))
+        return
+    columns = [_column(name) for name in field_names]
+    if not print_table(columns, (to_row(message, field_names) for message in found)):
+        print_status(none)
+
+
+def _print_message(message: Message, *, as_json: bool) -> None:
+    from tallystick_server.cli.messages import to_json, to_record
+
+    if as_json:
+        print_json(to_json(message))
+        return
+    record = to_record(message)
+    print_fields(record.fields)
+    for table in record.tables:
+        print_line()
+        print_heading(table.title)
+        print_table([_column(heading) for heading in table.headings], table.rows)
+
+
+def _column(field_name: str) -> Column:
+    is_amount = field_name.endswith(("amount", "_count")) or field_name in _ALIGNED_RIGHT
+    return Column(field_name.upper(), align_right=is_amount, can_wrap=field_name in _WRAPPED)
+
+
+def _print_bulk(
+    activity: str, reports: Iterator[BulkReport], service: str, *, as_json: bool
+) -> None:
+    from tallystick_server.cli.messages import to_json
+
+    report = next(reports)
+    if not report.dry_run and report.matched:
+        with show_progress(f"{activity} dead letters", report.matched) as update:
+            for page_report in reports:
+                update(page_report.processed, _format_outcomes(page_report))
+    elif not report.dry_run:
+        for _ in reports:
+            pass
+    if not as_json:
+        _print_bulk_report(report, service)
+        return
+    values: dict[str, Any] = {
+        "dry_run": report.dry_run,
+        "matched": report.matched,
+        **report.changed,
+        "skipped": [to_json(item) for item in report.skipped],
+        "counts": [
+            {"cause": item.cause, "provider": item.provider, "count": item.count}  # type: ignore[attr-defined]
+            for item in report.counts
+        ],
+        "sample": report.sample,
+    }
+    print_json(values)
+
+
+def _format_outcomes(report: BulkReport) -> str:
+    outcomes = {**report.changed, "skipped": len(report.skipped)}
+    return ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
+
+
+def _print_bulk_report(report: BulkReport, service: str) -> None:
+    from tallystick_server.cli.messages import to_row
+
+    if not report.matched:
+        print_status(f"No open dead letters in the {service} service match.")
+        return
+    result = "nothing was changed" if report.dry_run else _format_outcomes(report)
+    print_line(f"{report.matched} matched: {result}")
+    for title, field_names, items in (
+        ("matched", ["cause", "provider", "count"], report.counts),
+        ("skipped", ["dead_letter_id", "cause", "error_reason", "message"], report.skipped),
+    ):
+        if items:
+            print_line()
+            print_heading(title)
+            print_table(
+                [_column(name) for name in field_names],
+                (to_row(item, field_names) for item in items),
+            )
+    if report.sample:
+        print_line()
+        print_heading("first dead letters")
+        for dead_letter_id in report.sample:
+            print_line(f"  {escape(dead_letter_id)}")

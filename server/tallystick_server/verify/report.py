@@ -63,23 +63,23 @@ class Report:
         ]
         return {"passed": self.passed, "checks": checks}
 
+    @property
+    def violations(self) -> list[str]:
+        return [failure for check in self.checks for failure in check.failures]
+
+    @property
+    def summary(self) -> str:
+        """The result in one line."""
+        if self.passed:
+            row_count = sum(check.row_count for check in self.checks)
+            return f"verify: passed ({len(self.checks)} checks, {row_count:,} rows)"
+        violation_count = len(self.violations)
+        noun = "violation" if violation_count == 1 else "violations"
+        return f"verify: FAILED ({violation_count} {noun})"
+
     def as_text(self) -> str:
-        lines = [
-            (
-                f"{'ok   ' if not c.failures else 'WRONG'} {c.name:<46} {c.row_count:>9} rows   "
-                f"{c.invariants}"
-            )
-            for c in self.checks
-        ]
-        lines += [f"  {failure}" for c in self.checks for failure in c.failures]
-        return "\n".join(
-            [
-                *lines,
-                "verify: every check passed"
-                if self.passed
-                else "verify: the database is NOT as it must be",
-            ]
-        )
+        """The violations and the summary."""
+        return "\n".join([*self.violations, self.summary])
 
 
 def sum_counts(rows: Rows) -> int:

@@ -43,12 +43,16 @@ _MAX_CONCURRENT_CHECKS = 5
 """The database does most of the work, each check in a connection's process of its own."""
 
 
-def verify(database_urls: DatabaseUrls) -> Report:
-    """Runs every check over the whole database. Raises Failure if it cannot be read."""
+def verify(
+    database_urls: DatabaseUrls, on_check: Callable[[Check], None] = lambda _: None
+) -> Report:
+    """Runs every check over the whole database. Calls `on_check` after each, in the check's thread.
+    Raises StartupError if the database cannot be read.
+    """
     reader = Reader(database_urls.reader)
     try:
         with reader.open_snapshot() as read:
-            return run_checks(read, concurrency=_MAX_CONCURRENT_CHECKS)
+            return run_checks(read, concurrency=_MAX_CONCURRENT_CHECKS, on_check=on_check)
     except SQLAlchemyError as error:
         raise StartupError(f"The database cannot be read: {first_line(error)}") from error
     finally:
@@ -60,26 +64,26 @@ def run_checks(
     *,
     concurrency: int = 1,
     checks: Sequence[Callable[[QueryRunner], Check]] | None = None,
+    on_check: Callable[[Check], None] = lambda _: None,
 ) -> Report:
     """Runs checks, by default all, over what `read` gives, `concurrency` of them in threads of
     their own. The costly ones are last, and begun first.
     """
+    run_check = partial(_run_check, read=read, on_check=on_check)
     with ThreadPoolExecutor(concurrency) as executor:
         return Report(
-            [
-                *executor.map(
-                    partial(_run_check, read=read), reversed(CHECKS if checks is None else checks)
-                )
-            ][::-1]
+            [*executor.map(run_check, reversed(CHECKS if checks is None else checks))][::-1]
         )
 
 
-def _run_check(check: Callable[[QueryRunner], Check], read: QueryRunner) -> Check:
+def _run_check(
+    check: Callable[[QueryRunner], Check], read: QueryRunner, on_check: Callable[[Check], None]
+) -> Check:
     """A check's findings; content that no rule can take is a finding, for its row is broken too:
     `check_seals` and the other checks name it.
     """
     try:
-        return check(read)
+        result = check(read)
     except (
         DataError,
         psycopg.DataError,
@@ -89,12 +93,13 @@ def _run_check(check: Callable[[QueryRunner], Check], read: QueryRunner) -> Chec
         TypeError,
         ValueError,
     ) as error:
-        failed_check = Check(check.__name__.removeprefix("check_"), "")
-        failed_check.fail(
-            f"check {failed_check.name}",
+        result = Check(check.__name__.removeprefix("check_"), "")
+        result.fail(
+            f"check {result.name}",
             f"stopped at content that it cannot take: {type(error).__name__}: {first_line(error)}",
         )
-        return failed_check
+    on_check(result)
+    return result
 
 
 CHECKS: list[Callable[[QueryRunner], Check]] = [

@@ -169,11 +169,13 @@ def migrate(
     *,
     new_passwords: bool = False,
     lock_timeout_seconds: float = _LOCK_TIMEOUT_SECONDS,
+    on_schema: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Brings every schema and role of the database up to date; harmless to repeat, and two at a
     time take turns. Raises Failure.
 
     A role whose password is not known here keeps it, unless `new_passwords` are to be made.
+    Calls `on_schema` after each schema.
     """
     url = driver_url(admin_url)
     engine = create_engine(url)
@@ -199,6 +201,7 @@ def migrate(
                     connection.commit()
                     _upgrade(connection, service, service_roles)
                     connection.commit()
+                    on_schema(service)
     except (psycopg.Error, SQLAlchemyError) as error:
         raise StartupError(f"The database cannot be set up: {first_line(error)}") from error
     finally:

@@ -1,0 +1,263 @@
+"""The calls behind the operator commands, as a client of the running platform. Prints nothing."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from types import ModuleType
+from typing import Any
+
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from tallystick import Client, ClientSettings, TallystickError, UnauthenticatedError
+from tallystick.ledger.v1 import ledger_service_pb2
+from tallystick.payment.v1 import payment_service_pb2
+from tallystick.payout.v1 import payout_pb2, payout_service_pb2
+from tallystick.recovery.v1 import recovery_pb2
+from tallystick.wallet.v1 import wallet_service_pb2
+from tallystick_server.app.errors import StartupError
+from tallystick_server.rpc.enums import EnumNames
+
+_DEAD_LETTER_STATES = EnumNames(recovery_pb2.DeadLetterState.DESCRIPTOR)
+_PAYOUT_STATES = EnumNames(payout_pb2.PayoutState.DESCRIPTOR)
+_MESSAGES: dict[str, ModuleType] = {
+    "payment": payment_service_pb2,
+    "payout": payout_service_pb2,
+    "wallet": wallet_service_pb2,
+    "ledger": ledger_service_pb2,
+}
+"""The messages of each service."""
+_PAGE_SIZE = 200
+_POLL_INTERVAL_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterFilter:
+    """Selects open dead letters: those that meet every criterion, or all of them."""
+
+    cause: str = ""
+    provider: str = ""
+    from_time: datetime | None = None
+    until_time: datetime | None = None
+    select_all: bool = False
+
+    def to_message(self) -> recovery_pb2.DeadLetterFilter:
+        return recovery_pb2.DeadLetterFilter(
+            cause=self.cause,
+            provider=self.provider,
+            from_time=_to_timestamp(self.from_time),
+            until_time=_to_timestamp(self.until_time),
+        )
+
+
+@dataclass(slots=True)
+class BulkReport:
+    """What a bulk command has done so far."""
+
+    matched: int
+    counts: list[Message]
+    """The number of matched dead letters by cause and provider."""
+    sample: list[str]
+    """Ids of the first matched dead letters; with dry_run only."""
+    dry_run: bool
+    changed: dict[str, int]
+    """The number of changed dead letters by outcome, such as "retried"."""
+    skipped: list[Message] = field(default_factory=list)
+    processed: int = 0
+
+
+def _to_timestamp(value: datetime | None) -> Timestamp | None:
+    if value is None:
+        return None
+    timestamp = Timestamp()
+    timestamp.FromDatetime(value)
+    return timestamp
+
+
+@contextmanager
+def connect(address: str) -> Iterator[OperatorCalls]:
+    """The calls at an address, with the token of TALLYSTICK_TOKEN. Raises StartupError if a call
+    fails.
+    """
+    token = os.environ.get("TALLYSTICK_TOKEN", "")
+    if not all("!" <= character <= "~" for character in token):
+        raise StartupError("TALLYSTICK_TOKEN must be visible ASCII characters.")
+    try:
+        with Client(address, settings=ClientSettings(token=token)) as client:
+            yield OperatorCalls(client)
+    except UnauthenticatedError as error:
+        advice = "Set TALLYSTICK_TOKEN." if not token else "Check TALLYSTICK_TOKEN."
+        raise StartupError(f"{address}: {error} {advice}") from None
+    except TallystickError as error:
+        if error.reason:
+            raise StartupError(f"{address}: {error}") from None
+        raise StartupError(
+            f"Cannot reach the platform at {address}: {error.message.rstrip('.')}. Start it with "
+            "'tallystick serve all', or name its address with --address."
+        ) from None
+
+
+class OperatorCalls:
+    """Each method is one operator command."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def list_dead_letters(self, service: str, *, include_ended: bool) -> Iterator[Message]:
+        state = _DEAD_LETTER_STATES.number("" if include_ended else "OPEN")
+        return self._list(service, "DeadLetters", "dead_letters", state=state)
+
+    def show_dead_letter(self, service: str, dead_letter_id: str) -> Any:
+        return self._call(service, "GetDeadLetter", dead_letter_id=dead_letter_id)
+
+    def retry_dead_letter(self, service: str, dead_letter_id: str, reason: str) -> Any:
+        return self._call(service, "RetryDeadLetter", dead_letter_id=dead_letter_id, reason=reason)
+
+    def close_dead_letter(
+        self, service: str, dead_letter_id: str, reason: str, evidence: str
+    ) -> Any:
+        return self._call(
+            service,
+            "CloseDeadLetter",
+            dead_letter_id=dead_letter_id,
+            reason=reason,
+            evidence=evidence,
+        )
+
+    def retry_dead_letters(
+        self, service: str, selection: DeadLetterFilter, reason: str, *, dry_run: bool
+    ) -> Iterator[BulkReport]:
+        """Yields the report after the count and after each page."""
+        values = {"reason": reason}
+        return self._run_bulk(
+            service, "RetryDeadLetters", ("retried",), selection, values, dry_run=dry_run
+        )
+
+    def close_dead_letters(
+        self,
+        service: str,
+        selection: DeadLetterFilter,
+        reason: str,
+        evidence: str,
+        *,
+        dry_run: bool,
+    ) -> Iterator[BulkReport]:
+        """Yields the report after the count and after each page."""
+        values = {"reason": reason, "evidence": evidence}
+        return self._run_bulk(
+            service, "CloseDeadLetters", ("closed", "resolved"), selection, values, dry_run=dry_run
+        )
+
+    def _run_bulk(
+        self,
+        service: str,
+        method: str,
+        outcomes: tuple[str, ...],
+        selection: DeadLetterFilter,
+        values: dict[str, str],
+        *,
+        dry_run: bool,
+    ) -> Iterator[BulkReport]:
+        request = {"filter": selection.to_message(), "all": selection.select_all, **values}
+        preview = self._call(service, method, dry_run=True, **request)
+        report = BulkReport(
+            matched=preview.matched,
+            counts=list(preview.counts),
+            sample=list(preview.sample) if dry_run else [],
+            dry_run=dry_run,
+            changed=dict.fromkeys(outcomes, 0),
+        )
+        yield report
+        has_more, token = not dry_run, ""
+        while has_more:
+            try:
+                page = self._call(service, method, page_token=token, **request)
+            except TallystickError as error:
+                raise error.with_message(
+                    f"{error.message.rstrip('.')}; stopped after {report.processed} of "
+                    f"{report.matched} dead letters."
+                ) from None
+            report.processed += page.matched
+            for outcome in outcomes:
+                report.changed[outcome] += getattr(page, outcome)
+            report.skipped += page.skipped
+            yield report
+            token = page.next_page_token
+            has_more = bool(token)
+
+    def list_unapplied_charges(self, *, include_acknowledged: bool) -> Iterator[Message]:
+        return self._list(
+            "payment", "UnappliedCharges", "unapplied_charges", acknowledged=include_acknowledged
+        )
+
+    def acknowledge_unapplied_charge(self, unapplied_charge_id: str, reason: str) -> Message:
+        request = payment_service_pb2.AcknowledgeUnappliedChargeRequest(
+            unapplied_charge_id=unapplied_charge_id, reason=reason
+        )
+        return self._client.payment.AcknowledgeUnappliedCharge(request).unapplied_charge
+
+    def list_alerts(self, service: str, *, include_ended: bool) -> Iterator[Message]:
+        return self._list(service, "Alerts", "alerts", ended=include_ended)
+
+    def list_payouts(self, state: str, seller_account: str) -> Iterator[Message]:
+        return self._list(
+            "payout",
+            "Payouts",
+            "payouts",
+            payout_state=_PAYOUT_STATES.number(state),
+            seller_account=seller_account,
+        )
+
+    def show_payout(self, payout_id: str) -> Any:
+        return self._call("payout", "GetPayout", payout_id=payout_id)
+
+    def approve_payout(self, payout_id: str, reason: str) -> Message:
+        request = payout_service_pb2.ApprovePayoutRequest(payout_id=payout_id, reason=reason)
+        return self._client.payout.ApprovePayout(request).payout
+
+    def reject_payout(self, payout_id: str, reason: str) -> Message:
+        request = payout_service_pb2.RejectPayoutRequest(payout_id=payout_id, reason=reason)
+        return self._client.payout.RejectPayout(request).payout
+
+    def cancel_payout(self, payout_id: str, reason: str) -> Message:
+        request = payout_service_pb2.CancelPayoutRequest(payout_id=payout_id, reason=reason)
+        return self._client.payout.CancelPayout(request).payout
+
+    def acknowledge_payout(
+        self, payout_id: str, reason: str, *, transfer: str, report: int | None
+    ) -> Message:
+        request = payout_service_pb2.AcknowledgePayoutRequest(payout_id=payout_id, reason=reason)
+        if report is not None:
+            request.report_number = report
+        else:
+            request.provider_reference = transfer
+        return self._client.payout.AcknowledgePayout(request).payout
+
+    def watch_batch(self, payout_batch_id: str, *, follow: bool) -> Iterator[Any]:
+        """Yields the batch; with `follow` again each second until it is done."""
+        request = payout_service_pb2.GetPayoutBatchRequest(
+            payout_batch_id=payout_batch_id, page_size=1
+        )
+        while True:
+            batch = self._client.payout.GetPayoutBatch(request).payout_batch
+            yield batch
+            if not follow or batch.state == payout_pb2.PAYOUT_BATCH_STATE_DONE:
+                return
+            time.sleep(_POLL_INTERVAL_SECONDS)
+
+    def _call(self, service: str, method: str, **values: Any) -> Any:
+        request = getattr(_MESSAGES[service], f"{method}Request")(**values)
+        return getattr(getattr(self._client, service), method)(request)
+
+    def _list(self, service: str, resources: str, field_name: str, **values: Any) -> Iterator[Any]:
+        """The resources of all pages."""
+        request = getattr(_MESSAGES[service], f"List{resources}Request")(
+            page_size=_PAGE_SIZE, **values
+        )
+        method = getattr(getattr(self._client, service), f"List{resources}")
+        return self._client.pages(method, request, field_name)

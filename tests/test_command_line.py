@@ -1,0 +1,311 @@
+"""The command `tallystick` as people and scripts meet it: help, errors, tables, JSON, colours."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+from tallystick import Client, ClientSettings, UnavailableError
+from tallystick.payment.v1 import payment_service_pb2
+from tallystick.payout.v1 import payout_pb2
+from tallystick.recovery.v1 import recovery_pb2
+from tallystick_server.app import configuration
+from tallystick_server.app.configuration import SERVICES
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.app.database.migrate import SCHEMAS
+from tallystick_server.cli import main, messages, operator_calls
+from tallystick_server.cli.main import ServiceName
+from tallystick_server.cli.output import Column, print_table
+
+from .conftest import ServedPlatform, eventually, run_command
+from .test_pay_in import create_payment
+
+_CLI = [sys.executable, "-m", "tallystick_server.cli.main"]
+_ESCAPE = "\x1b["
+
+
+def _command_paths() -> Iterator[tuple[str, ...]]:
+    """Every command and group."""
+
+    def walk(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        yield path
+        for name, nested in getattr(command, "commands", {}).items():
+            yield from walk(nested, (*path, name))
+
+    return walk(get_command(main.app), ())
+
+
+def run_in_terminal(*arguments: str, **environment: str) -> str:
+    """What the command prints on a terminal of 200 columns."""
+    controller, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [*_CLI, *arguments],
+        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "200", **environment},
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+    )
+    os.close(terminal)
+    output = b""
+    try:
+        while block := os.read(controller, 4096):
+            output += block
+    except OSError:  # the command has ended
+        pass
+    finally:
+        os.close(controller)
+        process.wait(30)
+    return output.decode()
+
+
+@pytest.fixture(scope="module")
+def dead_letter_id(client: Client) -> str:
+    """A dead letter of the shared platform."""
+    payment = create_payment(
+        client, "5.00", token="tok_rejected", wait_for=payment_service_pb2.WAIT_FOR_ACCEPTANCE
+    )
+    expected_subject = f"charges/{payment.payment_orders[0].charge_id}"
+
+    def find() -> str:
+        request = payment_service_pb2.ListDeadLettersRequest(page_size=200)
+        found = client.pages(client.payment.ListDeadLetters, request, "dead_letters")
+        return next((d.dead_letter_id for d in found if d.subject == expected_subject), "")
+
+    found_id = eventually(find)
+    assert found_id
+    return found_id
+
+
+@pytest.mark.parametrize("path", [*_command_paths()], ids=" ".join)
+def test_each_help_describes_its_command_by_an_example(path: tuple[str, ...]) -> None:
+    """`--help` of a command exits 0, describes every option, and shows an example of the
+    command.
+    """
+    completed = run_command(*path, "--help")
+    assert (completed.returncode, completed.stderr) == (0, "")
+    assert _ESCAPE not in completed.stdout
+    command: Any = get_command(main.app)
+    for name in path:
+        command = command.commands[name]
+    assert all(parameter.help for parameter in command.params if not parameter.hidden)
+    assert not hasattr(command, "commands") or path == () or command.help
+    if not hasattr(command, "commands"):
+        example = completed.stdout.partition("Example")[2]
+        assert f"tallystick {' '.join(path)}" in example
+
+
+def test_help_imports_nothing_slow() -> None:
+    """`tallystick --help` imports neither grpc nor aiohttp nor sqlalchemy, which take longer to
+    import than the rest of the command.
+    """
+    program = (
+        "import sys\n"
+        "from tallystick_server.cli import main\n"
+        "try:\n    main.main(['--help'])\n"
+        "except SystemExit:\n    print(sorted(sys.modules), file=sys.stderr)\n"
+    )
+    completed = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "Usage: tallystick" in completed.stdout
+    for slow in ("grpc", "aiohttp", "sqlalchemy", "google.protobuf", "pydantic", "rich"):
+        assert f"'{slow}'" not in completed.stderr
+
+
+def test_serve_knows_every_service() -> None:
+    """The services that the command line offers are those of the settings."""
+    assert [str(name) for name in ServiceName] == ["all", *SERVICES]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("", "tallystick: Missing command. The commands are serve, migrate, "),
+        ("payots", "No such command 'payots'. Did you mean 'payouts'?"),
+        ("payouts nothing", "No such command 'nothing'. The commands are list, show, "),
+        ("serve", "Missing argument 'SERVICE...'. Choose from: all, payment, "),
+        ("serve everything", "'SERVICE...': 'everything' is not one of 'all', 'payment', "),
+        ("payouts list --stat PAID", "No such option: --stat (Possible options: --state)"),
+        ("payouts list --state GONE", "'--state': 'GONE' is not one of 'CREATED', "),
+        ("payouts list --state", "Option '--state' requires an argument."),
+        ("payouts approve p-1", "tallystick payouts approve: Missing option '--reason'."),
+        ("payouts acknowledge p-1 --reason r", "Give either --transfer REFERENCE or --report"),
+        ("payouts acknowledge p-1 --reason r --report 0", "'0' is not a whole number from 1 to"),
+        ("alerts --service event", "'event' is not one of 'payment', 'payout', 'wallet', "),
+        ("sandbox --port 65536", "'--port': '65536' is not a whole number from 1 to 65535."),
+        ("dead-letters retry --reason r", "Give a DEAD_LETTER_ID, or a filter: --cause, "),
+        ("dead-letters retry d --all --reason r", "either a DEAD_LETTER_ID or a filter"),
+        ("dead-letters retry d --dry-run --reason r", "--dry-run needs a filter"),
+        ("dead-letters retry --all --cause c --reason r", "--all cannot be combined with --cause"),
+        ("dead-letters retry --from 2026-01-01 --reason r", "'2026-01-01' is not a time with a"),
+    ],
+)
+def test_wrong_usage_names_the_option_and_what_is_right(arguments: str, expected: str) -> None:
+    """Wrong usage is one line on standard error that names the option and what would be right, and
+    exit code 2.
+    """
+    completed = run_command(*arguments.split())
+    assert (completed.returncode, completed.stdout) == (2, "")
+    assert expected in completed.stderr
+    assert completed.stderr.count("\n") == 1
+
+
+def test_an_internal_error_shows_no_traceback_and_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unexpected error is one sentence that names its kind and place, but not its text, which
+    may hold a secret.
+    """
+
+    def fail(**_: object) -> None:
+        raise ValueError("secret")
+
+    monkeypatch.setattr(configuration, "load", fail)
+    completed = run_command("alerts")
+    assert (completed.returncode, completed.stderr.count("\n")) == (1, 1)
+    assert "Internal error: ValueError at " in completed.stderr
+    assert "secret" not in completed.stderr
+
+
+def test_an_unreachable_platform_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If nothing listens at the address, the command names it, and what to do."""
+    monkeypatch.setattr(
+        operator_calls, "ClientSettings", functools.partial(ClientSettings, attempts=1)
+    )
+    completed = run_command("alerts", "--address", "127.0.0.1:1")
+    assert (completed.returncode, completed.stdout, completed.stderr.count("\n")) == (1, "", 1)
+    assert "Cannot reach the platform at 127.0.0.1:1: " in completed.stderr
+    assert "--address" in completed.stderr
+
+
+def test_a_listing_is_plain_text_except_on_a_terminal(
+    platform: ServedPlatform, dead_letter_id: str
+) -> None:
+    """In a pipe a listing is aligned text with its headings and nothing else; on a terminal it is
+    formatted, without colours if NO_COLOR is set.
+    """
+    arguments = ("dead-letters", "list", "--address", platform.address)
+    headings, *rows = run_command(*arguments).stdout.splitlines()
+    assert headings.split() == [
+        *("DEAD_LETTER_ID", "CAUSE", "PROVIDER", "TRIES", "CREATE_TIME", "DETAIL")
+    ]
+    (row,) = (row for row in rows if row.startswith(f"{dead_letter_id} "))
+    assert row[headings.index("CAUSE") :].startswith("REJECTED  ")
+    assert _ESCAPE not in "".join(rows)
+    formatted = run_in_terminal(*arguments)
+    assert dead_letter_id in formatted
+    assert "─" in formatted
+    show = ("dead-letters", "show", dead_letter_id, "--address", platform.address)
+    assert f"{_ESCAPE}36m" in run_in_terminal(*show)
+    assert f"{_ESCAPE}36m" not in run_in_terminal(*show, NO_COLOR="1")
+
+
+def test_a_listing_in_json_is_one_object_a_line(
+    platform: ServedPlatform, dead_letter_id: str
+) -> None:
+    """`--json` prints each item as one line with every key, whether it is set or not; also on a
+    terminal it has no colours.
+    """
+    arguments = ("dead-letters", "list", "--json", "--address", platform.address)
+    values = [json.loads(line) for line in run_command(*arguments).stdout.splitlines()]
+    expected_keys = {field.name for field in recovery_pb2.DeadLetter.DESCRIPTOR.fields}
+    assert all(value.keys() == expected_keys for value in values)
+    assert dead_letter_id in [value["dead_letter_id"] for value in values]
+    assert _ESCAPE not in run_in_terminal(*arguments)
+
+
+def test_an_empty_listing_says_what_there_is_none_of(platform: ServedPlatform) -> None:
+    """A listing without items says so on standard error, with its filters; its output is empty,
+    and in JSON there is nothing but the output.
+    """
+    for arguments, expected in (
+        (("dead-letters", "list", "--service", "payout"), "No open dead letters in the payout"),
+        (("alerts", "--service", "wallet"), "No active alerts in the wallet service."),
+        (("payouts", "list", "--state", "PAID"), "No payouts in the state PAID."),
+    ):
+        address = ("--address", platform.address)
+        completed = run_command(*arguments, *address)
+        assert (completed.returncode, completed.stdout) == (0, "")
+        assert completed.stderr.startswith(expected)
+        completed = run_command(*arguments, "--json", *address)
+        assert (completed.returncode, completed.stdout, completed.stderr) == (0, "", "")
+
+
+def test_json_has_every_key_at_every_depth() -> None:
+    """A message's JSON has the keys of the contract also where nothing is set, with null for what
+    has no default.
+    """
+    item = payout_pb2.PayoutBatchItem(payout=payout_pb2.Payout(payout_id="p-1"))
+    value = messages.to_json(item)
+    assert value.keys() == {"payout_id", "seller_account", "payout", "error"}
+    assert value["error"] is None
+    assert value["payout"].keys() == {f.name for f in payout_pb2.Payout.DESCRIPTOR.fields}
+    assert (value["payout"]["fee"], value["payout"]["create_time"]) == ("", None)
+
+
+def test_data_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Control characters and line breaks in data are printed escaped, each row on one line."""
+    print_table([Column("DETAIL")], [["a\x1b[2Jb\nc"]])
+    assert capsys.readouterr().out.splitlines() == ["DETAIL", "a\\x1b[2Jb\\nc"]
+
+
+def test_a_stopped_bulk_retry_says_how_far_it_came() -> None:
+    """If a bulk retry fails on its way, the error tells how many dead letters it had processed."""
+    response = payment_service_pb2.RetryDeadLettersResponse
+    responses = iter(
+        [response(matched=3), response(matched=2, retried=2, next_page_token="next"), None]
+    )
+
+    def retry(_: object) -> Any:
+        if (answer := next(responses)) is None:
+            raise UnavailableError("The platform has stopped.")
+        return answer
+
+    calls = operator_calls.OperatorCalls(
+        SimpleNamespace(payment=SimpleNamespace(RetryDeadLetters=retry))  # type: ignore[arg-type]
+    )
+    selection = operator_calls.DeadLetterFilter(select_all=True)
+    with pytest.raises(UnavailableError, match="has stopped; stopped after 2 of 3 dead letters"):
+        list(calls.retry_dead_letters("payment", selection, "r", dry_run=False))
+
+
+def test_migrate_shows_progress_and_prints_json(scratch_database: DatabaseUrls) -> None:
+    """`migrate --json` prints one object with the schemas; its progress is on standard error, a
+    line for each schema where there is no terminal.
+    """
+    completed = run_command(
+        "migrate",
+        "--json",
+        TALLYSTICK_DATABASE__URL=scratch_database.admin,
+        TALLYSTICK_DATA_DIR=str(scratch_database.passwords.path.parent),
+    )
+    assert json.loads(completed.stdout) == {"schemas": [*SCHEMAS], "new_passwords": False}
+    assert completed.stderr.splitlines() == [
+        f"Migrating schemas: {number} of {len(SCHEMAS)}: {name}"
+        for number, name in enumerate(SCHEMAS, 1)
+    ]
+
+
+@pytest.mark.parametrize("arguments", ["--help", "dead-letters list"])
+def test_a_closed_pipe_ends_quietly(
+    platform: ServedPlatform, dead_letter_id: str, arguments: str
+) -> None:
+    """Where nobody reads the output any more, a command ends as by SIGPIPE, without a word."""
+    with subprocess.Popen(
+        [*_CLI, *arguments.split()],
+        env={**os.environ, "TALLYSTICK_SERVER__LISTEN": platform.address},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert (process.wait(60), process.stderr.read()) == (141, b"")
