@@ -181,7 +181,7 @@ LIST_CALLS: dict[str, ClientCall] = {
     "ListTransactions REVERSAL (none)": _transactions(kind=ledger_pb2.TRANSACTION_KIND_REVERSAL),
     "ListTransactions of an account": _transactions(account="buyers/b-7"),
     "ListTransactions of the clearing account": _transactions(account="psp/sandbox/clearing"),
-    "ListTransactions of a cause": _transactions(cause_id="o-77"),
+    "ListTransactions of a source id": _transactions(source_id="o-77"),
     "ListTransactions before any": _transactions(post_time_until=_timestamp(90)),
     "ListTransactions since a time": _transactions(post_time_from=_timestamp(90)),
     "GetAccount of the clearing account": lambda client: client.ledger.GetAccount(

@@ -34,13 +34,13 @@ _FOLDER = Path(".data/bench")
 
 _TABLES = """
 create schema bare;
-create table bare.tx (book text, sequence bigint, kind text, cause_id text, caller text,
-    fingerprint bytea, n int, description text, reverses bigint,
+create table bare.tx (book text, sequence bigint, kind text, source_id text, caller text,
+    fingerprint bytea, entry_count int, description text, reverses bigint,
     effective_time timestamptz, post_time timestamptz, previous_hash bytea, hash bytea,
         primary key (book, sequence));
-create table bare.entry (book text, sequence bigint, place smallint, account_id bigint,
+create table bare.entry (book text, sequence bigint, line_number smallint, account_id bigint,
     currency text, amount bigint, balance_after numeric(38, 0),
-    primary key (book, sequence, place));
+    primary key (book, sequence, line_number));
 """
 
 
@@ -96,7 +96,7 @@ def _measure_inserts(admin_url: str, seconds: float) -> float:
                     "main",
                     n,
                     "PAY_IN",
-                    f"cause-{n}",
+                    f"source-{n}",
                     "bench",
                     digest,
                     5,
@@ -154,7 +154,7 @@ def _request(number: int, run_id: str, sellers: int) -> ledger_service_pb2.Batch
     )
 
 
-def _posting(cause: str, number: int, sellers: int) -> ledger_service_pb2.Posting:
+def _posting(source_id: str, number: int, sellers: int) -> ledger_service_pb2.Posting:
     buyer, seller = f"buyers/b-{number % 1000}", f"sellers/s-{random.randrange(sellers)}"  # noqa: S311 - no secret
     lines = (
         ("psp/sandbox/clearing", "-10.00"),
@@ -165,7 +165,7 @@ def _posting(cause: str, number: int, sellers: int) -> ledger_service_pb2.Postin
     )
     return ledger_service_pb2.Posting(
         kind=ledger_pb2.TRANSACTION_KIND_PAY_IN,
-        cause_id=cause,
+        source_id=source_id,
         caller="bench",
         entries=[
             ledger_pb2.Entry(

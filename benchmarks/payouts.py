@@ -133,7 +133,7 @@ async def _credit_sellers(sellers: int, name: str, print_status: Callable[[str],
             numbers = range(start, min(start + _PAGE_SIZE, sellers))
             credits_ = [
                 wallet_service_pb2.Credit(
-                    cause=f"ADJUSTMENT/{name}-{n}",
+                    source_id=f"ADJUSTMENT/{name}-{n}",
                     caller="bench",
                     seller_account=f"seller-{n}",
                     amount=f"{_SALE_AMOUNT // 100}.00",

@@ -100,7 +100,7 @@ def seed(
             name: int(fetch_value(connection, f"select count(*) from {name}"))
             for name in (
                 "payment.checkout",
-                "payment.due",
+                "payment.operation",
                 "payout.payout",
                 "payout.payout_batch",
                 "payout.payout_schedule",
@@ -318,7 +318,7 @@ class _Seeder:
         self._clone_events(first_sequence)
         self._print_status("Events are made")
         self._connection.execute(f"""
-            insert into payment.mark
+            insert into payment.commit_marker
             select gen_random_uuid(), clock_timestamp() - i * interval '2 hours' / {self._payments}
                 from generate_series(1, {self._payments}, 10) i
         """)
@@ -386,7 +386,7 @@ class _Seeder:
         )
         order_filter, charge_filter = (
             f"t.payment_order_id = '{id_}-o'",
-            f"t.demand_id = 'o-{id_}-o'",
+            f"t.operation_id = 'o-{id_}-o'",
         )
         reference = "case t.provider_reference when '' then '' else 'seed-' || s.i end"
         checkout_fingerprint = fingerprint_sql(
@@ -397,8 +397,8 @@ class _Seeder:
             "t.buyer_country",
             "t.payment_token",
             "t.payment_method_type",
-            "t.charging",
-            "t.on_partial",
+            "t.charge_mode",
+            "t.partial_failure_policy",
             "''",
             "s.order_id",
             "s.buyer",
@@ -440,9 +440,9 @@ class _Seeder:
             charge_filter,
             source,
             begin=begin,
-            demand_id="s.charge_id",
+            operation_id="s.charge_id",
             checkout_id="s.checkout_id",
-            provider_key="replace(t.provider_key, t.demand_id, s.charge_id)",
+            provider_key="replace(t.provider_key, t.operation_id, s.charge_id)",
             provider_reference=reference,
         )
         self._cloner.insert_rows(
@@ -463,20 +463,20 @@ class _Seeder:
         if kind in ("OPEN", "DEAD"):
             later = "clock_timestamp() + interval '1 hour' + (s.i % 3600) * interval '1 second'"
             self._cloner.insert_rows(
-                "payment.due",
+                "payment.operation",
                 charge_filter,
                 source,
                 begin=begin,
-                demand_id="s.charge_id",
+                operation_id="s.charge_id",
                 next_attempt_time=f"case when t.next_attempt_time is not null then {later} end",
             )
         if kind == "DEAD":
             self._cloner.insert_rows(
                 "payment.dead_letter",
-                f"t.subject = 'charges/o-{id_}-o'",
+                f"t.resource_name = 'charges/o-{id_}-o'",
                 source,
                 begin=begin,
-                subject="'charges/' || s.charge_id",
+                resource_name="'charges/' || s.charge_id",
                 dead_letter_id="'charges-' || s.charge_id || '-1'",
             )
 
@@ -498,11 +498,11 @@ class _Seeder:
         )
         self._cloner.insert_rows(
             "wallet.wallet_entry",
-            "t.kind = 'CREDIT' and t.cause = 'PAY_IN/t-paid-o'",
+            "t.kind = 'CREDIT' and t.source_id = 'PAY_IN/t-paid-o'",
             "(select * from sale where kind = 'PAID' order by i)",
             seller_account="s.seller",
             number="s.k",
-            cause="'PAY_IN/' || s.order_id",
+            source_id="'PAY_IN/' || s.order_id",
             available_after="950 * s.k",
             create_time="s.at",
             fingerprint=_entry_fingerprint_sql(
@@ -557,12 +557,12 @@ class _Seeder:
             payout_destination_id="'d-' || s.seller",
             payout_batch_id="s.batch",
             provider_reference=reference,
-            asked_destination="'d-' || s.seller",
+            requested_destination="'d-' || s.seller",
             fingerprint=fingerprint_sql(
                 "s.payout_id",
                 "t.owner",
                 "s.seller",
-                "coalesce(t.asked_amount::text, '')",
+                "coalesce(t.requested_amount::text, '')",
                 "t.currency",
                 "'d-' || s.seller",
             ),
@@ -573,30 +573,34 @@ class _Seeder:
             payout_filter,
             source,
             **shared,
-            cause_id="s.payout_id",
+            source_id="s.payout_id",
             provider_reference=reference,
         )
         tomorrow = "clock_timestamp() + interval '1 day' + s.i * interval '10 ms'"
         self._cloner.insert_rows(
-            "payout.watch", payout_filter, source, payout_id="s.payout_id", next_time=tomorrow
+            "payout.completed_payout_poll",
+            payout_filter,
+            source,
+            payout_id="s.payout_id",
+            next_poll_time=tomorrow,
         )
         self._cloner.insert_rows("payout.payout_in_state", payout_filter, source, **shared)
-        operation_filter = f"t.demand_id = 'p-{id_}'"
+        operation_filter = f"t.operation_id = 'p-{id_}'"
         self._cloner.insert_rows(
             "payout.attempt",
             operation_filter,
             source,
             begin=begin,
-            demand_id="'p-' || s.payout_id",
-            provider_key="replace(t.provider_key, t.demand_id, 'p-' || s.payout_id)",
+            operation_id="'p-' || s.payout_id",
+            provider_key="replace(t.provider_key, t.operation_id, 'p-' || s.payout_id)",
             provider_reference=reference,
         )
         self._cloner.insert_rows(
-            "payout.due",
+            "payout.operation",
             operation_filter,
             source,
             begin=begin,
-            demand_id="'p-' || s.payout_id",
+            operation_id="'p-' || s.payout_id",
             payout_destination_id="'d-' || s.seller",
         )
         self._clone_holds(state, source, begin)
@@ -621,13 +625,13 @@ class _Seeder:
         ended_fingerprint = _entry_fingerprint_sql(
             hold, "''", "''", "case t.kind when 'HOLD_CAPTURED' then t.amount::text else '0' end"
         )
-        entry_filter = f"t.cause = 'payouts/{id_}' and t.kind like 'HOLD\\_%'"
+        entry_filter = f"t.source_id = 'payouts/{id_}' and t.kind like 'HOLD\\_%'"
         self._cloner.insert_rows(
             "wallet.wallet_entry",
             entry_filter,
             source,
             begin=begin,
-            cause="'payouts/' || s.payout_id",
+            source_id="'payouts/' || s.payout_id",
             seller_account="s.seller",
             number="s.number + (t.kind <> 'HOLD_PLACED')::int",
             available_after=(
@@ -693,17 +697,21 @@ class _Seeder:
             """)
             with (
                 first.cursor().copy(
-                    "copy ledger.tx (book, sequence, kind, cause_id, caller, fingerprint, n, "
+                    "copy ledger.tx (book, sequence, kind, source_id, caller, fingerprint, "
+                    "entry_count, "
                     "description, effective_time, post_time, previous_hash, hash) from stdin"
                 ) as transactions,
                 second.cursor().copy(
-                    "copy ledger.entry (book, sequence, place, account_id, currency, amount, "
+                    "copy ledger.entry (book, sequence, line_number, account_id, currency, amount, "
                     "balance_after, number) from stdin"
                 ) as entries,
             ):
-                for kind, cause, buyer, seller in postings:
+                for kind, source_id, buyer, seller in postings:
                     posting = Posting(
-                        PostingKind(kind), cause, caller_by_kind[kind], _lines(kind, buyer, seller)
+                        PostingKind(kind),
+                        source_id,
+                        caller_by_kind[kind],
+                        _lines(kind, buyer, seller),
                     )
                     for line in posting.lines:
                         key = (line.account, line.currency)
@@ -718,7 +726,7 @@ class _Seeder:
                             BOOK,
                             transaction.sequence,
                             kind,
-                            cause,
+                            source_id,
                             posting.caller,
                             posting.fingerprint,
                             len(posting.lines),
@@ -820,11 +828,17 @@ class _Seeder:
 
 
 def _entry_fingerprint_sql(
-    cause: str, seller: str, currency: str, amount: str, *, pending: str = "0", purpose: str = ""
+    source_id: str,
+    seller: str,
+    currency: str,
+    amount: str,
+    *,
+    pending: str = "0",
+    purpose: str = "",
 ) -> str:
     """SQL for the fingerprint of the instruction that made a wallet's entry."""
     return fingerprint_sql(
-        "t.kind", cause, seller, currency, amount, f"'{pending}'", "'0'", f"'{purpose}'", "''"
+        "t.kind", source_id, seller, currency, amount, f"'{pending}'", "'0'", f"'{purpose}'", "''"
     )
 
 

@@ -91,7 +91,7 @@ def clone_schedules(
         owner="case when s.seller like 'n-%' then '' else t.owner end",
         day_of_month=f"extract(day from {cut_off} at time zone 'UTC')",
         next_time=cut_off,
-        look_time=cut_off,
+        next_run_time=cut_off,
         update_time="s.at",
     )
     cloner.insert_events(
@@ -124,9 +124,9 @@ def clone_batches(
         "payout_batch_out",
         payout_batch_id="s.batch",
         item_count="s.payouts",
-        collected_count="s.payouts",
+        generated_count="s.payouts",
         create_time="s.at",
-        look_time="s.at",
+        next_run_time="s.at",
         update_time="s.done",
         done_time="s.done",
         fingerprint=fingerprint_sql("s.batch", "t.owner", "''", "''", suffix="s.list"),

@@ -45,7 +45,7 @@ class ScriptedPayoutProvider:
 
     async def look_up(self, request: PayoutRequest) -> PayoutLookupOutcome:
         if request.payout_id in self.silent_payout_ids:
-            return Unknown("busy", RetryReason.BUSY)
+            return Unknown("busy", RetryReason.THROTTLED)
         return (
             self._scripted_outcome(request) or self.outcomes_by_key.get(request.key) or NotFound()
         )

@@ -57,8 +57,8 @@ FAST_RETRY = {
         RetryReason.NOT_SENT,
         RetryReason.NO_ANSWER,
         RetryReason.SERVER_ERROR,
-        RetryReason.BUSY,
-        RetryReason.WAITING,
+        RetryReason.THROTTLED,
+        RetryReason.PENDING,
     )
 }
 """Policies that do not keep a test waiting."""

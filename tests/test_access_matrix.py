@@ -55,7 +55,7 @@ class MethodScope(StrEnum):
 
     OWNED = "NOT_FOUND"
     """A resource or a seller of an owner."""
-    CLAIMED = "ID_TAKEN"
+    CLAIMS_SELLER = "ALREADY_EXISTS"
     """A seller that the call would claim."""
     LISTED = "LISTED"
     """Resources, of which a caller gets those of its owner."""
@@ -155,7 +155,7 @@ _OPERATOR_METHODS = (
     "ListAlerts",
 )
 MATRIX: dict[str, MethodRow] = {
-    "payment.CreatePayment": MethodRow(MethodScope.CLAIMED, _payment_request),
+    "payment.CreatePayment": MethodRow(MethodScope.CLAIMS_SELLER, _payment_request),
     "payment.GetPayment": MethodRow(MethodScope.OWNED, _request_with("checkout_id")),
     "payment.ListPayments": MethodRow(MethodScope.LISTED, _request_with("page_size")),
     "payment.GetPaymentOrder": MethodRow(MethodScope.OWNED, _request_with("payment_order_id")),
@@ -165,7 +165,7 @@ MATRIX: dict[str, MethodRow] = {
     "payment.ListUnappliedCharges": MethodRow(MethodScope.PLATFORM),
     "payment.AcknowledgeUnappliedCharge": MethodRow(MethodScope.PLATFORM),
     "payment.AcknowledgeCharge": MethodRow(MethodScope.PLATFORM),
-    "payout.CreatePayoutDestination": MethodRow(MethodScope.CLAIMED, _destination_request),
+    "payout.CreatePayoutDestination": MethodRow(MethodScope.CLAIMS_SELLER, _destination_request),
     "payout.GetPayoutDestination": MethodRow(
         MethodScope.OWNED, _request_with("payout_destination_id")
     ),
@@ -327,9 +327,9 @@ def test_a_method_is_for_its_roles_and_for_its_owners_resources(
                 reason,
             )
             if role not in allowed:
-                assert reason == "METHOD_FORBIDDEN", where
+                assert reason == "PERMISSION_DENIED", where
                 continue
-            assert reason not in ("METHOD_FORBIDDEN", "INTERNAL", "CREDENTIALS_INVALID"), where
+            assert reason not in ("PERMISSION_DENIED", "INTERNAL", "CREDENTIALS_INVALID"), where
             if row.kind is MethodScope.LISTED:
                 response_text = "".join(str(answer) for answer in responses)
                 assert not reason, where
@@ -348,7 +348,7 @@ def test_a_method_is_for_its_roles_and_for_its_owners_resources(
             ):
                 assert reason == row.kind, where
             elif row.kind is not MethodScope.PLATFORM:
-                assert reason not in ("NOT_FOUND", "ID_TAKEN"), where
+                assert reason not in ("NOT_FOUND", "ALREADY_EXISTS"), where
 
 
 @pytest.mark.parametrize("name", sorted(MATRIX))

@@ -119,7 +119,7 @@ def test_bad_currencies(client: Client, currency: str, reason: str) -> None:
         ({"checkout_id": ""}, "FIELD_REQUIRED", "checkout_id"),
         ({"checkout_id": "a" * 65}, "FIELD_INVALID", "checkout_id"),
         ({"checkout_id": "ключ"}, "FIELD_INVALID", "checkout_id"),
-        ({"checkout_id": CARD}, "CARD_NUMBER_REFUSED", "checkout_id"),
+        ({"checkout_id": CARD}, "CARD_NUMBER_REJECTED", "checkout_id"),
         ({"payment_orders": []}, "FIELD_REQUIRED", "payment_orders"),
         (
             {"payment_orders": [new_test_order() for _ in range(201)]},
@@ -162,27 +162,30 @@ def test_bad_currencies(client: Client, currency: str, reason: str) -> None:
             "payment_orders[0].seller_account",
         ),
         ({"payment_method_type": 99}, "FIELD_INVALID", "payment_method_type"),
-        ({"charging": 99}, "FIELD_INVALID", "charging"),
+        ({"charge_mode": 99}, "FIELD_INVALID", "charge_mode"),
         ({"wait_for": 99}, "FIELD_INVALID", "wait_for"),
         (
-            {"charging": 2, "payment_orders": [new_test_order(), new_test_order(currency="USD")]},
+            {
+                "charge_mode": 2,
+                "payment_orders": [new_test_order(), new_test_order(currency="USD")],
+            },
             "FIELD_INVALID",
-            "charging",
+            "charge_mode",
         ),
-        ({"on_partial": 2}, "FIELD_INVALID", "on_partial"),
+        ({"partial_failure_policy": 2}, "FIELD_INVALID", "partial_failure_policy"),
         (
             {
-                "charging": 2,
+                "charge_mode": 2,
                 "payment_orders": [new_test_order(amount="9" * 16 + ".99"), new_test_order()],
             },
             "AMOUNT_OUT_OF_RANGE",
             "payment_orders",
         ),
         ({"credit_card_info": ""}, "FIELD_REQUIRED", "credit_card_info"),
-        ({"credit_card_info": CARD}, "CARD_NUMBER_REFUSED", "credit_card_info"),
+        ({"credit_card_info": CARD}, "CARD_NUMBER_REJECTED", "credit_card_info"),
         (
             {"buyer_info": f"pay with {CARD[:4]} {CARD[4:8]} {CARD[8:12]} {CARD[12:]}"},
-            "CARD_NUMBER_REFUSED",
+            "CARD_NUMBER_REJECTED",
             "buyer_info",
         ),
         ({"buyer_info": "a\0b"}, "FIELD_INVALID", "buyer_info"),
@@ -396,7 +399,7 @@ def test_bad_amounts_of_payouts(client: Client, amount: str, currency: str, reas
         ("CreatePayout", {**PAYOUT, "payout_id": ""}, "FIELD_REQUIRED", "payout_id"),
         ("CreatePayout", {**PAYOUT, "payout_id": "r-1"}, "FIELD_INVALID", "payout_id"),
         ("CreatePayout", {**PAYOUT, "payout_id": "a b"}, "FIELD_INVALID", "payout_id"),
-        ("CreatePayout", {**PAYOUT, "payout_id": CARD}, "CARD_NUMBER_REFUSED", "payout_id"),
+        ("CreatePayout", {**PAYOUT, "payout_id": CARD}, "CARD_NUMBER_REJECTED", "payout_id"),
         ("CreatePayout", {**PAYOUT, "seller_account": ""}, "FIELD_REQUIRED", "seller_account"),
         ("CreatePayout", {**PAYOUT, "seller_account": "a" * 65}, "FIELD_INVALID", "seller_account"),
         ("CreatePayout", {**PAYOUT, "currency": "usd"}, "CURRENCY_UNKNOWN", "currency"),
@@ -421,7 +424,7 @@ def test_bad_amounts_of_payouts(client: Client, amount: str, currency: str, reas
         (
             "CreatePayoutDestination",
             {**DESTINATION, "bank_account_token": CARD},
-            "CARD_NUMBER_REFUSED",
+            "CARD_NUMBER_REJECTED",
             "bank_account_token",
         ),
         (
@@ -454,7 +457,7 @@ def test_bad_amounts_of_payouts(client: Client, amount: str, currency: str, reas
         ("ListPayouts", {"page_token": "x"}, "PAGE_TOKEN_INVALID", "page_token"),
         ("CancelPayout", {"payout_id": "p"}, "FIELD_REQUIRED", "reason"),
         ("ApprovePayout", {"payout_id": "p", "reason": " "}, "FIELD_REQUIRED", "reason"),
-        ("RejectPayout", {"payout_id": "p", "reason": CARD}, "CARD_NUMBER_REFUSED", "reason"),
+        ("RejectPayout", {"payout_id": "p", "reason": CARD}, "CARD_NUMBER_REJECTED", "reason"),
         (
             "RetryPayout",
             {"payout_id": "p", "reason": "x", "request_id": "ä"},

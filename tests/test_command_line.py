@@ -16,9 +16,9 @@ import pytest
 from typer.main import get_command
 
 from tallystick import Client, ClientSettings, UnavailableError
+from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_service_pb2
 from tallystick.payout.v1 import payout_pb2
-from tallystick.recovery.v1 import recovery_pb2
 from tallystick_server.app import configuration
 from tallystick_server.app.configuration import SERVICES
 from tallystick_server.app.database.connections import DatabaseUrls
@@ -216,7 +216,7 @@ def test_a_listing_in_json_is_one_object_a_line(
     """
     arguments = ("dead-letters", "list", "--json", "--address", platform.address)
     values = [json.loads(line) for line in run_command(*arguments).stdout.splitlines()]
-    expected_keys = {field.name for field in recovery_pb2.DeadLetter.DESCRIPTOR.fields}
+    expected_keys = {field.name for field in operator_pb2.DeadLetter.DESCRIPTOR.fields}
     assert all(value.keys() == expected_keys for value in values)
     assert dead_letter_id in [value["dead_letter_id"] for value in values]
     assert _ESCAPE not in run_in_terminal(*arguments)

@@ -96,7 +96,7 @@ def filled_database(
                 )
             )
             pending_credit = wallet_service_pb2.Credit(
-                cause="PAY_IN/late",
+                source_id="PAY_IN/late",
                 caller="t",
                 seller_account="slow",
                 amount="1.00",
@@ -169,15 +169,15 @@ def entry_values(
 
 def insert_transaction(
     sequence: int,
-    cause: str,
+    source_id: str,
     n: int = 2,
     previous: str = "(select hash from head)",
     kind: str = "ADJUSTMENT",
 ) -> str:
     return (
-        f"insert into tx select 'main', {sequence}, '{kind}', '{cause}', 't', {ZERO_HASH}, {n}, "
-        "'', null, clock(), "
-        f"(select greatest(post_time, clock()) from head), {previous}, {ZERO_HASH}"
+        f"insert into tx select 'main', {sequence}, '{kind}', '{source_id}', 't', {ZERO_HASH}, "
+        f"{n}, '', null, clock(), (select greatest(post_time, clock()) from head), {previous}, "
+        f"{ZERO_HASH}"
     )
 
 
@@ -327,7 +327,7 @@ CASES = [
     (
         "W2 a pending credit that goes without its release",
         "wallet",
-        "delete from pending_credit where cause = 'PAY_IN/late'",
+        "delete from pending_credit where source_id = 'PAY_IN/late'",
         "P0001",
     ),
     ("W2 a pending credit that changes", "wallet", "update pending_credit set amount = 1", "42501"),
@@ -394,28 +394,30 @@ CASES = [
     (
         "P1 a second attempt beside one that lives",
         "payment",
-        "insert into attempt (demand_id, number, provider, provider_key, amount, currency, "
-        "outcome, provider_reference, failure_reason, decline_code, start_time, checkout_id) "
-        "select demand_id, number + 1, provider, provider_key, amount, currency, '', '', '', '', "
-        "clock(), checkout_id from attempt where demand_id = 'o-o-pending'",
+        "insert into attempt (operation_id, attempt_number, provider, provider_key, amount, "
+        "currency, outcome, provider_reference, failure_reason, decline_code, start_time, "
+        "checkout_id) select operation_id, attempt_number + 1, provider, provider_key, amount, "
+        "currency, '', '', '', '', clock(), checkout_id from attempt where operation_id = "
+        "'o-o-pending'",
         "23505",
     ),
     (
         "P1 a second attempt beside one that succeeded",
         "payment",
-        "insert into attempt (demand_id, number, provider, provider_key, amount, currency, "
-        "outcome, provider_reference, failure_reason, decline_code, start_time, checkout_id) "
-        "select demand_id, number + 1, provider, provider_key, amount, currency, '', '', '', '', "
-        "clock(), checkout_id from attempt where demand_id = 'o-o-paid'",
+        "insert into attempt (operation_id, attempt_number, provider, provider_key, amount, "
+        "currency, outcome, provider_reference, failure_reason, decline_code, start_time, "
+        "checkout_id) select operation_id, attempt_number + 1, provider, provider_key, amount, "
+        "currency, '', '', '', '', clock(), checkout_id from attempt where operation_id = "
+        "'o-o-paid'",
         "23505",
     ),
     (
         "P1 an attempt for another sum",
         "payment",
-        "insert into attempt (demand_id, number, provider, provider_key, amount, currency, "
-        "outcome, provider_reference, failure_reason, decline_code, "
-        "start_time, end_time, checkout_id) values ('o-o-pending', 2, 'sandbox', 'k', 7, 'EUR', "
-        "'DECLINED', '', '', '', clock(), clock(), 'pending')",
+        "insert into attempt (operation_id, attempt_number, provider, provider_key, amount, "
+        "currency, outcome, provider_reference, failure_reason, decline_code, start_time, "
+        "end_time, checkout_id) values ('o-o-pending', 2, 'sandbox', 'k', 7, 'EUR', 'DECLINED', "
+        "'', '', '', clock(), clock(), 'pending')",
         "P0001",
     ),
     (
@@ -507,7 +509,12 @@ CASES = [
         ),
         "P0001",
     ),
-    ("L4 an update of history", "payment", "update order_history set cause = 'x'", "42501"),
+    (
+        "L4 an update of history",
+        "payment",
+        "update order_history set transition_reason = 'x'",
+        "42501",
+    ),
     (
         "P6 fewer unpaid orders than there are",
         "payment",
@@ -933,11 +940,11 @@ def test_a_role_reaches_nothing_of_the_cluster(filled_database: DatabaseUrls, se
 def test_the_reader_only_reads(filled_database: DatabaseUrls, service: str) -> None:
     """verify's role can read its service's tables and change nothing."""
     with psycopg.connect(filled_database.reader(service).replace("+psycopg", "")) as connection:
-        connection.execute("select from mark")
+        connection.execute("select from commit_marker")
         with pytest.raises(
             (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.InsufficientPrivilege)
         ):
-            connection.execute("delete from mark")
+            connection.execute("delete from commit_marker")
 
 
 @pytest.mark.parametrize("service", ["payment", "ledger", "wallet", "payout", "event", "sandbox"])
@@ -966,7 +973,7 @@ def test_moves_in_the_database_are_the_table_of_the_rules(filled_database: Datab
     """P3: the trigger's condition lists exactly the moves that core's table has."""
     with psycopg.connect(filled_database.admin) as connection:
         row = connection.execute(
-            "select pg_get_triggerdef(oid) from pg_trigger where tgname = 'moves_along_the_table' "
+            "select pg_get_triggerdef(oid) from pg_trigger where tgname = 'follows_transitions' "
             "and tgrelid = 'payment.payment_order'::regclass"
         ).fetchone()
     assert row is not None
@@ -976,7 +983,7 @@ def test_moves_in_the_database_are_the_table_of_the_rules(filled_database: Datab
     assert database_transitions == {
         (str(before), str(after))
         for (before, why), after in TRANSITIONS.items()
-        if before != after or why in (PaymentTrigger.SETTLED, PaymentTrigger.PENDING)
+        if before != after or why in (PaymentTrigger.BOOKED, PaymentTrigger.PENDING)
     }
 
 
@@ -986,8 +993,8 @@ def test_only_the_service_seals(filled_database: DatabaseUrls) -> None:
     """
     with psycopg.connect(filled_database.admin) as connection:
         row = connection.execute(
-            "with b as (select seal from payment.attempt where demand_id = 'o-o-failed') "
-            "update payment.attempt a set failure_reason = 'EXPIRED' from b where a.demand_id = "
+            "with b as (select seal from payment.attempt where operation_id = 'o-o-failed') "
+            "update payment.attempt a set failure_reason = 'EXPIRED' from b where a.operation_id = "
             "'o-o-failed' returning a.seal = b.seal, b.seal is not null"
         ).fetchone()
         connection.rollback()

@@ -22,9 +22,9 @@ from tallystick import (
     new_order,
 )
 from tallystick.ledger.v1 import ledger_pb2
+from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_service_pb2
 from tallystick.payout.v1 import payout_service_pb2
-from tallystick.recovery.v1 import recovery_pb2
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.provider.outcome import RetryReason
 from tallystick_server.app.configuration import Settings, load
@@ -101,9 +101,9 @@ def wallet_fault(monkeypatch: pytest.MonkeyPatch) -> WalletFault:
 
 def retry_settings(**overrides: Any) -> Settings:
     retry = {
-        ("", RetryReason.UNSETTLED): FAST_RETRY_POLICY,
+        ("", RetryReason.BOOKING_UNAVAILABLE): FAST_RETRY_POLICY,
         ("", RetryReason.CALLER_REJECTED): FAST_RETRY_POLICY,
-        ("", RetryReason.SETTLING_FAILED): RetryPolicy(RetryStrategy.FIXED, 0.1, 0.1, 3),
+        ("", RetryReason.BOOKING_FAILED): RetryPolicy(RetryStrategy.FIXED, 0.1, 0.1, 3),
     }
     return Settings().replace(
         retry=retry,
@@ -153,12 +153,12 @@ def test_one_poisonous_item_delays_nobody_and_becomes_a_dead_letter(
     ):
         pay_all(client, "a", ["poison" if number == 7 else f"s{number}" for number in range(50)])
         assert eventually(lambda: count_booked(scratch_database) == 49)
-        dead_letter_query = "select subject, cause, tries, detail from dead_letter"
+        dead_letter_query = "select resource_name, cause, retry_count, detail from dead_letter"
         assert eventually(lambda: query_rows(scratch_database, "payment", dead_letter_query))
         ((subject, cause, tries, detail),) = query_rows(
             scratch_database, "payment", dead_letter_query
         )
-        assert (subject, cause, tries) == ("charges/o-o-a-7", "SETTLING_FAILED", 3)
+        assert (subject, cause, tries) == ("charges/o-o-a-7", "BOOKING_FAILED", 3)
         assert detail.startswith("tallystick.wallet.v1.BatchCredit was refused: INTERNAL")
         wallet_fault.poison = ""
         (dead_letter,) = client.payment.ListDeadLetters(
@@ -235,14 +235,14 @@ def test_what_the_platform_owes_to_itself_is_tried_without_end(
     """
     wallet_fault.error = error
     bounded = {
-        ("", RetryReason.UNSETTLED): RetryPolicy(RetryStrategy.FIXED, 0.05, 0.05, 2),
+        ("", RetryReason.BOOKING_UNAVAILABLE): RetryPolicy(RetryStrategy.FIXED, 0.05, 0.05, 2),
         ("", RetryReason.CALLER_REJECTED): RetryPolicy(RetryStrategy.FIXED, 0.05, 0.05, 2),
     }
     patient = retry_settings().replace(retry=bounded, payment__alert_after={"SUCCESS": 0.2})
     with serve_platform(scratch_database, patient) as platform, platform.client() as client:
         pay_all(client, "a", [f"s{number}" for number in range(20)])
-        trouble = "UNSETTLED" if kind == "ORDER_STUCK" else kind
-        tried = "select count(*) from due where (tries ->> %s)::int > 3"
+        trouble = "BOOKING_UNAVAILABLE" if kind == "ORDER_STUCK" else kind
+        tried = "select count(*) from operation where (retry_counts ->> %s)::int > 3"
         assert eventually(
             lambda: query_rows(scratch_database, "payment", tried, trouble)[0][0] == 20, 60
         )
@@ -278,7 +278,7 @@ def test_a_wallet_that_fails_on_everything_counts_as_away(
                 query_rows(
                     scratch_database,
                     "payment",
-                    "select count(*) from due where trouble = 'UNSETTLED'",
+                    "select count(*) from operation where retry_reason = 'BOOKING_UNAVAILABLE'",
                 )[0][0]
                 > 0
             )
@@ -326,16 +326,16 @@ def test_a_hold_that_the_wallet_fails_on_delays_no_other_payout(
                 query_rows(
                     scratch_database,
                     "payout",
-                    "select count(*) from payout where state = 'PAID' and settled",
+                    "select count(*) from payout where state = 'PAID' and booked",
                 )[0][0]
                 == 9
             )
         )
-        dead_letter_query = "select subject, cause, tries from dead_letter"
+        dead_letter_query = "select resource_name, cause, retry_count from dead_letter"
         assert eventually(
             lambda: (
                 query_rows(scratch_database, "payout", dead_letter_query)
-                == [("payouts/p-poison", "SETTLING_FAILED", 3)]
+                == [("payouts/p-poison", "BOOKING_FAILED", 3)]
             )
         )
         wallet_fault.poison = ""
@@ -352,7 +352,7 @@ def test_a_hold_that_the_wallet_fails_on_delays_no_other_payout(
                 query_rows(
                     scratch_database,
                     "payout",
-                    "select count(*) from payout where state = 'PAID' and settled",
+                    "select count(*) from payout where state = 'PAID' and booked",
                 )[0][0]
                 == 10
             )
@@ -399,15 +399,15 @@ def test_a_payout_that_the_wallet_fails_on_delays_no_other(
         platform.client() as client,
     ):
         pay_out_all(client, [*(f"p-{number}" for number in range(9)), "p-poison"])
-        settled_payouts = "select count(*) from payout where state = 'PAID' and settled"
+        settled_payouts = "select count(*) from payout where state = 'PAID' and booked"
         assert eventually(
             lambda: query_rows(scratch_database, "payout", settled_payouts)[0][0] == 9, 30
         )
-        dead_letter_query = "select subject, cause, tries from dead_letter"
+        dead_letter_query = "select resource_name, cause, retry_count from dead_letter"
         assert eventually(
             lambda: (
                 query_rows(scratch_database, "payout", dead_letter_query)
-                == [("payouts/p-poison", "SETTLING_FAILED", 3)]
+                == [("payouts/p-poison", "BOOKING_FAILED", 3)]
             ),
             30,
         )
@@ -416,7 +416,7 @@ def test_a_payout_that_the_wallet_fails_on_delays_no_other(
         ) == [(1,)]
         wallet_fault.poison = ""
         many = payout_service_pb2.RetryDeadLettersRequest(
-            filter=recovery_pb2.DeadLetterFilter(cause="SETTLING_FAILED"), reason="mended"
+            filter=operator_pb2.DeadLetterFilter(cause="BOOKING_FAILED"), reason="mended"
         )
         assert client.payout.RetryDeadLetters(many).retried == 1
         assert eventually(
@@ -448,7 +448,8 @@ def test_a_release_that_the_wallet_fails_on_delays_no_other(
                 payment_service_pb2.ConfirmDeliveryRequest(payment_order_id=f"o-a-{number}")
             )
         waiting_query = (
-            "select payment_order_id, tries >= 2, refused like '%%INTERNAL%%' from to_release"
+            "select payment_order_id, retry_count >= 2, rejection_message like '%%INTERNAL%%' "
+            "from pending_release"
         )
         assert eventually(
             lambda: (
@@ -477,7 +478,7 @@ def test_an_unapplied_charge_that_the_ledger_fails_on_delays_no_other(
 
     async def post(self: LedgerHandlers, request: Any, call: Any) -> Any:
         causes = [
-            posting.cause_id
+            posting.source_id
             for posting in request.postings
             if posting.kind == ledger_pb2.TRANSACTION_KIND_UNAPPLIED
         ]
@@ -499,7 +500,9 @@ def test_an_unapplied_charge_that_the_ledger_fails_on_delays_no_other(
         assert eventually(lambda: query_rows(scratch_database, "payment", booked_query) == [(2,)])
         assert eventually(
             lambda: (
-                query_rows(scratch_database, "payment", "select tries >= 2 from unbooked")
+                query_rows(
+                    scratch_database, "payment", "select retry_count >= 2 from booking_rejection"
+                )
                 == [(True,)]
             )
         )
@@ -507,16 +510,20 @@ def test_an_unapplied_charge_that_the_ledger_fails_on_delays_no_other(
         assert eventually(
             lambda: query_rows(scratch_database, "payment", booked_query) == [(3,)], 30
         )
-        assert query_rows(scratch_database, "payment", "select count(*) from unbooked") == [(0,)]
+        assert query_rows(
+            scratch_database, "payment", "select count(*) from booking_rejection"
+        ) == [(0,)]
     assert verify(scratch_database).passed
 
 
 def test_settings_cannot_bound_what_the_platform_owes_to_itself() -> None:
-    """A policy with a bound on tries for `unsettled` is refused by name."""
-    with pytest.raises(StartupError, match="unsettled must have max_attempts 0"):
-        load({"TALLYSTICK_RETRY": "unsettled=exponential:1:60:60"})
-    assert RetryPolicies().policy_for("sandbox", RetryReason.UNSETTLED).max_attempts is None
-    assert DEFAULT_POLICIES[RetryReason.SETTLING_FAILED].max_attempts == 30
+    """A policy with a bound on tries for `booking_unavailable` is refused by name."""
+    with pytest.raises(StartupError, match="booking_unavailable must have max_attempts 0"):
+        load({"TALLYSTICK_RETRY": "booking_unavailable=exponential:1:60:60"})
+    assert (
+        RetryPolicies().policy_for("sandbox", RetryReason.BOOKING_UNAVAILABLE).max_attempts is None
+    )
+    assert DEFAULT_POLICIES[RetryReason.BOOKING_FAILED].max_attempts == 30
 
 
 def create_dead_letters(
@@ -534,10 +541,10 @@ def create_dead_letters(
         list(pool.map(pay, range(count)))
 
 
-def open_dead_letters(client: Client, **criteria: Any) -> list[recovery_pb2.DeadLetter]:
+def open_dead_letters(client: Client, **criteria: Any) -> list[operator_pb2.DeadLetter]:
     request = payment_service_pb2.ListDeadLettersRequest(
-        state=recovery_pb2.DEAD_LETTER_STATE_OPEN,
-        filter=recovery_pb2.DeadLetterFilter(**criteria),
+        state=operator_pb2.DEAD_LETTER_STATE_OPEN,
+        filter=operator_pb2.DeadLetterFilter(**criteria),
         page_size=200,
     )
     return list(client.pages(client.payment.ListDeadLetters, request, "dead_letters"))
@@ -555,13 +562,13 @@ def test_dead_letters_are_retried_in_bulk_by_filter(scratch_database: DatabaseUr
     again, with operator, reason and event; the rest stay.
     """
     quick = Settings().replace(
-        retry={("", RetryReason.UNRESOLVED): RetryPolicy(RetryStrategy.CANCEL)},
+        retry={("", RetryReason.OUTCOME_UNKNOWN): RetryPolicy(RetryStrategy.CANCEL)},
         worker__sweep_interval=60,
     )
     with serve_platform(scratch_database, quick) as platform, platform.client() as client:
         create_dead_letters(client, "a", 12)
         assert eventually(lambda: len(open_dead_letters(client)) == 12)
-        letter_filter = recovery_pb2.DeadLetterFilter(cause="REJECTED", provider="sandbox")
+        letter_filter = operator_pb2.DeadLetterFilter(cause="REJECTED", provider="sandbox")
         dry_run_response = retry_dead_letters(client, filter=letter_filter, dry_run=True)
         assert (
             dry_run_response.matched,
@@ -574,11 +581,11 @@ def test_dead_letters_are_retried_in_bulk_by_filter(scratch_database: DatabaseUr
         assert len(open_dead_letters(client, cause="REJECTED")) == 12
         assert (
             retry_dead_letters(
-                client, filter=recovery_pb2.DeadLetterFilter(cause="UNRESOLVED")
+                client, filter=operator_pb2.DeadLetterFilter(cause="OUTCOME_UNKNOWN")
             ).matched
             == 0
         )
-        assert open_dead_letters(client, cause="UNRESOLVED") == []
+        assert open_dead_letters(client, cause="OUTCOME_UNKNOWN") == []
         middle = sorted(
             open_dead_letters(client),
             key=lambda dead_letter: dead_letter.create_time.ToNanoseconds(),
@@ -589,10 +596,10 @@ def test_dead_letters_are_retried_in_bulk_by_filter(scratch_database: DatabaseUr
             == 12
         )
         early_response = retry_dead_letters(
-            client, filter=recovery_pb2.DeadLetterFilter(until_time=middle)
+            client, filter=operator_pb2.DeadLetterFilter(until_time=middle)
         )
         late_response = retry_dead_letters(
-            client, filter=recovery_pb2.DeadLetterFilter(from_time=middle)
+            client, filter=operator_pb2.DeadLetterFilter(from_time=middle)
         )
         assert (
             early_response.retried + late_response.retried,
@@ -605,7 +612,7 @@ def test_dead_letters_are_retried_in_bulk_by_filter(scratch_database: DatabaseUr
         assert query_rows(
             scratch_database,
             "payment",
-            "select count(*) from due where next_attempt_time is not null",
+            "select count(*) from operation where next_attempt_time is not null",
         ) == [(12,)]
         ended_query = (
             "select count(*) from event where aggregate_id like 'deadLetters/%%' and "
@@ -663,7 +670,7 @@ def test_closing_in_bulk_skips_what_was_charged(
         assert eventually(
             lambda: (
                 [dead_letter.cause for dead_letter in open_dead_letters(client)]
-                == ["SETTLING_FAILED"]
+                == ["BOOKING_FAILED"]
             )
         )
         answer = client.payment.CloseDeadLetters(
@@ -672,14 +679,14 @@ def test_closing_in_bulk_skips_what_was_charged(
         assert (answer.matched, answer.closed, answer.resolved) == (1, 0, 0)
         assert [
             (skipped_letter.cause, skipped_letter.error_reason) for skipped_letter in answer.skipped
-        ] == [("SETTLING_FAILED", "STATE_FORBIDS")]
+        ] == [("BOOKING_FAILED", "INVALID_STATE")]
         assert len(open_dead_letters(client)) == 1
 
 
-def open_payout_dead_letters(client: Client, **criteria: Any) -> list[recovery_pb2.DeadLetter]:
+def open_payout_dead_letters(client: Client, **criteria: Any) -> list[operator_pb2.DeadLetter]:
     request = payout_service_pb2.ListDeadLettersRequest(
-        state=recovery_pb2.DEAD_LETTER_STATE_OPEN,
-        filter=recovery_pb2.DeadLetterFilter(**criteria),
+        state=operator_pb2.DEAD_LETTER_STATE_OPEN,
+        filter=operator_pb2.DeadLetterFilter(**criteria),
         page_size=200,
     )
     return list(client.pages(client.payout.ListDeadLetters, request, "dead_letters"))
@@ -700,14 +707,14 @@ def test_dead_letters_of_payouts_are_retried_and_closed_in_bulk(
         pay_out_all(client, payouts, "ba_rejected")
         assert eventually(lambda: len(open_payout_dead_letters(client)) == 25, 60)
         retry = payout_service_pb2.RetryDeadLettersRequest(reason="mended", dry_run=True)
-        retry.filter.CopyFrom(recovery_pb2.DeadLetterFilter(cause="REJECTED", provider="sandbox"))
+        retry.filter.CopyFrom(operator_pb2.DeadLetterFilter(cause="REJECTED", provider="sandbox"))
         dry = client.payout.RetryDeadLetters(retry)
         assert (dry.matched, dry.retried, len(dry.sample), dry.next_page_token) == (25, 0, 20, "")
         assert [(count.cause, count.provider, count.count) for count in dry.counts] == [
             ("REJECTED", "sandbox", 25)
         ]
         unresolved_request = payout_service_pb2.RetryDeadLettersRequest(
-            filter=recovery_pb2.DeadLetterFilter(cause="UNRESOLVED"), reason="mended"
+            filter=operator_pb2.DeadLetterFilter(cause="OUTCOME_UNKNOWN"), reason="mended"
         )
         assert client.payout.RetryDeadLetters(unresolved_request).matched == 0
         assert query_rows(
@@ -719,7 +726,7 @@ def test_dead_letters_of_payouts_are_retried_and_closed_in_bulk(
         )[12].create_time
         before = len(open_payout_dead_letters(client, until_time=middle))
         early_request = payout_service_pb2.RetryDeadLettersRequest(
-            filter=recovery_pb2.DeadLetterFilter(until_time=middle), reason="mended"
+            filter=operator_pb2.DeadLetterFilter(until_time=middle), reason="mended"
         )
         answer = client.payout.RetryDeadLetters(early_request)
         assert (answer.matched, answer.retried, answer.skipped[:]) == (before, before, [])
@@ -746,7 +753,7 @@ def test_dead_letters_of_payouts_are_retried_and_closed_in_bulk(
         assert client.payout.CloseDeadLetters(close).matched == 0
         failed = (
             "select count(*) from payout where state = 'FAILED' and failure_reason = "
-            "'CLOSED_BY_OPERATOR' and settled"
+            "'CLOSED_BY_OPERATOR' and booked"
         )
         assert eventually(lambda: query_rows(scratch_database, "payout", failed) == [(25,)], 30)
         assert query_rows(
@@ -770,7 +777,7 @@ def test_closing_payouts_in_bulk_skips_what_was_paid(
         assert eventually(
             lambda: (
                 [dead_letter.cause for dead_letter in open_payout_dead_letters(client)]
-                == ["SETTLING_FAILED"]
+                == ["BOOKING_FAILED"]
             ),
             30,
         )
@@ -780,7 +787,7 @@ def test_closing_payouts_in_bulk_skips_what_was_paid(
         assert (answer.matched, answer.closed, answer.resolved) == (1, 0, 0)
         assert [
             (skipped_letter.cause, skipped_letter.error_reason) for skipped_letter in answer.skipped
-        ] == [("SETTLING_FAILED", "STATE_FORBIDS")]
+        ] == [("BOOKING_FAILED", "INVALID_STATE")]
         assert len(open_payout_dead_letters(client)) == 1
 
 
@@ -803,15 +810,17 @@ def test_twelve_thousand_dead_letters_are_retried_within_a_minute(
             admin.execute("set session_replication_role = replica")
             admin.execute("set search_path = payment")
             admin.execute(
-                "insert into dead_letter (dead_letter_id, subject, number, cause, detail, tries, "
-                "state, operator, reason, evidence, create_time, provider)"
-                " select 'charges-o-x' || n || '-1', 'charges/o-x' || n, 1, 'UNRESOLVED', '', 1, "
+                "insert into dead_letter (dead_letter_id, resource_name, number, cause, detail, "
+                "retry_count, state, operator, reason, evidence, create_time, provider) select "
+                "'charges-o-x' || n || '-1', 'charges/o-x' || n, 1, 'OUTCOME_UNKNOWN', '', 1, "
                 "'OPEN', '', '', '', clock(), 'sandbox' from generate_series(1, 12000) n"
             )
         start_time, token, retried_count, calls = time.monotonic(), "", 0, 0
         while token or not calls:
             answer = retry_dead_letters(
-                client, filter=recovery_pb2.DeadLetterFilter(cause="UNRESOLVED"), page_token=token
+                client,
+                filter=operator_pb2.DeadLetterFilter(cause="OUTCOME_UNKNOWN"),
+                page_token=token,
             )
             token, retried_count, calls = (
                 answer.next_page_token,

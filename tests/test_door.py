@@ -137,7 +137,7 @@ def test_credentials_and_roles(scratch_database: DatabaseUrls) -> None:
         for token, kind, reason in (
             ("", UnauthenticatedError, "CREDENTIALS_MISSING"),
             ("token-of-nobody----", UnauthenticatedError, "CREDENTIALS_INVALID"),
-            ("token-of-auditor--", PermissionDeniedError, "METHOD_FORBIDDEN"),
+            ("token-of-auditor--", PermissionDeniedError, "PERMISSION_DENIED"),
         ):
             with platform.client(token) as client, pytest.raises(kind) as error:
                 client.payment.ListPayments(request)

@@ -95,7 +95,7 @@ def test_each_change_is_one_event_with_the_resource_after_it(client: Client) -> 
     assert (
         len(
             eventually(
-                lambda: [e for e in client.events(types=kinds) if e.transaction.cause_id == order]
+                lambda: [e for e in client.events(types=kinds) if e.transaction.source_id == order]
             )
         )
         == 1
@@ -463,7 +463,7 @@ def test_an_event_with_the_id_of_another_is_refused(client: Client) -> None:
                 )
             )
         assert (error.value.reason, error.value.field_violations[0].field) == (
-            "KEY_REUSED",
+            "IDEMPOTENCY_KEY_REUSED",
             f"events[1].{field}",
         )
         assert error.value.metadata == {"field": f"events[1].{field}"}

@@ -123,7 +123,7 @@ def excessive_reads(plans: QueryPlans, max_rows: int) -> list[str]:
     return problems
 
 
-SMALL_TABLES = ("head", "relayed", "duty", "refused_aggregate")
+SMALL_TABLES = ("head", "relayed", "leader_lease", "rejected_aggregate")
 """Tables of a few rows."""
 
 
@@ -206,7 +206,11 @@ def test_what_is_seeded_is_a_repeat_when_it_is_sent_again(large_platform: LargeP
     assert is_replayed(client.payout.CreatePayoutDestination, bank)
     of = {"caller": "t", "currency": "EUR"}
     credit = wallet_service_pb2.Credit(
-        cause="PAY_IN/o-1", seller_account=order.seller_account, amount="9.50", pending=True, **of
+        source_id="PAY_IN/o-1",
+        seller_account=order.seller_account,
+        amount="9.50",
+        pending=True,
+        **of,
     )
     hold = wallet_service_pb2.NewHold(
         hold_id="payouts/p-1",
@@ -353,7 +357,7 @@ def all_payouts_in_batch(databases: DatabaseUrls) -> Iterator[None]:
         inserted = connection.execute("""
             insert into payout.payout_batch_item
             select 'batch-2', payout_id, seller_account, amount, currency, payout_destination_id,
-                'MADE' from payout.payout
+                'CREATED' from payout.payout
             on conflict do nothing returning payout_id
         """).fetchall()
         try:
@@ -402,7 +406,7 @@ _ACKNOWLEDGED_SQL = {
         "analyze unapplied_charge",
     ),
     "payout": (
-        """insert into transfer select 'sandbox', 'r-' || n, p.payout_id, 'TWICE', 't-' || n, 1,
+        """insert into transfer select 'sandbox', 'r-' || n, p.payout_id, 'DUPLICATE', 't-' || n, 1,
             'EUR', null, '', clock(), null, 'ann', 'x', clock()
         from generate_series(1, 5000) n, (select payout_id from payout limit 1) p""",
         """insert into conflicting_report select p.payout_id, n, 'r-' || n, clock(), 'ann', 'x',
@@ -416,17 +420,17 @@ _ACKNOWLEDGED_SQL = {
 
 _REFUSED_EVENTS_SQL = (
     (
-        "insert into refused_aggregate select 'payments/r-' || n, 1, clock() + (n - 20) * interval "
-        "'1 minute', 'x' from generate_series(1, 5000) n"
+        "insert into rejected_aggregate select 'payments/r-' || n, 1, clock() + (n - 20) * "
+        "interval '1 minute', 'x' from generate_series(1, 5000) n"
     ),
     (
-        "insert into refused_event select aggregate_id, n, 'x' from refused_aggregate, "
+        "insert into rejected_event select aggregate_id, n, 'x' from rejected_aggregate, "
         "generate_series(1, 20) n"
     ),
     """insert into outbox (aggregate_ids, versions,
         request) select array_agg('payments/r-' || (m * 10 + n)), array_agg(21), 'x'
     from generate_series(1, 1000) m, generate_series(1, 10) n group by m""",
-    "analyze outbox, refused_aggregate, refused_event",
+    "analyze outbox, rejected_aggregate, rejected_event",
 )
 """5,000 aggregates with 20 events each that wait, 20 of them due, and 1,000 rows of the outbox."""
 
@@ -483,13 +487,16 @@ def _find_alerts(kind: str, findings: Sequence[alert_store.AlertQuery]) -> Datab
                 "UNAPPLIED_CHARGE", orders.alert_queries(ALERT_AFTER_SECONDS, REVIEW_SECONDS, 300)
             ),
         ),
-        ("payout", _find_alerts("STRAY_TRANSFER", payouts.alert_queries(PAYOUT_ALERT_AFTER, 300))),
         (
             "payout",
-            _find_alerts("PAYOUT_CONTRADICTED", payouts.alert_queries(PAYOUT_ALERT_AFTER, 300)),
+            _find_alerts("UNMATCHED_TRANSFER", payouts.alert_queries(PAYOUT_ALERT_AFTER, 300)),
+        ),
+        (
+            "payout",
+            _find_alerts("PAYOUT_STATUS_CONFLICT", payouts.alert_queries(PAYOUT_ALERT_AFTER, 300)),
         ),
     ],
-    ids=["list", "list of all", "UNAPPLIED_CHARGE", "STRAY_TRANSFER", "PAYOUT_CONTRADICTED"],
+    ids=["list", "list of all", "UNAPPLIED_CHARGE", "UNMATCHED_TRANSFER", "PAYOUT_STATUS_CONFLICT"],
 )
 def test_what_was_acknowledged_is_not_read(
     seeded_database: DatabaseUrls, schema: str, work: DatabaseWork
@@ -512,10 +519,10 @@ _DUE_SCHEDULES_SQL = (
 """20,000 schedules whose cut-offs have come, 150 of them defaults."""
 _DELIVERED_SQL = (
     (
-        "insert into to_release select 'd-' || n, 'shop', case when mod(n, 100) = 0 then 'x' else "
-        "'' end, clock() from generate_series(1, 20000) n"
+        "insert into pending_release select 'd-' || n, 'shop', case when mod(n, 100) = 0 then 'x' "
+        "else '' end, clock() from generate_series(1, 20000) n"
     ),
-    "analyze to_release",
+    "analyze pending_release",
 )
 """20,000 deliveries that the wallet was not told yet, 200 of which it has refused."""
 
@@ -560,11 +567,11 @@ _FORCE_INDEX_SQL = "set enable_seqscan = off; set plan_cache_mode = force_custom
 _RUNS_SQL = (
     _FORCE_INDEX_SQL,
     """insert into payout_batch_item select 'batch-' || case when n > 20000 then 2 + mod(n, 500)
-        else 2 end, 'q-' || n, 's-1', null, 'EUR', '', 'MADE', null
+        else 2 end, 'q-' || n, 's-1', null, 'EUR', '', 'CREATED', null
     from generate_series(1, 30000) n""",
     """insert into payout_batch select 'run-' || n, caller, owner, fingerprint, traceparent, true,
         '', 'EUR', clock(), case when n <= 30 then 'OPEN'
-        when n <= 60 then 'COLLECTING' else 'DONE' end, '', 1, 0, 0, 0, case when n <= 30 then 2
+        when n <= 60 then 'GENERATING' else 'DONE' end, '', 1, 0, 0, 0, case when n <= 30 then 2
             when n <= 60 then 1 else 3 end, create_time, update_time,
         case when n > 60 then done_time end, create_time, 0
     from payout_batch, generate_series(1, 20000) n where payout_batch_id = 'batch-2'""",
@@ -750,12 +757,12 @@ def test_the_oldest_event_of_the_ledger_is_looked_up(seeded_database: DatabaseUr
         )
         connection.exec_driver_sql("analyze outbox")
         (finding,) = [
-            finding for finding in postings.alert_queries(0) if finding.kind == "EVENTS_WAIT"
+            finding for finding in postings.alert_queries(0) if finding.kind == "EVENTS_DELAYED"
         ]
         return alert_store.evaluate(connection, [finding])[0]
 
     findings, plan = last_plan(seeded_database, 0, look)
-    assert [alert_finding.subject for alert_finding in findings] == ["services/event"]
+    assert [alert_finding.resource_name for alert_finding in findings] == ["services/event"]
     read = {
         node["Relation Name"]: rows_read(node) for node in flatten(plan) if "Relation Name" in node
     }
@@ -829,8 +836,8 @@ def test_a_backlog_of_marks_is_worked_off(scratch_database: DatabaseUrls) -> Non
     """
     with psycopg.connect(scratch_database.admin, autocommit=True) as connection:
         connection.execute(
-            "insert into payment.mark select gen_random_uuid(), clock_timestamp() - interval '3 "
-            "hours' from generate_series(1, 10001)"
+            "insert into payment.commit_marker select gen_random_uuid(), clock_timestamp() - "
+            "interval '3 hours' from generate_series(1, 10001)"
         )
     has_more: list[bool] = []
 

@@ -84,7 +84,7 @@ def test_every_key_a_hundred_times_at_once(
                     refusals = await asyncio.gather(
                         *(reuse_reason((first, second)[n % 2], key) for n in range(10))
                     )
-                    assert set(refusals) == {"KEY_REUSED"}
+                    assert set(refusals) == {"IDEMPOTENCY_KEY_REUSED"}
 
             await asyncio.gather(*(call_with_key(key) for key in range(keys)))
 

@@ -53,7 +53,7 @@ def test_card_numbers_are_refused_however_written(number: str, separator: str) -
     text = f"my card {_grouped(separator, number)} thanks"
     with pytest.raises(ApiError) as error:
         parse_text(text, "buyer_info", 1024)
-    assert error.value.reason is ErrorReason.CARD_NUMBER_REFUSED
+    assert error.value.reason is ErrorReason.CARD_NUMBER_REJECTED
     assert number not in str(error.value)
 
 
@@ -96,7 +96,7 @@ def test_an_id_that_is_a_card_number_is_refused(text: str) -> None:
     for parse in (parse_id, parse_token, parse_bank_account_token):
         with pytest.raises(ApiError) as error:
             parse(text, "field")
-        assert error.value.reason is ErrorReason.CARD_NUMBER_REFUSED
+        assert error.value.reason is ErrorReason.CARD_NUMBER_REJECTED
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_texts_are_taken_whole_or_refused(text: str) -> None:
         assert "\0" not in text
         assert len(text) <= 1024
     except ApiError as refused:
-        assert refused.reason in {ErrorReason.FIELD_INVALID, ErrorReason.CARD_NUMBER_REFUSED}
+        assert refused.reason in {ErrorReason.FIELD_INVALID, ErrorReason.CARD_NUMBER_REJECTED}
 
 
 @pytest.mark.parametrize(

@@ -51,10 +51,10 @@ def ledger_entries(*lines: tuple[str, str], currency: str = "EUR") -> list[ledge
     ]
 
 
-def posting(cause: str, *lines: tuple[str, str], **values: object) -> pb.Posting:
+def posting(source_id: str, *lines: tuple[str, str], **values: object) -> pb.Posting:
     return pb.Posting(
         kind=ADJUSTMENT,
-        cause_id=cause,
+        source_id=source_id,
         caller="test",
         entries=ledger_entries(*lines),
         **values,  # type: ignore[arg-type]
@@ -102,10 +102,10 @@ def test_a_restore_under_a_running_process_posts_to_nobody_else(
     """
     with serve_platform(scratch_database) as platform, platform.client() as client:
 
-        def is_posted(seller: str, cause: str) -> bool:
+        def is_posted(seller: str, source_id: str) -> bool:
             try:
                 (result,) = post(
-                    client, posting(cause, ("x/other", "-10.00"), (f"x/{seller}", "10.00"))
+                    client, posting(source_id, ("x/other", "-10.00"), (f"x/{seller}", "10.00"))
                 )
             except TallystickError:
                 return False
@@ -121,8 +121,8 @@ def test_a_restore_under_a_running_process_posts_to_nobody_else(
         assert is_posted("anna", "second")
         assert is_posted("bert", "third")
         restore()
-        for cause, seller in (("fourth", "carla"), ("fifth", "anna"), ("sixth", "bert")):
-            assert eventually(lambda seller=seller, cause=cause: is_posted(seller, cause))  # type: ignore[misc]
+        for source_id, seller in (("fourth", "carla"), ("fifth", "anna"), ("sixth", "bert")):
+            assert eventually(lambda seller=seller, id_=source_id: is_posted(seller, id_))  # type: ignore[misc]
         assert [balance(seller) for seller in ("zoe", "carla", "anna", "bert")] == ["10.00"] * 4
     report = verify(scratch_database)
     assert report.passed, report.as_text()
@@ -144,9 +144,9 @@ def test_what_a_restore_takes_from_the_book_is_told_to_nobody(
             service.servicer for service in platform.server._services if service.name == "ledger"
         )
 
-        def is_posted(cause: str) -> bool:
+        def is_posted(source_id: str) -> bool:
             try:
-                (result,) = post(client, posting(cause, ("x/a", "-1.00"), ("x/z", "1.00")))
+                (result,) = post(client, posting(source_id, ("x/a", "-1.00"), ("x/z", "1.00")))
             except TallystickError:
                 return False
             return result.WhichOneof("result") == "transaction"
@@ -159,13 +159,13 @@ def test_what_a_restore_takes_from_the_book_is_told_to_nobody(
                 BatchPublishRequest.FromString(request)
                 for request in cast("EventBatch", platform.run_in_loop(read)).requests
             ]
-            return [event.transaction.cause_id for request in requests for event in request.events]
+            return [event.transaction.source_id for request in requests for event in request.events]
 
         assert is_posted("first")
         restore = backup_database(admin_url, scratch_database)
         assert all(
-            eventually(lambda cause=cause: is_posted(cause))  # type: ignore[misc]
-            for cause in ("lost-1", "lost-2", "lost-3")
+            eventually(lambda source_id=source_id: is_posted(source_id))  # type: ignore[misc]
+            for source_id in ("lost-1", "lost-2", "lost-3")
         )
         restore()
         assert eventually(lambda: is_posted("second"))
@@ -192,8 +192,8 @@ def test_items_are_posted_or_refused_one_by_one(client: Client) -> None:
     """Bad items are refused with their path; the others of the batch are posted, and repeats answer
     with the first.
     """
-    cause, a = unique_id("j"), unique_id("a")
-    good = posting(cause, (f"x/{a}", "-1.00"), ("x/z", "1.00"))
+    source_id, a = unique_id("j"), unique_id("a")
+    good = posting(source_id, (f"x/{a}", "-1.00"), ("x/z", "1.00"))
     results = post(
         client,
         good,
@@ -201,10 +201,10 @@ def test_items_are_posted_or_refused_one_by_one(client: Client) -> None:
         posting(unique_id("j"), ("x/y", "1.00")),
         posting(unique_id("j"), ("x//y", "-1.00"), ("x/z", "1.00")),
         good,
-        posting(cause, (f"x/{a}", "-3.00"), ("x/z", "3.00")),
+        posting(source_id, (f"x/{a}", "-3.00"), ("x/z", "3.00")),
         pb.Posting(
             kind=ledger_pb2.TRANSACTION_KIND_REVERSAL,
-            cause_id="r",
+            source_id="r",
             caller="t",
             entries=good.entries,
         ),
@@ -220,29 +220,29 @@ def test_items_are_posted_or_refused_one_by_one(client: Client) -> None:
     )
     assert results[4].replayed
     assert results[4].transaction == results[0].transaction
-    assert [error_reason(r) for r in results[5:]] == ["KEY_REUSED", "FIELD_INVALID"]
+    assert [error_reason(r) for r in results[5:]] == ["IDEMPOTENCY_KEY_REUSED", "FIELD_INVALID"]
 
 
-def test_a_cause_that_is_reused_names_what_differs(client: Client) -> None:
-    """KEY_REUSED: the metadata names the first field in which the posting differs from the one that
-    is in the book.
+def test_a_source_id_that_is_reused_names_what_differs(client: Client) -> None:
+    """IDEMPOTENCY_KEY_REUSED: the metadata names the first field in which the posting differs from
+    the one that is in the book.
     """
-    cause = unique_id("j")
+    source_id = unique_id("j")
     lines = (("x/a", "-1.00"), ("x/z", "1.00"))
-    post(client, posting(cause, *lines))
-    described = posting(cause, *lines)
+    post(client, posting(source_id, *lines))
+    described = posting(source_id, *lines)
     described.description = "another"
     other_postings = {
-        "entries[0].account": posting(cause, ("x/b", "-1.00"), lines[1]),
-        "entries[0].amount": posting(cause, ("x/a", "-2.00"), ("x/z", "2.00")),
-        "entries[0].direction": posting(cause, ("x/a", "1.00"), ("x/z", "-1.00")),
-        "entries": posting(cause, ("x/a", "-2.00"), ("x/y", "1.00"), ("x/z", "1.00")),
+        "entries[0].account": posting(source_id, ("x/b", "-1.00"), lines[1]),
+        "entries[0].amount": posting(source_id, ("x/a", "-2.00"), ("x/z", "2.00")),
+        "entries[0].direction": posting(source_id, ("x/a", "1.00"), ("x/z", "-1.00")),
+        "entries": posting(source_id, ("x/a", "-2.00"), ("x/y", "1.00"), ("x/z", "1.00")),
         "description": described,
     }
     for field, other_posting in other_postings.items():
         (result,) = post(client, other_posting)
         assert (error_reason(result), from_status(result.error).metadata) == (
-            "KEY_REUSED",
+            "IDEMPOTENCY_KEY_REUSED",
             {"field": field},
         )
 
@@ -289,8 +289,8 @@ def test_a_reversal_mirrors_once(client: Client) -> None:
     )
     for transaction, why, expected in (
         (posted_result.transaction.transaction_id, "other", "ALREADY_REVERSED"),
-        (seller.transaction.transaction_id, "x", "STATE_FORBIDS"),
-        (reversal.transaction_id, "x", "STATE_FORBIDS"),
+        (seller.transaction.transaction_id, "x", "INVALID_STATE"),
+        (reversal.transaction_id, "x", "INVALID_STATE"),
     ):
         with pytest.raises(FailedPreconditionError) as error:
             client.ledger.ReverseTransaction(
@@ -307,7 +307,7 @@ def test_the_trial_balance_is_zero_over_all_pages(client: Client) -> None:
             client,
             pb.Posting(
                 kind=ADJUSTMENT,
-                cause_id=unique_id("j"),
+                source_id=unique_id("j"),
                 caller="t",
                 entries=ledger_entries(
                     (unique_id("a"), "-5"), (unique_id("b"), "5"), currency=currency
@@ -350,12 +350,12 @@ def test_entries_stream_in_the_order_of_the_book(client: Client) -> None:
 
 
 def test_lists_filter(client: Client) -> None:
-    """Transactions are listed by account, kind, cause and time; accounts by prefix."""
-    a, cause = unique_id("a"), unique_id("j")
-    (posted_result,) = post(client, posting(cause, (f"{a}/1", "-1.00"), (f"{a}/2", "1.00")))
+    """Transactions are listed by account, kind, source id and time; accounts by prefix."""
+    a, source_id = unique_id("a"), unique_id("j")
+    (posted_result,) = post(client, posting(source_id, (f"{a}/1", "-1.00"), (f"{a}/2", "1.00")))
     for request in (
         pb.ListTransactionsRequest(account=f"{a}/1"),
-        pb.ListTransactionsRequest(cause_id=cause),
+        pb.ListTransactionsRequest(source_id=source_id),
         pb.ListTransactionsRequest(
             kind=ADJUSTMENT,
             account=f"{a}/2",
@@ -363,7 +363,9 @@ def test_lists_filter(client: Client) -> None:
             post_time_from=posted_result.transaction.post_time,
         ),
     ):
-        assert [t.cause_id for t in client.ledger.ListTransactions(request).transactions] == [cause]
+        assert [t.source_id for t in client.ledger.ListTransactions(request).transactions] == [
+            source_id
+        ]
     past = Timestamp()
     past.FromDatetime(datetime(2020, 1, 1, tzinfo=UTC))
     assert not client.ledger.ListTransactions(
@@ -402,7 +404,7 @@ def test_an_auditor_recomputes_the_chain_from_the_api(client: Client) -> None:
         posting(unique_id("j"), *lines, effective_time=fixed_time),
         pb.Posting(
             kind=ADJUSTMENT,
-            cause_id=unique_id("j"),
+            source_id=unique_id("j"),
             caller="test",
             entries=ledger_entries(("x/a", "-1500"), ("x/b", "1500"), currency="JPY"),
         ),
@@ -421,7 +423,7 @@ def test_an_auditor_recomputes_the_chain_from_the_api(client: Client) -> None:
     [
         {"transaction_id": "main-2"},
         {"kind": ledger_pb2.TRANSACTION_KIND_WRITE_OFF},
-        {"cause_id": "x"},
+        {"source_id": "x"},
         {"caller": "x"},
         {"description": "x"},
         {"reverses_transaction_id": "main-1"},
@@ -485,7 +487,7 @@ def test_a_transaction_that_is_told_again_says_the_same(scratch_database: Databa
         admin.execute("update ledger.relayed set sequence = 0")
         relayed = (
             "select (select sequence from ledger.relayed), (select count(*) from "
-            "ledger.refused_aggregate)"
+            "ledger.rejected_aggregate)"
         )
         with serve_platform(scratch_database):
             assert eventually(lambda: (admin.execute(relayed).fetchone() or (0, 0))[0] == 2)

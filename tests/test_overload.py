@@ -103,7 +103,7 @@ def test_idle_followers_of_entries_share_their_reads(scratch_database: DatabaseU
         for account, direction in directions.items()
     ]
     posting = ledger_service_pb2.Posting(
-        kind=ledger_pb2.TRANSACTION_KIND_ADJUSTMENT, cause_id="j", caller="test", entries=entries
+        kind=ledger_pb2.TRANSACTION_KIND_ADJUSTMENT, source_id="j", caller="test", entries=entries
     )
     with (
         serve_platform(
@@ -127,7 +127,7 @@ def test_idle_followers_of_entries_share_their_reads(scratch_database: DatabaseU
         assert eventually(lambda: handlers._tail._waiter_count == 100, 60)  # type: ignore[attr-defined]
         before = database.read_count  # type: ignore[attr-defined]
         ledger.BatchPost(ledger_service_pb2.BatchPostRequest(postings=[posting]))
-        assert [next(stream).transaction.cause_id for stream in streams] == ["j"] * 100
+        assert [next(stream).transaction.source_id for stream in streams] == ["j"] * 100
         assert database.read_count - before < 100  # type: ignore[attr-defined]
         for stream in streams:
             stream.cancel()

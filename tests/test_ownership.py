@@ -239,7 +239,7 @@ def test_a_team_that_takes_payments_cannot_pay_out(
         ),
         lambda: create_paid_order(payout_client, seller),
     ]
-    assert [expect_error_reason(call) for call in forbidden_calls] == ["METHOD_FORBIDDEN"] * len(
+    assert [expect_error_reason(call) for call in forbidden_calls] == ["PERMISSION_DENIED"] * len(
         forbidden_calls
     )
 
@@ -251,7 +251,7 @@ def test_another_owners_seller_cannot_be_touched(
     rival_client: Client,
 ) -> None:
     """Reads, payouts, schedules and runs of another owner's seller are NOT_FOUND, orders and
-    destinations ID_TAKEN, and nothing is stored.
+    destinations ALREADY_EXISTS, and nothing is stored.
     """
     seller = create_sale(checkout_client, "500.00")
     good = create_destination(payout_client, seller)
@@ -272,10 +272,12 @@ def test_another_owners_seller_cannot_be_touched(
         )
         == "NOT_FOUND"
     )
-    assert expect_error_reason(lambda: register_destination(rival_client, seller)) == "ID_TAKEN"
+    assert (
+        expect_error_reason(lambda: register_destination(rival_client, seller)) == "ALREADY_EXISTS"
+    )
     assert expect_error_reason(lambda: create_payout(rival_client, seller, "500.00")) == "NOT_FOUND"
     assert expect_error_reason(lambda: rival_client.payout.CreatePayoutBatch(run)) == "NOT_FOUND"
-    assert expect_error_reason(lambda: create_paid_order(rival_client, seller)) == "ID_TAKEN"
+    assert expect_error_reason(lambda: create_paid_order(rival_client, seller)) == "ALREADY_EXISTS"
     for call, field in (
         (register_destination, "seller_account"),
         (create_paid_order, "payment_orders[0].seller_account"),
@@ -362,7 +364,7 @@ def test_of_two_owners_that_claim_a_seller_at_once_one_wins(
             reasons = list(pool.map(call, [checkout_client, rival_client] * 4))
         owner = owner_of(operator_client, seller)
         winner = {"market": 0, "rival": 1}[owner]
-        assert [reasons[winner::2], reasons[1 - winner :: 2]] == [[""] * 4, ["ID_TAKEN"] * 4]
+        assert [reasons[winner::2], reasons[1 - winner :: 2]] == [[""] * 4, ["ALREADY_EXISTS"] * 4]
         assert count_rows(marketplace, "payment.payment_order", seller) == 4
 
 
@@ -379,7 +381,7 @@ def test_a_refused_order_claims_nobody(
     ]
     with pytest.raises(TallystickError) as error:
         rival_client.create_payment(id_, orders, credit_card_info="tok_visa")
-    assert error_reason(error) == "ID_TAKEN"
+    assert error_reason(error) == "ALREADY_EXISTS"
     assert "payment_orders[1].seller_account" in str(error.value)
     assert not owner_of(operator_client, new)
 
@@ -461,7 +463,7 @@ def test_of_two_payments_that_share_a_new_seller_the_refused_one_claims_nobody(
             for client, sellers in ((checkout_client, names[:2]), (rival_client, names[1:])):
                 reason_futures.append(pool.submit(call, client, sellers))
                 assert claims_wait(len(reason_futures))
-        assert sorted(future.result() for future in reason_futures) == ["", "ID_TAKEN"]
+        assert sorted(future.result() for future in reason_futures) == ["", "ALREADY_EXISTS"]
     winner = owner_of(operator_client, names[1])
     assert [owner_of(operator_client, names[0]), owner_of(operator_client, names[2])] == (
         ["market", ""] if winner == "market" else ["", "rival"]
@@ -486,7 +488,7 @@ def test_a_payment_that_is_refused_for_an_id_claims_nobody(
         "an order": (rival_client, fresh, f"{known_payment_id}-1"),
     }[taken]
     orders = [new_order(order, "buyer-1", new, "1.00", "EUR")]
-    reason = "KEY_REUSED" if taken == "its checkout" else "ID_TAKEN"
+    reason = "IDEMPOTENCY_KEY_REUSED" if taken == "its checkout" else "ALREADY_EXISTS"
     assert (
         expect_error_reason(lambda: client.create_payment(id_, orders, credit_card_info="tok_visa"))
         == reason
@@ -536,11 +538,11 @@ def test_two_operators_assign_a_seller(
     )
     assert (
         expect_error_reason(lambda: operator_client.wallet.ApproveSellerAssignment(approve))
-        == "SECOND_PERSON_REQUIRED"
+        == "SECOND_APPROVER_REQUIRED"
     )
     assert (
         expect_error_reason(lambda: request_assignment(operator_client, seller, "third"))
-        == "STATE_FORBIDS"
+        == "INVALID_STATE"
     )
     assert owner_of(operator_client, seller) == "market"
     for _ in range(2):
@@ -556,7 +558,7 @@ def test_two_operators_assign_a_seller(
     ) as error:
         operator_client.wallet.RejectSellerAssignment(reject)
     assert (error_reason(error), error.value.metadata) == (
-        "STATE_FORBIDS",
+        "INVALID_STATE",
         {"state": "APPROVED", "verb": "REJECT"},
     )
     response = operator_client.wallet.GetSeller(wb.GetSellerRequest(seller_account=seller))
@@ -564,7 +566,9 @@ def test_two_operators_assign_a_seller(
     assert [
         (assignment.requested_by, assignment.decided_by) for assignment in response.assignments
     ] == [("chief", "second")]
-    assert expect_error_reason(lambda: create_paid_order(checkout_client, seller)) == "ID_TAKEN"
+    assert (
+        expect_error_reason(lambda: create_paid_order(checkout_client, seller)) == "ALREADY_EXISTS"
+    )
     assert expect_error_reason(lambda: create_payout(payout_client, seller, "1.00")) == "NOT_FOUND"
     assert (
         expect_error_reason(
@@ -597,7 +601,10 @@ def test_a_rejected_assignment_changes_nothing(
     )
     with pytest.raises(TallystickError) as reused:
         request_assignment(operator_client, seller, "other", assignment.seller_assignment_id)
-    assert (error_reason(reused), reused.value.metadata) == ("KEY_REUSED", {"field": "owner"})
+    assert (error_reason(reused), reused.value.metadata) == (
+        "IDEMPOTENCY_KEY_REUSED",
+        {"field": "owner"},
+    )
     reject = wb.RejectSellerAssignmentRequest(
         seller_assignment_id=assignment.seller_assignment_id, reason="a mistake"
     )
@@ -626,7 +633,7 @@ def test_an_assignment_of_a_seller_that_was_claimed_since_is_not_approved(
         TallystickError, match="belongs to market now; reject it, and ask for a new one"
     ) as error:
         second_operator_client.wallet.ApproveSellerAssignment(approve)
-    assert error_reason(error) == "STATE_FORBIDS"
+    assert error_reason(error) == "INVALID_STATE"
     assert owner_of(operator_client, seller) == "market"
     second_operator_client.wallet.RejectSellerAssignment(
         wb.RejectSellerAssignmentRequest(
@@ -655,7 +662,7 @@ def test_terms_are_the_platforms_and_cut_offs_the_owners(
             expect_error_reason(
                 lambda field=field: set_schedule(payout_client, seller, **{field: "0.00"})  # type: ignore[misc]
             )
-            == "METHOD_FORBIDDEN"
+            == "PERMISSION_DENIED"
         )
     set_schedule(operator_client, "", fee="0.30")
     own_schedule = set_schedule(payout_client, seller)
@@ -699,7 +706,7 @@ def test_a_new_destination_waits_and_the_old_one_stays_in_use(
             == "DESTINATION_UNUSABLE"
         )
         assert [shortfall.limit for shortfall in preview_payout(money, seller).shortfalls] == [
-            payout_pb2.PAYOUT_LIMIT_DESTINATION_WAITING
+            payout_pb2.PAYOUT_BLOCKER_DESTINATION_COOLDOWN
         ]
         _advance_clock(scratch_database, hours=2)
         assert create_payout(money, seller, "1.00").payout_destination_id == first
@@ -751,7 +758,7 @@ def test_much_money_needs_a_second_person_for_a_new_destination(
     )
     assert (
         expect_error_reason(lambda: payout_client.payout.ApprovePayoutDestination(approve))
-        == "METHOD_FORBIDDEN"
+        == "PERMISSION_DENIED"
     )
     for _ in range(2):
         assert (
@@ -762,7 +769,7 @@ def test_much_money_needs_a_second_person_for_a_new_destination(
     unasked = pb.ApprovePayoutDestinationRequest(payout_destination_id=first, reason="x")
     assert (
         expect_error_reason(lambda: operator_client.payout.ApprovePayoutDestination(unasked))
-        == "STATE_FORBIDS"
+        == "INVALID_STATE"
     )
 
 
@@ -878,7 +885,7 @@ def test_the_holds_of_payouts_are_for_payout_service_alone(
             assert (
                 error_reason(error),
                 [field_violation.field for field_violation in error.value.field_violations],
-            ) == ("METHOD_FORBIDDEN", [field])
+            ) == ("PERMISSION_DENIED", [field])
         for id_ in release:
             assert (
                 stranger.wallet.GetHold(wb.GetHoldRequest(hold_id=id_)).hold.state

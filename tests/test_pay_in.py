@@ -79,7 +79,7 @@ def test_a_checkout_with_two_sellers_is_paid(client: Client, platform: ServedPla
             order.amount,
             "0.00",
         )
-        request = ledger_service_pb2.ListTransactionsRequest(cause_id=order.payment_order_id)
+        request = ledger_service_pb2.ListTransactionsRequest(source_id=order.payment_order_id)
         (transaction,) = client.ledger.ListTransactions(request).transactions
         assert transaction.kind == ledger_pb2.TRANSACTION_KIND_PAY_IN
         lines = [
@@ -106,10 +106,10 @@ def test_history_and_attempts_tell_the_whole_way(client: Client) -> None:
         payment_service_pb2.GetPaymentOrderRequest(payment_order_id=order.payment_order_id)
     )
     assert [(h.version, h.cause) for h in response.history] == [
-        (1, "ACCEPTED"),
+        (1, "CREATED"),
         (2, "RISK_PASSED"),
-        (3, "PROVIDER_ANSWER"),
-        (4, "SETTLED"),
+        (3, "PROVIDER_OUTCOME"),
+        (4, "BOOKED"),
     ]
     (attempt,) = response.attempts
     assert attempt.provider_key == f"dev-o-{order.payment_order_id}-1"
@@ -207,10 +207,12 @@ def test_an_outcome_that_stays_unknown_stays_executing(client: Client) -> None:
 
 
 def test_orders_charged_together_are_one_charge(client: Client, platform: ServedPlatform) -> None:
-    """TOGETHER: one demand for the sum under the checkout's key, one reference on every order,
+    """COMBINED: one demand for the sum under the checkout's key, one reference on every order,
     settled one by one.
     """
-    payment = create_payment(client, "3.00", "4.00", "5.00", charging=payment_pb2.CHARGING_TOGETHER)
+    payment = create_payment(
+        client, "3.00", "4.00", "5.00", charge_mode=payment_pb2.CHARGE_MODE_COMBINED
+    )
     assert payment.is_payment_done
     assert {o.charge_id for o in payment.payment_orders} == {f"c-{payment.checkout_id}"}
     assert len({o.provider_reference for o in payment.payment_orders}) == 1
@@ -265,7 +267,7 @@ def test_the_same_key_with_another_body_is_refused(
     paid_payment = create_payment(client, "1.00", checkout_id=checkout)
     with pytest.raises(AlreadyExistsError) as error:
         create_payment(client, "2.00", checkout_id=checkout)
-    assert error.value.reason == "KEY_REUSED"
+    assert error.value.reason == "IDEMPOTENCY_KEY_REUSED"
     assert error.value.metadata == {"field": "payment_orders[0].amount"}
     other_checkout_id = unique_id("c")
     with pytest.raises(AlreadyExistsError) as error:
@@ -318,7 +320,7 @@ def test_a_hundred_bodies_for_one_key_are_one_payment(platform: ServedPlatform) 
 
     with platform.client() as client, ThreadPoolExecutor(100) as pool:
         responses = list(pool.map(click, range(100)))
-    assert responses.count("KEY_REUSED") == 99
+    assert responses.count("IDEMPOTENCY_KEY_REUSED") == 99
     assert len(charge_log(platform.databases, checkout)) == 1
 
 
@@ -459,8 +461,8 @@ def test_risk_rules_and_rates_are_configurable(scratch_database: DatabaseUrls) -
                 new_order("o-7", "cid", "s-2", "1.00", "EUR"),
             ],
             credit_card_info="tok_visa",
-            charging=payment_pb2.CHARGING_TOGETHER,
-            on_partial=payment_pb2.ON_PARTIAL_ALL_OR_NOTHING,
+            charge_mode=payment_pb2.CHARGE_MODE_COMBINED,
+            partial_failure_policy=payment_pb2.PARTIAL_FAILURE_POLICY_ALL_OR_NOTHING,
         )
         assert (
             blocked_payment.payment_orders[1].failure_reason
@@ -539,11 +541,11 @@ def test_a_confirmed_delivery_makes_the_sellers_money_available(
             payment_service_pb2.GetPaymentOrderRequest(payment_order_id="o-1")
         )
         assert [(step.version, step.cause) for step in order_response.history][3:] == [
-            (4, "SETTLED"),
+            (4, "BOOKED"),
             (5, "DELIVERY_CONFIRMED"),
         ]
         for order_id, reason in (
-            ("o-3", "STATE_FORBIDS"),
+            ("o-3", "INVALID_STATE"),
             ("o-9", "NOT_FOUND"),
             ("", "FIELD_REQUIRED"),
         ):
@@ -578,7 +580,9 @@ def test_a_release_that_the_wallet_refuses_is_told_of_and_holds_up_nobody(
         platform.client() as client,
         psycopg.connect(scratch_database.admin, autocommit=True) as admin,
     ):
-        admin.execute("insert into payment.to_release values ('ghost', 'ann', '', '2026-01-01')")
+        admin.execute(
+            "insert into payment.pending_release values ('ghost', 'ann', '', '2026-01-01')"
+        )
         assert eventually(
             lambda: (
                 [alert.subject for alert in client.payment.ListAlerts(alerts).alerts]
@@ -598,13 +602,13 @@ def test_a_release_that_the_wallet_refuses_is_told_of_and_holds_up_nobody(
         assert [alert.kind for alert in client.payment.ListAlerts(alerts).alerts] == [
             "RELEASE_STUCK"
         ]
-        admin.execute("delete from payment.to_release")
+        admin.execute("delete from payment.pending_release")
         assert eventually(lambda: not client.payment.ListAlerts(alerts).alerts)
 
 
 def test_another_callers_payments_are_not_there(scratch_database: DatabaseUrls) -> None:
-    """S3: another caller's payment is NOT_FOUND, its ids are ID_TAKEN, its lists are empty; an
-    operator sees all.
+    """S3: another caller's payment is NOT_FOUND, its ids are ALREADY_EXISTS, its lists are empty;
+    an operator sees all.
     """
     team = frozenset({Role.TEAM})
     tokens = {
@@ -656,7 +660,7 @@ def test_another_callers_payments_are_not_there(scratch_database: DatabaseUrls) 
                     [new_order(first, "b", "s", "1.00", "EUR")],
                     credit_card_info="tok_visa",
                 )
-            assert error.value.reason == "ID_TAKEN"
+            assert error.value.reason == "ALREADY_EXISTS"
             assert error.value.metadata == {}
         assert (
             list(

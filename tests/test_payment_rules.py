@@ -52,7 +52,7 @@ PAYMENT_EVENT = CheckoutRequest(
     "tok",
     MethodType.CARD,
     ChargeMode.PER_ORDER,
-    PartialFailurePolicy.KEEP,
+    PartialFailurePolicy.KEEP_SUCCEEDED,
     ORDERS,
 )
 
@@ -63,13 +63,13 @@ PAYMENT_EVENT = CheckoutRequest(
 def test_every_pair_is_in_the_table_or_refused_by_name(
     status: OrderStatus, happening: PaymentTrigger
 ) -> None:
-    """The table is total: what is not in it is STATE_FORBIDS with state and verb."""
+    """The table is total: what is not in it is INVALID_STATE with state and verb."""
     if (status, happening) in TRANSITIONS:
         assert transition(status, happening) is TRANSITIONS[status, happening]
         return
     with pytest.raises(ApiError) as error:
         transition(status, happening)
-    assert error.value.reason is ErrorReason.STATE_FORBIDS
+    assert error.value.reason is ErrorReason.INVALID_STATE
     assert error.value.metadata == {"state": status, "verb": VERBS[happening].name}
     assert (
         error.value.message == f"The order is {status} and cannot be {VERBS[happening].participle}."
@@ -79,7 +79,7 @@ def test_every_pair_is_in_the_table_or_refused_by_name(
 def test_terminal_states_never_move_and_unknown_never_fails() -> None:
     """P3: nothing leaves SUCCESS or FAILED; an unknown outcome is never a decline."""
     assert [pair for pair in TRANSITIONS if pair[0] in TERMINAL_STATUSES] == [
-        (OrderStatus.SUCCESS, PaymentTrigger.SETTLED),
+        (OrderStatus.SUCCESS, PaymentTrigger.BOOKED),
         (OrderStatus.SUCCESS, PaymentTrigger.DELIVERED),
     ]
     assert {
@@ -106,7 +106,7 @@ def test_the_order_of_orders_makes_no_difference(orders: list[Order]) -> None:
     [
         ("buyer_info", "x", "buyer_info"),
         ("payment_token", "x", "credit_card_info"),
-        ("charging", "TOGETHER", "charging"),
+        ("charge_mode", "COMBINED", "charge_mode"),
         ("orders", ORDERS[:2], "payment_orders"),
         ("orders", (*ORDERS[:2], replace(ORDERS[2], amount=1)), "payment_orders[2].amount"),
         (
@@ -169,7 +169,9 @@ def test_each_risk_rule_refuses_with_its_own_reason() -> None:
 def test_all_or_nothing_fails_the_siblings() -> None:
     """One refused order takes the others with it, and only then."""
     together = replace(
-        PAYMENT_EVENT, charging=ChargeMode.TOGETHER, on_partial=PartialFailurePolicy.ALL_OR_NOTHING
+        PAYMENT_EVENT,
+        charge_mode=ChargeMode.COMBINED,
+        partial_failure_policy=PartialFailurePolicy.ALL_OR_NOTHING,
     )
     assert reject_siblings(together, {}) == {}
     assert reject_siblings(together, {"o-1": FailureReason.RISK_VELOCITY}) == {
@@ -183,10 +185,10 @@ def test_all_or_nothing_fails_the_siblings() -> None:
 
 
 def test_no_id_that_we_make_looks_like_a_card_number() -> None:
-    """The ledger takes the id of an unapplied charge for a cause; whatever the provider's
+    """The ledger takes the id of an unapplied charge for a source id; whatever the provider's
     reference, it is not refused as a card number.
     """
     for number in range(50_000):
         charge_id = derive_unapplied_charge_id("sandbox", f"ref-{number}")
-        reject_card_number(charge_id, "cause_id")
+        reject_card_number(charge_id, "source_id")
         assert len(charge_id) == 34

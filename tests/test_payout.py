@@ -12,9 +12,9 @@ from sqlalchemy import Connection, text
 
 from tallystick import Client, TallystickError, new_order
 from tallystick.ledger.v1 import ledger_service_pb2
+from tallystick.operator.v1 import operator_pb2
 from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
-from tallystick.recovery.v1 import recovery_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.operations.next_action import NextAction
@@ -55,7 +55,7 @@ from .conftest import (
 
 RETRY = {
     **FAST_RETRY,
-    ("", RetryReason.WATCHED): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, 3),
+    ("", RetryReason.POST_COMPLETION_POLL): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, 3),
     ("", RetryReason.SERVER_ERROR): RetryPolicy(RetryStrategy.FIXED, 0.1, 0.1, 2),
 }
 
@@ -192,11 +192,11 @@ def test_a_payout_is_paid(payout_client: Client) -> None:
     payout = create_payout(payout_client, seller, "20.00")
     payout_response = wait_for_state(payout_client, payout.payout_id, "PAID")
     assert [t.cause for t in payout_response.history] == [
-        "ACCEPTED",
+        "CREATED",
         "FUNDS_HELD",
         "SENDING",
-        "PROVIDER_ANSWER",
-        "SETTLED",
+        "PROVIDER_OUTCOME",
+        "BOOKED",
     ]
     assert [t.version for t in payout_response.history] == [1, 2, 3, 4, 5]
     assert (
@@ -214,7 +214,7 @@ def test_a_payout_is_paid(payout_client: Client) -> None:
         payout_pb2.PAYOUT_OUTCOME_SUCCEEDED,
     )
     (transfer,) = payout_response.transfers
-    assert (transfer.fit, transfer.amount) == (payout_pb2.TRANSFER_FIT_AS_ASKED, "20.00")
+    assert (transfer.fit, transfer.amount) == (payout_pb2.TRANSFER_MATCH_EXACT, "20.00")
     assert wallet_amounts(payout_client, seller) == ("30.00", "0.00", "0.00")
     assert account_balance(payout_client, f"sellers/{seller}") == "30.00"
     hold = payout_client.wallet.GetHold(
@@ -247,8 +247,8 @@ def test_who_held_a_payout_before_it_came_to_rest_is_fenced(
                 store.reopen(connection, [payout_id])
                 claimed = connection.execute(
                     text(
-                        "update due set lease_token = lease_token + 1 where demand_id = :id "
-                        "returning lease_token"
+                        "update operation set lease_token = lease_token + 1 where operation_id = "
+                        ":id returning lease_token"
                     ),
                     {"id": operation_id},
                 )
@@ -261,12 +261,15 @@ def test_who_held_a_payout_before_it_came_to_rest_is_fenced(
                     reschedule(connection, [stale_result]) for stale_result in stale_results
                 ]
                 connection.execute(
-                    text("update due set lease_token = lease_token + :most where demand_id = :id"),
-                    {"id": operation_id, "most": max_delay},
+                    text(
+                        "update operation set lease_token = lease_token + :max_delay where "
+                        "operation_id = :id"
+                    ),
+                    {"id": operation_id, "max_delay": max_delay},
                 )
                 tokens.append(tokens[-1] + max_delay)
                 connection.execute(
-                    text("delete from due where demand_id = :id"), {"id": operation_id}
+                    text("delete from operation where operation_id = :id"), {"id": operation_id}
                 )
             savepoint.rollback()
         return tokens, postponed
@@ -303,7 +306,7 @@ def test_the_fee_stays_with_the_platform(payout_client: Client) -> None:
     assert payout_response.payout.paid_amount == "39.65"
     assert wallet_amounts(payout_client, seller) == ("10.00", "0.00", "0.00")
     (transaction,) = payout_client.ledger.ListTransactions(
-        ledger_service_pb2.ListTransactionsRequest(cause_id=payout.payout_id)
+        ledger_service_pb2.ListTransactionsRequest(source_id=payout.payout_id)
     ).transactions
     assert {(entry.account, entry.amount) for entry in transaction.entries} == {
         (f"sellers/{seller}", "40.00"),
@@ -332,7 +335,10 @@ def test_the_same_payout_again_is_the_same_payout(
     ) == 1
     with pytest.raises(TallystickError) as error:
         create_payout(payout_client, seller, "9.00", payout_id=payout.payout_id)
-    assert (error_reason(error), error.value.field_violations[0].field) == ("KEY_REUSED", "amount")
+    assert (error_reason(error), error.value.field_violations[0].field) == (
+        "IDEMPOTENCY_KEY_REUSED",
+        "amount",
+    )
 
 
 @pytest.mark.parametrize(
@@ -368,12 +374,14 @@ def test_a_declined_payout_gives_the_money_back(
     """
     seller = create_sale(payout_client, "10.00")
     to = create_destination(payout_client, seller)
-    payout_provider.script[to].append(Declined(PayoutFailure.DESTINATION_REFUSED, "account_closed"))
+    payout_provider.script[to].append(
+        Declined(PayoutFailure.DESTINATION_REJECTED, "account_closed")
+    )
     payout = create_payout(payout_client, seller, "4.00")
     payout_response = wait_for_state(payout_client, payout.payout_id, "FAILED")
     assert (
         payout_response.payout.failure_reason
-        == payout_pb2.PAYOUT_FAILURE_REASON_DESTINATION_REFUSED
+        == payout_pb2.PAYOUT_FAILURE_REASON_DESTINATION_REJECTED
     )
     assert payout_response.payout.decline_code == "account_closed"
     assert wallet_amounts(payout_client, seller) == ("10.00", "0.00", "0.00")
@@ -511,11 +519,12 @@ def test_what_was_paid_after_it_failed_is_taken_as_a_fact(
         lambda: get_payout(payout_client, payout.payout_id).payout.paid_amount == "10.00"
     )
     payout_response = wait_for_state(payout_client, payout.payout_id, "FAILED")
-    assert payout_response.transfers[0].fit == payout_pb2.TRANSFER_FIT_LATE
+    assert payout_response.transfers[0].fit == payout_pb2.TRANSFER_MATCH_AFTER_FAILURE
     assert wallet_amounts(payout_client, seller) == ("0.00", "0.00", "8.00")
     assert account_balance(payout_client, f"sellers/{seller}") == "-8.00"
     assert eventually(
-        lambda: ("STRAY_TRANSFER", f"payouts/{payout.payout_id}") in open_alerts(payout_client), 15
+        lambda: ("UNMATCHED_TRANSFER", f"payouts/{payout.payout_id}") in open_alerts(payout_client),
+        15,
     )
 
 
@@ -560,7 +569,7 @@ def test_a_paid_payout_that_is_said_to_have_failed_is_for_a_person(
     wait_for_state(payout_client, payout.payout_id, "PAID")
     assert eventually(
         lambda: (
-            ("PAYOUT_CONTRADICTED", f"payouts/{payout.payout_id}") in open_alerts(payout_client)
+            ("PAYOUT_STATUS_CONFLICT", f"payouts/{payout.payout_id}") in open_alerts(payout_client)
         ),
         15,
     )
@@ -588,7 +597,7 @@ def test_what_comes_back_in_parts_is_for_a_person(
     wait_for_state(payout_client, payout.payout_id, "RETURNED")
     assert eventually(
         lambda: (
-            ("PAYOUT_CONTRADICTED", f"payouts/{payout.payout_id}") in open_alerts(payout_client)
+            ("PAYOUT_STATUS_CONFLICT", f"payouts/{payout.payout_id}") in open_alerts(payout_client)
         ),
         15,
     )
@@ -644,7 +653,7 @@ def test_what_becomes_known_while_it_is_settled_keeps_nobody_waiting(
     ("trouble", "delay"),
     [
         (ApiError(ErrorReason.DEPENDENCY_UNAVAILABLE, "away", retry_after=1.0), 0.0),
-        (ApiError(ErrorReason.STATE_FORBIDS, "no"), 600.0),
+        (ApiError(ErrorReason.INVALID_STATE, "no"), 600.0),
         (ValueError(), 600.0),
     ],
     ids=lambda value: type(value).__name__,
@@ -669,7 +678,7 @@ def test_a_look_that_cannot_be_recorded_is_made_again(
     payout = create_payout(payout_client, seller)
     wait_for_state(payout_client, payout.payout_id, "PAID")
     policies = RetryPolicies(
-        {("", RetryReason.WATCHED): RetryPolicy(RetryStrategy.FIXED, 600, 600, None)}
+        {("", RetryReason.POST_COMPLETION_POLL): RetryPolicy(RetryStrategy.FIXED, 600, 600, None)}
     )
 
     async def record(_item: PayoutOperation, _outcome: object) -> object:
@@ -738,10 +747,10 @@ def test_an_answer_about_another_payout_is_set_aside_alone(
         wait_for_state(payout_client, payout.payout_id, "PAID")
     assert eventually(lambda: open_dead_letters(payout_client, payouts[0].payout_id))
     (dead_letter,) = open_dead_letters(payout_client, payouts[0].payout_id)
-    assert dead_letter.cause == "MISDIRECTED"
+    assert dead_letter.cause == "MISMATCHED_OPERATION"
     assert state_name(get_payout(payout_client, payouts[0].payout_id).payout) == "SUBMITTING"
     many = pb.CloseDeadLettersRequest(
-        filter=recovery_pb2.DeadLetterFilter(cause="MISDIRECTED"), reason="x", evidence="y"
+        filter=operator_pb2.DeadLetterFilter(cause="MISMATCHED_OPERATION"), reason="x", evidence="y"
     )
     assert dead_letter.dead_letter_id in {
         skipped_letter.dead_letter_id
@@ -754,7 +763,7 @@ def test_an_answer_about_another_payout_is_set_aside_alone(
     )
     assert (
         payout_client.payout.CloseDeadLetter(close).dead_letter.state
-        == recovery_pb2.DEAD_LETTER_STATE_CLOSED
+        == operator_pb2.DEAD_LETTER_STATE_CLOSED
     )
     wait_for_state(payout_client, payouts[0].payout_id, "FAILED")
     assert wallet_amounts(payout_client, sellers[1]) == ("10.00", "0.00", "0.00")
@@ -774,9 +783,9 @@ def test_an_answer_about_another_payout_is_set_aside_alone(
     )
 
 
-def open_dead_letters(client: Client, payout_id: str) -> list[recovery_pb2.DeadLetter]:
+def open_dead_letters(client: Client, payout_id: str) -> list[operator_pb2.DeadLetter]:
     dead_letters = client.payout.ListDeadLetters(
-        pb.ListDeadLettersRequest(state=recovery_pb2.DEAD_LETTER_STATE_OPEN, page_size=200)
+        pb.ListDeadLettersRequest(state=operator_pb2.DEAD_LETTER_STATE_OPEN, page_size=200)
     ).dead_letters
     return [
         dead_letter for dead_letter in dead_letters if dead_letter.subject == f"payouts/{payout_id}"
@@ -863,15 +872,16 @@ def test_an_answer_without_the_lease_is_booked_at_once(scratch_database: Databas
         flow: Any = handlers._worker  # type: ignore[attr-defined]
         with psycopg.connect(scratch_database.admin, autocommit=True) as admin:
             waiting_query = (
-                "select from payout.due where demand_id = %s and trouble = 'NO_ANSWER' and "
-                "lease_until <= now()"
+                "select from payout.operation where operation_id = %s and retry_reason = "
+                "'NO_ANSWER' and lease_until <= now()"
             )
             assert eventually(
                 lambda: admin.execute(waiting_query, (f"p-{payout_id}",)).fetchone() is not None
             )
             row = admin.execute(
-                "update payout.due set lease_until = now() + interval '100 seconds', lease_token = "
-                "lease_token + 1, held = true where demand_id = %s returning lease_token",
+                "update payout.operation set lease_until = now() + interval '100 seconds', "
+                "lease_token = "
+                "lease_token + 1, is_leased = true where operation_id = %s returning lease_token",
                 (f"p-{payout_id}",),
             ).fetchone()
         assert row is not None
@@ -923,7 +933,8 @@ def test_trouble_before_the_attempt_says_nothing_of_sending(scratch_database: Da
         # as a holder leaves it that dies while it holds the money
         with psycopg.connect(scratch_database.admin, autocommit=True) as admin:
             admin.execute(
-                "update payout.due set maybe_sent = true where demand_id = %s", (operation_id,)
+                "update payout.operation set maybe_sent = true where operation_id = %s",
+                (operation_id,),
             )
             admin.execute("set session_replication_role = replica")
             admin.execute(
@@ -944,7 +955,7 @@ def test_a_provider_that_is_configured_no_more_stops_nobody(scratch_database: Da
     """Payouts of a removed provider wait, raise an alert that names it, keep no other from being
     watched, and can be cancelled before they are sent.
     """
-    soon = {("", RetryReason.WATCHED): RetryPolicy(RetryStrategy.FIXED, 0.5, 0.5, 300)}
+    soon = {("", RetryReason.POST_COMPLETION_POLL): RetryPolicy(RetryStrategy.FIXED, 0.5, 0.5, 300)}
     with (
         serve_platform(
             scratch_database,

@@ -158,7 +158,10 @@ def test_a_list_is_paid_each_on_its_own(
     shorter = pb.CreatePayoutBatchRequest(
         payout_batch_id=id_, list=pb.PayoutList(payouts=new_payouts[:2])
     )
-    assert expect_error_reason(payout_client.payout.CreatePayoutBatch, shorter) == "KEY_REUSED"
+    assert (
+        expect_error_reason(payout_client.payout.CreatePayoutBatch, shorter)
+        == "IDEMPOTENCY_KEY_REUSED"
+    )
     changed_request = pb.CreatePayoutBatchRequest(
         payout_batch_id=id_, list=pb.PayoutList(payouts=new_payouts)
     )
@@ -301,7 +304,7 @@ def make_schedules_due(databases: DatabaseUrls) -> None:
         connection.execute("set session_replication_role = replica")  # no triggers
         connection.execute(
             "update payout.payout_schedule set next_time = date_trunc('minute', now()) - interval "
-            "'1 hour', look_time = now() - interval '1 hour' where next_time is not null"
+            "'1 hour', next_run_time = now() - interval '1 hour' where next_time is not null"
         )
 
 
@@ -594,7 +597,7 @@ def test_a_schedule_that_cannot_be_run_keeps_no_other_waiting(
         retry=RETRY,
         worker__sweep_interval=0.1,
         worker__monitor_interval=0.2,
-        payout__alert_after={"COLLECTING": 0.1},
+        payout__alert_after={"GENERATING": 0.1},
     )
     with (
         serve_platform(
@@ -720,8 +723,8 @@ def test_a_process_that_stops_while_it_makes_payouts_leaves_none_behind(
             blocker.rollback()
             stop_future.result(60)
             remaining_row = admin.execute(
-                "select state from payout.payout p left join payout.due on demand_id = 'p-' || "
-                "payout_id where lease_until > now()"
+                "select state from payout.payout p left join payout.operation on operation_id = "
+                "'p-' || payout_id where lease_until > now()"
             ).fetchall()
             assert (
                 remaining_row,
@@ -748,7 +751,7 @@ def test_batches_that_cannot_be_collected_keep_no_other_waiting(
         admin.execute("""
             create trigger no_report before update on payout.payout_batch_item for each row
                 when (new.payout_batch_id like 'bad%')
-            execute function payout.refuse_change()""")
+            execute function payout.reject_change()""")
         bad = [unique_id("bad") for _ in range(batch_generator._MAX_BATCHES + 5)]
         for id_ in bad:
             create(id_, poor)
@@ -756,10 +759,12 @@ def test_batches_that_cannot_be_collected_keep_no_other_waiting(
         assert batch_totals(wait_until_done(payout_client, id_)) == {"PAID": (1, "8.00", "0.00")}
         assert {
             get_batch(payout_client, bad_batch_id).payout_batch.state for bad_batch_id in bad
-        } == {payout_pb2.PAYOUT_BATCH_STATE_COLLECTING}
+        } == {payout_pb2.PAYOUT_BATCH_STATE_GENERATING}
         admin.execute("drop trigger no_report on payout.payout_batch_item")
         admin.execute("set session_replication_role = replica")
-        admin.execute("update payout.payout_batch set look_time = now() where state = 'COLLECTING'")
+        admin.execute(
+            "update payout.payout_batch set next_run_time = now() where state = 'GENERATING'"
+        )
     assert all(
         wait_until_done(payout_client, bad_batch_id).payout_batch.refused_count == 1
         for bad_batch_id in bad
@@ -863,14 +868,14 @@ def test_schedules_that_cannot_be_run_keep_no_later_one_waiting(
             admin.execute(f"""
                 create trigger no_payout before insert on payout.payout for each row
                     when (new.seller_account in ({named}))
-                execute function payout.refuse_change()""")
+                execute function payout.reject_change()""")
         admin.execute("set session_replication_role = replica")  # no triggers
         admin.execute(
             """
             update payout.payout_schedule
                 set next_time = date_trunc('minute', now()) - interval '1 hour' * case
                 when seller_account = %s then 1 else 2 end,
-                look_time = now() - interval '1 hour' * case when seller_account = %s then 1
+                next_run_time = now() - interval '1 hour' * case when seller_account = %s then 1
                     else 2 end,
                 time_zone = case when seller_account = any (%s) then 'Mars/Base'
                     else time_zone end""",
@@ -881,7 +886,9 @@ def test_schedules_that_cannot_be_run_keep_no_later_one_waiting(
         assert not any(payouts_of(seller) for seller in closed_sellers)
         if poison == "payout":
             admin.execute("drop trigger no_payout on payout.payout")
-        admin.execute("update payout.payout_schedule set look_time = now() where failures > 0")
+        admin.execute(
+            "update payout.payout_schedule set next_run_time = now() where failure_count > 0"
+        )
     if poison == "time zone":
         for seller in closed_sellers:
             set_daily_schedule(payout_client, seller)
@@ -913,8 +920,8 @@ def take_over_generation(databases: DatabaseUrls) -> bool:
     """
     with psycopg.connect(databases.admin) as connection:
         statement = (
-            "update payout.duty set holder = gen_random_uuid(), until_time = now() + interval '1 "
-            "hour' where name = 'collect'"
+            "update payout.leader_lease set owner_id = gen_random_uuid(), lease_until = now() + "
+            "interval '1 hour' where name = 'collect'"
         )
         return connection.execute(statement).rowcount == 1
 
@@ -947,7 +954,7 @@ def test_a_preview_says_why_not_more(payout_client: Client) -> None:
         pb.PreviewPayoutRequest(seller_account=seller, currency="EUR")
     )
     assert [shortfall.limit for shortfall in preview.shortfalls] == [
-        payout_pb2.PAYOUT_LIMIT_NO_DESTINATION
+        payout_pb2.PAYOUT_BLOCKER_NO_DESTINATION
     ]
     to = create_destination(payout_client, seller)
     set_daily_schedule(payout_client, seller, reserve="2.50", fee="0.50")
@@ -955,7 +962,7 @@ def test_a_preview_says_why_not_more(payout_client: Client) -> None:
         pb.PreviewPayoutRequest(seller_account=seller, currency="EUR")
     )
     assert [(shortfall.limit, shortfall.amount) for shortfall in preview.shortfalls] == [
-        (payout_pb2.PAYOUT_LIMIT_RESERVE, "2.50")
+        (payout_pb2.PAYOUT_BLOCKER_RESERVE, "2.50")
     ]
     assert (preview.amount, preview.net_amount, preview.fee, preview.payout_destination_id) == (
         "7.50",

@@ -91,8 +91,8 @@ def transition_payout(
     next_state: str,
     *,
     version: int = 6,
-    transition_reason: str = "PROVIDER_ANSWER",
-    settled: str = "false",
+    transition_reason: str = "PROVIDER_OUTCOME",
+    booked: str = "false",
     payout_id: str = "paid",
     with_event: bool = True,
 ) -> str:
@@ -100,9 +100,9 @@ def transition_payout(
     event_clause = f"x as ({insert_event(f'payouts/{payout_id}', version)})," if with_event else ""
     return (
         f"with {event_clause} h as (insert into payout_history select payout_id, {version}, state, "
-        f"'{next_state}', '{transition_reason}', {settled}, '', '', clock() from payout where "
-        f"payout_id = '{payout_id}') update payout set state = '{next_state}', settled = "
-        f"{settled}, version = {version}, update_time = clock() where payout_id = '{payout_id}'"
+        f"'{next_state}', '{transition_reason}', {booked}, '', '', clock() from payout where "
+        f"payout_id = '{payout_id}') update payout set state = '{next_state}', booked = "
+        f"{booked}, version = {version}, update_time = clock() where payout_id = '{payout_id}'"
     )
 
 
@@ -120,13 +120,13 @@ def acknowledge_all(table: str, **values: str) -> str:
 OTHER_TEXT = "'y'"
 INSERT_REPORT = "insert into conflicting_report values ('paid', 1, 'Declined', clock())"
 ACKNOWLEDGED_TRANSITION = transition_payout(
-    "PAID", settled="true", transition_reason="ACKNOWLEDGED"
+    "PAID", booked="true", transition_reason="ACKNOWLEDGED"
 ).replace("'', '', clock()", "'ann', 'x', clock()")
 CASES = [
     (
         "P3 a paid payout that fails",
         transition_payout("FAILED").replace(
-            "settled = false", "settled = false, failure_reason = 'PROVIDER_DECLINED'"
+            "booked = false", "booked = false, failure_reason = 'PROVIDER_DECLINED'"
         ),
         "P0001",
     ),
@@ -134,18 +134,18 @@ CASES = [
     (
         "P3 a payout that waits for approval and is sent",
         transition_payout("SUBMITTING", version=3, payout_id="waiting").replace(
-            "settled = false", "settled = false, attempt_count = 1"
+            "booked = false", "booked = false, attempt_count = 1"
         ),
         "P0001",
     ),
     (
-        "P3 a payout that is settled in flight",
-        "update payout set settled = true, version = 3 where payout_id = 'waiting'",
+        "P3 a payout that is booked in flight",
+        "update payout set booked = true, version = 3 where payout_id = 'waiting'",
         "23514",
     ),
     (
-        "P3 a payout that is settled by no settling",
-        transition_payout("PAID", settled="true"),
+        "P3 a payout that is booked by no booking",
+        transition_payout("PAID", booked="true"),
         "P0001",
     ),
     (
@@ -165,7 +165,7 @@ CASES = [
         "P4 history without its payout",
         (
             f"with x as ({insert_event('payouts/none', 1)}) insert into payout_history values "
-            "('none', 1, null, 'CREATED', 'ACCEPTED', false, '', '', clock())"
+            "('none', 1, null, 'CREATED', 'CREATED', false, '', '', clock())"
         ),
         "P0001",
     ),
@@ -184,15 +184,15 @@ CASES = [
     (
         "O2 a second transfer that was asked for",
         (
-            "insert into transfer values ('sandbox', 'r2', 'paid', 'LATE', 'paid', 200, 'EUR', "
-            "null, '', clock(), null)"
+            "insert into transfer values ('sandbox', 'r2', 'paid', 'AFTER_FAILURE', 'paid', 200, "
+            "'EUR', null, '', clock(), null)"
         ),
         "23505",
     ),
     (
         "O2 a transfer that was asked for under another id",
         (
-            "insert into transfer values ('sandbox', 'r2', 'paid', 'AS_ASKED', 't-x', 200, 'EUR', "
+            "insert into transfer values ('sandbox', 'r2', 'paid', 'EXACT', 't-x', 200, 'EUR', "
             "null, '', clock(), null)"
         ),
         "23514",
@@ -200,8 +200,8 @@ CASES = [
     (
         "O2 the same transfer twice",
         (
-            "insert into transfer select provider, provider_reference, payout_id, 'TWICE', 't-x', "
-            "1, 'EUR', null, '', clock(), null from transfer"
+            "insert into transfer select provider, provider_reference, payout_id, 'DUPLICATE', "
+            "'t-x', 1, 'EUR', null, '', clock(), null from transfer"
         ),
         "23505",
     ),
@@ -219,9 +219,9 @@ CASES = [
     (
         "O2 a return of a transfer that stays acknowledged",
         f"{ACKNOWLEDGED_TRANSITION}; insert into transfer values ('sandbox', 'r2', 'paid', "
-        f"'TWICE', 't-x', 1, 'EUR', null, '', clock(), null); {acknowledge_all('transfer')} where "
-        "fit = 'TWICE'; update transfer set returned_amount = 1, returned_currency = 'EUR', "
-        "return_time = clock() where fit = 'TWICE'",
+        f"'DUPLICATE', 't-x', 1, 'EUR', null, '', clock(), null); {acknowledge_all('transfer')} "
+        "where match = 'DUPLICATE'; update transfer set returned_amount = 1, returned_currency = "
+        "'EUR', return_time = clock() where match = 'DUPLICATE'",
         "P0001",
     ),
     (
@@ -267,11 +267,11 @@ CASES = [
     ("the same report twice", f"{INSERT_REPORT}; {INSERT_REPORT.replace('1', '2')}", "23505"),
     (
         "an acknowledgement by nobody",
-        transition_payout("PAID", settled="true", transition_reason="ACKNOWLEDGED"),
+        transition_payout("PAID", booked="true", transition_reason="ACKNOWLEDGED"),
         "P0001",
     ),
     (
-        "an acknowledgement that leaves the payout to be settled",
+        "an acknowledgement that leaves the payout to be booked",
         transition_payout("PAID", transition_reason="ACKNOWLEDGED").replace(
             "'', '', clock()", "'ann', 'x', clock()"
         ),
@@ -287,7 +287,7 @@ CASES = [
     (
         "O2 a second attempt",
         (
-            "insert into attempt select demand_id, 2, provider, 'k', amount, currency, '', '', "
+            "insert into attempt select operation_id, 2, provider, 'k', amount, currency, '', '', "
             "null, null, '', '', clock(), null from attempt"
         ),
         "23505",
@@ -337,32 +337,32 @@ CASES = [
     (
         "a batch that counts on after its end",
         (
-            "update payout_batch set item_count = item_count + 1, collected_count = "
-            "collected_count + 1"
+            "update payout_batch set item_count = item_count + 1, generated_count = "
+            "generated_count + 1"
         ),
         "P0001",
     ),
     ("a batch that ended at another time", "update payout_batch set done_time = clock()", "P0001"),
-    ("a batch that counts less", "update payout_batch set refused_count = 0", "P0001"),
+    ("a batch that counts less", "update payout_batch set rejected_count = 0", "P0001"),
     (
         "a schedule that is put off without being counted",
-        "update payout_schedule set look_time = clock()",
+        "update payout_schedule set next_run_time = clock()",
         "P0001",
     ),
     (
         "a manual schedule that is looked at",
-        "update payout_schedule set version = version + 1, look_time = clock()",
+        "update payout_schedule set version = version + 1, next_run_time = clock()",
         "23514",
     ),
     ("a schedule whose version stays", "update payout_schedule set fee = 7", "P0001"),
     (
         "a line of a report that is changed",
-        "update payout_batch_item set state = 'MADE', refusal = null",
+        "update payout_batch_item set state = 'CREATED', error = null",
         "P0001",
     ),
     (
         "a line that is refused without a reason",
-        "insert into payout_batch_item values ('b', 'x', 's', 1, 'EUR', '', 'REFUSED', null)",
+        "insert into payout_batch_item values ('b', 'x', 's', 1, 'EUR', '', 'REJECTED', null)",
         "23514",
     ),
     ("a payout that is deleted", "delete from payout", "42501"),
@@ -411,14 +411,14 @@ def test_moves_in_the_database_are_the_table_of_the_rules(filled_database: Datab
     assert database_transitions == {
         (str(before), str(after)) for (before, _), after in TRANSITIONS.items() if before != after
     }
-    stray = re.search(r"'STRAY_TRANSFER'.*?h\.to_state in \((.*?)\)", body, re.DOTALL)
+    stray = re.search(r"'UNMATCHED_TRANSFER'.*?h\.to_state in \((.*?)\)", body, re.DOTALL)
     assert stray is not None
     assert set(re.findall(r"\w+", stray[1])) == {
-        str(state) for state, why in TRANSITIONS if why is PayoutTrigger.STRAY
+        str(state) for state, why in TRANSITIONS if why is PayoutTrigger.UNMATCHED_TRANSFER
     }
     trigger = query_definition(
         filled_database,
-        "select pg_get_triggerdef(oid) from pg_trigger where tgname = 'moves_along_the_table' and "
+        "select pg_get_triggerdef(oid) from pg_trigger where tgname = 'follows_transitions' and "
         "tgrelid = 'payout.payout_destination'::regclass",
     )
     database_transitions = set(

@@ -13,9 +13,9 @@ import psycopg
 import pytest
 
 from tallystick import Client, TallystickError
+from tallystick.operator.v1 import operator_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2_grpc
 from tallystick.payout.v1 import payout_service_pb2 as pb
-from tallystick.recovery.v1 import recovery_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_core.access import Caller, Role
 from tallystick_core.payout.destination import DestinationTrigger
@@ -72,7 +72,7 @@ CALLERS = {
 RETRY = {
     **FAST_RETRY,
     ("", RetryReason.REJECTED): RetryPolicy(RetryStrategy.CANCEL),
-    ("", RetryReason.UNRESOLVED): RetryPolicy(RetryStrategy.CANCEL),
+    ("", RetryReason.OUTCOME_UNKNOWN): RetryPolicy(RetryStrategy.CANCEL),
 }
 
 
@@ -161,11 +161,11 @@ def expect_error_reason(call: object, *arguments: object) -> str:
 
 def reused_field(call: object, *arguments: object) -> str:
     """The field in which a call differs from the one that used its key first, as the metadata of
-    KEY_REUSED names it.
+    IDEMPOTENCY_KEY_REUSED names it.
     """
     with pytest.raises(TallystickError) as error:
         call(*arguments)  # type: ignore[operator]
-    assert error_reason(error) == "KEY_REUSED"
+    assert error_reason(error) == "IDEMPOTENCY_KEY_REUSED"
     return error.value.metadata["field"]
 
 
@@ -184,9 +184,9 @@ def test_two_people_for_large_payouts(
     assert wallet_amounts(operator_client, seller) == ("99.99", "100.01", "0.00")
     assert (
         expect_error_reason(approve_payout, approver_client, payout.payout_id)
-        == "SECOND_PERSON_REQUIRED"
+        == "SECOND_APPROVER_REQUIRED"
     )
-    assert expect_error_reason(approve_payout, shop_client, payout.payout_id) == "METHOD_FORBIDDEN"
+    assert expect_error_reason(approve_payout, shop_client, payout.payout_id) == "PERMISSION_DENIED"
     approve_payout(operator_client, payout.payout_id)
     assert approve_payout(operator_client, payout.payout_id).payout_id == payout.payout_id
     payout_response = wait_for_state(approver_client, payout.payout_id, "PAID")
@@ -194,9 +194,9 @@ def test_two_people_for_large_payouts(
     assert (approval.actor, approval.reason) == ("chief", "checked")
     assert (
         expect_error_reason(approve_payout, operator_client, payout.payout_id, "another reason")
-        == "STATE_FORBIDS"
+        == "INVALID_STATE"
     )
-    assert expect_error_reason(reject_payout, operator_client, payout.payout_id) == "STATE_FORBIDS"
+    assert expect_error_reason(reject_payout, operator_client, payout.payout_id) == "INVALID_STATE"
 
 
 def test_a_rejected_payout_gives_the_money_back(
@@ -214,7 +214,7 @@ def test_a_rejected_payout_gives_the_money_back(
         ("chief", "no")
     ]
     assert wallet_amounts(operator_client, seller) == ("200.00", "0.00", "0.00")
-    assert expect_error_reason(approve_payout, operator_client, payout.payout_id) == "STATE_FORBIDS"
+    assert expect_error_reason(approve_payout, operator_client, payout.payout_id) == "INVALID_STATE"
 
 
 def test_a_payout_is_cancelled_before_it_is_sent(
@@ -224,7 +224,7 @@ def test_a_payout_is_cancelled_before_it_is_sent(
     payout_provider: ScriptedPayoutProvider,
 ) -> None:
     """AWAITING_APPROVAL is cancelled by its caller or an operator and nothing is paid; a repeat is
-    a repeat; once it may have been sent it is STATE_FORBIDS.
+    a repeat; once it may have been sent it is INVALID_STATE.
     """
     seller = create_sale(shop_client, "200.00")
     create_destination(shop_client, seller)
@@ -243,7 +243,7 @@ def test_a_payout_is_cancelled_before_it_is_sent(
     created_payout = create_payout(shop_client, seller, "10.00")
     wait_for_state(shop_client, created_payout.payout_id, "PAID")
     assert (
-        expect_error_reason(cancel_payout, shop_client, created_payout.payout_id) == "STATE_FORBIDS"
+        expect_error_reason(cancel_payout, shop_client, created_payout.payout_id) == "INVALID_STATE"
     )
 
 
@@ -259,7 +259,7 @@ def test_others_see_and_change_nothing(shop_client: Client, other_client: Client
         expect_error_reason(
             lambda: create_payout(other_client, seller, "1.00", payout_id=payout.payout_id)
         )
-        == "ID_TAKEN"
+        == "ALREADY_EXISTS"
     )
     assert (
         expect_error_reason(
@@ -279,7 +279,7 @@ def test_others_see_and_change_nothing(shop_client: Client, other_client: Client
     )
     assert (
         expect_error_reason(other_client.payout.CreatePayoutDestination, reused_request)
-        == "ID_TAKEN"
+        == "ALREADY_EXISTS"
     )
     assert not list(
         other_client.pages(
@@ -306,8 +306,8 @@ def test_others_see_and_change_nothing(shop_client: Client, other_client: Client
 def test_a_destination_again_with_another_value_names_it(
     shop_client: Client, field: str, value: str
 ) -> None:
-    """The id of a destination that comes again with another value is KEY_REUSED, and the metadata
-    names the field.
+    """The id of a destination that comes again with another value is IDEMPOTENCY_KEY_REUSED, and
+    the metadata names the field.
     """
     values = {
         "seller_account": create_sale(shop_client, "10.00"),
@@ -345,7 +345,7 @@ def test_a_disabled_destination_takes_its_unsent_payouts_along(
     assert wallet_amounts(operator_client, seller) == ("200.00", "0.00", "0.00")
     other_reason = pb.DisablePayoutDestinationRequest(payout_destination_id=to, reason="other")
     assert reused_field(shop_client.payout.DisablePayoutDestination, other_reason) == "reason"
-    assert expect_error_reason(approve_payout, operator_client, payout.payout_id) == "STATE_FORBIDS"
+    assert expect_error_reason(approve_payout, operator_client, payout.payout_id) == "INVALID_STATE"
 
 
 def test_destinations_that_end_together_lock_due_work_in_one_pass(
@@ -371,7 +371,7 @@ def test_destinations_that_end_together_lock_due_work_in_one_pass(
     async def end() -> None:
         await flow._database.transact(
             lambda connection: end_destinations(
-                connection, [to_early, to_late], DestinationTrigger.ACCOUNT_REFUSED
+                connection, [to_early, to_late], DestinationTrigger.ACCOUNT_REJECTED
             )
         )
 
@@ -379,12 +379,15 @@ def test_destinations_that_end_together_lock_due_work_in_one_pass(
         psycopg.connect(payout_platform.databases.admin) as holder,
         psycopg.connect(payout_platform.databases.admin, autocommit=True) as admin,
     ):
-        holder.execute("select from payout.due where demand_id = %s for update", (f"p-{first}",))
+        holder.execute(
+            "select from payout.operation where operation_id = %s for update", (f"p-{first}",)
+        )
         with ThreadPoolExecutor(1) as pool:
             end_future = pool.submit(payout_platform.run_in_loop, end)
             assert eventually(lambda: admin.execute(_WAITING_QUERY).fetchone() == (1,))
             admin.execute(
-                "select from payout.due where demand_id = %s for update nowait", (f"p-{last}",)
+                "select from payout.operation where operation_id = %s for update nowait",
+                (f"p-{last}",),
             )
             holder.commit()
             end_future.result(30)
@@ -401,7 +404,7 @@ def test_a_destination_is_verified_before_use(
     seller = create_sale(shop_client, "10.00")
     bad, slow = unique_id("d"), unique_id("d")
     payout_provider.verifications[bad].append(
-        Declined(PayoutFailure.DESTINATION_REFUSED, "no_account")
+        Declined(PayoutFailure.DESTINATION_REJECTED, "no_account")
     )
     payout_provider.verifications[slow].extend(
         [
@@ -439,12 +442,12 @@ def test_a_destination_is_verified_before_use(
     wait_for_state(shop_client, create_payout(shop_client, seller, "1.00").payout_id, "PAID")
 
 
-def wait_for_dead_letter(operator_client: Client, subject: str) -> recovery_pb2.DeadLetter:
+def wait_for_dead_letter(operator_client: Client, subject: str) -> operator_pb2.DeadLetter:
     """The open dead letter of a subject, once there is one."""
 
-    def list_open() -> list[recovery_pb2.DeadLetter]:
+    def list_open() -> list[operator_pb2.DeadLetter]:
         request = pb.ListDeadLettersRequest(
-            state=recovery_pb2.DEAD_LETTER_STATE_OPEN, page_size=200
+            state=operator_pb2.DEAD_LETTER_STATE_OPEN, page_size=200
         )
         return [
             listed_letter
@@ -484,7 +487,7 @@ def test_a_payout_that_was_set_aside_is_retried(
         payout_id=payout.payout_id, reason="x", request_id=request.request_id
     )
     assert reused_field(shop_client.payout.RetryPayout, other_reason) == "reason"
-    assert expect_error_reason(operator_client.payout.RetryPayout, request) == "ID_TAKEN"
+    assert expect_error_reason(operator_client.payout.RetryPayout, request) == "ALREADY_EXISTS"
     repeated_request = pb.RetryPayoutRequest(
         payout_id=payout.payout_id, reason="mended", request_id=unique_id("r")
     )
@@ -493,12 +496,12 @@ def test_a_payout_that_was_set_aside_is_retried(
     ) as error:
         shop_client.payout.RetryPayout(repeated_request)
     assert (error_reason(error), error.value.metadata) == (
-        "STATE_FORBIDS",
+        "INVALID_STATE",
         {"state": "PAID", "verb": "RETRY"},
     )
     unnamed = pb.RetryPayoutRequest(payout_id=payout.payout_id, reason="mended")
     # the SDK has given it an id
-    assert expect_error_reason(shop_client.payout.RetryPayout, unnamed) == "STATE_FORBIDS"
+    assert expect_error_reason(shop_client.payout.RetryPayout, unnamed) == "INVALID_STATE"
     assert not unnamed.request_id
     assert (
         len(
@@ -513,8 +516,8 @@ def test_a_payout_that_was_set_aside_is_retried(
 
 
 def close_dead_letter(
-    operator_client: Client, dead_letter: recovery_pb2.DeadLetter
-) -> recovery_pb2.DeadLetter:
+    operator_client: Client, dead_letter: operator_pb2.DeadLetter
+) -> operator_pb2.DeadLetter:
     request = pb.CloseDeadLetterRequest(
         dead_letter_id=dead_letter.dead_letter_id, reason="asked them", evidence="ticket 7"
     )
@@ -534,7 +537,7 @@ def test_closing_needs_that_nothing_was_paid(
     the_dead_letter = wait_for_dead_letter(operator_client, f"payouts/{payout.payout_id}")
     assert (
         close_dead_letter(operator_client, the_dead_letter).state
-        == recovery_pb2.DEAD_LETTER_STATE_CLOSED
+        == operator_pb2.DEAD_LETTER_STATE_CLOSED
     )
     payout_response = wait_for_state(shop_client, payout.payout_id, "FAILED")
     assert (
@@ -555,7 +558,7 @@ def test_closing_needs_that_nothing_was_paid(
             operator_client,
             wait_for_dead_letter(operator_client, f"payouts/{created_payout.payout_id}"),
         ).state
-        == recovery_pb2.DEAD_LETTER_STATE_RESOLVED
+        == operator_pb2.DEAD_LETTER_STATE_RESOLVED
     )
     wait_for_state(shop_client, created_payout.payout_id, "PAID")
     payout_provider.script[to].extend(
@@ -568,7 +571,7 @@ def test_closing_needs_that_nothing_was_paid(
             operator_client,
             wait_for_dead_letter(operator_client, f"payouts/{slow.payout_id}"),
         )
-        == "STATE_FORBIDS"
+        == "INVALID_STATE"
     )
     assert wallet_amounts(operator_client, seller) == ("7.00", "7.00", "0.00")
 
@@ -591,13 +594,13 @@ def test_a_closed_payout_is_settled_by_whoever_comes(
     monkeypatch.setattr(PayoutWorker, "after_failure", lambda *_: None)
     assert (
         close_dead_letter(operator_client, the_dead_letter).state
-        == recovery_pb2.DEAD_LETTER_STATE_CLOSED
+        == operator_pb2.DEAD_LETTER_STATE_CLOSED
     )
     assert state_name(get_payout(shop_client, payout.payout_id).payout) == "FAILED"
     monkeypatch.undo()
     with psycopg.connect(payout_platform.databases.admin) as connection:
         connection.execute(
-            "update payout.due set lease_until = now() where demand_id = %s",
+            "update payout.operation set lease_until = now() where operation_id = %s",
             (f"p-{payout.payout_id}",),
         )
     assert eventually(lambda: wallet_amounts(operator_client, seller) == ("10.00", "0.00", "0.00"))
@@ -743,7 +746,7 @@ def test_a_caller_that_goes_away_strands_nothing(
             platform,
             call,
             request,
-            f"select from payout.due where demand_id = 'p-{payout_id}' for update",
+            f"select from payout.operation where operation_id = 'p-{payout_id}' for update",
         )
         wait_for_state(client, payout_id, "FAILED" if call == "CloseDeadLetter" else "CANCELLED")
         assert wallet_amounts(client, seller) == ("200.00", "0.00", "0.00")
@@ -776,12 +779,12 @@ def test_a_payout_whose_hold_is_refused_as_our_fault_is_set_aside(
     )
     shop_client.payout.CreatePayout(request, timeout=1)
     the_dead_letter = wait_for_dead_letter(operator_client, f"payouts/{payout_id}")
-    assert the_dead_letter.cause == "SETTLING_REFUSED"
+    assert the_dead_letter.cause == "BOOKING_REJECTED"
     assert (
-        expect_error_reason(close_dead_letter, operator_client, the_dead_letter) == "STATE_FORBIDS"
+        expect_error_reason(close_dead_letter, operator_client, the_dead_letter) == "INVALID_STATE"
     )
     # its hold may be another's
-    assert expect_error_reason(cancel_payout, shop_client, payout_id) == "STATE_FORBIDS"
+    assert expect_error_reason(cancel_payout, shop_client, payout_id) == "INVALID_STATE"
     operator_client.payout.RetryDeadLetter(
         pb.RetryDeadLetterRequest(dead_letter_id=the_dead_letter.dead_letter_id, reason="again")
     )
@@ -805,7 +808,7 @@ def test_a_hold_in_doubt_is_never_released(
     held, whether it waits for a retry or was retried.
     """
     settings = Settings().replace(
-        retry={**RETRY, ("", RetryReason.SETTLING_REFUSED): policy},
+        retry={**RETRY, ("", RetryReason.BOOKING_REJECTED): policy},
         worker__sweep_interval=3600,
         payout__destination_cooldown=0,
     )
@@ -841,8 +844,8 @@ def test_a_hold_in_doubt_is_never_released(
                 )
             )
         else:
-            assert eventually(lambda: _retry_reason(platform, payout_id) == "SETTLING_REFUSED")
-        assert expect_error_reason(cancel_payout, client, payout_id) == "STATE_FORBIDS"
+            assert eventually(lambda: _retry_reason(platform, payout_id) == "BOOKING_REJECTED")
+        assert expect_error_reason(cancel_payout, client, payout_id) == "INVALID_STATE"
         assert state_name(get_payout(client, payout_id).payout) == "CREATED"
         hold = client.wallet.GetHold(
             wallet_service_pb2.GetHoldRequest(hold_id=of_another.hold_id)
@@ -853,7 +856,7 @@ def test_a_hold_in_doubt_is_never_released(
 def _retry_reason(platform: ServedPlatform, payout_id: str) -> str:
     with psycopg.connect(platform.databases.admin) as connection:
         row = connection.execute(
-            "select trouble from payout.due where demand_id = %s", [f"p-{payout_id}"]
+            "select retry_reason from payout.operation where operation_id = %s", [f"p-{payout_id}"]
         ).fetchone()
     return str((row or ("",))[0])
 
@@ -927,7 +930,7 @@ def test_a_destination_that_nobody_verifies_is_closed(
     assert dead_letter_response.payout_destination.payout_destination_id == first_id
     assert (
         close_dead_letter(operator_client, dead_letters[first_id]).state
-        == recovery_pb2.DEAD_LETTER_STATE_CLOSED
+        == operator_pb2.DEAD_LETTER_STATE_CLOSED
     )
     operator_client.payout.RetryDeadLetter(
         pb.RetryDeadLetterRequest(dead_letter_id=dead_letters[two].dead_letter_id, reason="again")
@@ -954,12 +957,12 @@ def test_the_default_schedule_is_for_operators(
             shop_client.payout.SetPayoutSchedule,
             pb.SetPayoutScheduleRequest(currency="SEK", interval=manual),
         )
-        == "METHOD_FORBIDDEN"
+        == "PERMISSION_DENIED"
     )
     run = pb.CreatePayoutBatchRequest(
         payout_batch_id=unique_id("b"), run=pb.NewPayoutRun(currency="SEK")
     )
-    assert expect_error_reason(shop_client.payout.CreatePayoutBatch, run) == "METHOD_FORBIDDEN"
+    assert expect_error_reason(shop_client.payout.CreatePayoutBatch, run) == "PERMISSION_DENIED"
     operator_client.payout.SetPayoutSchedule(
         pb.SetPayoutScheduleRequest(currency="SEK", interval=manual, fee="1.00")
     )
@@ -1032,7 +1035,7 @@ def acknowledge_payout(
     return get_payout(client, payout_id).payout
 
 
-def payout_alerts(client: Client, kind: str, payout_id: str) -> list[recovery_pb2.Alert]:
+def payout_alerts(client: Client, kind: str, payout_id: str) -> list[operator_pb2.Alert]:
     """All that there ever were of a kind about a payout, newest first."""
     request = pb.ListAlertsRequest(ended=True, page_size=200)
     return [
@@ -1066,8 +1069,10 @@ def polling_platform(
     settings = Settings().replace(
         retry={
             **RETRY,
-            ("", RetryReason.WATCHED): RetryPolicy(RetryStrategy.FIXED, 0.1, 0.1, 100_000),
-            ("", RetryReason.SETTLING_FAILED): RetryPolicy(RetryStrategy.CANCEL),
+            ("", RetryReason.POST_COMPLETION_POLL): RetryPolicy(
+                RetryStrategy.FIXED, 0.1, 0.1, 100_000
+            ),
+            ("", RetryReason.BOOKING_FAILED): RetryPolicy(RetryStrategy.CANCEL),
         },
         worker__sweep_interval=0.1,
         worker__monitor_interval=0.2,
@@ -1088,17 +1093,17 @@ def polling_platform(
         assert report.passed, report.as_text()
 
 
-def is_alert_ended_with(platform: ServedPlatform, dead_letter: recovery_pb2.DeadLetter) -> bool:
+def is_alert_ended_with(platform: ServedPlatform, dead_letter: operator_pb2.DeadLetter) -> bool:
     """Whether the transaction that ended the dead letter ended its alert as well."""
     query = """
         select d.state = 'RESOLVED' and d.xmin = a.xmin from payout.dead_letter d
-            join payout.alert a on a.subject = 'deadLetters/' || d.dead_letter_id
+            join payout.alert a on a.resource_name = 'deadLetters/' || d.dead_letter_id
         where d.dead_letter_id = %s and a.end_time is not null"""
     with psycopg.connect(platform.databases.admin) as connection:
         return connection.execute(query, (dead_letter.dead_letter_id,)).fetchone() == (True,)
 
 
-def wait_for_alerted_dead_letter(operator_client: Client, subject: str) -> recovery_pb2.DeadLetter:
+def wait_for_alerted_dead_letter(operator_client: Client, subject: str) -> operator_pb2.DeadLetter:
     """The open dead letter of a subject, once there is an alert about it."""
     letter = wait_for_dead_letter(operator_client, subject)
     alert_key = ("DEAD_LETTER", f"deadLetters/{letter.dead_letter_id}")
@@ -1138,7 +1143,7 @@ def test_a_disabled_destination_ends_its_dead_letter(
         retry = pb.RetryDeadLetterRequest(
             dead_letter_id=the_dead_letter.dead_letter_id, reason="again"
         )
-        assert expect_error_reason(chief.payout.RetryDeadLetter, retry) == "STATE_FORBIDS"
+        assert expect_error_reason(chief.payout.RetryDeadLetter, retry) == "INVALID_STATE"
         dead_letter_event = eventually(
             lambda: [
                 event
@@ -1149,7 +1154,7 @@ def test_a_disabled_destination_ends_its_dead_letter(
             ]
         )
         assert [event.dead_letter.state for event in dead_letter_event] == [
-            recovery_pb2.DEAD_LETTER_STATE_RESOLVED
+            operator_pb2.DEAD_LETTER_STATE_RESOLVED
         ]
 
 
@@ -1168,7 +1173,7 @@ def test_a_cancelled_payout_ends_its_dead_letter(polling_platform: ServedPlatfor
         with psycopg.connect(polling_platform.databases.admin, autocommit=True) as admin:
             admin.execute(
                 "create trigger no_attempt before insert on payout.attempt for each row execute "
-                "function payout.refuse_change()"
+                "function payout.reject_change()"
             )
             approve_payout(chief, payout.payout_id)
             the_dead_letter = wait_for_alerted_dead_letter(chief, f"payouts/{payout.payout_id}")
@@ -1196,7 +1201,11 @@ def test_a_conflicting_report_is_acknowledged(
         polling_platform.client(TOKENS["chief"]) as chief,
         polling_platform.client(TOKENS["shop"]) as shop,
     ):
-        seller, reference, kind = create_sale(boss, "10.00"), unique_id("tr"), "PAYOUT_CONTRADICTED"
+        seller, reference, kind = (
+            create_sale(boss, "10.00"),
+            unique_id("tr"),
+            "PAYOUT_STATUS_CONFLICT",
+        )
         to = create_destination(boss, seller)
         payout_provider.script[to].extend(
             [Succeeded(reference, 1000, "EUR"), Declined(PayoutFailure.PROVIDER_DECLINED, "late")]
@@ -1207,14 +1216,14 @@ def test_a_conflicting_report_is_acknowledged(
         assert (report.number, report.report, report.acknowledged_by) == (1, "Declined late", "")
         assert (
             expect_error_reason(lambda: acknowledge_payout(shop, id_, report_number=1))
-            == "METHOD_FORBIDDEN"
+            == "PERMISSION_DENIED"
         )
         before = get_payout(chief, id_).payout
         after = acknowledge_payout(chief, id_, report_number=1)
         acknowledge_payout(chief, id_, report_number=1, is_replay=True)
         assert (
             expect_error_reason(lambda: acknowledge_payout(chief, id_, "other", report_number=1))
-            == "KEY_REUSED"
+            == "IDEMPOTENCY_KEY_REUSED"
         )
         assert after.version == before.version + 1
         before.version = after.version
@@ -1272,7 +1281,11 @@ def test_a_report_that_comes_again_after_another_raises_an_alert(
         polling_platform.client(TOKENS["boss"]) as boss,
         polling_platform.client(TOKENS["chief"]) as chief,
     ):
-        seller, reference, kind = create_sale(boss, "10.00"), unique_id("tr"), "PAYOUT_CONTRADICTED"
+        seller, reference, kind = (
+            create_sale(boss, "10.00"),
+            unique_id("tr"),
+            "PAYOUT_STATUS_CONFLICT",
+        )
         to = create_destination(boss, seller)
         payout_provider.script[to].append(Succeeded(reference, 1000, "EUR"))
         id_ = create_payout(boss, seller).payout_id
@@ -1311,7 +1324,9 @@ def test_one_process_asks_what_became_of_payouts(admin_url: str, tmp_path: Path)
     often = Settings().replace(
         retry={
             **RETRY,
-            ("", RetryReason.WATCHED): RetryPolicy(RetryStrategy.FIXED, 0.0, 0.0, 1_000_000),
+            ("", RetryReason.POST_COMPLETION_POLL): RetryPolicy(
+                RetryStrategy.FIXED, 0.0, 0.0, 1_000_000
+            ),
         },
         worker__sweep_interval=0.1,
     )
@@ -1344,7 +1359,9 @@ def test_one_process_asks_what_became_of_payouts(admin_url: str, tmp_path: Path)
             other_platform.run_in_loop(flow.polling._work)
             assert other_provider.looked_up_ids == []
         with psycopg.connect(databases.admin) as connection:
-            connection.execute("update payout.duty set until_time = now() where name like 'watch%'")
+            connection.execute(
+                "update payout.leader_lease set lease_until = now() where name like 'watch%'"
+            )
         other_platform.run_in_loop(flow.polling._work)
         assert len(other_provider.looked_up_ids) == 1
 
@@ -1363,7 +1380,7 @@ def test_an_unmatched_transfer_is_acknowledged(
             create_sale(boss, "10.00"),
             unique_id("tr"),
             unique_id("tr"),
-            "STRAY_TRANSFER",
+            "UNMATCHED_TRANSFER",
         )
         to = create_destination(boss, seller)
         payout_provider.script[to].append(Succeeded(first, 501, "EUR"))
@@ -1374,7 +1391,7 @@ def test_an_unmatched_transfer_is_acknowledged(
         acknowledge_payout(chief, id_, reference=first, is_replay=True)
         assert (
             expect_error_reason(lambda: acknowledge_payout(chief, id_, "other", reference=first))
-            == "KEY_REUSED"
+            == "IDEMPOTENCY_KEY_REUSED"
         )
         (transfer,) = get_payout(chief, id_).transfers
         assert (transfer.acknowledged_by, transfer.acknowledge_reason) == (
@@ -1406,7 +1423,7 @@ def test_what_cannot_be_acknowledged_of_a_payout_says_why(
     shop_client: Client, operator_client: Client
 ) -> None:
     """What is unknown is NOT_FOUND, what is missing FIELD_REQUIRED, and where there is nothing to
-    acknowledge it is STATE_FORBIDS.
+    acknowledge it is INVALID_STATE.
     """
     seller = create_sale(shop_client, "10.00")
     create_destination(shop_client, seller)
@@ -1428,11 +1445,11 @@ def test_what_cannot_be_acknowledged_of_a_payout_says_why(
     )
     assert (
         expect_error_reason(lambda: acknowledge_payout(operator_client, id_, reference=reference))
-        == "STATE_FORBIDS"
+        == "INVALID_STATE"
     )
     assert (
         expect_error_reason(lambda: acknowledge_payout(operator_client, id_, report_number=1))
-        == "STATE_FORBIDS"
+        == "INVALID_STATE"
     )
     assert (
         expect_error_reason(lambda: acknowledge_payout(operator_client, id_, report_number=-1))
@@ -1491,7 +1508,7 @@ def test_an_operator_works_from_the_command_line(
     ] == [("chief", "seen")]
     rejected_command = command("payouts", "reject", payout.payout_id, "--reason", "late")
     assert (rejected_command.returncode, len(rejected_command.stderr.splitlines())) == (1, 1)
-    assert "STATE_FORBIDS" in rejected_command.stderr
+    assert "INVALID_STATE" in rejected_command.stderr
     batch_id = unique_id("b")
     run = pb.NewPayoutRun(seller_account="nobody", currency="EUR")
     operator_client.payout.CreatePayoutBatch(

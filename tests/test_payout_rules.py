@@ -99,13 +99,13 @@ NEXT_STATES = {  # money.md: what may follow each state
 def test_every_pair_is_in_the_table_or_refused_by_name(
     state: PayoutState, happening: PayoutTrigger
 ) -> None:
-    """The table is total: what is not in it is STATE_FORBIDS with state and verb."""
+    """The table is total: what is not in it is INVALID_STATE with state and verb."""
     if (state, happening) in TRANSITIONS:
         assert transition(state, happening) is TRANSITIONS[state, happening]
         return
     with pytest.raises(ApiError) as error:
         transition(state, happening)
-    assert error.value.reason is ErrorReason.STATE_FORBIDS
+    assert error.value.reason is ErrorReason.INVALID_STATE
     assert error.value.metadata == {"state": state, "verb": VERBS[happening].name}
     assert (
         error.value.message == f"The payout is {state} and cannot be {VERBS[happening].participle}."
@@ -266,7 +266,7 @@ def test_the_second_person_is_another() -> None:
     require_second_approver("finance", "dev")
     with pytest.raises(ApiError) as error:
         require_second_approver("dev", "dev")
-    assert error.value.reason is ErrorReason.SECOND_PERSON_REQUIRED
+    assert error.value.reason is ErrorReason.SECOND_APPROVER_REQUIRED
 
 
 @pytest.mark.parametrize("reason", ErrorReason)
@@ -277,7 +277,7 @@ def test_a_payout_fails_by_what_the_wallet_says_of_the_money(reason: ErrorReason
     expected_reasons = {
         "INSUFFICIENT_FUNDS": "INSUFFICIENT_FUNDS",
         "NOT_FOUND": "INSUFFICIENT_FUNDS",
-        "STATE_FORBIDS": "WALLET_FROZEN",
+        "INVALID_STATE": "WALLET_FROZEN",
     }
     assert classify_hold_failure(reason) == expected_reasons.get(reason)
 
@@ -356,7 +356,7 @@ def test_whatever_a_provider_tells_is_judged_and_counts_once(
                 "t1",
                 NET,
                 "EUR",
-                TransferMatch.AS_ASKED,
+                TransferMatch.EXACT,
                 *((NET, "EUR") if state == "RETURNED" else ()),
             )
         }
@@ -388,13 +388,13 @@ def test_whatever_a_provider_tells_is_judged_and_counts_once(
             )
     assert (
         sum(
-            transfer.fit in (TransferMatch.AS_ASKED, TransferMatch.LATE)
+            transfer.match in (TransferMatch.EXACT, TransferMatch.AFTER_FAILURE)
             for transfer in record.transfers.values()
         )
         <= 1
     )
     assert (record.state in HOLD_CAPTURED) == any(
-        transfer.fit is TransferMatch.AS_ASKED for transfer in record.transfers.values()
+        transfer.match is TransferMatch.EXACT for transfer in record.transfers.values()
     )
 
 
@@ -405,7 +405,7 @@ def test_what_is_booked_is_what_moved(outcomes: list[PayoutOutcome]) -> None:
     """
     record = _apply_outcomes(outcomes)
     movements = _movements_of(record)
-    assert len({(fact.kind, fact.cause_id) for fact in movements}) == len(movements)
+    assert len({(fact.kind, fact.source_id) for fact in movements}) == len(movements)
     clearing: Counter[str] = Counter()
     for fact in movements:
         check_balanced(fact.lines)
@@ -447,52 +447,52 @@ def test_the_order_in_which_a_payouts_story_is_told_makes_no_difference(
     """
     record = _apply_outcomes(outcomes)
     assert record.state is PayoutState.RETURNED
-    assert record.transfers == {"t1": Transfer("t1", NET, "EUR", TransferMatch.AS_ASKED, 60, "EUR")}
-    assert [(fact.kind, fact.cause_id, fact.seller_change) for fact in _movements_of(record)] == [
+    assert record.transfers == {"t1": Transfer("t1", NET, "EUR", TransferMatch.EXACT, 60, "EUR")}
+    assert [(fact.kind, fact.source_id, fact.seller_change) for fact in _movements_of(record)] == [
         (PostingKind.PAYOUT, "po-1", -100),
         (PostingKind.PAYOUT_RETURN, "po-1", 60),
     ]
 
 
 @pytest.mark.parametrize(
-    ("outcomes", "state", "seller", "fits"),
+    ("outcomes", "state", "seller", "matches"),
     [
         ([Declined(PayoutFailure.PROVIDER_DECLINED)], "FAILED", [], []),
-        ([Succeeded("t1", NET, "EUR")], "PAID", [-100], ["AS_ASKED"]),
+        ([Succeeded("t1", NET, "EUR")], "PAID", [-100], ["EXACT"]),
         (
             [Declined(PayoutFailure.PROVIDER_DECLINED), Succeeded("t1", NET, "EUR")],
             "FAILED",
             [-100],
-            ["LATE"],
+            ["AFTER_FAILURE"],
         ),
         (
             [Declined(PayoutFailure.PROVIDER_DECLINED), Returned("t1", NET, "EUR")],
             "FAILED",
             [-100, 95],
-            ["LATE"],
+            ["AFTER_FAILURE"],
         ),
-        ([Succeeded("t1", 90, "EUR")], "FAILED", [-90], ["MISMATCH"]),
-        ([Succeeded("t1", NET, "USD")], "FAILED", [0], ["OTHER_CURRENCY"]),
+        ([Succeeded("t1", 90, "EUR")], "FAILED", [-90], ["AMOUNT_MISMATCH"]),
+        ([Succeeded("t1", NET, "USD")], "FAILED", [0], ["CURRENCY_MISMATCH"]),
         (
             [Succeeded("t1", NET, "EUR"), Succeeded("t2", NET, "EUR")],
             "PAID",
             [-100, -95],
-            ["AS_ASKED", "TWICE"],
+            ["EXACT", "DUPLICATE"],
         ),
         (
             [Succeeded("t1", NET, "EUR"), Succeeded("t2", NET, "EUR"), Returned("t2", NET, "EUR")],
             "PAID",
             [-100, -95, 95],
-            ["AS_ASKED", "TWICE"],
+            ["EXACT", "DUPLICATE"],
         ),
-        ([Returned("t1", NET, "EUR")], "RETURNED", [-100, 95], ["AS_ASKED"]),
-        ([Returned("t1", NET + 1, "EUR")], "PAID", [-100, 0], ["AS_ASKED"]),
-        ([Returned("t1", NET, "USD")], "PAID", [-100, 0], ["AS_ASKED"]),
+        ([Returned("t1", NET, "EUR")], "RETURNED", [-100, 95], ["EXACT"]),
+        ([Returned("t1", NET + 1, "EUR")], "PAID", [-100, 0], ["EXACT"]),
+        ([Returned("t1", NET, "USD")], "PAID", [-100, 0], ["EXACT"]),
         (
             [Succeeded("t1", 90, "USD"), Returned("t1", 90, "USD")],
             "FAILED",
             [0, 0],
-            ["OTHER_CURRENCY"],
+            ["CURRENCY_MISMATCH"],
         ),
         (
             [
@@ -502,12 +502,12 @@ def test_the_order_in_which_a_payouts_story_is_told_makes_no_difference(
             ],
             "PAID",
             [-100],
-            ["AS_ASKED"],
+            ["EXACT"],
         ),
     ],
 )
 def test_money_that_moved_always_counts(
-    outcomes: list[PayoutOutcome], state: str, seller: list[int], fits: list[str]
+    outcomes: list[PayoutOutcome], state: str, seller: list[int], matches: list[str]
 ) -> None:
     """What an outside fact takes is debited and what it gives is credited, and the state tells the
     rest.
@@ -515,7 +515,7 @@ def test_money_that_moved_always_counts(
     record = _apply_outcomes(outcomes)
     assert record.state == state
     assert [fact.seller_change for fact in _movements_of(record)] == seller
-    assert [transfer.fit for transfer in record.transfers.values()] == fits
+    assert [transfer.match for transfer in record.transfers.values()] == matches
 
 
 @pytest.mark.parametrize(
@@ -528,7 +528,7 @@ def test_a_provider_tells_nothing_of_a_payout_that_it_never_got(
     """An answer to a payout that was never sent is refused, and moves no money."""
     with pytest.raises(ApiError) as error:
         apply_outcome(PayoutRecord(state, NET, "EUR"), outcome)
-    assert error.value.reason is ErrorReason.STATE_FORBIDS
+    assert error.value.reason is ErrorReason.INVALID_STATE
 
 
 def test_only_a_return_gives_paid_money_back() -> None:
@@ -541,8 +541,8 @@ def test_only_a_return_gives_paid_money_back() -> None:
     )
     submitted_record = PayoutRecord(PayoutState.SUBMITTED, NET, "EUR")
     assert (
-        apply_outcome(submitted_record, Declined(PayoutFailure.DESTINATION_REFUSED)).failure
-        is PayoutFailure.DESTINATION_REFUSED
+        apply_outcome(submitted_record, Declined(PayoutFailure.DESTINATION_REJECTED)).failure
+        is PayoutFailure.DESTINATION_REJECTED
     )
     assert (
         apply_outcome(submitted_record, Declined(FailureReason.BUYER_CANCELLED)).failure
@@ -559,7 +559,7 @@ def test_a_payout_is_booked_with_its_fee() -> None:
     rest; a return gives what came back, and no fee.
     """
     paid_movement, return_movement = money_movements(
-        "po-1", "bank", "s", 100, 5, Transfer("t1", 95, "EUR", TransferMatch.AS_ASKED, 95, "EUR")
+        "po-1", "bank", "s", 100, 5, Transfer("t1", 95, "EUR", TransferMatch.EXACT, 95, "EUR")
     )
     assert paid_movement.lines == (
         JournalLine("sellers/s", "EUR", -100),
@@ -571,7 +571,7 @@ def test_a_payout_is_booked_with_its_fee() -> None:
         JournalLine("sellers/s", "EUR", 95),
     )
     strange = money_movements(
-        "po-1", "bank", "s", 100, 5, Transfer("t1", 95, "USD", TransferMatch.OTHER_CURRENCY)
+        "po-1", "bank", "s", 100, 5, Transfer("t1", 95, "USD", TransferMatch.CURRENCY_MISMATCH)
     )
     assert strange[0].lines == (
         JournalLine("unapplied/bank", "USD", -95),
@@ -606,7 +606,7 @@ def test_a_destination_ends_when_its_account_is_at_fault() -> None:
     """Only a refusal of the account, or a return that is its fault, shows that a destination cannot
     be paid to any more.
     """
-    assert is_account_rejected(Declined(PayoutFailure.DESTINATION_REFUSED))
+    assert is_account_rejected(Declined(PayoutFailure.DESTINATION_REJECTED))
     assert is_account_rejected(Returned("t1", 1, "EUR", "closed", account_rejected=True))
     for outcome in (
         Declined(PayoutFailure.PROVIDER_DECLINED),
@@ -618,14 +618,14 @@ def test_a_destination_ends_when_its_account_is_at_fault() -> None:
 
 
 def test_only_a_destination_that_awaits_approval_can_be_approved() -> None:
-    """A destination that has ended, or awaits no approval, is refused with STATE_FORBIDS."""
+    """A destination that has ended, or awaits no approval, is refused with INVALID_STATE."""
     for state, awaits in itertools.product(DestinationState, (True, False)):
         if awaits and state in (DestinationState.PENDING_VERIFICATION, DestinationState.VERIFIED):
             require_approvable(state, awaits_approval=True)
             continue
         with pytest.raises(ApiError) as error:
             require_approvable(state, awaits_approval=awaits)
-        assert error.value.reason is ErrorReason.STATE_FORBIDS
+        assert error.value.reason is ErrorReason.INVALID_STATE
         assert error.value.metadata == {"state": state, "verb": "APPROVE"}
         why = "" if state in TERMINAL_DESTINATION_STATES else ": it awaits no approval"
         assert error.value.message == f"The destination is {state} and cannot be approved{why}."
@@ -670,7 +670,7 @@ def test_what_can_be_paid_and_what_keeps_the_rest_is_all_there_is(
             PayoutBlocker.PENDING_FUNDS,
             PayoutBlocker.HELD,
             PayoutBlocker.RESERVE,
-            PayoutBlocker.LARGEST_AMOUNT,
+            PayoutBlocker.MAXIMUM_AMOUNT,
         )
     )
     kept_by_blocks = set(blocking.values())
@@ -739,7 +739,7 @@ def test_what_can_be_paid_and_what_keeps_the_rest_is_all_there_is(
             WalletBalance(available=1),
             PayoutTerms(),
             DestinationReadiness(DestinationState.VERIFIED, in_cooldown=True),
-            {"DESTINATION_WAITING": 1},
+            {"DESTINATION_COOLDOWN": 1},
         ),
         (
             WalletBalance(available=1),
@@ -757,13 +757,13 @@ def test_what_can_be_paid_and_what_keeps_the_rest_is_all_there_is(
             WalletBalance(available=MAX_AMOUNT + 5),
             PayoutTerms(),
             _USABLE_DESTINATION,
-            {"LARGEST_AMOUNT": 5},
+            {"MAXIMUM_AMOUNT": 5},
         ),
         (
             WalletBalance(available=MAX_AMOUNT + 5, frozen=True),
             PayoutTerms(),
             _USABLE_DESTINATION,
-            {"LARGEST_AMOUNT": 5, "FROZEN": MAX_AMOUNT},
+            {"MAXIMUM_AMOUNT": 5, "FROZEN": MAX_AMOUNT},
         ),
     ],
 )
@@ -801,7 +801,7 @@ def test_a_payout_is_accepted_just_where_it_can_be_paid(
             for limit in can.shortfalls
         )
         expected = (
-            ErrorReason.STATE_FORBIDS
+            ErrorReason.INVALID_STATE
             if funds.frozen
             else ErrorReason.DESTINATION_UNUSABLE
             if nowhere

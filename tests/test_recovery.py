@@ -33,9 +33,9 @@ from tallystick import (
     new_order,
 )
 from tallystick.ledger.v1 import ledger_service_pb2
+from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_service_pb2
-from tallystick.recovery.v1 import recovery_pb2
 from tallystick.wallet.v1 import wallet_service_pb2
 from tallystick_core.operations.next_action import NextAction
 from tallystick_core.provider.outcome import (
@@ -110,7 +110,7 @@ def two_attempt_platform(
     with fresh_database(admin_url, tmp_path_factory.mktemp("impatient")) as databases:
         retry = {("", reason): TWO_ATTEMPTS for reason in RetryReason}
         retry |= {
-            ("", RetryReason.WAITING): FAST_RETRY_POLICY,
+            ("", RetryReason.PENDING): FAST_RETRY_POLICY,
             ("", RetryReason.REJECTED): RetryPolicy(RetryStrategy.CANCEL),
         }
         with serve_platform(
@@ -154,12 +154,14 @@ def wait_for_final_order(client: Client, payment: payment_pb2.Payment) -> paymen
 
 
 def scheduled_operation(databases: DatabaseUrls, operation_id: str) -> tuple[object, ...] | None:
-    """(tries, trouble, looking, maybe_sent, whether it is due) of a charge that is not done."""
+    """(retries, retry_reason, lookup_only, maybe_sent, whether it is due) of a charge that is not
+    done.
+    """
     with psycopg.connect(databases.reader("payment").replace("+psycopg", "")) as connection:
-        attempts = "(select coalesce(sum(value::int), 0)::int from jsonb_each_text(tries))"
+        attempts = "(select coalesce(sum(value::int), 0)::int from jsonb_each_text(retry_counts))"
         statement = (
-            f"select {attempts}, trouble, looking, maybe_sent, next_attempt_time is not null from "
-            "due where demand_id = %s"
+            f"select {attempts}, retry_reason, lookup_only, maybe_sent, next_attempt_time is not "
+            "null from operation where operation_id = %s"
         )
         return connection.execute(statement, (operation_id,)).fetchone()
 
@@ -194,11 +196,11 @@ def test_a_provider_that_is_never_reached_fails_the_order(
 
 
 def test_a_definite_refusal_is_a_failure_at_once(client: Client) -> None:
-    """A charge that the provider will never make is FAILED(PROVIDER_REFUSED), and not tried
+    """A charge that the provider will never make is FAILED(PROVIDER_REJECTED), and not tried
     again.
     """
-    payment = create_payment(client, "0.01", token="tok_refused")
-    assert failure_reason(payment.payment_orders[0]) == "PROVIDER_REFUSED"
+    payment = create_payment(client, "0.01", token="tok_amount_too_small")
+    assert failure_reason(payment.payment_orders[0]) == "PROVIDER_REJECTED"
     assert payment.payment_orders[0].decline_code == "amount_too_small"
 
 
@@ -353,20 +355,20 @@ def test_an_answer_that_is_on_disk_is_judged_not_asked_for_again(
             connection.execute(
                 "update attempt set outcome = 'SUCCEEDED', provider_reference = 'from-afar', "
                 "moved_amount = 500, moved_currency = 'EUR',"
-                " end_time = clock() where demand_id = %s",
+                " end_time = clock() where operation_id = %s",
                 (order.charge_id,),
             )
         assert wait_for_final_order(client, payment).provider_reference == "from-afar"
     assert verify(scratch_database).passed
 
 
-def wait_for_dead_letter(client: Client, payment: payment_pb2.Payment) -> recovery_pb2.DeadLetter:
+def wait_for_dead_letter(client: Client, payment: payment_pb2.Payment) -> operator_pb2.DeadLetter:
     """The open dead letter of the payment's charge."""
     subject = f"charges/{payment.payment_orders[0].charge_id}"
 
-    def find_dead_letter() -> recovery_pb2.DeadLetter | None:
+    def find_dead_letter() -> operator_pb2.DeadLetter | None:
         request = payment_service_pb2.ListDeadLettersRequest(
-            state=recovery_pb2.DEAD_LETTER_STATE_OPEN, page_size=200
+            state=operator_pb2.DEAD_LETTER_STATE_OPEN, page_size=200
         )
         return next(
             (
@@ -382,11 +384,11 @@ def wait_for_dead_letter(client: Client, payment: payment_pb2.Payment) -> recove
     return dead_letter
 
 
-def dead_letter_state(client: Client, dead_letter: recovery_pb2.DeadLetter) -> str:
+def dead_letter_state(client: Client, dead_letter: operator_pb2.DeadLetter) -> str:
     current = client.payment.GetDeadLetter(
         payment_service_pb2.GetDeadLetterRequest(dead_letter_id=dead_letter.dead_letter_id)
     ).dead_letter
-    return recovery_pb2.DeadLetterState.Name(current.state).removeprefix("DEAD_LETTER_STATE_")
+    return operator_pb2.DeadLetterState.Name(current.state).removeprefix("DEAD_LETTER_STATE_")
 
 
 def event_versions(client: Client, aggregate: str) -> list[int]:
@@ -394,8 +396,8 @@ def event_versions(client: Client, aggregate: str) -> list[int]:
 
 
 def close_dead_letter(
-    client: Client, dead_letter: recovery_pb2.DeadLetter, **values: str
-) -> recovery_pb2.DeadLetter:
+    client: Client, dead_letter: operator_pb2.DeadLetter, **values: str
+) -> operator_pb2.DeadLetter:
     fields = {"reason": "asked them", "evidence": "ticket 7: no charge", **values}
     return client.payment.CloseDeadLetter(
         payment_service_pb2.CloseDeadLetterRequest(
@@ -405,8 +407,8 @@ def close_dead_letter(
 
 
 def retry_dead_letter(
-    client: Client, dead_letter: recovery_pb2.DeadLetter, reason: str = "mended"
-) -> recovery_pb2.DeadLetter:
+    client: Client, dead_letter: operator_pb2.DeadLetter, reason: str = "mended"
+) -> operator_pb2.DeadLetter:
     request = payment_service_pb2.RetryDeadLetterRequest(
         dead_letter_id=dead_letter.dead_letter_id, reason=reason
     )
@@ -447,7 +449,7 @@ def test_what_cannot_be_retried_is_set_aside_and_closed(
     )
     with pytest.raises(FailedPreconditionError) as error:
         close_dead_letter(client, dead_letter, reason="again")
-    assert error.value.reason == "STATE_FORBIDS"
+    assert error.value.reason == "INVALID_STATE"
     with pytest.raises(FailedPreconditionError):
         retry_dead_letter(client, dead_letter)
 
@@ -473,7 +475,7 @@ def test_of_operators_at_once_one_retries(client: Client) -> None:
         client, create_payment(client, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
     )
 
-    def attempt(number: int) -> recovery_pb2.DeadLetter | str:
+    def attempt(number: int) -> operator_pb2.DeadLetter | str:
         try:
             return retry_dead_letter(client, dead_letter, f"reason {number}")
         except FailedPreconditionError as error:
@@ -481,8 +483,8 @@ def test_of_operators_at_once_one_retries(client: Client) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         outcomes = list(pool.map(attempt, range(8)))
-    (won,) = [result for result in outcomes if isinstance(result, recovery_pb2.DeadLetter)]
-    assert outcomes.count("STATE_FORBIDS") == 7
+    (won,) = [result for result in outcomes if isinstance(result, operator_pb2.DeadLetter)]
+    assert outcomes.count("INVALID_STATE") == 7
     request = payment_service_pb2.GetDeadLetterRequest(dead_letter_id=dead_letter.dead_letter_id)
     assert client.payment.GetDeadLetter(request).dead_letter.reason == won.reason
 
@@ -532,7 +534,7 @@ def test_a_charge_that_nobody_finds_ends_with_a_person(scratch_database: Databas
             client, "5.00", token="tok_lost_before:1000000", wait_for=WAIT_FOR_ACCEPTANCE
         )
         dead_letter = wait_for_dead_letter(client, payment)
-        assert dead_letter.cause == "UNRESOLVED"
+        assert dead_letter.cause == "OUTCOME_UNKNOWN"
         age = dead_letter.create_time.ToNanoseconds() - payment.create_time.ToNanoseconds()
         assert age > 1.5e9  # as long as the key outlasts a lease
         assert (
@@ -758,7 +760,7 @@ def test_a_cancellation_during_a_look_up_is_acted_on_at_once(
     log = Database(scratch_database.service("sandbox"), connections=2)
     provider = SlowLookupProvider(log, 3.0)
     settings = Settings().replace(
-        retry={("", RetryReason.WAITING): RetryPolicy(RetryStrategy.FIXED, 3600, 3600, None)},
+        retry={("", RetryReason.PENDING): RetryPolicy(RetryStrategy.FIXED, 3600, 3600, None)},
         worker__sweep_interval=0.1,
     )
     with (
@@ -779,11 +781,11 @@ def test_a_cancellation_during_a_look_up_is_acted_on_at_once(
                     scheduled_operation(scratch_database, payment.payment_orders[0].charge_id)
                     or ("", "")
                 )[1]
-                == "WAITING"
+                == "PENDING"
             )
         )
         with psycopg.connect(scratch_database.admin) as connection:
-            connection.execute("update payment.due set next_attempt_time = now()")
+            connection.execute("update payment.operation set next_attempt_time = now()")
         assert eventually(lambda: provider.lookup_count)
         client.payment.CancelPayment(
             payment_service_pb2.CancelPaymentRequest(checkout_id=payment.checkout_id, reason="r"),
@@ -822,7 +824,7 @@ def test_a_cancellation_or_expiry_ends_a_charge_that_is_a_dead_letter(
         response = client.payment.GetDeadLetter(
             payment_service_pb2.GetDeadLetterRequest(dead_letter_id=dead_letter.dead_letter_id)
         ).dead_letter
-        assert response.state == recovery_pb2.DEAD_LETTER_STATE_RETRIED
+        assert response.state == operator_pb2.DEAD_LETTER_STATE_RETRIED
         assert response.operator == ("platform" if expires else "dev")
         assert ("time" if expires else "sold out") in response.reason
         assert charge_log(scratch_database, payment.checkout_id) == []
@@ -838,7 +840,7 @@ def no_retry_settings() -> Settings:
             **fast_final_settings().retry,
             **{
                 ("", reason): RetryPolicy(RetryStrategy.CANCEL)
-                for reason in (RetryReason.REJECTED, RetryReason.MISDIRECTED)
+                for reason in (RetryReason.REJECTED, RetryReason.MISMATCHED_OPERATION)
             },
         },
     )
@@ -878,7 +880,7 @@ def test_a_charge_that_expires_while_its_answer_makes_a_dead_letter_of_it_is_end
         dead_letters = client.payment.ListDeadLetters(
             payment_service_pb2.ListDeadLettersRequest()
         ).dead_letters
-        expected_letter = ("REJECTED", recovery_pb2.DEAD_LETTER_STATE_RETRIED, "platform")
+        expected_letter = ("REJECTED", operator_pb2.DEAD_LETTER_STATE_RETRIED, "platform")
         assert [
             (dead_letter.cause, dead_letter.state, dead_letter.operator)
             for dead_letter in dead_letters
@@ -897,11 +899,11 @@ def test_an_expired_charge_that_cannot_be_ended_stays_a_dead_letter(
 
     def outcome_of(request: ChargeRequest) -> ChargeLookupOutcome:
         looked_up_ids.append(request.charge_id)
-        return Unknown("what?", RetryReason.MISDIRECTED)
+        return Unknown("what?", RetryReason.MISMATCHED_OPERATION)
 
     provider = ScriptedProvider(outcome_of)
     provider.send = lambda request: _outcome_after(  # type: ignore[method-assign]
-        expire_time, Unknown("what?", RetryReason.MISDIRECTED)
+        expire_time, Unknown("what?", RetryReason.MISMATCHED_OPERATION)
     )
     with (
         serve_platform(
@@ -926,7 +928,7 @@ def test_an_expired_charge_that_cannot_be_ended_stays_a_dead_letter(
         )
         with psycopg.connect(scratch_database.admin) as connection:
             row = connection.execute(
-                "select recheck_time from payment.due where demand_id = %s", (charge,)
+                "select expire_time from payment.operation where operation_id = %s", (charge,)
             ).fetchone()
             assert row == (None,)
         dead_letter = wait_for_dead_letter(client, payment)
@@ -940,7 +942,7 @@ def test_what_is_misdirected_is_closed_on_evidence_of_its_own(
     """A charge whose provider answers about another one is skipped by a call that closes many, and
     closed by one that is about it alone.
     """
-    provider = ScriptedProvider(lambda demand: Unknown("what?", RetryReason.MISDIRECTED))
+    provider = ScriptedProvider(lambda demand: Unknown("what?", RetryReason.MISMATCHED_OPERATION))
     with (
         serve_platform(
             scratch_database,
@@ -958,7 +960,7 @@ def test_what_is_misdirected_is_closed_on_evidence_of_its_own(
         assert [
             (close_request.dead_letter_id, close_request.error_reason)
             for close_request in client.payment.CloseDeadLetters(many).skipped
-        ] == [(dead_letter.dead_letter_id, "STATE_FORBIDS")]
+        ] == [(dead_letter.dead_letter_id, "INVALID_STATE")]
         assert dead_letter_state(client, dead_letter) == "OPEN"
         close_request = payment_service_pb2.CloseDeadLetterRequest(
             dead_letter_id=dead_letter.dead_letter_id, reason="never made", evidence="ticket 7"
@@ -974,7 +976,7 @@ def test_a_cancelled_dead_letter_that_cannot_be_ended_says_so(
     """What its provider does not end is a dead letter again, which says that its payment is
     cancelled; a repeat of the cancellation does not stir it.
     """
-    provider = ScriptedProvider(lambda demand: Unknown("what?", RetryReason.MISDIRECTED))
+    provider = ScriptedProvider(lambda demand: Unknown("what?", RetryReason.MISMATCHED_OPERATION))
     with (
         serve_platform(
             scratch_database,
@@ -1058,7 +1060,7 @@ def test_closing_asks_the_provider_first(
     payment = create_payment(client, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
     dead_letter = wait_for_dead_letter(client, payment)
     insert_provider_charge(two_attempt_platform.databases, payment, f"late-{payment.checkout_id}")
-    assert close_dead_letter(client, dead_letter).state == recovery_pb2.DEAD_LETTER_STATE_RESOLVED
+    assert close_dead_letter(client, dead_letter).state == operator_pb2.DEAD_LETTER_STATE_RESOLVED
     assert (
         wait_for_final_order(client, payment).payment_order_status
         == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
@@ -1128,7 +1130,7 @@ def test_another_amount_is_an_unapplied_charge(client: Client) -> None:
         "EUR",
         payment_pb2.UNAPPLIED_CAUSE_MISMATCH,
     )
-    request = ledger_service_pb2.ListTransactionsRequest(cause_id=charge.unapplied_charge_id)
+    request = ledger_service_pb2.ListTransactionsRequest(source_id=charge.unapplied_charge_id)
     (transaction,) = client.ledger.ListTransactions(request).transactions
     assert [(entry.account, entry.amount) for entry in transaction.entries] == [
         ("psp/sandbox/clearing", "5.01"),
@@ -1149,7 +1151,7 @@ def acknowledge_request(
 
 def test_an_unapplied_charge_is_acknowledged_once(client: Client) -> None:
     """Acknowledged by an operator with a reason it leaves the list, and stays booked as it is; a
-    repeat is marked, with another reason it is KEY_REUSED.
+    repeat is marked, with another reason it is IDEMPOTENCY_KEY_REUSED.
     """
     payment = create_payment(client, "5.00", token="tok_other_amount")
     (charge,) = eventually(lambda: booked_unapplied_charges(client, payment))
@@ -1160,7 +1162,7 @@ def test_an_unapplied_charge_is_acknowledged_once(client: Client) -> None:
     ]
     with pytest.raises(AlreadyExistsError) as reused:
         acknowledge(acknowledge_request(charge, "another"))
-    assert reused.value.reason == "KEY_REUSED"
+    assert reused.value.reason == "IDEMPOTENCY_KEY_REUSED"
     assert not booked_unapplied_charges(client, payment)
     every = client.pages(
         client.payment.ListUnappliedCharges,
@@ -1183,7 +1185,7 @@ def test_an_unapplied_charge_is_acknowledged_once(client: Client) -> None:
         charge.cause,
         True,
     )
-    request = ledger_service_pb2.ListTransactionsRequest(cause_id=charge.unapplied_charge_id)
+    request = ledger_service_pb2.ListTransactionsRequest(source_id=charge.unapplied_charge_id)
     assert len(client.ledger.ListTransactions(request).transactions) == 1
     assert eventually(
         lambda: (
@@ -1241,7 +1243,7 @@ def test_what_was_charged_twice_is_unapplied_beside_a_refused_sibling(
         new_order(f"{checkout}-{seller}", "b", seller, "5.00", "EUR")
         for seller in ("honest", "mallory")
     ]
-    together = {"charging": payment_pb2.CHARGING_TOGETHER, "wait_for": WAIT_FOR_ACCEPTANCE}
+    together = {"charge_mode": payment_pb2.CHARGE_MODE_COMBINED, "wait_for": WAIT_FOR_ACCEPTANCE}
     payment = client.create_payment(checkout, orders, credit_card_info="tok_rejected", **together)
     wait_for_dead_letter(client, payment)
     charge = two_attempt_platform.run_in_loop(
@@ -1268,7 +1270,7 @@ def test_what_was_charged_twice_is_unapplied_beside_a_refused_sibling(
     assert (twice.provider_reference, twice.amount, twice.cause) == (
         f"second-{checkout}",
         "5.00",
-        payment_pb2.UNAPPLIED_CAUSE_TWICE,
+        payment_pb2.UNAPPLIED_CAUSE_DUPLICATE_CHARGE,
     )
 
 
@@ -1295,13 +1297,14 @@ def test_a_second_charge_is_kept_while_the_first_answer_is_not_judged(
             two_attempt_platform.databases.service("payment").replace("+psycopg", "")
         ) as connection:  # nobody judges the answer between the two
             connection.execute(
-                "update payment.due set next_attempt_time = 'infinity' where demand_id = %s",
+                "update payment.operation set next_attempt_time = 'infinity' where operation_id = "
+                "%s",
                 (charge_id,),
             )
         two_attempt_platform.run_in_loop(record_outcomes, flow, (stale_charge, outcome))
     (second,) = eventually(lambda: booked_unapplied_charges(client, payment))
     cause = (
-        payment_pb2.UNAPPLIED_CAUSE_TWICE
+        payment_pb2.UNAPPLIED_CAUSE_DUPLICATE_CHARGE
         if isinstance(first, Succeeded)
         else payment_pb2.UNAPPLIED_CAUSE_LATE
     )
@@ -1310,7 +1313,8 @@ def test_a_second_charge_is_kept_while_the_first_answer_is_not_judged(
         two_attempt_platform.databases.service("payment").replace("+psycopg", "")
     ) as connection:
         connection.execute(
-            "update payment.due set next_attempt_time = now() where demand_id = %s", (charge_id,)
+            "update payment.operation set next_attempt_time = now() where operation_id = %s",
+            (charge_id,),
         )
     wait_for_final_order(client, payment)
 
@@ -1391,7 +1395,7 @@ def test_a_dead_letter_whose_provider_is_configured_no_more_is_closed(
     ):
         assert (
             close_dead_letter(client, wait_for_dead_letter(client, payment)).state
-            == recovery_pb2.DEAD_LETTER_STATE_CLOSED
+            == operator_pb2.DEAD_LETTER_STATE_CLOSED
         )
         assert failure_reason(wait_for_final_order(client, payment)) == "CLOSED_BY_OPERATOR"
         (dead_letter,) = client.payout.ListDeadLetters(
@@ -1405,7 +1409,7 @@ def test_a_dead_letter_whose_provider_is_configured_no_more_is_closed(
         )
         assert (
             client.payout.CloseDeadLetter(request).dead_letter.state
-            == recovery_pb2.DEAD_LETTER_STATE_CLOSED
+            == operator_pb2.DEAD_LETTER_STATE_CLOSED
         )
         assert eventually(lambda: wallet_amounts(client, seller) == ("10.00", "0.00", "0.00"))
         wait_for_state(client, payout.payout_id, "FAILED")
@@ -1441,7 +1445,7 @@ def test_one_charge_of_a_provider_pays_one_order(
         for _ in range(2):
             other_payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
             dead_letter = wait_for_dead_letter(client, other_payment)
-            assert dead_letter.cause == "MISDIRECTED"
+            assert dead_letter.cause == "MISMATCHED_OPERATION"
             assert ("another demand" if echoes else "ch_1") in dead_letter.detail
             assert (
                 not client.get_payment(other_payment.checkout_id)
@@ -1470,7 +1474,9 @@ def test_a_charge_that_its_provider_answers_with_anothers_money_is_closed_on_evi
             request.currency,
         )
 
-    poll_policy = {("", RetryReason.WATCHED): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, 100_000)}
+    poll_policy = {
+        ("", RetryReason.POST_COMPLETION_POLL): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, 100_000)
+    }
     settings = fast_final_settings().replace(retry={**fast_final_settings().retry, **poll_policy})
     with (
         serve_platform(
@@ -1489,7 +1495,7 @@ def test_a_charge_that_its_provider_answers_with_anothers_money_is_closed_on_evi
         assert [
             skipped_letter.error_reason
             for skipped_letter in client.payment.CloseDeadLetters(many).skipped
-        ] == ["STATE_FORBIDS"]
+        ] == ["INVALID_STATE"]
         assert dead_letter_state(client, dead_letter) == "OPEN"
         close = payment_service_pb2.CloseDeadLetterRequest(
             dead_letter_id=dead_letter.dead_letter_id,
@@ -1498,7 +1504,7 @@ def test_a_charge_that_its_provider_answers_with_anothers_money_is_closed_on_evi
         )
         closed_letter = client.payment.CloseDeadLetter(close).dead_letter
         assert (closed_letter.state, closed_letter.evidence) == (
-            recovery_pb2.DEAD_LETTER_STATE_CLOSED,
+            operator_pb2.DEAD_LETTER_STATE_CLOSED,
             "ticket 7",
         )
         assert failure_reason(wait_for_final_order(client, other_payment)) == "CLOSED_BY_OPERATOR"
@@ -1634,7 +1640,7 @@ def test_not_found_is_no_proof_where_the_provider_does_not_say_so(
             payment_service_pb2.CancelPaymentRequest(checkout_id=payment.checkout_id, reason="r"),
             timeout=2,
         )
-        assert wait_for_dead_letter(client, payment).cause == "UNRESOLVED"
+        assert wait_for_dead_letter(client, payment).cause == "OUTCOME_UNKNOWN"
         assert (
             client.get_payment(payment.checkout_id).payment_orders[0].payment_order_status
             == payment_pb2.PAYMENT_ORDER_STATUS_EXECUTING
@@ -1657,7 +1663,7 @@ def test_money_of_a_failed_charge_that_may_have_been_sent_is_found(
     settings = fast_final_settings().replace(
         retry={
             **fast_final_settings().retry,
-            ("", RetryReason.WATCHED): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, 100),
+            ("", RetryReason.POST_COMPLETION_POLL): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, 100),
         },
     )
     with (
@@ -1689,7 +1695,10 @@ def test_money_of_a_failed_charge_that_may_have_been_sent_is_found(
         )
         with psycopg.connect(scratch_database.admin) as connection:
             assert eventually(
-                lambda: connection.execute("select count(*) from payment.watch").fetchone() == (0,)
+                lambda: (
+                    connection.execute("select count(*) from payment.failed_charge_poll").fetchone()
+                    == (0,)
+                )
             )
     assert verify(scratch_database).passed
 
@@ -1712,7 +1721,9 @@ def test_one_process_asks_what_became_of_failed_charges(scratch_database: Databa
     often = fast_final_settings().replace(
         retry={
             **fast_final_settings().retry,
-            ("", RetryReason.WATCHED): RetryPolicy(RetryStrategy.FIXED, 0.0, 0.0, 1_000_000),
+            ("", RetryReason.POST_COMPLETION_POLL): RetryPolicy(
+                RetryStrategy.FIXED, 0.0, 0.0, 1_000_000
+            ),
         },
     )
     with serve_platform(
@@ -1743,7 +1754,7 @@ def test_one_process_asks_what_became_of_failed_charges(scratch_database: Databa
             assert looked_up_by_platform["seldom"] == []
         with psycopg.connect(scratch_database.admin) as connection:
             connection.execute(
-                "update payment.duty set until_time = now() where name like 'watch%'"
+                "update payment.leader_lease set lease_until = now() where name like 'watch%'"
             )
         other_platform.run_in_loop(payment_worker_of(other_platform).polling._work)
         assert looked_up_by_platform["seldom"] == [payment.payment_orders[0].charge_id]
@@ -1768,7 +1779,9 @@ def test_a_watched_charge_that_is_said_to_be_anothers_money_raises_an_alert(
     provider.send = lambda request: (  # type: ignore[method-assign]
         _unknown_outcome() if request.payment_token != "tok_first" else _succeed_first(request)
     )
-    poll_policy = {("", RetryReason.WATCHED): RetryPolicy(RetryStrategy.FIXED, 0.1, 0.1, 100_000)}
+    poll_policy = {
+        ("", RetryReason.POST_COMPLETION_POLL): RetryPolicy(RetryStrategy.FIXED, 0.1, 0.1, 100_000)
+    }
     settings = fast_final_settings().replace(
         retry={**fast_final_settings().retry, **poll_policy},
         worker__monitor_interval=0.2,
@@ -1794,7 +1807,7 @@ def test_a_watched_charge_that_is_said_to_be_anothers_money_raises_an_alert(
         assert failure_reason(wait_for_final_order(client, payment)) == "CALLER_CANCELLED"
         late_outcomes[0] = Succeeded("first", 500, "EUR")
         (alert,) = eventually(lambda: list_alerts(client, f"charges/{charge}"))
-        assert (alert.kind, first in alert.detail) == ("CHARGE_CONTRADICTED", True)
+        assert (alert.kind, first in alert.detail) == ("CHARGE_STATUS_CONFLICT", True)
         get = payment_service_pb2.GetPaymentOrderRequest(payment_order_id=order_id)
         (report,) = client.payment.GetPaymentOrder(get).conflicting_reports
         assert (report.number, report.acknowledged_by) == (1, "")
@@ -1959,7 +1972,7 @@ def test_the_answer_on_disk_is_what_moves_orders(
         (twice,) = eventually(lambda: booked_unapplied_charges(client, payment))
         assert (twice.provider_reference, twice.cause) == (
             f"second-{order.charge_id}",
-            payment_pb2.UNAPPLIED_CAUSE_TWICE,
+            payment_pb2.UNAPPLIED_CAUSE_DUPLICATE_CHARGE,
         )
 
 
@@ -2027,7 +2040,7 @@ def test_the_command_line_does_what_an_operator_does(
     rejected_command = command("dead-letters", "retry", dead_letter.dead_letter_id, "--reason", "r")
     assert (rejected_command.returncode, rejected_command.stderr.count("\n")) == (1, 1)
     assert (
-        "STATE_FORBIDS: The dead letter is CLOSED and cannot be retried." in rejected_command.stderr
+        "INVALID_STATE: The dead letter is CLOSED and cannot be retried." in rejected_command.stderr
     )
     other_payment = create_payment(client, "5.00", token="tok_other_amount")
     (charge,) = eventually(lambda: booked_unapplied_charges(client, other_payment))
@@ -2108,8 +2121,8 @@ def test_an_answer_without_the_lease_makes_its_charge_due(
             slow_retry_platform.databases.service("payment").replace("+psycopg", "")
         ) as connection:
             row = connection.execute(
-                "update due set lease_until = clock() + interval '100 seconds', lease_token = "
-                "lease_token + 1, held = true where demand_id = %s returning lease_token",
+                "update operation set lease_until = clock() + interval '100 seconds', lease_token "
+                "= lease_token + 1, is_leased = true where operation_id = %s returning lease_token",
                 (charge_id,),
             ).fetchone()
         assert row is not None
@@ -2232,7 +2245,7 @@ def test_a_retry_and_a_cancellation_of_one_dead_letter_do_not_deadlock(
         cancelled = pool.submit(cancel_payment, client, payment)
         assert eventually(lambda: admin.execute(_WAITING_QUERY).fetchone() == (2,))
         holder.commit()
-        assert retry_future.result(30).state == recovery_pb2.DEAD_LETTER_STATE_RETRIED
+        assert retry_future.result(30).state == operator_pb2.DEAD_LETTER_STATE_RETRIED
         cancelled.result(30)
         assert admin.execute(deadlocks).fetchone() == (0,)
 
@@ -2263,7 +2276,7 @@ def test_a_batch_that_is_postponed_locks_due_work_in_one_pass(
         psycopg.connect(slow_retry_platform.databases.admin, autocommit=True) as admin,
     ):
         tokens: dict[str, int] = dict(
-            admin.execute("select demand_id, lease_token from payment.due").fetchall()
+            admin.execute("select operation_id, lease_token from payment.operation").fetchall()
         )
         waiting_charge: Any = slow_retry_platform.run_in_loop(
             load_leased_charge, flow, first, tokens[first]
@@ -2279,14 +2292,16 @@ def test_a_batch_that_is_postponed_locks_due_work_in_one_pass(
                 failure_reason=FailureReason.EXPIRED,
             ),
         ]
-        holder.execute("select from payment.due where demand_id = %s for update", (first,))
+        holder.execute("select from payment.operation where operation_id = %s for update", (first,))
         postpone = Rescheduler(
             flow._database, flow._retry_policies, flow.lock_unresolved, flow.fail
         )
         with ThreadPoolExecutor(1) as pool:
             postponed = pool.submit(slow_retry_platform.run_in_loop, postpone.run, batch)
             assert eventually(lambda: admin.execute(_WAITING_QUERY).fetchone() == (1,))
-            admin.execute("select from payment.due where demand_id = %s for update nowait", (last,))
+            admin.execute(
+                "select from payment.operation where operation_id = %s for update nowait", (last,)
+            )
             holder.commit()
             postponed.result(30)
     assert scheduled_operation(slow_retry_platform.databases, last) is None
@@ -2314,14 +2329,14 @@ def test_nothing_is_set_aside_beside_an_answer(
         slow_retry_platform.databases.service("payment").replace("+psycopg", "")
     ) as connection:
         row = connection.execute(
-            "update due set next_attempt_time = clock(), lease_until = clock() + interval '1 "
-            "second', lease_token = lease_token + 1, held = true"
-            " where demand_id = %s returning lease_token",
+            "update operation set next_attempt_time = clock(), lease_until = clock() + interval '1 "
+            "second', lease_token = lease_token + 1, is_leased = true"
+            " where operation_id = %s returning lease_token",
             (charge_id,),
         ).fetchone()
         connection.execute(
             "update attempt set outcome = 'SUCCEEDED', provider_reference = %s, moved_amount = "
-            "500, moved_currency = 'EUR', end_time = clock() where demand_id = %s",
+            "500, moved_currency = 'EUR', end_time = clock() where operation_id = %s",
             (f"ref-{charge_id}", charge_id),
         )
     assert row is not None
@@ -2377,7 +2392,10 @@ def test_a_payment_that_was_never_sent_is_cancelled_for_good(
     assert cancel_payment(slow_retry_client, payment) == cancelled
     with pytest.raises(AlreadyExistsError) as reused:
         cancel_payment(slow_retry_client, payment, "another reason")
-    assert (reused.value.reason, reused.value.metadata) == ("KEY_REUSED", {"field": "reason"})
+    assert (reused.value.reason, reused.value.metadata) == (
+        "IDEMPOTENCY_KEY_REUSED",
+        {"field": "reason"},
+    )
     assert charge_log(slow_retry_platform.databases, payment.checkout_id) == []
 
 
@@ -2416,7 +2434,7 @@ def test_what_was_charged_stays_charged(
     assert cancel_payment(slow_retry_client, payment).is_payment_done
     with pytest.raises(FailedPreconditionError) as error:
         cancel_payment(slow_retry_client, create_payment(slow_retry_client, "5.00"))
-    assert error.value.reason == "STATE_FORBIDS"
+    assert error.value.reason == "INVALID_STATE"
 
 
 def test_another_callers_payment_cannot_be_cancelled(client: Client) -> None:
@@ -2487,7 +2505,7 @@ def test_a_buyers_time_is_up_when_it_is_up(scratch_database: DatabaseUrls) -> No
     has come, and ends.
     """
     settings = Settings().replace(
-        retry={("", RetryReason.WAITING): RetryPolicy(RetryStrategy.FIXED, 600, 600, None)},
+        retry={("", RetryReason.PENDING): RetryPolicy(RetryStrategy.FIXED, 600, 600, None)},
         worker__sweep_interval=0.1,
         payment__buyer_action_timeout=0.3,
     )
@@ -2517,7 +2535,7 @@ def test_a_pending_order_says_what_it_waits_for_now(
     answer again changes nothing.
     """
     settings = Settings().replace(
-        retry={("", RetryReason.WAITING): RetryPolicy(RetryStrategy.FIXED, 0.3, 0.3, None)},
+        retry={("", RetryReason.PENDING): RetryPolicy(RetryStrategy.FIXED, 0.3, 0.3, None)},
         worker__sweep_interval=0.1,
         payment__buyer_action_timeout=3600,
     )
@@ -2571,7 +2589,7 @@ def test_a_buyer_who_has_acted_is_not_cancelled(scratch_database: DatabaseUrls) 
     waiting, and is paid.
     """
     settings = Settings().replace(
-        retry={("", RetryReason.WAITING): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, None)},
+        retry={("", RetryReason.PENDING): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, None)},
         worker__sweep_interval=0.1,
         payment__buyer_action_timeout=3.0,
         payment__review_timeout=0.1,
@@ -2610,7 +2628,7 @@ def slow_retry_client(slow_retry_platform: ServedPlatform) -> Iterator[Client]:
 
 def list_alerts(
     client: Client, subject: str, *, include_ended: bool = False
-) -> list[recovery_pb2.Alert]:
+) -> list[operator_pb2.Alert]:
     alerts = client.payment.ListAlerts(
         payment_service_pb2.ListAlertsRequest(ended=include_ended, page_size=200)
     ).alerts
@@ -2784,7 +2802,7 @@ def test_nothing_is_closed_while_the_provider_cannot_be_asked(
         )
         assert (
             client.payment.GetDeadLetter(request).dead_letter.state
-            == recovery_pb2.DEAD_LETTER_STATE_OPEN
+            == operator_pb2.DEAD_LETTER_STATE_OPEN
         )
         keep(False)
         assert eventually(lambda: scheduled_operation(scratch_database, other_charge_id) is None)
@@ -2804,7 +2822,7 @@ def test_what_finds_no_room_was_never_sent(scratch_database: DatabaseUrls) -> No
                     scheduled_operation(scratch_database, last.payment_orders[0].charge_id)
                     or ("", "")
                 )[1]
-                == "HELD_BACK"
+                == "CIRCUIT_OPEN"
             )
         )
         request = payment_service_pb2.CancelPaymentRequest(checkout_id=last.checkout_id, reason="r")
@@ -2892,7 +2910,7 @@ def test_a_provider_that_does_not_accept_us_is_left_alone_and_told_of(
     """One 401 or 403 is enough: others are not sent meanwhile, an alert names the provider, and
     once it accepts us again all are paid and the alert ends.
     """
-    retry = {("", RetryReason.FORBIDDEN): RetryPolicy(RetryStrategy.FIXED, 0.1, 0.1, 50)}
+    retry = {("", RetryReason.UNAUTHORIZED): RetryPolicy(RetryStrategy.FIXED, 0.1, 0.1, 50)}
     settings = Settings().replace(
         retry=retry,
         worker__sweep_interval=0.1,
@@ -2911,13 +2929,13 @@ def test_a_provider_that_does_not_accept_us_is_left_alone_and_told_of(
                     scheduled_operation(scratch_database, first.payment_orders[0].charge_id)
                     or ("", "")
                 )[1]
-                == "FORBIDDEN"
+                == "UNAUTHORIZED"
             )
         )
         other_payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
         assert eventually(
             lambda: (
-                "PROVIDER_FORBIDS"
+                "PROVIDER_UNAUTHORIZED"
                 in {alert.kind for alert in list_alerts(client, "providers/sandbox")}
             )
         )
@@ -2954,7 +2972,7 @@ def test_an_outage_leaves_orders_waiting_and_drains_by_itself(
                 (scheduled_operation(scratch_database, p.payment_orders[0].charge_id) or ("", ""))[
                     1
                 ]
-                == "HELD_BACK"
+                == "CIRCUIT_OPEN"
                 for p in payments
             )
         )
@@ -2963,7 +2981,7 @@ def test_an_outage_leaves_orders_waiting_and_drains_by_itself(
         ]
         assert eventually(
             lambda: [alert.kind for alert in list_alerts(client, "providers/sandbox")]
-        ) == ["PROVIDER_FAILS"]
+        ) == ["PROVIDER_UNAVAILABLE"]
         with (
             Client(platform.address, settings=ClientSettings(attempts=1)) as hasty,
             pytest.raises(UnavailableError) as error,
@@ -3029,7 +3047,7 @@ def test_what_a_provider_did_is_found_out_while_sends_to_it_are_held_back(
         assert eventually(
             lambda: (
                 (scheduled_operation(scratch_database, unknown) or ("", ""))[1:3]
-                == ("HELD_BACK", False)
+                == ("CIRCUIT_OPEN", False)
             )
         )
     assert verify(scratch_database).passed
@@ -3141,7 +3159,7 @@ def test_other_providers_do_not_notice_an_outage(scratch_database: DatabaseUrls)
                 (scheduled_operation(scratch_database, p.payment_orders[0].charge_id) or ("", ""))[
                     1
                 ]
-                == "HELD_BACK"
+                == "CIRCUIT_OPEN"
                 for p in pending_payments
             )
         )
@@ -3179,7 +3197,7 @@ def test_in_an_outage_one_count_serves_all_new_payments(scratch_database: Databa
     counts: list[str] = []
 
     def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        if "from (select from due where phase" in statement:
+        if "from (select from operation where phase" in statement:
             counts.append(statement)
 
     with (

@@ -65,7 +65,7 @@ def test_nothing_is_sent_that_may_have_been_answered_or_forgotten(
     """
     step = next_action([status], **values)
     if status is OrderStatus.SUCCESS:
-        assert step is NextAction.SETTLE
+        assert step is NextAction.BOOK
     elif status is OrderStatus.NOT_STARTED:
         assert step is (
             NextAction.GIVE_UP
@@ -73,7 +73,7 @@ def test_nothing_is_sent_that_may_have_been_answered_or_forgotten(
             else NextAction.RISK
         )
     elif values["attempt_ended"]:
-        assert step is NextAction.JUDGE
+        assert step is NextAction.APPLY_RECORDED
     elif values["must_end"]:
         assert step is (
             NextAction.CANCEL
@@ -127,9 +127,9 @@ def test_a_payout_is_sent_only_while_its_key_is_surely_honoured(
         0.0, key_window_seconds=100.0, lease_seconds=60.0
     )
     if state in TERMINAL_STATES:
-        assert step is NextAction.SETTLE
+        assert step is NextAction.BOOK
     elif state in (PayoutState.CREATED, PayoutState.AWAITING_APPROVAL, PayoutState.READY):
-        assert step is NextAction.PREPARE
+        assert step is NextAction.PLACE_HOLD
     else:
         assert (step is NextAction.SEND) == (
             state is PayoutState.SUBMITTING and not looking and age < 40.0
@@ -156,7 +156,7 @@ def test_nothing_waits_for_a_destination_that_has_ended(
         move = plan_change(created, None, destination, thresholds)
         states = [turn.snapshot.state for turn in move.transitions]
         assert states == [*way, *(ends or ["SUBMITTING"] * (way == ["READY"]))]
-        assert move.waits == (states == ["AWAITING_APPROVAL"])
+        assert move.awaits_approval == (states == ["AWAITING_APPROVAL"])
 
 
 def test_what_cannot_be_recorded_is_watched_on() -> None:
@@ -188,13 +188,13 @@ def test_only_what_was_surely_not_sent_is_given_up(trouble: RetryReason, maybe_s
         in {
             RetryReason.NO_ANSWER,
             RetryReason.SERVER_ERROR,
-            RetryReason.BUSY,
-            RetryReason.FORBIDDEN,
+            RetryReason.THROTTLED,
+            RetryReason.UNAUTHORIZED,
         }
         or (trouble is RetryReason.NOT_SENT and maybe_sent)
     )
-    assert (last is ExhaustedAction.GO_ON) == (
-        trouble in {RetryReason.NOT_FOUND, RetryReason.UNANSWERED}
+    assert (last is ExhaustedAction.RESEND_OR_LOOK_UP) == (
+        trouble in {RetryReason.NOT_FOUND, RetryReason.LOOKUP_INCONCLUSIVE}
     )
 
 
@@ -282,20 +282,27 @@ def test_a_charge_that_is_not_wanted_is_not_sent(
 
 @pytest.mark.parametrize(
     "trouble",
-    [RetryReason.SERVER_ERROR, RetryReason.NO_ANSWER, RetryReason.BUSY, RetryReason.FORBIDDEN],
+    [
+        RetryReason.SERVER_ERROR,
+        RetryReason.NO_ANSWER,
+        RetryReason.THROTTLED,
+        RetryReason.UNAUTHORIZED,
+    ],
 )
 def test_look_up_and_sending_take_turns(trouble: RetryReason) -> None:
     """When sending has failed too often the provider is asked at once what became of the charge;
     when it does not say, the charge is sent again.
     """
     postpone = rescheduler_with(
-        RetryPolicies({("", RetryReason.UNANSWERED): RetryPolicy(RetryStrategy.FIXED, 7, 7, 2)})
+        RetryPolicies(
+            {("", RetryReason.LOOKUP_INCONCLUSIVE): RetryPolicy(RetryStrategy.FIXED, 7, 7, 2)}
+        )
     )
     exhausted = leased_charge(maybe_sent=True, tries=dict.fromkeys(RetryReason, 1000))
     ask = postpone._decide(FailedStep(exhausted, trouble, "", NextAction.SEND), 0.0)
     assert isinstance(ask, Reschedule)
-    assert (ask.looking, ask.delay, ask.sent) == (True, 0.0, True)
-    for silent in (RetryReason.NOT_FOUND, RetryReason.UNANSWERED):
+    assert (ask.lookup_only, ask.delay_seconds, ask.maybe_sent) == (True, 0.0, True)
+    for silent in (RetryReason.NOT_FOUND, RetryReason.LOOKUP_INCONCLUSIVE):
         reschedule = postpone._decide(
             FailedStep(
                 replace(exhausted, lookup_only=True),
@@ -307,20 +314,20 @@ def test_look_up_and_sending_take_turns(trouble: RetryReason) -> None:
             0.0,
         )
         assert isinstance(reschedule, Reschedule)
-        assert (reschedule.looking, reschedule.sent, reschedule.not_found) == (
+        assert (reschedule.lookup_only, reschedule.maybe_sent, reschedule.not_found_count) == (
             False,
             False,
             int(silent is RetryReason.NOT_FOUND),
         )
         assert (
-            reschedule.delay == 7
-            if silent is RetryReason.UNANSWERED
-            else (reschedule.delay or 0) >= 150
+            reschedule.delay_seconds == 7
+            if silent is RetryReason.LOOKUP_INCONCLUSIVE
+            else (reschedule.delay_seconds or 0) >= 150
         )
     past = postpone._decide(
-        FailedStep(exhausted, RetryReason.UNRESOLVED, "", NextAction.LOOK_UP), 0.0
+        FailedStep(exhausted, RetryReason.OUTCOME_UNKNOWN, "", NextAction.LOOK_UP), 0.0
     )
-    assert past is ExhaustedAction.SET_ASIDE
+    assert past is ExhaustedAction.DEAD_LETTER
 
 
 @pytest.mark.parametrize("trouble", [RetryReason.NO_ANSWER, RetryReason.SERVER_ERROR])
@@ -337,9 +344,9 @@ def test_a_charge_that_gets_no_answer_is_soon_looked_up(trouble: RetryReason) ->
             0.0,
         )
         assert isinstance(reschedule, Reschedule)
-        if reschedule.looking:
+        if reschedule.lookup_only:
             break
-        waited_seconds, tries = waited_seconds + (reschedule.delay or 0.0), tries + 1
+        waited_seconds, tries = waited_seconds + (reschedule.delay_seconds or 0.0), tries + 1
     assert tries <= 5
     assert waited_seconds <= 60
 
@@ -384,7 +391,7 @@ def test_a_bank_account_is_asked_about_for_as_long_as_nobody_answers() -> None:
         assert trouble is not None
         reschedule = postpone._decide(trouble, 0.0)
         assert isinstance(reschedule, Reschedule)
-        assert reschedule.looking == (step is NextAction.SEND)
+        assert reschedule.lookup_only == (step is NextAction.SEND)
 
 
 @given(st.floats(0, 100), st.integers(1, 5), st.integers(0, 8), st.none() | st.floats(0, 200))
@@ -477,10 +484,10 @@ def test_a_provider_may_have_policies_of_its_own() -> None:
         RetryPolicy(RetryStrategy.FIXED, 1, 1, 3),
     )
     policies = RetryPolicies(
-        {("bank", RetryReason.BUSY): own_policy, ("", RetryReason.BUSY): general}
+        {("bank", RetryReason.THROTTLED): own_policy, ("", RetryReason.THROTTLED): general}
     )
-    assert policies.policy_for("bank", RetryReason.BUSY) is own_policy
-    assert policies.policy_for("sandbox", RetryReason.BUSY) is general
+    assert policies.policy_for("bank", RetryReason.THROTTLED) is own_policy
+    assert policies.policy_for("sandbox", RetryReason.THROTTLED) is general
     assert (
         policies.policy_for("bank", RetryReason.NOT_SENT) is DEFAULT_POLICIES[RetryReason.NOT_SENT]
     )
@@ -568,14 +575,14 @@ def test_one_kind_of_trouble_does_not_use_up_the_tries_of_another() -> None:
         FailedStep(charge, RetryReason.SERVER_ERROR, "503", NextAction.SEND), 0.0
     )
     assert isinstance(decided, Reschedule)
-    assert not decided.looking
-    assert decided.tries == {"NO_ANSWER": 3, "SERVER_ERROR": 1}
+    assert not decided.lookup_only
+    assert decided.retry_counts == {"NO_ANSWER": 3, "SERVER_ERROR": 1}
     exhausted = leased_charge(tries={RetryReason.SERVER_ERROR: 3})
     decided = rescheduler_with(RetryPolicies())._decide(
         FailedStep(exhausted, RetryReason.SERVER_ERROR, "503", NextAction.SEND), 0.0
     )
     assert isinstance(decided, Reschedule)
-    assert decided.looking
+    assert decided.lookup_only
 
 
 @given(st.floats(0, 1000), st.floats(0, 1000))
@@ -585,18 +592,25 @@ def test_a_retry_after_is_obeyed(wait: float, asked: float) -> None:
     """
     charge = leased_charge()
     postpone = rescheduler_with(
-        RetryPolicies({("p", RetryReason.BUSY): RetryPolicy(RetryStrategy.FIXED, wait, wait, 5)})
+        RetryPolicies(
+            {("p", RetryReason.THROTTLED): RetryPolicy(RetryStrategy.FIXED, wait, wait, 5)}
+        )
     )
     decided = postpone._decide(
-        FailedStep(charge, RetryReason.BUSY, "429", NextAction.SEND, retry_after=asked), 0.0
+        FailedStep(charge, RetryReason.THROTTLED, "429", NextAction.SEND, retry_after=asked), 0.0
     )
     assert isinstance(decided, Reschedule)
-    assert decided.delay == max(wait, asked)
+    assert decided.delay_seconds == max(wait, asked)
 
 
 @pytest.mark.parametrize(
     "trouble",
-    [RetryReason.UNRESOLVED, RetryReason.WAITING, RetryReason.NO_ANSWER, RetryReason.HELD_BACK],
+    [
+        RetryReason.OUTCOME_UNKNOWN,
+        RetryReason.PENDING,
+        RetryReason.NO_ANSWER,
+        RetryReason.CIRCUIT_OPEN,
+    ],
 )
 @pytest.mark.parametrize(("now", "wait"), [(0.0, 5.0), (5.5, 0.0)])
 def test_a_charge_is_taken_up_when_its_time_is_up(
@@ -611,12 +625,12 @@ def test_a_charge_is_taken_up_when_its_time_is_up(
         )
     )
     charge = leased_charge(next_poll_deadline=5.0, maybe_sent=True)
-    retry_after = 600.0 if trouble is RetryReason.HELD_BACK else 0.0
+    retry_after = 600.0 if trouble is RetryReason.CIRCUIT_OPEN else 0.0
     decided = postpone._decide(
         FailedStep(charge, trouble, "", NextAction.LOOK_UP, retry_after), now
     )
     assert isinstance(decided, Reschedule)
-    assert decided.delay == wait
+    assert decided.delay_seconds == wait
 
 
 @pytest.mark.parametrize("subject", ["charges-o-", "payouts-", "payoutDestinations-"])

@@ -14,8 +14,8 @@ import pytest
 from tallystick import Client, new_order
 from tallystick.event.v1 import event_service_pb2
 from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2
+from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_service_pb2
-from tallystick.recovery.v1 import recovery_pb2
 from tallystick.wallet.v1 import wallet_service_pb2
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.ledger.identifiers import format_transaction_id
@@ -115,21 +115,21 @@ def are_in_order(client: Client) -> bool:
     )
 
 
-def refused_aggregates(databases: DatabaseUrls) -> set[str]:
+def rejected_aggregates(databases: DatabaseUrls) -> set[str]:
     return {
         row[0]
         for schema in RELAYING_SERVICES
-        for row in run_query(databases, f"select aggregate_id from {schema}.refused_aggregate")
+        for row in run_query(databases, f"select aggregate_id from {schema}.rejected_aggregate")
     }
 
 
 def list_alerts(
     client: Client,
-    kind: str = "EVENT_REFUSED",
+    kind: str = "EVENT_REJECTED",
     *,
     service: str = "payment",
     include_ended: bool = False,
-) -> list[recovery_pb2.Alert]:
+) -> list[operator_pb2.Alert]:
     listed_alerts = (
         getattr(client, service)
         .ListAlerts(PROTO_MODULES[service].ListAlertsRequest(ended=include_ended, page_size=200))
@@ -160,7 +160,7 @@ def test_a_refused_event_delays_only_its_aggregate(
         assert eventually(lambda: are_all_published(client, 60, missing=1), 60)
         assert not {*refused_by_service.values()} & published_versions(client).keys()
         assert eventually(
-            lambda: refused_aggregates(scratch_database) == {*refused_by_service.values()}
+            lambda: rejected_aggregates(scratch_database) == {*refused_by_service.values()}
         )
         alerts_by_service = {
             service: eventually(lambda: list_alerts(client, service=service), 30)  # noqa: B023
@@ -171,7 +171,7 @@ def test_a_refused_event_delays_only_its_aggregate(
             for service, service_alerts in alerts_by_service.items()
         } == {service_name: [name] for service_name, name in refused_by_service.items()}
         ids = {
-            service: f"{service}-EVENT_REFUSED-{name.replace('/', '-')}-1"
+            service: f"{service}-EVENT_REJECTED-{name.replace('/', '-')}-1"
             for service, name in refused_by_service.items()
         }
         assert {service: alert.alert_id for service, (alert,) in alerts_by_service.items()} == ids
@@ -183,7 +183,7 @@ def test_a_refused_event_delays_only_its_aggregate(
         ] == []
         assert verify(scratch_database).passed, verify(scratch_database).as_text()
         event_fault.poison = set()
-        assert eventually(lambda: not refused_aggregates(scratch_database), 60)
+        assert eventually(lambda: not rejected_aggregates(scratch_database), 60)
         assert are_all_published(client, 60)
         assert are_in_order(client)
         for service, id_ in ids.items():
@@ -218,14 +218,18 @@ def test_events_that_are_not_published_raise_an_alert(
     ):
         pay_all(client, 3)
         for service in PROTO_MODULES:
-            (alert,) = eventually(lambda: list_alerts(client, "EVENTS_WAIT", service=service), 30)  # noqa: B023
+            (alert,) = eventually(
+                lambda: list_alerts(client, "EVENTS_DELAYED", service=service),  # noqa: B023
+                30,
+            )
             assert alert.subject == "services/event"
-        assert not refused_aggregates(scratch_database)
+        assert not rejected_aggregates(scratch_database)
         event_fault.poison = set()
         assert eventually(
             lambda: (
                 not any(
-                    list_alerts(client, "EVENTS_WAIT", service=service) for service in PROTO_MODULES
+                    list_alerts(client, "EVENTS_DELAYED", service=service)
+                    for service in PROTO_MODULES
                 )
             ),
             30,
@@ -259,14 +263,14 @@ def test_a_service_whose_calls_alone_are_rejected_raises_an_alert(
                 [
                     service_name
                     for service_name in PROTO_MODULES
-                    if list_alerts(client, "EVENTS_WAIT", service=service_name)
+                    if list_alerts(client, "EVENTS_DELAYED", service=service_name)
                 ]
                 == [service]
             ),
             30,
         )
         event_fault.poison = set()
-        assert eventually(lambda: not list_alerts(client, "EVENTS_WAIT", service=service), 30)
+        assert eventually(lambda: not list_alerts(client, "EVENTS_DELAYED", service=service), 30)
         assert eventually(lambda: are_all_published(client, 3))
     assert verify(scratch_database).passed, verify(scratch_database).as_text()
 
@@ -282,7 +286,7 @@ def test_events_wait_behind_a_refused_one_over_a_restart(
         pay_all(client, 10, "shop")
         assert eventually(
             lambda: (
-                refused_aggregates(scratch_database) == {"paymentOrders/o-3", "wallets/shop/EUR"}
+                rejected_aggregates(scratch_database) == {"paymentOrders/o-3", "wallets/shop/EUR"}
             )
         )
         assert eventually(lambda: are_all_published(client, 10, missing=1))
@@ -295,14 +299,15 @@ def test_events_wait_behind_a_refused_one_over_a_restart(
         assert eventually(lambda: are_all_published(client, 11, missing=1))
         assert eventually(
             lambda: (
-                run_query(scratch_database, "select max(version) from wallet.refused_event")
+                run_query(scratch_database, "select max(version) from wallet.rejected_event")
                 == [(11,)]
             )
         )
         assert eventually(
             lambda: (
                 run_query(
-                    scratch_database, "select min(refusals) >= 2 from wallet.refused_aggregate"
+                    scratch_database,
+                    "select min(rejection_count) >= 2 from wallet.rejected_aggregate",
                 )
                 == [(True,)]
             ),
@@ -317,7 +322,7 @@ def test_events_wait_behind_a_refused_one_over_a_restart(
             "paymentOrders/o-3"
         ]
         event_fault.poison = set()
-        assert eventually(lambda: not refused_aggregates(scratch_database), 60)
+        assert eventually(lambda: not rejected_aggregates(scratch_database), 60)
         assert are_all_published(client, 11)
         assert published_versions(client)["wallets/shop/EUR"] == list(range(1, 12))
     assert verify(scratch_database).passed
@@ -332,10 +337,10 @@ def test_an_event_service_that_refuses_everything_loses_nothing(
     event_fault.poison = {""}
     with serve_platform(scratch_database, SETTINGS) as platform, platform.client() as client:
         pay_all(client, 120)
-        assert eventually(lambda: len(refused_aggregates(scratch_database)) > 400, 60)
+        assert eventually(lambda: len(rejected_aggregates(scratch_database)) > 400, 60)
         assert list(client.events()) == []
         event_fault.poison = set()
-        assert eventually(lambda: not refused_aggregates(scratch_database), 120)
+        assert eventually(lambda: not rejected_aggregates(scratch_database), 120)
         assert eventually(lambda: are_all_published(client, 120))
         assert are_in_order(client)
     assert verify(scratch_database).passed
@@ -353,7 +358,7 @@ def test_hundreds_of_refused_transactions_keep_no_others_waiting(
         ApiError(ErrorReason.CREDENTIALS_INVALID, "a wrong token"),
     )
 
-    def post(client: Client, causes: Iterable[str]) -> None:
+    def post(client: Client, source_ids: Iterable[str]) -> None:
         sides = (("x/a", ledger_pb2.DIRECTION_DEBIT), ("x/b", ledger_pb2.DIRECTION_CREDIT))
         entries = [
             ledger_pb2.Entry(account=account, amount="1.00", currency="EUR", direction=direction)
@@ -361,8 +366,10 @@ def test_hundreds_of_refused_transactions_keep_no_others_waiting(
         ]
         kind = ledger_pb2.TRANSACTION_KIND_ADJUSTMENT
         postings = [
-            ledger_service_pb2.Posting(kind=kind, cause_id=cause, caller="test", entries=entries)
-            for cause in causes
+            ledger_service_pb2.Posting(
+                kind=kind, source_id=source_id, caller="test", entries=entries
+            )
+            for source_id in source_ids
         ]
         client.ledger.BatchPost(ledger_service_pb2.BatchPostRequest(postings=postings))
 
@@ -376,10 +383,10 @@ def test_hundreds_of_refused_transactions_keep_no_others_waiting(
         assert eventually(lambda: published(client) == 50, 30)
         post(client, ["later"])
         assert eventually(lambda: published(client) == 51, 30)
-        assert refused_aggregates(scratch_database) == refused_ids
+        assert rejected_aggregates(scratch_database) == refused_ids
         event_fault.poison = set()
         assert eventually(lambda: published(client) == 301, 60)
-        assert eventually(lambda: not refused_aggregates(scratch_database), 30)
+        assert eventually(lambda: not rejected_aggregates(scratch_database), 30)
     assert verify(scratch_database).passed
 
 
@@ -401,8 +408,8 @@ def test_refused_events_of_alerts_raise_one_alert(
     with serve_platform(scratch_database, SETTINGS) as platform, platform.client() as client:
         pay_all(client, 1)
         refused_query = (
-            f"select count(*) from {service}.refused_aggregate where aggregate_id like 'alerts/%' "
-            "and refusals > 1"
+            f"select count(*) from {service}.rejected_aggregate where aggregate_id like 'alerts/%' "
+            "and rejection_count > 1"
         )
         assert eventually(lambda: run_query(scratch_database, refused_query) == [(2,)], 30)
         assert {alert.subject for alert in list_alerts(client, service=service)} == {
@@ -411,7 +418,7 @@ def test_refused_events_of_alerts_raise_one_alert(
         }
         event_fault.poison = set()
         assert eventually(lambda: not list_alerts(client, service=service), 30)
-        assert eventually(lambda: not refused_aggregates(scratch_database), 30)
+        assert eventually(lambda: not rejected_aggregates(scratch_database), 30)
     assert verify(scratch_database).passed, verify(scratch_database).as_text()
 
 
@@ -431,7 +438,7 @@ def test_events_wait_while_event_service_rejects_the_caller(
     ):
         pay_all(client, 5)
         assert eventually(lambda: len(event_fault.calls) > 4)
-        assert refused_aggregates(scratch_database) == set()
+        assert rejected_aggregates(scratch_database) == set()
         event_fault.poison = set()
         assert eventually(lambda: are_all_published(client, 5), 30)
         assert are_in_order(client)

@@ -131,7 +131,7 @@ def test_a_forgotten_key_pays_again(database: DatabaseUrls) -> None:
         ("ba_ok", Succeeded, [Succeeded]),
         ("whatever", Succeeded, [Succeeded]),
         ("ba_decline:no_account", Declined, [Declined]),
-        ("ba_refused", Declined, [NotFound]),
+        ("ba_amount_too_small", Declined, [NotFound]),
         ("ba_rejected", Unknown, [NotFound]),
         ("ba_unreachable", NotSent, [NotFound]),
         ("ba_busy", Unknown, [NotFound]),
@@ -189,7 +189,7 @@ def test_a_second_transfer_has_its_own_reference(database: DatabaseUrls) -> None
     """`twice`: a look-up tells of money that was paid again; both transfers are in the log, and
     nothing grows by looking on.
     """
-    request = payout_request("ba_twice")
+    request = payout_request("ba_paid_twice")
 
     async def work(port: InProcessSandboxPayouts) -> list[PayoutLookupOutcome]:
         return [
@@ -294,10 +294,10 @@ def test_an_answer_that_cannot_be_read_is_unknown(values: dict[str, Any]) -> Non
         (500, "SERVER_ERROR"),
         (503, "SERVER_ERROR"),
         (204, "NO_ANSWER"),
-        (409, "BUSY"),
-        (429, "BUSY"),
+        (409, "THROTTLED"),
+        (429, "THROTTLED"),
         (400, "REJECTED"),
-        (401, "FORBIDDEN"),
+        (401, "UNAUTHORIZED"),
     ],
 )
 def test_an_unknown_outcome_says_why(status: int, trouble: RetryReason) -> None:
@@ -357,7 +357,7 @@ def test_over_http_it_is_the_same(database: DatabaseUrls) -> None:
 
     outcomes, single_outcome, lookup_outcomes, accounts, unreached_outcomes = asyncio.run(run())
     assert [type(answer) for answer in outcomes] == [Succeeded, Declined, Submitted, Unknown]
-    assert outcomes[1].reason is PayoutFailure.DESTINATION_REFUSED
+    assert outcomes[1].reason is PayoutFailure.DESTINATION_REJECTED
     assert isinstance(single_outcome[0], Unknown)
     assert isinstance(lookup_outcomes, Succeeded)
     assert [type(answer) for answer in accounts] == [Verified, Declined]
@@ -467,8 +467,8 @@ def test_what_a_payout_of_many_is_to_wait_is_a_bounded_number(
         ] * 2
     else:
         assert [(outcome.retry_reason, outcome.retry_after) for outcome in (first, second)] == [
-            (RetryReason.BUSY, wait),
-            (RetryReason.BUSY, 1.0),
+            (RetryReason.THROTTLED, wait),
+            (RetryReason.THROTTLED, 1.0),
         ]
 
 

@@ -293,11 +293,11 @@ def test_a_refusal_of_the_moment_does_not_hide_a_lost_try(
 @pytest.mark.parametrize(
     ("first", "reason", "doubt"),
     [
-        ("Socket closed", ErrorReason.STATE_FORBIDS, True),
+        ("Socket closed", ErrorReason.INVALID_STATE, True),
         ("Socket closed", ErrorReason.NOT_FOUND, True),
         ("Socket closed", ErrorReason.FIELD_INVALID, True),
-        ("Socket closed", ErrorReason.KEY_REUSED, False),
-        ("Socket closed", ErrorReason.CARD_NUMBER_REFUSED, False),
+        ("Socket closed", ErrorReason.IDEMPOTENCY_KEY_REUSED, False),
+        ("Socket closed", ErrorReason.CARD_NUMBER_REJECTED, False),
         (
             ApiError(ErrorReason.KEY_IN_USE, "in use", retry_after=0.01),
             ErrorReason.INSUFFICIENT_FUNDS,
@@ -305,7 +305,7 @@ def test_a_refusal_of_the_moment_does_not_hide_a_lost_try(
         ),
         (
             ApiError(ErrorReason.OVERLOADED, OVERLOADED_MESSAGE, retry_after=0.01),
-            ErrorReason.STATE_FORBIDS,
+            ErrorReason.INVALID_STATE,
             False,
         ),
     ],

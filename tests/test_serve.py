@@ -939,12 +939,12 @@ BAD_SETTINGS = [
         "TALLYSTICK_PROVIDERS__KEY_WINDOW must be longer than worker.lease_duration",
     ),
     (
-        {"TALLYSTICK_RETRY": "held_back=cancel"},
-        "TALLYSTICK_RETRY: held_back must be the policy of a known retry reason: not_sent",
+        {"TALLYSTICK_RETRY": "circuit_open=cancel"},
+        "TALLYSTICK_RETRY: circuit_open must be the policy of a known retry reason: not_sent",
     ),
     (
-        {"TALLYSTICK_RETRY": "stripes.busy=cancel"},
-        "TALLYSTICK_RETRY: stripes.busy must be a policy of a known provider: sandbox",
+        {"TALLYSTICK_RETRY": "stripes.throttled=cancel"},
+        "TALLYSTICK_RETRY: stripes.throttled must be a policy of a known provider: sandbox",
     ),
     ({"TALLYSTICK_PAYMENT__FEE_RATE": "1.5"}, "TALLYSTICK_PAYMENT__FEE_RATE must be a decimal"),
     (
@@ -1352,7 +1352,7 @@ def test_a_payout_in_flight_is_settled_while_the_process_drains(
         platform.client() as client,
     ):
         create_payout(client, seller, "20.00")
-    assert look("select state, settled from payout") == [("PAID", True)]
+    assert look("select state, booked from payout") == [("PAID", True)]
     with (
         platform_of(
             scratch_database, Settings().replace(providers__sandbox__latency=60.0)
@@ -1360,9 +1360,9 @@ def test_a_payout_in_flight_is_settled_while_the_process_drains(
         platform.client() as client,
     ):
         create_payout(client, seller, "10.00")
-    assert look("select next_attempt_time <= clock() and lease_until <= clock() from due") == [
-        (True,)
-    ]
+    assert look(
+        "select next_attempt_time <= clock() and lease_until <= clock() from operation"
+    ) == [(True,)]
 
 
 def test_work_in_progress_has_time_of_its_own_when_calls_use_up_the_drain(

@@ -166,7 +166,7 @@ def test_retry_policies_as_tables(toml_file: Path) -> None:
     """)
     retry = load({}, str(toml_file)).retry
     assert retry == {
-        ("", RetryReason.BUSY): RetryPolicy(RetryStrategy.FIXED, 5, 5, None),
+        ("", RetryReason.THROTTLED): RetryPolicy(RetryStrategy.FIXED, 5, 5, None),
         ("sandbox", RetryReason.NOT_SENT): RetryPolicy(RetryStrategy.CANCEL),
         ("", RetryReason.NO_ANSWER): RetryPolicy(
             RetryStrategy.EXPONENTIAL, 2, 300, 12, backoff_coefficient=3

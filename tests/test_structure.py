@@ -21,9 +21,9 @@ from sqlalchemy import TextClause
 import tallystick_storage
 from tallystick.event.v1 import event_service_pb2
 from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2
+from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
-from tallystick.recovery.v1 import recovery_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_core.ledger.posting_rules import PostingKind
 from tallystick_core.operations.dead_letter import DeadLetterState
@@ -169,15 +169,15 @@ def test_each_call_says_whether_it_changes_anything_and_who_may_call_it(
         (FailureReason, payment_pb2.FailureReason),
         (PendingReason, payment_pb2.PendingReason),
         (MethodType, payment_pb2.PaymentMethodType),
-        (ChargeMode, payment_pb2.Charging),
-        (PartialFailurePolicy, payment_pb2.OnPartial),
-        (DeadLetterState, recovery_pb2.DeadLetterState),
+        (ChargeMode, payment_pb2.ChargeMode),
+        (PartialFailurePolicy, payment_pb2.PartialFailurePolicy),
+        (DeadLetterState, operator_pb2.DeadLetterState),
         (PayoutFailure, payout_pb2.PayoutFailureReason),
         (Interval, payout_pb2.PayoutInterval),
         (Weekday, payout_pb2.Weekday),
         (PayoutState, payout_pb2.PayoutState),
-        (TransferMatch, payout_pb2.TransferFit),
-        (PayoutBlocker, payout_pb2.PayoutLimit),
+        (TransferMatch, payout_pb2.TransferMatch),
+        (PayoutBlocker, payout_pb2.PayoutBlocker),
         (DestinationState, payout_pb2.PayoutDestinationState),
         (BatchState, payout_pb2.PayoutBatchState),
     ],

@@ -24,16 +24,17 @@ COLUMNS_BY_TABLE = {
         "seller_account currency bank_account_token description usable_time verified_time "
         "disabled_by disable_reason"
     ),
-    "payout.payout_history": "cause settled actor reason create_time",
+    "payout.payout_history": "transition_reason booked actor reason create_time",
     "payout.payout_schedule": "minimum_amount fee reserve version",
-    "payout.payout_batch": "item_count refused_count done_time",
-    "payout.payout_batch_item": "amount refusal",
+    "payout.payout_batch": "item_count rejected_count done_time",
+    "payout.payout_batch_item": "amount error",
     "payout.transfer": "amount provider_reference returned_amount create_time",
     "payout.alert": "detail create_time end_time",
-    "payout.due": "next_attempt_time tries",
+    "payout.operation": "next_attempt_time retry_counts",
     "wallet.wallet": "frozen policy_version",
     "wallet.wallet_entry": (
-        "kind cause caller amount pending_after available_after held_after owed_after create_time"
+        "kind source_id caller amount pending_after available_after held_after owed_after "
+        "create_time"
     ),
     "wallet.wallet_policy": "release_delay frozen caller create_time",
     "wallet.hold": "amount captured_amount end_time",
@@ -47,13 +48,14 @@ COLUMNS_BY_TABLE = {
         "failure_reason decline_code provider_reference pending_reason resolve_by_time"
     ),
     "payment.order_history": (
-        "cause failure_reason decline_code provider_reference pending_reason create_time"
+        "transition_reason failure_reason decline_code provider_reference pending_reason "
+        "create_time"
     ),
     "payment.attempt": "provider_key amount outcome failure_reason decline_code",
     "payment.unapplied_charge": "charge_id caller",
     "payment.alert": "detail end_time",
     "payment.dead_letter": "cause detail operator reason",
-    "payment.due": "next_attempt_time",
+    "payment.operation": "next_attempt_time",
 }
 """Columns whose edits verify did not name once, but for those of which the database itself takes no
 single edit.
@@ -115,8 +117,11 @@ def test_verify_names_an_edit_of_each_column(tampering: Tampering, table: str) -
         "delete from wallet.wallet_policy",
         "delete from payout.payout_schedule",
         "delete from payout.payout_batch_item",
-        "update payment.due set next_attempt_time = next_attempt_time + interval '1000 years'",
-        "update payout.due set next_attempt_time = next_attempt_time + interval '1000 years'",
+        (
+            "update payment.operation set next_attempt_time = next_attempt_time + interval '1000 "
+            "years'"
+        ),
+        "update payout.operation set next_attempt_time = next_attempt_time + interval '1000 years'",
     ],
 )
 def test_verify_names_edits_of_whole_rows(tampering: Tampering, edit: str) -> None:

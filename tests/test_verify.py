@@ -35,8 +35,8 @@ from .tamper.run import Tampering
 # What waits waits on, however slow the machine: a bound would set it aside as a dead letter before
 # the rows are planted.
 RETRY = {
-    ("", RetryReason.WATCHED): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, 5),
-    ("", RetryReason.WAITING): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, None),
+    ("", RetryReason.POST_COMPLETION_POLL): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, 5),
+    ("", RetryReason.PENDING): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, None),
 }
 
 
@@ -215,12 +215,12 @@ def test_a_sound_database_passes(filled_database: DatabaseUrls) -> None:
 PLANTED_EDITS = [
     (
         "L1",
-        "update ledger.entry set amount = amount + 1 where sequence = 2 and place = 1",
+        "update ledger.entry set amount = amount + 1 where sequence = 2 and line_number = 1",
         "ledger.tx main-2: its entries do not sum to zero",
     ),
     (
         "L1",
-        "update ledger.tx set n = 7 where sequence = 3",
+        "update ledger.tx set entry_count = 7 where sequence = 3",
         "ledger.tx main-3: has 5 entries, and says 7",
     ),
     (
@@ -230,12 +230,12 @@ PLANTED_EDITS = [
     ),
     (
         "L2",
-        "update ledger.entry set amount = amount + 1 where sequence = 2 and place = 1",
+        "update ledger.entry set amount = amount + 1 where sequence = 2 and line_number = 1",
         "ledger.entry in EUR: all entries sum to 1, not to zero",
     ),
     (
         "L3",
-        "update ledger.entry set currency = 'USD' where sequence = 2 and place = 1",
+        "update ledger.entry set currency = 'USD' where sequence = 2 and line_number = 1",
         "ledger.entry 2/1: is in another currency",
     ),
     (
@@ -266,7 +266,7 @@ PLANTED_EDITS = [
     ),
     (
         "L7",
-        "update ledger.entry set balance_after = 7 where sequence = 2 and place = 4",
+        "update ledger.entry set balance_after = 7 where sequence = 2 and line_number = 4",
         "ledger.entry 2/4: balance_after is 7",
     ),
     (
@@ -312,12 +312,12 @@ PLANTED_EDITS = [
     ),
     (
         "P1",
-        "update payment.attempt set amount = 5 where demand_id = 'o-o-1-0'",
+        "update payment.attempt set amount = 5 where operation_id = 'o-o-1-0'",
         "payment.attempt o-o-1-0 1: demands 5 EUR",
     ),
     (
         "P2",
-        "delete from payment.attempt where demand_id = 'o-o-1-0'",
+        "delete from payment.attempt where operation_id = 'o-o-1-0'",
         "payment.payment_order o-1-0: is SUCCESS without an attempt",
     ),
     (
@@ -352,7 +352,7 @@ PLANTED_EDITS = [
         "P1",
         (
             "update payment.unapplied_charge set provider_reference = (select provider_reference "
-            "from payment.attempt where demand_id = 'o-o-1-0')"
+            "from payment.attempt where operation_id = 'o-o-1-0')"
         ),
         "is the money of 2 charges",
     ),
@@ -370,26 +370,26 @@ PLANTED_EDITS = [
     ("P2", "delete from payment.unapplied_charge", "is booked, but there is no such charge"),
     (
         "P5",
-        "delete from payment.due where demand_id = 'o-o-pending'",
-        "payment.due o-o-pending: is missing, but o-pending is open",
+        "delete from payment.operation where operation_id = 'o-o-pending'",
+        "payment.operation o-o-pending: is missing, but o-pending is open",
     ),
     (
         "P5",
-        "update payment.due set next_attempt_time = null where demand_id = 'o-o-pending'",
-        "payment.due o-o-pending: is not due and has no open",
+        "update payment.operation set next_attempt_time = null where operation_id = 'o-o-pending'",
+        "payment.operation o-o-pending: is not due and has no open",
     ),
     (
         "P5",
-        "update payment.due set demand_id = 'o-x' where demand_id = 'o-o-pending'",
-        "payment.due o-x: is due, but has come to its end",
+        "update payment.operation set operation_id = 'o-x' where operation_id = 'o-o-pending'",
+        "payment.operation o-x: is due, but has come to its end",
     ),
     (
         "P5",
         (
-            "update payment.due set next_attempt_time = clock_timestamp() where demand_id = "
-            "'o-o-rejected'"
+            "update payment.operation set next_attempt_time = clock_timestamp() where operation_id "
+            "= 'o-o-rejected'"
         ),
-        "payment.due o-o-rejected: has an open dead letter",
+        "payment.operation o-o-rejected: has an open dead letter",
     ),
     (
         "P5",
@@ -426,12 +426,13 @@ PLANTED_EDITS = [
     *[
         (
             "P4",
-            "update payment.due set (trouble, detail, tries, not_found, looking, recheck, "
+            "update payment.operation set (retry_reason, detail, retry_counts, not_found_count, "
+            "lookup_only, has_changed, "
             f"maybe_sent, phase, sent_time, seal, {column}) = ('', '', '{{}}', 0, false, false, "
-            f"false, '', null, null, {value}) where demand_id = 'o-o-pending'",
-            "payment.due o-o-pending: is not as it was made with its payment",
+            f"false, '', null, null, {value}) where operation_id = 'o-o-pending'",
+            "payment.operation o-o-pending: is not as it was made with its payment",
         )
-        for column, value in (("provider", "'x'"), ("since", "since"))
+        for column, value in (("provider", "'x'"), ("phase_start_time", "phase_start_time"))
     ],
     (
         "P6",
@@ -440,17 +441,17 @@ PLANTED_EDITS = [
     ),
     (
         "P7",
-        "delete from wallet.wallet_entry where cause = 'PAY_IN/o-1-0'",
+        "delete from wallet.wallet_entry where source_id = 'PAY_IN/o-1-0'",
         "payment.payment_order o-1-0: its wallet credits are not exactly one",
     ),
     (
         "P7",
-        "update ledger.tx set cause_id = 'nobody' where cause_id = 'o-1-0'",
+        "update ledger.tx set source_id = 'nobody' where source_id = 'o-1-0'",
         "payment.payment_order o-1-0: its ledger transaction is not exactly one",
     ),
     (
         "P7",
-        "update ledger.tx set cause_id = 'nobody' where cause_id = 'o-1-0'",
+        "update ledger.tx set source_id = 'nobody' where source_id = 'o-1-0'",
         "payment.payment_order nobody: was credited or posted, but there is no such order",
     ),
     (
@@ -464,7 +465,7 @@ PLANTED_EDITS = [
     (
         "P3",
         (
-            "update payout.payout_history set settled = true where payout_id = 'x-paid' and "
+            "update payout.payout_history set booked = true where payout_id = 'x-paid' and "
             "version = 4"
         ),
         "payout.payout_history x-paid 4: SUBMITTING to PAID",
@@ -540,38 +541,38 @@ PLANTED_EDITS = [
     ),
     (
         "P7",
-        "delete from wallet.wallet_entry where cause = 'PAYOUT_RETURN/x-returned'",
+        "delete from wallet.wallet_entry where source_id = 'PAYOUT_RETURN/x-returned'",
         "payout.transfer PAYOUT_RETURN/x-returned: its wallet entry is None",
     ),
     (
         "P7",
-        "delete from wallet.wallet_entry where cause = 'PAYOUT/x-late'",
+        "delete from wallet.wallet_entry where source_id = 'PAYOUT/x-late'",
         "payout.transfer PAYOUT/x-late: its wallet entry is None, and must be ('s-1', 'EUR', -50)",
     ),
     (
         "P7",
-        "update ledger.tx set cause_id = 'nobody' where cause_id = 'x-paid'",
+        "update ledger.tx set source_id = 'nobody' where source_id = 'x-paid'",
         "payout.transfer PAYOUT/x-paid: its ledger transaction is not exactly one",
     ),
     (
         "P7",
-        "update ledger.tx set cause_id = 'nobody' where cause_id = 'x-paid'",
+        "update ledger.tx set source_id = 'nobody' where source_id = 'x-paid'",
         "payout.transfer PAYOUT/nobody: is posted, but no provider",
     ),
     (
         "P5",
-        "delete from payout.due where demand_id = 'p-x-slow'",
-        "payout.due p-x-slow: is missing, but p-x-slow is open",
+        "delete from payout.operation where operation_id = 'p-x-slow'",
+        "payout.operation p-x-slow: is missing, but p-x-slow is open",
     ),
     (
         "P5",
-        "update payout.due set next_attempt_time = null where demand_id = 'p-x-waiting'",
-        "payout.due p-x-waiting: is not due and has no open dead letter",
+        "update payout.operation set next_attempt_time = null where operation_id = 'p-x-waiting'",
+        "payout.operation p-x-waiting: is not due and has no open dead letter",
     ),
     (
         "P5",
-        "update payout.due set demand_id = 'p-x' where demand_id = 'p-x-slow'",
-        "payout.due p-x: is due, but has come to its end",
+        "update payout.operation set operation_id = 'p-x' where operation_id = 'p-x-slow'",
+        "payout.operation p-x: is due, but has come to its end",
     ),
     (
         "E1",
@@ -597,8 +598,8 @@ PLANTED_EDITS = [
     (
         "S1",
         (
-            "update payment.order_history set cause = 'GIVEN_UP' where payment_order_id = 'o-1-0' "
-            "and version = 3"
+            "update payment.order_history set transition_reason = 'GIVEN_UP' where "
+            "payment_order_id = 'o-1-0' and version = 3"
         ),
         "payment.order_history o-1-0 3: its content is not what was sealed",
     ),
@@ -617,14 +618,14 @@ PLANTED_EDITS = [
     (
         "S1",
         (
-            "update payment.attempt set failure_reason = 'EXPIRED', seal = null where demand_id = "
-            "'o-o-declined'"
+            "update payment.attempt set failure_reason = 'EXPIRED', seal = null where operation_id "
+            "= 'o-o-declined'"
         ),
         "payment.attempt o-o-declined 1: has no seal",
     ),
     (
         "P4",
-        "delete from payment.attempt where demand_id = 'o-o-declined'",
+        "delete from payment.attempt where operation_id = 'o-o-declined'",
         "payment.attempt o-o-declined: has 0 attempts, but its orders count 1",
     ),
     (
@@ -656,8 +657,8 @@ PLANTED_EDITS = [
     ],
     (
         "S1",
-        "insert into ledger.refused_aggregate values ('transactions/main-1', 1, now(), 'x')",
-        "ledger.refused_aggregate transactions/main-1: has no seal",
+        "insert into ledger.rejected_aggregate values ('transactions/main-1', 1, now(), 'x')",
+        "ledger.rejected_aggregate transactions/main-1: has no seal",
     ),
     (
         "P4",
@@ -823,11 +824,11 @@ def _fake_reader(rows: int) -> Callable[..., Iterator[SimpleNamespace]]:
         "platform_fee": 0,
         "seller_amount": 10,
     }
-    payout = {"state": "CREATED", "settled": False, "version": 1}
+    payout = {"state": "CREATED", "booked": False, "version": 1}
     transfer = {
         "provider": "p",
         "provider_reference": "r",
-        "fit": "AS_ASKED",
+        "match": "EXACT",
         "returned_amount": None,
         "returned_currency": "",
         "is_return": False,
@@ -839,8 +840,8 @@ def _fake_reader(rows: int) -> Callable[..., Iterator[SimpleNamespace]]:
             (
                 "payment_order_id",
                 "payout_id",
-                "cause_id",
-                "cause",
+                "source_id",
+                "wallet_source_id",
                 "seller_account",
                 "aggregate_id",
             ),
@@ -879,7 +880,7 @@ def _fake_reader(rows: int) -> Callable[..., Iterator[SimpleNamespace]]:
             "payouts",
             "payout_holds",
             "transfers",
-            "facts",
+            "money_movements",
             "delivered",
             "pending_pay_ins",
         }

@@ -62,11 +62,11 @@ def test_no_sequence_of_changes_breaks_a_wallet(
     )
     for number, (what, amount, how) in enumerate(steps):
         instruction = _instruction(what, amount, how, number if what == "hold" else len(credits_))
-        credit = credits_.get(instruction.cause)
+        credit = credits_.get(instruction.source_id)
         if is_already_released(credit, instruction):
             continue
         try:
-            change = apply_now(wallet, holds.get(instruction.cause), instruction, credit)
+            change = apply_now(wallet, holds.get(instruction.source_id), instruction, credit)
         except ApiError as refused:
             assert refused.reason in {
                 ErrorReason.INSUFFICIENT_FUNDS,
@@ -76,12 +76,14 @@ def test_no_sequence_of_changes_breaks_a_wallet(
             }
             continue
         if what == "credit":
-            credits_[instruction.cause] = Credit(
+            credits_[instruction.source_id] = Credit(
                 "s", "EUR", amount, pending=bool(how) and delay > 0
             )
         elif what == "free":
             # as its key would have it, it is released once
-            credits_[instruction.cause] = replace(credits_[instruction.cause], pending=False)
+            credits_[instruction.source_id] = replace(
+                credits_[instruction.source_id], pending=False
+            )
         elif what == "hold":
             assert change.wallet.balances.available >= instruction.minimum_remaining
         total += {"credit": amount, "debit": -amount, "capture": -amount}.get(what, 0)
@@ -262,7 +264,7 @@ def test_a_frozen_wallet_takes_credits_and_facts_only() -> None:
     ):
         with pytest.raises(ApiError) as error:
             apply_now(wallet, None, instruction)
-        assert error.value.reason is ErrorReason.STATE_FORBIDS
+        assert error.value.reason is ErrorReason.INVALID_STATE
 
 
 _INSTANTS = st.integers(0, 20)
@@ -382,10 +384,10 @@ def test_a_group_of_claims_is_made_whole_or_not_at_all(
 def test_what_must_be_booked_opens_a_missing_wallet() -> None:
     """Credits and unconditional debits open a wallet; nothing else does."""
     assert {
-        (kind, as_fact)
+        (kind, allow_owed)
         for kind in EntryKind
-        for as_fact in (False, True)
-        if can_open_wallet(Instruction(kind, "x", allow_owed=as_fact))
+        for allow_owed in (False, True)
+        if can_open_wallet(Instruction(kind, "x", allow_owed=allow_owed))
     } == {
         (EntryKind.CREDIT, False),
         (EntryKind.CREDIT, True),

@@ -37,10 +37,10 @@ from .conftest import (
 
 
 def credit_wallet(
-    client: Client, seller: str, amount: str, cause: str = "", **values: object
+    client: Client, seller: str, amount: str, source_id: str = "", **values: object
 ) -> pb.WalletResult:
     item = pb.Credit(
-        cause=cause or f"PAY_IN/{unique_id()}",
+        source_id=source_id or f"PAY_IN/{unique_id()}",
         caller="t",
         seller_account=seller,
         amount=amount,
@@ -77,28 +77,33 @@ def error_reason(result: pb.WalletResult | pb.HoldResult) -> str:
 
 
 def test_credits_are_made_once(client: Client) -> None:
-    """The same cause with the same values credits once; with others it is refused."""
-    seller, cause = unique_id("s"), f"PAY_IN/{unique_id()}"
-    assert not credit_wallet(client, seller, "5.00", cause).replayed
-    repeated_credit = credit_wallet(client, seller, "5.0", cause)
+    """The same source id with the same values credits once; with others it is refused."""
+    seller, source_id = unique_id("s"), f"PAY_IN/{unique_id()}"
+    assert not credit_wallet(client, seller, "5.00", source_id).replayed
+    repeated_credit = credit_wallet(client, seller, "5.0", source_id)
     assert repeated_credit.replayed
     assert repeated_credit.wallet.available == "5.00"
-    assert error_reason(credit_wallet(client, seller, "6.00", cause)) == "KEY_REUSED"
-    assert error_reason(credit_wallet(client, unique_id("s"), "5.00", cause)) == "KEY_REUSED"
+    assert (
+        error_reason(credit_wallet(client, seller, "6.00", source_id)) == "IDEMPOTENCY_KEY_REUSED"
+    )
+    assert (
+        error_reason(credit_wallet(client, unique_id("s"), "5.00", source_id))
+        == "IDEMPOTENCY_KEY_REUSED"
+    )
     assert wallet_amounts(client, seller) == ("0.00", "5.00", "0.00", "0.00")
 
 
 def test_a_key_that_is_reused_names_what_differs(client: Client) -> None:
-    """KEY_REUSED: the metadata names the first field in which a credit, a debit, a hold or a
-    capture differs from the one that was made.
+    """IDEMPOTENCY_KEY_REUSED: the metadata names the first field in which a credit, a debit, a hold
+    or a capture differs from the one that was made.
     """
-    seller, cause, hold_id = unique_id("s"), f"PAY_IN/{unique_id()}", unique_id("h")
-    credit_wallet(client, seller, "50.00", cause)
+    seller, source_id, hold_id = unique_id("s"), f"PAY_IN/{unique_id()}", unique_id("h")
+    credit_wallet(client, seller, "50.00", source_id)
     place_hold(client, seller, hold_id, "6.00")
 
     def debit(amount: str, **values: object) -> pb.WalletResult:
         item = pb.Debit(
-            cause=cause,
+            source_id=source_id,
             caller="t",
             seller_account=seller,
             amount=amount,
@@ -115,22 +120,27 @@ def test_a_key_that_is_reused_names_what_differs(client: Client) -> None:
     debit("1.00")
     later = Timestamp(seconds=4_000_000_000)
     reused: list[tuple[pb.WalletResult | pb.HoldResult, str]] = [
-        (credit_wallet(client, unique_id("s"), "50.00", cause), "seller_account"),
-        (credit_wallet(client, seller, "6.00", cause), "amount"),
-        (credit_wallet(client, seller, "50.00", cause, pending=True), "pending"),
+        (credit_wallet(client, unique_id("s"), "50.00", source_id), "seller_account"),
+        (credit_wallet(client, seller, "6.00", source_id), "amount"),
+        (credit_wallet(client, seller, "50.00", source_id, pending=True), "pending"),
         (debit("2.00"), "amount"),
-        (debit("1.00", as_fact=True), "as_fact"),
+        (debit("1.00", allow_owed=True), "allow_owed"),
         (place_hold(client, seller, hold_id, "5.00"), "amount"),
         (
             place_hold(client, seller, hold_id, "6.00", purpose=wallet_pb2.HOLD_PURPOSE_DISPUTE),
             "purpose",
         ),
         (place_hold(client, seller, hold_id, "6.00", expire_time=later), "expire_time"),
-        (place_hold(client, seller, hold_id, "6.00", keep_available="1.00"), "keep_available"),
+        (
+            place_hold(client, seller, hold_id, "6.00", minimum_remaining="1.00"),
+            "minimum_remaining",
+        ),
     ]
     capture("2.00")
     reused.append((capture("3.00"), "amount"))
-    assert [error_reason(result) for result, _ in reused] == ["KEY_REUSED"] * len(reused)
+    assert [error_reason(result) for result, _ in reused] == ["IDEMPOTENCY_KEY_REUSED"] * len(
+        reused
+    )
     assert [from_status(result.error).metadata["field"] for result, _ in reused] == [
         field for _, field in reused
     ]
@@ -140,11 +150,11 @@ def test_only_the_outcome_is_told_to_who_asks_for_no_more(client: Client) -> Non
     """outcome_only: results say what was refused and repeated, and hold no wallet; who asks for the
     wallet of the same change meanwhile gets it.
     """
-    seller, cause = unique_id("s"), f"PAY_IN/{unique_id()}"
+    seller, source_id = unique_id("s"), f"PAY_IN/{unique_id()}"
     values = {"caller": "t", "seller_account": seller, "currency": "EUR"}
     credits_ = [
-        pb.Credit(cause=cause, amount="5.00", **values),  # type: ignore[arg-type]
-        pb.Credit(cause=f"PAY_IN/{unique_id()}", amount="-1", **values),  # type: ignore[arg-type]
+        pb.Credit(source_id=source_id, amount="5.00", **values),  # type: ignore[arg-type]
+        pb.Credit(source_id=f"PAY_IN/{unique_id()}", amount="-1", **values),  # type: ignore[arg-type]
     ]
     with ThreadPoolExecutor(8) as callers:
         futures = [
@@ -160,7 +170,7 @@ def test_only_the_outcome_is_told_to_who_asks_for_no_more(client: Client) -> Non
     ]
     assert sorted(first.replayed for first, _ in results) == [False] + [True] * 15
     assert {error_reason(second) for _, second in results} == {"AMOUNT_OUT_OF_RANGE"}
-    debit = pb.Debit(cause=f"REFUND/{unique_id()}", amount="2.00", **values)  # type: ignore[arg-type]
+    debit = pb.Debit(source_id=f"REFUND/{unique_id()}", amount="2.00", **values)  # type: ignore[arg-type]
     (result,) = client.wallet.BatchDebit(
         pb.BatchDebitRequest(debits=[debit], outcome_only=True)
     ).results
@@ -176,7 +186,7 @@ def test_holds_are_captured_in_part_released_and_end_once(client: Client) -> Non
     credit_wallet(client, seller, "10.00")
     assert place_hold(client, seller, first, "6.00").hold.state == wallet_pb2.HOLD_STATE_OPEN
     assert place_hold(client, seller, first, "6.00").replayed
-    assert error_reason(place_hold(client, seller, first, "5.00")) == "KEY_REUSED"
+    assert error_reason(place_hold(client, seller, first, "5.00")) == "IDEMPOTENCY_KEY_REUSED"
     assert error_reason(place_hold(client, seller, unique_id("h"), "5.00")) == "INSUFFICIENT_FUNDS"
     assert place_hold(client, seller, second, "4.00").hold.amount == "4.00"
 
@@ -251,20 +261,20 @@ def test_a_hold_keeps_available_what_it_is_told_to(client: Client) -> None:
     seller, hold_id = unique_id("s"), unique_id("h")
     credit_wallet(client, seller, "10.00")
     assert (
-        error_reason(place_hold(client, seller, unique_id("h"), "7.00", keep_available="3.01"))
+        error_reason(place_hold(client, seller, unique_id("h"), "7.00", minimum_remaining="3.01"))
         == "INSUFFICIENT_FUNDS"
     )
     assert (
-        error_reason(place_hold(client, seller, unique_id("h"), "7.00", keep_available="3.001"))
+        error_reason(place_hold(client, seller, unique_id("h"), "7.00", minimum_remaining="3.001"))
         == "AMOUNT_PRECISION"
     )
     assert (
-        place_hold(client, seller, hold_id, "7.00", keep_available="3.00").hold.state
+        place_hold(client, seller, hold_id, "7.00", minimum_remaining="3.00").hold.state
         == wallet_pb2.HOLD_STATE_OPEN
     )
     assert (
-        error_reason(place_hold(client, seller, hold_id, "7.00", keep_available="2.00"))
-        == "KEY_REUSED"
+        error_reason(place_hold(client, seller, hold_id, "7.00", minimum_remaining="2.00"))
+        == "IDEMPOTENCY_KEY_REUSED"
     )
     assert wallet_amounts(client, seller) == ("0.00", "3.00", "7.00", "0.00")
 
@@ -379,15 +389,15 @@ def test_a_fact_opens_the_wallet_that_is_missing(client: Client) -> None:
     """
     seller = unique_id("s")
     item = pb.Debit(
-        cause=f"CHARGEBACK/{unique_id()}",
+        source_id=f"CHARGEBACK/{unique_id()}",
         caller="t",
         seller_account=seller,
         amount="3.00",
         currency="EUR",
-        as_fact=True,
+        allow_owed=True,
     )
     dollars = pb.Credit(
-        cause=f"PAY_IN/{unique_id()}",
+        source_id=f"PAY_IN/{unique_id()}",
         caller="t",
         seller_account=seller,
         amount="9.00",
@@ -403,7 +413,7 @@ def test_a_fact_opens_the_wallet_that_is_missing(client: Client) -> None:
         True,
     )
     debit = pb.Debit(
-        cause=f"REFUND/{unique_id()}",
+        source_id=f"REFUND/{unique_id()}",
         caller="t",
         seller_account=unique_id("s"),
         amount="1.00",
@@ -444,19 +454,19 @@ def test_debits_need_the_money_and_facts_do_not(client: Client) -> None:
     seller = unique_id("s")
     credit_wallet(client, seller, "1.00")
 
-    def debit(amount: str, *, as_fact: bool) -> pb.WalletResult:
+    def debit(amount: str, *, allow_owed: bool) -> pb.WalletResult:
         item = pb.Debit(
-            cause=f"CHARGEBACK/{unique_id()}",
+            source_id=f"CHARGEBACK/{unique_id()}",
             caller="t",
             seller_account=seller,
             amount=amount,
             currency="EUR",
-            as_fact=as_fact,
+            allow_owed=allow_owed,
         )
         return client.wallet.BatchDebit(pb.BatchDebitRequest(debits=[item])).results[0]
 
-    assert error_reason(debit("1.01", as_fact=False)) == "INSUFFICIENT_FUNDS"
-    assert debit("1.50", as_fact=True).wallet.owed == "0.50"
+    assert error_reason(debit("1.01", allow_owed=False)) == "INSUFFICIENT_FUNDS"
+    assert debit("1.50", allow_owed=True).wallet.owed == "0.50"
     credit_wallet(client, seller, "2.00")
     assert wallet_amounts(client, seller) == ("0.00", "1.50", "0.00", "0.00")
 
@@ -505,7 +515,7 @@ def test_a_policy_delays_sales_and_freezes(client: Client) -> None:
     credit_wallet(client, seller, "2.00", pending=True)
     credit_wallet(client, seller, "1.00")
     assert wallet_amounts(client, seller) == ("2.00", "1.00", "0.00", "0.00")
-    assert error_reason(place_hold(client, seller, unique_id("h"), "1.00")) == "STATE_FORBIDS"
+    assert error_reason(place_hold(client, seller, unique_id("h"), "1.00")) == "INVALID_STATE"
     with pytest.raises(TallystickError) as error:
         client.wallet.SetWalletPolicy(
             pb.SetWalletPolicyRequest(
@@ -579,14 +589,14 @@ def test_of_two_operators_who_set_a_policy_the_second_learns_of_the_first(client
     assert expect_conflict(True, -1).reason == "FIELD_INVALID"
 
 
-def release_credits(client: Client, *causes: str) -> list[pb.WalletResult]:
-    releases = [pb.Release(cause=cause, caller="t") for cause in causes]
+def release_credits(client: Client, *source_ids: str) -> list[pb.WalletResult]:
+    releases = [pb.Release(source_id=source_id, caller="t") for source_id in source_ids]
     return list(client.wallet.BatchRelease(pb.BatchReleaseRequest(releases=releases)).results)
 
 
-def test_a_sale_is_released_by_its_cause_once(client: Client) -> None:
+def test_a_sale_is_released_by_its_source_id_once(client: Client) -> None:
     """A release makes exactly its own credit available, once; one that was available at once needs
-    none; another cause is NOT_FOUND, a bad one named.
+    none; another source id is NOT_FOUND, a bad one named.
     """
     seller = unique_id("s")
     delayed = pb.SetWalletPolicyRequest(
@@ -611,17 +621,21 @@ def test_a_sale_is_released_by_its_cause_once(client: Client) -> None:
 
 
 def test_a_release_takes_its_own_wallet_and_no_other_change_along(platform: ServedPlatform) -> None:
-    """In one batch, a release and a debit under the same cause each change the wallet they are
+    """In one batch, a release and a debit under the same source id each change the wallet they are
     about, whatever their order.
     """
-    cause, own_seller, other_seller = f"ADJUSTMENT/{unique_id()}", unique_id("s"), unique_id("s")
+    source_id, own_seller, other_seller = (
+        f"ADJUSTMENT/{unique_id()}",
+        unique_id("s"),
+        unique_id("s"),
+    )
     with platform.client() as client:
         client.wallet.SetWalletPolicy(
             pb.SetWalletPolicyRequest(
                 seller_account=own_seller, currency="EUR", release_delay=Duration(seconds=3600)
             )
         )
-        credit_wallet(client, own_seller, "5.00", cause, pending=True)
+        credit_wallet(client, own_seller, "5.00", source_id, pending=True)
         credit_wallet(client, other_seller, "3.00")
 
         async def change() -> None:
@@ -630,9 +644,9 @@ def test_a_release_takes_its_own_wallet_and_no_other_change_along(platform: Serv
                 for service in platform.server._services
                 if service.name == "wallet"
             )
-            release = InstructionRequest(Instruction(EntryKind.RELEASE, cause, "t"), "")
+            release = InstructionRequest(Instruction(EntryKind.RELEASE, source_id, "t"), "")
             debit = InstructionRequest(
-                Instruction(EntryKind.DEBIT, cause, "t", other_seller, "EUR", 200), ""
+                Instruction(EntryKind.DEBIT, source_id, "t", other_seller, "EUR", 200), ""
             )
             for result in await WalletInstructions(handlers._database, 0).apply_groups(  # type: ignore[attr-defined]
                 [[release, debit]]
@@ -661,8 +675,8 @@ def test_a_sale_is_released_when_its_delay_is_over(client: Client) -> None:
             seller_account=seller, currency="EUR", release_delay=Duration(seconds=1)
         )
     )
-    cause, later = (f"PAY_IN/{unique_id()}" for _ in range(2))
-    credit_wallet(client, seller, "2.00", cause, pending=True)
+    source_id, later = (f"PAY_IN/{unique_id()}" for _ in range(2))
+    credit_wallet(client, seller, "2.00", source_id, pending=True)
     client.wallet.SetWalletPolicy(
         pb.SetWalletPolicyRequest(
             seller_account=seller, currency="EUR", release_delay=Duration(seconds=3600)
@@ -670,17 +684,17 @@ def test_a_sale_is_released_when_its_delay_is_over(client: Client) -> None:
     )
     credit_wallet(client, seller, "5.00", later, pending=True)
     debit = pb.Debit(
-        cause=f"CHARGEBACK/{unique_id()}",
+        source_id=f"CHARGEBACK/{unique_id()}",
         caller="t",
         seller_account=seller,
         amount="0.50",
         currency="EUR",
-        as_fact=True,
+        allow_owed=True,
     )
     client.wallet.BatchDebit(pb.BatchDebitRequest(debits=[debit]))
     assert wallet_amounts(client, seller) == ("7.00", "0.00", "0.00", "0.50")
     assert eventually(lambda: wallet_amounts(client, seller) == ("5.00", "1.50", "0.00", "0.00"))
-    assert release_credits(client, cause)[0].replayed
+    assert release_credits(client, source_id)[0].replayed
     assert not release_credits(client, later)[0].replayed
     entries = client.wallet.ListWalletEntries(
         pb.ListWalletEntriesRequest(seller_account=seller, currency="EUR")
@@ -713,9 +727,9 @@ def test_entries_and_wallets_are_listed(client: Client) -> None:
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"cause": "x"}, "cause"),
-        ({"cause": "NOPE/1"}, "cause"),
-        ({"cause": ""}, "cause"),
+        ({"source_id": "x"}, "source_id"),
+        ({"source_id": "NOPE/1"}, "source_id"),
+        ({"source_id": ""}, "source_id"),
         ({"amount": "0"}, "amount"),
         ({"seller_account": "a b"}, "seller_account"),
         ({"caller": ""}, "caller"),
@@ -727,7 +741,7 @@ def test_bad_items_are_refused_on_their_own(
     """A bad item has the path of its field; the good one beside it is made."""
     seller = unique_id("s")
     good = {
-        "cause": f"PAY_IN/{unique_id()}",
+        "source_id": f"PAY_IN/{unique_id()}",
         "caller": "t",
         "seller_account": seller,
         "amount": "1.00",

@@ -49,12 +49,12 @@ class Caller:
 
 def authorize(caller: Caller, allowed_roles: frozenset[Role]) -> Caller:
     """The caller in those of its roles that may call: no other widens what it sees. Raises
-    METHOD_FORBIDDEN if it has none of them.
+    PERMISSION_DENIED if it has none of them.
     """
     roles = caller.roles & allowed_roles
     if not roles:
         role_names = " or ".join(sorted(allowed_roles))
         raise ApiError(
-            ErrorReason.METHOD_FORBIDDEN, f"This method is for callers with the role {role_names}."
+            ErrorReason.PERMISSION_DENIED, f"This method is for callers with the role {role_names}."
         )
     return Caller(caller.name, roles, caller.account)

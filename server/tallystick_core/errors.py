@@ -22,22 +22,22 @@ class ErrorReason(StrEnum):
     TOO_MANY_ITEMS = "TOO_MANY_ITEMS"
     DUPLICATE_ITEM = "DUPLICATE_ITEM"
     SAME_ACCOUNT = "SAME_ACCOUNT"
-    CARD_NUMBER_REFUSED = "CARD_NUMBER_REFUSED"
+    CARD_NUMBER_REJECTED = "CARD_NUMBER_REJECTED"
     ENTRIES_UNBALANCED = "ENTRIES_UNBALANCED"
     PAGE_TOKEN_INVALID = "PAGE_TOKEN_INVALID"
     MESSAGE_MALFORMED = "MESSAGE_MALFORMED"
     MESSAGE_TOO_LARGE = "MESSAGE_TOO_LARGE"
     CREDENTIALS_MISSING = "CREDENTIALS_MISSING"
     CREDENTIALS_INVALID = "CREDENTIALS_INVALID"
-    METHOD_FORBIDDEN = "METHOD_FORBIDDEN"
-    SECOND_PERSON_REQUIRED = "SECOND_PERSON_REQUIRED"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
+    SECOND_APPROVER_REQUIRED = "SECOND_APPROVER_REQUIRED"
     NOT_FOUND = "NOT_FOUND"
-    KEY_REUSED = "KEY_REUSED"
-    ID_TAKEN = "ID_TAKEN"
+    IDEMPOTENCY_KEY_REUSED = "IDEMPOTENCY_KEY_REUSED"
+    ALREADY_EXISTS = "ALREADY_EXISTS"
     KEY_IN_USE = "KEY_IN_USE"
     CONFLICT = "CONFLICT"
     VERSION_MISMATCH = "VERSION_MISMATCH"
-    STATE_FORBIDS = "STATE_FORBIDS"
+    INVALID_STATE = "INVALID_STATE"
     HOLD_ENDED = "HOLD_ENDED"
     ALREADY_REVERSED = "ALREADY_REVERSED"
     INSUFFICIENT_FUNDS = "INSUFFICIENT_FUNDS"
@@ -52,7 +52,7 @@ class ErrorReason(StrEnum):
     STREAM_EXPIRED = "STREAM_EXPIRED"
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
     QUERY_TOO_SLOW = "QUERY_TOO_SLOW"
-    METHOD_NOT_BUILT = "METHOD_NOT_BUILT"
+    METHOD_NOT_IMPLEMENTED = "METHOD_NOT_IMPLEMENTED"
     METHOD_UNKNOWN = "METHOD_UNKNOWN"
     INTERNAL = "INTERNAL"
 
@@ -98,7 +98,7 @@ class ApiError(Exception):
 def key_reused_error(field: str) -> ApiError:
     """The same key came again with another value in `field`."""
     return ApiError(
-        ErrorReason.KEY_REUSED,
+        ErrorReason.IDEMPOTENCY_KEY_REUSED,
         f"This id was used before with another value in {field}.",
         field=field,
         metadata={"field": field},
@@ -118,7 +118,7 @@ def overloaded_error(resource: str) -> ApiError:
 def id_taken_error(field: str) -> ApiError:
     """The id in `field` is another's."""
     return ApiError(
-        ErrorReason.ID_TAKEN,
+        ErrorReason.ALREADY_EXISTS,
         f"{field} is taken: another owner or caller used this id first. Choose another id.",
         field=field,
     )
@@ -131,7 +131,7 @@ def seller_taken_error(field: str) -> ApiError:
         "owner that first names it. Choose another seller_account, or have two operators assign "
         "the seller to you (RequestSellerAssignment)."
     )
-    return ApiError(ErrorReason.ID_TAKEN, message, field=field)
+    return ApiError(ErrorReason.ALREADY_EXISTS, message, field=field)
 
 
 def version_mismatch_error(version: int) -> ApiError:

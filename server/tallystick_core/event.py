@@ -50,7 +50,7 @@ def format_event_id(aggregate_id: str, version: int) -> str:
 
 
 def check_event(type_: str, aggregate_id: str, payload: str, caller: str, traceparent: str) -> None:
-    """Raises FIELD_REQUIRED, FIELD_INVALID or CARD_NUMBER_REFUSED for what does not belong into an
+    """Raises FIELD_REQUIRED, FIELD_INVALID or CARD_NUMBER_REJECTED for what does not belong into an
     event of that type.
 
     `payload`: the name of the field that is set, "" for none.

@@ -28,7 +28,7 @@ def next_state(
     trigger: H,
     resource: str,
 ) -> S:
-    """The state after. Raises STATE_FORBIDS for a pair that is not in the table; `resource` names
+    """The state after. Raises INVALID_STATE for a pair that is not in the table; `resource` names
     the subject, such as "order".
     """
     try:
@@ -41,5 +41,5 @@ def invalid_state_error(resource: str, state: str, verb: Verb) -> ApiError:
     """The refusal of what a state does not allow."""
     message = f"The {resource} is {state} and cannot be {verb.participle}."
     return ApiError(
-        ErrorReason.STATE_FORBIDS, message, metadata={"state": state, "verb": verb.name}
+        ErrorReason.INVALID_STATE, message, metadata={"state": state, "verb": verb.name}
     )

@@ -17,7 +17,7 @@ _COUNTRY = re.compile(r"\A[A-Z]{2}\Z", re.ASCII)
 
 
 def parse_id(text: str, field: str) -> str:
-    """An id of the contract's form. Raises FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REFUSED."""
+    """An id of the contract's form. Raises FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REJECTED."""
     if _ID.match(text) is None:
         if not text:
             raise ApiError(ErrorReason.FIELD_REQUIRED, f"{field} is required.", field=field)
@@ -37,7 +37,7 @@ def is_id(text: str) -> bool:
 
 def parse_text(text: str, field: str, max_length: int) -> str:
     """Free text without NUL, of at most `max_length` characters. Raises FIELD_INVALID,
-    CARD_NUMBER_REFUSED.
+    CARD_NUMBER_REJECTED.
     """
     if len(text) > max_length:
         raise ApiError(
@@ -57,7 +57,7 @@ def parse_text(text: str, field: str, max_length: int) -> str:
 
 def parse_reason_text(text: str, field: str, max_length: int = 255) -> str:
     """Free text that must say something, kept in a history. Raises FIELD_REQUIRED, FIELD_INVALID,
-    CARD_NUMBER_REFUSED.
+    CARD_NUMBER_REJECTED.
     """
     if not text.strip():
         raise ApiError(
@@ -70,7 +70,7 @@ def parse_reason_text(text: str, field: str, max_length: int = 255) -> str:
 
 def parse_token(text: str, field: str) -> str:
     """A provider's token: visible ASCII. Raises FIELD_REQUIRED, FIELD_INVALID,
-    CARD_NUMBER_REFUSED.
+    CARD_NUMBER_REJECTED.
     """
     if not text:
         raise ApiError(
@@ -88,7 +88,7 @@ def parse_token(text: str, field: str) -> str:
 
 def parse_bank_account_token(text: str, field: str) -> str:
     """A provider's token for a bank account. Raises FIELD_REQUIRED, FIELD_INVALID,
-    CARD_NUMBER_REFUSED.
+    CARD_NUMBER_REJECTED.
     """
     parse_token(text, field)
     if is_bank_account_number(text):
@@ -112,13 +112,13 @@ def parse_country(text: str, field: str) -> str:
 
 
 def reject_card_id(text: str, field: str) -> None:
-    """Raises CARD_NUMBER_REFUSED if an identifier is a card number as a whole."""
+    """Raises CARD_NUMBER_REJECTED if an identifier is a card number as a whole."""
     if is_card_number(text):
         raise _card_number_error(field)
 
 
 def reject_card_number(text: str, field: str) -> None:
-    """Raises CARD_NUMBER_REFUSED if a text contains a card number."""
+    """Raises CARD_NUMBER_REJECTED if a text contains a card number."""
     if contains_card_number(text):
         raise _card_number_error(field)
 
@@ -128,4 +128,4 @@ def _card_number_error(field: str) -> ApiError:
         f"{field} contains what looks like a card number, which is never stored: send the "
         "provider's token, or another value where no token belongs."
     )
-    return ApiError(ErrorReason.CARD_NUMBER_REFUSED, message, field=field)
+    return ApiError(ErrorReason.CARD_NUMBER_REJECTED, message, field=field)

@@ -90,7 +90,7 @@ class IdempotencyKeys:
                 else {}
             )
             for key, row in existing_rows.items():
-                if row.forgotten:
+                if row.is_expired:
                     next_entry = with_generation(by_key[key], row.generation + 1)
                     self._log.insert(connection, [next_entry])
                     replies[key] = self._build_reply(next_entry)

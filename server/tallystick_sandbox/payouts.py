@@ -77,7 +77,7 @@ class SandboxPayouts:
             row = store.TRANSFERS.find_latest(connection, payout_id)
             if row is None:
                 return rules.NOT_FOUND
-            if row.fault == Fault.TWICE and row.generation == 1:
+            if row.fault == Fault.PAID_TWICE and row.generation == 1:
                 next_entry = with_generation(_entry_from_row(row, payout_id), row.generation + 1)
                 store.TRANSFERS.insert(connection, [next_entry])
                 return rules.build_transfer_reply(next_entry)

@@ -26,7 +26,7 @@ class Fault(StrEnum):
     """A 401 that does not accept the credentials, once."""
     REJECTED = "rejected"
     """A 400 that finds fault with the call, every time."""
-    REFUSED = "refused"
+    AMOUNT_TOO_SMALL = "amount_too_small"
     """A definite refusal: the amount is too small."""
     LOST_BEFORE = "lost_before"
     """The answer is lost before anything is done, once."""
@@ -50,7 +50,7 @@ class Fault(StrEnum):
     """Sent back because the account is closed."""
     PAID_LATE = "paid_late"
     """Declined, and paid after all."""
-    TWICE = "twice"
+    PAID_TWICE = "paid_twice"
     """Paid a second time, under another reference."""
     BATCH_LOST = "batch_lost"
     """The answer to the whole submission is lost, once."""
@@ -226,7 +226,7 @@ FAULTS_BEFORE_COMMIT = {
     Fault.BUSY: Reply(429, code="rate_limited", retry_after=0.3),
     Fault.FORBIDDEN: Reply(401, code="credentials_invalid"),
     Fault.REJECTED: Reply(400, code="request_malformed"),
-    Fault.REFUSED: Reply(400, code="amount_too_small"),
+    Fault.AMOUNT_TOO_SMALL: Reply(400, code="amount_too_small"),
 }
 """What comes instead of the truth, and nothing is charged."""
 FAULTS_AFTER_COMMIT = {Fault.LOST_AFTER: NO_RESPONSE, Fault.ERROR_AFTER: SERVER_ERROR}

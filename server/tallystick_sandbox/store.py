@@ -60,7 +60,7 @@ class RequestLog:
         """)
         self._find = text(f"""
             select distinct on (key) {result_columns},
-                create_time < (select clock()) - cast(:window as interval) as forgotten
+                create_time < (select clock()) - cast(:window as interval) as is_expired
             from {table} where key = any (cast(:keys as text[])) order by key, generation desc
         """)
         self._find_latest = text(f"""
@@ -76,8 +76,8 @@ class RequestLog:
     def find(
         self, connection: Connection, keys: list[str], window_seconds: float
     ) -> dict[str, Row[Any]]:
-        """The last demand under each key; `forgotten` ones are older than the window in seconds for
-        which keys are honoured.
+        """The last demand under each key; `is_expired` ones are older than the window in seconds
+        for which keys are honoured.
         """
         return {
             row.key: row

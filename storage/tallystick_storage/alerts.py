@@ -15,8 +15,8 @@ from tallystick_storage.outbox import insert_into_outbox
 
 @dataclass(frozen=True, slots=True)
 class AlertQuery:
-    """One kind of what a person should know of now: a query for rows of subject and detail, and its
-    parameters. `collection`: what too many are about.
+    """One kind of what a person should know of now: a query for rows of resource_name and detail,
+    and its parameters. `collection`: what too many are about.
     """
 
     kind: str
@@ -30,7 +30,7 @@ class AlertCondition:
     """What is to be an open alert."""
 
     kind: str
-    subject: str
+    resource_name: str
     detail: str
 
 
@@ -43,102 +43,107 @@ _MAX_COUNTED = 10_000
 # million.
 _FAILING_PROVIDERS = f"""
     with recursive failing as (
-        (select trouble, provider from due where trouble in ('FORBIDDEN', 'HELD_BACK')
+        (select retry_reason, provider from operation
+            where retry_reason in ('UNAUTHORIZED', 'CIRCUIT_OPEN')
             and next_attempt_time is not null
-         order by trouble, provider limit 1)
+         order by retry_reason, provider limit 1)
         union all
-        select n.trouble, n.provider from failing f cross join lateral (
-            select d.trouble, d.provider from due d
-            where d.trouble in ('FORBIDDEN', 'HELD_BACK') and d.next_attempt_time is not null
-                and (d.trouble, d.provider) > (f.trouble, f.provider)
-            order by d.trouble, d.provider limit 1) n)
-    select 'providers/' || f.provider as subject, (
+        select n.retry_reason, n.provider from failing f cross join lateral (
+            select op.retry_reason, op.provider from operation op
+            where op.retry_reason in ('UNAUTHORIZED', 'CIRCUIT_OPEN')
+                and op.next_attempt_time is not null
+                and (op.retry_reason, op.provider) > (f.retry_reason, f.provider)
+            order by op.retry_reason, op.provider limit 1) n)
+    select 'providers/' || f.provider as resource_name, (
         select case when count(*) > {_MAX_COUNTED} then 'more than {_MAX_COUNTED}'
             else cast(count(*) as text) end from (
-            select from due d where d.trouble = f.trouble
-                and d.trouble in ('FORBIDDEN', 'HELD_BACK') and d.provider = f.provider
-                and d.next_attempt_time is not null limit {_MAX_COUNTED + 1}) d) ||
+            select from operation op where op.retry_reason = f.retry_reason
+                and op.retry_reason in ('UNAUTHORIZED', 'CIRCUIT_OPEN') and op.provider = f.provider
+                and op.next_attempt_time is not null limit {_MAX_COUNTED + 1}) op) ||
                     ' {{waiting}} wait' as detail
-    from failing f where f.trouble = '{{trouble}}'
+    from failing f where f.retry_reason = '{{retry_reason}}'
 """
 _DEAD_LETTERS = """
-    select 'deadLetters/' || dead_letter_id as subject, cause || ': ' || detail as detail
+    select 'deadLetters/' || dead_letter_id as resource_name, cause || ': ' || detail as detail
         from dead_letter where state = 'OPEN'
     order by create_time desc, dead_letter_id desc
 """
 _CALLER_REJECTED = f"""
-    select 'services/' || service as subject, case when count(*) > {_MAX_COUNTED}
+    select 'services/' || service as resource_name, case when count(*) > {_MAX_COUNTED}
         then 'more than {_MAX_COUNTED}' else cast(count(*) as text) end
         || ' {{waiting}} wait: ' || min(detail) as detail
-    from (select split_part(detail, '.', 2) as service, detail from due
-        where trouble = 'CALLER_REJECTED' and next_attempt_time is not null
+    from (select split_part(detail, '.', 2) as service, detail from operation
+        where retry_reason = 'CALLER_REJECTED' and next_attempt_time is not null
           limit {_MAX_COUNTED + 1}) d group by service
 """
 # An alert whose own event is refused raises one about all such alerts, or there would be no end.
 _EVENT_REJECTED = """
-    select aggregate_id as subject, detail from refused_aggregate where refusals > 0
+    select aggregate_id as resource_name, detail from rejected_aggregate where rejection_count > 0
         and not starts_with(aggregate_id, 'alerts/')
-    union all (select 'alerts/-', detail from refused_aggregate where aggregate_id > 'alerts/'
-        and aggregate_id < 'alerts0' and refusals > 0 limit 1)
+    union all (select 'alerts/-', detail from rejected_aggregate where aggregate_id > 'alerts/'
+        and aggregate_id < 'alerts0' and rejection_count > 0 limit 1)
 """
 _EVENTS_DELAYED = """
-    select 'services/event' as subject,
+    select 'services/event' as resource_name,
         'the oldest event waits since ' || to_char(o.create_time, 'YYYY-MM-DD"T"HH24:MI:SS"Z"') as
         detail
-    from ({oldest}) o where o.create_time < (select clock()) - cast(:events_wait as interval)
+    from ({oldest}) o where o.create_time < (select clock()) - cast(:max_event_delay as interval)
 """
 OLDEST_IN_OUTBOX = "select create_time from outbox order by sequence limit 1"
 """The create_time of the oldest event that waits in the outbox, which is published in order."""
-_COLUMNS = "alert_id, kind, subject, detail, create_time, end_time"
+_COLUMNS = "alert_id, kind, resource_name, detail, create_time, end_time"
 _CONDITIONS = (
     'select * from json_to_recordset(cast(:found as json)) as r (kind text collate "C", '
-    "subject "
+    "resource_name "
     'text collate "C", detail text)'
 )
 _OPEN_ALERTS = text(f"""
     with found as materialized (
         select f.* from ({_CONDITIONS}) f
-        where not exists (select from alert a where a.kind = f.kind and a.subject = f.subject
+        where not exists (select from alert a where a.kind = f.kind
+            and a.resource_name = f.resource_name
             and a.end_time is null)
-        order by f.kind, f.subject limit :most),
+        order by f.kind, f.resource_name limit :limit),
     new as (
-        insert into alert (alert_id, kind, subject, number, detail, create_time)
-        select current_schema() || '-' || f.kind || '-' || translate(f.subject, '/',
-            '-') || '-' || n.number, f.kind, f.subject, n.number, f.detail, t.now
+        insert into alert (alert_id, kind, resource_name, number, detail, create_time)
+        select current_schema() || '-' || f.kind || '-' || translate(f.resource_name, '/',
+            '-') || '-' || n.number, f.kind, f.resource_name, n.number, f.detail, t.now
         from found f, (select clock() as now) t
         cross join lateral (select coalesce(max(a.number), 0) + 1 as number from alert a
-            where a.kind = f.kind and a.subject = f.subject) n
-        order by f.kind, f.subject returning *),
+            where a.kind = f.kind and a.resource_name = f.resource_name) n
+        order by f.kind, f.resource_name returning *),
     {insert_into_outbox("new", "'alerts/' || alert_id", "1")}
-    select {_COLUMNS}, sequence as told from new, told
+    select {_COLUMNS}, sequence as outbox_sequence from new, outbox_sequence
 """)
 _END_CLEARED = text(f"""
     with found as materialized ({_CONDITIONS}),
     over as materialized (
         select a.alert_id from alert a where a.end_time is null
-            and not exists (select from found f where f.kind = a.kind and f.subject = a.subject)
+            and not exists (select from found f where f.kind = a.kind
+                and f.resource_name = a.resource_name)
             and a.kind <> all (cast(:too_many as text[]))
-        order by a.alert_id limit :most for update),
+        order by a.alert_id limit :limit for update),
     ended as (update alert a set end_time = greatest(a.create_time, clock()) from over o
         where a.alert_id = o.alert_id returning a.*),
     {insert_into_outbox("ended", "'alerts/' || alert_id", "2")}
-    select {_COLUMNS}, sequence as told from ended, told
+    select {_COLUMNS}, sequence as outbox_sequence from ended, outbox_sequence
 """)
-_END_BY_SUBJECT = text(f"""
+_END_BY_RESOURCE_NAME = text(f"""
     with over as materialized (
-        select alert_id from alert where kind = :kind and subject = any (cast(:subjects as text[]))
+        select alert_id from alert where kind = :kind
+            and resource_name = any (cast(:resource_names as text[]))
             and end_time is null order by alert_id for update),
     ended as (update alert a set end_time = greatest(a.create_time, clock()) from over o
         where a.alert_id = o.alert_id returning a.*),
     {insert_into_outbox("ended", "'alerts/' || alert_id", "2")}
-    select {_COLUMNS}, sequence as told from ended, told
+    select {_COLUMNS}, sequence as outbox_sequence from ended, outbox_sequence
 """)
 _LIST = f"""
     select {_COLUMNS} from alert
         where {{which}}
         and (create_time, alert_id) < (coalesce(cast(:before_time as timestamptz), 'infinity'),
         :before_id)
-    order by create_time desc, alert_id desc limit :most
+    order by create_time desc, alert_id desc limit :limit
 """
 _LIST_OPEN, _LIST_ALL = (
     text(_LIST.format(which="end_time is null")),
@@ -163,14 +168,14 @@ def operation_alert_queries(
         ("DEAD_LETTER", "deadLetters", _DEAD_LETTERS),
         ("CALLER_REJECTED", "services", _CALLER_REJECTED.format(waiting=operation_noun)),
         (
-            "PROVIDER_FORBIDS",
+            "PROVIDER_UNAUTHORIZED",
             "providers",
-            _FAILING_PROVIDERS.format(waiting=operation_noun, trouble="FORBIDDEN"),
+            _FAILING_PROVIDERS.format(waiting=operation_noun, retry_reason="UNAUTHORIZED"),
         ),
         (
-            "PROVIDER_FAILS",
+            "PROVIDER_UNAVAILABLE",
             "providers",
-            _FAILING_PROVIDERS.format(waiting=operation_noun, trouble="HELD_BACK"),
+            _FAILING_PROVIDERS.format(waiting=operation_noun, retry_reason="CIRCUIT_OPEN"),
         ),
     )
     return [
@@ -191,11 +196,11 @@ def event_alert_queries(
     `max_event_delay_seconds`: seconds that an event may wait to be published; `oldest_query`: a
     select of the create_time of the one that has waited longest, if any.
     """
-    parameters = {"events_wait": f"{max_event_delay_seconds} seconds"}
+    parameters = {"max_event_delay": f"{max_event_delay_seconds} seconds"}
     return [
-        AlertQuery("EVENT_REFUSED", "events", _EVENT_REJECTED, parameters),
+        AlertQuery("EVENT_REJECTED", "events", _EVENT_REJECTED, parameters),
         AlertQuery(
-            "EVENTS_WAIT", "services", _EVENTS_DELAYED.format(oldest=oldest_query), parameters
+            "EVENTS_DELAYED", "services", _EVENTS_DELAYED.format(oldest=oldest_query), parameters
         ),
     ]
 
@@ -208,9 +213,9 @@ def evaluate(
     """
     conditions, exceeded_kinds = [], []
     for query in queries:
-        values = {**query.parameters, "most_looked_at": _MAX_SCANNED, "most": MAX_PER_KIND + 1}
+        values = {**query.parameters, "max_scanned": _MAX_SCANNED, "limit": MAX_PER_KIND + 1}
         matches = connection.execute(
-            text(f"select subject, detail from ({query.query}) f limit :most"), values
+            text(f"select resource_name, detail from ({query.query}) f limit :limit"), values
         ).all()
         if len(matches) > MAX_PER_KIND:
             exceeded_kinds.append(query.kind)
@@ -218,7 +223,8 @@ def evaluate(
             conditions.append(AlertCondition(query.kind, f"{query.collection}/-", message))
         else:
             conditions += [
-                AlertCondition(query.kind, subject, detail) for subject, detail in matches
+                AlertCondition(query.kind, resource_name, detail)
+                for resource_name, detail in matches
             ]
     return conditions, exceeded_kinds
 
@@ -227,9 +233,11 @@ def open_alerts(
     connection: Connection, conditions: Sequence[AlertCondition], limit: int
 ) -> Sequence[Row[Any]]:
     """New alerts for up to so many that are found and have no open one, each with the outbox row in
-    which all are to be told.
+    which all are to be recorded.
     """
-    return connection.execute(_OPEN_ALERTS, {"found": encode_rows(conditions), "most": limit}).all()
+    return connection.execute(
+        _OPEN_ALERTS, {"found": encode_rows(conditions), "limit": limit}
+    ).all()
 
 
 def end_cleared(
@@ -239,23 +247,25 @@ def end_cleared(
     limit: int,
 ) -> Sequence[Row[Any]]:
     """Ends up to so many open alerts that are not found any more; those, each with the outbox row
-    in which all are to be told.
+    in which all are to be recorded.
 
     Where there are `exceeded_kinds`, nobody knows which are still found, and none ends.
     """
     return connection.execute(
         _END_CLEARED,
-        {"found": encode_rows(conditions), "too_many": list(exceeded_kinds), "most": limit},
+        {"found": encode_rows(conditions), "too_many": list(exceeded_kinds), "limit": limit},
     ).all()
 
 
-def end_by_subject(
-    connection: Connection, kind: str, subjects: Sequence[str]
+def end_by_resource_name(
+    connection: Connection, kind: str, resource_names: Sequence[str]
 ) -> Sequence[Row[Any]]:
     """Ends the open alerts of a kind about subjects; those, each with the outbox row in which all
-    are to be told.
+    are to be recorded.
     """
-    return connection.execute(_END_BY_SUBJECT, {"kind": kind, "subjects": list(subjects)}).all()
+    return connection.execute(
+        _END_BY_RESOURCE_NAME, {"kind": kind, "resource_names": list(resource_names)}
+    ).all()
 
 
 def list_alerts(
@@ -265,5 +275,5 @@ def list_alerts(
     before_time, before_id = before or (None, "")
     return connection.execute(
         _LIST_ALL if include_ended else _LIST_OPEN,
-        {"before_time": before_time, "before_id": before_id, "most": limit},
+        {"before_time": before_time, "before_id": before_id, "limit": limit},
     ).all()

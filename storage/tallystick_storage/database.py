@@ -354,11 +354,11 @@ def _insert_commit_marker(connection: Connection, marker_id: uuid.UUID) -> None:
     connection.execute(_INSERT_COMMIT_MARKER, {"id": marker_id})
 
 
-_INSERT_COMMIT_MARKER = text("insert into mark (id, create_time) values (:id, clock())")
+_INSERT_COMMIT_MARKER = text("insert into commit_marker (id, create_time) values (:id, clock())")
 _PRUNE_COMMIT_MARKERS = text("""
-    delete from mark where id = any (array(
-        select id from mark where create_time < (select clock()) - cast(:age as interval)
-            order by create_time limit :most))
+    delete from commit_marker where id = any (array(
+        select id from commit_marker where create_time < (select clock()) - cast(:age as interval)
+            order by create_time limit :limit))
 """)
 _MAX_PRUNED = 10_000
 
@@ -368,7 +368,7 @@ def prune_commit_markers(connection: Connection) -> bool:
     more.
     """
     return (
-        connection.execute(_PRUNE_COMMIT_MARKERS, {"age": "1 hour", "most": _MAX_PRUNED}).rowcount
+        connection.execute(_PRUNE_COMMIT_MARKERS, {"age": "1 hour", "limit": _MAX_PRUNED}).rowcount
         == _MAX_PRUNED
     )
 

@@ -17,12 +17,12 @@ from tallystick_storage.outbox import insert_into_outbox
 
 @dataclass(slots=True)
 class NewDeadLetter:
-    """What is set aside, and why; `subject` is "{collection}/{id}"."""
+    """What is set aside, and why; `resource_name` is "{collection}/{id}"."""
 
-    subject: str
+    resource_name: str
     cause: str
     detail: str
-    tries: int
+    retry_count: int
     provider: str
 
 
@@ -40,58 +40,64 @@ class DeadLetterFilter:
 
 
 _COLUMNS = (
-    "dead_letter_id, subject, cause, detail, tries, state, operator, reason, evidence, "
+    "dead_letter_id, resource_name, cause, detail, retry_count, state, operator, reason, evidence, "
     "create_time, end_time, provider"
 )
 _INSERT = text(f"""
     with new as (
-        insert into dead_letter (dead_letter_id, subject, number, cause, detail, tries, state,
+        insert into dead_letter (dead_letter_id, resource_name, number, cause, detail, retry_count,
+            state,
             operator, reason, evidence, create_time, provider)
-        select translate(r.subject, '/', '-') || '-' || n.number, r.subject, n.number, r.cause,
-            r.detail, r.tries, 'OPEN', '', '', '', clock(), r.provider
+        select translate(r.resource_name, '/', '-') || '-' || n.number, r.resource_name, n.number,
+            r.cause,
+            r.detail, r.retry_count, 'OPEN', '', '', '', clock(), r.provider
         from json_to_recordset(cast(:items as json))
-            as r (subject text collate "C", cause text, detail text, tries int, provider text)
+            as r (resource_name text collate "C", cause text, detail text, retry_count int,
+                provider text)
         cross join lateral (select coalesce(max(d.number), 0) + 1 as number from dead_letter d
-            where d.subject = r.subject) n
-        order by r.subject returning *),
+            where d.resource_name = r.resource_name) n
+        order by r.resource_name returning *),
     {insert_into_outbox("new", "'deadLetters/' || dead_letter_id", "1")}
-    select {_COLUMNS}, sequence as told from new, told
+    select {_COLUMNS}, sequence as outbox_sequence from new, outbox_sequence
 """)
 _END = text(f"""
     with l as materialized (
-        select dead_letter_id from dead_letter where subject = any (cast(:subjects as text[]))
+        select dead_letter_id from dead_letter
+            where resource_name = any (cast(:resource_names as text[]))
             and state = 'OPEN'
             and (cast(:ids as text[]) is null or dead_letter_id = any (cast(:ids as text[])))
-                order by subject for update),
+                order by resource_name for update),
     ended as (
         update dead_letter d set state = :state, operator = :operator, reason = :reason,
             evidence = :evidence, end_time = clock()
         from l where d.dead_letter_id = l.dead_letter_id returning d.*),
     {insert_into_outbox("ended", "'deadLetters/' || dead_letter_id", "2")}
-    select {_COLUMNS}, sequence as told from ended, told
+    select {_COLUMNS}, sequence as outbox_sequence from ended, outbox_sequence
 """)
 _IS_OPEN = text(
-    "select exists (select from dead_letter where subject = :subject and state = 'OPEN')"
+    "select exists (select from dead_letter where resource_name = :resource_name and state = "
+    "'OPEN')"
 )
 _HAS_CAUSE = text(
-    "select exists (select from dead_letter where subject = :subject and cause = :cause)"
+    "select exists (select from dead_letter where resource_name = :resource_name and cause = "
+    ":cause)"
 )
 _FIND = text(f"select {_COLUMNS} from dead_letter where dead_letter_id = :id")
 _LIST = """
     select {columns} from dead_letter
         where (create_time, dead_letter_id) < (coalesce(cast(:before_time as timestamptz),
         'infinity'), :before_id) and {criteria}
-    order by create_time desc, dead_letter_id desc limit :most
+    order by create_time desc, dead_letter_id desc limit :limit
 """
 _LIST_OPEN_AFTER = """
     select {columns} from dead_letter where state = 'OPEN'
         and (create_time, dead_letter_id) > (coalesce(cast(:after_time as timestamptz),
         '-infinity'), :after_id)
-        and {criteria} order by create_time, dead_letter_id limit :most
+        and {criteria} order by create_time, dead_letter_id limit :limit
 """
 _COUNT_OPEN = (
-    "select cause, provider, count(*) as letters from dead_letter where state = 'OPEN' and "
-    "{criteria} group by cause, provider order by cause, provider"
+    "select cause, provider, count(*) as dead_letter_count from dead_letter where state = 'OPEN' "
+    "and {criteria} group by cause, provider order by cause, provider"
 )
 _CONDITIONS = {
     "state": "state = :state",
@@ -104,14 +110,14 @@ _CONDITIONS = {
 
 def insert(connection: Connection, items: Sequence[NewDeadLetter]) -> Sequence[Row[Any]]:
     """Sets subjects aside that have no open dead letter; the dead letters, each with the outbox row
-    in which all are to be told.
+    in which all are to be recorded.
     """
     return connection.execute(_INSERT, {"items": encode_rows(items)}).all()
 
 
 def end(
     connection: Connection,
-    subjects: Sequence[str],
+    resource_names: Sequence[str],
     state: str,
     operator: str = "",
     reason: str = "",
@@ -120,10 +126,10 @@ def end(
     ids: Sequence[str] | None = None,
 ) -> Sequence[Row[Any]]:
     """Ends the open dead letters of subjects, or those of them with these ids; those that ended by
-    it, each with the outbox row in which all are told.
+    it, each with the outbox row in which all are recorded.
     """
     values = {
-        "subjects": list(subjects),
+        "resource_names": list(resource_names),
         "state": state,
         "operator": operator,
         "reason": reason,
@@ -132,14 +138,18 @@ def end(
     return connection.execute(_END, {**values, "ids": None if ids is None else list(ids)}).all()
 
 
-def is_open(connection: Connection, subject: str) -> bool:
+def is_open(connection: Connection, resource_name: str) -> bool:
     """Whether a subject is a dead letter now."""
-    return bool(connection.execute(_IS_OPEN, {"subject": subject}).scalar_one())
+    return bool(connection.execute(_IS_OPEN, {"resource_name": resource_name}).scalar_one())
 
 
-def has_cause(connection: Connection, subject: str, cause: str) -> bool:
+def has_cause(connection: Connection, resource_name: str, cause: str) -> bool:
     """Whether a subject is, or ever was, a dead letter of that cause."""
-    return bool(connection.execute(_HAS_CAUSE, {"subject": subject, "cause": cause}).scalar_one())
+    return bool(
+        connection.execute(
+            _HAS_CAUSE, {"resource_name": resource_name, "cause": cause}
+        ).scalar_one()
+    )
 
 
 def find(connection: Connection, dead_letter_id: str) -> Row[Any] | None:
@@ -155,7 +165,7 @@ def list_dead_letters(
     """Dead letters, newest first, before a given (create_time, id)."""
     before_time, before_id = before or (None, "")
     return connection.execute(
-        *_query(_LIST, filters, before_time=before_time, before_id=before_id, most=limit)
+        *_query(_LIST, filters, before_time=before_time, before_id=before_id, limit=limit)
     ).all()
 
 
@@ -168,7 +178,7 @@ def list_open_after(
     """Open dead letters, oldest first, after a given (create_time, id)."""
     after_time, after_id = after or (None, "")
     return connection.execute(
-        *_query(_LIST_OPEN_AFTER, filters, after_time=after_time, after_id=after_id, most=limit)
+        *_query(_LIST_OPEN_AFTER, filters, after_time=after_time, after_id=after_id, limit=limit)
     ).all()
 
 

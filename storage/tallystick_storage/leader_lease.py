@@ -7,10 +7,12 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 _ACQUIRE = text("""
-    insert into duty (name, holder, until_time)
-        values (:name, :holder, clock() + cast(:seconds as interval))
-    on conflict (name) do update set holder = excluded.holder, until_time = excluded.until_time
-        where duty.holder = excluded.holder or duty.until_time <= (select clock())
+    insert into leader_lease (name, owner_id, lease_until)
+        values (:name, :owner_id, clock() + cast(:seconds as interval))
+    on conflict (name) do update set owner_id = excluded.owner_id,
+        lease_until = excluded.lease_until
+        where leader_lease.owner_id = excluded.owner_id
+            or leader_lease.lease_until <= (select clock())
     returning name
 """)
 
@@ -21,5 +23,5 @@ def try_acquire_lease(
     """Whether this holder does the work for the next so many seconds; it keeps its turn as long as
     it comes back in time.
     """
-    values = {"name": name, "holder": owner_id, "seconds": f"{lease_seconds} seconds"}
+    values = {"name": name, "owner_id": owner_id, "seconds": f"{lease_seconds} seconds"}
     return connection.execute(_ACQUIRE, values).one_or_none() is not None

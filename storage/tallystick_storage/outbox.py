@@ -38,11 +38,11 @@ _STORE_EVENTS = text("update outbox set request = :request where sequence = :seq
 # An aggregate's later change draws its sequence number under the aggregate's lock, when the earlier
 # one is committed: in this order none overtakes.
 _LIST_UNPUBLISHED = text("""
-    select o.sequence, cardinality(o.versions) as events, o.request, case
-        when exists (select from refused_aggregate)
-        then array(select r.aggregate_id from refused_aggregate r
-            where r.aggregate_id = any (o.aggregate_ids)) end as refused
-    from outbox o order by o.sequence limit :most
+    select o.sequence, cardinality(o.versions) as event_count, o.request, case
+        when exists (select from rejected_aggregate)
+        then array(select r.aggregate_id from rejected_aggregate r
+            where r.aggregate_id = any (o.aggregate_ids)) end as rejected_aggregates
+    from outbox o order by o.sequence limit :limit
 """)
 _DELETE_PUBLISHED = text("delete from outbox where sequence = any (cast(:sequences as bigint[]))")
 
@@ -51,7 +51,7 @@ def insert_into_outbox(source: str, aggregate: str, version: str = "version") ->
     """The part of a statement that names what another part, `source`, has changed: by an
     aggregate's id and its version, in one row of the outbox, if any.
     """
-    return f"""told as (
+    return f"""outbox_sequence as (
         insert into outbox (aggregate_ids, versions) select array_agg({aggregate}),
             array_agg({version}) from {source} having count(*) > 0
         returning sequence)"""
@@ -66,9 +66,10 @@ def list_unpublished(connection: Connection, limit: int) -> list[OutboxRow]:
     """What EventService has not confirmed, up to so many rows; the changes of an aggregate in
     order, from its first on.
     """
-    result = connection.execute(_LIST_UNPUBLISHED, {"most": limit})
+    result = connection.execute(_LIST_UNPUBLISHED, {"limit": limit})
     return [
-        OutboxRow(row.sequence, row.events, bytes(row.request), row.refused or ()) for row in result
+        OutboxRow(row.sequence, row.event_count, bytes(row.request), row.rejected_aggregates or ())
+        for row in result
     ]
 
 
@@ -78,18 +79,18 @@ def delete_published(connection: Connection, sequences: Sequence[int]) -> None:
 
 
 # The first delay of an aggregate, then twice as long each time.
-_DELAY = "least(2 ^ least({refusals}, 16), 300) * interval '1 second'"
+_DELAY = "least(2 ^ least({rejection_count}, 16), 300) * interval '1 second'"
 _STORE_REJECTED_AGGREGATES = text(f"""
-    insert into refused_aggregate (aggregate_id, refusals, next_attempt_time, detail)
+    insert into rejected_aggregate (aggregate_id, rejection_count, next_attempt_time, detail)
     select aggregate_id, case detail when '' then 0 else 1 end, clock() + case detail when ''
-        then interval '0' else {_DELAY.format(refusals="1")} end, detail
+        then interval '0' else {_DELAY.format(rejection_count="1")} end, detail
     from unnest(cast(:aggregate_ids as text[]), cast(:details as text[]))
         as r (aggregate_id, detail) order by aggregate_id collate "C"
     on conflict (aggregate_id) do update set detail = case excluded.detail when ''
-        then refused_aggregate.detail else excluded.detail end
+        then rejected_aggregate.detail else excluded.detail end
 """)
 _STORE_REJECTED_EVENTS = text("""
-    insert into refused_event (aggregate_id, version, event)
+    insert into rejected_event (aggregate_id, version, event)
     select * from unnest(cast(:aggregate_ids as text[]), cast(:versions as bigint[]),
         cast(:events as bytea[])) as r (aggregate_id, version, event)
     order by aggregate_id collate "C", version
@@ -97,35 +98,35 @@ _STORE_REJECTED_EVENTS = text("""
 """)
 _LIST_DUE_EVENTS = text("""
     select e.aggregate_id, e.version, e.event
-    from (select aggregate_id, next_attempt_time from refused_aggregate
+    from (select aggregate_id, next_attempt_time from rejected_aggregate
         where next_attempt_time <= (select clock())
-          order by next_attempt_time, aggregate_id limit :most) r
-    cross join lateral (select * from refused_event e where e.aggregate_id = r.aggregate_id
-        order by e.version limit :most_each) e
+          order by next_attempt_time, aggregate_id limit :limit) r
+    cross join lateral (select * from rejected_event e where e.aggregate_id = r.aggregate_id
+        order by e.version limit :limit_each) e
     order by r.next_attempt_time, e.aggregate_id, e.version
 """)
 _LOCK_AGGREGATES = text(
-    "select from refused_aggregate where aggregate_id = any (cast(:aggregate_ids as text[])) "
+    "select from rejected_aggregate where aggregate_id = any (cast(:aggregate_ids as text[])) "
     "order by aggregate_id for update"
 )
 _DELETE_EVENTS = text("""
-    delete from refused_event e
+    delete from rejected_event e
         using unnest(cast(:aggregate_ids as text[]), cast(:versions as bigint[])) as p
         (aggregate_id, version)
     where e.aggregate_id = p.aggregate_id and e.version = p.version
 """)
 _DELAY_AGGREGATES = text(f"""
-    update refused_aggregate a set refusals = a.refusals + 1, detail = r.detail,
-        next_attempt_time = clock() + {_DELAY.format(refusals="a.refusals + 1")}
+    update rejected_aggregate a set rejection_count = a.rejection_count + 1, detail = r.detail,
+        next_attempt_time = clock() + {_DELAY.format(rejection_count="a.rejection_count + 1")}
     from unnest(cast(:aggregate_ids as text[]), cast(:details as text[]))
         as r (aggregate_id, detail) where a.aggregate_id = r.aggregate_id
 """)
 _DELETE_AGGREGATES = text("""
-    delete from refused_aggregate a where a.aggregate_id = any (cast(:aggregate_ids as text[]))
-        and not exists (select from refused_event e where e.aggregate_id = a.aggregate_id)
+    delete from rejected_aggregate a where a.aggregate_id = any (cast(:aggregate_ids as text[]))
+        and not exists (select from rejected_event e where e.aggregate_id = a.aggregate_id)
 """)
 _FIND_REJECTED_AGGREGATES = text(
-    "select aggregate_id from refused_aggregate where aggregate_id = any (cast(:aggregate_ids as "
+    "select aggregate_id from rejected_aggregate where aggregate_id = any (cast(:aggregate_ids as "
     "text[]))"
 )
 
@@ -170,7 +171,7 @@ def list_due_events(
     each, in order.
     """
     result = connection.execute(
-        _LIST_DUE_EVENTS, {"most": max_aggregates, "most_each": max_per_aggregate}
+        _LIST_DUE_EVENTS, {"limit": max_aggregates, "limit_each": max_per_aggregate}
     )
     return [RejectedEvent(row.aggregate_id, row.version, bytes(row.event)) for row in result]
 

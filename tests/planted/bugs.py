@@ -50,8 +50,8 @@ BUGS = (
         "a server error is taken for a decline",
         f"{_SERVER}/providers/sandbox/provider.py",
         "case 400 if reply.code in _REJECTION_CODES:\n            return "
-        "Declined(FailureReason.PROVIDER_REFUSED, reply.code)",
-        "case 400 | 500:\n            return Declined(FailureReason.PROVIDER_REFUSED, reply.code)",
+        "Declined(FailureReason.PROVIDER_REJECTED, reply.code)",
+        "case 400 | 500:\n            return Declined(FailureReason.PROVIDER_REJECTED, reply.code)",
     ),
     PlantedBug(
         "a charge that is not found was never sent",
@@ -77,8 +77,11 @@ BUGS = (
     PlantedBug(
         "that it may have been sent is forgotten",
         f"{_STORAGE}/operations.py",
-        "lease_token = d.lease_token + 1, maybe_sent = d.maybe_sent or d.held, held = true,",
-        "lease_token = d.lease_token + 1, held = true,",
+        (
+            "lease_token = op.lease_token + 1, maybe_sent = op.maybe_sent or op.is_leased,\n"
+            "                is_leased = true,"
+        ),
+        ("lease_token = op.lease_token + 1, \n                is_leased = true,"),
         "tests/test_recovery.py",
     ),
     PlantedBug(
@@ -151,15 +154,15 @@ BUGS = (
     PlantedBug(
         "a cancellation during a look-up is put off",
         f"{_STORAGE}/operations.py",
-        "case when d.recheck and r.delay is not null then",
+        "case when op.has_changed and r.delay_seconds is not null then",
         "case when false then",
         "tests/test_recovery.py -k during_a_look_up",
     ),
     PlantedBug(
         "a charge that expires while it is answered waits for an operator",
         f"{_SERVER}/operations/reschedule.py",
-        "recheck_after=max(remaining_seconds, 0.0) if remaining_seconds < inf else None",
-        "recheck_after=remaining_seconds if 0 < remaining_seconds < inf else None",
+        "expire_after_seconds=max(remaining_seconds, 0.0) if remaining_seconds < inf else None",
+        "expire_after_seconds=remaining_seconds if 0 < remaining_seconds < inf else None",
         "tests/test_recovery.py -k makes_a_dead_letter_of_it",
     ),
     PlantedBug(
@@ -236,7 +239,7 @@ BUGS = (
         (
             "failed_step.retry_reason not in (\n"
             "        RetryReason.NOT_SENT,\n"
-            "        RetryReason.HELD_BACK,\n"
+            "        RetryReason.CIRCUIT_OPEN,\n"
             "    )"
         ),
         "failed_step.retry_reason is not RetryReason.NOT_SENT",
@@ -264,7 +267,8 @@ BUGS = (
         f"{_SERVER}/operations/dead_letters.py",
         (
             "operation_store.requeue(\n"
-            "        connection, [by_resource_name[row.subject].operation_id for row in rows]\n"
+            "        connection, [by_resource_name[row.resource_name].operation_id for row in "
+            "rows]\n"
             "    )"
         ),
         "del rows",
@@ -282,24 +286,29 @@ BUGS = (
         "the fencing token is not checked",
         f"{_STORAGE}/payment/orders.py",
         (
-            "select d.lease_token = r.lease_token as ours from due d\n"
-            "            where d.demand_id = r.charge_id\n"
-            "                and (d.lease_token = r.lease_token or r.cause = :answered) limit 1"
+            "select op.lease_token = r.lease_token as holds_lease from operation op\n"
+            "            where op.operation_id = r.charge_id\n"
+            "                and (op.lease_token = r.lease_token or r.transition_reason = :outcome_reason)\n"
+            "                    limit 1"
         ),
-        ("select true as ours from due d\n            where d.demand_id = r.charge_id limit 1"),
+        (
+            "select true as holds_lease from operation op\n"
+            "            where op.operation_id = r.charge_id\n"
+            "                    limit 1"
+        ),
         "tests/test_recovery.py -k closing_asks_the_provider",
     ),
     PlantedBug(
         "an answer that cannot be applied is tried for ever",
         f"{_SERVER}/operations/reschedule.py",
-        "return self.operation.needs_booking or self.action is NextAction.JUDGE",
+        "return self.operation.needs_booking or self.action is NextAction.APPLY_RECORDED",
         "return self.operation.needs_booking",
         "tests/test_recovery.py -k cannot_be_applied",
     ),
     PlantedBug(
         "an answer without the lease waits for the next attempt",
         f"{_STORAGE}/payment/orders.py",
-        ("any (array(select charge_id from claimed where not ours\n            except"),
+        ("any (array(select charge_id from claimed where not holds_lease\n            except"),
         ("any (array(select charge_id from claimed where false\n            except"),
         "tests/test_recovery.py -k without_the_lease",
     ),
@@ -307,28 +316,34 @@ BUGS = (
         "a lease is given back by who lost it",
         f"{_STORAGE}/operations.py",
         (
-            "join due d on d.demand_id = r.demand_id and d.lease_token = r.lease_token\n"
-            "            order by d.demand_id for update of d)"
+            "join operation op on op.operation_id = r.operation_id and op.lease_token = "
+            "r.lease_token\n"
+            "            order by op.operation_id for update of op)"
         ),
         (
-            "join due d on d.demand_id = r.demand_id \n"
-            "            order by d.demand_id for update of d)"
+            "join operation op on op.operation_id = r.operation_id \n"
+            "            order by op.operation_id for update of op)"
         ),
         "tests/test_recovery.py -k lost_a_lease",
     ),
     PlantedBug(
         "the sweep takes what another process works on",
         f"{_STORAGE}/operations.py",
-        "select demand_id from due where provider = :provider and ready_time <= (select clock())",
-        "select demand_id from due where provider = :provider and next_attempt_time <= (select "
-        "clock())",
+        (
+            "select operation_id from operation where provider = :provider\n"
+            "            and ready_time <= (select clock())"
+        ),
+        (
+            "select operation_id from operation where provider = :provider\n"
+            "            and next_attempt_time <= (select clock())"
+        ),
         "tests/test_recovery.py",
     ),
     PlantedBug(
         "the sweep takes nothing that was left behind",
         f"{_STORAGE}/operations.py",
         "ready_time <= (select clock())\n        order by ready_time",
-        "ready_time <= (select clock()) and not held\n        order by ready_time",
+        "ready_time <= (select clock()) and not is_leased\n        order by ready_time",
     ),
     # COMMIT
     PlantedBug(
@@ -390,13 +405,13 @@ BUGS = (
         ),
     ),
     PlantedBug(
-        "each try of a credit has a cause of its own",
+        "each try of a credit has a source id of its own",
         f"{_SERVER}/payment/booking.py",
-        'cause=f"PAY_IN/{order.payment_order_id}",',
-        'cause=f"PAY_IN/{order.payment_order_id}-{charge.lease_token}",',
+        'source_id=f"PAY_IN/{order.payment_order_id}",',
+        'source_id=f"PAY_IN/{order.payment_order_id}-{charge.lease_token}",',
     ),
     PlantedBug(
-        "each try of a posting has a cause of its own",
+        "each try of a posting has a source id of its own",
         f"{_SERVER}/payment/booking.py",
         "Kind.PAY_IN, order.payment_order_id, charge.caller, lines)",
         'Kind.PAY_IN, f"{order.payment_order_id}-{charge.lease_token}", charge.caller, lines)',
@@ -464,13 +479,13 @@ BUGS = (
         "return instruction.kind is EntryKind.RELEASE and credit is not None and not "
         "credit.pending",
         "return False",
-        "tests/test_wallet_service.py -k by_its_cause",
+        "tests/test_wallet_service.py -k by_its_source_id",
     ),
     PlantedBug(
-        "a release takes along what has the same cause",
+        "a release takes along what has the same source id",
         f"{_SERVER}/wallet/apply_instructions.py",
         "    if instruction.kind in _RESOLVED_KINDS:\n",
-        "    if instruction.cause in wallet_keys:\n",
+        "    if instruction.source_id in wallet_keys:\n",
         "tests/test_wallet_service.py -k own_wallet",
     ),
     PlantedBug(
@@ -497,8 +512,9 @@ BUGS = (
     PlantedBug(
         "what was paid after it failed is not taken from the seller",
         f"{_CORE}/payout/reported_transfer.py",
-        "        return OutcomeEffect((PayoutTrigger.STRAY,), (transfer,))\n    if transfer.fit",
-        "        return OutcomeEffect()\n    if transfer.fit",
+        "        return OutcomeEffect((PayoutTrigger.UNMATCHED_TRANSFER,), (transfer,))\n    if "
+        "transfer.match",
+        "        return OutcomeEffect()\n    if transfer.match",
     ),
     PlantedBug(
         "who made a payout approves it",
@@ -528,15 +544,14 @@ BUGS = (
         "a closed payout is settled only by the process that closed it",
         f"{_STORAGE}/operations.py",
         (
-            "update due set next_attempt_time = clock(), lease_until = clock() + cast(:lease as "
-            "interval),\n"
-            "        lease_token = lease_token + 1, held = true, tries = '{}'\n"
-            "    where demand_id = :demand_id"
+            "update operation set next_attempt_time = clock(),\n"
+            "        lease_until = clock() + cast(:lease as interval),\n"
+            "        lease_token = lease_token + 1, is_leased = true, retry_counts = '{}'\n"
+            "    where operation_id = :operation_id"
         ),
         (
-            "update due set lease_until = clock() + cast(:lease as interval), lease_token = "
-            "lease_token + 1\n"
-            "    where demand_id = :demand_id"
+            "update operation set lease_until = clock() + cast(:lease as interval), lease_token = lease_token + 1\n"
+            "    where operation_id = :operation_id"
         ),
         "tests/test_payout_people.py -k whoever_comes",
     ),
@@ -595,8 +610,10 @@ BUGS = (
     PlantedBug(
         "siblings of a refused order are charged",
         f"{_CORE}/payment/checkout.py",
-        "if checkout.on_partial is not PartialFailurePolicy.ALL_OR_NOTHING or not rejections:",
-        "if checkout.on_partial is not PartialFailurePolicy.KEEP or not rejections:",
+        "if checkout.partial_failure_policy is not PartialFailurePolicy.ALL_OR_NOTHING or not "
+        "rejections:",
+        "if checkout.partial_failure_policy is not PartialFailurePolicy.KEEP_SUCCEEDED or not "
+        "rejections:",
     ),
     PlantedBug(
         "an order is charged before it is on disk",
@@ -620,8 +637,11 @@ BUGS = (
     PlantedBug(
         "an acknowledged charge keeps its alert",
         f"{_STORAGE}/payment/orders.py",
-        ("as subject, cause as detail\n        from unapplied_charge where acknowledged_by = ''"),
-        ("as subject, cause as detail\n        from unapplied_charge where true"),
+        (
+            "as resource_name, cause as detail\n        from unapplied_charge where "
+            "acknowledged_by = ''"
+        ),
+        ("as resource_name, cause as detail\n        from unapplied_charge where true"),
     ),
     # events
     PlantedBug(
@@ -678,12 +698,12 @@ BUGS = (
         "a refused event is tried once",
         f"{_STORAGE}/outbox.py",
         (
-            "select aggregate_id, next_attempt_time from refused_aggregate\n"
+            "select aggregate_id, next_attempt_time from rejected_aggregate\n"
             "        where next_attempt_time <= (select clock())"
         ),
         (
-            "select aggregate_id, next_attempt_time from refused_aggregate\n"
-            "        where refusals = 0 and next_attempt_time <= (select clock())"
+            "select aggregate_id, next_attempt_time from rejected_aggregate\n"
+            "        where rejection_count = 0 and next_attempt_time <= (select clock())"
         ),
         "tests/test_relay.py -k refused_event_delays",
     ),
@@ -714,12 +734,13 @@ BUGS = (
         f"{_STORAGE}/event/events.py",
         (
             "where e.aggregate_id = r.aggregate_id\n"
-            "                and e.aggregate_version = r.aggregate_version offset 0) as known"
+            "                and e.aggregate_version = r.aggregate_version offset 0) as "
+            "is_published"
         ),
         (
             "where e.aggregate_id = r.aggregate_id\n"
             "                and e.aggregate_version = r.aggregate_version and false offset 0) as "
-            "known"
+            "is_published"
         ),
     ),
     PlantedBug(
@@ -896,8 +917,8 @@ BUGS = (
     PlantedBug(
         "an event with the id of another is dropped",
         f"{_STORAGE}/event/events.py",
-        "        if row.differs:\n",
-        "        if row.differs and not row.aggregate_id:\n",
+        "        if row.is_conflicting:\n",
+        "        if row.is_conflicting and not row.aggregate_id:\n",
         "tests/test_event_service.py -k id_of_another",
     ),
     PlantedBug(

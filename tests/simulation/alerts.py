@@ -23,15 +23,15 @@ _EXPECTED_ALERTS_SQL = """
         where state = 'OPEN'
     union select 'payment', 'UNAPPLIED_CHARGE', 'unappliedCharges/' || unapplied_charge_id
         from payment.unapplied_charge where acknowledged_by = ''
-    union select 'payment', 'CHARGE_CONTRADICTED', 'charges/' || charge_id
+    union select 'payment', 'CHARGE_STATUS_CONFLICT', 'charges/' || charge_id
         from payment.conflicting_report where acknowledged_by = ''
     union select 'payout', 'DEAD_LETTER', 'deadLetters/' || dead_letter_id from payout.dead_letter
         where state = 'OPEN'
-    union select 'payout', 'PAYOUT_CONTRADICTED', 'payouts/' || payout_id
+    union select 'payout', 'PAYOUT_STATUS_CONFLICT', 'payouts/' || payout_id
         from payout.conflicting_report where acknowledged_by = ''
-    union select 'payout', 'STRAY_TRANSFER', 'payouts/' || payout_id from payout.transfer
+    union select 'payout', 'UNMATCHED_TRANSFER', 'payouts/' || payout_id from payout.transfer
         where acknowledged_by = ''
-            and (fit <> 'AS_ASKED' or returned_amount > amount
+            and (match <> 'EXACT' or returned_amount > amount
             or returned_currency not in ('', currency))
 """
 """Service, kind and subject of each alert that is to be open: at rest nothing waits for time, for a

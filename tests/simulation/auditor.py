@@ -11,8 +11,8 @@ from fractions import Fraction
 
 from tallystick import AsyncClient, NotFoundError
 from tallystick.ledger.v1 import ledger_service_pb2
+from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
-from tallystick.recovery.v1 import recovery_pb2
 from tallystick.wallet.v1 import wallet_service_pb2
 from tallystick_core.money import parse_amount
 
@@ -102,8 +102,8 @@ class Auditor:
 
     async def _read_dead_letters(self) -> None:
         for state, subjects in (
-            (recovery_pb2.DEAD_LETTER_STATE_OPEN, self._dead_lettered),
-            (recovery_pb2.DEAD_LETTER_STATE_CLOSED, self._closed_dead_letters),
+            (operator_pb2.DEAD_LETTER_STATE_OPEN, self._dead_lettered),
+            (operator_pb2.DEAD_LETTER_STATE_CLOSED, self._closed_dead_letters),
         ):
             request = payment_service_pb2.ListDeadLettersRequest(state=state)
             async for dead_letter in self._operator.pages(
@@ -237,8 +237,8 @@ class Auditor:
                 return bool(states & {"DECLINED", "ERROR"}) and "insufficient_funds" not in codes
             case "INSUFFICIENT_FUNDS":
                 return states == {"DECLINED"} and codes == {"insufficient_funds"}
-            case "PROVIDER_REFUSED":
-                return payment_request.token == "tok_refused" and not states
+            case "PROVIDER_REJECTED":
+                return payment_request.token == "tok_amount_too_small" and not states
             case "PROVIDER_MISMATCH":
                 return payment_request.token == "tok_other_amount" and states == {"SUCCEEDED"}
             case "PROVIDER_UNREACHABLE":

@@ -60,7 +60,7 @@ LEASE_SECONDS = 6.0
 _RESTART_DELAY_SECONDS = (0.05, 3.0)
 _POLICIES = {
     **scaled_defaults(HOUR_SECONDS / 3600),
-    RetryReason.WATCHED: RetryPolicy(RetryStrategy.FIXED, 1.5, 1.5, 4),
+    RetryReason.POST_COMPLETION_POLL: RetryPolicy(RetryStrategy.FIXED, 1.5, 1.5, 4),
 }
 """The default policies, at the world's speed; but what is polled once a day for a month is polled
 four times.

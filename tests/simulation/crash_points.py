@@ -151,5 +151,5 @@ def _possible_deaths(calls: Sequence[str]) -> list[tuple[str, InjectedFault]]:
     return [
         (call, death)
         for call in mortal_calls
-        for death in (InjectedFault.DIES_BEFORE, InjectedFault.DIES_AFTER)
+        for death in (InjectedFault.CRASH_BEFORE, InjectedFault.CRASH_AFTER)
     ]

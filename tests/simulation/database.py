@@ -99,7 +99,7 @@ class EngineCache:
         return connection
 
     def _check_out(self, connection: psycopg.Connection[Any], _record: Any, _proxy: Any) -> None:
-        if self._conditions.fault is InjectedFault.DATABASE_AWAY:
+        if self._conditions.fault is InjectedFault.DATABASE_UNAVAILABLE:
             raise psycopg.OperationalError("the server is not there")
         if (
             connection.autocommit

@@ -15,16 +15,16 @@ class InjectedFault(StrEnum):
     result.
     """
 
-    DIES_BEFORE = "dies_before"
-    DIES_AFTER = "dies_after"
-    STOPS = "stops"
+    CRASH_BEFORE = "crash_before"
+    CRASH_AFTER = "crash_after"
+    PAUSED = "paused"
     """The process is stopped for longer than a lease lasts."""
     SERIALIZATION_FAILURE = "serialization_failure"
     COMMIT_LOST_BEFORE = "commit_lost_before"
     """The connection breaks at COMMIT, which is not made."""
     COMMIT_LOST_AFTER = "commit_lost_after"
     """The connection breaks at COMMIT, which is made."""
-    DATABASE_AWAY = "database_away"
+    DATABASE_UNAVAILABLE = "database_unavailable"
     """There is no connection."""
     SLOW = "slow"
     """It takes seconds."""
@@ -32,7 +32,7 @@ class InjectedFault(StrEnum):
     """The connection to another service is refused."""
     REQUEST_LOST = "request_lost"
     """The other side hears nothing, and this one waits until its time is up."""
-    ANSWER_LOST = "answer_lost"
+    RESPONSE_LOST = "response_lost"
     """The other side acts, and this one waits until its time is up."""
     RESET = "reset"
     """The other side acts, and the connection breaks before the answer."""
@@ -45,9 +45,9 @@ class InjectedFault(StrEnum):
 
 
 DEATH_FAULTS = {
-    InjectedFault.DIES_BEFORE: 0.4,
-    InjectedFault.DIES_AFTER: 0.4,
-    InjectedFault.STOPS: 0.2,
+    InjectedFault.CRASH_BEFORE: 0.4,
+    InjectedFault.CRASH_AFTER: 0.4,
+    InjectedFault.PAUSED: 0.2,
 }
 COMMIT_FAULTS = frozenset(
     {
@@ -62,19 +62,19 @@ TRANSACTION_FAULTS: Mapping[InjectedFault, float] = {
     InjectedFault.SERIALIZATION_FAILURE: 2.0,
     InjectedFault.COMMIT_LOST_BEFORE: 1.0,
     InjectedFault.COMMIT_LOST_AFTER: 1.5,
-    InjectedFault.DATABASE_AWAY: 0.5,
+    InjectedFault.DATABASE_UNAVAILABLE: 0.5,
     InjectedFault.SLOW: 0.5,
 }
 READ_FAULTS: Mapping[InjectedFault, float] = {
     **DEATH_FAULTS,
-    InjectedFault.DATABASE_AWAY: 1.0,
+    InjectedFault.DATABASE_UNAVAILABLE: 1.0,
     InjectedFault.SLOW: 0.5,
 }
 _NETWORK_FAULTS: Mapping[InjectedFault, float] = {
     InjectedFault.SLOW: 1.0,
     InjectedFault.REFUSED: 1.0,
     InjectedFault.REQUEST_LOST: 1.0,
-    InjectedFault.ANSWER_LOST: 1.0,
+    InjectedFault.RESPONSE_LOST: 1.0,
     InjectedFault.RESET: 1.0,
     InjectedFault.REPEATED: 1.0,
 }

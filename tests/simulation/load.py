@@ -44,7 +44,7 @@ _TOKEN_WEIGHTS = {
     "tok_busy:2": 3.0,
     "tok_decline": 4.0,
     "tok_decline:insufficient_funds": 2.0,
-    "tok_refused": 1.0,
+    "tok_amount_too_small": 1.0,
     "tok_rejected": 1.0,
     "tok_other_amount": 2.0,
     "tok_pending:paid": 3.0,
@@ -272,14 +272,16 @@ class PaymentLoad:
                     payment_request.amounts[0] + 1, payment_request.currency
                 )
                 await self._expect_rejection(
-                    lambda: client.payment.CreatePayment(changed_request), responses, "KEY_REUSED"
+                    lambda: client.payment.CreatePayment(changed_request),
+                    responses,
+                    "IDEMPOTENCY_KEY_REUSED",
                 )
             case PaymentFollowUp.OTHER_CALLER:
                 other_client = self._cluster.client(
                     f"the thief of {payment_request.checkout_id}", other_team(payment_request.team)
                 )
                 await self._expect_rejection(
-                    lambda: other_client.payment.CreatePayment(request), responses, "ID_TAKEN"
+                    lambda: other_client.payment.CreatePayment(request), responses, "ALREADY_EXISTS"
                 )
                 await self._expect_rejection(
                     lambda: other_client.get_payment(payment_request.checkout_id),
@@ -289,7 +291,7 @@ class PaymentLoad:
                 await self._expect_rejection(
                     lambda: other_client.payment.CreatePayment(_under_other_ids(request)),
                     responses,
-                    "ID_TAKEN",
+                    "ALREADY_EXISTS",
                 )
             case PaymentFollowUp.CANCEL:
                 responses.cancelled = True
@@ -299,7 +301,7 @@ class PaymentLoad:
                 response = await self._call_until_success(
                     lambda: client.payment.CancelPayment(cancel_request),
                     responses,
-                    frozenset({"STATE_FORBIDS"}),
+                    frozenset({"INVALID_STATE"}),
                 )
                 if response is not None:
                     responses.payments.append(response.payment)
@@ -318,7 +320,7 @@ class PaymentLoad:
                     confirm_request
                 ),
                 responses,
-                frozenset({"STATE_FORBIDS"}),
+                frozenset({"INVALID_STATE"}),
             )
             if response is not None:
                 responses.delivered_order_ids.add(response.payment_order.payment_order_id)
@@ -362,12 +364,12 @@ def _build_request(
         wait_for=payment_service_pb2.WAIT_FOR_RESULT
         if payment_request.waits_for_result
         else payment_service_pb2.WAIT_FOR_ACCEPTANCE,
-        charging=payment_pb2.CHARGING_TOGETHER
+        charge_mode=payment_pb2.CHARGE_MODE_COMBINED
         if payment_request.together
-        else payment_pb2.CHARGING_PER_ORDER,
-        on_partial=payment_pb2.ON_PARTIAL_ALL_OR_NOTHING
+        else payment_pb2.CHARGE_MODE_PER_ORDER,
+        partial_failure_policy=payment_pb2.PARTIAL_FAILURE_POLICY_ALL_OR_NOTHING
         if payment_request.all_or_nothing
-        else payment_pb2.ON_PARTIAL_KEEP,
+        else payment_pb2.PARTIAL_FAILURE_POLICY_KEEP_SUCCEEDED,
         payment_orders=[
             new_order(
                 payment_request.order_id(index),

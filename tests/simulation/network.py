@@ -47,7 +47,7 @@ async def exchange(
     world.calls.append(call_id)
     fault = world.inject_fault(caller, call_id, fault_weights)
     request_delay, response_delay, repeat_delay, _ = world.delays(call_id)
-    if fault is InjectedFault.DIES_BEFORE:
+    if fault is InjectedFault.CRASH_BEFORE:
         loop.deliver(caller, 0, world.kill, caller)
         return await loop.create_future()  # type: ignore[no-any-return]
     server = find_node()
@@ -64,11 +64,11 @@ async def exchange(
 
     def on_done(task: asyncio.Task[T]) -> None:
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
-        if fault is InjectedFault.DIES_AFTER:
+        if fault is InjectedFault.CRASH_AFTER:
             loop.deliver(caller, response_delay, world.kill, caller)
         elif fault is InjectedFault.RESET or isinstance(error, asyncio.CancelledError):
             break_connection()
-        elif fault is not InjectedFault.ANSWER_LOST:
+        elif fault is not InjectedFault.RESPONSE_LOST:
             loop.deliver(
                 caller,
                 response_delay,
@@ -106,7 +106,7 @@ async def exchange(
             request_delay + repeat_delay + world.slow_delay(call_id),
             lambda: arrive(is_first=False),
         )
-    if fault is not InjectedFault.ANSWER_LOST:
+    if fault is not InjectedFault.RESPONSE_LOST:
         server.on_death.append(break_connection)
     try:
         return await future
@@ -115,7 +115,7 @@ async def exchange(
             loop.deliver(server, response_delay, task.cancel)
         raise
     finally:
-        if fault is not InjectedFault.ANSWER_LOST and server.is_alive:
+        if fault is not InjectedFault.RESPONSE_LOST and server.is_alive:
             server.on_death.remove(break_connection)
 
 
@@ -397,7 +397,7 @@ _BATCH_METHODS = frozenset(
     }
 )
 """What services call each other with that has items, each of which must come through in the end."""
-_ITEM_KEY_FIELDS = ("event_id", "hold_id", "cause_id", "cause")
+_ITEM_KEY_FIELDS = ("event_id", "hold_id", "source_id")
 
 
 def _item_keys(method: str, request_bytes: bytes) -> list[str]:

@@ -10,9 +10,9 @@ from typing import Any
 from google.protobuf.message import Message
 
 from tallystick import AsyncClient
+from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_service_pb2
 from tallystick.payout.v1 import payout_service_pb2
-from tallystick.recovery.v1 import recovery_pb2
 
 from .cluster import OPERATOR, Cluster
 from .insist import call_until_success, expect_rejection
@@ -22,11 +22,11 @@ from .world import World
 _EXTRA_SECONDS = 10.0
 """Seconds after healing in which they go on."""
 _REASON = "dealt with by hand"
-_RETRIED_CAUSES = ("REJECTED", "MISDIRECTED")
+_RETRIED_CAUSES = ("REJECTED", "MISMATCHED_OPERATION")
 """Causes that they have tried again. Others are left alone: they must end without them, or be
 noticed.
 """
-_ALLOWED_REASONS = frozenset({"STATE_FORBIDS"})
+_ALLOWED_REASONS = frozenset({"INVALID_STATE"})
 
 
 class OperatorLoad:
@@ -106,13 +106,15 @@ class OperatorLoad:
                 await self._expect_rejection(acknowledge, changed_request, name)
 
     async def _expect_rejection(self, method: Any, request: Message, name: str) -> None:
-        await expect_rejection(lambda: method(request), name, self._violations, "KEY_REUSED")
+        await expect_rejection(
+            lambda: method(request), name, self._violations, "IDEMPOTENCY_KEY_REUSED"
+        )
 
     async def _acknowledge_payouts(self, client: AsyncClient) -> None:
         page = await self._call(
             client.payout.ListAlerts, payout_service_pb2.ListAlertsRequest(), "alerts"
         )
-        kinds = {"STRAY_TRANSFER", "PAYOUT_CONTRADICTED"}
+        kinds = {"UNMATCHED_TRANSFER", "PAYOUT_STATUS_CONFLICT"}
         for payout_id in {
             alert.subject.partition("/")[2]: None
             for alert in (page.alerts if page else ())
@@ -142,7 +144,7 @@ class OperatorLoad:
 
     async def _retry_dead_letters(self, client: AsyncClient) -> None:
         for cause in _RETRIED_CAUSES:
-            cause_filter = recovery_pb2.DeadLetterFilter(cause=cause)
+            cause_filter = operator_pb2.DeadLetterFilter(cause=cause)
             payment_request = payment_service_pb2.RetryDeadLettersRequest(
                 filter=cause_filter, reason="once more"
             )

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tallystick import AsyncClient
+from tallystick.operator.v1 import operator_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
-from tallystick.recovery.v1 import recovery_pb2
 from tallystick_core.money import parse_amount
 
 from .payout_load import FEES, WithdrawalResponses
@@ -103,8 +103,8 @@ class PayoutAuditor:
 
     async def _read_dead_letters(self) -> None:
         for state, subjects in (
-            (recovery_pb2.DEAD_LETTER_STATE_OPEN, self._dead_lettered),
-            (recovery_pb2.DEAD_LETTER_STATE_CLOSED, self._closed_dead_letters),
+            (operator_pb2.DEAD_LETTER_STATE_OPEN, self._dead_lettered),
+            (operator_pb2.DEAD_LETTER_STATE_CLOSED, self._closed_dead_letters),
         ):
             request = payout_service_pb2.ListDeadLettersRequest(state=state)
             async for dead_letter in self._operator.pages(
@@ -174,7 +174,7 @@ class PayoutAuditor:
     ) -> bool:
         """Whether a payout may be in this state, by the bank's log and what people wanted."""
         paid_rows = [row for row in rows if row.is_paid]
-        if len(paid_rows) > 1 and self._token(payout) != "ba_twice":
+        if len(paid_rows) > 1 and self._token(payout) != "ba_paid_twice":
             return False
         first = paid_rows[0] if paid_rows else None
         match state:
@@ -213,15 +213,15 @@ class PayoutAuditor:
         match reason:
             case "INSUFFICIENT_FUNDS":
                 return not rows
-            case "DESTINATION_REFUSED":
+            case "DESTINATION_REJECTED":
                 return token == "ba_decline:no_account" and states == {"DECLINED"}
             case "PROVIDER_DECLINED":
                 return (token == "ba_paid_late" and states <= {"DECLINED", "PAID"}) or states <= {
                     "DECLINED",
                     "ERROR",
                 } != set()
-            case "PROVIDER_REFUSED":
-                return token == "ba_refused" and not rows
+            case "PROVIDER_REJECTED":
+                return token == "ba_amount_too_small" and not rows
             case "PROVIDER_MISMATCH":
                 return token == "ba_other_amount" and states == {"PAID"}
             case "PROVIDER_UNREACHABLE":

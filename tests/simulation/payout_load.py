@@ -31,7 +31,7 @@ _TOKEN_WEIGHTS = {
     "ba_returned_closed": 3.0,
     "ba_decline:no_account": 3.0,
     "ba_decline:risk": 3.0,
-    "ba_refused": 1.0,
+    "ba_amount_too_small": 1.0,
     "ba_rejected": 1.0,
     "ba_lost_before": 3.0,
     "ba_lost_after": 4.0,
@@ -44,7 +44,7 @@ _TOKEN_WEIGHTS = {
     "ba_busy:2": 2.0,
     "ba_other_amount": 5.0,
     "ba_paid_late": 5.0,
-    "ba_twice": 5.0,
+    "ba_paid_twice": 5.0,
     "ba_batch_lost": 2.0,
     "ba_delay:2500": 1.0,
     "ba_review": 2.0,
@@ -288,7 +288,7 @@ class PayoutLoad:
             lambda: robber.payout.CreatePayoutDestination(destination_request),
             name,
             responses.violations,
-            "ID_TAKEN",
+            "ALREADY_EXISTS",
         )
         await expect_rejection(
             lambda: robber.payout.PreviewPayout(preview_request),
@@ -358,7 +358,7 @@ class PayoutLoad:
                 lambda: approver.payout.ApprovePayout(approve_request),
                 withdrawal.payout_id,
                 responses.violations,
-                frozenset({"STATE_FORBIDS"}),
+                frozenset({"INVALID_STATE"}),
             )
         else:
             reject_request = payout_service_pb2.RejectPayoutRequest(**values)
@@ -366,7 +366,7 @@ class PayoutLoad:
                 lambda: approver.payout.RejectPayout(reject_request),
                 withdrawal.payout_id,
                 responses.violations,
-                frozenset({"STATE_FORBIDS"}),
+                frozenset({"INVALID_STATE"}),
             )
         if response is not None:
             responses.payouts.append(response.payout)
@@ -396,7 +396,7 @@ class PayoutLoad:
                     lambda: client.payout.CreatePayout(changed_request),
                     name,
                     responses.violations,
-                    "KEY_REUSED",
+                    "IDEMPOTENCY_KEY_REUSED",
                 )
             case PayoutFollowUp.OTHER_CALLER:
                 other_client = self._cluster.client(
@@ -406,7 +406,7 @@ class PayoutLoad:
                     lambda: other_client.payout.CreatePayout(request),
                     name,
                     responses.violations,
-                    "ID_TAKEN",
+                    "ALREADY_EXISTS",
                 )
                 await expect_rejection(
                     lambda: other_client.get_payout(name), name, responses.violations, "NOT_FOUND"
@@ -420,7 +420,7 @@ class PayoutLoad:
                     lambda: client.payout.CancelPayout(cancel_request),
                     name,
                     responses.violations,
-                    frozenset({"STATE_FORBIDS"}),
+                    frozenset({"INVALID_STATE"}),
                 )
                 if response is not None:
                     responses.payouts.append(response.payout)
@@ -433,7 +433,7 @@ class PayoutLoad:
                     lambda: client.payout.DisablePayoutDestination(disable_request),
                     name,
                     responses.violations,
-                    frozenset({"STATE_FORBIDS"}),
+                    frozenset({"INVALID_STATE"}),
                 )
             case PayoutFollowUp.WATCH:
                 await self._watch(client, responses)

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tallystick import AsyncClient, TallystickError
+from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_service_pb2
 from tallystick.payout.v1 import payout_service_pb2
-from tallystick.recovery.v1 import recovery_pb2
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.observability import tracing
 from tallystick_server.verify.run import run_checks
@@ -43,7 +43,7 @@ asked about twelve times, up to an hour apart.
 _LAST_MESSAGES_SECONDS = 20.0
 """Seconds after which no message is under way any more."""
 _SHORT_WINDOW_SECONDS, _LONG_WINDOW_SECONDS = 15.0, 86_400.0
-_CAUSES_FOR_OPERATOR = frozenset({"REJECTED", "MISDIRECTED"})
+_CAUSES_FOR_OPERATOR = frozenset({"REJECTED", "MISMATCHED_OPERATION"})
 """Causes of dead letters that no retry can mend: what the provider rejects as malformed, and
 another's answer.
 """
@@ -242,7 +242,7 @@ class Simulation:
         result.seconds_to_rest = world.loop.now - healed_time
         result.port_calls = list(world.calls)
         allowed_causes = _CAUSES_FOR_OPERATOR | (
-            {"UNRESOLVED"} if key_window == _SHORT_WINDOW_SECONDS else set()
+            {"OUTCOME_UNKNOWN"} if key_window == _SHORT_WINDOW_SECONDS else set()
         )
         for attempt in range(2):
             causes = await self._resolve_dead_letters(operator, world)
@@ -295,7 +295,7 @@ class Simulation:
             (operator.payout, payout_service_pb2),
         )
         for service, pb in services:
-            request = pb.ListDeadLettersRequest(state=recovery_pb2.DEAD_LETTER_STATE_OPEN)
+            request = pb.ListDeadLettersRequest(state=operator_pb2.DEAD_LETTER_STATE_OPEN)
             dead_letters = [
                 dead_letter
                 async for dead_letter in operator.pages(
@@ -356,7 +356,7 @@ async def _resolve_dead_letter(service: Any, pb: Any, dead_letter_id: str, *, re
             )
             await service.CloseDeadLetter(close_request)
     except TallystickError as error:
-        if error.reason != "STATE_FORBIDS":
+        if error.reason != "INVALID_STATE":
             raise
 
 

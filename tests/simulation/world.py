@@ -133,7 +133,7 @@ class World:
         fault = self.faults.fault_for(call_id, weights) if node.name != PROVIDER_NODE else None
         if fault is not None:
             self.log(f"{call_id}: {fault}")
-        if fault is InjectedFault.STOPS and node.is_alive:
+        if fault is InjectedFault.PAUSED and node.is_alive:
             self._pause(node)
         return fault
 
@@ -173,7 +173,7 @@ class World:
             delay_before += self.slow_delay(call_id)
 
         def transaction() -> None:
-            if fault is InjectedFault.DIES_BEFORE:
+            if fault is InjectedFault.CRASH_BEFORE:
                 self.kill(node)
                 return
             self._conditions.fault, self._conditions.at_commit = fault, False
@@ -192,7 +192,7 @@ class World:
             if (result or label not in _POLLS) and label not in _LEASE_CHECKS:
                 self.calls.append(call_id)
             self.log(f"{call_id}{f' raised {type(error).__name__}' if error else ''}")
-            if fault is InjectedFault.DIES_AFTER:
+            if fault is InjectedFault.CRASH_AFTER:
                 self.kill(node)
                 return
             self.loop.deliver(node, delay_after, complete_future, future, result, error)

@@ -18,8 +18,8 @@ from tests.conftest import eventually, serve_platform
 _SERVICES_WITH_ALERTS = ("payment", "ledger", "wallet", "payout")
 # What waits keeps waiting, so that the database rests while it is edited.
 _RETRY = {
-    ("", RetryReason.WATCHED): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, 5),
-    ("", RetryReason.WAITING): RetryPolicy(RetryStrategy.FIXED, 3600, 3600, None),
+    ("", RetryReason.POST_COMPLETION_POLL): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, 5),
+    ("", RetryReason.PENDING): RetryPolicy(RetryStrategy.FIXED, 3600, 3600, None),
 }
 _SETTINGS = Settings().replace(
     retry=_RETRY,
@@ -37,10 +37,10 @@ _QUIET_SQL = """
             join ledger.relayed r using (book)) = 0
     and (select bool_and(ledger_updated) from payment.unapplied_charge)
         and (select count(*) > 1 from payment.dead_letter)
-    and exists (select from payment.alert) and (select count(*) from payment.to_release) = 0
-    and (select bool_and(settled) from payout.payout
+    and exists (select from payment.alert) and (select count(*) from payment.pending_release) = 0
+    and (select bool_and(booked) from payout.payout
         where state in ('PAID', 'RETURNED', 'FAILED', 'CANCELLED'))
-    and not exists (select from payout.payout_batch where state = 'COLLECTING')
+    and not exists (select from payout.payout_batch where state = 'GENERATING')
 """
 
 
@@ -61,7 +61,7 @@ def _add_alerts(databases: DatabaseUrls, client: Client) -> None:
     stands still.
     """
     alert_queries = [
-        f"exists (select from {schema}.alert where kind = 'EVENTS_WAIT' and end_time is null)"
+        f"exists (select from {schema}.alert where kind = 'EVENTS_DELAYED' and end_time is null)"
         for schema in _SERVICES_WITH_ALERTS
     ]
     with psycopg.connect(databases.admin) as blocking_connection:
@@ -103,7 +103,7 @@ def _add_payments(client: Client) -> None:
             buyer_country="GB",
         )
     orders = [new_order(f"o-jpy-{k}", "b", f"s-{k}", "500", "JPY") for k in range(2)]
-    client.create_payment("c-together", orders, credit_card_info="tok_visa", charging=2)
+    client.create_payment("c-together", orders, credit_card_info="tok_visa", charge_mode=2)
     for token in (
         "decline",
         "decline:insufficient_funds",

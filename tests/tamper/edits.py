@@ -23,7 +23,7 @@ class EditKind(StrEnum):
 
     OTHER_VALUE = "other_value"
     """A cell gets the value of another row, or one next to its own."""
-    RUBBISH = "rubbish"
+    INVALID_VALUE = "rubbish"
     """A cell gets a value that nobody would write."""
     SWAP = "swap"
     """Two rows exchange the values of a column."""
@@ -292,7 +292,9 @@ def _change_value(
 ) -> object:
     """Gives a cell another value, and returns it."""
     table, name = sql.Identifier(column.schema, column.table), sql.Identifier(column.name)
-    choices = (_INVALID_VALUES if kind is EditKind.RUBBISH else _OTHER_VALUES).get(column.type, [])
+    choices = (_INVALID_VALUES if kind is EditKind.INVALID_VALUE else _OTHER_VALUES).get(
+        column.type, []
+    )
     if kind is EditKind.OTHER_VALUE and random.random() < 0.5:
         expression = sql.SQL("(select {c} from {t} where ctid = {o}::tid)").format(
             c=name, t=table, o=sql.Literal(other_ctid)

@@ -37,8 +37,8 @@ _UNAPPROVED_REQUEST = (
     "version"
 )
 _TOMBSTONE = (
-    "one that is SEALED has moved nothing, and shuts out only a placement that is long over; any "
-    "other is in wallet_entry, and is named"
+    "one that is TOMBSTONE has moved nothing, and shuts out only a placement that is long over; "
+    "any other is in wallet_entry, and is named"
 )
 _POLL_SCHEDULE = (
     "of what has ended: a row more or less says only until when its provider is asked for news, by "
@@ -53,18 +53,21 @@ EXEMPTIONS: dict[str, str] = {
     "payment.seller_owner.(row)": _CACHED_OWNER,
     "wallet.seller_assignment.(row)": _UNAPPROVED_REQUEST,
     "wallet.hold.(row)": _TOMBSTONE,
-    "payment.watch.(row)": _POLL_SCHEDULE,
+    "payment.failed_charge_poll.(row)": _POLL_SCHEDULE,
     "payment.conflicting_report.(row)": _CONFLICTING_REPORT,
-    "payout.watch.(row)": _POLL_SCHEDULE,
+    "payout.completed_payout_poll.(row)": _POLL_SCHEDULE,
     **{
-        f"{schema}.mark": _COMMIT_MARKERS
+        f"{schema}.commit_marker": _COMMIT_MARKERS
         for schema in ("payment", "ledger", "wallet", "payout", "event")
     },
-    **{f"{schema}.duty": _LEADER_LEASES for schema in ("payment", "ledger", "wallet", "payout")},
     **{
-        f"{schema}.due.{column}": _LEASES
+        f"{schema}.leader_lease": _LEADER_LEASES
+        for schema in ("payment", "ledger", "wallet", "payout")
+    },
+    **{
+        f"{schema}.operation.{column}": _LEASES
         for schema in ("payment", "payout")
-        for column in ("lease_until", "lease_token", "held")
+        for column in ("lease_until", "lease_token", "is_leased")
     },
 }
 

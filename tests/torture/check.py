@@ -23,18 +23,21 @@ _FINAL_STATES = {
 }
 
 OPEN_WORK_SQL = """
-    select (select count(*) from payment.due where next_attempt_time is not null) + (select count(*)
-        from payment.to_release) + (select count(*) from payment.outbox)
-        + (select count(*) from payout.due where next_attempt_time < 'infinity') + (select count(*)
-            from payment.watch) + (select count(*) from payout.watch) + (select count(*)
+    select (select count(*) from payment.operation
+        where next_attempt_time is not null) + (select count(*)
+        from payment.pending_release) + (select count(*) from payment.outbox)
+        + (select count(*) from payout.operation
+            where next_attempt_time < 'infinity') + (select count(*)
+            from payment.failed_charge_poll) + (select count(*)
+                from payout.completed_payout_poll) + (select count(*)
             from payout.outbox)
-        + (select count(*) from payout.payout_batch where state = 'COLLECTING') + (select count(*)
+        + (select count(*) from payout.payout_batch where state = 'GENERATING') + (select count(*)
             from wallet.outbox) + (select count(*) from ledger.outbox) + (select count(*)
             from payment.unapplied_charge where not ledger_updated)
         + (select h.sequence - r.sequence from ledger.head h join ledger.relayed r
-            using (book)) + (select count(*) from payment.refused_aggregate)
-        + (select count(*) from wallet.refused_aggregate) + (select count(*)
-            from payout.refused_aggregate) + (select count(*) from ledger.refused_aggregate)
+            using (book)) + (select count(*) from payment.rejected_aggregate)
+        + (select count(*) from wallet.rejected_aggregate) + (select count(*)
+            from payout.rejected_aggregate) + (select count(*) from ledger.rejected_aggregate)
 """
 """How much is due, or has not been told or booked."""
 
@@ -69,7 +72,7 @@ def check(
         dead_lettered = {
             row[0].removeprefix("charges/")
             for row in connection.execute(
-                "select subject from payment.dead_letter where state = 'OPEN'"
+                "select resource_name from payment.dead_letter where state = 'OPEN'"
             )
         }
         unapplied = Counter(
@@ -131,9 +134,9 @@ def _open_dead_letters(databases: DatabaseUrls) -> list[str]:
     """
     with psycopg.connect(databases.admin) as connection:
         rows = connection.execute("""
-            select subject || ': ' || cause || ' ' || detail from payment.dead_letter
+            select resource_name || ': ' || cause || ' ' || detail from payment.dead_letter
                 where state = 'OPEN' and cause <> 'REJECTED' union all
-            select subject || ': ' || cause || ' ' || detail from payout.dead_letter
+            select resource_name || ': ' || cause || ' ' || detail from payout.dead_letter
                 where state = 'OPEN' and cause <> 'REJECTED'""").fetchall()
     return [row[0] for row in rows]
 
@@ -148,7 +151,7 @@ def _check_payouts(
         payouts = {
             row[0]: row[1:]
             for row in connection.execute(
-                "select payout_id, state, settled, net_amount from payout.payout"
+                "select payout_id, state, booked, net_amount from payout.payout"
             ).fetchall()
         }
         transfers = connection.execute(
@@ -165,7 +168,7 @@ def _check_payouts(
         dead_lettered = {
             row[0].removeprefix("payouts/")
             for row in connection.execute(
-                "select subject from payout.dead_letter where state = 'OPEN'"
+                "select resource_name from payout.dead_letter where state = 'OPEN'"
             )
         }
     paid_counts = Counter(payout_id for payout_id, _, _, _ in transfers)

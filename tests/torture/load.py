@@ -22,7 +22,7 @@ _CARD_TOKEN_WEIGHTS = {
     "tok_unreachable": 3,
     "tok_busy": 3,
     "tok_decline": 4,
-    "tok_refused": 1,
+    "tok_amount_too_small": 1,
     "tok_pending:paid": 3,
     "tok_pending:declined": 1,
     "tok_other_amount": 1,

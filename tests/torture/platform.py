@@ -38,7 +38,7 @@ _FAST_SETTINGS = {
     "TALLYSTICK_RETRY": format_setting(
         {
             **scaled_defaults(_RETRY_SCALE),
-            RetryReason.WATCHED: RetryPolicy(RetryStrategy.FIXED, 1.0, 1.0, 4),
+            RetryReason.POST_COMPLETION_POLL: RetryPolicy(RetryStrategy.FIXED, 1.0, 1.0, 4),
         }
     ),
     "TALLYSTICK_PAYOUT__DESTINATION_COOLDOWN": "0",

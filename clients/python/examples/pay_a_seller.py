@@ -67,7 +67,7 @@ def wait_until_available(
         time.sleep(0.1)
     raise TimeoutError(
         "not payable yet: "
-        f"{[payout_pb2.PayoutLimit.Name(shortfall.limit) for shortfall in preview.shortfalls]}"
+        f"{[payout_pb2.PayoutBlocker.Name(shortfall.limit) for shortfall in preview.shortfalls]}"
     )
 
 

@@ -17,7 +17,7 @@ def recompute(previous: bytes, tx: ledger_pb2.Transaction) -> bytes:
         book,
         sequence,
         kind,
-        tx.cause_id,
+        tx.source_id,
         tx.caller,
         tx.description,
         reverses,

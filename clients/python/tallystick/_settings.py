@@ -166,15 +166,16 @@ class CallAttempts:
 
     After such a try a refusal stands as it is only where it is CONCLUSIVE, whatever happened
     before. That is what follows from the request alone: each try sends the same bytes, so an
-    earlier one was refused for the same. It is also KEY_REUSED: what an earlier try had stored
-    under the id would have the same values, and the repeat would find it. Nothing else is
+    earlier one was refused for the same. It is also IDEMPOTENCY_KEY_REUSED: what an earlier try had
+    stored under the id would have the same values, and the repeat would find it. Nothing else is
     conclusive:
 
-    - Refusals by a state (STATE_FORBIDS, HOLD_ENDED, ALREADY_REVERSED, VERSION_MISMATCH,
+    - Refusals by a state (INVALID_STATE, HOLD_ENDED, ALREADY_REVERSED, VERSION_MISMATCH,
       INSUFFICIENT_FUNDS, DESTINATION_UNUSABLE,
       AMOUNT_OUT_OF_RANGE of a payout): an earlier try may have caused that state, or may be in
       flight and be carried out after this refusal.
-    - FIELD_INVALID: a time in the request may have passed since. NOT_FOUND, ID_TAKEN: the owner of
+    - FIELD_INVALID: a time in the request may have passed since. NOT_FOUND, ALREADY_EXISTS: the
+      owner of
       a seller may have changed since.
     - Credentials, roles, unknown methods: a process of another version, or with other callers, may
       have answered.
@@ -271,13 +272,13 @@ CONCLUSIVE_REASONS = frozenset(
         "TOO_MANY_ITEMS",
         "DUPLICATE_ITEM",
         "SAME_ACCOUNT",
-        "CARD_NUMBER_REFUSED",
+        "CARD_NUMBER_REJECTED",
         "ENTRIES_UNBALANCED",
         "PAGE_TOKEN_INVALID",
         "MESSAGE_MALFORMED",
         "MESSAGE_TOO_LARGE",
-        "KEY_REUSED",
-        "SECOND_PERSON_REQUIRED",
+        "IDEMPOTENCY_KEY_REUSED",
+        "SECOND_APPROVER_REQUIRED",
     }
 )
 """Reasons that hold for every try of a call, whatever became of an earlier one. The rule is at

@@ -67,7 +67,7 @@ def compute_chain_hash(
         BOOK,
         sequence,
         posting.kind,
-        posting.cause_id,
+        posting.source_id,
         posting.caller,
         posting.description,
         posting.reverses or 0,

@@ -21,7 +21,7 @@ _TRANSACTION_ID = re.compile(r"\A([a-z]+)-([1-9][0-9]{0,17})\Z", re.ASCII)
 
 @lru_cache(maxsize=10_000)  # the same few accounts come again and again
 def parse_account(text: str, field: str) -> str:
-    """A path of one to four ids. Raises FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REFUSED."""
+    """A path of one to four ids. Raises FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REJECTED."""
     if not text:
         raise ApiError(
             ErrorReason.FIELD_REQUIRED,

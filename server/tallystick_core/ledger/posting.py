@@ -22,7 +22,7 @@ class Posting:
     """One transaction to post. `effective_time` None: when it is posted."""
 
     kind: PostingKind
-    cause_id: str
+    source_id: str
     caller: str
     lines: tuple[JournalLine, ...]
     description: str = ""
@@ -42,7 +42,7 @@ class Posting:
         """32 bytes that are equal for equal values."""
         head = encode_canonical(
             self.kind,
-            self.cause_id,
+            self.source_id,
             self.description,
             to_microseconds(self.effective_time),
             self.reverses or 0,
@@ -51,7 +51,7 @@ class Posting:
 
 
 def first_difference(sent: Posting, stored: Posting) -> str:
-    """The contract's name of the first field in which two postings of one cause differ, in the
+    """The contract's name of the first field in which two postings of one source id differ, in the
     order of the request.
     """
     if len(sent.lines) != len(stored.lines):
@@ -78,17 +78,17 @@ def build_reversal(original: Posting, sequence: int, reason: str, caller: str) -
 
 
 def reject_irreversible(posting: Posting) -> None:
-    """Raises STATE_FORBIDS for what is corrected through the wallet, or is a reversal itself."""
+    """Raises INVALID_STATE for what is corrected through the wallet, or is a reversal itself."""
     if any(line.account.startswith("sellers/") for line in posting.lines):
         raise ApiError(
-            ErrorReason.STATE_FORBIDS,
+            ErrorReason.INVALID_STATE,
             "The transaction touches a seller's account and cannot be reversed; correct it "
             "through the wallet.",
             metadata={"state": "TOUCHES_SELLER", "verb": "REVERSE"},
         )
     if posting.kind is PostingKind.REVERSAL:
         raise ApiError(
-            ErrorReason.STATE_FORBIDS,
+            ErrorReason.INVALID_STATE,
             "The transaction is a REVERSAL and cannot be reversed.",
             metadata={"state": "REVERSAL", "verb": "REVERSE"},
         )

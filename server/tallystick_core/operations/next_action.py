@@ -17,7 +17,7 @@ class NextAction(StrEnum):
 
     RISK = "RISK"
     """Nothing that asks the provider: risk has to pass it first."""
-    PREPARE = "PREPARE"
+    PLACE_HOLD = "PLACE_HOLD"
     """Do what has to be done before it can be sent, which asks no provider."""
     SEND = "SEND"
     """Send it, under the attempt's key."""
@@ -27,9 +27,9 @@ class NextAction(StrEnum):
     """Have the provider end it."""
     GIVE_UP = "GIVE_UP"
     """Fail it: it was never sent, and is not wanted any more."""
-    JUDGE = "JUDGE"
+    APPLY_RECORDED = "APPLY_RECORDED"
     """Apply the answer that is on disk already."""
-    SETTLE = "SETTLE"
+    BOOK = "BOOK"
     """Tell wallet and ledger of its end."""
 
 
@@ -50,9 +50,9 @@ class ExhaustedAction(StrEnum):
     """Surely nothing was moved: it fails."""
     LOOK_UP = "LOOK_UP"
     """The provider is asked what became of it."""
-    GO_ON = "GO_ON"
+    RESEND_OR_LOOK_UP = "RESEND_OR_LOOK_UP"
     """It is sent and looked up by turns, for as long as the provider honours its key."""
-    SET_ASIDE = "SET_ASIDE"
+    DEAD_LETTER = "DEAD_LETTER"
     """It becomes a dead letter: a person decides."""
 
 
@@ -66,10 +66,10 @@ def when_exhausted(retry_reason: RetryReason, *, maybe_sent: bool) -> ExhaustedA
         RetryReason.NOT_SENT,
         RetryReason.NO_ANSWER,
         RetryReason.SERVER_ERROR,
-        RetryReason.BUSY,
-        RetryReason.FORBIDDEN,
+        RetryReason.THROTTLED,
+        RetryReason.UNAUTHORIZED,
     ):
         return ExhaustedAction.LOOK_UP
-    if retry_reason in (RetryReason.NOT_FOUND, RetryReason.UNANSWERED):
-        return ExhaustedAction.GO_ON
-    return ExhaustedAction.SET_ASIDE
+    if retry_reason in (RetryReason.NOT_FOUND, RetryReason.LOOKUP_INCONCLUSIVE):
+        return ExhaustedAction.RESEND_OR_LOOK_UP
+    return ExhaustedAction.DEAD_LETTER

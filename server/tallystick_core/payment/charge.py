@@ -47,14 +47,14 @@ def next_action(
     """
     distinct_statuses = set(statuses)
     if OrderStatus.SUCCESS in distinct_statuses:
-        return NextAction.SETTLE
+        return NextAction.BOOK
     if OrderStatus.NOT_STARTED in distinct_statuses:
         never_sent = (
             distinct_statuses == {OrderStatus.NOT_STARTED} and not attempt_ended and not maybe_sent
         )
         return NextAction.GIVE_UP if must_end and never_sent else NextAction.RISK
     if attempt_ended:
-        return NextAction.JUDGE
+        return NextAction.APPLY_RECORDED
     if must_end:
         return (
             NextAction.CANCEL
@@ -76,14 +76,14 @@ def format_charge_id(checkout: CheckoutRequest, order: Order) -> str:
     """The demand that covers an order: its own, or the checkout's."""
     return (
         f"c-{checkout.checkout_id}"
-        if checkout.charging is ChargeMode.TOGETHER
+        if checkout.charge_mode is ChargeMode.COMBINED
         else f"o-{order.payment_order_id}"
     )
 
 
 def parse_charge_id(text: str, field: str = "charge_id") -> str:
     """A charge's id, o- or c- and the id of its order or checkout. Raises FIELD_REQUIRED,
-    FIELD_INVALID, CARD_NUMBER_REFUSED.
+    FIELD_INVALID, CARD_NUMBER_REJECTED.
     """
     kind, _, id_ = text.partition("-")
     if not text or kind not in ("o", "c") or not id_:

@@ -26,13 +26,13 @@ class ChargeMode(StrEnum):
     """How many demands a checkout makes on the provider: one for each order, or one for all."""
 
     PER_ORDER = "PER_ORDER"
-    TOGETHER = "TOGETHER"
+    COMBINED = "COMBINED"
 
 
 class PartialFailurePolicy(StrEnum):
     """What becomes of the orders that could go on when one of their checkout cannot."""
 
-    KEEP = "KEEP"
+    KEEP_SUCCEEDED = "KEEP_SUCCEEDED"
     ALL_OR_NOTHING = "ALL_OR_NOTHING"
 
 
@@ -78,8 +78,8 @@ class CheckoutRequest:
     buyer_country: str
     payment_token: str
     payment_method_type: MethodType
-    charging: ChargeMode
-    on_partial: PartialFailurePolicy
+    charge_mode: ChargeMode
+    partial_failure_policy: PartialFailurePolicy
     orders: tuple[Order, ...]
     expire_time: datetime | None = None
 
@@ -95,8 +95,8 @@ class CheckoutRequest:
         options = (
             self.payment_token,
             self.payment_method_type,
-            self.charging,
-            self.on_partial,
+            self.charge_mode,
+            self.partial_failure_policy,
             to_microseconds(self.expire_time),
         )
         return fingerprint(
@@ -114,8 +114,8 @@ def first_difference(sent: CheckoutRequest, stored: CheckoutRequest) -> str:
         "buyer_country",
         "payment_token",
         "payment_method_type",
-        "charging",
-        "on_partial",
+        "charge_mode",
+        "partial_failure_policy",
         "expire_time",
     )
     for name in names:
@@ -146,7 +146,7 @@ def reject_siblings(
     """Risk verdicts by order id, with all or nothing applied: orders that passed fail with those
     that did not.
     """
-    if checkout.on_partial is not PartialFailurePolicy.ALL_OR_NOTHING or not rejections:
+    if checkout.partial_failure_policy is not PartialFailurePolicy.ALL_OR_NOTHING or not rejections:
         return rejections
     return {
         order.payment_order_id: rejections.get(order.payment_order_id, FailureReason.SIBLING_FAILED)

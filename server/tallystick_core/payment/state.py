@@ -24,7 +24,7 @@ class PaymentTrigger(StrEnum):
     """
 
     RISK_PASSED = "RISK_PASSED"
-    RISK_REFUSED = "RISK_REFUSED"
+    RISK_REJECTED = "RISK_REJECTED"
     SUCCEEDED = "SUCCEEDED"
     DECLINED = "DECLINED"
     PENDING = "PENDING"
@@ -36,7 +36,7 @@ class PaymentTrigger(StrEnum):
     """
     CLOSED = "CLOSED"
     """An operator has closed it, with evidence that nothing was charged."""
-    SETTLED = "SETTLED"
+    BOOKED = "BOOKED"
     DELIVERED = "DELIVERED"
     """Its caller has confirmed that the goods were delivered."""
 
@@ -44,20 +44,20 @@ class PaymentTrigger(StrEnum):
 class PaymentTransitionReason(StrEnum):
     """Why an order has a new version, as its history tells it."""
 
-    ACCEPTED = "ACCEPTED"
+    CREATED = "CREATED"
     RISK_PASSED = "RISK_PASSED"
-    RISK_REFUSED = "RISK_REFUSED"
-    PROVIDER_ANSWER = "PROVIDER_ANSWER"
+    RISK_REJECTED = "RISK_REJECTED"
+    PROVIDER_OUTCOME = "PROVIDER_OUTCOME"
     GIVEN_UP = "GIVEN_UP"
     CLOSED_BY_OPERATOR = "CLOSED_BY_OPERATOR"
-    SETTLED = "SETTLED"
+    BOOKED = "BOOKED"
     DELIVERY_CONFIRMED = "DELIVERY_CONFIRMED"
 
 
 TRANSITIONS: dict[tuple[OrderStatus, PaymentTrigger], OrderStatus] = {
     # moved on by accept, in the transaction that stores the order
     (OrderStatus.NOT_STARTED, PaymentTrigger.RISK_PASSED): OrderStatus.EXECUTING,
-    (OrderStatus.NOT_STARTED, PaymentTrigger.RISK_REFUSED): OrderStatus.FAILED,
+    (OrderStatus.NOT_STARTED, PaymentTrigger.RISK_REJECTED): OrderStatus.FAILED,
     (OrderStatus.NOT_STARTED, PaymentTrigger.GIVEN_UP): OrderStatus.FAILED,
     (OrderStatus.NOT_STARTED, PaymentTrigger.CLOSED): OrderStatus.FAILED,
     # moved on by the provider's answer; without a definite one the sweep sends the same key again
@@ -69,7 +69,7 @@ TRANSITIONS: dict[tuple[OrderStatus, PaymentTrigger], OrderStatus] = {
     (OrderStatus.EXECUTING, PaymentTrigger.GIVEN_UP): OrderStatus.FAILED,
     (OrderStatus.EXECUTING, PaymentTrigger.CLOSED): OrderStatus.FAILED,
     # its two flags set, by settle
-    (OrderStatus.SUCCESS, PaymentTrigger.SETTLED): OrderStatus.SUCCESS,
+    (OrderStatus.SUCCESS, PaymentTrigger.BOOKED): OrderStatus.SUCCESS,
     # by its caller, once it is settled
     (OrderStatus.SUCCESS, PaymentTrigger.DELIVERED): OrderStatus.SUCCESS,
     # moved on by the provider, in its own time
@@ -84,7 +84,7 @@ TRANSITIONS: dict[tuple[OrderStatus, PaymentTrigger], OrderStatus] = {
 
 VERBS: dict[PaymentTrigger, Verb] = {
     PaymentTrigger.RISK_PASSED: Verb("CHARGE", "charged"),
-    PaymentTrigger.RISK_REFUSED: Verb("REFUSE", "refused"),
+    PaymentTrigger.RISK_REJECTED: Verb("REFUSE", "refused"),
     PaymentTrigger.SUCCEEDED: Verb("CHARGE", "charged"),
     PaymentTrigger.DECLINED: Verb("DECLINE", "declined"),
     PaymentTrigger.PENDING: Verb("POSTPONE", "left pending"),
@@ -92,7 +92,7 @@ VERBS: dict[PaymentTrigger, Verb] = {
     PaymentTrigger.UNKNOWN: Verb("SEND", "sent"),
     PaymentTrigger.GIVEN_UP: Verb("GIVE_UP", "given up"),
     PaymentTrigger.CLOSED: Verb("CLOSE", "closed"),
-    PaymentTrigger.SETTLED: Verb("SETTLE", "settled"),
+    PaymentTrigger.BOOKED: Verb("BOOK", "settled"),
     PaymentTrigger.DELIVERED: Verb("CONFIRM_DELIVERY", "confirmed as delivered"),
 }
 """What each happening does to an order, as refusals name it."""
@@ -110,5 +110,5 @@ settled.
 
 
 def transition(status: OrderStatus, trigger: PaymentTrigger) -> OrderStatus:
-    """The status after. Raises STATE_FORBIDS for what cannot happen to an order in that status."""
+    """The status after. Raises INVALID_STATE for what cannot happen to an order in that status."""
     return next_state(TRANSITIONS, VERBS, status, trigger, "order")

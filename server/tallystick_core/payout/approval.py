@@ -15,8 +15,9 @@ def needs_approval(amount: int, currency: str, thresholds: Mapping[str, int]) ->
 
 
 def require_second_approver(approver: str, creator: str) -> None:
-    """Raises SECOND_PERSON_REQUIRED where the approver is the creator."""
+    """Raises SECOND_APPROVER_REQUIRED where the approver is the creator."""
     if approver == creator:
         raise ApiError(
-            ErrorReason.SECOND_PERSON_REQUIRED, "Somebody else than its creator has to approve it."
+            ErrorReason.SECOND_APPROVER_REQUIRED,
+            "Somebody else than its creator has to approve it.",
         )

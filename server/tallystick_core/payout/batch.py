@@ -18,20 +18,20 @@ _RUN_PREFIX = "run-"
 class BatchState(StrEnum):
     """Its payouts are being made; all of them are made; all of them have come to rest."""
 
-    COLLECTING = "COLLECTING"
+    GENERATING = "GENERATING"
     OPEN = "OPEN"
     DONE = "DONE"
 
 
-NEXT_STATE = {BatchState.COLLECTING: BatchState.OPEN, BatchState.OPEN: BatchState.DONE}
+NEXT_STATE = {BatchState.GENERATING: BatchState.OPEN, BatchState.OPEN: BatchState.DONE}
 
 
 class ItemState(StrEnum):
     """What became of one payout of a batch: nothing so far, a payout, a refusal."""
 
-    ASKED = "ASKED"
-    MADE = "MADE"
-    REFUSED = "REFUSED"
+    REQUESTED = "REQUESTED"
+    CREATED = "CREATED"
+    REJECTED = "REJECTED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def derive_payout_id(run_id: str, seller_account: str) -> str:
 
 def parse_batch_id(text: str, field: str = "payout_batch_id") -> str:
     """A caller's id of a batch; those of runs are the platform's. Raises FIELD_REQUIRED,
-    FIELD_INVALID, CARD_NUMBER_REFUSED.
+    FIELD_INVALID, CARD_NUMBER_REJECTED.
     """
     if text.startswith(_RUN_PREFIX):
         raise ApiError(

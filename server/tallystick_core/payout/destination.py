@@ -39,7 +39,7 @@ class DestinationTrigger(StrEnum):
     PENDING = "PENDING"
     NOT_SENT = "NOT_SENT"
     UNKNOWN = "UNKNOWN"
-    ACCOUNT_REFUSED = "ACCOUNT_REFUSED"
+    ACCOUNT_REJECTED = "ACCOUNT_REJECTED"
     """A payout to it was declined or came back, and the account is at fault."""
     DISABLED = "DISABLED"
     CLOSED = "CLOSED"
@@ -57,11 +57,11 @@ DESTINATION_TRANSITIONS: dict[tuple[DestinationState, DestinationTrigger], Desti
     (_S.PENDING_VERIFICATION, _T.DISABLED): _S.DISABLED,
     (_S.PENDING_VERIFICATION, _T.CLOSED): _S.UNUSABLE,
     # rests here
-    (_S.VERIFIED, _T.ACCOUNT_REFUSED): _S.UNUSABLE,
+    (_S.VERIFIED, _T.ACCOUNT_REJECTED): _S.UNUSABLE,
     (_S.VERIFIED, _T.DISABLED): _S.DISABLED,
     # payouts that were sent before may still show it
-    (_S.UNUSABLE, _T.ACCOUNT_REFUSED): _S.UNUSABLE,
-    (_S.DISABLED, _T.ACCOUNT_REFUSED): _S.DISABLED,
+    (_S.UNUSABLE, _T.ACCOUNT_REJECTED): _S.UNUSABLE,
+    (_S.DISABLED, _T.ACCOUNT_REJECTED): _S.DISABLED,
 }
 
 DESTINATION_VERBS: dict[DestinationTrigger, Verb] = {
@@ -70,7 +70,7 @@ DESTINATION_VERBS: dict[DestinationTrigger, Verb] = {
     _T.PENDING: Verb("VERIFY", "verified"),
     _T.NOT_SENT: Verb("VERIFY", "verified"),
     _T.UNKNOWN: Verb("VERIFY", "verified"),
-    _T.ACCOUNT_REFUSED: Verb("REFUSE", "refused"),
+    _T.ACCOUNT_REJECTED: Verb("REFUSE", "refused"),
     _T.DISABLED: Verb("DISABLE", "disabled"),
     _T.CLOSED: Verb("CLOSE", "closed"),
 }
@@ -92,7 +92,7 @@ DESTINATION_TRIGGERS: dict[type, DestinationTrigger] = {
 def transition_destination(
     state: DestinationState, trigger: DestinationTrigger
 ) -> DestinationState:
-    """The state after. Raises STATE_FORBIDS for what cannot happen to a destination in that
+    """The state after. Raises INVALID_STATE for what cannot happen to a destination in that
     state.
     """
     return next_state(
@@ -103,7 +103,7 @@ def transition_destination(
 def is_account_rejected(outcome: PayoutOutcome) -> bool:
     """Whether an answer shows that the destination cannot be paid to any more."""
     match outcome:
-        case Declined(reason=PayoutFailure.DESTINATION_REFUSED):
+        case Declined(reason=PayoutFailure.DESTINATION_REJECTED):
             return True
         case Returned():
             return outcome.account_rejected
@@ -112,13 +112,13 @@ def is_account_rejected(outcome: PayoutOutcome) -> bool:
 
 
 def require_approvable(state: DestinationState, *, awaits_approval: bool) -> None:
-    """Raises STATE_FORBIDS for a destination that has ended, or awaits no approval."""
+    """Raises INVALID_STATE for a destination that has ended, or awaits no approval."""
     if state in TERMINAL_DESTINATION_STATES:
         raise invalid_state_error("destination", state, _APPROVE)
     if not awaits_approval:
         message = f"The destination is {state} and cannot be approved: it awaits no approval."
         raise ApiError(
-            ErrorReason.STATE_FORBIDS, message, metadata={"state": state, "verb": _APPROVE.name}
+            ErrorReason.INVALID_STATE, message, metadata={"state": state, "verb": _APPROVE.name}
         )
 
 

@@ -13,7 +13,7 @@ from tallystick_core.payout.destination import DestinationState
 
 
 class PayoutBlocker(StrEnum):
-    """What keeps money from being paid out; the same names as `tallystick.payout.v1.PayoutLimit`,
+    """What keeps money from being paid out; the same names as `tallystick.payout.v1.PayoutBlocker`,
     in its order.
     """
 
@@ -21,13 +21,13 @@ class PayoutBlocker(StrEnum):
     HELD = "HELD"
     OWED = "OWED"
     RESERVE = "RESERVE"
-    LARGEST_AMOUNT = "LARGEST_AMOUNT"
+    MAXIMUM_AMOUNT = "MAXIMUM_AMOUNT"
     MINIMUM_AMOUNT = "MINIMUM_AMOUNT"
     FEE = "FEE"
     FROZEN = "FROZEN"
     NO_DESTINATION = "NO_DESTINATION"
     DESTINATION_UNVERIFIED = "DESTINATION_UNVERIFIED"
-    DESTINATION_WAITING = "DESTINATION_WAITING"
+    DESTINATION_COOLDOWN = "DESTINATION_COOLDOWN"
     DESTINATION_UNUSABLE = "DESTINATION_UNUSABLE"
     DESTINATION_AWAITING_APPROVAL = "DESTINATION_AWAITING_APPROVAL"
 
@@ -36,7 +36,7 @@ _DESTINATION_BLOCKERS = frozenset(
     {
         PayoutBlocker.NO_DESTINATION,
         PayoutBlocker.DESTINATION_UNVERIFIED,
-        PayoutBlocker.DESTINATION_WAITING,
+        PayoutBlocker.DESTINATION_COOLDOWN,
         PayoutBlocker.DESTINATION_UNUSABLE,
         PayoutBlocker.DESTINATION_AWAITING_APPROVAL,
     }
@@ -113,7 +113,7 @@ def quote_payout(
         PayoutBlocker.HELD: balance.held,
         PayoutBlocker.OWED: balance.owed,
         PayoutBlocker.RESERVE: balance.available - spendable,
-        PayoutBlocker.LARGEST_AMOUNT: spendable - max_amount,
+        PayoutBlocker.MAXIMUM_AMOUNT: spendable - max_amount,
     }
     blocking = {
         PayoutBlocker.MINIMUM_AMOUNT: 0 < max_amount < terms.minimum_amount,
@@ -143,7 +143,7 @@ def _destination_blocker(destination: DestinationReadiness | None) -> PayoutBloc
         case DestinationState.VERIFIED:
             if destination.awaits_approval:
                 return PayoutBlocker.DESTINATION_AWAITING_APPROVAL
-            return PayoutBlocker.DESTINATION_WAITING if destination.in_cooldown else None
+            return PayoutBlocker.DESTINATION_COOLDOWN if destination.in_cooldown else None
         case DestinationState.UNUSABLE | DestinationState.DISABLED:
             return PayoutBlocker.DESTINATION_UNUSABLE
 
@@ -157,7 +157,7 @@ def quote_amount(
     """What leaves the wallet for a payout that is accepted now: what was asked for, or whatever can
     be paid. Only the hold makes sure of it.
 
-    Raises AMOUNT_OUT_OF_RANGE (below the minimum, or not above the fee), STATE_FORBIDS (frozen),
+    Raises AMOUNT_OUT_OF_RANGE (below the minimum, or not above the fee), INVALID_STATE (frozen),
     DESTINATION_UNUSABLE, INSUFFICIENT_FUNDS.
     """
     if requested_amount is not None and (
@@ -172,7 +172,7 @@ def quote_amount(
     metadata = {"limits": ",".join(quote.shortfalls)}
     if PayoutBlocker.FROZEN in quote.shortfalls:
         raise ApiError(
-            ErrorReason.STATE_FORBIDS,
+            ErrorReason.INVALID_STATE,
             "The wallet is FROZEN and cannot be paid out.",
             metadata={"state": "FROZEN", "verb": "PAY_OUT", **metadata},
         )

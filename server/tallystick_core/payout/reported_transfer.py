@@ -38,14 +38,14 @@ from tallystick_core.state_machine import invalid_state_error
 
 class TransferMatch(StrEnum):
     """How a transfer that a provider tells of fits its payout; the same names as
-    `tallystick.payout.v1.TransferFit`.
+    `tallystick.payout.v1.TransferMatch`.
     """
 
-    AS_ASKED = "AS_ASKED"
-    LATE = "LATE"
-    MISMATCH = "MISMATCH"
-    TWICE = "TWICE"
-    OTHER_CURRENCY = "OTHER_CURRENCY"
+    EXACT = "EXACT"
+    AFTER_FAILURE = "AFTER_FAILURE"
+    AMOUNT_MISMATCH = "AMOUNT_MISMATCH"
+    DUPLICATE = "DUPLICATE"
+    CURRENCY_MISMATCH = "CURRENCY_MISMATCH"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Transfer:
     reference: str
     amount: int
     currency: str
-    fit: TransferMatch
+    match: TransferMatch
     returned_amount: int | None = None
     returned_currency: str = ""
 
@@ -75,7 +75,7 @@ class Transfer:
         """Whether it was paid as asked, and nothing came back but the whole or a part of it.
         Otherwise an operator has to know.
         """
-        return self.fit is TransferMatch.AS_ASKED and (
+        return self.match is TransferMatch.EXACT and (
             self.returned_amount is None or self.has_valid_return
         )
 
@@ -112,7 +112,7 @@ def apply_outcome(payout: PayoutRecord, outcome: PayoutOutcome) -> OutcomeEffect
     """What an answer means for a payout, whenever and however often it comes; told again it does
     nothing. Money that moved always counts.
 
-    Raises STATE_FORBIDS for a payout that was never sent.
+    Raises INVALID_STATE for a payout that was never sent.
     """
     if payout.state not in POSSIBLY_SENT:
         # it was never sent
@@ -152,20 +152,22 @@ def _on_paid(payout: PayoutRecord, outcome: Succeeded) -> OutcomeEffect:
         outcome.reference, outcome.amount, outcome.currency, _match(payout, outcome)
     )
     if payout.state in TERMINAL_STATES:
-        return OutcomeEffect((PayoutTrigger.STRAY,), (transfer,))
-    if transfer.fit is TransferMatch.AS_ASKED:
+        return OutcomeEffect((PayoutTrigger.UNMATCHED_TRANSFER,), (transfer,))
+    if transfer.match is TransferMatch.EXACT:
         return OutcomeEffect((PayoutTrigger.SUCCEEDED,), (transfer,))
     return OutcomeEffect((PayoutTrigger.DECLINED,), (transfer,), PayoutFailure.PROVIDER_MISMATCH)
 
 
 def _match(payout: PayoutRecord, outcome: Succeeded) -> TransferMatch:
     if outcome.currency != payout.currency:
-        return TransferMatch.OTHER_CURRENCY
+        return TransferMatch.CURRENCY_MISMATCH
     if payout.transfers or payout.state in HOLD_CAPTURED:
-        return TransferMatch.TWICE
+        return TransferMatch.DUPLICATE
     if outcome.amount != payout.net:
-        return TransferMatch.MISMATCH
-    return TransferMatch.LATE if payout.state is PayoutState.FAILED else TransferMatch.AS_ASKED
+        return TransferMatch.AMOUNT_MISMATCH
+    return (
+        TransferMatch.AFTER_FAILURE if payout.state is PayoutState.FAILED else TransferMatch.EXACT
+    )
 
 
 def _on_returned(payout: PayoutRecord, outcome: Returned) -> OutcomeEffect:
@@ -190,31 +192,29 @@ def _on_returned(payout: PayoutRecord, outcome: Returned) -> OutcomeEffect:
     updated_transfer = replace(
         transfer, returned_amount=outcome.amount, returned_currency=outcome.currency
     )
-    is_expected_return = (
-        transfer.fit is TransferMatch.AS_ASKED and updated_transfer.has_valid_return
-    )
+    is_expected_return = transfer.match is TransferMatch.EXACT and updated_transfer.has_valid_return
     return OutcomeEffect(
-        (PayoutTrigger.RETURNED if is_expected_return else PayoutTrigger.STRAY,),
+        (PayoutTrigger.RETURNED if is_expected_return else PayoutTrigger.UNMATCHED_TRANSFER,),
         (updated_transfer,),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class MoneyMovement:
-    """What the ledger is told of money that moved, and the wallet with it: `kind` and `cause_id`
+    """What the ledger is told of money that moved, and the wallet with it: `kind` and `source_id`
     are the key in both.
     """
 
     kind: PostingKind
-    cause_id: str
+    source_id: str
     lines: tuple[JournalLine, ...]
     seller_change: int
     """Minor units: the wallet's debit below 0, its credit above; 0: it is not the seller's. A
-    transfer AS_ASKED is debited by capturing the hold.
+    transfer EXACT is debited by capturing the hold.
     """
 
 
-REQUESTED_MATCHES = frozenset({TransferMatch.AS_ASKED, TransferMatch.LATE})
+REQUESTED_MATCHES = frozenset({TransferMatch.EXACT, TransferMatch.AFTER_FAILURE})
 """It is what was asked for, of which there is at most one for each payout."""
 
 
@@ -224,7 +224,7 @@ def posting_id(payout_id: str, provider: str, transfer: Transfer) -> str:
     """
     return (
         payout_id
-        if transfer.fit in REQUESTED_MATCHES
+        if transfer.match in REQUESTED_MATCHES
         else f"t-{digest_text(provider, transfer.reference)}"
     )
 
@@ -235,38 +235,38 @@ def money_movements(
     """What is posted for a transfer, and for its return if it came back; `amount` and `fee` are the
     payout's. Posting is idempotent by the keys.
     """
-    is_requested = transfer.fit in REQUESTED_MATCHES
-    cause_id = posting_id(payout_id, provider, transfer)
-    if transfer.fit is TransferMatch.OTHER_CURRENCY:
+    is_requested = transfer.match in REQUESTED_MATCHES
+    source_id = posting_id(payout_id, provider, transfer)
+    if transfer.match is TransferMatch.CURRENCY_MISMATCH:
         payment = MoneyMovement(
             PostingKind.UNAPPLIED,
-            cause_id,
+            source_id,
             unapplied_payout_lines(provider, transfer.currency, transfer.amount),
             0,
         )
     elif is_requested:
         payment = MoneyMovement(
             PostingKind.PAYOUT,
-            cause_id,
+            source_id,
             payout_lines(provider, seller, transfer.currency, amount, fee),
             -amount,
         )
     else:
         payment = MoneyMovement(
             PostingKind.PAYOUT,
-            cause_id,
+            source_id,
             payout_lines(provider, seller, transfer.currency, transfer.amount, 0),
             -transfer.amount,
         )
     returned_amount = transfer.returned_amount
     if returned_amount is None:
         return (payment,)
-    if transfer.has_valid_return and transfer.fit is not TransferMatch.OTHER_CURRENCY:
+    if transfer.has_valid_return and transfer.match is not TransferMatch.CURRENCY_MISMATCH:
         return (
             payment,
             MoneyMovement(
                 PostingKind.PAYOUT_RETURN,
-                cause_id,
+                source_id,
                 payout_return_lines(provider, seller, transfer.currency, returned_amount),
                 returned_amount,
             ),
@@ -275,7 +275,7 @@ def money_movements(
         payment,
         MoneyMovement(
             PostingKind.PAYOUT_RETURN,
-            cause_id,
+            source_id,
             unapplied_payout_lines(provider, transfer.returned_currency, -returned_amount),
             0,
         ),

@@ -61,7 +61,7 @@ def first_difference(sent: NewPayout, stored: NewPayout) -> str:
 
 def parse_payout_id(text: str, field: str = "payout_id") -> str:
     """A caller's id of a payout; those that runs make are the platform's. Raises FIELD_REQUIRED,
-    FIELD_INVALID, CARD_NUMBER_REFUSED.
+    FIELD_INVALID, CARD_NUMBER_REJECTED.
     """
     if text.startswith(RUN_PAYOUT_PREFIX):
         raise ApiError(
@@ -80,7 +80,7 @@ def classify_hold_failure(reason: ErrorReason) -> PayoutFailure | None:
         # no wallet: nothing was ever sold
         case ErrorReason.INSUFFICIENT_FUNDS | ErrorReason.NOT_FOUND:
             return PayoutFailure.INSUFFICIENT_FUNDS
-        case ErrorReason.STATE_FORBIDS:
+        case ErrorReason.INVALID_STATE:
             return PayoutFailure.WALLET_FROZEN
         case _:
             return None

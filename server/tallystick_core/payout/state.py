@@ -43,7 +43,7 @@ class PayoutTrigger(StrEnum):
     FUNDS_HELD = "FUNDS_HELD"
     HELD_FOR_APPROVAL = "HELD_FOR_APPROVAL"
     """Its money is held, and its amount is above the threshold."""
-    HOLD_REFUSED = "HOLD_REFUSED"
+    HOLD_REJECTED = "HOLD_REJECTED"
     APPROVED = "APPROVED"
     REJECTED = "REJECTED"
     CANCELLED = "CANCELLED"
@@ -58,7 +58,7 @@ class PayoutTrigger(StrEnum):
     DECLINED = "DECLINED"
     NOT_SENT = "NOT_SENT"
     UNKNOWN = "UNKNOWN"
-    STRAY = "STRAY"
+    UNMATCHED_TRANSFER = "UNMATCHED_TRANSFER"
     """Money was paid, or came back, that fits no move; or the provider tells otherwise than before,
     which moves nothing.
     """
@@ -66,25 +66,25 @@ class PayoutTrigger(StrEnum):
     """Sending has been given up, and surely nothing was paid."""
     CLOSED = "CLOSED"
     """An operator has closed it, with evidence that nothing was paid."""
-    SETTLED = "SETTLED"
+    BOOKED = "BOOKED"
 
 
 class PayoutTransitionReason(StrEnum):
     """Why a payout has a new version, as its history tells it."""
 
-    ACCEPTED = "ACCEPTED"
+    CREATED = "CREATED"
     FUNDS_HELD = "FUNDS_HELD"
-    HOLD_REFUSED = "HOLD_REFUSED"
+    HOLD_REJECTED = "HOLD_REJECTED"
     APPROVED = "APPROVED"
     REJECTED = "REJECTED"
     CANCELLED = "CANCELLED"
     DESTINATION_ENDED = "DESTINATION_ENDED"
     SENDING = "SENDING"
-    PROVIDER_ANSWER = "PROVIDER_ANSWER"
-    STRAY_TRANSFER = "STRAY_TRANSFER"
+    PROVIDER_OUTCOME = "PROVIDER_OUTCOME"
+    UNMATCHED_TRANSFER = "UNMATCHED_TRANSFER"
     GIVEN_UP = "GIVEN_UP"
     CLOSED_BY_OPERATOR = "CLOSED_BY_OPERATOR"
-    SETTLED = "SETTLED"
+    BOOKED = "BOOKED"
     ACKNOWLEDGED = "ACKNOWLEDGED"
     """An operator has dealt with a transfer that fits no move, or with a conflicting report.
     Nothing else changes.
@@ -97,7 +97,7 @@ TRANSITIONS: dict[tuple[PayoutState, PayoutTrigger], PayoutState] = {
     # only an answer tells whether money is held
     (_S.CREATED, _T.FUNDS_HELD): _S.READY,
     (_S.CREATED, _T.HELD_FOR_APPROVAL): _S.AWAITING_APPROVAL,
-    (_S.CREATED, _T.HOLD_REFUSED): _S.FAILED,
+    (_S.CREATED, _T.HOLD_REJECTED): _S.FAILED,
     (_S.CREATED, _T.CANCELLED): _S.CANCELLED,
     # moved on by a person, in their own time; past the threshold an alert is raised
     (_S.AWAITING_APPROVAL, _T.APPROVED): _S.READY,
@@ -136,20 +136,20 @@ TRANSITIONS: dict[tuple[PayoutState, PayoutTrigger], PayoutState] = {
     # moved on by the seller's bank alone, if at all
     (_S.PAID, _T.RETURNED): _S.RETURNED,
     # its two flags set, by settle; and set again after money moved that fits no move
-    (_S.PAID, _T.SETTLED): _S.PAID,
-    (_S.FAILED, _T.SETTLED): _S.FAILED,
-    (_S.REJECTED, _T.SETTLED): _S.REJECTED,
-    (_S.CANCELLED, _T.SETTLED): _S.CANCELLED,
-    (_S.RETURNED, _T.SETTLED): _S.RETURNED,
-    (_S.PAID, _T.STRAY): _S.PAID,
-    (_S.FAILED, _T.STRAY): _S.FAILED,
-    (_S.RETURNED, _T.STRAY): _S.RETURNED,
+    (_S.PAID, _T.BOOKED): _S.PAID,
+    (_S.FAILED, _T.BOOKED): _S.FAILED,
+    (_S.REJECTED, _T.BOOKED): _S.REJECTED,
+    (_S.CANCELLED, _T.BOOKED): _S.CANCELLED,
+    (_S.RETURNED, _T.BOOKED): _S.RETURNED,
+    (_S.PAID, _T.UNMATCHED_TRANSFER): _S.PAID,
+    (_S.FAILED, _T.UNMATCHED_TRANSFER): _S.FAILED,
+    (_S.RETURNED, _T.UNMATCHED_TRANSFER): _S.RETURNED,
 }
 
 VERBS: dict[PayoutTrigger, Verb] = {
     _T.FUNDS_HELD: Verb("HOLD", "held"),
     _T.HELD_FOR_APPROVAL: Verb("HOLD", "held"),
-    _T.HOLD_REFUSED: Verb("REFUSE", "refused"),
+    _T.HOLD_REJECTED: Verb("REFUSE", "refused"),
     _T.APPROVED: Verb("APPROVE", "approved"),
     _T.REJECTED: Verb("REJECT", "rejected"),
     _T.CANCELLED: Verb("CANCEL", "cancelled"),
@@ -162,10 +162,10 @@ VERBS: dict[PayoutTrigger, Verb] = {
     _T.DECLINED: Verb("DECLINE", "declined"),
     _T.NOT_SENT: Verb("SEND", "sent"),
     _T.UNKNOWN: Verb("SEND", "sent"),
-    _T.STRAY: Verb("CORRECT", "corrected"),
+    _T.UNMATCHED_TRANSFER: Verb("CORRECT", "corrected"),
     _T.GIVEN_UP: Verb("GIVE_UP", "given up"),
     _T.CLOSED: Verb("CLOSE", "closed"),
-    _T.SETTLED: Verb("SETTLE", "settled"),
+    _T.BOOKED: Verb("BOOK", "settled"),
 }
 """What each happening does to a payout, as refusals name it."""
 
@@ -190,11 +190,11 @@ ALERT_AFTER_SECONDS: Mapping[str, float] = {
     "SUBMITTED": 86_400.0,
     "IN_TRANSIT": 432_000.0,
     "VERIFYING": 259_200.0,
-    "COLLECTING": 3_600.0,
+    "GENERATING": 3_600.0,
 }
 """Seconds that a payout may rest in a state before a person should know.
 
-MOVING: in any other, or at its end until it is settled; VERIFYING: a destination; COLLECTING: a
+MOVING: in any other, or at its end until it is settled; VERIFYING: a destination; GENERATING: a
 batch.
 """
 
@@ -210,5 +210,5 @@ TRIGGERS: dict[type, PayoutTrigger] = {
 
 
 def transition(state: PayoutState, trigger: PayoutTrigger) -> PayoutState:
-    """The state after. Raises STATE_FORBIDS for what cannot happen to a payout in that state."""
+    """The state after. Raises INVALID_STATE for what cannot happen to a payout in that state."""
     return next_state(TRANSITIONS, VERBS, state, trigger, "payout")

@@ -26,7 +26,7 @@ class FailureReason(StrEnum):
     RISK_BLOCKED_COUNTRY = "RISK_BLOCKED_COUNTRY"
     RISK_PROVIDER = "RISK_PROVIDER"
     PROVIDER_MISMATCH = "PROVIDER_MISMATCH"
-    PROVIDER_REFUSED = "PROVIDER_REFUSED"
+    PROVIDER_REJECTED = "PROVIDER_REJECTED"
     PROVIDER_UNREACHABLE = "PROVIDER_UNREACHABLE"
     SIBLING_FAILED = "SIBLING_FAILED"
     CLOSED_BY_OPERATOR = "CLOSED_BY_OPERATOR"
@@ -37,9 +37,9 @@ class PayoutFailure(StrEnum):
 
     INSUFFICIENT_FUNDS = "INSUFFICIENT_FUNDS"
     WALLET_FROZEN = "WALLET_FROZEN"
-    DESTINATION_REFUSED = "DESTINATION_REFUSED"
+    DESTINATION_REJECTED = "DESTINATION_REJECTED"
     PROVIDER_DECLINED = "PROVIDER_DECLINED"
-    PROVIDER_REFUSED = "PROVIDER_REFUSED"
+    PROVIDER_REJECTED = "PROVIDER_REJECTED"
     PROVIDER_MISMATCH = "PROVIDER_MISMATCH"
     PROVIDER_UNREACHABLE = "PROVIDER_UNREACHABLE"
     CLOSED_BY_OPERATOR = "CLOSED_BY_OPERATOR"
@@ -64,19 +64,19 @@ class RetryReason(StrEnum):
     """The provider answered that it failed; it may give that answer to the key for ever, so it is
     soon asked what became of the demand as well.
     """
-    BUSY = "BUSY"
+    THROTTLED = "THROTTLED"
     """The provider told to come back later."""
-    FORBIDDEN = "FORBIDDEN"
+    UNAUTHORIZED = "UNAUTHORIZED"
     """The provider does not accept our credentials; nothing more is sent before it does."""
-    HELD_BACK = "HELD_BACK"
+    CIRCUIT_OPEN = "CIRCUIT_OPEN"
     """The provider fails too often to be asked now, or is too slow for the calls that are allowed
     at a time. This is no try.
     """
     REJECTED = "REJECTED"
     """The provider finds fault with the call itself, which is a fault of ours."""
-    WAITING = "WAITING"
+    PENDING = "PENDING"
     """The provider will tell in its own time; it is asked now and then."""
-    WATCHED = "WATCHED"
+    POST_COMPLETION_POLL = "POST_COMPLETION_POLL"
     """It has come to its end, and may still come back; it is asked now and then, as often as the
     policy says.
     """
@@ -84,27 +84,27 @@ class RetryReason(StrEnum):
     """The provider was asked what became of the demand, and does not know it. While it honours the
     key the demand is sent again.
     """
-    UNANSWERED = "UNANSWERED"
+    LOOKUP_INCONCLUSIVE = "LOOKUP_INCONCLUSIVE"
     """The provider was asked what became of the demand while it honours the key, and did not say;
     next the demand is sent again.
     """
-    UNRESOLVED = "UNRESOLVED"
+    OUTCOME_UNKNOWN = "OUTCOME_UNKNOWN"
     """The provider was asked what became of the demand when it may have forgotten the key, and did
     not say: the demand is never sent again.
     """
-    MISDIRECTED = "MISDIRECTED"
+    MISMATCHED_OPERATION = "MISMATCHED_OPERATION"
     """The provider's answer belongs to another demand: nobody's money may be moved by it."""
     APPLYING_FAILED = "APPLYING_FAILED"
     """The provider's final answer is stored, and the service's own database refuses to apply it."""
-    UNSETTLED = "UNSETTLED"
+    BOOKING_UNAVAILABLE = "BOOKING_UNAVAILABLE"
     """Wallet or ledger did not answer."""
     CALLER_REJECTED = "CALLER_REJECTED"
     """Wallet or ledger do not accept this service's calls, or do not know them: a fault of the
     configuration, not of the item.
     """
-    SETTLING_FAILED = "SETTLING_FAILED"
+    BOOKING_FAILED = "BOOKING_FAILED"
     """Wallet or ledger, or the service's own database, fail on this item alone."""
-    SETTLING_REFUSED = "SETTLING_REFUSED"
+    BOOKING_REJECTED = "BOOKING_REJECTED"
     """Wallet or ledger refused it, which is a fault of ours."""
 
 

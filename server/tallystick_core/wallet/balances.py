@@ -88,7 +88,7 @@ def apply_instruction(
     certain. `credit`: what a release is about.
 
     `now` is the database's time; it may be None only if neither the hold nor the instruction has an
-    expire_time. Raises INSUFFICIENT_FUNDS, STATE_FORBIDS (frozen), BALANCE_OUT_OF_RANGE, NOT_FOUND,
+    expire_time. Raises INSUFFICIENT_FUNDS, INVALID_STATE (frozen), BALANCE_OUT_OF_RANGE, NOT_FOUND,
     FIELD_INVALID (a past expire_time), HOLD_ENDED, HOLD_EXCEEDED.
     """
     match instruction.kind:
@@ -101,7 +101,7 @@ def apply_instruction(
         case EntryKind.HOLD_CAPTURED | EntryKind.HOLD_RELEASED | EntryKind.HOLD_EXPIRED:
             return _end_hold(wallet, hold, instruction, now)
         case EntryKind.RELEASE:
-            return _release(wallet, credit, instruction.cause)
+            return _release(wallet, credit, instruction.source_id)
 
 
 def _with_balances(wallet: Wallet, balances: Balances) -> Wallet:
@@ -126,12 +126,12 @@ def _credit(wallet: Wallet, instruction: Instruction) -> WalletChange:
     )
 
 
-def _release(wallet: Wallet, credit: Credit | None, cause: str) -> WalletChange:
+def _release(wallet: Wallet, credit: Credit | None, source_id: str) -> WalletChange:
     """The whole of a credit that pends, also of a frozen wallet: whose money it is does not change
     by it.
     """
     if credit is None:
-        raise not_found_error("credit", cause, "cause")
+        raise not_found_error("credit", source_id, "source_id")
     before = wallet.balances
     after = repay_then_add_available(
         replace(before, pending=before.pending - credit.amount), credit.amount
@@ -142,7 +142,7 @@ def _release(wallet: Wallet, credit: Credit | None, cause: str) -> WalletChange:
 def _reject_unavailable(wallet: Wallet, amount: int, verb: str) -> None:
     if wallet.frozen:
         raise ApiError(
-            ErrorReason.STATE_FORBIDS,
+            ErrorReason.INVALID_STATE,
             "The wallet is FROZEN: its money can be neither debited nor held.",
             metadata={"state": "FROZEN", "verb": verb},
         )
@@ -189,7 +189,7 @@ def _place_hold(
         held=before.held + instruction.amount,
     )
     new_hold = Hold(
-        instruction.cause,
+        instruction.source_id,
         wallet.seller_account,
         wallet.currency,
         instruction.amount,
@@ -204,7 +204,7 @@ def _end_hold(
     wallet: Wallet, hold: Hold | None, instruction: Instruction, now: datetime | None
 ) -> WalletChange:
     if hold is None:
-        raise not_found_error("hold", instruction.cause, "hold_id")
+        raise not_found_error("hold", instruction.source_id, "hold_id")
     state = HOLD_TRANSITIONS.get((hold.state, instruction.kind))
     if state is None:
         raise hold_ended_error(hold.state, instruction.kind)

@@ -24,7 +24,7 @@ def is_hold_id(text: str) -> bool:
 
 def parse_hold_id(text: str, field: str = "hold_id") -> str:
     """A hold's id: payouts/{payout_id} for a payout, an id for every other purpose. Raises
-    FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REFUSED.
+    FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REJECTED.
     """
     parse_id(text.removeprefix(_PAYOUT_PREFIX), field)
     return text
@@ -49,7 +49,7 @@ def require_hold_namespace(hold_id: str, purpose: str) -> None:
 def require_payout_service(
     hold_ids: Sequence[str], caller: str, payout_service: str, field_template: str
 ) -> None:
-    """Raises METHOD_FORBIDDEN where another caller than PayoutService names the hold of a payout.
+    """Raises PERMISSION_DENIED where another caller than PayoutService names the hold of a payout.
     `field_template`: of a hold's id, by its place.
     """
     if caller == payout_service:
@@ -61,7 +61,7 @@ def require_payout_service(
                 f"{field} must not begin with {_PAYOUT_PREFIX}: such holds are for PayoutService "
                 f"alone, which calls as {payout_service}."
             )
-            raise ApiError(ErrorReason.METHOD_FORBIDDEN, message, field=field)
+            raise ApiError(ErrorReason.PERMISSION_DENIED, message, field=field)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from tallystick_core.wallet.state import EntryKind
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """A credit that was made before, as a release finds it by its cause. `pending`: it did not
+    """A credit that was made before, as a release finds it by its source id. `pending`: it did not
     become available at once.
     """
 
@@ -25,12 +25,12 @@ class Credit:
 
 @dataclass(frozen=True)
 class Instruction:
-    """One change to make. `cause` with `kind` is its key: "PAY_IN/po-1", or the hold's id. A
-    release has the cause of its credit, and no amount.
+    """One change to make. `source_id` with `kind` is its key: "PAY_IN/po-1", or the hold's id. A
+    release has the source id of its credit, and no amount.
     """
 
     kind: EntryKind
-    cause: str
+    source_id: str
     caller: str = ""
     seller_account: str = ""
     currency: str = ""
@@ -46,7 +46,7 @@ class Instruction:
     def fingerprint(self) -> bytes:
         """32 bytes that are equal for equal values."""
         expire = self.expire_time.isoformat() if self.expire_time else ""
-        identity = (self.kind, self.cause, self.seller_account, self.currency, self.amount)
+        identity = (self.kind, self.source_id, self.seller_account, self.currency, self.amount)
         # holds that keep nothing have the fingerprint they always had
         minimum = (self.minimum_remaining,) if self.minimum_remaining else ()
         return fingerprint(
@@ -56,8 +56,8 @@ class Instruction:
 
 _LAST_FIELD = {
     EntryKind.CREDIT: "pending",
-    EntryKind.DEBIT: "as_fact",
-    EntryKind.HOLD_PLACED: "keep_available",
+    EntryKind.DEBIT: "allow_owed",
+    EntryKind.HOLD_PLACED: "minimum_remaining",
 }
 """What differs when nothing else does, of the kinds whose entries name a seller and an amount."""
 

@@ -77,7 +77,7 @@ def decide_assignment(
 ) -> bool:
     """Whether the decision changes anything; an equal one was made before, if not.
 
-    Raises STATE_FORBIDS for one that was decided otherwise, SECOND_PERSON_REQUIRED where whoever
+    Raises INVALID_STATE for one that was decided otherwise, SECOND_APPROVER_REQUIRED where whoever
     asked for it approves it.
     """
     if state is decision:
@@ -92,14 +92,14 @@ def decide_assignment(
         )
     if decision is AssignmentState.APPROVED and decided_by == requested_by:
         raise ApiError(
-            ErrorReason.SECOND_PERSON_REQUIRED,
+            ErrorReason.SECOND_APPROVER_REQUIRED,
             "Another operator than the one who asked for the assignment has to approve it.",
         )
     return True
 
 
 def require_unchanged_owner(previous_owner: str, owner: str) -> None:
-    """Raises STATE_FORBIDS where a seller belongs to another owner than when its assignment was
+    """Raises INVALID_STATE where a seller belongs to another owner than when its assignment was
     asked for; "": to nobody.
     """
     if owner != previous_owner:
@@ -112,14 +112,16 @@ def require_unchanged_owner(previous_owner: str, owner: str) -> None:
             f"{current} now; reject it, and ask for a new one."
         )
         raise ApiError(
-            ErrorReason.STATE_FORBIDS,
+            ErrorReason.INVALID_STATE,
             message,
             metadata={"state": AssignmentState.REQUESTED, "verb": "APPROVE"},
         )
 
 
 def require_same_assignment(sent: NewAssignment, stored: NewAssignment) -> None:
-    """Raises KEY_REUSED with the first field in which two assignments of one id differ."""
+    """Raises IDEMPOTENCY_KEY_REUSED with the first field in which two assignments of one id
+    differ.
+    """
     for name in ("seller_account", "owner", "reason", "requested_by"):
         if getattr(sent, name) != getattr(stored, name):
             raise key_reused_error(name)

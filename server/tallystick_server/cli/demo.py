@@ -74,8 +74,8 @@ def _settings(base: Settings) -> Settings:
     short_retry = RetryPolicy(RetryStrategy.FIXED, 0.4, 0.4, 50)
     retry = {
         **base.retry,
-        ("", RetryReason.WAITING): short_retry,
-        ("", RetryReason.WATCHED): short_retry,
+        ("", RetryReason.PENDING): short_retry,
+        ("", RetryReason.POST_COMPLETION_POLL): short_retry,
     }
     return base.replace(
         authentication="none",
@@ -202,10 +202,12 @@ async def _is_released(client: AsyncClient, payment: payment_pb2.Payment) -> boo
             seller_account=order.seller_account, currency=order.currency, page_size=200
         )
         entries = (await client.wallet.ListWalletEntries(request)).entries
-        released_causes = {
-            entry.cause for entry in entries if entry.kind == wallet_pb2.WALLET_ENTRY_KIND_RELEASE
+        released_source_ids = {
+            entry.source_id
+            for entry in entries
+            if entry.kind == wallet_pb2.WALLET_ENTRY_KIND_RELEASE
         }
-        if f"PAY_IN/{order.payment_order_id}" not in released_causes:
+        if f"PAY_IN/{order.payment_order_id}" not in released_source_ids:
             return False
     return True
 
@@ -310,7 +312,7 @@ async def _show_payout(client: AsyncClient, payout_id: str) -> None:
     for transition in response.history:
         state = payout_pb2.PayoutState.Name(transition.to_state).removeprefix("PAYOUT_STATE_")
         print_line(f"       {_format_time(transition)}  {state:<12} {transition.cause}")
-    request = ledger_service_pb2.ListTransactionsRequest(cause_id=payout_id)
+    request = ledger_service_pb2.ListTransactionsRequest(source_id=payout_id)
     for transaction in reversed((await client.ledger.ListTransactions(request)).transactions):
         _print_transaction(transaction)
 
@@ -366,7 +368,7 @@ async def _show_history(client: AsyncClient, payment: payment_pb2.Payment) -> No
                 "PAYMENT_ORDER_STATUS_"
             )
             booked_flags = (
-                "   wallet_updated, ledger_updated" if transition.cause == "SETTLED" else ""
+                "   wallet_updated, ledger_updated" if transition.cause == "BOOKED" else ""
             )
             print_line(
                 f"       {_format_time(transition)}  {status:<12} {transition.cause}{booked_flags}"
@@ -376,7 +378,7 @@ async def _show_history(client: AsyncClient, payment: payment_pb2.Payment) -> No
 async def _show_ledger(client: AsyncClient, payment: payment_pb2.Payment) -> None:
     for order in payment.payment_orders:
         request = ledger_service_pb2.ListTransactionsRequest(
-            kind=ledger_pb2.TRANSACTION_KIND_PAY_IN, cause_id=order.payment_order_id
+            kind=ledger_pb2.TRANSACTION_KIND_PAY_IN, source_id=order.payment_order_id
         )
         transactions = (await client.ledger.ListTransactions(request)).transactions
         _require(
@@ -402,7 +404,7 @@ async def _show_ledger(client: AsyncClient, payment: payment_pb2.Payment) -> Non
 def _print_transaction(transaction: ledger_pb2.Transaction) -> None:
     kind = ledger_pb2.TransactionKind.Name(transaction.kind).removeprefix("TRANSACTION_KIND_")
     print_line(
-        f"     {transaction.transaction_id}  {kind} {transaction.cause_id}  hash "
+        f"     {transaction.transaction_id}  {kind} {transaction.source_id}  hash "
         f"{transaction.hash.hex()[:16]}…"
     )
     for entry in transaction.entries:

@@ -16,14 +16,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from tallystick import Client, ClientSettings, TallystickError, UnauthenticatedError
 from tallystick.ledger.v1 import ledger_service_pb2
+from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
-from tallystick.recovery.v1 import recovery_pb2
 from tallystick.wallet.v1 import wallet_service_pb2
 from tallystick_server.app.errors import StartupError
 from tallystick_server.rpc.enums import EnumNames
 
-_DEAD_LETTER_STATES = EnumNames(recovery_pb2.DeadLetterState.DESCRIPTOR)
+_DEAD_LETTER_STATES = EnumNames(operator_pb2.DeadLetterState.DESCRIPTOR)
 _PAYOUT_STATES = EnumNames(payout_pb2.PayoutState.DESCRIPTOR)
 _MESSAGES: dict[str, ModuleType] = {
     "payment": payment_service_pb2,
@@ -46,8 +46,8 @@ class DeadLetterFilter:
     until_time: datetime | None = None
     select_all: bool = False
 
-    def to_message(self) -> recovery_pb2.DeadLetterFilter:
-        return recovery_pb2.DeadLetterFilter(
+    def to_message(self) -> operator_pb2.DeadLetterFilter:
+        return operator_pb2.DeadLetterFilter(
             cause=self.cause,
             provider=self.provider,
             from_time=_to_timestamp(self.from_time),

@@ -181,7 +181,7 @@ def _first_difference(sent: bytes, published: bytes) -> str:
 
 def _new_event(message: event_pb2.Event) -> store.NewEvent:
     """An event to number; its payload is believed. Raises FIELD_REQUIRED, FIELD_INVALID,
-    CARD_NUMBER_REFUSED.
+    CARD_NUMBER_REJECTED.
     """
     aggregate, version = message.aggregate_id, message.aggregate_version
     type_ = _TYPES.parse(message.type, "type")

@@ -32,7 +32,7 @@ _SUM = re.compile(r"\A([A-Z]{3,8})(-?[0-9]{1,38})\Z", re.ASCII)
 def stored_posting(row: Row[Any], entries: Sequence[Row[Any]]) -> Posting:
     """A stored transaction as it was posted."""
     lines = tuple(JournalLine(entry.account, entry.currency, entry.amount) for entry in entries)
-    return Posting(PostingKind(row.kind), row.cause_id, row.caller, lines, row.description)
+    return Posting(PostingKind(row.kind), row.source_id, row.caller, lines, row.description)
 
 
 def parse_posting(message: pb.Posting) -> Posting:
@@ -44,7 +44,7 @@ def parse_posting(message: pb.Posting) -> Posting:
             "kind must not be REVERSAL; use ReverseTransaction.",
             field="kind",
         )
-    cause = parse_id(message.cause_id, "cause_id")
+    source_id = parse_id(message.source_id, "source_id")
     caller = parse_id(message.caller, "caller")
     if not message.entries:
         raise ApiError(
@@ -61,7 +61,9 @@ def parse_posting(message: pb.Posting) -> Posting:
     lines = tuple(_parse_line(entry, index) for index, entry in enumerate(message.entries))
     check_balanced(lines)
     description = parse_text(message.description, "description", _MAX_DESCRIPTION_LENGTH)
-    return Posting(kind, cause, caller, lines, description, parse_time(message, "effective_time"))
+    return Posting(
+        kind, source_id, caller, lines, description, parse_time(message, "effective_time")
+    )
 
 
 def _parse_line(entry: ledger_pb2.Entry, index: int) -> JournalLine:
@@ -82,7 +84,7 @@ def new_transaction(item: ChainedTransaction) -> ledger_pb2.Transaction:
         transaction_id=format_transaction_id(item.sequence),
         sequence=item.sequence,
         kind=KINDS.number(posting.kind),
-        cause_id=posting.cause_id,
+        source_id=posting.source_id,
         description=posting.description,
         reverses_transaction_id=format_transaction_id(posting.reverses) if posting.reverses else "",
         effective_time=to_timestamp(item.effective_time),
@@ -102,7 +104,7 @@ def transaction(row: Row[Any], entries: Sequence[Row[Any]]) -> ledger_pb2.Transa
         transaction_id=format_transaction_id(row.sequence),
         sequence=row.sequence,
         kind=KINDS.number(row.kind),
-        cause_id=row.cause_id,
+        source_id=row.source_id,
         description=row.description,
         reverses_transaction_id=format_transaction_id(row.reverses) if row.reverses else "",
         reversed_by_transaction_id=format_transaction_id(row.reversed_by)

@@ -104,7 +104,7 @@ class LedgerHandlers(AlertHandlers):
         (result,) = await self._post_batcher.submit(
             [build_reversal(original, sequence, reason, call.caller.name)]
         )
-        if isinstance(result, ApiError) and result.reason is ErrorReason.KEY_REUSED:
+        if isinstance(result, ApiError) and result.reason is ErrorReason.IDEMPOTENCY_KEY_REUSED:
             raise ApiError(
                 ErrorReason.ALREADY_REVERSED,
                 "The transaction was reversed before, for another reason.",
@@ -289,7 +289,7 @@ def _parse_filter(request: pb.ListTransactionsRequest) -> store.TransactionFilte
         parse_account(request.account, "account") if request.account else None,
         parse_currency(request.currency) if request.currency else None,
         convert.KINDS.parse(request.kind, "kind", "") or None,
-        parse_text(request.cause_id, "cause_id", 64) or None,
+        parse_text(request.source_id, "source_id", 64) or None,
         parse_time(request, "post_time_from"),
         parse_time(request, "post_time_until"),
     )
@@ -300,7 +300,7 @@ def _filter_values(filters: store.TransactionFilter) -> tuple[object, ...]:
         filters.account,
         filters.currency,
         filters.kind,
-        filters.cause_id,
+        filters.source_id,
         filters.post_time_from,
         filters.post_time_until,
     )

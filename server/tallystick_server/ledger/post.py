@@ -35,7 +35,7 @@ class PostedTransaction:
 
 @dataclass(frozen=True, slots=True)
 class _KnownPostings:
-    """What of a batch is in the book already: by (kind, cause_id) the sequence and fingerprint, by
+    """What of a batch is in the book already: by (kind, source_id) the sequence and fingerprint, by
     sequence the transaction.
     """
 
@@ -45,7 +45,7 @@ class _KnownPostings:
     @classmethod
     def load(cls, connection: Connection, postings: Sequence[Posting]) -> _KnownPostings:
         fingerprints = store.find_posted(
-            connection, [(posting.kind, posting.cause_id) for posting in postings]
+            connection, [(posting.kind, posting.source_id) for posting in postings]
         )
         rows = (
             store.load_transactions(connection, [sequence for sequence, _ in fingerprints.values()])
@@ -104,7 +104,7 @@ class TransactionPoster:
         """One list of results for each list of postings."""
 
         def key(posting: Posting) -> tuple[Hashable, bytes]:
-            return (posting.kind, posting.cause_id), posting.fingerprint
+            return (posting.kind, posting.source_id), posting.fingerprint
 
         return await run_flattened(groups, lambda flat: deduplicate_by_key(flat, key, self._post))
 
@@ -127,7 +127,7 @@ class TransactionPoster:
             new_postings = [
                 posting
                 for posting in postings
-                if (posting.kind, posting.cause_id) not in existing.fingerprints
+                if (posting.kind, posting.source_id) not in existing.fingerprints
             ]
             ids = {
                 key: account_ids[key]
@@ -180,7 +180,7 @@ def _chain_all(
     """
     outcomes: dict[tuple[str, str], ChainedTransaction | ApiError] = {}
     for posting in postings:
-        key = (posting.kind, posting.cause_id)
+        key = (posting.kind, posting.source_id)
         if any(
             abs(balances[line.account, line.currency]) + abs(line.amount) > MAX_BALANCE
             for line in posting.lines
@@ -200,7 +200,7 @@ def _build_result(
     existing: _KnownPostings,
     outcomes: dict[tuple[str, str], ChainedTransaction | ApiError],
 ) -> PostedTransaction | Exception:
-    key = (posting.kind, posting.cause_id)
+    key = (posting.kind, posting.source_id)
     if key in existing.fingerprints:
         sequence, fingerprint = existing.fingerprints[key]
         if fingerprint != posting.fingerprint:

@@ -13,7 +13,7 @@ from opentelemetry import metrics
 from sqlalchemy import Connection, Row
 
 from tallystick.event.v1 import event_pb2
-from tallystick.recovery.v1 import recovery_pb2
+from tallystick.operator.v1 import operator_pb2
 from tallystick_core.access import Role
 from tallystick_server.outbox.events import add_event, record_events
 from tallystick_server.rpc.pagination import PageToken, parse_page_size
@@ -54,11 +54,11 @@ class AlertHandlers:
         return self._messages.ListAlertsResponse(alerts=alerts, next_page_token=next_token)
 
 
-def to_message(row: Row[Any]) -> recovery_pb2.Alert:
-    return recovery_pb2.Alert(
+def to_message(row: Row[Any]) -> operator_pb2.Alert:
+    return operator_pb2.Alert(
         alert_id=row.alert_id,
         kind=row.kind,
-        subject=row.subject,
+        subject=row.resource_name,
         detail=row.detail,
         create_time=to_timestamp(row.create_time),
         end_time=to_timestamp(row.end_time) if row.end_time else None,
@@ -82,13 +82,13 @@ def end_alerts(connection: Connection, kind: str, subjects: Sequence[str]) -> No
     """Ends the alerts of a kind about subjects that have just ended, in the same transaction; the
     monitor would find that only later.
     """
-    _emit_changed(connection, store.end_by_subject(connection, kind, subjects))
+    _emit_changed(connection, store.end_by_resource_name(connection, kind, subjects))
 
 
 def announce(alerts: Sequence[Row[Any]]) -> None:
     """Says in log and metric what was raised."""
     for row in alerts:
-        log.warning("alert %s: %s %s", row.kind, row.subject, row.detail)
+        log.warning("alert %s: %s %s", row.kind, row.resource_name, row.detail)
         _raised_counter.add(1, {"kind": row.kind})
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, Row
 
 from tallystick.event.v1 import event_pb2
-from tallystick.recovery.v1 import recovery_pb2
+from tallystick.operator.v1 import operator_pb2
 from tallystick_core.operations.dead_letter import DeadLetterState
 from tallystick_server.operations import alerts
 from tallystick_server.operations.operation import LeasedOperation
@@ -20,17 +20,17 @@ from tallystick_storage import operations as operation_store
 
 _MAX_REASON_LENGTH = 255
 _ALERT_KIND = "DEAD_LETTER"
-STATES = EnumNames(recovery_pb2.DeadLetterState.DESCRIPTOR)
+STATES = EnumNames(operator_pb2.DeadLetterState.DESCRIPTOR)
 
 
-def to_message(row: Row[Any]) -> recovery_pb2.DeadLetter:
-    return recovery_pb2.DeadLetter(
+def to_message(row: Row[Any]) -> operator_pb2.DeadLetter:
+    return operator_pb2.DeadLetter(
         dead_letter_id=row.dead_letter_id,
-        subject=row.subject,
+        subject=row.resource_name,
         state=STATES.number(row.state),
         cause=row.cause,
         detail=row.detail,
-        tries=row.tries,
+        tries=row.retry_count,
         operator=row.operator,
         reason=row.reason,
         evidence=row.evidence,
@@ -82,7 +82,7 @@ def requeue_to_end(
         else ()
     )
     emit_changed(connection, rows, lambda _: (operator, ""))
-    operation_store.requeue(connection, [operation_ids[row.subject] for row in rows])
+    operation_store.requeue(connection, [operation_ids[row.resource_name] for row in rows])
 
 
 def resolve_and_requeue(connection: Connection, operations: Iterable[LeasedOperation]) -> None:
@@ -97,7 +97,7 @@ def resolve_and_requeue(connection: Connection, operations: Iterable[LeasedOpera
         {subject: (item.caller, item.traceparent) for subject, item in by_resource_name.items()},
     )
     operation_store.requeue(
-        connection, [by_resource_name[row.subject].operation_id for row in rows]
+        connection, [by_resource_name[row.resource_name].operation_id for row in rows]
     )
 
 
@@ -110,5 +110,5 @@ def resolve(connection: Connection, origins: Mapping[str, tuple[str, str]]) -> S
         if origins
         else ()
     )
-    emit_changed(connection, rows, lambda row: origins[row.subject])
+    emit_changed(connection, rows, lambda row: origins[row.resource_name])
     return rows

@@ -142,8 +142,8 @@ def attempt_result(
     succeeded = outcome if isinstance(outcome, Succeeded) else None
     declined = outcome if isinstance(outcome, Declined) else None
     return operation_store.AttemptResult(
-        demand_id=operation.operation_id,
-        number=operation.attempt_number,
+        operation_id=operation.operation_id,
+        attempt_number=operation.attempt_number,
         outcome=outcome_code,
         provider_reference=getattr(outcome, "reference", ""),
         moved_amount=succeeded.amount if succeeded else None,

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection, Row
 
-from tallystick.recovery.v1 import recovery_pb2
+from tallystick.operator.v1 import operator_pb2
 from tallystick_core.access import Role
 from tallystick_core.errors import ApiError, ErrorReason, not_found_error
 from tallystick_core.operations.dead_letter import DeadLetterState
@@ -79,7 +79,7 @@ class DeadLetters(Generic[H, G]):
         self._worker = worker
 
     def operation_id(self, row: Row[Any]) -> str:
-        return self._worker.operation_id(row.subject)
+        return self._worker.operation_id(row.resource_name)
 
     async def find(self, dead_letter_id: str, *, changed: bool = False) -> Row[Any]:
         """The dead letter; `changed` as in `Database.read`. Raises NOT_FOUND."""
@@ -92,7 +92,7 @@ class DeadLetters(Generic[H, G]):
 
     async def retry(self, dead_letter_id: str, operator: str, reason: str) -> tuple[Row[Any], bool]:
         """Has it tried again; it as it stands, and whether it was before. Raises NOT_FOUND,
-        STATE_FORBIDS.
+        INVALID_STATE.
         """
         resolution = _Resolution(DeadLetterState.RETRIED, operator, reason)
         row = await self.find(dead_letter_id)
@@ -193,7 +193,7 @@ class DeadLetters(Generic[H, G]):
         evidence_is_specific: bool = True,
     ) -> tuple[Row[Any], bool]:
         """Fails its demand, unless the provider knows better; it as it stands, and whether it was
-        closed before. Raises NOT_FOUND, STATE_FORBIDS.
+        closed before. Raises NOT_FOUND, INVALID_STATE.
 
         `evidence_is_specific`: whether the evidence is about this dead letter alone. Only then is
         it closed while its provider answers with another one's money.
@@ -211,7 +211,7 @@ class DeadLetters(Generic[H, G]):
                     _reject_unstorable(error, evidence_is_specific=evidence_is_specific)
                 else:
                     return await self.find(dead_letter_id), False
-            case Unknown(retry_reason=RetryReason.MISDIRECTED):
+            case Unknown(retry_reason=RetryReason.MISMATCHED_OPERATION):
                 _require_specific_evidence(evidence_is_specific=evidence_is_specific)
             case NotSent() | Unknown() | NotFound():
                 pass
@@ -236,7 +236,7 @@ class DeadLetters(Generic[H, G]):
         return await self._read_resolved(dead_letter_id, _CLOSE, resolution), not is_applied
 
     async def _call_provider(self, row: Row[Any]) -> tuple[H, ProviderOutcome]:
-        """What the provider says to the demand now. Raises PROVIDER_UNAVAILABLE, STATE_FORBIDS."""
+        """What the provider says to the demand now. Raises PROVIDER_UNAVAILABLE, INVALID_STATE."""
         tokens, now = {self.operation_id(row): 0}, asyncio.get_running_loop().time()
         operations = await self._database.load(
             lambda connection: self._worker.load(connection, tokens, now)
@@ -249,12 +249,12 @@ class DeadLetters(Generic[H, G]):
         action = operation.next_action(
             now, self._worker.gateway.key_window(operation.provider), self._worker.lease_seconds
         )
-        if action in (NextAction.PREPARE, NextAction.SETTLE):
+        if action in (NextAction.PLACE_HOLD, NextAction.BOOK):
             raise _state_error(
                 "It waits for wallet or ledger, not for its provider; retry the dead letter.",
-                "UNSETTLED",
+                "BOOKING_UNAVAILABLE",
             )
-        if action is NextAction.JUDGE:
+        if action is NextAction.APPLY_RECORDED:
             raise _state_error(
                 "Its provider's answer is stored and cannot be applied; remove the cause, then "
                 "retry the dead letter.",
@@ -289,7 +289,7 @@ class DeadLetters(Generic[H, G]):
     async def _read_resolved(
         self, dead_letter_id: str, verb: Verb, resolution: _Resolution
     ) -> Row[Any]:
-        """The dead letter as it is now. Raises STATE_FORBIDS if somebody else was faster."""
+        """The dead letter as it is now. Raises INVALID_STATE if somebody else was faster."""
         row = await self.find(dead_letter_id, changed=True)
         if not resolution.matches(row):
             if row.state != DeadLetterState.OPEN:
@@ -325,7 +325,7 @@ class _Resolution:
     def apply(self, connection: Connection, row: Row[Any]) -> None:
         """Ends an open dead letter, and tells of it. Raises _Overtaken if it has ended."""
         rows = dead_letter_store.end(
-            connection, [row.subject], self.state, self.operator, self.reason, self.evidence
+            connection, [row.resource_name], self.state, self.operator, self.reason, self.evidence
         )
         if [ended_row.dead_letter_id for ended_row in rows] != [row.dead_letter_id]:
             raise _ConcurrentChange
@@ -333,7 +333,7 @@ class _Resolution:
 
     def apply_all(self, connection: Connection, rows: Sequence[Row[Any]]) -> Sequence[Row[Any]]:
         """Ends those of dead letters that are open still, and tells of them."""
-        subjects, ids = [row.subject for row in rows], [row.dead_letter_id for row in rows]
+        subjects, ids = [row.resource_name for row in rows], [row.dead_letter_id for row in rows]
         ended_rows = (
             dead_letter_store.end(
                 connection, subjects, self.state, self.operator, self.reason, self.evidence, ids=ids
@@ -378,7 +378,7 @@ class OperatorHandlers(AlertHandlers):
         if request.dry_run:
             counts, sample = await self._dead_letters.preview(bulk.filters)
             return self._messages.RetryDeadLettersResponse(
-                matched=sum(row.letters for row in counts),
+                matched=sum(row.dead_letter_count for row in counts),
                 counts=_to_count_messages(counts),
                 sample=sample,
             )
@@ -386,7 +386,7 @@ class OperatorHandlers(AlertHandlers):
             bulk.filters, bulk.cursor, call.caller.name, reason
         )
         skipped = [
-            _to_skipped_message(row, ApiError(ErrorReason.STATE_FORBIDS, "It has ended meanwhile."))
+            _to_skipped_message(row, ApiError(ErrorReason.INVALID_STATE, "It has ended meanwhile."))
             for row in page
             if row.dead_letter_id not in retried_ids
         ]
@@ -407,7 +407,7 @@ class OperatorHandlers(AlertHandlers):
         if request.dry_run:
             counts, sample = await self._dead_letters.preview(bulk.filters)
             return self._messages.CloseDeadLettersResponse(
-                matched=sum(row.letters for row in counts),
+                matched=sum(row.dead_letter_count for row in counts),
                 counts=_to_count_messages(counts),
                 sample=sample,
             )
@@ -527,23 +527,25 @@ def _cursor_of(row: Row[Any]) -> tuple[str, str]:
     return row.create_time.isoformat(), row.dead_letter_id
 
 
-def _to_count_messages(rows: Iterable[Row[Any]]) -> list[recovery_pb2.DeadLetterCount]:
+def _to_count_messages(rows: Iterable[Row[Any]]) -> list[operator_pb2.DeadLetterCount]:
     return [
-        recovery_pb2.DeadLetterCount(cause=row.cause, provider=row.provider, count=row.letters)
+        operator_pb2.DeadLetterCount(
+            cause=row.cause, provider=row.provider, count=row.dead_letter_count
+        )
         for row in rows
     ]
 
 
-def _count_page(page: Iterable[Row[Any]]) -> list[recovery_pb2.DeadLetterCount]:
+def _count_page(page: Iterable[Row[Any]]) -> list[operator_pb2.DeadLetterCount]:
     counts = Counter((row.cause, row.provider) for row in page)
     return [
-        recovery_pb2.DeadLetterCount(cause=cause, provider=provider, count=count)
+        operator_pb2.DeadLetterCount(cause=cause, provider=provider, count=count)
         for (cause, provider), count in sorted(counts.items())
     ]
 
 
-def _to_skipped_message(row: Row[Any], error: ApiError) -> recovery_pb2.SkippedDeadLetter:
-    return recovery_pb2.SkippedDeadLetter(
+def _to_skipped_message(row: Row[Any], error: ApiError) -> operator_pb2.SkippedDeadLetter:
+    return operator_pb2.SkippedDeadLetter(
         dead_letter_id=row.dead_letter_id,
         cause=row.cause,
         error_reason=error.reason,
@@ -562,7 +564,7 @@ def parse_dead_letter_id(text: str) -> str:
 
 
 def _reject_unstorable(error: ConstraintViolation, *, evidence_is_specific: bool) -> None:
-    """Raises STATE_FORBIDS unless the answer is only another one's money, which says nothing of
+    """Raises INVALID_STATE unless the answer is only another one's money, which says nothing of
     this one: then an operator's evidence decides.
     """
     if not is_duplicate_reference(error):
@@ -575,7 +577,7 @@ def _reject_unstorable(error: ConstraintViolation, *, evidence_is_specific: bool
 
 
 def _require_specific_evidence(*, evidence_is_specific: bool) -> None:
-    """Raises STATE_FORBIDS where an answer about another one is to be overruled by evidence that is
+    """Raises INVALID_STATE where an answer about another one is to be overruled by evidence that is
     not about this one alone.
     """
     if not evidence_is_specific:
@@ -583,10 +585,10 @@ def _require_specific_evidence(*, evidence_is_specific: bool) -> None:
             "Its provider answers with another one's money; close it by CloseDeadLetter, with "
             "evidence about it alone."
         )
-        raise _state_error(message, "MISDIRECTED") from None
+        raise _state_error(message, "MISMATCHED_OPERATION") from None
 
 
 def _state_error(message: str, state: str, verb: Verb = _CLOSE) -> ApiError:
     return ApiError(
-        ErrorReason.STATE_FORBIDS, message, metadata={"state": state, "verb": verb.name}
+        ErrorReason.INVALID_STATE, message, metadata={"state": state, "verb": verb.name}
     )

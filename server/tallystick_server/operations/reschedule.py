@@ -63,7 +63,7 @@ class FailedStep(Generic[H]):
         """Whether what became of it is stored already: only what follows from that is still to be
         done.
         """
-        return self.operation.needs_booking or self.action is NextAction.JUDGE
+        return self.operation.needs_booking or self.action is NextAction.APPLY_RECORDED
 
 
 def classify_failure(
@@ -75,12 +75,12 @@ def classify_failure(
     match outcome:
         case Pending():
             return FailedStep(
-                operation, RetryReason.WAITING, f"the provider waits: {outcome.reason}", action
+                operation, RetryReason.PENDING, f"the provider waits: {outcome.reason}", action
             )
         case Submitted() | InTransit():
             return FailedStep(
                 operation,
-                RetryReason.WAITING,
+                RetryReason.PENDING,
                 f"the provider works on it: {type(outcome).__name__}",
                 action,
             )
@@ -109,13 +109,13 @@ def retry_reason(
     """What a trouble is: that of a look-up, or a cancellation, is mostly that it tells nothing,
     whatever the reason.
     """
-    if action is NextAction.SEND or reason is RetryReason.MISDIRECTED:
+    if action is NextAction.SEND or reason is RetryReason.MISMATCHED_OPERATION:
         return reason
     if operation.awaits_provider:
-        return RetryReason.WAITING
+        return RetryReason.PENDING
     if not key_honored:
-        return RetryReason.UNRESOLVED
-    return reason if reason is RetryReason.NOT_FOUND else RetryReason.UNANSWERED
+        return RetryReason.OUTCOME_UNKNOWN
+    return reason if reason is RetryReason.NOT_FOUND else RetryReason.LOOKUP_INCONCLUSIVE
 
 
 class Rescheduler(Generic[H, G]):
@@ -153,7 +153,7 @@ class Rescheduler(Generic[H, G]):
         ]
         failures = [step for step, decision in decisions if decision is ExhaustedAction.FAIL]
         dead_lettered_steps = [
-            step for step, decision in decisions if decision is ExhaustedAction.SET_ASIDE
+            step for step, decision in decisions if decision is ExhaustedAction.DEAD_LETTER
         ]
 
         def store(connection: Connection) -> G:
@@ -200,7 +200,7 @@ class Rescheduler(Generic[H, G]):
         operation = failed_step.operation
         if failed_step.failure_reason is not None:
             return ExhaustedAction.FAIL
-        if failed_step.retry_reason is RetryReason.HELD_BACK:
+        if failed_step.retry_reason is RetryReason.CIRCUIT_OPEN:
             return _build_reschedule(
                 failed_step,
                 _cap_delay(failed_step.retry_after, operation.next_poll_deadline - now),
@@ -216,7 +216,7 @@ class Rescheduler(Generic[H, G]):
             )
             if exhausted_action is ExhaustedAction.LOOK_UP:
                 return _build_reschedule(failed_step, failed_step.retry_after, lookup_only=True)
-            if exhausted_action is not ExhaustedAction.GO_ON:
+            if exhausted_action is not ExhaustedAction.RESEND_OR_LOOK_UP:
                 return exhausted_action
             delay = policy.exhausted_interval_seconds
         return _build_reschedule(
@@ -253,8 +253,8 @@ class Rescheduler(Generic[H, G]):
             connection,
             dead_letter_store.insert(connection, new_dead_letters),
             lambda row: (
-                steps_by_resource[row.subject].operation.caller,
-                steps_by_resource[row.subject].operation.traceparent,
+                steps_by_resource[row.resource_name].operation.caller,
+                steps_by_resource[row.resource_name].operation.traceparent,
             ),
         )
 
@@ -273,7 +273,7 @@ def _reschedule_at_deadline(failed_step: FailedStep[H], now: float) -> operation
     remaining_seconds = failed_step.operation.next_poll_deadline - now
     return replace(
         _build_reschedule(failed_step, None, lookup_only=failed_step.operation.lookup_only),
-        recheck_after=max(remaining_seconds, 0.0) if remaining_seconds < inf else None,
+        expire_after_seconds=max(remaining_seconds, 0.0) if remaining_seconds < inf else None,
     )
 
 
@@ -293,7 +293,7 @@ def _build_reschedule(
     operation = failed_step.operation
     was_sent = failed_step.action is NextAction.SEND and failed_step.retry_reason not in (
         RetryReason.NOT_SENT,
-        RetryReason.HELD_BACK,
+        RetryReason.CIRCUIT_OPEN,
     )
     not_found_count = 0 if was_sent else operation.not_found_count + failed_step.is_not_found
     return operation_store.Reschedule(
@@ -320,6 +320,6 @@ def _sanitize_detail(text: str) -> str:
 def _count_tries(failed_step: FailedStep[H]) -> dict[str, int]:
     """How often each kind of trouble has come, this one included; to be held back is no try."""
     tries = {str(reason): count for reason, count in failed_step.operation.tries.items()}
-    if failed_step.retry_reason is not RetryReason.HELD_BACK:
+    if failed_step.retry_reason is not RetryReason.CIRCUIT_OPEN:
         tries[str(failed_step.retry_reason)] = tries.get(str(failed_step.retry_reason), 0) + 1
     return tries

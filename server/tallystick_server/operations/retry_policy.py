@@ -115,27 +115,27 @@ DEFAULT_POLICIES: Mapping[RetryReason, RetryPolicy] = {
     # then it is looked up, and sent again if that tells nothing
     RetryReason.NO_ANSWER: RetryPolicy(RetryStrategy.EXPONENTIAL, 2, 300, 5),
     RetryReason.SERVER_ERROR: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 10, 4),
-    RetryReason.BUSY: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 60, 60),
-    RetryReason.FORBIDDEN: RetryPolicy(RetryStrategy.EXPONENTIAL, 30, 600, 100),
+    RetryReason.THROTTLED: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 60, 60),
+    RetryReason.UNAUTHORIZED: RetryPolicy(RetryStrategy.EXPONENTIAL, 30, 600, 100),
     RetryReason.REJECTED: RetryPolicy(RetryStrategy.CANCEL),
-    RetryReason.WAITING: RetryPolicy(RetryStrategy.INCREMENTAL, 30, 3600, None),
+    RetryReason.PENDING: RetryPolicy(RetryStrategy.INCREMENTAL, 30, 3600, None),
     # a day each, for as long as banks send money back
-    RetryReason.WATCHED: RetryPolicy(RetryStrategy.FIXED, 86_400, 86_400, 30),
+    RetryReason.POST_COMPLETION_POLL: RetryPolicy(RetryStrategy.FIXED, 86_400, 86_400, 30),
     RetryReason.NOT_FOUND: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 300, None),
-    RetryReason.UNANSWERED: RetryPolicy(RetryStrategy.EXPONENTIAL, 5, 600, None),
-    RetryReason.MISDIRECTED: RetryPolicy(RetryStrategy.CANCEL),
-    RetryReason.UNRESOLVED: RetryPolicy(RetryStrategy.EXPONENTIAL, 60, 3600, 12),
-    # as SETTLING_FAILED
+    RetryReason.LOOKUP_INCONCLUSIVE: RetryPolicy(RetryStrategy.EXPONENTIAL, 5, 600, None),
+    RetryReason.MISMATCHED_OPERATION: RetryPolicy(RetryStrategy.CANCEL),
+    RetryReason.OUTCOME_UNKNOWN: RetryPolicy(RetryStrategy.EXPONENTIAL, 60, 3600, 12),
+    # as BOOKING_FAILED
     RetryReason.APPLYING_FAILED: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 600, 30),
     # ORDER_STUCK and PAYOUT_STUCK tell that it waits
-    RetryReason.UNSETTLED: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 60, None),
+    RetryReason.BOOKING_UNAVAILABLE: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 60, None),
     RetryReason.CALLER_REJECTED: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 60, None),
     # two to three hours
-    RetryReason.SETTLING_FAILED: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 600, 30),
-    RetryReason.SETTLING_REFUSED: RetryPolicy(RetryStrategy.CANCEL),
+    RetryReason.BOOKING_FAILED: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 600, 30),
+    RetryReason.BOOKING_REJECTED: RetryPolicy(RetryStrategy.CANCEL),
 }
 
-UNLIMITED_REASONS = frozenset({RetryReason.UNSETTLED, RetryReason.CALLER_REJECTED})
+UNLIMITED_REASONS = frozenset({RetryReason.BOOKING_UNAVAILABLE, RetryReason.CALLER_REJECTED})
 """What the platform owes to itself: it is tried until it is done, whatever a policy says of
 tries.
 """

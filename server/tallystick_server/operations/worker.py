@@ -377,14 +377,16 @@ class OperationWorker(ABC, Generic[H, G]):
             self.gateway.key_window(operation.provider),
         )
         action = operation.next_action(now, key_window, self.lease_seconds)
-        if action is NextAction.SETTLE:
+        if action is NextAction.BOOK:
             await self.book(operation)
             return
         failure_reason = operation.failure_if_not_sent(now)
         if (early_failure := _classify_before_call(operation, action, failure_reason)) is not None:
             await self._reschedule(early_failure)
             return
-        recorded_outcome = operation.recorded_outcome if action is NextAction.JUDGE else None
+        recorded_outcome = (
+            operation.recorded_outcome if action is NextAction.APPLY_RECORDED else None
+        )
         action, outcome = (
             (action, recorded_outcome)
             if recorded_outcome
@@ -393,7 +395,7 @@ class OperationWorker(ABC, Generic[H, G]):
         if isinstance(outcome, CircuitOpen):
             retry_after = outcome.retry_after + jitter(outcome.retry_after, operation.operation_id)
             await self._reschedule(
-                FailedStep(operation, RetryReason.HELD_BACK, outcome.reason, action, retry_after)
+                FailedStep(operation, RetryReason.CIRCUIT_OPEN, outcome.reason, action, retry_after)
             )
             return
         if (
@@ -414,7 +416,7 @@ class OperationWorker(ABC, Generic[H, G]):
         if (
             failed_step is None
             or action is NextAction.SEND
-            or failed_step.retry_reason is RetryReason.WAITING
+            or failed_step.retry_reason is RetryReason.PENDING
         ):
             try:
                 operation = await self.record(operation, outcome)
@@ -503,20 +505,22 @@ class OperationWorker(ABC, Generic[H, G]):
             return await call
         except BookingRejected as error:
             await self._reschedule(
-                FailedStep(operation, RetryReason.SETTLING_REFUSED, str(error), NextAction.SETTLE)
+                FailedStep(operation, RetryReason.BOOKING_REJECTED, str(error), NextAction.BOOK)
             )
         except ServiceCallRejected as error:
             reason = (
-                RetryReason.CALLER_REJECTED if error.rejects_caller else RetryReason.SETTLING_FAILED
+                RetryReason.CALLER_REJECTED if error.rejects_caller else RetryReason.BOOKING_FAILED
             )
-            await self._reschedule(FailedStep(operation, reason, str(error), NextAction.SETTLE))
+            await self._reschedule(FailedStep(operation, reason, str(error), NextAction.BOOK))
         except ConstraintViolation as error:
             await self._reschedule(
-                FailedStep(operation, RetryReason.SETTLING_FAILED, str(error), NextAction.SETTLE)
+                FailedStep(operation, RetryReason.BOOKING_FAILED, str(error), NextAction.BOOK)
             )
         except ApiError as error:
             await self._reschedule(
-                FailedStep(operation, RetryReason.UNSETTLED, error.message, NextAction.SETTLE)
+                FailedStep(
+                    operation, RetryReason.BOOKING_UNAVAILABLE, error.message, NextAction.BOOK
+                )
             )
         return None
 
@@ -548,11 +552,11 @@ def _classify_storage_error(
         reference = getattr(outcome, "reference", "")
         return FailedStep(
             operation,
-            RetryReason.MISDIRECTED,
+            RetryReason.MISMATCHED_OPERATION,
             f"what its provider says it is, {reference}, is the money of another one",
             action,
         )
-    if action is NextAction.JUDGE:
+    if action is NextAction.APPLY_RECORDED:
         return FailedStep(
             operation,
             RetryReason.APPLYING_FAILED,

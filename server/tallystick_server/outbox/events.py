@@ -20,13 +20,13 @@ def record_events(
     connection: Connection, changed_rows: Iterable[Row[Any]]
 ) -> Iterator[BatchPublishRequest]:
     """What is told in the block becomes the events of what a statement changed. Its rows name, as
-    `request`, their outbox row; no rows, no events.
+    `outbox_sequence`, their outbox row; no rows, no events.
     """
     request = BatchPublishRequest()
     yield request
     row = next(iter(changed_rows), None)
     if row is not None:
-        outbox.store_events(connection, row.told, request.SerializeToString())
+        outbox.store_events(connection, row.outbox_sequence, request.SerializeToString())
 
 
 def add_event(

@@ -87,7 +87,7 @@ class PaymentAdmission:
 
         def load(connection: Connection) -> tuple[set[tuple[str, str]], ChargeCapacity | None]:
             existing_ids = {
-                (row.what, row.id)
+                (row.resource_type, row.id)
                 for row in store.find_existing(connection, checkout_ids, order_ids)
             }
             return existing_ids, self.remaining_capacity(

@@ -102,7 +102,7 @@ class PaymentBooking:
         request = wallet_service_pb2.BatchCreditRequest(outcome_only=True)
         for charge, order in orders:
             request.credits.add(
-                cause=f"PAY_IN/{order.payment_order_id}",
+                source_id=f"PAY_IN/{order.payment_order_id}",
                 caller=charge.caller,
                 seller_account=order.seller_account,
                 amount=format_amount(order.amount - order.platform_fee, charge.currency),
@@ -132,8 +132,8 @@ def _booked_transition(charge: Charge, order: OrderInCharge) -> OrderTransition:
         charge_id=charge.charge_id,
         lease_token=charge.lease_token,
         version=order.version,
-        status=transition(order.status, PaymentTrigger.SETTLED),
-        cause=PaymentTransitionReason.SETTLED,
-        settled=True,
+        status=transition(order.status, PaymentTrigger.BOOKED),
+        transition_reason=PaymentTransitionReason.BOOKED,
+        booked=True,
     )
     return OrderTransition(charge, order, update)

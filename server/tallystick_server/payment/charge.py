@@ -232,7 +232,7 @@ def charges_from_rows(
                 checkout_id=first.checkout_id,
                 caller=first.caller,
                 owner=first.owner,
-                attempt_number=first.number,
+                attempt_number=first.attempt_number,
                 provider=first.provider,
                 provider_key=first.provider_key,
                 currency=first.currency,
@@ -250,10 +250,10 @@ def charges_from_rows(
                 next_poll_deadline=now + _seconds_left(first),
                 recorded_outcome=outcome_from_attempt(_attempt_result(first)),
                 maybe_sent=first.maybe_sent,
-                lookup_only=first.looking,
-                tries=parse_tries(first.tries),
+                lookup_only=first.lookup_only,
+                tries=parse_tries(first.retry_counts),
                 seconds_since_sent=None if first.since_sent is None else float(first.since_sent),
-                not_found_count=first.not_found,
+                not_found_count=first.not_found_count,
             )
         )
     return charges
@@ -308,7 +308,7 @@ def _attempt_result(row: Row[Any]) -> operation_store.AttemptResult:
     amount, currency = row.moved_amount, row.moved_currency
     return operation_store.AttemptResult(
         row.charge_id,
-        row.number,
+        row.attempt_number,
         row.outcome,
         row.attempt_reference,
         amount,

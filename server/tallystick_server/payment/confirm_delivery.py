@@ -89,7 +89,9 @@ class DeliveryConfirmation:
 
     async def _release(self, rows: Sequence[Row[Any]]) -> Sequence[ItemRejected | None]:
         releases = [
-            wallet_service_pb2.Release(cause=f"PAY_IN/{row.payment_order_id}", caller=row.caller)
+            wallet_service_pb2.Release(
+                source_id=f"PAY_IN/{row.payment_order_id}", caller=row.caller
+            )
             for row in rows
         ]
         request = wallet_service_pb2.BatchReleaseRequest(releases=releases, outcome_only=True)

@@ -31,8 +31,8 @@ from tallystick_storage.payment import orders as store
 from tallystick_storage.payment.queries import PaymentFilter
 
 METHOD_TYPES = EnumNames(payment_pb2.PaymentMethodType.DESCRIPTOR)
-CHARGE_MODES = EnumNames(payment_pb2.Charging.DESCRIPTOR)
-PARTIAL_FAILURE_POLICIES = EnumNames(payment_pb2.OnPartial.DESCRIPTOR)
+CHARGE_MODES = EnumNames(payment_pb2.ChargeMode.DESCRIPTOR)
+PARTIAL_FAILURE_POLICIES = EnumNames(payment_pb2.PartialFailurePolicy.DESCRIPTOR)
 PAYMENT_STATES = EnumNames(payment_pb2.PaymentState.DESCRIPTOR)
 WAIT_CONDITIONS = EnumNames(payment_service_pb2.WaitFor.DESCRIPTOR)
 _MAX_INFO_LENGTH = 1024
@@ -63,10 +63,12 @@ def parse_checkout(
         MethodType(
             METHOD_TYPES.parse(request.payment_method_type, "payment_method_type", MethodType.CARD)
         ),
-        ChargeMode(CHARGE_MODES.parse(request.charging, "charging", ChargeMode.PER_ORDER)),
+        ChargeMode(CHARGE_MODES.parse(request.charge_mode, "charge_mode", ChargeMode.PER_ORDER)),
         PartialFailurePolicy(
             PARTIAL_FAILURE_POLICIES.parse(
-                request.on_partial, "on_partial", PartialFailurePolicy.KEEP
+                request.partial_failure_policy,
+                "partial_failure_policy",
+                PartialFailurePolicy.KEEP_SUCCEEDED,
             )
         ),
         _orders(request),
@@ -143,25 +145,25 @@ def _fee(text: str, amount: int, currency: str) -> int | None:
 
 def _check_charge_mode(checkout: CheckoutRequest) -> None:
     if (
-        checkout.charging is ChargeMode.TOGETHER
+        checkout.charge_mode is ChargeMode.COMBINED
         and len({order.currency for order in checkout.orders}) > 1
     ):
         raise ApiError(
             ErrorReason.FIELD_INVALID,
-            "charging TOGETHER needs all orders in one currency.",
-            field="charging",
+            "charge_mode COMBINED needs all orders in one currency.",
+            field="charge_mode",
         )
     if (
-        checkout.on_partial is PartialFailurePolicy.ALL_OR_NOTHING
-        and checkout.charging is not ChargeMode.TOGETHER
+        checkout.partial_failure_policy is PartialFailurePolicy.ALL_OR_NOTHING
+        and checkout.charge_mode is not ChargeMode.COMBINED
     ):
         raise ApiError(
             ErrorReason.FIELD_INVALID,
-            "on_partial ALL_OR_NOTHING needs charging TOGETHER.",
-            field="on_partial",
+            "partial_failure_policy ALL_OR_NOTHING needs charge_mode COMBINED.",
+            field="partial_failure_policy",
         )
     if (
-        checkout.charging is ChargeMode.TOGETHER
+        checkout.charge_mode is ChargeMode.COMBINED
         and sum(order.amount for order in checkout.orders) > MAX_AMOUNT
     ):
         max_total = format_amount(MAX_AMOUNT, checkout.orders[0].currency)
@@ -331,7 +333,7 @@ def apply_transition(
 ) -> None:
     """Makes the message of an order say what a move has made of it."""
     message.payment_order_status = _STATUSES.number(transition.status)
-    message.wallet_updated = message.ledger_updated = transition.settled
+    message.wallet_updated = message.ledger_updated = transition.booked
     message.pending_reason = _PENDING_REASONS.number(transition.pending_reason)
     message.next_action_url = transition.next_action_url
     message.failure_reason = _FAILURE_REASONS.number(transition.failure_reason)
@@ -352,7 +354,7 @@ def transitions(rows: Iterable[Row[Any]]) -> list[payment_pb2.Transition]:
             version=row.version,
             from_status=_STATUSES.number(row.from_status),
             to_status=_STATUSES.number(row.to_status),
-            cause=row.cause,
+            cause=row.transition_reason,
             create_time=to_timestamp(row.create_time),
         )
         for row in rows
@@ -362,8 +364,8 @@ def transitions(rows: Iterable[Row[Any]]) -> list[payment_pb2.Transition]:
 def attempts(rows: Iterable[Row[Any]]) -> list[payment_pb2.Attempt]:
     return [
         payment_pb2.Attempt(
-            charge_id=row.demand_id,
-            number=row.number,
+            charge_id=row.operation_id,
+            number=row.attempt_number,
             provider=row.provider,
             provider_key=row.provider_key,
             outcome=_OUTCOMES.number(row.outcome),

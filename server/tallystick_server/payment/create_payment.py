@@ -116,7 +116,7 @@ class PaymentCreator:
     async def run(
         self, commands: Sequence[CreatePaymentCommand]
     ) -> Sequence[CreatePaymentResult | Exception]:
-        """One result for each arrival: accepted, KEY_REUSED or ID_TAKEN."""
+        """One result for each arrival: accepted, IDEMPOTENCY_KEY_REUSED or ALREADY_EXISTS."""
         return await deduplicate_by_key(
             commands,
             lambda command: (command.request.checkout_id, command.fingerprint),
@@ -274,8 +274,8 @@ class PaymentCreator:
             buyer_country=request.buyer_country,
             payment_token=request.payment_token,
             payment_method_type=request.payment_method_type,
-            charging=request.charging,
-            on_partial=request.on_partial,
+            charge_mode=request.charge_mode,
+            partial_failure_policy=request.partial_failure_policy,
             provider=self._provider,
             traceparent=command.traceparent,
             expire_time=request.expire_time,
@@ -286,7 +286,7 @@ class PaymentCreator:
     def _new_order(
         self, request: CheckoutRequest, order: Order, failure_reason: FailureReason | None
     ) -> store.NewOrder:
-        trigger = PaymentTrigger.RISK_REFUSED if failure_reason else PaymentTrigger.RISK_PASSED
+        trigger = PaymentTrigger.RISK_REJECTED if failure_reason else PaymentTrigger.RISK_PASSED
         return store.NewOrder(
             payment_order_id=order.payment_order_id,
             checkout_id=request.checkout_id,
@@ -295,10 +295,10 @@ class PaymentCreator:
             seller_account=order.seller_account,
             amount=order.amount,
             currency=order.currency,
-            asked_fee=order.platform_fee,
+            requested_fee=order.platform_fee,
             platform_fee=self._fees.compute_fee(order),
             status=transition(OrderStatus.NOT_STARTED, trigger),
-            cause=PaymentTransitionReason.RISK_REFUSED
+            transition_reason=PaymentTransitionReason.RISK_REJECTED
             if failure_reason
             else PaymentTransitionReason.RISK_PASSED,
             failure_reason=failure_reason or "",
@@ -362,8 +362,8 @@ def _find_existing(
     checkout_ids = [command.request.checkout_id for command in commands]
     order_ids = [order.payment_order_id for command in commands for order in command.request.orders]
     rows = store.find_existing(connection, checkout_ids, order_ids)
-    by_checkout = {row.id: row for row in rows if row.what == "checkout"}
-    by_order = {row.id: row for row in rows if row.what == "order"}
+    by_checkout = {row.id: row for row in rows if row.resource_type == "checkout"}
+    by_order = {row.id: row for row in rows if row.resource_type == "order"}
     results: dict[str, CreatePaymentResult | Exception] = {}
     for command in commands:
         request = command.request
@@ -393,7 +393,12 @@ def _replay_or_conflict(
     rows = store.load_request(connection, row.id)
     orders = tuple(
         Order(
-            r.payment_order_id, r.buyer_account, r.seller_account, r.amount, r.currency, r.asked_fee
+            r.payment_order_id,
+            r.buyer_account,
+            r.seller_account,
+            r.amount,
+            r.currency,
+            r.requested_fee,
         )
         for r in rows
     )
@@ -407,8 +412,8 @@ def _replay_or_conflict(
         buyer_country=first.buyer_country,
         payment_token=first.payment_token,
         payment_method_type=MethodType(first.payment_method_type),
-        charging=ChargeMode(first.charging),
-        on_partial=PartialFailurePolicy(first.on_partial),
+        charge_mode=ChargeMode(first.charge_mode),
+        partial_failure_policy=PartialFailurePolicy(first.partial_failure_policy),
         orders=orders,
         expire_time=first.expire_time,
     )
@@ -421,7 +426,7 @@ def _order_conflict(request: CheckoutRequest, order: Order, row: Row[Any]) -> Ex
     if row.owner != request.owner:
         return id_taken_error(path)
     return ApiError(
-        ErrorReason.KEY_REUSED,
+        ErrorReason.IDEMPOTENCY_KEY_REUSED,
         f"{path} belongs to another checkout.",
         field=path,
         metadata={"field": path},

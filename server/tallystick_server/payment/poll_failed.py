@@ -34,7 +34,7 @@ def schedule_polls(
     next_polls = [
         store.NextPoll(
             sent_charge.charge_id,
-            retry_policies.policy_for(sent_charge.provider, RetryReason.WATCHED).delay(
+            retry_policies.policy_for(sent_charge.provider, RetryReason.POST_COMPLETION_POLL).delay(
                 1, sent_charge.charge_id
             ),
             0,
@@ -97,9 +97,9 @@ class FailedChargePoller:
             log.exception("%s cannot be looked up; it is asked again", charge.resource_name)
             return store.NextPoll(
                 charge.charge_id,
-                self._retry_policies.policy_for(charge.provider, RetryReason.WATCHED).delay(
-                    poll_count + 1, charge.charge_id
-                ),
+                self._retry_policies.policy_for(
+                    charge.provider, RetryReason.POST_COMPLETION_POLL
+                ).delay(poll_count + 1, charge.charge_id),
                 poll_count,
             )
 
@@ -107,7 +107,7 @@ class FailedChargePoller:
         """When it is looked at again, and how often it has been; what is not answered counts for
         nothing.
         """
-        policy = self._retry_policies.policy_for(charge.provider, RetryReason.WATCHED)
+        policy = self._retry_policies.policy_for(charge.provider, RetryReason.POST_COMPLETION_POLL)
         outcome = await self._gateway.call(charge, NextAction.LOOK_UP)
         match outcome:
             case Succeeded():

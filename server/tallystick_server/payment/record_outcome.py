@@ -108,7 +108,7 @@ def _authoritative_outcome(
     """The charge with the answer that counts: the first final one that was written down, whoever
     heard it.
     """
-    stored_result = final_results.get((attempt.demand_id, attempt.number), attempt)
+    stored_result = final_results.get((attempt.operation_id, attempt.attempt_number), attempt)
     outcome = item.outcome if stored_result is attempt else outcome_from_attempt(stored_result)
     return item if outcome in (None, item.outcome) else replace(item, outcome=outcome)
 
@@ -164,7 +164,7 @@ def _transitions_for(
                 charge.lease_token,
                 order.version,
                 status,
-                PaymentTransitionReason.PROVIDER_ANSWER,
+                PaymentTransitionReason.PROVIDER_OUTCOME,
                 **fields,
             )
             transitions.append(OrderTransition(charge, order, update))
@@ -206,7 +206,7 @@ def _order_fields(
                 "pending_reason": outcome.reason,
                 "next_action_url": outcome.next_action_url,
                 "provider_reference": outcome.reference,
-                "resolve_within": resolve_within.get(outcome.reason),
+                "resolve_within_seconds": resolve_within.get(outcome.reason),
             }
         case _:
             return {}

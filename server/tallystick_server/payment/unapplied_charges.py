@@ -127,7 +127,7 @@ async def acknowledge(
     database: Database, unapplied_charge_id: str, operator: str, reason: str
 ) -> tuple[Row[Any], bool]:
     """Ends its alert for this reason; it as it is now, and whether it was acknowledged before.
-    Raises NOT_FOUND, CONFLICT, KEY_REUSED.
+    Raises NOT_FOUND, CONFLICT, IDEMPOTENCY_KEY_REUSED.
     """
 
     def acknowledge(connection: Connection) -> tuple[Row[Any] | None, bool]:
@@ -155,7 +155,7 @@ async def acknowledge_report(
     """Ends the alert about a conflicting report for this reason; it as it is now, and whether it
     was acknowledged before.
 
-    Raises NOT_FOUND, KEY_REUSED.
+    Raises NOT_FOUND, IDEMPOTENCY_KEY_REUSED.
     """
 
     def acknowledge(connection: Connection) -> tuple[Row[Any] | None, bool]:

@@ -173,8 +173,8 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
     async def create_payment(self, request: CheckoutRequest) -> CreatePaymentResult:
         """Stores a payment or finds it; its charges are under way when this returns.
 
-        Raises KEY_REUSED, ID_TAKEN, DEPENDENCY_UNAVAILABLE, OVERLOADED: one owner's orders that
-        wait to be stored leave room for those of others.
+        Raises IDEMPOTENCY_KEY_REUSED, ALREADY_EXISTS, DEPENDENCY_UNAVAILABLE, OVERLOADED: one
+        owner's orders that wait to be stored leave room for those of others.
         """
         self.reject_overload()
         owner, order_count = request.owner, len(request.orders)
@@ -343,7 +343,7 @@ def _failure_transitions(
                 lease_token=charge.lease_token,
                 version=order.version,
                 status=transition(order.status, trigger),
-                cause=transition_reason,
+                transition_reason=transition_reason,
                 failure_reason=failure_reason,
             ),
         )

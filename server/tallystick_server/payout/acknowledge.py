@@ -71,7 +71,7 @@ def decode(request: pb.AcknowledgePayoutRequest, operator: str) -> Acknowledgeme
 
 async def acknowledge(database: Database, acknowledgement: Acknowledgement) -> bool:
     """Whether it is acknowledged now; it was before for the same reason, if not. Raises NOT_FOUND,
-    STATE_FORBIDS, CONFLICT, KEY_REUSED.
+    INVALID_STATE, CONFLICT, IDEMPOTENCY_KEY_REUSED.
     """
 
     def acknowledge(connection: Connection) -> bool:
@@ -88,7 +88,7 @@ async def acknowledge(database: Database, acknowledgement: Acknowledgement) -> b
             if subject.acknowledge_reason != acknowledgement.reason:
                 raise key_reused_error("reason")
             return False
-        if not row.settled:
+        if not row.booked:
             raise ApiError(
                 ErrorReason.CONFLICT,
                 "The payout is being settled; acknowledge it once wallet and ledger show it.",
@@ -136,7 +136,7 @@ def _find_transfer(connection: Connection, acknowledgement: Acknowledgement) -> 
     if transfer_of(row).is_as_requested:
         message = "The transfer was paid as asked; there is nothing to acknowledge."
         raise ApiError(
-            ErrorReason.STATE_FORBIDS, message, metadata={"state": row.fit, "verb": "ACKNOWLEDGE"}
+            ErrorReason.INVALID_STATE, message, metadata={"state": row.match, "verb": "ACKNOWLEDGE"}
         )
     return row
 
@@ -152,7 +152,7 @@ def _find_report(connection: Connection, acknowledgement: Acknowledgement) -> Ro
             "to acknowledge."
         )
         raise ApiError(
-            ErrorReason.STATE_FORBIDS,
+            ErrorReason.INVALID_STATE,
             message,
             metadata={"state": "NO_CONFLICT", "verb": "ACKNOWLEDGE"},
         )

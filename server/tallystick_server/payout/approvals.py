@@ -38,7 +38,7 @@ class Decision:
     payout.
     """
 
-    cause: PayoutTransitionReason
+    transition_reason: PayoutTransitionReason
     actor: str
     reason: str
     requires_second_person: bool = False
@@ -67,8 +67,8 @@ class PayoutDecisions:
         self._run_detached = run_detached
 
     async def decide(self, payout_id: str, decision: Decision) -> bool:
-        """Whether it was decided now; the same was decided before, if not. Raises STATE_FORBIDS,
-        SECOND_PERSON_REQUIRED, KEY_REUSED.
+        """Whether it was decided now; the same was decided before, if not. Raises INVALID_STATE,
+        SECOND_APPROVER_REQUIRED, IDEMPOTENCY_KEY_REUSED.
         """
         lease_deadline = asyncio.get_running_loop().time() + self._lease_seconds
 
@@ -76,7 +76,7 @@ class PayoutDecisions:
             row = store.lock(connection, [payout_id])[payout_id]
             if _is_already_decided(queries.load_history(connection, payout_id), decision):
                 return None
-            trigger = PayoutTrigger(decision.cause)
+            trigger = PayoutTrigger(decision.transition_reason)
             # what its state forbids comes before who forbids it
             transition(PayoutState(row.state), trigger)
             if row.state == PayoutState.CREATED:
@@ -94,7 +94,10 @@ class PayoutDecisions:
             )
             resolve(connection, {item.resource_name: (decision.actor, item.traceparent)})
             payout_transition = PayoutTransition(
-                item.snapshot.apply(trigger), decision.cause, decision.actor, decision.reason
+                item.snapshot.apply(trigger),
+                decision.transition_reason,
+                decision.actor,
+                decision.reason,
             )
             return transition_payouts(connection, [PayoutChange(item, (payout_transition,))])[
                 payout_id
@@ -110,7 +113,7 @@ class PayoutDecisions:
 
     async def retry(self, payout_id: str, request_id: str, caller: str, reason: str) -> bool:
         """Makes a payout due again that was set aside; whether the retry was not made before.
-        Raises STATE_FORBIDS, KEY_REUSED, ID_TAKEN.
+        Raises INVALID_STATE, IDEMPOTENCY_KEY_REUSED, ALREADY_EXISTS.
         """
 
         def retry(connection: Connection) -> bool:
@@ -129,7 +132,7 @@ class PayoutDecisions:
             if not retried_letters:
                 message = f"The payout is {row.state} and cannot be retried: it is no dead letter."
                 raise ApiError(
-                    ErrorReason.STATE_FORBIDS,
+                    ErrorReason.INVALID_STATE,
                     message,
                     metadata={"state": row.state, "verb": "RETRY"},
                 )
@@ -142,7 +145,7 @@ class PayoutDecisions:
 
 
 def _require_certain_hold(connection: Connection, payout_id: str) -> None:
-    """Raises STATE_FORBIDS for a locked payout, CREATED, whose hold may be another's, which must
+    """Raises INVALID_STATE for a locked payout, CREATED, whose hold may be another's, which must
     not be released.
 
     A retry ends the dead letter but places no hold by itself: the hold is in doubt until the payout
@@ -154,7 +157,7 @@ def _require_certain_hold(connection: Connection, payout_id: str) -> None:
             "The payout is a dead letter whose hold is in doubt, and cannot be cancelled; retry "
             "it first."
         )
-    retry_reason = RetryReason.SETTLING_REFUSED
+    retry_reason = RetryReason.BOOKING_REJECTED
     if dead_letter_store.has_cause(
         connection, subject, retry_reason
     ) or operation_store.has_retry_reason(
@@ -168,18 +171,18 @@ def _require_certain_hold(connection: Connection, payout_id: str) -> None:
 
 def _uncertain_hold_error(message: str) -> ApiError:
     return ApiError(
-        ErrorReason.STATE_FORBIDS,
+        ErrorReason.INVALID_STATE,
         message,
         metadata={"state": PayoutState.CREATED, "verb": "CANCEL"},
     )
 
 
 def _is_already_decided(history: Sequence[Row[Any]], decision: Decision) -> bool:
-    """Whether the same was decided before. Raises KEY_REUSED for a cancellation with another
-    reason.
+    """Whether the same was decided before. Raises IDEMPOTENCY_KEY_REUSED for a cancellation with
+    another reason.
     """
-    previous_rows = [row for row in history if row.cause == decision.cause]
-    if decision.cause is not PayoutTransitionReason.CANCELLED:
+    previous_rows = [row for row in history if row.transition_reason == decision.transition_reason]
+    if decision.transition_reason is not PayoutTransitionReason.CANCELLED:
         return any(
             (row.actor, row.reason) == (decision.actor, decision.reason) for row in previous_rows
         )

@@ -146,7 +146,7 @@ class BatchGenerator:
     async def _advance(self, row: Row[Any]) -> None:
         """Takes a batch as far as it comes now."""
         batch: Row[Any] | None = row
-        while batch is not None and batch.state == BatchState.COLLECTING:
+        while batch is not None and batch.state == BatchState.GENERATING:
             batch = await self._generate(batch)
         if batch is not None and batch.state == BatchState.OPEN:
             await self._finish(batch)
@@ -292,10 +292,10 @@ class BatchGenerator:
             connection: Connection, plan: PayoutCreationPlan, lease_deadline: float
         ) -> tuple[CreatedPayouts, bool]:
             batch = store.lock(connection, row.payout_batch_id)
-            if (batch.state, batch.place, batch.collected_count) != (
+            if (batch.state, batch.cursor, batch.generated_count) != (
                 row.state,
-                row.place,
-                row.collected_count,
+                row.cursor,
+                row.generated_count,
             ):
                 return CreatedPayouts(), False
             created_payouts = self._creator.insert(connection, plan, lease_deadline)
@@ -351,7 +351,7 @@ class BatchGenerator:
                 "",
                 is_last=True,
             )
-        balances, cursor = await self._next_balances(row.currency, row.place)
+        balances, cursor = await self._next_balances(row.currency, row.cursor)
         sellers = sorted(balances)
         sellers_with_schedule = await self._database.load(
             lambda connection: schedule_store.find_sellers_with_schedule(
@@ -482,7 +482,7 @@ def _to_batch_item(
 ) -> store.BatchItemRow:
     payout = command.payout
     refusal = to_status(result).SerializeToString().hex() if isinstance(result, ApiError) else None
-    state = ItemState.MADE if refusal is None else ItemState.REFUSED
+    state = ItemState.CREATED if refusal is None else ItemState.REJECTED
     return store.BatchItemRow(
         batch_id,
         payout.payout_id,

@@ -125,7 +125,7 @@ class PayoutBooking:
         """
         needs_polling = item.state in POLLED_AFTER_COMPLETION and item.snapshot.attempt_count > 0
         poll_after_seconds = (
-            self._retry_policies.policy_for(item.provider, RetryReason.WATCHED).delay(
+            self._retry_policies.policy_for(item.provider, RetryReason.POST_COMPLETION_POLL).delay(
                 1, item.operation_id
             )
             if needs_polling
@@ -135,10 +135,10 @@ class PayoutBooking:
             item,
             (
                 PayoutTransition(
-                    item.snapshot.apply(PayoutTrigger.SETTLED), PayoutTransitionReason.SETTLED
+                    item.snapshot.apply(PayoutTrigger.BOOKED), PayoutTransitionReason.BOOKED
                 ),
             ),
-            watch_after=poll_after_seconds,
+            poll_after_seconds=poll_after_seconds,
         )
 
     async def _send_in_chunks(
@@ -183,7 +183,7 @@ class PayoutBooking:
 
     async def _debit(self, movements: Sequence[_PayoutMovement]) -> Sequence[Any]:
         debits = [
-            wallet_service_pb2.Debit(**_wallet_instruction(*entry), as_fact=True)
+            wallet_service_pb2.Debit(**_wallet_instruction(*entry), allow_owed=True)
             for entry in movements
         ]
         request = wallet_service_pb2.BatchDebitRequest(debits=debits, outcome_only=True)
@@ -197,7 +197,7 @@ class PayoutBooking:
     async def _post(self, movements: Sequence[_PayoutMovement]) -> Sequence[Any]:
         request = ledger_service_pb2.BatchPostRequest(outcome_only=True)
         for item, movement in movements:
-            add_posting(request, movement.kind, movement.cause_id, item.caller, movement.lines)
+            add_posting(request, movement.kind, movement.source_id, item.caller, movement.lines)
         return list((await self._service_client.call(self._ledger.BatchPost, request)).results)
 
 
@@ -219,7 +219,7 @@ def _movements_of(
                 item.payout_id, item.provider, item.seller_account, item.amount, item.fee, transfer
             )
             (
-                captured_movements if transfer.fit is TransferMatch.AS_ASKED else other_movements
+                captured_movements if transfer.match is TransferMatch.EXACT else other_movements
             ).append((item, outgoing))
             other_movements += [(item, movement) for movement in returns]
     return captured_movements, other_movements
@@ -227,7 +227,7 @@ def _movements_of(
 
 def _wallet_instruction(item: PayoutOperation, movement: MoneyMovement) -> dict[str, Any]:
     return {
-        "cause": f"{movement.kind}/{movement.cause_id}",
+        "source_id": f"{movement.kind}/{movement.source_id}",
         "caller": item.caller,
         "seller_account": item.seller_account,
         "amount": format_amount(abs(movement.seller_change), item.currency),

@@ -146,15 +146,15 @@ def parse_schedule_update(
         parse_terms_amount("fee"),
         parse_terms_amount("reserve"),
     )
-    sets_terms = caller.can_see_all
-    if not sets_terms:
+    has_own_terms = caller.can_see_all
+    if not has_own_terms:
         forbidden_field = next(
             (field for field in ("minimum_amount", "fee", "reserve") if getattr(request, field)),
             None,
         )
         if forbidden_field is not None:
             raise ApiError(
-                ErrorReason.METHOD_FORBIDDEN,
+                ErrorReason.PERMISSION_DENIED,
                 f"{forbidden_field} must be empty: the terms of payouts are for operators to set.",
                 field=forbidden_field,
             )
@@ -168,7 +168,7 @@ def parse_schedule_update(
         terms,
         caller.name,
         traceparent,
-        sets_terms,
+        has_own_terms,
         expected,
     )
 
@@ -191,7 +191,7 @@ def parse_owner(caller: Caller) -> str:
 
 
 def parse_optional_id(text: str, field: str) -> str:
-    """An id, or "". Raises FIELD_INVALID, CARD_NUMBER_REFUSED."""
+    """An id, or "". Raises FIELD_INVALID, CARD_NUMBER_REJECTED."""
     return parse_id(text, field) if text else ""
 
 
@@ -202,7 +202,7 @@ INTERVALS = EnumNames(payout_pb2.PayoutInterval.DESCRIPTOR)
 WEEKDAYS = EnumNames(payout_pb2.Weekday.DESCRIPTOR)
 _FAILURE_REASONS = EnumNames(payout_pb2.PayoutFailureReason.DESCRIPTOR)
 _OUTCOMES = EnumNames(payout_pb2.PayoutOutcome.DESCRIPTOR)
-_TRANSFER_MATCHES = EnumNames(payout_pb2.TransferFit.DESCRIPTOR)
+_TRANSFER_MATCHES = EnumNames(payout_pb2.TransferMatch.DESCRIPTOR)
 
 
 def new_payout(new: store.NewPayoutRow, create_time: datetime) -> payout_pb2.Payout:
@@ -252,7 +252,7 @@ def apply_snapshot(
 ) -> None:
     """Makes the message of a payout say where it stands."""
     message.payout_state = STATES.number(snapshot.state)
-    message.wallet_updated = message.ledger_updated = snapshot.settled
+    message.wallet_updated = message.ledger_updated = snapshot.booked
     message.failure_reason = _FAILURE_REASONS.number(snapshot.failure_reason)
     message.decline_code = snapshot.decline_code
     message.provider_reference = snapshot.provider_reference
@@ -289,7 +289,7 @@ def transitions(rows: Iterable[Row[Any]]) -> list[payout_pb2.PayoutTransition]:
             version=row.version,
             from_state=STATES.number(row.from_state),
             to_state=STATES.number(row.to_state),
-            cause=row.cause,
+            cause=row.transition_reason,
             actor=row.actor,
             reason=row.reason,
             create_time=to_timestamp(row.create_time),
@@ -301,7 +301,7 @@ def transitions(rows: Iterable[Row[Any]]) -> list[payout_pb2.PayoutTransition]:
 def attempts(rows: Iterable[Row[Any]]) -> list[payout_pb2.PayoutAttempt]:
     return [
         payout_pb2.PayoutAttempt(
-            number=row.number,
+            number=row.attempt_number,
             provider=row.provider,
             provider_key=row.provider_key,
             outcome=_OUTCOMES.number(row.outcome),
@@ -318,7 +318,7 @@ def transfers(rows: Iterable[Row[Any]]) -> list[payout_pb2.PayoutTransfer]:
         payout_pb2.PayoutTransfer(
             provider=row.provider,
             provider_reference=row.provider_reference,
-            fit=_TRANSFER_MATCHES.number(row.fit),
+            fit=_TRANSFER_MATCHES.number(row.match),
             amount=format_amount(row.amount, row.currency),
             currency=row.currency,
             returned_amount=""
@@ -366,7 +366,7 @@ def schedule(row: Row[Any]) -> payout_pb2.PayoutSchedule:
         reserve=amount(row.reserve),
         next_time=to_timestamp(row.next_time) if row.next_time else None,
         caller=row.caller,
-        own_terms=row.own_terms,
+        own_terms=row.has_own_terms,
         version=row.version,
         update_time=to_timestamp(row.update_time),
     )
@@ -378,8 +378,8 @@ def batch(row: Row[Any], totals: Sequence[Row[Any]] = ()) -> payout_pb2.PayoutBa
         payout_batch_id=row.payout_batch_id,
         state=BATCH_STATES.number(row.state),
         item_count=row.item_count,
-        collected_count=row.collected_count,
-        refused_count=row.refused_count,
+        collected_count=row.generated_count,
+        refused_count=row.rejected_count,
         skipped_count=row.skipped_count,
         totals=[_total(total) for total in totals],
         caller=row.caller,
@@ -416,9 +416,9 @@ def batch_items(
         item = payout_pb2.PayoutBatchItem(
             payout_id=row.payout_id, seller_account=row.seller_account
         )
-        if row.item_state == ItemState.MADE:
+        if row.item_state == ItemState.CREATED:
             item.payout.CopyFrom(payout_with_schedule(payouts[row.payout_id]))
         else:
-            item.error.CopyFrom(status_pb2.Status.FromString(bytes(row.refusal)))
+            item.error.CopyFrom(status_pb2.Status.FromString(bytes(row.error)))
         items.append(item)
     return items

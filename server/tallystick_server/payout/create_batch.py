@@ -23,7 +23,9 @@ class BatchCreator:
         self._database = database
 
     async def create(self, new: NewBatch, traceparent: str) -> bool:
-        """Whether it was stored now; it was before, if not. Raises ID_TAKEN, KEY_REUSED."""
+        """Whether it was stored now; it was before, if not. Raises ALREADY_EXISTS,
+        IDEMPOTENCY_KEY_REUSED.
+        """
 
         def create(connection: Connection) -> bool:
             row = insert_batch(connection, new, traceparent)
@@ -62,7 +64,7 @@ def insert_batch(
                 payout.amount,
                 payout.currency,
                 payout.payout_destination_id,
-                ItemState.ASKED,
+                ItemState.REQUESTED,
             )
             for payout in new.payouts
         ],
@@ -79,7 +81,7 @@ def emit_batch_changed(connection: Connection, row: Row[Any]) -> None:
 
 
 def _replay_or_conflict(connection: Connection, row: Row[Any] | None, new: NewBatch) -> None:
-    """The answer to an id that exists. Raises ID_TAKEN, KEY_REUSED."""
+    """The answer to an id that exists. Raises ALREADY_EXISTS, IDEMPOTENCY_KEY_REUSED."""
     if row is None or row.owner != new.owner:
         raise id_taken_error("payout_batch_id")
     if bytes(row.fingerprint) != new.fingerprint():

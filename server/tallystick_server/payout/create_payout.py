@@ -110,7 +110,9 @@ class PayoutCreator:
     async def run(
         self, commands: Sequence[CreatePayoutCommand]
     ) -> Sequence[CreatePayoutResult | Exception]:
-        """One result for each arrival: accepted, KEY_REUSED, ID_TAKEN, or why it cannot be paid."""
+        """One result for each arrival: accepted, IDEMPOTENCY_KEY_REUSED, ALREADY_EXISTS, or why it
+        cannot be paid.
+        """
         return await deduplicate_by_key(
             commands,
             lambda command: (command.payout.payout_id, command.payout.fingerprint()),
@@ -210,8 +212,8 @@ class PayoutCreator:
             caller=payout.caller,
             owner=owner,
             fingerprint=payout.fingerprint().hex(),
-            asked_amount=payout.amount,
-            asked_destination=payout.payout_destination_id,
+            requested_amount=payout.amount,
+            requested_destination=payout.payout_destination_id,
             seller_account=payout.seller_account,
             amount=amount,
             fee=terms.fee,
@@ -265,8 +267,8 @@ def _replay_or_conflict(requested: NewPayout, row: Row[Any]) -> CreatePayoutOutc
         row.caller,
         row.owner,
         row.seller_account,
-        row.asked_amount,
+        row.requested_amount,
         row.currency,
-        row.asked_destination,
+        row.requested_destination,
     )
     return key_reused_error(first_difference(requested, stored))

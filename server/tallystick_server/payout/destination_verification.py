@@ -102,8 +102,8 @@ def verifications_from_rows(
             traceparent=row.traceparent,
             context=parse_traceparent(row.traceparent),
             maybe_sent=True,  # so that it never fails for want of an answer
-            lookup_only=row.looking,
-            tries=parse_tries(row.tries),
+            lookup_only=row.lookup_only,
+            tries=parse_tries(row.retry_counts),
             payout_destination_id=row.payout_destination_id,
             currency=row.currency,
             bank_account_token=row.bank_account_token,
@@ -195,7 +195,7 @@ def end_destinations(
     held for them; those are settled by a sweep.
 
     `other_operation_ids`: demands whose due work the transaction locks later; all of it is locked
-    here, in one pass. Raises STATE_FORBIDS.
+    here, in one pass. Raises INVALID_STATE.
     """
     transitions = []
     rows = store.lock(connection, sorted(destination_ids))

@@ -38,8 +38,8 @@ class DestinationRegistry:
         self._worker = worker
 
     async def create(self, new: NewDestination, traceparent: str) -> tuple[Row[Any], bool]:
-        """The destination as it stands, and whether it was there before. Raises ID_TAKEN,
-        KEY_REUSED, DEPENDENCY_UNAVAILABLE.
+        """The destination as it stands, and whether it was there before. Raises ALREADY_EXISTS,
+        IDEMPOTENCY_KEY_REUSED, DEPENDENCY_UNAVAILABLE.
         """
         existing_rows = await self._database.read(
             lambda connection: store.find(connection, [new.payout_destination_id])
@@ -107,7 +107,7 @@ class DestinationRegistry:
 
     async def approve(self, payout_destination_id: str, caller: str, reason: str) -> bool:
         """Whether it was approved now; the same person did so before for the same reason, if not.
-        Raises STATE_FORBIDS, SECOND_PERSON_REQUIRED.
+        Raises INVALID_STATE, SECOND_APPROVER_REQUIRED.
         """
 
         def approve(connection: Connection) -> bool:
@@ -126,7 +126,9 @@ class DestinationRegistry:
         return await self._database.transact(approve)
 
     async def disable(self, payout_destination_id: str, caller: str, reason: str) -> bool:
-        """Whether it was disabled now; it was before, if not. Raises STATE_FORBIDS, KEY_REUSED."""
+        """Whether it was disabled now; it was before, if not. Raises INVALID_STATE,
+        IDEMPOTENCY_KEY_REUSED.
+        """
 
         def disable(connection: Connection) -> bool:
             row = store.lock(connection, [payout_destination_id])[payout_destination_id]

@@ -76,7 +76,7 @@ def readiness_of(destination: Row[Any] | None) -> DestinationReadiness | None:
         if destination is None
         else DestinationReadiness(
             DestinationState(destination.state),
-            in_cooldown=destination.waits,
+            in_cooldown=destination.is_in_cooldown,
             awaits_approval=destination.awaits_approval,
         )
     )

@@ -402,7 +402,7 @@ class PayoutHandlers(PayoutOperatorHandlers):
     async def _decide(
         self,
         request: pb.CancelPayoutRequest | pb.ApprovePayoutRequest | pb.RejectPayoutRequest,
-        cause: PayoutTransitionReason,
+        transition_reason: PayoutTransitionReason,
         call: Call,
     ) -> payout_pb2.Payout:
         """The payout after a decision."""
@@ -410,10 +410,10 @@ class PayoutHandlers(PayoutOperatorHandlers):
         payout = await self._get_visible_payout(request.payout_id, call)
         by_team = Role.PAYOUTS in call.caller.roles
         decision = Decision(
-            cause,
+            transition_reason,
             call.caller.name,
             reason,
-            requires_second_person=cause is PayoutTransitionReason.APPROVED,
+            requires_second_person=transition_reason is PayoutTransitionReason.APPROVED,
             by_team=by_team,
         )
         if not await self._worker.decisions.decide(payout.payout_id, decision):
@@ -493,6 +493,6 @@ def _is_in_progress(payout: payout_pb2.Payout) -> bool:
 
 
 def _require_operator(call: Call, message: str) -> None:
-    """Raises METHOD_FORBIDDEN for who is no operator."""
+    """Raises PERMISSION_DENIED for who is no operator."""
     if Role.OPERATOR not in call.caller.roles:
-        raise ApiError(ErrorReason.METHOD_FORBIDDEN, message)
+        raise ApiError(ErrorReason.PERMISSION_DENIED, message)

@@ -64,7 +64,7 @@ class PayoutOperation(LeasedOperation):
 
     @property
     def needs_booking(self) -> bool:
-        return self.state in TERMINAL_STATES and not self.snapshot.settled
+        return self.state in TERMINAL_STATES and not self.snapshot.booked
 
     @property
     def phase(self) -> str:
@@ -81,9 +81,9 @@ class PayoutOperation(LeasedOperation):
         self, now: float, key_window_seconds: float, lease_seconds: float
     ) -> NextAction:
         if self.state in _BEFORE_SUBMISSION:
-            return NextAction.PREPARE
+            return NextAction.PLACE_HOLD
         if self.state in TERMINAL_STATES:
-            return NextAction.SETTLE
+            return NextAction.BOOK
         may_send = (
             self.state is PayoutState.SUBMITTING
             and not self.lookup_only
@@ -174,8 +174,8 @@ def operations_from_rows(
             context=parse_traceparent(row.traceparent),
             age_seconds=float(row.age or 0.0),
             maybe_sent=bool(row.maybe_sent),
-            lookup_only=bool(row.looking),
-            tries=parse_tries(row.tries),
+            lookup_only=bool(row.lookup_only),
+            tries=parse_tries(row.retry_counts),
             payout_id=row.payout_id,
             seller_account=row.seller_account,
             amount=row.amount,

@@ -25,7 +25,7 @@ class PayoutOperatorHandlers(operator_handlers.OperatorHandlers):
         row = await self._dead_letters.find(
             operator_handlers.parse_dead_letter_id(request.dead_letter_id)
         )
-        collection, _, id_ = row.subject.partition("/")
+        collection, _, id_ = row.resource_name.partition("/")
         response = pb.GetDeadLetterResponse(dead_letter=dead_letters.to_message(row))
         if collection == "payouts":
             payouts = await self._database.read(

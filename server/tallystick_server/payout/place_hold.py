@@ -109,7 +109,7 @@ class HoldPlacer:
                 amount=format_amount(item.amount, item.currency),
                 currency=item.currency,
                 purpose=wallet_pb2.HOLD_PURPOSE_PAYOUT,
-                keep_available=format_amount(item.reserve, item.currency),
+                minimum_remaining=format_amount(item.reserve, item.currency),
             )
             for item in items
         ]
@@ -151,7 +151,7 @@ def plan_change(
     return PayoutChange(
         item,
         tuple(transitions),
-        waits=transitions[-1].snapshot.state is PayoutState.AWAITING_APPROVAL,
+        awaits_approval=transitions[-1].snapshot.state is PayoutState.AWAITING_APPROVAL,
     )
 
 
@@ -161,8 +161,8 @@ def _hold_transition(
     """What the wallet's verdict makes of a payout."""
     if failure is not None:
         return PayoutTransition(
-            item.snapshot.apply(PayoutTrigger.HOLD_REFUSED, failure_reason=failure),
-            PayoutTransitionReason.HOLD_REFUSED,
+            item.snapshot.apply(PayoutTrigger.HOLD_REJECTED, failure_reason=failure),
+            PayoutTransitionReason.HOLD_REJECTED,
         )
     approval_required = needs_approval(item.amount, item.currency, approval_thresholds)
     return PayoutTransition(

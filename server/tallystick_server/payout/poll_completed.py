@@ -95,7 +95,7 @@ class CompletedPayoutPoller:
         """When it is looked at again, and how often it has been; what is not answered counts for
         nothing.
         """
-        policy = self._retry_policies.policy_for(item.provider, RetryReason.WATCHED)
+        policy = self._retry_policies.policy_for(item.provider, RetryReason.POST_COMPLETION_POLL)
         if item.state not in POLLED_AFTER_COMPLETION:
             return store.NextPayoutPoll(item.payout_id, None, poll_count)
         try:

@@ -14,7 +14,7 @@ from tallystick_server.rpc.seller_owners import SellerOwners
 from tallystick_server.rpc.timestamps import to_timestamp
 from tallystick_storage.database import Database
 
-_BLOCKERS = EnumNames(payout_pb2.PayoutLimit.DESCRIPTOR)
+_BLOCKERS = EnumNames(payout_pb2.PayoutBlocker.DESCRIPTOR)
 
 
 class PayoutPreview:
@@ -68,7 +68,7 @@ class PayoutPreview:
             if destination is not None
             else "",
             usable_time=to_timestamp(destination.usable_time)
-            if destination is not None and destination.waits
+            if destination is not None and destination.is_in_cooldown
             else None,
             next_time=to_timestamp(schedule.next_time)
             if schedule is not None and schedule.next_time

@@ -44,7 +44,7 @@ from tallystick_storage.payout import acknowledgements, transfers
 from tallystick_storage.payout import payouts as store
 from tallystick_storage.payout.acknowledgements import NewReport
 
-_TRANSITION_REASONS = {PayoutTrigger.STRAY: PayoutTransitionReason.STRAY_TRANSFER}
+_TRANSITION_REASONS = {PayoutTrigger.UNMATCHED_TRANSFER: PayoutTransitionReason.UNMATCHED_TRANSFER}
 _MAX_REPORT_LENGTH = 255
 _MISDIRECTED_SUFFIX = ", which is the transfer of another payout"
 
@@ -87,7 +87,7 @@ class PayoutOutcomeRecorder:
                 end_destinations(
                     connection,
                     rejected_destination_ids,
-                    DestinationTrigger.ACCOUNT_REFUSED,
+                    DestinationTrigger.ACCOUNT_REJECTED,
                     other_operation_ids=[format_payout_operation_id(id_) for id_ in ids],
                 )
             rows = store.lock(connection, ids)
@@ -145,7 +145,7 @@ class _PayoutUpdate:
     ) -> None:
         # mostly nobody has moved it meanwhile
         self.item = item if item.snapshot.version == row.version else item.updated_from(row)
-        self.was_booked = row.settled
+        self.was_booked = row.booked
         self.transitions: list[PayoutTransition] = []
         self.reported_transfers: dict[str, Transfer] = {}
         self.conflicts: list[str] = []
@@ -181,12 +181,15 @@ class _PayoutUpdate:
         snapshot = previous_snapshot.apply(
             trigger, **self._snapshot_changes(trigger, outcome, effect)
         )
-        if trigger is not PayoutTrigger.STRAY and snapshot.state is previous_snapshot.state:
+        if (
+            trigger is not PayoutTrigger.UNMATCHED_TRANSFER
+            and snapshot.state is previous_snapshot.state
+        ):
             return  # the same again
         self._snapshot = snapshot
         self.transitions.append(
             PayoutTransition(
-                snapshot, _TRANSITION_REASONS.get(trigger, PayoutTransitionReason.PROVIDER_ANSWER)
+                snapshot, _TRANSITION_REASONS.get(trigger, PayoutTransitionReason.PROVIDER_OUTCOME)
             )
         )
 
@@ -207,7 +210,7 @@ class _PayoutUpdate:
             if transfer.currency == self.item.currency
         ]
         changes["paid_amount"] = sum(transfer.amount for transfer in currency_transfers)
-        if trigger in (PayoutTrigger.RETURNED, PayoutTrigger.STRAY):
+        if trigger in (PayoutTrigger.RETURNED, PayoutTrigger.UNMATCHED_TRANSFER):
             changes["returned_amount"] = sum(
                 transfer.returned_amount or 0
                 for transfer in currency_transfers
@@ -235,9 +238,9 @@ class _PayoutUpdate:
                 open_reports.add(report)
                 last_report = report
         for _ in reports:
-            self._snapshot = self._snapshot.apply(PayoutTrigger.STRAY)
+            self._snapshot = self._snapshot.apply(PayoutTrigger.UNMATCHED_TRANSFER)
             self.transitions.append(
-                PayoutTransition(self._snapshot, PayoutTransitionReason.STRAY_TRANSFER)
+                PayoutTransition(self._snapshot, PayoutTransitionReason.UNMATCHED_TRANSFER)
             )
         return [
             NewReport(self.item.payout_id, number, report)
@@ -306,8 +309,8 @@ def _to_reported_transfer(item: PayoutOperation, transfer: Transfer) -> transfer
         provider=item.provider,
         provider_reference=transfer.reference,
         payout_id=item.payout_id,
-        fit=transfer.fit,
-        cause_id=posting_id(item.payout_id, item.provider, transfer),
+        match=transfer.match,
+        source_id=posting_id(item.payout_id, item.provider, transfer),
         amount=transfer.amount,
         currency=transfer.currency,
         returned_amount=transfer.returned_amount,

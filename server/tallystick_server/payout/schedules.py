@@ -33,7 +33,7 @@ class ScheduleUpdate:
     terms: PayoutTerms
     caller: str
     traceparent: str
-    sets_terms: bool
+    has_own_terms: bool
     """Whether it sets the terms too; otherwise those that hold stay."""
     expected_version: int | None
     """The version that it is to replace, 0: none; None: whichever there is."""
@@ -103,7 +103,7 @@ def _to_row(update: ScheduleUpdate, owner: str, now: datetime) -> store.NewSched
         minimum_amount=update.terms.minimum_amount,
         fee=update.terms.fee,
         reserve=update.terms.reserve,
-        sets_terms=update.sets_terms,
+        has_own_terms=update.has_own_terms,
         owner=owner,
         next_time=next_time(schedule, now),
         caller=update.caller,

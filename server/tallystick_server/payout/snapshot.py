@@ -22,7 +22,7 @@ class PayoutSnapshot:
 
     version: int = 1
     state: PayoutState = PayoutState.CREATED
-    settled: bool = False
+    booked: bool = False
     failure_reason: str = ""
     decline_code: str = ""
     provider_reference: str = ""
@@ -31,13 +31,13 @@ class PayoutSnapshot:
     returned_amount: int = 0
 
     def apply(self, trigger: PayoutTrigger, **changes: Any) -> PayoutSnapshot:
-        """Where it stands after what happened. Raises STATE_FORBIDS."""
+        """Where it stands after what happened. Raises INVALID_STATE."""
         state = transition(self.state, trigger)
         return replace(
             self,
             version=self.version + 1,
             state=state,
-            settled=trigger is PayoutTrigger.SETTLED,
+            booked=trigger is PayoutTrigger.BOOKED,
             **changes,
         )
 
@@ -49,7 +49,7 @@ class PayoutTransition:
     """
 
     snapshot: PayoutSnapshot
-    cause: PayoutTransitionReason
+    transition_reason: PayoutTransitionReason
     actor: str = ""
     reason: str = ""
 
@@ -59,7 +59,7 @@ def snapshot_of(row: Row[Any]) -> PayoutSnapshot:
     return PayoutSnapshot(
         version=row.version,
         state=PayoutState(row.state),
-        settled=row.settled,
+        booked=row.booked,
         failure_reason=row.failure_reason,
         decline_code=row.decline_code,
         provider_reference=row.provider_reference,
@@ -75,7 +75,7 @@ def transfer_of(row: Row[Any]) -> Transfer:
         row.provider_reference,
         row.amount,
         row.currency,
-        TransferMatch(row.fit),
+        TransferMatch(row.match),
         row.returned_amount,
         row.returned_currency,
     )

@@ -27,8 +27,8 @@ class PayoutChange:
     item: PayoutOperation
     transitions: tuple[PayoutTransition, ...]
     ignores_lease: bool = False
-    waits: bool = False
-    watch_after: float | None = None
+    awaits_approval: bool = False
+    poll_after_seconds: float | None = None
 
     @property
     def snapshot(self) -> PayoutSnapshot:
@@ -86,11 +86,11 @@ def _to_row(change: PayoutChange) -> store.PayoutUpdateRow:
     return store.PayoutUpdateRow(
         payout_id=item.payout_id,
         lease_token=None if change.ignores_lease else item.lease_token,
-        reported_under=item.lease_token,
+        reporter_lease_token=item.lease_token,
         from_version=item.snapshot.version,
         version=snapshot.version,
         state=snapshot.state,
-        settled=snapshot.settled,
+        booked=snapshot.booked,
         failure_reason=snapshot.failure_reason,
         decline_code=snapshot.decline_code,
         provider_reference=snapshot.provider_reference,
@@ -100,8 +100,8 @@ def _to_row(change: PayoutChange) -> store.PayoutUpdateRow:
         provider_key=item.provider_key
         if snapshot.attempt_count > item.snapshot.attempt_count
         else "",
-        waits=change.waits,
-        watch_after=change.watch_after,
+        awaits_approval=change.awaits_approval,
+        poll_after_seconds=change.poll_after_seconds,
     )
 
 
@@ -114,8 +114,8 @@ def _transition_rows(change: PayoutChange) -> Iterator[store.PayoutTransitionRow
             snapshot.version,
             from_state,
             snapshot.state,
-            transition.cause,
-            snapshot.settled,
+            transition.transition_reason,
+            snapshot.booked,
             transition.actor,
             transition.reason,
         )

@@ -215,9 +215,9 @@ class PayoutWorker(OperationWorker[Operation, Mapping[str, Operation]]):
                 await self._reschedule(
                     FailedStep(
                         operation,
-                        RetryReason.HELD_BACK,
+                        RetryReason.CIRCUIT_OPEN,
                         detail,
-                        NextAction.PREPARE,
+                        NextAction.PLACE_HOLD,
                         UNCONFIGURED_RETRY_SECONDS,
                     )
                 )

@@ -182,7 +182,7 @@ class ProviderGateway:
         if not is_outcome_of(outcome, operation.operation_id, operation.provider_key):
             return Unknown(
                 f"{type(outcome).__name__} of another demand, as the provider says",
-                RetryReason.MISDIRECTED,
+                RetryReason.MISMATCHED_OPERATION,
             )
         return (
             outcome
@@ -196,7 +196,7 @@ def _update_breaker(
 ) -> None:
     """What an outcome says of the provider itself."""
     match outcome:
-        case Unknown(retry_reason=RetryReason.FORBIDDEN):
+        case Unknown(retry_reason=RetryReason.UNAUTHORIZED):
             breaker.record_failure(now, operation.operation_id, trip=True)
         case NotSent() | Unknown(retry_reason=RetryReason.NO_ANSWER | RetryReason.SERVER_ERROR):
             breaker.record_failure(now, operation.operation_id)

@@ -26,7 +26,7 @@ _REASONS_BY_CODE: dict[grpc.StatusCode, tuple[ErrorReason, ...]] = {
         ErrorReason.TOO_MANY_ITEMS,
         ErrorReason.DUPLICATE_ITEM,
         ErrorReason.SAME_ACCOUNT,
-        ErrorReason.CARD_NUMBER_REFUSED,
+        ErrorReason.CARD_NUMBER_REJECTED,
         ErrorReason.ENTRIES_UNBALANCED,
         ErrorReason.PAGE_TOKEN_INVALID,
         ErrorReason.MESSAGE_MALFORMED,
@@ -37,18 +37,21 @@ _REASONS_BY_CODE: dict[grpc.StatusCode, tuple[ErrorReason, ...]] = {
         ErrorReason.CREDENTIALS_INVALID,
     ),
     grpc.StatusCode.PERMISSION_DENIED: (
-        ErrorReason.METHOD_FORBIDDEN,
-        ErrorReason.SECOND_PERSON_REQUIRED,
+        ErrorReason.PERMISSION_DENIED,
+        ErrorReason.SECOND_APPROVER_REQUIRED,
     ),
     grpc.StatusCode.NOT_FOUND: (ErrorReason.NOT_FOUND,),
-    grpc.StatusCode.ALREADY_EXISTS: (ErrorReason.KEY_REUSED, ErrorReason.ID_TAKEN),
+    grpc.StatusCode.ALREADY_EXISTS: (
+        ErrorReason.IDEMPOTENCY_KEY_REUSED,
+        ErrorReason.ALREADY_EXISTS,
+    ),
     grpc.StatusCode.ABORTED: (
         ErrorReason.KEY_IN_USE,
         ErrorReason.CONFLICT,
         ErrorReason.VERSION_MISMATCH,
     ),
     grpc.StatusCode.FAILED_PRECONDITION: (
-        ErrorReason.STATE_FORBIDS,
+        ErrorReason.INVALID_STATE,
         ErrorReason.HOLD_ENDED,
         ErrorReason.ALREADY_REVERSED,
         ErrorReason.INSUFFICIENT_FUNDS,
@@ -65,7 +68,7 @@ _REASONS_BY_CODE: dict[grpc.StatusCode, tuple[ErrorReason, ...]] = {
         ErrorReason.STREAM_EXPIRED,
     ),
     grpc.StatusCode.DEADLINE_EXCEEDED: (ErrorReason.DEADLINE_EXCEEDED, ErrorReason.QUERY_TOO_SLOW),
-    grpc.StatusCode.UNIMPLEMENTED: (ErrorReason.METHOD_NOT_BUILT, ErrorReason.METHOD_UNKNOWN),
+    grpc.StatusCode.UNIMPLEMENTED: (ErrorReason.METHOD_NOT_IMPLEMENTED, ErrorReason.METHOD_UNKNOWN),
     grpc.StatusCode.INTERNAL: (ErrorReason.INTERNAL,),
 }
 CODE_BY_REASON: dict[ErrorReason, grpc.StatusCode] = {

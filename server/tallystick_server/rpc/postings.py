@@ -15,12 +15,12 @@ _KINDS = EnumNames(ledger_pb2.TransactionKind.DESCRIPTOR)
 def add_posting(
     request: ledger_service_pb2.BatchPostRequest,
     kind: PostingKind,
-    cause_id: str,
+    source_id: str,
     caller: str,
     lines: Iterable[JournalLine],
 ) -> None:
     """Adds a posting to what is to be posted."""
-    posting = request.postings.add(kind=_KINDS.number(kind), cause_id=cause_id, caller=caller)
+    posting = request.postings.add(kind=_KINDS.number(kind), source_id=source_id, caller=caller)
     for line in lines:
         posting.entries.add(
             account=line.account,

@@ -13,18 +13,18 @@ def check_operations(read: QueryRunner) -> Check:
     """Whatever has not come to its end is due, or set aside for a person: nothing is forgotten."""
     check = Check("what is open is due, or waits for a person", "P5")
     for service in ("payment", "payout"):
-        for row in read(f"{service}.due"):
+        for row in read(f"{service}.operations"):
             check.count_row()
-            name = f"{service}.due {row.demand_id}"
-            if not row.listed:
+            name = f"{service}.operation {row.operation_id}"
+            if not row.is_stored:
                 check.fail(name, f"is missing, but {row.open} is open")
             elif row.open is None:
                 check.fail(name, "is due, but has come to its end")
-            elif row.due == row.set_aside:
+            elif row.is_due == row.is_dead_lettered:
                 check.fail(
                     name,
                     "has an open dead letter and is due"
-                    if row.due
+                    if row.is_due
                     else "is not due and has no open dead letter",
                 )
     return check

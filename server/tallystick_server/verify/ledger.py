@@ -18,13 +18,13 @@ def check_ledger(read: QueryRunner) -> Check:
         sum_counts(read("ledger.tx_count")),
     )
     check.fail_each(
-        read("ledger.wrong_transactions", kinds=[*map(str, PostingKind)], genesis=GENESIS)
+        read("ledger.inconsistent_transactions", kinds=[*map(str, PostingKind)], genesis=GENESIS)
     )
-    check.fail_each(read("ledger.wrong_entries"))
-    check.fail_each(read("ledger.strays"))
+    check.fail_each(read("ledger.inconsistent_entries"))
+    check.fail_each(read("ledger.orphan_entries"))
     _check_head(check, read)
     check.fail_each(read("ledger.unbalanced"))
-    check.fail_each(read("ledger.wrong_balances"))
+    check.fail_each(read("ledger.inconsistent_balances"))
     return check
 
 
@@ -65,5 +65,5 @@ def check_unique_postings(read: QueryRunner) -> Check:
     """Each fact is booked once, and a reversal names what it reverses."""
     check = Check("each fact is booked once", "L5 L8", sum_counts(read("ledger.tx_count")))
     check.fail_each(read("ledger.repeated"))
-    check.fail_each(read("ledger.wrong_reversals"))
+    check.fail_each(read("ledger.inconsistent_reversals"))
     return check

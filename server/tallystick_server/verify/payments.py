@@ -23,7 +23,7 @@ from tallystick_server.verify.report import (
     to_lists,
 )
 
-_SAME_STATUS_TRIGGERS = (PaymentTrigger.SETTLED, PaymentTrigger.PENDING)
+_SAME_STATUS_TRIGGERS = (PaymentTrigger.BOOKED, PaymentTrigger.PENDING)
 """What leaves an order in the status it has, in a version of its own."""
 _TRANSITIONS = sorted(
     {
@@ -41,8 +41,8 @@ def check_orders(read: QueryRunner) -> Check:
         "P3 P4 P9",
         sum_counts(read("payment.order_count")),
     )
-    check.fail_each(read("payment.wrong_history", moves=_TRANSITIONS))
-    check.fail_each(read("payment.wrong_ends"))
+    check.fail_each(read("payment.inconsistent_history", transitions=_TRANSITIONS))
+    check.fail_each(read("payment.inconsistent_ends"))
     check.fail_each(read("payment.missing_orders"))
     return check
 
@@ -55,10 +55,10 @@ def check_charges(read: QueryRunner) -> Check:
         "each charge is the sum of its orders", "P1 P2", sum_counts(read("payment.attempt_count"))
     )
     for name in (
-        "wrong_charges",
-        "wrong_demands",
+        "inconsistent_charges",
+        "inconsistent_attempt_amounts",
         "shared_references",
-        "wrong_money",
+        "inconsistent_money",
         "unpaid_successes",
     ):
         check.fail_each(read(f"payment.{name}"))
@@ -71,7 +71,7 @@ def check_unapplied(read: QueryRunner) -> Check:
     for key, charge, posting_group in merge_join(
         read("payment.unapplied"),
         lambda row: row.unapplied_charge_id,
-        _postings_by_cause(read("ledger.unapplied")),
+        _postings_by_source_id(read("ledger.unapplied")),
         _key,
     ):
         check.count_row()
@@ -110,7 +110,7 @@ def check_checkouts(read: QueryRunner) -> Check:
     check = Check(
         "is_payment_done says what its orders say", "P6", sum_counts(read("payment.checkout_count"))
     )
-    check.fail_each(read("payment.wrong_checkouts", final=[*map(str, TERMINAL_STATUSES)]))
+    check.fail_each(read("payment.inconsistent_checkouts", final=[*map(str, TERMINAL_STATUSES)]))
     return check
 
 
@@ -124,7 +124,7 @@ def check_booking(read: QueryRunner) -> Check:
         read("payment.orders"), lambda row: row.payment_order_id, credits_, _key
     )
     for key, pair, posting_group in merge_join(
-        with_credit, _key, _postings_by_cause(read("ledger.pay_ins")), _key
+        with_credit, _key, _postings_by_source_id(read("ledger.pay_ins")), _key
     ):
         check.count_row()
         order, credit_group = (pair[1], pair[2]) if pair is not None else (None, None)
@@ -163,14 +163,14 @@ def _check_credit(check: Check, name: str, order: Any, rows: list[Any]) -> None:
 
 
 def _is_posted(posting_group: tuple[str, list[str]] | None, lines: tuple[JournalLine, ...]) -> bool:
-    """Whether a cause has exactly one transaction, of these entries."""
+    """Whether a source id has exactly one transaction, of these entries."""
     return posting_group is not None and posting_group[1] == [format_entries(lines)]
 
 
-def _postings_by_cause(rows: Rows) -> Iterator[tuple[str, list[str]]]:
-    """The ledger's transactions, each as one text, by cause."""
-    for cause, transactions in groupby(rows, key=lambda row: row.cause_id):
-        yield cause, [row.lines for row in transactions]
+def _postings_by_source_id(rows: Rows) -> Iterator[tuple[str, list[str]]]:
+    """The ledger's transactions, each as one text, by source id."""
+    for source_id, transactions in groupby(rows, key=lambda row: row.source_id):
+        yield source_id, [row.lines for row in transactions]
 
 
 def _key(item: tuple[Any, ...]) -> Any:

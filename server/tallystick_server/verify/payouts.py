@@ -30,8 +30,8 @@ _TRANSITIONS = sorted(
     {f"{before} {after}" for (before, _), after in TRANSITIONS.items() if before != after}
 )
 _SAME_STATE_TRANSITIONS = [
-    f"{PayoutTransitionReason.SETTLED} true",
-    f"{PayoutTransitionReason.STRAY_TRANSFER} false",
+    f"{PayoutTransitionReason.BOOKED} true",
+    f"{PayoutTransitionReason.UNMATCHED_TRANSFER} false",
     f"{PayoutTransitionReason.ACKNOWLEDGED} true",
 ]
 """The causes of versions that leave the state as it is, and whether the payout is settled after
@@ -49,9 +49,13 @@ def check_payouts(read: QueryRunner) -> Check:
         sum_counts(read("payout.payout_count")),
     )
     check.fail_each(
-        read("payout.wrong_history", moves=_TRANSITIONS, stayed=_SAME_STATE_TRANSITIONS)
+        read(
+            "payout.inconsistent_history",
+            transitions=_TRANSITIONS,
+            same_state_transitions=_SAME_STATE_TRANSITIONS,
+        )
     )
-    check.fail_each(read("payout.wrong_ends"))
+    check.fail_each(read("payout.inconsistent_ends"))
     check.fail_each(read("payout.missing"))
     return check
 
@@ -97,9 +101,9 @@ def _has_expected_hold(payout: Any, hold: Any) -> bool:
     state = hold.state if hold is not None else "NONE"
     if payout.state in HOLD_OPEN:
         return bool(state == "OPEN")
-    if payout.settled and payout.state in HOLD_CAPTURED:
+    if payout.booked and payout.state in HOLD_CAPTURED:
         return bool(state == "CAPTURED" and hold.captured_amount == payout.amount)
-    if payout.settled and payout.state in HOLD_RELEASED:
+    if payout.booked and payout.state in HOLD_RELEASED:
         return state in ("NONE", "RELEASED")
     return True
 
@@ -119,7 +123,7 @@ def check_transfers(read: QueryRunner) -> Check:
             check.fail(f"payout.transfer {key}", "is of no payout")
             continue
         name = f"payout.payout {key}"
-        exact_transfers = [row for row in transfer_rows if row.fit == TransferMatch.AS_ASKED]
+        exact_transfers = [row for row in transfer_rows if row.match == TransferMatch.EXACT]
         if (payout.state in HOLD_CAPTURED) != bool(exact_transfers) and payout.version == max(
             (row.version for row in transfer_rows), default=payout.version
         ):
@@ -141,45 +145,51 @@ def check_money_movements(read: QueryRunner) -> Check:
     """
     check = Check("what moved for payouts is posted as it was", "P7")
     bookings = merge_join(
-        read("ledger.payouts"), lambda row: row.cause, read("wallet.payouts"), lambda row: row.cause
+        read("ledger.payouts"),
+        lambda row: row.wallet_source_id,
+        read("wallet.payouts"),
+        lambda row: row.source_id,
     )
-    for cause, movement, booking_pair in merge_join(
-        read("payout.facts"), lambda row: row.cause, bookings, lambda booking: booking[0]
+    for source_id, movement, booking_pair in merge_join(
+        read("payout.money_movements"),
+        lambda row: row.wallet_source_id,
+        bookings,
+        lambda booking: booking[0],
     ):
         check.count_row()
         posting, entry = (
             (booking_pair[1], booking_pair[2]) if booking_pair is not None else (None, None)
         )
         if movement is None:
-            check.fail(f"payout.transfer {cause}", "is posted, but no provider told of it")
+            check.fail(f"payout.transfer {source_id}", "is posted, but no provider told of it")
         else:
-            _check_money_movement(check, cause, movement, posting, entry)
+            _check_money_movement(check, source_id, movement, posting, entry)
     return check
 
 
-def _check_money_movement(check: Check, cause: str, row: Any, posting: Any, entry: Any) -> None:
-    name = f"payout.transfer {cause}"
+def _check_money_movement(check: Check, source_id: str, row: Any, posting: Any, entry: Any) -> None:
+    name = f"payout.transfer {source_id}"
     transfer = Transfer(
         row.provider_reference,
         row.amount,
         row.currency,
-        TransferMatch(row.fit),
+        TransferMatch(row.match),
         row.returned_amount,
         row.returned_currency,
     )
     movement = money_movements(
         row.payout_id, row.provider, row.seller_account, row.payout_amount, row.payout_fee, transfer
     )[row.is_return]
-    if (row.settled or posting is not None) and (
+    if (row.booked or posting is not None) and (
         posting is None or posting.lines != format_entries(movement.lines)
     ):
         check.fail(name, "its ledger transaction is not exactly one with its entries")
-    by_hold = transfer.fit is TransferMatch.AS_ASKED and not row.is_return
+    by_hold = transfer.match is TransferMatch.EXACT and not row.is_return
     expected = (
         (row.seller_account, row.payout_currency, movement.seller_change)
         if movement.seller_change and not by_hold
         else None
     )
     actual = (entry.seller_account, entry.currency, entry.amount) if entry is not None else None
-    if (row.settled or entry is not None) and actual != expected:
+    if (row.booked or entry is not None) and actual != expected:
         check.fail(name, f"its wallet entry is {actual}, and must be {expected}")

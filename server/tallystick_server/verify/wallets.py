@@ -19,9 +19,9 @@ def check_wallets(read: QueryRunner) -> Check:
         sum_counts(read("wallet.wallet_count")),
     )
     for name in (
-        "wallet.wrong_pending",
-        "wallet.wrong_entries",
-        "wallet.wrong_wallets",
+        "wallet.inconsistent_pending",
+        "wallet.inconsistent_entries",
+        "wallet.inconsistent_wallets",
         "wallet.missing",
     ):
         check.fail_each(read(name))

@@ -37,7 +37,7 @@ _HOLD_END_KINDS = frozenset(
 )
 _HOLD_KINDS = _HOLD_END_KINDS | {EntryKind.HOLD_PLACED}
 _RESOLVED_KINDS = _HOLD_END_KINDS | {EntryKind.RELEASE}
-"""What is about a wallet that only its cause names."""
+"""What is about a wallet that only its source id names."""
 _MAX_CACHED_WALLETS = 200_000
 
 
@@ -83,7 +83,7 @@ class WalletInstructions:
         def key(request: InstructionRequest) -> tuple[Hashable, bytes]:
             return (
                 request.instruction.kind,
-                request.instruction.cause,
+                request.instruction.source_id,
             ), request.instruction.fingerprint + bytes([request.include_wallet])
 
         return await run_flattened(groups, lambda flat: deduplicate_by_key(flat, key, self._apply))
@@ -98,23 +98,23 @@ class WalletInstructions:
         await self._tombstone_unknown_holds(
             sorted(
                 {
-                    a.instruction.cause
+                    a.instruction.source_id
                     for a in requests
                     if a.instruction.kind is EntryKind.HOLD_RELEASED
                 }
             )
         )
         hold_ids = sorted(
-            {a.instruction.cause for a in requests if a.instruction.kind in _HOLD_KINDS}
+            {a.instruction.source_id for a in requests if a.instruction.kind in _HOLD_KINDS}
         )
-        release_causes = sorted(
-            {a.instruction.cause for a in requests if a.instruction.kind is EntryKind.RELEASE}
+        release_source_ids = sorted(
+            {a.instruction.source_id for a in requests if a.instruction.kind is EntryKind.RELEASE}
         )
         wallet_keys = await self._resolve_wallets(
             sorted(
-                {a.instruction.cause for a in requests if a.instruction.kind in _HOLD_END_KINDS}
+                {a.instruction.source_id for a in requests if a.instruction.kind in _HOLD_END_KINDS}
             ),
-            release_causes,
+            release_source_ids,
         )
         keys = sorted({_wallet_key(a.instruction, wallet_keys) for a in requests} - {("", "")})
         included_keys = sorted(
@@ -127,11 +127,11 @@ class WalletInstructions:
             if not to_open <= wallets.keys():
                 raise _WalletsMissing
             existing_entries = store.find_entries(
-                connection, [(a.instruction.kind, a.instruction.cause) for a in requests]
+                connection, [(a.instruction.kind, a.instruction.source_id) for a in requests]
             )
             holds = store.find_holds(connection, hold_ids) if hold_ids else {}
-            credits_by_cause = (
-                store.find_credits(connection, release_causes) if release_causes else {}
+            credits_by_source_id = (
+                store.find_credits(connection, release_source_ids) if release_source_ids else {}
             )
             tombstones = (
                 store.find_tombstones(connection, hold_ids) if len(holds) < len(hold_ids) else set()
@@ -144,7 +144,7 @@ class WalletInstructions:
                 wallets,
                 {hold_id: store.as_hold(row) for hold_id, row in holds.items()},
                 tombstones,
-                credits_by_cause,
+                credits_by_source_id,
                 existing_entries,
                 wallet_keys,
                 now,
@@ -159,7 +159,7 @@ class WalletInstructions:
                 if isinstance(decision, Exception)
                 else InstructionResult(
                     wallets_after.get(_wallet_key(a.instruction, wallet_keys)),
-                    holds_after.get(a.instruction.cause),
+                    holds_after.get(a.instruction.source_id),
                     replayed=decision,
                 )
                 for a, decision in zip(requests, decisions, strict=True)
@@ -202,21 +202,22 @@ class WalletInstructions:
             )
 
     async def _resolve_wallets(
-        self, hold_ids: list[str], causes: list[str]
+        self, hold_ids: list[str], source_ids: list[str]
     ) -> dict[str, store.WalletKey]:
         """The wallets of holds that are to end, and of credits that are to be released; neither
         ever changes its wallet.
         """
-        if not hold_ids and not causes:
+        if not hold_ids and not source_ids:
             return {}
 
         def resolve(connection: Connection) -> dict[str, store.WalletKey]:
             targets: dict[str, Any] = {
                 **store.find_holds(connection, hold_ids),
-                **store.find_credits(connection, causes),
+                **store.find_credits(connection, source_ids),
             }
             return {
-                cause: (target.seller_account, target.currency) for cause, target in targets.items()
+                source_id: (target.seller_account, target.currency)
+                for source_id, target in targets.items()
             }
 
         return await self._database.load(resolve)
@@ -229,7 +230,7 @@ def _wallet_key(
     ("", "") if there is none.
     """
     if instruction.kind in _RESOLVED_KINDS:
-        return wallet_keys.get(instruction.cause, ("", ""))
+        return wallet_keys.get(instruction.source_id, ("", ""))
     return (instruction.seller_account, instruction.currency)
 
 
@@ -241,7 +242,7 @@ class _InstructionBatch:
         wallets: dict[store.WalletKey, Wallet],
         holds: dict[str, Hold],
         tombstones: set[str],
-        credits_by_cause: dict[str, Credit],
+        credits_by_source_id: dict[str, Credit],
         existing_entries: dict[tuple[str, str], StoredInstruction],
         wallet_keys: dict[str, store.WalletKey],
         now: datetime | None,
@@ -249,7 +250,7 @@ class _InstructionBatch:
         self._wallets = wallets
         self._holds = holds
         self._tombstones = tombstones
-        self._credits = credits_by_cause
+        self._credits = credits_by_source_id
         self._existing_entries = existing_entries
         self._wallet_keys = wallet_keys
         self._now = now
@@ -268,9 +269,9 @@ class _InstructionBatch:
         try:
             change = apply_instruction(
                 wallet,
-                self._holds.get(instruction.cause),
+                self._holds.get(instruction.source_id),
                 instruction,
-                self._credits.get(instruction.cause),
+                self._credits.get(instruction.source_id),
                 now=self._now,
             )
         except ApiError as refused:
@@ -285,30 +286,30 @@ class _InstructionBatch:
 
     def _key_reused_error(self, instruction: Instruction, entry: StoredInstruction) -> ApiError:
         return key_reused_error(
-            first_difference(instruction, entry, self._holds.get(instruction.cause))
+            first_difference(instruction, entry, self._holds.get(instruction.source_id))
         )
 
     def _find_replay(self, instruction: Instruction) -> bool | ApiError | None:
         """The answer that does not depend on the wallet: to what was made before, or can never be
         made.
         """
-        kind, cause = instruction.kind, instruction.cause
-        entry = self._existing_entries.get((kind, cause))
+        kind, source_id = instruction.kind, instruction.source_id
+        entry = self._existing_entries.get((kind, source_id))
         if entry is not None:
             return (
                 True
                 if entry.fingerprint == instruction.fingerprint
                 else self._key_reused_error(instruction, entry)
             )
-        if cause in self._tombstones and kind in _HOLD_KINDS:
+        if source_id in self._tombstones and kind in _HOLD_KINDS:
             return kind is EntryKind.HOLD_RELEASED or hold_ended_error(HoldState.RELEASED, kind)
-        if is_already_released(self._credits.get(cause), instruction):
+        if is_already_released(self._credits.get(source_id), instruction):
             return True
         if (
             kind is EntryKind.RELEASE
             and _wallet_key(instruction, self._wallet_keys) not in self._wallets
         ):  # a credit made meanwhile is not found either
-            return not_found_error("credit", cause, "cause")
+            return not_found_error("credit", source_id, "source_id")
         return None
 
 

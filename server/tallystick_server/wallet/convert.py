@@ -27,20 +27,20 @@ _ENTRY_KINDS = EnumNames(wallet_pb2.WalletEntryKind.DESCRIPTOR)
 _HOLD_STATES = EnumNames(wallet_pb2.HoldState.DESCRIPTOR)
 _PURPOSES = EnumNames(wallet_pb2.HoldPurpose.DESCRIPTOR)
 _ASSIGNMENT_STATES = EnumNames(wallet_pb2.SellerAssignmentState.DESCRIPTOR)
-_CAUSE = re.compile(r"\A([A-Z_]+)/[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z", re.ASCII)
+_SOURCE_ID = re.compile(r"\A([A-Z_]+)/[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z", re.ASCII)
 _MAX_DELAY_SECONDS = 365 * 86_400
 
 
-def _parse_cause(text: str) -> str:
-    match = _CAUSE.match(text)
+def _parse_source_id(text: str) -> str:
+    match = _SOURCE_ID.match(text)
     if match is None or match[1] not in PostingKind.__members__:
         reason = ErrorReason.FIELD_INVALID if text else ErrorReason.FIELD_REQUIRED
         raise ApiError(
             reason,
-            "cause must be {TransactionKind}/{cause_id}, such as PAY_IN/po-1.",
-            field="cause",
+            "source_id must be {TransactionKind}/{source_id}, such as PAY_IN/po-1.",
+            field="source_id",
         )
-    reject_card_id(text.rpartition("/")[2], "cause")
+    reject_card_id(text.rpartition("/")[2], "source_id")
     return text
 
 
@@ -52,13 +52,13 @@ def parse_credit(message: pb.Credit) -> Instruction:
 def parse_release(message: pb.Release) -> Instruction:
     """A release. Raises Refused with the first field that is wrong."""
     return Instruction(
-        EntryKind.RELEASE, _parse_cause(message.cause), parse_id(message.caller, "caller")
+        EntryKind.RELEASE, _parse_source_id(message.source_id), parse_id(message.caller, "caller")
     )
 
 
 def parse_debit(message: pb.Debit) -> Instruction:
     """A debit. Raises Refused with the first field that is wrong."""
-    return _parse_movement(EntryKind.DEBIT, message, allow_owed=message.as_fact)
+    return _parse_movement(EntryKind.DEBIT, message, allow_owed=message.allow_owed)
 
 
 def _parse_movement(
@@ -68,13 +68,13 @@ def _parse_movement(
     pending: bool = False,
     allow_owed: bool = False,
 ) -> Instruction:
-    cause = _parse_cause(message.cause)
+    source_id = _parse_source_id(message.source_id)
     caller = parse_id(message.caller, "caller")
     seller = parse_id(message.seller_account, "seller_account")
     currency = parse_currency(message.currency)
     return Instruction(
         kind,
-        cause,
+        source_id,
         caller,
         seller,
         currency,
@@ -101,8 +101,8 @@ def parse_hold(message: pb.NewHold) -> Instruction:
             field="expire_time",
         )
     minimum_remaining = (
-        parse_amount(message.keep_available, currency, "keep_available", min_amount=0)
-        if message.keep_available
+        parse_amount(message.minimum_remaining, currency, "minimum_remaining", min_amount=0)
+        if message.minimum_remaining
         else 0
     )
     return Instruction(
@@ -169,7 +169,7 @@ def entry(row: Row[Any]) -> wallet_pb2.WalletEntry:
         seller_account=row.seller_account,
         number=row.number,
         kind=_ENTRY_KINDS.number(row.kind),
-        cause=row.cause,
+        source_id=row.source_id,
         amount=text(row.amount),
         currency=row.currency,
         pending_after=text(row.pending_after),
@@ -191,7 +191,7 @@ def new_entry(item: store.DecidedInstruction, create_time: datetime) -> wallet_p
         seller_account=wallet.seller_account,
         number=wallet.version,
         kind=_ENTRY_KINDS.number(instruction.kind),
-        cause=instruction.cause,
+        source_id=instruction.source_id,
         amount=text(item.change.amount),
         currency=wallet.currency,
         pending_after=text(wallet.balances.pending),

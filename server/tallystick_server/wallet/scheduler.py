@@ -58,8 +58,8 @@ class WalletScheduler:
             return list_due(connection, cursor, _PAGE_SIZE)
 
         while rows := await self._database.load(load_page):
-            cursor = (rows[-1].time, rows[-1].cause)
-            instructions = [Instruction(kind, row.cause, "wallet") for row in rows]
+            cursor = (rows[-1].time, rows[-1].source_id)
+            instructions = [Instruction(kind, row.source_id, "wallet") for row in rows]
             results = await self._instruction_batcher.submit(
                 [
                     InstructionRequest(instruction, "", include_wallet=False)
@@ -67,7 +67,7 @@ class WalletScheduler:
                 ]
             )
             rejections += [
-                f"{kind} of {item.cause}: {result}"
+                f"{kind} of {item.source_id}: {result}"
                 for item, result in zip(instructions, results, strict=True)
                 if isinstance(result, Exception) and not _is_already_ended(result)
             ]

@@ -70,8 +70,8 @@ class Sellers:
         return await self._database.read(load_seller)
 
     async def request(self, new: NewAssignment, traceparent: str) -> tuple[Row[Any], bool]:
-        """The assignment as it stands, and whether it was there before. Raises KEY_REUSED,
-        FIELD_INVALID, STATE_FORBIDS.
+        """The assignment as it stands, and whether it was there before. Raises
+        IDEMPOTENCY_KEY_REUSED, FIELD_INVALID, INVALID_STATE.
         """
 
         def request_assignment(connection: Connection) -> tuple[Row[Any], bool]:
@@ -102,7 +102,7 @@ class Sellers:
             if stored is None:
                 message = "The seller has an open assignment; approve or reject that first."
                 raise ApiError(
-                    ErrorReason.STATE_FORBIDS,
+                    ErrorReason.INVALID_STATE,
                     message,
                     metadata={"state": AssignmentState.REQUESTED, "verb": "REQUEST"},
                 )
@@ -129,7 +129,7 @@ class Sellers:
         traceparent: str,
     ) -> tuple[Row[Any], bool]:
         """The assignment as it stands, and whether it was decided so before. Raises NOT_FOUND,
-        STATE_FORBIDS, SECOND_PERSON_REQUIRED.
+        INVALID_STATE, SECOND_APPROVER_REQUIRED.
         """
 
         def apply_decision(connection: Connection) -> tuple[Row[Any], bool]:

@@ -47,32 +47,34 @@ _LOCK = text("select cursor from head for update")
 # All bodies are one parameter, cut here: as values
 # of a list each would be copied several times.
 _PUBLISH = text("""
-    with asked as materialized (
+    with requested as materialized (
         select r.*, exists (  -- "offset 0" keeps it a look-up by key
             select from event e where e.aggregate_id = r.aggregate_id
-                and e.aggregate_version = r.aggregate_version offset 0) as known
+                and e.aggregate_version = r.aggregate_version offset 0) as is_published
         from json_to_recordset(cast(:events as json))
-            as r (place int, aggregate_id text, aggregate_version bigint, type text, owner text,
+            as r (position int, aggregate_id text, aggregate_version bigint, type text, owner text,
             start int, length int)),
     e as (
         insert into event (cursor, aggregate_id, aggregate_version, type, owner, body)
-        select h.cursor + row_number() over (order by r.place), r.aggregate_id, r.aggregate_version,
+        select h.cursor + row_number() over (order by r.position), r.aggregate_id,
+            r.aggregate_version,
             r.type, r.owner,
             substr(cast(:bodies as bytea), r.start, r.length)
-        from asked r, head h where not r.known order by r.place),
-    c as (update head set cursor = head.cursor + (select count(*) from asked where not known))
-    select r.aggregate_id, r.aggregate_version, e.body is not null as differs, e.body
-    from asked r left join lateral (
+        from requested r, head h where not r.is_published order by r.position),
+    c as (update head
+        set cursor = head.cursor + (select count(*) from requested where not is_published))
+    select r.aggregate_id, r.aggregate_version, e.body is not null as is_conflicting, e.body
+    from requested r left join lateral (
         select e.body from event e where e.aggregate_id = r.aggregate_id
             and e.aggregate_version = r.aggregate_version
             and e.body <> substr(cast(:bodies as bytea), r.start, r.length) offset 0) e on true
-    where r.known order by r.place
+    where r.is_published order by r.position
 """)
 
 
 def publish(connection: Connection, events: Sequence[NewEvent]) -> set[EventKey]:
     """Numbers those events that are new, in order, without a gap; returns the keys of the others.
-    No key may stand twice among them. Raises Differs.
+    No key may stand twice among them. Raises EventConflict.
     """
     connection.execute(_LOCK)
     items = []
@@ -82,7 +84,7 @@ def publish(connection: Connection, events: Sequence[NewEvent]) -> set[EventKey]
         items.append(
             {
                 **key,
-                "place": index,
+                "position": index,
                 "type": event.type,
                 "owner": event.owner,
                 "start": start,
@@ -93,7 +95,7 @@ def publish(connection: Connection, events: Sequence[NewEvent]) -> set[EventKey]
     parameters = {"events": encode_rows(items), "bodies": b"".join(event.body for event in events)}
     existing = connection.execute(_PUBLISH, parameters).all()
     for row in existing:
-        if row.differs:
+        if row.is_conflicting:
             raise EventConflict((row.aggregate_id, row.aggregate_version), bytes(row.body))
     return {(row.aggregate_id, row.aggregate_version) for row in existing}
 
@@ -110,7 +112,7 @@ _LIST_BETWEEN = """
     select cursor, body, type, owner, aggregate_id from event
     where {which} cursor > :after and cursor <= :until and (:owner = '' or owner = :owner)
         and (cardinality(cast(:types as text[])) = 0 or type = any (cast(:types as text[])))
-    order by cursor limit :most
+    order by cursor limit :limit
 """
 _LIST_ALL = text(_LIST_BETWEEN.format(which=""))
 _LIST_OF_AGGREGATE = text(_LIST_BETWEEN.format(which="aggregate_id = :aggregate_id and"))
@@ -126,7 +128,7 @@ def list_between(
     limit: int,
 ) -> Sequence[Row[Any]]:
     """The next events behind a cursor and up to another; empty filters do not filter."""
-    parameters = {"after": after, "until": until, "types": types, "owner": owner, "most": limit}
+    parameters = {"after": after, "until": until, "types": types, "owner": owner, "limit": limit}
     if aggregate_id:
         return connection.execute(
             _LIST_OF_AGGREGATE, {**parameters, "aggregate_id": aggregate_id}

@@ -89,39 +89,45 @@ def _encode_accounts(accounts: Sequence[tuple[str, str]]) -> str:
 
 
 _FIND_POSTED = text("""
-    select t.kind, t.cause_id, t.sequence, t.fingerprint
-    from json_to_recordset(cast(:causes as json)) as r (kind text, cause_id text)
-        join tx t on t.kind = r.kind and t.cause_id = r.cause_id
+    select t.kind, t.source_id, t.sequence, t.fingerprint
+    from json_to_recordset(cast(:source_ids as json)) as r (kind text, source_id text)
+        join tx t on t.kind = r.kind and t.source_id = r.source_id
 """)
 
 
 def find_posted(
-    connection: Connection, causes: Sequence[tuple[str, str]]
+    connection: Connection, source_ids: Sequence[tuple[str, str]]
 ) -> dict[tuple[str, str], tuple[int, bytes]]:
-    """Which causes (kind, cause_id) are in the book already: their sequence and fingerprint."""
-    items = encode_rows([{"kind": kind, "cause_id": cause} for kind, cause in causes])
+    """Which source ids (kind, source_id) are in the book already: their sequence and
+    fingerprint.
+    """
+    items = encode_rows([{"kind": kind, "source_id": source_id} for kind, source_id in source_ids])
     return {
-        (row.kind, row.cause_id): (row.sequence, bytes(row.fingerprint))
-        for row in connection.execute(_FIND_POSTED, {"causes": items})
+        (row.kind, row.source_id): (row.sequence, bytes(row.fingerprint))
+        for row in connection.execute(_FIND_POSTED, {"source_ids": items})
     }
 
 
 # One statement, so that the triggers of both tables see all rows.
 _APPEND = text("""
     with t as (
-        insert into tx (book, sequence, kind, cause_id, caller, fingerprint, n, description,
+        insert into tx (book, sequence, kind, source_id, caller, fingerprint, entry_count,
+            description,
             reverses, effective_time, post_time, previous_hash, hash)
-        select :book, sequence, kind, cause_id, caller, decode(fingerprint, 'hex'), n, description,
+        select :book, sequence, kind, source_id, caller, decode(fingerprint, 'hex'), entry_count,
+            description,
             reverses, effective_time, post_time,
             decode(previous_hash, 'hex'), decode(hash, 'hex')
         from json_to_recordset(cast(:transactions as json))
-            as r (sequence bigint, kind text, cause_id text, caller text, fingerprint text, n int,
+            as r (sequence bigint, kind text, source_id text, caller text, fingerprint text,
+                entry_count int,
             description text, reverses bigint, effective_time timestamptz, post_time timestamptz,
                 previous_hash text, hash text))
-    insert into entry (book, sequence, place, account_id, currency, amount, balance_after, number)
-    select :book, sequence, place, account_id, currency, amount, balance_after, number
+    insert into entry (book, sequence, line_number, account_id, currency, amount, balance_after,
+        number)
+    select :book, sequence, line_number, account_id, currency, amount, balance_after, number
     from json_to_recordset(cast(:entries as json))
-        as r (sequence bigint, place smallint, account_id bigint, currency text collate "C",
+        as r (sequence bigint, line_number smallint, account_id bigint, currency text collate "C",
         amount bigint,
         balance_after numeric, number bigint)
 """)
@@ -140,10 +146,10 @@ def append(
         {
             "sequence": item.sequence,
             "kind": item.posting.kind,
-            "cause_id": item.posting.cause_id,
+            "source_id": item.posting.source_id,
             "caller": item.posting.caller,
             "fingerprint": item.posting.fingerprint.hex(),
-            "n": len(item.posting.lines),
+            "entry_count": len(item.posting.lines),
             "description": item.posting.description,
             "reverses": item.posting.reverses,
             "effective_time": item.effective_time,
@@ -178,7 +184,7 @@ def _entry_rows(
             entry_numbers[account_id] += 1
             entry = {
                 "sequence": item.sequence,
-                "place": line_number,
+                "line_number": line_number,
                 "account_id": account_id,
                 "currency": line.currency,
                 "amount": line.amount,
@@ -189,7 +195,7 @@ def _entry_rows(
     return entries
 
 
-_TRANSACTION_COLUMNS = """t.sequence, t.kind, t.cause_id, t.caller, t.description, t.reverses,
+_TRANSACTION_COLUMNS = """t.sequence, t.kind, t.source_id, t.caller, t.description, t.reverses,
     b.sequence as reversed_by, t.effective_time, t.post_time,
     t.previous_hash, t.hash"""
 _TRANSACTIONS = text(f"""
@@ -197,11 +203,11 @@ _TRANSACTIONS = text(f"""
     where t.book = :book and t.sequence = any (cast(:sequences as bigint[])) order by t.sequence
 """)
 _ENTRIES = text("""
-    select e.sequence, e.place, a.account, e.currency, e.amount, e.balance_after
+    select e.sequence, e.line_number, a.account, e.currency, e.amount, e.balance_after
     from entry e cross
         join lateral (select account from account where account_id = e.account_id offset 0) a
     where e.book = :book and e.sequence = any (cast(:sequences as bigint[]))
-        order by e.sequence, e.place
+        order by e.sequence, e.line_number
 """)
 
 TransactionRow = tuple[Row[Any], list[Row[Any]]]
@@ -225,7 +231,7 @@ class TransactionFilter:
     account: str | None = None
     currency: str | None = None
     kind: str | None = None
-    cause_id: str | None = None
+    source_id: str | None = None
     post_time_from: datetime | None = None
     post_time_until: datetime | None = None
     before: int | None = None
@@ -275,28 +281,28 @@ def list_sequences(
             "exists (select from entry e where e.book = t.book and e.sequence = t.sequence and "
             "e.currency = :currency offset 0)"
         )
-    if filters.kind is not None and (filters.account is not None or filters.cause_id is not None):
+    if filters.kind is not None and (filters.account is not None or filters.source_id is not None):
         conditions.append("t.kind = :kind")
     statement = text(f"""
-        with looked_at as materialized ({_candidate_query(filters, range_)} order by sequence desc
-            limit :most_looked_at)
-        (select distinct l.sequence, false as last from looked_at l
+        with candidate as materialized ({_candidate_query(filters, range_)} order by sequence desc
+            limit :max_scanned)
+        (select distinct l.sequence, false as last from candidate l
          cross join lateral (select * from tx t where t.book = :book
              and t.sequence = l.sequence offset 0) t
-         where {" and ".join(conditions) or "true"} order by l.sequence desc limit :most)
+         where {" and ".join(conditions) or "true"} order by l.sequence desc limit :limit)
         union all
-        (select min(sequence), true from looked_at having count(*) = :most_looked_at)
+        (select min(sequence), true from candidate having count(*) = :max_scanned)
     """)
     values = {
         name: value
-        for name in ("account", "currency", "kind", "cause_id")
+        for name in ("account", "currency", "kind", "source_id")
         if (value := getattr(filters, name)) is not None
     }
     bounds = {
         "low": low,
         "high": high,
-        "most": limit,
-        "most_looked_at": _MAX_SCANNED if conditions else 4 * limit,
+        "limit": limit,
+        "max_scanned": _MAX_SCANNED if conditions else 4 * limit,
     }
     result = connection.execute(statement, {**values, **bounds, "book": BOOK}).all()
     return [row.sequence for row in result if not row.last], next(
@@ -306,15 +312,15 @@ def list_sequences(
 
 def _candidate_query(filters: TransactionFilter, range_: str) -> str:
     """Sequences in a range, by the filter that leaves the fewest."""
-    if filters.cause_id is not None:
-        return f"select sequence from tx where book = :book and cause_id = :cause_id and {range_}"
+    if filters.source_id is not None:
+        return f"select sequence from tx where book = :book and source_id = :source_id and {range_}"
     if filters.account is not None:
         return f"""
             select e.sequence
                 from (select account_id from account
                 where account = :account{" and currency = :currency" if filters.currency else ""}) a
             cross join lateral (select sequence from entry where account_id = a.account_id
-                and {range_} order by sequence desc limit :most_looked_at) e"""
+                and {range_} order by sequence desc limit :max_scanned) e"""
     return (
         "select sequence from tx where book = :book and "
         f"{'kind = :kind and ' if filters.kind else ''}{range_}"
@@ -361,7 +367,7 @@ def head_after(connection: Connection, sequence: int) -> Head:
 _BALANCE_AT = """
     select e.balance_after as balance, e.number as entry_count from entry e
         where e.account_id = a.account_id and e.sequence <= :sequence
-    order by e.sequence desc, e.place desc limit 1
+    order by e.sequence desc, e.line_number desc limit 1
 """
 _ACCOUNT_AT = text(f"""
     select a.account, a.currency, e.balance, a.create_time, e.entry_count from account a cross
@@ -382,7 +388,7 @@ def account_at(
 _ACCOUNTS = """
     select account, currency, balance, entry_count, create_time from account
     where starts_with(account, :prefix) and entry_count > 0 and {after} order by account, currency
-        limit :most
+        limit :limit
 """
 _ALL_ACCOUNTS = text(
     _ACCOUNTS.format(after="(account, currency) > (:after_account, :after_currency)")
@@ -396,7 +402,7 @@ def list_accounts(
     connection: Connection, prefix: str, currency: str, after: tuple[str, str], limit: int
 ) -> Sequence[Row[Any]]:
     """Accounts with their balances now, by name and currency, after a given one."""
-    values = {"prefix": prefix, "most": limit}
+    values = {"prefix": prefix, "limit": limit}
     if currency:
         return connection.execute(
             _ACCOUNTS_IN_CURRENCY, {**values, "currency": currency, "after_account": after[0]}
@@ -411,7 +417,7 @@ def list_accounts(
 _LIST_TRIAL_BALANCE = text(f"""
     select a.account, a.currency, e.balance, a.create_time, e.entry_count
     from (select * from account where (account, currency) > (:after_account, :after_currency)
-        order by account, currency limit :most) a
+        order by account, currency limit :limit) a
     left join lateral ({_BALANCE_AT}) e on true
     order by a.account, a.currency
 """)
@@ -429,7 +435,7 @@ def list_trial_balance(
             "sequence": sequence,
             "after_account": after[0],
             "after_currency": after[1],
-            "most": limit,
+            "limit": limit,
         },
     ).all()
 
@@ -439,7 +445,7 @@ _SEQUENCES_BETWEEN = text("""
         and t.sequence <= :until and (:prefix = '' or exists (
         select from entry e join account a on a.account_id = e.account_id
         where e.book = t.book and e.sequence = t.sequence and starts_with(a.account, :prefix)))
-    order by t.sequence limit :most
+    order by t.sequence limit :limit
 """)
 
 
@@ -452,14 +458,14 @@ def list_sequences_between(
     return list(
         connection.execute(
             _SEQUENCES_BETWEEN,
-            {"book": BOOK, "after": after, "until": until, "prefix": prefix, "most": limit},
+            {"book": BOOK, "after": after, "until": until, "prefix": prefix, "limit": limit},
         ).scalars()
     )
 
 
 _RELAY_POSITION = text(
-    "select sequence, exists (select from refused_aggregate) as any_refused from relayed where "
-    "book = :book"
+    "select sequence, exists (select from rejected_aggregate) as has_rejected_events from relayed "
+    "where book = :book"
 )
 _SET_RELAY_POSITION = text(
     "update relayed set sequence = greatest(sequence, :sequence) where book = :book"
@@ -488,7 +494,7 @@ def relay_position(connection: Connection) -> tuple[int, bool]:
     this service.
     """
     row = connection.execute(_RELAY_POSITION, {"book": BOOK}).one()
-    return row.sequence, row.any_refused
+    return row.sequence, row.has_rejected_events
 
 
 _HASH = text("select hash from tx where book = :book and sequence = :sequence")

@@ -1,5 +1,5 @@
 """One Alembic history for each service's schema. Its first makes what every schema has, `clock()`
-and `mark` among it, by `create`; every later one only calls `run`.
+and `commit_marker` among it, by `create`; every later one only calls `run`.
 """
 
 import re
@@ -54,14 +54,17 @@ end $$;
 
 def changes_without_event(subject: str, version: str = "version", *, where: str = "true") -> str:
     """E1: the changes of a statement that no event of its transaction tells of."""
-    return f"select {subject}, {version} from changed where {where} except select * from told"
+    return (
+        f"select {subject}, {version} from changed where {where} except select * from "
+        "recorded_event"
+    )
 
 
 def require_event(
     table: str, noun: str, subject: str, version: str = "version", *, where: str = "true"
 ) -> str:
     """E1: a rule that no row of a table is written without its event. `noun` it is, in its message;
-    `where`: the rows that are told.
+    `where`: the rows whose events are recorded.
     """
     message = f"{noun} changed without its event"
     return statement_rule(
@@ -98,16 +101,16 @@ _COMMON_OBJECTS = """
 create function clock() returns timestamptz language sql volatile as 'select clock_timestamp()';
 
 -- For what is only ever added to.
-create function refuse_change() returns trigger language plpgsql as $$
+create function reject_change() returns trigger language plpgsql as $$
 begin
     raise exception '% is append-only', tg_table_name using errcode = 'P0001';
 end $$;
 
 -- One row for each writing transaction, so that a lost COMMIT can be told from one that never was.
-create table mark (id uuid primary key, create_time timestamptz not null) with
+create table commit_marker (id uuid primary key, create_time timestamptz not null) with
     (autovacuum_vacuum_scale_factor = 0.01);
-create index mark_by_time on mark (create_time);
-grant select, insert, delete on mark to {service};
+create index commit_marker_by_time on commit_marker (create_time);
+grant select, insert, delete on commit_marker to {service};
 """
 
 OUTBOX = """
@@ -129,13 +132,13 @@ alter table outbox alter aggregate_ids set storage external, alter versions
     set storage external, alter request set storage external;
 grant select, insert, delete, update (request) on outbox to {service};
 
--- What this transaction has told, for the triggers that ask for it.
-create view told as
+-- The events that this transaction has recorded, for the triggers that ask for it.
+create view recorded_event as
     select unnest(aggregate_ids) collate "C" as aggregate_id, unnest(versions) as version
         from outbox where transaction_id = pg_current_xact_id();
 
 -- E1: who changes something tells of it before the transaction ends, and takes nothing of it back.
-create function changes_are_told() returns trigger language plpgsql set search_path
+create function changes_are_recorded() returns trigger language plpgsql set search_path
     from current as $$
 begin
     if not exists (select from outbox where sequence = new.sequence and request is not null) then
@@ -143,28 +146,28 @@ begin
     end if;
     return null;
 end $$;
-create constraint trigger changes_are_told after insert on outbox deferrable initially deferred
-    for each row execute function changes_are_told();
-create trigger told_once before update on outbox for each row
-    when (old.request is not null) execute function refuse_change();
+create constraint trigger changes_are_recorded after insert on outbox deferrable initially deferred
+    for each row execute function changes_are_recorded();
+create trigger recorded_once before update on outbox for each row
+    when (old.request is not null) execute function reject_change();
 
 -- Aggregates of which EventService refuses an event. That event and the later ones wait here, so
 -- that the events of others are published.
-create table refused_aggregate (
+create table rejected_aggregate (
     aggregate_id text collate "C" primary key,
     -- 0: events were added just when the earlier ones had been published
-    refusals int not null check (refusals >= 0),
+    rejection_count int not null check (rejection_count >= 0),
     next_attempt_time timestamptz not null,
     detail text not null
 ) with (fillfactor = 70);
-create index refused_aggregate_due on refused_aggregate (next_attempt_time, aggregate_id);
-create table refused_event (
-    aggregate_id text collate "C" not null references refused_aggregate,
+create index rejected_aggregate_due on rejected_aggregate (next_attempt_time, aggregate_id);
+create table rejected_event (
+    aggregate_id text collate "C" not null references rejected_aggregate,
     version bigint not null,
     event bytea not null,  -- an Event, serialized
     primary key (aggregate_id, version)
 );
-grant select, insert, update, delete on refused_aggregate, refused_event to {service};
+grant select, insert, update, delete on rejected_aggregate, rejected_event to {service};
 """
 """The outbox of a schema whose changes other services hear of, and the events that EventService
 refuses.
@@ -193,9 +196,9 @@ create unique index conflicting_report_once on conflicting_report ({key}, report
     where acknowledged_by = '';
 create trigger acknowledged_once before update on conflicting_report for each row
     when (old.acknowledged_by <> '' or new.acknowledged_by = '')
-execute function refuse_change();
+execute function reject_change();
 create trigger never_deleted before delete or truncate on conflicting_report
-    for each statement execute function refuse_change();
+    for each statement execute function reject_change();
 grant select, insert, update (acknowledged_by, acknowledge_reason, acknowledge_time)
     on conflicting_report to {{service}};
 """
@@ -205,10 +208,10 @@ OPERATIONS = """
 -- A demand on a provider under one key, numbered and committed before it is sent; sent once or
 -- more.
 create table attempt (
-    demand_id text collate "C" not null,
-    number int not null check (number > 0),
+    operation_id text collate "C" not null,
+    attempt_number int not null check (attempt_number > 0),
     provider text not null,
-    provider_key text not null,  -- as unique as (demand_id, number), which it is made of
+    provider_key text not null,  -- as unique as (operation_id, attempt_number), which it is made of
     amount bigint not null check (amount > 0),
     currency text not null,
     outcome text not null check (outcome in (
@@ -223,22 +226,22 @@ create table attempt (
     end_time timestamptz
         check ((end_time is not null) = (outcome in ('SUCCEEDED', 'DECLINED', 'RETURNED'))),
     -- for the index: a success leaves it as it is
-    alive boolean not null generated always as (outcome <> 'DECLINED') stored,
-    primary key (demand_id, number)
+    is_live boolean not null generated always as (outcome <> 'DECLINED') stored,
+    primary key (operation_id, attempt_number)
 ) with (fillfactor = 40);  -- its answer finds room beside it, and touches no index
 -- At most one attempt is open or has succeeded: no second demand before the first has surely moved
 -- nothing.
-create unique index attempt_alive on attempt (demand_id) where alive;
+create unique index attempt_live on attempt (operation_id) where is_live;
 create trigger never_deleted before delete or truncate on attempt
-    for each statement execute function refuse_change();
+    for each statement execute function reject_change();
 grant select, insert on attempt to {service};
 grant update (outcome, provider_reference, moved_amount, moved_currency, failure_reason,
     decline_code, end_time) on attempt to {service};
 
 -- What has to be done. A row leaves when its demand has come to its end, and so has what follows
 -- from it.
-create table due (
-    demand_id text collate "C" primary key,
+create table operation (
+    operation_id text collate "C" primary key,
     provider text not null,
     -- null: nothing is due, it is a dead letter; infinity: it waits for a person to decide
     next_attempt_time timestamptz,
@@ -246,39 +249,43 @@ create table due (
     lease_token bigint not null,
     -- false: the last holder gave its lease back; else it may have sent the demand and not have
     -- lived to say so
-    held boolean not null,
+    is_leased boolean not null,
     maybe_sent boolean not null,  -- the demand may have reached the provider
-    looking boolean not null,  -- it is not sent again, only looked up
+    lookup_only boolean not null,  -- it is not sent again, only looked up
     -- how often each kind of trouble has come since it last progressed
-    tries jsonb not null default '{}',
+    retry_counts jsonb not null default '{}',
     sent_time timestamptz,  -- when it may last have been sent; null: it was not
     -- how often the provider did not know it since then
-    not_found int not null default 0 check (not_found >= 0),
+    not_found_count int not null default 0 check (not_found_count >= 0),
     -- what is wanted of it has changed since it was claimed: its holder gives it back due at
     -- once
-    recheck boolean not null default false,
+    has_changed boolean not null default false,
     -- of a dead letter: when its time is up, and it is to be ended; null: never
-    recheck_time timestamptz,
-    trouble text not null,  -- the last one
+    expire_time timestamptz,
+    retry_reason text not null,  -- the last one
     detail text not null,
     -- what it waited for when it was last postponed, as its service names it; "": it is new, or
     -- under way
     phase text not null default '',
-    since timestamptz not null default clock(),  -- when that began
+    phase_start_time timestamptz not null default clock(),  -- when that began
     -- From when on it can be claimed; null: not before a person has decided. The claim's index
     -- holds nothing else.
     ready_time timestamptz generated always as (case when next_attempt_time < 'infinity'
         then greatest(next_attempt_time, lease_until) end) stored
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
-create index due_ready on due (provider, ready_time, demand_id) where ready_time is not null;
-create index due_by_phase on due (phase, since) where next_attempt_time is not null;
-create index due_rejected on due (demand_id) where trouble = 'CALLER_REJECTED'
+create index operation_ready on operation (provider, ready_time, operation_id)
+    where ready_time is not null;
+create index operation_by_phase on operation (phase, phase_start_time)
+    where next_attempt_time is not null;
+create index operation_rejected on operation (operation_id) where retry_reason = 'CALLER_REJECTED'
     and next_attempt_time is not null;
-create index due_recheck on due (recheck_time, demand_id) where recheck_time is not null
+create index operation_by_expire_time on operation (expire_time, operation_id)
+    where expire_time is not null
     and next_attempt_time is null;
-create index due_failing on due (trouble, provider) where trouble in ('FORBIDDEN', 'HELD_BACK')
+create index operation_failing on operation (retry_reason, provider)
+    where retry_reason in ('UNAUTHORIZED', 'CIRCUIT_OPEN')
     and next_attempt_time is not null;
-grant select, insert, update, delete on due to {service};
+grant select, insert, update, delete on operation to {service};
 """
 """The demands of a schema on providers: their attempts, and their due work."""
 
@@ -286,11 +293,11 @@ DEAD_LETTERS = """
 -- What is not tried again before a person has decided. Rows stay for ever; one for each time.
 create table dead_letter (
     dead_letter_id text collate "C" primary key,
-    subject text collate "C" not null,  -- "{collection}/{id}"
+    resource_name text collate "C" not null,  -- "{collection}/{id}"
     number int not null check (number > 0),
     cause text not null check (cause <> ''),
     detail text not null,
-    tries int not null check (tries >= 0),
+    retry_count int not null check (retry_count >= 0),
     state text not null check (state in ('OPEN', 'RETRIED', 'CLOSED', 'RESOLVED')),
     operator text not null check ((operator <> '') = (state in ('RETRIED', 'CLOSED'))),
     reason text not null check ((reason <> '') = (operator <> '')),
@@ -298,10 +305,10 @@ create table dead_letter (
     create_time timestamptz not null,
     end_time timestamptz check ((end_time is null) = (state = 'OPEN')),
     provider text not null,
-    unique (subject, number),
-    check (dead_letter_id = translate(subject, '/', '-') || '-' || number)
+    unique (resource_name, number),
+    check (dead_letter_id = translate(resource_name, '/', '-') || '-' || number)
 );
-create unique index dead_letter_open on dead_letter (subject) where state = 'OPEN';
+create unique index dead_letter_open on dead_letter (resource_name) where state = 'OPEN';
 create index dead_letter_by_time on dead_letter (create_time desc, dead_letter_id desc);
 create index dead_letter_by_cause
     on dead_letter (cause, provider, create_time desc, dead_letter_id desc);
@@ -309,9 +316,9 @@ create index dead_letter_by_provider
     on dead_letter (provider, create_time desc, dead_letter_id desc);
 create index dead_letter_by_state on dead_letter (state, create_time desc, dead_letter_id desc);
 create trigger ends_once before update on dead_letter for each row
-    when (old.state <> 'OPEN' or new.state = 'OPEN') execute function refuse_change();
+    when (old.state <> 'OPEN' or new.state = 'OPEN') execute function reject_change();
 create trigger never_deleted before delete or truncate on dead_letter
-    for each statement execute function refuse_change();
+    for each statement execute function reject_change();
 
 grant select, insert, update (state, operator, reason, evidence, end_time)
     on dead_letter to {service};
@@ -328,27 +335,29 @@ ALERTS = """
 create table alert (
     alert_id text collate "C" primary key,
     kind text not null,
-    subject text collate "C" not null,  -- "{collection}/{id}"
+    resource_name text collate "C" not null,  -- "{collection}/{id}"
     number int not null check (number > 0),
     detail text not null,
     create_time timestamptz not null,
     end_time timestamptz check (end_time >= create_time),
-    unique (kind, subject, number),
-    check (alert_id = '{schema}-' || kind || '-' || translate(subject, '/', '-') || '-' || number)
+    unique (kind, resource_name, number),
+    check (alert_id = '{schema}-' || kind || '-' || translate(resource_name, '/',
+        '-') || '-' || number)
 );
-create unique index alert_open on alert (kind, subject) where end_time is null;
+create unique index alert_open on alert (kind, resource_name) where end_time is null;
 create index alert_by_time on alert (create_time desc, alert_id desc);
 create index alert_open_by_time on alert (create_time desc, alert_id desc) where end_time is null;
 create trigger ends_once before update on alert for each row
-    when (old.end_time is not null) execute function refuse_change();
+    when (old.end_time is not null) execute function reject_change();
 create trigger never_deleted before delete or truncate on alert
-    for each statement execute function refuse_change();
+    for each statement execute function reject_change();
 
 grant select, insert, update (end_time) on alert to {service};
 
 -- Work that one process does at a time for all of them.
-create table duty (name text primary key, holder uuid not null, until_time timestamptz not null);
-grant select, insert, update on duty to {service};
+create table leader_lease (name text primary key, owner_id uuid not null,
+    lease_until timestamptz not null);
+grant select, insert, update on leader_lease to {service};
 """ + require_event(
     "alert", "an alert", "'alerts/' || alert_id", "case when end_time is null then 1 else 2 end"
 )
@@ -377,8 +386,8 @@ UNSEALED: Mapping[str, frozenset[str]] = {
     "payout": frozenset({"payout_in_state"}),  # recomputed from payouts
     "event": frozenset({"head"}),  # recomputed from the events
 }
-"""Tables without seals, by schema, besides `mark`: verify recomputes them. The sandbox's tables are
-another's, and have none.
+"""Tables without seals, by schema, besides `commit_marker`: verify recomputes them. The sandbox's
+tables are another's, and have none.
 """
 
 SEALED_ON_UPDATE: Mapping[str, str] = {
@@ -386,9 +395,10 @@ SEALED_ON_UPDATE: Mapping[str, str] = {
         "(t.outcome, t.provider_reference, t.failure_reason, t.decline_code) = ('', '', '', '') "
         "and t.moved_amount is null and t.end_time is null"
     ),
-    "payment.due": (
-        "(t.trouble, t.detail, t.tries::text, t.not_found, t.looking, t.recheck, t.maybe_sent) = "
-        "('', '', '{}', 0, false, false, false) and t.recheck_time is null"
+    "payment.operation": (
+        "(t.retry_reason, t.detail, t.retry_counts::text, t.not_found_count, t.lookup_only, "
+        "t.has_changed, t.maybe_sent) = "
+        "('', '', '{}', 0, false, false, false) and t.expire_time is null"
     ),
 }
 """Tables whose rows are sealed only once they change, and what a row must be until then: each

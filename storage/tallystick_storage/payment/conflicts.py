@@ -17,7 +17,7 @@ from tallystick_storage.payment.unapplied_charges import NewUnappliedCharge
 # alert.
 _INSERT_REPORTS = text("""
     with r as (
-        select distinct on (charge_id) * from json_to_recordset(cast(:charged as json))
+        select distinct on (charge_id) * from json_to_recordset(cast(:charges as json))
             as r (charge_id text collate "C", provider text, provider_reference text,
             amount bigint, currency text) order by charge_id),
     conflicting as (
@@ -29,7 +29,7 @@ _INSERT_REPORTS = text("""
             and m.provider_reference = r.provider_reference
         left join lateral (
             select a.moved_amount as amount, a.moved_currency as currency from attempt a
-            where a.demand_id = r.charge_id and a.outcome = 'SUCCEEDED'
+            where a.operation_id = r.charge_id and a.outcome = 'SUCCEEDED'
                 and a.provider_reference = r.provider_reference
             union all
             select u.amount, u.currency from unapplied_charge u
@@ -43,7 +43,7 @@ _INSERT_REPORTS = text("""
         select coalesce(max(p.number), 0) as number,
             count(*) filter (where p.acknowledged_by = '') as open from conflicting_report p
         where p.charge_id = c.charge_id) l
-    where l.open < :most and not exists (
+    where l.open < :limit and not exists (
         select from conflicting_report p where p.charge_id = c.charge_id and p.report = c.report
             and (p.acknowledged_by = '' or p.number = l.number))
     order by c.charge_id on conflict do nothing
@@ -62,7 +62,9 @@ def insert_reports(connection: Connection, charges: Sequence[NewUnappliedCharge]
     """Stores those of the charges that took another charge's money, or were told of in another
     amount before.
     """
-    connection.execute(_INSERT_REPORTS, {"charged": encode_rows(charges), "most": MAX_OPEN_REPORTS})
+    connection.execute(
+        _INSERT_REPORTS, {"charges": encode_rows(charges), "limit": MAX_OPEN_REPORTS}
+    )
 
 
 def list_reports(connection: Connection, charge_id: str) -> Sequence[Row[Any]]:

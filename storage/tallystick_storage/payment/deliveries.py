@@ -19,50 +19,57 @@ _CONFIRM_DELIVERY = text(f"""
             and o.wallet_updated and o.ledger_updated
             and o.delivery_confirmed_time is null
         order by o.payment_order_id for update of o),
-    moved as (
+    changed as (
         update payment_order o set delivery_confirmed_time = greatest(o.update_time, t.now),
             version = o.version + 1,
             update_time = greatest(o.update_time, t.now)
         from l, (select clock() as now) t where o.payment_order_id = l.payment_order_id
             returning o.*, l.caller, l.owner, l.traceparent),
     history as (
-        insert into order_history (payment_order_id, version, from_status, to_status, cause,
+        insert into order_history (payment_order_id, version, from_status, to_status,
+            transition_reason,
             wallet_updated, ledger_updated, delivered, pending_reason,
             next_action_url, failure_reason, decline_code, provider_reference, attempt_count,
                 create_time)
-        select payment_order_id, version, status, status, :cause, wallet_updated, ledger_updated,
+        select payment_order_id, version, status, status, :transition_reason, wallet_updated,
+            ledger_updated,
             true, pending_reason, next_action_url, failure_reason,
-            decline_code, provider_reference, attempt_count, update_time from moved),
-    release as (insert into to_release (payment_order_id, caller, refused,
-        create_time) select payment_order_id, caller, '', update_time from moved),
-    {insert_into_outbox("moved", "'paymentOrders/' || payment_order_id")}
-    select moved.*, sequence as told from moved, told
+            decline_code, provider_reference, attempt_count, update_time from changed),
+    release as (insert into pending_release (payment_order_id, caller, rejection_message,
+        create_time) select payment_order_id, caller, '', update_time from changed),
+    {insert_into_outbox("changed", "'paymentOrders/' || payment_order_id")}
+    select changed.*, sequence as outbox_sequence from changed, outbox_sequence
 """)
 _LIST_RELEASABLE = text("""
-    select payment_order_id, caller from to_release where next_attempt_time <= (select clock())
-        order by next_attempt_time, create_time, payment_order_id limit :most
+    select payment_order_id, caller from pending_release where next_attempt_time <= (select clock())
+        order by next_attempt_time, create_time, payment_order_id limit :limit
 """)
 _MARK_RELEASE_REJECTED = text("""
     with l as materialized (
-        select t.payment_order_id, r.message from to_release t
-            join json_to_recordset(cast(:refused as json)) as r (id text, message text)
+        select t.payment_order_id, r.message from pending_release t
+            join json_to_recordset(cast(:rejections as json)) as r (id text, message text)
         on t.payment_order_id = r.id order by t.payment_order_id for update of t),
-    noted as (
-        update to_release t set refused = l.message, tries = t.tries + 1,
-            next_attempt_time = clock() + least(power(2, least(t.tries, 9)),
+    recorded as (
+        update pending_release t set rejection_message = l.message, retry_count = t.retry_count + 1,
+            next_attempt_time = clock() + least(power(2, least(t.retry_count, 9)),
             300) * interval '1 second'
-        from l where t.payment_order_id = l.payment_order_id returning t.payment_order_id, t.tries)
-    select payment_order_id from noted where tries = 1 order by payment_order_id
+        from l where t.payment_order_id = l.payment_order_id returning t.payment_order_id,
+            t.retry_count)
+    select payment_order_id from recorded where retry_count = 1 order by payment_order_id
 """)
-_MARK_RELEASED = text("delete from to_release where payment_order_id = any (cast(:ids as text[]))")
+_MARK_RELEASED = text(
+    "delete from pending_release where payment_order_id = any (cast(:ids as text[]))"
+)
 
 
 def confirm_delivery(connection: Connection, order_ids: list[str]) -> Sequence[Row[Any]]:
     """Notes that orders were delivered, as far as they are settled and that was not noted before;
-    those, each with its caller, owner, traceparent, and the outbox row in which all are to be told.
+    those, each with its caller, owner, traceparent, and the outbox row in which all are to be
+    recorded.
     """
     return connection.execute(
-        _CONFIRM_DELIVERY, {"ids": order_ids, "cause": PaymentTransitionReason.DELIVERY_CONFIRMED}
+        _CONFIRM_DELIVERY,
+        {"ids": order_ids, "transition_reason": PaymentTransitionReason.DELIVERY_CONFIRMED},
     ).all()
 
 
@@ -70,7 +77,7 @@ def list_releasable(connection: Connection, limit: int) -> Sequence[Row[Any]]:
     """Delivered orders whose money the wallet is to make available now, with their callers: those
     first that it has not refused, then the oldest.
     """
-    return connection.execute(_LIST_RELEASABLE, {"most": limit}).all()
+    return connection.execute(_LIST_RELEASABLE, {"limit": limit}).all()
 
 
 def mark_released(connection: Connection, order_ids: list[str]) -> None:
@@ -88,4 +95,4 @@ def mark_release_rejected(connection: Connection, messages: Mapping[str, str]) -
             for order_id, message in sorted(messages.items())
         ]
     )
-    return list(connection.execute(_MARK_RELEASE_REJECTED, {"refused": items}).scalars())
+    return list(connection.execute(_MARK_RELEASE_REJECTED, {"rejections": items}).scalars())

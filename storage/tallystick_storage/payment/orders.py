@@ -1,4 +1,6 @@
-"""Checkouts and orders. Lock order: attempts, due, checkouts, orders, dead letters, each by id."""
+"""Checkouts and orders. Lock order: attempts, operations, checkouts, orders, dead letters, each by
+id.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,8 @@ class NewCheckout:
     buyer_country: str
     payment_token: str
     payment_method_type: str
-    charging: str
-    on_partial: str
+    charge_mode: str
+    partial_failure_policy: str
     provider: str
     traceparent: str
     expire_time: datetime | None
@@ -50,10 +52,10 @@ class NewOrder:
     seller_account: str
     amount: int
     currency: str
-    asked_fee: int | None
+    requested_fee: int | None
     platform_fee: int
     status: str
-    cause: str
+    transition_reason: str
     failure_reason: str
     provider: str
     attempt_count: int
@@ -82,19 +84,19 @@ class OrderTransitionRow:
     lease_token: int
     version: int
     status: str
-    cause: str
-    settled: bool = False
+    transition_reason: str
+    booked: bool = False
     pending_reason: str = ""
     next_action_url: str = ""
     failure_reason: str = ""
     decline_code: str = ""
     provider_reference: str = ""
-    resolve_within: float | None = None
+    resolve_within_seconds: float | None = None
     """Seconds that an order has which waits for something else from now on; None: it may wait."""
 
 
 _FIND_EXISTING = text("""
-    select 'checkout' as what, checkout_id as id, checkout_id, owner, fingerprint
+    select 'checkout' as resource_type, checkout_id as id, checkout_id, owner, fingerprint
     from checkout where checkout_id = any (cast(:checkouts as text[]))
     union all
     select 'order', o.payment_order_id, o.checkout_id, c.owner, null
@@ -106,8 +108,8 @@ _FIND_EXISTING = text("""
 def find_existing(
     connection: Connection, checkout_ids: list[str], order_ids: list[str]
 ) -> Sequence[Row[Any]]:
-    """Which of the ids exist: rows of what ("checkout" or "order"), id, checkout_id, owner,
-    fingerprint.
+    """Which of the ids exist: rows of resource_type ("checkout" or "order"), id, checkout_id,
+    owner, fingerprint.
     """
     return connection.execute(
         _FIND_EXISTING, {"checkouts": checkout_ids, "orders": order_ids}
@@ -138,53 +140,59 @@ _INSERT = text(f"""
     with t as materialized (select clock() as now),
     new_checkout as (
         insert into checkout (checkout_id, caller, owner, fingerprint, buyer_info, seller_info,
-            buyer_country, payment_token, payment_method_type, charging,
-            on_partial, provider, traceparent, expire_time, cancel_reason, order_count, open_orders,
+            buyer_country, payment_token, payment_method_type, charge_mode,
+            partial_failure_policy, provider, traceparent, expire_time, cancel_reason, order_count,
+                open_orders,
                 unpaid_orders, version, create_time, done_time)
         select checkout_id, caller, owner, decode(fingerprint, 'hex'), buyer_info, seller_info,
-            buyer_country, payment_token, payment_method_type, charging,
-            on_partial, provider, traceparent, expire_time, '', order_count, open_orders,
+            buyer_country, payment_token, payment_method_type, charge_mode,
+            partial_failure_policy, provider, traceparent, expire_time, '', order_count,
+                open_orders,
                 order_count,
             case when open_orders = 0 then 2 else 1 end, now, case when open_orders = 0 then now end
         from json_to_recordset(cast(:checkouts as json))
             as r (checkout_id text collate "C", caller text, owner text, fingerprint text,
             buyer_info text, seller_info text,
-            buyer_country text, payment_token text, payment_method_type text, charging text,
-                on_partial text, provider text, traceparent text,
+            buyer_country text, payment_token text, payment_method_type text, charge_mode text,
+                partial_failure_policy text, provider text, traceparent text,
             expire_time timestamptz, order_count int, open_orders int), t
         order by checkout_id
         on conflict do nothing returning checkout_id, version, create_time),
-    asked as materialized (
+    requested as materialized (
         select r.* from json_to_recordset(cast(:orders as json))
             as r (payment_order_id text collate "C", checkout_id text collate "C",
             charge_id text collate "C", buyer_account text,
-            seller_account text, amount bigint, currency text, asked_fee bigint,
-                platform_fee bigint, status text, cause text, failure_reason text,
+            seller_account text, amount bigint, currency text, requested_fee bigint,
+                platform_fee bigint, status text, transition_reason text, failure_reason text,
             provider text, attempt_count int)
         join new_checkout c on c.checkout_id = r.checkout_id),
     new_order as (
         insert into payment_order (payment_order_id, checkout_id, charge_id, buyer_account,
-            seller_account, amount, currency, asked_fee, platform_fee,
+            seller_account, amount, currency, requested_fee, platform_fee,
             seller_amount, status, wallet_updated, ledger_updated, pending_reason, next_action_url,
                 failure_reason, decline_code, provider,
             provider_reference, attempt_count, version, create_time, update_time)
         select payment_order_id, checkout_id, charge_id, buyer_account, seller_account, amount,
-            currency, asked_fee, platform_fee,
+            currency, requested_fee, platform_fee,
             amount - platform_fee, status, false, false, '', '', failure_reason, '', provider, '',
                 attempt_count, 2, now, now
-        from asked, t order by payment_order_id),
+        from requested, t order by payment_order_id),
     history as (
-        insert into order_history (payment_order_id, version, from_status, to_status, cause,
+        insert into order_history (payment_order_id, version, from_status, to_status,
+            transition_reason,
             wallet_updated, ledger_updated, delivered, pending_reason,
             next_action_url, failure_reason, decline_code, provider_reference, attempt_count,
                 create_time)
-        select payment_order_id, 1, null, :first_status, :first_cause, false, false, false, '', '',
-            '', '', '', 0, now from asked, t
+        select payment_order_id, 1, null, :first_status, :first_transition_reason, false, false,
+            false, '', '',
+            '', '', '', 0, now from requested, t
         union all
-        select payment_order_id, 2, :first_status, status, cause, false, false, false, '', '',
-            failure_reason, '', '', attempt_count, now from asked, t),
+        select payment_order_id, 2, :first_status, status, transition_reason, false, false, false,
+            '', '',
+            failure_reason, '', '', attempt_count, now from requested, t),
     new_attempt as (
-        insert into attempt (demand_id, number, checkout_id, provider, provider_key, amount,
+        insert into attempt (operation_id, attempt_number, checkout_id, provider, provider_key,
+            amount,
             currency, outcome, provider_reference, failure_reason,
             decline_code, start_time)
         select charge_id, 1, r.checkout_id, provider, provider_key, amount, currency, '', '', '',
@@ -193,19 +201,22 @@ _INSERT = text(f"""
             as r (charge_id text collate "C", checkout_id text collate "C", provider text,
             provider_key text, amount bigint,
             currency text) join new_checkout c on c.checkout_id = r.checkout_id, t
-        returning demand_id, provider),
-    to_do as (
-        insert into due (demand_id, provider, next_attempt_time, lease_until, lease_token, held,
-            maybe_sent, looking, trouble, detail, since)
-        select demand_id, provider, now, now + cast(:lease as interval), 1, true, false, false, '',
+        returning operation_id, provider),
+    new_operation as (
+        insert into operation (operation_id, provider, next_attempt_time, lease_until, lease_token,
+            is_leased,
+            maybe_sent, lookup_only, retry_reason, detail, phase_start_time)
+        select operation_id, provider, now, now + cast(:lease as interval), 1, true, false, false,
+            '',
             '', now from new_attempt, t),
-    changed as (
+    changed_resource as (
         select 'payments/' || checkout_id as aggregate_id, v as version
             from new_checkout c, generate_series(1, c.version) as v
         union all
-        select 'paymentOrders/' || payment_order_id, v from asked, generate_series(1, 2) as v),
-    {insert_into_outbox("changed", "aggregate_id")}
-    select checkout_id, create_time, version = 2 as closed, sequence as told from new_checkout, told
+        select 'paymentOrders/' || payment_order_id, v from requested, generate_series(1, 2) as v),
+    {insert_into_outbox("changed_resource", "aggregate_id")}
+    select checkout_id, create_time, version = 2 as closed, sequence as outbox_sequence
+        from new_checkout, outbox_sequence
 """)
 
 
@@ -220,7 +231,7 @@ def insert(
     seconds under token 1.
 
     Returns a row for each that was new: checkout_id, create_time, closed, and the outbox row in
-    which all that was stored is to be told.
+    which all that was stored is to be recorded.
     """
     parameters = {
         "checkouts": encode_rows(checkouts),
@@ -228,16 +239,16 @@ def insert(
         "attempts": encode_rows(attempts),
         "lease": f"{lease_seconds} seconds",
         "first_status": OrderStatus.NOT_STARTED,
-        "first_cause": PaymentTransitionReason.ACCEPTED,
+        "first_transition_reason": PaymentTransitionReason.CREATED,
     }
     return connection.execute(_INSERT, parameters).all()
 
 
 _LOAD_REQUEST = text("""
     select c.checkout_id, c.caller, c.owner, c.buyer_info, c.seller_info, c.buyer_country,
-        c.payment_token, c.payment_method_type, c.charging, c.on_partial,
+        c.payment_token, c.payment_method_type, c.charge_mode, c.partial_failure_policy,
         c.expire_time, o.payment_order_id, o.buyer_account, o.seller_account, o.amount, o.currency,
-            o.asked_fee
+            o.requested_fee
     from checkout c join payment_order o on o.checkout_id = c.checkout_id
     where c.checkout_id = :checkout_id order by o.payment_order_id
 """)
@@ -248,34 +259,37 @@ def load_request(connection: Connection, checkout_id: str) -> Sequence[Row[Any]]
     return connection.execute(_LOAD_REQUEST, {"checkout_id": checkout_id}).all()
 
 
-# Look-ups by key in a lateral "limit 1" stay look-ups: `due` is small, its statistics are always
+# Look-ups by key in a lateral "limit 1" stay look-ups: `operation` is small, its statistics are
+# always
 # old, and as a join it was read once for each move.
 _TRANSITION_ORDERS = text(f"""
     with claimed as materialized (
-        select r.*, d.ours
-        from (select * from json_to_recordset(cast(:moves as json))
+        select r.*, op.holds_lease
+        from (select * from json_to_recordset(cast(:transitions as json))
             as r (payment_order_id text collate "C", charge_id text collate "C", lease_token bigint,
             version int,
-                status text, cause text, settled boolean, pending_reason text, next_action_url text,
+                status text, transition_reason text, booked boolean, pending_reason text,
+                    next_action_url text,
                     failure_reason text, decline_code text,
-                provider_reference text, resolve_within float) order by charge_id) r
+                provider_reference text, resolve_within_seconds float) order by charge_id) r
         -- a lease that is taken over meanwhile is no longer ours; but an answer concerns whoever
         -- has it
         cross join lateral (
-            select d.lease_token = r.lease_token as ours from due d
-            where d.demand_id = r.charge_id
-                and (d.lease_token = r.lease_token or r.cause = :answered) limit 1 for update) d),
-    leased as materialized (select * from claimed where ours),
+            select op.lease_token = r.lease_token as holds_lease from operation op
+            where op.operation_id = r.charge_id
+                and (op.lease_token = r.lease_token or r.transition_reason = :outcome_reason)
+                    limit 1 for update) op),
+    leased as materialized (select * from claimed where holds_lease),
     -- what an answer was written down of is due at once, also when its holder gives it back
-    heard as (
-        update due d set next_attempt_time = clock(), recheck = true
-        where d.demand_id = any (array(select charge_id from claimed where not ours
-            except select charge_id from leased)) and d.next_attempt_time is not null),
+    requeued as (
+        update operation op set next_attempt_time = clock(), has_changed = true
+        where op.operation_id = any (array(select charge_id from claimed where not holds_lease
+            except select charge_id from leased)) and op.next_attempt_time is not null),
     locked_checkout as materialized (
         select c.checkout_id from checkout c
         where c.checkout_id in (select o.checkout_id from payment_order o
             join leased r on r.payment_order_id = o.payment_order_id
-                                where r.settled or r.status = 'FAILED')
+                                where r.booked or r.status = 'FAILED')
         order by c.checkout_id for update),
     locked as materialized (
         select r.*, o.status as from_status
@@ -285,9 +299,9 @@ _TRANSITION_ORDERS = text(f"""
         cross join lateral (
             select o.status from payment_order o where o.payment_order_id = r.payment_order_id
                 and o.version = r.version limit 1 for update) o),
-    moved as (
-        update payment_order o set status = l.status, wallet_updated = l.settled,
-            ledger_updated = l.settled, pending_reason = l.pending_reason,
+    changed as (
+        update payment_order o set status = l.status, wallet_updated = l.booked,
+            ledger_updated = l.booked, pending_reason = l.pending_reason,
             next_action_url = l.next_action_url, failure_reason = l.failure_reason,
                 decline_code = l.decline_code,
             provider_reference = case when l.provider_reference = '' then o.provider_reference
@@ -295,42 +309,45 @@ _TRANSITION_ORDERS = text(f"""
             -- it has waited already
             resolve_by_time = case when l.pending_reason <> ''
                 and o.pending_reason = l.pending_reason then o.resolve_by_time
-                else clock() + make_interval(secs => l.resolve_within) end, version = o.version + 1,
+                else clock() + make_interval(secs => l.resolve_within_seconds) end,
+                    version = o.version + 1,
                     update_time = greatest(o.update_time, clock())
         from locked l where o.payment_order_id = l.payment_order_id and o.version = l.version
-        returning o.*, l.from_status, l.cause, l.settled, l.lease_token),
+        returning o.*, l.from_status, l.transition_reason, l.booked, l.lease_token),
     history as (
-        insert into order_history (payment_order_id, version, from_status, to_status, cause,
+        insert into order_history (payment_order_id, version, from_status, to_status,
+            transition_reason,
             wallet_updated, ledger_updated, delivered, pending_reason,
             next_action_url, failure_reason, decline_code, provider_reference, attempt_count,
                 resolve_by_time, create_time)
-        select payment_order_id, version, from_status, status, cause, wallet_updated,
+        select payment_order_id, version, from_status, status, transition_reason, wallet_updated,
             ledger_updated, false, pending_reason, next_action_url,
             failure_reason, decline_code, provider_reference, attempt_count, resolve_by_time,
-                update_time from moved),
+                update_time from changed),
     counted as (
         update checkout c set open_orders = c.open_orders - n.ended,
             unpaid_orders = c.unpaid_orders - n.paid,
             version = case when c.open_orders = n.ended then 2 else 1 end, done_time = case
                 when c.open_orders = n.ended then n.at end
-        from (select checkout_id, count(*) as ended, count(*) filter (where settled) as paid,
+        from (select checkout_id, count(*) as ended, count(*) filter (where booked) as paid,
             max(update_time) as at
-              from moved where settled or status = 'FAILED' group by checkout_id) n
+              from changed where booked or status = 'FAILED' group by checkout_id) n
         where c.checkout_id = n.checkout_id
         returning c.checkout_id, c.version),
     done as (
-        delete from due d
-            where d.demand_id = any (array(select charge_id from locked
-            where settled or status = 'FAILED'))),
-    changed as (
-        select 'paymentOrders/' || payment_order_id as aggregate_id, version from moved
+        delete from operation op
+            where op.operation_id = any (array(select charge_id from locked
+            where booked or status = 'FAILED'))),
+    changed_resource as (
+        select 'paymentOrders/' || payment_order_id as aggregate_id, version from changed
         union all
         select 'payments/' || checkout_id, 2 from counted where version = 2),
-    {insert_into_outbox("changed", "aggregate_id")}
+    {insert_into_outbox("changed_resource", "aggregate_id")}
     select payment_order_id, lease_token, checkout_id, version, update_time, resolve_by_time,
-        sequence as told from moved, told
+        sequence as outbox_sequence from changed, outbox_sequence
     union all
-    select null, null, checkout_id, 2, null, null, sequence from counted, told where version = 2
+    select null, null, checkout_id, 2, null, null, sequence from counted, outbox_sequence
+        where version = 2
 """)
 
 
@@ -341,13 +358,16 @@ def transition_orders(
     answer moves nothing, as another holds its lease, is due at once.
 
     Returns a row for each order that moved: its ids, the lease it moved under, its new version,
-    update_time and resolve_by_time, and the outbox row in which all that changed is to be told; and
+    update_time and resolve_by_time, and the outbox row in which all that changed is recorded; and
     one without payment_order_id for each payment that was closed by it. An order that is missing
     had lost its lease or had moved already.
     """
     return connection.execute(
         _TRANSITION_ORDERS,
-        {"moves": encode_rows(transitions), "answered": PaymentTransitionReason.PROVIDER_ANSWER},
+        {
+            "transitions": encode_rows(transitions),
+            "outcome_reason": PaymentTransitionReason.PROVIDER_OUTCOME,
+        },
     ).all()
 
 
@@ -357,12 +377,12 @@ _CANCEL = text(
 )
 _CANCEL_DUE = text("""
     with l as materialized (
-        select demand_id from due
-        where demand_id in (select charge_id from payment_order where checkout_id = :checkout_id
+        select operation_id from operation
+        where operation_id in (select charge_id from payment_order where checkout_id = :checkout_id
             and status in ('EXECUTING', 'PENDING'))
-        order by demand_id for update)
-    update due d set next_attempt_time = clock(), recheck = true from l
-        where d.demand_id = l.demand_id and d.next_attempt_time is not null
+        order by operation_id for update)
+    update operation op set next_attempt_time = clock(), has_changed = true from l
+        where op.operation_id = l.operation_id and op.next_attempt_time is not null
 """)
 _LIST_OPEN_CHARGES = text(
     "select distinct charge_id from payment_order where checkout_id = :checkout_id and status in "
@@ -390,28 +410,33 @@ def list_open_charges(connection: Connection, checkout_id: str) -> list[str]:
 
 
 _CHARGE = """
-    select o.*, c.caller, c.owner, c.payment_token, c.payment_method_type, c.traceparent, a.number,
+    select o.*, c.caller, c.owner, c.payment_token, c.payment_method_type, c.traceparent,
+        a.attempt_number,
         a.provider_key, a.outcome, a.moved_amount, a.moved_currency,
         a.provider_reference as attempt_reference, a.failure_reason as attempt_reason,
             a.decline_code as attempt_code,
         extract(epoch from clock() - a.start_time) as age,
             extract(epoch from c.expire_time - clock()) as expires_in, c.cancel_reason,
         extract(epoch from o.resolve_by_time - clock()) as resolves_in,
-        coalesce(d.maybe_sent, false) as maybe_sent,
-            extract(epoch from clock() - d.sent_time) as since_sent,
-        coalesce(d.not_found, 0) as not_found, coalesce(d.looking, false) as looking, d.tries
+        coalesce(op.maybe_sent, false) as maybe_sent,
+            extract(epoch from clock() - op.sent_time) as since_sent,
+        coalesce(op.not_found_count, 0) as not_found_count,
+            coalesce(op.lookup_only, false) as lookup_only, op.retry_counts
     from unnest(cast(:charges as text[])) as g (id)
-    {due} d on d.demand_id = g.id
-    join lateral (select * from attempt a where a.demand_id = g.id order by number desc limit 1) a
+    {operation} op on op.operation_id = g.id
+    join lateral (select * from attempt a where a.operation_id = g.id order by attempt_number desc
+        limit 1) a
         on true
     join checkout c on c.checkout_id = a.checkout_id
     join payment_order o on o.checkout_id = c.checkout_id and o.charge_id = g.id and {which}
     order by o.charge_id, o.payment_order_id
 """
-_LOAD_CHARGES = text(_CHARGE.format(due="join due", which="o.status <> 'FAILED'"))
+_LOAD_CHARGES = text(_CHARGE.format(operation="join operation", which="o.status <> 'FAILED'"))
 # risk did not refuse them
 _LOAD_FAILED_CHARGES = text(
-    _CHARGE.format(due="left join due", which="o.status = 'FAILED' and o.attempt_count > 0")
+    _CHARGE.format(
+        operation="left join operation", which="o.status = 'FAILED' and o.attempt_count > 0"
+    )
 )
 
 
@@ -434,60 +459,64 @@ class NextPoll:
     """
 
     charge_id: str
-    delay: float | None
-    looks: int
+    delay_seconds: float | None
+    poll_count: int
 
 
 _SCHEDULE_POLLS = text("""
-    insert into watch (charge_id, provider, next_time, looks)
-    select r.charge_id, a.provider, clock() + make_interval(secs => r.delay), r.looks
-    from json_to_recordset(cast(:looks as json))
-        as r (charge_id text collate "C", delay float, looks int)
-    join attempt a on a.demand_id = r.charge_id and a.number = 1 order by r.charge_id
-    on conflict (charge_id) do update set next_time = excluded.next_time, looks = excluded.looks
+    insert into failed_charge_poll (charge_id, provider, next_poll_time, poll_count)
+    select r.charge_id, a.provider, clock() + make_interval(secs => r.delay_seconds), r.poll_count
+    from json_to_recordset(cast(:polls as json))
+        as r (charge_id text collate "C", delay_seconds float, poll_count int)
+    join attempt a on a.operation_id = r.charge_id and a.attempt_number = 1 order by r.charge_id
+    on conflict (charge_id) do update set next_poll_time = excluded.next_poll_time,
+        poll_count = excluded.poll_count
 """)
 _LIST_POLLABLE = text("""
-    select charge_id, looks from watch where next_time <= (select clock())
+    select charge_id, poll_count from failed_charge_poll where next_poll_time <= (select clock())
         and provider = any (cast(:providers as text[]))
-    order by next_time, charge_id limit :most
+    order by next_poll_time, charge_id limit :limit
 """)
-_STOP_POLLS = text("delete from watch where charge_id = any (cast(:ids as text[]))")
+_STOP_POLLS = text("delete from failed_charge_poll where charge_id = any (cast(:ids as text[]))")
 
 
 def schedule_polls(connection: Connection, polls: Sequence[NextPoll]) -> None:
     """Has failed charges looked at, or no more."""
     connection.execute(
-        _SCHEDULE_POLLS, {"looks": encode_rows([poll for poll in polls if poll.delay is not None])}
+        _SCHEDULE_POLLS,
+        {"polls": encode_rows([poll for poll in polls if poll.delay_seconds is not None])},
     )
     connection.execute(
-        _STOP_POLLS, {"ids": [poll.charge_id for poll in polls if poll.delay is None]}
+        _STOP_POLLS, {"ids": [poll.charge_id for poll in polls if poll.delay_seconds is None]}
     )
 
 
 def list_pollable(connection: Connection, providers: Sequence[str], limit: int) -> dict[str, int]:
     """Failed charges of which these providers are to be asked now, and how often they have been."""
     return {
-        row.charge_id: row.looks
-        for row in connection.execute(_LIST_POLLABLE, {"providers": list(providers), "most": limit})
+        row.charge_id: row.poll_count
+        for row in connection.execute(
+            _LIST_POLLABLE, {"providers": list(providers), "limit": limit}
+        )
     }
 
 
 # The orders of what has waited for so long, the longest first.
 _WAITING_ORDERS = """
-    (select demand_id, trouble from due
-     where phase = '{phase}' and since < (select clock()) - cast(:{limit} as interval)
+    (select operation_id, retry_reason from operation
+     where phase = '{phase}' and phase_start_time < (select clock()) - cast(:{limit} as interval)
          and next_attempt_time is not null
-     order by since limit :most_looked_at) d
-    cross join lateral (select a.checkout_id from attempt a where a.demand_id = d.demand_id
-        and a.number = 1 offset 0) a
+     order by phase_start_time limit :max_scanned) d
+    cross join lateral (select a.checkout_id from attempt a where a.operation_id = d.operation_id
+        and a.attempt_number = 1 offset 0) a
     cross join lateral (
         select o.* from payment_order o where o.checkout_id = a.checkout_id
-            and o.charge_id = d.demand_id and o.status <> 'FAILED' offset 0) o
+            and o.charge_id = d.operation_id and o.status <> 'FAILED' offset 0) o
 """
 _STUCK_ORDERS = f"""
-    select 'paymentOrders/' || o.payment_order_id as subject,
+    select 'paymentOrders/' || o.payment_order_id as resource_name,
         o.status || ' since ' || to_char(o.update_time, 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
-            || case when d.trouble = '' then '' else ': ' || d.trouble end as detail
+            || case when d.retry_reason = '' then '' else ': ' || d.retry_reason end as detail
     from {_WAITING_ORDERS}
     where o.update_time < (select clock()) - case o.status when 'EXECUTING'
         then cast(:executing as interval) when 'PENDING' then cast(:pending as interval)
@@ -511,7 +540,7 @@ _ALERT_QUERIES = (
         "REVIEW_OVERDUE",
         "paymentOrders",
         f"""
-    select 'paymentOrders/' || o.payment_order_id as subject, o.pending_reason as detail
+    select 'paymentOrders/' || o.payment_order_id as resource_name, o.pending_reason as detail
         from {_WAITING_ORDERS.format(phase="REVIEW", limit="review")}
     where o.pending_reason not in ('', 'BUYER_ACTION')
         and o.update_time < (select clock()) - cast(:review as interval)
@@ -521,16 +550,17 @@ _ALERT_QUERIES = (
         "UNAPPLIED_CHARGE",
         "unappliedCharges",
         """
-    select 'unappliedCharges/' || unapplied_charge_id as subject, cause as detail
+    select 'unappliedCharges/' || unapplied_charge_id as resource_name, cause as detail
         from unapplied_charge where acknowledged_by = ''
     order by create_time desc, unapplied_charge_id desc
 """,
     ),
     (
-        "CHARGE_CONTRADICTED",
+        "CHARGE_STATUS_CONFLICT",
         "charges",
         """
-    select 'charges/' || charge_id as subject, string_agg(report, '; ' order by number) as detail
+    select 'charges/' || charge_id as resource_name,
+        string_agg(report, '; ' order by number) as detail
         from conflicting_report where acknowledged_by = ''
     group by charge_id order by charge_id
 """,
@@ -539,11 +569,12 @@ _ALERT_QUERIES = (
         "RELEASE_STUCK",
         "paymentOrders",
         """
-    (select 'paymentOrders/' || payment_order_id as subject, refused as detail from to_release
-        where refused <> '')
+    (select 'paymentOrders/' || payment_order_id as resource_name, rejection_message as detail
+        from pending_release
+        where rejection_message <> '')
     union all
-    (select 'paymentOrders/' || payment_order_id, 'the wallet was not told' from to_release
-     where refused = '' and create_time < (select clock()) - cast(:success as interval)
+    (select 'paymentOrders/' || payment_order_id, 'the wallet was not told' from pending_release
+     where rejection_message = '' and create_time < (select clock()) - cast(:success as interval)
          order by create_time, payment_order_id)
 """,
     ),

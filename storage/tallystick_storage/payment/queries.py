@@ -24,14 +24,14 @@ _ORDER_COLUMNS = """o.payment_order_id, o.checkout_id, o.charge_id, o.buyer_acco
     o.seller_account, o.amount, o.currency, o.platform_fee, o.status,
     o.wallet_updated, o.ledger_updated, o.pending_reason, o.next_action_url, o.failure_reason,
         o.decline_code, o.provider, o.provider_reference,
-    o.attempt_count, d.next_attempt_time, o.resolve_by_time, o.delivery_confirmed_time, o.version,
+    o.attempt_count, op.next_attempt_time, o.resolve_by_time, o.delivery_confirmed_time, o.version,
         o.create_time, o.update_time"""
 
 # One statement, so that a payment and its orders are seen at one moment.
 _LOAD_PAYMENTS = text(f"""
     select {_ORDER_COLUMNS}, {_PAYMENT_COLUMNS}
     from checkout c join payment_order o on o.checkout_id = c.checkout_id left
-        join due d on d.demand_id = o.charge_id
+        join operation op on op.operation_id = o.charge_id
     where c.checkout_id = any (cast(:ids as text[])) order by o.checkout_id, o.payment_order_id
 """)
 
@@ -59,8 +59,9 @@ def load_checkouts(connection: Connection, checkout_ids: list[str]) -> Sequence[
 
 _LIST_CHARGE_ORDERS = text(f"""
     select {_ORDER_COLUMNS} from attempt a join payment_order o on o.checkout_id = a.checkout_id
-        and o.charge_id = a.demand_id
-    left join due d on d.demand_id = o.charge_id where a.demand_id = :charge_id and a.number = 1
+        and o.charge_id = a.operation_id
+    left join operation op on op.operation_id = o.charge_id where a.operation_id = :charge_id
+        and a.attempt_number = 1
         order by o.payment_order_id
 """)
 
@@ -73,11 +74,11 @@ def list_charge_orders(connection: Connection, charge_id: str) -> Sequence[Order
 _LOAD_ORDER = text(f"""
     select {_ORDER_COLUMNS}, c.owner from payment_order o
         join checkout c on c.checkout_id = o.checkout_id
-    left join due d on d.demand_id = o.charge_id where o.payment_order_id = :id
+    left join operation op on op.operation_id = o.charge_id where o.payment_order_id = :id
 """)
 _LOAD_HISTORY = text(
-    "select version, from_status, to_status, cause, create_time from order_history where "
-    "payment_order_id = :id order by version"
+    "select version, from_status, to_status, transition_reason, create_time from order_history "
+    "where payment_order_id = :id order by version"
 )
 
 
@@ -148,7 +149,7 @@ def list_payments(
             cross join lateral (select * from checkout c
                 where c.checkout_id = k.checkout_id offset 0) c
             where {" and ".join(_FILTER_CONDITIONS[name] for name in other_filters) or "true"}
-                order by k.create_time desc, k.checkout_id desc limit :most) c
+                order by k.create_time desc, k.checkout_id desc limit :limit) c
         cross join lateral (
             select sum(version) as versions, max(update_time) as update_time from payment_order o
                 where o.checkout_id = c.checkout_id offset 0) o
@@ -156,7 +157,7 @@ def list_payments(
     """)
     values = {name: getattr(filters, name) for name in other_filters}
     return connection.execute(
-        statement, {**keys.values, **values, "most": limit}
+        statement, {**keys.values, **values, "limit": limit}
     ).all(), keys.last_key
 
 

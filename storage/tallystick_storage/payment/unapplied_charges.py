@@ -37,12 +37,12 @@ _COLUMNS = """unapplied_charge_id, charge_id, checkout_id, caller, traceparent, 
 # is failed meanwhile. What is another charge's money already stays that, and what was
 # told in another amount stays as it was told first: `conflicts` says so.
 _INSERT = text(f"""
-    with judged as (
+    with classified as (
         select r.*, case when r.mismatch then 'MISMATCH' when o.failed or a.outcome = 'DECLINED'
             then 'LATE'
             when a.outcome = 'SUCCEEDED' and a.provider_reference <> r.provider_reference
-                then 'TWICE' end as cause
-        from json_to_recordset(cast(:charged as json))
+                then 'DUPLICATE_CHARGE' end as cause
+        from json_to_recordset(cast(:charges as json))
             as r (unapplied_charge_id text collate "C", charge_id text, checkout_id text,
             caller text, traceparent text,
             provider text, provider_reference text, amount bigint, currency text, mismatch boolean)
@@ -53,11 +53,11 @@ _INSERT = text(f"""
                 and o.attempt_count > 0) o
         cross join lateral (
             select a.outcome, a.provider_reference, a.moved_amount, a.moved_currency from attempt a
-            where a.demand_id = r.charge_id order by a.number desc limit 1) a
+            where a.operation_id = r.charge_id order by a.attempt_number desc limit 1) a
         where (a.outcome, a.provider_reference) is distinct from ('SUCCEEDED', r.provider_reference)
             or (a.moved_amount, a.moved_currency) = (r.amount, r.currency)),
     fits_none as (
-        select * from judged r where not exists (
+        select * from classified r where not exists (
             select from provider_money m where m.provider = r.provider
                 and m.provider_reference = r.provider_reference and m.charge_id <> r.charge_id)),
     new as (
@@ -70,29 +70,33 @@ _INSERT = text(f"""
             order by unapplied_charge_id
         on conflict do nothing returning *),
     {insert_into_outbox("new", "'unappliedCharges/' || unapplied_charge_id", "1")}
-    select {_COLUMNS}, sequence as told from new, told
+    select {_COLUMNS}, sequence as outbox_sequence from new, outbox_sequence
 """)
 _LIST_UNBOOKED = text(f"""
     select {_COLUMNS} from unapplied_charge u where not ledger_updated
-        and not exists (select from unbooked b where b.unapplied_charge_id = u.unapplied_charge_id
+        and not exists (select from booking_rejection b
+            where b.unapplied_charge_id = u.unapplied_charge_id
             and b.next_attempt_time > (select clock()))
-    order by create_time, unapplied_charge_id limit :most
+    order by create_time, unapplied_charge_id limit :limit
 """)
 _MARK_BOOKING_REJECTED = text("""
-    with noted as (
-        insert into unbooked (unapplied_charge_id, refused, tries, next_attempt_time)
+    with recorded as (
+        insert into booking_rejection (unapplied_charge_id, rejection_message, retry_count,
+            next_attempt_time)
         select r.id, r.message, 1, clock() + interval '1 second'
-            from json_to_recordset(cast(:refused as json)) as r (id text collate "C", message text)
+            from json_to_recordset(cast(:rejections as json))
+                as r (id text collate "C", message text)
             order by r.id
-        on conflict (unapplied_charge_id) do update set refused = excluded.refused,
-            tries = unbooked.tries + 1,
-            next_attempt_time = clock() + least(power(2, least(unbooked.tries, 9)),
+        on conflict (unapplied_charge_id) do update
+            set rejection_message = excluded.rejection_message,
+            retry_count = booking_rejection.retry_count + 1,
+            next_attempt_time = clock() + least(power(2, least(booking_rejection.retry_count, 9)),
                 300) * interval '1 second'
-        returning unapplied_charge_id, tries)
-    select unapplied_charge_id from noted where tries = 1 order by unapplied_charge_id
+        returning unapplied_charge_id, retry_count)
+    select unapplied_charge_id from recorded where retry_count = 1 order by unapplied_charge_id
 """)
 _CLEAR_REJECTIONS = text(
-    "delete from unbooked where unapplied_charge_id = any (cast(:ids as text[]))"
+    "delete from booking_rejection where unapplied_charge_id = any (cast(:ids as text[]))"
 )
 _MARK_BOOKED = text(f"""
     with l as materialized (
@@ -104,7 +108,7 @@ _MARK_BOOKED = text(f"""
             update_time = greatest(u.update_time, clock())
         from l where u.unapplied_charge_id = l.unapplied_charge_id returning u.*),
     {insert_into_outbox("booked", "'unappliedCharges/' || unapplied_charge_id", "2")}
-    select {_COLUMNS}, sequence as told from booked, told
+    select {_COLUMNS}, sequence as outbox_sequence from booked, outbox_sequence
 """)
 _ACKNOWLEDGE = text(f"""
     with l as materialized (
@@ -117,7 +121,7 @@ _ACKNOWLEDGE = text(f"""
         from l, (select clock() as now) t where u.unapplied_charge_id = l.unapplied_charge_id
             returning u.*),
     {insert_into_outbox("acknowledged", "'unappliedCharges/' || unapplied_charge_id", "3")}
-    select {_COLUMNS}, sequence as told from acknowledged, told
+    select {_COLUMNS}, sequence as outbox_sequence from acknowledged, outbox_sequence
 """)
 _FIND = text(f"select {_COLUMNS} from unapplied_charge where unapplied_charge_id = :id")
 _LIST = f"""
@@ -125,7 +129,7 @@ _LIST = f"""
     where {{which}}
         and (create_time, unapplied_charge_id) < (coalesce(cast(:before_time as timestamptz),
         'infinity'), :before_id)
-    order by create_time desc, unapplied_charge_id desc limit :most
+    order by create_time desc, unapplied_charge_id desc limit :limit
 """
 _LIST_OPEN, _LIST_ALL = (
     text(_LIST.format(which="acknowledged_by = ''")),
@@ -135,19 +139,19 @@ _LIST_OPEN, _LIST_ALL = (
 
 def insert(connection: Connection, charges: Sequence[NewUnappliedCharge]) -> Sequence[Row[Any]]:
     """Stores those of the charges that fit no order; each with the outbox row in which all are to
-    be told. Their attempts must be locked.
+    be recorded. Their attempts must be locked.
     """
-    return connection.execute(_INSERT, {"charged": encode_rows(charges)}).all()
+    return connection.execute(_INSERT, {"charges": encode_rows(charges)}).all()
 
 
 def list_unbooked(connection: Connection, limit: int) -> Sequence[Row[Any]]:
     """Those that are to be posted to the ledger now, oldest first."""
-    return connection.execute(_LIST_UNBOOKED, {"most": limit}).all()
+    return connection.execute(_LIST_UNBOOKED, {"limit": limit}).all()
 
 
 def mark_booked(connection: Connection, ids: Sequence[str]) -> Sequence[Row[Any]]:
     """Marks as booked; those that were not, each with the outbox row in which all are to be
-    told.
+    recorded.
     """
     connection.execute(_CLEAR_REJECTIONS, {"ids": list(ids)})
     return connection.execute(_MARK_BOOKED, {"ids": list(ids)}).all()
@@ -160,7 +164,7 @@ def mark_booking_rejected(connection: Connection, messages: Mapping[str, str]) -
     items = encode_rows(
         [{"id": id_, "message": message or "refused"} for id_, message in sorted(messages.items())]
     )
-    return list(connection.execute(_MARK_BOOKING_REJECTED, {"refused": items}).scalars())
+    return list(connection.execute(_MARK_BOOKING_REJECTED, {"rejections": items}).scalars())
 
 
 def acknowledge(
@@ -191,5 +195,5 @@ def list_unapplied_charges(
     before_time, before_id = before or (None, "")
     return connection.execute(
         _LIST_ALL if include_acknowledged else _LIST_OPEN,
-        {"before_time": before_time, "before_id": before_id, "most": limit},
+        {"before_time": before_time, "before_id": before_id, "limit": limit},
     ).all()

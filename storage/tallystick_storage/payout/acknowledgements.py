@@ -55,10 +55,11 @@ def insert_reports(connection: Connection, reports: Sequence[NewReport]) -> None
 _ACKNOWLEDGE = f"""
     with p as materialized (
         update payout p set version = p.version + 1, update_time = greatest(p.update_time, t.now)
-        from (select clock() as now) t where p.payout_id = :payout_id and p.settled
+        from (select clock() as now) t where p.payout_id = :payout_id and p.booked
             returning p.payout_id, p.version, p.state, p.update_time),
     history as (
-        insert into payout_history (payout_id, version, from_state, to_state, cause, settled, actor,
+        insert into payout_history (payout_id, version, from_state, to_state, transition_reason,
+            booked, actor,
             reason, create_time)
         select payout_id, version, state, state, '{PayoutTransitionReason.ACKNOWLEDGED}', true,
             :operator, :reason, update_time from p),
@@ -67,7 +68,7 @@ _ACKNOWLEDGE = f"""
             acknowledge_time = p.update_time
         from p where a.payout_id = p.payout_id and a.{{key}} = :key),
     {insert_into_outbox("p", "'payouts/' || payout_id")}
-    select p.*, sequence as told from p, told
+    select p.*, sequence as outbox_sequence from p, outbox_sequence
 """
 _ACKNOWLEDGE_TRANSFER = text(_ACKNOWLEDGE.format(table="transfer", key="provider_reference"))
 _ACKNOWLEDGE_REPORT = text(_ACKNOWLEDGE.format(table="conflicting_report", key="number"))

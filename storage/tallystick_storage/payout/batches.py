@@ -15,14 +15,14 @@ from tallystick_storage.outbox import insert_into_outbox
 from tallystick_storage.payout.schedules import BACK_OFF
 
 _COLUMNS = """b.payout_batch_id, b.caller, b.owner, b.fingerprint, b.traceparent, b.is_run,
-    b.seller_account, b.currency, b.cut_off_time, b.state, b.place, b.item_count,
-    b.collected_count, b.refused_count, b.skipped_count, b.version, b.create_time, b.update_time,
+    b.seller_account, b.currency, b.cut_off_time, b.state, b.cursor, b.item_count,
+    b.generated_count, b.rejected_count, b.skipped_count, b.version, b.create_time, b.update_time,
         b.done_time"""
 
 
 @dataclass(slots=True)
 class NewBatchRow:
-    """A batch to store, COLLECTING; `fingerprint` in hex."""
+    """A batch to store, GENERATING; `fingerprint` in hex."""
 
     payout_batch_id: str
     caller: str
@@ -38,7 +38,7 @@ class NewBatchRow:
 
 @dataclass(slots=True)
 class BatchItemRow:
-    """One payout of a batch. `refusal`: a google.rpc.Status, serialized, in hex, where it is
+    """One payout of a batch. `error`: a google.rpc.Status, serialized, in hex, where it is
     REFUSED.
     """
 
@@ -49,16 +49,16 @@ class BatchItemRow:
     currency: str
     payout_destination_id: str
     state: ItemState
-    refusal: str | None = None
+    error: str | None = None
 
 
 _INSERT = text(f"""
     with b as (
         insert into payout_batch (payout_batch_id, caller, owner, fingerprint, traceparent, is_run,
-            seller_account, currency, cut_off_time, state, place,
-            item_count, collected_count, refused_count, version, create_time, update_time)
+            seller_account, currency, cut_off_time, state, cursor,
+            item_count, generated_count, rejected_count, version, create_time, update_time)
         select :payout_batch_id, :caller, :owner, decode(:fingerprint, 'hex'), :traceparent,
-            :is_run, :seller_account, :currency, :cut_off_time, 'COLLECTING', '',
+            :is_run, :seller_account, :currency, :cut_off_time, 'GENERATING', '',
             :item_count, 0, 0, 1, t.now, t.now from (select clock() as now) t
         on conflict do nothing returning *),
     items as (
@@ -72,25 +72,26 @@ _INSERT = text(f"""
             payout_destination_id text, state text) join b on b.payout_batch_id = r.payout_batch_id
                 order by r.payout_id),
     {insert_into_outbox("b", "'payoutBatches/' || payout_batch_id", "1")}
-    select {_COLUMNS}, sequence as told from b, told
+    select {_COLUMNS}, sequence as outbox_sequence from b, outbox_sequence
 """)
 _FIND = text(f"select {_COLUMNS} from payout_batch b where b.payout_batch_id = :id")
 _LIST_GENERATING = text(f"""
-    select {_COLUMNS} from payout_batch b where b.state = 'COLLECTING'
-        and b.look_time <= (select clock()) order by b.look_time, b.payout_batch_id limit :most
+    select {_COLUMNS} from payout_batch b where b.state = 'GENERATING'
+        and b.next_run_time <= (select clock()) order by b.next_run_time, b.payout_batch_id
+            limit :limit
 """)
 _POSTPONE = text(f"""
-    update payout_batch set failures = failures + 1, look_time = clock() + {BACK_OFF}
-        where payout_batch_id = :id and state = 'COLLECTING'
+    update payout_batch set failure_count = failure_count + 1, next_run_time = clock() + {BACK_OFF}
+        where payout_batch_id = :id and state = 'GENERATING'
 """)
 _LIST_OPEN = text(
     f"select {_COLUMNS} from payout_batch b where b.state = 'OPEN' and b.payout_batch_id > :after "
-    "order by b.payout_batch_id limit :most"
+    "order by b.payout_batch_id limit :limit"
 )
 _LOCK = text(f"select {_COLUMNS} from payout_batch b where b.payout_batch_id = :id for update")
 _LIST_REQUESTED = text("""
     select payout_id, seller_account, amount, currency, payout_destination_id from payout_batch_item
-    where payout_batch_id = :id and state = 'ASKED' order by payout_id limit :most
+    where payout_batch_id = :id and state = 'REQUESTED' order by payout_id limit :limit
 """)
 _LOAD_ITEMS = text("""
     select payout_id, seller_account, amount, currency, payout_destination_id from payout_batch_item
@@ -98,23 +99,23 @@ _LOAD_ITEMS = text("""
 """)
 _UPSERT_ITEMS = text("""
     insert into payout_batch_item (payout_batch_id, payout_id, seller_account, amount, currency,
-        payout_destination_id, state, refusal)
+        payout_destination_id, state, error)
     select payout_batch_id, payout_id, seller_account, amount, currency, payout_destination_id,
-        state, decode(refusal, 'hex')
+        state, decode(error, 'hex')
     from json_to_recordset(cast(:items as json))
         as r (payout_batch_id text, payout_id text collate "C", seller_account text, amount bigint,
         currency text,
-        payout_destination_id text, state text, refusal text) order by payout_id
+        payout_destination_id text, state text, error text) order by payout_id
     on conflict (payout_batch_id, payout_id) do update
-        set state = excluded.state, refusal = excluded.refusal
+        set state = excluded.state, error = excluded.error
     returning state
 """)
 _RECORD_GENERATED = text("""
     update payout_batch
-        set place = :place, item_count = greatest(item_count, collected_count + :collected),
-        collected_count = collected_count + :collected,
-        refused_count = refused_count + :refused, skipped_count = skipped_count + :skipped,
-            failures = 0 where payout_batch_id = :id
+        set cursor = :cursor, item_count = greatest(item_count, generated_count + :generated),
+        generated_count = generated_count + :generated,
+        rejected_count = rejected_count + :rejected, skipped_count = skipped_count + :skipped,
+            failure_count = 0 where payout_batch_id = :id
 """)
 _TRANSITION = text(f"""
     with b as (
@@ -124,11 +125,11 @@ _TRANSITION = text(f"""
         from (select clock() as now) t where p.payout_batch_id = :id and p.state = :before
             returning p.*),
     {insert_into_outbox("b", "'payoutBatches/' || payout_batch_id")}
-    select {_COLUMNS}, sequence as told from b, told
+    select {_COLUMNS}, sequence as outbox_sequence from b, outbox_sequence
 """)
 # Whatever of a batch is under way is due.
 _IS_IN_PROGRESS = text(
-    "select exists (select from due where payout_batch_id = :id and payout_batch_id <> '')"
+    "select exists (select from operation where payout_batch_id = :id and payout_batch_id <> '')"
 )
 _LOAD_TOTALS = text("""
     select state, currency, count(*) as payouts, sum(amount) as amount, sum(fee) as fee,
@@ -137,23 +138,23 @@ _LOAD_TOTALS = text("""
         order by state, currency
 """)
 _LOAD_REPORT = text("""
-    select payout_id, seller_account, state as item_state, refusal from payout_batch_item
-    where payout_batch_id = :id and payout_id > :after and state <> 'ASKED'
-        and (not :refused or state = 'REFUSED') order by payout_id limit :most
+    select payout_id, seller_account, state as item_state, error from payout_batch_item
+    where payout_batch_id = :id and payout_id > :after and state <> 'REQUESTED'
+        and (not :rejected_only or state = 'REJECTED') order by payout_id limit :limit
 """)
 # Each payout is looked up, in the order of the report; a plan may read all payouts to learn which
 # are in the state.
 _LOAD_REPORT_IN_STATE = text("""
-    select i.payout_id, i.seller_account, i.state as item_state, i.refusal
+    select i.payout_id, i.seller_account, i.state as item_state, i.error
     from (select * from payout_batch_item where payout_batch_id = :id and payout_id > :after
-        order by payout_id limit :looked_at) i
+        order by payout_id limit :max_scanned) i
     cross join lateral (select state from payout p where p.payout_id = i.payout_id
-        and i.state = 'MADE' offset 0) p
-    where p.state = :state order by i.payout_id limit :most
+        and i.state = 'CREATED' offset 0) p
+    where p.state = :state order by i.payout_id limit :limit
 """)
 _LAST_SCANNED = text("""
     select payout_id from payout_batch_item where payout_batch_id = :id and payout_id > :after
-        order by payout_id limit 1 offset :looked_at - 1
+        order by payout_id limit 1 offset :max_scanned - 1
 """)
 _MAX_SCANNED = 2000
 
@@ -166,8 +167,8 @@ def load_items(connection: Connection, payout_batch_id: str) -> Sequence[Row[Any
 def insert(
     connection: Connection, new: NewBatchRow, items: Sequence[BatchItemRow] = ()
 ) -> Row[Any] | None:
-    """Stores a batch with what it is to pay; it with the outbox row in which it is to be told, or
-    None if the id exists.
+    """Stores a batch with what it is to pay; it with the outbox row in which it is to be recorded,
+    or None if the id exists.
     """
     values: dict[str, Any] = {field: getattr(new, field) for field in new.__slots__}
     return connection.execute(_INSERT, {**values, "items": encode_rows(items)}).one_or_none()
@@ -179,7 +180,7 @@ def find(connection: Connection, payout_batch_id: str) -> Row[Any] | None:
 
 def list_generating(connection: Connection, limit: int) -> Sequence[Row[Any]]:
     """Batches whose payouts are not all made and that are to be looked at now, in that order."""
-    return connection.execute(_LIST_GENERATING, {"most": limit}).all()
+    return connection.execute(_LIST_GENERATING, {"limit": limit}).all()
 
 
 def postpone(connection: Connection, payout_batch_id: str) -> None:
@@ -191,7 +192,7 @@ def postpone(connection: Connection, payout_batch_id: str) -> None:
 
 def list_open(connection: Connection, after: str, limit: int) -> Sequence[Row[Any]]:
     """Batches whose payouts are all made and not all at rest, by id after a given one."""
-    return connection.execute(_LIST_OPEN, {"after": after, "most": limit}).all()
+    return connection.execute(_LIST_OPEN, {"after": after, "limit": limit}).all()
 
 
 def lock(connection: Connection, payout_batch_id: str) -> Row[Any]:
@@ -201,7 +202,7 @@ def lock(connection: Connection, payout_batch_id: str) -> Row[Any]:
 
 def list_requested(connection: Connection, payout_batch_id: str, limit: int) -> Sequence[Row[Any]]:
     """What a batch is still to pay, by payout id."""
-    return connection.execute(_LIST_REQUESTED, {"id": payout_batch_id, "most": limit}).all()
+    return connection.execute(_LIST_REQUESTED, {"id": payout_batch_id, "limit": limit}).all()
 
 
 def record_generated(
@@ -214,16 +215,16 @@ def record_generated(
     """Notes what became of so many payouts of a locked batch, how many sellers were skipped, and
     where its reading of the wallets is.
     """
-    rejected_count = sum(item.state is ItemState.REFUSED for item in items)
+    rejected_count = sum(item.state is ItemState.REJECTED for item in items)
     if items:
         connection.execute(_UPSERT_ITEMS, {"items": encode_rows(items)})
     connection.execute(
         _RECORD_GENERATED,
         {
             "id": payout_batch_id,
-            "place": cursor,
-            "collected": len(items),
-            "refused": rejected_count,
+            "cursor": cursor,
+            "generated": len(items),
+            "rejected": rejected_count,
             "skipped": skipped_count,
         },
     )
@@ -232,8 +233,8 @@ def record_generated(
 def transition(
     connection: Connection, payout_batch_id: str, from_state: BatchState, to_state: BatchState
 ) -> Row[Any] | None:
-    """Moves a batch from a state; it with the outbox row in which it is to be told, or None if it
-    is in another.
+    """Moves a batch from a state; it with the outbox row in which it is to be recorded, or None if
+    it is in another.
     """
     return connection.execute(
         _TRANSITION, {"id": payout_batch_id, "before": from_state, "state": to_state}
@@ -265,11 +266,13 @@ def load_report(
     `state`: only payouts in it, "": all. A batch may have few such among many, so a page looks at
     2,000 of its payouts and no more.
     """
-    values: dict[str, Any] = {"id": payout_batch_id, "after": after, "most": limit}
+    values: dict[str, Any] = {"id": payout_batch_id, "after": after, "limit": limit}
     if not state:
-        return connection.execute(_LOAD_REPORT, {**values, "refused": rejected_only}).all(), None
+        return connection.execute(
+            _LOAD_REPORT, {**values, "rejected_only": rejected_only}
+        ).all(), None
     if rejected_only:  # what was refused is no payout
         return [], None
-    values["looked_at"] = _MAX_SCANNED
+    values["max_scanned"] = _MAX_SCANNED
     items = connection.execute(_LOAD_REPORT_IN_STATE, {**values, "state": state}).all()
     return items, connection.execute(_LAST_SCANNED, values).scalar_one_or_none()

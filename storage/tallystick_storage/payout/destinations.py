@@ -60,19 +60,22 @@ _INSERT = text(f"""
             create_time, update_time)
         select :payout_destination_id, :caller, :owner, decode(:fingerprint, 'hex'),
             :seller_account, :currency, :bank_account_token, :description,
-            :provider, :traceparent, :state, t.now + make_interval(secs => cast(:wait as float)),
+            :provider, :traceparent, :state,
+                t.now + make_interval(secs => cast(:cooldown_seconds as float)),
                 '', :awaits_approval, '', '', '', '', 1, t.now, t.now
         from (select clock() as now) t
         on conflict do nothing returning *),
-    to_do as (
-        insert into due (demand_id, provider, next_attempt_time, lease_until, lease_token, held,
-            maybe_sent, looking, trouble, detail, phase)
+    new_operation as (
+        insert into operation (operation_id, provider, next_attempt_time, lease_until, lease_token,
+            is_leased,
+            maybe_sent, lookup_only, retry_reason, detail, phase)
         select 'd-' || payout_destination_id, provider, create_time,
             create_time + cast(:lease as interval), 1, true, false, false, '', '', 'VERIFYING'
             from new),
     {insert_into_outbox("new", "'payoutDestinations/' || payout_destination_id", "1")}
-    select {_COLUMNS}, bank_account_token, false as looking, cast(null as jsonb) as tries,
-        sequence as told from new, told
+    select {_COLUMNS}, bank_account_token, false as lookup_only,
+        cast(null as jsonb) as retry_counts,
+        sequence as outbox_sequence from new, outbox_sequence
 """)
 _LOCK = text(f"""
     select {_COLUMNS} from payout_destination
@@ -85,21 +88,21 @@ _LOCK_STATES = text("""
         order by payout_destination_id for share
 """)
 _TRANSITION = text(f"""
-    with moved as (
+    with changed as (
         update payout_destination d set state = r.state, decline_code = r.decline_code,
             disabled_by = r.disabled_by, disable_reason = r.disable_reason,
             verified_time = case when r.state = 'VERIFIED' then t.now
                 else d.verified_time end, version = d.version + 1,
             update_time = greatest(d.update_time, t.now)
-        from json_to_recordset(cast(:moves as json))
+        from json_to_recordset(cast(:transitions as json))
             as r (payout_destination_id text, state text, decline_code text, disabled_by text,
             disable_reason text),
             (select clock() as now) t
         where d.payout_destination_id = r.payout_destination_id returning d.*),
-    done as (delete from due
-        where demand_id = any (array(select 'd-' || payout_destination_id from moved))),
-    {insert_into_outbox("moved", "'payoutDestinations/' || payout_destination_id")}
-    select {_COLUMNS}, sequence as told from moved, told
+    done as (delete from operation
+        where operation_id = any (array(select 'd-' || payout_destination_id from changed))),
+    {insert_into_outbox("changed", "'payoutDestinations/' || payout_destination_id")}
+    select {_COLUMNS}, sequence as outbox_sequence from changed, outbox_sequence
 """)
 _APPROVE = text(f"""
     with approved as (
@@ -108,12 +111,12 @@ _APPROVE = text(f"""
             update_time = greatest(update_time, clock()) where payout_destination_id = :id
                 returning *),
     {insert_into_outbox("approved", "'payoutDestinations/' || payout_destination_id")}
-    select {_COLUMNS}, sequence as told from approved, told
+    select {_COLUMNS}, sequence as outbox_sequence from approved, outbox_sequence
 """)
 _LOAD_OPERATIONS = text("""
-    select s.*, d.looking, d.tries from unnest(cast(:ids as text[])) as g (id)
+    select s.*, op.lookup_only, op.retry_counts from unnest(cast(:ids as text[])) as g (id)
     join payout_destination s on s.payout_destination_id = g.id
-        join due d on d.demand_id = 'd-' || g.id order by s.payout_destination_id
+        join operation op on op.operation_id = 'd-' || g.id order by s.payout_destination_id
 """)
 _LOCK_UNRESOLVED = text("""
     select payout_destination_id from payout_destination
@@ -121,13 +124,15 @@ _LOCK_UNRESOLVED = text("""
     order by payout_destination_id for update
 """)
 _FIND_CURRENT = text("""
-    select g.seller_account, g.currency, c.payout_destination_id, c.state, c.usable_time, c.waits,
+    select g.seller_account, g.currency, c.payout_destination_id, c.state, c.usable_time,
+        c.is_in_cooldown,
         c.awaits_approval, c.bank_account_token, c.provider
     from unnest(cast(:sellers as text[]), cast(:currencies as text[]),
         cast(:owners as text[])) as g (seller_account, currency, owner)
     cross join lateral (
         select d.payout_destination_id, d.state, d.usable_time,
-            d.usable_time > (select clock()) as waits, d.awaits_approval, d.bank_account_token,
+            d.usable_time > (select clock()) as is_in_cooldown, d.awaits_approval,
+                d.bank_account_token,
             d.provider
         from payout_destination d
         where d.seller_account = g.seller_account and d.currency = g.currency and d.owner = g.owner
@@ -138,7 +143,7 @@ _FIND_CURRENT = text("""
 """)
 _FIND_WITH_READINESS = text("""
     select payout_destination_id, owner, seller_account, currency, state, usable_time,
-        usable_time > (select clock()) as waits, awaits_approval,
+        usable_time > (select clock()) as is_in_cooldown, awaits_approval,
         bank_account_token, provider
     from payout_destination where payout_destination_id = any (cast(:ids as text[]))
 """)
@@ -148,12 +153,12 @@ def insert(
     connection: Connection, new: NewDestinationRow, cooldown_seconds: float, lease_seconds: float
 ) -> Row[Any] | None:
     """Stores a destination that is not used before `cooldown_seconds` seconds; it with the outbox
-    row in which it is to be told, or None if the id exists.
+    row in which it is to be recorded, or None if the id exists.
     """
     values = {field: getattr(new, field) for field in new.__slots__}
     values |= {
         "state": DestinationState.PENDING_VERIFICATION,
-        "wait": cooldown_seconds,
+        "cooldown_seconds": cooldown_seconds,
         "lease": f"{lease_seconds} seconds",
     }
     return connection.execute(_INSERT, values).one_or_none()
@@ -180,15 +185,15 @@ def transition(
     connection: Connection, transitions: Sequence[DestinationTransitionRow]
 ) -> Sequence[Row[Any]]:
     """Moves locked destinations, whose verification is not due any more; each with the outbox row
-    in which all are to be told.
+    in which all are to be recorded.
     """
-    return connection.execute(_TRANSITION, {"moves": encode_rows(transitions)}).all()
+    return connection.execute(_TRANSITION, {"transitions": encode_rows(transitions)}).all()
 
 
 def approve(
     connection: Connection, payout_destination_id: str, approved_by: str, reason: str
 ) -> Row[Any]:
-    """Approves a locked destination; it with the outbox row in which it is to be told."""
+    """Approves a locked destination; it with the outbox row in which it is to be recorded."""
     return connection.execute(
         _APPROVE, {"id": payout_destination_id, "approved_by": approved_by, "reason": reason}
     ).one()
@@ -210,7 +215,7 @@ def find_current(
     """The destination of each (seller, currency) that its owner has: the newest that can be paid
     to, else the newest that has not ended.
 
-    `waits`: its time to be used has not come.
+    `is_in_cooldown`: its time to be used has not come.
     """
     owned_keys = [
         (seller, currency, owners[seller]) for seller, currency in keys if seller in owners
@@ -226,7 +231,7 @@ def find_current(
 
 
 def find_with_readiness(connection: Connection, ids: Sequence[str]) -> dict[str, Row[Any]]:
-    """Destinations by id, with `waits` as in `current`."""
+    """Destinations by id, with `is_in_cooldown` as in `find_current`."""
     return {
         row.payout_destination_id: row
         for row in connection.execute(_FIND_WITH_READINESS, {"ids": list(ids)})
@@ -241,7 +246,7 @@ _LIST = text(f"""
         and (:state = '' or state = :state)
         and (create_time, payout_destination_id) < (coalesce(cast(:before_time as timestamptz),
             'infinity'), :before_id)
-    order by create_time desc, payout_destination_id desc limit :most
+    order by create_time desc, payout_destination_id desc limit :limit
 """)
 
 
@@ -251,5 +256,5 @@ def list_destinations(
     """Destinations, newest first, before a given (create_time, id); a filter "" does not filter."""
     before_time, before_id = before or (None, "")
     return connection.execute(
-        _LIST, {**filters, "before_time": before_time, "before_id": before_id, "most": limit}
+        _LIST, {**filters, "before_time": before_time, "before_id": before_id, "limit": limit}
     ).all()

@@ -1,5 +1,5 @@
 """Payouts: stored, moved, and what it takes to work on them. Lock order: batches, attempts,
-destinations, due, payouts, transfers, dead letters, each by id.
+destinations, operations, payouts, transfers, dead letters, each by id.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from tallystick_storage.outbox import insert_into_outbox
 
 COLUMNS = """p.payout_id, p.caller, p.owner, p.seller_account, p.amount, p.fee, p.net_amount,
     p.reserve, p.currency, p.payout_destination_id, p.payout_batch_id,
-    p.provider, p.traceparent, p.state, p.settled, p.failure_reason, p.decline_code,
+    p.provider, p.traceparent, p.state, p.booked, p.failure_reason, p.decline_code,
         p.provider_reference, p.attempt_count, p.paid_amount,
     p.returned_amount, p.version, p.create_time, p.update_time"""
 
 
 @dataclass(slots=True)
 class NewPayoutRow:
-    """A payout to store, CREATED; `fingerprint` in hex, amounts in minor units, `asked_amount`
-    None: whatever could be paid.
+    """A payout to store, CREATED; `fingerprint` in hex, amounts in minor units,
+    `requested_amount` None: whatever could be paid.
     """
 
     payout_id: str
     caller: str
     owner: str
     fingerprint: str
-    asked_amount: int | None
-    asked_destination: str
+    requested_amount: int | None
+    requested_destination: str
     seller_account: str
     amount: int
     fee: int
@@ -53,8 +53,8 @@ class PayoutTransitionRow:
     version: int
     from_state: str
     to_state: str
-    cause: str
-    settled: bool
+    transition_reason: str
+    booked: bool
     actor: str
     reason: str
 
@@ -64,19 +64,20 @@ class PayoutUpdateRow:
     """A move of a payout from `from_version` to what it is after it, in one step or several.
 
     It happens only from that version, and only under the lease of `lease_token`; None: it is a
-    fact, and happens whoever holds the lease. `reported_under`: the lease token that the reporter
-    of a fact has, or had. `provider_key`: that of the attempt it begins, or "". `waits`: nothing is
-    due before a person has decided. `watch_after`: seconds until the provider is asked whether
-    there is news of it, once it is settled; None: it is not asked.
+    fact, and happens whoever holds the lease. `reporter_lease_token`: the lease token that the
+    reporter of a fact has, or had. `provider_key`: that of the attempt it begins, or "".
+    `awaits_approval`: nothing is due before a person has decided. `poll_after_seconds`: seconds
+    until the provider is asked whether there is news of it, once it is booked; None: it is not
+    asked.
     """
 
     payout_id: str
     lease_token: int | None
-    reported_under: int
+    reporter_lease_token: int
     from_version: int
     version: int
     state: str
-    settled: bool
+    booked: bool
     failure_reason: str
     decline_code: str
     provider_reference: str
@@ -84,8 +85,8 @@ class PayoutUpdateRow:
     paid_amount: int
     returned_amount: int
     provider_key: str = ""
-    waits: bool = False
-    watch_after: float | None = None
+    awaits_approval: bool = False
+    poll_after_seconds: float | None = None
 
 
 @dataclass(slots=True)
@@ -95,12 +96,13 @@ class NextPayoutPoll:
     """
 
     payout_id: str
-    delay: float | None
-    looks: int
+    delay_seconds: float | None
+    poll_count: int
 
 
 _FIND_EXISTING = text("""
-    select payout_id, caller, owner, fingerprint, asked_amount, asked_destination, seller_account,
+    select payout_id, caller, owner, fingerprint, requested_amount, requested_destination,
+        seller_account,
         currency from payout
     where payout_id = any (cast(:ids as text[]))
 """)
@@ -116,37 +118,41 @@ def find_existing(connection: Connection, payout_ids: list[str]) -> dict[str, Ro
 _INSERT = text(f"""
     with t as materialized (select clock() as now),
     new as (
-        insert into payout (payout_id, caller, owner, fingerprint, asked_amount, asked_destination,
+        insert into payout (payout_id, caller, owner, fingerprint, requested_amount,
+            requested_destination,
             seller_account, amount, fee, net_amount, reserve, currency,
-            payout_destination_id, payout_batch_id, provider, traceparent, state, settled,
+            payout_destination_id, payout_batch_id, provider, traceparent, state, booked,
                 failure_reason, decline_code, provider_reference,
             attempt_count, paid_amount, returned_amount, version, create_time, update_time)
-        select payout_id, caller, owner, decode(fingerprint, 'hex'), asked_amount,
-            asked_destination, seller_account, amount, fee, amount - fee, reserve, currency,
+        select payout_id, caller, owner, decode(fingerprint, 'hex'), requested_amount,
+            requested_destination, seller_account, amount, fee, amount - fee, reserve, currency,
             payout_destination_id, payout_batch_id, provider, traceparent, :state, false, '', '',
                 '', 0, 0, 0, 1, now, now
         from json_to_recordset(cast(:payouts as json))
             as r (payout_id text collate "C", caller text, owner text, fingerprint text,
-            asked_amount bigint,
-            asked_destination text, seller_account text, amount bigint, fee bigint, reserve bigint,
+            requested_amount bigint,
+            requested_destination text, seller_account text, amount bigint, fee bigint,
+                reserve bigint,
                 currency text, payout_destination_id text, payout_batch_id text,
             provider text, traceparent text), t
         order by payout_id
         on conflict do nothing returning payout_id, provider, payout_batch_id,
             payout_destination_id, create_time),
     history as (
-        insert into payout_history (payout_id, version, from_state, to_state, cause, settled, actor,
+        insert into payout_history (payout_id, version, from_state, to_state, transition_reason,
+            booked, actor,
             reason, create_time)
-        select payout_id, 1, null, :state, :cause, false, '', '', create_time from new),
-    to_do as (
-        insert into due (demand_id, provider, next_attempt_time, lease_until, lease_token, held,
-            maybe_sent, looking, trouble, detail,
+        select payout_id, 1, null, :state, :transition_reason, false, '', '', create_time from new),
+    new_operation as (
+        insert into operation (operation_id, provider, next_attempt_time, lease_until, lease_token,
+            is_leased,
+            maybe_sent, lookup_only, retry_reason, detail,
             payout_batch_id, payout_destination_id)
         select 'p-' || payout_id, provider, create_time, create_time + cast(:lease as interval), 1,
             true, false, false, '', '', payout_batch_id,
             payout_destination_id from new),
     {insert_into_outbox("new", "'payouts/' || payout_id", "1")}
-    select payout_id, create_time, sequence as told from new, told
+    select payout_id, create_time, sequence as outbox_sequence from new, outbox_sequence
 """)
 
 
@@ -154,13 +160,13 @@ def insert(
     connection: Connection, payouts: Sequence[NewPayoutRow], lease_seconds: float
 ) -> dict[str, Row[Any]]:
     """Stores payouts, leased for `lease_seconds` seconds under token 1; those that were new, each
-    with its create_time and the outbox row in which all are to be told.
+    with its create_time and the outbox row in which all are to be recorded.
     """
     values = {
         "payouts": encode_rows(payouts),
         "lease": f"{lease_seconds} seconds",
         "state": PayoutState.CREATED,
-        "cause": PayoutTransitionReason.ACCEPTED,
+        "transition_reason": PayoutTransitionReason.CREATED,
     }
     return {row.payout_id: row for row in connection.execute(_INSERT, values)}
 
@@ -169,22 +175,24 @@ _TRANSITION = text(f"""
     with t as materialized (select clock() as now),
     leased as materialized (
         select r.*
-        from (select * from json_to_recordset(cast(:moves as json))
-            as r (payout_id text collate "C", lease_token bigint, reported_under bigint,
+        from (select * from json_to_recordset(cast(:updates as json))
+            as r (payout_id text collate "C", lease_token bigint, reporter_lease_token bigint,
             from_version int, version int, state text,
-                settled boolean, failure_reason text, decline_code text, provider_reference text,
+                booked boolean, failure_reason text, decline_code text, provider_reference text,
                     attempt_count int, paid_amount bigint,
-                returned_amount bigint, provider_key text, waits boolean, watch_after float)
+                returned_amount bigint, provider_key text, awaits_approval boolean,
+                    poll_after_seconds float)
                     order by payout_id) r
         cross join lateral (  -- a lease that is taken over meanwhile is no longer ours
-            select from due d where d.demand_id = 'p-' || r.payout_id
-                and (r.lease_token is null or d.lease_token = r.lease_token) limit 1 for update) d),
+            select from operation op where op.operation_id = 'p-' || r.payout_id
+                and (r.lease_token is null or op.lease_token = r.lease_token)
+                    limit 1 for update) op),
     locked as materialized (
         select l.* from (select * from leased order by payout_id) l
         cross join lateral (select from payout p where p.payout_id = l.payout_id
             and p.version = l.from_version limit 1 for update) p),
-    moved as (
-        update payout p set state = l.state, settled = l.settled, failure_reason = l.failure_reason,
+    changed as (
+        update payout p set state = l.state, booked = l.booked, failure_reason = l.failure_reason,
             decline_code = l.decline_code,
             provider_reference = l.provider_reference, attempt_count = l.attempt_count,
                 paid_amount = l.paid_amount,
@@ -194,43 +202,49 @@ _TRANSITION = text(f"""
         returning p.payout_id, p.version, p.update_time, p.provider, p.net_amount, p.currency,
             l.provider_key),
     history as (
-        insert into payout_history (payout_id, version, from_state, to_state, cause, settled, actor,
+        insert into payout_history (payout_id, version, from_state, to_state, transition_reason,
+            booked, actor,
             reason, create_time)
-        select s.payout_id, s.version, s.from_state, s.to_state, s.cause, s.settled, s.actor,
+        select s.payout_id, s.version, s.from_state, s.to_state, s.transition_reason, s.booked,
+            s.actor,
             s.reason, m.update_time
-        from json_to_recordset(cast(:steps as json)) as s (payout_id text collate "C", version int,
-            from_state text, to_state text, cause text, settled boolean,
-            actor text, reason text) join moved m on m.payout_id = s.payout_id
+        from json_to_recordset(cast(:transitions as json)) as s (payout_id text collate "C",
+            version int,
+            from_state text, to_state text, transition_reason text, booked boolean,
+            actor text, reason text) join changed m on m.payout_id = s.payout_id
         returning payout_id, version),
-    begun as (
-        insert into attempt (demand_id, number, provider, provider_key, amount, currency, outcome,
+    new_attempt as (
+        insert into attempt (operation_id, attempt_number, provider, provider_key, amount, currency,
+            outcome,
             provider_reference, failure_reason, decline_code,
             start_time)
         select 'p-' || payout_id, 1, provider, provider_key, net_amount, currency, '', '', '', '',
-            update_time from moved where provider_key <> ''),
+            update_time from changed where provider_key <> ''),
     unsent as (  -- before its attempt was begun nothing can have been sent
-        update due d set maybe_sent = false from moved m where m.provider_key <> ''
-            and d.demand_id = 'p-' || m.payout_id),
+        update operation op set maybe_sent = false from changed m where m.provider_key <> ''
+            and op.operation_id = 'p-' || m.payout_id),
     waiting as (
-        update due d set next_attempt_time = 'infinity', lease_until = t.now, held = false,
-            tries = default, trouble = '', detail = '',
-            phase = 'AWAITING_APPROVAL', since = t.now
-        from locked l, t where l.waits and d.demand_id = 'p-' || l.payout_id),
-    heard as (  -- what a fact has moved is due at once, also when another holder gives it back
-        update due d set next_attempt_time = t.now, recheck = d.recheck
-            or d.lease_token <> l.reported_under from locked l, t
-        where l.lease_token is null and not l.settled and d.demand_id = 'p-' || l.payout_id
-            and (d.next_attempt_time > t.now or d.lease_token <> l.reported_under
-                and d.next_attempt_time is not null)),
-    done as (delete from due d
-        where d.demand_id = any (array(select 'p-' || payout_id from locked where settled))),
-    watched as (
-        insert into watch (payout_id, next_time, looks)
-        select payout_id, t.now + make_interval(secs => watch_after), 0 from locked, t
-            where watch_after is not null
-        on conflict (payout_id) do update set next_time = excluded.next_time),
+        update operation op set next_attempt_time = 'infinity', lease_until = t.now,
+            is_leased = false,
+            retry_counts = default, retry_reason = '', detail = '',
+            phase = 'AWAITING_APPROVAL', phase_start_time = t.now
+        from locked l, t where l.awaits_approval and op.operation_id = 'p-' || l.payout_id),
+    requeued as (  -- what a fact has moved is due at once, also when another holder gives it back
+        update operation op set next_attempt_time = t.now, has_changed = op.has_changed
+            or op.lease_token <> l.reporter_lease_token from locked l, t
+        where l.lease_token is null and not l.booked and op.operation_id = 'p-' || l.payout_id
+            and (op.next_attempt_time > t.now or op.lease_token <> l.reporter_lease_token
+                and op.next_attempt_time is not null)),
+    done as (delete from operation op
+        where op.operation_id = any (array(select 'p-' || payout_id from locked where booked))),
+    scheduled_poll as (
+        insert into completed_payout_poll (payout_id, next_poll_time, poll_count)
+        select payout_id, t.now + make_interval(secs => poll_after_seconds), 0 from locked, t
+            where poll_after_seconds is not null
+        on conflict (payout_id) do update set next_poll_time = excluded.next_poll_time),
     {insert_into_outbox("history", "'payouts/' || payout_id")}
-    select payout_id, version, update_time, sequence as told from moved, told
+    select payout_id, version, update_time, sequence as outbox_sequence
+        from changed, outbox_sequence
 """)
 
 
@@ -242,17 +256,17 @@ def transition(
     """Moves payouts, one move for each.
 
     Returns for each that moved its version, update_time, and the outbox row in which all is to be
-    told. One that is missing had lost its lease, or had moved already.
+    recorded. One that is missing had lost its lease, or had moved already.
     """
     result = connection.execute(
-        _TRANSITION, {"moves": encode_rows(updates), "steps": encode_rows(transitions)}
+        _TRANSITION, {"updates": encode_rows(updates), "transitions": encode_rows(transitions)}
     )
     return {row.payout_id: row for row in result}
 
 
 _LOCKED_DUE = (
-    "select demand_id from due where demand_id = any (select 'p-' || id from unnest(cast(:ids as "
-    "text[])) as i (id)) order by demand_id for update"
+    "select operation_id from operation where operation_id = any (select 'p-' || id from "
+    "unnest(cast(:ids as text[])) as i (id)) order by operation_id for update"
 )
 _LOCK = text(f"""
     with locked_due as materialized ({_LOCKED_DUE})
@@ -261,10 +275,12 @@ _LOCK = text(f"""
         order by p.payout_id for update
 """)
 _REOPEN = text("""
-    insert into due (demand_id, provider, next_attempt_time, lease_until, lease_token, held,
-        maybe_sent, looking, trouble, detail, payout_batch_id,
+    insert into operation (operation_id, provider, next_attempt_time, lease_until, lease_token,
+        is_leased,
+        maybe_sent, lookup_only, retry_reason, detail, payout_batch_id,
         payout_destination_id)
-    select 'p-' || payout_id, provider, clock(), clock(), nextval('reopening'), false, true, false,
+    select 'p-' || payout_id, provider, clock(), clock(), nextval('reopen_lease_token'), false,
+        true, false,
         '', '', payout_batch_id, payout_destination_id from payout
         where payout_id = any (cast(:ids as text[]))
     order by payout_id on conflict do nothing
@@ -285,12 +301,13 @@ def reopen(connection: Connection, payout_ids: list[str]) -> None:
 
 _LOAD_OPERATIONS = text(f"""
     select {COLUMNS}, s.bank_account_token, a.provider_key,
-        extract(epoch from clock() - a.start_time) as age, d.maybe_sent, d.looking, d.tries
+        extract(epoch from clock() - a.start_time) as age, op.maybe_sent, op.lookup_only,
+            op.retry_counts
     from unnest(cast(:ids as text[])) as g (id)
     join payout p on p.payout_id = g.id
     join payout_destination s on s.payout_destination_id = p.payout_destination_id
-    left join due d on d.demand_id = 'p-' || g.id
-    left join attempt a on a.demand_id = 'p-' || g.id and a.number = 1
+    left join operation op on op.operation_id = 'p-' || g.id
+    left join attempt a on a.operation_id = 'p-' || g.id and a.attempt_number = 1
     order by p.payout_id
 """)
 _LOCK_UNRESOLVED = text(f"""
@@ -301,10 +318,10 @@ _LOCK_UNRESOLVED = text(f"""
         and (select count(*) from locked_due) >= 0 order by payout_id for update
 """)
 _LIST_UNSENT = text("""
-    select d.demand_id from due d cross join lateral (
-        select p.state from payout p where p.payout_id = substr(d.demand_id, 3) offset 0) p
-    where d.payout_destination_id = :destination and d.payout_destination_id <> ''
-        and p.state in ('AWAITING_APPROVAL', 'READY') order by d.demand_id
+    select op.operation_id from operation op cross join lateral (
+        select p.state from payout p where p.payout_id = substr(op.operation_id, 3) offset 0) p
+    where op.payout_destination_id = :destination and op.payout_destination_id <> ''
+        and p.state in ('AWAITING_APPROVAL', 'READY') order by op.operation_id
 """)
 
 
@@ -354,42 +371,50 @@ def insert_retry(
 
 
 _LIST_POLLABLE = text(
-    "select payout_id, looks from watch where next_time <= (select clock()) order by next_time, "
-    "payout_id limit :most"
+    "select payout_id, poll_count from completed_payout_poll where next_poll_time <= (select "
+    "clock()) order by next_poll_time, payout_id limit :limit"
 )
 _SCHEDULE_POLLS = text("""
-    update watch w set next_time = clock() + make_interval(secs => r.delay), looks = r.looks
-    from json_to_recordset(cast(:again as json))
-        as r (payout_id text collate "C", delay float, looks int) where w.payout_id = r.payout_id
+    update completed_payout_poll w
+        set next_poll_time = clock() + make_interval(secs => r.delay_seconds),
+        poll_count = r.poll_count
+    from json_to_recordset(cast(:polls as json))
+        as r (payout_id text collate "C", delay_seconds float, poll_count int)
+            where w.payout_id = r.payout_id
 """)
-_STOP_POLLS = text("delete from watch where payout_id = any (cast(:ids as text[]))")
+_STOP_POLLS = text("delete from completed_payout_poll where payout_id = any (cast(:ids as text[]))")
 
 
 def list_pollable(connection: Connection, limit: int) -> dict[str, int]:
     """Payouts at rest of which the provider is to be asked now, and how often it has been."""
-    return {row.payout_id: row.looks for row in connection.execute(_LIST_POLLABLE, {"most": limit})}
+    return {
+        row.payout_id: row.poll_count
+        for row in connection.execute(_LIST_POLLABLE, {"limit": limit})
+    }
 
 
 def schedule_polls(connection: Connection, polls: Sequence[NextPayoutPoll]) -> None:
     """Has payouts looked at again, or no more."""
     connection.execute(
-        _SCHEDULE_POLLS, {"again": encode_rows([poll for poll in polls if poll.delay is not None])}
+        _SCHEDULE_POLLS,
+        {"polls": encode_rows([poll for poll in polls if poll.delay_seconds is not None])},
     )
     connection.execute(
-        _STOP_POLLS, {"ids": [poll.payout_id for poll in polls if poll.delay is None]}
+        _STOP_POLLS, {"ids": [poll.payout_id for poll in polls if poll.delay_seconds is None]}
     )
 
 
 _STUCK_PAYOUTS = """
-    select 'payouts/' || p.payout_id as subject,
+    select 'payouts/' || p.payout_id as resource_name,
         p.state || ' since ' || to_char(p.update_time, 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
-            || case when d.trouble = '' then '' else ': ' || d.trouble end as detail
-    from (select demand_id, trouble from due
-          where phase = '{phase}' and since < (select clock()) - cast(:{limit} as interval)
+            || case when d.retry_reason = '' then '' else ': ' || d.retry_reason end as detail
+    from (select operation_id, retry_reason from operation
+          where phase = '{phase}'
+              and phase_start_time < (select clock()) - cast(:{limit} as interval)
               and next_attempt_time is not null
-          order by since limit :most_looked_at) d
+          order by phase_start_time limit :max_scanned) d
     cross join lateral (
-        select p.* from payout p where p.payout_id = substr(d.demand_id, 3) offset 0) p
+        select p.* from payout p where p.payout_id = substr(d.operation_id, 3) offset 0) p
     where p.update_time < (select clock()) - cast(:{limit} as interval)
 """
 _ALERT_QUERIES = (
@@ -418,14 +443,15 @@ _ALERT_QUERIES = (
         "DESTINATION_STUCK",
         "payoutDestinations",
         """
-    select 'payoutDestinations/' || s.payout_destination_id as subject, s.state || case
-        when d.trouble = '' then '' else ': ' || d.trouble end as detail
-    from (select demand_id, trouble from due
-          where phase = 'VERIFYING' and since < (select clock()) - cast(:verifying as interval)
+    select 'payoutDestinations/' || s.payout_destination_id as resource_name, s.state || case
+        when d.retry_reason = '' then '' else ': ' || d.retry_reason end as detail
+    from (select operation_id, retry_reason from operation
+          where phase = 'VERIFYING'
+              and phase_start_time < (select clock()) - cast(:verifying as interval)
               and next_attempt_time is not null
-          order by since limit :most_looked_at) d
+          order by phase_start_time limit :max_scanned) d
     cross join lateral (select * from payout_destination s
-        where s.payout_destination_id = substr(d.demand_id, 3) offset 0) s
+        where s.payout_destination_id = substr(d.operation_id, 3) offset 0) s
     where s.update_time < (select clock()) - cast(:verifying as interval)
 """,
     ),
@@ -433,10 +459,10 @@ _ALERT_QUERIES = (
         "BATCH_STUCK",
         "payoutBatches",
         """
-    select 'payoutBatches/' || payout_batch_id as subject,
-        state || ': ' || collected_count || ' of ' || item_count as detail
-    from payout_batch where state = 'COLLECTING'
-        and update_time < (select clock()) - cast(:collecting as interval)
+    select 'payoutBatches/' || payout_batch_id as resource_name,
+        state || ': ' || generated_count || ' of ' || item_count as detail
+    from payout_batch where state = 'GENERATING'
+        and update_time < (select clock()) - cast(:generating as interval)
 """,
     ),
     (
@@ -444,28 +470,29 @@ _ALERT_QUERIES = (
         "payoutSchedules",
         """
     select 'payoutSchedules/' || case seller_account when '' then '-'
-        else seller_account end || '/' || currency as subject,
+        else seller_account end || '/' || currency as resource_name,
         'its cut-off was at ' || to_char(next_time, 'YYYY-MM-DD"T"HH24:MI:SS"Z"') as detail
-    from payout_schedule where next_time < (select clock()) - cast(:collecting as interval)
+    from payout_schedule where next_time < (select clock()) - cast(:generating as interval)
         order by next_time
 """,
     ),
     (
-        "STRAY_TRANSFER",
+        "UNMATCHED_TRANSFER",
         "payouts",
         """
-    select 'payouts/' || payout_id as subject,
-        string_agg(distinct fit || ' ' || provider_reference, ', ') as detail from transfer
-    where (fit <> 'AS_ASKED' or returned_amount > amount or returned_currency not in ('', currency))
+    select 'payouts/' || payout_id as resource_name,
+        string_agg(distinct match || ' ' || provider_reference, ', ') as detail from transfer
+    where (match <> 'EXACT' or returned_amount > amount or returned_currency not in ('', currency))
         and acknowledged_by = ''
     group by payout_id order by payout_id
 """,
     ),
     (
-        "PAYOUT_CONTRADICTED",
+        "PAYOUT_STATUS_CONFLICT",
         "payouts",
         """
-    select 'payouts/' || payout_id as subject, string_agg(report, ', ' order by number) as detail
+    select 'payouts/' || payout_id as resource_name,
+        string_agg(report, ', ' order by number) as detail
         from conflicting_report where acknowledged_by = ''
     group by payout_id order by payout_id
 """,

@@ -13,12 +13,13 @@ from tallystick_storage.pagination import PageKey, find_candidates
 from tallystick_storage.payout.payouts import COLUMNS
 
 _LOAD_PAYOUTS = text(f"""
-    select {COLUMNS}, nullif(d.next_attempt_time, 'infinity') as next_attempt_time from payout p
-        left join due d on d.demand_id = 'p-' || p.payout_id
+    select {COLUMNS}, nullif(op.next_attempt_time, 'infinity') as next_attempt_time from payout p
+        left join operation op on op.operation_id = 'p-' || p.payout_id
     where p.payout_id = any (cast(:ids as text[])) order by p.payout_id
 """)
 _LOAD_HISTORY = text("""
-    select version, from_state, to_state, cause, actor, reason, create_time from payout_history
+    select version, from_state, to_state, transition_reason, actor, reason, create_time
+        from payout_history
         where payout_id = :id order by version
 """)
 
@@ -61,8 +62,8 @@ _KEY_CONDITIONS = {
 _IN_PROGRESS_STATES = ("CREATED", "READY", "SUBMITTING")
 # All payouts that are being worked on are due, and few are.
 _IN_PROGRESS_PAYOUTS = (
-    "(select p.* from due d cross join lateral (select * from payout p where p.payout_id = "
-    "substr(d.demand_id, 3) and d.demand_id like 'p-%' offset 0) p)"
+    "(select p.* from operation op cross join lateral (select * from payout p where p.payout_id = "
+    "substr(op.operation_id, 3) and op.operation_id like 'p-%' offset 0) p)"
 )
 
 
@@ -93,18 +94,18 @@ def list_payouts(
         has_other_filters=bool(other_filters),
     )
     statement = text(f"""
-        select {COLUMNS}, nullif(d.next_attempt_time, 'infinity') as next_attempt_time from (
+        select {COLUMNS}, nullif(op.next_attempt_time, 'infinity') as next_attempt_time from (
             select p.* from ({keys.select}) k
             cross join lateral (select * from payout p where p.payout_id = k.payout_id offset 0) p
             where {" and ".join(_FILTER_CONDITIONS[name] for name in other_filters) or "true"}
-                order by k.create_time desc, k.payout_id desc limit :most) p
-        left join lateral (select next_attempt_time from due d
-            where d.demand_id = 'p-' || p.payout_id offset 0) d on true
+                order by k.create_time desc, k.payout_id desc limit :limit) p
+        left join lateral (select next_attempt_time from operation op
+            where op.operation_id = 'p-' || p.payout_id offset 0) op on true
         order by p.create_time desc, p.payout_id desc
     """)
     values = {name: getattr(filters, name) for name in other_filters}
     return connection.execute(
-        statement, {**keys.values, **values, "most": limit}
+        statement, {**keys.values, **values, "limit": limit}
     ).all(), keys.last_key
 
 

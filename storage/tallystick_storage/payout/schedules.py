@@ -29,7 +29,7 @@ class NewSchedule:
     minimum_amount: int
     fee: int
     reserve: int
-    sets_terms: bool
+    has_own_terms: bool
     """Whether the amounts are the seller's own; otherwise those that hold stay."""
     owner: str
     next_time: datetime | None
@@ -39,21 +39,22 @@ class NewSchedule:
     """The version that it is to replace, 0: none; None: whichever there is."""
 
 
-BACK_OFF = "make_interval(secs => least(power(2, least(failures, 10)), 60))"
+BACK_OFF = "make_interval(secs => least(power(2, least(failure_count, 10)), 60))"
 """After how long something that has failed is looked at again, by its count of failures before:
 from a second on, a minute at most.
 """
 
-_TERMS = """case when s.own_terms then s.minimum_amount
+_TERMS = """case when s.has_own_terms then s.minimum_amount
     else coalesce(d.minimum_amount, 0) end as minimum_amount,
-    case when s.own_terms then s.fee else coalesce(d.fee, 0) end as fee, case when s.own_terms
+    case when s.has_own_terms then s.fee else coalesce(d.fee, 0) end as fee, case
+        when s.has_own_terms
         then s.reserve else coalesce(d.reserve, 0) end as reserve"""
 _RESOURCE_NAME = (
     "'payoutSchedules/' || case seller_account when '' then '-' else seller_account end "
     "|| '/' || currency"
 )
 _COLUMNS = f"""s.seller_account, s.currency, s.interval, s.weekday, s.day_of_month, s.cut_off,
-    s.time_zone, {_TERMS}, s.own_terms, s.owner, s.next_time,
+    s.time_zone, {_TERMS}, s.has_own_terms, s.owner, s.next_time,
     s.caller, s.traceparent, s.version, s.update_time"""
 _DEFAULT = "left join payout_schedule d on d.seller_account = '' and d.currency = s.currency"
 
@@ -71,9 +72,10 @@ _UPSERT = text(f"""
     with new as (
         insert into payout_schedule (seller_account, currency, interval, weekday, day_of_month,
             cut_off, time_zone, minimum_amount, fee, reserve,
-            own_terms, owner, next_time, look_time, caller, traceparent, version, update_time)
+            has_own_terms, owner, next_time, next_run_time, caller, traceparent, version,
+                update_time)
         select :seller_account, :currency, :interval, :weekday, :day_of_month, :cut_off, :time_zone,
-            :minimum_amount, :fee, :reserve, :sets_terms,
+            :minimum_amount, :fee, :reserve, :has_own_terms,
             :owner, cast(:next_time as timestamptz), cast(:next_time as timestamptz), :caller,
                 :traceparent, 1, clock()
         where coalesce(cast(:expected_version as bigint), 0) = 0 or exists (
@@ -83,21 +85,22 @@ _UPSERT = text(f"""
             weekday = excluded.weekday,
             day_of_month = excluded.day_of_month, cut_off = excluded.cut_off,
                 time_zone = excluded.time_zone,
-            minimum_amount = case when excluded.own_terms then excluded.minimum_amount
+            minimum_amount = case when excluded.has_own_terms then excluded.minimum_amount
                 else payout_schedule.minimum_amount end,
-            fee = case when excluded.own_terms then excluded.fee else payout_schedule.fee end,
-            reserve = case when excluded.own_terms then excluded.reserve
+            fee = case when excluded.has_own_terms then excluded.fee else payout_schedule.fee end,
+            reserve = case when excluded.has_own_terms then excluded.reserve
                 else payout_schedule.reserve end,
-            own_terms = excluded.own_terms or payout_schedule.own_terms, owner = excluded.owner,
+            has_own_terms = excluded.has_own_terms or payout_schedule.has_own_terms,
+                owner = excluded.owner,
             next_time = case  -- a cut-off that has come still runs, however late
                 when excluded.next_time is not null
                     and payout_schedule.next_time <= (select clock()) then payout_schedule.next_time
                 else excluded.next_time end,
-            look_time = case
+            next_run_time = case
                 when excluded.next_time is not null
                     and payout_schedule.next_time <= (select clock()) then payout_schedule.next_time
                 else excluded.next_time end,
-            failures = 0,
+            failure_count = 0,
             caller = excluded.caller, traceparent = excluded.traceparent,
                 version = payout_schedule.version + 1,
             update_time = greatest(payout_schedule.update_time, excluded.update_time)
@@ -109,21 +112,21 @@ _UPSERT = text(f"""
                     <> (excluded.interval, excluded.weekday, excluded.day_of_month,
                         excluded.cut_off, excluded.time_zone)
                 or payout_schedule.owner <> excluded.owner
-                or excluded.own_terms
+                or excluded.has_own_terms
                     and (payout_schedule.minimum_amount, payout_schedule.fee,
-                    payout_schedule.reserve, payout_schedule.own_terms)
+                    payout_schedule.reserve, payout_schedule.has_own_terms)
                     <> (excluded.minimum_amount, excluded.fee, excluded.reserve, true))
         returning *),
     {insert_into_outbox("new", _RESOURCE_NAME)}
-    select {_COLUMNS}, sequence as told from told, new s {_DEFAULT}
+    select {_COLUMNS}, sequence as outbox_sequence from outbox_sequence, new s {_DEFAULT}
 """)
 _AMOUNT_COLUMNS = ("minimum_amount", "fee", "reserve")
 _FIND = text(
     "select * from payout_schedule where seller_account = :seller_account and currency = :currency"
 )
 _LIST_DUE = """
-    select * from payout_schedule where look_time <= (select clock()) and {which}
-        order by look_time, seller_account, currency limit :most
+    select * from payout_schedule where next_run_time <= (select clock()) and {which}
+        order by next_run_time, seller_account, currency limit :limit
 """  # each is written out, because only so it follows a partial index
 _LIST_DUE_DEFAULTS, _LIST_DUE_OF_SELLERS = (
     text(_LIST_DUE.format(which="seller_account = ''")),
@@ -142,13 +145,15 @@ _LOCK_UNCHANGED = """
 """
 _ADVANCE = text(f"""
     with {_LOCK_UNCHANGED}
-    update payout_schedule s set next_time = l.next_time, look_time = l.next_time, failures = 0
+    update payout_schedule s set next_time = l.next_time, next_run_time = l.next_time,
+        failure_count = 0
     from l where s.seller_account = l.seller_account and s.currency = l.currency
     returning s.seller_account, s.currency
 """)
 _POSTPONE = text(f"""
     with {_LOCK_UNCHANGED}
-    update payout_schedule s set failures = s.failures + 1, look_time = clock() + {BACK_OFF}
+    update payout_schedule s set failure_count = s.failure_count + 1,
+        next_run_time = clock() + {BACK_OFF}
     from l where s.seller_account = l.seller_account and s.currency = l.currency
 """)
 _SELLERS_WITH_SCHEDULE = text(
@@ -180,8 +185,8 @@ def now(connection: Connection) -> datetime:
 
 
 def upsert(connection: Connection, new: NewSchedule) -> Row[Any] | None:
-    """Sets a schedule; it with the outbox row in which it is to be told, or None where equal values
-    hold already, or another version than the expected one.
+    """Sets a schedule; it with the outbox row in which it is to be recorded, or None where equal
+    values hold already, or another version than the expected one.
     """
     return connection.execute(
         _UPSERT, {field: getattr(new, field) for field in new.__slots__}
@@ -204,10 +209,10 @@ def compare_stored(connection: Connection, new: NewSchedule) -> tuple[int, bool]
         "cut_off",
         "time_zone",
         "owner",
-        *(_AMOUNT_COLUMNS if new.sets_terms else ()),
+        *(_AMOUNT_COLUMNS if new.has_own_terms else ()),
     )
     is_equal = all(getattr(row, name) == getattr(new, name) for name in columns)
-    return row.version, is_equal and (row.own_terms or not new.sets_terms)
+    return row.version, is_equal and (row.has_own_terms or not new.has_own_terms)
 
 
 def list_due(connection: Connection, limit: int, *, defaults_only: bool) -> Sequence[Row[Any]]:
@@ -215,7 +220,7 @@ def list_due(connection: Connection, limit: int, *, defaults_only: bool) -> Sequ
     or those of single sellers.
     """
     return connection.execute(
-        _LIST_DUE_DEFAULTS if defaults_only else _LIST_DUE_OF_SELLERS, {"most": limit}
+        _LIST_DUE_DEFAULTS if defaults_only else _LIST_DUE_OF_SELLERS, {"limit": limit}
     ).all()
 
 

@@ -20,8 +20,8 @@ class ReportedTransfer:
     provider: str
     provider_reference: str
     payout_id: str
-    fit: str
-    cause_id: str
+    match: str
+    source_id: str
     amount: int
     currency: str
     returned_amount: int | None
@@ -33,15 +33,16 @@ _LOAD_TRANSFERS = text(
     "create_time, provider_reference"
 )
 _UPSERT_TRANSFERS = text("""
-    insert into transfer (provider, provider_reference, payout_id, fit, cause_id, amount, currency,
+    insert into transfer (provider, provider_reference, payout_id, match, source_id, amount,
+        currency,
         returned_amount, returned_currency, create_time,
         return_time)
-    select provider, provider_reference, payout_id, fit, cause_id, amount, currency,
+    select provider, provider_reference, payout_id, match, source_id, amount, currency,
         returned_amount, returned_currency, t.now,
         case when returned_amount is not null then t.now end
     from json_to_recordset(cast(:transfers as json))
         as r (provider text, provider_reference text collate "C", payout_id text collate "C",
-        fit text, cause_id text, amount bigint,
+        match text, source_id text, amount bigint,
         currency text,
         returned_amount bigint, returned_currency text), (select clock() as now) t
     order by payout_id, provider_reference

@@ -14,7 +14,7 @@ from tallystick_storage.verify.shared import (
 )
 
 INCONSISTENCY_QUERIES = {
-    "ledger.wrong_accounts": """
+    "ledger.inconsistent_accounts": """
         select 'ledger.account ' || account || ' ' || currency as name,
             'was opened at no time' as what
         from account where not isfinite(create_time) order by 1""",
@@ -34,7 +34,7 @@ QUERIES = {
     "ledger.last": (
         "select sequence, hash, post_time from tx order by book desc, sequence desc limit 1"
     ),
-    "ledger.wrong_transactions": f"""
+    "ledger.inconsistent_transactions": f"""
         select 'ledger.tx ' || t.book || '-' || t.sequence || case when w.of_entries
             then ' in ledger.entry' else '' end as name, w.what
         from (
@@ -44,14 +44,14 @@ QUERIES = {
                     lag(t.post_time) over b as time_before,
                 t.kind = any(:kinds) as known_kind,
                 t.fingerprint = sha256(convert_to({
-        canonical_text("t.kind", "t.cause_id", "t.description", "''", "coalesce(t.reverses, 0)")
+        canonical_text("t.kind", "t.source_id", "t.description", "''", "coalesce(t.reverses, 0)")
     } || e.lines, 'UTF8'))
                     and t.effective_time = t.post_time
                 or t.fingerprint = sha256(convert_to(
                     {
         canonical_text(
             "t.kind",
-            "t.cause_id",
+            "t.source_id",
             "t.description",
             to_microseconds("t.effective_time"),
             "coalesce(t.reverses, 0)",
@@ -63,7 +63,7 @@ QUERIES = {
             "'main'",
             "t.sequence",
             "t.kind",
-            "t.cause_id",
+            "t.source_id",
             "t.caller",
             "t.description",
             "coalesce(t.reverses, 0)",
@@ -72,15 +72,15 @@ QUERIES = {
         )
     } || e.lines, 'UTF8')) as has_hash
             from tx t left join (
-                select e.book, e.sequence, count(*) as n, min(e.place) = 1
-                    and max(e.place) = count(*) as numbered,
+                select e.book, e.sequence, count(*) as n, min(e.line_number) = 1
+                    and max(e.line_number) = count(*) as numbered,
                     case when min(e.currency) = max(e.currency) then sum(e.amount) = 0
                         else not exists (
                         select from entry s where s.book = e.book and s.sequence = e.sequence
                             group by s.currency having sum(s.amount) <> 0) end as balanced,
                     string_agg({
         canonical_text("coalesce(a.account, '')", "e.currency", "e.amount")
-    }, '' order by e.place) as lines
+    }, '' order by e.line_number) as lines
                 from entry e left join account a on a.account_id = e.account_id
                     group by e.book, e.sequence) e
                 on e.book = t.book and e.sequence = t.sequence
@@ -92,8 +92,9 @@ QUERIES = {
                 then 'previous_hash is not the hash of the transaction before' end),
             (false, case when t.post_time < t.time_before
                 then 'was posted before the transaction before it' end),
-            (false, case when (t.entries = t.n and t.n >= 2) is not true
-                then 'has ' || coalesce(t.entries, 0) || ' entries, and says ' || t.n end),
+            (false, case when (t.entries = t.entry_count and t.entry_count >= 2) is not true
+                then 'has ' || coalesce(t.entries, 0) || ' entries, and says ' || t.entry_count
+                    end),
             (true, case when not t.numbered then 'its entries are not numbered 1, 2, …' end),
             (false, case when not t.balanced then 'its entries do not sum to zero' end),
             (false, case when not t.known_kind
@@ -104,17 +105,18 @@ QUERIES = {
                 then 'its hash is not that of its content' end)) w (of_entries, what)
         where (t.sequence = t.sequence_before + 1 and t.previous_hash = t.hash_before
             and coalesce(t.post_time >= t.time_before, true)
-                and t.entries = t.n and t.n >= 2 and t.numbered and t.balanced and t.known_kind
+                and t.entries = t.entry_count and t.entry_count >= 2 and t.numbered and t.balanced
+                    and t.known_kind
                     and t.has_fingerprint and t.has_hash) is not true
             and w.what is not null
         order by t.book, t.sequence""",
-    "ledger.wrong_entries": """
-        select 'ledger.entry ' || e.sequence || '/' || e.place as name, w.what
+    "ledger.inconsistent_entries": """
+        select 'ledger.entry ' || e.sequence || '/' || e.line_number as name, w.what
         from (
             select e.*, a.currency as account_currency, row_number() over w as nth,
                 sum(e.amount) over w as so_far
             from entry e left join account a on a.account_id = e.account_id
-            window w as (partition by e.account_id order by e.book, e.sequence, e.place)) e
+            window w as (partition by e.account_id order by e.book, e.sequence, e.line_number)) e
         cross join lateral (values
             (case when e.account_currency is distinct from e.currency
                 then 'is in another currency than its account' end),
@@ -125,17 +127,18 @@ QUERIES = {
                 e.so_far end)) w (what)
         where (e.account_currency = e.currency and e.number = e.nth
             and e.balance_after = e.so_far) is not true and w.what is not null
-        order by e.sequence, e.place""",
-    "ledger.strays": """
-        select 'ledger.entry ' || e.sequence || '/' || e.place as name, 'has no transaction' as what
+        order by e.sequence, e.line_number""",
+    "ledger.orphan_entries": """
+        select 'ledger.entry ' || e.sequence || '/' || e.line_number as name,
+            'has no transaction' as what
         from entry e
             where not exists (select from tx t where t.book = e.book and t.sequence = e.sequence)
-            order by e.sequence, e.place""",
+            order by e.sequence, e.line_number""",
     "ledger.unbalanced": """
         select 'ledger.entry in ' || currency as name,
             'all entries sum to ' || sum(amount) || ', not to zero' as what
         from entry group by currency having sum(amount) <> 0 order by currency""",
-    "ledger.wrong_balances": """
+    "ledger.inconsistent_balances": """
         select 'ledger.account ' || a.account || ' ' || a.currency as name, w.what
         from account a left join (select account_id, sum(amount) as amount, count(*) as n from entry
             group by account_id) e on e.account_id = a.account_id
@@ -151,26 +154,27 @@ QUERIES = {
             and w.what is not null
         order by a.account, a.currency""",
     "ledger.repeated": """
-        select 'ledger.tx ' || kind || ' ' || cause_id as name,
+        select 'ledger.tx ' || kind || ' ' || source_id as name,
             'is booked ' || count(*) || ' times' as what
-        from tx group by cause_id, kind having count(*) > 1 order by kind, cause_id""",
-    "ledger.wrong_reversals": """
+        from tx group by source_id, kind having count(*) > 1 order by kind, source_id""",
+    "ledger.inconsistent_reversals": """
         select 'ledger.tx ' || book || '-' || sequence as name,
             'is a reversal of nothing, or no reversal of what it names' as what
         from tx where (kind = 'REVERSAL') <> (reverses is not null) or reverses >= sequence
             order by book, sequence""",
     "ledger.pay_ins": f"""
-        select t.cause_id, {LINES} as lines from tx t where t.kind = 'PAY_IN'
-            order by t.cause_id, t.sequence""",
+        select t.source_id, {LINES} as lines from tx t where t.kind = 'PAY_IN'
+            order by t.source_id, t.sequence""",
     "ledger.sellers": """
         select substr(account, 9) as seller_account, currency, balance from account
         where account like 'sellers/%' and entry_count > 0 order by seller_account, currency""",
     "ledger.unapplied": f"""
-        select t.cause_id, {LINES} as lines from tx t where t.kind = 'UNAPPLIED'
-            and t.cause_id like 'u-%' order by t.cause_id, t.sequence""",
+        select t.source_id, {LINES} as lines from tx t where t.kind = 'UNAPPLIED'
+            and t.source_id like 'u-%' order by t.source_id, t.sequence""",
     "ledger.payouts": f"""
-        select (t.kind || '/' || t.cause_id) collate "C" as cause, {LINES} as lines
+        select (t.kind || '/' || t.source_id) collate "C" as wallet_source_id, {LINES} as lines
         from tx t where t.kind in ('PAYOUT', 'PAYOUT_RETURN')
-            or (t.kind = 'UNAPPLIED' and t.cause_id like 't-%') order by cause, t.sequence""",
+            or (t.kind = 'UNAPPLIED' and t.source_id like 't-%')
+                order by wallet_source_id, t.sequence""",
     **INCONSISTENCY_QUERIES,
 }

@@ -14,7 +14,7 @@ from tallystick_storage.verify.shared import (
 )
 
 INCONSISTENCY_QUERIES = {
-    "payment.wrong_orders": """
+    "payment.inconsistent_orders": """
         select 'payment.payment_order ' || o.payment_order_id as name, w.what
         from payment_order o left join order_history f on f.payment_order_id = o.payment_order_id
             and f.version = 1
@@ -41,7 +41,7 @@ INCONSISTENCY_QUERIES = {
                 then 'has another provider_reference than its history'
             when o.delivery_confirmed_time is distinct from case when l.delivered
                 then l.create_time end then 'was not delivered when its history says'
-            when o.asked_fee <> o.platform_fee then 'has another fee than was asked for'
+            when o.requested_fee <> o.platform_fee then 'has another fee than was asked for'
             when o.resolve_by_time is distinct from l.resolve_by_time
                 then 'has another resolve_by_time than its history'
             when (o.resolve_by_time is not null) <> (o.status = 'PENDING'
@@ -49,7 +49,7 @@ INCONSISTENCY_QUERIES = {
                 then 'resolve_by_time is not of what it waits for'
             end as what) w
         where w.what is not null order by 1""",
-    "payment.wrong_payments": f"""
+    "payment.inconsistent_payments": f"""
         select 'payment.checkout ' || c.checkout_id || ' or a payment.payment_order of it' as name,
             'its content is not that of its fingerprint' as what
         from checkout c
@@ -61,7 +61,7 @@ INCONSISTENCY_QUERIES = {
             "o.seller_account",
             "o.amount",
             "o.currency",
-            "coalesce(o.asked_fee::text, '')",
+            "coalesce(o.requested_fee::text, '')",
         )
     }, '' order by o.payment_order_id) as lines
             from payment_order o group by o.checkout_id) o on o.checkout_id = c.checkout_id
@@ -78,42 +78,45 @@ INCONSISTENCY_QUERIES = {
             "c.buyer_country",
             "c.payment_token",
             "c.payment_method_type",
-            "c.charging",
-            "c.on_partial",
+            "c.charge_mode",
+            "c.partial_failure_policy",
             "t.micros",
         )
     } || o.lines, 'UTF8'))
         order by 1""",
-    "payment.wrong_unpaid": """
+    "payment.inconsistent_unpaid": """
         select 'payment.checkout_unpaid ' || checkout_id as name,
             'is not what its payment is' as what
         from checkout_unpaid u full join (select * from checkout where payment_state <> 'PAID') c
             using (checkout_id)
         where (u.owner, u.payment_state, u.create_time) is distinct
             from (c.owner, c.payment_state, c.create_time) order by 1""",
-    "payment.wrong_attempts": """
+    "payment.inconsistent_attempts": """
         select 'payment.attempt ' || o.charge_id as name,
             'has ' || coalesce(a.n, 0) || ' attempts, but its orders count ' || o.n as what
         from (select charge_id, max(attempt_count) as n from payment_order group by charge_id) o
-        left join (select demand_id, count(*) as n from attempt group by demand_id) a
-            on a.demand_id = o.charge_id
+        left join (select operation_id, count(*) as n from attempt group by operation_id) a
+            on a.operation_id = o.charge_id
         where o.n <> coalesce(a.n, 0) order by 1""",
-    "payment.wrong_new_attempts": """
-        select 'payment.attempt ' || a.demand_id || ' ' || a.number as name,
+    "payment.inconsistent_new_attempts": """
+        select 'payment.attempt ' || a.operation_id || ' ' || a.attempt_number as name,
             'is not of its payment, or begins at another time' as what
         from attempt a left join checkout c on c.checkout_id = a.checkout_id
-        where c.checkout_id is null or a.provider <> c.provider or a.number = 1
+        where c.checkout_id is null or a.provider <> c.provider or a.attempt_number = 1
             and a.start_time <> c.create_time
-            or right(a.provider_key, length(a.demand_id || a.number) + 1) <> a.demand_id || '-' ||
-                a.number
+            or right(a.provider_key, length(a.operation_id || a.attempt_number) + 1) <>
+                a.operation_id || '-' ||
+                a.attempt_number
         order by 1""",
-    "payment.wrong_new_due": """
-        select 'payment.due ' || d.demand_id as name,
+    "payment.inconsistent_new_operations": """
+        select 'payment.operation ' || op.operation_id as name,
             'is not as it was made with its payment' as what
-        from due d left join attempt a on a.demand_id = d.demand_id and a.number = 1 left
+        from operation op left join attempt a on a.operation_id = op.operation_id
+            and a.attempt_number = 1 left
             join checkout c on c.checkout_id = a.checkout_id
-        where d.seal is null
-            and (d.provider, d.next_attempt_time, d.since, d.sent_time, d.phase) is distinct
+        where op.seal is null
+            and (op.provider, op.next_attempt_time, op.phase_start_time, op.sent_time,
+                op.phase) is distinct
                 from (c.provider, c.create_time, c.create_time, null, '')
         order by 1""",
 }
@@ -134,7 +137,7 @@ QUERIES = {
         select distinct seller_account, currency collate "C" as currency from payment_order
             where status = 'SUCCESS' and not ledger_updated
         order by seller_account, currency""",
-    "payment.wrong_history": """
+    "payment.inconsistent_history": """
         select 'payment.order_history ' || h.payment_order_id || ' ' || h.version as name,
             coalesce(h.from_status, 'None') || ' to ' || h.to_status || ' does not follow ' ||
                 coalesce(h.before, 'None') as what
@@ -153,12 +156,12 @@ QUERIES = {
         where (h.version = h.number and h.from_status is not distinct
             from h.before and (h.waits = h.waited) is not true
             and case when h.before is null then h.to_status = 'NOT_STARTED'
-                else h.before || ' ' || h.to_status = any(:moves)
+                else h.before || ' ' || h.to_status = any(:transitions)
                     and h.stage = h.stage_before + (h.before = 'SUCCESS'
                     and h.to_status = 'SUCCESS')::int end
             ) is not true
         order by h.payment_order_id, h.version""",
-    "payment.wrong_ends": """
+    "payment.inconsistent_ends": """
         select 'payment.payment_order ' || o.payment_order_id as name, w.what
         from payment_order o left join order_history h on h.payment_order_id = o.payment_order_id
             and h.version = o.version
@@ -187,7 +190,7 @@ QUERIES = {
         from order_history h
             where not exists (select from payment_order o
             where o.payment_order_id = h.payment_order_id) order by name""",
-    "payment.wrong_checkouts": """
+    "payment.inconsistent_checkouts": """
         select 'payment.checkout ' || checkout_id as name, w.what
         from checkout c full join (
             select checkout_id, count(*) as n,
@@ -209,27 +212,28 @@ QUERIES = {
             and c.is_payment_done = (o.unpaid = 0)) is not true
             and w.what is not null
         order by checkout_id""",
-    "payment.wrong_charges": """
-        select 'payment.attempt ' || a.demand_id as name, w.what
-        from (select demand_id, count(*) as n, min(number) as low, max(number) as high,
-            count(*) filter (where outcome <> 'DECLINED') as alive
-              from attempt group by demand_id) a
+    "payment.inconsistent_charges": """
+        select 'payment.attempt ' || a.operation_id as name, w.what
+        from (select operation_id, count(*) as n, min(attempt_number) as low,
+            max(attempt_number) as high,
+            count(*) filter (where outcome <> 'DECLINED') as live
+              from attempt group by operation_id) a
         cross join lateral (values
             (case when a.low <> 1 or a.high <> a.n
                 then 'its attempts are not numbered 1, 2, …' end),
-            (case when a.alive > 1
+            (case when a.live > 1
                 then 'has more than one attempt that is open or has succeeded' end)) w (what)
-        where (a.low <> 1 or a.high <> a.n or a.alive > 1) and w.what is not null
-            order by a.demand_id""",
-    "payment.wrong_demands": """
-        select 'payment.attempt ' || a.demand_id || ' ' || a.number as name, w.what
+        where (a.low <> 1 or a.high <> a.n or a.live > 1) and w.what is not null
+            order by a.operation_id""",
+    "payment.inconsistent_attempt_amounts": """
+        select 'payment.attempt ' || a.operation_id || ' ' || a.attempt_number as name, w.what
         from attempt a left join (
             select checkout_id, charge_id, sum(amount) as amount, min(currency) as low,
                 max(currency) as high, count(*) as n,
                 count(*) filter (where status = 'SUCCESS') as succeeded,
                     count(*) filter (where status in ('EXECUTING', 'PENDING')) as open
             from payment_order where attempt_count > 0 group by checkout_id, charge_id) o
-                on o.checkout_id = a.checkout_id and o.charge_id = a.demand_id
+                on o.checkout_id = a.checkout_id and o.charge_id = a.operation_id
         left join unapplied_charge u on u.provider = a.provider
             and u.provider_reference = a.provider_reference
         cross join lateral (values
@@ -249,49 +253,51 @@ QUERIES = {
             or a.outcome = 'SUCCEEDED'
                 and ((a.moved_amount, a.moved_currency) is distinct from (a.amount, a.currency)
                     or o.n <> o.succeeded)) and w.what is not null
-        order by a.demand_id, a.number""",
+        order by a.operation_id, a.attempt_number""",
     "payment.unpaid_successes": """
         select 'payment.payment_order ' || o.payment_order_id as name,
             'is SUCCESS without an attempt that succeeded' as what from payment_order o
         where o.status = 'SUCCESS' and not exists (
-            select from attempt a where a.demand_id = o.charge_id and a.outcome = 'SUCCEEDED'
+            select from attempt a where a.operation_id = o.charge_id and a.outcome = 'SUCCEEDED'
                 and a.provider_reference = o.provider_reference)
         order by 1""",
     "payment.shared_references": """
         select 'payment.attempt ' || provider || ' ' || provider_reference as name,
             'is the money of ' || count(*) || ' charges' as what from (
-            select provider, provider_reference, demand_id from attempt where outcome = 'SUCCEEDED'
+            select provider, provider_reference, operation_id from attempt
+                where outcome = 'SUCCEEDED'
             union select provider, provider_reference, charge_id from unapplied_charge) c
         group by provider, provider_reference having count(*) > 1
             order by provider, provider_reference""",
-    "payment.wrong_money": """
+    "payment.inconsistent_money": """
         select 'payment.provider_money ' || coalesce(m.provider,
             c.provider) || ' ' || coalesce(m.provider_reference, c.provider_reference) as name,
             case when m.charge_id is null then 'is missing' when c.charge_id is null
                 then 'names what no charge took'
                 else 'names ' || m.charge_id || ', but ' || c.charge_id || ' took it' end as what
         from provider_money m full join (
-            select provider, provider_reference, demand_id as charge_id from attempt
+            select provider, provider_reference, operation_id as charge_id from attempt
                 where outcome = 'SUCCEEDED'
             union select provider, provider_reference, charge_id from unapplied_charge) c
             on m.provider = c.provider and m.provider_reference = c.provider_reference
         where m.charge_id is distinct from c.charge_id order by 1""",
-    "payment.due": """
+    "payment.operations": """
         with o as (
             select charge_id, min(payment_order_id) as payment_order_id from payment_order
             where status <> 'FAILED'
                 and not (status = 'SUCCESS' and wallet_updated and ledger_updated)
                 group by charge_id),
-        l as (select substr(subject, 9) as charge_id from dead_letter where state = 'OPEN'
-            and subject like 'charges/%')
-        select charge_id as demand_id, o.payment_order_id as open,
-            d.lease_token is not null as listed, d.next_attempt_time is not null as due,
-            l.charge_id is not null as set_aside
-        from o full join (select demand_id as charge_id, lease_token, next_attempt_time from due) d
+        l as (select substr(resource_name, 9) as charge_id from dead_letter where state = 'OPEN'
+            and resource_name like 'charges/%')
+        select charge_id as operation_id, o.payment_order_id as open,
+            d.lease_token is not null as is_stored, d.next_attempt_time is not null as is_due,
+            l.charge_id is not null as is_dead_lettered
+        from o full join (select operation_id as charge_id, lease_token, next_attempt_time
+            from operation) d
             using (charge_id) full join l using (charge_id) order by charge_id""",
     "payment.delivered": """
         select o.payment_order_id, r.payment_order_id is not null as waiting
-        from payment_order o left join to_release r on r.payment_order_id = o.payment_order_id
+        from payment_order o left join pending_release r on r.payment_order_id = o.payment_order_id
         where o.delivery_confirmed_time is not null order by o.payment_order_id""",
     "payment.unapplied": "select * from unapplied_charge order by unapplied_charge_id",
     "payment.versions": f"""

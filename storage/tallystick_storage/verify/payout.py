@@ -10,33 +10,33 @@ from tallystick_storage.verify.shared import (
 )
 
 INCONSISTENCY_QUERIES = {
-    "payout.wrong_attempts": """
+    "payout.inconsistent_attempts": """
         select 'payout.attempt p-' || p.payout_id as name,
             'has ' || a.n || ' attempts as its payout is, which counts ' || p.attempt_count as what
         from payout p cross join lateral (
             select count(*) filter (where a.amount = p.net_amount and a.currency = p.currency
                 and a.provider = p.provider) as n, count(*) as every
-            from attempt a where a.demand_id = 'p-' || p.payout_id) a
+            from attempt a where a.operation_id = 'p-' || p.payout_id) a
         where a.n <> p.attempt_count or a.n <> a.every order by 1""",
-    "payout.wrong_states": """
+    "payout.inconsistent_states": """
         select 'payout.payout_in_state ' || payout_id as name, 'is not what its payout is' as what
         from payout_in_state s full
             join (select * from payout
             where state not in ('CREATED', 'READY', 'SUBMITTING', 'PAID')) p using (payout_id)
         where (s.owner, s.state, s.create_time) is distinct from (p.owner, p.state, p.create_time)
             order by 1""",
-    "payout.wrong_batches": """
+    "payout.inconsistent_batches": """
         select 'payout.payout_batch_item of payout.payout_batch ' || b.payout_batch_id as name,
-            'are ' || i.n || ', of which ' || i.refused || ' are refused; the batch counts ' ||
-                b.collected_count || ' and ' || b.refused_count as what
+            'are ' || i.n || ', of which ' || i.rejected || ' are refused; the batch counts ' ||
+                b.generated_count || ' and ' || b.rejected_count as what
         from payout_batch b cross join lateral (
-            select count(*) as every, count(*) filter (where i.state <> 'ASKED') as n,
-                count(*) filter (where i.state = 'REFUSED') as refused,
-                count(*) filter (where i.state = 'MADE' and not exists (
+            select count(*) as every, count(*) filter (where i.state <> 'REQUESTED') as n,
+                count(*) filter (where i.state = 'REJECTED') as rejected,
+                count(*) filter (where i.state = 'CREATED' and not exists (
                     select from payout p where p.payout_id = i.payout_id
                         and p.payout_batch_id = i.payout_batch_id)) as lost
             from payout_batch_item i where i.payout_batch_id = b.payout_batch_id) i
-        where (i.n, i.refused, i.lost) <> (b.collected_count, b.refused_count, 0) or not b.is_run
+        where (i.n, i.rejected, i.lost) <> (b.generated_count, b.rejected_count, 0) or not b.is_run
             and i.every <> b.item_count order by 1""",
 }
 """Rows that are not what follows from others of the schema: each query gives a column `name` and
@@ -47,26 +47,28 @@ QUERIES = {
     **seal_queries("payout"),
     "payout.payout_count": "select count(*) as rows from payout",
     "payout.payouts": (
-        "select payout_id, state, settled, version, seller_account, currency, amount from payout "
+        "select payout_id, state, booked, version, seller_account, currency, amount from payout "
         "order by payout_id"
     ),
-    "payout.wrong_history": """
+    "payout.inconsistent_history": """
         select 'payout.payout_history ' || h.payout_id || ' ' || h.version as name,
             coalesce(h.from_state, 'None') || ' to ' || h.to_state || ' does not follow ' ||
                 coalesce(h.before, 'None') as what
         from (
-            select payout_id, version, from_state, to_state, cause, settled,
+            select payout_id, version, from_state, to_state, transition_reason, booked,
                 row_number() over w as number, lag(to_state) over w as before
             from payout_history window w as (partition by payout_id order by version)) h
         where (h.version = h.number and h.from_state is not distinct from h.before
-            and case when h.before is null then h.to_state = 'CREATED' and not h.settled
-                when h.before = h.to_state then h.cause || ' ' || h.settled = any(:stayed)
-                else h.before || ' ' || h.to_state = any(:moves) and not h.settled end) is not true
+            and case when h.before is null then h.to_state = 'CREATED' and not h.booked
+                when h.before = h.to_state
+                    then h.transition_reason || ' ' || h.booked = any(:same_state_transitions)
+                else h.before || ' ' || h.to_state = any(:transitions)
+                    and not h.booked end) is not true
         order by h.payout_id, h.version""",
-    "payout.wrong_ends": """
+    "payout.inconsistent_ends": """
         select 'payout.payout ' || p.payout_id as name, w.what
         from payout p left join payout_history h on h.payout_id = p.payout_id
-            and h.version = p.version and h.to_state = p.state and h.settled = p.settled
+            and h.version = p.version and h.to_state = p.state and h.booked = p.booked
         left join payout_history n on n.payout_id = p.payout_id and n.version = p.version + 1
         cross join lateral (values
             (case when h.version is null or n.version is not null then coalesce(
@@ -86,34 +88,36 @@ QUERIES = {
         order by name""",
     "payout.in_flight": """
         select distinct seller_account, currency from payout
-        where not settled and state in ('PAID', 'RETURNED', 'FAILED', 'REJECTED', 'CANCELLED')
+        where not booked and state in ('PAID', 'RETURNED', 'FAILED', 'REJECTED', 'CANCELLED')
             order by seller_account, currency""",
-    "payout.due": """
+    "payout.operations": """
         with o as (
-            select 'p-' || payout_id as demand_id from payout where not settled
+            select 'p-' || payout_id as operation_id from payout where not booked
             union all select 'd-' || payout_destination_id from payout_destination
                 where state = 'PENDING_VERIFICATION'),
         l as (
-            select case split_part(subject, '/', 1) when 'payouts' then 'p-'
-                else 'd-' end || split_part(subject, '/', 2) as demand_id
+            select case split_part(resource_name, '/', 1) when 'payouts' then 'p-'
+                else 'd-' end || split_part(resource_name, '/', 2) as operation_id
             from dead_letter where state = 'OPEN'),
-        d as (select demand_id, next_attempt_time from due)
-        select demand_id, o.demand_id as open, d.demand_id is not null as listed,
-            d.next_attempt_time is not null as due, l.demand_id is not null as set_aside
-        from o full join d using (demand_id) full join l using (demand_id) order by demand_id""",
+        d as (select operation_id, next_attempt_time from operation)
+        select operation_id, o.operation_id as open, d.operation_id is not null as is_stored,
+            d.next_attempt_time is not null as is_due,
+                l.operation_id is not null as is_dead_lettered
+        from o full join d using (operation_id) full join l using (operation_id)
+            order by operation_id""",
     "payout.transfers": """
         select t.*, p.version
         from transfer t join payout p on p.payout_id = t.payout_id
             order by t.payout_id, t.provider_reference""",
-    "payout.facts": """
-        select (case when b.is_return then 'PAYOUT_RETURN' when t.fit = 'OTHER_CURRENCY'
-            then 'UNAPPLIED' else 'PAYOUT' end || '/' || t.cause_id)
-                collate "C" as cause,
+    "payout.money_movements": """
+        select (case when b.is_return then 'PAYOUT_RETURN' when t.match = 'CURRENCY_MISMATCH'
+            then 'UNAPPLIED' else 'PAYOUT' end || '/' || t.source_id)
+                collate "C" as wallet_source_id,
             b.is_return, t.*, p.seller_account, p.amount as payout_amount, p.fee as payout_fee,
-                p.currency as payout_currency, p.settled
+                p.currency as payout_currency, p.booked
         from transfer t join payout p on p.payout_id = t.payout_id
         cross join lateral (select false as is_return union all select true
-            where t.returned_amount is not null) b order by cause""",
+            where t.returned_amount is not null) b order by wallet_source_id""",
     "payout.versions": f"""
         select 'payouts/' || payout_id as aggregate_id, {VERSIONS.format("version")}
             from payout_history

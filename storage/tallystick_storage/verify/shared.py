@@ -54,7 +54,7 @@ def to_microseconds(time: str) -> str:
 # A transaction's entries as one text, as `tallystick_server.process.checks.report.format_entries`
 # writes them.
 LINES = """(select string_agg(a.account || ' ' || e.currency || ' ' || e.amount, ', '
-    order by e.place)
+    order by e.line_number)
             from entry e join account a on a.account_id = e.account_id where e.book = t.book
                 and e.sequence = t.sequence)"""
 # The versions of something, as one text for each thousand, so that no row grows without bound.
@@ -64,7 +64,7 @@ UNPUBLISHED_VERSIONS = f"""
     from (
         select unnest(aggregate_ids) collate "C" as aggregate_id, unnest(versions) as version
             from outbox
-        union all select aggregate_id, version from refused_event) o
+        union all select aggregate_id, version from rejected_event) o
     group by aggregate_id, block order by aggregate_id, block"""
 ALERTS = """
         select 'alerts/' || alert_id as aggregate_id, case when end_time is null then 1

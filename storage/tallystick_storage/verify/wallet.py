@@ -7,12 +7,12 @@ from __future__ import annotations
 from tallystick_storage.verify.shared import ALERTS, UNPUBLISHED_VERSIONS, VERSIONS, seal_queries
 
 INCONSISTENCY_QUERIES = {
-    "wallet.wrong_holds": """
-        select 'wallet.hold ' || e.cause as name,
+    "wallet.inconsistent_holds": """
+        select 'wallet.hold ' || e.source_id as name,
             'is not what wallet.wallet_entry says: placed for ' || e.amount as what
-        from wallet_entry e left join hold h on h.hold_id = e.cause
+        from wallet_entry e left join hold h on h.hold_id = e.source_id
         left join wallet_entry n on n.kind in ('HOLD_CAPTURED', 'HOLD_RELEASED', 'HOLD_EXPIRED')
-            and n.cause = e.cause
+            and n.source_id = e.source_id
         where e.kind = 'HOLD_PLACED'
             and (h.seller_account, h.currency, h.amount, h.create_time, 'HOLD_' || h.state,
             h.end_time)
@@ -21,11 +21,11 @@ INCONSISTENCY_QUERIES = {
                 coalesce(n.kind, 'HOLD_OPEN'), n.create_time)
         union all
         select 'wallet.hold ' || h.hold_id, 'was never placed'
-        from hold h where h.state <> 'SEALED'
+        from hold h where h.state <> 'TOMBSTONE'
             and not exists (select from wallet_entry e where e.kind = 'HOLD_PLACED'
-            and e.cause = h.hold_id)
+            and e.source_id = h.hold_id)
         order by 1""",
-    "wallet.wrong_sellers": """
+    "wallet.inconsistent_sellers": """
         select 'wallet.seller_assignment of wallet.seller ' || s.seller_account as name,
             a.n || ' were approved since its first owner, but it is at version ' || s.version as
                 what
@@ -34,7 +34,7 @@ INCONSISTENCY_QUERIES = {
             where a.seller_account = s.seller_account and a.state = 'APPROVED'
                 and a.seller_version between 2 and s.version) a
         where a.n <> s.version - 1 order by 1""",
-    "wallet.wrong_policies": """
+    "wallet.inconsistent_policies": """
         select 'wallet.wallet_policy of wallet.wallet ' || w.seller_account || ' ' || w.currency as
             name, 'the wallet is not what its policies say' as what
         from wallet w left join wallet_policy p on p.seller_account = w.seller_account
@@ -66,11 +66,11 @@ QUERIES = {
     "wallet.balances": (
         "select seller_account, currency, balance from wallet order by seller_account, currency"
     ),
-    "wallet.wrong_entries": """
+    "wallet.inconsistent_entries": """
         select 'wallet.wallet_entry ' || e.seller_account || ' ' || e.currency || ' ' || e.number as
             name, w.what
         from (
-            select e.*, e.balance - lag(e.balance, 1, 0::numeric) over w as moved,
+            select e.*, e.balance - lag(e.balance, 1, 0::numeric) over w as balance_change,
                 lag(e.number, 1, 0::bigint) over w as number_before
             from (
                 select seller_account, currency, number, kind, amount,
@@ -82,13 +82,14 @@ QUERIES = {
         cross join lateral (values
             (case when e.number <> e.number_before + 1
                 then 'follows ' || e.number_before || ', with a gap' end),
-            (case when e.moved <> e.change
-                then 'moves the balance by ' || e.moved || ', which is not its ' || e.kind || ' of '
+            (case when e.balance_change <> e.change
+                then 'moves the balance by ' || e.balance_change || ', which is not its ' || e.kind
+                    || ' of '
                 || e.amount end)) w (what)
-        where (e.number = e.number_before + 1 and e.moved = e.change) is not true
+        where (e.number = e.number_before + 1 and e.balance_change = e.change) is not true
             and w.what is not null
         order by e.seller_account, e.currency, e.number""",
-    "wallet.wrong_wallets": """
+    "wallet.inconsistent_wallets": """
         select 'wallet.wallet ' || w.seller_account || ' ' || w.currency as name, x.what
         from wallet w
         left join lateral (
@@ -133,33 +134,35 @@ QUERIES = {
             where not exists (select from wallet w where w.seller_account = e.seller_account
             and w.currency = e.currency)
         order by name""",
-    "wallet.wrong_pending": """
-        select 'wallet.pending_credit ' || c.cause as name,
-            case when r.cause is not null then 'is pending, but it was released'
+    "wallet.inconsistent_pending": """
+        select 'wallet.pending_credit ' || c.source_id as name,
+            case when r.source_id is not null then 'is pending, but it was released'
                 when e.amount is distinct from c.amount then 'is not what was credited'
                 else 'is pending, though its time came long ago' end as what
-        from pending_credit c left join wallet_entry e on e.kind = 'CREDIT' and e.cause = c.cause
-        left join wallet_entry r on r.kind = 'RELEASE' and r.cause = c.cause
-        where e.amount is distinct from c.amount or r.cause is not null
+        from pending_credit c left join wallet_entry e on e.kind = 'CREDIT'
+            and e.source_id = c.source_id
+        left join wallet_entry r on r.kind = 'RELEASE' and r.source_id = c.source_id
+        where e.amount is distinct from c.amount or r.source_id is not null
             -- after which work was still done
-            or c.release_time < (select max(create_time) from mark) - interval '10 minutes'
-        order by c.cause""",
+            or c.release_time < (select max(create_time) from commit_marker) - interval '10 minutes'
+        order by c.source_id""",
     "wallet.pay_ins": """
-        select substr(cause, 8) as payment_order_id, seller_account, currency, amount
+        select substr(source_id, 8) as payment_order_id, seller_account, currency, amount
             from wallet_entry
-        where kind = 'CREDIT' and cause like 'PAY_IN/%' order by payment_order_id""",
+        where kind = 'CREDIT' and source_id like 'PAY_IN/%' order by payment_order_id""",
     "wallet.pending_pay_ins": """
-        select substr(cause, 8) as payment_order_id from pending_credit where cause like 'PAY_IN/%'
+        select substr(source_id, 8) as payment_order_id from pending_credit
+            where source_id like 'PAY_IN/%'
             order by payment_order_id""",
     "wallet.payout_holds": """
         select substr(hold_id, 9) as payout_id, seller_account, currency, amount, captured_amount,
             state
         from hold where purpose = 'PAYOUT' order by payout_id""",
     "wallet.payouts": """
-        select cause, seller_account, currency, case kind when 'DEBIT' then -amount
+        select source_id, seller_account, currency, case kind when 'DEBIT' then -amount
             else amount end as amount from wallet_entry
-        where (kind = 'DEBIT' and cause like 'PAYOUT/%')
-            or (kind = 'CREDIT' and starts_with(cause, 'PAYOUT_RETURN/')) order by cause""",
+        where (kind = 'DEBIT' and source_id like 'PAYOUT/%')
+            or (kind = 'CREDIT' and starts_with(source_id, 'PAYOUT_RETURN/')) order by source_id""",
     "wallet.versions": f"""
         select 'wallets/' || seller_account || '/' || currency as aggregate_id,
             {VERSIONS.format("number")} from wallet_entry

@@ -52,19 +52,19 @@ _CLAIM = text(f"""
         order by r.seller_account
         on conflict do nothing returning *),
     {insert_into_outbox("new", "'sellers/' || seller_account", "1")}
-    select new.*, sequence as told from new, told
+    select new.*, sequence as outbox_sequence from new, outbox_sequence
 """)
 _LOCK = text(
     "select seller_account, owner, version, update_time from seller where seller_account = "
     ":seller_account for update"
 )
 _CHANGE_OWNER = text(f"""
-    with moved as (
+    with changed as (
         update seller set owner = :owner, version = :version,
             update_time = greatest(update_time, clock()) where seller_account = :seller_account
             returning *),
-    {insert_into_outbox("moved", "'sellers/' || seller_account")}
-    select moved.*, sequence as told from moved, told
+    {insert_into_outbox("changed", "'sellers/' || seller_account")}
+    select changed.*, sequence as outbox_sequence from changed, outbox_sequence
 """)
 _INSERT_ASSIGNMENT = text(f"""
     with new as (
@@ -75,7 +75,7 @@ _INSERT_ASSIGNMENT = text(f"""
             :requested_by, :reason, '', '', clock())
         on conflict do nothing returning *),
     {insert_into_outbox("new", "'sellerAssignments/' || seller_assignment_id", "1")}
-    select {_ASSIGNMENT_COLUMNS}, sequence as told from new, told
+    select {_ASSIGNMENT_COLUMNS}, sequence as outbox_sequence from new, outbox_sequence
 """)
 _FIND_ASSIGNMENT = text(
     f"select {_ASSIGNMENT_COLUMNS} from seller_assignment where seller_assignment_id = :id"
@@ -91,11 +91,11 @@ _RECORD_DECISION = text(f"""
             decide_time = greatest(create_time, clock()) where seller_assignment_id = :id
                 returning *),
     {insert_into_outbox("decided", "'sellerAssignments/' || seller_assignment_id", "2")}
-    select {_ASSIGNMENT_COLUMNS}, sequence as told from decided, told
+    select {_ASSIGNMENT_COLUMNS}, sequence as outbox_sequence from decided, outbox_sequence
 """)
 _LIST_ASSIGNMENTS = text(f"""
     select {_ASSIGNMENT_COLUMNS} from seller_assignment where seller_account = :seller_account
-    order by create_time desc, seller_assignment_id desc limit :most
+    order by create_time desc, seller_assignment_id desc limit :limit
 """)
 
 
@@ -163,5 +163,5 @@ def record_decision(
 def list_assignments(connection: Connection, seller_account: str, limit: int) -> Sequence[Row[Any]]:
     """The last assignments of a seller, newest first."""
     return connection.execute(
-        _LIST_ASSIGNMENTS, {"seller_account": seller_account, "most": limit}
+        _LIST_ASSIGNMENTS, {"seller_account": seller_account, "limit": limit}
     ).all()

@@ -21,7 +21,7 @@ from tallystick_storage.outbox import insert_into_outbox
 WalletKey = tuple[str, str]
 """Seller and currency."""
 DueCursor = tuple[datetime, str]
-"""Since when something is due, and its cause: its place among all that is."""
+"""Since when something is due, and its source id: its place among all that is."""
 
 _OPEN_WALLETS = text("""
     insert into wallet (seller_account, currency, pending, available, held, owed, balance, version,
@@ -79,20 +79,20 @@ def _encode_keys(keys: Sequence[WalletKey]) -> str:
 
 
 _FIND_ENTRIES = text("""
-    select e.kind, e.cause, e.fingerprint, e.seller_account, e.currency, e.amount
-        from json_to_recordset(cast(:causes as json)) as r (kind text, cause text)
-    join wallet_entry e on e.kind = r.kind and e.cause = r.cause
+    select e.kind, e.source_id, e.fingerprint, e.seller_account, e.currency, e.amount
+        from json_to_recordset(cast(:source_ids as json)) as r (kind text, source_id text)
+    join wallet_entry e on e.kind = r.kind and e.source_id = r.source_id
 """)
 
 
 def find_entries(
-    connection: Connection, causes: Sequence[tuple[str, str]]
+    connection: Connection, source_ids: Sequence[tuple[str, str]]
 ) -> dict[tuple[str, str], StoredInstruction]:
-    """Which changes (kind, cause) were made before."""
-    items = encode_rows([{"kind": kind, "cause": cause} for kind, cause in causes])
-    result = connection.execute(_FIND_ENTRIES, {"causes": items})
+    """Which changes (kind, source_id) were made before."""
+    items = encode_rows([{"kind": kind, "source_id": source_id} for kind, source_id in source_ids])
+    result = connection.execute(_FIND_ENTRIES, {"source_ids": items})
     return {
-        (row.kind, row.cause): StoredInstruction(
+        (row.kind, row.source_id): StoredInstruction(
             bytes(row.fingerprint), row.seller_account, row.currency, int(row.amount)
         )
         for row in result
@@ -105,16 +105,16 @@ _HOLD_COLUMNS = (
 )
 _FIND_HOLDS = text(
     f"select {_HOLD_COLUMNS} from hold where hold_id = any (cast(:ids as text[])) and state <> "
-    "'SEALED' order by hold_id"
+    "'TOMBSTONE' order by hold_id"
 )
 _ADD_TOMBSTONES = text("""
     insert into hold (hold_id, captured_amount, state, caller, create_time, end_time)
-    select id, 0, 'SEALED', :caller, t.now, t.now from unnest(cast(:ids as text[]))
+    select id, 0, 'TOMBSTONE', :caller, t.now, t.now from unnest(cast(:ids as text[]))
         as r (id), (select clock() as now) t order by id collate "C"
     on conflict do nothing
 """)
 _FIND_TOMBSTONES = text(
-    "select hold_id from hold where hold_id = any (cast(:ids as text[])) and state = 'SEALED'"
+    "select hold_id from hold where hold_id = any (cast(:ids as text[])) and state = 'TOMBSTONE'"
 )
 # Of each of the seller's few currencies the newest.
 _LIST_HOLDS = text(f"""
@@ -123,9 +123,9 @@ _LIST_HOLDS = text(f"""
             and h.currency = w.currency
             and (h.create_time,
                 h.hold_id) < (coalesce(cast(:before_time as timestamptz), 'infinity'), :before_id)
-        order by h.create_time desc, h.hold_id desc limit :most) h
+        order by h.create_time desc, h.hold_id desc limit :limit) h
     where w.seller_account = :seller_account and (:currency = '' or w.currency = :currency)
-    order by h.create_time desc, h.hold_id desc limit :most
+    order by h.create_time desc, h.hold_id desc limit :limit
 """)
 
 
@@ -160,27 +160,28 @@ def as_hold(row: Row[Any]) -> Hold:
 
 
 _FIND_CREDITS = text("""
-    select e.cause, e.seller_account, e.currency, e.amount, p.cause is not null as pending
-    from unnest(cast(:causes as text[])) as r (cause) join wallet_entry e on e.kind = 'CREDIT'
-        and e.cause = r.cause
-    left join pending_credit p on p.cause = e.cause
+    select e.source_id, e.seller_account, e.currency, e.amount, p.source_id is not null as pending
+    from unnest(cast(:source_ids as text[])) as r (source_id) join wallet_entry e
+        on e.kind = 'CREDIT'
+        and e.source_id = r.source_id
+    left join pending_credit p on p.source_id = e.source_id
 """)
 _LIST_RELEASABLE = text("""
-    select cause, release_time as time from pending_credit
+    select source_id, release_time as time from pending_credit
     where release_time <= (select clock())
-        and (release_time, cause) > (coalesce(cast(:after_time as timestamptz), '-infinity'),
+        and (release_time, source_id) > (coalesce(cast(:after_time as timestamptz), '-infinity'),
         :after)
-    order by release_time, cause limit :most
+    order by release_time, source_id limit :limit
 """)
 
 
-def find_credits(connection: Connection, causes: list[str]) -> dict[str, Credit]:
-    """Credits by cause, those that were made. Their wallet's lock guards whether they are
+def find_credits(connection: Connection, source_ids: list[str]) -> dict[str, Credit]:
+    """Credits by source id, those that were made. Their wallet's lock guards whether they are
     pending.
     """
-    result = connection.execute(_FIND_CREDITS, {"causes": causes})
+    result = connection.execute(_FIND_CREDITS, {"source_ids": source_ids})
     return {
-        row.cause: Credit(row.seller_account, row.currency, row.amount, row.pending)
+        row.source_id: Credit(row.seller_account, row.currency, row.amount, row.pending)
         for row in result
     }
 
@@ -188,10 +189,10 @@ def find_credits(connection: Connection, causes: list[str]) -> dict[str, Credit]
 def list_releasable(
     connection: Connection, after: DueCursor | None, limit: int
 ) -> Sequence[Row[Any]]:
-    """The causes of pending credits whose time has come, the oldest first, after a given (time,
-    cause).
+    """The source ids of pending credits whose time has come, the oldest first, after a given (time,
+    source_id).
     """
-    return connection.execute(_LIST_RELEASABLE, {**_cursor_parameters(after), "most": limit}).all()
+    return connection.execute(_LIST_RELEASABLE, {**_cursor_parameters(after), "limit": limit}).all()
 
 
 def _cursor_parameters(cursor: DueCursor | None) -> dict[str, Any]:
@@ -208,7 +209,7 @@ def list_holds(
         "currency": currency,
         "before_time": before_time,
         "before_id": before_id,
-        "most": limit,
+        "limit": limit,
     }
     return connection.execute(_LIST_HOLDS, parameters).all()
 
@@ -225,25 +226,26 @@ class DecidedInstruction:
 _WRITE = text(f"""
     with t as materialized (select clock() as now),
     e as (
-        insert into wallet_entry (seller_account, currency, number, kind, cause, caller,
+        insert into wallet_entry (seller_account, currency, number, kind, source_id, caller,
             fingerprint, amount, pending_after, available_after, held_after,
             owed_after, traceparent, create_time)
-        select seller_account, currency, number, kind, cause, caller, decode(fingerprint, 'hex'),
+        select seller_account, currency, number, kind, source_id, caller,
+            decode(fingerprint, 'hex'),
             amount, pending, available, held, owed, traceparent, now
         from json_to_recordset(cast(:entries as json))
             as r (seller_account text collate "C", currency text collate "C", number bigint,
-            kind text, cause text, caller text,
+            kind text, source_id text, caller text,
             fingerprint text, amount bigint, pending numeric, available numeric, held numeric,
                 owed numeric, traceparent text), t
         returning seller_account, currency, number),
     {insert_into_outbox("e", "'wallets/' || seller_account || '/' || currency", "number")},
     c as (
-        insert into pending_credit (cause, seller_account, currency, amount, release_time)
-        select cause, seller_account, currency, amount, now + make_interval(secs => delay)
+        insert into pending_credit (source_id, seller_account, currency, amount, release_time)
+        select source_id, seller_account, currency, amount, now + make_interval(secs => delay)
         from json_to_recordset(cast(:pending as json))
-            as r (cause text, seller_account text collate "C", currency text collate "C",
+            as r (source_id text, seller_account text collate "C", currency text collate "C",
             amount bigint, delay int), t),
-    d as (delete from pending_credit where cause = any (cast(:released as text[]))),
+    d as (delete from pending_credit where source_id = any (cast(:released as text[]))),
     p as (
         insert into hold (hold_id, seller_account, currency, amount, captured_amount, purpose,
             state, caller, expire_time, create_time)
@@ -268,13 +270,13 @@ _WRITE = text(f"""
             available numeric, held numeric,
             owed numeric, version bigint), t
         where w.seller_account = r.seller_account and w.currency = r.currency)
-    select now as create_time, sequence as told from t, told
+    select now as create_time, sequence as outbox_sequence from t, outbox_sequence
 """)
 
 
 def write(connection: Connection, changes: Sequence[DecidedInstruction]) -> Row[Any]:
     """Writes changes of locked wallets, in order: entries, holds, and each wallet once; their
-    create_time, and the outbox row in which they are to be told.
+    create_time, and the outbox row in which they are to be recorded.
     """
     changed_wallets: dict[WalletKey, Wallet] = {}
     entries, placed, ended, pending, released = [], [], [], [], []
@@ -286,14 +288,14 @@ def write(connection: Connection, changes: Sequence[DecidedInstruction]) -> Row[
             pending_amount = {"amount": item.change.amount, "delay": wallet.release_delay}
             pending.append(
                 {
-                    "cause": item.instruction.cause,
+                    "source_id": item.instruction.source_id,
                     "seller_account": wallet.seller_account,
                     "currency": wallet.currency,
                     **pending_amount,
                 }
             )
         if item.instruction.kind is EntryKind.RELEASE:
-            released.append(item.instruction.cause)
+            released.append(item.instruction.source_id)
         if hold is not None and item.instruction.kind is EntryKind.HOLD_PLACED:
             placed.append(hold)
         elif hold is not None:
@@ -335,7 +337,7 @@ def _entry_columns(item: DecidedInstruction) -> dict[str, Any]:
         **_balance_columns(item.change.wallet),
         "number": item.change.wallet.version,
         "kind": item.instruction.kind,
-        "cause": item.instruction.cause,
+        "source_id": item.instruction.source_id,
         "caller": item.instruction.caller,
         "fingerprint": item.instruction.fingerprint.hex(),
         "amount": item.change.amount,
@@ -356,18 +358,18 @@ _LIST_WALLETS = text(f"""
     select {_WALLET_COLUMNS} from wallet
     where (:seller_account = '' or seller_account = :seller_account)
         and (seller_account, currency) > (:after_seller, :after_currency)
-    order by seller_account, currency limit :most
+    order by seller_account, currency limit :limit
 """)
 _LIST_WALLETS_IN_CURRENCY = text(f"""
     select {_WALLET_COLUMNS} from wallet
     where (:seller_account = '' or seller_account = :seller_account) and currency = :currency
         and seller_account > :after_seller
-    order by seller_account limit :most
+    order by seller_account limit :limit
 """)
 _LIST_ENTRIES = text("""
     select * from wallet_entry where seller_account = :seller_account and currency = :currency
         and number < :before
-    order by number desc limit :most
+    order by number desc limit :limit
 """)
 
 
@@ -383,7 +385,7 @@ def list_wallets(
     connection: Connection, seller: str, currency: str, after: WalletKey, limit: int
 ) -> Sequence[Row[Any]]:
     """Wallets by seller and currency, after a given one."""
-    parameters = {"seller_account": seller, "after_seller": after[0], "most": limit}
+    parameters = {"seller_account": seller, "after_seller": after[0], "limit": limit}
     if currency:
         return connection.execute(
             _LIST_WALLETS_IN_CURRENCY, {**parameters, "currency": currency}
@@ -395,7 +397,7 @@ def list_entries(
     connection: Connection, key: WalletKey, before: int, limit: int
 ) -> Sequence[Row[Any]]:
     """A wallet's entries, newest first, below a number."""
-    parameters = {"seller_account": key[0], "currency": key[1], "before": before, "most": limit}
+    parameters = {"seller_account": key[0], "currency": key[1], "before": before, "limit": limit}
     return connection.execute(_LIST_ENTRIES, parameters).all()
 
 
@@ -420,7 +422,7 @@ _SET_POLICY = text(f"""
         select seller_account, currency, policy_version, frozen, release_delay, :caller,
             :traceparent, update_time from w),
     {insert_into_outbox("w", _POLICY_RESOURCE_NAME, "policy_version")}
-    select w.*, sequence as told from w, told
+    select w.*, sequence as outbox_sequence from w, outbox_sequence
 """)
 
 
@@ -439,8 +441,8 @@ def set_policy(
     The same policy again changes nothing, nor does one that is to replace another version; None:
     whichever there is.
 
-    Returns the wallet as it is now, with the outbox row in which its policy is to be told; None if
-    nothing changed.
+    Returns the wallet as it is now, with the outbox row in which its policy is to be recorded; None
+    if nothing changed.
     """
     values = {
         "seller_account": key[0],
@@ -455,11 +457,11 @@ def set_policy(
 
 
 _LIST_EXPIRED_HOLDS = text("""
-    select hold_id as cause, expire_time as time from hold
+    select hold_id as source_id, expire_time as time from hold
     where state = 'OPEN' and expire_time <= (select clock())
         and (expire_time, hold_id) > (coalesce(cast(:after_time as timestamptz), '-infinity'),
         :after)
-    order by expire_time, hold_id limit :most
+    order by expire_time, hold_id limit :limit
 """)
 
 
@@ -468,5 +470,5 @@ def list_expired_holds(
 ) -> Sequence[Row[Any]]:
     """Open holds whose time is up, the oldest first, after a given (time, hold_id)."""
     return connection.execute(
-        _LIST_EXPIRED_HOLDS, {**_cursor_parameters(after), "most": limit}
+        _LIST_EXPIRED_HOLDS, {**_cursor_parameters(after), "limit": limit}
     ).all()

@@ -258,7 +258,7 @@ class PayoutSection(_Section):
     alert_after: PayoutAlertSeconds = {}
     """How long a payout may stay in a state before an alert is raised, by state. By default
     MOVING=600 (any other state, or not yet booked), AWAITING_APPROVAL=86400, SUBMITTED=86400,
-    IN_TRANSIT=432000; VERIFYING=259200 for destinations; COLLECTING=3600 for batches.
+    IN_TRANSIT=432000; VERIFYING=259200 for destinations; GENERATING=3600 for batches.
     """
 
 

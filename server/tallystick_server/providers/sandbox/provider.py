@@ -240,7 +240,7 @@ def to_outcome(reply: Reply) -> ChargeOutcome:
                 else Unknown(f"status {reply.status} with an answer that cannot be read")
             )
         case 400 if reply.code in _REJECTION_CODES:
-            return Declined(FailureReason.PROVIDER_REFUSED, reply.code)
+            return Declined(FailureReason.PROVIDER_REJECTED, reply.code)
         case _:
             return _to_inconclusive_outcome(reply)
 
@@ -290,11 +290,11 @@ def _to_definite_outcome(reply: Reply) -> ChargeOutcome:
 
 _RETRY_REASONS = {
     400: RetryReason.REJECTED,
-    401: RetryReason.FORBIDDEN,
-    403: RetryReason.FORBIDDEN,
+    401: RetryReason.UNAUTHORIZED,
+    403: RetryReason.UNAUTHORIZED,
     404: RetryReason.REJECTED,
-    409: RetryReason.BUSY,
-    429: RetryReason.BUSY,
+    409: RetryReason.THROTTLED,
+    429: RetryReason.THROTTLED,
 }
 
 
@@ -327,7 +327,7 @@ def to_payout_outcome(reply: Reply) -> PayoutOutcome:
                 else Unknown(f"status {reply.status} with an answer that cannot be read")
             )
         case 400 if reply.code in _REJECTION_CODES:
-            return Declined(PayoutFailure.PROVIDER_REFUSED, reply.code)
+            return Declined(PayoutFailure.PROVIDER_REJECTED, reply.code)
         case _:
             return _to_inconclusive_outcome(reply)
 
@@ -342,7 +342,7 @@ def _to_definite_payout_outcome(reply: Reply) -> PayoutOutcome:
     if reply.status == 402:
         is_account_rejected = reply.code in _ACCOUNT_REJECTED_CODES
         return Declined(
-            PayoutFailure.DESTINATION_REFUSED
+            PayoutFailure.DESTINATION_REJECTED
             if is_account_rejected
             else PayoutFailure.PROVIDER_DECLINED,
             reply.code,
@@ -380,6 +380,6 @@ def to_verification_outcome(reply: Reply) -> VerificationOutcome:
         case 202:
             return Pending(PendingReason.PROVIDER_REVIEW)
         case 402 if isinstance(reply.code, str) and reply.code.isascii():
-            return Declined(PayoutFailure.DESTINATION_REFUSED, reply.code[:255])
+            return Declined(PayoutFailure.DESTINATION_REJECTED, reply.code[:255])
         case _:
             return _to_inconclusive_outcome(reply)

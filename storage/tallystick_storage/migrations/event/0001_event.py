@@ -24,7 +24,7 @@ create table event (
 
 RULES = """
 create trigger append_only before update or delete or truncate on event
-    for each statement execute function refuse_change();
+    for each statement execute function reject_change();
 """
 
 GRANTS = """

@@ -38,10 +38,10 @@ create table tx (
     book text not null,
     sequence bigint not null check (sequence > 0),
     kind text not null,
-    cause_id text collate "C" not null,
+    source_id text collate "C" not null,
     caller text not null,
     fingerprint bytea not null check (length(fingerprint) = 32),
-    n int not null check (n >= 2),  -- the number of its entries
+    entry_count int not null check (entry_count >= 2),
     description text not null,
     reverses bigint,
     effective_time timestamptz not null,
@@ -49,7 +49,7 @@ create table tx (
     previous_hash bytea not null check (length(previous_hash) = 32),
     hash bytea not null check (length(hash) = 32),
     primary key (book, sequence),
-    unique (cause_id, kind),
+    unique (source_id, kind),
     foreign key (book, reverses) references tx (book, sequence)
 );
 create index tx_by_time on tx (post_time, sequence);
@@ -59,16 +59,16 @@ create unique index tx_reversed_once on tx (reverses) where reverses is not null
 create table entry (
     book text not null,
     sequence bigint not null,
-    place smallint not null,
+    line_number smallint not null,
     account_id bigint not null,
     currency text not null,
     -- a credit above zero, a debit below
     amount bigint not null check (amount <> 0 and abs(amount) <= 999999999999999999),
     balance_after numeric(38, 0) not null check (balance_after <> 'NaN'),
     number bigint not null check (number > 0),  -- among the entries of its account
-    primary key (book, sequence, place)
+    primary key (book, sequence, line_number)
 );
-create index entry_by_account on entry (account_id, sequence, place);
+create index entry_by_account on entry (account_id, sequence, line_number);
 """
 
 RULES = (
@@ -97,12 +97,13 @@ $$;
         "entry",
         (
             """
-            select from (select book, sequence, count(*) as n from changed
+            select from (select book, sequence, count(*) as entry_count from changed
                 group by book, sequence) s where (
-                select array[s.n, count(*)] from entry e where e.book = s.book
+                select array[s.entry_count, count(*)] from entry e where e.book = s.book
                     and e.sequence = s.sequence
                 ) is distinct
-                    from (select array[t.n, t.n]::bigint[] from tx t where t.book = s.book
+                    from (select array[t.entry_count, t.entry_count]::bigint[] from tx t
+                        where t.book = s.book
                     and t.sequence = s.sequence)""",
             "entries without their transaction, or not as many as it has",
         ),
@@ -120,7 +121,7 @@ $$;
     )
     + """
 -- L6, L7: transactions follow the head without a gap, and head and balances move with them.
-create function book_moves_on() returns trigger language plpgsql security definer
+create function head_advances() returns trigger language plpgsql security definer
 set search_path = ledger, pg_temp set plan_cache_mode = force_generic_plan
     set enable_seqscan = off as $$
 declare
@@ -155,19 +156,19 @@ begin
     locked as materialized (
         select s.* from sums s cross
             join lateral (select from account a where a.account_id = s.account_id for update) a),
-    moved as (
+    changed as (
         update account a set balance = a.balance + l.amount, entry_count = a.entry_count + l.entries
             from locked l where a.account_id = l.account_id
         returning l.first = a.entry_count - l.entries + 1 and l.last = a.entry_count as numbered)
-    select bool_and(m.numbered) into numbered from moved m;
+    select bool_and(m.numbered) into numbered from changed m;
     if not numbered then
         raise exception 'entries are not numbered as their account counts them'
             using errcode = 'P0001';
     end if;
     return null;
 end $$;
-create trigger book_moves_on after insert on tx referencing new table as added
-    for each statement execute function book_moves_on();
+create trigger head_advances after insert on tx referencing new table as added
+    for each statement execute function head_advances();
 
 create function account_is_new() returns trigger language plpgsql as $$
 begin
@@ -177,13 +178,13 @@ create trigger account_is_new before insert on account for each row
     when (new.balance <> 0 or new.entry_count <> 0) execute function account_is_new();
 
 create trigger append_only before update or delete or truncate on tx
-    for each statement execute function refuse_change();
+    for each statement execute function reject_change();
 create trigger append_only before update or delete or truncate on entry
-    for each statement execute function refuse_change();
+    for each statement execute function reject_change();
 create trigger never_deleted before delete or truncate on account
-    for each statement execute function refuse_change();
+    for each statement execute function reject_change();
 create trigger never_deleted before delete or truncate on head
-    for each statement execute function refuse_change();
+    for each statement execute function reject_change();
 
 -- How far the relay has handed transactions to EventService: the book is its own outbox; the table
 -- of that name is for alerts.

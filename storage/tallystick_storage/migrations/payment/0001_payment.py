@@ -31,8 +31,9 @@ create table checkout (
     payment_token text not null,  -- the provider's; never leaves but to the provider
     payment_method_type text not null
         check (payment_method_type in ('CARD', 'APPLE_PAY', 'GOOGLE_PAY', 'BANK_TRANSFER', 'CASH')),
-    charging text not null check (charging in ('PER_ORDER', 'TOGETHER')),
-    on_partial text not null check (on_partial in ('KEEP', 'ALL_OR_NOTHING')),
+    charge_mode text not null check (charge_mode in ('PER_ORDER', 'COMBINED')),
+    partial_failure_policy text not null
+        check (partial_failure_policy in ('KEEP_SUCCEEDED', 'ALL_OR_NOTHING')),
     provider text not null,
     traceparent text not null,
     expire_time timestamptz,
@@ -82,7 +83,7 @@ create table payment_order (
     seller_account text collate "C" not null check (seller_account <> buyer_account),
     amount bigint not null check (amount between 1 and 999999999999999999),
     currency text not null,
-    asked_fee bigint,  -- the fee as the caller gave it; null: as configured
+    requested_fee bigint,  -- the fee as the caller gave it; null: as configured
     platform_fee bigint not null check (platform_fee >= 0),
     -- P9
     seller_amount bigint not null
@@ -101,7 +102,7 @@ create table payment_order (
             'AUTHENTICATION_FAILED', 'PAGE_EXPIRED', 'EXPIRED', 'BUYER_CANCELLED',
         'CALLER_CANCELLED', 'RISK_AMOUNT_LIMIT', 'RISK_VELOCITY', 'RISK_BLOCKED_ACCOUNT',
             'RISK_BLOCKED_COUNTRY', 'RISK_PROVIDER', 'PROVIDER_MISMATCH',
-        'PROVIDER_REFUSED', 'PROVIDER_UNREACHABLE', 'SIBLING_FAILED', 'CLOSED_BY_OPERATOR')),
+        'PROVIDER_REJECTED', 'PROVIDER_UNREACHABLE', 'SIBLING_FAILED', 'CLOSED_BY_OPERATOR')),
     decline_code text not null,
     provider text not null,
     provider_reference text not null check (provider_reference <> '' or status <> 'SUCCESS'),  -- P2
@@ -143,7 +144,7 @@ create table order_history (
     version int not null check (version > 0),
     from_status text,
     to_status text not null,
-    cause text not null,
+    transition_reason text not null,
     wallet_updated boolean not null,
     ledger_updated boolean not null,
     delivered boolean not null,
@@ -159,18 +160,20 @@ create table order_history (
 );
 
 -- Orders whose delivery was confirmed, until the wallet has made their money available.
-create table to_release (
+create table pending_release (
     payment_order_id text collate "C" primary key,
     caller text not null,
-    refused text not null,  -- why the wallet refused it the last time; "": it did not
+    rejection_message text not null,  -- why the wallet refused it the last time; "": it did not
     create_time timestamptz not null,
-    tries int not null default 0 check (tries >= 0),  -- that the wallet refused
+    retry_count int not null default 0 check (retry_count >= 0),  -- that the wallet refused
     next_attempt_time timestamptz not null default '-infinity'
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
-create index to_release_by_next_attempt
-    on to_release (next_attempt_time, create_time, payment_order_id);
-create index to_release_refused on to_release (create_time, payment_order_id) where refused <> '';
-create index to_release_waiting on to_release (create_time, payment_order_id) where refused = '';
+create index pending_release_by_next_attempt
+    on pending_release (next_attempt_time, create_time, payment_order_id);
+create index pending_release_rejected on pending_release (create_time, payment_order_id)
+    where rejection_message <> '';
+create index pending_release_waiting on pending_release (create_time, payment_order_id)
+    where rejection_message = '';
 
 -- Money that a provider took and that fits no order.
 create table unapplied_charge (
@@ -183,7 +186,7 @@ create table unapplied_charge (
     provider_reference text collate "C" not null check (provider_reference <> ''),
     amount bigint not null check (amount > 0),
     currency text not null,
-    cause text not null check (cause in ('MISMATCH', 'LATE', 'TWICE')),
+    cause text not null check (cause in ('MISMATCH', 'LATE', 'DUPLICATE_CHARGE')),
     ledger_updated boolean not null,
     version int not null check (version = case when acknowledged_by <> '' then 3 when ledger_updated
         then 2 else 1 end),
@@ -197,10 +200,10 @@ create table unapplied_charge (
     unique (provider, provider_reference)
 );
 -- Unapplied charges that the ledger refused; a row leaves when its charge is booked.
-create table unbooked (
+create table booking_rejection (
     unapplied_charge_id text collate "C" primary key references unapplied_charge,
-    refused text not null check (refused <> ''),  -- why, the last time
-    tries int not null check (tries > 0),
+    rejection_message text not null check (rejection_message <> ''),  -- why, the last time
+    retry_count int not null check (retry_count > 0),
     next_attempt_time timestamptz not null
 );
 create index unapplied_charge_by_time
@@ -209,14 +212,14 @@ create index unapplied_charge_open on unapplied_charge (create_time desc, unappl
     where acknowledged_by = '';
 -- Charges that failed though they may have been sent: their providers are asked now and then
 -- whether they charged after all.
-create table watch (
+create table failed_charge_poll (
     charge_id text collate "C" primary key,
     provider text not null,
-    next_time timestamptz not null,
-    looks int not null check (looks >= 0)
+    next_poll_time timestamptz not null,
+    poll_count int not null check (poll_count >= 0)
 );
-create index watch_by_time on watch (next_time, charge_id);
-create index unapplied_charge_to_book on unapplied_charge (create_time, unapplied_charge_id)
+create index failed_charge_poll_by_time on failed_charge_poll (next_poll_time, charge_id);
+create index unapplied_charge_unbooked on unapplied_charge (create_time, unapplied_charge_id)
     where not ledger_updated;
 """
 
@@ -226,7 +229,7 @@ def _claim_money_trigger(table: str, charge_id: str, event: str, condition: str)
     are refused. The second select sees what was committed while the first waited.
     """
     return f"""
-create function {table}_claims_money() returns trigger language plpgsql security definer
+create function {table}_claims_provider_money() returns trigger language plpgsql security definer
 set search_path = payment, pg_temp set plan_cache_mode = force_generic_plan
     set enable_seqscan = off as $$
 begin
@@ -243,16 +246,16 @@ begin
     end if;
     return null;
 end $$;
-create trigger claims_money after {event} on {table} referencing new table as changed
-    for each statement execute function {table}_claims_money();
+create trigger claims_provider_money after {event} on {table} referencing new table as changed
+    for each statement execute function {table}_claims_provider_money();
 
 """
 
 
 RULES = (
     """
--- P3: the same table as core's MOVES, and settling; one version for each.
-create function refuse_move() returns trigger language plpgsql as $$
+-- P3: the same table as core's TRANSITIONS, and booking; one version for each.
+create function reject_transition() returns trigger language plpgsql as $$
 begin
     raise exception 'order % cannot go from % to %', old.payment_order_id, old.status, new.status
         using errcode = 'P0001';
@@ -260,14 +263,14 @@ end $$;
 
 create trigger cancelled_once before update on checkout for each row
     when (old.cancel_reason <> '' and new.cancel_reason <> old.cancel_reason)
-execute function refuse_change();
+execute function reject_change();
 
 -- P3: a payment that has ended stays as it is; until then its counts only fall.
 create trigger closed_once before update on checkout for each row
 when (old.open_orders = 0 or new.open_orders > old.open_orders
-    or new.unpaid_orders > old.unpaid_orders) execute function refuse_change();
+    or new.unpaid_orders > old.unpaid_orders) execute function reject_change();
 
-create trigger moves_along_the_table before update on payment_order for each row
+create trigger follows_transitions before update on payment_order for each row
 when (new.version <> old.version + 1 or new.update_time < old.update_time or not (
     (old.status, new.status) in (
         ('NOT_STARTED', 'EXECUTING'), ('NOT_STARTED', 'FAILED'),
@@ -286,7 +289,7 @@ when (new.version <> old.version + 1 or new.update_time < old.update_time or not
         and old.delivery_confirmed_time is null
         and new.wallet_updated and new.ledger_updated and new.delivery_confirmed_time is not null
             and new.provider_reference = old.provider_reference)))
-execute function refuse_move();
+execute function reject_transition();
 
 """
     # P4, E1: each version of an order has its history row, each history row its event, and the last
@@ -333,7 +336,7 @@ execute function refuse_move();
 -- Booked, then acknowledged: each once, in versions of their own.
 create trigger booked_and_acknowledged_once before update on unapplied_charge for each row
     when (new.version <> old.version + 1)
-    execute function refuse_change();
+    execute function reject_change();
 
 """
     # P6: a payment counts its orders as they are.
@@ -364,13 +367,13 @@ create trigger booked_and_acknowledged_once before update on unapplied_charge fo
                 select sum(o.amount) as amount, min(o.currency) as low, max(o.currency) as high,
                     min(o.checkout_id) as checkout_id
                 from payment_order o where o.checkout_id = a.checkout_id
-                    and o.charge_id = a.demand_id and o.status <> 'FAILED') o on true
+                    and o.charge_id = a.operation_id and o.status <> 'FAILED') o on true
             where (o.amount, o.low, o.high, o.checkout_id) is distinct
                 from (a.amount, a.currency, a.currency, a.checkout_id)""",
             "an attempt does not demand the sum of its orders",
         ),
     )
-    + _claim_money_trigger("attempt", "demand_id", "update", "a.outcome = 'SUCCEEDED'")
+    + _claim_money_trigger("attempt", "operation_id", "update", "a.outcome = 'SUCCEEDED'")
     + _claim_money_trigger("unapplied_charge", "charge_id", "insert", "true")
     + """
 create function unpaid_are_listed() returns trigger language plpgsql security definer
@@ -395,13 +398,13 @@ create trigger update_unpaid_are_listed after update on checkout referencing new
     for each statement execute function unpaid_are_listed();
 
 create trigger append_only before update or delete or truncate on order_history
-    for each statement execute function refuse_change();
+    for each statement execute function reject_change();
 create trigger never_deleted before delete or truncate on payment_order
-    for each statement execute function refuse_change();
+    for each statement execute function reject_change();
 create trigger never_deleted before delete or truncate on checkout
-    for each statement execute function refuse_change();
+    for each statement execute function reject_change();
 create trigger never_deleted before delete or truncate on unapplied_charge
-    for each statement execute function refuse_change();
+    for each statement execute function reject_change();
 """
 )
 
@@ -446,9 +449,11 @@ grant update (status, wallet_updated, ledger_updated, pending_reason, next_actio
     failure_reason, decline_code, provider_reference,
               attempt_count, resolve_by_time, delivery_confirmed_time, version, update_time)
                   on payment_order to {service};
-grant select, insert, delete, update (refused, tries, next_attempt_time) on to_release,
-    unbooked to {service};
-grant select, insert, delete, update (next_time, looks) on watch to {service};
+grant select, insert, delete, update (rejection_message, retry_count, next_attempt_time)
+    on pending_release,
+    booking_rejection to {service};
+grant select, insert, delete, update (next_poll_time, poll_count)
+    on failed_charge_poll to {service};
 """
 
 

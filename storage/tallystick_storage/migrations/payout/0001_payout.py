@@ -22,7 +22,7 @@ depends_on = None
 TABLES = """
 -- Where the lease tokens of a payout that is reopened begin: above all that it had before, since no
 -- work is claimed 2^32 times. So who held it then is fenced.
-create sequence reopening increment by 4294967296 start with 4294967296;
+create sequence reopen_lease_token increment by 4294967296 start with 4294967296;
 
 create table payout_destination (
     payout_destination_id text collate "C" primary key,
@@ -68,8 +68,8 @@ create table payout (
     -- whose callers see it: its seller's when it was accepted
     owner text collate "C" not null check (owner <> ''),
     fingerprint bytea not null check (length(fingerprint) = 32),
-    asked_amount bigint,  -- null: whatever could be paid
-    asked_destination text not null,  -- "": the current one
+    requested_amount bigint,  -- null: whatever could be paid
+    requested_destination text not null,  -- "": the current one
     seller_account text collate "C" not null,
     amount bigint not null check (amount between 1 and 999999999999999999),
     fee bigint not null check (fee >= 0),
@@ -88,12 +88,12 @@ create table payout (
         'IN_TRANSIT', 'PAID', 'FAILED', 'REJECTED',
         'CANCELLED', 'RETURNED')),
     -- wallet and ledger show its end
-    settled boolean not null
-        check (not settled or state in ('PAID', 'FAILED', 'REJECTED', 'CANCELLED', 'RETURNED')),
+    booked boolean not null
+        check (not booked or state in ('PAID', 'FAILED', 'REJECTED', 'CANCELLED', 'RETURNED')),
     failure_reason text not null
         check ((failure_reason = '') = (state <> 'FAILED') and failure_reason in (
-        '', 'INSUFFICIENT_FUNDS', 'WALLET_FROZEN', 'DESTINATION_REFUSED', 'PROVIDER_DECLINED',
-            'PROVIDER_REFUSED', 'PROVIDER_MISMATCH',
+        '', 'INSUFFICIENT_FUNDS', 'WALLET_FROZEN', 'DESTINATION_REJECTED', 'PROVIDER_DECLINED',
+            'PROVIDER_REJECTED', 'PROVIDER_MISMATCH',
         'PROVIDER_UNREACHABLE', 'CLOSED_BY_OPERATOR')),
     decline_code text not null,
     provider_reference text not null
@@ -127,10 +127,10 @@ create index payout_in_state_by_owner
     on payout_in_state (owner, state, create_time desc, payout_id desc);
 
 -- What leads to the payouts under way of a batch, or to a destination.
-alter table due add payout_batch_id text collate "C" not null default '',
+alter table operation add payout_batch_id text collate "C" not null default '',
     add payout_destination_id text collate "C" not null default '';
-create index due_by_batch on due (payout_batch_id) where payout_batch_id <> '';
-create index due_by_destination on due (payout_destination_id, demand_id)
+create index operation_by_batch on operation (payout_batch_id) where payout_batch_id <> '';
+create index operation_by_destination on operation (payout_destination_id, operation_id)
     where payout_destination_id <> '';
 
 -- Each move, and what it did to the flags.
@@ -139,8 +139,8 @@ create table payout_history (
     version int not null check (version > 0),
     from_state text,
     to_state text not null,
-    cause text not null,
-    settled boolean not null,
+    transition_reason text not null,
+    booked boolean not null,
     actor text not null,  -- who decided it; "": the platform by itself
     reason text not null check (reason = '' or actor <> ''),
     create_time timestamptz not null,
@@ -153,10 +153,12 @@ create table transfer (
     provider text not null,
     provider_reference text collate "C" not null check (provider_reference <> ''),
     payout_id text collate "C" not null references payout,
-    fit text not null check (fit in ('AS_ASKED', 'LATE', 'MISMATCH', 'TWICE', 'OTHER_CURRENCY')),
+    match text not null
+        check (match in ('EXACT', 'AFTER_FAILURE', 'AMOUNT_MISMATCH', 'DUPLICATE',
+        'CURRENCY_MISMATCH')),
     -- O2: what it is posted under; the payout's id, once, for what was asked for
-    cause_id text collate "C" not null unique,
-    check ((cause_id = payout_id) = (fit in ('AS_ASKED', 'LATE'))),
+    source_id text collate "C" not null unique,
+    check ((source_id = payout_id) = (match in ('EXACT', 'AFTER_FAILURE'))),
     amount bigint not null check (amount > 0),
     currency text not null,
     returned_amount bigint check (returned_amount > 0),
@@ -169,23 +171,23 @@ create table transfer (
     acknowledge_reason text not null default ''
         check ((acknowledge_reason <> '') = (acknowledged_by <> '')),
     acknowledge_time timestamptz check ((acknowledge_time is not null) = (acknowledged_by <> '')),
-    check (acknowledged_by = '' or fit <> 'AS_ASKED' or coalesce(returned_amount > amount, false)
+    check (acknowledged_by = '' or match <> 'EXACT' or coalesce(returned_amount > amount, false)
         or returned_currency not in ('', currency)),
     primary key (provider, provider_reference)
 );
 create index transfer_by_payout on transfer (payout_id, create_time);
 create index transfer_unmatched on transfer (payout_id)
-    where (fit <> 'AS_ASKED' or returned_amount > amount or returned_currency not in ('', currency))
+    where (match <> 'EXACT' or returned_amount > amount or returned_currency not in ('', currency))
         and acknowledged_by = '';
 
 -- Payouts at rest of which the provider may still tell something: that the money came back, or was
 -- paid after all.
-create table watch (
+create table completed_payout_poll (
     payout_id text collate "C" primary key references payout,
-    next_time timestamptz not null,
-    looks int not null check (looks >= 0)
+    next_poll_time timestamptz not null,
+    poll_count int not null check (poll_count >= 0)
 ) with (fillfactor = 70);
-create index watch_by_time on watch (next_time, payout_id);
+create index completed_payout_poll_by_time on completed_payout_poll (next_poll_time, payout_id);
 
 -- When sellers are paid by themselves, and on what terms; "" is every seller without one of his
 -- own. The last version is what holds.
@@ -202,15 +204,15 @@ create table payout_schedule (
     fee bigint not null check (fee >= 0),
     reserve bigint not null check (reserve >= 0),
     -- false: the default's hold
-    own_terms boolean not null
-        check (own_terms
+    has_own_terms boolean not null
+        check (has_own_terms
         or (seller_account <> '' and minimum_amount = 0 and fee = 0 and reserve = 0)),
     owner text collate "C" not null,  -- whose callers may stream its events; "": the platform's
     next_time timestamptz check ((next_time is null) = (interval = 'MANUAL')),
     -- when it is looked at: at next_time, later after a failure
-    look_time timestamptz check ((look_time is null) = (next_time is null)),
+    next_run_time timestamptz check ((next_run_time is null) = (next_time is null)),
     -- how often its cut-off could not be run
-    failures int not null default 0 check (failures >= 0),
+    failure_count int not null default 0 check (failure_count >= 0),
     caller text not null,
     traceparent text not null,
     version int not null check (version > 0),
@@ -219,10 +221,11 @@ create table payout_schedule (
 );
 create index payout_schedule_by_time on payout_schedule (next_time, seller_account, currency)
     where next_time is not null;
-create index payout_schedule_due_of_all on payout_schedule (look_time, seller_account, currency)
-    where seller_account = '' and look_time is not null;
-create index payout_schedule_due_of_sellers on payout_schedule (look_time, seller_account, currency)
-    where seller_account <> '' and look_time is not null;
+create index payout_schedule_due_of_all on payout_schedule (next_run_time, seller_account, currency)
+    where seller_account = '' and next_run_time is not null;
+create index payout_schedule_due_of_sellers
+    on payout_schedule (next_run_time, seller_account, currency)
+    where seller_account <> '' and next_run_time is not null;
 
 create table payout_batch (
     payout_batch_id text collate "C" primary key,
@@ -234,26 +237,26 @@ create table payout_batch (
     seller_account text not null,  -- of a run: whose schedule; "": the default
     currency text not null check ((currency <> '') = is_run),
     cut_off_time timestamptz check (cut_off_time is null or is_run),
-    state text not null check (state in ('COLLECTING', 'OPEN', 'DONE')),
-    place text not null,  -- of a run: where its reading of the wallets is
-    item_count bigint not null check (item_count >= collected_count),
-    collected_count bigint not null check (collected_count >= refused_count),
-    refused_count bigint not null check (refused_count >= 0),
+    state text not null check (state in ('GENERATING', 'OPEN', 'DONE')),
+    cursor text not null,  -- of a run: where its reading of the wallets is
+    item_count bigint not null check (item_count >= generated_count),
+    generated_count bigint not null check (generated_count >= rejected_count),
+    rejected_count bigint not null check (rejected_count >= 0),
     -- sellers whose wallets have too little to pay
     skipped_count bigint not null default 0
         check (skipped_count >= 0 and (skipped_count = 0 or is_run)),
-    version int not null check (version = case state when 'COLLECTING' then 1 when 'OPEN' then 2
+    version int not null check (version = case state when 'GENERATING' then 1 when 'OPEN' then 2
         else 3 end),
     create_time timestamptz not null,
     update_time timestamptz not null check (update_time >= create_time),
     done_time timestamptz check ((done_time is not null) = (state = 'DONE')),
     -- when its payouts are made, or made on; later after a failure
-    look_time timestamptz not null default clock(),
+    next_run_time timestamptz not null default clock(),
     -- how often that has failed since it last came further
-    failures int not null default 0 check (failures >= 0)
+    failure_count int not null default 0 check (failure_count >= 0)
 );
-create index payout_batch_due on payout_batch (look_time, payout_batch_id)
-    where state = 'COLLECTING';
+create index payout_batch_due on payout_batch (next_run_time, payout_batch_id)
+    where state = 'GENERATING';
 create index payout_batch_open on payout_batch (state, create_time, payout_batch_id)
     where state <> 'DONE';
 create index payout_batch_open_by_id on payout_batch (payout_batch_id) where state = 'OPEN';
@@ -266,15 +269,15 @@ create table payout_batch_item (
     amount bigint,  -- null: whatever can be paid
     currency text not null,
     payout_destination_id text not null,
-    state text not null check (state in ('ASKED', 'MADE', 'REFUSED')),
+    state text not null check (state in ('REQUESTED', 'CREATED', 'REJECTED')),
     -- a google.rpc.Status, serialized
-    refusal bytea check ((refusal is not null) = (state = 'REFUSED')),
+    error bytea check ((error is not null) = (state = 'REJECTED')),
     primary key (payout_batch_id, payout_id)
 );
-create index payout_batch_item_refused on payout_batch_item (payout_batch_id, payout_id)
-    where state = 'REFUSED';
-create index payout_batch_item_asked on payout_batch_item (payout_batch_id, payout_id)
-    where state = 'ASKED';
+create index payout_batch_item_rejected on payout_batch_item (payout_batch_id, payout_id)
+    where state = 'REJECTED';
+create index payout_batch_item_requested on payout_batch_item (payout_batch_id, payout_id)
+    where state = 'REQUESTED';
 
 -- Retries that callers asked for, each done once.
 create table payout_retry (
@@ -289,17 +292,17 @@ create table payout_retry (
 
 RULES = (
     """
-create function refuse_move() returns trigger language plpgsql as $$
+create function reject_transition() returns trigger language plpgsql as $$
 begin
     raise exception '% cannot change like that', tg_table_name using errcode = 'P0001';
 end $$;
 
-create trigger moves_on before update on payout for each row
+create trigger version_increases before update on payout for each row
 when (new.version <= old.version or new.update_time < old.update_time
     or new.paid_amount < old.paid_amount or new.returned_amount < old.returned_amount)
-execute function refuse_move();
+execute function reject_transition();
 
-create trigger moves_along_the_table before update on payout_destination for each row
+create trigger follows_transitions before update on payout_destination for each row
 when (new.version <> old.version + 1 or new.update_time < old.update_time or new.awaits_approval
     and not old.awaits_approval
     or old.approved_by <> '' and new.approved_by <> old.approved_by or old.awaits_approval
@@ -309,13 +312,13 @@ when (new.version <> old.version + 1 or new.update_time < old.update_time or new
     ('PENDING_VERIFICATION', 'VERIFIED'), ('PENDING_VERIFICATION', 'UNUSABLE'),
         ('PENDING_VERIFICATION', 'DISABLED'),
     ('VERIFIED', 'UNUSABLE'), ('VERIFIED', 'DISABLED'))))
-execute function refuse_move();
+execute function reject_transition();
 
-create trigger moves_along_the_table before update on payout_batch for each row
+create trigger follows_transitions before update on payout_batch for each row
 when (old.state = 'DONE' or new.version < old.version or new.version > old.version + 1
-    or new.collected_count < old.collected_count
-    or new.refused_count < old.refused_count or new.skipped_count < old.skipped_count)
-execute function refuse_move();
+    or new.generated_count < old.generated_count
+    or new.rejected_count < old.rejected_count or new.skipped_count < old.skipped_count)
+execute function reject_transition();
 
 -- It comes back once, which nobody has acknowledged yet; else it is acknowledged, once.
 create trigger returns_once before update on transfer for each row
@@ -323,16 +326,17 @@ when (case when (new.returned_amount, new.returned_currency, new.return_time) is
     from (old.returned_amount, old.returned_currency, old.return_time)
     then old.returned_amount is not null or new.returned_amount is null or new.acknowledged_by <> ''
     else old.acknowledged_by <> '' or new.acknowledged_by = '' end)
-execute function refuse_change();
+execute function reject_change();
 
 
 create function acknowledged_in_history() returns trigger language plpgsql security definer
     set search_path from current as $$
 begin
     if not exists (
-            select from payout_history h join told t on t.aggregate_id = 'payouts/' || h.payout_id
+            select from payout_history h join recorded_event t
+                on t.aggregate_id = 'payouts/' || h.payout_id
                 and t.version = h.version
-            where h.payout_id = new.payout_id and h.cause = 'ACKNOWLEDGED'
+            where h.payout_id = new.payout_id and h.transition_reason = 'ACKNOWLEDGED'
                 and (h.actor, h.reason) = (new.acknowledged_by, new.acknowledge_reason)) then
         raise exception 'an acknowledgement without its history row' using errcode = 'P0001';
     end if;
@@ -346,13 +350,14 @@ create trigger acknowledged_in_history after update on conflicting_report for ea
 execute function acknowledged_in_history();
 
 create trigger decided_once before update on payout_batch_item for each row
-    when (old.state <> 'ASKED' or new.state = 'ASKED')
-execute function refuse_change();
+    when (old.state <> 'REQUESTED' or new.state = 'REQUESTED')
+execute function reject_change();
 
 create trigger versions before update on payout_schedule for each row
 when ((new.version = old.version + 1 or new.version = old.version and (new.next_time > old.next_time
-    or new.next_time = old.next_time and new.failures = old.failures + 1)) is not true) execute
-        function refuse_move();
+    or new.next_time = old.next_time and new.failure_count = old.failure_count + 1)) is not true)
+        execute
+        function reject_transition();
 
 """
     # P4, E1: each version of a payout has its history row, each history row its event, and the last
@@ -365,12 +370,12 @@ when ((new.version = old.version + 1 or new.version = old.version and (new.next_
             select from changed p where exists (
                 select from payout_history h where h.payout_id = p.payout_id
                     and h.version = p.version and h.to_state = p.state
-                    and h.settled = p.settled offset 0) is not true""",
+                    and h.booked = p.booked offset 0) is not true""",
             "a payout changed without its history row",
         ),
         on=("insert", "update"),
     )
-    # The same table as core's MOVES, and settling, and money that fits no move.
+    # The same table as core's TRANSITIONS, and booking, and money that fits no transition.
     + statement_rule(
         "history_has_payout",
         "payout_history",
@@ -380,19 +385,19 @@ when ((new.version = old.version + 1 or new.version = old.version and (new.next_
                 exists (select from payout p where p.payout_id = h.payout_id
                     and p.version >= h.version offset 0)
                 and case when h.version = 1 then h.from_state is null and h.to_state = 'CREATED'
-                    and not h.settled else h.from_state = (
+                    and not h.booked else h.from_state = (
                     select b.to_state from payout_history b where b.payout_id = h.payout_id
                         and b.version = h.version - 1) end
-                and (h.version = 1 or case h.cause
-                    when 'SETTLED' then h.from_state = h.to_state and h.settled
+                and (h.version = 1 or case h.transition_reason
+                    when 'BOOKED' then h.from_state = h.to_state and h.booked
                         and h.to_state in ('PAID', 'FAILED', 'REJECTED', 'CANCELLED', 'RETURNED')
-                    when 'STRAY_TRANSFER' then h.from_state = h.to_state and not h.settled
+                    when 'UNMATCHED_TRANSFER' then h.from_state = h.to_state and not h.booked
                         and h.to_state in ('PAID', 'FAILED', 'RETURNED')
-                    when 'ACKNOWLEDGED' then h.from_state = h.to_state and h.settled
+                    when 'ACKNOWLEDGED' then h.from_state = h.to_state and h.booked
                         and h.actor <> '' and h.to_state in ('PAID', 'FAILED', 'RETURNED')
                         and exists (select from payout_history b where b.payout_id = h.payout_id
-                            and b.version = h.version - 1 and b.settled offset 0)
-                    else not h.settled and (h.from_state, h.to_state) in (
+                            and b.version = h.version - 1 and b.booked offset 0)
+                    else not h.booked and (h.from_state, h.to_state) in (
                         ('CREATED', 'AWAITING_APPROVAL'), ('CREATED', 'READY'),
                             ('CREATED', 'FAILED'), ('CREATED', 'CANCELLED'),
                         ('AWAITING_APPROVAL', 'READY'), ('AWAITING_APPROVAL', 'REJECTED'),
@@ -416,13 +421,13 @@ when ((new.version = old.version + 1 or new.version = old.version and (new.next_
         ),
     )
     + statement_rule(
-        "moved_batch_has_event",
+        "changed_batch_has_event",
         "payout_batch",
         (
             """
             select 'payoutBatches/' || c.payout_batch_id, c.version from changed c
                 join before b on b.payout_batch_id = c.payout_batch_id
-            where c.version > b.version except select * from told""",
+            where c.version > b.version except select * from recorded_event""",
             "a batch changed without its event",
         ),
         on=("update",),
@@ -435,8 +440,8 @@ when ((new.version = old.version + 1 or new.version = old.version and (new.next_
         (
             """
             select from changed a where exists (
-                select from payout p where 'p-' || p.payout_id = a.demand_id
-                    and p.payout_id = substr(a.demand_id, 3) and p.net_amount = a.amount
+                select from payout p where 'p-' || p.payout_id = a.operation_id
+                    and p.payout_id = substr(a.operation_id, 3) and p.net_amount = a.amount
                     and p.currency = a.currency and p.provider = a.provider offset 0
             ) is not true""",
             "an attempt does not demand what its payout is",
@@ -462,21 +467,21 @@ create trigger states_are_listed after insert on payout_history referencing new 
     for each statement execute function states_are_listed();
 
 create trigger append_only before update or delete or truncate on payout_history
-    for each statement execute function refuse_change();
+    for each statement execute function reject_change();
 create trigger append_only before update or delete or truncate on payout_retry
-    for each statement execute function refuse_change();
+    for each statement execute function reject_change();
 create trigger never_deleted before delete or truncate on payout
-    for each statement execute function refuse_change();
+    for each statement execute function reject_change();
 create trigger never_deleted before delete or truncate on payout_destination
-    for each statement execute function refuse_change();
+    for each statement execute function reject_change();
 create trigger never_deleted before delete or truncate on transfer
-    for each statement execute function refuse_change();
+    for each statement execute function reject_change();
 create trigger never_deleted before delete or truncate on payout_schedule
-    for each statement execute function refuse_change();
+    for each statement execute function reject_change();
 create trigger never_deleted before delete or truncate on payout_batch
-    for each statement execute function refuse_change();
+    for each statement execute function reject_change();
 create trigger never_deleted before delete or truncate on payout_batch_item
-    for each statement execute function refuse_change();
+    for each statement execute function reject_change();
 """
 )
 
@@ -503,25 +508,25 @@ EVENTS = require_change(
 )
 
 GRANTS = """
-grant usage on sequence reopening to {service};
+grant usage on sequence reopen_lease_token to {service};
 grant select on payout_in_state to {service};
 grant select, insert on payout_destination, payout, payout_history, transfer, payout_schedule,
     payout_batch, payout_batch_item, payout_retry
     to {service};
 grant update (state, verified_time, decline_code, awaits_approval, approved_by, approve_reason,
     disabled_by, disable_reason, version, update_time) on payout_destination to {service};
-grant update (state, settled, failure_reason, decline_code, provider_reference, attempt_count,
+grant update (state, booked, failure_reason, decline_code, provider_reference, attempt_count,
     paid_amount, returned_amount, version, update_time)
     on payout to {service};
 grant update (returned_amount, returned_currency, return_time, acknowledged_by, acknowledge_reason,
     acknowledge_time) on transfer to {service};
-grant select, insert, update, delete on watch to {service};
+grant select, insert, update, delete on completed_payout_poll to {service};
 grant update (interval, weekday, day_of_month, cut_off, time_zone, minimum_amount, fee, reserve,
-    own_terms, owner, next_time, look_time, failures, caller,
+    has_own_terms, owner, next_time, next_run_time, failure_count, caller,
               traceparent, version, update_time) on payout_schedule to {service};
-grant update (state, place, item_count, collected_count, refused_count, skipped_count, version,
-    update_time, done_time, look_time, failures) on payout_batch to {service};
-grant update (state, refusal) on payout_batch_item to {service};
+grant update (state, cursor, item_count, generated_count, rejected_count, skipped_count, version,
+    update_time, done_time, next_run_time, failure_count) on payout_batch to {service};
+grant update (state, error) on payout_batch_item to {service};
 """
 
 

@@ -42,7 +42,7 @@ create table wallet_entry (
     kind text not null
         check (kind in ('CREDIT', 'RELEASE', 'DEBIT', 'HOLD_PLACED', 'HOLD_CAPTURED',
         'HOLD_RELEASED', 'HOLD_EXPIRED')),
-    cause text collate "C" not null,
+    source_id text collate "C" not null,
     caller text not null,
     fingerprint bytea not null check (length(fingerprint) = 32),
     amount bigint not null check (amount > 0 and amount <= 999999999999999999),
@@ -53,7 +53,7 @@ create table wallet_entry (
     traceparent text not null,
     create_time timestamptz not null,
     primary key (seller_account, currency, number),
-    unique (kind, cause)  -- each change is made once, for ever
+    unique (kind, source_id)  -- each change is made once, for ever
 );
 
 create table hold (
@@ -67,9 +67,10 @@ create table hold (
     purpose text
         check (purpose in ('PAYOUT', 'RESERVE', 'DISPUTE')
         and (purpose = 'PAYOUT') = starts_with(hold_id, 'payouts/')),
-    -- SEALED: released before it was placed, so it never is
-    state text not null check (state in ('OPEN', 'CAPTURED', 'RELEASED', 'EXPIRED', 'SEALED')),
-    check (num_nulls(seller_account, currency, amount, purpose) = case when state = 'SEALED' then 4
+    -- TOMBSTONE: released before it was placed, so it never is
+    state text not null check (state in ('OPEN', 'CAPTURED', 'RELEASED', 'EXPIRED', 'TOMBSTONE')),
+    check (num_nulls(seller_account, currency, amount, purpose) = case when state = 'TOMBSTONE'
+        then 4
         else 0 end),
     caller text not null,
     expire_time timestamptz check (expire_time is null or purpose <> 'PAYOUT'),
@@ -82,17 +83,17 @@ create index hold_open_by_wallet on hold (seller_account, currency) where state 
 create index hold_by_expiry on hold (expire_time, hold_id) where state = 'OPEN'
     and expire_time is not null;
 
--- Credits that are pending, each until it is released: by its cause, or else when its time has
+-- Credits that are pending, each until it is released: by its source id, or else when its time has
 -- come.
 create table pending_credit (
-    cause text collate "C" primary key,
+    source_id text collate "C" primary key,
     seller_account text collate "C" not null,
     currency text collate "C" not null,
     amount bigint not null check (amount > 0),
     release_time timestamptz not null,
     foreign key (seller_account, currency) references wallet
 );
-create index pending_credit_by_time on pending_credit (release_time, cause);
+create index pending_credit_by_time on pending_credit (release_time, source_id);
 
 create table wallet_policy (
     seller_account text collate "C" not null,
@@ -141,13 +142,14 @@ create index seller_assignment_by_seller
 
 RULES = (
     """
-create function refuse_move() returns trigger language plpgsql as $$
+create function reject_transition() returns trigger language plpgsql as $$
 begin
     raise exception '% cannot change so', tg_table_name using errcode = 'P0001';
 end $$;
 -- W3: a hold ends once.
 create trigger ends_once before update on hold for each row
-    when (old.state <> 'OPEN' or new.state in ('OPEN', 'SEALED')) execute function refuse_move();
+    when (old.state <> 'OPEN' or new.state in ('OPEN', 'TOMBSTONE')) execute function
+        reject_transition();
 
 -- P4: what neither an entry nor a policy tells of does not change.
 create trigger changes_by_versions after update on wallet for each row when (
@@ -158,7 +160,7 @@ create trigger changes_by_versions after update on wallet for each row when (
             from (old.pending, old.available, old.held, old.owed))
     or (new.policy_version = old.policy_version and (new.frozen, new.release_delay) is distinct
         from (old.frozen, old.release_delay)))
-execute function refuse_move();
+execute function reject_transition();
 
 """
     # P4: a wallet is what its last entry and its last policy say.
@@ -201,7 +203,7 @@ create trigger wallet_is_new before insert on wallet for each row
             """
             select from changed c where not exists (
                 select from wallet_entry e where e.kind = case when tg_op = 'INSERT' then 'CREDIT'
-                    else 'RELEASE' end and e.cause = c.cause
+                    else 'RELEASE' end and e.source_id = c.source_id
                     and e.seller_account = c.seller_account and e.currency = c.currency
                         and e.amount = c.amount offset 0)""",
             "a pending credit without its entry",
@@ -210,7 +212,7 @@ create trigger wallet_is_new before insert on wallet for each row
     )
     + """
 create trigger never_changed before update or truncate on pending_credit
-    for each statement execute function refuse_change();
+    for each statement execute function reject_change();
 
 """
     # P4, E1: entries and policies follow each other without a gap, none beyond its wallet, each
@@ -268,7 +270,7 @@ create trigger never_changed before update or truncate on pending_credit
                 + case when e.kind not like 'HOLD\\_%' then 0 else (
                     select case when e.kind = 'HOLD_PLACED' then h.amount else -h.amount end
                         from hold h
-                    where h.hold_id = e.cause and h.seller_account = e.seller_account
+                    where h.hold_id = e.source_id and h.seller_account = e.seller_account
                         and h.currency = e.currency
                         and (e.kind = 'HOLD_PLACED' or e.kind = 'HOLD_' || h.state)) end""",
             "a wallet holds another sum than its open holds",
@@ -279,9 +281,9 @@ create trigger never_changed before update or truncate on pending_credit
         "hold",
         (
             """
-            select from changed h where h.state <> 'SEALED' and (
+            select from changed h where h.state <> 'TOMBSTONE' and (
                 select count(*) from wallet_entry e
-                where e.kind in ('HOLD_PLACED', 'HOLD_' || h.state) and e.cause = h.hold_id
+                where e.kind in ('HOLD_PLACED', 'HOLD_' || h.state) and e.source_id = h.hold_id
                     and e.seller_account = h.seller_account
                     and e.currency = h.currency) <> case when h.state = 'OPEN' then 1 else 2 end""",
             "the open holds are another sum than their wallet holds",
@@ -291,14 +293,14 @@ create trigger never_changed before update or truncate on pending_credit
     + """
 create trigger decided_once before update on seller_assignment for each row
     when (old.state <> 'REQUESTED' or new.state = 'REQUESTED')
-execute function refuse_move();
-create trigger moves_on before update on seller for each row
+execute function reject_transition();
+create trigger version_increases before update on seller for each row
     when (new.version <> old.version + 1 or new.update_time < old.update_time)
-execute function refuse_move();
+execute function reject_transition();
 create trigger never_deleted before delete or truncate on seller
-    for each statement execute function refuse_change();
+    for each statement execute function reject_change();
 create trigger never_deleted before delete or truncate on seller_assignment
-    for each statement execute function refuse_change();
+    for each statement execute function reject_change();
 
 """
     # A seller moves to another owner by an assignment that was approved, and by nothing else.
@@ -317,13 +319,13 @@ create trigger never_deleted before delete or truncate on seller_assignment
     )
     + """
 create trigger append_only before update or delete or truncate on wallet_entry
-    for each statement execute function refuse_change();
+    for each statement execute function reject_change();
 create trigger append_only before update or delete or truncate on wallet_policy
-    for each statement execute function refuse_change();
+    for each statement execute function reject_change();
 create trigger never_deleted before delete or truncate on wallet
-    for each statement execute function refuse_change();
+    for each statement execute function reject_change();
 create trigger never_deleted before delete or truncate on hold
-    for each statement execute function refuse_change();
+    for each statement execute function reject_change();
 """
 )
 

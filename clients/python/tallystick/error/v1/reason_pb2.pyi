@@ -42,7 +42,7 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The same id stands twice in one request. Mend the request."""
     REASON_SAME_ACCOUNT: _Reason.ValueType  # 9
     """Buyer and seller are the same account. Mend the request."""
-    REASON_CARD_NUMBER_REFUSED: _Reason.ValueType  # 10
+    REASON_CARD_NUMBER_REJECTED: _Reason.ValueType  # 10
     """A field holds what looks like a card number; send the provider's token. Mend the request."""
     REASON_ENTRIES_UNBALANCED: _Reason.ValueType  # 11
     """The entries of a posting do not sum to zero in each currency. Mend the request."""
@@ -56,15 +56,15 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The call carries no credentials. Send some."""
     REASON_CREDENTIALS_INVALID: _Reason.ValueType  # 21
     """The credentials are not known. Send others."""
-    REASON_METHOD_FORBIDDEN: _Reason.ValueType  # 30
+    REASON_PERMISSION_DENIED: _Reason.ValueType  # 30
     """The caller has none of the roles that the method asks for, or may not set or name what the message says."""
-    REASON_SECOND_PERSON_REQUIRED: _Reason.ValueType  # 31
+    REASON_SECOND_APPROVER_REQUIRED: _Reason.ValueType  # 31
     """Somebody else than the creator has to do this."""
     REASON_NOT_FOUND: _Reason.ValueType  # 40
     """There is no such resource, or it belongs to another owner."""
-    REASON_KEY_REUSED: _Reason.ValueType  # 50
+    REASON_IDEMPOTENCY_KEY_REUSED: _Reason.ValueType  # 50
     """The id was used before with other values; the metadata names the first field that differs."""
-    REASON_ID_TAKEN: _Reason.ValueType  # 51
+    REASON_ALREADY_EXISTS: _Reason.ValueType  # 51
     """The id, or the seller that is named, belongs to another owner; nothing more is told."""
     REASON_KEY_IN_USE: _Reason.ValueType  # 60
     """The first call with this id has not committed yet. Come back with the same id after RetryInfo."""
@@ -72,7 +72,7 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The call lost against concurrent ones again and again. Come back with the same id after RetryInfo."""
     REASON_VERSION_MISMATCH: _Reason.ValueType  # 62
     """The resource has another version than expected_version says; the metadata names its version. Read it again, and decide anew."""
-    REASON_STATE_FORBIDS: _Reason.ValueType  # 70
+    REASON_INVALID_STATE: _Reason.ValueType  # 70
     """The resource's state does not allow this; the metadata names state and verb."""
     REASON_HOLD_ENDED: _Reason.ValueType  # 71
     """The hold was captured or released (also before it was placed), or has expired."""
@@ -102,7 +102,7 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The call's time was up before its result was known. Come back with the same id."""
     REASON_QUERY_TOO_SLOW: _Reason.ValueType  # 101
     """The query takes longer than a query may. Narrow it by a filter, or ask for a smaller page."""
-    REASON_METHOD_NOT_BUILT: _Reason.ValueType  # 110
+    REASON_METHOD_NOT_IMPLEMENTED: _Reason.ValueType  # 110
     """The method is declared but not built yet; there is none now."""
     REASON_METHOD_UNKNOWN: _Reason.ValueType  # 111
     """There is no such method."""
@@ -132,7 +132,7 @@ REASON_DUPLICATE_ITEM: Reason.ValueType  # 8
 """The same id stands twice in one request. Mend the request."""
 REASON_SAME_ACCOUNT: Reason.ValueType  # 9
 """Buyer and seller are the same account. Mend the request."""
-REASON_CARD_NUMBER_REFUSED: Reason.ValueType  # 10
+REASON_CARD_NUMBER_REJECTED: Reason.ValueType  # 10
 """A field holds what looks like a card number; send the provider's token. Mend the request."""
 REASON_ENTRIES_UNBALANCED: Reason.ValueType  # 11
 """The entries of a posting do not sum to zero in each currency. Mend the request."""
@@ -146,15 +146,15 @@ REASON_CREDENTIALS_MISSING: Reason.ValueType  # 20
 """The call carries no credentials. Send some."""
 REASON_CREDENTIALS_INVALID: Reason.ValueType  # 21
 """The credentials are not known. Send others."""
-REASON_METHOD_FORBIDDEN: Reason.ValueType  # 30
+REASON_PERMISSION_DENIED: Reason.ValueType  # 30
 """The caller has none of the roles that the method asks for, or may not set or name what the message says."""
-REASON_SECOND_PERSON_REQUIRED: Reason.ValueType  # 31
+REASON_SECOND_APPROVER_REQUIRED: Reason.ValueType  # 31
 """Somebody else than the creator has to do this."""
 REASON_NOT_FOUND: Reason.ValueType  # 40
 """There is no such resource, or it belongs to another owner."""
-REASON_KEY_REUSED: Reason.ValueType  # 50
+REASON_IDEMPOTENCY_KEY_REUSED: Reason.ValueType  # 50
 """The id was used before with other values; the metadata names the first field that differs."""
-REASON_ID_TAKEN: Reason.ValueType  # 51
+REASON_ALREADY_EXISTS: Reason.ValueType  # 51
 """The id, or the seller that is named, belongs to another owner; nothing more is told."""
 REASON_KEY_IN_USE: Reason.ValueType  # 60
 """The first call with this id has not committed yet. Come back with the same id after RetryInfo."""
@@ -162,7 +162,7 @@ REASON_CONFLICT: Reason.ValueType  # 61
 """The call lost against concurrent ones again and again. Come back with the same id after RetryInfo."""
 REASON_VERSION_MISMATCH: Reason.ValueType  # 62
 """The resource has another version than expected_version says; the metadata names its version. Read it again, and decide anew."""
-REASON_STATE_FORBIDS: Reason.ValueType  # 70
+REASON_INVALID_STATE: Reason.ValueType  # 70
 """The resource's state does not allow this; the metadata names state and verb."""
 REASON_HOLD_ENDED: Reason.ValueType  # 71
 """The hold was captured or released (also before it was placed), or has expired."""
@@ -192,7 +192,7 @@ REASON_DEADLINE_EXCEEDED: Reason.ValueType  # 100
 """The call's time was up before its result was known. Come back with the same id."""
 REASON_QUERY_TOO_SLOW: Reason.ValueType  # 101
 """The query takes longer than a query may. Narrow it by a filter, or ask for a smaller page."""
-REASON_METHOD_NOT_BUILT: Reason.ValueType  # 110
+REASON_METHOD_NOT_IMPLEMENTED: Reason.ValueType  # 110
 """The method is declared but not built yet; there is none now."""
 REASON_METHOD_UNKNOWN: Reason.ValueType  # 111
 """There is no such method."""

@@ -8,9 +8,9 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from tallystick.ledger.v1 import ledger_pb2 as _ledger_pb2
+from tallystick.operator.v1 import operator_pb2 as _operator_pb2
 from tallystick.payment.v1 import payment_pb2 as _payment_pb2
 from tallystick.payout.v1 import payout_pb2 as _payout_pb2
-from tallystick.recovery.v1 import recovery_pb2 as _recovery_pb2
 from tallystick.wallet.v1 import wallet_pb2 as _wallet_pb2
 import builtins as _builtins
 import sys
@@ -178,7 +178,7 @@ class Event(_message.Message):
         """With TRANSACTION_POSTED."""
 
     @_builtins.property
-    def dead_letter(self) -> _recovery_pb2.DeadLetter:
+    def dead_letter(self) -> _operator_pb2.DeadLetter:
         """With DEAD_LETTER_CHANGED."""
 
     @_builtins.property
@@ -186,7 +186,7 @@ class Event(_message.Message):
         """With UNAPPLIED_CHARGE_CHANGED."""
 
     @_builtins.property
-    def alert(self) -> _recovery_pb2.Alert:
+    def alert(self) -> _operator_pb2.Alert:
         """With ALERT_CHANGED."""
 
     @_builtins.property
@@ -230,9 +230,9 @@ class Event(_message.Message):
         wallet_entry: _wallet_pb2.WalletEntry | None = ...,
         wallet: _wallet_pb2.Wallet | None = ...,
         transaction: _ledger_pb2.Transaction | None = ...,
-        dead_letter: _recovery_pb2.DeadLetter | None = ...,
+        dead_letter: _operator_pb2.DeadLetter | None = ...,
         unapplied_charge: _payment_pb2.UnappliedCharge | None = ...,
-        alert: _recovery_pb2.Alert | None = ...,
+        alert: _operator_pb2.Alert | None = ...,
         payout: _payout_pb2.Payout | None = ...,
         payout_destination: _payout_pb2.PayoutDestination | None = ...,
         payout_batch: _payout_pb2.PayoutBatch | None = ...,

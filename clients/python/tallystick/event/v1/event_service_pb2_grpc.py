@@ -52,7 +52,7 @@ class EventServiceServicer(object):
     """
 
     def BatchPublish(self, request, context):
-        """Takes events in; those it has already (by event_id) are dropped, and one that it has with another content is refused with KEY_REUSED. All or nothing.
+        """Takes events in; those it has already (by event_id) are dropped, and one that it has with another content is refused with IDEMPOTENCY_KEY_REUSED. All or nothing.
         The aggregate and the payload must be those of the type. Access: service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -34,7 +34,7 @@ class EventServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> EventServiceAsyncStub: ...
     BatchPublish: _grpc.UnaryUnaryMultiCallable[_event_service_pb2.BatchPublishRequest, _event_service_pb2.BatchPublishResponse]
-    """Takes events in; those it has already (by event_id) are dropped, and one that it has with another content is refused with KEY_REUSED. All or nothing.
+    """Takes events in; those it has already (by event_id) are dropped, and one that it has with another content is refused with IDEMPOTENCY_KEY_REUSED. All or nothing.
     The aggregate and the payload must be those of the type. Access: service.
     """
     StreamEvents: _grpc.UnaryStreamMultiCallable[_event_service_pb2.StreamEventsRequest, _event_service_pb2.StreamEventsResponse]
@@ -49,7 +49,7 @@ class EventServiceAsyncStub(EventServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     BatchPublish: _aio.UnaryUnaryMultiCallable[_event_service_pb2.BatchPublishRequest, _event_service_pb2.BatchPublishResponse]  # type: ignore[assignment]
-    """Takes events in; those it has already (by event_id) are dropped, and one that it has with another content is refused with KEY_REUSED. All or nothing.
+    """Takes events in; those it has already (by event_id) are dropped, and one that it has with another content is refused with IDEMPOTENCY_KEY_REUSED. All or nothing.
     The aggregate and the payload must be those of the type. Access: service.
     """
     StreamEvents: _aio.UnaryStreamMultiCallable[_event_service_pb2.StreamEventsRequest, _event_service_pb2.StreamEventsResponse]  # type: ignore[assignment]
@@ -67,7 +67,7 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _event_service_pb2.BatchPublishRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_event_service_pb2.BatchPublishResponse, _abc.Awaitable[_event_service_pb2.BatchPublishResponse]]:
-        """Takes events in; those it has already (by event_id) are dropped, and one that it has with another content is refused with KEY_REUSED. All or nothing.
+        """Takes events in; those it has already (by event_id) are dropped, and one that it has with another content is refused with IDEMPOTENCY_KEY_REUSED. All or nothing.
         The aggregate and the payload must be those of the type. Access: service.
         """
 

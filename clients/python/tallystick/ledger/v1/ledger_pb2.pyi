@@ -64,7 +64,7 @@ class _TransactionKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Trans
     """Money taken back by a buyer's bank."""
     TRANSACTION_KIND_SETTLEMENT: _TransactionKind.ValueType  # 6
     """A provider paid the platform's bank."""
-    TRANSACTION_KIND_BANK_LINE: _TransactionKind.ValueType  # 7
+    TRANSACTION_KIND_BANK_STATEMENT_LINE: _TransactionKind.ValueType  # 7
     """A line of a bank statement."""
     TRANSACTION_KIND_PAYOUT: _TransactionKind.ValueType  # 8
     """A seller was paid."""
@@ -96,7 +96,7 @@ TRANSACTION_KIND_CHARGEBACK: TransactionKind.ValueType  # 5
 """Money taken back by a buyer's bank."""
 TRANSACTION_KIND_SETTLEMENT: TransactionKind.ValueType  # 6
 """A provider paid the platform's bank."""
-TRANSACTION_KIND_BANK_LINE: TransactionKind.ValueType  # 7
+TRANSACTION_KIND_BANK_STATEMENT_LINE: TransactionKind.ValueType  # 7
 """A line of a bank statement."""
 TRANSACTION_KIND_PAYOUT: TransactionKind.ValueType  # 8
 """A seller was paid."""
@@ -161,7 +161,7 @@ class Transaction(_message.Message):
     TRANSACTION_ID_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
-    CAUSE_ID_FIELD_NUMBER: _builtins.int
+    SOURCE_ID_FIELD_NUMBER: _builtins.int
     ENTRIES_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     REVERSES_TRANSACTION_ID_FIELD_NUMBER: _builtins.int
@@ -177,8 +177,8 @@ class Transaction(_message.Message):
     """The place in the book: 1, 2, … without a gap."""
     kind: Global___TransactionKind.ValueType
     """What kind of fact it books."""
-    cause_id: _builtins.str
-    """The id of the fact; one transaction for each kind and cause_id."""
+    source_id: _builtins.str
+    """The id of the fact; one transaction for each kind and source_id."""
     description: _builtins.str
     """Free text."""
     reverses_transaction_id: _builtins.str
@@ -209,7 +209,7 @@ class Transaction(_message.Message):
         transaction_id: _builtins.str = ...,
         sequence: _builtins.int = ...,
         kind: Global___TransactionKind.ValueType = ...,
-        cause_id: _builtins.str = ...,
+        source_id: _builtins.str = ...,
         entries: _abc.Iterable[Global___Entry] | None = ...,
         description: _builtins.str = ...,
         reverses_transaction_id: _builtins.str = ...,
@@ -222,7 +222,7 @@ class Transaction(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["effective_time", b"effective_time", "post_time", b"post_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "cause_id", b"cause_id", "description", b"description", "effective_time", b"effective_time", "entries", b"entries", "hash", b"hash", "kind", b"kind", "post_time", b"post_time", "previous_hash", b"previous_hash", "reversed_by_transaction_id", b"reversed_by_transaction_id", "reverses_transaction_id", b"reverses_transaction_id", "sequence", b"sequence", "transaction_id", b"transaction_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "description", b"description", "effective_time", b"effective_time", "entries", b"entries", "hash", b"hash", "kind", b"kind", "post_time", b"post_time", "previous_hash", b"previous_hash", "reversed_by_transaction_id", b"reversed_by_transaction_id", "reverses_transaction_id", b"reverses_transaction_id", "sequence", b"sequence", "source_id", b"source_id", "transaction_id", b"transaction_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

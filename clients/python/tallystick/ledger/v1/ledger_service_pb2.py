@@ -26,10 +26,10 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from tallystick.ledger.v1 import ledger_pb2 as tallystick_dot_ledger_dot_v1_dot_ledger__pb2
 from tallystick.money.v1 import money_pb2 as tallystick_dot_money_dot_v1_dot_money__pb2
-from tallystick.recovery.v1 import recovery_pb2 as tallystick_dot_recovery_dot_v1_dot_recovery__pb2
+from tallystick.operator.v1 import operator_pb2 as tallystick_dot_operator_dot_v1_dot_operator__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)tallystick/ledger/v1/ledger_service.proto\x12\x14tallystick.ledger.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a!tallystick/ledger/v1/ledger.proto\x1a\x1ftallystick/money/v1/money.proto\x1a%tallystick/recovery/v1/recovery.proto\"\xd7\x01\n\x07Posting\x12\x33\n\x04kind\x18\x01 \x01(\x0e\x32%.tallystick.ledger.v1.TransactionKind\x12\x10\n\x08\x63\x61use_id\x18\x02 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x03 \x01(\t\x12,\n\x07\x65ntries\x18\x04 \x03(\x0b\x32\x1b.tallystick.ledger.v1.Entry\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12\x32\n\x0e\x65\x66\x66\x65\x63tive_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Y\n\x10\x42\x61tchPostRequest\x12/\n\x08postings\x18\x01 \x03(\x0b\x32\x1d.tallystick.ledger.v1.Posting\x12\x14\n\x0coutcome_only\x18\x02 \x01(\x08\"\x87\x01\n\nPostResult\x12\x38\n\x0btransaction\x18\x01 \x01(\x0b\x32!.tallystick.ledger.v1.TransactionH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12\x10\n\x08replayed\x18\x03 \x01(\x08\x42\x08\n\x06result\"F\n\x11\x42\x61tchPostResponse\x12\x31\n\x07results\x18\x01 \x03(\x0b\x32 .tallystick.ledger.v1.PostResult\"C\n\x19ReverseTransactionRequest\x12\x16\n\x0etransaction_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"T\n\x1aReverseTransactionResponse\x12\x36\n\x0btransaction\x18\x01 \x01(\x0b\x32!.tallystick.ledger.v1.Transaction\"/\n\x15GetTransactionRequest\x12\x16\n\x0etransaction_id\x18\x01 \x01(\t\"P\n\x16GetTransactionResponse\x12\x36\n\x0btransaction\x18\x01 \x01(\x0b\x32!.tallystick.ledger.v1.Transaction\"\x93\x02\n\x17ListTransactionsRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x10\n\x08\x63urrency\x18\x02 \x01(\t\x12\x33\n\x04kind\x18\x03 \x01(\x0e\x32%.tallystick.ledger.v1.TransactionKind\x12\x10\n\x08\x63\x61use_id\x18\x04 \x01(\t\x12\x32\n\x0epost_time_from\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0fpost_time_until\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x07 \x01(\x05\x12\x12\n\npage_token\x18\x08 \x01(\t\"l\n\x18ListTransactionsResponse\x12\x37\n\x0ctransactions\x18\x01 \x03(\x0b\x32!.tallystick.ledger.v1.Transaction\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"f\n\x11GetAccountRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x10\n\x08\x63urrency\x18\x02 \x01(\t\x12.\n\nas_of_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x86\x01\n\x12GetAccountResponse\x12.\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x1d.tallystick.ledger.v1.Account\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12.\n\nas_of_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"^\n\x13ListAccountsRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\x10\n\x08\x63urrency\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"`\n\x14ListAccountsResponse\x12/\n\x08\x61\x63\x63ounts\x18\x01 \x03(\x0b\x32\x1d.tallystick.ledger.v1.Account\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"o\n\x16GetTrialBalanceRequest\x12.\n\nas_of_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"\xe0\x01\n\x17GetTrialBalanceResponse\x12,\n\x05lines\x18\x01 \x03(\x0b\x32\x1d.tallystick.ledger.v1.Account\x12(\n\x04sums\x18\x02 \x03(\x0b\x32\x1a.tallystick.money.v1.Money\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x12\x12\n\nchain_head\x18\x04 \x01(\x0c\x12.\n\nas_of_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0fnext_page_token\x18\x06 \x01(\t\"V\n\x14StreamEntriesRequest\x12\x16\n\x0e\x61\x66ter_sequence\x18\x01 \x01(\x03\x12\x16\n\x0e\x61\x63\x63ount_prefix\x18\x02 \x01(\t\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\"O\n\x15StreamEntriesResponse\x12\x36\n\x0btransaction\x18\x01 \x01(\x0b\x32!.tallystick.ledger.v1.Transaction\"I\n\x11ListAlertsRequest\x12\r\n\x05\x65nded\x18\x01 \x01(\x08\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"\\\n\x12ListAlertsResponse\x12-\n\x06\x61lerts\x18\x01 \x03(\x0b\x32\x1d.tallystick.recovery.v1.Alert\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xf8\x07\n\rLedgerService\x12\x61\n\tBatchPost\x12&.tallystick.ledger.v1.BatchPostRequest\x1a\'.tallystick.ledger.v1.BatchPostResponse\"\x03\x90\x02\x02\x12|\n\x12ReverseTransaction\x12/.tallystick.ledger.v1.ReverseTransactionRequest\x1a\x30.tallystick.ledger.v1.ReverseTransactionResponse\"\x03\x90\x02\x02\x12p\n\x0eGetTransaction\x12+.tallystick.ledger.v1.GetTransactionRequest\x1a,.tallystick.ledger.v1.GetTransactionResponse\"\x03\x90\x02\x01\x12v\n\x10ListTransactions\x12-.tallystick.ledger.v1.ListTransactionsRequest\x1a..tallystick.ledger.v1.ListTransactionsResponse\"\x03\x90\x02\x01\x12\x64\n\nGetAccount\x12\'.tallystick.ledger.v1.GetAccountRequest\x1a(.tallystick.ledger.v1.GetAccountResponse\"\x03\x90\x02\x01\x12j\n\x0cListAccounts\x12).tallystick.ledger.v1.ListAccountsRequest\x1a*.tallystick.ledger.v1.ListAccountsResponse\"\x03\x90\x02\x01\x12s\n\x0fGetTrialBalance\x12,.tallystick.ledger.v1.GetTrialBalanceRequest\x1a-.tallystick.ledger.v1.GetTrialBalanceResponse\"\x03\x90\x02\x01\x12o\n\rStreamEntries\x12*.tallystick.ledger.v1.StreamEntriesRequest\x1a+.tallystick.ledger.v1.StreamEntriesResponse\"\x03\x90\x02\x01\x30\x01\x12\x64\n\nListAlerts\x12\'.tallystick.ledger.v1.ListAlertsRequest\x1a(.tallystick.ledger.v1.ListAlertsResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)tallystick/ledger/v1/ledger_service.proto\x12\x14tallystick.ledger.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a!tallystick/ledger/v1/ledger.proto\x1a\x1ftallystick/money/v1/money.proto\x1a%tallystick/operator/v1/operator.proto\"\xd8\x01\n\x07Posting\x12\x33\n\x04kind\x18\x01 \x01(\x0e\x32%.tallystick.ledger.v1.TransactionKind\x12\x11\n\tsource_id\x18\x02 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x03 \x01(\t\x12,\n\x07\x65ntries\x18\x04 \x03(\x0b\x32\x1b.tallystick.ledger.v1.Entry\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12\x32\n\x0e\x65\x66\x66\x65\x63tive_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Y\n\x10\x42\x61tchPostRequest\x12/\n\x08postings\x18\x01 \x03(\x0b\x32\x1d.tallystick.ledger.v1.Posting\x12\x14\n\x0coutcome_only\x18\x02 \x01(\x08\"\x87\x01\n\nPostResult\x12\x38\n\x0btransaction\x18\x01 \x01(\x0b\x32!.tallystick.ledger.v1.TransactionH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12\x10\n\x08replayed\x18\x03 \x01(\x08\x42\x08\n\x06result\"F\n\x11\x42\x61tchPostResponse\x12\x31\n\x07results\x18\x01 \x03(\x0b\x32 .tallystick.ledger.v1.PostResult\"C\n\x19ReverseTransactionRequest\x12\x16\n\x0etransaction_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"T\n\x1aReverseTransactionResponse\x12\x36\n\x0btransaction\x18\x01 \x01(\x0b\x32!.tallystick.ledger.v1.Transaction\"/\n\x15GetTransactionRequest\x12\x16\n\x0etransaction_id\x18\x01 \x01(\t\"P\n\x16GetTransactionResponse\x12\x36\n\x0btransaction\x18\x01 \x01(\x0b\x32!.tallystick.ledger.v1.Transaction\"\x94\x02\n\x17ListTransactionsRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x10\n\x08\x63urrency\x18\x02 \x01(\t\x12\x33\n\x04kind\x18\x03 \x01(\x0e\x32%.tallystick.ledger.v1.TransactionKind\x12\x11\n\tsource_id\x18\x04 \x01(\t\x12\x32\n\x0epost_time_from\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0fpost_time_until\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x07 \x01(\x05\x12\x12\n\npage_token\x18\x08 \x01(\t\"l\n\x18ListTransactionsResponse\x12\x37\n\x0ctransactions\x18\x01 \x03(\x0b\x32!.tallystick.ledger.v1.Transaction\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"f\n\x11GetAccountRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x10\n\x08\x63urrency\x18\x02 \x01(\t\x12.\n\nas_of_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x86\x01\n\x12GetAccountResponse\x12.\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x1d.tallystick.ledger.v1.Account\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12.\n\nas_of_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"^\n\x13ListAccountsRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\x10\n\x08\x63urrency\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"`\n\x14ListAccountsResponse\x12/\n\x08\x61\x63\x63ounts\x18\x01 \x03(\x0b\x32\x1d.tallystick.ledger.v1.Account\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"o\n\x16GetTrialBalanceRequest\x12.\n\nas_of_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"\xe0\x01\n\x17GetTrialBalanceResponse\x12,\n\x05lines\x18\x01 \x03(\x0b\x32\x1d.tallystick.ledger.v1.Account\x12(\n\x04sums\x18\x02 \x03(\x0b\x32\x1a.tallystick.money.v1.Money\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x12\x12\n\nchain_head\x18\x04 \x01(\x0c\x12.\n\nas_of_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0fnext_page_token\x18\x06 \x01(\t\"V\n\x14StreamEntriesRequest\x12\x16\n\x0e\x61\x66ter_sequence\x18\x01 \x01(\x03\x12\x16\n\x0e\x61\x63\x63ount_prefix\x18\x02 \x01(\t\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\"O\n\x15StreamEntriesResponse\x12\x36\n\x0btransaction\x18\x01 \x01(\x0b\x32!.tallystick.ledger.v1.Transaction\"I\n\x11ListAlertsRequest\x12\r\n\x05\x65nded\x18\x01 \x01(\x08\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"\\\n\x12ListAlertsResponse\x12-\n\x06\x61lerts\x18\x01 \x03(\x0b\x32\x1d.tallystick.operator.v1.Alert\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xf8\x07\n\rLedgerService\x12\x61\n\tBatchPost\x12&.tallystick.ledger.v1.BatchPostRequest\x1a\'.tallystick.ledger.v1.BatchPostResponse\"\x03\x90\x02\x02\x12|\n\x12ReverseTransaction\x12/.tallystick.ledger.v1.ReverseTransactionRequest\x1a\x30.tallystick.ledger.v1.ReverseTransactionResponse\"\x03\x90\x02\x02\x12p\n\x0eGetTransaction\x12+.tallystick.ledger.v1.GetTransactionRequest\x1a,.tallystick.ledger.v1.GetTransactionResponse\"\x03\x90\x02\x01\x12v\n\x10ListTransactions\x12-.tallystick.ledger.v1.ListTransactionsRequest\x1a..tallystick.ledger.v1.ListTransactionsResponse\"\x03\x90\x02\x01\x12\x64\n\nGetAccount\x12\'.tallystick.ledger.v1.GetAccountRequest\x1a(.tallystick.ledger.v1.GetAccountResponse\"\x03\x90\x02\x01\x12j\n\x0cListAccounts\x12).tallystick.ledger.v1.ListAccountsRequest\x1a*.tallystick.ledger.v1.ListAccountsResponse\"\x03\x90\x02\x01\x12s\n\x0fGetTrialBalance\x12,.tallystick.ledger.v1.GetTrialBalanceRequest\x1a-.tallystick.ledger.v1.GetTrialBalanceResponse\"\x03\x90\x02\x01\x12o\n\rStreamEntries\x12*.tallystick.ledger.v1.StreamEntriesRequest\x1a+.tallystick.ledger.v1.StreamEntriesResponse\"\x03\x90\x02\x01\x30\x01\x12\x64\n\nListAlerts\x12\'.tallystick.ledger.v1.ListAlertsRequest\x1a(.tallystick.ledger.v1.ListAlertsResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -55,45 +55,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LEDGERSERVICE'].methods_by_name['ListAlerts']._loaded_options = None
   _globals['_LEDGERSERVICE'].methods_by_name['ListAlerts']._serialized_options = b'\220\002\001'
   _globals['_POSTING']._serialized_start=233
-  _globals['_POSTING']._serialized_end=448
-  _globals['_BATCHPOSTREQUEST']._serialized_start=450
-  _globals['_BATCHPOSTREQUEST']._serialized_end=539
-  _globals['_POSTRESULT']._serialized_start=542
-  _globals['_POSTRESULT']._serialized_end=677
-  _globals['_BATCHPOSTRESPONSE']._serialized_start=679
-  _globals['_BATCHPOSTRESPONSE']._serialized_end=749
-  _globals['_REVERSETRANSACTIONREQUEST']._serialized_start=751
-  _globals['_REVERSETRANSACTIONREQUEST']._serialized_end=818
-  _globals['_REVERSETRANSACTIONRESPONSE']._serialized_start=820
-  _globals['_REVERSETRANSACTIONRESPONSE']._serialized_end=904
-  _globals['_GETTRANSACTIONREQUEST']._serialized_start=906
-  _globals['_GETTRANSACTIONREQUEST']._serialized_end=953
-  _globals['_GETTRANSACTIONRESPONSE']._serialized_start=955
-  _globals['_GETTRANSACTIONRESPONSE']._serialized_end=1035
-  _globals['_LISTTRANSACTIONSREQUEST']._serialized_start=1038
-  _globals['_LISTTRANSACTIONSREQUEST']._serialized_end=1313
-  _globals['_LISTTRANSACTIONSRESPONSE']._serialized_start=1315
-  _globals['_LISTTRANSACTIONSRESPONSE']._serialized_end=1423
-  _globals['_GETACCOUNTREQUEST']._serialized_start=1425
-  _globals['_GETACCOUNTREQUEST']._serialized_end=1527
-  _globals['_GETACCOUNTRESPONSE']._serialized_start=1530
-  _globals['_GETACCOUNTRESPONSE']._serialized_end=1664
-  _globals['_LISTACCOUNTSREQUEST']._serialized_start=1666
-  _globals['_LISTACCOUNTSREQUEST']._serialized_end=1760
-  _globals['_LISTACCOUNTSRESPONSE']._serialized_start=1762
-  _globals['_LISTACCOUNTSRESPONSE']._serialized_end=1858
-  _globals['_GETTRIALBALANCEREQUEST']._serialized_start=1860
-  _globals['_GETTRIALBALANCEREQUEST']._serialized_end=1971
-  _globals['_GETTRIALBALANCERESPONSE']._serialized_start=1974
-  _globals['_GETTRIALBALANCERESPONSE']._serialized_end=2198
-  _globals['_STREAMENTRIESREQUEST']._serialized_start=2200
-  _globals['_STREAMENTRIESREQUEST']._serialized_end=2286
-  _globals['_STREAMENTRIESRESPONSE']._serialized_start=2288
-  _globals['_STREAMENTRIESRESPONSE']._serialized_end=2367
-  _globals['_LISTALERTSREQUEST']._serialized_start=2369
-  _globals['_LISTALERTSREQUEST']._serialized_end=2442
-  _globals['_LISTALERTSRESPONSE']._serialized_start=2444
-  _globals['_LISTALERTSRESPONSE']._serialized_end=2536
-  _globals['_LEDGERSERVICE']._serialized_start=2539
-  _globals['_LEDGERSERVICE']._serialized_end=3555
+  _globals['_POSTING']._serialized_end=449
+  _globals['_BATCHPOSTREQUEST']._serialized_start=451
+  _globals['_BATCHPOSTREQUEST']._serialized_end=540
+  _globals['_POSTRESULT']._serialized_start=543
+  _globals['_POSTRESULT']._serialized_end=678
+  _globals['_BATCHPOSTRESPONSE']._serialized_start=680
+  _globals['_BATCHPOSTRESPONSE']._serialized_end=750
+  _globals['_REVERSETRANSACTIONREQUEST']._serialized_start=752
+  _globals['_REVERSETRANSACTIONREQUEST']._serialized_end=819
+  _globals['_REVERSETRANSACTIONRESPONSE']._serialized_start=821
+  _globals['_REVERSETRANSACTIONRESPONSE']._serialized_end=905
+  _globals['_GETTRANSACTIONREQUEST']._serialized_start=907
+  _globals['_GETTRANSACTIONREQUEST']._serialized_end=954
+  _globals['_GETTRANSACTIONRESPONSE']._serialized_start=956
+  _globals['_GETTRANSACTIONRESPONSE']._serialized_end=1036
+  _globals['_LISTTRANSACTIONSREQUEST']._serialized_start=1039
+  _globals['_LISTTRANSACTIONSREQUEST']._serialized_end=1315
+  _globals['_LISTTRANSACTIONSRESPONSE']._serialized_start=1317
+  _globals['_LISTTRANSACTIONSRESPONSE']._serialized_end=1425
+  _globals['_GETACCOUNTREQUEST']._serialized_start=1427
+  _globals['_GETACCOUNTREQUEST']._serialized_end=1529
+  _globals['_GETACCOUNTRESPONSE']._serialized_start=1532
+  _globals['_GETACCOUNTRESPONSE']._serialized_end=1666
+  _globals['_LISTACCOUNTSREQUEST']._serialized_start=1668
+  _globals['_LISTACCOUNTSREQUEST']._serialized_end=1762
+  _globals['_LISTACCOUNTSRESPONSE']._serialized_start=1764
+  _globals['_LISTACCOUNTSRESPONSE']._serialized_end=1860
+  _globals['_GETTRIALBALANCEREQUEST']._serialized_start=1862
+  _globals['_GETTRIALBALANCEREQUEST']._serialized_end=1973
+  _globals['_GETTRIALBALANCERESPONSE']._serialized_start=1976
+  _globals['_GETTRIALBALANCERESPONSE']._serialized_end=2200
+  _globals['_STREAMENTRIESREQUEST']._serialized_start=2202
+  _globals['_STREAMENTRIESREQUEST']._serialized_end=2288
+  _globals['_STREAMENTRIESRESPONSE']._serialized_start=2290
+  _globals['_STREAMENTRIESRESPONSE']._serialized_end=2369
+  _globals['_LISTALERTSREQUEST']._serialized_start=2371
+  _globals['_LISTALERTSREQUEST']._serialized_end=2444
+  _globals['_LISTALERTSRESPONSE']._serialized_start=2446
+  _globals['_LISTALERTSRESPONSE']._serialized_end=2538
+  _globals['_LEDGERSERVICE']._serialized_start=2541
+  _globals['_LEDGERSERVICE']._serialized_end=3557
 # @@protoc_insertion_point(module_scope)

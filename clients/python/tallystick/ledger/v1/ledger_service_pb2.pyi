@@ -11,7 +11,7 @@ from google.protobuf.internal import containers as _containers
 from google.rpc import status_pb2 as _status_pb2
 from tallystick.ledger.v1 import ledger_pb2 as _ledger_pb2
 from tallystick.money.v1 import money_pb2 as _money_pb2
-from tallystick.recovery.v1 import recovery_pb2 as _recovery_pb2
+from tallystick.operator.v1 import operator_pb2 as _operator_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -30,14 +30,14 @@ class Posting(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     KIND_FIELD_NUMBER: _builtins.int
-    CAUSE_ID_FIELD_NUMBER: _builtins.int
+    SOURCE_ID_FIELD_NUMBER: _builtins.int
     CALLER_FIELD_NUMBER: _builtins.int
     ENTRIES_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     EFFECTIVE_TIME_FIELD_NUMBER: _builtins.int
     kind: _ledger_pb2.TransactionKind.ValueType
     """What kind of fact; REVERSAL is refused, see ReverseTransaction."""
-    cause_id: _builtins.str
+    source_id: _builtins.str
     """The id of the fact: [A-Za-z0-9][A-Za-z0-9_-]{0,63}."""
     caller: _builtins.str
     """On whose behalf the service posts."""
@@ -55,7 +55,7 @@ class Posting(_message.Message):
         self,
         *,
         kind: _ledger_pb2.TransactionKind.ValueType = ...,
-        cause_id: _builtins.str = ...,
+        source_id: _builtins.str = ...,
         caller: _builtins.str = ...,
         entries: _abc.Iterable[_ledger_pb2.Entry] | None = ...,
         description: _builtins.str = ...,
@@ -63,7 +63,7 @@ class Posting(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["effective_time", b"effective_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "cause_id", b"cause_id", "description", b"description", "effective_time", b"effective_time", "entries", b"entries", "kind", b"kind"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "description", b"description", "effective_time", b"effective_time", "entries", b"entries", "kind", b"kind", "source_id", b"source_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -262,7 +262,7 @@ class ListTransactionsRequest(_message.Message):
     ACCOUNT_FIELD_NUMBER: _builtins.int
     CURRENCY_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
-    CAUSE_ID_FIELD_NUMBER: _builtins.int
+    SOURCE_ID_FIELD_NUMBER: _builtins.int
     POST_TIME_FROM_FIELD_NUMBER: _builtins.int
     POST_TIME_UNTIL_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
@@ -273,8 +273,8 @@ class ListTransactionsRequest(_message.Message):
     """Transactions with an entry in this currency."""
     kind: _ledger_pb2.TransactionKind.ValueType
     """Transactions of this kind."""
-    cause_id: _builtins.str
-    """Transactions of this cause."""
+    source_id: _builtins.str
+    """Transactions of this source id."""
     page_size: _builtins.int
     """0 means 50; above 200 means 200."""
     page_token: _builtins.str
@@ -293,7 +293,7 @@ class ListTransactionsRequest(_message.Message):
         account: _builtins.str = ...,
         currency: _builtins.str = ...,
         kind: _ledger_pb2.TransactionKind.ValueType = ...,
-        cause_id: _builtins.str = ...,
+        source_id: _builtins.str = ...,
         post_time_from: _timestamp_pb2.Timestamp | None = ...,
         post_time_until: _timestamp_pb2.Timestamp | None = ...,
         page_size: _builtins.int = ...,
@@ -301,7 +301,7 @@ class ListTransactionsRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["post_time_from", b"post_time_from", "post_time_until", b"post_time_until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "cause_id", b"cause_id", "currency", b"currency", "kind", b"kind", "page_size", b"page_size", "page_token", b"page_token", "post_time_from", b"post_time_from", "post_time_until", b"post_time_until"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "currency", b"currency", "kind", b"kind", "page_size", b"page_size", "page_token", b"page_token", "post_time_from", b"post_time_from", "post_time_until", b"post_time_until", "source_id", b"source_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -640,13 +640,13 @@ class ListAlertsResponse(_message.Message):
     next_page_token: _builtins.str
     """Empty when there is no further page."""
     @_builtins.property
-    def alerts(self) -> _containers.RepeatedCompositeFieldContainer[_recovery_pb2.Alert]:
+    def alerts(self) -> _containers.RepeatedCompositeFieldContainer[_operator_pb2.Alert]:
         """Newest first."""
 
     def __init__(
         self,
         *,
-        alerts: _abc.Iterable[_recovery_pb2.Alert] | None = ...,
+        alerts: _abc.Iterable[_operator_pb2.Alert] | None = ...,
         next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015

@@ -87,7 +87,7 @@ class LedgerServiceServicer(object):
     """
 
     def BatchPost(self, request, context):
-        """Posts transactions, each on its own: the call is OK even if items are refused. The same kind and cause_id with the same values answers with the
+        """Posts transactions, each on its own: the call is OK even if items are refused. The same kind and source_id with the same values answers with the
         transaction posted before. Access: service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -95,7 +95,7 @@ class LedgerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ReverseTransaction(self, request, context):
-        """Posts the mirror image of a transaction; once for each transaction, and the same answer again for the same reason. Refused with STATE_FORBIDS for
+        """Posts the mirror image of a transaction; once for each transaction, and the same answer again for the same reason. Refused with INVALID_STATE for
         transactions that touch a seller's account: those are corrected through the wallet. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -34,11 +34,11 @@ class LedgerServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> LedgerServiceAsyncStub: ...
     BatchPost: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.BatchPostRequest, _ledger_service_pb2.BatchPostResponse]
-    """Posts transactions, each on its own: the call is OK even if items are refused. The same kind and cause_id with the same values answers with the
+    """Posts transactions, each on its own: the call is OK even if items are refused. The same kind and source_id with the same values answers with the
     transaction posted before. Access: service.
     """
     ReverseTransaction: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.ReverseTransactionRequest, _ledger_service_pb2.ReverseTransactionResponse]
-    """Posts the mirror image of a transaction; once for each transaction, and the same answer again for the same reason. Refused with STATE_FORBIDS for
+    """Posts the mirror image of a transaction; once for each transaction, and the same answer again for the same reason. Refused with INVALID_STATE for
     transactions that touch a seller's account: those are corrected through the wallet. Access: operator.
     """
     GetTransaction: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.GetTransactionRequest, _ledger_service_pb2.GetTransactionResponse]
@@ -69,11 +69,11 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     BatchPost: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.BatchPostRequest, _ledger_service_pb2.BatchPostResponse]  # type: ignore[assignment]
-    """Posts transactions, each on its own: the call is OK even if items are refused. The same kind and cause_id with the same values answers with the
+    """Posts transactions, each on its own: the call is OK even if items are refused. The same kind and source_id with the same values answers with the
     transaction posted before. Access: service.
     """
     ReverseTransaction: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.ReverseTransactionRequest, _ledger_service_pb2.ReverseTransactionResponse]  # type: ignore[assignment]
-    """Posts the mirror image of a transaction; once for each transaction, and the same answer again for the same reason. Refused with STATE_FORBIDS for
+    """Posts the mirror image of a transaction; once for each transaction, and the same answer again for the same reason. Refused with INVALID_STATE for
     transactions that touch a seller's account: those are corrected through the wallet. Access: operator.
     """
     GetTransaction: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.GetTransactionRequest, _ledger_service_pb2.GetTransactionResponse]  # type: ignore[assignment]
@@ -107,7 +107,7 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_service_pb2.BatchPostRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_service_pb2.BatchPostResponse, _abc.Awaitable[_ledger_service_pb2.BatchPostResponse]]:
-        """Posts transactions, each on its own: the call is OK even if items are refused. The same kind and cause_id with the same values answers with the
+        """Posts transactions, each on its own: the call is OK even if items are refused. The same kind and source_id with the same values answers with the
         transaction posted before. Access: service.
         """
 
@@ -117,7 +117,7 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_service_pb2.ReverseTransactionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_service_pb2.ReverseTransactionResponse, _abc.Awaitable[_ledger_service_pb2.ReverseTransactionResponse]]:
-        """Posts the mirror image of a transaction; once for each transaction, and the same answer again for the same reason. Refused with STATE_FORBIDS for
+        """Posts the mirror image of a transaction; once for each transaction, and the same answer again for the same reason. Refused with INVALID_STATE for
         transactions that touch a seller's account: those are corrected through the wallet. Access: operator.
         """
 

@@ -152,7 +152,7 @@ class _FailureReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Failure
     """A third party's risk check refused."""
     FAILURE_REASON_PROVIDER_MISMATCH: _FailureReason.ValueType  # 14
     """The provider charged another amount or currency than was asked for."""
-    FAILURE_REASON_PROVIDER_REFUSED: _FailureReason.ValueType  # 15
+    FAILURE_REASON_PROVIDER_REJECTED: _FailureReason.ValueType  # 15
     """The provider refused the demand itself, for good; nothing was charged."""
     FAILURE_REASON_PROVIDER_UNREACHABLE: _FailureReason.ValueType  # 16
     """The provider could not be reached; surely nothing was sent."""
@@ -194,7 +194,7 @@ FAILURE_REASON_RISK_PROVIDER: FailureReason.ValueType  # 13
 """A third party's risk check refused."""
 FAILURE_REASON_PROVIDER_MISMATCH: FailureReason.ValueType  # 14
 """The provider charged another amount or currency than was asked for."""
-FAILURE_REASON_PROVIDER_REFUSED: FailureReason.ValueType  # 15
+FAILURE_REASON_PROVIDER_REJECTED: FailureReason.ValueType  # 15
 """The provider refused the demand itself, for good; nothing was charged."""
 FAILURE_REASON_PROVIDER_UNREACHABLE: FailureReason.ValueType  # 16
 """The provider could not be reached; surely nothing was sent."""
@@ -276,53 +276,53 @@ PAYMENT_METHOD_TYPE_CASH: PaymentMethodType.ValueType  # 5
 """Cash, paid at a counter."""
 Global___PaymentMethodType: _TypeAlias = PaymentMethodType  # noqa: Y015
 
-class _Charging:
+class _ChargeMode:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
 
-class _ChargingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Charging.ValueType], _builtins.type):
+class _ChargeModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChargeMode.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
-    CHARGING_UNSPECIFIED: _Charging.ValueType  # 0
+    CHARGE_MODE_UNSPECIFIED: _ChargeMode.ValueType  # 0
     """Taken as PER_ORDER."""
-    CHARGING_PER_ORDER: _Charging.ValueType  # 1
+    CHARGE_MODE_PER_ORDER: _ChargeMode.ValueType  # 1
     """One charge for each order; orders succeed and fail one by one."""
-    CHARGING_TOGETHER: _Charging.ValueType  # 2
+    CHARGE_MODE_COMBINED: _ChargeMode.ValueType  # 2
     """One charge for all orders, which must share one currency; they succeed or fail together."""
 
-class Charging(_Charging, metaclass=_ChargingEnumTypeWrapper):
+class ChargeMode(_ChargeMode, metaclass=_ChargeModeEnumTypeWrapper):
     """How many demands the provider gets for one payment."""
 
-CHARGING_UNSPECIFIED: Charging.ValueType  # 0
+CHARGE_MODE_UNSPECIFIED: ChargeMode.ValueType  # 0
 """Taken as PER_ORDER."""
-CHARGING_PER_ORDER: Charging.ValueType  # 1
+CHARGE_MODE_PER_ORDER: ChargeMode.ValueType  # 1
 """One charge for each order; orders succeed and fail one by one."""
-CHARGING_TOGETHER: Charging.ValueType  # 2
+CHARGE_MODE_COMBINED: ChargeMode.ValueType  # 2
 """One charge for all orders, which must share one currency; they succeed or fail together."""
-Global___Charging: _TypeAlias = Charging  # noqa: Y015
+Global___ChargeMode: _TypeAlias = ChargeMode  # noqa: Y015
 
-class _OnPartial:
+class _PartialFailurePolicy:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
 
-class _OnPartialEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OnPartial.ValueType], _builtins.type):
+class _PartialFailurePolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PartialFailurePolicy.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
-    ON_PARTIAL_UNSPECIFIED: _OnPartial.ValueType  # 0
-    """Taken as KEEP."""
-    ON_PARTIAL_KEEP: _OnPartial.ValueType  # 1
+    PARTIAL_FAILURE_POLICY_UNSPECIFIED: _PartialFailurePolicy.ValueType  # 0
+    """Taken as KEEP_SUCCEEDED."""
+    PARTIAL_FAILURE_POLICY_KEEP_SUCCEEDED: _PartialFailurePolicy.ValueType  # 1
     """The other orders go on."""
-    ON_PARTIAL_ALL_OR_NOTHING: _OnPartial.ValueType  # 2
-    """The other orders fail with SIBLING_FAILED. Needs charging TOGETHER."""
+    PARTIAL_FAILURE_POLICY_ALL_OR_NOTHING: _PartialFailurePolicy.ValueType  # 2
+    """The other orders fail with SIBLING_FAILED. Needs charge_mode COMBINED."""
 
-class OnPartial(_OnPartial, metaclass=_OnPartialEnumTypeWrapper):
+class PartialFailurePolicy(_PartialFailurePolicy, metaclass=_PartialFailurePolicyEnumTypeWrapper):
     """What becomes of the other orders when one is refused by a risk rule."""
 
-ON_PARTIAL_UNSPECIFIED: OnPartial.ValueType  # 0
-"""Taken as KEEP."""
-ON_PARTIAL_KEEP: OnPartial.ValueType  # 1
+PARTIAL_FAILURE_POLICY_UNSPECIFIED: PartialFailurePolicy.ValueType  # 0
+"""Taken as KEEP_SUCCEEDED."""
+PARTIAL_FAILURE_POLICY_KEEP_SUCCEEDED: PartialFailurePolicy.ValueType  # 1
 """The other orders go on."""
-ON_PARTIAL_ALL_OR_NOTHING: OnPartial.ValueType  # 2
-"""The other orders fail with SIBLING_FAILED. Needs charging TOGETHER."""
-Global___OnPartial: _TypeAlias = OnPartial  # noqa: Y015
+PARTIAL_FAILURE_POLICY_ALL_OR_NOTHING: PartialFailurePolicy.ValueType  # 2
+"""The other orders fail with SIBLING_FAILED. Needs charge_mode COMBINED."""
+Global___PartialFailurePolicy: _TypeAlias = PartialFailurePolicy  # noqa: Y015
 
 class _UnappliedCause:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -336,7 +336,7 @@ class _UnappliedCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Unappl
     """Another amount or currency than was demanded."""
     UNAPPLIED_CAUSE_LATE: _UnappliedCause.ValueType  # 2
     """Its orders had FAILED before the provider told of it."""
-    UNAPPLIED_CAUSE_TWICE: _UnappliedCause.ValueType  # 3
+    UNAPPLIED_CAUSE_DUPLICATE_CHARGE: _UnappliedCause.ValueType  # 3
     """Its orders were paid by another charge already."""
 
 class UnappliedCause(_UnappliedCause, metaclass=_UnappliedCauseEnumTypeWrapper):
@@ -348,7 +348,7 @@ UNAPPLIED_CAUSE_MISMATCH: UnappliedCause.ValueType  # 1
 """Another amount or currency than was demanded."""
 UNAPPLIED_CAUSE_LATE: UnappliedCause.ValueType  # 2
 """Its orders had FAILED before the provider told of it."""
-UNAPPLIED_CAUSE_TWICE: UnappliedCause.ValueType  # 3
+UNAPPLIED_CAUSE_DUPLICATE_CHARGE: UnappliedCause.ValueType  # 3
 """Its orders were paid by another charge already."""
 Global___UnappliedCause: _TypeAlias = UnappliedCause  # noqa: Y015
 
@@ -624,8 +624,8 @@ class Transition(_message.Message):
     to_status: Global___PaymentOrderStatus.ValueType
     """The status after; the same as before for what happens to a SUCCESS order."""
     cause: _builtins.str
-    """What moved it: ACCEPTED, RISK_PASSED, RISK_REFUSED, PROVIDER_ANSWER, GIVEN_UP (surely nothing was sent),
-    CLOSED_BY_OPERATOR, SETTLED, DELIVERY_CONFIRMED.
+    """What moved it: CREATED, RISK_PASSED, RISK_REJECTED, PROVIDER_OUTCOME, GIVEN_UP (surely nothing was sent),
+    CLOSED_BY_OPERATOR, BOOKED, DELIVERY_CONFIRMED.
     """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:

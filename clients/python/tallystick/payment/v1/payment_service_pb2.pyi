@@ -9,8 +9,8 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from tallystick.operator.v1 import operator_pb2 as _operator_pb2
 from tallystick.payment.v1 import payment_pb2 as _payment_pb2
-from tallystick.recovery.v1 import recovery_pb2 as _recovery_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -62,8 +62,8 @@ class CreatePaymentRequest(_message.Message):
     BUYER_COUNTRY_FIELD_NUMBER: _builtins.int
     CREDIT_CARD_INFO_FIELD_NUMBER: _builtins.int
     PAYMENT_METHOD_TYPE_FIELD_NUMBER: _builtins.int
-    CHARGING_FIELD_NUMBER: _builtins.int
-    ON_PARTIAL_FIELD_NUMBER: _builtins.int
+    CHARGE_MODE_FIELD_NUMBER: _builtins.int
+    PARTIAL_FAILURE_POLICY_FIELD_NUMBER: _builtins.int
     PAYMENT_ORDERS_FIELD_NUMBER: _builtins.int
     WAIT_FOR_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
@@ -79,10 +79,10 @@ class CreatePaymentRequest(_message.Message):
     """The provider's token for the payment method, up to 255 visible ASCII characters; never card data."""
     payment_method_type: _payment_pb2.PaymentMethodType.ValueType
     """What the buyer pays with; default CARD."""
-    charging: _payment_pb2.Charging.ValueType
+    charge_mode: _payment_pb2.ChargeMode.ValueType
     """How many demands the provider gets; default PER_ORDER."""
-    on_partial: _payment_pb2.OnPartial.ValueType
-    """What becomes of the other orders when one is refused by a risk rule; default KEEP."""
+    partial_failure_policy: _payment_pb2.PartialFailurePolicy.ValueType
+    """What becomes of the other orders when one is refused by a risk rule; default KEEP_SUCCEEDED."""
     wait_for: Global___WaitFor.ValueType
     """What to wait for; default RESULT."""
     @_builtins.property
@@ -102,15 +102,15 @@ class CreatePaymentRequest(_message.Message):
         buyer_country: _builtins.str = ...,
         credit_card_info: _builtins.str = ...,
         payment_method_type: _payment_pb2.PaymentMethodType.ValueType = ...,
-        charging: _payment_pb2.Charging.ValueType = ...,
-        on_partial: _payment_pb2.OnPartial.ValueType = ...,
+        charge_mode: _payment_pb2.ChargeMode.ValueType = ...,
+        partial_failure_policy: _payment_pb2.PartialFailurePolicy.ValueType = ...,
         payment_orders: _abc.Iterable[_payment_pb2.NewPaymentOrder] | None = ...,
         wait_for: Global___WaitFor.ValueType = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["credit_card_info", b"credit_card_info", "expire_time", b"expire_time", "payment_method", b"payment_method"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["buyer_country", b"buyer_country", "buyer_info", b"buyer_info", "charging", b"charging", "checkout_id", b"checkout_id", "credit_card_info", b"credit_card_info", "expire_time", b"expire_time", "on_partial", b"on_partial", "payment_method", b"payment_method", "payment_method_type", b"payment_method_type", "payment_orders", b"payment_orders", "seller_info", b"seller_info", "wait_for", b"wait_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buyer_country", b"buyer_country", "buyer_info", b"buyer_info", "charge_mode", b"charge_mode", "checkout_id", b"checkout_id", "credit_card_info", b"credit_card_info", "expire_time", b"expire_time", "partial_failure_policy", b"partial_failure_policy", "payment_method", b"payment_method", "payment_method_type", b"payment_method_type", "payment_orders", b"payment_orders", "seller_info", b"seller_info", "wait_for", b"wait_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_payment_method: _TypeAlias = _typing.Literal["credit_card_info"]  # noqa: Y015
     _WhichOneofArgType_payment_method: _TypeAlias = _typing.Literal["payment_method", b"payment_method"]  # noqa: Y015
@@ -486,23 +486,23 @@ class ListDeadLettersRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
-    state: _recovery_pb2.DeadLetterState.ValueType
+    state: _operator_pb2.DeadLetterState.ValueType
     """Only those in this state; unset: all."""
     page_size: _builtins.int
     """The most to answer with: 0 means 50, above 200 means 200."""
     page_token: _builtins.str
     """The next_page_token of the page before; empty: the first page."""
     @_builtins.property
-    def filter(self) -> _recovery_pb2.DeadLetterFilter:
+    def filter(self) -> _operator_pb2.DeadLetterFilter:
         """Only those that it names; unset: all."""
 
     def __init__(
         self,
         *,
-        state: _recovery_pb2.DeadLetterState.ValueType = ...,
+        state: _operator_pb2.DeadLetterState.ValueType = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
-        filter: _recovery_pb2.DeadLetterFilter | None = ...,
+        filter: _operator_pb2.DeadLetterFilter | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -523,13 +523,13 @@ class ListDeadLettersResponse(_message.Message):
     next_page_token: _builtins.str
     """Empty when there is no further page."""
     @_builtins.property
-    def dead_letters(self) -> _containers.RepeatedCompositeFieldContainer[_recovery_pb2.DeadLetter]:
+    def dead_letters(self) -> _containers.RepeatedCompositeFieldContainer[_operator_pb2.DeadLetter]:
         """Newest first."""
 
     def __init__(
         self,
         *,
-        dead_letters: _abc.Iterable[_recovery_pb2.DeadLetter] | None = ...,
+        dead_letters: _abc.Iterable[_operator_pb2.DeadLetter] | None = ...,
         next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
@@ -571,7 +571,7 @@ class GetDeadLetterResponse(_message.Message):
     DEAD_LETTER_FIELD_NUMBER: _builtins.int
     PAYMENT_ORDERS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def dead_letter(self) -> _recovery_pb2.DeadLetter:
+    def dead_letter(self) -> _operator_pb2.DeadLetter:
         """The dead letter."""
 
     @_builtins.property
@@ -581,7 +581,7 @@ class GetDeadLetterResponse(_message.Message):
     def __init__(
         self,
         *,
-        dead_letter: _recovery_pb2.DeadLetter | None = ...,
+        dead_letter: _operator_pb2.DeadLetter | None = ...,
         payment_orders: _abc.Iterable[_payment_pb2.PaymentOrder] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["dead_letter", b"dead_letter"]  # noqa: Y015
@@ -626,13 +626,13 @@ class RetryDeadLetterResponse(_message.Message):
 
     DEAD_LETTER_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def dead_letter(self) -> _recovery_pb2.DeadLetter:
+    def dead_letter(self) -> _operator_pb2.DeadLetter:
         """As it is now."""
 
     def __init__(
         self,
         *,
-        dead_letter: _recovery_pb2.DeadLetter | None = ...,
+        dead_letter: _operator_pb2.DeadLetter | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["dead_letter", b"dead_letter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -680,13 +680,13 @@ class CloseDeadLetterResponse(_message.Message):
 
     DEAD_LETTER_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def dead_letter(self) -> _recovery_pb2.DeadLetter:
+    def dead_letter(self) -> _operator_pb2.DeadLetter:
         """As it is now."""
 
     def __init__(
         self,
         *,
-        dead_letter: _recovery_pb2.DeadLetter | None = ...,
+        dead_letter: _operator_pb2.DeadLetter | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["dead_letter", b"dead_letter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -790,7 +790,7 @@ class AcknowledgeChargeRequest(_message.Message):
     REPORT_NUMBER_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     charge_id: _builtins.str
-    """The charge, as the alert CHARGE_CONTRADICTED and its orders name it."""
+    """The charge, as the alert CHARGE_STATUS_CONFLICT and its orders name it."""
     report_number: _builtins.int
     """The number of the conflicting report, as GetPaymentOrder gives it."""
     reason: _builtins.str
@@ -878,13 +878,13 @@ class RetryDeadLettersRequest(_message.Message):
     page_token: _builtins.str
     """The next_page_token of the call before; empty: the first call."""
     @_builtins.property
-    def filter(self) -> _recovery_pb2.DeadLetterFilter:
+    def filter(self) -> _operator_pb2.DeadLetterFilter:
         """Which; at least one criterion, unless `all` is set."""
 
     def __init__(
         self,
         *,
-        filter: _recovery_pb2.DeadLetterFilter | None = ...,
+        filter: _operator_pb2.DeadLetterFilter | None = ...,
         all: _builtins.bool = ...,
         reason: _builtins.str = ...,
         dry_run: _builtins.bool = ...,
@@ -917,11 +917,11 @@ class RetryDeadLettersResponse(_message.Message):
     next_page_token: _builtins.str
     """Empty when there are no more."""
     @_builtins.property
-    def skipped(self) -> _containers.RepeatedCompositeFieldContainer[_recovery_pb2.SkippedDeadLetter]:
+    def skipped(self) -> _containers.RepeatedCompositeFieldContainer[_operator_pb2.SkippedDeadLetter]:
         """Those that are not."""
 
     @_builtins.property
-    def counts(self) -> _containers.RepeatedCompositeFieldContainer[_recovery_pb2.DeadLetterCount]:
+    def counts(self) -> _containers.RepeatedCompositeFieldContainer[_operator_pb2.DeadLetterCount]:
         """What `matched` is made of, by cause and provider."""
 
     @_builtins.property
@@ -933,8 +933,8 @@ class RetryDeadLettersResponse(_message.Message):
         *,
         matched: _builtins.int = ...,
         retried: _builtins.int = ...,
-        skipped: _abc.Iterable[_recovery_pb2.SkippedDeadLetter] | None = ...,
-        counts: _abc.Iterable[_recovery_pb2.DeadLetterCount] | None = ...,
+        skipped: _abc.Iterable[_operator_pb2.SkippedDeadLetter] | None = ...,
+        counts: _abc.Iterable[_operator_pb2.DeadLetterCount] | None = ...,
         sample: _abc.Iterable[_builtins.str] | None = ...,
         next_page_token: _builtins.str = ...,
     ) -> None: ...
@@ -969,13 +969,13 @@ class CloseDeadLettersRequest(_message.Message):
     page_token: _builtins.str
     """The next_page_token of the call before; empty: the first call."""
     @_builtins.property
-    def filter(self) -> _recovery_pb2.DeadLetterFilter:
+    def filter(self) -> _operator_pb2.DeadLetterFilter:
         """Which; at least one criterion, unless `all` is set."""
 
     def __init__(
         self,
         *,
-        filter: _recovery_pb2.DeadLetterFilter | None = ...,
+        filter: _operator_pb2.DeadLetterFilter | None = ...,
         all: _builtins.bool = ...,
         reason: _builtins.str = ...,
         evidence: _builtins.str = ...,
@@ -1012,11 +1012,11 @@ class CloseDeadLettersResponse(_message.Message):
     next_page_token: _builtins.str
     """Empty when there are no more."""
     @_builtins.property
-    def skipped(self) -> _containers.RepeatedCompositeFieldContainer[_recovery_pb2.SkippedDeadLetter]:
+    def skipped(self) -> _containers.RepeatedCompositeFieldContainer[_operator_pb2.SkippedDeadLetter]:
         """The others, which stay open."""
 
     @_builtins.property
-    def counts(self) -> _containers.RepeatedCompositeFieldContainer[_recovery_pb2.DeadLetterCount]:
+    def counts(self) -> _containers.RepeatedCompositeFieldContainer[_operator_pb2.DeadLetterCount]:
         """What `matched` is made of, by cause and provider."""
 
     @_builtins.property
@@ -1029,8 +1029,8 @@ class CloseDeadLettersResponse(_message.Message):
         matched: _builtins.int = ...,
         closed: _builtins.int = ...,
         resolved: _builtins.int = ...,
-        skipped: _abc.Iterable[_recovery_pb2.SkippedDeadLetter] | None = ...,
-        counts: _abc.Iterable[_recovery_pb2.DeadLetterCount] | None = ...,
+        skipped: _abc.Iterable[_operator_pb2.SkippedDeadLetter] | None = ...,
+        counts: _abc.Iterable[_operator_pb2.DeadLetterCount] | None = ...,
         sample: _abc.Iterable[_builtins.str] | None = ...,
         next_page_token: _builtins.str = ...,
     ) -> None: ...
@@ -1083,13 +1083,13 @@ class ListAlertsResponse(_message.Message):
     next_page_token: _builtins.str
     """Empty when there is no further page."""
     @_builtins.property
-    def alerts(self) -> _containers.RepeatedCompositeFieldContainer[_recovery_pb2.Alert]:
+    def alerts(self) -> _containers.RepeatedCompositeFieldContainer[_operator_pb2.Alert]:
         """Newest first."""
 
     def __init__(
         self,
         *,
-        alerts: _abc.Iterable[_recovery_pb2.Alert] | None = ...,
+        alerts: _abc.Iterable[_operator_pb2.Alert] | None = ...,
         next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015

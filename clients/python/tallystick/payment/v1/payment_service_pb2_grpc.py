@@ -27,7 +27,7 @@ if _version_not_supported:
 
 class PaymentServiceStub(object):
     """Takes payments and tells what became of them. A payment belongs to the owner of the caller that created it; a seller to the owner that first names it.
-    An order that names another owner's seller is refused with ID_TAKEN.
+    An order that names another owner's seller is refused with ALREADY_EXISTS.
     """
 
     def __init__(self, channel):
@@ -125,12 +125,12 @@ class PaymentServiceStub(object):
 
 class PaymentServiceServicer(object):
     """Takes payments and tells what became of them. A payment belongs to the owner of the caller that created it; a seller to the owner that first names it.
-    An order that names another owner's seller is refused with ID_TAKEN.
+    An order that names another owner's seller is refused with ALREADY_EXISTS.
     """
 
     def CreatePayment(self, request, context):
         """Accepts a payment, and waits for its result as wait_for says. The same checkout_id with the same values answers with the payment as it stands now,
-        and never charges again; with other values it is refused with KEY_REUSED. Access: team.
+        and never charges again; with other values it is refused with IDEMPOTENCY_KEY_REUSED. Access: team.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -170,14 +170,14 @@ class PaymentServiceServicer(object):
     def CancelPayment(self, request, context):
         """Ends a payment that is open. What was surely not sent to the provider is FAILED(CALLER_CANCELLED); for the rest the provider is asked to cancel, and
         what it says counts: what was charged stays SUCCESS. A charge that is a dead letter is taken up again, to be ended, never to be sent. Waits for the end as CreatePayment does, or answers at once when too many calls wait.
-        A repeat with the same reason answers with the payment as it stands, with another it is refused with KEY_REUSED; one that had ended before with STATE_FORBIDS. Access: team (its own).
+        A repeat with the same reason answers with the payment as it stands, with another it is refused with IDEMPOTENCY_KEY_REUSED; one that had ended before with INVALID_STATE. Access: team (its own).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ConfirmDelivery(self, request, context):
-        """Confirms that an order's goods were delivered: what its seller gets for it becomes available, if it was not. Refused with STATE_FORBIDS unless the order is
+        """Confirms that an order's goods were delivered: what its seller gets for it becomes available, if it was not. Refused with INVALID_STATE unless the order is
         SUCCESS, and with CONFLICT, to come back, while it is being settled. A repeat answers with the order as it stands. Access: team (its own).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -200,7 +200,7 @@ class PaymentServiceServicer(object):
 
     def RetryDeadLetter(self, request, context):
         """Has the charge of an open dead letter tried again, under the same key while the provider honours it. A repeat with the same reason changes nothing;
-        one that has ended otherwise is refused with STATE_FORBIDS. Access: operator.
+        one that has ended otherwise is refused with INVALID_STATE. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -208,7 +208,7 @@ class PaymentServiceServicer(object):
 
     def CloseDeadLetter(self, request, context):
         """Closes an open dead letter: its orders are FAILED(CLOSED_BY_OPERATOR). The provider is asked first; should it know of a charge, or have declined one,
-        that is applied instead, and the dead letter is RESOLVED. A charge that was made is refused with STATE_FORBIDS: it can only be retried.
+        that is applied instead, and the dead letter is RESOLVED. A charge that was made is refused with INVALID_STATE: it can only be retried.
         Where the provider answers with the reference of another charge, the operator's evidence decides.
         A repeat with the same values changes nothing. Access: operator.
         """
@@ -249,7 +249,7 @@ class PaymentServiceServicer(object):
 
     def AcknowledgeUnappliedCharge(self, request, context):
         """Records that an operator has dealt with an unapplied charge, such as by refunding it at the provider, and ends its alert. It stays booked as it is.
-        One that is not in the ledger yet is refused with CONFLICT. A repeat with the same reason changes nothing, with another it is refused with KEY_REUSED.
+        One that is not in the ledger yet is refused with CONFLICT. A repeat with the same reason changes nothing, with another it is refused with IDEMPOTENCY_KEY_REUSED.
         Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -258,7 +258,7 @@ class PaymentServiceServicer(object):
 
     def AcknowledgeCharge(self, request, context):
         """Records that an operator has dealt with a conflicting report of a charge's provider, and ends its alert. No money moves. A repeat with the same reason
-        changes nothing, with another it is refused with KEY_REUSED. Access: operator.
+        changes nothing, with another it is refused with IDEMPOTENCY_KEY_REUSED. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -362,7 +362,7 @@ def add_PaymentServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class PaymentService(object):
     """Takes payments and tells what became of them. A payment belongs to the owner of the caller that created it; a seller to the owner that first names it.
-    An order that names another owner's seller is refused with ID_TAKEN.
+    An order that names another owner's seller is refused with ALREADY_EXISTS.
     """
 
     @staticmethod

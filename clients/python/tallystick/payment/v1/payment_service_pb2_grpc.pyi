@@ -28,7 +28,7 @@ GRPC_VERSION: str
 
 class PaymentServiceStub:
     """Takes payments and tells what became of them. A payment belongs to the owner of the caller that created it; a seller to the owner that first names it.
-    An order that names another owner's seller is refused with ID_TAKEN.
+    An order that names another owner's seller is refused with ALREADY_EXISTS.
     """
 
     @_typing.overload
@@ -37,7 +37,7 @@ class PaymentServiceStub:
     def __new__(cls, channel: _aio.Channel) -> PaymentServiceAsyncStub: ...
     CreatePayment: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.CreatePaymentRequest, _payment_service_pb2.CreatePaymentResponse]
     """Accepts a payment, and waits for its result as wait_for says. The same checkout_id with the same values answers with the payment as it stands now,
-    and never charges again; with other values it is refused with KEY_REUSED. Access: team.
+    and never charges again; with other values it is refused with IDEMPOTENCY_KEY_REUSED. Access: team.
     """
     GetPayment: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.GetPaymentRequest, _payment_service_pb2.GetPaymentResponse]
     """Answers with the payment as it stands now. Access: team (its own), operator."""
@@ -55,10 +55,10 @@ class PaymentServiceStub:
     CancelPayment: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.CancelPaymentRequest, _payment_service_pb2.CancelPaymentResponse]
     """Ends a payment that is open. What was surely not sent to the provider is FAILED(CALLER_CANCELLED); for the rest the provider is asked to cancel, and
     what it says counts: what was charged stays SUCCESS. A charge that is a dead letter is taken up again, to be ended, never to be sent. Waits for the end as CreatePayment does, or answers at once when too many calls wait.
-    A repeat with the same reason answers with the payment as it stands, with another it is refused with KEY_REUSED; one that had ended before with STATE_FORBIDS. Access: team (its own).
+    A repeat with the same reason answers with the payment as it stands, with another it is refused with IDEMPOTENCY_KEY_REUSED; one that had ended before with INVALID_STATE. Access: team (its own).
     """
     ConfirmDelivery: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.ConfirmDeliveryRequest, _payment_service_pb2.ConfirmDeliveryResponse]
-    """Confirms that an order's goods were delivered: what its seller gets for it becomes available, if it was not. Refused with STATE_FORBIDS unless the order is
+    """Confirms that an order's goods were delivered: what its seller gets for it becomes available, if it was not. Refused with INVALID_STATE unless the order is
     SUCCESS, and with CONFLICT, to come back, while it is being settled. A repeat answers with the order as it stands. Access: team (its own).
     """
     ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.ListDeadLettersRequest, _payment_service_pb2.ListDeadLettersResponse]
@@ -67,11 +67,11 @@ class PaymentServiceStub:
     """Answers with a dead letter and the orders of its charge. Access: operator."""
     RetryDeadLetter: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.RetryDeadLetterRequest, _payment_service_pb2.RetryDeadLetterResponse]
     """Has the charge of an open dead letter tried again, under the same key while the provider honours it. A repeat with the same reason changes nothing;
-    one that has ended otherwise is refused with STATE_FORBIDS. Access: operator.
+    one that has ended otherwise is refused with INVALID_STATE. Access: operator.
     """
     CloseDeadLetter: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.CloseDeadLetterRequest, _payment_service_pb2.CloseDeadLetterResponse]
     """Closes an open dead letter: its orders are FAILED(CLOSED_BY_OPERATOR). The provider is asked first; should it know of a charge, or have declined one,
-    that is applied instead, and the dead letter is RESOLVED. A charge that was made is refused with STATE_FORBIDS: it can only be retried.
+    that is applied instead, and the dead letter is RESOLVED. A charge that was made is refused with INVALID_STATE: it can only be retried.
     Where the provider answers with the reference of another charge, the operator's evidence decides.
     A repeat with the same values changes nothing. Access: operator.
     """
@@ -90,24 +90,24 @@ class PaymentServiceStub:
     """Lists money that fits no order and that no operator has acknowledged, newest first. Access: operator."""
     AcknowledgeUnappliedCharge: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.AcknowledgeUnappliedChargeRequest, _payment_service_pb2.AcknowledgeUnappliedChargeResponse]
     """Records that an operator has dealt with an unapplied charge, such as by refunding it at the provider, and ends its alert. It stays booked as it is.
-    One that is not in the ledger yet is refused with CONFLICT. A repeat with the same reason changes nothing, with another it is refused with KEY_REUSED.
+    One that is not in the ledger yet is refused with CONFLICT. A repeat with the same reason changes nothing, with another it is refused with IDEMPOTENCY_KEY_REUSED.
     Access: operator.
     """
     AcknowledgeCharge: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.AcknowledgeChargeRequest, _payment_service_pb2.AcknowledgeChargeResponse]
     """Records that an operator has dealt with a conflicting report of a charge's provider, and ends its alert. No money moves. A repeat with the same reason
-    changes nothing, with another it is refused with KEY_REUSED. Access: operator.
+    changes nothing, with another it is refused with IDEMPOTENCY_KEY_REUSED. Access: operator.
     """
 
 @_typing.type_check_only
 class PaymentServiceAsyncStub(PaymentServiceStub):
     """Takes payments and tells what became of them. A payment belongs to the owner of the caller that created it; a seller to the owner that first names it.
-    An order that names another owner's seller is refused with ID_TAKEN.
+    An order that names another owner's seller is refused with ALREADY_EXISTS.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreatePayment: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.CreatePaymentRequest, _payment_service_pb2.CreatePaymentResponse]  # type: ignore[assignment]
     """Accepts a payment, and waits for its result as wait_for says. The same checkout_id with the same values answers with the payment as it stands now,
-    and never charges again; with other values it is refused with KEY_REUSED. Access: team.
+    and never charges again; with other values it is refused with IDEMPOTENCY_KEY_REUSED. Access: team.
     """
     GetPayment: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.GetPaymentRequest, _payment_service_pb2.GetPaymentResponse]  # type: ignore[assignment]
     """Answers with the payment as it stands now. Access: team (its own), operator."""
@@ -125,10 +125,10 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     CancelPayment: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.CancelPaymentRequest, _payment_service_pb2.CancelPaymentResponse]  # type: ignore[assignment]
     """Ends a payment that is open. What was surely not sent to the provider is FAILED(CALLER_CANCELLED); for the rest the provider is asked to cancel, and
     what it says counts: what was charged stays SUCCESS. A charge that is a dead letter is taken up again, to be ended, never to be sent. Waits for the end as CreatePayment does, or answers at once when too many calls wait.
-    A repeat with the same reason answers with the payment as it stands, with another it is refused with KEY_REUSED; one that had ended before with STATE_FORBIDS. Access: team (its own).
+    A repeat with the same reason answers with the payment as it stands, with another it is refused with IDEMPOTENCY_KEY_REUSED; one that had ended before with INVALID_STATE. Access: team (its own).
     """
     ConfirmDelivery: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.ConfirmDeliveryRequest, _payment_service_pb2.ConfirmDeliveryResponse]  # type: ignore[assignment]
-    """Confirms that an order's goods were delivered: what its seller gets for it becomes available, if it was not. Refused with STATE_FORBIDS unless the order is
+    """Confirms that an order's goods were delivered: what its seller gets for it becomes available, if it was not. Refused with INVALID_STATE unless the order is
     SUCCESS, and with CONFLICT, to come back, while it is being settled. A repeat answers with the order as it stands. Access: team (its own).
     """
     ListDeadLetters: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.ListDeadLettersRequest, _payment_service_pb2.ListDeadLettersResponse]  # type: ignore[assignment]
@@ -137,11 +137,11 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     """Answers with a dead letter and the orders of its charge. Access: operator."""
     RetryDeadLetter: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.RetryDeadLetterRequest, _payment_service_pb2.RetryDeadLetterResponse]  # type: ignore[assignment]
     """Has the charge of an open dead letter tried again, under the same key while the provider honours it. A repeat with the same reason changes nothing;
-    one that has ended otherwise is refused with STATE_FORBIDS. Access: operator.
+    one that has ended otherwise is refused with INVALID_STATE. Access: operator.
     """
     CloseDeadLetter: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.CloseDeadLetterRequest, _payment_service_pb2.CloseDeadLetterResponse]  # type: ignore[assignment]
     """Closes an open dead letter: its orders are FAILED(CLOSED_BY_OPERATOR). The provider is asked first; should it know of a charge, or have declined one,
-    that is applied instead, and the dead letter is RESOLVED. A charge that was made is refused with STATE_FORBIDS: it can only be retried.
+    that is applied instead, and the dead letter is RESOLVED. A charge that was made is refused with INVALID_STATE: it can only be retried.
     Where the provider answers with the reference of another charge, the operator's evidence decides.
     A repeat with the same values changes nothing. Access: operator.
     """
@@ -160,17 +160,17 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     """Lists money that fits no order and that no operator has acknowledged, newest first. Access: operator."""
     AcknowledgeUnappliedCharge: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.AcknowledgeUnappliedChargeRequest, _payment_service_pb2.AcknowledgeUnappliedChargeResponse]  # type: ignore[assignment]
     """Records that an operator has dealt with an unapplied charge, such as by refunding it at the provider, and ends its alert. It stays booked as it is.
-    One that is not in the ledger yet is refused with CONFLICT. A repeat with the same reason changes nothing, with another it is refused with KEY_REUSED.
+    One that is not in the ledger yet is refused with CONFLICT. A repeat with the same reason changes nothing, with another it is refused with IDEMPOTENCY_KEY_REUSED.
     Access: operator.
     """
     AcknowledgeCharge: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.AcknowledgeChargeRequest, _payment_service_pb2.AcknowledgeChargeResponse]  # type: ignore[assignment]
     """Records that an operator has dealt with a conflicting report of a charge's provider, and ends its alert. No money moves. A repeat with the same reason
-    changes nothing, with another it is refused with KEY_REUSED. Access: operator.
+    changes nothing, with another it is refused with IDEMPOTENCY_KEY_REUSED. Access: operator.
     """
 
 class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
     """Takes payments and tells what became of them. A payment belongs to the owner of the caller that created it; a seller to the owner that first names it.
-    An order that names another owner's seller is refused with ID_TAKEN.
+    An order that names another owner's seller is refused with ALREADY_EXISTS.
     """
 
     @_abc_1.abstractmethod
@@ -180,7 +180,7 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_payment_service_pb2.CreatePaymentResponse, _abc.Awaitable[_payment_service_pb2.CreatePaymentResponse]]:
         """Accepts a payment, and waits for its result as wait_for says. The same checkout_id with the same values answers with the payment as it stands now,
-        and never charges again; with other values it is refused with KEY_REUSED. Access: team.
+        and never charges again; with other values it is refused with IDEMPOTENCY_KEY_REUSED. Access: team.
         """
 
     @_abc_1.abstractmethod
@@ -228,7 +228,7 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_payment_service_pb2.CancelPaymentResponse, _abc.Awaitable[_payment_service_pb2.CancelPaymentResponse]]:
         """Ends a payment that is open. What was surely not sent to the provider is FAILED(CALLER_CANCELLED); for the rest the provider is asked to cancel, and
         what it says counts: what was charged stays SUCCESS. A charge that is a dead letter is taken up again, to be ended, never to be sent. Waits for the end as CreatePayment does, or answers at once when too many calls wait.
-        A repeat with the same reason answers with the payment as it stands, with another it is refused with KEY_REUSED; one that had ended before with STATE_FORBIDS. Access: team (its own).
+        A repeat with the same reason answers with the payment as it stands, with another it is refused with IDEMPOTENCY_KEY_REUSED; one that had ended before with INVALID_STATE. Access: team (its own).
         """
 
     @_abc_1.abstractmethod
@@ -237,7 +237,7 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payment_service_pb2.ConfirmDeliveryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payment_service_pb2.ConfirmDeliveryResponse, _abc.Awaitable[_payment_service_pb2.ConfirmDeliveryResponse]]:
-        """Confirms that an order's goods were delivered: what its seller gets for it becomes available, if it was not. Refused with STATE_FORBIDS unless the order is
+        """Confirms that an order's goods were delivered: what its seller gets for it becomes available, if it was not. Refused with INVALID_STATE unless the order is
         SUCCESS, and with CONFLICT, to come back, while it is being settled. A repeat answers with the order as it stands. Access: team (its own).
         """
 
@@ -264,7 +264,7 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_payment_service_pb2.RetryDeadLetterResponse, _abc.Awaitable[_payment_service_pb2.RetryDeadLetterResponse]]:
         """Has the charge of an open dead letter tried again, under the same key while the provider honours it. A repeat with the same reason changes nothing;
-        one that has ended otherwise is refused with STATE_FORBIDS. Access: operator.
+        one that has ended otherwise is refused with INVALID_STATE. Access: operator.
         """
 
     @_abc_1.abstractmethod
@@ -274,7 +274,7 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_payment_service_pb2.CloseDeadLetterResponse, _abc.Awaitable[_payment_service_pb2.CloseDeadLetterResponse]]:
         """Closes an open dead letter: its orders are FAILED(CLOSED_BY_OPERATOR). The provider is asked first; should it know of a charge, or have declined one,
-        that is applied instead, and the dead letter is RESOLVED. A charge that was made is refused with STATE_FORBIDS: it can only be retried.
+        that is applied instead, and the dead letter is RESOLVED. A charge that was made is refused with INVALID_STATE: it can only be retried.
         Where the provider answers with the reference of another charge, the operator's evidence decides.
         A repeat with the same values changes nothing. Access: operator.
         """
@@ -323,7 +323,7 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_payment_service_pb2.AcknowledgeUnappliedChargeResponse, _abc.Awaitable[_payment_service_pb2.AcknowledgeUnappliedChargeResponse]]:
         """Records that an operator has dealt with an unapplied charge, such as by refunding it at the provider, and ends its alert. It stays booked as it is.
-        One that is not in the ledger yet is refused with CONFLICT. A repeat with the same reason changes nothing, with another it is refused with KEY_REUSED.
+        One that is not in the ledger yet is refused with CONFLICT. A repeat with the same reason changes nothing, with another it is refused with IDEMPOTENCY_KEY_REUSED.
         Access: operator.
         """
 
@@ -334,7 +334,7 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_payment_service_pb2.AcknowledgeChargeResponse, _abc.Awaitable[_payment_service_pb2.AcknowledgeChargeResponse]]:
         """Records that an operator has dealt with a conflicting report of a charge's provider, and ends its alert. No money moves. A repeat with the same reason
-        changes nothing, with another it is refused with KEY_REUSED. Access: operator.
+        changes nothing, with another it is refused with IDEMPOTENCY_KEY_REUSED. Access: operator.
         """
 
 def add_PaymentServiceServicer_to_server(servicer: PaymentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

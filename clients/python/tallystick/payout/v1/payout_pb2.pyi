@@ -93,11 +93,11 @@ class _PayoutFailureReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_P
     """The wallet had less available than the amount and the reserve when its money was to be held."""
     PAYOUT_FAILURE_REASON_WALLET_FROZEN: _PayoutFailureReason.ValueType  # 2
     """The wallet is frozen."""
-    PAYOUT_FAILURE_REASON_DESTINATION_REFUSED: _PayoutFailureReason.ValueType  # 3
+    PAYOUT_FAILURE_REASON_DESTINATION_REJECTED: _PayoutFailureReason.ValueType  # 3
     """Provider or bank cannot pay to the account: closed, unknown, another holder. The destination is UNUSABLE from then on."""
     PAYOUT_FAILURE_REASON_PROVIDER_DECLINED: _PayoutFailureReason.ValueType  # 4
     """The provider declined without a reason of this list; see decline_code."""
-    PAYOUT_FAILURE_REASON_PROVIDER_REFUSED: _PayoutFailureReason.ValueType  # 5
+    PAYOUT_FAILURE_REASON_PROVIDER_REJECTED: _PayoutFailureReason.ValueType  # 5
     """The provider refused the demand itself, for good; nothing was paid."""
     PAYOUT_FAILURE_REASON_PROVIDER_MISMATCH: _PayoutFailureReason.ValueType  # 6
     """The provider paid another amount or currency than was asked for; see GetPayoutResponse.transfers."""
@@ -115,11 +115,11 @@ PAYOUT_FAILURE_REASON_INSUFFICIENT_FUNDS: PayoutFailureReason.ValueType  # 1
 """The wallet had less available than the amount and the reserve when its money was to be held."""
 PAYOUT_FAILURE_REASON_WALLET_FROZEN: PayoutFailureReason.ValueType  # 2
 """The wallet is frozen."""
-PAYOUT_FAILURE_REASON_DESTINATION_REFUSED: PayoutFailureReason.ValueType  # 3
+PAYOUT_FAILURE_REASON_DESTINATION_REJECTED: PayoutFailureReason.ValueType  # 3
 """Provider or bank cannot pay to the account: closed, unknown, another holder. The destination is UNUSABLE from then on."""
 PAYOUT_FAILURE_REASON_PROVIDER_DECLINED: PayoutFailureReason.ValueType  # 4
 """The provider declined without a reason of this list; see decline_code."""
-PAYOUT_FAILURE_REASON_PROVIDER_REFUSED: PayoutFailureReason.ValueType  # 5
+PAYOUT_FAILURE_REASON_PROVIDER_REJECTED: PayoutFailureReason.ValueType  # 5
 """The provider refused the demand itself, for good; nothing was paid."""
 PAYOUT_FAILURE_REASON_PROVIDER_MISMATCH: PayoutFailureReason.ValueType  # 6
 """The provider paid another amount or currency than was asked for; see GetPayoutResponse.transfers."""
@@ -173,41 +173,41 @@ PAYOUT_OUTCOME_UNKNOWN: PayoutOutcome.ValueType  # 7
 """Whether it will be paid is not known; the same key is used again."""
 Global___PayoutOutcome: _TypeAlias = PayoutOutcome  # noqa: Y015
 
-class _TransferFit:
+class _TransferMatch:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
 
-class _TransferFitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TransferFit.ValueType], _builtins.type):
+class _TransferMatchEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TransferMatch.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
-    TRANSFER_FIT_UNSPECIFIED: _TransferFit.ValueType  # 0
+    TRANSFER_MATCH_UNSPECIFIED: _TransferMatch.ValueType  # 0
     """Never sent."""
-    TRANSFER_FIT_AS_ASKED: _TransferFit.ValueType  # 1
+    TRANSFER_MATCH_EXACT: _TransferMatch.ValueType  # 1
     """It is what was asked for."""
-    TRANSFER_FIT_LATE: _TransferFit.ValueType  # 2
+    TRANSFER_MATCH_AFTER_FAILURE: _TransferMatch.ValueType  # 2
     """It is what was asked for, but the payout had FAILED. The wallet is debited after all, and what is not available is owed."""
-    TRANSFER_FIT_MISMATCH: _TransferFit.ValueType  # 3
+    TRANSFER_MATCH_AMOUNT_MISMATCH: _TransferMatch.ValueType  # 3
     """It is of another amount. The wallet is debited by that."""
-    TRANSFER_FIT_TWICE: _TransferFit.ValueType  # 4
+    TRANSFER_MATCH_DUPLICATE: _TransferMatch.ValueType  # 4
     """The payout had been paid by another transfer. The wallet is debited again."""
-    TRANSFER_FIT_OTHER_CURRENCY: _TransferFit.ValueType  # 5
+    TRANSFER_MATCH_CURRENCY_MISMATCH: _TransferMatch.ValueType  # 5
     """It is in another currency. It is booked under unapplied/{provider}, and not taken from the seller before a person has looked at it."""
 
-class TransferFit(_TransferFit, metaclass=_TransferFitEnumTypeWrapper):
+class TransferMatch(_TransferMatch, metaclass=_TransferMatchEnumTypeWrapper):
     """How a transfer that a provider tells of fits its payout."""
 
-TRANSFER_FIT_UNSPECIFIED: TransferFit.ValueType  # 0
+TRANSFER_MATCH_UNSPECIFIED: TransferMatch.ValueType  # 0
 """Never sent."""
-TRANSFER_FIT_AS_ASKED: TransferFit.ValueType  # 1
+TRANSFER_MATCH_EXACT: TransferMatch.ValueType  # 1
 """It is what was asked for."""
-TRANSFER_FIT_LATE: TransferFit.ValueType  # 2
+TRANSFER_MATCH_AFTER_FAILURE: TransferMatch.ValueType  # 2
 """It is what was asked for, but the payout had FAILED. The wallet is debited after all, and what is not available is owed."""
-TRANSFER_FIT_MISMATCH: TransferFit.ValueType  # 3
+TRANSFER_MATCH_AMOUNT_MISMATCH: TransferMatch.ValueType  # 3
 """It is of another amount. The wallet is debited by that."""
-TRANSFER_FIT_TWICE: TransferFit.ValueType  # 4
+TRANSFER_MATCH_DUPLICATE: TransferMatch.ValueType  # 4
 """The payout had been paid by another transfer. The wallet is debited again."""
-TRANSFER_FIT_OTHER_CURRENCY: TransferFit.ValueType  # 5
+TRANSFER_MATCH_CURRENCY_MISMATCH: TransferMatch.ValueType  # 5
 """It is in another currency. It is booked under unapplied/{provider}, and not taken from the seller before a person has looked at it."""
-Global___TransferFit: _TypeAlias = TransferFit  # noqa: Y015
+Global___TransferMatch: _TypeAlias = TransferMatch  # noqa: Y015
 
 class _PayoutDestinationState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -241,73 +241,73 @@ PAYOUT_DESTINATION_STATE_DISABLED: PayoutDestinationState.ValueType  # 4
 """A caller ended its use. Final."""
 Global___PayoutDestinationState: _TypeAlias = PayoutDestinationState  # noqa: Y015
 
-class _PayoutLimit:
+class _PayoutBlocker:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
 
-class _PayoutLimitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PayoutLimit.ValueType], _builtins.type):
+class _PayoutBlockerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PayoutBlocker.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
-    PAYOUT_LIMIT_UNSPECIFIED: _PayoutLimit.ValueType  # 0
+    PAYOUT_BLOCKER_UNSPECIFIED: _PayoutBlocker.ValueType  # 0
     """Never sent."""
-    PAYOUT_LIMIT_PENDING_FUNDS: _PayoutLimit.ValueType  # 1
+    PAYOUT_BLOCKER_PENDING_FUNDS: _PayoutBlocker.ValueType  # 1
     """Sales that are not released yet."""
-    PAYOUT_LIMIT_HELD: _PayoutLimit.ValueType  # 2
+    PAYOUT_BLOCKER_HELD: _PayoutBlocker.ValueType  # 2
     """Set aside by open holds, those of payouts under way among them."""
-    PAYOUT_LIMIT_OWED: _PayoutLimit.ValueType  # 3
+    PAYOUT_BLOCKER_OWED: _PayoutBlocker.ValueType  # 3
     """What facts took beyond the available money; what becomes available repays it first."""
-    PAYOUT_LIMIT_RESERVE: _PayoutLimit.ValueType  # 4
+    PAYOUT_BLOCKER_RESERVE: _PayoutBlocker.ValueType  # 4
     """The reserve, which stays in the wallet."""
-    PAYOUT_LIMIT_LARGEST_AMOUNT: _PayoutLimit.ValueType  # 5
+    PAYOUT_BLOCKER_MAXIMUM_AMOUNT: _PayoutBlocker.ValueType  # 5
     """One payout takes no more than 10^18 - 1 minor units."""
-    PAYOUT_LIMIT_MINIMUM_AMOUNT: _PayoutLimit.ValueType  # 6
+    PAYOUT_BLOCKER_MINIMUM_AMOUNT: _PayoutBlocker.ValueType  # 6
     """What is left is less than the minimum amount."""
-    PAYOUT_LIMIT_FEE: _PayoutLimit.ValueType  # 7
+    PAYOUT_BLOCKER_FEE: _PayoutBlocker.ValueType  # 7
     """What is left is not more than the fee."""
-    PAYOUT_LIMIT_FROZEN: _PayoutLimit.ValueType  # 8
+    PAYOUT_BLOCKER_FROZEN: _PayoutBlocker.ValueType  # 8
     """The wallet is frozen."""
-    PAYOUT_LIMIT_NO_DESTINATION: _PayoutLimit.ValueType  # 9
+    PAYOUT_BLOCKER_NO_DESTINATION: _PayoutBlocker.ValueType  # 9
     """The seller has no destination in this currency that is not UNUSABLE or DISABLED."""
-    PAYOUT_LIMIT_DESTINATION_UNVERIFIED: _PayoutLimit.ValueType  # 10
+    PAYOUT_BLOCKER_DESTINATION_UNVERIFIED: _PayoutBlocker.ValueType  # 10
     """The destination is not verified yet."""
-    PAYOUT_LIMIT_DESTINATION_WAITING: _PayoutLimit.ValueType  # 11
+    PAYOUT_BLOCKER_DESTINATION_COOLDOWN: _PayoutBlocker.ValueType  # 11
     """The destination's usable_time has not come."""
-    PAYOUT_LIMIT_DESTINATION_UNUSABLE: _PayoutLimit.ValueType  # 12
+    PAYOUT_BLOCKER_DESTINATION_UNUSABLE: _PayoutBlocker.ValueType  # 12
     """The destination that was named is UNUSABLE or DISABLED."""
-    PAYOUT_LIMIT_DESTINATION_AWAITING_APPROVAL: _PayoutLimit.ValueType  # 13
+    PAYOUT_BLOCKER_DESTINATION_AWAITING_APPROVAL: _PayoutBlocker.ValueType  # 13
     """The destination awaits an operator's approval."""
 
-class PayoutLimit(_PayoutLimit, metaclass=_PayoutLimitEnumTypeWrapper):
+class PayoutBlocker(_PayoutBlocker, metaclass=_PayoutBlockerEnumTypeWrapper):
     """What keeps money from being paid out."""
 
-PAYOUT_LIMIT_UNSPECIFIED: PayoutLimit.ValueType  # 0
+PAYOUT_BLOCKER_UNSPECIFIED: PayoutBlocker.ValueType  # 0
 """Never sent."""
-PAYOUT_LIMIT_PENDING_FUNDS: PayoutLimit.ValueType  # 1
+PAYOUT_BLOCKER_PENDING_FUNDS: PayoutBlocker.ValueType  # 1
 """Sales that are not released yet."""
-PAYOUT_LIMIT_HELD: PayoutLimit.ValueType  # 2
+PAYOUT_BLOCKER_HELD: PayoutBlocker.ValueType  # 2
 """Set aside by open holds, those of payouts under way among them."""
-PAYOUT_LIMIT_OWED: PayoutLimit.ValueType  # 3
+PAYOUT_BLOCKER_OWED: PayoutBlocker.ValueType  # 3
 """What facts took beyond the available money; what becomes available repays it first."""
-PAYOUT_LIMIT_RESERVE: PayoutLimit.ValueType  # 4
+PAYOUT_BLOCKER_RESERVE: PayoutBlocker.ValueType  # 4
 """The reserve, which stays in the wallet."""
-PAYOUT_LIMIT_LARGEST_AMOUNT: PayoutLimit.ValueType  # 5
+PAYOUT_BLOCKER_MAXIMUM_AMOUNT: PayoutBlocker.ValueType  # 5
 """One payout takes no more than 10^18 - 1 minor units."""
-PAYOUT_LIMIT_MINIMUM_AMOUNT: PayoutLimit.ValueType  # 6
+PAYOUT_BLOCKER_MINIMUM_AMOUNT: PayoutBlocker.ValueType  # 6
 """What is left is less than the minimum amount."""
-PAYOUT_LIMIT_FEE: PayoutLimit.ValueType  # 7
+PAYOUT_BLOCKER_FEE: PayoutBlocker.ValueType  # 7
 """What is left is not more than the fee."""
-PAYOUT_LIMIT_FROZEN: PayoutLimit.ValueType  # 8
+PAYOUT_BLOCKER_FROZEN: PayoutBlocker.ValueType  # 8
 """The wallet is frozen."""
-PAYOUT_LIMIT_NO_DESTINATION: PayoutLimit.ValueType  # 9
+PAYOUT_BLOCKER_NO_DESTINATION: PayoutBlocker.ValueType  # 9
 """The seller has no destination in this currency that is not UNUSABLE or DISABLED."""
-PAYOUT_LIMIT_DESTINATION_UNVERIFIED: PayoutLimit.ValueType  # 10
+PAYOUT_BLOCKER_DESTINATION_UNVERIFIED: PayoutBlocker.ValueType  # 10
 """The destination is not verified yet."""
-PAYOUT_LIMIT_DESTINATION_WAITING: PayoutLimit.ValueType  # 11
+PAYOUT_BLOCKER_DESTINATION_COOLDOWN: PayoutBlocker.ValueType  # 11
 """The destination's usable_time has not come."""
-PAYOUT_LIMIT_DESTINATION_UNUSABLE: PayoutLimit.ValueType  # 12
+PAYOUT_BLOCKER_DESTINATION_UNUSABLE: PayoutBlocker.ValueType  # 12
 """The destination that was named is UNUSABLE or DISABLED."""
-PAYOUT_LIMIT_DESTINATION_AWAITING_APPROVAL: PayoutLimit.ValueType  # 13
+PAYOUT_BLOCKER_DESTINATION_AWAITING_APPROVAL: PayoutBlocker.ValueType  # 13
 """The destination awaits an operator's approval."""
-Global___PayoutLimit: _TypeAlias = PayoutLimit  # noqa: Y015
+Global___PayoutBlocker: _TypeAlias = PayoutBlocker  # noqa: Y015
 
 class _PayoutInterval:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -397,7 +397,7 @@ class _PayoutBatchStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Payo
     DESCRIPTOR: _descriptor.EnumDescriptor
     PAYOUT_BATCH_STATE_UNSPECIFIED: _PayoutBatchState.ValueType  # 0
     """Never sent."""
-    PAYOUT_BATCH_STATE_COLLECTING: _PayoutBatchState.ValueType  # 1
+    PAYOUT_BATCH_STATE_GENERATING: _PayoutBatchState.ValueType  # 1
     """Its payouts are still being made. Next: OPEN."""
     PAYOUT_BATCH_STATE_OPEN: _PayoutBatchState.ValueType  # 2
     """All its payouts are made, and some are under way. Next: DONE."""
@@ -409,7 +409,7 @@ class PayoutBatchState(_PayoutBatchState, metaclass=_PayoutBatchStateEnumTypeWra
 
 PAYOUT_BATCH_STATE_UNSPECIFIED: PayoutBatchState.ValueType  # 0
 """Never sent."""
-PAYOUT_BATCH_STATE_COLLECTING: PayoutBatchState.ValueType  # 1
+PAYOUT_BATCH_STATE_GENERATING: PayoutBatchState.ValueType  # 1
 """Its payouts are still being made. Next: OPEN."""
 PAYOUT_BATCH_STATE_OPEN: PayoutBatchState.ValueType  # 2
 """All its payouts are made, and some are under way. Next: DONE."""
@@ -684,8 +684,8 @@ class PayoutTransition(_message.Message):
     to_state: Global___PayoutState.ValueType
     """The state after; the same as before for settling, for a transfer that fits no move, and for an acknowledgement."""
     cause: _builtins.str
-    """What moved it: ACCEPTED, FUNDS_HELD, HOLD_REFUSED, APPROVED, REJECTED, CANCELLED, DESTINATION_ENDED, SENDING (an attempt was committed),
-    PROVIDER_ANSWER, STRAY_TRANSFER, GIVEN_UP (surely nothing was sent), CLOSED_BY_OPERATOR, SETTLED,
+    """What moved it: CREATED, FUNDS_HELD, HOLD_REJECTED, APPROVED, REJECTED, CANCELLED, DESTINATION_ENDED, SENDING (an attempt was committed),
+    PROVIDER_OUTCOME, UNMATCHED_TRANSFER, GIVEN_UP (surely nothing was sent), CLOSED_BY_OPERATOR, BOOKED,
     ACKNOWLEDGED (an operator has dealt with an unmatched transfer or a conflicting report).
     """
     actor: _builtins.str
@@ -767,7 +767,7 @@ Global___PayoutAttempt: _TypeAlias = PayoutAttempt  # noqa: Y015
 
 @_typing.final
 class PayoutTransfer(_message.Message):
-    """Money that a provider says it has moved for a payout. One that is not AS_ASKED always posts, and raises an alert,
+    """Money that a provider says it has moved for a payout. One that is not EXACT always posts, and raises an alert,
     until an operator acknowledges it.
     """
 
@@ -789,7 +789,7 @@ class PayoutTransfer(_message.Message):
     """Who moved it."""
     provider_reference: _builtins.str
     """The provider's name for it; one transfer for each."""
-    fit: Global___TransferFit.ValueType
+    fit: Global___TransferMatch.ValueType
     """How it fits the payout."""
     amount: _builtins.str
     """What was paid: decimal text in major units."""
@@ -820,7 +820,7 @@ class PayoutTransfer(_message.Message):
         *,
         provider: _builtins.str = ...,
         provider_reference: _builtins.str = ...,
-        fit: Global___TransferFit.ValueType = ...,
+        fit: Global___TransferMatch.ValueType = ...,
         amount: _builtins.str = ...,
         currency: _builtins.str = ...,
         returned_amount: _builtins.str = ...,
@@ -895,14 +895,14 @@ class PayoutShortfall(_message.Message):
 
     LIMIT_FIELD_NUMBER: _builtins.int
     AMOUNT_FIELD_NUMBER: _builtins.int
-    limit: Global___PayoutLimit.ValueType
+    limit: Global___PayoutBlocker.ValueType
     """What keeps it."""
     amount: _builtins.str
     """How much: decimal text in major units; zero where there is nothing else to keep."""
     def __init__(
         self,
         *,
-        limit: Global___PayoutLimit.ValueType = ...,
+        limit: Global___PayoutBlocker.ValueType = ...,
         amount: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
@@ -1181,7 +1181,7 @@ class PayoutBatchItem(_message.Message):
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
-        """Why there is none, with ErrorInfo among its details; the metadata "limits" names each PayoutLimit that holds. The id is free for another try."""
+        """Why there is none, with ErrorInfo among its details; the metadata "limits" names each PayoutBlocker that holds. The id is free for another try."""
 
     def __init__(
         self,

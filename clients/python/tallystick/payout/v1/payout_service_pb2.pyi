@@ -8,8 +8,8 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from tallystick.operator.v1 import operator_pb2 as _operator_pb2
 from tallystick.payout.v1 import payout_pb2 as _payout_pb2
-from tallystick.recovery.v1 import recovery_pb2 as _recovery_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -984,7 +984,7 @@ class NewPayoutRun(_message.Message):
     SELLER_ACCOUNT_FIELD_NUMBER: _builtins.int
     CURRENCY_FIELD_NUMBER: _builtins.int
     seller_account: _builtins.str
-    """The seller whose schedule to run; empty: the default, for every seller that follows it, for which a team is refused with METHOD_FORBIDDEN."""
+    """The seller whose schedule to run; empty: the default, for every seller that follows it, for which a team is refused with PERMISSION_DENIED."""
     currency: _builtins.str
     """ISO 4217 code in capitals, BTC or USDC."""
     def __init__(
@@ -1248,23 +1248,23 @@ class ListDeadLettersRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
-    state: _recovery_pb2.DeadLetterState.ValueType
+    state: _operator_pb2.DeadLetterState.ValueType
     """Only those in this state; unset: all."""
     page_size: _builtins.int
     """The most to answer with: 0 means 50, above 200 means 200."""
     page_token: _builtins.str
     """The next_page_token of the page before; empty: the first page."""
     @_builtins.property
-    def filter(self) -> _recovery_pb2.DeadLetterFilter:
+    def filter(self) -> _operator_pb2.DeadLetterFilter:
         """Only those that it names; unset: all."""
 
     def __init__(
         self,
         *,
-        state: _recovery_pb2.DeadLetterState.ValueType = ...,
+        state: _operator_pb2.DeadLetterState.ValueType = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
-        filter: _recovery_pb2.DeadLetterFilter | None = ...,
+        filter: _operator_pb2.DeadLetterFilter | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -1285,13 +1285,13 @@ class ListDeadLettersResponse(_message.Message):
     next_page_token: _builtins.str
     """Empty when there is no further page."""
     @_builtins.property
-    def dead_letters(self) -> _containers.RepeatedCompositeFieldContainer[_recovery_pb2.DeadLetter]:
+    def dead_letters(self) -> _containers.RepeatedCompositeFieldContainer[_operator_pb2.DeadLetter]:
         """Newest first."""
 
     def __init__(
         self,
         *,
-        dead_letters: _abc.Iterable[_recovery_pb2.DeadLetter] | None = ...,
+        dead_letters: _abc.Iterable[_operator_pb2.DeadLetter] | None = ...,
         next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
@@ -1334,7 +1334,7 @@ class GetDeadLetterResponse(_message.Message):
     PAYOUT_FIELD_NUMBER: _builtins.int
     PAYOUT_DESTINATION_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def dead_letter(self) -> _recovery_pb2.DeadLetter:
+    def dead_letter(self) -> _operator_pb2.DeadLetter:
         """The dead letter."""
 
     @_builtins.property
@@ -1348,7 +1348,7 @@ class GetDeadLetterResponse(_message.Message):
     def __init__(
         self,
         *,
-        dead_letter: _recovery_pb2.DeadLetter | None = ...,
+        dead_letter: _operator_pb2.DeadLetter | None = ...,
         payout: _payout_pb2.Payout | None = ...,
         payout_destination: _payout_pb2.PayoutDestination | None = ...,
     ) -> None: ...
@@ -1396,13 +1396,13 @@ class RetryDeadLetterResponse(_message.Message):
 
     DEAD_LETTER_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def dead_letter(self) -> _recovery_pb2.DeadLetter:
+    def dead_letter(self) -> _operator_pb2.DeadLetter:
         """As it is now."""
 
     def __init__(
         self,
         *,
-        dead_letter: _recovery_pb2.DeadLetter | None = ...,
+        dead_letter: _operator_pb2.DeadLetter | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["dead_letter", b"dead_letter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -1450,13 +1450,13 @@ class CloseDeadLetterResponse(_message.Message):
 
     DEAD_LETTER_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def dead_letter(self) -> _recovery_pb2.DeadLetter:
+    def dead_letter(self) -> _operator_pb2.DeadLetter:
         """As it is now."""
 
     def __init__(
         self,
         *,
-        dead_letter: _recovery_pb2.DeadLetter | None = ...,
+        dead_letter: _operator_pb2.DeadLetter | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["dead_letter", b"dead_letter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -1486,13 +1486,13 @@ class RetryDeadLettersRequest(_message.Message):
     page_token: _builtins.str
     """The next_page_token of the call before; empty: the first call."""
     @_builtins.property
-    def filter(self) -> _recovery_pb2.DeadLetterFilter:
+    def filter(self) -> _operator_pb2.DeadLetterFilter:
         """Which; at least one criterion, unless `all` is set."""
 
     def __init__(
         self,
         *,
-        filter: _recovery_pb2.DeadLetterFilter | None = ...,
+        filter: _operator_pb2.DeadLetterFilter | None = ...,
         all: _builtins.bool = ...,
         reason: _builtins.str = ...,
         dry_run: _builtins.bool = ...,
@@ -1525,11 +1525,11 @@ class RetryDeadLettersResponse(_message.Message):
     next_page_token: _builtins.str
     """Empty when there are no more."""
     @_builtins.property
-    def skipped(self) -> _containers.RepeatedCompositeFieldContainer[_recovery_pb2.SkippedDeadLetter]:
+    def skipped(self) -> _containers.RepeatedCompositeFieldContainer[_operator_pb2.SkippedDeadLetter]:
         """Those that are not."""
 
     @_builtins.property
-    def counts(self) -> _containers.RepeatedCompositeFieldContainer[_recovery_pb2.DeadLetterCount]:
+    def counts(self) -> _containers.RepeatedCompositeFieldContainer[_operator_pb2.DeadLetterCount]:
         """What `matched` is made of, by cause and provider."""
 
     @_builtins.property
@@ -1541,8 +1541,8 @@ class RetryDeadLettersResponse(_message.Message):
         *,
         matched: _builtins.int = ...,
         retried: _builtins.int = ...,
-        skipped: _abc.Iterable[_recovery_pb2.SkippedDeadLetter] | None = ...,
-        counts: _abc.Iterable[_recovery_pb2.DeadLetterCount] | None = ...,
+        skipped: _abc.Iterable[_operator_pb2.SkippedDeadLetter] | None = ...,
+        counts: _abc.Iterable[_operator_pb2.DeadLetterCount] | None = ...,
         sample: _abc.Iterable[_builtins.str] | None = ...,
         next_page_token: _builtins.str = ...,
     ) -> None: ...
@@ -1577,13 +1577,13 @@ class CloseDeadLettersRequest(_message.Message):
     page_token: _builtins.str
     """The next_page_token of the call before; empty: the first call."""
     @_builtins.property
-    def filter(self) -> _recovery_pb2.DeadLetterFilter:
+    def filter(self) -> _operator_pb2.DeadLetterFilter:
         """Which; at least one criterion, unless `all` is set."""
 
     def __init__(
         self,
         *,
-        filter: _recovery_pb2.DeadLetterFilter | None = ...,
+        filter: _operator_pb2.DeadLetterFilter | None = ...,
         all: _builtins.bool = ...,
         reason: _builtins.str = ...,
         evidence: _builtins.str = ...,
@@ -1620,11 +1620,11 @@ class CloseDeadLettersResponse(_message.Message):
     next_page_token: _builtins.str
     """Empty when there are no more."""
     @_builtins.property
-    def skipped(self) -> _containers.RepeatedCompositeFieldContainer[_recovery_pb2.SkippedDeadLetter]:
+    def skipped(self) -> _containers.RepeatedCompositeFieldContainer[_operator_pb2.SkippedDeadLetter]:
         """The others, which stay open."""
 
     @_builtins.property
-    def counts(self) -> _containers.RepeatedCompositeFieldContainer[_recovery_pb2.DeadLetterCount]:
+    def counts(self) -> _containers.RepeatedCompositeFieldContainer[_operator_pb2.DeadLetterCount]:
         """What `matched` is made of, by cause and provider."""
 
     @_builtins.property
@@ -1637,8 +1637,8 @@ class CloseDeadLettersResponse(_message.Message):
         matched: _builtins.int = ...,
         closed: _builtins.int = ...,
         resolved: _builtins.int = ...,
-        skipped: _abc.Iterable[_recovery_pb2.SkippedDeadLetter] | None = ...,
-        counts: _abc.Iterable[_recovery_pb2.DeadLetterCount] | None = ...,
+        skipped: _abc.Iterable[_operator_pb2.SkippedDeadLetter] | None = ...,
+        counts: _abc.Iterable[_operator_pb2.DeadLetterCount] | None = ...,
         sample: _abc.Iterable[_builtins.str] | None = ...,
         next_page_token: _builtins.str = ...,
     ) -> None: ...
@@ -1691,13 +1691,13 @@ class ListAlertsResponse(_message.Message):
     next_page_token: _builtins.str
     """Empty when there is no further page."""
     @_builtins.property
-    def alerts(self) -> _containers.RepeatedCompositeFieldContainer[_recovery_pb2.Alert]:
+    def alerts(self) -> _containers.RepeatedCompositeFieldContainer[_operator_pb2.Alert]:
         """Newest first."""
 
     def __init__(
         self,
         *,
-        alerts: _abc.Iterable[_recovery_pb2.Alert] | None = ...,
+        alerts: _abc.Iterable[_operator_pb2.Alert] | None = ...,
         next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015

@@ -28,7 +28,7 @@ GRPC_VERSION: str
 
 class PayoutServiceStub:
     """Moves money from sellers' wallets to sellers' banks. Payouts, batches and destinations belong to the owner of the caller that made them, and are seen by all its
-    callers. A seller belongs to the owner that first names it in an order or a destination; another owner's seller is refused with NOT_FOUND, or with ID_TAKEN
+    callers. A seller belongs to the owner that first names it in an order or a destination; another owner's seller is refused with NOT_FOUND, or with ALREADY_EXISTS
     where it would be claimed. What moves money out needs the role payouts.
     """
 
@@ -39,8 +39,8 @@ class PayoutServiceStub:
     CreatePayoutDestination: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.CreatePayoutDestinationRequest, _payout_service_pb2.CreatePayoutDestinationResponse]
     """Registers where a seller is paid, and has the provider verify it; the answer does not wait for that. The destination before it stays
     in use until this one is verified, its waiting period is over and, where the seller has more available than the configured amount, an operator has approved
-    it. It claims a seller that belongs to no owner; another owner's is refused with ID_TAKEN. The same id with the same values answers with the destination as it stands, with other values it is refused
-    with KEY_REUSED. Access: payouts.
+    it. It claims a seller that belongs to no owner; another owner's is refused with ALREADY_EXISTS. The same id with the same values answers with the destination as it stands, with other values it is refused
+    with IDEMPOTENCY_KEY_REUSED. Access: payouts.
     """
     GetPayoutDestination: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.GetPayoutDestinationRequest, _payout_service_pb2.GetPayoutDestinationResponse]
     """Answers with a destination as it stands. Access: team, payouts (its own), operator."""
@@ -48,12 +48,12 @@ class PayoutServiceStub:
     """Lists destinations, newest first. Access: team, payouts (its own), operator."""
     DisablePayoutDestination: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.DisablePayoutDestinationRequest, _payout_service_pb2.DisablePayoutDestinationResponse]
     """Ends the use of a destination; the one before it that can be paid to becomes the current one. Payouts to it that have not been sent are
-    CANCELLED, those that have been go on. A repeat with the same reason changes nothing, with another it is refused with KEY_REUSED; one that is UNUSABLE
-    with STATE_FORBIDS. Access: payouts (its own), operator.
+    CANCELLED, those that have been go on. A repeat with the same reason changes nothing, with another it is refused with IDEMPOTENCY_KEY_REUSED; one that is UNUSABLE
+    with INVALID_STATE. Access: payouts (its own), operator.
     """
     ApprovePayoutDestination: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.ApprovePayoutDestinationRequest, _payout_service_pb2.ApprovePayoutDestinationResponse]
     """Lets a destination that awaits approval be paid to, once it is verified and its waiting period is over. The creator is refused with
-    SECOND_PERSON_REQUIRED; one that has ended or awaits no approval with STATE_FORBIDS. A repeat by the same person with the same reason changes nothing. To
+    SECOND_APPROVER_REQUIRED; one that has ended or awaits no approval with INVALID_STATE. A repeat by the same person with the same reason changes nothing. To
     reject it, disable it. Access: operator.
     """
     PreviewPayout: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.PreviewPayoutRequest, _payout_service_pb2.PreviewPayoutResponse]
@@ -64,8 +64,8 @@ class PayoutServiceStub:
     """Accepts a payout, and waits until its money is held or cannot be, or the time is up: the earlier of 500 ms before the call's deadline and 30 s. When too
     many calls wait already it is accepted, and the answer comes at once. Fee and
     reserve are those of the schedule when it is accepted. The same payout_id with the same values answers with the payout as it stands now, and never pays
-    again, also where amount was empty and would be another now; with other values it is refused with KEY_REUSED. Refused, and not kept: AMOUNT_OUT_OF_RANGE
-    (below the minimum, or not above the fee), DESTINATION_UNUSABLE, INSUFFICIENT_FUNDS, STATE_FORBIDS (the wallet is frozen). Money that is
+    again, also where amount was empty and would be another now; with other values it is refused with IDEMPOTENCY_KEY_REUSED. Refused, and not kept: AMOUNT_OUT_OF_RANGE
+    (below the minimum, or not above the fee), DESTINATION_UNUSABLE, INSUFFICIENT_FUNDS, INVALID_STATE (the wallet is frozen). Money that is
     gone before it could be held makes it FAILED. Access: payouts.
     """
     GetPayout: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.GetPayoutRequest, _payout_service_pb2.GetPayoutResponse]
@@ -81,32 +81,32 @@ class PayoutServiceStub:
     buf:lint:ignore RPC_NO_SERVER_STREAMING
     """
     CancelPayout: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.CancelPayoutRequest, _payout_service_pb2.CancelPayoutResponse]
-    """Ends a payout that is CREATED, AWAITING_APPROVAL or READY; any other is refused with STATE_FORBIDS, since it may have been sent, and so is one that is
+    """Ends a payout that is CREATED, AWAITING_APPROVAL or READY; any other is refused with INVALID_STATE, since it may have been sent, and so is one that is
     CREATED and a dead letter, or whose hold the wallet has refused and not placed since. A repeat with the same reason answers with the payout as it
-    stands, with another it is refused with KEY_REUSED. Access: payouts (its own), operator.
+    stands, with another it is refused with IDEMPOTENCY_KEY_REUSED. Access: payouts (its own), operator.
     """
     RetryPayout: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.RetryPayoutRequest, _payout_service_pb2.RetryPayoutResponse]
     """Makes a payout that was set aside as a dead letter due again, in the state it is in and under the same key while the provider honours it. The same
-    request_id again changes nothing; a payout that is not set aside is refused with STATE_FORBIDS. After FAILED make a new payout.
+    request_id again changes nothing; a payout that is not set aside is refused with INVALID_STATE. After FAILED make a new payout.
     Access: payouts (its own), operator.
     """
     ApprovePayout: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.ApprovePayoutRequest, _payout_service_pb2.ApprovePayoutResponse]
-    """Approves a payout that is AWAITING_APPROVAL. Its creator is refused with SECOND_PERSON_REQUIRED, other states with STATE_FORBIDS. A repeat by the same
+    """Approves a payout that is AWAITING_APPROVAL. Its creator is refused with SECOND_APPROVER_REQUIRED, other states with INVALID_STATE. A repeat by the same
     person with the same reason answers with the payout as it stands. Access: operator.
     """
     RejectPayout: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.RejectPayoutRequest, _payout_service_pb2.RejectPayoutResponse]
-    """Rejects a payout that is AWAITING_APPROVAL; its money is available again. Other states are refused with STATE_FORBIDS. A repeat by the same person with
+    """Rejects a payout that is AWAITING_APPROVAL; its money is available again. Other states are refused with INVALID_STATE. A repeat by the same person with
     the same reason answers with the payout as it stands. Access: operator.
     """
     AcknowledgePayout: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.AcknowledgePayoutRequest, _payout_service_pb2.AcknowledgePayoutResponse]
     """Records that an operator has dealt with an unmatched transfer of a payout, or with a conflicting report of its provider. Its alert ends, and the money
-    stays booked as it is. A transfer that was paid as asked, or a payout without a conflicting report, is refused with STATE_FORBIDS, and a payout that is
-    being settled with CONFLICT. A repeat with the same reason changes nothing, with another it is refused with KEY_REUSED. Access: operator.
+    stays booked as it is. A transfer that was paid as asked, or a payout without a conflicting report, is refused with INVALID_STATE, and a payout that is
+    being settled with CONFLICT. A repeat with the same reason changes nothing, with another it is refused with IDEMPOTENCY_KEY_REUSED. Access: operator.
     """
     CreatePayoutBatch: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.CreatePayoutBatchRequest, _payout_service_pb2.CreatePayoutBatchResponse]
     """Accepts payouts together: a list, or a run of a schedule. Form is checked as a whole, and the first fault refuses the call; what a single payout would be
     refused for otherwise refuses it alone, and stands in the report. The answer does not wait for the payouts. The same payout_batch_id with the same
-    values answers with the batch as it stands, with other values it is refused with KEY_REUSED. Access: payouts, operator.
+    values answers with the batch as it stands, with other values it is refused with IDEMPOTENCY_KEY_REUSED. Access: payouts, operator.
     """
     GetPayoutBatch: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.GetPayoutBatchRequest, _payout_service_pb2.GetPayoutBatchResponse]
     """Answers with a batch as it stands, and a page of its report. With payout_state a page may hold fewer than asked for, or none, and not be the last.
@@ -114,7 +114,7 @@ class PayoutServiceStub:
     """
     SetPayoutSchedule: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.SetPayoutScheduleRequest, _payout_service_pb2.SetPayoutScheduleResponse]
     """Sets when a seller is paid and on what terms, whole; equal values change nothing. It holds from now on: payouts that were accepted keep their fee. The
-    terms (minimum_amount, fee, reserve) and the default (no seller_account) are for operators; others are refused with METHOD_FORBIDDEN, and leave the terms
+    terms (minimum_amount, fee, reserve) and the default (no seller_account) are for operators; others are refused with PERMISSION_DENIED, and leave the terms
     empty: then those that hold stay. Access: payouts (its own sellers), operator.
     """
     GetPayoutSchedule: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.GetPayoutScheduleRequest, _payout_service_pb2.GetPayoutScheduleResponse]
@@ -125,12 +125,12 @@ class PayoutServiceStub:
     """Answers with a dead letter and what it is about. Access: operator."""
     RetryDeadLetter: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.RetryDeadLetterRequest, _payout_service_pb2.RetryDeadLetterResponse]
     """Has the subject of an open dead letter tried again, as RetryPayout does. A repeat with the same reason changes nothing; one that has ended otherwise is
-    refused with STATE_FORBIDS. Access: operator.
+    refused with INVALID_STATE. Access: operator.
     """
     CloseDeadLetter: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.CloseDeadLetterRequest, _payout_service_pb2.CloseDeadLetterResponse]
     """Closes an open dead letter: its payout is FAILED(CLOSED_BY_OPERATOR), its destination UNUSABLE. The provider is asked first; should it know of a transfer,
     or have declined one, that is applied instead, and the dead letter is RESOLVED. A payout that is CREATED, or was paid, is refused with
-    STATE_FORBIDS: it can only be retried.
+    INVALID_STATE: it can only be retried.
     Where the provider answers with the reference of another payout, the operator's evidence decides. A repeat with the same values changes nothing. Access: operator.
     """
     RetryDeadLetters: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.RetryDeadLettersRequest, _payout_service_pb2.RetryDeadLettersResponse]
@@ -148,7 +148,7 @@ class PayoutServiceStub:
 @_typing.type_check_only
 class PayoutServiceAsyncStub(PayoutServiceStub):
     """Moves money from sellers' wallets to sellers' banks. Payouts, batches and destinations belong to the owner of the caller that made them, and are seen by all its
-    callers. A seller belongs to the owner that first names it in an order or a destination; another owner's seller is refused with NOT_FOUND, or with ID_TAKEN
+    callers. A seller belongs to the owner that first names it in an order or a destination; another owner's seller is refused with NOT_FOUND, or with ALREADY_EXISTS
     where it would be claimed. What moves money out needs the role payouts.
     """
 
@@ -156,8 +156,8 @@ class PayoutServiceAsyncStub(PayoutServiceStub):
     CreatePayoutDestination: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.CreatePayoutDestinationRequest, _payout_service_pb2.CreatePayoutDestinationResponse]  # type: ignore[assignment]
     """Registers where a seller is paid, and has the provider verify it; the answer does not wait for that. The destination before it stays
     in use until this one is verified, its waiting period is over and, where the seller has more available than the configured amount, an operator has approved
-    it. It claims a seller that belongs to no owner; another owner's is refused with ID_TAKEN. The same id with the same values answers with the destination as it stands, with other values it is refused
-    with KEY_REUSED. Access: payouts.
+    it. It claims a seller that belongs to no owner; another owner's is refused with ALREADY_EXISTS. The same id with the same values answers with the destination as it stands, with other values it is refused
+    with IDEMPOTENCY_KEY_REUSED. Access: payouts.
     """
     GetPayoutDestination: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.GetPayoutDestinationRequest, _payout_service_pb2.GetPayoutDestinationResponse]  # type: ignore[assignment]
     """Answers with a destination as it stands. Access: team, payouts (its own), operator."""
@@ -165,12 +165,12 @@ class PayoutServiceAsyncStub(PayoutServiceStub):
     """Lists destinations, newest first. Access: team, payouts (its own), operator."""
     DisablePayoutDestination: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.DisablePayoutDestinationRequest, _payout_service_pb2.DisablePayoutDestinationResponse]  # type: ignore[assignment]
     """Ends the use of a destination; the one before it that can be paid to becomes the current one. Payouts to it that have not been sent are
-    CANCELLED, those that have been go on. A repeat with the same reason changes nothing, with another it is refused with KEY_REUSED; one that is UNUSABLE
-    with STATE_FORBIDS. Access: payouts (its own), operator.
+    CANCELLED, those that have been go on. A repeat with the same reason changes nothing, with another it is refused with IDEMPOTENCY_KEY_REUSED; one that is UNUSABLE
+    with INVALID_STATE. Access: payouts (its own), operator.
     """
     ApprovePayoutDestination: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.ApprovePayoutDestinationRequest, _payout_service_pb2.ApprovePayoutDestinationResponse]  # type: ignore[assignment]
     """Lets a destination that awaits approval be paid to, once it is verified and its waiting period is over. The creator is refused with
-    SECOND_PERSON_REQUIRED; one that has ended or awaits no approval with STATE_FORBIDS. A repeat by the same person with the same reason changes nothing. To
+    SECOND_APPROVER_REQUIRED; one that has ended or awaits no approval with INVALID_STATE. A repeat by the same person with the same reason changes nothing. To
     reject it, disable it. Access: operator.
     """
     PreviewPayout: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.PreviewPayoutRequest, _payout_service_pb2.PreviewPayoutResponse]  # type: ignore[assignment]
@@ -181,8 +181,8 @@ class PayoutServiceAsyncStub(PayoutServiceStub):
     """Accepts a payout, and waits until its money is held or cannot be, or the time is up: the earlier of 500 ms before the call's deadline and 30 s. When too
     many calls wait already it is accepted, and the answer comes at once. Fee and
     reserve are those of the schedule when it is accepted. The same payout_id with the same values answers with the payout as it stands now, and never pays
-    again, also where amount was empty and would be another now; with other values it is refused with KEY_REUSED. Refused, and not kept: AMOUNT_OUT_OF_RANGE
-    (below the minimum, or not above the fee), DESTINATION_UNUSABLE, INSUFFICIENT_FUNDS, STATE_FORBIDS (the wallet is frozen). Money that is
+    again, also where amount was empty and would be another now; with other values it is refused with IDEMPOTENCY_KEY_REUSED. Refused, and not kept: AMOUNT_OUT_OF_RANGE
+    (below the minimum, or not above the fee), DESTINATION_UNUSABLE, INSUFFICIENT_FUNDS, INVALID_STATE (the wallet is frozen). Money that is
     gone before it could be held makes it FAILED. Access: payouts.
     """
     GetPayout: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.GetPayoutRequest, _payout_service_pb2.GetPayoutResponse]  # type: ignore[assignment]
@@ -198,32 +198,32 @@ class PayoutServiceAsyncStub(PayoutServiceStub):
     buf:lint:ignore RPC_NO_SERVER_STREAMING
     """
     CancelPayout: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.CancelPayoutRequest, _payout_service_pb2.CancelPayoutResponse]  # type: ignore[assignment]
-    """Ends a payout that is CREATED, AWAITING_APPROVAL or READY; any other is refused with STATE_FORBIDS, since it may have been sent, and so is one that is
+    """Ends a payout that is CREATED, AWAITING_APPROVAL or READY; any other is refused with INVALID_STATE, since it may have been sent, and so is one that is
     CREATED and a dead letter, or whose hold the wallet has refused and not placed since. A repeat with the same reason answers with the payout as it
-    stands, with another it is refused with KEY_REUSED. Access: payouts (its own), operator.
+    stands, with another it is refused with IDEMPOTENCY_KEY_REUSED. Access: payouts (its own), operator.
     """
     RetryPayout: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.RetryPayoutRequest, _payout_service_pb2.RetryPayoutResponse]  # type: ignore[assignment]
     """Makes a payout that was set aside as a dead letter due again, in the state it is in and under the same key while the provider honours it. The same
-    request_id again changes nothing; a payout that is not set aside is refused with STATE_FORBIDS. After FAILED make a new payout.
+    request_id again changes nothing; a payout that is not set aside is refused with INVALID_STATE. After FAILED make a new payout.
     Access: payouts (its own), operator.
     """
     ApprovePayout: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.ApprovePayoutRequest, _payout_service_pb2.ApprovePayoutResponse]  # type: ignore[assignment]
-    """Approves a payout that is AWAITING_APPROVAL. Its creator is refused with SECOND_PERSON_REQUIRED, other states with STATE_FORBIDS. A repeat by the same
+    """Approves a payout that is AWAITING_APPROVAL. Its creator is refused with SECOND_APPROVER_REQUIRED, other states with INVALID_STATE. A repeat by the same
     person with the same reason answers with the payout as it stands. Access: operator.
     """
     RejectPayout: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.RejectPayoutRequest, _payout_service_pb2.RejectPayoutResponse]  # type: ignore[assignment]
-    """Rejects a payout that is AWAITING_APPROVAL; its money is available again. Other states are refused with STATE_FORBIDS. A repeat by the same person with
+    """Rejects a payout that is AWAITING_APPROVAL; its money is available again. Other states are refused with INVALID_STATE. A repeat by the same person with
     the same reason answers with the payout as it stands. Access: operator.
     """
     AcknowledgePayout: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.AcknowledgePayoutRequest, _payout_service_pb2.AcknowledgePayoutResponse]  # type: ignore[assignment]
     """Records that an operator has dealt with an unmatched transfer of a payout, or with a conflicting report of its provider. Its alert ends, and the money
-    stays booked as it is. A transfer that was paid as asked, or a payout without a conflicting report, is refused with STATE_FORBIDS, and a payout that is
-    being settled with CONFLICT. A repeat with the same reason changes nothing, with another it is refused with KEY_REUSED. Access: operator.
+    stays booked as it is. A transfer that was paid as asked, or a payout without a conflicting report, is refused with INVALID_STATE, and a payout that is
+    being settled with CONFLICT. A repeat with the same reason changes nothing, with another it is refused with IDEMPOTENCY_KEY_REUSED. Access: operator.
     """
     CreatePayoutBatch: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.CreatePayoutBatchRequest, _payout_service_pb2.CreatePayoutBatchResponse]  # type: ignore[assignment]
     """Accepts payouts together: a list, or a run of a schedule. Form is checked as a whole, and the first fault refuses the call; what a single payout would be
     refused for otherwise refuses it alone, and stands in the report. The answer does not wait for the payouts. The same payout_batch_id with the same
-    values answers with the batch as it stands, with other values it is refused with KEY_REUSED. Access: payouts, operator.
+    values answers with the batch as it stands, with other values it is refused with IDEMPOTENCY_KEY_REUSED. Access: payouts, operator.
     """
     GetPayoutBatch: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.GetPayoutBatchRequest, _payout_service_pb2.GetPayoutBatchResponse]  # type: ignore[assignment]
     """Answers with a batch as it stands, and a page of its report. With payout_state a page may hold fewer than asked for, or none, and not be the last.
@@ -231,7 +231,7 @@ class PayoutServiceAsyncStub(PayoutServiceStub):
     """
     SetPayoutSchedule: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.SetPayoutScheduleRequest, _payout_service_pb2.SetPayoutScheduleResponse]  # type: ignore[assignment]
     """Sets when a seller is paid and on what terms, whole; equal values change nothing. It holds from now on: payouts that were accepted keep their fee. The
-    terms (minimum_amount, fee, reserve) and the default (no seller_account) are for operators; others are refused with METHOD_FORBIDDEN, and leave the terms
+    terms (minimum_amount, fee, reserve) and the default (no seller_account) are for operators; others are refused with PERMISSION_DENIED, and leave the terms
     empty: then those that hold stay. Access: payouts (its own sellers), operator.
     """
     GetPayoutSchedule: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.GetPayoutScheduleRequest, _payout_service_pb2.GetPayoutScheduleResponse]  # type: ignore[assignment]
@@ -242,12 +242,12 @@ class PayoutServiceAsyncStub(PayoutServiceStub):
     """Answers with a dead letter and what it is about. Access: operator."""
     RetryDeadLetter: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.RetryDeadLetterRequest, _payout_service_pb2.RetryDeadLetterResponse]  # type: ignore[assignment]
     """Has the subject of an open dead letter tried again, as RetryPayout does. A repeat with the same reason changes nothing; one that has ended otherwise is
-    refused with STATE_FORBIDS. Access: operator.
+    refused with INVALID_STATE. Access: operator.
     """
     CloseDeadLetter: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.CloseDeadLetterRequest, _payout_service_pb2.CloseDeadLetterResponse]  # type: ignore[assignment]
     """Closes an open dead letter: its payout is FAILED(CLOSED_BY_OPERATOR), its destination UNUSABLE. The provider is asked first; should it know of a transfer,
     or have declined one, that is applied instead, and the dead letter is RESOLVED. A payout that is CREATED, or was paid, is refused with
-    STATE_FORBIDS: it can only be retried.
+    INVALID_STATE: it can only be retried.
     Where the provider answers with the reference of another payout, the operator's evidence decides. A repeat with the same values changes nothing. Access: operator.
     """
     RetryDeadLetters: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.RetryDeadLettersRequest, _payout_service_pb2.RetryDeadLettersResponse]  # type: ignore[assignment]
@@ -264,7 +264,7 @@ class PayoutServiceAsyncStub(PayoutServiceStub):
 
 class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
     """Moves money from sellers' wallets to sellers' banks. Payouts, batches and destinations belong to the owner of the caller that made them, and are seen by all its
-    callers. A seller belongs to the owner that first names it in an order or a destination; another owner's seller is refused with NOT_FOUND, or with ID_TAKEN
+    callers. A seller belongs to the owner that first names it in an order or a destination; another owner's seller is refused with NOT_FOUND, or with ALREADY_EXISTS
     where it would be claimed. What moves money out needs the role payouts.
     """
 
@@ -276,8 +276,8 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_payout_service_pb2.CreatePayoutDestinationResponse, _abc.Awaitable[_payout_service_pb2.CreatePayoutDestinationResponse]]:
         """Registers where a seller is paid, and has the provider verify it; the answer does not wait for that. The destination before it stays
         in use until this one is verified, its waiting period is over and, where the seller has more available than the configured amount, an operator has approved
-        it. It claims a seller that belongs to no owner; another owner's is refused with ID_TAKEN. The same id with the same values answers with the destination as it stands, with other values it is refused
-        with KEY_REUSED. Access: payouts.
+        it. It claims a seller that belongs to no owner; another owner's is refused with ALREADY_EXISTS. The same id with the same values answers with the destination as it stands, with other values it is refused
+        with IDEMPOTENCY_KEY_REUSED. Access: payouts.
         """
 
     @_abc_1.abstractmethod
@@ -303,8 +303,8 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.DisablePayoutDestinationResponse, _abc.Awaitable[_payout_service_pb2.DisablePayoutDestinationResponse]]:
         """Ends the use of a destination; the one before it that can be paid to becomes the current one. Payouts to it that have not been sent are
-        CANCELLED, those that have been go on. A repeat with the same reason changes nothing, with another it is refused with KEY_REUSED; one that is UNUSABLE
-        with STATE_FORBIDS. Access: payouts (its own), operator.
+        CANCELLED, those that have been go on. A repeat with the same reason changes nothing, with another it is refused with IDEMPOTENCY_KEY_REUSED; one that is UNUSABLE
+        with INVALID_STATE. Access: payouts (its own), operator.
         """
 
     @_abc_1.abstractmethod
@@ -314,7 +314,7 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.ApprovePayoutDestinationResponse, _abc.Awaitable[_payout_service_pb2.ApprovePayoutDestinationResponse]]:
         """Lets a destination that awaits approval be paid to, once it is verified and its waiting period is over. The creator is refused with
-        SECOND_PERSON_REQUIRED; one that has ended or awaits no approval with STATE_FORBIDS. A repeat by the same person with the same reason changes nothing. To
+        SECOND_APPROVER_REQUIRED; one that has ended or awaits no approval with INVALID_STATE. A repeat by the same person with the same reason changes nothing. To
         reject it, disable it. Access: operator.
         """
 
@@ -337,8 +337,8 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         """Accepts a payout, and waits until its money is held or cannot be, or the time is up: the earlier of 500 ms before the call's deadline and 30 s. When too
         many calls wait already it is accepted, and the answer comes at once. Fee and
         reserve are those of the schedule when it is accepted. The same payout_id with the same values answers with the payout as it stands now, and never pays
-        again, also where amount was empty and would be another now; with other values it is refused with KEY_REUSED. Refused, and not kept: AMOUNT_OUT_OF_RANGE
-        (below the minimum, or not above the fee), DESTINATION_UNUSABLE, INSUFFICIENT_FUNDS, STATE_FORBIDS (the wallet is frozen). Money that is
+        again, also where amount was empty and would be another now; with other values it is refused with IDEMPOTENCY_KEY_REUSED. Refused, and not kept: AMOUNT_OUT_OF_RANGE
+        (below the minimum, or not above the fee), DESTINATION_UNUSABLE, INSUFFICIENT_FUNDS, INVALID_STATE (the wallet is frozen). Money that is
         gone before it could be held makes it FAILED. Access: payouts.
         """
 
@@ -378,9 +378,9 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payout_service_pb2.CancelPayoutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.CancelPayoutResponse, _abc.Awaitable[_payout_service_pb2.CancelPayoutResponse]]:
-        """Ends a payout that is CREATED, AWAITING_APPROVAL or READY; any other is refused with STATE_FORBIDS, since it may have been sent, and so is one that is
+        """Ends a payout that is CREATED, AWAITING_APPROVAL or READY; any other is refused with INVALID_STATE, since it may have been sent, and so is one that is
         CREATED and a dead letter, or whose hold the wallet has refused and not placed since. A repeat with the same reason answers with the payout as it
-        stands, with another it is refused with KEY_REUSED. Access: payouts (its own), operator.
+        stands, with another it is refused with IDEMPOTENCY_KEY_REUSED. Access: payouts (its own), operator.
         """
 
     @_abc_1.abstractmethod
@@ -390,7 +390,7 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.RetryPayoutResponse, _abc.Awaitable[_payout_service_pb2.RetryPayoutResponse]]:
         """Makes a payout that was set aside as a dead letter due again, in the state it is in and under the same key while the provider honours it. The same
-        request_id again changes nothing; a payout that is not set aside is refused with STATE_FORBIDS. After FAILED make a new payout.
+        request_id again changes nothing; a payout that is not set aside is refused with INVALID_STATE. After FAILED make a new payout.
         Access: payouts (its own), operator.
         """
 
@@ -400,7 +400,7 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payout_service_pb2.ApprovePayoutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.ApprovePayoutResponse, _abc.Awaitable[_payout_service_pb2.ApprovePayoutResponse]]:
-        """Approves a payout that is AWAITING_APPROVAL. Its creator is refused with SECOND_PERSON_REQUIRED, other states with STATE_FORBIDS. A repeat by the same
+        """Approves a payout that is AWAITING_APPROVAL. Its creator is refused with SECOND_APPROVER_REQUIRED, other states with INVALID_STATE. A repeat by the same
         person with the same reason answers with the payout as it stands. Access: operator.
         """
 
@@ -410,7 +410,7 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payout_service_pb2.RejectPayoutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.RejectPayoutResponse, _abc.Awaitable[_payout_service_pb2.RejectPayoutResponse]]:
-        """Rejects a payout that is AWAITING_APPROVAL; its money is available again. Other states are refused with STATE_FORBIDS. A repeat by the same person with
+        """Rejects a payout that is AWAITING_APPROVAL; its money is available again. Other states are refused with INVALID_STATE. A repeat by the same person with
         the same reason answers with the payout as it stands. Access: operator.
         """
 
@@ -421,8 +421,8 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.AcknowledgePayoutResponse, _abc.Awaitable[_payout_service_pb2.AcknowledgePayoutResponse]]:
         """Records that an operator has dealt with an unmatched transfer of a payout, or with a conflicting report of its provider. Its alert ends, and the money
-        stays booked as it is. A transfer that was paid as asked, or a payout without a conflicting report, is refused with STATE_FORBIDS, and a payout that is
-        being settled with CONFLICT. A repeat with the same reason changes nothing, with another it is refused with KEY_REUSED. Access: operator.
+        stays booked as it is. A transfer that was paid as asked, or a payout without a conflicting report, is refused with INVALID_STATE, and a payout that is
+        being settled with CONFLICT. A repeat with the same reason changes nothing, with another it is refused with IDEMPOTENCY_KEY_REUSED. Access: operator.
         """
 
     @_abc_1.abstractmethod
@@ -433,7 +433,7 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_payout_service_pb2.CreatePayoutBatchResponse, _abc.Awaitable[_payout_service_pb2.CreatePayoutBatchResponse]]:
         """Accepts payouts together: a list, or a run of a schedule. Form is checked as a whole, and the first fault refuses the call; what a single payout would be
         refused for otherwise refuses it alone, and stands in the report. The answer does not wait for the payouts. The same payout_batch_id with the same
-        values answers with the batch as it stands, with other values it is refused with KEY_REUSED. Access: payouts, operator.
+        values answers with the batch as it stands, with other values it is refused with IDEMPOTENCY_KEY_REUSED. Access: payouts, operator.
         """
 
     @_abc_1.abstractmethod
@@ -453,7 +453,7 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.SetPayoutScheduleResponse, _abc.Awaitable[_payout_service_pb2.SetPayoutScheduleResponse]]:
         """Sets when a seller is paid and on what terms, whole; equal values change nothing. It holds from now on: payouts that were accepted keep their fee. The
-        terms (minimum_amount, fee, reserve) and the default (no seller_account) are for operators; others are refused with METHOD_FORBIDDEN, and leave the terms
+        terms (minimum_amount, fee, reserve) and the default (no seller_account) are for operators; others are refused with PERMISSION_DENIED, and leave the terms
         empty: then those that hold stay. Access: payouts (its own sellers), operator.
         """
 
@@ -488,7 +488,7 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.RetryDeadLetterResponse, _abc.Awaitable[_payout_service_pb2.RetryDeadLetterResponse]]:
         """Has the subject of an open dead letter tried again, as RetryPayout does. A repeat with the same reason changes nothing; one that has ended otherwise is
-        refused with STATE_FORBIDS. Access: operator.
+        refused with INVALID_STATE. Access: operator.
         """
 
     @_abc_1.abstractmethod
@@ -499,7 +499,7 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_payout_service_pb2.CloseDeadLetterResponse, _abc.Awaitable[_payout_service_pb2.CloseDeadLetterResponse]]:
         """Closes an open dead letter: its payout is FAILED(CLOSED_BY_OPERATOR), its destination UNUSABLE. The provider is asked first; should it know of a transfer,
         or have declined one, that is applied instead, and the dead letter is RESOLVED. A payout that is CREATED, or was paid, is refused with
-        STATE_FORBIDS: it can only be retried.
+        INVALID_STATE: it can only be retried.
         Where the provider answers with the reference of another payout, the operator's evidence decides. A repeat with the same values changes nothing. Access: operator.
         """
 

@@ -230,7 +230,7 @@ class WalletEntry(_message.Message):
     SELLER_ACCOUNT_FIELD_NUMBER: _builtins.int
     NUMBER_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
-    CAUSE_FIELD_NUMBER: _builtins.int
+    SOURCE_ID_FIELD_NUMBER: _builtins.int
     AMOUNT_FIELD_NUMBER: _builtins.int
     CURRENCY_FIELD_NUMBER: _builtins.int
     PENDING_AFTER_FIELD_NUMBER: _builtins.int
@@ -244,8 +244,8 @@ class WalletEntry(_message.Message):
     """The place in the wallet: 1, 2, … without a gap."""
     kind: Global___WalletEntryKind.ValueType
     """What changed it."""
-    cause: _builtins.str
-    """What it was for: "{TransactionKind}/{cause_id}", or the hold's id."""
+    source_id: _builtins.str
+    """What it was for: "{TransactionKind}/{source_id}", or the hold's id."""
     amount: _builtins.str
     """The amount moved: decimal text in major units, greater than zero."""
     currency: _builtins.str
@@ -268,7 +268,7 @@ class WalletEntry(_message.Message):
         seller_account: _builtins.str = ...,
         number: _builtins.int = ...,
         kind: Global___WalletEntryKind.ValueType = ...,
-        cause: _builtins.str = ...,
+        source_id: _builtins.str = ...,
         amount: _builtins.str = ...,
         currency: _builtins.str = ...,
         pending_after: _builtins.str = ...,
@@ -279,7 +279,7 @@ class WalletEntry(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "available_after", b"available_after", "cause", b"cause", "create_time", b"create_time", "currency", b"currency", "held_after", b"held_after", "kind", b"kind", "number", b"number", "owed_after", b"owed_after", "pending_after", b"pending_after", "seller_account", b"seller_account"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "available_after", b"available_after", "create_time", b"create_time", "currency", b"currency", "held_after", b"held_after", "kind", b"kind", "number", b"number", "owed_after", b"owed_after", "pending_after", b"pending_after", "seller_account", b"seller_account", "source_id", b"source_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

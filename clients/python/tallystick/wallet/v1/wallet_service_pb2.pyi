@@ -10,7 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.rpc import status_pb2 as _status_pb2
-from tallystick.recovery.v1 import recovery_pb2 as _recovery_pb2
+from tallystick.operator.v1 import operator_pb2 as _operator_pb2
 from tallystick.wallet.v1 import wallet_pb2 as _wallet_pb2
 import builtins as _builtins
 import sys
@@ -203,14 +203,14 @@ class Credit(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    CAUSE_FIELD_NUMBER: _builtins.int
+    SOURCE_ID_FIELD_NUMBER: _builtins.int
     CALLER_FIELD_NUMBER: _builtins.int
     SELLER_ACCOUNT_FIELD_NUMBER: _builtins.int
     AMOUNT_FIELD_NUMBER: _builtins.int
     CURRENCY_FIELD_NUMBER: _builtins.int
     PENDING_FIELD_NUMBER: _builtins.int
-    cause: _builtins.str
-    """"{TransactionKind}/{cause_id}", such as "PAY_IN/po-1"; one credit for each."""
+    source_id: _builtins.str
+    """"{TransactionKind}/{source_id}", such as "PAY_IN/po-1"; one credit for each."""
     caller: _builtins.str
     """On whose behalf the service credits."""
     seller_account: _builtins.str
@@ -224,7 +224,7 @@ class Credit(_message.Message):
     def __init__(
         self,
         *,
-        cause: _builtins.str = ...,
+        source_id: _builtins.str = ...,
         caller: _builtins.str = ...,
         seller_account: _builtins.str = ...,
         amount: _builtins.str = ...,
@@ -233,7 +233,7 @@ class Credit(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "caller", b"caller", "cause", b"cause", "currency", b"currency", "pending", b"pending", "seller_account", b"seller_account"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "caller", b"caller", "currency", b"currency", "pending", b"pending", "seller_account", b"seller_account", "source_id", b"source_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -333,10 +333,10 @@ class Release(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    CAUSE_FIELD_NUMBER: _builtins.int
+    SOURCE_ID_FIELD_NUMBER: _builtins.int
     CALLER_FIELD_NUMBER: _builtins.int
-    cause: _builtins.str
-    """The cause of the credit to release: "{TransactionKind}/{cause_id}", such as "PAY_IN/po-1"; one release for each, of the whole credit. NOT_FOUND if there is
+    source_id: _builtins.str
+    """The source id of the credit to release: "{TransactionKind}/{source_id}", such as "PAY_IN/po-1"; one release for each, of the whole credit. NOT_FOUND if there is
     no such credit. One that was available at once needs none: that is answered as a release made before.
     """
     caller: _builtins.str
@@ -344,12 +344,12 @@ class Release(_message.Message):
     def __init__(
         self,
         *,
-        cause: _builtins.str = ...,
+        source_id: _builtins.str = ...,
         caller: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "cause", b"cause"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "source_id", b"source_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -413,14 +413,14 @@ class Debit(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    CAUSE_FIELD_NUMBER: _builtins.int
+    SOURCE_ID_FIELD_NUMBER: _builtins.int
     CALLER_FIELD_NUMBER: _builtins.int
     SELLER_ACCOUNT_FIELD_NUMBER: _builtins.int
     AMOUNT_FIELD_NUMBER: _builtins.int
     CURRENCY_FIELD_NUMBER: _builtins.int
-    AS_FACT_FIELD_NUMBER: _builtins.int
-    cause: _builtins.str
-    """"{TransactionKind}/{cause_id}"; one debit for each."""
+    ALLOW_OWED_FIELD_NUMBER: _builtins.int
+    source_id: _builtins.str
+    """"{TransactionKind}/{source_id}"; one debit for each."""
     caller: _builtins.str
     """On whose behalf the service debits."""
     seller_account: _builtins.str
@@ -429,23 +429,23 @@ class Debit(_message.Message):
     """Decimal text in major units, greater than zero."""
     currency: _builtins.str
     """ISO 4217 code, BTC or USDC."""
-    as_fact: _builtins.bool
+    allow_owed: _builtins.bool
     """True for what has happened outside already: it always posts, what is not available becomes owed, and a missing wallet opens. False: refused with
     INSUFFICIENT_FUNDS unless enough is available.
     """
     def __init__(
         self,
         *,
-        cause: _builtins.str = ...,
+        source_id: _builtins.str = ...,
         caller: _builtins.str = ...,
         seller_account: _builtins.str = ...,
         amount: _builtins.str = ...,
         currency: _builtins.str = ...,
-        as_fact: _builtins.bool = ...,
+        allow_owed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "as_fact", b"as_fact", "caller", b"caller", "cause", b"cause", "currency", b"currency", "seller_account", b"seller_account"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_owed", b"allow_owed", "amount", b"amount", "caller", b"caller", "currency", b"currency", "seller_account", b"seller_account", "source_id", b"source_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -516,7 +516,7 @@ class NewHold(_message.Message):
     CURRENCY_FIELD_NUMBER: _builtins.int
     PURPOSE_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
-    KEEP_AVAILABLE_FIELD_NUMBER: _builtins.int
+    MINIMUM_REMAINING_FIELD_NUMBER: _builtins.int
     hold_id: _builtins.str
     """Unique: [A-Za-z0-9][A-Za-z0-9_-]{0,63}, or payouts/{payout_id} where the purpose is PAYOUT and only there. So no other hold takes a payout's id."""
     caller: _builtins.str
@@ -529,7 +529,7 @@ class NewHold(_message.Message):
     """ISO 4217 code, BTC or USDC."""
     purpose: _wallet_pb2.HoldPurpose.ValueType
     """What it is for."""
-    keep_available: _builtins.str
+    minimum_remaining: _builtins.str
     """What has to stay available beside it, as text like amount; refused with INSUFFICIENT_FUNDS if less would. Empty: nothing has to. It is not set aside."""
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
@@ -545,11 +545,11 @@ class NewHold(_message.Message):
         currency: _builtins.str = ...,
         purpose: _wallet_pb2.HoldPurpose.ValueType = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
-        keep_available: _builtins.str = ...,
+        minimum_remaining: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "caller", b"caller", "currency", b"currency", "expire_time", b"expire_time", "hold_id", b"hold_id", "keep_available", b"keep_available", "purpose", b"purpose", "seller_account", b"seller_account"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "caller", b"caller", "currency", b"currency", "expire_time", b"expire_time", "hold_id", b"hold_id", "minimum_remaining", b"minimum_remaining", "purpose", b"purpose", "seller_account", b"seller_account"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1277,13 +1277,13 @@ class ListAlertsResponse(_message.Message):
     next_page_token: _builtins.str
     """Empty when there is no further page."""
     @_builtins.property
-    def alerts(self) -> _containers.RepeatedCompositeFieldContainer[_recovery_pb2.Alert]:
+    def alerts(self) -> _containers.RepeatedCompositeFieldContainer[_operator_pb2.Alert]:
         """Newest first."""
 
     def __init__(
         self,
         *,
-        alerts: _abc.Iterable[_recovery_pb2.Alert] | None = ...,
+        alerts: _abc.Iterable[_operator_pb2.Alert] | None = ...,
         next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015

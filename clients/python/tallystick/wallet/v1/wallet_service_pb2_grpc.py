@@ -233,8 +233,8 @@ class WalletServiceServicer(object):
 
     def RequestSellerAssignment(self, request, context):
         """Asks for a seller to belong to another owner; nothing changes before another operator approves it. The same seller_assignment_id with the same values
-        answers with the assignment as it stands, with other values it is refused with KEY_REUSED. A seller has one open assignment at most: while there is one,
-        another is refused with STATE_FORBIDS. Access: operator.
+        answers with the assignment as it stands, with other values it is refused with IDEMPOTENCY_KEY_REUSED. A seller has one open assignment at most: while there is one,
+        another is refused with INVALID_STATE. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -242,8 +242,8 @@ class WalletServiceServicer(object):
 
     def ApproveSellerAssignment(self, request, context):
         """Has the seller belong to the new owner: orders, destinations and payouts that the old owner asks for from then on are refused (orders within the setting
-        seller_check_interval); what was accepted before goes on, and stays the old owner's. Whoever asked for it is refused with SECOND_PERSON_REQUIRED, one that
-        was rejected with STATE_FORBIDS, and so is one whose previous_owner the seller does not belong to any more: reject it, and ask for a new one. A repeat
+        seller_check_interval); what was accepted before goes on, and stays the old owner's. Whoever asked for it is refused with SECOND_APPROVER_REQUIRED, one that
+        was rejected with INVALID_STATE, and so is one whose previous_owner the seller does not belong to any more: reject it, and ask for a new one. A repeat
         changes nothing. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -251,7 +251,7 @@ class WalletServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RejectSellerAssignment(self, request, context):
-        """Ends an assignment without effect; one that was approved is refused with STATE_FORBIDS. A repeat changes nothing. Access: operator.
+        """Ends an assignment without effect; one that was approved is refused with INVALID_STATE. A repeat changes nothing. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

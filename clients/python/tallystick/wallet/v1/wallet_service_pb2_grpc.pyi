@@ -67,17 +67,17 @@ class WalletServiceStub:
     """Answers with a seller's owner, and the last assignments of the seller. Access: operator, service."""
     RequestSellerAssignment: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.RequestSellerAssignmentRequest, _wallet_service_pb2.RequestSellerAssignmentResponse]
     """Asks for a seller to belong to another owner; nothing changes before another operator approves it. The same seller_assignment_id with the same values
-    answers with the assignment as it stands, with other values it is refused with KEY_REUSED. A seller has one open assignment at most: while there is one,
-    another is refused with STATE_FORBIDS. Access: operator.
+    answers with the assignment as it stands, with other values it is refused with IDEMPOTENCY_KEY_REUSED. A seller has one open assignment at most: while there is one,
+    another is refused with INVALID_STATE. Access: operator.
     """
     ApproveSellerAssignment: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.ApproveSellerAssignmentRequest, _wallet_service_pb2.ApproveSellerAssignmentResponse]
     """Has the seller belong to the new owner: orders, destinations and payouts that the old owner asks for from then on are refused (orders within the setting
-    seller_check_interval); what was accepted before goes on, and stays the old owner's. Whoever asked for it is refused with SECOND_PERSON_REQUIRED, one that
-    was rejected with STATE_FORBIDS, and so is one whose previous_owner the seller does not belong to any more: reject it, and ask for a new one. A repeat
+    seller_check_interval); what was accepted before goes on, and stays the old owner's. Whoever asked for it is refused with SECOND_APPROVER_REQUIRED, one that
+    was rejected with INVALID_STATE, and so is one whose previous_owner the seller does not belong to any more: reject it, and ask for a new one. A repeat
     changes nothing. Access: operator.
     """
     RejectSellerAssignment: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.RejectSellerAssignmentRequest, _wallet_service_pb2.RejectSellerAssignmentResponse]
-    """Ends an assignment without effect; one that was approved is refused with STATE_FORBIDS. A repeat changes nothing. Access: operator."""
+    """Ends an assignment without effect; one that was approved is refused with INVALID_STATE. A repeat changes nothing. Access: operator."""
     ListAlerts: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.ListAlertsRequest, _wallet_service_pb2.ListAlertsResponse]
     """Lists the alerts of this service, newest first. Access: operator."""
 
@@ -120,17 +120,17 @@ class WalletServiceAsyncStub(WalletServiceStub):
     """Answers with a seller's owner, and the last assignments of the seller. Access: operator, service."""
     RequestSellerAssignment: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.RequestSellerAssignmentRequest, _wallet_service_pb2.RequestSellerAssignmentResponse]  # type: ignore[assignment]
     """Asks for a seller to belong to another owner; nothing changes before another operator approves it. The same seller_assignment_id with the same values
-    answers with the assignment as it stands, with other values it is refused with KEY_REUSED. A seller has one open assignment at most: while there is one,
-    another is refused with STATE_FORBIDS. Access: operator.
+    answers with the assignment as it stands, with other values it is refused with IDEMPOTENCY_KEY_REUSED. A seller has one open assignment at most: while there is one,
+    another is refused with INVALID_STATE. Access: operator.
     """
     ApproveSellerAssignment: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.ApproveSellerAssignmentRequest, _wallet_service_pb2.ApproveSellerAssignmentResponse]  # type: ignore[assignment]
     """Has the seller belong to the new owner: orders, destinations and payouts that the old owner asks for from then on are refused (orders within the setting
-    seller_check_interval); what was accepted before goes on, and stays the old owner's. Whoever asked for it is refused with SECOND_PERSON_REQUIRED, one that
-    was rejected with STATE_FORBIDS, and so is one whose previous_owner the seller does not belong to any more: reject it, and ask for a new one. A repeat
+    seller_check_interval); what was accepted before goes on, and stays the old owner's. Whoever asked for it is refused with SECOND_APPROVER_REQUIRED, one that
+    was rejected with INVALID_STATE, and so is one whose previous_owner the seller does not belong to any more: reject it, and ask for a new one. A repeat
     changes nothing. Access: operator.
     """
     RejectSellerAssignment: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.RejectSellerAssignmentRequest, _wallet_service_pb2.RejectSellerAssignmentResponse]  # type: ignore[assignment]
-    """Ends an assignment without effect; one that was approved is refused with STATE_FORBIDS. A repeat changes nothing. Access: operator."""
+    """Ends an assignment without effect; one that was approved is refused with INVALID_STATE. A repeat changes nothing. Access: operator."""
     ListAlerts: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.ListAlertsRequest, _wallet_service_pb2.ListAlertsResponse]  # type: ignore[assignment]
     """Lists the alerts of this service, newest first. Access: operator."""
 
@@ -260,8 +260,8 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_service_pb2.RequestSellerAssignmentResponse, _abc.Awaitable[_wallet_service_pb2.RequestSellerAssignmentResponse]]:
         """Asks for a seller to belong to another owner; nothing changes before another operator approves it. The same seller_assignment_id with the same values
-        answers with the assignment as it stands, with other values it is refused with KEY_REUSED. A seller has one open assignment at most: while there is one,
-        another is refused with STATE_FORBIDS. Access: operator.
+        answers with the assignment as it stands, with other values it is refused with IDEMPOTENCY_KEY_REUSED. A seller has one open assignment at most: while there is one,
+        another is refused with INVALID_STATE. Access: operator.
         """
 
     @_abc_1.abstractmethod
@@ -271,8 +271,8 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_service_pb2.ApproveSellerAssignmentResponse, _abc.Awaitable[_wallet_service_pb2.ApproveSellerAssignmentResponse]]:
         """Has the seller belong to the new owner: orders, destinations and payouts that the old owner asks for from then on are refused (orders within the setting
-        seller_check_interval); what was accepted before goes on, and stays the old owner's. Whoever asked for it is refused with SECOND_PERSON_REQUIRED, one that
-        was rejected with STATE_FORBIDS, and so is one whose previous_owner the seller does not belong to any more: reject it, and ask for a new one. A repeat
+        seller_check_interval); what was accepted before goes on, and stays the old owner's. Whoever asked for it is refused with SECOND_APPROVER_REQUIRED, one that
+        was rejected with INVALID_STATE, and so is one whose previous_owner the seller does not belong to any more: reject it, and ask for a new one. A repeat
         changes nothing. Access: operator.
         """
 
@@ -282,7 +282,7 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wallet_service_pb2.RejectSellerAssignmentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_service_pb2.RejectSellerAssignmentResponse, _abc.Awaitable[_wallet_service_pb2.RejectSellerAssignmentResponse]]:
-        """Ends an assignment without effect; one that was approved is refused with STATE_FORBIDS. A repeat changes nothing. Access: operator."""
+        """Ends an assignment without effect; one that was approved is refused with INVALID_STATE. A repeat changes nothing. Access: operator."""
 
     @_abc_1.abstractmethod
     def ListAlerts(

@@ -75,9 +75,9 @@ class DeadLetter(_message.Message):
     state: Global___DeadLetterState.ValueType
     """Where it is."""
     cause: _builtins.str
-    """The trouble: REJECTED (the provider finds fault with the call), UNRESOLVED (the provider does not say what became of it, and may have forgotten its key),
-    MISDIRECTED (the provider's answer belongs to another one), APPLYING_FAILED (its final answer is stored, and the database refuses to apply it),
-    SETTLING_FAILED (wallet or ledger failed on this item alone, each time), SETTLING_REFUSED (wallet or ledger refused it).
+    """The trouble: REJECTED (the provider finds fault with the call), OUTCOME_UNKNOWN (the provider does not say what became of it, and may have forgotten its key),
+    MISMATCHED_OPERATION (the provider's answer belongs to another one), APPLYING_FAILED (its final answer is stored, and the database refuses to apply it),
+    BOOKING_FAILED (wallet or ledger failed on this item alone, each time), BOOKING_REJECTED (wallet or ledger refused it).
     """
     detail: _builtins.str
     """The last answer, or what was found instead."""
@@ -134,7 +134,7 @@ class DeadLetterFilter(_message.Message):
     FROM_TIME_FIELD_NUMBER: _builtins.int
     UNTIL_TIME_FIELD_NUMBER: _builtins.int
     cause: _builtins.str
-    """Only those of this cause, such as UNRESOLVED; empty: any."""
+    """Only those of this cause, such as OUTCOME_UNKNOWN; empty: any."""
     provider: _builtins.str
     """Only those of this provider; empty: any."""
     @_builtins.property
@@ -206,7 +206,7 @@ class SkippedDeadLetter(_message.Message):
     cause: _builtins.str
     """Its cause."""
     error_reason: _builtins.str
-    """The reason of the refusal, such as STATE_FORBIDS, as the call for this one alone would have been refused."""
+    """The reason of the refusal, such as INVALID_STATE, as the call for this one alone would have been refused."""
     message: _builtins.str
     """Why, in words."""
     def __init__(
@@ -241,13 +241,13 @@ class Alert(_message.Message):
     """"{service}-{kind}-{subject, with - for /}-{number}", such as "payment-DEAD_LETTER-deadLetters-charges-o-po1-1-1"."""
     kind: _builtins.str
     """What is the matter: ORDER_STUCK (an order rests in its state past the threshold), REVIEW_OVERDUE (the provider has not told in time), DEAD_LETTER,
-    UNAPPLIED_CHARGE, CHARGE_CONTRADICTED (a provider reports another charge's money, or another amount than before), RELEASE_STUCK (the wallet was not told of a delivery, or refuses it), PROVIDER_FAILS (what is to be sent waits for a provider that fails
+    UNAPPLIED_CHARGE, CHARGE_STATUS_CONFLICT (a provider reports another charge's money, or another amount than before), RELEASE_STUCK (the wallet was not told of a delivery, or refuses it), PROVIDER_UNAVAILABLE (what is to be sent waits for a provider that fails
     too often, is too slow for the calls that are allowed at a time, or is not configured), CALLER_REJECTED (wallet or ledger do not accept
-    this service's calls, so that what is to be settled waits), EVENT_REFUSED (EventService refuses an event of it, which is tried again without end; its
-    later events wait, and their order is kept), EVENTS_WAIT (the oldest event waits to be published past the threshold: EventService is away, or does not
-    accept the calls; WalletService and LedgerService raise these two alone), PROVIDER_FORBIDS (it does not accept our
-    credentials), PAYOUT_STUCK (a payout rests in its state past the threshold), APPROVAL_OVERDUE (nobody has approved or rejected it), STRAY_TRANSFER (money
-    was paid, or came back, that fits no move of its payout), PAYOUT_CONTRADICTED (the provider tells otherwise than before, such as of a paid payout that it
+    this service's calls, so that what is to be settled waits), EVENT_REJECTED (EventService refuses an event of it, which is tried again without end; its
+    later events wait, and their order is kept), EVENTS_DELAYED (the oldest event waits to be published past the threshold: EventService is away, or does not
+    accept the calls; WalletService and LedgerService raise these two alone), PROVIDER_UNAUTHORIZED (it does not accept our
+    credentials), PAYOUT_STUCK (a payout rests in its state past the threshold), APPROVAL_OVERDUE (nobody has approved or rejected it), UNMATCHED_TRANSFER (money
+    was paid, or came back, that fits no move of its payout), PAYOUT_STATUS_CONFLICT (the provider tells otherwise than before, such as of a paid payout that it
     failed), DESTINATION_STUCK (a destination is not verified past the threshold), BATCH_STUCK (the payouts of a batch are not made past the threshold),
     SCHEDULE_OVERDUE (a schedule's cut-off has passed, past the threshold of batches, and was not run).
     """
