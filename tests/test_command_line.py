@@ -26,9 +26,8 @@ from tallystick_server.app.database.migrate import SCHEMAS
 from tallystick_server.cli import main, messages, operator_calls
 from tallystick_server.cli.main import ServiceName
 from tallystick_server.cli.output import Column, print_table
-
-from .conftest import ServedPlatform, eventually, run_command
-from .test_pay_in import create_payment
+from tests.support.payments import create_payment
+from tests.support.platform import ServedPlatform, eventually, run_command
 
 _CLI = [sys.executable, "-m", "tallystick_server.cli.main"]
 _ESCAPE = "\x1b["

@@ -18,12 +18,11 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.interrupts import exit_on_interrupt
-
-from .crash_points import CRASH_PLANS, single_crash_plans
-from .kept import add_regression
-from .run import SimulationPlan, SimulationResult
-from .workers import run_crash_plans, run_plan, run_traced, worker_pool
+from tests.simulation.crash_points import CRASH_PLANS, single_crash_plans
+from tests.simulation.kept import add_regression
+from tests.simulation.run import SimulationPlan, SimulationResult
+from tests.simulation.workers import run_crash_plans, run_plan, run_traced, worker_pool
+from tests.support.cancellation import exit_on_interrupt
 
 _FOLDER = Path(".data/simulation")
 _MAX_TRACE_LINES = 300  # lines of a trace

@@ -15,10 +15,9 @@ from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.wallet.v1 import wallet_service_pb2
 from tallystick_core.money import parse_amount
-
-from .cluster import FEE_RATE, TEAMS, seller_of
-from .load import PaymentRequest, PaymentResponses
-from .payout_auditor import PayoutAuditor
+from tests.simulation.cluster import FEE_RATE, TEAMS, seller_of
+from tests.simulation.load import PaymentRequest, PaymentResponses
+from tests.simulation.payout_auditor import PayoutAuditor
 
 _FINAL_STATES = {
     payment_pb2.PAYMENT_STATE_PAID,

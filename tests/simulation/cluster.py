@@ -41,13 +41,18 @@ from tallystick_server.providers.sandbox.provider import (
 from tallystick_server.rpc.authentication import BearerTokens
 from tallystick_server.rpc.server import RpcServer
 from tallystick_server.rpc.service_client import ServiceClient
-from tests.policies import scaled_defaults
-
-from .database import EngineCache, SimulatedDatabase
-from .faults import CALL_FAULTS, HOUR_SECONDS, InjectedFault
-from .loop import Node
-from .network import ConnectionBroken, SimulatedNetwork, SimulatedServer, Unreachable, exchange
-from .world import PROVIDER_NODE, World
+from tests.simulation.database import EngineCache, SimulatedDatabase
+from tests.simulation.faults import CALL_FAULTS, HOUR_SECONDS, InjectedFault
+from tests.simulation.loop import Node
+from tests.simulation.network import (
+    ConnectionBroken,
+    SimulatedNetwork,
+    SimulatedServer,
+    Unreachable,
+    exchange,
+)
+from tests.simulation.world import PROVIDER_NODE, World
+from tests.support.retry_policies import scaled_defaults
 
 T = TypeVar("T")
 R = TypeVar("R")

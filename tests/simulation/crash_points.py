@@ -7,12 +7,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from .faults import InjectedFault
-from .load import PaymentFollowUp, PaymentRequest
-from .payout_load import PayoutFollowUp as PayoutThen
-from .payout_load import WithdrawalRequest
-from .run import SimulationPlan, SimulationResult
-from .world import PROCESS_DEATH
+from tests.simulation.faults import InjectedFault
+from tests.simulation.load import PaymentFollowUp, PaymentRequest
+from tests.simulation.payout_load import PayoutFollowUp as PayoutThen
+from tests.simulation.payout_load import WithdrawalRequest
+from tests.simulation.run import SimulationPlan, SimulationResult
+from tests.simulation.world import PROCESS_DEATH
 
 _PAYMENT_REQUEST = PaymentRequest(
     number=0,

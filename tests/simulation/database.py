@@ -19,8 +19,7 @@ from tallystick_server.app.database.migrate import SCHEMAS
 from tallystick_server.observability.tracing import TracedDatabase
 from tallystick_storage.database import open_engine
 from tallystick_storage.verify import statement
-
-from .faults import InjectedFault
+from tests.simulation.faults import InjectedFault
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from .chance import SeededRandom
+from tests.simulation.seeded_random import SeededRandom
 
 
 class InjectedFault(StrEnum):

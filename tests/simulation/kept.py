@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .crash_points import CRASH_PLANS
-from .faults import InjectedFault
-from .run import SimulationPlan
+from tests.simulation.crash_points import CRASH_PLANS
+from tests.simulation.faults import InjectedFault
+from tests.simulation.run import SimulationPlan
 
 REGRESSIONS_FILE = Path(__file__).with_name("kept.json")
 

@@ -15,13 +15,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tallystick import AsyncClient, TallystickError, new_order
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick_core.money import format_amount
-
-from .chance import SeededRandom
-from .cluster import TEAMS, Cluster, other_team, seller_of
-from .database import START_TIME
-from .insist import call_until_success, expect_rejection
-from .loop import Node
-from .world import World
+from tests.simulation.call_until_success import call_until_success, expect_rejection
+from tests.simulation.cluster import TEAMS, Cluster, other_team, seller_of
+from tests.simulation.database import START_TIME
+from tests.simulation.loop import Node
+from tests.simulation.seeded_random import SeededRandom
+from tests.simulation.world import World
 
 _CURRENCY_WEIGHTS = {"EUR": 6.0, "JPY": 1.0, "KWD": 1.0}
 _TOKEN_WEIGHTS = {

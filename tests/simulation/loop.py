@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVarTuple, Unpack
 from weakref import WeakSet
 
-from .chance import SeededRandom
+from tests.simulation.seeded_random import SeededRandom
 
 Ts = TypeVarTuple("Ts")
 _NODE: contextvars.ContextVar[Node] = contextvars.ContextVar("node")

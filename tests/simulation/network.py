@@ -12,9 +12,9 @@ from typing import Any, TypeVar, cast
 import grpc
 from google.protobuf import descriptor_pool, message_factory
 
-from .faults import CALL_FAULTS, CALLER_FAULTS, InjectedFault
-from .loop import Node
-from .world import World, complete_future
+from tests.simulation.faults import CALL_FAULTS, CALLER_FAULTS, InjectedFault
+from tests.simulation.loop import Node
+from tests.simulation.world import World, complete_future
 
 T = TypeVar("T")
 Metadata = Sequence[tuple[str, str | bytes]]

@@ -13,11 +13,10 @@ from tallystick import AsyncClient
 from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_service_pb2
 from tallystick.payout.v1 import payout_service_pb2
-
-from .cluster import OPERATOR, Cluster
-from .insist import call_until_success, expect_rejection
-from .loop import Node
-from .world import World
+from tests.simulation.call_until_success import call_until_success, expect_rejection
+from tests.simulation.cluster import OPERATOR, Cluster
+from tests.simulation.loop import Node
+from tests.simulation.world import World
 
 _EXTRA_SECONDS = 10.0
 """Seconds after healing in which they go on."""

@@ -12,8 +12,7 @@ from tallystick import AsyncClient
 from tallystick.operator.v1 import operator_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick_core.money import parse_amount
-
-from .payout_load import FEES, WithdrawalResponses
+from tests.simulation.payout_load import FEES, WithdrawalResponses
 
 _TERMINAL_STATES = {"PAID", "FAILED", "REJECTED", "CANCELLED", "RETURNED"}
 _UNSENT_STATES = {"REJECTED", "CANCELLED"}

@@ -12,12 +12,11 @@ from typing import Any
 from tallystick import AsyncClient
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick_core.money import format_amount
-
-from .chance import SeededRandom
-from .cluster import OPERATOR, TEAMS, Cluster, other_team, seller_of
-from .insist import call_until_success, expect_rejection
-from .loop import Node
-from .world import World
+from tests.simulation.call_until_success import call_until_success, expect_rejection
+from tests.simulation.cluster import OPERATOR, TEAMS, Cluster, other_team, seller_of
+from tests.simulation.loop import Node
+from tests.simulation.seeded_random import SeededRandom
+from tests.simulation.world import World
 
 FEES = {"EUR": 10}
 """Of each payout once the schedule is set, in minor units."""

@@ -19,20 +19,19 @@ from tallystick.payout.v1 import payout_service_pb2
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.observability import tracing
 from tallystick_server.verify.run import run_checks
-from tests.torture.check import OPEN_WORK_SQL
-
-from .alerts import audit_alerts
-from .auditor import Auditor, ChargeLogEntry
-from .chance import SeededRandom
-from .cluster import OPERATOR, SERVICES, TEAMS, Cluster
-from .database import DatabaseConditions, EngineCache, Tables, VerifyReader
-from .faults import FaultInjector, InjectedFault, draw_outage, draw_poison
-from .load import PaymentLoad, PaymentRequest, draw_payment_request
-from .loop import SimulationDeadlock
-from .operator_load import OperatorLoad, resolve_in_bulk
-from .payout_auditor import PayoutAuditor, TransferLogEntry
-from .payout_load import PayoutLoad, WithdrawalRequest, draw_withdrawal
-from .world import SLOW_SECONDS, World
+from tests.chaos.check import OPEN_WORK_SQL
+from tests.simulation.alerts import audit_alerts
+from tests.simulation.auditor import Auditor, ChargeLogEntry
+from tests.simulation.cluster import OPERATOR, SERVICES, TEAMS, Cluster
+from tests.simulation.database import DatabaseConditions, EngineCache, Tables, VerifyReader
+from tests.simulation.faults import FaultInjector, InjectedFault, draw_outage, draw_poison
+from tests.simulation.load import PaymentLoad, PaymentRequest, draw_payment_request
+from tests.simulation.loop import SimulationDeadlock
+from tests.simulation.operator_load import OperatorLoad, resolve_in_bulk
+from tests.simulation.payout_auditor import PayoutAuditor, TransferLogEntry
+from tests.simulation.payout_load import PayoutLoad, WithdrawalRequest, draw_withdrawal
+from tests.simulation.seeded_random import SeededRandom
+from tests.simulation.world import SLOW_SECONDS, World
 
 _MAX_CALL_SECONDS = 400.0
 """Seconds of the world's time after which callers must have their answers."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from .run import SimulationPlan, SimulationResult
+from tests.simulation.run import SimulationPlan, SimulationResult
 
 T = TypeVar("T")
 

@@ -20,10 +20,9 @@ from sqlalchemy import make_url
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.database.embedded import EmbeddedPostgres
 from tallystick_server.app.database.migrate import Passwords, migrate
-
-from .crash_points import CrashResults, run_with_crashes
-from .run import Simulation, SimulationPlan, SimulationResult
-from .shrink import shrink
+from tests.simulation.crash_points import CrashResults, run_with_crashes
+from tests.simulation.run import Simulation, SimulationPlan, SimulationResult
+from tests.simulation.shrink import shrink
 
 _SHRINK_SECONDS = 60.0  # seconds
 _POSTGRES_SETTINGS = {

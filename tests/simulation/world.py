@@ -8,9 +8,8 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .chance import SeededRandom
-from .database import TRANSACTION_LABEL, DatabaseConditions
-from .faults import (
+from tests.simulation.database import TRANSACTION_LABEL, DatabaseConditions
+from tests.simulation.faults import (
     COMMIT_FAULTS,
     READ_FAULTS,
     TRANSACTION_FAULTS,
@@ -19,7 +18,8 @@ from .faults import (
     Outage,
     Poison,
 )
-from .loop import Node, VirtualLoop
+from tests.simulation.loop import Node, VirtualLoop
+from tests.simulation.seeded_random import SeededRandom
 
 PAUSE_SECONDS = (7.0, 15.0)
 """Seconds for which a process is stopped: longer than a lease."""

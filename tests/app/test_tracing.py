@@ -1,0 +1,279 @@
+"""One trace for one payment: from the SDK through every service, stage, provider call and
+transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import os
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any, ClassVar
+
+import grpc
+import pytest
+from opentelemetry import trace
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from tallystick import Client, new_order
+from tallystick._errors import from_rpc
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.observability.tracing import SeedableIdGenerator
+from tallystick_server.operations.batcher import Batcher
+from tests.support.platform import ServedPlatform, eventually, free_address, unique_id
+from tests.support.rpc import rpc_client
+
+
+@pytest.fixture(scope="module")
+def span_exporter() -> InMemorySpanExporter:
+    """Records every span of this process, the server's thread included."""
+    span_exporter = InMemorySpanExporter()
+    provider = trace.get_tracer_provider()
+    if not isinstance(provider, TracerProvider):
+        provider = TracerProvider(id_generator=SeedableIdGenerator())
+        trace.set_tracer_provider(provider)
+    provider.add_span_processor(SimpleSpanProcessor(span_exporter))
+    return span_exporter
+
+
+def test_one_payment_is_one_trace(
+    platform: ServedPlatform, span_exporter: InMemorySpanExporter
+) -> None:
+    """The trace holds the call, the provider's charge, the wallet's and the ledger's calls, stages
+    and transactions.
+    """
+    checkout = unique_id("c")
+    with platform.client() as client:
+        client.create_payment(
+            checkout,
+            [new_order(f"{checkout}-1", "b", "s", "1.00", "EUR")],
+            credit_card_info="tok_visa",
+        )
+    spans = span_exporter.get_finished_spans()
+    root = next(s for s in reversed(spans) if s.name == "CreatePayment" and s.parent is None)
+    names = {s.name for s in spans if s.context.trace_id == root.context.trace_id}
+    assert names >= {
+        "CreatePayment",
+        "tallystick.payment.v1.PaymentService/CreatePayment",
+        "payment.accept",
+        "sandbox send",
+        "payment.record",
+        "payment.settle",
+        "tallystick.wallet.v1.BatchCredit",
+        "tallystick.wallet.v1.WalletService/BatchCredit",
+        "wallet.change",
+        "tallystick.ledger.v1.BatchPost",
+        "tallystick.ledger.v1.LedgerService/BatchPost",
+        "ledger.post",
+    }
+    assert any(name.startswith("transaction ") for name in names)
+
+
+@pytest.mark.parametrize("method", ["ListPayments", "WatchPayment"])
+def test_a_call_that_is_cancelled_before_its_message_ends_in_silence(
+    span_exporter: InMemorySpanExporter, method: str
+) -> None:
+    """Calls whose callers cancel them before they have sent a message are no failures of the
+    server: it records no span of them.
+    """
+    never = threading.Event()
+
+    def pending_messages() -> Iterator[bytes]:
+        never.wait(60)
+        yield from ()
+
+    def tasks() -> int:
+        return len(asyncio.all_tasks(client.loop))  # type: ignore[attr-defined]
+
+    trace_id = f"{random.getrandbits(128):032x}"
+    metadata = (("traceparent", f"00-{trace_id}-{random.getrandbits(64):016x}-01"),)
+    with (
+        rpc_client(asyncio.Event().wait) as client,
+        grpc.insecure_channel(client.address) as channel,  # type: ignore[attr-defined]
+    ):
+        send: Any = channel.stream_stream(f"/tallystick.payment.v1.PaymentService/{method}")
+        idle = tasks()
+        calls = [send(pending_messages(), metadata=metadata, timeout=60) for _ in range(20)]
+        assert eventually(lambda: tasks() >= idle + len(calls))
+        for call in calls:
+            call.cancel()
+        assert eventually(lambda: tasks() <= idle)
+        never.set()
+        with pytest.raises(grpc.RpcError) as error:
+            list(send(iter(()), timeout=60))
+        assert from_rpc(error.value).reason == "MESSAGE_MALFORMED"
+    assert [
+        span.name
+        for span in span_exporter.get_finished_spans()
+        if f"{span.context.trace_id:032x}" == trace_id
+    ] == []
+
+
+def test_a_batch_is_linked_to_every_member(span_exporter: InMemorySpanExporter) -> None:
+    """Three items of three traces in one batch: the batch stands in the first one's trace, and
+    links to the others.
+    """
+    tracer = trace.get_tracer("test")
+    members = []
+
+    async def run(items: Sequence[int]) -> Sequence[int | Exception]:
+        return items
+
+    async def batch() -> None:
+        stage: Batcher[int, int] = Batcher("test.batch", run)
+        futures = []
+        for n in range(3):
+            with tracer.start_as_current_span(f"member-{n}") as span:
+                members.append(span.get_span_context().span_id)
+                futures.append(stage.submit(n))
+        stage.start()
+        assert await asyncio.gather(*futures) == [0, 1, 2]
+        await stage.stop()
+
+    asyncio.run(batch())
+    (batch_span,) = [
+        span for span in span_exporter.get_finished_spans() if span.name == "test.batch"
+    ]
+    assert batch_span.parent is not None
+    assert (batch_span.parent.span_id, [link.context.span_id for link in batch_span.links]) == (
+        members[0],
+        members[1:],
+    )
+
+
+def test_charges_that_travel_together_keep_their_trace(
+    platform: ServedPlatform, span_exporter: InMemorySpanExporter
+) -> None:
+    """The batches that a payment's charges travelled in are linked to them."""
+    checkout = unique_id("c")
+    with platform.client() as client:
+        client.create_payment(
+            checkout,
+            [new_order(f"{checkout}-{n}", "b", "s", "1.00", "EUR") for n in range(40)],
+            credit_card_info="tok_visa",
+        )
+    batches = [
+        s
+        for s in span_exporter.get_finished_spans()
+        if s.name == "sandbox.log" and (s.attributes or {}).get("batch.size", 0) > 1  # type: ignore[operator]
+    ]
+    charging = {
+        s.context.span_id for s in span_exporter.get_finished_spans() if s.name == "sandbox send"
+    }
+    assert batches
+    for batch in batches:
+        assert batch.parent is not None
+        assert {batch.parent.span_id, *(link.context.span_id for link in batch.links)} <= charging
+        assert len(batch.links) == (batch.attributes or {})["batch.size"] - 1  # type: ignore[operator]
+
+
+class SpanCollector(BaseHTTPRequestHandler):
+    """An OTLP collector that keeps the names of the spans it gets."""
+
+    names: ClassVar[list[str]] = []
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        body = gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
+        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+            SpanCollector.names += [
+                f"{self.path} {span.name}" for scope in resource.scope_spans for span in scope.spans
+            ]
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+@contextmanager
+def collector_port() -> Iterator[int]:
+    """The port on which a collector listens until the block ends."""
+    with HTTPServer(("127.0.0.1", 0), SpanCollector) as collector:
+        thread = threading.Thread(target=collector.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield collector.server_port
+        finally:
+            collector.shutdown()
+            thread.join(10)
+
+
+def test_spans_are_exported_when_an_endpoint_is_given(scratch_database: DatabaseUrls) -> None:
+    """With TALLYSTICK_TRACING__OTLP_ENDPOINT a process sends its spans by OTLP over HTTP, the last
+    ones before it ends.
+    """
+    with collector_port() as port:
+        environment = {
+            "TALLYSTICK_DATABASE__URL": scratch_database.admin,
+            "TALLYSTICK_DATA_DIR": str(scratch_database.passwords.path.parent),
+            "TALLYSTICK_SERVER__LISTEN": (address := free_address()),
+            "TALLYSTICK_TRACING__RATIO": "1",
+            "TALLYSTICK_TRACING__OTLP_ENDPOINT": f"http://127.0.0.1:{port}",
+        }
+        command = [sys.executable, "-m", "tallystick_server.cli.main", "serve", "all"]
+        with subprocess.Popen(
+            command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True
+        ) as server:
+            try:
+                assert server.stderr is not None
+                assert "Serving" in server.stderr.readline()
+                with Client(address) as client:
+                    assert client.create_payment(
+                        "c", [new_order("o", "b", "s", "1.00", "EUR")], credit_card_info="tok_visa"
+                    ).is_payment_done
+            finally:
+                server.terminate()
+                server.communicate(timeout=60)
+    assert "/v1/traces tallystick.payment.v1.PaymentService/CreatePayment" in SpanCollector.names
+    assert {
+        "/v1/traces sandbox send",
+        "/v1/traces payment.settle",
+        "/v1/traces ledger.post",
+    } <= set(SpanCollector.names)
+
+
+_EXPORT_SCRIPT = """
+import sys
+from opentelemetry import trace
+from tallystick_server.observability import tracing
+flush = tracing.configure("x", sys.argv[1], 1.0)
+with trace.get_tracer("x").start_as_current_span("one"):
+    pass
+flush()
+"""
+
+
+def test_an_export_that_fails_shows_no_url() -> None:
+    """The log says that spans could not be sent, without the endpoint, which may hold a password or
+    a token.
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", _EXPORT_SCRIPT, "http://us:secret@host:99999999"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert "Failed to export spans batch" in run.stderr
+    assert "secret" not in run.stderr
+
+
+def test_ids_leave_the_global_generator_alone(client: Client) -> None:
+    """A process that has seeded `random` gets its own sequence, whatever is called meanwhile."""
+    before = random.getstate()
+    client.create_payment(
+        unique_id("c"),
+        [new_order(unique_id("o"), "b", unique_id("s"), "1.00", "EUR")],
+        credit_card_info="tok_visa",
+    )
+    assert random.getstate() == before

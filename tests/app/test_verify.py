@@ -1,0 +1,912 @@
+"""`tallystick verify` names the row that was planted."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import suppress
+from multiprocessing import get_context
+from types import SimpleNamespace
+
+import psycopg
+import pytest
+from google.protobuf.duration_pb2 import Duration
+
+from tallystick import Client, FailedPreconditionError, new_order
+from tallystick.payment.v1 import payment_service_pb2
+from tallystick.payout.v1 import payout_service_pb2
+from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
+from tallystick_core.provider.outcome import RetryReason
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.app.database.migrate import role_names
+from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
+from tallystick_server.verify.run import run_checks, verify
+from tallystick_storage.verify import Reader
+from tests.support.platform import eventually, fresh_database, run_command, serve_platform
+from tests.tampering.run import Tampering
+
+# What waits waits on, however slow the machine: a bound would set it aside as a dead letter before
+# the rows are planted.
+RETRY = {
+    ("", RetryReason.POST_COMPLETION_POLL): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, 5),
+    ("", RetryReason.PENDING): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, None),
+}
+
+
+def unrelayed_count(databases: DatabaseUrls) -> int:
+    """How many transactions are still in an outbox."""
+    with psycopg.connect(databases.admin) as connection:
+        row = connection.execute(
+            "select (select count(*) from payment.outbox) + (select count(*) from wallet.outbox) + "
+            "(select count(*) from payout.outbox) + (select count(*) from ledger.outbox)"
+        ).fetchone()
+    return int(row[0]) if row else 0
+
+
+@pytest.fixture(scope="module")
+def filled_database(
+    admin_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[DatabaseUrls]:
+    """A database with payments of each end and a hold, whose events have all been published."""
+    with fresh_database(admin_url, tmp_path_factory.mktemp("verify")) as databases:
+        settings = Settings().replace(
+            retry=RETRY, payout__approval_threshold={"EUR": 400}, payout__destination_cooldown=0
+        )
+        with serve_platform(databases, settings) as platform, platform.client() as client:
+            for number in range(3):
+                orders = [
+                    new_order(
+                        f"o-{number}-{index}",
+                        "b",
+                        f"s-{index}",
+                        "10.00",
+                        "EUR",
+                        platform_fee="1.00",
+                    )
+                    for index in range(2)
+                ]
+                client.create_payment(f"c-{number}", orders, credit_card_info="tok_visa")
+            client.create_payment(
+                "c-declined",
+                [new_order("o-declined", "b", "s-0", "1.00", "EUR")],
+                credit_card_info="tok_decline",
+            )
+            client.create_payment(
+                "c-pending",
+                [new_order("o-pending", "b", "s-0", "1.00", "EUR")],
+                credit_card_info="tok_pending",
+            )
+            client.create_payment(
+                "c-action",
+                [new_order("o-action", "b", "s-0", "1.00", "EUR")],
+                credit_card_info="tok_pending:action",
+            )
+            client.create_payment(
+                "c-other",
+                [new_order("o-other", "b", "s-0", "1.00", "EUR")],
+                credit_card_info="tok_other_amount",
+            )
+            client.create_payment(
+                "c-rejected",
+                [new_order("o-rejected", "b", "s-0", "1.00", "EUR")],
+                credit_card_info="tok_rejected",
+                wait_for=2,
+            )
+            delay = Duration(seconds=3600)
+            client.wallet.SetWalletPolicy(
+                wallet_service_pb2.SetWalletPolicyRequest(
+                    seller_account="s-slow", currency="EUR", release_delay=delay
+                )
+            )
+            assert eventually(lambda: is_settled(databases))
+            confirm_delivery_in_past(databases, client, "o-2-0")
+            client.create_payment(
+                "c-slow",
+                [new_order("o-slow", "b", "s-slow", "1.00", "EUR")],
+                credit_card_info="tok_visa",
+            )
+            hold = wallet_service_pb2.NewHold(
+                hold_id="h",
+                caller="t",
+                seller_account="s-0",
+                amount="1.00",
+                currency="EUR",
+                purpose=wallet_pb2.HOLD_PURPOSE_RESERVE,
+            )
+            client.wallet.BatchPlaceHold(wallet_service_pb2.BatchPlaceHoldRequest(holds=[hold]))
+            create_payouts(client)
+            assert eventually(lambda: not unrelayed_count(databases))
+        yield databases
+        report = verify(databases)
+        assert report.passed, f"what was planted has not been taken back: {report.as_text()}"
+
+
+def confirm_delivery_in_past(databases: DatabaseUrls, client: Client, order_id: str) -> None:
+    """Confirms a delivery while the database's clock is an hour behind."""
+    clock_sql = (
+        "create or replace function payment.clock() returns timestamptz language sql volatile as "
+        "$$select clock_timestamp() {}$$"
+    )
+    order_request = payment_service_pb2.GetPaymentOrderRequest(payment_order_id=order_id)
+    assert eventually(
+        lambda: client.payment.GetPaymentOrder(order_request).payment_order.ledger_updated
+    )
+    with psycopg.connect(databases.admin, autocommit=True) as connection:
+        connection.execute(clock_sql.format("- interval '1 hour'"))
+        try:
+            client.payment.ConfirmDelivery(
+                payment_service_pb2.ConfirmDeliveryRequest(payment_order_id=order_id)
+            )
+        finally:
+            connection.execute(clock_sql.format(""))
+
+
+def create_payouts(client: Client) -> None:
+    """Payouts of each end, of what seller s-1 has: paid, returned, declined, paid after all,
+    waiting for approval, and a destination in review.
+    """
+    for name, token, amount in (
+        ("paid", "ba_ok", "1.00"),
+        ("returned", "ba_returned_part", "2.00"),
+        ("declined", "ba_decline", "1.50"),
+        ("late", "ba_paid_late", "0.50"),
+        ("waiting", "ba_ok", "5.00"),
+        ("slow", "ba_slow:3600", "1.00"),
+    ):
+        ids = {"payout_destination_id": f"d-{name}", "seller_account": "s-1", "currency": "EUR"}
+        client.payout.CreatePayoutDestination(
+            payout_service_pb2.CreatePayoutDestinationRequest(**ids, bank_account_token=token)
+        )
+        get_request = payout_service_pb2.GetPayoutDestinationRequest(
+            payout_destination_id=f"d-{name}"
+        )
+        assert eventually(
+            lambda: client.payout.GetPayoutDestination(get_request).payout_destination.state == 2  # noqa: B023
+        )
+        client.payout.CreatePayout(
+            payout_service_pb2.CreatePayoutRequest(payout_id=f"x-{name}", amount=amount, **ids)
+        )
+    ids = {"payout_destination_id": "d-review", "seller_account": "s-1", "currency": "EUR"}
+    client.payout.CreatePayoutDestination(
+        payout_service_pb2.CreatePayoutDestinationRequest(**ids, bank_account_token="ba_rejected")
+    )
+    paid_amounts = {"paid": "1.00", "returned": "2.00", "late": "0.50", "declined": "0.00"}
+    for name, amount in paid_amounts.items():
+        assert eventually(lambda: _has_amounts(client, name, amount)), name  # noqa: B023
+
+
+def _has_amounts(client: Client, name: str, paid_amount: str) -> bool:
+    payout = client.payout.GetPayout(
+        payout_service_pb2.GetPayoutRequest(payout_id=f"x-{name}")
+    ).payout
+    returned_amount = "1.00" if name == "returned" else "0.00"
+    return payout.ledger_updated and (payout.paid_amount, payout.returned_amount) == (
+        paid_amount,
+        returned_amount,
+    )
+
+
+def is_settled(databases: DatabaseUrls) -> bool:
+    """Whether the unapplied charge is booked and the rejected one set aside."""
+    with psycopg.connect(databases.admin) as connection:
+        statement = (
+            "select (select bool_and(ledger_updated) from payment.unapplied_charge) and exists "
+            "(select from payment.dead_letter)"
+        )
+        row = connection.execute(statement).fetchone()
+        return bool(row and row[0])
+
+
+def test_a_sound_database_passes(filled_database: DatabaseUrls) -> None:
+    """Every check passes, and each has looked at something."""
+    report = verify(filled_database)
+    assert report.passed, report.as_text()
+    assert all(check.row_count for check in report.checks)
+
+
+# What is planted by the administrator with all triggers off; what verify must say; what undoes it.
+PLANTED_EDITS = [
+    (
+        "L1",
+        "update ledger.entry set amount = amount + 1 where sequence = 2 and line_number = 1",
+        "ledger.tx main-2: its entries do not sum to zero",
+    ),
+    (
+        "L1",
+        "update ledger.tx set entry_count = 7 where sequence = 3",
+        "ledger.tx main-3: has 5 entries, and says 7",
+    ),
+    (
+        "L1",
+        "insert into ledger.entry values ('main', 99, 1, 1, 'EUR', 5, 5, 9)",
+        "ledger.entry 99/1: has no transaction",
+    ),
+    (
+        "L2",
+        "update ledger.entry set amount = amount + 1 where sequence = 2 and line_number = 1",
+        "ledger.entry in EUR: all entries sum to 1, not to zero",
+    ),
+    (
+        "L3",
+        "update ledger.entry set currency = 'USD' where sequence = 2 and line_number = 1",
+        "ledger.entry 2/1: is in another currency",
+    ),
+    (
+        "L5",
+        "update ledger.tx set reverses = 1 where sequence = 2",
+        "ledger.tx main-2: is a reversal of nothing",
+    ),
+    (
+        "L6",
+        "update ledger.tx set description = 'x' where sequence = 4",
+        "ledger.tx main-4: its hash is not that of its content",
+    ),
+    (
+        "L6",
+        "update ledger.tx set hash = previous_hash where sequence = 2",
+        "ledger.tx main-3: previous_hash is not the hash",
+    ),
+    ("L6", "delete from ledger.tx where sequence = 3", "ledger.tx main-4: follows 2, with a gap"),
+    (
+        "L6",
+        "update ledger.head set sequence = 9",
+        "ledger.head main: is at 9, but the book ends at 12",
+    ),
+    (
+        "L7",
+        "update ledger.account set balance = balance + 1 where account = 'sellers/s-1'",
+        "ledger.account sellers/s-1 EUR: balance is",
+    ),
+    (
+        "L7",
+        "update ledger.entry set balance_after = 7 where sequence = 2 and line_number = 4",
+        "ledger.entry 2/4: balance_after is 7",
+    ),
+    (
+        "W1",
+        "update ledger.account set balance = balance + 1 where account = 'sellers/s-1'",
+        "wallet.wallet s-1 EUR: balance is 2450, but",
+    ),
+    (
+        "W2",
+        (
+            "update wallet.wallet set available = available + 1, balance = balance + 1 where "
+            "seller_account = 's-1'"
+        ),
+        "wallet.wallet s-1 EUR: is at version",
+    ),
+    (
+        "W2",
+        (
+            "update wallet.wallet_entry set available_after = 5 where seller_account = 's-1' and "
+            "number = 2"
+        ),
+        "wallet.wallet_entry s-1 EUR 2: moves the balance",
+    ),
+    (
+        "W2",
+        "update wallet.pending_credit set amount = 5",
+        "wallet.wallet s-slow EUR: has 100 pending, but its pending credits sum to 5",
+    ),
+    (
+        "W2",
+        "update wallet.pending_credit set amount = 5",
+        "wallet.pending_credit PAY_IN/o-slow: is not what was credited",
+    ),
+    (
+        "W2",
+        "update wallet.pending_credit set release_time = '2020-01-01'",
+        "wallet.pending_credit PAY_IN/o-slow: is pending, though its time came",
+    ),
+    (
+        "W3",
+        "update wallet.hold set amount = 50 where hold_id = 'h'",
+        "wallet.wallet s-0 EUR: holds 100, but its open holds sum to 50",
+    ),
+    (
+        "P1",
+        "update payment.attempt set amount = 5 where operation_id = 'o-o-1-0'",
+        "payment.attempt o-o-1-0 1: demands 5 EUR",
+    ),
+    (
+        "P2",
+        "delete from payment.attempt where operation_id = 'o-o-1-0'",
+        "payment.payment_order o-1-0: is SUCCESS without an attempt",
+    ),
+    (
+        "P3",
+        (
+            "update payment.order_history set to_status = 'PENDING' where payment_order_id = "
+            "'o-1-0' and version = 2"
+        ),
+        "payment.order_history o-1-0 2: NOT_STARTED to PENDING",
+    ),
+    (
+        "P4",
+        "delete from payment.order_history where payment_order_id = 'o-1-0' and version = 2",
+        "payment.order_history o-1-0 3: EXECUTING to SUCCESS does not",
+    ),
+    (
+        "P4",
+        "update payment.payment_order set version = 9 where payment_order_id = 'o-1-0'",
+        "payment.payment_order o-1-0: is SUCCESS at version 9",
+    ),
+    (
+        "P2",
+        "update payment.unapplied_charge set amount = 7",
+        "payment.attempt o-o-other 1: took money that is no SUCCESS order's share",
+    ),
+    (
+        "P2",
+        "update payment.unapplied_charge set currency = 'USD'",
+        "its ledger transaction is not exactly one with its entries",
+    ),
+    (
+        "P1",
+        (
+            "update payment.unapplied_charge set provider_reference = (select provider_reference "
+            "from payment.attempt where operation_id = 'o-o-1-0')"
+        ),
+        "is the money of 2 charges",
+    ),
+    ("P1", "delete from payment.provider_money where charge_id = 'o-o-1-0'", "is missing"),
+    (
+        "P1",
+        "update payment.provider_money set charge_id = 'o-o-1-1' where charge_id = 'o-o-1-0'",
+        "names o-o-1-1, but o-o-1-0 took it",
+    ),
+    (
+        "P1",
+        "insert into payment.provider_money values ('sandbox', 'ch-none', 'o-o-1-0')",
+        "payment.provider_money sandbox ch-none: names what no charge took",
+    ),
+    ("P2", "delete from payment.unapplied_charge", "is booked, but there is no such charge"),
+    (
+        "P5",
+        "delete from payment.operation where operation_id = 'o-o-pending'",
+        "payment.operation o-o-pending: is missing, but o-pending is open",
+    ),
+    (
+        "P5",
+        "update payment.operation set next_attempt_time = null where operation_id = 'o-o-pending'",
+        "payment.operation o-o-pending: is not due and has no open",
+    ),
+    (
+        "P5",
+        "update payment.operation set operation_id = 'o-x' where operation_id = 'o-o-pending'",
+        "payment.operation o-x: is due, but has come to its end",
+    ),
+    (
+        "P5",
+        (
+            "update payment.operation set next_attempt_time = clock_timestamp() where operation_id "
+            "= 'o-o-rejected'"
+        ),
+        "payment.operation o-o-rejected: has an open dead letter",
+    ),
+    (
+        "P5",
+        (
+            "update payment.payment_order set delivery_confirmed_time = clock_timestamp() where "
+            "payment_order_id = 'o-slow'"
+        ),
+        "wallet.pending_credit PAY_IN/o-slow: is pending, but its order was delivered",
+    ),
+    (
+        "P4",
+        (
+            "update payment.payment_order set delivery_confirmed_time = clock_timestamp() where "
+            "payment_order_id = 'o-slow'"
+        ),
+        "payment.payment_order o-slow: is SUCCESS at version 4, but its history",
+    ),
+    (
+        "P4",
+        (
+            "update payment.payment_order set resolve_by_time = resolve_by_time + interval '1 "
+            "microsecond' where payment_order_id = 'o-action'"
+        ),
+        "payment.payment_order o-action: has another resolve_by_time than its history",
+    ),
+    (
+        "P4",
+        (
+            "update payment.payment_order set delivery_confirmed_time = delivery_confirmed_time - "
+            "interval '1 microsecond' where payment_order_id = 'o-2-0'"
+        ),
+        "payment.payment_order o-2-0: was not delivered when its history says",
+    ),
+    *[
+        (
+            "P4",
+            "update payment.operation set (retry_reason, detail, retry_counts, not_found_count, "
+            "lookup_only, has_changed, "
+            f"maybe_sent, phase, sent_time, seal, {column}) = ('', '', '{{}}', 0, false, false, "
+            f"false, '', null, null, {value}) where operation_id = 'o-o-pending'",
+            "payment.operation o-o-pending: is not as it was made with its payment",
+        )
+        for column, value in (("provider", "'x'"), ("phase_start_time", "phase_start_time"))
+    ],
+    (
+        "P6",
+        "update payment.checkout set unpaid_orders = 1 where checkout_id = 'c-1'",
+        "payment.checkout c-1: counts 1 unpaid",
+    ),
+    (
+        "P7",
+        "delete from wallet.wallet_entry where source_id = 'PAY_IN/o-1-0'",
+        "payment.payment_order o-1-0: its wallet credits are not exactly one",
+    ),
+    (
+        "P7",
+        "update ledger.tx set source_id = 'nobody' where source_id = 'o-1-0'",
+        "payment.payment_order o-1-0: its ledger transaction is not exactly one",
+    ),
+    (
+        "P7",
+        "update ledger.tx set source_id = 'nobody' where source_id = 'o-1-0'",
+        "payment.payment_order nobody: was credited or posted, but there is no such order",
+    ),
+    (
+        "P3",
+        (
+            "update payout.payout_history set to_state = 'PAID' where payout_id = 'x-paid' and "
+            "version = 2"
+        ),
+        "payout.payout_history x-paid 2: CREATED to PAID",
+    ),
+    (
+        "P3",
+        (
+            "update payout.payout_history set booked = true where payout_id = 'x-paid' and "
+            "version = 4"
+        ),
+        "payout.payout_history x-paid 4: SUBMITTING to PAID",
+    ),
+    (
+        "P4",
+        "delete from payout.payout_history where payout_id = 'x-paid' and version = 2",
+        "payout.payout_history x-paid 3: READY to SUBMITTING does not",
+    ),
+    (
+        "P4",
+        "update payout.payout set version = 9 where payout_id = 'x-paid'",
+        "payout.payout x-paid: is PAID at version 9",
+    ),
+    (
+        "O1",
+        (
+            "update wallet.hold set state = 'RELEASED', end_time = now() where hold_id = "
+            "'payouts/x-waiting'"
+        ),
+        "wallet.hold payouts/x-waiting: is RELEASED, but its payout is AWAITING_APPROVAL",
+    ),
+    (
+        "O1",
+        "update wallet.hold set amount = 77 where hold_id = 'payouts/x-slow'",
+        "wallet.hold payouts/x-slow: is not of 100 EUR of s-1",
+    ),
+    (
+        "O1",
+        "update wallet.hold set captured_amount = 99 where hold_id = 'payouts/x-paid'",
+        "wallet.hold payouts/x-paid: is CAPTURED, but its payout is PAID",
+    ),
+    (
+        "O1",
+        "delete from wallet.hold where hold_id = 'payouts/x-slow'",
+        "wallet.hold payouts/x-slow: is missing, but its payout is",
+    ),
+    (
+        "O1",
+        (
+            "update wallet.hold set state = 'OPEN', end_time = null where hold_id = "
+            "'payouts/x-declined'"
+        ),
+        "wallet.hold payouts/x-declined: is OPEN, but its payout is FAILED",
+    ),
+    (
+        "O1",
+        "update wallet.hold set hold_id = 'payouts/x-nobody' where hold_id = 'payouts/x-declined'",
+        "wallet.hold payouts/x-nobody: is a payout's, but there is no such payout",
+    ),
+    (
+        "O2",
+        "delete from payout.transfer where payout_id = 'x-paid'",
+        "payout.payout x-paid: is PAID, but no transfer was made as asked",
+    ),
+    (
+        "O2",
+        (
+            "update payout.transfer set returned_amount = null, returned_currency = '', "
+            "return_time = null where payout_id = 'x-returned'"
+        ),
+        "payout.payout x-returned: is RETURNED, but nothing came back",
+    ),
+    (
+        "P7",
+        "delete from payout.transfer where payout_id = 'x-late'",
+        "payout.transfer PAYOUT/x-late: is posted, but no provider told of it",
+    ),
+    (
+        "P7",
+        "update payout.transfer set returned_amount = 99 where payout_id = 'x-returned'",
+        "payout.transfer PAYOUT_RETURN/x-returned: its ledger transaction is not exactly one",
+    ),
+    (
+        "P7",
+        "delete from wallet.wallet_entry where source_id = 'PAYOUT_RETURN/x-returned'",
+        "payout.transfer PAYOUT_RETURN/x-returned: its wallet entry is None",
+    ),
+    (
+        "P7",
+        "delete from wallet.wallet_entry where source_id = 'PAYOUT/x-late'",
+        "payout.transfer PAYOUT/x-late: its wallet entry is None, and must be ('s-1', 'EUR', -50)",
+    ),
+    (
+        "P7",
+        "update ledger.tx set source_id = 'nobody' where source_id = 'x-paid'",
+        "payout.transfer PAYOUT/x-paid: its ledger transaction is not exactly one",
+    ),
+    (
+        "P7",
+        "update ledger.tx set source_id = 'nobody' where source_id = 'x-paid'",
+        "payout.transfer PAYOUT/nobody: is posted, but no provider",
+    ),
+    (
+        "P5",
+        "delete from payout.operation where operation_id = 'p-x-slow'",
+        "payout.operation p-x-slow: is missing, but p-x-slow is open",
+    ),
+    (
+        "P5",
+        "update payout.operation set next_attempt_time = null where operation_id = 'p-x-waiting'",
+        "payout.operation p-x-waiting: is not due and has no open dead letter",
+    ),
+    (
+        "P5",
+        "update payout.operation set operation_id = 'p-x' where operation_id = 'p-x-slow'",
+        "payout.operation p-x: is due, but has come to its end",
+    ),
+    (
+        "E1",
+        "delete from event.event where aggregate_id = 'payouts/x-paid' and aggregate_version = 3",
+        "payout payouts/x-paid version 3: has no event",
+    ),
+    (
+        "E1",
+        (
+            "delete from event.event where aggregate_id = 'paymentOrders/o-1-0' and "
+            "aggregate_version = 2"
+        ),
+        "payment paymentOrders/o-1-0 version 2: has no event",
+    ),
+    (
+        "S1",
+        (
+            "update payout.payout_destination set bank_account_token = 'mine' where "
+            "payout_destination_id = 'd-paid'"
+        ),
+        "payout.payout_destination d-paid: its content is not what was sealed",
+    ),
+    (
+        "S1",
+        (
+            "update payment.order_history set transition_reason = 'GIVEN_UP' where "
+            "payment_order_id = 'o-1-0' and version = 3"
+        ),
+        "payment.order_history o-1-0 3: its content is not what was sealed",
+    ),
+    (
+        "S1",
+        "update event.event set body = 'x' where cursor = 3",
+        "event.event 3: its content is not what was sealed",
+    ),
+    (
+        "S1",
+        "insert into wallet.hold select 'h-2', seller_account, currency, amount, captured_amount, "
+        "purpose, 'RELEASED', caller, null, create_time, create_time "
+        "from wallet.hold where hold_id = 'h'",
+        "wallet.hold h-2: has no seal",
+    ),
+    (
+        "S1",
+        (
+            "update payment.attempt set failure_reason = 'EXPIRED', seal = null where operation_id "
+            "= 'o-o-declined'"
+        ),
+        "payment.attempt o-o-declined 1: has no seal",
+    ),
+    (
+        "P4",
+        "delete from payment.attempt where operation_id = 'o-o-declined'",
+        "payment.attempt o-o-declined: has 0 attempts, but its orders count 1",
+    ),
+    (
+        "P4",
+        "delete from wallet.wallet_policy",
+        "wallet.wallet_policy of wallet.wallet s-slow EUR: the wallet is not what its policies say",
+    ),
+    (
+        "E1",
+        "delete from payout.payout_destination where payout_destination_id = 'd-review'",
+        "payout.payout_destination d-review: is missing, but event.event has its version",
+    ),
+    ("E1", "delete from payment.dead_letter", "is missing, but event.event has its version 1"),
+    *[
+        (
+            invariant,
+            (
+                f"insert into {service}.alert values ('{service}-X-a-y-1', 'X', 'a/y', 1, '', "
+                f"now(), null, {seal})"
+            ),
+            f"{service}.alert {service}-X-a-y-1: {said}",
+        )
+        for service in ("payment", "payout", "wallet", "ledger")
+        for invariant, seal, said in (
+            ("E1", "null", "is at version 1, but event.event has 0 of its versions"),
+            ("S1", "null", "has no seal"),
+            ("S1", "'x'", "its content is not what was sealed"),
+        )
+    ],
+    (
+        "S1",
+        "insert into ledger.rejected_aggregate values ('transactions/main-1', 1, now(), 'x')",
+        "ledger.rejected_aggregate transactions/main-1: has no seal",
+    ),
+    (
+        "P4",
+        "delete from wallet.hold where hold_id = 'payouts/x-declined'",
+        "wallet.hold payouts/x-declined: is not what wallet.wallet_entry says",
+    ),
+    ("L6", "delete from ledger.head", "ledger.head: has 0 rows, and must have one"),
+    ("L6", "delete from ledger.relayed", "ledger.relayed: has 0 rows, and must have one"),
+    (
+        "L6",
+        "update ledger.tx set fingerprint = hash where sequence = 2",
+        "ledger.tx main-2: its fingerprint is not that of its content",
+    ),
+    (
+        "L6",
+        "update ledger.tx set kind = 'NONSENSE' where sequence = 2",
+        "ledger.tx main-2: is of the kind 'NONSENSE', which does not exist",
+    ),
+    ("E2", "delete from event.head", "event.head: has 0 rows, and must have one"),
+    ("E2", "update event.head set cursor = cursor + 1", "event.head: is at"),
+    ("E2", "delete from event.event where cursor = 5", "event.event 6: follows 4, with a gap"),
+]
+
+
+@pytest.fixture(scope="module")
+def tampering(filled_database: DatabaseUrls) -> Iterator[Tampering]:
+    """An administrator of the filled database, who takes back each edit."""
+    opened_tampering = Tampering(filled_database.admin)
+    try:
+        yield opened_tampering
+    finally:
+        opened_tampering.close()
+
+
+@pytest.mark.parametrize(
+    ("invariant", "sql", "expected"),
+    PLANTED_EDITS,
+    ids=[f"{n}-{p[0]}" for n, p in enumerate(PLANTED_EDITS)],
+)
+def test_a_planted_row_is_named(
+    tampering: Tampering, invariant: str, sql: str, expected: str
+) -> None:
+    """What constraints would have refused is planted with triggers off; verify fails and names it
+    under its invariant.
+    """
+    without = (
+        "alter table payment.checkout drop constraint if exists checkout_check; "
+        if "unpaid_orders" in sql
+        else ""
+    )
+    report = tampering.report_after(without + sql)
+    named = [
+        (check.invariants.split(), wrong) for check in report.checks for wrong in check.failures
+    ]
+    assert any(expected in wrong and invariant in invariants for invariants, wrong in named), named
+    assert not report.passed
+
+
+def test_the_command_says_so_and_exits_1(filled_database: DatabaseUrls) -> None:
+    """`tallystick verify --json`: exit 0 and "passed" on a sound book, exit 1 and the row on a
+    wrong one.
+    """
+    environment = {
+        "TALLYSTICK_DATABASE__URL": filled_database.admin,
+        "TALLYSTICK_DATA_DIR": str(filled_database.passwords.path.parent),
+    }
+    good = run_command("verify", "--json", **environment)
+    assert (good.returncode, json.loads(good.stdout)["passed"]) == (0, True), good.stderr
+    with psycopg.connect(filled_database.admin) as connection:
+        connection.execute("set session_replication_role = replica")
+        connection.execute("update ledger.tx set description = 'x' where sequence = 4")
+        connection.commit()
+        bad = run_command("verify", **environment)
+        connection.execute("update ledger.tx set description = '' where sequence = 4")
+    assert bad.returncode == 1
+    assert "ledger.tx main-4: its hash is not that of its content" in bad.stdout
+
+
+def test_a_platform_at_work_verifies(scratch_database: DatabaseUrls) -> None:
+    """While payments are made and payouts are paid, every check passes: all is seen as it stood at
+    one moment.
+    """
+    stream_ended = threading.Event()
+    with (
+        serve_platform(
+            scratch_database, Settings().replace(payout__destination_cooldown=0)
+        ) as platform,
+        platform.client() as client,
+    ):
+
+        def work(worker: int) -> int:
+            for number in itertools.count():
+                name = f"{worker}-{number}"
+                order = new_order(f"o-{name}", "b", f"s-{number % 3}", "10.00", "EUR")
+                client.create_payment(f"c-{name}", [order], credit_card_info="tok_visa")
+                request = payout_service_pb2.CreatePayoutRequest(
+                    payout_id=f"p-{name}",
+                    seller_account=order.seller_account,
+                    amount="1.00",
+                    currency="EUR",
+                )
+                # nothing may be there to be paid, or nowhere yet
+                with suppress(FailedPreconditionError):
+                    client.payout.CreatePayout(request)
+                if stream_ended.is_set():
+                    return number
+            raise AssertionError
+
+        for number in range(3):
+            client.payout.CreatePayoutDestination(
+                payout_service_pb2.CreatePayoutDestinationRequest(
+                    payout_destination_id=f"d-{number}",
+                    seller_account=f"s-{number}",
+                    currency="EUR",
+                    bank_account_token="ba_ok",
+                )
+            )
+        with ThreadPoolExecutor(8) as workers:
+            futures = [workers.submit(work, worker) for worker in range(8)]
+            try:
+                reports = [verify(scratch_database) for _ in range(3)]
+            finally:
+                stream_ended.set()
+            assert sum(future.result(60) for future in futures) > 0
+    assert [
+        wrong for report in reports for check in report.checks for wrong in check.failures
+    ] == []
+    assert reports[-1].checks[0].row_count > reports[0].checks[0].row_count, (
+        "work went on meanwhile"
+    )
+
+
+def test_the_moment_lasts_as_long_as_the_checks(scratch_database: DatabaseUrls) -> None:
+    """However long checks take, and however soon the database ends idle transactions, the moment
+    that is read stays.
+    """
+    with psycopg.connect(scratch_database.admin) as connection:
+        name = connection.execute("select current_database()").fetchone()[0]  # type: ignore[index]
+        connection.execute(
+            f"alter role {role_names(name, 'event').reader} in database {name} set "
+            "idle_in_transaction_session_timeout = '100ms'"
+        )
+    reader, end = Reader(scratch_database.reader), time.monotonic() + 0.3
+    try:
+        with reader.open_snapshot() as read:
+            first_rows = read("event.head")
+            assert len([next(first_rows)]) == 1
+            while time.monotonic() < end:
+                assert len(list(read("event.head"))) == 1
+            assert not list(first_rows)
+    finally:
+        reader.close()
+
+
+def _fake_reader(rows: int) -> Callable[..., Iterator[SimpleNamespace]]:
+    """What verify reads, with so many rows in each stream that it merges."""
+    order = {
+        "status": "SUCCESS",
+        "wallet_updated": True,
+        "ledger_updated": True,
+        "provider": "p",
+        "amount": 10,
+        "platform_fee": 0,
+        "seller_amount": 10,
+    }
+    payout = {"state": "CREATED", "booked": False, "version": 1}
+    transfer = {
+        "provider": "p",
+        "provider_reference": "r",
+        "match": "EXACT",
+        "returned_amount": None,
+        "returned_currency": "",
+        "is_return": False,
+    }
+
+    def make_row(n: int) -> SimpleNamespace:
+        id_ = f"{n:09}"
+        ids = dict.fromkeys(
+            (
+                "payment_order_id",
+                "payout_id",
+                "source_id",
+                "wallet_source_id",
+                "seller_account",
+                "aggregate_id",
+            ),
+            id_,
+        )
+        other_fields = {
+            "buyer_account": "b",
+            "currency": "EUR",
+            "balance": n,
+            "block": 0,
+            "versions": "1 2 3",
+            "lines": id_,
+            "waiting": True,
+            "returned_amount": None,
+        }
+        amounts = {
+            "payout_amount": 10,
+            "payout_fee": 0,
+            "payout_currency": "EUR",
+            "captured_amount": 0,
+            "events": 1,
+            "name": id_,
+        }
+        return SimpleNamespace(**{**transfer, **payout, **ids, **order, **other_fields, **amounts})
+
+    def read_rows(name: str, **_parameters: object) -> Iterator[SimpleNamespace]:
+        is_merged = name.partition(".")[2] in {
+            "orders",
+            "pay_ins",
+            "versions",
+            "outbox",
+            "last_versions",
+            "balances",
+            "sellers",
+            "in_flight",
+            "payouts",
+            "payout_holds",
+            "transfers",
+            "money_movements",
+            "delivered",
+            "pending_pay_ins",
+        }
+        return (make_row(n) for n in range(rows if is_merged else 0))
+
+    return read_rows
+
+
+def _peak_memory(rows: int) -> int:
+    """The most memory that the checks take, in a process that does nothing else."""
+    run_checks(_fake_reader(10))  # what is made once
+    tracemalloc.start()
+    report = run_checks(_fake_reader(rows))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sum(check.row_count for check in report.checks) > 5 * rows
+    assert not [
+        violation
+        for check in report.checks
+        for violation in check.failures
+        if "stopped" in violation
+    ]
+    return peak
+
+
+def test_memory_does_not_grow_with_rows() -> None:
+    """Ten times the rows in every stream that verify merges take no more memory."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
+        few, many = executor.map(_peak_memory, [100, 1000])
+    assert many < few + 50_000

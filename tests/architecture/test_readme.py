@@ -1,0 +1,80 @@
+"""The lines that README prints work as printed."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from tallystick import new_order
+from tallystick_server.app.database.connections import DatabaseUrls
+from tests.support.platform import ROOT, eventually, serve_platform
+
+README = (ROOT / "README.md").read_text()
+ADDRESS = "127.0.0.1:7070"
+
+
+def test_the_buf_line(scratch_database: DatabaseUrls) -> None:
+    """README's buf line answers from the schema in the repository, without a network."""
+    (line,) = re.findall(r"^\.venv/bin/buf curl .*$", README, re.MULTILINE)
+    with serve_platform(scratch_database) as platform, platform.client() as client:
+        client.create_payment(
+            "checkout-2",
+            [new_order("order-3", "b", "s", "5.00", "EUR")],
+            credit_card_info="tok_visa",
+        )
+        command = line.replace(ADDRESS, platform.address)
+        completed = subprocess.run(
+            ["bash", "-c", command],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    assert completed.returncode == 0, completed.stderr
+    assert '"checkoutId": "checkout-2"' in completed.stdout.replace('":"', '": "')
+
+
+def test_the_python_lines(
+    scratch_database: DatabaseUrls, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """README's first call pays."""
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert code is not None
+    with serve_platform(scratch_database) as platform:
+        exec(compile(code[1].replace(ADDRESS, platform.address), "README", "exec"), {})
+    assert capsys.readouterr().out.strip() == "True"
+
+
+@pytest.mark.skipif(
+    shutil.which("grpcurl") is None, reason="grpcurl is not here; .ci/run installs it where Go is"
+)
+def test_the_grpcurl_lines(scratch_database: DatabaseUrls) -> None:
+    """Each grpcurl line of README exits 0 and answers what it is about."""
+    lines = re.findall(r"^grpcurl .*$", README, re.MULTILINE)
+    assert len(lines) >= 6
+    expected_lines = [
+        "tallystick.ledger.v1.LedgerService",
+        "rpc CreatePayment",
+        '"is_payment_done": true',
+        '"checkout_id": "checkout-2"',
+        '"available": "5.00"',
+        '"amount": "0.00"',
+        '"event_id"',
+    ]
+    with serve_platform(scratch_database) as platform, platform.client() as client:
+        for line, answer in zip(lines, expected_lines, strict=True):
+            # the relay is on its way
+            assert "StreamEvents" not in line or eventually(lambda: list(client.events()))
+            completed = subprocess.run(
+                ["bash", "-c", line.replace(ADDRESS, platform.address)],
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=30,
+            )
+            assert completed.returncode == 0, completed.stderr
+            assert answer in completed.stdout, completed.stdout

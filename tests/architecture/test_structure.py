@@ -1,0 +1,355 @@
+"""The form of the project: directions of imports, the contract's rules, generated code, words that
+must not stand anywhere.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from enum import StrEnum
+from importlib import import_module
+from pathlib import Path
+from pkgutil import walk_packages
+from typing import get_args
+
+import pytest
+from google.protobuf.descriptor_pb2 import MethodOptions
+from sqlalchemy import TextClause
+
+import tallystick_storage
+from tallystick.event.v1 import event_service_pb2
+from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2
+from tallystick.operator.v1 import operator_pb2
+from tallystick.payment.v1 import payment_pb2, payment_service_pb2
+from tallystick.payout.v1 import payout_pb2, payout_service_pb2
+from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
+from tallystick_core.ledger.posting_rules import PostingKind
+from tallystick_core.operations.dead_letter import DeadLetterState
+from tallystick_core.payment.charge import TRIGGERS
+from tallystick_core.payment.checkout import ChargeMode, MethodType, PartialFailurePolicy
+from tallystick_core.payment.state import OrderStatus
+from tallystick_core.payout.batch import BatchState
+from tallystick_core.payout.destination import DestinationState
+from tallystick_core.payout.quote import PayoutBlocker
+from tallystick_core.payout.reported_transfer import TransferMatch
+from tallystick_core.payout.schedule import Interval, Weekday
+from tallystick_core.payout.state import TRIGGERS as PAYOUT_HAPPENINGS
+from tallystick_core.payout.state import PayoutState
+from tallystick_core.provider.outcome import (
+    ChargeOutcome,
+    FailureReason,
+    PayoutFailure,
+    PayoutOutcome,
+    PendingReason,
+)
+from tallystick_core.wallet.state import EntryKind, HoldState
+from tallystick_server.event import handlers as event
+from tallystick_server.ledger import handlers as ledger
+from tallystick_server.payment import handlers as payment
+from tallystick_server.payout import handlers as payout
+from tallystick_server.wallet import handlers as wallet
+from tests.support.platform import ROOT
+
+SERVICES = [
+    (payment_service_pb2, "PaymentService", payment),
+    (ledger_service_pb2, "LedgerService", ledger),
+    (wallet_service_pb2, "WalletService", wallet),
+    (payout_service_pb2, "PayoutService", payout),
+    (event_service_pb2, "EventService", event),
+]
+TOOLS_FOLDER = Path(sys.executable).parent
+
+
+def source_files(*roots: str) -> list[Path]:
+    files = [
+        path for root in roots for path in (ROOT / root).rglob("*.py") if "_pb2" not in path.name
+    ]
+    assert files
+    return files
+
+
+def run_tool(*command: str) -> None:
+    completed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+
+
+def test_imports_keep_their_directions() -> None:
+    """Floors, walls and the SDK's independence, as importlinter.ini has them."""
+    run_tool(str(TOOLS_FOLDER / "lint-imports"), "--config", "importlinter.ini", "--no-cache")
+
+
+def test_rules_import_the_standard_library_only() -> None:
+    """tallystick_core has no dependency at all, and none of the library's I/O, clocks or
+    randomness.
+    """
+    allowed = sys.stdlib_module_names - {
+        "asyncio",
+        "random",
+        "secrets",
+        "time",
+        "socket",
+        "os",
+        "subprocess",
+        "uuid",
+        "threading",
+    } | {"tallystick_core"}
+    for path in source_files("server/tallystick_core"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
+            assert {name.partition(".")[0] for name in names} <= allowed, path
+
+
+def test_generated_code_is_fresh() -> None:
+    """The committed stubs and currencies are what the protos and iso4217 give."""
+    run_tool(sys.executable, "scripts/generate.py", "--check")
+
+
+def test_the_contract_lints_and_does_not_break(tmp_path: Path) -> None:
+    """buf: STANDARD, COMMENTS, UNARY_RPC; and nothing that was released changes."""
+    image = str(tmp_path / "x.binpb")
+    run_tool(sys.executable, "scripts/generate.py", "--descriptors", image)
+    run_tool(
+        str(TOOLS_FOLDER / "buf"), "lint", image, "--path", "tallystick", "--config", "buf.yaml"
+    )
+    released_descriptor = ROOT / "protos" / "released.binpb"
+    run_tool(
+        str(TOOLS_FOLDER / "buf"),
+        "breaking",
+        image,
+        "--against",
+        str(released_descriptor),
+        "--config",
+        "buf.yaml",
+        "--exclude-path",
+        "tallystick/payout",
+    )
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "room"), SERVICES, ids=[name for _, name, _ in SERVICES]
+)
+def test_each_call_says_whether_it_changes_anything_and_who_may_call_it(
+    module: object, name: str, room: object
+) -> None:
+    """Reads are NO_SIDE_EFFECTS, all others IDEMPOTENT; the access in the comment is the access
+    that is enforced.
+    """
+    text = (ROOT / "protos" / module.DESCRIPTOR.name).read_text()  # type: ignore[attr-defined]
+    for method in module.DESCRIPTOR.services_by_name[name].methods:  # type: ignore[attr-defined]
+        level = method.GetOptions().idempotency_level
+        reads = method.name.startswith(("Get", "List", "Watch", "Stream", "Preview"))
+        assert level == (MethodOptions.NO_SIDE_EFFECTS if reads else MethodOptions.IDEMPOTENT), (
+            method.full_name
+        )
+        comment = re.search(rf"((?:\s*//.*\n)+)\s*rpc {method.name}\(", text)
+        assert comment is not None, method.full_name
+        documented_roles = set(
+            re.findall(r"team|payouts|service|operator|auditor", comment[1].partition("Access:")[2])
+        )
+        allowed = set(map(str, room.ACCESS[method.name]))  # type: ignore[attr-defined]
+        assert documented_roles == allowed, method.full_name
+
+
+@pytest.mark.parametrize(
+    ("enum", "wire"),
+    [
+        (OrderStatus, payment_pb2.PaymentOrderStatus),
+        (PostingKind, ledger_pb2.TransactionKind),
+        (EntryKind, wallet_pb2.WalletEntryKind),
+        (HoldState, wallet_pb2.HoldState),
+        (FailureReason, payment_pb2.FailureReason),
+        (PendingReason, payment_pb2.PendingReason),
+        (MethodType, payment_pb2.PaymentMethodType),
+        (ChargeMode, payment_pb2.ChargeMode),
+        (PartialFailurePolicy, payment_pb2.PartialFailurePolicy),
+        (DeadLetterState, operator_pb2.DeadLetterState),
+        (PayoutFailure, payout_pb2.PayoutFailureReason),
+        (Interval, payout_pb2.PayoutInterval),
+        (Weekday, payout_pb2.Weekday),
+        (PayoutState, payout_pb2.PayoutState),
+        (TransferMatch, payout_pb2.TransferMatch),
+        (PayoutBlocker, payout_pb2.PayoutBlocker),
+        (DestinationState, payout_pb2.PayoutDestinationState),
+        (BatchState, payout_pb2.PayoutBatchState),
+    ],
+)
+def test_the_rules_and_the_contract_have_the_same_names(enum: type[StrEnum], wire: object) -> None:
+    """An enum of the rules and its counterpart on the wire list the same values."""
+    prefix = re.sub(r"(?<!^)(?=[A-Z])", "_", wire.DESCRIPTOR.name).upper() + "_"  # type: ignore[attr-defined]
+    names = {name.removeprefix(prefix) for name in wire.keys()} - {"UNSPECIFIED"}  # type: ignore[attr-defined]
+    assert names == set(enum.__members__)
+
+
+def test_outcomes_are_the_contracts() -> None:
+    """The provider's answers in the rules are the contract's outcomes: five for a charge, seven for
+    a payout.
+    """
+    wire = {name.removeprefix("OUTCOME_") for name in payment_pb2.Outcome.keys()} - {"UNSPECIFIED"}
+    assert wire == {TRIGGERS[outcome] for outcome in get_args(ChargeOutcome)}
+    wire = {name.removeprefix("PAYOUT_OUTCOME_") for name in payout_pb2.PayoutOutcome.keys()} - {
+        "UNSPECIFIED"
+    }
+    assert wire == {PAYOUT_HAPPENINGS[outcome] for outcome in get_args(PayoutOutcome)}
+
+
+FORBIDDEN_PATTERNS = [
+    (
+        r"\bnow\(\)|gen_random_uuid\(\)|current_timestamp",
+        ("storage",),
+        "the database's time is clock(), ids are made outside",
+    ),
+    (r"clock_timestamp\(\)", ("server",), "the database's time is clock()"),
+    (r"\bfloat\(|Decimal\(", ("server/tallystick_core", "storage"), "money is whole minor units"),
+    (
+        r"time\.sleep\(|datetime\.now\(|time\.time\(",
+        (
+            "server/tallystick_server/payment",
+            "server/tallystick_server/ledger",
+            "server/tallystick_server/wallet",
+            "server/tallystick_server/event",
+            "server/tallystick_core",
+            "storage",
+        ),
+        "time is a port",
+    ),
+    (
+        r"^\s*assert ",
+        ("server", "storage", "clients/python/tallystick"),
+        "checks are errors, not assertions",
+    ),
+    (
+        r"\bimport stripe\b|from stripe",
+        ("server/tallystick_server/payment", "server/tallystick_core", "storage"),
+        "providers stand behind their port",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "roots", "why"), FORBIDDEN_PATTERNS, ids=[why for _, _, why in FORBIDDEN_PATTERNS]
+)
+def test_words_that_must_not_stand_there(pattern: str, roots: tuple[str, ...], why: str) -> None:
+    """Taste that does not depend on the reviewer."""
+    for path in source_files(*roots):
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            assert not re.search(pattern, line), (
+                f"{path.relative_to(ROOT)}:{number}: {why}: {line.strip()}"
+            )
+
+
+def test_clock_stands_in_one_place() -> None:
+    """clock_timestamp() is called by clock() alone."""
+    places = [
+        p.relative_to(ROOT).as_posix()
+        for p in source_files("storage")
+        if "clock_timestamp()" in p.read_text()
+    ]
+    assert places == ["storage/tallystick_storage/migrations/__init__.py"]
+
+
+def test_names_that_say_nothing() -> None:
+    """No module is called utils, helpers, common, misc or base; no class Manager, Helper,
+    Processor, Base…, Abstract….
+    """
+    for path in source_files("server", "storage", "clients/python/tallystick", "benchmarks"):
+        assert path.stem not in {
+            "utils",
+            "util",
+            "helpers",
+            "helper",
+            "common",
+            "misc",
+            "base",
+            "manager",
+        }, path
+        classes = [
+            node.name
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.ClassDef)
+        ]
+        assert not [
+            name
+            for name in classes
+            if re.search(r"(Manager|Helper|Processor|Util)s?$|^(Base|Abstract)[A-Z]", name)
+        ], path
+
+
+def test_requirements_carry_hashes_and_no_addresses() -> None:
+    """Every pinned dependency has hashes, and no line says where it was downloaded from."""
+    text = (ROOT / "requirements.txt").read_text()
+    assert "://" not in text
+    pinned = re.findall(r"^[a-z0-9_.-]+==[^\n\\]*(?:\\\n[^\n\\]*)*", text, re.MULTILINE)
+    assert len(pinned) > 40
+    assert all("--hash=sha256:" in pin for pin in pinned)
+
+
+def test_no_time_of_a_row_falls() -> None:
+    """What has changed is changed no earlier than before, though a clock steps back: an update_time
+    is set to the greatest of both.
+    """
+    violations = [
+        f"{path.name}: {hit}"
+        for path in source_files("storage")
+        for hit in re.findall(r"update_time = (?!greatest\()\w+", path.read_text())
+    ]
+    assert violations == []
+
+
+def test_rows_are_locked_in_the_same_order_by_any_database() -> None:
+    """What a statement orders by and was given as text compares as ids do, collate "C": else two
+    statements lock rows in orders that the database's locale decides.
+    """
+    ordered = re.compile(
+        r"\border by ((?:[^()]|\([^()]*\))*?)(?= limit | for update| for share| returning | on "
+        r"conflict | offset | union |\)|$)"
+    )
+    violations = []
+    for module in walk_packages(tallystick_storage.__path__, "tallystick_storage."):
+        if ".migrations" in module.name:  # which only Alembic can import
+            continue
+        for name, statement in vars(import_module(module.name)).items():
+            if not isinstance(statement, TextClause):
+                continue
+            sql = " ".join(statement.text.split())
+            records = re.findall(r"json_to_recordset\([^()]*\([^()]*\)\) as \w+ \(([^()]*)\)", sql)
+            lists = re.findall(r"unnest\(((?:cast\([^()]*\)(?:, )?)+)\) as \w+ \(([^()]*)\)", sql)
+            text_columns = {
+                column.split()[0]
+                for record in records
+                for column in record.split(",")
+                if column.split()[1:] == ["text"]
+            }
+            for casts, columns in lists:
+                types = re.findall(r" as (\w+)\[\]", casts)
+                text_columns |= {
+                    column.strip()
+                    for column, type_ in zip(columns.split(","), types, strict=True)
+                    if type_ == "text"
+                }
+            by = [term.split() for terms in ordered.findall(sql) for term in terms.split(",")]
+            violations += [
+                f"{module.name}.{name}: {term[0]}"
+                for term in by
+                if "collate" not in term and term[0].split(".")[-1] in text_columns
+            ]
+    assert violations == []
+
+
+def test_what_is_due_is_found_by_index() -> None:
+    """A time is compared with `(select clock())`: a bare `clock()` may change from row to row, so
+    PostgreSQL would read every row and use no index.
+    """
+    violations = [
+        f"{path.name}: {hit}"
+        for path in source_files("storage")
+        for hit in re.findall(r"\w+_time\s*[<>]=?\s*clock\(\)", path.read_text())
+    ]
+    assert violations == []

@@ -1,0 +1,218 @@
+"""scripts/chaos --minutes M [--seed S] [--json]: real processes and a real PostgreSQL under a
+seeded nemesis, while a checker writes down what is told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.app.database.embedded import EmbeddedPostgres
+from tallystick_server.app.database.migrate import Passwords, migrate
+from tests.chaos.check import check, is_at_rest
+from tests.chaos.load import TortureLoad
+from tests.chaos.platform import LEASE_SECONDS, ProcessCluster
+from tests.chaos.proxy import PostgresProxy
+from tests.support.cancellation import exit_on_interrupt
+
+_FOLDER = Path(".data/torture")
+_FIRST_PORT = 7_601
+_STRIKE_INTERVAL_SECONDS = 4.0  # seconds between two strokes
+_FREEZE_SECONDS = (4.0, 12.0)  # seconds for which PostgreSQL stands still
+_DATABASE_STRIKE_SECONDS = 30.0
+_MAX_SECONDS_TO_REST = 60.0
+_MAX_WAIT_SECONDS = 180.0  # seconds after which waiting for rest is given up
+
+
+def print_progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+class Nemesis:
+    """Strikes at times and places that its seed gives."""
+
+    def __init__(self, platform: ProcessCluster, proxy: PostgresProxy, seed: int) -> None:
+        self._platform = platform
+        self._proxy = proxy
+        self._random = random.Random(f"{seed}/nemesis")
+        self.kills = self.stops = self.database_crashes = self.database_freezes = (
+            self._connection_freezes
+        ) = 0
+
+    async def run(self, seconds: float) -> None:
+        start_time = time.monotonic()
+        next_crash = start_time + _DATABASE_STRIKE_SECONDS / 2
+        while (now := time.monotonic()) < start_time + seconds:
+            if now >= next_crash:
+                next_crash += _DATABASE_STRIKE_SECONDS
+                await self._strike_database()
+            else:
+                await self._strike()
+            print_progress(
+                f"{now - start_time:5.0f} s: {self.kills} kills, {self.stops} stops, "
+                f"{self._proxy.cut_count} cuts, {self._proxy.frozen_count} frozen connections, "
+                f"{self.database_crashes} database crashes, {self.database_freezes} freezes"
+            )
+            await asyncio.sleep(self._random.uniform(0.5, 1.5) * _STRIKE_INTERVAL_SECONDS)
+
+    async def _strike_database(self) -> None:
+        """Crashes PostgreSQL, or has it stand still, or freezes the connections to it; in turns, so
+        that a minute sees one and three minutes see all.
+        """
+        strike_kind = (self.database_crashes + self.database_freezes + self._connection_freezes) % 3
+        if strike_kind == 0:
+            self.database_crashes += 1
+            await asyncio.to_thread(self._platform.crash_database)
+        elif strike_kind == 1:
+            self._connection_freezes += 1
+            self._proxy.freeze()
+        else:
+            self.database_freezes += 1
+            unfreeze = self._platform.freeze_database()
+            try:
+                await asyncio.sleep(self._random.uniform(*_FREEZE_SECONDS))
+            finally:
+                unfreeze()
+
+    async def _strike(self) -> None:
+        for _ in range(self._random.randint(0, 3)):
+            self._proxy.arm(self._random.choice(["before", "after"]))
+        victim = self._random.choice(
+            [process for process in self._platform.processes if not process.is_stopped]
+        )
+        if self._random.random() < 0.15 and not any(
+            process.is_stopped for process in self._platform.processes
+        ):
+            self.stops += 1
+            victim.send_signal(signal.SIGSTOP)
+            asyncio.get_running_loop().call_later(
+                LEASE_SECONDS * 1.5, victim.send_signal, signal.SIGCONT
+            )
+            return
+        for killed_process in dict.fromkeys(
+            [victim, *self._random.sample(self._platform.processes, self._random.randint(0, 1))]
+        ):
+            self.kills += 1
+            killed_process.send_signal(signal.SIGKILL)
+
+
+async def _restart_processes(platform: ProcessCluster) -> None:
+    while True:
+        platform.ensure_running()
+        await asyncio.sleep(0.3)
+
+
+async def _run_torture(
+    platform: ProcessCluster, postgres: EmbeddedPostgres, minutes: float, seed: int, callers: int
+) -> dict[str, Any]:
+    proxy = PostgresProxy(postgres._socket_dir / ".s.PGSQL.5432")
+    platform.configure(await proxy.start(), _FIRST_PORT)
+    restarter = asyncio.create_task(_restart_processes(platform))
+    load = TortureLoad(platform.address, platform.payout_address, seed, callers)
+    nemesis = Nemesis(platform, proxy, seed)
+    try:
+        await asyncio.sleep(5)
+        load_task = asyncio.create_task(load.run())
+        await nemesis.run(minutes * 60)
+        print_progress("Healing")
+        proxy.disarm()
+        for process in platform.processes:
+            process.send_signal(signal.SIGCONT)
+        load.stop()
+        healed_time = time.monotonic()
+        await load_task
+        reached_rest = False
+        while not reached_rest and time.monotonic() < healed_time + _MAX_WAIT_SECONDS:
+            await asyncio.sleep(0.5)
+            reached_rest = await asyncio.to_thread(is_at_rest, platform.databases.admin)
+        seconds_to_rest = time.monotonic() - healed_time
+    finally:
+        restarter.cancel()
+        await asyncio.gather(restarter, return_exceptions=True)
+        platform.kill()
+        await proxy.stop()
+    print_progress("Checking")
+    summary = check(platform.databases, load.payment_calls, load.payout_calls)
+    if not reached_rest:
+        summary["violations"].append(f"no rest within {_MAX_WAIT_SECONDS:g} s")
+    if seconds_to_rest > _MAX_SECONDS_TO_REST:
+        summary["violations"].append(f"at rest only after {seconds_to_rest:.0f} s")
+    return {
+        "seed": seed,
+        "minutes": minutes,
+        "kills": nemesis.kills,
+        "stops": nemesis.stops,
+        "cuts": proxy.cut_count,
+        "frozen_connections": proxy.frozen_count,
+        "database_crashes": nemesis.database_crashes,
+        "database_freezes": nemesis.database_freezes,
+        "calls": load.call_count,
+        "payments": len(load.payment_calls),
+        "payouts": len(load.payout_calls),
+        **summary,
+        "seconds_to_rest": round(seconds_to_rest, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="scripts/chaos",
+        description=(
+            "Kills, stops and cuts what it can, and checks that no cent is lost or doubled."
+        ),
+    )
+    parser.add_argument("--minutes", type=float, default=10.0, help="how long; by default 10")
+    parser.add_argument(
+        "--seed", type=int, default=1, help="what the nemesis and the load draw from; by default 1"
+    )
+    parser.add_argument(
+        "--callers", type=int, default=24, help="how many call at a time; by default 24"
+    )
+    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    options = parser.parse_args()
+    if not 0 < options.minutes < 1e5 or options.callers < 1:
+        parser.error("--minutes and --callers must be above 0: nothing would be proved")
+    with exit_on_interrupt():
+        result = _run(options)
+    for line in result["violations"][:20]:
+        print_progress(f"violation: {line}")
+    print(
+        json.dumps({**result, "violations": len(result["violations"])})
+        if options.json
+        else "\n".join(f"{name:>17}: {value}" for name, value in result.items())
+    )
+    sys.exit(1 if result["violations"] else 0)
+
+
+def _run(options: argparse.Namespace) -> dict[str, Any]:
+    shutil.rmtree(_FOLDER, ignore_errors=True)
+    postgres = EmbeddedPostgres(_FOLDER / "postgres")
+    passwords = Passwords(_FOLDER / "passwords.json")
+    try:
+        admin = postgres.start(print_progress)
+        migrate(admin, passwords)
+        databases = DatabaseUrls(admin, passwords, Settings().database.service_urls)
+        return asyncio.run(
+            _run_torture(
+                ProcessCluster(_FOLDER, postgres, databases),
+                postgres,
+                options.minutes,
+                options.seed,
+                options.callers,
+            )
+        )
+    finally:
+        postgres.stop()
+
+
+main()

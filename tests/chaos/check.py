@@ -1,0 +1,237 @@
+"""The checker: what callers were told, what the provider logged, and what the database holds must
+be one story.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import Any
+
+import psycopg
+
+from tallystick.payment.v1 import payment_pb2
+from tallystick.payout.v1 import payout_pb2
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.verify.run import verify
+from tests.chaos.load import PaymentCalls, PayoutCalls
+
+_FINAL_STATES = {
+    payment_pb2.PAYMENT_STATE_PAID,
+    payment_pb2.PAYMENT_STATE_PARTIALLY_PAID,
+    payment_pb2.PAYMENT_STATE_FAILED,
+}
+
+OPEN_WORK_SQL = """
+    select (select count(*) from payment.operation
+        where next_attempt_time is not null) + (select count(*)
+        from payment.pending_release) + (select count(*) from payment.outbox)
+        + (select count(*) from payout.operation
+            where next_attempt_time < 'infinity') + (select count(*)
+            from payment.failed_charge_poll) + (select count(*)
+                from payout.completed_payout_poll) + (select count(*)
+            from payout.outbox)
+        + (select count(*) from payout.payout_batch where state = 'GENERATING') + (select count(*)
+            from wallet.outbox) + (select count(*) from ledger.outbox) + (select count(*)
+            from payment.unapplied_charge where not ledger_updated)
+        + (select h.sequence - r.sequence from ledger.head h join ledger.relayed r
+            using (book)) + (select count(*) from payment.rejected_aggregate)
+        + (select count(*) from wallet.rejected_aggregate) + (select count(*)
+            from payout.rejected_aggregate) + (select count(*) from ledger.rejected_aggregate)
+"""
+"""How much is due, or has not been told or booked."""
+
+
+def is_at_rest(admin: str) -> bool:
+    """Whether nothing is due and everything has been told and booked."""
+    with psycopg.connect(admin, connect_timeout=5) as connection:
+        row = connection.execute(OPEN_WORK_SQL).fetchone()
+    return row is not None and row[0] == 0
+
+
+def check(
+    databases: DatabaseUrls,
+    payment_calls: dict[str, PaymentCalls],
+    payout_calls: dict[str, PayoutCalls],
+) -> dict[str, Any]:
+    """`lost`, `doubled`, `dead_letters` and `violations`.
+
+    The count of what was acknowledged and is not there, of what was charged or paid twice, of dead
+    letters that wait for a person, and a line for each breach.
+    """
+    with psycopg.connect(databases.admin) as connection:
+        orders = connection.execute("""
+            select checkout_id, payment_order_id, charge_id, status, wallet_updated
+                and ledger_updated, failure_reason from payment.payment_order""").fetchall()
+        states: dict[str, str] = dict(
+            connection.execute("select checkout_id, payment_state from payment.checkout").fetchall()
+        )
+        charges = connection.execute(
+            "select charge_id, reference from sandbox.charge where state = 'SUCCEEDED'"
+        ).fetchall()
+        dead_lettered = {
+            row[0].removeprefix("charges/")
+            for row in connection.execute(
+                "select resource_name from payment.dead_letter where state = 'OPEN'"
+            )
+        }
+        unapplied = Counter(
+            row[0] for row in connection.execute("select charge_id from payment.unapplied_charge")
+        )
+    charge_counts: dict[str, int] = Counter(charge_id for charge_id, _ in charges)
+    by_checkout: dict[str, dict[str, str]] = defaultdict(dict)
+    violations, lost, doubled = [], 0, 0
+    for checkout_id, order_id, charge_id, status, is_booked, _ in orders:
+        by_checkout[checkout_id][order_id] = status
+        if charge_counts[charge_id] > 1:
+            doubled += 1
+            violations.append(f"order {order_id} was charged {charge_counts[charge_id]} times")
+        if status == "SUCCESS" and charge_counts[charge_id] != 1:
+            violations.append(
+                f"order {order_id} is SUCCESS with {charge_counts[charge_id]} charges"
+            )
+        if status == "FAILED" and charge_counts[charge_id] != unapplied[charge_id]:
+            violations.append(
+                f"order {order_id} is FAILED with {charge_counts[charge_id]} charges, "
+                f"{unapplied[charge_id]} of them unapplied"
+            )
+        if (
+            status in ("NOT_STARTED", "EXECUTING", "PENDING")
+            or (status == "SUCCESS" and not is_booked)
+        ) and charge_id not in dead_lettered:
+            violations.append(
+                f"order {order_id} is {status}, settled: {is_booked}, and nobody will move it on"
+            )
+    for checkout_id, calls in payment_calls.items():
+        if calls.payments and checkout_id not in states:
+            lost += 1
+            violations.append(f"payment {checkout_id} was acknowledged, and is not there")
+            continue
+        for payment in calls.payments:
+            violations += _contradictions(payment, states[checkout_id], by_checkout[checkout_id])
+        violations += [f"payment {checkout_id} was refused with {error}" for error in calls.errors]
+    lost_payouts, doubled_payouts, wrong_payouts = _check_payouts(databases, payout_calls)
+    lost, doubled, violations = (
+        lost + lost_payouts,
+        doubled + doubled_payouts,
+        violations + wrong_payouts,
+    )
+    report = verify(databases)
+    violations += [violation for calls in report.checks for violation in calls.failures]
+    dead_letters = _open_dead_letters(databases)
+    violations += [f"dead letter {row} waits for a person" for row in dead_letters]
+    return {
+        "lost": lost,
+        "doubled": doubled,
+        "dead_letters": len(dead_letters),
+        "violations": violations,
+    }
+
+
+def _open_dead_letters(databases: DatabaseUrls) -> list[str]:
+    """The open dead letters that a person would have to revive: all but those of requests that the
+    provider rejects as malformed.
+    """
+    with psycopg.connect(databases.admin) as connection:
+        rows = connection.execute("""
+            select resource_name || ': ' || cause || ' ' || detail from payment.dead_letter
+                where state = 'OPEN' and cause <> 'REJECTED' union all
+            select resource_name || ': ' || cause || ' ' || detail from payout.dead_letter
+                where state = 'OPEN' and cause <> 'REJECTED'""").fetchall()
+    return [row[0] for row in rows]
+
+
+def _check_payouts(
+    databases: DatabaseUrls, payout_calls: dict[str, PayoutCalls]
+) -> tuple[int, int, list[str]]:
+    """How many payouts were acknowledged and are not there, and were paid twice; and a line for
+    each breach.
+    """
+    with psycopg.connect(databases.admin) as connection:
+        payouts = {
+            row[0]: row[1:]
+            for row in connection.execute(
+                "select payout_id, state, booked, net_amount from payout.payout"
+            ).fetchall()
+        }
+        transfers = connection.execute(
+            "select payout_id, amount, coalesce(returned_amount, 0), reference from "
+            "sandbox.transfer where state in ('PAID', 'RETURNED')"
+        ).fetchall()
+        recorded_transfers = {
+            row[0]: row[1:]
+            for row in connection.execute(
+                "select provider_reference, payout_id, amount, coalesce(returned_amount, 0) from "
+                "payout.transfer"
+            ).fetchall()
+        }
+        dead_lettered = {
+            row[0].removeprefix("payouts/")
+            for row in connection.execute(
+                "select resource_name from payout.dead_letter where state = 'OPEN'"
+            )
+        }
+    paid_counts = Counter(payout_id for payout_id, _, _, _ in transfers)
+    violations = [
+        f"payout {payout_id} was paid {count} times"
+        for payout_id, count in paid_counts.items()
+        if count > 1
+    ]
+    doubled, lost = len(violations), 0
+    for payout_id, amount, returned_amount, reference in transfers:
+        if recorded_transfers.get(reference) != (payout_id, amount, returned_amount):
+            violations.append(
+                f"payout {payout_id} was paid {amount} and {returned_amount} came back, and known "
+                f"is {recorded_transfers.get(reference)}"
+            )
+    for payout_id, (state, is_booked, _) in payouts.items():
+        if state in ("PAID", "RETURNED") and not paid_counts[payout_id]:
+            violations.append(f"payout {payout_id} is {state}, and was not paid")
+        if not is_booked and payout_id not in dead_lettered:
+            violations.append(f"payout {payout_id} is {state}, and nobody will move it on")
+    for payout_id, calls in payout_calls.items():
+        violations += [f"payout {payout_id} was refused with {error}" for error in calls.errors]
+        if calls.payouts and payout_id not in payouts:
+            lost += 1
+            violations.append(f"payout {payout_id} was acknowledged, and is not there")
+            continue
+        for reported_payout in calls.payouts:
+            reported_state, current_state = (
+                payout_pb2.PayoutState.Name(reported_payout.payout_state).removeprefix(
+                    "PAYOUT_STATE_"
+                ),
+                payouts[payout_id][0],
+            )
+            if (
+                reported_state in ("PAID", "FAILED", "RETURNED")
+                and current_state != reported_state
+                and (reported_state, current_state) != ("PAID", "RETURNED")
+            ):
+                violations.append(
+                    f"payout {payout_id} was told to be {reported_state}, and is {current_state}"
+                )
+    return lost, doubled, violations
+
+
+def _contradictions(
+    payment: payment_pb2.Payment, state: str, statuses: dict[str, str]
+) -> list[str]:
+    """Where an answer, whose final parts must stand for ever, is not what is stored."""
+    violations = []
+    if (
+        payment.payment_state in _FINAL_STATES
+        and payment_pb2.PaymentState.Name(payment.payment_state) != f"PAYMENT_STATE_{state}"
+    ):
+        violations.append(
+            f"payment {payment.checkout_id} was told to be "
+            f"{payment_pb2.PaymentState.Name(payment.payment_state)}, and is {state}"
+        )
+    for order in payment.payment_orders:
+        status = payment_pb2.PaymentOrderStatus.Name(order.payment_order_status).removeprefix(
+            "PAYMENT_ORDER_STATUS_"
+        )
+        if status in ("SUCCESS", "FAILED") and statuses.get(order.payment_order_id) != status:
+            violations.append(
+                f"order {order.payment_order_id} was told to be {status}, and is "
+                f"{statuses.get(order.payment_order_id)}"
+            )
+    return violations

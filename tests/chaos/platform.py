@@ -1,0 +1,184 @@
+"""The platform under torture: two processes of each service, the sandbox, and a PostgreSQL with
+fsync behind a proxy.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sqlalchemy import make_url
+
+from tallystick_core.provider.outcome import RetryReason
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.app.database.embedded import EmbeddedPostgres
+from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
+from tests.support.retry_policies import format_setting, scaled_defaults
+
+SERVICES = ("payment", "ledger", "wallet", "payout", "event")
+_CLI = [sys.executable, "-m", "tallystick_server.cli.main"]
+_RETRY_SCALE = 1 / 20
+"""The default retry policies, so many times as fast; but what is polled once a day for a month is
+polled four times within seconds.
+"""
+_FAST_SETTINGS = {
+    "TALLYSTICK_SERVER__REUSE_PORT": "true",
+    "TALLYSTICK_WORKER__LEASE_DURATION": "6",
+    "TALLYSTICK_PROVIDERS__TIMEOUT": "3",
+    "TALLYSTICK_WORKER__SWEEP_INTERVAL": "0.3",
+    "TALLYSTICK_BREAKER__RESET_TIMEOUT": "0.5",
+    "TALLYSTICK_SERVER__SHUTDOWN_GRACE_PERIOD": "2",
+    "TALLYSTICK_RETRY": format_setting(
+        {
+            **scaled_defaults(_RETRY_SCALE),
+            RetryReason.POST_COMPLETION_POLL: RetryPolicy(RetryStrategy.FIXED, 1.0, 1.0, 4),
+        }
+    ),
+    "TALLYSTICK_PAYOUT__DESTINATION_COOLDOWN": "0",
+}
+LEASE_SECONDS = 6.0
+
+
+@dataclass(eq=False)
+class SupervisedProcess:
+    """One process that is started again whenever it has ended."""
+
+    name: str
+    command: list[str]
+    environment: dict[str, str]
+    log: Path
+    child: subprocess.Popen[bytes] | None = None
+    is_stopped: bool = False
+    """By SIGSTOP."""
+    start_count: int = field(default=0)
+
+    def ensure_running(self) -> None:
+        """Starts it if it does not run."""
+        if self.child is None or self.child.poll() is not None:
+            with self.log.open("ab") as log:
+                self.child = subprocess.Popen(
+                    self.command, env={**os.environ, **self.environment}, stderr=log, stdout=log
+                )
+            self.is_stopped = False
+            self.start_count += 1
+
+    def send_signal(self, number: signal.Signals) -> None:
+        if self.child is not None and self.child.poll() is None:
+            self.child.send_signal(number)
+            self.is_stopped = number == signal.SIGSTOP or (
+                self.is_stopped and number != signal.SIGCONT
+            )
+
+    def kill(self) -> None:
+        if self.child is not None:
+            self.send_signal(signal.SIGCONT)
+            self.send_signal(signal.SIGKILL)
+            self.child.wait(10)
+
+
+class ProcessCluster:
+    """Starts, keeps and ends the processes."""
+
+    def __init__(self, folder: Path, postgres: EmbeddedPostgres, databases: DatabaseUrls) -> None:
+        self.databases = databases
+        self._folder = folder
+        self._postgres = postgres
+        self.processes: list[SupervisedProcess] = []
+        self.address = self.payout_address = ""
+
+    def configure(self, proxy_port: int, first_port: int) -> None:
+        """Names the processes; `proxy_port` is where they reach PostgreSQL."""
+        addresses = {name: f"127.0.0.1:{first_port + index}" for index, name in enumerate(SERVICES)}
+        sandbox_port = first_port + len(SERVICES)
+        self.address, self.payout_address = addresses["payment"], addresses["payout"]
+        service_addresses = ",".join(f"{name}={address}" for name, address in addresses.items())
+        log = self._folder / "processes.log"
+        for name in SERVICES:
+            environment = {
+                **_FAST_SETTINGS,
+                "TALLYSTICK_DATABASE__SERVICE_URLS": f"{name}={self._url(name, proxy_port)}",
+                "TALLYSTICK_SERVER__LISTEN": addresses[name],
+                "TALLYSTICK_SERVICE_ADDRESSES": service_addresses,
+                "TALLYSTICK_PROVIDERS__SANDBOX__URL": f"http://127.0.0.1:{sandbox_port}",
+                "TALLYSTICK_DATA_DIR": str(self._folder),
+            }
+            self.processes += [
+                SupervisedProcess(f"{name}-{number}", [*_CLI, "serve", name], environment, log)
+                for number in range(2)
+            ]
+        sandbox_environment = {
+            "TALLYSTICK_DATABASE__SERVICE_URLS": f"sandbox={self._url('sandbox', proxy_port)}",
+            "TALLYSTICK_DATA_DIR": str(self._folder),
+        }
+        self.sandbox = SupervisedProcess(
+            "sandbox", [*_CLI, "sandbox", "--port", str(sandbox_port)], sandbox_environment, log
+        )
+
+    def _url(self, name: str, port: int) -> str:
+        """The service's login, by way of the proxy."""
+        url = make_url(self.databases.service(name))
+        return url.set(
+            drivername="postgresql", host="127.0.0.1", port=port, query={}
+        ).render_as_string(hide_password=False)
+
+    def ensure_running(self) -> None:
+        for process in (self.sandbox, *self.processes):
+            process.ensure_running()
+
+    def crash_database(self) -> None:
+        """Stops PostgreSQL at once, without a word to anybody, and starts it again."""
+        postmaster = self._postgres._process
+        if postmaster is not None:
+            postmaster.send_signal(signal.SIGQUIT)
+            postmaster.wait(30)
+        self._postgres.stop()
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                self._postgres.start()
+                return
+            except Exception:
+                if time.monotonic() > deadline:
+                    raise
+
+    def freeze_database(self) -> Callable[[], None]:
+        """Stops every process of PostgreSQL by SIGSTOP; returns what lets them go on."""
+        return freeze_postgres(self._postgres)
+
+    def kill(self) -> None:
+        for process in (*self.processes, self.sandbox):
+            process.kill()
+
+
+def freeze_postgres(postgres: EmbeddedPostgres) -> Callable[[], None]:
+    """Stops every process of a PostgreSQL by SIGSTOP; returns what lets them go on."""
+    postmaster = postgres._process
+    if postmaster is None or postmaster.poll() is not None:
+        return lambda: None
+    _signal_all([postmaster.pid], signal.SIGSTOP)  # first, so that it starts none that is missed
+    children = _child_pids(postmaster.pid)
+    _signal_all(children, signal.SIGSTOP)
+    return lambda: _signal_all([*children, postmaster.pid], signal.SIGCONT)
+
+
+def _child_pids(parent_pid: int) -> list[int]:
+    """The processes that a process has started."""
+    pids = []
+    for stat_file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            if int(stat_file.read_text().rpartition(")")[2].split()[1]) == parent_pid:
+                pids.append(int(stat_file.parent.name))
+    return pids
+
+
+def _signal_all(pids: list[int], number: signal.Signals) -> None:
+    for process in pids:
+        with suppress(ProcessLookupError):
+            os.kill(process, number)

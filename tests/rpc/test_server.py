@@ -1,0 +1,523 @@
+"""The door: credentials, roles, limits, deadlines, and what failures look like from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import Message
+
+from tallystick import (
+    Client,
+    ClientSettings,
+    DeadlineExceededError,
+    InternalError,
+    PermissionDeniedError,
+    TallystickError,
+    UnauthenticatedError,
+)
+from tallystick._errors import from_rpc
+from tallystick.error.v1 import reason_pb2
+from tallystick.ledger.v1 import ledger_service_pb2
+from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
+from tallystick_core.access import Caller, Role
+from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.rpc.authentication import NoAuthentication
+from tallystick_server.rpc.bulkhead import Bulkhead, CallLimits
+from tallystick_server.rpc.errors import CODE_BY_REASON, from_status, to_status
+from tallystick_server.rpc.server import RpcServer
+from tests.support.platform import ServedPlatform, eventually, serve_platform
+from tests.support.rpc import SERVICE_MODULES, GatedHandlers, rpc_client
+
+TOKENS = {
+    "token-of-shop-aaaa": Caller("shop", frozenset({Role.TEAM})),
+    "token-of-auditor--": Caller("auditor", frozenset({Role.AUDITOR})),
+    "token-of-platform-": Caller("platform", frozenset({Role.SERVICE})),
+}
+
+
+def test_every_reason_has_one_status_and_stands_in_the_contract() -> None:
+    """X1: the closed list in code, in the contract and in the status table is the same."""
+    wire = {name.removeprefix("REASON_") for name in reason_pb2.Reason.keys()} - {"UNSPECIFIED"}
+    assert wire == set(ErrorReason) == set(CODE_BY_REASON)
+
+
+@pytest.mark.parametrize("reason", list(ErrorReason))
+def test_refusals_survive_the_wire(reason: ErrorReason) -> None:
+    """A refusal inside a batch comes out of its status as it went in."""
+    parsed_error = from_status(
+        to_status(ApiError(reason, "why", field="a.b", metadata={"x": "y"}, retry_after=1.5))
+    )
+    assert (
+        parsed_error.reason,
+        parsed_error.message,
+        parsed_error.field,
+        parsed_error.metadata,
+        parsed_error.retry_after,
+    ) == (
+        reason,
+        "why",
+        "a.b",
+        {"x": "y"},
+        1.5,
+    )
+    bare = from_status(to_status(ApiError(reason, "why")))
+    assert (bare.field, bare.metadata, bare.retry_after) == ("", {}, None)
+
+
+@pytest.mark.parametrize(
+    "descriptor",
+    [
+        payment_service_pb2.DESCRIPTOR.services_by_name["PaymentService"],
+        ledger_service_pb2.DESCRIPTOR.services_by_name["LedgerService"],
+    ],
+    ids=lambda d: d.name,
+)
+def test_a_method_without_access_rule_stops_the_start(descriptor: ServiceDescriptor) -> None:
+    """S2: leave one rule out, or leave it empty, and the server does not start."""
+    access = dict(SERVICE_MODULES[descriptor.name].ACCESS)
+    first = descriptor.methods[0].name
+    for invalid_access in (
+        {k: v for k, v in access.items() if k != first},
+        {**access, first: frozenset()},
+    ):
+
+        async def bind(rules: Any = invalid_access) -> None:
+            RpcServer(NoAuthentication()).add_service(
+                grpc.aio.server(), descriptor, object(), rules
+            )
+
+        with pytest.raises(TypeError, match="no access rule"):
+            asyncio.run(bind())
+
+
+def test_credentials_and_roles(scratch_database: DatabaseUrls) -> None:
+    """No token, a wrong one, a right one for the wrong method: each is its own refusal."""
+    settings = Settings().replace(
+        authentication="tokens", callers=TOKENS, service_token="token-of-platform-"
+    )
+    request = payment_service_pb2.ListPaymentsRequest()
+    with serve_platform(scratch_database, settings) as platform:
+        for token, kind, reason in (
+            ("", UnauthenticatedError, "CREDENTIALS_MISSING"),
+            ("token-of-nobody----", UnauthenticatedError, "CREDENTIALS_INVALID"),
+            ("token-of-auditor--", PermissionDeniedError, "PERMISSION_DENIED"),
+        ):
+            with platform.client(token) as client, pytest.raises(kind) as error:
+                client.payment.ListPayments(request)
+            assert error.value.reason == reason
+            assert "token-of" not in str(error.value)
+        with platform.client("token-of-shop-aaaa") as client:
+            client.payment.ListPayments(request)
+            with pytest.raises(PermissionDeniedError):
+                client.ledger.BatchPost(ledger_service_pb2.BatchPostRequest())
+        with platform.client("token-of-auditor--") as client:
+            client.ledger.GetTrialBalance(ledger_service_pb2.GetTrialBalanceRequest())
+
+
+LIST_REQUEST = payment_service_pb2.ListPaymentsRequest()
+
+
+def test_too_many_calls_are_shed() -> None:
+    """Above the limit a call is refused with OVERLOADED and when to come back."""
+    entered, leave = threading.Semaphore(0), threading.Event()
+
+    async def slow() -> Message:
+        entered.release()
+        await asyncio.to_thread(leave.wait, 10)
+        return payment_service_pb2.ListPaymentsResponse()
+
+    with rpc_client(slow, CallLimits(reads=4)) as client, ThreadPoolExecutor(2) as callers:
+        first = [callers.submit(client.payment.ListPayments, LIST_REQUEST) for _ in range(2)]
+        assert all(entered.acquire(timeout=10) for _ in first)
+        with pytest.raises(TallystickError) as error:
+            client.payment.ListPayments(LIST_REQUEST)
+        leave.set()
+        assert all(
+            isinstance(call.result(10), payment_service_pb2.ListPaymentsResponse) for call in first
+        )
+    assert error.value.reason == "OVERLOADED"
+    assert error.value.retry_after == 0.5
+
+
+CREATE_REQUEST = payment_service_pb2.CreatePaymentRequest(checkout_id="c")
+READ_CALLS: list[tuple[str, Message]] = [
+    ("GetPayment", payment_service_pb2.GetPaymentRequest()),
+    ("CancelPayment", payment_service_pb2.CancelPaymentRequest()),
+    ("ListAlerts", payment_service_pb2.ListAlertsRequest()),
+    ("ListDeadLetters", payment_service_pb2.ListDeadLettersRequest()),
+]
+
+
+def test_waiting_calls_take_no_slots_of_others() -> None:
+    """A call that waits gives up its slot; one above the limit of waiting calls, or of its caller's
+    share of it, is answered without waiting.
+    """
+    gate = GatedHandlers(waits_for_provider=True)
+    limits = CallLimits(writes=1, reads=1, platform=1, waiting=4, share=0.5)
+    with rpc_client(gate, limits) as client, ThreadPoolExecutor(2) as callers:
+        waiting_calls = []
+        for _ in range(2):
+            waiting_calls.append(callers.submit(client.payment.CreatePayment, CREATE_REQUEST))
+            assert gate.entered.acquire(timeout=10)
+        assert (
+            client.payment.CreatePayment(CREATE_REQUEST)
+            == payment_service_pb2.CreatePaymentResponse()
+        )
+        for name, request in READ_CALLS:
+            getattr(client.payment, name)(request)
+        gate.release_event.set()
+        assert all(call.result(10) is not None for call in waiting_calls)
+
+
+def test_each_kind_of_calls_has_its_own_limit() -> None:
+    """When the calls that change something are at their limit, one more is OVERLOADED, while reads
+    and operators' calls are answered.
+    """
+    gate = GatedHandlers(waits_for_provider=False)
+    with (
+        rpc_client(gate, CallLimits(writes=1, reads=1, platform=1)) as client,
+        ThreadPoolExecutor(1) as callers,
+    ):
+        first = callers.submit(client.payment.CreatePayment, CREATE_REQUEST)
+        assert gate.entered.acquire(timeout=10)
+        for name, request in READ_CALLS:
+            if name == "CancelPayment":
+                with pytest.raises(TallystickError) as error:
+                    getattr(client.payment, name)(request)
+                assert (error.value.reason, error.value.retry_after) == ("OVERLOADED", 0.5)
+            else:
+                getattr(client.payment, name)(request)
+        gate.release_event.set()
+        first.result(10)
+
+
+def test_messages_in_flight_are_bounded_by_their_bytes() -> None:
+    """Messages of many kilobytes are OVERLOADED above the limit of bytes in flight, while a small
+    one is let in.
+    """
+    gate = GatedHandlers(waits_for_provider=False)
+    large = payment_service_pb2.CreatePaymentRequest(buyer_info="x" * 20_000)
+    with (
+        rpc_client(gate, CallLimits(message_bytes=50_000)) as client,
+        ThreadPoolExecutor(3) as callers,
+    ):
+        calls = []
+        for request in (large, large, CREATE_REQUEST):
+            calls.append(callers.submit(client.payment.CreatePayment, request))
+            assert gate.entered.acquire(timeout=10)
+        with pytest.raises(TallystickError) as error:
+            client.payment.CreatePayment(large)
+        assert (error.value.reason, error.value.retry_after) == ("OVERLOADED", 0.5)
+        gate.release_event.set()
+        for call in calls:
+            call.result(10)
+
+
+def test_a_drain_ends_calls_by_name() -> None:
+    """A call that is still in flight when the drain is over ends with SHUTTING_DOWN and when to
+    come back, and so does a new one.
+    """
+    gate = GatedHandlers(waits_for_provider=True)
+    with rpc_client(gate) as client, ThreadPoolExecutor(1) as callers:
+        first = callers.submit(client.payment.CreatePayment, CREATE_REQUEST)
+        assert gate.entered.acquire(timeout=10)
+        client.door.close()  # type: ignore[attr-defined]
+        asyncio.run_coroutine_threadsafe(client.door.wait_until_idle(0.1), client.loop).result(10)  # type: ignore[attr-defined]
+        for call in (first.result, lambda _timeout: client.payment.CreatePayment(CREATE_REQUEST)):
+            with pytest.raises(TallystickError) as error:
+                call(10)
+            assert (error.value.reason, error.value.retry_after) == ("SHUTTING_DOWN", 0.5)
+        gate.release_event.set()
+
+
+def test_a_burst_is_answered_by_the_door(platform: ServedPlatform) -> None:
+    """Of thousands of calls that come at once each gets an answer that has a reason; none is
+    dropped by the transport.
+    """
+
+    async def burst() -> Counter[str]:
+        async with grpc.aio.insecure_channel(platform.address) as channel:
+            stub: Any = payment_service_pb2_grpc.PaymentServiceStub(channel)
+            calls = (
+                stub.CreatePayment(payment_service_pb2.CreatePaymentRequest(), timeout=60)
+                for _ in range(3000)
+            )
+            responses = await asyncio.gather(*calls, return_exceptions=True)
+        return Counter(
+            from_rpc(answer).reason if isinstance(answer, grpc.RpcError) else str(answer)
+            for answer in responses
+        )
+
+    assert asyncio.run(burst()) == {"FIELD_REQUIRED": 3000}
+
+
+def test_a_fault_of_ours_tells_nothing_but_the_trace() -> None:
+    """INTERNAL: no exception text, no SQL, no path; the trace id is in the error."""
+
+    async def raise_error() -> Message:
+        raise ValueError("select secret from /etc/passwd")
+
+    with rpc_client(raise_error) as client, pytest.raises(InternalError) as error:
+        client.payment.ListPayments(LIST_REQUEST)
+    assert error.value.reason == "INTERNAL"
+    assert "secret" not in str(error.value)
+    assert list(error.value.metadata) == ["trace_id"]
+    assert error.value.trace_id == error.value.metadata["trace_id"]
+
+
+def test_a_call_past_its_deadline_ends_by_name() -> None:
+    """A handler that does not end is DEADLINE_EXCEEDED, with the hint that the same id is safe."""
+
+    async def hangs() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError("the deadline ends it")
+
+    with rpc_client(hangs) as client, pytest.raises(DeadlineExceededError):
+        client.payment.ListPayments(LIST_REQUEST, timeout=0.3)
+
+
+def test_a_reader_that_stands_still_does_not_keep_its_stream() -> None:
+    """A stream whose reader takes nothing ends at its time like any other, with STREAM_EXPIRED, and
+    its handler with it.
+    """
+    stream_ended = threading.Event()
+
+    async def endless() -> AsyncIterator[Message]:
+        try:
+            while True:
+                yield payment_service_pb2.WatchPaymentResponse(
+                    payment=payment_pb2.Payment(buyer_info="x" * 60_000)
+                )
+        finally:
+            stream_ended.set()
+
+    with rpc_client(endless, stream_time=0.3) as client:
+        responses = iter(
+            client.payment.WatchPayment(payment_service_pb2.WatchPaymentRequest(checkout_id="c"))
+        )
+        next(responses)
+        assert stream_ended.wait(10)
+        with pytest.raises(TallystickError) as error:
+            list(responses)
+    assert error.value.reason == "STREAM_EXPIRED"
+
+
+@pytest.mark.parametrize("read", [False, True], ids=["unread", "read"])
+def test_a_drain_ends_streams_at_once(read: bool) -> None:
+    """A drain ends a stream that never runs out of messages within a moment, whether its client
+    reads or not, and gives its slot back; one that reads hears SHUTTING_DOWN.
+    """
+    stream_ended = threading.Event()
+
+    async def endless() -> AsyncIterator[Message]:
+        try:
+            while True:
+                yield payment_service_pb2.WatchPaymentResponse(
+                    payment=payment_pb2.Payment(buyer_info="x" * 60_000)
+                )
+        finally:
+            stream_ended.set()
+
+    with ThreadPoolExecutor(1) as readers, rpc_client(endless) as client:
+        responses = iter(
+            client.payment.WatchPayment(payment_service_pb2.WatchPaymentRequest(checkout_id="c"))
+        )
+        next(responses)
+
+        def drain() -> None:
+            client.loop.call_soon_threadsafe(client.door.close)  # type: ignore[attr-defined]
+            asyncio.run_coroutine_threadsafe(client.door.wait_until_idle(300), client.loop).result(  # type: ignore[attr-defined]
+                30
+            )
+
+        def rest() -> str:
+            with pytest.raises(TallystickError) as error:
+                for _ in responses:
+                    pass
+            assert error.value.retry_after == 0.5
+            return error.value.reason
+
+        def slots_are_free() -> bool:
+            return not any(slot.used for slot in client.door._streams.all)  # type: ignore[attr-defined]
+
+        if read:
+            reading = readers.submit(rest)
+            drain()
+            assert eventually(slots_are_free)
+            reason = reading.result(30)
+        else:
+            drain()
+            assert eventually(slots_are_free)  # before its reader goes on
+            reason = rest()
+        assert stream_ended.wait(10)
+    assert reason == "SHUTTING_DOWN"
+
+
+def test_a_drain_ends_streams_that_have_nothing_to_send() -> None:
+    """A stream that waits for its next message ends with SHUTTING_DOWN as soon as a drain begins,
+    long before its time is up.
+    """
+    stream_begun = threading.Event()
+
+    async def silent() -> AsyncIterator[Message]:
+        stream_begun.set()
+        await asyncio.Event().wait()
+        yield payment_service_pb2.WatchPaymentResponse()
+
+    with ThreadPoolExecutor(1) as readers, rpc_client(silent) as client:
+        responses = client.payment.WatchPayment(
+            payment_service_pb2.WatchPaymentRequest(checkout_id="c")
+        )
+        reading = readers.submit(list, responses)
+        assert stream_begun.wait(10)
+        client.loop.call_soon_threadsafe(client.door.close)  # type: ignore[attr-defined]
+        asyncio.run_coroutine_threadsafe(client.door.wait_until_idle(300), client.loop).result(30)  # type: ignore[attr-defined]
+        with pytest.raises(TallystickError) as error:
+            reading.result(30)
+    assert (error.value.reason, error.value.retry_after) == ("SHUTTING_DOWN", 0.5)
+
+
+def test_streams_that_send_at_once_leave_turns_of_the_loop_to_others() -> None:
+    """However many streams have something to send, there are more turns of the loop than messages,
+    since gRPC hands over one event in each.
+    """
+    streams, items_per_stream = 100, 10
+    loop_turns, open_counter, sent_counter = (
+        itertools.count(),
+        itertools.count(1),
+        itertools.count(1),
+    )
+    all_open, streams_done, last = asyncio.Event(), threading.Event(), 0
+
+    def turn() -> None:
+        nonlocal last
+        last = next(loop_turns)
+        if not streams_done.is_set():
+            asyncio.get_running_loop().call_soon(turn)
+
+    async def burst() -> AsyncIterator[Message]:
+        if next(open_counter) == streams:
+            turn()
+            all_open.set()
+        await all_open.wait()
+        for _ in range(items_per_stream):
+            yield payment_service_pb2.WatchPaymentResponse()
+            if next(sent_counter) == streams * items_per_stream:
+                streams_done.set()
+
+    with rpc_client(burst) as client, ThreadPoolExecutor(streams) as readers:
+        request = payment_service_pb2.WatchPaymentRequest(checkout_id="c")
+        reading = [
+            readers.submit(list, client.payment.WatchPayment(request)) for _ in range(streams)
+        ]
+        assert all(len(responses.result(60)) == items_per_stream for responses in reading)
+    assert last > streams * items_per_stream
+
+
+def test_a_reader_that_leaves_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
+    """When who watches goes away while nothing happens, the handler ends, and nothing is logged as
+    failed.
+    """
+    stream_ended = threading.Event()
+
+    async def silent() -> AsyncIterator[Message]:
+        try:
+            yield payment_service_pb2.WatchPaymentResponse()
+            await asyncio.Event().wait()
+        finally:
+            stream_ended.set()
+
+    with rpc_client(silent) as client:
+        next(
+            iter(
+                client.payment.WatchPayment(
+                    payment_service_pb2.WatchPaymentRequest(checkout_id="c")
+                )
+            )
+        )
+        client.close()
+        assert stream_ended.wait(10)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_a_reader_that_stands_still_and_leaves_is_no_fault(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Streams that were drained while their readers stood still end without an error when the
+    readers' connections break.
+    """
+    stream_ended = threading.Semaphore(0)
+
+    async def endless() -> AsyncIterator[Message]:
+        try:
+            while True:
+                yield payment_service_pb2.WatchPaymentResponse(
+                    payment=payment_pb2.Payment(buyer_info="x" * 60_000)
+                )
+        finally:
+            stream_ended.release()
+
+    request = payment_service_pb2.WatchPaymentRequest(checkout_id="c")
+    with rpc_client(endless) as client:
+        idle = len(asyncio.all_tasks(client.loop))  # type: ignore[attr-defined]
+        readers = [Client(client.address) for _ in range(10)]  # type: ignore[attr-defined]
+        streams = [iter(reader.payment.WatchPayment(request)) for reader in readers]
+        for stream in streams:
+            next(stream)
+        client.loop.call_soon_threadsafe(client.door.close)  # type: ignore[attr-defined]
+        asyncio.run_coroutine_threadsafe(client.door.wait_until_idle(10), client.loop).result(30)  # type: ignore[attr-defined]
+        assert all(stream_ended.acquire(timeout=30) for _ in streams)
+        for reader in readers:
+            reader.close()
+        assert eventually(lambda: len(asyncio.all_tasks(client.loop)) <= idle, 30)  # type: ignore[attr-defined]
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+@pytest.mark.parametrize(
+    "error", [None, RuntimeError("the connection broke")], ids=["cancelled", "failed"]
+)
+def test_a_write_that_a_reader_never_takes_ends_its_stream_in_silence(
+    error: Exception | None,
+) -> None:
+    """When the write to a reader that stood still fails, or is cancelled, its stream ends without
+    an error, and has its slot until then no more.
+    """
+
+    async def let_go() -> int:
+        write: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        slots = Bulkhead(2, 1.0)
+        slots.force_acquire("shop")
+        letting_go = asyncio.ensure_future(
+            RpcServer(NoAuthentication())._cancel_stream(write, slots, "shop")
+        )
+        await asyncio.sleep(0)
+        assert slots.used == 0
+        write.cancel() if error is None else write.set_exception(error)
+        await letting_go
+        return slots.used
+
+    assert asyncio.run(let_go()) == 1
+
+
+def test_draining_refuses_new_calls(scratch_database: DatabaseUrls) -> None:
+    """SHUTTING_DOWN: a process that is being stopped sends new calls away, with when to
+    come back.
+    """
+    with serve_platform(scratch_database) as other_platform:
+        other_platform.server._rpc_servers[0].close()
+        client = Client(other_platform.address, settings=ClientSettings(attempts=1))
+        with client, pytest.raises(TallystickError) as error:
+            client.payment.ListPayments(payment_service_pb2.ListPaymentsRequest())
+        assert error.value.reason == "SHUTTING_DOWN"
+        assert error.value.may_retry

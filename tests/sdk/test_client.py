@@ -1,0 +1,784 @@
+"""The SDK against a server that misbehaves, and its examples against the platform."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from decimal import Decimal
+from itertools import pairwise
+from typing import Any
+
+import grpc
+import pytest
+
+from tallystick import (
+    AsyncClient,
+    Client,
+    ClientSettings,
+    DeadlineExceededError,
+    InvalidArgumentError,
+    NotFoundError,
+    TallystickError,
+    UnavailableError,
+    new_order,
+)
+from tallystick._settings import CHANNEL_OPTIONS, CONCLUSIVE_REASONS, NOT_STARTED_REASONS
+from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
+from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.rpc.errors import CODE_BY_REASON, to_status
+from tallystick_server.rpc.service_client import SERVICE_CHANNEL_OPTIONS
+from tests.support.platform import (
+    ROOT,
+    ServedPlatform,
+    eventually,
+    free_address,
+    serve_platform,
+    unique_id,
+)
+
+
+class ScriptedPaymentService(payment_service_pb2_grpc.PaymentServiceServicer):
+    """Answers GetPayment by a script: refusals, and answers that get lost, then the payment. Its
+    streams send the versions 1 to 6, or nothing.
+    """
+
+    def __init__(self) -> None:
+        self.script: list[ApiError | str] = []
+        self.calls: list[dict[str, str]] = []
+        self.hang_after_calls: int | None = None
+        self.stop_event = threading.Event()
+        self.opened_after_versions: list[int] = []
+        """After which version each stream was opened."""
+        self.silent_streams = 0
+        """How many streams are still to be opened that send nothing."""
+        self.stream_error: ApiError | None = None
+        """By which every stream ends at once."""
+        self.ended_streams = threading.Semaphore(0)
+        """Released by each stream that ends."""
+
+    def WatchPayment(self, request: Any, context: grpc.ServicerContext) -> Any:
+        stream_ended = threading.Event()
+
+        def on_end() -> None:
+            stream_ended.set()
+            self.ended_streams.release()
+
+        context.add_callback(on_end)
+        self.opened_after_versions.append(request.after_version)
+        if self.stream_error is not None:
+            _abort(context, self.stream_error)
+        if self.silent_streams:
+            self.silent_streams -= 1
+            stream_ended.wait(30)
+            return
+        for version in range(request.after_version + 1, 7):
+            yield payment_service_pb2.WatchPaymentResponse(
+                payment=payment_pb2.Payment(version=version)
+            )
+        if request.checkout_id == "open" and request.after_version < 2:
+            stream_ended.wait(30)
+
+    def GetPayment(self, request: Any, context: grpc.ServicerContext) -> Any:
+        self.calls.append(dict(context.invocation_metadata()))  # type: ignore[arg-type]
+        if self.hang_after_calls is not None and len(self.calls) > self.hang_after_calls:
+            self.stop_event.wait(30)
+        if self.script:
+            error = self.script.pop(0)
+            if isinstance(error, str):  # as when the connection breaks
+                context.abort(grpc.StatusCode.UNAVAILABLE, error)
+            _abort(context, error)
+        return payment_service_pb2.GetPaymentResponse(
+            payment=payment_pb2.Payment(checkout_id=request.checkout_id)
+        )
+
+
+def _abort(context: grpc.ServicerContext, error: ApiError) -> None:
+    """Ends a call with a refusal."""
+    context.set_trailing_metadata(
+        (
+            ("grpc-status-details-bin", to_status(error).SerializeToString()),
+            ("tallystick-trace-id", "abc"),
+        )
+    )
+    context.abort(CODE_BY_REASON[error.reason], error.message)
+
+
+@contextmanager
+def serve_scripted(address: str) -> Iterator[ScriptedPaymentService]:
+    """A server at an address."""
+    server, servicer = grpc.server(ThreadPoolExecutor(4)), ScriptedPaymentService()  # type: ignore[abstract]
+    payment_service_pb2_grpc.add_PaymentServiceServicer_to_server(servicer, server)
+    server.add_insecure_port(address)
+    server.start()
+    try:
+        yield servicer
+    finally:
+        servicer.stop_event.set()
+        server.stop(None)
+
+
+@pytest.fixture
+def scripted_server() -> Iterator[tuple[ScriptedPaymentService, str]]:
+    address = free_address()
+    with serve_scripted(address) as servicer:
+        yield servicer, address
+
+
+def call_variants(address: str, **settings: Any) -> list[Any]:
+    """GetPayment by the sync and by the asyncio client, as callables."""
+    client_settings = ClientSettings(**{"jitter": lambda: 0.0, **settings})
+
+    def sync() -> Any:
+        with Client(address, settings=client_settings) as client:
+            return client.get_payment("c")
+
+    def async_() -> Any:
+        async def call() -> Any:
+            async with AsyncClient(address, settings=client_settings) as client:
+                return await client.get_payment("c")
+
+        return asyncio.run(call())
+
+    return [sync, async_]
+
+
+def test_client_settings_do_not_show_the_token() -> None:
+    """The repr of the settings, which a traceback or a log may show, leaves the bearer
+    token out.
+    """
+    text = repr(ClientSettings(token="secret-token", attempts=7))
+    assert "secret" not in text
+    assert "attempts=7" in text
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
+def test_refusals_with_retry_info_are_sent_again(
+    scripted_server: tuple[ScriptedPaymentService, str], kind: int
+) -> None:
+    """The platform says when to come back, and the SDK does, with the same request and its
+    token.
+    """
+    servicer, address = scripted_server
+    servicer.script = [
+        ApiError(ErrorReason.OVERLOADED, "x", retry_after=0.01),
+        ApiError(ErrorReason.KEY_IN_USE, "x", retry_after=0.01),
+    ]
+    assert call_variants(address, token="secret-token")[kind]().checkout_id == "c"
+    assert len(servicer.calls) == 3
+    assert {call["authorization"] for call in servicer.calls} == {"Bearer secret-token"}
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
+def test_refusals_for_good_are_not(
+    scripted_server: tuple[ScriptedPaymentService, str], kind: int
+) -> None:
+    """A refusal that a retry cannot help is raised at once, as its own class with all it says."""
+    servicer, address = scripted_server
+    servicer.script = [ApiError(ErrorReason.FIELD_INVALID, "mend it", field="a.b")]
+    with pytest.raises(InvalidArgumentError) as error:
+        call_variants(address)[kind]()
+    assert (error.value.reason, error.value.field_violations[0].field, error.value.trace_id) == (
+        "FIELD_INVALID",
+        "a.b",
+        "abc",
+    )
+    assert len(servicer.calls) == 1
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_call_whose_time_went_by_in_refusals_says_by_which(
+    scripted_server: tuple[ScriptedPaymentService, str], kind: int, hangs: bool
+) -> None:
+    """When a call is refused until its time is up, the error has the last refusal's reason and
+    details and the number of tries. Where the last sending got no answer it may have taken effect:
+    the error is that of the deadline, and names the earlier refusal's reason only, whose text may
+    say otherwise.
+    """
+    servicer, address = scripted_server
+    wrong = "The wallet does not answer. Nothing was stored."
+    servicer.script = [
+        ApiError(
+            ErrorReason.DEPENDENCY_UNAVAILABLE,
+            wrong,
+            metadata={"service": "wallet"},
+            retry_after=0.01,
+        )
+        for _ in range(3)
+    ]
+    if hangs:
+        servicer.hang_after_calls = 3
+    else:
+        servicer.script.append(
+            ApiError(
+                ErrorReason.DEPENDENCY_UNAVAILABLE,
+                wrong,
+                metadata={"service": "wallet"},
+                retry_after=60,
+            )
+        )
+    with pytest.raises(
+        DeadlineExceededError if hangs else UnavailableError, match="4 tries"
+    ) as error:
+        call_variants(address, deadlines={"GetPayment": 3.0})[kind]()
+    assert len(servicer.calls) == 4
+    if hangs:
+        assert (error.value.reason, error.value.metadata, error.value.retry_after) == (
+            "DEADLINE_EXCEEDED",
+            {},
+            None,
+        )
+        assert "the outcome is not known" in str(error.value)
+        assert "DEPENDENCY_UNAVAILABLE" in str(error.value)
+        assert "stored" not in str(error.value)
+    refusal = error.value.__cause__ if hangs else error.value
+    assert isinstance(refusal, UnavailableError)
+    assert (refusal.reason, refusal.metadata, refusal.trace_id) == (
+        "DEPENDENCY_UNAVAILABLE",
+        {"service": "wallet"},
+        "abc",
+    )
+    assert refusal.message.startswith(wrong)
+    assert refusal.retry_after is not None
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
+def test_a_call_without_an_answer_says_so_by_its_reason(
+    scripted_server: tuple[ScriptedPaymentService, str], kind: int
+) -> None:
+    """The error of a call whose only sending got no answer has the reason of the deadline too, as
+    after earlier refusals.
+    """
+    servicer, address = scripted_server
+    servicer.hang_after_calls = 0
+    with pytest.raises(DeadlineExceededError) as error:
+        call_variants(address, deadlines={"GetPayment": 1.0})[kind]()
+    assert (error.value.reason, error.value.__cause__) == ("DEADLINE_EXCEEDED", None)
+    assert "the outcome is not known" in str(error.value)
+
+
+OVERLOADED_MESSAGE = "Too many operations; nothing was stored."
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "Socket closed",
+        ApiError(ErrorReason.SHUTTING_DOWN, "The process is being stopped.", retry_after=0.01),
+    ],
+    ids=["", "stopped"],
+)
+def test_a_refusal_of_the_moment_does_not_hide_a_lost_try(
+    scripted_server: tuple[ScriptedPaymentService, str], kind: int, lost: ApiError | str
+) -> None:
+    """After a try whose outcome is not known a refusal such as "nothing was stored" is not raised
+    as the call's: the outcome is not known.
+    """
+    servicer, address = scripted_server
+    servicer.script = [lost, ApiError(ErrorReason.OVERLOADED, OVERLOADED_MESSAGE, retry_after=60)]
+    with pytest.raises(DeadlineExceededError, match="the outcome is not known") as error:
+        call_variants(address)[kind]()
+    assert error.value.reason == "DEADLINE_EXCEEDED"
+    assert "stored" not in str(error.value)
+    assert isinstance(error.value.__cause__, UnavailableError)
+    assert error.value.__cause__.reason == "OVERLOADED"
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
+@pytest.mark.parametrize(
+    ("first", "reason", "doubt"),
+    [
+        ("Socket closed", ErrorReason.INVALID_STATE, True),
+        ("Socket closed", ErrorReason.NOT_FOUND, True),
+        ("Socket closed", ErrorReason.FIELD_INVALID, True),
+        ("Socket closed", ErrorReason.IDEMPOTENCY_KEY_REUSED, False),
+        ("Socket closed", ErrorReason.CARD_NUMBER_REJECTED, False),
+        (
+            ApiError(ErrorReason.KEY_IN_USE, "in use", retry_after=0.01),
+            ErrorReason.INSUFFICIENT_FUNDS,
+            True,
+        ),
+        (
+            ApiError(ErrorReason.OVERLOADED, OVERLOADED_MESSAGE, retry_after=0.01),
+            ErrorReason.INVALID_STATE,
+            False,
+        ),
+    ],
+)
+def test_a_refusal_says_where_it_is_of_the_last_try_alone(
+    scripted_server: tuple[ScriptedPaymentService, str],
+    kind: int,
+    first: ApiError | str,
+    reason: ErrorReason,
+    doubt: bool,
+) -> None:
+    """A refusal for good keeps its reason. It says that an earlier try's outcome is not known,
+    unless it would be refused whatever that was.
+    """
+    servicer, address = scripted_server
+    servicer.script = [first, ApiError(reason, "no")]
+    with pytest.raises(TallystickError) as error:
+        call_variants(address)[kind]()
+    assert error.value.reason == reason
+    assert ("the outcome of an earlier one is not known" in error.value.message) == doubt
+    assert error.value.message.startswith("no")
+
+
+def test_the_sdk_judges_reasons_of_the_contract() -> None:
+    """The reasons that the SDK's rule for lost tries names are reasons of the platform, and none of
+    them is of two kinds.
+    """
+    assert set(ErrorReason) >= CONCLUSIVE_REASONS | NOT_STARTED_REASONS
+    assert not CONCLUSIVE_REASONS & NOT_STARTED_REASONS
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
+def test_a_slow_reader_loses_nothing(
+    scripted_server: tuple[ScriptedPaymentService, str], kind: int
+) -> None:
+    """A stream whose deadline passes while its reader is busy, or while nothing happens, goes on
+    from where it was, without loss or repetition.
+    """
+    servicer, address = scripted_server
+    servicer.silent_streams = 4
+    settings = ClientSettings(stream_seconds=0.5, stream_attempts=2)
+
+    def busy(version: int) -> int:
+        if version == 2:
+            while servicer.ended_streams.acquire(blocking=False):  # of earlier streams
+                pass
+            assert servicer.ended_streams.acquire(timeout=30)
+        return version
+
+    def sync() -> list[int]:
+        with Client(address, settings=settings) as client:
+            return [busy(payment.version) for payment in client.watch_payment("open")]
+
+    async def async_() -> list[int]:
+        async with AsyncClient(address, settings=settings) as client:
+            return [
+                await asyncio.to_thread(busy, payment.version)
+                async for payment in client.watch_payment("open")
+            ]
+
+    assert (asyncio.run(async_()) if kind else sync()) == [1, 2, 3, 4, 5, 6]
+    assert servicer.opened_after_versions[:5] == [0, 0, 0, 0, 0]
+    assert servicer.opened_after_versions[5] in (2, 3)
+
+
+def test_waiting_in_vain_leaves_no_stream_open(
+    scripted_server: tuple[ScriptedPaymentService, str],
+) -> None:
+    """When wait_for_payment ends by its time, so does its stream, also while the error is kept; an
+    iterator that is closed early ends its stream too.
+    """
+    servicer, address = scripted_server
+
+    async def calls() -> None:
+        async with AsyncClient(address) as client:
+            with pytest.raises(DeadlineExceededError) as error:
+                await client.wait_for_payment("open", 0.5)
+            assert await asyncio.to_thread(servicer.ended_streams.acquire, timeout=10)
+            versions = client.watch_payment("open")
+            assert (await anext(versions)).version == 1
+            await versions.aclose()
+            assert await asyncio.to_thread(servicer.ended_streams.acquire, timeout=10)
+            assert "not final" in str(error.value)
+
+    asyncio.run(calls())
+    with Client(address) as client:
+        versions = client.watch_payment("open")
+        assert next(versions).version == 1
+        versions.close()
+        assert servicer.ended_streams.acquire(timeout=10)
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["in flight", "between tries"])
+def test_closing_a_client_ends_its_calls(
+    scripted_server: tuple[ScriptedPaymentService, str], waits: bool
+) -> None:
+    """A call in flight when its client is closed, or that waits to be sent again, ends at once with
+    TallystickError, never as a cancelled task.
+    """
+    servicer, address = scripted_server
+    settings = ClientSettings(deadlines={"GetPayment": 300.0})
+
+    def prepare() -> None:
+        servicer.calls.clear()
+        servicer.hang_after_calls = None if waits else 0
+        servicer.script = [ApiError(ErrorReason.OVERLOADED, "x", retry_after=100)] if waits else []
+
+    prepare()
+    with ThreadPoolExecutor(1) as callers, Client(address, settings=settings) as client:
+        call = callers.submit(client.get_payment, "c")
+        assert eventually(lambda: servicer.calls)
+        client.close()
+        with pytest.raises(TallystickError, match="the client is closed"):
+            call.result(30)
+
+    async def calls() -> None:
+        other_client = AsyncClient(address, settings=settings)
+        task = asyncio.ensure_future(other_client.get_payment("c"))
+        assert await asyncio.to_thread(eventually, lambda: servicer.calls)
+        await other_client.close()
+        with pytest.raises(TallystickError, match="the client is closed"):
+            await asyncio.wait_for(task, 30)
+
+    prepare()
+    asyncio.run(calls())
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
+def test_closing_a_client_ends_its_streams(
+    scripted_server: tuple[ScriptedPaymentService, str], kind: int
+) -> None:
+    """A stream that waits to be opened again when its client is closed ends at once with
+    TallystickError.
+    """
+    servicer, address = scripted_server
+    servicer.stream_error = ApiError(ErrorReason.OVERLOADED, "x", retry_after=100)
+
+    async def calls() -> None:
+        client = AsyncClient(address)
+        version = asyncio.ensure_future(anext(client.watch_payment("c")))
+        assert await asyncio.to_thread(eventually, lambda: servicer.opened_after_versions)
+        await asyncio.to_thread(servicer.ended_streams.acquire, timeout=30)
+        await client.close()
+        with pytest.raises(TallystickError, match="the client is closed"):
+            await asyncio.wait_for(version, 30)
+
+    if kind:
+        asyncio.run(calls())
+        return
+    with ThreadPoolExecutor(1) as callers, Client(address) as client:
+        version = callers.submit(next, client.watch_payment("c"))
+        assert servicer.ended_streams.acquire(timeout=30)
+        client.close()
+        with pytest.raises(TallystickError, match="the client is closed"):
+            version.result(30)
+
+
+def test_an_asyncio_client_is_closed_in_its_own_event_loop(
+    scripted_server: tuple[ScriptedPaymentService, str],
+) -> None:
+    """Closing an asyncio client in another event loop than that of its calls is a TallystickError
+    that says so; it works once that loop is closed.
+    """
+    _, address = scripted_server
+    client = AsyncClient(address)
+
+    async def calls() -> None:
+        await client.get_payment("c")
+        with pytest.raises(TallystickError, match="close it there"):
+            await asyncio.to_thread(asyncio.run, client.close())
+        assert (await client.get_payment("c")).checkout_id == "c"
+
+    asyncio.run(calls())
+    asyncio.run(client.close())
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
+@pytest.mark.parametrize("reason", [ErrorReason.DEADLINE_EXCEEDED, ErrorReason.STREAM_EXPIRED])
+def test_a_stream_that_ends_at_once_is_not_opened_for_ever(
+    scripted_server: tuple[ScriptedPaymentService, str], kind: int, reason: ErrorReason
+) -> None:
+    """An address that ends every stream at once, as if its time were over, is asked
+    `stream_attempts` times; then its error is raised.
+    """
+    servicer, address = scripted_server
+    servicer.stream_error = ApiError(
+        reason, "x", retry_after=0.01 if reason is ErrorReason.STREAM_EXPIRED else None
+    )
+    settings = ClientSettings(stream_attempts=4, jitter=lambda: 0.0)
+
+    async def calls() -> None:
+        async with AsyncClient(address, settings=settings) as client:
+            await asyncio.wait_for(anext(client.watch_payment("c")), 30)
+
+    with pytest.raises(TallystickError) as error:
+        if kind:
+            asyncio.run(calls())
+        else:
+            with Client(address, settings=settings) as client:
+                next(client.watch_payment("c"))
+    assert error.value.reason == reason
+    assert len(servicer.opened_after_versions) == 4
+
+
+def test_a_cancellation_is_the_callers_own(
+    scripted_server: tuple[ScriptedPaymentService, str],
+) -> None:
+    """Cancelling a task cancels its call, in flight or between two tries, and is CancelledError;
+    nothing is sent after it.
+    """
+    servicer, address = scripted_server
+    servicer.script = [ApiError(ErrorReason.OVERLOADED, "x", retry_after=1)]
+
+    async def calls() -> None:
+        async with AsyncClient(address) as client:
+            task = asyncio.ensure_future(client.get_payment("c"))
+            assert await asyncio.to_thread(eventually, lambda: servicer.calls)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert (await client.get_payment("d")).checkout_id == "d"
+
+    asyncio.run(calls())
+    assert len(servicer.calls) == 2
+
+
+def test_an_asyncio_client_belongs_to_one_event_loop(
+    scripted_server: tuple[ScriptedPaymentService, str],
+) -> None:
+    """A client made outside of any event loop works in the first that uses it; a call in another is
+    a TallystickError that says so.
+    """
+    _, address = scripted_server
+    client = AsyncClient(address)
+
+    async def call() -> str:
+        return (await client.get_payment("c")).checkout_id
+
+    assert asyncio.run(call()) == "c"
+    for use in (call, lambda: anext(client.watch_payment("c"))):
+
+        async def use_again(use: Any = use) -> None:
+            await use()
+
+        with pytest.raises(TallystickError, match="another event loop"):
+            asyncio.run(use_again())
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
+def test_retries_are_bounded(
+    scripted_server: tuple[ScriptedPaymentService, str], kind: int
+) -> None:
+    """After so many sendings the last refusal is raised; one that lies beyond the deadline is not
+    waited for.
+    """
+    servicer, address = scripted_server
+    servicer.script = [ApiError(ErrorReason.OVERLOADED, "x", retry_after=0.01) for _ in range(9)]
+    with pytest.raises(UnavailableError):
+        call_variants(address, attempts=3)[kind]()
+    assert len(servicer.calls) == 3
+    servicer.script = [ApiError(ErrorReason.OVERLOADED, "x", retry_after=60)]
+    with pytest.raises(UnavailableError) as error:
+        call_variants(address, deadlines={"GetPayment": 1.0})[kind]()
+    assert error.value.retry_after == 60
+    assert len(servicer.calls) == 4
+
+
+@pytest.mark.parametrize("attempt", [1, 6, 7, 1_024, 1_025, 1_080, 10**9])
+def test_waits_are_bounded_however_often_a_call_was_sent(attempt: int) -> None:
+    """The wait before the next sending doubles up to 2 s and stays there: no number of attempts
+    makes it an error, or longer.
+    """
+    settings = ClientSettings(jitter=lambda: 0.0, stream_attempts=10**9)
+    assert settings.wait(UnavailableError("away"), attempt) == min(
+        0.05 * 2 ** min(attempt - 1, 10), 2.0
+    )
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
+def test_a_restart_within_the_deadline_is_not_seen(kind: int) -> None:
+    """A call whose server is away at first is sent until its time is up, not a few times only, and
+    is answered once the server is back.
+    """
+    address, tries = free_address(), threading.Semaphore(0)
+
+    def jitter() -> float:
+        tries.release()
+        return 0.0
+
+    with ThreadPoolExecutor(1) as callers:
+        call = callers.submit(
+            call_variants(address, deadlines={"GetPayment": 60.0}, jitter=jitter)[kind]
+        )
+        for _ in range(7):  # by then more than 3 s have passed
+            assert tries.acquire(timeout=30)
+        with serve_scripted(address):
+            assert call.result(60).checkout_id == "c"
+
+
+def test_a_client_uses_every_process_behind_its_target() -> None:
+    """Calls of one client go round over all addresses of its target."""
+    addresses = [free_address(), free_address()]
+    with (
+        serve_scripted(addresses[0]) as first_service,
+        serve_scripted(addresses[1]) as other_service,
+        Client(f"ipv4:{','.join(addresses)}") as client,
+    ):
+        assert eventually(
+            lambda: (
+                client.get_payment("c").checkout_id and first_service.calls and other_service.calls
+            )
+        )
+
+
+def test_a_channel_connects_again_soon() -> None:
+    """However often a connection has failed, the next attempt is some 2 s later, of the SDK as of
+    services among themselves.
+    """
+
+    def gaps(open_channel: Callable[[str], grpc.Channel]) -> list[float]:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            listener.settimeout(30)
+            channel = open_channel(f"127.0.0.1:{listener.getsockname()[1]}")
+            channel.subscribe(lambda _state: None, try_to_connect=True)
+            times = []
+            for _ in range(8):
+                listener.accept()[0].close()
+                times.append(time.monotonic())
+            channel.close()
+        return [later - earlier for earlier, later in pairwise(times)]
+
+    def as_services(address: str) -> grpc.Channel:
+        return grpc.insecure_channel(address, SERVICE_CHANNEL_OPTIONS)
+
+    def as_client(address: str) -> grpc.Channel:
+        return grpc.insecure_channel(address, CHANNEL_OPTIONS)
+
+    with ThreadPoolExecutor(2) as threads:
+        for gap_count in threads.map(gaps, (as_services, as_client)):
+            assert max(gap_count) < 5, gap_count  # gRPC's own would be beyond 10
+
+
+def test_nobody_there_is_unavailable() -> None:
+    """A platform that cannot be reached is UnavailableError, within the deadline."""
+    for call in call_variants(free_address(), deadlines={"GetPayment": 0.5}, attempts=2):
+        with pytest.raises((UnavailableError, DeadlineExceededError)):
+            call()
+
+
+@pytest.mark.parametrize(
+    "token", ["secret\n", "se\ncret", "sécret", "secret ", "sec\0ret", "сервис"]
+)
+def test_a_token_that_cannot_be_sent_is_refused_at_once(token: str) -> None:
+    """A token that no header can carry is a ValueError that names it, and does not show it, before
+    any call is made.
+    """
+    with pytest.raises(ValueError, match="^token ") as error:
+        ClientSettings(token=token)
+    assert "cret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("timeout", "metadata", "named"),
+    [
+        (0.0, (), "timeout"),
+        (float("nan"), (), "timeout"),
+        (float("inf"), (), "timeout"),
+        (5.0, (("a", "b\n"),), "metadata a"),
+        (5.0, (("A", "b"),), "metadata"),
+        (5.0, (("grpc-x", "b"),), "metadata"),
+        (5.0, (("a-bin", "b"),), "metadata a-bin"),
+    ],
+)
+def test_what_grpc_cannot_send_is_a_value_error_of_ours(
+    scripted_server: tuple[ScriptedPaymentService, str], timeout: float, metadata: Any, named: str
+) -> None:
+    """A timeout or metadata that cannot be sent is a ValueError that names it, of both clients, and
+    nothing is sent.
+    """
+    servicer, address = scripted_server
+    request = payment_service_pb2.GetPaymentRequest(checkout_id="c")
+    with Client(address) as client, pytest.raises(ValueError, match=named):
+        client.payment.GetPayment(request, timeout=timeout, metadata=metadata)
+
+    async def call() -> None:
+        async with AsyncClient(address) as client:
+            await client.payment.GetPayment(request, timeout=timeout, metadata=metadata)
+
+    with pytest.raises(ValueError, match=named):
+        asyncio.run(call())
+    assert servicer.calls == []
+
+
+def test_a_closed_client_says_so(scripted_server: tuple[ScriptedPaymentService, str]) -> None:
+    """A call, or a stream, of a client that was closed is a TallystickError, of both clients, and
+    none of gRPC's own exceptions.
+    """
+    _, address = scripted_server
+    client = Client(address)
+    client.close()
+    for use in (lambda: client.get_payment("c"), lambda: list(client.watch_payment("c"))):
+        with pytest.raises(TallystickError, match="the client is closed"):
+            use()
+
+    async def calls() -> None:
+        other_client = AsyncClient(address)
+        await other_client.close()
+        with pytest.raises(TallystickError, match="the client is closed"):
+            await other_client.get_payment("c")
+        with pytest.raises(TallystickError, match="the client is closed"):
+            [payment async for payment in other_client.watch_payment("c")]
+
+    asyncio.run(calls())
+
+
+@pytest.mark.parametrize("amount", [1.5, 1, None])
+def test_money_is_text_or_decimal(amount: object) -> None:
+    """Floating point, and whatever else is no text or Decimal, is refused before it is sent."""
+    with pytest.raises(TypeError, match="str or a Decimal"):
+        new_order("o", "b", "s", amount, "EUR")  # type: ignore[arg-type]
+    assert new_order("o", "b", "s", Decimal("1E+3"), "EUR").amount == "1000"
+    with pytest.raises(ValueError, match="finite"):
+        new_order("o", "b", "s", Decimal("NaN"), "EUR")
+
+
+def test_waiting_for_a_payment_ends_with_its_time(platform: ServedPlatform) -> None:
+    """wait_for_payment: the final payment, or DeadlineExceededError; one that is not there is
+    NOT_FOUND.
+    """
+    checkout = unique_id("c")
+    with platform.client() as client:
+        client.create_payment(
+            checkout,
+            [new_order(f"{checkout}-1", "b", "s", "1.00", "EUR")],
+            credit_card_info="tok_pending",
+        )
+        with pytest.raises(DeadlineExceededError):
+            client.wait_for_payment(checkout, 0.5)
+        with pytest.raises(NotFoundError):
+            client.wait_for_payment(unique_id("c"), 5)
+
+
+@pytest.mark.parametrize(
+    "example", sorted(p.name for p in (ROOT / "clients/python/examples").glob("*.py"))
+)
+def test_the_examples_run(platform: ServedPlatform, example: str) -> None:
+    """Each example runs against the platform as it stands, and prints something."""
+    path = ROOT / "clients/python/examples" / example
+    completed = subprocess.run(
+        [sys.executable, str(path), platform.address],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=os.environ,
+    )
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stdout
+
+
+def test_a_seller_is_paid_where_sales_wait_for_their_delivery(
+    scratch_database: DatabaseUrls,
+) -> None:
+    """The example of a payout runs against the demo's kind of platform, on which sales are pending
+    until they are delivered.
+    """
+    with serve_platform(
+        scratch_database, Settings().replace(release_delay=604_800, payout__destination_cooldown=0)
+    ) as platform:
+        test_the_examples_run(platform, "pay_a_seller.py")

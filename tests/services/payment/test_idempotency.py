@@ -1,0 +1,95 @@
+"""The same key from everywhere at once, over two processes of PaymentService."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tallystick import AlreadyExistsError, AsyncClient, ClientSettings, new_order
+from tallystick.payment.v1 import payment_pb2
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.verify.run import verify
+from tests.support.payments import charge_log
+from tests.support.platform import free_address
+from tests.support.processes import environment_of, running_process
+
+CALLS_PER_KEY = 100
+CONCURRENT_KEYS = 20  # keys in hand at a time, each with all its calls
+
+
+@pytest.fixture
+def two_processes(scratch_database: DatabaseUrls) -> Iterator[tuple[str, str]]:
+    """Two processes that serve all, each at its own address, on one database."""
+    with ExitStack() as stack:
+        addresses = (free_address(), free_address())
+        for address in addresses:
+            stack.enter_context(
+                running_process(
+                    ["serve", "all"],
+                    {**environment_of(scratch_database), "TALLYSTICK_SERVER__LISTEN": address},
+                    address,
+                )
+            )
+        yield addresses
+
+
+def create_payment(
+    client: AsyncClient, key: int, amount: str = "5.00"
+) -> asyncio.Future[payment_pb2.Payment]:
+    orders = [new_order(f"k-{key}-o", f"buyer-{key}", f"seller-{key % 50}", amount, "EUR")]
+    return asyncio.ensure_future(
+        client.create_payment(f"k-{key}", orders, credit_card_info="tok_visa")
+    )
+
+
+async def distinct_responses(clients: tuple[AsyncClient, ...], key: int) -> set[bytes]:
+    """The different answers to one key's simultaneous calls."""
+    responses = await asyncio.gather(
+        *(create_payment(clients[n % len(clients)], key) for n in range(CALLS_PER_KEY))
+    )
+    return {response.SerializeToString(deterministic=True) for response in responses}
+
+
+async def reuse_reason(client: AsyncClient, key: int) -> str:
+    """How another body under a key is refused."""
+    with pytest.raises(AlreadyExistsError) as error:
+        await create_payment(client, key, f"{key % 9 + 1}.07")
+    return str(error.value.reason)
+
+
+def test_every_key_a_hundred_times_at_once(
+    scratch_database: DatabaseUrls, two_processes: tuple[str, str], thorough: bool
+) -> None:
+    """K1, K2, for 100 keys (1,000 if thorough): a hundred calls of a key make one charge and are
+    told the same, and ten reuses with another body are refused without effect.
+    """
+
+    keys = 1_000 if thorough else 100
+
+    async def all_calls() -> None:
+        settings = ClientSettings(deadlines={"CreatePayment": 60.0})
+        async with (
+            AsyncClient(two_processes[0], settings=settings) as first,
+            AsyncClient(two_processes[1], settings=settings) as second,
+        ):
+            room = asyncio.Semaphore(CONCURRENT_KEYS)
+
+            async def call_with_key(key: int) -> None:
+                async with room:
+                    assert len(await distinct_responses((first, second), key)) == 1
+                    refusals = await asyncio.gather(
+                        *(reuse_reason((first, second)[n % 2], key) for n in range(10))
+                    )
+                    assert set(refusals) == {"IDEMPOTENCY_KEY_REUSED"}
+
+            await asyncio.gather(*(call_with_key(key) for key in range(keys)))
+
+    asyncio.run(all_calls())
+    charge_rows = charge_log(scratch_database, "k-")
+    assert len(charge_rows) == keys
+    assert {(state, amount) for _, state, amount in charge_rows} == {("SUCCEEDED", 500)}
+    report = verify(scratch_database)
+    assert report.passed, report.as_text()

@@ -1,0 +1,917 @@
+"""Pay-out, through the contract on a real socket, from the wallet to the bank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import Connection, text
+
+from tallystick import Client, TallystickError
+from tallystick.ledger.v1 import ledger_service_pb2
+from tallystick.operator.v1 import operator_pb2
+from tallystick.payout.v1 import payout_pb2
+from tallystick.payout.v1 import payout_service_pb2 as pb
+from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
+from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_core.operations.next_action import NextAction
+from tallystick_core.payout.state import PayoutState
+from tallystick_core.provider.outcome import (
+    Declined,
+    InTransit,
+    NotFound,
+    PayoutFailure,
+    PayoutOutcome,
+    RetryReason,
+    Returned,
+    Submitted,
+    Succeeded,
+    Unknown,
+)
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.app.wiring import Dependencies
+from tallystick_server.operations.reschedule import FailedStep
+from tallystick_server.operations.retry_policy import RetryPolicies, RetryPolicy, RetryStrategy
+from tallystick_server.payout.booking import PayoutBooking
+from tallystick_server.payout.operation import PayoutOperation, operations_from_rows
+from tallystick_server.payout.poll_completed import CompletedPayoutPoller
+from tallystick_server.verify.run import verify
+from tallystick_storage.operations import Reschedule, reschedule
+from tallystick_storage.payout import payouts as store
+from tests.fakes.payout_provider import ScriptedPayoutProvider
+from tests.support.payouts import (
+    RETRY,
+    create_destination,
+    create_payout,
+    create_sale,
+    error_reason,
+    get_payout,
+    state_name,
+    wait_for_state,
+    wallet_amounts,
+)
+from tests.support.platform import (
+    ServedPlatform,
+    eventually,
+    fresh_database,
+    serve_platform,
+    unique_id,
+)
+
+
+@pytest.fixture(scope="module")
+def payout_provider() -> ScriptedPayoutProvider:
+    return ScriptedPayoutProvider()
+
+
+@pytest.fixture(scope="module")
+def payout_platform(
+    admin_url: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    payout_provider: ScriptedPayoutProvider,
+) -> Iterator[ServedPlatform]:
+    """All services, with a bank that does as it is told, on a database of their own: nobody else
+    asks another bank what became of these payouts.
+    """
+    settings = Settings().replace(
+        retry=RETRY,
+        worker__sweep_interval=0.1,
+        worker__monitor_interval=0.2,
+        payout__approval_threshold={"EUR": 100_000},
+    )
+    folder, dependencies = (
+        tmp_path_factory.mktemp("paying"),
+        Dependencies(payout_providers={"sandbox": payout_provider}),
+    )
+    with (
+        fresh_database(admin_url, folder) as databases,
+        serve_platform(databases, settings, dependencies=dependencies) as served_platform,
+    ):
+        yield served_platform
+
+
+@pytest.fixture(scope="module")
+def payout_client(payout_platform: ServedPlatform) -> Iterator[Client]:
+    with payout_platform.client() as sdk_client:
+        yield sdk_client
+
+
+def account_balance(client: Client, account: str) -> str:
+    return client.ledger.GetAccount(
+        ledger_service_pb2.GetAccountRequest(account=account, currency="EUR")
+    ).account.balance
+
+
+def test_a_payout_is_paid(payout_client: Client) -> None:
+    """The hold is captured, the ledger posted, each move kept: what leaves the wallet is what the
+    bank got and the fee.
+    """
+    seller = create_sale(payout_client, "50.00")
+    to = create_destination(payout_client, seller)
+    payout = create_payout(payout_client, seller, "20.00")
+    payout_response = wait_for_state(payout_client, payout.payout_id, "PAID")
+    assert [t.cause for t in payout_response.history] == [
+        "CREATED",
+        "FUNDS_HELD",
+        "SENDING",
+        "PROVIDER_OUTCOME",
+        "BOOKED",
+    ]
+    assert [t.version for t in payout_response.history] == [1, 2, 3, 4, 5]
+    assert (
+        payout_response.payout.payout_destination_id,
+        payout_response.payout.net_amount,
+        payout_response.payout.paid_amount,
+    ) == (
+        to,
+        "20.00",
+        "20.00",
+    )
+    (attempt,) = payout_response.attempts
+    assert (attempt.provider_key, attempt.outcome) == (
+        f"dev-p-{payout.payout_id}-1",
+        payout_pb2.PAYOUT_OUTCOME_SUCCEEDED,
+    )
+    (transfer,) = payout_response.transfers
+    assert (transfer.fit, transfer.amount) == (payout_pb2.TRANSFER_MATCH_EXACT, "20.00")
+    assert wallet_amounts(payout_client, seller) == ("30.00", "0.00", "0.00")
+    assert account_balance(payout_client, f"sellers/{seller}") == "30.00"
+    hold = payout_client.wallet.GetHold(
+        wallet_service_pb2.GetHoldRequest(hold_id=f"payouts/{payout.payout_id}")
+    ).hold
+    assert (hold.state, hold.captured_amount) == (wallet_pb2.HOLD_STATE_CAPTURED, "20.00")
+
+
+def test_who_held_a_payout_before_it_came_to_rest_is_fenced(
+    payout_platform: ServedPlatform, payout_client: Client
+) -> None:
+    """A payout that is reopened has lease tokens above all that it had before, however often: who
+    held it then can neither move nor postpone it.
+    """
+    seller = create_sale(payout_client, "50.00")
+    create_destination(payout_client, seller)
+    payout_id = create_payout(payout_client, seller, "20.00").payout_id
+    wait_for_state(payout_client, payout_id, "PAID")
+    (handlers,) = (
+        service.servicer for service in payout_platform.server._services if service.name == "payout"
+    )
+    flow, operation_id = handlers._worker, f"p-{payout_id}"  # type: ignore[attr-defined]
+    max_delay = 1_000_000_000
+    """More claims than there ever are."""
+
+    def reopened(connection: Connection) -> tuple[list[int], list[dict[str, bool]]]:
+        tokens, postponed = [max_delay], []
+        with connection.begin_nested() as savepoint:  # rolled back: the payout stays at rest
+            for _ in range(3):
+                store.reopen(connection, [payout_id])
+                claimed = connection.execute(
+                    text(
+                        "update operation set lease_token = lease_token + 1 where operation_id = "
+                        ":id returning lease_token"
+                    ),
+                    {"id": operation_id},
+                )
+                tokens.append(claimed.scalar_one())
+                stale_results = [
+                    Reschedule(operation_id, token, 1.0, False, 0, False, {}, "", "", "")
+                    for token in (1, 2, *tokens[:-1])
+                ]
+                postponed += [
+                    reschedule(connection, [stale_result]) for stale_result in stale_results
+                ]
+                connection.execute(
+                    text(
+                        "update operation set lease_token = lease_token + :max_delay where "
+                        "operation_id = :id"
+                    ),
+                    {"id": operation_id, "max_delay": max_delay},
+                )
+                tokens.append(tokens[-1] + max_delay)
+                connection.execute(
+                    text("delete from operation where operation_id = :id"), {"id": operation_id}
+                )
+            savepoint.rollback()
+        return tokens, postponed
+
+    due_row: Any = payout_platform.run_in_loop(flow._database.transact, reopened)
+    assert due_row[0] == sorted(set(due_row[0]))
+    assert not any(due_row[1])
+
+
+def test_the_fee_stays_with_the_platform(payout_client: Client) -> None:
+    """What leaves the wallet is the fee and what the bank gets; the ledger says so, and the terms
+    are those of the seller's schedule.
+    """
+    seller = create_sale(payout_client, "50.00")
+    create_destination(payout_client, seller)
+    manual = payout_pb2.PAYOUT_INTERVAL_MANUAL
+    payout_client.payout.SetPayoutSchedule(
+        pb.SetPayoutScheduleRequest(
+            seller_account=seller,
+            currency="EUR",
+            interval=manual,
+            minimum_amount="5.00",
+            fee="0.35",
+            reserve="10.00",
+        )
+    )
+    payout = create_payout(payout_client, seller)
+    assert (payout.amount, payout.fee, payout.net_amount) == ("40.00", "0.35", "39.65")
+    payout_response = wait_for_state(payout_client, payout.payout_id, "PAID")
+    assert payout_response.payout.paid_amount == "39.65"
+    assert wallet_amounts(payout_client, seller) == ("10.00", "0.00", "0.00")
+    (transaction,) = payout_client.ledger.ListTransactions(
+        ledger_service_pb2.ListTransactionsRequest(source_id=payout.payout_id)
+    ).transactions
+    assert {(entry.account, entry.amount) for entry in transaction.entries} == {
+        (f"sellers/{seller}", "40.00"),
+        ("payouts/sandbox/clearing", "39.65"),
+        ("platform/fees", "0.35"),
+    }
+    with pytest.raises(TallystickError) as error:
+        create_payout(payout_client, seller, "4.99")
+    assert error_reason(error) == "AMOUNT_OUT_OF_RANGE"
+
+
+def test_the_same_payout_again_is_the_same_payout(
+    payout_client: Client, payout_provider: ScriptedPayoutProvider
+) -> None:
+    """K1: equal values answer with the payout as it stands, also where the amount was left open;
+    other values and other callers are refused.
+    """
+    seller = create_sale(payout_client, "9.00")
+    create_destination(payout_client, seller)
+    payout = create_payout(payout_client, seller)
+    wait_for_state(payout_client, payout.payout_id, "PAID")
+    repeated_payout = create_payout(payout_client, seller, payout_id=payout.payout_id)
+    assert (repeated_payout.amount, state_name(repeated_payout)) == ("9.00", "PAID")
+    assert [demand.payout_id for demand in payout_provider.submitted_requests].count(
+        payout.payout_id
+    ) == 1
+    with pytest.raises(TallystickError) as error:
+        create_payout(payout_client, seller, "9.00", payout_id=payout.payout_id)
+    assert (error_reason(error), error.value.field_violations[0].field) == (
+        "IDEMPOTENCY_KEY_REUSED",
+        "amount",
+    )
+
+
+@pytest.mark.parametrize(
+    ("amount", "with_destination", "reason"),
+    [
+        ("10.01", True, "INSUFFICIENT_FUNDS"),
+        ("1.00", False, "DESTINATION_UNUSABLE"),
+        ("0", True, "AMOUNT_OUT_OF_RANGE"),
+        ("1.001", True, "AMOUNT_PRECISION"),
+    ],
+)
+def test_a_refused_payout_leaves_nothing(
+    payout_client: Client, amount: str, with_destination: bool, reason: str
+) -> None:
+    """What cannot be paid is refused by name, is not kept, and its id stays free."""
+    seller = create_sale(payout_client, "10.00")
+    if with_destination:
+        create_destination(payout_client, seller)
+    with pytest.raises(TallystickError) as error:
+        create_payout(payout_client, seller, amount, payout_id=(id_ := unique_id("p")))
+    assert error_reason(error) == reason
+    with pytest.raises(TallystickError) as missing:
+        get_payout(payout_client, id_)
+    assert error_reason(missing) == "NOT_FOUND"
+    assert wallet_amounts(payout_client, seller) == ("10.00", "0.00", "0.00")
+
+
+def test_a_declined_payout_gives_the_money_back(
+    payout_client: Client, payout_provider: ScriptedPayoutProvider
+) -> None:
+    """FAILED only on a definite answer, and then the hold is released; an account at fault ends the
+    destination and what was to be paid there.
+    """
+    seller = create_sale(payout_client, "10.00")
+    to = create_destination(payout_client, seller)
+    payout_provider.script[to].append(
+        Declined(PayoutFailure.DESTINATION_REJECTED, "account_closed")
+    )
+    payout = create_payout(payout_client, seller, "4.00")
+    payout_response = wait_for_state(payout_client, payout.payout_id, "FAILED")
+    assert (
+        payout_response.payout.failure_reason
+        == payout_pb2.PAYOUT_FAILURE_REASON_DESTINATION_REJECTED
+    )
+    assert payout_response.payout.decline_code == "account_closed"
+    assert wallet_amounts(payout_client, seller) == ("10.00", "0.00", "0.00")
+    current_destination = payout_client.payout.GetPayoutDestination(
+        pb.GetPayoutDestinationRequest(payout_destination_id=to)
+    ).payout_destination
+    assert current_destination.state == payout_pb2.PAYOUT_DESTINATION_STATE_UNUSABLE
+    with pytest.raises(TallystickError) as error:
+        create_payout(payout_client, seller, "4.00")
+    assert error_reason(error) == "DESTINATION_UNUSABLE"
+
+
+def test_a_payout_goes_through_the_banks(
+    payout_client: Client, payout_provider: ScriptedPayoutProvider
+) -> None:
+    """SUBMITTED and IN_TRANSIT are honest answers; the provider is asked until it tells the end."""
+    seller = create_sale(payout_client, "10.00")
+    to = create_destination(payout_client, seller)
+    payout_provider.script[to].extend(
+        [
+            Submitted("tr_a"),
+            Submitted("tr_a"),
+            InTransit("tr_a"),
+            Unknown("lost"),
+            Succeeded(unique_id("tr"), 1000, "EUR"),
+        ]
+    )
+    payout = create_payout(payout_client, seller)
+    payout_response = wait_for_state(payout_client, payout.payout_id, "PAID")
+    states = [
+        payout_pb2.PayoutState.Name(t.to_state).removeprefix("PAYOUT_STATE_")
+        for t in payout_response.history
+    ]
+    assert states == ["CREATED", "READY", "SUBMITTING", "SUBMITTED", "IN_TRANSIT", "PAID", "PAID"]
+
+
+def test_a_lost_answer_never_pays_twice(
+    payout_client: Client, payout_provider: ScriptedPayoutProvider
+) -> None:
+    """An unknown outcome is sent again under the same key, and what was paid under it is found."""
+    seller = create_sale(payout_client, "10.00")
+    to = create_destination(payout_client, seller)
+    payout_provider.script[to].extend([Unknown("lost"), Unknown("lost")])
+    payout = create_payout(payout_client, seller)
+    wait_for_state(payout_client, payout.payout_id, "PAID")
+    assert {
+        demand.key
+        for demand in payout_provider.submitted_requests
+        if demand.payout_id == payout.payout_id
+    } == {f"dev-p-{payout.payout_id}-1"}
+
+
+@pytest.mark.parametrize("detail", ["status 500 \0", "\ud800", "\n\x1b[2J"], ids=ascii)
+def test_whatever_a_bank_says_of_its_trouble_is_tried_again(
+    payout_client: Client, payout_provider: ScriptedPayoutProvider, detail: str
+) -> None:
+    """A text that cannot be stored, or shown, spends a try like any other: the payout is paid
+    without waiting for its lease to end.
+    """
+    seller = create_sale(payout_client, "10.00")
+    payout_provider.script[create_destination(payout_client, seller)].append(
+        Unknown(detail, RetryReason.SERVER_ERROR)
+    )
+    wait_for_state(payout_client, create_payout(payout_client, seller).payout_id, "PAID")
+
+
+def test_a_payout_that_the_bank_does_not_know_is_sent_again(
+    payout_client: Client, payout_provider: ScriptedPayoutProvider
+) -> None:
+    """A bank that fails more often than the policy allows, and then does not know the payout, gets
+    it again under the same key: it is paid once.
+    """
+    seller = create_sale(payout_client, "10.00")
+    to = create_destination(payout_client, seller)
+    fails = Unknown("500", RetryReason.SERVER_ERROR)
+    payout_provider.script[to].extend([fails, fails, NotFound(), fails, NotFound()])
+    payout = create_payout(payout_client, seller)
+    wait_for_state(payout_client, payout.payout_id, "PAID")
+    assert [
+        demand.key
+        for demand in payout_provider.submitted_requests
+        if demand.payout_id == payout.payout_id
+    ] == [f"dev-p-{payout.payout_id}-1"] * 4
+    assert not open_dead_letters(payout_client, payout.payout_id)
+
+
+def test_a_payout_that_comes_back_is_credited_once(
+    payout_client: Client, payout_provider: ScriptedPayoutProvider
+) -> None:
+    """RETURNED credits what came back, a part too, whenever it is told and however often; the fee
+    is not given back.
+    """
+    seller = create_sale(payout_client, "10.00")
+    to = create_destination(payout_client, seller)
+    reference = unique_id("tr")
+    returned_outcome = Returned(reference, 600, "EUR", "account_closed")
+    payout_provider.script[to].extend(
+        [Succeeded(reference, 1000, "EUR"), returned_outcome, returned_outcome, returned_outcome]
+    )
+    payout = create_payout(payout_client, seller)
+    payout_response = wait_for_state(payout_client, payout.payout_id, "RETURNED")
+    assert (
+        payout_response.payout.paid_amount,
+        payout_response.payout.returned_amount,
+        payout_response.payout.decline_code,
+    ) == (
+        "10.00",
+        "6.00",
+        "account_closed",
+    )
+    assert wallet_amounts(payout_client, seller) == ("6.00", "0.00", "0.00")
+    assert account_balance(payout_client, f"sellers/{seller}") == "6.00"
+
+
+def test_what_was_paid_after_it_failed_is_taken_as_a_fact(
+    payout_client: Client, payout_provider: ScriptedPayoutProvider
+) -> None:
+    """A payout paid after FAILED stays FAILED; the wallet is debited all the same, what is not
+    available is owed, and an alert is raised.
+    """
+    seller = create_sale(payout_client, "10.00")
+    to = create_destination(payout_client, seller)
+    reference = unique_id("tr")
+    payout_provider.script[to].append(Declined(PayoutFailure.PROVIDER_DECLINED, "risk"))
+    payout_id = unique_id("p")
+    # polls without an answer do not count, so all are left when the payout turns out to be paid
+    payout_provider.silent_payout_ids.add(payout_id)
+    payout = create_payout(payout_client, seller, payout_id=payout_id)
+    wait_for_state(payout_client, payout.payout_id, "FAILED")
+    second = create_payout(payout_client, seller, "8.00")
+    wait_for_state(payout_client, second.payout_id, "PAID")
+    payout_provider.script[payout.payout_id].extend([Succeeded(reference, 1000, "EUR")] * 6)
+    payout_provider.silent_payout_ids.remove(payout_id)
+    assert eventually(
+        lambda: get_payout(payout_client, payout.payout_id).payout.paid_amount == "10.00"
+    )
+    payout_response = wait_for_state(payout_client, payout.payout_id, "FAILED")
+    assert payout_response.transfers[0].fit == payout_pb2.TRANSFER_MATCH_AFTER_FAILURE
+    assert wallet_amounts(payout_client, seller) == ("0.00", "0.00", "8.00")
+    assert account_balance(payout_client, f"sellers/{seller}") == "-8.00"
+    assert eventually(
+        lambda: ("UNMATCHED_TRANSFER", f"payouts/{payout.payout_id}") in open_alerts(payout_client),
+        15,
+    )
+
+
+def open_alerts(client: Client) -> set[tuple[str, str]]:
+    listed_alerts = client.payout.ListAlerts(pb.ListAlertsRequest(page_size=200)).alerts
+    return {(alert.kind, alert.subject) for alert in listed_alerts}
+
+
+def test_another_amount_is_a_mismatch(
+    payout_client: Client, payout_provider: ScriptedPayoutProvider
+) -> None:
+    """A payout that paid another amount is FAILED(PROVIDER_MISMATCH), and what was paid is taken
+    from the seller.
+    """
+    seller = create_sale(payout_client, "10.00")
+    to = create_destination(payout_client, seller)
+    payout_provider.script[to].append(Succeeded(unique_id("tr"), 501, "EUR"))
+    payout = create_payout(payout_client, seller, "5.00")
+    payout_response = wait_for_state(payout_client, payout.payout_id, "FAILED")
+    assert (
+        payout_response.payout.failure_reason == payout_pb2.PAYOUT_FAILURE_REASON_PROVIDER_MISMATCH
+    )
+    assert wallet_amounts(payout_client, seller) == ("4.99", "0.00", "0.00")
+    assert account_balance(payout_client, f"sellers/{seller}") == "4.99"
+
+
+def test_a_paid_payout_that_is_said_to_have_failed_is_for_a_person(
+    payout_client: Client, payout_provider: ScriptedPayoutProvider
+) -> None:
+    """Only a return gives a paid payout's money back; that it failed after all changes nothing and
+    raises an alert.
+    """
+    seller = create_sale(payout_client, "10.00")
+    to = create_destination(payout_client, seller)
+    payout_provider.script[to].extend(
+        [
+            Succeeded(unique_id("tr"), 1000, "EUR"),
+            *[Declined(PayoutFailure.PROVIDER_DECLINED, "late")] * 3,
+        ]
+    )
+    payout = create_payout(payout_client, seller)
+    wait_for_state(payout_client, payout.payout_id, "PAID")
+    assert eventually(
+        lambda: (
+            ("PAYOUT_STATUS_CONFLICT", f"payouts/{payout.payout_id}") in open_alerts(payout_client)
+        ),
+        15,
+    )
+    wait_for_state(payout_client, payout.payout_id, "PAID")
+    assert wallet_amounts(payout_client, seller) == ("0.00", "0.00", "0.00")
+
+
+def test_what_comes_back_in_parts_is_for_a_person(
+    payout_client: Client, payout_provider: ScriptedPayoutProvider
+) -> None:
+    """After a part has come back the provider is still asked; that more came back under the same
+    reference raises an alert.
+    """
+    seller = create_sale(payout_client, "10.00")
+    to = create_destination(payout_client, seller)
+    reference = unique_id("tr")
+    payout_provider.script[to].extend(
+        [
+            Succeeded(reference, 1000, "EUR"),
+            Returned(reference, 100, "EUR"),
+            *[Returned(reference, 1000, "EUR")] * 3,
+        ]
+    )
+    payout = create_payout(payout_client, seller)
+    wait_for_state(payout_client, payout.payout_id, "RETURNED")
+    assert eventually(
+        lambda: (
+            ("PAYOUT_STATUS_CONFLICT", f"payouts/{payout.payout_id}") in open_alerts(payout_client)
+        ),
+        15,
+    )
+    assert (
+        wait_for_state(payout_client, payout.payout_id, "RETURNED").payout.returned_amount == "1.00"
+    )
+    assert wallet_amounts(payout_client, seller) == ("1.00", "0.00", "0.00")
+
+
+def test_what_becomes_known_while_it_is_settled_keeps_nobody_waiting(
+    payout_client: Client,
+    payout_platform: ServedPlatform,
+    payout_provider: ScriptedPayoutProvider,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A fact that comes between wallet and flag moves the payout on under its settling, which is
+    done again at once, not when its lease ends.
+    """
+    (handlers,) = (
+        service.servicer for service in payout_platform.server._services if service.name == "payout"
+    )
+    post, payout_id, reference = PayoutBooking._post, unique_id("p"), unique_id("tr")
+    error_names: list[object] = []
+
+    async def hear_meanwhile(settle: PayoutBooking, facts: Sequence[Any]) -> Any:
+        item = next(
+            (
+                item
+                for item, _ in facts
+                if item.payout_id == payout_id and item.state is PayoutState.RETURNED
+            ),
+            None,
+        )
+        if item is not None and not error_names:
+            error_names.append(
+                await handlers._worker.record(item, Returned(reference, 1000, "EUR"))  # type: ignore[attr-defined]
+            )
+        return await post(settle, facts)
+
+    monkeypatch.setattr(PayoutBooking, "_post", hear_meanwhile)
+    seller = create_sale(payout_client, "10.00")
+    to = create_destination(payout_client, seller)
+    payout_provider.script[to].extend(
+        [Succeeded(reference, 1000, "EUR"), *[Returned(reference, 100, "EUR")] * 3]
+    )
+    create_payout(payout_client, seller, payout_id=payout_id)
+    assert wait_for_state(payout_client, payout_id, "RETURNED").payout.returned_amount == "1.00"
+    assert error_names
+    assert wallet_amounts(payout_client, seller) == ("1.00", "0.00", "0.00")
+
+
+@pytest.mark.parametrize(
+    ("trouble", "delay"),
+    [
+        (ApiError(ErrorReason.DEPENDENCY_UNAVAILABLE, "away", retry_after=1.0), 0.0),
+        (ApiError(ErrorReason.INVALID_STATE, "no"), 600.0),
+        (ValueError(), 600.0),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_look_that_cannot_be_recorded_is_made_again(
+    payout_client: Client,
+    payout_platform: ServedPlatform,
+    payout_provider: ScriptedPayoutProvider,
+    trouble: Exception,
+    delay: float,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """While the database is away a payout is looked at again at once, with no error of its own;
+    what is wrong with its answer keeps no other waiting.
+    """
+    (handlers,) = (
+        service.servicer for service in payout_platform.server._services if service.name == "payout"
+    )
+    flow = handlers._worker  # type: ignore[attr-defined]
+    seller = create_sale(payout_client, "10.00")
+    create_destination(payout_client, seller)
+    payout = create_payout(payout_client, seller)
+    wait_for_state(payout_client, payout.payout_id, "PAID")
+    policies = RetryPolicies(
+        {("", RetryReason.POST_COMPLETION_POLL): RetryPolicy(RetryStrategy.FIXED, 600, 600, None)}
+    )
+
+    async def record(_item: PayoutOperation, _outcome: object) -> object:
+        raise trouble
+
+    async def look() -> store.NextPayoutPoll:
+        rows = await flow._database.read(
+            lambda connection: store.load_operations(connection, [payout.payout_id])
+        )
+        return await CompletedPayoutPoller(
+            flow._database, flow.gateway, policies, record, record, lambda _: True
+        ).poll(operations_from_rows(rows, {}, "")[0], 3)
+
+    assert payout_platform.run_in_loop(look) == store.NextPayoutPoll(payout.payout_id, delay, 3)
+    assert bool(
+        [
+            log_record
+            for log_record in caplog.records
+            if log_record.levelname == "ERROR" and payout.payout_id in log_record.getMessage()
+        ]
+    ) == (delay > 0)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Succeeded("tr", 1000, "eur"),
+        Succeeded("tr", 0, "EUR"),
+        Succeeded("", 1000, "EUR"),
+        Returned("tr", 1000, ""),
+    ],
+    ids=repr,
+)
+def test_what_is_no_money_is_no_answer(
+    payout_client: Client, payout_provider: ScriptedPayoutProvider, answer: PayoutOutcome
+) -> None:
+    """An answer in no currency, of no amount or without a reference says nothing: the payout is
+    asked for again under its key.
+    """
+    seller = create_sale(payout_client, "10.00")
+    to = create_destination(payout_client, seller)
+    payout_provider.script[to].extend([answer] * 2)
+    payout = create_payout(payout_client, seller)
+    assert wait_for_state(payout_client, payout.payout_id, "PAID").payout.paid_amount == "10.00"
+    assert account_balance(payout_client, f"sellers/{seller}") == "0.00"
+
+
+def test_an_answer_about_another_payout_is_set_aside_alone(
+    payout_client: Client, payout_provider: ScriptedPayoutProvider
+) -> None:
+    """A reference that is another payout's cannot be stored: that payout alone waits for an
+    operator; those beside it are paid. Closed on evidence while the provider goes on saying so, it
+    gives the seller the money back; what it still says of that reference is an alert, and moves
+    nothing.
+    """
+    sellers = [create_sale(payout_client, "10.00") for _ in range(8)]
+    places = [create_destination(payout_client, seller) for seller in sellers]
+    first = create_payout(payout_client, sellers[0])
+    reference = wait_for_state(payout_client, first.payout_id, "PAID").payout.provider_reference
+    payout_provider.script[places[1]].extend([Succeeded(reference, 1000, "EUR")] * 50)
+    with ThreadPoolExecutor(8) as pool:
+        payouts = list(
+            pool.map(lambda seller: create_payout(payout_client, seller, timeout=2), sellers[1:])
+        )
+    for payout in payouts[1:]:
+        wait_for_state(payout_client, payout.payout_id, "PAID")
+    assert eventually(lambda: open_dead_letters(payout_client, payouts[0].payout_id))
+    (dead_letter,) = open_dead_letters(payout_client, payouts[0].payout_id)
+    assert dead_letter.cause == "MISMATCHED_OPERATION"
+    assert state_name(get_payout(payout_client, payouts[0].payout_id).payout) == "SUBMITTING"
+    many = pb.CloseDeadLettersRequest(
+        filter=operator_pb2.DeadLetterFilter(cause="MISMATCHED_OPERATION"), reason="x", evidence="y"
+    )
+    assert dead_letter.dead_letter_id in {
+        skipped_letter.dead_letter_id
+        for skipped_letter in payout_client.payout.CloseDeadLetters(many).skipped
+    }
+    close = pb.CloseDeadLetterRequest(
+        dead_letter_id=dead_letter.dead_letter_id,
+        reason="its bank has nothing",
+        evidence="ticket 7",
+    )
+    assert (
+        payout_client.payout.CloseDeadLetter(close).dead_letter.state
+        == operator_pb2.DEAD_LETTER_STATE_CLOSED
+    )
+    wait_for_state(payout_client, payouts[0].payout_id, "FAILED")
+    assert wallet_amounts(payout_client, sellers[1]) == ("10.00", "0.00", "0.00")
+    alerts = pb.ListAlertsRequest(page_size=200)
+    assert eventually(
+        lambda: [
+            skipped_letter
+            for skipped_letter in payout_client.payout.ListAlerts(alerts).alerts
+            if skipped_letter.subject == f"payouts/{payouts[0].payout_id}"
+        ]
+    )
+    (report,) = get_payout(payout_client, payouts[0].payout_id).conflicting_reports
+    assert reference in report.report
+    assert wallet_amounts(payout_client, sellers[1]) == ("10.00", "0.00", "0.00")
+    payout_client.payout.AcknowledgePayout(
+        pb.AcknowledgePayoutRequest(payout_id=payouts[0].payout_id, report_number=1, reason="seen")
+    )
+
+
+def open_dead_letters(client: Client, payout_id: str) -> list[operator_pb2.DeadLetter]:
+    dead_letters = client.payout.ListDeadLetters(
+        pb.ListDeadLettersRequest(state=operator_pb2.DEAD_LETTER_STATE_OPEN, page_size=200)
+    ).dead_letters
+    return [
+        dead_letter for dead_letter in dead_letters if dead_letter.subject == f"payouts/{payout_id}"
+    ]
+
+
+def test_fifty_at_once_one_wins(payout_client: Client, thorough: bool) -> None:
+    """Of fifty concurrent payouts of a wallet's whole balance one is paid, in every round; the
+    others are refused or FAILED, and the wallet is empty, not below. Ten rounds, a hundred if
+    thorough.
+    """
+
+    def create_one(seller: str) -> str:
+        try:
+            return create_payout(payout_client, seller, "10.00").payout_id
+        except TallystickError as error:
+            assert error.reason == "INSUFFICIENT_FUNDS"
+            return ""
+
+    with ThreadPoolExecutor(50) as pool:
+        for _ in range(100 if thorough else 10):
+            seller = create_sale(payout_client, "10.00")
+            create_destination(payout_client, seller)
+            ids = [id_ for id_ in pool.map(create_one, [seller] * 50) if id_]
+            ends = [state_name(payout_client.wait_for_payout(id_, 30)) for id_ in ids]
+            assert ends.count("PAID") == 1
+            assert set(ends) <= {"PAID", "FAILED"}
+            assert wallet_amounts(payout_client, seller) == ("0.00", "0.00", "0.00")
+            assert account_balance(payout_client, f"sellers/{seller}") == "0.00"
+
+
+def test_the_whole_database_verifies(scratch_database: DatabaseUrls) -> None:
+    """After a return of more than was paid, and a transfer in another currency, every check of
+    `tallystick verify` passes.
+    """
+    bank = ScriptedPayoutProvider()
+    settings, ports = (
+        Settings().replace(retry=RETRY, worker__sweep_interval=0.1),
+        Dependencies(payout_providers={"sandbox": bank}),
+    )
+    with (
+        serve_platform(scratch_database, settings, dependencies=ports) as platform,
+        platform.client() as client,
+    ):
+        seller = create_sale(client, "10.00")
+        to = create_destination(client, seller)
+        reference = unique_id("tr")
+        bank.script[to].extend(
+            [
+                Succeeded(reference, 1000, "EUR"),
+                Returned(reference, 1001, "EUR"),
+                Succeeded(unique_id("tr"), 5, "USD"),
+            ]
+        )
+        payout = create_payout(client, seller)
+        assert eventually(lambda: len(get_payout(client, payout.payout_id).transfers) == 2)
+        assert eventually(lambda: get_payout(client, payout.payout_id).payout.ledger_updated)
+    report = verify(scratch_database)
+    assert report.passed, report.as_text()
+
+
+def test_an_answer_without_the_lease_is_booked_at_once(scratch_database: DatabaseUrls) -> None:
+    """A payout whose answer is written down while another process holds it is booked as soon as
+    that gives it back, not at its next attempt in ten minutes.
+    """
+    bank, later = (
+        ScriptedPayoutProvider(),
+        {("", RetryReason.NO_ANSWER): RetryPolicy(RetryStrategy.FIXED, 600, 600, 5)},
+    )
+    settings, ports = (
+        Settings().replace(retry=later, worker__sweep_interval=0.1),
+        Dependencies(payout_providers={"sandbox": bank}),
+    )
+    with (
+        serve_platform(scratch_database, settings, dependencies=ports) as platform,
+        platform.client() as client,
+    ):
+        seller = create_sale(client, "10.00")
+        bank.script[create_destination(client, seller)].append(Unknown("lost"))
+        payout_id = create_payout(client, seller, timeout=2.0).payout_id
+        (handlers,) = (
+            service.servicer for service in platform.server._services if service.name == "payout"
+        )
+        flow: Any = handlers._worker  # type: ignore[attr-defined]
+        with psycopg.connect(scratch_database.admin, autocommit=True) as admin:
+            waiting_query = (
+                "select from payout.operation where operation_id = %s and retry_reason = "
+                "'NO_ANSWER' and lease_until <= now()"
+            )
+            assert eventually(
+                lambda: admin.execute(waiting_query, (f"p-{payout_id}",)).fetchone() is not None
+            )
+            row = admin.execute(
+                "update payout.operation set lease_until = now() + interval '100 seconds', "
+                "lease_token = "
+                "lease_token + 1, is_leased = true where operation_id = %s returning lease_token",
+                (f"p-{payout_id}",),
+            ).fetchone()
+        assert row is not None
+
+        async def answer() -> None:
+            items = [
+                operations_from_rows(
+                    await flow._database.read(
+                        lambda connection: store.load_operations(connection, [payout_id])
+                    ),
+                    {f"p-{payout_id}": token},
+                    "dev",
+                )[0]
+                for token in (0, row[0])
+            ]
+            await flow.record(items[0], Succeeded("late", 1000, "EUR"))
+            await flow._reschedule_batcher.submit(
+                FailedStep(items[1], RetryReason.NO_ANSWER, "lost", NextAction.LOOK_UP)
+            )
+
+        platform.run_in_loop(answer)
+        wait_for_state(client, payout_id, "PAID")
+
+
+def test_trouble_before_the_attempt_says_nothing_of_sending(scratch_database: DatabaseUrls) -> None:
+    """A payout that was marked as sent before its attempt was begun still fails, and gives its
+    money back, when its provider is never reached.
+    """
+    thrice = {
+        ("", trouble): RetryPolicy(RetryStrategy.FIXED, 0.05, 0.05, 3) for trouble in RetryReason
+    }
+    with (
+        serve_platform(
+            scratch_database,
+            Settings().replace(
+                retry=thrice, worker__sweep_interval=0.1, payout__approval_threshold={"EUR": 100}
+            ),
+        ) as platform,
+        platform.client() as client,
+    ):
+        seller = create_sale(client, "50.00")
+        create_destination(client, seller, "ba_unreachable:99")
+        payout = create_payout(client, seller, "50.00")
+        assert (
+            state_name(wait_for_state(client, payout.payout_id, "AWAITING_APPROVAL").payout)
+            == "AWAITING_APPROVAL"
+        )
+        operation_id = f"p-{payout.payout_id}"
+        # as a holder leaves it that dies while it holds the money
+        with psycopg.connect(scratch_database.admin, autocommit=True) as admin:
+            admin.execute(
+                "update payout.operation set maybe_sent = true where operation_id = %s",
+                (operation_id,),
+            )
+            admin.execute("set session_replication_role = replica")
+            admin.execute(
+                "update payout.payout set caller = 'another' where payout_id = %s",
+                (payout.payout_id,),
+            )
+        client.payout.ApprovePayout(
+            pb.ApprovePayoutRequest(payout_id=payout.payout_id, reason="right")
+        )
+        assert (
+            wait_for_state(client, payout.payout_id, "FAILED").payout.failure_reason
+            == payout_pb2.PAYOUT_FAILURE_REASON_PROVIDER_UNREACHABLE
+        )
+        assert wallet_amounts(client, seller) == ("50.00", "0.00", "0.00")
+
+
+def test_a_provider_that_is_configured_no_more_stops_nobody(scratch_database: DatabaseUrls) -> None:
+    """Payouts of a removed provider wait, raise an alert that names it, keep no other from being
+    watched, and can be cancelled before they are sent.
+    """
+    soon = {("", RetryReason.POST_COMPLETION_POLL): RetryPolicy(RetryStrategy.FIXED, 0.5, 0.5, 300)}
+    with (
+        serve_platform(
+            scratch_database,
+            Settings().replace(
+                retry=soon, worker__sweep_interval=0.1, worker__monitor_interval=0.2
+            ),
+        ) as platform,
+        platform.client() as client,
+    ):
+        old, new = create_sale(client, "50.00"), create_sale(client, "50.00")
+        create_destination(client, old)
+        create_destination(client, new, "ba_returned:2")
+        removed_payout_id = create_payout(client, old, "10.00").payout_id
+        wait_for_state(client, removed_payout_id, "PAID")
+        with psycopg.connect(scratch_database.admin, autocommit=True) as admin:
+            admin.execute("set session_replication_role = replica")
+            admin.execute(
+                "update payout.payout set provider = 'oldbank' where payout_id = %s",
+                (removed_payout_id,),
+            )
+            admin.execute(
+                "update payout.payout_destination set provider = 'oldbank' where seller_account = "
+                "%s",
+                (old,),
+            )
+        wait_for_state(client, create_payout(client, new, "50.00").payout_id, "RETURNED")
+        waiting_payout_id = create_payout(client, old, "10.00", timeout=2.0).payout_id
+        assert eventually(
+            lambda: [
+                a
+                for a in client.payout.ListAlerts(pb.ListAlertsRequest()).alerts
+                if a.subject == "providers/oldbank"
+            ]
+        )
+        assert state_name(client.get_payout(waiting_payout_id)) == "CREATED"
+        cancelled = pb.CancelPayoutRequest(payout_id=waiting_payout_id, reason="the bank is gone")
+        for _ in range(2):
+            client.payout.CancelPayout(cancelled)
+        wait_for_state(client, waiting_payout_id, "CANCELLED")
+        assert wallet_amounts(client, old) == ("40.00", "0.00", "0.00")

@@ -1,0 +1,228 @@
+"""The simulation itself: it repeats to the byte, it finds what is broken, and it makes what it
+found short.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tallystick_server.payment import charge
+from tests.simulation import world
+from tests.simulation.crash_points import (
+    CRASH_PLANS,
+    PAYMENT_PLAN,
+    PAYOUT_PLAN,
+    run_with_crashes,
+    single_crash_plans,
+)
+from tests.simulation.faults import InjectedFault
+from tests.simulation.kept import RegressionRun, load_regressions
+from tests.simulation.run import Simulation, SimulationPlan, SimulationResult
+from tests.simulation.shrink import shrink
+from tests.simulation.workers import run_traced, worker_pool
+from tests.support.platform import ROOT, fresh_database
+
+WORLD_PLANS = [SimulationPlan(seed, 15, payouts=5) for seed in range(1, 4)]
+PLAN = SimulationPlan(seed=7, payments=6, share=0.1, payouts=3)
+
+EXPECTED_POISONED = {"wallet": 4, "ledger": 22, "event": 18}
+"""Seeds of worlds in which this service fails on many items."""
+
+
+@pytest.fixture(scope="module")
+def simulation(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulation]:
+    with fresh_database(admin_url, tmp_path_factory.mktemp("simulation")) as databases:
+        opened_simulation = Simulation(databases)
+        yield opened_simulation
+        opened_simulation.close()
+
+
+@pytest.fixture(scope="module")
+def run_plan(simulation: Simulation) -> Callable[[SimulationPlan], SimulationResult]:
+    """Plays a plan once for all tests that look at what it gives."""
+    results: dict[str, SimulationResult] = {}
+
+    def run_once(plan: SimulationPlan) -> SimulationResult:
+        if repr(plan) not in results:
+            results[repr(plan)] = simulation.run(plan)
+        return results[repr(plan)]
+
+    return run_once
+
+
+def test_the_same_seed_gives_the_same_trace(simulation: Simulation, tmp_path: Path) -> None:
+    """Byte for byte: again in the same process after another run, in another process with other
+    hashes, and on another database.
+    """
+    first = simulation.run(PLAN).trace
+    simulation.run(replace(PLAN, seed=8, payments=5))
+    second_trace = simulation.run(PLAN).trace
+    with worker_pool(tmp_path, 1) as pool:
+        elsewhere = pool.submit(run_traced, PLAN).result().trace
+    assert len(first) > 200
+    assert first == second_trace
+    assert first == elsewhere
+
+
+@pytest.mark.parametrize("plan", WORLD_PLANS, ids=lambda plan: str(plan.seed))
+def test_worlds_hold(
+    run_plan: Callable[[SimulationPlan], SimulationResult], plan: SimulationPlan
+) -> None:
+    """Whatever goes wrong, no cent is lost, nothing is charged or paid out twice, every answer
+    stays true, and everything comes to rest.
+    """
+    assert run_plan(plan).violations == []
+
+
+def test_every_kind_of_fault_happens(simulation: Simulation) -> None:
+    """No kind is there only by name."""
+    happened: set[InjectedFault] = set()
+    for seed in range(20, 30):
+        happened |= set(
+            simulation.run(SimulationPlan(seed, 10, share=0.15, payouts=4)).faults.values()
+        )
+        if happened == set(InjectedFault):
+            break
+    assert happened == set(InjectedFault)
+
+
+@pytest.mark.parametrize("seed", EXPECTED_POISONED.values(), ids=EXPECTED_POISONED)
+def test_worlds_with_poison_hold(simulation: Simulation, seed: int) -> None:
+    """A service that fails on some items for a time delays those alone: all comes to rest without
+    an operator, and events keep their order.
+    """
+    result = simulation.run(
+        SimulationPlan(seed, 15, share=0.02, payouts=4, outage=False, poison=True)
+    )
+    assert result.violations == []
+    assert any(" fails on " in line for line in result.trace)
+
+
+@pytest.mark.parametrize("one", load_regressions(), ids=lambda one: f"seed {one.plan.seed}")
+def test_what_failed_once_does_not_fail_again(
+    run_plan: Callable[[SimulationPlan], SimulationResult], one: RegressionRun
+) -> None:
+    """Plans that found something, as short as they could be made, hold, and still show what they
+    were kept for.
+    """
+    result = run_plan(one.plan)
+    assert result.violations == []
+    assert one.trace_pattern, "write the pattern of what its trace must show into kept.json"
+    assert any(re.search(one.trace_pattern, line) for line in result.trace), (
+        "what it was kept for happens no more: find it again, or remove it"
+    )
+
+
+def test_what_people_do_really_happens(
+    run_plan: Callable[[SimulationPlan], SimulationResult],
+) -> None:
+    """Within a few worlds operators acknowledge charges and payouts and retry in bulk, callers
+    cancel payments and go away, and services fail on items.
+    """
+    calls = {
+        f"{name}: OK "
+        for name in (
+            "AcknowledgeUnappliedCharge",
+            "AcknowledgePayout",
+            "RetryDeadLetters",
+            "CancelPayment",
+        )
+    }
+    missing: set[object] = {*calls, " fails on ", InjectedFault.CANCELLED}
+    for plan in (
+        *WORLD_PLANS,
+        *(regression.plan for regression in load_regressions()),
+        *(SimulationPlan(seed, 15, payouts=5) for seed in range(4, 12)),
+    ):
+        result = run_plan(plan)
+        missing -= {
+            line.rpartition(" answers ")[2].partition(" ")[2]
+            for line in result.trace
+            if " answers " in line
+        }
+        missing -= {" fails on " for line in result.trace if " fails on " in line}
+        missing -= set(result.faults.values())
+        if not missing:
+            break
+    assert missing == set()
+
+
+@pytest.mark.parametrize(
+    ("plan", "nodes"),
+    [
+        (PAYMENT_PLAN, {"payment", "wallet", "ledger", "event"}),
+        (PAYOUT_PLAN, {"payout", "wallet", "ledger"}),
+    ],
+    ids=CRASH_PLANS,
+)
+def test_a_crash_at_each_point(
+    simulation: Simulation, plan: SimulationPlan, nodes: set[str], thorough: bool
+) -> None:
+    """A process dies before or after a port call of a payment, and of a payout: it is paid once,
+    whoever finishes it.
+
+    Thorough: before and after each. Pairs: scripts/simulate --crash-points.
+    """
+    quiet = simulation.run(plan)
+    assert quiet.violations == []
+    plans = single_crash_plans(quiet)
+    assert len(plans) > 50
+    assert {call.split("-")[0] for plan in plans for call in plan.planned} == nodes
+    failed = [
+        result
+        for plan in (plans if thorough else plans[::25])
+        for result in run_with_crashes(simulation.run, plan, with_pairs=False).failed
+    ]
+    assert [(result.plan.planned, result.violations) for result in failed] == []
+
+
+def test_what_is_broken_is_found_and_made_short(
+    simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new key for each attempt of the same demand charges buyers twice: the auditor sees it, and
+    a payment or two with a fault or two show it.
+    """
+    monkeypatch.setattr(
+        charge.Charge,
+        "to_request",
+        lambda self: replace(_DEMAND(self), key=f"{self.provider_key}-{self.lease_token}"),
+    )
+    # the first of them fails soon
+    worlds = (simulation.run(SimulationPlan(seed, 8, share=0.06)) for seed in range(28, 44))
+    # one that never rests, because a fault befalls each key anew, would take all the time there is
+    failed = next(
+        result
+        for result in worlds
+        if any(" was made " in violation for violation in result.violations)
+        and result.seconds_to_rest < 100
+    )
+    short = shrink(simulation.run, failed, timeout_seconds=12)
+    assert short.violations
+    assert len(short.plan.without_payments) >= 4
+    assert len(short.faults) < len(failed.faults)
+    assert simulation.run(short.plan).trace == short.trace
+
+
+_DEMAND = charge.Charge.to_request
+
+
+def test_what_looks_and_finds_nothing_is_known_by_its_name() -> None:
+    """The reads and turns that are no crash points are named as the code names them: a stale name
+    would make each idle look a point.
+    """
+    text = "\n".join(
+        path.read_text()
+        for folder in ("server", "storage")
+        for path in (ROOT / folder).rglob("*.py")
+    )
+    labels = {*world._POLLS, *world._LEASE_CHECKS}
+    names = {
+        name for label in labels for name in label.split(" ", 1)[1].split(".") if name != "<lambda>"
+    }
+    assert [name for name in sorted(names) if not re.search(rf"(class|def) {name}\b", text)] == []
+    assert len(labels) > 10

@@ -1,0 +1,389 @@
+"""Transactions: exactly once, whatever happens to the connection; the guard against network calls
+inside them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+from sqlalchemy import Connection, make_url, text
+from sqlalchemy.exc import OperationalError
+
+from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_core.operations.next_action import NextAction
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.providers.circuit_breaker import BreakerSettings
+from tallystick_server.providers.gateway import ProviderGateway
+from tallystick_server.rpc.service_client import ServiceClient
+from tallystick_storage import database as module
+from tallystick_storage.database import ConstraintViolation, Database, in_transaction
+from tests.chaos.proxy import PostgresProxy
+from tests.support.platform import unique_id
+
+
+@pytest.fixture
+def event_database(database: DatabaseUrls) -> Iterator[Database]:
+    event_database = Database(database.service("event"), connections=2)
+    yield event_database
+    event_database.close()
+
+
+def insert_event(aggregate: str, cursor: int):  # type: ignore[no-untyped-def]
+    """Work that stores one row; run twice it would be refused."""
+
+    def work(connection: Connection) -> str:
+        connection.execute(
+            text(
+                "insert into event (cursor, aggregate_id, aggregate_version, type, owner, body) "
+                "values (:c, :a, 1, 'X', '', '')"
+            ),
+            {"c": cursor, "a": aggregate},
+        )
+        return aggregate
+
+    return work
+
+
+def count_events(database: DatabaseUrls, aggregate: str) -> int:
+    with psycopg.connect(database.reader("event").replace("+psycopg", "")) as connection:
+        return connection.execute(  # type: ignore[index, no-any-return]
+            "select count(*) from event where aggregate_id = %s", (aggregate,)
+        ).fetchone()[0]
+
+
+def test_a_database_that_stands_still_is_cut_off(scratch_database: DatabaseUrls) -> None:
+    """What gets no answer in time loses its connection and runs again: on disk once."""
+    event = Database(scratch_database.service("event"), connections=1, max_attempt_seconds=0.3)
+    aggregate, tries = unique_id("p"), []
+
+    def work(connection: Connection) -> str:
+        tries.append(1)
+        if len(tries) == 1:
+            connection.execute(text("select pg_sleep(1)"))
+        return insert_event(aggregate, 1)(connection)  # type: ignore[no-any-return]
+
+    assert asyncio.run(event.transact(work)) == aggregate
+    assert (len(tries), count_events(scratch_database, aggregate)) == (2, 1)
+    event.close()
+
+
+def test_frozen_connections_are_given_up_though_nobody_waits(
+    scratch_database: DatabaseUrls,
+) -> None:
+    """Connections that a failover has left open and silent are cut, also where every caller that
+    waited on them has gone away.
+    """
+    url = make_url(scratch_database.service("event"))
+
+    async def run() -> str:
+        proxy = PostgresProxy(Path(str(url.query["host"])) / f".s.PGSQL.{url.port or 5432}")
+        through = url.set(host="127.0.0.1", port=await proxy.start(), query={}).render_as_string(
+            hide_password=False
+        )
+        event = Database(through, connections=2, max_attempt_seconds=1.0)
+        try:
+            await asyncio.gather(
+                *(
+                    event.transact(
+                        lambda connection: connection.execute(text("select pg_sleep(0.1)"))
+                    )
+                    for _ in range(2)
+                )
+            )
+            proxy.freeze()
+            for _ in range(2):
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(
+                        event.transact(lambda connection: connection.execute(text("select 1"))), 0.1
+                    )
+            async with asyncio.timeout(20):
+                return await event.transact(insert_event(unique_id("f"), 1))
+        finally:
+            await proxy.stop()
+            await asyncio.to_thread(event.close)
+
+    assert asyncio.run(run())
+
+
+def test_readers_and_work_do_not_wait_for_each_other(scratch_database: DatabaseUrls) -> None:
+    """While every connection for work is busy callers can read; while every one for reading is busy
+    work goes on.
+    """
+
+    async def run() -> list[str]:
+        event, finished = Database(scratch_database.service("event"), connections=1, readers=1), []
+
+        async def note(name: str, work: Awaitable[object]) -> None:
+            await work
+            finished.append(name)
+
+        def slow(connection: Connection) -> None:
+            connection.execute(text("select pg_sleep(1)"))
+
+        def quick(connection: Connection) -> None:
+            connection.execute(text("select 1"))
+
+        await asyncio.gather(
+            note("slow work", event.transact(slow)), note("quick read", event.read(quick))
+        )
+        await asyncio.gather(
+            note("slow read", event.read(slow)),
+            note("quick work", event.transact(quick)),
+            note("quick load", event.load(quick)),
+        )
+        event.close()
+        return finished
+
+    assert asyncio.run(run()) == [
+        "quick read",
+        "slow work",
+        "quick work",
+        "quick load",
+        "slow read",
+    ]
+
+
+def test_a_read_that_takes_too_long_is_refused_at_once(scratch_database: DatabaseUrls) -> None:
+    """A read that runs into its time limit is not tried again and again: it is refused by name, and
+    its connection is free.
+    """
+    event, tries = (
+        Database(scratch_database.service("event"), connections=1, readers=1, read_timeout=0.2),
+        [],
+    )
+
+    def work(connection: Connection) -> None:
+        tries.append(1)
+        connection.execute(text("select pg_sleep(30)"))
+
+    with pytest.raises(ApiError) as error:
+        asyncio.run(event.read(work))
+    assert (error.value.reason, error.value.retry_after, len(tries)) == (
+        ErrorReason.QUERY_TOO_SLOW,
+        None,
+        1,
+    )
+    event.close()
+
+
+def test_work_that_takes_too_long_is_tried_once_more(scratch_database: DatabaseUrls) -> None:
+    """A transaction that runs into the statement timeout may have waited for a lock: it is tried a
+    second time, and no more.
+    """
+    event, tries = Database(scratch_database.service("event"), connections=1), []
+
+    def work(connection: Connection) -> None:
+        tries.append(1)
+        connection.execute(text("set local statement_timeout = 100"))
+        connection.execute(text("select pg_sleep(30)"))
+
+    with pytest.raises(ApiError) as error:
+        asyncio.run(event.transact(work))
+    assert (error.value.reason, error.value.retry_after, len(tries)) == (
+        ErrorReason.DEPENDENCY_UNAVAILABLE,
+        1.0,
+        2,
+    )
+    event.close()
+
+
+def test_a_read_only_server_is_left_for_another(scratch_database: DatabaseUrls) -> None:
+    """A connection to a server that has become read-only, as after a failover, is not kept: the
+    next try has a new one.
+    """
+    event, backends = Database(scratch_database.service("event"), connections=1), []
+
+    def work(connection: Connection) -> str:
+        backends.append(connection.execute(text("select pg_backend_pid()")).scalar_one())
+        if len(backends) == 1:
+            connection.execute(text("set transaction read only"))
+        return insert_event(unique_id("r"), 1)(connection)  # type: ignore[no-any-return]
+
+    assert asyncio.run(event.transact(work))
+    assert len(set(backends)) == 2
+    event.close()
+
+
+def test_a_migration_breaks_no_statement_that_was_prepared(scratch_database: DatabaseUrls) -> None:
+    """A column that a migration adds changes what `select *` gives: a statement that was prepared
+    before runs again on a new connection.
+    """
+    role = scratch_database.service("event")
+    with psycopg.connect(scratch_database.admin, autocommit=True) as admin:
+        admin.execute("create table event.toy (a int)")
+        admin.execute("insert into event.toy values (1)")
+        admin.execute(
+            sql.SQL("grant select on event.toy to {}").format(
+                sql.Identifier(str(make_url(role).username))
+            )
+        )
+        event = Database(role, connections=1)
+
+        async def run() -> list[int]:
+            counts = []
+            for turn in range(9):
+                if turn == 8:
+                    admin.execute("alter table event.toy add column b int")
+                counts.append(
+                    await event.load(
+                        lambda connection: len(connection.execute(text("select * from toy")).one())
+                    )
+                )
+            return counts
+
+        assert asyncio.run(run()) == [1] * 8 + [2]
+        event.close()
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_a_lost_commit_is_told_from_one_that_never_was(
+    scratch_database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch, committed: bool
+) -> None:
+    """The connection breaks at COMMIT, after or before it took effect: the work is on disk exactly
+    once, and its result comes back.
+    """
+    real, calls = module._commit, []
+    event = Database(scratch_database.service("event"), connections=1)
+
+    def commit(connection: Connection) -> None:
+        # the shared platform goes on beside this test
+        if connection.engine is not event._work.engine:
+            return real(connection)
+        calls.append(1)
+        if len(calls) > 1:
+            return real(connection)
+        if committed:
+            real(connection)
+        connection.invalidate()
+        raise OperationalError(
+            "COMMIT",
+            {},
+            psycopg.OperationalError("server closed the connection unexpectedly"),
+            connection_invalidated=True,
+        )
+
+    monkeypatch.setattr(module, "_commit", commit)
+    aggregate = unique_id("a")
+    assert asyncio.run(event.transact(insert_event(aggregate, 1))) == aggregate
+    assert count_events(scratch_database, aggregate) == 1
+    assert len(calls) == 2
+    event.close()
+
+
+def test_an_answer_that_is_lost_again_and_again_is_no_error(
+    scratch_database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each check after a lost COMMIT may lose its own answer: the work stays committed once, and
+    its result still comes back.
+    """
+    real, calls = module._commit, []
+    event = Database(scratch_database.service("event"), connections=1)
+
+    def commit(connection: Connection) -> None:
+        real(connection)
+        if connection.engine is event._work.engine:
+            calls.append(1)
+            if len(calls) < 4:
+                connection.invalidate()
+                raise OperationalError(
+                    "COMMIT", {}, psycopg.OperationalError("gone"), connection_invalidated=True
+                )
+
+    monkeypatch.setattr(module, "_commit", commit)
+    aggregate = unique_id("a")
+    assert asyncio.run(event.transact(insert_event(aggregate, 1))) == aggregate
+    assert (count_events(scratch_database, aggregate), len(calls)) == (1, 4)
+    event.close()
+
+
+def test_a_killed_backend_is_survived(scratch_database: DatabaseUrls) -> None:
+    """A backend killed in the middle of a transaction costs a retry, not the work."""
+    event = Database(scratch_database.service("event"), connections=1)
+    aggregate, tries = unique_id("a"), []
+
+    def work(connection: Connection) -> None:
+        tries.append(1)
+        insert_event(aggregate, 1)(connection)
+        if len(tries) == 1:
+            pid = connection.execute(text("select pg_backend_pid()")).scalar_one()
+            with psycopg.connect(scratch_database.admin, autocommit=True) as admin:
+                admin.execute("select pg_terminate_backend(%s)", (pid,))
+
+    asyncio.run(event.transact(work))
+    assert (len(tries), count_events(scratch_database, aggregate)) == (2, 1)
+    event.close()
+
+
+def test_a_conflict_is_tried_again_a_bounded_number_of_times(event_database: Database) -> None:
+    """A serialization failure is repeated; one that never ends is CONFLICT, with when to
+    come back.
+    """
+    tries: list[int] = []
+
+    def work(connection: Connection) -> None:
+        tries.append(1)
+        connection.execute(text("do $$ begin raise exception 'x' using errcode = '40001'; end $$"))
+
+    with pytest.raises(ApiError) as error:
+        asyncio.run(event_database.transact(work))
+    assert error.value.reason is ErrorReason.CONFLICT
+    assert error.value.retry_after
+    assert len(tries) == 6
+
+
+def test_refused_data_is_not_tried_again_and_stores_nothing(
+    event_database: Database, database: DatabaseUrls
+) -> None:
+    """A constraint's refusal comes at once, with its SQLSTATE and constraint; nothing of the
+    transaction stays.
+    """
+    aggregate, tries = unique_id("a"), []
+
+    def work(connection: Connection) -> None:
+        tries.append(1)
+        insert_event(aggregate, 10**9)(connection)
+        insert_event(aggregate, 10**9 + 1)(connection)
+
+    with pytest.raises(ConstraintViolation) as error:
+        asyncio.run(event_database.transact(work))
+    assert error.value.sqlstate == "23505"
+    assert "aggregate" in error.value.constraint
+    assert (len(tries), count_events(database, aggregate)) == (1, 0)
+
+
+def test_a_database_that_is_away_is_a_dependency(database: DatabaseUrls) -> None:
+    """No connection: DEPENDENCY_UNAVAILABLE with when to come back, never an exception of the
+    driver.
+    """
+    away = Database("postgresql+psycopg://x:y@127.0.0.1:1/none", connections=1)
+    with pytest.raises(ApiError) as error:
+        asyncio.run(away.transact(lambda _: None))
+    assert error.value.reason is ErrorReason.DEPENDENCY_UNAVAILABLE
+    away.close()
+
+
+def test_no_network_call_is_made_inside_a_transaction(event_database: Database) -> None:
+    """Providers and stubs refuse to run in a transaction's thread; outside one the guard is off."""
+    inside: list[object] = []
+
+    def work(_: Connection) -> None:
+        inside.append(in_transaction())
+        execute: ProviderGateway = ProviderGateway(
+            {},
+            lambda _: asyncio.sleep(0, result=True),
+            max_calls_per_provider=1,
+            timeout_seconds=1,
+            breaker_settings=BreakerSettings(),
+        )
+        for call in (ServiceClient().call(None, None), execute.call(None, NextAction.SEND)):  # type: ignore[arg-type]
+            with pytest.raises(RuntimeError, match="inside a transaction"):
+                asyncio.run(call)
+
+    asyncio.run(event_database.transact(work))
+    assert inside == [True]
+    assert not in_transaction()

@@ -1,0 +1,853 @@
+"""What is asked of a platform stays as cheap when it holds a thousand times as much: each list, the
+monitor and each claim follow an index.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import psycopg
+import pytest
+from sqlalchemy import Connection, Row, create_engine, make_url
+
+from benchmarks.growth import (
+    BOUNDED_LIST_CALLS,
+    HOUSEKEEPING,
+    LIST_CALLS,
+    MONITOR_QUERIES,
+    REVIEW_SECONDS,
+    WORKER_QUERIES,
+    ClientCall,
+    DatabaseWork,
+    QueryPlans,
+    ReadEngines,
+    blocks_read,
+    flatten,
+    rows_read,
+    time_execution,
+)
+from benchmarks.seed import payment_request, seed
+from tallystick import AsyncClient, Client
+from tallystick.payment.v1 import payment_pb2, payment_service_pb2
+from tallystick.payout.v1 import payout_pb2, payout_service_pb2
+from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
+from tallystick_core.payment.state import ALERT_AFTER_SECONDS
+from tallystick_core.payout.state import ALERT_AFTER_SECONDS as PAYOUT_ALERT_AFTER
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.operations import alerts
+from tallystick_server.verify.run import verify
+from tallystick_storage import alerts as alert_store
+from tallystick_storage import outbox
+from tallystick_storage.database import prune_commit_markers
+from tallystick_storage.ledger import postings
+from tallystick_storage.payment import orders, unapplied_charges
+from tallystick_storage.payout import batches, payouts
+from tallystick_storage.payout import schedules as schedule_store
+from tests.support.platform import (
+    ServedPlatform,
+    fresh_database,
+    is_replayed,
+    payment_worker_of,
+    serve_platform,
+)
+
+T = TypeVar("T")
+_PAYMENT_COUNT = 20_000
+_MAX_ROWS = 600
+"""Rows beyond which a plan reads what grows; a page is 51 rows, with some look-ups for each."""
+
+
+@pytest.fixture(scope="module")
+def seeded_database(
+    admin_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[DatabaseUrls]:
+    """A database of 20,000 payments, a third of which wait for their provider."""
+    with fresh_database(admin_url, tmp_path_factory.mktemp("seeded")) as databases:
+        seed(databases, _PAYMENT_COUNT, print, pending_fraction=0.3)
+        yield databases
+
+
+@dataclass
+class LargePlatform:
+    """A platform over the seeded database, and the engines that answer its callers' reads."""
+
+    platform: ServedPlatform
+    read_engines: ReadEngines
+
+
+@pytest.fixture(scope="module")
+def large_platform(seeded_database: DatabaseUrls) -> Iterator[LargePlatform]:
+    read_engines = ReadEngines()
+    with serve_platform(
+        seeded_database,
+        Settings().replace(worker__sweep_interval=3600, worker__monitor_interval=3600),
+        dependencies=read_engines.dependencies,
+    ) as served_platform:
+        yield LargePlatform(served_platform, read_engines)
+
+
+def plans_of_call(large_platform: LargePlatform, call: ClientCall) -> QueryPlans:
+    """Asks the platform; the statements that it took."""
+    plans = QueryPlans()
+
+    async def make_call() -> None:
+        client = AsyncClient(large_platform.platform.address)
+        try:
+            with plans.capture(*large_platform.read_engines.engines):
+                await call(client)
+        finally:
+            await client.close()
+
+    large_platform.platform.run_in_loop(make_call)
+    return plans
+
+
+def plans_of_work(databases: DatabaseUrls, schema: str, work: DatabaseWork) -> QueryPlans:
+    plans = QueryPlans()
+    time_execution(databases, schema, work, plans)
+    return plans
+
+
+def excessive_reads(plans: QueryPlans, max_rows: int) -> list[str]:
+    """What in the plans reads more rows, or all of a table that grows."""
+    problems = []
+    for statement, node in plans.nodes():
+        if rows_read(node) > max_rows or (
+            node["Node Type"] == "Seq Scan" and node["Relation Name"] not in SMALL_TABLES
+        ):
+            problems.append(
+                f"{node['Node Type']} {node.get('Index Name', node.get('Relation Name', ''))}: "
+                f"{rows_read(node)} rows of {statement}"
+            )
+    return problems
+
+
+SMALL_TABLES = ("head", "relayed", "leader_lease", "rejected_aggregate")
+"""Tables of a few rows."""
+
+
+def test_what_is_seeded_verifies(seeded_database: DatabaseUrls) -> None:
+    """A seeded database is what the platform would have written: every check of verify passes on
+    it.
+    """
+    report = verify(seeded_database)
+    assert report.passed, report.as_text()
+
+
+def batch_request_of(
+    batch: payout_service_pb2.GetPayoutBatchResponse,
+) -> payout_service_pb2.CreatePayoutBatchRequest:
+    """The request that a batch comes of, whose report is one page."""
+    return payout_service_pb2.CreatePayoutBatchRequest(
+        payout_batch_id=batch.payout_batch.payout_batch_id,
+        list=payout_service_pb2.PayoutList(
+            payouts=[
+                payout_pb2.NewPayout(
+                    payout_id=item.payout_id,
+                    seller_account=item.seller_account,
+                    amount=item.payout.amount,
+                    currency=item.payout.currency,
+                    payout_destination_id=item.payout.payout_destination_id,
+                )
+                for item in batch.items
+            ]
+        ),
+    )
+
+
+def test_what_is_seeded_is_a_repeat_when_it_is_sent_again(large_platform: LargePlatform) -> None:
+    """Requests that seeded rows could have come of are the same requests to the platform: it
+    answers with what is there.
+    """
+    client = large_platform.platform.client()
+    order = client.payment.GetPaymentOrder(
+        payment_service_pb2.GetPaymentOrderRequest(payment_order_id="o-1")
+    ).payment_order
+    assert is_replayed(
+        client.payment.CreatePayment,
+        payment_request("c-1", "o-1", order.buyer_account, order.seller_account),
+    )
+    paid_payout = client.payout.GetPayout(
+        payout_service_pb2.GetPayoutRequest(payout_id="p-1")
+    ).payout
+    seller, destination = paid_payout.seller_account, paid_payout.payout_destination_id
+    current_schedule = client.payout.GetPayoutSchedule(
+        payout_service_pb2.GetPayoutScheduleRequest(seller_account=seller, currency="EUR")
+    ).payout_schedule
+    assert current_schedule.seller_account == seller
+    repeated_request = payout_service_pb2.CreatePayoutRequest(
+        payout_id="p-1",
+        seller_account=seller,
+        amount=paid_payout.amount,
+        currency="EUR",
+        payout_destination_id=destination,
+    )
+    assert is_replayed(client.payout.CreatePayout, repeated_request)
+    together = client.payout.GetPayoutBatch(
+        payout_service_pb2.GetPayoutBatchRequest(payout_batch_id="batch-2")
+    )
+    assert is_replayed(client.payout.CreatePayoutBatch, batch_request_of(together))
+    schedule_ = payout_service_pb2.SetPayoutScheduleRequest(
+        seller_account=seller,
+        currency="EUR",
+        interval=current_schedule.interval,
+        day_of_month=current_schedule.day_of_month,
+        cut_off=current_schedule.cut_off,
+        time_zone=current_schedule.time_zone,
+    )
+    assert is_replayed(client.payout.SetPayoutSchedule, schedule_)
+    bank = payout_service_pb2.CreatePayoutDestinationRequest(
+        payout_destination_id=destination,
+        seller_account=seller,
+        currency="EUR",
+        bank_account_token="ba_ok",
+    )
+    assert is_replayed(client.payout.CreatePayoutDestination, bank)
+    of = {"caller": "t", "currency": "EUR"}
+    credit = wallet_service_pb2.Credit(
+        source_id="PAY_IN/o-1",
+        seller_account=order.seller_account,
+        amount="9.50",
+        pending=True,
+        **of,
+    )
+    hold = wallet_service_pb2.NewHold(
+        hold_id="payouts/p-1",
+        seller_account=seller,
+        amount=paid_payout.amount,
+        purpose=wallet_pb2.HOLD_PURPOSE_PAYOUT,
+        **of,  # type: ignore[arg-type]
+    )
+    capture = wallet_service_pb2.HoldCapture(hold_id="payouts/p-1", amount=paid_payout.amount)
+    assert (
+        client.wallet.BatchCredit(wallet_service_pb2.BatchCreditRequest(credits=[credit]))
+        .results[0]
+        .replayed
+    )
+    assert (
+        client.wallet.BatchPlaceHold(wallet_service_pb2.BatchPlaceHoldRequest(holds=[hold]))
+        .results[0]
+        .replayed
+    )
+    assert (
+        client.wallet.BatchCaptureHold(
+            wallet_service_pb2.BatchCaptureHoldRequest(captures=[capture])
+        )
+        .results[0]
+        .replayed
+    )
+
+
+def test_plans_are_those_of_what_was_asked(
+    seeded_database: DatabaseUrls, large_platform: LargePlatform, client: Client
+) -> None:
+    """What other platforms of the process execute meanwhile is not taken for what was asked, nor is
+    what a platform does by itself.
+    """
+
+    def ask_another() -> None:
+        client.payment.ListPayments(payment_service_pb2.ListPaymentsRequest())
+
+    async def list_and_wait(asking: AsyncClient) -> None:
+        await asyncio.to_thread(ask_another)
+        await LIST_CALLS["ListDeadLetters"](asking)
+        await payment_worker_of(large_platform.platform)._database.load(
+            lambda connection: connection.exec_driver_sql("select 'by itself'")
+        )
+
+    def look(connection: Connection) -> None:
+        ask_another()
+        connection.exec_driver_sql("select 1")
+
+    plans = plans_of_call(large_platform, list_and_wait)
+    assert {make_url(url).database for url, _, _ in plans.statements} == {
+        make_url(seeded_database.admin).database
+    }
+    assert [
+        statement for _, statement, _ in plans.statements if "dead_letter" not in statement
+    ] == []
+    assert [
+        statement for _, statement, _ in plans_of_work(seeded_database, "payment", look).statements
+    ] == ["select 1"]
+
+
+@pytest.mark.parametrize("name", LIST_CALLS)
+def test_a_list_reads_a_page(large_platform: LargePlatform, name: str) -> None:
+    """No list reads, or sorts, more of a table than some rows for each of its page, whatever it is
+    filtered by.
+    """
+    plans = plans_of_call(large_platform, LIST_CALLS[name])
+    assert plans.statements
+    assert excessive_reads(plans, _MAX_ROWS) == []
+
+
+@pytest.mark.parametrize("name", BOUNDED_LIST_CALLS)
+def test_a_list_of_what_is_rare_looks_at_so_many(large_platform: LargePlatform, name: str) -> None:
+    """What has no index is looked for in so many rows, after which the page ends, and tells where
+    to go on.
+    """
+    assert excessive_reads(plans_of_call(large_platform, BOUNDED_LIST_CALLS[name]), 10_000) == []
+
+
+@pytest.mark.parametrize("name", MONITOR_QUERIES)
+def test_the_monitor_looks_at_what_has_rested_too_long(
+    seeded_database: DatabaseUrls, name: str
+) -> None:
+    """The monitor reads what it finds, up to so many of a kind, and nothing of what waits
+    in time.
+    """
+    assert (
+        excessive_reads(
+            plans_of_work(seeded_database, *MONITOR_QUERIES[name]),
+            2 * alert_store.MAX_PER_KIND + 10,
+        )
+        == []
+    )
+
+
+@pytest.mark.parametrize("name", WORKER_QUERIES)
+def test_a_claim_reads_what_can_be_claimed(seeded_database: DatabaseUrls, name: str) -> None:
+    """However much waits, a claim reads what is due, and nothing else."""
+    assert (
+        excessive_reads(plans_of_work(seeded_database, *WORKER_QUERIES[name]), 2 * 200 + 10) == []
+    )
+
+
+@pytest.mark.parametrize("name", HOUSEKEEPING)
+def test_housekeeping_reads_what_it_takes(seeded_database: DatabaseUrls, name: str) -> None:
+    """However much there is to do, housekeeping does so much in a transaction, and reads no
+    more.
+    """
+    assert excessive_reads(plans_of_work(seeded_database, *HOUSEKEEPING[name]), 10_000) == []
+
+
+def test_pages_of_what_is_rare_lead_to_all_of_it(large_platform: LargePlatform) -> None:
+    """Pages that end before they are full, because so many rows were looked at, lead on to every
+    payment that fits, each once.
+    """
+    client = large_platform.platform.client()
+    request = payment_service_pb2.ListPaymentsRequest(
+        seller_account="s-3", payment_state=payment_pb2.PAYMENT_STATE_FAILED
+    )
+    pages = [client.payment.ListPayments(request)]
+    while pages[-1].next_page_token:
+        request.page_token = pages[-1].next_page_token
+        pages.append(client.payment.ListPayments(request))
+    assert len(pages) > 1
+    with psycopg.connect(large_platform.platform.databases.admin) as connection:
+        rows = connection.execute("""
+            select checkout_id from payment.checkout c where payment_state = 'FAILED' and exists (
+                select from payment.payment_order o where o.checkout_id = c.checkout_id
+                    and o.seller_account = 's-3')
+            order by create_time desc, checkout_id desc
+        """).fetchall()
+    assert (
+        [payment.checkout_id for page in pages for payment in page.payments]
+        == [checkout_id for (checkout_id,) in rows]
+        != []
+    )
+
+
+@contextmanager
+def all_payouts_in_batch(databases: DatabaseUrls) -> Iterator[None]:
+    """All payouts stand in the report of batch-2 until the block ends."""
+    with psycopg.connect(databases.admin, autocommit=True) as connection:
+        connection.execute("set session_replication_role = replica")  # a report only grows
+        inserted = connection.execute("""
+            insert into payout.payout_batch_item
+            select 'batch-2', payout_id, seller_account, amount, currency, payout_destination_id,
+                'CREATED' from payout.payout
+            on conflict do nothing returning payout_id
+        """).fetchall()
+        try:
+            yield
+        finally:
+            ids = [payout_id for (payout_id,) in inserted]
+            connection.execute(
+                "delete from payout.payout_batch_item where payout_batch_id = 'batch-2' and "
+                "payout_id = any (%s)",
+                (ids,),
+            )
+
+
+def test_pages_of_a_report_lead_to_all_in_a_state(large_platform: LargePlatform) -> None:
+    """Pages of a report that end because so many payouts were looked at lead on to every payout in
+    the state, each once; the totals come with the first.
+    """
+    client = large_platform.platform.client()
+    request = payout_service_pb2.GetPayoutBatchRequest(
+        payout_batch_id="batch-2", payout_state=payout_pb2.PAYOUT_STATE_FAILED, page_size=20
+    )
+    with all_payouts_in_batch(large_platform.platform.databases):
+        pages = [client.payout.GetPayoutBatch(request)]
+        while pages[-1].next_page_token:
+            request.page_token = pages[-1].next_page_token
+            pages.append(client.payout.GetPayoutBatch(request))
+    with psycopg.connect(large_platform.platform.databases.admin) as connection:
+        rows = connection.execute(
+            "select payout_id from payout.payout where state = 'FAILED' order by payout_id"
+        ).fetchall()
+    assert (
+        [item.payout_id for page in pages for item in page.items]
+        == [payout_id for (payout_id,) in rows]
+        != []
+    )
+    assert any(len(page.items) < 20 for page in pages[:-1])
+    assert [len(page.payout_batch.totals) for page in pages] == [1, *(0 for _ in pages[1:])]
+
+
+_ACKNOWLEDGED_SQL = {
+    "payment": (
+        """insert into unapplied_charge select 'u-' || n, 'c-' || n, c.checkout_id, 'shop', '',
+            'sandbox', 'r-' || n, 1, 'EUR', 'LATE', true, 3, clock(), clock(),
+        'ann', 'x', clock() from generate_series(1, 5000) n, (select checkout_id from checkout
+            limit 1) c""",
+        "analyze unapplied_charge",
+    ),
+    "payout": (
+        """insert into transfer select 'sandbox', 'r-' || n, p.payout_id, 'DUPLICATE', 't-' || n, 1,
+            'EUR', null, '', clock(), null, 'ann', 'x', clock()
+        from generate_series(1, 5000) n, (select payout_id from payout limit 1) p""",
+        """insert into conflicting_report select p.payout_id, n, 'r-' || n, clock(), 'ann', 'x',
+            clock()
+        from generate_series(1, 5000) n, (select payout_id from payout limit 1) p""",
+        "analyze transfer, conflicting_report",
+    ),
+}
+"""By schema: 5,000 of each that operators have acknowledged."""
+
+
+_REFUSED_EVENTS_SQL = (
+    (
+        "insert into rejected_aggregate select 'payments/r-' || n, 1, clock() + (n - 20) * "
+        "interval '1 minute', 'x' from generate_series(1, 5000) n"
+    ),
+    (
+        "insert into rejected_event select aggregate_id, n, 'x' from rejected_aggregate, "
+        "generate_series(1, 20) n"
+    ),
+    """insert into outbox (aggregate_ids, versions,
+        request) select array_agg('payments/r-' || (m * 10 + n)), array_agg(21), 'x'
+    from generate_series(1, 1000) m, generate_series(1, 10) n group by m""",
+    "analyze outbox, rejected_aggregate, rejected_event",
+)
+"""5,000 aggregates with 20 events each that wait, 20 of them due, and 1,000 rows of the outbox."""
+
+
+def plan_nodes(
+    databases: DatabaseUrls, schema: str, prepare: Sequence[str], work: DatabaseWork
+) -> list[dict[str, Any]]:
+    """The nodes of the plans of what is read once some statements have prepared the schema. All is
+    rolled back.
+    """
+    plans, nodes = QueryPlans(), []
+    engine = create_engine(databases.admin.replace("postgresql://", "postgresql+psycopg://"))
+    try:
+        with engine.connect() as connection:
+            connection.exec_driver_sql(f"set search_path = {schema}")
+            connection.exec_driver_sql("set session_replication_role = replica")
+            for statement in prepare:
+                connection.exec_driver_sql(statement)
+            with plans.capture(engine):
+                work(connection)
+            for _, statement, parameters in plans.statements:
+                explanation = connection.exec_driver_sql(
+                    f"explain (analyze, format json) {statement}", parameters
+                ).scalar_one()
+                nodes += list(flatten(explanation[0]["Plan"]))
+    finally:
+        engine.dispose()
+    return nodes
+
+
+def _find_alerts(kind: str, findings: Sequence[alert_store.AlertQuery]) -> DatabaseWork:
+    (finding,) = [finding for finding in findings if finding.kind == kind]
+    return lambda connection: alert_store.evaluate(connection, [finding])
+
+
+@pytest.mark.parametrize(
+    ("schema", "work"),
+    [
+        (
+            "payment",
+            lambda connection: unapplied_charges.list_unapplied_charges(
+                connection, None, 51, include_acknowledged=False
+            ),
+        ),
+        (
+            "payment",
+            lambda connection: unapplied_charges.list_unapplied_charges(
+                connection, None, 51, include_acknowledged=True
+            ),
+        ),
+        (
+            "payment",
+            _find_alerts(
+                "UNAPPLIED_CHARGE", orders.alert_queries(ALERT_AFTER_SECONDS, REVIEW_SECONDS, 300)
+            ),
+        ),
+        (
+            "payout",
+            _find_alerts("UNMATCHED_TRANSFER", payouts.alert_queries(PAYOUT_ALERT_AFTER, 300)),
+        ),
+        (
+            "payout",
+            _find_alerts("PAYOUT_STATUS_CONFLICT", payouts.alert_queries(PAYOUT_ALERT_AFTER, 300)),
+        ),
+    ],
+    ids=["list", "list of all", "UNAPPLIED_CHARGE", "UNMATCHED_TRANSFER", "PAYOUT_STATUS_CONFLICT"],
+)
+def test_what_was_acknowledged_is_not_read(
+    seeded_database: DatabaseUrls, schema: str, work: DatabaseWork
+) -> None:
+    """However much operators have acknowledged, what is open is found in an index of its own, and a
+    page of all is a page.
+    """
+    nodes = plan_nodes(seeded_database, schema, _ACKNOWLEDGED_SQL[schema], work)
+    assert {node["Index Name"] for node in nodes if "Index Name" in node}
+    assert [node for node in nodes if node["Node Type"] == "Seq Scan" or rows_read(node) > 51] == []
+
+
+_DUE_SCHEDULES_SQL = (
+    """insert into payout_schedule select case when n <= 150 then '' else 'due-' || n end, 'X' || n,
+        'DAILY', '', 0, '12:00', 'UTC', 0, 0, 0, true, '',
+    clock() - n * interval '1 s', clock() - n * interval '1 s', 0, 'chief', '', 1, clock()
+        from generate_series(1, 20000) n""",
+    "analyze payout_schedule",
+)
+"""20,000 schedules whose cut-offs have come, 150 of them defaults."""
+_DELIVERED_SQL = (
+    (
+        "insert into pending_release select 'd-' || n, 'shop', case when mod(n, 100) = 0 then 'x' "
+        "else '' end, clock() from generate_series(1, 20000) n"
+    ),
+    "analyze pending_release",
+)
+"""20,000 deliveries that the wallet was not told yet, 200 of which it has refused."""
+
+
+@pytest.mark.parametrize(
+    ("schema", "prepare", "work"),
+    [
+        (
+            "payout",
+            _DUE_SCHEDULES_SQL,
+            lambda connection: schedule_store.list_due(connection, 200, defaults_only=True),
+        ),
+        (
+            "payout",
+            _DUE_SCHEDULES_SQL,
+            lambda connection: schedule_store.list_due(connection, 200, defaults_only=False),
+        ),
+        (
+            "payment",
+            _DELIVERED_SQL,
+            _find_alerts(
+                "RELEASE_STUCK", orders.alert_queries(ALERT_AFTER_SECONDS, REVIEW_SECONDS, 300)
+            ),
+        ),
+    ],
+    ids=["default schedules", "schedules of sellers", "RELEASE_STUCK"],
+)
+def test_of_two_sorts_each_is_found_in_an_index_of_its_own(
+    database: DatabaseUrls, schema: str, prepare: Sequence[str], work: DatabaseWork
+) -> None:
+    """However many schedules are due, or deliveries wait, a page of one sort reads a page, in the
+    order of an index.
+    """
+    nodes = plan_nodes(database, schema, prepare, work)
+    assert {node["Index Name"] for node in nodes if "Index Name" in node}
+    assert [
+        node for node in nodes if node["Node Type"] in ("Seq Scan", "Sort") or rows_read(node) > 210
+    ] == []
+
+
+_FORCE_INDEX_SQL = "set enable_seqscan = off; set plan_cache_mode = force_custom_plan"
+_RUNS_SQL = (
+    _FORCE_INDEX_SQL,
+    """insert into payout_batch_item select 'batch-' || case when n > 20000 then 2 + mod(n, 500)
+        else 2 end, 'q-' || n, 's-1', null, 'EUR', '', 'CREATED', null
+    from generate_series(1, 30000) n""",
+    """insert into payout_batch select 'run-' || n, caller, owner, fingerprint, traceparent, true,
+        '', 'EUR', clock(), case when n <= 30 then 'OPEN'
+        when n <= 60 then 'GENERATING' else 'DONE' end, '', 1, 0, 0, 0, case when n <= 30 then 2
+            when n <= 60 then 1 else 3 end, create_time, update_time,
+        case when n > 60 then done_time end, create_time, 0
+    from payout_batch, generate_series(1, 20000) n where payout_batch_id = 'batch-2'""",
+    "analyze payout_batch, payout_batch_item",
+)
+"""A batch of 20,000 payouts more, none of which is there, and 20,000 runs, of which 30 are to be
+collected, and 30 to be closed.
+"""
+_ADVANCE_BY = timedelta(days=1)
+_SCHEDULE_KEYS = [(f"X{n}", "EUR") for n in range(200)] + [
+    (f"due-{n}", f"X{n}") for n in range(151, 351)
+]
+
+
+def _due_schedules(connection: Connection) -> Sequence[Row[Any]]:
+    return schedule_store.list_due(connection, 500, defaults_only=False)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "work"),
+    [
+        (
+            _RUNS_SQL,
+            lambda connection: batches.load_report(
+                connection, "batch-2", "", "FAILED", 51, rejected_only=False
+            ),
+        ),
+        (
+            _RUNS_SQL,
+            lambda connection: batches.load_report(
+                connection, "batch-2", "q-1", "", 51, rejected_only=False
+            ),
+        ),
+        (
+            _RUNS_SQL,
+            lambda connection: batches.load_report(
+                connection, "batch-2", "", "", 51, rejected_only=True
+            ),
+        ),
+        (_RUNS_SQL, lambda connection: batches.list_generating(connection, 20)),
+        (_RUNS_SQL, lambda connection: batches.list_open(connection, "run-1", 20)),
+        (_RUNS_SQL, lambda connection: batches.is_in_progress(connection, "batch-2")),
+        (_RUNS_SQL, lambda connection: batches.postpone(connection, "run-40")),
+        (_RUNS_SQL, _find_alerts("BATCH_STUCK", payouts.alert_queries(PAYOUT_ALERT_AFTER, 300))),
+        (
+            (_FORCE_INDEX_SQL, *_DUE_SCHEDULES_SQL),
+            lambda connection: schedule_store.postpone(connection, _due_schedules(connection)),
+        ),
+        (
+            (_FORCE_INDEX_SQL, *_DUE_SCHEDULES_SQL),
+            lambda connection: schedule_store.advance(
+                connection,
+                [(row, row.next_time + _ADVANCE_BY) for row in _due_schedules(connection)],
+            ),
+        ),
+        (
+            (_FORCE_INDEX_SQL, *_DUE_SCHEDULES_SQL),
+            lambda connection: schedule_store.find_effective_schedules(connection, _SCHEDULE_KEYS),
+        ),
+        (
+            (_FORCE_INDEX_SQL, *_DUE_SCHEDULES_SQL),
+            lambda connection: schedule_store.find_sellers_with_schedule(
+                connection, [seller for seller, _ in _SCHEDULE_KEYS], "X160"
+            ),
+        ),
+        (
+            (_FORCE_INDEX_SQL, *_DUE_SCHEDULES_SQL),
+            _find_alerts("SCHEDULE_OVERDUE", payouts.alert_queries(PAYOUT_ALERT_AFTER, 300)),
+        ),
+    ],
+    ids=[
+        "payouts of a batch in a state",
+        "report",
+        "refused",
+        "collecting",
+        "open",
+        "under way",
+        "batch put off",
+        "BATCH_STUCK",
+        "schedules put off",
+        "schedules run",
+        "schedules that hold",
+        "own schedules",
+        "SCHEDULE_OVERDUE",
+    ],
+)
+def test_schedules_and_batches_are_found_in_an_index(
+    seeded_database: DatabaseUrls, prepare: Sequence[str], work: DatabaseWork
+) -> None:
+    """However many schedules and batches there are, and however large a batch is, what is read of
+    them is what is asked for, or a bounded part of it.
+    """
+    nodes = plan_nodes(seeded_database, "payout", prepare, work)
+    assert {node["Index Name"] for node in nodes if "Index Name" in node}
+    assert [
+        (node["Node Type"], rows_read(node))
+        for node in nodes
+        if node["Node Type"] == "Seq Scan" or rows_read(node) > 2010
+    ] == []
+
+
+_AGGREGATE_IDS = [f"payments/r-{number}" for number in range(500)]
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda connection: outbox.list_unpublished(connection, 20),
+        lambda connection: outbox.list_due_events(connection, 50, 10),
+        lambda connection: outbox.find_rejected_aggregates(connection, _AGGREGATE_IDS),
+    ],
+    ids=["new", "due", "refused"],
+)
+def test_a_relay_reads_what_it_publishes(seeded_database: DatabaseUrls, work: DatabaseWork) -> None:
+    """However many events EventService refuses, a relay finds the next rows of the outbox, the
+    refused events that are due, and those of given aggregates, in indexes.
+    """
+    plans = QueryPlans()
+    engine = create_engine(seeded_database.admin.replace("postgresql://", "postgresql+psycopg://"))
+    try:
+        with engine.connect() as connection:  # which is rolled back
+            connection.exec_driver_sql("set search_path = payment")
+            connection.exec_driver_sql("set session_replication_role = replica")
+            connection.exec_driver_sql("set enable_seqscan = off")  # as the services' roles have it
+            for statement in _REFUSED_EVENTS_SQL:
+                connection.exec_driver_sql(statement)
+            with plans.capture(engine):
+                work(connection)
+            ((_, statement, parameters),) = plans.statements
+            explained = connection.exec_driver_sql(
+                f"explain (analyze, format json) {statement}", parameters
+            ).scalar_one()
+    finally:
+        engine.dispose()
+    nodes = [node for node in flatten(explained[0]["Plan"]) if "Relation Name" in node]
+    assert nodes
+    # one row of the small table says whether there are any
+    assert [
+        node for node in nodes if rows_read(node) > (1 if node["Node Type"] == "Seq Scan" else 600)
+    ] == []
+
+
+def last_plan(
+    databases: DatabaseUrls, accounts: int, work: Callable[[Connection], T]
+) -> tuple[T, dict[str, Any]]:
+    """What is read from the ledger with so many accounts more, "a/1" and so on, and the plan of its
+    last statement. All is rolled back.
+    """
+    plans = QueryPlans()
+    engine = create_engine(databases.admin.replace("postgresql://", "postgresql+psycopg://"))
+    try:
+        with engine.connect() as connection:
+            connection.exec_driver_sql(
+                "set search_path = ledger; set session_replication_role = replica; set "
+                "enable_seqscan = off"
+            )
+            connection.exec_driver_sql(
+                "insert into account (account, currency, balance, entry_count, create_time)"
+                f" select 'a/' || n, 'EUR', 0, 1, clock() from generate_series(1, {accounts}) n"
+            )
+            connection.exec_driver_sql("analyze account")
+            with plans.capture(engine):
+                result = work(connection)
+            _, statement, parameters = plans.statements[-1]
+            explanation = connection.exec_driver_sql(
+                f"explain (analyze, buffers, format json) {statement}", parameters
+            ).scalar_one()
+    finally:
+        engine.dispose()
+    return result, explanation[0]["Plan"]
+
+
+def test_the_oldest_event_of_the_ledger_is_looked_up(seeded_database: DatabaseUrls) -> None:
+    """However far the book is ahead of what EventService has, and however many events of alerts
+    wait, the monitor looks up the oldest of either.
+    """
+
+    def look(connection: Connection) -> list[alert_store.AlertCondition]:
+        connection.exec_driver_sql("update relayed set sequence = 7")
+        connection.exec_driver_sql(
+            "insert into outbox (aggregate_ids, versions, request) select array['alerts/x-' || "
+            "n], array[1], 'x' from generate_series(1, 5000) n"
+        )
+        connection.exec_driver_sql("analyze outbox")
+        (finding,) = [
+            finding for finding in postings.alert_queries(0) if finding.kind == "EVENTS_DELAYED"
+        ]
+        return alert_store.evaluate(connection, [finding])[0]
+
+    findings, plan = last_plan(seeded_database, 0, look)
+    assert [alert_finding.resource_name for alert_finding in findings] == ["services/event"]
+    read = {
+        node["Relation Name"]: rows_read(node) for node in flatten(plan) if "Relation Name" in node
+    }
+    assert read == {"outbox": 1, "relayed": 1, "tx": 1}
+
+
+def test_accounts_of_a_prefix_are_read_from_it_on(seeded_database: DatabaseUrls) -> None:
+    """A page of accounts of a prefix reads no index entries of the accounts before it, however many
+    there are.
+    """
+    rows, plan = last_plan(
+        seeded_database,
+        50_000,
+        lambda connection: postings.list_accounts(connection, "sellers/", "", ("", ""), 51),
+    )
+    assert len(rows) == 51
+    assert {row.account.split("/")[0] for row in rows} == {"sellers"}
+    assert blocks_read(plan) < 150
+
+
+def test_a_posting_reads_its_accounts_alone(seeded_database: DatabaseUrls) -> None:
+    """A batch that posts to two hundred accounts looks these up, and does not read the thousands of
+    others to merge them with.
+    """
+    names = [(f"a/{number}", "EUR") for number in range(1, 3000, 15)]
+    _, plan = last_plan(
+        seeded_database,
+        3000,
+        lambda connection: postings.lock_accounts(
+            connection, postings.find_account_ids(connection, names)
+        ),
+    )
+    assert [
+        node
+        for node in flatten(plan)
+        if node.get("Relation Name") == "account" and rows_read(node) > _MAX_ROWS
+    ] == []
+
+
+def test_many_of_a_kind_are_one_alert(seeded_database: DatabaseUrls) -> None:
+    """More than a thousand of a kind are one alert about all of them, however often the monitor
+    looks; it ends when they are gone.
+    """
+    findings = orders.alert_queries(ALERT_AFTER_SECONDS, REVIEW_SECONDS, 300)
+    raised_subjects: list[list[str]] = []
+    ended_subjects: list[str] = []
+
+    def look(connection: Connection) -> None:
+        raised_subjects.extend(
+            [
+                row.subject
+                for row in alerts.reconcile(connection, findings)
+                if row.kind == "ORDER_STUCK"
+            ]
+            for _ in range(2)
+        )
+        ended_subjects.extend(
+            row.subject
+            for row in alert_store.end_cleared(connection, [], [], 1000)
+            if row.kind == "ORDER_STUCK"
+        )
+
+    time_execution(seeded_database, "payment", look)
+    assert raised_subjects == [["paymentOrders/-"], []]
+    assert ended_subjects == ["paymentOrders/-"]
+
+
+def test_a_backlog_of_marks_is_worked_off(scratch_database: DatabaseUrls) -> None:
+    """Marks go by so many in a transaction, and whether there are more is told, so that any number
+    is worked off.
+    """
+    with psycopg.connect(scratch_database.admin, autocommit=True) as connection:
+        connection.execute(
+            "insert into payment.commit_marker select gen_random_uuid(), clock_timestamp() - "
+            "interval '3 hours' from generate_series(1, 10001)"
+        )
+    has_more: list[bool] = []
+
+    def forget(connection: Connection) -> None:
+        has_more.extend(prune_commit_markers(connection) for _ in range(2))
+
+    time_execution(scratch_database, "payment", forget)
+    assert has_more == [True, False]

@@ -1,0 +1,35 @@
+"""What tests of constraints share."""
+
+from __future__ import annotations
+
+import psycopg
+
+from tallystick_server.app.database.connections import DatabaseUrls
+
+ZERO_HASH = "decode(repeat('00', 32), 'hex')"
+
+
+def execute_as(databases: DatabaseUrls, service: str, sql: str, role: str = "") -> str:
+    """Runs SQL as the service's role, or as its owner; returns the SQLSTATE it was refused with, or
+    "".
+    """
+    url = databases.admin if role == "owner" else databases.service(service).replace("+psycopg", "")
+    with psycopg.connect(url) as connection:
+        if role == "owner":
+            connection.execute(f"set search_path = {service}")
+        try:
+            connection.execute(sql)
+            connection.commit()
+        except psycopg.Error as error:
+            return error.sqlstate or "?"
+    return ""
+
+
+def insert_event(aggregate: str, version: int, request: str = "'x'") -> str:
+    return (
+        f"insert into outbox (aggregate_ids, versions, request) values ('{{{aggregate}}}', "
+        f"'{{{version}}}', {request})"
+    )
+
+
+EMPTY_TEXT = "''"

@@ -1,0 +1,111 @@
+"""What tests of payouts share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tallystick import Client, TallystickError, new_order
+from tallystick.payout.v1 import payout_pb2
+from tallystick.payout.v1 import payout_service_pb2 as pb
+from tallystick.wallet.v1 import wallet_service_pb2
+from tallystick_core.provider.outcome import (
+    RetryReason,
+)
+from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
+from tests.support.platform import (
+    FAST_RETRY,
+    eventually,
+    unique_id,
+)
+
+RETRY = {
+    **FAST_RETRY,
+    ("", RetryReason.POST_COMPLETION_POLL): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, 3),
+    ("", RetryReason.SERVER_ERROR): RetryPolicy(RetryStrategy.FIXED, 0.1, 0.1, 2),
+}
+
+
+def create_sale(client: Client, amount: str, seller: str = "") -> str:
+    """A seller who has sold for an amount in EUR."""
+    seller, checkout_id = seller or unique_id("s"), unique_id("c")
+    assert client.create_payment(
+        checkout_id,
+        [new_order(f"{checkout_id}-1", "buyer-1", seller, amount, "EUR")],
+        credit_card_info="tok_visa",
+    ).is_payment_done
+    return seller
+
+
+def create_destination(client: Client, seller: str, token: str = "") -> str:
+    """A verified destination of a seller; its token is its id unless one is given."""
+    destination_id = unique_id("d")
+    client.payout.CreatePayoutDestination(
+        pb.CreatePayoutDestinationRequest(
+            payout_destination_id=destination_id,
+            seller_account=seller,
+            currency="EUR",
+            bank_account_token=token or destination_id,
+        )
+    )
+    get_request = pb.GetPayoutDestinationRequest(payout_destination_id=destination_id)
+    assert eventually(
+        lambda: (
+            client.payout.GetPayoutDestination(get_request).payout_destination.state
+            == payout_pb2.PAYOUT_DESTINATION_STATE_VERIFIED
+        )
+    )
+    return destination_id
+
+
+def create_payout(
+    client: Client, seller: str, amount: str = "", *, timeout: float | None = None, **values: Any
+) -> payout_pb2.Payout:
+    request = pb.CreatePayoutRequest(
+        payout_id=values.pop("payout_id", unique_id("p")),
+        seller_account=seller,
+        amount=amount,
+        currency="EUR",
+        **values,
+    )
+    return client.payout.CreatePayout(request, timeout=timeout).payout
+
+
+def state_name(payout: payout_pb2.Payout) -> str:
+    return payout_pb2.PayoutState.Name(payout.payout_state).removeprefix("PAYOUT_STATE_")
+
+
+def get_payout(client: Client, payout_id: str) -> pb.GetPayoutResponse:
+    return client.payout.GetPayout(pb.GetPayoutRequest(payout_id=payout_id))
+
+
+def wait_for_state(client: Client, payout_id: str, expected_state: str) -> pb.GetPayoutResponse:
+    """The payout's story once it is in a state, and settled if it is at rest."""
+    terminal_states = {"PAID", "FAILED", "REJECTED", "CANCELLED", "RETURNED"}
+
+    def is_reached() -> bool:
+        payout = get_payout(client, payout_id).payout
+        return state_name(payout) == expected_state and (
+            payout.ledger_updated or expected_state not in terminal_states
+        )
+
+    eventually(is_reached)
+    response = get_payout(client, payout_id)
+    assert (state_name(response.payout), response.payout.ledger_updated) == (
+        expected_state,
+        expected_state in terminal_states,
+    ), response
+    return response
+
+
+def wallet_amounts(client: Client, seller: str) -> tuple[str, str, str]:
+    """What is available, held and owed."""
+    balances = client.wallet.GetWallet(
+        wallet_service_pb2.GetWalletRequest(seller_account=seller, currency="EUR")
+    ).wallet
+    return balances.available, balances.held, balances.owed
+
+
+def error_reason(error: pytest.ExceptionInfo[TallystickError]) -> str:
+    return str(error.value.reason)

@@ -1,0 +1,317 @@
+"""A served platform, its clients, and waiting for what happens in it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import itertools
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psycopg
+import pytest
+from psycopg.rows import TupleRow
+from sqlalchemy import make_url
+
+from tallystick import Client, ClientSettings
+from tallystick_core.fingerprint import digest_text
+from tallystick_core.provider.outcome import RetryReason
+from tallystick_server.app import serve
+from tallystick_server.app.configuration import SERVICES, Settings
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.app.database.migrate import SCHEMAS, Passwords, migrate, role_names
+from tallystick_server.app.serve import RunningServer
+from tallystick_server.app.wiring import Dependencies
+from tallystick_server.cli import main
+from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
+from tallystick_server.payment.worker import PaymentWorker
+
+T = TypeVar("T")
+ROOT = Path(__file__).resolve().parents[2]
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+"""The name of this test process among those that run in parallel; "" if it is the only one."""
+_port_numbers = itertools.count(
+    17_300 + (os.getpid() * 7 + int(WORKER.removeprefix("gw") or 0) * 1_000) % 10_000
+)
+
+
+FAST_RETRY = {
+    ("", trouble): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, 50)
+    for trouble in (
+        RetryReason.NOT_SENT,
+        RetryReason.NO_ANSWER,
+        RetryReason.SERVER_ERROR,
+        RetryReason.THROTTLED,
+        RetryReason.PENDING,
+    )
+}
+"""Policies that do not keep a test waiting."""
+
+
+def unique_id(prefix: str = "t") -> str:
+    """An id that no other test uses."""
+    return f"{prefix}-{digest_text(secrets.token_hex(8))[:12]}"
+
+
+def eventually(condition: Callable[[], T], timeout_seconds: float = 15.0) -> T:
+    """What `condition` gives as soon as it is true, or what it gives when the time is up."""
+    start_time = time.monotonic()
+    while (
+        not (result := condition()) and (elapsed := time.monotonic() - start_time) < timeout_seconds
+    ):
+        # which leaves the processor to the platform, whose threads are in this process
+        time.sleep(min(max(elapsed / 20, 0.01), 0.1))
+    return result
+
+
+def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """What the command `tallystick` says and its exit code; it runs in this process, which saves
+    the second that a start takes.
+    """
+    stdout, stderr = io.StringIO(), io.StringIO()
+    previous_handler = signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        try:
+            main.main(arguments)
+        except SystemExit as exit_error:
+            exit_code = int(exit_error.code or 0)
+        finally:
+            signal.signal(signal.SIGTERM, previous_handler)
+    return subprocess.CompletedProcess(arguments, exit_code, stdout.getvalue(), stderr.getvalue())
+
+
+def free_address() -> str:
+    """An address on loopback that nothing listens on, below the ports that the system gives to
+    clients.
+    """
+    while not _is_free(port := next(_port_numbers)):
+        continue
+    return f"127.0.0.1:{port}"
+
+
+def _is_free(port: int) -> bool:
+    with closing(socket.socket()) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+_spare_databases: list[tuple[str, Passwords]] = []
+"""Migrated databases that nobody uses: the name of each, beside which there is a copy of it as it
+was when it was new, and its roles' passwords.
+"""
+
+
+@contextmanager
+def fresh_database(
+    admin_url: str, folder: Path, *, migrated: bool = True
+) -> Iterator[DatabaseUrls]:
+    """A database of one's own, with its roles, dropped at the end. A migrated one is a copy of one
+    that is kept, which saves the migration.
+    """
+    passwords = Passwords(folder / "passwords.json")
+    if not migrated:
+        name = f"tally_{secrets.token_hex(4)}"
+        try:
+            yield DatabaseUrls(_create_database(admin_url, name), passwords, {})
+        finally:
+            _drop_database(admin_url, name)
+        return
+    name, saved_passwords = (
+        _spare_databases.pop(0) if _spare_databases else _create_migrated(admin_url)
+    )
+    shutil.copy(saved_passwords.path, passwords.path)
+    try:
+        yield DatabaseUrls(_create_database(admin_url, name, _COPY_SUFFIX), passwords, {})
+    finally:
+        with psycopg.connect(admin_url, autocommit=True) as admin:
+            admin.execute(f"drop database {name} with (force)")
+        _spare_databases.append((name, saved_passwords))
+
+
+_COPY_SUFFIX = "_new"
+"""What follows a database's name in that of the copy from which it is made anew."""
+
+
+def _create_database(admin_url: str, name: str, copy_suffix: str = "") -> str:
+    """Makes a database, and returns its administrator's URL; with `copy_suffix`, from that, with
+    its grants and its roles' settings, which PostgreSQL leaves out.
+    """
+    with psycopg.connect(admin_url, autocommit=True) as admin:
+        if not copy_suffix:
+            admin.execute(f"create database {name}")
+        else:
+            admin.execute(f"create database {name} template {name}{copy_suffix} strategy file_copy")
+            admin.execute(_COPY_GRANTS_SQL.format(name=name, copy=name + copy_suffix))
+    return make_url(admin_url).set(database=name).render_as_string(hide_password=False)
+
+
+_COPY_GRANTS_SQL = """
+do $$
+declare
+    statement text;
+begin
+    revoke connect, temporary on database {name} from public;
+    for statement in
+        select format('grant %s on database {name} to %s', privilege_type, grantee::regrole)
+        from pg_database cross join aclexplode(datacl) where datname = '{copy}'
+            and grantee <> datdba
+        union all
+        select format('alter role %s in database {name} set %s = %L', setrole::regrole,
+            split_part(one, '=', 1), substr(one, strpos(one, '=') + 1))
+        from pg_db_role_setting join pg_database d on d.oid = setdatabase cross
+            join unnest(setconfig) as one where datname = '{copy}'
+    loop
+        execute statement;
+    end loop;
+end $$
+"""
+
+
+def _create_migrated(admin_url: str) -> tuple[str, Passwords]:
+    """A database's name, where its copy is, and its roles' passwords."""
+    name = f"tally_{secrets.token_hex(4)}"
+    passwords = Passwords(Path(tempfile.mkdtemp(prefix="tally-")) / "passwords.json")
+    migrate(_create_database(admin_url, name), passwords)
+    with psycopg.connect(admin_url, autocommit=True) as admin:
+        admin.execute(f"alter database {name} rename to {name}{_COPY_SUFFIX}")
+    return name, passwords
+
+
+def _drop_database(admin_url: str, name: str, copy_suffix: str = "") -> None:
+    """Drops a database and its roles."""
+    with psycopg.connect(admin_url, autocommit=True) as admin:
+        admin.execute(f"drop database {name}{copy_suffix} with (force)")
+        for service in SCHEMAS:
+            for role in (
+                role_names(name, service).service,
+                role_names(name, service).reader,
+                role_names(name, service).owner,
+            ):
+                admin.execute(f'drop role if exists "{role}"')
+
+
+def _run_without_sessions(
+    admin: psycopg.Connection[TupleRow], database_name: str, statement: str
+) -> None:
+    """Ends the sessions of a database and runs a statement that tolerates none; once more if a
+    session was just being opened, which the end did not reach.
+    """
+    for attempt in range(5):
+        admin.execute(
+            "select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = %s",
+            (database_name,),
+        )
+        try:
+            admin.execute(statement)
+        except psycopg.errors.ObjectInUse:
+            if attempt == 4:
+                raise
+        else:
+            return
+
+
+def backup_database(admin_url: str, databases: DatabaseUrls) -> Callable[[], None]:
+    """Copies a database, under whatever uses it; what is returned puts the copy in its place."""
+    database_name, copy_name = (
+        str(make_url(databases.admin).database),
+        f"tally_{secrets.token_hex(4)}",
+    )
+
+    def run_exclusively(*statements: str) -> None:
+        with psycopg.connect(admin_url, autocommit=True) as admin:
+            # for all but superusers
+            admin.execute(f"alter database {database_name} connection limit 0")
+            for statement in statements:
+                _run_without_sessions(admin, database_name, statement)
+
+    def allow_connections() -> None:
+        with psycopg.connect(admin_url, autocommit=True) as admin:
+            admin.execute(f"alter database {database_name} connection limit -1")
+
+    def restore() -> None:
+        run_exclusively(
+            f"drop database {database_name}",
+            f"alter database {copy_name} rename to {database_name}",
+        )
+        # grants and settings of a database are not copied with it
+        migrate(databases.admin, databases.passwords)
+        allow_connections()
+
+    run_exclusively(f"create database {copy_name} template {database_name} connection limit 0")
+    allow_connections()
+    return restore
+
+
+@dataclass
+class ServedPlatform:
+    """A running server, in a thread of its own."""
+
+    address: str
+    databases: DatabaseUrls
+    run_in_loop: Callable[..., object]
+    """Runs a coroutine function in the server's loop and returns its result."""
+    server: RunningServer
+
+    def client(self, token: str = "") -> Client:
+        return Client(self.address, settings=ClientSettings(token=token))
+
+
+@contextmanager
+def serve_platform(
+    databases: DatabaseUrls,
+    settings: Settings | None = None,
+    names: tuple[str, ...] = SERVICES,
+    dependencies: Dependencies | None = None,
+) -> Iterator[ServedPlatform]:
+    """Serves in a thread until the block ends, then drains."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="platform", daemon=True)
+    thread.start()
+
+    def run(work: Callable[..., object], *arguments: object) -> object:
+        async def call() -> object:
+            return await work(*arguments)  # type: ignore[misc]
+
+        return asyncio.run_coroutine_threadsafe(call(), loop).result(60)
+
+    listen_settings = (settings or Settings()).replace(server__listen=free_address())
+    server: RunningServer = run(serve.start, names, listen_settings, databases.all(), dependencies)  # type: ignore[assignment]
+    try:
+        yield ServedPlatform(listen_settings.server.listen, databases, run, server)
+    finally:
+        run(server.stop, 5.0)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()
+
+
+def is_replayed(method: Any, request: object) -> bool:
+    """Calls a method; whether its answer is marked as one to a repeat."""
+    _, call = method.with_call(request)
+    return dict(call.trailing_metadata()).get("tallystick-replayed") == "true"
+
+
+def payment_worker_of(platform: ServedPlatform) -> PaymentWorker:
+    """The flow of its PaymentService."""
+    (handlers,) = (
+        service.servicer for service in platform.server._services if service.name == "payment"
+    )
+    return handlers._worker  # type: ignore[attr-defined,no-any-return]

@@ -1,0 +1,53 @@
+"""What tests of processes share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tallystick_server.app.database.connections import DatabaseUrls
+from tests.support.platform import eventually
+
+CLI = [sys.executable, "-m", "tallystick_server.cli.main"]
+
+
+@contextmanager
+def running_process(
+    arguments: list[str], environment: dict[str, str], address: str
+) -> Iterator[subprocess.Popen[str]]:
+    """A command that serves, up when the block begins."""
+    subprocess_ = subprocess.Popen(
+        [*CLI, *arguments], env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        eventually(lambda: is_serving(address) or subprocess_.poll() is not None, 30)
+        assert subprocess_.poll() is None, subprocess_.stderr.read() if subprocess_.stderr else ""
+        assert is_serving(address)
+        yield subprocess_
+    finally:
+        subprocess_.terminate()
+        subprocess_.communicate(timeout=60)
+
+
+def is_serving(address: str, service: str = "") -> bool:
+    with grpc.insecure_channel(address) as channel:
+        try:
+            response = health_pb2_grpc.HealthStub(channel).Check(  # type: ignore[attr-defined]
+                health_pb2.HealthCheckRequest(service=service), timeout=1
+            )
+        except grpc.RpcError:
+            return False
+        return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def environment_of(databases: DatabaseUrls) -> dict[str, str]:
+    return {
+        "TALLYSTICK_DATABASE__URL": databases.admin,
+        "TALLYSTICK_DATA_DIR": str(databases.passwords.path.parent),
+    }

@@ -1,0 +1,137 @@
+"""What tests of rpc share."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+
+from tallystick import (
+    Client,
+    ClientSettings,
+)
+from tallystick.event.v1 import event_service_pb2
+from tallystick.ledger.v1 import ledger_service_pb2
+from tallystick.payment.v1 import payment_service_pb2
+from tallystick.payout.v1 import payout_service_pb2
+from tallystick.wallet.v1 import wallet_service_pb2
+from tallystick_server.event import handlers as event
+from tallystick_server.ledger import handlers as ledger
+from tallystick_server.payment import handlers as payment
+from tallystick_server.payout import handlers as payout
+from tallystick_server.rpc.authentication import NoAuthentication
+from tallystick_server.rpc.bulkhead import CallLimits
+from tallystick_server.rpc.server import Call, RpcServer
+from tallystick_server.wallet import handlers as wallet
+from tests.support.platform import free_address
+
+SERVICE_MODULES = {
+    "PaymentService": payment,
+    "LedgerService": ledger,
+    "WalletService": wallet,
+    "EventService": event,
+    "PayoutService": payout,
+}
+SERVICES = {
+    name: file.DESCRIPTOR.services_by_name[name]
+    for name, file in {
+        "PaymentService": payment_service_pb2,
+        "LedgerService": ledger_service_pb2,
+        "WalletService": wallet_service_pb2,
+        "EventService": event_service_pb2,
+        "PayoutService": payout_service_pb2,
+    }.items()
+}
+
+
+class UniformHandlers:
+    """Handlers that all do one thing."""
+
+    def __init__(self, respond: Callable[[], Any]) -> None:
+        self._respond = respond
+
+    def __getattr__(self, name: str) -> Callable[[Message, Call], Any]:
+        return lambda _request, _call: self._respond()
+
+
+@contextmanager
+def serve_rpc(
+    rpc_server: RpcServer, servicers: Mapping[str, object]
+) -> Iterator[tuple[str, asyncio.AbstractEventLoop]]:
+    """The address of a server behind a door, and its loop. `servicers`: the test's, by the service
+    of which they are.
+    """
+    address = free_address()
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+
+    async def start() -> grpc.aio.Server:
+        server = grpc.aio.server()
+        for name, servicer in servicers.items():
+            rpc_server.add_service(server, SERVICES[name], servicer, SERVICE_MODULES[name].ACCESS)
+        server.add_insecure_port(address)
+        await server.start()
+        return server
+
+    server = asyncio.run_coroutine_threadsafe(start(), loop).result(10)
+    try:
+        yield address, loop
+    finally:
+        asyncio.run_coroutine_threadsafe(server.stop(0), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()
+
+
+@contextmanager
+def rpc_client(
+    respond: Callable[[], Any] | GatedHandlers,
+    limits: CallLimits | None = None,
+    *,
+    stream_time: float = 300,
+) -> Iterator[Client]:
+    """A client of a server whose handlers are the test's; it sends each call once."""
+    servicer = respond if isinstance(respond, GatedHandlers) else UniformHandlers(respond)
+    rpc_server = RpcServer(NoAuthentication(), limits, max_stream_seconds=stream_time)
+    with (
+        serve_rpc(rpc_server, {"PaymentService": servicer}) as (address, loop),
+        Client(address, settings=ClientSettings(attempts=1)) as client,
+    ):
+        client.door, client.loop, client.address = rpc_server, loop, address  # type: ignore[attr-defined]
+        yield client
+
+
+class GatedHandlers:
+    """A handler of CreatePayment that waits until it is let go, and one of everything else that
+    answers at once.
+    """
+
+    def __init__(self, waits_for_provider: bool) -> None:
+        self.entered = threading.Semaphore(0)
+        self.release_event = threading.Event()
+        self._waits_for_provider = waits_for_provider
+
+    def __getattr__(self, name: str) -> Callable[[Any, Call], Any]:
+        response = getattr(payment_service_pb2, f"{name}Response", None)
+        if response is None:
+            raise AttributeError(name)
+
+        async def handle(_request: Message, call: Call) -> Message:
+            if name == "CreatePayment" and self._waits_for_provider:
+                with call.waiting_slot() as has_slot:
+                    if has_slot:
+                        self.entered.release()
+                        await asyncio.to_thread(self.release_event.wait, 30)
+            elif name == "CreatePayment":
+                self.entered.release()
+                await asyncio.to_thread(self.release_event.wait, 30)
+            message: Message = response()
+            return message
+
+        return handle

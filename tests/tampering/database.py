@@ -1,0 +1,284 @@
+"""A small database with something in every table of every service."""
+
+from __future__ import annotations
+
+import psycopg
+from google.protobuf.duration_pb2 import Duration
+
+from tallystick import Client, new_order
+from tallystick.payment.v1 import payment_service_pb2
+from tallystick.payout.v1 import payout_pb2, payout_service_pb2
+from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
+from tallystick_core.provider.outcome import RetryReason
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
+from tests.support.platform import eventually, serve_platform
+
+_SERVICES_WITH_ALERTS = ("payment", "ledger", "wallet", "payout")
+# What waits keeps waiting, so that the database rests while it is edited.
+_RETRY = {
+    ("", RetryReason.POST_COMPLETION_POLL): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, 5),
+    ("", RetryReason.PENDING): RetryPolicy(RetryStrategy.FIXED, 3600, 3600, None),
+}
+_SETTINGS = Settings().replace(
+    retry=_RETRY,
+    payout__approval_threshold={"EUR": 400},
+    payout__destination_cooldown=0,
+    payment__alert_after={"PENDING": 0},
+    worker__events_alert_after=0.5,
+    worker__monitor_interval=0.2,
+    worker__sweep_interval=0.1,
+)
+_QUIET_SQL = """
+    (select count(*) from payment.outbox) + (select count(*) from wallet.outbox) + (select count(*)
+        from payout.outbox)
+        + (select count(*) from ledger.outbox) + (select h.sequence - r.sequence from ledger.head h
+            join ledger.relayed r using (book)) = 0
+    and (select bool_and(ledger_updated) from payment.unapplied_charge)
+        and (select count(*) > 1 from payment.dead_letter)
+    and exists (select from payment.alert) and (select count(*) from payment.pending_release) = 0
+    and (select bool_and(booked) from payout.payout
+        where state in ('PAID', 'RETURNED', 'FAILED', 'CANCELLED'))
+    and not exists (select from payout.payout_batch where state = 'GENERATING')
+"""
+
+
+def fill_database(databases: DatabaseUrls) -> None:
+    """Payments, payouts, destinations, batches, schedules, policies, holds, dead letters and alerts
+    of each kind and end; then nothing is under way.
+    """
+    with serve_platform(databases, _SETTINGS) as platform, platform.client() as client:
+        _add_payments(client)
+        _add_wallets(client)
+        _add_payouts(client)
+        _add_alerts(databases, client)
+        assert eventually(lambda: _is_quiet(databases), 60), "the database does not come to rest"
+
+
+def _add_alerts(databases: DatabaseUrls, client: Client) -> None:
+    """Of each service an alert that its events wait, and that has ended, as when EventService
+    stands still.
+    """
+    alert_queries = [
+        f"exists (select from {schema}.alert where kind = 'EVENTS_DELAYED' and end_time is null)"
+        for schema in _SERVICES_WITH_ALERTS
+    ]
+    with psycopg.connect(databases.admin) as blocking_connection:
+        blocking_connection.execute("lock table event.event")
+        client.create_payment(
+            "c-unheard",
+            [new_order("o-unheard", "b", "s-0", "1.00", "EUR")],
+            credit_card_info="tok_visa",
+        )
+        _add_destination(client, "d-unheard", "ba_ok")
+        assert eventually(lambda: _is_true(databases, " and ".join(alert_queries)), 30)
+    assert eventually(lambda: not _is_true(databases, " or ".join(alert_queries)), 30)
+
+
+def _is_true(databases: DatabaseUrls, condition: str) -> bool:
+    with psycopg.connect(databases.admin) as connection:
+        row = connection.execute(f"select {condition}".encode()).fetchone()
+    return bool(row and row[0])
+
+
+def _is_quiet(databases: DatabaseUrls) -> bool:
+    return _is_true(databases, _QUIET_SQL)
+
+
+def _add_payments(client: Client) -> None:
+    for number in range(3):
+        orders = [
+            new_order(
+                f"o-{number}-{k}", f"b-{number}", f"s-{k}", "10.00", "EUR", platform_fee="1.00"
+            )
+            for k in range(2)
+        ]
+        client.create_payment(
+            f"c-{number}",
+            orders,
+            credit_card_info="tok_visa",
+            buyer_info="Ada",
+            seller_info="books",
+            buyer_country="GB",
+        )
+    orders = [new_order(f"o-jpy-{k}", "b", f"s-{k}", "500", "JPY") for k in range(2)]
+    client.create_payment("c-together", orders, credit_card_info="tok_visa", charge_mode=2)
+    for token in (
+        "decline",
+        "decline:insufficient_funds",
+        "refused",
+        "pending",
+        "pending:action",
+        "other_amount",
+        "rejected",
+    ):
+        name = token.replace(":", "-").replace("_", "-")
+        client.create_payment(
+            f"c-{name}",
+            [new_order(f"o-{name}", "b", "s-0", "1.00", "EUR")],
+            credit_card_info=f"tok_{token}",
+            wait_for=2,
+        )
+    client.create_payment(
+        "c-again",
+        [new_order("o-again", "b", "s-0", "1.00", "EUR")],
+        credit_card_info="tok_rejected",
+        wait_for=2,
+    )
+    client.create_payment(
+        "c-cancelled",
+        [new_order("o-cancelled", "b", "s-0", "1.00", "EUR")],
+        credit_card_info="tok_pending:action",
+        wait_for=2,
+    )
+    client.payment.CancelPayment(
+        payment_service_pb2.CancelPaymentRequest(
+            checkout_id="c-cancelled", reason="changed my mind"
+        )
+    )
+    dead_letters = eventually(
+        lambda: [
+            *client.payment.ListDeadLetters(
+                payment_service_pb2.ListDeadLettersRequest()
+            ).dead_letters
+        ]
+    )
+    client.payment.RetryDeadLetter(
+        payment_service_pb2.RetryDeadLetterRequest(
+            dead_letter_id=dead_letters[0].dead_letter_id, reason="once more"
+        )
+    )
+    order_id = "o-0-0"
+    assert eventually(
+        lambda: (
+            client.payment.GetPaymentOrder(
+                payment_service_pb2.GetPaymentOrderRequest(payment_order_id=order_id)
+            ).payment_order.ledger_updated
+        )
+    )
+    client.payment.ConfirmDelivery(
+        payment_service_pb2.ConfirmDeliveryRequest(payment_order_id=order_id)
+    )
+
+
+def _add_wallets(client: Client) -> None:
+    delay = Duration(seconds=3600)
+    client.wallet.SetWalletPolicy(
+        wallet_service_pb2.SetWalletPolicyRequest(
+            seller_account="s-slow", currency="EUR", release_delay=delay
+        )
+    )
+    client.wallet.SetWalletPolicy(
+        wallet_service_pb2.SetWalletPolicyRequest(
+            seller_account="s-slow", currency="EUR", release_delay=delay, frozen=True
+        )
+    )
+    for n in range(2):
+        client.create_payment(
+            f"c-slow-{n}",
+            [new_order(f"o-slow-{n}", "b", "s-slow", "1.00", "EUR")],
+            credit_card_info="tok_visa",
+        )
+    client.payment.ConfirmDelivery(
+        payment_service_pb2.ConfirmDeliveryRequest(payment_order_id="o-slow-0")
+    )
+    holds = [
+        wallet_service_pb2.NewHold(
+            hold_id=f"h-{n}",
+            caller="t",
+            seller_account="s-0",
+            amount="1.00",
+            currency="EUR",
+            purpose=wallet_pb2.HOLD_PURPOSE_RESERVE,
+        )
+        for n in range(3)
+    ]
+    client.wallet.BatchPlaceHold(wallet_service_pb2.BatchPlaceHoldRequest(holds=holds))
+    client.wallet.BatchReleaseHold(
+        wallet_service_pb2.BatchReleaseHoldRequest(hold_ids=["h-1", "h-never"])
+    )
+
+
+def _add_payouts(client: Client) -> None:
+    for name, token, amount in (
+        ("paid", "ba_ok", "1.00"),
+        ("returned", "ba_returned_part", "2.00"),
+        ("declined", "ba_decline", "1.50"),
+        ("late", "ba_paid_late", "0.50"),
+        ("waiting", "ba_ok", "5.00"),
+        ("slow", "ba_slow:3600", "1.00"),
+        ("cancelled", "ba_ok", "4.50"),
+    ):
+        _add_destination(client, f"d-{name}", token)
+        request = payout_service_pb2.CreatePayoutRequest(
+            payout_id=f"x-{name}",
+            seller_account="s-1",
+            currency="EUR",
+            amount=amount,
+            payout_destination_id=f"d-{name}",
+        )
+        client.payout.CreatePayout(request)
+    client.payout.CancelPayout(
+        payout_service_pb2.CancelPayoutRequest(payout_id="x-cancelled", reason="not yet")
+    )
+    disable_request = payout_service_pb2.DisablePayoutDestinationRequest(
+        payout_destination_id="d-declined", reason="closed"
+    )
+    client.payout.DisablePayoutDestination(disable_request)
+    for interval, terms in (
+        ("DAILY", {"fee": "0.10", "minimum_amount": "1.00"}),
+        ("MANUAL", {"reserve": "0.50"}),
+    ):
+        cut_off = {"cut_off": "16:00", "time_zone": "Europe/Berlin"} if interval == "DAILY" else {}
+        number = payout_pb2.PayoutInterval.Value(f"PAYOUT_INTERVAL_{interval}")
+        schedule = payout_service_pb2.SetPayoutScheduleRequest(
+            seller_account="s-0",
+            currency="EUR",
+            interval=number,
+            **cut_off,  # type: ignore[arg-type]
+            **terms,  # type: ignore[arg-type]
+        )
+        client.payout.SetPayoutSchedule(schedule)
+    payouts = [
+        payout_pb2.NewPayout(
+            payout_id=f"x-list-{n}", seller_account="s-1", currency="EUR", amount=amount
+        )
+        for n, amount in enumerate(("0.25", "99.00"))
+    ]
+    payout_list = payout_service_pb2.PayoutList(payouts=payouts)
+    client.payout.CreatePayoutBatch(
+        payout_service_pb2.CreatePayoutBatchRequest(payout_batch_id="list", list=payout_list)
+    )
+    paid_amounts = {"paid": "1.00", "returned": "2.00", "late": "0.50", "declined": "0.00"}
+    for name, paid_amount in paid_amounts.items():
+        assert eventually(lambda: _is_payout_booked(client, name, paid_amount), 30), name  # noqa: B023
+
+
+def _add_destination(client: Client, name: str, token: str) -> None:
+    request = payout_service_pb2.CreatePayoutDestinationRequest(
+        payout_destination_id=name,
+        seller_account="s-1",
+        currency="EUR",
+        bank_account_token=token,
+        description="main account",
+    )
+    client.payout.CreatePayoutDestination(request)
+    get_request = payout_service_pb2.GetPayoutDestinationRequest(payout_destination_id=name)
+    assert eventually(
+        lambda: (
+            client.payout.GetPayoutDestination(get_request).payout_destination.state
+            == payout_pb2.PAYOUT_DESTINATION_STATE_VERIFIED
+        )
+    )
+
+
+def _is_payout_booked(client: Client, name: str, paid_amount: str) -> bool:
+    payout = client.payout.GetPayout(
+        payout_service_pb2.GetPayoutRequest(payout_id=f"x-{name}")
+    ).payout
+    returned_amount = "1.00" if name == "returned" else "0.00"
+    return payout.ledger_updated and (payout.paid_amount, payout.returned_amount) == (
+        paid_amount,
+        returned_amount,
+    )
