@@ -1,100 +1,81 @@
-"""What verify does not look at, by table or column, and why: nobody's money or history depends on
-it.
+"""The edits that verify does not report, by table or column, and why nobody's money or history
+depends on them.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from pathlib import Path
 
 PAGE_PATH = Path(__file__).parents[2] / "docs" / "reference" / "verify-exemptions.md"
-"""The page that says so to operators; `python -m tests.tampering.exempt` writes it."""
+"""The page for operators; `python -m tests.tampering.exempt` writes it."""
 
-_LEASES = (
-    "a lease: whoever works on an operation sets it anew, and an edit only delays or repeats "
-    "idempotent work"
-)
-_LEADER_LEASES = "one process's claim to a periodic task, set anew within seconds"
-_COMMIT_MARKERS = (
-    "tells a lost COMMIT from one that was never made, within an hour of its transaction"
-)
-
-_ACCOUNT_CREATION = (
-    "shown only: an account is opened in a transaction of its own, before the first that is "
-    "posted to it"
-)
-_RELAY_CURSOR = (
-    "from a lower place on, EventService is sent again what it has, and drops it; a higher one "
-    "than the book's end is named"
-)
-_DEFAULT_RELEASE_DELAY = (
-    "of a wallet without a policy of its own: the setting when it was opened, which is kept "
-    "nowhere else"
-)
-_CACHED_OWNER = "a copy of what WalletService says, asked for anew; a missing row is asked for"
-_UNAPPROVED_REQUEST = (
-    "a request that was not approved has changed nothing; one that was is counted by its seller's "
-    "version"
-)
-_TOMBSTONE = (
-    "one that is TOMBSTONE has moved nothing, and shuts out only a placement that is long over; "
-    "any other is in wallet_entry, and is named"
-)
-_POLL_SCHEDULE = (
-    "of what has ended: a row more or less says only until when its provider is asked for news, by "
-    "a setting of that time"
-)
-_CONFLICTING_REPORT = "moves no money; the alert about it is a row and an event"
+_COMMIT_MARKER = "used within an hour, if the answer to a COMMIT was lost"
+_LEADER_LEASE = "a lease on a periodic task; renewed within seconds"
+_LEASE = "a lease; an edit only delays or repeats idempotent work"
+_POLL_SCHEDULE = "of a completed operation: how long it is polled"
 
 EXEMPTIONS: dict[str, str] = {
-    "ledger.account.create_time": _ACCOUNT_CREATION,
-    "ledger.relayed.sequence": _RELAY_CURSOR,
-    "wallet.wallet.release_delay": _DEFAULT_RELEASE_DELAY,
-    "payment.seller_owner.(row)": _CACHED_OWNER,
-    "wallet.seller_assignment.(row)": _UNAPPROVED_REQUEST,
-    "wallet.hold.(row)": _TOMBSTONE,
+    "ledger.account.create_time": "informational; written just before the account's first entry",
+    "ledger.relayed.sequence": "a lower value resends events; one past the end is reported",
+    "wallet.wallet.release_delay": "without a policy: the default when the wallet was opened",
+    "wallet.hold.(row)": "a TOMBSTONE has moved no money; other holds are reported",
+    "wallet.seller_assignment.(row)": "not approved: it has changed nothing; others are counted",
+    "payment.seller_owner.(row)": "a cache of WalletService's answer; it is refreshed",
+    "payment.conflicting_report.(row)": "moves no money; its alert is a row and an event",
     "payment.failed_charge_poll.(row)": _POLL_SCHEDULE,
-    "payment.conflicting_report.(row)": _CONFLICTING_REPORT,
     "payout.completed_payout_poll.(row)": _POLL_SCHEDULE,
     **{
-        f"{schema}.commit_marker": _COMMIT_MARKERS
-        for schema in ("payment", "ledger", "wallet", "payout", "event")
-    },
-    **{
-        f"{schema}.leader_lease": _LEADER_LEASES
-        for schema in ("payment", "ledger", "wallet", "payout")
-    },
-    **{
-        f"{schema}.operation.{column}": _LEASES
+        f"{schema}.operation.{column}": _LEASE
         for schema in ("payment", "payout")
         for column in ("lease_until", "lease_token", "is_leased")
     },
+    **{
+        f"{schema}.leader_lease": _LEADER_LEASE
+        for schema in ("payment", "payout", "wallet", "ledger")
+    },
+    **{
+        f"{schema}.commit_marker": _COMMIT_MARKER
+        for schema in ("payment", "payout", "wallet", "ledger", "event")
+    },
 }
 
-_PAGE_HEADER = """# What `tallystick verify` does not see
+_PAGE_HEADER = """# What `tallystick verify` does not report
 
-`verify` is to name the edit of any stored row by somebody who goes past its service, except for the
-columns below. No money and no history depends on them. `(row)` means that a row was added or
-deleted; a table without a column means the whole table. `tests/tampering/exempt.py` writes this page.
+This page lists the edits of stored rows that `tallystick verify` does not report, and why they do
+no harm.
 
-A wallet or a ledger account without entries is opened before the first of them, and has moved
-nothing: of it, verify compares only the amounts.
+`verify` reports every other edit by someone who bypasses the services. No money and no history
+depends on the columns below. `python -m tests.tampering.exempt` writes this page.
 
-A seal has no secret. Somebody who edits a row and also computes its seal, its hashes and every row
-that follows from it is not seen either.
-
-| table or column | why an edit is not seen |
+| in the table | meaning |
 |---|---|
+| `schema.table.column` | edits of this column |
+| `schema.table.(row)` | rows that are added or deleted |
+| `schema.table` | all edits of the table |
+
+## Exemptions
+
+| edit of | why it is not reported |
+|---|---|
+"""
+_PAGE_FOOTER = """
+A wallet or a ledger account without entries has moved no money. Of those, `verify` compares only
+the amounts.
+
+## Limits of seals
+
+Each sealed row holds the SHA-256 hash of its content, called a seal. The service writes both
+together, and `verify` compares them. A seal contains no secret. Someone who edits a row and also
+recomputes its seal, its hashes and every dependent row is not detected.
 """
 
 
 def render_page() -> str:
-    """The page of what verify does not look at, a line for each reason."""
-    by_reason: dict[str, list[str]] = defaultdict(list)
-    for name, reason in EXEMPTIONS.items():
-        by_reason[reason].append(f"`{name}`")
-    return _PAGE_HEADER + "".join(
-        f"| {', '.join(names)} | {reason} |\n" for reason, names in by_reason.items()
+    """The page of what verify does not report."""
+    return (
+        _PAGE_HEADER
+        + "".join(f"| `{name}` | {reason} |\n" for name, reason in EXEMPTIONS.items())
+        + _PAGE_FOOTER
     )
 
 
