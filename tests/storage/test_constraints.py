@@ -846,7 +846,7 @@ def test_triggers_refuse_where_privileges_do_not(
         "tx": "kind",
         "entry": "amount",
         "wallet_entry": "amount",
-        "order_history": "cause",
+        "order_history": "transition_reason",
         "event": "type",
     }[table]
     assert (

@@ -818,14 +818,14 @@ def test_many_of_a_kind_are_one_alert(seeded_database: DatabaseUrls) -> None:
     def look(connection: Connection) -> None:
         raised_subjects.extend(
             [
-                row.subject
+                row.resource_name
                 for row in alerts.reconcile(connection, findings)
                 if row.kind == "ORDER_STUCK"
             ]
             for _ in range(2)
         )
         ended_subjects.extend(
-            row.subject
+            row.resource_name
             for row in alert_store.end_cleared(connection, [], [], 1000)
             if row.kind == "ORDER_STUCK"
         )
