@@ -176,6 +176,8 @@ def operations_from_rows(
             maybe_sent=bool(row.maybe_sent),
             lookup_only=bool(row.lookup_only),
             tries=parse_tries(row.retry_counts),
+            seconds_since_sent=None if row.since_sent is None else float(row.since_sent),
+            not_found_count=row.not_found_count,
             payout_id=row.payout_id,
             seller_account=row.seller_account,
             amount=row.amount,

@@ -302,7 +302,8 @@ def reopen(connection: Connection, payout_ids: list[str]) -> None:
 _LOAD_OPERATIONS = text(f"""
     select {COLUMNS}, s.bank_account_token, a.provider_key,
         extract(epoch from clock() - a.start_time) as age, op.maybe_sent, op.lookup_only,
-            op.retry_counts
+        extract(epoch from clock() - op.sent_time) as since_sent,
+        coalesce(op.not_found_count, 0) as not_found_count, op.retry_counts
     from unnest(cast(:ids as text[])) as g (id)
     join payout p on p.payout_id = g.id
     join payout_destination s on s.payout_destination_id = p.payout_destination_id

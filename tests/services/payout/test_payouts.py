@@ -23,7 +23,9 @@ from tallystick_core.provider.outcome import (
     Declined,
     InTransit,
     NotFound,
+    NotSent,
     PayoutFailure,
+    PayoutLookupOutcome,
     PayoutOutcome,
     RetryReason,
     Returned,
@@ -31,6 +33,7 @@ from tallystick_core.provider.outcome import (
     Succeeded,
     Unknown,
 )
+from tallystick_core.provider.payout_provider import PayoutRequest
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.wiring import Dependencies
@@ -385,6 +388,55 @@ def test_a_payout_that_the_bank_does_not_know_is_sent_again(
         if demand.payout_id == payout.payout_id
     ] == [f"dev-p-{payout.payout_id}-1"] * 4
     assert not open_dead_letters(payout_client, payout.payout_id)
+
+
+def test_a_payout_that_was_never_sent_is_sent_however_long_its_provider_was_away(
+    scratch_database: DatabaseUrls,
+) -> None:
+    """K3: a provider that could not be reached until past the key's window is asked once whether it
+    knows the payout, and sent it as it does not: nobody has to decide, and it is paid once.
+    """
+    bank, away, actions = ScriptedPayoutProvider(), [True], list[NextAction]()
+    submit, look_up = bank.submit, bank.look_up
+
+    async def submit_when_reached(requests: Sequence[PayoutRequest]) -> Sequence[PayoutOutcome]:
+        if away[0]:
+            return [NotSent("nobody listens")] * len(requests)
+        actions.append(NextAction.SEND)
+        return await submit(requests)
+
+    async def record_look_up(request: PayoutRequest) -> PayoutLookupOutcome:
+        actions.append(NextAction.LOOK_UP)
+        return await look_up(request)
+
+    bank.submit, bank.look_up = submit_when_reached, record_look_up  # type: ignore[method-assign]
+    bank.key_window = 4.5
+    settings = Settings().replace(
+        retry={
+            ("", reason): RetryPolicy(RetryStrategy.FIXED, 0.05, 0.05, 1000)
+            for reason in RetryReason
+        },
+        worker__sweep_interval=0.1,
+        worker__lease_duration=2.5,
+        providers__timeout=0.1,
+    )
+    with (
+        serve_platform(
+            scratch_database,
+            settings,
+            dependencies=Dependencies(payout_providers={"sandbox": bank}),
+        ) as platform,
+        platform.client() as client,
+    ):
+        seller = create_sale(client, "10.00")
+        payout = create_payout(
+            client, seller, payout_destination_id=create_destination(client, seller)
+        )
+        assert eventually(lambda: actions, 15), "it was not looked up"
+        away[0] = False
+        wait_for_state(client, payout.payout_id, "PAID")
+        assert [action for action in actions if action is NextAction.SEND] == [NextAction.SEND]
+    assert verify(scratch_database).passed
 
 
 def test_a_payout_that_comes_back_is_credited_once(
