@@ -149,7 +149,7 @@ def test_retry_policies_as_tables(toml_file: Path) -> None:
     """A policy is a table or a text, for all providers or for one."""
     toml_file.write_text("""
         [retry]
-        busy = "fixed:5:0"
+        throttled = "fixed:5:0"
         "sandbox.not_sent" = "cancel"
         [retry.no_answer]
         strategy = "exponential"
@@ -187,7 +187,7 @@ def test_retry_policies_as_tables(toml_file: Path) -> None:
 def test_a_wrong_retry_policy_names_its_fields(toml_file: Path) -> None:
     """Each wrong field of a policy has a line, with its path in the file."""
     toml_file.write_text("""
-        [retry.busy]
+        [retry.throttled]
         strategy = "fixed"
         increment = 5
         max_attempts = 1.5
@@ -198,10 +198,10 @@ def test_a_wrong_retry_policy_names_its_fields(toml_file: Path) -> None:
     """)
     lines = load_error({}, toml_file)
     assert [line.removeprefix(f"{toml_file}: retry.") for line in lines[1:]] == [
-        "busy.increment must not be set; a policy with strategy fixed takes strategy, "
+        "throttled.increment must not be set; a policy with strategy fixed takes strategy, "
         "initial_interval, max_attempts.",
-        "busy.initial_interval must be set for strategy fixed.",
-        "busy.max_attempts must be a whole number from 0 to 604,800.",
+        "throttled.initial_interval must be set for strategy fixed.",
+        "throttled.max_attempts must be a whole number from 0 to 604,800.",
         "not_sent.strategy must be one of immediate, fixed, incremental, exponential, cancel.",
         "no_answer must be a table, or cancel, immediate:MAX_ATTEMPTS, "
         "fixed:INTERVAL:MAX_ATTEMPTS, incremental:INITIAL_INTERVAL:MAX_INTERVAL:MAX_ATTEMPTS or "

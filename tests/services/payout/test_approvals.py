@@ -1396,7 +1396,7 @@ def test_an_unmatched_transfer_is_acknowledged(
         assert wallet_amounts(chief, seller) == ("4.99", "0.00", "0.00")
         payout_provider.script[id_].append(Succeeded(second, 100, "EUR"))
         assert eventually(lambda: is_alert_open(chief, kind, id_, 2))
-        assert payout_alerts(chief, kind, id_)[0].detail == f"TWICE {second}"
+        assert payout_alerts(chief, kind, id_)[0].detail == f"DUPLICATE {second}"
         wait_for_state(chief, id_, "FAILED")
         acknowledge_payout(chief, id_, reference=second)
         assert eventually(lambda: are_alerts_ended(chief, kind, id_, 2))
