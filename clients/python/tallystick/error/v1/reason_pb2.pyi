@@ -57,7 +57,9 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_CREDENTIALS_INVALID: _Reason.ValueType  # 21
     """The credentials are not known. Send others."""
     REASON_PERMISSION_DENIED: _Reason.ValueType  # 30
-    """The caller has none of the roles that the method asks for, or may not set or name what the message says."""
+    """The caller has none of the roles that the method asks for, or may not set or name what the
+    message says.
+    """
     REASON_SECOND_APPROVER_REQUIRED: _Reason.ValueType  # 31
     """Somebody else than the creator has to do this."""
     REASON_NOT_FOUND: _Reason.ValueType  # 40
@@ -69,9 +71,13 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_KEY_IN_USE: _Reason.ValueType  # 60
     """The first call with this id has not committed yet. Come back with the same id after RetryInfo."""
     REASON_CONFLICT: _Reason.ValueType  # 61
-    """The call lost against concurrent ones again and again. Come back with the same id after RetryInfo."""
+    """The call lost against concurrent ones again and again. Come back with the same id after
+    RetryInfo.
+    """
     REASON_VERSION_MISMATCH: _Reason.ValueType  # 62
-    """The resource has another version than expected_version says; the metadata names its version. Read it again, and decide anew."""
+    """The resource has another version than expected_version says; the metadata names its version.
+    Read it again, and decide anew.
+    """
     REASON_INVALID_STATE: _Reason.ValueType  # 70
     """The resource's state does not allow this; the metadata names state and verb."""
     REASON_HOLD_ENDED: _Reason.ValueType  # 71
@@ -89,13 +95,19 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_RATE_LIMITED: _Reason.ValueType  # 80
     """The caller asks too often. Come back with the same id after RetryInfo. Not sent yet."""
     REASON_OVERLOADED: _Reason.ValueType  # 90
-    """The process has as many calls, message bytes or operations in flight as it takes. Come back with the same id after RetryInfo."""
+    """The process has as many calls, message bytes or operations in flight as it takes. Come back
+    with the same id after RetryInfo.
+    """
     REASON_SHUTTING_DOWN: _Reason.ValueType  # 91
     """The process is being stopped. Come back with the same id after RetryInfo."""
     REASON_DEPENDENCY_UNAVAILABLE: _Reason.ValueType  # 92
-    """A part the service stands on (database, another service) does not answer. Come back with the same id after RetryInfo."""
+    """A part the service stands on (database, another service) does not answer. Come back with the
+    same id after RetryInfo.
+    """
     REASON_PROVIDER_UNAVAILABLE: _Reason.ValueType  # 93
-    """The provider does not answer and no more orders may wait for it; nothing was stored. Come back with the same id after RetryInfo."""
+    """The provider does not answer and no more orders may wait for it; nothing was stored. Come back
+    with the same id after RetryInfo.
+    """
     REASON_STREAM_EXPIRED: _Reason.ValueType  # 94
     """The stream has reached its time. Open it again from the last version or cursor."""
     REASON_DEADLINE_EXCEEDED: _Reason.ValueType  # 100
@@ -110,7 +122,9 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """A fault of ours; the metadata carries the trace id and nothing else. The same id is safe."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
-    """Why a call or an item of a batch was refused. It travels as the `reason` of `google.rpc.ErrorInfo` (without the prefix REASON_) under the domain "tallystick"."""
+    """Why a call or an item of a batch was refused. It travels as the `reason` of
+    `google.rpc.ErrorInfo` (without the prefix REASON_) under the domain "tallystick".
+    """
 
 REASON_UNSPECIFIED: Reason.ValueType  # 0
 """Never sent."""
@@ -147,7 +161,9 @@ REASON_CREDENTIALS_MISSING: Reason.ValueType  # 20
 REASON_CREDENTIALS_INVALID: Reason.ValueType  # 21
 """The credentials are not known. Send others."""
 REASON_PERMISSION_DENIED: Reason.ValueType  # 30
-"""The caller has none of the roles that the method asks for, or may not set or name what the message says."""
+"""The caller has none of the roles that the method asks for, or may not set or name what the
+message says.
+"""
 REASON_SECOND_APPROVER_REQUIRED: Reason.ValueType  # 31
 """Somebody else than the creator has to do this."""
 REASON_NOT_FOUND: Reason.ValueType  # 40
@@ -159,9 +175,13 @@ REASON_ALREADY_EXISTS: Reason.ValueType  # 51
 REASON_KEY_IN_USE: Reason.ValueType  # 60
 """The first call with this id has not committed yet. Come back with the same id after RetryInfo."""
 REASON_CONFLICT: Reason.ValueType  # 61
-"""The call lost against concurrent ones again and again. Come back with the same id after RetryInfo."""
+"""The call lost against concurrent ones again and again. Come back with the same id after
+RetryInfo.
+"""
 REASON_VERSION_MISMATCH: Reason.ValueType  # 62
-"""The resource has another version than expected_version says; the metadata names its version. Read it again, and decide anew."""
+"""The resource has another version than expected_version says; the metadata names its version.
+Read it again, and decide anew.
+"""
 REASON_INVALID_STATE: Reason.ValueType  # 70
 """The resource's state does not allow this; the metadata names state and verb."""
 REASON_HOLD_ENDED: Reason.ValueType  # 71
@@ -179,13 +199,19 @@ REASON_DESTINATION_UNUSABLE: Reason.ValueType  # 76
 REASON_RATE_LIMITED: Reason.ValueType  # 80
 """The caller asks too often. Come back with the same id after RetryInfo. Not sent yet."""
 REASON_OVERLOADED: Reason.ValueType  # 90
-"""The process has as many calls, message bytes or operations in flight as it takes. Come back with the same id after RetryInfo."""
+"""The process has as many calls, message bytes or operations in flight as it takes. Come back
+with the same id after RetryInfo.
+"""
 REASON_SHUTTING_DOWN: Reason.ValueType  # 91
 """The process is being stopped. Come back with the same id after RetryInfo."""
 REASON_DEPENDENCY_UNAVAILABLE: Reason.ValueType  # 92
-"""A part the service stands on (database, another service) does not answer. Come back with the same id after RetryInfo."""
+"""A part the service stands on (database, another service) does not answer. Come back with the
+same id after RetryInfo.
+"""
 REASON_PROVIDER_UNAVAILABLE: Reason.ValueType  # 93
-"""The provider does not answer and no more orders may wait for it; nothing was stored. Come back with the same id after RetryInfo."""
+"""The provider does not answer and no more orders may wait for it; nothing was stored. Come back
+with the same id after RetryInfo.
+"""
 REASON_STREAM_EXPIRED: Reason.ValueType  # 94
 """The stream has reached its time. Open it again from the last version or cursor."""
 REASON_DEADLINE_EXCEEDED: Reason.ValueType  # 100

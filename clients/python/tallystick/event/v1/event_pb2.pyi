@@ -105,7 +105,9 @@ Global___EventType: _TypeAlias = EventType  # noqa: Y015
 
 @_typing.final
 class Event(_message.Message):
-    """One committed change. It is published at least once, in order for each aggregate; drop repeats by event_id."""
+    """One committed change. It is published at least once, in order for each aggregate; drop repeats by
+    event_id.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -139,10 +141,12 @@ class Event(_message.Message):
     type: Global___EventType.ValueType
     """What it tells."""
     aggregate_id: _builtins.str
-    """What changed: "payments/{checkout_id}", "paymentOrders/{payment_order_id}", "wallets/{seller_account}/{currency}",
-    "walletPolicies/{seller_account}/{currency}", "transactions/{transaction_id}", "deadLetters/{dead_letter_id}",
-    "unappliedCharges/{unapplied_charge_id}", "alerts/{alert_id}", "payouts/{payout_id}", "payoutDestinations/{payout_destination_id}",
-    "payoutBatches/{payout_batch_id}", "payoutSchedules/{seller_account}/{currency}", for the default "payoutSchedules/-/{currency}",
+    """What changed: "payments/{checkout_id}", "paymentOrders/{payment_order_id}",
+    "wallets/{seller_account}/{currency}", "walletPolicies/{seller_account}/{currency}",
+    "transactions/{transaction_id}", "deadLetters/{dead_letter_id}",
+    "unappliedCharges/{unapplied_charge_id}", "alerts/{alert_id}", "payouts/{payout_id}",
+    "payoutDestinations/{payout_destination_id}", "payoutBatches/{payout_batch_id}",
+    "payoutSchedules/{seller_account}/{currency}", for the default "payoutSchedules/-/{currency}",
     "sellers/{seller_account}", "sellerAssignments/{seller_assignment_id}".
     """
     aggregate_version: _builtins.int
@@ -152,7 +156,9 @@ class Event(_message.Message):
     traceparent: _builtins.str
     """W3C trace context of the call that made the change, or empty."""
     owner: _builtins.str
-    """Whose it is: callers of this owner may stream it. Empty: the platform's own, as of wallets, transactions, dead letters and alerts."""
+    """Whose it is: callers of this owner may stream it. Empty: the platform's own, as of wallets,
+    transactions, dead letters and alerts.
+    """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When the change was made."""

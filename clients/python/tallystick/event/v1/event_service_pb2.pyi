@@ -76,8 +76,8 @@ class StreamEventsRequest(_message.Message):
     AGGREGATE_ID_FIELD_NUMBER: _builtins.int
     FOLLOW_FIELD_NUMBER: _builtins.int
     after_cursor: _builtins.int
-    """The last cursor the caller has; 0: from the beginning. One beyond the end, as after a restore, is refused with FIELD_INVALID, and the last cursor as
-    `last` in the metadata.
+    """The last cursor the caller has; 0: from the beginning. One beyond the end, as after a restore,
+    is refused with FIELD_INVALID, and the last cursor as `last` in the metadata.
     """
     aggregate_id: _builtins.str
     """Only events of this aggregate."""

@@ -27,39 +27,49 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class EventServiceStub:
-    """Numbers events and serves them in that order. A cursor never skips a change that was committed late."""
+    """Numbers events and serves them in that order. A cursor never skips a change that was committed
+    late.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> EventServiceAsyncStub: ...
     BatchPublish: _grpc.UnaryUnaryMultiCallable[_event_service_pb2.BatchPublishRequest, _event_service_pb2.BatchPublishResponse]
-    """Takes events in; those it has already (by event_id) are dropped, and one that it has with another content is refused with IDEMPOTENCY_KEY_REUSED. All or nothing.
-    The aggregate and the payload must be those of the type. Access: service.
+    """Takes events in; those it has already (by event_id) are dropped, and one that it has with
+    another content is refused with IDEMPOTENCY_KEY_REUSED. All or nothing. The aggregate and the
+    payload must be those of the type. Access: service.
     """
     StreamEvents: _grpc.UnaryStreamMultiCallable[_event_service_pb2.StreamEventsRequest, _event_service_pb2.StreamEventsResponse]
-    """Streams events in order. Without follow it ends OK at the present end; with follow it waits for more, and ends after 5 minutes with STREAM_EXPIRED.
-    Teams get the events of their owner's resources alone. Access: team, payouts (their own), service, operator, auditor.
+    """Streams events in order. Without follow it ends OK at the present end; with follow it waits for
+    more, and ends after 5 minutes with STREAM_EXPIRED. Teams get the events of their owner's
+    resources alone. Access: team, payouts (their own), service, operator, auditor.
     buf:lint:ignore RPC_NO_SERVER_STREAMING
     """
 
 @_typing.type_check_only
 class EventServiceAsyncStub(EventServiceStub):
-    """Numbers events and serves them in that order. A cursor never skips a change that was committed late."""
+    """Numbers events and serves them in that order. A cursor never skips a change that was committed
+    late.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     BatchPublish: _aio.UnaryUnaryMultiCallable[_event_service_pb2.BatchPublishRequest, _event_service_pb2.BatchPublishResponse]  # type: ignore[assignment]
-    """Takes events in; those it has already (by event_id) are dropped, and one that it has with another content is refused with IDEMPOTENCY_KEY_REUSED. All or nothing.
-    The aggregate and the payload must be those of the type. Access: service.
+    """Takes events in; those it has already (by event_id) are dropped, and one that it has with
+    another content is refused with IDEMPOTENCY_KEY_REUSED. All or nothing. The aggregate and the
+    payload must be those of the type. Access: service.
     """
     StreamEvents: _aio.UnaryStreamMultiCallable[_event_service_pb2.StreamEventsRequest, _event_service_pb2.StreamEventsResponse]  # type: ignore[assignment]
-    """Streams events in order. Without follow it ends OK at the present end; with follow it waits for more, and ends after 5 minutes with STREAM_EXPIRED.
-    Teams get the events of their owner's resources alone. Access: team, payouts (their own), service, operator, auditor.
+    """Streams events in order. Without follow it ends OK at the present end; with follow it waits for
+    more, and ends after 5 minutes with STREAM_EXPIRED. Teams get the events of their owner's
+    resources alone. Access: team, payouts (their own), service, operator, auditor.
     buf:lint:ignore RPC_NO_SERVER_STREAMING
     """
 
 class EventServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Numbers events and serves them in that order. A cursor never skips a change that was committed late."""
+    """Numbers events and serves them in that order. A cursor never skips a change that was committed
+    late.
+    """
 
     @_abc_1.abstractmethod
     def BatchPublish(
@@ -67,8 +77,9 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _event_service_pb2.BatchPublishRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_event_service_pb2.BatchPublishResponse, _abc.Awaitable[_event_service_pb2.BatchPublishResponse]]:
-        """Takes events in; those it has already (by event_id) are dropped, and one that it has with another content is refused with IDEMPOTENCY_KEY_REUSED. All or nothing.
-        The aggregate and the payload must be those of the type. Access: service.
+        """Takes events in; those it has already (by event_id) are dropped, and one that it has with
+        another content is refused with IDEMPOTENCY_KEY_REUSED. All or nothing. The aggregate and the
+        payload must be those of the type. Access: service.
         """
 
     @_abc_1.abstractmethod
@@ -77,8 +88,9 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _event_service_pb2.StreamEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_event_service_pb2.StreamEventsResponse], _abc.AsyncIterator[_event_service_pb2.StreamEventsResponse]]:
-        """Streams events in order. Without follow it ends OK at the present end; with follow it waits for more, and ends after 5 minutes with STREAM_EXPIRED.
-        Teams get the events of their owner's resources alone. Access: team, payouts (their own), service, operator, auditor.
+        """Streams events in order. Without follow it ends OK at the present end; with follow it waits for
+        more, and ends after 5 minutes with STREAM_EXPIRED. Teams get the events of their owner's
+        resources alone. Access: team, payouts (their own), service, operator, auditor.
         buf:lint:ignore RPC_NO_SERVER_STREAMING
         """
 

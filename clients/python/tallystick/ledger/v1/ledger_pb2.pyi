@@ -188,7 +188,9 @@ class Transaction(_message.Message):
     previous_hash: _builtins.bytes
     """The hash of the transaction before; 32 zero bytes for the first."""
     hash: _builtins.bytes
-    """SHA-256 of previous_hash and this transaction's canonical bytes; docs/reference/ledger-hash-chain.md specifies them."""
+    """SHA-256 of previous_hash and this transaction's canonical bytes;
+    docs/reference/ledger-hash-chain.md specifies them.
+    """
     caller: _builtins.str
     """On whose behalf it was posted."""
     @_builtins.property

@@ -478,7 +478,9 @@ class GetTrialBalanceRequest(_message.Message):
     """next_page_token of the page before."""
     @_builtins.property
     def as_of_time(self) -> _timestamp_pb2.Timestamp:
-        """As of this time, by post_time; unset: now. Ignored with a page token, which keeps the point of the first page."""
+        """As of this time, by post_time; unset: now. Ignored with a page token, which keeps the point of
+        the first page.
+        """
 
     def __init__(
         self,
@@ -519,7 +521,9 @@ class GetTrialBalanceResponse(_message.Message):
 
     @_builtins.property
     def sums(self) -> _containers.RepeatedCompositeFieldContainer[_money_pb2.Money]:
-        """The sum of the balances of this page and of those before it, one for each currency. On the last page it is over the whole book: zero."""
+        """The sum of the balances of this page and of those before it, one for each currency. On the last
+        page it is over the whole book: zero.
+        """
 
     @_builtins.property
     def as_of_time(self) -> _timestamp_pb2.Timestamp:
@@ -553,8 +557,8 @@ class StreamEntriesRequest(_message.Message):
     ACCOUNT_PREFIX_FIELD_NUMBER: _builtins.int
     FOLLOW_FIELD_NUMBER: _builtins.int
     after_sequence: _builtins.int
-    """The last sequence the caller has; 0: from the beginning. One beyond the end, as after a restore, is refused with FIELD_INVALID, and the last sequence
-    as `last` in the metadata.
+    """The last sequence the caller has; 0: from the beginning. One beyond the end, as after a
+    restore, is refused with FIELD_INVALID, and the last sequence as `last` in the metadata.
     """
     account_prefix: _builtins.str
     """Only transactions with an entry in an account whose path begins so; empty: all."""

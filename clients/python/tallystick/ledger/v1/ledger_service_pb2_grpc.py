@@ -87,16 +87,17 @@ class LedgerServiceServicer(object):
     """
 
     def BatchPost(self, request, context):
-        """Posts transactions, each on its own: the call is OK even if items are refused. The same kind and source_id with the same values answers with the
-        transaction posted before. Access: service.
+        """Posts transactions, each on its own: the call is OK even if items are refused. The same kind
+        and source_id with the same values answers with the transaction posted before. Access: service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReverseTransaction(self, request, context):
-        """Posts the mirror image of a transaction; once for each transaction, and the same answer again for the same reason. Refused with INVALID_STATE for
-        transactions that touch a seller's account: those are corrected through the wallet. Access: operator.
+        """Posts the mirror image of a transaction; once for each transaction, and the same answer again
+        for the same reason. Refused with INVALID_STATE for transactions that touch a seller's account:
+        those are corrected through the wallet. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -110,8 +111,8 @@ class LedgerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListTransactions(self, request, context):
-        """Lists transactions, newest first. A page of what is rare may hold fewer than asked for, or none, and not be the last. Access: operator,
-        auditor, service.
+        """Lists transactions, newest first. A page of what is rare may hold fewer than asked for, or
+        none, and not be the last. Access: operator, auditor, service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,23 +126,26 @@ class LedgerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListAccounts(self, request, context):
-        """Lists accounts with their balances now, by name and currency. Access: operator, auditor, service.
+        """Lists accounts with their balances now, by name and currency. Access: operator, auditor,
+        service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetTrialBalance(self, request, context):
-        """Answers with every account's balance at one point of the book, page by page, and their sums, which are zero at the end. A page of a time long
-        ago may hold fewer accounts than asked for, or none, and not be the last. Access: operator, auditor.
+        """Answers with every account's balance at one point of the book, page by page, and their sums,
+        which are zero at the end. A page of a time long ago may hold fewer accounts than asked for, or
+        none, and not be the last. Access: operator, auditor.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamEntries(self, request, context):
-        """Streams transactions in the order of the book. Without follow it ends OK at the present end; with follow it waits for more, and ends after
-        5 minutes with STREAM_EXPIRED. Access: auditor, service.
+        """Streams transactions in the order of the book. Without follow it ends OK at the present end;
+        with follow it waits for more, and ends after 5 minutes with STREAM_EXPIRED. Access: auditor,
+        service.
         buf:lint:ignore RPC_NO_SERVER_STREAMING
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -34,30 +34,35 @@ class LedgerServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> LedgerServiceAsyncStub: ...
     BatchPost: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.BatchPostRequest, _ledger_service_pb2.BatchPostResponse]
-    """Posts transactions, each on its own: the call is OK even if items are refused. The same kind and source_id with the same values answers with the
-    transaction posted before. Access: service.
+    """Posts transactions, each on its own: the call is OK even if items are refused. The same kind
+    and source_id with the same values answers with the transaction posted before. Access: service.
     """
     ReverseTransaction: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.ReverseTransactionRequest, _ledger_service_pb2.ReverseTransactionResponse]
-    """Posts the mirror image of a transaction; once for each transaction, and the same answer again for the same reason. Refused with INVALID_STATE for
-    transactions that touch a seller's account: those are corrected through the wallet. Access: operator.
+    """Posts the mirror image of a transaction; once for each transaction, and the same answer again
+    for the same reason. Refused with INVALID_STATE for transactions that touch a seller's account:
+    those are corrected through the wallet. Access: operator.
     """
     GetTransaction: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.GetTransactionRequest, _ledger_service_pb2.GetTransactionResponse]
     """Answers with one transaction. Access: operator, auditor, service."""
     ListTransactions: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.ListTransactionsRequest, _ledger_service_pb2.ListTransactionsResponse]
-    """Lists transactions, newest first. A page of what is rare may hold fewer than asked for, or none, and not be the last. Access: operator,
-    auditor, service.
+    """Lists transactions, newest first. A page of what is rare may hold fewer than asked for, or
+    none, and not be the last. Access: operator, auditor, service.
     """
     GetAccount: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.GetAccountRequest, _ledger_service_pb2.GetAccountResponse]
     """Answers with an account's balance, now or as of a time. Access: operator, auditor, service."""
     ListAccounts: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.ListAccountsRequest, _ledger_service_pb2.ListAccountsResponse]
-    """Lists accounts with their balances now, by name and currency. Access: operator, auditor, service."""
+    """Lists accounts with their balances now, by name and currency. Access: operator, auditor,
+    service.
+    """
     GetTrialBalance: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.GetTrialBalanceRequest, _ledger_service_pb2.GetTrialBalanceResponse]
-    """Answers with every account's balance at one point of the book, page by page, and their sums, which are zero at the end. A page of a time long
-    ago may hold fewer accounts than asked for, or none, and not be the last. Access: operator, auditor.
+    """Answers with every account's balance at one point of the book, page by page, and their sums,
+    which are zero at the end. A page of a time long ago may hold fewer accounts than asked for, or
+    none, and not be the last. Access: operator, auditor.
     """
     StreamEntries: _grpc.UnaryStreamMultiCallable[_ledger_service_pb2.StreamEntriesRequest, _ledger_service_pb2.StreamEntriesResponse]
-    """Streams transactions in the order of the book. Without follow it ends OK at the present end; with follow it waits for more, and ends after
-    5 minutes with STREAM_EXPIRED. Access: auditor, service.
+    """Streams transactions in the order of the book. Without follow it ends OK at the present end;
+    with follow it waits for more, and ends after 5 minutes with STREAM_EXPIRED. Access: auditor,
+    service.
     buf:lint:ignore RPC_NO_SERVER_STREAMING
     """
     ListAlerts: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.ListAlertsRequest, _ledger_service_pb2.ListAlertsResponse]
@@ -69,30 +74,35 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     BatchPost: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.BatchPostRequest, _ledger_service_pb2.BatchPostResponse]  # type: ignore[assignment]
-    """Posts transactions, each on its own: the call is OK even if items are refused. The same kind and source_id with the same values answers with the
-    transaction posted before. Access: service.
+    """Posts transactions, each on its own: the call is OK even if items are refused. The same kind
+    and source_id with the same values answers with the transaction posted before. Access: service.
     """
     ReverseTransaction: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.ReverseTransactionRequest, _ledger_service_pb2.ReverseTransactionResponse]  # type: ignore[assignment]
-    """Posts the mirror image of a transaction; once for each transaction, and the same answer again for the same reason. Refused with INVALID_STATE for
-    transactions that touch a seller's account: those are corrected through the wallet. Access: operator.
+    """Posts the mirror image of a transaction; once for each transaction, and the same answer again
+    for the same reason. Refused with INVALID_STATE for transactions that touch a seller's account:
+    those are corrected through the wallet. Access: operator.
     """
     GetTransaction: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.GetTransactionRequest, _ledger_service_pb2.GetTransactionResponse]  # type: ignore[assignment]
     """Answers with one transaction. Access: operator, auditor, service."""
     ListTransactions: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.ListTransactionsRequest, _ledger_service_pb2.ListTransactionsResponse]  # type: ignore[assignment]
-    """Lists transactions, newest first. A page of what is rare may hold fewer than asked for, or none, and not be the last. Access: operator,
-    auditor, service.
+    """Lists transactions, newest first. A page of what is rare may hold fewer than asked for, or
+    none, and not be the last. Access: operator, auditor, service.
     """
     GetAccount: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.GetAccountRequest, _ledger_service_pb2.GetAccountResponse]  # type: ignore[assignment]
     """Answers with an account's balance, now or as of a time. Access: operator, auditor, service."""
     ListAccounts: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.ListAccountsRequest, _ledger_service_pb2.ListAccountsResponse]  # type: ignore[assignment]
-    """Lists accounts with their balances now, by name and currency. Access: operator, auditor, service."""
+    """Lists accounts with their balances now, by name and currency. Access: operator, auditor,
+    service.
+    """
     GetTrialBalance: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.GetTrialBalanceRequest, _ledger_service_pb2.GetTrialBalanceResponse]  # type: ignore[assignment]
-    """Answers with every account's balance at one point of the book, page by page, and their sums, which are zero at the end. A page of a time long
-    ago may hold fewer accounts than asked for, or none, and not be the last. Access: operator, auditor.
+    """Answers with every account's balance at one point of the book, page by page, and their sums,
+    which are zero at the end. A page of a time long ago may hold fewer accounts than asked for, or
+    none, and not be the last. Access: operator, auditor.
     """
     StreamEntries: _aio.UnaryStreamMultiCallable[_ledger_service_pb2.StreamEntriesRequest, _ledger_service_pb2.StreamEntriesResponse]  # type: ignore[assignment]
-    """Streams transactions in the order of the book. Without follow it ends OK at the present end; with follow it waits for more, and ends after
-    5 minutes with STREAM_EXPIRED. Access: auditor, service.
+    """Streams transactions in the order of the book. Without follow it ends OK at the present end;
+    with follow it waits for more, and ends after 5 minutes with STREAM_EXPIRED. Access: auditor,
+    service.
     buf:lint:ignore RPC_NO_SERVER_STREAMING
     """
     ListAlerts: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.ListAlertsRequest, _ledger_service_pb2.ListAlertsResponse]  # type: ignore[assignment]
@@ -107,8 +117,8 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_service_pb2.BatchPostRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_service_pb2.BatchPostResponse, _abc.Awaitable[_ledger_service_pb2.BatchPostResponse]]:
-        """Posts transactions, each on its own: the call is OK even if items are refused. The same kind and source_id with the same values answers with the
-        transaction posted before. Access: service.
+        """Posts transactions, each on its own: the call is OK even if items are refused. The same kind
+        and source_id with the same values answers with the transaction posted before. Access: service.
         """
 
     @_abc_1.abstractmethod
@@ -117,8 +127,9 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_service_pb2.ReverseTransactionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_service_pb2.ReverseTransactionResponse, _abc.Awaitable[_ledger_service_pb2.ReverseTransactionResponse]]:
-        """Posts the mirror image of a transaction; once for each transaction, and the same answer again for the same reason. Refused with INVALID_STATE for
-        transactions that touch a seller's account: those are corrected through the wallet. Access: operator.
+        """Posts the mirror image of a transaction; once for each transaction, and the same answer again
+        for the same reason. Refused with INVALID_STATE for transactions that touch a seller's account:
+        those are corrected through the wallet. Access: operator.
         """
 
     @_abc_1.abstractmethod
@@ -135,8 +146,8 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_service_pb2.ListTransactionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_service_pb2.ListTransactionsResponse, _abc.Awaitable[_ledger_service_pb2.ListTransactionsResponse]]:
-        """Lists transactions, newest first. A page of what is rare may hold fewer than asked for, or none, and not be the last. Access: operator,
-        auditor, service.
+        """Lists transactions, newest first. A page of what is rare may hold fewer than asked for, or
+        none, and not be the last. Access: operator, auditor, service.
         """
 
     @_abc_1.abstractmethod
@@ -153,7 +164,9 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_service_pb2.ListAccountsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_service_pb2.ListAccountsResponse, _abc.Awaitable[_ledger_service_pb2.ListAccountsResponse]]:
-        """Lists accounts with their balances now, by name and currency. Access: operator, auditor, service."""
+        """Lists accounts with their balances now, by name and currency. Access: operator, auditor,
+        service.
+        """
 
     @_abc_1.abstractmethod
     def GetTrialBalance(
@@ -161,8 +174,9 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_service_pb2.GetTrialBalanceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_service_pb2.GetTrialBalanceResponse, _abc.Awaitable[_ledger_service_pb2.GetTrialBalanceResponse]]:
-        """Answers with every account's balance at one point of the book, page by page, and their sums, which are zero at the end. A page of a time long
-        ago may hold fewer accounts than asked for, or none, and not be the last. Access: operator, auditor.
+        """Answers with every account's balance at one point of the book, page by page, and their sums,
+        which are zero at the end. A page of a time long ago may hold fewer accounts than asked for, or
+        none, and not be the last. Access: operator, auditor.
         """
 
     @_abc_1.abstractmethod
@@ -171,8 +185,9 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_service_pb2.StreamEntriesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_ledger_service_pb2.StreamEntriesResponse], _abc.AsyncIterator[_ledger_service_pb2.StreamEntriesResponse]]:
-        """Streams transactions in the order of the book. Without follow it ends OK at the present end; with follow it waits for more, and ends after
-        5 minutes with STREAM_EXPIRED. Access: auditor, service.
+        """Streams transactions in the order of the book. Without follow it ends OK at the present end;
+        with follow it waits for more, and ends after 5 minutes with STREAM_EXPIRED. Access: auditor,
+        service.
         buf:lint:ignore RPC_NO_SERVER_STREAMING
         """
 

@@ -25,7 +25,9 @@ class Money(_message.Message):
     AMOUNT_FIELD_NUMBER: _builtins.int
     CURRENCY_FIELD_NUMBER: _builtins.int
     amount: _builtins.str
-    """Decimal text such as "12.34", in major units, with at most as many decimals as the currency has; a leading "-" where a sum may be negative."""
+    """Decimal text such as "12.34", in major units, with at most as many decimals as the currency
+    has; a leading "-" where a sum may be negative.
+    """
     currency: _builtins.str
     """ISO 4217 code in capitals, or BTC or USDC."""
     def __init__(

@@ -354,7 +354,9 @@ Global___UnappliedCause: _TypeAlias = UnappliedCause  # noqa: Y015
 
 @_typing.final
 class Payment(_message.Message):
-    """One checkout: what the caller sent, and how far it has come. The provider's token is never echoed."""
+    """One checkout: what the caller sent, and how far it has come. The provider's token is never
+    echoed.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -411,7 +413,9 @@ class Payment(_message.Message):
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When what has not been charged fails: from then on nothing is sent to the provider, which is asked to cancel what may have been sent; unset: never."""
+        """When what has not been charged fails: from then on nothing is sent to the provider, which is
+        asked to cancel what may have been sent; unset: never.
+        """
 
     def __init__(
         self,
@@ -475,7 +479,9 @@ class PaymentOrder(_message.Message):
     checkout_id: _builtins.str
     """The payment it belongs to."""
     charge_id: _builtins.str
-    """The demand on the provider that covers it: "o-{payment_order_id}", or "c-{checkout_id}" when charged together."""
+    """The demand on the provider that covers it: "o-{payment_order_id}", or "c-{checkout_id}" when
+    charged together.
+    """
     buyer_account: _builtins.str
     """Who pays."""
     seller_account: _builtins.str
@@ -514,7 +520,9 @@ class PaymentOrder(_message.Message):
 
     @_builtins.property
     def resolve_by_time(self) -> _timestamp_pb2.Timestamp:
-        """By when the buyer has to act, after which the provider is asked to cancel; unset for reviews, which have no end of their own."""
+        """By when the buyer has to act, after which the provider is asked to cancel; unset for reviews,
+        which have no end of their own.
+        """
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -526,7 +534,9 @@ class PaymentOrder(_message.Message):
 
     @_builtins.property
     def delivery_confirmed_time(self) -> _timestamp_pb2.Timestamp:
-        """When the caller confirmed that the goods were delivered; unset: not yet. The seller's money is available from then on, if it was not before."""
+        """When the caller confirmed that the goods were delivered; unset: not yet. The seller's money is
+        available from then on, if it was not before.
+        """
 
     def __init__(
         self,
@@ -583,7 +593,9 @@ class NewPaymentOrder(_message.Message):
     seller_account: _builtins.str
     """Who is paid: an id of the same form, another than the buyer's."""
     amount: _builtins.str
-    """Decimal text in major units, greater than zero, below 10^18 minor units, with no more decimals than the currency has."""
+    """Decimal text in major units, greater than zero, below 10^18 minor units, with no more decimals
+    than the currency has.
+    """
     currency: _builtins.str
     """ISO 4217 code in capitals, BTC or USDC."""
     platform_fee: _builtins.str
@@ -624,8 +636,8 @@ class Transition(_message.Message):
     to_status: Global___PaymentOrderStatus.ValueType
     """The status after; the same as before for what happens to a SUCCESS order."""
     cause: _builtins.str
-    """What moved it: CREATED, RISK_PASSED, RISK_REJECTED, PROVIDER_OUTCOME, GIVEN_UP (surely nothing was sent),
-    CLOSED_BY_OPERATOR, BOOKED, DELIVERY_CONFIRMED.
+    """What moved it: CREATED, RISK_PASSED, RISK_REJECTED, PROVIDER_OUTCOME, GIVEN_UP (surely nothing
+    was sent), CLOSED_BY_OPERATOR, BOOKED, DELIVERY_CONFIRMED.
     """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -704,8 +716,8 @@ Global___Attempt: _TypeAlias = Attempt  # noqa: Y015
 
 @_typing.final
 class ConflictingReport(_message.Message):
-    """What a provider reports of a charge that conflicts with what is stored: that it took the money of another charge, or another amount than it reported before.
-    The money stays where it is.
+    """What a provider reports of a charge that conflicts with what is stored: that it took the money of
+    another charge, or another amount than it reported before. The money stays where it is.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -752,7 +764,9 @@ Global___ConflictingReport: _TypeAlias = ConflictingReport  # noqa: Y015
 
 @_typing.final
 class UnappliedCharge(_message.Message):
-    """Money that a provider took from a buyer and that fits no order. It is booked under unapplied/{provider}."""
+    """Money that a provider took from a buyer and that fits no order. It is booked under
+    unapplied/{provider}.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -31,8 +31,10 @@ class _WaitForEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitFor.Value
     WAIT_FOR_UNSPECIFIED: _WaitFor.ValueType  # 0
     """Taken as RESULT."""
     WAIT_FOR_RESULT: _WaitFor.ValueType  # 1
-    """Until every order is final and settled, or pending, or the time is up: the earlier of 500 ms before the call's deadline and 30 s. When the process,
-    or the caller, has as many waiting calls as it may have, the payment is accepted and the answer comes at once, as with ACCEPTANCE: watch the payment.
+    """Until every order is final and settled, or pending, or the time is up: the earlier of 500 ms
+    before the call's deadline and 30 s. When the process, or the caller, has as many waiting calls
+    as it may have, the payment is accepted and the answer comes at once, as with ACCEPTANCE: watch
+    the payment.
     """
     WAIT_FOR_ACCEPTANCE: _WaitFor.ValueType  # 2
     """Only until the payment is on disk."""
@@ -43,8 +45,10 @@ class WaitFor(_WaitFor, metaclass=_WaitForEnumTypeWrapper):
 WAIT_FOR_UNSPECIFIED: WaitFor.ValueType  # 0
 """Taken as RESULT."""
 WAIT_FOR_RESULT: WaitFor.ValueType  # 1
-"""Until every order is final and settled, or pending, or the time is up: the earlier of 500 ms before the call's deadline and 30 s. When the process,
-or the caller, has as many waiting calls as it may have, the payment is accepted and the answer comes at once, as with ACCEPTANCE: watch the payment.
+"""Until every order is final and settled, or pending, or the time is up: the earlier of 500 ms
+before the call's deadline and 30 s. When the process, or the caller, has as many waiting calls
+as it may have, the payment is accepted and the answer comes at once, as with ACCEPTANCE: watch
+the payment.
 """
 WAIT_FOR_ACCEPTANCE: WaitFor.ValueType  # 2
 """Only until the payment is on disk."""
@@ -76,7 +80,9 @@ class CreatePaymentRequest(_message.Message):
     buyer_country: _builtins.str
     """ISO 3166-1 alpha-2 in capitals, or empty."""
     credit_card_info: _builtins.str
-    """The provider's token for the payment method, up to 255 visible ASCII characters; never card data."""
+    """The provider's token for the payment method, up to 255 visible ASCII characters; never card
+    data.
+    """
     payment_method_type: _payment_pb2.PaymentMethodType.ValueType
     """What the buyer pays with; default CARD."""
     charge_mode: _payment_pb2.ChargeMode.ValueType
@@ -91,7 +97,9 @@ class CreatePaymentRequest(_message.Message):
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """From then on nothing is sent to the provider, which is asked to cancel what may have been sent: FAILED(EXPIRED) unless it was charged; unset: never."""
+        """From then on nothing is sent to the provider, which is asked to cancel what may have been sent:
+        FAILED(EXPIRED) unless it was charged; unset: never.
+        """
 
     def __init__(
         self,
@@ -341,7 +349,9 @@ class WatchPaymentRequest(_message.Message):
     checkout_id: _builtins.str
     """The checkout."""
     after_version: _builtins.int
-    """The version the caller has seen: nothing is sent before a newer one. 0: send the present one at once."""
+    """The version the caller has seen: nothing is sent before a newer one. 0: send the present one at
+    once.
+    """
     def __init__(
         self,
         *,
@@ -656,7 +666,9 @@ class CloseDeadLetterRequest(_message.Message):
     reason: _builtins.str
     """Why, in a few words; required, up to 255 characters."""
     evidence: _builtins.str
-    """What shows that the provider charged nothing, such as its support's answer; required, up to 255 characters."""
+    """What shows that the provider charged nothing, such as its support's answer; required, up to 255
+    characters.
+    """
     def __init__(
         self,
         *,

@@ -27,8 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class PaymentServiceStub:
-    """Takes payments and tells what became of them. A payment belongs to the owner of the caller that created it; a seller to the owner that first names it.
-    An order that names another owner's seller is refused with ALREADY_EXISTS.
+    """Takes payments and tells what became of them. A payment belongs to the owner of the caller that
+    created it; a seller to the owner that first names it. An order that names another owner's seller
+    is refused with ALREADY_EXISTS.
     """
 
     @_typing.overload
@@ -36,141 +37,183 @@ class PaymentServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> PaymentServiceAsyncStub: ...
     CreatePayment: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.CreatePaymentRequest, _payment_service_pb2.CreatePaymentResponse]
-    """Accepts a payment, and waits for its result as wait_for says. The same checkout_id with the same values answers with the payment as it stands now,
-    and never charges again; with other values it is refused with IDEMPOTENCY_KEY_REUSED. Access: team.
+    """Accepts a payment, and waits for its result as wait_for says. The same checkout_id with the
+    same values answers with the payment as it stands now, and never charges again; with other
+    values it is refused with IDEMPOTENCY_KEY_REUSED. Access: team.
     """
     GetPayment: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.GetPaymentRequest, _payment_service_pb2.GetPaymentResponse]
     """Answers with the payment as it stands now. Access: team (its own), operator."""
     ListPayments: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.ListPaymentsRequest, _payment_service_pb2.ListPaymentsResponse]
-    """Lists payments without their orders, newest first. A page of what is rare may hold fewer than asked for, or none, and not be the last. Access: team
-    (its own), operator.
+    """Lists payments without their orders, newest first. A page of what is rare may hold fewer than
+    asked for, or none, and not be the last. Access: team (its own), operator.
     """
     GetPaymentOrder: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.GetPaymentOrderRequest, _payment_service_pb2.GetPaymentOrderResponse]
-    """Answers with an order, every move it made and every attempt to charge it. Access: team (its own), operator."""
+    """Answers with an order, every move it made and every attempt to charge it. Access: team (its
+    own), operator.
+    """
     WatchPayment: _grpc.UnaryStreamMultiCallable[_payment_service_pb2.WatchPaymentRequest, _payment_service_pb2.WatchPaymentResponse]
-    """Streams the payment as it stands now, then again after each change, and ends OK when its state is final. After 5 minutes it ends with
-    STREAM_EXPIRED; open it again with the last version. Access: team (its own), operator.
+    """Streams the payment as it stands now, then again after each change, and ends OK when its state
+    is final. After 5 minutes it ends with STREAM_EXPIRED; open it again with the last version.
+    Access: team (its own), operator.
     buf:lint:ignore RPC_NO_SERVER_STREAMING
     """
     CancelPayment: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.CancelPaymentRequest, _payment_service_pb2.CancelPaymentResponse]
-    """Ends a payment that is open. What was surely not sent to the provider is FAILED(CALLER_CANCELLED); for the rest the provider is asked to cancel, and
-    what it says counts: what was charged stays SUCCESS. A charge that is a dead letter is taken up again, to be ended, never to be sent. Waits for the end as CreatePayment does, or answers at once when too many calls wait.
-    A repeat with the same reason answers with the payment as it stands, with another it is refused with IDEMPOTENCY_KEY_REUSED; one that had ended before with INVALID_STATE. Access: team (its own).
+    """Ends a payment that is open. What was surely not sent to the provider is
+    FAILED(CALLER_CANCELLED); for the rest the provider is asked to cancel, and what it says
+    counts: what was charged stays SUCCESS. A charge that is a dead letter is taken up again, to be
+    ended, never to be sent. Waits for the end as CreatePayment does, or answers at once when too
+    many calls wait. A repeat with the same reason answers with the payment as it stands, with
+    another it is refused with IDEMPOTENCY_KEY_REUSED; one that had ended before with
+    INVALID_STATE. Access: team (its own).
     """
     ConfirmDelivery: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.ConfirmDeliveryRequest, _payment_service_pb2.ConfirmDeliveryResponse]
-    """Confirms that an order's goods were delivered: what its seller gets for it becomes available, if it was not. Refused with INVALID_STATE unless the order is
-    SUCCESS, and with CONFLICT, to come back, while it is being settled. A repeat answers with the order as it stands. Access: team (its own).
+    """Confirms that an order's goods were delivered: what its seller gets for it becomes available,
+    if it was not. Refused with INVALID_STATE unless the order is SUCCESS, and with CONFLICT, to
+    come back, while it is being settled. A repeat answers with the order as it stands. Access:
+    team (its own).
     """
     ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.ListDeadLettersRequest, _payment_service_pb2.ListDeadLettersResponse]
     """Lists dead letters, newest first. Access: operator."""
     GetDeadLetter: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.GetDeadLetterRequest, _payment_service_pb2.GetDeadLetterResponse]
     """Answers with a dead letter and the orders of its charge. Access: operator."""
     RetryDeadLetter: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.RetryDeadLetterRequest, _payment_service_pb2.RetryDeadLetterResponse]
-    """Has the charge of an open dead letter tried again, under the same key while the provider honours it. A repeat with the same reason changes nothing;
-    one that has ended otherwise is refused with INVALID_STATE. Access: operator.
+    """Has the charge of an open dead letter tried again, under the same key while the provider
+    honours it. A repeat with the same reason changes nothing; one that has ended otherwise is
+    refused with INVALID_STATE. Access: operator.
     """
     CloseDeadLetter: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.CloseDeadLetterRequest, _payment_service_pb2.CloseDeadLetterResponse]
-    """Closes an open dead letter: its orders are FAILED(CLOSED_BY_OPERATOR). The provider is asked first; should it know of a charge, or have declined one,
-    that is applied instead, and the dead letter is RESOLVED. A charge that was made is refused with INVALID_STATE: it can only be retried.
-    Where the provider answers with the reference of another charge, the operator's evidence decides.
-    A repeat with the same values changes nothing. Access: operator.
+    """Closes an open dead letter: its orders are FAILED(CLOSED_BY_OPERATOR). The provider is asked
+    first; should it know of a charge, or have declined one, that is applied instead, and the dead
+    letter is RESOLVED. A charge that was made is refused with INVALID_STATE: it can only be
+    retried. Where the provider answers with the reference of another charge, the operator's
+    evidence decides. A repeat with the same values changes nothing. Access: operator.
     """
     RetryDeadLetters: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.RetryDeadLettersRequest, _payment_service_pb2.RetryDeadLettersResponse]
-    """Has the subjects of all open dead letters that a filter names tried again, oldest first, up to 500 in a call: call again with the next_page_token until
-    that is empty. Those that are made after the first call are left alone. A repeat changes nothing that was changed before. Access: operator.
+    """Has the subjects of all open dead letters that a filter names tried again, oldest first, up to
+    500 in a call: call again with the next_page_token until that is empty. Those that are made
+    after the first call are left alone. A repeat changes nothing that was changed before. Access:
+    operator.
     """
     CloseDeadLetters: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.CloseDeadLettersRequest, _payment_service_pb2.CloseDeadLettersResponse]
-    """Closes all open dead letters that a filter names, oldest first, up to 20 in a call, each as CloseDeadLetter does: the provider is asked about each. Call
-    again with the next_page_token until that is empty. Those that are made after the first call are left alone. One whose
-    provider answers with the reference of another charge is skipped: it needs evidence of its own. Access: operator.
+    """Closes all open dead letters that a filter names, oldest first, up to 20 in a call, each as
+    CloseDeadLetter does: the provider is asked about each. Call again with the next_page_token
+    until that is empty. Those that are made after the first call are left alone. One whose
+    provider answers with the reference of another charge is skipped: it needs evidence of its own.
+    Access: operator.
     """
     ListAlerts: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.ListAlertsRequest, _payment_service_pb2.ListAlertsResponse]
     """Lists what a person should know of, newest first. Access: operator."""
     ListUnappliedCharges: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.ListUnappliedChargesRequest, _payment_service_pb2.ListUnappliedChargesResponse]
-    """Lists money that fits no order and that no operator has acknowledged, newest first. Access: operator."""
+    """Lists money that fits no order and that no operator has acknowledged, newest first. Access:
+    operator.
+    """
     AcknowledgeUnappliedCharge: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.AcknowledgeUnappliedChargeRequest, _payment_service_pb2.AcknowledgeUnappliedChargeResponse]
-    """Records that an operator has dealt with an unapplied charge, such as by refunding it at the provider, and ends its alert. It stays booked as it is.
-    One that is not in the ledger yet is refused with CONFLICT. A repeat with the same reason changes nothing, with another it is refused with IDEMPOTENCY_KEY_REUSED.
-    Access: operator.
+    """Records that an operator has dealt with an unapplied charge, such as by refunding it at the
+    provider, and ends its alert. It stays booked as it is. One that is not in the ledger yet is
+    refused with CONFLICT. A repeat with the same reason changes nothing, with another it is
+    refused with IDEMPOTENCY_KEY_REUSED. Access: operator.
     """
     AcknowledgeCharge: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.AcknowledgeChargeRequest, _payment_service_pb2.AcknowledgeChargeResponse]
-    """Records that an operator has dealt with a conflicting report of a charge's provider, and ends its alert. No money moves. A repeat with the same reason
-    changes nothing, with another it is refused with IDEMPOTENCY_KEY_REUSED. Access: operator.
+    """Records that an operator has dealt with a conflicting report of a charge's provider, and ends
+    its alert. No money moves. A repeat with the same reason changes nothing, with another it is
+    refused with IDEMPOTENCY_KEY_REUSED. Access: operator.
     """
 
 @_typing.type_check_only
 class PaymentServiceAsyncStub(PaymentServiceStub):
-    """Takes payments and tells what became of them. A payment belongs to the owner of the caller that created it; a seller to the owner that first names it.
-    An order that names another owner's seller is refused with ALREADY_EXISTS.
+    """Takes payments and tells what became of them. A payment belongs to the owner of the caller that
+    created it; a seller to the owner that first names it. An order that names another owner's seller
+    is refused with ALREADY_EXISTS.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreatePayment: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.CreatePaymentRequest, _payment_service_pb2.CreatePaymentResponse]  # type: ignore[assignment]
-    """Accepts a payment, and waits for its result as wait_for says. The same checkout_id with the same values answers with the payment as it stands now,
-    and never charges again; with other values it is refused with IDEMPOTENCY_KEY_REUSED. Access: team.
+    """Accepts a payment, and waits for its result as wait_for says. The same checkout_id with the
+    same values answers with the payment as it stands now, and never charges again; with other
+    values it is refused with IDEMPOTENCY_KEY_REUSED. Access: team.
     """
     GetPayment: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.GetPaymentRequest, _payment_service_pb2.GetPaymentResponse]  # type: ignore[assignment]
     """Answers with the payment as it stands now. Access: team (its own), operator."""
     ListPayments: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.ListPaymentsRequest, _payment_service_pb2.ListPaymentsResponse]  # type: ignore[assignment]
-    """Lists payments without their orders, newest first. A page of what is rare may hold fewer than asked for, or none, and not be the last. Access: team
-    (its own), operator.
+    """Lists payments without their orders, newest first. A page of what is rare may hold fewer than
+    asked for, or none, and not be the last. Access: team (its own), operator.
     """
     GetPaymentOrder: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.GetPaymentOrderRequest, _payment_service_pb2.GetPaymentOrderResponse]  # type: ignore[assignment]
-    """Answers with an order, every move it made and every attempt to charge it. Access: team (its own), operator."""
+    """Answers with an order, every move it made and every attempt to charge it. Access: team (its
+    own), operator.
+    """
     WatchPayment: _aio.UnaryStreamMultiCallable[_payment_service_pb2.WatchPaymentRequest, _payment_service_pb2.WatchPaymentResponse]  # type: ignore[assignment]
-    """Streams the payment as it stands now, then again after each change, and ends OK when its state is final. After 5 minutes it ends with
-    STREAM_EXPIRED; open it again with the last version. Access: team (its own), operator.
+    """Streams the payment as it stands now, then again after each change, and ends OK when its state
+    is final. After 5 minutes it ends with STREAM_EXPIRED; open it again with the last version.
+    Access: team (its own), operator.
     buf:lint:ignore RPC_NO_SERVER_STREAMING
     """
     CancelPayment: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.CancelPaymentRequest, _payment_service_pb2.CancelPaymentResponse]  # type: ignore[assignment]
-    """Ends a payment that is open. What was surely not sent to the provider is FAILED(CALLER_CANCELLED); for the rest the provider is asked to cancel, and
-    what it says counts: what was charged stays SUCCESS. A charge that is a dead letter is taken up again, to be ended, never to be sent. Waits for the end as CreatePayment does, or answers at once when too many calls wait.
-    A repeat with the same reason answers with the payment as it stands, with another it is refused with IDEMPOTENCY_KEY_REUSED; one that had ended before with INVALID_STATE. Access: team (its own).
+    """Ends a payment that is open. What was surely not sent to the provider is
+    FAILED(CALLER_CANCELLED); for the rest the provider is asked to cancel, and what it says
+    counts: what was charged stays SUCCESS. A charge that is a dead letter is taken up again, to be
+    ended, never to be sent. Waits for the end as CreatePayment does, or answers at once when too
+    many calls wait. A repeat with the same reason answers with the payment as it stands, with
+    another it is refused with IDEMPOTENCY_KEY_REUSED; one that had ended before with
+    INVALID_STATE. Access: team (its own).
     """
     ConfirmDelivery: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.ConfirmDeliveryRequest, _payment_service_pb2.ConfirmDeliveryResponse]  # type: ignore[assignment]
-    """Confirms that an order's goods were delivered: what its seller gets for it becomes available, if it was not. Refused with INVALID_STATE unless the order is
-    SUCCESS, and with CONFLICT, to come back, while it is being settled. A repeat answers with the order as it stands. Access: team (its own).
+    """Confirms that an order's goods were delivered: what its seller gets for it becomes available,
+    if it was not. Refused with INVALID_STATE unless the order is SUCCESS, and with CONFLICT, to
+    come back, while it is being settled. A repeat answers with the order as it stands. Access:
+    team (its own).
     """
     ListDeadLetters: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.ListDeadLettersRequest, _payment_service_pb2.ListDeadLettersResponse]  # type: ignore[assignment]
     """Lists dead letters, newest first. Access: operator."""
     GetDeadLetter: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.GetDeadLetterRequest, _payment_service_pb2.GetDeadLetterResponse]  # type: ignore[assignment]
     """Answers with a dead letter and the orders of its charge. Access: operator."""
     RetryDeadLetter: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.RetryDeadLetterRequest, _payment_service_pb2.RetryDeadLetterResponse]  # type: ignore[assignment]
-    """Has the charge of an open dead letter tried again, under the same key while the provider honours it. A repeat with the same reason changes nothing;
-    one that has ended otherwise is refused with INVALID_STATE. Access: operator.
+    """Has the charge of an open dead letter tried again, under the same key while the provider
+    honours it. A repeat with the same reason changes nothing; one that has ended otherwise is
+    refused with INVALID_STATE. Access: operator.
     """
     CloseDeadLetter: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.CloseDeadLetterRequest, _payment_service_pb2.CloseDeadLetterResponse]  # type: ignore[assignment]
-    """Closes an open dead letter: its orders are FAILED(CLOSED_BY_OPERATOR). The provider is asked first; should it know of a charge, or have declined one,
-    that is applied instead, and the dead letter is RESOLVED. A charge that was made is refused with INVALID_STATE: it can only be retried.
-    Where the provider answers with the reference of another charge, the operator's evidence decides.
-    A repeat with the same values changes nothing. Access: operator.
+    """Closes an open dead letter: its orders are FAILED(CLOSED_BY_OPERATOR). The provider is asked
+    first; should it know of a charge, or have declined one, that is applied instead, and the dead
+    letter is RESOLVED. A charge that was made is refused with INVALID_STATE: it can only be
+    retried. Where the provider answers with the reference of another charge, the operator's
+    evidence decides. A repeat with the same values changes nothing. Access: operator.
     """
     RetryDeadLetters: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.RetryDeadLettersRequest, _payment_service_pb2.RetryDeadLettersResponse]  # type: ignore[assignment]
-    """Has the subjects of all open dead letters that a filter names tried again, oldest first, up to 500 in a call: call again with the next_page_token until
-    that is empty. Those that are made after the first call are left alone. A repeat changes nothing that was changed before. Access: operator.
+    """Has the subjects of all open dead letters that a filter names tried again, oldest first, up to
+    500 in a call: call again with the next_page_token until that is empty. Those that are made
+    after the first call are left alone. A repeat changes nothing that was changed before. Access:
+    operator.
     """
     CloseDeadLetters: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.CloseDeadLettersRequest, _payment_service_pb2.CloseDeadLettersResponse]  # type: ignore[assignment]
-    """Closes all open dead letters that a filter names, oldest first, up to 20 in a call, each as CloseDeadLetter does: the provider is asked about each. Call
-    again with the next_page_token until that is empty. Those that are made after the first call are left alone. One whose
-    provider answers with the reference of another charge is skipped: it needs evidence of its own. Access: operator.
+    """Closes all open dead letters that a filter names, oldest first, up to 20 in a call, each as
+    CloseDeadLetter does: the provider is asked about each. Call again with the next_page_token
+    until that is empty. Those that are made after the first call are left alone. One whose
+    provider answers with the reference of another charge is skipped: it needs evidence of its own.
+    Access: operator.
     """
     ListAlerts: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.ListAlertsRequest, _payment_service_pb2.ListAlertsResponse]  # type: ignore[assignment]
     """Lists what a person should know of, newest first. Access: operator."""
     ListUnappliedCharges: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.ListUnappliedChargesRequest, _payment_service_pb2.ListUnappliedChargesResponse]  # type: ignore[assignment]
-    """Lists money that fits no order and that no operator has acknowledged, newest first. Access: operator."""
+    """Lists money that fits no order and that no operator has acknowledged, newest first. Access:
+    operator.
+    """
     AcknowledgeUnappliedCharge: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.AcknowledgeUnappliedChargeRequest, _payment_service_pb2.AcknowledgeUnappliedChargeResponse]  # type: ignore[assignment]
-    """Records that an operator has dealt with an unapplied charge, such as by refunding it at the provider, and ends its alert. It stays booked as it is.
-    One that is not in the ledger yet is refused with CONFLICT. A repeat with the same reason changes nothing, with another it is refused with IDEMPOTENCY_KEY_REUSED.
-    Access: operator.
+    """Records that an operator has dealt with an unapplied charge, such as by refunding it at the
+    provider, and ends its alert. It stays booked as it is. One that is not in the ledger yet is
+    refused with CONFLICT. A repeat with the same reason changes nothing, with another it is
+    refused with IDEMPOTENCY_KEY_REUSED. Access: operator.
     """
     AcknowledgeCharge: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.AcknowledgeChargeRequest, _payment_service_pb2.AcknowledgeChargeResponse]  # type: ignore[assignment]
-    """Records that an operator has dealt with a conflicting report of a charge's provider, and ends its alert. No money moves. A repeat with the same reason
-    changes nothing, with another it is refused with IDEMPOTENCY_KEY_REUSED. Access: operator.
+    """Records that an operator has dealt with a conflicting report of a charge's provider, and ends
+    its alert. No money moves. A repeat with the same reason changes nothing, with another it is
+    refused with IDEMPOTENCY_KEY_REUSED. Access: operator.
     """
 
 class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Takes payments and tells what became of them. A payment belongs to the owner of the caller that created it; a seller to the owner that first names it.
-    An order that names another owner's seller is refused with ALREADY_EXISTS.
+    """Takes payments and tells what became of them. A payment belongs to the owner of the caller that
+    created it; a seller to the owner that first names it. An order that names another owner's seller
+    is refused with ALREADY_EXISTS.
     """
 
     @_abc_1.abstractmethod
@@ -179,8 +222,9 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payment_service_pb2.CreatePaymentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payment_service_pb2.CreatePaymentResponse, _abc.Awaitable[_payment_service_pb2.CreatePaymentResponse]]:
-        """Accepts a payment, and waits for its result as wait_for says. The same checkout_id with the same values answers with the payment as it stands now,
-        and never charges again; with other values it is refused with IDEMPOTENCY_KEY_REUSED. Access: team.
+        """Accepts a payment, and waits for its result as wait_for says. The same checkout_id with the
+        same values answers with the payment as it stands now, and never charges again; with other
+        values it is refused with IDEMPOTENCY_KEY_REUSED. Access: team.
         """
 
     @_abc_1.abstractmethod
@@ -197,8 +241,8 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payment_service_pb2.ListPaymentsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payment_service_pb2.ListPaymentsResponse, _abc.Awaitable[_payment_service_pb2.ListPaymentsResponse]]:
-        """Lists payments without their orders, newest first. A page of what is rare may hold fewer than asked for, or none, and not be the last. Access: team
-        (its own), operator.
+        """Lists payments without their orders, newest first. A page of what is rare may hold fewer than
+        asked for, or none, and not be the last. Access: team (its own), operator.
         """
 
     @_abc_1.abstractmethod
@@ -207,7 +251,9 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payment_service_pb2.GetPaymentOrderRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payment_service_pb2.GetPaymentOrderResponse, _abc.Awaitable[_payment_service_pb2.GetPaymentOrderResponse]]:
-        """Answers with an order, every move it made and every attempt to charge it. Access: team (its own), operator."""
+        """Answers with an order, every move it made and every attempt to charge it. Access: team (its
+        own), operator.
+        """
 
     @_abc_1.abstractmethod
     def WatchPayment(
@@ -215,8 +261,9 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payment_service_pb2.WatchPaymentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_payment_service_pb2.WatchPaymentResponse], _abc.AsyncIterator[_payment_service_pb2.WatchPaymentResponse]]:
-        """Streams the payment as it stands now, then again after each change, and ends OK when its state is final. After 5 minutes it ends with
-        STREAM_EXPIRED; open it again with the last version. Access: team (its own), operator.
+        """Streams the payment as it stands now, then again after each change, and ends OK when its state
+        is final. After 5 minutes it ends with STREAM_EXPIRED; open it again with the last version.
+        Access: team (its own), operator.
         buf:lint:ignore RPC_NO_SERVER_STREAMING
         """
 
@@ -226,9 +273,13 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payment_service_pb2.CancelPaymentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payment_service_pb2.CancelPaymentResponse, _abc.Awaitable[_payment_service_pb2.CancelPaymentResponse]]:
-        """Ends a payment that is open. What was surely not sent to the provider is FAILED(CALLER_CANCELLED); for the rest the provider is asked to cancel, and
-        what it says counts: what was charged stays SUCCESS. A charge that is a dead letter is taken up again, to be ended, never to be sent. Waits for the end as CreatePayment does, or answers at once when too many calls wait.
-        A repeat with the same reason answers with the payment as it stands, with another it is refused with IDEMPOTENCY_KEY_REUSED; one that had ended before with INVALID_STATE. Access: team (its own).
+        """Ends a payment that is open. What was surely not sent to the provider is
+        FAILED(CALLER_CANCELLED); for the rest the provider is asked to cancel, and what it says
+        counts: what was charged stays SUCCESS. A charge that is a dead letter is taken up again, to be
+        ended, never to be sent. Waits for the end as CreatePayment does, or answers at once when too
+        many calls wait. A repeat with the same reason answers with the payment as it stands, with
+        another it is refused with IDEMPOTENCY_KEY_REUSED; one that had ended before with
+        INVALID_STATE. Access: team (its own).
         """
 
     @_abc_1.abstractmethod
@@ -237,8 +288,10 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payment_service_pb2.ConfirmDeliveryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payment_service_pb2.ConfirmDeliveryResponse, _abc.Awaitable[_payment_service_pb2.ConfirmDeliveryResponse]]:
-        """Confirms that an order's goods were delivered: what its seller gets for it becomes available, if it was not. Refused with INVALID_STATE unless the order is
-        SUCCESS, and with CONFLICT, to come back, while it is being settled. A repeat answers with the order as it stands. Access: team (its own).
+        """Confirms that an order's goods were delivered: what its seller gets for it becomes available,
+        if it was not. Refused with INVALID_STATE unless the order is SUCCESS, and with CONFLICT, to
+        come back, while it is being settled. A repeat answers with the order as it stands. Access:
+        team (its own).
         """
 
     @_abc_1.abstractmethod
@@ -263,8 +316,9 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payment_service_pb2.RetryDeadLetterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payment_service_pb2.RetryDeadLetterResponse, _abc.Awaitable[_payment_service_pb2.RetryDeadLetterResponse]]:
-        """Has the charge of an open dead letter tried again, under the same key while the provider honours it. A repeat with the same reason changes nothing;
-        one that has ended otherwise is refused with INVALID_STATE. Access: operator.
+        """Has the charge of an open dead letter tried again, under the same key while the provider
+        honours it. A repeat with the same reason changes nothing; one that has ended otherwise is
+        refused with INVALID_STATE. Access: operator.
         """
 
     @_abc_1.abstractmethod
@@ -273,10 +327,11 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payment_service_pb2.CloseDeadLetterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payment_service_pb2.CloseDeadLetterResponse, _abc.Awaitable[_payment_service_pb2.CloseDeadLetterResponse]]:
-        """Closes an open dead letter: its orders are FAILED(CLOSED_BY_OPERATOR). The provider is asked first; should it know of a charge, or have declined one,
-        that is applied instead, and the dead letter is RESOLVED. A charge that was made is refused with INVALID_STATE: it can only be retried.
-        Where the provider answers with the reference of another charge, the operator's evidence decides.
-        A repeat with the same values changes nothing. Access: operator.
+        """Closes an open dead letter: its orders are FAILED(CLOSED_BY_OPERATOR). The provider is asked
+        first; should it know of a charge, or have declined one, that is applied instead, and the dead
+        letter is RESOLVED. A charge that was made is refused with INVALID_STATE: it can only be
+        retried. Where the provider answers with the reference of another charge, the operator's
+        evidence decides. A repeat with the same values changes nothing. Access: operator.
         """
 
     @_abc_1.abstractmethod
@@ -285,8 +340,10 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payment_service_pb2.RetryDeadLettersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payment_service_pb2.RetryDeadLettersResponse, _abc.Awaitable[_payment_service_pb2.RetryDeadLettersResponse]]:
-        """Has the subjects of all open dead letters that a filter names tried again, oldest first, up to 500 in a call: call again with the next_page_token until
-        that is empty. Those that are made after the first call are left alone. A repeat changes nothing that was changed before. Access: operator.
+        """Has the subjects of all open dead letters that a filter names tried again, oldest first, up to
+        500 in a call: call again with the next_page_token until that is empty. Those that are made
+        after the first call are left alone. A repeat changes nothing that was changed before. Access:
+        operator.
         """
 
     @_abc_1.abstractmethod
@@ -295,9 +352,11 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payment_service_pb2.CloseDeadLettersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payment_service_pb2.CloseDeadLettersResponse, _abc.Awaitable[_payment_service_pb2.CloseDeadLettersResponse]]:
-        """Closes all open dead letters that a filter names, oldest first, up to 20 in a call, each as CloseDeadLetter does: the provider is asked about each. Call
-        again with the next_page_token until that is empty. Those that are made after the first call are left alone. One whose
-        provider answers with the reference of another charge is skipped: it needs evidence of its own. Access: operator.
+        """Closes all open dead letters that a filter names, oldest first, up to 20 in a call, each as
+        CloseDeadLetter does: the provider is asked about each. Call again with the next_page_token
+        until that is empty. Those that are made after the first call are left alone. One whose
+        provider answers with the reference of another charge is skipped: it needs evidence of its own.
+        Access: operator.
         """
 
     @_abc_1.abstractmethod
@@ -314,7 +373,9 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payment_service_pb2.ListUnappliedChargesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payment_service_pb2.ListUnappliedChargesResponse, _abc.Awaitable[_payment_service_pb2.ListUnappliedChargesResponse]]:
-        """Lists money that fits no order and that no operator has acknowledged, newest first. Access: operator."""
+        """Lists money that fits no order and that no operator has acknowledged, newest first. Access:
+        operator.
+        """
 
     @_abc_1.abstractmethod
     def AcknowledgeUnappliedCharge(
@@ -322,9 +383,10 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payment_service_pb2.AcknowledgeUnappliedChargeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payment_service_pb2.AcknowledgeUnappliedChargeResponse, _abc.Awaitable[_payment_service_pb2.AcknowledgeUnappliedChargeResponse]]:
-        """Records that an operator has dealt with an unapplied charge, such as by refunding it at the provider, and ends its alert. It stays booked as it is.
-        One that is not in the ledger yet is refused with CONFLICT. A repeat with the same reason changes nothing, with another it is refused with IDEMPOTENCY_KEY_REUSED.
-        Access: operator.
+        """Records that an operator has dealt with an unapplied charge, such as by refunding it at the
+        provider, and ends its alert. It stays booked as it is. One that is not in the ledger yet is
+        refused with CONFLICT. A repeat with the same reason changes nothing, with another it is
+        refused with IDEMPOTENCY_KEY_REUSED. Access: operator.
         """
 
     @_abc_1.abstractmethod
@@ -333,8 +395,9 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payment_service_pb2.AcknowledgeChargeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payment_service_pb2.AcknowledgeChargeResponse, _abc.Awaitable[_payment_service_pb2.AcknowledgeChargeResponse]]:
-        """Records that an operator has dealt with a conflicting report of a charge's provider, and ends its alert. No money moves. A repeat with the same reason
-        changes nothing, with another it is refused with IDEMPOTENCY_KEY_REUSED. Access: operator.
+        """Records that an operator has dealt with a conflicting report of a charge's provider, and ends
+        its alert. No money moves. A repeat with the same reason changes nothing, with another it is
+        refused with IDEMPOTENCY_KEY_REUSED. Access: operator.
         """
 
 def add_PaymentServiceServicer_to_server(servicer: PaymentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

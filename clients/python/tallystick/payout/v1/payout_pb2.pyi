@@ -32,19 +32,27 @@ class _PayoutStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PayoutSta
     PAYOUT_STATE_CREATED: _PayoutState.ValueType  # 1
     """Stored; its money is not held yet. Next: AWAITING_APPROVAL, READY, FAILED or CANCELLED."""
     PAYOUT_STATE_AWAITING_APPROVAL: _PayoutState.ValueType  # 2
-    """Its money is held; its amount is above the threshold, so a second person has to approve it. Next: READY, REJECTED or CANCELLED."""
+    """Its money is held; its amount is above the threshold, so a second person has to approve it.
+    Next: READY, REJECTED or CANCELLED.
+    """
     PAYOUT_STATE_READY: _PayoutState.ValueType  # 3
     """Its money is held, and it will be sent to the provider. Next: SUBMITTING or CANCELLED."""
     PAYOUT_STATE_SUBMITTING: _PayoutState.ValueType  # 4
-    """The provider is being asked, or its answer is not known yet; it cannot be cancelled any more. Next: SUBMITTED, IN_TRANSIT, PAID or FAILED."""
+    """The provider is being asked, or its answer is not known yet; it cannot be cancelled any more.
+    Next: SUBMITTED, IN_TRANSIT, PAID or FAILED.
+    """
     PAYOUT_STATE_SUBMITTED: _PayoutState.ValueType  # 5
     """The provider has taken it. Next: IN_TRANSIT, PAID or FAILED."""
     PAYOUT_STATE_IN_TRANSIT: _PayoutState.ValueType  # 6
     """The provider has sent the money. Next: PAID or FAILED."""
     PAYOUT_STATE_PAID: _PayoutState.ValueType  # 7
-    """The provider says that the seller's bank has the money. Final, but that it may come back: then RETURNED."""
+    """The provider says that the seller's bank has the money. Final, but that it may come back: then
+    RETURNED.
+    """
     PAYOUT_STATE_FAILED: _PayoutState.ValueType  # 8
-    """It was not paid as asked; a hold is released. What was paid all the same is a transfer, and is debited. Final."""
+    """It was not paid as asked; a hold is released. What was paid all the same is a transfer, and is
+    debited. Final.
+    """
     PAYOUT_STATE_REJECTED: _PayoutState.ValueType  # 9
     """The second person refused; the money is available again. Final."""
     PAYOUT_STATE_CANCELLED: _PayoutState.ValueType  # 10
@@ -60,19 +68,27 @@ PAYOUT_STATE_UNSPECIFIED: PayoutState.ValueType  # 0
 PAYOUT_STATE_CREATED: PayoutState.ValueType  # 1
 """Stored; its money is not held yet. Next: AWAITING_APPROVAL, READY, FAILED or CANCELLED."""
 PAYOUT_STATE_AWAITING_APPROVAL: PayoutState.ValueType  # 2
-"""Its money is held; its amount is above the threshold, so a second person has to approve it. Next: READY, REJECTED or CANCELLED."""
+"""Its money is held; its amount is above the threshold, so a second person has to approve it.
+Next: READY, REJECTED or CANCELLED.
+"""
 PAYOUT_STATE_READY: PayoutState.ValueType  # 3
 """Its money is held, and it will be sent to the provider. Next: SUBMITTING or CANCELLED."""
 PAYOUT_STATE_SUBMITTING: PayoutState.ValueType  # 4
-"""The provider is being asked, or its answer is not known yet; it cannot be cancelled any more. Next: SUBMITTED, IN_TRANSIT, PAID or FAILED."""
+"""The provider is being asked, or its answer is not known yet; it cannot be cancelled any more.
+Next: SUBMITTED, IN_TRANSIT, PAID or FAILED.
+"""
 PAYOUT_STATE_SUBMITTED: PayoutState.ValueType  # 5
 """The provider has taken it. Next: IN_TRANSIT, PAID or FAILED."""
 PAYOUT_STATE_IN_TRANSIT: PayoutState.ValueType  # 6
 """The provider has sent the money. Next: PAID or FAILED."""
 PAYOUT_STATE_PAID: PayoutState.ValueType  # 7
-"""The provider says that the seller's bank has the money. Final, but that it may come back: then RETURNED."""
+"""The provider says that the seller's bank has the money. Final, but that it may come back: then
+RETURNED.
+"""
 PAYOUT_STATE_FAILED: PayoutState.ValueType  # 8
-"""It was not paid as asked; a hold is released. What was paid all the same is a transfer, and is debited. Final."""
+"""It was not paid as asked; a hold is released. What was paid all the same is a transfer, and is
+debited. Final.
+"""
 PAYOUT_STATE_REJECTED: PayoutState.ValueType  # 9
 """The second person refused; the money is available again. Final."""
 PAYOUT_STATE_CANCELLED: PayoutState.ValueType  # 10
@@ -94,13 +110,17 @@ class _PayoutFailureReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_P
     PAYOUT_FAILURE_REASON_WALLET_FROZEN: _PayoutFailureReason.ValueType  # 2
     """The wallet is frozen."""
     PAYOUT_FAILURE_REASON_DESTINATION_REJECTED: _PayoutFailureReason.ValueType  # 3
-    """Provider or bank cannot pay to the account: closed, unknown, another holder. The destination is UNUSABLE from then on."""
+    """Provider or bank cannot pay to the account: closed, unknown, another holder. The destination is
+    UNUSABLE from then on.
+    """
     PAYOUT_FAILURE_REASON_PROVIDER_DECLINED: _PayoutFailureReason.ValueType  # 4
     """The provider declined without a reason of this list; see decline_code."""
     PAYOUT_FAILURE_REASON_PROVIDER_REJECTED: _PayoutFailureReason.ValueType  # 5
     """The provider refused the demand itself, for good; nothing was paid."""
     PAYOUT_FAILURE_REASON_PROVIDER_MISMATCH: _PayoutFailureReason.ValueType  # 6
-    """The provider paid another amount or currency than was asked for; see GetPayoutResponse.transfers."""
+    """The provider paid another amount or currency than was asked for; see
+    GetPayoutResponse.transfers.
+    """
     PAYOUT_FAILURE_REASON_PROVIDER_UNREACHABLE: _PayoutFailureReason.ValueType  # 7
     """The provider could not be reached; surely nothing was sent."""
     PAYOUT_FAILURE_REASON_CLOSED_BY_OPERATOR: _PayoutFailureReason.ValueType  # 8
@@ -116,13 +136,17 @@ PAYOUT_FAILURE_REASON_INSUFFICIENT_FUNDS: PayoutFailureReason.ValueType  # 1
 PAYOUT_FAILURE_REASON_WALLET_FROZEN: PayoutFailureReason.ValueType  # 2
 """The wallet is frozen."""
 PAYOUT_FAILURE_REASON_DESTINATION_REJECTED: PayoutFailureReason.ValueType  # 3
-"""Provider or bank cannot pay to the account: closed, unknown, another holder. The destination is UNUSABLE from then on."""
+"""Provider or bank cannot pay to the account: closed, unknown, another holder. The destination is
+UNUSABLE from then on.
+"""
 PAYOUT_FAILURE_REASON_PROVIDER_DECLINED: PayoutFailureReason.ValueType  # 4
 """The provider declined without a reason of this list; see decline_code."""
 PAYOUT_FAILURE_REASON_PROVIDER_REJECTED: PayoutFailureReason.ValueType  # 5
 """The provider refused the demand itself, for good; nothing was paid."""
 PAYOUT_FAILURE_REASON_PROVIDER_MISMATCH: PayoutFailureReason.ValueType  # 6
-"""The provider paid another amount or currency than was asked for; see GetPayoutResponse.transfers."""
+"""The provider paid another amount or currency than was asked for; see
+GetPayoutResponse.transfers.
+"""
 PAYOUT_FAILURE_REASON_PROVIDER_UNREACHABLE: PayoutFailureReason.ValueType  # 7
 """The provider could not be reached; surely nothing was sent."""
 PAYOUT_FAILURE_REASON_CLOSED_BY_OPERATOR: PayoutFailureReason.ValueType  # 8
@@ -184,13 +208,17 @@ class _TransferMatchEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Transfe
     TRANSFER_MATCH_EXACT: _TransferMatch.ValueType  # 1
     """It is what was asked for."""
     TRANSFER_MATCH_AFTER_FAILURE: _TransferMatch.ValueType  # 2
-    """It is what was asked for, but the payout had FAILED. The wallet is debited after all, and what is not available is owed."""
+    """It is what was asked for, but the payout had FAILED. The wallet is debited after all, and what
+    is not available is owed.
+    """
     TRANSFER_MATCH_AMOUNT_MISMATCH: _TransferMatch.ValueType  # 3
     """It is of another amount. The wallet is debited by that."""
     TRANSFER_MATCH_DUPLICATE: _TransferMatch.ValueType  # 4
     """The payout had been paid by another transfer. The wallet is debited again."""
     TRANSFER_MATCH_CURRENCY_MISMATCH: _TransferMatch.ValueType  # 5
-    """It is in another currency. It is booked under unapplied/{provider}, and not taken from the seller before a person has looked at it."""
+    """It is in another currency. It is booked under unapplied/{provider}, and not taken from the
+    seller before a person has looked at it.
+    """
 
 class TransferMatch(_TransferMatch, metaclass=_TransferMatchEnumTypeWrapper):
     """How a transfer that a provider tells of fits its payout."""
@@ -200,13 +228,17 @@ TRANSFER_MATCH_UNSPECIFIED: TransferMatch.ValueType  # 0
 TRANSFER_MATCH_EXACT: TransferMatch.ValueType  # 1
 """It is what was asked for."""
 TRANSFER_MATCH_AFTER_FAILURE: TransferMatch.ValueType  # 2
-"""It is what was asked for, but the payout had FAILED. The wallet is debited after all, and what is not available is owed."""
+"""It is what was asked for, but the payout had FAILED. The wallet is debited after all, and what
+is not available is owed.
+"""
 TRANSFER_MATCH_AMOUNT_MISMATCH: TransferMatch.ValueType  # 3
 """It is of another amount. The wallet is debited by that."""
 TRANSFER_MATCH_DUPLICATE: TransferMatch.ValueType  # 4
 """The payout had been paid by another transfer. The wallet is debited again."""
 TRANSFER_MATCH_CURRENCY_MISMATCH: TransferMatch.ValueType  # 5
-"""It is in another currency. It is booked under unapplied/{provider}, and not taken from the seller before a person has looked at it."""
+"""It is in another currency. It is booked under unapplied/{provider}, and not taken from the
+seller before a person has looked at it.
+"""
 Global___TransferMatch: _TypeAlias = TransferMatch  # noqa: Y015
 
 class _PayoutDestinationState:
@@ -402,7 +434,9 @@ class _PayoutBatchStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Payo
     PAYOUT_BATCH_STATE_OPEN: _PayoutBatchState.ValueType  # 2
     """All its payouts are made, and some are under way. Next: DONE."""
     PAYOUT_BATCH_STATE_DONE: _PayoutBatchState.ValueType  # 3
-    """Every payout is PAID, FAILED, REJECTED, CANCELLED or RETURNED, and settled. Final; a payout that comes back later still changes the totals."""
+    """Every payout is PAID, FAILED, REJECTED, CANCELLED or RETURNED, and settled. Final; a payout
+    that comes back later still changes the totals.
+    """
 
 class PayoutBatchState(_PayoutBatchState, metaclass=_PayoutBatchStateEnumTypeWrapper):
     """How far a batch has come."""
@@ -414,14 +448,17 @@ PAYOUT_BATCH_STATE_GENERATING: PayoutBatchState.ValueType  # 1
 PAYOUT_BATCH_STATE_OPEN: PayoutBatchState.ValueType  # 2
 """All its payouts are made, and some are under way. Next: DONE."""
 PAYOUT_BATCH_STATE_DONE: PayoutBatchState.ValueType  # 3
-"""Every payout is PAID, FAILED, REJECTED, CANCELLED or RETURNED, and settled. Final; a payout that comes back later still changes the totals."""
+"""Every payout is PAID, FAILED, REJECTED, CANCELLED or RETURNED, and settled. Final; a payout
+that comes back later still changes the totals.
+"""
 Global___PayoutBatchState: _TypeAlias = PayoutBatchState  # noqa: Y015
 
 @_typing.final
 class PayoutDestination(_message.Message):
-    """A seller's bank account, as the provider's token, in one currency. The token is never echoed. The newest one of the seller's owner that can be paid to is
-    the current one: it is VERIFIED, its usable_time has come and it awaits no approval. Until a new one can be paid to, the one before it stays current. Each
-    change of a destination is a new version and an event.
+    """A seller's bank account, as the provider's token, in one currency. The token is never echoed. The
+    newest one of the seller's owner that can be paid to is the current one: it is VERIFIED, its
+    usable_time has come and it awaits no approval. Until a new one can be paid to, the one before it
+    stays current. Each change of a destination is a new version and an event.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -462,13 +499,15 @@ class PayoutDestination(_message.Message):
     owner: _builtins.str
     """Whose it is: every caller of this owner sees it and may act on it."""
     awaits_approval: _builtins.bool
-    """Whether it cannot be paid to before ApprovePayoutDestination: the seller had more available than the configured amount when it was registered."""
+    """Whether it cannot be paid to before ApprovePayoutDestination: the seller had more available
+    than the configured amount when it was registered.
+    """
     approved_by: _builtins.str
     """The operator who approved it, or empty."""
     @_builtins.property
     def usable_time(self) -> _timestamp_pb2.Timestamp:
-        """From when on it is used, once it is VERIFIED: the configured waiting period after its create_time, in which the seller may notice a change that was not
-        theirs.
+        """From when on it is used, once it is VERIFIED: the configured waiting period after its
+        create_time, in which the seller may notice a change that was not theirs.
         """
 
     @_builtins.property
@@ -537,7 +576,9 @@ class Payout(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
     payout_id: _builtins.str
-    """The caller's id, unique over all callers; of a payout that a run made: the platform's. Its hold in the wallet is payouts/{payout_id}."""
+    """The caller's id, unique over all callers; of a payout that a run made: the platform's. Its hold
+    in the wallet is payouts/{payout_id}.
+    """
     seller_account: _builtins.str
     """Who is paid."""
     amount: _builtins.str
@@ -555,9 +596,13 @@ class Payout(_message.Message):
     payout_state: Global___PayoutState.ValueType
     """How far it has come."""
     wallet_updated: _builtins.bool
-    """True once the wallet shows its final state and all its transfers: the hold is captured or released, what came back is credited."""
+    """True once the wallet shows its final state and all its transfers: the hold is captured or
+    released, what came back is credited.
+    """
     ledger_updated: _builtins.bool
-    """True once the ledger shows its final state and all its transfers; where there is nothing to post, with wallet_updated."""
+    """True once the ledger shows its final state and all its transfers; where there is nothing to
+    post, with wallet_updated.
+    """
     failure_reason: Global___PayoutFailureReason.ValueType
     """Why a FAILED payout failed."""
     decline_code: _builtins.str
@@ -569,15 +614,21 @@ class Payout(_message.Message):
     attempt_count: _builtins.int
     """The number of attempts made so far."""
     paid_amount: _builtins.str
-    """What the provider says that it has paid in this currency, in sum: net_amount once PAID, 0 or more after FAILED."""
+    """What the provider says that it has paid in this currency, in sum: net_amount once PAID, 0 or
+    more after FAILED.
+    """
     returned_amount: _builtins.str
     """What came back of it, in sum."""
     caller: _builtins.str
     """Who created it."""
     version: _builtins.int
-    """Grows by one with each move, each transfer that fits no move, each conflicting report, each acknowledgement, and with settling."""
+    """Grows by one with each move, each transfer that fits no move, each conflicting report, each
+    acknowledgement, and with settling.
+    """
     owner: _builtins.str
-    """Whose it is, the owner of its seller when it was accepted: every caller of this owner sees it and may act on it."""
+    """Whose it is, the owner of its seller when it was accepted: every caller of this owner sees it
+    and may act on it.
+    """
     @_builtins.property
     def next_attempt_time(self) -> _timestamp_pb2.Timestamp:
         """When the provider will be asked again, if it will."""
@@ -638,11 +689,15 @@ class NewPayout(_message.Message):
     CURRENCY_FIELD_NUMBER: _builtins.int
     PAYOUT_DESTINATION_ID_FIELD_NUMBER: _builtins.int
     payout_id: _builtins.str
-    """Unique over all callers: [A-Za-z0-9][A-Za-z0-9_-]{0,63}, but not beginning with "r-", as those of runs do. The same id again is the same payout."""
+    """Unique over all callers: [A-Za-z0-9][A-Za-z0-9_-]{0,63}, but not beginning with "r-", as those
+    of runs do. The same id again is the same payout.
+    """
     seller_account: _builtins.str
     """Who is paid: an id of the same form."""
     amount: _builtins.str
-    """What leaves the wallet, the fee included: decimal text in major units. Empty: whatever can be paid when it is accepted, as PreviewPayout tells."""
+    """What leaves the wallet, the fee included: decimal text in major units. Empty: whatever can be
+    paid when it is accepted, as PreviewPayout tells.
+    """
     currency: _builtins.str
     """ISO 4217 code in capitals, BTC or USDC."""
     payout_destination_id: _builtins.str
@@ -682,11 +737,14 @@ class PayoutTransition(_message.Message):
     from_state: Global___PayoutState.ValueType
     """The state before; unset for the first."""
     to_state: Global___PayoutState.ValueType
-    """The state after; the same as before for settling, for a transfer that fits no move, and for an acknowledgement."""
+    """The state after; the same as before for settling, for a transfer that fits no move, and for an
+    acknowledgement.
+    """
     cause: _builtins.str
-    """What moved it: CREATED, FUNDS_HELD, HOLD_REJECTED, APPROVED, REJECTED, CANCELLED, DESTINATION_ENDED, SENDING (an attempt was committed),
-    PROVIDER_OUTCOME, UNMATCHED_TRANSFER, GIVEN_UP (surely nothing was sent), CLOSED_BY_OPERATOR, BOOKED,
-    ACKNOWLEDGED (an operator has dealt with an unmatched transfer or a conflicting report).
+    """What moved it: CREATED, FUNDS_HELD, HOLD_REJECTED, APPROVED, REJECTED, CANCELLED,
+    DESTINATION_ENDED, SENDING (an attempt was committed), PROVIDER_OUTCOME, UNMATCHED_TRANSFER,
+    GIVEN_UP (surely nothing was sent), CLOSED_BY_OPERATOR, BOOKED, ACKNOWLEDGED (an operator has
+    dealt with an unmatched transfer or a conflicting report).
     """
     actor: _builtins.str
     """Who did it, where a person or team did; empty where the platform did by itself."""
@@ -767,8 +825,8 @@ Global___PayoutAttempt: _TypeAlias = PayoutAttempt  # noqa: Y015
 
 @_typing.final
 class PayoutTransfer(_message.Message):
-    """Money that a provider says it has moved for a payout. One that is not EXACT always posts, and raises an alert,
-    until an operator acknowledges it.
+    """Money that a provider says it has moved for a payout. One that is not EXACT always posts, and
+    raises an alert, until an operator acknowledges it.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -796,11 +854,15 @@ class PayoutTransfer(_message.Message):
     currency: _builtins.str
     """ISO 4217 code, BTC or USDC."""
     returned_amount: _builtins.str
-    """What the seller's bank sent back of it; empty: nothing was. More than was paid, or another currency, is booked under unapplied/{provider}."""
+    """What the seller's bank sent back of it; empty: nothing was. More than was paid, or another
+    currency, is booked under unapplied/{provider}.
+    """
     returned_currency: _builtins.str
     """The currency that came back, or empty."""
     acknowledged_by: _builtins.str
-    """The operator who acknowledged it as it is now; empty: nobody has. A return that becomes known later has to be acknowledged anew."""
+    """The operator who acknowledged it as it is now; empty: nobody has. A return that becomes known
+    later has to be acknowledged anew.
+    """
     acknowledge_reason: _builtins.str
     """Why, in the operator's words."""
     @_builtins.property
@@ -841,8 +903,9 @@ Global___PayoutTransfer: _TypeAlias = PayoutTransfer  # noqa: Y015
 
 @_typing.final
 class ConflictingReport(_message.Message):
-    """What a provider reports of a payout otherwise than before, such as that a paid payout failed. It changes nothing, and raises an alert until an operator
-    acknowledges it. Up to 10 that are not acknowledged are kept for a payout, each once.
+    """What a provider reports of a payout otherwise than before, such as that a paid payout failed. It
+    changes nothing, and raises an alert until an operator acknowledges it. Up to 10 that are not
+    acknowledged are kept for a payout, each once.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -889,7 +952,9 @@ Global___ConflictingReport: _TypeAlias = ConflictingReport  # noqa: Y015
 
 @_typing.final
 class PayoutShortfall(_message.Message):
-    """What keeps how much from being paid out. Each stands for itself: where several keep the same money, each names it."""
+    """What keeps how much from being paid out. Each stands for itself: where several keep the same
+    money, each names it.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -915,8 +980,9 @@ Global___PayoutShortfall: _TypeAlias = PayoutShortfall  # noqa: Y015
 
 @_typing.final
 class PayoutSchedule(_message.Message):
-    """When sellers are paid in one currency by themselves, and on what terms; the terms hold for every payout. When a seller is paid is its owner's to set; the
-    terms (minimum_amount, fee, reserve) are the platform's, and only operators set them. Each change is a new version and an event.
+    """When sellers are paid in one currency by themselves, and on what terms; the terms hold for every
+    payout. When a seller is paid is its owner's to set; the terms (minimum_amount, fee, reserve) are
+    the platform's, and only operators set them. Each change is a new version and an event.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -947,13 +1013,16 @@ class PayoutSchedule(_message.Message):
     day_of_month: _builtins.int
     """The day, with MONTHLY, 1 to 31; in a shorter month its last day."""
     cut_off: _builtins.str
-    """The time of day at which what can be paid is taken, "HH:MM" on the clocks of the time zone. Where they skip it, as much later as they skip; where they show
-    it twice, the first time. Empty with MANUAL.
+    """The time of day at which what can be paid is taken, "HH:MM" on the clocks of the time zone.
+    Where they skip it, as much later as they skip; where they show it twice, the first time. Empty
+    with MANUAL.
     """
     time_zone: _builtins.str
     """IANA name, such as "Europe/Berlin" or "UTC"; empty with MANUAL."""
     minimum_amount: _builtins.str
-    """The least that is paid out at once: decimal text in major units, of the amount that leaves the wallet."""
+    """The least that is paid out at once: decimal text in major units, of the amount that leaves the
+    wallet.
+    """
     fee: _builtins.str
     """What the platform keeps of each payout."""
     reserve: _builtins.str
@@ -961,9 +1030,13 @@ class PayoutSchedule(_message.Message):
     caller: _builtins.str
     """Who set it last."""
     version: _builtins.int
-    """Grows by one with each change; 0: none was set, and MANUAL without minimum, fee and reserve holds."""
+    """Grows by one with each change; 0: none was set, and MANUAL without minimum, fee and reserve
+    holds.
+    """
     own_terms: _builtins.bool
-    """Whether minimum_amount, fee and reserve are the seller's own, as an operator set them; otherwise those of the default hold, as it stands now."""
+    """Whether minimum_amount, fee and reserve are the seller's own, as an operator set them;
+    otherwise those of the default hold, as it stands now.
+    """
     @_builtins.property
     def next_time(self) -> _timestamp_pb2.Timestamp:
         """The next cut-off; unset with MANUAL."""
@@ -1075,7 +1148,9 @@ Global___PayoutTotal: _TypeAlias = PayoutTotal  # noqa: Y015
 
 @_typing.final
 class PayoutBatch(_message.Message):
-    """Payouts made together. Each goes its own way; the batch tells how far they are. Each change of its state is a new version and an event."""
+    """Payouts made together. Each goes its own way; the batch tells how far they are. Each change of
+    its state is a new version and an event.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1094,11 +1169,15 @@ class PayoutBatch(_message.Message):
     OWNER_FIELD_NUMBER: _builtins.int
     SKIPPED_COUNT_FIELD_NUMBER: _builtins.int
     payout_batch_id: _builtins.str
-    """The caller's id, unique over all callers; of a run that the platform made by itself: "run-{currency}-{cut-off in UTC}", such as "run-EUR-20250701T1400Z"."""
+    """The caller's id, unique over all callers; of a run that the platform made by itself:
+    "run-{currency}-{cut-off in UTC}", such as "run-EUR-20250701T1400Z".
+    """
     state: Global___PayoutBatchState.ValueType
     """How far it has come."""
     item_count: _builtins.int
-    """How many payouts were asked for; of a run: how many sellers have a wallet that it has to look at, as far as that is known."""
+    """How many payouts were asked for; of a run: how many sellers have a wallet that it has to look
+    at, as far as that is known.
+    """
     collected_count: _builtins.int
     """How many of them were looked at; each is a payout or was refused."""
     refused_count: _builtins.int
@@ -1108,10 +1187,12 @@ class PayoutBatch(_message.Message):
     version: _builtins.int
     """Grows by one with each change of its state."""
     owner: _builtins.str
-    """Whose it is: every caller of this owner sees it. Empty: the platform's, for the sellers of every owner; operators see it."""
+    """Whose it is: every caller of this owner sees it. Empty: the platform's, for the sellers of
+    every owner; operators see it.
+    """
     skipped_count: _builtins.int
-    """Of a run of all sellers: how many had too little to be paid, such as less than the minimum amount. They are not among the items, and PreviewPayout
-    shows why.
+    """Of a run of all sellers: how many had too little to be paid, such as less than the minimum
+    amount. They are not among the items, and PreviewPayout shows why.
     """
     @_builtins.property
     def run(self) -> Global___PayoutRun:
@@ -1119,8 +1200,9 @@ class PayoutBatch(_message.Message):
 
     @_builtins.property
     def totals(self) -> _containers.RepeatedCompositeFieldContainer[Global___PayoutTotal]:
-        """The payouts that it made, by state and currency, as they stand; one that had been there before under its id stands among the items only. Empty in
-        events, and on each page of its report but the first.
+        """The payouts that it made, by state and currency, as they stand; one that had been there before
+        under its id stands among the items only. Empty in events, and on each page of its report but
+        the first.
         """
 
     @_builtins.property
@@ -1181,7 +1263,9 @@ class PayoutBatchItem(_message.Message):
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
-        """Why there is none, with ErrorInfo among its details; the metadata "limits" names each PayoutBlocker that holds. The id is free for another try."""
+        """Why there is none, with ErrorInfo among its details; the metadata "limits" names each
+        PayoutBlocker that holds. The id is free for another try.
+        """
 
     def __init__(
         self,

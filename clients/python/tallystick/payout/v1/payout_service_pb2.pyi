@@ -39,8 +39,9 @@ class CreatePayoutDestinationRequest(_message.Message):
     currency: _builtins.str
     """What it is paid in: ISO 4217 code in capitals, BTC or USDC."""
     bank_account_token: _builtins.str
-    """The provider's token for the bank account, up to 255 visible ASCII characters; never the account's number.
-    The number of an account, such as an IBAN, is rejected: only tokens are stored.
+    """The provider's token for the bank account, up to 255 visible ASCII characters; never the
+    account's number. The number of an account, such as an IBAN, is rejected: only tokens are
+    stored.
     """
     description: _builtins.str
     """Free text by which people tell it from others, up to 255 characters."""
@@ -403,15 +404,21 @@ class CreatePayoutRequest(_message.Message):
     CURRENCY_FIELD_NUMBER: _builtins.int
     PAYOUT_DESTINATION_ID_FIELD_NUMBER: _builtins.int
     payout_id: _builtins.str
-    """Unique over all callers: [A-Za-z0-9][A-Za-z0-9_-]{0,63}, but not beginning with "r-", as those of runs do."""
+    """Unique over all callers: [A-Za-z0-9][A-Za-z0-9_-]{0,63}, but not beginning with "r-", as those
+    of runs do.
+    """
     seller_account: _builtins.str
     """Who is paid: an id of the same form."""
     amount: _builtins.str
-    """What leaves the wallet, the fee included: decimal text in major units. Empty: whatever can be paid when it is accepted, as PreviewPayout tells."""
+    """What leaves the wallet, the fee included: decimal text in major units. Empty: whatever can be
+    paid when it is accepted, as PreviewPayout tells.
+    """
     currency: _builtins.str
     """ISO 4217 code in capitals, BTC or USDC."""
     payout_destination_id: _builtins.str
-    """Where to: a destination of the caller's, for the seller and in this currency. Empty: the seller's current one, whoever registered it."""
+    """Where to: a destination of the caller's, for the seller and in this currency. Empty: the
+    seller's current one, whoever registered it.
+    """
     def __init__(
         self,
         *,
@@ -612,7 +619,9 @@ class WatchPayoutRequest(_message.Message):
     payout_id: _builtins.str
     """The payout."""
     after_version: _builtins.int
-    """The version the caller has seen: nothing is sent before a newer one. 0: send the present one at once."""
+    """The version the caller has seen: nothing is sent before a newer one. 0: send the present one at
+    once.
+    """
     def __init__(
         self,
         *,
@@ -715,7 +724,9 @@ class RetryPayoutRequest(_message.Message):
     reason: _builtins.str
     """Why, in a few words; required, up to 255 characters."""
     request_id: _builtins.str
-    """The caller's id of this retry: [A-Za-z0-9][A-Za-z0-9_-]{0,63}. A payout may be set aside, and so be retried, more than once."""
+    """The caller's id of this retry: [A-Za-z0-9][A-Za-z0-9_-]{0,63}. A payout may be set aside, and
+    so be retried, more than once.
+    """
     def __init__(
         self,
         *,
@@ -984,7 +995,9 @@ class NewPayoutRun(_message.Message):
     SELLER_ACCOUNT_FIELD_NUMBER: _builtins.int
     CURRENCY_FIELD_NUMBER: _builtins.int
     seller_account: _builtins.str
-    """The seller whose schedule to run; empty: the default, for every seller that follows it, for which a team is refused with PERMISSION_DENIED."""
+    """The seller whose schedule to run; empty: the default, for every seller that follows it, for
+    which a team is refused with PERMISSION_DENIED.
+    """
     currency: _builtins.str
     """ISO 4217 code in capitals, BTC or USDC."""
     def __init__(
@@ -1125,7 +1138,9 @@ class SetPayoutScheduleRequest(_message.Message):
     day_of_month: _builtins.int
     """The day, 1 to 31; required with MONTHLY, else 0. In a shorter month its last day."""
     cut_off: _builtins.str
-    """The time of day at which what can be paid is taken: "HH:MM", 00:00 to 23:59; required, but empty with MANUAL."""
+    """The time of day at which what can be paid is taken: "HH:MM", 00:00 to 23:59; required, but
+    empty with MANUAL.
+    """
     time_zone: _builtins.str
     """IANA name, such as "Europe/Berlin" or "UTC"; required, but empty with MANUAL."""
     minimum_amount: _builtins.str
@@ -1135,9 +1150,10 @@ class SetPayoutScheduleRequest(_message.Message):
     reserve: _builtins.str
     """What stays available in the wallet; empty: 0."""
     expected_version: _builtins.int
-    """The version that is to be replaced, as GetPayoutSchedule shows it for this very seller_account; 0: it has no schedule of its own. If another holds, the
-    call is refused with VERSION_MISMATCH, and the metadata names it; a schedule that holds already changes nothing all the same. Unset: whatever holds is
-    replaced.
+    """The version that is to be replaced, as GetPayoutSchedule shows it for this very seller_account;
+    0: it has no schedule of its own. If another holds, the call is refused with VERSION_MISMATCH,
+    and the metadata names it; a schedule that holds already changes nothing all the same. Unset:
+    whatever holds is replaced.
     """
     def __init__(
         self,
@@ -1426,7 +1442,9 @@ class CloseDeadLetterRequest(_message.Message):
     reason: _builtins.str
     """Why, in a few words; required, up to 255 characters."""
     evidence: _builtins.str
-    """What shows that the provider paid nothing, such as its support's answer; required, up to 255 characters."""
+    """What shows that the provider paid nothing, such as its support's answer; required, up to 255
+    characters.
+    """
     def __init__(
         self,
         *,

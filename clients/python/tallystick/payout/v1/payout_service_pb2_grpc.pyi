@@ -27,9 +27,11 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class PayoutServiceStub:
-    """Moves money from sellers' wallets to sellers' banks. Payouts, batches and destinations belong to the owner of the caller that made them, and are seen by all its
-    callers. A seller belongs to the owner that first names it in an order or a destination; another owner's seller is refused with NOT_FOUND, or with ALREADY_EXISTS
-    where it would be claimed. What moves money out needs the role payouts.
+    """Moves money from sellers' wallets to sellers' banks. Payouts, batches and destinations belong to
+    the owner of the caller that made them, and are seen by all its callers. A seller belongs to the
+    owner that first names it in an order or a destination; another owner's seller is refused with
+    NOT_FOUND, or with ALREADY_EXISTS where it would be claimed. What moves money out needs the role
+    payouts.
     """
 
     @_typing.overload
@@ -37,235 +39,297 @@ class PayoutServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> PayoutServiceAsyncStub: ...
     CreatePayoutDestination: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.CreatePayoutDestinationRequest, _payout_service_pb2.CreatePayoutDestinationResponse]
-    """Registers where a seller is paid, and has the provider verify it; the answer does not wait for that. The destination before it stays
-    in use until this one is verified, its waiting period is over and, where the seller has more available than the configured amount, an operator has approved
-    it. It claims a seller that belongs to no owner; another owner's is refused with ALREADY_EXISTS. The same id with the same values answers with the destination as it stands, with other values it is refused
-    with IDEMPOTENCY_KEY_REUSED. Access: payouts.
+    """Registers where a seller is paid, and has the provider verify it; the answer does not wait for
+    that. The destination before it stays in use until this one is verified, its waiting period is
+    over and, where the seller has more available than the configured amount, an operator has
+    approved it. It claims a seller that belongs to no owner; another owner's is refused with
+    ALREADY_EXISTS. The same id with the same values answers with the destination as it stands,
+    with other values it is refused with IDEMPOTENCY_KEY_REUSED. Access: payouts.
     """
     GetPayoutDestination: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.GetPayoutDestinationRequest, _payout_service_pb2.GetPayoutDestinationResponse]
     """Answers with a destination as it stands. Access: team, payouts (its own), operator."""
     ListPayoutDestinations: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.ListPayoutDestinationsRequest, _payout_service_pb2.ListPayoutDestinationsResponse]
     """Lists destinations, newest first. Access: team, payouts (its own), operator."""
     DisablePayoutDestination: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.DisablePayoutDestinationRequest, _payout_service_pb2.DisablePayoutDestinationResponse]
-    """Ends the use of a destination; the one before it that can be paid to becomes the current one. Payouts to it that have not been sent are
-    CANCELLED, those that have been go on. A repeat with the same reason changes nothing, with another it is refused with IDEMPOTENCY_KEY_REUSED; one that is UNUSABLE
-    with INVALID_STATE. Access: payouts (its own), operator.
+    """Ends the use of a destination; the one before it that can be paid to becomes the current one.
+    Payouts to it that have not been sent are CANCELLED, those that have been go on. A repeat with
+    the same reason changes nothing, with another it is refused with IDEMPOTENCY_KEY_REUSED; one
+    that is UNUSABLE with INVALID_STATE. Access: payouts (its own), operator.
     """
     ApprovePayoutDestination: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.ApprovePayoutDestinationRequest, _payout_service_pb2.ApprovePayoutDestinationResponse]
-    """Lets a destination that awaits approval be paid to, once it is verified and its waiting period is over. The creator is refused with
-    SECOND_APPROVER_REQUIRED; one that has ended or awaits no approval with INVALID_STATE. A repeat by the same person with the same reason changes nothing. To
-    reject it, disable it. Access: operator.
+    """Lets a destination that awaits approval be paid to, once it is verified and its waiting period
+    is over. The creator is refused with SECOND_APPROVER_REQUIRED; one that has ended or awaits no
+    approval with INVALID_STATE. A repeat by the same person with the same reason changes nothing.
+    To reject it, disable it. Access: operator.
     """
     PreviewPayout: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.PreviewPayoutRequest, _payout_service_pb2.PreviewPayoutResponse]
-    """Answers what a seller could be paid now, and why not more. It promises nothing: a payout is sure of its money once it has left CREATED.
-    Access: team, payouts (its own sellers), operator.
+    """Answers what a seller could be paid now, and why not more. It promises nothing: a payout is
+    sure of its money once it has left CREATED. Access: team, payouts (its own sellers), operator.
     """
     CreatePayout: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.CreatePayoutRequest, _payout_service_pb2.CreatePayoutResponse]
-    """Accepts a payout, and waits until its money is held or cannot be, or the time is up: the earlier of 500 ms before the call's deadline and 30 s. When too
-    many calls wait already it is accepted, and the answer comes at once. Fee and
-    reserve are those of the schedule when it is accepted. The same payout_id with the same values answers with the payout as it stands now, and never pays
-    again, also where amount was empty and would be another now; with other values it is refused with IDEMPOTENCY_KEY_REUSED. Refused, and not kept: AMOUNT_OUT_OF_RANGE
-    (below the minimum, or not above the fee), DESTINATION_UNUSABLE, INSUFFICIENT_FUNDS, INVALID_STATE (the wallet is frozen). Money that is
-    gone before it could be held makes it FAILED. Access: payouts.
+    """Accepts a payout, and waits until its money is held or cannot be, or the time is up: the
+    earlier of 500 ms before the call's deadline and 30 s. When too many calls wait already it is
+    accepted, and the answer comes at once. Fee and reserve are those of the schedule when it is
+    accepted. The same payout_id with the same values answers with the payout as it stands now, and
+    never pays again, also where amount was empty and would be another now; with other values it is
+    refused with IDEMPOTENCY_KEY_REUSED. Refused, and not kept: AMOUNT_OUT_OF_RANGE (below the
+    minimum, or not above the fee), DESTINATION_UNUSABLE, INSUFFICIENT_FUNDS, INVALID_STATE (the
+    wallet is frozen). Money that is gone before it could be held makes it FAILED. Access: payouts.
     """
     GetPayout: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.GetPayoutRequest, _payout_service_pb2.GetPayoutResponse]
-    """Answers with a payout, every move it made, every attempt to pay it and every transfer that was made for it. Access: team, payouts (its own), operator."""
+    """Answers with a payout, every move it made, every attempt to pay it and every transfer that was
+    made for it. Access: team, payouts (its own), operator.
+    """
     ListPayouts: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.ListPayoutsRequest, _payout_service_pb2.ListPayoutsResponse]
-    """Lists payouts, newest first. A page of what is rare may hold fewer than asked for, or none, and not be the last. Access: team, payouts (its own),
-    operator.
+    """Lists payouts, newest first. A page of what is rare may hold fewer than asked for, or none, and
+    not be the last. Access: team, payouts (its own), operator.
     """
     WatchPayout: _grpc.UnaryStreamMultiCallable[_payout_service_pb2.WatchPayoutRequest, _payout_service_pb2.WatchPayoutResponse]
-    """Streams the payout as it stands now, then again after each change, and ends OK when it is settled in PAID, FAILED, REJECTED, CANCELLED or RETURNED; what
-    comes back after that is told by an event. After 5 minutes it ends with STREAM_EXPIRED; open it again with the last version.
+    """Streams the payout as it stands now, then again after each change, and ends OK when it is
+    settled in PAID, FAILED, REJECTED, CANCELLED or RETURNED; what comes back after that is told by
+    an event. After 5 minutes it ends with STREAM_EXPIRED; open it again with the last version.
     Access: team, payouts (its own), operator.
     buf:lint:ignore RPC_NO_SERVER_STREAMING
     """
     CancelPayout: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.CancelPayoutRequest, _payout_service_pb2.CancelPayoutResponse]
-    """Ends a payout that is CREATED, AWAITING_APPROVAL or READY; any other is refused with INVALID_STATE, since it may have been sent, and so is one that is
-    CREATED and a dead letter, or whose hold the wallet has refused and not placed since. A repeat with the same reason answers with the payout as it
-    stands, with another it is refused with IDEMPOTENCY_KEY_REUSED. Access: payouts (its own), operator.
+    """Ends a payout that is CREATED, AWAITING_APPROVAL or READY; any other is refused with
+    INVALID_STATE, since it may have been sent, and so is one that is CREATED and a dead letter, or
+    whose hold the wallet has refused and not placed since. A repeat with the same reason answers
+    with the payout as it stands, with another it is refused with IDEMPOTENCY_KEY_REUSED. Access:
+    payouts (its own), operator.
     """
     RetryPayout: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.RetryPayoutRequest, _payout_service_pb2.RetryPayoutResponse]
-    """Makes a payout that was set aside as a dead letter due again, in the state it is in and under the same key while the provider honours it. The same
-    request_id again changes nothing; a payout that is not set aside is refused with INVALID_STATE. After FAILED make a new payout.
-    Access: payouts (its own), operator.
+    """Makes a payout that was set aside as a dead letter due again, in the state it is in and under
+    the same key while the provider honours it. The same request_id again changes nothing; a payout
+    that is not set aside is refused with INVALID_STATE. After FAILED make a new payout. Access:
+    payouts (its own), operator.
     """
     ApprovePayout: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.ApprovePayoutRequest, _payout_service_pb2.ApprovePayoutResponse]
-    """Approves a payout that is AWAITING_APPROVAL. Its creator is refused with SECOND_APPROVER_REQUIRED, other states with INVALID_STATE. A repeat by the same
-    person with the same reason answers with the payout as it stands. Access: operator.
+    """Approves a payout that is AWAITING_APPROVAL. Its creator is refused with
+    SECOND_APPROVER_REQUIRED, other states with INVALID_STATE. A repeat by the same person with the
+    same reason answers with the payout as it stands. Access: operator.
     """
     RejectPayout: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.RejectPayoutRequest, _payout_service_pb2.RejectPayoutResponse]
-    """Rejects a payout that is AWAITING_APPROVAL; its money is available again. Other states are refused with INVALID_STATE. A repeat by the same person with
-    the same reason answers with the payout as it stands. Access: operator.
+    """Rejects a payout that is AWAITING_APPROVAL; its money is available again. Other states are
+    refused with INVALID_STATE. A repeat by the same person with the same reason answers with the
+    payout as it stands. Access: operator.
     """
     AcknowledgePayout: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.AcknowledgePayoutRequest, _payout_service_pb2.AcknowledgePayoutResponse]
-    """Records that an operator has dealt with an unmatched transfer of a payout, or with a conflicting report of its provider. Its alert ends, and the money
-    stays booked as it is. A transfer that was paid as asked, or a payout without a conflicting report, is refused with INVALID_STATE, and a payout that is
-    being settled with CONFLICT. A repeat with the same reason changes nothing, with another it is refused with IDEMPOTENCY_KEY_REUSED. Access: operator.
+    """Records that an operator has dealt with an unmatched transfer of a payout, or with a
+    conflicting report of its provider. Its alert ends, and the money stays booked as it is. A
+    transfer that was paid as asked, or a payout without a conflicting report, is refused with
+    INVALID_STATE, and a payout that is being settled with CONFLICT. A repeat with the same reason
+    changes nothing, with another it is refused with IDEMPOTENCY_KEY_REUSED. Access: operator.
     """
     CreatePayoutBatch: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.CreatePayoutBatchRequest, _payout_service_pb2.CreatePayoutBatchResponse]
-    """Accepts payouts together: a list, or a run of a schedule. Form is checked as a whole, and the first fault refuses the call; what a single payout would be
-    refused for otherwise refuses it alone, and stands in the report. The answer does not wait for the payouts. The same payout_batch_id with the same
-    values answers with the batch as it stands, with other values it is refused with IDEMPOTENCY_KEY_REUSED. Access: payouts, operator.
+    """Accepts payouts together: a list, or a run of a schedule. Form is checked as a whole, and the
+    first fault refuses the call; what a single payout would be refused for otherwise refuses it
+    alone, and stands in the report. The answer does not wait for the payouts. The same
+    payout_batch_id with the same values answers with the batch as it stands, with other values it
+    is refused with IDEMPOTENCY_KEY_REUSED. Access: payouts, operator.
     """
     GetPayoutBatch: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.GetPayoutBatchRequest, _payout_service_pb2.GetPayoutBatchResponse]
-    """Answers with a batch as it stands, and a page of its report. With payout_state a page may hold fewer than asked for, or none, and not be the last.
-    Access: team, payouts (its own), operator.
+    """Answers with a batch as it stands, and a page of its report. With payout_state a page may hold
+    fewer than asked for, or none, and not be the last. Access: team, payouts (its own), operator.
     """
     SetPayoutSchedule: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.SetPayoutScheduleRequest, _payout_service_pb2.SetPayoutScheduleResponse]
-    """Sets when a seller is paid and on what terms, whole; equal values change nothing. It holds from now on: payouts that were accepted keep their fee. The
-    terms (minimum_amount, fee, reserve) and the default (no seller_account) are for operators; others are refused with PERMISSION_DENIED, and leave the terms
-    empty: then those that hold stay. Access: payouts (its own sellers), operator.
+    """Sets when a seller is paid and on what terms, whole; equal values change nothing. It holds from
+    now on: payouts that were accepted keep their fee. The terms (minimum_amount, fee, reserve) and
+    the default (no seller_account) are for operators; others are refused with PERMISSION_DENIED,
+    and leave the terms empty: then those that hold stay. Access: payouts (its own sellers),
+    operator.
     """
     GetPayoutSchedule: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.GetPayoutScheduleRequest, _payout_service_pb2.GetPayoutScheduleResponse]
-    """Answers with the schedule that holds for a seller: its own, else the default. Access: team, payouts (its own sellers), operator."""
+    """Answers with the schedule that holds for a seller: its own, else the default. Access: team,
+    payouts (its own sellers), operator.
+    """
     ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.ListDeadLettersRequest, _payout_service_pb2.ListDeadLettersResponse]
     """Lists dead letters, newest first. Access: operator."""
     GetDeadLetter: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.GetDeadLetterRequest, _payout_service_pb2.GetDeadLetterResponse]
     """Answers with a dead letter and what it is about. Access: operator."""
     RetryDeadLetter: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.RetryDeadLetterRequest, _payout_service_pb2.RetryDeadLetterResponse]
-    """Has the subject of an open dead letter tried again, as RetryPayout does. A repeat with the same reason changes nothing; one that has ended otherwise is
-    refused with INVALID_STATE. Access: operator.
+    """Has the subject of an open dead letter tried again, as RetryPayout does. A repeat with the same
+    reason changes nothing; one that has ended otherwise is refused with INVALID_STATE. Access:
+    operator.
     """
     CloseDeadLetter: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.CloseDeadLetterRequest, _payout_service_pb2.CloseDeadLetterResponse]
-    """Closes an open dead letter: its payout is FAILED(CLOSED_BY_OPERATOR), its destination UNUSABLE. The provider is asked first; should it know of a transfer,
-    or have declined one, that is applied instead, and the dead letter is RESOLVED. A payout that is CREATED, or was paid, is refused with
-    INVALID_STATE: it can only be retried.
-    Where the provider answers with the reference of another payout, the operator's evidence decides. A repeat with the same values changes nothing. Access: operator.
+    """Closes an open dead letter: its payout is FAILED(CLOSED_BY_OPERATOR), its destination UNUSABLE.
+    The provider is asked first; should it know of a transfer, or have declined one, that is
+    applied instead, and the dead letter is RESOLVED. A payout that is CREATED, or was paid, is
+    refused with INVALID_STATE: it can only be retried. Where the provider answers with the
+    reference of another payout, the operator's evidence decides. A repeat with the same values
+    changes nothing. Access: operator.
     """
     RetryDeadLetters: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.RetryDeadLettersRequest, _payout_service_pb2.RetryDeadLettersResponse]
-    """Has the subjects of all open dead letters that a filter names tried again, oldest first, up to 500 in a call: call again with the next_page_token until
-    that is empty. Those that are made after the first call are left alone. A repeat changes nothing that was changed before. Access: operator.
+    """Has the subjects of all open dead letters that a filter names tried again, oldest first, up to
+    500 in a call: call again with the next_page_token until that is empty. Those that are made
+    after the first call are left alone. A repeat changes nothing that was changed before. Access:
+    operator.
     """
     CloseDeadLetters: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.CloseDeadLettersRequest, _payout_service_pb2.CloseDeadLettersResponse]
-    """Closes all open dead letters that a filter names, oldest first, up to 20 in a call, each as CloseDeadLetter does: the provider is asked about each. Call
-    again with the next_page_token until that is empty. Those that are made after the first call are left alone. One whose
-    provider answers with the reference of another payout is skipped: it needs evidence of its own. Access: operator.
+    """Closes all open dead letters that a filter names, oldest first, up to 20 in a call, each as
+    CloseDeadLetter does: the provider is asked about each. Call again with the next_page_token
+    until that is empty. Those that are made after the first call are left alone. One whose
+    provider answers with the reference of another payout is skipped: it needs evidence of its own.
+    Access: operator.
     """
     ListAlerts: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.ListAlertsRequest, _payout_service_pb2.ListAlertsResponse]
     """Lists what a person should know of, newest first. Access: operator."""
 
 @_typing.type_check_only
 class PayoutServiceAsyncStub(PayoutServiceStub):
-    """Moves money from sellers' wallets to sellers' banks. Payouts, batches and destinations belong to the owner of the caller that made them, and are seen by all its
-    callers. A seller belongs to the owner that first names it in an order or a destination; another owner's seller is refused with NOT_FOUND, or with ALREADY_EXISTS
-    where it would be claimed. What moves money out needs the role payouts.
+    """Moves money from sellers' wallets to sellers' banks. Payouts, batches and destinations belong to
+    the owner of the caller that made them, and are seen by all its callers. A seller belongs to the
+    owner that first names it in an order or a destination; another owner's seller is refused with
+    NOT_FOUND, or with ALREADY_EXISTS where it would be claimed. What moves money out needs the role
+    payouts.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreatePayoutDestination: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.CreatePayoutDestinationRequest, _payout_service_pb2.CreatePayoutDestinationResponse]  # type: ignore[assignment]
-    """Registers where a seller is paid, and has the provider verify it; the answer does not wait for that. The destination before it stays
-    in use until this one is verified, its waiting period is over and, where the seller has more available than the configured amount, an operator has approved
-    it. It claims a seller that belongs to no owner; another owner's is refused with ALREADY_EXISTS. The same id with the same values answers with the destination as it stands, with other values it is refused
-    with IDEMPOTENCY_KEY_REUSED. Access: payouts.
+    """Registers where a seller is paid, and has the provider verify it; the answer does not wait for
+    that. The destination before it stays in use until this one is verified, its waiting period is
+    over and, where the seller has more available than the configured amount, an operator has
+    approved it. It claims a seller that belongs to no owner; another owner's is refused with
+    ALREADY_EXISTS. The same id with the same values answers with the destination as it stands,
+    with other values it is refused with IDEMPOTENCY_KEY_REUSED. Access: payouts.
     """
     GetPayoutDestination: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.GetPayoutDestinationRequest, _payout_service_pb2.GetPayoutDestinationResponse]  # type: ignore[assignment]
     """Answers with a destination as it stands. Access: team, payouts (its own), operator."""
     ListPayoutDestinations: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.ListPayoutDestinationsRequest, _payout_service_pb2.ListPayoutDestinationsResponse]  # type: ignore[assignment]
     """Lists destinations, newest first. Access: team, payouts (its own), operator."""
     DisablePayoutDestination: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.DisablePayoutDestinationRequest, _payout_service_pb2.DisablePayoutDestinationResponse]  # type: ignore[assignment]
-    """Ends the use of a destination; the one before it that can be paid to becomes the current one. Payouts to it that have not been sent are
-    CANCELLED, those that have been go on. A repeat with the same reason changes nothing, with another it is refused with IDEMPOTENCY_KEY_REUSED; one that is UNUSABLE
-    with INVALID_STATE. Access: payouts (its own), operator.
+    """Ends the use of a destination; the one before it that can be paid to becomes the current one.
+    Payouts to it that have not been sent are CANCELLED, those that have been go on. A repeat with
+    the same reason changes nothing, with another it is refused with IDEMPOTENCY_KEY_REUSED; one
+    that is UNUSABLE with INVALID_STATE. Access: payouts (its own), operator.
     """
     ApprovePayoutDestination: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.ApprovePayoutDestinationRequest, _payout_service_pb2.ApprovePayoutDestinationResponse]  # type: ignore[assignment]
-    """Lets a destination that awaits approval be paid to, once it is verified and its waiting period is over. The creator is refused with
-    SECOND_APPROVER_REQUIRED; one that has ended or awaits no approval with INVALID_STATE. A repeat by the same person with the same reason changes nothing. To
-    reject it, disable it. Access: operator.
+    """Lets a destination that awaits approval be paid to, once it is verified and its waiting period
+    is over. The creator is refused with SECOND_APPROVER_REQUIRED; one that has ended or awaits no
+    approval with INVALID_STATE. A repeat by the same person with the same reason changes nothing.
+    To reject it, disable it. Access: operator.
     """
     PreviewPayout: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.PreviewPayoutRequest, _payout_service_pb2.PreviewPayoutResponse]  # type: ignore[assignment]
-    """Answers what a seller could be paid now, and why not more. It promises nothing: a payout is sure of its money once it has left CREATED.
-    Access: team, payouts (its own sellers), operator.
+    """Answers what a seller could be paid now, and why not more. It promises nothing: a payout is
+    sure of its money once it has left CREATED. Access: team, payouts (its own sellers), operator.
     """
     CreatePayout: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.CreatePayoutRequest, _payout_service_pb2.CreatePayoutResponse]  # type: ignore[assignment]
-    """Accepts a payout, and waits until its money is held or cannot be, or the time is up: the earlier of 500 ms before the call's deadline and 30 s. When too
-    many calls wait already it is accepted, and the answer comes at once. Fee and
-    reserve are those of the schedule when it is accepted. The same payout_id with the same values answers with the payout as it stands now, and never pays
-    again, also where amount was empty and would be another now; with other values it is refused with IDEMPOTENCY_KEY_REUSED. Refused, and not kept: AMOUNT_OUT_OF_RANGE
-    (below the minimum, or not above the fee), DESTINATION_UNUSABLE, INSUFFICIENT_FUNDS, INVALID_STATE (the wallet is frozen). Money that is
-    gone before it could be held makes it FAILED. Access: payouts.
+    """Accepts a payout, and waits until its money is held or cannot be, or the time is up: the
+    earlier of 500 ms before the call's deadline and 30 s. When too many calls wait already it is
+    accepted, and the answer comes at once. Fee and reserve are those of the schedule when it is
+    accepted. The same payout_id with the same values answers with the payout as it stands now, and
+    never pays again, also where amount was empty and would be another now; with other values it is
+    refused with IDEMPOTENCY_KEY_REUSED. Refused, and not kept: AMOUNT_OUT_OF_RANGE (below the
+    minimum, or not above the fee), DESTINATION_UNUSABLE, INSUFFICIENT_FUNDS, INVALID_STATE (the
+    wallet is frozen). Money that is gone before it could be held makes it FAILED. Access: payouts.
     """
     GetPayout: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.GetPayoutRequest, _payout_service_pb2.GetPayoutResponse]  # type: ignore[assignment]
-    """Answers with a payout, every move it made, every attempt to pay it and every transfer that was made for it. Access: team, payouts (its own), operator."""
+    """Answers with a payout, every move it made, every attempt to pay it and every transfer that was
+    made for it. Access: team, payouts (its own), operator.
+    """
     ListPayouts: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.ListPayoutsRequest, _payout_service_pb2.ListPayoutsResponse]  # type: ignore[assignment]
-    """Lists payouts, newest first. A page of what is rare may hold fewer than asked for, or none, and not be the last. Access: team, payouts (its own),
-    operator.
+    """Lists payouts, newest first. A page of what is rare may hold fewer than asked for, or none, and
+    not be the last. Access: team, payouts (its own), operator.
     """
     WatchPayout: _aio.UnaryStreamMultiCallable[_payout_service_pb2.WatchPayoutRequest, _payout_service_pb2.WatchPayoutResponse]  # type: ignore[assignment]
-    """Streams the payout as it stands now, then again after each change, and ends OK when it is settled in PAID, FAILED, REJECTED, CANCELLED or RETURNED; what
-    comes back after that is told by an event. After 5 minutes it ends with STREAM_EXPIRED; open it again with the last version.
+    """Streams the payout as it stands now, then again after each change, and ends OK when it is
+    settled in PAID, FAILED, REJECTED, CANCELLED or RETURNED; what comes back after that is told by
+    an event. After 5 minutes it ends with STREAM_EXPIRED; open it again with the last version.
     Access: team, payouts (its own), operator.
     buf:lint:ignore RPC_NO_SERVER_STREAMING
     """
     CancelPayout: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.CancelPayoutRequest, _payout_service_pb2.CancelPayoutResponse]  # type: ignore[assignment]
-    """Ends a payout that is CREATED, AWAITING_APPROVAL or READY; any other is refused with INVALID_STATE, since it may have been sent, and so is one that is
-    CREATED and a dead letter, or whose hold the wallet has refused and not placed since. A repeat with the same reason answers with the payout as it
-    stands, with another it is refused with IDEMPOTENCY_KEY_REUSED. Access: payouts (its own), operator.
+    """Ends a payout that is CREATED, AWAITING_APPROVAL or READY; any other is refused with
+    INVALID_STATE, since it may have been sent, and so is one that is CREATED and a dead letter, or
+    whose hold the wallet has refused and not placed since. A repeat with the same reason answers
+    with the payout as it stands, with another it is refused with IDEMPOTENCY_KEY_REUSED. Access:
+    payouts (its own), operator.
     """
     RetryPayout: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.RetryPayoutRequest, _payout_service_pb2.RetryPayoutResponse]  # type: ignore[assignment]
-    """Makes a payout that was set aside as a dead letter due again, in the state it is in and under the same key while the provider honours it. The same
-    request_id again changes nothing; a payout that is not set aside is refused with INVALID_STATE. After FAILED make a new payout.
-    Access: payouts (its own), operator.
+    """Makes a payout that was set aside as a dead letter due again, in the state it is in and under
+    the same key while the provider honours it. The same request_id again changes nothing; a payout
+    that is not set aside is refused with INVALID_STATE. After FAILED make a new payout. Access:
+    payouts (its own), operator.
     """
     ApprovePayout: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.ApprovePayoutRequest, _payout_service_pb2.ApprovePayoutResponse]  # type: ignore[assignment]
-    """Approves a payout that is AWAITING_APPROVAL. Its creator is refused with SECOND_APPROVER_REQUIRED, other states with INVALID_STATE. A repeat by the same
-    person with the same reason answers with the payout as it stands. Access: operator.
+    """Approves a payout that is AWAITING_APPROVAL. Its creator is refused with
+    SECOND_APPROVER_REQUIRED, other states with INVALID_STATE. A repeat by the same person with the
+    same reason answers with the payout as it stands. Access: operator.
     """
     RejectPayout: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.RejectPayoutRequest, _payout_service_pb2.RejectPayoutResponse]  # type: ignore[assignment]
-    """Rejects a payout that is AWAITING_APPROVAL; its money is available again. Other states are refused with INVALID_STATE. A repeat by the same person with
-    the same reason answers with the payout as it stands. Access: operator.
+    """Rejects a payout that is AWAITING_APPROVAL; its money is available again. Other states are
+    refused with INVALID_STATE. A repeat by the same person with the same reason answers with the
+    payout as it stands. Access: operator.
     """
     AcknowledgePayout: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.AcknowledgePayoutRequest, _payout_service_pb2.AcknowledgePayoutResponse]  # type: ignore[assignment]
-    """Records that an operator has dealt with an unmatched transfer of a payout, or with a conflicting report of its provider. Its alert ends, and the money
-    stays booked as it is. A transfer that was paid as asked, or a payout without a conflicting report, is refused with INVALID_STATE, and a payout that is
-    being settled with CONFLICT. A repeat with the same reason changes nothing, with another it is refused with IDEMPOTENCY_KEY_REUSED. Access: operator.
+    """Records that an operator has dealt with an unmatched transfer of a payout, or with a
+    conflicting report of its provider. Its alert ends, and the money stays booked as it is. A
+    transfer that was paid as asked, or a payout without a conflicting report, is refused with
+    INVALID_STATE, and a payout that is being settled with CONFLICT. A repeat with the same reason
+    changes nothing, with another it is refused with IDEMPOTENCY_KEY_REUSED. Access: operator.
     """
     CreatePayoutBatch: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.CreatePayoutBatchRequest, _payout_service_pb2.CreatePayoutBatchResponse]  # type: ignore[assignment]
-    """Accepts payouts together: a list, or a run of a schedule. Form is checked as a whole, and the first fault refuses the call; what a single payout would be
-    refused for otherwise refuses it alone, and stands in the report. The answer does not wait for the payouts. The same payout_batch_id with the same
-    values answers with the batch as it stands, with other values it is refused with IDEMPOTENCY_KEY_REUSED. Access: payouts, operator.
+    """Accepts payouts together: a list, or a run of a schedule. Form is checked as a whole, and the
+    first fault refuses the call; what a single payout would be refused for otherwise refuses it
+    alone, and stands in the report. The answer does not wait for the payouts. The same
+    payout_batch_id with the same values answers with the batch as it stands, with other values it
+    is refused with IDEMPOTENCY_KEY_REUSED. Access: payouts, operator.
     """
     GetPayoutBatch: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.GetPayoutBatchRequest, _payout_service_pb2.GetPayoutBatchResponse]  # type: ignore[assignment]
-    """Answers with a batch as it stands, and a page of its report. With payout_state a page may hold fewer than asked for, or none, and not be the last.
-    Access: team, payouts (its own), operator.
+    """Answers with a batch as it stands, and a page of its report. With payout_state a page may hold
+    fewer than asked for, or none, and not be the last. Access: team, payouts (its own), operator.
     """
     SetPayoutSchedule: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.SetPayoutScheduleRequest, _payout_service_pb2.SetPayoutScheduleResponse]  # type: ignore[assignment]
-    """Sets when a seller is paid and on what terms, whole; equal values change nothing. It holds from now on: payouts that were accepted keep their fee. The
-    terms (minimum_amount, fee, reserve) and the default (no seller_account) are for operators; others are refused with PERMISSION_DENIED, and leave the terms
-    empty: then those that hold stay. Access: payouts (its own sellers), operator.
+    """Sets when a seller is paid and on what terms, whole; equal values change nothing. It holds from
+    now on: payouts that were accepted keep their fee. The terms (minimum_amount, fee, reserve) and
+    the default (no seller_account) are for operators; others are refused with PERMISSION_DENIED,
+    and leave the terms empty: then those that hold stay. Access: payouts (its own sellers),
+    operator.
     """
     GetPayoutSchedule: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.GetPayoutScheduleRequest, _payout_service_pb2.GetPayoutScheduleResponse]  # type: ignore[assignment]
-    """Answers with the schedule that holds for a seller: its own, else the default. Access: team, payouts (its own sellers), operator."""
+    """Answers with the schedule that holds for a seller: its own, else the default. Access: team,
+    payouts (its own sellers), operator.
+    """
     ListDeadLetters: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.ListDeadLettersRequest, _payout_service_pb2.ListDeadLettersResponse]  # type: ignore[assignment]
     """Lists dead letters, newest first. Access: operator."""
     GetDeadLetter: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.GetDeadLetterRequest, _payout_service_pb2.GetDeadLetterResponse]  # type: ignore[assignment]
     """Answers with a dead letter and what it is about. Access: operator."""
     RetryDeadLetter: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.RetryDeadLetterRequest, _payout_service_pb2.RetryDeadLetterResponse]  # type: ignore[assignment]
-    """Has the subject of an open dead letter tried again, as RetryPayout does. A repeat with the same reason changes nothing; one that has ended otherwise is
-    refused with INVALID_STATE. Access: operator.
+    """Has the subject of an open dead letter tried again, as RetryPayout does. A repeat with the same
+    reason changes nothing; one that has ended otherwise is refused with INVALID_STATE. Access:
+    operator.
     """
     CloseDeadLetter: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.CloseDeadLetterRequest, _payout_service_pb2.CloseDeadLetterResponse]  # type: ignore[assignment]
-    """Closes an open dead letter: its payout is FAILED(CLOSED_BY_OPERATOR), its destination UNUSABLE. The provider is asked first; should it know of a transfer,
-    or have declined one, that is applied instead, and the dead letter is RESOLVED. A payout that is CREATED, or was paid, is refused with
-    INVALID_STATE: it can only be retried.
-    Where the provider answers with the reference of another payout, the operator's evidence decides. A repeat with the same values changes nothing. Access: operator.
+    """Closes an open dead letter: its payout is FAILED(CLOSED_BY_OPERATOR), its destination UNUSABLE.
+    The provider is asked first; should it know of a transfer, or have declined one, that is
+    applied instead, and the dead letter is RESOLVED. A payout that is CREATED, or was paid, is
+    refused with INVALID_STATE: it can only be retried. Where the provider answers with the
+    reference of another payout, the operator's evidence decides. A repeat with the same values
+    changes nothing. Access: operator.
     """
     RetryDeadLetters: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.RetryDeadLettersRequest, _payout_service_pb2.RetryDeadLettersResponse]  # type: ignore[assignment]
-    """Has the subjects of all open dead letters that a filter names tried again, oldest first, up to 500 in a call: call again with the next_page_token until
-    that is empty. Those that are made after the first call are left alone. A repeat changes nothing that was changed before. Access: operator.
+    """Has the subjects of all open dead letters that a filter names tried again, oldest first, up to
+    500 in a call: call again with the next_page_token until that is empty. Those that are made
+    after the first call are left alone. A repeat changes nothing that was changed before. Access:
+    operator.
     """
     CloseDeadLetters: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.CloseDeadLettersRequest, _payout_service_pb2.CloseDeadLettersResponse]  # type: ignore[assignment]
-    """Closes all open dead letters that a filter names, oldest first, up to 20 in a call, each as CloseDeadLetter does: the provider is asked about each. Call
-    again with the next_page_token until that is empty. Those that are made after the first call are left alone. One whose
-    provider answers with the reference of another payout is skipped: it needs evidence of its own. Access: operator.
+    """Closes all open dead letters that a filter names, oldest first, up to 20 in a call, each as
+    CloseDeadLetter does: the provider is asked about each. Call again with the next_page_token
+    until that is empty. Those that are made after the first call are left alone. One whose
+    provider answers with the reference of another payout is skipped: it needs evidence of its own.
+    Access: operator.
     """
     ListAlerts: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.ListAlertsRequest, _payout_service_pb2.ListAlertsResponse]  # type: ignore[assignment]
     """Lists what a person should know of, newest first. Access: operator."""
 
 class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Moves money from sellers' wallets to sellers' banks. Payouts, batches and destinations belong to the owner of the caller that made them, and are seen by all its
-    callers. A seller belongs to the owner that first names it in an order or a destination; another owner's seller is refused with NOT_FOUND, or with ALREADY_EXISTS
-    where it would be claimed. What moves money out needs the role payouts.
+    """Moves money from sellers' wallets to sellers' banks. Payouts, batches and destinations belong to
+    the owner of the caller that made them, and are seen by all its callers. A seller belongs to the
+    owner that first names it in an order or a destination; another owner's seller is refused with
+    NOT_FOUND, or with ALREADY_EXISTS where it would be claimed. What moves money out needs the role
+    payouts.
     """
 
     @_abc_1.abstractmethod
@@ -274,10 +338,12 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payout_service_pb2.CreatePayoutDestinationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.CreatePayoutDestinationResponse, _abc.Awaitable[_payout_service_pb2.CreatePayoutDestinationResponse]]:
-        """Registers where a seller is paid, and has the provider verify it; the answer does not wait for that. The destination before it stays
-        in use until this one is verified, its waiting period is over and, where the seller has more available than the configured amount, an operator has approved
-        it. It claims a seller that belongs to no owner; another owner's is refused with ALREADY_EXISTS. The same id with the same values answers with the destination as it stands, with other values it is refused
-        with IDEMPOTENCY_KEY_REUSED. Access: payouts.
+        """Registers where a seller is paid, and has the provider verify it; the answer does not wait for
+        that. The destination before it stays in use until this one is verified, its waiting period is
+        over and, where the seller has more available than the configured amount, an operator has
+        approved it. It claims a seller that belongs to no owner; another owner's is refused with
+        ALREADY_EXISTS. The same id with the same values answers with the destination as it stands,
+        with other values it is refused with IDEMPOTENCY_KEY_REUSED. Access: payouts.
         """
 
     @_abc_1.abstractmethod
@@ -302,9 +368,10 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payout_service_pb2.DisablePayoutDestinationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.DisablePayoutDestinationResponse, _abc.Awaitable[_payout_service_pb2.DisablePayoutDestinationResponse]]:
-        """Ends the use of a destination; the one before it that can be paid to becomes the current one. Payouts to it that have not been sent are
-        CANCELLED, those that have been go on. A repeat with the same reason changes nothing, with another it is refused with IDEMPOTENCY_KEY_REUSED; one that is UNUSABLE
-        with INVALID_STATE. Access: payouts (its own), operator.
+        """Ends the use of a destination; the one before it that can be paid to becomes the current one.
+        Payouts to it that have not been sent are CANCELLED, those that have been go on. A repeat with
+        the same reason changes nothing, with another it is refused with IDEMPOTENCY_KEY_REUSED; one
+        that is UNUSABLE with INVALID_STATE. Access: payouts (its own), operator.
         """
 
     @_abc_1.abstractmethod
@@ -313,9 +380,10 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payout_service_pb2.ApprovePayoutDestinationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.ApprovePayoutDestinationResponse, _abc.Awaitable[_payout_service_pb2.ApprovePayoutDestinationResponse]]:
-        """Lets a destination that awaits approval be paid to, once it is verified and its waiting period is over. The creator is refused with
-        SECOND_APPROVER_REQUIRED; one that has ended or awaits no approval with INVALID_STATE. A repeat by the same person with the same reason changes nothing. To
-        reject it, disable it. Access: operator.
+        """Lets a destination that awaits approval be paid to, once it is verified and its waiting period
+        is over. The creator is refused with SECOND_APPROVER_REQUIRED; one that has ended or awaits no
+        approval with INVALID_STATE. A repeat by the same person with the same reason changes nothing.
+        To reject it, disable it. Access: operator.
         """
 
     @_abc_1.abstractmethod
@@ -324,8 +392,8 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payout_service_pb2.PreviewPayoutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.PreviewPayoutResponse, _abc.Awaitable[_payout_service_pb2.PreviewPayoutResponse]]:
-        """Answers what a seller could be paid now, and why not more. It promises nothing: a payout is sure of its money once it has left CREATED.
-        Access: team, payouts (its own sellers), operator.
+        """Answers what a seller could be paid now, and why not more. It promises nothing: a payout is
+        sure of its money once it has left CREATED. Access: team, payouts (its own sellers), operator.
         """
 
     @_abc_1.abstractmethod
@@ -334,12 +402,14 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payout_service_pb2.CreatePayoutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.CreatePayoutResponse, _abc.Awaitable[_payout_service_pb2.CreatePayoutResponse]]:
-        """Accepts a payout, and waits until its money is held or cannot be, or the time is up: the earlier of 500 ms before the call's deadline and 30 s. When too
-        many calls wait already it is accepted, and the answer comes at once. Fee and
-        reserve are those of the schedule when it is accepted. The same payout_id with the same values answers with the payout as it stands now, and never pays
-        again, also where amount was empty and would be another now; with other values it is refused with IDEMPOTENCY_KEY_REUSED. Refused, and not kept: AMOUNT_OUT_OF_RANGE
-        (below the minimum, or not above the fee), DESTINATION_UNUSABLE, INSUFFICIENT_FUNDS, INVALID_STATE (the wallet is frozen). Money that is
-        gone before it could be held makes it FAILED. Access: payouts.
+        """Accepts a payout, and waits until its money is held or cannot be, or the time is up: the
+        earlier of 500 ms before the call's deadline and 30 s. When too many calls wait already it is
+        accepted, and the answer comes at once. Fee and reserve are those of the schedule when it is
+        accepted. The same payout_id with the same values answers with the payout as it stands now, and
+        never pays again, also where amount was empty and would be another now; with other values it is
+        refused with IDEMPOTENCY_KEY_REUSED. Refused, and not kept: AMOUNT_OUT_OF_RANGE (below the
+        minimum, or not above the fee), DESTINATION_UNUSABLE, INSUFFICIENT_FUNDS, INVALID_STATE (the
+        wallet is frozen). Money that is gone before it could be held makes it FAILED. Access: payouts.
         """
 
     @_abc_1.abstractmethod
@@ -348,7 +418,9 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payout_service_pb2.GetPayoutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.GetPayoutResponse, _abc.Awaitable[_payout_service_pb2.GetPayoutResponse]]:
-        """Answers with a payout, every move it made, every attempt to pay it and every transfer that was made for it. Access: team, payouts (its own), operator."""
+        """Answers with a payout, every move it made, every attempt to pay it and every transfer that was
+        made for it. Access: team, payouts (its own), operator.
+        """
 
     @_abc_1.abstractmethod
     def ListPayouts(
@@ -356,8 +428,8 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payout_service_pb2.ListPayoutsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.ListPayoutsResponse, _abc.Awaitable[_payout_service_pb2.ListPayoutsResponse]]:
-        """Lists payouts, newest first. A page of what is rare may hold fewer than asked for, or none, and not be the last. Access: team, payouts (its own),
-        operator.
+        """Lists payouts, newest first. A page of what is rare may hold fewer than asked for, or none, and
+        not be the last. Access: team, payouts (its own), operator.
         """
 
     @_abc_1.abstractmethod
@@ -366,8 +438,9 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payout_service_pb2.WatchPayoutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_payout_service_pb2.WatchPayoutResponse], _abc.AsyncIterator[_payout_service_pb2.WatchPayoutResponse]]:
-        """Streams the payout as it stands now, then again after each change, and ends OK when it is settled in PAID, FAILED, REJECTED, CANCELLED or RETURNED; what
-        comes back after that is told by an event. After 5 minutes it ends with STREAM_EXPIRED; open it again with the last version.
+        """Streams the payout as it stands now, then again after each change, and ends OK when it is
+        settled in PAID, FAILED, REJECTED, CANCELLED or RETURNED; what comes back after that is told by
+        an event. After 5 minutes it ends with STREAM_EXPIRED; open it again with the last version.
         Access: team, payouts (its own), operator.
         buf:lint:ignore RPC_NO_SERVER_STREAMING
         """
@@ -378,9 +451,11 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payout_service_pb2.CancelPayoutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.CancelPayoutResponse, _abc.Awaitable[_payout_service_pb2.CancelPayoutResponse]]:
-        """Ends a payout that is CREATED, AWAITING_APPROVAL or READY; any other is refused with INVALID_STATE, since it may have been sent, and so is one that is
-        CREATED and a dead letter, or whose hold the wallet has refused and not placed since. A repeat with the same reason answers with the payout as it
-        stands, with another it is refused with IDEMPOTENCY_KEY_REUSED. Access: payouts (its own), operator.
+        """Ends a payout that is CREATED, AWAITING_APPROVAL or READY; any other is refused with
+        INVALID_STATE, since it may have been sent, and so is one that is CREATED and a dead letter, or
+        whose hold the wallet has refused and not placed since. A repeat with the same reason answers
+        with the payout as it stands, with another it is refused with IDEMPOTENCY_KEY_REUSED. Access:
+        payouts (its own), operator.
         """
 
     @_abc_1.abstractmethod
@@ -389,9 +464,10 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payout_service_pb2.RetryPayoutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.RetryPayoutResponse, _abc.Awaitable[_payout_service_pb2.RetryPayoutResponse]]:
-        """Makes a payout that was set aside as a dead letter due again, in the state it is in and under the same key while the provider honours it. The same
-        request_id again changes nothing; a payout that is not set aside is refused with INVALID_STATE. After FAILED make a new payout.
-        Access: payouts (its own), operator.
+        """Makes a payout that was set aside as a dead letter due again, in the state it is in and under
+        the same key while the provider honours it. The same request_id again changes nothing; a payout
+        that is not set aside is refused with INVALID_STATE. After FAILED make a new payout. Access:
+        payouts (its own), operator.
         """
 
     @_abc_1.abstractmethod
@@ -400,8 +476,9 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payout_service_pb2.ApprovePayoutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.ApprovePayoutResponse, _abc.Awaitable[_payout_service_pb2.ApprovePayoutResponse]]:
-        """Approves a payout that is AWAITING_APPROVAL. Its creator is refused with SECOND_APPROVER_REQUIRED, other states with INVALID_STATE. A repeat by the same
-        person with the same reason answers with the payout as it stands. Access: operator.
+        """Approves a payout that is AWAITING_APPROVAL. Its creator is refused with
+        SECOND_APPROVER_REQUIRED, other states with INVALID_STATE. A repeat by the same person with the
+        same reason answers with the payout as it stands. Access: operator.
         """
 
     @_abc_1.abstractmethod
@@ -410,8 +487,9 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payout_service_pb2.RejectPayoutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.RejectPayoutResponse, _abc.Awaitable[_payout_service_pb2.RejectPayoutResponse]]:
-        """Rejects a payout that is AWAITING_APPROVAL; its money is available again. Other states are refused with INVALID_STATE. A repeat by the same person with
-        the same reason answers with the payout as it stands. Access: operator.
+        """Rejects a payout that is AWAITING_APPROVAL; its money is available again. Other states are
+        refused with INVALID_STATE. A repeat by the same person with the same reason answers with the
+        payout as it stands. Access: operator.
         """
 
     @_abc_1.abstractmethod
@@ -420,9 +498,11 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payout_service_pb2.AcknowledgePayoutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.AcknowledgePayoutResponse, _abc.Awaitable[_payout_service_pb2.AcknowledgePayoutResponse]]:
-        """Records that an operator has dealt with an unmatched transfer of a payout, or with a conflicting report of its provider. Its alert ends, and the money
-        stays booked as it is. A transfer that was paid as asked, or a payout without a conflicting report, is refused with INVALID_STATE, and a payout that is
-        being settled with CONFLICT. A repeat with the same reason changes nothing, with another it is refused with IDEMPOTENCY_KEY_REUSED. Access: operator.
+        """Records that an operator has dealt with an unmatched transfer of a payout, or with a
+        conflicting report of its provider. Its alert ends, and the money stays booked as it is. A
+        transfer that was paid as asked, or a payout without a conflicting report, is refused with
+        INVALID_STATE, and a payout that is being settled with CONFLICT. A repeat with the same reason
+        changes nothing, with another it is refused with IDEMPOTENCY_KEY_REUSED. Access: operator.
         """
 
     @_abc_1.abstractmethod
@@ -431,9 +511,11 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payout_service_pb2.CreatePayoutBatchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.CreatePayoutBatchResponse, _abc.Awaitable[_payout_service_pb2.CreatePayoutBatchResponse]]:
-        """Accepts payouts together: a list, or a run of a schedule. Form is checked as a whole, and the first fault refuses the call; what a single payout would be
-        refused for otherwise refuses it alone, and stands in the report. The answer does not wait for the payouts. The same payout_batch_id with the same
-        values answers with the batch as it stands, with other values it is refused with IDEMPOTENCY_KEY_REUSED. Access: payouts, operator.
+        """Accepts payouts together: a list, or a run of a schedule. Form is checked as a whole, and the
+        first fault refuses the call; what a single payout would be refused for otherwise refuses it
+        alone, and stands in the report. The answer does not wait for the payouts. The same
+        payout_batch_id with the same values answers with the batch as it stands, with other values it
+        is refused with IDEMPOTENCY_KEY_REUSED. Access: payouts, operator.
         """
 
     @_abc_1.abstractmethod
@@ -442,8 +524,8 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payout_service_pb2.GetPayoutBatchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.GetPayoutBatchResponse, _abc.Awaitable[_payout_service_pb2.GetPayoutBatchResponse]]:
-        """Answers with a batch as it stands, and a page of its report. With payout_state a page may hold fewer than asked for, or none, and not be the last.
-        Access: team, payouts (its own), operator.
+        """Answers with a batch as it stands, and a page of its report. With payout_state a page may hold
+        fewer than asked for, or none, and not be the last. Access: team, payouts (its own), operator.
         """
 
     @_abc_1.abstractmethod
@@ -452,9 +534,11 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payout_service_pb2.SetPayoutScheduleRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.SetPayoutScheduleResponse, _abc.Awaitable[_payout_service_pb2.SetPayoutScheduleResponse]]:
-        """Sets when a seller is paid and on what terms, whole; equal values change nothing. It holds from now on: payouts that were accepted keep their fee. The
-        terms (minimum_amount, fee, reserve) and the default (no seller_account) are for operators; others are refused with PERMISSION_DENIED, and leave the terms
-        empty: then those that hold stay. Access: payouts (its own sellers), operator.
+        """Sets when a seller is paid and on what terms, whole; equal values change nothing. It holds from
+        now on: payouts that were accepted keep their fee. The terms (minimum_amount, fee, reserve) and
+        the default (no seller_account) are for operators; others are refused with PERMISSION_DENIED,
+        and leave the terms empty: then those that hold stay. Access: payouts (its own sellers),
+        operator.
         """
 
     @_abc_1.abstractmethod
@@ -463,7 +547,9 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payout_service_pb2.GetPayoutScheduleRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.GetPayoutScheduleResponse, _abc.Awaitable[_payout_service_pb2.GetPayoutScheduleResponse]]:
-        """Answers with the schedule that holds for a seller: its own, else the default. Access: team, payouts (its own sellers), operator."""
+        """Answers with the schedule that holds for a seller: its own, else the default. Access: team,
+        payouts (its own sellers), operator.
+        """
 
     @_abc_1.abstractmethod
     def ListDeadLetters(
@@ -487,8 +573,9 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payout_service_pb2.RetryDeadLetterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.RetryDeadLetterResponse, _abc.Awaitable[_payout_service_pb2.RetryDeadLetterResponse]]:
-        """Has the subject of an open dead letter tried again, as RetryPayout does. A repeat with the same reason changes nothing; one that has ended otherwise is
-        refused with INVALID_STATE. Access: operator.
+        """Has the subject of an open dead letter tried again, as RetryPayout does. A repeat with the same
+        reason changes nothing; one that has ended otherwise is refused with INVALID_STATE. Access:
+        operator.
         """
 
     @_abc_1.abstractmethod
@@ -497,10 +584,12 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payout_service_pb2.CloseDeadLetterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.CloseDeadLetterResponse, _abc.Awaitable[_payout_service_pb2.CloseDeadLetterResponse]]:
-        """Closes an open dead letter: its payout is FAILED(CLOSED_BY_OPERATOR), its destination UNUSABLE. The provider is asked first; should it know of a transfer,
-        or have declined one, that is applied instead, and the dead letter is RESOLVED. A payout that is CREATED, or was paid, is refused with
-        INVALID_STATE: it can only be retried.
-        Where the provider answers with the reference of another payout, the operator's evidence decides. A repeat with the same values changes nothing. Access: operator.
+        """Closes an open dead letter: its payout is FAILED(CLOSED_BY_OPERATOR), its destination UNUSABLE.
+        The provider is asked first; should it know of a transfer, or have declined one, that is
+        applied instead, and the dead letter is RESOLVED. A payout that is CREATED, or was paid, is
+        refused with INVALID_STATE: it can only be retried. Where the provider answers with the
+        reference of another payout, the operator's evidence decides. A repeat with the same values
+        changes nothing. Access: operator.
         """
 
     @_abc_1.abstractmethod
@@ -509,8 +598,10 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payout_service_pb2.RetryDeadLettersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.RetryDeadLettersResponse, _abc.Awaitable[_payout_service_pb2.RetryDeadLettersResponse]]:
-        """Has the subjects of all open dead letters that a filter names tried again, oldest first, up to 500 in a call: call again with the next_page_token until
-        that is empty. Those that are made after the first call are left alone. A repeat changes nothing that was changed before. Access: operator.
+        """Has the subjects of all open dead letters that a filter names tried again, oldest first, up to
+        500 in a call: call again with the next_page_token until that is empty. Those that are made
+        after the first call are left alone. A repeat changes nothing that was changed before. Access:
+        operator.
         """
 
     @_abc_1.abstractmethod
@@ -519,9 +610,11 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payout_service_pb2.CloseDeadLettersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.CloseDeadLettersResponse, _abc.Awaitable[_payout_service_pb2.CloseDeadLettersResponse]]:
-        """Closes all open dead letters that a filter names, oldest first, up to 20 in a call, each as CloseDeadLetter does: the provider is asked about each. Call
-        again with the next_page_token until that is empty. Those that are made after the first call are left alone. One whose
-        provider answers with the reference of another payout is skipped: it needs evidence of its own. Access: operator.
+        """Closes all open dead letters that a filter names, oldest first, up to 20 in a call, each as
+        CloseDeadLetter does: the provider is asked about each. Call again with the next_page_token
+        until that is empty. Those that are made after the first call are left alone. One whose
+        provider answers with the reference of another payout is skipped: it needs evidence of its own.
+        Access: operator.
         """
 
     @_abc_1.abstractmethod

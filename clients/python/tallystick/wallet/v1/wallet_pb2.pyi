@@ -174,7 +174,9 @@ class Wallet(_message.Message):
     currency: _builtins.str
     """ISO 4217 code, BTC or USDC."""
     balance: _builtins.str
-    """What the ledger's account of the seller shows: decimal text in major units, with "-" where more is owed than there is."""
+    """What the ledger's account of the seller shows: decimal text in major units, with "-" where more
+    is owed than there is.
+    """
     pending: _builtins.str
     """Sold, but not yet released."""
     available: _builtins.str
@@ -182,13 +184,17 @@ class Wallet(_message.Message):
     held: _builtins.str
     """Set aside by open holds."""
     owed: _builtins.str
-    """What facts took beyond the available money; repaid first by what becomes available. Zero unless available is zero."""
+    """What facts took beyond the available money; repaid first by what becomes available. Zero unless
+    available is zero.
+    """
     frozen: _builtins.bool
     """A frozen wallet takes credits and facts, and refuses debits and holds."""
     version: _builtins.int
     """The number of its last entry."""
     policy_version: _builtins.int
-    """The version of its policy (frozen, release_delay), which grows by one with each change; 0: none was set."""
+    """The version of its policy (frozen, release_delay), which grows by one with each change; 0: none
+    was set.
+    """
     @_builtins.property
     def release_delay(self) -> _duration_pb2.Duration:
         """How long a sale stays pending unless it is released before; 0: it is available at once."""
@@ -351,7 +357,9 @@ Global___Hold: _TypeAlias = Hold  # noqa: Y015
 
 @_typing.final
 class Seller(_message.Message):
-    """Who a seller belongs to. It belongs to the owner that first names it, until operators assign it to another. Each change is a new version and an event."""
+    """Who a seller belongs to. It belongs to the owner that first names it, until operators assign it
+    to another. Each change is a new version and an event.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -362,7 +370,9 @@ class Seller(_message.Message):
     seller_account: _builtins.str
     """The seller."""
     owner: _builtins.str
-    """The owner: callers of this owner may name the seller in orders, destinations and payouts, and nobody else."""
+    """The owner: callers of this owner may name the seller in orders, destinations and payouts, and
+    nobody else.
+    """
     version: _builtins.int
     """1 when it was claimed or first assigned; grows by one with each assignment."""
     @_builtins.property
@@ -387,7 +397,9 @@ Global___Seller: _TypeAlias = Seller  # noqa: Y015
 
 @_typing.final
 class SellerAssignment(_message.Message):
-    """A seller's move to another owner, asked for by one operator and decided by another. Each change is a new version and an event."""
+    """A seller's move to another owner, asked for by one operator and decided by another. Each change
+    is a new version and an event.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

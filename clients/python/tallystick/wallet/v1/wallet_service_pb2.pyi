@@ -220,7 +220,9 @@ class Credit(_message.Message):
     currency: _builtins.str
     """ISO 4217 code, BTC or USDC."""
     pending: _builtins.bool
-    """True for a sale: where the wallet has a release delay, the money stays pending until it is released or the delay is over. False: it is available at once."""
+    """True for a sale: where the wallet has a release delay, the money stays pending until it is
+    released or the delay is over. False: it is available at once.
+    """
     def __init__(
         self,
         *,
@@ -336,8 +338,9 @@ class Release(_message.Message):
     SOURCE_ID_FIELD_NUMBER: _builtins.int
     CALLER_FIELD_NUMBER: _builtins.int
     source_id: _builtins.str
-    """The source id of the credit to release: "{TransactionKind}/{source_id}", such as "PAY_IN/po-1"; one release for each, of the whole credit. NOT_FOUND if there is
-    no such credit. One that was available at once needs none: that is answered as a release made before.
+    """The source id of the credit to release: "{TransactionKind}/{source_id}", such as "PAY_IN/po-1";
+    one release for each, of the whole credit. NOT_FOUND if there is no such credit. One that was
+    available at once needs none: that is answered as a release made before.
     """
     caller: _builtins.str
     """On whose behalf the service releases."""
@@ -430,8 +433,9 @@ class Debit(_message.Message):
     currency: _builtins.str
     """ISO 4217 code, BTC or USDC."""
     allow_owed: _builtins.bool
-    """True for what has happened outside already: it always posts, what is not available becomes owed, and a missing wallet opens. False: refused with
-    INSUFFICIENT_FUNDS unless enough is available.
+    """True for what has happened outside already: it always posts, what is not available becomes
+    owed, and a missing wallet opens. False: refused with INSUFFICIENT_FUNDS unless enough is
+    available.
     """
     def __init__(
         self,
@@ -518,7 +522,9 @@ class NewHold(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     MINIMUM_REMAINING_FIELD_NUMBER: _builtins.int
     hold_id: _builtins.str
-    """Unique: [A-Za-z0-9][A-Za-z0-9_-]{0,63}, or payouts/{payout_id} where the purpose is PAYOUT and only there. So no other hold takes a payout's id."""
+    """Unique: [A-Za-z0-9][A-Za-z0-9_-]{0,63}, or payouts/{payout_id} where the purpose is PAYOUT and
+    only there. So no other hold takes a payout's id.
+    """
     caller: _builtins.str
     """On whose behalf the service holds."""
     seller_account: _builtins.str
@@ -530,10 +536,14 @@ class NewHold(_message.Message):
     purpose: _wallet_pb2.HoldPurpose.ValueType
     """What it is for."""
     minimum_remaining: _builtins.str
-    """What has to stay available beside it, as text like amount; refused with INSUFFICIENT_FUNDS if less would. Empty: nothing has to. It is not set aside."""
+    """What has to stay available beside it, as text like amount; refused with INSUFFICIENT_FUNDS if
+    less would. Empty: nothing has to. It is not set aside.
+    """
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When it ends by itself, in the future; from then on it is HOLD_ENDED to every capture and release. Unset: never. Refused for PAYOUT."""
+        """When it ends by itself, in the future; from then on it is HOLD_ENDED to every capture and
+        release. Unset: never. Refused for PAYOUT.
+        """
 
     def __init__(
         self,
@@ -871,8 +881,8 @@ Global___ListHoldsResponse: _TypeAlias = ListHoldsResponse  # noqa: Y015
 
 @_typing.final
 class SetWalletPolicyRequest(_message.Message):
-    """What of a wallet's policy is to hold from now on; at least one of frozen and release_delay. What is unset stays as it is, or is the default if it was
-    never set.
+    """What of a wallet's policy is to hold from now on; at least one of frozen and release_delay. What
+    is unset stays as it is, or is the default if it was never set.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -889,13 +899,15 @@ class SetWalletPolicyRequest(_message.Message):
     frozen: _builtins.bool
     """Whether the wallet refuses debits and holds. Unset: it stays as it is; by default it does not."""
     expected_version: _builtins.int
-    """The policy_version that is to be replaced, as GetWallet shows it; 0: none was set. If another holds, the call is refused with VERSION_MISMATCH, and the
-    metadata names it; a policy that holds already changes nothing all the same. Unset: whatever holds is replaced.
+    """The policy_version that is to be replaced, as GetWallet shows it; 0: none was set. If another
+    holds, the call is refused with VERSION_MISMATCH, and the metadata names it; a policy that
+    holds already changes nothing all the same. Unset: whatever holds is replaced.
     """
     @_builtins.property
     def release_delay(self) -> _duration_pb2.Duration:
-        """How long a sale stays pending unless it is released before, in whole seconds up to 365 days; 0: it is available at once. Unset: it stays as it is; the
-        default is the setting release_delay. Sales that are pending already keep the time they have.
+        """How long a sale stays pending unless it is released before, in whole seconds up to 365 days; 0:
+        it is available at once. Unset: it stays as it is; the default is the setting release_delay.
+        Sales that are pending already keep the time they have.
         """
 
     def __init__(
@@ -960,8 +972,8 @@ class SellerClaim(_message.Message):
     owner: _builtins.str
     """The owner that claims it, should it belong to nobody; empty: it is only looked up."""
     group: _builtins.int
-    """The claims of one request with the same group, such as those of one payment, are made only if each of their sellers belongs to its claimant then; 0: the
-    claim is a group of its own.
+    """The claims of one request with the same group, such as those of one payment, are made only if
+    each of their sellers belongs to its claimant then; 0: the claim is a group of its own.
     """
     def __init__(
         self,

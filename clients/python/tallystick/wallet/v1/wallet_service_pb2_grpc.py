@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class WalletServiceStub(object):
-    """Keeps what each seller may be paid. Every change is keyed by what it was for: the same change again answers with the wallet as it stands now.
+    """Keeps what each seller may be paid. Every change is keyed by what it was for: the same change
+    again answers with the wallet as it stands now.
     """
 
     def __init__(self, channel):
@@ -128,7 +129,8 @@ class WalletServiceStub(object):
 
 
 class WalletServiceServicer(object):
-    """Keeps what each seller may be paid. Every change is keyed by what it was for: the same change again answers with the wallet as it stands now.
+    """Keeps what each seller may be paid. Every change is keyed by what it was for: the same change
+    again answers with the wallet as it stands now.
     """
 
     def GetWallet(self, request, context):
@@ -160,36 +162,41 @@ class WalletServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def BatchRelease(self, request, context):
-        """Makes pending money of earlier credits available; what is owed is repaid first. A frozen wallet takes releases too. Access: service.
+        """Makes pending money of earlier credits available; what is owed is repaid first. A frozen wallet
+        takes releases too. Access: service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BatchDebit(self, request, context):
-        """Debits wallets: as a request, which needs the money, or as a fact, which always posts. Access: service.
+        """Debits wallets: as a request, which needs the money, or as a fact, which always posts. Access:
+        service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BatchPlaceHold(self, request, context):
-        """Sets available money aside. Those of payouts (payouts/…) are for PayoutService alone. Access: service.
+        """Sets available money aside. Those of payouts (payouts/…) are for PayoutService alone. Access:
+        service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BatchCaptureHold(self, request, context):
-        """Takes held money out of the wallet and ends the hold; what is not captured becomes available. Those of payouts (payouts/…) are for PayoutService alone. Access: service.
+        """Takes held money out of the wallet and ends the hold; what is not captured becomes available.
+        Those of payouts (payouts/…) are for PayoutService alone. Access: service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BatchReleaseHold(self, request, context):
-        """Makes held money available again and ends the hold. A hold that was never placed is sealed by it: a placement that comes later, because it was under way
-        in a slow process, is refused with HOLD_ENDED. Those of payouts (payouts/…) are for PayoutService alone. Access: service.
+        """Makes held money available again and ends the hold. A hold that was never placed is sealed by
+        it: a placement that comes later, because it was under way in a slow process, is refused with
+        HOLD_ENDED. Those of payouts (payouts/…) are for PayoutService alone. Access: service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -210,48 +217,56 @@ class WalletServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SetWalletPolicy(self, request, context):
-        """Freezes a wallet or sets its release delay; opens the wallet if it is missing. Access: operator, service.
+        """Freezes a wallet or sets its release delay; opens the wallet if it is missing. Access:
+        operator, service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BatchClaimSellers(self, request, context):
-        """Answers whom sellers belong to, and claims for their owners those that belong to nobody: of two claims at once the first one wins, and both are answered
-        with its owner. The claims of a group are made all or none. Access: service.
+        """Answers whom sellers belong to, and claims for their owners those that belong to nobody: of two
+        claims at once the first one wins, and both are answered with its owner. The claims of a group
+        are made all or none. Access: service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetSeller(self, request, context):
-        """Answers with a seller's owner, and the last assignments of the seller. Access: operator, service.
+        """Answers with a seller's owner, and the last assignments of the seller. Access: operator,
+        service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RequestSellerAssignment(self, request, context):
-        """Asks for a seller to belong to another owner; nothing changes before another operator approves it. The same seller_assignment_id with the same values
-        answers with the assignment as it stands, with other values it is refused with IDEMPOTENCY_KEY_REUSED. A seller has one open assignment at most: while there is one,
-        another is refused with INVALID_STATE. Access: operator.
+        """Asks for a seller to belong to another owner; nothing changes before another operator approves
+        it. The same seller_assignment_id with the same values answers with the assignment as it
+        stands, with other values it is refused with IDEMPOTENCY_KEY_REUSED. A seller has one open
+        assignment at most: while there is one, another is refused with INVALID_STATE. Access:
+        operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ApproveSellerAssignment(self, request, context):
-        """Has the seller belong to the new owner: orders, destinations and payouts that the old owner asks for from then on are refused (orders within the setting
-        seller_check_interval); what was accepted before goes on, and stays the old owner's. Whoever asked for it is refused with SECOND_APPROVER_REQUIRED, one that
-        was rejected with INVALID_STATE, and so is one whose previous_owner the seller does not belong to any more: reject it, and ask for a new one. A repeat
-        changes nothing. Access: operator.
+        """Has the seller belong to the new owner: orders, destinations and payouts that the old owner
+        asks for from then on are refused (orders within the setting seller_check_interval); what was
+        accepted before goes on, and stays the old owner's. Whoever asked for it is refused with
+        SECOND_APPROVER_REQUIRED, one that was rejected with INVALID_STATE, and so is one whose
+        previous_owner the seller does not belong to any more: reject it, and ask for a new one. A
+        repeat changes nothing. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RejectSellerAssignment(self, request, context):
-        """Ends an assignment without effect; one that was approved is refused with INVALID_STATE. A repeat changes nothing. Access: operator.
+        """Ends an assignment without effect; one that was approved is refused with INVALID_STATE. A
+        repeat changes nothing. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -366,7 +381,8 @@ def add_WalletServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class WalletService(object):
-    """Keeps what each seller may be paid. Every change is keyed by what it was for: the same change again answers with the wallet as it stands now.
+    """Keeps what each seller may be paid. Every change is keyed by what it was for: the same change
+    again answers with the wallet as it stands now.
     """
 
     @staticmethod

@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class WalletServiceStub:
-    """Keeps what each seller may be paid. Every change is keyed by what it was for: the same change again answers with the wallet as it stands now."""
+    """Keeps what each seller may be paid. Every change is keyed by what it was for: the same change
+    again answers with the wallet as it stands now.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -42,48 +44,70 @@ class WalletServiceStub:
     BatchCredit: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchCreditRequest, _wallet_service_pb2.BatchCreditResponse]
     """Credits wallets, and opens those that are missing. Access: service."""
     BatchRelease: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchReleaseRequest, _wallet_service_pb2.BatchReleaseResponse]
-    """Makes pending money of earlier credits available; what is owed is repaid first. A frozen wallet takes releases too. Access: service."""
+    """Makes pending money of earlier credits available; what is owed is repaid first. A frozen wallet
+    takes releases too. Access: service.
+    """
     BatchDebit: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchDebitRequest, _wallet_service_pb2.BatchDebitResponse]
-    """Debits wallets: as a request, which needs the money, or as a fact, which always posts. Access: service."""
+    """Debits wallets: as a request, which needs the money, or as a fact, which always posts. Access:
+    service.
+    """
     BatchPlaceHold: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchPlaceHoldRequest, _wallet_service_pb2.BatchPlaceHoldResponse]
-    """Sets available money aside. Those of payouts (payouts/…) are for PayoutService alone. Access: service."""
+    """Sets available money aside. Those of payouts (payouts/…) are for PayoutService alone. Access:
+    service.
+    """
     BatchCaptureHold: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchCaptureHoldRequest, _wallet_service_pb2.BatchCaptureHoldResponse]
-    """Takes held money out of the wallet and ends the hold; what is not captured becomes available. Those of payouts (payouts/…) are for PayoutService alone. Access: service."""
+    """Takes held money out of the wallet and ends the hold; what is not captured becomes available.
+    Those of payouts (payouts/…) are for PayoutService alone. Access: service.
+    """
     BatchReleaseHold: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchReleaseHoldRequest, _wallet_service_pb2.BatchReleaseHoldResponse]
-    """Makes held money available again and ends the hold. A hold that was never placed is sealed by it: a placement that comes later, because it was under way
-    in a slow process, is refused with HOLD_ENDED. Those of payouts (payouts/…) are for PayoutService alone. Access: service.
+    """Makes held money available again and ends the hold. A hold that was never placed is sealed by
+    it: a placement that comes later, because it was under way in a slow process, is refused with
+    HOLD_ENDED. Those of payouts (payouts/…) are for PayoutService alone. Access: service.
     """
     GetHold: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.GetHoldRequest, _wallet_service_pb2.GetHoldResponse]
     """Answers with one hold. Access: operator, service."""
     ListHolds: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.ListHoldsRequest, _wallet_service_pb2.ListHoldsResponse]
     """Lists a wallet's holds, newest first. Access: operator, service."""
     SetWalletPolicy: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.SetWalletPolicyRequest, _wallet_service_pb2.SetWalletPolicyResponse]
-    """Freezes a wallet or sets its release delay; opens the wallet if it is missing. Access: operator, service."""
+    """Freezes a wallet or sets its release delay; opens the wallet if it is missing. Access:
+    operator, service.
+    """
     BatchClaimSellers: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchClaimSellersRequest, _wallet_service_pb2.BatchClaimSellersResponse]
-    """Answers whom sellers belong to, and claims for their owners those that belong to nobody: of two claims at once the first one wins, and both are answered
-    with its owner. The claims of a group are made all or none. Access: service.
+    """Answers whom sellers belong to, and claims for their owners those that belong to nobody: of two
+    claims at once the first one wins, and both are answered with its owner. The claims of a group
+    are made all or none. Access: service.
     """
     GetSeller: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.GetSellerRequest, _wallet_service_pb2.GetSellerResponse]
-    """Answers with a seller's owner, and the last assignments of the seller. Access: operator, service."""
+    """Answers with a seller's owner, and the last assignments of the seller. Access: operator,
+    service.
+    """
     RequestSellerAssignment: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.RequestSellerAssignmentRequest, _wallet_service_pb2.RequestSellerAssignmentResponse]
-    """Asks for a seller to belong to another owner; nothing changes before another operator approves it. The same seller_assignment_id with the same values
-    answers with the assignment as it stands, with other values it is refused with IDEMPOTENCY_KEY_REUSED. A seller has one open assignment at most: while there is one,
-    another is refused with INVALID_STATE. Access: operator.
+    """Asks for a seller to belong to another owner; nothing changes before another operator approves
+    it. The same seller_assignment_id with the same values answers with the assignment as it
+    stands, with other values it is refused with IDEMPOTENCY_KEY_REUSED. A seller has one open
+    assignment at most: while there is one, another is refused with INVALID_STATE. Access:
+    operator.
     """
     ApproveSellerAssignment: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.ApproveSellerAssignmentRequest, _wallet_service_pb2.ApproveSellerAssignmentResponse]
-    """Has the seller belong to the new owner: orders, destinations and payouts that the old owner asks for from then on are refused (orders within the setting
-    seller_check_interval); what was accepted before goes on, and stays the old owner's. Whoever asked for it is refused with SECOND_APPROVER_REQUIRED, one that
-    was rejected with INVALID_STATE, and so is one whose previous_owner the seller does not belong to any more: reject it, and ask for a new one. A repeat
-    changes nothing. Access: operator.
+    """Has the seller belong to the new owner: orders, destinations and payouts that the old owner
+    asks for from then on are refused (orders within the setting seller_check_interval); what was
+    accepted before goes on, and stays the old owner's. Whoever asked for it is refused with
+    SECOND_APPROVER_REQUIRED, one that was rejected with INVALID_STATE, and so is one whose
+    previous_owner the seller does not belong to any more: reject it, and ask for a new one. A
+    repeat changes nothing. Access: operator.
     """
     RejectSellerAssignment: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.RejectSellerAssignmentRequest, _wallet_service_pb2.RejectSellerAssignmentResponse]
-    """Ends an assignment without effect; one that was approved is refused with INVALID_STATE. A repeat changes nothing. Access: operator."""
+    """Ends an assignment without effect; one that was approved is refused with INVALID_STATE. A
+    repeat changes nothing. Access: operator.
+    """
     ListAlerts: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.ListAlertsRequest, _wallet_service_pb2.ListAlertsResponse]
     """Lists the alerts of this service, newest first. Access: operator."""
 
 @_typing.type_check_only
 class WalletServiceAsyncStub(WalletServiceStub):
-    """Keeps what each seller may be paid. Every change is keyed by what it was for: the same change again answers with the wallet as it stands now."""
+    """Keeps what each seller may be paid. Every change is keyed by what it was for: the same change
+    again answers with the wallet as it stands now.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetWallet: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.GetWalletRequest, _wallet_service_pb2.GetWalletResponse]  # type: ignore[assignment]
@@ -95,47 +119,69 @@ class WalletServiceAsyncStub(WalletServiceStub):
     BatchCredit: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchCreditRequest, _wallet_service_pb2.BatchCreditResponse]  # type: ignore[assignment]
     """Credits wallets, and opens those that are missing. Access: service."""
     BatchRelease: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchReleaseRequest, _wallet_service_pb2.BatchReleaseResponse]  # type: ignore[assignment]
-    """Makes pending money of earlier credits available; what is owed is repaid first. A frozen wallet takes releases too. Access: service."""
+    """Makes pending money of earlier credits available; what is owed is repaid first. A frozen wallet
+    takes releases too. Access: service.
+    """
     BatchDebit: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchDebitRequest, _wallet_service_pb2.BatchDebitResponse]  # type: ignore[assignment]
-    """Debits wallets: as a request, which needs the money, or as a fact, which always posts. Access: service."""
+    """Debits wallets: as a request, which needs the money, or as a fact, which always posts. Access:
+    service.
+    """
     BatchPlaceHold: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchPlaceHoldRequest, _wallet_service_pb2.BatchPlaceHoldResponse]  # type: ignore[assignment]
-    """Sets available money aside. Those of payouts (payouts/…) are for PayoutService alone. Access: service."""
+    """Sets available money aside. Those of payouts (payouts/…) are for PayoutService alone. Access:
+    service.
+    """
     BatchCaptureHold: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchCaptureHoldRequest, _wallet_service_pb2.BatchCaptureHoldResponse]  # type: ignore[assignment]
-    """Takes held money out of the wallet and ends the hold; what is not captured becomes available. Those of payouts (payouts/…) are for PayoutService alone. Access: service."""
+    """Takes held money out of the wallet and ends the hold; what is not captured becomes available.
+    Those of payouts (payouts/…) are for PayoutService alone. Access: service.
+    """
     BatchReleaseHold: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchReleaseHoldRequest, _wallet_service_pb2.BatchReleaseHoldResponse]  # type: ignore[assignment]
-    """Makes held money available again and ends the hold. A hold that was never placed is sealed by it: a placement that comes later, because it was under way
-    in a slow process, is refused with HOLD_ENDED. Those of payouts (payouts/…) are for PayoutService alone. Access: service.
+    """Makes held money available again and ends the hold. A hold that was never placed is sealed by
+    it: a placement that comes later, because it was under way in a slow process, is refused with
+    HOLD_ENDED. Those of payouts (payouts/…) are for PayoutService alone. Access: service.
     """
     GetHold: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.GetHoldRequest, _wallet_service_pb2.GetHoldResponse]  # type: ignore[assignment]
     """Answers with one hold. Access: operator, service."""
     ListHolds: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.ListHoldsRequest, _wallet_service_pb2.ListHoldsResponse]  # type: ignore[assignment]
     """Lists a wallet's holds, newest first. Access: operator, service."""
     SetWalletPolicy: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.SetWalletPolicyRequest, _wallet_service_pb2.SetWalletPolicyResponse]  # type: ignore[assignment]
-    """Freezes a wallet or sets its release delay; opens the wallet if it is missing. Access: operator, service."""
+    """Freezes a wallet or sets its release delay; opens the wallet if it is missing. Access:
+    operator, service.
+    """
     BatchClaimSellers: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchClaimSellersRequest, _wallet_service_pb2.BatchClaimSellersResponse]  # type: ignore[assignment]
-    """Answers whom sellers belong to, and claims for their owners those that belong to nobody: of two claims at once the first one wins, and both are answered
-    with its owner. The claims of a group are made all or none. Access: service.
+    """Answers whom sellers belong to, and claims for their owners those that belong to nobody: of two
+    claims at once the first one wins, and both are answered with its owner. The claims of a group
+    are made all or none. Access: service.
     """
     GetSeller: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.GetSellerRequest, _wallet_service_pb2.GetSellerResponse]  # type: ignore[assignment]
-    """Answers with a seller's owner, and the last assignments of the seller. Access: operator, service."""
+    """Answers with a seller's owner, and the last assignments of the seller. Access: operator,
+    service.
+    """
     RequestSellerAssignment: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.RequestSellerAssignmentRequest, _wallet_service_pb2.RequestSellerAssignmentResponse]  # type: ignore[assignment]
-    """Asks for a seller to belong to another owner; nothing changes before another operator approves it. The same seller_assignment_id with the same values
-    answers with the assignment as it stands, with other values it is refused with IDEMPOTENCY_KEY_REUSED. A seller has one open assignment at most: while there is one,
-    another is refused with INVALID_STATE. Access: operator.
+    """Asks for a seller to belong to another owner; nothing changes before another operator approves
+    it. The same seller_assignment_id with the same values answers with the assignment as it
+    stands, with other values it is refused with IDEMPOTENCY_KEY_REUSED. A seller has one open
+    assignment at most: while there is one, another is refused with INVALID_STATE. Access:
+    operator.
     """
     ApproveSellerAssignment: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.ApproveSellerAssignmentRequest, _wallet_service_pb2.ApproveSellerAssignmentResponse]  # type: ignore[assignment]
-    """Has the seller belong to the new owner: orders, destinations and payouts that the old owner asks for from then on are refused (orders within the setting
-    seller_check_interval); what was accepted before goes on, and stays the old owner's. Whoever asked for it is refused with SECOND_APPROVER_REQUIRED, one that
-    was rejected with INVALID_STATE, and so is one whose previous_owner the seller does not belong to any more: reject it, and ask for a new one. A repeat
-    changes nothing. Access: operator.
+    """Has the seller belong to the new owner: orders, destinations and payouts that the old owner
+    asks for from then on are refused (orders within the setting seller_check_interval); what was
+    accepted before goes on, and stays the old owner's. Whoever asked for it is refused with
+    SECOND_APPROVER_REQUIRED, one that was rejected with INVALID_STATE, and so is one whose
+    previous_owner the seller does not belong to any more: reject it, and ask for a new one. A
+    repeat changes nothing. Access: operator.
     """
     RejectSellerAssignment: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.RejectSellerAssignmentRequest, _wallet_service_pb2.RejectSellerAssignmentResponse]  # type: ignore[assignment]
-    """Ends an assignment without effect; one that was approved is refused with INVALID_STATE. A repeat changes nothing. Access: operator."""
+    """Ends an assignment without effect; one that was approved is refused with INVALID_STATE. A
+    repeat changes nothing. Access: operator.
+    """
     ListAlerts: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.ListAlertsRequest, _wallet_service_pb2.ListAlertsResponse]  # type: ignore[assignment]
     """Lists the alerts of this service, newest first. Access: operator."""
 
 class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Keeps what each seller may be paid. Every change is keyed by what it was for: the same change again answers with the wallet as it stands now."""
+    """Keeps what each seller may be paid. Every change is keyed by what it was for: the same change
+    again answers with the wallet as it stands now.
+    """
 
     @_abc_1.abstractmethod
     def GetWallet(
@@ -175,7 +221,9 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wallet_service_pb2.BatchReleaseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_service_pb2.BatchReleaseResponse, _abc.Awaitable[_wallet_service_pb2.BatchReleaseResponse]]:
-        """Makes pending money of earlier credits available; what is owed is repaid first. A frozen wallet takes releases too. Access: service."""
+        """Makes pending money of earlier credits available; what is owed is repaid first. A frozen wallet
+        takes releases too. Access: service.
+        """
 
     @_abc_1.abstractmethod
     def BatchDebit(
@@ -183,7 +231,9 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wallet_service_pb2.BatchDebitRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_service_pb2.BatchDebitResponse, _abc.Awaitable[_wallet_service_pb2.BatchDebitResponse]]:
-        """Debits wallets: as a request, which needs the money, or as a fact, which always posts. Access: service."""
+        """Debits wallets: as a request, which needs the money, or as a fact, which always posts. Access:
+        service.
+        """
 
     @_abc_1.abstractmethod
     def BatchPlaceHold(
@@ -191,7 +241,9 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wallet_service_pb2.BatchPlaceHoldRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_service_pb2.BatchPlaceHoldResponse, _abc.Awaitable[_wallet_service_pb2.BatchPlaceHoldResponse]]:
-        """Sets available money aside. Those of payouts (payouts/…) are for PayoutService alone. Access: service."""
+        """Sets available money aside. Those of payouts (payouts/…) are for PayoutService alone. Access:
+        service.
+        """
 
     @_abc_1.abstractmethod
     def BatchCaptureHold(
@@ -199,7 +251,9 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wallet_service_pb2.BatchCaptureHoldRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_service_pb2.BatchCaptureHoldResponse, _abc.Awaitable[_wallet_service_pb2.BatchCaptureHoldResponse]]:
-        """Takes held money out of the wallet and ends the hold; what is not captured becomes available. Those of payouts (payouts/…) are for PayoutService alone. Access: service."""
+        """Takes held money out of the wallet and ends the hold; what is not captured becomes available.
+        Those of payouts (payouts/…) are for PayoutService alone. Access: service.
+        """
 
     @_abc_1.abstractmethod
     def BatchReleaseHold(
@@ -207,8 +261,9 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wallet_service_pb2.BatchReleaseHoldRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_service_pb2.BatchReleaseHoldResponse, _abc.Awaitable[_wallet_service_pb2.BatchReleaseHoldResponse]]:
-        """Makes held money available again and ends the hold. A hold that was never placed is sealed by it: a placement that comes later, because it was under way
-        in a slow process, is refused with HOLD_ENDED. Those of payouts (payouts/…) are for PayoutService alone. Access: service.
+        """Makes held money available again and ends the hold. A hold that was never placed is sealed by
+        it: a placement that comes later, because it was under way in a slow process, is refused with
+        HOLD_ENDED. Those of payouts (payouts/…) are for PayoutService alone. Access: service.
         """
 
     @_abc_1.abstractmethod
@@ -233,7 +288,9 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wallet_service_pb2.SetWalletPolicyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_service_pb2.SetWalletPolicyResponse, _abc.Awaitable[_wallet_service_pb2.SetWalletPolicyResponse]]:
-        """Freezes a wallet or sets its release delay; opens the wallet if it is missing. Access: operator, service."""
+        """Freezes a wallet or sets its release delay; opens the wallet if it is missing. Access:
+        operator, service.
+        """
 
     @_abc_1.abstractmethod
     def BatchClaimSellers(
@@ -241,8 +298,9 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wallet_service_pb2.BatchClaimSellersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_service_pb2.BatchClaimSellersResponse, _abc.Awaitable[_wallet_service_pb2.BatchClaimSellersResponse]]:
-        """Answers whom sellers belong to, and claims for their owners those that belong to nobody: of two claims at once the first one wins, and both are answered
-        with its owner. The claims of a group are made all or none. Access: service.
+        """Answers whom sellers belong to, and claims for their owners those that belong to nobody: of two
+        claims at once the first one wins, and both are answered with its owner. The claims of a group
+        are made all or none. Access: service.
         """
 
     @_abc_1.abstractmethod
@@ -251,7 +309,9 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wallet_service_pb2.GetSellerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_service_pb2.GetSellerResponse, _abc.Awaitable[_wallet_service_pb2.GetSellerResponse]]:
-        """Answers with a seller's owner, and the last assignments of the seller. Access: operator, service."""
+        """Answers with a seller's owner, and the last assignments of the seller. Access: operator,
+        service.
+        """
 
     @_abc_1.abstractmethod
     def RequestSellerAssignment(
@@ -259,9 +319,11 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wallet_service_pb2.RequestSellerAssignmentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_service_pb2.RequestSellerAssignmentResponse, _abc.Awaitable[_wallet_service_pb2.RequestSellerAssignmentResponse]]:
-        """Asks for a seller to belong to another owner; nothing changes before another operator approves it. The same seller_assignment_id with the same values
-        answers with the assignment as it stands, with other values it is refused with IDEMPOTENCY_KEY_REUSED. A seller has one open assignment at most: while there is one,
-        another is refused with INVALID_STATE. Access: operator.
+        """Asks for a seller to belong to another owner; nothing changes before another operator approves
+        it. The same seller_assignment_id with the same values answers with the assignment as it
+        stands, with other values it is refused with IDEMPOTENCY_KEY_REUSED. A seller has one open
+        assignment at most: while there is one, another is refused with INVALID_STATE. Access:
+        operator.
         """
 
     @_abc_1.abstractmethod
@@ -270,10 +332,12 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wallet_service_pb2.ApproveSellerAssignmentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_service_pb2.ApproveSellerAssignmentResponse, _abc.Awaitable[_wallet_service_pb2.ApproveSellerAssignmentResponse]]:
-        """Has the seller belong to the new owner: orders, destinations and payouts that the old owner asks for from then on are refused (orders within the setting
-        seller_check_interval); what was accepted before goes on, and stays the old owner's. Whoever asked for it is refused with SECOND_APPROVER_REQUIRED, one that
-        was rejected with INVALID_STATE, and so is one whose previous_owner the seller does not belong to any more: reject it, and ask for a new one. A repeat
-        changes nothing. Access: operator.
+        """Has the seller belong to the new owner: orders, destinations and payouts that the old owner
+        asks for from then on are refused (orders within the setting seller_check_interval); what was
+        accepted before goes on, and stays the old owner's. Whoever asked for it is refused with
+        SECOND_APPROVER_REQUIRED, one that was rejected with INVALID_STATE, and so is one whose
+        previous_owner the seller does not belong to any more: reject it, and ask for a new one. A
+        repeat changes nothing. Access: operator.
         """
 
     @_abc_1.abstractmethod
@@ -282,7 +346,9 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wallet_service_pb2.RejectSellerAssignmentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_service_pb2.RejectSellerAssignmentResponse, _abc.Awaitable[_wallet_service_pb2.RejectSellerAssignmentResponse]]:
-        """Ends an assignment without effect; one that was approved is refused with INVALID_STATE. A repeat changes nothing. Access: operator."""
+        """Ends an assignment without effect; one that was approved is refused with INVALID_STATE. A
+        repeat changes nothing. Access: operator.
+        """
 
     @_abc_1.abstractmethod
     def ListAlerts(
