@@ -19,6 +19,7 @@ from pathlib import Path
 
 _WORD = re.compile(r"[A-Za-z_]\w*(?:-\w+)*")
 _SPACE = re.compile(r"\s+")
+_SQL_COMMENT = re.compile(r"--[^\n]*(?=\n)")
 _SCOPES = (
     ast.FunctionDef,
     ast.AsyncFunctionDef,
@@ -45,7 +46,7 @@ class _Eraser(ast.NodeTransformer):
             ):
                 setattr(node, field, [""] * len(getattr(node, field)))
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            node.value = _SPACE.sub("", _WORD.sub("", node.value))
+            node.value = _SPACE.sub("", _WORD.sub("", _SQL_COMMENT.sub("", node.value)))
         if isinstance(node, ast.Constant) and isinstance(node.value, bytes):
             node.value = _WORD.sub("", node.value.decode("latin-1"))
         body = getattr(node, "body", None)

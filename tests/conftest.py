@@ -1,6 +1,4 @@
-"""Fixtures: a PostgreSQL for the run, a database of its own for whoever wants one, and running
-servers.
-"""
+"""Fixtures: one PostgreSQL per run, databases for single tests, and running servers."""
 
 from __future__ import annotations
 
@@ -41,13 +39,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def thorough(request: pytest.FixtureRequest) -> bool:
-    """Whether to measure in full, not a tenth of it."""
+    """Whether to measure at full size instead of a tenth of it."""
     return bool(request.config.getoption("--thorough"))
 
 
 @pytest.fixture(scope="session")
 def admin_url() -> Iterator[str]:
-    """The administrator of the run's PostgreSQL: the one that is given, or an embedded one without
+    """The administrator's URL of the run's PostgreSQL: the given one, or an embedded one without
     fsync.
     """
     configured_url = os.environ.get("TALLYSTICK_DATABASE__URL", "")
@@ -55,7 +53,7 @@ def admin_url() -> Iterator[str]:
     try:
         if not (url := configured_url):
             url = embedded.start()
-            # a log-in costs half as much where passwords are hashed once, not 4,096 times
+            # A login takes half the time if passwords are hashed once instead of 4,096 times.
             with psycopg.connect(url, autocommit=True) as admin:
                 admin.execute("alter system set scram_iterations = 1")
                 admin.execute("select pg_reload_conf()")
@@ -76,7 +74,7 @@ def admin_url() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def database(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DatabaseUrls]:
-    """The database that tests share; each uses ids of its own."""
+    """The database that tests share; each test uses ids of its own."""
     with fresh_database(admin_url, tmp_path_factory.mktemp("shared")) as databases:
         yield databases
 
@@ -90,8 +88,8 @@ def scratch_database(admin_url: str, tmp_path: Path) -> Iterator[DatabaseUrls]:
 
 @pytest.fixture(scope="module")
 def platform(database: DatabaseUrls) -> Iterator[ServedPlatform]:
-    """All services, in development mode, with a quick resend of unknown outcomes; one for each
-    file, since it costs more to idle than to start.
+    """All services, in development mode, with a short retry of unknown outcomes. There is one
+    platform per file, because an idle platform costs more than a start.
     """
     with serve_platform(
         database, Settings().replace(retry=FAST_RETRY, worker__sweep_interval=0.1)

@@ -1,3 +1,3 @@
-"""The rules: values, state tables and decisions. No I/O, no clock, no randomness, nothing but the
-standard library.
+"""The business rules: values, state tables and decisions. They use only the standard library, and
+no I/O, clock or randomness.
 """

@@ -1,4 +1,4 @@
-"""Who calls, and what roles let them call."""
+"""Callers, and the roles that authorize them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from tallystick_core.errors import ApiError, ErrorReason
 
 
 class Role(StrEnum):
-    """What a caller may be."""
+    """A role of a caller."""
 
     TEAM = "team"
-    """Creates payments, and sees the payments and payouts of its owner."""
+    """Creates payments, and reads the payments and payouts of its owner."""
     PAYOUTS = "payouts"
     """Moves money out for its owner: payouts, batches, schedules and destinations."""
     SERVICE = "service"
     """One of the platform's services."""
     OPERATOR = "operator"
-    """On call, or finance: sees everything, sets policies, corrects."""
+    """On call, or finance: reads everything, sets policies, makes corrections."""
     AUDITOR = "auditor"
-    """Reads the book."""
+    """Reads the ledger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +30,11 @@ class Caller:
     name: str
     roles: frozenset[Role]
     account: str = ""
-    """The owner that callers of one marketplace share; empty: the caller's own name."""
+    """The owner shared by the callers of one marketplace; empty: the caller's own name."""
 
     @property
     def owner(self) -> str:
-        """Whom the caller's resources and sellers belong to."""
+        """The owner of the caller's resources and sellers."""
         return self.account or self.name
 
     @property
@@ -48,8 +48,8 @@ class Caller:
 
 
 def authorize(caller: Caller, allowed_roles: frozenset[Role]) -> Caller:
-    """The caller in those of its roles that may call: no other widens what it sees. Raises
-    PERMISSION_DENIED if it has none of them.
+    """Returns the caller with only its allowed roles, so that no other role widens what it can see.
+    Raises PERMISSION_DENIED if it has none of them.
     """
     roles = caller.roles & allowed_roles
     if not roles:

@@ -1,7 +1,7 @@
-"""Recognises card numbers and bank account numbers, so that neither is ever stored.
+"""Recognizes card numbers and bank account numbers, so that neither is ever stored.
 
 An identifier is rejected if it is a card number as a whole. A text is rejected if it contains one
-in a form that people write: one group of digits, or the usual groups. Digits that touch a letter or
+in a form that people write: one group of digits, or the usual groups. Digits next to a letter or
 "+" belong to something else: a UUID, a phone number, a reference.
 """
 
@@ -64,8 +64,8 @@ def is_card_number(text: str) -> bool:
 
 
 def contains_card_number(text: str) -> bool:
-    """Whether a text contains a card number: also spaced, dashed, split by other signs, or in
-    digits of another script.
+    """Whether a text contains a card number. It may be spaced, dashed, split by other characters,
+    or in digits of another script.
     """
     if len(text) < _MIN_LENGTH:
         return False
@@ -76,13 +76,13 @@ def contains_card_number(text: str) -> bool:
 
 
 def is_bank_account_number(text: str) -> bool:
-    """Whether a token is the number of a bank account: an IBAN, or nothing but digits."""
+    """Whether a token is a bank account number: an IBAN, or only digits."""
     compact = _SEPARATORS.sub("", text)
     return compact.isdigit() or _is_iban(compact.upper())
 
 
 def _contains_issued_number(groups: list[str]) -> bool:
-    """Whether consecutive groups of digits, grouped as a card number is, make up one."""
+    """Whether consecutive groups of digits form a card number in a usual grouping."""
     for first in range(len(groups)):
         for last in range(first + 1, min(len(groups), first + _MAX_GROUPS) + 1):
             window = groups[first:last]
@@ -92,7 +92,7 @@ def _contains_issued_number(groups: list[str]) -> bool:
 
 
 def _is_issued(digits: str) -> bool:
-    """Whether an issuer has numbers of this prefix and length, and the check digit is right."""
+    """Whether an issuer uses this prefix and length, and the check digit is correct."""
     if len(digits) not in _LENGTHS:
         return False
     issued = any(
@@ -112,8 +112,8 @@ def has_valid_check_digit(digits: str) -> bool:
 
 
 def _ascii_digits(text: str) -> str:
-    """Every digit of any script, also circled or raised, as an ASCII one; invisible characters
-    dropped.
+    """Converts the digits of every script, also circled or raised ones, to ASCII. Drops invisible
+    characters.
     """
     return "".join(
         str(unicodedata.digit(c)) if c.isdigit() else c
@@ -123,8 +123,8 @@ def _ascii_digits(text: str) -> str:
 
 
 def _without_iban(match: re.Match[str]) -> str:
-    """What follows the IBAN at the start of a match; all of the match if there is none. A word
-    after an IBAN may have been matched with it.
+    """The text after the IBAN at the start of a match, or the whole match if there is no IBAN. The
+    pattern may also match words that follow an IBAN.
     """
     end = len(match[0])
     while end > 0:
@@ -135,7 +135,9 @@ def _without_iban(match: re.Match[str]) -> str:
 
 
 def _is_iban(compact: str) -> bool:
-    """Whether a text without separators is an IBAN: its form, and its check digits (ISO 13616)."""
+    """Whether a text without separators is an IBAN, by its form and its check digits (ISO
+    13616).
+    """
     if _IBAN.fullmatch(compact) is None:
         return False
     return int("".join(str(int(c, 36)) for c in compact[4:] + compact[:4])) % 97 == 1

@@ -1,4 +1,4 @@
-"""The closed list of refusals, and the exception that carries one."""
+"""The closed list of error reasons, and the exception that carries one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tallystick_core.card_numbers import contains_card_number
 
 
 class ErrorReason(StrEnum):
-    """Why a call or an item is refused. The same names as `tallystick.error.v1.Reason`, which
+    """Why a call or an item is rejected. The names are those of `tallystick.error.v1.Reason`, which
     describes each.
     """
 
@@ -58,10 +58,10 @@ class ErrorReason(StrEnum):
 
 
 class ApiError(Exception):
-    """A call or an item is refused: the reason for machines, a sentence for people, and the field
-    that has to be mended, if it is one.
+    """A call or an item is rejected. Carries a reason for machines, a message for people, and the
+    invalid field, if there is one.
 
-    `retry_after` is in seconds, and set where the same request may come back.
+    `retry_after` is in seconds. It is set if the same request can be retried.
     """
 
     def __init__(
@@ -81,8 +81,8 @@ class ApiError(Exception):
         self.retry_after = retry_after
 
     def with_field_prefix(self, prefix: str) -> ApiError:
-        """The same refusal with its field named from further up, such as "postings[3]", also where
-        its message begins with the field.
+        """The same error with `prefix` before its field, such as "postings[3]". A message that
+        begins with the field gets the prefix too.
         """
         field = f"{prefix}.{self.field}" if self.field else prefix
         message = (
@@ -96,7 +96,7 @@ class ApiError(Exception):
 
 
 def key_reused_error(field: str) -> ApiError:
-    """The same key came again with another value in `field`."""
+    """The same key was used before with another value in `field`."""
     return ApiError(
         ErrorReason.IDEMPOTENCY_KEY_REUSED,
         f"This id was used before with another value in {field}.",
@@ -106,8 +106,8 @@ def key_reused_error(field: str) -> ApiError:
 
 
 def overloaded_error(resource: str) -> ApiError:
-    """There is too much of `resource`. It is said of this call alone, since an earlier one with its
-    id may have been stored.
+    """There are too many of `resource`. The message speaks of this call only, because an earlier
+    call with its id may have been stored.
     """
     message = (
         f"Too many {resource}; this call stored nothing. Come back with the same id after 1 s."
@@ -116,7 +116,7 @@ def overloaded_error(resource: str) -> ApiError:
 
 
 def id_taken_error(field: str) -> ApiError:
-    """The id in `field` is another's."""
+    """The id in `field` belongs to another owner or caller."""
     return ApiError(
         ErrorReason.ALREADY_EXISTS,
         f"{field} is taken: another owner or caller used this id first. Choose another id.",
@@ -125,7 +125,7 @@ def id_taken_error(field: str) -> ApiError:
 
 
 def seller_taken_error(field: str) -> ApiError:
-    """The seller that `field` names is another owner's."""
+    """The seller in `field` belongs to another owner."""
     message = (
         f"{field} is taken: the seller belongs to another owner, since a seller belongs to the "
         "owner that first names it. Choose another seller_account, or have two operators assign "
@@ -135,7 +135,7 @@ def seller_taken_error(field: str) -> ApiError:
 
 
 def version_mismatch_error(version: int) -> ApiError:
-    """A change that was meant for another version of the resource."""
+    """The change was meant for another version of the resource."""
     message = (
         f"The resource is at version {version}, which expected_version is not. Read it again, and "
         "decide anew."
@@ -149,8 +149,8 @@ def version_mismatch_error(version: int) -> ApiError:
 
 
 def not_found_error(resource: str, name: str, field: str = "") -> ApiError:
-    """There is no such resource for this caller; `name`: as it was asked for, which is not shown
-    where it could be a card number.
+    """The resource does not exist for this caller. `name` is the requested name; it is hidden if it
+    could be a card number.
     """
     label = "of this id" if contains_card_number(name) else name
     return ApiError(ErrorReason.NOT_FOUND, f"There is no {resource} {label}.", field=field)

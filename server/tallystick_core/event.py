@@ -1,4 +1,4 @@
-"""Events: their ids, and what each type is about."""
+"""Events: their ids, and the subject of each type."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TRACEPARENT = re.compile(r"\A(?:[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{
 
 @dataclass(frozen=True, slots=True)
 class EventSubject:
-    """What events of a type are about: the collection of their aggregate, and the field of
+    """The subject of an event type: the collection of its aggregate, and the field of
     Event.payload.
     """
 
@@ -50,8 +50,8 @@ def format_event_id(aggregate_id: str, version: int) -> str:
 
 
 def check_event(type_: str, aggregate_id: str, payload: str, caller: str, traceparent: str) -> None:
-    """Raises FIELD_REQUIRED, FIELD_INVALID or CARD_NUMBER_REJECTED for what does not belong into an
-    event of that type.
+    """Raises FIELD_REQUIRED, FIELD_INVALID or CARD_NUMBER_REJECTED for values that do not fit the
+    event type.
 
     `payload`: the name of the field that is set, "" for none.
     """

@@ -1,5 +1,5 @@
-"""Canonical bytes: one value, one sequence of bytes. Fingerprints and the hash chain are made of
-them, never of wire bytes.
+"""Canonical bytes: equal values have equal bytes. Fingerprints and the hash chain are computed from
+them, never from wire bytes.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ _HEX_TO_LETTERS = str.maketrans("0123456789abcdef", "abcdefghijklmnop")
 
 
 def encode_canonical(*fields: str | int) -> bytes:
-    """Every field with its length in bytes before it, so that no two different lists of fields give
-    the same bytes.
+    """Encodes each field with its length in bytes as prefix, so that different lists of fields
+    never give the same bytes.
     """
     texts = [*map(str, fields)]
     whole = "".join([f"{len(text)}:{text}" for text in texts])
@@ -23,19 +23,19 @@ def encode_canonical(*fields: str | int) -> bytes:
 
 
 def fingerprint(*fields: str | int) -> bytes:
-    """32 bytes that stand for the fields."""
+    """32 bytes that identify the fields."""
     return sha256(encode_canonical(*fields)).digest()
 
 
 def digest_text(*fields: str | int) -> str:
-    """32 letters that stand for the fields, to make ids of: digits may look like a card number by
-    chance.
+    """32 letters that identify the fields, for use in ids. There are no digits, which could look
+    like a card number by chance.
     """
     return fingerprint(*fields).hex()[:32].translate(_HEX_TO_LETTERS)
 
 
 def to_microseconds(time: datetime | None) -> int | str:
-    """Microseconds since 1970 UTC, exactly; "" for no time."""
+    """Exact microseconds since 1970 UTC; "" for None."""
     if time is None:
         return ""
     delta = time - _EPOCH

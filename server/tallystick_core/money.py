@@ -1,5 +1,5 @@
-"""Amounts: decimal text on the wire, whole minor units inside. No float and no Decimal ever holds
-money.
+"""Amounts: decimal text in the API, integer minor units inside. Money is never a float or a
+Decimal.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from tallystick_core.currencies import EXPONENTS
 from tallystick_core.errors import ApiError, ErrorReason
 
 MAX_AMOUNT = 10**18 - 1
-"""The largest amount of one order or entry, in minor units; it fits a bigint with room to spare."""
+"""The largest amount of one order or entry, in minor units. It fits a bigint with a wide margin."""
 MAX_BALANCE = 10**37
 """The largest balance; it fits numeric(38,0)."""
 
@@ -20,7 +20,7 @@ _PARTS_PER_MILLION = 1_000_000
 
 
 def parse_currency(text: str, field: str = "currency") -> str:
-    """A currency code as it is. Raises FIELD_REQUIRED, CURRENCY_UNKNOWN."""
+    """Returns the currency code unchanged. Raises FIELD_REQUIRED, CURRENCY_UNKNOWN."""
     if text in EXPONENTS:
         return text
     if not text:
@@ -36,7 +36,7 @@ def parse_currency(text: str, field: str = "currency") -> str:
     )
 
 
-@lru_cache(maxsize=10_000)  # an order's amounts come several times on its way
+@lru_cache(maxsize=10_000)  # each amount of an order is parsed several times
 def parse_amount(
     text: str,
     currency: str,
@@ -44,14 +44,14 @@ def parse_amount(
     min_amount: int = 1,
     max_amount: int = MAX_AMOUNT,
 ) -> int:
-    """Decimal text in major units, as minor units: "12.3" in EUR is 1230.
+    """Parses decimal text in major units into minor units: "12.3" in EUR is 1230.
 
-    `currency` is a parsed one.
+    `currency` must have been parsed.
 
-    Raises AMOUNT_INVALID, AMOUNT_PRECISION, AMOUNT_OUT_OF_RANGE (below `min_amount`, or above
-    `max_amount` minor units, 10^18 - 1 unless said otherwise).
+    Raises AMOUNT_INVALID, AMOUNT_PRECISION, AMOUNT_OUT_OF_RANGE. The range is `min_amount` to
+    `max_amount` minor units; the default maximum is 10^18 - 1.
     """
-    if len(text) > 40:  # before anything is converted: a hostile number may have a million digits
+    if len(text) > 40:  # before any conversion: a hostile number may have a million digits
         raise ApiError(ErrorReason.AMOUNT_OUT_OF_RANGE, f"{field} is too long.", field=field)
     match = _AMOUNT.match(text)
     if match is None:
@@ -87,8 +87,8 @@ def parse_amount(
 
 @lru_cache(maxsize=10_000)
 def format_amount(amount_minor: int, currency: str) -> str:
-    """Minor units as decimal text in major units, with all decimals of the currency: 1230 in EUR is
-    "12.30".
+    """Formats minor units as decimal text in major units, with all decimals of the currency: 1230
+    in EUR is "12.30".
     """
     exponent = EXPONENTS[currency]
     if exponent == 0:
@@ -98,7 +98,7 @@ def format_amount(amount_minor: int, currency: str) -> str:
 
 
 def apply_rate(amount_minor: int, parts_per_million: int) -> int:
-    """A rate's part of an amount, rounded once, half to even."""
+    """The amount multiplied by the rate, rounded once, half to even."""
     quotient, remainder = divmod(amount_minor * parts_per_million, _PARTS_PER_MILLION)
     if remainder * 2 > _PARTS_PER_MILLION or (
         remainder * 2 == _PARTS_PER_MILLION and quotient % 2 == 1

@@ -1,4 +1,4 @@
-"""State machines as tables: (state, happening) to the state after."""
+"""State machines as tables: (state, trigger) to the next state."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ H = TypeVar("H", bound=StrEnum)
 
 
 class Verb(NamedTuple):
-    """What a trigger does to a resource, as refusals name it: CANCEL in the metadata, "cancelled"
-    in the message.
+    """What a trigger does to a resource, as errors name it: CANCEL in the metadata, "cancelled" in
+    the message.
     """
 
     name: str
@@ -28,7 +28,7 @@ def next_state(
     trigger: H,
     resource: str,
 ) -> S:
-    """The state after. Raises INVALID_STATE for a pair that is not in the table; `resource` names
+    """The next state. Raises INVALID_STATE for a pair that is not in the table. `resource` names
     the subject, such as "order".
     """
     try:
@@ -38,7 +38,7 @@ def next_state(
 
 
 def invalid_state_error(resource: str, state: str, verb: Verb) -> ApiError:
-    """The refusal of what a state does not allow."""
+    """The error for a change that the state does not allow."""
     message = f"The {resource} is {state} and cannot be {verb.participle}."
     return ApiError(
         ErrorReason.INVALID_STATE, message, metadata={"state": state, "verb": verb.name}

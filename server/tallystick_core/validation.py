@@ -17,7 +17,7 @@ _COUNTRY = re.compile(r"\A[A-Z]{2}\Z", re.ASCII)
 
 
 def parse_id(text: str, field: str) -> str:
-    """An id of the contract's form. Raises FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REJECTED."""
+    """Parses an id of the API. Raises FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REJECTED."""
     if _ID.match(text) is None:
         if not text:
             raise ApiError(ErrorReason.FIELD_REQUIRED, f"{field} is required.", field=field)
@@ -36,7 +36,7 @@ def is_id(text: str) -> bool:
 
 
 def parse_text(text: str, field: str, max_length: int) -> str:
-    """Free text without NUL, of at most `max_length` characters. Raises FIELD_INVALID,
+    """Parses free text without NUL, of at most `max_length` characters. Raises FIELD_INVALID,
     CARD_NUMBER_REJECTED.
     """
     if len(text) > max_length:
@@ -56,7 +56,7 @@ def parse_text(text: str, field: str, max_length: int) -> str:
 
 
 def parse_reason_text(text: str, field: str, max_length: int = 255) -> str:
-    """Free text that must say something, kept in a history. Raises FIELD_REQUIRED, FIELD_INVALID,
+    """Parses a non-blank reason that is kept in a history. Raises FIELD_REQUIRED, FIELD_INVALID,
     CARD_NUMBER_REJECTED.
     """
     if not text.strip():
@@ -69,7 +69,7 @@ def parse_reason_text(text: str, field: str, max_length: int = 255) -> str:
 
 
 def parse_token(text: str, field: str) -> str:
-    """A provider's token: visible ASCII. Raises FIELD_REQUIRED, FIELD_INVALID,
+    """Parses a provider's token: visible ASCII. Raises FIELD_REQUIRED, FIELD_INVALID,
     CARD_NUMBER_REJECTED.
     """
     if not text:
@@ -87,7 +87,7 @@ def parse_token(text: str, field: str) -> str:
 
 
 def parse_bank_account_token(text: str, field: str) -> str:
-    """A provider's token for a bank account. Raises FIELD_REQUIRED, FIELD_INVALID,
+    """Parses a provider's token for a bank account. Raises FIELD_REQUIRED, FIELD_INVALID,
     CARD_NUMBER_REJECTED.
     """
     parse_token(text, field)
@@ -101,7 +101,7 @@ def parse_bank_account_token(text: str, field: str) -> str:
 
 
 def parse_country(text: str, field: str) -> str:
-    """An ISO 3166-1 alpha-2 code, or empty. Raises FIELD_INVALID."""
+    """Parses an ISO 3166-1 alpha-2 code, or empty text. Raises FIELD_INVALID."""
     if text and _COUNTRY.match(text) is None:
         raise ApiError(
             ErrorReason.FIELD_INVALID,

@@ -1,3 +1,3 @@
-"""A payment provider that can be broken at will: for the demo, the tests, the simulation and the
+"""A payment provider with configurable faults, for the demo, the tests, the simulation and the
 benchmarks.
 """

@@ -1,4 +1,4 @@
-"""Idempotency keys as a real provider honours them, whatever is demanded under them."""
+"""Idempotency keys as a real provider honors them, for charges and payouts."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tallystick_storage.database import Database
 
 
 class IdempotencyKeys:
-    """What each key got, in a durable log: replayed for `window_seconds` seconds, then forgotten,
-    so that what comes again is done again.
+    """A durable log of the reply to each key. Replies are replayed for `window_seconds` seconds.
+    After that the key is forgotten, and a repeated request is executed again.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class IdempotencyKeys:
         self._build_reply = build_reply
         self._window_seconds = window_seconds
         self._in_flight: set[str] = set()
-        # how often a fault that does not last has befallen each key
+        # how many times a transient fault was applied to each key
         self._fault_counts: Counter[str] = Counter()
         self._batcher: Batcher[LoggedRequest, Reply] = Batcher("sandbox.log", self._store)
 
@@ -47,7 +47,7 @@ class IdempotencyKeys:
     async def execute_once(
         self, entry: LoggedRequest, behavior: Behavior, latency_seconds: float
     ) -> Reply:
-        """Does what is demanded, or replays what the key got before; `latency_seconds` in
+        """Executes the request, or replays the earlier reply to its key. `latency_seconds` in
         seconds.
         """
         if entry.key in self._in_flight:
@@ -69,7 +69,7 @@ class IdempotencyKeys:
     def apply_fault(
         self, faults: Mapping[Fault, Reply], key: str, behavior: Behavior
     ) -> Reply | None:
-        """What comes instead of the truth, if one of these faults befalls the key now."""
+        """Returns the faulty reply if one of these faults applies to the key now, else None."""
         if behavior.fault not in faults:
             return None
         if behavior.fault in rules.TRANSIENT_FAULTS:
@@ -105,10 +105,10 @@ class IdempotencyKeys:
 
 
 def reference_for(key: str, number: int = 1) -> str:
-    """The provider's name for what was done under a key the n-th time."""
+    """The provider's reference for the n-th execution of a key."""
     return f"sb_{sha256((key if number == 1 else f'{key}/{number}').encode()).hexdigest()[:24]}"
 
 
 def with_generation(entry: LoggedRequest, number: int) -> LoggedRequest:
-    """The same demand, done the n-th time."""
+    """The same request, executed the n-th time."""
     return replace(entry, generation=number, reference=reference_for(entry.key, number))

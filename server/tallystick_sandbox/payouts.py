@@ -1,4 +1,4 @@
-"""The sandbox provider pays sellers out, and keeps its own durable log of it."""
+"""The sandbox provider's payouts, with their own durable log."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tallystick_storage.database import Database
 
 
 class SandboxPayouts:
-    """The provider itself. `latency_seconds` in seconds for every submission; `key_window_seconds`:
-    how long keys are honoured, in seconds.
+    """The payout provider. `latency_seconds`: the latency of every submission, in seconds;
+    `key_window_seconds`: how long keys are honored, in seconds.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class SandboxPayouts:
         )
         self._verification_counts: Counter[str] = Counter()
         self.down = False
-        """Whether it refuses every connection."""
+        """Whether the provider refuses every connection."""
 
     def start(self) -> None:
         self._keys.start()
@@ -47,7 +47,9 @@ class SandboxPayouts:
         await self._keys.stop()
 
     async def submit(self, requests: Sequence[PayoutRequest]) -> Sequence[Reply]:
-        """Pays, or replays what the keys got before: one answer for each, in order."""
+        """Pays, or replays the earlier replies to the keys. Returns one reply per request, in
+        order.
+        """
         if self.down:
             return [rules.CONNECTION_REFUSED] * len(requests)
         behaviors = [
@@ -69,7 +71,7 @@ class SandboxPayouts:
         )
 
     async def look_up(self, payout_id: str) -> Reply:
-        """What became of a payout, which goes on while it is looked at."""
+        """Returns the state of a payout, after advancing it."""
         if self.down:
             return rules.CONNECTION_REFUSED
 
@@ -99,7 +101,7 @@ class SandboxPayouts:
         return await self._database.transact(advance)
 
     async def verify(self, bank_account_token: str) -> Reply:
-        """Whether it can pay to an account."""
+        """Whether the provider can pay to an account."""
         if self.down:
             return rules.CONNECTION_REFUSED
         reply = rules.build_verification_reply(
@@ -128,7 +130,7 @@ def _new_entry(request: PayoutRequest, behavior: Behavior) -> store.LoggedReques
 
 
 def _entry_from_row(row: Row[Any], payout_id: str) -> store.LoggedRequest:
-    """A stored transfer as an entry."""
+    """Converts a stored transfer to a log entry."""
     return store.LoggedRequest(
         key=row.key,
         generation=row.generation,

@@ -1,4 +1,4 @@
-"""What the sandbox does with a demand. Pure: the token says it, or a seeded plan."""
+"""The behavior of the sandbox, as pure functions. The token selects it, or a seeded plan."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Protocol
 
 
 class Fault(StrEnum):
-    """How the sandbox misbehaves. "Once": the first time a key comes, or as many times as the token
-    says; then the key gets the truth.
+    """A fault of the sandbox. "Once": only the first time a key is used, or as often as the token
+    says. After that the key gets the correct reply.
     """
 
     NONE = "none"
@@ -21,43 +21,43 @@ class Fault(StrEnum):
     UNREACHABLE = "unreachable"
     """The connection is refused, once."""
     BUSY = "busy"
-    """A 429 that tells to come back, once."""
+    """A 429 that asks to retry later, once."""
     FORBIDDEN = "forbidden"
-    """A 401 that does not accept the credentials, once."""
+    """A 401 that rejects the credentials, once."""
     REJECTED = "rejected"
-    """A 400 that finds fault with the call, every time."""
+    """A 400 that rejects the request, every time."""
     AMOUNT_TOO_SMALL = "amount_too_small"
-    """A definite refusal: the amount is too small."""
+    """A definite rejection: the amount is too small."""
     LOST_BEFORE = "lost_before"
-    """The answer is lost before anything is done, once."""
+    """The reply is lost before anything is executed, once."""
     LOST_AFTER = "lost_after"
-    """The charge is made and the answer lost, once."""
+    """The charge is made and the reply is lost, once."""
     ERROR_BEFORE = "error_before"
-    """A 5xx before anything is done, once."""
+    """A 5xx before anything is executed, once."""
     ERROR_AFTER = "error_after"
-    """The charge is made and a 5xx answered, once."""
+    """The charge is made and the reply is a 5xx, once."""
     ERROR_STORED = "error_stored"
-    """Nothing is charged, and the 5xx is replayed for ever."""
+    """Nothing is charged, and the 5xx is replayed every time."""
     OTHER_AMOUNT = "other_amount"
-    """One minor unit more than was asked is charged, or paid."""
-    # of payouts only
+    """One minor unit more than requested is charged or paid."""
+    # payouts only
     SLOW = "slow"
-    """The banks take their time: submitted, in transit, paid."""
+    """The banks are slow: submitted, in transit, paid."""
     RETURNED = "returned"
-    """Paid, and then sent back by the seller's bank."""
+    """Paid, then returned by the seller's bank."""
     RETURNED_PART = "returned_part"
     RETURNED_CLOSED = "returned_closed"
-    """Sent back because the account is closed."""
+    """Returned because the account is closed."""
     PAID_LATE = "paid_late"
-    """Declined, and paid after all."""
+    """Declined, but paid later."""
     PAID_TWICE = "paid_twice"
     """Paid a second time, under another reference."""
     BATCH_LOST = "batch_lost"
-    """The answer to the whole submission is lost, once."""
+    """The reply to the whole submission is lost, once."""
     UNVERIFIED = "unverified"
     """The account cannot be paid to."""
     REVIEW = "review"
-    """Whether the account can be paid to is told when it is asked again."""
+    """The first verification is pending, a repeated one succeeds."""
 
 
 _BY_NAME = {str(fault): fault for fault in Fault}
@@ -65,8 +65,8 @@ _BY_NAME = {str(fault): fault for fault in Fault}
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Faults by chance, the same for the same seed: each fault's share of demands, between
-    0 and 1.
+    """Random faults, reproducible from the seed. `shares` maps each fault to its share of requests,
+    between 0 and 1.
     """
 
     seed: int = 0
@@ -86,14 +86,14 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Behavior:
-    """What happens to one sending of a demand."""
+    """What happens to one request."""
 
     fault: Fault
     delay_seconds: float = 0.0
-    """Seconds before anything is done."""
+    """Seconds before anything is executed."""
     code: str = ""
     times: int = 0
-    """How often a fault that does not last befalls the key."""
+    """How many times a transient fault applies to the key."""
 
 
 TRANSIENT_FAULTS = frozenset(
@@ -111,14 +111,13 @@ TRANSIENT_FAULTS = frozenset(
 
 
 def behavior_for(token: str, key: str, plan: Plan) -> Behavior:
-    """What a token asks for, a buyer's "tok_{fault}:{argument}" or a seller's bank account's
-    "ba_{fault}:{argument}"; other tokens follow the plan.
+    """The behavior that a token selects: "tok_{fault}:{argument}" of a buyer, or
+    "ba_{fault}:{argument}" of a seller's bank account. Other tokens follow the plan.
 
-    Arguments: the decline code of `decline`, the milliseconds of `delay`, how many times faults
-    that do not last happen; of `pending` the reason (action or review), or how it ends when it is
-    looked up (paid or declined), several with "-" between them for one look-up after the other; of
-    `slow` and `returned` the seconds until they have ended, which else is as soon as somebody
-    looks.
+    The argument depends on the fault. `decline`: the decline code. `delay`: milliseconds. Transient
+    faults: how many times they apply. `pending`: the reason (action or review), or the result of
+    the lookup (paid or declined). Several values joined by "-" apply to one lookup after the other.
+    `slow` and `returned`: seconds until the final state; without them the next lookup reaches it.
     """
     name, _, argument = token.removeprefix("tok_").removeprefix("ba_").partition(":")
     token_fault = _BY_NAME.get(name) if token.startswith(("tok_", "ba_")) else None
@@ -132,10 +131,10 @@ def behavior_for(token: str, key: str, plan: Plan) -> Behavior:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer as it would travel over HTTP."""
+    """A reply as it would be sent over HTTP."""
 
     status: int
-    """0: none came."""
+    """0: no reply arrived."""
     reference: str = ""
     amount: int = 0
     currency: str = ""
@@ -143,13 +142,13 @@ class Reply:
     retry_after: float = 0.0
     """Seconds, with a 429."""
     state: str = ""
-    """How far a payout has come, with a 200."""
+    """The state of a payout, with a 200."""
     subject: str = ""
-    """The id of the charge, or the payout, that it is about."""
+    """The id of the charge or payout."""
 
 
 class StoredRequest(Protocol):
-    """A demand as its log has it."""
+    """A request as stored in the log."""
 
     @property
     def subject(self) -> str: ...
@@ -171,7 +170,7 @@ class StoredRequest(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ChargeSnapshot:
-    """A charge as it stands when somebody looks."""
+    """The state of a charge at the time of a lookup."""
 
     subject: str
     reference: str
@@ -184,14 +183,14 @@ class ChargeSnapshot:
 
 
 def initial_charge_state(behavior: Behavior) -> str:
-    """The state a charge is stored in."""
+    """The initial state of a stored charge."""
     states = {Fault.DECLINE: "DECLINED", Fault.PENDING: "PENDING", Fault.ERROR_STORED: "ERROR"}
     return states.get(behavior.fault, "SUCCEEDED")
 
 
 def build_charge_reply(stored: StoredRequest) -> Reply:
-    """The answer to a stored charge, the first time and every time after. What is pending tells the
-    first of what it has to wait for.
+    """The reply to a stored charge, for the first request and for repeats. A pending charge gives
+    the first reason of its code.
     """
     status = {"SUCCEEDED": 200, "PENDING": 202, "DECLINED": 402, "ERROR": 500}[stored.state]
     code = stored.code.partition("-")[0] if stored.state == "PENDING" else stored.code
@@ -201,8 +200,8 @@ def build_charge_reply(stored: StoredRequest) -> Reply:
 
 
 def resolve_pending(stored_state: str, code: str) -> tuple[str, str]:
-    """The state and the code of a charge after it was looked up: what was pending may wait for
-    something else by then, or have come to its end.
+    """The state and code of a charge after a lookup. A pending charge may be final now, or pending
+    for the next reason.
     """
     if stored_state != "PENDING":
         return stored_state, code
@@ -228,13 +227,13 @@ FAULTS_BEFORE_COMMIT = {
     Fault.REJECTED: Reply(400, code="request_malformed"),
     Fault.AMOUNT_TOO_SMALL: Reply(400, code="amount_too_small"),
 }
-"""What comes instead of the truth, and nothing is charged."""
+"""Replies that replace the correct one; nothing is charged."""
 FAULTS_AFTER_COMMIT = {Fault.LOST_AFTER: NO_RESPONSE, Fault.ERROR_AFTER: SERVER_ERROR}
-"""What comes instead of the truth, once it is on disk."""
+"""Replies that replace the correct one after it is committed."""
 
 
 def initial_transfer_state(behavior: Behavior) -> str:
-    """The state a transfer is stored in."""
+    """The initial state of a stored transfer."""
     states = {
         Fault.DECLINE: "DECLINED",
         Fault.PAID_LATE: "DECLINED",
@@ -245,7 +244,7 @@ def initial_transfer_state(behavior: Behavior) -> str:
 
 
 def next_transfer_state(stored: StoredRequest, age_seconds: float) -> str:
-    """The state of a transfer when somebody looks, `age_seconds` seconds after it was demanded."""
+    """The state of a transfer at a lookup, `age_seconds` seconds after the request."""
     fault, is_timed = Fault(stored.fault), stored.code.isdecimal()
     seconds = float(stored.code) if is_timed else 0.0
     match stored.state:
@@ -271,12 +270,12 @@ _RETURN_FAULTS = frozenset({Fault.RETURNED, Fault.RETURNED_PART, Fault.RETURNED_
 
 
 def compute_returned_amount(stored: StoredRequest) -> int:
-    """What comes back of a transfer, in minor units."""
+    """The returned amount of a transfer, in minor units."""
     return max(stored.amount // 2, 1) if stored.fault == Fault.RETURNED_PART else stored.amount
 
 
 def build_transfer_reply(stored: StoredRequest) -> Reply:
-    """The answer to a stored transfer, as it stands."""
+    """The reply to a stored transfer in its current state."""
     match stored.state:
         case "DECLINED":
             code = stored.code if stored.fault == Fault.DECLINE else "declined"
@@ -308,7 +307,7 @@ def build_transfer_reply(stored: StoredRequest) -> Reply:
 
 
 def build_verification_reply(token: str, previous_checks: int) -> Reply:
-    """Whether an account can be paid to; `previous_checks`: how often that has been asked."""
+    """Whether an account can be paid to. `previous_checks`: the number of earlier verifications."""
     match behavior_for(token, token, Plan()).fault:
         case Fault.UNVERIFIED:
             return Reply(402, code="no_account")

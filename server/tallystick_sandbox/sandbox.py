@@ -1,4 +1,4 @@
-"""The sandbox provider: charges buyers, and keeps its own durable log of it."""
+"""The sandbox provider's charges, with their own durable log."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tallystick_storage.database import Database
 
 
 class Sandbox:
-    """The provider itself. `latency_seconds` in seconds for every answer; `key_window_seconds`: how
-    long keys are honoured, in seconds.
+    """The payment provider. `latency_seconds`: the latency of every reply, in seconds;
+    `key_window_seconds`: how long keys are honored, in seconds.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Sandbox:
             store.CHARGES, database, rules.build_charge_reply, key_window_seconds
         )
         self.down = False
-        """Whether it refuses every connection."""
+        """Whether the provider refuses every connection."""
 
     def start(self) -> None:
         self._keys.start()
@@ -41,7 +41,7 @@ class Sandbox:
         await self._keys.stop()
 
     async def charge(self, request: ChargeRequest) -> Reply:
-        """Charges, or replays what the key got before."""
+        """Charges, or replays the earlier reply to the key."""
         if self.down:
             return rules.CONNECTION_REFUSED
         behavior = rules.behavior_for(request.payment_token, request.key, self._plan)
@@ -50,11 +50,13 @@ class Sandbox:
         )
 
     async def cancel(self, charge_id: str) -> Reply:
-        """Ends a charge that is pending; what became of it."""
+        """Cancels a pending charge, and returns its state."""
         return await self.look_up(charge_id, cancel=True)
 
     async def look_up(self, charge_id: str, *, cancel: bool = False) -> Reply:
-        """What became of a charge; keys that were forgotten are known here for ever."""
+        """Returns the state of a charge. Lookups find charges even after their key was
+        forgotten.
+        """
 
         if self.down:
             return rules.CONNECTION_REFUSED

@@ -1,5 +1,5 @@
-"""The sandbox as its own HTTP server: POST /charges with an Idempotency-Key, POST /payouts with a
-key for each, POST /accounts/verify.
+"""The sandbox as a separate HTTP server. POST /charges takes an Idempotency-Key header, POST
+/payouts one key per payout. POST /accounts/verify takes no key.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _MAX_PAYOUTS = 1000
 
 
 class _MalformedRequest(Exception):
-    """A body that cannot be read."""
+    """The body cannot be parsed."""
 
 
 def create_app(sandbox: Sandbox, payouts: SandboxPayouts) -> web.Application:
-    """The routes; the sandbox starts and stops with the application."""
+    """The application with its routes. It starts and stops the sandbox."""
 
     async def start(_app: web.Application) -> None:
         sandbox.start()
@@ -113,7 +113,7 @@ async def _handle_errors(request: web.Request, handler: Any) -> web.StreamRespon
         response: web.StreamResponse = await handler(request)
     except _MalformedRequest:
         return _to_response(request, Reply(400, code="request_malformed"))
-    except ApiError:  # the database is away, and the log says so
+    except ApiError:  # the database is unavailable, as the log shows
         return _to_response(request, Reply(503, code="unavailable"))
     return response
 
@@ -126,7 +126,7 @@ async def _read_body(request: web.Request) -> Any:
 
 
 def _parse_fields(body: Any, fields: Mapping[str, type]) -> dict[str, Any]:
-    """The fields of a body, each of its kind. Raises _Malformed."""
+    """The fields of a body, with their types checked. Raises _MalformedRequest."""
     if not isinstance(body, dict) or any(
         type(body.get(name)) is not type_ for name, type_ in fields.items()
     ):
@@ -135,7 +135,7 @@ def _parse_fields(body: Any, fields: Mapping[str, type]) -> dict[str, Any]:
 
 
 def _to_response(request: web.Request, reply: Reply) -> web.Response:
-    if not reply.status and request.transport is not None:  # no answer is to come
+    if not reply.status and request.transport is not None:  # simulates a lost reply
         request.transport.close()
     headers = {"Retry-After": f"{reply.retry_after:g}"} if reply.retry_after else {}
     return web.json_response(_reply_to_json(reply), status=reply.status or 500, headers=headers)

@@ -1,6 +1,4 @@
-"""What the sandbox provider did: a log of charges and one of transfers, each kept by idempotency
-key.
-"""
+"""The sandbox provider's logs of charges and transfers, keyed by idempotency key."""
 
 from __future__ import annotations
 
@@ -15,8 +13,8 @@ from tallystick_storage.database import encode_rows
 
 @dataclass(slots=True)
 class LoggedRequest:
-    """A demand as it was decided when its key first came; `subject` is the id of what was demanded,
-    `fingerprint` in hex, `amount` in minor units.
+    """A request as decided when its key was first used. `subject` is the id of the charge or
+    payout. `fingerprint` is in hex, `amount` in minor units.
     """
 
     key: str
@@ -29,13 +27,13 @@ class LoggedRequest:
     currency: str
     fault: str
     code: str
-    """What the fault was told."""
+    """The argument of the fault."""
     returned_amount: int | None = None
 
 
 class RequestLog:
-    """One kind of demands. `subject_column`: the column of its table with the id of what was
-    demanded.
+    """The log of one kind of requests. `subject_column`: the table's column with the id of the
+    charge or payout.
     """
 
     def __init__(self, table: str, subject_column: str) -> None:
@@ -70,14 +68,14 @@ class RequestLog:
         """)
 
     def insert(self, connection: Connection, entries: Sequence[LoggedRequest]) -> set[str]:
-        """Stores demands under keys that are new, and returns those keys."""
+        """Stores the requests whose keys are new, and returns those keys."""
         return set(connection.execute(self._insert, {"entries": encode_rows(entries)}).scalars())
 
     def find(
         self, connection: Connection, keys: list[str], window_seconds: float
     ) -> dict[str, Row[Any]]:
-        """The last demand under each key; `is_expired` ones are older than the window in seconds
-        for which keys are honoured.
+        """The last request of each key. `is_expired`: it is older than `window_seconds`, the time
+        for which keys are honored.
         """
         return {
             row.key: row
@@ -87,7 +85,7 @@ class RequestLog:
         }
 
     def find_latest(self, connection: Connection, subject: str) -> Row[Any] | None:
-        """The newest demand for something, locked; `age` in seconds."""
+        """The newest request for a subject, locked. `age` is in seconds."""
         return connection.execute(self._find_latest, {"subject": subject}).one_or_none()
 
 
@@ -106,7 +104,7 @@ _UPDATE_TRANSFER = text(
 def resolve_charge(
     connection: Connection, key: str, generation: int, state: str, code: str
 ) -> None:
-    """Sets the state of a charge that was pending, or what it waits for."""
+    """Sets the state of a pending charge, or its next pending code."""
     connection.execute(
         _RESOLVE_CHARGE, {"key": key, "generation": generation, "state": state, "code": code}
     )
@@ -115,7 +113,7 @@ def resolve_charge(
 def update_transfer(
     connection: Connection, key: str, generation: int, state: str, returned_amount: int | None
 ) -> None:
-    """Sets the state of a transfer, and what came back of it."""
+    """Sets the state of a transfer, and its returned amount."""
     connection.execute(
         _UPDATE_TRANSFER,
         {"key": key, "generation": generation, "state": state, "returned_amount": returned_amount},

@@ -1,4 +1,4 @@
-"""Alerts, the same in every schema that has some."""
+"""Alerts, the same in every schema that has them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tallystick_storage.outbox import insert_into_outbox
 
 @dataclass(frozen=True, slots=True)
 class AlertQuery:
-    """One kind of what a person should know of now: a query for rows of resource_name and detail,
-    and its parameters. `collection`: what too many are about.
+    """One kind of alert: a query for rows of resource_name and detail, with its parameters. If it
+    finds too many, one alert about `collection` replaces them.
     """
 
     kind: str
@@ -27,7 +27,7 @@ class AlertQuery:
 
 @dataclass(frozen=True, slots=True)
 class AlertCondition:
-    """What is to be an open alert."""
+    """A condition that must have an open alert."""
 
     kind: str
     resource_name: str
@@ -35,12 +35,12 @@ class AlertCondition:
 
 
 MAX_PER_KIND = 1000
-"""Alerts of a kind at a time; more are one, about the whole collection."""
+"""The maximum number of alerts per kind. More are replaced by one about the whole collection."""
 _MAX_SCANNED = 5000
 _MAX_COUNTED = 10_000
 
-# The few providers that have such demands, found by steps in the index, since one may have a
-# million.
+# The few providers that have such operations, found by index probes, because one provider may have
+# a million.
 _FAILING_PROVIDERS = f"""
     with recursive failing as (
         (select retry_reason, provider from operation
@@ -76,7 +76,8 @@ _CALLER_REJECTED = f"""
         where retry_reason = 'CALLER_REJECTED' and next_attempt_time is not null
           limit {_MAX_COUNTED + 1}) d group by service
 """
-# An alert whose own event is refused raises one about all such alerts, or there would be no end.
+# An alert whose own event is rejected raises one alert about all such alerts; otherwise each alert
+# would raise another.
 _EVENT_REJECTED = """
     select aggregate_id as resource_name, detail from rejected_aggregate where rejection_count > 0
         and not starts_with(aggregate_id, 'alerts/')
@@ -90,7 +91,7 @@ _EVENTS_DELAYED = """
     from ({oldest}) o where o.create_time < (select clock()) - cast(:max_event_delay as interval)
 """
 OLDEST_IN_OUTBOX = "select create_time from outbox order by sequence limit 1"
-"""The create_time of the oldest event that waits in the outbox, which is published in order."""
+"""The create_time of the oldest event in the outbox, which is published in order."""
 _COLUMNS = "alert_id, kind, resource_name, detail, create_time, end_time"
 _CONDITIONS = (
     'select * from json_to_recordset(cast(:found as json)) as r (kind text collate "C", '
@@ -157,11 +158,11 @@ def operation_alert_queries(
     limit_seconds: Mapping[str, float],
     max_event_delay_seconds: float,
 ) -> Sequence[AlertQuery]:
-    """What a service finds that makes demands on providers: its own (kind, collection, query), and
-    what all such have. `operation_noun`: what it calls its demands.
+    """The alerts of a service that calls providers: its own (kind, collection, query), and those
+    common to all. `operation_noun` is the service's name for its operations.
 
-    `limit_seconds`: seconds that something may rest in a state, for the queries' parameters of that
-    name; `max_event_delay_seconds`: that an event may wait to be published.
+    `limit_seconds` gives the seconds that a resource may stay in a state, for the query parameters
+    of the same name. `max_event_delay_seconds` is how long an event may wait to be published.
     """
     parameters = {state.lower(): f"{seconds} seconds" for state, seconds in limit_seconds.items()}
     shared_queries = (
@@ -190,11 +191,10 @@ def operation_alert_queries(
 def event_alert_queries(
     max_event_delay_seconds: float, oldest_query: str = OLDEST_IN_OUTBOX
 ) -> Sequence[AlertQuery]:
-    """What every service finds that has events: those that EventService refuses, and that they
-    wait.
+    """The alerts of every service that has events: rejected events and delayed events.
 
-    `max_event_delay_seconds`: seconds that an event may wait to be published; `oldest_query`: a
-    select of the create_time of the one that has waited longest, if any.
+    `max_event_delay_seconds` is how many seconds an event may wait to be published. `oldest_query`
+    selects the create_time of the event that has waited longest, if any.
     """
     parameters = {"max_event_delay": f"{max_event_delay_seconds} seconds"}
     return [
@@ -208,8 +208,8 @@ def event_alert_queries(
 def evaluate(
     connection: Connection, queries: Sequence[AlertQuery]
 ) -> tuple[list[AlertCondition], list[str]]:
-    """What is to be an open alert now, and the kinds of which there are too many: those are one
-    about "{collection}/-".
+    """The conditions that must have an open alert now, and the kinds with too many. Each of those
+    kinds gets one alert about "{collection}/-".
     """
     conditions, exceeded_kinds = [], []
     for query in queries:
@@ -232,8 +232,8 @@ def evaluate(
 def open_alerts(
     connection: Connection, conditions: Sequence[AlertCondition], limit: int
 ) -> Sequence[Row[Any]]:
-    """New alerts for up to so many that are found and have no open one, each with the outbox row in
-    which all are to be recorded.
+    """Opens up to `limit` alerts for conditions without an open one. Returns them, each with the
+    outbox row in which all are to be recorded.
     """
     return connection.execute(
         _OPEN_ALERTS, {"found": encode_rows(conditions), "limit": limit}
@@ -246,10 +246,11 @@ def end_cleared(
     exceeded_kinds: Sequence[str],
     limit: int,
 ) -> Sequence[Row[Any]]:
-    """Ends up to so many open alerts that are not found any more; those, each with the outbox row
-    in which all are to be recorded.
+    """Closes up to `limit` open alerts whose condition no longer holds. Returns them, each with the
+    outbox row in which all are to be recorded.
 
-    Where there are `exceeded_kinds`, nobody knows which are still found, and none ends.
+    Alerts of `exceeded_kinds` stay open, because it is unknown which of their conditions still
+    hold.
     """
     return connection.execute(
         _END_CLEARED,
@@ -260,8 +261,8 @@ def end_cleared(
 def end_by_resource_name(
     connection: Connection, kind: str, resource_names: Sequence[str]
 ) -> Sequence[Row[Any]]:
-    """Ends the open alerts of a kind about subjects; those, each with the outbox row in which all
-    are to be recorded.
+    """Closes the open alerts of a kind about the given resources. Returns them, each with the
+    outbox row in which all are to be recorded.
     """
     return connection.execute(
         _END_BY_RESOURCE_NAME, {"kind": kind, "resource_names": list(resource_names)}

@@ -1,6 +1,4 @@
-"""Transactions are functions handed over. Here stands the only commit, and the only place that
-catches database errors.
-"""
+"""Runs functions in transactions. The only module that commits and that catches database errors."""
 
 from __future__ import annotations
 
@@ -29,27 +27,27 @@ log = logging.getLogger(__name__)
 
 _active = threading.local()
 _MAX_ATTEMPTS = 6
-_FIRST_WAIT_SECONDS, _MAX_WAIT_SECONDS = 0.02, 0.5  # seconds between them: twice as long each time
-# seconds of one try; a statement has 10, but a server that stands still does not count them
+_FIRST_WAIT_SECONDS, _MAX_WAIT_SECONDS = 0.02, 0.5  # seconds between attempts, doubled each time
+# Seconds per attempt. A statement may take 10 s, but a frozen server does not enforce that limit.
 _MAX_ATTEMPT_SECONDS = 30.0
-# seconds after which a connection is replaced, so that none to a former primary is kept for ever
+# Seconds after which a connection is replaced, so that none to a former primary is kept.
 _RECYCLE_SECONDS = 300
-# SQLSTATEs after which the same transaction may succeed: conflict, resources, operator, lock
-# timeout, idle too long, connection.
+# SQLSTATEs after which the same transaction may succeed: conflict, insufficient resources, operator
+# intervention, lock timeout, idle timeout, connection failure.
 _RETRYABLE_STATES = ("40", "53", "57", "55P03", "25P03", "08")
-# the statement timeout: what took too long once will do so again, but for a lock or a cold cache
+# Statement timeout. A retry helps only if the cause was a lock or a cold cache.
 _STATEMENT_TIMEOUT = "57014"
-# After which it may succeed on another connection: a read-only server, which a failover leaves
-# behind; a shutdown; a plan from before a migration.
+# SQLSTATEs after which another connection may succeed: a server left read-only by a failover, a
+# shutdown, or a plan from before a migration.
 _OTHER_CONNECTION_STATES = ("25006", "57P01", "57P02", "57P03", "0A000")
 _STALE_PLAN = "cached plan must not change result type"
-# Classes that blame the data: retrying cannot help, and one item of the batch is the culprit.
+# Classes caused by the data: a retry cannot help, and one item of the batch is the cause.
 _DATA_ERROR_CLASSES = ("22", "23", "P0001")
 
 
 class ConstraintViolation(Exception):
-    """The database refused the data itself, by a constraint, a trigger or a type. Halve the batch
-    until the culprit is alone.
+    """The database rejected the data because of a constraint, a trigger or a type. Halve the batch
+    until the invalid item is alone.
     """
 
     def __init__(self, sqlstate: str, constraint: str, message: str) -> None:
@@ -59,8 +57,8 @@ class ConstraintViolation(Exception):
 
 
 class _RetryableError(Exception):
-    """This try has failed, or nobody knows; the next may succeed. `reason` is what the caller is
-    told when none does.
+    """The attempt failed or its outcome is unknown; the next one may succeed. `reason` is reported
+    to the caller when every attempt fails.
     """
 
     def __init__(self, cause: Exception, reason: ErrorReason, *, too_slow: bool = False) -> None:
@@ -70,22 +68,22 @@ class _RetryableError(Exception):
 
 
 def in_transaction() -> bool:
-    """Whether this thread is inside a transaction or a read; providers and stubs refuse to run
+    """Whether this thread is inside a transaction or a read. Providers and stubs refuse to run
     there.
     """
     return getattr(_active, "value", False)
 
 
 def encode_rows(items: Sequence[Any]) -> str:
-    """Dataclasses or dicts as one JSON parameter, for json_to_recordset. Integers beyond 64 bits
-    must come as text, times as aware datetimes.
+    """Encodes dataclasses or dicts as one JSON parameter for json_to_recordset. Integers beyond 64
+    bits must be text, and times must be aware datetimes.
     """
     return orjson.dumps(items).decode()
 
 
 def open_engine(url: str, max_connections: int, statement_timeout: float | None = None) -> Engine:
-    """An engine with so many connections, made when they are first needed; `statement_timeout` in
-    seconds, None: as the role has it.
+    """Returns an engine with at most `max_connections` connections, opened on first use.
+    `statement_timeout` is in seconds; None keeps the role's setting.
     """
     timeout_option = (
         ""
@@ -99,9 +97,9 @@ def open_engine(url: str, max_connections: int, statement_timeout: float | None 
         max_overflow=0,
         pool_timeout=10,
         pool_recycle=_RECYCLE_SECONDS,
-        hide_parameters=True,  # no value of a caller ends up in a log
+        hide_parameters=True,  # keeps callers' values out of the logs
         connect_args={
-            # elsewhere the first and last hours of time cannot be read back
+            # In other time zones the first and last hours of the time range cannot be read back.
             "options": f"-c timezone=UTC{timeout_option}",
             "connect_timeout": 5,
             "keepalives_idle": 10,
@@ -115,10 +113,9 @@ def open_engine(url: str, max_connections: int, statement_timeout: float | None 
 class Database:
     """One service's database: its login, its connections, its threads.
 
-    `connections` is the number of transactions that run at once, `readers` that of the reads that
-    callers ask for; each has a thread and a connection of its own. `read_timeout`: seconds that one
-    statement of such a read may take. `max_attempt_seconds`: seconds after which a try that is not
-    answered is cut off.
+    `connections` limits concurrent transactions and `readers` limits concurrent reads for callers;
+    each has its own thread and connection. `read_timeout` limits one statement of such a read, in
+    seconds. `max_attempt_seconds` is the time after which an unanswered attempt is cut off.
     """
 
     def __init__(
@@ -141,18 +138,19 @@ class Database:
         self._new_id = new_id
 
     async def transact(self, work: Callable[[Connection], T]) -> T:
-        """Runs `work` in one transaction and commits it: exactly once, also when the answer to
-        COMMIT is lost.
+        """Runs `work` in one transaction and commits it exactly once, even if the answer to COMMIT
+        is lost.
 
-        `work` may run again, so it makes no ids and has no effects but SQL. Raises DataRefused, or
-        Refused with CONFLICT or DEPENDENCY_UNAVAILABLE when several tries have failed.
+        `work` may run again, so it must not generate ids or have effects other than SQL. Raises
+        ConstraintViolation, or ApiError with CONFLICT or DEPENDENCY_UNAVAILABLE after several
+        failed attempts.
         """
         transaction = _RetryableTransaction(work, self._new_id)
         return await _run_with_retries(self._work, transaction.run, max_slow_attempts=2)
 
     async def load(self, work: Callable[[Connection], T]) -> T:
-        """Runs `work` without a transaction, for work in progress: each statement sees its own
-        moment. Raises as `transact` does.
+        """Runs `work` without a transaction, for work in progress. Each statement has its own
+        snapshot. Raises as `transact` does.
         """
         return await _run_with_retries(
             self._work,
@@ -161,12 +159,12 @@ class Database:
         )
 
     async def read(self, work: Callable[[Connection], T], *, changed: bool = False) -> T:
-        """Runs `work` without a transaction, for a caller who only looks: neither waits for work in
-        progress nor delays it.
+        """Runs `work` without a transaction, for a caller that only reads. It neither waits for
+        work in progress nor delays it.
 
-        `changed`: by the same call, which is committed and must not end as a read that was too
-        slow: this runs as `load` does. Raises as `transact` does, and QUERY_TOO_SLOW for a
-        statement that takes longer than `read_timeout`.
+        `changed`: the same call has already committed a change, so it must not fail because of a
+        slow read; it then runs as `load` does. Raises as `transact` does, and QUERY_TOO_SLOW if a
+        statement takes longer than `read_timeout`.
         """
         if changed:
             return await self.load(work)
@@ -177,13 +175,13 @@ class Database:
         )
 
     def close(self) -> None:
-        """Waits for what runs, and closes every connection."""
+        """Waits for running work and closes every connection."""
         for pool in (self._work, self._reads):
             pool.close()
 
 
 class _ConnectionPool:
-    """Connections, as many threads, and a watchdog over what runs on them."""
+    """Connections, one thread for each, and a watchdog that limits every attempt."""
 
     def __init__(
         self, engine: Engine, max_connections: int, name: str, max_attempt_seconds: float
@@ -193,10 +191,10 @@ class _ConnectionPool:
         self._max_attempt_seconds = max_attempt_seconds
 
     async def run_attempt(self, attempt: Callable[[Engine, _CancellableConnection], T]) -> T:
-        """One try. What the database does not answer in time is cut off, which is a lost
-        connection: the next try finds out what was committed.
+        """Runs one attempt. If the database does not answer in time, the connection is cut; the
+        next attempt finds out whether the transaction was committed.
 
-        The watchdog stays while the thread works, also when nobody waits for it any more.
+        The watchdog runs as long as the thread works, even if the caller no longer waits.
         """
         loop, cancellable = get_running_loop(), _CancellableConnection()
 
@@ -220,8 +218,8 @@ class _ConnectionPool:
         return result
 
     def _watch(self, loop: AbstractEventLoop, cancellable: _CancellableConnection) -> None:
-        """Cuts the connection when its time is up; looks again as long as the thread works, or is
-        to begin.
+        """Cuts the connection when its time is up. Checks again as long as the thread works or has
+        yet to start.
         """
         if cancellable.is_finished or (cancellable.is_abandoned and cancellable.start_time is None):
             return
@@ -246,7 +244,7 @@ async def _run_with_retries(
     *,
     max_slow_attempts: int,
 ) -> T:
-    """Tries as often as it may help. `max_slow_attempts`: how often at most what runs into the
+    """Retries while a retry may help. `max_slow_attempts` limits the attempts that hit the
     statement timeout.
     """
     attempts = 0
@@ -272,8 +270,8 @@ async def _run_with_retries(
 
 
 class _CancellableConnection:
-    """The connection that one try is on. `start_time`: the loop's time at which a thread took it
-    up; `is_abandoned`: nobody waits for it any more.
+    """The connection of one attempt. `start_time` is the loop time at which a thread started it;
+    `is_abandoned` means that no caller waits for it any more.
     """
 
     def __init__(self) -> None:
@@ -289,7 +287,7 @@ class _CancellableConnection:
 
     @contextmanager
     def connect(self, engine: Engine) -> Iterator[Connection]:
-        """A connection of the engine, which can be cut until the block ends."""
+        """Yields a connection of the engine that can be cut until the block ends."""
         try:
             with engine.connect() as connection:
                 self._connection = connection.connection.driver_connection
@@ -300,27 +298,27 @@ class _CancellableConnection:
                         connection.invalidate()
                     raise
         finally:
-            # only now: a rollback on the way back to the pool may get no answer either
+            # Only here: the rollback on return to the pool may hang too.
             self._connection = None
 
     def cut(self, seconds: float) -> None:
-        """Closes the socket under it: never a cancellation, which at a COMMIT could look like
-        success.
+        """Closes the connection's socket. It never sends a cancellation, because during a COMMIT
+        that could look like success.
         """
-        with suppress(OSError, psycopg.Error, AttributeError):  # it has ended meanwhile
+        with suppress(OSError, psycopg.Error, AttributeError):  # it has already ended
             with socket.socket(fileno=os.dup(self._connection.fileno())) as duplicate:
                 duplicate.shutdown(socket.SHUT_RDWR)
             log.warning("a connection was cut: the database did not answer for %g seconds", seconds)
 
 
 class _RetryableTransaction(Generic[T]):
-    """One call of transact, over all its tries."""
+    """One call of `transact`, across all its attempts."""
 
     def __init__(self, work: Callable[[Connection], T], new_id: Callable[[], uuid.UUID]) -> None:
         self._work = work
         self._new_id = new_id
         self._marker_id = new_id()
-        self._results: list[T] = []  # filled as soon as a COMMIT has been sent
+        self._results: list[T] = []  # filled once a COMMIT is about to be sent
 
     def run(self, engine: Engine, cancellable: _CancellableConnection) -> T:
         with _translate_errors(), cancellable.connect(engine) as connection, _track_active():
@@ -334,8 +332,8 @@ class _RetryableTransaction(Generic[T]):
             return result
 
     def _is_committed(self, connection: Connection) -> bool:
-        """Whether the COMMIT whose answer was lost has been made. Inserting the same mark waits out
-        the old backend.
+        """Whether the COMMIT whose answer was lost took effect. Inserting the same marker waits for
+        the old backend to finish.
         """
         try:
             _insert_commit_marker(connection, self._marker_id)
@@ -343,7 +341,7 @@ class _RetryableTransaction(Generic[T]):
             if _sqlstate(error) != "23505":
                 raise
             connection.rollback()
-            # its wait proves that a synchronous standby has the first
+            # Waiting for this commit proves that a synchronous standby has the first one.
             _insert_commit_marker(connection, self._new_id())
             _commit(connection)
             return True
@@ -364,8 +362,8 @@ _MAX_PRUNED = 10_000
 
 
 def prune_commit_markers(connection: Connection) -> bool:
-    """Deletes marks that no lost COMMIT can ask for any more, up to so many; whether there may be
-    more.
+    """Deletes up to a page of markers that no lost COMMIT can need any more. Returns whether there
+    may be more.
     """
     return (
         connection.execute(_PRUNE_COMMIT_MARKERS, {"age": "1 hour", "limit": _MAX_PRUNED}).rowcount
@@ -374,8 +372,8 @@ def prune_commit_markers(connection: Connection) -> bool:
 
 
 def _commit(connection: Connection) -> None:
-    """Commits. A warning 01000 says that the wait for a standby was cut short: then nobody
-    knows.
+    """Commits. Warning 01000 means that the wait for a standby was interrupted, so the outcome is
+    unknown.
     """
     driver = connection.connection.driver_connection
     warnings: list[str] = []
@@ -414,7 +412,7 @@ def _track_active() -> Iterator[None]:
 
 @contextmanager
 def _translate_errors() -> Iterator[None]:
-    """Database errors as what they mean for the caller."""
+    """Translates database errors into errors that callers understand."""
     try:
         yield
     except (InterfaceError, PoolTimeout) as error:
@@ -423,7 +421,7 @@ def _translate_errors() -> Iterator[None]:
         state = _sqlstate(error)
         if state.startswith(_DATA_ERROR_CLASSES):
             diagnosis = getattr(error.orig, "diag", None)
-            # the primary message only: the detail holds the row, and with it a token
+            # Only the primary message: the detail contains the row, and with it a token.
             primary_message = getattr(diagnosis, "message_primary", "") or ""
             raise ConstraintViolation(
                 state, getattr(diagnosis, "constraint_name", "") or "", primary_message
@@ -444,7 +442,7 @@ def _translate_errors() -> Iterator[None]:
 
 
 def _needs_other_connection(error: DBAPIError) -> bool:
-    """Whether it may succeed on another connection."""
+    """Whether another connection may succeed."""
     state = _sqlstate(error)
     return state in _OTHER_CONNECTION_STATES and (
         state != "0A000" or _STALE_PLAN in str(error.orig)

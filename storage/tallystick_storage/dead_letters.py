@@ -1,5 +1,5 @@
-"""Dead letters, the same in every schema that has some: what is not tried again before a person has
-decided.
+"""Dead letters, the same in every schema that has them: operations that are not retried until an
+operator decides.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tallystick_storage.outbox import insert_into_outbox
 
 @dataclass(slots=True)
 class NewDeadLetter:
-    """What is set aside, and why; `resource_name` is "{collection}/{id}"."""
+    """An operation to dead-letter, and the cause; `resource_name` is "{collection}/{id}"."""
 
     resource_name: str
     cause: str
@@ -28,8 +28,8 @@ class NewDeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterFilter:
-    """Which dead letters: those that meet every criterion; "" and None are none. `state` is no
-    criterion of a call that changes them: it is OPEN.
+    """Selects the dead letters that match every criterion; "" and None match everything. Calls that
+    change dead letters ignore `state`: they apply to OPEN ones only.
     """
 
     state: str = ""
@@ -109,8 +109,8 @@ _CONDITIONS = {
 
 
 def insert(connection: Connection, items: Sequence[NewDeadLetter]) -> Sequence[Row[Any]]:
-    """Sets subjects aside that have no open dead letter; the dead letters, each with the outbox row
-    in which all are to be recorded.
+    """Dead-letters the resources that have no open dead letter. Returns the new dead letters, each
+    with the outbox row in which all are to be recorded.
     """
     return connection.execute(_INSERT, {"items": encode_rows(items)}).all()
 
@@ -125,8 +125,8 @@ def end(
     *,
     ids: Sequence[str] | None = None,
 ) -> Sequence[Row[Any]]:
-    """Ends the open dead letters of subjects, or those of them with these ids; those that ended by
-    it, each with the outbox row in which all are recorded.
+    """Closes the open dead letters of resources, or only those with the given ids. Returns the ones
+    that it closed, each with the outbox row in which all are recorded.
     """
     values = {
         "resource_names": list(resource_names),
@@ -139,12 +139,12 @@ def end(
 
 
 def is_open(connection: Connection, resource_name: str) -> bool:
-    """Whether a subject is a dead letter now."""
+    """Whether a resource has an open dead letter."""
     return bool(connection.execute(_IS_OPEN, {"resource_name": resource_name}).scalar_one())
 
 
 def has_cause(connection: Connection, resource_name: str, cause: str) -> bool:
-    """Whether a subject is, or ever was, a dead letter of that cause."""
+    """Whether a resource has, or ever had, a dead letter with that cause."""
     return bool(
         connection.execute(
             _HAS_CAUSE, {"resource_name": resource_name, "cause": cause}
@@ -183,7 +183,7 @@ def list_open_after(
 
 
 def count_open(connection: Connection, filters: DeadLetterFilter) -> Sequence[Row[Any]]:
-    """How many open dead letters there are, by cause and provider."""
+    """The number of open dead letters by cause and provider."""
     return connection.execute(*_query(_COUNT_OPEN, filters)).all()
 
 
@@ -196,9 +196,7 @@ def now(connection: Connection) -> datetime:
 def _query(
     statement: str, filters: DeadLetterFilter, **parameters: Any
 ) -> tuple[TextClause, dict[str, Any]]:
-    """A statement with only the criteria that are set, so that the planner can use their
-    indexes.
-    """
+    """A statement with only the criteria that are set, so that the planner can use indexes."""
     values = {name: value for name in _CONDITIONS if (value := getattr(filters, name))}
     criteria = " and ".join(_CONDITIONS[name] for name in values) or "true"
     return text(statement.format(columns=_COLUMNS, criteria=criteria)), {**parameters, **values}

@@ -1,4 +1,4 @@
-"""Work that one process does at a time for all of them."""
+"""Leases for work that only one process does at a time."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _ACQUIRE = text("""
 def try_acquire_lease(
     connection: Connection, name: str, owner_id: UUID, lease_seconds: float
 ) -> bool:
-    """Whether this holder does the work for the next so many seconds; it keeps its turn as long as
-    it comes back in time.
+    """Whether this process is the leader for the next `lease_seconds` seconds. It stays the leader
+    as long as it renews in time.
     """
     values = {"name": name, "owner_id": owner_id, "seconds": f"{lease_seconds} seconds"}
     return connection.execute(_ACQUIRE, values).one_or_none() is not None

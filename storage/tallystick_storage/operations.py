@@ -1,8 +1,8 @@
-"""Demands on providers, the same in every schema that makes some: their attempts, who works on
-them, and when they are taken up again.
+"""The operation queue and its attempts; the tables are the same in every schema that calls
+providers.
 
-Locks: attempts, operations, then whatever a service has of its own, and dead letters last; each by
-id, and all due work of a transaction in one pass.
+Locks: attempts, operations, then the service's own tables, and dead letters last. Each table is
+locked by id, and all operations of a transaction in one pass.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tallystick_storage.database import encode_rows
 
 @dataclass(slots=True)
 class AttemptResult:
-    """What the provider said to an attempt; a fact, stored whoever holds the lease."""
+    """The provider's answer to an attempt. It is a fact, stored whoever holds the lease."""
 
     operation_id: str
     attempt_number: int
@@ -32,12 +32,12 @@ class AttemptResult:
 
 @dataclass(slots=True)
 class Reschedule:
-    """A demand that is taken up again in `delay_seconds`, None: when a person says so.
-    `maybe_sent`: it may have been sent under this lease.
+    """When to run an operation next: after `delay_seconds`, or (None) only when an operator
+    requeues it. `maybe_sent`: it may have been sent under this lease.
 
-        `not_found_count`: how often the provider did not know it since it may last have been sent;
-        `retry_counts`: how often each kind of trouble has come; `expire_after_seconds`: without a
-        delay, the seconds after which its time is up, and it is to be ended; None: never.
+    `not_found_count` counts the lookups that found nothing since it may last have been sent.
+    `retry_counts` counts the retries for each retry reason. `expire_after_seconds` applies without
+    a delay: the seconds after which the operation expires and must be ended; None: never.
     """
 
     operation_id: str
@@ -50,7 +50,7 @@ class Reschedule:
     retry_reason: str
     detail: str
     phase: str
-    """What it waits for, as its service names it."""
+    """What the operation waits for, in its service's terms."""
     expire_after_seconds: float | None = None
 
 
@@ -94,7 +94,7 @@ _RESCHEDULE = text("""
         select r.operation_id, r.lease_token, r.maybe_sent, r.not_found_count, r.lookup_only,
             r.retry_reason, r.detail,
             r.phase, r.expire_after_seconds,
-            -- what is to end meanwhile is not set aside
+            -- an operation that is to end meanwhile is not dead-lettered
             case when op.has_changed then coalesce(r.delay_seconds, '0')
                 else r.delay_seconds end as delay_seconds,
             case when op.has_changed and r.delay_seconds is null then '{}'
@@ -112,7 +112,7 @@ _RESCHEDULE = text("""
             else clock() + cast(r.delay_seconds || ' seconds' as interval) end,
         expire_time = case when r.delay_seconds is null
             then clock() + make_interval(secs => r.expire_after_seconds) end,
-        -- what is set aside is nobody's: who held it is fenced
+        -- a dead letter has no holder: the last one is fenced
         lease_token = op.lease_token + (r.delay_seconds is null)::int,
         maybe_sent = op.maybe_sent or r.maybe_sent, sent_time = case when r.maybe_sent then clock()
             else op.sent_time end,
@@ -159,8 +159,8 @@ _RENEW_LEASES = text("""
 def renew_leases(
     connection: Connection, operation_ids: Sequence[str], lease_seconds: float
 ) -> dict[str, int]:
-    """Leases demands, whoever holds them, for `lease_seconds` seconds: operation_id to lease token.
-    For what a person has decided, and must happen now.
+    """Leases operations for `lease_seconds` seconds, even if another process holds them. Returns
+    the lease token by operation_id. For an operator's decision that must take effect immediately.
     """
     leases = connection.execute(
         _RENEW_LEASES, {"operations": list(operation_ids), "lease": f"{lease_seconds} seconds"}
@@ -171,11 +171,11 @@ def renew_leases(
 def record_attempt_results(
     connection: Connection, results: Sequence[AttemptResult]
 ) -> dict[tuple[str, int], AttemptResult]:
-    """Writes down what providers said; an attempt that has ended keeps its outcome.
+    """Stores what providers answered. An attempt that has ended keeps its outcome.
 
-    Two holders may tell of one attempt at a time; then the first final answer counts, or the last
-    if none is. Returns the final answers that stand now, by demand and attempt number, whoever gave
-    them.
+    Two lease holders may report on one attempt at the same time. The first final answer counts, or
+    the last answer if none is final. Returns the stored final answers by operation id and attempt
+    number, including those stored before.
     """
     chosen: dict[tuple[str, int], AttemptResult] = {}
     for result in results:
@@ -205,22 +205,22 @@ def record_attempt_results(
 
 
 def lock_open_attempts(connection: Connection, operation_ids: list[str]) -> set[str]:
-    """Locks the attempts of demands that have not ended, so that no answer is written down
-    meanwhile; the demands of those.
+    """Locks the open attempts of operations, so that no answer is stored meanwhile. Returns the ids
+    of the operations that have one.
     """
     return set(connection.execute(_LOCK_OPEN_ATTEMPTS, {"operations": operation_ids}).scalars())
 
 
 def lock(connection: Connection, operation_ids: Sequence[str]) -> None:
-    """Locks the due work of demands, for a transaction that changes it in several statements, or
-    dead letters before it.
+    """Locks operations, for a transaction that changes them in several statements or that locks
+    dead letters afterwards.
     """
     connection.execute(_LOCK, {"operations": list(operation_ids)})
 
 
 def reschedule(connection: Connection, reschedules: Sequence[Reschedule]) -> dict[str, bool]:
-    """Gives leases back, as far as they still hold; for the demands of those whether they are set
-    aside. One of which something else is wanted by now is not.
+    """Gives back the leases that are still valid. Returns by operation id whether the operation is
+    dead-lettered. An operation whose request changed meanwhile is not dead-lettered.
     """
     return {
         row.operation_id: row.is_dead_lettered
@@ -229,20 +229,20 @@ def reschedule(connection: Connection, reschedules: Sequence[Reschedule]) -> dic
 
 
 def requeue(connection: Connection, operation_ids: Sequence[str]) -> None:
-    """Makes demands due that were set aside."""
+    """Schedules dead-lettered operations again."""
     connection.execute(_REQUEUE, {"operations": list(operation_ids)})
 
 
 def lock_overdue(connection: Connection, limit: int) -> list[str]:
-    """Locks up to so many demands that were set aside, and whose time is up."""
+    """Locks up to `limit` dead-lettered operations that have expired."""
     return list(connection.execute(_LOCK_OVERDUE, {"limit": limit}).scalars())
 
 
 def claim_dead_lettered(
     connection: Connection, operation_id: str, lease_seconds: float
 ) -> int | None:
-    """Leases a demand that was set aside, which is due again; its lease token, or None if it is
-    not, or somebody holds it.
+    """Leases a dead-lettered operation and schedules it again. Returns its lease token, or None if
+    it is not dead-lettered or is leased.
     """
     return connection.execute(
         _CLAIM_DEAD_LETTERED, {"operation_id": operation_id, "lease": f"{lease_seconds} seconds"}
@@ -258,7 +258,7 @@ _CLAIM = text("""
         update operation op set lease_until = clock() + cast(:lease as interval),
             lease_token = op.lease_token + 1, maybe_sent = op.maybe_sent or op.is_leased,
                 is_leased = true,
-            -- a dead holder may have sent it until then
+            -- a crashed holder may have sent it until its lease expired
             sent_time = case when op.is_leased then greatest(op.sent_time, op.lease_until)
                 else op.sent_time end,
             not_found_count = case when op.is_leased then 0 else op.not_found_count end,
@@ -276,8 +276,8 @@ _FIND_HELD = text("""
 
 
 def find_held(connection: Connection, operation_ids: Sequence[str]) -> dict[str, int]:
-    """Of the demands those that somebody holds, and of which nothing else has been wanted since:
-    operation_id to lease token.
+    """Returns the operations that are leased and whose request has not changed since: lease token
+    by operation_id.
     """
     return {
         row.operation_id: row.lease_token
@@ -286,7 +286,7 @@ def find_held(connection: Connection, operation_ids: Sequence[str]) -> dict[str,
 
 
 _LIST_PROVIDERS = text("""
-    -- one step of the index for each provider, however many rows it has
+    -- one index probe per provider, however many rows it has
     with recursive p (provider) as (
         select min(provider) from operation where ready_time is not null
         union all
@@ -312,21 +312,23 @@ _COUNT_BACKLOG = text("""
 def claim(
     connection: Connection, provider: str, limit: int, lease_seconds: float
 ) -> dict[str, int]:
-    """Leases up to `limit` demands on a provider that are due and that nobody holds, for
-    `lease_seconds` seconds: operation_id to lease token.
+    """Leases up to `limit` operations of a provider that are due and not leased, for
+    `lease_seconds` seconds. Returns the lease token by operation_id.
     """
     parameters = {"provider": provider, "limit": limit, "lease": f"{lease_seconds} seconds"}
     return {row.operation_id: row.lease_token for row in connection.execute(_CLAIM, parameters)}
 
 
 def list_providers(connection: Connection) -> list[str]:
-    """The providers of whatever may be claimed, also those that are not configured any more."""
+    """The providers of all operations that may be claimed, including providers that are no longer
+    configured.
+    """
     return list(connection.execute(_LIST_PROVIDERS).scalars())
 
 
 def release_leases(connection: Connection, lease_tokens: Mapping[str, int]) -> None:
-    """Ends the leases that still hold. Who takes such work up next regards it as sent, as after a
-    lease that ran out.
+    """Ends the leases that are still valid. The next holder treats such an operation as possibly
+    sent, as after a lease that expired.
     """
     leases = [
         {"operation_id": operation_id, "lease_token": token}
@@ -336,7 +338,7 @@ def release_leases(connection: Connection, lease_tokens: Mapping[str, int]) -> N
 
 
 def count_backlog(connection: Connection, provider: str, phase: str, limit: int) -> int:
-    """How many demands on a provider are in a phase, dead letters apart, counted up to `limit`."""
+    """Counts the operations of a provider in a phase, without dead letters, up to `limit`."""
     return int(
         connection.execute(
             _COUNT_BACKLOG, {"provider": provider, "phase": phase, "limit": limit}
@@ -351,7 +353,7 @@ _HAS_RETRY_REASON = text("""
 
 
 def has_retry_reason(connection: Connection, operation_id: str, retry_reason: str) -> bool:
-    """Whether a demand has met a kind of trouble since it was last revived, or meets it now."""
+    """Whether an operation has had a retry reason since it was last requeued, or has it now."""
     return bool(
         connection.execute(
             _HAS_RETRY_REASON, {"operation_id": operation_id, "retry_reason": retry_reason}
@@ -367,5 +369,5 @@ _LIST_ATTEMPTS = text("""
 
 
 def list_attempts(connection: Connection, operation_id: str) -> Sequence[Row[Any]]:
-    """Every attempt at a demand, oldest first."""
+    """Every attempt of an operation, oldest first."""
     return connection.execute(_LIST_ATTEMPTS, {"operation_id": operation_id}).all()

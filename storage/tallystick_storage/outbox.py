@@ -1,5 +1,5 @@
-"""The outbox, the same in every schema that has one: what each transaction changed, deleted once
-EventService has it; and the events that EventService refuses.
+"""The outbox, the same in every schema that has one. It holds the changes of each transaction until
+EventService has them, and the events that EventService rejects.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from sqlalchemy import Connection, text
 
 @dataclass(frozen=True, slots=True)
 class OutboxRow:
-    """What a transaction has to tell: `request` is a BatchPublishRequest with so many events,
-    serialized; it may hold more than EventService takes.
+    """The events of one transaction. `request` is a serialized BatchPublishRequest with
+    `event_count` events; it may hold more than EventService accepts in one call.
     """
 
     sequence: int
     event_count: int
     request: bytes
     rejected_aggregates: Sequence[str] = ()
-    """The aggregates of its events of which EventService refuses an earlier event."""
+    """The aggregates of its events that have an earlier event rejected by EventService."""
 
 
 @dataclass(frozen=True, slots=True)
 class RejectedEvent:
-    """An event, serialized, that EventService refuses, or that waits until an earlier one of its
+    """A serialized event that EventService rejects, or that waits until an earlier event of its
     aggregate is published.
     """
 
@@ -35,8 +35,8 @@ class RejectedEvent:
 
 
 _STORE_EVENTS = text("update outbox set request = :request where sequence = :sequence")
-# An aggregate's later change draws its sequence number under the aggregate's lock, when the earlier
-# one is committed: in this order none overtakes.
+# A change draws its sequence number under the aggregate's lock, after the earlier change is
+# committed. Reading in this order therefore never reorders an aggregate's changes.
 _LIST_UNPUBLISHED = text("""
     select o.sequence, cardinality(o.versions) as event_count, o.request, case
         when exists (select from rejected_aggregate)
@@ -48,8 +48,8 @@ _DELETE_PUBLISHED = text("delete from outbox where sequence = any (cast(:sequenc
 
 
 def insert_into_outbox(source: str, aggregate: str, version: str = "version") -> str:
-    """The part of a statement that names what another part, `source`, has changed: by an
-    aggregate's id and its version, in one row of the outbox, if any.
+    """Returns the part of a statement that inserts one outbox row for the changes that the CTE
+    `source` made, if any. Each change is named by aggregate id and version.
     """
     return f"""outbox_sequence as (
         insert into outbox (aggregate_ids, versions) select array_agg({aggregate}),
@@ -58,13 +58,15 @@ def insert_into_outbox(source: str, aggregate: str, version: str = "version") ->
 
 
 def store_events(connection: Connection, sequence: int, request: bytes) -> None:
-    """Says in events what the row names. Without it the transaction does not commit."""
+    """Stores the events of the changes that the outbox row names. Without them the transaction does
+    not commit.
+    """
     connection.execute(_STORE_EVENTS, {"sequence": sequence, "request": request})
 
 
 def list_unpublished(connection: Connection, limit: int) -> list[OutboxRow]:
-    """What EventService has not confirmed, up to so many rows; the changes of an aggregate in
-    order, from its first on.
+    """Up to `limit` rows that EventService has not confirmed. The changes of each aggregate are in
+    order, starting with its first.
     """
     result = connection.execute(_LIST_UNPUBLISHED, {"limit": limit})
     return [
@@ -74,11 +76,11 @@ def list_unpublished(connection: Connection, limit: int) -> list[OutboxRow]:
 
 
 def delete_published(connection: Connection, sequences: Sequence[int]) -> None:
-    """Forgets what EventService has confirmed."""
+    """Deletes rows that EventService has confirmed."""
     connection.execute(_DELETE_PUBLISHED, {"sequences": list(sequences)})
 
 
-# The first delay of an aggregate, then twice as long each time.
+# The delay of an aggregate: the first one, then doubled each time.
 _DELAY = "least(2 ^ least({rejection_count}, 16), 300) * interval '1 second'"
 _STORE_REJECTED_AGGREGATES = text(f"""
     insert into rejected_aggregate (aggregate_id, rejection_count, next_attempt_time, detail)
@@ -134,7 +136,7 @@ _FIND_REJECTED_AGGREGATES = text(
 def find_rejected_aggregates(
     connection: Connection, aggregate_ids: Sequence[str]
 ) -> frozenset[str]:
-    """Those of the aggregates of which EventService refuses an event."""
+    """The given aggregates that have an event rejected by EventService."""
     return frozenset(
         connection.execute(
             _FIND_REJECTED_AGGREGATES, {"aggregate_ids": list(aggregate_ids)}
@@ -145,8 +147,8 @@ def find_rejected_aggregates(
 def store_rejected_events(
     connection: Connection, details: Mapping[str, str], events: Sequence[RejectedEvent]
 ) -> None:
-    """Stores events that wait: each aggregate's from the one that EventService refuses on.
-    `details`: why, by aggregate, for those not known to be refused yet.
+    """Stores events that wait: those of each aggregate from the rejected one on. `details` gives
+    the reason by aggregate, for aggregates not yet known to be rejected.
     """
     aggregates = sorted({event.aggregate_id for event in events})
     connection.execute(
@@ -167,8 +169,8 @@ def store_rejected_events(
 def list_due_events(
     connection: Connection, max_aggregates: int, max_per_aggregate: int
 ) -> list[RejectedEvent]:
-    """The first events of up to so many aggregates that are to be tried again now, up to so many of
-    each, in order.
+    """The first events of up to `limit` aggregates that are due for another try, a limited number
+    per aggregate, in order.
     """
     result = connection.execute(
         _LIST_DUE_EVENTS, {"limit": max_aggregates, "limit_each": max_per_aggregate}
@@ -179,13 +181,13 @@ def list_due_events(
 def record_retries(
     connection: Connection, published_events: Sequence[RejectedEvent], details: Mapping[str, str]
 ) -> None:
-    """Deletes events that EventService has taken; the aggregates of which it refuses one
-    (`details`: why) wait longer.
+    """Deletes events that EventService has accepted. Aggregates with a rejected event (`details`:
+    the reason) wait longer.
     """
     aggregates = sorted({event.aggregate_id for event in published_events} | details.keys())
     connection.execute(
         _LOCK_AGGREGATES, {"aggregate_ids": aggregates}
-    )  # whoever adds an event meanwhile does it before, and the next statements see it, or after
+    )  # a concurrent insert comes either before, and the next statements see it, or after
     keys = {
         "aggregate_ids": [event.aggregate_id for event in published_events],
         "versions": [event.version for event in published_events],

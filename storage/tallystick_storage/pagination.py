@@ -1,4 +1,4 @@
-"""Lists, newest first: the part of a statement that says which rows come next."""
+"""Pagination, newest first: the part of a statement that selects the next rows."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from sqlalchemy import Connection, text
 _MAX_CANDIDATES = 2_000
 
 PageKey = tuple[datetime, str]
-"""What lists are in order of: a time, and an id."""
+"""The sort key of lists: a time and an id."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """The keys of what a page may show, as SQL in order, with its values. `last_key`: the last of
-    them if there may be more below it.
+    """The keys of the candidates for a page, as ordered SQL with its values. `last_key` is the last
+    of them if there may be more after it.
     """
 
     select: str
@@ -37,10 +37,10 @@ def find_candidates(
     has_other_filters: bool,
 ) -> Candidates:
     """The keys (create_time, id) of a table's rows `k`, as `newest_first` finds them by an index.
-    `has_other_filters`: other filters apply to what they name.
+    `has_other_filters`: further filters apply to the rows that the keys name.
 
-    What is sifted may hold little that fits, so a page looks at the newest 2,000 keys and no more:
-    however rare it is, a page is quick.
+    Such filters may match few rows, so a page reads the newest 2,000 keys and no more. A page is
+    therefore fast even if matches are rare.
     """
     key = f"k.create_time, k.{id_column}"
     where, values = newest_first(filters, criteria, f"({key})", before)
@@ -65,8 +65,8 @@ def find_candidates(
 def newest_first(
     filters: Mapping[str, str], criteria: object, key: str, before: PageKey | None
 ) -> tuple[str, dict[str, Any]]:
-    """A where-clause and its values. `filters`: the condition for each field of `criteria` that is
-    not None; `before`: the last `key` of the page before.
+    """Returns a where-clause and its values. `filters` is the condition for each field of
+    `criteria` that is not None; `before` is the last `key` of the previous page.
     """
     values: dict[str, Any] = {
         name: value for name in filters if (value := getattr(criteria, name)) is not None

@@ -1,4 +1,4 @@
-"""The command `tallystick` as people and scripts meet it: help, errors, tables, JSON, colours."""
+"""The command `tallystick` for people and scripts: help, errors, tables, JSON, colours."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_help_imports_nothing_slow() -> None:
 
 
 def test_serve_knows_every_service() -> None:
-    """The services that the command line offers are those of the settings."""
+    """The command line offers the services of the settings."""
     assert [str(name) for name in ServiceName] == ["all", *SERVICES]
 
 
@@ -150,7 +150,7 @@ def test_serve_knows_every_service() -> None:
     ],
 )
 def test_wrong_usage_names_the_option_and_what_is_right(arguments: str, expected: str) -> None:
-    """Wrong usage is one line on standard error that names the option and what would be right, and
+    """Wrong usage is one line on standard error that names the option and the expected value, and
     exit code 2.
     """
     completed = run_command(*arguments.split())
@@ -175,7 +175,7 @@ def test_an_internal_error_shows_no_traceback_and_no_value(monkeypatch: pytest.M
 
 
 def test_an_unreachable_platform_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If nothing listens at the address, the command names it, and what to do."""
+    """If nothing listens at the address, the command names the address and the remedy."""
     monkeypatch.setattr(
         operator_calls, "ClientSettings", functools.partial(ClientSettings, attempts=1)
     )
@@ -188,8 +188,8 @@ def test_an_unreachable_platform_is_one_sentence(monkeypatch: pytest.MonkeyPatch
 def test_a_listing_is_plain_text_except_on_a_terminal(
     platform: ServedPlatform, dead_letter_id: str
 ) -> None:
-    """In a pipe a listing is aligned text with its headings and nothing else; on a terminal it is
-    formatted, without colours if NO_COLOR is set.
+    """In a pipe a listing is plain aligned text with its headings; on a terminal it is formatted,
+    without colours if NO_COLOR is set.
     """
     arguments = ("dead-letters", "list", "--address", platform.address)
     headings, *rows = run_command(*arguments).stdout.splitlines()
@@ -210,8 +210,8 @@ def test_a_listing_is_plain_text_except_on_a_terminal(
 def test_a_listing_in_json_is_one_object_a_line(
     platform: ServedPlatform, dead_letter_id: str
 ) -> None:
-    """`--json` prints each item as one line with every key, whether it is set or not; also on a
-    terminal it has no colours.
+    """`--json` prints each item as one line with every key, whether it is set or not, and without
+    colours even on a terminal.
     """
     arguments = ("dead-letters", "list", "--json", "--address", platform.address)
     values = [json.loads(line) for line in run_command(*arguments).stdout.splitlines()]
@@ -223,7 +223,7 @@ def test_a_listing_in_json_is_one_object_a_line(
 
 def test_an_empty_listing_says_what_there_is_none_of(platform: ServedPlatform) -> None:
     """A listing without items says so on standard error, with its filters; its output is empty,
-    and in JSON there is nothing but the output.
+    with `--json` too.
     """
     for arguments, expected in (
         (("dead-letters", "list", "--service", "payout"), "No open dead letters in the payout"),
@@ -239,8 +239,8 @@ def test_an_empty_listing_says_what_there_is_none_of(platform: ServedPlatform) -
 
 
 def test_json_has_every_key_at_every_depth() -> None:
-    """A message's JSON has the keys of the contract also where nothing is set, with null for what
-    has no default.
+    """The JSON of a message always has all keys of the contract, with null for unset fields without
+    a default.
     """
     item = payout_pb2.PayoutBatchItem(payout=payout_pb2.Payout(payout_id="p-1"))
     value = messages.to_json(item)
@@ -257,7 +257,9 @@ def test_data_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_a_stopped_bulk_retry_says_how_far_it_came() -> None:
-    """If a bulk retry fails on its way, the error tells how many dead letters it had processed."""
+    """If a bulk retry fails before its end, the error states how many dead letters it had
+    processed.
+    """
     response = payment_service_pb2.RetryDeadLettersResponse
     responses = iter(
         [response(matched=3), response(matched=2, retried=2, next_page_token="next"), None]
@@ -277,8 +279,8 @@ def test_a_stopped_bulk_retry_says_how_far_it_came() -> None:
 
 
 def test_migrate_shows_progress_and_prints_json(scratch_database: DatabaseUrls) -> None:
-    """`migrate --json` prints one object with the schemas; its progress is on standard error, a
-    line for each schema where there is no terminal.
+    """`migrate --json` prints one object with the schemas; its progress is on standard error, with
+    a line for each schema if there is no terminal.
     """
     completed = run_command(
         "migrate",
@@ -297,7 +299,7 @@ def test_migrate_shows_progress_and_prints_json(scratch_database: DatabaseUrls) 
 def test_a_closed_pipe_ends_quietly(
     platform: ServedPlatform, dead_letter_id: str, arguments: str
 ) -> None:
-    """Where nobody reads the output any more, a command ends as by SIGPIPE, without a word."""
+    """When the reader of its output has gone, a command ends silently, as by SIGPIPE."""
     with subprocess.Popen(
         [*_CLI, *arguments.split()],
         env={**os.environ, "TALLYSTICK_SERVER__LISTEN": platform.address},

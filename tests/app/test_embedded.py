@@ -1,5 +1,5 @@
-"""The embedded PostgreSQL: what may be wrong with its folder is mended, or said in one sentence,
-and nobody else's server is touched.
+"""The embedded PostgreSQL repairs a damaged folder or reports it in one sentence, and never touches
+another server.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.support.platform import ROOT, eventually
 
 @pytest.fixture(scope="module")
 def cluster_folder() -> Iterator[Path]:
-    """A folder with a cluster, which no server runs on."""
+    """A folder with a cluster on which no server runs."""
     folder = Path(tempfile.mkdtemp(prefix="embedded-", dir=ROOT / ".data"))
     embedded = EmbeddedPostgres(folder / "postgres", fsync=False)
     embedded.start()
@@ -54,8 +54,8 @@ def can_query(folder: Path) -> bool:
 
 
 def test_a_stale_pid_file_is_no_obstacle(cluster_copy: Path) -> None:
-    """A postmaster.pid that is empty, or names a process of somebody else, is removed; that process
-    is left alone.
+    """A postmaster.pid that is empty, or names an unrelated process, is removed; that process keeps
+    running.
     """
     pid_file = cluster_copy / "postgres" / "data" / "postmaster.pid"
     pid_file.write_text("")
@@ -81,8 +81,8 @@ def test_a_stale_pid_file_is_no_obstacle(cluster_copy: Path) -> None:
     ],
 )
 def test_what_is_broken_is_named(cluster_copy: Path, path: str, said: str) -> None:
-    """A wrong password or a broken file ends in one sentence with PostgreSQL's own cause, at once,
-    and nothing is deleted.
+    """A wrong password or a broken file immediately ends in one sentence with PostgreSQL's own
+    cause, and nothing is deleted.
     """
     (cluster_copy / "postgres" / path).write_text("x\n")
     before = sorted(cluster_copy.rglob("*"))
@@ -104,7 +104,7 @@ def test_without_user_namespaces_root_becomes_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As root on a machine that refuses user namespaces the server runs as nobody, below folders
-    that all may enter.
+    that every user may enter.
     """
     root = Path(tempfile.mkdtemp(prefix="tally-"))
     root.chmod(0o755)
@@ -130,8 +130,8 @@ def test_without_user_namespaces_root_becomes_nobody(
 
 
 def test_verify_reads_what_is_there_and_makes_nothing(cluster_copy: Path) -> None:
-    """verify runs beside a process that has the database, and refuses a folder that has none rather
-    than passing an empty one.
+    """verify runs while another process uses the database, and rejects a folder without one instead
+    of passing an empty one.
     """
     settings = Settings().replace(data_dir=cluster_copy)
     with (
@@ -151,8 +151,8 @@ def test_verify_reads_what_is_there_and_makes_nothing(cluster_copy: Path) -> Non
 
 
 def test_a_role_keeps_a_password_that_is_not_known_here(cluster_copy: Path) -> None:
-    """A migration from another folder does not shut out who uses the database; only --new-passwords
-    does.
+    """A migration from another folder does not lock out the users of the database; only
+    --new-passwords does.
     """
     with open_databases(
         Settings().replace(data_dir=cluster_copy), lambda _: None, fsync=False
@@ -183,8 +183,8 @@ def test_a_role_keeps_a_password_that_is_not_known_here(cluster_copy: Path) -> N
 
 
 def test_lost_passwords_of_the_embedded_database_are_made_anew(cluster_copy: Path) -> None:
-    """The folder is ours alone while we hold it: nobody is shut out when the file with the
-    generated passwords is gone.
+    """While we hold the folder's lock nobody else uses it: a missing file of generated passwords
+    locks nobody out.
     """
     for _ in range(2):
         with open_databases(

@@ -1,4 +1,4 @@
-"""`tallystick serve` and its like as processes: alone and together, starting, draining, and
+"""`tallystick serve` and related commands as processes: alone and together, starting, draining, and
 refusing to start.
 """
 
@@ -61,7 +61,7 @@ def test_services_run_as_processes_of_their_own(
     scratch_database: DatabaseUrls, tmp_path: Path
 ) -> None:
     """payment, ledger, wallet and event as four processes with four roles, and the sandbox as a
-    fifth, carry the same checkout.
+    fifth, process the same checkout.
     """
     address = {name: free_address() for name in ("payment", "ledger", "wallet", "event", "sandbox")}
     urls = {name: scratch_database.service(name).replace("+psycopg", "") for name in address}
@@ -110,8 +110,8 @@ def test_services_run_as_processes_of_their_own(
 
 
 def test_sigterm_drains(scratch_database: DatabaseUrls) -> None:
-    """SIGTERM: health goes NOT_SERVING, the call in flight gets its answer, the payment is settled,
-    the process exits 0.
+    """SIGTERM: health becomes NOT_SERVING, the call in flight gets its answer, the payment is
+    booked, the process exits 0.
     """
     address = free_address()
     environment = {**environment_of(scratch_database), "TALLYSTICK_SERVER__LISTEN": address}
@@ -140,8 +140,8 @@ def test_sigterm_drains(scratch_database: DatabaseUrls) -> None:
 
 
 def test_sigterm_answers_every_caller(scratch_database: DatabaseUrls) -> None:
-    """SIGTERM with 120 callers in flight: each call gets its result or SHUTTING_DOWN with when to
-    come back; none is cancelled.
+    """SIGTERM with 120 callers in flight: each call gets its result or SHUTTING_DOWN with a retry
+    delay; none is cancelled.
     """
     address = free_address()
     environment = {
@@ -169,7 +169,7 @@ def test_sigterm_answers_every_caller(scratch_database: DatabaseUrls) -> None:
                 api_error = from_rpc(error)
                 is_connection_lost = (
                     error.code() is grpc.StatusCode.UNAVAILABLE and not api_error.reason
-                )  # the process has gone: nobody is there to answer
+                )  # the process has gone: nobody can answer
                 response_counts[
                     "lost"
                     if is_connection_lost
@@ -189,7 +189,7 @@ def test_sigterm_answers_every_caller(scratch_database: DatabaseUrls) -> None:
             asyncio.ensure_future(caller(number, channels[number % 12], caller_stop))
             for number in range(120)
         ]
-        # each of them in the middle of something
+        # each of them with a call in flight
         await asyncio.to_thread(eventually, lambda: response_counts["result"] >= 60)
         server.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(server.wait, 60) == 0
@@ -206,8 +206,8 @@ def test_sigterm_answers_every_caller(scratch_database: DatabaseUrls) -> None:
 
 
 def test_who_watches_health_keeps_no_process_up(scratch_database: DatabaseUrls) -> None:
-    """SIGTERM: an open Health.Watch, as load balancers have, and a call that never sent its message
-    are not waited for.
+    """SIGTERM does not wait for an open Health.Watch, as load balancers have, or for a call that
+    never sent its message.
     """
     address = free_address()
     environment = {
@@ -231,7 +231,7 @@ def test_who_watches_health_keeps_no_process_up(scratch_database: DatabaseUrls) 
 
 
 def _pending_messages() -> Iterator[bytes]:
-    """A call's messages, of which none comes in time."""
+    """The messages of a call, none of which arrives in time."""
     threading.Event().wait(20)
     yield b""
 
@@ -262,7 +262,7 @@ def test_what_stands_beside_the_door_refuses_by_name(
 
 
 def test_reflection_lists_every_service(platform_address: str) -> None:
-    """grpcurl's way: the server tells its services and their files."""
+    """With reflection, as grpcurl uses it, the server lists its services and their files."""
     with grpc.insecure_channel(platform_address) as channel:
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)
         responses = list(
@@ -280,14 +280,14 @@ def test_reflection_lists_every_service(platform_address: str) -> None:
 
 
 def test_a_connection_that_pings_too_often_is_closed(platform_address: str) -> None:
-    """A client that sends pings without end is told so, by too_many_pings, and loses its
-    connection; the SDK's own, each 10 s, are taken.
+    """A client that sends pings without end gets too_many_pings and loses its connection; the SDK's
+    pings, every 10 s, are accepted.
     """
     host, _, port = platform_address.rpartition(":")
     with socket.create_connection((host, int(port)), timeout=30) as connection:
         connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
         received_bytes = b""
-        with suppress(OSError):  # it is closed while we send
+        with suppress(OSError):  # the connection is closed while we send
             for _ in range(1000):
                 connection.sendall(b"\0\0\x08\6\0\0\0\0\0" + bytes(8))
         with suppress(ConnectionError):
@@ -303,8 +303,8 @@ def test_a_connection_that_pings_too_often_is_closed(platform_address: str) -> N
 def test_connections_are_renewed_and_looked_after(
     scratch_database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch, option: str, frame: int
 ) -> None:
-    """A connection that has grown old is ended by GOAWAY, so that its caller finds other processes;
-    one whose caller answers no ping is closed.
+    """An old connection is ended by GOAWAY, so that its caller finds other processes; a connection
+    whose caller answers no ping is closed.
     """
     soon = {option, "grpc.keepalive_timeout_ms", "grpc.http2.ping_timeout_ms"}
     monkeypatch.setattr(
@@ -352,7 +352,7 @@ def test_connections_are_renewed_and_looked_after(
 )
 def test_reflection_knows_every_symbol(platform_address: str, symbol: str, file: str) -> None:
     """The file of a service, a method, a field or a oneof is found by its full name, as grpcurl and
-    ghz ask for it; another name is NOT_FOUND.
+    ghz request it; an unknown name is NOT_FOUND.
     """
     with grpc.insecure_channel(platform_address) as channel:
         request = reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol)
@@ -375,7 +375,7 @@ def platform_address(platform: object) -> str:
 
 
 def expect_startup_error(arguments: list[str], environment: dict[str, str]) -> str:
-    """What a command says that must not run; one line."""
+    """The error line of a command that must fail."""
     completed = subprocess.run(
         [*CLI, *arguments],
         env={**os.environ, **environment},
@@ -391,7 +391,7 @@ def expect_startup_error(arguments: list[str], environment: dict[str, str]) -> s
 
 @pytest.fixture
 def toy_migrations(tmp_path: Path) -> Callable[..., str]:
-    """Makes migrations with one more for EventService, and returns their folder."""
+    """Creates a copy of the migrations with one more for EventService, and returns its folder."""
 
     def make_migrations(
         *, minimum: str = "", upgrade: str = "run('event', 'create table toy (a int)')"
@@ -411,7 +411,7 @@ def toy_migrations(tmp_path: Path) -> Callable[..., str]:
 
 
 def use_migrations(monkeypatch: pytest.MonkeyPatch, migrations: str) -> None:
-    """From here on the code has these migrations."""
+    """From here on the code uses these migrations."""
     monkeypatch.setattr(schema, "_MIGRATIONS", migrations)
 
 
@@ -420,7 +420,7 @@ def test_a_database_that_is_behind_is_refused(
     toy_migrations: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Code that is newer than the schema says which service is behind, and what to run."""
+    """Code that is newer than the schema names the outdated service and the command to run."""
     use_migrations(monkeypatch, toy_migrations())
     with pytest.raises(
         StartupError,
@@ -444,8 +444,8 @@ def test_a_newer_schema_is_taken_as_far_as_it_says(
     minimum: str,
     works: bool,
 ) -> None:
-    """While a new migration is in, processes of the old code start again if it declares that they
-    may; otherwise they say that they are too old.
+    """While a new migration is applied, processes of the old code can restart if the migration
+    allows them; otherwise they report that they are too old.
     """
     with monkeypatch.context() as newer:
         use_migrations(newer, toy_migrations(minimum=minimum))
@@ -460,8 +460,8 @@ def test_a_newer_schema_is_taken_as_far_as_it_says(
 def test_a_schema_of_edited_migrations_is_refused(
     scratch_database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same revision made by other SQL, or by code that noted none, is refused by serve and
-    migrate alike; nothing is changed.
+    """serve and migrate reject a revision that was made by other SQL, or by code that recorded
+    none; nothing is changed.
     """
     with psycopg.connect(scratch_database.admin, autocommit=True) as admin:
         comment_row = admin.execute(
@@ -488,8 +488,8 @@ def test_a_migration_waits_for_a_lock_without_holding_others_up(
     toy_migrations: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A migration that does not get a table's lock gives up its place in the queue and tries again;
-    others use the table meanwhile.
+    """A migration that does not get a table's lock leaves the lock queue and tries again; others
+    use the table meanwhile.
     """
     use_migrations(
         monkeypatch,
@@ -526,8 +526,8 @@ def test_a_migration_builds_an_index_while_the_table_is_written(
     toy_migrations: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """build_index works outside a transaction, and builds anew what an interrupted run has left
-    half-built.
+    """build_index works outside a transaction, and rebuilds an index that an interrupted run has
+    left invalid.
     """
     with psycopg.connect(scratch_database.admin, autocommit=True) as admin:
         admin.execute("create index toy_index on event.event (aggregate_id)")
@@ -551,7 +551,7 @@ def test_a_migration_builds_an_index_while_the_table_is_written(
 
 
 def test_a_foreign_holder_of_the_lock_is_named(scratch_database: DatabaseUrls) -> None:
-    """migrate does not wait for ever for its lock, and says who has it."""
+    """migrate waits for its lock for a limited time, and names the session that holds it."""
     with psycopg.connect(scratch_database.admin) as holder:
         holder.execute("select pg_advisory_lock(%s)", (0x7A11,))
         with pytest.raises(
@@ -565,8 +565,8 @@ def test_a_foreign_holder_of_the_lock_is_named(scratch_database: DatabaseUrls) -
 
 
 def test_no_password_reaches_the_servers_log(admin_url: str, tmp_path: Path) -> None:
-    """Passwords go to the server as verifiers: no statement that it may log has one in plain, and
-    roles can log in all the same.
+    """Passwords are sent to the server as verifiers: no statement that it may log contains one in
+    plain text, and roles can still log in.
     """
     with (
         fresh_database(admin_url, tmp_path, migrated=False) as platform_databases,
@@ -575,7 +575,7 @@ def test_no_password_reaches_the_servers_log(admin_url: str, tmp_path: Path) -> 
         log_lines: list[str] = []
         name = str(make_url(platform_databases.admin).database)
         admin.execute(f"alter database {name} set log_statement = 'ddl'")
-        # what is logged is sent to the client as well
+        # Logged statements are sent to the client as well.
         admin.execute(f"alter database {name} set client_min_messages = 'log'")
         real = psycopg.connect
 
@@ -600,8 +600,8 @@ def test_no_password_reaches_the_servers_log(admin_url: str, tmp_path: Path) -> 
 
 
 def test_serve_needs_no_administrator(scratch_database: DatabaseUrls) -> None:
-    """With host and database alone, and the generated passwords, services serve: the
-    administrator's name and password are for migrate.
+    """With only host and database, and the generated passwords, services serve: only migrate needs
+    the administrator's name and password.
     """
     address = free_address()
     bare = make_url(scratch_database.admin)
@@ -617,7 +617,7 @@ def test_serve_needs_no_administrator(scratch_database: DatabaseUrls) -> None:
 
 
 def health_status(address: str) -> int | None:
-    """What health says of the whole process; None if nobody answers."""
+    """The health of the whole process; None if there is no answer."""
     with grpc.insecure_channel(address) as channel:
         try:
             return int(
@@ -630,8 +630,8 @@ def health_status(address: str) -> int | None:
 
 
 def test_a_service_waits_for_its_database_and_health_follows_it() -> None:
-    """Started before PostgreSQL a service waits, NOT_SERVING; while PostgreSQL is frozen or away
-    health is NOT_SERVING, and SERVING again after.
+    """A service that starts before PostgreSQL waits, NOT_SERVING. While PostgreSQL is frozen or
+    stopped health is NOT_SERVING, and afterwards SERVING again.
     """
     folder = Path(tempfile.mkdtemp(prefix="away-", dir=ROOT / ".data"))
     postgres = EmbeddedPostgres(folder / "postgres", fsync=False)
@@ -685,7 +685,9 @@ def test_a_service_waits_for_its_database_and_health_follows_it() -> None:
 
 
 def test_a_service_does_not_wait_for_ever(tmp_path: Path) -> None:
-    """A database that stays away ends the wait with what was wrong, and no advice to migrate."""
+    """If the database remains unavailable, the wait ends with the cause, and without the advice to
+    migrate.
+    """
     environment = {
         "TALLYSTICK_DATABASE__STARTUP_TIMEOUT": "1.5",
         "TALLYSTICK_DATA_DIR": str(tmp_path),
@@ -700,7 +702,7 @@ def test_a_service_does_not_wait_for_ever(tmp_path: Path) -> None:
 
 
 def test_a_database_without_schemas_is_refused(admin_url: str, tmp_path: Path) -> None:
-    """serve on a database that was never migrated says so."""
+    """serve on a database that was never migrated reports that."""
     with fresh_database(admin_url, tmp_path, migrated=False) as platform_databases:
         assert "tallystick migrate" in expect_startup_error(
             ["serve", "all"], environment_of(platform_databases)
@@ -708,8 +710,8 @@ def test_a_database_without_schemas_is_refused(admin_url: str, tmp_path: Path) -
 
 
 def test_migrate_shuts_nobody_out_unasked(scratch_database: DatabaseUrls, tmp_path: Path) -> None:
-    """A folder whose passwords are those of another installation changes none: it is refused, and
-    who is there goes on.
+    """A folder with the passwords of another installation changes none: the command is rejected,
+    and existing users keep working.
     """
     other_passwords = Passwords(tmp_path / "elsewhere" / "passwords.json")
     name = make_url(scratch_database.admin).database or ""
@@ -724,8 +726,8 @@ def test_migrate_shuts_nobody_out_unasked(scratch_database: DatabaseUrls, tmp_pa
 
 
 def test_output_that_nobody_reads_ends_in_silence(scratch_database: DatabaseUrls) -> None:
-    """`tallystick verify | head` and the like: no traceback, and not the exit code of what is
-    wrong.
+    """`tallystick verify | head` and similar commands: no traceback, and another exit code than for
+    violations.
     """
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(
@@ -736,7 +738,7 @@ def test_output_that_nobody_reads_ends_in_silence(scratch_database: DatabaseUrls
 
 
 def test_a_port_in_use_is_one_sentence(scratch_database: DatabaseUrls) -> None:
-    """The address is named, and what to set."""
+    """The error names the address and the setting to change."""
     with socket.create_server(("127.0.0.1", 0)) as occupied_socket:
         address = f"127.0.0.1:{occupied_socket.getsockname()[1]}"
         output = expect_startup_error(
@@ -749,7 +751,7 @@ def test_a_port_in_use_is_one_sentence(scratch_database: DatabaseUrls) -> None:
 
 
 def test_migrating_twice_at_once_is_harmless(admin_url: str, tmp_path: Path) -> None:
-    """Two migrations of one database take turns; both succeed."""
+    """Two concurrent migrations of one database run one after the other; both succeed."""
     with fresh_database(admin_url, tmp_path, migrated=False) as platform_databases:
         runs = [
             subprocess.Popen(
@@ -814,15 +816,13 @@ UNREACHABLE_URL = "postgresql://nobody:secret@127.0.0.1:1/none"
 def test_a_database_out_of_reach_is_one_sentence(
     command: list[str], environment: dict[str, str], said: str, tmp_path: Path
 ) -> None:
-    """Whatever is wrong with a database URL, a command ends in one sentence that tells no
-    password.
-    """
+    """For every invalid database URL a command ends in one sentence that contains no password."""
     full_environment = {
         "TALLYSTICK_DATABASE__URL": "",
         **environment,
         "TALLYSTICK_DATA_DIR": str(tmp_path),
     }
-    # this one comes as far as to serve, which belongs in a process of its own
+    # This URL is accepted until serve starts, which needs a process of its own.
     if "TALLYSTICK_DATABASE__STARTUP_TIMEOUT" in environment:
         sentence = expect_startup_error(command, full_environment)
     else:
@@ -946,8 +946,8 @@ BAD_SETTINGS = [
     ("environment", "said"), BAD_SETTINGS, ids=[said for _, said in BAD_SETTINGS]
 )
 def test_each_bad_setting_is_named(environment: dict[str, str], said: str) -> None:
-    """Configuration is checked at the start, and each error names its setting and what would be
-    right.
+    """The configuration is checked at the start, and each error names its setting and the expected
+    value.
     """
     with pytest.raises(StartupError, match=".") as failure:
         load(environment)
@@ -955,8 +955,8 @@ def test_each_bad_setting_is_named(environment: dict[str, str], said: str) -> No
 
 
 def test_a_file_and_the_environment_over_it(tmp_path: Path) -> None:
-    """A TOML file has the same settings by name; the environment stands over it; an unknown name is
-    refused.
+    """A TOML file has the same settings by name; the environment overrides it; an unknown name is
+    rejected.
     """
     path = tmp_path / "tallystick.toml"
     path.write_text(
@@ -996,14 +996,14 @@ SERVICE_LINKS = {
     "TALLYSTICK_LEDGER_SERVICE_HOST": "10.0.0.2",
     "TALLYSTICK_LEDGER_PORT_7071_TCP": "tcp://10.0.0.2:7071",
 }
-"""What Kubernetes sets in every container beside Services called tallystick and
+"""The variables that Kubernetes sets in every container if there are Services called tallystick and
 tallystick-ledger.
 """
 
 
 def test_settings_do_not_show_secrets() -> None:
-    """The repr of the settings, and of the databases they lead to, holds no token and no database
-    URL, which may have a password in it.
+    """The repr of the settings, and of the resulting database URLs, contains no token and no
+    database URL, which may contain a password.
     """
     url = "postgresql://us:secret-one@host/tallystick"
     urls, of_readers = (
@@ -1049,8 +1049,8 @@ SECRETS_IN_WRONG_PLACES = [
 
 @pytest.mark.parametrize("environment", SECRETS_IN_WRONG_PLACES, ids=",".join)
 def test_an_error_shows_no_secret(environment: dict[str, str]) -> None:
-    """What is wrong with a setting that may hold a password or a token is said without its value,
-    also where one stands in the place of a name.
+    """An error in a setting that may hold a password or a token never shows its value, even if a
+    value stands where a name belongs.
     """
     with pytest.raises(StartupError) as failure:
         load(environment)
@@ -1071,8 +1071,8 @@ def test_an_error_shows_no_secret(environment: dict[str, str]) -> None:
 def test_a_password_that_is_not_encoded_is_shown_by_no_connection_error(
     url: str, said: str
 ) -> None:
-    """A database URL of which a part of the password would be taken for its host, port, database or
-    options is refused, and shown by no traceback.
+    """A database URL is rejected if a part of its password would be parsed as host, port, database
+    or options, and no traceback shows it.
     """
     with pytest.raises(StartupError, match=said) as failure:
         driver_url(url)
@@ -1125,8 +1125,8 @@ EACH_A_TOKEN = Settings().replace(
 def test_payout_service_must_be_known_at_the_start(
     database: DatabaseUrls, names: tuple[str, ...], token: str, payout_service: str, said: str
 ) -> None:
-    """Where services have tokens of their own, none starts whose configuration has WalletService
-    refuse PayoutService's calls; the error names the setting.
+    """If services have tokens of their own, a process refuses to start when WalletService would
+    reject PayoutService's calls; the error names the setting.
     """
     address = dict.fromkeys(SERVICES, "127.0.0.1:1")
     settings = EACH_A_TOKEN.replace(
@@ -1152,7 +1152,7 @@ def test_payout_service_must_be_known_at_the_start(
 def test_services_whose_tokens_fit_start(
     database: DatabaseUrls, names: tuple[str, ...], token: str, payout_service: str
 ) -> None:
-    """WalletService starts where PayoutService's caller is set, or is served by the same
+    """WalletService starts if PayoutService's caller is set, or PayoutService is served by the same
     process.
     """
     address = dict.fromkeys(SERVICES, "127.0.0.1:1")
@@ -1171,8 +1171,8 @@ def test_services_whose_tokens_fit_start(
 
 
 def test_variables_of_kubernetes_are_no_settings(caplog: pytest.LogCaptureFixture) -> None:
-    """Beside a Kubernetes Service of its own name a command starts, and says nothing of the
-    variables that Kubernetes sets.
+    """Next to a Kubernetes Service of its own name a command starts, and ignores the variables that
+    Kubernetes sets.
     """
     assert load(SERVICE_LINKS) == load({})
     assert caplog.records == []
@@ -1180,7 +1180,7 @@ def test_variables_of_kubernetes_are_no_settings(caplog: pytest.LogCaptureFixtur
 
 @pytest.mark.parametrize("service", [name for name in SERVICES if name != "event"])
 def test_a_service_alone_must_know_its_peers(database: DatabaseUrls, service: str) -> None:
-    """A service that is served alone, without the addresses of the others, says which is
+    """A service that is served alone, without the addresses of the others, reports which address is
     missing.
     """
     first = "wallet" if service in ("payment", "payout") else "event"
@@ -1214,15 +1214,15 @@ def run_demo(folder: Path, **environment: str) -> subprocess.CompletedProcess[st
 
 @pytest.fixture
 def short_folder() -> Iterator[Path]:
-    """A folder of the demo's own, which other users may not enter."""
+    """The demo's private folder, which other users may not enter."""
     folder = Path(tempfile.mkdtemp(prefix="demo-", dir=ROOT / ".data"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_the_demo_tells_its_story_twice(short_folder: Path) -> None:
-    """A first run, and a second on the data of the first: both exit 0; as root nothing outside its
-    folder changes permissions.
+    """A first run, and a second on the data of the first, both exit 0; as root nothing outside the
+    demo's folder changes permissions.
     """
     before = {p: p.stat().st_mode for p in (short_folder, *short_folder.parents)}
     first = run_demo(short_folder)
@@ -1249,8 +1249,8 @@ def test_the_demo_tells_its_story_twice(short_folder: Path) -> None:
 
 
 def test_the_demo_survives_what_goes_wrong_around_it(short_folder: Path) -> None:
-    """A killed run's server is taken over; two at once, a port in use and broken data each end in
-    one clear sentence.
+    """A killed run's server is taken over. Two concurrent runs, a port in use and broken data each
+    end in one clear sentence.
     """
     assert run_demo(short_folder).returncode == 0
     environment = {
@@ -1294,8 +1294,8 @@ def test_the_demo_survives_what_goes_wrong_around_it(short_folder: Path) -> None
 def test_a_payout_in_flight_is_settled_while_the_process_drains(
     scratch_database: DatabaseUrls,
 ) -> None:
-    """At stop, wallet and ledger serve until payouts in flight are settled; what cannot end in time
-    has its lease given back.
+    """At shutdown, wallet and ledger serve until payouts in progress are booked; leases of
+    unfinished operations are released.
     """
     from tests.support.payouts import create_destination, create_payout, create_sale  # noqa: PLC0415
 
@@ -1331,8 +1331,8 @@ def test_a_payout_in_flight_is_settled_while_the_process_drains(
 def test_work_in_progress_has_time_of_its_own_when_calls_use_up_the_drain(
     scratch_database: DatabaseUrls,
 ) -> None:
-    """A call that lasts as long as the drain leaves the charge under way a reserve of as long
-    again, in which it ends and is settled.
+    """When a call lasts as long as the drain, the charge in progress gets the same time again. It
+    completes and is booked within that reserve.
     """
     with ThreadPoolExecutor(1) as callers, ExitStack() as stack:
         # which has 5 s to stop

@@ -21,14 +21,14 @@ def toml_file(tmp_path: Path) -> Path:
 
 
 def load_error(environment: dict[str, str], path: Path | None = None) -> list[str]:
-    """The lines of the error that the settings are refused with."""
+    """The lines of the error for the rejected settings."""
     with pytest.raises(StartupError) as failure:
         load(environment, str(path) if path else None)
     return str(failure.value).splitlines()
 
 
 def test_each_setting_is_read_from_both_sources(toml_file: Path) -> None:
-    """Every setting is read by its TOML path and by its variable: a wrong value is refused under
+    """Every setting is read by its TOML path and by its variable: a wrong value is rejected under
     that name.
     """
     for setting in describe_settings():
@@ -52,7 +52,9 @@ def test_each_described_default_is_the_default(toml_file: Path) -> None:
 
 
 def test_each_setting_is_described() -> None:
-    """Every setting has a description that is a sentence, and what is a time says so."""
+    """Every setting has a description that is a sentence, and the description of a duration says
+    so.
+    """
     settings = describe_settings()
     assert len({setting.path for setting in settings}) == len(settings) > 60
     for setting in settings:
@@ -120,7 +122,7 @@ def test_rules_between_settings_name_each_setting() -> None:
     ],
 )
 def test_an_unknown_variable_is_an_error(variable: str, nearest: str) -> None:
-    """A variable that is not a setting is refused, with the nearest one and without its value."""
+    """A variable that is not a setting is rejected, with the nearest name and without its value."""
     (line,) = load_error({variable: "secret"})
     assert line == f"{variable} is not a setting. Did you mean {nearest}?"
 
@@ -139,7 +141,7 @@ def test_settings_cannot_be_changed() -> None:
 
 
 def test_settings_of_code_ignore_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`Settings()` has the defaults whatever the environment holds; only `load` reads it."""
+    """`Settings()` has the defaults regardless of the environment; only `load` reads it."""
     monkeypatch.setenv("TALLYSTICK_RELEASE_DELAY", "5")
     assert Settings().release_delay == 0
     assert load().release_delay == 5

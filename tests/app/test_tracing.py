@@ -1,4 +1,4 @@
-"""One trace for one payment: from the SDK through every service, stage, provider call and
+"""One trace for one payment: from the SDK through every service, batch, provider call and
 transaction.
 """
 
@@ -48,7 +48,7 @@ def span_exporter() -> InMemorySpanExporter:
 def test_one_payment_is_one_trace(
     platform: ServedPlatform, span_exporter: InMemorySpanExporter
 ) -> None:
-    """The trace holds the call, the provider's charge, the wallet's and the ledger's calls, stages
+    """The trace contains the call, the provider's charge, the calls of wallet and ledger, batches
     and transactions.
     """
     checkout = unique_id("c")
@@ -82,8 +82,8 @@ def test_one_payment_is_one_trace(
 def test_a_call_that_is_cancelled_before_its_message_ends_in_silence(
     span_exporter: InMemorySpanExporter, method: str
 ) -> None:
-    """Calls whose callers cancel them before they have sent a message are no failures of the
-    server: it records no span of them.
+    """Calls that their callers cancel before sending a message are not failures of the server: it
+    records no span of them.
     """
     never = threading.Event()
 
@@ -119,8 +119,8 @@ def test_a_call_that_is_cancelled_before_its_message_ends_in_silence(
 
 
 def test_a_batch_is_linked_to_every_member(span_exporter: InMemorySpanExporter) -> None:
-    """Three items of three traces in one batch: the batch stands in the first one's trace, and
-    links to the others.
+    """Three items of three traces in one batch: the batch belongs to the first trace, and links to
+    the others.
     """
     tracer = trace.get_tracer("test")
     members = []
@@ -153,7 +153,7 @@ def test_a_batch_is_linked_to_every_member(span_exporter: InMemorySpanExporter) 
 def test_charges_that_travel_together_keep_their_trace(
     platform: ServedPlatform, span_exporter: InMemorySpanExporter
 ) -> None:
-    """The batches that a payment's charges travelled in are linked to them."""
+    """A payment's charges link to the batches that contained them."""
     checkout = unique_id("c")
     with platform.client() as client:
         client.create_payment(
@@ -177,7 +177,7 @@ def test_charges_that_travel_together_keep_their_trace(
 
 
 class SpanCollector(BaseHTTPRequestHandler):
-    """An OTLP collector that keeps the names of the spans it gets."""
+    """An OTLP collector that records the names of the spans it receives."""
 
     names: ClassVar[list[str]] = []
 
@@ -192,7 +192,7 @@ class SpanCollector(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Says nothing."""
+        """Suppresses the log."""
 
 
 @contextmanager
@@ -210,7 +210,7 @@ def collector_port() -> Iterator[int]:
 
 def test_spans_are_exported_when_an_endpoint_is_given(scratch_database: DatabaseUrls) -> None:
     """With TALLYSTICK_TRACING__OTLP_ENDPOINT a process sends its spans by OTLP over HTTP, the last
-    ones before it ends.
+    ones before it exits.
     """
     with collector_port() as port:
         environment = {
@@ -254,8 +254,8 @@ flush()
 
 
 def test_an_export_that_fails_shows_no_url() -> None:
-    """The log says that spans could not be sent, without the endpoint, which may hold a password or
-    a token.
+    """The log reports that spans could not be sent, without the endpoint, which may contain a
+    password or a token.
     """
     run = subprocess.run(
         [sys.executable, "-c", _EXPORT_SCRIPT, "http://us:secret@host:99999999"],
@@ -269,7 +269,7 @@ def test_an_export_that_fails_shows_no_url() -> None:
 
 
 def test_ids_leave_the_global_generator_alone(client: Client) -> None:
-    """A process that has seeded `random` gets its own sequence, whatever is called meanwhile."""
+    """A process that has seeded `random` gets its own sequence, independent of other calls."""
     before = random.getstate()
     client.create_payment(
         unique_id("c"),

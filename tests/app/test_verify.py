@@ -1,4 +1,4 @@
-"""`tallystick verify` names the row that was planted."""
+"""`tallystick verify` names the corrupted row."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from tallystick_storage.verify import Reader
 from tests.support.platform import eventually, fresh_database, run_command, serve_platform
 from tests.tampering.run import Tampering
 
-# What waits waits on, however slow the machine: a bound would set it aside as a dead letter before
-# the rows are planted.
+# Operations retry without a limit: on a slow machine a limit would dead-letter them before the rows
+# are planted.
 RETRY = {
     ("", RetryReason.POST_COMPLETION_POLL): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, 5),
     ("", RetryReason.PENDING): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, None),
@@ -40,7 +40,7 @@ RETRY = {
 
 
 def unrelayed_count(databases: DatabaseUrls) -> int:
-    """How many transactions are still in an outbox."""
+    """The number of transactions that are still in an outbox."""
     with psycopg.connect(databases.admin) as connection:
         row = connection.execute(
             "select (select count(*) from payment.outbox) + (select count(*) from wallet.outbox) + "
@@ -53,7 +53,7 @@ def unrelayed_count(databases: DatabaseUrls) -> int:
 def filled_database(
     admin_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[DatabaseUrls]:
-    """A database with payments of each end and a hold, whose events have all been published."""
+    """A database with payments in each final state and a hold; all events have been published."""
     with fresh_database(admin_url, tmp_path_factory.mktemp("verify")) as databases:
         settings = Settings().replace(
             retry=RETRY, payout__approval_threshold={"EUR": 400}, payout__destination_cooldown=0
@@ -148,7 +148,7 @@ def confirm_delivery_in_past(databases: DatabaseUrls, client: Client, order_id: 
 
 
 def create_payouts(client: Client) -> None:
-    """Payouts of each end, of what seller s-1 has: paid, returned, declined, paid after all,
+    """Payouts in each final state, of seller s-1: paid, returned, declined, paid after failure,
     waiting for approval, and a destination in review.
     """
     for name, token, amount in (
@@ -193,7 +193,7 @@ def _has_amounts(client: Client, name: str, paid_amount: str) -> bool:
 
 
 def is_settled(databases: DatabaseUrls) -> bool:
-    """Whether the unapplied charge is booked and the rejected one set aside."""
+    """Whether the unapplied charge is booked and the rejected one dead-lettered."""
     with psycopg.connect(databases.admin) as connection:
         statement = (
             "select (select bool_and(ledger_updated) from payment.unapplied_charge) and exists "
@@ -204,13 +204,14 @@ def is_settled(databases: DatabaseUrls) -> bool:
 
 
 def test_a_sound_database_passes(filled_database: DatabaseUrls) -> None:
-    """Every check passes, and each has looked at something."""
+    """Every check passes, and each has examined something."""
     report = verify(filled_database)
     assert report.passed, report.as_text()
     assert all(check.row_count for check in report.checks)
 
 
-# What is planted by the administrator with all triggers off; what verify must say; what undoes it.
+# The corruption that the administrator makes with all triggers off; the expected finding; the
+# statement that undoes it.
 PLANTED_EDITS = [
     (
         "L1",
@@ -684,7 +685,7 @@ PLANTED_EDITS = [
 
 @pytest.fixture(scope="module")
 def tampering(filled_database: DatabaseUrls) -> Iterator[Tampering]:
-    """An administrator of the filled database, who takes back each edit."""
+    """An administrator of the filled database, who undoes each edit."""
     opened_tampering = Tampering(filled_database.admin)
     try:
         yield opened_tampering
@@ -700,8 +701,8 @@ def tampering(filled_database: DatabaseUrls) -> Iterator[Tampering]:
 def test_a_planted_row_is_named(
     tampering: Tampering, invariant: str, sql: str, expected: str
 ) -> None:
-    """What constraints would have refused is planted with triggers off; verify fails and names it
-    under its invariant.
+    """Rows that constraints would reject are planted with triggers off; verify fails and names them
+    under their invariant.
     """
     without = (
         "alter table payment.checkout drop constraint if exists checkout_check; "
@@ -717,8 +718,8 @@ def test_a_planted_row_is_named(
 
 
 def test_the_command_says_so_and_exits_1(filled_database: DatabaseUrls) -> None:
-    """`tallystick verify --json`: exit 0 and "passed" on a sound book, exit 1 and the row on a
-    wrong one.
+    """`tallystick verify --json`: exit 0 and "passed" on a consistent ledger, exit 1 and the row on
+    a corrupted one.
     """
     environment = {
         "TALLYSTICK_DATABASE__URL": filled_database.admin,
@@ -737,8 +738,8 @@ def test_the_command_says_so_and_exits_1(filled_database: DatabaseUrls) -> None:
 
 
 def test_a_platform_at_work_verifies(scratch_database: DatabaseUrls) -> None:
-    """While payments are made and payouts are paid, every check passes: all is seen as it stood at
-    one moment.
+    """Every check passes while payments and payouts are created, because all reads use one
+    snapshot.
     """
     stream_ended = threading.Event()
     with (
@@ -759,7 +760,7 @@ def test_a_platform_at_work_verifies(scratch_database: DatabaseUrls) -> None:
                     amount="1.00",
                     currency="EUR",
                 )
-                # nothing may be there to be paid, or nowhere yet
+                # The seller may have no funds, or no verified destination yet.
                 with suppress(FailedPreconditionError):
                     client.payout.CreatePayout(request)
                 if stream_ended.is_set():
@@ -791,8 +792,8 @@ def test_a_platform_at_work_verifies(scratch_database: DatabaseUrls) -> None:
 
 
 def test_the_moment_lasts_as_long_as_the_checks(scratch_database: DatabaseUrls) -> None:
-    """However long checks take, and however soon the database ends idle transactions, the moment
-    that is read stays.
+    """The snapshot persists however long the checks take, and however soon the database ends idle
+    transactions.
     """
     with psycopg.connect(scratch_database.admin) as connection:
         name = connection.execute("select current_database()").fetchone()[0]  # type: ignore[index]
@@ -813,7 +814,7 @@ def test_the_moment_lasts_as_long_as_the_checks(scratch_database: DatabaseUrls) 
 
 
 def _fake_reader(rows: int) -> Callable[..., Iterator[SimpleNamespace]]:
-    """What verify reads, with so many rows in each stream that it merges."""
+    """The rows that verify reads, with the given number in each stream that it merges."""
     order = {
         "status": "SUCCESS",
         "wallet_updated": True,
@@ -889,8 +890,8 @@ def _fake_reader(rows: int) -> Callable[..., Iterator[SimpleNamespace]]:
 
 
 def _peak_memory(rows: int) -> int:
-    """The most memory that the checks take, in a process that does nothing else."""
-    run_checks(_fake_reader(10))  # what is made once
+    """The peak memory of the checks, in a process that does nothing else."""
+    run_checks(_fake_reader(10))  # objects that are created once
     tracemalloc.start()
     report = run_checks(_fake_reader(rows))
     peak = tracemalloc.get_traced_memory()[1]
@@ -906,7 +907,7 @@ def _peak_memory(rows: int) -> int:
 
 
 def test_memory_does_not_grow_with_rows() -> None:
-    """Ten times the rows in every stream that verify merges take no more memory."""
+    """Ten times as many rows in every stream that verify merges need no more memory."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
         few, many = executor.map(_peak_memory, [100, 1000])
     assert many < few + 50_000

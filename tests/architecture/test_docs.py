@@ -1,4 +1,6 @@
-"""The documents are true: their links, paths and names exist; generated parts equal the code."""
+"""The documents match the code: their links, paths and names exist; generated parts are up
+to date.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ _INVARIANTS = re.compile(r"((?:[A-Z]\d+)(?:(?:, | and )[A-Z]\d+)*)[^:.]{0,20}: "
 
 @cache
 def repository_files() -> frozenset[str]:
-    """The paths of all files and folders, without those that are not of the repository."""
+    """The paths of all files and folders of the repository."""
     paths = set()
     for folder, subfolders, files in os.walk(ROOT):
         subfolders[:] = [
@@ -57,7 +59,7 @@ def pages() -> list[Path]:
 
 
 def anchors_of(text: str) -> set[str]:
-    """The anchors that GitHub gives to the headings of a page."""
+    """The anchors that GitHub generates for the headings of a page."""
     anchors: set[str] = set()
     for heading in _HEADING.findall(_FENCE.sub("", text)):
         title = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
@@ -126,7 +128,7 @@ def alert_kinds() -> set[str]:
 
 
 def invariants_of_tests() -> dict[str, str]:
-    """The invariant codes that docstrings of tests begin with, and a file that uses each."""
+    """The invariant codes that test docstrings begin with, and a file that uses each."""
     codes: dict[str, str] = {}
     for path in sorted((ROOT / "tests").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -139,7 +141,7 @@ def invariants_of_tests() -> dict[str, str]:
 
 
 def test_links_lead_somewhere() -> None:
-    """Every relative link of a page leads to a file, and its anchor to a heading of that file."""
+    """Every relative link of a page points to a file, and its anchor to a heading of that file."""
     problems = [problem for page in pages() for problem in broken_links(page)]
     assert not problems, "\n".join(problems)
 
@@ -151,14 +153,18 @@ def test_paths_and_tests_in_pages_exist() -> None:
 
 
 def test_generated_blocks_are_fresh() -> None:
-    """State diagrams, error reasons, settings and policies in the documents equal the code's."""
+    """State diagrams, error reasons, settings and policies in the documents equal those of the
+    code.
+    """
     command = [sys.executable, "scripts/generate_docs.py", "--check"]
     completed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert completed.returncode == 0, f"run scripts/generate-docs:\n{completed.stderr}"
 
 
 def test_each_alert_kind_has_a_runbook() -> None:
-    """Each alert kind of the code has its runbook page and a row in the index; no page is left."""
+    """Each alert kind of the code has a runbook page and a row in the index; no page is
+    obsolete.
+    """
     expected = {kind.lower().replace("_", "-") for kind in alert_kinds()}
     assert {path.stem for path in _RUNBOOKS.glob("*.md")} - {"README"} == expected
     index = (_RUNBOOKS / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""The lines that README prints work as printed."""
+"""The commands in the README work as printed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ADDRESS = "127.0.0.1:7070"
 
 
 def test_the_buf_line(scratch_database: DatabaseUrls) -> None:
-    """README's buf line answers from the schema in the repository, without a network."""
+    """The README's buf command answers from the schema in the repository, without a network."""
     (line,) = re.findall(r"^\.venv/bin/buf curl .*$", README, re.MULTILINE)
     with serve_platform(scratch_database) as platform, platform.client() as client:
         client.create_payment(
@@ -41,7 +41,7 @@ def test_the_buf_line(scratch_database: DatabaseUrls) -> None:
 def test_the_python_lines(
     scratch_database: DatabaseUrls, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """README's first call pays."""
+    """The README's first call creates a payment."""
     code = re.search(r"```python\n(.*?)```", README, re.DOTALL)
     assert code is not None
     with serve_platform(scratch_database) as platform:
@@ -53,7 +53,7 @@ def test_the_python_lines(
     shutil.which("grpcurl") is None, reason="grpcurl is not here; .ci/run installs it where Go is"
 )
 def test_the_grpcurl_lines(scratch_database: DatabaseUrls) -> None:
-    """Each grpcurl line of README exits 0 and answers what it is about."""
+    """Each grpcurl command of the README exits 0 and prints the expected answer."""
     lines = re.findall(r"^grpcurl .*$", README, re.MULTILINE)
     assert len(lines) >= 6
     expected_lines = [
@@ -67,7 +67,7 @@ def test_the_grpcurl_lines(scratch_database: DatabaseUrls) -> None:
     ]
     with serve_platform(scratch_database) as platform, platform.client() as client:
         for line, answer in zip(lines, expected_lines, strict=True):
-            # the relay is on its way
+            # the relay may not have published yet
             assert "StreamEvents" not in line or eventually(lambda: list(client.events()))
             completed = subprocess.run(
                 ["bash", "-c", line.replace(ADDRESS, platform.address)],

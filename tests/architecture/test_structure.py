@@ -1,5 +1,5 @@
-"""The form of the project: directions of imports, the contract's rules, generated code, words that
-must not stand anywhere.
+"""The structure of the project: directions of imports, the contract's rules, generated code, and
+forbidden names.
 """
 
 from __future__ import annotations
@@ -76,13 +76,15 @@ def run_tool(*command: str) -> None:
 
 
 def test_imports_keep_their_directions() -> None:
-    """Floors, walls and the SDK's independence, as importlinter.ini has them."""
+    """The layers, the boundaries between services and the SDK's independence, as importlinter.ini
+    defines them.
+    """
     run_tool(str(TOOLS_FOLDER / "lint-imports"), "--config", "importlinter.ini", "--no-cache")
 
 
 def test_rules_import_the_standard_library_only() -> None:
-    """tallystick_core has no dependency at all, and none of the library's I/O, clocks or
-    randomness.
+    """tallystick_core has no dependencies, and uses no I/O, clocks or randomness of the standard
+    library.
     """
     allowed = sys.stdlib_module_names - {
         "asyncio",
@@ -108,12 +110,12 @@ def test_rules_import_the_standard_library_only() -> None:
 
 
 def test_generated_code_is_fresh() -> None:
-    """The committed stubs and currencies are what the protos and iso4217 give."""
+    """The committed stubs and currencies are up to date with the protos and iso4217."""
     run_tool(sys.executable, "scripts/generate.py", "--check")
 
 
 def test_the_contract_lints_and_does_not_break(tmp_path: Path) -> None:
-    """buf: STANDARD, COMMENTS, UNARY_RPC; and nothing that was released changes."""
+    """buf: STANDARD, COMMENTS, UNARY_RPC; and no released element changes incompatibly."""
     image = str(tmp_path / "x.binpb")
     run_tool(sys.executable, "scripts/generate.py", "--descriptors", image)
     run_tool(
@@ -139,8 +141,8 @@ def test_the_contract_lints_and_does_not_break(tmp_path: Path) -> None:
 def test_each_call_says_whether_it_changes_anything_and_who_may_call_it(
     module: object, name: str, room: object
 ) -> None:
-    """Reads are NO_SIDE_EFFECTS, all others IDEMPOTENT; the access in the comment is the access
-    that is enforced.
+    """Reads are NO_SIDE_EFFECTS, all others IDEMPOTENT; the access in the comment is the enforced
+    access.
     """
     text = (ROOT / "protos" / module.DESCRIPTOR.name).read_text()  # type: ignore[attr-defined]
     for method in module.DESCRIPTOR.services_by_name[name].methods:  # type: ignore[attr-defined]
@@ -189,8 +191,8 @@ def test_the_rules_and_the_contract_have_the_same_names(enum: type[StrEnum], wir
 
 
 def test_outcomes_are_the_contracts() -> None:
-    """The provider's answers in the rules are the contract's outcomes: five for a charge, seven for
-    a payout.
+    """The provider outcomes of the rules are those of the contract: five for a charge, seven for a
+    payout.
     """
     wire = {name.removeprefix("OUTCOME_") for name in payment_pb2.Outcome.keys()} - {"UNSPECIFIED"}
     assert wire == {TRIGGERS[outcome] for outcome in get_args(ChargeOutcome)}
@@ -237,7 +239,7 @@ FORBIDDEN_PATTERNS = [
     ("pattern", "roots", "why"), FORBIDDEN_PATTERNS, ids=[why for _, _, why in FORBIDDEN_PATTERNS]
 )
 def test_words_that_must_not_stand_there(pattern: str, roots: tuple[str, ...], why: str) -> None:
-    """Taste that does not depend on the reviewer."""
+    """Style rules that do not depend on the reviewer."""
     for path in source_files(*roots):
         for number, line in enumerate(path.read_text().splitlines(), 1):
             assert not re.search(pattern, line), (
@@ -246,7 +248,7 @@ def test_words_that_must_not_stand_there(pattern: str, roots: tuple[str, ...], w
 
 
 def test_clock_stands_in_one_place() -> None:
-    """clock_timestamp() is called by clock() alone."""
+    """Only clock() calls clock_timestamp()."""
     places = [
         p.relative_to(ROOT).as_posix()
         for p in source_files("storage")
@@ -283,7 +285,7 @@ def test_names_that_say_nothing() -> None:
 
 
 def test_requirements_carry_hashes_and_no_addresses() -> None:
-    """Every pinned dependency has hashes, and no line says where it was downloaded from."""
+    """Every pinned dependency has hashes, and no line contains a download location."""
     text = (ROOT / "requirements.txt").read_text()
     assert "://" not in text
     pinned = re.findall(r"^[a-z0-9_.-]+==[^\n\\]*(?:\\\n[^\n\\]*)*", text, re.MULTILINE)
@@ -292,8 +294,8 @@ def test_requirements_carry_hashes_and_no_addresses() -> None:
 
 
 def test_no_time_of_a_row_falls() -> None:
-    """What has changed is changed no earlier than before, though a clock steps back: an update_time
-    is set to the greatest of both.
+    """Update times never decrease, even if a clock steps back: an update_time is set to the greater
+    of both times.
     """
     violations = [
         f"{path.name}: {hit}"
@@ -304,8 +306,8 @@ def test_no_time_of_a_row_falls() -> None:
 
 
 def test_rows_are_locked_in_the_same_order_by_any_database() -> None:
-    """What a statement orders by and was given as text compares as ids do, collate "C": else two
-    statements lock rows in orders that the database's locale decides.
+    """Statements that order by a given text compare it as ids are compared, collate "C". Otherwise
+    two statements lock rows in different orders, which depend on the database's locale.
     """
     ordered = re.compile(
         r"\border by ((?:[^()]|\([^()]*\))*?)(?= limit | for update| for share| returning | on "
@@ -313,7 +315,7 @@ def test_rows_are_locked_in_the_same_order_by_any_database() -> None:
     )
     violations = []
     for module in walk_packages(tallystick_storage.__path__, "tallystick_storage."):
-        if ".migrations" in module.name:  # which only Alembic can import
+        if ".migrations" in module.name:  # only Alembic can import it
             continue
         for name, statement in vars(import_module(module.name)).items():
             if not isinstance(statement, TextClause):
@@ -344,8 +346,8 @@ def test_rows_are_locked_in_the_same_order_by_any_database() -> None:
 
 
 def test_what_is_due_is_found_by_index() -> None:
-    """A time is compared with `(select clock())`: a bare `clock()` may change from row to row, so
-    PostgreSQL would read every row and use no index.
+    """Statements compare a time with `(select clock())`. A bare `clock()` may change from row to
+    row, so PostgreSQL would read every row and use no index.
     """
     violations = [
         f"{path.name}: {hit}"

@@ -1,5 +1,5 @@
-"""scripts/chaos --minutes M [--seed S] [--json]: real processes and a real PostgreSQL under a
-seeded nemesis, while a checker writes down what is told.
+"""scripts/chaos --minutes M [--seed S] [--json]: runs real processes and a real PostgreSQL under
+seeded faults, while a checker records every answer.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from tests.support.cancellation import exit_on_interrupt
 
 _FOLDER = Path(".data/torture")
 _FIRST_PORT = 7_601
-_STRIKE_INTERVAL_SECONDS = 4.0  # seconds between two strokes
-_FREEZE_SECONDS = (4.0, 12.0)  # seconds for which PostgreSQL stands still
+_STRIKE_INTERVAL_SECONDS = 4.0  # seconds between two faults
+_FREEZE_SECONDS = (4.0, 12.0)  # seconds for which PostgreSQL is frozen
 _DATABASE_STRIKE_SECONDS = 30.0
 _MAX_SECONDS_TO_REST = 60.0
-_MAX_WAIT_SECONDS = 180.0  # seconds after which waiting for rest is given up
+_MAX_WAIT_SECONDS = 180.0  # seconds to wait until nothing is due
 
 
 def print_progress(line: str) -> None:
@@ -39,7 +39,7 @@ def print_progress(line: str) -> None:
 
 
 class Nemesis:
-    """Strikes at times and places that its seed gives."""
+    """Injects faults at times and places that follow from its seed."""
 
     def __init__(self, platform: ProcessCluster, proxy: PostgresProxy, seed: int) -> None:
         self._platform = platform
@@ -66,8 +66,8 @@ class Nemesis:
             await asyncio.sleep(self._random.uniform(0.5, 1.5) * _STRIKE_INTERVAL_SECONDS)
 
     async def _strike_database(self) -> None:
-        """Crashes PostgreSQL, or has it stand still, or freezes the connections to it; in turns, so
-        that a minute sees one and three minutes see all.
+        """Crashes PostgreSQL, freezes it, or freezes its open connections. The kinds alternate: one
+        minute covers one, three minutes cover all.
         """
         strike_kind = (self.database_crashes + self.database_freezes + self._connection_freezes) % 3
         if strike_kind == 0:

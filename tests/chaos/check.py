@@ -1,6 +1,4 @@
-"""The checker: what callers were told, what the provider logged, and what the database holds must
-be one story.
-"""
+"""The checker compares the callers' answers, the provider's log and the database."""
 
 from __future__ import annotations
 
@@ -38,11 +36,11 @@ OPEN_WORK_SQL = """
         + (select count(*) from wallet.rejected_aggregate) + (select count(*)
             from payout.rejected_aggregate) + (select count(*) from ledger.rejected_aggregate)
 """
-"""How much is due, or has not been told or booked."""
+"""The number of operations that are due and of changes that are not published or booked."""
 
 
 def is_at_rest(admin: str) -> bool:
-    """Whether nothing is due and everything has been told and booked."""
+    """Whether nothing is due and every change is published and booked."""
     with psycopg.connect(admin, connect_timeout=5) as connection:
         row = connection.execute(OPEN_WORK_SQL).fetchone()
     return row is not None and row[0] == 0
@@ -53,10 +51,9 @@ def check(
     payment_calls: dict[str, PaymentCalls],
     payout_calls: dict[str, PayoutCalls],
 ) -> dict[str, Any]:
-    """`lost`, `doubled`, `dead_letters` and `violations`.
-
-    The count of what was acknowledged and is not there, of what was charged or paid twice, of dead
-    letters that wait for a person, and a line for each breach.
+    """`lost`, `doubled`, `dead_letters` and `violations`. The first three count acknowledged
+    payments or payouts that are missing, duplicate charges or payouts, and open dead letters.
+    `violations` has a line for each breach.
     """
     with psycopg.connect(databases.admin) as connection:
         orders = connection.execute("""
@@ -128,8 +125,8 @@ def check(
 
 
 def _open_dead_letters(databases: DatabaseUrls) -> list[str]:
-    """The open dead letters that a person would have to revive: all but those of requests that the
-    provider rejects as malformed.
+    """The open dead letters that an operator could requeue: all except requests that the provider
+    rejects as malformed.
     """
     with psycopg.connect(databases.admin) as connection:
         rows = connection.execute("""
@@ -143,8 +140,8 @@ def _open_dead_letters(databases: DatabaseUrls) -> list[str]:
 def _check_payouts(
     databases: DatabaseUrls, payout_calls: dict[str, PayoutCalls]
 ) -> tuple[int, int, list[str]]:
-    """How many payouts were acknowledged and are not there, and were paid twice; and a line for
-    each breach.
+    """The number of acknowledged payouts that are missing, the number of duplicate payouts, and a
+    line for each breach.
     """
     with psycopg.connect(databases.admin) as connection:
         payouts = {
@@ -215,7 +212,9 @@ def _check_payouts(
 def _contradictions(
     payment: payment_pb2.Payment, state: str, statuses: dict[str, str]
 ) -> list[str]:
-    """Where an answer, whose final parts must stand for ever, is not what is stored."""
+    """The differences between the final parts of an answer, which must not change, and the stored
+    state.
+    """
     violations = []
     if (
         payment.payment_state in _FINAL_STATES

@@ -1,6 +1,4 @@
-"""The load: callers that pay, and pay sellers out, by the SDK, and write down what each call told
-them.
-"""
+"""The load: callers create payments and payouts through the SDK and record every answer."""
 
 from __future__ import annotations
 
@@ -48,14 +46,14 @@ _BANK_TOKEN_WEIGHTS = {
 _EXPECTED_REASONS = frozenset(
     {"INSUFFICIENT_FUNDS", "DESTINATION_UNUSABLE", "AMOUNT_OUT_OF_RANGE", "NOT_FOUND"}
 )
-"""What a payout may be refused for: the seller has nothing, or the bank account is not verified
-yet.
+"""The reasons for which a payout may be rejected: the seller has no funds, or the bank account is
+not verified yet.
 """
 
 
 @dataclass
 class PayoutCalls:
-    """What the calls for one payout were told."""
+    """The answers to the calls for one payout."""
 
     payouts: list[payout_pb2.Payout] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
@@ -63,7 +61,9 @@ class PayoutCalls:
 
 @dataclass
 class PaymentCalls:
-    """What the calls for one checkout were told: its latest answer, and how many calls ended so."""
+    """The answers to the calls for one checkout: the latest answer, and the number of calls that
+    were answered.
+    """
 
     token: str
     order_count: int
@@ -73,7 +73,9 @@ class PaymentCalls:
 
 
 class TortureLoad:
-    """So many callers, each with one call under way at a time; a fifth of the calls are repeats."""
+    """Runs the given number of callers, each with one call in flight; a fifth of the calls are
+    repeats.
+    """
 
     def __init__(self, address: str, payout_address: str, seed: int, caller_count: int) -> None:
         self._address = address
@@ -121,12 +123,12 @@ class TortureLoad:
             if self._random.random() < 0.1:
                 calls.append(self._call_and_cancel(client, checkout_id))
             await asyncio.gather(*calls)
-            # as any caller would: the same id again
+            # A caller retries with the same id.
             if self.payment_calls[checkout_id].unknown_count and not self._stop_event.is_set():
                 await self._call_payment(client, checkout_id)
 
     async def _call_and_cancel(self, client: AsyncClient, checkout_id: str) -> None:
-        """Calls, and goes away in the middle of it."""
+        """Calls, and cancels the call while it is in flight."""
         call = asyncio.ensure_future(self._call_payment(client, checkout_id))
         await asyncio.wait((call,), timeout=self._random.uniform(0, 0.2))
         call.cancel()
@@ -134,7 +136,7 @@ class TortureLoad:
         self.payment_calls[checkout_id].unknown_count += 1
 
     async def _run_payout_caller(self, client: AsyncClient, number: int) -> None:
-        """Pays sellers out, one after the other; an id whose call was not answered comes again."""
+        """Creates payouts one after the other; an id whose call was not answered is sent again."""
         count = 0
         while not self._stop_event.is_set():
             count += 1
@@ -152,7 +154,7 @@ class TortureLoad:
     async def _call_payout(
         self, client: AsyncClient, payout_id: str, seller: str, token: str, calls: PayoutCalls
     ) -> bool:
-        """Whether the payout was answered for."""
+        """Whether the call for the payout was answered."""
         self.call_count += 2
         destination = {
             "payout_destination_id": f"{payout_id}-bank",
@@ -205,7 +207,7 @@ class TortureLoad:
 
 
 def _is_outcome_unknown(error: TallystickError) -> bool:
-    """Whether a call may have done what it was to do, or may come again."""
+    """Whether the call may have had an effect, or may be retried."""
     return (
         error.retry_after is not None
         or not error.reason

@@ -1,5 +1,5 @@
-"""The platform under torture: two processes of each service, the sandbox, and a PostgreSQL with
-fsync behind a proxy.
+"""The platform under test: two processes of each service, the sandbox, and a PostgreSQL with fsync
+behind a proxy.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from tests.support.retry_policies import format_setting, scaled_defaults
 SERVICES = ("payment", "ledger", "wallet", "payout", "event")
 _CLI = [sys.executable, "-m", "tallystick_server.cli.main"]
 _RETRY_SCALE = 1 / 20
-"""The default retry policies, so many times as fast; but what is polled once a day for a month is
-polled four times within seconds.
+"""The default retry policies, sped up by a factor. The daily poll of completed payouts runs four
+times within seconds instead of for a month.
 """
 _FAST_SETTINGS = {
     "TALLYSTICK_SERVER__REUSE_PORT": "true",
@@ -48,7 +48,7 @@ LEASE_SECONDS = 6.0
 
 @dataclass(eq=False)
 class SupervisedProcess:
-    """One process that is started again whenever it has ended."""
+    """A process that is restarted whenever it ends."""
 
     name: str
     command: list[str]
@@ -56,11 +56,11 @@ class SupervisedProcess:
     log: Path
     child: subprocess.Popen[bytes] | None = None
     is_stopped: bool = False
-    """By SIGSTOP."""
+    """Freezes the process with SIGSTOP."""
     start_count: int = field(default=0)
 
     def ensure_running(self) -> None:
-        """Starts it if it does not run."""
+        """Starts the process unless it runs."""
         if self.child is None or self.child.poll() is not None:
             with self.log.open("ab") as log:
                 self.child = subprocess.Popen(
@@ -84,7 +84,7 @@ class SupervisedProcess:
 
 
 class ProcessCluster:
-    """Starts, keeps and ends the processes."""
+    """Starts, restarts and stops the processes."""
 
     def __init__(self, folder: Path, postgres: EmbeddedPostgres, databases: DatabaseUrls) -> None:
         self.databases = databases
@@ -94,7 +94,7 @@ class ProcessCluster:
         self.address = self.payout_address = ""
 
     def configure(self, proxy_port: int, first_port: int) -> None:
-        """Names the processes; `proxy_port` is where they reach PostgreSQL."""
+        """Names the processes; they reach PostgreSQL at `proxy_port`."""
         addresses = {name: f"127.0.0.1:{first_port + index}" for index, name in enumerate(SERVICES)}
         sandbox_port = first_port + len(SERVICES)
         self.address, self.payout_address = addresses["payment"], addresses["payout"]
@@ -122,7 +122,7 @@ class ProcessCluster:
         )
 
     def _url(self, name: str, port: int) -> str:
-        """The service's login, by way of the proxy."""
+        """The URL of the service's login, through the proxy."""
         url = make_url(self.databases.service(name))
         return url.set(
             drivername="postgresql", host="127.0.0.1", port=port, query={}
@@ -133,7 +133,7 @@ class ProcessCluster:
             process.ensure_running()
 
     def crash_database(self) -> None:
-        """Stops PostgreSQL at once, without a word to anybody, and starts it again."""
+        """Stops PostgreSQL immediately, without closing sessions, and starts it again."""
         postmaster = self._postgres._process
         if postmaster is not None:
             postmaster.send_signal(signal.SIGQUIT)
@@ -149,7 +149,9 @@ class ProcessCluster:
                     raise
 
     def freeze_database(self) -> Callable[[], None]:
-        """Stops every process of PostgreSQL by SIGSTOP; returns what lets them go on."""
+        """Freezes every process of PostgreSQL with SIGSTOP; returns a function that resumes
+        them.
+        """
         return freeze_postgres(self._postgres)
 
     def kill(self) -> None:
@@ -158,21 +160,21 @@ class ProcessCluster:
 
 
 def freeze_postgres(postgres: EmbeddedPostgres) -> Callable[[], None]:
-    """Stops every process of a PostgreSQL by SIGSTOP; returns what lets them go on."""
+    """Freezes every process of a PostgreSQL with SIGSTOP; returns a function that resumes them."""
     postmaster = postgres._process
     if postmaster is None or postmaster.poll() is not None:
         return lambda: None
-    _signal_all([postmaster.pid], signal.SIGSTOP)  # first, so that it starts none that is missed
+    _signal_all([postmaster.pid], signal.SIGSTOP)  # the postmaster first: it starts no more
     children = _child_pids(postmaster.pid)
     _signal_all(children, signal.SIGSTOP)
     return lambda: _signal_all([*children, postmaster.pid], signal.SIGCONT)
 
 
 def _child_pids(parent_pid: int) -> list[int]:
-    """The processes that a process has started."""
+    """The child processes of a process."""
     pids = []
     for stat_file in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has ended meanwhile
+        with suppress(OSError):  # the process has ended meanwhile
             if int(stat_file.read_text().rpartition(")")[2].split()[1]) == parent_pid:
                 pids.append(int(stat_file.parent.name))
     return pids

@@ -1,5 +1,5 @@
-"""A TCP proxy before PostgreSQL that can cut a connection at its COMMIT, before it is made or
-after, and freeze the connections that are open.
+"""A TCP proxy before PostgreSQL that can cut a connection before or after its COMMIT, and freeze
+open connections.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from collections import deque
 from pathlib import Path
 
 _COMMIT_MESSAGE = b"Q\x00\x00\x00\x0bCOMMIT\x00"
-_COMMIT_SECONDS = 0.2  # in which a COMMIT that was handed on is made
+_COMMIT_SECONDS = 0.2  # time in which PostgreSQL executes a COMMIT that was forwarded
 
 
 class PostgresProxy:
-    """Listens on loopback, and hands everything on to the server's socket."""
+    """Listens on loopback and forwards everything to the server's socket."""
 
     def __init__(self, socket: Path) -> None:
         self._socket = socket
@@ -24,17 +24,17 @@ class PostgresProxy:
         self.cut_count = self.frozen_count = 0
 
     async def start(self) -> int:
-        """Returns the port."""
+        """Starts listening and returns the port."""
         self._server = await asyncio.start_server(self._handle_connection, "127.0.0.1", 0)
         return int(self._server.sockets[0].getsockname()[1])
 
     def arm(self, when: str) -> None:
-        """The next COMMIT is cut "before" it reaches the server or "after" it has been made."""
+        """Cuts the next COMMIT "before" it reaches the server or "after" it has been executed."""
         self._pending_cuts.append(when)
 
     def freeze(self) -> None:
-        """Every open connection passes nothing on any more, and is not closed: as one to a primary
-        that a failover proxy has left. New ones work.
+        """Freezes every open connection: it forwards nothing and is not closed, like a connection
+        to a primary that a failover proxy has left. New connections work.
         """
         self.frozen_count += len(self._open_connections)
         for flow_event in self._open_connections:
@@ -82,10 +82,10 @@ class PostgresProxy:
         upstream_writer: asyncio.StreamWriter,
         flow_event: asyncio.Event,
     ) -> None:
-        """Ends, which cuts both sides, when the connection does or is to be cut."""
+        """Returns, which cuts both sides, when the connection ends or is to be cut."""
         while chunk := await reader.read(65_536):
             if not flow_event.is_set():
-                continue  # the other side has taken the bytes, as a kernel does; nobody reads them
+                continue  # as a kernel does, accepts the other side's bytes, which are dropped
             if chunk.endswith(_COMMIT_MESSAGE) and self._pending_cuts:
                 self.cut_count += 1
                 if self._pending_cuts.popleft() == "before":

@@ -1,4 +1,4 @@
-"""A payout provider that answers as it is told: for what no sandbox does by itself."""
+"""A scripted payout provider, for answers that no sandbox gives."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from tallystick_core.provider.payout_provider import PayoutRequest
 
 
 class ScriptedPayoutProvider:
-    """Pays everything at once, unless its script says otherwise; under one key it pays once."""
+    """Pays every payout immediately unless its script says otherwise; pays once per idempotency
+    key.
+    """
 
     name = "sandbox"
     key_window = 86_400.0
@@ -27,13 +29,13 @@ class ScriptedPayoutProvider:
 
     def __init__(self) -> None:
         self.script: dict[str, deque[PayoutLookupOutcome]] = defaultdict(deque)
-        """Bank account token, or payout id, to its next answers, to whatever is asked."""
+        """The next answers to any request, by bank account token or payout id."""
         self.verifications: dict[str, deque[VerificationOutcome]] = defaultdict(deque)
         self.submitted_requests: list[PayoutRequest] = []
         self.silent_payout_ids: set[str] = set()
-        """Payout ids whose look-ups it does not answer."""
+        """Payout ids whose lookups are not answered."""
         self.outcomes_by_key: dict[str, PayoutOutcome] = {}
-        """Key to what was paid."""
+        """The payouts that were made, by idempotency key."""
 
     async def submit(self, requests: Sequence[PayoutRequest]) -> Sequence[PayoutOutcome]:
         self.submitted_requests += requests

@@ -1,5 +1,5 @@
-"""scripts/mutation [--only WORDS] [--new]: plants one bug at a time in a copy of the code, and
-sees whether the simulation or the tests notice it.
+"""scripts/mutation [--only WORDS] [--new]: plants one bug at a time in a copy of the code and
+reports whether the simulation or the tests detect it.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ _TIMEOUT_SECONDS = 900.0  # seconds
 
 @dataclass(frozen=True)
 class Detection:
-    """By whom a bug was noticed, and what showed first."""
+    """Which check detected a bug, and its first finding."""
 
     detector: str
     sign: str
 
 
 def _copy_tree() -> None:
-    """All files that belong to the repository, as they are now."""
+    """All files that belong to the repository, in their present version."""
     shutil.rmtree(_TREE_COPY, ignore_errors=True)
     file_names = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], capture_output=True, text=True, check=True
@@ -68,7 +68,7 @@ def _copy_tree() -> None:
 
 
 def _run_command(command: list[str]) -> tuple[int | None, str]:
-    """The exit code, None if it did not end in time, and what was printed."""
+    """The exit code (None after a timeout) and the output."""
     roots = [_TREE_COPY / part for part in ("server", "storage", "clients/python", ".")]
     environment = {
         **os.environ,
@@ -94,7 +94,7 @@ def _run_command(command: list[str]) -> tuple[int | None, str]:
 
 
 def _detect(bug: PlantedBug | None) -> Detection | None:
-    """Who notices; None: nobody. Raises RuntimeError if that cannot be said."""
+    """The check that detects the bug, or None. Raises RuntimeError if the run is inconclusive."""
     exit_code, output = _run_command(_SIMULATION_COMMAND)
     if exit_code != 0:
         sign = next((line for line in output.splitlines() if line.startswith("seed ")), None)
@@ -120,7 +120,7 @@ def _detect(bug: PlantedBug | None) -> Detection | None:
 
 
 def _read_rows() -> dict[str, str]:
-    """The rows of the table as it stands, by bug."""
+    """The rows of the present table, by bug."""
     lines = _RESULTS_PAGE.read_text().splitlines(keepends=True) if _RESULTS_PAGE.exists() else []
     return {
         line.split(" | ")[0].removeprefix("| "): line for line in lines if line.startswith("| ")

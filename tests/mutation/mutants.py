@@ -1,4 +1,6 @@
-"""Bugs that are planted on purpose, one at a time: whoever tests here must notice each of them."""
+"""Bugs that are planted on purpose, one at a time; the simulation or the tests must detect each of
+them.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ _CORE, _SERVER, _STORAGE = (
 
 @dataclass(frozen=True)
 class PlantedBug:
-    """A change of one place: `old`, which stands once in the file, becomes `new`. `tests`: where it
-    is looked for if no simulated world shows it.
+    """A change of one place: `old`, which occurs once in the file, becomes `new`. `tests` are run
+    if no simulation detects the bug.
     """
 
     name: str
@@ -26,7 +28,7 @@ class PlantedBug:
 
 
 BUGS = (
-    # what is asked of the provider
+    # requests to the provider
     PlantedBug(
         "a retry uses a new key",
         f"{_SERVER}/payment/charge.py",
@@ -205,7 +207,7 @@ BUGS = (
         "not queued_count)",
         "tests/services/payment/test_recovery.py -k finds_out",
     ),
-    # what is made of its answers
+    # handling of the provider's outcomes
     PlantedBug(
         "another amount than asked is a success",
         f"{_CORE}/payment/charge.py",
@@ -281,7 +283,7 @@ BUGS = (
         "        if previous is None:",
         "tests/services/payment/test_recovery.py -k two_answers",
     ),
-    # who works on what
+    # leases and workers
     PlantedBug(
         "the fencing token is not checked",
         f"{_STORAGE}/payment/orders.py",
@@ -760,7 +762,7 @@ BUGS = (
         "",
         "tests/services/payout/test_approvals.py -k disabled_destination_ends_its_dead_letter",
     ),
-    # whose sellers
+    # ownership of sellers
     PlantedBug(
         "of a payment's new sellers some are claimed",
         f"{_SERVER}/wallet/seller_ownership.py",
@@ -837,7 +839,7 @@ BUGS = (
         "            return [error] * len(items)\n",
         "tests/unit/operations/test_batcher.py",
     ),
-    # what floods a process
+    # overload
     PlantedBug(
         "a flood of items is built before it is counted",
         f"{_SERVER}/rpc/server.py",
@@ -935,7 +937,7 @@ BUGS = (
         "0",
         "tests/unit/providers/test_circuit_breaker.py -k not_the_probe",
     ),
-    # edits that go past the service
+    # edits that bypass the service
     PlantedBug(
         "a row without a seal is taken for sound",
         f"{_STORAGE}/verify/shared.py",
@@ -961,12 +963,12 @@ BUGS = (
 
 
 def fingerprint_of(bug: PlantedBug) -> str:
-    """What tells whether a bug has changed since it was noticed."""
+    """A digest that changes when the bug changes, so that its table row is stale."""
     return sha256(f"{bug.file}\0{bug.old}\0{bug.new}".encode()).hexdigest()[:8]
 
 
 def apply_bug(bug: PlantedBug, source: str) -> str:
-    """The file with the bug in it. Raises ValueError for one that has gone stale."""
+    """The file with the bug in it. Raises ValueError if the bug is stale."""
     if source.count(bug.old) != 1:
         raise ValueError(
             f"the bug {bug.name!r} has gone stale: what it changes stands {source.count(bug.old)} "

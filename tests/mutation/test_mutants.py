@@ -1,4 +1,4 @@
-"""The planted bugs: none has gone stale, and all stand in the table of who noticed them."""
+"""No planted bug is stale, and the table of detections lists each of them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
 def test_every_bug_can_still_be_planted(bug: PlantedBug) -> None:
-    """What it changes stands once in its file, and the file still parses with the bug in it."""
+    """The text that a bug replaces occurs once in its file, and the file still parses with the bug
+    in it.
+    """
     ast.parse(apply_bug(bug, (ROOT / bug.file).read_text()))
 
 
 def test_a_stale_bug_is_an_error() -> None:
-    """One whose place has changed is told by name."""
+    """A bug whose source text has changed is reported by name."""
     with pytest.raises(ValueError, match="has gone stale"):
         apply_bug(BUGS[0], "something else")
 
 
 def test_every_bug_was_noticed() -> None:
-    """The table that scripts/mutation wrote names each of them, as it is now."""
+    """The table that scripts/mutation wrote lists each bug in its present version."""
     lines = (ROOT / "tests/mutation/KILLED.md").read_text().splitlines()
     rows = [[cell.strip() for cell in line.split("|")] for line in lines if line.startswith("| ")]
     noticed_bugs = {(row[1], row[-2]) for row in rows}

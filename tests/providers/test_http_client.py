@@ -1,4 +1,4 @@
-"""Adapters: whatever a provider answers is one of five outcomes."""
+"""Adapters map every provider answer to one of five outcomes."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ from tallystick_server.providers.sandbox.provider import to_outcome
 def test_only_a_definite_answer_is_definite(
     reply: Reply, kind: type, happens: PaymentTrigger
 ) -> None:
-    """Everything that is no clear success, decline or wait is Unknown, and the same key is sent
-    again.
+    """Every answer that is not clearly a success, a decline or pending is Unknown, and the same key
+    is sent again.
     """
     assert type(to_outcome(reply)) is kind
     assert trigger_for(to_outcome(reply)) is happens
@@ -64,7 +64,7 @@ def test_only_a_definite_answer_is_definite(
     ],
 )
 def test_an_answer_that_cannot_be_read_is_unknown(status: int, values: dict[str, Any]) -> None:
-    """A malformed answer is no decline and no other amount: nothing definite was said."""
+    """A malformed answer is neither a decline nor another amount: it is not conclusive."""
     reply_fields = {"reference": "r", "amount": 100, "currency": "EUR", "code": "", **values}
     assert isinstance(to_outcome(Reply(status, **reply_fields)), Unknown)
 
@@ -85,7 +85,9 @@ def test_an_answer_that_cannot_be_read_is_unknown(status: int, values: dict[str,
     ],
 )
 def test_an_unknown_outcome_says_why(status: int, trouble: RetryReason) -> None:
-    """What is tried again how depends on why nobody knows; the provider's own wish goes with it."""
+    """The retry reason follows from the cause of an Unknown outcome; it includes the provider's own
+    retry time.
+    """
     parsed_outcome = to_outcome(Reply(status, retry_after=7.5))
     assert isinstance(parsed_outcome, Unknown)
     assert (parsed_outcome.retry_reason, parsed_outcome.retry_after) == (trouble, 7.5)

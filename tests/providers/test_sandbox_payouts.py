@@ -1,5 +1,5 @@
-"""The sandbox as a payout provider: what it pays, what it answers, and what the adapters make of
-it.
+"""The sandbox as a payout provider: its payouts, its answers, and the outcomes that the adapters
+derive from them.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def run_with_sandbox(
     work: Callable[[InProcessSandboxPayouts], Awaitable[Any]],
     key_window: float = 3600.0,
 ) -> Any:
-    """What comes of work with a sandbox of one's own."""
+    """The result of work with a private sandbox."""
 
     async def run() -> Any:
         database = Database(databases.service("sandbox"), connections=2)
@@ -79,7 +79,7 @@ def run_with_sandbox(
 
 
 def transfer_log(databases: DatabaseUrls, payout_id: str) -> list[tuple[str, int, int | None]]:
-    """What the provider's own log says of a payout: state, amount, what came back."""
+    """A payout in the provider's own log: state, amount, returned amount."""
     with psycopg.connect(databases.reader("sandbox").replace("+psycopg", "")) as connection:
         query = (
             "select state, amount, returned_amount from transfer where payout_id = %s order by "
@@ -90,7 +90,7 @@ def transfer_log(databases: DatabaseUrls, payout_id: str) -> list[tuple[str, int
 
 def test_a_key_pays_once_and_replays(database: DatabaseUrls) -> None:
     """The same key with the same values is paid once and answered alike; with another amount it is
-    refused, and nothing more is paid.
+    rejected, and nothing more is paid.
     """
     request = payout_request()
 
@@ -111,8 +111,8 @@ def test_a_key_pays_once_and_replays(database: DatabaseUrls) -> None:
 
 
 def test_a_forgotten_key_pays_again(database: DatabaseUrls) -> None:
-    """Past its window a key is forgotten, and what comes again is paid again under another
-    reference: why nothing is sent blindly.
+    """After its window a key is forgotten, and a repeat is paid again under another reference; this
+    is why the platform never resends blindly.
     """
     request = payout_request()
 
@@ -145,8 +145,8 @@ def test_a_forgotten_key_pays_again(database: DatabaseUrls) -> None:
     ],
 )
 def test_each_fault(database: DatabaseUrls, token: str, first: type, later: list[type]) -> None:
-    """A bank account's token says how the demand goes, and what a look-up tells of it
-    afterwards.
+    """A bank account's token determines the outcome of the payout, and the answer of a later
+    lookup.
     """
     request = payout_request(token)
 
@@ -157,8 +157,8 @@ def test_each_fault(database: DatabaseUrls, token: str, first: type, later: list
 
 
 def test_what_comes_back_is_in_the_log(database: DatabaseUrls) -> None:
-    """A whole return, a part of it, and one from a closed account: the amounts that are told are
-    those of the log.
+    """A full return, a partial one, and one from a closed account: the reported amounts are those
+    of the log.
     """
     requests = [
         payout_request("ba_returned", 7),
@@ -185,8 +185,8 @@ def test_what_comes_back_is_in_the_log(database: DatabaseUrls) -> None:
 
 
 def test_a_second_transfer_has_its_own_reference(database: DatabaseUrls) -> None:
-    """`twice`: a look-up tells of money that was paid again; both transfers are in the log, and
-    nothing grows by looking on.
+    """`twice`: a lookup reports a duplicate transfer; both transfers are in the log, and further
+    lookups add nothing.
     """
     request = payout_request("ba_paid_twice")
 
@@ -203,8 +203,8 @@ def test_a_second_transfer_has_its_own_reference(database: DatabaseUrls) -> None
 
 
 def test_a_batch_answers_for_each(database: DatabaseUrls) -> None:
-    """Of a submission each demand is answered for itself; when its answer is lost as a whole, every
-    demand is Unknown, and all of them are paid.
+    """Each payout of a submission has its own answer; when the whole answer is lost, every payout
+    is Unknown, and all of them are paid.
     """
     mixed = [
         payout_request(),
@@ -230,7 +230,7 @@ def test_a_batch_answers_for_each(database: DatabaseUrls) -> None:
 
 
 def test_accounts_are_verified(database: DatabaseUrls) -> None:
-    """An account can be paid to, cannot, or is told of later."""
+    """An account can be verified, rejected, or answered later."""
     review = unique_id("ba_review:")
 
     async def work(port: InProcessSandboxPayouts) -> list[Any]:
@@ -248,7 +248,7 @@ def test_accounts_are_verified(database: DatabaseUrls) -> None:
 
 @given(st.sampled_from(list(Fault)), st.floats(0, 1000), st.integers(0, 1000), st.integers(1, 5))
 def test_a_transfer_only_goes_on(fault: Fault, age: float, seconds: int, looks: int) -> None:
-    """A transfer never goes back, and what has come to its end by time stays there."""
+    """A transfer's state never goes back, and a final state does not change over time."""
     order = ["SUBMITTED", "IN_TRANSIT", "DECLINED", "PAID", "RETURNED"]
     for state in order:
         entry = LoggedRequest("k", 1, "", "p", "r", state, 5, "EUR", fault, str(seconds))
@@ -275,7 +275,7 @@ def test_a_transfer_only_goes_on(fault: Fault, age: float, seconds: int, looks: 
     ],
 )
 def test_an_answer_that_cannot_be_read_is_unknown(values: dict[str, Any]) -> None:
-    """A malformed answer is no decline and no payment: nothing definite was said."""
+    """A malformed answer is neither a decline nor a payment: it is not conclusive."""
     given_ = {
         "reference": "r",
         "amount": 100,
@@ -300,8 +300,8 @@ def test_an_answer_that_cannot_be_read_is_unknown(values: dict[str, Any]) -> Non
     ],
 )
 def test_an_unknown_outcome_says_why(status: int, trouble: RetryReason) -> None:
-    """What is no definite answer is Unknown, with the trouble that says how it is tried again; to a
-    payout and to a verification alike.
+    """An inconclusive answer is Unknown, with the retry reason that selects the policy, for payouts
+    and verifications alike.
     """
     for outcome in (
         to_payout_outcome(Reply(status, retry_after=7.5)),
@@ -324,8 +324,8 @@ async def serve_app(app: web.Application) -> AsyncIterator[str]:
 
 
 def test_over_http_it_is_the_same(database: DatabaseUrls) -> None:
-    """The adapter over HTTP says what the one in the process says, of a batch, of a look-up, of an
-    account; nobody there is NotSent.
+    """The adapter over HTTP gives the same outcomes as the one in the process, for a batch, a
+    lookup and an account; an unreachable server is NotSent.
     """
     requests = [
         payout_request(),
@@ -364,8 +364,8 @@ def test_over_http_it_is_the_same(database: DatabaseUrls) -> None:
 
 
 def test_without_its_database_the_server_says_so() -> None:
-    """503, which means an unknown outcome, and no traceback; what is malformed is told apart from
-    it.
+    """The answer is 503, which means an unknown outcome, without a traceback; malformed requests
+    get another status.
     """
 
     async def run() -> Any:
@@ -392,7 +392,7 @@ async def call_over_http(
     handler: Callable[[web.Request], Awaitable[web.Response]],
     call: Callable[[HttpSandboxPayouts], Awaitable[Any]],
 ) -> Any:
-    """What the adapter makes of a server that answers everything in one way."""
+    """The adapter's outcomes for a server that gives the same answer to everything."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", handler)
     async with serve_app(app) as url:
@@ -407,7 +407,7 @@ async def call_over_http(
     "body", [b"<html>", b"[]", b"[{}]", b"{}", b"null", b'[{"status": 200}, 3]', b"x" * 2_000_000]
 )
 def test_garbage_over_http_is_unknown(body: bytes) -> None:
-    """HTML, huge answers, other shapes: every demand of the submission is Unknown, and nothing
+    """HTML, huge answers, other shapes: every payout of the submission is Unknown, and nothing
     raises.
     """
 
@@ -440,8 +440,8 @@ def test_garbage_over_http_is_unknown(body: bytes) -> None:
 def test_what_a_payout_of_many_is_to_wait_is_a_bounded_number(
     said: object, wait: float | None
 ) -> None:
-    """Of each answer to a submission retry_after is a number of seconds, at most a day; anything
-    else makes the answers Unknown, which say nothing to wait for.
+    """In each answer to a submission retry_after is a number of seconds, at most a day; any other
+    value makes the outcomes Unknown, without a retry time.
     """
     busy = {
         "status": 429,
@@ -472,7 +472,7 @@ def test_what_a_payout_of_many_is_to_wait_is_a_bounded_number(
 
 
 def test_an_answer_that_comes_in_pieces_is_one(database: DatabaseUrls) -> None:
-    """A body over HTTP is read to its end, however it is cut."""
+    """A body over HTTP is read to its end, however it is split."""
     response_body = orjson.dumps(
         {
             "status": 400,

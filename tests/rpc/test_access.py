@@ -1,5 +1,5 @@
-"""Who may call what, on whose resources: every method of every service, with every role, for the
-own and for another owner's resource.
+"""Access to every method of every service, with every role, for the caller's own resource and for
+another owner's.
 """
 
 from __future__ import annotations
@@ -50,21 +50,23 @@ ALL_OWNERS_ROLES = frozenset({Role.OPERATOR, Role.SERVICE, Role.AUDITOR})
 
 
 class MethodScope(StrEnum):
-    """What a method is about, so what becomes of a call about another owner's."""
+    """What a method's request names, which determines the result of a call about another owner's
+    resource.
+    """
 
     OWNED = "NOT_FOUND"
     """A resource or a seller of an owner."""
     CLAIMS_SELLER = "ALREADY_EXISTS"
     """A seller that the call would claim."""
     LISTED = "LISTED"
-    """Resources, of which a caller gets those of its owner."""
+    """A list; a caller gets only its owner's resources."""
     PLATFORM = "PLATFORM"
-    """The platform's own: the role decides alone."""
+    """A platform resource: only the role counts."""
 
 
 class MethodRow(NamedTuple):
-    """A method's row: what it is about, and its request for the resources of an owner. Unset fields
-    are left empty.
+    """A method's row: its subject, and its request for the resources of an owner. Unset fields are
+    left empty.
     """
 
     kind: MethodScope
@@ -73,7 +75,7 @@ class MethodRow(NamedTuple):
 
 @dataclass(frozen=True)
 class OwnedResources:
-    """What an owner has."""
+    """The resources of an owner."""
 
     seller: str
     checkout: str
@@ -84,8 +86,8 @@ class OwnedResources:
 
 
 def _request_with(*fields: str) -> Callable[[OwnedResources], dict[str, Any]]:
-    """A request that names resources by these fields, with the reason and the id that it
-    may need.
+    """A request that names resources by these fields, with the reason and the id that it may
+    require.
     """
     resource_fields = {
         "checkout_id": "checkout",
@@ -217,8 +219,8 @@ def _token_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class AccessPlatform:
-    """A platform with a caller of each role, all of one owner, and what that owner and another
-    have.
+    """A platform with a caller of each role, all of one owner, and the resources of that owner and
+    another.
     """
 
     clients: dict[str, Client]
@@ -288,7 +290,7 @@ def _create_resources(client: Client) -> OwnedResources:
 
 
 def _call(client: Client, name: str, request: Message) -> tuple[list[Message], str]:
-    """The answer, or the answers of a stream, and the reason of a refusal."""
+    """The answer, or the answers of a stream, and the reason of a rejection."""
     service, method = name.split(".")
     try:
         response = getattr(getattr(client, service), method)(request)
@@ -298,8 +300,8 @@ def _call(client: Client, name: str, request: Message) -> tuple[list[Message], s
 
 
 def test_every_method_has_a_row() -> None:
-    """A method without a row here, or a row without its method, fails: whoever adds one says whose
-    its resources are.
+    """The test fails for a method without a row, or a row without its method: every new method must
+    declare its subject.
     """
     assert set(MATRIX) == set(METHODS)
 
@@ -308,8 +310,8 @@ def test_every_method_has_a_row() -> None:
 def test_a_method_is_for_its_roles_and_for_its_owners_resources(
     access_platform: AccessPlatform, name: str
 ) -> None:
-    """S2, S3: a role without access is refused by name, another owner's resource as if it were not
-    there, and the own one is found.
+    """S2, S3: a role without access is rejected with its own reason, another owner's resource is
+    reported as missing, and the own resource is found.
     """
     service, method = name.split(".")
     allowed = SERVICES[service][1].ACCESS[method]
@@ -352,7 +354,7 @@ def test_a_method_is_for_its_roles_and_for_its_owners_resources(
 
 @pytest.mark.parametrize("name", sorted(MATRIX))
 def test_unknown_tokens_reach_no_method(access_platform: AccessPlatform, name: str) -> None:
-    """A caller that nobody knows is refused by every method before its request is read."""
+    """Every method rejects an unknown caller before its request is parsed."""
     assert _call(
         access_platform.clients["nobody"], name, GetMessageClass(METHODS[name].input_type)()
     ) == ([], "CREDENTIALS_INVALID")

@@ -1,5 +1,5 @@
-"""One client that floods a real process: other callers' reads and operators' calls are answered
-meanwhile, and its memory stays bounded.
+"""One client floods a real process: other callers' reads and operators' calls are still answered,
+and memory stays bounded.
 """
 
 from __future__ import annotations
@@ -68,9 +68,7 @@ def open_counting_database(url: str, connections: int, new_id: Callable[[], UUID
 
 
 def test_watchers_of_payouts_share_their_reads(scratch_database: DatabaseUrls) -> None:
-    """What a hundred watchers of payouts look at together is read by a few statements, not by one
-    for each.
-    """
+    """A hundred concurrent watchers of payouts are served by a few statements, not by one each."""
     with serve_platform(
         scratch_database,
         Settings().replace(
@@ -96,8 +94,8 @@ def test_watchers_of_payouts_share_their_reads(scratch_database: DatabaseUrls) -
 
 
 def test_idle_followers_of_entries_share_their_reads(scratch_database: DatabaseUrls) -> None:
-    """What comes while a hundred StreamEntries wait at the end of the book reaches each of them,
-    and is read once for all.
+    """A new transaction reaches each of a hundred StreamEntries calls that wait at the end of the
+    ledger, and is read once for all.
     """
     rare = Settings().replace(
         worker__relay_interval=60, worker__sweep_interval=60, worker__monitor_interval=60
@@ -139,8 +137,8 @@ def test_idle_followers_of_entries_share_their_reads(scratch_database: DatabaseU
 
 
 def test_what_callers_have_left_is_not_begun(scratch_database: DatabaseUrls) -> None:
-    """Calls whose callers gave up while the database stood still are not begun once it goes on:
-    nothing of them is stored or read.
+    """Calls whose callers gave up while the database was frozen are not started afterwards: they
+    store and read nothing.
     """
     with (
         serve_platform(
@@ -226,8 +224,8 @@ def _items_after_timeouts(
     batcher: Batcher[Any, Any],
     call: Callable[[str, float], Any],
 ) -> list[object]:
-    """What a stage begins, of fifty calls that have ended while a table was locked, once it is not
-    locked any more.
+    """The items that a batcher starts, of fifty calls that ended while a table was locked, once the
+    lock is released.
     """
     started_items: list[object] = []
     run = batcher._run
@@ -249,7 +247,7 @@ def _items_after_timeouts(
         assert count_before <= 25, "the calls came one by one, before the others were in a batch"
         admin.rollback()
     first.exception()
-    call(unique_id("last"), 60).exception()  # whose batch comes after all others
+    call(unique_id("last"), 60).exception()  # its batch runs after all others
     batcher._run = run
     return started_items[count_before:-1]
 
@@ -260,7 +258,7 @@ def _items_after_timeouts(
 def test_reads_after_a_commit_are_not_refused(
     platform: ServedPlatform, service: str, read: str
 ) -> None:
-    """However many calls read what they have stored, none ends with OVERLOADED, which says that
+    """However many calls read their stored result, none ends with OVERLOADED, which would mean that
     nothing was stored.
     """
     (handlers,) = (
@@ -279,8 +277,8 @@ def test_reads_after_a_commit_are_not_refused(
 def test_a_flood_of_changes_refuses_no_work_of_the_platform(
     platform: ServedPlatform, client: Client
 ) -> None:
-    """With as many changes of teams waiting for the database as may wait, a team's next one is
-    OVERLOADED; a sweep and an operator's change are not.
+    """With the maximum number of teams' changes waiting for the database, a team's next one is
+    OVERLOADED; a scan and an operator's change are not.
     """
     (handlers,) = (
         service.servicer for service in platform.server._services if service.name == "payout"
@@ -325,15 +323,15 @@ def test_a_flood_of_changes_refuses_no_work_of_the_platform(
 
 
 def memory_megabytes(pid: int, name: str) -> int:
-    """What a process has resident (VmRSS), or the most it had (VmHWM)."""
+    """A process's resident memory (VmRSS), or its peak (VmHWM)."""
     match = re.search(rf"{name}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     assert match is not None
     return int(match[1]) // 1024
 
 
 async def measure_calls(stub: Any, checkout_id: str, limit_seconds: float) -> dict[str, float]:
-    """How long each call of others takes now, in seconds. A cancellation waits for the provider, so
-    its deadline is the limit.
+    """The duration of each call of other callers, in seconds. A cancellation waits for the
+    provider, so its deadline is the limit.
     """
     calls = {
         "GetPayment": (
@@ -361,8 +359,8 @@ async def measure_calls(stub: Any, checkout_id: str, limit_seconds: float) -> di
     not Path("/proc/self/status").exists(), reason="a process's memory is read from /proc"
 )
 def test_a_flood_leaves_others_their_calls(scratch_database: DatabaseUrls, thorough: bool) -> None:
-    """28 messages of two million empty items each, idle followers, and waiting payments on a slow
-    provider: others are answered, memory is bounded.
+    """28 messages of two million empty items each, idle streams, and waiting payments on a slow
+    provider: other callers are answered, memory is bounded.
     """
     followers, waiting_count, limit = (1000, 4000, 1.0) if thorough else (100, 200, 5.0)
     address = free_address()
@@ -414,7 +412,7 @@ def test_a_flood_leaves_others_their_calls(scratch_database: DatabaseUrls, thoro
         paying = [
             asyncio.ensure_future(pay(payments[n % 8], n, prefix)) for n in range(waiting_count)
         ]
-        # above its caller's share a payment is accepted, and answered at once
+        # Above its caller's share a payment is accepted, and answered immediately.
         while sum(response_counts.values()) < waiting_count // 2 - 10:
             await asyncio.wait(
                 [task for task in paying if not task.done()],
@@ -447,7 +445,7 @@ def test_a_flood_leaves_others_their_calls(scratch_database: DatabaseUrls, thoro
     )
     assert response_counts["TOO_MANY_ITEMS"] + response_counts["OVERLOADED"] == 28, response_counts
     assert response_counts["TOO_MANY_ITEMS"] >= 3
-    # nothing ends with a bare status
+    # Every error has a reason.
     assert set(response_counts) <= {*payment_pb2.PaymentState.keys(), *ErrorReason}, response_counts
     assert peak_megabytes < _MAX_MEGABYTES
     assert max(slowest.values()) < limit, slowest

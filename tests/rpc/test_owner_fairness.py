@@ -1,4 +1,6 @@
-"""No owner, however many callers it has, keeps other owners waiting or has their calls refused."""
+"""No owner, however many callers it has, delays other owners or causes their calls to be
+rejected.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,7 @@ SETTINGS = Settings().replace(
 
 
 class GatedDatabase(Database):
-    """A database whose reads wait until the test lets them through."""
+    """A database whose reads wait until the test releases them."""
 
     read_permits = asyncio.Semaphore(0)
 
@@ -81,7 +83,7 @@ class GatedDatabase(Database):
 def gated_event_service(
     databases: DatabaseUrls,
 ) -> Iterator[tuple[ServedPlatform, Callable[[int], None], Any]]:
-    """EventService, what lets a number of its reads through, and the tail that its streams
+    """EventService, a function that releases a number of its reads, and the tail that its streams
     share.
     """
     read_permits = asyncio.Semaphore(0)
@@ -108,8 +110,8 @@ def gated_event_service(
 
 
 def test_an_owners_streams_behind_do_not_delay_anothers(scratch_database: DatabaseUrls) -> None:
-    """While hundreds of streams of one owner, of several callers, wait for their turn to catch up,
-    another owner's one stream has the turn after the next.
+    """Hundreds of streams of one owner, of several callers, wait to catch up. Another owner's one
+    stream is served after the next one.
     """
     flood = 200
     with (
@@ -134,11 +136,11 @@ def test_an_owners_streams_behind_do_not_delay_anothers(scratch_database: Databa
             )
 
         streams = [open_stream(name) for name in ("first", "second") for _ in range(flood // 2)]
-        # one has its turn
+        # one is being served
         assert eventually(lambda: tail._read_semaphore.waiting_count() == flood - 1)
         own_stream = open_stream("other")
         assert eventually(lambda: tail._read_semaphore.waiting_count() == flood)
-        release(3)  # the turn that was taken, the next of the same owner, and the other's
+        release(3)  # the stream in service, the next of the same owner, and the other owner's
         assert [response.event.aggregate_id for response in own_stream] == [aggregate]
         for stream in streams:
             stream.cancel()
@@ -146,7 +148,7 @@ def test_an_owners_streams_behind_do_not_delay_anothers(scratch_database: Databa
 
 class HoldingHandlers:
     """The handlers of a service; each holds its call until the test ends, with `waits_for_provider`
-    as one that waits for a provider.
+    as a call that waits for a provider.
     """
 
     def __init__(self, service: ServiceDescriptor, *, waits_for_provider: bool) -> None:
@@ -179,8 +181,8 @@ class HoldingHandlers:
 def holding_server(
     limits: CallLimits, *, wait_for_provider: bool = False
 ) -> Iterator[Callable[..., bool]]:
-    """A server that holds every call that it admits. What is yielded makes a call, with a body of
-    some bytes, and says whether it was admitted.
+    """A server that holds every call that it admits. The yielded function makes a call with a body
+    of the given size, and returns whether it was admitted.
     """
     servicers = {
         name: HoldingHandlers(service, waits_for_provider=wait_for_provider)
@@ -247,8 +249,8 @@ CALL_KINDS: list[tuple[str, str, dict[str, int], int]] = [
 def test_one_owner_never_has_all_slots_or_bytes(
     method: str, limits: dict[str, int], size: int
 ) -> None:
-    """An owner alone, with any number of callers, has at most half of the slots of a kind or of the
-    bytes; each that comes has half of what is left.
+    """An owner alone, with any number of callers, gets at most half of the slots of a kind or of
+    the bytes; each further owner gets half of the remainder.
     """
     with holding_server(CallLimits(**limits), wait_for_provider="waiting" in limits) as is_admitted:
         assert [is_admitted(("first", "second")[n % 2], method, size) for n in range(6)] == [
@@ -264,8 +266,8 @@ def test_one_owner_never_has_all_slots_or_bytes(
     ids=["waits", "streams"],
 )
 def test_what_waits_and_what_streams_keeps_no_body(method: str, waits: bool) -> None:
-    """Calls that wait for a provider, and streams, give the bytes of their requests back: many more
-    are admitted than fit at a time, and memory has none.
+    """Calls that wait for a provider, and streams, release the bytes of their requests: many more
+    are admitted than the limit, and memory holds none of the requests.
     """
     size, calls = 60_000, 100
     with holding_server(CallLimits(message_bytes=4 * size), wait_for_provider=waits) as is_admitted:
@@ -282,8 +284,8 @@ def test_what_waits_and_what_streams_keeps_no_body(method: str, waits: bool) -> 
 
 
 def test_reads_of_owners_take_turns() -> None:
-    """However many reads one owner has under way, another's begins after one more of those: all
-    reads share a few connections, which serve who comes first.
+    """However many reads one owner has in flight, another's starts after one more of them
+    completes: all reads share a few connections, first come, first served.
     """
     started_reads: queue.SimpleQueue[str] = queue.SimpleQueue()
     turns = asyncio.Semaphore(0)
@@ -331,9 +333,8 @@ def test_reads_of_owners_take_turns() -> None:
 def test_orders_that_wait_to_be_stored_leave_room_for_other_owners(
     scratch_database: DatabaseUrls,
 ) -> None:
-    """While the database stores nothing, one owner has at most half of the orders that a process
-    takes waiting; another owner's payment still waits beside them, and all are stored once it goes
-    on.
+    """While the database is blocked, one owner has at most half of the orders that a process lets
+    wait. Another owner's payment still waits with them, and all are stored afterwards.
     """
     with (
         serve_platform(scratch_database, SETTINGS.replace(worker__max_in_flight=10)) as platform,
@@ -391,8 +392,8 @@ def test_operators_share_their_slots_and_services_do_not() -> None:
 
 @pytest.mark.parametrize("full", ["teams", "services", "operators"])
 def test_a_call_takes_the_slots_of_the_role_that_admits_it(full: str) -> None:
-    """Whatever the method, a call takes a team's slots for the roles team and payouts, a service's
-    or an operator's for those; no kind takes another's.
+    """For every method, a call takes a team's slots for the roles team and payouts, and a service's
+    or an operator's slots for those roles; no kind uses another's.
     """
     calls = {
         "teams": [
@@ -425,8 +426,8 @@ def test_a_call_takes_the_slots_of_the_role_that_admits_it(full: str) -> None:
 
 
 def test_owners_who_wait_are_served_in_turns() -> None:
-    """Each owner that waits is served once before any is served twice, its own callers in order,
-    and a caller that leaves takes no turn.
+    """Each waiting owner is served once before any is served twice, its own callers in order, and a
+    caller that leaves uses no permit.
     """
 
     async def served_owners() -> list[str]:

@@ -1,4 +1,4 @@
-"""The door: credentials, roles, limits, deadlines, and what failures look like from outside."""
+"""The gRPC server: credentials, roles, limits, deadlines, and how errors look to a client."""
 
 from __future__ import annotations
 
@@ -47,14 +47,16 @@ TOKENS = {
 
 
 def test_every_reason_has_one_status_and_stands_in_the_contract() -> None:
-    """X1: the closed list in code, in the contract and in the status table is the same."""
+    """X1: the closed list of reasons is the same in code, in the contract and in the status
+    table.
+    """
     wire = {name.removeprefix("REASON_") for name in reason_pb2.Reason.keys()} - {"UNSPECIFIED"}
     assert wire == set(ErrorReason) == set(CODE_BY_REASON)
 
 
 @pytest.mark.parametrize("reason", list(ErrorReason))
 def test_refusals_survive_the_wire(reason: ErrorReason) -> None:
-    """A refusal inside a batch comes out of its status as it went in."""
+    """An error inside a batch survives the conversion to a status and back."""
     parsed_error = from_status(
         to_status(ApiError(reason, "why", field="a.b", metadata={"x": "y"}, retry_after=1.5))
     )
@@ -84,7 +86,7 @@ def test_refusals_survive_the_wire(reason: ErrorReason) -> None:
     ids=lambda d: d.name,
 )
 def test_a_method_without_access_rule_stops_the_start(descriptor: ServiceDescriptor) -> None:
-    """S2: leave one rule out, or leave it empty, and the server does not start."""
+    """S2: if one access rule is missing or empty, the server does not start."""
     access = dict(SERVICE_MODULES[descriptor.name].ACCESS)
     first = descriptor.methods[0].name
     for invalid_access in (
@@ -102,7 +104,9 @@ def test_a_method_without_access_rule_stops_the_start(descriptor: ServiceDescrip
 
 
 def test_credentials_and_roles(scratch_database: DatabaseUrls) -> None:
-    """No token, a wrong one, a right one for the wrong method: each is its own refusal."""
+    """A missing token, a wrong token, and a valid token for another method are each rejected with
+    their own reason.
+    """
     settings = Settings().replace(
         authentication="tokens", callers=TOKENS, service_token="token-of-platform-"
     )
@@ -129,7 +133,7 @@ LIST_REQUEST = payment_service_pb2.ListPaymentsRequest()
 
 
 def test_too_many_calls_are_shed() -> None:
-    """Above the limit a call is refused with OVERLOADED and when to come back."""
+    """Above the limit a call is rejected with OVERLOADED and a retry delay."""
     entered, leave = threading.Semaphore(0), threading.Event()
 
     async def slow() -> Message:
@@ -160,8 +164,8 @@ READ_CALLS: list[tuple[str, Message]] = [
 
 
 def test_waiting_calls_take_no_slots_of_others() -> None:
-    """A call that waits gives up its slot; one above the limit of waiting calls, or of its caller's
-    share of it, is answered without waiting.
+    """A waiting call releases its slot. A call above the limit of waiting calls, or of its caller's
+    share, is answered without waiting.
     """
     gate = GatedHandlers(waits_for_provider=True)
     limits = CallLimits(writes=1, reads=1, platform=1, waiting=4, share=0.5)
@@ -181,8 +185,8 @@ def test_waiting_calls_take_no_slots_of_others() -> None:
 
 
 def test_each_kind_of_calls_has_its_own_limit() -> None:
-    """When the calls that change something are at their limit, one more is OVERLOADED, while reads
-    and operators' calls are answered.
+    """When changes are at their limit, one more is OVERLOADED, while reads and operators' calls are
+    answered.
     """
     gate = GatedHandlers(waits_for_provider=False)
     with (
@@ -204,7 +208,7 @@ def test_each_kind_of_calls_has_its_own_limit() -> None:
 
 def test_messages_in_flight_are_bounded_by_their_bytes() -> None:
     """Messages of many kilobytes are OVERLOADED above the limit of bytes in flight, while a small
-    one is let in.
+    one is accepted.
     """
     gate = GatedHandlers(waits_for_provider=False)
     large = payment_service_pb2.CreatePaymentRequest(buyer_info="x" * 20_000)
@@ -225,8 +229,8 @@ def test_messages_in_flight_are_bounded_by_their_bytes() -> None:
 
 
 def test_a_drain_ends_calls_by_name() -> None:
-    """A call that is still in flight when the drain is over ends with SHUTTING_DOWN and when to
-    come back, and so does a new one.
+    """A call that is still in flight when the drain ends gets SHUTTING_DOWN and a retry delay, and
+    so does a new one.
     """
     gate = GatedHandlers(waits_for_provider=True)
     with rpc_client(gate) as client, ThreadPoolExecutor(1) as callers:
@@ -242,8 +246,8 @@ def test_a_drain_ends_calls_by_name() -> None:
 
 
 def test_a_burst_is_answered_by_the_door(platform: ServedPlatform) -> None:
-    """Of thousands of calls that come at once each gets an answer that has a reason; none is
-    dropped by the transport.
+    """Each of thousands of concurrent calls gets an answer with a reason; the transport
+    drops none.
     """
 
     async def burst() -> Counter[str]:
@@ -263,7 +267,7 @@ def test_a_burst_is_answered_by_the_door(platform: ServedPlatform) -> None:
 
 
 def test_a_fault_of_ours_tells_nothing_but_the_trace() -> None:
-    """INTERNAL: no exception text, no SQL, no path; the trace id is in the error."""
+    """INTERNAL: no exception text, no SQL, no path; the error contains the trace id."""
 
     async def raise_error() -> Message:
         raise ValueError("select secret from /etc/passwd")
@@ -277,7 +281,9 @@ def test_a_fault_of_ours_tells_nothing_but_the_trace() -> None:
 
 
 def test_a_call_past_its_deadline_ends_by_name() -> None:
-    """A handler that does not end is DEADLINE_EXCEEDED, with the hint that the same id is safe."""
+    """A handler that does not finish is DEADLINE_EXCEEDED, with the hint that the same id is
+    safe.
+    """
 
     async def hangs() -> Message:
         await asyncio.Event().wait()
@@ -288,8 +294,8 @@ def test_a_call_past_its_deadline_ends_by_name() -> None:
 
 
 def test_a_reader_that_stands_still_does_not_keep_its_stream() -> None:
-    """A stream whose reader takes nothing ends at its time like any other, with STREAM_EXPIRED, and
-    its handler with it.
+    """A stream whose reader reads nothing ends at its deadline like any other, with STREAM_EXPIRED,
+    and its handler ends too.
     """
     stream_ended = threading.Event()
 
@@ -315,8 +321,8 @@ def test_a_reader_that_stands_still_does_not_keep_its_stream() -> None:
 
 @pytest.mark.parametrize("read", [False, True], ids=["unread", "read"])
 def test_a_drain_ends_streams_at_once(read: bool) -> None:
-    """A drain ends a stream that never runs out of messages within a moment, whether its client
-    reads or not, and gives its slot back; one that reads hears SHUTTING_DOWN.
+    """A drain ends an endless stream within a moment, whether its client reads or not, and releases
+    its slot; a client that reads gets SHUTTING_DOWN.
     """
     stream_ended = threading.Event()
 
@@ -358,7 +364,7 @@ def test_a_drain_ends_streams_at_once(read: bool) -> None:
             reason = reading.result(30)
         else:
             drain()
-            assert eventually(slots_are_free)  # before its reader goes on
+            assert eventually(slots_are_free)  # before its reader continues
             reason = rest()
         assert stream_ended.wait(10)
     assert reason == "SHUTTING_DOWN"
@@ -366,7 +372,7 @@ def test_a_drain_ends_streams_at_once(read: bool) -> None:
 
 def test_a_drain_ends_streams_that_have_nothing_to_send() -> None:
     """A stream that waits for its next message ends with SHUTTING_DOWN as soon as a drain begins,
-    long before its time is up.
+    long before its deadline.
     """
     stream_begun = threading.Event()
 
@@ -389,8 +395,8 @@ def test_a_drain_ends_streams_that_have_nothing_to_send() -> None:
 
 
 def test_streams_that_send_at_once_leave_turns_of_the_loop_to_others() -> None:
-    """However many streams have something to send, there are more turns of the loop than messages,
-    since gRPC hands over one event in each.
+    """However many streams have something to send, the loop runs more often than messages are sent,
+    because gRPC delivers one event per iteration.
     """
     streams, items_per_stream = 100, 10
     loop_turns, open_counter, sent_counter = (
@@ -426,7 +432,7 @@ def test_streams_that_send_at_once_leave_turns_of_the_loop_to_others() -> None:
 
 
 def test_a_reader_that_leaves_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
-    """When who watches goes away while nothing happens, the handler ends, and nothing is logged as
+    """When a watcher disconnects while nothing happens, the handler ends, and nothing is logged as
     failed.
     """
     stream_ended = threading.Event()
@@ -454,7 +460,7 @@ def test_a_reader_that_leaves_is_no_fault(caplog: pytest.LogCaptureFixture) -> N
 def test_a_reader_that_stands_still_and_leaves_is_no_fault(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Streams that were drained while their readers stood still end without an error when the
+    """Streams that were drained while their readers were stalled end without an error when the
     readers' connections break.
     """
     stream_ended = threading.Semaphore(0)
@@ -490,8 +496,8 @@ def test_a_reader_that_stands_still_and_leaves_is_no_fault(
 def test_a_write_that_a_reader_never_takes_ends_its_stream_in_silence(
     error: Exception | None,
 ) -> None:
-    """When the write to a reader that stood still fails, or is cancelled, its stream ends without
-    an error, and has its slot until then no more.
+    """When the write to a stalled reader fails, or is cancelled, its stream ends without an error,
+    and only then releases its slot.
     """
 
     async def let_go() -> int:
@@ -511,9 +517,7 @@ def test_a_write_that_a_reader_never_takes_ends_its_stream_in_silence(
 
 
 def test_draining_refuses_new_calls(scratch_database: DatabaseUrls) -> None:
-    """SHUTTING_DOWN: a process that is being stopped sends new calls away, with when to
-    come back.
-    """
+    """SHUTTING_DOWN: a stopping process rejects new calls with a retry delay."""
     with serve_platform(scratch_database) as other_platform:
         other_platform.server._rpc_servers[0].close()
         client = Client(other_platform.address, settings=ClientSettings(attempts=1))

@@ -1,4 +1,4 @@
-"""Bad input over a real socket: refused by name, nothing stored, the server unharmed."""
+"""Invalid input over a real socket: rejected with a reason, nothing stored, the server unharmed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MESSAGES = {
         ("ledger", ledger_service_pb2),
     )
 }
-CARD = "4242424242424242"  # published for tests by providers
+CARD = "4242424242424242"  # test numbers that providers publish
 
 BAD_AMOUNTS = [
     *(
@@ -72,7 +72,7 @@ def new_test_order(**overrides: Any) -> payment_pb2.NewPaymentOrder:
 
 
 def expect_invalid_payment(client: Client, **overrides: Any) -> InvalidArgumentError:
-    """The refusal of a payment that is right but for the changes; it must have stored nothing."""
+    """The error for a payment that is valid except for the changes; nothing may be stored."""
     checkout_id = unique_id("c")
     fields = {
         "checkout_id": checkout_id,
@@ -89,7 +89,7 @@ def expect_invalid_payment(client: Client, **overrides: Any) -> InvalidArgumentE
 
 @pytest.mark.parametrize(("amount", "currency", "reason"), BAD_AMOUNTS)
 def test_bad_amounts(client: Client, amount: str, currency: str, reason: str) -> None:
-    """Each is refused with its reason and the amount's path, which the message names too."""
+    """Each is rejected with its reason and the amount's path, which the message also names."""
     error = expect_invalid_payment(
         client, payment_orders=[new_test_order(), new_test_order(amount=amount, currency=currency)]
     )
@@ -107,7 +107,7 @@ def test_bad_amounts(client: Client, amount: str, currency: str, reason: str) ->
     ],
 )
 def test_bad_currencies(client: Client, currency: str, reason: str) -> None:
-    """Each is refused with its reason and the currency's path."""
+    """Each is rejected with its reason and the currency's path."""
     error = expect_invalid_payment(client, payment_orders=[new_test_order(currency=currency)])
     assert (error.reason, error.field_violations[0].field) == (reason, "payment_orders[0].currency")
 
@@ -193,7 +193,7 @@ def test_bad_currencies(client: Client, currency: str, reason: str) -> None:
     ],
 )
 def test_bad_fields(client: Client, changes: dict[str, Any], reason: str, field: str) -> None:
-    """Each is refused with its reason and its path."""
+    """Each is rejected with its reason and its path."""
     checkout = changes.get("checkout_id")
     if checkout is not None:
         with pytest.raises(InvalidArgumentError) as raised_error:
@@ -210,7 +210,7 @@ def test_bad_fields(client: Client, changes: dict[str, Any], reason: str, field:
 
 
 def test_no_payment_method(client: Client) -> None:
-    """A payment without a way to pay is refused."""
+    """A payment without a payment method is rejected."""
     with pytest.raises(InvalidArgumentError) as error:
         client.payment.CreatePayment(
             payment_service_pb2.CreatePaymentRequest(
@@ -227,7 +227,7 @@ def test_no_payment_method(client: Client) -> None:
     "text", ["مرحبا \u202e evil", "🙂" * 200, "=1+1", "{{7*7}}", "%s%n", "a\r\nSet-Cookie: x"]
 )
 def test_odd_texts_are_kept_as_they_are(client: Client, text: str) -> None:
-    """Free text is data: right-to-left marks, emoji and injections come back unchanged."""
+    """Free text is data: right-to-left marks, emoji and injections are returned unchanged."""
     payment = client.create_payment(
         unique_id("c"), [new_test_order()], credit_card_info="tok_visa", buyer_info=text
     )
@@ -265,8 +265,8 @@ def send_raw(platform: ServedPlatform, method: str, body: bytes, **options: Any)
 def test_bad_messages(
     platform: ServedPlatform, method: str, body: bytes, expected: tuple[str, str]
 ) -> None:
-    """X1: malformed bytes, invalid UTF-8, too large and unknown: each by the closed list, never
-    UNKNOWN.
+    """X1: malformed bytes, invalid UTF-8, too large messages and unknown methods each have a reason
+    of the closed list, never UNKNOWN.
     """
     with pytest.raises(grpc.RpcError) as error:
         send_raw(platform, method, body)
@@ -274,7 +274,7 @@ def test_bad_messages(
 
 
 def test_a_million_characters(platform: ServedPlatform) -> None:
-    """A huge text is refused before it is parsed."""
+    """A huge text is rejected before it is parsed."""
     request = payment_service_pb2.CreatePaymentRequest(checkout_id="c", buyer_info="x" * 1_000_000)
     with pytest.raises(grpc.RpcError) as error:
         send_raw(platform, "CreatePayment", request.SerializeToString())
@@ -282,7 +282,7 @@ def test_a_million_characters(platform: ServedPlatform) -> None:
 
 
 def test_a_batch_of_five_million_bytes(platform: ServedPlatform) -> None:
-    """X1: a batch above its limit is refused by the closed list too."""
+    """X1: a batch above its limit is rejected with a reason of the closed list too."""
     with pytest.raises(grpc.RpcError) as error, grpc.insecure_channel(platform.address) as channel:
         channel.unary_unary("/tallystick.payout.v1.PayoutService/CreatePayoutBatch")(
             b"x" * 5_000_000,  # type: ignore[arg-type]
@@ -346,8 +346,8 @@ def nested_item(item: bytes) -> bytes:
 def test_items_are_counted_before_they_are_built(
     platform: ServedPlatform, method: str, body: bytes, field: str
 ) -> None:
-    """X1: more items than a call may have, at whatever depth, are refused on the bytes of the
-    message; no object is built for any.
+    """X1: more items than allowed, at any depth, are rejected on the bytes of the message, before
+    any object is built.
     """
     with pytest.raises(grpc.RpcError) as error, grpc.insecure_channel(platform.address) as channel:
         list(channel.unary_stream(f"/tallystick.{method}")(body, timeout=30))  # type: ignore[arg-type]
@@ -385,7 +385,7 @@ SCHEDULE = {
     ("amount", "currency", "reason"), [case for case in BAD_AMOUNTS if case[0]]
 )
 def test_bad_amounts_of_payouts(client: Client, amount: str, currency: str, reason: str) -> None:
-    """Each is refused with its reason; only an empty one has a meaning."""
+    """Each is rejected with its reason; only the empty token has a meaning."""
     error = expect_invalid_payout_call(
         client, "CreatePayout", **{**PAYOUT, "amount": amount, "currency": currency}
     )
@@ -483,7 +483,7 @@ def test_bad_amounts_of_payouts(client: Client, amount: str, currency: str, reas
 def test_bad_values_of_payouts(
     client: Client, method: str, values: dict[str, Any], reason: str, field: str
 ) -> None:
-    """Each is refused with its reason and the field's name, and nothing is stored."""
+    """Each is rejected with its reason and the field's name, and nothing is stored."""
     error = expect_invalid_payout_call(client, method, **values)
     assert (error.reason, error.field_violations[0].field) == (reason, field)
 
@@ -558,8 +558,8 @@ def test_bad_values_of_payouts(
 def test_what_is_not_found_is_named(
     client: Client, service: str, method: str, values: dict[str, Any], names: str
 ) -> None:
-    """A refusal with NOT_FOUND names the resource, and the id that was asked for, unless that looks
-    like a card number.
+    """A NOT_FOUND error names the resource and the requested id, unless the id looks like a card
+    number.
     """
     request = MESSAGES[service][f"{method}Request"](**values)
     with pytest.raises(NotFoundError) as error:
@@ -568,7 +568,7 @@ def test_what_is_not_found_is_named(
 
 
 def test_no_card_number_is_anywhere(client: Client, platform: ServedPlatform) -> None:
-    """S1: after all of these, no table of any service holds a card number."""
+    """S1: after all of these calls, no table of any service holds a card number."""
     expect_invalid_payment(client, buyer_info=CARD)
     for service in ("payment", "wallet", "ledger", "payout", "event", "sandbox"):
         with psycopg.connect(

@@ -48,8 +48,8 @@ from tests.support.platform import (
 
 
 class ScriptedPaymentService(payment_service_pb2_grpc.PaymentServiceServicer):
-    """Answers GetPayment by a script: refusals, and answers that get lost, then the payment. Its
-    streams send the versions 1 to 6, or nothing.
+    """Answers GetPayment by a script: errors and lost answers, then the payment. Its streams send
+    the versions 1 to 6, or nothing.
     """
 
     def __init__(self) -> None:
@@ -58,11 +58,11 @@ class ScriptedPaymentService(payment_service_pb2_grpc.PaymentServiceServicer):
         self.hang_after_calls: int | None = None
         self.stop_event = threading.Event()
         self.opened_after_versions: list[int] = []
-        """After which version each stream was opened."""
+        """The version after which each stream was opened."""
         self.silent_streams = 0
-        """How many streams are still to be opened that send nothing."""
+        """The number of next streams that send nothing."""
         self.stream_error: ApiError | None = None
-        """By which every stream ends at once."""
+        """The status with which every stream ends immediately."""
         self.ended_streams = threading.Semaphore(0)
         """Released by each stream that ends."""
 
@@ -94,7 +94,7 @@ class ScriptedPaymentService(payment_service_pb2_grpc.PaymentServiceServicer):
             self.stop_event.wait(30)
         if self.script:
             error = self.script.pop(0)
-            if isinstance(error, str):  # as when the connection breaks
+            if isinstance(error, str):  # as if the connection broke
                 context.abort(grpc.StatusCode.UNAVAILABLE, error)
             _abort(context, error)
         return payment_service_pb2.GetPaymentResponse(
@@ -103,7 +103,7 @@ class ScriptedPaymentService(payment_service_pb2_grpc.PaymentServiceServicer):
 
 
 def _abort(context: grpc.ServicerContext, error: ApiError) -> None:
-    """Ends a call with a refusal."""
+    """Ends a call with an error."""
     context.set_trailing_metadata(
         (
             ("grpc-status-details-bin", to_status(error).SerializeToString()),
@@ -153,9 +153,7 @@ def call_variants(address: str, **settings: Any) -> list[Any]:
 
 
 def test_client_settings_do_not_show_the_token() -> None:
-    """The repr of the settings, which a traceback or a log may show, leaves the bearer
-    token out.
-    """
+    """The repr of the settings, which a traceback or a log may show, excludes the bearer token."""
     text = repr(ClientSettings(token="secret-token", attempts=7))
     assert "secret" not in text
     assert "attempts=7" in text
@@ -165,8 +163,8 @@ def test_client_settings_do_not_show_the_token() -> None:
 def test_refusals_with_retry_info_are_sent_again(
     scripted_server: tuple[ScriptedPaymentService, str], kind: int
 ) -> None:
-    """The platform says when to come back, and the SDK does, with the same request and its
-    token.
+    """The platform sends a retry delay, and the SDK retries after it, with the same request and
+    page token.
     """
     servicer, address = scripted_server
     servicer.script = [
@@ -182,7 +180,7 @@ def test_refusals_with_retry_info_are_sent_again(
 def test_refusals_for_good_are_not(
     scripted_server: tuple[ScriptedPaymentService, str], kind: int
 ) -> None:
-    """A refusal that a retry cannot help is raised at once, as its own class with all it says."""
+    """A permanent error is raised immediately, as its own class with all details."""
     servicer, address = scripted_server
     servicer.script = [ApiError(ErrorReason.FIELD_INVALID, "mend it", field="a.b")]
     with pytest.raises(InvalidArgumentError) as error:
@@ -200,10 +198,10 @@ def test_refusals_for_good_are_not(
 def test_a_call_whose_time_went_by_in_refusals_says_by_which(
     scripted_server: tuple[ScriptedPaymentService, str], kind: int, hangs: bool
 ) -> None:
-    """When a call is refused until its time is up, the error has the last refusal's reason and
-    details and the number of tries. Where the last sending got no answer it may have taken effect:
-    the error is that of the deadline, and names the earlier refusal's reason only, whose text may
-    say otherwise.
+    """When a call is rejected until its deadline, the error has the last rejection's reason and
+    details and the number of attempts. If the last attempt got no answer it may have taken effect:
+    the error is that of the deadline. It then names only the earlier rejection's reason, because
+    its text may be misleading.
     """
     servicer, address = scripted_server
     wrong = "The wallet does not answer. Nothing was stored."
@@ -256,8 +254,8 @@ def test_a_call_whose_time_went_by_in_refusals_says_by_which(
 def test_a_call_without_an_answer_says_so_by_its_reason(
     scripted_server: tuple[ScriptedPaymentService, str], kind: int
 ) -> None:
-    """The error of a call whose only sending got no answer has the reason of the deadline too, as
-    after earlier refusals.
+    """The error of a call whose only attempt got no answer has the reason of the deadline too, as
+    after earlier rejections.
     """
     servicer, address = scripted_server
     servicer.hang_after_calls = 0
@@ -282,8 +280,8 @@ OVERLOADED_MESSAGE = "Too many operations; nothing was stored."
 def test_a_refusal_of_the_moment_does_not_hide_a_lost_try(
     scripted_server: tuple[ScriptedPaymentService, str], kind: int, lost: ApiError | str
 ) -> None:
-    """After a try whose outcome is not known a refusal such as "nothing was stored" is not raised
-    as the call's: the outcome is not known.
+    """After an attempt with an unknown outcome a rejection such as "nothing was stored" is not
+    raised as the call's error: the outcome is unknown.
     """
     servicer, address = scripted_server
     servicer.script = [lost, ApiError(ErrorReason.OVERLOADED, OVERLOADED_MESSAGE, retry_after=60)]
@@ -323,8 +321,8 @@ def test_a_refusal_says_where_it_is_of_the_last_try_alone(
     reason: ErrorReason,
     doubt: bool,
 ) -> None:
-    """A refusal for good keeps its reason. It says that an earlier try's outcome is not known,
-    unless it would be refused whatever that was.
+    """A permanent rejection keeps its reason. It says that an earlier attempt's outcome is unknown,
+    unless the request would be rejected in any case.
     """
     servicer, address = scripted_server
     servicer.script = [first, ApiError(reason, "no")]
@@ -336,8 +334,8 @@ def test_a_refusal_says_where_it_is_of_the_last_try_alone(
 
 
 def test_the_sdk_judges_reasons_of_the_contract() -> None:
-    """The reasons that the SDK's rule for lost tries names are reasons of the platform, and none of
-    them is of two kinds.
+    """The SDK's rule for lost attempts names only reasons of the platform, and none of them is of
+    two kinds.
     """
     assert set(ErrorReason) >= CONCLUSIVE_REASONS | NOT_STARTED_REASONS
     assert not CONCLUSIVE_REASONS & NOT_STARTED_REASONS
@@ -347,8 +345,8 @@ def test_the_sdk_judges_reasons_of_the_contract() -> None:
 def test_a_slow_reader_loses_nothing(
     scripted_server: tuple[ScriptedPaymentService, str], kind: int
 ) -> None:
-    """A stream whose deadline passes while its reader is busy, or while nothing happens, goes on
-    from where it was, without loss or repetition.
+    """A stream whose deadline passes while its reader is busy, or while nothing happens, resumes at
+    its position, without loss or repetition.
     """
     servicer, address = scripted_server
     servicer.silent_streams = 4
@@ -380,7 +378,7 @@ def test_a_slow_reader_loses_nothing(
 def test_waiting_in_vain_leaves_no_stream_open(
     scripted_server: tuple[ScriptedPaymentService, str],
 ) -> None:
-    """When wait_for_payment ends by its time, so does its stream, also while the error is kept; an
+    """When wait_for_payment times out, its stream ends too, even while the error is kept; an
     iterator that is closed early ends its stream too.
     """
     servicer, address = scripted_server
@@ -408,7 +406,7 @@ def test_waiting_in_vain_leaves_no_stream_open(
 def test_closing_a_client_ends_its_calls(
     scripted_server: tuple[ScriptedPaymentService, str], waits: bool
 ) -> None:
-    """A call in flight when its client is closed, or that waits to be sent again, ends at once with
+    """When the client is closed, a call in flight or waiting for a retry ends immediately with
     TallystickError, never as a cancelled task.
     """
     servicer, address = scripted_server
@@ -443,7 +441,7 @@ def test_closing_a_client_ends_its_calls(
 def test_closing_a_client_ends_its_streams(
     scripted_server: tuple[ScriptedPaymentService, str], kind: int
 ) -> None:
-    """A stream that waits to be opened again when its client is closed ends at once with
+    """When the client is closed, a stream that waits to be reopened ends immediately with
     TallystickError.
     """
     servicer, address = scripted_server
@@ -493,8 +491,8 @@ def test_an_asyncio_client_is_closed_in_its_own_event_loop(
 def test_a_stream_that_ends_at_once_is_not_opened_for_ever(
     scripted_server: tuple[ScriptedPaymentService, str], kind: int, reason: ErrorReason
 ) -> None:
-    """An address that ends every stream at once, as if its time were over, is asked
-    `stream_attempts` times; then its error is raised.
+    """If an address ends every stream immediately, as if its deadline had passed, the SDK opens
+    `stream_attempts` streams; then their error is raised.
     """
     servicer, address = scripted_server
     servicer.stream_error = ApiError(
@@ -519,8 +517,8 @@ def test_a_stream_that_ends_at_once_is_not_opened_for_ever(
 def test_a_cancellation_is_the_callers_own(
     scripted_server: tuple[ScriptedPaymentService, str],
 ) -> None:
-    """Cancelling a task cancels its call, in flight or between two tries, and is CancelledError;
-    nothing is sent after it.
+    """Cancelling a task cancels its call, in flight or between two attempts, and raises
+    CancelledError; nothing is sent after it.
     """
     servicer, address = scripted_server
     servicer.script = [ApiError(ErrorReason.OVERLOADED, "x", retry_after=1)]
@@ -541,8 +539,8 @@ def test_a_cancellation_is_the_callers_own(
 def test_an_asyncio_client_belongs_to_one_event_loop(
     scripted_server: tuple[ScriptedPaymentService, str],
 ) -> None:
-    """A client made outside of any event loop works in the first that uses it; a call in another is
-    a TallystickError that says so.
+    """A client that is created outside of any event loop works in the first that uses it; a call in
+    another is a TallystickError that says so.
     """
     _, address = scripted_server
     client = AsyncClient(address)
@@ -564,8 +562,8 @@ def test_an_asyncio_client_belongs_to_one_event_loop(
 def test_retries_are_bounded(
     scripted_server: tuple[ScriptedPaymentService, str], kind: int
 ) -> None:
-    """After so many sendings the last refusal is raised; one that lies beyond the deadline is not
-    waited for.
+    """After the maximum number of attempts the last rejection is raised; a retry beyond the
+    deadline is not awaited.
     """
     servicer, address = scripted_server
     servicer.script = [ApiError(ErrorReason.OVERLOADED, "x", retry_after=0.01) for _ in range(9)]
@@ -581,7 +579,7 @@ def test_retries_are_bounded(
 
 @pytest.mark.parametrize("attempt", [1, 6, 7, 1_024, 1_025, 1_080, 10**9])
 def test_waits_are_bounded_however_often_a_call_was_sent(attempt: int) -> None:
-    """The wait before the next sending doubles up to 2 s and stays there: no number of attempts
+    """The wait before the next attempt doubles up to 2 s and stays there: no number of attempts
     makes it an error, or longer.
     """
     settings = ClientSettings(jitter=lambda: 0.0, stream_attempts=10**9)
@@ -592,8 +590,8 @@ def test_waits_are_bounded_however_often_a_call_was_sent(attempt: int) -> None:
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
 def test_a_restart_within_the_deadline_is_not_seen(kind: int) -> None:
-    """A call whose server is away at first is sent until its time is up, not a few times only, and
-    is answered once the server is back.
+    """A call whose server is down at first is retried until its deadline, not only a few times, and
+    is answered once the server is up.
     """
     address, tries = free_address(), threading.Semaphore(0)
 
@@ -612,7 +610,7 @@ def test_a_restart_within_the_deadline_is_not_seen(kind: int) -> None:
 
 
 def test_a_client_uses_every_process_behind_its_target() -> None:
-    """Calls of one client go round over all addresses of its target."""
+    """Calls of one client rotate over all addresses of its target."""
     addresses = [free_address(), free_address()]
     with (
         serve_scripted(addresses[0]) as first_service,
@@ -627,8 +625,8 @@ def test_a_client_uses_every_process_behind_its_target() -> None:
 
 
 def test_a_channel_connects_again_soon() -> None:
-    """However often a connection has failed, the next attempt is some 2 s later, of the SDK as of
-    services among themselves.
+    """However often a connection has failed, the next attempt is about 2 s later, for the SDK and
+    for internal clients.
     """
 
     def gaps(open_channel: Callable[[str], grpc.Channel]) -> list[float]:
@@ -651,11 +649,11 @@ def test_a_channel_connects_again_soon() -> None:
 
     with ThreadPoolExecutor(2) as threads:
         for gap_count in threads.map(gaps, (as_services, as_client)):
-            assert max(gap_count) < 5, gap_count  # gRPC's own would be beyond 10
+            assert max(gap_count) < 5, gap_count  # gRPC's own wait would be more than 10 s
 
 
 def test_nobody_there_is_unavailable() -> None:
-    """A platform that cannot be reached is UnavailableError, within the deadline."""
+    """An unreachable platform is UnavailableError, within the deadline."""
     for call in call_variants(free_address(), deadlines={"GetPayment": 0.5}, attempts=2):
         with pytest.raises((UnavailableError, DeadlineExceededError)):
             call()
@@ -665,8 +663,8 @@ def test_nobody_there_is_unavailable() -> None:
     "token", ["secret\n", "se\ncret", "sécret", "secret ", "sec\0ret", "сервис"]
 )
 def test_a_token_that_cannot_be_sent_is_refused_at_once(token: str) -> None:
-    """A token that no header can carry is a ValueError that names it, and does not show it, before
-    any call is made.
+    """A token that no header can contain is a ValueError that names the token setting and does not
+    show its value, before any call is made.
     """
     with pytest.raises(ValueError, match="^token ") as error:
         ClientSettings(token=token)
@@ -688,7 +686,7 @@ def test_a_token_that_cannot_be_sent_is_refused_at_once(token: str) -> None:
 def test_what_grpc_cannot_send_is_a_value_error_of_ours(
     scripted_server: tuple[ScriptedPaymentService, str], timeout: float, metadata: Any, named: str
 ) -> None:
-    """A timeout or metadata that cannot be sent is a ValueError that names it, of both clients, and
+    """A timeout or metadata that cannot be sent is a ValueError that names it, in both clients, and
     nothing is sent.
     """
     servicer, address = scripted_server
@@ -706,8 +704,8 @@ def test_what_grpc_cannot_send_is_a_value_error_of_ours(
 
 
 def test_a_closed_client_says_so(scripted_server: tuple[ScriptedPaymentService, str]) -> None:
-    """A call, or a stream, of a client that was closed is a TallystickError, of both clients, and
-    none of gRPC's own exceptions.
+    """A call or stream of a closed client is a TallystickError in both clients, never one of gRPC's
+    own exceptions.
     """
     _, address = scripted_server
     client = Client(address)
@@ -729,7 +727,9 @@ def test_a_closed_client_says_so(scripted_server: tuple[ScriptedPaymentService, 
 
 @pytest.mark.parametrize("amount", [1.5, 1, None])
 def test_money_is_text_or_decimal(amount: object) -> None:
-    """Floating point, and whatever else is no text or Decimal, is refused before it is sent."""
+    """Floating point numbers, and all other types except text and Decimal, are rejected before
+    sending.
+    """
     with pytest.raises(TypeError, match="str or a Decimal"):
         new_order("o", "b", "s", amount, "EUR")  # type: ignore[arg-type]
     assert new_order("o", "b", "s", Decimal("1E+3"), "EUR").amount == "1000"
@@ -738,8 +738,8 @@ def test_money_is_text_or_decimal(amount: object) -> None:
 
 
 def test_waiting_for_a_payment_ends_with_its_time(platform: ServedPlatform) -> None:
-    """wait_for_payment: the final payment, or DeadlineExceededError; one that is not there is
-    NOT_FOUND.
+    """wait_for_payment returns the final payment or raises DeadlineExceededError; a missing payment
+    is NOT_FOUND.
     """
     checkout = unique_id("c")
     with platform.client() as client:
@@ -758,7 +758,7 @@ def test_waiting_for_a_payment_ends_with_its_time(platform: ServedPlatform) -> N
     "example", sorted(p.name for p in (ROOT / "clients/python/examples").glob("*.py"))
 )
 def test_the_examples_run(platform: ServedPlatform, example: str) -> None:
-    """Each example runs against the platform as it stands, and prints something."""
+    """Each example runs unchanged against the platform, and prints something."""
     path = ROOT / "clients/python/examples" / example
     completed = subprocess.run(
         [sys.executable, str(path), platform.address],
@@ -775,8 +775,8 @@ def test_the_examples_run(platform: ServedPlatform, example: str) -> None:
 def test_a_seller_is_paid_where_sales_wait_for_their_delivery(
     scratch_database: DatabaseUrls,
 ) -> None:
-    """The example of a payout runs against the demo's kind of platform, on which sales are pending
-    until they are delivered.
+    """The payout example runs against a platform like the demo's, on which sales are pending until
+    they are delivered.
     """
     with serve_platform(
         scratch_database, Settings().replace(release_delay=604_800, payout__destination_cooldown=0)

@@ -1,9 +1,7 @@
-"""scripts/simulate --seeds N [--seed S] [--payments N] [--json]: worlds that follow from their
-seeds, each audited to the last cent.
-
-With --crash-points: one payment, and one payout, whose processes die before and after each of their
-port calls, then at every two of them; with --part K/N only a part of the first deaths, so that what
-takes hours can be done in several sittings.
+"""scripts/simulate --seeds N [--seed S] [--payments N] [--json]: runs simulations that follow from
+their seeds, and audits each of them to the last cent. With --crash-points: runs one payment and one
+payout whose processes crash before and after each port call, then at every pair of port calls. With
+--part K/N: runs a part of the first crashes, so that a run of hours can be split.
 """
 
 from __future__ import annotations
@@ -100,7 +98,7 @@ def _run_crash_points(
 
 
 class RunPart(NamedTuple):
-    """One of so many parts; the first is 1."""
+    """One of N parts, as K/N; the first is 1."""
 
     number: int
     total: int
@@ -114,14 +112,14 @@ def _parse_part(text: str) -> RunPart:
 
 
 def positive_int(text: str) -> int:
-    """A number of things of which none would prove nothing."""
+    """A count of at least 1: a run of zero proves nothing."""
     if re.fullmatch(r"[1-9]\d{0,8}", text) is None:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, 1 or more")
     return int(text)
 
 
 def _report_failure(result: SimulationResult) -> None:
-    """Keeps a run that failed as a test, and shows what happened in it."""
+    """Keeps a failed run as a test and prints its trace."""
     plan = result.plan
     add_regression(plan, result.violations[0])
     path = _FOLDER / f"seed-{plan.seed}.trace"

@@ -1,5 +1,5 @@
-"""What people are to know of once everything is quiet: each thing that is still open has its alert,
-and nothing that has ended has one.
+"""The alerts that must be open when nothing is in progress: one for each unresolved condition, and
+none for a condition that has ended.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from tallystick.payout.v1 import payout_service_pb2
 from tallystick.wallet.v1 import wallet_service_pb2
 
 _MAX_POLLS = 60
-"""How often the alerts are looked at, a second apart; by then a monitor has looked as well, also
-one that takes over from a dead one.
+"""How many times the alerts are read, a second apart. Within that time every monitor has run,
+including one that takes over from a crashed process.
 """
 _EXPECTED_ALERTS_SQL = """
     select 'payment', 'DEAD_LETTER', 'deadLetters/' || dead_letter_id from payment.dead_letter
@@ -34,11 +34,11 @@ _EXPECTED_ALERTS_SQL = """
             and (match <> 'EXACT' or returned_amount > amount
             or returned_currency not in ('', currency))
 """
-"""Service, kind and subject of each alert that is to be open: at rest nothing waits for time, for a
-provider or for another service.
+"""Service, kind and subject of each alert that must be open. When nothing is in progress, no
+operation waits for time, for a provider or for another service.
 """
 _IGNORED_KINDS = frozenset({"APPROVAL_OVERDUE"})
-"""What at rest may still wait, for a person."""
+"""The conditions that may remain when nothing is in progress, because they wait for an operator."""
 
 AlertKey = tuple[str, str, str]
 
@@ -46,8 +46,8 @@ AlertKey = tuple[str, str, str]
 async def audit_alerts(
     operator: AsyncClient, query: Callable[[str], list[tuple[Any, ...]]]
 ) -> list[str]:
-    """What is wrong with the open alerts, after the monitors have had the time to look. `query`
-    reads the database.
+    """Violations of the open alerts, after the monitors have had time to run. `query` reads the
+    database.
     """
     violations: list[str] = []
     for _ in range(_MAX_POLLS):

@@ -1,5 +1,5 @@
-"""The auditor: from what was wished, what was told and what the provider logged it says what must
-be true, by the rules alone, and compares.
+"""The auditor derives the required state from the requests, the responses and the provider's log,
+using only the rules, and compares it with the platform.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class ChargeLogEntry:
 
 
 class Auditor:
-    """Reads the platform through its doors, once everything is quiet. `charge_log`: the provider's;
-    `fault_free`: nothing went wrong by chance, so that what can be paid is paid; `payout_auditor`:
-    audits the payouts; `violations` fills while it reads.
+    """Reads the platform through its API when nothing is in progress. `charge_log` is the
+    provider's log. `fault_free`: no random fault was injected, so every amount that can be paid is
+    paid. `payout_auditor` audits the payouts. `violations` is filled while it reads.
     """
 
     def __init__(
@@ -148,8 +148,8 @@ class Auditor:
     def _audit_order(
         self, responses: PaymentResponses, index: int, order: payment_pb2.PaymentOrder
     ) -> None:
-        """One order: its values, and whether its status is what the provider's log and the caller's
-        wishes allow.
+        """One order: its values, and whether the provider's log and the caller's requests allow its
+        status.
         """
         payment_request, name = responses.request, order.payment_order_id
         self._versions[f"paymentOrders/{name}"] = order.version
@@ -202,8 +202,8 @@ class Auditor:
     def _audit_delivery(
         self, responses: PaymentResponses, index: int, order: payment_pb2.PaymentOrder, fee: int
     ) -> None:
-        """What was delivered is available, and nothing else; whether it was is known but for calls
-        whose answers nobody waited for.
+        """Only delivered orders are available. Delivery is known unless the caller abandoned the
+        call.
         """
         payment_request, is_delivered = responses.request, order.HasField("delivery_confirmed_time")
         if (order.payment_order_id in responses.delivered_order_ids and not is_delivered) or (
@@ -257,7 +257,7 @@ class Auditor:
                 return False
 
     def _risk_reason(self, payment_request: PaymentRequest, index: int) -> str:
-        """Why risk refuses an order, "" if it does not."""
+        """The reason for which the risk check rejects an order, or ""."""
         if payment_request.sellers[index] in _BLOCKED_SELLERS:
             return "RISK_BLOCKED_ACCOUNT"
         return (
@@ -270,7 +270,7 @@ class Auditor:
     def _correct_charges(
         self, payment_request: PaymentRequest, charge_id: str
     ) -> list[ChargeLogEntry]:
-        """The provider's charges of just what was to be charged."""
+        """The provider's charges with the expected amount."""
         amount_due = sum(
             amount
             for index, amount in enumerate(payment_request.amounts)
@@ -287,7 +287,7 @@ class Auditor:
     def _audit_charges(
         self, payment_request: PaymentRequest, orders: Mapping[str, payment_pb2.PaymentOrder]
     ) -> None:
-        """Each charge that was made is that of a SUCCESS order, or unapplied; and made once."""
+        """Each charge belongs to a SUCCESS order or is unapplied, and was made once."""
         for charge_id in dict.fromkeys(
             payment_request.charge_id(index) for index in range(len(payment_request.amounts))
         ):
@@ -358,7 +358,7 @@ class Auditor:
         payment: payment_pb2.Payment,
         orders: Mapping[str, payment_pb2.PaymentOrder],
     ) -> None:
-        """What is final in an answer stands for ever."""
+        """The final parts of an answer never change."""
         if (
             reported_payment.payment_state in _FINAL_STATES
             and reported_payment.payment_state != payment.payment_state
@@ -467,8 +467,8 @@ class Auditor:
             self.violations.append(f"the ledger's balances are {actual}, and must be {expected}")
 
     async def _compare_events(self) -> None:
-        """Every version of everything is told once, in order; the last one told is the
-        present one.
+        """Every version of every resource is published once, in order; the last one published is
+        the current one.
         """
         versions: dict[str, int] = defaultdict(int)
         statuses: dict[str, int] = {}
@@ -512,7 +512,7 @@ def _parse_signed_amount(text: str, currency: str) -> int:
 
 
 def _immutable_fields(order: payment_pb2.PaymentOrder) -> tuple[str, ...]:
-    """What never changes of an order."""
+    """The fields of an order that never change."""
     return (
         order.checkout_id,
         order.charge_id,
@@ -525,8 +525,8 @@ def _immutable_fields(order: payment_pb2.PaymentOrder) -> tuple[str, ...]:
 
 
 def _expected_fee(payment_request: PaymentRequest, index: int) -> int:
-    """What the platform keeps: as given, or the rate, rounded half to even; the seller gets at
-    least one minor unit.
+    """The platform's fee: as given, or by the rate, rounded half to even; the seller gets at least
+    one minor unit.
     """
     fixed_fee = payment_request.fees[index]
     return (

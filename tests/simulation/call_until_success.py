@@ -1,4 +1,4 @@
-"""Calls that come again until they get through, as any caller's would."""
+"""Repeats calls until they succeed, as any caller would."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from tallystick import DeadlineExceededError, TallystickError
 
 _MAX_ATTEMPTS = 40
-"""How often a caller comes back before it gives up."""
+"""How many times a caller retries before it gives up."""
 
 Call = Callable[[], Awaitable[Any]]
 
@@ -17,7 +17,7 @@ Call = Callable[[], Awaitable[Any]]
 async def call_until_success(
     call: Call, name: str, violations: list[str], allowed_reasons: frozenset[str] = frozenset()
 ) -> Any:
-    """The call's answer, come what may; None if it is refused, which is wrong but for some
+    """The call's answer after retries; None if it is rejected, which is a violation except for some
     reasons.
     """
     response, error = await call_with_retries(call, name, violations)
@@ -27,7 +27,7 @@ async def call_until_success(
 
 
 async def expect_rejection(call: Call, name: str, violations: list[str], reason: str) -> None:
-    """A call that must be refused for a reason."""
+    """Makes a call that must be rejected for the given reason."""
     response, error = await call_with_retries(call, name, violations)
     if response is not None:
         violations.append(f"{name}: what had to be refused with {reason} was not")
@@ -38,8 +38,8 @@ async def expect_rejection(call: Call, name: str, violations: list[str], reason:
 async def call_with_retries(
     call: Call, name: str, violations: list[str]
 ) -> tuple[Any, TallystickError | None]:
-    """The call's answer, or its refusal, after as many calls as it takes. One that never gets
-    through is wrong, and has neither.
+    """The call's answer, or its rejection, after retries. A call that never succeeds is a violation
+    and has neither.
     """
     for attempt in range(_MAX_ATTEMPTS):
         try:

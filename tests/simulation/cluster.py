@@ -1,5 +1,5 @@
-"""The platform in a world: two processes of each service, the provider, and whoever calls; what
-dies is started again.
+"""The platform in a simulation: two processes of each service, the provider and the callers.
+Crashed processes are restarted.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ R = TypeVar("R")
 
 SERVICES = ("payment", "ledger", "wallet", "payout", "event")
 TEAMS = ("team-1", "team-2")
-"""Each an owner, with sellers of its own."""
+"""Each is an owner with sellers of its own."""
 OPERATOR = "operator"
 LEASE_SECONDS = 6.0
 _RESTART_DELAY_SECONDS = (0.05, 3.0)
@@ -67,16 +67,16 @@ _POLICIES = {
     **scaled_defaults(HOUR_SECONDS / 3600),
     RetryReason.POST_COMPLETION_POLL: RetryPolicy(RetryStrategy.FIXED, 1.5, 1.5, 4),
 }
-"""The default policies, at the world's speed; but what is polled once a day for a month is polled
-four times.
+"""The default policies at the simulation's speed, except that the daily poll for a month is four
+polls.
 """
 _FINAL_NOT_FOUND = FinalNotFound(45.0, min_responses=2)
-"""Longer than a message is on its way, and a process stands still."""
+"""Longer than the delivery of a message plus a frozen process."""
 _FAULTS_WITHOUT_REPEAT: Mapping[InjectedFault, float] = {
     fault: weight for fault, weight in CALL_FAULTS.items() if fault is not InjectedFault.REPEATED
 }
 FEE_RATE = 25_000
-"""Parts per million."""
+"""In parts per million."""
 
 
 def seller_of(team: str, name: str) -> str:
@@ -89,7 +89,7 @@ def other_team(team: str) -> str:
 
 
 def settings(key_window: float) -> Settings:
-    """Quick in everything, so that a minute of the world's time is a long one."""
+    """Settings with short intervals: a simulated minute is a long time."""
     callers = {name: Caller(name, frozenset({Role.TEAM, Role.PAYOUTS})) for name in TEAMS}
     callers[OPERATOR] = Caller(OPERATOR, frozenset({Role.OPERATOR, Role.AUDITOR}))
     callers["service"] = Caller("service", frozenset({Role.SERVICE}))
@@ -121,7 +121,7 @@ def settings(key_window: float) -> Settings:
 
 
 class Cluster:
-    """Starts the nodes in a world, and again when they have died. `urls`: each schema's
+    """Starts the nodes of a simulation, and restarts them after a crash. `urls`: each schema's
     database.
     """
 
@@ -133,7 +133,7 @@ class Cluster:
         self._engines = engines
         self._settings = settings(key_window)
         self.network = SimulatedNetwork(world)
-        # of dead processes too: what they hold must not be collected
+        # Includes crashed processes: their objects must not be garbage-collected.
         self._services: list[Service] = []
         self._id_counter = count()
         self._provider_node = Node(
@@ -144,8 +144,8 @@ class Cluster:
         world.on_process_death = self._restart
 
     def start(self, single_process_services: frozenset[str]) -> None:
-        """Starts the provider, and two processes of each service, but one of those that are
-        alone.
+        """Starts the provider and two processes of each service, or one of each of
+        `single_process_services`.
         """
         world = self._world
         world.loop.deliver(self._provider_node, 0, self._start_provider)
@@ -154,7 +154,7 @@ class Cluster:
                 self._start_process(f"{service}-{number}", 1)
 
     def client(self, name: str, token: str) -> AsyncClient:
-        """The SDK's client, for a caller with this token."""
+        """The SDK's client for a caller with this token."""
         attempts = count()
         jitter = lambda: self._world.seeded_random.number(f"jitter of {name} {next(attempts)}")  # noqa: E731
         return _SimulatedClient(
@@ -193,7 +193,7 @@ class Cluster:
         self._world.loop.deliver(node, 0, self._run_service, node)
 
     def _run_service(self, node: Node) -> None:
-        """What `serve` does, in the node."""
+        """Does in the node what `serve` does in a process."""
         name = node.name.partition("-")[0]
         self._world.log(f"{node.name} starts")
         service_client = ServiceClient(self._settings.service_token, self.network.channel)
@@ -240,7 +240,7 @@ class Cluster:
 
 
 class _SimulatedClient(AsyncClient):
-    """The SDK's client over the network of a world."""
+    """The SDK's client over the simulated network."""
 
     def __init__(self, network: SimulatedNetwork, settings: ClientSettings) -> None:
         self._network = network
@@ -258,7 +258,7 @@ class _SimulatedClient(AsyncClient):
 
 
 class _RemoteProvider:
-    """A provider as a process sees it over the network."""
+    """A provider that a process calls over the simulated network."""
 
     name = "sandbox"
     final_not_found: FinalNotFound | None = _FINAL_NOT_FOUND
@@ -276,7 +276,7 @@ class _RemoteProvider:
         work: Callable[[], Awaitable[T]],
         describe: Callable[[T], str],
     ) -> T | NotSent | Unknown:
-        """The answer, if it comes. What comes instead is an outcome."""
+        """The provider's answer, if it arrives; otherwise the outcome that the failure implies."""
         call_name = f"{self._world.loop.current_node.name} asks to {verb} {subject}"
 
         async def serve(_: Node) -> T:
@@ -303,7 +303,7 @@ class _RemoteProvider:
 
 
 class _RemoteChargeProvider(_RemoteProvider):
-    """The sandbox that charges; the adapter's own way from reply to outcome."""
+    """The charging sandbox; the real adapter maps replies to outcomes."""
 
     def __init__(
         self, world: World, sandbox: Callable[[], Sandbox], node: Node, key_window: float
@@ -343,7 +343,7 @@ class _RemoteChargeProvider(_RemoteProvider):
 
 
 class _RemotePayoutProvider(_RemoteProvider):
-    """The sandbox that pays out; the adapter's own way from reply to outcome."""
+    """The payout sandbox; the real adapter maps replies to outcomes."""
 
     max_batch_size = MAX_BATCH_SIZE
 
@@ -402,8 +402,8 @@ class _RemotePayoutProvider(_RemoteProvider):
 
 
 def _fault_weights(token: str) -> Mapping[InjectedFault, float]:
-    """What can befall the way: what a refused connection never carried does not arrive a second
-    time.
+    """The faults that are possible on this path. A request whose connection was refused is not
+    delivered a second time.
     """
     return _FAULTS_WITHOUT_REPEAT if "unreachable" in token else CALL_FAULTS
 

@@ -1,5 +1,5 @@
-"""A payment, and a payout, whose processes die before and after each of their port calls, then at
-every two of them.
+"""A payment and a payout whose processes crash before and after each of their port calls, then at
+every pair of port calls.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ PAYMENT_PLAN = SimulationPlan(
     payment_requests=(_PAYMENT_REQUEST,),
     single_process_services=frozenset({"payout"}),
 )
-"""A payment of two orders in one charge, and nothing that goes wrong by chance. Payouts are not
-called: one process shows that it finds no work.
+"""A payment of two orders in one charge, without random faults. Payouts are not called: one process
+shows that it finds no work.
 """
 _SALE_REQUEST = replace(
     _PAYMENT_REQUEST, together=False, sellers=("seller-a",), amounts=(5000,), fees=(None,)
@@ -64,8 +64,8 @@ PAYOUT_PLAN = SimulationPlan(
     withdrawals=(_WITHDRAWAL_REQUEST,),
     single_process_services=frozenset({"payment", "event"}),
 )
-"""A payout of a seller who has sold before: its destination, the payout, and what its bank sends
-back. What no death befalls is one process.
+"""A payout of a seller with an earlier sale: its destination, the payout, and the provider's
+reports. Services without crash points have one process.
 """
 CRASH_PLANS = {"payment": PAYMENT_PLAN, "payout": PAYOUT_PLAN}
 _EVENT_CALLS = (
@@ -81,7 +81,7 @@ _IMMORTAL_NODES = ("caller", "outside", "provider")
 
 @dataclass
 class CrashResults:
-    """How many runs there were with one death and with two, and those that failed."""
+    """The number of runs with one crash and with two, and the runs that failed."""
 
     single_count: int = 0
     pair_count: int = 0
@@ -89,7 +89,7 @@ class CrashResults:
 
 
 def single_crash_plans(fault_free_result: SimulationResult) -> list[SimulationPlan]:
-    """A plan for each death that can befall a run in which nothing goes wrong yet."""
+    """A plan for each possible crash of a run that has no faults yet."""
     return [
         replace(fault_free_result.plan, planned={call: death})
         for call, death in _possible_deaths(
@@ -104,7 +104,7 @@ def run_with_crashes(
     *,
     with_pairs: bool = True,
 ) -> CrashResults:
-    """Runs a plan with one death, then with every second death that can come after it."""
+    """Runs a plan with one crash, then with each second crash that can follow it."""
     results = CrashResults(single_count=1)
     first_result = run(plan)
     _check_deaths(results, first_result, expected_deaths=1)
@@ -124,8 +124,8 @@ def run_with_crashes(
 
 
 def _relevant_calls(plan: SimulationPlan, calls: Sequence[str]) -> Sequence[str]:
-    """All calls; of a payout those from its first on, but not those that tell of changes, which are
-    a payment's too.
+    """The port calls under test. Those of a payout start at its first call and exclude the
+    publishing of events, which a payment covers.
     """
     if not plan.withdrawals:
         return calls
@@ -144,7 +144,7 @@ def _check_deaths(results: CrashResults, result: SimulationResult, expected_deat
 
 
 def _possible_deaths(calls: Sequence[str]) -> list[tuple[str, InjectedFault]]:
-    """Every call of whom can die, with a death before and one after it."""
+    """Each port call of a node that can crash, with a crash before it and one after it."""
     mortal_calls = [
         call for call in calls if not call.startswith((*_IMMORTAL_NODES, PROCESS_DEATH))
     ]

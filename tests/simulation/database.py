@@ -1,6 +1,4 @@
-"""The real database under a clock of the simulation's, with COMMITs that go wrong when they are
-told to.
-"""
+"""The real database under the simulation's clock, with COMMITs that fail on request."""
 
 from __future__ import annotations
 
@@ -24,10 +22,12 @@ from tests.simulation.faults import InjectedFault
 T = TypeVar("T")
 
 TRANSACTION_LABEL: contextvars.ContextVar[str] = contextvars.ContextVar("label", default="")
-"""What the transaction that is about to run is called."""
+"""The name of the transaction that is about to run."""
 
 START_TIME = datetime(2026, 1, 1, 0, 0, 50, tzinfo=UTC)
-"""When every world begins: seconds before a full minute, since cut-offs are at one."""
+"""The time at which every simulation begins: seconds before a full minute, because cut-offs are at
+full minutes.
+"""
 _CLOCK = """
 create or replace function {schema}.clock() returns timestamptz language sql volatile as
     'select timestamptz ''{beginning}''
@@ -41,14 +41,14 @@ _DISABLE_AUTOVACUUM = "alter table {schema}.{table} set (autovacuum_enabled = of
 
 @dataclass
 class DatabaseConditions:
-    """What the databases do now: the fault that befalls the present transaction, and what their
-    clocks show.
+    """The state of the databases: the fault of the present transaction, and the offset of their
+    clocks.
     """
 
     fault: InjectedFault | None = None
     now: float = 0.0
     at_commit: bool = False
-    """Whether the transaction has come to its COMMIT."""
+    """Whether the transaction has reached its COMMIT."""
 
 
 class _FaultyConnection(psycopg.Connection[Any]):
@@ -72,7 +72,9 @@ class _FaultyConnection(psycopg.Connection[Any]):
 
 
 class EngineCache:
-    """One engine for each schema, for all nodes of all runs: transactions come one at a time."""
+    """One engine for each schema, shared by all nodes of all runs, because transactions run one at
+    a time.
+    """
 
     def __init__(self, conditions: DatabaseConditions) -> None:
         self._conditions = conditions
@@ -91,7 +93,7 @@ class EngineCache:
     def _connect(
         self, _dialect: Any, _record: Any, arguments: list[Any], parameters: dict[str, Any]
     ) -> psycopg.Connection[Any]:
-        # batches are small here, and planning each took most of the time
+        # Batches are small here; planning each one took most of the time.
         parameters["options"] += " -c plan_cache_mode=force_generic_plan"
         connection = _FaultyConnection.connect(*arguments, **parameters)
         connection.conditions = self._conditions
@@ -107,8 +109,8 @@ class EngineCache:
             raise RuntimeError(
                 "a connection came back to the pool as it was used, not as it was made"
             )
-        # by libpq itself, and outside of any transaction: a cursor for it, and a SELECT that is
-        # planned, took a tenth of a run
+        # Uses libpq directly, outside of any transaction: a cursor and a planned SELECT took a
+        # tenth of a run.
         result = connection.pgconn.exec_(
             f"set simulation.now = '{self._conditions.now!r}'".encode()
         )
@@ -121,7 +123,7 @@ class EngineCache:
 
 
 class SimulatedDatabase(TracedDatabase):
-    """The database as it is, that says by which name a transaction goes."""
+    """The real database, which reports the name of each transaction that runs."""
 
     def __init__(self, url: str, new_id: Callable[[], UUID], engines: EngineCache) -> None:
         super().__init__(url, connections=1, new_id=new_id, engine_factory=engines)
@@ -140,8 +142,8 @@ class SimulatedDatabase(TracedDatabase):
 
 
 class VerifyReader:
-    """What `verify` reads, of a world in which nothing moves any more: each schema by its own
-    reader, on one connection that stays open.
+    """Reads `verify` needs when nothing is in progress: each schema through its own reader, on one
+    connection that stays open.
     """
 
     def __init__(self, databases: DatabaseUrls) -> None:
@@ -149,10 +151,11 @@ class VerifyReader:
         self._connections: dict[str, Connection] = {}
 
     def read(self, name: str, **parameters: Any) -> Iterator[Row[Any]]:
-        """All rows of a query at once."""
+        """Fetches all rows of a query at once."""
         schema = name.partition(".")[0]
         if schema not in self._connections:
-            # each world empties the tables, which ends every plan: none is worth keeping
+            # Every simulation empties the tables, which discards every plan, so keeping plans is
+            # useless.
             engine = create_engine(
                 self._databases.reader(schema),
                 isolation_level="AUTOCOMMIT",
@@ -170,8 +173,8 @@ class VerifyReader:
 
 
 class Tables:
-    """All tables of a database, as they were when it was new; `reset` makes them so again. Replaces
-    the clock of every schema.
+    """The initial contents of all tables of a database; `reset` restores them. Replaces the clock
+    of every schema.
     """
 
     def __init__(self, databases: DatabaseUrls) -> None:
@@ -197,10 +200,10 @@ class Tables:
 
     def reset(self) -> None:
         with self._connection.transaction():
-            # or the triggers that refuse any change would
+            # Otherwise the triggers that reject every change would reject this one.
             self._connection.execute("set local session_replication_role = replica")
-            # one that no row has ever come to is empty to its last page; each that is truncated
-            # costs files, and the plans of all statements on it
+            # A table that never had a row has no pages and is skipped: each truncated table costs
+            # files and the plans of all its statements.
             nonempty_tables = {
                 name
                 for (name,) in self._connection.execute(
@@ -216,7 +219,7 @@ class Tables:
                     self._connection.execute(f"insert into {name} values ({placeholders})", row)
 
     def query(self, statement: str) -> list[tuple[Any, ...]]:
-        """Reads past every service, as nobody does outside of tests."""
+        """Reads directly from the database, bypassing every service; only tests do this."""
         return self._connection.execute(statement).fetchall()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What can go wrong at a port call, how often, and what did."""
+"""The faults that can be injected at a port call, their frequency, and those that were injected."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.simulation.seeded_random import SeededRandom
 
 
 class InjectedFault(StrEnum):
-    """What befalls a port call. A process dies before it or after it, without knowing the
+    """A fault at a port call. A process crashes before or after the call, without learning the
     result.
     """
 
@@ -21,25 +21,25 @@ class InjectedFault(StrEnum):
     """The process is stopped for longer than a lease lasts."""
     SERIALIZATION_FAILURE = "serialization_failure"
     COMMIT_LOST_BEFORE = "commit_lost_before"
-    """The connection breaks at COMMIT, which is not made."""
+    """The connection breaks at COMMIT, which is not executed."""
     COMMIT_LOST_AFTER = "commit_lost_after"
-    """The connection breaks at COMMIT, which is made."""
+    """The connection breaks at COMMIT, which is executed."""
     DATABASE_UNAVAILABLE = "database_unavailable"
-    """There is no connection."""
+    """The database cannot be reached."""
     SLOW = "slow"
-    """It takes seconds."""
+    """The call takes seconds."""
     REFUSED = "refused"
     """The connection to another service is refused."""
     REQUEST_LOST = "request_lost"
-    """The other side hears nothing, and this one waits until its time is up."""
+    """The request is lost, and the caller waits until its deadline."""
     RESPONSE_LOST = "response_lost"
-    """The other side acts, and this one waits until its time is up."""
+    """The other side processes the request, and the caller waits until its deadline."""
     RESET = "reset"
-    """The other side acts, and the connection breaks before the answer."""
+    """The other side processes the request, and the connection breaks before the answer."""
     REPEATED = "repeated"
     """The request arrives a second time, later."""
     CANCELLED = "cancelled"
-    """The caller ends its call at some moment of the other side's work, which is cancelled where it
+    """The caller cancels its call while the other side works; the work is cancelled where it
     waits.
     """
 
@@ -56,7 +56,7 @@ COMMIT_FAULTS = frozenset(
         InjectedFault.COMMIT_LOST_AFTER,
     }
 )
-"""What befalls only a transaction that comes to its COMMIT."""
+"""Faults that apply only to a transaction that reaches its COMMIT."""
 TRANSACTION_FAULTS: Mapping[InjectedFault, float] = {
     **DEATH_FAULTS,
     InjectedFault.SERIALIZATION_FAILURE: 2.0,
@@ -79,22 +79,22 @@ _NETWORK_FAULTS: Mapping[InjectedFault, float] = {
     InjectedFault.REPEATED: 1.0,
 }
 CALL_FAULTS: Mapping[InjectedFault, float] = {**DEATH_FAULTS, **_NETWORK_FAULTS}
-"""Of the calls between services, and to the provider."""
+"""Faults of calls between services and to the provider."""
 CALLER_FAULTS: Mapping[InjectedFault, float] = {**_NETWORK_FAULTS, InjectedFault.CANCELLED: 2.0}
-"""Of the calls of those who use the platform, who themselves do not die."""
+"""Faults of the calls of clients, which do not crash."""
 
 
 @dataclass
 class FaultInjector:
-    """Decides by chance what befalls each port call: `fault_rate` of all, by the kinds' weights.
-    `excluded_calls`: those that are left out, by their port calls.
+    """Decides at random which fault each port call gets: `fault_rate` of all calls, by the kinds'
+    weights. `excluded_calls` get none.
     """
 
     seeded_random: SeededRandom
     fault_rate: float
     excluded_calls: frozenset[str] = frozenset()
     planned_faults: Mapping[str, InjectedFault] = field(default_factory=dict)
-    """Faults of given port calls, beside those of chance."""
+    """Faults of given port calls, in addition to random ones."""
     injected_faults: dict[str, InjectedFault] = field(default_factory=dict)
     healed: bool = False
     _counts: Counter[str] = field(default_factory=Counter)
@@ -107,7 +107,7 @@ class FaultInjector:
     def fault_for(
         self, call_id: str, weights: Mapping[InjectedFault, float]
     ) -> InjectedFault | None:
-        """What befalls a port call."""
+        """The fault of a port call, if any."""
         if call_id in self.excluded_calls:
             return None
         fault = self.planned_faults.get(call_id)
@@ -122,13 +122,13 @@ class FaultInjector:
         return fault
 
     def discard(self, call_id: str) -> None:
-        """What was to befall a port call did not: it failed before."""
+        """Undoes a fault that was not injected because the call failed earlier."""
         del self.injected_faults[call_id]
 
 
 @dataclass(frozen=True)
 class Outage:
-    """A service, or the provider, that nobody reaches from one time of the world until another."""
+    """An outage of a service or the provider between two simulated times."""
 
     target: str
     begin: float
@@ -136,28 +136,28 @@ class Outage:
 
 
 HOUR_SECONDS = 60.0
-"""Seconds of the world's time that stand for an hour: the retry policies of a world are the
-defaults, sixty times as fast.
+"""Simulated seconds that represent an hour: the retry policies of a simulation are the defaults,
+sixty times as fast.
 """
 _OUTAGE_TARGETS = ("wallet", "ledger", "event", "provider")
 
 
 def draw_outage(seeded_random: SeededRandom, span_seconds: float) -> Outage:
-    """An hour without one of them, which begins within so many seconds."""
+    """An outage of an hour that begins within the given seconds."""
     begin = seeded_random.uniform("outage begins", 0, span_seconds)
     return Outage(seeded_random.choice("outage of", _OUTAGE_TARGETS), begin, begin + HOUR_SECONDS)
 
 
 @dataclass(frozen=True)
 class Poison:
-    """A service that fails, from one time of the world until another, on some items: it refuses
-    each batch with one of them as a whole, with one status.
+    """A service that fails on some items between two simulated times: it rejects every batch that
+    contains one of them, with one status.
     """
 
     target: str
     status: str
     item_rate: float
-    """Of all items."""
+    """The share of all items."""
     begin: float
     end: float
 
@@ -166,7 +166,7 @@ _POISON_TARGETS = ("wallet", "ledger", "event")
 
 
 def draw_poison(seeded_random: SeededRandom, span_seconds: float) -> Poison:
-    """An hour at most, which begins within so many seconds."""
+    """A failure of at most an hour that begins within the given seconds."""
     begin = seeded_random.uniform("poison begins", 0, span_seconds / 2)
     end = begin + (
         HOUR_SECONDS

@@ -1,4 +1,4 @@
-"""Runs that failed once, kept so that they never fail again."""
+"""Runs that failed once, kept as regression tests."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ REGRESSIONS_FILE = Path(__file__).with_name("kept.json")
 
 @dataclass(frozen=True)
 class RegressionRun:
-    """A plan that was kept. `trace_pattern`: a pattern of the line of its trace that it was kept
-    for, without which it proves nothing any more.
+    """A plan that was kept. `trace_pattern` matches the line of its trace that it was kept for;
+    without that line the plan no longer proves anything.
     """
 
     plan: SimulationPlan
@@ -33,9 +33,7 @@ def load_regressions() -> list[RegressionRun]:
 
 
 def add_regression(plan: SimulationPlan, violation: str) -> None:
-    """Adds a plan, and what was wrong. What its trace must show from then on is to be written by
-    hand.
-    """
+    """Adds a plan and its violations. The developer then writes the trace pattern by hand."""
     entry = {
         "why": violation,
         "shows": "",

@@ -1,6 +1,4 @@
-"""What callers do in a run: they pay, repeat themselves, change their mind, and write down what
-they were told.
-"""
+"""The callers of a run: they create payments, repeat and cancel calls, and record the answers."""
 
 from __future__ import annotations
 
@@ -55,14 +53,14 @@ _TOKEN_WEIGHTS = {
 
 
 class PaymentFollowUp(StrEnum):
-    """What a caller does once it knows that its payment is stored."""
+    """What a caller does after its payment is stored."""
 
     NOTHING = "nothing"
     REPEAT = "repeat"
     OTHER_VALUES = "other_values"
-    """The same id with another amount: to be refused."""
+    """Sends the same id with another amount, which must be rejected."""
     OTHER_CALLER = "other_caller"
-    """Another team uses the id: to be refused, and to see nothing."""
+    """Another team uses the id; it must be rejected and see nothing."""
     CANCEL = "cancel"
     WATCH = "watch"
 
@@ -80,8 +78,8 @@ _BURST_SIZE = 8
 
 @dataclass(frozen=True)
 class PaymentRequest:
-    """A payment that somebody wants to make. Amounts and fees in minor units by order; a fee of
-    None: as configured.
+    """A payment that a caller wants to make. Amounts and fees are in minor units, by order; a fee
+    of None means the configured fee.
     """
 
     number: int
@@ -96,12 +94,12 @@ class PaymentRequest:
     fees: tuple[int | None, ...]
     expires_in_seconds: float | None
     concurrent_calls: int
-    """How many calls make it at the same time."""
+    """How many calls create it concurrently."""
     waits_for_result: bool
-    """Waits for the result, not only for acceptance."""
+    """Whether the caller waits for the result, not only for acceptance."""
     follow_up: PaymentFollowUp
     delivery_count: int
-    """Confirms at its end that so many of its orders were delivered, those that were paid."""
+    """How many of its paid orders the caller finally confirms as delivered."""
 
     @property
     def checkout_id(self) -> str:
@@ -117,8 +115,8 @@ class PaymentRequest:
 def draw_payment_request(
     seeded_random: SeededRandom, number: int, span_seconds: float
 ) -> PaymentRequest:
-    """The payment of a number, started within so many seconds. It depends on nothing but seed and
-    number.
+    """The payment with the given number, started within the given seconds. It depends only on seed
+    and number.
     """
 
     def key(name: str) -> str:
@@ -163,7 +161,7 @@ def draw_payment_request(
 
 
 def _start_time(seeded_random: SeededRandom, number: int, span_seconds: float) -> float:
-    """Most come in bursts, so that batches form; the others by themselves."""
+    """Most payments arrive in bursts, so that batches form; the others arrive alone."""
     burst = seeded_random.number(f"burst {number // _BURST_SIZE}") * span_seconds
     spread = seeded_random.uniform(f"apart {number}", 0, span_seconds)
     return (
@@ -173,20 +171,20 @@ def _start_time(seeded_random: SeededRandom, number: int, span_seconds: float) -
 
 @dataclass
 class PaymentResponses:
-    """What the calls for one wish were told, in the order in which answers came."""
+    """The answers to the calls for one requested payment, in the order in which they arrived."""
 
     request: PaymentRequest
     payments: list[payment_pb2.Payment] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
-    """Answers that must not be."""
+    """Answers that violate a rule."""
     cancelled: bool = False
-    """A cancellation was asked for."""
+    """Whether cancellation was requested."""
     delivered_order_ids: set[str] = field(default_factory=set)
-    """Orders whose delivery was confirmed, and was told to be."""
+    """Orders whose delivery was confirmed, with an answer."""
 
 
 class PaymentLoad:
-    """Callers, each with a node of its own; a call that does not get through comes again."""
+    """Callers, each with its own node; a call that fails is retried."""
 
     def __init__(
         self, world: World, cluster: Cluster, payment_requests: list[PaymentRequest]
@@ -209,7 +207,7 @@ class PaymentLoad:
 
     @property
     def is_idle(self) -> bool:
-        """Whether every caller has what it wants, or has given up."""
+        """Whether every caller has its result or has given up."""
         return self._open_count == 0
 
     def _start_caller(self, responses: PaymentResponses) -> None:
@@ -400,7 +398,7 @@ def _build_request(
 def _under_other_ids(
     request: payment_service_pb2.CreatePaymentRequest,
 ) -> payment_service_pb2.CreatePaymentRequest:
-    """The same orders under ids of the thief's own, which name another owner's sellers."""
+    """The same orders under ids of the attacker, which name another owner's sellers."""
     copied_request = payment_service_pb2.CreatePaymentRequest.FromString(
         request.SerializeToString()
     )

@@ -1,5 +1,5 @@
-"""An event loop in which time is a number: nodes stand for processes, each with a clock of its own,
-and can be stopped and killed.
+"""An event loop with virtual time. Nodes represent processes; each has its own clock and can be
+stopped and killed.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _NODE: contextvars.ContextVar[Node] = contextvars.ContextVar("node")
 
 
 class Node:
-    """A process. What runs in its context belongs to it."""
+    """A simulated process. Everything that runs in its context belongs to it."""
 
     def __init__(self, name: str, clock_offset: float = 0.0, incarnation: int = 1) -> None:
         self.name = name
         self.incarnation = incarnation
-        """How often it has been started."""
+        """The number of times that it was started."""
         self.clock_offset = clock_offset
-        """What its clock shows more than the time is, in seconds."""
+        """The offset of its clock from the real time, in seconds."""
         self.is_alive = True
         self.is_paused = False
         self.on_death: list[Callable[[], None]] = []
@@ -36,20 +36,18 @@ class Node:
         self._context.run(_NODE.set, self)
 
     def context(self) -> contextvars.Context:
-        """A new context that belongs to it."""
+        """A new context that belongs to the node."""
         return self._context.copy()
 
 
 class SimulationDeadlock(Exception):
-    """Nothing is left that could ever happen."""
+    """No event is scheduled any more."""
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
-    """Runs whatever is ready, in an order of chance among nodes and in its own order within each;
-    then time moves on to what comes next.
-
-    What `run_in_executor` is given goes to `port_call`, which runs it at one moment and then
-    completes the future.
+    """Runs ready callbacks, in random order among nodes and in order within each node, then
+    advances time to the next event. `port_call` receives the functions that are given to
+    `run_in_executor`; it runs each at one moment and then completes the future.
     """
 
     def __init__(
@@ -63,31 +61,32 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._now = 0.0
         self._sequence = 0
         self.outside = Node("outside")
-        """Where nothing dies: the run itself."""
+        """The node of the run itself, which never crashes."""
         self._current_node = self.outside
-        # those with something ready, in the order in which they got it
+        # Nodes with ready callbacks, in the order in which they became ready.
         self._ready_nodes: dict[Node, None] = {}
         self._timers: list[tuple[float, int, Node, asyncio.Handle]] = []
-        # what belonged to dead nodes, kept: a coroutine that is collected runs its `finally`
+        # Objects of crashed nodes are kept: a coroutine that is garbage-collected runs its
+        # `finally`.
         self._dead_objects: list[object] = []
         self.set_task_factory(self._new_task)  # type: ignore[arg-type]
 
     @property
     def now(self) -> float:
-        """Seconds since the beginning, by no node's clock."""
+        """Seconds since the start, independent of the nodes' clocks."""
         return self._now
 
     @property
     def current_node(self) -> Node:
-        """Whose step runs now."""
+        """The node whose step is running."""
         return self._current_node
 
     def time(self) -> float:
-        """What the present node's clock shows."""
+        """The time by the present node's clock."""
         return self._now + self._current_node.clock_offset
 
     def kill(self, node: Node) -> None:
-        """Nothing of the node happens any more."""
+        """Kills the node: none of its callbacks runs any more."""
         node.is_alive = False
         self._dead_objects += [*node.tasks, *node.ready_handles]
         node.ready_handles.clear()
@@ -98,7 +97,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def deliver(
         self, node: Node, delay_seconds: float, callback: Callable[..., object], *arguments: object
     ) -> None:
-        """Calls back in a context of the node, after so many seconds of anybody's time."""
+        """Schedules a callback in a context of the node after the given seconds of simulated
+        time.
+        """
         self._schedule(
             self._now + delay_seconds,
             node,
@@ -153,7 +154,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         heapq.heappush(self._timers, (when, self._sequence, node, handle))
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """It is dropped when its time comes."""
+        """Marks the handle as cancelled; it is dropped when its time comes."""
 
     def run_in_executor(  # type: ignore[override]
         self, executor: Any, func: Callable[..., Any], *args: Any
@@ -183,7 +184,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._current_node = self.outside
 
     def _advance_time(self) -> None:
-        """To the next moment at which something is to happen."""
+        """Advances time to the next scheduled event."""
         while self._timers:
             when, _, node, handle = heapq.heappop(self._timers)
             if handle.cancelled():

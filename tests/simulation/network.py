@@ -1,5 +1,5 @@
-"""Messages between nodes, in memory: they are delayed, lost, repeated, and their answers too. Both
-sides run the real stubs, door and handlers.
+"""In-memory messages between nodes. Requests and answers are delayed, lost and repeated. Both sides
+run the real stubs, server and handlers.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Metadata = Sequence[tuple[str, str | bytes]]
 
 
 class Unreachable(Exception):
-    """The connection was refused: surely nothing was done."""
+    """The connection was refused, so the request was guaranteed not to be processed."""
 
 
 class ConnectionBroken(Exception):
-    """The connection broke before an answer came."""
+    """The connection broke before an answer arrived."""
 
 
 async def exchange(
@@ -37,10 +37,9 @@ async def exchange(
     *,
     propagate_cancel: bool,
 ) -> T:
-    """Has a node that is found do some work, and returns its answer. Raises Unreached or Broken;
-    waits for ever where the answer is lost.
-
-    `propagate_cancel`: the other side stops when the caller is cancelled.
+    """Runs some work on a node that is found, and returns its answer. Raises Unreached or Broken;
+    never returns if the answer is lost. `propagate_cancel`: the other side stops when the caller is
+    cancelled.
     """
     loop, caller = world.loop, world.loop.current_node
     call_id = world.faults.next_call_id(call_id)
@@ -120,20 +119,22 @@ async def exchange(
 
 
 def _ignore_result(task: asyncio.Task[Any]) -> None:
-    """Nobody waits for the answer to what came twice."""
+    """Discards the answer to a duplicate request."""
     if not task.cancelled():
         task.exception()
 
 
 @dataclass
 class _SimulatedContext:
-    """What a handler is told of its call, and what it says beside its answer."""
+    """The call as the handler sees it: its metadata, and the trailing metadata and status that the
+    handler sets.
+    """
 
     world: World
     metadata: Metadata
     request_bytes: bytes
     deadline: float | None
-    """In the world's time."""
+    """In simulated time."""
     send_message: Callable[[bytes], Awaitable[None]] | None = None
     code: grpc.StatusCode = grpc.StatusCode.OK
     details: str = ""
@@ -167,7 +168,7 @@ class _SimulatedContext:
 
 @dataclass
 class SimulatedServer:
-    """What a node serves: the door binds its handlers to it as to gRPC's own server."""
+    """The handlers that a node serves; the server registers them here as it does with gRPC."""
 
     handlers: list[grpc.GenericRpcHandler] = field(default_factory=list)
 
@@ -190,20 +191,20 @@ class _SimulatedCallDetails:
 
 
 class SimulatedNetwork:
-    """Which nodes serve what, and the channels to them."""
+    """The nodes that serve each service, and the channels to them."""
 
     def __init__(self, world: World) -> None:
         self._world = world
         self.servers: dict[str, dict[Node, SimulatedServer]] = {}
-        """By service; those that are alive."""
+        """Running nodes, by service."""
         self._pick_count = 0
 
     def channel(self, service: str) -> grpc.aio.Channel:
-        """What a stub asks of a channel, to whichever node of a service is there."""
+        """The channel interface that a stub needs, connected to any node of a service."""
         return cast("grpc.aio.Channel", _SimulatedChannel(self, self._world, service))
 
     def pick_node(self, service: str) -> Node | None:
-        """One of a service's nodes, another each time; none while the service is away."""
+        """A node of the service, in rotation; None during an outage."""
         self._pick_count += 1
         nodes = [] if self._world.is_unavailable(service) else list(self.servers.get(service, ()))
         return (
@@ -326,8 +327,8 @@ class _SimulatedChannel:
         metadata: Metadata,
         message_queue: asyncio.Queue[Any],
     ) -> Callable[[], None]:
-        """Opens a stream, and returns what leaves it. Its messages, then its end, come into the
-        queue, in order. It breaks when its server dies.
+        """Opens a stream and returns its queue. The messages and then the end arrive in order. The
+        stream breaks when its server crashes.
         """
         world, loop = self._world, self._world.loop
         caller = loop.current_node
@@ -396,12 +397,12 @@ _BATCH_METHODS = frozenset(
         "BatchPublish",
     }
 )
-"""What services call each other with that has items, each of which must come through in the end."""
+"""Internal requests that have items, each of which must finally succeed."""
 _ITEM_KEY_FIELDS = ("event_id", "hold_id", "source_id")
 
 
 def _item_keys(method: str, request_bytes: bytes) -> list[str]:
-    """What the items of a batch are known by, the same each time they come."""
+    """Identifiers of the items of a batch, the same for every repeat."""
     _, service, name = method.split("/")
     if name not in _BATCH_METHODS:
         return []

@@ -1,5 +1,5 @@
-"""What operators do in a run while everything goes wrong: they acknowledge what fits no order or
-payout, and have dead letters tried again in bulk.
+"""What operators do while faults are injected: they acknowledge unapplied charges and conflicting
+reports, and requeue dead letters in bulk.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from tests.simulation.loop import Node
 from tests.simulation.world import World
 
 _EXTRA_SECONDS = 10.0
-"""Seconds after healing in which they go on."""
+"""Seconds after healing during which they continue."""
 _REASON = "dealt with by hand"
 _RETRIED_CAUSES = ("REJECTED", "MISMATCHED_OPERATION")
-"""Causes that they have tried again. Others are left alone: they must end without them, or be
-noticed.
+"""Causes that operators requeue. Other dead letters must end without an operator, or have an
+alert.
 """
 _ALLOWED_REASONS = frozenset({"INVALID_STATE"})
 
 
 class OperatorLoad:
-    """One operator, who does everything twice at once."""
+    """One operator, who sends every call twice concurrently."""
 
     def __init__(self, world: World, cluster: Cluster) -> None:
         self._world = world
@@ -77,7 +77,7 @@ class OperatorLoad:
         )
 
     async def _call_twice(self, method: Any, request: Message, name: str) -> bool:
-        """Whether a call that is made twice at once got through, both times alike."""
+        """Whether both of two concurrent identical calls succeeded with the same answer."""
         responses = await asyncio.gather(*(self._call(method, request, name) for _ in range(2)))
         if (responses[0] is None) != (responses[1] is None):
             self._violations.append(f"{name}: one of two equal calls was refused")
@@ -154,8 +154,8 @@ class OperatorLoad:
             await self._call(client.payout.RetryDeadLetters, payout_request, f"retry {cause}")
 
     async def audit(self, operator: AsyncClient) -> list[str]:
-        """What is wrong: refusals that must not be, and acknowledgements that were confirmed and
-        are not there.
+        """Violations: unexpected rejections, and acknowledgements that were confirmed and are not
+        stored.
         """
         violations = list(self._violations)
         request = payment_service_pb2.ListUnappliedChargesRequest(acknowledged=True)
@@ -188,7 +188,7 @@ class OperatorLoad:
 
 
 async def resolve_in_bulk(operator: AsyncClient, service: Any, pb: Any, *, retry: bool) -> None:
-    """Has all open dead letters of a service tried again, or closes them, after a dry run."""
+    """Requeues or closes all open dead letters of a service, after a dry run."""
     if retry:
         call, request = (
             service.RetryDeadLetters,

@@ -1,5 +1,5 @@
-"""The auditor of payouts: what was wished, what was told and what the bank logged say where every
-payout must be, and what each seller has left.
+"""The auditor of payouts: it derives the required state of every payout and wallet from the
+requests, the responses and the provider's log.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _CLOSED_ACCOUNT_TOKENS = ("ba_decline:no_account", "ba_returned_closed")
 
 @dataclass(frozen=True)
 class TransferLogEntry:
-    """A line of the bank's log."""
+    """A line of the payout provider's log."""
 
     payout_id: str
     generation: int
@@ -37,8 +37,8 @@ class TransferLogEntry:
 
 
 class PayoutAuditor:
-    """Reads the platform through its doors, once everything is quiet; `fault_free`: nothing went
-    wrong by chance.
+    """Reads the platform through its API when nothing is in progress; `fault_free`: no random fault
+    was injected.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class PayoutAuditor:
         self._dead_lettered: set[str] = set()
         self._closed_dead_letters: set[str] = set()
         self.balances: Counter[tuple[str, str]] = Counter()
-        """What payouts took from each wallet, below zero."""
+        """The change of each wallet by payouts, which is negative."""
         self.held: Counter[tuple[str, str]] = Counter()
         self.accounts: Counter[tuple[str, str]] = Counter()
         self.versions: dict[str, int] = {}
@@ -171,7 +171,7 @@ class PayoutAuditor:
         rows: Sequence[TransferLogEntry],
         net_amount: int,
     ) -> bool:
-        """Whether a payout may be in this state, by the bank's log and what people wanted."""
+        """Whether the provider's log and the callers' requests allow the payout's state."""
         paid_rows = [row for row in rows if row.is_paid]
         if len(paid_rows) > 1 and self._token(payout) != "ba_paid_twice":
             return False
@@ -240,7 +240,7 @@ class PayoutAuditor:
         amount: int,
         fee: int,
     ) -> None:
-        """What the wallet and the ledger must show of it."""
+        """Checks what the wallet and the ledger must show for the payout."""
         key = (payout.seller_account, payout.currency)
         if state not in _TERMINAL_STATES:
             self.held[key] += amount
@@ -260,7 +260,9 @@ class PayoutAuditor:
             self.accounts["platform/fees", payout.currency] += fee_kept
 
     async def _audit_transfers(self, payout_id: str, rows: Sequence[TransferLogEntry]) -> None:
-        """Every transfer that the bank made is known, with what came back, and none else."""
+        """The platform knows exactly the transfers that the provider made, with their returned
+        amounts.
+        """
         payout_details = await self._operator.payout.GetPayout(
             payout_service_pb2.GetPayoutRequest(payout_id=payout_id)
         )
@@ -282,7 +284,7 @@ class PayoutAuditor:
     def _compare_response(
         self, reported_payout: payout_pb2.Payout, payout: payout_pb2.Payout
     ) -> None:
-        """What is final in an answer stands for ever, but that what was paid may come back."""
+        """The final parts of an answer never change, except that a paid payout may be returned."""
         reported_state, current_state = _state_name(reported_payout), _state_name(payout)
         if reported_payout.version > payout.version or (
             reported_state in _TERMINAL_STATES

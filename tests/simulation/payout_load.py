@@ -1,5 +1,5 @@
-"""What callers do in a run about payouts: they register banks, pay sellers out, repeat themselves,
-change their mind; and a schedule has its cut-off.
+"""The callers of payouts: they create destinations and payouts, repeat and cancel calls; a schedule
+has its cut-off.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.simulation.seeded_random import SeededRandom
 from tests.simulation.world import World
 
 FEES = {"EUR": 10}
-"""Of each payout once the schedule is set, in minor units."""
+"""The fee of each payout once the schedule is set, in minor units."""
 _TOKEN_WEIGHTS = {
     "ba_ok": 30.0,
     "ba_slow": 6.0,
@@ -51,12 +51,12 @@ _TOKEN_WEIGHTS = {
 }
 _SELLER_WEIGHTS = {"hot": 6.0, "a": 2.0, "b": 1.0, "c": 1.0}
 _MAX_ATTEMPTS = 6
-"""How often a caller asks for a payout that the seller's money does not allow yet."""
+"""How many times a caller requests a payout that the seller's balance does not allow yet."""
 _MAX_POLLS = 60
 
 
 class PayoutFollowUp(StrEnum):
-    """What a caller does once it knows that its payout is stored."""
+    """What a caller does after its payout is stored."""
 
     NOTHING = "nothing"
     REPEAT = "repeat"
@@ -65,7 +65,7 @@ class PayoutFollowUp(StrEnum):
     CANCEL = "cancel"
     WATCH = "watch"
     DISABLE = "disable"
-    """It ends the use of the destination."""
+    """Disables the destination."""
 
 
 _FOLLOW_UP_WEIGHTS = {
@@ -81,8 +81,8 @@ _FOLLOW_UP_WEIGHTS = {
 
 @dataclass(frozen=True)
 class WithdrawalRequest:
-    """A payout that somebody wants. `amount` in minor units, None: whatever can be paid;
-    `is_approved`: what the second person says, if one is asked.
+    """A payout that a caller wants. `amount` is in minor units, None: everything that can be paid;
+    `is_approved`: the decision of the second approver, if one is required.
     """
 
     number: int
@@ -96,7 +96,7 @@ class WithdrawalRequest:
     is_approved: bool
     follow_up: PayoutFollowUp
     has_robber: bool = False
-    """Another owner tries to get at the seller's money."""
+    """Another owner tries to access the seller's money."""
 
     @property
     def payout_id(self) -> str:
@@ -110,8 +110,8 @@ class WithdrawalRequest:
 def draw_withdrawal(
     seeded_random: SeededRandom, number: int, span_seconds: float
 ) -> WithdrawalRequest:
-    """The payout of a number, begun within so many seconds. It depends on nothing but seed and
-    number.
+    """The payout with the given number, started within the given seconds. It depends only on seed
+    and number.
     """
 
     def key(name: str) -> str:
@@ -139,7 +139,7 @@ def draw_withdrawal(
 
 @dataclass
 class WithdrawalResponses:
-    """What the calls for one payout were told, in the order in which answers came."""
+    """The answers to the calls for one payout, in the order in which they arrived."""
 
     withdrawal: WithdrawalRequest
     payouts: list[payout_pb2.Payout] = field(default_factory=list)
@@ -150,7 +150,9 @@ class WithdrawalResponses:
 
 
 class PayoutLoad:
-    """Callers, each with a node of its own, and the operator who sets the schedule and decides."""
+    """Callers, each with its own node, and the operator who sets the schedule and decides
+    approvals.
+    """
 
     def __init__(
         self, world: World, cluster: Cluster, withdrawals: list[WithdrawalRequest]
@@ -165,7 +167,9 @@ class PayoutLoad:
         }
 
     def start(self, *, with_schedule: bool) -> None:
-        """Begins all of it; `with_schedule`: with a cut-off some seconds from now."""
+        """Starts all callers; `with_schedule`: also a schedule with a cut-off some seconds from
+        now.
+        """
         if with_schedule:
             self._open_count += 1
             self._world.loop.deliver(
@@ -219,7 +223,7 @@ class PayoutLoad:
     async def _register_destination(
         self, client: AsyncClient, responses: WithdrawalResponses
     ) -> bool:
-        """Whether the destination can be paid to, as its provider says."""
+        """Whether the provider reports that it can pay to the destination."""
         withdrawal = responses.withdrawal
         create_request = payout_service_pb2.CreatePayoutDestinationRequest(
             payout_destination_id=withdrawal.destination_id,
@@ -259,7 +263,7 @@ class PayoutLoad:
         return False
 
     async def _attempt_robbery(self, responses: WithdrawalResponses) -> None:
-        """Another owner's calls about a seller that is not its own: each has to be refused."""
+        """Another owner's calls about the seller, each of which must be rejected."""
         withdrawal, name = responses.withdrawal, f"{responses.withdrawal.payout_id} robbed"
         robber = self._cluster.client(
             f"the robber of {withdrawal.payout_id}", other_team(withdrawal.team)
@@ -330,7 +334,7 @@ class PayoutLoad:
             await asyncio.sleep(1.5)
 
     async def _approve_or_reject(self, client: AsyncClient, responses: WithdrawalResponses) -> None:
-        """The second person's word, where the payout waits for it."""
+        """Sends the second approver's decision if the payout waits for it."""
         withdrawal = responses.withdrawal
         payout = responses.payouts[-1]
         for _ in range(_MAX_POLLS):

@@ -1,4 +1,6 @@
-"""One run: a seed's world, from the first call until everything is quiet and audited."""
+"""One run: the simulation of a seed, from the first call until nothing is in progress and the audit
+is done.
+"""
 
 from __future__ import annotations
 
@@ -34,52 +36,52 @@ from tests.simulation.seeded_random import SeededRandom
 from tests.simulation.world import SLOW_SECONDS, World
 
 _MAX_CALL_SECONDS = 400.0
-"""Seconds of the world's time after which callers must have their answers."""
+"""Simulated seconds within which callers must have their answers."""
 _MAX_SECONDS_TO_REST = 720.0
-"""Seconds after healing in which everything must come to rest: past its key's window a charge is
-asked about twelve times, up to an hour apart.
+"""Simulated seconds after healing within which nothing may be in progress: past its key window a
+charge is looked up about twelve times, up to an hour apart.
 """
 _LAST_MESSAGES_SECONDS = 20.0
-"""Seconds after which no message is under way any more."""
+"""Seconds after which no message is in transit any more."""
 _SHORT_WINDOW_SECONDS, _LONG_WINDOW_SECONDS = 15.0, 86_400.0
 _CAUSES_FOR_OPERATOR = frozenset({"REJECTED", "MISMATCHED_OPERATION"})
-"""Causes of dead letters that no retry can mend: what the provider rejects as malformed, and
-another's answer.
+"""Causes of dead letters that no retry can resolve: requests that the provider rejects as
+malformed, and answers about another charge.
 """
 
 
 @dataclass(frozen=True)
 class SimulationPlan:
-    """What a run is made of: all of it follows from this. `without`: payments and faults that are
-    left out; `planned`: faults at given places.
+    """The parameters of a run, which determine it completely. `without`: payments and faults that
+    are left out; `planned`: faults at given places.
     """
 
     seed: int
     payments: int
     share: float | None = None
-    """Of port calls that something befalls; None: by the seed."""
+    """The share of port calls that get a fault; None: derived from the seed."""
     without_payments: frozenset[int] = frozenset()
     without_faults: frozenset[str] = frozenset()
     planned: Mapping[str, InjectedFault] = field(default_factory=dict)
     payment_requests: tuple[PaymentRequest, ...] = ()
-    """Payments beside those of chance."""
+    """Payments in addition to random ones."""
     payouts: int = 0
-    """By chance, and a schedule with a cut-off, if there are any."""
+    """Number of random payouts, and a schedule with a cut-off if there are any."""
     without_payouts: frozenset[int] = frozenset()
     withdrawals: tuple[WithdrawalRequest, ...] = ()
-    """Payouts beside those of chance."""
+    """Payouts in addition to random ones."""
     single_process_services: frozenset[str] = frozenset()
-    """Services of one process; of each other there are two."""
+    """Services with one process; each other service has two."""
     outage: bool | None = None
-    """Whether a service or the provider is away for an hour; None: by the seed."""
+    """Whether a service or the provider has an outage of an hour; None: derived from the seed."""
     poison: bool | None = None
-    """Whether a service fails on some items for up to an hour; None: by the seed."""
+    """Whether a service fails on some items for up to an hour; None: derived from the seed."""
 
 
 @dataclass
 class SimulationResult:
-    """What a run gave. `seconds_to_rest`: seconds of the world's time from healing until everything
-    was quiet.
+    """The result of a run. `seconds_to_rest`: simulated seconds from healing until nothing was in
+    progress.
     """
 
     plan: SimulationPlan
@@ -87,13 +89,13 @@ class SimulationResult:
     faults: dict[str, InjectedFault] = field(default_factory=dict)
     trace: list[str] = field(default_factory=list)
     port_calls: list[str] = field(default_factory=list)
-    """The port calls that did something until everything was quiet, in order."""
+    """The port calls that had an effect until nothing was in progress, in order."""
     seconds_to_rest: float = 0.0
 
 
 class _TraceHandler(logging.Handler):
-    """What is logged belongs to the trace; an error is a violation: nothing that is injected may
-    surprise the platform.
+    """Log lines are part of the trace. A logged error is a violation, because the platform must
+    handle every injected fault.
     """
 
     def __init__(self, world: World, result: SimulationResult) -> None:
@@ -120,7 +122,7 @@ class Simulation:
         self._is_warm = False
 
     def run(self, plan: SimulationPlan) -> SimulationResult:
-        """Plays a plan. What it gives is the same each time."""
+        """Runs a plan. Its result is deterministic."""
         plan = replace(
             plan,
             share=_fault_rate(plan),
@@ -128,16 +130,17 @@ class Simulation:
             poison=_is_included(plan, plan.poison, "poison", 0.35),
         )
         result = SimulationResult(plan)
-        # what is collected runs its `finally`, at a moment that depends on everything before
+        # A garbage-collected object runs its `finally`, at a moment that depends on all earlier
+        # allocations.
         gc.disable()
         world = [self._run_world(plan, result)]
-        # what is left unfinished ends where it stands, which concerns nobody any more
+        # Unfinished coroutines are abandoned where they are.
         with _silence_warnings():
             world.clear()
             while gc.collect():
                 pass
-        # what the first run has loaded and compiled stays; looking through it after each run took
-        # longer than a short run
+        # Objects that the first run has loaded and compiled stay alive; scanning them after each
+        # run took longer than a short run.
         if not self._is_warm:
             gc.freeze()
             self._is_warm = True
@@ -155,8 +158,8 @@ class Simulation:
         key_window = (
             _SHORT_WINDOW_SECONDS if seeded_random.number("window") < 0.3 else _LONG_WINDOW_SECONDS
         )
-        # what is still under way when a lease ends could reach the provider after it has forgotten
-        # the key
+        # A call that outlives its lease could reach the provider after the provider has forgotten
+        # the key.
         slow_seconds = (
             (SLOW_SECONDS[0], 5.0) if key_window == _SHORT_WINDOW_SECONDS else SLOW_SECONDS
         )
@@ -279,7 +282,7 @@ class Simulation:
     async def _wait_until_at_rest(
         self, world: World, result: SimulationResult, earliest_time: float, start_time: float
     ) -> None:
-        """Waits until nothing is due and everything has been told and booked."""
+        """Waits until nothing is due and every change is published and booked."""
         while world.loop.now < earliest_time or self._tables.query(OPEN_WORK_SQL)[0][0] != 0:
             if world.loop.now > start_time + _MAX_SECONDS_TO_REST:
                 result.violations.append(f"no rest within {_MAX_SECONDS_TO_REST:g} s of healing")
@@ -287,7 +290,7 @@ class Simulation:
             await asyncio.sleep(1.0)
 
     async def _resolve_dead_letters(self, operator: AsyncClient, world: World) -> set[str]:
-        """An operator has dead letters tried again, or closes them; their causes."""
+        """An operator requeues or closes dead letters; returns their causes."""
         causes = set()
         services: tuple[tuple[Any, Any], ...] = (
             (operator.payment, payment_service_pb2),
@@ -341,7 +344,7 @@ class Simulation:
 
 
 async def _resolve_dead_letter(service: Any, pb: Any, dead_letter_id: str, *, retry: bool) -> None:
-    """What an operator does with a dead letter, if that can be done."""
+    """Requeues or closes a dead letter, if that is possible."""
     try:
         if retry:
             await service.RetryDeadLetter(
@@ -361,8 +364,8 @@ async def _resolve_dead_letter(service: Any, pb: Any, dead_letter_id: str, *, re
 
 @contextmanager
 def _logging_to(handler: logging.Handler) -> Iterator[None]:
-    """Everything that is logged meanwhile goes to one handler alone: others might keep what belongs
-    to the run beyond it.
+    """Routes every log record in the block to one handler, because other handlers might keep
+    objects of the run alive.
     """
     root = logging.getLogger()
     handlers, level = root.handlers, root.level
@@ -377,7 +380,7 @@ def _logging_to(handler: logging.Handler) -> Iterator[None]:
 
 @contextmanager
 def _silence_warnings() -> Iterator[None]:
-    """Nothing is logged meanwhile, and what is raised where nobody can catch it is not shown."""
+    """Suppresses logging, and errors that are raised where nobody can catch them."""
     logging.disable()
     previous_hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
@@ -391,8 +394,8 @@ def _silence_warnings() -> Iterator[None]:
 def _is_included(
     plan: SimulationPlan, override: bool | None, subject: str, probability: float
 ) -> bool:
-    """Whether there is something, as given or by the seed: in a share of the runs in which payments
-    are made by chance.
+    """Whether a failure is injected: as given, or by the seed in a share of the runs with random
+    payments.
     """
     return (
         override
@@ -403,7 +406,7 @@ def _is_included(
 
 
 def _fault_rate(plan: SimulationPlan) -> float:
-    """How much goes wrong: in some runs nothing, in most a little, in some a lot."""
+    """The fault rate: zero in some runs, low in most, high in some."""
     if plan.share is not None:
         return plan.share
     return SeededRandom(plan.seed).weighted_choice(

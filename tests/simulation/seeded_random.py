@@ -1,4 +1,4 @@
-"""Chance that can be repeated: a number for each key, whatever else was asked before."""
+"""Reproducible random numbers: each key has its own numbers, independent of other keys."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ T = TypeVar("T")
 
 
 class SeededRandom:
-    """Numbers that follow from a seed and a key alone: what is named after its place keeps its
-    numbers when something else is left out of a run.
+    """Numbers that follow only from a seed and a key, so that a named call keeps its numbers when
+    others are left out of a run.
     """
 
     def __init__(self, seed: object) -> None:
@@ -32,7 +32,7 @@ class SeededRandom:
         return choices[int(self.number(key) * len(choices))]
 
     def weighted_choice(self, key: str, weights: Mapping[T, float]) -> T:
-        """One of the choices, as often as it weighs."""
+        """One of the choices, at random by weight."""
         remaining_weight = self.number(key) * sum(weights.values())
         for choice, weight in weights.items():
             remaining_weight -= weight

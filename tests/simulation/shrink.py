@@ -1,4 +1,4 @@
-"""Makes a failing run as short as it can: what is not needed to fail is left out."""
+"""Minimises a failing run: removes everything that is not needed for the failure."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def shrink(
     failed_result: SimulationResult,
     timeout_seconds: float,
 ) -> SimulationResult:
-    """The shortest run found within so many seconds that still fails in one of the same ways.
-    Halves are left out first, then single payments and faults.
+    """The shortest run found within the given seconds that still fails in one of the same ways.
+    Halves are removed first, then single payments and faults.
     """
     deadline = time.monotonic() + timeout_seconds
     shortest = failed_result
@@ -49,7 +49,7 @@ def shrink(
         )
 
     previous_plan = None
-    # what one leaves out may make another needless
+    # One removal may make another item unnecessary.
     while previous_plan != shortest.plan and time.monotonic() < deadline:
         previous_plan = shortest.plan
         payments = [
@@ -71,13 +71,13 @@ def shrink(
 
 
 def _violation_kinds(result: SimulationResult) -> set[str]:
-    """What is wrong, without the names and numbers it is wrong with."""
+    """The kinds of violations, without names and numbers."""
     return {re.sub(r"\S*[0-9]\S*|\{.*\}", "…", violation) for violation in result.violations}
 
 
 def _remove_unneeded(items: Sequence[T], still_fails: Callable[[Sequence[T]], bool]) -> None:
-    """Tries to do without parts of the items, smaller and smaller ones; what it still fails without
-    stays out.
+    """Tries to remove parts of the items, in smaller and smaller pieces; keeps each removal after
+    which the run still fails.
     """
     size = max(len(items) // 2, 1)
     remaining = list(items)

@@ -1,6 +1,4 @@
-"""The simulation itself: it repeats to the byte, it finds what is broken, and it makes what it
-found short.
-"""
+"""The simulation is deterministic to the byte, detects planted bugs, and minimises failing runs."""
 
 from __future__ import annotations
 
@@ -31,7 +29,7 @@ WORLD_PLANS = [SimulationPlan(seed, 15, payouts=5) for seed in range(1, 4)]
 PLAN = SimulationPlan(seed=7, payments=6, share=0.1, payouts=3)
 
 EXPECTED_POISONED = {"wallet": 4, "ledger": 22, "event": 18}
-"""Seeds of worlds in which this service fails on many items."""
+"""Seeds of simulations in which this service fails on many items."""
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +42,7 @@ def simulation(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture(scope="module")
 def run_plan(simulation: Simulation) -> Callable[[SimulationPlan], SimulationResult]:
-    """Plays a plan once for all tests that look at what it gives."""
+    """Runs a plan once for all tests that examine its result."""
     results: dict[str, SimulationResult] = {}
 
     def run_once(plan: SimulationPlan) -> SimulationResult:
@@ -56,8 +54,8 @@ def run_plan(simulation: Simulation) -> Callable[[SimulationPlan], SimulationRes
 
 
 def test_the_same_seed_gives_the_same_trace(simulation: Simulation, tmp_path: Path) -> None:
-    """Byte for byte: again in the same process after another run, in another process with other
-    hashes, and on another database.
+    """A run is identical byte for byte: after another run in the same process, in another process
+    with another hash seed, and on another database.
     """
     first = simulation.run(PLAN).trace
     simulation.run(replace(PLAN, seed=8, payments=5))
@@ -73,14 +71,14 @@ def test_the_same_seed_gives_the_same_trace(simulation: Simulation, tmp_path: Pa
 def test_worlds_hold(
     run_plan: Callable[[SimulationPlan], SimulationResult], plan: SimulationPlan
 ) -> None:
-    """Whatever goes wrong, no cent is lost, nothing is charged or paid out twice, every answer
-    stays true, and everything comes to rest.
+    """Under every injected fault no cent is lost, nothing is charged or paid out twice, every
+    answer stays true, and every operation completes.
     """
     assert run_plan(plan).violations == []
 
 
 def test_every_kind_of_fault_happens(simulation: Simulation) -> None:
-    """No kind is there only by name."""
+    """Every kind of fault is injected in some run."""
     happened: set[InjectedFault] = set()
     for seed in range(20, 30):
         happened |= set(
@@ -93,8 +91,8 @@ def test_every_kind_of_fault_happens(simulation: Simulation) -> None:
 
 @pytest.mark.parametrize("seed", EXPECTED_POISONED.values(), ids=EXPECTED_POISONED)
 def test_worlds_with_poison_hold(simulation: Simulation, seed: int) -> None:
-    """A service that fails on some items for a time delays those alone: all comes to rest without
-    an operator, and events keep their order.
+    """A service that fails on some items for a time delays only those items: everything completes
+    without an operator, and events keep their order.
     """
     result = simulation.run(
         SimulationPlan(seed, 15, share=0.02, payouts=4, outage=False, poison=True)
@@ -107,9 +105,7 @@ def test_worlds_with_poison_hold(simulation: Simulation, seed: int) -> None:
 def test_what_failed_once_does_not_fail_again(
     run_plan: Callable[[SimulationPlan], SimulationResult], one: RegressionRun
 ) -> None:
-    """Plans that found something, as short as they could be made, hold, and still show what they
-    were kept for.
-    """
+    """Kept plans, in their minimised form, pass and still show what they were kept for."""
     result = run_plan(one.plan)
     assert result.violations == []
     assert one.trace_pattern, "write the pattern of what its trace must show into kept.json"
@@ -121,8 +117,8 @@ def test_what_failed_once_does_not_fail_again(
 def test_what_people_do_really_happens(
     run_plan: Callable[[SimulationPlan], SimulationResult],
 ) -> None:
-    """Within a few worlds operators acknowledge charges and payouts and retry in bulk, callers
-    cancel payments and go away, and services fail on items.
+    """Within a few simulations operators acknowledge charges and payouts and retry in bulk, callers
+    cancel payments and calls, and services fail on items.
     """
     calls = {
         f"{name}: OK "
@@ -163,10 +159,9 @@ def test_what_people_do_really_happens(
 def test_a_crash_at_each_point(
     simulation: Simulation, plan: SimulationPlan, nodes: set[str], thorough: bool
 ) -> None:
-    """A process dies before or after a port call of a payment, and of a payout: it is paid once,
-    whoever finishes it.
-
-    Thorough: before and after each. Pairs: scripts/simulate --crash-points.
+    """A process crashes before or after a port call of a payment or a payout; it is paid once,
+    whichever process finishes it. Thorough: before and after each call. Pairs: scripts/simulate
+    --crash-points.
     """
     quiet = simulation.run(plan)
     assert quiet.violations == []
@@ -184,8 +179,8 @@ def test_a_crash_at_each_point(
 def test_what_is_broken_is_found_and_made_short(
     simulation: Simulation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A new key for each attempt of the same demand charges buyers twice: the auditor sees it, and
-    a payment or two with a fault or two show it.
+    """With a new key for each attempt of one operation buyers are charged twice. The auditor
+    detects it, and the minimised run has at most two payments and two faults.
     """
     monkeypatch.setattr(
         charge.Charge,
@@ -194,7 +189,8 @@ def test_what_is_broken_is_found_and_made_short(
     )
     # the first of them fails soon
     worlds = (simulation.run(SimulationPlan(seed, 8, share=0.06)) for seed in range(28, 44))
-    # one that never rests, because a fault befalls each key anew, would take all the time there is
+    # An operation that never completes, because each new key gets a new fault, would use up all the
+    # time.
     failed = next(
         result
         for result in worlds
@@ -212,8 +208,8 @@ _DEMAND = charge.Charge.to_request
 
 
 def test_what_looks_and_finds_nothing_is_known_by_its_name() -> None:
-    """The reads and turns that are no crash points are named as the code names them: a stale name
-    would make each idle look a point.
+    """The reads and scans that are no crash points are named as in the code: with a stale name
+    every idle scan would be a crash point.
     """
     text = "\n".join(
         path.read_text()

@@ -1,6 +1,4 @@
-"""Processes that run plans, each on a database of its own, in one PostgreSQL that is made
-for it.
-"""
+"""Processes that run plans, each on its own database in one shared PostgreSQL."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ from tests.simulation.shrink import shrink
 
 _SHRINK_SECONDS = 60.0  # seconds
 _POSTGRES_SETTINGS = {
-    "autovacuum": "off",  # what comes by itself would come at another moment each time
+    "autovacuum": "off",  # automatic garbage collection would run at another moment each time
     "jit": "off",
     "max_parallel_workers_per_gather": "0",
     "synchronize_seqscans": "off",
@@ -36,11 +34,11 @@ _POSTGRES_SETTINGS = {
 }
 
 simulation: Simulation
-"""What this process runs plans with; set where it begins."""
+"""The runner of this process; set when the process starts."""
 
 
 def run_plan(plan: SimulationPlan) -> SimulationResult:
-    """Runs a plan in a worker; one that fails comes back as short as it could be made in time."""
+    """Runs a plan in a worker; a failing plan is returned as short as it could be made in time."""
     result = simulation.run(plan)
     if result.violations:
         return shrink(simulation.run, result, _SHRINK_SECONDS)
@@ -49,30 +47,30 @@ def run_plan(plan: SimulationPlan) -> SimulationResult:
 
 
 def run_crash_plans(plan: SimulationPlan) -> CrashResults:
-    """Runs a plan with one death, and with every second one, in a worker."""
+    """Runs a plan with one crash, and with every second crash, in a worker."""
     return run_with_crashes(simulation.run, plan)
 
 
 def run_traced(plan: SimulationPlan) -> SimulationResult:
-    """Runs a plan in a worker, and keeps all of what it gave."""
+    """Runs a plan in a worker and keeps its complete result."""
     return simulation.run(plan)
 
 
 def _start_worker(urls: Queue[str], passwords: Path) -> None:
     global simulation  # noqa: PLW0603 - a worker has one database for its whole life
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; who began us ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the workers
     simulation = Simulation(DatabaseUrls(urls.get(timeout=60), Passwords(passwords), {}))
 
 
 @contextmanager
 def worker_pool(folder: Path, count: int) -> Iterator[ProcessPoolExecutor]:
-    """So many processes, in which `here` runs plans."""
+    """The given number of processes, in which `here` runs plans."""
     folder = _memory_folder(folder)
     postgres = EmbeddedPostgres(folder / "postgres", fsync=False)
     context = multiprocessing.get_context("spawn")
     urls: Queue[str] = context.Queue()
     passwords = folder / "passwords.json"
-    # of the workers: nothing may depend on how a process orders its sets
+    # For the workers: nothing may depend on the order of a process's sets.
     os.environ["PYTHONHASHSEED"] = "0"
     try:
         admin = postgres.start()
@@ -86,7 +84,7 @@ def worker_pool(folder: Path, count: int) -> Iterator[ProcessPoolExecutor]:
             try:
                 yield pool
             except BaseException:
-                # what they are at is of no use any more
+                # The results of the workers are not needed any more.
                 for worker in multiprocessing.active_children():
                     worker.kill()
                 raise
@@ -95,7 +93,7 @@ def worker_pool(folder: Path, count: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _memory_folder(folder: Path) -> Path:
-    """A folder in memory, always the same for a folder, where the system has such a thing: emptying
+    """A directory in memory if the system has one, always the same for a given directory: emptying
     tables there takes a seventh of the time.
     """
     memory = Path("/dev/shm")

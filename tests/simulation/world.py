@@ -1,6 +1,4 @@
-"""The world of one run: its time, its chance, what goes wrong in it, and the trace of what
-happened.
-"""
+"""The state of one simulation: its time, random numbers, faults and trace."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ from tests.simulation.seeded_random import SeededRandom
 PAUSE_SECONDS = (7.0, 15.0)
 """Seconds for which a process is stopped: longer than a lease."""
 SLOW_SECONDS = (0.5, 12.0)
-"""Seconds that something slow takes: some of it longer than its caller waits."""
+"""Seconds that a slow call takes, sometimes longer than its caller waits."""
 _POLLS = frozenset(
     {
         "transaction OperationWorker._claim_due.claim",
@@ -45,7 +43,7 @@ _POLLS = frozenset(
         "read PayoutHandlers._get_visible_destination.<lambda>",
     }
 )
-"""What is done again and again, and mostly finds nothing."""
+"""Periodic transactions that mostly find no work."""
 _LEASE_CHECKS = frozenset(
     {
         "transaction BatchGenerator._is_leader",
@@ -53,18 +51,18 @@ _LEASE_CHECKS = frozenset(
         "read BatchGenerator.run_once.load",
     }
 )
-"""What tells whose turn it is; only worlds by chance let processes die there."""
+"""Leader leases; processes crash at these calls only in random simulations."""
 PROCESS_DEATH = "a process dies"
-"""What stands among the calls when one does."""
+"""The entry in the list of calls for a crash."""
 PROVIDER_NODE = "provider"
-"""The node that nothing befalls: what it did is the truth."""
+"""The node that gets no faults; the auditor trusts its log."""
 _MAX_DELAY_SECONDS = 0.05
-"""Seconds that a transaction, or a message's way, takes at most when nothing is wrong."""
+"""Seconds that a transaction or a message takes at most without a fault."""
 
 
 class World:
-    """Everything that a run's nodes share. `clock_drift`: seconds that the clock of a service's
-    database is ahead; `on_process_death` is called for each process that dies.
+    """State shared by a run's nodes. `clock_drift`: seconds that the clock of a service's database
+    is ahead; `on_process_death` is called for each process that crashes.
     """
 
     def __init__(
@@ -80,20 +78,20 @@ class World:
         self.loop = VirtualLoop(seeded_random, self._port_call)
         self.trace: list[str] = []
         self.calls: list[str] = []
-        """The port calls that did something, beside looking and finding nothing; in order."""
+        """The port calls that had an effect, in order; scans that found nothing are excluded."""
         self.on_process_death: Callable[[Node], None] = lambda _: None
         self.outages: Sequence[Outage] = ()
         self.poison: Poison | None = None
         self.is_auditing = False
-        """Whether all is at rest and only an auditor calls: what he asks takes no time, in which
-        everybody would look for work in vain.
+        """Whether nothing is in progress and only the auditor calls. Its calls take no time,
+        because the idle processes would only scan for work.
         """
         self._conditions = conditions
         self._clock_drift = clock_drift
         self._slow_seconds = slow_seconds
 
     def is_unavailable(self, target: str) -> bool:
-        """Whether nobody reaches a service, or the provider, now."""
+        """Whether a service or the provider has an outage now."""
         return any(
             outage.target == target and outage.begin <= self.loop.now < outage.end
             for outage in self.outages
@@ -115,7 +113,7 @@ class World:
         self.trace.append(f"{self.loop.now:.6f} {line}")
 
     def delays(self, call_id: str) -> tuple[float, float, float, float]:
-        """Four short times for a port call, in seconds."""
+        """Four short durations for a port call, in seconds."""
         if self.is_auditing:
             return 0.0, 0.0, 0.0, 0.0
         a, b, c, d = self.seeded_random.numbers(f"delay {call_id}")
@@ -129,7 +127,7 @@ class World:
     def inject_fault(
         self, node: Node, call_id: str, weights: Mapping[InjectedFault, float]
     ) -> InjectedFault | None:
-        """The fault that befalls a port call of the node, which `numbered` has named."""
+        """The fault of a port call of the node, whose name comes from `numbered`."""
         fault = self.faults.fault_for(call_id, weights) if node.name != PROVIDER_NODE else None
         if fault is not None:
             self.log(f"{call_id}: {fault}")
@@ -162,7 +160,7 @@ class World:
         )
 
     def _port_call(self, node: Node, run: Callable[[], Any], future: asyncio.Future[Any]) -> None:
-        """A transaction: at one moment, between two delays."""
+        """Runs a transaction at one moment, between two delays."""
         label = TRANSACTION_LABEL.get()
         call_id = self.faults.next_call_id(f"{node.name} {label}")
         delay_before, delay_after, _, _ = self.delays(call_id)
@@ -201,7 +199,7 @@ class World:
 
 
 def complete_future(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-    """Completes a future, if nobody has."""
+    """Completes a future unless it is done."""
     if future.done():
         return
     if error is None:

@@ -1,5 +1,5 @@
-"""Each invariant marked C, T or P: broken by direct SQL under the service's own role, and refused
-by the database.
+"""Each invariant marked C, T or P: direct SQL under the service's own role violates it, and the
+database rejects it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from tests.support.platform import eventually, fresh_database, serve_platform
 def filled_database(
     admin_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[DatabaseUrls]:
-    """A database with a paid, a pending and a failed payment, a hold that is open and one that
-    ended; nobody serves it any more.
+    """A database with a paid, a pending and a failed payment, an open hold and an ended one; no
+    process serves it any more.
     """
     with fresh_database(admin_url, tmp_path_factory.mktemp("filled")) as databases:
         with (
@@ -108,7 +108,7 @@ def filled_database(
 
 
 def count_dead_letters(databases: DatabaseUrls) -> int:
-    """How many there are, once the unapplied charge is booked too."""
+    """The number of unapplied charges, once the last one is booked too."""
     with psycopg.connect(databases.admin) as connection:
         row = connection.execute(
             "select count(*) from payment.dead_letter where (select bool_and(ledger_updated) from "
@@ -164,7 +164,7 @@ ACKNOWLEDGE_REPORT = (
     "update conflicting_report set acknowledged_by = 'ann', acknowledge_reason = 'x', "
     "acknowledge_time = clock()"
 )
-# The book ends at 2 here, and accounts 1 to 5 are in EUR.
+# The ledger ends at 2 here, and accounts 1 to 5 are in EUR.
 BALANCED_ENTRIES = [entry_values(3, 1, 1, -5), entry_values(3, 2, 2, 5)]
 CASES = [
     # ledger
@@ -821,8 +821,8 @@ CASES = [
 def test_the_database_refuses(
     filled_database: DatabaseUrls, service: str, sql: str, sqlstate: str
 ) -> None:
-    """The row that would break the invariant is refused, by the constraint, trigger or privilege it
-    is meant for.
+    """The row that would violate the invariant is rejected, by the intended constraint, trigger or
+    privilege.
     """
     assert execute_as(filled_database, service, sql) == sqlstate
 
@@ -841,7 +841,7 @@ def test_the_database_refuses(
 def test_triggers_refuse_where_privileges_do_not(
     filled_database: DatabaseUrls, service: str, table: str, sql: str
 ) -> None:
-    """L4: with the privilege off (as administrator) the trigger still refuses."""
+    """L4: with the privilege off (as administrator) the trigger still rejects the change."""
     column = {
         "tx": "kind",
         "entry": "amount",
@@ -859,9 +859,7 @@ def test_triggers_refuse_where_privileges_do_not(
 
 @pytest.mark.parametrize("service", ["payment", "ledger", "wallet", "payout", "event", "sandbox"])
 def test_a_role_reaches_its_own_schema_only(filled_database: DatabaseUrls, service: str) -> None:
-    """A service's role sees no other service's tables, makes no tables, and cannot become its
-    owner.
-    """
+    """A service's role cannot see another service's tables, create tables, or become its owner."""
     tables = {
         "payment": "checkout",
         "ledger": "tx",
@@ -891,7 +889,7 @@ def test_a_role_reaches_its_own_schema_only(filled_database: DatabaseUrls, servi
 
 @pytest.mark.parametrize("service", ["payment", "ledger", "wallet", "payout", "event", "sandbox"])
 def test_a_role_reaches_nothing_of_the_cluster(filled_database: DatabaseUrls, service: str) -> None:
-    """A service's role cannot connect to the databases that every cluster has, store large objects,
+    """A service's role cannot connect to the default databases of the cluster, store large objects,
     or take migrate's lock.
     """
     url = make_url(filled_database.service(service)).set(drivername="postgresql")
@@ -921,8 +919,8 @@ def test_the_reader_only_reads(filled_database: DatabaseUrls, service: str) -> N
 
 @pytest.mark.parametrize("service", ["payment", "ledger", "wallet", "payout", "event", "sandbox"])
 def test_the_reader_may_rest(filled_database: DatabaseUrls, service: str) -> None:
-    """verify merges streams: one that waits for another, for as long as a statement may take, is
-    not cut off.
+    """verify merges streams: a stream that waits for another, for as long as a statement may take,
+    is not cut off.
     """
     with psycopg.connect(filled_database.reader(service).replace("+psycopg", "")) as connection:
         rest, statement = (
@@ -934,15 +932,15 @@ def test_the_reader_may_rest(filled_database: DatabaseUrls, service: str) -> Non
 
 @pytest.mark.parametrize("service", ["payment", "ledger", "wallet", "payout", "event", "sandbox"])
 def test_no_query_of_a_service_is_compiled(filled_database: DatabaseUrls, service: str) -> None:
-    """Just-in-time compilation is off, whatever the server's default: where scans are disabled, it
-    would seem worth its cost for each.
+    """Just-in-time compilation is off, whatever the server's default: with disabled scans the cost
+    estimates would trigger it for every scan.
     """
     with psycopg.connect(filled_database.service(service).replace("+psycopg", "")) as connection:
         assert connection.execute("show jit").fetchone() == ("off",)
 
 
 def test_moves_in_the_database_are_the_table_of_the_rules(filled_database: DatabaseUrls) -> None:
-    """P3: the trigger's condition lists exactly the moves that core's table has."""
+    """P3: the trigger's condition lists exactly the transitions of core's table."""
     with psycopg.connect(filled_database.admin) as connection:
         row = connection.execute(
             "select pg_get_triggerdef(oid) from pg_trigger where tgname = 'follows_transitions' "
@@ -960,7 +958,7 @@ def test_moves_in_the_database_are_the_table_of_the_rules(filled_database: Datab
 
 
 def test_only_the_service_seals(filled_database: DatabaseUrls) -> None:
-    """What the administrator changes, with all triggers on, keeps the seal of what its service
+    """A change by the administrator, with all triggers on, keeps the seal that the service
     wrote.
     """
     with psycopg.connect(filled_database.admin) as connection:

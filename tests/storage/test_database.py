@@ -1,5 +1,5 @@
-"""Transactions: exactly once, whatever happens to the connection; the guard against network calls
-inside them.
+"""Transactions run exactly once, whatever happens to the connection; the guard rejects network
+calls inside them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def event_database(database: DatabaseUrls) -> Iterator[Database]:
 
 
 def insert_event(aggregate: str, cursor: int):  # type: ignore[no-untyped-def]
-    """Work that stores one row; run twice it would be refused."""
+    """Work that stores one row; a second run would be rejected."""
 
     def work(connection: Connection) -> str:
         connection.execute(
@@ -57,7 +57,9 @@ def count_events(database: DatabaseUrls, aggregate: str) -> int:
 
 
 def test_a_database_that_stands_still_is_cut_off(scratch_database: DatabaseUrls) -> None:
-    """What gets no answer in time loses its connection and runs again: on disk once."""
+    """A transaction that gets no answer in time loses its connection and runs again: it is
+    committed once.
+    """
     event = Database(scratch_database.service("event"), connections=1, max_attempt_seconds=0.3)
     aggregate, tries = unique_id("p"), []
 
@@ -75,8 +77,8 @@ def test_a_database_that_stands_still_is_cut_off(scratch_database: DatabaseUrls)
 def test_frozen_connections_are_given_up_though_nobody_waits(
     scratch_database: DatabaseUrls,
 ) -> None:
-    """Connections that a failover has left open and silent are cut, also where every caller that
-    waited on them has gone away.
+    """Silent open connections that a failover has left are cut, even if every waiting caller has
+    gone away.
     """
     url = make_url(scratch_database.service("event"))
 
@@ -111,8 +113,8 @@ def test_frozen_connections_are_given_up_though_nobody_waits(
 
 
 def test_readers_and_work_do_not_wait_for_each_other(scratch_database: DatabaseUrls) -> None:
-    """While every connection for work is busy callers can read; while every one for reading is busy
-    work goes on.
+    """While every write connection is busy callers can read; while every read connection is busy
+    writes continue.
     """
 
     async def run() -> list[str]:
@@ -149,8 +151,8 @@ def test_readers_and_work_do_not_wait_for_each_other(scratch_database: DatabaseU
 
 
 def test_a_read_that_takes_too_long_is_refused_at_once(scratch_database: DatabaseUrls) -> None:
-    """A read that runs into its time limit is not tried again and again: it is refused by name, and
-    its connection is free.
+    """A read that exceeds its time limit is not retried: it is rejected with its own reason, and
+    its connection is released.
     """
     event, tries = (
         Database(scratch_database.service("event"), connections=1, readers=1, read_timeout=0.2),
@@ -172,7 +174,7 @@ def test_a_read_that_takes_too_long_is_refused_at_once(scratch_database: Databas
 
 
 def test_work_that_takes_too_long_is_tried_once_more(scratch_database: DatabaseUrls) -> None:
-    """A transaction that runs into the statement timeout may have waited for a lock: it is tried a
+    """A transaction that exceeds the statement timeout may have waited for a lock: it is tried a
     second time, and no more.
     """
     event, tries = Database(scratch_database.service("event"), connections=1), []
@@ -193,8 +195,8 @@ def test_work_that_takes_too_long_is_tried_once_more(scratch_database: DatabaseU
 
 
 def test_a_read_only_server_is_left_for_another(scratch_database: DatabaseUrls) -> None:
-    """A connection to a server that has become read-only, as after a failover, is not kept: the
-    next try has a new one.
+    """A connection to a server that has become read-only, as after a failover, is dropped: the
+    retry gets a new one.
     """
     event, backends = Database(scratch_database.service("event"), connections=1), []
 
@@ -210,8 +212,8 @@ def test_a_read_only_server_is_left_for_another(scratch_database: DatabaseUrls) 
 
 
 def test_a_migration_breaks_no_statement_that_was_prepared(scratch_database: DatabaseUrls) -> None:
-    """A column that a migration adds changes what `select *` gives: a statement that was prepared
-    before runs again on a new connection.
+    """A migration adds a column and so changes the result of `select *`: a previously prepared
+    statement is retried on a new connection.
     """
     role = scratch_database.service("event")
     with psycopg.connect(scratch_database.admin, autocommit=True) as admin:
@@ -244,14 +246,14 @@ def test_a_migration_breaks_no_statement_that_was_prepared(scratch_database: Dat
 def test_a_lost_commit_is_told_from_one_that_never_was(
     scratch_database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch, committed: bool
 ) -> None:
-    """The connection breaks at COMMIT, after or before it took effect: the work is on disk exactly
-    once, and its result comes back.
+    """The connection breaks at COMMIT, after or before it took effect: the work is committed
+    exactly once, and its result is returned.
     """
     real, calls = module._commit, []
     event = Database(scratch_database.service("event"), connections=1)
 
     def commit(connection: Connection) -> None:
-        # the shared platform goes on beside this test
+        # The shared platform is not affected by this test.
         if connection.engine is not event._work.engine:
             return real(connection)
         calls.append(1)
@@ -278,8 +280,8 @@ def test_a_lost_commit_is_told_from_one_that_never_was(
 def test_an_answer_that_is_lost_again_and_again_is_no_error(
     scratch_database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each check after a lost COMMIT may lose its own answer: the work stays committed once, and
-    its result still comes back.
+    """Each check after a lost COMMIT may lose its own answer: the work is still committed once, and
+    its result is returned.
     """
     real, calls = module._commit, []
     event = Database(scratch_database.service("event"), connections=1)
@@ -302,7 +304,9 @@ def test_an_answer_that_is_lost_again_and_again_is_no_error(
 
 
 def test_a_killed_backend_is_survived(scratch_database: DatabaseUrls) -> None:
-    """A backend killed in the middle of a transaction costs a retry, not the work."""
+    """A backend that is killed in the middle of a transaction causes a retry; the work is
+    not lost.
+    """
     event = Database(scratch_database.service("event"), connections=1)
     aggregate, tries = unique_id("a"), []
 
@@ -320,9 +324,7 @@ def test_a_killed_backend_is_survived(scratch_database: DatabaseUrls) -> None:
 
 
 def test_a_conflict_is_tried_again_a_bounded_number_of_times(event_database: Database) -> None:
-    """A serialization failure is repeated; one that never ends is CONFLICT, with when to
-    come back.
-    """
+    """A serialization failure is retried; one that persists is CONFLICT, with a retry delay."""
     tries: list[int] = []
 
     def work(connection: Connection) -> None:
@@ -339,8 +341,8 @@ def test_a_conflict_is_tried_again_a_bounded_number_of_times(event_database: Dat
 def test_refused_data_is_not_tried_again_and_stores_nothing(
     event_database: Database, database: DatabaseUrls
 ) -> None:
-    """A constraint's refusal comes at once, with its SQLSTATE and constraint; nothing of the
-    transaction stays.
+    """A constraint violation is raised immediately, with its SQLSTATE and constraint; the
+    transaction is rolled back.
     """
     aggregate, tries = unique_id("a"), []
 
@@ -357,8 +359,8 @@ def test_refused_data_is_not_tried_again_and_stores_nothing(
 
 
 def test_a_database_that_is_away_is_a_dependency(database: DatabaseUrls) -> None:
-    """No connection: DEPENDENCY_UNAVAILABLE with when to come back, never an exception of the
-    driver.
+    """Without a connection the error is DEPENDENCY_UNAVAILABLE with a retry delay, never an
+    exception of the driver.
     """
     away = Database("postgresql+psycopg://x:y@127.0.0.1:1/none", connections=1)
     with pytest.raises(ApiError) as error:
@@ -368,7 +370,9 @@ def test_a_database_that_is_away_is_a_dependency(database: DatabaseUrls) -> None
 
 
 def test_no_network_call_is_made_inside_a_transaction(event_database: Database) -> None:
-    """Providers and stubs refuse to run in a transaction's thread; outside one the guard is off."""
+    """Providers and stubs refuse to run in a transaction's thread; outside of one the guard
+    is off.
+    """
     inside: list[object] = []
 
     def work(_: Connection) -> None:

@@ -1,5 +1,5 @@
-"""What is asked of a platform stays as cheap when it holds a thousand times as much: each list, the
-monitor and each claim follow an index.
+"""Calls cost the same when the platform holds a thousand times as much data: each list, the monitor
+and each claim use an index.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ from tests.support.platform import (
 T = TypeVar("T")
 _PAYMENT_COUNT = 20_000
 _MAX_ROWS = 600
-"""Rows beyond which a plan reads what grows; a page is 51 rows, with some look-ups for each."""
+"""More rows than this mean that a plan's cost grows with the table; a page is 51 rows, with some
+lookups for each.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +77,7 @@ def seeded_database(
 
 @dataclass
 class LargePlatform:
-    """A platform over the seeded database, and the engines that answer its callers' reads."""
+    """A platform on the seeded database, and the engines for its callers' reads."""
 
     platform: ServedPlatform
     read_engines: ReadEngines
@@ -93,7 +95,7 @@ def large_platform(seeded_database: DatabaseUrls) -> Iterator[LargePlatform]:
 
 
 def plans_of_call(large_platform: LargePlatform, call: ClientCall) -> QueryPlans:
-    """Asks the platform; the statements that it took."""
+    """Calls the platform and records the statements that it executed."""
     plans = QueryPlans()
 
     async def make_call() -> None:
@@ -115,7 +117,7 @@ def plans_of_work(databases: DatabaseUrls, schema: str, work: DatabaseWork) -> Q
 
 
 def excessive_reads(plans: QueryPlans, max_rows: int) -> list[str]:
-    """What in the plans reads more rows, or all of a table that grows."""
+    """The plan nodes that read more rows than the limit, or a whole growing table."""
     problems = []
     for statement, node in plans.nodes():
         if rows_read(node) > max_rows or (
@@ -133,9 +135,7 @@ SMALL_TABLES = ("head", "relayed", "leader_lease", "rejected_aggregate")
 
 
 def test_what_is_seeded_verifies(seeded_database: DatabaseUrls) -> None:
-    """A seeded database is what the platform would have written: every check of verify passes on
-    it.
-    """
+    """The platform could have written the seeded database: every check of verify passes on it."""
     report = verify(seeded_database)
     assert report.passed, report.as_text()
 
@@ -143,7 +143,7 @@ def test_what_is_seeded_verifies(seeded_database: DatabaseUrls) -> None:
 def batch_request_of(
     batch: payout_service_pb2.GetPayoutBatchResponse,
 ) -> payout_service_pb2.CreatePayoutBatchRequest:
-    """The request that a batch comes of, whose report is one page."""
+    """The request of a batch whose report is one page."""
     return payout_service_pb2.CreatePayoutBatchRequest(
         payout_batch_id=batch.payout_batch.payout_batch_id,
         list=payout_service_pb2.PayoutList(
@@ -162,9 +162,7 @@ def batch_request_of(
 
 
 def test_what_is_seeded_is_a_repeat_when_it_is_sent_again(large_platform: LargePlatform) -> None:
-    """Requests that seeded rows could have come of are the same requests to the platform: it
-    answers with what is there.
-    """
+    """The requests of seeded rows are replays for the platform: it answers with the stored rows."""
     client = large_platform.platform.client()
     order = client.payment.GetPaymentOrder(
         payment_service_pb2.GetPaymentOrderRequest(payment_order_id="o-1")
@@ -247,8 +245,8 @@ def test_what_is_seeded_is_a_repeat_when_it_is_sent_again(large_platform: LargeP
 def test_plans_are_those_of_what_was_asked(
     seeded_database: DatabaseUrls, large_platform: LargePlatform, client: Client
 ) -> None:
-    """What other platforms of the process execute meanwhile is not taken for what was asked, nor is
-    what a platform does by itself.
+    """Statements of other platforms in the process, and of a platform's background work, are not
+    attributed to a call.
     """
 
     def ask_another() -> None:
@@ -279,9 +277,7 @@ def test_plans_are_those_of_what_was_asked(
 
 @pytest.mark.parametrize("name", LIST_CALLS)
 def test_a_list_reads_a_page(large_platform: LargePlatform, name: str) -> None:
-    """No list reads, or sorts, more of a table than some rows for each of its page, whatever it is
-    filtered by.
-    """
+    """No list reads or sorts more than some rows for each item of its page, with any filter."""
     plans = plans_of_call(large_platform, LIST_CALLS[name])
     assert plans.statements
     assert excessive_reads(plans, _MAX_ROWS) == []
@@ -289,8 +285,8 @@ def test_a_list_reads_a_page(large_platform: LargePlatform, name: str) -> None:
 
 @pytest.mark.parametrize("name", BOUNDED_LIST_CALLS)
 def test_a_list_of_what_is_rare_looks_at_so_many(large_platform: LargePlatform, name: str) -> None:
-    """What has no index is looked for in so many rows, after which the page ends, and tells where
-    to go on.
+    """A search without an index examines a bounded number of rows, then the page ends with a token
+    to continue.
     """
     assert excessive_reads(plans_of_call(large_platform, BOUNDED_LIST_CALLS[name]), 10_000) == []
 
@@ -299,8 +295,8 @@ def test_a_list_of_what_is_rare_looks_at_so_many(large_platform: LargePlatform, 
 def test_the_monitor_looks_at_what_has_rested_too_long(
     seeded_database: DatabaseUrls, name: str
 ) -> None:
-    """The monitor reads what it finds, up to so many of a kind, and nothing of what waits
-    in time.
+    """The monitor reads only rows that raise an alert, up to a limit for each kind, and no row that
+    waits within its time.
     """
     assert (
         excessive_reads(
@@ -313,7 +309,7 @@ def test_the_monitor_looks_at_what_has_rested_too_long(
 
 @pytest.mark.parametrize("name", WORKER_QUERIES)
 def test_a_claim_reads_what_can_be_claimed(seeded_database: DatabaseUrls, name: str) -> None:
-    """However much waits, a claim reads what is due, and nothing else."""
+    """However many operations wait, a claim reads only due ones."""
     assert (
         excessive_reads(plans_of_work(seeded_database, *WORKER_QUERIES[name]), 2 * 200 + 10) == []
     )
@@ -321,15 +317,15 @@ def test_a_claim_reads_what_can_be_claimed(seeded_database: DatabaseUrls, name: 
 
 @pytest.mark.parametrize("name", HOUSEKEEPING)
 def test_housekeeping_reads_what_it_takes(seeded_database: DatabaseUrls, name: str) -> None:
-    """However much there is to do, housekeeping does so much in a transaction, and reads no
-    more.
+    """However much there is to clean up, housekeeping processes a bounded number in a transaction,
+    and reads no more.
     """
     assert excessive_reads(plans_of_work(seeded_database, *HOUSEKEEPING[name]), 10_000) == []
 
 
 def test_pages_of_what_is_rare_lead_to_all_of_it(large_platform: LargePlatform) -> None:
-    """Pages that end before they are full, because so many rows were looked at, lead on to every
-    payment that fits, each once.
+    """Pages that end early, because the limit of examined rows was reached, lead to every matching
+    payment, each once.
     """
     client = large_platform.platform.client()
     request = payment_service_pb2.ListPaymentsRequest(
@@ -356,7 +352,7 @@ def test_pages_of_what_is_rare_lead_to_all_of_it(large_platform: LargePlatform) 
 
 @contextmanager
 def all_payouts_in_batch(databases: DatabaseUrls) -> Iterator[None]:
-    """All payouts stand in the report of batch-2 until the block ends."""
+    """All payouts belong to batch-2 until the block ends."""
     with psycopg.connect(databases.admin, autocommit=True) as connection:
         connection.execute("set session_replication_role = replica")  # a report only grows
         inserted = connection.execute("""
@@ -377,8 +373,8 @@ def all_payouts_in_batch(databases: DatabaseUrls) -> Iterator[None]:
 
 
 def test_pages_of_a_report_lead_to_all_in_a_state(large_platform: LargePlatform) -> None:
-    """Pages of a report that end because so many payouts were looked at lead on to every payout in
-    the state, each once; the totals come with the first.
+    """Report pages that end early, because the limit of examined payouts was reached, lead to every
+    payout in the state, each once; the totals are on the first page.
     """
     client = large_platform.platform.client()
     request = payout_service_pb2.GetPayoutBatchRequest(
@@ -420,7 +416,7 @@ _ACKNOWLEDGED_SQL = {
         "analyze transfer, conflicting_report",
     ),
 }
-"""By schema: 5,000 of each that operators have acknowledged."""
+"""By schema: 5,000 rows of each kind that operators have acknowledged."""
 
 
 _REFUSED_EVENTS_SQL = (
@@ -437,13 +433,13 @@ _REFUSED_EVENTS_SQL = (
     from generate_series(1, 1000) m, generate_series(1, 10) n group by m""",
     "analyze outbox, rejected_aggregate, rejected_event",
 )
-"""5,000 aggregates with 20 events each that wait, 20 of them due, and 1,000 rows of the outbox."""
+"""5,000 aggregates with 20 waiting events each, 20 of them due, and 1,000 rows of the outbox."""
 
 
 def plan_nodes(
     databases: DatabaseUrls, schema: str, prepare: Sequence[str], work: DatabaseWork
 ) -> list[dict[str, Any]]:
-    """The nodes of the plans of what is read once some statements have prepared the schema. All is
+    """The plan nodes of the reads after some statements have prepared the schema. Everything is
     rolled back.
     """
     plans, nodes = QueryPlans(), []
@@ -506,8 +502,8 @@ def _find_alerts(kind: str, findings: Sequence[alert_store.AlertQuery]) -> Datab
 def test_what_was_acknowledged_is_not_read(
     seeded_database: DatabaseUrls, schema: str, work: DatabaseWork
 ) -> None:
-    """However much operators have acknowledged, what is open is found in an index of its own, and a
-    page of all is a page.
+    """However many rows operators have acknowledged, open ones have an index of their own, and a
+    page of all rows reads one page.
     """
     nodes = plan_nodes(seeded_database, schema, _ACKNOWLEDGED_SQL[schema], work)
     assert {node["Index Name"] for node in nodes if "Index Name" in node}
@@ -521,7 +517,7 @@ _DUE_SCHEDULES_SQL = (
         from generate_series(1, 20000) n""",
     "analyze payout_schedule",
 )
-"""20,000 schedules whose cut-offs have come, 150 of them defaults."""
+"""20,000 due schedules, 150 of them defaults."""
 _DELIVERED_SQL = (
     (
         "insert into pending_release select 'd-' || n, 'shop', case when mod(n, 100) = 0 then 'x' "
@@ -529,7 +525,7 @@ _DELIVERED_SQL = (
     ),
     "analyze pending_release",
 )
-"""20,000 deliveries that the wallet was not told yet, 200 of which it has refused."""
+"""20,000 deliveries that WalletService has not received yet, 200 of which it has rejected."""
 
 
 @pytest.mark.parametrize(
@@ -558,8 +554,8 @@ _DELIVERED_SQL = (
 def test_of_two_sorts_each_is_found_in_an_index_of_its_own(
     database: DatabaseUrls, schema: str, prepare: Sequence[str], work: DatabaseWork
 ) -> None:
-    """However many schedules are due, or deliveries wait, a page of one sort reads a page, in the
-    order of an index.
+    """However many schedules are due, or deliveries wait, a page of one kind reads one page, in
+    index order.
     """
     nodes = plan_nodes(database, schema, prepare, work)
     assert {node["Index Name"] for node in nodes if "Index Name" in node}
@@ -582,8 +578,8 @@ _RUNS_SQL = (
     from payout_batch, generate_series(1, 20000) n where payout_batch_id = 'batch-2'""",
     "analyze payout_batch, payout_batch_item",
 )
-"""A batch of 20,000 payouts more, none of which is there, and 20,000 runs, of which 30 are to be
-collected, and 30 to be closed.
+"""A batch of 20,000 more payouts, none of which exists yet, and 20,000 runs, of which 30 are to be
+generated, and 30 to be completed.
 """
 _ADVANCE_BY = timedelta(days=1)
 _SCHEDULE_KEYS = [(f"X{n}", "EUR") for n in range(200)] + [
@@ -666,8 +662,8 @@ def _due_schedules(connection: Connection) -> Sequence[Row[Any]]:
 def test_schedules_and_batches_are_found_in_an_index(
     seeded_database: DatabaseUrls, prepare: Sequence[str], work: DatabaseWork
 ) -> None:
-    """However many schedules and batches there are, and however large a batch is, what is read of
-    them is what is asked for, or a bounded part of it.
+    """However many schedules and batches there are, and however large a batch is, reads fetch only
+    the requested rows, or a bounded number.
     """
     nodes = plan_nodes(seeded_database, "payout", prepare, work)
     assert {node["Index Name"] for node in nodes if "Index Name" in node}
@@ -691,8 +687,8 @@ _AGGREGATE_IDS = [f"payments/r-{number}" for number in range(500)]
     ids=["new", "due", "refused"],
 )
 def test_a_relay_reads_what_it_publishes(seeded_database: DatabaseUrls, work: DatabaseWork) -> None:
-    """However many events EventService refuses, a relay finds the next rows of the outbox, the
-    refused events that are due, and those of given aggregates, in indexes.
+    """However many events EventService rejects, a relay finds three things in indexes: the next
+    rows of the outbox, the due rejected events, and those of given aggregates.
     """
     plans = QueryPlans()
     engine = create_engine(seeded_database.admin.replace("postgresql://", "postgresql+psycopg://"))
@@ -700,7 +696,7 @@ def test_a_relay_reads_what_it_publishes(seeded_database: DatabaseUrls, work: Da
         with engine.connect() as connection:  # which is rolled back
             connection.exec_driver_sql("set search_path = payment")
             connection.exec_driver_sql("set session_replication_role = replica")
-            connection.exec_driver_sql("set enable_seqscan = off")  # as the services' roles have it
+            connection.exec_driver_sql("set enable_seqscan = off")  # the services' roles
             for statement in _REFUSED_EVENTS_SQL:
                 connection.exec_driver_sql(statement)
             with plans.capture(engine):
@@ -713,7 +709,7 @@ def test_a_relay_reads_what_it_publishes(seeded_database: DatabaseUrls, work: Da
         engine.dispose()
     nodes = [node for node in flatten(explained[0]["Plan"]) if "Relation Name" in node]
     assert nodes
-    # one row of the small table says whether there are any
+    # One row of the small table shows whether there are any.
     assert [
         node for node in nodes if rows_read(node) > (1 if node["Node Type"] == "Seq Scan" else 600)
     ] == []
@@ -722,8 +718,8 @@ def test_a_relay_reads_what_it_publishes(seeded_database: DatabaseUrls, work: Da
 def last_plan(
     databases: DatabaseUrls, accounts: int, work: Callable[[Connection], T]
 ) -> tuple[T, dict[str, Any]]:
-    """What is read from the ledger with so many accounts more, "a/1" and so on, and the plan of its
-    last statement. All is rolled back.
+    """Reads from the ledger with the given number of additional accounts, "a/1" and so on; returns
+    the result and the plan of the last statement. Everything is rolled back.
     """
     plans = QueryPlans()
     engine = create_engine(databases.admin.replace("postgresql://", "postgresql+psycopg://"))
@@ -750,8 +746,8 @@ def last_plan(
 
 
 def test_the_oldest_event_of_the_ledger_is_looked_up(seeded_database: DatabaseUrls) -> None:
-    """However far the book is ahead of what EventService has, and however many events of alerts
-    wait, the monitor looks up the oldest of either.
+    """However many events EventService still lacks, and however many alert events wait, the monitor
+    looks up the oldest of each kind.
     """
 
     def look(connection: Connection) -> list[alert_store.AlertCondition]:
@@ -775,7 +771,7 @@ def test_the_oldest_event_of_the_ledger_is_looked_up(seeded_database: DatabaseUr
 
 
 def test_accounts_of_a_prefix_are_read_from_it_on(seeded_database: DatabaseUrls) -> None:
-    """A page of accounts of a prefix reads no index entries of the accounts before it, however many
+    """A page of accounts with a prefix reads no index entries of earlier accounts, however many
     there are.
     """
     rows, plan = last_plan(
@@ -789,8 +785,8 @@ def test_accounts_of_a_prefix_are_read_from_it_on(seeded_database: DatabaseUrls)
 
 
 def test_a_posting_reads_its_accounts_alone(seeded_database: DatabaseUrls) -> None:
-    """A batch that posts to two hundred accounts looks these up, and does not read the thousands of
-    others to merge them with.
+    """A batch that posts to two hundred accounts looks these up, and does not scan thousands of
+    others for a merge join.
     """
     names = [(f"a/{number}", "EUR") for number in range(1, 3000, 15)]
     _, plan = last_plan(
@@ -808,8 +804,8 @@ def test_a_posting_reads_its_accounts_alone(seeded_database: DatabaseUrls) -> No
 
 
 def test_many_of_a_kind_are_one_alert(seeded_database: DatabaseUrls) -> None:
-    """More than a thousand of a kind are one alert about all of them, however often the monitor
-    looks; it ends when they are gone.
+    """More than a thousand conditions of a kind are one alert about all of them, on every run of
+    the monitor; it ends when they are gone.
     """
     findings = orders.alert_queries(ALERT_AFTER_SECONDS, REVIEW_SECONDS, 300)
     raised_subjects: list[list[str]] = []
@@ -836,8 +832,8 @@ def test_many_of_a_kind_are_one_alert(seeded_database: DatabaseUrls) -> None:
 
 
 def test_a_backlog_of_marks_is_worked_off(scratch_database: DatabaseUrls) -> None:
-    """Marks go by so many in a transaction, and whether there are more is told, so that any number
-    is worked off.
+    """Commit markers are deleted in bounded transactions, which report whether more remain, so that
+    any number can be deleted.
     """
     with psycopg.connect(scratch_database.admin, autocommit=True) as connection:
         connection.execute(

@@ -1,5 +1,5 @@
-"""Each invariant of payouts that the database holds: broken by direct SQL under the service's own
-role, and refused.
+"""Each payout invariant that the database enforces: direct SQL under the service's own role
+violates it, and is rejected.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from tests.support.platform import eventually, fresh_database, serve_platform
 def filled_database(
     admin_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[DatabaseUrls]:
-    """A database with a paid payout, one that waits for approval, a schedule and a batch; nobody
-    serves it any more.
+    """A database with a paid payout, one that waits for approval, a schedule and a batch; no
+    process serves it any more.
     """
     with fresh_database(admin_url, tmp_path_factory.mktemp("filled")) as databases:
         settings = Settings().replace(
@@ -95,7 +95,7 @@ def transition_payout(
     payout_id: str = "paid",
     with_event: bool = True,
 ) -> str:
-    """A move of the paid payout, with its history and its event, in one statement."""
+    """A transition of the paid payout, with its history and its event, in one statement."""
     event_clause = f"x as ({insert_event(f'payouts/{payout_id}', version)})," if with_event else ""
     return (
         f"with {event_clause} h as (insert into payout_history select payout_id, {version}, state, "
@@ -372,8 +372,8 @@ CASES = [
     ("sql", "sqlstate"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
 )
 def test_the_database_refuses(filled_database: DatabaseUrls, sql: str, sqlstate: str) -> None:
-    """The row that would break the invariant is refused, by the constraint, trigger or privilege it
-    is meant for.
+    """The row that would violate the invariant is rejected, by the intended constraint, trigger or
+    privilege.
     """
     assert execute_as(filled_database, "payout", sql) == sqlstate
 
@@ -385,7 +385,7 @@ def test_the_database_refuses(filled_database: DatabaseUrls, sql: str, sqlstate:
 def test_triggers_refuse_where_privileges_do_not(
     filled_database: DatabaseUrls, table: str, sql: str
 ) -> None:
-    """L4: with the privilege off (as administrator) the trigger still refuses."""
+    """L4: with the privilege off (as administrator) the trigger still rejects the change."""
     assert (
         execute_as(filled_database, "payout", sql.format(f"payout.{table}"), role="owner")
         == "P0001"
@@ -400,8 +400,8 @@ def query_definition(databases: DatabaseUrls, query: str) -> str:
 
 
 def test_moves_in_the_database_are_the_table_of_the_rules(filled_database: DatabaseUrls) -> None:
-    """P3: the trigger on the history lists exactly the moves that core's table has, as the one on
-    destinations lists theirs.
+    """P3: the trigger on the history lists exactly the transitions of core's table; so does the
+    trigger on destinations.
     """
     body = query_definition(
         filled_database, "select prosrc from pg_proc where proname = 'history_has_payout'"

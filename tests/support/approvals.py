@@ -1,4 +1,4 @@
-"""What tests of approvals share."""
+"""Helpers for tests of approvals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What runs for minutes can be ended at once."""
+"""Makes long-running commands stop immediately on a signal."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def exit_on_interrupt() -> Iterator[None]:
-    """Ctrl-C and SIGTERM unwind the block, so that nothing stays behind, and end the process with a
-    word.
+    """Ctrl-C and SIGTERM unwind the block, so that nothing is left behind, and end the process with
+    a message.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -1,4 +1,4 @@
-"""What tests of constraints share."""
+"""Helpers for tests of constraints."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ ZERO_HASH = "decode(repeat('00', 32), 'hex')"
 
 
 def execute_as(databases: DatabaseUrls, service: str, sql: str, role: str = "") -> str:
-    """Runs SQL as the service's role, or as its owner; returns the SQLSTATE it was refused with, or
-    "".
-    """
+    """Runs SQL as the service's role, or as its owner; returns the SQLSTATE of the error, or ""."""
     url = databases.admin if role == "owner" else databases.service(service).replace("+psycopg", "")
     with psycopg.connect(url) as connection:
         if role == "owner":

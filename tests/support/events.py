@@ -1,4 +1,4 @@
-"""What tests of events share."""
+"""Helpers for tests of events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests of payments share."""
+"""Helpers for tests of payments."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.platform import (
 def create_payment(
     client: Client, *amounts: str, token: str = "tok_visa", checkout_id: str = "", **values: Any
 ) -> payment_pb2.Payment:
-    """A payment of one order for each amount, each for a seller of its own."""
+    """A payment with one order for each amount, each for its own seller."""
     checkout_id = checkout_id or unique_id("c")
     orders = [
         new_order(
@@ -29,7 +29,7 @@ def create_payment(
 
 
 def charge_log(databases: DatabaseUrls, checkout_id: str) -> list[tuple[str, str, int]]:
-    """What the provider's own log says it did for a checkout: key, state, amount."""
+    """The charges in the provider's own log for a checkout: key, state, amount."""
     with psycopg.connect(databases.reader("sandbox").replace("+psycopg", "")) as connection:
         return connection.execute(
             "select key, state, amount from charge where key like %s order by key",

@@ -1,4 +1,4 @@
-"""What tests of payouts share."""
+"""Helpers for tests of payouts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RETRY = {
 
 
 def create_sale(client: Client, amount: str, seller: str = "") -> str:
-    """A seller who has sold for an amount in EUR."""
+    """A seller with sales of the given amount in EUR."""
     seller, checkout_id = seller or unique_id("s"), unique_id("c")
     assert client.create_payment(
         checkout_id,
@@ -81,7 +81,7 @@ def get_payout(client: Client, payout_id: str) -> pb.GetPayoutResponse:
 
 
 def wait_for_state(client: Client, payout_id: str, expected_state: str) -> pb.GetPayoutResponse:
-    """The payout's story once it is in a state, and settled if it is at rest."""
+    """The payout's snapshot once it is in the given state, and booked if that state is final."""
     terminal_states = {"PAID", "FAILED", "REJECTED", "CANCELLED", "RETURNED"}
 
     def is_reached() -> bool:
@@ -100,7 +100,7 @@ def wait_for_state(client: Client, payout_id: str, expected_state: str) -> pb.Ge
 
 
 def wallet_amounts(client: Client, seller: str) -> tuple[str, str, str]:
-    """What is available, held and owed."""
+    """The available, held and owed balance."""
     balances = client.wallet.GetWallet(
         wallet_service_pb2.GetWalletRequest(seller_account=seller, currency="EUR")
     ).wallet

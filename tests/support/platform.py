@@ -1,4 +1,4 @@
-"""A served platform, its clients, and waiting for what happens in it."""
+"""A served platform, its clients, and helpers that wait for results."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ FAST_RETRY = {
         RetryReason.PENDING,
     )
 }
-"""Policies that do not keep a test waiting."""
+"""Retry policies with short waits."""
 
 
 def unique_id(prefix: str = "t") -> str:
@@ -66,19 +66,19 @@ def unique_id(prefix: str = "t") -> str:
 
 
 def eventually(condition: Callable[[], T], timeout_seconds: float = 15.0) -> T:
-    """What `condition` gives as soon as it is true, or what it gives when the time is up."""
+    """The result of `condition` as soon as it is true, or its last result after the timeout."""
     start_time = time.monotonic()
     while (
         not (result := condition()) and (elapsed := time.monotonic() - start_time) < timeout_seconds
     ):
-        # which leaves the processor to the platform, whose threads are in this process
+        # The sleep gives the CPU to the platform, whose threads are in this process.
         time.sleep(min(max(elapsed / 20, 0.01), 0.1))
     return result
 
 
 def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """What the command `tallystick` says and its exit code; it runs in this process, which saves
-    the second that a start takes.
+    """The output of the command `tallystick` and its exit code; it runs in this process, which
+    saves the second that a start takes.
     """
     stdout, stderr = io.StringIO(), io.StringIO()
     previous_handler = signal.getsignal(signal.SIGTERM)
@@ -95,7 +95,7 @@ def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProc
 
 
 def free_address() -> str:
-    """An address on loopback that nothing listens on, below the ports that the system gives to
+    """A loopback address on which nothing listens, below the ports that the system assigns to
     clients.
     """
     while not _is_free(port := next(_port_numbers)):
@@ -114,8 +114,8 @@ def _is_free(port: int) -> bool:
 
 
 _spare_databases: list[tuple[str, Passwords]] = []
-"""Migrated databases that nobody uses: the name of each, beside which there is a copy of it as it
-was when it was new, and its roles' passwords.
+"""Migrated databases that are free: the name of each, next to which there is a copy of its initial
+contents, and its roles' passwords.
 """
 
 
@@ -123,8 +123,8 @@ was when it was new, and its roles' passwords.
 def fresh_database(
     admin_url: str, folder: Path, *, migrated: bool = True
 ) -> Iterator[DatabaseUrls]:
-    """A database of one's own, with its roles, dropped at the end. A migrated one is a copy of one
-    that is kept, which saves the migration.
+    """A private database with its roles, dropped at the end. A migrated one is a copy of a kept
+    database, which saves the migration.
     """
     passwords = Passwords(folder / "passwords.json")
     if not migrated:
@@ -147,12 +147,12 @@ def fresh_database(
 
 
 _COPY_SUFFIX = "_new"
-"""What follows a database's name in that of the copy from which it is made anew."""
+"""The suffix of the name of the copy from which a database is restored."""
 
 
 def _create_database(admin_url: str, name: str, copy_suffix: str = "") -> str:
-    """Makes a database, and returns its administrator's URL; with `copy_suffix`, from that, with
-    its grants and its roles' settings, which PostgreSQL leaves out.
+    """Creates a database and returns its administrator's URL. With `copy_suffix` it is a copy, with
+    the grants and role settings that PostgreSQL does not copy.
     """
     with psycopg.connect(admin_url, autocommit=True) as admin:
         if not copy_suffix:
@@ -186,7 +186,7 @@ end $$
 
 
 def _create_migrated(admin_url: str) -> tuple[str, Passwords]:
-    """A database's name, where its copy is, and its roles' passwords."""
+    """A database's name, the name of its copy, and its roles' passwords."""
     name = f"tally_{secrets.token_hex(4)}"
     passwords = Passwords(Path(tempfile.mkdtemp(prefix="tally-")) / "passwords.json")
     migrate(_create_database(admin_url, name), passwords)
@@ -211,8 +211,8 @@ def _drop_database(admin_url: str, name: str, copy_suffix: str = "") -> None:
 def _run_without_sessions(
     admin: psycopg.Connection[TupleRow], database_name: str, statement: str
 ) -> None:
-    """Ends the sessions of a database and runs a statement that tolerates none; once more if a
-    session was just being opened, which the end did not reach.
+    """Ends the sessions of a database and runs a statement that requires none. Repeats it once,
+    because a session that was being opened may have been missed.
     """
     for attempt in range(5):
         admin.execute(
@@ -229,7 +229,7 @@ def _run_without_sessions(
 
 
 def backup_database(admin_url: str, databases: DatabaseUrls) -> Callable[[], None]:
-    """Copies a database, under whatever uses it; what is returned puts the copy in its place."""
+    """Copies a database while it is in use; the returned function replaces it with the copy."""
     database_name, copy_name = (
         str(make_url(databases.admin).database),
         f"tally_{secrets.token_hex(4)}",
@@ -237,7 +237,7 @@ def backup_database(admin_url: str, databases: DatabaseUrls) -> Callable[[], Non
 
     def run_exclusively(*statements: str) -> None:
         with psycopg.connect(admin_url, autocommit=True) as admin:
-            # for all but superusers
+            # Except superusers.
             admin.execute(f"alter database {database_name} connection limit 0")
             for statement in statements:
                 _run_without_sessions(admin, database_name, statement)
@@ -251,7 +251,7 @@ def backup_database(admin_url: str, databases: DatabaseUrls) -> Callable[[], Non
             f"drop database {database_name}",
             f"alter database {copy_name} rename to {database_name}",
         )
-        # grants and settings of a database are not copied with it
+        # The grants and settings of a database are not copied with it.
         migrate(databases.admin, databases.passwords)
         allow_connections()
 
@@ -262,7 +262,7 @@ def backup_database(admin_url: str, databases: DatabaseUrls) -> Callable[[], Non
 
 @dataclass
 class ServedPlatform:
-    """A running server, in a thread of its own."""
+    """A running server in its own thread."""
 
     address: str
     databases: DatabaseUrls
@@ -304,13 +304,13 @@ def serve_platform(
 
 
 def is_replayed(method: Any, request: object) -> bool:
-    """Calls a method; whether its answer is marked as one to a repeat."""
+    """Calls a method; returns whether its answer is marked as a replay."""
     _, call = method.with_call(request)
     return dict(call.trailing_metadata()).get("tallystick-replayed") == "true"
 
 
 def payment_worker_of(platform: ServedPlatform) -> PaymentWorker:
-    """The flow of its PaymentService."""
+    """The worker of its PaymentService."""
     (handlers,) = (
         service.servicer for service in platform.server._services if service.name == "payment"
     )

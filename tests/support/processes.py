@@ -1,4 +1,4 @@
-"""What tests of processes share."""
+"""Helpers for tests of processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CLI = [sys.executable, "-m", "tallystick_server.cli.main"]
 def running_process(
     arguments: list[str], environment: dict[str, str], address: str
 ) -> Iterator[subprocess.Popen[str]]:
-    """A command that serves, up when the block begins."""
+    """A command that serves; it is ready when the block begins."""
     subprocess_ = subprocess.Popen(
         [*CLI, *arguments], env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True
     )

@@ -1,5 +1,5 @@
-"""The default retry policies at another speed: what holds with them must hold without a person's
-help.
+"""The default retry policies at another speed: operations must complete under them without an
+operator.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ from tallystick_server.operations.retry_policy import DEFAULT_POLICIES, RetryPol
 
 
 def scaled_defaults(factor: float) -> dict[RetryReason, RetryPolicy]:
-    """The policies that are in force where nobody sets any, each wait times `factor`; as many
-    tries.
-    """
+    """The default policies with each wait multiplied by `factor` and the same number of tries."""
     return {
         reason: RetryPolicy(
             policy.strategy,
@@ -26,7 +24,7 @@ def scaled_defaults(factor: float) -> dict[RetryReason, RetryPolicy]:
 
 
 def format_setting(policies: Mapping[RetryReason, RetryPolicy]) -> str:
-    """Policies as the setting `retry` takes them from the environment."""
+    """Policies in the format of the setting `retry` in the environment."""
     return ",".join(
         f"{reason.lower()}={_format_policy(policy)}" for reason, policy in policies.items()
     )

@@ -1,4 +1,4 @@
-"""What tests of rpc share."""
+"""Helpers for tests of RPC."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ SERVICES = {
 
 
 class UniformHandlers:
-    """Handlers that all do one thing."""
+    """Handlers that all do the same."""
 
     def __init__(self, respond: Callable[[], Any]) -> None:
         self._respond = respond
@@ -63,9 +63,7 @@ class UniformHandlers:
 def serve_rpc(
     rpc_server: RpcServer, servicers: Mapping[str, object]
 ) -> Iterator[tuple[str, asyncio.AbstractEventLoop]]:
-    """The address of a server behind a door, and its loop. `servicers`: the test's, by the service
-    of which they are.
-    """
+    """The address of a server and its loop. `servicers`: the test's servicers, by service."""
     address = free_address()
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
@@ -96,7 +94,7 @@ def rpc_client(
     *,
     stream_time: float = 300,
 ) -> Iterator[Client]:
-    """A client of a server whose handlers are the test's; it sends each call once."""
+    """A client of a server with the test's handlers; it sends each call once."""
     servicer = respond if isinstance(respond, GatedHandlers) else UniformHandlers(respond)
     rpc_server = RpcServer(NoAuthentication(), limits, max_stream_seconds=stream_time)
     with (
@@ -108,8 +106,8 @@ def rpc_client(
 
 
 class GatedHandlers:
-    """A handler of CreatePayment that waits until it is let go, and one of everything else that
-    answers at once.
+    """A CreatePayment handler that waits until it is released, and a handler for all other methods
+    that answers at once.
     """
 
     def __init__(self, waits_for_provider: bool) -> None:

@@ -1,5 +1,5 @@
 """scripts/tamper [--edits N] [--seed S] [--every-cell] [--quick] [--json]: edits a database as its
-administrator, and shows what `tallystick verify` does not name.
+administrator, and shows the edits that `tallystick verify` does not report.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A small database with something in every table of every service."""
+"""A small database with rows in every table of every service."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tests.support.platform import eventually, serve_platform
 
 _SERVICES_WITH_ALERTS = ("payment", "ledger", "wallet", "payout")
-# What waits keeps waiting, so that the database rests while it is edited.
+# Waiting operations keep waiting, so that the database does not change while it is edited.
 _RETRY = {
     ("", RetryReason.POST_COMPLETION_POLL): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, 5),
     ("", RetryReason.PENDING): RetryPolicy(RetryStrategy.FIXED, 3600, 3600, None),
@@ -45,8 +45,8 @@ _QUIET_SQL = """
 
 
 def fill_database(databases: DatabaseUrls) -> None:
-    """Payments, payouts, destinations, batches, schedules, policies, holds, dead letters and alerts
-    of each kind and end; then nothing is under way.
+    """Creates payments, payouts, destinations, batches, schedules, policies, holds, dead letters
+    and alerts of each kind and final state; then nothing is in progress.
     """
     with serve_platform(databases, _SETTINGS) as platform, platform.client() as client:
         _add_payments(client)
@@ -57,8 +57,8 @@ def fill_database(databases: DatabaseUrls) -> None:
 
 
 def _add_alerts(databases: DatabaseUrls, client: Client) -> None:
-    """Of each service an alert that its events wait, and that has ended, as when EventService
-    stands still.
+    """An ended alert of each service about unpublished events, as after an outage of
+    EventService.
     """
     alert_queries = [
         f"exists (select from {schema}.alert where kind = 'EVENTS_DELAYED' and end_time is null)"

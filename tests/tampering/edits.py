@@ -1,5 +1,5 @@
-"""Edits that somebody with the administrator's rights might make, with all triggers off: one cell,
-one row, or two rows that change places.
+"""Edits that a person with the administrator's rights might make, with all triggers off: one cell,
+one row, or two rows that exchange values.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from psycopg import sql
 
 SCHEMAS = ("payment", "ledger", "wallet", "payout", "event")
 ROW = "(row)"
-"""Stands for the column where a whole row is edited."""
+"""The column name for edits of a whole row."""
 
 
 class EditKind(StrEnum):
-    """What is done to a row."""
+    """The kind of an edit."""
 
     OTHER_VALUE = "other_value"
-    """A cell gets the value of another row, or one next to its own."""
+    """A cell gets the value of another row, or a value next to its own."""
     INVALID_VALUE = "rubbish"
-    """A cell gets a value that nobody would write."""
+    """A cell gets an arbitrary value that no service would write."""
     SWAP = "swap"
     """Two rows exchange the values of a column."""
     DELETE = "delete"
@@ -47,7 +47,7 @@ class EditableColumn:
 
 @dataclass(frozen=True)
 class Edit:
-    """One edit that was made. `description` tells it to people."""
+    """One edit that was made. `description` is for display."""
 
     table: str
     column: str
@@ -116,7 +116,7 @@ _NEAR_VALUES = {
     + ["'infinity'::timestamptz"],
     "bytea": ["set_byte({c}, 0, 255 - get_byte({c}, 0))"],
 }
-"""What `each_edit` makes of a cell, besides null and what other rows have."""
+"""The values that `each_edit` gives to a cell, in addition to null and the values of other rows."""
 _MAX_OTHER_VALUES = 3
 
 
@@ -134,8 +134,8 @@ def make_random_edit(
     column: EditableColumn,
     table_columns: Sequence[EditableColumn],
 ) -> Edit | None:
-    """Makes one edit that has to do with a column, within the caller's transaction; None if the
-    rows that are there, or a constraint, do not allow it.
+    """Makes one edit of a column, within the caller's transaction; None if the existing rows or a
+    constraint do not allow it.
     """
     table = sql.Identifier(column.schema, column.table)
     ctids = [
@@ -170,7 +170,7 @@ def make_random_edit(
 
 def first_edit(connection: psycopg.Connection[Any], column: EditableColumn) -> Edit | None:
     """Gives the first cell of a column that allows it a value next to its own or of another row,
-    within the caller's transaction; None if none does.
+    within the caller's transaction; None if no cell allows it.
     """
     table, name = sql.Identifier(column.schema, column.table), sql.Identifier(column.name)
     rows = connection.execute(
@@ -202,10 +202,9 @@ def first_edit(connection: psycopg.Connection[Any], column: EditableColumn) -> E
 
 
 def each_edit(connection: psycopg.Connection[Any], column: EditableColumn) -> Iterator[Edit]:
-    """Gives each cell of a column each value next to its own, null, and those of some other rows;
-    each is taken back when the next is asked for.
-
-    An edit that a constraint refuses, or that changes nothing, is left out.
+    """Gives each cell of a column each value next to its own, null, and those of some other rows.
+    Each edit is undone when the next is requested. Edits that a constraint rejects, or that change
+    nothing, are left out.
     """
     table, name = sql.Identifier(column.schema, column.table), sql.Identifier(column.name)
     rows = connection.execute(
@@ -251,7 +250,7 @@ def _apply_edit(
     ctid: str,
     other_ctid: str,
 ) -> str:
-    """Says what was changed; "" if nothing was."""
+    """Describes the change; "" if nothing changed."""
     table, name = sql.Identifier(column.schema, column.table), sql.Identifier(column.name)
     match kind:
         case EditKind.DELETE:

@@ -1,5 +1,5 @@
-"""The edits that verify does not report, by table or column, and why nobody's money or history
-depends on them.
+"""The edits that verify does not report, by table or column, and why no money or history depends on
+them.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ recomputes its seal, its hashes and every dependent row is not detected.
 
 
 def render_page() -> str:
-    """The page of what verify does not report."""
+    """The page that lists what verify does not report."""
     return (
         _PAGE_HEADER
         + "".join(f"| `{name}` | {reason} |\n" for name, reason in EXEMPTIONS.items())

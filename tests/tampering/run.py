@@ -1,4 +1,4 @@
-"""Tampers with a database, one edit at a time, and asks `verify` after each."""
+"""Tampers with a database, one edit at a time, and runs `verify` after each."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from tests.tampering.exempt import EXEMPTIONS
 
 _DIALECT = postgresql.psycopg.dialect()  # type: ignore[no-untyped-call]
 _MAX_ATTEMPTS = 12
-"""Times that an edit of a column is tried; constraints forbid many."""
+"""How many times an edit of a column is tried; constraints reject many."""
 
 
 @dataclass
 class TamperingResult:
-    """How many edits were made, and those that verify did not name, by table and column.
-    `not_editable`: columns of which the database took no edit.
+    """The number of edits, and those that verify did not report, by table and column.
+    `not_editable`: columns of which the database accepted no edit.
     """
 
     edit_count: int = 0
@@ -66,8 +66,8 @@ class TamperingResult:
 
 
 class Tampering:
-    """Edits one database through one connection of its administrator; each edit is rolled back once
-    verify has looked.
+    """Edits one database through one administrator connection; each edit is rolled back after
+    verify has run.
     """
 
     def __init__(self, admin: str) -> None:
@@ -95,8 +95,8 @@ class Tampering:
         *,
         stop_at_first: bool = False,
     ) -> TamperingResult:
-        """Makes so many edits, of columns in turn, so that each has its share. `stop_at_first`:
-        once a check names something, no other is run.
+        """Makes the given number of edits, evenly over all columns. `stop_at_first`: once a check
+        reports something, no other is run.
         """
         random, result = Random(seed), TamperingResult()
         pending_columns: list[EditableColumn] = []
@@ -146,8 +146,8 @@ class Tampering:
     def _try_edit(
         self, random: Random, column: EditableColumn, result: TamperingResult, *, quick: bool
     ) -> bool:
-        """Makes one edit that has to do with a column, and notes whether verify names something;
-        whether one could be made.
+        """Makes one edit of a column and records whether verify reports it; returns whether an edit
+        was possible.
         """
         try:
             for _ in range(_MAX_ATTEMPTS):
@@ -169,12 +169,12 @@ class Tampering:
             self._connection.rollback()
 
     def passes(self) -> bool:
-        """Whether verify finds nothing wrong in what this connection sees."""
+        """Whether verify finds no violation in the data that this connection sees."""
         return self.report().passed
 
     def _is_detected(self) -> bool:
-        """Whether a check finds something wrong; the one that found the last edit is asked first,
-        the others only if it finds nothing.
+        """Whether a check finds a violation. The check that found the last edit runs first, the
+        others only if it finds nothing.
         """
         for index, check in enumerate(self._checks):
             if not run_checks(self._read, checks=[check]).passed:
@@ -183,11 +183,13 @@ class Tampering:
         return False
 
     def report(self) -> Report:
-        """What verify says of what this connection sees."""
+        """The findings of verify for the data that this connection sees."""
         return run_checks(self._read)
 
     def report_after(self, statements: str) -> Report:
-        """What verify says once these statements have been run, which are then rolled back."""
+        """The findings of verify after these statements have been run, which are then rolled
+        back.
+        """
         try:
             self._connection.execute(statements.encode())
             return self.report()

@@ -1,4 +1,4 @@
-"""`tallystick verify` names what somebody with the administrator's rights has changed."""
+"""`tallystick verify` reports edits that a person with the administrator's rights has made."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ COLUMNS_BY_TABLE = {
     "payment.dead_letter": "cause detail operator reason",
     "payment.operation": "next_attempt_time",
 }
-"""Columns whose edits verify did not name once, but for those of which the database itself takes no
-single edit.
+"""Columns whose edits verify never reported, except those of which the database accepts no single
+edit.
 """
 
 
@@ -75,8 +75,8 @@ def tampering(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def test_verify_names_edits_of_every_table(tampering: Tampering) -> None:
-    """Of random edits with all triggers off, to every table and column that is not exempt, verify
-    names each, and none stops it.
+    """verify reports each random edit, with all triggers off, of every table and column that is not
+    exempt, and no edit stops it.
     """
     result = tampering.run(150, seed=7)
     assert result.edit_count == 150
@@ -86,7 +86,7 @@ def test_verify_names_edits_of_every_table(tampering: Tampering) -> None:
 
 @pytest.mark.parametrize("table", COLUMNS_BY_TABLE)
 def test_verify_names_an_edit_of_each_column(tampering: Tampering, table: str) -> None:
-    """Of a table's columns, one cell of each is edited with all triggers off, and verify names each
+    """With all triggers off, one cell of each column of a table is edited, and verify reports each
     edit.
     """
     names = [f"{table}.{column}" for column in COLUMNS_BY_TABLE[table].split()]
@@ -125,15 +125,15 @@ def test_verify_names_an_edit_of_each_column(tampering: Tampering, table: str) -
     ],
 )
 def test_verify_names_edits_of_whole_rows(tampering: Tampering, edit: str) -> None:
-    """Rows that are deleted, forged or exchanged with all triggers off are named, and stop no
-    check.
+    """verify reports rows that are deleted, forged or exchanged with all triggers off, and no edit
+    stops a check.
     """
     report = tampering.report_after(edit)
     assert not report.passed
 
 
 def test_the_page_of_exemptions_is_the_list() -> None:
-    """The page that says what verify does not see lists exactly what the tampering leaves out, with
-    the reasons.
+    """The page about what verify does not see lists exactly the edits that the tampering excludes,
+    with the reasons.
     """
     assert PAGE_PATH.read_text() == render_page(), "python -m tests.tampering.exempt writes it anew"

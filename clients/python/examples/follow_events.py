@@ -1,5 +1,6 @@
-"""Watches a payment and reads the events it made, with asyncio. python follow_events.py
-[ADDRESS]
+"""Watches a payment and reads its events, with asyncio.
+
+Usage: python follow_events.py [ADDRESS]
 """
 
 import asyncio

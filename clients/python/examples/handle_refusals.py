@@ -1,5 +1,6 @@
-"""What a caller sees when something is wrong: errors say what to mend, declines are data. python
-handle_refusals.py [ADDRESS]
+"""Handles rejected calls and declined payments: errors name the field to fix, declines are data.
+
+Usage: python handle_refusals.py [ADDRESS]
 """
 
 import sys

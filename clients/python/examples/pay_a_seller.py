@@ -1,5 +1,6 @@
-"""Registers a seller's bank account, pays the seller out, and shows every move of it. python
-pay_a_seller.py [ADDRESS]
+"""Registers a seller's bank account, pays the seller out, and prints each version of the payout.
+
+Usage: python pay_a_seller.py [ADDRESS]
 """
 
 import sys
@@ -10,7 +11,7 @@ from tallystick import Client, FailedPreconditionError, new_order
 from tallystick.payment.v1 import payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 
-_ACCOUNT = "ba_ok"  # the provider's token for her bank account, never its number
+_ACCOUNT = "ba_ok"  # the provider's token for the bank account, never its number
 
 
 def main(address: str) -> None:
@@ -55,9 +56,7 @@ def main(address: str) -> None:
 def wait_until_available(
     client: Client, seller: str, amount: str
 ) -> payout_service_pb2.PreviewPayoutResponse:
-    """The provider says whether it can pay there, and the wallet is told of the delivery, mostly at
-    once.
-    """
+    """Waits until the destination is verified and the wallet has released the sale."""
     for _ in range(100):
         preview = client.payout.PreviewPayout(
             payout_service_pb2.PreviewPayoutRequest(seller_account=seller, currency="EUR")

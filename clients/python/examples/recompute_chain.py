@@ -1,5 +1,6 @@
 """Recomputes the ledger's hash chain from the API alone (docs/reference/ledger-hash-chain.md).
-python recompute_chain.py [ADDRESS]
+
+Usage: python recompute_chain.py [ADDRESS]
 """
 
 import sys

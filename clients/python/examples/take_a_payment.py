@@ -1,5 +1,6 @@
-"""Takes a payment for two sellers, and shows what became of it. python take_a_payment.py
-[ADDRESS]
+"""Creates a payment for two sellers and prints its result.
+
+Usage: python take_a_payment.py [ADDRESS]
 """
 
 import sys

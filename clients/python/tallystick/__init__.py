@@ -6,9 +6,9 @@
         payment = client.create_payment("checkout-1", [new_order("order-1", "buyer-1", "seller-1",
         "12.50", "EUR")], credit_card_info="tok_visa")
 
-Each service's generated stub stands ready as `client.payment`, `client.ledger`, `client.wallet`,
-`client.payout` and `client.event`, with deadlines, retries and typed errors built in; the client's
-own methods are the ways through them that everyone needs.
+The generated stubs are available as `client.payment`, `client.ledger`, `client.wallet`,
+`client.payout` and `client.event`, with deadlines, retries and typed errors. The client's own
+methods cover the most common calls.
 """
 
 from tallystick._async_client import AsyncClient

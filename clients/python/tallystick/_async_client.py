@@ -43,8 +43,8 @@ from tallystick.wallet.v1 import wallet_service_pb2_grpc
 
 
 class AsyncClient:
-    """Calls the platform at `target`, as Client does. It can be made anywhere, belongs to the event
-    loop of its first call, and is closed there.
+    """Calls the platform at `target`, as Client does. It can be created anywhere, is bound to the
+    event loop of its first call, and must be closed there.
     """
 
     payment: payment_service_pb2_grpc.PaymentServiceAsyncStub
@@ -99,10 +99,10 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Ends every connection. A call or a stream in flight, also one that waits before it is
-        sent again, ends with TallystickError.
+        """Closes every connection. Calls and streams in flight, including those that wait for a
+        retry, raise TallystickError.
 
-        Raises TallystickError in another event loop than the client's while that is not closed.
+        Raises TallystickError if called in another event loop while the client's is not closed.
         """
         self._state.close()
         for channel in self._channels.values():
@@ -116,11 +116,10 @@ class AsyncClient:
         credit_card_info: str,
         **values: Any,
     ) -> payment_pb2.Payment:
-        """Takes a payment, and waits for its result. `credit_card_info` is the provider's token;
-        `values` are CreatePaymentRequest's other fields.
+        """Creates a payment and waits for its result. `credit_card_info` is the provider's token;
+        `values` are the other fields of CreatePaymentRequest.
 
-        A repeat with the same values answers with the payment as it stands, and never charges
-        again.
+        A repeat with the same values returns the current payment and never charges again.
         """
         request = payment_service_pb2.CreatePaymentRequest(
             checkout_id=checkout_id,
@@ -131,7 +130,7 @@ class AsyncClient:
         return (await self.payment.CreatePayment(request)).payment
 
     async def get_payment(self, checkout_id: str) -> payment_pb2.Payment:
-        """The payment as it stands."""
+        """Returns the current state of the payment."""
         return (
             await self.payment.GetPayment(
                 payment_service_pb2.GetPaymentRequest(checkout_id=checkout_id)
@@ -141,8 +140,8 @@ class AsyncClient:
     def watch_payment(
         self, checkout_id: str, after_version: int = 0
     ) -> AsyncGenerator[payment_pb2.Payment, None]:
-        """The payment as it stands, then after each change, until its state is final. The stream is
-        opened again when it ends early.
+        """Yields the current state of the payment, then its state after each change, until it is
+        final. A stream that ends early is reopened.
         """
         request = payment_service_pb2.WatchPaymentRequest(
             checkout_id=checkout_id, after_version=after_version
@@ -152,8 +151,8 @@ class AsyncClient:
     async def wait_for_payment(
         self, checkout_id: str, timeout: float = 60.0
     ) -> payment_pb2.Payment:
-        """The payment once its state is final. Raises DeadlineExceededError when the seconds are
-        over before.
+        """Waits until the payment is final and returns it. `timeout` is in seconds; raises
+        DeadlineExceededError when it expires.
         """
         return await self._wait_until_final(
             self.watch_payment(checkout_id), "payment", timeout
@@ -167,11 +166,11 @@ class AsyncClient:
         amount: str | Decimal = "",
         **values: Any,
     ) -> payout_pb2.Payout:
-        """Pays a seller out, and waits until the money is held. `amount` in major units, "":
-        whatever can be paid.
+        """Creates a payout and waits until its money is held. `amount` is in major units; "" means
+        the full amount that can be paid.
 
-        `values` are CreatePayoutRequest's other fields. A repeat with the same values answers with
-        the payout as it stands, and never pays again.
+        `values` are the other fields of CreatePayoutRequest. A repeat with the same values returns
+        the current payout and never pays again.
         """
         request = payout_service_pb2.CreatePayoutRequest(
             payout_id=payout_id,
@@ -183,7 +182,7 @@ class AsyncClient:
         return (await self.payout.CreatePayout(request)).payout
 
     async def get_payout(self, payout_id: str) -> payout_pb2.Payout:
-        """The payout as it stands."""
+        """Returns the current state of the payout."""
         return (
             await self.payout.GetPayout(payout_service_pb2.GetPayoutRequest(payout_id=payout_id))
         ).payout
@@ -191,8 +190,8 @@ class AsyncClient:
     def watch_payout(
         self, payout_id: str, after_version: int = 0
     ) -> AsyncGenerator[payout_pb2.Payout, None]:
-        """The payout as it stands, then after each change, until it is settled at its end; a later
-        return is told by an event.
+        """Yields the current state of the payout, then its state after each change, until it is
+        final and booked. A later return is published as an event.
         """
         request = payout_service_pb2.WatchPayoutRequest(
             payout_id=payout_id, after_version=after_version
@@ -200,8 +199,8 @@ class AsyncClient:
         return self._watch(self.payout.WatchPayout, request, "payout")
 
     async def wait_for_payout(self, payout_id: str, timeout: float = 60.0) -> payout_pb2.Payout:
-        """The payout once it is settled at its end. Raises DeadlineExceededError when the seconds
-        are over before.
+        """Waits until the payout is final and booked, and returns it. `timeout` is in seconds;
+        raises DeadlineExceededError when it expires.
         """
         return await self._wait_until_final(
             self.watch_payout(payout_id), "payout", timeout
@@ -210,10 +209,10 @@ class AsyncClient:
     async def events(
         self, after_cursor: int = 0, *, follow: bool = False, **filters: Any
     ) -> AsyncGenerator[event_pb2.Event, None]:
-        """Events in order, from a cursor on; `filters` are StreamEventsRequest's. With `follow` it
-        does not end, however slowly it is read.
+        """Yields events in order, after a cursor; `filters` are fields of StreamEventsRequest. With
+        `follow` it does not end, even if the reader is slow.
 
-        The stream is opened again from the last event when it ends early; `aclose()` ends it.
+        A stream that ends early is reopened after the last event; `aclose()` ends it.
         """
         request = event_service_pb2.StreamEventsRequest(
             after_cursor=after_cursor, follow=follow, **filters
@@ -226,7 +225,7 @@ class AsyncClient:
     async def pages(
         self, method: Callable[[Any], Awaitable[Any]], request: Any, field: str
     ) -> AsyncIterator[Any]:
-        """The items of all pages of a list call, as Client.pages."""
+        """Yields the items of all pages of a list call, as Client.pages does."""
         request = type(request).FromString(request.SerializeToString())
         while True:
             response = await method(request)
@@ -239,7 +238,7 @@ class AsyncClient:
     async def _watch(
         self, stream: Callable[..., Any], request: Any, field: str
     ) -> AsyncGenerator[Any, None]:
-        """The versions of a resource, from the one after the request's on."""
+        """Yields the versions of a resource after the one in the request."""
         async with aclosing(self._resume_stream(stream, request)) as responses:
             async for response in responses:
                 resource = getattr(response, field)
@@ -249,8 +248,8 @@ class AsyncClient:
     async def _wait_until_final(
         self, versions: AsyncGenerator[Any, None], field: str, timeout: float
     ) -> Any:
-        """The last version of a resource, None if there was none to show. Raises
-        DeadlineExceededError when the seconds are over before.
+        """Returns the last version of a resource, or None if the stream sent none. `timeout` is in
+        seconds; raises DeadlineExceededError when it expires.
         """
         last = None
         try:
@@ -266,8 +265,8 @@ class AsyncClient:
     async def _resume_stream(
         self, stream: Callable[..., Any], request: Any
     ) -> AsyncGenerator[Any, None]:
-        """A stream's messages, over as many openings as it takes; the request is moved on by who
-        reads them.
+        """Yields a stream's messages and reopens the stream when it ends early. The reader advances
+        the position in the request.
         """
         backoff = StreamBackoff(self._settings)
         while True:
@@ -283,8 +282,8 @@ class AsyncClient:
 
 
 class _ClientState:
-    """What the channels of one client share: its event loop, which is that of its first call, and
-    whether it is closed.
+    """State that the channels of one client share: the event loop of its first call, and whether
+    it is closed.
     """
 
     def __init__(self) -> None:
@@ -293,7 +292,7 @@ class _ClientState:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def check_usable(self) -> None:
-        """Raises TallystickError in another event loop than the client's, and once it is closed."""
+        """Raises TallystickError in another event loop, or if the client is closed."""
         if self.is_closed:
             raise client_closed_error()
         if self._loop is None:
@@ -307,14 +306,14 @@ class _ClientState:
         return self._loop is asyncio.get_running_loop()
 
     async def sleep(self, seconds: float) -> None:
-        """Waits so long, or until the client is closed."""
+        """Waits for `seconds`, or until the client is closed."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._close_event.wait()
 
     def close(self) -> None:
-        """Closes the client. Raises TallystickError in another event loop than its own, unless
-        nothing runs there any more.
+        """Closes the client. Raises TallystickError in another event loop, unless the client's own
+        loop is closed.
         """
         if self._loop is not None and not self.is_current_loop and not self._loop.is_closed():
             raise closed_in_wrong_event_loop_error()
@@ -324,8 +323,8 @@ class _ClientState:
 
 
 class _AsyncChannel:
-    """What a generated stub asks of a channel, with deadlines, retries, credentials, traces and
-    typed errors.
+    """The part of a channel that generated stubs use, with deadlines, retries, credentials, traces
+    and typed errors.
     """
 
     def __init__(
@@ -342,8 +341,8 @@ class _AsyncChannel:
         self._channel = None
 
     def _open(self) -> grpc.aio.Channel:
-        """The channel. Raises TallystickError in another event loop than the client's, and once it
-        is closed.
+        """Returns the channel, connecting if needed. Raises TallystickError in another event loop,
+        or if the client is closed.
         """
         self._state.check_usable()
         if self._channel is None:
@@ -351,8 +350,8 @@ class _AsyncChannel:
         return self._channel
 
     def _is_cancelled_by_close(self) -> bool:
-        """Whether it is closing the client that cancelled a call, which must not look as if
-        somebody had cancelled the caller's task.
+        """Whether closing the client cancelled a call. This must not look like a cancellation of
+        the caller's task.
         """
         task = asyncio.current_task()
         return self._state.is_closed and not (task is not None and task.cancelling())
@@ -384,7 +383,7 @@ class _AsyncChannel:
     async def _send_with_retries(
         self, send: Any, request: Any, deadline: float, metadata: Sequence[tuple[str, str]]
     ) -> Any:
-        """Sends once or more, within the deadline."""
+        """Sends the request, with retries until the deadline."""
         now = asyncio.get_running_loop().time
 
         async def attempt() -> Any:
@@ -445,6 +444,6 @@ class _AsyncChannel:
                 raise
             finally:
                 if isinstance(stream, grpc.aio.Call):
-                    stream.cancel()  # a stream that is read no further is not left open
+                    stream.cancel()  # closes a stream that is no longer read
 
         return call

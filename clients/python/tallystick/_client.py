@@ -40,11 +40,11 @@ from tallystick.wallet.v1 import wallet_service_pb2_grpc
 
 
 class Client:
-    """Calls the platform at `target`, "host:port" or "unix:path". A service that runs elsewhere
-    gets its own address: `ledger="host:port"`.
+    """Calls the platform at `target`, "host:port" or "unix:path". A service at another address
+    gets its own target: `ledger="host:port"`.
 
-    Every call has a deadline, is sent again where the platform says so, with the same ids and
-    within that deadline, and raises a TallystickError.
+    Every call has a deadline. Within it, the client retries with the same ids when the platform
+    allows it. A failed call raises a TallystickError.
     """
 
     def __init__(
@@ -90,8 +90,8 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Ends every connection. A call or a stream in flight, also one that waits before it is
-        sent again, ends with TallystickError.
+        """Closes every connection. Calls and streams in flight, including those that wait for a
+        retry, raise TallystickError.
         """
         self._close_event.set()
         for channel in self._channels.values():
@@ -105,11 +105,10 @@ class Client:
         credit_card_info: str,
         **values: Any,
     ) -> payment_pb2.Payment:
-        """Takes a payment, and waits for its result. `credit_card_info` is the provider's token;
-        `values` are CreatePaymentRequest's other fields.
+        """Creates a payment and waits for its result. `credit_card_info` is the provider's token;
+        `values` are the other fields of CreatePaymentRequest.
 
-        A repeat with the same values answers with the payment as it stands, and never charges
-        again.
+        A repeat with the same values returns the current payment and never charges again.
         """
         request = payment_service_pb2.CreatePaymentRequest(
             checkout_id=checkout_id,
@@ -120,7 +119,7 @@ class Client:
         return self.payment.CreatePayment(request).payment
 
     def get_payment(self, checkout_id: str) -> payment_pb2.Payment:
-        """The payment as it stands."""
+        """Returns the current state of the payment."""
         return self.payment.GetPayment(
             payment_service_pb2.GetPaymentRequest(checkout_id=checkout_id)
         ).payment
@@ -128,8 +127,8 @@ class Client:
     def watch_payment(
         self, checkout_id: str, after_version: int = 0
     ) -> Generator[payment_pb2.Payment, None, None]:
-        """The payment as it stands, then after each change, until its state is final. The stream is
-        opened again when it ends early.
+        """Yields the current state of the payment, then its state after each change, until it is
+        final. A stream that ends early is reopened.
         """
         request = payment_service_pb2.WatchPaymentRequest(
             checkout_id=checkout_id, after_version=after_version
@@ -137,8 +136,8 @@ class Client:
         return self._watch(self.payment.WatchPayment, request, "payment")
 
     def wait_for_payment(self, checkout_id: str, timeout: float = 60.0) -> payment_pb2.Payment:
-        """The payment once its state is final. Raises DeadlineExceededError when the seconds are
-        over before.
+        """Waits until the payment is final and returns it. `timeout` is in seconds; raises
+        DeadlineExceededError when it expires.
         """
         request = payment_service_pb2.WatchPaymentRequest(checkout_id=checkout_id)
         return self._wait_until_final(
@@ -153,11 +152,11 @@ class Client:
         amount: str | Decimal = "",
         **values: Any,
     ) -> payout_pb2.Payout:
-        """Pays a seller out, and waits until the money is held. `amount` in major units, "":
-        whatever can be paid.
+        """Creates a payout and waits until its money is held. `amount` is in major units; "" means
+        the full amount that can be paid.
 
-        `values` are CreatePayoutRequest's other fields. A repeat with the same values answers with
-        the payout as it stands, and never pays again.
+        `values` are the other fields of CreatePayoutRequest. A repeat with the same values returns
+        the current payout and never pays again.
         """
         request = payout_service_pb2.CreatePayoutRequest(
             payout_id=payout_id,
@@ -169,7 +168,7 @@ class Client:
         return self.payout.CreatePayout(request).payout
 
     def get_payout(self, payout_id: str) -> payout_pb2.Payout:
-        """The payout as it stands."""
+        """Returns the current state of the payout."""
         return self.payout.GetPayout(
             payout_service_pb2.GetPayoutRequest(payout_id=payout_id)
         ).payout
@@ -177,8 +176,8 @@ class Client:
     def watch_payout(
         self, payout_id: str, after_version: int = 0
     ) -> Generator[payout_pb2.Payout, None, None]:
-        """The payout as it stands, then after each change, until it is settled at its end; a later
-        return is told by an event.
+        """Yields the current state of the payout, then its state after each change, until it is
+        final and booked. A later return is published as an event.
         """
         request = payout_service_pb2.WatchPayoutRequest(
             payout_id=payout_id, after_version=after_version
@@ -186,8 +185,8 @@ class Client:
         return self._watch(self.payout.WatchPayout, request, "payout")
 
     def wait_for_payout(self, payout_id: str, timeout: float = 60.0) -> payout_pb2.Payout:
-        """The payout once it is settled at its end. Raises DeadlineExceededError when the seconds
-        are over before.
+        """Waits until the payout is final and booked, and returns it. `timeout` is in seconds;
+        raises DeadlineExceededError when it expires.
         """
         request = payout_service_pb2.WatchPayoutRequest(payout_id=payout_id)
         return self._wait_until_final(
@@ -197,10 +196,10 @@ class Client:
     def events(
         self, after_cursor: int = 0, *, follow: bool = False, **filters: Any
     ) -> Generator[event_pb2.Event, None, None]:
-        """Events in order, from a cursor on; `filters` are StreamEventsRequest's. With `follow` it
-        does not end, however slowly it is read.
+        """Yields events in order, after a cursor; `filters` are fields of StreamEventsRequest. With
+        `follow` it does not end, even if the reader is slow.
 
-        The stream is opened again from the last event when it ends early; `close()` ends it.
+        A stream that ends early is reopened after the last event; `close()` ends it.
         """
         request = event_service_pb2.StreamEventsRequest(
             after_cursor=after_cursor, follow=follow, **filters
@@ -211,7 +210,7 @@ class Client:
                 yield response.event
 
     def pages(self, method: Callable[[Any], Any], request: Any, field: str) -> Iterator[Any]:
-        """The items of all pages of a list call: `client.pages(client.ledger.ListAccounts,
+        """Yields the items of all pages of a list call: `client.pages(client.ledger.ListAccounts,
         ListAccountsRequest(), "accounts")`.
         """
         request = type(request).FromString(request.SerializeToString())
@@ -225,7 +224,7 @@ class Client:
     def _watch(
         self, stream: Callable[..., Any], request: Any, field: str, deadline: float = math.inf
     ) -> Generator[Any, None, None]:
-        """The versions of a resource, from the one after the request's on."""
+        """Yields the versions of a resource after the one in the request."""
         with closing(self._resume_stream(stream, request, deadline)) as responses:
             for response in responses:
                 resource = getattr(response, field)
@@ -235,8 +234,8 @@ class Client:
     def _wait_until_final(
         self, stream: Callable[..., Any], request: Any, field: str, timeout: float
     ) -> Any:
-        """The last version of a resource, None if there was none to show. Raises
-        DeadlineExceededError when the seconds are over before.
+        """Returns the last version of a resource, or None if the stream sent none. `timeout` is in
+        seconds; raises DeadlineExceededError when it expires.
         """
         deadline = time.monotonic() + timeout
         last = None
@@ -254,8 +253,8 @@ class Client:
     def _resume_stream(
         self, stream: Callable[..., Any], request: Any, deadline: float = math.inf
     ) -> Generator[Any, None, None]:
-        """A stream's messages, over as many openings as it takes; the request is moved on by who
-        reads them. `deadline`: when no more are waited for.
+        """Yields a stream's messages and reopens the stream when it ends early. The reader advances
+        the position in the request. No message is awaited after `deadline` (monotonic time).
         """
         backoff = StreamBackoff(self._settings)
         while True:
@@ -278,8 +277,8 @@ class Client:
 
 
 class _Channel(grpc.Channel):
-    """A channel whose calls have deadlines, retries, credentials, traces and typed errors;
-    generated stubs are made over it.
+    """A channel for generated stubs that adds deadlines, retries, credentials, traces and typed
+    errors to calls.
     """
 
     def __init__(
@@ -332,7 +331,7 @@ class _Channel(grpc.Channel):
 
 
 class _UnaryCall:
-    """One method; a call of it is sent once or more, within one deadline."""
+    """One unary method; a call may be sent more than once, within one deadline."""
 
     def __init__(
         self, method: str, call: Any, settings: ClientSettings, close_event: threading.Event
@@ -358,7 +357,7 @@ class _UnaryCall:
         metadata: Sequence[tuple[str, str]] = (),
         **_: Any,
     ) -> tuple[Any, Any]:
-        """The response and the call, whose trailing metadata tell of replays and the trace."""
+        """Returns response and call; the trailing metadata show replays and the trace id."""
         deadline = time.monotonic() + self._settings.seconds(self._name, timeout)
         attempts = CallAttempts()
         retrying = Retrying(
@@ -383,14 +382,14 @@ class _UnaryCall:
             return self._call.with_call(request, timeout=remaining, metadata=pairs)  # type: ignore[no-any-return]
         except grpc.RpcError as error:
             raise _to_client_error(error, self._close_event) from None
-        except ValueError:  # by gRPC, of a channel that was closed meanwhile
+        except ValueError:  # gRPC raises it for a closed channel
             if self._close_event.is_set():
                 raise client_closed_error() from None
             raise
 
 
 class _StreamCall:
-    """One streaming method; a stream that breaks is opened again by who knows where it stood."""
+    """One streaming method; the reader, which knows the position, reopens a broken stream."""
 
     def __init__(
         self, method: str, call: Any, settings: ClientSettings, close_event: threading.Event
@@ -415,7 +414,7 @@ class _StreamCall:
             raise client_closed_error()
         try:
             call = self._call(request, timeout=seconds, metadata=pairs)
-        except ValueError:  # by gRPC, of a channel that was closed meanwhile
+        except ValueError:  # gRPC raises it for a closed channel
             if self._close_event.is_set():
                 raise client_closed_error() from None
             raise
@@ -424,11 +423,11 @@ class _StreamCall:
         except grpc.RpcError as error:
             raise _to_client_error(error, self._close_event) from None
         finally:
-            call.cancel()  # a stream that is read no further is not left open
+            call.cancel()  # closes a stream that is no longer read
 
 
 def _to_client_error(error: grpc.RpcError, close_event: threading.Event) -> TallystickError:
-    """The exception for what a stub raised; closing the client cancels what is in flight."""
+    """Converts an error of a stub; closing the client cancels calls in flight."""
     if close_event.is_set() and error.code() is grpc.StatusCode.CANCELLED:
         return client_closed_in_flight_error()
     return from_rpc(error)

@@ -1,5 +1,5 @@
-"""What a call that is refused raises: one class for each gRPC status, made from ErrorInfo. A
-payment that failed is no error, but data.
+"""Exceptions of rejected calls: one class for each gRPC status, with the data of ErrorInfo. A
+failed payment is data, not an error.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ _DOMAIN = "tallystick"
 
 @dataclass(frozen=True)
 class FieldViolation:
-    """A field that has to be mended: its path in the request, and what would be right."""
+    """An invalid field: its path in the request, and a description of valid values."""
 
     field: str
     description: str
 
 
 class TallystickError(Exception):
-    """A call was refused, or did not get through.
+    """A call was rejected, or did not reach the platform.
 
-    `reason`: the name of a `tallystick.error.v1.Reason`, or "" where the call did not reach the
-    platform. `retry_after`: seconds after which the same request may come back, or None.
-    `trace_id`: what to give to whoever looks into it, or "".
+    `reason`: the name of a `tallystick.error.v1.Reason`, or "" if the call did not reach the
+    platform. `retry_after`: seconds after which the same request may be retried, or None.
+    `trace_id`: identifies the call for support, or "".
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class TallystickError(Exception):
         self.trace_id = trace_id
 
     def with_message(self, message: str, reason: str = "") -> TallystickError:
-        """The same with another message, and another reason where one is given."""
+        """Returns a copy with another message, and with another reason if one is given."""
         return type(self)(
             message,
             reason=reason or self.reason,
@@ -63,18 +63,18 @@ class TallystickError(Exception):
 
     @property
     def may_retry(self) -> bool:
-        """Whether the same request may come back: the platform said when, or could not be
+        """Whether the same request may be retried: the platform gave a delay, or could not be
         reached.
         """
         return self.retry_after is not None or isinstance(self, UnavailableError)
 
 
 class InvalidArgumentError(TallystickError):
-    """The request is not one that can be carried out; `field_violations` say what to mend."""
+    """The request is invalid; `field_violations` describe what to fix."""
 
 
 class UnauthenticatedError(TallystickError):
-    """The credentials are missing or not known."""
+    """The credentials are missing or invalid."""
 
 
 class PermissionDeniedError(TallystickError):
@@ -82,15 +82,15 @@ class PermissionDeniedError(TallystickError):
 
 
 class NotFoundError(TallystickError):
-    """There is no such resource, or it belongs to another caller."""
+    """The resource does not exist, or it belongs to another owner."""
 
 
 class AlreadyExistsError(TallystickError):
-    """The id was used before, with other values or by another caller."""
+    """The id was used before with other values, or it belongs to another owner."""
 
 
 class AbortedError(TallystickError):
-    """The call lost against another one; the same request may come back."""
+    """The call conflicted with another one; the same request may be retried."""
 
 
 class FailedPreconditionError(TallystickError):
@@ -102,21 +102,21 @@ class ResourceExhaustedError(TallystickError):
 
 
 class UnavailableError(TallystickError):
-    """The platform, or a part of it, cannot be reached now."""
+    """The platform or one of its dependencies is unavailable."""
 
 
 class DeadlineExceededError(TallystickError):
-    """The outcome is not known, since the time, or the tries, were up before: come back with the
-    same id.
+    """The deadline passed, or the tries were exhausted, before the outcome was known. Retry with
+    the same id.
     """
 
 
 class UnimplementedError(TallystickError):
-    """The method is not built, or not known."""
+    """The method is not implemented, or does not exist."""
 
 
 class InternalError(TallystickError):
-    """A fault of the platform's; the same id is safe."""
+    """An internal error of the platform. Retrying with the same id is safe."""
 
 
 _CLASSES: dict[grpc.StatusCode, type[TallystickError]] = {
@@ -129,7 +129,7 @@ _CLASSES: dict[grpc.StatusCode, type[TallystickError]] = {
     grpc.StatusCode.FAILED_PRECONDITION: FailedPreconditionError,
     grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhaustedError,
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
-    # by what lies between, or a server that ends: to whoever called it is a lost answer
+    # sent by a proxy or a stopping server; for the caller it is a lost response
     grpc.StatusCode.CANCELLED: UnavailableError,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
     grpc.StatusCode.UNIMPLEMENTED: UnimplementedError,
@@ -138,7 +138,7 @@ _CLASSES: dict[grpc.StatusCode, type[TallystickError]] = {
 
 
 def client_closed_error() -> TallystickError:
-    """The exception for a call by a client that was closed."""
+    """The exception for a call of a closed client."""
     return TallystickError("the client is closed")
 
 
@@ -150,24 +150,24 @@ def client_closed_in_flight_error() -> TallystickError:
 
 
 def wrong_event_loop_error() -> TallystickError:
-    """The exception for a call in another event loop than the client's."""
+    """The exception for a call outside the client's event loop."""
     return TallystickError(
         "this client is used in another event loop already; make an AsyncClient for each event loop"
     )
 
 
 def closed_in_wrong_event_loop_error() -> TallystickError:
-    """The exception for closing a client in another event loop than its own."""
+    """The exception for closing a client outside its event loop."""
     return TallystickError("this client is used in another event loop; close it there")
 
 
 def unreadable_response_error() -> TallystickError:
-    """The exception for an answer whose bytes are no message of the contract."""
+    """The exception for a response that cannot be parsed."""
     return InternalError("the answer cannot be read")
 
 
 def from_rpc(error: grpc.RpcError) -> TallystickError:
-    """The exception for what a stub raised."""
+    """Converts the error of a stub to a TallystickError."""
     pairs: Any = error.trailing_metadata() or ()
     trailing: dict[str, Any] = dict(pairs)
     raw = trailing.get(_DETAILS)
@@ -184,7 +184,7 @@ def from_rpc(error: grpc.RpcError) -> TallystickError:
 def from_status(
     status: status_pb2.Status, kind: type[TallystickError] = TallystickError, trace_id: str = ""
 ) -> TallystickError:
-    """The exception for a `google.rpc.Status`, such as the error of an item of a batch."""
+    """Converts a `google.rpc.Status`, such as the error of a batch item, to a TallystickError."""
     info = error_details_pb2.ErrorInfo()
     retry = error_details_pb2.RetryInfo()
     request = error_details_pb2.BadRequest()

@@ -1,4 +1,4 @@
-"""Amounts as the contract wants them: decimal text, never floating point."""
+"""Amounts in the format of the API: decimal text, never floating point."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from tallystick.payment.v1 import payment_pb2
 
 
 def amount_text(amount: str | Decimal) -> str:
-    """Plain decimal text. Raises TypeError for anything but str and Decimal, ValueError for what is
-    no number.
+    """Returns plain decimal text. Raises TypeError for types other than str and Decimal, and
+    ValueError for a Decimal that is not finite.
     """
     if isinstance(amount, str):
         return amount
@@ -32,8 +32,8 @@ def new_order(
     *,
     platform_fee: str | Decimal = "",
 ) -> payment_pb2.NewPaymentOrder:
-    """One seller's share of a payment. `amount` in major units; `platform_fee` "": as
-    configured.
+    """Returns one seller's share of a payment. `amount` is in major units; `platform_fee` ""
+    means the configured fee.
     """
     return payment_pb2.NewPaymentOrder(
         payment_order_id=payment_order_id,

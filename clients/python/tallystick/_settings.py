@@ -1,4 +1,4 @@
-"""How a client calls: deadlines, retries, credentials."""
+"""Settings of a client: deadlines, retries, credentials."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from tallystick._errors import DeadlineExceededError, TallystickError, Unavailab
 DEFAULT_DEADLINES = {"CreatePayment": 30.0, "CreatePayout": 30.0}
 DEFAULT_DEADLINE = 10.0
 _INITIAL_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 0.05, 2.0
-_MAX_DOUBLINGS = 16  # more reach _LONGEST_WAIT anyway, and in the end no float holds the result
-_MIN_ATTEMPT_SECONDS = 0.01  # seconds that a sending is worth
-# seconds after which the platform's word that a stream has reached its time is believed
+_MAX_DOUBLINGS = 16  # more would exceed the maximum anyway, and overflow in the end
+_MIN_ATTEMPT_SECONDS = 0.01  # an attempt with less time left is not sent
+# a STREAM_EXPIRED that comes earlier counts as a failure
 _MIN_STREAM_SECONDS = 1.0
 CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
-    ("grpc.lb_policy_name", "round_robin"),  # over all addresses that the target's name has
+    ("grpc.lb_policy_name", "round_robin"),  # over all addresses of the target's name
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 2000),  # an attempt to connect has at least so long
+    ("grpc.min_reconnect_backoff_ms", 2000),  # minimum time for one connection attempt
     ("grpc.max_reconnect_backoff_ms", 2000),
-    ("grpc.keepalive_time_ms", 10_000),  # a host that has vanished is noticed
+    ("grpc.keepalive_time_ms", 10_000),  # detects a lost host
     ("grpc.keepalive_timeout_ms", 5_000),
-    # while the kernel of a process that is frozen still acknowledges
+    # detects a frozen process whose kernel still acknowledges
     ("grpc.http2.ping_timeout_ms", 5_000),
 )
-"""How a channel connects, and connects again."""
+"""Channel options for connecting and reconnecting."""
 
 
 @dataclass(frozen=True)
 class ClientSettings:
     """`token`: a bearer token. `credentials`: TLS; None: plain text. `deadlines`: seconds by method
-    name, over the defaults (30 s for CreatePayment and CreatePayout, 10 s for the others).
-    `attempts`: the most sendings of one call; None: as many as its one deadline has time for.
+    name; they override the defaults (30 s for CreatePayment and CreatePayout, 10 s for the others).
+    `attempts`: maximum attempts of one call; None: limited only by its deadline.
 
-    Raises ValueError for a token that cannot be sent.
+    Raises ValueError for a token that cannot be sent in a header.
     """
 
     token: str = field(default="", repr=False)
@@ -53,18 +53,18 @@ class ClientSettings:
     deadlines: Mapping[str, float] = field(default_factory=dict)
     attempts: int | None = None
     stream_attempts: int | None = 30
-    """The most openings of a stream in a row that fail and bring no message; past them its error is
-    raised. None: no limit.
+    """Maximum consecutive failures of a stream without a message; then its error is raised. None:
+    no limit.
     """
     stream_seconds: float = 310.0
-    """A stream's deadline, longer than the platform keeps one. `events`, `watch_payment` and
-    `watch_payout` go on after it, from where they were.
+    """Deadline of one stream, longer than the platform keeps it open. `events`, `watch_payment` and
+    `watch_payout` resume at their position after it.
     """
     jitter: Callable[[], float] = random.random
-    """A number from 0 to 1."""
+    """Returns a random number from 0 to 1."""
 
     def __post_init__(self) -> None:
-        if not _is_sendable(self.token):  # which is not shown
+        if not _is_sendable(self.token):  # the message does not contain it
             raise ValueError(
                 "token must have visible ASCII characters only, without a line break or a space "
                 "at either end."
@@ -74,7 +74,7 @@ class ClientSettings:
         return self.deadlines.get(method, DEFAULT_DEADLINES.get(method, DEFAULT_DEADLINE))
 
     def seconds(self, method: str, timeout: float | None) -> float:
-        """How long a call may take. Raises ValueError for a timeout that is no time."""
+        """The deadline of a call in seconds. Raises ValueError for an invalid timeout."""
         if timeout is None:
             return self.deadline(method)
         if not 0 < timeout < math.inf:
@@ -84,8 +84,8 @@ class ClientSettings:
     def metadata(
         self, call_metadata: Iterable[tuple[str, str | bytes]] = ()
     ) -> tuple[tuple[str, str | bytes], ...]:
-        """What is given for one call, credentials, and the trace context of the current span.
-        Raises ValueError for what cannot be sent.
+        """Returns the metadata of one call, with credentials and the current trace context. Raises
+        ValueError for metadata that cannot be sent.
         """
         checked: list[tuple[str, str | bytes]] = []
         for key, value in call_metadata:
@@ -112,8 +112,8 @@ class ClientSettings:
         return tuple(pairs)
 
     def wait(self, error: TallystickError, attempt: int) -> float:
-        """Seconds before the next sending: what the platform said, or exponential; jittered, so
-        that callers do not come back together.
+        """Seconds before the next attempt: the platform's delay, or else exponential backoff.
+        Jitter keeps callers from retrying at the same time.
         """
         doublings = min(attempt - 1, _MAX_DOUBLINGS)
         base = (
@@ -126,8 +126,8 @@ class ClientSettings:
     def retries(
         self, deadline: float, now: Callable[[], float], attempts: CallAttempts
     ) -> dict[str, Any]:
-        """How tenacity sends one call again: what the platform lets come back, until the time until
-        `deadline`, or the attempts, are used up.
+        """The arguments of tenacity for one call: retries the errors that the platform allows to
+        retry, until `deadline` or until the attempts are exhausted.
         """
 
         def wait(state: RetryCallState) -> float:
@@ -139,7 +139,7 @@ class ClientSettings:
                 else 0.0
             )
             if isinstance(error, TallystickError) and error.retry_after is None:
-                # the last sending is just before the end
+                # makes the last attempt just before the deadline
                 seconds = min(seconds, remaining - _MIN_ATTEMPT_SECONDS)
             if not 0 <= seconds < remaining:
                 raise error or DeadlineExceededError("no time is left")
@@ -155,44 +155,41 @@ class ClientSettings:
 
 
 class CallAttempts:
-    """How often one call was sent, and what its last error says of the call as a whole.
+    """Counts the tries of one call, and derives the error of the whole call from them.
 
-    A refusal is said of one try. An earlier try may have taken effect all the same where its
-    outcome is not known. It got no answer: the error has no reason, since there was no connection,
-    it broke, or the call was cancelled on its way. Or its refusal does not exclude it:
-    SHUTTING_DOWN also ends calls in flight, KEY_IN_USE means that one is in flight, and
-    DEPENDENCY_UNAVAILABLE may follow a COMMIT whose answer was lost. Only a reason of
-    NOT_STARTED_REASONS says that the try did nothing.
+    A rejection applies to one try. If the outcome of an earlier try is not known, that try may have
+    taken effect. There are two such cases. The try got no response: its error has no reason,
+    because there was no connection, the connection broke, or the call was cancelled in flight. Or
+    its rejection does not exclude an effect: SHUTTING_DOWN also ends calls in flight, KEY_IN_USE
+    means that a call is in flight, and DEPENDENCY_UNAVAILABLE may follow a COMMIT whose response
+    was lost. Only the reasons in NOT_STARTED_REASONS prove that a try had no effect.
 
-    After such a try a refusal stands as it is only where it is CONCLUSIVE, whatever happened
-    before. That is what follows from the request alone: each try sends the same bytes, so an
-    earlier one was refused for the same. It is also IDEMPOTENCY_KEY_REUSED: what an earlier try had
-    stored under the id would have the same values, and the repeat would find it. Nothing else is
+    After a try with unknown outcome, a rejection holds for the whole call only if its reason is in
+    CONCLUSIVE_REASONS. Most of these follow from the request alone: each try sends the same bytes,
+    so every earlier try was rejected too. IDEMPOTENCY_KEY_REUSED is conclusive because an earlier
+    try would have stored the same values, and the repeat would match them. Other reasons are not
     conclusive:
 
-    - Refusals by a state (INVALID_STATE, HOLD_ENDED, ALREADY_REVERSED, VERSION_MISMATCH,
-      INSUFFICIENT_FUNDS, DESTINATION_UNUSABLE,
-      AMOUNT_OUT_OF_RANGE of a payout): an earlier try may have caused that state, or may be in
-      flight and be carried out after this refusal.
-    - FIELD_INVALID: a time in the request may have passed since. NOT_FOUND, ALREADY_EXISTS: the
-      owner of
-      a seller may have changed since.
+    - Rejections by a state (INVALID_STATE, HOLD_ENDED, ALREADY_REVERSED, VERSION_MISMATCH,
+      INSUFFICIENT_FUNDS, DESTINATION_UNUSABLE, AMOUNT_OUT_OF_RANGE of a payout): an earlier try may
+      have caused that state, or may still be in flight and take effect later.
+    - FIELD_INVALID: a time in the request may have passed in the meantime.
+    - NOT_FOUND, ALREADY_EXISTS: the owner of a seller may have changed in the meantime.
     - Credentials, roles, unknown methods: a process of another version, or with other callers, may
       have answered.
-    - What may come again (OVERLOADED, PROVIDER_UNAVAILABLE, and so on): it is true of the last try
-      alone, also where it says "Nothing was
-      stored".
+    - Temporary errors (OVERLOADED, PROVIDER_UNAVAILABLE, and so on): they apply only to the last
+      try, even if the message says "Nothing was stored".
     """
 
     def __init__(self) -> None:
         self._count = 0
         self._last_error: TallystickError | None = None
-        """The last error that the same request may come back after."""
+        """The last retryable error that is not a timeout."""
         self._ambiguous_errors: set[tuple[str, str]] = set()
-        """Reason and message of the tries that may have taken effect."""
+        """Reason and message of the errors after which a try may have taken effect."""
 
     def should_retry(self, error: BaseException) -> bool:
-        """Whether the call may be sent again after what its last sending raised."""
+        """Counts a failed try. Returns whether the call may be retried after its error."""
         self._count += 1
         if not isinstance(error, TallystickError) or not error.may_retry:
             return False
@@ -203,13 +200,13 @@ class CallAttempts:
         return True
 
     def final_error(self, error: TallystickError) -> TallystickError:
-        """What is raised in the end: with the number of tries.
+        """Returns the error to raise for the whole call; its message contains the number of tries.
 
-        The outcome of the call is not known where the last try got no answer in time, or is refused
-        for the moment after a try whose outcome is not known. Then this is the error of the
-        deadline, caused by a refusal, whose reason and text, such as "Nothing was stored", would be
-        wrong of the call. Any other refusal that is not conclusive keeps its class and reason, and
-        says that it is of the last try.
+        The outcome of the call is not known in two cases: the last try timed out, or it was
+        rejected temporarily after a try with unknown outcome. The error is then
+        DEADLINE_EXCEEDED, with the rejection as its cause. The rejection's own reason and text,
+        such as "Nothing was stored", would be wrong for the call. Any other rejection that is not
+        conclusive keeps its class and reason; its message says that it applies to the last try.
         """
         if _is_timeout(error):
             message = (
@@ -230,7 +227,7 @@ class CallAttempts:
                 f"{error.message} (after {_format_attempt_count(self._count)}; the last got no "
                 "answer, so the outcome is not known)"
             )
-        # those that say the same leave no more doubt than the last
+        # equal errors add no doubt to the last one
         other_errors = self._ambiguous_errors - {(error.reason, error.message)}
         if other_errors and error.reason not in CONCLUSIVE_REASONS:
             return self._ambiguous_error(error)
@@ -241,7 +238,7 @@ class CallAttempts:
         )
 
     def _ambiguous_error(self, error: TallystickError) -> TallystickError:
-        """A refusal after a try whose outcome is not known."""
+        """Returns the error for a rejection after a try with unknown outcome."""
         attempts = _format_attempt_count(self._count)
         if not (error.may_retry and error.reason):
             return error.with_message(
@@ -260,8 +257,8 @@ class CallAttempts:
 
 
 NOT_STARTED_REASONS = frozenset({"OVERLOADED", "RATE_LIMITED", "PROVIDER_UNAVAILABLE"})
-"""Reasons by which a try certainly did nothing: it was refused before it began. The rule is at
-`Tries`.
+"""Reasons that prove that a try had no effect: it was rejected before it began. See
+`CallAttempts`.
 """
 CONCLUSIVE_REASONS = frozenset(
     {
@@ -281,8 +278,8 @@ CONCLUSIVE_REASONS = frozenset(
         "SECOND_APPROVER_REQUIRED",
     }
 )
-"""Reasons that hold for every try of a call, whatever became of an earlier one. The rule is at
-`Tries`.
+"""Reasons that hold for every try of a call, regardless of earlier outcomes. See
+`CallAttempts`.
 """
 
 
@@ -291,12 +288,12 @@ def _format_attempt_count(count: int) -> str:
 
 
 def _is_timeout(error: TallystickError) -> bool:
-    """Whether it says only that the time was up."""
+    """Whether the error says only that the deadline passed."""
     return isinstance(error, DeadlineExceededError) and error.reason in ("", "DEADLINE_EXCEEDED")
 
 
 class StreamBackoff:
-    """When a stream that ended early is opened again: not for ever without a message between."""
+    """Delays between reopenings of a stream, and the limit of failures without a message."""
 
     def __init__(self, settings: ClientSettings) -> None:
         self._settings = settings
@@ -304,20 +301,20 @@ class StreamBackoff:
         self._opened_at = 0.0
 
     def mark_opened(self) -> None:
-        """The stream is opened now."""
+        """Records that the stream is being opened now."""
         self._opened_at = time.monotonic()
 
     def reset(self) -> None:
-        """A message has come."""
+        """Resets the failures; call it for each received message."""
         self._failures = 0
 
     def delay(self, error: TallystickError) -> float:
-        """Seconds to rest before the next opening. Raises the error if there is to be none."""
+        """Seconds to wait before reopening. Raises the error if the stream must not be reopened."""
         expired, is_timeout = (
             error.reason == "STREAM_EXPIRED",
             _is_timeout(error),
-        )  # by the platform; by the deadline here, as when messages are read slowly
-        # a stream that ends so much earlier has not had its time
+        )  # by the platform, or by the client's deadline (as with a slow reader)
+        # a stream that ends earlier counts as a failure
         min_seconds = _MIN_STREAM_SECONDS if expired else self._settings.stream_seconds / 2
         ran_full_time = (
             expired or is_timeout
@@ -338,7 +335,7 @@ _DIGITS_TO_LETTERS = str.maketrans("0123456789", "ghijklmnop")
 
 
 def _is_sendable(text: str) -> bool:
-    """Whether HTTP/2 can carry a text as the value of a header."""
+    """Whether the text is a valid HTTP/2 header value."""
     return text.isascii() and text.isprintable() and text == text.strip()
 
 
@@ -347,8 +344,8 @@ def get_tracer() -> trace.Tracer:
 
 
 def ensure_request_id(request: M) -> M:
-    """The request with a request_id of its own, where there is such a field and it is empty:
-    however often it is then sent, it counts once.
+    """Returns the request, with a new request_id if it has such a field and that is empty. The
+    request then takes effect once, regardless of retries.
     """
     if "request_id" not in request.DESCRIPTOR.fields_by_name or request.request_id:  # type: ignore[attr-defined]
         return request
@@ -359,5 +356,5 @@ def ensure_request_id(request: M) -> M:
 
 
 def short_name(method: str) -> str:
-    """CreatePayment of /tallystick.payment.v1.PaymentService/CreatePayment."""
+    """Returns CreatePayment for /tallystick.payment.v1.PaymentService/CreatePayment."""
     return method.rsplit("/", 1)[1]

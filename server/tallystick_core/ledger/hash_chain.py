@@ -16,7 +16,7 @@ GENESIS = bytes(32)
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The end of a book."""
+    """The last transaction of a book."""
 
     sequence: int
     hash: bytes
@@ -25,7 +25,9 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class ChainedTransaction:
-    """A posting with its place in the book, and every account's balance after each of its lines."""
+    """A posting with its position in the book, and every account's balance after each of its
+    lines.
+    """
 
     posting: Posting
     sequence: int
@@ -39,8 +41,8 @@ class ChainedTransaction:
 def append_posting(
     head: Head, posting: Posting, post_time: datetime, balances: dict[tuple[str, str], int]
 ) -> ChainedTransaction:
-    """Puts a posting behind the head, and moves `balances` (account and currency to balance) on by
-    it.
+    """Chains a posting to the head, and applies it to `balances` (account and currency to
+    balance).
     """
     balances_after = []
     for line in posting.lines:

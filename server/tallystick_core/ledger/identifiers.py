@@ -9,8 +9,8 @@ from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.validation import reject_card_id
 
 BOOK = "main"
-"""The one book there is now. Its writers take turns, so more books, not more writers, are the way
-to more postings.
+"""The only book at present. A book has one writer at a time, so higher throughput needs more books,
+not more writers.
 """
 
 _ACCOUNT = re.compile(
@@ -19,9 +19,11 @@ _ACCOUNT = re.compile(
 _TRANSACTION_ID = re.compile(r"\A([a-z]+)-([1-9][0-9]{0,17})\Z", re.ASCII)
 
 
-@lru_cache(maxsize=10_000)  # the same few accounts come again and again
+@lru_cache(maxsize=10_000)  # a few accounts are used very often
 def parse_account(text: str, field: str) -> str:
-    """A path of one to four ids. Raises FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REJECTED."""
+    """Parses an account path of one to four ids. Raises FIELD_REQUIRED, FIELD_INVALID,
+    CARD_NUMBER_REJECTED.
+    """
     if not text:
         raise ApiError(
             ErrorReason.FIELD_REQUIRED,
@@ -44,7 +46,7 @@ def format_transaction_id(sequence: int, book: str = BOOK) -> str:
 
 
 def parse_transaction_id(text: str, field: str = "transaction_id") -> int:
-    """The sequence of a transaction of the book. Raises FIELD_REQUIRED, FIELD_INVALID."""
+    """Parses the sequence of a transaction of the book. Raises FIELD_REQUIRED, FIELD_INVALID."""
     match = _TRANSACTION_ID.match(text)
     if match is None or match[1] != BOOK:
         reason = ErrorReason.FIELD_INVALID if text else ErrorReason.FIELD_REQUIRED

@@ -19,7 +19,7 @@ MAX_ENTRIES = 20
 
 @dataclass(frozen=True)
 class Posting:
-    """One transaction to post. `effective_time` None: when it is posted."""
+    """One transaction to post. `effective_time` None: the time of posting."""
 
     kind: PostingKind
     source_id: str
@@ -28,7 +28,7 @@ class Posting:
     description: str = ""
     effective_time: datetime | None = None
     reverses: int | None = None
-    """The sequence of the transaction it reverses."""
+    """The sequence of the transaction that this one reverses."""
 
     @cached_property
     def canonical_lines(self) -> bytes:
@@ -51,7 +51,7 @@ class Posting:
 
 
 def first_difference(sent: Posting, stored: Posting) -> str:
-    """The contract's name of the first field in which two postings of one source id differ, in the
+    """The API name of the first field in which two postings with the same source id differ, in the
     order of the request.
     """
     if len(sent.lines) != len(stored.lines):
@@ -65,7 +65,7 @@ def first_difference(sent: Posting, stored: Posting) -> str:
 
 
 def build_reversal(original: Posting, sequence: int, reason: str, caller: str) -> Posting:
-    """The mirror image of a posted transaction."""
+    """Builds the reversal of a posted transaction: the same lines with opposite signs."""
     lines = tuple(line._replace(amount=-line.amount) for line in original.lines)
     return Posting(
         PostingKind.REVERSAL,
@@ -78,7 +78,9 @@ def build_reversal(original: Posting, sequence: int, reason: str, caller: str) -
 
 
 def reject_irreversible(posting: Posting) -> None:
-    """Raises INVALID_STATE for what is corrected through the wallet, or is a reversal itself."""
+    """Raises INVALID_STATE for a transaction that touches a seller's account, or is itself a
+    reversal. Seller accounts are corrected through the wallet.
+    """
     if any(line.account.startswith("sellers/") for line in posting.lines):
         raise ApiError(
             ErrorReason.INVALID_STATE,

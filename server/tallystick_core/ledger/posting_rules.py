@@ -1,5 +1,5 @@
-"""What is booked for each fact: the accounts, and which side. Every fact balances in each
-currency.
+"""Posting rules: the accounts that each money movement debits and credits. Every movement balances
+in each currency.
 """
 
 from __future__ import annotations
@@ -9,9 +9,7 @@ from typing import NamedTuple
 
 
 class PostingKind(StrEnum):
-    """What kind of fact a transaction books; the same names as
-    `tallystick.ledger.v1.TransactionKind`.
-    """
+    """The kind of a transaction. The names are those of `tallystick.ledger.v1.TransactionKind`."""
 
     PAY_IN = "PAY_IN"
     PROVIDER_FEE = "PROVIDER_FEE"
@@ -28,9 +26,9 @@ class PostingKind(StrEnum):
     WRITE_OFF = "WRITE_OFF"
 
 
-# and no dataclass: each payment makes some twenty, and a tuple is made in a third of the time
+# not a dataclass: each payment creates about twenty, and creating a tuple takes a third of the time
 class JournalLine(NamedTuple):
-    """One entry to post: minor units, a credit above zero, a debit below."""
+    """One entry to post, in minor units: a credit above zero, a debit below."""
 
     account: str
     currency: str
@@ -40,8 +38,8 @@ class JournalLine(NamedTuple):
 def pay_in_lines(
     provider: str, buyer: str, seller: str, currency: str, amount: int, fee: int
 ) -> tuple[JournalLine, ...]:
-    """An order was paid: the provider owes us what the buyer gave, and the seller and the platform
-    own it.
+    """An order was paid. The provider owes the platform the buyer's payment, which belongs to the
+    seller and the platform.
     """
     lines = (
         JournalLine(f"psp/{provider}/clearing", currency, -amount),
@@ -53,7 +51,9 @@ def pay_in_lines(
 
 
 def unapplied_lines(provider: str, currency: str, amount: int) -> tuple[JournalLine, ...]:
-    """A provider charged what fits no order: it owes us the money, and nobody owns it yet."""
+    """A provider charged money that fits no order. The provider owes it to the platform, and it has
+    no owner yet.
+    """
     return (
         JournalLine(f"psp/{provider}/clearing", currency, -amount),
         JournalLine(f"unapplied/{provider}", currency, amount),
@@ -63,8 +63,8 @@ def unapplied_lines(provider: str, currency: str, amount: int) -> tuple[JournalL
 def payout_lines(
     provider: str, seller: str, currency: str, amount: int, fee: int
 ) -> tuple[JournalLine, ...]:
-    """A seller was paid: `amount` leaves the seller, the platform keeps the fee, and we owe the
-    provider what it gave to the bank.
+    """A seller was paid. `amount` leaves the seller's account, and the platform keeps the fee. The
+    platform owes the provider the amount sent to the bank.
     """
     lines = (
         JournalLine(f"sellers/{seller}", currency, -amount),
@@ -76,8 +76,8 @@ def payout_lines(
 def payout_return_lines(
     provider: str, seller: str, currency: str, amount: int
 ) -> tuple[JournalLine, ...]:
-    """A payout came back, as much as `amount`: the provider has it again, and the seller owns it.
-    The fee stays: the transfer was made.
+    """A payout was returned, in the amount of `amount`. The provider holds it again, and the seller
+    owns it. The platform keeps the fee, because the transfer was made.
     """
     return (
         JournalLine(f"payouts/{provider}/clearing", currency, -amount),
@@ -86,8 +86,8 @@ def payout_return_lines(
 
 
 def unapplied_payout_lines(provider: str, currency: str, amount: int) -> tuple[JournalLine, ...]:
-    """A provider paid what cannot be taken from the seller, or, below zero, got back what cannot be
-    given to him; nobody owns it yet.
+    """A provider paid money that cannot be debited to the seller. A negative `amount` is a return
+    that cannot be credited to the seller. The money has no owner yet.
     """
     return (
         JournalLine(f"unapplied/{provider}", currency, -amount),

@@ -1,1 +1,1 @@
-"""What happens to an operation on a provider: its next action, and its dead letter."""
+"""The rules for provider operations: the next action and the dead letter."""

@@ -1,4 +1,4 @@
-"""What is set aside for a person, whatever it is about."""
+"""Dead letters of every kind of operation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class DeadLetterState(StrEnum):
-    """Where something is that was set aside."""
+    """The state of a dead letter."""
 
     OPEN = "OPEN"
     RETRIED = "RETRIED"

@@ -1,4 +1,4 @@
-"""What is done next with a demand on a provider that does not come to its end by itself."""
+"""The next action of an operation, and what happens when its retries are exhausted."""
 
 from __future__ import annotations
 
@@ -7,36 +7,34 @@ from enum import StrEnum
 from tallystick_core.provider.outcome import RetryReason
 
 MAX_OPEN_REPORTS = 10
-"""Conflicting reports of a charge or payout that wait for an operator at a time; more are not
-stored before some are acknowledged.
+"""The maximum number of unacknowledged conflicting reports of a charge or payout. Further reports
+are stored only after an operator acknowledges some.
 """
 
 
 class NextAction(StrEnum):
-    """What is done with a demand when it is taken up."""
+    """What the worker does with an operation after claiming it."""
 
     RISK = "RISK"
-    """Nothing that asks the provider: risk has to pass it first."""
+    """Run the risk check. The operation must not be sent before it passes."""
     PLACE_HOLD = "PLACE_HOLD"
-    """Do what has to be done before it can be sent, which asks no provider."""
+    """Do the work that precedes sending. It does not call the provider."""
     SEND = "SEND"
-    """Send it, under the attempt's key."""
+    """Send the operation under the idempotency key of its attempt."""
     LOOK_UP = "LOOK_UP"
-    """Ask what became of the demand."""
+    """Ask the provider for the outcome of the operation."""
     CANCEL = "CANCEL"
-    """Have the provider end it."""
+    """Ask the provider to cancel the operation."""
     GIVE_UP = "GIVE_UP"
-    """Fail it: it was never sent, and is not wanted any more."""
+    """Fail the operation: it was never sent and is no longer needed."""
     APPLY_RECORDED = "APPLY_RECORDED"
-    """Apply the answer that is on disk already."""
+    """Apply the provider outcome that is already stored."""
     BOOK = "BOOK"
-    """Tell wallet and ledger of its end."""
+    """Book the final outcome in wallet and ledger."""
 
 
 class Circuit(StrEnum):
-    """What of a provider may fail while the rest of it answers: each has a circuit breaker of its
-    own.
-    """
+    """The parts of a provider that can fail independently. Each has its own circuit breaker."""
 
     SENDS = "sends"
     LOOK_UPS = "look-ups and cancellations"
@@ -44,21 +42,21 @@ class Circuit(StrEnum):
 
 
 class ExhaustedAction(StrEnum):
-    """What is done with a demand when a retry policy is exhausted."""
+    """What happens to an operation when its retry policy is exhausted."""
 
     FAIL = "FAIL"
-    """Surely nothing was moved: it fails."""
+    """Fail the operation: it is certain that no money moved."""
     LOOK_UP = "LOOK_UP"
-    """The provider is asked what became of it."""
+    """Ask the provider for the outcome."""
     RESEND_OR_LOOK_UP = "RESEND_OR_LOOK_UP"
-    """It is sent and looked up by turns, for as long as the provider honours its key."""
+    """Alternate between resending and looking up while the provider honors the idempotency key."""
     DEAD_LETTER = "DEAD_LETTER"
-    """It becomes a dead letter: a person decides."""
+    """Create a dead letter: an operator decides."""
 
 
 def when_exhausted(retry_reason: RetryReason, *, maybe_sent: bool) -> ExhaustedAction:
-    """What follows when trouble of this kind has come too often. `maybe_sent`: the demand may have
-    reached the provider at some time.
+    """Returns what follows when the retries for this reason are exhausted. `maybe_sent`: the
+    operation may have reached the provider.
     """
     if retry_reason is RetryReason.NOT_SENT and not maybe_sent:
         return ExhaustedAction.FAIL

@@ -1,4 +1,4 @@
-"""Charges: their ids, their next action, and how an outcome moves their orders."""
+"""Charges: their ids, their next action, and the effect of an outcome on their orders."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def next_action(
     lookup_only: bool,
     key_honored: bool,
 ) -> NextAction:
-    """What comes next for a charge whose orders have these statuses; those of one charge move
+    """The next action of a charge whose orders have these statuses. The orders of one charge change
     together.
 
-    `attempt_ended`: its attempt has ended; `must_end`: it was cancelled, or its time is up;
-    `maybe_sent`: it may have reached the provider; `lookup_only`: it is the provider's turn to say
-    what became of it; `key_honored`: the provider surely still knows the attempt's key.
+    `attempt_ended`: its attempt has ended. `must_end`: it was cancelled or has expired.
+    `maybe_sent`: it may have reached the provider. `lookup_only`: the next provider call must be a
+    lookup. `key_honored`: the provider certainly still honors the attempt's key.
     """
     distinct_statuses = set(statuses)
     if OrderStatus.SUCCESS in distinct_statuses:
@@ -73,7 +73,7 @@ def trigger_for(outcome: ChargeOutcome) -> PaymentTrigger:
 
 
 def format_charge_id(checkout: CheckoutRequest, order: Order) -> str:
-    """The demand that covers an order: its own, or the checkout's."""
+    """The id of the charge that covers an order: the order's own, or the checkout's."""
     return (
         f"c-{checkout.checkout_id}"
         if checkout.charge_mode is ChargeMode.COMBINED
@@ -82,7 +82,7 @@ def format_charge_id(checkout: CheckoutRequest, order: Order) -> str:
 
 
 def parse_charge_id(text: str, field: str = "charge_id") -> str:
-    """A charge's id, o- or c- and the id of its order or checkout. Raises FIELD_REQUIRED,
+    """Parses a charge id: o- or c-, then the id of its order or checkout. Raises FIELD_REQUIRED,
     FIELD_INVALID, CARD_NUMBER_REJECTED.
     """
     kind, _, id_ = text.partition("-")
@@ -97,13 +97,13 @@ def parse_charge_id(text: str, field: str = "charge_id") -> str:
 
 
 def derive_unapplied_charge_id(provider: str, reference: str) -> str:
-    """The id of money that fits no order, by the provider's name for it."""
+    """The id of an unapplied charge, derived from the provider's reference."""
     return f"u-{digest_text(provider, reference)}"
 
 
 def check_amount(outcome: ChargeOutcome, amount: int, currency: str) -> ChargeOutcome:
-    """What an answer means for the orders of a charge of this amount: money that fits no order
-    never makes one a SUCCESS.
+    """The effect of an outcome on the orders of a charge of this amount. A different amount or
+    currency never makes an order a SUCCESS.
     """
     if isinstance(outcome, Succeeded) and (outcome.amount, outcome.currency) != (amount, currency):
         return Declined(FailureReason.PROVIDER_MISMATCH, reference=outcome.reference)

@@ -13,7 +13,7 @@ MAX_ORDERS = 200
 
 
 class MethodType(StrEnum):
-    """What the buyer pays with."""
+    """The buyer's payment method."""
 
     CARD = "CARD"
     APPLE_PAY = "APPLE_PAY"
@@ -23,14 +23,14 @@ class MethodType(StrEnum):
 
 
 class ChargeMode(StrEnum):
-    """How many demands a checkout makes on the provider: one for each order, or one for all."""
+    """The number of charges of a checkout: one per order, or one combined."""
 
     PER_ORDER = "PER_ORDER"
     COMBINED = "COMBINED"
 
 
 class PartialFailurePolicy(StrEnum):
-    """What becomes of the orders that could go on when one of their checkout cannot."""
+    """Whether the remaining orders of a checkout continue when one of them is rejected."""
 
     KEEP_SUCCEEDED = "KEEP_SUCCEEDED"
     ALL_OR_NOTHING = "ALL_OR_NOTHING"
@@ -38,8 +38,8 @@ class PartialFailurePolicy(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One seller's share of a payment, as the caller asked for it. Amounts in minor units;
-    `platform_fee` None: as configured.
+    """One seller's part of a payment, as the caller requested it. Amounts are in minor units.
+    `platform_fee` None: the configured rate.
     """
 
     payment_order_id: str
@@ -49,10 +49,10 @@ class Order:
     currency: str
     platform_fee: int | None
     index: int = field(default=0, compare=False)
-    """Where it stood in the request; no part of its values."""
+    """Its position in the request. Not part of its values."""
 
     def values(self) -> tuple[str | int, ...]:
-        """What makes two orders the same."""
+        """The values that define equality of two orders."""
         fee = "" if self.platform_fee is None else self.platform_fee
         return (
             self.payment_order_id,
@@ -66,7 +66,7 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class CheckoutRequest:
-    """What the caller sent, parsed. `orders` are sorted by id, so that the order in which they came
+    """The parsed request of a caller. `orders` are sorted by id, so that their order in the request
     makes no difference.
     """
 
@@ -84,7 +84,7 @@ class CheckoutRequest:
     expire_time: datetime | None = None
 
     def fingerprint(self) -> bytes:
-        """32 bytes that are equal for equal values, however they were written."""
+        """32 bytes that are equal for equal values, regardless of how they were written."""
         identity = (
             self.checkout_id,
             self.owner,
@@ -105,7 +105,7 @@ class CheckoutRequest:
 
 
 def first_difference(sent: CheckoutRequest, stored: CheckoutRequest) -> str:
-    """The contract's name of the first field in which two events differ, in the order of the
+    """The API name of the first field in which two checkouts differ, in the order of the
     request.
     """
     names = (
@@ -143,8 +143,8 @@ def first_difference(sent: CheckoutRequest, stored: CheckoutRequest) -> str:
 def reject_siblings(
     checkout: CheckoutRequest, rejections: dict[str, FailureReason]
 ) -> dict[str, FailureReason]:
-    """Risk verdicts by order id, with all or nothing applied: orders that passed fail with those
-    that did not.
+    """Returns the risk rejections by order id. With ALL_OR_NOTHING, orders that passed fail
+    together with those that were rejected.
     """
     if checkout.partial_failure_policy is not PartialFailurePolicy.ALL_OR_NOTHING or not rejections:
         return rejections
@@ -155,7 +155,7 @@ def reject_siblings(
 
 
 def normalize(checkout: CheckoutRequest) -> CheckoutRequest:
-    """The event with its orders sorted by id."""
+    """The checkout with its orders sorted by id."""
     return replace(
         checkout, orders=tuple(sorted(checkout.orders, key=lambda order: order.payment_order_id))
     )

@@ -10,13 +10,13 @@ from tallystick_core.payment.checkout import Order
 
 @dataclass(frozen=True, slots=True)
 class FeeRates:
-    """What the platform keeps of a sale, in parts per million, where the order does not say."""
+    """The platform's fee rates in parts per million, for orders without their own fee."""
 
     default: int
     by_seller: dict[str, int]
 
     def compute_fee(self, order: Order) -> int:
-        """The order's own fee, or the configured rate of its amount; the seller always gets at
+        """The order's own fee, or the configured rate of its amount. The seller always gets at
         least one minor unit.
         """
         if order.platform_fee is not None:

@@ -1,4 +1,4 @@
-"""The risk check: a port, and the built-in rules. A rule refuses an order with its
+"""The risk check: its interface and the built-in rules. A rule rejects an order with a
 FailureReason.
 """
 
@@ -15,12 +15,12 @@ from tallystick_core.provider.outcome import FailureReason
 
 @dataclass(frozen=True, slots=True)
 class RiskRules:
-    """What the built-in rules refuse. Empty or None: the rule is off."""
+    """The limits of the built-in rules. Empty or None: the rule is off."""
 
     amount_limits: Mapping[str, int] = field(default_factory=dict)
-    """Currency to the largest amount of one order, in minor units."""
+    """Currency to the maximum amount of one order, in minor units."""
     velocity_limit: int | None = None
-    """The most orders one buyer may have within the window."""
+    """The maximum number of orders of one buyer within the window."""
     velocity_window: float = 3600.0
     """Seconds."""
     blocked_accounts: frozenset[str] = frozenset()
@@ -28,22 +28,22 @@ class RiskRules:
 
 
 class RiskCheck(Protocol):
-    """A check that needs only our own data, run while a payment is accepted."""
+    """A check that needs only the platform's own data. It runs when a payment is created."""
 
     velocity_window: float | None
-    """Seconds over which a buyer's orders are counted; None: they need not be."""
+    """Seconds over which a buyer's orders are counted; None: no count is needed."""
 
     def check(
         self, checkout: CheckoutRequest, recent_counts: Mapping[str, int]
     ) -> dict[str, FailureReason]:
-        """The refused orders: payment_order_id to FailureReason. `recent_counts`: each buyer's
-        number of orders within the window.
+        """Returns the rejected orders: payment_order_id to FailureReason. `recent_counts`: each
+        buyer's number of orders within the window.
         """
         ...
 
 
 class BuiltInRiskCheck:
-    """The rules, in the order in which they are asked; the first that refuses names the reason."""
+    """The built-in rules, in order of evaluation. The first rule that rejects gives the reason."""
 
     def __init__(self, rules: RiskRules) -> None:
         self._rules = rules

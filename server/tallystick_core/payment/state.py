@@ -9,7 +9,7 @@ from tallystick_core.state_machine import Verb, next_state
 
 
 class OrderStatus(StrEnum):
-    """`payment_order_status`: how far the demand for one order has come."""
+    """`payment_order_status`: the state of one order's charge."""
 
     NOT_STARTED = "NOT_STARTED"
     EXECUTING = "EXECUTING"
@@ -19,8 +19,8 @@ class OrderStatus(StrEnum):
 
 
 class PaymentTrigger(StrEnum):
-    """What can happen to an order: the risk check's verdicts, the provider's five answers, what a
-    person decides, and that it is settled.
+    """The triggers of an order: risk results, provider outcomes, operator decisions, booking and
+    delivery.
     """
 
     RISK_PASSED = "RISK_PASSED"
@@ -31,18 +31,18 @@ class PaymentTrigger(StrEnum):
     NOT_SENT = "NOT_SENT"
     UNKNOWN = "UNKNOWN"
     GIVEN_UP = "GIVEN_UP"
-    """It is not sent any more, and surely nothing was charged: it was never sent, or its provider
-    has proved not to know it.
+    """It is no longer sent, and it is certain that nothing was charged. Either it was never sent,
+    or the provider has proved not to know it.
     """
     CLOSED = "CLOSED"
-    """An operator has closed it, with evidence that nothing was charged."""
+    """An operator closed it with evidence that nothing was charged."""
     BOOKED = "BOOKED"
     DELIVERED = "DELIVERED"
-    """Its caller has confirmed that the goods were delivered."""
+    """The caller has confirmed delivery of the goods."""
 
 
 class PaymentTransitionReason(StrEnum):
-    """Why an order has a new version, as its history tells it."""
+    """Why an order has a new version, as shown in its history."""
 
     CREATED = "CREATED"
     RISK_PASSED = "RISK_PASSED"
@@ -55,12 +55,12 @@ class PaymentTransitionReason(StrEnum):
 
 
 TRANSITIONS: dict[tuple[OrderStatus, PaymentTrigger], OrderStatus] = {
-    # moved on by accept, in the transaction that stores the order
+    # triggered by CreatePayment, in the transaction that stores the order
     (OrderStatus.NOT_STARTED, PaymentTrigger.RISK_PASSED): OrderStatus.EXECUTING,
     (OrderStatus.NOT_STARTED, PaymentTrigger.RISK_REJECTED): OrderStatus.FAILED,
     (OrderStatus.NOT_STARTED, PaymentTrigger.GIVEN_UP): OrderStatus.FAILED,
     (OrderStatus.NOT_STARTED, PaymentTrigger.CLOSED): OrderStatus.FAILED,
-    # moved on by the provider's answer; without a definite one the sweep sends the same key again
+    # triggered by the provider's outcome; if it is indefinite, the worker sends the same key again
     (OrderStatus.EXECUTING, PaymentTrigger.SUCCEEDED): OrderStatus.SUCCESS,
     (OrderStatus.EXECUTING, PaymentTrigger.DECLINED): OrderStatus.FAILED,
     (OrderStatus.EXECUTING, PaymentTrigger.PENDING): OrderStatus.PENDING,
@@ -68,11 +68,11 @@ TRANSITIONS: dict[tuple[OrderStatus, PaymentTrigger], OrderStatus] = {
     (OrderStatus.EXECUTING, PaymentTrigger.UNKNOWN): OrderStatus.EXECUTING,
     (OrderStatus.EXECUTING, PaymentTrigger.GIVEN_UP): OrderStatus.FAILED,
     (OrderStatus.EXECUTING, PaymentTrigger.CLOSED): OrderStatus.FAILED,
-    # its two flags set, by settle
+    # triggered by booking, which sets the two flags
     (OrderStatus.SUCCESS, PaymentTrigger.BOOKED): OrderStatus.SUCCESS,
-    # by its caller, once it is settled
+    # triggered by the caller, once the order is booked
     (OrderStatus.SUCCESS, PaymentTrigger.DELIVERED): OrderStatus.SUCCESS,
-    # moved on by the provider, in its own time
+    # triggered by the provider, in its own time
     (OrderStatus.PENDING, PaymentTrigger.SUCCEEDED): OrderStatus.SUCCESS,
     (OrderStatus.PENDING, PaymentTrigger.DECLINED): OrderStatus.FAILED,
     (OrderStatus.PENDING, PaymentTrigger.PENDING): OrderStatus.PENDING,
@@ -95,7 +95,7 @@ VERBS: dict[PaymentTrigger, Verb] = {
     PaymentTrigger.BOOKED: Verb("BOOK", "settled"),
     PaymentTrigger.DELIVERED: Verb("CONFIRM_DELIVERY", "confirmed as delivered"),
 }
-"""What each happening does to an order, as refusals name it."""
+"""What each trigger does to an order, as errors name it."""
 
 TERMINAL_STATUSES = frozenset({OrderStatus.SUCCESS, OrderStatus.FAILED})
 
@@ -104,11 +104,11 @@ ALERT_AFTER_SECONDS: Mapping[str, float] = {
     OrderStatus.PENDING: 259_200.0,
     OrderStatus.SUCCESS: 600.0,
 }
-"""Seconds that an order may rest in a status before a person should know; SUCCESS: until it is
-settled.
+"""Seconds that an order may remain in a status before an alert is raised; SUCCESS: until it is
+booked.
 """
 
 
 def transition(status: OrderStatus, trigger: PaymentTrigger) -> OrderStatus:
-    """The status after. Raises INVALID_STATE for what cannot happen to an order in that status."""
+    """The next status. Raises INVALID_STATE if the status does not allow the trigger."""
     return next_state(TRANSITIONS, VERBS, status, trigger, "order")

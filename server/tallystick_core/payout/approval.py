@@ -8,14 +8,14 @@ from tallystick_core.errors import ApiError, ErrorReason
 
 
 def needs_approval(amount: int, currency: str, thresholds: Mapping[str, int]) -> bool:
-    """Whether a second person has to approve: the amount that leaves the wallet is above its
-    currency's threshold; without one, none has to.
+    """Whether a second person must approve the payout: `amount` exceeds the threshold of its
+    currency. `amount` is what leaves the wallet. A currency without a threshold needs no approval.
     """
     return currency in thresholds and amount > thresholds[currency]
 
 
 def require_second_approver(approver: str, creator: str) -> None:
-    """Raises SECOND_APPROVER_REQUIRED where the approver is the creator."""
+    """Raises SECOND_APPROVER_REQUIRED if the approver is the creator."""
     if approver == creator:
         raise ApiError(
             ErrorReason.SECOND_APPROVER_REQUIRED,

@@ -1,4 +1,4 @@
-"""Batches of payouts: their states, and the ids of what runs of schedules make."""
+"""Batches of payouts: their states, and the ids of schedule runs and their payouts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _RUN_PREFIX = "run-"
 
 
 class BatchState(StrEnum):
-    """Its payouts are being made; all of them are made; all of them have come to rest."""
+    """GENERATING: payouts are being created. OPEN: all are created. DONE: all are final."""
 
     GENERATING = "GENERATING"
     OPEN = "OPEN"
@@ -27,7 +27,7 @@ NEXT_STATE = {BatchState.GENERATING: BatchState.OPEN, BatchState.OPEN: BatchStat
 
 
 class ItemState(StrEnum):
-    """What became of one payout of a batch: nothing so far, a payout, a refusal."""
+    """The result for one payout of a batch: none yet, created, or rejected."""
 
     REQUESTED = "REQUESTED"
     CREATED = "CREATED"
@@ -36,26 +36,26 @@ class ItemState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NewBatch:
-    """Payouts to be made together, parsed: a list, sorted by id, or, where that is empty, a run of
-    a seller's schedule ("": the default).
+    """A parsed request to create payouts together. `payouts` is sorted by id. If it is empty, the
+    batch is a run of a seller's schedule ("": the default schedule).
     """
 
     payout_batch_id: str
     caller: str
     owner: str
-    """"": the platform's, for the sellers of every owner."""
+    """"": the platform, for the sellers of every owner."""
     payouts: tuple[NewPayout, ...] = ()
     seller_account: str = ""
     currency: str = ""
 
     def fingerprint(self) -> bytes:
-        """32 bytes that are equal for equal values, in whatever order the payouts came."""
+        """32 bytes that are equal for equal values, regardless of the order of the payouts."""
         head = (self.payout_batch_id, self.owner, self.seller_account, self.currency)
         return fingerprint(*head, *(value for payout in self.payouts for value in payout.values()))
 
 
 def first_difference(sent: NewBatch, stored: NewBatch) -> str:
-    """The contract's name of the first field in which two batches of one id differ; payouts are
+    """The API name of the first field in which two batches with the same id differ. Payouts are
     compared in the order of their ids.
     """
     if bool(sent.payouts) != bool(stored.payouts):
@@ -71,25 +71,26 @@ def first_difference(sent: NewBatch, stored: NewBatch) -> str:
 
 
 def format_run_id(currency: str, cut_off: datetime) -> str:
-    """The id of the run of a cut-off, and of its batch: the same from whatever process, so that a
-    cut-off has one run.
+    """The id of a cut-off's run, and of its batch. Every process derives the same id, so a cut-off
+    has one run.
     """
     return f"{_RUN_PREFIX}{currency}-{cut_off.astimezone(UTC):%Y%m%dT%H%MZ}"
 
 
 def derive_payout_id(run_id: str, seller_account: str) -> str:
-    """The id of a payout that a run makes: the same for the same run and seller, so that one that
-    is begun again pays nobody twice.
+    """The id of a payout that a run creates. It depends only on the run and the seller, so a
+    restarted run pays nobody twice.
 
-    `run_id` is the id of the batch that a caller asked for, or `run_id`: that too for a seller with
-    a schedule of its own, who has no batch, but may have left the default only just now.
+    `run_id` is the id of the batch that a caller requested, or the result of `format_run_id`. That
+    also holds for a seller with their own schedule: they have no batch, but may have left the
+    default schedule just before.
     """
     return f"{RUN_PAYOUT_PREFIX}{digest_text(run_id, seller_account)}"
 
 
 def parse_batch_id(text: str, field: str = "payout_batch_id") -> str:
-    """A caller's id of a batch; those of runs are the platform's. Raises FIELD_REQUIRED,
-    FIELD_INVALID, CARD_NUMBER_REJECTED.
+    """Parses a caller's batch id. The prefix of runs is reserved for the platform. Raises
+    FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REJECTED.
     """
     if text.startswith(_RUN_PREFIX):
         raise ApiError(

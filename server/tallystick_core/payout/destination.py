@@ -1,4 +1,4 @@
-"""Payout destinations: their states, and what makes one usable."""
+"""Payout destinations: their states, and when they can be used."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tallystick_core.state_machine import Verb, invalid_state_error, next_state
 
 
 class DestinationState(StrEnum):
-    """Where a destination is."""
+    """The state of a destination."""
 
     PENDING_VERIFICATION = "PENDING_VERIFICATION"
     VERIFIED = "VERIFIED"
@@ -30,8 +30,8 @@ class DestinationState(StrEnum):
 
 
 class DestinationTrigger(StrEnum):
-    """What can happen to a destination: the answers to its verification, what its payouts show, and
-    what people decide.
+    """The triggers of a destination: verification outcomes, results of its payouts, and decisions
+    of callers and operators.
     """
 
     VERIFIED = "VERIFIED"
@@ -40,15 +40,15 @@ class DestinationTrigger(StrEnum):
     NOT_SENT = "NOT_SENT"
     UNKNOWN = "UNKNOWN"
     ACCOUNT_REJECTED = "ACCOUNT_REJECTED"
-    """A payout to it was declined or came back, and the account is at fault."""
+    """A payout to it was declined or returned because of the account."""
     DISABLED = "DISABLED"
     CLOSED = "CLOSED"
-    """An operator has closed it, whose verification had been asked for in vain."""
+    """An operator has closed it because its verification gave no result."""
 
 
 _S, _T = DestinationState, DestinationTrigger
 DESTINATION_TRANSITIONS: dict[tuple[DestinationState, DestinationTrigger], DestinationState] = {
-    # moved on by the provider, at once or after its review; asked now and then
+    # triggered by the provider, immediately or after its review; polled until then
     (_S.PENDING_VERIFICATION, _T.VERIFIED): _S.VERIFIED,
     (_S.PENDING_VERIFICATION, _T.DECLINED): _S.UNUSABLE,
     (_S.PENDING_VERIFICATION, _T.PENDING): _S.PENDING_VERIFICATION,
@@ -56,10 +56,10 @@ DESTINATION_TRANSITIONS: dict[tuple[DestinationState, DestinationTrigger], Desti
     (_S.PENDING_VERIFICATION, _T.UNKNOWN): _S.PENDING_VERIFICATION,
     (_S.PENDING_VERIFICATION, _T.DISABLED): _S.DISABLED,
     (_S.PENDING_VERIFICATION, _T.CLOSED): _S.UNUSABLE,
-    # rests here
+    # current until its account is rejected or it is disabled
     (_S.VERIFIED, _T.ACCOUNT_REJECTED): _S.UNUSABLE,
     (_S.VERIFIED, _T.DISABLED): _S.DISABLED,
-    # payouts that were sent before may still show it
+    # payouts sent earlier may still report it
     (_S.UNUSABLE, _T.ACCOUNT_REJECTED): _S.UNUSABLE,
     (_S.DISABLED, _T.ACCOUNT_REJECTED): _S.DISABLED,
 }
@@ -74,11 +74,13 @@ DESTINATION_VERBS: dict[DestinationTrigger, Verb] = {
     _T.DISABLED: Verb("DISABLE", "disabled"),
     _T.CLOSED: Verb("CLOSE", "closed"),
 }
-"""What each happening does to a destination, as refusals name it."""
+"""What each trigger does to a destination, as errors name it."""
 _APPROVE = Verb("APPROVE", "approved")
 
 TERMINAL_DESTINATION_STATES = frozenset({DestinationState.UNUSABLE, DestinationState.DISABLED})
-"""Never the current one; the current one is the newest of the others that can be paid to."""
+"""Destinations in these states are never current. The current destination is the newest of the
+others that can be paid to.
+"""
 
 DESTINATION_TRIGGERS: dict[type, DestinationTrigger] = {
     Verified: DestinationTrigger.VERIFIED,
@@ -92,16 +94,14 @@ DESTINATION_TRIGGERS: dict[type, DestinationTrigger] = {
 def transition_destination(
     state: DestinationState, trigger: DestinationTrigger
 ) -> DestinationState:
-    """The state after. Raises INVALID_STATE for what cannot happen to a destination in that
-    state.
-    """
+    """The next state. Raises INVALID_STATE if the state does not allow the trigger."""
     return next_state(
         DESTINATION_TRANSITIONS, DESTINATION_VERBS, state, trigger, "payout destination"
     )
 
 
 def is_account_rejected(outcome: PayoutOutcome) -> bool:
-    """Whether an answer shows that the destination cannot be paid to any more."""
+    """Whether an outcome shows that the destination can no longer be paid to."""
     match outcome:
         case Declined(reason=PayoutFailure.DESTINATION_REJECTED):
             return True
@@ -112,7 +112,7 @@ def is_account_rejected(outcome: PayoutOutcome) -> bool:
 
 
 def require_approvable(state: DestinationState, *, awaits_approval: bool) -> None:
-    """Raises INVALID_STATE for a destination that has ended, or awaits no approval."""
+    """Raises INVALID_STATE for a destination that is final or awaits no approval."""
     if state in TERMINAL_DESTINATION_STATES:
         raise invalid_state_error("destination", state, _APPROVE)
     if not awaits_approval:
@@ -124,7 +124,7 @@ def require_approvable(state: DestinationState, *, awaits_approval: bool) -> Non
 
 @dataclass(frozen=True, slots=True)
 class NewDestination:
-    """A bank account to be registered, parsed."""
+    """A parsed request to register a bank account."""
 
     payout_destination_id: str
     caller: str

@@ -1,4 +1,4 @@
-"""What a seller can be paid now, and what blocks the rest."""
+"""How much can be paid to a seller now, and what blocks the rest."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tallystick_core.payout.destination import DestinationState
 
 
 class PayoutBlocker(StrEnum):
-    """What keeps money from being paid out; the same names as `tallystick.payout.v1.PayoutBlocker`,
-    in its order.
+    """A reason why less than the balance is paid. Names and order are those of
+    `tallystick.payout.v1.PayoutBlocker`.
     """
 
     PENDING_FUNDS = "PENDING_FUNDS"
@@ -45,8 +45,8 @@ _DESTINATION_BLOCKERS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class WalletBalance:
-    """What the wallet shows of a seller's money, in minor units, each at least 0; all 0 where there
-    is no wallet.
+    """A wallet's balances in minor units, each at least 0. All are 0 if the wallet does not
+    exist.
     """
 
     pending: int = 0
@@ -56,27 +56,27 @@ class WalletBalance:
     frozen: bool = False
 
     def with_hold(self, amount: int) -> WalletBalance:
-        """What is left when so much is going to be held."""
+        """The balance after holding `amount`, or all that is available if that is less."""
         held_amount = min(amount, self.available)
         return replace(self, available=self.available - held_amount, held=self.held + held_amount)
 
 
 @dataclass(frozen=True, slots=True)
 class PayoutTerms:
-    """On what terms a seller is paid, in minor units, each at least 0."""
+    """The terms of a seller's payouts, in minor units, each at least 0."""
 
     minimum_amount: int = 0
-    """The least that leaves the wallet at once."""
+    """The smallest amount that one payout takes from the wallet."""
     fee: int = 0
-    """What the platform keeps of it."""
+    """The part of a payout that the platform keeps."""
     reserve: int = 0
-    """What stays available."""
+    """The amount that must remain available in the wallet."""
 
 
 @dataclass(frozen=True, slots=True)
 class DestinationReadiness:
-    """Where a seller would be paid. `in_cooldown`: its usable_time has not come, by the database's
-    clock; `awaits_approval`: a second person's.
+    """Whether a seller's destination can be paid to. `in_cooldown`: its usable_time has not been
+    reached, by the database's clock. `awaits_approval`: a second person has not approved it.
     """
 
     state: DestinationState
@@ -86,8 +86,9 @@ class DestinationReadiness:
 
 @dataclass(frozen=True, slots=True)
 class PayoutQuote:
-    """What can be paid: all or nothing of what the terms leave. `shortfalls`: what keeps how much,
-    each for itself; owed is not in the wallet.
+    """The amount that can be paid: all that the terms allow, or 0. `shortfalls` maps each blocker
+    to the amount it blocks, computed independently. The owed amount is not part of the wallet's
+    funds.
     """
 
     amount: int
@@ -96,15 +97,15 @@ class PayoutQuote:
 
     @property
     def net(self) -> int:
-        """What the seller's bank gets."""
+        """The amount that the seller's bank receives."""
         return self.amount - self.fee if self.amount else 0
 
 
 def quote_payout(
     balance: WalletBalance, terms: PayoutTerms, destination: DestinationReadiness | None
 ) -> PayoutQuote:
-    """What a seller could be paid now, and what keeps the rest. A limit that keeps nothing is told
-    only where it would keep everything.
+    """How much a seller could be paid now, and what blocks the rest. Blockers that reduce the
+    amount by zero are reported only if they would block the whole payout.
     """
     spendable = max(balance.available - terms.reserve, 0)
     max_amount = min(spendable, MAX_AMOUNT)
@@ -134,7 +135,7 @@ def quote_payout(
 
 
 def _destination_blocker(destination: DestinationReadiness | None) -> PayoutBlocker | None:
-    """Why a destination cannot be paid to now."""
+    """Why the destination cannot be paid to now, or None if it can."""
     if destination is None:
         return PayoutBlocker.NO_DESTINATION
     match destination.state:
@@ -154,8 +155,8 @@ def quote_amount(
     terms: PayoutTerms,
     destination: DestinationReadiness | None,
 ) -> int:
-    """What leaves the wallet for a payout that is accepted now: what was asked for, or whatever can
-    be paid. Only the hold makes sure of it.
+    """The amount that leaves the wallet for a payout accepted now: the requested amount, or all
+    that can be paid. Only the hold guarantees it.
 
     Raises AMOUNT_OUT_OF_RANGE (below the minimum, or not above the fee), INVALID_STATE (frozen),
     DESTINATION_UNUSABLE, INSUFFICIENT_FUNDS.

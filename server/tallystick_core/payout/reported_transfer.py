@@ -1,5 +1,5 @@
-"""What a payout provider's answers mean: moves of the payout, and money that moved. Money that
-moved always counts, and counts once.
+"""The effects of payout provider outcomes: payout transitions and money movements. Money that moved
+is always booked, and exactly once.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tallystick_core.state_machine import invalid_state_error
 
 
 class TransferMatch(StrEnum):
-    """How a transfer that a provider tells of fits its payout; the same names as
+    """How a reported transfer matches its payout. The names are those of
     `tallystick.payout.v1.TransferMatch`.
     """
 
@@ -50,8 +50,8 @@ class TransferMatch(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """Money that a provider says it paid for a payout, in minor units, and what came back of it;
-    `returned_amount` None: nothing did.
+    """A bank transfer that a provider reports for a payout, in minor units. `returned_amount` is
+    the part that was returned; None: nothing was returned.
     """
 
     reference: str
@@ -63,7 +63,7 @@ class Transfer:
 
     @property
     def has_valid_return(self) -> bool:
-        """Whether what came back is the whole or a part of what went out."""
+        """Whether the transfer was returned, in its currency and at most in full."""
         return (
             self.returned_amount is not None
             and self.returned_currency == self.currency
@@ -72,8 +72,8 @@ class Transfer:
 
     @property
     def is_as_requested(self) -> bool:
-        """Whether it was paid as asked, and nothing came back but the whole or a part of it.
-        Otherwise an operator has to know.
+        """Whether it was paid as requested, and any return is valid. Otherwise an operator must be
+        informed.
         """
         return self.match is TransferMatch.EXACT and (
             self.returned_amount is None or self.has_valid_return
@@ -82,8 +82,8 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True)
 class PayoutRecord:
-    """What is on disk about a payout when an answer is judged. `net` is what the provider was asked
-    to pay; transfers by reference.
+    """The stored state of a payout when an outcome is applied. `net` is the amount requested from
+    the provider. `transfers` is keyed by reference.
     """
 
     state: PayoutState
@@ -94,28 +94,27 @@ class PayoutRecord:
 
 @dataclass(frozen=True, slots=True)
 class OutcomeEffect:
-    """What an answer does: moves in order, each a version of its own, and the transfers that are
-    new or have changed.
+    """The effect of an outcome: triggers in order, each a new version, and the new or changed
+    transfers.
     """
 
     triggers: tuple[PayoutTrigger, ...] = ()
     transfers: tuple[Transfer, ...] = ()
     failure: PayoutFailure | None = None
-    """Why, where it fails."""
+    """The failure reason, if the payout fails."""
     is_conflicting: bool = False
-    """The provider tells otherwise than before, which is for a person: that a paid payout failed,
-    where only a return gives its money back, or another amount of a transfer that is known.
+    """The outcome contradicts an earlier one and needs an operator. Either a PAID payout is
+    declined, although only a return gives its money back, or a known transfer has another amount.
     """
 
 
 def apply_outcome(payout: PayoutRecord, outcome: PayoutOutcome) -> OutcomeEffect:
-    """What an answer means for a payout, whenever and however often it comes; told again it does
-    nothing. Money that moved always counts.
+    """The effect of a provider outcome on a payout. Idempotent, and independent of arrival order.
+    Money that moved is always booked.
 
     Raises INVALID_STATE for a payout that was never sent.
     """
     if payout.state not in POSSIBLY_SENT:
-        # it was never sent
         raise invalid_state_error("payout", payout.state, VERBS[TRIGGERS[type(outcome)]])
     match outcome:
         case Succeeded():
@@ -133,7 +132,9 @@ def apply_outcome(payout: PayoutRecord, outcome: PayoutOutcome) -> OutcomeEffect
 
 
 def _failure_reason(declined: Declined) -> PayoutFailure:
-    """A reason that payouts do not have is told by its code alone."""
+    """The reason of a declined payout. Reasons that payouts do not have become PROVIDER_DECLINED;
+    the provider's code keeps the detail.
+    """
     return (
         declined.reason
         if isinstance(declined.reason, PayoutFailure)
@@ -172,7 +173,7 @@ def _match(payout: PayoutRecord, outcome: Succeeded) -> TransferMatch:
 
 def _on_returned(payout: PayoutRecord, outcome: Returned) -> OutcomeEffect:
     transfer = payout.transfers.get(outcome.reference)
-    if transfer is None:  # that it was paid has not been told, but follows
+    if transfer is None:  # its payment was not reported, but follows from the return
         paid_effect = _on_paid(payout, Succeeded(outcome.reference, payout.net, payout.currency))
         state = transition(payout.state, paid_effect.triggers[0])
         return_effect = _on_returned(
@@ -201,26 +202,26 @@ def _on_returned(payout: PayoutRecord, outcome: Returned) -> OutcomeEffect:
 
 @dataclass(frozen=True, slots=True)
 class MoneyMovement:
-    """What the ledger is told of money that moved, and the wallet with it: `kind` and `source_id`
-    are the key in both.
+    """One change of who owns money: its posting and its wallet instruction. `kind` and `source_id`
+    are the key of both.
     """
 
     kind: PostingKind
     source_id: str
     lines: tuple[JournalLine, ...]
     seller_change: int
-    """Minor units: the wallet's debit below 0, its credit above; 0: it is not the seller's. A
-    transfer EXACT is debited by capturing the hold.
+    """Minor units: a wallet debit below 0, a credit above 0; 0: not the seller's money. An EXACT
+    transfer is debited by capturing the hold.
     """
 
 
 REQUESTED_MATCHES = frozenset({TransferMatch.EXACT, TransferMatch.AFTER_FAILURE})
-"""It is what was asked for, of which there is at most one for each payout."""
+"""Matches of the requested transfer. Each payout has at most one."""
 
 
 def posting_id(payout_id: str, provider: str, transfer: Transfer) -> str:
-    """The id under which a transfer is posted: the payout's for what was asked for, in time or
-    late, so that wallet and ledger too take it once.
+    """The id under which a transfer is posted. The requested transfer, in time or late, uses the
+    payout id, so wallet and ledger book it once.
     """
     return (
         payout_id
@@ -232,7 +233,7 @@ def posting_id(payout_id: str, provider: str, transfer: Transfer) -> str:
 def money_movements(
     payout_id: str, provider: str, seller: str, amount: int, fee: int, transfer: Transfer
 ) -> tuple[MoneyMovement, ...]:
-    """What is posted for a transfer, and for its return if it came back; `amount` and `fee` are the
+    """The postings for a transfer, and for its return if there is one. `amount` and `fee` are the
     payout's. Posting is idempotent by the keys.
     """
     is_requested = transfer.match in REQUESTED_MATCHES

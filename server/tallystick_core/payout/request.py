@@ -10,29 +10,29 @@ from tallystick_core.provider.outcome import PayoutFailure
 from tallystick_core.validation import parse_id
 
 MAX_PAYOUTS = 1000
-"""The most payouts of a batch that is a list."""
+"""The maximum number of payouts in a list batch."""
 RUN_PAYOUT_PREFIX = "r-"
 
 
 @dataclass(frozen=True, slots=True)
 class NewPayout:
-    """What the caller asked for, parsed. `amount` in minor units; None: whatever can be paid when
-    it is accepted.
+    """A parsed payout request. `amount` is in minor units; None: all that can be paid when the
+    payout is accepted.
     """
 
     payout_id: str
     caller: str
     owner: str
-    """Whose seller it must be; "": whosever it is, as a run of the platform has it."""
+    """The required owner of the seller; "": any owner, for a run of the platform."""
     seller_account: str
     amount: int | None
     currency: str
     payout_destination_id: str = ""
-    """"": the seller's current one."""
+    """"": the seller's current destination."""
 
     def values(self) -> tuple[str | int, ...]:
-        """What makes two payouts the same: what was asked for, never what was found to be
-        payable.
+        """The values that define equality of two payouts: the requested ones, never the computed
+        amount.
         """
         amount = "" if self.amount is None else self.amount
         return (
@@ -45,12 +45,12 @@ class NewPayout:
         )
 
     def fingerprint(self) -> bytes:
-        """32 bytes that are equal for equal values, however they were written."""
+        """32 bytes that are equal for equal values, regardless of how they were written."""
         return fingerprint(*self.values())
 
 
 def first_difference(sent: NewPayout, stored: NewPayout) -> str:
-    """The contract's name of the first field in which two payouts of one id differ, in the order of
+    """The API name of the first field in which two payouts with the same id differ, in the order of
     the request.
     """
     names = ("seller_account", "amount", "currency", "payout_destination_id")
@@ -60,8 +60,8 @@ def first_difference(sent: NewPayout, stored: NewPayout) -> str:
 
 
 def parse_payout_id(text: str, field: str = "payout_id") -> str:
-    """A caller's id of a payout; those that runs make are the platform's. Raises FIELD_REQUIRED,
-    FIELD_INVALID, CARD_NUMBER_REJECTED.
+    """Parses a caller's payout id. The prefix of payouts from runs is reserved for the platform.
+    Raises FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REJECTED.
     """
     if text.startswith(RUN_PAYOUT_PREFIX):
         raise ApiError(
@@ -73,11 +73,11 @@ def parse_payout_id(text: str, field: str = "payout_id") -> str:
 
 
 def classify_hold_failure(reason: ErrorReason) -> PayoutFailure | None:
-    """Why a payout fails whose hold the wallet refused; None: the refusal is a fault of ours, and
-    says nothing about the seller's money.
+    """The failure of a payout whose hold the wallet rejected. None: the rejection is an error of
+    the platform, unrelated to the seller's money.
     """
     match reason:
-        # no wallet: nothing was ever sold
+        # no wallet: the seller has no sales
         case ErrorReason.INSUFFICIENT_FUNDS | ErrorReason.NOT_FOUND:
             return PayoutFailure.INSUFFICIENT_FUNDS
         case ErrorReason.INVALID_STATE:

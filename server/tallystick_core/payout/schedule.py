@@ -1,5 +1,5 @@
-"""When sellers are paid by themselves: days of a calendar and a time of day, on the clocks of a
-time zone.
+"""Payout schedules: when sellers are paid automatically. A schedule has calendar days, a time of
+day and a time zone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tallystick_core.errors import ApiError, ErrorReason
 _TIME = re.compile(r"\A([01][0-9]|2[0-3]):([0-5][0-9])\Z", re.ASCII)
 _ZONE = re.compile(
     r"\A(?!Factory\Z)[A-Z][A-Za-z0-9_+-]*(?:/[A-Za-z0-9_+-]+){0,2}\Z", re.ASCII
-)  # no "localtime", which differs from machine to machine
+)  # no "localtime", which differs between machines
 _DAY = timedelta(days=1)
 
 
@@ -26,7 +26,7 @@ class Interval(StrEnum):
 
     DAILY = "DAILY"
     WEEKDAYS = "WEEKDAYS"
-    """Monday to Friday; public holidays, which differ from bank to bank, make no difference."""
+    """Monday to Friday. Public holidays are ignored, because they differ between banks."""
     WEEKLY = "WEEKLY"
     MONTHLY = "MONTHLY"
     MANUAL = "MANUAL"
@@ -49,19 +49,19 @@ _WEEK = tuple(Weekday)
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The cut-offs at which what can be paid is taken: one on each of its days."""
+    """The cut-offs at which payouts are generated: one on each scheduled day."""
 
     interval: Interval
     weekday: Weekday | None = None
-    """With WEEKLY."""
+    """Only with WEEKLY."""
     day_of_month: int = 0
-    """With MONTHLY, 1 to 31; in a shorter month its last day."""
+    """Only with MONTHLY, 1 to 31. In a shorter month, its last day."""
     cut_off: time = time()
-    """A whole minute on the zone's clocks."""
+    """A whole minute in the local time of the zone."""
     zone: tzinfo = UTC
 
     def has_cut_off_on(self, day: date) -> bool:
-        """Whether it has a cut-off on that day of its zone."""
+        """Whether the schedule has a cut-off on this day in its zone."""
         match self.interval:
             case Interval.DAILY:
                 return True
@@ -75,21 +75,22 @@ class Schedule:
                 return False
 
     def cut_off_on(self, day: date) -> datetime:
-        """The cut-off on that day of its zone, in UTC.
+        """The cut-off on this day in the schedule's zone, converted to UTC.
 
-        Where the clocks skip it, it is as much later as they skip; where they show it twice, the
-        first time counts (RFC 5545, 3.3.5). So each day has one.
+        If a clock change skips the local time, the cut-off moves later by the skipped period. If
+        the time occurs twice, the first one counts (RFC 5545, 3.3.5). So each day has exactly one
+        cut-off.
         """
         return datetime.combine(day, self.cut_off, self.zone).astimezone(UTC)
 
 
 def next_time(schedule: Schedule, after: datetime) -> datetime | None:
-    """The first cut-off later than `after`, in UTC; None with MANUAL. `after` is an aware time of
+    """The first cut-off later than `after`, in UTC; None with MANUAL. `after` is timezone-aware, in
     any zone.
     """
     if schedule.interval is Interval.MANUAL:
         return None
-    # a cut-off that the clocks skip may fall on the next day
+    # a cut-off that a clock change skips may fall on the next day
     first = after.astimezone(schedule.zone).date() - _DAY
     return next(
         cut_off
@@ -99,7 +100,7 @@ def next_time(schedule: Schedule, after: datetime) -> datetime | None:
 
 
 def _iter_days(schedule: Schedule, first: date) -> Iterator[date]:
-    """The days with a cut-off, from `first` on."""
+    """The days with a cut-off, starting at `first`."""
     day = first
     while True:
         if schedule.has_cut_off_on(day):
@@ -110,7 +111,7 @@ def _iter_days(schedule: Schedule, first: date) -> Iterator[date]:
 def parse_schedule(
     interval: Interval, weekday: Weekday | None, day_of_month: int, cut_off: str, time_zone: str
 ) -> Schedule:
-    """A schedule, whose days and time are given just where its interval has them. Raises
+    """Parses a schedule. Each field must be set exactly if its interval requires it. Raises
     FIELD_REQUIRED, FIELD_INVALID.
     """
     _check_presence("weekday", weekday is not None, interval, required=interval is Interval.WEEKLY)
@@ -157,7 +158,9 @@ def _parse_time(text: str) -> time:
 
 
 def parse_zone(text: str, field: str = "time_zone") -> ZoneInfo:
-    """A time zone by its IANA name, links such as "Singapore" included. Raises FIELD_INVALID."""
+    """Parses an IANA time zone name; links such as "Singapore" are allowed. Raises
+    FIELD_INVALID.
+    """
     try:
         if _ZONE.match(text) is not None:
             return ZoneInfo(text)
@@ -165,7 +168,7 @@ def parse_zone(text: str, field: str = "time_zone") -> ZoneInfo:
         KeyError,
         ValueError,
         OSError,
-    ):  # not there; in the tzdata package a folder is an OSError
+    ):  # unknown zone; for a folder of the tzdata package it is an OSError
         pass
     raise ApiError(
         ErrorReason.FIELD_INVALID,

@@ -20,7 +20,7 @@ _PAYOUT_PREFIX, _DESTINATION_PREFIX = "p-", "d-"
 
 
 class PayoutState(StrEnum):
-    """How far a payout has come."""
+    """The state of a payout."""
 
     CREATED = "CREATED"
     AWAITING_APPROVAL = "AWAITING_APPROVAL"
@@ -36,21 +36,21 @@ class PayoutState(StrEnum):
 
 
 class PayoutTrigger(StrEnum):
-    """What can happen to a payout: the wallet's verdicts, what people decide, the provider's
-    answers, and that it is settled.
+    """The triggers of a payout: wallet results, decisions of callers and operators, provider
+    outcomes and booking.
     """
 
     FUNDS_HELD = "FUNDS_HELD"
     HELD_FOR_APPROVAL = "HELD_FOR_APPROVAL"
-    """Its money is held, and its amount is above the threshold."""
+    """Its money is held, and its amount is above the approval threshold."""
     HOLD_REJECTED = "HOLD_REJECTED"
     APPROVED = "APPROVED"
     REJECTED = "REJECTED"
     CANCELLED = "CANCELLED"
     DESTINATION_ENDED = "DESTINATION_ENDED"
-    """Its destination is UNUSABLE or DISABLED, and it has not been sent."""
+    """Its destination is UNUSABLE or DISABLED, and the payout has not been sent."""
     SENDING = "SENDING"
-    """An attempt was committed: from here on the provider may have it."""
+    """An attempt was committed. From now on the provider may have received it."""
     SUBMITTED = "SUBMITTED"
     IN_TRANSIT = "IN_TRANSIT"
     SUCCEEDED = "SUCCEEDED"
@@ -59,18 +59,18 @@ class PayoutTrigger(StrEnum):
     NOT_SENT = "NOT_SENT"
     UNKNOWN = "UNKNOWN"
     UNMATCHED_TRANSFER = "UNMATCHED_TRANSFER"
-    """Money was paid, or came back, that fits no move; or the provider tells otherwise than before,
-    which moves nothing.
+    """A payment or return that matches no transition, or a conflicting report, which moves no
+    money.
     """
     GIVEN_UP = "GIVEN_UP"
-    """Sending has been given up, and surely nothing was paid."""
+    """Sending was given up, and it is certain that nothing was paid."""
     CLOSED = "CLOSED"
-    """An operator has closed it, with evidence that nothing was paid."""
+    """An operator closed it with evidence that nothing was paid."""
     BOOKED = "BOOKED"
 
 
 class PayoutTransitionReason(StrEnum):
-    """Why a payout has a new version, as its history tells it."""
+    """Why a payout has a new version, as shown in its history."""
 
     CREATED = "CREATED"
     FUNDS_HELD = "FUNDS_HELD"
@@ -86,29 +86,29 @@ class PayoutTransitionReason(StrEnum):
     CLOSED_BY_OPERATOR = "CLOSED_BY_OPERATOR"
     BOOKED = "BOOKED"
     ACKNOWLEDGED = "ACKNOWLEDGED"
-    """An operator has dealt with a transfer that fits no move, or with a conflicting report.
-    Nothing else changes.
+    """An operator has handled an unmatched transfer or a conflicting report. Nothing else
+    changes.
     """
 
 
 _S, _T = PayoutState, PayoutTrigger
 TRANSITIONS: dict[tuple[PayoutState, PayoutTrigger], PayoutState] = {
-    # moved on by the wallet's answer to its hold, at once; without one it is asked again, since
-    # only an answer tells whether money is held
+    # triggered by the wallet's answer to the hold, immediately; without an answer the worker
+    # requests the hold again, because only an answer shows whether money is held
     (_S.CREATED, _T.FUNDS_HELD): _S.READY,
     (_S.CREATED, _T.HELD_FOR_APPROVAL): _S.AWAITING_APPROVAL,
     (_S.CREATED, _T.HOLD_REJECTED): _S.FAILED,
     (_S.CREATED, _T.CANCELLED): _S.CANCELLED,
-    # moved on by a person, in their own time; past the threshold an alert is raised
+    # triggered by a person, in their own time; an alert is raised after the threshold
     (_S.AWAITING_APPROVAL, _T.APPROVED): _S.READY,
     (_S.AWAITING_APPROVAL, _T.REJECTED): _S.REJECTED,
     (_S.AWAITING_APPROVAL, _T.CANCELLED): _S.CANCELLED,
     (_S.AWAITING_APPROVAL, _T.DESTINATION_ENDED): _S.CANCELLED,
-    # moved on by the prepare stage, at once
+    # triggered by the worker before it sends, immediately
     (_S.READY, _T.SENDING): _S.SUBMITTING,
     (_S.READY, _T.CANCELLED): _S.CANCELLED,
     (_S.READY, _T.DESTINATION_ENDED): _S.CANCELLED,
-    # moved on by the provider's answer; without a definite one the sweep sends the same key again
+    # triggered by the provider's outcome; if it is indefinite, the worker sends the same key again
     (_S.SUBMITTING, _T.SUBMITTED): _S.SUBMITTED,
     (_S.SUBMITTING, _T.IN_TRANSIT): _S.IN_TRANSIT,
     (_S.SUBMITTING, _T.SUCCEEDED): _S.PAID,
@@ -117,7 +117,7 @@ TRANSITIONS: dict[tuple[PayoutState, PayoutTrigger], PayoutState] = {
     (_S.SUBMITTING, _T.UNKNOWN): _S.SUBMITTING,
     (_S.SUBMITTING, _T.GIVEN_UP): _S.FAILED,
     (_S.SUBMITTING, _T.CLOSED): _S.FAILED,
-    # moved on by the provider, in its own time: hours
+    # triggered by the provider, within hours
     (_S.SUBMITTED, _T.SUBMITTED): _S.SUBMITTED,
     (_S.SUBMITTED, _T.IN_TRANSIT): _S.IN_TRANSIT,
     (_S.SUBMITTED, _T.SUCCEEDED): _S.PAID,
@@ -125,7 +125,7 @@ TRANSITIONS: dict[tuple[PayoutState, PayoutTrigger], PayoutState] = {
     (_S.SUBMITTED, _T.NOT_SENT): _S.SUBMITTED,
     (_S.SUBMITTED, _T.UNKNOWN): _S.SUBMITTED,
     (_S.SUBMITTED, _T.CLOSED): _S.FAILED,
-    # moved on by the banks: days; that it was submitted may be told late
+    # triggered by the banks, within days; SUBMITTED may be reported late
     (_S.IN_TRANSIT, _T.SUBMITTED): _S.IN_TRANSIT,
     (_S.IN_TRANSIT, _T.IN_TRANSIT): _S.IN_TRANSIT,
     (_S.IN_TRANSIT, _T.SUCCEEDED): _S.PAID,
@@ -133,9 +133,9 @@ TRANSITIONS: dict[tuple[PayoutState, PayoutTrigger], PayoutState] = {
     (_S.IN_TRANSIT, _T.NOT_SENT): _S.IN_TRANSIT,
     (_S.IN_TRANSIT, _T.UNKNOWN): _S.IN_TRANSIT,
     (_S.IN_TRANSIT, _T.CLOSED): _S.FAILED,
-    # moved on by the seller's bank alone, if at all
+    # triggered by the seller's bank alone, if at all
     (_S.PAID, _T.RETURNED): _S.RETURNED,
-    # its two flags set, by settle; and set again after money moved that fits no move
+    # triggered by booking, which sets the two flags; booking runs again after an unmatched transfer
     (_S.PAID, _T.BOOKED): _S.PAID,
     (_S.FAILED, _T.BOOKED): _S.FAILED,
     (_S.REJECTED, _T.BOOKED): _S.REJECTED,
@@ -167,22 +167,24 @@ VERBS: dict[PayoutTrigger, Verb] = {
     _T.CLOSED: Verb("CLOSE", "closed"),
     _T.BOOKED: Verb("BOOK", "settled"),
 }
-"""What each happening does to a payout, as refusals name it."""
+"""What each trigger does to a payout, as errors name it."""
 
 HOLD_OPEN = frozenset({_S.AWAITING_APPROVAL, _S.READY, _S.SUBMITTING, _S.SUBMITTED, _S.IN_TRANSIT})
-"""O1: the wallet has an open hold of its amount."""
+"""O1: the wallet has an open hold of the payout's amount."""
 HOLD_CAPTURED = frozenset({_S.PAID, _S.RETURNED})
-"""O1: its hold is captured, once it is settled."""
+"""O1: the hold is captured once the payout is booked."""
 HOLD_RELEASED = frozenset({_S.FAILED, _S.REJECTED, _S.CANCELLED})
-"""Its hold is released, once it is settled; one that FAILED for want of money never had any."""
+"""The hold is released once the payout is booked. A payout that FAILED for insufficient funds never
+had a hold.
+"""
 NOT_SENT = frozenset({_S.AWAITING_APPROVAL, _S.READY})
-"""Its money is held, and nothing was sent: it can be CANCELLED."""
+"""Its money is held and nothing was sent: it can be CANCELLED."""
 TERMINAL_STATES = HOLD_CAPTURED | HOLD_RELEASED
-"""Nothing is expected any more; PAID may still be RETURNED."""
+"""No further transition is expected; PAID may still become RETURNED."""
 POSSIBLY_SENT = frozenset({_S.SUBMITTING, _S.SUBMITTED, _S.IN_TRANSIT, _S.FAILED}) | HOLD_CAPTURED
-"""The provider may tell of it."""
+"""The provider may report on payouts in these states."""
 POLLED_AFTER_COMPLETION = POSSIBLY_SENT & TERMINAL_STATES
-"""Money may still move: it comes back, in parts, or was paid after all."""
+"""Money may still move: a return, a partial return, or a late payment."""
 
 ALERT_AFTER_SECONDS: Mapping[str, float] = {
     "MOVING": 600.0,
@@ -192,9 +194,9 @@ ALERT_AFTER_SECONDS: Mapping[str, float] = {
     "VERIFYING": 259_200.0,
     "GENERATING": 3_600.0,
 }
-"""Seconds that a payout may rest in a state before a person should know.
+"""Seconds that a payout may remain in a state before an alert is raised.
 
-MOVING: in any other, or at its end until it is settled; VERIFYING: a destination; GENERATING: a
+MOVING: any other state, and a final state until booking; VERIFYING: a destination; GENERATING: a
 batch.
 """
 
@@ -210,5 +212,5 @@ TRIGGERS: dict[type, PayoutTrigger] = {
 
 
 def transition(state: PayoutState, trigger: PayoutTrigger) -> PayoutState:
-    """The state after. Raises INVALID_STATE for what cannot happen to a payout in that state."""
+    """The next state. Raises INVALID_STATE if the state does not allow the trigger."""
     return next_state(TRANSITIONS, VERBS, state, trigger, "payout")

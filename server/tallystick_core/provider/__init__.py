@@ -1,1 +1,1 @@
-"""The ports that payment and payout providers implement, and the outcomes they report."""
+"""The interfaces that payment and payout providers implement, and the outcomes they report."""

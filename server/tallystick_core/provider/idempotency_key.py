@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def format_provider_key(environment: str, operation_id: str, attempt: int) -> str:
-    """The idempotency key a provider gets: "{environment}-{demand}-{attempt}", where the demand is
-    "o-{order}", "c-{checkout}" or "p-{payout}".
+    """The idempotency key sent to a provider: "{environment}-{operation_id}-{attempt}". The
+    operation id is "o-{order}", "c-{checkout}" or "p-{payout}".
     """
     return f"{environment}-{operation_id}-{attempt}"

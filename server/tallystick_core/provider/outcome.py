@@ -1,4 +1,4 @@
-"""The five outcomes of a provider call, and the reasons they carry."""
+"""The outcomes of provider calls, and the reasons they carry."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class PayoutFailure(StrEnum):
 
 
 class PendingReason(StrEnum):
-    """What an order waits for."""
+    """Why an order is PENDING."""
 
     BUYER_ACTION = "BUYER_ACTION"
     PROVIDER_REVIEW = "PROVIDER_REVIEW"
@@ -54,64 +54,68 @@ class PendingReason(StrEnum):
 
 
 class RetryReason(StrEnum):
-    """Why a charge or a payout does not come on. Each kind has a retry policy of its own."""
+    """Why an operation is tried again. Each reason has its own retry policy."""
 
     NOT_SENT = "NOT_SENT"
-    """Surely nothing reached the provider."""
+    """It is certain that nothing reached the provider."""
     NO_ANSWER = "NO_ANSWER"
-    """Whether money moved is not known."""
+    """It is unknown whether money moved."""
     SERVER_ERROR = "SERVER_ERROR"
-    """The provider answered that it failed; it may give that answer to the key for ever, so it is
-    soon asked what became of the demand as well.
+    """The provider answered with a server error. It may replay that answer for the key
+    indefinitely, so the outcome is soon looked up as well.
     """
     THROTTLED = "THROTTLED"
-    """The provider told to come back later."""
+    """The provider asked to retry later."""
     UNAUTHORIZED = "UNAUTHORIZED"
-    """The provider does not accept our credentials; nothing more is sent before it does."""
+    """The provider rejects the platform's credentials. Nothing more is sent until it accepts
+    them.
+    """
     CIRCUIT_OPEN = "CIRCUIT_OPEN"
-    """The provider fails too often to be asked now, or is too slow for the calls that are allowed
-    at a time. This is no try.
+    """The circuit breaker of the provider is open, or all its concurrent calls are in use. This
+    does not count as an attempt.
     """
     REJECTED = "REJECTED"
-    """The provider finds fault with the call itself, which is a fault of ours."""
+    """The provider rejects the request as malformed, which is an error of the platform."""
     PENDING = "PENDING"
-    """The provider will tell in its own time; it is asked now and then."""
+    """The provider reports the outcome later. It is polled until then."""
     POST_COMPLETION_POLL = "POST_COMPLETION_POLL"
-    """It has come to its end, and may still come back; it is asked now and then, as often as the
-    policy says.
+    """The operation is final, but money may still be returned. The provider is polled as often as
+    the policy says.
     """
     NOT_FOUND = "NOT_FOUND"
-    """The provider was asked what became of the demand, and does not know it. While it honours the
-    key the demand is sent again.
+    """The lookup found no such operation. While the provider honors the idempotency key, the
+    operation is sent again.
     """
     LOOKUP_INCONCLUSIVE = "LOOKUP_INCONCLUSIVE"
-    """The provider was asked what became of the demand while it honours the key, and did not say;
-    next the demand is sent again.
+    """The lookup was inconclusive while the provider honors the idempotency key. Next, the
+    operation is sent again.
     """
     OUTCOME_UNKNOWN = "OUTCOME_UNKNOWN"
-    """The provider was asked what became of the demand when it may have forgotten the key, and did
-    not say: the demand is never sent again.
+    """The lookup was inconclusive after the provider may have forgotten the idempotency key. The
+    operation is never sent again.
     """
     MISMATCHED_OPERATION = "MISMATCHED_OPERATION"
-    """The provider's answer belongs to another demand: nobody's money may be moved by it."""
+    """The provider's answer belongs to another operation. It must not move any money."""
     APPLYING_FAILED = "APPLYING_FAILED"
-    """The provider's final answer is stored, and the service's own database refuses to apply it."""
+    """The provider's final outcome is stored, but the service's own database rejects applying
+    it.
+    """
     BOOKING_UNAVAILABLE = "BOOKING_UNAVAILABLE"
     """Wallet or ledger did not answer."""
     CALLER_REJECTED = "CALLER_REJECTED"
-    """Wallet or ledger do not accept this service's calls, or do not know them: a fault of the
-    configuration, not of the item.
+    """Wallet or ledger reject this service as a caller, or do not know the called method. The cause
+    is the configuration, not the item.
     """
     BOOKING_FAILED = "BOOKING_FAILED"
-    """Wallet or ledger, or the service's own database, fail on this item alone."""
+    """Wallet, ledger or the service's own database fail on this item alone."""
     BOOKING_REJECTED = "BOOKING_REJECTED"
-    """Wallet or ledger refused it, which is a fault of ours."""
+    """Wallet or ledger rejected the booking, which is an error of the platform."""
 
 
 @dataclass(frozen=True, slots=True)
 class Succeeded:
-    """The money has moved, as much as the provider says: the buyer was charged, or the seller's
-    bank has it.
+    """The money has moved: the buyer was charged, or the seller's bank has received it. `amount` is
+    what the provider reports.
     """
 
     reference: str
@@ -119,12 +123,12 @@ class Succeeded:
     """Minor units."""
     currency: str
     client_reference: str = field(default="", compare=False)
-    """The demand's id, or its key, as the provider echoes it; "": it echoes nothing."""
+    """The operation id or idempotency key, as the provider echoes it; "": it echoes nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Declined:
-    """Surely no money has moved, and none will."""
+    """It is certain that no money has moved, and that none will."""
 
     reason: FailureReason | PayoutFailure
     code: str = ""
@@ -135,7 +139,7 @@ class Declined:
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """The provider will tell later."""
+    """The provider reports the outcome later."""
 
     reason: PendingReason
     reference: str = ""
@@ -146,15 +150,15 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class NotSent:
-    """Surely nothing was sent."""
+    """It is certain that nothing was sent."""
 
     detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """Whether money moved is not known: the same key is sent again later, not before `retry_after`
-    seconds if the provider says so.
+    """It is unknown whether money moved. The same key is sent again, at the earliest after
+    `retry_after` seconds if the provider asks for it.
     """
 
     detail: str
@@ -164,25 +168,27 @@ class Unknown:
 
 @dataclass(frozen=True, slots=True)
 class NotFound:
-    """The provider knows no such demand: it never reached the provider, or not yet."""
+    """The provider does not know the operation: the request never reached it, or has not reached it
+    yet.
+    """
 
     detail: str = "the provider does not know it"
 
 
 @dataclass(frozen=True, slots=True)
 class FinalNotFound:
-    """When a provider's "not found" proves that nothing was charged, and nothing will be, if
-    nothing more is sent.
+    """When a provider's "not found" proves that nothing was or will be charged. The proof holds
+    only if nothing more is sent.
     """
 
     min_seconds_since_sent: float
-    """Since the demand may last have been sent: longer than it can be on its way."""
+    """Since the operation may last have been sent. Longer than a request can be in transit."""
     min_responses: int = 1
-    """How often the provider has to say so since then."""
+    """The number of NotFound answers required after that time."""
 
     def is_conclusive(self, responses: int, seconds_since_sent: float | None) -> bool:
-        """Whether so many such answers, the last to a question asked so many seconds after the
-        demand may last have been sent, are proof.
+        """Whether `responses` NotFound answers are proof. `seconds_since_sent`: the time between
+        the last possible send and the last of these lookups.
         """
         return (
             seconds_since_sent is not None
@@ -192,14 +198,14 @@ class FinalNotFound:
 
 
 ChargeOutcome = Succeeded | Declined | Pending | NotSent | Unknown
-"""The answers to a demand for a charge."""
+"""The outcomes of a charge request."""
 ChargeLookupOutcome = ChargeOutcome | NotFound
-"""The answers to the question what became of a demand for a charge."""
+"""The outcomes of a charge lookup."""
 
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """The provider has taken the demand, and will tell later."""
+    """The provider has accepted the request and reports the outcome later."""
 
     reference: str
     client_reference: str = field(default="", compare=False)
@@ -217,8 +223,8 @@ class InTransit:
 
 @dataclass(frozen=True, slots=True)
 class Returned:
-    """The seller's bank had the money and sent it back, as much as the provider says. `reference`
-    names the transfer, not its return.
+    """The seller's bank received the money and returned it. `amount` is what the provider reports.
+    `reference` names the transfer, not its return.
     """
 
     reference: str
@@ -227,15 +233,15 @@ class Returned:
     currency: str
     code: str = ""
     account_rejected: bool = False
-    """Whether the account is at fault, so that it cannot be paid to again."""
+    """Whether the account caused the return and cannot be paid to again."""
     client_reference: str = field(default="", compare=False)
     """As in Succeeded."""
 
 
 PayoutOutcome = Submitted | InTransit | Succeeded | Returned | Declined | NotSent | Unknown
-"""The answers to a demand for a payout."""
+"""The outcomes of a payout request."""
 PayoutLookupOutcome = PayoutOutcome | NotFound
-"""The answers to the question what became of a demand for a payout."""
+"""The outcomes of a payout lookup."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,16 +250,16 @@ class Verified:
 
 
 VerificationOutcome = Verified | Declined | Pending | NotSent | Unknown
-"""The answers to the question whether a bank account can be paid to."""
+"""The outcomes of a bank account verification."""
 
 
 ProviderOutcome = ChargeOutcome | PayoutOutcome | VerificationOutcome | NotFound
-"""Whatever a provider answers."""
+"""The outcomes of all provider calls."""
 
 
 def is_outcome_of(outcome: ProviderOutcome, *references: str) -> bool:
-    """Whether an answer belongs to the demand of these names, its id and its key, as far as the
-    provider says.
+    """Whether an outcome belongs to the operation with these references (its id and its idempotency
+    key). An outcome without a client reference always matches.
     """
     match outcome:
         case Succeeded() | Declined() | Pending() | Submitted() | InTransit() | Returned():
@@ -263,8 +269,8 @@ def is_outcome_of(outcome: ProviderOutcome, *references: str) -> bool:
 
 
 def has_valid_amounts(outcome: ProviderOutcome) -> bool:
-    """Whether what an answer says of money, if it does, is money, under a reference: what is not
-    must not become a fact.
+    """Whether the money in an outcome is valid: it has a reference, a positive amount within range
+    and a known currency. Invalid money must not be booked.
     """
     match outcome:
         case Succeeded() | Returned():

@@ -1,4 +1,4 @@
-"""The port of payment providers."""
+"""The interface of payment providers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tallystick_core.provider.outcome import ChargeLookupOutcome, ChargeOutcome,
 
 @dataclass(frozen=True, slots=True)
 class ChargeRequest:
-    """What a provider is asked to charge. `key` is the idempotency key; the same key is always sent
-    with the same values.
+    """A charge that a provider is asked to make. `key` is the idempotency key. The same key is
+    always sent with the same values.
     """
 
     key: str
@@ -24,28 +24,28 @@ class ChargeRequest:
 
 
 class PaymentProvider(Protocol):
-    """A payment service provider. Its methods are total: whatever happens is one of their outcomes,
-    and they never raise but for a bug.
+    """A payment service provider. Its methods never raise, except for a bug: every result is one of
+    their outcomes.
 
-    Definite outcomes echo what they belong to, as far as the provider says it.
+    Definite outcomes echo the reference of their operation if the provider reports it.
     """
 
     name: str
     key_window: float
-    """Seconds for which it honours an idempotency key, from when it first came."""
+    """Seconds for which the provider honors an idempotency key, counted from its first use."""
     final_not_found: FinalNotFound | None
     """When a NotFound is conclusive; None: never."""
 
     async def send(self, request: ChargeRequest) -> ChargeOutcome:
-        """Does what is demanded, or finds what was done before under the same key."""
+        """Charges the buyer, or returns the outcome of an earlier request with the same key."""
         ...
 
     async def look_up(self, request: ChargeRequest) -> ChargeLookupOutcome:
-        """What became of a demand that may have been sent; charges nothing."""
+        """Returns the outcome of a request that may have been sent. Charges nothing."""
         ...
 
     async def cancel(self, request: ChargeRequest) -> ChargeLookupOutcome:
-        """Ends a demand that may have been sent; what became of it. Declined(CALLER_CANCELLED): it
-        surely will not be charged any more.
+        """Cancels a request that may have been sent, and returns its outcome.
+        Declined(CALLER_CANCELLED): it is certain that it will not be charged.
         """
         ...

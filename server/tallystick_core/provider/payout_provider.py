@@ -1,4 +1,4 @@
-"""The port of payout providers."""
+"""The interface of payout providers."""
 
 from __future__ import annotations
 
@@ -11,41 +11,44 @@ from tallystick_core.provider.outcome import PayoutLookupOutcome, PayoutOutcome,
 
 @dataclass(frozen=True, slots=True)
 class PayoutRequest:
-    """What a provider is asked to pay. `key` is the idempotency key; the same key is always sent
-    with the same values.
+    """A payout that a provider is asked to make. `key` is the idempotency key. The same key is
+    always sent with the same values.
     """
 
     key: str
     payout_id: str
     amount: int
-    """Minor units: what the seller's bank is to get, so without our fee."""
+    """Minor units: what the seller's bank receives, without the platform's fee."""
     currency: str
     bank_account_token: str
 
 
 class PayoutProvider(Protocol):
-    """A payout service provider. Its methods are total: whatever happens is one of their outcomes,
-    and they never raise but for a bug.
+    """A payout service provider. Its methods never raise, except for a bug: every result is one of
+    their outcomes.
     """
 
     name: str
     key_window: float
-    """Seconds for which it honours an idempotency key, from when it first came."""
+    """Seconds for which the provider honors an idempotency key, counted from its first use."""
     max_batch_size: int
-    """The most demands that one submission takes; 1: it has no batches."""
+    """The maximum number of requests in one submission; 1: the provider has no batches."""
 
     async def submit(self, requests: Sequence[PayoutRequest]) -> Sequence[PayoutOutcome]:
-        """Pays, or finds what was paid before under the same keys: one outcome for each demand, in
-        order, each under its own key.
+        """Pays, or returns the outcomes of earlier requests with the same keys. Returns one outcome
+        per request, in order. Each request has its own key.
 
-        A submission whose answer is lost, or is not told apart, is Unknown for every demand in it.
+        If the answer to a submission is lost or cannot be assigned to its requests, all of them are
+        Unknown.
         """
         ...
 
     async def look_up(self, request: PayoutRequest) -> PayoutLookupOutcome:
-        """What became of a demand that may have been sent, returns included; pays nothing."""
+        """Returns the outcome of a request that may have been sent, including returns. Pays
+        nothing.
+        """
         ...
 
     async def verify(self, bank_account_token: str, currency: str) -> VerificationOutcome:
-        """Whether it can pay to the account in the currency; asking again is harmless."""
+        """Whether the provider can pay to the account in the currency. Safe to repeat."""
         ...

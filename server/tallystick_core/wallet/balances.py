@@ -14,8 +14,8 @@ from tallystick_core.wallet.state import HOLD_TRANSITIONS, EntryKind, HoldState
 
 @dataclass(frozen=True, slots=True)
 class Balances:
-    """The parts of a wallet in minor units, each at least 0; `owed` is 0 unless `available`
-    is 0.
+    """The parts of a wallet in minor units, each at least 0. `owed` is 0 unless `available` is
+    0.
     """
 
     pending: int = 0
@@ -38,24 +38,24 @@ class Wallet:
     version: int = 0
     frozen: bool = False
     release_delay: int = 0
-    """Seconds a sale stays pending; 0: it is available at once."""
+    """Seconds that a sale stays pending; 0: it is available immediately."""
 
 
 @dataclass(frozen=True, slots=True)
 class WalletChange:
-    """What an instruction does: the wallet after it, and the hold after it if it touches one.
-    `amount` is what moved.
+    """The effect of an instruction: the wallet after it, and the hold after it if it touches one.
+    `amount` is the amount moved.
     """
 
     wallet: Wallet
     amount: int
     hold: Hold | None = None
     adds_pending: bool = False
-    """A credit that has to be released before it is available."""
+    """Whether the credit must be released before it becomes available."""
 
 
 def repay_then_add_available(balances: Balances, amount: int) -> Balances:
-    """Money becomes available; what is owed is repaid first."""
+    """Makes money available, after repaying what is owed."""
     repaid = min(balances.owed, amount)
     return replace(
         balances, available=balances.available + amount - repaid, owed=balances.owed - repaid
@@ -63,14 +63,16 @@ def repay_then_add_available(balances: Balances, amount: int) -> Balances:
 
 
 def is_already_released(credit: Credit | None, instruction: Instruction) -> bool:
-    """Whether a release has nothing to do, because its credit became available at once; it is
-    answered as one that was made before.
+    """Whether a release has nothing to do because its credit became available immediately. The
+    response is that of a repeated release.
     """
     return instruction.kind is EntryKind.RELEASE and credit is not None and not credit.pending
 
 
 def can_open_wallet(instruction: Instruction) -> bool:
-    """Whether the instruction opens a missing wallet: whatever must always be booked does."""
+    """Whether the instruction opens a missing wallet. Instructions that must always be booked
+    do.
+    """
     return instruction.kind is EntryKind.CREDIT or (
         instruction.kind is EntryKind.DEBIT and instruction.allow_owed
     )
@@ -84,10 +86,10 @@ def apply_instruction(
     *,
     now: datetime | None,
 ) -> WalletChange:
-    """Decides one instruction that was not made before. All refusals come first, then success is
-    certain. `credit`: what a release is about.
+    """Applies one instruction that was not applied before. All checks come first, so nothing fails
+    after the first change. `credit`: the credit that a release refers to.
 
-    `now` is the database's time; it may be None only if neither the hold nor the instruction has an
+    `now` is the database's time. It may be None only if neither the hold nor the instruction has an
     expire_time. Raises INSUFFICIENT_FUNDS, INVALID_STATE (frozen), BALANCE_OUT_OF_RANGE, NOT_FOUND,
     FIELD_INVALID (a past expire_time), HOLD_ENDED, HOLD_EXCEEDED.
     """
@@ -127,8 +129,8 @@ def _credit(wallet: Wallet, instruction: Instruction) -> WalletChange:
 
 
 def _release(wallet: Wallet, credit: Credit | None, source_id: str) -> WalletChange:
-    """The whole of a credit that pends, also of a frozen wallet: whose money it is does not change
-    by it.
+    """Releases the whole pending credit. A frozen wallet allows it, because the owner of the money
+    does not change.
     """
     if credit is None:
         raise not_found_error("credit", source_id, "source_id")
@@ -166,8 +168,8 @@ def _debit(wallet: Wallet, instruction: Instruction) -> WalletChange:
 
 
 def _is_expired(expire_time: datetime | None, now: datetime | None) -> bool:
-    """Whether a hold with this expire_time has expired. A missing `now` counts as too late: an
-    unknown time moves no money.
+    """Whether a hold with this expire_time has expired. Without `now` it counts as expired, because
+    no money moves at an unknown time.
     """
     return expire_time is not None and (now is None or expire_time <= now)
 
@@ -208,7 +210,7 @@ def _end_hold(
     state = HOLD_TRANSITIONS.get((hold.state, instruction.kind))
     if state is None:
         raise hold_ended_error(hold.state, instruction.kind)
-    # whether the expiry job has run or not
+    # applies even if the expiry job has not run yet
     if instruction.kind is not EntryKind.HOLD_EXPIRED and _is_expired(hold.expire_time, now):
         raise hold_ended_error(HoldState.EXPIRED, instruction.kind)
     captured_amount = instruction.amount if instruction.kind is EntryKind.HOLD_CAPTURED else 0

@@ -12,18 +12,18 @@ from tallystick_core.validation import is_id, parse_id
 from tallystick_core.wallet.state import EntryKind, HoldState
 
 _PAYOUT_PREFIX = "payouts/"
-"""The namespace of the holds of payouts: no id of a caller contains a slash, so no other hold takes
-the id of a payout's hold.
+"""The namespace of payout holds. Callers' ids contain no slash, so no other hold can take the id of
+a payout hold.
 """
 
 
 def is_hold_id(text: str) -> bool:
-    """Whether `text` has the form of a hold's id."""
+    """Whether `text` has the form of a hold id."""
     return is_id(text.removeprefix(_PAYOUT_PREFIX))
 
 
 def parse_hold_id(text: str, field: str = "hold_id") -> str:
-    """A hold's id: payouts/{payout_id} for a payout, an id for every other purpose. Raises
+    """Parses a hold id: payouts/{payout_id} for a payout, an id for every other purpose. Raises
     FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REJECTED.
     """
     parse_id(text.removeprefix(_PAYOUT_PREFIX), field)
@@ -31,7 +31,7 @@ def parse_hold_id(text: str, field: str = "hold_id") -> str:
 
 
 def require_hold_namespace(hold_id: str, purpose: str) -> None:
-    """Raises FIELD_INVALID where a hold's id is not of the namespace of its purpose."""
+    """Raises FIELD_INVALID if the hold id is outside the namespace of its purpose."""
     if purpose == "PAYOUT" and not hold_id.startswith(_PAYOUT_PREFIX):
         raise ApiError(
             ErrorReason.FIELD_INVALID,
@@ -49,8 +49,8 @@ def require_hold_namespace(hold_id: str, purpose: str) -> None:
 def require_payout_service(
     hold_ids: Sequence[str], caller: str, payout_service: str, field_template: str
 ) -> None:
-    """Raises PERMISSION_DENIED where another caller than PayoutService names the hold of a payout.
-    `field_template`: of a hold's id, by its place.
+    """Raises PERMISSION_DENIED if a caller other than PayoutService names a payout hold.
+    `field_template` formats the field name of a hold id from its index.
     """
     if caller == payout_service:
         return
@@ -88,7 +88,7 @@ _HOLD_VERBS = {
 
 
 def hold_ended_error(state: HoldState, kind: EntryKind) -> ApiError:
-    """The refusal of what is to be done with a hold that has ended."""
+    """The error for an action on a hold that has ended."""
     verb = _HOLD_VERBS[kind]
     return ApiError(
         ErrorReason.HOLD_ENDED,

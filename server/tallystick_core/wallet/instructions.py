@@ -13,8 +13,8 @@ from tallystick_core.wallet.state import EntryKind
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """A credit that was made before, as a release finds it by its source id. `pending`: it did not
-    become available at once.
+    """A stored credit that a release refers to by its source id. `pending`: the credit did not
+    become available immediately.
     """
 
     seller_account: str
@@ -25,8 +25,8 @@ class Credit:
 
 @dataclass(frozen=True)
 class Instruction:
-    """One change to make. `source_id` with `kind` is its key: "PAY_IN/po-1", or the hold's id. A
-    release has the source id of its credit, and no amount.
+    """One wallet change to make. `kind` and `source_id` are its key: "PAY_IN/po-1", or the hold's
+    id. A release has the source id of its credit, and no amount.
     """
 
     kind: EntryKind
@@ -40,14 +40,14 @@ class Instruction:
     purpose: str = ""
     expire_time: datetime | None = None
     minimum_remaining: int = 0
-    """What has to stay available beside a hold that is placed."""
+    """The amount that must remain available after the hold is placed."""
 
     @cached_property
     def fingerprint(self) -> bytes:
         """32 bytes that are equal for equal values."""
         expire = self.expire_time.isoformat() if self.expire_time else ""
         identity = (self.kind, self.source_id, self.seller_account, self.currency, self.amount)
-        # holds that keep nothing have the fingerprint they always had
+        # keeps the stored fingerprints of holds without a minimum valid
         minimum = (self.minimum_remaining,) if self.minimum_remaining else ()
         return fingerprint(
             *identity, int(self.pending), int(self.allow_owed), self.purpose, expire, *minimum
@@ -59,12 +59,14 @@ _LAST_FIELD = {
     EntryKind.DEBIT: "allow_owed",
     EntryKind.HOLD_PLACED: "minimum_remaining",
 }
-"""What differs when nothing else does, of the kinds whose entries name a seller and an amount."""
+"""The field that differs if no other does, for the kinds whose entries have a seller and an
+amount.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredInstruction:
-    """A change that was made before, as its entry has it."""
+    """A change that was made before, as stored in its entry."""
 
     fingerprint: bytes
     seller_account: str
@@ -73,8 +75,8 @@ class StoredInstruction:
 
 
 def first_difference(sent: Instruction, stored: StoredInstruction, hold: Hold | None) -> str:
-    """The contract's name of the first field in which an instruction differs from the one of its
-    key that was made; `hold`: the one it placed.
+    """The API name of the first field in which an instruction differs from the stored one with the
+    same key. `hold`: the hold that the stored instruction placed.
     """
     if sent.kind is EntryKind.HOLD_CAPTURED:
         return "amount"

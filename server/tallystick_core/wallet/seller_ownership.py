@@ -1,4 +1,4 @@
-"""Whom sellers belong to."""
+"""The owners of sellers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tallystick_core.state_machine import Verb, invalid_state_error
 
 
 class AssignmentState(StrEnum):
-    """How far a seller's move to another owner has come."""
+    """The state of a seller's assignment to another owner."""
 
     REQUESTED = "REQUESTED"
     APPROVED = "APPROVED"
@@ -20,19 +20,19 @@ class AssignmentState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SellerClaim:
-    """A seller, and the owner that claims it should it belong to nobody; "": it is only
-    looked up.
+    """A claim on a seller by an owner, effective if the seller has no owner. `owner` "": only look
+    up the seller.
     """
 
     seller_account: str
     owner: str = ""
     group: int = 0
-    """The claims of a group are made all or none; 0: a group of its own."""
+    """All claims of a group succeed or none does; 0: a group of its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewAssignment:
-    """A seller's move to another owner, as an operator asks for it."""
+    """An operator's request to assign a seller to another owner."""
 
     seller_assignment_id: str
     seller_account: str
@@ -42,8 +42,9 @@ class NewAssignment:
 
 
 def grant_claims(claims: Sequence[SellerClaim], owners: Mapping[str, str]) -> dict[str, str]:
-    """Seller to owner: the claims of sellers that belong to nobody, given the others' owners. A
-    group gets all its sellers or none; first come.
+    """Returns the granted claims, seller to owner. Only sellers without an owner are granted;
+    `owners` are the existing owners. A group gets all its sellers or none, first come, first
+    served.
     """
     groups: dict[tuple[int, int], list[SellerClaim]] = {}
     for index, claim in enumerate(claims):
@@ -63,7 +64,7 @@ def grant_claims(claims: Sequence[SellerClaim], owners: Mapping[str, str]) -> di
 
 
 def require_new_owner(owner: str, previous_owner: str) -> None:
-    """Raises FIELD_INVALID where the seller belongs to the owner already."""
+    """Raises FIELD_INVALID if the seller already belongs to the owner."""
     if owner == previous_owner:
         raise ApiError(
             ErrorReason.FIELD_INVALID,
@@ -75,10 +76,10 @@ def require_new_owner(owner: str, previous_owner: str) -> None:
 def decide_assignment(
     state: AssignmentState, decision: AssignmentState, requested_by: str, decided_by: str
 ) -> bool:
-    """Whether the decision changes anything; an equal one was made before, if not.
+    """Whether the decision changes anything; False if the same decision was made before.
 
-    Raises INVALID_STATE for one that was decided otherwise, SECOND_APPROVER_REQUIRED where whoever
-    asked for it approves it.
+    Raises INVALID_STATE if the other decision was made, SECOND_APPROVER_REQUIRED if the requester
+    approves their own request.
     """
     if state is decision:
         return False
@@ -99,8 +100,8 @@ def decide_assignment(
 
 
 def require_unchanged_owner(previous_owner: str, owner: str) -> None:
-    """Raises INVALID_STATE where a seller belongs to another owner than when its assignment was
-    asked for; "": to nobody.
+    """Raises INVALID_STATE if the seller's owner has changed since the assignment was requested. An
+    empty owner means that the seller belongs to nobody.
     """
     if owner != previous_owner:
         previous, current = (
@@ -119,7 +120,7 @@ def require_unchanged_owner(previous_owner: str, owner: str) -> None:
 
 
 def require_same_assignment(sent: NewAssignment, stored: NewAssignment) -> None:
-    """Raises IDEMPOTENCY_KEY_REUSED with the first field in which two assignments of one id
+    """Raises IDEMPOTENCY_KEY_REUSED with the first field in which two assignments with the same id
     differ.
     """
     for name in ("seller_account", "owner", "reason", "requested_by"):

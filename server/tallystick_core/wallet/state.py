@@ -1,4 +1,4 @@
-"""The states of a hold, and the kinds of wallet entries that move it."""
+"""The states of a hold, and the kinds of wallet entries that change them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class EntryKind(StrEnum):
-    """What changed a wallet."""
+    """The kind of a wallet change."""
 
     CREDIT = "CREDIT"
     RELEASE = "RELEASE"
@@ -18,7 +18,7 @@ class EntryKind(StrEnum):
 
 
 class HoldState(StrEnum):
-    """How far a hold has come. Only OPEN moves on: by capture, by release, or at its
+    """The state of a hold. Only OPEN has transitions: by capture, by release, or at its
     expire_time.
     """
 

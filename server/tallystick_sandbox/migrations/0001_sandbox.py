@@ -1,5 +1,5 @@
-"""The sandbox provider's own logs: what it charged and what it paid, which is the truth that tests
-judge by.
+"""The sandbox provider's own logs of charges and payouts. Tests compare the platform's results with
+them.
 """
 
 from tallystick_storage.migrations import create
@@ -12,15 +12,15 @@ depends_on = None
 TABLES = """
 create table charge (
     key text collate "C" not null,  -- the idempotency key
-    -- above 1: the key came again after it had been forgotten, and was charged again
+    -- above 1: the key was used again after it was forgotten, and the buyer was charged again
     generation int not null,
     fingerprint bytea not null,
     charge_id text collate "C" not null,
     reference text not null,
     state text not null check (state in ('SUCCEEDED', 'DECLINED', 'PENDING', 'ERROR')),
-    amount bigint not null,  -- minor units, what was charged
+    amount bigint not null,  -- charged, in minor units
     currency text not null,
-    fault text not null,  -- what it was told to do
+    fault text not null,  -- selected by the token or the plan
     code text not null,
     create_time timestamptz not null,
     primary key (key, generation)
@@ -35,7 +35,7 @@ create table transfer (
     reference text not null,
     state text not null
         check (state in ('SUBMITTED', 'IN_TRANSIT', 'PAID', 'RETURNED', 'DECLINED', 'ERROR')),
-    amount bigint not null,  -- minor units, what was paid
+    amount bigint not null,  -- paid, in minor units
     currency text not null,
     returned_amount bigint check ((returned_amount is not null) = (state = 'RETURNED')),
     fault text not null,

@@ -1,5 +1,5 @@
-"""Whether the databases of a process answer: waiting for them at the start, and health that says so
-while it serves.
+"""Readiness of a process's databases: waits for them at the start, and sets the health while it
+serves.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from tallystick_storage.database import Database
 
 log = logging.getLogger(__name__)
 
-_POLL_INTERVAL_SECONDS = 1.0  # seconds
-_QUERY_TIMEOUT_SECONDS = 2.0  # seconds
-_MAX_FAILURES = 2  # answers in a row after which health says so: one may be late on a busy machine
+_POLL_INTERVAL_SECONDS = 1.0
+_QUERY_TIMEOUT_SECONDS = 2.0
+_MAX_FAILURES = 2  # consecutive failures that change the health; one may be slow on a busy machine
 _RETRY_AFTER_SECONDS = 1.0
 
 
@@ -33,10 +33,10 @@ async def await_databases(
     stop_event: asyncio.Event,
     print_status: Callable[[str], None],
 ) -> None:
-    """Returns once every database answers and has a schema that this code can work with, or when
-    the process is told to stop.
+    """Returns once every database answers with a schema that this code can work with, or when the
+    process must stop.
 
-    Raises Failure when waiting cannot help, or has lasted `timeout_seconds` seconds.
+    Raises StartupError if waiting cannot help, or after `timeout_seconds`.
     """
     deadline = asyncio.get_running_loop().time() + timeout_seconds
     is_waiting = False
@@ -72,7 +72,7 @@ async def await_databases(
 
 
 class _UnavailableHandler(grpc.GenericRpcHandler):
-    """Refuses every call with DEPENDENCY_UNAVAILABLE."""
+    """Rejects every call with DEPENDENCY_UNAVAILABLE."""
 
     def service(self, _details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
         async def reject(_requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
@@ -89,8 +89,8 @@ class _UnavailableHandler(grpc.GenericRpcHandler):
 
 
 async def serve_not_ready(server: grpc.aio.Server, services: Sequence[str]) -> None:
-    """Starts a server that has an address already: its health is NOT_SERVING, and every other call
-    is refused.
+    """Starts a server that has an address already. Its health is NOT_SERVING, and every other call
+    is rejected.
     """
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
@@ -101,8 +101,8 @@ async def serve_not_ready(server: grpc.aio.Server, services: Sequence[str]) -> N
 
 
 class DatabaseHealth:
-    """Sets the health of services by whether their databases answer, on one connection of its own
-    for each database.
+    """Sets the health of services according to their databases. Uses one separate connection per
+    database.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class DatabaseHealth:
         urls: Mapping[str, str],
         services: Mapping[str, str],
     ) -> None:
-        """`services`: by schema, the full name of the service that needs it."""
+        """`services`: for each schema, the full name of the service that needs it."""
         self._health_servicer = health_servicer
         self._services_by_database: dict[tuple[object, ...], set[str]] = {}
         self._databases: dict[tuple[object, ...], Database] = {}

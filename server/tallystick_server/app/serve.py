@@ -1,4 +1,4 @@
-"""Runs services in this process: all of them, or some by name, until it is told to stop."""
+"""Runs all or some services in this process until it is stopped."""
 
 from __future__ import annotations
 
@@ -42,50 +42,50 @@ from tallystick_server.rpc.service_client import ServiceClient
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-_DATABASE_POLL_SECONDS = 1.0  # seconds
+_DATABASE_POLL_SECONDS = 1.0
 _MAX_PENDING_REQUESTS = 10_000
-# seconds; the longest deadline that the door grants ends before
+# In seconds; longer than the maximum deadline of the server.
 _MAX_PENDING_SECONDS = int(MAX_DEADLINE_SECONDS) + 15
 PENDING_REQUEST_OPTIONS = [
     ("grpc.server.max_pending_requests", _MAX_PENDING_REQUESTS),
     ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_REQUESTS),
     ("grpc.server_max_unrequested_time_in_server", _MAX_PENDING_SECONDS),
 ]
-"""Options of a server: of calls it has not read yet gRPC drops those beyond 1,000, and those that
-have waited for 30 s, without a reason.
+"""Server options for calls that gRPC has not read yet. By default gRPC drops those beyond 1,000,
+and those older than 30 s, without a reason.
 """
-# seconds after which a connection is renewed, so that its caller finds processes that are new
+# Seconds after which a connection is renewed, so that its caller finds new processes.
 _MAX_CONNECTION_AGE_SECONDS = 5 * 60
 CONNECTIONS = [
     ("grpc.max_connection_age_ms", _MAX_CONNECTION_AGE_SECONDS * 1000),
-    # no call of ours takes longer, so none is cut
+    # no call takes longer, so none is cut off
     ("grpc.max_connection_age_grace_ms", int(MAX_STREAM_SECONDS + MAX_DEADLINE_SECONDS) * 1000),
-    ("grpc.keepalive_time_ms", 30_000),  # a caller that has vanished is noticed
+    ("grpc.keepalive_time_ms", 30_000),  # detects a caller that has vanished
     ("grpc.keepalive_timeout_ms", 10_000),
-    # while the kernel of a process that is frozen still acknowledges
+    # detects a frozen process, whose kernel still acknowledges
     ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # callers ping each 10 s
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # callers ping every 10 s
     ("grpc.http2.max_ping_strikes", 2),
     ("grpc.max_concurrent_streams", 10_000),
 ]
-"""Options of a server: how long a connection lives, and how often its caller may ping."""
+"""Server options: the lifetime of a connection, and how often its caller may ping."""
 _STOP_ORDER = ("payment", "payout", "wallet", "ledger", "event")
-"""The order in which services stop: each before those that it calls."""
-_DISCONNECT_TIMEOUT_SECONDS = 5.0  # seconds within which gRPC closes connections that have ended
+"""The order in which services stop: each before the services that it calls."""
+_DISCONNECT_TIMEOUT_SECONDS = 5.0  # within which gRPC closes ended connections
 _POLL_INTERVAL_SECONDS = 0.01
 _MIN_WORKER_DRAIN_SECONDS = 5.0
-"""Seconds that work in progress has after the calls, however long these take; the drain's own time,
-where that is shorter.
+"""Seconds reserved for work in progress after the calls, however long those take. The drain timeout
+applies instead if it is shorter.
 """
-_FLUSH_SECONDS = 0.05  # seconds in which the last answers are written
-# seconds in which watchers hear of NOT_SERVING before calls are refused
+_FLUSH_SECONDS = 0.05  # in which the last responses are written
+# Seconds in which watchers receive NOT_SERVING before calls are rejected.
 _HEALTH_NOTICE_SECONDS = 0.2
 
 
 @dataclass
 class RunningServer:
-    """Services that are being served; `address` is the one they are reached at."""
+    """The services of this process. `address`: where they are reachable."""
 
     address: str
     _services: Sequence[Service]
@@ -97,19 +97,19 @@ class RunningServer:
     _database_health: DatabaseHealth
 
     async def stop(self, drain_timeout_seconds: float) -> None:
-        """Drains: health goes NOT_SERVING, no call is taken any more, streams end, then the calls
-        in flight, then the work in progress.
+        """Drains: sets the health to NOT_SERVING, rejects new calls, ends streams, then waits for
+        calls in flight, then for work in progress.
 
         Streams end within a second, whether they are read or not: they resume from their cursors.
-        Calls have `drain_timeout_seconds` seconds; work in progress has what they leave of it, and
-        at least a reserve of 5 s, or of `drain_timeout_seconds` if that is shorter.
+
+        Calls have `drain_timeout_seconds`. Work in progress has the remaining time, and at least 5
+        s, or `drain_timeout_seconds` if that is shorter.
         """
         await self._health_servicer.enter_graceful_shutdown()
         await self._database_health.stop()
         await asyncio.sleep(_HEALTH_NOTICE_SECONDS)
         deadline = asyncio.get_running_loop().time() + drain_timeout_seconds
-        # the server itself goes on, to the last, since one that is stopped drops new calls without
-        # a reason
+        # The gRPC server runs to the end, because a stopped one drops new calls without a reason.
         self._rpc_servers[0].close()
         await self._rpc_servers[0].wait_until_idle(drain_timeout_seconds)
         remaining_seconds = max(
@@ -140,8 +140,8 @@ async def start(
     urls: Mapping[str, str],
     dependencies: Dependencies | None = None,
 ) -> RunningServer:
-    """Starts services. Together they reach each other over a unix socket with a door of its own,
-    alone at the configured addresses.
+    """Starts services. Together they call each other through a separate server on a Unix socket; a
+    single service uses the configured addresses.
     """
     _check_payout_service(names, settings)
     authenticator: Authenticator = (
@@ -231,9 +231,7 @@ def _check_addresses(names: Sequence[str], addresses: Mapping[str, str]) -> None
 
 
 def _check_payout_service(names: Sequence[str], settings: Settings) -> None:
-    """Refuses to start a WalletService that would refuse the calls of PayoutService, or a
-    PayoutService whose calls would be refused.
-    """
+    """Rejects a configuration in which WalletService would reject the calls of PayoutService."""
     if settings.authentication == "none":
         return
     service_caller = settings.callers.get(settings.service_token)
@@ -267,7 +265,7 @@ def _create_server(
     *,
     reuse_port: bool,
 ) -> grpc.aio.Server:
-    # so that it is the door that refuses what is too large, by its name
+    # So this server, not gRPC, rejects large messages with their own reason.
     max_message_bytes = 2 * MAX_BATCH_BYTES
     server = grpc.aio.server(
         options=[
@@ -293,10 +291,10 @@ def _create_server(
 
 
 async def _disconnect_clients(address: str) -> None:
-    """Ends the connections of a server that answers nobody any more, and returns once gRPC has let
-    go of them.
+    """Closes the connections of a server that answers no more calls. Returns once gRPC has released
+    them.
 
-    Their callers see a lost connection; a call on a connection that is open while the server stops
+    Their callers see a lost connection. A call on a connection that is open while the server stops
     would be cancelled without a reason.
     """
     loop = asyncio.get_running_loop()
@@ -306,13 +304,13 @@ async def _disconnect_clients(address: str) -> None:
 
 
 def _shut_down_sockets(address: str) -> bool:
-    """Takes no more connections at an address, and reads no more from those there are. Whether
+    """Closes the listeners of an address, and stops reading from its connections. Returns whether
     there are any.
     """
     path = address.removeprefix("unix:") if address.startswith("unix:") else ""
     has_connections = False
     for name in os.listdir("/dev/fd"):
-        with suppress(OSError):  # it is no socket, is not connected, or has been closed
+        with suppress(OSError):  # not a socket, not connected, or closed
             copy = os.dup(int(name))
             try:
                 sock = socket.socket(fileno=copy)
@@ -327,13 +325,13 @@ def _shut_down_sockets(address: str) -> bool:
                 if not is_ours:
                     continue
                 if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                    # in its place, so that gRPC finds no closed one and complains
+                    # a placeholder, so that gRPC does not report a closed socket
                     with socket.socket() as placeholder:
                         os.dup2(placeholder.fileno(), int(name))
                     continue
                 sock.getpeername()
                 has_connections = True
-                sock.shutdown(socket.SHUT_RD)  # so that what is being written is written
+                sock.shutdown(socket.SHUT_RD)  # pending writes still complete
     return has_connections
 
 
@@ -350,10 +348,10 @@ def _listen(server: grpc.aio.Server, address: str) -> None:
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Runs a coroutine as the process's work, on the fastest loop there is."""
-    # messages and rows hold no cycles, and looking for some was costly
+    """Runs a coroutine as the process's main work, on the fastest event loop available."""
+    # messages and rows have no reference cycles, and the search for them was costly
     gc.set_threshold(100_000, 50, 1000)
-    # transactions' threads wait less for the interpreter beside a busy loop
+    # threads of transactions wait less for the interpreter while the loop is busy
     sys.setswitchinterval(0.001)
     try:
         import uvloop  # noqa: PLC0415 - there is none for Windows
@@ -372,8 +370,8 @@ async def serve(
     print_status: Callable[[str], None],
     has_ended: Callable[[], bool],
 ) -> None:
-    """Serves until SIGTERM or SIGINT, then drains. Raises Failure if the embedded database
-    `has_ended` meanwhile.
+    """Serves until SIGTERM or SIGINT, then drains. Raises StartupError if the embedded database
+    ends meanwhile (`has_ended`).
     """
     flush = tracing.configure(
         "tallystick-" + ("all" if len(names) > 1 else names[0]),
@@ -408,8 +406,8 @@ async def _wait_until_ready(
     stop_event: asyncio.Event,
     print_status: Callable[[str], None],
 ) -> None:
-    """Waits for the databases; meanwhile health is NOT_SERVING at the configured address. Raises
-    Failure.
+    """Waits for the databases. Until then the health is NOT_SERVING at the configured address.
+    Raises StartupError.
     """
     server = grpc.aio.server(options=[("grpc.so_reuseport", int(settings.server.reuse_port))])
     _listen(server, settings.server.listen)
@@ -421,7 +419,7 @@ async def _wait_until_ready(
 
 
 async def wait_for_stop(stop_event: asyncio.Event, has_ended: Callable[[], bool]) -> None:
-    """Waits until the process is told to stop, or the embedded database has ended."""
+    """Waits until the process must stop, or the embedded database has ended."""
     while not stop_event.is_set() and not has_ended():
         try:
             async with asyncio.timeout(_DATABASE_POLL_SECONDS):

@@ -1,4 +1,4 @@
-"""Puts services together from settings: which handlers, stages and relays a process runs."""
+"""Builds the services of a process from its settings: handlers, workers, batchers and relays."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ P = TypeVar("P")
 
 
 def full_names(services: Sequence[str]) -> list[str]:
-    """The full names of services."""
+    """The full gRPC names of services."""
     return [
         str(_SERVICE_MODULES[name].DESCRIPTOR.services_by_name[f"{name.title()}Service"].full_name)
         for name in services
@@ -85,8 +85,8 @@ _CloseHook = Callable[[], Awaitable[None]]
 
 @dataclass
 class Service:
-    """A service in this process: what it answers, and what runs behind it. `worker` is first given
-    time to let what is in hand come to rest.
+    """A service in this process: its handlers and its background work. On a drain, `worker` first
+    gets time to finish the operations in flight.
     """
 
     name: str
@@ -111,12 +111,12 @@ class Service:
             self.worker.start()
 
     async def drain(self, timeout_seconds: float) -> None:
-        """Lets what is in flight end, while all that it needs still runs."""
+        """Lets work in flight finish while its dependencies still run."""
         if self.worker is not None:
             await self.worker.drain(timeout_seconds)
 
     async def stop(self) -> None:
-        """Ends it; after `drain`."""
+        """Stops the service. Call it after `drain`."""
         if self.worker is not None:
             await self.worker.stop()
         for component in reversed(self.running):
@@ -128,7 +128,7 @@ class Service:
 
 
 class _ProviderBundle(NamedTuple, Generic[P]):
-    """Providers, and what they live on in this process."""
+    """Providers, and what must run for them in this process."""
 
     providers: Mapping[str, P]
     components: Sequence[_Lifecycle] = ()
@@ -138,22 +138,21 @@ class _ProviderBundle(NamedTuple, Generic[P]):
 
 @dataclass(frozen=True, slots=True)
 class Dependencies:
-    """What a process reaches beyond itself, beside the other services; the simulation has
-    its own.
-    """
+    """The external dependencies of a process, except other services. The simulation has its own."""
 
     new_id: Callable[[], UUID] = uuid4
     open_database: Callable[[str, int, Callable[[], UUID]], Database] | None = None
-    """From a URL, its number of connections, and what makes ids; None: as the settings say."""
+    """Takes a URL, the number of connections, and a function that makes ids. None: as configured.
+    """
     providers: Mapping[str, PaymentProvider] | None = None
-    """None: as the settings say."""
+    """None: as configured."""
     payout_providers: Mapping[str, PayoutProvider] | None = None
-    """None: as the settings say."""
+    """None: as configured."""
 
 
 class Wiring:
-    """Builds services. `urls`: each schema's database; `addresses`: where each service is
-    reached.
+    """Builds services. `urls`: the database of each schema; `addresses`: the address of each
+    service.
     """
 
     def __init__(
@@ -199,7 +198,7 @@ class Wiring:
 
     def _housekeeping_task(self, name: str, database: Database) -> Periodic:
         async def run_once() -> None:
-            # each a short transaction, however many there are
+            # short transactions, however many markers there are
             while await database.transact(prune_commit_markers):
                 continue
 
@@ -247,9 +246,9 @@ class Wiring:
     def _with_relay(
         self, service: Service, alert_queries: Sequence[alert_store.AlertQuery], source: EventSource
     ) -> Service:
-        """A service that has events, with all that it needs beside its handlers.
+        """Adds the relay and the monitor to a service that has events.
 
-        `alert_queries`: what its monitor looks for; `source`: of its relay.
+        `alert_queries`: the conditions for alerts; `source`: the source of the relay.
         """
         (database,) = service.databases
         settings = self._settings
@@ -279,7 +278,7 @@ class Wiring:
         )
 
     def _with_providers(self, bundle: _ProviderBundle[Any], service: Service) -> Service:
-        """A service with its providers, which start before it and stop after it."""
+        """Adds providers to a service. They start before it and stop after it."""
         components, databases = (
             [*bundle.components, *service.running],
             [*service.databases, *bundle.databases],
@@ -293,9 +292,7 @@ class Wiring:
         make_sandbox: Callable[..., Any],
         in_process: Callable[[Any, float], P],
     ) -> _ProviderBundle[P]:
-        """The providers that are given, or else the sandbox: a server of its own, or made in this
-        process.
-        """
+        """The given providers, or else the sandbox: a separate server, or one in this process."""
         if providers is not None:
             return _ProviderBundle(providers)
         window = self._settings.providers.key_window
@@ -342,7 +339,7 @@ class Wiring:
     def _build_ledger(self) -> Service:
         database = self._open_database("ledger")
         handlers = ledger.LedgerHandlers(database)
-        # alerts before the book, which may never rest
+        # Alerts come first, because ledger events may never pause.
         source = FirstNonEmptySource(
             OutboxSource(database), LedgerEvents(database, handlers.recent)
         )
@@ -404,14 +401,16 @@ class Wiring:
         )
 
     def _payout_service_caller(self) -> str:
-        """Whom WalletService takes for PayoutService."""
+        """The name of the caller that WalletService accepts as PayoutService."""
         settings = self._settings
         if settings.authentication == "none":
             return DEVELOPER
         return settings.payout_service or settings.callers[settings.service_token].name
 
     def _destination_cooldown(self) -> float:
-        """Seconds that a new destination waits; on a developer's machine none, unless it is set."""
+        """The cooldown of new destinations in seconds. Without authentication it is 0 unless it is
+        set.
+        """
         cooldown = self._settings.payout.destination_cooldown
         if cooldown is not None:
             return cooldown

@@ -1,4 +1,4 @@
-"""Protobuf messages as JSON objects with stable keys, and as text for people."""
+"""Protobuf messages as JSON objects with stable keys, and as readable text."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A message for people: the fields that are set, and its lists."""
+    """A message as readable text: its set fields, and its lists."""
 
     fields: list[tuple[str, str]] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)

@@ -22,7 +22,7 @@ _MIN_WRAP_WIDTH = 20
 _PADDING = 3
 
 ProgressUpdate = Callable[[int, str], None]
-"""Takes the number of completed steps, and a note."""
+"""Called with the number of completed steps and a note."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def print_line(line: str = "") -> None:
 
 
 def print_status(line: str) -> None:
-    """Prints a line on standard error, beside the result."""
+    """Prints a line on standard error, separate from the result."""
     print(line, file=sys.stderr, flush=True)
 
 

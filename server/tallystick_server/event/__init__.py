@@ -1,1 +1,1 @@
-"""EventService: numbers what happened, and serves it in that order."""
+"""EventService: numbers published events, and serves them in that order."""

@@ -30,7 +30,7 @@ ACCESS: Access = {
     "StreamEvents": _UNRESTRICTED_ROLES | {Role.TEAM, Role.PAYOUTS},
 }
 _TYPES = EnumNames(event_pb2.EventType.DESCRIPTOR)
-_MAX_TYPES = len(event_pb2.EventType.DESCRIPTOR.values) - 1  # the one for unset is none
+_MAX_TYPES = len(event_pb2.EventType.DESCRIPTOR.values) - 1  # without the unset value
 _MAX_GROUPS = 4  # requests published in one transaction, of at most 1,000 events each
 
 
@@ -55,7 +55,7 @@ class EventHandlers:
             max_linger=0,
             drop_abandoned=True,
             max_queued=MAX_QUEUED_BATCHES,
-        )  # what comes is batches already
+        )  # the items arrive in batches already
 
     def start(self) -> None:
         self._publish_batcher.start()
@@ -119,7 +119,7 @@ class EventHandlers:
             is_indexed=bool(aggregate),
         )
         after_cursor, follow = request.after_cursor, request.follow
-        del request  # a stream keeps no body
+        del request  # release the request body while streaming
         async with aclosing(
             self._tail.stream(stream_filter, after_cursor, "after_cursor", follow=follow)
         ) as rows:
@@ -131,8 +131,9 @@ class EventHandlers:
     async def _publish_groups(
         self, groups: Sequence[Sequence[store.NewEvent]]
     ) -> Sequence[int | Exception]:
-        """Publishes groups together; an event in two of them counts for the first. Raises Differs,
-        so that halves find its group.
+        """Publishes groups in one transaction; an event in two groups counts for the first.
+
+        Raises EventConflict for two different events of one id, so that bisection finds the group.
         """
         unique: dict[store.EventKey, store.NewEvent] = {}
         for group in groups:
@@ -166,7 +167,7 @@ def _read_between(
 
 
 def _first_difference(sent: bytes, published: bytes) -> str:
-    """The first field in which two events of one id differ."""
+    """The first field in which two events with the same id differ."""
     sent_event, published_event = (
         event_pb2.Event.FromString(sent),
         event_pb2.Event.FromString(published),
@@ -176,12 +177,13 @@ def _first_difference(sent: bytes, published: bytes) -> str:
         for field in event_pb2.Event.DESCRIPTOR.fields
         if getattr(sent_event, field.name) != getattr(published_event, field.name)
     )
-    return next(fields, "event_id")  # they differ in fields that are not known here
+    return next(fields, "event_id")  # they differ in fields unknown here
 
 
 def _new_event(message: event_pb2.Event) -> store.NewEvent:
-    """An event to number; its payload is believed. Raises FIELD_REQUIRED, FIELD_INVALID,
-    CARD_NUMBER_REJECTED.
+    """A validated new event; its payload is trusted.
+
+    Raises FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REJECTED.
     """
     aggregate, version = message.aggregate_id, message.aggregate_version
     type_ = _TYPES.parse(message.type, "type")

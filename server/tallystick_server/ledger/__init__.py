@@ -1,1 +1,1 @@
-"""LedgerService: the append-only, hash-chained book."""
+"""LedgerService: the append-only, hash-chained ledger."""

@@ -1,5 +1,5 @@
-"""Messages of LedgerService from values and back. Parsing is validation: a posting that comes out
-of here can be booked.
+"""Converts LedgerService messages to values and back. Parsing validates: a parsed posting can be
+booked.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _SUM = re.compile(r"\A([A-Z]{3,8})(-?[0-9]{1,38})\Z", re.ASCII)
 
 
 def stored_posting(row: Row[Any], entries: Sequence[Row[Any]]) -> Posting:
-    """A stored transaction as it was posted."""
+    """The posting of a stored transaction."""
     lines = tuple(JournalLine(entry.account, entry.currency, entry.amount) for entry in entries)
     return Posting(PostingKind(row.kind), row.source_id, row.caller, lines, row.description)
 
 
 def parse_posting(message: pb.Posting) -> Posting:
-    """A posting. Raises Refused with the path of the first field that is wrong."""
+    """Parses a posting. Raises ApiError with the path of the first invalid field."""
     kind = PostingKind(KINDS.parse(message.kind, "kind"))
     if kind is PostingKind.REVERSAL:
         raise ApiError(
@@ -144,12 +144,12 @@ def account(row: Row[Any]) -> ledger_pb2.Account:
 
 
 def format_sums(sums: Mapping[str, int]) -> str:
-    """Sums by currency, in minor units, as a page token carries them."""
+    """Encodes sums by currency, in minor units, for a page token."""
     return " ".join(f"{currency}{total}" for currency, total in sorted(sums.items()))
 
 
 def parse_sums(text: str) -> dict[str, int]:
-    """What `format_sums` made. Raises PAGE_TOKEN_INVALID."""
+    """Decodes the text of `format_sums`. Raises PAGE_TOKEN_INVALID."""
     matches = [_SUM.match(part) for part in text.split()]
     if not all(matches):
         raise invalid_page_token()

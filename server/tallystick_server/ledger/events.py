@@ -1,5 +1,5 @@
-"""What LedgerService tells of its changes. The book is its own outbox: it has no gaps, and nothing
-in it commits late.
+"""Events of LedgerService. The ledger is its own outbox: its sequence has no gaps, and no
+transaction commits out of order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tallystick_storage.ledger import postings as store
 
 
 class LedgerEvents:
-    """The source of LedgerService's relay."""
+    """The event source of LedgerService's relay."""
 
     def __init__(self, database: Database, recent: RecentTransactions) -> None:
         self._database = database
@@ -28,11 +28,12 @@ class LedgerEvents:
     async def __call__(self) -> EventBatch:
         after, has_rejected_events = await self._database.load(store.relay_position)
         transactions = self._recent.after(after, MAX_EVENTS)
-        # the database was set back, and others have their numbers
+        # The database was restored to an earlier state, and other transactions have these sequence
+        # numbers.
         if transactions and not await self._is_in_book(transactions[-1][0]):
             self._recent.clear()
             transactions = []
-        # nothing is new, or it was posted before this process began, or by another one
+        # There is nothing new, or it was posted by another process or before this one started.
         if not transactions:
 
             def load_unpublished(connection: Connection) -> list[store.TransactionRow]:
@@ -48,7 +49,7 @@ class LedgerEvents:
                 (convert.transaction(row, entries), row.caller) for row, entries in rows
             ]
             for transaction, _ in transactions:
-                # an event shows a transaction as it was posted
+                # an event shows the transaction as posted
                 transaction.ClearField("reversed_by_transaction_id")
 
         def mark_published(connection: Connection) -> None:
@@ -67,8 +68,8 @@ class LedgerEvents:
                 transaction=transaction,
             )
         rejected_aggregates: frozenset[str] = frozenset()
-        # also of what is new here: a turn that finds too many of them ends, and the next one starts
-        # behind them
+        # Check new transactions too: a run with too many rejections ends, and the next one starts
+        # after them.
         if has_rejected_events:
             aggregates = [event.aggregate_id for event in event_batch.events]
             rejected_aggregates = await self._database.load(
@@ -82,8 +83,9 @@ class LedgerEvents:
         )
 
     async def _is_in_book(self, transaction: ledger_pb2.Transaction) -> bool:
-        """Whether the book holds just this transaction, and so all before it: each hash covers the
-        one before.
+        """Whether the ledger holds exactly this transaction, and so all before it.
+
+        Each hash covers the previous one.
         """
         return transaction.hash == await self._database.load(
             lambda connection: store.hash_of(connection, transaction.sequence)

@@ -75,7 +75,7 @@ class LedgerHandlers(AlertHandlers):
                 drop_abandoned=True,
                 max_queued=MAX_QUEUED_BATCHES,
             )
-        )  # what comes is batches already
+        )  # the items arrive in batches already
 
     def start(self) -> None:
         self._post_batcher.start()
@@ -210,7 +210,7 @@ class LedgerHandlers(AlertHandlers):
             )
 
         head, rows = await self._database.read(read)
-        # the others were opened later
+        # The other accounts were opened later.
         lines = [line for line in rows[:size] if line.balance is not None]
         for line in lines:
             sums[line.currency] = sums.get(line.currency, 0) + int(line.balance)
@@ -242,7 +242,7 @@ class LedgerHandlers(AlertHandlers):
 
         filters = StreamFilter(partial(_load_between, prefix=prefix), matches, call.caller.owner)
         after, follow = request.after_sequence, request.follow
-        del request  # a stream keeps no body
+        del request  # release the request body while streaming
         async with aclosing(
             self._tail.stream(filters, after, "after_sequence", follow=follow)
         ) as transactions:
@@ -258,7 +258,7 @@ class LedgerHandlers(AlertHandlers):
         return rows[0]
 
     async def _get_posting(self, sequence: int) -> Posting:
-        """A stored transaction as it was posted."""
+        """The posting of a stored transaction."""
         return convert.stored_posting(*await self._get_transaction(sequence))
 
 

@@ -1,4 +1,4 @@
-"""Post: transactions are chained behind the head of the book, in one transaction for each batch."""
+"""Posting: appends transactions to the hash chain, in one database transaction for each batch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ AccountKey = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class PostedTransaction:
-    """A transaction that is in the book. `replayed`: it was before."""
+    """A stored transaction. `replayed`: it was stored before."""
 
     transaction: ledger_pb2.Transaction
     replayed: bool
@@ -35,8 +35,9 @@ class PostedTransaction:
 
 @dataclass(frozen=True, slots=True)
 class _KnownPostings:
-    """What of a batch is in the book already: by (kind, source_id) the sequence and fingerprint, by
-    sequence the transaction.
+    """The postings of a batch that are already stored.
+
+    Sequence and fingerprint by (kind, source_id); the transaction by sequence.
     """
 
     fingerprints: dict[tuple[str, str], tuple[int, bytes]]
@@ -56,22 +57,24 @@ class _KnownPostings:
 
 
 class RecentTransactions:
-    """Transactions that this process has just posted, with their callers, so that its relay need
-    not read them back.
+    """Caches the transactions that this process has just posted, with their callers.
+
+    The relay need not read them back.
     """
 
     def __init__(self) -> None:
         self._transactions: OrderedDict[int, tuple[ledger_pb2.Transaction, str]] = OrderedDict()
 
     def add(self, transaction: ledger_pb2.Transaction, caller: str) -> None:
-        """Keeps a committed transaction; the oldest goes when there are too many."""
+        """Adds a committed transaction; above the limit the oldest is dropped."""
         self._transactions[transaction.sequence] = (transaction, caller)
         if len(self._transactions) > _MAX_RECENT:
             self._transactions.popitem(last=False)
 
     def after(self, sequence: int, limit: int) -> list[tuple[ledger_pb2.Transaction, str]]:
-        """The transactions that follow a sequence without a gap, as far as they are known here;
-        those before them are let go.
+        """Returns the cached transactions that follow a sequence without a gap.
+
+        Drops all that come before them.
         """
         while self._transactions and next(iter(self._transactions)) <= sequence:
             self._transactions.popitem(last=False)
@@ -84,13 +87,15 @@ class RecentTransactions:
         return transactions
 
     def clear(self) -> None:
-        """Lets all of them go."""
+        """Drops all transactions."""
         self._transactions.clear()
 
 
 class TransactionPoster:
-    """The post stage's work. It remembers the ids of accounts; each use compares them with the
-    accounts' names, since a restore may change them.
+    """Posts batches of transactions.
+
+    It caches account ids; each use compares them with the accounts' names, since a restore may
+    change them.
     """
 
     def __init__(self, database: Database) -> None:
@@ -101,7 +106,7 @@ class TransactionPoster:
     async def post_groups(
         self, groups: Sequence[Sequence[Posting]]
     ) -> Sequence[Sequence[PostedTransaction | Exception] | Exception]:
-        """One list of results for each list of postings."""
+        """Returns one list of results for each list of postings."""
 
         def key(posting: Posting) -> tuple[Hashable, bytes]:
             return (posting.kind, posting.source_id), posting.fingerprint
@@ -119,7 +124,7 @@ class TransactionPoster:
     async def _post_with_ids(
         self, postings: Sequence[Posting], account_ids: Mapping[AccountKey, int]
     ) -> Sequence[PostedTransaction | Exception]:
-        """Posts with the ids of all accounts. Raises AccountsChanged."""
+        """Posts with the ids of all accounts. Raises AccountsChanged if cached ids are wrong."""
 
         def post_batch(connection: Connection) -> list[PostedTransaction | Exception]:
             head, now = store.lock_head(connection)
@@ -151,7 +156,7 @@ class TransactionPoster:
         return results
 
     async def _resolve_account_ids(self, accounts: set[AccountKey]) -> dict[AccountKey, int]:
-        """The ids of accounts; those that are missing are opened in a transaction of their own."""
+        """Returns the ids of accounts; opens missing accounts in a separate transaction."""
         account_ids = {
             account: self._account_ids[account]
             for account in accounts
@@ -175,8 +180,9 @@ class TransactionPoster:
 def _chain_all(
     head: Head, now: datetime, postings: Sequence[Posting], balances: dict[AccountKey, int]
 ) -> dict[tuple[str, str], ChainedTransaction | ApiError]:
-    """Chains postings one behind the other; one that would outgrow a balance is refused and leaves
-    no gap.
+    """Chains postings one after another.
+
+    A posting that would exceed the range of a balance is rejected and leaves no gap.
     """
     outcomes: dict[tuple[str, str], ChainedTransaction | ApiError] = {}
     for posting in postings:

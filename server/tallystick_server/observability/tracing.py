@@ -1,4 +1,4 @@
-"""Traces: one for a payment, from the SDK through every call, stage, provider and transaction."""
+"""Traces: one per payment, from the SDK through every call, batch, provider and transaction."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _is_exporting = False
 
 
 class SeedableIdGenerator(IdGenerator):
-    """Ids of traces and spans; zero is none."""
+    """Generates trace and span ids, which are never zero."""
 
     def generate_trace_id(self) -> int:
         return _id_random.getrandbits(128) or 1
@@ -44,15 +44,16 @@ _id_generator = SeedableIdGenerator()
 
 
 def seed(number: int) -> None:
-    """From now on ids follow from a number, as a run that can be repeated wants it."""
+    """Makes ids follow from a number, for reproducible runs."""
     _id_random.seed(number)
 
 
 def configure(service: str, endpoint: str | None, sample_ratio: float) -> Callable[[], None]:
-    """Starts tracing for the process: spans go to an OTLP endpoint if there is one. Returns what
-    flushes and ends it.
+    """Starts tracing for the process, and sends spans to the OTLP endpoint if there is one. Returns
+    a function that flushes and stops it.
 
-    `sample_ratio`: the part of new traces that is recorded; a trace that came recorded stays so.
+    `sample_ratio`: the part of new traces that is recorded. A trace that was recorded by the caller
+    stays recorded.
     """
     global _is_exporting  # noqa: PLW0603 - tracing is the process's
     _is_exporting = bool(endpoint)
@@ -74,8 +75,8 @@ def configure(service: str, endpoint: str | None, sample_ratio: float) -> Callab
 
 
 def _redact_errors(record: logging.LogRecord) -> bool:
-    """Leaves of an error that is logged its kind: its text may show the URL, and there may be a
-    password or a token in that.
+    """Keeps only the type of a logged exception. Its text may show a URL with a password or a
+    token.
     """
     if isinstance(record.args, tuple):
         record.args = tuple(
@@ -90,7 +91,7 @@ def current_context() -> SpanContext:
 
 
 def trace_id() -> str:
-    """The current trace's id in hex."""
+    """The current trace id in hex."""
     return trace.format_trace_id(current_context().trace_id)
 
 
@@ -102,15 +103,15 @@ def traceparent() -> str:
 
 
 def parse_traceparent(header: str) -> SpanContext:
-    """The span context behind a stored traceparent."""
+    """The span context of a stored traceparent."""
     context = _propagator.extract({"traceparent": header})
     return trace.get_current_span(context).get_span_context()
 
 
 @contextmanager
 def server_span(method: str, metadata: Mapping[str, str]) -> Iterator[Span]:
-    """The span of an incoming call, below the caller's. Where none is ever recorded it is only its
-    ids, for errors and for whom we call.
+    """The span of an incoming call, a child of the caller's span. If tracing is off it only carries
+    the ids, for errors and outgoing calls.
     """
     carrier = {"traceparent": metadata.get("traceparent", "")}
     caller_context = (
@@ -142,8 +143,8 @@ def server_span(method: str, metadata: Mapping[str, str]) -> Iterator[Span]:
 
 @contextmanager
 def client_span(name: str, parent: SpanContext | None = None) -> Iterator[Span]:
-    """The span of an outgoing call, below the current span or the given one; only the parent itself
-    where that is not recorded.
+    """The span of an outgoing call, a child of the current span or of `parent`. If the parent is
+    not recorded, the span is the parent itself.
     """
     parent_span = trace.get_current_span() if parent is None else trace.NonRecordingSpan(parent)
     if not parent_span.get_span_context().trace_flags.sampled:
@@ -156,8 +157,8 @@ def client_span(name: str, parent: SpanContext | None = None) -> Iterator[Span]:
 
 @contextmanager
 def batch_span(name: str, members: Sequence[SpanContext]) -> Iterator[None]:
-    """The span of a batch, if any of its members is recorded: below the first one's, linked to the
-    others.
+    """The span of a batch, if any of its members is recorded: a child of the first recorded one,
+    linked to the others.
     """
     sampled_members = list(
         {member.span_id: member for member in members if member.trace_flags.sampled}.values()
@@ -174,14 +175,14 @@ def batch_span(name: str, members: Sequence[SpanContext]) -> Iterator[None]:
 
 
 def mark_failed(span: Span, code: str, reason: str) -> None:
-    """Marks a span as ended by a refusal."""
+    """Marks a span as failed with an error."""
     span.set_attribute("rpc.grpc.status_code", code)
     span.set_attribute("tallystick.reason", reason)
     span.set_status(Status(StatusCode.ERROR, reason))
 
 
 class TracedDatabase(Database):
-    """A database whose transactions and reads are spans, named after their work."""
+    """A database whose transactions and reads are spans, named after the function."""
 
     async def transact(self, work: Callable[[Connection], T]) -> T:
         if not trace.get_current_span().is_recording():

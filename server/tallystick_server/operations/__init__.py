@@ -1,3 +1,1 @@
-"""The worker and what it needs: leases, batching, rescheduling, retry policies, dead letters,
-alerts.
-"""
+"""Operation worker, leases, batching, rescheduling, retry policies, dead letters and alerts."""

@@ -1,6 +1,4 @@
-"""Alerts of a service: how they are listed, and raised: a row, an event, a metric and a log
-line.
-"""
+"""Alerts of a service: lists them, and raises each as a row, an event, a metric and a log line."""
 
 from __future__ import annotations
 
@@ -31,8 +29,8 @@ _raised_counter = metrics.get_meter("tallystick").create_counter(
 
 
 class AlertHandlers:
-    """The call that lists a service's alerts. `messages`: the service's generated messages, which
-    have this call's under the same names.
+    """The RPC that lists a service's alerts. `messages`: the service's generated messages, which
+    have the same names in every service.
     """
 
     def __init__(self, database: Database, messages: ModuleType) -> None:
@@ -66,8 +64,8 @@ def to_message(row: Row[Any]) -> operator_pb2.Alert:
 
 
 def reconcile(connection: Connection, queries: Sequence[store.AlertQuery]) -> Sequence[Row[Any]]:
-    """Makes the open alerts those that are found now, so many at a time; returns the new ones,
-    which are to be announced once this is committed.
+    """Makes the open alerts match the conditions found now, in bounded steps. Returns the new ones,
+    which must be announced after the commit.
     """
     current, overflowing_kinds = store.evaluate(connection, queries)
     new_alerts = store.open_alerts(connection, current, _MAX_CHANGES)
@@ -79,14 +77,14 @@ def reconcile(connection: Connection, queries: Sequence[store.AlertQuery]) -> Se
 
 
 def end_alerts(connection: Connection, kind: str, subjects: Sequence[str]) -> None:
-    """Ends the alerts of a kind about subjects that have just ended, in the same transaction; the
-    monitor would find that only later.
+    """Ends alerts of a kind in the transaction in which their subjects end. The monitor would end
+    them only later.
     """
     _emit_changed(connection, store.end_by_resource_name(connection, kind, subjects))
 
 
 def announce(alerts: Sequence[Row[Any]]) -> None:
-    """Says in log and metric what was raised."""
+    """Reports new alerts in the log and as a metric."""
     for row in alerts:
         log.warning("alert %s: %s %s", row.kind, row.resource_name, row.detail)
         _raised_counter.add(1, {"kind": row.kind})

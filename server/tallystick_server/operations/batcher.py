@@ -1,6 +1,4 @@
-"""Stages: batches that form by themselves. While one batch is being committed the next one
-gathers.
-"""
+"""Batchers: the next batch fills while the current one commits."""
 
 from __future__ import annotations
 
@@ -21,25 +19,32 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 MAX_QUEUED_CALLS = 10_000
-"""How many items of callers may wait in a stage."""
+"""Maximum waiting items of callers in a batcher."""
 MAX_QUEUED_BATCHES = 1_000
-"""How many items may wait that are batches themselves."""
+"""Maximum waiting items that are batches themselves."""
 
 _UNAVAILABLE_AFTER_REJECTIONS = 8
 
 
 class Batcher(Generic[T, R]):
-    """Gathers what is submitted, and runs one function over each batch.
+    """Gathers submitted items and runs one function for each batch.
 
-    A lane rests as long as its last batch took, up to `max_linger` seconds: nothing waits when
-    idle, and batches grow under load. `run` returns one result per item in order; an exception
-    among them is raised to that item's submitter, and one raised by `run` to all of them.
-    `max_batch`: how much a batch holds, by the items' `size_of`; one item always fits.
-    `concurrency`: how many batches run at a time. `drop_abandoned`: an item is dropped if its
-    submitter has gone before its batch starts; without it the item is worked on all the same.
-    `max_queued`: more waiting items are refused with OVERLOADED, which says that nothing was
-    stored. None: where that may be false, as for a call that reads after its commit, or where the
-    submitters are bounded.
+    `run` returns one result per item, in order. An exception among them is raised to that item's
+    submitter. An exception raised by `run` is raised to all of them.
+
+    A worker lingers as long as its last batch took, at most `max_linger` seconds. So an idle
+    batcher adds no delay, and batches grow under load.
+
+    `max_batch`: the size of a batch, as the sum of `size_of` over its items. One item always fits.
+
+    `concurrency`: the number of concurrent batches.
+
+    `drop_abandoned`: drops an item whose submitter was cancelled before its batch started.
+    Otherwise the item is processed.
+
+    `max_queued`: further items are rejected with OVERLOADED, which promises that nothing was
+    stored. None: where that may be false (a call that reads after its commit), or where submitters
+    are limited.
     """
 
     def __init__(
@@ -69,12 +74,14 @@ class Batcher(Generic[T, R]):
         self._is_stopped = False
 
     def start(self) -> None:
-        """Starts the lanes, in the running loop."""
+        """Starts the workers in the running loop."""
         self._tasks = [self._start_worker(number) for number in range(self._concurrency)]
 
     def submit(self, item: T, context: SpanContext | None = None) -> asyncio.Future[R]:
-        """Puts an item into the next batch. Raises OVERLOADED, or SHUTTING_DOWN once the stage was
-        stopped; the item is then not worked on.
+        """Adds an item to the next batch.
+
+        Raises OVERLOADED, or SHUTTING_DOWN once the batcher is stopped; the item is then not
+        processed.
         """
         if self._is_stopped:
             raise _shutting_down_error()
@@ -89,17 +96,17 @@ class Batcher(Generic[T, R]):
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing waits and nothing runs."""
+        """Whether no item waits and no batch runs."""
         return not self._queue and not self._running_batches
 
     @property
     def queue_length(self) -> int:
-        """How many items wait for a batch."""
+        """The number of items that wait for a batch."""
         return len(self._queue)
 
     async def stop(self) -> None:
-        """Ends the lanes. What waits is left undone, and its submitters get SHUTTING_DOWN: stop
-        what submits first, and wait until idle.
+        """Stops the workers. Waiting items are not processed, and their submitters get
+        SHUTTING_DOWN. Stop the submitters first, and wait until idle.
         """
         self._is_stopped = True
         for task in self._tasks:
@@ -110,7 +117,7 @@ class Batcher(Generic[T, R]):
             _fail(future, _shutting_down_error())
 
     def _remove_abandoned(self, future: asyncio.Future[R]) -> None:
-        """Forgets an item whose submitter has gone before its batch has started."""
+        """Removes an item whose submitter was cancelled before its batch started."""
         self._queue.pop(future, None)
 
     def _start_worker(self, number: int) -> asyncio.Task[None]:
@@ -119,7 +126,7 @@ class Batcher(Generic[T, R]):
         return task
 
     def _on_worker_done(self, number: int, task: asyncio.Task[None]) -> None:
-        """Starts a lane again that ended by itself."""
+        """Restarts a worker that ended unexpectedly."""
         if self._is_stopped:
             return
         error = None if task.cancelled() else task.exception()
@@ -146,7 +153,7 @@ class Batcher(Generic[T, R]):
                 await self._run_batch(batch)
             finally:
                 self._running_batches -= 1
-                for _, future, _ in batch:  # whatever ended the lane, nobody waits for ever
+                for _, future, _ in batch:  # whatever ended the worker, no submitter waits forever
                     _fail(
                         future,
                         _shutting_down_error()
@@ -156,7 +163,7 @@ class Batcher(Generic[T, R]):
             await asyncio.sleep(min(loop.time() - start_time, self._max_linger))
 
     def _next_batch(self) -> list[tuple[T, asyncio.Future[R], SpanContext]]:
-        """What waits, as much as a batch holds."""
+        """The waiting items, up to the size of a batch."""
         batch: list[tuple[T, asyncio.Future[R], SpanContext]] = []
         remaining = self._max_batch
         while self._queue:
@@ -183,7 +190,7 @@ class Batcher(Generic[T, R]):
         except Exception as error:  # noqa: BLE001 - it is raised to every submitter
             results = [error] * len(batch)
         for (_, future, _), result in zip(batch, results, strict=True):
-            if future.done():  # its submitter has gone; the work is done all the same
+            if future.done():  # the submitter was cancelled; the item was processed
                 continue
             if isinstance(result, Exception):
                 future.set_exception(result)
@@ -203,19 +210,20 @@ def _fail(future: asyncio.Future[Any], error: Exception) -> None:
 async def bisect_on_error(
     run: Callable[[Sequence[T]], Awaitable[Sequence[R | Exception]]], items: Sequence[T]
 ) -> Sequence[R | Exception]:
-    """Runs a batch; when one item breaks it, halves it until that item is alone and gets the error
-    to itself.
+    """Runs a batch. If one item breaks it, the batch is halved until that item is alone and gets
+    the error.
 
-    An item breaks a batch when the database refuses its data, or another service refuses the call.
-    A service that refuses the first 8 items one by one, and takes none, is broken as a whole: all
-    items get DEPENDENCY_UNAVAILABLE, as if it had not answered. An error that is no item's is
-    raised.
+    An item breaks a batch if it violates a database constraint, or if another service rejects the
+    call. Other errors are raised.
+
+    If a service rejects the first 8 items one by one and accepts none, all items get
+    DEPENDENCY_UNAVAILABLE, as if it had not answered.
     """
     return await _Bisection(run).run_all(items)
 
 
 class _Bisection(Generic[T, R]):
-    """One batch that is being halved."""
+    """One batch that is bisected."""
 
     def __init__(self, run: Callable[[Sequence[T]], Awaitable[Sequence[R | Exception]]]) -> None:
         self._run = run
@@ -227,7 +235,7 @@ class _Bisection(Generic[T, R]):
             return await self._run(items)
         except (ConstraintViolation, ServiceCallRejected) as error:
             if isinstance(error, ServiceCallRejected) and error.rejects_caller:
-                raise  # of all items
+                raise  # concerns all items
             if len(items) == 1:
                 return [error]
         results = await self._run_halves(items)
@@ -254,7 +262,7 @@ class _Bisection(Generic[T, R]):
         return [*await self._run_part(items[:middle]), *await self._run_part(items[middle:])]
 
     async def _run_part(self, items: Sequence[T]) -> Sequence[R | Exception]:
-        """What becomes of a part; the other part keeps its results whatever happens to this one."""
+        """Returns the results of a part. An error in one part does not affect the other."""
         if self._is_unavailable:
             return [self._unavailable_error()] * len(items)
         try:
@@ -267,7 +275,7 @@ class _Bisection(Generic[T, R]):
             if isinstance(error, ServiceCallRejected):
                 self._rejections.append(error)
             return [error]
-        except ApiError as error:  # what was done before the service went away is done
+        except ApiError as error:  # keeps the results from before the service became unavailable
             return [error] * len(items)
         self._any_succeeded = True
         return results
@@ -278,11 +286,11 @@ async def deduplicate_by_key(
     key_of: Callable[[T], tuple[Hashable, bytes]],
     run: Callable[[Sequence[T]], Awaitable[Sequence[R | Exception]]],
 ) -> Sequence[R | Exception]:
-    """Runs a batch, by halves if need be, in which keys may stand several times, so that `run` sees
-    each key once at a time.
+    """Runs a batch in which keys may repeat, with bisection on errors. `run` sees each key once at
+    a time.
 
-    `key_of` gives the key and the fingerprint. Items equal to the first of their key share its
-    result, with `replayed` set; others run after it, and find what it stored. A result is a
+    `key_of` returns the key and the fingerprint. Items equal to the first of their key share its
+    result, with `replayed` set. Others run after it and find what it stored. A result is a
     dataclass with that field.
     """
     results: list[Any] = [None] * len(items)
@@ -317,6 +325,6 @@ async def deduplicate_by_key(
 async def run_flattened(
     groups: Sequence[Sequence[T]], run: Callable[[Sequence[T]], Awaitable[Sequence[R]]]
 ) -> list[list[R]]:
-    """Runs the items of all groups as one batch; the results in the same groups."""
+    """Runs the items of all groups as one batch. Returns the results in the same groups."""
     results = iter(await run([item for group in groups for item in group]))
     return [[next(results) for _ in group] for group in groups]

@@ -1,4 +1,4 @@
-"""Dead letters as every service shows them and tells of them."""
+"""Dead letters and their events, for every service."""
 
 from __future__ import annotations
 
@@ -45,8 +45,9 @@ def emit_changed(
     rows: Sequence[Row[Any]],
     origin_of: Callable[[Row[Any]], tuple[str, str]],
 ) -> None:
-    """Tells of dead letters that are new or have ended; `origin_of` gives the caller and the
-    traceparent of each. Ended ones end their alert.
+    """Records the events of created or resolved dead letters. Ends the alerts of the resolved ones.
+
+    `origin_of`: the caller and the traceparent of a row.
     """
     with record_events(connection, rows) as events:
         for row in rows:
@@ -67,8 +68,8 @@ def emit_changed(
 def requeue_to_end(
     connection: Connection, operation_ids: Mapping[str, str], operator: str, reason: str
 ) -> None:
-    """Takes up again those demands, by subject, that were set aside and are to be ended, never to
-    be sent; `operator`: who has decided so.
+    """Requeues dead-lettered operations, by resource name, that are to be cancelled and must never
+    be sent. `operator` made the decision.
     """
     rows = (
         dead_letter_store.end(
@@ -86,8 +87,8 @@ def requeue_to_end(
 
 
 def resolve_and_requeue(connection: Connection, operations: Iterable[LeasedOperation]) -> None:
-    """Ends the dead letters of demands of which something definite became known; what was set aside
-    goes on.
+    """Resolves the dead letters of operations with a definite outcome, and requeues the
+    dead-lettered ones.
     """
     by_resource_name = {item.resource_name: item for item in operations}
     if not by_resource_name:
@@ -102,8 +103,10 @@ def resolve_and_requeue(connection: Connection, operations: Iterable[LeasedOpera
 
 
 def resolve(connection: Connection, origins: Mapping[str, tuple[str, str]]) -> Sequence[Row[Any]]:
-    """Ends the dead letters of subjects that nobody has to decide on any more; those that ended. By
-    subject: its caller and its traceparent.
+    """Resolves the dead letters of resources that need no decision any more. Returns the resolved
+    rows.
+
+    `origins`: caller and traceparent by resource name.
     """
     rows = (
         dead_letter_store.end(connection, sorted(origins), DeadLetterState.RESOLVED)

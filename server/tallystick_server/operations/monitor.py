@@ -1,6 +1,4 @@
-"""Monitor: looks now and then for what a person should know of. One process does it for all of
-them.
-"""
+"""Checks regularly for conditions that an operator must know of. One process does it for all."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ _LEASE_INTERVALS = 3
 
 
 class Monitor:
-    """Raises the alerts of a service, and ends them. `owner_id` names this process."""
+    """Raises and ends the alerts of a service. `owner_id`: the id of this process."""
 
     def __init__(
         self,
@@ -43,7 +41,7 @@ class Monitor:
         await self._periodic_task.stop()
 
     async def run_once(self) -> None:
-        """Looks once, if it is this process's turn."""
+        """Runs the checks once, if this process has the leader lease."""
 
         def refresh_alerts(connection: Connection) -> Sequence[Row[Any]]:
             if not leader_lease.try_acquire_lease(

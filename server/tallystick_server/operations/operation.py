@@ -1,6 +1,4 @@
-"""A demand in hand: what a process knows of the work it holds the lease of, whatever is demanded of
-a provider.
-"""
+"""An operation leased by this process."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ from tallystick_storage import operations as operation_store
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeasedOperation(ABC):
-    """One demand on a provider, leased to this process until `lease_deadline` (the loop's time)."""
+    """One provider operation, leased by this process until `lease_deadline` (loop time)."""
 
     operation_id: str
     caller: str
@@ -36,42 +34,40 @@ class LeasedOperation(ABC):
     traceparent: str
     context: SpanContext
     age_seconds: float = 0.0
-    """Seconds from the attempt's start until it was taken up."""
+    """Seconds from the attempt's start to the claim."""
     expires_at: float = inf
-    """The loop's time after which it must not be sent for the first time."""
+    """Loop time after which it must not be sent for the first time."""
     next_poll_deadline: float = inf
-    """The loop's time at which its time is up, and it is taken up again at the latest; inf: it has
-    none, or that had passed when it was taken up.
+    """Loop time of its deadline, at which it is claimed again at the latest. inf: it has none, or
+    it had passed at the claim.
     """
     recorded_outcome: ProviderOutcome | None = None
-    """The attempt's outcome, if that is on disk and final."""
+    """The attempt's outcome, if it is stored and final."""
     maybe_sent: bool = False
     lookup_only: bool = False
     tries: Mapping[RetryReason, int] = field(default_factory=dict)
-    """How often each kind of trouble has come since it last progressed."""
+    """The number of tries by retry reason since the last progress."""
     seconds_since_sent: float | None = None
-    """Seconds from when it may last have been sent until it was taken up; None: it was not sent
-    before that.
-    """
+    """Seconds from the last possible send to the claim. None: it was not sent before the claim."""
     not_found_count: int = 0
-    """How often the provider did not know it since it may last have been sent."""
+    """The number of "not found" answers since the last possible send."""
 
     @property
     @abstractmethod
     def resource_name(self) -> str:
-        """What it is to people: "{collection}/{id}"."""
+        """Its public resource name: "{collection}/{id}"."""
 
     @abstractmethod
     def call_provider(self, provider: Any, action: NextAction) -> Awaitable[ProviderOutcome]:
-        """Asks its provider for what the step needs; the provider is of the port that such demands
-        are made on.
+        """Calls the provider for the action. The provider has the interface for this kind of
+        operation.
         """
 
     def is_key_honored(self, key_window_seconds: float, lease_seconds: float) -> bool:
-        """Whether it may be sent to a provider that honours a key for so many seconds.
+        """Whether it may be sent to a provider that honors a key for `key_window_seconds`.
 
-        Either the provider surely still knows the key when a lease from now ends; or it never got
-        the key, and has said so too: a restored database may have lost a sending.
+        Either the provider still knows the key when a lease that starts now ends. Or the key was
+        never sent and the provider confirms this: a restored database may have lost a send.
         """
         return self.age_seconds + lease_seconds < key_window_seconds or (
             not self.maybe_sent and self.not_found_count > 0
@@ -81,43 +77,41 @@ class LeasedOperation(ABC):
     def next_action(
         self, now: float, key_window_seconds: float, lease_seconds: float
     ) -> NextAction:
-        """What is to be done with it, where its provider honours a key for so many seconds. A lease
-        ends before the key does.
+        """The next action, for a provider that honors a key for `key_window_seconds`. A lease ends
+        before the key does.
         """
 
     @abstractmethod
     def failure_if_not_sent(self, now: float) -> FailureReason | None:
-        """Why it is to fail, if nothing has been moved, at this time of the loop."""
+        """The reason to fail it at loop time `now` if no money was moved."""
 
     def circuit(self, action: NextAction) -> Circuit:
-        """Which of its provider's circuits a step takes."""
+        """The circuit of the provider that an action uses."""
         return Circuit.SENDS if action is NextAction.SEND else Circuit.LOOK_UPS
 
     @property
     def weight(self) -> int:
-        """How much of a batch it is."""
+        """Its share of a batch's size."""
         return 1
 
     @property
     @abstractmethod
     def needs_booking(self) -> bool:
-        """Whether it has come to where wallet and ledger are to be told."""
+        """Whether it is to be booked."""
 
     @property
     @abstractmethod
     def phase(self) -> str:
-        """What it waits for, if it has to wait, for the monitor, whose thresholds differ; "":
-        nothing but being done.
-        """
+        """What it waits for; "": nothing. The monitor has a threshold for each phase."""
 
     @property
     @abstractmethod
     def awaits_provider(self) -> bool:
-        """Whether the provider has it, and will tell in its own time."""
+        """Whether the provider has it and reports the result later."""
 
 
 def parse_tries(counts: Mapping[str, int] | None) -> dict[RetryReason, int]:
-    """The tries of a row; None: there were none."""
+    """The tries of a row; None: no tries."""
     return {RetryReason(reason): count for reason, count in (counts or {}).items()}
 
 
@@ -127,7 +121,7 @@ A = TypeVar("A", bound=ProviderOutcome)
 
 @dataclass(frozen=True, slots=True)
 class OperationResult(Generic[H, A]):
-    """A demand, and what its provider said to it."""
+    """An operation and its provider's outcome."""
 
     operation: H
     outcome: A
@@ -136,9 +130,7 @@ class OperationResult(Generic[H, A]):
 def attempt_result(
     operation: LeasedOperation, outcome_code: str, outcome: ProviderOutcome
 ) -> operation_store.AttemptResult:
-    """What a provider said to a demand, as its attempt keeps it; `outcome_code`: what that is
-    called there.
-    """
+    """The result that the attempt stores. `outcome_code`: the outcome's code in that table."""
     succeeded = outcome if isinstance(outcome, Succeeded) else None
     declined = outcome if isinstance(outcome, Declined) else None
     return operation_store.AttemptResult(

@@ -1,4 +1,4 @@
-"""What operators do in every service that makes demands: its dead letters and its alerts."""
+"""The operator RPCs of every service with operations: dead letters and alerts."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from tallystick_storage.database import ConstraintViolation, Database
 H = TypeVar("H", bound=LeasedOperation)
 G = TypeVar("G")
 DeadLetterCursor = tuple[datetime, str] | None
-"""The (create_time, id) of a dead letter that others come after; None: the first comes next."""
+"""The (create_time, id) of the dead letter before the next one; None: start with the first."""
 
 _OPERATOR_ROLES = frozenset({Role.OPERATOR})
 ACCESS: Access = {
@@ -61,17 +61,17 @@ ACCESS: Access = {
     **alerts.ACCESS,
 }
 _RETRY, _CLOSE = Verb("RETRY", "retried"), Verb("CLOSE", "closed")
-_RETRY_AFTER_SECONDS = 1.0  # seconds
+_RETRY_AFTER_SECONDS = 1.0
 _MAX_RETRIED = 500
 _MAX_CLOSED = 20
-_MAX_CONCURRENT_CLOSES = 5  # each of them asks its provider
+_MAX_CONCURRENT_CLOSES = 5  # each of them calls a provider
 _SAMPLE_SIZE = 20
 _DEAD_LETTER_ID = re.compile(r"\A[A-Za-z0-9_-]{1,100}\Z", re.ASCII)
 
 
 class DeadLetters(Generic[H, G]):
-    """What an operator may do with them. Nothing leaves by itself but by an outcome that comes
-    after all.
+    """The commands of operators for dead letters. Only a late provider outcome resolves one without
+    an operator.
     """
 
     def __init__(self, database: Database, worker: OperationWorker[H, G]) -> None:
@@ -82,7 +82,7 @@ class DeadLetters(Generic[H, G]):
         return self._worker.operation_id(row.resource_name)
 
     async def find(self, dead_letter_id: str, *, changed: bool = False) -> Row[Any]:
-        """The dead letter; `changed` as in `Database.read`. Raises NOT_FOUND."""
+        """Reads the dead letter; `changed` as in `Database.read`. Raises NOT_FOUND."""
         row = await self._database.read(
             lambda connection: dead_letter_store.find(connection, dead_letter_id), changed=changed
         )
@@ -91,8 +91,10 @@ class DeadLetters(Generic[H, G]):
         return row
 
     async def retry(self, dead_letter_id: str, operator: str, reason: str) -> tuple[Row[Any], bool]:
-        """Has it tried again; it as it stands, and whether it was before. Raises NOT_FOUND,
-        INVALID_STATE.
+        """Requeues the operation. Returns the current dead letter, and whether the call is a
+        repeat.
+
+        Raises NOT_FOUND, INVALID_STATE.
         """
         resolution = _Resolution(DeadLetterState.RETRIED, operator, reason)
         row = await self.find(dead_letter_id)
@@ -115,8 +117,8 @@ class DeadLetters(Generic[H, G]):
         operator: str,
         reason: str,
     ) -> tuple[Sequence[Row[Any]], set[str], bool]:
-        """Has the next of those that a filter names tried again: those, the ids of those that were
-        open still, and whether there are more.
+        """Requeues the operations of the next dead letters that match. Returns those, the ids of
+        those that were still open, and whether there are more.
         """
         resolution = _Resolution(DeadLetterState.RETRIED, operator, reason)
 
@@ -138,7 +140,7 @@ class DeadLetters(Generic[H, G]):
         reason: str,
         evidence: str,
     ) -> tuple[Sequence[Row[Any]], Sequence[Row[Any] | ApiError], bool]:
-        """Closes the next of those that a filter names, each as `close` does: those, what became of
+        """Closes the next dead letters that match, as `close` does. Returns those, the result of
         each, and whether there are more.
         """
         rows = await self._database.read(
@@ -169,7 +171,7 @@ class DeadLetters(Generic[H, G]):
     async def preview(
         self, filters: dead_letter_store.DeadLetterFilter
     ) -> tuple[Sequence[Row[Any]], list[str]]:
-        """How many open ones a filter names, by cause and provider, and the ids of the first."""
+        """The number of matching open dead letters by cause and provider, and the first ids."""
 
         def load(connection: Connection) -> tuple[Sequence[Row[Any]], list[str]]:
             sample = dead_letter_store.list_open_after(connection, filters, None, _SAMPLE_SIZE)
@@ -180,7 +182,7 @@ class DeadLetters(Generic[H, G]):
         return await self._database.read(load)
 
     async def now(self) -> datetime:
-        """The database's time: what is made later is not meant by a call that begins now."""
+        """The database's time. A bulk call excludes dead letters created after its start."""
         return await self._database.read(dead_letter_store.now)
 
     async def close(
@@ -192,21 +194,23 @@ class DeadLetters(Generic[H, G]):
         *,
         evidence_is_specific: bool = True,
     ) -> tuple[Row[Any], bool]:
-        """Fails its demand, unless the provider knows better; it as it stands, and whether it was
-        closed before. Raises NOT_FOUND, INVALID_STATE.
+        """Fails the operation, unless the provider reports a definite outcome. Returns the current
+        dead letter, and whether it was closed before.
 
-        `evidence_is_specific`: whether the evidence is about this dead letter alone. Only then is
-        it closed while its provider answers with another one's money.
+        Raises NOT_FOUND, INVALID_STATE.
+
+        `evidence_is_specific`: the evidence is about this dead letter alone. This is required if
+        the provider's answer belongs to another operation.
         """
         resolution = _Resolution(DeadLetterState.CLOSED, operator, reason, evidence)
         row = await self.find(dead_letter_id)
-        if row.state != DeadLetterState.OPEN:  # its provider need not be asked
+        if row.state != DeadLetterState.OPEN:  # already resolved: the provider need not be called
             return await self._read_resolved(dead_letter_id, _CLOSE, resolution), True
         operation, outcome = await self._call_provider(row)
         match outcome:
             case Succeeded() | Declined() | Returned() | Verified():
                 try:
-                    await self._worker.record(operation, outcome)  # which resolves it
+                    await self._worker.record(operation, outcome)  # resolves the dead letter
                 except ConstraintViolation as error:
                     _reject_unstorable(error, evidence_is_specific=evidence_is_specific)
                 else:
@@ -236,7 +240,7 @@ class DeadLetters(Generic[H, G]):
         return await self._read_resolved(dead_letter_id, _CLOSE, resolution), not is_applied
 
     async def _call_provider(self, row: Row[Any]) -> tuple[H, ProviderOutcome]:
-        """What the provider says to the demand now. Raises PROVIDER_UNAVAILABLE, INVALID_STATE."""
+        """Looks up the operation at its provider. Raises PROVIDER_UNAVAILABLE, INVALID_STATE."""
         tokens, now = {self.operation_id(row): 0}, asyncio.get_running_loop().time()
         operations = await self._database.load(
             lambda connection: self._worker.load(connection, tokens, now)
@@ -260,7 +264,7 @@ class DeadLetters(Generic[H, G]):
                 "retry the dead letter.",
                 "UNAPPLIED_ANSWER",
             )
-        # nobody is left to ask: the operator's evidence decides
+        # without the provider, the operator's evidence decides
         if not self._worker.gateway.is_configured(operation.provider):
             return operation, Unknown(f"the provider {operation.provider} is not configured")
         outcome = await self._worker.gateway.call(operation, NextAction.LOOK_UP)
@@ -274,7 +278,7 @@ class DeadLetters(Generic[H, G]):
         return operation, outcome
 
     def _claim(self, connection: Connection, operation_id: str) -> Sequence[H]:
-        """The demand, leased. Raises _Overtaken if it came on meanwhile."""
+        """Leases the operation. Raises _ConcurrentChange if it has progressed since."""
         token = (
             operation_store.claim_dead_lettered(
                 connection, operation_id, self._worker.lease_seconds
@@ -289,7 +293,7 @@ class DeadLetters(Generic[H, G]):
     async def _read_resolved(
         self, dead_letter_id: str, verb: Verb, resolution: _Resolution
     ) -> Row[Any]:
-        """The dead letter as it is now. Raises INVALID_STATE if somebody else was faster."""
+        """Reads the current dead letter. Raises INVALID_STATE if it was resolved in another way."""
         row = await self.find(dead_letter_id, changed=True)
         if not resolution.matches(row):
             if row.state != DeadLetterState.OPEN:
@@ -301,12 +305,12 @@ class DeadLetters(Generic[H, G]):
 
 
 class _ConcurrentChange(Exception):
-    """Somebody else was faster; nothing is stored."""
+    """Another process changed the dead letter first; nothing is stored."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Resolution:
-    """How a dead letter is to end, by whom and why."""
+    """How to resolve a dead letter, by whom and why."""
 
     state: DeadLetterState
     operator: str
@@ -314,7 +318,7 @@ class _Resolution:
     evidence: str = ""
 
     def matches(self, row: Row[Any]) -> bool:
-        """Whether it ended so."""
+        """Whether the row was resolved in this way."""
         return (row.state, row.operator, row.reason, row.evidence) == (
             self.state,
             self.operator,
@@ -323,7 +327,9 @@ class _Resolution:
         )
 
     def apply(self, connection: Connection, row: Row[Any]) -> None:
-        """Ends an open dead letter, and tells of it. Raises _Overtaken if it has ended."""
+        """Resolves an open dead letter and records the event. Raises _ConcurrentChange if it is
+        resolved already.
+        """
         rows = dead_letter_store.end(
             connection, [row.resource_name], self.state, self.operator, self.reason, self.evidence
         )
@@ -332,7 +338,9 @@ class _Resolution:
         dead_letters.emit_changed(connection, rows, lambda _: (self.operator, ""))
 
     def apply_all(self, connection: Connection, rows: Sequence[Row[Any]]) -> Sequence[Row[Any]]:
-        """Ends those of dead letters that are open still, and tells of them."""
+        """Resolves the open ones among the dead letters and records their events. Returns the
+        resolved rows.
+        """
         subjects, ids = [row.resource_name for row in rows], [row.dead_letter_id for row in rows]
         ended_rows = (
             dead_letter_store.end(
@@ -347,7 +355,7 @@ class _Resolution:
 
 class OperatorHandlers(AlertHandlers):
     """Handlers only decode, await and encode. `messages`: the service's generated messages, which
-    have these calls' under the same names.
+    have the same names in every service.
     """
 
     def __init__(
@@ -429,8 +437,8 @@ class OperatorHandlers(AlertHandlers):
         )
 
     async def _parse_bulk_request(self, method: str, request: Any) -> _BulkRequest:
-        """What a call for many is about, from its first page on. Raises FIELD_REQUIRED,
-        FIELD_INVALID, PAGE_TOKEN_INVALID.
+        """Parses the filter and the cursor of a bulk call. Raises FIELD_REQUIRED, FIELD_INVALID,
+        PAGE_TOKEN_INVALID.
         """
         filters = _parse_filters(request)
         if request.all and filters != dead_letter_store.DeadLetterFilter():
@@ -480,9 +488,7 @@ class OperatorHandlers(AlertHandlers):
 
 @dataclass(frozen=True, slots=True)
 class _BulkRequest:
-    """What a call for many dead letters is about: those of a filter after a place. `token`: makes
-    the next call's.
-    """
+    """The dead letters of a bulk call: a filter and a cursor. `token` makes the next page token."""
 
     token: PageToken
     filters: dead_letter_store.DeadLetterFilter
@@ -564,8 +570,8 @@ def parse_dead_letter_id(text: str) -> str:
 
 
 def _reject_unstorable(error: ConstraintViolation, *, evidence_is_specific: bool) -> None:
-    """Raises INVALID_STATE unless the answer is only another one's money, which says nothing of
-    this one: then an operator's evidence decides.
+    """Raises INVALID_STATE unless the provider reference belongs to another operation. That answer
+    proves nothing about this one, so the operator's evidence decides.
     """
     if not is_duplicate_reference(error):
         raise _state_error(
@@ -577,8 +583,8 @@ def _reject_unstorable(error: ConstraintViolation, *, evidence_is_specific: bool
 
 
 def _require_specific_evidence(*, evidence_is_specific: bool) -> None:
-    """Raises INVALID_STATE where an answer about another one is to be overruled by evidence that is
-    not about this one alone.
+    """Raises INVALID_STATE if evidence that is not specific to this dead letter would overrule an
+    answer about another operation.
     """
     if not evidence_is_specific:
         message = (

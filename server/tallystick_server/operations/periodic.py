@@ -1,4 +1,4 @@
-"""Background work that comes round by itself."""
+"""Periodic background work."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ log = logging.getLogger(__name__)
 
 
 class Periodic:
-    """Runs one function every so many seconds, and when it is woken. A failure is logged, and the
-    next round comes all the same.
+    """Runs one function at an interval, and when it is woken. A failure is logged and does not stop
+    the next run.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Periodic:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def wake(self) -> None:
-        """Has the next round come now."""
+        """Starts the next run now."""
         self._wake_event.set()
 
     async def _wait(self) -> None:

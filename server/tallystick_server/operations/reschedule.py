@@ -1,6 +1,4 @@
-"""Postpone: demands that did not come on, given back to the table of due work or given up, as their
-policies say.
-"""
+"""Reschedules, fails or dead-letters operations whose step failed, as their retry policies say."""
 
 from __future__ import annotations
 
@@ -44,33 +42,31 @@ _MAX_DETAIL_LENGTH = 255
 
 @dataclass(frozen=True, slots=True)
 class FailedStep(Generic[H]):
-    """A demand that did not come on, and why."""
+    """An operation whose step failed, and why."""
 
     operation: H
     retry_reason: RetryReason
     detail: str
     action: NextAction
-    """What was tried."""
+    """The action that failed."""
     retry_after: float = 0.0
-    """Seconds before which the provider wants to hear nothing."""
+    """Seconds before which the provider accepts no retry."""
     is_not_found: bool = False
-    """Whether the provider does not know it."""
+    """Whether the provider does not know the operation."""
     failure_reason: FailureReason | None = None
-    """Surely nothing was charged, and it is not wanted any more: why it is to fail."""
+    """Why the operation fails: it certainly moved no money, and is cancelled or expired."""
 
     @property
     def has_recorded_outcome(self) -> bool:
-        """Whether what became of it is stored already: only what follows from that is still to be
-        done.
-        """
+        """Whether a final outcome is stored. Only its effects remain to be applied."""
         return self.operation.needs_booking or self.action is NextAction.APPLY_RECORDED
 
 
 def classify_failure(
     operation: H, outcome: ProviderOutcome, action: NextAction, *, key_honored: bool
 ) -> FailedStep[H] | None:
-    """What an outcome means for a demand that it does not bring to an end. `key_honored`: whether
-    the demand may be sent again.
+    """The failed step for an outcome that is not final, or None. `key_honored`: the operation may
+    be sent again.
     """
     match outcome:
         case Pending():
@@ -106,8 +102,8 @@ def classify_failure(
 def retry_reason(
     operation: LeasedOperation, reason: RetryReason, action: NextAction, *, key_honored: bool
 ) -> RetryReason:
-    """What a trouble is: that of a look-up, or a cancellation, is mostly that it tells nothing,
-    whatever the reason.
+    """The retry reason of a failed action. A failed lookup or cancellation is usually classified as
+    inconclusive, whatever its cause.
     """
     if action is NextAction.SEND or reason is RetryReason.MISMATCHED_OPERATION:
         return reason
@@ -119,12 +115,13 @@ def retry_reason(
 
 
 class Rescheduler(Generic[H, G]):
-    """The postpone stage's work. Each demand is taken up again later, fails, or becomes a dead
+    """The work of the reschedule batcher. Each operation is rescheduled, fails, or becomes a dead
     letter.
 
-    `lock_unresolved`: which demands nobody has an answer to, so that none is written down
-    meanwhile, with the due work of them and of others locked; `fail`: fails those that surely moved
-    nothing.
+    `lock_unresolved`: locks the operations and their queue rows. It returns the operations without
+    a recorded outcome.
+
+    `fail`: fails operations that certainly moved no money.
     """
 
     def __init__(
@@ -140,7 +137,7 @@ class Rescheduler(Generic[H, G]):
         self._fail = fail
 
     async def run(self, failed_steps: Sequence[FailedStep[H]]) -> Sequence[G | Exception]:
-        """What `fail` made of the batch, for each of it."""
+        """Returns the result of `fail` for the batch, once for each operation."""
         return await bisect_on_error(self._reschedule, failed_steps)
 
     async def _reschedule(self, failed_steps: Sequence[FailedStep[H]]) -> Sequence[G | Exception]:
@@ -157,8 +154,8 @@ class Rescheduler(Generic[H, G]):
         ]
 
         def store(connection: Connection) -> G:
-            # an answer that another holder wrote down meanwhile stands: it is judged when this
-            # lease ends
+            # An outcome that another lease owner has recorded meanwhile is kept. It is applied when
+            # this lease expires.
             unresolved_ids = [
                 step.operation.operation_id
                 for step in (*failures, *dead_lettered_steps)
@@ -196,7 +193,7 @@ class Rescheduler(Generic[H, G]):
     def _decide(
         self, failed_step: FailedStep[H], now: float
     ) -> operation_store.Reschedule | ExhaustedAction:
-        """When it is taken up again, at this time of the loop, or its last resort."""
+        """When to retry the operation, in loop time, or its exhausted action."""
         operation = failed_step.operation
         if failed_step.failure_reason is not None:
             return ExhaustedAction.FAIL
@@ -228,8 +225,8 @@ class Rescheduler(Generic[H, G]):
     def _create_dead_letters(
         self, connection: Connection, failed_steps: Sequence[FailedStep[H]], now: float
     ) -> None:
-        """Makes dead letters of demands whose leases still hold. One whose cancellation came
-        meanwhile is not set aside: it is due.
+        """Creates dead letters for operations that this process still leases. An operation that was
+        cancelled meanwhile is rescheduled instead.
         """
         is_dead_lettered = operation_store.reschedule(
             connection, [_reschedule_at_deadline(step, now) for step in failed_steps]
@@ -260,15 +257,15 @@ class Rescheduler(Generic[H, G]):
 
 
 def _cap_delay(delay: float, remaining_seconds: float) -> float:
-    """A wait that does not go past the time that is left; none, if that has passed since the demand
-    was taken up.
+    """Limits a delay to the remaining time. There is no limit if the deadline had passed when the
+    operation was claimed.
     """
     return min(delay, max(remaining_seconds, 0.0))
 
 
 def _reschedule_at_deadline(failed_step: FailedStep[H], now: float) -> operation_store.Reschedule:
-    """A demand that nobody takes up again before its time is up. Where that has passed since it was
-    taken up, it is ended at once.
+    """Reschedules at the operation's deadline. If that has passed since the claim, the operation is
+    cancelled at once.
     """
     remaining_seconds = failed_step.operation.next_poll_deadline - now
     return replace(
@@ -278,7 +275,7 @@ def _reschedule_at_deadline(failed_step: FailedStep[H], now: float) -> operation
 
 
 def _dead_letter_detail(failed_step: FailedStep[H], now: float) -> str:
-    """What a dead letter says: also that its demand is to end."""
+    """The detail text of a dead letter. It also says whether the operation is to be cancelled."""
     failure_reason = failed_step.operation.failure_if_not_sent(now)
     return _sanitize_detail(
         failed_step.detail
@@ -311,14 +308,16 @@ def _build_reschedule(
 
 
 def _sanitize_detail(text: str) -> str:
-    """What can be stored of a text that may hold whatever a provider sent."""
+    """Makes a provider's text safe to store."""
     return "".join(
         character if character.isprintable() else "?" for character in text[:_MAX_DETAIL_LENGTH]
     )
 
 
 def _count_tries(failed_step: FailedStep[H]) -> dict[str, int]:
-    """How often each kind of trouble has come, this one included; to be held back is no try."""
+    """The number of tries by retry reason, including this one. A rejection by the circuit breaker
+    is not counted.
+    """
     tries = {str(reason): count for reason, count in failed_step.operation.tries.items()}
     if failed_step.retry_reason is not RetryReason.CIRCUIT_OPEN:
         tries[str(failed_step.retry_reason)] = tries.get(str(failed_step.retry_reason), 0) + 1

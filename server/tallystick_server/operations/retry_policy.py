@@ -1,4 +1,4 @@
-"""Retry policies: when something that failed is tried again, and when no more."""
+"""Retry policies: when a failed operation is retried, and how often."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from tallystick_core.provider.outcome import RetryReason
 
 
 class RetryStrategy(StrEnum):
-    """How the waits between tries go."""
+    """How the waits between tries grow."""
 
     IMMEDIATE = "immediate"
     FIXED = "fixed"
     INCREMENTAL = "incremental"
     EXPONENTIAL = "exponential"
-    """Doubling, each wait shortened by chance by up to a half."""
+    """Doubling; jitter shortens each wait by up to a half."""
     CANCEL = "cancel"
-    """No second try."""
+    """No retry."""
 
 
 class wait_seeded(wait_base):  # noqa: N801 - as tenacity names its waits
-    """Another wait, shortened by up to a half; the same for the same seed and try. tenacity's own
-    jitter draws from the process's random numbers.
+    """Shortens another wait by up to a half. The same seed and try give the same wait. tenacity's
+    own jitter uses the process's random numbers.
     """
 
     def __init__(self, wait: wait_base, seed: str) -> None:
@@ -41,22 +41,24 @@ class wait_seeded(wait_base):  # noqa: N801 - as tenacity names its waits
 
 
 def jitter(seconds: float, seed: str) -> float:
-    """A part of so many seconds, by chance, the same for the same seed: what waits together does
-    not come back together.
+    """A pseudo-random part of `seconds`, the same for the same seed. It spreads retries of
+    operations that waited together.
     """
     return seconds * random.Random(seed).random()  # noqa: S311 - no secret
 
 
-_DEFAULT_INTERVAL_SECONDS = 60.0  # seconds, of a policy without waits of its own
+_DEFAULT_INTERVAL_SECONDS = 60.0  # for a policy without its own waits
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """A strategy with its seconds: `initial_interval_seconds` the first wait, or each,
-    `max_interval_seconds` the longest one; at most `max_attempts` tries, None: no bound.
+    """A strategy with its waits in seconds and its limit of tries.
 
-    `backoff_coefficient`: by how much each exponential wait exceeds the one before;
-    `increment_seconds`: by how much each incremental one does, None: the first wait.
+    `initial_interval_seconds`: the first wait, or each one; `max_interval_seconds`: the longest
+    wait; `max_attempts`: the limit of tries, None: unlimited.
+
+    `backoff_coefficient`: the factor between exponential waits; `increment_seconds`: the difference
+    between incremental waits, None: the first wait.
     """
 
     strategy: RetryStrategy
@@ -67,7 +69,7 @@ class RetryPolicy:
     increment_seconds: float | None = None
 
     def delay(self, attempts: int, seed: str) -> float | None:
-        """Seconds until the next try after so many; None: there is none."""
+        """Seconds until the next try after `attempts` tries. None: no further try."""
         if self.strategy is RetryStrategy.CANCEL or (
             self.max_attempts is not None and attempts >= self.max_attempts
         ):
@@ -78,7 +80,7 @@ class RetryPolicy:
 
     @property
     def exhausted_interval_seconds(self) -> float:
-        """Seconds between tries where there have to be more of them than the policy has."""
+        """Seconds between tries that continue after the policy is exhausted."""
         return (
             max(self.initial_interval_seconds, self.max_interval_seconds)
             or _DEFAULT_INTERVAL_SECONDS
@@ -110,16 +112,16 @@ class RetryPolicy:
 
 
 DEFAULT_POLICIES: Mapping[RetryReason, RetryPolicy] = {
-    # an hour without the provider fails nobody
+    # an hour without the provider fails no operation
     RetryReason.NOT_SENT: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 60, 120),
-    # then it is looked up, and sent again if that tells nothing
+    # then it is looked up, and sent again if the lookup is inconclusive
     RetryReason.NO_ANSWER: RetryPolicy(RetryStrategy.EXPONENTIAL, 2, 300, 5),
     RetryReason.SERVER_ERROR: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 10, 4),
     RetryReason.THROTTLED: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 60, 60),
     RetryReason.UNAUTHORIZED: RetryPolicy(RetryStrategy.EXPONENTIAL, 30, 600, 100),
     RetryReason.REJECTED: RetryPolicy(RetryStrategy.CANCEL),
     RetryReason.PENDING: RetryPolicy(RetryStrategy.INCREMENTAL, 30, 3600, None),
-    # a day each, for as long as banks send money back
+    # daily, for as long as banks return transfers
     RetryReason.POST_COMPLETION_POLL: RetryPolicy(RetryStrategy.FIXED, 86_400, 86_400, 30),
     RetryReason.NOT_FOUND: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 300, None),
     RetryReason.LOOKUP_INCONCLUSIVE: RetryPolicy(RetryStrategy.EXPONENTIAL, 5, 600, None),
@@ -127,7 +129,7 @@ DEFAULT_POLICIES: Mapping[RetryReason, RetryPolicy] = {
     RetryReason.OUTCOME_UNKNOWN: RetryPolicy(RetryStrategy.EXPONENTIAL, 60, 3600, 12),
     # as BOOKING_FAILED
     RetryReason.APPLYING_FAILED: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 600, 30),
-    # ORDER_STUCK and PAYOUT_STUCK tell that it waits
+    # the ORDER_STUCK and PAYOUT_STUCK alerts report the wait
     RetryReason.BOOKING_UNAVAILABLE: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 60, None),
     RetryReason.CALLER_REJECTED: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 60, None),
     # two to three hours
@@ -136,17 +138,17 @@ DEFAULT_POLICIES: Mapping[RetryReason, RetryPolicy] = {
 }
 
 UNLIMITED_REASONS = frozenset({RetryReason.BOOKING_UNAVAILABLE, RetryReason.CALLER_REJECTED})
-"""What the platform owes to itself: it is tried until it is done, whatever a policy says of
-tries.
+"""Reasons within the platform. These are retried until they succeed, whatever the policy's limit
+is.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicies:
-    """The policy of each kind of trouble, and those of single providers over it."""
+    """The policy of each retry reason, and its overrides for single providers."""
 
     overrides: Mapping[tuple[str, RetryReason], RetryPolicy] = field(default_factory=dict)
-    """(provider, trouble); the provider is "" for what holds for all."""
+    """By (provider, reason); the provider is "" for all providers."""
 
     def policy_for(self, provider: str, retry_reason: RetryReason) -> RetryPolicy:
         policy = (
@@ -169,7 +171,7 @@ POLICY_FORMAT = (
     "incremental:INITIAL_INTERVAL:MAX_INTERVAL:MAX_ATTEMPTS or "
     "exponential:INITIAL_INTERVAL:MAX_INTERVAL:MAX_ATTEMPTS"
 )
-MAX_INTERVAL_SECONDS = 604_800  # a week
+MAX_INTERVAL_SECONDS = 604_800
 MAX_ATTEMPTS = 604_800
 
 

@@ -1,5 +1,5 @@
-"""The way of a demand: execute → record → settle, or postpone. First try, retry and recovery all go
-this one way.
+"""Advances operations: provider call, record, book, or reschedule. First attempts, retries and
+recovery use the same path.
 """
 
 from __future__ import annotations
@@ -52,21 +52,17 @@ R = TypeVar("R")
 
 _MAX_CLAIMED = 200
 _MAX_TEAM_DETACHED_TASKS = 1_000
-# seconds after which another process asks what became of what has ended; two at a time would do no
-# harm
+# Seconds after which another process may poll completed operations. Two concurrent pollers do no
+# harm.
 _POLL_LEASE_SECONDS = 5.0
 _REFERENCE_CONSTRAINTS = frozenset({"provider_money_pkey", "transfer_pkey"})
-"""Constraints by which what a provider moved, by its own name for it, is the money of one
-demand.
-"""
+"""Constraints that a provider reference belongs to only one operation."""
 DOWNSTREAM_CONCURRENCY = 4
-"""Batches at a time of what is told to other services: most of that time goes by in waiting for
-them.
-"""
+"""Maximum concurrent booking batches. They spend most of their time waiting for other services."""
 
 
 class DetachedRunner(Protocol):
-    """What runs work in a task that a cancelled caller does not end."""
+    """Runs work in a task that survives the cancellation of its caller."""
 
     async def __call__(
         self, work: Callable[[], Coroutine[Any, Any, R]], *, is_team_call: bool = False
@@ -74,13 +70,13 @@ class DetachedRunner(Protocol):
 
 
 class BookingRejected(Exception):
-    """Wallet or ledger refused what they were told, for ever."""
+    """Wallet or ledger rejected the request, and a repeat would not help."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """Seconds and limits. `lease_seconds` outlasts a provider call by more than
-    LEASE_MARGIN_SECONDS, in which its answer is recorded.
+    """Seconds and limits. `lease_seconds` exceeds a provider call by more than
+    LEASE_MARGIN_SECONDS, in which the outcome is recorded.
     """
 
     lease_seconds: float
@@ -91,14 +87,15 @@ class WorkerSettings:
     breaker_settings: BreakerSettings
     max_in_flight: int = 8_000
     max_owner_share: float = 0.5
-    """The part of that which one owner's payments may take while they wait to be stored."""
+    """The share of `max_in_flight` that one owner's payments may use while they wait to be stored.
+    """
 
 
 class OperationWorker(ABC, Generic[H, G]):
-    """Takes demands on their way. What a process does not finish, a sweep of any process takes up.
+    """Advances operations. If a process does not finish one, a scan of any process claims it.
 
-    `list_providers`: the ports its demands are asked by; `G` is what a service makes of demands
-    that failed.
+    `list_providers`: the providers of its operations; `G`: what a service returns for failed
+    operations.
     """
 
     def __init__(
@@ -137,54 +134,56 @@ class OperationWorker(ABC, Generic[H, G]):
         self._periodic_tasks = [self._claim_task]
         self._max_in_flight = settings.max_in_flight
         self._tasks: dict[asyncio.Task[None], H] = {}
-        self._in_flight_by_provider: Counter[str] = Counter()  # by provider
+        self._in_flight_by_provider: Counter[str] = Counter()
         self._detached_tasks: set[asyncio.Task[Any]] = set()
-        self._team_detached_tasks: set[asyncio.Task[Any]] = set()  # those of teams' calls
+        # detached tasks of calls by teams
+        self._team_detached_tasks: set[asyncio.Task[Any]] = set()
         self._has_backlog = False
         self._is_stopping = False
-        self._unstarted_operations: list[H] = []  # taken while stopping
+        self._unstarted_operations: list[H] = []  # claimed while the worker stops
 
     @abstractmethod
     def load(self, connection: Connection, tokens: dict[str, int], now: float) -> Sequence[H]:
-        """The demands that were claimed under these lease tokens at this time of the loop."""
+        """Loads the operations that were claimed under these lease tokens at loop time `now`."""
 
     @abstractmethod
     def operation_id(self, resource_name: str) -> str:
-        """The id of the demand that a dead letter's subject names."""
+        """The operation id in a dead letter's resource name."""
 
     def lock_unresolved(
         self, connection: Connection, operation_ids: list[str], other_ids: Sequence[str] = ()
     ) -> set[str]:
-        """Those of the demands that nobody has an answer to, locked so that none is written down
-        meanwhile; with the due work of all and others.
+        """Locks these operations, and the queue rows of all ids. Returns the operations without a
+        recorded outcome; none can be recorded while the lock is held.
         """
         unresolved = operation_store.lock_open_attempts(connection, operation_ids)
         operation_store.lock(connection, [*operation_ids, *other_ids])
         return unresolved
 
     @abstractmethod
-    async def record(self, operation: H, outcome: Any) -> H:  # of the answers of its port
-        """Writes a provider's answer down; the demand as it stands after it."""
+    # the outcome types of its provider interface
+    async def record(self, operation: H, outcome: Any) -> H:
+        """Records a provider's outcome. Returns the updated operation."""
 
     @abstractmethod
     async def book_operation(self, operation: H) -> None:
-        """Tells wallet and ledger. Raises BookingRejected, ServiceCallRejected, DataRefused, or
-        Refused for what may be tried again.
+        """Credits the wallet and posts to the ledger.
+
+        Raises BookingRejected, ServiceCallRejected or ConstraintViolation, and ApiError where a
+        retry may succeed.
         """
 
     @abstractmethod
     def fail(self, connection: Connection, failures: Sequence[FailedStep[H]]) -> G:
-        """Fails demands that surely moved nothing."""
+        """Fails operations that certainly moved no money."""
 
     @abstractmethod
     def close(self, connection: Connection, operation: H, operator: str, reason: str) -> G:
-        """Fails a demand, as an operator has decided."""
+        """Fails an operation by an operator's decision."""
 
     @abstractmethod
     def after_failure(self, operation: H, result: G) -> None:
-        """Says what was made of a demand in the batch in which it was given up, or postponed, or
-        when it was closed.
-        """
+        """Called with the result of the batch that failed, rescheduled or closed the operation."""
 
     def start(self) -> None:
         for batcher in self._batchers:
@@ -193,8 +192,8 @@ class OperationWorker(ABC, Generic[H, G]):
             periodic_task.start()
 
     async def drain(self, timeout_seconds: float) -> None:
-        """Takes up nothing more that is due, lets what is in flight end for so many seconds, and
-        gives the leases of the rest back.
+        """Stops claiming, lets operations in flight finish within `timeout_seconds`, and releases
+        the leases of the rest.
         """
         for periodic_task in self._periodic_tasks:
             await periodic_task.stop()
@@ -216,19 +215,19 @@ class OperationWorker(ABC, Generic[H, G]):
             await self._database.transact(
                 lambda connection: operation_store.release_leases(connection, tokens)
             )
-        except ApiError as error:  # the database is away: the leases end by themselves
+        except ApiError as error:  # the database is unavailable: the leases expire
             log.warning(
                 "The leases of %d operations could not be given back: %s", len(tokens), error
             )
 
     async def stop(self) -> None:
-        """Ends the stages; after `drain`."""
+        """Stops the batchers. Call it after `drain`."""
         for batcher in self._batchers:
             await batcher.stop()
 
     @property
     def is_idle(self) -> bool:
-        """Whether this process has nothing in hand."""
+        """Whether no operation is in flight in this process."""
         return (
             not self._tasks
             and not self._detached_tasks
@@ -237,11 +236,11 @@ class OperationWorker(ABC, Generic[H, G]):
 
     @property
     def in_flight_count(self) -> int:
-        """How many demands this process works on."""
+        """The number of operations in flight in this process."""
         return len(self._tasks)
 
     def start_operation(self, operation: H) -> None:
-        """Takes a demand that this process holds the lease of on its way."""
+        """Starts an operation that this process leases."""
         if self._is_stopping:
             self._unstarted_operations.append(operation)
             return
@@ -261,18 +260,18 @@ class OperationWorker(ABC, Generic[H, G]):
             self._claim_task.wake()
 
     def reject_overload(self) -> None:
-        """Raises OVERLOADED if as many operations are in flight as this process takes."""
+        """Raises OVERLOADED if `max_in_flight` operations are in flight."""
         if len(self._tasks) >= self._max_in_flight:
             raise overloaded_error("operations are in flight in this process")
 
     async def run_detached(
         self, work: Callable[[], Coroutine[Any, Any, R]], *, is_team_call: bool = False
     ) -> R:
-        """Runs what commits a lease and takes the work up, in a task of the flow: a caller that
-        goes away leaves no work leased to nobody.
+        """Runs `work`, which commits leases and starts operations, in a task of the worker. A
+        cancelled caller therefore never leaves a lease without an owner.
 
-        `is_team_call`: whether it is a team's call that waits. Such calls are bounded, and never
-        refuse the platform's own work or an operator's. Raises OVERLOADED for a team's.
+        `is_team_call`: a team's call waits for the work. Such calls are limited, and do not limit
+        the platform or operators. Raises OVERLOADED for them.
         """
         if is_team_call and len(self._team_detached_tasks) >= _MAX_TEAM_DETACHED_TASKS:
             raise overloaded_error("changes wait for the database")
@@ -287,26 +286,26 @@ class OperationWorker(ABC, Generic[H, G]):
         return await asyncio.shield(task)
 
     def make_poll_lease_acquirer(self, owner_id: UUID) -> Callable[[Connection], bool]:
-        """Whether this process is to ask what became of what has ended: one of those with the same
-        providers, as long as it comes back in time.
+        """Returns a function that acquires the leader lease on polling completed operations.
+        Processes with the same providers share it.
         """
         return lambda connection: leader_lease.try_acquire_lease(
             connection, f"watch {','.join(sorted(self._providers))}", owner_id, _POLL_LEASE_SECONDS
         )
 
     def wake(self) -> None:
-        """Has what is due taken up now."""
+        """Starts a scan for due operations now."""
         self._claim_task.wake()
 
     async def claim_due(self) -> None:
-        """Takes up what is due and what a dead process left behind; again at once while a provider
-        has more and there is room for it.
+        """Claims due operations and those with expired leases. Scans again at once while a provider
+        has more and its limit allows.
         """
         await self.run_detached(self._claim_due)
 
     async def _claim_due(self) -> None:
-        # each provider has its own share, so the backlog of one keeps no other waiting; half of the
-        # room is left to new operations
+        # Each provider has its own share, so the backlog of one never blocks another. Half of the
+        # limit is reserved for new operations.
         provider_share = max(self._max_in_flight // 2 // max(len(self._providers), 1), 1)
         limits = {
             provider: min(_MAX_CLAIMED, provider_share - self._in_flight_by_provider[provider])
@@ -316,7 +315,7 @@ class OperationWorker(ABC, Generic[H, G]):
 
         def claim(connection: Connection) -> tuple[Sequence[H], list[str]] | None:
             tokens: dict[str, int] = {}
-            full_providers = []  # those that may have more
+            full_providers = []  # providers that may have more due operations
             for provider, count in limits.items():
                 leases = (
                     operation_store.claim(connection, provider, count, self.lease_seconds)
@@ -327,7 +326,8 @@ class OperationWorker(ABC, Generic[H, G]):
                     full_providers.append(provider)
                 tokens |= leases
             for provider in operation_store.list_providers(connection):
-                # one that is not configured any more: what needs no provider goes on
+                # the provider is no longer configured: only operations that need no provider call
+                # are claimed
                 if provider not in limits:
                     tokens |= operation_store.claim(
                         connection, provider, _MAX_CLAIMED, self.lease_seconds
@@ -362,7 +362,7 @@ class OperationWorker(ABC, Generic[H, G]):
         ]
 
     async def _run_operation(self, operation: H) -> None:
-        """What fails on its way keeps its lease until it ends; then the sweep takes it up."""
+        """Keeps the lease on an unexpected error. After it expires, a scan claims the operation."""
         try:
             await self.advance(operation)
         except ApiError as error:
@@ -371,7 +371,7 @@ class OperationWorker(ABC, Generic[H, G]):
             log.exception("%s failed on its way; it waits for the sweep", operation.resource_name)
 
     async def advance(self, operation: H) -> None:
-        """Takes a demand as far as it comes now."""
+        """Advances an operation as far as possible now."""
         now, key_window = (
             asyncio.get_running_loop().time(),
             self.gateway.key_window(operation.provider),
@@ -436,8 +436,8 @@ class OperationWorker(ABC, Generic[H, G]):
     async def _call_provider(
         self, operation: H, action: NextAction
     ) -> tuple[NextAction, ProviderOutcome | CircuitOpen]:
-        """What the provider says, and to which step: while its sends are held back, what may have
-        been sent before is looked up instead.
+        """Returns the outcome and the action that it answers. While the circuit for sends is open,
+        an operation that may have been sent is looked up instead.
         """
         outcome = await self.gateway.call(operation, action)
         has_separate_lookup = action is NextAction.SEND and operation.circuit(
@@ -452,11 +452,10 @@ class OperationWorker(ABC, Generic[H, G]):
     def _classify_not_found(
         self, operation: H, outcome: NotFound, action: NextAction, now: float
     ) -> FailedStep[H]:
-        """What it means that the provider does not know a demand that was taken up at this time of
-        the loop.
+        """The effect of "not found" on an operation that was claimed at loop time `now`.
 
-        One that is not wanted any more fails once that is proof that nothing was charged, and is
-        taken up again as soon as it can be.
+        An operation to be cancelled fails once "not found" proves that nothing was charged. It is
+        then claimed again as soon as possible.
         """
         failure_reason = operation.failure_if_not_sent(now)
         final = (
@@ -491,15 +490,15 @@ class OperationWorker(ABC, Generic[H, G]):
         return FailedStep(operation, reason, outcome.detail, action, is_not_found=True)
 
     async def book(self, operation: H) -> None:
-        """Tells wallet and ledger, now or later."""
+        """Books the operation now, or reschedules it."""
         await self.call_downstream(operation, self.book_operation(operation))
 
     async def call_downstream(self, operation: H, call: Awaitable[R]) -> R | None:
-        """What wallet or ledger made of it; None: they did not answer, or refused it, and the
-        demand is postponed.
+        """Returns the result of a call to wallet or ledger. Returns None, and reschedules the
+        operation, if the call was rejected or the service unavailable.
 
-        What they do not answer, to any caller, is tried without end; what they refuse of this one
-        item alone is tried as often as its policy says.
+        An unavailable service is retried without limit. A rejection of this item alone is retried
+        up to the limit of its policy.
         """
         try:
             return await call
@@ -538,15 +537,15 @@ class OperationWorker(ABC, Generic[H, G]):
 
 
 def is_duplicate_reference(error: ConstraintViolation) -> bool:
-    """Whether an answer cannot be stored because its reference is the money of another demand."""
+    """Whether the outcome's provider reference already belongs to another operation."""
     return error.constraint in _REFERENCE_CONSTRAINTS
 
 
 def _classify_storage_error(
     operation: H, outcome: ProviderOutcome, action: NextAction, error: ConstraintViolation
 ) -> FailedStep[H]:
-    """What becomes of a demand whose answer the database refuses: a person has to look, whatever is
-    wrong with it.
+    """The failed step of an operation whose outcome violates a database constraint. An operator
+    must decide.
     """
     if is_duplicate_reference(error):
         reference = getattr(outcome, "reference", "")
@@ -574,7 +573,7 @@ def _classify_storage_error(
 def _classify_before_call(
     operation: H, action: NextAction, failure_reason: FailureReason | None
 ) -> FailedStep[H] | None:
-    """What becomes of a demand of which no provider is asked; None: one is asked."""
+    """The failed step of an operation that needs no provider call. None: the provider is called."""
     if action is NextAction.GIVE_UP and failure_reason is not None:
         return FailedStep(
             operation,

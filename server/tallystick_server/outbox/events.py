@@ -19,8 +19,9 @@ from tallystick_storage import outbox
 def record_events(
     connection: Connection, changed_rows: Iterable[Row[Any]]
 ) -> Iterator[BatchPublishRequest]:
-    """What is told in the block becomes the events of what a statement changed. Its rows name, as
-    `outbox_sequence`, their outbox row; no rows, no events.
+    """Collects the events for the rows a statement changed, and stores them in the outbox row it
+    created. Each changed row names that outbox row as `outbox_sequence`. Stores nothing if no row
+    changed.
     """
     request = BatchPublishRequest()
     yield request
@@ -38,9 +39,9 @@ def add_event(
     caller: str,
     traceparent: str = "",
     owner: str = "",
-    **resource: Any,  # the one field of the event that holds what changed
+    **resource: Any,  # the event's field for the changed resource
 ) -> None:
-    """Adds an event to what is told; `owner`: whose callers may stream it, "": none but the
+    """Adds an event to the request. `owner`: the owner whose callers may stream it; "": only the
     platform.
     """
     request.events.add(

@@ -22,14 +22,14 @@ from tallystick_storage.database import Database
 log = logging.getLogger(__name__)
 
 MAX_EVENTS = 1000
-_MAX_BYTES = 3 * 1024 * 1024  # a request may have 4 MiB
+_MAX_BYTES = 3 * 1024 * 1024  # the limit of a request is 4 MiB
 _MAX_ROWS = 20
 _PUBLISH_PATH = "/tallystick.event.v1.EventService/BatchPublish"
 _FAILURE_DELAY_SECONDS = 1.0
 _RETRY_INTERVAL_SECONDS = 2.0
-"""Seconds after which a process looks for refused events that are to be tried again."""
+"""Seconds between scans for rejected events to retry."""
 _MAX_REJECTIONS = 100
-"""Refusals after which a turn ends, and what it has found out is stored."""
+"""Rejections after which a run ends and stores its result."""
 _MAX_RETRIED_AGGREGATES, _MAX_RETRIED_PER_AGGREGATE = 50, 10
 _MAX_DETAIL_LENGTH = 1000
 _rejected_counter = metrics.get_meter("tallystick").create_counter(
@@ -40,23 +40,25 @@ _rejected_counter = metrics.get_meter("tallystick").create_counter(
 
 @dataclass(frozen=True, slots=True)
 class EventBatch:
-    """BatchPublishRequests to send, serialized, in order; what deletes them once EventService has
-    them; whether more is known to wait.
+    """The next events to publish.
+
+    `requests`: serialized BatchPublishRequests, in order. `delete`: deletes them after EventService
+    has accepted them. `has_more`: more events are known to wait.
     """
 
     requests: Sequence[bytes]
     delete: Callable[[Connection], None]
     has_more: bool
     rejected_aggregates: frozenset[str] = frozenset()
-    """The aggregates of their events of which EventService refuses an earlier event."""
+    """The aggregates with an earlier event that EventService rejects."""
 
 
 EventSource = Callable[[], Awaitable[EventBatch]]
-"""Reads what is to be published next."""
+"""Reads the next events to publish."""
 
 
 class OutboxSource:
-    """The source of a service that tells of its changes in an outbox."""
+    """The source of a service that stores its events in an outbox."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -81,9 +83,7 @@ class OutboxSource:
 
 
 class FirstNonEmptySource:
-    """The source of a service that tells of its changes in several places: what the first of them
-    has, or else what the next has.
-    """
+    """The source of a service with several event stores: reads the first one that has events."""
 
     def __init__(self, *sources: EventSource) -> None:
         self._sources = sources
@@ -98,22 +98,22 @@ class FirstNonEmptySource:
 
 @dataclass(slots=True)
 class _PublishResult:
-    """What has become of events that were sent in parts."""
+    """The result of publishing events in parts."""
 
     published_ids: set[str] = field(default_factory=set)
-    """Ids of events."""
+    """Event ids."""
     rejection_details: dict[str, str] = field(default_factory=dict)
-    """Why EventService refuses an event, by its aggregate."""
+    """Why EventService rejects an event, by aggregate."""
     is_complete: bool = True
-    """Whether all were sent, but those that are refused and the later ones of their aggregates."""
+    """Whether every event was sent, except rejected ones and later ones of their aggregates."""
 
 
 class Relay:
-    """One service's relay. It publishes what its source gives, deletes it after the answer, and
-    rests while there is nothing.
+    """Publishes the events of one service: reads its source, publishes, deletes after the response,
+    and pauses while there is nothing.
 
-    When EventService refuses an event, it and the later ones of its aggregate are set apart, and
-    tried again without end; the others are published.
+    An event that EventService rejects is stored separately with the later events of its aggregate.
+    They are retried without limit; all other events are published.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Relay:
         self._interval_seconds = interval_seconds
         self._source = source
         self._service_client = service_client
-        # what is handed on has been serialized when it was told
+        # the outbox holds serialized messages
         self._publish_method: Callable[..., Any] = service_client.stub(
             lambda channel: channel.unary_unary(
                 _PUBLISH_PATH, response_deserializer=BatchPublishResponse.FromString
@@ -161,7 +161,7 @@ class Relay:
             await asyncio.sleep(delay_seconds)
 
     async def run_once(self) -> float:
-        """Publishes once; returns how long to rest: not at all while there may be more."""
+        """Publishes once. Returns the pause in seconds, which is 0 while more events may wait."""
         start_time = asyncio.get_running_loop().time()
         if start_time >= self._next_retry_time:
             self._next_retry_time = start_time + _RETRY_INTERVAL_SECONDS
@@ -191,7 +191,7 @@ class Relay:
     async def _publish_batch(
         self, batch: EventBatch
     ) -> tuple[_PublishResult, Sequence[outbox.RejectedEvent]]:
-        """Publishes what the source gave, and returns the events that have to wait."""
+        """Publishes a batch. Returns the events that must be retried later."""
         if not batch.rejected_aggregates:
             try:
                 for request in batch.requests:
@@ -221,7 +221,7 @@ class Relay:
         ]
 
     async def _retry_rejected(self) -> bool:
-        """Sends events again that were refused; whether more may be due at once."""
+        """Retries rejected events. Returns whether more may be due at once."""
         due_events = await self._database.load(
             lambda connection: outbox.list_due_events(
                 connection, _MAX_RETRIED_AGGREGATES, _MAX_RETRIED_PER_AGGREGATE
@@ -247,10 +247,10 @@ class Relay:
     async def _publish_in_parts(
         self, events: Sequence[event_pb2.Event], blocked_aggregates: Collection[str] = ()
     ) -> _PublishResult:
-        """Publishes events in order, and halves what EventService refuses until the one event is
-        found; the later ones of its aggregate are not sent.
+        """Publishes events in order. A rejected part is bisected until the rejected event is found;
+        later events of its aggregate are not sent.
 
-        `blocked_aggregates`: aggregates of which nothing is sent. Raises ServiceCallRejected if
+        `blocked_aggregates`: aggregates whose events are not sent. Raises ServiceCallRejected if
         EventService rejects this service's calls.
         """
         result, parts = _PublishResult(), [events]
@@ -295,15 +295,15 @@ class Relay:
 
 
 def merge_batches(rows: Sequence[outbox.OutboxRow]) -> list[bytes]:
-    """The requests of all rows in order, small ones as one, large ones in parts that EventService
-    takes.
+    """Merges the rows' requests in order: small ones into one, large ones split to the limits of
+    EventService.
     """
     requests: list[bytes] = []
     pending: list[bytes] = []
     event_count = size = 0
     for row in rows:
         if event_count + row.event_count > MAX_EVENTS or size + len(row.request) > _MAX_BYTES:
-            # messages of a repeated field, written one behind the other, are one message
+            # concatenated messages with one repeated field are one message
             requests.append(b"".join(pending))
             pending, event_count, size = [], 0, 0
         if row.event_count > MAX_EVENTS or len(row.request) > _MAX_BYTES:
@@ -315,8 +315,8 @@ def merge_batches(rows: Sequence[outbox.OutboxRow]) -> list[bytes]:
 
 
 def split_requests(request: BatchPublishRequest) -> list[bytes]:
-    """What is told as requests that are not too long nor too large, in order; none if that is
-    nothing.
+    """Splits a request, in order, into requests within the limits of count and size. Returns none
+    for an empty request.
     """
     serialized = request.SerializeToString()
     if len(request.events) <= MAX_EVENTS and len(serialized) <= _MAX_BYTES:

@@ -1,3 +1,3 @@
-"""PaymentService: takes payments in, from the call to `is_payment_done`. `flow.py` tells the whole
-way.
+"""PaymentService: accepts payments, from the call to `is_payment_done`. `worker.py` shows the whole
+sequence.
 """

@@ -1,5 +1,5 @@
-"""How many new charges may wait while their provider fails, and whether a new payment is refused
-before sellers are claimed for it.
+"""Payment admission: limits how many new charges may be queued while their provider fails. A
+payment is rejected before sellers are claimed for it.
 """
 
 from __future__ import annotations
@@ -21,14 +21,12 @@ from tallystick_storage.database import Database
 from tallystick_storage.payment import orders as store
 
 _MAX_COUNT_AGE_SECONDS = 1.0
-"""Seconds for which a count of the charges that wait answers those who only want to know whether to
-go on.
-"""
+"""Maximum age in seconds of a cached backlog count in the check before sellers are claimed."""
 
 
 class PaymentAdmission:
-    """The storable stage: one read, and at most one count in a second, for all payments that ask at
-    once.
+    """Rejects payments that cannot be stored. A batch costs one read, and at most one count per
+    second.
     """
 
     def __init__(
@@ -49,20 +47,21 @@ class PaymentAdmission:
         )
 
     async def check(self, request: CheckoutRequest) -> None:
-        """Raises the refusal of a payment that is not stored whoever its sellers belong to; one
-        whose ids exist is answered by what is stored.
+        """Raises the error of a payment that is rejected regardless of the owners of its sellers.
+
+        Raises ALREADY_EXISTS if one of its ids exists; the caller is then answered from the stored
+        payment.
         """
         await self.batcher.submit(request)
 
     def remaining_capacity(
         self, connection: Connection, now: float, *, max_age_seconds: float = 0.0
     ) -> ChargeCapacity | None:
-        """What may be accepted at this time of the loop, while the provider of new charges fails;
-        None: anything.
+        """The number of charges that may be accepted at `now` (loop time) while the provider fails;
+        None: no limit.
 
-        `max_age_seconds`: how many seconds old the count may be. Of those that wait perhaps none is
-        to be sent soon, or at all: then a new one has to find out whether the provider answers
-        again.
+        `max_age_seconds`: how old the count may be. Perhaps none of the queued charges is sent
+        soon; then a new one is allowed as a probe.
         """
         if not self._gateway.is_circuit_open(self._provider):
             return None

@@ -1,5 +1,7 @@
-"""Settle: credit the wallet, post to the ledger, then set both flags, for a batch of charges. Each
-step may be repeated.
+"""Payment booking: credits the wallet, posts to the ledger, then sets both flags, for a batch of
+charges.
+
+Every step is idempotent.
 """
 
 from __future__ import annotations
@@ -29,10 +31,9 @@ from tallystick_storage.payment import orders as store
 
 
 class PaymentBooking:
-    """The settle stage's work, for at most as many orders as a call to another service may have
-    items.
+    """Books charges in batches that never exceed the item limit of a call to another service.
 
-    The flags are set only where wallet and ledger have both answered.
+    The flags are set only after both wallet and ledger have confirmed.
     """
 
     def __init__(
@@ -54,8 +55,9 @@ class PaymentBooking:
     async def run(
         self, charges: Sequence[Charge]
     ) -> Sequence[payment_pb2.Payment | Exception | None]:
-        """Each charge's payment if it came to its end by it, or BookingRejected. Raises
-        DEPENDENCY_UNAVAILABLE for all of them.
+        """Returns for each charge its payment if booking completed it, or BookingRejected.
+
+        Raises DEPENDENCY_UNAVAILABLE for the whole batch.
         """
         return await bisect_on_error(self._book, charges)
 
@@ -88,7 +90,7 @@ class PaymentBooking:
     async def _call_for_all(
         self, orders: Sequence[tuple[Charge, OrderInCharge]], call: Callable[..., Any]
     ) -> dict[str, BookingRejected]:
-        """Calls for all orders; returns why charges were refused."""
+        """Sends the items of all orders; returns the rejections by charge."""
         rejections = errors_by_key(
             ((charge.charge_id, order.payment_order_id) for charge, order in orders),
             await call(orders) if orders else (),

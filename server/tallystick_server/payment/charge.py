@@ -1,4 +1,4 @@
-"""A charge in hand: what a process knows of the work it holds the lease of."""
+"""A charge leased by this process."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from tallystick_server.payment import convert
 from tallystick_storage import operations as operation_store
 from tallystick_storage.payment import orders as store
 
-# What accept stores of a new charge, and what this process therefore knows without reading it back.
+# Initial values that payment creation stores for a charge, so that they need not be read back.
 RESOURCE_PREFIX = "charges/"
-"""What the subject of a charge begins with; its id follows."""
+"""The prefix of a charge's resource name; the charge id follows."""
 FIRST_LEASE_TOKEN = 1
 FIRST_ATTEMPT = 1
 
 
 class OrderInCharge(NamedTuple):
-    """One order of a charge, at a version; `message` is what was last told of it."""
+    """One order of a charge, at a version; `message` is the order in its latest event."""
 
     payment_order_id: str
     version: int
@@ -51,8 +51,8 @@ class OrderInCharge(NamedTuple):
     message: payment_pb2.PaymentOrder
 
     def buyer_action_seconds(self) -> float:
-        """Seconds from its last move until the buyer's time is up; inf if it does not wait for the
-        buyer.
+        """Seconds from the last transition until the buyer's time is up; inf if no buyer action is
+        pending.
         """
         if self.message.pending_reason != payment_pb2.PENDING_REASON_BUYER_ACTION:
             return inf
@@ -63,7 +63,7 @@ class OrderInCharge(NamedTuple):
     def apply_transition(
         self, transition: store.OrderTransitionRow, row: Row[Any]
     ) -> OrderInCharge:
-        """The order after a move, as the row says."""
+        """The order after a transition, as returned in the row."""
         message = payment_pb2.PaymentOrder()
         message.CopyFrom(self.message)
         convert.apply_transition(message, transition, row)
@@ -74,7 +74,7 @@ class OrderInCharge(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Charge(LeasedOperation):
-    """One demand on a provider, for one order or for several. Its orders move together."""
+    """One operation of a provider, for one or several orders. Its orders change state together."""
 
     checkout_id: str
     owner: str
@@ -84,7 +84,7 @@ class Charge(LeasedOperation):
     orders: tuple[OrderInCharge, ...]
     canceled: bool = False
     overdue: bool = False
-    """The buyer has not done in time what it waits for."""
+    """The buyer has not completed the required action in time."""
 
     @property
     def resource_name(self) -> str:
@@ -121,7 +121,7 @@ class Charge(LeasedOperation):
 
     @property
     def amount(self) -> int:
-        """Minor units: the sum of its orders."""
+        """Sum of the orders' amounts in minor units."""
         return sum(order.amount for order in self.orders)
 
     @property
@@ -145,7 +145,7 @@ class Charge(LeasedOperation):
         return any(order.status is OrderStatus.PENDING for order in self.orders)
 
     def to_request(self) -> ChargeRequest:
-        """What the provider is asked."""
+        """The request to the provider."""
         return ChargeRequest(
             self.provider_key,
             self.charge_id,
@@ -175,7 +175,7 @@ def build_charges(
     traceparent: str,
     context: SpanContext,
 ) -> list[Charge]:
-    """The charges of a payment that is being accepted, for the orders that risk let pass."""
+    """The charges of a new payment, for the orders that passed the risk check."""
     groups: dict[str, list[tuple[store.NewOrder, payment_pb2.PaymentOrder]]] = {}
     for order, message in orders:
         if order.status == OrderStatus.EXECUTING:
@@ -203,7 +203,7 @@ def build_charges(
 
 
 def _order_from_new(order: store.NewOrder, message: payment_pb2.PaymentOrder) -> OrderInCharge:
-    """An order as accept stores it."""
+    """A new order as it is stored."""
     return OrderInCharge(
         payment_order_id=order.payment_order_id,
         version=convert.CREATED_VERSION,
@@ -219,8 +219,8 @@ def _order_from_new(order: store.NewOrder, message: payment_pb2.PaymentOrder) ->
 def charges_from_rows(
     rows: Iterable[Row[Any]], tokens: dict[str, int], now: float, lease_seconds: float
 ) -> list[Charge]:
-    """Charges out of the database, claimed under `tokens` at this time of the loop for so many
-    seconds.
+    """Converts stored rows to charges, claimed under `tokens` at `now` (loop time) for
+    `lease_seconds`.
     """
     charges = []
     for charge_id, group in groupby(rows, key=lambda row: row.charge_id):
@@ -269,10 +269,12 @@ def _is_overdue(row: Row[Any]) -> bool:
 
 
 def _seconds_left(row: Row[Any]) -> float:
-    """Seconds until its time is up: the payment's while it is not known to have been charged, then
-    the buyer's; inf if none is to come.
+    """Seconds until the charge is overdue; inf if it has no deadline.
+
+    The deadline of a buyer action applies while one is pending, otherwise the payment's expiry
+    applies until the outcome is known.
     """
-    # which decides, whenever it is applied
+    # A recorded final outcome decides, even if it has not been applied yet.
     if row.outcome in (PaymentTrigger.SUCCEEDED, PaymentTrigger.DECLINED):
         return inf
     is_undecided = row.status in (OrderStatus.NOT_STARTED, OrderStatus.EXECUTING)
@@ -287,7 +289,7 @@ def _seconds_left(row: Row[Any]) -> float:
 
 
 def outcome_from_attempt(attempt: operation_store.AttemptResult) -> ChargeOutcome | None:
-    """What the provider said, if it was final, as its attempt keeps it."""
+    """The recorded final outcome of an attempt; None if there is none."""
     match attempt:
         case operation_store.AttemptResult(
             outcome=PaymentTrigger.SUCCEEDED, moved_amount=int(amount), moved_currency=str(currency)
@@ -304,7 +306,7 @@ def outcome_from_attempt(attempt: operation_store.AttemptResult) -> ChargeOutcom
 
 
 def _attempt_result(row: Row[Any]) -> operation_store.AttemptResult:
-    """What stands on the attempt in a row that has its order's columns too."""
+    """The result of the attempt in a row that also holds the order's columns."""
     amount, currency = row.moved_amount, row.moved_currency
     return operation_store.AttemptResult(
         row.charge_id,

@@ -1,5 +1,6 @@
-"""Deliver: deliveries are noted; the wallet is told afterwards to make the sellers' money
-available. Telling it may be repeated.
+"""Delivery confirmation: records deliveries, then asks the wallet to release the sellers' funds.
+
+The release is idempotent.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _MAX_RELEASES = 500
 
 
 class DeliveryConfirmation:
-    """The deliver stage's work, and what follows from it."""
+    """Records deliveries and requests the wallet releases that follow."""
 
     def __init__(
         self, database: Database, service_client: ServiceClient, wallet_address: str
@@ -42,8 +43,9 @@ class DeliveryConfirmation:
         )
 
     async def run(self, order_ids: Sequence[str]) -> Sequence[bool | Exception]:
-        """Whether each order's delivery was noted now; it was before, or the order is not settled,
-        if not.
+        """Returns for each order whether its delivery is recorded only now.
+
+        False: it was recorded before, or the order is not booked.
         """
         return await bisect_on_error(self._confirm_batch, order_ids)
 
@@ -59,8 +61,10 @@ class DeliveryConfirmation:
         return [order_id in confirmed_ids for order_id in order_ids]
 
     async def run_once(self) -> None:
-        """Has the wallet release what is due. What it refuses waits longer each time, and is an
-        alert. Raises DEPENDENCY_UNAVAILABLE.
+        """Requests the wallet releases that are due.
+
+        A rejected release is delayed longer each time and raises an alert. Raises
+        DEPENDENCY_UNAVAILABLE.
         """
         rows = await self._database.load(
             lambda connection: store.list_releasable(connection, _MAX_RELEASES)

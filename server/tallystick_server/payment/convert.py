@@ -1,5 +1,6 @@
-"""PaymentService's messages: requests parsed into values, stored rows as messages. What `parse_`
-returns can be stored, charged and booked.
+"""Converts PaymentService messages: requests into validated values, stored rows into messages.
+
+The values that `parse_` functions return can be stored, charged and booked.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _MAX_INFO_LENGTH = 1024
 def parse_checkout(
     request: payment_service_pb2.CreatePaymentRequest, caller: Caller
 ) -> CheckoutRequest:
-    """The payment event. Raises Refused with the path of the first field that is wrong."""
+    """Parses a payment event. Raises ApiError with the path of the first invalid field."""
     checkout_id = parse_id(request.checkout_id, "checkout_id")
     buyer_info = parse_text(request.buyer_info, "buyer_info", _MAX_INFO_LENGTH)
     seller_info = parse_text(request.seller_info, "seller_info", _MAX_INFO_LENGTH)
@@ -130,7 +131,7 @@ def _order(message: payment_pb2.NewPaymentOrder, index: int) -> Order:
 
 
 def _fee(text: str, amount: int, currency: str) -> int | None:
-    """The fee; None: as configured. The seller always gets something."""
+    """Parses the fee; None: the configured fee applies. The seller's share is always positive."""
     if not text:
         return None
     fee = parse_amount(text, currency, "platform_fee", min_amount=0)
@@ -177,7 +178,7 @@ def _check_charge_mode(checkout: CheckoutRequest) -> None:
 def parse_payment_filter(
     request: payment_service_pb2.ListPaymentsRequest, owner: str | None
 ) -> PaymentFilter:
-    """Which payments to list; `owner` None: everybody's."""
+    """The filter of a payment list; `owner` None: payments of all owners."""
     return PaymentFilter(
         owner,
         parse_id(request.buyer_account, "buyer_account") if request.buyer_account else None,
@@ -195,11 +196,11 @@ _UNAPPLIED_CAUSES = EnumNames(payment_pb2.UnappliedCause.DESCRIPTOR)
 _OUTCOMES = EnumNames(payment_pb2.Outcome.DESCRIPTOR)
 
 CREATED_VERSION = 2
-"""An order's version when it is accepted: it was NOT_STARTED, and risk has judged it."""
+"""The version of a new order after the risk decision; version 1 is NOT_STARTED."""
 
 
 def payment(orders: Sequence[Row[Any]]) -> payment_pb2.Payment:
-    """A payment with its orders, whose rows have its columns too."""
+    """A payment with its orders; each row also holds the payment's columns."""
     version_sum = sum(order.version for order in orders)
     update_time = max(order.update_time for order in orders)
     message = _payment(orders[0], version_sum, update_time)
@@ -210,17 +211,17 @@ def payment(orders: Sequence[Row[Any]]) -> payment_pb2.Payment:
 def closed_payment(
     row: Row[Any], orders: Iterable[payment_pb2.PaymentOrder]
 ) -> payment_pb2.Payment:
-    """A payment at its end, without its orders."""
+    """A completed payment, without its orders."""
     return _payment(row, sum(order.version for order in orders), row.done_time)
 
 
 def add_orders(payment: payment_pb2.Payment, orders: Iterable[payment_pb2.PaymentOrder]) -> None:
-    """Adds orders to a payment, by id."""
+    """Adds orders to a payment, sorted by id."""
     payment.payment_orders.extend(sorted(orders, key=lambda order: order.payment_order_id))
 
 
 def payment_summary(row: Row[Any]) -> payment_pb2.Payment:
-    """A payment without its orders; the row has the sum of their versions and their last update."""
+    """A payment without its orders; the row holds the sum of their versions and the last update."""
     return _payment(row, row.versions, row.update_time)
 
 
@@ -237,7 +238,7 @@ def _payment(row: Row[Any], version_sum: int, update_time: datetime) -> payment_
 
 
 def _checkout_fields(checkout: Row[Any] | store.NewCheckout) -> dict[str, Any]:
-    """What never changes of a payment, but for when it was created."""
+    """The immutable fields of a payment, except its creation time."""
     return {
         "checkout_id": checkout.checkout_id,
         "buyer_info": checkout.buyer_info,
@@ -251,7 +252,7 @@ def _checkout_fields(checkout: Row[Any] | store.NewCheckout) -> dict[str, Any]:
 
 
 def new_payment(checkout: store.NewCheckout, create_time: datetime) -> payment_pb2.Payment:
-    """A payment without its orders, as accept stores it."""
+    """A new payment without its orders, as it is stored."""
     timestamp = to_timestamp(create_time)
     return payment_pb2.Payment(
         **_checkout_fields(checkout),
@@ -263,7 +264,7 @@ def new_payment(checkout: store.NewCheckout, create_time: datetime) -> payment_p
 
 
 def payment_order(row: Row[Any]) -> payment_pb2.PaymentOrder:
-    """An order as it stands; a row of any of the order queries."""
+    """The current order, from a row of any order query."""
     message = stored_order(row)
     if row.next_attempt_time is not None and row.status in (
         OrderStatus.EXECUTING,
@@ -274,7 +275,7 @@ def payment_order(row: Row[Any]) -> payment_pb2.PaymentOrder:
 
 
 def stored_order(row: Row[Any]) -> payment_pb2.PaymentOrder:
-    """An order as it stands, without the time of its next attempt."""
+    """The current order, without the time of its next attempt."""
     return payment_pb2.PaymentOrder(
         **_order_fields(row),
         payment_order_status=_STATUSES.number(row.status),
@@ -297,7 +298,7 @@ def stored_order(row: Row[Any]) -> payment_pb2.PaymentOrder:
 
 
 def new_order(order: store.NewOrder) -> payment_pb2.PaymentOrder:
-    """An order as it is first stored, but for its times."""
+    """A new order as it is stored, without its times."""
     return payment_pb2.PaymentOrder(
         **_order_fields(order),
         payment_order_status=payment_pb2.PAYMENT_ORDER_STATUS_NOT_STARTED,
@@ -306,7 +307,7 @@ def new_order(order: store.NewOrder) -> payment_pb2.PaymentOrder:
 
 
 def _order_fields(order: Row[Any] | store.NewOrder) -> dict[str, Any]:
-    """What never changes of an order, but for when it was created."""
+    """The immutable fields of an order, except its creation time."""
     return {
         "payment_order_id": order.payment_order_id,
         "checkout_id": order.checkout_id,
@@ -321,7 +322,7 @@ def _order_fields(order: Row[Any] | store.NewOrder) -> dict[str, Any]:
 
 
 def apply_risk_decision(message: payment_pb2.PaymentOrder, order: store.NewOrder) -> None:
-    """Makes the message of a new order say what risk decided."""
+    """Applies the risk decision to the message of a new order."""
     message.payment_order_status = _STATUSES.number(order.status)
     message.failure_reason = _FAILURE_REASONS.number(order.failure_reason)
     message.attempt_count = order.attempt_count
@@ -331,7 +332,7 @@ def apply_risk_decision(message: payment_pb2.PaymentOrder, order: store.NewOrder
 def apply_transition(
     message: payment_pb2.PaymentOrder, transition: store.OrderTransitionRow, row: Row[Any]
 ) -> None:
-    """Makes the message of an order say what a move has made of it."""
+    """Applies a transition to the message of an order."""
     message.payment_order_status = _STATUSES.number(transition.status)
     message.wallet_updated = message.ledger_updated = transition.booked
     message.pending_reason = _PENDING_REASONS.number(transition.pending_reason)

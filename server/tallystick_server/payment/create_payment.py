@@ -1,5 +1,6 @@
-"""Accept: payments are stored, or found, in one transaction for each batch; the provider is asked
-only after it has committed.
+"""Payment creation: stores new payments, or finds existing ones, in one transaction for each batch.
+
+The provider is called only after the commit.
 """
 
 from __future__ import annotations
@@ -46,20 +47,21 @@ from tallystick_storage.payment import orders as store
 
 @dataclass(frozen=True, slots=True)
 class CreatePaymentCommand:
-    """A payment event that has come in."""
+    """A received payment event."""
 
     request: CheckoutRequest
     fingerprint: bytes
     traceparent: str
     context: SpanContext
     error: ApiError | None = None
-    """Why it is not stored, unless it was before."""
+    """The error if the payment is not stored; ignored if it already exists."""
 
 
 @dataclass(frozen=True, slots=True)
 class CreatePaymentResult:
-    """The payment is on disk. `replayed`: it was before. `in_progress`: charges of it have just
-    been handed on.
+    """The payment is stored durably.
+
+    `replayed`: it was stored before. `in_progress`: its charges have just been started.
     """
 
     checkout_id: str
@@ -69,9 +71,9 @@ class CreatePaymentResult:
 
 @dataclass(frozen=True, slots=True)
 class ChargeCapacity:
-    """How many more charges may wait while their provider fails.
+    """How many more charges may be queued while their provider fails.
 
-    `allows_probe`: one payment is taken besides, to find out whether it answers again.
+    `allows_probe`: one more payment is accepted, to probe whether the provider answers again.
     """
 
     charges: int
@@ -80,8 +82,8 @@ class ChargeCapacity:
 
 @dataclass(frozen=True, slots=True)
 class _RiskCheckedPayment:
-    """An arrival with its orders as risk judged them, the message of each, and the charges for
-    those that passed.
+    """A command with the risk decisions for its orders, the message of each order, and the charges
+    of the orders that passed.
     """
 
     command: CreatePaymentCommand
@@ -91,7 +93,7 @@ class _RiskCheckedPayment:
 
 
 class PaymentCreator:
-    """The accept stage's work. Each charge it has stored is handed on, leased to this process."""
+    """Stores payments. Starts each stored charge, leased to this process."""
 
     def __init__(
         self,
@@ -116,7 +118,7 @@ class PaymentCreator:
     async def run(
         self, commands: Sequence[CreatePaymentCommand]
     ) -> Sequence[CreatePaymentResult | Exception]:
-        """One result for each arrival: accepted, IDEMPOTENCY_KEY_REUSED or ALREADY_EXISTS."""
+        """Returns one result for each command: stored, IDEMPOTENCY_KEY_REUSED or ALREADY_EXISTS."""
         return await deduplicate_by_key(
             commands,
             lambda command: (command.request.checkout_id, command.fingerprint),
@@ -154,7 +156,7 @@ class PaymentCreator:
                 for payment in payments
                 if payment.command.request.checkout_id not in rows
             ]
-            # another process stored them since we looked; the next statement sees them
+            # Another process stored them after the read; the next statement sees them.
             if concurrent_commands:
                 results |= _find_existing(connection, concurrent_commands)
             new_payments = [
@@ -169,7 +171,7 @@ class PaymentCreator:
         except ConstraintViolation as error:
             if error.sqlstate != "23505" or len(commands) > 1:
                 raise
-            # an order id was taken while we stored; now it is found
+            # An order id was taken by a concurrent transaction; the retry finds it.
             results, new_payments = await self._database.transact(create)
         for payment in new_payments:
             results[payment.command.request.checkout_id] = CreatePaymentResult(
@@ -184,9 +186,7 @@ class PaymentCreator:
     def _with_expiry(
         self, charge: Charge, payment: _RiskCheckedPayment, create_times: Mapping[str, datetime]
     ) -> Charge:
-        """The charge with the time of the loop that its payment's expiry is at, by the database's
-        clock.
-        """
+        """The charge with its payment's expiry as loop time, computed from the database clock."""
         expiry = payment.command.request.expire_time
         if expiry is None:
             return charge
@@ -203,7 +203,7 @@ class PaymentCreator:
         commands: Sequence[CreatePaymentCommand],
         lease_deadline: float,
     ) -> list[_RiskCheckedPayment]:
-        """Asks risk; the orders of this batch count for those after them."""
+        """Checks risk; earlier orders of the batch count for later ones."""
         recent: Counter[str] = Counter()
         if self._risk.velocity_window is not None and commands:
             buyers = sorted(
@@ -310,7 +310,7 @@ class PaymentCreator:
 def _over_capacity(
     payments: Sequence[_RiskCheckedPayment], capacity: ChargeCapacity | None
 ) -> Sequence[_RiskCheckedPayment]:
-    """Those whose charges find no room any more."""
+    """Returns the payments whose charges exceed the capacity."""
     if capacity is None:
         return ()
     remaining, allows_probe = capacity.charges, capacity.allows_probe
@@ -325,7 +325,7 @@ def _over_capacity(
 
 
 def provider_unavailable() -> ApiError:
-    """The refusal of a new payment while its provider fails, and enough payments wait for it."""
+    """The error for a new payment while its provider fails and the queue is full."""
     message = "The provider does not answer, and enough payments wait for it. Nothing was stored."
     return ApiError(ErrorReason.PROVIDER_UNAVAILABLE, message, retry_after=30.0)
 
@@ -333,7 +333,9 @@ def provider_unavailable() -> ApiError:
 def _emit_created(
     connection: Connection, payments: Sequence[_RiskCheckedPayment], rows: Mapping[str, Row[Any]]
 ) -> None:
-    """Tells of new payments: each order is first stored, then judged."""
+    """Adds the events of new payments: each order is first stored, then the risk decision is
+    applied.
+    """
     with record_events(connection, rows.values()) as event_batch:
         for item in payments:
             checkout = item.checkout
@@ -358,7 +360,7 @@ def _emit_created(
 def _find_existing(
     connection: Connection, commands: Sequence[CreatePaymentCommand]
 ) -> dict[str, CreatePaymentResult | Exception]:
-    """The answers to those whose ids exist already, by checkout id."""
+    """The results for ids that already exist, by checkout id."""
     checkout_ids = [command.request.checkout_id for command in commands]
     order_ids = [order.payment_order_id for command in commands for order in command.request.orders]
     rows = store.find_existing(connection, checkout_ids, order_ids)
@@ -385,7 +387,7 @@ def _find_existing(
 def _replay_or_conflict(
     connection: Connection, command: CreatePaymentCommand, row: Row[Any]
 ) -> CreatePaymentResult | Exception:
-    """The answer to an id that exists: the payment, or why not."""
+    """The result for an existing id: the payment, or the conflict."""
     if row.owner != command.request.owner:
         return id_taken_error("checkout_id")
     if bytes(row.fingerprint) == command.fingerprint:
@@ -421,7 +423,7 @@ def _replay_or_conflict(
 
 
 def _order_conflict(request: CheckoutRequest, order: Order, row: Row[Any]) -> Exception:
-    """The answer to an order id that belongs to another checkout."""
+    """The result for an order id that belongs to another checkout."""
     path = f"payment_orders[{order.index}].payment_order_id"
     if row.owner != request.owner:
         return id_taken_error(path)

@@ -1,6 +1,4 @@
-"""What PaymentService tells of its changes. An event holds the resource as it stands after the
-change.
-"""
+"""Events of PaymentService. Each event holds the resource in its state after the change."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from tallystick_server.outbox.events import add_event
 
 
 class EventOrigin(Protocol):
-    """Where an order comes from: its checkout, its charge, or a row with the same columns."""
+    """The origin of an order: its checkout, its charge, or a row with the same columns."""
 
     @property
     def caller(self) -> str: ...
@@ -30,7 +28,7 @@ def add_order_changed(
     order: payment_pb2.PaymentOrder,
     origin: EventOrigin | Row[Any],
 ) -> None:
-    """Adds an order's change to what is told."""
+    """Adds the event of an order's change."""
     type_, aggregate = (
         event_pb2.EVENT_TYPE_PAYMENT_ORDER_CHANGED,
         f"paymentOrders/{order.payment_order_id}",
@@ -51,7 +49,7 @@ def add_order_changed(
 def add_payment_created(
     event_batch: BatchPublishRequest, payment: payment_pb2.Payment, traceparent: str
 ) -> None:
-    """Adds a new payment; it comes without its orders, each of which has an event of its own."""
+    """Adds the event of a new payment, without its orders; each order has its own event."""
     type_, aggregate = event_pb2.EVENT_TYPE_PAYMENT_CREATED, f"payments/{payment.checkout_id}"
     add_event(
         event_batch,
@@ -69,7 +67,7 @@ def add_payment_created(
 def add_payment_closed(
     event_batch: BatchPublishRequest, payment: payment_pb2.Payment, traceparent: str
 ) -> None:
-    """Adds a payment's end; it comes without its orders."""
+    """Adds the event of a completed payment, without its orders."""
     type_, aggregate = event_pb2.EVENT_TYPE_PAYMENT_CLOSED, f"payments/{payment.checkout_id}"
     add_event(
         event_batch,

@@ -42,7 +42,7 @@ ACCESS: Access = {
     "AcknowledgeCharge": frozenset({Role.OPERATOR}),
 }
 
-_POLL_INTERVAL_SECONDS = 2.0  # seconds; another process may have moved the payment
+_POLL_INTERVAL_SECONDS = 2.0  # another process may have changed the payment
 
 _MAX_READ_BATCH = 100  # payments, each of which may have 200 orders
 _YIELD_ABOVE_ORDERS = 20
@@ -54,12 +54,12 @@ _RESULT_STATUSES = frozenset(
 
 
 class PaymentHandlers(PaymentOperatorHandlers):
-    """Handlers only decode, await and encode: a call that is cancelled changes nothing."""
+    """Handlers only decode, await and encode. A cancelled call changes nothing."""
 
     def __init__(self, database: Database, worker: PaymentWorker) -> None:
         super().__init__(database, worker)
-        # no limit of its own: calls read after their commit as well, when "nothing was stored"
-        # would be false; the slots of the door bound them
+        # No limit of its own: calls also read after their commit, and an overload error would
+        # wrongly say that nothing was stored. The server's call limit bounds these reads.
         self._read_batcher: Batcher[str, payment_pb2.Payment | None] = Batcher(
             "payment.read",
             self._load_payments,
@@ -86,9 +86,9 @@ class PaymentHandlers(PaymentOperatorHandlers):
             if result.replayed:
                 call.mark_replayed()
             load = partial(self._load_payment, checkout.checkout_id)
-            del request, checkout  # a wait keeps no body
+            del request, checkout  # release the request body while waiting
             with call.waiting_slot() if wait_for == "RESULT" else nullcontext(False) as may_wait:
-                # a caller above the limit is answered as if it had asked for ACCEPTANCE
+                # Above the limit of waiting calls, the call is answered as with ACCEPTANCE.
                 deadline = call.response_deadline if may_wait else 0.0
                 load_first = not result.in_progress or not may_wait
                 payment = await subscription.wait_until(
@@ -110,7 +110,7 @@ class PaymentHandlers(PaymentOperatorHandlers):
                 payment.checkout_id, call.caller.name, reason
             )
             if not cancel_reason:
-                # it ended since it was read
+                # The payment completed after it was read.
                 payment = await self._get_visible_payment(request.checkout_id, call)
                 state = convert.PAYMENT_STATES.parse(payment.payment_state, "payment_state")
                 raise invalid_state_error("payment", state, _CANCEL)
@@ -118,7 +118,7 @@ class PaymentHandlers(PaymentOperatorHandlers):
                 raise key_reused_error("reason")
             if not newly_canceled:
                 call.mark_replayed()
-            del request  # a wait keeps no body
+            del request  # release the request body while waiting
             with call.waiting_slot() as may_wait:
                 latest = await subscription.wait_until(
                     _is_open,
@@ -131,7 +131,7 @@ class PaymentHandlers(PaymentOperatorHandlers):
         self, request: pb.ConfirmDeliveryRequest, call: Call
     ) -> pb.ConfirmDeliveryResponse:
         order, _, _ = await self._get_visible_order(request.payment_order_id, call)
-        transition(OrderStatus(order.status), PaymentTrigger.DELIVERED)  # refuses what was not paid
+        transition(OrderStatus(order.status), PaymentTrigger.DELIVERED)  # rejects unpaid orders
         if not order.ledger_updated:
             raise ApiError(
                 ErrorReason.CONFLICT, "The order is being settled; come back.", retry_after=0.2
@@ -194,7 +194,7 @@ class PaymentHandlers(PaymentOperatorHandlers):
             request.after_version,
             self._worker.notifier.watch_versions,
         )
-        del request  # a stream keeps no body
+        del request  # release the request body while streaming
         async with aclosing(
             versions(
                 checkout_id,
@@ -209,8 +209,9 @@ class PaymentHandlers(PaymentOperatorHandlers):
     async def _get_visible_order(
         self, payment_order_id: str, call: Call, *, changed: bool = False
     ) -> store.OrderDetails:
-        """The order, if the caller may see it; `changed` as in `Database.read`. Raises NOT_FOUND
-        for another's as well.
+        """Returns the order if the caller may see it; `changed` as in `Database.read`.
+
+        Raises NOT_FOUND, also for an order of another owner.
         """
         order_id = parse_id(payment_order_id, "payment_order_id")
         result = await self._database.read(
@@ -220,7 +221,10 @@ class PaymentHandlers(PaymentOperatorHandlers):
         return call.require_visible(order, "payment order", order_id), history, attempts
 
     async def _get_visible_payment(self, checkout_id: str, call: Call) -> payment_pb2.Payment:
-        """The payment, if the caller may see it. Raises NOT_FOUND for another's as well."""
+        """Returns the payment if the caller may see it.
+
+        Raises NOT_FOUND, also for a payment of another owner.
+        """
         return call.require_visible(
             await self._load_payment(parse_id(checkout_id, "checkout_id")), "payment", checkout_id
         )
@@ -239,7 +243,7 @@ class PaymentHandlers(PaymentOperatorHandlers):
         for checkout_id, orders in orders_by_checkout.items():
             messages[checkout_id] = convert.payment(orders)
             if len(orders) > _YIELD_ABOVE_ORDERS:
-                await asyncio.sleep(0)  # other calls have their turn of the loop
+                await asyncio.sleep(0)  # lets other calls run
         return [messages.get(checkout_id) for checkout_id in checkout_ids]
 
 
@@ -248,7 +252,7 @@ def _is_open(payment: payment_pb2.Payment) -> bool:
 
 
 def _is_in_progress(payment: payment_pb2.Payment) -> bool:
-    """Whether an order is neither pending, nor final and settled."""
+    """Whether an order is neither pending, nor final and booked."""
     return not all(_has_result(order) for order in payment.payment_orders)
 
 

@@ -1,4 +1,4 @@
-"""The RPCs of PaymentService for operators, beside those that every service has."""
+"""Operator RPCs of PaymentService, in addition to those that every service has."""
 
 from __future__ import annotations
 

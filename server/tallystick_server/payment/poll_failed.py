@@ -1,5 +1,6 @@
-"""Watch: charges that failed though they may have been sent. What their providers charged after all
-is an unapplied charge.
+"""Polling of failed charges that may have been sent.
+
+If the provider charged the buyer after all, the money becomes an unapplied charge.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _MAX_POLLED = 200
 def schedule_polls(
     connection: Connection, retry_policies: RetryPolicies, failed_charges: Iterable[Charge]
 ) -> None:
-    """Has charges watched that have just failed, as far as they may have been sent."""
+    """Schedules polls for charges that have just failed, if they may have been sent."""
     sent_charges = [charge for charge in failed_charges if charge.maybe_sent]
     next_polls = [
         store.NextPoll(
@@ -46,10 +47,10 @@ def schedule_polls(
 
 
 class FailedChargePoller:
-    """Asks what became of failed charges, as often as the policy for what is watched says. Asking
-    is harmless, so it needs no lease.
+    """Polls failed charges at the intervals of the `POST_COMPLETION_POLL` retry policy.
 
-    `is_leader`: whether it is this process's turn to ask.
+    A lookup has no side effects, so it needs no lease. `is_leader`: whether this process holds the
+    leader lease.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class FailedChargePoller:
         self._is_leader = is_leader
 
     async def run_once(self) -> None:
-        """Asks once about each that is due, if it is this process's turn."""
+        """Polls each charge that is due once, if this process is the leader."""
 
         def load(connection: Connection) -> list[tuple[Charge, int]]:
             poll_counts = store.list_pollable(connection, self._providers, _MAX_POLLED)
@@ -90,7 +91,7 @@ class FailedChargePoller:
         )
 
     async def _try_poll(self, charge: Charge, poll_count: int) -> store.NextPoll:
-        """As `_poll`; what is wrong with one charge keeps no other from being looked at."""
+        """Like `_poll`, but an unexpected error of one charge does not block the others."""
         try:
             return await self._poll(charge, poll_count)
         except Exception:
@@ -104,16 +105,14 @@ class FailedChargePoller:
             )
 
     async def _poll(self, charge: Charge, poll_count: int) -> store.NextPoll:
-        """When it is looked at again, and how often it has been; what is not answered counts for
-        nothing.
-        """
+        """The next poll time and the number of polls. Polls without an answer are not counted."""
         policy = self._retry_policies.policy_for(charge.provider, RetryReason.POST_COMPLETION_POLL)
         outcome = await self._gateway.call(charge, NextAction.LOOK_UP)
         match outcome:
             case Succeeded():
                 try:
                     await self._record_outcome(charge, outcome)
-                except ApiError:  # the database is away, as the end of this turn will tell
+                except ApiError:  # the database is unavailable; this run reports it at its end
                     return store.NextPoll(charge.charge_id, 0.0, poll_count)
                 except ConstraintViolation as error:
                     await self._database.transact(
@@ -130,7 +129,7 @@ class FailedChargePoller:
                 return store.NextPoll(
                     charge.charge_id, policy.delay(poll_count + 1, charge.charge_id), poll_count
                 )
-            case _:  # which says nothing of money
+            case _:  # says nothing about money
                 pass
         return store.NextPoll(
             charge.charge_id, policy.delay(poll_count + 2, charge.charge_id), poll_count + 1

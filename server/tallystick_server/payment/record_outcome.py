@@ -1,5 +1,6 @@
-"""Record: what providers said, written down in one transaction for each batch. Every answer ends
-here, from whatever side it comes.
+"""Recording of charge outcomes: stores provider outcomes in one transaction for each batch.
+
+Every outcome is recorded here, regardless of its source.
 """
 
 from __future__ import annotations
@@ -37,15 +38,15 @@ from tallystick_storage.payment import orders as store
 
 @dataclass(frozen=True, slots=True)
 class RecordResult:
-    """The charge as it stands after the answer, and its payment if that came to its end by it."""
+    """The charge after the outcome was recorded, and its payment if the outcome completed it."""
 
     charge: Charge
     closed_payment: payment_pb2.Payment | None
 
 
 class PaymentOutcomeRecorder:
-    """The record stage's work: an attempt's outcome is stored whoever holds the lease, orders move
-    only under it.
+    """Records outcomes. An attempt's outcome is stored regardless of the lease; orders change state
+    only under the lease.
     """
 
     def __init__(self, database: Database, resolve_within: Mapping[PendingReason, float]) -> None:
@@ -55,7 +56,7 @@ class PaymentOutcomeRecorder:
     async def run(
         self, items: Sequence[OperationResult[Charge, ChargeOutcome]]
     ) -> Sequence[RecordResult | Exception]:
-        """What became of each charge."""
+        """Returns the result for each charge."""
         return await bisect_on_error(self._record_batch, items)
 
     async def _record_batch(
@@ -105,9 +106,7 @@ def _authoritative_outcome(
     attempt: operation_store.AttemptResult,
     final_results: Mapping[tuple[str, int], operation_store.AttemptResult],
 ) -> OperationResult[Charge, ChargeOutcome]:
-    """The charge with the answer that counts: the first final one that was written down, whoever
-    heard it.
-    """
+    """The charge with its authoritative outcome: the first final one recorded, by any process."""
     stored_result = final_results.get((attempt.operation_id, attempt.attempt_number), attempt)
     outcome = item.outcome if stored_result is attempt else outcome_from_attempt(stored_result)
     return item if outcome in (None, item.outcome) else replace(item, outcome=outcome)
@@ -116,7 +115,7 @@ def _authoritative_outcome(
 def _is_fully_applied(
     item: OperationResult[Charge, ChargeOutcome], result: TransitionResult
 ) -> bool:
-    """Whether there is nothing more to an answer than what has moved."""
+    """Whether the transition covers the outcome completely."""
     if not isinstance(item.outcome, Succeeded | Declined):
         return True
     return (
@@ -128,8 +127,9 @@ def _is_fully_applied(
 def _record_remainder(
     connection: Connection, items: Sequence[OperationResult[Charge, ChargeOutcome]]
 ) -> None:
-    """Of final answers that moved no order, or not all of the money: what fits none is unapplied,
-    and what was set aside goes on.
+    """Records final outcomes that changed no order, or whose money was not fully applied.
+
+    Money that fits no order becomes an unapplied charge; dead letters are resolved and requeued.
     """
     if not items:
         return
@@ -152,7 +152,7 @@ def _transitions_for(
     charge = item.operation
     transitions = []
     for order in charge.orders:
-        if order.status in TERMINAL_STATUSES:  # money that comes later is none of its
+        if order.status in TERMINAL_STATUSES:  # later money does not belong to this order.
             continue
         status = transition(order.status, trigger_for(outcome))
         if status != order.status or (
@@ -172,8 +172,8 @@ def _transitions_for(
 
 
 def _has_pending_change(order: OrderInCharge, outcome: Pending) -> bool:
-    """Whether a pending order waits for something else than it did, or for the same elsewhere; the
-    same again changes nothing.
+    """Whether the pending reason or the place of the buyer action has changed. A repeated report
+    changes nothing.
     """
     message, reason = (
         order.message,
@@ -191,7 +191,7 @@ def _has_pending_change(order: OrderInCharge, outcome: Pending) -> bool:
 def _order_fields(
     outcome: ChargeOutcome, resolve_within: Mapping[PendingReason, float]
 ) -> dict[str, Any]:
-    """What an outcome says of each order of its charge."""
+    """The order fields that an outcome sets, for each order of its charge."""
     match outcome:
         case Succeeded():
             return {"provider_reference": outcome.reference}

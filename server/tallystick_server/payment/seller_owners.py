@@ -1,5 +1,6 @@
-"""Which sellers a caller may name in orders: those of its owner, and those that belong to nobody,
-which it claims.
+"""Seller owners: which sellers a caller may name in orders.
+
+These are the sellers of its owner, and unowned sellers, which are claimed for it.
 """
 
 from __future__ import annotations
@@ -22,24 +23,24 @@ log = logging.getLogger(__name__)
 
 _TIMEOUT_SECONDS = 5.0
 _REFRESH_TIMEOUT_SECONDS = 1.0
-"""For known sellers, which are sold for without an answer as well."""
-# seconds for which WalletService is not asked about known sellers once it has not answered
+"""Timeout for known sellers, whose stored owner is used if there is no answer."""
+# Seconds for which WalletService is not queried about known sellers after it failed to answer.
 _UNAVAILABLE_SECONDS = 5.0
 _MAX_CACHED = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class _OwnershipQuery:
-    """Sellers that an owner's order names, of which this process is not sure."""
+    """Sellers named in an owner's order whose owner must be confirmed."""
 
     owner: str
     sellers: tuple[str, ...]
     stored_owners: Mapping[str, str]
-    """Their owners as they were last known here."""
+    """Their owners as last stored in this service."""
 
     @property
     def matches_stored(self) -> bool:
-        """Whether all of them were its owner's when WalletService was last asked."""
+        """Whether all of them belonged to the owner when WalletService was last queried."""
         return all(self.stored_owners.get(seller) == self.owner for seller in self.sellers)
 
 
@@ -47,15 +48,15 @@ class _OwnershipQuery:
 class _CachedOwner:
     owner: str
     expires_at: float
-    """The loop's time until which it is believed."""
+    """Loop time until which the cached owner is used."""
 
 
 class SellerOwnerCache:
-    """Asks WalletService about a seller at most every `refresh_seconds` seconds, so that an
-    assignment takes effect here within that time.
+    """Queries WalletService about a seller at most once per `refresh_seconds`, so an assignment
+    takes effect within that time.
 
-    A known seller stays usable while WalletService does not answer; that a seller belongs to
-    somebody else is never believed without asking.
+    A known seller stays usable while WalletService is unavailable. A seller is never rejected as
+    another owner's on cached data alone.
     """
 
     def __init__(self, database: Database, owners: SellerOwners, refresh_seconds: float) -> None:
@@ -73,8 +74,8 @@ class SellerOwnerCache:
             drop_abandoned=True,
             max_queued=MAX_QUEUED_CALLS,
         )
-        # what needs an answer of WalletService, and so waits while that hangs, delays nobody who
-        # can do without
+        # Separate batchers: queries that must have an answer of WalletService may hang. They must
+        # not delay queries that can do without one.
         self.claim_batcher = self._make_batcher("payment.new_sellers")
         self.refresh_batcher = self._make_batcher("payment.known_sellers")
 
@@ -96,11 +97,11 @@ class SellerOwnerCache:
     async def find_foreign_sellers(
         self, owner: str, sellers: Collection[str], require_storable: Callable[[], Awaitable[None]]
     ) -> set[str]:
-        """Those of the sellers that belong to another owner; if there are none, all of them belong
-        to this one now.
+        """Returns the sellers that belong to another owner. If there are none, all of them now
+        belong to this owner.
 
-        `require_storable` raises Refused before sellers are claimed for a payment that will not be
-        stored. Raises that, and DEPENDENCY_UNAVAILABLE.
+        `require_storable` raises ApiError before sellers are claimed for a payment that will not be
+        stored. Raises that error, and DEPENDENCY_UNAVAILABLE.
         """
         now = asyncio.get_running_loop().time()
         uncertain_sellers = tuple(
@@ -126,7 +127,7 @@ class SellerOwnerCache:
         foreign_sellers = {
             seller for seller in uncertain_sellers if owners.get(seller, owner) != owner
         }
-        # claimed by nobody: never stored
+        # WalletService stores no owner for them, even after the claim.
         return foreign_sellers or {seller for seller in uncertain_sellers if seller not in owners}
 
     def _is_owned_by(self, seller: str, owner: str, now: float) -> bool:
@@ -134,7 +135,7 @@ class SellerOwnerCache:
         return entry is not None and entry.owner == owner and now < entry.expires_at
 
     async def _load_stored(self, groups: Sequence[tuple[str, ...]]) -> Sequence[Mapping[str, str]]:
-        """The owners that are stored here, by seller, the same for each."""
+        """The stored owners by seller, the same mapping for each group."""
         seller_ids = sorted({seller for group in groups for seller in group})
         owners = await self._database.load(
             lambda connection: store.find_owners(connection, seller_ids)
@@ -144,9 +145,9 @@ class SellerOwnerCache:
     async def _resolve_owners(
         self, queries: Sequence[_OwnershipQuery]
     ) -> Sequence[Mapping[str, str] | Exception]:
-        """Owners by seller for each question, or why they cannot be known.
+        """Returns owners by seller for each query, or the error.
 
-        Raises ServiceCallRejected for several questions, one of which may be at fault.
+        Raises ServiceCallRejected if one of several queries may be at fault.
         """
         now = asyncio.get_running_loop().time()
         seller_ids = sorted({seller for query in queries for seller in query.sellers})
@@ -182,8 +183,9 @@ class SellerOwnerCache:
     async def _query_owners(
         self, queries: Sequence[_OwnershipQuery], seller_ids: Sequence[str]
     ) -> dict[str, str]:
-        """Owners by seller. A payment claims all of its sellers, or none where one of them is
-        somebody else's.
+        """Returns owners by seller.
+
+        A payment claims all of its sellers, or none if one of them belongs to another owner.
         """
         owners = await self._owners.find_owners(seller_ids)
         if all(seller in owners for seller in seller_ids):

@@ -1,5 +1,6 @@
-"""Move: orders move, and what changed is told, in the same transaction. Whoever moves orders does
-it here.
+"""Order transitions: orders change state and record their events in the same transaction.
+
+Every change of an order's state goes through this module.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tallystick_storage.payment import queries
 
 @dataclass(frozen=True, slots=True)
 class OrderTransition:
-    """A move of an order that this process holds."""
+    """A transition of an order whose charge this process has leased."""
 
     charge: Charge
     order: OrderInCharge
@@ -31,17 +32,13 @@ class OrderTransition:
 
 @dataclass(frozen=True, slots=True)
 class TransitionResult:
-    """What has moved: orders by id, as they stand now, and by checkout id the payments that came to
-    their end by it.
-    """
+    """The orders that changed, by id, and the payments that this completed, by checkout id."""
 
     orders: dict[str, OrderInCharge] = field(default_factory=dict)
     closed_payments: dict[str, payment_pb2.Payment] = field(default_factory=dict)
 
     def apply_to(self, charge: Charge) -> Charge:
-        """The charge with its orders as they stand now; once they have moved it has not been tried
-        in vain.
-        """
+        """The charge with its current orders. A transition resets the retry counts."""
         orders = tuple(self.orders.get(order.payment_order_id, order) for order in charge.orders)
         if orders == charge.orders:
             return charge
@@ -57,7 +54,7 @@ class TransitionResult:
 def transition_orders(
     connection: Connection, transitions: Sequence[OrderTransition]
 ) -> TransitionResult:
-    """Moves orders, as far as their leases and versions still hold."""
+    """Applies transitions to orders whose lease and version are unchanged."""
     rows = (
         store.transition_orders(connection, [transition.update for transition in transitions])
         if transitions
@@ -96,8 +93,9 @@ def add_closed_payments(
     checkout_ids: set[str],
     current_orders: Iterable[payment_pb2.PaymentOrder],
 ) -> dict[str, payment_pb2.Payment]:
-    """Adds payments that have just come to their end to what is told; returns them, by id.
-    `current_orders`: orders as they stand.
+    """Adds the events of payments that have just completed; returns these payments by id.
+
+    `current_orders`: the orders after the transition.
     """
     orders: dict[str, list[payment_pb2.PaymentOrder]] = {
         checkout_id: [] for checkout_id in checkout_ids

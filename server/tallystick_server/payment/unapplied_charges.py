@@ -1,6 +1,4 @@
-"""Unapplied charges: money that fits no order is found beside the answer that tells of it, and
-booked.
-"""
+"""Unapplied charges: stores and books money that a provider took and that fits no order."""
 
 from __future__ import annotations
 
@@ -35,12 +33,13 @@ from tallystick_storage.payment import unapplied_charges as store
 log = logging.getLogger(__name__)
 
 _MAX_BOOKINGS = 100
-_RETRY_AFTER_SECONDS = 1.0  # seconds
+_RETRY_AFTER_SECONDS = 1.0
 
 
 def record_unapplied(connection: Connection, successes: Sequence[tuple[Charge, Succeeded]]) -> None:
-    """Stores what fits no order of charges that a provider told of, and what conflicts with what is
-    stored; their attempts must be locked.
+    """Stores reported money that fits no order, and reports that conflict with stored data.
+
+    The attempts must be locked.
     """
     charges = _new_unapplied_charges(successes)
     conflicts.insert_reports(connection, charges)
@@ -48,9 +47,7 @@ def record_unapplied(connection: Connection, successes: Sequence[tuple[Charge, S
 
 
 def record_conflicts(connection: Connection, successes: Sequence[tuple[Charge, Succeeded]]) -> None:
-    """Stores for an operator what conflicts with what is stored, where the answer itself
-    cannot be.
-    """
+    """Stores conflicting reports for an operator if the outcome itself cannot be stored."""
     conflicts.insert_reports(connection, _new_unapplied_charges(successes))
 
 
@@ -75,8 +72,8 @@ def _new_unapplied_charges(
 
 
 class UnappliedChargeBooking:
-    """Posts what was found to the ledger. Posting is idempotent, so any number of processes may do
-    it, and each may do it again.
+    """Posts unapplied charges to the ledger. Posting is idempotent, so several processes may do it,
+    and repeat it.
     """
 
     def __init__(
@@ -89,7 +86,9 @@ class UnappliedChargeBooking:
         )
 
     async def run_once(self) -> None:
-        """Books what is due. What the ledger refuses waits longer each time. Raises
+        """Books the unapplied charges that are due.
+
+        A posting that the ledger rejects is delayed longer each time. Raises
         DEPENDENCY_UNAVAILABLE.
         """
         rows = await self._database.load(
@@ -126,7 +125,9 @@ class UnappliedChargeBooking:
 async def acknowledge(
     database: Database, unapplied_charge_id: str, operator: str, reason: str
 ) -> tuple[Row[Any], bool]:
-    """Ends its alert for this reason; it as it is now, and whether it was acknowledged before.
+    """Ends the alert of an unapplied charge with a reason. Returns the current row, and whether it
+    was acknowledged before.
+
     Raises NOT_FOUND, CONFLICT, IDEMPOTENCY_KEY_REUSED.
     """
 
@@ -152,7 +153,7 @@ async def acknowledge(
 async def acknowledge_report(
     database: Database, charge_id: str, number: int, operator: str, reason: str
 ) -> tuple[Row[Any], bool]:
-    """Ends the alert about a conflicting report for this reason; it as it is now, and whether it
+    """Ends the alert of a conflicting report with a reason. Returns the current row, and whether it
     was acknowledged before.
 
     Raises NOT_FOUND, IDEMPOTENCY_KEY_REUSED.

@@ -1,4 +1,4 @@
-"""The way of a payment: accept, then the way of every demand. Its stages, joined."""
+"""The payment worker: creates payments and advances their charges."""
 
 from __future__ import annotations
 
@@ -61,17 +61,17 @@ from tallystick_storage.database import Database
 from tallystick_storage.payment import orders as store
 
 _PLATFORM = "platform"
-"""Who ends a dead letter that nobody has asked for."""
+"""The actor of dead letters that end without an operator's request."""
 
 
 class PaymentWorker(OperationWorker[Charge, TransitionResult]):
-    """Charges on their way.
+    """Creates and advances charges.
 
-    `provider`: who charges new payments; `environment`: what its keys begin with;
-    `max_queued_charges`: how many charges may wait for a provider that fails, before new ones are
-    refused; `resolve_within`: seconds that an order has for what it waits for;
-    `seller_check_interval`: seconds after which a seller's owner is asked for again; `owner_id`
-    names this process.
+    `provider`: charges new payments. `environment`: prefix of its idempotency keys.
+    `max_queued_charges`: charges that may be queued while a provider fails, before new ones are
+    rejected. `resolve_within`: seconds that an order has for each pending reason.
+    `seller_check_interval`: seconds after which a seller's owner is queried again. `owner_id`:
+    identifies this process.
     """
 
     def __init__(
@@ -171,10 +171,10 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
         ]
 
     async def create_payment(self, request: CheckoutRequest) -> CreatePaymentResult:
-        """Stores a payment or finds it; its charges are under way when this returns.
+        """Stores a payment or finds it; its charges are in progress when this returns.
 
-        Raises IDEMPOTENCY_KEY_REUSED, ALREADY_EXISTS, DEPENDENCY_UNAVAILABLE, OVERLOADED: one
-        owner's orders that wait to be stored leave room for those of others.
+        Raises IDEMPOTENCY_KEY_REUSED, ALREADY_EXISTS, DEPENDENCY_UNAVAILABLE, OVERLOADED. Each
+        owner may use only a share of the queue, so that other owners' orders can still be stored.
         """
         self.reject_overload()
         owner, order_count = request.owner, len(request.orders)
@@ -191,8 +191,8 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
             self._create_bulkhead.release(owner, order_count)
 
     async def _reject_sellers(self, request: CheckoutRequest) -> ApiError | None:
-        """Why the event may not name its sellers. One that is stored already is answered all the
-        same.
+        """The error if the payment event may not name its sellers. A payment that is already stored
+        is returned all the same.
         """
         try:
             foreign_sellers = await self._seller_owners.find_foreign_sellers(
@@ -211,8 +211,10 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
         )
 
     async def cancel(self, checkout_id: str, caller: str, reason: str) -> tuple[str, bool]:
-        """Cancels a payment that is open, whose charges are taken up at once, dead letters as well;
-        what stands, as `store.cancel` has it.
+        """Cancels an open payment. Its charges are requeued at once, dead letters included.
+
+        Returns the result of `store.cancel`: the stored reason, and whether the payment was
+        cancelled now.
         """
 
         def cancel(connection: Connection) -> tuple[str, bool]:
@@ -230,8 +232,8 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
         return result
 
     async def end_overdue(self) -> None:
-        """Takes up the dead letters whose payments have expired since, or whose buyers did not act
-        in time: their charges are to be ended.
+        """Requeues dead letters whose payment has expired or whose buyer did not act in time, so
+        that their charges end.
         """
 
         def end(connection: Connection) -> bool:
@@ -246,8 +248,9 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
             self.wake()
 
     async def confirm_delivery(self, payment_order_id: str) -> bool:
-        """Notes that an order was delivered; whether that was not noted before. An order that is
-        not settled is left alone.
+        """Records the delivery of an order; returns whether it was not recorded before.
+
+        An order that is not booked stays unchanged.
         """
         newly_confirmed = await self._delivery_batcher.submit(payment_order_id)
         self._releases.wake()
@@ -293,7 +296,7 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
 
     def close(
         self, connection: Connection, operation: Charge, operator: str, reason: str
-    ) -> TransitionResult:  # the dead letter keeps by whom and why
+    ) -> TransitionResult:  # the dead letter keeps the actor and the reason
         return self._fail_and_watch(
             connection,
             _failure_transitions(
@@ -311,7 +314,7 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
         transitions: Sequence[OrderTransition],
         charges: Sequence[Charge],
     ) -> TransitionResult:
-        """Fails charges; what may have been charged all the same is watched."""
+        """Fails charges; those that may have been charged all the same are polled."""
         result = transition_orders(connection, transitions)
         schedule_polls(
             connection,
@@ -332,7 +335,7 @@ def _failure_transitions(
     transition_reason: PaymentTransitionReason,
     failure_reason: FailureReason,
 ) -> list[OrderTransition]:
-    """The moves that fail a charge's orders."""
+    """The transitions that fail the orders of a charge."""
     return [
         OrderTransition(
             charge,

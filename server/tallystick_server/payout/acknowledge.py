@@ -1,4 +1,6 @@
-"""Acknowledge: an operator has dealt with what fits no move of a payout, so that its alert ends.
+"""Acknowledgement of payout alerts: an operator has handled an unmatched transfer or a conflicting
+report, and its alert ends.
+
 The money stays booked as it is.
 """
 
@@ -20,13 +22,15 @@ from tallystick_storage.database import Database
 from tallystick_storage.payout import acknowledgements as store
 from tallystick_storage.payout import payouts, transfers
 
-_RETRY_AFTER_SECONDS = 1.0  # seconds
+_RETRY_AFTER_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Acknowledgement:
-    """What an operator acknowledges of a payout, and why: the transfer of that provider_reference,
-    or else the conflicting report of that number.
+    """What an operator acknowledges of a payout, and why.
+
+    It is the transfer with this provider_reference, or else the conflicting report with this
+    number.
     """
 
     payout_id: str
@@ -37,12 +41,12 @@ class Acknowledgement:
 
 
 def decode(request: pb.AcknowledgePayoutRequest, operator: str) -> Acknowledgement:
-    """Raises Refused with the first field that is wrong."""
+    """Raises ApiError with the first invalid field."""
     payout_id = parse_id(request.payout_id, "payout_id")
     reference, number = "", 0
     match request.WhichOneof("subject"):
         case "provider_reference":
-            # the provider's own text: it is compared, and never stored
+            # the provider's own text: only compared, never stored
             reference = request.provider_reference
             if not reference:
                 raise ApiError(
@@ -70,12 +74,13 @@ def decode(request: pb.AcknowledgePayoutRequest, operator: str) -> Acknowledgeme
 
 
 async def acknowledge(database: Database, acknowledgement: Acknowledgement) -> bool:
-    """Whether it is acknowledged now; it was before for the same reason, if not. Raises NOT_FOUND,
-    INVALID_STATE, CONFLICT, IDEMPOTENCY_KEY_REUSED.
+    """Returns True if it is acknowledged now, False if it was before with the same reason.
+
+    Raises NOT_FOUND, INVALID_STATE, CONFLICT, IDEMPOTENCY_KEY_REUSED.
     """
 
     def acknowledge(connection: Connection) -> bool:
-        # what becomes known meanwhile waits
+        # The lock makes concurrent reports wait.
         row = payouts.lock(connection, [acknowledgement.payout_id]).get(acknowledgement.payout_id)
         if row is None:
             raise not_found_error("payout", acknowledgement.payout_id)

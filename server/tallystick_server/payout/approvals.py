@@ -1,4 +1,4 @@
-"""Decide: what people do with payouts: approve, reject, cancel, and have them tried again."""
+"""Payout approvals: approve, reject, cancel and retry payouts."""
 
 from __future__ import annotations
 
@@ -34,22 +34,23 @@ from tallystick_storage.payout import queries
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What somebody decides about a payout, and why. Its cause has the name of what happens to the
-    payout.
+    """A decision on a payout, and its reason. The transition reason has the same name as the
+    trigger.
     """
 
     transition_reason: PayoutTransitionReason
     actor: str
     reason: str
     requires_second_person: bool = False
-    """The creator must not decide it."""
+    """The creator of the payout must not make this decision."""
     by_team: bool = False
-    """A team decides it, not an operator."""
+    """The decision is a team's, not an operator's."""
 
 
 class PayoutDecisions:
-    """Carries decisions out, whoever works on the payout meanwhile. The payout is handed on, leased
-    to this process.
+    """Applies decisions, regardless of which process has leased the payout.
+
+    The payout is then leased to this process and started.
     """
 
     def __init__(
@@ -67,8 +68,9 @@ class PayoutDecisions:
         self._run_detached = run_detached
 
     async def decide(self, payout_id: str, decision: Decision) -> bool:
-        """Whether it was decided now; the same was decided before, if not. Raises INVALID_STATE,
-        SECOND_APPROVER_REQUIRED, IDEMPOTENCY_KEY_REUSED.
+        """Returns True if the decision is made now, False if the same was made before.
+
+        Raises INVALID_STATE, SECOND_APPROVER_REQUIRED, IDEMPOTENCY_KEY_REUSED.
         """
         lease_deadline = asyncio.get_running_loop().time() + self._lease_seconds
 
@@ -77,7 +79,7 @@ class PayoutDecisions:
             if _is_already_decided(queries.load_history(connection, payout_id), decision):
                 return None
             trigger = PayoutTrigger(decision.transition_reason)
-            # what its state forbids comes before who forbids it
+            # An invalid state is reported before a forbidden actor.
             transition(PayoutState(row.state), trigger)
             if row.state == PayoutState.CREATED:
                 _require_certain_hold(connection, payout_id)
@@ -112,12 +114,13 @@ class PayoutDecisions:
         return await self._run_detached(commit_and_start, is_team_call=decision.by_team)
 
     async def retry(self, payout_id: str, request_id: str, caller: str, reason: str) -> bool:
-        """Makes a payout due again that was set aside; whether the retry was not made before.
+        """Requeues a dead-lettered payout; returns whether this retry was not made before.
+
         Raises INVALID_STATE, IDEMPOTENCY_KEY_REUSED, ALREADY_EXISTS.
         """
 
         def retry(connection: Connection) -> bool:
-            # the same call at once waits, and finds it made
+            # A concurrent duplicate of the call waits here, and then finds the retry.
             row = store.lock(connection, [payout_id])[payout_id]
             previous_retry = store.find_retry(connection, payout_id, request_id)
             if previous_retry is not None:
@@ -145,8 +148,9 @@ class PayoutDecisions:
 
 
 def _require_certain_hold(connection: Connection, payout_id: str) -> None:
-    """Raises INVALID_STATE for a locked payout, CREATED, whose hold may be another's, which must
-    not be released.
+    """Raises INVALID_STATE for a locked payout in CREATED if its hold may belong to another payout.
+
+    Such a hold must not be released.
 
     A retry ends the dead letter but places no hold by itself: the hold is in doubt until the payout
     leaves CREATED.
@@ -178,8 +182,9 @@ def _uncertain_hold_error(message: str) -> ApiError:
 
 
 def _is_already_decided(history: Sequence[Row[Any]], decision: Decision) -> bool:
-    """Whether the same was decided before. Raises IDEMPOTENCY_KEY_REUSED for a cancellation with
-    another reason.
+    """Whether the same decision was made before.
+
+    Raises IDEMPOTENCY_KEY_REUSED for a cancellation with another reason.
     """
     previous_rows = [row for row in history if row.transition_reason == decision.transition_reason]
     if decision.transition_reason is not PayoutTransitionReason.CANCELLED:

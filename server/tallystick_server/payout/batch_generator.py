@@ -1,5 +1,7 @@
-"""Collect: the payouts of batches and schedules are made, page by page. One process does it for
-all; killed, another goes on where it was.
+"""The payout batch generator: creates the payouts of batches and schedules, one page per
+transaction.
+
+One process at a time runs it. After a crash, another resumes at the stored cursor.
 """
 
 from __future__ import annotations
@@ -50,18 +52,20 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _MAX_PAGE_SIZE = 500
-_MAX_PAGES = 10  # of wallets, most of which may have nothing to be paid, for one page of payouts
+_MAX_PAGES = 10  # wallet pages read for one page of payouts; most wallets may have no funds
 _MAX_BATCHES = 20
-# seconds after which another process goes on; two at a time would do no harm
+# Seconds after which another process takes over; two at a time would do no harm.
 _LEADER_LEASE_SECONDS = 5.0
-_MAX_IN_FLIGHT = 4000  # payouts of this process that are under way, before more are made
+_MAX_IN_FLIGHT = 4000  # payouts in flight in this process, above which it creates no more
 _POLL_SECONDS = 0.05
-_ANY_OWNER = ""  # owners: a run of the platform pays the sellers of all of them
+_ANY_OWNER = ""  # owner filter: a platform run pays the sellers of all owners
 
 
 @dataclass(frozen=True, slots=True)
 class _CommandPage:
-    """A part of a batch: its payouts, and where to go on; `is_last`: there is no more."""
+    """One page of a batch: its payouts, and the cursor of the next page. `is_last`: no page
+    follows.
+    """
 
     commands: Sequence[CreatePayoutCommand]
     cursor: str
@@ -69,10 +73,10 @@ class _CommandPage:
 
 
 class BatchGenerator:
-    """Runs schedules whose cut-off has come, and collects batches.
+    """Runs schedules whose cut-off has passed, and generates the payouts of batches.
 
-    `owner_id` names this process, `in_flight_count` says how much it works on, `run_detached` runs
-    work to its end though the turn is cancelled.
+    `owner_id`: identifies this process. `in_flight_count`: its current number of operations.
+    `run_detached`: runs work to its end even if the calling task is cancelled.
     """
 
     def __init__(
@@ -91,12 +95,12 @@ class BatchGenerator:
         self._in_flight_count = in_flight_count
         self._run_detached = run_detached
         self._last_open_batch_id = ""
-        """The last open batch that was looked at: some stay open for days, and keep no other
-        waiting.
+        """The open batch that was checked last. Some batches stay open for days and must not block
+        the others.
         """
 
     async def run_once(self) -> None:
-        """Goes on with all that is to be collected, if it is this process's turn."""
+        """Advances all batches and schedules that are due, if this process is the leader."""
         if not await self._database.transact(self._is_leader):
             return
         for default, cut_offs in await self._parse_schedules(
@@ -125,7 +129,7 @@ class BatchGenerator:
         except (
             ApiError,
             ServiceCallRejected,
-        ) as error:  # as while the wallet is away: batches may come on meanwhile
+        ) as error:  # such as an unavailable wallet; batches may still advance
             log.warning("the schedules of %d sellers wait: %s", len(sellers), error)
         self._last_open_batch_id = open_[-1].payout_batch_id if len(open_) == _MAX_BATCHES else ""
         for row in (*new, *open_):
@@ -136,15 +140,13 @@ class BatchGenerator:
                 await self._postpone_batch(row.payout_batch_id)
 
     async def _postpone_batch(self, payout_batch_id: str) -> None:
-        """Has a batch that cannot be collected looked at again later, so that it keeps no other
-        waiting.
-        """
+        """Reschedules a batch that cannot be generated, so that it does not block the others."""
         await self._database.transact(
             lambda connection: store.postpone(connection, payout_batch_id)
         )
 
     async def _advance(self, row: Row[Any]) -> None:
-        """Takes a batch as far as it comes now."""
+        """Advances a batch as far as possible now."""
         batch: Row[Any] | None = row
         while batch is not None and batch.state == BatchState.GENERATING:
             batch = await self._generate(batch)
@@ -157,8 +159,9 @@ class BatchGenerator:
         )
 
     async def _start_run(self, row: Row[Any], cut_offs: Schedule) -> None:
-        """Makes a batch of a default schedule whose cut-off has come: one, also if it was missed
-        for days.
+        """Creates the batch of a default schedule whose cut-off has passed.
+
+        Only one batch is created, even if cut-offs of several days were missed.
         """
 
         def start(connection: Connection) -> None:
@@ -180,8 +183,10 @@ class BatchGenerator:
             await self._postpone_schedules([row])
 
     async def _parse_schedules(self, rows: Sequence[Row[Any]]) -> list[tuple[Row[Any], Schedule]]:
-        """Schedules with their cut-offs. What cannot be read here, such as an unknown time zone, is
-        looked at again later; an alert tells of it.
+        """Schedules with their cut-offs.
+
+        A schedule that cannot be parsed, such as one with an unknown time zone, is rescheduled and
+        raises an alert.
         """
         schedules, invalid_rows = [], []
         for row in rows:
@@ -196,23 +201,22 @@ class BatchGenerator:
         return schedules
 
     async def _postpone_schedules(self, rows: Sequence[Row[Any]]) -> None:
-        """Has schedules that cannot be run looked at again later, so that they keep no other
-        waiting.
-        """
+        """Reschedules schedules that cannot be run, so that they do not block the others."""
         if rows:
             await self._database.transact(
                 lambda connection: schedule_store.postpone(connection, rows)
             )
 
     async def _pay_sellers(self, rows: Sequence[Row[Any]]) -> bool:
-        """Makes the payouts of sellers with schedules of their own whose cut-off has come; whether
-        any was ours to do.
+        """Creates the payouts of sellers with their own schedule whose cut-off has passed.
+
+        Returns whether this process created any.
         """
         await self._wait_for_capacity()
         schedules = await self._parse_schedules(rows)
         try:
             results = await bisect_on_error(self._pay, schedules)
-        except (ApiError, ServiceCallRejected):  # of all
+        except (ApiError, ServiceCallRejected):  # for the whole page
             raise
         except Exception:
             log.exception(
@@ -235,9 +239,7 @@ class BatchGenerator:
     async def _pay_one_by_one(
         self, schedules: Sequence[tuple[Row[Any], Schedule]]
     ) -> Sequence[bool | Exception]:
-        """Makes the payouts one by one, so that whatever is wrong with one keeps no other
-        waiting.
-        """
+        """Creates the payouts one by one, so that a failure of one does not block the others."""
         results: list[bool | Exception] = []
         for entry in schedules:
             try:
@@ -272,7 +274,7 @@ class BatchGenerator:
                 command.payout.payout_id
                 for command in commands
                 if command.wallet_key not in advanced_keys
-            }  # set meanwhile: these are looked at again
+            }  # Changed concurrently: these schedules are read again.
             return self._creator.insert(
                 connection, plan.excluding(skipped_ids), lease_deadline
             ), advanced_keys
@@ -281,8 +283,9 @@ class BatchGenerator:
         return [command.wallet_key in advanced_keys for command in commands]
 
     async def _generate(self, row: Row[Any]) -> Row[Any] | None:
-        """Makes the next payouts of a batch; the batch as it stands, None: another process goes on
-        with it.
+        """Creates the next payouts of a batch.
+
+        Returns the updated batch, or None if another process has taken over.
         """
         await self._wait_for_capacity()
         page = await self._next_page(row)
@@ -327,7 +330,7 @@ class BatchGenerator:
         )
 
     async def _next_page(self, row: Row[Any]) -> _CommandPage:
-        """What a batch is to pay next."""
+        """The next page of payouts of a batch."""
         if not row.is_run:
             requested_items = await self._database.load(
                 lambda connection: store.list_requested(
@@ -370,7 +373,9 @@ class BatchGenerator:
     async def _next_balances(
         self, currency: str, cursor: str
     ) -> tuple[dict[str, WalletBalance], str]:
-        """The next sellers who have something to be paid, and where to go on; "": that was all."""
+        """The next sellers with available funds, and the cursor of the next page; "": this was the
+        last.
+        """
         balances: dict[str, WalletBalance] = {}
         for _ in range(_MAX_PAGES):
             page = await self._wallet_reader.read_page(currency, cursor)
@@ -389,8 +394,9 @@ class BatchGenerator:
         commands: Sequence[CreatePayoutCommand],
         insert_payouts: Callable[[Connection, PayoutCreationPlan, float], tuple[CreatedPayouts, T]],
     ) -> T | None:
-        """Makes payouts as `insert_payouts` stores them in a transaction, and returns what it says
-        of it; None: it was not ours to do.
+        """Creates payouts with `insert_payouts` in one transaction and returns its result.
+
+        None: another process has taken over.
         """
         plan = await self._creator.plan_creation(commands)
         lease_deadline = self._creator.lease_deadline()
@@ -412,12 +418,12 @@ class BatchGenerator:
         return await self._run_detached(commit_and_start)
 
     async def _wait_for_capacity(self) -> None:
-        """Waits until this process has not too much in hand."""
+        """Waits until the number of payouts in flight is below the limit."""
         while self._in_flight_count() >= _MAX_IN_FLIGHT:  # noqa: ASYNC110 - payouts come to rest by many ways
             await asyncio.sleep(_POLL_SECONDS)
 
     async def _finish(self, row: Row[Any]) -> None:
-        """Ends a batch whose payouts have all come to rest."""
+        """Completes a batch whose payouts are all final."""
 
         def finish(connection: Connection) -> None:
             if not store.is_in_progress(connection, row.payout_batch_id):
@@ -427,7 +433,7 @@ class BatchGenerator:
 
 
 def _log_failure(subject: str, error: Exception) -> None:
-    """Logs why something waits; with a traceback unless it is a refusal that says all."""
+    """Logs why something waits; with a traceback unless the error is an expected rejection."""
     if isinstance(error, ApiError):
         log.warning("%s waits: %s", subject, error)
     else:
@@ -435,7 +441,7 @@ def _log_failure(subject: str, error: Exception) -> None:
 
 
 def _transition(connection: Connection, row: Row[Any]) -> None:
-    """Takes a batch into its next state, and tells of it, unless somebody else has."""
+    """Moves a batch to its next state and records the event, unless another process has done so."""
     updated_row = store.transition(
         connection, row.payout_batch_id, row.state, NEXT_STATE[BatchState(row.state)]
     )
@@ -446,8 +452,9 @@ def _transition(connection: Connection, row: Row[Any]) -> None:
 def _build_seller_command(
     row: Row[Any], run: str, owner: str, seller: str, balance: WalletBalance | None, batch_id: str
 ) -> CreatePayoutCommand:
-    """Whatever can be paid to a seller, as a schedule or a batch of its run has it; `owner`: whose
-    the seller must be, "": anybody's.
+    """The payout of all available funds of a seller, for a schedule or a batch of its run.
+
+    `owner`: the required owner of the seller; "": any.
     """
     payout = NewPayout(derive_payout_id(run, seller), row.caller, owner, seller, None, row.currency)
     return CreatePayoutCommand(
@@ -471,8 +478,9 @@ def _build_item_command(batch: Row[Any], item: Row[Any]) -> CreatePayoutCommand:
 
 
 def _has_insufficient_funds(result: CreatePayoutOutcome) -> bool:
-    """Whether a seller only has too little to be paid, such as less than the minimum. A run of all
-    sellers counts those, without a row for each.
+    """Whether only the seller's funds are insufficient, such as less than the minimum.
+
+    A run of all sellers counts these without storing a row for each.
     """
     return isinstance(result, ApiError) and result.reason is ErrorReason.INSUFFICIENT_FUNDS
 

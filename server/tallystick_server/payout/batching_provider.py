@@ -1,6 +1,4 @@
-"""Submit: a payout provider as demands are made on it, one at a time; those that come together go
-out together.
-"""
+"""Batching payout provider: accepts one payout at a time and submits concurrent ones together."""
 
 from __future__ import annotations
 
@@ -14,13 +12,14 @@ from tallystick_server.operations.batcher import Batcher
 
 log = logging.getLogger(__name__)
 
-# a submission that hangs holds up the next ones no sooner than this
+# A submission that hangs delays later ones only if this many hang.
 _MAX_CONCURRENT_SUBMISSIONS = 8
 
 
 class BatchingPayoutProvider:
-    """A payout provider whose submissions form by themselves. A submission takes at most
-    `timeout_seconds` seconds, then its lane is free again.
+    """Batches concurrent payouts into submissions.
+
+    A submission takes at most `timeout_seconds` seconds; then its slot is free again.
     """
 
     def __init__(self, provider: PayoutProvider, timeout_seconds: float) -> None:
@@ -28,8 +27,8 @@ class BatchingPayoutProvider:
         self.look_up = provider.look_up
         self._provider = provider
         self._timeout_seconds = timeout_seconds
-        # a holder that gave up may have lost its lease, so its payout is not submitted any more;
-        # those that wait are bounded by `Execute`
+        # Abandoned payouts are not submitted, since their lease may have expired. The limits of
+        # `ProviderGateway` bound the queue.
         self._batcher: Batcher[PayoutRequest, PayoutOutcome] = Batcher(
             f"payout.submit.{provider.name}",
             self._submit_batch,
@@ -49,15 +48,15 @@ class BatchingPayoutProvider:
         return self._batcher.is_idle
 
     async def send(self, request: PayoutRequest) -> PayoutOutcome:
-        """Has it paid, or finds what was paid before under the same key."""
+        """Pays it, or finds the earlier payment under the same idempotency key."""
         return await self._batcher.submit(request)
 
     async def verify(self, bank_account_token: str, currency: str) -> VerificationOutcome:
-        """Whether it can pay to the account in the currency."""
+        """Whether the provider can pay to the account in the currency."""
         return await self._provider.verify(bank_account_token, currency)
 
     async def _submit_batch(self, requests: Sequence[PayoutRequest]) -> Sequence[PayoutOutcome]:
-        """One submission; without a result for each payout it is not known what became of any."""
+        """Submits once. Without a result for each payout, the outcome of all is unknown."""
         name = self._provider.name
         try:
             async with asyncio.timeout(self._timeout_seconds):

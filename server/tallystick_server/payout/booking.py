@@ -1,7 +1,6 @@
-"""Settle: end the hold of a payout that came to rest, and post every transfer that was made for it,
-in wallet and ledger.
+"""Payout booking: ends the hold of a final payout, and posts its transfers to wallet and ledger.
 
-Each step may be repeated.
+Every step is idempotent.
 """
 
 from __future__ import annotations
@@ -44,8 +43,10 @@ _PayoutMovement = tuple[PayoutOperation, MoneyMovement]
 
 
 class PayoutBooking:
-    """The settle stage's work. A payout is settled only where wallet and ledger have both answered,
-    and nothing more became known meanwhile.
+    """Books payouts.
+
+    A payout is booked only after wallet and ledger have both confirmed, and if it has no new
+    version.
     """
 
     def __init__(
@@ -67,8 +68,9 @@ class PayoutBooking:
         self._retry_policies = retry_policies
 
     async def run(self, items: Sequence[PayoutOperation]) -> Sequence[PayoutOperation | Exception]:
-        """Each payout as it stands after it, or BookingRejected. Raises DEPENDENCY_UNAVAILABLE for
-        all of them.
+        """Returns each payout after booking, or BookingRejected.
+
+        Raises DEPENDENCY_UNAVAILABLE for the whole batch.
         """
         return await bisect_on_error(self._book, items)
 
@@ -83,7 +85,7 @@ class PayoutBooking:
             items, {id_: [transfer_of(row) for row in rows] for id_, rows in transfer_rows.items()}
         )
         rejections: dict[str, BookingRejected] = {}
-        # what was held becomes free before it is taken otherwise, so that less is owed
+        # Holds are released before other debits, so that the seller owes less.
         await self._send_in_chunks(
             self._capture,
             [(item, None) for item in items if item.state in HOLD_CAPTURED],
@@ -120,8 +122,10 @@ class PayoutBooking:
         ]
 
     def _booking_change(self, item: PayoutOperation) -> PayoutChange:
-        """What was paid may come back, and what failed after it was sent may have been paid after
-        all, so its provider is asked now and then.
+        """The transition to booked, with the first poll of the provider.
+
+        A paid transfer may be returned, and a payout that failed after sending may have been paid
+        after all.
         """
         needs_polling = item.state in POLLED_AFTER_COMPLETION and item.snapshot.attempt_count > 0
         poll_after_seconds = (
@@ -147,7 +151,7 @@ class PayoutBooking:
         entries: Sequence[tuple[PayoutOperation, Any]],
         rejections: dict[str, BookingRejected],
     ) -> None:
-        """Calls for those whose payouts were not refused before, and notes why some are."""
+        """Sends the items of payouts that are not rejected yet, and adds new rejections."""
         eligible_entries = [entry for entry in entries if entry[0].payout_id not in rejections]
         for start in range(0, len(eligible_entries), MAX_ITEMS):
             chunk = eligible_entries[start : start + MAX_ITEMS]
@@ -208,9 +212,7 @@ def _concurrent_update() -> ApiError:
 def _movements_of(
     items: Sequence[PayoutOperation], transfers_by_payout: Mapping[str, Sequence[Transfer]]
 ) -> tuple[list[_PayoutMovement], list[_PayoutMovement]]:
-    """All money that moved for payouts: what is taken from the wallet by capturing the hold, and
-    the rest.
-    """
+    """All money movements of the payouts: those that capture the hold, and the others."""
     captured_movements: list[_PayoutMovement] = []
     other_movements: list[_PayoutMovement] = []
     for item in items:

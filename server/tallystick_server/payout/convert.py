@@ -1,5 +1,6 @@
-"""PayoutService's messages: requests parsed into values, stored rows as messages. What `parse_`
-returns can be stored, paid and booked.
+"""Converts PayoutService messages: requests into validated values, stored rows into messages.
+
+The values that `parse_` functions return can be stored, paid and booked.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _MAX_DESCRIPTION_LENGTH = 255
 
 
 def parse_destination(request: pb.CreatePayoutDestinationRequest, caller: Caller) -> NewDestination:
-    """A bank account to register. Raises Refused with the first field that is wrong."""
+    """Parses a bank account to register. Raises ApiError with the first invalid field."""
     return NewDestination(
         parse_id(request.payout_destination_id, "payout_destination_id"),
         caller.name,
@@ -49,8 +50,9 @@ def parse_destination(request: pb.CreatePayoutDestinationRequest, caller: Caller
 def parse_payout(
     request: pb.CreatePayoutRequest | payout_pb2.NewPayout, caller: Caller
 ) -> NewPayout:
-    """A payout of the caller's owner; an operator's may be of any. Raises Refused with the first
-    field that is wrong.
+    """Parses a payout of the caller's owner; an operator may name any owner's seller.
+
+    Raises ApiError with the first invalid field.
     """
     payout_id = parse_payout_id(request.payout_id)
     seller = parse_id(request.seller_account, "seller_account")
@@ -63,8 +65,9 @@ def parse_payout(
 
 
 def parse_batch(request: pb.CreatePayoutBatchRequest, caller: Caller) -> NewBatch:
-    """A batch, its payouts sorted by id. Raises Refused with the path of the first field that is
-    wrong.
+    """Parses a batch; its payouts are sorted by id.
+
+    Raises ApiError with the path of the first invalid field.
     """
     batch_id = parse_batch_id(request.payout_batch_id)
     match request.WhichOneof("content"):
@@ -122,8 +125,9 @@ def _payouts(payout_list: pb.PayoutList, caller: Caller) -> tuple[NewPayout, ...
 def parse_schedule_update(
     request: pb.SetPayoutScheduleRequest, caller: Caller, traceparent: str
 ) -> ScheduleUpdate:
-    """A schedule to set, with its terms if an operator sets it. Raises Refused with the first field
-    that is wrong.
+    """Parses a schedule to set, including its terms if an operator sets it.
+
+    Raises ApiError with the first invalid field.
     """
     seller = parse_optional_id(request.seller_account, "seller_account")
     currency = parse_currency(request.currency)
@@ -174,7 +178,7 @@ def parse_schedule_update(
 
 
 def parse_payout_filter(request: pb.ListPayoutsRequest, owner: str | None) -> PayoutFilter:
-    """Which payouts to list; `owner` None: everybody's."""
+    """The filter of a payout list; `owner` None: payouts of all owners."""
     return PayoutFilter(
         owner,
         parse_optional_id(request.seller_account, "seller_account") or None,
@@ -186,12 +190,12 @@ def parse_payout_filter(request: pb.ListPayoutsRequest, owner: str | None) -> Pa
 
 
 def parse_owner(caller: Caller) -> str:
-    """Whose sellers a caller pays: its owner's; "": whosever they are, for an operator."""
+    """The owner whose sellers the caller pays; "" for an operator: any owner."""
     return "" if caller.can_see_all else caller.owner
 
 
 def parse_optional_id(text: str, field: str) -> str:
-    """An id, or "". Raises FIELD_INVALID, CARD_NUMBER_REJECTED."""
+    """Parses an id or "". Raises FIELD_INVALID, CARD_NUMBER_REJECTED."""
     return parse_id(text, field) if text else ""
 
 
@@ -206,7 +210,7 @@ _TRANSFER_MATCHES = EnumNames(payout_pb2.TransferMatch.DESCRIPTOR)
 
 
 def new_payout(new: store.NewPayoutRow, create_time: datetime) -> payout_pb2.Payout:
-    """A payout as it is first stored."""
+    """A new payout as it is stored."""
     return _payout(new, PayoutSnapshot(), create_time, create_time)
 
 
@@ -216,7 +220,7 @@ def payout(row: Row[Any]) -> payout_pb2.Payout:
 
 
 def payout_with_schedule(row: Row[Any]) -> payout_pb2.Payout:
-    """A stored payout as it stands; the row has next_attempt_time too."""
+    """The current payout; the row also holds next_attempt_time."""
     message = payout(row)
     if row.next_attempt_time is not None:
         message.next_attempt_time.CopyFrom(to_timestamp(row.next_attempt_time))
@@ -250,7 +254,7 @@ def _payout(
 def apply_snapshot(
     message: payout_pb2.Payout, snapshot: PayoutSnapshot, update_time: datetime
 ) -> None:
-    """Makes the message of a payout say where it stands."""
+    """Applies a snapshot to the message of a payout."""
     message.payout_state = STATES.number(snapshot.state)
     message.wallet_updated = message.ledger_updated = snapshot.booked
     message.failure_reason = _FAILURE_REASONS.number(snapshot.failure_reason)
@@ -373,7 +377,7 @@ def schedule(row: Row[Any]) -> payout_pb2.PayoutSchedule:
 
 
 def batch(row: Row[Any], totals: Sequence[Row[Any]] = ()) -> payout_pb2.PayoutBatch:
-    """A batch, with its totals where they are asked for."""
+    """A batch, with its totals if they are requested."""
     message = payout_pb2.PayoutBatch(
         payout_batch_id=row.payout_batch_id,
         state=BATCH_STATES.number(row.state),
@@ -410,7 +414,7 @@ def _total(row: Row[Any]) -> payout_pb2.PayoutTotal:
 def batch_items(
     rows: Iterable[Row[Any]], payouts: Mapping[str, Row[Any]]
 ) -> list[payout_pb2.PayoutBatchItem]:
-    """The lines of a batch's report, with the payouts as they stand."""
+    """The lines of a batch's report, with the current payouts."""
     items = []
     for row in rows:
         item = payout_pb2.PayoutBatchItem(

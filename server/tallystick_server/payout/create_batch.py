@@ -1,4 +1,4 @@
-"""Batches: accepted whole, and shown with their totals and their report."""
+"""Payout batches: stored as a whole, and shown with their totals and report."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from tallystick_storage.payout import batches as store
 
 
 class BatchCreator:
-    """Stores batches; what they are to pay is collected afterwards."""
+    """Stores batches; their payouts are generated afterwards."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def create(self, new: NewBatch, traceparent: str) -> bool:
-        """Whether it was stored now; it was before, if not. Raises ALREADY_EXISTS,
-        IDEMPOTENCY_KEY_REUSED.
+        """Returns True if the batch is stored now, False if it was before.
+
+        Raises ALREADY_EXISTS, IDEMPOTENCY_KEY_REUSED.
         """
 
         def create(connection: Connection) -> bool:
@@ -39,8 +40,9 @@ class BatchCreator:
 def insert_batch(
     connection: Connection, new: NewBatch, traceparent: str, cut_off_time: datetime | None = None
 ) -> Row[Any] | None:
-    """Stores a batch, and tells of it; None if its id exists. `cut_off_time`: of a run that the
-    platform makes by itself.
+    """Stores a batch and its event; returns None if the id exists.
+
+    `cut_off_time`: set for a payout run of the platform.
     """
     row = store.insert(
         connection,
@@ -75,13 +77,13 @@ def insert_batch(
 
 
 def emit_batch_changed(connection: Connection, row: Row[Any]) -> None:
-    """Tells of a batch that was stored, or has come into another state."""
+    """Emits the event of a batch that was created or has changed its state."""
     with record_events(connection, [row]) as event_batch:
         events.add_batch_changed(event_batch, convert.batch(row), row.traceparent)
 
 
 def _replay_or_conflict(connection: Connection, row: Row[Any] | None, new: NewBatch) -> None:
-    """The answer to an id that exists. Raises ALREADY_EXISTS, IDEMPOTENCY_KEY_REUSED."""
+    """The result for an existing id. Raises ALREADY_EXISTS, IDEMPOTENCY_KEY_REUSED."""
     if row is None or row.owner != new.owner:
         raise id_taken_error("payout_batch_id")
     if bytes(row.fingerprint) != new.fingerprint():

@@ -1,7 +1,6 @@
-"""Accept: payouts are stored, or found, in one transaction for each batch.
+"""Payout creation: stores new payouts, or finds existing ones, in one transaction for each batch.
 
-What a payout is made of is decided here: its amount, its fee, what stays in the wallet, where it
-goes.
+It decides the amount, the fee, the reserve that stays in the wallet, and the destination.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from tallystick_storage.payout import payouts as store
 
 @dataclass(frozen=True, slots=True)
 class CreatePayoutCommand:
-    """A payout that has been asked for. `balance` None: it is still to be read from the wallet."""
+    """A requested payout. `balance` None: still to be read from the wallet."""
 
     payout: NewPayout
     traceparent: str
@@ -45,7 +44,7 @@ class CreatePayoutCommand:
 
 @dataclass(frozen=True, slots=True)
 class CreatePayoutResult:
-    """The payout is on disk. `replayed`: it was before."""
+    """The payout is stored durably. `replayed`: it was stored before."""
 
     payout_id: str
     replayed: bool
@@ -56,7 +55,7 @@ CreatePayoutOutcome = CreatePayoutResult | ApiError
 
 @dataclass(slots=True)
 class PayoutCreationPlan:
-    """What is to be stored, and what is answered already: refusals, and payouts that exist. By
+    """The payouts to store, and the results known already: errors and existing payouts. Keyed by
     payout id.
     """
 
@@ -67,7 +66,7 @@ class PayoutCreationPlan:
     """With the token of the bank account."""
 
     def excluding(self, payout_ids: AbstractSet[str]) -> PayoutCreationPlan:
-        """The same, but for some payouts that are not to be stored after all."""
+        """The same plan without some payouts, which are not stored after all."""
         results = {id_: result for id_, result in self.results.items() if id_ not in payout_ids}
         return PayoutCreationPlan(
             results, {id_: entry for id_, entry in self.to_create.items() if id_ not in payout_ids}
@@ -76,17 +75,17 @@ class PayoutCreationPlan:
 
 @dataclass(slots=True)
 class CreatedPayouts:
-    """What a transaction has stored, and the results of all that it was to store."""
+    """The payouts that a transaction stored, and the results of all that were planned."""
 
     results: dict[str, CreatePayoutOutcome] = field(default_factory=dict)
     operations: list[PayoutOperation] = field(default_factory=list)
 
 
 class PayoutCreator:
-    """The accept stage's work. Each payout it has stored is handed on, leased to this process.
+    """Stores payouts. Starts each stored payout, leased to this process.
 
-    `read_balances`: reads what wallets hold, by (seller, currency); `resolve_owners`: whom sellers
-    belong to.
+    `read_balances`: reads wallet balances by (seller, currency). `resolve_owners`: returns the
+    owners of sellers.
     """
 
     def __init__(
@@ -110,8 +109,8 @@ class PayoutCreator:
     async def run(
         self, commands: Sequence[CreatePayoutCommand]
     ) -> Sequence[CreatePayoutResult | Exception]:
-        """One result for each arrival: accepted, IDEMPOTENCY_KEY_REUSED, ALREADY_EXISTS, or why it
-        cannot be paid.
+        """Returns one result for each command: stored, IDEMPOTENCY_KEY_REUSED, ALREADY_EXISTS, or
+        why it cannot be paid.
         """
         return await deduplicate_by_key(
             commands,
@@ -134,18 +133,16 @@ class PayoutCreator:
         return [results[command.payout.payout_id] for command in commands]
 
     def lease_deadline(self) -> float:
-        """The loop's time at which a lease ends that begins now."""
+        """The loop time at which a lease that begins now ends."""
         return asyncio.get_running_loop().time() + self._lease_seconds
 
     def start_operations(self, operations: Sequence[PayoutOperation]) -> None:
-        """Takes payouts on their way that were stored, once that is committed."""
+        """Starts the operations of stored payouts, after the commit."""
         for operation in operations:
             self._start_operation(operation)
 
     async def plan_creation(self, commands: Sequence[CreatePayoutCommand]) -> PayoutCreationPlan:
-        """What becomes of payouts that are asked for, as things stand now. Only the hold makes sure
-        of the money.
-        """
+        """Decides requested payouts by the current data. Only the hold guarantees the funds."""
         ids = sorted(command.payout.payout_id for command in commands)
         existing_rows = await self._database.load(
             lambda connection: store.find_existing(connection, ids)
@@ -174,7 +171,7 @@ class PayoutCreator:
                 lambda connection: PayoutContext.read(connection, keys, owners, destination_ids)
             )
             allocated_amounts: Counter[tuple[str, str]] = Counter()
-            # whatever can be paid is what the others leave
+            # Payouts without an amount take what the others leave.
             for command in sorted(new_commands, key=lambda command: command.payout.amount is None):
                 balance = command.balance or balances.get(command.wallet_key, WalletBalance())
                 remaining_balance = (
@@ -195,7 +192,7 @@ class PayoutCreator:
         payout_context: PayoutContext,
         owners: Mapping[str, str],
     ) -> int:
-        """What it takes from its wallet."""
+        """Plans a payout; returns the amount that it takes from its wallet."""
         payout = command.payout
         terms = payout_context.terms(command.wallet_key)
         try:
@@ -230,8 +227,9 @@ class PayoutCreator:
     def insert(
         self, connection: Connection, plan: PayoutCreationPlan, lease_deadline: float
     ) -> CreatedPayouts:
-        """Stores what is new, in the transaction of whoever asks; `lease_deadline` is the loop's
-        time at which the lease ends.
+        """Stores new payouts in the caller's transaction.
+
+        `lease_deadline`: the loop time at which the lease ends.
         """
         rows = store.insert(
             connection, [new for _, new, _ in plan.to_create.values()], self._lease_seconds
@@ -247,7 +245,7 @@ class PayoutCreator:
                 created_payouts.operations.append(operation)
                 created_payouts.results[payout_id] = CreatePayoutResult(payout_id, replayed=False)
         concurrent_ids = sorted(plan.to_create.keys() - rows.keys())
-        # another process stored them since we looked; the next statement sees them
+        # Another process stored them after the read; the next statement sees them.
         if concurrent_ids:
             for payout_id, row in store.find_existing(connection, concurrent_ids).items():
                 created_payouts.results[payout_id] = _replay_or_conflict(
@@ -257,7 +255,7 @@ class PayoutCreator:
 
 
 def _replay_or_conflict(requested: NewPayout, row: Row[Any]) -> CreatePayoutOutcome:
-    """The answer to an id that exists: the payout, or why not."""
+    """The result for an existing id: the payout, or the conflict."""
     if requested.owner not in ("", row.owner):
         return id_taken_error("payout_id")
     if bytes(row.fingerprint) == requested.fingerprint():

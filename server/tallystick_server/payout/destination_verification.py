@@ -1,5 +1,5 @@
-"""Destinations: registered, verified by the provider, and ended. A destination that ends takes the
-payouts along that were not sent to it yet.
+"""Destination verification: the provider verifies payout destinations. Ending a destination also
+cancels its unsent payouts.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from tallystick_storage.payout import payouts
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DestinationVerification(LeasedOperation):
-    """A destination whose provider is asked whether it can pay there. Asking again is harmless."""
+    """The verification of a destination by its provider. Repeating it is harmless."""
 
     payout_destination_id: str
     currency: str
@@ -68,7 +68,7 @@ class DestinationVerification(LeasedOperation):
         return None
 
     def is_key_honored(self, key_window_seconds: float, lease_seconds: float) -> bool:
-        return True  # it has none: to ask again is harmless
+        return True  # no idempotency key: repeating the request is harmless
 
     def next_action(
         self, now: float, key_window_seconds: float, lease_seconds: float
@@ -76,7 +76,7 @@ class DestinationVerification(LeasedOperation):
         return NextAction.LOOK_UP if self.lookup_only else NextAction.SEND
 
     def circuit(self, action: NextAction) -> Circuit:
-        return Circuit.VERIFICATIONS  # whichever step it is
+        return Circuit.VERIFICATIONS  # for every step
 
     def call_provider(
         self, provider: BatchingPayoutProvider, action: NextAction
@@ -87,7 +87,7 @@ class DestinationVerification(LeasedOperation):
 def verifications_from_rows(
     rows: Iterable[Row[Any]], tokens: Mapping[str, int], lease_deadline: float
 ) -> list[DestinationVerification]:
-    """Destinations out of the database, claimed under `tokens` until `lease_deadline` (the loop's
+    """Converts stored rows to verifications, claimed under `tokens` until `lease_deadline` (loop
     time).
     """
     return [
@@ -101,7 +101,7 @@ def verifications_from_rows(
             lease_deadline=lease_deadline,
             traceparent=row.traceparent,
             context=parse_traceparent(row.traceparent),
-            maybe_sent=True,  # so that it never fails for want of an answer
+            maybe_sent=True,  # so that it never fails because there is no answer
             lookup_only=row.lookup_only,
             tries=parse_tries(row.retry_counts),
             payout_destination_id=row.payout_destination_id,
@@ -114,7 +114,7 @@ def verifications_from_rows(
 
 
 class VerificationRecorder:
-    """The verify stage's work: what providers said of destinations, written down."""
+    """Records the provider's verification outcomes."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -122,7 +122,7 @@ class VerificationRecorder:
     async def run(
         self, results: Sequence[OperationResult[DestinationVerification, VerificationOutcome]]
     ) -> Sequence[DestinationVerification | Exception]:
-        """Each destination as it stands after it."""
+        """Returns each destination after its outcome was recorded."""
         return await bisect_on_error(self._record_outcomes, results)
 
     async def _record_outcomes(
@@ -142,7 +142,7 @@ class VerificationRecorder:
                     DESTINATION_TRIGGERS[type(result.outcome)],
                 )
                 current_state = DestinationState(rows[id_].state)
-                # what has ended, or is verified, stays so
+                # A destination that has ended or is verified stays so.
                 if current_state is DestinationState.PENDING_VERIFICATION:
                     new_state = transition_destination(current_state, trigger)
                     if new_state is not current_state:
@@ -174,7 +174,7 @@ class VerificationRecorder:
 def transition_destinations(
     connection: Connection, transitions: Sequence[store.DestinationTransitionRow]
 ) -> Sequence[Row[Any]]:
-    """Moves locked destinations, and tells of them."""
+    """Applies transitions to locked destinations and records their events."""
     rows = store.transition(connection, transitions) if transitions else ()
     with record_events(connection, rows) as event_batch:
         for row in rows:
@@ -191,11 +191,12 @@ def end_destinations(
     reason: str = "",
     other_operation_ids: Sequence[str] = (),
 ) -> None:
-    """Ends destinations, the dead letters of their verifications, and the payouts whose money is
-    held for them; those are settled by a sweep.
+    """Ends destinations and the dead letters of their verifications.
 
-    `other_operation_ids`: demands whose due work the transaction locks later; all of it is locked
-    here, in one pass. Raises INVALID_STATE.
+    Cancels the payouts whose funds are held for them; a scan of the operation queue books these.
+
+    `other_operation_ids`: operations whose queue rows the transaction locks later. All rows are
+    locked here, in one pass. Raises INVALID_STATE.
     """
     transitions = []
     rows = store.lock(connection, sorted(destination_ids))
@@ -214,7 +215,7 @@ def end_destinations(
     }
     unsent_ids = [
         operation_id for id_ in ended_rows for operation_id in payouts.list_unsent(connection, id_)
-    ]  # none is added: what is held for a destination locks it first
+    ]  # No payout is added: a hold for a destination first locks the destination.
     operation_store.lock(
         connection,
         [*map(format_destination_operation_id, ended_rows), *unsent_ids, *other_operation_ids],
@@ -236,7 +237,7 @@ def _cancel_unsent(connection: Connection, operation_ids: Sequence[str]) -> None
         items = operations_from_rows(
             payouts.load_operations(connection, split_operation_ids(tokens)[0]), tokens, ""
         )
-        # but what was decided since they were found
+        # Skip payouts that were decided after they were listed.
         unsent_items = [item for item in items if item.state in NOT_SENT]
         resolve(
             connection,

@@ -1,4 +1,4 @@
-"""Register: destinations are stored, or found, and disabled."""
+"""Payout destinations: stores or finds destinations, approves and disables them."""
 
 from __future__ import annotations
 
@@ -31,15 +31,16 @@ _COMPARED_FIELDS = ("seller_account", "currency", "bank_account_token", "descrip
 
 
 class DestinationRegistry:
-    """Stores destinations, and hands them on to be verified."""
+    """Stores destinations and starts their verification."""
 
     def __init__(self, database: Database, worker: PayoutWorker) -> None:
         self._database = database
         self._worker = worker
 
     async def create(self, new: NewDestination, traceparent: str) -> tuple[Row[Any], bool]:
-        """The destination as it stands, and whether it was there before. Raises ALREADY_EXISTS,
-        IDEMPOTENCY_KEY_REUSED, DEPENDENCY_UNAVAILABLE.
+        """Returns the destination, and whether it existed before.
+
+        Raises ALREADY_EXISTS, IDEMPOTENCY_KEY_REUSED, DEPENDENCY_UNAVAILABLE.
         """
         existing_rows = await self._database.read(
             lambda connection: store.find(connection, [new.payout_destination_id])
@@ -48,7 +49,7 @@ class DestinationRegistry:
             return _replay_or_conflict(new, existing_rows[new.payout_destination_id]), True
         awaits_approval = await self._needs_approval(new)
         self._worker.reject_overload()
-        # last of what may refuse it
+        # Claim last, after every other check that may reject the destination.
         owners = await self._worker.seller_owners.claim([(new.seller_account, new.owner, 0)])
         if owners.get(new.seller_account) != new.owner:
             raise seller_taken_error("seller_account")
@@ -94,7 +95,8 @@ class DestinationRegistry:
         return row, False
 
     async def _needs_approval(self, new: NewDestination) -> bool:
-        """Whether so much money lies there that a second person has to approve the destination.
+        """Whether the seller's available funds require a second person to approve the destination.
+
         Raises DEPENDENCY_UNAVAILABLE.
         """
         threshold = self._worker.settings.destination_approval_thresholds.get(new.currency)
@@ -106,7 +108,9 @@ class DestinationRegistry:
         ).available > threshold
 
     async def approve(self, payout_destination_id: str, caller: str, reason: str) -> bool:
-        """Whether it was approved now; the same person did so before for the same reason, if not.
+        """Returns True if it is approved now, False if the same person did so before with the same
+        reason.
+
         Raises INVALID_STATE, SECOND_APPROVER_REQUIRED.
         """
 
@@ -126,8 +130,9 @@ class DestinationRegistry:
         return await self._database.transact(approve)
 
     async def disable(self, payout_destination_id: str, caller: str, reason: str) -> bool:
-        """Whether it was disabled now; it was before, if not. Raises INVALID_STATE,
-        IDEMPOTENCY_KEY_REUSED.
+        """Returns True if it is disabled now, False if it was before.
+
+        Raises INVALID_STATE, IDEMPOTENCY_KEY_REUSED.
         """
 
         def disable(connection: Connection) -> bool:
@@ -167,7 +172,7 @@ def _to_row(
 
 
 def _replay_or_conflict(requested: NewDestination, row: Row[Any]) -> Row[Any]:
-    """The answer to an id that exists: the destination, or why not."""
+    """The result for an existing id: the destination, or the conflict."""
     if row.owner != requested.owner:
         raise id_taken_error("payout_destination_id")
     if bytes(row.fingerprint) != requested.fingerprint():

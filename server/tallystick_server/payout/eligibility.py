@@ -1,5 +1,5 @@
-"""Grounds: what payouts are judged by, beside their sellers' money: the terms of schedules, and
-destinations.
+"""Payout eligibility: reads what a payout decision needs besides the wallet balance: schedule terms
+and destinations.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ from tallystick_storage.payout import destinations, schedules
 
 @dataclass(frozen=True, slots=True)
 class PayoutContext:
-    """By (seller, currency) the schedules that hold and the current destinations, and by id the
-    destinations that are named.
-    """
+    """Current schedules and destinations by (seller, currency), and named destinations by id."""
 
     schedules: Mapping[tuple[str, str], Row[Any]]
     current_destinations: Mapping[tuple[str, str], Row[Any]]
@@ -35,7 +33,7 @@ class PayoutContext:
         owners: Mapping[str, str],
         destination_ids: Sequence[str],
     ) -> PayoutContext:
-        """`owners`: by seller, those that belong to somebody."""
+        """`owners`: owners of the sellers; unowned sellers are missing."""
         requested_rows = (
             destinations.find_with_readiness(connection, destination_ids) if destination_ids else {}
         )
@@ -46,15 +44,16 @@ class PayoutContext:
         )
 
     def terms(self, key: tuple[str, str]) -> PayoutTerms:
-        """On what terms a seller is paid."""
+        """The terms on which a seller is paid."""
         row = self.schedules.get(key)
         return (
             PayoutTerms() if row is None else PayoutTerms(row.minimum_amount, row.fee, row.reserve)
         )
 
     def find_destination(self, payout: NewPayout, owner: str) -> Row[Any] | None:
-        """Where it is to be paid, a destination of the seller's owner. Raises NOT_FOUND,
-        FIELD_INVALID for one that is named and cannot be it.
+        """The destination of a payout; it must belong to the seller's owner.
+
+        Raises NOT_FOUND, or FIELD_INVALID for a named destination that does not fit.
         """
         if not payout.payout_destination_id:
             return self.current_destinations.get((payout.seller_account, payout.currency))
@@ -70,7 +69,7 @@ class PayoutContext:
 
 
 def readiness_of(destination: Row[Any] | None) -> DestinationReadiness | None:
-    """A destination as the rules know it."""
+    """The readiness of a destination, for `quote_amount`."""
     return (
         None
         if destination is None
@@ -83,8 +82,9 @@ def readiness_of(destination: Row[Any] | None) -> DestinationReadiness | None:
 
 
 def require_seller_owner(seller_account: str, owner: str, owners: Mapping[str, str]) -> str:
-    """Whom a seller belongs to, if that is the owner that names it; "": whoever it is. Raises
-    NOT_FOUND for another's, and for nobody's.
+    """The seller's owner, which must be `owner`; "": any owner.
+
+    Raises NOT_FOUND for another owner's seller and for an unowned one.
     """
     seller_owner = owners.get(seller_account, "")
     if not seller_owner or owner not in ("", seller_owner):

@@ -1,6 +1,4 @@
-"""What PayoutService tells of its changes. An event holds the resource as it stands after the
-change.
-"""
+"""Events of PayoutService. Each event holds the resource in its state after the change."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from tallystick_server.outbox.events import add_event
 def add_payout_changed(
     event_batch: BatchPublishRequest, payout: payout_pb2.Payout, traceparent: str
 ) -> None:
-    """Adds a payout's change, or a new payout, to what is told."""
+    """Adds the event of a new or changed payout."""
     type_ = (
         event_pb2.EVENT_TYPE_PAYOUT_CREATED
         if payout.version == 1
@@ -35,8 +33,9 @@ def add_payout_changed(
 def add_destination_changed(
     event_batch: BatchPublishRequest, destination: payout_pb2.PayoutDestination, traceparent: str
 ) -> None:
-    """Adds a destination that was registered or has changed; it comes without the bank account's
-    token.
+    """Adds the event of a destination that was registered or has changed.
+
+    It does not contain the bank account token.
     """
     aggregate, update_time = (
         f"payoutDestinations/{destination.payout_destination_id}",
@@ -59,9 +58,7 @@ def add_destination_changed(
 def add_batch_changed(
     event_batch: BatchPublishRequest, batch: payout_pb2.PayoutBatch, traceparent: str
 ) -> None:
-    """Adds a batch that was accepted or has come into another state; it comes without its
-    totals.
-    """
+    """Adds the event of a batch that was created or has changed its state; it has no totals."""
     type_, aggregate = (
         event_pb2.EVENT_TYPE_PAYOUT_BATCH_CHANGED,
         f"payoutBatches/{batch.payout_batch_id}",
@@ -85,7 +82,10 @@ def add_schedule_changed(
     owner: str,
     traceparent: str,
 ) -> None:
-    """Adds a schedule as it was set; `owner`: the seller's, "": the platform's default."""
+    """Adds the event of a schedule that was set.
+
+    `owner`: the seller's owner; "": the platform's default schedule.
+    """
     aggregate = f"payoutSchedules/{schedule.seller_account or '-'}/{schedule.currency}"
     type_ = event_pb2.EVENT_TYPE_PAYOUT_SCHEDULE_CHANGED
     add_event(

@@ -70,7 +70,7 @@ _TERMINAL_STATES = frozenset(convert.STATES.number(state) for state in TERMINAL_
 
 
 class PayoutHandlers(PayoutOperatorHandlers):
-    """Handlers only decode, await and encode: a call that is cancelled changes nothing."""
+    """Handlers only decode, await and encode. A cancelled call changes nothing."""
 
     def __init__(self, database: Database, worker: PayoutWorker) -> None:
         super().__init__(database, worker)
@@ -78,8 +78,8 @@ class PayoutHandlers(PayoutOperatorHandlers):
         self._preview = PayoutPreview(database, worker.wallet_reader, worker.seller_owners)
         self._schedules = PayoutSchedules(database)
         self._batch_creator = BatchCreator(database)
-        # no limit of its own: calls read after their commit as well, when "nothing was stored"
-        # would be false; the slots of the door bound them
+        # No limit of its own: calls also read after their commit, and an overload error would
+        # wrongly say that nothing was stored. The server's call limit bounds these reads.
         self._read_batcher: Batcher[str, payout_pb2.Payout | None] = Batcher(
             "payout.read", self._load_payouts, concurrency=2, drop_abandoned=True
         )
@@ -199,7 +199,7 @@ class PayoutHandlers(PayoutOperatorHandlers):
             )
             if result.replayed:
                 call.mark_replayed()
-            del request, payout  # a wait keeps no body
+            del request, payout  # release the request body while waiting
             with call.waiting_slot() as may_wait:
                 message = await subscription.wait_until(
                     _is_awaiting_hold,
@@ -266,7 +266,7 @@ class PayoutHandlers(PayoutOperatorHandlers):
             request.after_version,
             self._worker.notifier.watch_versions,
         )
-        del request  # a stream keeps no body
+        del request  # release the request body while streaming
         async with aclosing(
             versions(
                 payout_id,
@@ -362,7 +362,7 @@ class PayoutHandlers(PayoutOperatorHandlers):
         )
         if not next_token and last_scanned_id is not None:
             next_token = token.make(last_scanned_id)
-        # They are counted from all its payouts, so a reader of all pages counts them once.
+        # Totals cover all payouts of the batch, so only the first page has them.
         totals = [] if cursor else await self._load_totals(row)
         return pb.GetPayoutBatchResponse(
             payout_batch=convert.batch(row, totals), items=items, next_page_token=next_token
@@ -405,7 +405,7 @@ class PayoutHandlers(PayoutOperatorHandlers):
         transition_reason: PayoutTransitionReason,
         call: Call,
     ) -> payout_pb2.Payout:
-        """The payout after a decision."""
+        """Returns the payout after a decision."""
         reason = parse_reason_text(request.reason, "reason")
         payout = await self._get_visible_payout(request.payout_id, call)
         by_team = Role.PAYOUTS in call.caller.roles
@@ -421,8 +421,10 @@ class PayoutHandlers(PayoutOperatorHandlers):
         return await self._get_visible_payout(request.payout_id, call)
 
     async def _get_seller_owner(self, seller_account: str, call: Call) -> str:
-        """Whom a seller belongs to, if the caller may see it; "" for an operator and nobody's.
-        Raises NOT_FOUND for another's, and for nobody's.
+        """The owner of a seller, if the caller may see it; "" for an operator and an unowned
+        seller.
+
+        Raises NOT_FOUND for another owner's seller, and for an unowned one.
         """
         owners = await self._worker.seller_owners.find_owners([seller_account])
         return (
@@ -434,8 +436,9 @@ class PayoutHandlers(PayoutOperatorHandlers):
     async def _get_visible_destination(
         self, payout_destination_id: str, call: Call, *, changed: bool = False
     ) -> Row[Any]:
-        """The destination, if the caller may see it; `changed` as in `Database.read`. Raises
-        NOT_FOUND for another's as well.
+        """Returns the destination if the caller may see it; `changed` as in `Database.read`.
+
+        Raises NOT_FOUND, also for a destination of another owner.
         """
         id_ = parse_id(payout_destination_id, "payout_destination_id")
         rows = await self._database.read(
@@ -446,8 +449,9 @@ class PayoutHandlers(PayoutOperatorHandlers):
     async def _get_visible_batch(
         self, payout_batch_id: str, call: Call, *, changed: bool = False
     ) -> Row[Any]:
-        """The batch, if the caller may see it; `changed` as in `Database.read`. Raises NOT_FOUND
-        for another's as well.
+        """Returns the batch if the caller may see it; `changed` as in `Database.read`.
+
+        Raises NOT_FOUND, also for a batch of another owner.
         """
         id_ = parse_id(payout_batch_id, "payout_batch_id")
         return call.require_visible(
@@ -466,7 +470,10 @@ class PayoutHandlers(PayoutOperatorHandlers):
         )
 
     async def _get_visible_payout(self, payout_id: str, call: Call) -> payout_pb2.Payout:
-        """The payout, if the caller may see it. Raises NOT_FOUND for another's as well."""
+        """Returns the payout if the caller may see it.
+
+        Raises NOT_FOUND, also for a payout of another owner.
+        """
         return call.require_visible(
             await self._load_payout(parse_id(payout_id, "payout_id")), "payout", payout_id
         )
@@ -475,7 +482,7 @@ class PayoutHandlers(PayoutOperatorHandlers):
         return await self._read_batcher.submit(payout_id)
 
     async def _load_payouts(self, payout_ids: Sequence[str]) -> Sequence[payout_pb2.Payout | None]:
-        # calls read their own changes so, beside others
+        # Calls also read their own changes here.
         rows = await self._database.read(
             lambda connection: store.load_payouts(connection, sorted(set(payout_ids))), changed=True
         )
@@ -484,7 +491,7 @@ class PayoutHandlers(PayoutOperatorHandlers):
 
 
 def _is_awaiting_hold(payout: payout_pb2.Payout) -> bool:
-    """Whether its money is not held yet."""
+    """Whether its funds are not held yet."""
     return payout.payout_state == payout_pb2.PAYOUT_STATE_CREATED
 
 
@@ -493,6 +500,6 @@ def _is_in_progress(payout: payout_pb2.Payout) -> bool:
 
 
 def _require_operator(call: Call, message: str) -> None:
-    """Raises PERMISSION_DENIED for who is no operator."""
+    """Raises PERMISSION_DENIED unless the caller is an operator."""
     if Role.OPERATOR not in call.caller.roles:
         raise ApiError(ErrorReason.PERMISSION_DENIED, message)

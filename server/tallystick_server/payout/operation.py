@@ -1,4 +1,4 @@
-"""A payout in hand: what a process knows of the work it holds the lease of."""
+"""A payout leased by this process."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ from tallystick_server.payout.batching_provider import BatchingPayoutProvider
 from tallystick_server.payout.snapshot import PayoutSnapshot, snapshot_of
 from tallystick_storage.payout import payouts as store
 
-# What accept stores of a new payout, and what this process therefore knows without reading it back.
+# Initial values that payout creation stores, so that they need not be read back.
 FIRST_LEASE_TOKEN = 1
 ATTEMPT_NUMBER = 1
-"""A payout is demanded once, under one key: after FAILED the caller makes a new one."""
+"""A payout has one attempt, under one idempotency key. After FAILED the caller creates a new
+payout.
+"""
 
 _BEFORE_SUBMISSION = frozenset(
     {PayoutState.CREATED, PayoutState.AWAITING_APPROVAL, PayoutState.READY}
@@ -35,8 +37,8 @@ _BEFORE_SUBMISSION = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PayoutOperation(LeasedOperation):
-    """One payment to a seller's bank. Amounts in minor units; `message` is what was last told of
-    it.
+    """One payment to a seller's bank. Amounts in minor units; `message` is the payout in its latest
+    event.
     """
 
     payout_id: str
@@ -92,7 +94,7 @@ class PayoutOperation(LeasedOperation):
         return NextAction.SEND if may_send else NextAction.LOOK_UP
 
     def to_request(self) -> PayoutRequest:
-        """What the provider is asked."""
+        """The request to the provider."""
         return PayoutRequest(
             self.provider_key,
             self.payout_id,
@@ -111,7 +113,7 @@ class PayoutOperation(LeasedOperation):
         )
 
     def updated_from(self, row: Row[Any]) -> PayoutOperation:
-        """The same payout as it stands in a row."""
+        """The same payout with the current values of a row."""
         return replace(self, snapshot=snapshot_of(row), message=convert.payout(row))
 
 
@@ -123,7 +125,7 @@ def build_operation(
     lease_deadline: float,
     context: SpanContext,
 ) -> PayoutOperation:
-    """A payout that was accepted just now, leased to this process."""
+    """A payout that was just created, leased to this process."""
     return PayoutOperation(
         operation_id=format_payout_operation_id(new.payout_id),
         caller=new.caller,
@@ -155,8 +157,9 @@ def operations_from_rows(
     environment: str,
     lease_deadline: float = inf,
 ) -> list[PayoutOperation]:
-    """Payouts out of the database, claimed under `tokens` until `lease_deadline` (the loop's time);
-    without a token only to look at.
+    """Converts stored rows to payouts, claimed under `tokens` until `lease_deadline` (loop time).
+
+    A payout without a token is only for reading.
     """
     return [
         PayoutOperation(

@@ -1,4 +1,4 @@
-"""The RPCs of PayoutService for operators, beside those that every service has."""
+"""Operator RPCs of PayoutService, in addition to those that every service has."""
 
 from __future__ import annotations
 

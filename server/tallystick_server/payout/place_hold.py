@@ -1,5 +1,6 @@
-"""Prepare: hold the money of a payout in the seller's wallet, and begin its attempt, unless a
-second person has to approve it first.
+"""Payout holds: holds the payout's funds in the seller's wallet, then begins its attempt.
+
+A payout that requires approval waits for a second person before the attempt.
 """
 
 from __future__ import annotations
@@ -35,8 +36,10 @@ from tallystick_storage.payout import destinations
 
 
 class HoldPlacer:
-    """The prepare stage's work. `approval_thresholds`: by currency, the amount above which a payout
-    needs a second person, in minor units.
+    """Places holds and begins attempts.
+
+    `approval_thresholds`: by currency, the amount in minor units above which a second person must
+    approve.
     """
 
     def __init__(
@@ -54,8 +57,9 @@ class HoldPlacer:
         self._approval_thresholds = approval_thresholds
 
     async def run(self, items: Sequence[PayoutOperation]) -> Sequence[PayoutOperation | Exception]:
-        """Each payout as it stands after it, or BookingRejected. Raises DEPENDENCY_UNAVAILABLE for
-        all of them.
+        """Returns each payout after its hold, or BookingRejected.
+
+        Raises DEPENDENCY_UNAVAILABLE for the whole batch.
         """
         return await bisect_on_error(self._place_holds, items)
 
@@ -98,7 +102,7 @@ class HoldPlacer:
         ]
 
     async def _request_holds(self, items: Sequence[PayoutOperation]) -> dict[str, ApiError]:
-        """Places the holds; what the wallet refused, by payout id."""
+        """Places the holds; returns the wallet's rejections by payout id."""
         if not items:
             return {}
         holds = [
@@ -125,15 +129,16 @@ def plan_change(
     destination_state: DestinationState,
     approval_thresholds: Mapping[str, int],
 ) -> PayoutChange:
-    """What becomes of a payout that is CREATED, with the wallet's verdict, or READY: an attempt,
-    committed before it is sent, if its way is free.
+    """The next transitions of a payout in CREATED, with the wallet's result, or in READY.
+
+    The attempt is committed before it is sent, and begins only if nothing prevents it.
     """
     transitions: list[PayoutTransition] = []
     snapshot = item.snapshot
     if snapshot.state is PayoutState.CREATED:
         transitions.append(_hold_transition(item, failure, approval_thresholds))
         snapshot = transitions[-1].snapshot
-    # it can be paid nowhere any more
+    # The destination has ended, so nothing can be paid to it.
     if snapshot.state in NOT_SENT and destination_state in TERMINAL_DESTINATION_STATES:
         transitions.append(
             PayoutTransition(
@@ -158,7 +163,7 @@ def plan_change(
 def _hold_transition(
     item: PayoutOperation, failure: PayoutFailure | None, approval_thresholds: Mapping[str, int]
 ) -> PayoutTransition:
-    """What the wallet's verdict makes of a payout."""
+    """The transition for the wallet's result."""
     if failure is not None:
         return PayoutTransition(
             item.snapshot.apply(PayoutTrigger.HOLD_REJECTED, failure_reason=failure),

@@ -1,6 +1,4 @@
-"""Watch: payouts at rest whose provider may still tell something, because banks send money back
-days later.
-"""
+"""Polling of completed payouts: a provider may report days later that a bank returned the money."""
 
 from __future__ import annotations
 
@@ -34,7 +32,7 @@ _MAX_POLLED = 200
 
 
 def _is_conclusive(outcome: ProviderOutcome | CircuitOpen) -> bool:
-    """Whether the provider has said something, be it that it knows nothing of the payout."""
+    """Whether the provider gave a conclusive answer, including 'unknown payout'."""
     match outcome:
         case CircuitOpen() | NotSent():
             return False
@@ -45,10 +43,10 @@ def _is_conclusive(outcome: ProviderOutcome | CircuitOpen) -> bool:
 
 
 class CompletedPayoutPoller:
-    """Asks what became of payouts, as often as the policy for what is watched says. Asking is
-    harmless, so it needs no lease.
+    """Polls completed payouts at the intervals of the `POST_COMPLETION_POLL` retry policy.
 
-    `is_leader`: whether it is this process's turn to ask.
+    A lookup has no side effects, so it needs no lease. `is_leader`: whether this process holds the
+    leader lease.
     """
 
     def __init__(
@@ -68,7 +66,7 @@ class CompletedPayoutPoller:
         self._is_leader = is_leader
 
     async def run_once(self) -> None:
-        """Asks once about each that is due, if it is this process's turn."""
+        """Polls each payout that is due once, if this process is the leader."""
 
         def load(connection: Connection) -> list[tuple[PayoutOperation, int]]:
             poll_counts = store.list_pollable(connection, _MAX_POLLED)
@@ -92,15 +90,13 @@ class CompletedPayoutPoller:
         await self._database.transact(store_polls)
 
     async def poll(self, item: PayoutOperation, poll_count: int) -> store.NextPayoutPoll:  # noqa: PLR0911 - one for each that can come of it
-        """When it is looked at again, and how often it has been; what is not answered counts for
-        nothing.
-        """
+        """The next poll time and the number of polls. Polls without an answer are not counted."""
         policy = self._retry_policies.policy_for(item.provider, RetryReason.POST_COMPLETION_POLL)
         if item.state not in POLLED_AFTER_COMPLETION:
             return store.NextPayoutPoll(item.payout_id, None, poll_count)
         try:
             outcome = await self._gateway.call(item, NextAction.LOOK_UP)
-        except Exception:  # what is wrong with one payout keeps no other from being looked at
+        except Exception:  # an error of one payout does not block the others
             log.exception("%s cannot be looked up; it is asked again", item.resource_name)
             return store.NextPayoutPoll(
                 item.payout_id, policy.delay(poll_count + 1, item.operation_id), poll_count
@@ -109,16 +105,14 @@ class CompletedPayoutPoller:
             return store.NextPayoutPoll(
                 item.payout_id, policy.delay(poll_count + 1, item.operation_id), poll_count
             )
-        if isinstance(outcome, NotFound):  # which says nothing of its money
+        if isinstance(outcome, NotFound):  # says nothing about its money
             return store.NextPayoutPoll(
                 item.payout_id, policy.delay(poll_count + 2, item.operation_id), poll_count + 1
             )
         try:
             await self._record_or_report(item, outcome)
-        except (
-            Exception
-        ) as error:  # what one payout's answer does keeps no other from being looked at
-            # the database is away, as the end of this turn will tell
+        except Exception as error:  # an error of one payout does not block the others
+            # The database is unavailable; this run reports it at its end.
             if isinstance(error, ApiError) and error.retry_after is not None:
                 return store.NextPayoutPoll(item.payout_id, 0.0, poll_count)
             log.exception(
@@ -134,7 +128,10 @@ class CompletedPayoutPoller:
     async def _record_or_report(
         self, item: PayoutOperation, outcome: ProviderOutcome | CircuitOpen
     ) -> None:
-        """Records an answer, or for an operator that its reference is another payout's transfer."""
+        """Records an outcome.
+
+        If its reference belongs to another payout's transfer, stores that for an operator instead.
+        """
         try:
             await self._record_outcome(item, outcome)
         except ConstraintViolation as error:

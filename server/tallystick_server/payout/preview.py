@@ -1,4 +1,4 @@
-"""Preview: what a seller could be paid now, and why not more."""
+"""Payout preview: how much a seller could be paid now, and what blocks the rest."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BLOCKERS = EnumNames(payout_pb2.PayoutBlocker.DESCRIPTOR)
 
 
 class PayoutPreview:
-    """Answers by the same rules by which payouts are accepted."""
+    """Applies the same rules as payout creation."""
 
     def __init__(
         self, database: Database, wallet_reader: WalletReader, seller_owners: SellerOwners
@@ -28,8 +28,10 @@ class PayoutPreview:
         self._seller_owners = seller_owners
 
     async def preview(self, payout: NewPayout) -> pb.PreviewPayoutResponse:
-        """What would be paid. Raises DEPENDENCY_UNAVAILABLE, NOT_FOUND for another owner's seller,
-        and what `Grounds.destination` raises.
+        """Returns the payout quote.
+
+        Raises DEPENDENCY_UNAVAILABLE, NOT_FOUND for another owner's seller, and the errors of
+        `PayoutContext.find_destination`.
         """
         key, destination_ids = (
             (payout.seller_account, payout.currency),

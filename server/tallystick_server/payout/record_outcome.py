@@ -1,7 +1,7 @@
-"""Record: what providers said of payouts, judged and written down in one transaction for each
+"""Recording of payout outcomes: applies and stores provider outcomes in one transaction for each
 batch.
 
-Every answer ends here, from whatever side it comes.
+Every outcome is recorded here, regardless of its source.
 """
 
 from __future__ import annotations
@@ -50,8 +50,10 @@ _MISDIRECTED_SUFFIX = ", which is the transfer of another payout"
 
 
 class PayoutOutcomeRecorder:
-    """The record stage's work. An answer is a fact: it is judged by what is on disk, locked, and
-    counts whoever brings it.
+    """Records outcomes.
+
+    An outcome is a fact: it is applied to the locked, stored payout and counts regardless of the
+    lease.
     """
 
     def __init__(self, database: Database) -> None:
@@ -60,7 +62,7 @@ class PayoutOutcomeRecorder:
     async def run(
         self, results: Sequence[OperationResult[PayoutOperation, PayoutOutcome]]
     ) -> Sequence[PayoutOperation | Exception]:
-        """Each payout as it stands after the answers."""
+        """Returns each payout after its outcomes were recorded."""
         return await bisect_on_error(self._record_outcomes, results)
 
     async def _record_outcomes(
@@ -83,7 +85,7 @@ class PayoutOutcomeRecorder:
                     for result in results
                 ],
             )
-            if rejected_destination_ids:  # attempts are locked before what is due, as everywhere
+            if rejected_destination_ids:  # lock order: attempts before queue rows
                 end_destinations(
                     connection,
                     rejected_destination_ids,
@@ -111,8 +113,10 @@ class PayoutOutcomeRecorder:
         ]
 
     async def record_misdirected(self, item: PayoutOperation, outcome: PayoutOutcome) -> None:
-        """Stores for an operator that the provider reports another payout's transfer of a payout at
-        rest. It moves no money.
+        """Stores for an operator that the provider reports another payout's transfer for a
+        completed payout.
+
+        It moves no money.
         """
 
         def record(connection: Connection) -> None:
@@ -131,27 +135,27 @@ class PayoutOutcomeRecorder:
 
 
 def _with_current_state(item: PayoutOperation, current_item: PayoutOperation) -> PayoutOperation:
-    """A payout in hand, under the lease it is held by, as it stands now."""
+    """A leased payout under its lease, with the current stored values."""
     return replace(
         item, snapshot=current_item.snapshot, message=current_item.message, tries=current_item.tries
     )
 
 
 class _PayoutUpdate:
-    """One payout under its lock, with all that the batch tells of it, in order."""
+    """One locked payout with all its outcomes in the batch, in order."""
 
     def __init__(
         self, item: PayoutOperation, row: Row[Any], transfer_rows: Sequence[Row[Any]]
     ) -> None:
-        # mostly nobody has moved it meanwhile
+        # Usually the version is unchanged.
         self.item = item if item.snapshot.version == row.version else item.updated_from(row)
         self.was_booked = row.booked
         self.transitions: list[PayoutTransition] = []
         self.reported_transfers: dict[str, Transfer] = {}
         self.conflicts: list[str] = []
-        """What the provider reports otherwise than before."""
+        """Reports that conflict with earlier ones."""
         self.is_conclusive = False
-        """Whether something definite was said, so that what was set aside goes on."""
+        """Whether an outcome was conclusive; then a dead letter of the payout is requeued."""
         self._snapshot = self.item.snapshot
         self._transfers = {
             transfer_row.provider_reference: transfer_of(transfer_row)
@@ -159,7 +163,7 @@ class _PayoutUpdate:
         }
 
     def apply(self, outcome: PayoutOutcome) -> None:
-        """What an answer makes of it."""
+        """Applies an outcome."""
         payout_record = PayoutRecord(
             self._snapshot.state, self.item.net_amount, self.item.currency, self._transfers
         )
@@ -185,7 +189,7 @@ class _PayoutUpdate:
             trigger is not PayoutTrigger.UNMATCHED_TRANSFER
             and snapshot.state is previous_snapshot.state
         ):
-            return  # the same again
+            return  # unchanged
         self._snapshot = snapshot
         self.transitions.append(
             PayoutTransition(
@@ -196,7 +200,7 @@ class _PayoutUpdate:
     def _snapshot_changes(
         self, trigger: PayoutTrigger, outcome: PayoutOutcome, effect: OutcomeEffect
     ) -> dict[str, Any]:
-        """What an answer says of the payout beside its state."""
+        """The payout fields besides the state that an outcome sets."""
         changes: dict[str, Any] = {}
         if reference := getattr(outcome, "reference", ""):
             changes["provider_reference"] = self._snapshot.provider_reference or reference
@@ -219,11 +223,13 @@ class _PayoutUpdate:
         return changes
 
     def new_reports(self, stored_reports: Sequence[Row[Any]]) -> list[NewReport]:
-        """The conflicting reports that are news, each a version of the payout; where the money is
-        stays as it was reported first.
+        """The conflicting reports that are new; each is one version of the payout. The money stays
+        where the first report put it.
 
-        What is open, or was reported last, is no news: a provider that goes on saying it raises no
-        second alert. What it says again after something else is, though it was acknowledged before.
+        A report is not new if its alert is open or if it was the last one reported. A provider that
+        repeats it raises no second alert.
+
+        A report that returns after a different one is new, even if it was acknowledged before.
         """
         open_reports = {row.report for row in stored_reports if not row.acknowledged_by}
         last_report = stored_reports[-1].report if stored_reports else ""
@@ -249,7 +255,7 @@ class _PayoutUpdate:
 
 
 def _describe_report(outcome: PayoutOutcome) -> str:
-    """What is reported, in a line: the same for the same."""
+    """Describes a report in one line; equal reports give equal text."""
     parts = (
         str(getattr(outcome, name, "")) for name in ("reference", "amount", "currency", "code")
     )
@@ -257,7 +263,7 @@ def _describe_report(outcome: PayoutOutcome) -> str:
 
 
 def _record_conflicts(connection: Connection, updates: Sequence[_PayoutUpdate]) -> None:
-    """Stores for an operator what conflicts with earlier reports, and was not reported before."""
+    """Stores new reports that conflict with earlier ones, for an operator."""
     conflicting_updates = [update for update in updates if update.conflicts]
     if not conflicting_updates:
         return
@@ -276,7 +282,7 @@ def _record_conflicts(connection: Connection, updates: Sequence[_PayoutUpdate]) 
 def _store_updates(
     connection: Connection, updates: Sequence[_PayoutUpdate]
 ) -> dict[str, PayoutOperation]:
-    """Writes all of it down; the payouts as they stand."""
+    """Stores all updates; returns the current payouts by id."""
     _record_conflicts(connection, updates)
     reported_transfers = [
         _to_reported_transfer(update.item, transfer)

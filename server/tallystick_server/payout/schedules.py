@@ -1,4 +1,4 @@
-"""Schedules: set whole, and shown as they hold."""
+"""Payout schedules: sets and shows them as a whole."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from tallystick_storage.payout import schedules as store
 
 @dataclass(frozen=True, slots=True)
 class ScheduleUpdate:
-    """A schedule as a caller sets it, parsed; `seller_account` "": the default. `cut_off` and
-    `time_zone` as they were sent.
+    """A parsed schedule update; `seller_account` "": the default schedule.
+
+    `cut_off` and `time_zone` as sent.
     """
 
     seller_account: str
@@ -34,22 +35,23 @@ class ScheduleUpdate:
     caller: str
     traceparent: str
     has_own_terms: bool
-    """Whether it sets the terms too; otherwise those that hold stay."""
+    """Whether it also sets the terms; otherwise the current terms stay."""
     expected_version: int | None
-    """The version that it is to replace, 0: none; None: whichever there is."""
+    """The version to replace; 0: none exists; None: any version."""
 
 
 class PayoutSchedules:
-    """When sellers are paid, and on what terms."""
+    """Sets when and on what terms sellers are paid."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def set(self, update: ScheduleUpdate, owner: str) -> bool:
-        """Whether it holds only now; equal values held before, if not. `owner`: the seller's, "":
-        the default is the platform's.
+        """Returns True if the schedule has changed, False if equal values were set before.
 
-        Raises VERSION_MISMATCH where another version than the expected one would be replaced.
+        `owner`: the seller's owner; "": the platform's default schedule.
+
+        Raises VERSION_MISMATCH if the current version is not the expected one.
         """
 
         def set_(connection: Connection) -> bool:
@@ -71,8 +73,9 @@ class PayoutSchedules:
     async def get(
         self, seller_account: str, currency: str, *, changed: bool = False
     ) -> payout_pb2.PayoutSchedule:
-        """The schedule that holds; MANUAL without any terms where none was set. `changed` as in
-        `Database.read`.
+        """Returns the current schedule; MANUAL without terms if none was set.
+
+        `changed` as in `Database.read`.
         """
         key = (seller_account, currency)
         rows = await self._database.read(

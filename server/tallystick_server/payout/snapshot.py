@@ -1,4 +1,6 @@
-"""Where a payout stands, as a value: all of it that changes. Each turn is one version."""
+"""The payout snapshot: all mutable values of a payout at one version. Each transition creates a
+version.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ class PayoutSnapshot:
     returned_amount: int = 0
 
     def apply(self, trigger: PayoutTrigger, **changes: Any) -> PayoutSnapshot:
-        """Where it stands after what happened. Raises INVALID_STATE."""
+        """The snapshot after a trigger. Raises INVALID_STATE."""
         state = transition(self.state, trigger)
         return replace(
             self,
@@ -44,8 +46,9 @@ class PayoutSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class PayoutTransition:
-    """One step of a move: where the payout stands after it, what caused it, and who decided it and
-    why, where somebody did.
+    """One transition: the snapshot after it and its transition reason.
+
+    `actor` and `reason` are set if a caller decided it.
     """
 
     snapshot: PayoutSnapshot
@@ -55,7 +58,7 @@ class PayoutTransition:
 
 
 def snapshot_of(row: Row[Any]) -> PayoutSnapshot:
-    """Where a stored payout stands."""
+    """The snapshot of a stored payout."""
     return PayoutSnapshot(
         version=row.version,
         state=PayoutState(row.state),

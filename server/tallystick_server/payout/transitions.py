@@ -1,5 +1,6 @@
-"""Move: payouts move, and what changed is told, in the same transaction. Whoever moves payouts does
-it here.
+"""Payout transitions: payouts change state and record their events in the same transaction.
+
+Every change of a payout's state goes through this module.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from tallystick_storage.payout import payouts as store
 
 @dataclass(frozen=True, slots=True)
 class PayoutChange:
-    """A move of a payout, in one turn or several. `ignores_lease`: it happens whoever holds the
-    lease; the rest as in `store.PayoutUpdateRow`.
+    """A change of a payout in one or several transitions.
+
+    `ignores_lease`: it applies regardless of the lease. For the other fields see
+    `store.PayoutUpdateRow`.
     """
 
     item: PayoutOperation
@@ -38,8 +41,9 @@ class PayoutChange:
 def transition_payouts(
     connection: Connection, changes: Sequence[PayoutChange]
 ) -> dict[str, PayoutOperation]:
-    """Moves payouts, as far as their leases and versions still hold; those that moved, as they
-    stand now, by payout id.
+    """Applies changes to payouts whose lease and version are unchanged.
+
+    Returns the changed payouts by id.
     """
     if not changes:
         return {}
@@ -58,10 +62,10 @@ def transition_payouts(
             for transition in change.transitions:
                 message = _with_snapshot(message, transition.snapshot, row.update_time)
                 events.add_payout_changed(event_batch, message, change.item.traceparent)
-            # before that nothing can have been sent
+            # Nothing can have been sent before the attempt begins.
             begins_attempt = change.snapshot.attempt_count > change.item.snapshot.attempt_count
             maybe_sent = change.item.maybe_sent and not begins_attempt
-            # what has moved was not tried in vain
+            # A transition resets the retry counts.
             payouts[change.item.payout_id] = replace(
                 change.item,
                 snapshot=change.snapshot,

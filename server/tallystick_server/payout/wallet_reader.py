@@ -1,4 +1,4 @@
-"""Funds: what the wallets of sellers hold, read from WalletService before anything is decided."""
+"""The wallet reader: reads sellers' balances from WalletService before a payout decision."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MAX_CONCURRENT_CALLS = 50
 
 @dataclass(frozen=True, slots=True)
 class WalletPage:
-    """Wallets in one currency, and where to go on reading; "": that was all."""
+    """A page of wallets in one currency, and the cursor of the next page; "": this was the last."""
 
     balances: Mapping[str, WalletBalance]
     """By seller."""
@@ -26,7 +26,7 @@ class WalletPage:
 
 
 class WalletReader:
-    """Reads wallets. What it says may be old at once: only a hold makes sure of money."""
+    """Reads wallets. A balance may be stale at once: only a hold guarantees the funds."""
 
     def __init__(self, service_client: ServiceClient, wallet_address: str) -> None:
         self._service_client = service_client
@@ -38,7 +38,8 @@ class WalletReader:
     async def read_balances(
         self, keys: Sequence[tuple[str, str]]
     ) -> dict[tuple[str, str], WalletBalance]:
-        """What the wallets of each (seller, currency) hold; those that do not exist are missing.
+        """Returns the balances by (seller, currency); missing wallets are left out.
+
         Raises DEPENDENCY_UNAVAILABLE.
         """
         pages = await asyncio.gather(
@@ -51,7 +52,7 @@ class WalletReader:
         }
 
     async def read_page(self, currency: str, cursor: str) -> WalletPage:
-        """The next wallets in a currency, by seller. Raises DEPENDENCY_UNAVAILABLE."""
+        """Returns the next wallets in a currency, by seller. Raises DEPENDENCY_UNAVAILABLE."""
         return await self._list_wallets("", currency, cursor, _PAGE_SIZE)
 
     async def _list_wallets(

@@ -1,5 +1,8 @@
-"""The way of a payout: accept → prepare → execute → record → settle, and of a destination: register
-→ verify. Their stages, joined.
+"""The payout worker.
+
+Payout: create → place hold → send → record → book.
+
+Destination: create → verify.
 """
 
 from __future__ import annotations
@@ -73,24 +76,24 @@ Operation = PayoutOperation | DestinationVerification
 
 @dataclass(frozen=True, slots=True)
 class PayoutSettings:
-    """What only payouts have to be told."""
+    """Settings for payouts only."""
 
     provider: str
-    """Who pays new payouts."""
+    """The provider of new payouts."""
     environment: str
-    """What the provider's keys begin with."""
+    """Prefix of the provider's idempotency keys."""
     approval_thresholds: Mapping[str, int]
-    """By currency, in minor units, the amount above which a second person has to approve."""
+    """By currency, the amount in minor units above which a second person must approve a payout."""
     destination_cooldown_seconds: float
-    """Seconds that a new destination waits before it is used."""
+    """Seconds after creation before a new destination is used."""
     destination_approval_thresholds: Mapping[str, int]
-    """By currency, in minor units, the available money of a seller above which a second person has
-    to approve a new destination.
+    """By currency, the seller's available funds in minor units above which a second person must
+    approve a new destination.
     """
 
 
 class PayoutWorker(OperationWorker[Operation, Mapping[str, Operation]]):
-    """Payouts and destinations on their way. `owner_id` names this process."""
+    """Creates and advances payouts and destinations. `owner_id`: identifies this process."""
 
     def __init__(
         self,
@@ -198,8 +201,9 @@ class PayoutWorker(OperationWorker[Operation, Mapping[str, Operation]]):
             await provider.stop()
 
     async def create_payout(self, command: CreatePayoutCommand) -> CreatePayoutResult:
-        """Stores a payout or finds it; it is under way when this returns. Raises Refused, and then
-        nothing was stored.
+        """Stores a payout or finds it; its operation is in progress when this returns.
+
+        Raises ApiError; then nothing was stored.
         """
         self.reject_overload()
         return await self._create_batcher.submit(command)
@@ -209,7 +213,7 @@ class PayoutWorker(OperationWorker[Operation, Mapping[str, Operation]]):
             PayoutState.CREATED,
             PayoutState.READY,
         ):
-            # no money is held, nor an attempt begun, for what cannot be sent
+            # Place no hold and begin no attempt if the payout cannot be sent.
             if not self.gateway.is_configured(operation.provider):
                 detail = f"the provider {operation.provider} is not configured"
                 await self._reschedule(
@@ -225,7 +229,7 @@ class PayoutWorker(OperationWorker[Operation, Mapping[str, Operation]]):
             prepared_operation = await self.call_downstream(
                 operation, self._hold_batcher.submit(operation, operation.context)
             )
-            # the lease was lost: whoever has it goes on
+            # The lease was lost; its new holder continues.
             if prepared_operation is None or prepared_operation.snapshot == operation.snapshot:
                 return
             operation = prepared_operation
@@ -361,7 +365,7 @@ class PayoutWorker(OperationWorker[Operation, Mapping[str, Operation]]):
         payout = result.get(operation.operation_id)
         if isinstance(payout, PayoutOperation):
             self._notify(payout)
-            self.start_operation(payout)  # its hold is to be released
+            self.start_operation(payout)  # to release its hold
 
     def _notify(self, item: PayoutOperation) -> None:
         self.notifier.notify(item.payout_id, has_result=True)

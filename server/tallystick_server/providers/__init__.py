@@ -1,3 +1,3 @@
-"""Adapters to payment providers, each behind the port in core: whatever happens out there is one of
-five outcomes.
+"""Adapters to payment providers. Each implements the interface in core and maps every result to one
+of five outcomes.
 """

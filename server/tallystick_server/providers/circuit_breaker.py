@@ -1,6 +1,4 @@
-"""A circuit breaker: who fails too often is left alone for a while, then asked by one probe at a
-time.
-"""
+"""A circuit breaker: stops calls to a failing provider, then sends one probe at a time."""
 
 from __future__ import annotations
 
@@ -12,9 +10,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class BreakerSettings:
-    """It opens when so many different calls have failed in a row, for `reset_timeout_seconds`
-    seconds at first and twice as long after each call more that fails as its probe and had not
-    failed before, up to `max_reset_timeout_seconds`.
+    """It opens after `failure_threshold` consecutive failures of different calls, for
+    `reset_timeout_seconds`.
+
+    The timeout doubles after each failed probe of a call that had not failed before, up to
+    `max_reset_timeout_seconds`.
     """
 
     failure_threshold: int = 20
@@ -23,7 +23,7 @@ class BreakerSettings:
 
 
 class Breaker:
-    """The breaker of one counterpart in this process. `now` is the loop's time, in seconds."""
+    """The circuit breaker of one provider in this process. `now` is loop time, in seconds."""
 
     def __init__(self, name: str, settings: BreakerSettings) -> None:
         self._name = name
@@ -35,11 +35,11 @@ class Breaker:
         self._probing = False
 
     def admit_or_delay(self, now: float, call_id: str) -> float | None:
-        """Seconds for which a call is to be held back; None: it may be made, and its end must be
-        reported. An open breaker lets one probe through.
+        """Returns None if the call may be made; its result must then be reported. Otherwise returns
+        the delay in seconds. An open breaker admits one probe.
 
-        A call that has failed waits a little longer than others, so that one that fails for ever is
-        not the probe before them.
+        A call that has failed before waits a little longer than others. So a call that always fails
+        does not take every probe.
         """
         if not self._open:
             return None
@@ -57,8 +57,8 @@ class Breaker:
         return self._open
 
     def needs_probe(self, now: float, *, others_waiting: bool) -> bool:
-        """Whether its rest is over, and no call has come to be the probe; while others wait, which
-        may be it: for as long again.
+        """Whether the reset timeout has passed and no call has become the probe. While others wait
+        that may be the probe, they have as long again.
         """
         return (
             self._open
@@ -67,7 +67,7 @@ class Breaker:
         )
 
     def record_success(self) -> None:
-        """Reports that the counterpart answers."""
+        """Reports that the provider answers."""
         if self._open:
             log.warning("%s answers again", self._name)
         self._open = self._probing = False
@@ -75,12 +75,14 @@ class Breaker:
         self._reset_timeout_seconds = self._settings.reset_timeout_seconds
 
     def record_failure(self, now: float, call_id: str, *, trip: bool = False) -> None:
-        """Reports that it does not answer a call, or, `trip`, that there is no use in asking. A
-        call that fails again and again counts once.
+        """Reports that the provider did not answer a call. `trip`: opens the breaker at once,
+        because further calls are useless.
+
+        A call that fails repeatedly counts once.
         """
         is_repeat = call_id in self._failed_call_ids
         self._failed_call_ids.add(call_id)
-        if self._open and not self._probing:  # a call that was under way when it opened
+        if self._open and not self._probing:  # the call started before the breaker opened
             return
         if self._open:
             self._reset_timeout_seconds = (

@@ -1,4 +1,4 @@
-"""Execute: one provider call for each demand, concurrently and bounded."""
+"""Calls providers for operations, concurrently and within limits."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from tallystick_storage.database import in_transaction
 log = logging.getLogger(__name__)
 
 LEASE_MARGIN_SECONDS = 2.0
-"""Seconds that must be left of a lease when a provider has answered, to record it."""
+"""Seconds of a lease that must remain after the provider's answer, to record it."""
 
 
 UNCONFIGURED_RETRY_SECONDS = 60.0
-"""Seconds after which an operation is tried again whose provider is not configured."""
+"""Seconds until an operation is retried whose provider is not configured."""
 
 
 @dataclass(frozen=True, slots=True)
 class CircuitOpen:
-    """The provider was not asked, and is not to be for so many seconds."""
+    """The provider was not called. Retry after the given seconds."""
 
     retry_after: float
     reason: str
 
 
 class ProviderOperation(Protocol):
-    """What a call to a provider needs of the operation that it is made for."""
+    """The parts of an operation that a provider call needs."""
 
     @property
     def operation_id(self) -> str: ...
@@ -64,11 +64,11 @@ class ProviderOperation(Protocol):
 
 
 class ProviderGateway:
-    """Asks providers, each within its own bounds. The attempt is on disk before it is sent, under
-    the key that is sent.
+    """Calls providers, each within its own limits. The attempt is committed, under the same key,
+    before it is sent.
 
-    `is_still_leased`: whether a demand is still leased to this process, and nothing has changed of
-    what is wanted of it.
+    `is_still_leased`: whether this process still leases the operation, and no cancellation has
+    changed it.
     """
 
     def __init__(
@@ -82,8 +82,8 @@ class ProviderGateway:
     ) -> None:
         self._providers = providers
         self._semaphores = {name: asyncio.Semaphore(max_calls_per_provider) for name in providers}
-        # what was sent is still asked about while sends fail, and a provider whose look-ups fail is
-        # still sent to
+        # Separate circuits: lookups continue while sends fail, and sends continue while lookups
+        # fail.
         self._breakers = {
             (name, circuit): Breaker(f"provider {name}, {circuit},", breaker_settings)
             for name in providers
@@ -93,35 +93,33 @@ class ProviderGateway:
         self._is_still_leased = is_still_leased
 
     def is_circuit_open(self, provider: str) -> bool:
-        """Whether sends to a provider fail too often for more to be made now."""
+        """Whether the circuit for sends to a provider is open."""
         return not self.is_configured(provider) or self._breakers[provider, Circuit.SENDS].is_open()
 
     def needs_probe(self, provider: str, now: float, *, others_waiting: bool) -> bool:
-        """Whether sends to a provider fail too often, and one more is to find out whether it
-        answers again.
-        """
+        """Whether the circuit for sends to a provider is open and needs a probe."""
         has_capacity = self.is_configured(provider) and not self._semaphores[provider].locked()
         return has_capacity and self._breakers[provider, Circuit.SENDS].needs_probe(
             now, others_waiting=others_waiting
         )
 
     def is_configured(self, provider: str) -> bool:
-        """Whether a provider is configured."""
+        """Whether the provider is configured."""
         return provider in self._providers
 
     def key_window(self, provider: str) -> float:
-        """Seconds for which a provider honours a key; none if it is not configured."""
+        """Seconds for which the provider honors a key; 0 if it is not configured."""
         return float(self._providers[provider].key_window) if self.is_configured(provider) else 0.0
 
     def final_not_found(self, provider: str) -> FinalNotFound | None:
-        """When a provider's "not found" is conclusive; None: never."""
+        """When the provider's "not found" is conclusive; None: never."""
         final: FinalNotFound | None = self._providers[provider].final_not_found
         return final
 
     async def call(
         self, operation: ProviderOperation, action: NextAction
     ) -> ProviderOutcome | CircuitOpen:
-        """The provider's answer to the demand, or to what became of it."""
+        """Sends, looks up or cancels the operation, as `action` says."""
         if in_transaction():
             raise RuntimeError("a provider is not called inside a transaction")
         if not self.is_configured(operation.provider):
@@ -156,7 +154,7 @@ class ProviderGateway:
                     outcome = await self._call(operation, action)
                 except (
                     asyncio.CancelledError
-                ):  # nobody will tell how it ended, so it must not be waited for
+                ):  # nothing would complete it, so nothing may wait for it
                     breaker.record_failure(loop.time(), operation.operation_id)
                     raise
                 _update_breaker(breaker, operation, outcome, loop.time())
@@ -194,7 +192,7 @@ class ProviderGateway:
 def _update_breaker(
     breaker: Breaker, operation: ProviderOperation, outcome: ProviderOutcome, now: float
 ) -> None:
-    """What an outcome says of the provider itself."""
+    """Updates the breaker with what an outcome says about the provider."""
     match outcome:
         case Unknown(retry_reason=RetryReason.UNAUTHORIZED):
             breaker.record_failure(now, operation.operation_id, trip=True)
@@ -205,9 +203,7 @@ def _update_breaker(
 
 
 async def _acquire_slot(semaphore: asyncio.Semaphore, deadline: float) -> bool:
-    """Takes a place as soon as there is one, at the latest at a time of the loop; whether it was
-    taken.
-    """
+    """Waits for a slot until `deadline` (loop time). Returns whether it was acquired."""
     if asyncio.get_running_loop().time() > deadline:
         return False
     if not semaphore.locked():  # the usual case needs no timer

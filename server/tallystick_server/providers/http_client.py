@@ -1,4 +1,4 @@
-"""What an adapter asks over HTTP."""
+"""HTTP client of the provider adapters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ R = TypeVar("R")
 
 
 class HttpClient:
-    """A provider that is reached over HTTP: whatever happens is an answer or an outcome."""
+    """A provider reached over HTTP. Every failure is returned as an outcome."""
 
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/")
@@ -26,8 +26,10 @@ class HttpClient:
     async def request(
         self, method: str, path: str, parse: Callable[[int, Any, float], R], **options: Any
     ) -> R | NotSent | Unknown:
-        """What `parse` makes of status, body and Retry-After in seconds."""
-        if self._session is None:  # made inside the loop it is used in
+        """Returns the result of `parse` for status, body and Retry-After in seconds, or NotSent or
+        Unknown.
+        """
+        if self._session is None:  # created inside the loop that uses it
             self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
         try:
             async with self._session.request(
@@ -50,7 +52,7 @@ class HttpClient:
 
 
 async def _read_body(response: aiohttp.ClientResponse) -> Any:
-    """A whole body, which may come in pieces. Raises ValueError for what is too long, or no
+    """Reads a whole body, which may arrive in chunks. Raises ValueError if it is too long or not
     JSON.
     """
     body = bytearray()
@@ -62,7 +64,7 @@ async def _read_body(response: aiohttp.ClientResponse) -> Any:
 
 
 def _parse_retry_after(header: str) -> float:
-    """A Retry-After in seconds, at most a day; 0 for none and for what is no such number."""
+    """Parses Retry-After in seconds, at most a day; 0 if it is missing or no valid number."""
     return (
         min(float(header), 86_400.0)
         if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", header, re.ASCII)

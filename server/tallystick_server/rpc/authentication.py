@@ -1,4 +1,4 @@
-"""Who calls: a port, and the two built-in answers to it."""
+"""Authenticates callers: the interface and its two implementations."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from tallystick_core.access import Caller, Role
 from tallystick_core.errors import ApiError, ErrorReason
 
 DEVELOPER = "dev"
-"""Who everyone is without authentication."""
+"""The caller of every call without authentication."""
 
 
 class Authenticator(Protocol):
-    """Tells who a call comes from. Client certificates come in `peer_identities`, everything else
-    in the metadata.
+    """Identifies the caller of a call. Client certificates are in `peer_identities`, all other
+    credentials in the metadata.
     """
 
     def authenticate(
         self, metadata: Mapping[str, str], peer_identities: Mapping[str, Iterable[bytes]]
     ) -> Caller:
-        """The caller. Raises CREDENTIALS_MISSING or CREDENTIALS_INVALID."""
+        """Returns the caller. Raises CREDENTIALS_MISSING or CREDENTIALS_INVALID."""
         ...
 
 
 class NoAuthentication:
-    """Everyone is `dev` and may do everything. For loopback addresses only, which the configuration
-    checks.
+    """Every caller is `dev` with all roles. The configuration allows this on loopback addresses
+    only.
     """
 
     def __init__(self) -> None:
@@ -40,9 +40,7 @@ class NoAuthentication:
 
 
 class BearerTokens:
-    """One set of tokens for each caller, from the configuration. Tokens are kept and compared as
-    hashes.
-    """
+    """The tokens of each caller, from the configuration. They are stored and compared as hashes."""
 
     def __init__(self, callers: Mapping[str, Caller]) -> None:
         self._callers = {

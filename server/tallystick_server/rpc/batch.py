@@ -1,4 +1,4 @@
-"""Batches of items in one call: each item is refused on its own."""
+"""Batch calls: each item is rejected separately."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ R = TypeVar("R")
 
 
 def check_batch(items: Sequence[object], field: str) -> None:
-    """1 to 1,000 items. Raises FIELD_REQUIRED, TOO_MANY_ITEMS."""
+    """Requires 1 to 1,000 items. Raises FIELD_REQUIRED, TOO_MANY_ITEMS."""
     if not items:
         raise ApiError(
             ErrorReason.FIELD_REQUIRED, f"{field} must have at least one item.", field=field
@@ -41,7 +41,8 @@ async def process_items(
     parse: Callable[[M], T],
     process: Callable[[list[T]], Awaitable[Sequence[R | Exception]]],
 ) -> list[R | Exception]:
-    """One result for each item of `field`, in order: its refusal, or what `process` made of it.
+    """Returns one result for each item of `field`, in order: its error, or the result of `process`.
+
     Raises FIELD_REQUIRED, TOO_MANY_ITEMS.
     """
     check_batch(items, field)
@@ -58,7 +59,7 @@ async def process_items(
 
 
 def to_item_status(error: Exception) -> status_pb2.Status:
-    """An item's refusal as its result tells it; what is none of the item's is raised."""
+    """The status of a rejected item. An error that is not the item's own is raised."""
     if isinstance(error, ConstraintViolation):
         log.error("the database refused an item: %s (trace %s)", error, trace_id())
         return to_status(
@@ -74,9 +75,7 @@ def to_item_status(error: Exception) -> status_pb2.Status:
 
 
 def errors_by_key(keys: Iterable[K], results: Iterable[Any]) -> dict[K, ApiError]:
-    """What another service refused of a batch, by the keys of its items, which stand in the order
-    of the results.
-    """
+    """The errors of another service by item key. Keys and results have the same order."""
     pairs = zip(keys, results, strict=True)
     return {
         key: from_status(result.error)
@@ -86,11 +85,11 @@ def errors_by_key(keys: Iterable[K], results: Iterable[Any]) -> dict[K, ApiError
 
 
 class ItemRejected(Exception):
-    """Another service refused one item of a batch, for good."""
+    """Another service rejected one item of a batch permanently."""
 
 
 def item_errors(results: Iterable[Any]) -> list[ItemRejected | None]:
-    """What another service made of each item of a batch; None: it was done."""
+    """The rejection of each item, or None if it succeeded."""
     return [
         ItemRejected(from_status(result.error).message)
         if result.WhichOneof("result") == "error"
@@ -100,7 +99,7 @@ def item_errors(results: Iterable[Any]) -> list[ItemRejected | None]:
 
 
 def rejections_by_key(keys: Iterable[K], results: Iterable[object]) -> dict[K, str]:
-    """Why items were refused, each by itself, by their keys."""
+    """The reason of each rejected item, by its key."""
     return {
         key: str(result)
         for key, result in zip(keys, results, strict=True)
@@ -109,7 +108,7 @@ def rejections_by_key(keys: Iterable[K], results: Iterable[object]) -> dict[K, s
 
 
 def raise_if_unavailable(results: Iterable[object]) -> None:
-    """Raises why items were not answered, if some were not."""
+    """Raises the first error of an item that was not processed, if there is one."""
     for result in results:
         if isinstance(result, ApiError):
             raise result

@@ -1,4 +1,4 @@
-"""How much of the process the calls of one kind, and one owner among them, may take."""
+"""Limits the calls of one kind, and the share of one owner among them."""
 
 from __future__ import annotations
 
@@ -7,34 +7,37 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class CallLimits:
-    """The limits of one server. Calls of one kind never take the slots of another."""
+    """The limits of one server. Each kind of call has its own slots."""
 
     writes: int = 4000
-    """Calls of teams that change something, in flight at a time."""
+    """Concurrent calls of teams that change something."""
     reads: int = 2000
-    """Calls of teams that only read."""
+    """Concurrent calls of teams that only read."""
     platform: int = 2000
-    """Calls of operators and auditors, and as many of services."""
+    """Concurrent calls of operators and auditors, and separately of services."""
     waiting: int = 4000
-    """Calls that wait for a provider; one above the limit is answered without waiting."""
+    """Calls that wait for a provider. Calls above the limit return without waiting."""
     streams: int = 2000
-    """Open streams of teams, as many of operators and auditors, and as many of services."""
+    """Open streams of teams, separately of operators and auditors, and separately of services."""
     share: float = 0.5
-    """The part of each of these, and of the bytes, that one owner alone may have. Calls of services
-    have no shares: they may all be one's.
+    """The part of each limit, and of the bytes, that one owner may use while no others call. Calls
+    of services have no share: one service may use all.
     """
     message_bytes: int = 32 * 1024 * 1024
-    """Bytes of messages in flight at a time, those of a few kilobytes not counted."""
+    """Total bytes of messages in flight. Messages of up to 4 KiB are not counted."""
 
 
 class Bulkhead:
-    """Slots, or bytes, that are bounded in all and shared by owners.
+    """Limited slots, or bytes, that owners share.
 
-    With a share of 0.5 an owner takes more only while it holds less than is free. So one owner
-    alone gets a half. Of n that take and give back side by side each gets a (n + 1)th, and as much
-    stays free for the next. Owners that come one after another, and give nothing back, get a half
-    of what is free then: a half, a quarter, an eighth. Where an owner is refused, one that holds
-    more is refused as well.
+    With a share of 0.5 an owner acquires more only while it holds less than is free. So one owner
+    alone gets a half.
+
+    n owners that acquire and release concurrently each get 1/(n + 1), and as much stays free for
+    the next.
+
+    Owners that arrive in sequence and release nothing get a half, a quarter, an eighth. Where an
+    owner is rejected, one that holds more is rejected too.
     """
 
     def __init__(self, capacity: int, owner_share: float) -> None:
@@ -44,8 +47,8 @@ class Bulkhead:
         self.used = 0
 
     def try_acquire(self, owner: str, weight: int = 1) -> bool:
-        """Takes a slot, if the owner may have one. Whether it was taken; the first of all is always
-        given, whatever its weight.
+        """Acquires a slot if the owner may have one; returns whether it was acquired. The first
+        acquisition always succeeds, whatever its weight.
         """
         free = self._capacity - self.used
         if self.used and (
@@ -58,12 +61,12 @@ class Bulkhead:
         return True
 
     def force_acquire(self, owner: str, weight: int = 1) -> None:
-        """Takes a slot, also above the limit."""
+        """Acquires a slot, even above the limit."""
         self.used += weight
         self._used_by_owner[owner] = self._used_by_owner.get(owner, 0) + weight
 
     def release(self, owner: str, weight: int = 1) -> None:
-        """Gives back what was taken."""
+        """Releases acquired slots."""
         self.used -= weight
         self._used_by_owner[owner] -= weight
         if not self._used_by_owner[owner]:

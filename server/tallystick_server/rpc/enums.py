@@ -10,7 +10,7 @@ from tallystick_core.errors import ApiError, ErrorReason
 
 
 class EnumNames:
-    """One enum's values and names, without the prefix that they have on the wire."""
+    """The values and names of one enum, without the prefix of its proto names."""
 
     def __init__(self, descriptor: EnumDescriptor) -> None:
         prefix = (
@@ -26,7 +26,7 @@ class EnumNames:
         )
 
     def parse(self, number: int, field: str, default: str | None = None) -> str:
-        """The name of a value. Unset: the default, or FIELD_REQUIRED; unknown: FIELD_INVALID."""
+        """The name of a value. Unset: the default, or FIELD_REQUIRED. Unknown: FIELD_INVALID."""
         if number == 0:
             if default is None:
                 raise ApiError(
@@ -45,7 +45,7 @@ class EnumNames:
         return name
 
     def number(self, name: str) -> Any:
-        """The value of a name, of the generated type; "" or None is the unset value. KeyError for a
-        name that the contract does not have.
+        """The generated value of a name; "" or None is the unset value. Raises KeyError for an
+        unknown name.
         """
         return self._number_by_name[name] if name else 0

@@ -1,4 +1,4 @@
-"""Refusals as gRPC tells them: the one place that knows which reason has which status."""
+"""Errors as gRPC statuses; the only module that maps reasons to status codes."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ CODE_BY_REASON: dict[ErrorReason, grpc.StatusCode] = {
 
 
 def to_status(error: ApiError) -> status_pb2.Status:
-    """A refusal with ErrorInfo, the field in BadRequest, and RetryInfo where the same request may
-    come back.
+    """The status of an error: ErrorInfo, BadRequest with the field, and RetryInfo if the same
+    request may be retried.
     """
     details: list[Message] = [
         error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
@@ -104,7 +104,7 @@ def to_status(error: ApiError) -> status_pb2.Status:
 async def abort_with_error(
     context: Any, error: ApiError, trailing: Sequence[tuple[str, str]] = ()
 ) -> NoReturn:
-    """Ends a call, by its context, with a refusal."""
+    """Aborts the call of this context with an error."""
     await context.abort(
         CODE_BY_REASON[error.reason],
         error.message,
@@ -114,7 +114,7 @@ async def abort_with_error(
 
 
 def from_status(status: status_pb2.Status) -> ApiError:
-    """The refusal of an item of a batch, as another service gave it."""
+    """The error of a batch item, from another service's status."""
     error_info, bad_request, retry_info = (
         error_details_pb2.ErrorInfo(),
         error_details_pb2.BadRequest(),
@@ -122,7 +122,7 @@ def from_status(status: status_pb2.Status) -> ApiError:
     )
     for detail in status.details:
         for message in (error_info, bad_request, retry_info):
-            detail.Unpack(message)  # only what is of its type
+            detail.Unpack(message)  # only if the detail has that type
     if error_info.domain != DOMAIN or error_info.reason not in ErrorReason.__members__:
         return ApiError(ErrorReason.INTERNAL, status.message)
     field = bad_request.field_violations[0].field if bad_request.field_violations else ""

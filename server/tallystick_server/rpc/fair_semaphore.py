@@ -1,4 +1,4 @@
-"""A semaphore whose waiting callers are served owner by owner."""
+"""A semaphore that serves waiting callers round robin by owner."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from contextlib import asynccontextmanager
 
 
 class FairSemaphore:
-    """Lets so many callers in at a time; those that wait are served round robin by owner, and first
-    come, first served within one.
+    """Limits concurrent callers. Waiting callers are served round robin by owner, and in order of
+    arrival within one owner.
 
-    Whatever the others ask for, each owner that waits is served once before any other is served
-    twice.
+    Each waiting owner is served once before another is served twice.
     """
 
     def __init__(self, permits: int) -> None:
@@ -23,7 +22,7 @@ class FairSemaphore:
 
     @asynccontextmanager
     async def permit(self, owner: str) -> AsyncIterator[None]:
-        """Waits for a permit, and has it until the block ends."""
+        """Waits for a permit and holds it until the block ends."""
         if self._available:
             self._available -= 1
         else:
@@ -34,7 +33,7 @@ class FairSemaphore:
             self._release()
 
     def waiting_count(self) -> int:
-        """How many callers wait."""
+        """The number of waiting callers."""
         return sum(map(len, self._waiters.values()))
 
     async def _wait(self, owner: str) -> None:
@@ -43,7 +42,8 @@ class FairSemaphore:
         try:
             await waiter
         except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():  # it came at the same moment
+            # the permit arrived together with the cancellation
+            if waiter.done() and not waiter.cancelled():
                 self._release()
             else:
                 self._remove_waiter(owner, waiter)
@@ -56,7 +56,7 @@ class FairSemaphore:
             self._waiters.pop(owner, None)
 
     def _release(self) -> None:
-        """Gives a permit to the next who waits, if anybody does."""
+        """Passes the permit to the next waiting caller, if there is one."""
         while self._waiters:
             owner, waiters = next(iter(self._waiters.items()))
             waiter, _ = waiters.popitem(last=False)

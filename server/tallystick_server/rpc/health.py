@@ -1,6 +1,4 @@
-"""Services of others beside the door, health and reflection: open to all, but what cannot be read
-is refused by name, and streams are bounded.
-"""
+"""Health and reflection services: no authentication, strict parsing, bounded streams."""
 
 from __future__ import annotations
 
@@ -13,14 +11,14 @@ from google.protobuf.message import DecodeError
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_server.rpc.errors import abort_with_error
 
-Context = Any  # of grpc.aio, which has no types
+Context = Any  # from grpc.aio, which has no types
 Handler = Callable[[Any, Context], Awaitable[Any]]
 
 _MAX_STREAMS = 1000
 
 
 class AuxiliaryServices:
-    """What such services are added to as if it were the server."""
+    """Replaces the server as the target when these services are added."""
 
     def __init__(self, server: grpc.aio.Server, max_streams: int = _MAX_STREAMS) -> None:
         self._server = server
@@ -33,12 +31,12 @@ class AuxiliaryServices:
         )
 
     def add_registered_method_handlers(self, service: str, handlers: Any) -> None:
-        """The same once more, for servers that look methods up by name; the generic ones serve
-        here.
+        """Does nothing. It registers the same methods for servers that look them up by name; the
+        generic handlers suffice.
         """
 
     def _wrap_method(self, handler: Any) -> Any:
-        """The same method, asked only what it can read, and only by so many at a time."""
+        """Wraps a method with strict parsing and a limit on concurrent calls."""
         parse = _make_tolerant(handler.request_deserializer)
         if handler.request_streaming:
             return grpc.stream_stream_rpc_method_handler(
@@ -87,7 +85,9 @@ class _StrictHandler(grpc.GenericRpcHandler):
 
 
 def _make_tolerant(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """The same, but None for what cannot be read: gRPC would answer an error here by its text."""
+    """Makes a parser return None for malformed bytes. gRPC would reply with the text of the
+    exception.
+    """
 
     def parse_or_none(raw: bytes) -> Any:
         try:
@@ -99,7 +99,7 @@ def _make_tolerant(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 
 
 def _wrap_single_request(handler: Handler) -> Handler:
-    """A method of one request, which returns its response, or writes what it streams."""
+    """Wraps a method with one request, which returns its response or writes a stream."""
 
     async def method(request: Any, context: Context) -> Any:
         return await handler(await _check_request(request, context), context)
@@ -108,7 +108,7 @@ def _wrap_single_request(handler: Handler) -> Handler:
 
 
 def _wrap_request_stream(handler: Callable[[Any, Context], AsyncIterator[Any]]) -> Handler:
-    """A method of many requests, which yields its responses."""
+    """Wraps a method with a stream of requests, which yields its responses."""
 
     async def method(requests: AsyncIterator[Any], context: Context) -> None:
         async for response in handler(_check_requests(requests, context), context):
@@ -123,7 +123,7 @@ async def _check_requests(requests: AsyncIterator[Any], context: Context) -> Asy
 
 
 async def _check_request(request: Any, context: Context) -> Any:
-    """The request, if it could be read; else the call ends with MESSAGE_MALFORMED."""
+    """Returns a well-formed request. Otherwise aborts the call with MESSAGE_MALFORMED."""
     if request is None:
         await abort_with_error(
             context,

@@ -1,4 +1,4 @@
-"""Counts the items of a message on its bytes, before an object is built for any of them."""
+"""Counts the items of a message in its bytes, before objects are built for them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from tallystick_core.errors import ApiError, ErrorReason
 
 MAX_ITEMS = 1000
-"""The most items of one repeated field, in a call and in a stage."""
+"""Maximum items of one repeated field, in a call and in a batch."""
 _MAX_NESTED_ITEMS = 50_000
-"""The most items of a message in all its repeated fields, however deep."""
+"""Maximum items of a message in all its repeated fields, at any depth."""
 _MAX_FIELDS = 250_000
-"""The most fields that are looked at; a message of MAX_BATCH_BYTES that is no attack has fewer."""
+"""Maximum fields scanned. A legitimate message of MAX_BATCH_BYTES has fewer."""
 _MESSAGE = FieldDescriptor.TYPE_MESSAGE
 _UNPACKED_TYPES = frozenset(
     {_MESSAGE, FieldDescriptor.TYPE_GROUP, FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES}
 )
-"""The types of which each item is a field of its own; those of any other may stand packed
-in one.
+"""The types whose items are always separate fields. Items of other types may be packed into one
+field.
 """
 _FIXED_WIDTHS = {
     **dict.fromkeys(
@@ -33,26 +33,26 @@ _FIXED_WIDTHS = {
 }
 _CONTINUATION_BYTES = bytes(range(0x80, 0x100))  # a varint ends with any other byte
 _VARINT, _BYTES = 0, 2
-# of each wire type; groups begin and end without one
+# By wire type; the start and end of a group have no content.
 _FIXED_LENGTHS = {_VARINT: 0, 1: 8, 3: 0, 4: 0, 5: 4}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _MessageShape:
-    """Which fields of a message are counted and which are looked into, by their number."""
+    """The field numbers that are counted, and those that are scanned inside."""
 
     name: str
     repeated_names: dict[int, str]
     packed_widths: dict[int, int]
-    """The bytes of an item of each that may be packed; 0: it is a varint."""
+    """The bytes per item of each field that may be packed; 0: a varint."""
     children: dict[int, tuple[str, _MessageShape]]
     non_item_bytes: bytes
-    """The bytes that begin no item, however deep."""
+    """The bytes that start no item at any depth."""
 
 
 @cache
 def _shape_of(descriptor: Descriptor) -> _MessageShape | None:
-    """None for a message that can hold no items. Messages of the contract are not recursive."""
+    """Returns None for a message without items. Messages of the contract are not recursive."""
     repeated = {field.number: field.name for field in descriptor.fields if field.is_repeated}
     packed = {
         field.number: _FIXED_WIDTHS.get(field.type, 0)
@@ -86,32 +86,32 @@ def _shape_of(descriptor: Descriptor) -> _MessageShape | None:
 
 
 def _first_byte(field: FieldDescriptor) -> int:
-    """The seven bits that a field's tag begins with. The eighth says that the tag goes on, which a
-    sender may set for a tag of one byte too.
+    """The low seven bits of the first byte of a field's tag. The eighth bit continues the tag; a
+    sender may also set it for a one-byte tag.
     """
     return (field.number << 3 | (_BYTES if field.type in _UNPACKED_TYPES else _VARINT)) & 0x7F
 
 
 def has_items(descriptor: Descriptor) -> bool:
-    """Whether a message has repeated fields, however deep."""
+    """Whether a message has repeated fields at any depth."""
     return _shape_of(descriptor) is not None
 
 
 class _ItemCount:
-    """What has been seen of one message, at all its depths."""
+    """The counts of one message, over all depths."""
 
     __slots__ = ("fields", "items", "small")
 
     def __init__(self, small: int) -> None:
         self.small = small
-        """The bytes of a message inside that is not looked into."""
+        """The size of a nested message that is not scanned."""
         self.fields = 0
         self.items = 0
 
 
 def check_items(raw: bytes, descriptor: Descriptor) -> None:
-    """Refuses a message with more items than a call may have, at a bounded cost. Raises
-    TOO_MANY_ITEMS, MESSAGE_MALFORMED.
+    """Rejects a message with too many items, at a bounded cost. Raises TOO_MANY_ITEMS,
+    MESSAGE_MALFORMED.
     """
     shape = _shape_of(descriptor)
     if shape is None:
@@ -119,7 +119,7 @@ def check_items(raw: bytes, descriptor: Descriptor) -> None:
     max_item_count = len(raw.translate(None, shape.non_item_bytes))
     if max_item_count <= MAX_ITEMS and len(raw) <= _MAX_FIELDS:
         return
-    # so many bytes have no room for more items
+    # a message of this size cannot hold too many items
     unchecked_bytes = MAX_ITEMS if max_item_count <= _MAX_NESTED_ITEMS else 0
     try:
         _check(raw, 0, len(raw), shape, _ItemCount(unchecked_bytes))
@@ -130,7 +130,7 @@ def check_items(raw: bytes, descriptor: Descriptor) -> None:
 
 
 def _check(raw: bytes, offset: int, end: int, shape: _MessageShape, count: _ItemCount) -> None:
-    """One message, from `offset` to `end`. Raises IndexError for bytes that end too early."""
+    """Checks one message from `offset` to `end`. Raises IndexError for truncated bytes."""
     repeated, children = shape.repeated_names, shape.children
     counts: dict[int, int] = {}
     while offset < end:
@@ -183,12 +183,12 @@ def _check(raw: bytes, offset: int, end: int, shape: _MessageShape, count: _Item
 
 
 def _count_packed(raw: bytes, width: int) -> int:
-    """How many numbers stand in one field."""
+    """The number of values in one packed field."""
     return len(raw) // width if width else len(raw.translate(None, _CONTINUATION_BYTES))
 
 
 def _read_varint(raw: bytes, offset: int) -> tuple[int, int]:
-    """A varint and where it ends."""
+    """Reads a varint. Returns its value and the offset after it."""
     value = 0
     for shift in range(0, 70, 7):
         byte = raw[offset]

@@ -13,12 +13,12 @@ from tallystick_core.errors import ApiError, ErrorReason
 
 M = TypeVar("M", bound=Message)
 
-_POLL_SECONDS = 0.5  # seconds; another process may have made the change
+_POLL_SECONDS = 0.5  # another process may have made the change
 
 
 class Subscription(Generic[M]):
-    """One call's wait for a resource. A change is a hint to look again, but for `final`: the
-    resource at its end, as committed.
+    """One call's wait for a resource. A change is a hint to load it again. `final`: the committed
+    resource in its final state.
     """
 
     def __init__(self, *, only_results: bool) -> None:
@@ -32,7 +32,7 @@ class Subscription(Generic[M]):
             self._changed.set()
 
     async def wait(self, seconds: float) -> None:
-        """Waits for a change, or for so many seconds."""
+        """Waits for a change, at most `seconds`."""
         timer = asyncio.get_running_loop().call_later(seconds, self._changed.set)
         try:
             await self._changed.wait()
@@ -49,11 +49,11 @@ class Subscription(Generic[M]):
         load_first: bool = True,
         poll_seconds: float = _POLL_SECONDS,
     ) -> M | None:
-        """The resource once it does not move any more, or as it stands when the time (the loop's)
-        is up; None if there is none.
+        """Waits until the resource is final or `deadline` (loop time) is reached. Returns its
+        latest state, or None if it does not exist.
 
-        `load_first`: whether it may be so already. `poll_seconds`: how long to wait for a change,
-        in seconds, before looking all the same.
+        `load_first`: it may be final already. `poll_seconds`: how long to wait for a change before
+        loading it anyway.
         """
         loop = asyncio.get_running_loop()
         while True:
@@ -68,15 +68,15 @@ class Subscription(Generic[M]):
 
 
 class ChangeNotifier(Generic[M]):
-    """Who waits for which resource, by its id."""
+    """The subscriptions by resource id."""
 
     def __init__(self) -> None:
         self._subscriptions: dict[str, set[Subscription[M]]] = {}
 
     @contextmanager
     def subscribe(self, key: str, *, only_results: bool = False) -> Iterator[Subscription[M]]:
-        """Hears of each change of the resource until the block ends, or only of those that bring a
-        demand for it to rest.
+        """Subscribes to changes of the resource until the block ends. `only_results`: only to those
+        with the result of an operation.
         """
         subscription = Subscription[M](only_results=only_results)
         subscriptions = self._subscriptions.setdefault(key, set())
@@ -89,8 +89,8 @@ class ChangeNotifier(Generic[M]):
                 self._subscriptions.pop(key, None)
 
     def notify(self, key: str, *, has_result: bool, final: M | None = None) -> None:
-        """Wakes those who wait for the resource. `has_result`: a demand for it has come to rest;
-        `final`: so have all.
+        """Wakes the subscribers of the resource. `has_result`: one of its operations has a result.
+        `final`: the resource, once it is final.
         """
         for subscription in self._subscriptions.get(key, ()):
             subscription.notify(has_result=has_result, final=final)
@@ -102,8 +102,8 @@ class ChangeNotifier(Generic[M]):
         after_version: int,
         is_in_progress: Callable[[Any], bool],
     ) -> AsyncGenerator[Any, None]:
-        """Each version of the resource that is seen after a given one, until it does not move any
-        more. Raises FIELD_INVALID.
+        """Yields each version seen after `after_version`, until the resource is final. Raises
+        FIELD_INVALID.
         """
         if after_version < 0:
             raise ApiError(

@@ -28,7 +28,7 @@ def parse_page_size(requested: int) -> int:
 
 
 class PageToken:
-    """Tokens of one listing: where the page before ended, good for the same filters only."""
+    """Page tokens of one listing. A token holds the cursor and requires the same filters."""
 
     def __init__(self, *filters: str | int) -> None:
         self._filters_digest = fingerprint(*filters).hex()[:16]
@@ -43,8 +43,9 @@ class PageToken:
         to_message: Callable[[R], M],
         cursor_of: Callable[[R], tuple[str | int, ...]],
     ) -> tuple[list[M], str]:
-        """The messages of a page, and the token of the next or "". It ends after `size` rows or at
-        1 MiB; `rows` holds one more if there is one.
+        """The messages of a page, and the next page token or "".
+
+        The page ends after `size` rows or at 1 MiB. `rows` holds one more row if there is one.
         """
         messages: list[M] = []
         used_bytes = 0
@@ -59,18 +60,18 @@ class PageToken:
         ) else ""
 
     def next_token(self, last_cursor: tuple[datetime, str] | None) -> str:
-        """The token of the page below the last (time, id) that was looked at; "" if all were."""
+        """The token of the page after the last scanned (time, id); "" if all were scanned."""
         return self.make(last_cursor[0].isoformat(), last_cursor[1]) if last_cursor else ""
 
     def parse_time_cursor(self, token: str) -> tuple[datetime, str] | None:
-        """The (time, id) that a page of rows, newest first, comes before, or None for the first
-        page. Raises PAGE_TOKEN_INVALID.
+        """The (time, id) before which a page starts, newest first; None for the first page. Raises
+        PAGE_TOKEN_INVALID.
         """
         cursor = self.parse(token, str, str)
         return (parse_token_time(cursor[0]), str(cursor[1])) if cursor else None
 
     def parse(self, token: str, *types: type) -> list[str | int] | None:
-        """The place, as values of the given types, or None for the first page. Raises
+        """The cursor as values of the given types, or None for the first page. Raises
         PAGE_TOKEN_INVALID.
         """
         if not token:
@@ -94,7 +95,7 @@ class PageToken:
 
 
 def parse_token_time(text: str | int) -> datetime:
-    """A time as a page token has it, in UTC. Raises PAGE_TOKEN_INVALID."""
+    """Parses a UTC time of a page token. Raises PAGE_TOKEN_INVALID."""
     try:
         time = datetime.fromisoformat(str(text))
     except ValueError:
@@ -105,7 +106,7 @@ def parse_token_time(text: str | int) -> datetime:
 
 
 def invalid_page_token() -> ApiError:
-    """The refusal of a page token that this listing did not make."""
+    """The error for a page token that this listing did not issue."""
     return ApiError(
         ErrorReason.PAGE_TOKEN_INVALID,
         "page_token must be one that this call gave for the same filters.",

@@ -1,4 +1,4 @@
-"""Postings: what is booked, as LedgerService is told of it."""
+"""Builds posting requests for LedgerService."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def add_posting(
     caller: str,
     lines: Iterable[JournalLine],
 ) -> None:
-    """Adds a posting to what is to be posted."""
+    """Adds a posting to the request."""
     posting = request.postings.add(kind=_KINDS.number(kind), source_id=source_id, caller=caller)
     for line in lines:
         posting.entries.add(

@@ -1,5 +1,5 @@
-"""What reflection shows: every symbol of the contract, methods and fields too, which protobuf's
-pool does not find by themselves.
+"""Reflection of every symbol of the contract, including methods and fields, which protobuf's own
+pool does not find.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from google.protobuf import descriptor_pool
 
 
 class SymbolDescriptorPool:
-    """A descriptor pool whose files are found by whatever symbol they define."""
+    """A descriptor pool that finds a file by any symbol it defines."""
 
     def __init__(self) -> None:
         self._pool: Any = descriptor_pool.Default()
@@ -19,7 +19,7 @@ class SymbolDescriptorPool:
         return getattr(self._pool, name)
 
     def FindFileContainingSymbol(self, symbol: str) -> Any:  # noqa: N802 - protobuf's name
-        """The file that defines a symbol. Raises KeyError."""
+        """Returns the file that defines a symbol. Raises KeyError."""
         try:
             return self._pool.FindFileContainingSymbol(symbol)
         except KeyError:
@@ -29,7 +29,7 @@ class SymbolDescriptorPool:
             return self._pool.FindFileContainingSymbol(parent)
 
     def _find_members(self, parent: str) -> Any:
-        """What a service or a message defines, by name. Raises KeyError."""
+        """Returns the members of a service or a message by name. Raises KeyError."""
         try:
             return self._pool.FindServiceByName(parent).methods_by_name
         except KeyError:

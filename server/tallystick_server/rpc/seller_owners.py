@@ -1,4 +1,4 @@
-"""Whom sellers belong to, as WalletService says."""
+"""The owners of sellers, from WalletService."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tallystick_server.rpc.message_limits import MAX_ITEMS
 from tallystick_server.rpc.service_client import ServiceClient
 
 SellerClaim = tuple[str, str, int]
-"""A seller, the owner that claims it, "": it is only looked up, and the group of claims that are
-made all or none, 0: this one alone.
+"""Seller, owner and group. An empty owner only looks the seller up. The claims of a group succeed
+or fail together; group 0: this claim alone.
 """
 
 
 class SellerOwners:
-    """Asks WalletService, which alone knows."""
+    """Reads the owners of sellers from WalletService, which is their only source."""
 
     def __init__(self, service_client: ServiceClient, wallet_address: str) -> None:
         self._service_client = service_client
@@ -25,11 +25,11 @@ class SellerOwners:
         )
 
     async def claim(self, claims: Sequence[SellerClaim]) -> dict[str, str]:
-        """Owners by seller after the claims; a seller that belongs to nobody is missing. Raises
+        """Returns the owners by seller after the claims, without sellers that have no owner. Raises
         DEPENDENCY_UNAVAILABLE.
 
-        More than MAX_ITEMS claims are several requests, so no group may be larger, or begin in one
-        and end in another.
+        More than MAX_ITEMS claims are split into several requests. No group may be larger, or be
+        divided by a split.
         """
         owners: dict[str, str] = {}
         for start in range(0, len(claims), MAX_ITEMS):
@@ -46,5 +46,5 @@ class SellerOwners:
         return owners
 
     async def find_owners(self, sellers: Sequence[str]) -> dict[str, str]:
-        """Owners by seller, without claiming any. Raises DEPENDENCY_UNAVAILABLE."""
+        """Returns the owners by seller, without claiming any. Raises DEPENDENCY_UNAVAILABLE."""
         return await self.claim([(seller, "", 0) for seller in sellers])

@@ -1,5 +1,5 @@
-"""The door that every incoming call goes through, outermost first: telemetry, errors, deadline,
-authentication, authorization, limits.
+"""gRPC server pipeline, outermost first: tracing, errors, deadline, authentication, authorization,
+limits.
 """
 
 from __future__ import annotations
@@ -44,45 +44,46 @@ MAX_DEADLINE_SECONDS = 60.0
 MAX_STREAM_SECONDS = 300.0
 MAX_MESSAGE_BYTES = 64 * 1024
 MAX_BATCH_BYTES = 4 * 1024 * 1024
-# messages up to here are not counted: as many as there are slots are nothing
+# Messages up to this size are not counted: even one for every slot needs little memory.
 _SMALL_MESSAGE_BYTES = 4 * 1024
-# of larger messages one is parsed at a time, and other calls come between
+# Larger messages are parsed one at a time, and other calls run in between.
 _SERIAL_PARSE_BYTES = 64 * 1024
-_RESPONSE_MARGIN_SECONDS = 0.5  # seconds before the deadline in which the answer still gets home
+_RESPONSE_MARGIN_SECONDS = 0.5  # before the deadline, so that the response arrives in time
 _MAX_WAIT_SECONDS = 30.0
 _POLL_SECONDS = 0.02
-# seconds in which gRPC says of a call without a message that its caller has cancelled it
+# Seconds in which gRPC reports that a call without a message was cancelled by its caller.
 _CANCELLATION_GRACE_SECONDS = 0.1
 _MAX_STREAM_WRITES = 2
 _MAX_READS = 32
-"""Streams that write at a time: a write takes at least three turns of the loop and is one event, of
-which gRPC's poller hands over one a turn.
+"""Maximum concurrent stream writes. A write takes at least three iterations of the loop. gRPC's
+poller delivers one event per iteration.
 """
-# seconds after which the next stream may write, though a reader has not taken what was written for
-# it
+# Seconds after which the next stream may write, even if a reader has not taken its message.
 _WRITE_HANDOVER_SECONDS = 0.001
 _TEAM_ROLES = frozenset({Role.TEAM, Role.PAYOUTS})
-_DRAIN_ABORT_SECONDS = 1.0  # seconds in which calls that are ended by a drain refuse
-_STREAM_DRAIN_SECONDS = 1.0  # seconds that a drain gives streams, which resume from their cursors
+_DRAIN_ABORT_SECONDS = 1.0  # for calls that a drain aborts to return their error
+_STREAM_DRAIN_SECONDS = 1.0  # for streams in a drain; they resume from their cursors
 
 
 @dataclass(slots=True)
 class Call:
-    """What a handler knows of its call, beside the request. `deadline` is in the loop's time."""
+    """What a handler knows of its call besides the request. `deadline` is in loop time."""
 
     caller: Caller
     deadline: float
     slots: tuple[Bulkhead, Bulkhead] | None = None
-    """Where it has its slot, and where it takes one while it waits."""
+    """The bulkhead of its slot, and the bulkhead of its slot while it waits."""
     body_permit: tuple[Bulkhead, int] | None = None
-    """Where the bytes of its request are counted, and how many; None: nowhere, or no more."""
+    """The bulkhead that counts the request's bytes, and their number. None: they are not counted
+    (any more).
+    """
     metadata: dict[str, str] = field(default_factory=dict)
-    """Sent with the answer."""
+    """Sent with the response."""
 
     @contextmanager
     def waiting_slot(self) -> Iterator[bool]:
-        """Gives up the call's slot for one of the waiting calls until the block ends. Whether there
-        was one: without, the call answers at once.
+        """Exchanges the call's slot for a waiting slot until the block ends. Yields whether there
+        was one; otherwise the call must return at once.
         """
         if self.slots is None:
             yield True
@@ -100,18 +101,20 @@ class Call:
             waiting.release(owner)
 
     def release_body(self) -> None:
-        """Gives back the bytes of the request, which nothing needs any more."""
+        """Releases the counted bytes of the request, which is no longer needed."""
         if self.body_permit is not None:
             bulkhead, size = self.body_permit
             bulkhead.release(self.caller.owner, size)
             self.body_permit = None
 
     def mark_replayed(self) -> None:
-        """Tells the caller that the answer is to a repeat."""
+        """Marks the response as a replay."""
         self.metadata["tallystick-replayed"] = "true"
 
     def require_visible(self, resource: T | None, kind: str, name: str) -> T:
-        """What was found, if the caller may see it. Raises NOT_FOUND for another's as well."""
+        """Returns the resource if the caller may see it. Raises NOT_FOUND otherwise, also for
+        another owner's resource.
+        """
         owned_resource: Any = resource
         if resource is None or not self.caller.can_see(owned_resource.owner):
             raise not_found_error(kind, name)
@@ -119,7 +122,7 @@ class Call:
 
     @property
     def response_deadline(self) -> float:
-        """The loop's time at which the answer sets out, however things stand then."""
+        """Loop time at which the response is sent, whatever the state."""
         return min(
             self.deadline - _RESPONSE_MARGIN_SECONDS,
             asyncio.get_running_loop().time() + _MAX_WAIT_SECONDS,
@@ -128,15 +131,15 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class _Slots:
-    """Where the calls of one method take their slots, by who calls."""
+    """The bulkheads of one method, by kind of caller."""
 
     teams: Bulkhead
     services: Bulkhead
     operators: Bulkhead
 
     def for_caller(self, caller: Caller) -> Bulkhead:
-        """By the role that the method admits the caller by; of several by a team's first, then by a
-        service's, so that operators' slots stay free.
+        """Selects by the role that admits the caller: first a team's, then a service's. So the
+        slots of operators stay free.
         """
         if not _TEAM_ROLES.isdisjoint(caller.roles):
             return self.teams
@@ -159,8 +162,8 @@ class _Method:
 
 
 class RpcServer:
-    """Serves the methods of services. One for each server: its limits count the calls of all
-    services together.
+    """Serves the methods of services. One instance per server: its limits count the calls of all
+    its services.
     """
 
     def __init__(
@@ -188,12 +191,12 @@ class RpcServer:
         self._aborting = False
 
     def close(self) -> None:
-        """From now on new calls are refused with SHUTTING_DOWN, and streams end."""
+        """Rejects new calls with SHUTTING_DOWN and ends streams."""
         self._closing.set()
 
     async def wait_until_idle(self, timeout_seconds: float) -> None:
-        """Waits until no call is in flight, so many seconds, and a second for streams; those calls
-        that are left then end with SHUTTING_DOWN.
+        """Waits until no call is in flight: up to `timeout_seconds`, and one second for streams.
+        Aborts the remaining calls with SHUTTING_DOWN.
         """
         bulkheads = (*self._writes.all, *self._reads.all, self._waiting)
         await asyncio.gather(
@@ -226,7 +229,7 @@ class RpcServer:
         )
 
     def add_fallback(self, server: grpc.aio.Server) -> None:
-        """Answers METHOD_UNKNOWN to everything that was not added before."""
+        """Rejects every method that was not added before with METHOD_UNKNOWN."""
         server.add_generic_rpc_handlers((_Unknown(self._reject_unknown),))
 
     def _build_handler(
@@ -260,12 +263,12 @@ class RpcServer:
         async def unary(_messages: object, context: Context) -> bytes:
             return await self._serve_unary(method, context)
 
-        # a stream of one message is the same on the wire; a message that gRPC reads itself it keeps
-        # until the call ends
+        # A stream with one message is the same on the wire. gRPC would keep a message that it reads
+        # itself until the call ends.
         return grpc.stream_unary_rpc_method_handler(unary)
 
     def _slots_for(self, descriptor: MethodDescriptor) -> _Slots:
-        """Which slots the calls of a method take."""
+        """The bulkheads for the calls of a method."""
         if descriptor.server_streaming:
             return self._streams
         return (
@@ -286,7 +289,7 @@ class RpcServer:
                         request = await self._parse_request(method, raw, call.caller.owner)
                         async with self._read_permit(method, call.caller.owner):
                             pending_response = handler(request, call)
-                            # only the handler keeps the body, as long as it needs it
+                            # only the handler keeps the body, and only while it needs it
                             del raw, request
                             response = await pending_response
                 context.set_trailing_metadata(
@@ -309,7 +312,7 @@ class RpcServer:
                         await self._parse_request(method, raw, call.caller.owner), call
                     )
                     del raw
-                    # handlers of streams decode the request in their first step, and drop it
+                    # stream handlers decode the request in their first step, and then drop it
                     call.release_body()
                     expiry = asyncio.get_running_loop().time() + self._max_stream_seconds
                     async with aclosing(responses) as messages:
@@ -325,8 +328,10 @@ class RpcServer:
 
     @contextmanager
     def _hold_slots(self, method: _Method, size: int, call: Call) -> Iterator[None]:
-        """The call's slot until the block ends, and the bytes of its message until it waits, or its
-        stream begins. Raises OVERLOADED.
+        """Holds the call's slot until the block ends. Holds the bytes of its message until it waits
+        or its stream begins.
+
+        Raises OVERLOADED.
         """
         owner, slots = call.caller.owner, method.slots.for_caller(call.caller)
         if not slots.try_acquire(owner):
@@ -351,14 +356,14 @@ class RpcServer:
             call.release_body()
 
     def _read_permit(self, method: _Method, owner: str) -> AbstractAsyncContextManager[None]:
-        """A read's turn among those of other owners, since all reads share a few connections; what
-        changes something has no turns.
+        """Reads share a few connections, so they are served round robin by owner. Calls that change
+        something need no permit.
         """
         return self._read_semaphore.permit(owner) if method.slots is self._reads else nullcontext()
 
     @asynccontextmanager
     async def _enforce_deadline(self, deadline: float) -> AsyncIterator[None]:
-        """Ends the block with TimeoutError at the deadline, or when a drain is over before."""
+        """Ends the block with TimeoutError at the deadline, or earlier at the end of a drain."""
         async with asyncio.timeout_at(deadline) as timeout:
             self._timeouts.add(timeout)
             try:
@@ -367,7 +372,7 @@ class RpcServer:
                 self._timeouts.discard(timeout)
 
     async def _parse_request(self, method: _Method, raw: bytes, owner: str) -> Message:
-        """The request. Raises TOO_MANY_ITEMS, MESSAGE_MALFORMED."""
+        """Parses the request. Raises TOO_MANY_ITEMS, MESSAGE_MALFORMED."""
         if len(raw) <= _SERIAL_PARSE_BYTES:
             return _parse(method, raw)
         async with self._parse_semaphore.permit(owner):
@@ -378,8 +383,8 @@ class RpcServer:
     async def _send(
         self, messages: AsyncIterator[Message], context: Context, expiry: float, owner: str
     ) -> asyncio.Future[None] | None:
-        """Sends a stream's messages. Returns the write that its reader had not taken when the
-        stream was to end, or None at the end.
+        """Sends a stream's messages. Returns the pending write if the stream had to end before the
+        reader took it, else None.
         """
         while (message := await self._receive(messages, expiry)) is not None:
             async with self._write_semaphore.permit(owner):
@@ -390,35 +395,34 @@ class RpcServer:
                 await self._wait_until_closing(write, expiry)
             if not write.done():
                 return write
-            if write.exception() is not None:  # nobody is there any more
+            if write.exception() is not None:  # the reader has disconnected
                 break
         return None
 
     async def _cancel_stream(
         self, write: asyncio.Future[None], slots: Bulkhead, owner: str
     ) -> None:
-        """A reader that stands still keeps no place here; should it go on, it hears why its stream
-        has ended.
+        """Releases the slot of a stream whose reader has stalled. If the reader resumes, it
+        receives the reason for the end.
         """
         slots.release(owner)
         try:
             await asyncio.wait((write,))
         finally:
             slots.force_acquire(owner)
-        if not write.cancelled() and write.exception() is None:  # else it has gone
+        # otherwise the reader has disconnected
+        if not write.cancelled() and write.exception() is None:
             raise _shutting_down_error() if self._closing.is_set() else _stream_expired_error()
 
     def _check_stream_open(self, expiry: float) -> None:
-        """Raises STREAM_EXPIRED or SHUTTING_DOWN when a stream is to end."""
+        """Raises STREAM_EXPIRED or SHUTTING_DOWN if the stream must end."""
         if self._closing.is_set():
             raise _shutting_down_error()
         if asyncio.get_running_loop().time() >= expiry:
             raise _stream_expired_error()
 
     async def _wait_until_closing(self, future: asyncio.Future[Any], expiry: float) -> None:
-        """Waits for a step of a stream: until it is done, the stream's time is up, or the process
-        is being stopped.
-        """
+        """Waits until a step of a stream is done, the stream expires, or the process stops."""
         closing_task = asyncio.ensure_future(self._closing.wait())
         try:
             remaining_seconds = expiry - asyncio.get_running_loop().time()
@@ -431,10 +435,8 @@ class RpcServer:
             closing_task.cancel()
 
     async def _receive(self, messages: AsyncIterator[Message], expiry: float) -> Message | None:
-        """The next message of a stream, or None at its end. Raises STREAM_EXPIRED or
-        SHUTTING_DOWN.
-        """
-        self._check_stream_open(expiry)  # also where there is always a next message
+        """The next message, or None at the end. Raises STREAM_EXPIRED or SHUTTING_DOWN."""
+        self._check_stream_open(expiry)  # also if messages never run out
         future = asyncio.ensure_future(anext(messages, None))
         try:
             await self._wait_until_closing(future, expiry)
@@ -444,17 +446,17 @@ class RpcServer:
             return future.result()
         finally:
             future.cancel()
-            if not future.done():  # a generator that still runs cannot be closed
+            if not future.done():  # a running generator cannot be closed
                 await asyncio.wait((future,))
 
     def _admit(
         self, method: _Method, raw: object, context: Context, metadata: Mapping[str, str]
     ) -> Call:
-        """All that is refused before the call takes a slot, in a fixed order. Raises Refused."""
+        """Makes every check before the call takes a slot, in a fixed order. Raises ApiError."""
         now = asyncio.get_running_loop().time()
         if self._closing.is_set():
             raise _shutting_down_error()
-        if not isinstance(raw, bytes):  # gRPC's mark for the end
+        if not isinstance(raw, bytes):  # gRPC's marker for the end
             raise ApiError(ErrorReason.MESSAGE_MALFORMED, "The call has no message; send one.")
         remaining_seconds = context.time_remaining()
         if remaining_seconds is not None and remaining_seconds <= 0:
@@ -487,8 +489,8 @@ class RpcServer:
 
 
 async def _read_message(context: Context) -> Any:
-    """The call's message, or gRPC's mark that there is none. A call that was cancelled before its
-    message came ends here.
+    """Returns the call's message, or gRPC's marker for none. A call that was cancelled before its
+    message arrived ends here.
     """
     raw = await context.read()
     if not isinstance(raw, bytes):
@@ -508,7 +510,7 @@ def _parse(method: _Method, raw: bytes) -> Message:
 
 
 async def _abort_call(context: Context, span: Span, exception: Exception, method: str) -> NoReturn:
-    """Ends the call with a refusal: the error's own, or INTERNAL with nothing but the trace id."""
+    """Aborts the call with the error, or with INTERNAL and only the trace id."""
     if isinstance(exception, TimeoutError):
         error = ApiError(
             ErrorReason.DEADLINE_EXCEEDED,
@@ -528,7 +530,7 @@ async def _abort_call(context: Context, span: Span, exception: Exception, method
 
 
 async def _wait_until_free(bulkheads: Sequence[Bulkhead], timeout_seconds: float) -> None:
-    """Waits until nobody has a slot, so many seconds."""
+    """Waits up to `timeout_seconds` until no slot is taken."""
     deadline = asyncio.get_running_loop().time() + timeout_seconds
     while (  # noqa: ASYNC110 - calls end by many ways
         any(bulkhead.used for bulkhead in bulkheads)
@@ -538,7 +540,9 @@ async def _wait_until_free(bulkheads: Sequence[Bulkhead], timeout_seconds: float
 
 
 def _ignore_write_error(write: asyncio.Future[None]) -> None:
-    """A write fails when its reader has gone away, which is no fault."""
+    """Retrieves the exception of a write. It fails if the reader has disconnected, which is no
+    error.
+    """
     if not write.cancelled():
         write.exception()
 
@@ -562,7 +566,7 @@ def _read_metadata(context: Context) -> dict[str, str]:
 
 
 class _Unknown(grpc.GenericRpcHandler):
-    """The last handler: everything it is asked for is unknown."""
+    """The last handler: rejects unknown methods."""
 
     def __init__(self, abort: Callable[[str, Context], Awaitable[NoReturn]]) -> None:
         self._abort = abort

@@ -1,5 +1,5 @@
-"""Calls from one service to another: under our own identity, traced, with a deadline, and retried
-by tenacity.
+"""Calls between services: authenticated as this service, traced, with a deadline, and retried by
+tenacity.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _CALLER_REJECTED_CODES = frozenset(
 
 
 class ServiceCallRejected(Exception):
-    """Another service rejected a call with a status that no repeat of the same call changes.
-    `method`: such as "tallystick.wallet.v1.BatchCredit".
+    """Another service rejected a call with a status that a retry does not change. `method`: such as
+    "tallystick.wallet.v1.BatchCredit".
     """
 
     def __init__(
@@ -52,22 +52,22 @@ class ServiceCallRejected(Exception):
         self.status = status
         self.message = message
         self.rejects_caller = rejects_caller
-        """The service rejects this caller, or does not know the method: every item would be
-        refused, and none of them is at fault.
+        """The service rejects this caller, or does not know the method. Every item would be
+        rejected, and none is at fault.
         """
 
 
 SERVICE_CHANNEL_OPTIONS: list[tuple[str, str | int]] = [
     ("grpc.max_receive_message_length", 16 * 1024 * 1024),
     ("grpc.max_send_message_length", 4 * 1024 * 1024),
-    ("grpc.lb_policy_name", "round_robin"),  # over all addresses that the service's name has
+    ("grpc.lb_policy_name", "round_robin"),  # over all addresses of the service's name
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 2000),  # an attempt to connect has at least so long
-    # so a service that is back is found, however long it was away
+    ("grpc.min_reconnect_backoff_ms", 2000),  # minimum timeout of a connection attempt
+    # a service that returns is found quickly, however long it was down
     ("grpc.max_reconnect_backoff_ms", 2000),
-    ("grpc.keepalive_time_ms", 10_000),  # a host that has vanished is noticed
+    ("grpc.keepalive_time_ms", 10_000),  # detects a host that has vanished
     ("grpc.keepalive_timeout_ms", 5_000),
-    # while the kernel of a process that is frozen still acknowledges
+    # detects a frozen process, whose kernel still acknowledges
     ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
@@ -75,13 +75,13 @@ SERVICE_CHANNEL_OPTIONS: list[tuple[str, str | int]] = [
 
 
 def open_channel(address: str) -> grpc.aio.Channel:
-    """A channel to another service, for messages as large as batches are."""
+    """Opens a channel to another service. Its message limit fits batches."""
     return grpc.aio.insecure_channel(address, options=SERVICE_CHANNEL_OPTIONS)
 
 
 class ServiceClient:
-    """The other services, as one service sees them. Every call between them is idempotent, so each
-    may be repeated.
+    """The other services, as one service calls them. All these calls are idempotent, so each can be
+    retried.
     """
 
     def __init__(
@@ -92,17 +92,17 @@ class ServiceClient:
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     def stub(self, stub_class: Callable[[grpc.aio.Channel], T], address: str) -> T:
-        """A stub over the channel to an address; services at one address share it."""
+        """A stub for the channel to an address. Services at one address share the channel."""
         if address not in self._channels:
             self._channels[address] = self._connect(address)
         return stub_class(self._channels[address])
 
     async def call(self, method: Callable[..., Any], request: Any, name: str = "") -> Any:
-        """Calls a stub's method; `name` is what it is traced by, needed for a request of mere
-        bytes.
+        """Calls a stub's method. `name`: the span name, required if the request is serialized
+        already.
 
-        Raises DEPENDENCY_UNAVAILABLE when several tries have failed; ServiceCallRejected when it is
-        refused.
+        Raises DEPENDENCY_UNAVAILABLE after several failed attempts, and ServiceCallRejected if the
+        call is rejected.
         """
         if in_transaction():
             raise RuntimeError("a service is not called inside a transaction")
@@ -136,15 +136,15 @@ class ServiceClient:
         raise RuntimeError("unreachable: the last attempt returns or raises")
 
     async def call_or_unavailable(self, method: Callable[..., Any], request: Any) -> Any:
-        """As `call`, for what a caller waits for: a service that rejects this one as its caller
-        counts as one that does not answer.
+        """As `call`, for work that a caller waits for. A service that rejects this service as its
+        caller counts as unavailable.
         """
         try:
             return await self.call(method, request)
         except ServiceCallRejected as error:
             if not error.rejects_caller:
                 raise
-            log.warning("%s", error)  # a fault of the configuration; callers are told to come back
+            log.warning("%s", error)  # a configuration error; callers are asked to retry
             message = f"{error.method} does not accept this service's calls: {error.status}."
             raise ApiError(ErrorReason.DEPENDENCY_UNAVAILABLE, message, retry_after=1.0) from error
 

@@ -1,5 +1,5 @@
-"""Streams that read a numbered sequence from a cursor on. All streams of a process that have
-reached its end share one poller.
+"""Streams a numbered sequence from a cursor. All streams of a process that have reached the end
+share one poller.
 """
 
 from __future__ import annotations
@@ -19,53 +19,54 @@ from tallystick_storage.database import Database
 
 R = TypeVar("R")
 
-_MAX_READ_ITEMS = 200  # items of one read
-# numbers that one read looks at, so that a rare filter reads everything in bounded turns
+_MAX_READ_ITEMS = 200  # per read
+# The range of numbers that one read scans, so that a rare filter reads in bounded steps.
 _MAX_READ_RANGE = 5_000
-_POLL_SECONDS = 0.25  # seconds
+_POLL_SECONDS = 0.25
 _MAX_BUFFER_BYTES = 4 * 1024 * 1024
-_MAX_READ_AHEAD_BYTES = 128 * 1024  # what one stream reads ahead; one item always fits
+_MAX_READ_AHEAD_BYTES = 128 * 1024  # per stream; one item always fits
 
 
 @dataclass(frozen=True, slots=True)
 class SequenceSource(Generic[R]):
-    """A sequence that grows at its end alone."""
+    """A sequence that only grows at its end."""
 
     last: Callable[[Connection], int]
-    """Its last number."""
+    """The last number."""
     read_after: Callable[[Connection, int, int, int], Sequence[R]]
-    """The first items behind one number and up to another, in order, at most so many."""
+    """The first items after one number and up to another, in order, up to a limit."""
     position: Callable[[R], int]
     size_of: Callable[[R], int]
-    """About how many bytes an item takes."""
+    """The approximate size of an item in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class StreamFilter(Generic[R]):
-    """What one stream shows of a sequence."""
+    """What one stream reads of a sequence."""
 
     read_after: Callable[[Connection, int, int, int], Sequence[R]]
-    """As Numbered's, of the items that fit."""
+    """As in SequenceSource, for the items that match."""
     matches: Callable[[R], bool]
     owner: str
-    """Whose stream it is: streams that are behind take their turns by owner."""
+    """The stream's owner. Streams that are catching up read round robin by owner."""
     is_indexed: bool = False
-    """Whether `between` finds what fits without looking at the rest."""
+    """Whether `read_after` finds matches without scanning the rest."""
 
 
 class SequenceTail(Generic[R]):
-    """The end of a sequence, for all streams of this process: what came last is read once, and none
-    of them polls.
+    """The end of a sequence, shared by all streams of this process. New items are read once, and no
+    stream polls by itself.
     """
 
     def __init__(self, database: Database, source: SequenceSource[R]) -> None:
         self._database = database
         self._source = source
-        # one connection for those that are behind, the others are for money
+        # Streams that are catching up share one connection; the others are for payments and
+        # payouts.
         self._read_semaphore = FairSemaphore(1)
         self._buffer: deque[R] = deque()
         self._buffer_bytes = 0
-        self._buffer_start = 0  # all items behind this number, and up to the end, are kept
+        self._buffer_start = 0  # the buffer holds all items after this number
         self._buffer_end = -1
         self._growth_task: asyncio.Task[None] | None = None
         self._waiter_count = 0
@@ -73,8 +74,8 @@ class SequenceTail(Generic[R]):
     async def stream(
         self, stream_filter: StreamFilter[R], after: int, field: str, *, follow: bool
     ) -> AsyncGenerator[R, None]:
-        """What fits behind a cursor, in order, and with `follow` also what comes. Raises
-        FIELD_INVALID for the field that the cursor is of.
+        """Yields the matching items after a cursor, in order; with `follow` also new ones. Raises
+        FIELD_INVALID for the cursor's field.
         """
         if after < 0:
             raise ApiError(ErrorReason.FIELD_INVALID, f"{field} must not be negative.", field=field)
@@ -98,8 +99,8 @@ class SequenceTail(Generic[R]):
             await self._wait_for_growth(after)
 
     def _read_buffered(self, after: int) -> tuple[list[R], int]:
-        """The next of what is kept behind a number, in order, and the number up to which that is
-        all there is.
+        """The next buffered items after a number, in order, and the number up to which they are
+        complete.
         """
         items = []
         for item in reversed(self._buffer):
@@ -112,8 +113,8 @@ class SequenceTail(Generic[R]):
         )
 
     def _limit_read_ahead(self, items: Sequence[R]) -> list[R]:
-        """As many of the items as one stream reads ahead: a reader that stands still keeps no more
-        than those.
+        """Limits the items to what one stream may read ahead, so that a stalled reader keeps no
+        more in memory.
         """
         sizes = accumulate(map(self._source.size_of, items))
         return [
@@ -125,12 +126,12 @@ class SequenceTail(Generic[R]):
     async def _read_page(
         self, stream_filter: StreamFilter[R], after: int
     ) -> tuple[int, int, Sequence[R]]:
-        """One bounded read: the end of the sequence, the number up to which it looked, and what
-        fits up to there.
+        """One bounded read: the end of the sequence, the number up to which it scanned, and the
+        matching items.
         """
 
         def read(connection: Connection) -> tuple[int, int, Sequence[R]]:
-            # before the items: of what comes between, none is passed over
+            # Read the end before the items, so that no item added in between is skipped.
             end = self._source.last(connection)
             until = end if stream_filter.is_indexed else min(after + _MAX_READ_RANGE, end)
             candidates = stream_filter.read_after(connection, after, until, _MAX_READ_ITEMS)
@@ -142,8 +143,8 @@ class SequenceTail(Generic[R]):
             return await self._database.read(read)
 
     async def _wait_for_growth(self, after: int) -> None:
-        """Waits until the end is another than a given one."""
-        # it has grown already, though others may wait for it to grow more
+        """Waits until the end differs from `after`."""
+        # it has grown already, though other streams may wait for more
         if self._buffer_end > after:
             return
         if self._growth_task is None or self._growth_task.done():
@@ -156,19 +157,19 @@ class SequenceTail(Generic[R]):
         finally:
             self._waiter_count -= 1
             if not self._waiter_count and self._growth_task is not None:
-                # nobody watches the end any more: a restore may change what is behind it
+                # No stream polls now. A restore may change the items in the buffer.
                 if self._growth_task.cancel():
                     self._reset_buffer(-1)
                 self._growth_task = None
 
     async def _poll_growth(self) -> None:
-        """Looks again and again until the sequence has grown, and reads what is new."""
+        """Polls until the sequence has grown, and buffers the new items."""
         while True:
             await asyncio.sleep(_POLL_SECONDS)
             end = await self._database.read(self._source.last)
             if end == self._buffer_end:
                 continue
-            # it was restored, or is far ahead: who follows reads for itself
+            # restored, or far ahead: each stream reads for itself
             if not self._buffer_end < end <= self._buffer_end + _MAX_READ_RANGE:
                 self._reset_buffer(end)
                 return

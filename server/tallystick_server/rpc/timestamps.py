@@ -1,4 +1,4 @@
-"""Times of messages."""
+"""Timestamps in messages."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def has_time(message: Message, field: str) -> bool:
 
 
 def parse_time(message: Message, field: str) -> datetime | None:
-    """A time to the microsecond, or None if unset. Raises FIELD_INVALID."""
+    """The time, to the microsecond, or None if unset. Raises FIELD_INVALID."""
     if not has_time(message, field):
         return None
     timestamp: Timestamp = getattr(message, field)

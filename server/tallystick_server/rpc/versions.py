@@ -8,7 +8,7 @@ from tallystick_core.errors import ApiError, ErrorReason
 
 
 def parse_expected_version(message: Any) -> int | None:
-    """The version that a change is to replace, or None if unset. Raises FIELD_INVALID."""
+    """The version that a change replaces, or None if unset. Raises FIELD_INVALID."""
     if not message.HasField("expected_version"):
         return None
     version: int = message.expected_version

@@ -1,4 +1,4 @@
-"""Each change is told, and nothing that is open is forgotten."""
+"""Checks that every change has its event, and that every unfinished operation is scheduled."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tallystick_server.verify.report import Check, QueryRunner, merge_join, sum_
 
 
 def check_operations(read: QueryRunner) -> Check:
-    """Whatever has not come to its end is due, or set aside for a person: nothing is forgotten."""
+    """Every unfinished operation is scheduled or dead-lettered."""
     check = Check("what is open is due, or waits for a person", "P5")
     for service in ("payment", "payout"):
         for row in read(f"{service}.operations"):
@@ -31,8 +31,8 @@ def check_operations(read: QueryRunner) -> Check:
 
 
 def check_events(read: QueryRunner) -> Check:
-    """The stream has no gap, and every change of an order, payout or wallet is in it or still in
-    the outbox.
+    """The stream has no gap. Every change of an order, payout or wallet is in it or still in the
+    outbox.
     """
     check = Check("each change has its event", "E1 E2", sum_counts(read("event.count")))
     heads = [*read("event.head")]
@@ -71,8 +71,8 @@ def check_events(read: QueryRunner) -> Check:
 
 
 def check_versions(read: QueryRunner) -> Check:
-    """Whatever has events and no history of its own is there, at the version of its last event, of
-    which each version has one.
+    """Every resource with events but no history is stored at the version of its last event. Each
+    version has one event.
     """
     check = Check("each thing is at the version of its last event", "E1")
     services = ("payment", "ledger", "wallet", "payout")
@@ -128,7 +128,7 @@ _TABLES = {
     "walletPolicies": "wallet.wallet_policy",
     "sellers": "wallet.seller",
 }
-"""The tables of what has events, by collection."""
+"""The tables of resources with events, by collection."""
 
 _AGGREGATE_PREFIXES = {"payment": "paymentOrders/", "wallet": "wallets/", "payout": "payouts/"}
-"""What the ids of aggregates that have a history begin with, by the service whose they are."""
+"""The id prefixes of aggregates with a history, by their service."""

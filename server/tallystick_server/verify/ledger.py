@@ -1,4 +1,4 @@
-"""The ledger recomputes."""
+"""Recomputes the ledger."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from tallystick_server.verify.report import Check, QueryRunner, sum_counts
 
 
 def check_ledger(read: QueryRunner) -> Check:
-    """From the first transaction to the head: the chain of hashes, sums, currencies and running
-    balances. The database recomputes them.
+    """Recomputes the hash chain, sums, currencies and running balances, from the first transaction
+    to the head. The database does the work.
     """
     check = Check(
         "the book recomputes from its first transaction",
@@ -29,7 +29,7 @@ def check_ledger(read: QueryRunner) -> Check:
 
 
 def _check_head(check: Check, read: QueryRunner) -> None:
-    """The head is at the last transaction, and the relay not beyond it."""
+    """The head is at the last transaction, and the relay is not beyond it."""
     heads, relays, last = (
         [*read("ledger.heads")],
         [*read("ledger.relayed")],
@@ -62,7 +62,7 @@ def _check_head(check: Check, read: QueryRunner) -> None:
 
 
 def check_unique_postings(read: QueryRunner) -> Check:
-    """Each fact is booked once, and a reversal names what it reverses."""
+    """Each money movement is booked once, and a reversal names the transaction it reverses."""
     check = Check("each fact is booked once", "L5 L8", sum_counts(read("ledger.tx_count")))
     check.fail_each(read("ledger.repeated"))
     check.fail_each(read("ledger.inconsistent_reversals"))

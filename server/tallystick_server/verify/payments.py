@@ -1,4 +1,4 @@
-"""Orders, charges and checkouts hang together, and are settled as they say."""
+"""Checks that orders, charges and checkouts are consistent, and booked as they say."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tallystick_server.verify.report import (
 )
 
 _SAME_STATUS_TRIGGERS = (PaymentTrigger.BOOKED, PaymentTrigger.PENDING)
-"""What leaves an order in the status it has, in a version of its own."""
+"""The reasons of versions that keep an order's status."""
 _TRANSITIONS = sorted(
     {
         f"{before} {after}"
@@ -35,7 +35,9 @@ _TRANSITIONS = sorted(
 
 
 def check_orders(read: QueryRunner) -> Check:
-    """Every order's history is contiguous, moves along the table, and ends in what the order is."""
+    """Every order's history is contiguous, follows the transition table, and ends in the order's
+    current status.
+    """
     check = Check(
         "each order's history leads to what it is",
         "P3 P4 P9",
@@ -48,8 +50,8 @@ def check_orders(read: QueryRunner) -> Check:
 
 
 def check_charges(read: QueryRunner) -> Check:
-    """Every charge demands the sum of its orders, at most one attempt of it succeeds, SUCCESS has a
-    charge, and its money is no other charge's.
+    """Every charge requests the sum of its orders, and at most one of its attempts succeeds.
+    SUCCESS has a charge, whose provider money belongs to no other charge.
     """
     check = Check(
         "each charge is the sum of its orders", "P1 P2", sum_counts(read("payment.attempt_count"))
@@ -66,7 +68,7 @@ def check_charges(read: QueryRunner) -> Check:
 
 
 def check_unapplied(read: QueryRunner) -> Check:
-    """Money that fits no order is booked once, as what it is; nothing else is booked so."""
+    """Every unapplied charge is booked once, with the right kind, and nothing else is booked so."""
     check = Check("unapplied charges are in the ledger", "P2")
     for key, charge, posting_group in merge_join(
         read("payment.unapplied"),
@@ -86,7 +88,7 @@ def check_unapplied(read: QueryRunner) -> Check:
 
 
 def check_deliveries(read: QueryRunner) -> Check:
-    """What was delivered is available, or the wallet is still to be told."""
+    """Delivered orders are available, or their release is still to be sent to the wallet."""
     check = Check("what was delivered is released", "P5")
     pending = read("wallet.pending_pay_ins")
     for key, order, pending_credit in merge_join(
@@ -104,8 +106,8 @@ def check_deliveries(read: QueryRunner) -> Check:
 
 
 def check_checkouts(read: QueryRunner) -> Check:
-    """is_payment_done holds exactly where every order is SUCCESS and settled, and the counters say
-    so.
+    """is_payment_done is set exactly where every order is SUCCESS and booked, and the counters
+    agree.
     """
     check = Check(
         "is_payment_done says what its orders say", "P6", sum_counts(read("payment.checkout_count"))
@@ -115,8 +117,8 @@ def check_checkouts(read: QueryRunner) -> Check:
 
 
 def check_booking(read: QueryRunner) -> Check:
-    """A settled order has exactly one credit and one transaction, of its values; what is credited
-    or posted belongs to an order.
+    """A booked order has exactly one credit and one transaction, with its values. Every credit and
+    every posting belongs to an order.
     """
     check = Check("flags, wallet and ledger tell the same", "P7")
     credits_ = to_lists(groupby(read("wallet.pay_ins"), key=lambda row: row.payment_order_id))
@@ -163,12 +165,12 @@ def _check_credit(check: Check, name: str, order: Any, rows: list[Any]) -> None:
 
 
 def _is_posted(posting_group: tuple[str, list[str]] | None, lines: tuple[JournalLine, ...]) -> bool:
-    """Whether a source id has exactly one transaction, of these entries."""
+    """Whether a source id has exactly one transaction, with these entries."""
     return posting_group is not None and posting_group[1] == [format_entries(lines)]
 
 
 def _postings_by_source_id(rows: Rows) -> Iterator[tuple[str, list[str]]]:
-    """The ledger's transactions, each as one text, by source id."""
+    """The ledger's transactions by source id, each as one text."""
     for source_id, transactions in groupby(rows, key=lambda row: row.source_id):
         yield source_id, [row.lines for row in transactions]
 

@@ -1,6 +1,4 @@
-"""Payouts hang together: with their history, their holds, their transfers, and what wallet and
-ledger were told.
-"""
+"""Checks that payouts agree with their history, holds and transfers, and with wallet and ledger."""
 
 from __future__ import annotations
 
@@ -34,14 +32,12 @@ _SAME_STATE_TRANSITIONS = [
     f"{PayoutTransitionReason.UNMATCHED_TRANSFER} false",
     f"{PayoutTransitionReason.ACKNOWLEDGED} true",
 ]
-"""The causes of versions that leave the state as it is, and whether the payout is settled after
-them.
-"""
+"""The reasons of versions that keep the state, and whether the payout is booked after them."""
 
 
 def check_payouts(read: QueryRunner) -> Check:
-    """Every payout's history is contiguous, moves along the table, and ends in what the
-    payout is.
+    """Every payout's history is contiguous, follows the transition table, and ends in the payout's
+    current state.
     """
     check = Check(
         "each payout's history leads to what it is",
@@ -61,8 +57,8 @@ def check_payouts(read: QueryRunner) -> Check:
 
 
 def check_holds(read: QueryRunner) -> Check:
-    """A payout that is to be sent, or is on its way, has an open hold of its amount, a paid one a
-    captured one, any other none that is open.
+    """A payout that is to be sent or is in progress has an open hold of its amount. A paid one has
+    a captured hold; any other has no open hold.
     """
     check = Check("each payout has the hold that its state says", "O1")
     for key, payout, hold in merge_join(
@@ -95,8 +91,8 @@ def check_holds(read: QueryRunner) -> Check:
 
 
 def _has_expected_hold(payout: Any, hold: Any) -> bool:
-    """Whether a payout has the hold that it must have; one that is being settled, or is new, may
-    have either.
+    """Whether a payout has the required hold. A payout that is new, or is being booked, may have
+    either.
     """
     state = hold.state if hold is not None else "NONE"
     if payout.state in HOLD_OPEN:
@@ -109,8 +105,8 @@ def _has_expected_hold(payout: Any, hold: Any) -> bool:
 
 
 def check_transfers(read: QueryRunner) -> Check:
-    """A payout is PAID, or RETURNED, by the transfer that was made as asked, of which the database
-    has at most one.
+    """A PAID or RETURNED payout has the exact transfer, and the database has at most one such
+    transfer.
     """
     check = Check("each payout was paid once", "O2")
     transfers = groupby(read("payout.transfers"), key=lambda row: row.payout_id)
@@ -140,8 +136,8 @@ def check_transfers(read: QueryRunner) -> Check:
 
 
 def check_money_movements(read: QueryRunner) -> Check:
-    """Money that moved for a payout is in wallet and ledger once, as what it is; nothing
-    else is.
+    """Every movement for a payout is in wallet and ledger once, with the right kind, and there are
+    no others.
     """
     check = Check("what moved for payouts is posted as it was", "P7")
     bookings = merge_join(

@@ -1,4 +1,4 @@
-"""Checks and their report, and the streams that checks merge."""
+"""Checks, their report, and the merge of streams."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ QueryRunner = Callable[..., Rows]
 
 @dataclass
 class Check:
-    """One check: which invariants it proves, how many rows it looked at, and what is wrong, the
-    first first.
+    """One check: the invariants it proves, the number of rows it read, and the violations in the
+    order found.
     """
 
     name: str
@@ -31,12 +31,14 @@ class Check:
         self.row_count += 1
 
     def fail(self, row: str, message: str) -> None:
-        """Names a row that is wrong."""
+        """Adds a violation for a row."""
         if len(self.failures) < _MAX_FAILURES:
             self.failures.append(f"{row}: {message}")
 
     def fail_each(self, rows: Rows) -> None:
-        """Names the first of the rows that a query finds: its columns are `name` and `what`."""
+        """Adds violations for the rows of a query, whose columns are `name` and `what`, up to the
+        limit.
+        """
         for row in islice(rows, _MAX_FAILURES):
             self.fail(row.name, row.what)
 
@@ -83,12 +85,12 @@ class Report:
 
 
 def sum_counts(rows: Rows) -> int:
-    """What a query counts."""
+    """The count of a query."""
     return sum(row.rows for row in rows)
 
 
 def format_entries(lines: Iterable[JournalLine]) -> str:
-    """The entries of a transaction as queries give them, in one text."""
+    """The entries of a transaction as one text, in the format of the queries."""
     return ", ".join(f"{line.account} {line.currency} {line.amount}" for line in lines)
 
 
@@ -102,8 +104,8 @@ def merge_join(
     right: Iterable[Any],
     right_key: Callable[[Any], Any],
 ) -> Iterator[tuple[Any, Any, Any]]:
-    """Full outer merge of two streams that are sorted by their keys: key, left item or None, right
-    item or None.
+    """Full outer merge of two streams that are sorted by key. Yields the key, the left item or
+    None, and the right item or None.
     """
     left_items, right_items = iter(left), iter(right)
     left_item, right_item = next(left_items, None), next(right_items, None)

@@ -1,9 +1,10 @@
-"""`tallystick verify`: recomputes everything that stored rows can show, and names the rows that are
-wrong.
+"""`tallystick verify`: recomputes every invariant from stored rows, and names the rows that violate
+one.
 
 It reads each service with that service's read-only role and merges sorted streams: no join crosses
-a wall. It may run beside a platform at work whose services share a database, which is then seen as
-it stood at one moment.
+a service boundary.
+
+It may run while the platform serves, if the services share a database. It then reads one snapshot.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from tallystick_server.verify.wallets import check_wallets, check_wallets_agains
 from tallystick_storage.verify import Reader
 
 _MAX_CONCURRENT_CHECKS = 5
-"""The database does most of the work, each check in a connection's process of its own."""
+"""The database does most of the work; each check has its own connection."""
 
 
 def verify(
@@ -66,8 +67,8 @@ def run_checks(
     checks: Sequence[Callable[[QueryRunner], Check]] | None = None,
     on_check: Callable[[Check], None] = lambda _: None,
 ) -> Report:
-    """Runs checks, by default all, over what `read` gives, `concurrency` of them in threads of
-    their own. The costly ones are last, and begun first.
+    """Runs checks, by default all, with the connections of `read`, in `concurrency` threads. The
+    costly ones are last in the list and start first.
     """
     run_check = partial(_run_check, read=read, on_check=on_check)
     with ThreadPoolExecutor(concurrency) as executor:
@@ -79,8 +80,8 @@ def run_checks(
 def _run_check(
     check: Callable[[QueryRunner], Check], read: QueryRunner, on_check: Callable[[Check], None]
 ) -> Check:
-    """A check's findings; content that no rule can take is a finding, for its row is broken too:
-    `check_seals` and the other checks name it.
+    """Runs a check and returns its result. Content that no rule accepts is a violation too: its row
+    is corrupt, and `check_seals` and other checks name it.
     """
     try:
         result = check(read)

@@ -1,4 +1,4 @@
-"""Each row is as its service wrote it, and as the other rows of its schema make it."""
+"""Checks that each row is as its service wrote it and agrees with the other rows of its schema."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from tallystick_storage.verify import INCONSISTENCY_QUERIES, SEALED_SCHEMAS, bro
 
 
 def check_seals(read: QueryRunner) -> Check:
-    """The content of each sealed row has the hash that was written with it; the database compares,
-    so what is sound is not read.
+    """The content of each sealed row matches the hash that was written with it. The database
+    compares, so valid rows are not transferred.
     """
     check = Check("each row is as its service wrote it", "S1")
     for schema in SEALED_SCHEMAS:
@@ -26,9 +26,7 @@ def check_seals(read: QueryRunner) -> Check:
 
 
 def check_derived(read: QueryRunner) -> Check:
-    """What follows from other rows of a schema is what they make it: times, counts, attempts,
-    policies.
-    """
+    """Values derived from other rows of a schema are correct: times, counts, attempts, policies."""
     check = Check("rows are what others make them", "P4")
     for name in INCONSISTENCY_QUERIES:
         check.count_row()

@@ -1,4 +1,4 @@
-"""Wallets are what their entries made of them, and agree with the ledger."""
+"""Checks that wallets match their entries and agree with the ledger."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tallystick_server.verify.report import Check, QueryRunner, merge_join, sum_
 
 
 def check_wallets(read: QueryRunner) -> Check:
-    """Every wallet is what its entries made of it, holds the sum of its open holds, and waits for
-    the sum of its pending credits.
+    """Every wallet matches its entries, the sum of its open holds, and the sum of its pending
+    credits.
     """
     check = Check(
         "each wallet is what its entries made of it",
@@ -29,8 +29,8 @@ def check_wallets(read: QueryRunner) -> Check:
 
 
 def check_wallets_against_ledger(read: QueryRunner) -> Check:
-    """A seller's wallet and ledger account agree, but for orders and payouts that are being settled
-    at this moment.
+    """A seller's wallet and ledger account agree, except for orders and payouts that are being
+    booked now.
     """
     check = Check("wallets agree with the ledger", "W1")
 

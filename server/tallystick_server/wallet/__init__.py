@@ -1,1 +1,1 @@
-"""WalletService: what each seller may be paid."""
+"""WalletService: the balance of each seller, and the funds available for payouts."""

@@ -1,5 +1,6 @@
-"""Change: credits, releases, debits and holds, decided one by one under their wallets' locks,
-written by one statement for each batch.
+"""Wallet instructions: credits, releases, debits and holds.
+
+Each instruction is decided under the lock of its wallet; one statement writes each batch.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ _HOLD_END_KINDS = frozenset(
 )
 _HOLD_KINDS = _HOLD_END_KINDS | {EntryKind.HOLD_PLACED}
 _RESOLVED_KINDS = _HOLD_END_KINDS | {EntryKind.RELEASE}
-"""What is about a wallet that only its source id names."""
+"""Kinds whose wallet is found by their source id alone."""
 _MAX_CACHED_WALLETS = 200_000
 
 
 @dataclass(frozen=True, slots=True)
 class InstructionRequest:
-    """An instruction, with the trace context of the call it came with. `include_wallet`: whether
-    the caller wants to see its wallet.
+    """An instruction with the trace context of its call. `include_wallet`: the caller requested the
+    wallet.
     """
 
     instruction: Instruction
@@ -54,8 +55,9 @@ class InstructionRequest:
 
 @dataclass(frozen=True, slots=True)
 class InstructionResult:
-    """The wallet, if it is shown, and the hold, as they stand after the batch. `replayed`: the
-    change was made before.
+    """The wallet, if requested, and the hold, both as of the end of the batch.
+
+    `replayed`: the instruction was applied before.
     """
 
     wallet: Row[Any] | None
@@ -64,21 +66,23 @@ class InstructionResult:
 
 
 class _WalletsMissing(Exception):
-    """Wallets that this process knew to exist do not: the database has been set back."""
+    """Wallets that this process had cached no longer exist: the database was restored to an earlier
+    state.
+    """
 
 
 class WalletInstructions:
-    """The change stage's work."""
+    """Applies batches of instructions."""
 
     def __init__(self, database: Database, release_delay_seconds: int) -> None:
         self._database = database
         self._release_delay_seconds = release_delay_seconds
-        self._existing_wallets: set[store.WalletKey] = set()  # wallets that are known to exist
+        self._existing_wallets: set[store.WalletKey] = set()  # wallets known to exist
 
     async def apply_groups(
         self, groups: Sequence[Sequence[InstructionRequest]]
     ) -> Sequence[Sequence[InstructionResult | Exception] | Exception]:
-        """One list of results for each list of instructions."""
+        """Returns one list of results for each list of instructions."""
 
         def key(request: InstructionRequest) -> tuple[Hashable, bytes]:
             return (
@@ -173,7 +177,7 @@ class WalletInstructions:
             return await self._database.transact(apply_batch)
 
     async def _ensure_wallets(self, keys: set[store.WalletKey]) -> None:
-        """Opens wallets that are missing, in a transaction of its own."""
+        """Opens missing wallets in a separate transaction."""
         missing = sorted(keys - self._existing_wallets)
         if not missing:
             return
@@ -187,8 +191,10 @@ class WalletInstructions:
         self._existing_wallets.update(missing)
 
     async def _tombstone_unknown_holds(self, hold_ids: list[str]) -> None:
-        """What is released and does not exist must not be placed afterwards, since nobody would
-        release it then; in a transaction of its own.
+        """Stores tombstones for holds that are released but do not exist, in a separate
+        transaction.
+
+        A tombstone prevents a late placement, because no second release would follow.
         """
         existing = (
             await self._database.load(lambda connection: store.find_holds(connection, hold_ids))
@@ -204,8 +210,8 @@ class WalletInstructions:
     async def _resolve_wallets(
         self, hold_ids: list[str], source_ids: list[str]
     ) -> dict[str, store.WalletKey]:
-        """The wallets of holds that are to end, and of credits that are to be released; neither
-        ever changes its wallet.
+        """The wallets of holds that end and of credits that are released. Neither ever changes its
+        wallet.
         """
         if not hold_ids and not source_ids:
             return {}
@@ -226,8 +232,9 @@ class WalletInstructions:
 def _wallet_key(
     instruction: Instruction, wallet_keys: Mapping[str, store.WalletKey]
 ) -> store.WalletKey:
-    """The wallet it is about: of a hold that is to end, or a credit that is to be released, theirs;
-    ("", "") if there is none.
+    """The wallet of an instruction; if a hold ends or a credit is released, its wallet.
+
+    ("", "") if it does not exist.
     """
     if instruction.kind in _RESOLVED_KINDS:
         return wallet_keys.get(instruction.source_id, ("", ""))
@@ -235,7 +242,7 @@ def _wallet_key(
 
 
 class _InstructionBatch:
-    """One batch under its locks: each instruction sees what those before it did."""
+    """One batch under its locks: each instruction sees the effect of the previous ones."""
 
     def __init__(
         self,
@@ -257,8 +264,9 @@ class _InstructionBatch:
         self.changes: list[store.DecidedInstruction] = []
 
     def decide(self, request: InstructionRequest) -> bool | ApiError:
-        """Whether the change had been made before, or why it is refused; otherwise it is among the
-        changes.
+        """Returns whether the instruction was applied before, or why it is rejected.
+
+        Otherwise it is added to the changes.
         """
         instruction = request.instruction
         replay = self._find_replay(instruction)
@@ -290,8 +298,8 @@ class _InstructionBatch:
         )
 
     def _find_replay(self, instruction: Instruction) -> bool | ApiError | None:
-        """The answer that does not depend on the wallet: to what was made before, or can never be
-        made.
+        """The result that does not depend on the wallet: a replay, or an instruction that can never
+        be applied.
         """
         kind, source_id = instruction.kind, instruction.source_id
         entry = self._existing_entries.get((kind, source_id))
@@ -308,13 +316,13 @@ class _InstructionBatch:
         if (
             kind is EntryKind.RELEASE
             and _wallet_key(instruction, self._wallet_keys) not in self._wallets
-        ):  # a credit made meanwhile is not found either
+        ):  # a credit of a concurrent transaction counts as not found too
             return not_found_error("credit", source_id, "source_id")
         return None
 
 
 def _write_changes(connection: Connection, changes: Sequence[store.DecidedInstruction]) -> None:
-    """Writes changes down, and tells of them."""
+    """Writes the changes and their events."""
     row = store.write(connection, changes)
     with record_events(connection, [row]) as event_batch:
         for change in changes:

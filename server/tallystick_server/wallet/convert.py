@@ -1,4 +1,4 @@
-"""Messages of WalletService from values and back. Parsing is validation."""
+"""Converts WalletService messages to values and back. Parsing validates."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ def _parse_source_id(text: str) -> str:
 
 
 def parse_credit(message: pb.Credit) -> Instruction:
-    """A credit. Raises Refused with the first field that is wrong."""
+    """Parses a credit. Raises ApiError with the first invalid field."""
     return _parse_movement(EntryKind.CREDIT, message, pending=message.pending)
 
 
 def parse_release(message: pb.Release) -> Instruction:
-    """A release. Raises Refused with the first field that is wrong."""
+    """Parses a release. Raises ApiError with the first invalid field."""
     return Instruction(
         EntryKind.RELEASE, _parse_source_id(message.source_id), parse_id(message.caller, "caller")
     )
 
 
 def parse_debit(message: pb.Debit) -> Instruction:
-    """A debit. Raises Refused with the first field that is wrong."""
+    """Parses a debit. Raises ApiError with the first invalid field."""
     return _parse_movement(EntryKind.DEBIT, message, allow_owed=message.allow_owed)
 
 
@@ -85,7 +85,7 @@ def _parse_movement(
 
 
 def parse_hold(message: pb.NewHold) -> Instruction:
-    """A hold to place. Raises Refused with the first field that is wrong."""
+    """Parses a hold to place. Raises ApiError with the first invalid field."""
     hold_id = parse_hold_id(message.hold_id)
     caller = parse_id(message.caller, "caller")
     seller = parse_id(message.seller_account, "seller_account")
@@ -119,8 +119,9 @@ def parse_hold(message: pb.NewHold) -> Instruction:
 
 
 def parse_policy(message: pb.SetWalletPolicyRequest) -> tuple[bool | None, int | None]:
-    """Whether to freeze, and the release delay in whole seconds; None: it stays as it is. Raises
-    FIELD_REQUIRED, FIELD_INVALID.
+    """Whether to freeze, and the release delay in whole seconds; None: unchanged.
+
+    Raises FIELD_REQUIRED, FIELD_INVALID.
     """
     frozen = message.frozen if message.HasField("frozen") else None
     if not message.HasField("release_delay"):
@@ -181,7 +182,7 @@ def entry(row: Row[Any]) -> wallet_pb2.WalletEntry:
 
 
 def new_entry(item: store.DecidedInstruction, create_time: datetime) -> wallet_pb2.WalletEntry:
-    """An entry that is being made."""
+    """A new entry."""
     wallet, instruction = item.change.wallet, item.instruction
 
     def text(amount: int) -> str:
@@ -218,15 +219,13 @@ def hold(row: Row[Any]) -> wallet_pb2.Hold:
 
 
 def parse_claim(message: pb.SellerClaim) -> SellerClaim:
-    """A claim. Raises Refused with the first field that is wrong."""
+    """Parses a claim. Raises ApiError with the first invalid field."""
     owner = parse_id(message.owner, "owner") if message.owner else ""
     return SellerClaim(parse_id(message.seller_account, "seller_account"), owner, message.group)
 
 
 def parse_assignment(message: pb.RequestSellerAssignmentRequest, caller: str) -> NewAssignment:
-    """An assignment that an operator asks for. Raises Refused with the first field that is
-    wrong.
-    """
+    """Parses a requested assignment. Raises ApiError with the first invalid field."""
     return NewAssignment(
         parse_id(message.seller_assignment_id, "seller_assignment_id"),
         parse_id(message.seller_account, "seller_account"),

@@ -1,4 +1,4 @@
-"""What WalletService tells of its changes."""
+"""Events of WalletService."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tallystick_storage.wallet import wallets as store
 def add_wallet_changed(
     event_batch: BatchPublishRequest, item: store.DecidedInstruction, create_time: datetime
 ) -> None:
-    """Adds a new entry to what is told."""
+    """Adds the event of a new entry."""
     entry, instruction = convert.new_entry(item, create_time), item.instruction
     type_, aggregate = (
         event_pb2.EVENT_TYPE_WALLET_CHANGED,
@@ -38,7 +38,7 @@ def add_wallet_changed(
 def add_policy_changed(
     event_batch: BatchPublishRequest, wallet: Row[Any], caller: str, traceparent: str
 ) -> None:
-    """Adds a wallet's new policy to what is told."""
+    """Adds the event of a wallet's new policy."""
     message = convert.wallet(wallet)
     type_, aggregate = (
         event_pb2.EVENT_TYPE_WALLET_POLICY_CHANGED,
@@ -59,8 +59,9 @@ def add_policy_changed(
 def add_seller_changed(
     event_batch: BatchPublishRequest, row: Row[Any], caller: str, traceparent: str
 ) -> None:
-    """Adds a seller that was claimed, or has come to another owner; the new owner's callers may
-    stream it.
+    """Adds the event of a seller that was claimed or assigned to another owner.
+
+    The callers of the new owner may stream it.
     """
     seller = convert.seller(row)
     type_, aggregate = event_pb2.EVENT_TYPE_SELLER_CHANGED, f"sellers/{seller.seller_account}"
@@ -80,7 +81,7 @@ def add_seller_changed(
 def add_assignment_changed(
     event_batch: BatchPublishRequest, row: Row[Any], caller: str, traceparent: str
 ) -> None:
-    """Adds an assignment that was asked for, or decided."""
+    """Adds the event of an assignment that was requested or decided."""
     assignment = convert.assignment(row)
     type_, aggregate = (
         event_pb2.EVENT_TYPE_SELLER_ASSIGNMENT_CHANGED,

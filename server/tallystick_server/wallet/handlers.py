@@ -62,8 +62,9 @@ M = TypeVar("M")
 
 
 class WalletHandlers(AlertHandlers):
-    """Handlers only decode, await and encode. `payout_service`: the caller that
-    PayoutService is.
+    """Handlers only decode, await and encode.
+
+    `payout_service`: the caller name of PayoutService.
     """
 
     def __init__(self, database: Database, release_delay_seconds: int, payout_service: str) -> None:
@@ -81,7 +82,7 @@ class WalletHandlers(AlertHandlers):
             max_linger=0,
             drop_abandoned=True,
             max_queued=MAX_QUEUED_BATCHES,
-        )  # what comes is batches already
+        )  # the items arrive in batches already
 
     def start(self) -> None:
         self.instruction_batcher.start()
@@ -295,7 +296,7 @@ class WalletHandlers(AlertHandlers):
         decision: AssignmentState,
         call: Call,
     ) -> Any:
-        """The assignment after a decision."""
+        """Returns the assignment after a decision."""
         assignment_id, reason = (
             parse_id(request.seller_assignment_id, "seller_assignment_id"),
             parse_reason_text(request.reason, "reason"),
@@ -308,7 +309,7 @@ class WalletHandlers(AlertHandlers):
         return row
 
     async def _get_wallet(self, key: store.WalletKey, *, changed: bool = False) -> Any:
-        """The wallet; `changed` as in `Database.read`. Raises NOT_FOUND."""
+        """Returns the wallet; `changed` as in `Database.read`. Raises NOT_FOUND."""
         wallets = await self._database.read(
             lambda connection: store.find_wallets(connection, [key]), changed=changed
         )
@@ -324,8 +325,9 @@ class WalletHandlers(AlertHandlers):
         *,
         include_wallet: bool = True,
     ) -> list[InstructionResult | Exception]:
-        """One result for each item, in order, with its wallet if that is `include_wallet`; those
-        that cannot be parsed are refused on their own.
+        """Returns one result for each item, in order, with its wallet if `include_wallet` is true.
+
+        An item that cannot be parsed is rejected on its own.
         """
         trace_context = traceparent()
         return await process_items(

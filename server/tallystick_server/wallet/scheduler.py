@@ -1,6 +1,4 @@
-"""Sweep: what a wallet owes to time: holds that expire, sales that have been pending for long
-enough.
-"""
+"""The wallet scheduler: expires holds and releases sales whose delay has passed."""
 
 from __future__ import annotations
 
@@ -21,9 +19,7 @@ _PAGE_SIZE = 500
 
 
 class WalletScheduler:
-    """Makes the changes that are due, by the same way as every other change; any number of
-    processes may.
-    """
+    """Applies the changes that are due like any other instruction. Several processes may run it."""
 
     def __init__(
         self,
@@ -36,8 +32,9 @@ class WalletScheduler:
         self._instruction_batcher = instruction_batcher
 
     async def run_once(self) -> None:
-        """Makes all that is due. Raises RuntimeError if some of it was refused; the rest is done
-        all the same.
+        """Applies all changes that are due.
+
+        Raises RuntimeError if some were rejected; the others are applied all the same.
         """
         rejections = await self._apply_due(EntryKind.HOLD_EXPIRED, store.list_expired_holds)
         rejections += await self._apply_due(EntryKind.RELEASE, store.list_releasable)
@@ -50,7 +47,7 @@ class WalletScheduler:
     async def _apply_due(
         self, kind: EntryKind, list_due: Callable[..., Sequence[Row[Any]]]
     ) -> list[str]:
-        """Makes all changes of a kind that are due, page by page; what was refused, in words."""
+        """Applies all due changes of a kind, page by page; returns the rejections as text."""
         rejections: list[str] = []
         cursor: store.DueCursor | None = None
 
@@ -75,5 +72,5 @@ class WalletScheduler:
 
 
 def _is_already_ended(error: Exception) -> bool:
-    """Whether somebody else was faster, another process's sweep for one."""
+    """Whether a concurrent change came first, such as the scan of another process."""
     return isinstance(error, ApiError) and error.reason is ErrorReason.HOLD_ENDED

@@ -1,5 +1,5 @@
-"""Whom sellers belong to: to the owner that first names them, until two operators assign them to
-another.
+"""Seller ownership: a seller belongs to the owner that names it first, until two operators assign
+it to another.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _MAX_ASSIGNMENTS = 50
 
 
 class Sellers:
-    """Claims and assigns sellers. `caller`: on whose behalf."""
+    """Claims and assigns sellers. `caller`: the caller on whose behalf."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -38,11 +38,12 @@ class Sellers:
     async def claim(
         self, claims: Sequence[SellerClaim], caller: str, traceparent: str
     ) -> Sequence[Row[Any]]:
-        """The sellers that belong to somebody, by id, after the claims. Only a seller that belongs
-        to nobody costs a transaction.
+        """Returns the owned sellers, by id, after the claims.
+
+        A transaction is needed only if a seller is unowned.
         """
         names = sorted({claim.seller_account for claim in claims})
-        while True:  # each round finds one more of the sellers owned, or is the last
+        while True:  # every round but the last finds at least one more seller owned
             owner_rows = await self._database.load(
                 lambda connection: store.find_owners(connection, names)
             )
@@ -59,7 +60,7 @@ class Sellers:
                 )
 
     async def get(self, seller_account: str) -> tuple[Row[Any] | None, Sequence[Row[Any]]]:
-        """A seller, None if it belongs to nobody, and its last assignments."""
+        """Returns a seller (None if unowned) and its last assignments."""
 
         def load_seller(connection: Connection) -> tuple[Row[Any] | None, Sequence[Row[Any]]]:
             rows = store.find_owners(connection, [seller_account])
@@ -70,8 +71,9 @@ class Sellers:
         return await self._database.read(load_seller)
 
     async def request(self, new: NewAssignment, traceparent: str) -> tuple[Row[Any], bool]:
-        """The assignment as it stands, and whether it was there before. Raises
-        IDEMPOTENCY_KEY_REUSED, FIELD_INVALID, INVALID_STATE.
+        """Returns the assignment, and whether it existed before.
+
+        Raises IDEMPOTENCY_KEY_REUSED, FIELD_INVALID, INVALID_STATE.
         """
 
         def request_assignment(connection: Connection) -> tuple[Row[Any], bool]:
@@ -97,7 +99,7 @@ class Sellers:
                             event_batch, row, new.requested_by, traceparent
                         )
                     return row, False
-                # stored meanwhile by the same call
+                # a concurrent duplicate of this call stored it
                 stored = store.find_assignment(connection, new.seller_assignment_id)
             if stored is None:
                 message = "The seller has an open assignment; approve or reject that first."
@@ -128,8 +130,9 @@ class Sellers:
         reason: str,
         traceparent: str,
     ) -> tuple[Row[Any], bool]:
-        """The assignment as it stands, and whether it was decided so before. Raises NOT_FOUND,
-        INVALID_STATE, SECOND_APPROVER_REQUIRED.
+        """Returns the assignment, and whether the same decision was made before.
+
+        Raises NOT_FOUND, INVALID_STATE, SECOND_APPROVER_REQUIRED.
         """
 
         def apply_decision(connection: Connection) -> tuple[Row[Any], bool]:
@@ -142,7 +145,7 @@ class Sellers:
                 return row, True
             is_approved = decision is AssignmentState.APPROVED
             seller = store.lock(connection, row.seller_account) if is_approved else None
-            if is_approved:  # the second person approves what the assignment shows
+            if is_approved:  # the second person approves the owner that the assignment shows
                 require_unchanged_owner(row.previous_owner, "" if seller is None else seller.owner)
             version = (1 if seller is None else seller.version + 1) if is_approved else None
             decided_row = store.record_decision(
@@ -160,14 +163,16 @@ class Sellers:
 
 
 class _ConcurrentClaim(Exception):
-    """Somebody else was faster; nothing is stored."""
+    """A concurrent claim came first; nothing is stored."""
 
 
 def _claim_all(
     new: Sequence[store.NewSeller], caller: str, traceparent: str
 ) -> Callable[[Connection], None]:
-    """What claims all of the sellers. It raises _Overtaken where one was claimed meanwhile, so that
-    no group of claims is made in part.
+    """Returns a function that claims all of the sellers.
+
+    It raises _ConcurrentClaim if one was claimed concurrently, so that a group of claims is never
+    stored in part.
     """
 
     def claim_sellers(connection: Connection) -> None:
@@ -184,8 +189,9 @@ def _claim_all(
 def _change_owner(
     connection: Connection, seller_account: str, owner: str, version: int
 ) -> Row[Any]:
-    """Has the seller belong to the owner, as its given version. Raises CONFLICT where it was
-    claimed since it was looked at.
+    """Assigns the seller to the owner, at the given version.
+
+    Raises CONFLICT if it was claimed since it was read.
     """
     if version > 1:
         return store.change_owner(connection, seller_account, owner, version)

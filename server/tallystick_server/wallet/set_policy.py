@@ -1,4 +1,4 @@
-"""Policies: whether a wallet is frozen, and how long its sales stay pending."""
+"""Wallet policies: whether a wallet is frozen, and how long its sales stay pending."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from tallystick_storage.wallet import wallets as store
 
 
 class WalletPolicies:
-    """Sets them. A wallet that is not there yet is opened, with `default_release_delay_seconds` in
-    seconds as whoever sets nothing has it.
+    """Sets wallet policies.
+
+    A missing wallet is opened with `default_release_delay_seconds`, in seconds, unless the policy
+    sets its own delay.
     """
 
     def __init__(self, database: Database, default_release_delay_seconds: int) -> None:
@@ -30,10 +32,10 @@ class WalletPolicies:
         caller: str,
         traceparent: str,
     ) -> bool:
-        """Has a policy hold from now on, of which None stays as it is; equal values held before, if
-        not.
+        """Sets a policy; None leaves a value unchanged. Returns False if equal values were set
+        before.
 
-        Raises VERSION_MISMATCH where another version would be replaced.
+        Raises VERSION_MISMATCH if another version would be replaced.
         """
 
         def open_wallet(connection: Connection) -> None:
@@ -62,6 +64,6 @@ class WalletPolicies:
                     raise version_mismatch_error(0 if current is None else current.policy_version)
             return wallet is not None
 
-        if not expected_version:  # a wallet that has a policy is there
+        if not expected_version:  # a wallet with a policy exists
             await self._database.transact(open_wallet)
         return await self._database.transact(set_policy)

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row, text
 from tallystick_storage.database import ConstraintViolation, encode_rows
 
 EventKey = tuple[str, int]
-"""aggregate_id and aggregate_version: one event for each."""
+"""aggregate_id and aggregate_version; unique per event."""
 
 
 @dataclass(slots=True)
@@ -30,7 +30,7 @@ class NewEvent:
 
 
 class EventConflict(ConstraintViolation):
-    """An event of this key is published already, and says something else: `stored_body`."""
+    """An event with this key is already published with different content (`stored_body`)."""
 
     def __init__(self, key: EventKey, stored_body: bytes) -> None:
         super().__init__(
@@ -43,12 +43,11 @@ class EventConflict(ConstraintViolation):
 
 
 _LOCK = text("select cursor from head for update")
-# The lock is taken by the statement before, so this one sees all that earlier holders committed.
-# All bodies are one parameter, cut here: as values
-# of a list each would be copied several times.
+# The previous statement takes the lock, so this one sees everything that earlier holders committed.
+# All bodies are one parameter, split here; as a list of values each would be copied several times.
 _PUBLISH = text("""
     with requested as materialized (
-        select r.*, exists (  -- "offset 0" keeps it a look-up by key
+        select r.*, exists (  -- "offset 0" keeps it a lookup by key
             select from event e where e.aggregate_id = r.aggregate_id
                 and e.aggregate_version = r.aggregate_version offset 0) as is_published
         from json_to_recordset(cast(:events as json))
@@ -73,8 +72,8 @@ _PUBLISH = text("""
 
 
 def publish(connection: Connection, events: Sequence[NewEvent]) -> set[EventKey]:
-    """Numbers those events that are new, in order, without a gap; returns the keys of the others.
-    No key may stand twice among them. Raises EventConflict.
+    """Numbers the new events, in order and without a gap. Returns the keys of the others. The keys
+    must be distinct. Raises EventConflict.
     """
     connection.execute(_LOCK)
     items = []
@@ -104,7 +103,7 @@ _LAST_CURSOR = text("select cursor from head")
 
 
 def last_cursor(connection: Connection) -> int:
-    """The last cursor there is."""
+    """The last cursor of the stream."""
     return int(connection.execute(_LAST_CURSOR).scalar_one())
 
 
@@ -127,7 +126,7 @@ def list_between(
     owner: str,
     limit: int,
 ) -> Sequence[Row[Any]]:
-    """The next events behind a cursor and up to another; empty filters do not filter."""
+    """The next events after one cursor, up to another. Empty filters match everything."""
     parameters = {"after": after, "until": until, "types": types, "owner": owner, "limit": limit}
     if aggregate_id:
         return connection.execute(

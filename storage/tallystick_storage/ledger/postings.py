@@ -1,5 +1,5 @@
-"""The book. Lock order: head, accounts by id; both inside functions of the schema, since the role
-itself may update nothing.
+"""The ledger. Lock order: head, then accounts by id. Functions of the schema take both locks,
+because the role itself has no UPDATE privilege.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ _LOCK_HEAD = text("select sequence, hash, post_time, now from lock_head(:book)")
 _LOCK_ACCOUNTS = text("""
     select l.account_id, l.balance, l.entry_count, a.account, a.currency
     from lock_accounts(cast(:ids as bigint[])) l
-    -- else all accounts are read, to be merged
+    -- otherwise the planner reads all accounts for a merge join
     cross join lateral (select account, currency from account
         where account_id = l.account_id offset 0) a
 """)
 
 
 def lock_head(connection: Connection) -> tuple[Head, datetime]:
-    """Locks the end of the book; the time is the one to post at."""
+    """Locks the head of the ledger. The returned time is the posting time."""
     row = connection.execute(_LOCK_HEAD, {"book": BOOK}).one()
     return Head(row.sequence, bytes(row.hash), row.post_time), row.now
 
 
 class AccountsChanged(Exception):
-    """An account's id is not the one it had: the database has been set back since the id
-    was read.
+    """An account's id has changed: the database was restored to an earlier state after the id was
+    read.
     """
 
 
 def lock_accounts(
     connection: Connection, ids: Mapping[tuple[str, str], int]
 ) -> tuple[dict[tuple[str, str], int], dict[int, int]]:
-    """Locks accounts in the order of their ids. `ids` by (account, currency); returns balances in
-    minor units by the same, and numbers of entries by id.
+    """Locks accounts in the order of their ids. `ids` is keyed by (account, currency). Returns
+    balances in minor units by the same key, and the number of entries by id.
 
-    Raises AccountsChanged if an id is now another account's, or nobody's.
+    Raises AccountsChanged if an id now belongs to another account or to none.
     """
     locked = connection.execute(_LOCK_ACCOUNTS, {"ids": sorted(ids.values())}).all()
     if {(row.account, row.currency): row.account_id for row in locked} != ids:
@@ -70,14 +70,14 @@ _FIND_ACCOUNT_IDS = text("""
 
 
 def open_accounts(connection: Connection, accounts: Sequence[tuple[str, str]]) -> None:
-    """Opens accounts that are missing; (account, currency) pairs."""
+    """Opens missing accounts, given as (account, currency) pairs."""
     connection.execute(_OPEN_ACCOUNTS, {"accounts": _encode_accounts(accounts)})
 
 
 def find_account_ids(
     connection: Connection, accounts: Sequence[tuple[str, str]]
 ) -> dict[tuple[str, str], int]:
-    """The ids of accounts that exist."""
+    """The ids of the accounts that exist."""
     result = connection.execute(_FIND_ACCOUNT_IDS, {"accounts": _encode_accounts(accounts)})
     return {(account, currency): account_id for account, currency, account_id in result}
 
@@ -98,7 +98,7 @@ _FIND_POSTED = text("""
 def find_posted(
     connection: Connection, source_ids: Sequence[tuple[str, str]]
 ) -> dict[tuple[str, str], tuple[int, bytes]]:
-    """Which source ids (kind, source_id) are in the book already: their sequence and
+    """The given sources (kind, source_id) that are already posted, with their sequence and
     fingerprint.
     """
     items = encode_rows([{"kind": kind, "source_id": source_id} for kind, source_id in source_ids])
@@ -139,8 +139,8 @@ def append(
     ids: Mapping[tuple[str, str], int],
     entry_counts: Mapping[int, int],
 ) -> None:
-    """Appends transactions that follow the locked head; `ids` are their accounts', `entry_counts`
-    how many entries each of these has.
+    """Appends transactions after the locked head. `ids` are the ids of their accounts, and
+    `entry_counts` the number of entries of each.
     """
     transactions = [
         {
@@ -226,7 +226,7 @@ def load_transactions(connection: Connection, sequences: Sequence[int]) -> list[
 
 @dataclass(frozen=True, slots=True)
 class TransactionFilter:
-    """Which transactions to list; None does not filter. `before`: sequences below it."""
+    """Which transactions to list; None does not filter. `before` selects lower sequences."""
 
     account: str | None = None
     currency: str | None = None
@@ -251,11 +251,11 @@ _MAX_SCANNED = 2_000
 def list_sequences(
     connection: Connection, filters: TransactionFilter, limit: int
 ) -> tuple[list[int], int | None]:
-    """The sequences of transactions, newest first, and down to which all have been looked at if
-    there may be more below it, None: there are none.
+    """The sequences of transactions, newest first, and the sequence down to which all were
+    examined, or None if there are no more below it.
 
-    The book's times rise with its sequences, so a time is a sequence. What is rare is not searched
-    for in the whole book at once.
+    Times rise with sequences, so a time translates to a sequence. One call does not search the
+    whole ledger for rare matches.
     """
     low, high = 1, filters.before
     if filters.post_time_from is not None:
@@ -311,7 +311,7 @@ def list_sequences(
 
 
 def _candidate_query(filters: TransactionFilter, range_: str) -> str:
-    """Sequences in a range, by the filter that leaves the fewest."""
+    """Sequences in a range, by the most selective filter."""
     if filters.source_id is not None:
         return f"select sequence from tx where book = :book and source_id = :source_id and {range_}"
     if filters.account is not None:
@@ -338,7 +338,7 @@ _HEAD_AFTER = text(
 
 
 def head_at(connection: Connection, as_of: datetime | None = None) -> Head:
-    """The end of the book, or where it ended at a time; sequence 0 before the first transaction."""
+    """The head of the ledger now, or at a time. Its sequence is 0 before the first transaction."""
     row = connection.execute(_HEAD, {"book": BOOK}).one()
     if as_of is not None and as_of < row.post_time:
         transaction = connection.execute(_HEAD_AT, {"book": BOOK, "time": as_of}).one_or_none()
@@ -351,7 +351,7 @@ def head_at(connection: Connection, as_of: datetime | None = None) -> Head:
 
 
 def head_after(connection: Connection, sequence: int) -> Head:
-    """The point just after a transaction."""
+    """The head just after a transaction."""
     transaction = connection.execute(
         _HEAD_AFTER, {"book": BOOK, "sequence": sequence}
     ).one_or_none()
@@ -362,8 +362,8 @@ def head_after(connection: Connection, sequence: int) -> Head:
     )
 
 
-# The entry that an account stood at; the last one if that is not asked for by an earlier
-# transaction.
+# The entry that gives an account's balance at a transaction; the last entry unless an earlier
+# transaction is requested.
 _BALANCE_AT = """
     select e.balance_after as balance, e.number as entry_count from entry e
         where e.account_id = a.account_id and e.sequence <= :sequence
@@ -379,7 +379,7 @@ _ACCOUNT_AT = text(f"""
 def account_at(
     connection: Connection, account: str, currency: str, sequence: int
 ) -> Row[Any] | None:
-    """An account as it stood after a transaction of the book; None before its first."""
+    """An account as of a transaction; None before the account's first entry."""
     return connection.execute(
         _ACCOUNT_AT, {"account": account, "currency": currency, "sequence": sequence}
     ).one_or_none()
@@ -401,13 +401,13 @@ _ACCOUNTS_IN_CURRENCY = text(
 def list_accounts(
     connection: Connection, prefix: str, currency: str, after: tuple[str, str], limit: int
 ) -> Sequence[Row[Any]]:
-    """Accounts with their balances now, by name and currency, after a given one."""
+    """Accounts with their current balances, by name and currency, after a given one."""
     values = {"prefix": prefix, "limit": limit}
     if currency:
         return connection.execute(
             _ACCOUNTS_IN_CURRENCY, {**values, "currency": currency, "after_account": after[0]}
         ).all()
-    # the index is read from here on, whatever else is asked of a row
+    # The index scan starts here, whatever the other filters are.
     after_account, after_currency = max(after, (prefix, ""))
     return connection.execute(
         _ALL_ACCOUNTS, {**values, "after_account": after_account, "after_currency": after_currency}
@@ -426,8 +426,8 @@ _LIST_TRIAL_BALANCE = text(f"""
 def list_trial_balance(
     connection: Connection, sequence: int, after: tuple[str, str], limit: int
 ) -> Sequence[Row[Any]]:
-    """Up to so many accounts as they stood after a transaction, by name and currency, after a given
-    one; without a balance before their first.
+    """Up to `limit` accounts as of a transaction, by name and currency, after a given one. An
+    account has no balance before its first entry.
     """
     return connection.execute(
         _LIST_TRIAL_BALANCE,
@@ -452,7 +452,7 @@ _SEQUENCES_BETWEEN = text("""
 def list_sequences_between(
     connection: Connection, after: int, until: int, prefix: str, limit: int
 ) -> list[int]:
-    """The next transactions of the book behind one and up to another that touch an account of the
+    """The next transactions after one sequence, up to another, that touch an account with the
     prefix.
     """
     return list(
@@ -472,8 +472,8 @@ _SET_RELAY_POSITION = text(
 )
 
 
-# An alert's event waits in the outbox; a transaction's waits in the book behind the last one that
-# EventService has confirmed.
+# The event of an alert waits in the outbox. The event of a transaction waits in the ledger, after
+# the last transaction that EventService has confirmed.
 _OLDEST_EVENT = f"""
     select min(create_time) as create_time from (
         ({OLDEST_IN_OUTBOX})
@@ -483,14 +483,14 @@ _OLDEST_EVENT = f"""
 
 
 def alert_queries(max_event_delay_seconds: float) -> Sequence[AlertQuery]:
-    """What a person should know of; `max_event_delay_seconds`: seconds that an event may wait to be
-    published.
+    """The alerts of this service. `max_event_delay_seconds` is how many seconds an event may wait
+    to be published.
     """
     return event_alert_queries(max_event_delay_seconds, _OLDEST_EVENT)
 
 
 def relay_position(connection: Connection) -> tuple[int, bool]:
-    """The last transaction that EventService has confirmed, and whether it refuses any event of
+    """The last transaction that EventService has confirmed, and whether it rejects any event of
     this service.
     """
     row = connection.execute(_RELAY_POSITION, {"book": BOOK}).one()
@@ -501,12 +501,14 @@ _HASH = text("select hash from tx where book = :book and sequence = :sequence")
 
 
 def hash_of(connection: Connection, sequence: int) -> bytes:
-    """The hash of a transaction, and so of all before it; empty if there is none."""
+    """The hash of a transaction, which covers all transactions before it; empty if it does not
+    exist.
+    """
     return bytes(
         connection.execute(_HASH, {"book": BOOK, "sequence": sequence}).scalar_one_or_none() or b""
     )
 
 
 def set_relay_position(connection: Connection, sequence: int) -> None:
-    """EventService has all transactions up to this one."""
+    """Records that EventService has all transactions up to this one."""
     connection.execute(_SET_RELAY_POSITION, {"book": BOOK, "sequence": sequence})

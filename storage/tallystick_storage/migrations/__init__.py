@@ -1,5 +1,5 @@
-"""One Alembic history for each service's schema. Its first makes what every schema has, `clock()`
-and `commit_marker` among it, by `create`; every later one only calls `run`.
+"""One Alembic history for each service's schema. The first migration creates what every schema has,
+including `clock()` and `commit_marker`, by `create`. Later migrations only call `run`.
 """
 
 import re
@@ -23,17 +23,18 @@ def statement_rule(
     on: Sequence[str] = ("insert",),
     with_old_rows: bool = False,
 ) -> str:
-    """A rule that each statement on a table has to keep. `violations`: a select of the rows that
-    break it, and what is said then.
+    """Returns a rule that each statement on a table must satisfy. `violations` selects the rows
+    that break it and the error message.
 
-    A select sees all rows of the statement as `changed`, and with `with_old_rows`, on an update,
-    what they were. It looks what belongs to each up by its key, where "offset 0" keeps the look-up
-    one: on tables that grow fast the planner's statistics are old, and as a join it would read them
-    whole, or once for each row.
+    The select sees all rows of the statement as `changed`, and on an update with `with_old_rows`
+    also the previous rows. It looks up related rows by key; "offset 0" keeps this a lookup. On
+    tables that grow fast the planner's statistics are old. A join would therefore read them whole,
+    or once per row.
 
-    A session plans it once (custom plans cost a millisecond a trigger and batch), perhaps while the
-    tables are all but empty and a scan is cheapest, and keeps the plan until they are analyzed: by
-    such a plan a look-up of one key took 189 ms once there were 200,000 rows. So none may scan.
+    A session plans the select once, because custom plans cost a millisecond per trigger and batch.
+    If the tables are nearly empty then, a scan is cheapest, and the plan is kept until they are
+    analyzed. With such a plan a lookup of one key took 189 ms at 200,000 rows. Scans are therefore
+    disabled.
     """
     body = "".join(_RULE_CHECK.format(select.strip(), message) for select, message in violations)
     triggers = "".join(
@@ -53,7 +54,7 @@ end $$;
 
 
 def changes_without_event(subject: str, version: str = "version", *, where: str = "true") -> str:
-    """E1: the changes of a statement that no event of its transaction tells of."""
+    """E1: selects the changes of a statement that have no event in its transaction."""
     return (
         f"select {subject}, {version} from changed where {where} except select * from "
         "recorded_event"
@@ -63,8 +64,8 @@ def changes_without_event(subject: str, version: str = "version", *, where: str 
 def require_event(
     table: str, noun: str, subject: str, version: str = "version", *, where: str = "true"
 ) -> str:
-    """E1: a rule that no row of a table is written without its event. `noun` it is, in its message;
-    `where`: the rows whose events are recorded.
+    """E1: returns a rule that no row of a table is written without its event. `noun` names the row
+    in the error message; `where` selects the rows whose events are recorded.
     """
     message = f"{noun} changed without its event"
     return statement_rule(
@@ -76,8 +77,8 @@ def require_event(
 
 
 def require_change(change_selects: Mapping[str, str]) -> str:
-    """E1: a rule that no event tells of what has not changed. `change_selects`: by collection, a
-    select of version x.version of what {id} names.
+    """E1: returns a rule that every event belongs to a change. `change_selects` gives, by
+    collection, a select of version x.version of the resource {id}.
     """
     cases = "".join(
         f"""
@@ -100,13 +101,14 @@ _COMMON_OBJECTS = """
 -- The only clock. The simulation replaces it.
 create function clock() returns timestamptz language sql volatile as 'select clock_timestamp()';
 
--- For what is only ever added to.
+-- For append-only tables.
 create function reject_change() returns trigger language plpgsql as $$
 begin
     raise exception '% is append-only', tg_table_name using errcode = 'P0001';
 end $$;
 
--- One row for each writing transaction, so that a lost COMMIT can be told from one that never was.
+-- One row per writing transaction: it shows whether a transaction whose COMMIT got no answer has
+-- committed.
 create table commit_marker (id uuid primary key, create_time timestamptz not null) with
     (autovacuum_vacuum_scale_factor = 0.01);
 create index commit_marker_by_time on commit_marker (create_time);
@@ -114,16 +116,15 @@ grant select, insert, delete on commit_marker to {service};
 """
 
 OUTBOX = """
--- What a transaction has changed, as versions of aggregates, and the events that tell of it;
--- deleted once EventService has them.
+-- The changes of a transaction, as versions of aggregates, with their events. Deleted once
+-- EventService has them.
 create table outbox (
     sequence bigint generated always as identity primary key,
     transaction_id xid8 not null default pg_current_xact_id(),
     aggregate_ids text[] not null,
     versions bigint[] not null
         check (cardinality(versions) > 0 and cardinality(versions) = cardinality(aggregate_ids)),
-    -- a BatchPublishRequest with an event for each, serialized; written once the changes are
-    -- known
+    -- a serialized BatchPublishRequest with an event per change; written once the changes are known
     request bytea check (request <> ''),
     create_time timestamptz not null default clock()
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
@@ -132,12 +133,13 @@ alter table outbox alter aggregate_ids set storage external, alter versions
     set storage external, alter request set storage external;
 grant select, insert, delete, update (request) on outbox to {service};
 
--- The events that this transaction has recorded, for the triggers that ask for it.
+-- The events that this transaction has recorded, for the triggers that check them.
 create view recorded_event as
     select unnest(aggregate_ids) collate "C" as aggregate_id, unnest(versions) as version
         from outbox where transaction_id = pg_current_xact_id();
 
--- E1: who changes something tells of it before the transaction ends, and takes nothing of it back.
+-- E1: a transaction that records a change must store its event before it ends, and must not remove
+-- it.
 create function changes_are_recorded() returns trigger language plpgsql set search_path
     from current as $$
 begin
@@ -151,11 +153,11 @@ create constraint trigger changes_are_recorded after insert on outbox deferrable
 create trigger recorded_once before update on outbox for each row
     when (old.request is not null) execute function reject_change();
 
--- Aggregates of which EventService refuses an event. That event and the later ones wait here, so
--- that the events of others are published.
+-- Aggregates with an event that EventService rejects. That event and the later ones wait here, so
+-- that the events of other aggregates are published.
 create table rejected_aggregate (
     aggregate_id text collate "C" primary key,
-    -- 0: events were added just when the earlier ones had been published
+    -- 0: events were added just after the earlier ones had been published
     rejection_count int not null check (rejection_count >= 0),
     next_attempt_time timestamptz not null,
     detail text not null
@@ -164,19 +166,17 @@ create index rejected_aggregate_due on rejected_aggregate (next_attempt_time, ag
 create table rejected_event (
     aggregate_id text collate "C" not null references rejected_aggregate,
     version bigint not null,
-    event bytea not null,  -- an Event, serialized
+    event bytea not null,  -- a serialized Event
     primary key (aggregate_id, version)
 );
 grant select, insert, update, delete on rejected_aggregate, rejected_event to {service};
 """
-"""The outbox of a schema whose changes other services hear of, and the events that EventService
-refuses.
-"""
+"""The outbox of a schema that publishes events, and the events that EventService rejects."""
 
 
 def conflicting_reports(key: str, references: str = "") -> str:
-    """The table of what a provider reports of something otherwise than it is stored, each once
-    until it is acknowledged. `key`: its column.
+    """The table of provider reports that conflict with what is stored, each stored once until it is
+    acknowledged. `key` is its key column.
     """
     return f"""
 create table conflicting_report (
@@ -184,7 +184,7 @@ create table conflicting_report (
     number int not null check (number > 0),
     report text not null check (report <> ''),
     create_time timestamptz not null,
-    acknowledged_by text not null default '',  -- the operator who has dealt with it; "": nobody has
+    acknowledged_by text not null default '',  -- the operator who acknowledged it; "": nobody yet
     acknowledge_reason text not null default ''
         check ((acknowledge_reason <> '') = (acknowledged_by <> '')),
     acknowledge_time timestamptz check ((acknowledge_time is not null) = (acknowledged_by <> '')),
@@ -205,32 +205,32 @@ grant select, insert, update (acknowledged_by, acknowledge_reason, acknowledge_t
 
 
 OPERATIONS = """
--- A demand on a provider under one key, numbered and committed before it is sent; sent once or
--- more.
+-- A numbered request to a provider under one idempotency key, committed before it is sent. It may
+-- be sent more than once.
 create table attempt (
     operation_id text collate "C" not null,
     attempt_number int not null check (attempt_number > 0),
     provider text not null,
-    provider_key text not null,  -- as unique as (operation_id, attempt_number), which it is made of
+    provider_key text not null,  -- made of (operation_id, attempt_number), so just as unique
     amount bigint not null check (amount > 0),
     currency text not null,
     outcome text not null check (outcome in (
         '', 'SUCCEEDED', 'DECLINED', 'RETURNED', 'PENDING', 'SUBMITTED', 'IN_TRANSIT', 'NOT_SENT',
             'UNKNOWN')),
     provider_reference text not null,
-    moved_amount bigint,  -- what the provider says it moved
+    moved_amount bigint,  -- the amount that the provider reports
     moved_currency text,
-    failure_reason text not null,  -- why it was declined
+    failure_reason text not null,  -- why the provider declined it
     decline_code text not null,
     start_time timestamptz not null,
     end_time timestamptz
         check ((end_time is not null) = (outcome in ('SUCCEEDED', 'DECLINED', 'RETURNED'))),
-    -- for the index: a success leaves it as it is
+    -- for the index: a success leaves it unchanged
     is_live boolean not null generated always as (outcome <> 'DECLINED') stored,
     primary key (operation_id, attempt_number)
-) with (fillfactor = 40);  -- its answer finds room beside it, and touches no index
--- At most one attempt is open or has succeeded: no second demand before the first has surely moved
--- nothing.
+) with (fillfactor = 40);  -- free space for HOT updates: the result changes no index
+-- At most one attempt is open or has succeeded: the next one starts only after the earlier one has
+-- certainly moved no money.
 create unique index attempt_live on attempt (operation_id) where is_live;
 create trigger never_deleted before delete or truncate on attempt
     for each statement execute function reject_change();
@@ -238,38 +238,36 @@ grant select, insert on attempt to {service};
 grant update (outcome, provider_reference, moved_amount, moved_currency, failure_reason,
     decline_code, end_time) on attempt to {service};
 
--- What has to be done. A row leaves when its demand has come to its end, and so has what follows
--- from it.
+-- The operation queue. A row is deleted when its operation and everything that follows from it are
+-- completed.
 create table operation (
     operation_id text collate "C" primary key,
     provider text not null,
-    -- null: nothing is due, it is a dead letter; infinity: it waits for a person to decide
+    -- null: a dead letter, nothing is scheduled; infinity: waits for approval
     next_attempt_time timestamptz,
     lease_until timestamptz not null,
     lease_token bigint not null,
-    -- false: the last holder gave its lease back; else it may have sent the demand and not have
-    -- lived to say so
+    -- false: the last holder gave its lease back; otherwise it may have sent the operation and
+    -- crashed before recording that
     is_leased boolean not null,
-    maybe_sent boolean not null,  -- the demand may have reached the provider
-    lookup_only boolean not null,  -- it is not sent again, only looked up
-    -- how often each kind of trouble has come since it last progressed
+    maybe_sent boolean not null,  -- the provider may have received it
+    lookup_only boolean not null,  -- only lookups, it is not sent again
+    -- retries for each retry reason since the last progress
     retry_counts jsonb not null default '{}',
-    sent_time timestamptz,  -- when it may last have been sent; null: it was not
-    -- how often the provider did not know it since then
+    sent_time timestamptz,  -- when it may last have been sent; null: never
+    -- lookups since then that found nothing
     not_found_count int not null default 0 check (not_found_count >= 0),
-    -- what is wanted of it has changed since it was claimed: its holder gives it back due at
-    -- once
+    -- its request has changed since it was claimed: its holder gives it back due at once
     has_changed boolean not null default false,
-    -- of a dead letter: when its time is up, and it is to be ended; null: never
+    -- of a dead letter: when it expires and is to be ended; null: never
     expire_time timestamptz,
     retry_reason text not null,  -- the last one
     detail text not null,
-    -- what it waited for when it was last postponed, as its service names it; "": it is new, or
-    -- under way
+    -- its phase at the last reschedule, in its service's terms; "": new or in progress
     phase text not null default '',
-    phase_start_time timestamptz not null default clock(),  -- when that began
-    -- From when on it can be claimed; null: not before a person has decided. The claim's index
-    -- holds nothing else.
+    phase_start_time timestamptz not null default clock(),  -- when that phase began
+    -- The earliest time of a claim; null: not before an operator has decided. The index for claims
+    -- holds only such rows.
     ready_time timestamptz generated always as (case when next_attempt_time < 'infinity'
         then greatest(next_attempt_time, lease_until) end) stored
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
@@ -287,10 +285,11 @@ create index operation_failing on operation (retry_reason, provider)
     and next_attempt_time is not null;
 grant select, insert, update, delete on operation to {service};
 """
-"""The demands of a schema on providers: their attempts, and their due work."""
+"""The operations of a schema that calls providers: their attempts and their schedule."""
 
 DEAD_LETTERS = """
--- What is not tried again before a person has decided. Rows stay for ever; one for each time.
+-- Operations that are not retried until an operator decides. Rows are kept permanently, one for
+-- each time.
 create table dead_letter (
     dead_letter_id text collate "C" primary key,
     resource_name text collate "C" not null,  -- "{collection}/{id}"
@@ -328,10 +327,11 @@ grant select, insert, update (state, operator, reason, evidence, end_time)
     "'deadLetters/' || dead_letter_id",
     "case when state = 'OPEN' then 1 else 2 end",
 )
-"""The dead letters of a schema that has due work; after its outbox."""
+"""The dead letters of a schema that has operations; created after its outbox."""
 
 ALERTS = """
--- What a person should know of. One that is found again is the same one, until it has ended.
+-- Conditions that an operator must know of. A condition that is found again keeps its alert until
+-- that has ended.
 create table alert (
     alert_id text collate "C" primary key,
     kind text not null,
@@ -354,14 +354,14 @@ create trigger never_deleted before delete or truncate on alert
 
 grant select, insert, update (end_time) on alert to {service};
 
--- Work that one process does at a time for all of them.
+-- Leader leases: work that one process at a time does for all.
 create table leader_lease (name text primary key, owner_id uuid not null,
     lease_until timestamptz not null);
 grant select, insert, update on leader_lease to {service};
 """ + require_event(
     "alert", "an alert", "'alerts/' || alert_id", "case when end_time is null then 1 else 2 end"
 )
-"""The alerts of a schema, and whose turn it is to raise them; after its outbox."""
+"""The alerts of a schema, and the leader lease for raising them; created after its outbox."""
 
 SHARED_CHANGE_SELECTS = {
     "deadLetters": (
@@ -373,21 +373,21 @@ SHARED_CHANGE_SELECTS = {
         "then 1 else 2 end"
     ),
 }
-"""How dead letters and alerts are found by what `event_has_change` is asked for."""
+"""The selects that find dead letters and alerts for `event_has_change`."""
 
 
 UNSEALED: Mapping[str, frozenset[str]] = {
     "payment": frozenset(
         {"payment_order", "checkout_unpaid", "provider_money"}
     ),  # recomputed from sealed history, payments, attempts and unapplied charges
-    # recomputed from the chain of hashes
+    # recomputed from the hash chain
     "ledger": frozenset({"head", "account", "tx", "entry", "relayed"}),
     "wallet": frozenset({"wallet"}),  # recomputed from its entries and policies
     "payout": frozenset({"payout_in_state"}),  # recomputed from payouts
     "event": frozenset({"head"}),  # recomputed from the events
 }
 """Tables without seals, by schema, besides `commit_marker`: verify recomputes them. The sandbox's
-tables are another's, and have none.
+tables are not part of the platform and have no seals.
 """
 
 SEALED_ON_UPDATE: Mapping[str, str] = {
@@ -401,13 +401,13 @@ SEALED_ON_UPDATE: Mapping[str, str] = {
         "('', '', '{}', 0, false, false, false) and t.expire_time is null"
     ),
 }
-"""Tables whose rows are sealed only once they change, and what a row must be until then: each
-payment makes new ones, and they hold nothing that is not derived.
+"""Tables whose rows are sealed only when they first change, and the condition that a row meets
+until then. Every payment creates such rows, and they contain only derived values.
 """
 
 _SEAL = """
--- The hash of the row that its service wrote: whoever else changes the row leaves it as it is, and
--- verify names the row.
+-- The hash of the row that its service wrote. If another role changes the row, the hash stays as it
+-- is and verify reports the row.
 create or replace function seal() returns trigger language plpgsql as $$
 begin
     new.seal := null;
@@ -423,9 +423,7 @@ create trigger z_sealed before {events} on {table} for each row
 
 
 def create(schema: str, *scripts: str) -> None:
-    """The first migration of a schema. Each of its tables is sealed, but for those that `UNSEALED`
-    names.
-    """
+    """The first migration of a schema. Seals every table except those in `UNSEALED`."""
     run(schema, _COMMON_OBJECTS, *scripts)
     if schema in UNSEALED:
         tables = re.findall(r"^create table (\w+)", "\n".join(scripts), re.MULTILINE)
@@ -437,8 +435,8 @@ def create(schema: str, *scripts: str) -> None:
 
 
 def seal(schema: str, table: str) -> str:
-    """Gives each row of a table the hash of its content, written whenever its service writes the
-    row. A column that is added later breaks the seals that are there.
+    """Gives each row of a table a hash of its content, written whenever its service writes the row.
+    A column that is added later invalidates the existing seals.
     """
     return _SEALED.replace("{table}", table).replace(
         "{events}", "update" if f"{schema}.{table}" in SEALED_ON_UPDATE else "insert or update"
@@ -449,7 +447,7 @@ _script_collector: ContextVar[list[str] | None] = ContextVar("collected", defaul
 
 
 def collect_scripts(upgrade: Callable[[], None]) -> list[str]:
-    """The SQL that a migration runs; none of it is run."""
+    """The SQL that a migration would run, without running it."""
     scripts: list[str] = []
     token = _script_collector.set(scripts)
     try:
@@ -460,7 +458,7 @@ def collect_scripts(upgrade: Callable[[], None]) -> list[str]:
 
 
 def run(schema: str, *scripts: str) -> None:
-    """Runs SQL in the schema as its owner; {schema} stands for its name, {service} and {reader} for
+    """Runs SQL in the schema as its owner. {schema} stands for its name, {service} and {reader} for
     the service's role and its read-only role.
     """
     collector = _script_collector.get()
@@ -470,7 +468,7 @@ def run(schema: str, *scripts: str) -> None:
     connection = op.get_bind()
     roles = op.get_context().config.attributes["roles"]  # type: ignore[union-attr]
     connection.execute(text(f"set local search_path = {schema}, pg_temp"))
-    # past SQLAlchemy, which takes every % for a placeholder
+    # bypasses SQLAlchemy, which reads every % as a placeholder
     driver: Any = connection.connection.driver_connection
     for script in scripts:
         driver.execute(
@@ -481,10 +479,10 @@ def run(schema: str, *scripts: str) -> None:
 
 
 def build_index(schema: str, name: str, definition: str, *, unique: bool = False) -> None:
-    """Builds an index while the table is written, outside a transaction. `definition`: all behind
-    "on". One that was left half-built is built anew.
+    """Builds an index while the table is being written, outside a transaction. `definition` is
+    everything after "on". An index that was left incomplete is rebuilt.
 
-    A migration that builds one does nothing else.
+    A migration that builds an index does nothing else.
     """
     statement = (
         f"create {'unique ' if unique else ''}index concurrently if not exists {name} on "
@@ -497,7 +495,7 @@ def build_index(schema: str, name: str, definition: str, *, unique: bool = False
     with op.get_context().autocommit_block():
         driver: Any = op.get_bind().connection.driver_connection
         driver.execute(f"set search_path = {schema}, pg_temp")
-        # it waits for the transactions that were open before it, and blocks nobody meanwhile
+        # It waits for transactions that were already open, and blocks no others meanwhile.
         driver.execute("set lock_timeout = '10min'")
         if (
             driver.execute(

@@ -1,4 +1,4 @@
-"""Alembic runs this for one service's schema, over a connection that `migrate` hands over."""
+"""Alembic runs this for one service's schema, over a connection that `migrate` passes in."""
 
 from alembic import context
 

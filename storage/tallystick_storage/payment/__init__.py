@@ -1,1 +1,1 @@
-"""What PaymentService keeps: payments and their orders, deliveries, charges that fit no order."""
+"""The tables of PaymentService: payments and their orders, deliveries, unapplied charges."""

@@ -1,5 +1,5 @@
-"""What a provider reports of a charge that conflicts with what is stored; kept for an operator, and
-moves no money.
+"""Provider reports about a charge that conflict with what is stored. They are kept for an operator
+and move no money.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from tallystick_core.operations.next_action import MAX_OPEN_REPORTS
 from tallystick_storage.database import encode_rows
 from tallystick_storage.payment.unapplied_charges import NewUnappliedCharge
 
-# What is open, or was reported last, is no news: a provider that goes on saying it raises no second
-# alert.
+# A report that is open, or equal to the latest one, is not stored again: a provider that repeats it
+# raises no second alert.
 _INSERT_REPORTS = text("""
     with r as (
         select distinct on (charge_id) * from json_to_recordset(cast(:charges as json))
@@ -59,8 +59,8 @@ _ACKNOWLEDGE = text("""
 
 
 def insert_reports(connection: Connection, charges: Sequence[NewUnappliedCharge]) -> None:
-    """Stores those of the charges that took another charge's money, or were told of in another
-    amount before.
+    """Stores a report for each of the charges that used another charge's money or was reported with
+    another amount before.
     """
     connection.execute(
         _INSERT_REPORTS, {"charges": encode_rows(charges), "limit": MAX_OPEN_REPORTS}
@@ -75,6 +75,6 @@ def list_reports(connection: Connection, charge_id: str) -> Sequence[Row[Any]]:
 def acknowledge(
     connection: Connection, charge_id: str, number: int, operator: str, reason: str
 ) -> bool:
-    """Acknowledges a report that nobody has acknowledged; whether there was one."""
+    """Acknowledges a report that is not acknowledged yet. Returns whether there was one."""
     values = {"charge_id": charge_id, "number": number, "operator": operator, "reason": reason}
     return bool(connection.execute(_ACKNOWLEDGE, values).rowcount)

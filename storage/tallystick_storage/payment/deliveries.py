@@ -1,4 +1,4 @@
-"""Deliveries of orders: noted, and kept until the wallet has made the sellers' money available."""
+"""Deliveries of orders, kept until the wallet has released the sellers' money."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ _MARK_RELEASED = text(
 
 
 def confirm_delivery(connection: Connection, order_ids: list[str]) -> Sequence[Row[Any]]:
-    """Notes that orders were delivered, as far as they are settled and that was not noted before;
-    those, each with its caller, owner, traceparent, and the outbox row in which all are to be
+    """Records deliveries of orders that are booked and not yet recorded as delivered. Returns those
+    orders, each with its caller, owner, traceparent, and the outbox row in which all are to be
     recorded.
     """
     return connection.execute(
@@ -74,20 +74,20 @@ def confirm_delivery(connection: Connection, order_ids: list[str]) -> Sequence[R
 
 
 def list_releasable(connection: Connection, limit: int) -> Sequence[Row[Any]]:
-    """Delivered orders whose money the wallet is to make available now, with their callers: those
-    first that it has not refused, then the oldest.
+    """Delivered orders whose money the wallet is to release now, with their callers. Orders never
+    rejected by the wallet come first, then the oldest.
     """
     return connection.execute(_LIST_RELEASABLE, {"limit": limit}).all()
 
 
 def mark_released(connection: Connection, order_ids: list[str]) -> None:
-    """Forgets what the wallet has made available."""
+    """Deletes the pending releases that the wallet has completed."""
     connection.execute(_MARK_RELEASED, {"ids": order_ids})
 
 
 def mark_release_rejected(connection: Connection, messages: Mapping[str, str]) -> list[str]:
-    """Keeps what the wallet said, by order, and when each is tried again: after 1 s, doubling up to
-    300 s; those that it had not refused before.
+    """Stores the wallet's rejection by order, and schedules a retry after 1 s, doubling up to 300
+    s. Returns the orders that it had not rejected before.
     """
     items = encode_rows(
         [

@@ -19,7 +19,9 @@ from tallystick_storage.outbox import insert_into_outbox
 
 @dataclass(slots=True)
 class NewCheckout:
-    """A checkout to store; `fingerprint` in hex, `open_orders` are those that risk let pass."""
+    """A checkout to store. `fingerprint` is in hex; `open_orders` counts the orders that passed the
+    risk check.
+    """
 
     checkout_id: str
     caller: str
@@ -41,7 +43,7 @@ class NewCheckout:
 
 @dataclass(slots=True)
 class NewOrder:
-    """An order to store, as risk has judged it: EXECUTING, or FAILED with its reason. Amounts in
+    """An order to store after the risk check: EXECUTING, or FAILED with its reason. Amounts in
     minor units.
     """
 
@@ -63,7 +65,7 @@ class NewOrder:
 
 @dataclass(slots=True)
 class NewAttempt:
-    """A demand that will be sent once the transaction is committed."""
+    """An attempt that will be sent once the transaction is committed."""
 
     charge_id: str
     checkout_id: str
@@ -75,8 +77,8 @@ class NewAttempt:
 
 @dataclass(slots=True)
 class OrderTransitionRow:
-    """A move of an order from `version` on. It happens only under the charge's lease and from that
-    version.
+    """A transition of an order from `version`. It happens only from that version and under the
+    charge's lease.
     """
 
     payment_order_id: str
@@ -92,7 +94,7 @@ class OrderTransitionRow:
     decline_code: str = ""
     provider_reference: str = ""
     resolve_within_seconds: float | None = None
-    """Seconds that an order has which waits for something else from now on; None: it may wait."""
+    """Seconds until an order that now waits for something else must be resolved; None: no limit."""
 
 
 _FIND_EXISTING = text("""
@@ -134,8 +136,8 @@ def count_recent_orders(
     return {row.buyer: row.orders for row in result}
 
 
-# Only what the first insert returns is stored with it: a checkout that another process stored
-# meanwhile brings nothing along.
+# Only rows that the first insert returns are stored. If another process stored a checkout
+# meanwhile, nothing else of it is inserted.
 _INSERT = text(f"""
     with t as materialized (select clock() as now),
     new_checkout as (
@@ -227,11 +229,11 @@ def insert(
     attempts: Sequence[NewAttempt],
     lease_seconds: float,
 ) -> Sequence[Row[Any]]:
-    """Stores checkouts with all that belongs to them, their charges leased for `lease_seconds`
-    seconds under token 1.
+    """Stores checkouts with everything that belongs to them. Their charges are leased for
+    `lease_seconds` seconds under lease token 1.
 
-    Returns a row for each that was new: checkout_id, create_time, closed, and the outbox row in
-    which all that was stored is to be recorded.
+    Returns a row for each new checkout: checkout_id, create_time, closed, and the outbox row in
+    which all stored rows are to be recorded.
     """
     parameters = {
         "checkouts": encode_rows(checkouts),
@@ -255,13 +257,12 @@ _LOAD_REQUEST = text("""
 
 
 def load_request(connection: Connection, checkout_id: str) -> Sequence[Row[Any]]:
-    """What the caller sent, a row for each order."""
+    """The stored request of a checkout, one row per order."""
     return connection.execute(_LOAD_REQUEST, {"checkout_id": checkout_id}).all()
 
 
-# Look-ups by key in a lateral "limit 1" stay look-ups: `operation` is small, its statistics are
-# always
-# old, and as a join it was read once for each move.
+# Lookups by key in a lateral "limit 1" stay lookups. `operation` is small and its statistics are
+# always outdated, so a join read the whole table once per transition.
 _TRANSITION_ORDERS = text(f"""
     with claimed as materialized (
         select r.*, op.holds_lease
@@ -272,15 +273,14 @@ _TRANSITION_ORDERS = text(f"""
                     next_action_url text,
                     failure_reason text, decline_code text,
                 provider_reference text, resolve_within_seconds float) order by charge_id) r
-        -- a lease that is taken over meanwhile is no longer ours; but an answer concerns whoever
-        -- has it
+        -- a lease that was taken over is no longer ours; an outcome applies under any lease
         cross join lateral (
             select op.lease_token = r.lease_token as holds_lease from operation op
             where op.operation_id = r.charge_id
                 and (op.lease_token = r.lease_token or r.transition_reason = :outcome_reason)
                     limit 1 for update) op),
     leased as materialized (select * from claimed where holds_lease),
-    -- what an answer was written down of is due at once, also when its holder gives it back
+    -- an operation with a recorded outcome is due at once, even when its holder gives it back
     requeued as (
         update operation op set next_attempt_time = clock(), has_changed = true
         where op.operation_id = any (array(select charge_id from claimed where not holds_lease
@@ -306,7 +306,7 @@ _TRANSITION_ORDERS = text(f"""
                 decline_code = l.decline_code,
             provider_reference = case when l.provider_reference = '' then o.provider_reference
                 else l.provider_reference end,
-            -- it has waited already
+            -- it is already waiting
             resolve_by_time = case when l.pending_reason <> ''
                 and o.pending_reason = l.pending_reason then o.resolve_by_time
                 else clock() + make_interval(secs => l.resolve_within_seconds) end,
@@ -354,13 +354,13 @@ _TRANSITION_ORDERS = text(f"""
 def transition_orders(
     connection: Connection, transitions: Sequence[OrderTransitionRow]
 ) -> Sequence[Row[Any]]:
-    """Moves orders, and closes their checkouts and due work where they come to rest. A charge whose
-    answer moves nothing, as another holds its lease, is due at once.
+    """Applies transitions of orders. Closes their checkouts and operations where they are final. A
+    charge whose outcome changes nothing, because another process holds its lease, is due at once.
 
-    Returns a row for each order that moved: its ids, the lease it moved under, its new version,
-    update_time and resolve_by_time, and the outbox row in which all that changed is recorded; and
-    one without payment_order_id for each payment that was closed by it. An order that is missing
-    had lost its lease or had moved already.
+    Returns a row for each order that changed: its ids, its lease, its new version, update_time and
+    resolve_by_time, and the outbox row in which all changes are recorded. It also returns a row
+    without payment_order_id for each payment that was closed. A missing order had lost its lease or
+    had already changed.
     """
     return connection.execute(
         _TRANSITION_ORDERS,
@@ -392,10 +392,11 @@ _CANCEL_REASON = text("select cancel_reason from checkout where checkout_id = :c
 
 
 def cancel(connection: Connection, checkout_id: str, reason: str) -> tuple[str, bool]:
-    """Notes that a payment is cancelled, if it is open and is not yet, and makes its charges due
-    that were not set aside, which are locked as well.
+    """Records the cancellation of a payment that is open and not yet cancelled. Its charges become
+    due, except dead-lettered ones, which are only locked.
 
-    Returns the reason that stands, "" if it had ended before, and whether it stands only now.
+    Returns the reason that is stored now ("" if the payment had already ended), and whether this
+    call stored it.
     """
     connection.execute(_CANCEL_DUE, {"checkout_id": checkout_id})
     updated = connection.execute(_CANCEL, {"checkout_id": checkout_id, "reason": reason}).rowcount
@@ -405,7 +406,7 @@ def cancel(connection: Connection, checkout_id: str, reason: str) -> tuple[str, 
 
 
 def list_open_charges(connection: Connection, checkout_id: str) -> list[str]:
-    """The charges of a payment that have not come to their end."""
+    """The charges of a payment that are not final."""
     return list(connection.execute(_LIST_OPEN_CHARGES, {"checkout_id": checkout_id}).scalars())
 
 
@@ -432,7 +433,7 @@ _CHARGE = """
     order by o.charge_id, o.payment_order_id
 """
 _LOAD_CHARGES = text(_CHARGE.format(operation="join operation", which="o.status <> 'FAILED'"))
-# risk did not refuse them
+# orders that the risk check did not reject
 _LOAD_FAILED_CHARGES = text(
     _CHARGE.format(
         operation="left join operation", which="o.status = 'FAILED' and o.attempt_count > 0"
@@ -441,21 +442,21 @@ _LOAD_FAILED_CHARGES = text(
 
 
 def load_charges(connection: Connection, charge_ids: list[str]) -> Sequence[Row[Any]]:
-    """The orders of charges that are to be worked on, with what it takes to go on with them; `age`
-    of the attempt in seconds.
+    """The orders of charges to work on, with the data that the next action needs. `age` of the
+    attempt is in seconds.
     """
     return connection.execute(_LOAD_CHARGES, {"charges": charge_ids}).all()
 
 
 def load_failed_charges(connection: Connection, charge_ids: list[str]) -> Sequence[Row[Any]]:
-    """The orders of charges that failed, in the same form."""
+    """The orders of failed charges, in the same form."""
     return connection.execute(_LOAD_FAILED_CHARGES, {"charges": charge_ids}).all()
 
 
 @dataclass(slots=True)
 class NextPoll:
-    """When a failed charge is looked at again, in seconds, None: no more; and how often it has
-    been.
+    """When to poll a failed charge next, in seconds (None: never again), and the number of polls so
+    far.
     """
 
     charge_id: str
@@ -481,7 +482,7 @@ _STOP_POLLS = text("delete from failed_charge_poll where charge_id = any (cast(:
 
 
 def schedule_polls(connection: Connection, polls: Sequence[NextPoll]) -> None:
-    """Has failed charges looked at, or no more."""
+    """Schedules polls of failed charges, or ends them."""
     connection.execute(
         _SCHEDULE_POLLS,
         {"polls": encode_rows([poll for poll in polls if poll.delay_seconds is not None])},
@@ -492,7 +493,7 @@ def schedule_polls(connection: Connection, polls: Sequence[NextPoll]) -> None:
 
 
 def list_pollable(connection: Connection, providers: Sequence[str], limit: int) -> dict[str, int]:
-    """Failed charges of which these providers are to be asked now, and how often they have been."""
+    """Failed charges of these providers that are due for a poll, and the number of polls so far."""
     return {
         row.charge_id: row.poll_count
         for row in connection.execute(
@@ -501,7 +502,7 @@ def list_pollable(connection: Connection, providers: Sequence[str], limit: int) 
     }
 
 
-# The orders of what has waited for so long, the longest first.
+# The orders that have waited longer than the limit, the longest first.
 _WAITING_ORDERS = """
     (select operation_id, retry_reason from operation
      where phase = '{phase}' and phase_start_time < (select clock()) - cast(:{limit} as interval)
@@ -584,9 +585,9 @@ _ALERT_QUERIES = (
 def alert_queries(
     alert_after_seconds: Mapping[str, float], review_seconds: float, max_event_delay_seconds: float
 ) -> Sequence[AlertQuery]:
-    """What a person should know of; `alert_after_seconds`: seconds that an order may rest in a
-    status; `review_seconds`: seconds that a review may take; `max_event_delay_seconds`: that an
-    event may wait to be published.
+    """The alerts of this service. All limits are in seconds: `alert_after_seconds` that an order
+    may stay in a status, `review_seconds` that a review may take, and `max_event_delay_seconds`
+    that an event may wait to be published.
     """
     limits = {
         str(status): alert_after_seconds[status]

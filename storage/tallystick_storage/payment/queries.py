@@ -1,4 +1,4 @@
-"""Payments as they are shown: one with its orders, an order with its story, and lists."""
+"""Reads for the API: a payment with its orders, an order with its history, and lists."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ORDER_COLUMNS = """o.payment_order_id, o.checkout_id, o.charge_id, o.buyer_acco
     o.attempt_count, op.next_attempt_time, o.resolve_by_time, o.delivery_confirmed_time, o.version,
         o.create_time, o.update_time"""
 
-# One statement, so that a payment and its orders are seen at one moment.
+# One statement, so that a payment and its orders come from one snapshot.
 _LOAD_PAYMENTS = text(f"""
     select {_ORDER_COLUMNS}, {_PAYMENT_COLUMNS}
     from checkout c join payment_order o on o.checkout_id = c.checkout_id left
@@ -37,8 +37,8 @@ _LOAD_PAYMENTS = text(f"""
 
 
 def load_payments(connection: Connection, checkout_ids: list[str]) -> dict[str, list[OrderRow]]:
-    """The orders of payments, those that exist, by checkout id; each row has its payment's columns
-    too.
+    """The orders of the payments that exist, by checkout id. Each row also has the columns of its
+    payment.
     """
     by_checkout: dict[str, list[OrderRow]] = {}
     for row in connection.execute(_LOAD_PAYMENTS, {"ids": checkout_ids}):
@@ -124,8 +124,8 @@ _TIME_CONDITIONS = {
 def list_payments(
     connection: Connection, filters: PaymentFilter, before: PageKey | None, limit: int
 ) -> tuple[Sequence[Row[Any]], PageKey | None]:
-    """Payments with the sum of their orders' versions, newest first, before a given key; and down
-    to which all have been looked at, None: to the end.
+    """Payments with the sum of their orders' versions, newest first, before a given key. Also
+    returns the key down to which all were examined; None: to the end.
     """
     table, index_columns = _choose_table(filters)
     other_filters = [
@@ -162,8 +162,8 @@ def list_payments(
 
 
 def _choose_table(filters: PaymentFilter) -> tuple[str, Sequence[str]]:
-    """The table in which what is wanted is together, in the order of an index, and the filters that
-    it is found by.
+    """The table whose index returns the wanted rows together and in order, and the filters that
+    this index covers.
     """
     for account in ("buyer_account", "seller_account"):  # a buyer has fewer
         if getattr(filters, account) is not None:

@@ -1,4 +1,4 @@
-"""Whom sellers belong to, as WalletService said last; for when it does not answer."""
+"""The owners of sellers as WalletService last reported them, for use when it does not answer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SAVE_OWNERS = text("""
 
 
 def find_owners(connection: Connection, sellers: Sequence[str]) -> dict[str, str]:
-    """Owners by seller, those that are known here."""
+    """Owners by seller, for the sellers that are stored here."""
     return {
         row.seller_account: row.owner
         for row in connection.execute(_FIND_OWNERS, {"sellers": list(sellers)})
@@ -32,6 +32,6 @@ def find_owners(connection: Connection, sellers: Sequence[str]) -> dict[str, str
 
 
 def save_owners(connection: Connection, owners: Mapping[str, str]) -> None:
-    """Keeps owners by seller."""
+    """Stores owners by seller."""
     items = [{"seller_account": seller, "owner": owner} for seller, owner in sorted(owners.items())]
     connection.execute(_SAVE_OWNERS, {"sellers": encode_rows(items)})

@@ -1,4 +1,4 @@
-"""Charges that fit no order: found when the answer is written down, booked afterwards."""
+"""Unapplied charges: detected when the outcome is recorded, booked afterwards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tallystick_storage.outbox import insert_into_outbox
 
 @dataclass(slots=True)
 class NewUnappliedCharge:
-    """What a provider says it charged, in minor units; `mismatch`: not what was demanded."""
+    """A charge reported by a provider, in minor units. `mismatch`: it differs from the request."""
 
     unapplied_charge_id: str
     charge_id: str
@@ -32,10 +32,10 @@ class NewUnappliedCharge:
 _COLUMNS = """unapplied_charge_id, charge_id, checkout_id, caller, traceparent, provider,
     provider_reference, amount, currency, cause, ledger_updated,
     version, create_time, update_time, acknowledged_by, acknowledge_reason, acknowledge_time"""
-# A charge whose orders are still open is none of these: it is theirs, unless its attempt has ended
-# otherwise. The attempt is locked, so that none of them
-# is failed meanwhile. What is another charge's money already stays that, and what was
-# told in another amount stays as it was told first: `conflicts` says so.
+# A charge with open orders is not unapplied: it belongs to them, unless its attempt has ended
+# otherwise. The attempt is locked, so that none of the orders fails meanwhile. Money of another
+# charge keeps its charge, and a charge reported with another amount keeps its first one;
+# `conflicts` reports both.
 _INSERT = text(f"""
     with classified as (
         select r.*, case when r.mismatch then 'MISMATCH' when o.failed or a.outcome = 'DECLINED'
@@ -47,7 +47,7 @@ _INSERT = text(f"""
             caller text, traceparent text,
             provider text, provider_reference text, amount bigint, currency text, mismatch boolean)
         cross join lateral (
-            -- what risk refused was never part of the charge
+            -- orders that the risk check rejected were never part of the charge
             select bool_and(o.status = 'FAILED') as failed from payment_order o
             where o.checkout_id = r.checkout_id and o.charge_id = r.charge_id
                 and o.attempt_count > 0) o
@@ -138,28 +138,28 @@ _LIST_OPEN, _LIST_ALL = (
 
 
 def insert(connection: Connection, charges: Sequence[NewUnappliedCharge]) -> Sequence[Row[Any]]:
-    """Stores those of the charges that fit no order; each with the outbox row in which all are to
-    be recorded. Their attempts must be locked.
+    """Stores the charges that fit no order, each with the outbox row in which all are to be
+    recorded. Their attempts must be locked.
     """
     return connection.execute(_INSERT, {"charges": encode_rows(charges)}).all()
 
 
 def list_unbooked(connection: Connection, limit: int) -> Sequence[Row[Any]]:
-    """Those that are to be posted to the ledger now, oldest first."""
+    """Unapplied charges to post to the ledger now, oldest first."""
     return connection.execute(_LIST_UNBOOKED, {"limit": limit}).all()
 
 
 def mark_booked(connection: Connection, ids: Sequence[str]) -> Sequence[Row[Any]]:
-    """Marks as booked; those that were not, each with the outbox row in which all are to be
-    recorded.
+    """Marks charges as booked. Returns those that were not booked before, each with the outbox row
+    in which all are to be recorded.
     """
     connection.execute(_CLEAR_REJECTIONS, {"ids": list(ids)})
     return connection.execute(_MARK_BOOKED, {"ids": list(ids)}).all()
 
 
 def mark_booking_rejected(connection: Connection, messages: Mapping[str, str]) -> list[str]:
-    """Keeps what the ledger said, by id, and when each is tried again: after 1 s, doubling up to
-    300 s; those that it had not refused before.
+    """Stores the ledger's rejection by id, and schedules a retry after 1 s, doubling up to 300 s.
+    Returns the charges that it had not rejected before.
     """
     items = encode_rows(
         [{"id": id_, "message": message or "refused"} for id_, message in sorted(messages.items())]
@@ -170,8 +170,8 @@ def mark_booking_rejected(connection: Connection, messages: Mapping[str, str]) -
 def acknowledge(
     connection: Connection, unapplied_charge_id: str, operator: str, reason: str
 ) -> Sequence[Row[Any]]:
-    """Acknowledges a booked charge that nobody has acknowledged; it, with the outbox row in which
-    the change is to be recorded, or nothing.
+    """Acknowledges a booked charge that is not acknowledged yet. Returns it with the outbox row in
+    which the change is to be recorded, or nothing.
     """
     return connection.execute(
         _ACKNOWLEDGE, {"id": unapplied_charge_id, "operator": operator, "reason": reason}
@@ -189,9 +189,7 @@ def list_unapplied_charges(
     *,
     include_acknowledged: bool,
 ) -> Sequence[Row[Any]]:
-    """Those that nobody has acknowledged, or all, newest first, before a given
-    (create_time, id).
-    """
+    """Unacknowledged charges, or all, newest first, before a given (create_time, id)."""
     before_time, before_id = before or (None, "")
     return connection.execute(
         _LIST_ALL if include_acknowledged else _LIST_OPEN,

@@ -1,3 +1,1 @@
-"""What PayoutService keeps: payouts, the transfers made for them, destinations, schedules,
-batches.
-"""
+"""The tables of PayoutService: payouts, their transfers, destinations, schedules, batches."""

@@ -1,6 +1,4 @@
-"""What operators acknowledge of payouts: unmatched transfers, and reports of a provider that
-conflict with earlier ones.
-"""
+"""Operators' acknowledgements of unmatched transfers and of conflicting provider reports."""
 
 from __future__ import annotations
 
@@ -17,7 +15,9 @@ from tallystick_storage.outbox import insert_into_outbox
 
 @dataclass(slots=True)
 class NewReport:
-    """What a provider reports of a payout otherwise than before; `number` counts the payout's."""
+    """A provider report that conflicts with an earlier one; `number` counts the reports of the
+    payout.
+    """
 
     payout_id: str
     number: int
@@ -38,7 +38,7 @@ _INSERT_REPORTS = text("""
 
 
 def load_reports(connection: Connection, payout_ids: Sequence[str]) -> dict[str, list[Row[Any]]]:
-    """The conflicting reports of payouts, oldest first, by payout id; payouts without any are
+    """The conflicting reports of payouts, oldest first, by payout id. Payouts without any are
     missing.
     """
     by_payout: dict[str, list[Row[Any]]] = {}
@@ -77,8 +77,8 @@ _ACKNOWLEDGE_REPORT = text(_ACKNOWLEDGE.format(table="conflicting_report", key="
 def acknowledge_transfer(
     connection: Connection, payout_id: str, provider_reference: str, operator: str, reason: str
 ) -> Sequence[Row[Any]]:
-    """Acknowledges an unmatched transfer of a locked, settled payout, as a version of the payout;
-    its version, update_time and outbox row.
+    """Acknowledges an unmatched transfer of a locked, booked payout, as a new version of the
+    payout. Returns its version, update_time and outbox row.
     """
     values = {
         "payout_id": payout_id,
@@ -92,8 +92,8 @@ def acknowledge_transfer(
 def acknowledge_report(
     connection: Connection, payout_id: str, number: int, operator: str, reason: str
 ) -> Sequence[Row[Any]]:
-    """Acknowledges a conflicting report of a locked, settled payout, as a version of the payout;
-    its version, update_time and outbox row.
+    """Acknowledges a conflicting report of a locked, booked payout, as a new version of the payout.
+    Returns its version, update_time and outbox row.
     """
     values = {"payout_id": payout_id, "key": number, "operator": operator, "reason": reason}
     return connection.execute(_ACKNOWLEDGE_REPORT, values).all()

@@ -1,4 +1,4 @@
-"""Payout batches: what they are to pay, how far they are, and their reports."""
+"""Payout batches: their items, their progress, and their reports."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class NewBatchRow:
 
 @dataclass(slots=True)
 class BatchItemRow:
-    """One payout of a batch. `error`: a google.rpc.Status, serialized, in hex, where it is
-    REFUSED.
+    """One payout of a batch. `error` is a serialized google.rpc.Status in hex, if the item is
+    REJECTED.
     """
 
     payout_batch_id: str
@@ -127,7 +127,7 @@ _TRANSITION = text(f"""
     {insert_into_outbox("b", "'payoutBatches/' || payout_batch_id")}
     select {_COLUMNS}, sequence as outbox_sequence from b, outbox_sequence
 """)
-# Whatever of a batch is under way is due.
+# Every payout of a batch that is in progress has an operation.
 _IS_IN_PROGRESS = text(
     "select exists (select from operation where payout_batch_id = :id and payout_batch_id <> '')"
 )
@@ -142,8 +142,8 @@ _LOAD_REPORT = text("""
     where payout_batch_id = :id and payout_id > :after and state <> 'REQUESTED'
         and (not :rejected_only or state = 'REJECTED') order by payout_id limit :limit
 """)
-# Each payout is looked up, in the order of the report; a plan may read all payouts to learn which
-# are in the state.
+# Looks up each payout in the order of the report. Another plan might read all payouts to find those
+# in the state.
 _LOAD_REPORT_IN_STATE = text("""
     select i.payout_id, i.seller_account, i.state as item_state, i.error
     from (select * from payout_batch_item where payout_batch_id = :id and payout_id > :after
@@ -160,15 +160,15 @@ _MAX_SCANNED = 2000
 
 
 def load_items(connection: Connection, payout_batch_id: str) -> Sequence[Row[Any]]:
-    """What the payouts of a batch are to be, by id."""
+    """The requested payouts of a batch, by id."""
     return connection.execute(_LOAD_ITEMS, {"id": payout_batch_id}).all()
 
 
 def insert(
     connection: Connection, new: NewBatchRow, items: Sequence[BatchItemRow] = ()
 ) -> Row[Any] | None:
-    """Stores a batch with what it is to pay; it with the outbox row in which it is to be recorded,
-    or None if the id exists.
+    """Stores a batch with its requested payouts. Returns it with the outbox row in which it is to
+    be recorded, or None if the id exists.
     """
     values: dict[str, Any] = {field: getattr(new, field) for field in new.__slots__}
     return connection.execute(_INSERT, {**values, "items": encode_rows(items)}).one_or_none()
@@ -179,29 +179,29 @@ def find(connection: Connection, payout_batch_id: str) -> Row[Any] | None:
 
 
 def list_generating(connection: Connection, limit: int) -> Sequence[Row[Any]]:
-    """Batches whose payouts are not all made and that are to be looked at now, in that order."""
+    """Batches that are still generating payouts and are due, in the order in which they are due."""
     return connection.execute(_LIST_GENERATING, {"limit": limit}).all()
 
 
 def postpone(connection: Connection, payout_batch_id: str) -> None:
-    """Has a batch that could not be collected looked at again later: behind the others, and ever
-    later the more often it has failed.
+    """Postpones a batch whose generation failed. It comes after the others, and the delay grows
+    with each failure.
     """
     connection.execute(_POSTPONE, {"id": payout_batch_id})
 
 
 def list_open(connection: Connection, after: str, limit: int) -> Sequence[Row[Any]]:
-    """Batches whose payouts are all made and not all at rest, by id after a given one."""
+    """Batches whose payouts are all created and not all final, by id after a given one."""
     return connection.execute(_LIST_OPEN, {"after": after, "limit": limit}).all()
 
 
 def lock(connection: Connection, payout_batch_id: str) -> Row[Any]:
-    """A batch, locked to be collected."""
+    """A batch, locked for generation."""
     return connection.execute(_LOCK, {"id": payout_batch_id}).one()
 
 
 def list_requested(connection: Connection, payout_batch_id: str, limit: int) -> Sequence[Row[Any]]:
-    """What a batch is still to pay, by payout id."""
+    """The payouts that a batch has yet to create, by payout id."""
     return connection.execute(_LIST_REQUESTED, {"id": payout_batch_id, "limit": limit}).all()
 
 
@@ -212,8 +212,8 @@ def record_generated(
     skipped_count: int,
     cursor: str,
 ) -> None:
-    """Notes what became of so many payouts of a locked batch, how many sellers were skipped, and
-    where its reading of the wallets is.
+    """Stores the results of some payouts of a locked batch, the number of skipped sellers, and the
+    cursor in the wallets.
     """
     rejected_count = sum(item.state is ItemState.REJECTED for item in items)
     if items:
@@ -233,8 +233,8 @@ def record_generated(
 def transition(
     connection: Connection, payout_batch_id: str, from_state: BatchState, to_state: BatchState
 ) -> Row[Any] | None:
-    """Moves a batch from a state; it with the outbox row in which it is to be recorded, or None if
-    it is in another.
+    """Moves a batch from a state to the next. Returns it with the outbox row in which it is to be
+    recorded, or None if it is in another state.
     """
     return connection.execute(
         _TRANSITION, {"id": payout_batch_id, "before": from_state, "state": to_state}
@@ -242,12 +242,12 @@ def transition(
 
 
 def is_in_progress(connection: Connection, payout_batch_id: str) -> bool:
-    """Whether some payout of a batch has not come to rest."""
+    """Whether any payout of a batch is not final."""
     return bool(connection.execute(_IS_IN_PROGRESS, {"id": payout_batch_id}).scalar_one())
 
 
 def load_totals(connection: Connection, payout_batch_id: str) -> Sequence[Row[Any]]:
-    """Its payouts by state and currency, in minor units."""
+    """The totals of a batch's payouts by state and currency, in minor units."""
     return connection.execute(_LOAD_TOTALS, {"id": payout_batch_id}).all()
 
 
@@ -260,18 +260,18 @@ def load_report(
     *,
     rejected_only: bool,
 ) -> tuple[Sequence[Row[Any]], str | None]:
-    """What became of its payouts, by id after a given one; and up to which id they have been looked
-    at, None: to the end.
+    """The results of a batch's payouts, by id after a given one, and the id up to which they were
+    examined; None: to the end.
 
-    `state`: only payouts in it, "": all. A batch may have few such among many, so a page looks at
-    2,000 of its payouts and no more.
+    `state` selects the payouts in that state; "" selects all. Matches may be rare in a batch, so a
+    page examines 2,000 payouts and no more.
     """
     values: dict[str, Any] = {"id": payout_batch_id, "after": after, "limit": limit}
     if not state:
         return connection.execute(
             _LOAD_REPORT, {**values, "rejected_only": rejected_only}
         ).all(), None
-    if rejected_only:  # what was refused is no payout
+    if rejected_only:  # a rejected item has no payout
         return [], None
     values["max_scanned"] = _MAX_SCANNED
     items = connection.execute(_LOAD_REPORT_IN_STATE, {**values, "state": state}).all()

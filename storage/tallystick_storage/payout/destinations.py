@@ -38,7 +38,7 @@ class NewDestinationRow:
 
 @dataclass(slots=True)
 class DestinationTransitionRow:
-    """What becomes of a locked destination."""
+    """A transition of a locked destination."""
 
     payout_destination_id: str
     state: str
@@ -152,8 +152,8 @@ _FIND_WITH_READINESS = text("""
 def insert(
     connection: Connection, new: NewDestinationRow, cooldown_seconds: float, lease_seconds: float
 ) -> Row[Any] | None:
-    """Stores a destination that is not used before `cooldown_seconds` seconds; it with the outbox
-    row in which it is to be recorded, or None if the id exists.
+    """Stores a destination with a cooldown of `cooldown_seconds` seconds. Returns it with the
+    outbox row in which it is to be recorded, or None if the id exists.
     """
     values = {field: getattr(new, field) for field in new.__slots__}
     values |= {
@@ -169,12 +169,12 @@ def find(connection: Connection, ids: list[str]) -> dict[str, Row[Any]]:
 
 
 def lock(connection: Connection, ids: list[str]) -> dict[str, Row[Any]]:
-    """Destinations, locked to be moved."""
+    """Locks destinations that are to be changed."""
     return {row.payout_destination_id: row for row in connection.execute(_LOCK, {"ids": ids})}
 
 
 def lock_states(connection: Connection, ids: list[str]) -> dict[str, DestinationState]:
-    """The states of destinations, which stay as they are until the transaction ends."""
+    """The states of destinations, locked until the transaction ends."""
     return {
         row.payout_destination_id: DestinationState(row.state)
         for row in connection.execute(_LOCK_STATES, {"ids": ids})
@@ -184,8 +184,8 @@ def lock_states(connection: Connection, ids: list[str]) -> dict[str, Destination
 def transition(
     connection: Connection, transitions: Sequence[DestinationTransitionRow]
 ) -> Sequence[Row[Any]]:
-    """Moves locked destinations, whose verification is not due any more; each with the outbox row
-    in which all are to be recorded.
+    """Applies transitions of locked destinations and ends their verification. Returns each with the
+    outbox row in which all are to be recorded.
     """
     return connection.execute(_TRANSITION, {"transitions": encode_rows(transitions)}).all()
 
@@ -193,29 +193,29 @@ def transition(
 def approve(
     connection: Connection, payout_destination_id: str, approved_by: str, reason: str
 ) -> Row[Any]:
-    """Approves a locked destination; it with the outbox row in which it is to be recorded."""
+    """Approves a locked destination. Returns it with the outbox row that is to record it."""
     return connection.execute(
         _APPROVE, {"id": payout_destination_id, "approved_by": approved_by, "reason": reason}
     ).one()
 
 
 def load_operations(connection: Connection, ids: list[str]) -> Sequence[Row[Any]]:
-    """Destinations whose verification is due."""
+    """Destinations whose verification is not finished."""
     return connection.execute(_LOAD_OPERATIONS, {"ids": ids}).all()
 
 
 def lock_unresolved(connection: Connection, ids: list[str]) -> set[str]:
-    """Those of the destinations that the provider has said nothing about, locked."""
+    """Locks the destinations for which the provider has given no outcome."""
     return set(connection.execute(_LOCK_UNRESOLVED, {"ids": ids}).scalars())
 
 
 def find_current(
     connection: Connection, keys: Sequence[tuple[str, str]], owners: Mapping[str, str]
 ) -> dict[tuple[str, str], Row[Any]]:
-    """The destination of each (seller, currency) that its owner has: the newest that can be paid
-    to, else the newest that has not ended.
+    """The destination of each (seller, currency) that its owner has: the newest usable one,
+    otherwise the newest that has not ended.
 
-    `is_in_cooldown`: its time to be used has not come.
+    `is_in_cooldown`: its cooldown has not passed.
     """
     owned_keys = [
         (seller, currency, owners[seller]) for seller, currency in keys if seller in owners
@@ -253,7 +253,9 @@ _LIST = text(f"""
 def list_destinations(
     connection: Connection, filters: dict[str, str], before: tuple[datetime, str] | None, limit: int
 ) -> Sequence[Row[Any]]:
-    """Destinations, newest first, before a given (create_time, id); a filter "" does not filter."""
+    """Destinations, newest first, before a given (create_time, id). An empty filter matches
+    everything.
+    """
     before_time, before_id = before or (None, "")
     return connection.execute(
         _LIST, {**filters, "before_time": before_time, "before_id": before_id, "limit": limit}

@@ -1,4 +1,4 @@
-"""Payouts: stored, moved, and what it takes to work on them. Lock order: batches, attempts,
+"""Payouts: storage, transitions, and the data that the worker needs. Lock order: batches, attempts,
 destinations, operations, payouts, transfers, dead letters, each by id.
 """
 
@@ -24,8 +24,8 @@ COLUMNS = """p.payout_id, p.caller, p.owner, p.seller_account, p.amount, p.fee, 
 
 @dataclass(slots=True)
 class NewPayoutRow:
-    """A payout to store, CREATED; `fingerprint` in hex, amounts in minor units,
-    `requested_amount` None: whatever could be paid.
+    """A payout to store, CREATED. `fingerprint` is in hex, amounts in minor units;
+    `requested_amount` None: as much as can be paid.
     """
 
     payout_id: str
@@ -47,7 +47,7 @@ class NewPayoutRow:
 
 @dataclass(slots=True)
 class PayoutTransitionRow:
-    """One version of a payout that a move makes."""
+    """One version of a payout that a transition creates."""
 
     payout_id: str
     version: int
@@ -61,14 +61,13 @@ class PayoutTransitionRow:
 
 @dataclass(slots=True)
 class PayoutUpdateRow:
-    """A move of a payout from `from_version` to what it is after it, in one step or several.
+    """A change of a payout from `from_version` to its new state, in one or several transitions.
 
-    It happens only from that version, and only under the lease of `lease_token`; None: it is a
-    fact, and happens whoever holds the lease. `reporter_lease_token`: the lease token that the
-    reporter of a fact has, or had. `provider_key`: that of the attempt it begins, or "".
-    `awaits_approval`: nothing is due before a person has decided. `poll_after_seconds`: seconds
-    until the provider is asked whether there is news of it, once it is booked; None: it is not
-    asked.
+    It happens only from that version, and only under the lease `lease_token`. None marks a fact,
+    which is applied whoever holds the lease. `reporter_lease_token` is the lease token that the
+    reporter of a fact has or had. `provider_key` is the key of the attempt that starts, or "".
+    `awaits_approval`: nothing is due before an operator has decided. `poll_after_seconds` is the
+    time until the provider is polled, once the payout is booked; None: no poll.
     """
 
     payout_id: str
@@ -91,8 +90,8 @@ class PayoutUpdateRow:
 
 @dataclass(slots=True)
 class NextPayoutPoll:
-    """When a payout at rest is looked at again, in seconds, None: no more; and how often it has
-    been.
+    """When to poll a completed payout next, in seconds (None: never again), and the number of polls
+    so far.
     """
 
     payout_id: str
@@ -109,12 +108,12 @@ _FIND_EXISTING = text("""
 
 
 def find_existing(connection: Connection, payout_ids: list[str]) -> dict[str, Row[Any]]:
-    """Which of the ids exist, with what their callers had asked for."""
+    """The given ids that exist, with the requests of their callers."""
     return {row.payout_id: row for row in connection.execute(_FIND_EXISTING, {"ids": payout_ids})}
 
 
-# Only what the first insert returns is stored with it: a payout that another process stored
-# meanwhile brings nothing along.
+# Only rows that the first insert returns are stored. If another process stored a payout meanwhile,
+# nothing else of it is inserted.
 _INSERT = text(f"""
     with t as materialized (select clock() as now),
     new as (
@@ -159,8 +158,8 @@ _INSERT = text(f"""
 def insert(
     connection: Connection, payouts: Sequence[NewPayoutRow], lease_seconds: float
 ) -> dict[str, Row[Any]]:
-    """Stores payouts, leased for `lease_seconds` seconds under token 1; those that were new, each
-    with its create_time and the outbox row in which all are to be recorded.
+    """Stores payouts, leased for `lease_seconds` seconds under lease token 1. Returns the new ones,
+    each with its create_time and the outbox row in which all are to be recorded.
     """
     values = {
         "payouts": encode_rows(payouts),
@@ -183,7 +182,7 @@ _TRANSITION = text(f"""
                 returned_amount bigint, provider_key text, awaits_approval boolean,
                     poll_after_seconds float)
                     order by payout_id) r
-        cross join lateral (  -- a lease that is taken over meanwhile is no longer ours
+        cross join lateral (  -- a lease that was taken over is no longer ours
             select from operation op where op.operation_id = 'p-' || r.payout_id
                 and (r.lease_token is null or op.lease_token = r.lease_token)
                     limit 1 for update) op),
@@ -220,7 +219,7 @@ _TRANSITION = text(f"""
             start_time)
         select 'p-' || payout_id, 1, provider, provider_key, net_amount, currency, '', '', '', '',
             update_time from changed where provider_key <> ''),
-    unsent as (  -- before its attempt was begun nothing can have been sent
+    unsent as (  -- before its attempt was started nothing can have been sent
         update operation op set maybe_sent = false from changed m where m.provider_key <> ''
             and op.operation_id = 'p-' || m.payout_id),
     waiting as (
@@ -229,7 +228,7 @@ _TRANSITION = text(f"""
             retry_counts = default, retry_reason = '', detail = '',
             phase = 'AWAITING_APPROVAL', phase_start_time = t.now
         from locked l, t where l.awaits_approval and op.operation_id = 'p-' || l.payout_id),
-    requeued as (  -- what a fact has moved is due at once, also when another holder gives it back
+    requeued as (  -- due at once, even when another holder gives it back
         update operation op set next_attempt_time = t.now, has_changed = op.has_changed
             or op.lease_token <> l.reporter_lease_token from locked l, t
         where l.lease_token is null and not l.booked and op.operation_id = 'p-' || l.payout_id
@@ -253,10 +252,10 @@ def transition(
     updates: Sequence[PayoutUpdateRow],
     transitions: Sequence[PayoutTransitionRow],
 ) -> dict[str, Row[Any]]:
-    """Moves payouts, one move for each.
+    """Applies updates of payouts, one for each.
 
-    Returns for each that moved its version, update_time, and the outbox row in which all is to be
-    recorded. One that is missing had lost its lease, or had moved already.
+    Returns for each changed payout its version, update_time, and the outbox row in which all are to
+    be recorded. A missing payout had lost its lease or had already changed.
     """
     result = connection.execute(
         _TRANSITION, {"updates": encode_rows(updates), "transitions": encode_rows(transitions)}
@@ -288,14 +287,12 @@ _REOPEN = text("""
 
 
 def lock(connection: Connection, payout_ids: list[str]) -> dict[str, Row[Any]]:
-    """Payouts, locked with their due work, so that nobody moves them meanwhile."""
+    """Locks payouts and their operations, so that nothing changes them meanwhile."""
     return {row.payout_id: row for row in connection.execute(_LOCK, {"ids": payout_ids})}
 
 
 def reopen(connection: Connection, payout_ids: list[str]) -> None:
-    """Makes locked payouts due that had come to rest, under lease tokens that none of their former
-    holders had.
-    """
+    """Schedules locked, completed payouts again, under lease tokens that no former holder had."""
     connection.execute(_REOPEN, {"ids": payout_ids})
 
 
@@ -327,19 +324,19 @@ _LIST_UNSENT = text("""
 
 
 def load_operations(connection: Connection, payout_ids: list[str]) -> Sequence[Row[Any]]:
-    """Payouts with what it takes to go on with them; `age` of the attempt in seconds."""
+    """Payouts with the data that their next action needs. `age` of the attempt is in seconds."""
     return connection.execute(_LOAD_OPERATIONS, {"ids": payout_ids}).all()
 
 
 def lock_unresolved(connection: Connection, payout_ids: list[str]) -> set[str]:
-    """Those of the payouts under way whose provider has not told an end, locked: also those it was
-    not asked for yet.
+    """Locks the payouts in progress without a final outcome of the provider, including those not
+    yet sent to it.
     """
     return set(connection.execute(_LOCK_UNRESOLVED, {"ids": payout_ids}).scalars())
 
 
 def list_unsent(connection: Connection, payout_destination_id: str) -> list[str]:
-    """The demand ids of payouts to a destination whose money is held and that have not been
+    """The operation ids of payouts to a destination whose money is held and that have not been
     sent.
     """
     return list(connection.execute(_LIST_UNSENT, {"destination": payout_destination_id}).scalars())
@@ -355,7 +352,7 @@ _INSERT_RETRY = text(
 
 
 def find_retry(connection: Connection, payout_id: str, request_id: str) -> Row[Any] | None:
-    """The retry of that id, with its caller and reason."""
+    """The retry with that id, with its caller and reason."""
     return connection.execute(
         _FIND_RETRY, {"payout_id": payout_id, "request_id": request_id}
     ).one_or_none()
@@ -364,7 +361,7 @@ def find_retry(connection: Connection, payout_id: str, request_id: str) -> Row[A
 def insert_retry(
     connection: Connection, payout_id: str, request_id: str, caller: str, reason: str
 ) -> None:
-    """Notes a retry of a locked payout."""
+    """Stores a retry of a locked payout."""
     connection.execute(
         _INSERT_RETRY,
         {"payout_id": payout_id, "request_id": request_id, "caller": caller, "reason": reason},
@@ -387,7 +384,7 @@ _STOP_POLLS = text("delete from completed_payout_poll where payout_id = any (cas
 
 
 def list_pollable(connection: Connection, limit: int) -> dict[str, int]:
-    """Payouts at rest of which the provider is to be asked now, and how often it has been."""
+    """Completed payouts that are due for a poll, and the number of polls so far."""
     return {
         row.payout_id: row.poll_count
         for row in connection.execute(_LIST_POLLABLE, {"limit": limit})
@@ -395,7 +392,7 @@ def list_pollable(connection: Connection, limit: int) -> dict[str, int]:
 
 
 def schedule_polls(connection: Connection, polls: Sequence[NextPayoutPoll]) -> None:
-    """Has payouts looked at again, or no more."""
+    """Schedules polls of payouts, or ends them."""
     connection.execute(
         _SCHEDULE_POLLS,
         {"polls": encode_rows([poll for poll in polls if poll.delay_seconds is not None])},
@@ -504,7 +501,7 @@ _ALERT_QUERIES = (
 def alert_queries(
     alert_after_seconds: Mapping[str, float], max_event_delay_seconds: float
 ) -> Sequence[AlertQuery]:
-    """What a person should know of; `alert_after_seconds`: seconds that a payout may rest in a
+    """The alerts of this service. `alert_after_seconds` is how many seconds a payout may stay in a
     state.
     """
     return operation_alert_queries(

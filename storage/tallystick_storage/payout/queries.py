@@ -1,4 +1,4 @@
-"""Payouts as they are shown: one with its story, and lists."""
+"""Reads for the API: a payout with its history, and lists."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _LOAD_HISTORY = text("""
 
 
 def load_payouts(connection: Connection, payout_ids: list[str]) -> dict[str, Row[Any]]:
-    """Payouts, those that exist, each with the time of its next attempt."""
+    """The payouts that exist, each with the time of its next attempt."""
     return {row.payout_id: row for row in connection.execute(_LOAD_PAYOUTS, {"ids": payout_ids})}
 
 
 def load_history(connection: Connection, payout_id: str) -> Sequence[Row[Any]]:
-    """Every move of a payout, oldest first."""
+    """Every transition of a payout, oldest first."""
     return connection.execute(_LOAD_HISTORY, {"id": payout_id}).all()
 
 
@@ -54,13 +54,13 @@ _FILTER_CONDITIONS = {
 }
 _KEY_CONDITIONS = {
     **{name: f"k.{name} = :{name}" for name in _FILTER_CONDITIONS},
-    # as its index says
+    # matches the index
     "payout_batch_id": "k.payout_batch_id = :payout_batch_id and k.payout_batch_id <> ''",
     "create_time_from": "k.create_time >= :create_time_from",
     "create_time_until": "k.create_time < :create_time_until",
 }
 _IN_PROGRESS_STATES = ("CREATED", "READY", "SUBMITTING")
-# All payouts that are being worked on are due, and few are.
+# Every payout in progress has an operation, and there are few.
 _IN_PROGRESS_PAYOUTS = (
     "(select p.* from operation op cross join lateral (select * from payout p where p.payout_id = "
     "substr(op.operation_id, 3) and op.operation_id like 'p-%' offset 0) p)"
@@ -70,8 +70,8 @@ _IN_PROGRESS_PAYOUTS = (
 def list_payouts(
     connection: Connection, filters: PayoutFilter, before: PageKey | None, limit: int
 ) -> tuple[Sequence[Row[Any]], PageKey | None]:
-    """Payouts, newest first, before a given key; and down to which all have been looked at, None:
-    to the end.
+    """Payouts, newest first, before a given key. Also returns the key down to which all were
+    examined; None: to the end.
     """
     table, index_columns = _choose_table(filters)
     other_filters = [
@@ -110,8 +110,8 @@ def list_payouts(
 
 
 def _choose_table(filters: PayoutFilter) -> tuple[str, Sequence[str]]:
-    """The table in which what is wanted is together, in the order of an index, and the filters that
-    it is found by.
+    """The table whose index returns the wanted rows together and in order, and the filters that
+    this index covers.
     """
     for name in ("payout_batch_id", "seller_account"):
         if getattr(filters, name) is not None:

@@ -1,5 +1,5 @@
-"""Payout schedules: when sellers are paid by themselves, and on what terms. "" is the seller of the
-default.
+"""Payout schedules: when and on what terms sellers are paid automatically. The seller "" stands for
+the default schedule.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tallystick_storage.outbox import insert_into_outbox
 
 @dataclass(slots=True)
 class NewSchedule:
-    """A schedule as it is set, whole; amounts in minor units, `next_time` its next cut-off."""
+    """A complete schedule to store; amounts in minor units, `next_time` is its next cut-off."""
 
     seller_account: str
     currency: str
@@ -30,18 +30,17 @@ class NewSchedule:
     fee: int
     reserve: int
     has_own_terms: bool
-    """Whether the amounts are the seller's own; otherwise those that hold stay."""
+    """Whether the amounts are the seller's own; otherwise the stored ones are kept."""
     owner: str
     next_time: datetime | None
     caller: str
     traceparent: str
     expected_version: int | None
-    """The version that it is to replace, 0: none; None: whichever there is."""
+    """The version that it replaces; 0: none exists; None: any version."""
 
 
 BACK_OFF = "make_interval(secs => least(power(2, least(failure_count, 10)), 60))"
-"""After how long something that has failed is looked at again, by its count of failures before:
-from a second on, a minute at most.
+"""The delay before a failed item is retried, by the number of its failures: from 1 s up to 1 min.
 """
 
 _TERMS = """case when s.has_own_terms then s.minimum_amount
@@ -92,7 +91,7 @@ _UPSERT = text(f"""
                 else payout_schedule.reserve end,
             has_own_terms = excluded.has_own_terms or payout_schedule.has_own_terms,
                 owner = excluded.owner,
-            next_time = case  -- a cut-off that has come still runs, however late
+            next_time = case  -- a cut-off that has passed still runs, however late
                 when excluded.next_time is not null
                     and payout_schedule.next_time <= (select clock()) then payout_schedule.next_time
                 else excluded.next_time end,
@@ -127,7 +126,7 @@ _FIND = text(
 _LIST_DUE = """
     select * from payout_schedule where next_run_time <= (select clock()) and {which}
         order by next_run_time, seller_account, currency limit :limit
-"""  # each is written out, because only so it follows a partial index
+"""  # separate statements, because each needs its partial index
 _LIST_DUE_DEFAULTS, _LIST_DUE_OF_SELLERS = (
     text(_LIST_DUE.format(which="seller_account = ''")),
     text(_LIST_DUE.format(which="seller_account <> ''")),
@@ -165,8 +164,8 @@ _SELLERS_WITH_SCHEDULE = text(
 def find_effective_schedules(
     connection: Connection, keys: Sequence[tuple[str, str]]
 ) -> dict[tuple[str, str], Row[Any]]:
-    """The schedule that holds for each (seller, currency): its own, else the default; those without
-    any are missing.
+    """The effective schedule of each (seller, currency): its own, otherwise the default. Those
+    without any are missing.
     """
     values = {
         "sellers": [seller for seller, _ in keys],
@@ -179,14 +178,14 @@ def find_effective_schedules(
 
 
 def now(connection: Connection) -> datetime:
-    """The database's time, which cut-offs are compared with."""
+    """The database's time, which is compared with cut-offs."""
     time: datetime = connection.execute(_NOW).scalar_one()
     return time
 
 
 def upsert(connection: Connection, new: NewSchedule) -> Row[Any] | None:
-    """Sets a schedule; it with the outbox row in which it is to be recorded, or None where equal
-    values hold already, or another version than the expected one.
+    """Stores a schedule. Returns it with the outbox row in which it is to be recorded. Returns None
+    if equal values are stored already or the current version is not the expected one.
     """
     return connection.execute(
         _UPSERT, {field: getattr(new, field) for field in new.__slots__}
@@ -194,9 +193,7 @@ def upsert(connection: Connection, new: NewSchedule) -> Row[Any] | None:
 
 
 def compare_stored(connection: Connection, new: NewSchedule) -> tuple[int, bool]:
-    """The version of the schedule that is set, 0: none, and whether it has the values of a
-    new one.
-    """
+    """The version of the stored schedule (0: none), and whether its values equal the new ones."""
     row = connection.execute(
         _FIND, {"seller_account": new.seller_account, "currency": new.currency}
     ).one_or_none()
@@ -216,8 +213,8 @@ def compare_stored(connection: Connection, new: NewSchedule) -> tuple[int, bool]
 
 
 def list_due(connection: Connection, limit: int, *, defaults_only: bool) -> Sequence[Row[Any]]:
-    """Schedules whose cut-off has come and that are to be looked at now, in that order: defaults,
-    or those of single sellers.
+    """Schedules whose cut-off has passed and that are due, in the order in which they are due:
+    defaults, or those of single sellers.
     """
     return connection.execute(
         _LIST_DUE_DEFAULTS if defaults_only else _LIST_DUE_OF_SELLERS, {"limit": limit}
@@ -227,8 +224,8 @@ def list_due(connection: Connection, limit: int, *, defaults_only: bool) -> Sequ
 def advance(
     connection: Connection, times: Sequence[tuple[Row[Any], datetime | None]]
 ) -> set[tuple[str, str]]:
-    """Sets the next cut-offs of schedules that were read as given; the (seller, currency) of those
-    that still stood so. The others stay as they are.
+    """Sets the next cut-offs of schedules that have not changed since they were read. Returns their
+    (seller, currency); the others stay as they are.
     """
     items = [_identify_read(row) | {"next_time": next_time} for row, next_time in times]
     return {
@@ -238,8 +235,8 @@ def advance(
 
 
 def postpone(connection: Connection, schedules: Sequence[Row[Any]]) -> None:
-    """Has schedules that could not be run looked at again later, as batches are; those that were
-    set meanwhile stay as they are.
+    """Postpones schedules whose run failed, with the same delays as batches. Schedules that changed
+    meanwhile stay as they are.
     """
     connection.execute(
         _POSTPONE, {"times": encode_rows([_identify_read(row) for row in schedules])}
@@ -247,7 +244,7 @@ def postpone(connection: Connection, schedules: Sequence[Row[Any]]) -> None:
 
 
 def _identify_read(row: Row[Any]) -> dict[str, Any]:
-    """What tells whether a schedule still stands as it was read."""
+    """The values that show whether a schedule has changed since it was read."""
     return {
         "seller_account": row.seller_account,
         "currency": row.currency,
@@ -259,7 +256,7 @@ def _identify_read(row: Row[Any]) -> dict[str, Any]:
 def find_sellers_with_schedule(
     connection: Connection, sellers: list[str], currency: str
 ) -> set[str]:
-    """Those of the sellers who have a schedule of their own in the currency."""
+    """The given sellers that have their own schedule in the currency."""
     return set(
         connection.execute(
             _SELLERS_WITH_SCHEDULE, {"sellers": sellers, "currency": currency}

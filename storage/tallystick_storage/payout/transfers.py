@@ -1,4 +1,4 @@
-"""Transfers: money that payout providers say they paid, and what came back of it."""
+"""Transfers: money that payout providers report as paid, and what was returned of it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tallystick_storage.database import ConstraintViolation, encode_rows
 
 @dataclass(slots=True)
 class ReportedTransfer:
-    """A transfer as the provider tells of it now, in minor units; `returned_amount` None: nothing
-    came back.
+    """A transfer as the provider reports it now, in minor units; `returned_amount` None: nothing
+    was returned.
     """
 
     provider: str
@@ -57,7 +57,7 @@ _UPSERT_TRANSFERS = text("""
 
 
 def load_transfers(connection: Connection, payout_ids: list[str]) -> dict[str, list[Row[Any]]]:
-    """The transfers of payouts, oldest first, by payout id; those without any are missing."""
+    """The transfers of payouts, oldest first, by payout id. Payouts without any are missing."""
     by_payout: dict[str, list[Row[Any]]] = {}
     for row in connection.execute(_LOAD_TRANSFERS, {"ids": payout_ids}):
         by_payout.setdefault(row.payout_id, []).append(row)
@@ -65,8 +65,8 @@ def load_transfers(connection: Connection, payout_ids: list[str]) -> dict[str, l
 
 
 def upsert_transfers(connection: Connection, transfers: Sequence[ReportedTransfer]) -> None:
-    """Stores transfers that are new, or have come back, of locked payouts. Raises DataRefused for a
-    reference that belongs to another payout.
+    """Stores new or returned transfers of locked payouts. Raises ConstraintViolation if a reference
+    belongs to another payout.
     """
     stored = connection.execute(_UPSERT_TRANSFERS, {"transfers": encode_rows(transfers)}).all()
     if len(stored) != len(transfers):

@@ -1,5 +1,5 @@
-"""What `tallystick verify` reads: whole tables as sorted streams. Each schema's queries are in the
-file of its name; `shared` has what several use.
+"""The queries of `tallystick verify`: they read whole tables as sorted streams. Each schema has its
+own file; `shared` holds what several schemas use.
 """
 
 from tallystick_storage.verify import ledger, payment, payout, wallet
@@ -12,7 +12,7 @@ INCONSISTENCY_QUERIES = (
     *ledger.INCONSISTENCY_QUERIES,
     *wallet.INCONSISTENCY_QUERIES,
 )
-"""The names of the queries that find rows that are not what follows from others of their schema."""
+"""The names of the queries that find rows inconsistent with other rows of their schema."""
 
 __all__ = [
     "INCONSISTENCY_QUERIES",

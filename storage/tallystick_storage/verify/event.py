@@ -1,4 +1,4 @@
-"""What verify reads of the stream of events."""
+"""The verify queries on the event stream."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ QUERIES = {
         select aggregate_id, {VERSIONS.format("aggregate_version")} from event
             where starts_with(aggregate_id, :prefix)
         group by aggregate_id, block order by aggregate_id, block""",
-    # The version of each thing that has no history of its own: its last event has the same.
+    # The version of each resource without a history of its own: the version of its last event.
     "event.last_versions": """
         select aggregate_id, max(aggregate_version) as version, count(*) as events from event
         where split_part(aggregate_id, '/', 1) in (

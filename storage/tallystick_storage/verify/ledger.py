@@ -1,5 +1,5 @@
-"""What verify reads of the ledger: the chain of transactions, their entries, and the balances of
-accounts.
+"""The verify queries on the ledger: the hash chain of transactions, their entries, and account
+balances.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ INCONSISTENCY_QUERIES = {
             'was opened at no time' as what
         from account where not isfinite(create_time) order by 1""",
 }
-"""Rows that are not what follows from others of the schema: each query gives a column `name` and
-one `what`.
+"""Finds rows inconsistent with other rows of the schema: each query returns a column `name` and one
+`what`.
 """
 
 QUERIES = {

@@ -1,4 +1,4 @@
-"""What verify reads of payments: orders and their history, checkouts, attempts, and unapplied
+"""The verify queries on payments: orders and their history, checkouts, attempts, and unapplied
 charges.
 """
 
@@ -120,8 +120,8 @@ INCONSISTENCY_QUERIES = {
                 from (c.provider, c.create_time, c.create_time, null, '')
         order by 1""",
 }
-"""Rows that are not what follows from others of the schema: each query gives a column `name` and
-one `what`.
+"""Finds rows inconsistent with other rows of the schema: each query returns a column `name` and one
+`what`.
 """
 
 QUERIES = {
@@ -146,7 +146,7 @@ QUERIES = {
                 lag(h.stage, 1, 0) over w as stage_before, lag(h.waits) over w as waited
             from (
                 select payment_order_id, version, from_status, to_status,
-                    -- settled, then delivered: each once, in versions of their own
+                    -- booked, then delivered: each once, in separate versions
                     (wallet_updated and ledger_updated)::int + delivered::int as stage,
                     case when to_status = 'PENDING'
                         then pending_reason || ' ' || next_action_url || ' ' || provider_reference
@@ -241,7 +241,7 @@ QUERIES = {
                 then format(
                 'demands %s %s, but its orders sum to %s %s', a.amount, a.currency,
                     coalesce(o.amount::text, 'None'), coalesce(o.low, 'None')) end),
-            -- what it took is its orders', or unapplied, or still to be judged
+            -- the charged money belongs to its orders, is unapplied, or is not decided yet
             (case when a.outcome = 'SUCCEEDED'
                 and not ((a.moved_amount, a.moved_currency) is not distinct
                     from (a.amount, a.currency) and coalesce(o.n in (o.succeeded, o.open), true))
@@ -304,7 +304,7 @@ QUERIES = {
         select 'paymentOrders/' || payment_order_id as aggregate_id, {VERSIONS.format("version")}
             from order_history
         group by payment_order_id, block order by payment_order_id, block""",
-    # The version of each thing that has no history of its own: its last event has the same.
+    # The version of each resource without a history of its own: the version of its last event.
     "payment.last_versions": f"""select * from ({ALERTS_AND_DEAD_LETTERS.format(schema="payment")}
         union all select 'payments/' || checkout_id, version, 'payment.checkout' from checkout
         union all select 'unappliedCharges/' || unapplied_charge_id, version,

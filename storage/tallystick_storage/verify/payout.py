@@ -1,4 +1,4 @@
-"""What verify reads of payouts: their history, attempts and transfers, and batches."""
+"""The verify queries on payouts: their history, attempts and transfers, and batches."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ INCONSISTENCY_QUERIES = {
         where (i.n, i.rejected, i.lost) <> (b.generated_count, b.rejected_count, 0) or not b.is_run
             and i.every <> b.item_count order by 1""",
 }
-"""Rows that are not what follows from others of the schema: each query gives a column `name` and
-one `what`.
+"""Finds rows inconsistent with other rows of the schema: each query returns a column `name` and one
+`what`.
 """
 
 QUERIES = {
@@ -122,7 +122,7 @@ QUERIES = {
         select 'payouts/' || payout_id as aggregate_id, {VERSIONS.format("version")}
             from payout_history
         group by payout_id, block order by payout_id, block""",
-    # The version of each thing that has no history of its own: its last event has the same.
+    # The version of each resource without a history of its own: the version of its last event.
     "payout.last_versions": f"""select * from ({ALERTS_AND_DEAD_LETTERS.format(schema="payout")}
         union all select 'payoutDestinations/' || payout_destination_id, version,
             'payout.payout_destination' from payout_destination

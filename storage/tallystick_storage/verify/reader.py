@@ -1,4 +1,4 @@
-"""Reads what queries give, each schema by a read-only role, all as it stood at one moment."""
+"""Runs the verify queries, each schema with its read-only role and all on one snapshot."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tallystick_storage.verify import event, ledger, payment, payout, wallet
 
 _FETCH_SIZE = 5000
 _SCHEMAS = ("payment", "payout", "wallet", "ledger", "event")
-"""In the order in which their moments are taken."""
-# a transaction idles while a check reads another's rows
+"""The order in which their snapshots are taken."""
+# A transaction idles while a check reads another's rows.
 _DISABLE_IDLE_TIMEOUT = "set local idle_in_transaction_session_timeout = 0"
 _PLANNER_SETTINGS = (
     "set local work_mem = '32MB'; set local cursor_tuple_fraction = 1; set local jit = off"
@@ -24,7 +24,7 @@ QUERIES = {**ledger.QUERIES, **wallet.QUERIES, **payment.QUERIES, **payout.QUERI
 
 
 class Reader:
-    """Reads each schema by a role that can only read it. `url`: a schema's database."""
+    """Reads each schema with a read-only role. `url` returns the database URL of a schema."""
 
     def __init__(self, url: Callable[[str], str]) -> None:
         self._url = url
@@ -32,19 +32,19 @@ class Reader:
 
     @contextmanager
     def open_snapshot(self) -> Iterator[Callable[..., Iterator[Row[Any]]]]:
-        """What opens queries, each on a connection of its own, from any thread: rows in the query's
-        order, without holding them.
+        """Yields a function that opens queries, each on its own connection and from any thread. It
+        streams rows in the query's order.
 
-        All that lies in one database is read as it stood at one moment, whatever goes on meanwhile.
-        Each further database has a moment of its own, that of events the last, so that whatever was
-        relayed before another's moment is among them.
+        All schemas of one database are read from one snapshot, despite concurrent writes. Each
+        further database has its own snapshot. The snapshot of events is taken last, so that it
+        contains every event relayed before another snapshot.
         """
         snapshots: dict[URL, str] = {}
         with ExitStack() as stack:
             for schema in _SCHEMAS:
                 engine = self._engine(schema)
                 if _database(engine) not in snapshots:
-                    # a snapshot lasts as long as its transaction
+                    # A snapshot lasts as long as its transaction.
                     snapshot_connection = stack.enter_context(engine.connect())
                     snapshot_connection.exec_driver_sql(_DISABLE_IDLE_TIMEOUT)
                     snapshots[_database(engine)] = snapshot_connection.execute(
@@ -86,5 +86,5 @@ def _rows(connection: Connection, name: str, parameters: dict[str, Any]) -> Iter
 
 
 def statement(name: str, parameters: dict[str, Any]) -> TextClause:
-    """The query of that name, or the one that comes with the parameters, from which it is taken."""
+    """The query of that name, or the one in `parameters`, which is removed from them."""
     return text(parameters.pop("statement", QUERIES[name]))

@@ -1,4 +1,4 @@
-"""What the queries of several schemas share: seals, and how values become text."""
+"""Shared by the queries of several schemas: seals, and the conversion of values to text."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _BROKEN_SEALS = """
 
 
 def broken_seals(schema: str, table: str, key: str, content: str) -> str:
-    """The query for the rows of a table that are not as their service wrote them; the other
-    arguments are as `sealed_tables` gives them.
+    """The query for the rows of a table that differ from what their service wrote. The other
+    arguments are as `sealed_tables` returns them.
     """
     unsealed_condition = SEALED_ON_UPDATE.get(f"{schema}.{table}", "false")
     return _BROKEN_SEALS.format(
@@ -57,7 +57,7 @@ LINES = """(select string_agg(a.account || ' ' || e.currency || ' ' || e.amount,
     order by e.line_number)
             from entry e join account a on a.account_id = e.account_id where e.book = t.book
                 and e.sequence = t.sequence)"""
-# The versions of something, as one text for each thousand, so that no row grows without bound.
+# The versions of a resource, as one text per thousand, so that no row grows without bound.
 VERSIONS = "{0} / 1000 as block, string_agg({0}::text, ' ' order by {0}) as versions"
 UNPUBLISHED_VERSIONS = f"""
     select aggregate_id, {VERSIONS.format("version")}
@@ -69,7 +69,7 @@ UNPUBLISHED_VERSIONS = f"""
 ALERTS = """
         select 'alerts/' || alert_id as aggregate_id, case when end_time is null then 1
             else 2 end as version, '{schema}.alert' as name from alert"""
-"""The versions of alerts, which a schema has besides its own; {schema}: its name."""
+"""The versions of alerts, which every schema has; {schema} is the schema's name."""
 ALERTS_AND_DEAD_LETTERS = f"""{ALERTS}
         union all select 'deadLetters/' || dead_letter_id, case when state = 'OPEN' then 1
             else 2 end, '{{schema}}.dead_letter' from dead_letter"""
@@ -77,7 +77,7 @@ ALERTS_AND_DEAD_LETTERS = f"""{ALERTS}
 
 
 def seal_queries(schema: str) -> dict[str, str]:
-    """The queries of a schema whose rows are sealed: its tables, and, by a statement that comes
-    with the call, the rows of one that are not as they were written.
+    """The queries of a schema with sealed rows: one lists its tables, and one finds the changed
+    rows of a table by a statement that the call passes.
     """
     return {f"{schema}.sealed_tables": _SEALED_TABLES, f"{schema}.broken_seals": ""}

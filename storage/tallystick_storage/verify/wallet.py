@@ -1,5 +1,5 @@
-"""What verify reads of wallets: their entries, holds, pending credits and policies, and whose
-sellers are.
+"""The verify queries on wallets: their entries, holds, pending credits and policies, and seller
+ownership.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ INCONSISTENCY_QUERIES = {
                 and w.currency = p.currency and w.policy_version >= p.version)
         order by 1""",
 }
-"""Rows that are not what follows from others of the schema: each query gives a column `name` and
-one `what`.
+"""Finds rows inconsistent with other rows of the schema: each query returns a column `name` and one
+`what`.
 """
 
 QUERIES = {
@@ -143,7 +143,7 @@ QUERIES = {
             and e.source_id = c.source_id
         left join wallet_entry r on r.kind = 'RELEASE' and r.source_id = c.source_id
         where e.amount is distinct from c.amount or r.source_id is not null
-            -- after which work was still done
+            -- work was still done long after its release time
             or c.release_time < (select max(create_time) from commit_marker) - interval '10 minutes'
         order by c.source_id""",
     "wallet.pay_ins": """
@@ -167,7 +167,7 @@ QUERIES = {
         select 'wallets/' || seller_account || '/' || currency as aggregate_id,
             {VERSIONS.format("number")} from wallet_entry
         group by seller_account, currency, block order by aggregate_id, block""",
-    # The version of each thing that has no history of its own: its last event has the same.
+    # The version of each resource without a history of its own: the version of its last event.
     "wallet.last_versions": f"""select * from ({ALERTS.format(schema="wallet")}
         union all select 'walletPolicies/' || seller_account || '/' || currency, policy_version,
             'wallet.wallet_policy' from wallet where policy_version > 0

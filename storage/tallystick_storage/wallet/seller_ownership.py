@@ -1,4 +1,4 @@
-"""Whom sellers belong to, in the wallet's schema. Lock order: assignments, then sellers by id."""
+"""The owners of sellers, in the wallet's schema. Lock order: assignments, then sellers by id."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class NewSeller:
 
 @dataclass(slots=True)
 class NewAssignmentRow:
-    """A seller's move to another owner, as an operator asks for it; `previous_owner` "": it belongs
-    to nobody.
+    """A seller's move to another owner, requested by an operator. `previous_owner` "": the seller
+    has no owner.
     """
 
     seller_assignment_id: str
@@ -42,8 +42,8 @@ _FIND_OWNERS = text(
     "select seller_account, owner, version, update_time from seller where seller_account = any "
     "(cast(:sellers as text[])) order by seller_account"
 )
-# A seller that somebody else claims at the same time is left out once that is committed; the next
-# statement sees whose it is.
+# A seller that another owner claims at the same time is missing here once that claim is committed.
+# The next statement reads its owner.
 _CLAIM = text(f"""
     with new as (
         insert into seller (seller_account, owner, version, update_time)
@@ -100,32 +100,32 @@ _LIST_ASSIGNMENTS = text(f"""
 
 
 def find_owners(connection: Connection, sellers: Sequence[str]) -> Sequence[Row[Any]]:
-    """Those of the sellers that belong to somebody, by id."""
+    """The given sellers that have an owner, by id."""
     return connection.execute(_FIND_OWNERS, {"sellers": list(sellers)}).all()
 
 
 def claim(connection: Connection, sellers: Sequence[NewSeller]) -> Sequence[Row[Any]]:
-    """Has sellers belong to owners; those that belonged to nobody, each with the outbox row of its
-    event. Each seller stands there once.
+    """Assigns sellers to owners. Returns those that had no owner, each with the outbox row of its
+    event. Each seller may occur only once.
     """
     return connection.execute(_CLAIM, {"sellers": encode_rows(sellers)}).all()
 
 
 def lock(connection: Connection, seller_account: str) -> Row[Any] | None:
-    """A seller, locked to be moved; None: it belongs to nobody."""
+    """Locks a seller that is to change its owner; None: it has no owner."""
     return connection.execute(_LOCK, {"seller_account": seller_account}).one_or_none()
 
 
 def change_owner(connection: Connection, seller_account: str, owner: str, version: int) -> Row[Any]:
-    """Has a locked seller belong to another owner; it with the outbox row of its event."""
+    """Changes the owner of a locked seller. Returns the seller with the outbox row of its event."""
     return connection.execute(
         _CHANGE_OWNER, {"seller_account": seller_account, "owner": owner, "version": version}
     ).one()
 
 
 def insert_assignment(connection: Connection, new: NewAssignmentRow) -> Row[Any] | None:
-    """Stores an assignment, with the outbox row of its event; None if its id exists, or the seller
-    has an open one.
+    """Stores an assignment. Returns it with the outbox row of its event, or None if its id exists
+    or the seller has an open one.
     """
     return connection.execute(
         _INSERT_ASSIGNMENT, {field: getattr(new, field) for field in new.__slots__}
@@ -135,7 +135,7 @@ def insert_assignment(connection: Connection, new: NewAssignmentRow) -> Row[Any]
 def find_assignment(
     connection: Connection, seller_assignment_id: str, *, for_update: bool = False
 ) -> Row[Any] | None:
-    """An assignment, locked to be decided if asked for."""
+    """An assignment, locked on request to be decided."""
     return connection.execute(
         _LOCK_ASSIGNMENT if for_update else _FIND_ASSIGNMENT, {"id": seller_assignment_id}
     ).one_or_none()
@@ -149,7 +149,7 @@ def record_decision(
     reason: str,
     seller_version: int | None,
 ) -> Row[Any]:
-    """Decides a locked assignment; it with the outbox row of its event."""
+    """Decides a locked assignment. Returns it with the outbox row of its event."""
     values = {
         "id": seller_assignment_id,
         "state": state,

@@ -21,7 +21,7 @@ from tallystick_storage.outbox import insert_into_outbox
 WalletKey = tuple[str, str]
 """Seller and currency."""
 DueCursor = tuple[datetime, str]
-"""Since when something is due, and its source id: its place among all that is."""
+"""The position in the list of what is due: the time since which it is due, and its source id."""
 
 _OPEN_WALLETS = text("""
     insert into wallet (seller_account, currency, pending, available, held, owed, balance, version,
@@ -54,14 +54,14 @@ def now(connection: Connection) -> datetime:
 def open_wallets(
     connection: Connection, keys: Sequence[WalletKey], release_delay_seconds: int
 ) -> None:
-    """Opens wallets that are missing, with the configured release delay in seconds."""
+    """Opens missing wallets with the configured release delay in seconds."""
     connection.execute(
         _OPEN_WALLETS, {"wallets": _encode_keys(keys), "release_delay": release_delay_seconds}
     )
 
 
 def lock_wallets(connection: Connection, keys: Sequence[WalletKey]) -> dict[WalletKey, Wallet]:
-    """Locks wallets in order; those that exist."""
+    """Locks wallets in key order. Returns those that exist."""
     wallets = {}
     for row in connection.execute(_LOCK_WALLETS, {"wallets": _encode_keys(keys)}):
         balances = Balances(int(row.pending), int(row.available), int(row.held), int(row.owed))
@@ -88,7 +88,7 @@ _FIND_ENTRIES = text("""
 def find_entries(
     connection: Connection, source_ids: Sequence[tuple[str, str]]
 ) -> dict[tuple[str, str], StoredInstruction]:
-    """Which changes (kind, source_id) were made before."""
+    """The given instructions (kind, source_id) that were applied before."""
     items = encode_rows([{"kind": kind, "source_id": source_id} for kind, source_id in source_ids])
     result = connection.execute(_FIND_ENTRIES, {"source_ids": items})
     return {
@@ -116,7 +116,7 @@ _ADD_TOMBSTONES = text("""
 _FIND_TOMBSTONES = text(
     "select hold_id from hold where hold_id = any (cast(:ids as text[])) and state = 'TOMBSTONE'"
 )
-# Of each of the seller's few currencies the newest.
+# The newest holds in each of the seller's few currencies.
 _LIST_HOLDS = text(f"""
     select h.* from wallet w cross join lateral (
         select {_HOLD_COLUMNS} from hold h where h.seller_account = w.seller_account
@@ -130,22 +130,22 @@ _LIST_HOLDS = text(f"""
 
 
 def find_holds(connection: Connection, hold_ids: list[str]) -> dict[str, Row[Any]]:
-    """Holds as they stand, those that exist. Their wallet's lock guards them."""
+    """The current state of the holds that exist. Their wallet's lock protects them."""
     return {row.hold_id: row for row in connection.execute(_FIND_HOLDS, {"ids": hold_ids})}
 
 
 def add_tombstones(connection: Connection, hold_ids: list[str], caller: str) -> None:
-    """Takes the ids of holds that do not exist, so that none can be placed under them any more."""
+    """Stores tombstones for holds that do not exist, so that none can be placed under these ids."""
     connection.execute(_ADD_TOMBSTONES, {"ids": hold_ids, "caller": caller})
 
 
 def find_tombstones(connection: Connection, hold_ids: list[str]) -> set[str]:
-    """Those of the ids that were sealed."""
+    """The given ids that have a tombstone."""
     return set(connection.execute(_FIND_TOMBSTONES, {"ids": hold_ids}).scalars())
 
 
 def as_hold(row: Row[Any]) -> Hold:
-    """A row as the rules know it."""
+    """Converts a row to the domain type."""
     return Hold(
         row.hold_id,
         row.seller_account,
@@ -176,9 +176,7 @@ _LIST_RELEASABLE = text("""
 
 
 def find_credits(connection: Connection, source_ids: list[str]) -> dict[str, Credit]:
-    """Credits by source id, those that were made. Their wallet's lock guards whether they are
-    pending.
-    """
+    """Credits that exist, by source id. Their wallet's lock protects whether they are pending."""
     result = connection.execute(_FIND_CREDITS, {"source_ids": source_ids})
     return {
         row.source_id: Credit(row.seller_account, row.currency, row.amount, row.pending)
@@ -189,7 +187,7 @@ def find_credits(connection: Connection, source_ids: list[str]) -> dict[str, Cre
 def list_releasable(
     connection: Connection, after: DueCursor | None, limit: int
 ) -> Sequence[Row[Any]]:
-    """The source ids of pending credits whose time has come, the oldest first, after a given (time,
+    """The source ids of pending credits whose release is due, oldest first, after a given (time,
     source_id).
     """
     return connection.execute(_LIST_RELEASABLE, {**_cursor_parameters(after), "limit": limit}).all()
@@ -216,7 +214,7 @@ def list_holds(
 
 @dataclass(frozen=True, slots=True)
 class DecidedInstruction:
-    """A change to write down, with the trace context of the call it came with."""
+    """A change to store, with the trace context of the call that requested it."""
 
     instruction: Instruction
     change: WalletChange
@@ -275,8 +273,8 @@ _WRITE = text(f"""
 
 
 def write(connection: Connection, changes: Sequence[DecidedInstruction]) -> Row[Any]:
-    """Writes changes of locked wallets, in order: entries, holds, and each wallet once; their
-    create_time, and the outbox row in which they are to be recorded.
+    """Writes changes of locked wallets in order: entries, holds, and each wallet once. Returns
+    their create_time and the outbox row in which they are to be recorded.
     """
     changed_wallets: dict[WalletKey, Wallet] = {}
     entries, placed, ended, pending, released = [], [], [], [], []
@@ -374,7 +372,7 @@ _LIST_ENTRIES = text("""
 
 
 def find_wallets(connection: Connection, keys: Sequence[WalletKey]) -> dict[WalletKey, Row[Any]]:
-    """Wallets as they stand, those that exist."""
+    """The current state of the wallets that exist."""
     return {
         (row.seller_account, row.currency): row
         for row in connection.execute(_FIND_WALLETS, {"wallets": _encode_keys(keys)})
@@ -436,10 +434,10 @@ def set_policy(
     caller: str,
     traceparent: str,
 ) -> Row[Any] | None:
-    """Sets a wallet's policy, of which None stays as it is.
+    """Sets a wallet's policy; fields that are None keep their value.
 
-    The same policy again changes nothing, nor does one that is to replace another version; None:
-    whichever there is.
+    Changes nothing if the policy is the same, or if the current version is not the expected one;
+    None expects any version.
 
     Returns the wallet as it is now, with the outbox row in which its policy is to be recorded; None
     if nothing changed.
@@ -468,7 +466,7 @@ _LIST_EXPIRED_HOLDS = text("""
 def list_expired_holds(
     connection: Connection, after: DueCursor | None, limit: int
 ) -> Sequence[Row[Any]]:
-    """Open holds whose time is up, the oldest first, after a given (time, hold_id)."""
+    """Open holds that have expired, oldest first, after a given (time, hold_id)."""
     return connection.execute(
         _LIST_EXPIRED_HOLDS, {**_cursor_parameters(after), "limit": limit}
     ).all()

@@ -1,4 +1,4 @@
-"""EventService: every change once, in order, without a gap."""
+"""EventService publishes every change once, in order, without a gap."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 def wait_for_events(client: Client, aggregate: str, count: int) -> list[event_pb2.Event]:
-    """An aggregate's events, once there are so many."""
+    """An aggregate's events, once there are at least the given number."""
 
     def list_events() -> list[event_pb2.Event]:
         events = list(client.events(aggregate_id=aggregate))
@@ -43,8 +43,8 @@ def wait_for_events(client: Client, aggregate: str, count: int) -> list[event_pb
 
 
 def test_each_change_is_one_event_with_the_resource_after_it(client: Client) -> None:
-    """E1: an order's events tell its whole history; the payment's, the wallets' and the ledger's
-    are there too.
+    """E1: an order's events contain its whole history; the events of the payment, the wallets and
+    the ledger exist too.
     """
     checkout, seller = unique_id("c"), unique_id("s")
     order = f"{checkout}-1"
@@ -82,7 +82,7 @@ def test_each_change_is_one_event_with_the_resource_after_it(client: Client) -> 
 
 
 def test_cursors_have_no_gap_under_concurrent_writers(client: Client) -> None:
-    """E2: eight publishers and a follower at once: it sees every event once, in order for each
+    """E2: with eight concurrent publishers a follower receives every event once, in order for each
     aggregate, without a gap.
     """
     start = max((e.cursor for e in client.events()), default=0)
@@ -121,8 +121,8 @@ def test_cursors_have_no_gap_under_concurrent_writers(client: Client) -> None:
 def test_what_comes_while_a_stream_reads_is_told_once(
     database: DatabaseUrls, client: Client
 ) -> None:
-    """E2: what is numbered between a follower's look at the end and its look at the events is told
-    once, and not again with what comes later.
+    """E2: an event that is numbered between a follower's read of the end and its read of the events
+    is sent once, and not again with later events.
     """
     aggregate = f"payments/{unique_id()}"
 
@@ -182,8 +182,8 @@ class ReadCountingDatabase(Database):
 
 
 def test_idle_followers_cause_no_statements_of_their_own(database: DatabaseUrls) -> None:
-    """Streams that wait at the end share one poller, however many they are; what comes reaches each
-    of them, read once for all.
+    """All streams that wait at the end share one poller; a new event reaches each of them and is
+    read once for all.
     """
     last_cursor = 0
 
@@ -233,7 +233,7 @@ def test_idle_followers_cause_no_statements_of_their_own(database: DatabaseUrls)
 
 
 def test_a_rare_filter_is_read_in_bounded_turns(database: DatabaseUrls) -> None:
-    """A stream whose filter fits one item among many advances by bounded reads, and finds it."""
+    """A stream whose filter matches one item among many advances by bounded reads, and finds it."""
     windows = []
 
     def between(_connection: Connection, after: int, until: int, limit: int) -> Sequence[int]:
@@ -264,8 +264,8 @@ def test_a_rare_filter_is_read_in_bounded_turns(database: DatabaseUrls) -> None:
 
 @pytest.mark.parametrize("follow", [False, True])
 def test_a_cursor_beyond_the_end_is_refused(client: Client, follow: bool) -> None:
-    """A cursor that was never given, as after a restore, is refused with the last one there is,
-    whether or not the stream follows.
+    """A cursor beyond the last one, as after a restore, is rejected with the last cursor, whether
+    or not the stream follows.
     """
     client.event.BatchPublish(
         event_service_pb2.BatchPublishRequest(
@@ -284,8 +284,8 @@ def test_a_cursor_beyond_the_end_is_refused(client: Client, follow: bool) -> Non
 
 
 def test_a_follower_of_a_database_that_is_restored_is_refused(database: DatabaseUrls) -> None:
-    """A stream that waits when the sequence becomes shorter is refused, and does not wait in
-    silence for numbers that mean something else now.
+    """A waiting stream is rejected when the sequence becomes shorter; it does not wait for numbers
+    that now have another meaning.
     """
     last_cursor = 10
 
@@ -351,7 +351,7 @@ INVALID_EVENTS = [
 def test_bad_events_are_refused_whole(
     client: Client, changes: dict[str, object], field: str
 ) -> None:
-    """S1: a bad event is refused with its path, whoever sends it, and nothing of its batch is
+    """S1: an invalid event is rejected with its path, for every sender, and nothing of its batch is
     published.
     """
     aggregate = f"payments/{unique_id()}"
@@ -363,8 +363,8 @@ def test_bad_events_are_refused_whole(
 
 
 def test_a_stream_asks_for_no_more_types_than_there_are(client: Client) -> None:
-    """A filter of more types than the contract has is refused before any is looked at, and says how
-    many are allowed; one of all types is not.
+    """A filter with more types than the contract has is rejected before any is looked up, with the
+    limit; a filter of all types is accepted.
     """
     known_types = [number for number in event_pb2.EventType.values() if number]
     with pytest.raises(
@@ -402,8 +402,8 @@ def test_each_event_type_has_its_subject() -> None:
 
 
 def test_an_event_counts_once(client: Client) -> None:
-    """K1: published again, alone or beside new ones, an event is dropped and not counted; twice in
-    one request is refused.
+    """K1: an event that is published again, alone or with new ones, is dropped and not counted;
+    twice in one request is rejected.
     """
     name = f"payments/{unique_id()}"
     events = [payment_created(name, n) for n in (1, 2, 3)]
@@ -421,8 +421,8 @@ def test_an_event_counts_once(client: Client) -> None:
 
 
 def test_an_event_with_the_id_of_another_is_refused(client: Client) -> None:
-    """K1: an event whose id was published with another content is refused with the field that
-    differs, not dropped, and nothing of its batch is published.
+    """K1: an event whose id was published with other content is rejected with the differing field;
+    nothing of its batch is published.
     """
     name, other_name = f"payments/{unique_id()}", f"payments/{unique_id()}"
     publish = client.event.BatchPublish
@@ -472,8 +472,8 @@ SMALL_EVENTS = [event_pb2.Event(event_id=f"y/{n}") for n in range(1, 2500)]
     ],
 )
 def test_requests_of_the_relay_are_never_too_large(rows: list[list[event_pb2.Event]]) -> None:
-    """However long the events and however many a transaction tells, requests stay below what
-    EventService takes, and keep the order; small ones are joined.
+    """For events of any length and transactions of any size, requests stay below EventService's
+    limit and keep the order; small ones are joined.
     """
     rows_told = [
         Told(n, len(row), event_service_pb2.BatchPublishRequest(events=row).SerializeToString())
@@ -499,7 +499,7 @@ def test_requests_of_the_relay_are_never_too_large(rows: list[list[event_pb2.Eve
 def test_a_stream_that_is_not_read_to_its_end_ends_quietly(
     client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A reader that goes away in the middle is no fault: nothing is logged as one."""
+    """A reader that disconnects in the middle is not an error: nothing is logged as one."""
     for _ in client.events():
         break
     assert list(client.events())[:1]

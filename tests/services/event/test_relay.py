@@ -1,4 +1,4 @@
-"""Relays: an event that EventService refuses delays those of its aggregate, and no others."""
+"""Relays: an event that EventService rejects delays the events of its aggregate, and no others."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PROTO_MODULES: dict[str, Any] = {
     "wallet": wallet_service_pb2,
     "ledger": ledger_service_pb2,
 }
-"""The services that have something to tell of a payment."""
+"""The services that publish events about a payment."""
 INVALID_ERROR = ApiError(
     ErrorReason.FIELD_INVALID, "caller must be an id.", field="events[0].caller"
 )
@@ -40,12 +40,10 @@ INVALID_ERROR = ApiError(
 
 @dataclass
 class EventFault:
-    """What EventService does to a call before it does its work; a fault that a bug of its own would
-    be.
-    """
+    """Fails a call to EventService before its handler runs, as a bug of EventService would."""
 
     poison: set[str] = field(default_factory=set)
-    """A call with an event whose id begins so is refused."""
+    """A call with an event whose id has this prefix is rejected."""
     error: Exception = INVALID_ERROR
     calls: list[int] = field(default_factory=list)
     """The number of events of each call."""
@@ -53,7 +51,7 @@ class EventFault:
 
 @pytest.fixture
 def event_fault(monkeypatch: pytest.MonkeyPatch) -> EventFault:
-    """Faults in EventService's own handler: relays and network are real."""
+    """Faults in EventService's own handler; relays and network are real."""
     fault, original = EventFault(), EventHandlers.BatchPublish
 
     async def publish(
@@ -74,7 +72,9 @@ def run_query(databases: DatabaseUrls, statement: str) -> list[tuple[Any, ...]]:
 
 
 def pay_all(client: Client, count: int, seller: str = "") -> None:
-    """So many paid orders `o-{n}` at once, each to a seller of its own or all to one."""
+    """The given number of concurrent paid orders `o-{n}`, each for its own seller or all for
+    one.
+    """
 
     def pay(number: int) -> None:
         client.create_payment(
@@ -96,7 +96,7 @@ def published_versions(client: Client) -> dict[str, list[int]]:
 
 
 def are_all_published(client: Client, count: int, missing: int = 0) -> bool:
-    """Whether all four events of so many orders are published."""
+    """Whether all four events of the given number of orders are published."""
     return (
         sum(
             len(versions_) == 4
@@ -141,9 +141,9 @@ def list_alerts(
 def test_a_refused_event_delays_only_its_aggregate(
     scratch_database: DatabaseUrls, event_fault: EventFault, error: Exception
 ) -> None:
-    """Of hundreds of events one of an order, of a wallet and of the ledger is refused: all others
-    are published, and an alert of each service names its own with what EventService says; once the
-    cause is gone everything is published in order, and the alerts end.
+    """Of hundreds of events one of an order, one of a wallet and one of the ledger are rejected.
+    All others are published, and an alert of each service names its own event with EventService's
+    error. After the cause is removed everything is published in order, and the alerts end.
     """
     refused_by_service = {
         "payment": "paymentOrders/o-7",
@@ -205,8 +205,8 @@ def test_a_refused_event_delays_only_its_aggregate(
 def test_events_that_are_not_published_raise_an_alert(
     scratch_database: DatabaseUrls, event_fault: EventFault, error: Exception
 ) -> None:
-    """While EventService is away, or accepts no call, payments are paid and an alert of each
-    service says that its events wait; it ends once they are out.
+    """During an outage of EventService, or while it rejects every call, payments are paid and an
+    alert of each service says that its events wait. The alert ends once they are published.
     """
     event_fault.poison, event_fault.error = {""}, error
     with (
@@ -243,8 +243,8 @@ def test_events_that_are_not_published_raise_an_alert(
 def test_a_service_whose_calls_alone_are_rejected_raises_an_alert(
     scratch_database: DatabaseUrls, event_fault: EventFault, service: str, collection: str
 ) -> None:
-    """When EventService rejects the calls of WalletService or LedgerService alone, an alert of that
-    service says that its events wait, and of no other.
+    """When EventService rejects the calls of WalletService or LedgerService alone, only that
+    service raises an alert about waiting events.
     """
     event_fault.poison, event_fault.error = (
         {collection},
@@ -277,8 +277,8 @@ def test_a_service_whose_calls_alone_are_rejected_raises_an_alert(
 def test_events_wait_behind_a_refused_one_over_a_restart(
     scratch_database: DatabaseUrls, event_fault: EventFault
 ) -> None:
-    """What precedes the refused version is published and what follows it waits, also what is
-    written later and after a restart; then all comes in order.
+    """Versions before the rejected one are published; later ones wait, including those written
+    after a restart. Then all are published in order.
     """
     event_fault.poison = {"paymentOrders/o-3/2", "wallets/shop/EUR/4"}
     with serve_platform(scratch_database, SETTINGS) as platform, platform.client() as client:
@@ -330,8 +330,8 @@ def test_events_wait_behind_a_refused_one_over_a_restart(
 def test_an_event_service_that_refuses_everything_loses_nothing(
     scratch_database: DatabaseUrls, event_fault: EventFault
 ) -> None:
-    """When each event is refused by itself all of them wait, in bounded turns, with few alerts;
-    once the cause is gone all come in order.
+    """When each event is rejected individually all of them wait, in bounded relay runs, with few
+    alerts; after the cause is removed all are published in order.
     """
     event_fault.poison = {""}
     with serve_platform(scratch_database, SETTINGS) as platform, platform.client() as client:
@@ -348,8 +348,8 @@ def test_an_event_service_that_refuses_everything_loses_nothing(
 def test_hundreds_of_refused_transactions_keep_no_others_waiting(
     scratch_database: DatabaseUrls, event_fault: EventFault
 ) -> None:
-    """Where EventService refuses more of the ledger's next events than a turn finds out, the others
-    are published, and what is posted later as well.
+    """If EventService rejects more of the ledger's next events than one relay run can isolate, the
+    others are still published, and so are later postings.
     """
     refused_ids = {f"transactions/{format_transaction_id(number)}" for number in range(1, 251)}
     event_fault.poison, event_fault.error = (
@@ -400,8 +400,8 @@ def test_hundreds_of_refused_transactions_keep_no_others_waiting(
 def test_refused_events_of_alerts_raise_one_alert(
     scratch_database: DatabaseUrls, event_fault: EventFault, service: str, name: str
 ) -> None:
-    """An alert about a refused event has an event too: when that is refused one alert is about all
-    such, and no others follow from it.
+    """An alert about a rejected event also has an event. If that is rejected too, one alert covers
+    all such events, and no others follow.
     """
     event_fault.poison = {f"{name}/", "alerts/"}
     with serve_platform(scratch_database, SETTINGS) as platform, platform.client() as client:
@@ -424,8 +424,8 @@ def test_refused_events_of_alerts_raise_one_alert(
 def test_events_wait_while_event_service_rejects_the_caller(
     scratch_database: DatabaseUrls, event_fault: EventFault
 ) -> None:
-    """A refusal of this service's calls is no event's fault: nothing is set apart, everything
-    waits, and comes in order afterwards.
+    """If EventService rejects all calls of a service, no event is isolated: everything waits, and
+    is published in order afterwards.
     """
     event_fault.poison, event_fault.error = (
         {""},

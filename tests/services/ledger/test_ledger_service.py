@@ -69,7 +69,9 @@ def error_reason(result: pb.PostResult) -> str:
 
 
 def test_balances_now_and_then(client: Client) -> None:
-    """Balances after each posting are in the answer; a balance as of a time is what it was."""
+    """The answer contains the balances after each posting; a balance as of a time is the balance at
+    that time.
+    """
     a, b = unique_id("a"), unique_id("b")
     (first,) = post(client, posting(unique_id("j"), (f"x/{a}", "-10.00"), (f"x/{b}", "10.00")))
     (second,) = post(client, posting(unique_id("j"), (f"x/{a}", "-2.50"), (f"x/{b}", "2.50")))
@@ -96,8 +98,8 @@ def test_balances_now_and_then(client: Client) -> None:
 def test_a_restore_under_a_running_process_posts_to_nobody_else(
     admin_url: str, scratch_database: DatabaseUrls
 ) -> None:
-    """L2: ids of accounts that were given out anew since the database was set back are noticed:
-    each posting reaches the account it names.
+    """L2: account ids that were reassigned after a database restore are detected: each posting
+    reaches the account it names.
     """
     with serve_platform(scratch_database) as platform, platform.client() as client:
 
@@ -130,8 +132,8 @@ def test_a_restore_under_a_running_process_posts_to_nobody_else(
 def test_what_a_restore_takes_from_the_book_is_told_to_nobody(
     admin_url: str, scratch_database: DatabaseUrls
 ) -> None:
-    """A transaction that was posted, and lost when the database was set back, has no event: those
-    that have its number since have theirs.
+    """A posted transaction that was lost in a database restore has no event; the transactions that
+    now have its number have theirs.
     """
     with (
         serve_platform(
@@ -172,7 +174,7 @@ def test_what_a_restore_takes_from_the_book_is_told_to_nobody(
 
 
 def test_only_the_outcome_is_told_to_who_asks_for_no_more(client: Client) -> None:
-    """outcome_only: results say what was refused and repeated, and hold no transaction."""
+    """outcome_only: results mark rejected and repeated items, and contain no transaction."""
     lines = ((f"x/{unique_id('a')}", "-1.00"), ("x/z", "1.00"))
     good, bad = posting(unique_id("j"), *lines), posting(unique_id("j"), lines[0])
     request = pb.BatchPostRequest(postings=[good, bad], outcome_only=True)
@@ -188,8 +190,8 @@ def test_only_the_outcome_is_told_to_who_asks_for_no_more(client: Client) -> Non
 
 
 def test_items_are_posted_or_refused_one_by_one(client: Client) -> None:
-    """Bad items are refused with their path; the others of the batch are posted, and repeats answer
-    with the first.
+    """Invalid items are rejected with their path; the others of the batch are posted, and repeats
+    return the first result.
     """
     source_id, a = unique_id("j"), unique_id("a")
     good = posting(source_id, (f"x/{a}", "-1.00"), ("x/z", "1.00"))
@@ -224,7 +226,7 @@ def test_items_are_posted_or_refused_one_by_one(client: Client) -> None:
 
 def test_a_source_id_that_is_reused_names_what_differs(client: Client) -> None:
     """IDEMPOTENCY_KEY_REUSED: the metadata names the first field in which the posting differs from
-    the one that is in the book.
+    the stored one.
     """
     source_id = unique_id("j")
     lines = (("x/a", "-1.00"), ("x/z", "1.00"))
@@ -248,7 +250,7 @@ def test_a_source_id_that_is_reused_names_what_differs(client: Client) -> None:
 
 @pytest.mark.parametrize("reason", ["", " "])
 def test_a_reversal_says_why(client: Client, reason: str) -> None:
-    """A reason is required, and blanks are none."""
+    """A reason is required, and must not be blank."""
     (posted_result,) = post(client, posting(unique_id("j"), ("x/y", "-7.00"), ("x/z", "7.00")))
     with pytest.raises(InvalidArgumentError) as error:
         client.ledger.ReverseTransaction(
@@ -263,7 +265,9 @@ def test_a_reversal_says_why(client: Client, reason: str) -> None:
 
 
 def test_a_reversal_mirrors_once(client: Client) -> None:
-    """L5: a reversal names what it reverses, happens once, and never touches a seller."""
+    """L5: a reversal names the reversed transaction, happens once, and never changes a seller's
+    account.
+    """
     a = unique_id("a")
     (posted_result,) = post(client, posting(unique_id("j"), (f"x/{a}", "-7.00"), ("x/z", "7.00")))
     request = pb.ReverseTransactionRequest(
@@ -300,7 +304,9 @@ def test_a_reversal_mirrors_once(client: Client) -> None:
 
 
 def test_the_trial_balance_is_zero_over_all_pages(client: Client) -> None:
-    """L2: the sums are zero, and pages hold every account once, all at one point of the book."""
+    """L2: the sums are zero, and the pages contain every account once, all at one point of the
+    ledger.
+    """
     for currency in ("EUR", "JPY"):
         post(
             client,
@@ -329,7 +335,7 @@ def test_the_trial_balance_is_zero_over_all_pages(client: Client) -> None:
 
 
 def test_entries_stream_in_the_order_of_the_book(client: Client) -> None:
-    """The stream has every transaction after a sequence, chained one behind the other; a prefix
+    """The stream has every transaction after a sequence, linked by the hash chain; a prefix
     filters.
     """
     a = unique_id("a")
@@ -380,7 +386,7 @@ def test_lists_filter(client: Client) -> None:
     "token", ["x", "AAAA", "WyJhIl0=", "ä", "W10=", b64encode(b"[" * 40_000).decode()]
 )
 def test_bad_page_tokens(client: Client, token: str) -> None:
-    """A token that no call gave is refused by name."""
+    """A page token that no call returned is rejected with its own reason."""
     with pytest.raises(TallystickError) as error:
         client.ledger.ListTransactions(pb.ListTransactionsRequest(page_token=token))
     assert error.value.reason == "PAGE_TOKEN_INVALID"
@@ -392,8 +398,8 @@ _RECOMPUTE_CHAIN = runpy.run_path(str(ROOT / "clients/python/examples/recompute_
 
 
 def test_an_auditor_recomputes_the_chain_from_the_api(client: Client) -> None:
-    """L6: all that is hashed is in the message, by the page docs/reference/ledger-hash-chain.md,
-    whatever the transaction says.
+    """L6: the message contains every hashed field, as docs/reference/ledger-hash-chain.md defines,
+    for every kind of transaction.
     """
     fixed_time = Timestamp(seconds=1_700_000_000, nanos=123_456_000)
     lines = (("x/a", "-1.00"), ("x/b", "0.01"), ("x/c", "0.99"))
@@ -436,7 +442,7 @@ def test_an_auditor_recomputes_the_chain_from_the_api(client: Client) -> None:
     ids=str,
 )
 def test_every_hashed_field_changes_the_hash(client: Client, change: dict[str, object]) -> None:
-    """L6: a transaction that says anything else, in any field that is hashed, has another hash."""
+    """L6: a change of any hashed field of a transaction changes its hash."""
     (result,) = post(client, posting(unique_id("j"), ("x/a", "-1.00"), ("x/b", "1.00")))
     changed_transaction = ledger_pb2.Transaction.FromString(result.transaction.SerializeToString())
     for name, value in change.items():
@@ -450,7 +456,7 @@ def test_every_hashed_field_changes_the_hash(client: Client, change: dict[str, o
 
 @pytest.mark.parametrize("follow", [False, True])
 def test_a_sequence_beyond_the_end_is_refused(client: Client, follow: bool) -> None:
-    """A sequence that was never given, as after a restore, is refused with the last one there is,
+    """A sequence beyond the last one, as after a restore, is rejected with the last sequence,
     whether or not the stream follows.
     """
     with pytest.raises(InvalidArgumentError) as error:
@@ -469,8 +475,8 @@ def test_a_sequence_beyond_the_end_is_refused(client: Client, follow: bool) -> N
 
 
 def test_a_transaction_that_is_told_again_says_the_same(scratch_database: DatabaseUrls) -> None:
-    """E2: a transaction is told as it was posted, also when it is told again after a restart, and
-    was reversed meanwhile.
+    """E2: a transaction is published as it was posted, even if it is published again after a
+    restart and was reversed in between.
     """
     with serve_platform(scratch_database) as platform, platform.client() as client:
         (result,) = post(client, posting("j-1", ("x/a", "-10.00"), ("x/b", "10.00")))

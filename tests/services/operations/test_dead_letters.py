@@ -1,4 +1,4 @@
-"""What other services refuse or do not answer, and dead letters by the thousand."""
+"""Rejections and outages of other services, and dead letters by the thousand."""
 
 from __future__ import annotations
 
@@ -55,23 +55,21 @@ def query_rows(
 
 @dataclass
 class WalletFault:
-    """What a wallet does to a call before it does its work; a fault that a bug of its own
-    would be.
-    """
+    """Fails a call to WalletService before its handler runs, as a bug of WalletService would."""
 
     poison: str = ""
-    """A call with an item of this seller, cause or hold fails with INTERNAL."""
+    """A call with an item of this seller, source id or hold fails with INTERNAL."""
     method: str = ""
-    """The only method that poison is for; "": all."""
+    """The only method that poison applies to; "": all."""
     error: Exception | None = None
-    """What every call fails with."""
+    """The error of every call."""
     calls: list[int] = field(default_factory=list)
     """The number of items of each call."""
 
 
 @pytest.fixture
 def wallet_fault(monkeypatch: pytest.MonkeyPatch) -> WalletFault:
-    """Faults in the wallet's own handlers: the peers are real."""
+    """Faults in WalletService's own handlers; the service clients are real."""
     fault = WalletFault()
 
     def break_handler(name: str, items: Callable[[Any], Any]) -> None:
@@ -114,7 +112,7 @@ def retry_settings(**overrides: Any) -> Settings:
 
 
 def pay_all(client: Client, prefix: str, sellers: list[str]) -> None:
-    """A paid order to each seller, all at once."""
+    """Concurrent paid orders, one for each seller."""
 
     def pay(number: int) -> None:
         order = new_order(f"o-{prefix}-{number}", "ann", sellers[number], "1.00", "EUR")
@@ -142,8 +140,8 @@ def count_booked(databases: DatabaseUrls) -> int:
 def test_one_poisonous_item_delays_nobody_and_becomes_a_dead_letter(
     scratch_database: DatabaseUrls, wallet_fault: WalletFault
 ) -> None:
-    """Of 50 orders that settle together one makes the wallet fail: the other 49 are settled, that
-    one is tried as its policy says, then set aside.
+    """Of 50 orders that are booked together one makes WalletService fail. The other 49 are booked;
+    that one is retried by its policy, then dead-lettered.
     """
     wallet_fault.poison = "poison"
     with (
@@ -175,8 +173,8 @@ def test_one_poisonous_item_delays_nobody_and_becomes_a_dead_letter(
 def test_a_seller_that_the_wallet_fails_on_refuses_no_other_payment(
     scratch_database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of payments whose sellers' owners are asked for together one makes the wallet fail: it alone
-    is told to come back, the others are accepted.
+    """Of payments whose sellers' owners are looked up together one makes WalletService fail. Only
+    that payment must be retried by its caller; the others are accepted.
     """
     original, all_wait, claim_sizes = WalletHandlers.BatchClaimSellers, asyncio.Event(), list[int]()
 
@@ -229,8 +227,9 @@ def test_a_seller_that_the_wallet_fails_on_refuses_no_other_payment(
 def test_what_the_platform_owes_to_itself_is_tried_without_end(
     scratch_database: DatabaseUrls, wallet_fault: WalletFault, error: Exception, kind: str
 ) -> None:
-    """A wallet that is away, or accepts no call of ours, makes no dead letters, whatever the policy
-    says of tries: orders wait, an alert says so, and they settle by themselves once it is back.
+    """During an outage of WalletService, or while it rejects our calls, no dead letters are
+    created, whatever the policy's limit of tries. Orders wait, an alert says so, and they are
+    booked once WalletService is available.
     """
     wallet_fault.error = error
     bounded = {
@@ -263,8 +262,8 @@ def test_what_the_platform_owes_to_itself_is_tried_without_end(
 def test_a_wallet_that_fails_on_everything_counts_as_away(
     scratch_database: DatabaseUrls, wallet_fault: WalletFault
 ) -> None:
-    """When the wallet fails on each item of a large batch by itself no item is at fault: none burns
-    its tries.
+    """When WalletService fails on each item of a large batch individually, no item counts as the
+    cause: none uses up its tries.
     """
     wallet_fault.error = ValueError("its database is read-only")
     with (
@@ -297,8 +296,8 @@ def test_a_wallet_that_fails_on_everything_counts_as_away(
 def test_a_hold_that_the_wallet_fails_on_delays_no_other_payout(
     scratch_database: DatabaseUrls, wallet_fault: WalletFault
 ) -> None:
-    """Of payouts that are prepared together one makes the wallet fail: the others are paid, that
-    one is a dead letter in CREATED, and goes on when retried.
+    """Of payouts whose holds are placed together one makes WalletService fail. The others are paid;
+    that one is a dead letter in CREATED, and continues when requeued.
     """
     wallet_fault.poison = "p-poison"
     with (
@@ -360,8 +359,8 @@ def test_a_hold_that_the_wallet_fails_on_delays_no_other_payout(
 
 
 def pay_out_all(client: Client, payout_ids: Sequence[str], token: str = "") -> None:
-    """A payout of each id, to a seller `s{n}` who has sold before, all at once; `token`: of their
-    destinations' bank accounts.
+    """Concurrent payouts with the given ids, each to a seller `s{n}` with earlier sales; `token`:
+    of their destinations' bank accounts.
     """
     pay_all(client, "sale", [f"s{number}" for number in range(len(payout_ids))])
     for number in range(len(payout_ids)):
@@ -388,9 +387,9 @@ def pay_out_all(client: Client, payout_ids: Sequence[str], token: str = "") -> N
 def test_a_payout_that_the_wallet_fails_on_delays_no_other(
     scratch_database: DatabaseUrls, wallet_fault: WalletFault
 ) -> None:
-    """Of payouts that settle together the wallet fails on the capture of one: the others settle,
-    that one is a dead letter with its money held, and settles once when an operator has it tried
-    again.
+    """WalletService fails on the capture of one of several payouts that are booked together. The
+    others are booked; that one is a dead letter with its money held, and is booked once an operator
+    requeues it.
     """
     wallet_fault.poison, wallet_fault.method = "p-poison", "BatchCaptureHold"
     with (
@@ -432,8 +431,8 @@ def test_a_payout_that_the_wallet_fails_on_delays_no_other(
 def test_a_release_that_the_wallet_fails_on_delays_no_other(
     scratch_database: DatabaseUrls, wallet_fault: WalletFault
 ) -> None:
-    """Of deliveries one makes the wallet fail: the others are released, that one waits longer each
-    time, with an alert, and is released in the end.
+    """Of deliveries one makes WalletService fail. The others are released; that one is retried with
+    longer waits, raises an alert, and is finally released.
     """
     with (
         serve_platform(scratch_database, retry_settings()) as platform,
@@ -470,8 +469,8 @@ def test_a_release_that_the_wallet_fails_on_delays_no_other(
 def test_an_unapplied_charge_that_the_ledger_fails_on_delays_no_other(
     scratch_database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of unapplied charges one makes the ledger fail: the others are booked, that one is tried
-    again and booked in the end.
+    """Of unapplied charges one makes LedgerService fail. The others are booked; that one is retried
+    and finally booked.
     """
     original, poison = LedgerHandlers.BatchPost, [""]
 
@@ -516,7 +515,7 @@ def test_an_unapplied_charge_that_the_ledger_fails_on_delays_no_other(
 
 
 def test_settings_cannot_bound_what_the_platform_owes_to_itself() -> None:
-    """A policy with a bound on tries for `booking_unavailable` is refused by name."""
+    """A policy with a limit of tries for `booking_unavailable` is rejected with its own reason."""
     with pytest.raises(StartupError, match="booking_unavailable must have max_attempts 0"):
         load({"TALLYSTICK_RETRY": "booking_unavailable=exponential:1:60:60"})
     assert (
@@ -528,7 +527,7 @@ def test_settings_cannot_bound_what_the_platform_owes_to_itself() -> None:
 def create_dead_letters(
     client: Client, prefix: str, count: int, token: str = "tok_rejected"
 ) -> None:
-    """So many dead letters of one cause."""
+    """The given number of dead letters with one cause."""
 
     def pay(number: int) -> None:
         order = new_order(f"o-{prefix}-{number}", "ann", "seller", "1.00", "EUR")
@@ -557,8 +556,8 @@ def retry_dead_letters(
 
 
 def test_dead_letters_are_retried_in_bulk_by_filter(scratch_database: DatabaseUrls) -> None:
-    """A dry run counts and names them and changes nothing; then those of the filter are tried
-    again, with operator, reason and event; the rest stay.
+    """A dry run counts and lists dead letters and changes nothing. Then those that match the filter
+    are requeued, with operator, reason and event; the rest stay.
     """
     quick = Settings().replace(
         retry={("", RetryReason.OUTCOME_UNKNOWN): RetryPolicy(RetryStrategy.CANCEL)},
@@ -622,8 +621,9 @@ def test_dead_letters_are_retried_in_bulk_by_filter(scratch_database: DatabaseUr
 
 
 def test_dead_letters_are_closed_in_bulk_as_one_by_one(scratch_database: DatabaseUrls) -> None:
-    """Closing many asks each provider as closing one does: what it knows nothing of fails, what it
-    knows is applied instead, what waits for the wallet is skipped with the reason.
+    """Bulk closing asks the provider about each operation, as closing one does. Unknown operations
+    fail, known outcomes are applied instead, and operations that wait for WalletService are skipped
+    with the reason.
     """
     with (
         serve_platform(scratch_database, retry_settings()) as platform,
@@ -657,8 +657,8 @@ def test_dead_letters_are_closed_in_bulk_as_one_by_one(scratch_database: Databas
 def test_closing_in_bulk_skips_what_was_charged(
     scratch_database: DatabaseUrls, wallet_fault: WalletFault
 ) -> None:
-    """A charge that was made and cannot be settled is never closed: it is skipped with the refusal
-    that closing it alone gets.
+    """A charge that was made and cannot be booked is never closed: it is skipped with the same
+    error as when it is closed alone.
     """
     wallet_fault.poison = "poison"
     with (
@@ -694,9 +694,9 @@ def open_payout_dead_letters(client: Client, **criteria: Any) -> list[operator_p
 def test_dead_letters_of_payouts_are_retried_and_closed_in_bulk(
     scratch_database: DatabaseUrls,
 ) -> None:
-    """As of charges: a dry run counts and changes nothing, a filter leaves the others alone,
-    retried ones that are rejected again are new dead letters, and closing goes page by page, gives
-    the money back, and finds nothing when repeated.
+    """Bulk actions on payouts work as those on charges. A dry run counts and changes nothing, and a
+    filter leaves the others unchanged. Requeued payouts that are rejected again are new dead
+    letters. Closing goes page by page, releases the money, and has no effect when repeated.
     """
     payouts = [f"p-{number:02}" for number in range(25)]
     with (
@@ -764,8 +764,8 @@ def test_dead_letters_of_payouts_are_retried_and_closed_in_bulk(
 def test_closing_payouts_in_bulk_skips_what_was_paid(
     scratch_database: DatabaseUrls, wallet_fault: WalletFault
 ) -> None:
-    """A payout that was paid and cannot be settled is never closed: it is skipped with the refusal
-    that closing it alone gets.
+    """A payout that was paid and cannot be booked is never closed: it is skipped with the same
+    error as when it is closed alone.
     """
     wallet_fault.poison, wallet_fault.method = "p-poison", "BatchCaptureHold"
     with (
@@ -793,8 +793,8 @@ def test_closing_payouts_in_bulk_skips_what_was_paid(
 def test_twelve_thousand_dead_letters_are_retried_within_a_minute(
     scratch_database: DatabaseUrls,
 ) -> None:
-    """Each call does a bounded part, and what becomes a dead letter after the first call is left
-    alone.
+    """Each call processes a bounded number, and ignores operations that become dead letters after
+    the first call.
     """
     with (
         serve_platform(
@@ -805,7 +805,7 @@ def test_twelve_thousand_dead_letters_are_retried_within_a_minute(
         create_dead_letters(client, "a", 1)
         assert eventually(lambda: len(open_dead_letters(client)) == 1)
         with psycopg.connect(scratch_database.admin, autocommit=True) as admin:
-            # rows that no payment is behind; only their number matters
+            # Rows without a payment; only their number matters.
             admin.execute("set session_replication_role = replica")
             admin.execute("set search_path = payment")
             admin.execute(
@@ -850,8 +850,8 @@ def test_twelve_thousand_dead_letters_are_retried_within_a_minute(
 def test_bulk_calls_name_the_field_that_is_wrong(
     client: Client, values: dict[str, Any], field: str
 ) -> None:
-    """A filter without a criterion, of an unknown cause or of no time is refused by name, and
-    nothing is changed.
+    """A filter without a criterion, with an unknown cause or with an invalid time is rejected with
+    its own reason, and nothing is changed.
     """
     with pytest.raises(InvalidArgumentError) as error:
         client.payment.RetryDeadLetters(
@@ -861,8 +861,8 @@ def test_bulk_calls_name_the_field_that_is_wrong(
 
 
 def test_the_command_line_works_through_many(scratch_database: DatabaseUrls) -> None:
-    """A dry run, then the work page by page with progress, and a report as text or JSON; an id and
-    a filter at once are refused.
+    """A dry run, then the work page by page with progress, and a report as text or JSON; an id
+    together with a filter is rejected.
     """
     with (
         serve_platform(scratch_database, retry_settings()) as platform,

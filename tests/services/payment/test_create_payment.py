@@ -1,4 +1,4 @@
-"""Pay-in, through the SDK on a real socket, from the call to the book."""
+"""Pay-in through the SDK on a real socket, from the call to the ledger."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def order_statuses(payment: payment_pb2.Payment) -> list[str]:
 
 
 def test_a_checkout_with_two_sellers_is_paid(client: Client, platform: ServedPlatform) -> None:
-    """Both orders succeed with both flags, wallets and ledger hold what money.md says, and the
-    provider charged each order once.
+    """Both orders succeed with both flags, wallets and ledger contain what money.md defines, and
+    the provider charged each order once.
     """
     payment = create_payment(client, "24.90", "9.50")
     assert payment.is_payment_done
@@ -81,8 +81,8 @@ def test_a_checkout_with_two_sellers_is_paid(client: Client, platform: ServedPla
 
 
 def test_history_and_attempts_tell_the_whole_way(client: Client) -> None:
-    """P4: NOT_STARTED, EXECUTING, SUCCESS, settled; one attempt under the key that money.md
-    gives.
+    """P4: NOT_STARTED, EXECUTING, SUCCESS, booked; one attempt under the key that money.md
+    defines.
     """
     order = create_payment(client, "1.00").payment_orders[0]
     response = client.payment.GetPaymentOrder(
@@ -110,7 +110,7 @@ def test_history_and_attempts_tell_the_whole_way(client: Client) -> None:
     ],
 )
 def test_a_failed_order_is_data_with_its_reason(client: Client, token: str, reason: str) -> None:
-    """A decline is no error; nothing is credited for it."""
+    """A decline is not an error; nothing is credited for it."""
     payment = create_payment(client, "5.00", token=token)
     assert payment.payment_state == payment_pb2.PAYMENT_STATE_FAILED
     (order,) = payment.payment_orders
@@ -128,7 +128,7 @@ def test_a_failed_order_is_data_with_its_reason(client: Client, token: str, reas
 def test_a_pending_order_waits_in_a_state_of_its_own(
     client: Client, token: str, reason: str
 ) -> None:
-    """Pending is an honest answer, given at once, with what it waits for."""
+    """A pending charge is answered immediately with PENDING and its pending reason."""
     start_time = time.monotonic()
     payment = create_payment(client, "5.00", token=token)
     assert time.monotonic() - start_time < 5
@@ -136,7 +136,7 @@ def test_a_pending_order_waits_in_a_state_of_its_own(
     order = payment.payment_orders[0]
     assert payment_pb2.PendingReason.Name(order.pending_reason) == f"PENDING_REASON_{reason}"
     assert bool(order.next_action_url) == (reason == "BUYER_ACTION")
-    # the provider is asked again
+    # The provider is polled.
     assert client.get_payment(payment.checkout_id).payment_orders[0].HasField("next_attempt_time")
     assert payment.payment_state == payment_pb2.PAYMENT_STATE_OPEN
 
@@ -145,8 +145,8 @@ def test_a_pending_order_waits_in_a_state_of_its_own(
 def test_an_unknown_outcome_is_resolved_by_the_same_key(
     client: Client, platform: ServedPlatform, fault: str
 ) -> None:
-    """A lost answer never means a second charge, nor a failure: the same key is sent again until
-    the truth comes.
+    """A lost answer causes neither a second charge nor a failure: the same key is sent again until
+    the outcome is known.
     """
     payment = create_payment(client, "5.00", token=f"tok_{fault}")
     assert payment.is_payment_done
@@ -155,8 +155,8 @@ def test_an_unknown_outcome_is_resolved_by_the_same_key(
 
 
 def test_an_outcome_that_stays_unknown_stays_executing(client: Client) -> None:
-    """A provider that replays a 5xx for ever leaves the order EXECUTING, with its next attempt's
-    time, never FAILED.
+    """If a provider always replays a 5xx, the order stays EXECUTING with the time of its next
+    attempt, and is never FAILED.
     """
     payment = create_payment(
         client, "5.00", token="tok_error_stored", wait_for=payment_service_pb2.WAIT_FOR_ACCEPTANCE
@@ -177,7 +177,7 @@ def test_an_outcome_that_stays_unknown_stays_executing(client: Client) -> None:
 
     first = eventually(lambda: unknown(Timestamp()))
     assert first is not None
-    # it has been sent again, and is to be sent once more
+    # It has been sent again, and will be sent once more.
     current_response = eventually(lambda: unknown(first.payment_order.next_attempt_time))
     assert current_response is not None
     assert len(current_response.attempts) == 1
@@ -190,8 +190,8 @@ def test_an_outcome_that_stays_unknown_stays_executing(client: Client) -> None:
 
 
 def test_orders_charged_together_are_one_charge(client: Client, platform: ServedPlatform) -> None:
-    """COMBINED: one demand for the sum under the checkout's key, one reference on every order,
-    settled one by one.
+    """COMBINED: one request for the sum under the checkout's key, one reference on every order,
+    each order booked separately.
     """
     payment = create_payment(
         client, "3.00", "4.00", "5.00", charge_mode=payment_pb2.CHARGE_MODE_COMBINED
@@ -205,7 +205,7 @@ def test_orders_charged_together_are_one_charge(client: Client, platform: Served
 
 
 def test_the_fee_goes_to_the_platform(client: Client) -> None:
-    """The seller gets the amount less the fee, and the platform the fee."""
+    """The seller gets the amount minus the fee, and the platform the fee."""
     checkout = unique_id("c")
     payment = client.create_payment(
         checkout,
@@ -220,7 +220,7 @@ def test_the_fee_goes_to_the_platform(client: Client) -> None:
 def test_a_repeat_answers_with_the_payment_as_it_stands(
     client: Client, platform: ServedPlatform
 ) -> None:
-    """K1: orders in another sequence and amounts written otherwise are the same payment; it is
+    """K1: orders in another sequence and amounts in another notation are the same payment; it is
     charged once, and marked as replayed.
     """
     checkout = unique_id("c")
@@ -245,7 +245,7 @@ def test_a_repeat_answers_with_the_payment_as_it_stands(
 def test_the_same_key_with_another_body_is_refused(
     client: Client, platform: ServedPlatform
 ) -> None:
-    """K1: other values are refused with the first field that differs, and nothing changes."""
+    """K1: other values are rejected with the first field that differs, and nothing changes."""
     checkout = unique_id("c")
     paid_payment = create_payment(client, "1.00", checkout_id=checkout)
     with pytest.raises(AlreadyExistsError) as error:
@@ -274,8 +274,8 @@ def test_the_same_key_with_another_body_is_refused(
 
 
 def test_a_hundred_simultaneous_clicks_are_one_charge(platform: ServedPlatform) -> None:
-    """K2: the same call a hundred times at once is one payment, one charge, and a hundred equal
-    answers.
+    """K2: a hundred concurrent identical calls create one payment and one charge, and get a hundred
+    equal answers.
     """
     checkout = unique_id("c")
     with platform.client() as client, ThreadPoolExecutor(100) as pool:
@@ -288,7 +288,9 @@ def test_a_hundred_simultaneous_clicks_are_one_charge(platform: ServedPlatform) 
 
 
 def test_a_hundred_bodies_for_one_key_are_one_payment(platform: ServedPlatform) -> None:
-    """K1, K2: of a hundred bodies for one key one wins and ninety-nine are refused."""
+    """K1, K2: of a hundred concurrent bodies with one key one is accepted and ninety-nine are
+    rejected.
+    """
     checkout = unique_id("c")
 
     def click(number: int) -> str:
@@ -308,7 +310,7 @@ def test_a_hundred_bodies_for_one_key_are_one_payment(platform: ServedPlatform) 
 
 
 def test_waiting_for_acceptance_answers_at_once(client: Client) -> None:
-    """ACCEPTANCE: the answer comes before the provider's; the payment goes on."""
+    """ACCEPTANCE: the call returns before the provider answers; the payment continues."""
     payment = create_payment(
         client, "1.00", token="tok_delay:400", wait_for=payment_service_pb2.WAIT_FOR_ACCEPTANCE
     )
@@ -317,7 +319,9 @@ def test_waiting_for_acceptance_answers_at_once(client: Client) -> None:
 
 
 def test_a_call_whose_time_is_up_answers_with_the_payment_in_flight(client: Client) -> None:
-    """RESULT: never DEADLINE_EXCEEDED; a payment still in flight is a legitimate answer."""
+    """RESULT: the call never ends with DEADLINE_EXCEEDED; it may return a payment that is still in
+    progress.
+    """
     checkout = unique_id("c")
     request = payment_service_pb2.CreatePaymentRequest(
         checkout_id=checkout,
@@ -330,9 +334,7 @@ def test_a_call_whose_time_is_up_answers_with_the_payment_in_flight(client: Clie
 
 
 def test_a_cancelled_call_changes_nothing(client: Client, platform: ServedPlatform) -> None:
-    """A caller that hangs up has the payment all the same: it is accepted, charged once and
-    settled.
-    """
+    """If the caller hangs up, the payment is still accepted, charged once and booked."""
     checkout = unique_id("c")
     request = payment_service_pb2.CreatePaymentRequest(
         checkout_id=checkout,
@@ -351,13 +353,15 @@ def test_a_cancelled_call_changes_nothing(client: Client, platform: ServedPlatfo
             request, timeout=10
         )
         assert eventually(accepted)
-        assert call.cancel()  # while the provider is being asked
+        assert call.cancel()  # the call to the provider is in flight
     assert client.wait_for_payment(checkout, 10).is_payment_done
     assert len(charge_log(platform.databases, checkout)) == 1
 
 
 def test_watching_streams_from_the_present_to_the_end(client: Client) -> None:
-    """The first message is the present, versions grow, the last is final, and the stream ends."""
+    """The first message is the current version, versions increase, the last is final, and the
+    stream ends.
+    """
     payment = create_payment(
         client, "1.00", token="tok_delay:300", wait_for=payment_service_pb2.WAIT_FOR_ACCEPTANCE
     )
@@ -369,7 +373,7 @@ def test_watching_streams_from_the_present_to_the_end(client: Client) -> None:
 
 
 def test_lists_page_through_everything_newest_first(client: Client) -> None:
-    """Pages hold each payment once, newest first; a token is good for its filters only."""
+    """Pages contain each payment once, newest first; a page token is valid only for its filters."""
     seller = unique_id("s")
     checkouts = [unique_id("c") for _ in range(5)]
     for checkout in checkouts:
@@ -391,8 +395,8 @@ def test_lists_page_through_everything_newest_first(client: Client) -> None:
 
 
 def test_risk_rules_and_rates_are_configurable(scratch_database: DatabaseUrls) -> None:
-    """A refused order is FAILED with its reason and never reaches the provider; the others go on;
-    rates give the fee.
+    """A rejected order is FAILED with its reason and is never sent to the provider; the others
+    continue; fees follow the rates.
     """
     settings = Settings().replace(
         risk__amount_limits={"EUR": 10_000},
@@ -460,8 +464,8 @@ def test_risk_rules_and_rates_are_configurable(scratch_database: DatabaseUrls) -
 
 
 def test_a_clock_that_steps_back_stops_nothing(scratch_database: DatabaseUrls) -> None:
-    """T1: a database whose clock steps back, as after a failover, records and settles what is in
-    hand; times of an order never fall.
+    """T1: when the database's clock steps back, as after a failover, operations in progress are
+    recorded and booked; times of an order never decrease.
     """
     behind = (
         "create or replace function payment.clock() returns timestamptz language sql volatile as "
@@ -482,8 +486,8 @@ def test_a_clock_that_steps_back_stops_nothing(scratch_database: DatabaseUrls) -
 def test_a_confirmed_delivery_makes_the_sellers_money_available(
     scratch_database: DatabaseUrls,
 ) -> None:
-    """ConfirmDelivery releases what was paid for the order, once, whoever dies in between; what was
-    not paid cannot be delivered.
+    """ConfirmDelivery releases the money that was paid for the order, once, despite crashes in
+    between; unpaid orders cannot be delivered.
     """
 
     def confirm(order_id: str) -> payment_service_pb2.ConfirmDeliveryResponse:
@@ -551,8 +555,8 @@ def test_a_confirmed_delivery_makes_the_sellers_money_available(
 def test_a_release_that_the_wallet_refuses_is_told_of_and_holds_up_nobody(
     scratch_database: DatabaseUrls,
 ) -> None:
-    """One delivery whose money cannot be released raises an alert; others are confirmed and
-    released all the same.
+    """One delivery whose money cannot be released raises an alert; others are still confirmed and
+    released.
     """
     settings = Settings().replace(
         release_delay=3600, worker__sweep_interval=0.1, worker__monitor_interval=0.2
@@ -619,8 +623,8 @@ def test_another_callers_payments_are_not_there(scratch_database: DatabaseUrls) 
                 payment_service_pb2.GetPaymentOrderRequest(payment_order_id=order)
             ),
             lambda: list(their_client.watch_payment(paid_payment.checkout_id)),
-            # what an operator may see, a team may not cancel or confirm for another, whoever has
-            # both roles
+            # A caller with both roles can see others' payments as an operator, but cannot cancel or
+            # confirm them as a team.
             lambda: both_client.payment.CancelPayment(
                 payment_service_pb2.CancelPaymentRequest(
                     checkout_id=paid_payment.checkout_id, reason="r"
@@ -659,7 +663,7 @@ def test_another_callers_payments_are_not_there(scratch_database: DatabaseUrls) 
 def test_a_dead_process_leaves_nothing_undone(
     scratch_database: DatabaseUrls, tmp_path: Path
 ) -> None:
-    """What a process leaves when it goes away in mid-flight, the sweep of another one finishes,
+    """A scan of another process finishes operations that a stopped process left in progress,
     without a second charge.
     """
     settings = Settings().replace(
@@ -687,7 +691,7 @@ def test_a_dead_process_leaves_nothing_undone(
 
 
 def test_a_page_ends_at_a_mebibyte(client: Client) -> None:
-    """A page of payments with long texts ends before its size is reached; the pages together hold
+    """A page of payments with long texts ends before the size limit; the pages together contain
     each payment once.
     """
     seller, text = unique_id("s"), "🙂" * 1024
@@ -717,7 +721,7 @@ def test_a_page_ends_at_a_mebibyte(client: Client) -> None:
 
 
 async def _cancel_operations(platform: ServedPlatform) -> None:
-    """Ends the flow's work as a crash would: no charge in hand comes to rest."""
+    """Stops the worker as a crash would: no charge in progress is completed."""
     payment_worker = platform.server._services[0].worker
     assert payment_worker is not None
     for task in payment_worker._tasks:
@@ -727,8 +731,8 @@ async def _cancel_operations(platform: ServedPlatform) -> None:
 def test_ten_thousand_payments_from_three_hundred_callers(
     scratch_database: DatabaseUrls, thorough: bool
 ) -> None:
-    """10,000 calls (2,000 unless thorough) by 300 callers at once, every fifth a repeat: one charge
-    for each order, every payment done, verify passes.
+    """300 callers make 10,000 concurrent calls (2,000 unless thorough), a fifth of which are
+    repeats. Each order is charged once, every payment completes, and verify passes.
     """
     numbers = [n if n % 5 else max(n - 5, 1) for n in range(10_000 if thorough else 2_000)]
     lock, next_number = threading.Lock(), iter(numbers)

@@ -1,4 +1,4 @@
-"""The same key from everywhere at once, over two processes of PaymentService."""
+"""Concurrent calls with the same key, over two processes of PaymentService."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tests.support.platform import free_address
 from tests.support.processes import environment_of, running_process
 
 CALLS_PER_KEY = 100
-CONCURRENT_KEYS = 20  # keys in hand at a time, each with all its calls
+CONCURRENT_KEYS = 20  # keys in progress at a time, each with all its calls
 
 
 @pytest.fixture
 def two_processes(scratch_database: DatabaseUrls) -> Iterator[tuple[str, str]]:
-    """Two processes that serve all, each at its own address, on one database."""
+    """Two processes that serve everything, each at its own address, on one database."""
     with ExitStack() as stack:
         addresses = (free_address(), free_address())
         for address in addresses:
@@ -46,7 +46,7 @@ def create_payment(
 
 
 async def distinct_responses(clients: tuple[AsyncClient, ...], key: int) -> set[bytes]:
-    """The different answers to one key's simultaneous calls."""
+    """The distinct answers to concurrent calls with one key."""
     responses = await asyncio.gather(
         *(create_payment(clients[n % len(clients)], key) for n in range(CALLS_PER_KEY))
     )
@@ -54,7 +54,7 @@ async def distinct_responses(clients: tuple[AsyncClient, ...], key: int) -> set[
 
 
 async def reuse_reason(client: AsyncClient, key: int) -> str:
-    """How another body under a key is refused."""
+    """The rejection of another body with a used key."""
     with pytest.raises(AlreadyExistsError) as error:
         await create_payment(client, key, f"{key % 9 + 1}.07")
     return str(error.value.reason)
@@ -63,8 +63,8 @@ async def reuse_reason(client: AsyncClient, key: int) -> str:
 def test_every_key_a_hundred_times_at_once(
     scratch_database: DatabaseUrls, two_processes: tuple[str, str], thorough: bool
 ) -> None:
-    """K1, K2, for 100 keys (1,000 if thorough): a hundred calls of a key make one charge and are
-    told the same, and ten reuses with another body are refused without effect.
+    """K1, K2, for 100 keys (1,000 if thorough): a hundred calls with a key make one charge and get
+    the same answer. Ten calls with the key and another body are rejected without effect.
     """
 
     keys = 1_000 if thorough else 100

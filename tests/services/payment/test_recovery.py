@@ -1,5 +1,5 @@
-"""Failure and delay in pay-in: what is tried again, looked up, waited for and given up; through the
-SDK, against the provider's own log.
+"""Failures and delays in pay-in: retries, lookups, waits and final failures; through the SDK,
+compared with the provider's own log.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ FAST_RETRY_POLICY = RetryPolicy(RetryStrategy.FIXED, 0.05, 0.05, 100)
 def two_attempt_platform(
     admin_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServedPlatform]:
-    """A platform that tries everything twice."""
+    """A platform that makes at most two attempts of everything."""
     with fresh_database(admin_url, tmp_path_factory.mktemp("impatient")) as databases:
         retry = {("", reason): TWO_ATTEMPTS for reason in RetryReason}
         retry |= {
@@ -137,7 +137,7 @@ def get_order(client: Client, payment: payment_pb2.Payment) -> payment_pb2.Payme
 
 
 def wait_for_final_order(client: Client, payment: payment_pb2.Payment) -> payment_pb2.PaymentOrder:
-    """The payment's order once it is final and settled."""
+    """The payment's order once it is final and booked."""
 
     def final_order() -> payment_pb2.PaymentOrder | None:
         current_payment = client.get_payment(payment.checkout_id)
@@ -175,7 +175,7 @@ def failure_reason(order: payment_pb2.PaymentOrder) -> str:
 def test_passing_trouble_passes(
     client: Client, two_attempt_platform: ServedPlatform, token: str
 ) -> None:
-    """What fails once is tried again under the same key, and charged once."""
+    """A charge that fails once is retried under the same key, and charged once."""
     payment = create_payment(client, "5.00", token=token)
     assert payment.is_payment_done
     assert len(charge_log(two_attempt_platform.databases, payment.checkout_id)) == 1
@@ -184,8 +184,8 @@ def test_passing_trouble_passes(
 def test_a_provider_that_is_never_reached_fails_the_order(
     client: Client, two_attempt_platform: ServedPlatform
 ) -> None:
-    """Exhausted with nothing but NotSent: FAILED(PROVIDER_UNREACHABLE), and the provider knows of
-    no charge.
+    """If only NotSent was answered until retries are exhausted: FAILED(PROVIDER_UNREACHABLE), and
+    the provider knows of no charge.
     """
     payment = create_payment(client, "5.00", token="tok_unreachable:9")
     order = wait_for_final_order(client, payment)
@@ -195,8 +195,8 @@ def test_a_provider_that_is_never_reached_fails_the_order(
 
 
 def test_a_definite_refusal_is_a_failure_at_once(client: Client) -> None:
-    """A charge that the provider will never make is FAILED(PROVIDER_REJECTED), and not tried
-    again.
+    """A charge that the provider rejects permanently is FAILED(PROVIDER_REJECTED), and is not
+    retried.
     """
     payment = create_payment(client, "0.01", token="tok_amount_too_small")
     assert failure_reason(payment.payment_orders[0]) == "PROVIDER_REJECTED"
@@ -206,8 +206,8 @@ def test_a_definite_refusal_is_a_failure_at_once(client: Client) -> None:
 def test_an_error_that_is_replayed_for_ever_is_looked_up(
     client: Client, two_attempt_platform: ServedPlatform
 ) -> None:
-    """When sending has been given up the provider is asked what became of the demand; its word
-    counts.
+    """When sends are exhausted, the operation is looked up at the provider, whose answer
+    decides.
     """
     payment = create_payment(client, "5.00", token="tok_error_stored")
     assert failure_reason(wait_for_final_order(client, payment)) == "PROVIDER_DECLINED"
@@ -219,8 +219,8 @@ def test_an_error_that_is_replayed_for_ever_is_looked_up(
 def test_a_lost_charge_is_found_by_look_up(
     client: Client, two_attempt_platform: ServedPlatform
 ) -> None:
-    """The answer is lost more often than it is asked for: the look-up finds the one charge that was
-    made.
+    """The answer is lost more often than the policy allows sends: the lookup finds the one charge
+    that was made.
     """
     payment = create_payment(client, "5.00", token="tok_lost_after:2")
     assert (
@@ -236,7 +236,7 @@ def test_a_lost_charge_is_found_by_look_up(
     ("token", "state"), [("tok_pending:paid", "PAID"), ("tok_pending:declined", "FAILED")]
 )
 def test_a_pending_order_is_polled(client: Client, token: str, state: str) -> None:
-    """Where no webhook comes the provider is asked now and then until it tells."""
+    """Without webhooks the provider is polled until it reports the outcome."""
     payment = create_payment(client, "5.00", token=token)
     wait_for_final_order(client, payment)
     assert client.get_payment(payment.checkout_id).payment_state == payment_pb2.PaymentState.Value(
@@ -247,7 +247,7 @@ def test_a_pending_order_is_polled(client: Client, token: str, state: str) -> No
 def test_a_provider_that_stays_pending_is_asked_for_ever(
     client: Client, two_attempt_platform: ServedPlatform
 ) -> None:
-    """Pending is never failed for taking long."""
+    """A pending charge never fails because of its duration."""
     payment = create_payment(client, "5.00", token="tok_pending")
     charge = payment.payment_orders[0].charge_id
     assert eventually(
@@ -265,7 +265,9 @@ def test_a_provider_that_stays_pending_is_asked_for_ever(
 def test_past_the_keys_window_a_charge_is_looked_up_and_never_sent_again(
     scratch_database: DatabaseUrls,
 ) -> None:
-    """K3: a provider that has forgotten the key would charge again, so it is only asked."""
+    """K3: a provider that has forgotten the key would charge again, so the charge is only looked
+    up.
+    """
     settings = Settings().replace(
         retry={("", trouble): FAST_RETRY_POLICY for trouble in RetryReason},
         worker__sweep_interval=0.1,
@@ -287,8 +289,8 @@ def test_past_the_keys_window_a_charge_is_looked_up_and_never_sent_again(
 def test_a_charge_that_was_never_sent_is_sent_however_long_its_provider_was_away(
     scratch_database: DatabaseUrls,
 ) -> None:
-    """K3: a provider that could not be reached until past the key's window is asked once whether it
-    knows the charge, and sent it as it does not: nobody has to decide, and it is charged once.
+    """K3: a provider that was unreachable until after the key window is looked up once, and
+    receives the charge because it does not know it. No operator is needed, and it is charged once.
     """
     away, actions = [True], list[NextAction]()
 
@@ -334,8 +336,8 @@ def test_a_charge_that_was_never_sent_is_sent_however_long_its_provider_was_away
 def test_an_answer_that_is_on_disk_is_judged_not_asked_for_again(
     scratch_database: DatabaseUrls,
 ) -> None:
-    """A holder that wrote down a success and died before the order moved: the next one applies it,
-    though the provider is gone.
+    """A process recorded a success and crashed before the order changed: the next process applies
+    it, even if the provider is gone.
     """
     with (
         serve_platform(
@@ -347,7 +349,7 @@ def test_an_answer_that_is_on_disk_is_judged_not_asked_for_again(
             client, "5.00", token="tok_lost_before:1000", wait_for=WAIT_FOR_ACCEPTANCE
         )
         order = payment.payment_orders[0]
-        # as a holder would
+        # as the lease holder would
         with psycopg.connect(
             scratch_database.service("payment").replace("+psycopg", "")
         ) as connection:
@@ -417,8 +419,8 @@ def retry_dead_letter(
 def test_what_cannot_be_retried_is_set_aside_and_closed(
     client: Client, two_attempt_platform: ServedPlatform
 ) -> None:
-    """A call that the provider rejects waits for a person with its cause; closing it fails the
-    order, and tells of both.
+    """A call that the provider rejects is a dead letter with its cause; closing it fails the order,
+    and each has an event.
     """
     payment = create_payment(client, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
     dead_letter = wait_for_dead_letter(client, payment)
@@ -454,8 +456,8 @@ def test_what_cannot_be_retried_is_set_aside_and_closed(
 
 
 def test_a_dead_letter_is_tried_again(client: Client, two_attempt_platform: ServedPlatform) -> None:
-    """Retried it goes the same way under the same key; rejected once more it is a new dead letter,
-    and the old one stays as history.
+    """A requeued charge is sent again under the same key; if it is rejected again it is a new dead
+    letter, and the old one stays as history.
     """
     payment = create_payment(client, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
     first = wait_for_dead_letter(client, payment)
@@ -467,8 +469,8 @@ def test_a_dead_letter_is_tried_again(client: Client, two_attempt_platform: Serv
 
 
 def test_of_operators_at_once_one_retries(client: Client) -> None:
-    """Each with a reason of his own: one is told that it was his, and his reason is kept; the
-    others are refused.
+    """Concurrent closings with different reasons: one succeeds and its reason is stored; the others
+    are rejected.
     """
     dead_letter = wait_for_dead_letter(
         client, create_payment(client, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
@@ -489,7 +491,9 @@ def test_of_operators_at_once_one_retries(client: Client) -> None:
 
 
 def test_repeats_of_what_people_decide_are_marked(client: Client) -> None:
-    """K1: the first call of a cancellation, a retry or a closing is not marked, its repeat is."""
+    """K1: the first call of a cancellation, a retry or a closing is not marked as a replay; its
+    repeat is.
+    """
     pending = create_payment(client, "5.00", token="tok_pending", wait_for=WAIT_FOR_ACCEPTANCE)
     dead_letters = [
         wait_for_dead_letter(
@@ -517,8 +521,8 @@ def test_repeats_of_what_people_decide_are_marked(client: Client) -> None:
 
 
 def test_a_charge_that_nobody_finds_ends_with_a_person(scratch_database: DatabaseUrls) -> None:
-    """An outcome that stays unknown is never failed by itself: once its key may be forgotten, and
-    not before, it is set aside, its order still EXECUTING.
+    """A charge with an unknown outcome never fails automatically. Once its key may be forgotten,
+    and not before, it is dead-lettered, with its order still EXECUTING.
     """
     retry = {("", trouble): TWO_ATTEMPTS for trouble in RetryReason}
     settings = Settings().replace(
@@ -548,8 +552,8 @@ def test_a_charge_that_nobody_finds_ends_with_a_person(scratch_database: Databas
 def test_what_the_provider_does_not_know_is_sent_again(
     client: Client, two_attempt_platform: ServedPlatform, token: str
 ) -> None:
-    """A charge that fails more often than its policy allows is looked up and sent again by turns
-    while its key is honoured: it is paid, once, and is no dead letter.
+    """A charge that fails more often than its policy allows is alternately looked up and sent while
+    its key is honored. It is paid once, and is not dead-lettered.
     """
     payment = create_payment(client, "5.00", token=token)
     assert (
@@ -562,7 +566,7 @@ def test_what_the_provider_does_not_know_is_sent_again(
 
 
 def fast_final_settings(**values: Any) -> Settings:
-    """Settings by which "not found" is proof a moment after the last sending."""
+    """Settings by which "not found" is proof a moment after the last send."""
     retry = {("", reason): RetryPolicy(RetryStrategy.FIXED, 0.1, 0.1, 3) for reason in RetryReason}
     return Settings().replace(
         retry=retry,
@@ -574,15 +578,15 @@ def fast_final_settings(**values: Any) -> Settings:
 
 
 def timestamp_in(seconds: float) -> Timestamp:
-    """A time from now."""
+    """The given time from now."""
     timestamp = Timestamp()
     timestamp.FromNanoseconds(time.time_ns() + int(seconds * 1e9))
     return timestamp
 
 
 def test_an_expired_charge_is_not_sent_again(scratch_database: DatabaseUrls) -> None:
-    """A charge whose sendings were lost is not sent any more once it has expired: its provider,
-    which does not know it, is asked to end it, and it is FAILED(EXPIRED); nobody is charged.
+    """A charge whose sends were lost is not sent after it has expired. The provider is asked to
+    cancel it, does not know it, and it is FAILED(EXPIRED); nobody is charged.
     """
     with (
         serve_platform(scratch_database, fast_final_settings()) as platform,
@@ -602,8 +606,8 @@ def test_an_expired_charge_is_not_sent_again(scratch_database: DatabaseUrls) -> 
 
 
 def test_an_expired_charge_that_was_made_is_paid(scratch_database: DatabaseUrls) -> None:
-    """What the provider charged before it expired counts: asked to end it, the provider says that
-    it was charged, and the order is SUCCESS.
+    """A charge that the provider made before it expired counts: asked to cancel it, the provider
+    reports the charge, and the order is SUCCESS.
     """
     with (
         serve_platform(scratch_database, fast_final_settings()) as platform,
@@ -625,8 +629,8 @@ def test_an_expired_charge_that_was_made_is_paid(scratch_database: DatabaseUrls)
 def payment_of_dead_process(
     running: ServedPlatform, client: Client, **values: Any
 ) -> payment_pb2.Payment:
-    """A payment that was accepted and never sent: the process that has its charge dies before, and
-    its lease ends in a while.
+    """A payment that was accepted and never sent: the process that leases its charge crashes
+    before, and its lease expires later.
     """
     leased_charges: list[Charge] = []
 
@@ -645,8 +649,8 @@ def payment_of_dead_process(
 def test_a_charge_that_a_dead_process_left_is_not_sent_once_it_is_not_wanted(
     scratch_database: DatabaseUrls, reason: str
 ) -> None:
-    """A process dies with a charge it has accepted and not sent; another takes it up when it has
-    expired, or was cancelled: "not found" fails it.
+    """A process crashes with a charge that it has accepted and not sent. Another claims it after it
+    has expired or was cancelled: "not found" fails it.
     """
     with (
         serve_platform(
@@ -669,8 +673,8 @@ def test_a_charge_that_a_dead_process_left_is_not_sent_once_it_is_not_wanted(
 
 
 def test_an_order_that_risk_has_not_passed_is_never_sent(scratch_database: DatabaseUrls) -> None:
-    """A due charge of an order that is still NOT_STARTED asks no provider: it is a dead letter that
-    says so.
+    """A due charge of an order that is still NOT_STARTED sends nothing to the provider: it is a
+    dead letter with that cause.
     """
     with (
         serve_platform(
@@ -689,7 +693,7 @@ def test_an_order_that_risk_has_not_passed_is_never_sent(scratch_database: Datab
 
 def test_a_few_server_errors_leave_no_charge_behind(scratch_database: DatabaseUrls) -> None:
     """With the default policies, at another speed: a provider that answers 5xx seven times in a row
-    charges once it works again, without anybody's help.
+    charges once it works again, without an operator.
     """
     retry = {("", trouble): policy for trouble, policy in scaled_defaults(0.1).items()}
     with (
@@ -737,7 +741,7 @@ def test_a_cancelled_charge_that_the_provider_does_not_know_fails(
 
 
 class SlowLookupProvider(InProcessSandbox):
-    """A sandbox whose look-ups take a while."""
+    """A sandbox with slow lookups."""
 
     def __init__(self, database: Database, delay_seconds: float) -> None:
         super().__init__(Sandbox(database), 86_400.0)
@@ -753,8 +757,8 @@ class SlowLookupProvider(InProcessSandbox):
 def test_a_cancellation_during_a_look_up_is_acted_on_at_once(
     scratch_database: DatabaseUrls,
 ) -> None:
-    """CancelPayment that comes while a holder looks a pending charge up is not put off to the next
-    look, an hour later.
+    """A CancelPayment during a lookup of a pending charge takes effect at once, and does not wait
+    for the next poll an hour later.
     """
     log = Database(scratch_database.service("sandbox"), connections=2)
     provider = SlowLookupProvider(log, 3.0)
@@ -798,9 +802,9 @@ def test_a_cancellation_during_a_look_up_is_acted_on_at_once(
 def test_a_cancellation_or_expiry_ends_a_charge_that_is_a_dead_letter(
     scratch_database: DatabaseUrls, expires: bool
 ) -> None:
-    """A dead letter whose payment is cancelled, or expires, is taken up again without an operator:
-    it is not sent, but fails once its provider proves not to know it, and the dead letter says by
-    whom and why.
+    """A dead letter whose payment is cancelled or expires is claimed again without an operator. It
+    is not sent, and fails once its provider proves not to know it; the dead letter records the
+    reason and the caller.
     """
     with (
         serve_platform(scratch_database, fast_final_settings()) as platform,
@@ -831,8 +835,8 @@ def test_a_cancellation_or_expiry_ends_a_charge_that_is_a_dead_letter(
 
 
 def no_retry_settings() -> Settings:
-    """As `fast_final_settings`, where a charge that is rejected or misdirected is not tried
-    again.
+    """As `fast_final_settings`, but a rejected charge, or one with another charge's answer, is not
+    retried.
     """
     return fast_final_settings().replace(
         retry={
@@ -846,7 +850,7 @@ def no_retry_settings() -> Settings:
 
 
 async def _outcome_after(not_before: Timestamp, outcome: ChargeOutcome) -> ChargeOutcome:
-    """An answer that comes when a time has passed."""
+    """A provider outcome that is delayed until a given time has passed."""
     await asyncio.sleep(max(not_before.ToNanoseconds() - time.time_ns(), 0) / 1e9 + 0.2)
     return outcome
 
@@ -854,9 +858,9 @@ async def _outcome_after(not_before: Timestamp, outcome: ChargeOutcome) -> Charg
 def test_a_charge_that_expires_while_its_answer_makes_a_dead_letter_of_it_is_ended(
     scratch_database: DatabaseUrls,
 ) -> None:
-    """A payment that expires while its provider rejects the charge needs no operator: the dead
-    letter is retried by the platform, and the charge is FAILED(EXPIRED) once its provider proves
-    not to know it.
+    """A payment that expires while its provider rejects the charge needs no operator: the platform
+    requeues the dead letter, and the charge is FAILED(EXPIRED) once its provider proves not to know
+    it.
     """
     expire_time = timestamp_in(2)
     provider = ScriptedProvider(lambda demand: NotFound())
@@ -890,7 +894,7 @@ def test_a_charge_that_expires_while_its_answer_makes_a_dead_letter_of_it_is_end
 def test_an_expired_charge_that_cannot_be_ended_stays_a_dead_letter(
     scratch_database: DatabaseUrls,
 ) -> None:
-    """A charge that expires while its provider answers with another's money is ended once; where
+    """A charge that expires while its provider answers about another charge is cancelled once; if
     that fails too, its dead letter waits for an operator.
     """
     expire_time = timestamp_in(2)
@@ -938,8 +942,8 @@ def test_an_expired_charge_that_cannot_be_ended_stays_a_dead_letter(
 def test_what_is_misdirected_is_closed_on_evidence_of_its_own(
     scratch_database: DatabaseUrls,
 ) -> None:
-    """A charge whose provider answers about another one is skipped by a call that closes many, and
-    closed by one that is about it alone.
+    """A charge whose provider answers about another one is skipped by bulk closing, and closed when
+    it is closed alone.
     """
     provider = ScriptedProvider(lambda demand: Unknown("what?", RetryReason.MISMATCHED_OPERATION))
     with (
@@ -972,8 +976,8 @@ def test_what_is_misdirected_is_closed_on_evidence_of_its_own(
 def test_a_cancelled_dead_letter_that_cannot_be_ended_says_so(
     scratch_database: DatabaseUrls,
 ) -> None:
-    """What its provider does not end is a dead letter again, which says that its payment is
-    cancelled; a repeat of the cancellation does not stir it.
+    """A charge that its provider fails to cancel is a dead letter again, which says that its
+    payment is cancelled; a repeated cancellation does not requeue it.
     """
     provider = ScriptedProvider(lambda demand: Unknown("what?", RetryReason.MISMATCHED_OPERATION))
     with (
@@ -1002,8 +1006,8 @@ def test_a_cancelled_dead_letter_that_cannot_be_ended_says_so(
 def test_a_cancellation_while_a_charge_becomes_a_dead_letter_is_not_lost(
     scratch_database: DatabaseUrls,
 ) -> None:
-    """CancelPayment that comes while a holder has the answer by which a charge is set aside: it is
-    not set aside, but ended at its provider.
+    """CancelPayment arrives while a process has the answer for which a charge would be
+    dead-lettered: the charge is cancelled at its provider instead.
     """
     lookup_started, go = Event(), Event()
     provider = ScriptedProvider(lambda demand: Declined(FailureReason.CALLER_CANCELLED))
@@ -1040,7 +1044,7 @@ def test_a_cancellation_while_a_charge_becomes_a_dead_letter_is_not_lost(
 def insert_provider_charge(
     databases: DatabaseUrls, payment: payment_pb2.Payment, reference: str, amount: int = 500
 ) -> None:
-    """Makes the provider say that it charged after all."""
+    """Makes the provider report that it made the charge after all."""
     charge_id = payment.payment_orders[0].charge_id
     with psycopg.connect(databases.admin) as connection:
         connection.execute(
@@ -1053,8 +1057,8 @@ def insert_provider_charge(
 def test_closing_asks_the_provider_first(
     client: Client, two_attempt_platform: ServedPlatform
 ) -> None:
-    """Should the provider know of a charge by then, it is applied, whatever the operator believes:
-    the dead letter is RESOLVED, the order paid.
+    """If the provider knows of a charge when the dead letter is closed, the outcome is applied,
+    whatever the operator requests: the dead letter is RESOLVED, the order paid.
     """
     payment = create_payment(client, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
     dead_letter = wait_for_dead_letter(client, payment)
@@ -1073,7 +1077,7 @@ def test_closing_asks_the_provider_first(
 def test_closing_needs_a_reason_and_evidence(
     client: Client, reason: str, evidence: str, field: str
 ) -> None:
-    """Both are kept in history; without them nothing is closed."""
+    """Reason and operator are both stored in the history; without them nothing is closed."""
     payment = create_payment(client, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
     dead_letter = wait_for_dead_letter(client, payment)
     with pytest.raises(InvalidArgumentError) as error:
@@ -1097,7 +1101,7 @@ def booked_unapplied_charges(
 
 
 async def load_leased_charge(payment_worker: PaymentWorker, charge_id: str, token: int) -> Charge:
-    """The charge as who holds it under a lease token knows it."""
+    """The charge as loaded by the process that leases it under a lease token."""
     rows = await payment_worker._database.read(
         lambda connection: payment_store.load_charges(connection, [charge_id])
     )
@@ -1107,7 +1111,7 @@ async def load_leased_charge(payment_worker: PaymentWorker, charge_id: str, toke
 async def record_outcomes(
     payment_worker: PaymentWorker, *charge_outcomes: tuple[Charge, ChargeOutcome]
 ) -> None:
-    """Writes answers down, in one batch."""
+    """Records outcomes in one batch."""
     await asyncio.gather(
         *(
             payment_worker._record_batcher.submit(OperationResult(charge, outcome))
@@ -1117,8 +1121,8 @@ async def record_outcomes(
 
 
 def test_another_amount_is_an_unapplied_charge(client: Client) -> None:
-    """P2: the order fails, and the money that was taken all the same is booked once under
-    unapplied/{provider}, and told of.
+    """P2: the order fails, and the money that was charged anyway is booked once under
+    unapplied/{provider}, with an event.
     """
     payment = create_payment(client, "5.00", token="tok_other_amount")
     assert failure_reason(payment.payment_orders[0]) == "PROVIDER_MISMATCH"
@@ -1149,8 +1153,8 @@ def acknowledge_request(
 
 
 def test_an_unapplied_charge_is_acknowledged_once(client: Client) -> None:
-    """Acknowledged by an operator with a reason it leaves the list, and stays booked as it is; a
-    repeat is marked, with another reason it is IDEMPOTENCY_KEY_REUSED.
+    """An unapplied charge that an operator acknowledges with a reason leaves the list and stays
+    booked. A repeat is marked as a replay; with another reason it is IDEMPOTENCY_KEY_REUSED.
     """
     payment = create_payment(client, "5.00", token="tok_other_amount")
     (charge,) = eventually(lambda: booked_unapplied_charges(client, payment))
@@ -1194,7 +1198,7 @@ def test_an_unapplied_charge_is_acknowledged_once(client: Client) -> None:
 
 
 def test_what_cannot_be_acknowledged_says_why(client: Client) -> None:
-    """An id that nobody knows is NOT_FOUND, and a reason that says nothing is FIELD_REQUIRED."""
+    """An unknown id is NOT_FOUND, and a blank reason is FIELD_REQUIRED."""
     unknown = payment_pb2.UnappliedCharge(unapplied_charge_id="u-nothing")
     with pytest.raises(NotFoundError):
         client.payment.AcknowledgeUnappliedCharge(acknowledge_request(unknown))
@@ -1209,8 +1213,8 @@ def test_what_cannot_be_acknowledged_says_why(client: Client) -> None:
 def test_money_that_comes_after_the_failure_is_unapplied(
     client: Client, two_attempt_platform: ServedPlatform
 ) -> None:
-    """P2: a holder that stood still tells of a success when the order has been closed: FAILED
-    stands, and the money is booked.
+    """P2: a process that was frozen reports a success after the order has been closed: the order
+    stays FAILED, and the money is booked as unapplied.
     """
     payment = create_payment(client, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
     dead_letter = wait_for_dead_letter(client, payment)
@@ -1234,8 +1238,8 @@ def test_money_that_comes_after_the_failure_is_unapplied(
 def test_what_was_charged_twice_is_unapplied_beside_a_refused_sibling(
     client: Client, two_attempt_platform: ServedPlatform
 ) -> None:
-    """P2: a second charge of orders that are charged together is booked, though risk has refused
-    one of the payment's orders.
+    """P2: a second charge of orders that are charged together is booked, even if the risk check has
+    rejected one of the payment's orders.
     """
     checkout = unique_id("c")
     orders = [
@@ -1281,8 +1285,8 @@ def test_what_was_charged_twice_is_unapplied_beside_a_refused_sibling(
 def test_a_second_charge_is_kept_while_the_first_answer_is_not_judged(
     client: Client, two_attempt_platform: ServedPlatform, first: Succeeded | Declined
 ) -> None:
-    """P2: two holders who lost their leases tell of one charge before its order has moved: what the
-    second tells of is unapplied, not dropped.
+    """P2: two processes that lost their leases report one charge before its order has changed: the
+    second report becomes unapplied, and is not dropped.
     """
     payment = create_payment(client, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
     wait_for_dead_letter(client, payment)
@@ -1294,7 +1298,7 @@ def test_a_second_charge_is_kept_while_the_first_answer_is_not_judged(
     ):
         with psycopg.connect(
             two_attempt_platform.databases.service("payment").replace("+psycopg", "")
-        ) as connection:  # nobody judges the answer between the two
+        ) as connection:  # no process applies the outcome between the two
             connection.execute(
                 "update payment.operation set next_attempt_time = 'infinity' where operation_id = "
                 "%s",
@@ -1319,7 +1323,7 @@ def test_a_second_charge_is_kept_while_the_first_answer_is_not_judged(
 
 
 class ScriptedProvider:
-    """A provider that answers as it is told to."""
+    """A scripted payment provider."""
 
     name = "sandbox"
     key_window = 86_400.0
@@ -1342,8 +1346,8 @@ class ScriptedProvider:
 def test_a_dead_letter_whose_provider_is_configured_no_more_is_closed(
     scratch_database: DatabaseUrls,
 ) -> None:
-    """Where nobody is left to ask, an operator's evidence decides: the order is FAILED, and a
-    payout's money is its seller's again.
+    """If the provider no longer exists, an operator's evidence decides: the order is FAILED, and a
+    payout's money is released to its seller.
     """
     bank = ScriptedPayoutProvider()
     old = Dependencies(
@@ -1423,8 +1427,8 @@ def _succeed(request: ChargeRequest) -> ChargeLookupOutcome:
 def test_one_charge_of_a_provider_pays_one_order(
     scratch_database: DatabaseUrls, echoes: bool
 ) -> None:
-    """P1: a provider that answers everybody with the first one's charge: only that one is paid, the
-    others are dead letters that say why.
+    """P1: a provider returns the first charge's answer for every charge: only that one is paid, the
+    others are dead letters with the cause.
     """
     first: list[str] = []
 
@@ -1460,9 +1464,9 @@ def test_one_charge_of_a_provider_pays_one_order(
 def test_a_charge_that_its_provider_answers_with_anothers_money_is_closed_on_evidence(
     scratch_database: DatabaseUrls,
 ) -> None:
-    """A provider that goes on answering with another charge's reference keeps no order open: an
-    operator closes its dead letter, by itself; the order fails, no money moves by the answer, and
-    what was charged after all is found and booked as unapplied.
+    """A provider that keeps answering with another charge's reference does not keep an order open.
+    An operator closes its dead letter individually, the order fails, and no money moves by the
+    answer. A charge that was made anyway is found later and booked as unapplied.
     """
     own_references: list[str] = []
 
@@ -1521,8 +1525,8 @@ def test_a_charge_that_its_provider_answers_with_anothers_money_is_closed_on_evi
 def test_one_reference_of_a_provider_is_the_money_of_one_charge_at_the_same_moment(
     client: Client, two_attempt_platform: ServedPlatform, unapplied_first: bool
 ) -> None:
-    """P1: of two transactions at once that store one reference, as an unapplied charge and as
-    another charge's success, the second waits and is refused.
+    """P1: two concurrent transactions store one reference, as an unapplied charge and as another
+    charge's success: the second waits and is rejected.
     """
     flow, payments = (
         payment_worker_of(two_attempt_platform),
@@ -1621,7 +1625,7 @@ def test_one_reference_of_a_provider_is_the_money_of_one_charge_at_the_same_mome
 def test_not_found_is_no_proof_where_the_provider_does_not_say_so(
     scratch_database: DatabaseUrls,
 ) -> None:
-    """An adapter whose "not found" is never conclusive: a cancelled charge is asked about until its
+    """An adapter whose "not found" is never conclusive: a cancelled charge is looked up until its
     key may be forgotten, then it is a dead letter.
     """
     provider = ScriptedProvider(lambda demand: NotFound())
@@ -1649,8 +1653,8 @@ def test_not_found_is_no_proof_where_the_provider_does_not_say_so(
 def test_money_of_a_failed_charge_that_may_have_been_sent_is_found(
     scratch_database: DatabaseUrls,
 ) -> None:
-    """P2: a cancelled charge fails because its provider does not know it; the provider is asked
-    again, and what it charged after all is unapplied.
+    """P2: a cancelled charge fails because its provider does not know it. The provider is polled
+    again, and a later charge is unapplied.
     """
     late_outcomes: list[ChargeLookupOutcome] = [NotFound()]
 
@@ -1703,8 +1707,8 @@ def test_money_of_a_failed_charge_that_may_have_been_sent_is_found(
 
 
 def test_one_process_asks_what_became_of_failed_charges(scratch_database: DatabaseUrls) -> None:
-    """Of two processes one asks the provider about failed charges that may have been sent; the
-    other does once that one has not come back for some seconds.
+    """Of two processes one polls the provider about failed charges that may have been sent; the
+    other takes over once the first has not renewed its lease for some seconds.
     """
     looked_up_by_platform: dict[str, list[str]] = {"often": [], "seldom": []}
 
@@ -1762,8 +1766,8 @@ def test_one_process_asks_what_became_of_failed_charges(scratch_database: Databa
 def test_a_watched_charge_that_is_said_to_be_anothers_money_raises_an_alert(
     scratch_database: DatabaseUrls,
 ) -> None:
-    """A failed charge of which its provider reports another charge's money: stored once, an alert
-    until an operator acknowledges it; no money moves.
+    """A failed charge whose provider reports another charge's money: the report is stored once, and
+    an alert is open until an operator acknowledges it. No money moves.
     """
     late_outcomes: list[ChargeLookupOutcome] = [NotFound()]
 
@@ -1841,8 +1845,8 @@ def test_a_watched_charge_that_is_said_to_be_anothers_money_raises_an_alert(
 def test_another_amount_of_what_was_charged_raises_an_alert(
     client: Client, two_attempt_platform: ServedPlatform
 ) -> None:
-    """A charge that succeeded is reported again in another amount: it stays as it was, the amount
-    is not booked, and an operator is told.
+    """A succeeded charge is reported again with another amount: it does not change, the amount is
+    not booked, and an alert is raised.
     """
     payment = create_payment(client, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
     wait_for_dead_letter(client, payment)
@@ -1883,8 +1887,8 @@ async def _unknown_outcome() -> ChargeOutcome:
 def test_orders_that_do_not_move_keep_their_work(
     client: Client, two_attempt_platform: ServedPlatform
 ) -> None:
-    """P5: a holder that knows its orders at an older version moves none of them, and takes none of
-    their work from the queue.
+    """P5: a process with an older version of its orders changes none of them, and removes none of
+    their operations from the queue.
     """
     payment = create_payment(client, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
     wait_for_dead_letter(client, payment)
@@ -1895,7 +1899,7 @@ def test_orders_that_do_not_move_keep_their_work(
 
     async def move() -> tuple[int, bool]:
         def work(connection: Connection) -> tuple[int, bool]:
-            # rolled back, so that the dead letter rests as it did
+            # Rolled back, so that the dead letter is unchanged.
             with connection.begin_nested() as savepoint:
                 token = claim_dead_lettered(connection, order.charge_id, 1.0)
                 assert token is not None
@@ -1926,8 +1930,8 @@ def test_orders_that_do_not_move_keep_their_work(
 def test_the_answer_on_disk_is_what_moves_orders(
     client: Client, two_attempt_platform: ServedPlatform, paid: bool, at_once: bool
 ) -> None:
-    """Who lost the lease wrote down a success, then who has it hears otherwise: the orders follow
-    what was written first; a second charge is unapplied.
+    """A process that lost the lease records a success, then the lease holder gets another outcome:
+    the orders follow the first record; a second charge is unapplied.
     """
     payment = create_payment(client, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
     wait_for_dead_letter(client, payment)
@@ -1980,8 +1984,8 @@ def test_the_answer_on_disk_is_what_moves_orders(
 def test_of_two_answers_at_once_the_final_one_is_written_down(
     client: Client, two_attempt_platform: ServedPlatform, late: ChargeOutcome, first: bool
 ) -> None:
-    """Two holders' answers to one demand in one batch: what ends it is its outcome, whichever came
-    first.
+    """Outcomes of one operation from two processes in one batch: the conclusive one counts, in
+    either order.
     """
     payment = create_payment(client, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
     wait_for_dead_letter(client, payment)
@@ -2005,7 +2009,7 @@ def test_the_command_line_does_what_an_operator_does(
     client: Client, two_attempt_platform: ServedPlatform
 ) -> None:
     """`tallystick dead-letters` lists, shows, retries and closes; `unapplied-charges` lists and
-    acknowledges; what is refused is one sentence and exit 1.
+    acknowledges; errors are one sentence and exit 1.
     """
     payment = create_payment(client, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
     dead_letter = wait_for_dead_letter(client, payment)
@@ -2059,9 +2063,7 @@ def test_the_command_line_does_what_an_operator_does(
 def test_who_lost_a_lease_does_not_give_it_back(
     slow_retry_client: Client, slow_retry_platform: ServedPlatform
 ) -> None:
-    """A holder whose lease another has taken over changes nothing of when the charge is taken up
-    again.
-    """
+    """A process whose lease another has claimed does not change when the charge is scheduled."""
     payment = create_payment(
         slow_retry_client, "5.00", token="tok_lost_before", wait_for=WAIT_FOR_ACCEPTANCE
     )
@@ -2099,9 +2101,9 @@ def test_an_answer_without_the_lease_makes_its_charge_due(
     answer: ChargeOutcome,
     is_held: bool,
 ) -> None:
-    """A charge whose answer is written down by a process that lost the lease is paid or fails at
-    once, not at its next attempt in ten minutes; where another process holds it, as soon as that
-    gives it back.
+    """A charge whose outcome is recorded by a process that lost the lease is paid or fails at once,
+    not at its next attempt in ten minutes. If another process holds the lease, this happens as soon
+    as that process releases it.
     """
     payment = create_payment(
         slow_retry_client, "5.00", token="tok_lost_before:1000000", wait_for=WAIT_FOR_ACCEPTANCE
@@ -2153,9 +2155,9 @@ def test_an_answer_without_the_lease_makes_its_charge_due(
 def test_an_answer_that_cannot_be_applied_becomes_a_dead_letter(
     scratch_database: DatabaseUrls,
 ) -> None:
-    """A stored success that the database refuses to apply is tried as its policy says, then a dead
-    letter that cannot be closed; retried once the cause is removed it is applied, and its provider
-    is never asked again.
+    """A recorded success that the database rejects is retried by its policy, then a dead letter
+    that cannot be closed. Requeued after the cause is removed it is applied, and its provider is
+    never called again.
     """
     looked_up_ids: list[str] = []
 
@@ -2222,8 +2224,8 @@ _WAITING_QUERY = (
 def test_a_retry_and_a_cancellation_of_one_dead_letter_do_not_deadlock(
     scratch_database: DatabaseUrls,
 ) -> None:
-    """RetryDeadLetter and CancelPayment that meet at one dead letter lock it in the same order,
-    after its due work: neither is chosen as a deadlock's victim.
+    """RetryDeadLetter and CancelPayment that concur on one dead letter lock it in the same order,
+    after its operation: neither fails as a deadlock victim.
     """
     deadlocks = "select deadlocks from pg_stat_database where datname = current_database()"
     with (
@@ -2252,8 +2254,8 @@ def test_a_retry_and_a_cancellation_of_one_dead_letter_do_not_deadlock(
 def test_a_batch_that_is_postponed_locks_due_work_in_one_pass(
     slow_retry_client: Client, slow_retry_platform: ServedPlatform
 ) -> None:
-    """Of a batch in which one charge fails and another waits, the work of both is locked by id:
-    whoever waits for the first holds nothing of the second.
+    """If one charge of a batch fails and another waits, the operations of both are locked by id: a
+    transaction that waits for the first holds no lock on the second.
     """
     payments = [
         create_payment(
@@ -2309,8 +2311,8 @@ def test_a_batch_that_is_postponed_locks_due_work_in_one_pass(
 def test_nothing_is_set_aside_beside_an_answer(
     slow_retry_client: Client, slow_retry_platform: ServedPlatform
 ) -> None:
-    """A holder that leaves a charge to a person while another's success has just been written down
-    leaves it to be judged: it is paid.
+    """A process dead-letters a charge while another's success has just been recorded: the charge
+    stays scheduled, the success is applied, and it is paid.
     """
     payment = create_payment(
         slow_retry_client, "5.00", token="tok_lost_before", wait_for=WAIT_FOR_ACCEPTANCE
@@ -2323,7 +2325,7 @@ def test_nothing_is_set_aside_beside_an_answer(
         )
     )
     flow = payment_worker_of(slow_retry_platform)
-    # as another holder would
+    # as another process would
     with psycopg.connect(
         slow_retry_platform.databases.service("payment").replace("+psycopg", "")
     ) as connection:
@@ -2372,7 +2374,7 @@ def cancel_payment(
 def test_a_payment_that_was_never_sent_is_cancelled_for_good(
     slow_retry_client: Client, slow_retry_platform: ServedPlatform
 ) -> None:
-    """An order that waits for a provider which is not there fails at once, and nothing is ever
+    """An order that waits for an unreachable provider fails immediately, and nothing is ever
     sent.
     """
     payment = create_payment(
@@ -2401,7 +2403,9 @@ def test_a_payment_that_was_never_sent_is_cancelled_for_good(
 def test_a_pending_payment_is_cancelled_at_the_provider(
     client: Client, two_attempt_platform: ServedPlatform
 ) -> None:
-    """What was sent is ended by the provider first: only its word makes the order FAILED."""
+    """A charge that was sent is first cancelled at the provider: only the provider's answer makes
+    the order FAILED.
+    """
     payment = create_payment(client, "5.00", token="tok_pending:action")
     cancelled = cancel_payment(client, payment)
     assert failure_reason(cancelled.payment_orders[0]) == "CALLER_CANCELLED"
@@ -2437,7 +2441,7 @@ def test_what_was_charged_stays_charged(
 
 
 def test_another_callers_payment_cannot_be_cancelled(client: Client) -> None:
-    """A payment that is not there is NOT_FOUND, and cancelling needs words."""
+    """A payment that does not exist is NOT_FOUND, and cancelling requires a reason."""
     with pytest.raises(NotFoundError):
         client.payment.CancelPayment(
             payment_service_pb2.CancelPaymentRequest(checkout_id="nobody", reason="x")
@@ -2449,7 +2453,9 @@ def test_another_callers_payment_cannot_be_cancelled(client: Client) -> None:
 def test_an_order_that_was_not_sent_in_time_expires(
     client: Client, two_attempt_platform: ServedPlatform
 ) -> None:
-    """Past expire_time it is FAILED(EXPIRED) and never sent; what was sent before goes on."""
+    """After expire_time an unsent charge is FAILED(EXPIRED) and never sent; a charge that was sent
+    before continues.
+    """
     past = Timestamp(seconds=1_000_000_000)
     payment = create_payment(client, "5.00", expire_time=past)
     assert failure_reason(wait_for_final_order(client, payment)) == "EXPIRED"
@@ -2471,8 +2477,8 @@ def test_an_order_that_was_not_sent_in_time_expires(
 
 
 def test_a_buyer_who_does_not_act_in_time_is_not_waited_for(scratch_database: DatabaseUrls) -> None:
-    """Past resolve_by_time the demand is ended at the provider, then the order is FAILED(EXPIRED);
-    a review goes on.
+    """After resolve_by_time the charge is cancelled at the provider, then the order is
+    FAILED(EXPIRED); a review continues.
     """
     quick = {("", trouble): FAST_RETRY_POLICY for trouble in RetryReason}
     settings = Settings().replace(
@@ -2500,8 +2506,8 @@ def test_a_buyer_who_does_not_act_in_time_is_not_waited_for(scratch_database: Da
 
 
 def test_a_buyers_time_is_up_when_it_is_up(scratch_database: DatabaseUrls) -> None:
-    """However long a policy waits between looks, a pending order is looked at when resolve_by_time
-    has come, and ends.
+    """However long a policy waits between polls, a pending order is polled when resolve_by_time is
+    reached, and ends.
     """
     settings = Settings().replace(
         retry={("", RetryReason.PENDING): RetryPolicy(RetryStrategy.FIXED, 600, 600, None)},
@@ -2529,9 +2535,9 @@ def test_a_buyers_time_is_up_when_it_is_up(scratch_database: DatabaseUrls) -> No
 def test_a_pending_order_says_what_it_waits_for_now(
     scratch_database: DatabaseUrls, token: str, first: str, then: str, url: bool
 ) -> None:
-    """When what a pending order waits for changes, that is one version, with its history row and
-    its event, and who watches sees it; the URL and the buyer's time follow the reason, and the same
-    answer again changes nothing.
+    """A change of the pending reason is one version with its history row and its event, and is sent
+    to watchers. The URL and the buyer's deadline follow the reason, and the same answer again
+    changes nothing.
     """
     settings = Settings().replace(
         retry={("", RetryReason.PENDING): RetryPolicy(RetryStrategy.FIXED, 0.3, 0.3, None)},
@@ -2584,8 +2590,8 @@ def test_a_pending_order_says_what_it_waits_for_now(
 
 
 def test_a_buyer_who_has_acted_is_not_cancelled(scratch_database: DatabaseUrls) -> None:
-    """A buyer acts in time, and the bank takes longer than the buyer had: the order goes on
-    waiting, and is paid.
+    """A buyer acts in time, and the bank takes longer than the buyer's deadline: the order stays
+    pending, and is paid.
     """
     settings = Settings().replace(
         retry={("", RetryReason.PENDING): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, None)},
@@ -2607,7 +2613,7 @@ def test_a_buyer_who_has_acted_is_not_cancelled(scratch_database: DatabaseUrls) 
 def slow_retry_platform(
     admin_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServedPlatform]:
-    """A platform that waits long before it tries again."""
+    """A platform with long retry waits."""
     with fresh_database(admin_url, tmp_path_factory.mktemp("waiting")) as databases:
         retry = {
             ("", reason): RetryPolicy(RetryStrategy.FIXED, 600, 600, 5)
@@ -2637,8 +2643,8 @@ def list_alerts(
 def test_what_does_not_come_on_raises_one_alert_that_ends(
     scratch_database: DatabaseUrls, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """P5: an order past its state's threshold is an alert: a row, an event and a log line; found
-    again it is the same one, and it ends with the cause.
+    """P5: an order that exceeds its state's threshold raises an alert: a row, an event and a log
+    line. Found again it is the same alert, which ends with the cause.
     """
     retry = {("", RetryReason.NOT_SENT): RetryPolicy(RetryStrategy.FIXED, 0.4, 0.4, 4)}
     settings = Settings().replace(
@@ -2666,7 +2672,9 @@ def test_what_does_not_come_on_raises_one_alert_that_ends(
 
 
 def test_two_monitors_take_turns(scratch_database: DatabaseUrls) -> None:
-    """One process looks for all of them, and another takes over when it comes back no more."""
+    """One process checks all alert conditions; another takes over when the first stops renewing its
+    lease.
+    """
     database = Database(scratch_database.service("payment"), connections=2)
     first, second = uuid4(), uuid4()
 
@@ -2688,7 +2696,7 @@ def test_two_monitors_take_turns(scratch_database: DatabaseUrls) -> None:
 
 
 def test_dead_letters_and_unapplied_charges_are_alerts(scratch_database: DatabaseUrls) -> None:
-    """What waits for an operator says so, until it has been closed or acknowledged."""
+    """An item that waits for an operator has an alert until it has been closed or acknowledged."""
     with (
         serve_platform(
             scratch_database,
@@ -2719,7 +2727,7 @@ def test_dead_letters_and_unapplied_charges_are_alerts(scratch_database: Databas
 
 
 class HoldingProvider(InProcessSandbox):
-    """A sandbox that keeps what is sent to it until it is let go."""
+    """A sandbox that holds its calls until it is released."""
 
     def __init__(self, database: Database) -> None:
         super().__init__(Sandbox(database), 86_400.0)
@@ -2736,10 +2744,9 @@ class HoldingProvider(InProcessSandbox):
 def holding_provider(
     databases: DatabaseUrls, lease_seconds: float = 62.5
 ) -> Iterator[tuple[ServedPlatform, Client, HoldingProvider, Callable[[bool], object]]]:
-    """A platform that asks its provider one thing at a time; the last says whether the provider
-    keeps what it is sent from now on.
-
-    A charge may wait for room until 62 s are left of its lease: by default half a second.
+    """A platform with one concurrent call to its provider; the last value yielded switches whether
+    the provider holds new calls. A charge may wait for a slot until 62 s of its lease are left: by
+    default half a second.
     """
     sandbox_database = Database(databases.service("sandbox"), connections=2)
     provider = HoldingProvider(sandbox_database)
@@ -2776,8 +2783,8 @@ def holding_provider(
 def test_nothing_is_closed_while_the_provider_cannot_be_asked(
     scratch_database: DatabaseUrls,
 ) -> None:
-    """Closing a dead letter that finds no room to ask the provider in time changes nothing and says
-    to come back.
+    """Closing a dead letter that gets no provider slot in time changes nothing and returns a
+    retryable error.
     """
     with holding_provider(scratch_database) as (platform, client, provider, keep):
         keep(False)
@@ -2808,8 +2815,8 @@ def test_nothing_is_closed_while_the_provider_cannot_be_asked(
 
 
 def test_what_finds_no_room_was_never_sent(scratch_database: DatabaseUrls) -> None:
-    """A charge that waits for other calls to its provider longer than its lease is given back as
-    never sent: cancelled then, it fails at once.
+    """A charge that waits for a provider slot longer than its lease allows is released as never
+    sent: when cancelled, it fails immediately.
     """
     with holding_provider(scratch_database) as (_, client, provider, keep):
         first = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
@@ -2836,8 +2843,8 @@ def test_what_finds_no_room_was_never_sent(scratch_database: DatabaseUrls) -> No
 def test_what_is_cancelled_while_it_waits_for_room_is_not_sent(
     scratch_database: DatabaseUrls,
 ) -> None:
-    """A charge that waits for other calls to its provider, and is cancelled meanwhile, is not sent
-    when its turn has come.
+    """A charge that waits for a provider slot, and is cancelled meanwhile, is not sent when it gets
+    the slot.
     """
     settings = Settings().replace(providers__max_calls_per_provider=1, worker__sweep_interval=0.1)
     with serve_platform(scratch_database, settings) as platform, platform.client() as client:
@@ -2857,8 +2864,8 @@ def test_what_is_cancelled_while_it_waits_for_room_is_not_sent(
 
 
 def test_what_expires_while_it_waits_for_room_is_not_sent(scratch_database: DatabaseUrls) -> None:
-    """A charge that waits for other calls to its provider, and expires meanwhile, is not sent when
-    its turn has come: it is FAILED(EXPIRED).
+    """A charge that waits for a provider slot, and expires meanwhile, is not sent when it gets the
+    slot: it is FAILED(EXPIRED).
     """
     with holding_provider(scratch_database, lease_seconds=120) as (_, client, provider, keep):
         slow = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
@@ -2877,8 +2884,8 @@ def test_what_expires_while_it_waits_for_room_is_not_sent(scratch_database: Data
 
 
 def test_what_callers_look_at_holds_no_charge_up(scratch_database: DatabaseUrls) -> None:
-    """A charge that has waited for room is sent at its turn, though every connection for callers'
-    reads is taken by reads that hang.
+    """A charge that has waited for a provider slot is sent, even if hanging reads use every
+    connection for callers' reads.
     """
     settings = Settings().replace(providers__max_calls_per_provider=1, worker__sweep_interval=0.1)
     with serve_platform(scratch_database, settings) as platform, platform.client() as client:
@@ -2897,7 +2904,7 @@ def test_what_callers_look_at_holds_no_charge_up(scratch_database: DatabaseUrls)
 
 
 def _list_dead_letters(address: str) -> bool:
-    """Lists dead letters, for as long as it takes."""
+    """Lists dead letters, without a time limit."""
     with Client(address) as client:
         client.payment.ListDeadLetters(payment_service_pb2.ListDeadLettersRequest(), timeout=60)
     return True
@@ -2906,8 +2913,8 @@ def _list_dead_letters(address: str) -> bool:
 def test_a_provider_that_does_not_accept_us_is_left_alone_and_told_of(
     scratch_database: DatabaseUrls,
 ) -> None:
-    """One 401 or 403 is enough: others are not sent meanwhile, an alert names the provider, and
-    once it accepts us again all are paid and the alert ends.
+    """A single 401 or 403 opens the circuit: other charges are not sent, and an alert names the
+    provider. Once the provider accepts the credentials again all are paid and the alert ends.
     """
     retry = {("", RetryReason.UNAUTHORIZED): RetryPolicy(RetryStrategy.FIXED, 0.1, 0.1, 50)}
     settings = Settings().replace(
@@ -2949,9 +2956,9 @@ def test_a_provider_that_does_not_accept_us_is_left_alone_and_told_of(
 def test_an_outage_leaves_orders_waiting_and_drains_by_itself(
     scratch_database: DatabaseUrls,
 ) -> None:
-    """A provider that is down is left alone: payments are accepted and wait up to a depth, then are
-    refused with nothing stored; no try is spent on them meanwhile, and when it is back all are
-    paid, each charged once.
+    """The circuit of a failing provider opens. Payments are accepted and wait up to a limit, then
+    are rejected with nothing stored. They use up no tries meanwhile, and when the provider works
+    again all are paid, each charged once.
     """
     retry = {("", RetryReason.NOT_SENT): RetryPolicy(RetryStrategy.FIXED, 0.1, 0.1, 5)}
     settings = Settings().replace(
@@ -3018,9 +3025,9 @@ def test_an_outage_leaves_orders_waiting_and_drains_by_itself(
 def test_what_a_provider_did_is_found_out_while_sends_to_it_are_held_back(
     scratch_database: DatabaseUrls,
 ) -> None:
-    """A charge whose answer was lost, at a provider that is left alone for an hour, is looked up
-    meanwhile and succeeds: it is sent once. One that the provider does not know still waits to be
-    sent, and says so.
+    """A charge whose answer was lost, at a provider with an open circuit for an hour, is looked up
+    meanwhile and succeeds: it is sent once. A charge that the provider does not know still waits to
+    be sent, and says so.
     """
     retry = {("", RetryReason.NO_ANSWER): FAST_RETRY_POLICY}
     settings = Settings().replace(
@@ -3056,9 +3063,9 @@ def test_what_a_provider_did_is_found_out_while_sends_to_it_are_held_back(
 def test_a_new_payment_finds_out_that_a_provider_answers_again(
     scratch_database: DatabaseUrls, depth: int
 ) -> None:
-    """While a provider is left alone, as much waits as may, and none of that is sent for an hour:
-    after the rest one new payment is accepted, whatever the number of its charges, and once it is
-    paid all others are.
+    """While a circuit is open, the maximum number of charges wait, and none of them is sent for an
+    hour. After the reset timeout one new payment is accepted, whatever its number of charges; once
+    it is paid all others are.
     """
     retry = {("", RetryReason.NOT_SENT): RetryPolicy(RetryStrategy.FIXED, 3600.0, 3600.0, 5)}
     settings = Settings().replace(
@@ -3111,11 +3118,11 @@ class NamedProvider(InProcessSandbox):
 
 
 def test_other_providers_do_not_notice_an_outage(scratch_database: DatabaseUrls) -> None:
-    """While one provider is down with as much waiting as may wait, payments through another are
-    paid at once, and are not refused.
+    """While one provider is down with the maximum number of waiting charges, payments through
+    another are paid immediately, and are not rejected.
     """
     log = Database(scratch_database.service("sandbox"), connections=2)
-    # each process reaches both
+    # Each process reaches both.
     our_providers, their_providers = (
         {name: NamedProvider(name, log) for name in ("first", "second")} for _ in range(2)
     )
@@ -3180,8 +3187,8 @@ def test_other_providers_do_not_notice_an_outage(scratch_database: DatabaseUrls)
 
 
 def test_in_an_outage_one_count_serves_all_new_payments(scratch_database: DatabaseUrls) -> None:
-    """While enough waits for a provider that fails, payments of new sellers are refused without a
-    count of what waits for each of them.
+    """While the maximum number of charges waits for a failing provider, payments of new sellers are
+    rejected without counting the waiting charges for each of them.
     """
     retry = {("", RetryReason.NOT_SENT): RetryPolicy(RetryStrategy.FIXED, 0.1, 0.1, 50)}
     settings = Settings().replace(
@@ -3236,8 +3243,8 @@ def test_in_an_outage_one_count_serves_all_new_payments(scratch_database: Databa
 def test_charges_that_fail_for_ever_do_not_stand_for_their_provider(
     scratch_database: DatabaseUrls,
 ) -> None:
-    """Keys that replay a 5xx open the breaker when nothing else is asked; they are looked up soon,
-    and neither they nor others wait behind them.
+    """Keys that replay a 5xx open the circuit when there are no other calls; they are looked up
+    soon, and neither they nor others are blocked by them.
     """
     retry = {("", RetryReason.SERVER_ERROR): RetryPolicy(RetryStrategy.FIXED, 0.05, 0.05, 2)}
     settings = Settings().replace(
@@ -3259,14 +3266,14 @@ def test_charges_that_fail_for_ever_do_not_stand_for_their_provider(
 def test_everything_is_quiet_in_the_end(
     two_attempt_platform: ServedPlatform, slow_retry_platform: ServedPlatform
 ) -> None:
-    """After all of the above every check holds."""
+    """After all tests above every check of verify passes."""
     for platform in (two_attempt_platform, slow_retry_platform):
         report = verify(platform.databases)
         assert report.passed, report.as_text()
 
 
 def _waiting_charges(client: Client, count: int) -> list[str]:
-    """Payments whose charges were not sent at first, and are due again at once."""
+    """Payments whose charges were not sent at first, and are due again immediately."""
     return [
         create_payment(
             client, "1.00", token="tok_unreachable", wait_for=WAIT_FOR_ACCEPTANCE
@@ -3278,9 +3285,7 @@ def _waiting_charges(client: Client, count: int) -> list[str]:
 def test_a_full_sweep_is_followed_by_another_at_once(
     scratch_database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is due is taken up without a pause for as long as there is more of it than one sweep
-    claims.
-    """
+    """Due operations are claimed without a pause as long as there are more than one scan claims."""
     monkeypatch.setattr("tallystick_server.operations.worker._MAX_CLAIMED", 3)
     at_once = {("", RetryReason.NOT_SENT): RetryPolicy(RetryStrategy.FIXED, 0.0, 0.0, 1000)}
     with (
@@ -3305,9 +3310,7 @@ def test_a_full_sweep_is_followed_by_another_at_once(
 
 
 def test_a_caller_that_goes_away_strands_nothing(scratch_database: DatabaseUrls) -> None:
-    """CancelPayment calls that are cancelled at any point leave no charge of others leased to
-    nobody.
-    """
+    """CancelPayment calls that are cancelled at any point leave no orphaned lease on a charge."""
     at_once = {("", RetryReason.NOT_SENT): RetryPolicy(RetryStrategy.FIXED, 0.0, 0.0, 1000)}
     with (
         serve_platform(
@@ -3338,8 +3341,8 @@ def test_a_caller_that_goes_away_strands_nothing(scratch_database: DatabaseUrls)
 
 
 def test_a_process_takes_no_more_than_its_bound(scratch_database: DatabaseUrls) -> None:
-    """Above `in_flight` new payments are refused with OVERLOADED and a time to retry, and nothing
-    is stored.
+    """Above `in_flight` new payments are rejected with OVERLOADED and a retry delay, and nothing is
+    stored.
     """
     settings = Settings().replace(worker__max_in_flight=10, providers__sandbox__latency=60.0)
     with (

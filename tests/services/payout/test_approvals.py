@@ -1,4 +1,6 @@
-"""What people do with payouts and destinations: approve, reject, cancel, disable, retry, close."""
+"""Actions of operators and callers on payouts and destinations: approve, reject, cancel, disable,
+retry, close.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +89,7 @@ def payout_platform(
     tmp_path_factory: pytest.TempPathFactory,
     payout_provider: ScriptedPayoutProvider,
 ) -> Iterator[ServedPlatform]:
-    """All services, with callers who have names."""
+    """All services, with named callers."""
     settings = Settings().replace(
         retry=RETRY,
         worker__sweep_interval=0.1,
@@ -126,7 +128,7 @@ def other_client(payout_platform: ServedPlatform) -> Iterator[Client]:
 
 @pytest.fixture(scope="module")
 def approver_client(payout_platform: ServedPlatform) -> Iterator[Client]:
-    """Somebody who may create payouts and approve them."""
+    """A caller who may create and approve payouts."""
     yield from client_of(payout_platform, "boss")
 
 
@@ -154,8 +156,8 @@ def cancel_payout(client: Client, payout_id: str, reason: str = "no more") -> pa
 
 
 def reused_field(call: object, *arguments: object) -> str:
-    """The field in which a call differs from the one that used its key first, as the metadata of
-    IDEMPOTENCY_KEY_REUSED names it.
+    """The field in which a call differs from the first one with its key, from the metadata of
+    IDEMPOTENCY_KEY_REUSED.
     """
     with pytest.raises(TallystickError) as error:
         call(*arguments)  # type: ignore[operator]
@@ -166,8 +168,8 @@ def reused_field(call: object, *arguments: object) -> str:
 def test_two_people_for_large_payouts(
     shop_client: Client, approver_client: Client, operator_client: Client
 ) -> None:
-    """Above the threshold a payout waits, with its money held, for somebody else than its creator;
-    who approved it, and why, is in its history.
+    """Above the threshold a payout waits, with its money held, for an approver other than its
+    creator; the history records the approver and the reason.
     """
     seller = create_sale(approver_client, "300.00")
     create_destination(approver_client, seller)
@@ -196,8 +198,8 @@ def test_two_people_for_large_payouts(
 def test_a_rejected_payout_gives_the_money_back(
     approver_client: Client, operator_client: Client
 ) -> None:
-    """The second person's no is final, kept with its reason, and releases the hold; it cannot be
-    approved afterwards.
+    """A rejection by the second approver is final, is stored with its reason, and releases the
+    hold; the payout cannot be approved afterwards.
     """
     seller = create_sale(approver_client, "200.00")
     create_destination(approver_client, seller)
@@ -217,8 +219,8 @@ def test_a_payout_is_cancelled_before_it_is_sent(
     operator_client: Client,
     payout_provider: ScriptedPayoutProvider,
 ) -> None:
-    """AWAITING_APPROVAL is cancelled by its caller or an operator and nothing is paid; a repeat is
-    a repeat; once it may have been sent it is INVALID_STATE.
+    """In AWAITING_APPROVAL the caller or an operator can cancel, and nothing is paid; repeats are
+    replays. Once the payout may have been sent, cancelling is INVALID_STATE.
     """
     seller = create_sale(shop_client, "200.00")
     create_destination(shop_client, seller)
@@ -227,7 +229,7 @@ def test_a_payout_is_cancelled_before_it_is_sent(
     cancel_payout(shop_client, payout.payout_id)
     wait_for_state(shop_client, payout.payout_id, "CANCELLED")
     assert state_name(cancel_payout(shop_client, payout.payout_id)) == "CANCELLED"
-    # the same for whoever may cancel it
+    # The result is the same for every caller that may cancel it.
     assert state_name(cancel_payout(operator_client, payout.payout_id)) == "CANCELLED"
     assert reused_field(cancel_payout, shop_client, payout.payout_id, "another reason") == "reason"
     assert wallet_amounts(operator_client, seller) == ("200.00", "0.00", "0.00")
@@ -243,7 +245,7 @@ def test_a_payout_is_cancelled_before_it_is_sent(
 
 def test_others_see_and_change_nothing(shop_client: Client, other_client: Client) -> None:
     """S3: another caller's payout and destination are NOT_FOUND, and their ids are taken without
-    anything being told.
+    revealing anything.
     """
     seller = create_sale(shop_client, "10.00")
     to = create_destination(shop_client, seller)
@@ -300,8 +302,8 @@ def test_others_see_and_change_nothing(shop_client: Client, other_client: Client
 def test_a_destination_again_with_another_value_names_it(
     shop_client: Client, field: str, value: str
 ) -> None:
-    """The id of a destination that comes again with another value is IDEMPOTENCY_KEY_REUSED, and
-    the metadata names the field.
+    """A repeated destination id with another value is IDEMPOTENCY_KEY_REUSED, and the metadata
+    names the field.
     """
     values = {
         "seller_account": create_sale(shop_client, "10.00"),
@@ -322,8 +324,8 @@ def test_a_destination_again_with_another_value_names_it(
 def test_a_disabled_destination_takes_its_unsent_payouts_along(
     shop_client: Client, operator_client: Client
 ) -> None:
-    """A payout that waits for approval is CANCELLED with its destination, and its money is free;
-    the destination is final, a repeat is a repeat.
+    """A payout that waits for approval is CANCELLED together with its destination, and its money is
+    released; a disabled destination is final, and repeats are replays.
     """
     seller = create_sale(shop_client, "200.00")
     to = create_destination(shop_client, seller)
@@ -345,8 +347,8 @@ def test_a_disabled_destination_takes_its_unsent_payouts_along(
 def test_destinations_that_end_together_lock_due_work_in_one_pass(
     payout_platform: ServedPlatform, shop_client: Client
 ) -> None:
-    """Where an answer ends two destinations, the work of the payouts to both is locked by id:
-    whoever waits for the first holds nothing of the second.
+    """Where an answer ends two destinations, the operations of the payouts to both are locked by
+    id: a transaction that waits for the first holds no lock on the second.
     """
     sellers = [create_sale(shop_client, "200.00") for _ in range(2)]
     (early_seller, to_early), (late_seller, to_late) = sorted(
@@ -392,8 +394,8 @@ def test_destinations_that_end_together_lock_due_work_in_one_pass(
 def test_a_destination_is_verified_before_use(
     shop_client: Client, payout_provider: ScriptedPayoutProvider
 ) -> None:
-    """Until the provider has said that it can pay there nothing is paid there; its no is final; an
-    answer that is late is waited for.
+    """Nothing is paid to a destination until the provider has verified it. A rejection is final,
+    and a late answer is awaited.
     """
     seller = create_sale(shop_client, "10.00")
     bad, slow = unique_id("d"), unique_id("d")
@@ -437,7 +439,7 @@ def test_a_destination_is_verified_before_use(
 
 
 def wait_for_dead_letter(operator_client: Client, subject: str) -> operator_pb2.DeadLetter:
-    """The open dead letter of a subject, once there is one."""
+    """The open dead letter of a subject; waits until it exists."""
 
     def list_open() -> list[operator_pb2.DeadLetter]:
         request = pb.ListDeadLettersRequest(
@@ -456,7 +458,7 @@ def wait_for_dead_letter(operator_client: Client, subject: str) -> operator_pb2.
 def test_a_payout_that_was_set_aside_is_retried(
     shop_client: Client, operator_client: Client, payout_provider: ScriptedPayoutProvider
 ) -> None:
-    """What the provider finds fault with is a dead letter, still SUBMITTING with its money held; a
+    """A payout that the provider rejects is a dead letter, still SUBMITTING with its money held; a
     retry sends the same key again, once for a request id.
     """
     seller = create_sale(shop_client, "10.00")
@@ -521,7 +523,7 @@ def close_dead_letter(
 def test_closing_needs_that_nothing_was_paid(
     shop_client: Client, operator_client: Client, payout_provider: ScriptedPayoutProvider
 ) -> None:
-    """A dead letter is closed as FAILED with evidence, and the money is free again; if the provider
+    """A dead letter is closed as FAILED with evidence, and the money is released; if the provider
     knows of a transfer, that is applied instead.
     """
     seller = create_sale(shop_client, "20.00")
@@ -577,8 +579,8 @@ def test_a_closed_payout_is_settled_by_whoever_comes(
     payout_platform: ServedPlatform,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The process that has closed a dead letter dies before it settles: once its lease is over
-    another one gives the seller's money back.
+    """The process that closed a dead letter crashes before booking: after its lease expires another
+    process releases the seller's money.
     """
     seller = create_sale(shop_client, "10.00")
     to = create_destination(shop_client, seller)
@@ -609,8 +611,8 @@ _WAITING_QUERY = (
 def cancel_while_locked(
     platform: ServedPlatform, method: str, request: object, *lock_statements: str
 ) -> None:
-    """Calls a method, and cancels the call while its transaction waits for what these statements
-    lock; then that transaction goes on.
+    """Calls a method, and cancels the call while its transaction waits for a lock that these
+    statements hold; then that transaction continues.
     """
     with (
         psycopg.connect(platform.databases.admin) as blocker,
@@ -624,15 +626,15 @@ def cancel_while_locked(
             )
             assert eventually(lambda: admin.execute(_WAITING_QUERY).fetchone() != (0,))
             call.cancel()
-            # the server works on no call any more
+            # The server has no call in progress any more.
             assert eventually(lambda: not platform.server._rpc_servers[0]._timeouts)
 
 
 def test_a_change_is_answered_while_reads_hang(
     admin_url: str, tmp_path: Path, payout_provider: ScriptedPayoutProvider
 ) -> None:
-    """What a call has changed it shows, though every connection for reads is taken by one that
-    hangs: a change never ends as a read that was too slow.
+    """A call returns the result of its change even if a hanging read uses every read connection: a
+    change never fails as a slow read.
     """
     settings = Settings().replace(
         retry=RETRY,
@@ -691,8 +693,8 @@ def test_a_change_is_answered_while_reads_hang(
 def test_a_caller_that_goes_away_strands_nothing(
     admin_url: str, tmp_path: Path, payout_provider: ScriptedPayoutProvider, call: str
 ) -> None:
-    """A call that is cancelled while its change is being committed leaves nothing leased to nobody:
-    what follows from the change is done without a sweep.
+    """A call that is cancelled while its change is being committed leaves no orphaned lease: the
+    follow-up work of the change runs without a scan.
     """
     settings = Settings().replace(
         retry=RETRY,
@@ -752,8 +754,8 @@ def test_a_payout_whose_hold_is_refused_as_our_fault_is_set_aside(
     operator_client: Client,
     payout_provider: ScriptedPayoutProvider,
 ) -> None:
-    """A hold that contradicts another under its id says nothing about the seller's money: a dead
-    letter, CREATED; nothing is sent, and closing is refused.
+    """A hold that conflicts with another under its id says nothing about the seller's balance. The
+    payout is a dead letter in CREATED, nothing is sent, and closing is rejected.
     """
     seller = create_sale(shop_client, "10.00")
     create_destination(shop_client, seller)
@@ -777,7 +779,7 @@ def test_a_payout_whose_hold_is_refused_as_our_fault_is_set_aside(
     assert (
         expect_error_reason(close_dead_letter, operator_client, the_dead_letter) == "INVALID_STATE"
     )
-    # its hold may be another's
+    # The hold under its id may belong to another payout.
     assert expect_error_reason(cancel_payout, shop_client, payout_id) == "INVALID_STATE"
     operator_client.payout.RetryDeadLetter(
         pb.RetryDeadLetterRequest(dead_letter_id=the_dead_letter.dead_letter_id, reason="again")
@@ -798,8 +800,8 @@ def test_a_payout_whose_hold_is_refused_as_our_fault_is_set_aside(
 def test_a_hold_in_doubt_is_never_released(
     admin_url: str, tmp_path: Path, payout_provider: ScriptedPayoutProvider, policy: RetryPolicy
 ) -> None:
-    """Once the wallet has refused a payout's hold, the payout cannot be cancelled before it is
-    held, whether it waits for a retry or was retried.
+    """Once the wallet has rejected a payout's hold, the payout cannot be cancelled before it is
+    held, whether it waits for a retry or was requeued.
     """
     settings = Settings().replace(
         retry={**RETRY, ("", RetryReason.BOOKING_REJECTED): policy},
@@ -858,8 +860,8 @@ def _retry_reason(platform: ServedPlatform, payout_id: str) -> str:
 def test_a_payout_does_not_share_its_hold_with_another_hold_of_its_id(
     payout_platform: ServedPlatform, shop_client: Client, operator_client: Client
 ) -> None:
-    """A service's hold whose id is a payout's neither keeps the payout from being held and paid,
-    nor is ended by it.
+    """A service's hold whose id is a payout's does not prevent the payout from being held and paid,
+    and the payout does not end it.
     """
     seller = create_sale(shop_client, "10.00")
     create_destination(shop_client, seller)
@@ -897,8 +899,8 @@ def test_a_payout_does_not_share_its_hold_with_another_hold_of_its_id(
 def test_a_destination_that_nobody_verifies_is_closed(
     shop_client: Client, operator_client: Client, payout_provider: ScriptedPayoutProvider
 ) -> None:
-    """A verification that is refused as malformed is a dead letter of the destination; closed, it
-    is UNUSABLE; retried, it is asked again.
+    """A verification that is rejected as malformed is a dead letter of the destination; closed, it
+    is UNUSABLE; requeued, it is sent again.
     """
     seller = create_sale(shop_client, "10.00")
     first_id, two = unique_id("d"), unique_id("d")
@@ -942,8 +944,8 @@ def test_a_destination_that_nobody_verifies_is_closed(
 def test_the_default_schedule_is_for_operators(
     shop_client: Client, operator_client: Client
 ) -> None:
-    """A team sets its sellers' schedules and runs them; the default, which holds for everybody,
-    only an operator.
+    """A team sets and runs its sellers' schedules; only an operator sets the default, which applies
+    to all sellers.
     """
     manual = payout_pb2.PAYOUT_INTERVAL_MANUAL
     assert (
@@ -975,8 +977,8 @@ def test_the_default_schedule_is_for_operators(
 def test_of_two_operators_who_set_a_schedule_one_learns_of_the_other(
     operator_client: Client,
 ) -> None:
-    """A schedule that is to replace another version than the one that holds is refused with that
-    version, also of two at once; a repeat changes nothing.
+    """A schedule update with an outdated version is rejected with the current version, also if two
+    are concurrent; a repeat changes nothing.
     """
     manual = payout_pb2.PAYOUT_INTERVAL_MANUAL
 
@@ -1017,8 +1019,8 @@ def acknowledge_payout(
     report_number: int = 0,
     is_replay: bool = False,
 ) -> payout_pb2.Payout:
-    """Acknowledges a transfer by its reference, or a report by its number; `is_replay`: it is
-    marked as a replay.
+    """Acknowledges a transfer by its reference, or a report by its number; `is_replay`: the answer
+    is marked as a replay.
     """
     request = pb.AcknowledgePayoutRequest(payout_id=payout_id, reason=reason)
     if reference:
@@ -1030,7 +1032,7 @@ def acknowledge_payout(
 
 
 def payout_alerts(client: Client, kind: str, payout_id: str) -> list[operator_pb2.Alert]:
-    """All that there ever were of a kind about a payout, newest first."""
+    """All alerts of a kind about a payout, newest first."""
     request = pb.ListAlertsRequest(ended=True, page_size=200)
     return [
         alert
@@ -1040,13 +1042,13 @@ def payout_alerts(client: Client, kind: str, payout_id: str) -> list[operator_pb
 
 
 def is_alert_open(client: Client, kind: str, payout_id: str, number: int) -> bool:
-    """Whether the alert is open, and is the so many-th."""
+    """Whether the alert is open and is the expected occurrence."""
     matching_alerts = payout_alerts(client, kind, payout_id)
     return len(matching_alerts) == number and not matching_alerts[0].HasField("end_time")
 
 
 def are_alerts_ended(client: Client, kind: str, payout_id: str, number: int) -> bool:
-    """Whether there were so many alerts, and all have ended."""
+    """Whether there were the given number of alerts, and all have ended."""
     matching_alerts = payout_alerts(client, kind, payout_id)
     return len(matching_alerts) == number and all(
         alert.HasField("end_time") for alert in matching_alerts
@@ -1057,8 +1059,8 @@ def are_alerts_ended(client: Client, kind: str, payout_id: str, number: int) -> 
 def polling_platform(
     admin_url: str, tmp_path: Path, payout_provider: ScriptedPayoutProvider
 ) -> Iterator[ServedPlatform]:
-    """A platform that asks about payouts at rest, and looks for alerts, all the time; what it did
-    verifies.
+    """A platform that continuously polls completed payouts and checks for alerts; verify passes on
+    it at the end.
     """
     settings = Settings().replace(
         retry={
@@ -1098,7 +1100,7 @@ def is_alert_ended_with(platform: ServedPlatform, dead_letter: operator_pb2.Dead
 
 
 def wait_for_alerted_dead_letter(operator_client: Client, subject: str) -> operator_pb2.DeadLetter:
-    """The open dead letter of a subject, once there is an alert about it."""
+    """The open dead letter of a subject; waits until there is an alert about it."""
     letter = wait_for_dead_letter(operator_client, subject)
     alert_key = ("DEAD_LETTER", f"deadLetters/{letter.dead_letter_id}")
     assert eventually(
@@ -1154,8 +1156,8 @@ def test_a_disabled_destination_ends_its_dead_letter(
 
 @pytest.mark.parametrize("by", ["its caller", "its destination"])
 def test_a_cancelled_payout_ends_its_dead_letter(polling_platform: ServedPlatform, by: str) -> None:
-    """A payout that is a dead letter before it was sent, and is cancelled by its caller or with its
-    destination, is no dead letter any more.
+    """A payout that became a dead letter before it was sent stops being one when it is cancelled by
+    its caller or with its destination.
     """
     with (
         polling_platform.client(TOKENS["chief"]) as chief,
@@ -1187,8 +1189,8 @@ def test_a_cancelled_payout_ends_its_dead_letter(polling_platform: ServedPlatfor
 def test_a_conflicting_report_is_acknowledged(
     polling_platform: ServedPlatform, payout_provider: ScriptedPayoutProvider
 ) -> None:
-    """Acknowledging ends the alert and moves no money; the same report again raises nothing,
-    another one raises another alert.
+    """Acknowledging ends the alert and moves no money; the same report again raises nothing, a
+    different one raises another alert.
     """
     with (
         polling_platform.client(TOKENS["boss"]) as boss,
@@ -1268,8 +1270,8 @@ def test_a_conflicting_report_is_acknowledged(
 def test_a_report_that_comes_again_after_another_raises_an_alert(
     polling_platform: ServedPlatform, payout_provider: ScriptedPayoutProvider
 ) -> None:
-    """Reports A, B and A again, each acknowledged before the next: the second A raises an alert,
-    and what is reported on and on raises one.
+    """Reports A, B and A again are each acknowledged before the next: the second A raises an alert,
+    and continued reports of the same content raise one.
     """
     with (
         polling_platform.client(TOKENS["boss"]) as boss,
@@ -1299,7 +1301,7 @@ def test_a_report_that_comes_again_after_another_raises_an_alert(
 
 
 class LookupRecordingProvider(ScriptedPayoutProvider):
-    """Keeps what was asked about payouts after they were sent."""
+    """Records the polls about completed payouts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -1311,8 +1313,8 @@ class LookupRecordingProvider(ScriptedPayoutProvider):
 
 
 def test_one_process_asks_what_became_of_payouts(admin_url: str, tmp_path: Path) -> None:
-    """Of two processes one asks the provider about payouts at rest; the other does once that one
-    has not come back for some seconds.
+    """Of two processes one polls the provider about completed payouts; the other takes over once
+    the first has not renewed its lease for some seconds.
     """
     own_provider, other_provider = LookupRecordingProvider(), LookupRecordingProvider()
     often = Settings().replace(
@@ -1363,8 +1365,8 @@ def test_one_process_asks_what_became_of_payouts(admin_url: str, tmp_path: Path)
 def test_an_unmatched_transfer_is_acknowledged(
     polling_platform: ServedPlatform, payout_provider: ScriptedPayoutProvider
 ) -> None:
-    """Acknowledging one ends its alert and moves no money; another transfer, or a return of the
-    same one, raises another alert.
+    """Acknowledging a transfer ends its alert and moves no money; another transfer, or a return of
+    the same one, raises another alert.
     """
     with (
         polling_platform.client(TOKENS["boss"]) as boss,
@@ -1416,8 +1418,8 @@ def test_an_unmatched_transfer_is_acknowledged(
 def test_what_cannot_be_acknowledged_of_a_payout_says_why(
     shop_client: Client, operator_client: Client
 ) -> None:
-    """What is unknown is NOT_FOUND, what is missing FIELD_REQUIRED, and where there is nothing to
-    acknowledge it is INVALID_STATE.
+    """An unknown subject is NOT_FOUND, a missing field FIELD_REQUIRED, and with nothing to
+    acknowledge the call is INVALID_STATE.
     """
     seller = create_sale(shop_client, "10.00")
     create_destination(shop_client, seller)
@@ -1470,7 +1472,7 @@ def test_an_operator_works_from_the_command_line(
     payout_provider: ScriptedPayoutProvider,
 ) -> None:
     """`tallystick payouts`, `payout-batch` and `dead-letters --service payout` do what the calls
-    do, under the operator's token; refusals are one sentence.
+    do, with the operator's token; errors are one sentence.
     """
     environment = {
         "TALLYSTICK_TOKEN": TOKENS["chief"],

@@ -1,4 +1,4 @@
-"""Payouts that are made together: lists, runs of schedules, and what happens at a cut-off."""
+"""Payouts that are created together: lists, schedule runs, and cut-offs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def payout_provider() -> ScriptedPayoutProvider:
 def payout_platform(
     scratch_database: DatabaseUrls, payout_provider: ScriptedPayoutProvider
 ) -> Iterator[ServedPlatform]:
-    """All services on a database of their own, since a run takes every seller there is."""
+    """All services on a private database, because a run includes every seller."""
     settings = Settings().replace(retry=RETRY, worker__sweep_interval=0.1)
     with serve_platform(
         scratch_database,
@@ -71,7 +71,7 @@ def get_batch(client: Client, batch_id: str, **values: object) -> pb.GetPayoutBa
 
 
 def wait_until_done(client: Client, batch_id: str) -> pb.GetPayoutBatchResponse:
-    """The batch once it is DONE."""
+    """Waits until the batch is DONE and returns it."""
     assert eventually(
         lambda: get_batch(client, batch_id).payout_batch.state == payout_pb2.PAYOUT_BATCH_STATE_DONE
     )
@@ -93,8 +93,8 @@ def batch_totals(response: pb.GetPayoutBatchResponse) -> dict[str, tuple[int, st
 def test_a_list_is_paid_each_on_its_own(
     payout_client: Client, payout_provider: ScriptedPayoutProvider
 ) -> None:
-    """Of a list each payout goes its own way: paid, failed, or refused with its reason; the batch
-    is DONE when none is under way, and its totals are theirs.
+    """Each payout of a list is independent: paid, failed, or rejected with its reason. The batch is
+    DONE when none is in progress, and its totals match.
     """
     good, poor, bad = (
         create_sale(payout_client, "10.00"),
@@ -179,8 +179,8 @@ def test_a_list_is_paid_each_on_its_own(
 
 
 def test_whatever_can_be_paid_is_what_the_others_of_a_list_leave(payout_client: Client) -> None:
-    """Of a seller's payouts in one list the one without an amount takes the rest, wherever it
-    stands; a second such finds nothing.
+    """Of a seller's payouts in one list the one without an amount gets the remainder, at any
+    position; a second such payout finds nothing.
     """
     seller = create_sale(payout_client, "40.00")
     create_destination(payout_client, seller)
@@ -260,7 +260,9 @@ def test_whatever_can_be_paid_is_what_the_others_of_a_list_leave(payout_client: 
 def test_a_bad_list_is_refused_whole(
     client: Client, request_: pb.CreatePayoutBatchRequest, reason: str, field: str
 ) -> None:
-    """Form is checked as a whole, and the first fault names its field; nothing is stored."""
+    """The form of the list is validated as a whole, and the first error names its field; nothing is
+    stored.
+    """
     with pytest.raises(TallystickError) as error:
         client.payout.CreatePayoutBatch(request_)
     assert (error.value.reason, error.value.field_violations[0].field) == (reason, field)
@@ -273,8 +275,8 @@ def test_a_bad_list_is_refused_whole(
 
 
 def test_a_thousand_payouts_are_one_batch(payout_client: Client) -> None:
-    """A batch as large as may be is accepted whole; that nobody in it can be paid is said line by
-    line.
+    """A batch of the maximum size is accepted; lines that cannot be paid are rejected one by
+    one.
     """
     new_payouts = [
         payout_pb2.NewPayout(
@@ -324,10 +326,10 @@ def set_daily_schedule(
 def test_a_cut_off_pays_every_seller_once(
     payout_client: Client, payout_platform: ServedPlatform
 ) -> None:
-    """At its cut-off the default pays all that follow it, as one batch: what can be paid by the
-    terms, the rest refused with its reason, but for those who have too little, which are counted
-    and leave no row; a seller with a schedule of his own is paid by that; the next cut-off is
-    later, and no cut-off pays twice.
+    """At its cut-off the default schedule pays all sellers that use it, as one batch, by its terms.
+    Other sellers are rejected with a reason, except those below the minimum, who are counted and
+    have no row. A seller with an own schedule is paid by that. The next cut-off is later, and no
+    cut-off pays twice.
     """
     sellers = [create_sale(payout_client, "10.00") for _ in range(5)]
     own_seller, nowhere, small = (
@@ -384,7 +386,7 @@ def test_a_cut_off_pays_every_seller_once(
     )
     wait_for_state(payout_client, by_himself.payout_id, "PAID")
     assert (by_himself.amount, by_himself.fee, by_himself.payout_batch_id) == ("8.00", "0.10", "")
-    # the same cut-off again, as if the time that was set had been lost
+    # The same cut-off again, as if the stored time had been lost.
     make_schedules_due(payout_platform.databases)
     assert eventually(
         lambda: (
@@ -409,8 +411,8 @@ def test_a_cut_off_pays_every_seller_once(
 
 
 def test_a_run_now(payout_client: Client) -> None:
-    """A caller has a seller's schedule run at once, whatever its interval: it is the batch he asked
-    for.
+    """A caller runs a seller's schedule immediately, whatever its interval; the run is the
+    requested batch.
     """
     seller = create_sale(payout_client, "10.00")
     create_destination(payout_client, seller)
@@ -428,8 +430,8 @@ def test_a_run_now(payout_client: Client) -> None:
 def test_batches_that_stay_open_keep_no_other_waiting(
     payout_client: Client, payout_provider: ScriptedPayoutProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Payouts may be on their way for days: however many batches wait for theirs, a new one is
-    collected, and one whose payouts are at rest is DONE.
+    """Payouts may be in transit for days: however many batches wait for theirs, a new one is
+    generated, and a batch whose payouts are final is DONE.
     """
     monkeypatch.setattr(batch_generator, "_MAX_BATCHES", 1)
     for slow in (True, True, False, True, False):
@@ -461,8 +463,8 @@ def test_a_schedule_that_is_set_during_its_run_holds(
     monkeypatch: pytest.MonkeyPatch,
     whose: str,
 ) -> None:
-    """Set between the look at what is due and the payouts, it holds from then on: its next cut-off
-    is its own, and the one that has come is run once.
+    """A schedule that is set between the read of due schedules and the payouts applies from then
+    on. Its next cut-off is its own, and the present cut-off is run once.
     """
     seller = create_sale(payout_client, "10.00")
     create_destination(payout_client, seller)
@@ -471,7 +473,7 @@ def test_a_schedule_that_is_set_during_its_run_holds(
     real, sets = schedule_store.now, [1]
 
     def fake_now(connection: Connection) -> Any:
-        if sets:  # what the run does between its look and its payouts
+        if sets:  # code that runs between the read and the payouts
             sets.clear()
             weekly = {
                 "interval": payout_pb2.PAYOUT_INTERVAL_WEEKLY,
@@ -524,8 +526,8 @@ def test_a_schedule_that_is_set_during_its_run_holds(
 def test_a_schedule_that_is_set_again_and_again_keeps_no_other_waiting(
     payout_client: Client, payout_platform: ServedPlatform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However often one schedule is set between the look at what is due and the payouts, the others
-    of the same page are paid; once it rests, it is, too.
+    """However often one schedule is set between the read of due schedules and the payouts, the
+    others of the page are paid; it is paid when the updates stop.
     """
     restless, other_seller = (
         create_sale(payout_client, "10.00"),
@@ -538,9 +540,9 @@ def test_a_schedule_that_is_set_again_and_again_keeps_no_other_waiting(
     zones = cycle(("Europe/Berlin", "UTC"))
 
     def fake_now(connection: Connection) -> Any:
-        # setting it asks for the time, too
+        # Setting the schedule also reads the time.
         if not setting_done.is_set() and setting.acquire(blocking=False):
-            try:  # each look is at an older version than the one that the payouts meet
+            try:  # each read sees an older version than the payouts
                 schedule_fields = {
                     "interval": payout_pb2.PAYOUT_INTERVAL_DAILY,
                     "cut_off": "05:00",
@@ -587,8 +589,8 @@ def _get_schedule(client: Client, seller: str) -> payout_pb2.PayoutSchedule:
 def test_a_schedule_that_cannot_be_run_keeps_no_other_waiting(
     scratch_database: DatabaseUrls, poison: str
 ) -> None:
-    """A default's or a seller's schedule that cannot be read, or whose run the database fails to
-    store, keeps nobody waiting: the others are paid at their cut-offs, lists are collected, and an
+    """A schedule (default or a seller's) that cannot be read, or whose run the database fails to
+    store, delays nobody else. The others are paid at their cut-offs, lists are generated, and an
     alert names each.
     """
     bank = ScriptedPayoutProvider()
@@ -613,7 +615,7 @@ def test_a_schedule_that_cannot_be_run_keeps_no_other_waiting(
         set_daily_schedule(client, closed_sellers)
         set_daily_schedule(client, own_seller)
         with psycopg.connect(scratch_database.admin) as connection:
-            if poison == "storage":  # an error that is neither the data's nor the moment's
+            if poison == "storage":  # neither the data nor a transient state
                 connection.execute("""
                     create function payout.fail() returns trigger language plpgsql as $$
                     begin raise exception 'broken' using errcode = 'XX001'; end $$""")
@@ -674,8 +676,8 @@ def test_a_schedule_that_cannot_be_run_keeps_no_other_waiting(
 def test_a_process_that_stops_while_it_makes_payouts_leaves_none_behind(
     scratch_database: DatabaseUrls, payout_provider: ScriptedPayoutProvider
 ) -> None:
-    """The payouts of a batch that are being committed when the process is stopped are paid while it
-    drains: none stays leased to a process that has gone.
+    """Payouts of a batch that are being committed when the process stops are paid during the drain:
+    none remains leased to the stopped process.
     """
     stack = ExitStack()
     settings = Settings().replace(retry=RETRY, worker__sweep_interval=0.1)
@@ -734,8 +736,8 @@ def test_a_process_that_stops_while_it_makes_payouts_leaves_none_behind(
 def test_batches_that_cannot_be_collected_keep_no_other_waiting(
     payout_client: Client, payout_platform: ServedPlatform
 ) -> None:
-    """However many batches fail whenever they are collected, a later one is collected; and they
-    are, once nothing stands in their way.
+    """However many batches fail to be generated, a later one is generated; the failed ones follow
+    once the cause is removed.
     """
     seller, poor = create_sale(payout_client, "8.00"), create_sale(payout_client, "1.00")
     create_destination(payout_client, seller)
@@ -781,8 +783,8 @@ def test_batches_that_cannot_be_collected_keep_no_other_waiting(
 def test_schedules_are_locked_in_order(
     scratch_database: DatabaseUrls, change: Callable[[Connection, Sequence[Any]], object]
 ) -> None:
-    """Schedules that are changed together are locked by seller, whatever order they are stored and
-    given in, so that two changes never wait for each other.
+    """Schedules that are changed together are locked by seller, whatever their stored and requested
+    order, so that two changes never deadlock.
     """
     engine = create_engine(
         scratch_database.admin.replace("postgresql://", "postgresql+psycopg://"),
@@ -840,8 +842,8 @@ def test_schedules_that_cannot_be_run_keep_no_later_one_waiting(
     monkeypatch: pytest.MonkeyPatch,
     poison: str,
 ) -> None:
-    """More schedules than are looked at at a time cannot be read, or their payouts cannot be
-    stored: a later one is run, and they once that is set right.
+    """More schedules than a page holds cannot be read, or their payouts cannot be stored: a later
+    schedule is run, and they are run once the cause is removed.
     """
     monkeypatch.setattr(batch_generator, "_MAX_PAGE_SIZE", 2)
     closed_sellers, own_seller = (
@@ -898,8 +900,8 @@ def test_schedules_that_cannot_be_run_keep_no_later_one_waiting(
 def test_a_cut_off_that_has_come_is_not_lost_by_a_change(
     payout_client: Client, payout_platform: ServedPlatform
 ) -> None:
-    """A schedule that is changed after its cut-off, before it ran, still runs for it; one that is
-    made MANUAL does not.
+    """A schedule that is changed after its cut-off and before its run still runs for that cut-off;
+    one that is made MANUAL does not.
     """
     set_daily_schedule(payout_client)
     assert eventually(lambda: take_over_generation(payout_platform.databases))
@@ -914,8 +916,8 @@ def test_a_cut_off_that_has_come_is_not_lost_by_a_change(
 
 
 def take_over_generation(databases: DatabaseUrls) -> bool:
-    """Leaves collecting to a process that does nothing; whether there was somebody to take
-    it from.
+    """Moves the leader lease of batch generation to an idle process; returns whether a process held
+    it.
     """
     with psycopg.connect(databases.admin) as connection:
         statement = (
@@ -926,8 +928,8 @@ def take_over_generation(databases: DatabaseUrls) -> bool:
 
 
 def test_every_change_is_told(payout_client: Client) -> None:
-    """E1: payouts, destinations, batches and schedules tell of each of their versions, in order,
-    and the bank account's token is in none of it.
+    """E1: every version of payouts, destinations, batches and schedules is published in order, and
+    no event contains the bank account's token.
     """
     seller = create_sale(payout_client, "10.00")
     to = create_destination(payout_client, seller, token := unique_id("secret"))
@@ -947,7 +949,9 @@ def test_every_change_is_told(payout_client: Client) -> None:
 
 
 def test_a_preview_says_why_not_more(payout_client: Client) -> None:
-    """Each limit is named with what it keeps; what is previewed is what is then paid."""
+    """Each blocker is named with the amount it blocks; the previewed amount is the amount that is
+    then paid.
+    """
     seller = create_sale(payout_client, "10.00")
     preview = payout_client.payout.PreviewPayout(
         pb.PreviewPayoutRequest(seller_account=seller, currency="EUR")

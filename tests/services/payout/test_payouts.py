@@ -1,4 +1,4 @@
-"""Pay-out, through the contract on a real socket, from the wallet to the bank."""
+"""Pay-out through the API on a real socket, from the wallet to the bank."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def payout_platform(
     tmp_path_factory: pytest.TempPathFactory,
     payout_provider: ScriptedPayoutProvider,
 ) -> Iterator[ServedPlatform]:
-    """All services, with a bank that does as it is told, on a database of their own: nobody else
-    asks another bank what became of these payouts.
+    """All services with a scripted bank, on a private database: no other process polls another bank
+    about these payouts.
     """
     settings = Settings().replace(
         retry=RETRY,
@@ -110,8 +110,8 @@ def account_balance(client: Client, account: str) -> str:
 
 
 def test_a_payout_is_paid(payout_client: Client) -> None:
-    """The hold is captured, the ledger posted, each move kept: what leaves the wallet is what the
-    bank got and the fee.
+    """The hold is captured, the ledger posted, each transition recorded: the wallet loses what the
+    bank received plus the fee.
     """
     seller = create_sale(payout_client, "50.00")
     to = create_destination(payout_client, seller)
@@ -152,8 +152,8 @@ def test_a_payout_is_paid(payout_client: Client) -> None:
 def test_who_held_a_payout_before_it_came_to_rest_is_fenced(
     payout_platform: ServedPlatform, payout_client: Client
 ) -> None:
-    """A payout that is reopened has lease tokens above all that it had before, however often: who
-    held it then can neither move nor postpone it.
+    """A payout that is reopened always gets lease tokens above all earlier ones: a former holder
+    can neither change nor reschedule it.
     """
     seller = create_sale(payout_client, "50.00")
     create_destination(payout_client, seller)
@@ -164,11 +164,11 @@ def test_who_held_a_payout_before_it_came_to_rest_is_fenced(
     )
     flow, operation_id = handlers._worker, f"p-{payout_id}"  # type: ignore[attr-defined]
     max_delay = 1_000_000_000
-    """More claims than there ever are."""
+    """More claims than ever occur."""
 
     def reopened(connection: Connection) -> tuple[list[int], list[dict[str, bool]]]:
         tokens, postponed = [max_delay], []
-        with connection.begin_nested() as savepoint:  # rolled back: the payout stays at rest
+        with connection.begin_nested() as savepoint:  # rolled back: the payout stays final
             for _ in range(3):
                 store.reopen(connection, [payout_id])
                 claimed = connection.execute(
@@ -206,8 +206,8 @@ def test_who_held_a_payout_before_it_came_to_rest_is_fenced(
 
 
 def test_the_fee_stays_with_the_platform(payout_client: Client) -> None:
-    """What leaves the wallet is the fee and what the bank gets; the ledger says so, and the terms
-    are those of the seller's schedule.
+    """The wallet loses the fee and the amount that the bank receives; the ledger shows both, and
+    the terms are those of the seller's schedule.
     """
     seller = create_sale(payout_client, "50.00")
     create_destination(payout_client, seller)
@@ -243,8 +243,8 @@ def test_the_fee_stays_with_the_platform(payout_client: Client) -> None:
 def test_the_same_payout_again_is_the_same_payout(
     payout_client: Client, payout_provider: ScriptedPayoutProvider
 ) -> None:
-    """K1: equal values answer with the payout as it stands, also where the amount was left open;
-    other values and other callers are refused.
+    """K1: equal values return the current payout, also where the amount was left open; other values
+    and other callers are rejected.
     """
     seller = create_sale(payout_client, "9.00")
     create_destination(payout_client, seller)
@@ -275,7 +275,9 @@ def test_the_same_payout_again_is_the_same_payout(
 def test_a_refused_payout_leaves_nothing(
     payout_client: Client, amount: str, with_destination: bool, reason: str
 ) -> None:
-    """What cannot be paid is refused by name, is not kept, and its id stays free."""
+    """A payout that cannot be made is rejected with its reason and not stored, and its id stays
+    free.
+    """
     seller = create_sale(payout_client, "10.00")
     if with_destination:
         create_destination(payout_client, seller)
@@ -291,8 +293,8 @@ def test_a_refused_payout_leaves_nothing(
 def test_a_declined_payout_gives_the_money_back(
     payout_client: Client, payout_provider: ScriptedPayoutProvider
 ) -> None:
-    """FAILED only on a definite answer, and then the hold is released; an account at fault ends the
-    destination and what was to be paid there.
+    """FAILED requires a definite answer, and then the hold is released; a faulty account ends the
+    destination and its payouts.
     """
     seller = create_sale(payout_client, "10.00")
     to = create_destination(payout_client, seller)
@@ -319,7 +321,9 @@ def test_a_declined_payout_gives_the_money_back(
 def test_a_payout_goes_through_the_banks(
     payout_client: Client, payout_provider: ScriptedPayoutProvider
 ) -> None:
-    """SUBMITTED and IN_TRANSIT are honest answers; the provider is asked until it tells the end."""
+    """SUBMITTED and IN_TRANSIT are valid answers; the provider is polled until the state is
+    final.
+    """
     seller = create_sale(payout_client, "10.00")
     to = create_destination(payout_client, seller)
     payout_provider.script[to].extend(
@@ -343,7 +347,9 @@ def test_a_payout_goes_through_the_banks(
 def test_a_lost_answer_never_pays_twice(
     payout_client: Client, payout_provider: ScriptedPayoutProvider
 ) -> None:
-    """An unknown outcome is sent again under the same key, and what was paid under it is found."""
+    """After an unknown outcome the same key is sent again, and the payout that was made under it is
+    found.
+    """
     seller = create_sale(payout_client, "10.00")
     to = create_destination(payout_client, seller)
     payout_provider.script[to].extend([Unknown("lost"), Unknown("lost")])
@@ -360,8 +366,8 @@ def test_a_lost_answer_never_pays_twice(
 def test_whatever_a_bank_says_of_its_trouble_is_tried_again(
     payout_client: Client, payout_provider: ScriptedPayoutProvider, detail: str
 ) -> None:
-    """A text that cannot be stored, or shown, spends a try like any other: the payout is paid
-    without waiting for its lease to end.
+    """An answer with a text that cannot be stored or displayed counts as a try: the payout is paid
+    without waiting for its lease to expire.
     """
     seller = create_sale(payout_client, "10.00")
     payout_provider.script[create_destination(payout_client, seller)].append(
@@ -373,8 +379,8 @@ def test_whatever_a_bank_says_of_its_trouble_is_tried_again(
 def test_a_payout_that_the_bank_does_not_know_is_sent_again(
     payout_client: Client, payout_provider: ScriptedPayoutProvider
 ) -> None:
-    """A bank that fails more often than the policy allows, and then does not know the payout, gets
-    it again under the same key: it is paid once.
+    """A bank that fails more often than the policy allows, and then does not know the payout,
+    receives it again under the same key: it is paid once.
     """
     seller = create_sale(payout_client, "10.00")
     to = create_destination(payout_client, seller)
@@ -393,8 +399,8 @@ def test_a_payout_that_the_bank_does_not_know_is_sent_again(
 def test_a_payout_that_was_never_sent_is_sent_however_long_its_provider_was_away(
     scratch_database: DatabaseUrls,
 ) -> None:
-    """K3: a provider that could not be reached until past the key's window is asked once whether it
-    knows the payout, and sent it as it does not: nobody has to decide, and it is paid once.
+    """K3: a provider that was unreachable until after the key window is looked up once, and
+    receives the payout because it does not know it. No operator is needed, and it is paid once.
     """
     bank, away, actions = ScriptedPayoutProvider(), [True], list[NextAction]()
     submit, look_up = bank.submit, bank.look_up
@@ -442,8 +448,8 @@ def test_a_payout_that_was_never_sent_is_sent_however_long_its_provider_was_away
 def test_a_payout_that_comes_back_is_credited_once(
     payout_client: Client, payout_provider: ScriptedPayoutProvider
 ) -> None:
-    """RETURNED credits what came back, a part too, whenever it is told and however often; the fee
-    is not given back.
+    """RETURNED credits the returned amount, also a partial one, at any time and once despite
+    repeats; the fee is not returned.
     """
     seller = create_sale(payout_client, "10.00")
     to = create_destination(payout_client, seller)
@@ -470,15 +476,15 @@ def test_a_payout_that_comes_back_is_credited_once(
 def test_what_was_paid_after_it_failed_is_taken_as_a_fact(
     payout_client: Client, payout_provider: ScriptedPayoutProvider
 ) -> None:
-    """A payout paid after FAILED stays FAILED; the wallet is debited all the same, what is not
-    available is owed, and an alert is raised.
+    """A payout that is paid after FAILED stays FAILED. The wallet is still debited, the amount that
+    is not available becomes owed, and an alert is raised.
     """
     seller = create_sale(payout_client, "10.00")
     to = create_destination(payout_client, seller)
     reference = unique_id("tr")
     payout_provider.script[to].append(Declined(PayoutFailure.PROVIDER_DECLINED, "risk"))
     payout_id = unique_id("p")
-    # polls without an answer do not count, so all are left when the payout turns out to be paid
+    # Polls without an answer do not count, so none is used up when the payout turns out to be paid.
     payout_provider.silent_payout_ids.add(payout_id)
     payout = create_payout(payout_client, seller, payout_id=payout_id)
     wait_for_state(payout_client, payout.payout_id, "FAILED")
@@ -507,8 +513,8 @@ def open_alerts(client: Client) -> set[tuple[str, str]]:
 def test_another_amount_is_a_mismatch(
     payout_client: Client, payout_provider: ScriptedPayoutProvider
 ) -> None:
-    """A payout that paid another amount is FAILED(PROVIDER_MISMATCH), and what was paid is taken
-    from the seller.
+    """A payout that paid another amount is FAILED(PROVIDER_MISMATCH), and the seller is debited
+    with the paid amount.
     """
     seller = create_sale(payout_client, "10.00")
     to = create_destination(payout_client, seller)
@@ -525,7 +531,7 @@ def test_another_amount_is_a_mismatch(
 def test_a_paid_payout_that_is_said_to_have_failed_is_for_a_person(
     payout_client: Client, payout_provider: ScriptedPayoutProvider
 ) -> None:
-    """Only a return gives a paid payout's money back; that it failed after all changes nothing and
+    """Only a return credits a paid payout's money; a later report of failure changes nothing and
     raises an alert.
     """
     seller = create_sale(payout_client, "10.00")
@@ -551,7 +557,7 @@ def test_a_paid_payout_that_is_said_to_have_failed_is_for_a_person(
 def test_what_comes_back_in_parts_is_for_a_person(
     payout_client: Client, payout_provider: ScriptedPayoutProvider
 ) -> None:
-    """After a part has come back the provider is still asked; that more came back under the same
+    """After a partial return the provider is still polled; a further return under the same
     reference raises an alert.
     """
     seller = create_sale(payout_client, "10.00")
@@ -584,8 +590,8 @@ def test_what_becomes_known_while_it_is_settled_keeps_nobody_waiting(
     payout_provider: ScriptedPayoutProvider,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A fact that comes between wallet and flag moves the payout on under its settling, which is
-    done again at once, not when its lease ends.
+    """A fact that arrives between the wallet change and the flag moves the payout to a new version;
+    it is booked again immediately, not when its lease expires.
     """
     (handlers,) = (
         service.servicer for service in payout_platform.server._services if service.name == "payout"
@@ -637,8 +643,8 @@ def test_a_look_that_cannot_be_recorded_is_made_again(
     delay: float,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """While the database is away a payout is looked at again at once, with no error of its own;
-    what is wrong with its answer keeps no other waiting.
+    """While the database is unavailable a payout is polled again immediately and no error is
+    recorded for it; an invalid answer delays no other payout.
     """
     (handlers,) = (
         service.servicer for service in payout_platform.server._services if service.name == "payout"
@@ -686,8 +692,8 @@ def test_a_look_that_cannot_be_recorded_is_made_again(
 def test_what_is_no_money_is_no_answer(
     payout_client: Client, payout_provider: ScriptedPayoutProvider, answer: PayoutOutcome
 ) -> None:
-    """An answer in no currency, of no amount or without a reference says nothing: the payout is
-    asked for again under its key.
+    """An answer with an invalid currency, no amount or no reference is not conclusive: the payout
+    is sent again under its key.
     """
     seller = create_sale(payout_client, "10.00")
     to = create_destination(payout_client, seller)
@@ -700,9 +706,9 @@ def test_what_is_no_money_is_no_answer(
 def test_an_answer_about_another_payout_is_set_aside_alone(
     payout_client: Client, payout_provider: ScriptedPayoutProvider
 ) -> None:
-    """A reference that is another payout's cannot be stored: that payout alone waits for an
-    operator; those beside it are paid. Closed on evidence while the provider goes on saying so, it
-    gives the seller the money back; what it still says of that reference is an alert, and moves
+    """A reference that belongs to another payout cannot be stored. Only that payout waits for an
+    operator; the others are paid. Closed on evidence while the provider repeats its answer, it
+    returns the money to the seller; further reports of that reference raise an alert, and move
     nothing.
     """
     sellers = [create_sale(payout_client, "10.00") for _ in range(8)]
@@ -764,8 +770,8 @@ def open_dead_letters(client: Client, payout_id: str) -> list[operator_pb2.DeadL
 
 
 def test_fifty_at_once_one_wins(payout_client: Client, thorough: bool) -> None:
-    """Of fifty concurrent payouts of a wallet's whole balance one is paid, in every round; the
-    others are refused or FAILED, and the wallet is empty, not below. Ten rounds, a hundred if
+    """Of fifty concurrent payouts of a wallet's whole balance one is paid in every round. The
+    others are rejected or FAILED, and the balance is zero, not negative. Ten rounds, a hundred if
     thorough.
     """
 
@@ -819,8 +825,8 @@ def test_the_whole_database_verifies(scratch_database: DatabaseUrls) -> None:
 
 
 def test_an_answer_without_the_lease_is_booked_at_once(scratch_database: DatabaseUrls) -> None:
-    """A payout whose answer is written down while another process holds it is booked as soon as
-    that gives it back, not at its next attempt in ten minutes.
+    """A payout whose answer is recorded while another process holds it is booked as soon as that
+    process releases it, not at its next attempt in ten minutes.
     """
     bank, later = (
         ScriptedPayoutProvider(),
@@ -878,8 +884,8 @@ def test_an_answer_without_the_lease_is_booked_at_once(scratch_database: Databas
 
 
 def test_trouble_before_the_attempt_says_nothing_of_sending(scratch_database: DatabaseUrls) -> None:
-    """A payout that was marked as sent before its attempt was begun still fails, and gives its
-    money back, when its provider is never reached.
+    """A payout that was marked as sent before its attempt began still fails, and releases its
+    money, if its provider is never reached.
     """
     thrice = {
         ("", trouble): RetryPolicy(RetryStrategy.FIXED, 0.05, 0.05, 3) for trouble in RetryReason
@@ -901,7 +907,7 @@ def test_trouble_before_the_attempt_says_nothing_of_sending(scratch_database: Da
             == "AWAITING_APPROVAL"
         )
         operation_id = f"p-{payout.payout_id}"
-        # as a holder leaves it that dies while it holds the money
+        # The state that a process leaves when it crashes while it places the hold.
         with psycopg.connect(scratch_database.admin, autocommit=True) as admin:
             admin.execute(
                 "update payout.operation set maybe_sent = true where operation_id = %s",
@@ -923,8 +929,8 @@ def test_trouble_before_the_attempt_says_nothing_of_sending(scratch_database: Da
 
 
 def test_a_provider_that_is_configured_no_more_stops_nobody(scratch_database: DatabaseUrls) -> None:
-    """Payouts of a removed provider wait, raise an alert that names it, keep no other from being
-    watched, and can be cancelled before they are sent.
+    """Payouts of a removed provider wait, raise an alert that names it, do not delay the polls of
+    others, and can be cancelled before they are sent.
     """
     soon = {("", RetryReason.POST_COMPLETION_POLL): RetryPolicy(RetryStrategy.FIXED, 0.5, 0.5, 300)}
     with (

@@ -1,6 +1,4 @@
-"""Who may touch which seller: owners, their sellers, their destinations, and what operators
-decide.
-"""
+"""Access to sellers: owners, their sellers, their destinations, and the decisions of operators."""
 
 from __future__ import annotations
 
@@ -74,7 +72,7 @@ SETTINGS = Settings().replace(
 def marketplace(
     admin_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServedPlatform]:
-    """All services, with a marketplace of two callers, a rival of it, and two operators."""
+    """All services, with a marketplace that has two callers, a competitor, and two operators."""
     folder: Path = tmp_path_factory.mktemp("market")
     with (
         fresh_database(admin_url, folder) as databases,
@@ -127,7 +125,7 @@ def expect_error_reason(call: Callable[[], object]) -> str:
 
 
 def create_paid_order(client: Client, seller: str, amount: str = "10.00") -> str:
-    """A payment of one order, waited for; its id."""
+    """Creates a payment of one order and waits for it; returns its id."""
     checkout_id = unique_id("c")
     client.create_payment(
         checkout_id,
@@ -189,8 +187,8 @@ def count_rows(market: ServedPlatform, table: str, seller: str) -> int:
 def test_callers_of_one_owner_share_what_they_make(
     checkout_client: Client, payout_client: Client, operator_client: Client
 ) -> None:
-    """A seller that one caller of an owner sold for is paid by another, and each sees what the
-    other made; ids are the owner's.
+    """A seller with a sale by one caller of an owner is paid by another, and each sees the other's
+    resources; ids belong to the owner.
     """
     seller = create_sale(checkout_client, "20.00")
     assert owner_of(operator_client, seller) == "market"
@@ -211,7 +209,7 @@ def test_callers_of_one_owner_share_what_they_make(
 def test_a_team_that_takes_payments_cannot_pay_out(
     checkout_client: Client, payout_client: Client
 ) -> None:
-    """What moves money out needs the role payouts; what takes money in needs the role team."""
+    """Moving money out requires the role payouts; taking money in requires the role team."""
     seller = create_sale(checkout_client, "20.00")
     to = create_destination(payout_client, seller)
     created_payout = create_payout(payout_client, seller, "1.00")
@@ -249,7 +247,7 @@ def test_another_owners_seller_cannot_be_touched(
     payout_client: Client,
     rival_client: Client,
 ) -> None:
-    """Reads, payouts, schedules and runs of another owner's seller are NOT_FOUND, orders and
+    """For another owner's seller reads, payouts, schedules and runs are NOT_FOUND, orders and
     destinations ALREADY_EXISTS, and nothing is stored.
     """
     seller = create_sale(checkout_client, "500.00")
@@ -286,7 +284,7 @@ def test_another_owners_seller_cannot_be_touched(
             match=re.escape(f"{field} is taken: the seller belongs to another owner, since"),
         ) as error:
             call(rival_client, seller)
-        assert "RequestSellerAssignment" in str(error.value)  # what to do
+        assert "RequestSellerAssignment" in str(error.value)  # how to fix it
     assert {table: count_rows(marketplace, table, seller) for table in before} == before
     created_payout = create_payout(payout_client, seller, "500.00")
     assert created_payout.payout_destination_id == good
@@ -296,7 +294,7 @@ def test_another_owners_seller_cannot_be_touched(
 def test_a_batch_pays_no_other_owners_seller(
     checkout_client: Client, payout_client: Client, rival_client: Client
 ) -> None:
-    """A line of a batch that names another owner's seller is refused alone, with NOT_FOUND in the
+    """A batch line that names another owner's seller is rejected alone, with NOT_FOUND in the
     report; the other lines are paid.
     """
     foreign_seller, rival_seller = (
@@ -346,8 +344,8 @@ def test_of_two_owners_that_claim_a_seller_at_once_one_wins(
     rival_client: Client,
     operator_client: Client,
 ) -> None:
-    """However many calls of two owners name a new seller at the same moment, in orders and
-    destinations, it has one owner and the other stores nothing.
+    """Calls of two owners concurrently name a new seller in orders and destinations: it gets one
+    owner, and the other owner's calls store nothing.
     """
     for _ in range(3):
         seller = unique_id("s")
@@ -370,8 +368,8 @@ def test_of_two_owners_that_claim_a_seller_at_once_one_wins(
 def test_a_refused_order_claims_nobody(
     checkout_client: Client, rival_client: Client, operator_client: Client
 ) -> None:
-    """A payment that is refused for one seller claims none of its other sellers, and the refusal
-    names the field.
+    """A payment that is rejected because of one seller claims none of its other sellers, and the
+    error names the field.
     """
     foreign_seller, new, id_ = create_sale(checkout_client, "1.00"), unique_id("s"), unique_id("c")
     orders = [
@@ -387,8 +385,8 @@ def test_a_refused_order_claims_nobody(
 
 @contextmanager
 def block_claims(platform: ServedPlatform) -> Iterator[Callable[[int], bool]]:
-    """Claims of sellers wait while this is open, having seen that the sellers belong to nobody;
-    tells whether so many transactions wait.
+    """Blocks claims of sellers after they have read that the sellers have no owner; reports whether
+    the given number of transactions wait.
     """
     waiting_query = (
         "select count(*) from pg_locks where relation = 'wallet.seller'::regclass and not granted"
@@ -406,8 +404,8 @@ def block_claims(platform: ServedPlatform) -> Iterator[Callable[[int], bool]]:
 def test_of_two_claims_that_share_a_seller_one_is_made(
     marketplace: ServedPlatform, operator_client: Client
 ) -> None:
-    """Two processes claim groups of sellers at the same moment that have one in common: the group
-    that comes second gets none of its sellers.
+    """Two processes concurrently claim groups of sellers with one seller in common: the second
+    group gets none of its sellers.
     """
     names = [unique_id("s") for _ in range(3)]
     groups = {"market": names[:2], "rival": names[1:]}
@@ -439,8 +437,8 @@ def test_of_two_payments_that_share_a_new_seller_the_refused_one_claims_nobody(
     rival_client: Client,
     operator_client: Client,
 ) -> None:
-    """Payments of two owners name the same new seller at the same moment: one is stored, and the
-    other one's new sellers belong to nobody.
+    """Concurrent payments of two owners name the same new seller: one is stored, and the other
+    payment's new sellers have no owner.
     """
     names = [unique_id("s") for _ in range(3)]
 
@@ -473,7 +471,7 @@ def test_of_two_payments_that_share_a_new_seller_the_refused_one_claims_nobody(
 def test_a_payment_that_is_refused_for_an_id_claims_nobody(
     checkout_client: Client, rival_client: Client, operator_client: Client, taken: str
 ) -> None:
-    """A payment whose checkout or order exists already, with other values or another owner, claims
+    """A payment whose checkout or order already exists with other values or another owner claims
     none of the new sellers it names.
     """
     known_payment_id, new, fresh = (
@@ -514,8 +512,8 @@ def test_two_operators_assign_a_seller(
     operator_client: Client,
     second_operator_client: Client,
 ) -> None:
-    """A seller moves to another owner when a second operator approves it: then the old owner's new
-    orders are refused, and what it made stays its own.
+    """A seller moves to another owner when a second operator approves it. Then the old owner's new
+    orders are rejected, and it keeps its old resources.
     """
     seller = create_sale(checkout_client, "50.00")
     to, paid_checkout_id = (
@@ -589,8 +587,8 @@ def test_two_operators_assign_a_seller(
 def test_a_rejected_assignment_changes_nothing(
     checkout_client: Client, operator_client: Client
 ) -> None:
-    """Whoever asked for an assignment may take it back; the seller stays where it was, and may be
-    asked for again.
+    """The operator who requested an assignment may withdraw it; the seller keeps its owner, and may
+    be requested again.
     """
     seller = create_sale(checkout_client, "1.00")
     assignment = request_assignment(operator_client, seller, "rival")
@@ -618,8 +616,8 @@ def test_a_rejected_assignment_changes_nothing(
 def test_an_assignment_of_a_seller_that_was_claimed_since_is_not_approved(
     checkout_client: Client, operator_client: Client, second_operator_client: Client
 ) -> None:
-    """An assignment is approved only while the seller belongs to the owner it shows: claimed since,
-    the seller stays, and may be asked for anew.
+    """An assignment is approved only while the seller belongs to the owner that it shows. If the
+    seller was claimed since, it keeps that owner, and may be requested again.
     """
     seller = unique_id("s")
     assignment = request_assignment(operator_client, seller, "rival")
@@ -652,8 +650,8 @@ def test_an_assignment_of_a_seller_that_was_claimed_since_is_not_approved(
 def test_terms_are_the_platforms_and_cut_offs_the_owners(
     checkout_client: Client, payout_client: Client, operator_client: Client
 ) -> None:
-    """An owner sets when its seller is paid; fee, minimum and reserve are refused from it, and
-    those that operators set hold, also when they change later.
+    """An owner sets when its seller is paid. Fee, minimum and reserve are rejected from it; the
+    operators' values apply, also when they change later.
     """
     seller = create_sale(checkout_client, "50.00")
     for field in ("fee", "minimum_amount", "reserve"):
@@ -681,8 +679,8 @@ def test_terms_are_the_platforms_and_cut_offs_the_owners(
 def test_a_new_destination_waits_and_the_old_one_stays_in_use(
     scratch_database: DatabaseUrls,
 ) -> None:
-    """Every destination waits its period, the first one too; until it is over the one before it is
-    paid to, also where the new one is bogus.
+    """Every destination has a cooldown, including the first one; until it ends the previous
+    destination is used, also if the new one is invalid.
     """
     settings = SETTINGS.replace(
         payout__destination_cooldown=3600, payout__destination_approval_threshold={}
@@ -723,7 +721,7 @@ def test_a_new_destination_waits_and_the_old_one_stays_in_use(
 
 
 def _advance_clock(databases: DatabaseUrls, *, hours: int) -> None:
-    """Has the clock of PayoutService's database go ahead."""
+    """Sets the clock of PayoutService's database ahead."""
     with psycopg.connect(databases.admin, autocommit=True) as connection:
         connection.execute(
             "create or replace function payout.clock() returns timestamptz language sql volatile "
@@ -734,8 +732,8 @@ def _advance_clock(databases: DatabaseUrls, *, hours: int) -> None:
 def test_much_money_needs_a_second_person_for_a_new_destination(
     checkout_client: Client, payout_client: Client, operator_client: Client
 ) -> None:
-    """A destination that is registered where much is available is not paid to before an operator
-    approves it; the one before it stays in use.
+    """A destination that is created while the available amount is large needs an operator's
+    approval before use; the previous one stays in use.
     """
     seller = create_sale(checkout_client, "900.00")
     first = create_destination(payout_client, seller)
@@ -775,8 +773,8 @@ def test_much_money_needs_a_second_person_for_a_new_destination(
 def test_teams_stream_the_events_of_their_own_resources(
     checkout_client: Client, payout_client: Client, rival_client: Client, operator_client: Client
 ) -> None:
-    """A caller streams the events of its owner's resources and no others, under the same cursors as
-    everybody; wallets and alerts are not among them.
+    """A caller streams only the events of its owner's resources, with the same cursors as all
+    callers; wallets and alerts are excluded.
     """
     seller, foreign_seller = (
         create_sale(checkout_client, "20.00"),
@@ -820,8 +818,8 @@ def test_teams_stream_the_events_of_their_own_resources(
 def test_the_holds_of_payouts_are_for_payout_service_alone(
     marketplace: ServedPlatform, checkout_client: Client
 ) -> None:
-    """Another service may neither place, capture nor release a hold of a payout, whatever else is
-    in its call; holds of its own it may.
+    """Another service cannot place, capture or release a hold of a payout, whatever else its call
+    contains; it can do so with its own holds.
     """
     seller, payout_id = create_sale(checkout_client, "10.00"), f"payouts/{unique_id('p')}"
 
@@ -905,8 +903,8 @@ def test_the_holds_of_payouts_are_for_payout_service_alone(
 def test_known_sellers_are_sold_for_while_the_wallet_is_away(
     scratch_database: DatabaseUrls,
 ) -> None:
-    """A payment for a seller that is known here is accepted while WalletService does not answer;
-    one that is not known is refused, and nothing is stored.
+    """During an outage of WalletService a payment for a cached seller is accepted; one for an
+    unknown seller is rejected, and nothing is stored.
     """
     seller = unique_id("s")
     with (
@@ -949,9 +947,8 @@ def test_known_sellers_are_sold_for_while_the_wallet_is_away(
 def test_a_known_seller_does_not_wait_for_an_unknown_one_while_the_wallet_hangs(
     scratch_database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of payments that come together while WalletService hangs those of known sellers are accepted
-    while that of an unknown one still waits; it is refused, bounded in time, and nothing of it is
-    stored.
+    """While WalletService hangs, concurrent payments of known sellers are accepted and one of an
+    unknown seller waits. It is rejected after a bounded time, and nothing of it is stored.
     """
     original, hangs, claim_waits = WalletHandlers.BatchClaimSellers, Event(), Event()
 
@@ -995,8 +992,8 @@ def test_a_known_seller_does_not_wait_for_an_unknown_one_while_the_wallet_hangs(
 
 
 def test_a_wallet_that_rejects_this_service_counts_as_away(scratch_database: DatabaseUrls) -> None:
-    """Where WalletService rejects PaymentService and PayoutService themselves, known sellers are
-    sold for; other calls are told to come back, not INTERNAL.
+    """If WalletService rejects PaymentService and PayoutService themselves, orders of known sellers
+    are accepted; other calls get a retryable error, not INTERNAL.
     """
     seller = unique_id("s")
     rejected = SETTINGS.replace(service_token="a-token-that-nobody-knows")

@@ -76,7 +76,7 @@ def error_reason(result: pb.WalletResult | pb.HoldResult) -> str:
 
 
 def test_credits_are_made_once(client: Client) -> None:
-    """The same source id with the same values credits once; with others it is refused."""
+    """The same source id with the same values credits once; with other values it is rejected."""
     seller, source_id = unique_id("s"), f"PAY_IN/{unique_id()}"
     assert not credit_wallet(client, seller, "5.00", source_id).replayed
     repeated_credit = credit_wallet(client, seller, "5.0", source_id)
@@ -94,7 +94,7 @@ def test_credits_are_made_once(client: Client) -> None:
 
 def test_a_key_that_is_reused_names_what_differs(client: Client) -> None:
     """IDEMPOTENCY_KEY_REUSED: the metadata names the first field in which a credit, a debit, a hold
-    or a capture differs from the one that was made.
+    or a capture differs from the stored one.
     """
     seller, source_id, hold_id = unique_id("s"), f"PAY_IN/{unique_id()}", unique_id("h")
     credit_wallet(client, seller, "50.00", source_id)
@@ -146,8 +146,8 @@ def test_a_key_that_is_reused_names_what_differs(client: Client) -> None:
 
 
 def test_only_the_outcome_is_told_to_who_asks_for_no_more(client: Client) -> None:
-    """outcome_only: results say what was refused and repeated, and hold no wallet; who asks for the
-    wallet of the same change meanwhile gets it.
+    """outcome_only: results mark rejected and repeated items and contain no wallet; a concurrent
+    request for the wallet of the same change gets it.
     """
     seller, source_id = unique_id("s"), f"PAY_IN/{unique_id()}"
     values = {"caller": "t", "seller_account": seller, "currency": "EUR"}
@@ -178,8 +178,8 @@ def test_only_the_outcome_is_told_to_who_asks_for_no_more(client: Client) -> Non
 
 
 def test_holds_are_captured_in_part_released_and_end_once(client: Client) -> None:
-    """Capture in part gives the rest back; an ended hold is HOLD_ENDED, more than it holds
-    HOLD_EXCEEDED.
+    """A partial capture releases the remainder; an ended hold is HOLD_ENDED, a capture above the
+    hold HOLD_EXCEEDED.
     """
     seller, first, second = unique_id("s"), unique_id("h"), unique_id("h")
     credit_wallet(client, seller, "10.00")
@@ -217,8 +217,8 @@ def test_holds_are_captured_in_part_released_and_end_once(client: Client) -> Non
 
 
 def test_a_hold_that_was_released_first_is_never_placed(client: Client) -> None:
-    """Releasing a hold that is not there takes its id for ever: a placement that comes late is
-    HOLD_ENDED, as a capture is NOT_FOUND; there is no hold.
+    """Releasing a hold that does not exist reserves its id permanently: a late placement is
+    HOLD_ENDED, a capture is NOT_FOUND, and there is no hold.
     """
     seller, hold_id = unique_id("s"), unique_id("h")
     credit_wallet(client, seller, "5.00")
@@ -236,7 +236,7 @@ def test_a_hold_that_was_released_first_is_never_placed(client: Client) -> None:
 
 
 def test_placing_and_releasing_at_once_leaves_nothing_held(client: Client) -> None:
-    """Whoever is first, what was released is not held: the hold ended RELEASED, or it never was."""
+    """In either order, a released hold holds nothing: it ended as RELEASED, or was never placed."""
     seller = unique_id("s")
     credit_wallet(client, seller, "5.00")
     with ThreadPoolExecutor(2) as pool:
@@ -254,8 +254,8 @@ def test_placing_and_releasing_at_once_leaves_nothing_held(client: Client) -> No
 
 
 def test_a_hold_keeps_available_what_it_is_told_to(client: Client) -> None:
-    """A hold that would leave less available than it has to is refused, as is one that says so in
-    other than an amount.
+    """A hold that would leave less than the required available amount is rejected, as is a required
+    amount in an invalid form.
     """
     seller, hold_id = unique_id("s"), unique_id("h")
     credit_wallet(client, seller, "10.00")
@@ -279,8 +279,8 @@ def test_a_hold_keeps_available_what_it_is_told_to(client: Client) -> None:
 
 
 def test_only_holds_of_payouts_have_ids_of_payouts(client: Client) -> None:
-    """The ids payouts/{payout_id} are for the purpose PAYOUT alone, and that purpose takes no
-    others: FIELD_INVALID names hold_id, and nothing is held.
+    """Ids of the form payouts/{payout_id} are only for the purpose PAYOUT, and that purpose accepts
+    no others: FIELD_INVALID names hold_id, and nothing is held.
     """
     seller, hold_id = unique_id("s"), unique_id("p")
     credit_wallet(client, seller, "5.00")
@@ -304,7 +304,7 @@ def test_only_holds_of_payouts_have_ids_of_payouts(client: Client) -> None:
 
 
 def test_a_hold_expires_by_itself(client: Client) -> None:
-    """A hold whose time is up gives its money back; a payout's hold never has a time."""
+    """An expired hold returns its money; a payout's hold never expires."""
     seller, hold_id = unique_id("s"), unique_id("h")
     credit_wallet(client, seller, "3.00")
     soon = Timestamp()
@@ -340,8 +340,8 @@ def test_a_hold_expires_by_itself(client: Client) -> None:
 
 
 def test_a_hold_is_not_captured_after_its_expire_time(scratch_database: DatabaseUrls) -> None:
-    """From expire_time on a hold is HOLD_ENDED to all who want to end it, by the database's clock,
-    also while the expiry job does not run.
+    """From expire_time on every attempt to end a hold is HOLD_ENDED, by the database's clock, even
+    if the expiry job does not run.
     """
     with serve_platform(scratch_database) as platform, platform.client() as client:
         platform.run_in_loop(_stop_periodic, platform)
@@ -373,7 +373,7 @@ def test_a_hold_is_not_captured_after_its_expire_time(scratch_database: Database
 
 
 async def _stop_periodic(platform: ServedPlatform) -> None:
-    """Ends the periodic work of WalletService."""
+    """Stops the periodic jobs of WalletService."""
     (wallet_service,) = (
         service for service in platform.server._services if service.name == "wallet"
     )
@@ -383,8 +383,8 @@ async def _stop_periodic(platform: ServedPlatform) -> None:
 
 
 def test_a_fact_opens_the_wallet_that_is_missing(client: Client) -> None:
-    """An unconditional debit posts for a seller without a wallet in its currency, which opens and
-    owes; a request is still NOT_FOUND or without funds.
+    """An unconditional debit posts for a seller without a wallet in its currency: the wallet is
+    opened with an owed amount. A conditional debit is still NOT_FOUND or without funds.
     """
     seller = unique_id("s")
     item = pb.Debit(
@@ -427,8 +427,8 @@ def test_a_fact_opens_the_wallet_that_is_missing(client: Client) -> None:
 def test_a_wallet_that_a_restore_took_away_opens_again(
     admin_url: str, scratch_database: DatabaseUrls
 ) -> None:
-    """A process that knew a wallet credits it also after the database was set back to a time when
-    it was not there.
+    """A process that has cached a wallet can still credit it after the database was restored to a
+    time before the wallet existed.
     """
     with serve_platform(scratch_database) as platform, platform.client() as client:
         credit_wallet(client, "zoe", "1.00")
@@ -449,7 +449,9 @@ def _try_credit(client: Client, seller: str, amount: str) -> bool:
 
 
 def test_debits_need_the_money_and_facts_do_not(client: Client) -> None:
-    """A request is refused without funds; a fact posts, and what is not there becomes owed."""
+    """A conditional debit without funds is rejected; an unconditional one posts, and the missing
+    amount becomes owed.
+    """
     seller = unique_id("s")
     credit_wallet(client, seller, "1.00")
 
@@ -471,7 +473,9 @@ def test_debits_need_the_money_and_facts_do_not(client: Client) -> None:
 
 
 def test_fifty_holds_of_the_whole_balance_one_wins(client: Client) -> None:
-    """W2 under concurrency: of fifty holds of everything exactly one is placed."""
+    """W2 under concurrency: of fifty concurrent holds of the whole balance exactly one is
+    placed.
+    """
     seller = unique_id("s")
     credit_wallet(client, seller, "10.00")
     with ThreadPoolExecutor(50) as pool:
@@ -483,8 +487,8 @@ def test_fifty_holds_of_the_whole_balance_one_wins(client: Client) -> None:
 
 
 def test_what_cannot_be_released_holds_up_nobody(scratch_database: DatabaseUrls) -> None:
-    """A pending credit that the sweep cannot release is named in the log, round after round, and
-    those after it are released all the same.
+    """A pending credit that the job cannot release is logged on every run, and later credits are
+    still released.
     """
     with (
         serve_platform(scratch_database, Settings().replace(release_delay=1)) as platform,
@@ -501,8 +505,8 @@ def test_what_cannot_be_released_holds_up_nobody(scratch_database: DatabaseUrls)
 
 
 def test_a_policy_delays_sales_and_freezes(client: Client) -> None:
-    """With a release delay a sale stays pending, other credits do not; a frozen wallet refuses
-    holds and still takes credits.
+    """With a release delay a sale stays pending, other credits do not; a frozen wallet rejects
+    holds and still accepts credits.
     """
     seller = unique_id("s")
     request = pb.SetWalletPolicyRequest(
@@ -526,7 +530,7 @@ def test_a_policy_delays_sales_and_freezes(client: Client) -> None:
 
 def test_what_is_unset_of_a_policy_stays_as_it_is(scratch_database: DatabaseUrls) -> None:
     """Freezing a wallet keeps its release delay, or the default if none was set, and a new delay
-    keeps it frozen; a policy that sets nothing is refused.
+    keeps it frozen; an empty policy is rejected.
     """
 
     def set_(seller: str, **values: Any) -> tuple[bool, int, int]:
@@ -542,7 +546,7 @@ def test_what_is_unset_of_a_policy_stays_as_it_is(scratch_database: DatabaseUrls
         assert set_("s-1", frozen=True) == (True, 600, 1)
         assert set_("s-1", release_delay=Duration(seconds=3600)) == (True, 3600, 2)
         assert set_("s-1", frozen=False, expected_version=2) == (False, 3600, 3)
-        # which holds already
+        # This already applies.
         assert set_("s-1", frozen=False, expected_version=1) == (False, 3600, 3)
         assert set_("s-1", release_delay=Duration()) == (False, 0, 4)
         assert set_("s-1", frozen=True) == (True, 0, 5)
@@ -555,8 +559,8 @@ def test_what_is_unset_of_a_policy_stays_as_it_is(scratch_database: DatabaseUrls
 
 
 def test_of_two_operators_who_set_a_policy_the_second_learns_of_the_first(client: Client) -> None:
-    """A policy that is to replace another version than the one that holds is refused with that
-    version, and nothing is stored; a repeat changes nothing.
+    """A policy update with an outdated version is rejected with the current version, and nothing is
+    stored; a repeat changes nothing.
     """
     seller = unique_id("s")
 
@@ -594,8 +598,8 @@ def release_credits(client: Client, *source_ids: str) -> list[pb.WalletResult]:
 
 
 def test_a_sale_is_released_by_its_source_id_once(client: Client) -> None:
-    """A release makes exactly its own credit available, once; one that was available at once needs
-    none; another source id is NOT_FOUND, a bad one named.
+    """A release makes exactly its own credit available, once. A credit that was immediately
+    available needs none. Another source id is NOT_FOUND, and an invalid one is named.
     """
     seller = unique_id("s")
     delayed = pb.SetWalletPolicyRequest(
@@ -620,8 +624,8 @@ def test_a_sale_is_released_by_its_source_id_once(client: Client) -> None:
 
 
 def test_a_release_takes_its_own_wallet_and_no_other_change_along(platform: ServedPlatform) -> None:
-    """In one batch, a release and a debit under the same source id each change the wallet they are
-    about, whatever their order.
+    """In one batch, a release and a debit with the same source id each change their own wallet, in
+    any order.
     """
     source_id, own_seller, other_seller = (
         f"ADJUSTMENT/{unique_id()}",
@@ -665,8 +669,8 @@ def test_a_release_takes_its_own_wallet_and_no_other_change_along(platform: Serv
 
 
 def test_a_sale_is_released_when_its_delay_is_over(client: Client) -> None:
-    """What nobody releases becomes available by itself when the delay that held when it was
-    credited is over, and repays what is owed first.
+    """An unreleased credit becomes available after the release delay that applied when it was
+    credited, and first repays the owed amount.
     """
     seller = unique_id("s")
     client.wallet.SetWalletPolicy(
@@ -702,8 +706,8 @@ def test_a_sale_is_released_when_its_delay_is_over(client: Client) -> None:
 
 
 def test_entries_and_wallets_are_listed(client: Client) -> None:
-    """Every entry once, newest first, with what the wallet held after it; a wallet nobody has is
-    NOT_FOUND.
+    """Every entry is listed once, newest first, with the balances after it; a wallet that does not
+    exist is NOT_FOUND.
     """
     seller = unique_id("s")
     for amount in ("1.00", "2.00", "3.00"):
@@ -737,7 +741,7 @@ def test_entries_and_wallets_are_listed(client: Client) -> None:
 def test_bad_items_are_refused_on_their_own(
     client: Client, changes: dict[str, str], field: str
 ) -> None:
-    """A bad item has the path of its field; the good one beside it is made."""
+    """An invalid item has the path of its field; the valid item of the same batch is applied."""
     seller = unique_id("s")
     good = {
         "source_id": f"PAY_IN/{unique_id()}",

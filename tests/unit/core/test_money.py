@@ -23,13 +23,13 @@ CURRENCIES = st.sampled_from(sorted(EXPONENTS))
 
 @given(st.integers(1, MAX_AMOUNT), CURRENCIES)
 def test_every_amount_survives_the_wire(minor: int, currency: str) -> None:
-    """What is formatted parses to the same amount, in every currency."""
+    """A formatted amount parses to the same amount, in every currency."""
     assert parse_amount(format_amount(minor, currency), currency) == minor
 
 
 @given(st.text(max_size=60), CURRENCIES)
 def test_any_text_is_an_amount_or_a_named_refusal(text: str, currency: str) -> None:
-    """No text makes the parser raise anything but its refusals, and what it takes is in range."""
+    """For any text the parser raises only its own errors, and every accepted amount is in range."""
     try:
         assert 1 <= parse_amount(text, currency) <= MAX_AMOUNT
     except ApiError as refused:
@@ -75,7 +75,7 @@ def test_any_text_is_an_amount_or_a_named_refusal(text: str, currency: str) -> N
     ],
 )
 def test_bad_amounts_are_refused_by_name(text: str, currency: str, reason: ErrorReason) -> None:
-    """Each bad amount has the one reason that says how to mend it."""
+    """Each invalid amount has the one reason that says how to fix it."""
     with pytest.raises(ApiError) as error:
         parse_amount(text, currency)
     assert error.value.reason is reason
@@ -107,8 +107,8 @@ def test_unknown_currencies_are_refused(text: str) -> None:
 
 @given(st.integers(1, MAX_AMOUNT), st.integers(0, 999_999))
 def test_fee_and_share_sum_to_the_amount(amount: int, rate: int) -> None:
-    """P9: whatever the rate, the fee is rounded once, half to even, and the seller gets the rest,
-    which is never nothing.
+    """P9: at any rate the fee is rounded once, half to even, and the seller gets the remainder,
+    which is never zero.
     """
     fee = FeeRates(rate, {}).compute_fee(Order("o", "b", "s", amount, "EUR", None))
     assert 0 <= fee < amount
@@ -120,5 +120,5 @@ def test_fee_and_share_sum_to_the_amount(amount: int, rate: int) -> None:
     [(25, 100_000, 2), (35, 100_000, 4), (100, 25_000, 2), (300, 25_000, 8), (1000, 25_000, 25)],
 )
 def test_rates_round_half_to_even(amount: int, rate: int, fee: int) -> None:
-    """Halves go to the even neighbour."""
+    """Halves are rounded to the even neighbour."""
     assert apply_rate(amount, rate) == fee

@@ -1,4 +1,4 @@
-"""Ids, texts, and the card numbers that must not hide in them."""
+"""Ids, texts, and card numbers that must not be hidden in them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tallystick_core.validation import (
     reject_card_number,
 )
 
-# Numbers that providers publish for tests, of each issuer; none is anybody's card.
+# Test numbers that providers publish, of each issuer; none is a real card.
 TEST_CARDS = [
     "4242424242424242",
     "5555555555554444",
@@ -49,7 +49,7 @@ def _grouped(separator: str, number: str) -> str:
     "separator", ["", " ", "-", ".", "\n", " - ", "     ", " ;;; / ", "\u200b", "\u00a0"]
 )
 def test_card_numbers_are_refused_however_written(number: str, separator: str) -> None:
-    """S1: spaced, dashed, split by lines or by invisible signs, a card number is seen."""
+    """S1: a card number with spaces, dashes, line breaks or invisible characters is detected."""
     text = f"my card {_grouped(separator, number)} thanks"
     with pytest.raises(ApiError) as error:
         parse_text(text, "buyer_info", 1024)
@@ -61,7 +61,7 @@ def test_card_numbers_are_refused_however_written(number: str, separator: str) -
     "prefix", ["2200", "5000", "5019", "5612", "5812", "6074", "6304", "6759", "8172", "9792"]
 )
 def test_card_numbers_of_other_issuers_are_refused(prefix: str) -> None:
-    """S1: numbers made up for Mir, Maestro, Dankort, RuPay and Troy."""
+    """S1: invented numbers for Mir, Maestro, Dankort, RuPay and Troy."""
     number = next(
         candidate
         for candidate in (f"{prefix}00000000000{last}" for last in range(10))
@@ -72,7 +72,7 @@ def test_card_numbers_of_other_issuers_are_refused(prefix: str) -> None:
 
 
 def test_card_numbers_in_other_digits_are_refused() -> None:
-    """S1: full-width, Arabic and circled digits are digits."""
+    """S1: full-width, Arabic and circled digits count as digits."""
     for shift in (0xFF10, 0x0660, 0x245F):
         with pytest.raises(ApiError):
             reject_card_number("".join(chr(shift + int(d)) for d in TEST_CARDS[0]), "buyer_info")
@@ -90,7 +90,7 @@ def test_card_numbers_in_other_digits_are_refused() -> None:
     ],
 )
 def test_an_id_that_is_a_card_number_is_refused(text: str) -> None:
-    """S1: an id or token that is nothing but a card number is refused, with or without
+    """S1: an id or token that consists only of a card number is rejected, with or without
     separators.
     """
     for parse in (parse_id, parse_token, parse_bank_account_token):
@@ -102,7 +102,7 @@ def test_an_id_that_is_a_card_number_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "4000000000006",  # 13 digits, which no issuer has any more
+        "4000000000006",  # 13 digits, which no issuer uses any more
         "77f38130-7603-4237-942e-0f98ae997691",
         "shop-4-000-000-000-006",
         "order-4242424242424242",  # not as a whole
@@ -114,7 +114,7 @@ def test_an_id_that_is_a_card_number_is_refused(text: str) -> None:
     ],
 )
 def test_ids_with_many_digits_pass(text: str) -> None:
-    """An id is never refused for its digits unless it is a card number as a whole."""
+    """An id is rejected for its digits only if it is a card number as a whole."""
     assert parse_id(text, "checkout_id") == text
 
 
@@ -133,7 +133,7 @@ def test_ids_with_many_digits_pass(text: str) -> None:
     ],
 )
 def test_texts_with_other_numbers_pass(text: str) -> None:
-    """Phone numbers, UUIDs, IBANs, times and references are no card numbers, though their digits
+    """Phone numbers, UUIDs, IBANs, times and references are not card numbers, though their digits
     may look like one.
     """
     assert parse_text(text, "buyer_info", 1024) == text
@@ -149,7 +149,7 @@ def test_texts_with_other_numbers_pass(text: str) -> None:
     ],
 )
 def test_a_card_number_among_other_numbers_is_refused(text: str) -> None:
-    """S1: dates, codes and words beside a card number do not hide it."""
+    """S1: dates, codes and words next to a card number do not hide it."""
     assert contains_card_number(text)
 
 
@@ -158,7 +158,7 @@ def _digits(random: Random, count: int) -> str:
 
 
 def _iban(random: Random, country: str, bban: str) -> str:
-    """An IBAN with right check digits, in groups of four."""
+    """An IBAN with valid check digits, in groups of four."""
     check = 98 - int("".join(str(int(c, 36)) for c in f"{bban}{country}00")) % 97
     compact = f"{country}{check:02}{bban}"
     return " ".join(compact[i : i + 4] for i in range(0, len(compact), 4))
@@ -183,8 +183,8 @@ FALSE_ALARMS: dict[str, Callable[[Random], str]] = {
 
 @pytest.mark.parametrize("kind", FALSE_ALARMS)
 def test_there_are_no_false_alarms(kind: str) -> None:
-    """Of 20,000 such numbers none is refused, in a text or, where it has the form of an id, as an
-    id.
+    """Of 20,000 such numbers none is rejected, in a text or, if it has the form of an id, as
+    an id.
     """
     random = Random(kind)
     for sample in (FALSE_ALARMS[kind](random) for _ in range(20_000)):
@@ -202,7 +202,7 @@ def test_there_are_no_false_alarms(kind: str) -> None:
     ],
 )
 def test_other_long_numbers_pass(text: str) -> None:
-    """Luhn alone would refuse every tenth order number: issuer and length count too."""
+    """Luhn alone would reject every tenth order number: issuer and length count too."""
     reject_card_number(text, "buyer_info")
 
 
@@ -219,8 +219,8 @@ def test_bad_ids_are_refused(text: str) -> None:
 
 @given(st.text(max_size=2000))
 def test_texts_are_taken_whole_or_refused(text: str) -> None:
-    """A text comes out as it went in, right-to-left marks and emoji included, or is refused by
-    name.
+    """A text is returned unchanged, right-to-left marks and emoji included, or is rejected with its
+    own reason.
     """
     try:
         assert parse_text(text, "buyer_info", 1024) == text
@@ -241,9 +241,7 @@ def test_texts_are_taken_whole_or_refused(text: str) -> None:
     ],
 )
 def test_a_bank_account_number_is_no_token(text: str) -> None:
-    """Where the provider's token of a bank account belongs, the number of the account is
-    refused.
-    """
+    """An account number in place of the provider's token of a bank account is rejected."""
     assert is_bank_account_number(text)
     with pytest.raises(ApiError) as error:
         parse_bank_account_token(text, "bank_account_token")
@@ -265,12 +263,12 @@ def test_a_bank_account_number_is_no_token(text: str) -> None:
     ],
 )
 def test_tokens_of_bank_accounts_pass(text: str) -> None:
-    """A token with letters that is no valid IBAN is accepted."""
+    """A token with letters that is not a valid IBAN is accepted."""
     assert parse_bank_account_token(text, "bank_account_token") == text
 
 
 def test_tokens_and_countries() -> None:
-    """A token is visible ASCII, a country two capitals or nothing."""
+    """A token is visible ASCII; a country is two capitals or empty."""
     assert parse_token("tok_visa:x", "credit_card_info") == "tok_visa:x"
     assert parse_country("", "buyer_country") == ""
     for text in ("", "tok visa", "tök", "t" * 256, TEST_CARDS[0]):

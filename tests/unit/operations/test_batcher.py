@@ -1,4 +1,4 @@
-"""Stages: batches that form by themselves."""
+"""Batchers group concurrent items into batches."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tallystick_storage.database import ConstraintViolation
 
 
 def test_items_gather_while_a_batch_runs() -> None:
-    """What comes while a batch runs is one batch; each submitter gets its own result or its own
-    error.
+    """Items that arrive while a batch runs form one batch; each submitter gets its own result or
+    its own error.
     """
     sizes: list[int] = []
 
@@ -48,8 +48,8 @@ def test_items_gather_while_a_batch_runs() -> None:
 
 
 def test_a_batch_holds_so_much_weight_and_always_one_item() -> None:
-    """Items go into a batch in order while there is room for their weight; one that is heavier than
-    a batch goes alone.
+    """A batch takes items in order up to its maximum weight; an item that is heavier than a batch
+    runs alone.
     """
     batches: list[list[int]] = []
 
@@ -69,7 +69,7 @@ def test_a_batch_holds_so_much_weight_and_always_one_item() -> None:
 
 
 def test_a_submitter_that_goes_away_changes_nothing() -> None:
-    """A cancelled submitter takes neither its own work nor the others' results with it."""
+    """A cancelled submitter cancels neither its own work nor the others' results."""
     finished: list[int] = []
 
     async def main() -> None:
@@ -90,7 +90,7 @@ def test_a_submitter_that_goes_away_changes_nothing() -> None:
 
 
 def test_a_batch_that_fails_fails_for_all_and_the_stage_goes_on() -> None:
-    """An error of the batch reaches every submitter; the next batch runs all the same."""
+    """An error of the batch reaches every submitter; the next batch still runs."""
 
     async def main() -> None:
         async def run(items: Sequence[int]) -> Sequence[int]:
@@ -110,7 +110,7 @@ def test_a_batch_that_fails_fails_for_all_and_the_stage_goes_on() -> None:
 
 @pytest.mark.parametrize("culprits", [set(), {0}, {7}, {3, 4}, set(range(10))])
 def test_the_culprit_is_found_by_halving(culprits: set[int]) -> None:
-    """An item that breaks its batch is alone in the end with its error; all others succeed, each
+    """An item that fails its batch is finally alone with its error; all others succeed, each
     once.
     """
     stored_items: list[int] = []
@@ -130,7 +130,7 @@ def test_the_culprit_is_found_by_halving(culprits: set[int]) -> None:
 
 @dataclass(frozen=True)
 class BatchResult:
-    """What a batch makes of an item."""
+    """The result of a batch for an item."""
 
     text: str
     replayed: bool = False
@@ -158,8 +158,8 @@ def test_a_key_runs_once_at_a_time() -> None:
 
 
 def test_what_a_caller_has_left_is_not_begun() -> None:
-    """A stage for callers drops items whose submitters have gone before their batch starts, frees
-    them at once, and refuses more than may wait.
+    """A batcher for callers drops items whose submitters left before their batch starts, releases
+    them at once, and rejects more than the maximum number of waiting items.
     """
     finished: list[int] = []
 
@@ -187,7 +187,7 @@ def test_what_a_caller_has_left_is_not_begun() -> None:
         first_future.cancel()
         late_future = stage.submit(7)
         just_gone = stage.submit(8)
-        just_gone.cancel()  # its batch is taken in the same turn of the loop
+        just_gone.cancel()  # its batch starts in the same iteration of the loop
         gate.set()
         assert await late_future == 7
         await stage.stop()
@@ -197,8 +197,8 @@ def test_what_a_caller_has_left_is_not_begun() -> None:
 
 
 def test_a_wrong_number_of_results_fails_its_batch_alone(caplog: pytest.LogCaptureFixture) -> None:
-    """Too few results, and an end of the lane, reach every submitter of the batch by name; the next
-    batch runs all the same.
+    """Too few results, or the end of the lane, reach every submitter of the batch as its own error;
+    the next batch still runs.
     """
 
     async def main() -> None:
@@ -227,8 +227,8 @@ def test_a_wrong_number_of_results_fails_its_batch_alone(caplog: pytest.LogCaptu
 
 
 def test_what_waits_when_a_stage_stops_is_refused() -> None:
-    """Whoever waits for a batch, or for its result, when the stage stops gets SHUTTING_DOWN, and
-    waits no longer.
+    """Submitters that wait for a batch, or for its result, when the batcher stops get SHUTTING_DOWN
+    immediately.
     """
 
     async def main() -> None:
@@ -250,7 +250,7 @@ def test_what_waits_when_a_stage_stops_is_refused() -> None:
 
 
 class HangingPayoutProvider:
-    """A payout provider that hangs until it is let go, and then answers for all but
+    """A payout provider that hangs until it is released, and then answers for all but
     `missing_results` of the payouts.
     """
 
@@ -278,8 +278,8 @@ class HangingPayoutProvider:
 
 
 def test_nothing_is_submitted_for_a_holder_that_gave_up(caplog: pytest.LogCaptureFixture) -> None:
-    """Payouts whose holders gave up are never submitted, the timeout frees the lanes of a hung
-    provider, and too few results name the adapter.
+    """Payouts whose processes gave up are never submitted, the timeout frees the lanes of a hung
+    provider, and the error about too few results names the adapter.
     """
 
     async def main() -> None:

@@ -1,4 +1,6 @@
-"""What is done with a charge that does not come on: steps, last resorts, retry policies."""
+"""Next actions for a charge that does not succeed at once: steps, exhausted actions, retry
+policies.
+"""
 
 from __future__ import annotations
 
@@ -60,8 +62,8 @@ CHARGE_FLAGS = ("attempt_ended", "must_end", "maybe_sent", "lookup_only", "key_h
 def test_nothing_is_sent_that_may_have_been_answered_or_forgotten(
     status: OrderStatus, values: dict[str, bool]
 ) -> None:
-    """K3: a demand is sent only while it is EXECUTING, unanswered, wanted, not given up, and its
-    key surely honoured; a charged order is only settled.
+    """K3: a charge is sent only if it is EXECUTING, unanswered, not cancelled, sends are not
+    exhausted, and its key is certainly honored. A charge with an outcome is only booked.
     """
     step = next_action([status], **values)
     if status is OrderStatus.SUCCESS:
@@ -120,8 +122,8 @@ def leased_payout(
 def test_a_payout_is_sent_only_while_its_key_is_surely_honoured(
     state: PayoutState, looking: bool, age: float
 ) -> None:
-    """K3: a payout is sent only while it is SUBMITTING, sending was not given up, and its key lasts
-    longer than the lease; at rest it is only settled.
+    """K3: a payout is sent only if it is SUBMITTING, sends are not exhausted, and its key outlasts
+    the lease; a final payout is only booked.
     """
     step = leased_payout(state, lookup_only=looking, age=age).next_action(
         0.0, key_window_seconds=100.0, lease_seconds=60.0
@@ -148,8 +150,8 @@ def test_a_payout_is_sent_only_while_its_key_is_surely_honoured(
 def test_nothing_waits_for_a_destination_that_has_ended(
     destination: DestinationState, ends: list[str]
 ) -> None:
-    """A payout whose destination ended while its money was being held is CANCELLED, be it for a
-    second person or to be sent.
+    """A payout whose destination ended while its hold was being placed is CANCELLED, whether it
+    would need approval or be sent.
     """
     created = leased_payout(PayoutState.CREATED, lookup_only=False, age=0.0)
     for thresholds, way in (({"EUR": 1}, ["AWAITING_APPROVAL"]), ({}, ["READY"])):
@@ -160,8 +162,8 @@ def test_nothing_waits_for_a_destination_that_has_ended(
 
 
 def test_what_cannot_be_recorded_is_watched_on() -> None:
-    """One payout whose answer cannot be stored is looked at again when its policy says, and raises
-    nothing that would keep others from it.
+    """A payout whose answer cannot be stored is polled again by its policy, and raises no error
+    that would delay other payouts.
     """
 
     class Provider:
@@ -178,8 +180,8 @@ def test_what_cannot_be_recorded_is_watched_on() -> None:
 
 @pytest.mark.parametrize(("trouble", "maybe_sent"), list(product(RetryReason, [False, True])))
 def test_only_what_was_surely_not_sent_is_given_up(trouble: RetryReason, maybe_sent: bool) -> None:
-    """A demand fails for want of tries only if nothing ever reached the provider; what may have
-    been charged is looked up, and sent again by turns.
+    """An operation fails for exhausted tries only if nothing ever reached the provider; a charge
+    that may have been made is alternately looked up and sent.
     """
     last = when_exhausted(trouble, maybe_sent=maybe_sent)
     assert (last is ExhaustedAction.FAIL) == (trouble is RetryReason.NOT_SENT and not maybe_sent)
@@ -214,8 +216,8 @@ def test_nothing_is_sent_that_must_not_be(
     looking: bool,
     honoured: bool,
 ) -> None:
-    """Whatever the orders of a charge are: it is never sent when it is cancelled or has expired,
-    past its key's window, or before risk has passed it.
+    """Whatever the orders of a charge are, it is never sent after cancellation or expiry, after its
+    key window, or before the risk check.
     """
     step = next_action(
         statuses,
@@ -235,8 +237,8 @@ def test_nothing_is_sent_that_must_not_be(
 def test_past_the_keys_window_only_what_was_surely_never_sent_is_sent(
     maybe_sent: bool, not_found: int, age: float
 ) -> None:
-    """K3: a charge is sent while its key is honoured, and later only if it was never sent and its
-    provider has said that it does not know it.
+    """K3: a charge is sent while its key is honored. Later it is sent only if it was never sent and
+    its provider does not know it.
     """
     order = OrderInCharge(
         "o-1", 2, OrderStatus.EXECUTING, "b", "s", 5, 1, payment_pb2.PaymentOrder()
@@ -258,8 +260,8 @@ def test_past_the_keys_window_only_what_was_surely_never_sent_is_sent(
 def test_a_charge_that_is_not_wanted_is_not_sent(
     to_expiry: float, cancelled: bool, maybe_sent: bool, age: float, status: OrderStatus
 ) -> None:
-    """A charge that was cancelled or has expired is given up if it surely was not sent, else its
-    provider is asked to cancel it: never SEND.
+    """A charge that was cancelled or has expired fails immediately if it was certainly not sent;
+    otherwise its provider is asked to cancel it: never SEND.
     """
     order = OrderInCharge("o-1", 2, status, "b", "s", 5, 1, payment_pb2.PaymentOrder())
     charge = leased_charge(
@@ -290,8 +292,8 @@ def test_a_charge_that_is_not_wanted_is_not_sent(
     ],
 )
 def test_look_up_and_sending_take_turns(trouble: RetryReason) -> None:
-    """When sending has failed too often the provider is asked at once what became of the charge;
-    when it does not say, the charge is sent again.
+    """When sends are exhausted the charge is looked up immediately; without an answer it is sent
+    again.
     """
     postpone = rescheduler_with(
         RetryPolicies(
@@ -333,7 +335,7 @@ def test_look_up_and_sending_take_turns(trouble: RetryReason) -> None:
 @pytest.mark.parametrize("trouble", [RetryReason.NO_ANSWER, RetryReason.SERVER_ERROR])
 def test_a_charge_that_gets_no_answer_is_soon_looked_up(trouble: RetryReason) -> None:
     """By the default policies a charge whose sends get no answer is looked up after a few of them,
-    which is within a minute and their time-outs.
+    within a minute plus their timeouts.
     """
     postpone, waited_seconds, tries = rescheduler_with(RetryPolicies()), 0.0, 0
     while True:
@@ -352,8 +354,8 @@ def test_a_charge_that_gets_no_answer_is_soon_looked_up(trouble: RetryReason) ->
 
 
 def test_a_bank_account_is_asked_about_for_as_long_as_nobody_answers() -> None:
-    """To ask whether an account can be paid to is harmless, and no key is forgotten: however often
-    there was no answer, it is no dead letter.
+    """Verifying an account is harmless and depends on no key window: without an answer it is
+    repeated, and never dead-lettered.
     """
     account = DestinationVerification(
         operation_id="d-1",
@@ -398,8 +400,8 @@ def test_a_bank_account_is_asked_about_for_as_long_as_nobody_answers() -> None:
 def test_not_found_is_proof_only_by_the_providers_own_rule(
     seconds: float, times: int, said: int, since_sent: float | None
 ) -> None:
-    """It is proof if the provider said it often enough, late enough after the charge may last have
-    been sent; never where that is not known.
+    """The answer "not found" is proof if the provider gave it often enough, and late enough after
+    the last possible send; never if that time is unknown.
     """
     assert FinalNotFound(seconds, times).is_conclusive(said, since_sent) == (
         since_sent is not None and since_sent >= seconds and said >= times
@@ -417,8 +419,8 @@ def test_not_found_is_proof_only_by_the_providers_own_rule(
 def test_waits_are_bounded_and_repeatable(
     strategy: RetryStrategy, first: float, longest: float, most: int, tries: int, seed: str
 ) -> None:
-    """E3: never more tries than allowed, never a longer wait than allowed; the same seed waits the
-    same.
+    """E3: the number of tries and each wait stay within the policy's limits; the same seed gives
+    the same waits.
     """
     policy = RetryPolicy(strategy, first, longest, most)
     delay = policy.delay(tries, seed)
@@ -429,8 +431,8 @@ def test_waits_are_bounded_and_repeatable(
 
 
 def test_each_strategy_waits_as_it_says() -> None:
-    """Immediate at once, fixed the same, incremental a step more, exponential the double less a
-    share by chance, cancel never.
+    """Immediate waits zero, fixed always the same, incremental one step more, exponential twice as
+    long minus random jitter, cancel does not retry.
     """
     assert [
         RetryPolicy(RetryStrategy.IMMEDIATE, max_attempts=9).delay(n, "") for n in (1, 2, 3)
@@ -463,8 +465,8 @@ def test_each_strategy_waits_as_it_says() -> None:
 
 @pytest.mark.parametrize("tries", [1_024, 1_025, 10**9])
 def test_policies_without_a_bound_of_tries_never_overflow(tries: int) -> None:
-    """However often something was tried, its next wait is a number of seconds, at most the longest
-    of its policy.
+    """After any number of tries the next wait is a number of seconds, at most the policy's
+    maximum.
     """
     for policy in (
         *(RetryPolicy(strategy, 2, 300, None) for strategy in RetryStrategy),
@@ -478,7 +480,9 @@ def test_policies_without_a_bound_of_tries_never_overflow(tries: int) -> None:
 
 
 def test_a_provider_may_have_policies_of_its_own() -> None:
-    """The provider's own policy goes before the one for all, and that before the built-in."""
+    """The provider's own policy has precedence over the policy for all providers, and that over the
+    built-in one.
+    """
     own_policy, general = (
         RetryPolicy(RetryStrategy.IMMEDIATE, max_attempts=2),
         RetryPolicy(RetryStrategy.FIXED, 1, 1, 3),
@@ -504,7 +508,7 @@ def test_a_provider_may_have_policies_of_its_own() -> None:
     ],
 )
 def test_a_policy_is_read_as_it_is_written(text: str, policy: RetryPolicy) -> None:
-    """Each form gives its strategy, seconds and tries; 0 tries are no bound."""
+    """Each form gives its strategy, seconds and tries; 0 tries means unlimited."""
     parsed = parse_policy(text)
     assert [parsed.delay(n, "x") for n in range(1, 15)] == [
         policy.delay(n, "x") for n in range(1, 15)
@@ -529,7 +533,7 @@ def test_a_policy_is_read_as_it_is_written(text: str, policy: RetryPolicy) -> No
     ],
 )
 def test_a_policy_that_cannot_be_is_refused(text: str) -> None:
-    """Nothing is guessed."""
+    """Invalid policies are rejected."""
     with pytest.raises(ValueError):  # noqa: PT011 - any
         parse_policy(text)
 
@@ -540,7 +544,7 @@ _ORDER = OrderInCharge(
 
 
 def leased_charge(**values: Any) -> Charge:
-    """A charge that was accepted just now, but for what is given."""
+    """A charge that was just accepted, except for the given fields."""
     fields: dict[str, Any] = {
         "operation_id": "o-1",
         "checkout_id": "c-1",
@@ -567,8 +571,8 @@ def rescheduler_with(policies: RetryPolicies) -> Rescheduler[Charge, None]:
 
 
 def test_one_kind_of_trouble_does_not_use_up_the_tries_of_another() -> None:
-    """After three timeouts a first 503 is tried again as a first one: each kind of trouble has a
-    count of its own.
+    """The first 503 after three timeouts uses the first wait: each retry reason has its own
+    count.
     """
     charge = leased_charge(tries={RetryReason.NO_ANSWER: 3})
     decided = rescheduler_with(RetryPolicies())._decide(
@@ -587,8 +591,8 @@ def test_one_kind_of_trouble_does_not_use_up_the_tries_of_another() -> None:
 
 @given(st.floats(0, 1000), st.floats(0, 1000))
 def test_a_retry_after_is_obeyed(wait: float, asked: float) -> None:
-    """A charge is not taken up again before the provider wants to hear of it, nor before its policy
-    says.
+    """A charge is not claimed again before the provider's retry time, nor before the
+    policy's wait.
     """
     charge = leased_charge()
     postpone = rescheduler_with(
@@ -616,8 +620,8 @@ def test_a_retry_after_is_obeyed(wait: float, asked: float) -> None:
 def test_a_charge_is_taken_up_when_its_time_is_up(
     trouble: RetryReason, now: float, wait: float
 ) -> None:
-    """No wait goes past the time of a payment; where that passed while the provider answered, the
-    charge is due at once.
+    """No wait exceeds the time limit of a payment; if that passed while the provider answered, the
+    charge is due immediately.
     """
     postpone = rescheduler_with(
         RetryPolicies(
@@ -635,8 +639,8 @@ def test_a_charge_is_taken_up_when_its_time_is_up(
 
 @pytest.mark.parametrize("subject", ["charges-o-", "payouts-", "payoutDestinations-"])
 def test_each_dead_letter_can_be_named(subject: str) -> None:
-    """An operator can name the dead letter of whatever has the longest id that a caller may give,
-    also the hundredth of it.
+    """An operator can name every dead letter, even the hundredth of an operation with the longest
+    id that a caller may give.
     """
     dead_letter_id = f"{subject}{64 * 'a'}-100"
     assert parse_dead_letter_id(dead_letter_id) == dead_letter_id

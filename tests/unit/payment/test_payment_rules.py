@@ -63,7 +63,7 @@ PAYMENT_EVENT = CheckoutRequest(
 def test_every_pair_is_in_the_table_or_refused_by_name(
     status: OrderStatus, happening: PaymentTrigger
 ) -> None:
-    """The table is total: what is not in it is INVALID_STATE with state and verb."""
+    """The table is total: every other trigger is INVALID_STATE with state and verb."""
     if (status, happening) in TRANSITIONS:
         assert transition(status, happening) is TRANSITIONS[status, happening]
         return
@@ -94,7 +94,7 @@ def test_terminal_states_never_move_and_unknown_never_fails() -> None:
 
 @given(st.permutations(ORDERS))
 def test_the_order_of_orders_makes_no_difference(orders: list[Order]) -> None:
-    """K1: the same orders in another order are the same payment."""
+    """K1: the same orders in another sequence are the same payment."""
     assert (
         normalize(replace(PAYMENT_EVENT, orders=tuple(orders))).fingerprint()
         == PAYMENT_EVENT.fingerprint()
@@ -127,7 +127,7 @@ def test_another_value_is_another_fingerprint_and_is_named(
 
 @pytest.mark.parametrize("outcome", [Succeeded("r", 999, "EUR"), Succeeded("r", 1000, "USD")])
 def test_a_charge_of_another_amount_is_no_success(outcome: Succeeded) -> None:
-    """P2: money that fits no order never makes one a SUCCESS."""
+    """P2: an unapplied charge never makes an order SUCCESS."""
     assert check_amount(outcome, 1000, "EUR") == Declined(
         FailureReason.PROVIDER_MISMATCH, reference="r"
     )
@@ -144,7 +144,7 @@ def test_a_charge_of_another_amount_is_no_success(outcome: Succeeded) -> None:
     ],
 )
 def test_other_outcomes_stand(outcome: object) -> None:
-    """Judging changes nothing else."""
+    """The risk check changes nothing else."""
     assert check_amount(outcome, 1000, "EUR") is outcome  # type: ignore[arg-type]
 
 
@@ -153,7 +153,7 @@ def _check_risk(**rules: object) -> dict[str, FailureReason]:
 
 
 def test_each_risk_rule_refuses_with_its_own_reason() -> None:
-    """Each rule refuses just the orders it is about."""
+    """Each rule rejects exactly the orders that it applies to."""
     assert _check_risk() == {}
     assert _check_risk(amount_limits={"EUR": 1001}) == {"o-2": "RISK_AMOUNT_LIMIT"}
     assert _check_risk(velocity_limit=2) == {"o-2": "RISK_VELOCITY"}
@@ -167,7 +167,7 @@ def test_each_risk_rule_refuses_with_its_own_reason() -> None:
 
 
 def test_all_or_nothing_fails_the_siblings() -> None:
-    """One refused order takes the others with it, and only then."""
+    """ALL_OR_NOTHING: one rejected order makes the others fail, and only then."""
     together = replace(
         PAYMENT_EVENT,
         charge_mode=ChargeMode.COMBINED,
@@ -185,8 +185,8 @@ def test_all_or_nothing_fails_the_siblings() -> None:
 
 
 def test_no_id_that_we_make_looks_like_a_card_number() -> None:
-    """The ledger takes the id of an unapplied charge for a source id; whatever the provider's
-    reference, it is not refused as a card number.
+    """The ledger accepts the id of an unapplied charge as a source id; it never rejects a
+    provider's reference as a card number.
     """
     for number in range(50_000):
         charge_id = derive_unapplied_charge_id("sandbox", f"ref-{number}")

@@ -1,5 +1,5 @@
-"""The rules of pay-out: states, fingerprints, made ids, what answers mean and what is booked for
-them, what can be paid.
+"""The rules of pay-out: states, fingerprints, generated ids, outcomes and their postings, and
+payable amounts.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ from tallystick_core.provider.outcome import (
 from tallystick_core.validation import is_id, reject_card_number
 
 PAYOUT = NewPayout("po-1", "dev", "shop", "seller", 1000, "EUR")
-NEXT_STATES = {  # money.md: what may follow each state
+NEXT_STATES = {  # money.md: the allowed next states of each state
     "CREATED": {"AWAITING_APPROVAL", "READY", "FAILED", "CANCELLED"},
     "AWAITING_APPROVAL": {"READY", "REJECTED", "CANCELLED"},
     "READY": {"SUBMITTING", "CANCELLED"},
@@ -99,7 +99,7 @@ NEXT_STATES = {  # money.md: what may follow each state
 def test_every_pair_is_in_the_table_or_refused_by_name(
     state: PayoutState, happening: PayoutTrigger
 ) -> None:
-    """The table is total: what is not in it is INVALID_STATE with state and verb."""
+    """The table is total: every other trigger is INVALID_STATE with state and verb."""
     if (state, happening) in TRANSITIONS:
         assert transition(state, happening) is TRANSITIONS[state, happening]
         return
@@ -114,8 +114,8 @@ def test_every_pair_is_in_the_table_or_refused_by_name(
 
 @pytest.mark.parametrize("state", PayoutState)
 def test_each_state_is_followed_by_just_those_it_may_be(state: PayoutState) -> None:
-    """The states after each state are the documented ones; only PAID moves once it is at rest, and
-    no state is lost on the way.
+    """The states after each state are the documented ones; PAID is the only final state with
+    transitions, and every state is reachable.
     """
     after = {to for (before, _), to in TRANSITIONS.items() if before is state and to is not state}
     assert after == {PayoutState(name) for name in NEXT_STATES.get(state, set())}
@@ -124,8 +124,8 @@ def test_each_state_is_followed_by_just_those_it_may_be(state: PayoutState) -> N
 
 
 def test_what_is_decided_and_what_is_unknown_never_fails_a_payout() -> None:
-    """An unknown answer, or one that surely was not sent, changes no state; nothing that may have
-    been sent is cancelled or rejected.
+    """An unknown outcome, or a request that was certainly not sent, changes no state; a payout that
+    may have been sent is never cancelled or rejected.
     """
     assert all(
         to is before
@@ -143,8 +143,8 @@ def test_what_is_decided_and_what_is_unknown_never_fails_a_payout() -> None:
 
 
 def test_every_state_says_what_becomes_of_its_money() -> None:
-    """O1: each state but CREATED has its money held, captured or given back, and no move skips the
-    hold or gives captured money back.
+    """O1: in each state but CREATED the money is held, captured or released; no transition skips
+    the hold or releases captured money.
     """
     parts = [frozenset({PayoutState.CREATED}), HOLD_OPEN, HOLD_CAPTURED, HOLD_RELEASED]
     assert sorted(state for part in parts for state in part) == sorted(PayoutState)
@@ -170,8 +170,8 @@ def test_every_state_says_what_becomes_of_its_money() -> None:
     ],
 )
 def test_another_value_is_another_fingerprint_and_is_named(field: str, value: object) -> None:
-    """K1: any other value changes the fingerprint, and the first that differs is named; whose it
-    is, is no field of the request.
+    """K1: any other value changes the fingerprint, and the first that differs is named; the owner
+    is not a field of the request.
     """
     changed = replace(PAYOUT, **{field: value})  # type: ignore[arg-type]
     assert changed.fingerprint() != PAYOUT.fingerprint()
@@ -179,7 +179,7 @@ def test_another_value_is_another_fingerprint_and_is_named(field: str, value: ob
 
 
 def test_everything_payable_is_a_request_of_its_own() -> None:
-    """K1: a payout without amount is told apart from one of any amount, and what differs first is
+    """K1: a payout without an amount differs from one with any amount, and the first difference is
     named.
     """
     everything = replace(PAYOUT, amount=None)
@@ -222,8 +222,8 @@ def test_a_providers_key_names_the_payout_and_the_attempt() -> None:
 
 
 def test_a_run_makes_the_same_ids_whoever_runs_it() -> None:
-    """A cut-off has one run whatever the zone it is told in, a seller one payout in it; no made id
-    looks like a card number, and no caller may take a run's.
+    """A cut-off has one run, whatever the time zone, and a seller one payout in it. Generated ids
+    never look like card numbers, and callers cannot use a run's ids.
     """
     cut_off = datetime(2025, 7, 1, 14, tzinfo=UTC)
     assert (
@@ -254,15 +254,15 @@ def test_a_run_makes_the_same_ids_whoever_runs_it() -> None:
 
 @given(st.integers(1, MAX_AMOUNT), st.integers(0, MAX_AMOUNT))
 def test_a_second_person_is_needed_above_the_threshold_only(amount: int, threshold: int) -> None:
-    """A payout needs approval just where its currency has a threshold and its amount is
-    above it.
+    """A payout requires approval exactly if its currency has a threshold and its amount is above
+    it.
     """
     assert needs_approval(amount, "EUR", {"EUR": threshold}) == (amount > threshold)
     assert not needs_approval(amount, "USD", {"EUR": threshold})
 
 
 def test_the_second_person_is_another() -> None:
-    """The creator of a payout does not approve it."""
+    """The creator of a payout cannot approve it."""
     require_second_approver("finance", "dev")
     with pytest.raises(ApiError) as error:
         require_second_approver("dev", "dev")
@@ -271,8 +271,8 @@ def test_the_second_person_is_another() -> None:
 
 @pytest.mark.parametrize("reason", ErrorReason)
 def test_a_payout_fails_by_what_the_wallet_says_of_the_money(reason: ErrorReason) -> None:
-    """Only a wallet that has not the money, is not there or is frozen fails a payout; every other
-    refusal leaves it where it is.
+    """Only insufficient funds, a missing wallet or a frozen wallet fail a payout; every other error
+    leaves its state unchanged.
     """
     expected_reasons = {
         "INSUFFICIENT_FUNDS": "INSUFFICIENT_FUNDS",
@@ -282,7 +282,7 @@ def test_a_payout_fails_by_what_the_wallet_says_of_the_money(reason: ErrorReason
     assert classify_hold_failure(reason) == expected_reasons.get(reason)
 
 
-# What answers mean
+# Outcomes
 
 NET, FEE = 95, 5
 _REFERENCES = st.sampled_from(["t1", "t2", "t3"])
@@ -309,7 +309,7 @@ _OUTCOME_LISTS = st.lists(
 def _apply_outcome(
     record: PayoutRecord, outcome: PayoutOutcome
 ) -> tuple[PayoutRecord, OutcomeEffect]:
-    """What is known after an answer, moved by the table."""
+    """The record after an outcome, with the state from the table."""
     effect = apply_outcome(record, outcome)
     state = record.state
     for trigger in effect.triggers:
@@ -345,8 +345,9 @@ def _movements_of(record: PayoutRecord) -> list[MoneyMovement]:
 def test_whatever_a_provider_tells_is_judged_and_counts_once(
     state: PayoutState, outcomes: list[PayoutOutcome]
 ) -> None:
-    """H1, O2: no answer in no order leaves the table; each transfer told of is there once with the
-    first amounts told; a repeat changes nothing, and one with other amounts is for a person.
+    """H1, O2: no sequence of outcomes leaves the table. Each reported transfer is recorded once
+    with its first amounts. A repeat changes nothing, and a repeat with other amounts requires an
+    operator.
     """
     transfers = (
         {}
@@ -400,8 +401,8 @@ def test_whatever_a_provider_tells_is_judged_and_counts_once(
 
 @given(_OUTCOME_LISTS)
 def test_what_is_booked_is_what_moved(outcomes: list[PayoutOutcome]) -> None:
-    """L1, O2: each fact balances under a key of its own, the seller's lines are the wallet's
-    change, and clearing owes just what the provider moved.
+    """L1, O2: each fact balances under its own key, the seller's lines equal the wallet's change,
+    and clearing equals the provider's transfers.
     """
     record = _apply_outcomes(outcomes)
     movements = _movements_of(record)
@@ -442,8 +443,8 @@ def test_what_is_booked_is_what_moved(outcomes: list[PayoutOutcome]) -> None:
 def test_the_order_in_which_a_payouts_story_is_told_makes_no_difference(
     outcomes: list[PayoutOutcome],
 ) -> None:
-    """H1: a payout that was paid and came back in part is RETURNED with the same facts, in whatever
-    order and however often that is told.
+    """H1: a payout that was paid and partly returned is RETURNED with the same facts, in any order
+    and number of reports.
     """
     record = _apply_outcomes(outcomes)
     assert record.state is PayoutState.RETURNED
@@ -509,8 +510,8 @@ def test_the_order_in_which_a_payouts_story_is_told_makes_no_difference(
 def test_money_that_moved_always_counts(
     outcomes: list[PayoutOutcome], state: str, seller: list[int], matches: list[str]
 ) -> None:
-    """What an outside fact takes is debited and what it gives is credited, and the state tells the
-    rest.
+    """Facts that take money are debited, facts that give money are credited, and the state
+    determines the rest.
     """
     record = _apply_outcomes(outcomes)
     assert record.state == state
@@ -525,15 +526,15 @@ def test_money_that_moved_always_counts(
 def test_a_provider_tells_nothing_of_a_payout_that_it_never_got(
     state: PayoutState, outcome: PayoutOutcome
 ) -> None:
-    """An answer to a payout that was never sent is refused, and moves no money."""
+    """An outcome of a payout that was never sent is rejected, and moves no money."""
     with pytest.raises(ApiError) as error:
         apply_outcome(PayoutRecord(state, NET, "EUR"), outcome)
     assert error.value.reason is ErrorReason.INVALID_STATE
 
 
 def test_only_a_return_gives_paid_money_back() -> None:
-    """A paid payout that is told to have failed stays PAID and is for a person; a failure has the
-    provider's reason, or another reason than pay-in's.
+    """A paid payout that is reported as failed stays PAID and requires an operator. A failure has
+    the provider's reason, never a reason of pay-in.
     """
     paid_record = _apply_outcomes([Succeeded("t1", NET, "EUR")])
     assert apply_outcome(paid_record, Declined(PayoutFailure.PROVIDER_DECLINED)) == OutcomeEffect(
@@ -555,8 +556,8 @@ def test_only_a_return_gives_paid_money_back() -> None:
 
 
 def test_a_payout_is_booked_with_its_fee() -> None:
-    """money.md: PAID takes the amount from the seller, gives the platform its fee and clearing the
-    rest; a return gives what came back, and no fee.
+    """money.md: PAID debits the seller, credits the platform's fee and clears the remainder; a
+    return credits the returned amount, without the fee.
     """
     paid_movement, return_movement = money_movements(
         "po-1", "bank", "s", 100, 5, Transfer("t1", 95, "EUR", TransferMatch.EXACT, 95, "EUR")
@@ -579,7 +580,7 @@ def test_a_payout_is_booked_with_its_fee() -> None:
     )
 
 
-# Where to, and how much
+# Destinations and amounts
 
 
 @pytest.mark.parametrize(
@@ -603,8 +604,8 @@ def test_every_pair_of_a_destination_is_in_its_table_or_refused_by_name(
 
 
 def test_a_destination_ends_when_its_account_is_at_fault() -> None:
-    """Only a refusal of the account, or a return that is its fault, shows that a destination cannot
-    be paid to any more.
+    """Only a rejection of the account, or a return that it caused, shows that a destination is
+    unusable.
     """
     assert is_account_rejected(Declined(PayoutFailure.DESTINATION_REJECTED))
     assert is_account_rejected(Returned("t1", 1, "EUR", "closed", account_rejected=True))
@@ -618,7 +619,7 @@ def test_a_destination_ends_when_its_account_is_at_fault() -> None:
 
 
 def test_only_a_destination_that_awaits_approval_can_be_approved() -> None:
-    """A destination that has ended, or awaits no approval, is refused with INVALID_STATE."""
+    """A destination that has ended, or awaits no approval, is rejected with INVALID_STATE."""
     for state, awaits in itertools.product(DestinationState, (True, False)):
         if awaits and state in (DestinationState.PENDING_VERIFICATION, DestinationState.VERIFIED):
             require_approvable(state, awaits_approval=True)
@@ -631,7 +632,7 @@ def test_only_a_destination_that_awaits_approval_can_be_approved() -> None:
         assert error.value.message == f"The destination is {state} and cannot be approved{why}."
 
 
-# small ones, so that limits are met exactly
+# Small amounts, so that limits are hit exactly.
 _MINOR_AMOUNTS = st.integers(0, 20) | st.integers(0, 20) | st.integers(0, 2 * MAX_AMOUNT)
 _BALANCES = st.builds(
     lambda p, a, h, o, f: WalletBalance(p, 0 if o else a, h, o, f),
@@ -654,7 +655,7 @@ _DESTINATIONS = st.sampled_from([_USABLE_DESTINATION] * 20 + _OTHER_DESTINATIONS
 def test_what_can_be_paid_and_what_keeps_the_rest_is_all_there_is(
     funds: WalletBalance, terms: PayoutTerms, destination: DestinationReadiness | None
 ) -> None:
-    """Nothing is paid that breaks a term, and the payable amount with what each limit keeps is the
+    """No payout violates a term, and the payable amount plus the amount of each blocker is the
     whole wallet.
     """
     can = quote_payout(funds, terms, destination)
@@ -773,7 +774,9 @@ def test_each_limit_names_what_it_keeps(
     destination: DestinationReadiness | None,
     limits: dict[str, int],
 ) -> None:
-    """Each limit is told just where it holds, with how much it keeps by itself."""
+    """Each blocker is reported exactly when it applies, with the amount that it blocks by
+    itself.
+    """
     assert dict(quote_payout(funds, terms, destination).shortfalls) == limits
 
 
@@ -784,8 +787,8 @@ def test_a_payout_is_accepted_just_where_it_can_be_paid(
     terms: PayoutTerms,
     destination: DestinationReadiness | None,
 ) -> None:
-    """What is accepted is what was asked for or all that can be paid, and leaves the reserve;
-    everything else is refused by what stands against it.
+    """The accepted amount is the requested one or everything payable, and leaves the reserve;
+    everything else is rejected with its blocker.
     """
     can = quote_payout(funds, terms, destination)
     try:
@@ -829,8 +832,8 @@ def test_a_payout_is_accepted_just_where_it_can_be_paid(
     ],
 )
 def test_the_terms_hold_for_what_is_asked_for(asked: int | None, reason: str | None) -> None:
-    """What is asked for is at least the minimum, more than the fee, and no more than what the
-    reserve leaves.
+    """A requested amount is at least the minimum, more than the fee, and no more than the wallet
+    minus the reserve.
     """
     funds = WalletBalance(available=100)
     for terms in (

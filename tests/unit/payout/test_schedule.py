@@ -1,4 +1,4 @@
-"""The rules of schedules: which cut-off comes next."""
+"""The rules of schedules: the next cut-off."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tallystick_core.payout.schedule import (
 )
 
 TIME_ZONES = frozenset(files("tzdata").joinpath("zones").read_text().split()) - {"Factory"}
-"""Every name of the IANA database, but the one that stands for a zone that nobody has set."""
+"""Every name of the IANA database, except the placeholder for a zone that is not set."""
 _ZONE_NAMES = (
     "UTC",
     "Europe/Berlin",
@@ -45,7 +45,7 @@ SCHEDULES = st.builds(
     st.sampled_from(_ZONE_NAMES).map(ZoneInfo),
 )
 MOMENTS = st.datetimes(
-    # the zone is beside it
+    # The time zone is checked separately.
     datetime(1990, 1, 1),  # noqa: DTZ001
     datetime(2040, 1, 1),  # noqa: DTZ001
     timezones=st.sampled_from(_ZONE_NAMES).map(ZoneInfo),
@@ -53,7 +53,7 @@ MOMENTS = st.datetimes(
 
 
 def _has_cut_off(schedule: Schedule, day: date) -> bool:
-    """What the contract says of each interval, said otherwise than by the rules."""
+    """Each interval's contract, implemented independently of the rules."""
     is_last_day = (day + timedelta(days=1)).month != day.month
     return {
         Interval.DAILY: True,
@@ -86,8 +86,8 @@ def _has_cut_off(schedule: Schedule, day: date) -> bool:
     datetime(2018, 5, 4, 15, 5, tzinfo=UTC),
 )
 def test_each_day_has_one_cut_off_and_none_is_skipped(schedule: Schedule, after: datetime) -> None:
-    """Run after run, the cut-offs are those of exactly the days of the interval, each once, also on
-    days on which clocks are changed.
+    """Over many runs, the cut-offs are those of exactly the days of the interval, each once, also
+    on days with clock changes.
     """
     cut_offs, moment = [], after
     for _ in range(5):
@@ -101,14 +101,14 @@ def test_each_day_has_one_cut_off_and_none_is_skipped(schedule: Schedule, after:
     days = [first + timedelta(days=n) for n in range((cut_offs[-1].date() - first).days + 3)]
     expected = {
         schedule.cut_off_on(day) for day in days if _has_cut_off(schedule, day)
-    }  # a day that a zone left out shares its cut-off with the next
+    }  # a day that a zone skipped shares its cut-off with the next
     assert cut_offs == sorted(moment for moment in expected if after < moment <= cut_offs[-1])
 
 
 @given(SCHEDULES, st.dates(date(1990, 1, 1), date(2040, 1, 1)))
 def test_a_cut_off_is_what_the_clocks_show(schedule: Schedule, day: date) -> None:
-    """On the zone's clocks a cut-off is at its time of its day; where they skip that, it is as much
-    later as they skip, and less than a day.
+    """A cut-off is at its local time on its day. If the clocks skip that time, it is later by as
+    much as they skip, which is less than a day.
     """
     moment = schedule.cut_off_on(day)
     local_time = moment.astimezone(schedule.zone).replace(tzinfo=None)
@@ -125,21 +125,21 @@ def test_a_cut_off_is_what_the_clocks_show(schedule: Schedule, day: date) -> Non
 @pytest.mark.parametrize(
     ("zone", "cut_off", "day", "expected"),
     [
-        # the clocks go from 02:00 to 03:00: at 03:30
+        # The clocks skip from 02:00 to 03:00: the cut-off is at 03:30.
         ("Europe/Berlin", "02:30", "2025-03-30", "2025-03-30T01:30"),
-        # they show it twice: the first time
+        # The time occurs twice: the first one counts.
         ("Europe/Berlin", "02:30", "2025-10-26", "2025-10-26T00:30"),
         ("Europe/Berlin", "16:00", "2025-07-01", "2025-07-01T14:00"),
         ("America/New_York", "16:00", "2025-12-01", "2025-12-01T21:00"),
-        # they skip half an hour: at 02:45
+        # The clocks skip half an hour: at 02:45.
         ("Australia/Lord_Howe", "02:15", "2025-10-05", "2025-10-04T15:45"),
-        # they skip midnight: at 01:15
+        # The clocks skip midnight: at 01:15.
         ("America/Sao_Paulo", "00:15", "2018-11-04", "2018-11-04T03:15"),
         ("UTC", "00:00", "2024-02-29", "2024-02-29T00:00"),
     ],
 )
 def test_cut_offs_of_known_days(zone: str, cut_off: str, day: str, expected: str) -> None:
-    """Days on which clocks are changed have the cut-off that a calendar would have."""
+    """On days with clock changes the cut-off is the one that a calendar gives."""
     schedule = parse_schedule(Interval.DAILY, None, 0, cut_off, zone)
     expected_time = datetime.fromisoformat(f"{expected}+00:00")
     assert schedule.cut_off_on(date.fromisoformat(day)) == expected_time
@@ -149,9 +149,7 @@ def test_cut_offs_of_known_days(zone: str, cut_off: str, day: str, expected: str
 
 @given(st.integers(1, 31), st.integers(1, 2399))
 def test_a_month_without_the_day_pays_on_its_last(day_of_month: int, months: int) -> None:
-    """MONTHLY has one cut-off in each month: on its day, or on the last day where the month is
-    shorter.
-    """
+    """MONTHLY has one cut-off in each month: on its day, or on the last day of a shorter month."""
     year, month = 1900 + months // 12, months % 12 + 1
     length = monthrange(year, month)[1]
     schedule = Schedule(Interval.MONTHLY, day_of_month=day_of_month)
@@ -161,7 +159,7 @@ def test_a_month_without_the_day_pays_on_its_last(day_of_month: int, months: int
 
 @given(MOMENTS)
 def test_manual_never_pays_by_itself(after: datetime) -> None:
-    """MANUAL has no cut-off at all."""
+    """MANUAL has no cut-off."""
     assert next_time(parse_schedule(Interval.MANUAL, None, 0, "", ""), after) is None
 
 
@@ -193,8 +191,8 @@ def test_days_and_times_are_given_where_the_interval_has_them(
     field: str,
     reason: ErrorReason,
 ) -> None:
-    """What an interval needs is required, what it has no use for is refused, and each refusal names
-    its field.
+    """Fields that an interval needs are required, others are rejected, and each error names its
+    field.
     """
     with pytest.raises(ApiError) as error:
         parse_schedule(
@@ -219,8 +217,8 @@ def test_days_and_times_are_given_where_the_interval_has_them(
     )
 )
 def test_any_text_is_a_zone_or_a_named_refusal(text: str) -> None:
-    """No text makes the parser raise anything but its refusal; what it takes is a name that means
-    the same on every machine.
+    """For any text the parser raises only its own error; an accepted name means the same on every
+    machine.
     """
     try:
         assert parse_zone(text).key == text
@@ -255,6 +253,6 @@ def test_every_name_of_tzdata_is_accepted() -> None:
     ],
 )
 def test_zones_that_differ_or_are_not_there_are_refused(zone: str) -> None:
-    """A name that is no zone, or another one on another machine, is refused."""
+    """A name that is not a zone, or that differs between machines, is rejected."""
     with pytest.raises(ApiError):
         parse_zone(zone)

@@ -1,6 +1,4 @@
-"""The circuit breaker: a counterpart that fails is left alone, and found again by one probe at a
-time.
-"""
+"""The circuit breaker stops calls to a failing provider, and sends one probe at a time."""
 
 from __future__ import annotations
 
@@ -33,7 +31,7 @@ def open_breaker(now: float = 0.0) -> Breaker:
 
 
 def test_it_opens_after_failures_in_a_row() -> None:
-    """A success between failures starts the count anew; the last one of a row opens it."""
+    """A success resets the failure count; the last failure of a row opens the circuit."""
     breaker = Breaker("x", SETTINGS)
     for _ in range(5):
         breaker.record_failure(0, "a")
@@ -44,8 +42,8 @@ def test_it_opens_after_failures_in_a_row() -> None:
 
 
 def test_one_call_that_fails_for_ever_does_not_open_it() -> None:
-    """However often the same call fails, it is not the counterpart that fails; another call's
-    success forgets it.
+    """Repeated failures of the same call do not open the circuit; another call's success resets
+    them.
     """
     breaker = Breaker("x", SETTINGS)
     for _ in range(50):
@@ -57,14 +55,14 @@ def test_one_call_that_fails_for_ever_does_not_open_it() -> None:
 
 
 def test_there_is_no_use_in_asking_with_bad_credentials() -> None:
-    """One answer of that kind opens it."""
+    """One answer of that kind opens the circuit."""
     breaker = Breaker("x", SETTINGS)
     breaker.record_failure(0, "a", trip=True)
     assert breaker.admit_or_delay(0, "new") == 10
 
 
 def test_one_probe_at_a_time() -> None:
-    """When its rest is over one call is let through, the others wait; its success closes it."""
+    """After the reset timeout one call is sent, the others wait; its success closes the circuit."""
     breaker = open_breaker()
     assert breaker.admit_or_delay(10, "new") is None
     assert breaker.admit_or_delay(10, "new") == 10
@@ -74,8 +72,8 @@ def test_one_probe_at_a_time() -> None:
 
 
 def test_calls_that_failed_are_not_the_probe_before_others() -> None:
-    """When its rest is over a call that has not failed is let through; those that have come after
-    the first rest once more, and say nothing new.
+    """After the reset timeout a call that has not failed before is sent. Calls that failed before
+    wait once more, and do not count as new failures.
     """
     breaker = open_breaker()
     assert breaker.admit_or_delay(10, "call 0") == 10
@@ -86,8 +84,8 @@ def test_calls_that_failed_are_not_the_probe_before_others() -> None:
 
 
 def test_failed_probes_are_farther_and_farther_apart() -> None:
-    """Each call more doubles the rest up to the longest; failures of calls that were under way
-    change nothing.
+    """Each failed call doubles the reset timeout up to the maximum; failures of calls that were
+    already in flight change nothing.
     """
     breaker, current_time, reset_timeouts = open_breaker(), 10.0, []
     for number in range(4):
@@ -100,8 +98,8 @@ def test_failed_probes_are_farther_and_farther_apart() -> None:
 
 
 def test_somebody_new_is_the_probe_when_nobody_who_waits_comes() -> None:
-    """After its rest an open breaker lacks a probe, or after as long again while others wait, until
-    one is under way; a failed probe rests again.
+    """An open circuit needs a probe from its reset timeout on, or after as long again while others
+    wait, until one is in flight. A failed probe restarts the timeout.
     """
     breaker = Breaker("x", SETTINGS)
     assert not breaker.needs_probe(10, others_waiting=False)
@@ -129,8 +127,8 @@ def test_somebody_new_is_the_probe_when_nobody_who_waits_comes() -> None:
     st.lists(st.tuples(st.sampled_from(["ask", "fail", "succeed"]), st.floats(0, 30)), max_size=60)
 )
 def test_it_never_stays_shut(steps: list[tuple[str, float]]) -> None:
-    """Whatever happened, a call is let through after the longest rest, unless a probe is under way;
-    and a success lets all through.
+    """In every state a call is sent after the maximum reset timeout, unless a probe is in flight; a
+    success lets all calls through.
     """
     breaker, current_time, probing = Breaker("x", SETTINGS), 0.0, False
     for number, (step, wait) in enumerate(steps):
@@ -172,7 +170,7 @@ class UnstableProvider:
 
 
 class UnverifyingProvider(UnstableProvider):
-    """A provider that answers all but verifications."""
+    """A provider that answers everything except verifications."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -183,12 +181,12 @@ class UnverifyingProvider(UnstableProvider):
 
 
 async def keep_lease(_item: object) -> bool:
-    """Nobody takes anything over."""
+    """No other process takes anything over."""
     return True
 
 
 def some_charge() -> Charge:
-    """A charge that is leased for an hour."""
+    """A charge with a lease of an hour."""
     return Charge(
         operation_id="c",
         checkout_id="c",
@@ -209,7 +207,7 @@ def some_charge() -> Charge:
 
 
 class PartlyFailingProvider:
-    """A provider that fails at one kind of call, and answers the other."""
+    """A provider that fails one kind of call, and answers the other."""
 
     name = "moody"
     key_window = 3600.0
@@ -242,8 +240,8 @@ class PartlyFailingProvider:
 def test_a_provider_is_asked_what_it_still_answers(
     failing: NextAction, answered: NextAction
 ) -> None:
-    """Sends that fail keep no look-up and no cancellation back, nor the other way round; and what
-    is answered does not have the failing kind sent again.
+    """Failing sends block no lookup and no cancellation, and vice versa; answers of one kind do not
+    close the circuit of the other.
     """
 
     async def main() -> None:
@@ -267,7 +265,7 @@ def test_a_provider_is_asked_what_it_still_answers(
 
 
 def test_bank_accounts_that_cannot_be_verified_hold_no_payout_up() -> None:
-    """Verifications that fail, however they are asked for, keep no send and no look-up back."""
+    """Failing verifications, through any call, block no send and no lookup."""
 
     async def main() -> None:
         provider = UnverifyingProvider()
@@ -305,7 +303,7 @@ def test_bank_accounts_that_cannot_be_verified_hold_no_payout_up() -> None:
 
 
 def test_a_probe_whose_caller_went_away_is_no_probe() -> None:
-    """When the call that probes is cancelled, the next one probes in its place."""
+    """When the call that is the probe is cancelled, the next one becomes the probe."""
 
     async def main() -> None:
         provider = UnstableProvider()

@@ -1,5 +1,5 @@
-"""Streams of a numbered sequence: each shows all that fits, in order and once, whatever other
-streams of the process do.
+"""Streams of a numbered sequence: each sends all matching items, in order and once, independent of
+other streams of the process.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ KIBIBYTE = 1024
 
 
 class FakeSequence:
-    """A sequence whose items are their numbers, of given sizes, and the numbers that one read gave
-    each time.
+    """A sequence whose items are their numbers, of given sizes, and the numbers that each read
+    returned.
     """
 
     def __init__(self, sizes: Sequence[int]) -> None:
@@ -47,8 +47,8 @@ class FakeSequence:
 
 
 def test_a_stream_behind_another_does_not_wait_for_what_is_there(database: DatabaseUrls) -> None:
-    """A stream that comes to wait when the sequence has grown shows what is new, also while a
-    faster stream waits for more already.
+    """A stream that starts to wait after the sequence has grown sends the new items, even if a
+    faster stream already waits for more.
     """
 
     async def main() -> tuple[int, int]:
@@ -79,8 +79,8 @@ def test_a_stream_behind_another_does_not_wait_for_what_is_there(database: Datab
 
 
 def test_what_nobody_followed_is_read_anew(database: DatabaseUrls) -> None:
-    """Once all who followed have gone, nothing is shown from memory: the database may have been set
-    back, and have grown again, since.
+    """After the last follower has left, nothing is sent from memory: the database may have been
+    restored, and have grown again, since.
     """
 
     async def main() -> tuple[int, int]:
@@ -111,8 +111,8 @@ def test_what_nobody_followed_is_read_anew(database: DatabaseUrls) -> None:
 def test_items_of_any_size_come_once_and_in_order(
     database: DatabaseUrls, sizes: list[int], after: int, follows: bool
 ) -> None:
-    """However large the items are, a stream shows each behind its cursor once, in order, from the
-    database as from what the process keeps.
+    """For items of any size, a stream sends each item after its cursor once, in order, from the
+    database and from the process's buffer.
     """
     after = min(after, len(sizes))
 
@@ -126,7 +126,7 @@ def test_items_of_any_size_come_once_and_in_order(
         sequence = FakeSequence(sizes)
         db = Database(database.service("event"), connections=1)
         tail = SequenceTail(db, sequence.source())
-        tail._reset_buffer(after)  # what comes is kept
+        tail._reset_buffer(after)  # new items are buffered
         if follows:
             await tail._extend_buffer(len(sizes))
         received = await take_items(
@@ -139,8 +139,8 @@ def test_items_of_any_size_come_once_and_in_order(
 
 
 def test_a_stream_reads_ahead_by_bytes(database: DatabaseUrls) -> None:
-    """A stream that nobody reads on keeps 128 KiB or one item, though one read of the database
-    finds 200 items: large ones are read again.
+    """A stream without a reader buffers 128 KiB or one item, though one read of the database finds
+    200 items: large ones are read again.
     """
 
     async def main() -> list[int]:

@@ -51,8 +51,8 @@ _STEPS = st.one_of(
 def test_no_sequence_of_changes_breaks_a_wallet(
     steps: list[tuple[str, int, object]], delay: int
 ) -> None:
-    """W2, W3: whatever is asked in whatever order, parts stay at least 0, owed only without
-    available, held and pending are the sums of what is open.
+    """W2, W3: after any sequence of changes, parts are at least 0 and money is owed only if none is
+    available. Held and pending are the sums of open holds and credits.
     """
     wallet, holds, credits_, total = (
         Wallet("s", "EUR", release_delay=delay),
@@ -80,7 +80,7 @@ def test_no_sequence_of_changes_breaks_a_wallet(
                 "s", "EUR", amount, pending=bool(how) and delay > 0
             )
         elif what == "free":
-            # as its key would have it, it is released once
+            # By its key, it is released once.
             credits_[instruction.source_id] = replace(
                 credits_[instruction.source_id], pending=False
             )
@@ -138,7 +138,7 @@ def _instruction(kind: str, amount: int, argument: object, number: int) -> Instr
     ),
 )
 def test_a_hold_ends_once(state: HoldState, kind: EntryKind) -> None:
-    """W3: only an open hold ends; every other pair is HOLD_ENDED."""
+    """W3: only an open hold can end; every other pair is HOLD_ENDED."""
     wallet = Wallet("s", "EUR", Balances(held=10))
     hold = Hold("h", "s", "EUR", 10, "PAYOUT", "c", state=state)
     instruction = Instruction(kind, "h", "c", amount=4)
@@ -151,7 +151,9 @@ def test_a_hold_ends_once(state: HoldState, kind: EntryKind) -> None:
 
 
 def test_facts_always_post_and_credits_repay_what_is_owed() -> None:
-    """A fact takes what is available and owes the rest; later credits repay first."""
+    """An unconditional debit takes the available amount and owes the remainder; later credits repay
+    it first.
+    """
     wallet = Wallet("s", "EUR", Balances(available=30))
     wallet = apply_now(
         wallet,
@@ -175,8 +177,8 @@ def test_facts_always_post_and_credits_repay_what_is_owed() -> None:
 def test_a_release_moves_the_whole_credit_and_repays_first(
     amount: int, others: int, available: int, owed: int, frozen: bool
 ) -> None:
-    """A release takes its credit out of pending, repays what is owed, makes the rest available, and
-    leaves the balance and what is held alone.
+    """A release removes its credit from pending, repays the owed amount, and makes the remainder
+    available. Balance and held amount do not change.
     """
     before = Balances(amount + others, 0 if owed else available, held=7, owed=owed)
     change = apply_now(
@@ -196,8 +198,8 @@ def test_a_release_moves_the_whole_credit_and_repays_first(
 
 
 def test_what_is_available_already_is_not_released_again() -> None:
-    """A credit that became available at once has nothing to release, and one that is not there is
-    NOT_FOUND: neither makes money.
+    """A credit that was immediately available has nothing to release, and a missing one is
+    NOT_FOUND: neither creates money.
     """
     wallet, release = (
         Wallet("s", "EUR", Balances(pending=5, available=5)),
@@ -214,8 +216,8 @@ def test_what_is_available_already_is_not_released_again() -> None:
 
 @given(st.integers(1, 50), st.integers(0, 50), st.integers(0, 100))
 def test_a_hold_leaves_available_what_has_to_stay(amount: int, keep: int, available: int) -> None:
-    """A hold is placed just where its amount and what it has to keep are available, and it sets
-    only its amount aside.
+    """A hold is placed exactly if its amount and the required remainder are available, and it sets
+    aside only its amount.
     """
     placed = Instruction(
         EntryKind.HOLD_PLACED,
@@ -240,7 +242,7 @@ def test_a_hold_leaves_available_what_has_to_stay(amount: int, keep: int, availa
 
 
 def test_a_hold_that_keeps_nothing_is_the_hold_it_always_was() -> None:
-    """K1: what has to stay available is part of a hold's values, and holds placed before it existed
+    """K1: the required available amount is part of a hold's values, and earlier holds without it
     keep their fingerprint.
     """
     placed = Instruction(EntryKind.HOLD_PLACED, "h", "c", "s", "EUR", 5, purpose="PAYOUT")
@@ -252,7 +254,7 @@ def test_a_hold_that_keeps_nothing_is_the_hold_it_always_was() -> None:
 
 
 def test_a_frozen_wallet_takes_credits_and_facts_only() -> None:
-    """Freezing refuses requests, never facts."""
+    """Freezing rejects conditional changes, never unconditional ones."""
     wallet = Wallet("s", "EUR", Balances(available=30), frozen=True)
     apply_now(wallet, None, Instruction(EntryKind.CREDIT, "PAY_IN/1", "c", "s", "EUR", 1))
     apply_now(
@@ -277,8 +279,8 @@ _INSTANTS = st.integers(0, 20)
 def test_a_hold_is_ended_by_others_only_before_its_expire_time(
     expires: int, steps: list[tuple[int, str]]
 ) -> None:
-    """W3: at and after its expire_time a hold is neither captured nor released, and its whole
-    amount comes back, however late the expiry job runs.
+    """W3: from its expire_time on a hold is neither captured nor released, and its whole amount is
+    returned, however late the expiry job runs.
     """
     wallet, current_time = Wallet("s", "EUR", Balances(available=10)), _NOW
     placed = Instruction(
@@ -297,7 +299,7 @@ def test_a_hold_is_ended_by_others_only_before_its_expire_time(
         is_open = change.hold is not None and change.hold.state is HoldState.OPEN
         expired = current_time >= _NOW + timedelta(seconds=expires)
         if what == "expire" and not expired:
-            continue  # the job selects only what has expired
+            continue  # the job selects only expired holds
         allowed = is_open and (what == "expire") == expired
         try:
             change = apply_at(change.wallet, change.hold, _end_instruction(what), now=current_time)
@@ -320,8 +322,8 @@ def _end_instruction(kind: str) -> Instruction:
 
 @given(st.integers(-5, 5))
 def test_a_hold_is_placed_only_with_an_expire_time_in_the_future(seconds: int) -> None:
-    """An expire_time that has passed, or is now, is FIELD_INVALID; so is any when the time is not
-    known.
+    """A past or present expire_time is FIELD_INVALID; so is any when the current time is
+    unknown.
     """
     placed = Instruction(
         EntryKind.HOLD_PLACED,
@@ -359,8 +361,8 @@ _NAMES, _OWNERS = st.sampled_from("abcd"), st.sampled_from(["x", "y"])
 def test_a_group_of_claims_is_made_whole_or_not_at_all(
     claims: list[SellerClaim], owners: dict[str, str]
 ) -> None:
-    """Only sellers of nobody change hands; afterwards each group has all of its sellers, or has
-    claimed none; one that nobody stands in the way of has all.
+    """Only sellers without an owner are claimed. Afterwards each group has all of its sellers, or
+    has claimed none; a group without conflicts has all.
     """
     granted = grant_claims(claims, owners)
     assert not granted.keys() & owners.keys()
@@ -382,7 +384,7 @@ def test_a_group_of_claims_is_made_whole_or_not_at_all(
 
 
 def test_what_must_be_booked_opens_a_missing_wallet() -> None:
-    """Credits and unconditional debits open a wallet; nothing else does."""
+    """Credits and unconditional debits open a wallet; no other change does."""
     assert {
         (kind, allow_owed)
         for kind in EntryKind

@@ -1,4 +1,4 @@
-"""The settings: what they are, where they are read from, and what is said when one is wrong."""
+"""The settings: definitions, sources and error messages."""
 
 from tallystick_server.app.configuration.settings import (
     DEFAULT_DESTINATION_COOLDOWN,

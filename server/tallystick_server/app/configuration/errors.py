@@ -1,4 +1,4 @@
-"""What is said of settings that are wrong: one line for each, without their values."""
+"""Error messages for invalid settings: one line for each, without its value."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Path = tuple[str, ...]
 def iterate_fields(
     model: type[BaseModel] = Settings, section: Path = ()
 ) -> Iterator[tuple[Path, FieldInfo]]:
-    """Every setting with its path, sections resolved."""
+    """Every setting by path, with sections resolved."""
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from iterate_fields(field.annotation, (*section, name))
@@ -34,7 +34,7 @@ def variable_of(path: Path) -> str:
 
 
 def kind_of(field: FieldInfo) -> Kind:
-    """What the setting takes."""
+    """The description of the setting's type."""
     return next(item for item in _metadata(field) if isinstance(item, Kind))
 
 
@@ -60,14 +60,14 @@ def _metadata(field: FieldInfo) -> Iterable[Any]:
 
 @dataclass(frozen=True, slots=True)
 class Origins:
-    """Where each setting was written."""
+    """The source of each setting."""
 
     environment: Mapping[str, str]
     file: str
     table: Mapping[str, Any]
 
     def name(self, path: Path) -> str:
-        """The setting as the user wrote it, or both of its names if it has its default."""
+        """The setting as the user wrote it, or both of its names if it has the default."""
         variable = variable_of(path)
         if variable in self.environment:
             return variable
@@ -118,8 +118,8 @@ def unknown_setting(name: str, path: Path) -> str:
 
 
 def _nearness(known: Path, path: Path) -> float:
-    """How alike two paths are, as a whole and word by word: a setting is also found by its name in
-    another section, or by a key of its table.
+    """The similarity of two paths, as a whole and word by word. So a setting is also found by its
+    name in another section, or by a key of its table.
     """
     known_name, name = "_".join(known), "_".join(path).lower()
     if name.startswith(f"{known_name}_"):

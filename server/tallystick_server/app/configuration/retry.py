@@ -139,4 +139,4 @@ PolicyByReason: TypeAlias = Annotated[
     PlainValidator(_parse_policies),
     Kind("table: retry reason to policy"),
 ]
-"""The provider is "" for what holds for all."""
+"""The provider is "" for all providers."""

@@ -1,5 +1,5 @@
-"""Reads the settings: from the environment first, then from a TOML file. Everything is checked at
-the start.
+"""Reads the settings from the environment, then from a TOML file, and validates all of them at the
+start.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tallystick_server.app.configuration.settings import Settings
 from tallystick_server.app.errors import StartupError
 from tallystick_server.providers.gateway import LEASE_MARGIN_SECONDS
 
-# where the settings are, what scripts/setup runs, and an operator's own
+# the path of the file, the interpreter of scripts/setup, and an operator's own token
 _OTHER_VARIABLES = frozenset({"TALLYSTICK_CONFIG", "TALLYSTICK_PYTHON", "TALLYSTICK_TOKEN"})
 _SERVICE_LINK = re.compile(
     r"TALLYSTICK_(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)",
@@ -50,7 +50,7 @@ class SettingDescription:
     """In the environment, such as TALLYSTICK_PAYOUT__DESTINATION_COOLDOWN."""
     type: str
     unit: str
-    """Empty: none."""
+    """Empty if it has none."""
     allowed: str
     """The values that are allowed, such as "a number of seconds from 0 to 60"; empty: see type."""
     default: str
@@ -92,8 +92,10 @@ def _format_default(field: FieldInfo) -> str:
 
 
 def load(environment: Mapping[str, str] | None = None, path: str | None = None) -> Settings:
-    """The settings of an environment, by default the process's, and of a file, by default the one
-    in TALLYSTICK_CONFIG. Raises StartupError, which names every setting that is wrong.
+    """Loads the settings of an environment, by default the process's, and of a file, by default the
+    one in TALLYSTICK_CONFIG.
+
+    Raises StartupError, which names every invalid setting.
     """
     environment = os.environ if environment is None else environment
     path = path or environment.get("TALLYSTICK_CONFIG") or ""
@@ -134,7 +136,7 @@ def _read_toml(path: str) -> dict[str, Any]:
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Two layers of settings, section by section."""
+    """Merges two layers of settings, section by section."""
     merged = dict(below)
     for name, value in above.items():
         is_section = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
@@ -157,7 +159,7 @@ def _check_combinations(settings: Settings, origins: Origins) -> list[str]:
             f"{origins.name(('worker', 'lease_duration'))} must be more than "
             f"{LEASE_MARGIN_SECONDS:g} seconds longer than providers.timeout."
         )
-    # what is sent must be recorded before its key is forgotten
+    # an outcome must be recorded before its key expires
     if settings.providers.key_window <= settings.worker.lease_duration:
         lines.append(
             f"{origins.name(('providers', 'key_window'))} must be longer than "
@@ -188,7 +190,7 @@ def _check_callers(settings: Settings, origins: Origins) -> list[str]:
 
 
 def _is_loopback(address: str) -> bool:
-    """Whether only this machine can reach the address."""
+    """Whether the address is reachable from this machine only."""
     if address.startswith("unix:"):
         return True
     host = address.rpartition(":")[0].strip("[]")

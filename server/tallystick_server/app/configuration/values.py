@@ -1,5 +1,5 @@
-"""The types of single settings. Each says what a value must be, and parses it from TOML or from the
-text of an environment variable.
+"""The types of settings. Each describes its valid values, and parses them from TOML or from an
+environment variable.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ _PORT = "6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[1
 
 class InvalidSetting(ValueError):
     """A value that is not allowed. Each problem is a path below the setting, empty for the setting
-    itself, and a text such as "must be a table". No text shows a value that may be a secret.
+    itself, and a text such as "must be a table".
+
+    No text shows a value that may be a secret.
     """
 
     def __init__(self, *problems: tuple[str, str]) -> None:
@@ -39,7 +41,7 @@ class InvalidSetting(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What a setting takes, for errors and the documentation."""
+    """The description of a setting's type, for errors and the documentation."""
 
     name: str
     unit: str = ""
@@ -103,7 +105,7 @@ _parse_address = _matching(rf"[A-Za-z0-9.\-\[\]:]+:({_PORT})|unix:.+", "host:por
 
 
 def one_of(*choices: str) -> Callable[[Any], str]:
-    """A parser of one of the texts."""
+    """A parser that accepts one of the texts."""
 
     def parse(value: Any) -> str:
         if value not in choices:
@@ -150,8 +152,9 @@ def split_pairs(value: Any) -> dict[str, Any]:
 def table(
     parse_item: Callable[[Any], Any], *keys: str, show_keys: bool = True
 ) -> Callable[[Any], dict[str, Any]]:
-    """A parser of a table, whose keys are among `keys` if any are given. Without `show_keys` no
-    error shows a key, which may be a part of a URL.
+    """A parser of a table. Its keys must be among `keys` if any are given.
+
+    Without `show_keys` no error shows a key, which may be a part of a URL.
     """
 
     def parse(value: Any) -> dict[str, Any]:

@@ -1,3 +1,1 @@
-"""The databases of a process: roles and migrations, schema checks, connections, embedded
-PostgreSQL.
-"""
+"""The databases of a process: roles, migrations, schemas, connections, embedded PostgreSQL."""

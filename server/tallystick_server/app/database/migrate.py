@@ -1,4 +1,4 @@
-"""Schemas and roles: each service's role reaches its own schema and nothing else."""
+"""Schemas and roles: the role of each service has access to its own schema only."""
 
 from __future__ import annotations
 
@@ -30,23 +30,22 @@ from tallystick_server.app.database.schema import (
 from tallystick_server.app.errors import StartupError
 
 SCHEMAS = ("payment", "ledger", "wallet", "payout", "event", "sandbox")
-"""The schemas, each with a service's role, an owner that cannot log in, and a read-only role."""
+"""The schemas. Each has a service role, an owner that cannot log in, and a read-only role."""
 
-# A generic plan made on empty tables is a bad one for ever. The planner takes a list in JSON for
-# 100 rows, so without `enable_seqscan = off` it reads
-# a table of some thousand rows whole for the one that a small batch names: with 20,000 payments
-# account, payout and attempt, 3,000 rows each time.
-# It hides no index that is missing: test_growth.py counts the rows that plans read, by whatever
-# node. The rest ends what hangs.
+# A generic plan from empty tables stays bad, so every plan is a custom one. The planner expects 100
+# rows from a JSON list. Without `enable_seqscan = off` a small batch therefore scans tables of some
+# thousand rows. With 20,000 payments these are account, payout and attempt, 3,000 rows each time.
+# This hides no missing index: test_growth.py counts the rows that plans read, in any node. The
+# timeouts end sessions that hang.
 _ROLE_SETTINGS = {
     "plan_cache_mode": "force_custom_plan",
     "enable_seqscan": "off",
-    "jit": "off",  # what has to scan costs 10^10 by the line above, and would be compiled each time
+    "jit": "off",  # a required scan costs 10^10 by the line above, and would be compiled each time
     "idle_in_transaction_session_timeout": "1s",
     "lock_timeout": "3s",
     "statement_timeout": "10s",
 }
-# A reader merges streams, so one may rest while another is read.
+# A reader merges streams, so one stream may be idle while another is read.
 _READER_SETTINGS = {
     "enable_seqscan": "on",
     "default_transaction_read_only": "on",
@@ -54,20 +53,20 @@ _READER_SETTINGS = {
     "idle_in_transaction_session_timeout": "10min",
 }
 _MIGRATION_LOCK_KEY = 0x7A11
-_LOCK_TIMEOUT_SECONDS = 60.0  # seconds for which migrate waits for another one
-# for longer a migration keeps nobody waiting behind the lock that it waits for
+_LOCK_TIMEOUT_SECONDS = 60.0  # for which migrate waits for another one
+# Limits how long a migration that waits for a table lock blocks others.
 _TABLE_LOCK_TIMEOUT = "3s"
 _MAX_ATTEMPTS = 20
-# Functions that anybody may call unless it is forbidden, and that no service needs: large objects,
-# which no constraint covers, and advisory locks.
+# Functions that PUBLIC may call by default and no service needs: large objects, which no constraint
+# limits, and advisory locks.
 _FORBIDDEN_FUNCTIONS = r"^(lo_.*|lowrite|loread|pg_(try_)?advisory_.*)$"
 _SYSTEM_DATABASES = ("postgres", "template1")
 
 
 @dataclass(frozen=True, slots=True)
 class RoleNames:
-    """The names of one service's roles; roles belong to the whole cluster, so the database's name
-    comes first.
+    """The names of one service's roles. Roles belong to the whole cluster, so names begin with the
+    database.
     """
 
     owner: str
@@ -83,13 +82,13 @@ def role_names(database: str, service: str) -> RoleNames:
 
 
 class Passwords:
-    """The roles' passwords, made once and kept in a file that only its owner may read."""
+    """The generated passwords of the roles, stored in a file that only its owner may read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def get(self, role: str) -> str:
-        """The role's password. Raises Failure if none was made."""
+        """The role's password. Raises StartupError if there is none."""
         if not self.has(role):
             raise StartupError(
                 f"There is no password for the role {role} in {self.path}: run 'tallystick "
@@ -115,7 +114,7 @@ class Passwords:
         return passwords
 
     def get_or_create(self, role: str) -> str:
-        """The role's password, made if there is none."""
+        """The role's password, generated if there is none."""
         passwords = self._read()
         if role not in passwords:
             passwords[role] = secrets.token_urlsafe(24)
@@ -130,7 +129,7 @@ class Passwords:
 
 
 def first_line(error: Exception) -> str:
-    """What the driver says went wrong; it names host and database, and no password."""
+    """The driver's error message; it names host and database, and no password."""
     lines = str(getattr(error, "orig", None) or error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
@@ -145,7 +144,7 @@ def role_url(admin_url: str, role: str, password: str) -> str:
 
 
 def driver_url(url: str) -> URL:
-    """The URL for SQLAlchemy. Raises Failure if it is none of PostgreSQL's."""
+    """The URL for SQLAlchemy. Raises StartupError if it is not a PostgreSQL URL."""
     try:
         parsed = make_url(url)
     except Exception:  # noqa: BLE001 - the parser raises many kinds, whose texts may show a part of a password
@@ -155,7 +154,7 @@ def driver_url(url: str) -> URL:
         ) from None
     if parsed.get_backend_name() != "postgresql":
         raise StartupError("The database URL must begin with postgresql://.")
-    # a part of a password that connection errors would show as host, database or option
+    # Connection errors would show that part of a password as host, database or option.
     if url.count("@") > 1 or "@" in (parsed.database or ""):
         raise StartupError(
             "The database URL may have one @, before the host; in a password @ is written as %40."
@@ -171,11 +170,11 @@ def migrate(
     lock_timeout_seconds: float = _LOCK_TIMEOUT_SECONDS,
     on_schema: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Brings every schema and role of the database up to date; harmless to repeat, and two at a
-    time take turns. Raises Failure.
+    """Brings every schema and role of the database up to date. Idempotent; concurrent runs wait for
+    each other. Raises StartupError.
 
-    A role whose password is not known here keeps it, unless `new_passwords` are to be made.
-    Calls `on_schema` after each schema.
+    A role whose password is unknown here keeps it, unless `new_passwords` is set. Calls `on_schema`
+    after each schema.
     """
     url = driver_url(admin_url)
     engine = create_engine(url)
@@ -210,8 +209,8 @@ def migrate(
 
 @contextmanager
 def _migration_lock(connection: Connection, timeout_seconds: float) -> Iterator[None]:
-    """Holds migrate's lock. Raises Failure that names who holds it, if nobody gives it up
-    in time.
+    """Holds the lock of migrate. If another session keeps it too long, raises StartupError, which
+    names the holder.
     """
     deadline = time.monotonic() + timeout_seconds
     while not connection.execute(
@@ -244,10 +243,10 @@ def _migration_lock(connection: Connection, timeout_seconds: float) -> Iterator[
 
 
 def _restrict_connections(connection: psycopg.Connection[Any], database: str) -> None:
-    """Nobody connects to the database, or makes temporary tables, who was not let in by name; nor
-    to those that every cluster has.
+    """Revokes CONNECT and TEMPORARY from PUBLIC, here and in the default databases of every
+    cluster. Only the listed roles may connect.
 
-    What only a superuser may revoke stays where the administrator is none, as at many hosts.
+    Privileges that only a superuser may revoke stay if the administrator is none, as at many hosts.
     """
     connection.execute(
         sql.SQL("revoke connect, temporary on database {} from public").format(
@@ -260,7 +259,7 @@ def _restrict_connections(connection: psycopg.Connection[Any], database: str) ->
         f"has_database_privilege('public', datname, 'connect') and {is_owned}"
     )
     for (name,) in connection.execute(open_databases_query, (list(_SYSTEM_DATABASES),)).fetchall():
-        # another database's migrate is revoking it
+        # migrate of another database revokes it concurrently
         with suppress(psycopg.errors.InternalError_), connection.transaction():
             connection.execute(
                 sql.SQL("revoke connect, temporary on database {} from public").format(
@@ -314,7 +313,7 @@ def _create_roles(
                     "run the command where that is (TALLYSTICK_DATA_DIR), or make new ones with "
                     "'tallystick migrate --new-passwords', which shuts out whoever uses the old."
                 )
-            # as its verifier: a server may log statements
+            # as a SCRAM verifier, because a server may log statements
             if existing_role is None or new_passwords:
                 verifier = connection.pgconn.encrypt_password(
                     passwords.get_or_create(role).encode(), role.encode(), b"scram-sha-256"
@@ -361,7 +360,7 @@ def _create_roles(
 
 
 def _can_log_in(connection: psycopg.Connection[object], role: str, password: str) -> bool:
-    """Whether the role comes in with the password; also where that cannot be asked."""
+    """Whether the role can log in with the password; true if that cannot be tested."""
     info = connection.info
     try:
         psycopg.connect(
@@ -378,8 +377,8 @@ def _can_log_in(connection: psycopg.Connection[object], role: str, password: str
 
 
 def _upgrade(connection: Connection, service: str, service_roles: RoleNames) -> None:
-    """Runs a schema's migrations as its owner, each in a transaction of its own, and notes what
-    they made. Raises Failure.
+    """Runs a schema's migrations as its owner, each in its own transaction, and stores the schema
+    description. Raises StartupError.
     """
     driver: Any = connection.connection.driver_connection
     expected = expected_schema(service)
@@ -400,7 +399,7 @@ def _upgrade(connection: Connection, service: str, service_roles: RoleNames) -> 
     )
     connection.execute(text(f'set role "{service_roles.owner}"'))
     connection.execute(text(f"set lock_timeout = '{_TABLE_LOCK_TIMEOUT}'"))
-    connection.commit()  # so that each migration has its own transaction, and may do without one
+    connection.commit()  # so that each migration has its own transaction, or runs without one
     _retry_on_lock_timeout(lambda: command.upgrade(settings, "heads"), connection)
     connection.execute(text("reset lock_timeout"))
     connection.execute(
@@ -415,8 +414,8 @@ def _upgrade(connection: Connection, service: str, service_roles: RoleNames) -> 
 
 
 def _retry_on_lock_timeout(upgrade: Callable[[], None], connection: Connection) -> None:
-    """Repeats what did not get a table's lock in time, so that it never keeps the table's users
-    waiting for long.
+    """Retries a statement that did not get a table lock in time. So it never blocks the table's
+    users for long.
     """
     for attempt in range(_MAX_ATTEMPTS):
         try:

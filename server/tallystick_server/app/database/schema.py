@@ -1,5 +1,5 @@
-"""Whether a database's schema is one that this code can work with: revisions, the fingerprints of
-their SQL, and what a newer schema still allows.
+"""Checks whether this code can work with a database's schema: its revisions, the fingerprints of
+their SQL, and the compatibility that newer schemas declare.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from tallystick_server.app.errors import StartupError
 from tallystick_storage.migrations import collect_scripts
 
 _MIGRATIONS = str(files("tallystick_storage").joinpath("migrations"))
-# the sandbox owns its schema, as a provider outside would
+# the sandbox owns its schema, like an external provider
 _SANDBOX_MIGRATIONS = str(files("tallystick_sandbox").joinpath("migrations"))
-_UNDEFINED_SQLSTATES = ("3F000", "42P01")  # SQLSTATEs: no such schema, no such table
-# What a server says when it takes nobody in, however long one waits; the driver has no SQLSTATE of
-# a connection that was refused.
+_UNDEFINED_SQLSTATES = ("3F000", "42P01")  # undefined schema, undefined table
+# Messages of a server that rejects connections permanently. The driver has no SQLSTATE for a
+# rejected connection.
 _PERMANENT_ERRORS = (
     "authentication failed",
     "does not exist",
@@ -39,7 +39,7 @@ _CONNECT_TIMEOUT_SECONDS = 5
 
 
 class DatabaseUnavailable(Exception):
-    """The database takes no connections now; it may later."""
+    """The database accepts no connections now; it may later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,9 @@ class Schema:
         return list(self.fingerprints)[-1]
 
     def as_text(self) -> str:
-        """How migrate stores it, as the comment of the schema's table alembic_version."""
+        """The form in which migrate stores it, as the comment of the schema's table
+        alembic_version.
+        """
         return json.dumps(
             {
                 "fingerprints": dict(self.fingerprints),
@@ -68,7 +70,7 @@ class Schema:
 
 
 def alembic_config(service: str) -> Config:
-    """Alembic's configuration of one schema's history."""
+    """Alembic's configuration of one schema's migrations."""
     configuration = Config()
     configuration.set_main_option("script_location", _MIGRATIONS)
     configuration.set_main_option(
@@ -80,8 +82,8 @@ def alembic_config(service: str) -> Config:
 
 
 def expected_schema(service: str) -> Schema:
-    """The schema that the migration scripts make. Each migration may declare a
-    `minimum_process_revision`; without one it is its own revision.
+    """The schema that the migration scripts produce. Each migration may declare a
+    `minimum_process_revision`; the default is its own revision.
     """
     revisions = list(ScriptDirectory.from_config(alembic_config(service)).walk_revisions())[::-1]
     order = [revision.revision for revision in revisions]
@@ -102,7 +104,7 @@ def expected_schema(service: str) -> Schema:
 
 
 def _fingerprint(scripts: list[str]) -> str:
-    """A hash of SQL that comments and white space leave as it is."""
+    """A hash of SQL that ignores comments and white space."""
     normalized = re.sub(r"\s+", " ", re.sub(r"--[^\n]*", "", "\n".join(scripts))).strip()
     return hashlib.sha256(normalized.encode()).hexdigest()
 
@@ -110,8 +112,8 @@ def _fingerprint(scripts: list[str]) -> str:
 def read_stored_schema(
     connection: psycopg.Connection[Any], service: str
 ) -> tuple[str, Schema | None] | None:
-    """The revision that a schema is at, and what migrate stored of it (None: nothing); None if it
-    has none.
+    """A schema's revision, and what migrate stored with it (None: nothing). None if the schema has
+    no revision.
     """
     table = f"{service}.alembic_version"
     relation = connection.execute("select to_regclass(%s)", (table,)).fetchone()
@@ -133,7 +135,7 @@ def read_stored_schema(
 
 
 def store_schema(connection: psycopg.Connection[Any], service: str, schema: Schema) -> None:
-    """Notes the schema beside its revision."""
+    """Stores the schema description with its revision."""
     connection.execute(
         sql.SQL("comment on table {} is {}").format(
             _version_table(service), sql.Literal(schema.as_text())
@@ -148,8 +150,8 @@ def _version_table(service: str) -> sql.Identifier:
 def reject_foreign_schema(
     service: str, expected: Schema, current: tuple[str, Schema | None]
 ) -> None:
-    """Raises Failure if the schema was not made by this code's migrations, as far as both know the
-    same revisions.
+    """Raises StartupError if the schema differs from this code's migrations in a revision that both
+    know.
     """
     revision, stored = current
     shared = [
@@ -175,8 +177,8 @@ def reject_foreign_schema(
 def reject_incompatible_schema(
     service: str, expected: Schema, current: tuple[str, Schema | None] | None
 ) -> None:
-    """Raises Failure if this code cannot work with a database's schema; a newer one is taken as far
-    as its migrations say so.
+    """Raises StartupError if this code cannot work with the database's schema. A newer schema is
+    accepted if its migrations allow it.
     """
     if current is None:
         raise StartupError(
@@ -207,8 +209,8 @@ def reject_incompatible_schema(
 
 
 def check_schema(url: str, service: str) -> None:
-    """Raises Failure if this code cannot work with the service's database, DatabaseUnavailable
-    while nothing can be said of it.
+    """Raises StartupError if this code cannot work with the service's database. Raises
+    DatabaseUnavailable while this cannot be checked.
     """
     target = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
     try:

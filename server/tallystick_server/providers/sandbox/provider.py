@@ -1,4 +1,4 @@
-"""The sandbox behind the port: in this process, or over HTTP."""
+"""The sandbox as a provider: in this process, or over HTTP."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 NAME = "sandbox"
 MAX_BATCH_SIZE = 100
-"""The most payouts of one submission."""
+"""Maximum payouts of one submission."""
 
 _DECLINE_REASONS = {
     "insufficient_funds": FailureReason.INSUFFICIENT_FUNDS,
@@ -51,13 +51,13 @@ _DECLINE_REASONS = {
 
 
 FINAL_NOT_FOUND = FinalNotFound(60.0, min_responses=2)
-"""No charge is on its way to the sandbox for as long as this."""
+"""No charge is in transit to the sandbox for this long."""
 _REJECTION_CODES = frozenset({"amount_too_small"})
-"""Codes by which a provider surely charges nothing, however often it is asked."""
+"""Codes that guarantee that the provider charges nothing, also after a repeat."""
 
 
 class InProcessSandbox:
-    """The sandbox as an object of this process."""
+    """The sandbox's charges, in this process."""
 
     name = NAME
 
@@ -88,7 +88,7 @@ def _new_http_client(url: str) -> HttpClient:
 
 
 def _parse_reply(status: int, body: Any, retry_after: float) -> Reply:
-    """An answer to one demand. Raises KeyError, TypeError."""
+    """Parses the answer to one request. Raises KeyError, TypeError."""
     return Reply(
         status,
         body["reference"],
@@ -102,8 +102,8 @@ def _parse_reply(status: int, body: Any, retry_after: float) -> Reply:
 
 
 def _parse_retry_after(value: Any) -> float:
-    """What to wait after one answer of many, at most a day. Raises ValueError for what is no number
-    of seconds.
+    """Parses the retry delay of one answer in a batch, at most a day. Raises ValueError if it is no
+    number of seconds.
     """
     if type(value) not in (int, float) or value < 0:
         raise ValueError("retry_after is no number of seconds")
@@ -111,7 +111,7 @@ def _parse_retry_after(value: Any) -> float:
 
 
 class HttpSandbox:
-    """The sandbox as a server of its own."""
+    """The sandbox's charges, on a separate server."""
 
     name = NAME
 
@@ -155,7 +155,7 @@ def _parse_lookup_outcome(status: int, body: Any, retry_after: float) -> ChargeL
 
 
 class InProcessSandboxPayouts:
-    """The sandbox's payouts as an object of this process."""
+    """The sandbox's payouts, in this process."""
 
     name = NAME
     max_batch_size = MAX_BATCH_SIZE
@@ -175,7 +175,7 @@ class InProcessSandboxPayouts:
 
 
 class HttpSandboxPayouts:
-    """The sandbox's payouts by a server of its own."""
+    """The sandbox's payouts, on a separate server."""
 
     name = NAME
     max_batch_size = MAX_BATCH_SIZE
@@ -229,8 +229,8 @@ class HttpSandboxPayouts:
 
 
 def to_outcome(reply: Reply) -> ChargeOutcome:
-    """What an answer means. What is no definite and well-formed answer is Unknown, never a
-    decline.
+    """The outcome of an answer. An answer that is not definite and well-formed is Unknown, never
+    Declined.
     """
     match reply.status:
         case 200 | 202 | 402:
@@ -246,8 +246,8 @@ def to_outcome(reply: Reply) -> ChargeOutcome:
 
 
 def to_lookup_outcome(reply: Reply) -> ChargeLookupOutcome:
-    """What an answer to a look-up, or a cancellation, means. That the sandbox does not know the
-    charge is only what it says in so many words.
+    """The outcome of a lookup or a cancellation. NotFound requires an explicit answer that the
+    sandbox does not know the charge.
     """
     return NotFound() if _is_not_found(reply) else to_outcome(reply)
 
@@ -257,7 +257,7 @@ def _is_not_found(reply: Reply) -> bool:
 
 
 def _to_inconclusive_outcome(reply: Reply) -> NotSent | Unknown:
-    """What an answer means that says nothing of the demand."""
+    """The outcome of an answer that says nothing about the operation."""
     if reply == CONNECTION_REFUSED:
         return NotSent("the connection was refused")
     default_reason = RetryReason.SERVER_ERROR if reply.status >= 500 else RetryReason.NO_ANSWER
@@ -299,8 +299,8 @@ _RETRY_REASONS = {
 
 
 def _is_well_formed(reply: Reply) -> bool:
-    """Whether the answer's values are of their kinds and can be stored. Over HTTP they are whatever
-    was sent.
+    """Whether the answer's values have valid types and can be stored. Over HTTP they may be
+    anything.
     """
     amount: object = reply.amount
     texts: tuple[object, ...] = (reply.reference, reply.currency, reply.code, reply.subject)
@@ -316,8 +316,8 @@ def _is_well_formed(reply: Reply) -> bool:
 
 
 def to_payout_outcome(reply: Reply) -> PayoutOutcome:
-    """What an answer to a payout means. What is no definite and well-formed answer is Unknown,
-    never a decline.
+    """The outcome of an answer to a payout. An answer that is not definite and well-formed is
+    Unknown, never Declined.
     """
     match reply.status:
         case 200 | 402:
@@ -333,7 +333,7 @@ def to_payout_outcome(reply: Reply) -> PayoutOutcome:
 
 
 def to_payout_lookup_outcome(reply: Reply) -> PayoutLookupOutcome:
-    """What an answer to a look-up means."""
+    """The outcome of a payout lookup."""
     return NotFound() if _is_not_found(reply) else to_payout_outcome(reply)
 
 
@@ -373,7 +373,7 @@ _ACCOUNT_REJECTED_CODES = frozenset({"account_closed", "no_account"})
 
 
 def to_verification_outcome(reply: Reply) -> VerificationOutcome:
-    """Whether an account can be paid to."""
+    """Whether the account can receive payouts."""
     match reply.status:
         case 200:
             return Verified()

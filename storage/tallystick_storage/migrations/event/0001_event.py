@@ -16,7 +16,8 @@ create table event (
     aggregate_id text collate "C" not null,
     aggregate_version bigint not null,
     type text not null,
-    owner text collate "C" not null,  -- whose callers may stream it; "": none but the platform's
+    -- the owner whose callers may stream it; "": only the platform
+    owner text collate "C" not null,
     body bytea not null,  -- the event as a tallystick.event.v1.Event without its cursor
     unique (aggregate_id, aggregate_version)
 );

@@ -1,4 +1,4 @@
-"""The book: head, accounts, transactions, entries."""
+"""The ledger: head, accounts, transactions, entries."""
 
 from tallystick_storage.migrations import (
     ALERTS,
@@ -62,10 +62,10 @@ create table entry (
     line_number smallint not null,
     account_id bigint not null,
     currency text not null,
-    -- a credit above zero, a debit below
+    -- a credit is positive, a debit negative
     amount bigint not null check (amount <> 0 and abs(amount) <= 999999999999999999),
     balance_after numeric(38, 0) not null check (balance_after <> 'NaN'),
-    number bigint not null check (number > 0),  -- among the entries of its account
+    number bigint not null check (number > 0),  -- position among the entries of its account
     primary key (book, sequence, line_number)
 );
 create index entry_by_account on entry (account_id, sequence, line_number);
@@ -73,8 +73,8 @@ create index entry_by_account on entry (account_id, sequence, line_number);
 
 RULES = (
     """
--- Writers take turns at the head; accounts are locked in the order of their ids. The role itself
--- may update nothing.
+-- Writers are serialized at the head; accounts are locked in the order of their ids. The role
+-- itself has no UPDATE privilege.
 create function lock_head(book_name text) returns table (sequence bigint, hash bytea,
     post_time timestamptz, now timestamptz)
 language sql volatile security definer set search_path = ledger, pg_temp as $$
@@ -90,8 +90,8 @@ language sql volatile security definer set search_path = ledger, pg_temp as $$
 $$;
 
 """
-    # L1, L3: every transaction is whole as soon as its statement ends, and nothing is ever added to
-    # an old one.
+    # L1, L3: every transaction is complete when its statement ends, and nothing is added to an
+    # earlier one.
     + statement_rule(
         "entries_are_whole",
         "entry",
@@ -120,7 +120,7 @@ $$;
         ),
     )
     + """
--- L6, L7: transactions follow the head without a gap, and head and balances move with them.
+-- L6, L7: transactions follow the head without a gap, and head and balances change with them.
 create function head_advances() returns trigger language plpgsql security definer
 set search_path = ledger, pg_temp set plan_cache_mode = force_generic_plan
     set enable_seqscan = off as $$
@@ -186,8 +186,8 @@ create trigger never_deleted before delete or truncate on account
 create trigger never_deleted before delete or truncate on head
     for each statement execute function reject_change();
 
--- How far the relay has handed transactions to EventService: the book is its own outbox; the table
--- of that name is for alerts.
+-- The last transaction that the relay has passed to EventService. The ledger is its own outbox; the
+-- outbox table is for alerts.
 create table relayed (book text primary key references head, sequence bigint not null
     check (sequence >= 0));
 insert into relayed values ('main', 0);

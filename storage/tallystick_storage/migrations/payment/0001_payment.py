@@ -23,12 +23,12 @@ TABLES = """
 create table checkout (
     checkout_id text collate "C" primary key,
     caller text collate "C" not null,
-    owner text collate "C" not null,  -- whose callers see it
+    owner text collate "C" not null,  -- the owner whose callers see it
     fingerprint bytea not null check (length(fingerprint) = 32),
     buyer_info text not null,
     seller_info text not null,
     buyer_country text not null,
-    payment_token text not null,  -- the provider's; never leaves but to the provider
+    payment_token text not null,  -- issued by the provider; sent only to the provider
     payment_method_type text not null
         check (payment_method_type in ('CARD', 'APPLE_PAY', 'GOOGLE_PAY', 'BANK_TRANSFER', 'CASH')),
     charge_mode text not null check (charge_mode in ('PER_ORDER', 'COMBINED')),
@@ -37,10 +37,10 @@ create table checkout (
     provider text not null,
     traceparent text not null,
     expire_time timestamptz,
-    cancel_reason text not null,  -- why its caller has cancelled it; "": it has not
+    cancel_reason text not null,  -- why its caller cancelled it; "": not cancelled
     order_count int not null check (order_count between 1 and 200),
-    open_orders int not null check (open_orders >= 0),  -- not final, or SUCCESS and not settled
-    -- not (SUCCESS and settled)
+    open_orders int not null check (open_orders >= 0),  -- not final, or SUCCESS and not booked
+    -- not (SUCCESS and booked)
     unpaid_orders int not null
         check (unpaid_orders >= open_orders and unpaid_orders <= order_count),
     is_payment_done boolean not null generated always as (unpaid_orders = 0) stored,
@@ -51,12 +51,12 @@ create table checkout (
     version int not null check (version = case when open_orders = 0 then 2 else 1 end),
     create_time timestamptz not null,
     done_time timestamptz check ((done_time is null) = (open_orders > 0))
-) with (fillfactor = 45);  -- closing it finds room beside the row, and touches no index
+) with (fillfactor = 45);  -- free space for HOT updates: closing it changes no index
 create index checkout_by_owner on checkout (owner, create_time desc, checkout_id desc);
 create index checkout_by_time on checkout (create_time desc, checkout_id desc);
 
--- The payments that are not PAID, by state: an index on the checkout's own would be touched by its
--- closing. Kept by a trigger.
+-- The payments that are not PAID, by state. An index on the checkout itself would change when it is
+-- closed. Maintained by a trigger.
 create table checkout_unpaid (
     checkout_id text collate "C" primary key,
     owner text collate "C" not null,
@@ -68,7 +68,7 @@ create index checkout_unpaid_by_time
 create index checkout_unpaid_by_owner
     on checkout_unpaid (owner, payment_state, create_time desc, checkout_id desc);
 
--- Whom sellers belong to, as WalletService said last; for when it does not answer.
+-- The owners of sellers as WalletService last reported them, for use when it does not answer.
 create table seller_owner (
     seller_account text collate "C" primary key,
     owner text not null check (owner <> ''),
@@ -117,7 +117,7 @@ create table payment_order (
     create_time timestamptz not null,
     update_time timestamptz not null,
     check (status = 'SUCCESS' or not (wallet_updated or ledger_updated))
--- the moves until it is settled find room beside the row, and touch no index
+-- free space for HOT updates: transitions until it is booked change no index
 ) with (fillfactor = 45);
 create index payment_order_by_checkout on payment_order (checkout_id);
 create index payment_order_by_buyer
@@ -127,10 +127,9 @@ create index payment_order_by_seller
 
 alter table attempt add checkout_id text collate "C" not null;
 
--- P1: what a provider charged, by its reference, is the money of one charge: of its orders, or
--- unapplied. Who writes either down claims the reference here,
--- so of two charges at the same moment the second waits for the first, and is refused. Kept by
--- triggers.
+-- P1: money that a provider charged under one reference belongs to one charge: to its orders, or as
+-- unapplied. Each writer claims the reference here. Of two simultaneous charges the second waits
+-- for the first and is rejected. Maintained by triggers.
 create table provider_money (
     provider text not null,
     provider_reference text collate "C" not null,
@@ -138,7 +137,7 @@ create table provider_money (
     primary key (provider, provider_reference)
 );
 
--- The order after each move.
+-- The order after each transition.
 create table order_history (
     payment_order_id text collate "C" not null,
     version int not null check (version > 0),
@@ -159,13 +158,13 @@ create table order_history (
     primary key (payment_order_id, version)
 );
 
--- Orders whose delivery was confirmed, until the wallet has made their money available.
+-- Orders with a confirmed delivery, until the wallet has released their money.
 create table pending_release (
     payment_order_id text collate "C" primary key,
     caller text not null,
-    rejection_message text not null,  -- why the wallet refused it the last time; "": it did not
+    rejection_message text not null,  -- why the wallet last rejected it; "": not rejected
     create_time timestamptz not null,
-    retry_count int not null default 0 check (retry_count >= 0),  -- that the wallet refused
+    retry_count int not null default 0 check (retry_count >= 0),  -- rejections by the wallet
     next_attempt_time timestamptz not null default '-infinity'
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 create index pending_release_by_next_attempt
@@ -192,17 +191,17 @@ create table unapplied_charge (
         then 2 else 1 end),
     create_time timestamptz not null,
     update_time timestamptz not null check (update_time >= create_time),
-    -- the operator who has resolved it; "": nobody has
+    -- the operator who resolved it; "": nobody yet
     acknowledged_by text not null default '' check (acknowledged_by = '' or ledger_updated),
     acknowledge_reason text not null default ''
         check ((acknowledge_reason <> '') = (acknowledged_by <> '')),
     acknowledge_time timestamptz check ((acknowledge_time is not null) = (acknowledged_by <> '')),
     unique (provider, provider_reference)
 );
--- Unapplied charges that the ledger refused; a row leaves when its charge is booked.
+-- Unapplied charges that the ledger rejected. A row is deleted when its charge is booked.
 create table booking_rejection (
     unapplied_charge_id text collate "C" primary key references unapplied_charge,
-    rejection_message text not null check (rejection_message <> ''),  -- why, the last time
+    rejection_message text not null check (rejection_message <> ''),  -- the last rejection
     retry_count int not null check (retry_count > 0),
     next_attempt_time timestamptz not null
 );
@@ -210,8 +209,8 @@ create index unapplied_charge_by_time
     on unapplied_charge (create_time desc, unapplied_charge_id desc);
 create index unapplied_charge_open on unapplied_charge (create_time desc, unapplied_charge_id desc)
     where acknowledged_by = '';
--- Charges that failed though they may have been sent: their providers are asked now and then
--- whether they charged after all.
+-- Charges that failed although they may have been sent. Their providers are polled in case they
+-- charged after all.
 create table failed_charge_poll (
     charge_id text collate "C" primary key,
     provider text not null,
@@ -225,8 +224,8 @@ create index unapplied_charge_unbooked on unapplied_charge (create_time, unappli
 
 
 def _claim_money_trigger(table: str, charge_id: str, event: str, condition: str) -> str:
-    """P1: the rows of a statement on a table claim what their provider charged for their charge, or
-    are refused. The second select sees what was committed while the first waited.
+    """P1: each row of a statement on a table claims the money that the provider charged for its
+    charge, or is rejected. The second select sees what was committed while the first waited.
     """
     return f"""
 create function {table}_claims_provider_money() returns trigger language plpgsql security definer
@@ -254,7 +253,7 @@ create trigger claims_provider_money after {event} on {table} referencing new ta
 
 RULES = (
     """
--- P3: the same table as core's TRANSITIONS, and booking; one version for each.
+-- P3: the same table as TRANSITIONS in core, and booking; each transition is one version.
 create function reject_transition() returns trigger language plpgsql as $$
 begin
     raise exception 'order % cannot go from % to %', old.payment_order_id, old.status, new.status
@@ -265,7 +264,7 @@ create trigger cancelled_once before update on checkout for each row
     when (old.cancel_reason <> '' and new.cancel_reason <> old.cancel_reason)
 execute function reject_change();
 
--- P3: a payment that has ended stays as it is; until then its counts only fall.
+-- P3: a payment that has ended does not change; until then its counts only decrease.
 create trigger closed_once before update on checkout for each row
 when (old.open_orders = 0 or new.open_orders > old.open_orders
     or new.unpaid_orders > old.unpaid_orders) execute function reject_change();
@@ -292,8 +291,8 @@ when (new.version <> old.version + 1 or new.update_time < old.update_time or not
 execute function reject_transition();
 
 """
-    # P4, E1: each version of an order has its history row, each history row its event, and the last
-    # one says what the order is.
+    # P4, E1: each version of an order has its history row, each history row has its event, and the
+    # last history row equals the order.
     + statement_rule(
         "order_has_history",
         "payment_order",
@@ -333,13 +332,13 @@ execute function reject_transition();
         ),
     )
     + """
--- Booked, then acknowledged: each once, in versions of their own.
+-- Booked, then acknowledged: each once, in separate versions.
 create trigger booked_and_acknowledged_once before update on unapplied_charge for each row
     when (new.version <> old.version + 1)
     execute function reject_change();
 
 """
-    # P6: a payment counts its orders as they are.
+    # P6: a payment's counts match the states of its orders.
     + statement_rule(
         "checkout_counts_orders",
         "checkout",
@@ -356,7 +355,7 @@ create trigger booked_and_acknowledged_once before update on unapplied_charge fo
         ),
         on=("update",),
     )
-    # P1: an attempt demands the sum of its charge's orders, in their one currency.
+    # P1: an attempt requests the sum of its charge's orders, in their one currency.
     + statement_rule(
         "attempt_covers_orders",
         "attempt",

@@ -20,28 +20,28 @@ branch_labels = ("payout",)
 depends_on = None
 
 TABLES = """
--- Where the lease tokens of a payout that is reopened begin: above all that it had before, since no
--- work is claimed 2^32 times. So who held it then is fenced.
+-- The first lease tokens of reopened payouts. They exceed all earlier tokens, because no operation
+-- is claimed 2^32 times. Former holders are therefore fenced.
 create sequence reopen_lease_token increment by 4294967296 start with 4294967296;
 
 create table payout_destination (
     payout_destination_id text collate "C" primary key,
     caller text collate "C" not null,
-    owner text collate "C" not null check (owner <> ''),  -- whose callers see it
+    owner text collate "C" not null check (owner <> ''),  -- the owner whose callers see it
     fingerprint bytea not null check (length(fingerprint) = 32),
     seller_account text collate "C" not null,
     currency text collate "C" not null,
-    bank_account_token text not null,  -- the provider's; never leaves but to the provider
+    bank_account_token text not null,  -- issued by the provider; sent only to the provider
     description text not null,
     provider text not null,
     traceparent text not null,
     state text not null
         check (state in ('PENDING_VERIFICATION', 'VERIFIED', 'UNUSABLE', 'DISABLED')),
     usable_time timestamptz not null check (usable_time >= create_time),
-    -- it was, at some time
+    -- it was verified at some time
     verified_time timestamptz check (verified_time is not null or state <> 'VERIFIED'),
     decline_code text not null,
-    awaits_approval boolean not null,  -- a second person's, without which it is not paid to
+    awaits_approval boolean not null,  -- by a second person; required before it is paid to
     approved_by text not null
         check (approved_by = '' or not awaits_approval and approved_by <> caller),
     approve_reason text not null check ((approve_reason <> '') = (approved_by <> '')),
@@ -65,10 +65,10 @@ create index payout_destination_by_owner
 create table payout (
     payout_id text collate "C" primary key,
     caller text collate "C" not null,
-    -- whose callers see it: its seller's when it was accepted
+    -- the owner whose callers see it: its seller's owner when it was accepted
     owner text collate "C" not null check (owner <> ''),
     fingerprint bytea not null check (length(fingerprint) = 32),
-    requested_amount bigint,  -- null: whatever could be paid
+    requested_amount bigint,  -- null: as much as can be paid
     requested_destination text not null,  -- "": the current one
     seller_account text collate "C" not null,
     amount bigint not null check (amount between 1 and 999999999999999999),
@@ -87,7 +87,7 @@ create table payout (
         check (state in ('CREATED', 'AWAITING_APPROVAL', 'READY', 'SUBMITTING', 'SUBMITTED',
         'IN_TRANSIT', 'PAID', 'FAILED', 'REJECTED',
         'CANCELLED', 'RETURNED')),
-    -- wallet and ledger show its end
+    -- its end is in wallet and ledger
     booked boolean not null
         check (not booked or state in ('PAID', 'FAILED', 'REJECTED', 'CANCELLED', 'RETURNED')),
     failure_reason text not null
@@ -106,7 +106,7 @@ create table payout (
     version int not null check (version > 0),
     create_time timestamptz not null,
     update_time timestamptz not null check (update_time >= create_time)
--- the moves until it is settled find room beside the row, and touch no index
+-- free space for HOT updates: transitions until it is booked change no index
 ) with (fillfactor = 45);
 create index payout_by_time on payout (create_time desc, payout_id desc);
 create index payout_by_owner on payout (owner, create_time desc, payout_id desc);
@@ -114,8 +114,8 @@ create index payout_by_seller on payout (seller_account, create_time desc, payou
 create index payout_by_batch on payout (payout_batch_id, create_time desc, payout_id desc)
     where payout_batch_id <> '';
 
--- The payouts in states that few are in, or that rest there: an index on the payout's own would be
--- touched by each of its moves. Kept by a trigger.
+-- The payouts in rare states or in long-lasting ones. An index on the payout itself would change
+-- with each transition. Maintained by a trigger.
 create table payout_in_state (
     payout_id text collate "C" primary key,
     owner text collate "C" not null,
@@ -126,14 +126,14 @@ create index payout_in_state_by_time on payout_in_state (state, create_time desc
 create index payout_in_state_by_owner
     on payout_in_state (owner, state, create_time desc, payout_id desc);
 
--- What leads to the payouts under way of a batch, or to a destination.
+-- Columns to find the payouts in progress of a batch, or to a destination.
 alter table operation add payout_batch_id text collate "C" not null default '',
     add payout_destination_id text collate "C" not null default '';
 create index operation_by_batch on operation (payout_batch_id) where payout_batch_id <> '';
 create index operation_by_destination on operation (payout_destination_id, operation_id)
     where payout_destination_id <> '';
 
--- Each move, and what it did to the flags.
+-- Each transition, and its effect on the flags.
 create table payout_history (
     payout_id text collate "C" not null,
     version int not null check (version > 0),
@@ -141,14 +141,14 @@ create table payout_history (
     to_state text not null,
     transition_reason text not null,
     booked boolean not null,
-    actor text not null,  -- who decided it; "": the platform by itself
+    actor text not null,  -- who decided it; "": the platform
     reason text not null check (reason = '' or actor <> ''),
     create_time timestamptz not null,
     primary key (payout_id, version)
 );
 
--- Money that a provider says it paid, and what came back of it. Always taken for true, once for
--- each reference.
+-- Money that a provider reports as paid, and what was returned of it. Always accepted as true, once
+-- for each reference.
 create table transfer (
     provider text not null,
     provider_reference text collate "C" not null check (provider_reference <> ''),
@@ -156,7 +156,7 @@ create table transfer (
     match text not null
         check (match in ('EXACT', 'AFTER_FAILURE', 'AMOUNT_MISMATCH', 'DUPLICATE',
         'CURRENCY_MISMATCH')),
-    -- O2: what it is posted under; the payout's id, once, for what was asked for
+    -- O2: the source id of its posting; the payout id, once, for the requested transfer
     source_id text collate "C" not null unique,
     check ((source_id = payout_id) = (match in ('EXACT', 'AFTER_FAILURE'))),
     amount bigint not null check (amount > 0),
@@ -166,7 +166,7 @@ create table transfer (
         check ((returned_currency <> '') = (returned_amount is not null)),
     create_time timestamptz not null,
     return_time timestamptz check ((return_time is not null) = (returned_amount is not null)),
-    -- the operator who has dealt with it, as it is known now; "": nobody has
+    -- the operator who acknowledged it as it is now; "": nobody yet
     acknowledged_by text not null default '',
     acknowledge_reason text not null default ''
         check ((acknowledge_reason <> '') = (acknowledged_by <> '')),
@@ -180,8 +180,7 @@ create index transfer_unmatched on transfer (payout_id)
     where (match <> 'EXACT' or returned_amount > amount or returned_currency not in ('', currency))
         and acknowledged_by = '';
 
--- Payouts at rest of which the provider may still tell something: that the money came back, or was
--- paid after all.
+-- Completed payouts about which the provider may still report a return or a late payment.
 create table completed_payout_poll (
     payout_id text collate "C" primary key references payout,
     next_poll_time timestamptz not null,
@@ -189,8 +188,8 @@ create table completed_payout_poll (
 ) with (fillfactor = 70);
 create index completed_payout_poll_by_time on completed_payout_poll (next_poll_time, payout_id);
 
--- When sellers are paid by themselves, and on what terms; "" is every seller without one of his
--- own. The last version is what holds.
+-- When and on what terms sellers are paid automatically; "" is every seller without an own
+-- schedule. The last version applies.
 create table payout_schedule (
     seller_account text collate "C" not null,
     currency text collate "C" not null,
@@ -203,13 +202,14 @@ create table payout_schedule (
     minimum_amount bigint not null check (minimum_amount >= 0),
     fee bigint not null check (fee >= 0),
     reserve bigint not null check (reserve >= 0),
-    -- false: the default's hold
+    -- false: the terms of the default apply
     has_own_terms boolean not null
         check (has_own_terms
         or (seller_account <> '' and minimum_amount = 0 and fee = 0 and reserve = 0)),
-    owner text collate "C" not null,  -- whose callers may stream its events; "": the platform's
+    -- the owner whose callers may stream its events; "": the platform
+    owner text collate "C" not null,
     next_time timestamptz check ((next_time is null) = (interval = 'MANUAL')),
-    -- when it is looked at: at next_time, later after a failure
+    -- when it is processed: at next_time, later after a failure
     next_run_time timestamptz check ((next_run_time is null) = (next_time is null)),
     -- how often its cut-off could not be run
     failure_count int not null default 0 check (failure_count >= 0),
@@ -230,15 +230,15 @@ create index payout_schedule_due_of_sellers
 create table payout_batch (
     payout_batch_id text collate "C" primary key,
     caller text collate "C" not null,
-    owner text collate "C" not null,  -- whose callers see it; "": the platform's
+    owner text collate "C" not null,  -- the owner whose callers see it; "": the platform
     fingerprint bytea not null check (length(fingerprint) = 32),
     traceparent text not null,
     is_run boolean not null,
-    seller_account text not null,  -- of a run: whose schedule; "": the default
+    seller_account text not null,  -- of a run: the seller of the schedule; "": the default
     currency text not null check ((currency <> '') = is_run),
     cut_off_time timestamptz check (cut_off_time is null or is_run),
     state text not null check (state in ('GENERATING', 'OPEN', 'DONE')),
-    cursor text not null,  -- of a run: where its reading of the wallets is
+    cursor text not null,  -- of a run: the cursor in the wallets
     item_count bigint not null check (item_count >= generated_count),
     generated_count bigint not null check (generated_count >= rejected_count),
     rejected_count bigint not null check (rejected_count >= 0),
@@ -250,9 +250,9 @@ create table payout_batch (
     create_time timestamptz not null,
     update_time timestamptz not null check (update_time >= create_time),
     done_time timestamptz check ((done_time is not null) = (state = 'DONE')),
-    -- when its payouts are made, or made on; later after a failure
+    -- when its payouts are generated or continued; later after a failure
     next_run_time timestamptz not null default clock(),
-    -- how often that has failed since it last came further
+    -- failures since its last progress
     failure_count int not null default 0 check (failure_count >= 0)
 );
 create index payout_batch_due on payout_batch (next_run_time, payout_batch_id)
@@ -261,16 +261,16 @@ create index payout_batch_open on payout_batch (state, create_time, payout_batch
     where state <> 'DONE';
 create index payout_batch_open_by_id on payout_batch (payout_batch_id) where state = 'OPEN';
 
--- What a batch is to pay, or could not.
+-- What a batch is to pay, or could not pay.
 create table payout_batch_item (
     payout_batch_id text collate "C" not null references payout_batch,
     payout_id text collate "C" not null,
     seller_account text collate "C" not null,
-    amount bigint,  -- null: whatever can be paid
+    amount bigint,  -- null: as much as can be paid
     currency text not null,
     payout_destination_id text not null,
     state text not null check (state in ('REQUESTED', 'CREATED', 'REJECTED')),
-    -- a google.rpc.Status, serialized
+    -- a serialized google.rpc.Status
     error bytea check ((error is not null) = (state = 'REJECTED')),
     primary key (payout_batch_id, payout_id)
 );
@@ -279,7 +279,7 @@ create index payout_batch_item_rejected on payout_batch_item (payout_batch_id, p
 create index payout_batch_item_requested on payout_batch_item (payout_batch_id, payout_id)
     where state = 'REQUESTED';
 
--- Retries that callers asked for, each done once.
+-- Retries that callers requested, each done once.
 create table payout_retry (
     payout_id text collate "C" not null references payout,
     request_id text collate "C" not null,
@@ -320,7 +320,8 @@ when (old.state = 'DONE' or new.version < old.version or new.version > old.versi
     or new.rejected_count < old.rejected_count or new.skipped_count < old.skipped_count)
 execute function reject_transition();
 
--- It comes back once, which nobody has acknowledged yet; else it is acknowledged, once.
+-- A return is recorded once and clears the acknowledgement. The only other change is one
+-- acknowledgement.
 create trigger returns_once before update on transfer for each row
 when (case when (new.returned_amount, new.returned_currency, new.return_time) is distinct
     from (old.returned_amount, old.returned_currency, old.return_time)
@@ -360,8 +361,8 @@ when ((new.version = old.version + 1 or new.version = old.version and (new.next_
         function reject_transition();
 
 """
-    # P4, E1: each version of a payout has its history row, each history row its event, and the last
-    # one says what the payout is.
+    # P4, E1: each version of a payout has its history row, each history row has its event, and the
+    # last history row equals the payout.
     + statement_rule(
         "payout_has_history",
         "payout",
@@ -375,7 +376,7 @@ when ((new.version = old.version + 1 or new.version = old.version and (new.next_
         ),
         on=("insert", "update"),
     )
-    # The same table as core's TRANSITIONS, and booking, and money that fits no transition.
+    # The same table as TRANSITIONS in core, and booking, and money that fits no transition.
     + statement_rule(
         "history_has_payout",
         "payout_history",
@@ -433,7 +434,7 @@ when ((new.version = old.version + 1 or new.version = old.version and (new.next_
         on=("update",),
         with_old_rows=True,
     )
-    # An attempt demands what its payout is to give to the bank.
+    # An attempt requests the amount that its payout sends to the bank.
     + statement_rule(
         "attempt_covers_payout",
         "attempt",
@@ -457,7 +458,7 @@ begin
             and h.from_state not in ('CREATED', 'READY', 'SUBMITTING', 'PAID')));
     insert into payout_in_state (payout_id, owner, state, create_time)
     select p.payout_id, p.owner, p.state, p.create_time from changed h
-    cross join lateral (  -- of several moves in one statement the last
+    cross join lateral (  -- the last of several transitions in one statement
         select * from payout p where p.payout_id = h.payout_id and p.state = h.to_state offset 0) p
     where h.from_state <> h.to_state
         and h.to_state not in ('CREATED', 'READY', 'SUBMITTING', 'PAID') order by p.payout_id;

@@ -1,4 +1,4 @@
-"""Wallets, their entries, holds, policies; whom sellers belong to."""
+"""Wallets, their entries, holds, policies; seller ownership."""
 
 from tallystick_storage.migrations import (
     ALERTS,
@@ -32,7 +32,7 @@ create table wallet (
     policy_version int not null check (policy_version >= 0),
     update_time timestamptz not null,
     primary key (seller_account, currency)
-) with (fillfactor = 45);  -- the next balances find room beside the row, and touch no index
+) with (fillfactor = 45);  -- free space for HOT updates: new balances change no index
 create index wallet_by_currency on wallet (currency, seller_account);
 
 create table wallet_entry (
@@ -53,7 +53,7 @@ create table wallet_entry (
     traceparent text not null,
     create_time timestamptz not null,
     primary key (seller_account, currency, number),
-    unique (kind, source_id)  -- each change is made once, for ever
+    unique (kind, source_id)  -- each change is applied once, permanently
 );
 
 create table hold (
@@ -67,7 +67,7 @@ create table hold (
     purpose text
         check (purpose in ('PAYOUT', 'RESERVE', 'DISPUTE')
         and (purpose = 'PAYOUT') = starts_with(hold_id, 'payouts/')),
-    -- TOMBSTONE: released before it was placed, so it never is
+    -- TOMBSTONE: released before it was placed, so it is never placed
     state text not null check (state in ('OPEN', 'CAPTURED', 'RELEASED', 'EXPIRED', 'TOMBSTONE')),
     check (num_nulls(seller_account, currency, amount, purpose) = case when state = 'TOMBSTONE'
         then 4
@@ -83,8 +83,7 @@ create index hold_open_by_wallet on hold (seller_account, currency) where state 
 create index hold_by_expiry on hold (expire_time, hold_id) where state = 'OPEN'
     and expire_time is not null;
 
--- Credits that are pending, each until it is released: by its source id, or else when its time has
--- come.
+-- Pending credits, each until it is released by its source id or when its delay has passed.
 create table pending_credit (
     source_id text collate "C" primary key,
     seller_account text collate "C" not null,
@@ -107,7 +106,7 @@ create table wallet_policy (
     primary key (seller_account, currency, version)
 );
 
--- Whom a seller belongs to: one row, so one owner, whoever claims it at the same time.
+-- The owner of a seller: one row, so one owner, even with concurrent claims.
 create table seller (
     seller_account text collate "C" primary key,
     owner text collate "C" not null check (owner <> ''),
@@ -115,12 +114,12 @@ create table seller (
     update_time timestamptz not null
 );
 
--- A seller's move to another owner: asked for by one operator, decided by another.
+-- A seller's move to another owner: requested by one operator, decided by another.
 create table seller_assignment (
     seller_assignment_id text collate "C" primary key,
     seller_account text collate "C" not null,
     owner text collate "C" not null check (owner <> ''),
-    -- "": it belonged to nobody
+    -- "": it had no owner
     previous_owner text collate "C" not null check (previous_owner <> owner),
     state text not null check (state in ('REQUESTED', 'APPROVED', 'REJECTED')),
     requested_by text not null check (requested_by <> ''),
@@ -129,7 +128,7 @@ create table seller_assignment (
         check ((decided_by = '') = (state = 'REQUESTED')
         and (state <> 'APPROVED' or decided_by <> requested_by)),
     decision_reason text not null check ((decision_reason = '') = (state = 'REQUESTED')),
-    -- that it made of the seller
+    -- the seller version that it created
     seller_version int check ((seller_version is not null) = (state = 'APPROVED')),
     create_time timestamptz not null,
     decide_time timestamptz check ((decide_time is null) = (state = 'REQUESTED'))
@@ -151,7 +150,7 @@ create trigger ends_once before update on hold for each row
     when (old.state <> 'OPEN' or new.state in ('OPEN', 'TOMBSTONE')) execute function
         reject_transition();
 
--- P4: what neither an entry nor a policy tells of does not change.
+-- P4: values that neither an entry nor a policy records do not change.
 create trigger changes_by_versions after update on wallet for each row when (
     new.version < old.version
         or new.policy_version not in (old.policy_version, old.policy_version + 1)
@@ -163,7 +162,7 @@ create trigger changes_by_versions after update on wallet for each row when (
 execute function reject_transition();
 
 """
-    # P4: a wallet is what its last entry and its last policy say.
+    # P4: a wallet equals its last entry and its last policy.
     + statement_rule(
         "wallet_follows_entries",
         "wallet",
@@ -195,7 +194,7 @@ create trigger wallet_is_new before insert on wallet for each row
     execute function wallet_is_new();
 
 """
-    # A pending credit comes with its entry and goes with its release, and does not change.
+    # A pending credit is created with its entry, deleted with its release, and never changed.
     + statement_rule(
         "pending_has_entry",
         "pending_credit",
@@ -215,8 +214,8 @@ create trigger never_changed before update or truncate on pending_credit
     for each statement execute function reject_change();
 
 """
-    # P4, E1: entries and policies follow each other without a gap, none beyond its wallet, each
-    # with its event.
+    # P4, E1: entries and policies are numbered without a gap, none is newer than its wallet, and
+    # each has its event.
     + statement_rule(
         "entry_has_wallet",
         "wallet_entry",
@@ -256,8 +255,8 @@ create trigger never_changed before update or truncate on pending_credit
             "a change that no event tells of",
         ),
     )
-    # W3: what is held is the sum of the open holds, since each entry of a hold adds its amount or
-    # takes it away, and each hold has its entries.
+    # W3: the held amount is the sum of the open holds. Each entry of a hold adds or subtracts its
+    # amount, and each hold has its entries.
     + statement_rule(
         "held_is_in_holds",
         "wallet_entry",
@@ -303,7 +302,7 @@ create trigger never_deleted before delete or truncate on seller_assignment
     for each statement execute function reject_change();
 
 """
-    # A seller moves to another owner by an assignment that was approved, and by nothing else.
+    # A seller moves to another owner only by an approved assignment.
     + statement_rule(
         "seller_has_assignment",
         "seller",

@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class EventServiceStub(object):
-    """Numbers events and serves them in that order. A cursor never skips a change that was committed
-    late.
+    """Numbers events and serves them in that order. A reader that resumes at a cursor never misses a
+    change that was committed late.
     """
 
     def __init__(self, channel):
@@ -49,23 +49,23 @@ class EventServiceStub(object):
 
 
 class EventServiceServicer(object):
-    """Numbers events and serves them in that order. A cursor never skips a change that was committed
-    late.
+    """Numbers events and serves them in that order. A reader that resumes at a cursor never misses a
+    change that was committed late.
     """
 
     def BatchPublish(self, request, context):
-        """Takes events in; those it has already (by event_id) are dropped, and one that it has with
-        another content is refused with IDEMPOTENCY_KEY_REUSED. All or nothing. The aggregate and the
-        payload must be those of the type. Access: service.
+        """Stores events, all or none. Events already stored under the same event_id are dropped; with
+        other content they are rejected with IDEMPOTENCY_KEY_REUSED. The aggregate and the payload must
+        match the type. Access: service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamEvents(self, request, context):
-        """Streams events in order. Without follow it ends OK at the present end; with follow it waits for
-        more, and ends after 5 minutes with STREAM_EXPIRED. Teams get the events of their owner's
-        resources alone. Access: team, payouts (their own), service, operator, auditor.
+        """Streams events in order. Without follow the stream ends with OK at the current end. With follow
+        it waits for more, and ends after 5 minutes with STREAM_EXPIRED. Teams receive only the events
+        of their owner's resources. Access: team, payouts (their own), service, operator, auditor.
         buf:lint:ignore RPC_NO_SERVER_STREAMING
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -94,8 +94,8 @@ def add_EventServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EventService(object):
-    """Numbers events and serves them in that order. A cursor never skips a change that was committed
-    late.
+    """Numbers events and serves them in that order. A reader that resumes at a cursor never misses a
+    change that was committed late.
     """
 
     @staticmethod

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class LedgerServiceStub(object):
-    """Keeps the append-only, hash-chained book, and answers what stood in it when.
+    """Keeps the append-only, hash-chained ledger, and returns its current and past balances.
     """
 
     def __init__(self, channel):
@@ -83,50 +83,51 @@ class LedgerServiceStub(object):
 
 
 class LedgerServiceServicer(object):
-    """Keeps the append-only, hash-chained book, and answers what stood in it when.
+    """Keeps the append-only, hash-chained ledger, and returns its current and past balances.
     """
 
     def BatchPost(self, request, context):
-        """Posts transactions, each on its own: the call is OK even if items are refused. The same kind
-        and source_id with the same values answers with the transaction posted before. Access: service.
+        """Posts transactions independently of each other: the call is OK even if items are rejected. The
+        same kind and source_id with the same values returns the transaction posted before. Access:
+        service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReverseTransaction(self, request, context):
-        """Posts the mirror image of a transaction; once for each transaction, and the same answer again
-        for the same reason. Refused with INVALID_STATE for transactions that touch a seller's account:
-        those are corrected through the wallet. Access: operator.
+        """Posts the reversal of a transaction, at most once for each transaction. A repeat with the same
+        reason returns the same response. Transactions that touch a seller's account are rejected with
+        INVALID_STATE: correct them through the wallet. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetTransaction(self, request, context):
-        """Answers with one transaction. Access: operator, auditor, service.
+        """Returns one transaction. Access: operator, auditor, service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListTransactions(self, request, context):
-        """Lists transactions, newest first. A page of what is rare may hold fewer than asked for, or
-        none, and not be the last. Access: operator, auditor, service.
+        """Lists transactions, newest first. With a selective filter, a page may have fewer items than
+        requested, or none, without being the last page. Access: operator, auditor, service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetAccount(self, request, context):
-        """Answers with an account's balance, now or as of a time. Access: operator, auditor, service.
+        """Returns an account's balance, now or as of a time. Access: operator, auditor, service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListAccounts(self, request, context):
-        """Lists accounts with their balances now, by name and currency. Access: operator, auditor,
+        """Lists accounts with their current balances, by name and currency. Access: operator, auditor,
         service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -134,18 +135,18 @@ class LedgerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetTrialBalance(self, request, context):
-        """Answers with every account's balance at one point of the book, page by page, and their sums,
-        which are zero at the end. A page of a time long ago may hold fewer accounts than asked for, or
-        none, and not be the last. Access: operator, auditor.
+        """Returns the balances of all accounts at one point of the ledger, page by page, with their
+        running sums. On the last page the sums are zero. For a time long ago, a page may have fewer
+        accounts than requested, or none, without being the last page. Access: operator, auditor.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamEntries(self, request, context):
-        """Streams transactions in the order of the book. Without follow it ends OK at the present end;
-        with follow it waits for more, and ends after 5 minutes with STREAM_EXPIRED. Access: auditor,
-        service.
+        """Streams transactions in ledger order. Without follow the stream ends with OK at the current
+        end. With follow it waits for more, and ends after 5 minutes with STREAM_EXPIRED. Access:
+        auditor, service.
         buf:lint:ignore RPC_NO_SERVER_STREAMING
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -216,7 +217,7 @@ def add_LedgerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class LedgerService(object):
-    """Keeps the append-only, hash-chained book, and answers what stood in it when.
+    """Keeps the append-only, hash-chained ledger, and returns its current and past balances.
     """
 
     @staticmethod

@@ -26,9 +26,9 @@ if _version_not_supported:
 
 
 class PaymentServiceStub(object):
-    """Takes payments and tells what became of them. A payment belongs to the owner of the caller that
-    created it; a seller to the owner that first names it. An order that names another owner's seller
-    is refused with ALREADY_EXISTS.
+    """Takes payments and reports their state. A payment belongs to the owner of the caller that created
+    it. A seller belongs to the owner that first names it. An order that names a seller of another
+    owner is rejected with ALREADY_EXISTS.
     """
 
     def __init__(self, channel):
@@ -125,47 +125,48 @@ class PaymentServiceStub(object):
 
 
 class PaymentServiceServicer(object):
-    """Takes payments and tells what became of them. A payment belongs to the owner of the caller that
-    created it; a seller to the owner that first names it. An order that names another owner's seller
-    is refused with ALREADY_EXISTS.
+    """Takes payments and reports their state. A payment belongs to the owner of the caller that created
+    it. A seller belongs to the owner that first names it. An order that names a seller of another
+    owner is rejected with ALREADY_EXISTS.
     """
 
     def CreatePayment(self, request, context):
         """Accepts a payment, and waits for its result as wait_for says. The same checkout_id with the
-        same values answers with the payment as it stands now, and never charges again; with other
-        values it is refused with IDEMPOTENCY_KEY_REUSED. Access: team.
+        same values returns the current state of the payment and never charges again; with other values
+        it is rejected with IDEMPOTENCY_KEY_REUSED. Access: team.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetPayment(self, request, context):
-        """Answers with the payment as it stands now. Access: team (its own), operator.
+        """Returns the current state of a payment. Access: team (its own), operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListPayments(self, request, context):
-        """Lists payments without their orders, newest first. A page of what is rare may hold fewer than
-        asked for, or none, and not be the last. Access: team (its own), operator.
+        """Lists payments without their orders, newest first. With a selective filter, a page may have
+        fewer items than requested, or none, without being the last page. Access: team (its own),
+        operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetPaymentOrder(self, request, context):
-        """Answers with an order, every move it made and every attempt to charge it. Access: team (its
-        own), operator.
+        """Returns an order with its transitions and the attempts of its charge. Access: team (its own),
+        operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchPayment(self, request, context):
-        """Streams the payment as it stands now, then again after each change, and ends OK when its state
-        is final. After 5 minutes it ends with STREAM_EXPIRED; open it again with the last version.
-        Access: team (its own), operator.
+        """Streams the current state of a payment, then its state after each change. The stream ends with
+        OK once the state is final. After 5 minutes it ends with STREAM_EXPIRED; reopen it with the
+        last version. Access: team (its own), operator.
         buf:lint:ignore RPC_NO_SERVER_STREAMING
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -173,23 +174,24 @@ class PaymentServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CancelPayment(self, request, context):
-        """Ends a payment that is open. What was surely not sent to the provider is
-        FAILED(CALLER_CANCELLED); for the rest the provider is asked to cancel, and what it says
-        counts: what was charged stays SUCCESS. A charge that is a dead letter is taken up again, to be
-        ended, never to be sent. Waits for the end as CreatePayment does, or answers at once when too
-        many calls wait. A repeat with the same reason answers with the payment as it stands, with
-        another it is refused with IDEMPOTENCY_KEY_REUSED; one that had ended before with
-        INVALID_STATE. Access: team (its own).
+        """Cancels an open payment. Orders whose charge was certainly not sent become
+        FAILED(CALLER_CANCELLED). For the others the platform asks the provider to cancel, and the
+        provider's answer decides: an order that was charged stays SUCCESS. A charge that is a dead
+        letter is requeued to be cancelled, never to be sent. The call waits as CreatePayment does, or
+        returns immediately when too many calls are waiting. A repeat with the same reason returns the
+        current state of the payment; another reason is rejected with IDEMPOTENCY_KEY_REUSED. A payment
+        that ended before the first cancellation is rejected with INVALID_STATE. Access: team (its
+        own).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ConfirmDelivery(self, request, context):
-        """Confirms that an order's goods were delivered: what its seller gets for it becomes available,
-        if it was not. Refused with INVALID_STATE unless the order is SUCCESS, and with CONFLICT, to
-        come back, while it is being settled. A repeat answers with the order as it stands. Access:
-        team (its own).
+        """Confirms that an order's goods were delivered: the seller's share becomes available, if it was
+        not. Rejected with INVALID_STATE unless the order is SUCCESS, and with CONFLICT while it is
+        being booked; retry then. A repeat returns the current state of the order. Access: team (its
+        own).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -203,63 +205,62 @@ class PaymentServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetDeadLetter(self, request, context):
-        """Answers with a dead letter and the orders of its charge. Access: operator.
+        """Returns a dead letter and the orders of its charge. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RetryDeadLetter(self, request, context):
-        """Has the charge of an open dead letter tried again, under the same key while the provider
-        honours it. A repeat with the same reason changes nothing; one that has ended otherwise is
-        refused with INVALID_STATE. Access: operator.
+        """Requeues the charge of an open dead letter, under the same idempotency key while the provider
+        honors it. A repeat with the same reason has no effect. A dead letter that has ended otherwise
+        is rejected with INVALID_STATE. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CloseDeadLetter(self, request, context):
-        """Closes an open dead letter: its orders are FAILED(CLOSED_BY_OPERATOR). The provider is asked
-        first; should it know of a charge, or have declined one, that is applied instead, and the dead
-        letter is RESOLVED. A charge that was made is refused with INVALID_STATE: it can only be
-        retried. Where the provider answers with the reference of another charge, the operator's
-        evidence decides. A repeat with the same values changes nothing. Access: operator.
+        """Closes an open dead letter: its orders become FAILED(CLOSED_BY_OPERATOR). The platform asks the
+        provider first. If the provider reports a charge or a decline, that outcome is applied instead
+        and the dead letter is RESOLVED. A charge that succeeded is rejected with INVALID_STATE; it can
+        only be retried. If the provider returns the reference of another charge, the operator's
+        evidence decides. A repeat with the same values has no effect. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RetryDeadLetters(self, request, context):
-        """Has the subjects of all open dead letters that a filter names tried again, oldest first, up to
-        500 in a call: call again with the next_page_token until that is empty. Those that are made
-        after the first call are left alone. A repeat changes nothing that was changed before. Access:
-        operator.
+        """Requeues the subjects of all open dead letters that match a filter, oldest first, up to 500 per
+        call. Call again with the next_page_token until it is empty. Dead letters created after the
+        first call are not included. A repeat does not change a dead letter twice. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CloseDeadLetters(self, request, context):
-        """Closes all open dead letters that a filter names, oldest first, up to 20 in a call, each as
-        CloseDeadLetter does: the provider is asked about each. Call again with the next_page_token
-        until that is empty. Those that are made after the first call are left alone. One whose
-        provider answers with the reference of another charge is skipped: it needs evidence of its own.
-        Access: operator.
+        """Closes all open dead letters that match a filter, oldest first, up to 20 per call. Each is
+        closed as by CloseDeadLetter, so the provider is asked about each. Call again with the
+        next_page_token until it is empty. Dead letters created after the first call are not included.
+        A dead letter is skipped if the provider returns the reference of another charge: it needs
+        evidence of its own. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListAlerts(self, request, context):
-        """Lists what a person should know of, newest first. Access: operator.
+        """Lists alerts, newest first. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListUnappliedCharges(self, request, context):
-        """Lists money that fits no order and that no operator has acknowledged, newest first. Access:
-        operator.
+        """Lists unapplied charges, newest first; by default only those that no operator has acknowledged.
+        Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -267,9 +268,9 @@ class PaymentServiceServicer(object):
 
     def AcknowledgeUnappliedCharge(self, request, context):
         """Records that an operator has dealt with an unapplied charge, such as by refunding it at the
-        provider, and ends its alert. It stays booked as it is. One that is not in the ledger yet is
-        refused with CONFLICT. A repeat with the same reason changes nothing, with another it is
-        refused with IDEMPOTENCY_KEY_REUSED. Access: operator.
+        provider, and ends its alert. The charge stays booked as it is. A charge that is not in the
+        ledger yet is rejected with CONFLICT. A repeat with the same reason has no effect; another
+        reason is rejected with IDEMPOTENCY_KEY_REUSED. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -277,8 +278,8 @@ class PaymentServiceServicer(object):
 
     def AcknowledgeCharge(self, request, context):
         """Records that an operator has dealt with a conflicting report of a charge's provider, and ends
-        its alert. No money moves. A repeat with the same reason changes nothing, with another it is
-        refused with IDEMPOTENCY_KEY_REUSED. Access: operator.
+        its alert. No money moves. A repeat with the same reason has no effect; another reason is
+        rejected with IDEMPOTENCY_KEY_REUSED. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -381,9 +382,9 @@ def add_PaymentServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PaymentService(object):
-    """Takes payments and tells what became of them. A payment belongs to the owner of the caller that
-    created it; a seller to the owner that first names it. An order that names another owner's seller
-    is refused with ALREADY_EXISTS.
+    """Takes payments and reports their state. A payment belongs to the owner of the caller that created
+    it. A seller belongs to the owner that first names it. An order that names a seller of another
+    owner is rejected with ALREADY_EXISTS.
     """
 
     @staticmethod

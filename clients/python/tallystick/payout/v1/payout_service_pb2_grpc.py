@@ -26,11 +26,11 @@ if _version_not_supported:
 
 
 class PayoutServiceStub(object):
-    """Moves money from sellers' wallets to sellers' banks. Payouts, batches and destinations belong to
-    the owner of the caller that made them, and are seen by all its callers. A seller belongs to the
-    owner that first names it in an order or a destination; another owner's seller is refused with
-    NOT_FOUND, or with ALREADY_EXISTS where it would be claimed. What moves money out needs the role
-    payouts.
+    """Pays money from sellers' wallets to sellers' bank accounts. Payouts, batches and destinations
+    belong to the owner of the caller that created them. All callers of that owner can read them. A
+    seller belongs to the owner that first names it in an order or a destination. A seller of another
+    owner is rejected with NOT_FOUND, or with ALREADY_EXISTS by calls that claim sellers. Calls that
+    pay money out require the role payouts.
     """
 
     def __init__(self, channel):
@@ -172,27 +172,28 @@ class PayoutServiceStub(object):
 
 
 class PayoutServiceServicer(object):
-    """Moves money from sellers' wallets to sellers' banks. Payouts, batches and destinations belong to
-    the owner of the caller that made them, and are seen by all its callers. A seller belongs to the
-    owner that first names it in an order or a destination; another owner's seller is refused with
-    NOT_FOUND, or with ALREADY_EXISTS where it would be claimed. What moves money out needs the role
-    payouts.
+    """Pays money from sellers' wallets to sellers' bank accounts. Payouts, batches and destinations
+    belong to the owner of the caller that created them. All callers of that owner can read them. A
+    seller belongs to the owner that first names it in an order or a destination. A seller of another
+    owner is rejected with NOT_FOUND, or with ALREADY_EXISTS by calls that claim sellers. Calls that
+    pay money out require the role payouts.
     """
 
     def CreatePayoutDestination(self, request, context):
-        """Registers where a seller is paid, and has the provider verify it; the answer does not wait for
-        that. The destination before it stays in use until this one is verified, its waiting period is
-        over and, where the seller has more available than the configured amount, an operator has
-        approved it. It claims a seller that belongs to no owner; another owner's is refused with
-        ALREADY_EXISTS. The same id with the same values answers with the destination as it stands,
-        with other values it is refused with IDEMPOTENCY_KEY_REUSED. Access: payouts.
+        """Registers a bank account of a seller and starts its verification by the provider. The call does
+        not wait for the verification. The previous destination stays in use until the new one is
+        verified, its cooldown is over and any required approval is given. Approval by an operator is
+        required if the seller has more available than the configured amount. The call claims a seller
+        that has no owner; a seller of another owner is rejected with ALREADY_EXISTS. The same id with
+        the same values returns the current destination; with other values it is rejected with
+        IDEMPOTENCY_KEY_REUSED. Access: payouts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetPayoutDestination(self, request, context):
-        """Answers with a destination as it stands. Access: team, payouts (its own), operator.
+        """Returns a destination. Access: team, payouts (its own), operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -206,68 +207,71 @@ class PayoutServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DisablePayoutDestination(self, request, context):
-        """Ends the use of a destination; the one before it that can be paid to becomes the current one.
-        Payouts to it that have not been sent are CANCELLED, those that have been go on. A repeat with
-        the same reason changes nothing, with another it is refused with IDEMPOTENCY_KEY_REUSED; one
-        that is UNUSABLE with INVALID_STATE. Access: payouts (its own), operator.
+        """Disables a destination. The previous destination that can be paid to becomes the current one.
+        Payouts to the disabled destination that have not been sent become CANCELLED; payouts that have
+        been sent continue. A repeat with the same reason has no effect; another reason is rejected
+        with IDEMPOTENCY_KEY_REUSED. An UNUSABLE destination is rejected with INVALID_STATE. Access:
+        payouts (its own), operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ApprovePayoutDestination(self, request, context):
-        """Lets a destination that awaits approval be paid to, once it is verified and its waiting period
-        is over. The creator is refused with SECOND_APPROVER_REQUIRED; one that has ended or awaits no
-        approval with INVALID_STATE. A repeat by the same person with the same reason changes nothing.
-        To reject it, disable it. Access: operator.
+        """Approves a destination that awaits approval. It can be paid to once it is verified and its
+        cooldown is over. The creator is rejected with SECOND_APPROVER_REQUIRED. A destination that has
+        ended or awaits no approval is rejected with INVALID_STATE. A repeat by the same operator with
+        the same reason has no effect. To reject a destination, disable it. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PreviewPayout(self, request, context):
-        """Answers what a seller could be paid now, and why not more. It promises nothing: a payout is
-        sure of its money once it has left CREATED. Access: team, payouts (its own sellers), operator.
+        """Returns the amount that a seller could be paid now, and what blocks the rest. The preview
+        reserves nothing. Funds are reserved when a payout leaves CREATED. Access: team, payouts (its
+        own sellers), operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreatePayout(self, request, context):
-        """Accepts a payout, and waits until its money is held or cannot be, or the time is up: the
-        earlier of 500 ms before the call's deadline and 30 s. When too many calls wait already it is
-        accepted, and the answer comes at once. Fee and reserve are those of the schedule when it is
-        accepted. The same payout_id with the same values answers with the payout as it stands now, and
-        never pays again, also where amount was empty and would be another now; with other values it is
-        refused with IDEMPOTENCY_KEY_REUSED. Refused, and not kept: AMOUNT_OUT_OF_RANGE (below the
-        minimum, or not above the fee), DESTINATION_UNUSABLE, INSUFFICIENT_FUNDS, INVALID_STATE (the
-        wallet is frozen). Money that is gone before it could be held makes it FAILED. Access: payouts.
+        """Accepts a payout, and waits until its hold is placed or rejected, or the wait ends. The wait
+        ends 500 ms before the call's deadline, and after 30 s at the latest. When too many calls are
+        waiting, the call returns as soon as the payout is accepted. Fee and reserve are those of the
+        schedule at the time of acceptance. The same payout_id with the same values returns the current
+        state of the payout and never pays again. This also holds if amount was empty and would now be
+        different. With other values the call is rejected with IDEMPOTENCY_KEY_REUSED. Rejected without
+        storing a payout: AMOUNT_OUT_OF_RANGE (below the minimum, or not above the fee),
+        DESTINATION_UNUSABLE, INSUFFICIENT_FUNDS, INVALID_STATE (the wallet is frozen). If the money is
+        no longer available when the hold is placed, the payout is FAILED. Access: payouts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetPayout(self, request, context):
-        """Answers with a payout, every move it made, every attempt to pay it and every transfer that was
-        made for it. Access: team, payouts (its own), operator.
+        """Returns a payout with its transitions, its attempts and its reported transfers. Access: team,
+        payouts (its own), operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListPayouts(self, request, context):
-        """Lists payouts, newest first. A page of what is rare may hold fewer than asked for, or none, and
-        not be the last. Access: team, payouts (its own), operator.
+        """Lists payouts, newest first. With a selective filter, a page may have fewer items than
+        requested, or none, without being the last page. Access: team, payouts (its own), operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchPayout(self, request, context):
-        """Streams the payout as it stands now, then again after each change, and ends OK when it is
-        settled in PAID, FAILED, REJECTED, CANCELLED or RETURNED; what comes back after that is told by
-        an event. After 5 minutes it ends with STREAM_EXPIRED; open it again with the last version.
-        Access: team, payouts (its own), operator.
+        """Streams the current state of a payout, then its state after each change. The stream ends with
+        OK once the payout is booked in PAID, FAILED, REJECTED, CANCELLED or RETURNED. Later returns
+        are published as events. After 5 minutes the stream ends with STREAM_EXPIRED; reopen it with
+        the last version. Access: team, payouts (its own), operator.
         buf:lint:ignore RPC_NO_SERVER_STREAMING
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -275,39 +279,39 @@ class PayoutServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CancelPayout(self, request, context):
-        """Ends a payout that is CREATED, AWAITING_APPROVAL or READY; any other is refused with
-        INVALID_STATE, since it may have been sent, and so is one that is CREATED and a dead letter, or
-        whose hold the wallet has refused and not placed since. A repeat with the same reason answers
-        with the payout as it stands, with another it is refused with IDEMPOTENCY_KEY_REUSED. Access:
-        payouts (its own), operator.
+        """Cancels a payout that is CREATED, AWAITING_APPROVAL or READY. In any other state it may have
+        been sent, so the call is rejected with INVALID_STATE. A CREATED payout is rejected with
+        INVALID_STATE too if it is a dead letter, or if the wallet has rejected its hold and not placed
+        it since. A repeat with the same reason returns the current state of the payout; another reason
+        is rejected with IDEMPOTENCY_KEY_REUSED. Access: payouts (its own), operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RetryPayout(self, request, context):
-        """Makes a payout that was set aside as a dead letter due again, in the state it is in and under
-        the same key while the provider honours it. The same request_id again changes nothing; a payout
-        that is not set aside is refused with INVALID_STATE. After FAILED make a new payout. Access:
-        payouts (its own), operator.
+        """Requeues a payout that is a dead letter. The payout keeps its state, and its idempotency key
+        while the provider honors it. The same request_id again has no effect. A payout that is not a
+        dead letter is rejected with INVALID_STATE. After FAILED, create a new payout. Access: payouts
+        (its own), operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ApprovePayout(self, request, context):
-        """Approves a payout that is AWAITING_APPROVAL. Its creator is refused with
-        SECOND_APPROVER_REQUIRED, other states with INVALID_STATE. A repeat by the same person with the
-        same reason answers with the payout as it stands. Access: operator.
+        """Approves a payout that is AWAITING_APPROVAL. Its creator is rejected with
+        SECOND_APPROVER_REQUIRED, other states with INVALID_STATE. A repeat by the same operator with
+        the same reason returns the current state of the payout. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RejectPayout(self, request, context):
-        """Rejects a payout that is AWAITING_APPROVAL; its money is available again. Other states are
-        refused with INVALID_STATE. A repeat by the same person with the same reason answers with the
-        payout as it stands. Access: operator.
+        """Rejects a payout that is AWAITING_APPROVAL; its money becomes available again. Other states are
+        rejected with INVALID_STATE. A repeat by the same operator with the same reason returns the
+        current state of the payout. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -315,47 +319,48 @@ class PayoutServiceServicer(object):
 
     def AcknowledgePayout(self, request, context):
         """Records that an operator has dealt with an unmatched transfer of a payout, or with a
-        conflicting report of its provider. Its alert ends, and the money stays booked as it is. A
-        transfer that was paid as asked, or a payout without a conflicting report, is refused with
-        INVALID_STATE, and a payout that is being settled with CONFLICT. A repeat with the same reason
-        changes nothing, with another it is refused with IDEMPOTENCY_KEY_REUSED. Access: operator.
+        conflicting report of its provider. The alert ends; the money stays booked as it is. A transfer
+        that matches the payout, or a payout without a conflicting report, is rejected with
+        INVALID_STATE. A payout that is being booked is rejected with CONFLICT. A repeat with the same
+        reason has no effect; another reason is rejected with IDEMPOTENCY_KEY_REUSED. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreatePayoutBatch(self, request, context):
-        """Accepts payouts together: a list, or a run of a schedule. Form is checked as a whole, and the
-        first fault refuses the call; what a single payout would be refused for otherwise refuses it
-        alone, and stands in the report. The answer does not wait for the payouts. The same
-        payout_batch_id with the same values answers with the batch as it stands, with other values it
-        is refused with IDEMPOTENCY_KEY_REUSED. Access: payouts, operator.
+        """Creates several payouts: from a list, or by running a schedule. The request is validated as a
+        whole, and the first invalid field rejects the call. Any other reason to reject a payout
+        rejects only that payout and is shown in the report. The call does not wait for the payouts.
+        The same payout_batch_id with the same values returns the current state of the batch; with
+        other values it is rejected with IDEMPOTENCY_KEY_REUSED. Access: payouts, operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetPayoutBatch(self, request, context):
-        """Answers with a batch as it stands, and a page of its report. With payout_state a page may hold
-        fewer than asked for, or none, and not be the last. Access: team, payouts (its own), operator.
+        """Returns the current state of a batch and one page of its report. With payout_state, a page may
+        have fewer items than requested, or none, without being the last page. Access: team, payouts
+        (its own), operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetPayoutSchedule(self, request, context):
-        """Sets when a seller is paid and on what terms, whole; equal values change nothing. It holds from
-        now on: payouts that were accepted keep their fee. The terms (minimum_amount, fee, reserve) and
-        the default (no seller_account) are for operators; others are refused with PERMISSION_DENIED,
-        and leave the terms empty: then those that hold stay. Access: payouts (its own sellers),
-        operator.
+        """Replaces the payout schedule of a seller, or the default. Equal values have no effect. The
+        schedule applies from now on: accepted payouts keep their fee. Only operators may set the terms
+        (minimum_amount, fee, reserve) and the default (no seller_account); other callers are rejected
+        with PERMISSION_DENIED. Other callers leave the terms empty, and the current terms stay in
+        force. Access: payouts (its own sellers), operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetPayoutSchedule(self, request, context):
-        """Answers with the schedule that holds for a seller: its own, else the default. Access: team,
+        """Returns the schedule that applies to a seller: its own, or else the default. Access: team,
         payouts (its own sellers), operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -370,15 +375,15 @@ class PayoutServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetDeadLetter(self, request, context):
-        """Answers with a dead letter and what it is about. Access: operator.
+        """Returns a dead letter and its subject. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RetryDeadLetter(self, request, context):
-        """Has the subject of an open dead letter tried again, as RetryPayout does. A repeat with the same
-        reason changes nothing; one that has ended otherwise is refused with INVALID_STATE. Access:
+        """Requeues the subject of an open dead letter, as RetryPayout does. A repeat with the same reason
+        has no effect. A dead letter that has ended otherwise is rejected with INVALID_STATE. Access:
         operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -386,40 +391,39 @@ class PayoutServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CloseDeadLetter(self, request, context):
-        """Closes an open dead letter: its payout is FAILED(CLOSED_BY_OPERATOR), its destination UNUSABLE.
-        The provider is asked first; should it know of a transfer, or have declined one, that is
-        applied instead, and the dead letter is RESOLVED. A payout that is CREATED, or was paid, is
-        refused with INVALID_STATE: it can only be retried. Where the provider answers with the
-        reference of another payout, the operator's evidence decides. A repeat with the same values
-        changes nothing. Access: operator.
+        """Closes an open dead letter: its payout becomes FAILED(CLOSED_BY_OPERATOR), its destination
+        UNUSABLE. The platform asks the provider first. If the provider reports a transfer or a
+        decline, that outcome is applied instead and the dead letter is RESOLVED. A payout that is
+        CREATED or was paid is rejected with INVALID_STATE; it can only be retried. If the provider
+        returns the reference of another payout, the operator's evidence decides. A repeat with the
+        same values has no effect. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RetryDeadLetters(self, request, context):
-        """Has the subjects of all open dead letters that a filter names tried again, oldest first, up to
-        500 in a call: call again with the next_page_token until that is empty. Those that are made
-        after the first call are left alone. A repeat changes nothing that was changed before. Access:
-        operator.
+        """Requeues the subjects of all open dead letters that match a filter, oldest first, up to 500 per
+        call. Call again with the next_page_token until it is empty. Dead letters created after the
+        first call are not included. A repeat does not change a dead letter twice. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CloseDeadLetters(self, request, context):
-        """Closes all open dead letters that a filter names, oldest first, up to 20 in a call, each as
-        CloseDeadLetter does: the provider is asked about each. Call again with the next_page_token
-        until that is empty. Those that are made after the first call are left alone. One whose
-        provider answers with the reference of another payout is skipped: it needs evidence of its own.
-        Access: operator.
+        """Closes all open dead letters that match a filter, oldest first, up to 20 per call. Each is
+        closed as by CloseDeadLetter, so the provider is asked about each. Call again with the
+        next_page_token until it is empty. Dead letters created after the first call are not included.
+        A dead letter is skipped if the provider returns the reference of another payout: it needs
+        evidence of its own. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListAlerts(self, request, context):
-        """Lists what a person should know of, newest first. Access: operator.
+        """Lists alerts, newest first. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -567,11 +571,11 @@ def add_PayoutServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PayoutService(object):
-    """Moves money from sellers' wallets to sellers' banks. Payouts, batches and destinations belong to
-    the owner of the caller that made them, and are seen by all its callers. A seller belongs to the
-    owner that first names it in an order or a destination; another owner's seller is refused with
-    NOT_FOUND, or with ALREADY_EXISTS where it would be claimed. What moves money out needs the role
-    payouts.
+    """Pays money from sellers' wallets to sellers' bank accounts. Payouts, batches and destinations
+    belong to the owner of the caller that created them. All callers of that owner can read them. A
+    seller belongs to the owner that first names it in an order or a destination. A seller of another
+    owner is rejected with NOT_FOUND, or with ALREADY_EXISTS by calls that claim sellers. Calls that
+    pay money out require the role payouts.
     """
 
     @staticmethod

@@ -25,7 +25,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class GetWalletRequest(_message.Message):
-    """Names a wallet."""
+    """Identifies a wallet."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -51,14 +51,14 @@ Global___GetWalletRequest: _TypeAlias = GetWalletRequest  # noqa: Y015
 
 @_typing.final
 class GetWalletResponse(_message.Message):
-    """The answer to GetWallet."""
+    """The response to GetWallet."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     WALLET_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def wallet(self) -> _wallet_pb2.Wallet:
-        """The wallet as it stands."""
+        """The current state of the wallet."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ Global___GetWalletResponse: _TypeAlias = GetWalletResponse  # noqa: Y015
 
 @_typing.final
 class ListWalletsRequest(_message.Message):
-    """Which wallets to list; an empty field does not filter."""
+    """The wallets to list; an empty field does not filter."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -88,9 +88,9 @@ class ListWalletsRequest(_message.Message):
     currency: _builtins.str
     """Wallets in this currency."""
     page_size: _builtins.int
-    """0 means 50; above 200 means 200."""
+    """Page size: 0 means 50; values above 200 mean 200."""
     page_token: _builtins.str
-    """next_page_token of the page before, with the same filters."""
+    """next_page_token of the previous page, with the same filters."""
     def __init__(
         self,
         *,
@@ -137,7 +137,7 @@ Global___ListWalletsResponse: _TypeAlias = ListWalletsResponse  # noqa: Y015
 
 @_typing.final
 class ListWalletEntriesRequest(_message.Message):
-    """Names a wallet."""
+    """Identifies a wallet."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -150,9 +150,9 @@ class ListWalletEntriesRequest(_message.Message):
     currency: _builtins.str
     """ISO 4217 code, BTC or USDC."""
     page_size: _builtins.int
-    """0 means 50; above 200 means 200."""
+    """Page size: 0 means 50; values above 200 mean 200."""
     page_token: _builtins.str
-    """next_page_token of the page before, for the same wallet."""
+    """next_page_token of the previous page, for the same wallet."""
     def __init__(
         self,
         *,
@@ -212,7 +212,7 @@ class Credit(_message.Message):
     source_id: _builtins.str
     """"{TransactionKind}/{source_id}", such as "PAY_IN/po-1"; one credit for each."""
     caller: _builtins.str
-    """On whose behalf the service credits."""
+    """The caller on whose behalf the service credits."""
     seller_account: _builtins.str
     """The seller."""
     amount: _builtins.str
@@ -220,8 +220,8 @@ class Credit(_message.Message):
     currency: _builtins.str
     """ISO 4217 code, BTC or USDC."""
     pending: _builtins.bool
-    """True for a sale: where the wallet has a release delay, the money stays pending until it is
-    released or the delay is over. False: it is available at once.
+    """True for a sale: if the wallet has a release delay, the money stays pending until it is
+    released or the delay is over. False: it is available immediately.
     """
     def __init__(
         self,
@@ -250,10 +250,10 @@ class BatchCreditRequest(_message.Message):
     CREDITS_FIELD_NUMBER: _builtins.int
     OUTCOME_ONLY_FIELD_NUMBER: _builtins.int
     outcome_only: _builtins.bool
-    """If true, a result without an error holds no wallet."""
+    """If true, a result without an error contains no wallet."""
     @_builtins.property
     def credits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Credit]:
-        """1 to 1,000 credits, each on its own."""
+        """1 to 1,000 credits, each applied independently."""
 
     def __init__(
         self,
@@ -271,7 +271,7 @@ Global___BatchCreditRequest: _TypeAlias = BatchCreditRequest  # noqa: Y015
 
 @_typing.final
 class WalletResult(_message.Message):
-    """What became of one change."""
+    """The result of one change."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -279,14 +279,14 @@ class WalletResult(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
     replayed: _builtins.bool
-    """True if the change had been made before."""
+    """True if the change had already been made."""
     @_builtins.property
     def wallet(self) -> _wallet_pb2.Wallet:
-        """The wallet as it stands, unless only the outcome was asked for."""
+        """The current state of the wallet, unless only the outcome was requested."""
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
-        """The refusal, with ErrorInfo among its details."""
+        """The error, with ErrorInfo in its details."""
 
     def __init__(
         self,
@@ -307,7 +307,7 @@ Global___WalletResult: _TypeAlias = WalletResult  # noqa: Y015
 
 @_typing.final
 class BatchCreditResponse(_message.Message):
-    """The answer to BatchCredit."""
+    """The response to BatchCredit."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -339,11 +339,11 @@ class Release(_message.Message):
     CALLER_FIELD_NUMBER: _builtins.int
     source_id: _builtins.str
     """The source id of the credit to release: "{TransactionKind}/{source_id}", such as "PAY_IN/po-1";
-    one release for each, of the whole credit. NOT_FOUND if there is no such credit. One that was
-    available at once needs none: that is answered as a release made before.
+    one release for each, of the whole credit. NOT_FOUND if the credit does not exist. A credit
+    that was available immediately needs no release: the result is that of a repeated release.
     """
     caller: _builtins.str
-    """On whose behalf the service releases."""
+    """The caller on whose behalf the service releases."""
     def __init__(
         self,
         *,
@@ -367,10 +367,10 @@ class BatchReleaseRequest(_message.Message):
     RELEASES_FIELD_NUMBER: _builtins.int
     OUTCOME_ONLY_FIELD_NUMBER: _builtins.int
     outcome_only: _builtins.bool
-    """If true, a result without an error holds no wallet."""
+    """If true, a result without an error contains no wallet."""
     @_builtins.property
     def releases(self) -> _containers.RepeatedCompositeFieldContainer[Global___Release]:
-        """1 to 1,000 releases, each on its own."""
+        """1 to 1,000 releases, each applied independently."""
 
     def __init__(
         self,
@@ -388,7 +388,7 @@ Global___BatchReleaseRequest: _TypeAlias = BatchReleaseRequest  # noqa: Y015
 
 @_typing.final
 class BatchReleaseResponse(_message.Message):
-    """The answer to BatchRelease."""
+    """The response to BatchRelease."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -425,7 +425,7 @@ class Debit(_message.Message):
     source_id: _builtins.str
     """"{TransactionKind}/{source_id}"; one debit for each."""
     caller: _builtins.str
-    """On whose behalf the service debits."""
+    """The caller on whose behalf the service debits."""
     seller_account: _builtins.str
     """The seller."""
     amount: _builtins.str
@@ -433,9 +433,9 @@ class Debit(_message.Message):
     currency: _builtins.str
     """ISO 4217 code, BTC or USDC."""
     allow_owed: _builtins.bool
-    """True for what has happened outside already: it always posts, what is not available becomes
-    owed, and a missing wallet opens. False: refused with INSUFFICIENT_FUNDS unless enough is
-    available.
+    """True for money that has already left the platform: the debit always posts. The part that is not
+    available becomes owed, and a missing wallet is created. False: rejected with
+    INSUFFICIENT_FUNDS unless enough is available.
     """
     def __init__(
         self,
@@ -464,10 +464,10 @@ class BatchDebitRequest(_message.Message):
     DEBITS_FIELD_NUMBER: _builtins.int
     OUTCOME_ONLY_FIELD_NUMBER: _builtins.int
     outcome_only: _builtins.bool
-    """If true, a result without an error holds no wallet."""
+    """If true, a result without an error contains no wallet."""
     @_builtins.property
     def debits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Debit]:
-        """1 to 1,000 debits, each on its own, in this order."""
+        """1 to 1,000 debits, each applied independently, in this order."""
 
     def __init__(
         self,
@@ -485,7 +485,7 @@ Global___BatchDebitRequest: _TypeAlias = BatchDebitRequest  # noqa: Y015
 
 @_typing.final
 class BatchDebitResponse(_message.Message):
-    """The answer to BatchDebit."""
+    """The response to BatchDebit."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -522,11 +522,11 @@ class NewHold(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     MINIMUM_REMAINING_FIELD_NUMBER: _builtins.int
     hold_id: _builtins.str
-    """Unique: [A-Za-z0-9][A-Za-z0-9_-]{0,63}, or payouts/{payout_id} where the purpose is PAYOUT and
-    only there. So no other hold takes a payout's id.
+    """Unique: [A-Za-z0-9][A-Za-z0-9_-]{0,63}, or payouts/{payout_id} if and only if the purpose is
+    PAYOUT. This reserves the ids of payout holds.
     """
     caller: _builtins.str
-    """On whose behalf the service holds."""
+    """The caller on whose behalf the service places the hold."""
     seller_account: _builtins.str
     """The seller."""
     amount: _builtins.str
@@ -534,15 +534,15 @@ class NewHold(_message.Message):
     currency: _builtins.str
     """ISO 4217 code, BTC or USDC."""
     purpose: _wallet_pb2.HoldPurpose.ValueType
-    """What it is for."""
+    """The purpose."""
     minimum_remaining: _builtins.str
-    """What has to stay available beside it, as text like amount; refused with INSUFFICIENT_FUNDS if
-    less would. Empty: nothing has to. It is not set aside.
+    """The amount that must stay available after the hold, in the form of amount. Rejected with
+    INSUFFICIENT_FUNDS if less would remain. Empty: 0. It is checked only, not held.
     """
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When it ends by itself, in the future; from then on it is HOLD_ENDED to every capture and
-        release. Unset: never. Refused for PAYOUT.
+        """When it expires, in the future; later captures and releases are rejected with HOLD_ENDED.
+        Unset: never. Rejected for PAYOUT.
         """
 
     def __init__(
@@ -574,7 +574,7 @@ class BatchPlaceHoldRequest(_message.Message):
     HOLDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def holds(self) -> _containers.RepeatedCompositeFieldContainer[Global___NewHold]:
-        """1 to 1,000 holds, each on its own, in this order."""
+        """1 to 1,000 holds, each applied independently, in this order."""
 
     def __init__(
         self,
@@ -591,7 +591,7 @@ Global___BatchPlaceHoldRequest: _TypeAlias = BatchPlaceHoldRequest  # noqa: Y015
 
 @_typing.final
 class HoldResult(_message.Message):
-    """What became of one hold."""
+    """The result of one hold."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -599,14 +599,14 @@ class HoldResult(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
     replayed: _builtins.bool
-    """True if the change had been made before."""
+    """True if the change had already been made."""
     @_builtins.property
     def hold(self) -> _wallet_pb2.Hold:
-        """The hold as it stands."""
+        """The current state of the hold."""
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
-        """The refusal, with ErrorInfo among its details."""
+        """The error, with ErrorInfo in its details."""
 
     def __init__(
         self,
@@ -627,7 +627,7 @@ Global___HoldResult: _TypeAlias = HoldResult  # noqa: Y015
 
 @_typing.final
 class BatchPlaceHoldResponse(_message.Message):
-    """The answer to BatchPlaceHold."""
+    """The response to BatchPlaceHold."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -660,7 +660,9 @@ class HoldCapture(_message.Message):
     hold_id: _builtins.str
     """The hold."""
     amount: _builtins.str
-    """How much of it: decimal text in major units, greater than zero, at most the hold's amount."""
+    """The amount to capture: decimal text in major units, greater than zero, at most the hold's
+    amount.
+    """
     def __init__(
         self,
         *,
@@ -684,7 +686,7 @@ class BatchCaptureHoldRequest(_message.Message):
     CAPTURES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def captures(self) -> _containers.RepeatedCompositeFieldContainer[Global___HoldCapture]:
-        """1 to 1,000 captures, each on its own."""
+        """1 to 1,000 captures, each applied independently."""
 
     def __init__(
         self,
@@ -701,7 +703,7 @@ Global___BatchCaptureHoldRequest: _TypeAlias = BatchCaptureHoldRequest  # noqa: 
 
 @_typing.final
 class BatchCaptureHoldResponse(_message.Message):
-    """The answer to BatchCaptureHold."""
+    """The response to BatchCaptureHold."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -732,7 +734,7 @@ class BatchReleaseHoldRequest(_message.Message):
     HOLD_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hold_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """1 to 1,000 hold ids, each on its own."""
+        """1 to 1,000 hold ids, each released independently."""
 
     def __init__(
         self,
@@ -749,7 +751,7 @@ Global___BatchReleaseHoldRequest: _TypeAlias = BatchReleaseHoldRequest  # noqa: 
 
 @_typing.final
 class BatchReleaseHoldResponse(_message.Message):
-    """The answer to BatchReleaseHold."""
+    """The response to BatchReleaseHold."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -773,7 +775,7 @@ Global___BatchReleaseHoldResponse: _TypeAlias = BatchReleaseHoldResponse  # noqa
 
 @_typing.final
 class GetHoldRequest(_message.Message):
-    """Names a hold."""
+    """Identifies a hold."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -795,14 +797,14 @@ Global___GetHoldRequest: _TypeAlias = GetHoldRequest  # noqa: Y015
 
 @_typing.final
 class GetHoldResponse(_message.Message):
-    """The answer to GetHold."""
+    """The response to GetHold."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     HOLD_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hold(self) -> _wallet_pb2.Hold:
-        """The hold as it stands."""
+        """The current state of the hold."""
 
     def __init__(
         self,
@@ -819,7 +821,7 @@ Global___GetHoldResponse: _TypeAlias = GetHoldResponse  # noqa: Y015
 
 @_typing.final
 class ListHoldsRequest(_message.Message):
-    """Which holds to list."""
+    """The holds to list."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -832,9 +834,9 @@ class ListHoldsRequest(_message.Message):
     currency: _builtins.str
     """ISO 4217 code, BTC or USDC; empty: all."""
     page_size: _builtins.int
-    """0 means 50; above 200 means 200."""
+    """Page size: 0 means 50; values above 200 mean 200."""
     page_token: _builtins.str
-    """next_page_token of the page before, with the same filters."""
+    """next_page_token of the previous page, with the same filters."""
     def __init__(
         self,
         *,
@@ -881,8 +883,8 @@ Global___ListHoldsResponse: _TypeAlias = ListHoldsResponse  # noqa: Y015
 
 @_typing.final
 class SetWalletPolicyRequest(_message.Message):
-    """What of a wallet's policy is to hold from now on; at least one of frozen and release_delay. What
-    is unset stays as it is, or is the default if it was never set.
+    """A change of a wallet's policy; at least one of frozen and release_delay is required. An unset
+    field keeps its value, or has its default if it was never set.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -897,17 +899,18 @@ class SetWalletPolicyRequest(_message.Message):
     currency: _builtins.str
     """ISO 4217 code, BTC or USDC."""
     frozen: _builtins.bool
-    """Whether the wallet refuses debits and holds. Unset: it stays as it is; by default it does not."""
+    """Whether the wallet rejects debits and holds. Unset: unchanged; the default is false."""
     expected_version: _builtins.int
-    """The policy_version that is to be replaced, as GetWallet shows it; 0: none was set. If another
-    holds, the call is refused with VERSION_MISMATCH, and the metadata names it; a policy that
-    holds already changes nothing all the same. Unset: whatever holds is replaced.
+    """The policy_version to replace, as GetWallet returns it; 0: no policy was set. If the current
+    version differs, the call is rejected with VERSION_MISMATCH and the metadata contains the
+    current version. Values equal to the current policy have no effect and are never rejected for
+    this. Unset: any version is replaced.
     """
     @_builtins.property
     def release_delay(self) -> _duration_pb2.Duration:
-        """How long a sale stays pending unless it is released before, in whole seconds up to 365 days; 0:
-        it is available at once. Unset: it stays as it is; the default is the setting release_delay.
-        Sales that are pending already keep the time they have.
+        """How long a sale stays pending unless it is released earlier, in whole seconds up to 365 days;
+        0: it is available immediately. Unset: unchanged; the default is the setting release_delay.
+        Sales that are already pending keep their release time.
         """
 
     def __init__(
@@ -936,14 +939,14 @@ Global___SetWalletPolicyRequest: _TypeAlias = SetWalletPolicyRequest  # noqa: Y0
 
 @_typing.final
 class SetWalletPolicyResponse(_message.Message):
-    """The answer to SetWalletPolicy."""
+    """The response to SetWalletPolicy."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     WALLET_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def wallet(self) -> _wallet_pb2.Wallet:
-        """The wallet as it stands."""
+        """The current state of the wallet."""
 
     def __init__(
         self,
@@ -960,7 +963,7 @@ Global___SetWalletPolicyResponse: _TypeAlias = SetWalletPolicyResponse  # noqa: 
 
 @_typing.final
 class SellerClaim(_message.Message):
-    """One seller, and who claims it."""
+    """A claim of a seller by an owner."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -970,10 +973,10 @@ class SellerClaim(_message.Message):
     seller_account: _builtins.str
     """The seller."""
     owner: _builtins.str
-    """The owner that claims it, should it belong to nobody; empty: it is only looked up."""
+    """The owner that claims the seller if it has none; empty: the seller is only looked up."""
     group: _builtins.int
-    """The claims of one request with the same group, such as those of one payment, are made only if
-    each of their sellers belongs to its claimant then; 0: the claim is a group of its own.
+    """The group of the claim, such as one payment. The claims of a group are made only if each of
+    their sellers then belongs to its claimant. 0: the claim is its own group.
     """
     def __init__(
         self,
@@ -999,7 +1002,7 @@ class BatchClaimSellersRequest(_message.Message):
     CLAIMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def claims(self) -> _containers.RepeatedCompositeFieldContainer[Global___SellerClaim]:
-        """The claims; a seller may stand in several."""
+        """The claims; several claims may name the same seller."""
 
     def __init__(
         self,
@@ -1016,14 +1019,14 @@ Global___BatchClaimSellersRequest: _TypeAlias = BatchClaimSellersRequest  # noqa
 
 @_typing.final
 class BatchClaimSellersResponse(_message.Message):
-    """The answer to BatchClaimSellers."""
+    """The response to BatchClaimSellers."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SELLERS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def sellers(self) -> _containers.RepeatedCompositeFieldContainer[_wallet_pb2.Seller]:
-        """The sellers that belong to somebody, each once, by seller_account."""
+        """The sellers that have an owner, each once, ordered by seller_account."""
 
     def __init__(
         self,
@@ -1040,7 +1043,7 @@ Global___BatchClaimSellersResponse: _TypeAlias = BatchClaimSellersResponse  # no
 
 @_typing.final
 class GetSellerRequest(_message.Message):
-    """Names a seller."""
+    """Identifies a seller."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1062,7 +1065,7 @@ Global___GetSellerRequest: _TypeAlias = GetSellerRequest  # noqa: Y015
 
 @_typing.final
 class GetSellerResponse(_message.Message):
-    """The answer to GetSeller."""
+    """The response to GetSeller."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1070,7 +1073,7 @@ class GetSellerResponse(_message.Message):
     ASSIGNMENTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def seller(self) -> _wallet_pb2.Seller:
-        """The seller; unset: it belongs to nobody."""
+        """The seller; unset: it has no owner."""
 
     @_builtins.property
     def assignments(self) -> _containers.RepeatedCompositeFieldContainer[_wallet_pb2.SellerAssignment]:
@@ -1105,9 +1108,9 @@ class RequestSellerAssignmentRequest(_message.Message):
     seller_account: _builtins.str
     """The seller."""
     owner: _builtins.str
-    """The owner that it is to belong to."""
+    """The new owner."""
     reason: _builtins.str
-    """Why, at most 255 characters."""
+    """The reason, at most 255 characters."""
     def __init__(
         self,
         *,
@@ -1126,14 +1129,14 @@ Global___RequestSellerAssignmentRequest: _TypeAlias = RequestSellerAssignmentReq
 
 @_typing.final
 class RequestSellerAssignmentResponse(_message.Message):
-    """The answer to RequestSellerAssignment."""
+    """The response to RequestSellerAssignment."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SELLER_ASSIGNMENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def seller_assignment(self) -> _wallet_pb2.SellerAssignment:
-        """The assignment as it stands."""
+        """The current state of the assignment."""
 
     def __init__(
         self,
@@ -1150,7 +1153,7 @@ Global___RequestSellerAssignmentResponse: _TypeAlias = RequestSellerAssignmentRe
 
 @_typing.final
 class ApproveSellerAssignmentRequest(_message.Message):
-    """A second person's approval."""
+    """The approval by another operator."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1159,7 +1162,7 @@ class ApproveSellerAssignmentRequest(_message.Message):
     seller_assignment_id: _builtins.str
     """The assignment."""
     reason: _builtins.str
-    """Why, at most 255 characters."""
+    """The reason, at most 255 characters."""
     def __init__(
         self,
         *,
@@ -1176,14 +1179,14 @@ Global___ApproveSellerAssignmentRequest: _TypeAlias = ApproveSellerAssignmentReq
 
 @_typing.final
 class ApproveSellerAssignmentResponse(_message.Message):
-    """The answer to ApproveSellerAssignment."""
+    """The response to ApproveSellerAssignment."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SELLER_ASSIGNMENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def seller_assignment(self) -> _wallet_pb2.SellerAssignment:
-        """The assignment as it stands."""
+        """The current state of the assignment."""
 
     def __init__(
         self,
@@ -1209,7 +1212,7 @@ class RejectSellerAssignmentRequest(_message.Message):
     seller_assignment_id: _builtins.str
     """The assignment."""
     reason: _builtins.str
-    """Why, at most 255 characters."""
+    """The reason, at most 255 characters."""
     def __init__(
         self,
         *,
@@ -1226,14 +1229,14 @@ Global___RejectSellerAssignmentRequest: _TypeAlias = RejectSellerAssignmentReque
 
 @_typing.final
 class RejectSellerAssignmentResponse(_message.Message):
-    """The answer to RejectSellerAssignment."""
+    """The response to RejectSellerAssignment."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SELLER_ASSIGNMENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def seller_assignment(self) -> _wallet_pb2.SellerAssignment:
-        """The assignment as it stands."""
+        """The current state of the assignment."""
 
     def __init__(
         self,
@@ -1250,7 +1253,7 @@ Global___RejectSellerAssignmentResponse: _TypeAlias = RejectSellerAssignmentResp
 
 @_typing.final
 class ListAlertsRequest(_message.Message):
-    """Which alerts to list."""
+    """The alerts to list."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1258,11 +1261,11 @@ class ListAlertsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     ended: _builtins.bool
-    """Whether to list also those that have ended."""
+    """Whether to include alerts that have ended."""
     page_size: _builtins.int
-    """The most to answer with: 0 means 50, above 200 means 200."""
+    """Page size: 0 means 50; values above 200 mean 200."""
     page_token: _builtins.str
-    """The next_page_token of the page before; empty: the first page."""
+    """next_page_token of the previous page; empty: the first page."""
     def __init__(
         self,
         *,
@@ -1287,7 +1290,7 @@ class ListAlertsResponse(_message.Message):
     ALERTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Empty when there is no further page."""
+    """Empty on the last page."""
     @_builtins.property
     def alerts(self) -> _containers.RepeatedCompositeFieldContainer[_operator_pb2.Alert]:
         """Newest first."""

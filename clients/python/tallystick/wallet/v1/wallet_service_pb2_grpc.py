@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class WalletServiceStub(object):
-    """Keeps what each seller may be paid. Every change is keyed by what it was for: the same change
-    again answers with the wallet as it stands now.
+    """Keeps the balances of sellers. Every change is identified by its source: a repeat of the same
+    change returns the current state of the wallet.
     """
 
     def __init__(self, channel):
@@ -129,12 +129,12 @@ class WalletServiceStub(object):
 
 
 class WalletServiceServicer(object):
-    """Keeps what each seller may be paid. Every change is keyed by what it was for: the same change
-    again answers with the wallet as it stands now.
+    """Keeps the balances of sellers. Every change is identified by its source: a repeat of the same
+    change returns the current state of the wallet.
     """
 
     def GetWallet(self, request, context):
-        """Answers with one wallet. Access: operator, service.
+        """Returns one wallet. Access: operator, service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -155,55 +155,56 @@ class WalletServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def BatchCredit(self, request, context):
-        """Credits wallets, and opens those that are missing. Access: service.
+        """Credits wallets, and creates those that do not exist. Access: service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BatchRelease(self, request, context):
-        """Makes pending money of earlier credits available; what is owed is repaid first. A frozen wallet
-        takes releases too. Access: service.
+        """Makes pending money of earlier credits available; owed money is repaid first. A frozen wallet
+        accepts releases too. Access: service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BatchDebit(self, request, context):
-        """Debits wallets: as a request, which needs the money, or as a fact, which always posts. Access:
-        service.
+        """Debits wallets. With allow_owed a debit always posts; without it, the money must be available.
+        Access: service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BatchPlaceHold(self, request, context):
-        """Sets available money aside. Those of payouts (payouts/…) are for PayoutService alone. Access:
-        service.
+        """Places holds on available money. Holds of payouts (payouts/…) are reserved for PayoutService.
+        Access: service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BatchCaptureHold(self, request, context):
-        """Takes held money out of the wallet and ends the hold; what is not captured becomes available.
-        Those of payouts (payouts/…) are for PayoutService alone. Access: service.
+        """Captures holds: takes held money out of the wallet and ends the hold. The part that is not
+        captured becomes available. Holds of payouts (payouts/…) are reserved for PayoutService.
+        Access: service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BatchReleaseHold(self, request, context):
-        """Makes held money available again and ends the hold. A hold that was never placed is sealed by
-        it: a placement that comes later, because it was under way in a slow process, is refused with
-        HOLD_ENDED. Those of payouts (payouts/…) are for PayoutService alone. Access: service.
+        """Releases holds: makes held money available again and ends the hold. Releasing a hold that was
+        never placed leaves a tombstone: a later placement, such as one by a slow process, is rejected
+        with HOLD_ENDED. Holds of payouts (payouts/…) are reserved for PayoutService. Access: service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetHold(self, request, context):
-        """Answers with one hold. Access: operator, service.
+        """Returns one hold. Access: operator, service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -217,7 +218,7 @@ class WalletServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SetWalletPolicy(self, request, context):
-        """Freezes a wallet or sets its release delay; opens the wallet if it is missing. Access:
+        """Freezes a wallet or sets its release delay; creates the wallet if it does not exist. Access:
         operator, service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -225,48 +226,46 @@ class WalletServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def BatchClaimSellers(self, request, context):
-        """Answers whom sellers belong to, and claims for their owners those that belong to nobody: of two
-        claims at once the first one wins, and both are answered with its owner. The claims of a group
-        are made all or none. Access: service.
+        """Returns the owners of sellers, and claims sellers that have no owner. Of two concurrent claims
+        the first wins, and both calls return its owner. The claims of a group are made all or none.
+        Access: service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetSeller(self, request, context):
-        """Answers with a seller's owner, and the last assignments of the seller. Access: operator,
-        service.
+        """Returns a seller's owner and the last assignments of the seller. Access: operator, service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RequestSellerAssignment(self, request, context):
-        """Asks for a seller to belong to another owner; nothing changes before another operator approves
-        it. The same seller_assignment_id with the same values answers with the assignment as it
-        stands, with other values it is refused with IDEMPOTENCY_KEY_REUSED. A seller has one open
-        assignment at most: while there is one, another is refused with INVALID_STATE. Access:
-        operator.
+        """Requests that a seller be assigned to another owner. Nothing changes until another operator
+        approves it. The same seller_assignment_id with the same values returns the current state of
+        the assignment; with other values it is rejected with IDEMPOTENCY_KEY_REUSED. A seller has at
+        most one open assignment: another request is rejected with INVALID_STATE. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ApproveSellerAssignment(self, request, context):
-        """Has the seller belong to the new owner: orders, destinations and payouts that the old owner
-        asks for from then on are refused (orders within the setting seller_check_interval); what was
-        accepted before goes on, and stays the old owner's. Whoever asked for it is refused with
-        SECOND_APPROVER_REQUIRED, one that was rejected with INVALID_STATE, and so is one whose
-        previous_owner the seller does not belong to any more: reject it, and ask for a new one. A
-        repeat changes nothing. Access: operator.
+        """Assigns the seller to the new owner. New orders, destinations and payouts of the old owner are
+        rejected from then on; orders within the setting seller_check_interval. Requests that were
+        accepted before continue and stay with the old owner. The operator who requested the assignment
+        is rejected with SECOND_APPROVER_REQUIRED. A rejected assignment is rejected with
+        INVALID_STATE, and so is one whose previous_owner no longer owns the seller: reject it, and
+        request a new one. A repeat has no effect. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RejectSellerAssignment(self, request, context):
-        """Ends an assignment without effect; one that was approved is refused with INVALID_STATE. A
-        repeat changes nothing. Access: operator.
+        """Rejects a requested assignment. An approved assignment is rejected with INVALID_STATE. A repeat
+        has no effect. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -381,8 +380,8 @@ def add_WalletServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class WalletService(object):
-    """Keeps what each seller may be paid. Every change is keyed by what it was for: the same change
-    again answers with the wallet as it stands now.
+    """Keeps the balances of sellers. Every change is identified by its source: a repeat of the same
+    change returns the current state of the wallet.
     """
 
     @staticmethod

@@ -27,8 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class WalletServiceStub:
-    """Keeps what each seller may be paid. Every change is keyed by what it was for: the same change
-    again answers with the wallet as it stands now.
+    """Keeps the balances of sellers. Every change is identified by its source: a repeat of the same
+    change returns the current state of the wallet.
     """
 
     @_typing.overload
@@ -36,151 +36,147 @@ class WalletServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> WalletServiceAsyncStub: ...
     GetWallet: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.GetWalletRequest, _wallet_service_pb2.GetWalletResponse]
-    """Answers with one wallet. Access: operator, service."""
+    """Returns one wallet. Access: operator, service."""
     ListWallets: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.ListWalletsRequest, _wallet_service_pb2.ListWalletsResponse]
     """Lists wallets by seller and currency. Access: operator, service."""
     ListWalletEntries: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.ListWalletEntriesRequest, _wallet_service_pb2.ListWalletEntriesResponse]
     """Lists a wallet's changes, newest first. Access: operator, service."""
     BatchCredit: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchCreditRequest, _wallet_service_pb2.BatchCreditResponse]
-    """Credits wallets, and opens those that are missing. Access: service."""
+    """Credits wallets, and creates those that do not exist. Access: service."""
     BatchRelease: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchReleaseRequest, _wallet_service_pb2.BatchReleaseResponse]
-    """Makes pending money of earlier credits available; what is owed is repaid first. A frozen wallet
-    takes releases too. Access: service.
+    """Makes pending money of earlier credits available; owed money is repaid first. A frozen wallet
+    accepts releases too. Access: service.
     """
     BatchDebit: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchDebitRequest, _wallet_service_pb2.BatchDebitResponse]
-    """Debits wallets: as a request, which needs the money, or as a fact, which always posts. Access:
-    service.
+    """Debits wallets. With allow_owed a debit always posts; without it, the money must be available.
+    Access: service.
     """
     BatchPlaceHold: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchPlaceHoldRequest, _wallet_service_pb2.BatchPlaceHoldResponse]
-    """Sets available money aside. Those of payouts (payouts/…) are for PayoutService alone. Access:
-    service.
+    """Places holds on available money. Holds of payouts (payouts/…) are reserved for PayoutService.
+    Access: service.
     """
     BatchCaptureHold: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchCaptureHoldRequest, _wallet_service_pb2.BatchCaptureHoldResponse]
-    """Takes held money out of the wallet and ends the hold; what is not captured becomes available.
-    Those of payouts (payouts/…) are for PayoutService alone. Access: service.
+    """Captures holds: takes held money out of the wallet and ends the hold. The part that is not
+    captured becomes available. Holds of payouts (payouts/…) are reserved for PayoutService.
+    Access: service.
     """
     BatchReleaseHold: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchReleaseHoldRequest, _wallet_service_pb2.BatchReleaseHoldResponse]
-    """Makes held money available again and ends the hold. A hold that was never placed is sealed by
-    it: a placement that comes later, because it was under way in a slow process, is refused with
-    HOLD_ENDED. Those of payouts (payouts/…) are for PayoutService alone. Access: service.
+    """Releases holds: makes held money available again and ends the hold. Releasing a hold that was
+    never placed leaves a tombstone: a later placement, such as one by a slow process, is rejected
+    with HOLD_ENDED. Holds of payouts (payouts/…) are reserved for PayoutService. Access: service.
     """
     GetHold: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.GetHoldRequest, _wallet_service_pb2.GetHoldResponse]
-    """Answers with one hold. Access: operator, service."""
+    """Returns one hold. Access: operator, service."""
     ListHolds: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.ListHoldsRequest, _wallet_service_pb2.ListHoldsResponse]
     """Lists a wallet's holds, newest first. Access: operator, service."""
     SetWalletPolicy: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.SetWalletPolicyRequest, _wallet_service_pb2.SetWalletPolicyResponse]
-    """Freezes a wallet or sets its release delay; opens the wallet if it is missing. Access:
+    """Freezes a wallet or sets its release delay; creates the wallet if it does not exist. Access:
     operator, service.
     """
     BatchClaimSellers: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchClaimSellersRequest, _wallet_service_pb2.BatchClaimSellersResponse]
-    """Answers whom sellers belong to, and claims for their owners those that belong to nobody: of two
-    claims at once the first one wins, and both are answered with its owner. The claims of a group
-    are made all or none. Access: service.
+    """Returns the owners of sellers, and claims sellers that have no owner. Of two concurrent claims
+    the first wins, and both calls return its owner. The claims of a group are made all or none.
+    Access: service.
     """
     GetSeller: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.GetSellerRequest, _wallet_service_pb2.GetSellerResponse]
-    """Answers with a seller's owner, and the last assignments of the seller. Access: operator,
-    service.
-    """
+    """Returns a seller's owner and the last assignments of the seller. Access: operator, service."""
     RequestSellerAssignment: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.RequestSellerAssignmentRequest, _wallet_service_pb2.RequestSellerAssignmentResponse]
-    """Asks for a seller to belong to another owner; nothing changes before another operator approves
-    it. The same seller_assignment_id with the same values answers with the assignment as it
-    stands, with other values it is refused with IDEMPOTENCY_KEY_REUSED. A seller has one open
-    assignment at most: while there is one, another is refused with INVALID_STATE. Access:
-    operator.
+    """Requests that a seller be assigned to another owner. Nothing changes until another operator
+    approves it. The same seller_assignment_id with the same values returns the current state of
+    the assignment; with other values it is rejected with IDEMPOTENCY_KEY_REUSED. A seller has at
+    most one open assignment: another request is rejected with INVALID_STATE. Access: operator.
     """
     ApproveSellerAssignment: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.ApproveSellerAssignmentRequest, _wallet_service_pb2.ApproveSellerAssignmentResponse]
-    """Has the seller belong to the new owner: orders, destinations and payouts that the old owner
-    asks for from then on are refused (orders within the setting seller_check_interval); what was
-    accepted before goes on, and stays the old owner's. Whoever asked for it is refused with
-    SECOND_APPROVER_REQUIRED, one that was rejected with INVALID_STATE, and so is one whose
-    previous_owner the seller does not belong to any more: reject it, and ask for a new one. A
-    repeat changes nothing. Access: operator.
+    """Assigns the seller to the new owner. New orders, destinations and payouts of the old owner are
+    rejected from then on; orders within the setting seller_check_interval. Requests that were
+    accepted before continue and stay with the old owner. The operator who requested the assignment
+    is rejected with SECOND_APPROVER_REQUIRED. A rejected assignment is rejected with
+    INVALID_STATE, and so is one whose previous_owner no longer owns the seller: reject it, and
+    request a new one. A repeat has no effect. Access: operator.
     """
     RejectSellerAssignment: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.RejectSellerAssignmentRequest, _wallet_service_pb2.RejectSellerAssignmentResponse]
-    """Ends an assignment without effect; one that was approved is refused with INVALID_STATE. A
-    repeat changes nothing. Access: operator.
+    """Rejects a requested assignment. An approved assignment is rejected with INVALID_STATE. A repeat
+    has no effect. Access: operator.
     """
     ListAlerts: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.ListAlertsRequest, _wallet_service_pb2.ListAlertsResponse]
     """Lists the alerts of this service, newest first. Access: operator."""
 
 @_typing.type_check_only
 class WalletServiceAsyncStub(WalletServiceStub):
-    """Keeps what each seller may be paid. Every change is keyed by what it was for: the same change
-    again answers with the wallet as it stands now.
+    """Keeps the balances of sellers. Every change is identified by its source: a repeat of the same
+    change returns the current state of the wallet.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetWallet: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.GetWalletRequest, _wallet_service_pb2.GetWalletResponse]  # type: ignore[assignment]
-    """Answers with one wallet. Access: operator, service."""
+    """Returns one wallet. Access: operator, service."""
     ListWallets: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.ListWalletsRequest, _wallet_service_pb2.ListWalletsResponse]  # type: ignore[assignment]
     """Lists wallets by seller and currency. Access: operator, service."""
     ListWalletEntries: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.ListWalletEntriesRequest, _wallet_service_pb2.ListWalletEntriesResponse]  # type: ignore[assignment]
     """Lists a wallet's changes, newest first. Access: operator, service."""
     BatchCredit: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchCreditRequest, _wallet_service_pb2.BatchCreditResponse]  # type: ignore[assignment]
-    """Credits wallets, and opens those that are missing. Access: service."""
+    """Credits wallets, and creates those that do not exist. Access: service."""
     BatchRelease: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchReleaseRequest, _wallet_service_pb2.BatchReleaseResponse]  # type: ignore[assignment]
-    """Makes pending money of earlier credits available; what is owed is repaid first. A frozen wallet
-    takes releases too. Access: service.
+    """Makes pending money of earlier credits available; owed money is repaid first. A frozen wallet
+    accepts releases too. Access: service.
     """
     BatchDebit: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchDebitRequest, _wallet_service_pb2.BatchDebitResponse]  # type: ignore[assignment]
-    """Debits wallets: as a request, which needs the money, or as a fact, which always posts. Access:
-    service.
+    """Debits wallets. With allow_owed a debit always posts; without it, the money must be available.
+    Access: service.
     """
     BatchPlaceHold: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchPlaceHoldRequest, _wallet_service_pb2.BatchPlaceHoldResponse]  # type: ignore[assignment]
-    """Sets available money aside. Those of payouts (payouts/…) are for PayoutService alone. Access:
-    service.
+    """Places holds on available money. Holds of payouts (payouts/…) are reserved for PayoutService.
+    Access: service.
     """
     BatchCaptureHold: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchCaptureHoldRequest, _wallet_service_pb2.BatchCaptureHoldResponse]  # type: ignore[assignment]
-    """Takes held money out of the wallet and ends the hold; what is not captured becomes available.
-    Those of payouts (payouts/…) are for PayoutService alone. Access: service.
+    """Captures holds: takes held money out of the wallet and ends the hold. The part that is not
+    captured becomes available. Holds of payouts (payouts/…) are reserved for PayoutService.
+    Access: service.
     """
     BatchReleaseHold: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchReleaseHoldRequest, _wallet_service_pb2.BatchReleaseHoldResponse]  # type: ignore[assignment]
-    """Makes held money available again and ends the hold. A hold that was never placed is sealed by
-    it: a placement that comes later, because it was under way in a slow process, is refused with
-    HOLD_ENDED. Those of payouts (payouts/…) are for PayoutService alone. Access: service.
+    """Releases holds: makes held money available again and ends the hold. Releasing a hold that was
+    never placed leaves a tombstone: a later placement, such as one by a slow process, is rejected
+    with HOLD_ENDED. Holds of payouts (payouts/…) are reserved for PayoutService. Access: service.
     """
     GetHold: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.GetHoldRequest, _wallet_service_pb2.GetHoldResponse]  # type: ignore[assignment]
-    """Answers with one hold. Access: operator, service."""
+    """Returns one hold. Access: operator, service."""
     ListHolds: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.ListHoldsRequest, _wallet_service_pb2.ListHoldsResponse]  # type: ignore[assignment]
     """Lists a wallet's holds, newest first. Access: operator, service."""
     SetWalletPolicy: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.SetWalletPolicyRequest, _wallet_service_pb2.SetWalletPolicyResponse]  # type: ignore[assignment]
-    """Freezes a wallet or sets its release delay; opens the wallet if it is missing. Access:
+    """Freezes a wallet or sets its release delay; creates the wallet if it does not exist. Access:
     operator, service.
     """
     BatchClaimSellers: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchClaimSellersRequest, _wallet_service_pb2.BatchClaimSellersResponse]  # type: ignore[assignment]
-    """Answers whom sellers belong to, and claims for their owners those that belong to nobody: of two
-    claims at once the first one wins, and both are answered with its owner. The claims of a group
-    are made all or none. Access: service.
+    """Returns the owners of sellers, and claims sellers that have no owner. Of two concurrent claims
+    the first wins, and both calls return its owner. The claims of a group are made all or none.
+    Access: service.
     """
     GetSeller: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.GetSellerRequest, _wallet_service_pb2.GetSellerResponse]  # type: ignore[assignment]
-    """Answers with a seller's owner, and the last assignments of the seller. Access: operator,
-    service.
-    """
+    """Returns a seller's owner and the last assignments of the seller. Access: operator, service."""
     RequestSellerAssignment: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.RequestSellerAssignmentRequest, _wallet_service_pb2.RequestSellerAssignmentResponse]  # type: ignore[assignment]
-    """Asks for a seller to belong to another owner; nothing changes before another operator approves
-    it. The same seller_assignment_id with the same values answers with the assignment as it
-    stands, with other values it is refused with IDEMPOTENCY_KEY_REUSED. A seller has one open
-    assignment at most: while there is one, another is refused with INVALID_STATE. Access:
-    operator.
+    """Requests that a seller be assigned to another owner. Nothing changes until another operator
+    approves it. The same seller_assignment_id with the same values returns the current state of
+    the assignment; with other values it is rejected with IDEMPOTENCY_KEY_REUSED. A seller has at
+    most one open assignment: another request is rejected with INVALID_STATE. Access: operator.
     """
     ApproveSellerAssignment: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.ApproveSellerAssignmentRequest, _wallet_service_pb2.ApproveSellerAssignmentResponse]  # type: ignore[assignment]
-    """Has the seller belong to the new owner: orders, destinations and payouts that the old owner
-    asks for from then on are refused (orders within the setting seller_check_interval); what was
-    accepted before goes on, and stays the old owner's. Whoever asked for it is refused with
-    SECOND_APPROVER_REQUIRED, one that was rejected with INVALID_STATE, and so is one whose
-    previous_owner the seller does not belong to any more: reject it, and ask for a new one. A
-    repeat changes nothing. Access: operator.
+    """Assigns the seller to the new owner. New orders, destinations and payouts of the old owner are
+    rejected from then on; orders within the setting seller_check_interval. Requests that were
+    accepted before continue and stay with the old owner. The operator who requested the assignment
+    is rejected with SECOND_APPROVER_REQUIRED. A rejected assignment is rejected with
+    INVALID_STATE, and so is one whose previous_owner no longer owns the seller: reject it, and
+    request a new one. A repeat has no effect. Access: operator.
     """
     RejectSellerAssignment: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.RejectSellerAssignmentRequest, _wallet_service_pb2.RejectSellerAssignmentResponse]  # type: ignore[assignment]
-    """Ends an assignment without effect; one that was approved is refused with INVALID_STATE. A
-    repeat changes nothing. Access: operator.
+    """Rejects a requested assignment. An approved assignment is rejected with INVALID_STATE. A repeat
+    has no effect. Access: operator.
     """
     ListAlerts: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.ListAlertsRequest, _wallet_service_pb2.ListAlertsResponse]  # type: ignore[assignment]
     """Lists the alerts of this service, newest first. Access: operator."""
 
 class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Keeps what each seller may be paid. Every change is keyed by what it was for: the same change
-    again answers with the wallet as it stands now.
+    """Keeps the balances of sellers. Every change is identified by its source: a repeat of the same
+    change returns the current state of the wallet.
     """
 
     @_abc_1.abstractmethod
@@ -189,7 +185,7 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wallet_service_pb2.GetWalletRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_service_pb2.GetWalletResponse, _abc.Awaitable[_wallet_service_pb2.GetWalletResponse]]:
-        """Answers with one wallet. Access: operator, service."""
+        """Returns one wallet. Access: operator, service."""
 
     @_abc_1.abstractmethod
     def ListWallets(
@@ -213,7 +209,7 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wallet_service_pb2.BatchCreditRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_service_pb2.BatchCreditResponse, _abc.Awaitable[_wallet_service_pb2.BatchCreditResponse]]:
-        """Credits wallets, and opens those that are missing. Access: service."""
+        """Credits wallets, and creates those that do not exist. Access: service."""
 
     @_abc_1.abstractmethod
     def BatchRelease(
@@ -221,8 +217,8 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wallet_service_pb2.BatchReleaseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_service_pb2.BatchReleaseResponse, _abc.Awaitable[_wallet_service_pb2.BatchReleaseResponse]]:
-        """Makes pending money of earlier credits available; what is owed is repaid first. A frozen wallet
-        takes releases too. Access: service.
+        """Makes pending money of earlier credits available; owed money is repaid first. A frozen wallet
+        accepts releases too. Access: service.
         """
 
     @_abc_1.abstractmethod
@@ -231,8 +227,8 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wallet_service_pb2.BatchDebitRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_service_pb2.BatchDebitResponse, _abc.Awaitable[_wallet_service_pb2.BatchDebitResponse]]:
-        """Debits wallets: as a request, which needs the money, or as a fact, which always posts. Access:
-        service.
+        """Debits wallets. With allow_owed a debit always posts; without it, the money must be available.
+        Access: service.
         """
 
     @_abc_1.abstractmethod
@@ -241,8 +237,8 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wallet_service_pb2.BatchPlaceHoldRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_service_pb2.BatchPlaceHoldResponse, _abc.Awaitable[_wallet_service_pb2.BatchPlaceHoldResponse]]:
-        """Sets available money aside. Those of payouts (payouts/…) are for PayoutService alone. Access:
-        service.
+        """Places holds on available money. Holds of payouts (payouts/…) are reserved for PayoutService.
+        Access: service.
         """
 
     @_abc_1.abstractmethod
@@ -251,8 +247,9 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wallet_service_pb2.BatchCaptureHoldRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_service_pb2.BatchCaptureHoldResponse, _abc.Awaitable[_wallet_service_pb2.BatchCaptureHoldResponse]]:
-        """Takes held money out of the wallet and ends the hold; what is not captured becomes available.
-        Those of payouts (payouts/…) are for PayoutService alone. Access: service.
+        """Captures holds: takes held money out of the wallet and ends the hold. The part that is not
+        captured becomes available. Holds of payouts (payouts/…) are reserved for PayoutService.
+        Access: service.
         """
 
     @_abc_1.abstractmethod
@@ -261,9 +258,9 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wallet_service_pb2.BatchReleaseHoldRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_service_pb2.BatchReleaseHoldResponse, _abc.Awaitable[_wallet_service_pb2.BatchReleaseHoldResponse]]:
-        """Makes held money available again and ends the hold. A hold that was never placed is sealed by
-        it: a placement that comes later, because it was under way in a slow process, is refused with
-        HOLD_ENDED. Those of payouts (payouts/…) are for PayoutService alone. Access: service.
+        """Releases holds: makes held money available again and ends the hold. Releasing a hold that was
+        never placed leaves a tombstone: a later placement, such as one by a slow process, is rejected
+        with HOLD_ENDED. Holds of payouts (payouts/…) are reserved for PayoutService. Access: service.
         """
 
     @_abc_1.abstractmethod
@@ -272,7 +269,7 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wallet_service_pb2.GetHoldRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_service_pb2.GetHoldResponse, _abc.Awaitable[_wallet_service_pb2.GetHoldResponse]]:
-        """Answers with one hold. Access: operator, service."""
+        """Returns one hold. Access: operator, service."""
 
     @_abc_1.abstractmethod
     def ListHolds(
@@ -288,7 +285,7 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wallet_service_pb2.SetWalletPolicyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_service_pb2.SetWalletPolicyResponse, _abc.Awaitable[_wallet_service_pb2.SetWalletPolicyResponse]]:
-        """Freezes a wallet or sets its release delay; opens the wallet if it is missing. Access:
+        """Freezes a wallet or sets its release delay; creates the wallet if it does not exist. Access:
         operator, service.
         """
 
@@ -298,9 +295,9 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wallet_service_pb2.BatchClaimSellersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_service_pb2.BatchClaimSellersResponse, _abc.Awaitable[_wallet_service_pb2.BatchClaimSellersResponse]]:
-        """Answers whom sellers belong to, and claims for their owners those that belong to nobody: of two
-        claims at once the first one wins, and both are answered with its owner. The claims of a group
-        are made all or none. Access: service.
+        """Returns the owners of sellers, and claims sellers that have no owner. Of two concurrent claims
+        the first wins, and both calls return its owner. The claims of a group are made all or none.
+        Access: service.
         """
 
     @_abc_1.abstractmethod
@@ -309,9 +306,7 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wallet_service_pb2.GetSellerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_service_pb2.GetSellerResponse, _abc.Awaitable[_wallet_service_pb2.GetSellerResponse]]:
-        """Answers with a seller's owner, and the last assignments of the seller. Access: operator,
-        service.
-        """
+        """Returns a seller's owner and the last assignments of the seller. Access: operator, service."""
 
     @_abc_1.abstractmethod
     def RequestSellerAssignment(
@@ -319,11 +314,10 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wallet_service_pb2.RequestSellerAssignmentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_service_pb2.RequestSellerAssignmentResponse, _abc.Awaitable[_wallet_service_pb2.RequestSellerAssignmentResponse]]:
-        """Asks for a seller to belong to another owner; nothing changes before another operator approves
-        it. The same seller_assignment_id with the same values answers with the assignment as it
-        stands, with other values it is refused with IDEMPOTENCY_KEY_REUSED. A seller has one open
-        assignment at most: while there is one, another is refused with INVALID_STATE. Access:
-        operator.
+        """Requests that a seller be assigned to another owner. Nothing changes until another operator
+        approves it. The same seller_assignment_id with the same values returns the current state of
+        the assignment; with other values it is rejected with IDEMPOTENCY_KEY_REUSED. A seller has at
+        most one open assignment: another request is rejected with INVALID_STATE. Access: operator.
         """
 
     @_abc_1.abstractmethod
@@ -332,12 +326,12 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wallet_service_pb2.ApproveSellerAssignmentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_service_pb2.ApproveSellerAssignmentResponse, _abc.Awaitable[_wallet_service_pb2.ApproveSellerAssignmentResponse]]:
-        """Has the seller belong to the new owner: orders, destinations and payouts that the old owner
-        asks for from then on are refused (orders within the setting seller_check_interval); what was
-        accepted before goes on, and stays the old owner's. Whoever asked for it is refused with
-        SECOND_APPROVER_REQUIRED, one that was rejected with INVALID_STATE, and so is one whose
-        previous_owner the seller does not belong to any more: reject it, and ask for a new one. A
-        repeat changes nothing. Access: operator.
+        """Assigns the seller to the new owner. New orders, destinations and payouts of the old owner are
+        rejected from then on; orders within the setting seller_check_interval. Requests that were
+        accepted before continue and stay with the old owner. The operator who requested the assignment
+        is rejected with SECOND_APPROVER_REQUIRED. A rejected assignment is rejected with
+        INVALID_STATE, and so is one whose previous_owner no longer owns the seller: reject it, and
+        request a new one. A repeat has no effect. Access: operator.
         """
 
     @_abc_1.abstractmethod
@@ -346,8 +340,8 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wallet_service_pb2.RejectSellerAssignmentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_service_pb2.RejectSellerAssignmentResponse, _abc.Awaitable[_wallet_service_pb2.RejectSellerAssignmentResponse]]:
-        """Ends an assignment without effect; one that was approved is refused with INVALID_STATE. A
-        repeat changes nothing. Access: operator.
+        """Rejects a requested assignment. An approved assignment is rejected with INVALID_STATE. A repeat
+        has no effect. Access: operator.
         """
 
     @_abc_1.abstractmethod
