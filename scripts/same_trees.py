@@ -1,10 +1,10 @@
 """scripts/same-trees BASE: shows that the work tree differs from a commit only in names, places,
 layout and prose.
 
-Compares the syntax trees of all Python files without identifiers, words and SQL comments in strings,
-docstrings, imports and the order of top-level statements. Where the trees agree, it also checks that
-no function merges two names that were different before. Prints what differs and exits with 1, else
-with 0.
+Compares the syntax trees of all Python files without identifiers, words and SQL comments in
+strings, docstrings, imports and the order of top-level statements. Where the trees agree, it also
+checks that no function merges two names that were different before. Prints what differs and exits
+with 1, else with 0.
 """
 
 from __future__ import annotations
