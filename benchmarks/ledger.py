@@ -155,7 +155,8 @@ def _request(number: int, run_id: str, sellers: int) -> ledger_service_pb2.Batch
 
 
 def _posting(source_id: str, number: int, sellers: int) -> ledger_service_pb2.Posting:
-    buyer, seller = f"buyers/b-{number % 1000}", f"sellers/s-{random.randrange(sellers)}"  # noqa: S311 - no secret
+    buyer = f"buyers/b-{number % 1000}"
+    seller = f"sellers/s-{random.randrange(sellers)}"  # noqa: S311 - no secret
     lines = (
         ("psp/sandbox/clearing", "-10.00"),
         (buyer, "10.00"),

@@ -80,14 +80,15 @@ def figures(
 async def measure_interleaved(
     calls: dict[str, Call], in_flight: int, seconds: float, print_status: Callable[[str], None]
 ) -> dict[str, LoadResult]:
-    """Measures each call for so many seconds, in turns: a machine that changes its pace meanwhile
+    """Measures the calls alternately for `seconds` each: a machine that changes its pace meanwhile
     changes it for all of them.
     """
     numbers = itertools.count()
     rounds = max(round(seconds / _ROUND_SECONDS), 1)
     loads: dict[str, LoadResult] = {name: LoadResult(seconds, []) for name in calls}
     for number in range(1, rounds + 1):
-        for name, call in sorted(calls.items(), key=lambda _: random.random()):  # noqa: S311 - no secret; none always comes behind the same one
+        # no secret; none always comes behind the same one
+        for name, call in sorted(calls.items(), key=lambda _: random.random()):  # noqa: S311
             loads[name].rounds.append(
                 await _measure_round(call, numbers, in_flight, seconds / rounds)
             )
@@ -102,8 +103,8 @@ async def measure_interleaved(
 async def _measure_round(
     call: Call, numbers: Iterator[int], in_flight: int, seconds: float, warm_up_seconds: float = 3.0
 ) -> list[float]:
-    """Keeps so many calls under way; the latencies of those that end after the warm-up and within
-    the time.
+    """Keeps `in_flight` calls under way, and returns the latencies of those that end after the
+    warm-up and within the time.
     """
     begin = time.perf_counter() + warm_up_seconds
     end = begin + seconds
@@ -151,9 +152,7 @@ def _wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
                 return
             except grpc.FutureTimeoutError:
                 continue
-    raise StartupError(
-        f"the server for {address} did not start: {' '.join(map(str, process.args))}"  # type: ignore[arg-type]
-    )
+    raise StartupError(f"the server for {address} did not start: {process.args!r}")
 
 
 def peak_mb(pid: int) -> int:

@@ -101,7 +101,7 @@ def _insert_destinations(database_urls: DatabaseUrls, sellers: int) -> None:
     would take longer than what is measured.
     """
     with psycopg.connect(database_urls.admin) as connection:
-        # no triggers, since nothing is told
+        # no triggers, since no events are written
         connection.execute("set session_replication_role = replica")
         connection.execute(
             """

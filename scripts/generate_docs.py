@@ -80,7 +80,8 @@ def _update_table(content: str, rows: Rows, first_header: str) -> str:
             name = cells[0].strip("`")
             if name not in missing:
                 continue
-            line = _join_row(name, headers, cells, missing.pop(name))  # noqa: PLW2901 - the row is rewritten
+            # the row is rewritten
+            line = _join_row(name, headers, cells, missing.pop(name))  # noqa: PLW2901
         updated.append(line)
         last_row = len(updated)
     added = [

@@ -171,7 +171,8 @@ class Simulation:
             result.violations.append("nothing is left that could ever happen")
         except TallystickError as error:
             result.violations.append(f"the operator or the auditor was refused: {error}")
-        except Exception as error:  # noqa: BLE001 - a run that breaks has a seed as any other that fails
+        # a run that breaks has a seed as any other that fails
+        except Exception as error:  # noqa: BLE001
             result.violations.append(f"the run broke: {error!r}")
         finally:
             world.loop.close()

@@ -181,7 +181,8 @@ class World:
             result, error = None, None
             try:
                 result = run()
-            except Exception as raised:  # noqa: BLE001 - it is raised again where the result is awaited
+            # it is raised again where the result is awaited
+            except Exception as raised:  # noqa: BLE001
                 error = raised
             finally:
                 self._conditions.fault = None

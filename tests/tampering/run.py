@@ -160,7 +160,8 @@ class Tampering:
                 try:
                     if not self._is_detected() if quick else self.passes():
                         result.missed.append(edit)
-                except Exception as error:  # noqa: BLE001 - whatever verify raises, it has not named a row
+                # whatever verify raises, it has not named a row
+                except Exception as error:  # noqa: BLE001
                     result.crashed.append((edit, repr(error)))
                 return True
             result.not_editable.add(f"{column.qualified_table}.{column.name}")

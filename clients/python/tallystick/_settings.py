@@ -347,7 +347,8 @@ def ensure_request_id(request: M) -> M:
     """Returns the request, with a new request_id if it has such a field and that is empty. The
     request then takes effect once, regardless of retries.
     """
-    if "request_id" not in request.DESCRIPTOR.fields_by_name or request.request_id:  # type: ignore[attr-defined]
+    has_request_id = "request_id" in request.DESCRIPTOR.fields_by_name
+    if not has_request_id or request.request_id:  # type: ignore[attr-defined]
         return request
     copy = type(request)()
     copy.CopyFrom(request)

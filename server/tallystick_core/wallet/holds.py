@@ -66,7 +66,7 @@ def require_payout_service(
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Money set aside in a wallet."""
+    """Money reserved in a wallet."""
 
     hold_id: str
     seller_account: str

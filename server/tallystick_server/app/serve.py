@@ -299,7 +299,8 @@ async def _disconnect_clients(address: str) -> None:
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + _DISCONNECT_TIMEOUT_SECONDS
-    while _shut_down_sockets(address) and loop.time() < deadline:  # noqa: ASYNC110 - gRPC says nothing when it closes one
+    # gRPC says nothing when it closes one
+    while _shut_down_sockets(address) and loop.time() < deadline:  # noqa: ASYNC110
         await asyncio.sleep(_POLL_INTERVAL_SECONDS)
 
 

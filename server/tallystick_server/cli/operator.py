@@ -395,49 +395,31 @@ def show_payout(
         _print_message(calls.show_payout(payout_id), as_json=as_json)
 
 
-@payouts.command(
-    "approve", epilog=example('tallystick payouts approve payout-1 --reason "seller verified"')
+def _add_decision(name: str, method: str, help_text: str, example_reason: str) -> None:
+    """Adds the command of a call that decides on one payout."""
+
+    def decide(
+        ctx: typer.Context,
+        payout_id: PayoutIdArgument,
+        reason: ReasonOption,
+        address: AddressOption = "",
+        as_json: JsonOption = False,
+    ) -> None:
+        with _connect(ctx, address) as calls:
+            _print_message(calls.decide_payout(method, payout_id, reason), as_json=as_json)
+
+    epilog = example(f'tallystick payouts {name} payout-1 --reason "{example_reason}"')
+    payouts.command(name, help=help_text, epilog=epilog)(decide)
+
+
+_add_decision(
+    "approve",
+    "ApprovePayout",
+    "Approve a payout that awaits approval, as the second person.",
+    "seller verified",
 )
-def approve_payout(
-    ctx: typer.Context,
-    payout_id: PayoutIdArgument,
-    reason: ReasonOption,
-    address: AddressOption = "",
-    as_json: JsonOption = False,
-) -> None:
-    """Approve a payout that awaits approval, as the second person."""
-    with _connect(ctx, address) as calls:
-        _print_message(calls.approve_payout(payout_id, reason), as_json=as_json)
-
-
-@payouts.command(
-    "reject", epilog=example('tallystick payouts reject payout-1 --reason "seller suspended"')
-)
-def reject_payout(
-    ctx: typer.Context,
-    payout_id: PayoutIdArgument,
-    reason: ReasonOption,
-    address: AddressOption = "",
-    as_json: JsonOption = False,
-) -> None:
-    """Reject a payout that awaits approval."""
-    with _connect(ctx, address) as calls:
-        _print_message(calls.reject_payout(payout_id, reason), as_json=as_json)
-
-
-@payouts.command(
-    "cancel", epilog=example('tallystick payouts cancel payout-1 --reason "wrong amount"')
-)
-def cancel_payout(
-    ctx: typer.Context,
-    payout_id: PayoutIdArgument,
-    reason: ReasonOption,
-    address: AddressOption = "",
-    as_json: JsonOption = False,
-) -> None:
-    """Cancel a payout that has not been sent."""
-    with _connect(ctx, address) as calls:
-        _print_message(calls.cancel_payout(payout_id, reason), as_json=as_json)
+_add_decision("reject", "RejectPayout", "Reject a payout that awaits approval.", "seller suspended")
+_add_decision("cancel", "CancelPayout", "Cancel a payout that has not been sent.", "wrong amount")
 
 
 @payouts.command(
@@ -610,7 +592,7 @@ def _print_bulk(
         **report.changed,
         "skipped": [to_json(item) for item in report.skipped],
         "counts": [
-            {"cause": item.cause, "provider": item.provider, "count": item.count}  # type: ignore[attr-defined]
+            {"cause": item.cause, "provider": item.provider, "count": item.count}
             for item in report.counts
         ],
         "sample": report.sample,

@@ -12,7 +12,6 @@ from types import ModuleType
 from typing import Any
 
 from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from tallystick import Client, ClientSettings, TallystickError, UnauthenticatedError
 from tallystick.ledger.v1 import ledger_service_pb2
@@ -22,6 +21,7 @@ from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick.wallet.v1 import wallet_service_pb2
 from tallystick_server.app.errors import StartupError
 from tallystick_server.rpc.enums import EnumNames
+from tallystick_server.rpc.timestamps import to_timestamp
 
 _DEAD_LETTER_STATES = EnumNames(operator_pb2.DeadLetterState.DESCRIPTOR)
 _PAYOUT_STATES = EnumNames(payout_pb2.PayoutState.DESCRIPTOR)
@@ -50,8 +50,8 @@ class DeadLetterFilter:
         return operator_pb2.DeadLetterFilter(
             cause=self.cause,
             provider=self.provider,
-            from_time=_to_timestamp(self.from_time),
-            until_time=_to_timestamp(self.until_time),
+            from_time=to_timestamp(self.from_time) if self.from_time else None,
+            until_time=to_timestamp(self.until_time) if self.until_time else None,
         )
 
 
@@ -60,7 +60,7 @@ class BulkReport:
     """What a bulk command has done so far."""
 
     matched: int
-    counts: list[Message]
+    counts: list[operator_pb2.DeadLetterCount]
     """The number of matched dead letters by cause and provider."""
     sample: list[str]
     """Ids of the first matched dead letters; with dry_run only."""
@@ -69,14 +69,6 @@ class BulkReport:
     """The number of changed dead letters by outcome, such as "retried"."""
     skipped: list[Message] = field(default_factory=list)
     processed: int = 0
-
-
-def _to_timestamp(value: datetime | None) -> Timestamp | None:
-    if value is None:
-        return None
-    timestamp = Timestamp()
-    timestamp.FromDatetime(value)
-    return timestamp
 
 
 @contextmanager
@@ -216,17 +208,10 @@ class OperatorCalls:
     def show_payout(self, payout_id: str) -> Any:
         return self._call("payout", "GetPayout", payout_id=payout_id)
 
-    def approve_payout(self, payout_id: str, reason: str) -> Message:
-        request = payout_service_pb2.ApprovePayoutRequest(payout_id=payout_id, reason=reason)
-        return self._client.payout.ApprovePayout(request).payout
-
-    def reject_payout(self, payout_id: str, reason: str) -> Message:
-        request = payout_service_pb2.RejectPayoutRequest(payout_id=payout_id, reason=reason)
-        return self._client.payout.RejectPayout(request).payout
-
-    def cancel_payout(self, payout_id: str, reason: str) -> Message:
-        request = payout_service_pb2.CancelPayoutRequest(payout_id=payout_id, reason=reason)
-        return self._client.payout.CancelPayout(request).payout
+    def decide_payout(self, method: str, payout_id: str, reason: str) -> Message:
+        """The payout after ApprovePayout, RejectPayout or CancelPayout."""
+        payout: Message = self._call("payout", method, payout_id=payout_id, reason=reason).payout
+        return payout
 
     def acknowledge_payout(
         self, payout_id: str, reason: str, *, transfer: str, report: int | None

@@ -26,7 +26,8 @@ SpanContext = trace.SpanContext
 
 _tracer = trace.get_tracer("tallystick")
 _propagator = TraceContextTextMapPropagator()
-_id_random = random.Random()  # noqa: S311 - no secrets; and not the global one, whose sequence belongs to whoever has seeded it
+# no secrets; and not the global one, whose sequence belongs to whoever has seeded it
+_id_random = random.Random()  # noqa: S311
 _is_exporting = False
 
 
@@ -64,7 +65,10 @@ def configure(service: str, endpoint: str | None, sample_ratio: float) -> Callab
         id_generator=_id_generator,
     )
     if endpoint:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - slow to import, seldom needed
+        # slow to import, and seldom needed
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415
+            OTLPSpanExporter,
+        )
 
         logging.getLogger(OTLPSpanExporter.__module__).addFilter(_redact_errors)
         provider.add_span_processor(

@@ -36,7 +36,8 @@ class wait_seeded(wait_base):  # noqa: N801 - as tenacity names its waits
         self._seed = seed
 
     def __call__(self, retry_state: RetryCallState) -> float:
-        fraction = random.Random(f"{self._seed}/{retry_state.attempt_number}").random()  # noqa: S311 - no secret
+        seed = f"{self._seed}/{retry_state.attempt_number}"
+        fraction = random.Random(seed).random()  # noqa: S311 - no secret
         return self._wait(retry_state) * (1 - fraction / 2)
 
 

@@ -198,7 +198,8 @@ class OperationWorker(ABC, Generic[H, G]):
         for periodic_task in self._periodic_tasks:
             await periodic_task.stop()
         deadline = asyncio.get_running_loop().time() + timeout_seconds
-        while not self.is_idle and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 - idle is the sum of many parts
+        # idle is the sum of many parts
+        while not self.is_idle and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         self._is_stopping = True
         unfinished_tasks = dict(self._tasks)

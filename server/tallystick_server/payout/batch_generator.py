@@ -135,7 +135,8 @@ class BatchGenerator:
         for row in (*new, *open_):
             try:
                 await self._advance(row)
-            except Exception as error:  # noqa: BLE001 - what is wrong with one batch keeps no other waiting; an alert tells of it
+            # what is wrong with one batch keeps no other waiting; an alert tells of it
+            except Exception as error:  # noqa: BLE001
                 _log_failure(f"batch {row.payout_batch_id}", error)
                 await self._postpone_batch(row.payout_batch_id)
 
@@ -178,7 +179,8 @@ class BatchGenerator:
 
         try:
             await self._database.transact(start)
-        except Exception as error:  # noqa: BLE001 - what is wrong with one schedule keeps no other waiting; an alert tells of it
+        # what is wrong with one schedule keeps no other waiting; an alert tells of it
+        except Exception as error:  # noqa: BLE001
             _log_failure(f"the run of all sellers in {row.currency}", error)
             await self._postpone_schedules([row])
 
@@ -192,7 +194,8 @@ class BatchGenerator:
         for row in rows:
             try:
                 schedules.append((row, schedule_from_row(row)))
-            except Exception as error:  # noqa: BLE001 - what is wrong with one schedule keeps no other waiting
+            # what is wrong with one schedule keeps no other waiting
+            except Exception as error:  # noqa: BLE001
                 _log_failure(
                     f"the schedule of {row.seller_account or 'all'} in {row.currency}", error
                 )
@@ -419,7 +422,8 @@ class BatchGenerator:
 
     async def _wait_for_capacity(self) -> None:
         """Waits until the number of payouts in flight is below the limit."""
-        while self._in_flight_count() >= _MAX_IN_FLIGHT:  # noqa: ASYNC110 - payouts come to rest by many ways
+        # payouts come to rest by many ways
+        while self._in_flight_count() >= _MAX_IN_FLIGHT:  # noqa: ASYNC110
             await asyncio.sleep(_POLL_SECONDS)
 
     async def _finish(self, row: Row[Any]) -> None:

@@ -89,7 +89,9 @@ class CompletedPayoutPoller:
 
         await self._database.transact(store_polls)
 
-    async def poll(self, item: PayoutOperation, poll_count: int) -> store.NextPayoutPoll:  # noqa: PLR0911 - one for each that can come of it
+    async def poll(  # noqa: PLR0911 - one for each result
+        self, item: PayoutOperation, poll_count: int
+    ) -> store.NextPayoutPoll:
         """The next poll time and the number of polls. Polls without an answer are not counted."""
         policy = self._retry_policies.policy_for(item.provider, RetryReason.POST_COMPLETION_POLL)
         if item.state not in POLLED_AFTER_COMPLETION:

@@ -34,10 +34,11 @@ from tallystick_server.providers.gateway import LEASE_MARGIN_SECONDS
 # the path of the file, the interpreter of scripts/setup, and an operator's own token
 _OTHER_VARIABLES = frozenset({"TALLYSTICK_CONFIG", "TALLYSTICK_PYTHON", "TALLYSTICK_TOKEN"})
 _SERVICE_LINK = re.compile(
-    r"TALLYSTICK_(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)",
+    r"TALLYSTICK_(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?"
+    r"|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)",
     re.ASCII,
 )
-"""The variables that Kubernetes and Docker set for a service called tallystick, or tallystick-…."""
+"""The variables that Kubernetes and Docker set for a service called tallystick or tallystick-…"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -258,7 +258,7 @@ class EmbeddedPostgres:
                     raise StartupError(
                         f"PostgreSQL did not start on {self._data}: "
                         f"{_error_summary(log_path.read_text(errors='replace'))}. "
-                        "Mend it, or give the command another folder with TALLYSTICK_DATA_DIR; "
+                        "Repair it, or give the command another folder with TALLYSTICK_DATA_DIR; "
                         f"the whole log is {log_path}."
                     ) from None
                 if time.monotonic() > deadline or "authentication failed" in str(error):

@@ -108,7 +108,7 @@ class Passwords:
             passwords = None
         if not isinstance(passwords, dict):
             raise StartupError(
-                f"{self.path} cannot be read: mend it, or remove it and run 'tallystick migrate "
+                f"{self.path} cannot be read: repair it, or remove it and run 'tallystick migrate "
                 "--new-passwords'."
             )
         return passwords
@@ -147,7 +147,8 @@ def driver_url(url: str) -> URL:
     """The URL for SQLAlchemy. Raises StartupError if it is not a PostgreSQL URL."""
     try:
         parsed = make_url(url)
-    except Exception:  # noqa: BLE001 - the parser raises many kinds, whose texts may show a part of a password
+    # the parser raises many kinds, whose texts may show a part of a password
+    except Exception:  # noqa: BLE001
         raise StartupError(
             "The database URL cannot be read; it looks like "
             "postgresql://user:password@host:5432/database."
@@ -311,7 +312,8 @@ def _create_roles(
                 raise StartupError(
                     f"The role {role} exists, and its password is not the one in {passwords.path}: "
                     "run the command where that is (TALLYSTICK_DATA_DIR), or make new ones with "
-                    "'tallystick migrate --new-passwords', which shuts out whoever uses the old."
+                    "'tallystick migrate --new-passwords', which locks out processes that use "
+                    "the old."
                 )
             # as a SCRAM verifier, because a server may log statements
             if existing_role is None or new_passwords:

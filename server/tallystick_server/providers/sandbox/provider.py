@@ -82,7 +82,8 @@ class InProcessSandbox:
 
 
 def _new_http_client(url: str) -> HttpClient:
-    from tallystick_server.providers.http_client import HttpClient  # noqa: PLC0415 - slow to import, and needed only where the sandbox is a server of its own
+    # slow to import, and needed only where the sandbox is a server of its own
+    from tallystick_server.providers.http_client import HttpClient  # noqa: PLC0415
 
     return HttpClient(url)
 
