@@ -16,16 +16,20 @@ from typing import Any
 
 import grpc
 import psycopg
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from benchmarks.measure import LoadResult, measure_interleaved, peak_mb, server
+from tallystick.event.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
 from tallystick.ledger.v1 import ledger_service_pb2, ledger_service_pb2_grpc
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2, payout_service_pb2_grpc
-from tallystick.wallet.v1 import wallet_service_pb2, wallet_service_pb2_grpc
+from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2, wallet_service_pb2_grpc
 from tallystick_core.ledger.posting_rules import JournalLine, PostingKind
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls, open_databases
 from tallystick_server.app.errors import StartupError
 from tallystick_server.app.serve import run
+from tallystick_server.outbox.events import add_event
+from tallystick_server.payout.events import add_destination_changed
 from tallystick_server.rpc.postings import add_posting
 from tallystick_server.verify.run import verify
 
@@ -36,6 +40,7 @@ _SERVE = ["-m", "tallystick_server.cli.main", "serve"]
 _DEFAULT_SELLERS = 100_000
 _PAGE_SIZE = 1000
 _SALE_AMOUNT = 2_500  # minor units
+_DESTINATION_TIME = Timestamp(seconds=1_767_225_600)  # 2026-01-01T00:00:00Z
 _OPERATOR_METADATA = (("authorization", "Bearer boss-boss-boss-boss"),)
 _SERVICE_METADATA = (("authorization", "Bearer platform-platform-platform"),)
 _RUN_TIMEOUT_SECONDS = 1_200
@@ -71,6 +76,7 @@ def bench(seconds: float, sellers: int, print_status: Callable[[str], None]) -> 
             _DOWNSTREAM_ADDRESS,
         ):
             _insert_destinations(database_urls, sellers)
+            run(_publish_destinations(sellers))
             run(_credit_sellers(sellers, "first", print_status))
             with (
                 server(["-m", "benchmarks.echo", _ECHO_ADDRESS], {}, _ECHO_ADDRESS),
@@ -112,7 +118,7 @@ def _insert_destinations(database_urls: DatabaseUrls, sellers: int) -> None:
                 approve_reason, disabled_by, disable_reason, version, create_time, update_time)
             select 'bank-' || n, 'bench', 'bench', decode(repeat('00', 32), 'hex'), 'seller-' || n,
                 'EUR', 'ba_ok',
-                '', 'sandbox', '', 'VERIFIED', t, t, '', false, '', '', '', '', 2, t, t
+                '', 'sandbox', '', 'VERIFIED', t, t, '', false, '', '', '', '', 1, t, t
             from generate_series(0, %s) as n, (select timestamptz '2026-01-01' as t) x
             """,
             (sellers - 1,),
@@ -122,6 +128,43 @@ def _insert_destinations(database_urls: DatabaseUrls, sellers: int) -> None:
             "select 'seller-' || n, 'bench', 1, now() from generate_series(0, %s) n",
             (sellers - 1,),
         )
+        for table in ("payout.payout_destination", "wallet.seller"):  # as the trigger does
+            connection.execute(f"update {table} as new set seal = sha256(record_send(new))")
+
+
+async def _publish_destinations(sellers: int) -> None:
+    """The events of the destinations and their sellers, which `verify` compares with the rows."""
+    async with grpc.aio.insecure_channel(_DOWNSTREAM_ADDRESS) as channel:
+        stub: Any = event_service_pb2_grpc.EventServiceStub(channel)
+        for start in range(0, sellers, _PAGE_SIZE // 2):
+            numbers = range(start, min(start + _PAGE_SIZE // 2, sellers))
+            events = event_service_pb2.BatchPublishRequest()
+            for number in numbers:
+                _add_first_events(events, number)
+            await stub.BatchPublish(events, timeout=30, metadata=_SERVICE_METADATA)
+
+
+def _add_first_events(events: event_service_pb2.BatchPublishRequest, number: int) -> None:
+    seller = f"seller-{number}"
+    add_event(
+        events,
+        event_pb2.EVENT_TYPE_SELLER_CHANGED,
+        f"sellers/{seller}",
+        1,
+        _DESTINATION_TIME,
+        "bench",
+        "",
+        "bench",
+        seller=wallet_pb2.Seller(seller_account=seller, owner="bench", version=1),
+    )
+    destination = payout_pb2.PayoutDestination(
+        payout_destination_id=f"bank-{number}",
+        caller="bench",
+        owner="bench",
+        version=1,
+        update_time=_DESTINATION_TIME,
+    )
+    add_destination_changed(events, destination, "")
 
 
 async def _credit_sellers(sellers: int, name: str, print_status: Callable[[str], None]) -> None:

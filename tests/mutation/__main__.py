@@ -1,5 +1,5 @@
-"""scripts/mutation [--only WORDS] [--new]: plants one bug at a time in a copy of the code and
-reports whether the simulation or the tests detect it.
+"""scripts/mutation [--only WORDS] [--new] [--part K/N]: plants one bug at a time in a copy of the
+code and reports whether the tests or the simulation detect it.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tests.mutation.mutants import BUGS, PlantedBug, apply_bug, fingerprint_of
+from tests.support.options import RunPart, parse_part
 
 _ROOT = Path.cwd()
 _TREE_COPY = Path(".data/mutation/tree")
@@ -93,30 +96,46 @@ def _run_command(command: list[str]) -> tuple[int | None, str]:
         return None, process.communicate()[0]
 
 
-def _detect(bug: PlantedBug | None) -> Detection | None:
-    """The check that detects the bug, or None. Raises RuntimeError if the run is inconclusive."""
+def _detect(bug: PlantedBug) -> Detection | None:
+    """The check that detects the bug, or None: the tests that it names, then the simulation. Raises
+    RuntimeError if a run is inconclusive.
+    """
+    return (_run_tests(bug.tests) if bug.tests else None) or _run_simulation()
+
+
+def _run_simulation() -> Detection | None:
     exit_code, output = _run_command(_SIMULATION_COMMAND)
-    if exit_code != 0:
-        sign = next((line for line in output.splitlines() if line.startswith("seed ")), None)
-        if sign is None:
-            raise RuntimeError(f"the simulation did not come to its end:\n{output[-2000:]}")
-        return Detection("simulation", sign.partition(": ")[2])
-    if bug is None or not bug.tests:
-        return None
-    exit_code, output = _run_command([*_PYTEST_COMMAND, *bug.tests.split()])
     if exit_code == 0:
         return None
-    sign = next(
-        (
-            line
-            for line in output.splitlines()
-            if line.startswith(("FAILED tests/", "ERROR tests/"))
-        ),
-        None,
-    )
+    sign = next((line for line in output.splitlines() if line.startswith("seed ")), None)
     if sign is None:
+        raise RuntimeError(f"the simulation did not come to its end:\n{output[-2000:]}")
+    return Detection("simulation", sign.partition(": ")[2])
+
+
+def _run_tests(tests: str) -> Detection | None:
+    exit_code, output = _run_command([*_PYTEST_COMMAND, *tests.split()])
+    if exit_code == 0:
+        return None
+    signs = (
+        line for line in output.splitlines() if line.startswith(("FAILED tests/", "ERROR tests/"))
+    )
+    if (sign := next(signs, None)) is None:
         raise RuntimeError(f"the tests did not come to their end:\n{output[-2000:]}")
     return Detection("tests", sign.split(" - ")[0].removeprefix("FAILED ").removeprefix("ERROR "))
+
+
+def _require_no_detection(bugs: list[PlantedBug]) -> None:
+    """Exits if one of the checks fails although no bug is planted."""
+    checks: list[Callable[[], Detection | None]] = [
+        partial(_run_tests, tests) for tests in sorted({bug.tests for bug in bugs} - {""})
+    ]
+    if not all(bug.tests for bug in bugs):
+        checks.append(_run_simulation)
+    for detect in checks:
+        if (detection := detect()) is not None:
+            sys.exit(f"without any bug this fails: {detection.detector}: {detection.sign}")
+    print("nothing is planted: nothing is noticed", flush=True)
 
 
 def _read_rows() -> dict[str, str]:
@@ -142,22 +161,26 @@ def main() -> None:
     parser.add_argument(
         "--new", action="store_true", help="only bugs that were not noticed yet as they are now"
     )
+    parser.add_argument(
+        "--part",
+        type=parse_part,
+        default=RunPart(1, 1),
+        metavar="K/N",
+        help="only the K-th of N parts of the bugs",
+    )
     options = parser.parse_args()
     start_time = time.monotonic()
     detected_count = 0
-    _copy_tree()
-    if (false_detection := _detect(None)) is not None:
-        sys.exit(f"without any bug the {false_detection.detector} fails: {false_detection.sign}")
     existing_rows = "".join(_read_rows().values())
     selected_bugs = [
         bug
-        for bug in BUGS
+        for bug in BUGS[options.part.number - 1 :: options.part.total]
         if options.only in bug.name and not (options.new and fingerprint_of(bug) in existing_rows)
     ]
-    for tests in sorted({bug.tests for bug in selected_bugs if bug.tests}):
-        if _run_command([*_PYTEST_COMMAND, *tests.split()])[0] != 0:
-            sys.exit(f"without any bug these fail: {tests}")
-    print("nothing is planted: nothing is noticed", flush=True)
+    if not selected_bugs:
+        sys.exit("no planted bug meets the options")
+    _copy_tree()
+    _require_no_detection(selected_bugs)
     rows, missed = _read_rows(), []
     for bug in selected_bugs:
         path = _TREE_COPY / bug.file

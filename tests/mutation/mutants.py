@@ -17,7 +17,7 @@ _CORE, _SERVER, _STORAGE = (
 @dataclass(frozen=True)
 class PlantedBug:
     """A change of one place: `old`, which occurs once in the file, becomes `new`. `tests` are run
-    if no simulation detects the bug.
+    first; if there are none, or none detects the bug, the simulation runs.
     """
 
     name: str

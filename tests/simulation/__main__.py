@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tests.simulation.crash_points import CRASH_PLANS, single_crash_plans
 from tests.simulation.kept import add_regression
 from tests.simulation.run import SimulationPlan, SimulationResult
 from tests.simulation.workers import run_crash_plans, run_plan, run_traced, worker_pool
 from tests.support.cancellation import exit_on_interrupt
+from tests.support.options import RunPart, parse_part, positive_int
 
 _FOLDER = Path(".data/simulation")
 _MAX_TRACE_LINES = 300  # lines of a trace
@@ -97,27 +97,6 @@ def _run_crash_points(
     return {"singles": len(plans), "of": len(all_plans), "pairs": pairs, "violations": violations}
 
 
-class RunPart(NamedTuple):
-    """One of N parts, as K/N; the first is 1."""
-
-    number: int
-    total: int
-
-
-def _parse_part(text: str) -> RunPart:
-    match = re.fullmatch(r"([1-9]\d?)/([1-9]\d?)", text)
-    if match is None or int(match[1]) > int(match[2]):
-        raise argparse.ArgumentTypeError(f"{text!r} must be a part such as 2/6")
-    return RunPart(int(match[1]), int(match[2]))
-
-
-def positive_int(text: str) -> int:
-    """A count of at least 1: a run of zero proves nothing."""
-    if re.fullmatch(r"[1-9]\d{0,8}", text) is None:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, 1 or more")
-    return int(text)
-
-
 def _report_failure(result: SimulationResult) -> None:
     """Keeps a failed run as a test and prints its trace."""
     plan = result.plan
@@ -169,7 +148,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--part",
-        type=_parse_part,
+        type=parse_part,
         metavar="K/N",
         help="with --crash-points: the K-th of N parts of the first deaths",
     )
