@@ -588,7 +588,7 @@ PLANTED_EDITS = [
         "payment paymentOrders/o-1-0 version 2: has no event",
     ),
     (
-        "S1",
+        "S5",
         (
             "update payout.payout_destination set bank_account_token = 'mine' where "
             "payout_destination_id = 'd-paid'"
@@ -596,7 +596,7 @@ PLANTED_EDITS = [
         "payout.payout_destination d-paid: its content is not what was sealed",
     ),
     (
-        "S1",
+        "S5",
         (
             "update payment.order_history set transition_reason = 'GIVEN_UP' where "
             "payment_order_id = 'o-1-0' and version = 3"
@@ -604,19 +604,19 @@ PLANTED_EDITS = [
         "payment.order_history o-1-0 3: its content is not what was sealed",
     ),
     (
-        "S1",
+        "S5",
         "update event.event set body = 'x' where cursor = 3",
         "event.event 3: its content is not what was sealed",
     ),
     (
-        "S1",
+        "S5",
         "insert into wallet.hold select 'h-2', seller_account, currency, amount, captured_amount, "
         "purpose, 'RELEASED', caller, null, create_time, create_time "
         "from wallet.hold where hold_id = 'h'",
         "wallet.hold h-2: has no seal",
     ),
     (
-        "S1",
+        "S5",
         (
             "update payment.attempt set failure_reason = 'EXPIRED', seal = null where operation_id "
             "= 'o-o-declined'"
@@ -651,12 +651,12 @@ PLANTED_EDITS = [
         for service in ("payment", "payout", "wallet", "ledger")
         for invariant, seal, said in (
             ("E1", "null", "is at version 1, but event.event has 0 of its versions"),
-            ("S1", "null", "has no seal"),
-            ("S1", "'x'", "its content is not what was sealed"),
+            ("S5", "null", "has no seal"),
+            ("S5", "'x'", "its content is not what was sealed"),
         )
     ],
     (
-        "S1",
+        "S5",
         "insert into ledger.rejected_aggregate values ('transactions/main-1', 1, now(), 'x')",
         "ledger.rejected_aggregate transactions/main-1: has no seal",
     ),
