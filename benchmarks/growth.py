@@ -26,7 +26,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy import create_engine as engine_of
 
-from benchmarks.seed import seed
+from benchmarks.seed.run import seed
 from tallystick import AsyncClient
 from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2

@@ -31,7 +31,8 @@ from benchmarks.growth import (
     rows_read,
     time_execution,
 )
-from benchmarks.seed import payment_request, seed
+from benchmarks.seed.run import seed
+from benchmarks.seed.templates import payment_request
 from tallystick import AsyncClient, Client
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2

@@ -1,0 +1,68 @@
+"""Clones events: one for each version of a clone, with the body of its template's event."""
+
+from __future__ import annotations
+
+from benchmarks.seed.clone import RowCloner
+from benchmarks.seed.templates import (
+    DESTINATION_ID,
+    PAYMENT_TOKENS,
+    PAYOUT_AMOUNTS,
+    SELLER,
+    template_id,
+)
+
+
+def clone_events(cloner: RowCloner, last_template_sequence: int) -> None:
+    """Clones the events of all but batches and schedules, and moves the head of the stream.
+
+    `last_template_sequence`: the last ledger transaction of the templates.
+    """
+    for kind in PAYMENT_TOKENS:
+        _clone_payment_events(cloner, kind)
+    cloner.insert_events(
+        "deadLetters/charges-o-t-dead-o-1",
+        "(select * from new_payment where kind = 'DEAD')",
+        "'deadLetters/charges-' || s.charge_id || '-1'",
+    )
+    cloner.insert_events(f"sellers/{SELLER}", "new_seller", "'sellers/' || s.seller")
+    cloner.insert_events(
+        f"payoutDestinations/{DESTINATION_ID}", "new_seller", "'payoutDestinations/d-' || s.seller"
+    )
+    for state in PAYOUT_AMOUNTS:
+        cloner.insert_events(
+            f"payouts/{template_id(state)}",
+            f"(select * from new_payout where state = '{state}')",
+            "'payouts/' || s.payout_id",
+        )
+    _clone_wallet_events(cloner)
+    cloner.insert_events(
+        "transactions/main-1",
+        f"(select sequence from ledger.tx where sequence > {last_template_sequence})",
+        "'transactions/main-' || s.sequence",
+    )
+    cloner.connection.execute(
+        "update event.head set cursor = (select max(cursor) from event.event)"
+    )
+
+
+def _clone_payment_events(cloner: RowCloner, kind: str) -> None:
+    source_rows = f"(select * from new_payment where kind = '{kind}')"
+    cloner.insert_events(
+        f"payments/{template_id(kind)}", source_rows, "'payments/' || s.checkout_id"
+    )
+    cloner.insert_events(
+        f"paymentOrders/{template_id(kind)}-o", source_rows, "'paymentOrders/' || s.order_id"
+    )
+
+
+def _clone_wallet_events(cloner: RowCloner) -> None:
+    entries = (
+        "(select seller_account, currency, number from wallet.wallet_entry where "
+        "seller_account like 's-%')"
+    )
+    cloner.insert_events(
+        f"wallets/{SELLER}/EUR",
+        entries,
+        "'wallets/' || s.seller_account || '/' || s.currency",
+        version="s.number",
+    )
