@@ -1,3 +1,3 @@
-"""Benchmarks: every rate beside a ceiling that was measured in the same run, on the same machine,
-by the same client.
+"""Benchmarks. Each rate stands beside an upper bound that the same run measured, on the same
+machine, by the same client.
 """

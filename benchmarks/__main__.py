@@ -1,69 +1,104 @@
-"""scripts/bench NAME [--json]."""
+"""scripts/bench NAME [options]."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from typing import Any
 
-from benchmarks import growth, ledger, pay_in, payouts
+from benchmarks import ledger, pay_in, payouts
+from benchmarks.growth import run as growth
+from benchmarks.measure import StatusPrinter
+from benchmarks.options import parse_count, parse_fraction, parse_payments, parse_seconds
 from tallystick_server.app.errors import StartupError
 
-_BENCHMARKS = {"pay-in": pay_in.bench, "ledger": ledger.bench, "payouts": payouts.bench}
+
+def _parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench",
+        description="Measures rates beside an upper bound of the same run, or the cost of calls. "
+        "`scripts/bench NAME --help` lists the options of a benchmark.",
+    )
+    benchmarks = parser.add_subparsers(dest="name", metavar="NAME", required=True)
+    for name, help_, default in (
+        ("pay-in", "payments a second", pay_in.DEFAULT_IN_FLIGHT),
+        ("ledger", "ledger transactions a second", ledger.DEFAULT_IN_FLIGHT),
+    ):
+        benchmark = benchmarks.add_parser(name, help=help_)
+        _add_seconds(benchmark)
+        benchmark.add_argument(
+            "--in-flight",
+            type=parse_count,
+            default=default,
+            help="calls in flight; default: %(default)s",
+        )
+    _add_payouts(benchmarks.add_parser("payouts", help="payouts a second"))
+    _add_growth(benchmarks.add_parser("growth", help="cost of calls in a large database"))
+    for benchmark in benchmarks.choices.values():
+        benchmark.add_argument("--json", action="store_true", help="end with one JSON object")
+    return parser.parse_args()
+
+
+def _add_seconds(benchmark: argparse.ArgumentParser) -> None:
+    benchmark.add_argument(
+        "--seconds",
+        type=parse_seconds,
+        default=15.0,
+        help="how long each part is measured; default: %(default)s",
+    )
+
+
+def _add_payouts(benchmark: argparse.ArgumentParser) -> None:
+    _add_seconds(benchmark)
+    benchmark.add_argument(
+        "--sellers",
+        type=parse_count,
+        default=payouts.DEFAULT_SELLERS,
+        help="payouts in one run; default: %(default)s",
+    )
+
+
+def _add_growth(benchmark: argparse.ArgumentParser) -> None:
+    benchmark.add_argument(
+        "--payments",
+        type=parse_payments,
+        default=growth.DEFAULT_PAYMENTS,
+        help="payments in the database; default: %(default)s",
+    )
+    benchmark.add_argument(
+        "--pending-fraction",
+        type=parse_fraction,
+        default=growth.DEFAULT_PENDING_FRACTION,
+        help="part of the payments that waits for the provider, 0 to 1; default: %(default)s",
+    )
+
+
+def _run(options: argparse.Namespace, print_status: StatusPrinter) -> dict[str, Any]:
+    if options.name == "growth":
+        return growth.bench(options.payments, options.pending_fraction, print_status)
+    if options.name == "payouts":
+        return payouts.bench(options.seconds, options.sellers, print_status)
+    bench = pay_in.bench if options.name == "pay-in" else ledger.bench
+    return bench(options.seconds, options.in_flight, print_status)
+
+
+def _print_status(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="scripts/bench", description="Measures, beside a ceiling taken in the same run."
-    )
-    parser.add_argument("name", choices=sorted([*_BENCHMARKS, "growth"]))
-    parser.add_argument("--json", action="store_true", help="end with one JSON object")
-    parser.add_argument(
-        "--seconds", type=float, default=15.0, help="how long each part is measured"
-    )
-    parser.add_argument(
-        "--in-flight",
-        type=int,
-        default=0,
-        help="of pay-in and ledger: calls under way at a time; 0: the benchmark's own",
-    )
-    parser.add_argument(
-        "--sellers", type=int, default=0, help="of payouts: how many are paid; 0: 100,000"
-    )
-    parser.add_argument(
-        "--payments",
-        type=int,
-        default=0,
-        help="of growth: how many the database holds; 0: 1,000,000",
-    )
-    parser.add_argument(
-        "--waiting",
-        type=float,
-        default=0.3,
-        help="of growth: the part of them that waits for its provider; 0.3",
-    )
-    options = parser.parse_args()
-    is_payouts = options.name == "payouts"
-    if options.in_flight if is_payouts else options.sellers:
-        parser.error(f"{'--in-flight' if is_payouts else '--sellers'} is not of {options.name}")
-    size = options.sellers if is_payouts else options.in_flight
-
-    def print_status(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
+    options = _parse_options()
     try:
-        result = (
-            growth.bench(options.payments, options.waiting, print_status)
-            if options.name == "growth"
-            else _BENCHMARKS[options.name](options.seconds, size, print_status)
-        )
+        result = _run(options, _print_status)
     except StartupError as error:
         sys.exit(f"bench: {error}")
     if options.json:
         print(json.dumps(result))
     else:
         for key, value in result.items():
-            print(f"{key:>12}: {value}")
+            print(f"{key:>20}: {value}")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,8 +1,8 @@
-"""Ledger transactions a second through BatchPost over gRPC: five entries each, as in a pay-in,
-batches of 100, every commit durable.
+"""Ledger transactions a second through BatchPost over gRPC. A batch has 100 transactions with five
+entries each. Every commit is durable.
 
-The ceiling is plain multi-row INSERTs of the same rows by psycopg into bare tables of the same
-columns, committed batch by batch.
+The upper bound is plain multi-row INSERTs of the same rows by psycopg into tables without triggers
+and indexes but the primary key, committed batch by batch.
 """
 
 from __future__ import annotations
@@ -11,14 +11,25 @@ import random
 import secrets
 import shutil
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import grpc
 import psycopg
 
-from benchmarks.measure import Call, LoadResult, figures, measure_interleaved, peak_mb, server
+from benchmarks.measure import (
+    Call,
+    LoadResult,
+    StatusPrinter,
+    load_figures,
+    measure_interleaved,
+    rate_figures,
+)
+from benchmarks.processes import (
+    DATABASE_FOLDER,
+    database_environment,
+    read_peak_mb,
+    run_services,
+)
 from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2, ledger_service_pb2_grpc
 from tallystick_core.fingerprint import digest_text
 from tallystick_server.app.configuration import Settings
@@ -26,123 +37,125 @@ from tallystick_server.app.database.connections import open_databases
 from tallystick_server.app.errors import StartupError
 from tallystick_server.app.serve import run
 
+DEFAULT_IN_FLIGHT = 4
 _ADDRESS = "127.0.0.1:7281"
 _SELLERS = 1000
 _BATCH_SIZE = 100
-_DEFAULT_IN_FLIGHT = 4
-_FOLDER = Path(".data/bench")
-
-_TABLES = """
+_ENTRIES_PER_TRANSACTION = 5
+_MAX_INSERT_SECONDS = 5.0
+_CREATE_TABLES_SQL = """
 create schema bare;
 create table bare.tx (book text, sequence bigint, kind text, source_id text, caller text,
     fingerprint bytea, entry_count int, description text, reverses bigint,
     effective_time timestamptz, post_time timestamptz, previous_hash bytea, hash bytea,
-        primary key (book, sequence));
+    primary key (book, sequence));
 create table bare.entry (book text, sequence bigint, line_number smallint, account_id bigint,
     currency text, amount bigint, balance_after numeric(38, 0),
     primary key (book, sequence, line_number));
 """
 
 
-def bench(seconds: float, in_flight: int, print_status: Callable[[str], None]) -> dict[str, Any]:
-    """The figures, as `--json` prints them."""
-    shutil.rmtree(_FOLDER, ignore_errors=True)
-    in_flight = in_flight or _DEFAULT_IN_FLIGHT
-    with open_databases(Settings(), print_status, folder=_FOLDER) as database_urls:
-        upper_bound = _measure_inserts(database_urls.admin, min(seconds, 5))
-        print_status(f"INSERTs     {upper_bound:8.1f}/s")
-        urls = ",".join(f"{name}={url}" for name, url in database_urls.all().items())
-        environment = {
-            "TALLYSTICK_DATABASE__SERVICE_URLS": urls,
-            "TALLYSTICK_SERVER__LISTEN": _ADDRESS,
-        }
-        with server(
-            ["-m", "tallystick_server.cli.main", "serve", "all"], environment, _ADDRESS
-        ) as pid:
+def bench(seconds: float, in_flight: int, print_status: StatusPrinter) -> dict[str, Any]:
+    """Returns the figures that `--json` prints. `seconds`: of each part; `in_flight`: calls in
+    flight.
+    """
+    shutil.rmtree(DATABASE_FOLDER, ignore_errors=True)
+    insert_seconds = min(seconds, _MAX_INSERT_SECONDS)
+    with open_databases(Settings(), print_status, folder=DATABASE_FOLDER) as database_urls:
+        insert_rates = [_measure_inserts(database_urls.admin, insert_seconds)]
+        print_status(f"INSERTs {insert_rates[0]:.1f}/s")
+        with run_services(["all"], database_environment(database_urls), _ADDRESS) as pid:
             loads = run(_measure(in_flight, seconds, print_status))
-            memory = peak_mb(pid)
-        upper_bound = (upper_bound + _measure_inserts(database_urls.admin, min(seconds, 5))) / 2
-    baseline = ("plain multi-row INSERTs of the same rows", upper_bound)
-    return figures(
-        "ledger",
-        loads["spread"],
-        loads["hot"],
-        baseline,
-        _BATCH_SIZE,
-        in_flight=in_flight,
-        seconds=seconds,
-        peak_mb=memory,
-    )
+            memory_mb = read_peak_mb(pid)
+        insert_rates.append(_measure_inserts(database_urls.admin, insert_seconds))
+        print_status(f"INSERTs {insert_rates[1]:.1f}/s")
+    return {
+        "bench": "ledger",
+        **rate_figures(
+            loads["spread"].calls_per_second * _BATCH_SIZE,
+            "plain multi-row INSERTs of the same rows",
+            sum(insert_rates) / 2,
+        ),
+        **load_figures(loads["spread"], loads["hot"], _BATCH_SIZE),
+        "in_flight": in_flight,
+        "seconds": seconds,
+        "peak_mb": memory_mb,
+    }
 
 
 def _measure_inserts(admin_url: str, seconds: float) -> float:
-    """Transactions a second by one connection."""
-    row = "(" + ", ".join(["%s"] * 13) + ")"
-    entry = "(" + ", ".join(["%s"] * 7) + ")"
-    transactions = f"insert into bare.tx values {', '.join([row] * _BATCH_SIZE)}"
-    entries = f"insert into bare.entry values {', '.join([entry] * _BATCH_SIZE * 5)}"
-    now, digest = "2026-01-01T00:00:00Z", bytes(32)
+    """Returns the transactions a second of one connection."""
+    insert_tx = _insert_sql("bare.tx", 13, _BATCH_SIZE)
+    insert_entry = _insert_sql("bare.entry", 7, _BATCH_SIZE * _ENTRIES_PER_TRANSACTION)
     with psycopg.connect(admin_url) as connection:
         connection.execute("drop schema if exists bare cascade")
-        connection.execute(_TABLES)
+        connection.execute(_CREATE_TABLES_SQL)
         connection.commit()
-        sequence, begin = 0, time.perf_counter()
-        while time.perf_counter() < begin + seconds:
-            numbers = range(sequence + 1, sequence + _BATCH_SIZE + 1)
-            rows = [
-                v
-                for n in numbers
-                for v in (
-                    "main",
-                    n,
-                    "PAY_IN",
-                    f"source-{n}",
-                    "bench",
-                    digest,
-                    5,
-                    "",
-                    None,
-                    now,
-                    now,
-                    digest,
-                    digest,
-                )
-            ]
-            lines = [
-                v
-                for n in numbers
-                for p in range(5)
-                for v in ("main", n, p, n % 1000 * 5 + p, "EUR", 1000 + p, n)
-            ]
-            connection.execute(transactions, rows)
-            connection.execute(entries, lines)
+        sequence, start = 0, time.perf_counter()
+        while time.perf_counter() < start + seconds:
+            sequences = range(sequence + 1, sequence + _BATCH_SIZE + 1)
+            connection.execute(insert_tx, _tx_values(sequences))
+            connection.execute(insert_entry, _entry_values(sequences))
             connection.commit()
             sequence += _BATCH_SIZE
-        return sequence / (time.perf_counter() - begin)
+        return sequence / (time.perf_counter() - start)
+
+
+def _insert_sql(table: str, columns: int, rows: int) -> str:
+    row = "(" + ", ".join(["%s"] * columns) + ")"
+    return f"insert into {table} values {', '.join([row] * rows)}"
+
+
+def _tx_values(sequences: range) -> list[object]:
+    time_, digest = "2026-01-01T00:00:00Z", bytes(32)
+    rows = (
+        (
+            "main",
+            n,
+            "PAY_IN",
+            f"source-{n}",
+            "bench",
+            digest,
+            _ENTRIES_PER_TRANSACTION,
+            "",
+            None,
+            time_,
+            time_,
+            digest,
+            digest,
+        )
+        for n in sequences
+    )
+    return [value for row in rows for value in row]
+
+
+def _entry_values(sequences: range) -> list[object]:
+    rows = (
+        ("main", n, line, n % 1000 * _ENTRIES_PER_TRANSACTION + line, "EUR", 1000 + line, n)
+        for n in sequences
+        for line in range(_ENTRIES_PER_TRANSACTION)
+    )
+    return [value for row in rows for value in row]
 
 
 async def _measure(
-    in_flight: int, seconds: float, print_status: Callable[[str], None]
+    in_flight: int, seconds: float, print_status: StatusPrinter
 ) -> dict[str, LoadResult]:
     async with grpc.aio.insecure_channel(_ADDRESS) as channel:
         stub: Any = ledger_service_pb2_grpc.LedgerServiceStub(channel)
-        return await measure_interleaved(
-            {"spread": _post_batches(stub, _SELLERS), "hot": _post_batches(stub, 1)},
-            in_flight,
-            seconds,
-            print_status,
-        )
+        calls = {"spread": _batch_call(stub, _SELLERS), "hot": _batch_call(stub, 1)}
+        return await measure_interleaved(calls, in_flight, seconds, print_status)
 
 
-def _post_batches(stub: Any, sellers: int) -> Call:
+def _batch_call(stub: Any, sellers: int) -> Call:
     run_id = digest_text(secrets.token_hex(8))[:8]
 
-    async def post(number: int) -> None:
+    async def post_batch(number: int) -> None:
         response = await stub.BatchPost(_request(number, run_id, sellers), timeout=30)
         if any(result.WhichOneof("result") == "error" for result in response.results):
-            raise StartupError("a posting was refused, which makes the figures worthless")
+            raise StartupError("A posting was rejected, so the figures would be wrong.")
 
-    return post
+    return post_batch
 
 
 def _request(number: int, run_id: str, sellers: int) -> ledger_service_pb2.BatchPostRequest:

@@ -1,9 +1,8 @@
-"""Complete pay-ins a second: two orders for two sellers of 1,000, from the call until wallet and
-ledger are updated, every commit durable.
+"""Payments a second: two orders for two of 1,000 sellers, from the call until wallet and ledger are
+updated. Every commit is durable.
 
-Two server processes, as one would run them on two cores: PaymentService with the provider, and the
-services it calls. The ceiling is an empty gRPC echo of the same message: what one call costs on
-this machine at this moment.
+There are two server processes: PaymentService with the provider, and the services that it calls.
+The upper bound is a gRPC echo of the same message: what one call costs on this machine.
 """
 
 from __future__ import annotations
@@ -11,13 +10,28 @@ from __future__ import annotations
 import random
 import secrets
 import shutil
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import grpc
 
-from benchmarks.measure import Call, LoadResult, figures, measure_interleaved, peak_mb, server
+from benchmarks.baseline import echo_call
+from benchmarks.measure import (
+    Call,
+    LoadResult,
+    StatusPrinter,
+    load_figures,
+    measure_interleaved,
+    rate_figures,
+)
+from benchmarks.processes import (
+    DATABASE_FOLDER,
+    DOWNSTREAM_ENVIRONMENT,
+    database_environment,
+    read_peak_mb,
+    run_baseline,
+    run_downstream_services,
+    run_services,
+)
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
 from tallystick_core.fingerprint import digest_text
 from tallystick_server.app.configuration import Settings
@@ -25,100 +39,79 @@ from tallystick_server.app.database.connections import open_databases
 from tallystick_server.app.errors import StartupError
 from tallystick_server.app.serve import run
 
-_ADDRESS, _ECHO_ADDRESS = "127.0.0.1:7271", "127.0.0.1:7272"
-_DOWNSTREAM_ADDRESS = "unix:.data/bench.sock"  # the two processes share a machine
+DEFAULT_IN_FLIGHT = 768
+_ADDRESS, _BASELINE_ADDRESS = "127.0.0.1:7271", "127.0.0.1:7272"
 _SELLERS = 1000
-_DEFAULT_IN_FLIGHT = 768
-_FOLDER = Path(".data/bench")
-_SERVE = ["-m", "tallystick_server.cli.main", "serve"]
+_TEAM_METADATA = (("authorization", "Bearer bench-bench-bench-bench"),)
+_ENVIRONMENT = {
+    "TALLYSTICK_PROVIDERS__SANDBOX__LATENCY": "0.02",
+    "TALLYSTICK_AUTHENTICATION": "tokens",
+    "TALLYSTICK_CALLERS": (
+        "bench:team:bench-bench-bench-bench,platform:service:platform-platform-platform"
+    ),
+    "TALLYSTICK_SERVICE_TOKEN": "platform-platform-platform",
+    "TALLYSTICK_RISK__AMOUNT_LIMITS": "EUR=10000",
+    "TALLYSTICK_RISK__VELOCITY_LIMIT": "1000000",
+}
 
 
-def bench(seconds: float, in_flight: int, print_status: Callable[[str], None]) -> dict[str, Any]:
-    """The figures, as `--json` prints them."""
-    shutil.rmtree(_FOLDER, ignore_errors=True)
-    in_flight = in_flight or _DEFAULT_IN_FLIGHT
-    settings = Settings()
-    with open_databases(settings, print_status, folder=_FOLDER) as database_urls:
-        urls = ",".join(f"{name}={url}" for name, url in database_urls.all().items())
-        environment = {
-            "TALLYSTICK_DATABASE__SERVICE_URLS": urls,
-            "TALLYSTICK_PROVIDERS__SANDBOX__LATENCY": "0.02",
-            "TALLYSTICK_AUTHENTICATION": "tokens",
-            "TALLYSTICK_CALLERS": (
-                "bench:team:bench-bench-bench-bench,platform:service:platform-platform-platform"
-            ),
-            "TALLYSTICK_SERVICE_TOKEN": "platform-platform-platform",
-            "TALLYSTICK_RISK__AMOUNT_LIMITS": "EUR=10000",
-            "TALLYSTICK_RISK__VELOCITY_LIMIT": "1000000",
-        }
-        service_addresses = ",".join(
-            f"{name}={_DOWNSTREAM_ADDRESS}" for name in ("wallet", "ledger", "event")
-        )
-        downstream_environment = {**environment, "TALLYSTICK_SERVER__LISTEN": _DOWNSTREAM_ADDRESS}
-        payment_environment = {
-            **environment,
-            "TALLYSTICK_SERVER__LISTEN": _ADDRESS,
-            "TALLYSTICK_SERVICE_ADDRESSES": service_addresses,
-        }
+def bench(seconds: float, in_flight: int, print_status: StatusPrinter) -> dict[str, Any]:
+    """Returns the figures that `--json` prints. `seconds`: of each part; `in_flight`: calls in
+    flight.
+    """
+    shutil.rmtree(DATABASE_FOLDER, ignore_errors=True)
+    with open_databases(Settings(), print_status, folder=DATABASE_FOLDER) as database_urls:
+        environment = {**_ENVIRONMENT, **database_environment(database_urls)}
         with (
-            server(["-m", "benchmarks.echo", _ECHO_ADDRESS], {}, _ECHO_ADDRESS),
-            server(
-                [*_SERVE, "wallet", "ledger", "event"], downstream_environment, _DOWNSTREAM_ADDRESS
-            ) as downstream_pid,
-            server([*_SERVE, "payment"], payment_environment, _ADDRESS) as payment_pid,
+            run_baseline(_BASELINE_ADDRESS),
+            run_downstream_services(environment) as downstream_pid,
+            run_services(
+                ["payment"], {**environment, **DOWNSTREAM_ENVIRONMENT}, _ADDRESS
+            ) as payment_pid,
         ):
             loads = run(_measure(in_flight, seconds, print_status))
-            memory = peak_mb(downstream_pid) + peak_mb(payment_pid)
-    baseline = ("gRPC echo of the same message", loads["echo"].rate)
-    return figures(
-        "pay-in",
-        loads["spread"],
-        loads["hot"],
-        baseline,
-        1,
-        in_flight=in_flight,
-        seconds=seconds,
-        peak_mb=memory,
-    )
+            memory_mb = read_peak_mb(downstream_pid) + read_peak_mb(payment_pid)
+    rate, baseline_rate = loads["spread"].calls_per_second, loads["baseline"].calls_per_second
+    return {
+        "bench": "pay-in",
+        **rate_figures(rate, "gRPC echo of the same message", baseline_rate),
+        **load_figures(loads["spread"], loads["hot"], 1),
+        "in_flight": in_flight,
+        "seconds": seconds,
+        "peak_mb": memory_mb,
+    }
 
 
 async def _measure(
-    in_flight: int, seconds: float, print_status: Callable[[str], None]
+    in_flight: int, seconds: float, print_status: StatusPrinter
 ) -> dict[str, LoadResult]:
     async with (
-        grpc.aio.insecure_channel(_ECHO_ADDRESS) as echo_channel,
+        grpc.aio.insecure_channel(_BASELINE_ADDRESS) as baseline_channel,
         grpc.aio.insecure_channel(_ADDRESS) as channel,
     ):
-        echo = echo_channel.unary_unary("/bench.Echo/Echo")  # type: ignore[var-annotated]
-        raw = _request(0, "echo", _SELLERS).SerializeToString()
-
-        async def call_echo(_number: int) -> None:
-            await echo(raw)
-
+        message = _request(0, "echo", _SELLERS).SerializeToString()
         stub: Any = payment_service_pb2_grpc.PaymentServiceStub(channel)
-        return await measure_interleaved(
-            {"echo": call_echo, "spread": _pay_in(stub, _SELLERS), "hot": _pay_in(stub, 1)},
-            in_flight,
-            seconds,
-            print_status,
-        )
+        calls = {
+            "baseline": echo_call(baseline_channel, message),
+            "spread": _payment_call(stub, _SELLERS),
+            "hot": _payment_call(stub, 1),
+        }
+        return await measure_interleaved(calls, in_flight, seconds, print_status)
 
 
-def _pay_in(stub: Any, sellers: int) -> Call:
+def _payment_call(stub: Any, sellers: int) -> Call:
     run_id = digest_text(secrets.token_hex(8))[:8]
-    metadata = (("authorization", "Bearer bench-bench-bench-bench"),)
 
-    async def pay(number: int) -> None:
+    async def create_payment(number: int) -> None:
         response = await stub.CreatePayment(
-            _request(number, run_id, sellers), timeout=30, metadata=metadata
+            _request(number, run_id, sellers), timeout=30, metadata=_TEAM_METADATA
         )
-        if response.payment.payment_state != payment_pb2.PAYMENT_STATE_PAID:
-            raise StartupError(
-                f"a payment ended in state {response.payment.payment_state}, which makes the "
-                "figures worthless"
-            )
+        state = response.payment.payment_state
+        if state != payment_pb2.PAYMENT_STATE_PAID:
+            name = payment_pb2.PaymentState.Name(state)
+            raise StartupError(f"A payment ended in {name}, so the figures would be wrong.")
 
-    return pay
+    return create_payment
 
 
 def _request(number: int, run_id: str, sellers: int) -> payment_service_pb2.CreatePaymentRequest:

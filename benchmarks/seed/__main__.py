@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 
+from benchmarks.options import parse_fraction, parse_payments
 from benchmarks.seed.run import DEFAULT_PENDING_FRACTION, MIN_PAYMENTS, seed
 from tallystick_server.app.configuration import load
 from tallystick_server.app.database.connections import open_databases
@@ -19,23 +20,18 @@ def _parse_options() -> argparse.Namespace:
     )
     parser.add_argument(
         "--payments",
-        type=int,
+        type=parse_payments,
         required=True,
-        help=f"number of payments, at least {MIN_PAYMENTS:,}",
+        help=f"number of payments, at least {MIN_PAYMENTS}",
     )
     parser.add_argument(
         "--pending-fraction",
-        type=float,
+        type=parse_fraction,
         default=DEFAULT_PENDING_FRACTION,
         help="part of the payments that waits for the provider, 0 to 1; default: %(default)s",
     )
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
-    options = parser.parse_args()
-    if options.payments < MIN_PAYMENTS:
-        parser.error(f"--payments must be at least {MIN_PAYMENTS:,}")
-    if not 0 <= options.pending_fraction <= 1:
-        parser.error("--pending-fraction must be between 0 and 1")
-    return options
+    return parser.parse_args()
 
 
 def _print_status(line: str) -> None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 
+from benchmarks.measure import StatusPrinter
 from benchmarks.seed.clone import TABLES_SQL
 
 
 @contextmanager
 def without_indexes(
-    connection: psycopg.Connection[Any], print_status: Callable[[str], None]
+    connection: psycopg.Connection[Any], print_status: StatusPrinter
 ) -> Iterator[None]:
     """Drops each index, and each constraint that needs one, and creates them again when the block
     ends.

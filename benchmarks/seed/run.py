@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import psycopg
 
+from benchmarks.measure import StatusPrinter
 from benchmarks.seed.batches import clone_batches, clone_schedules
 from benchmarks.seed.clone import RowCloner, fetch_value
 from benchmarks.seed.events import clone_events
@@ -22,8 +22,6 @@ from benchmarks.seed.source_tables import create_source_tables
 from benchmarks.seed.templates import PAYMENT_TOKENS, PAYOUT_AMOUNTS, create_templates
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.errors import StartupError
-
-StatusPrinter = Callable[[str], None]
 
 DEFAULT_PENDING_FRACTION = 0.01
 MIN_PAYMENTS = 1000

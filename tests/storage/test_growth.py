@@ -15,21 +15,21 @@ import psycopg
 import pytest
 from sqlalchemy import Connection, Row, create_engine, make_url
 
-from benchmarks.growth import (
-    BOUNDED_LIST_CALLS,
-    HOUSEKEEPING,
-    LIST_CALLS,
-    MONITOR_QUERIES,
-    REVIEW_SECONDS,
-    WORKER_QUERIES,
-    ClientCall,
-    DatabaseWork,
+from benchmarks.growth.calls import BOUNDED_LIST_CALLS, LIST_CALLS, ClientCall
+from benchmarks.growth.plans import (
     QueryPlans,
     ReadEngines,
     blocks_read,
     flatten,
     rows_read,
     time_execution,
+)
+from benchmarks.growth.queries import (
+    HOUSEKEEPING,
+    MONITOR_QUERIES,
+    REVIEW_SECONDS,
+    WORKER_QUERIES,
+    DatabaseWork,
 )
 from benchmarks.seed.run import seed
 from benchmarks.seed.templates import payment_request

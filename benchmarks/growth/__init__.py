@@ -1,0 +1,1 @@
+"""What each list, monitor query and claim costs in a large database."""

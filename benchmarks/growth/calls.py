@@ -1,0 +1,178 @@
+"""The list calls that are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from tallystick import AsyncClient
+from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2
+from tallystick.payment.v1 import payment_pb2, payment_service_pb2
+from tallystick.payout.v1 import payout_pb2, payout_service_pb2
+from tallystick.wallet.v1 import wallet_service_pb2
+from tallystick_server.rpc.pagination import PageToken
+
+ClientCall = Callable[[AsyncClient], Any]
+
+
+def _timestamp(days_ago: float) -> Timestamp:
+    timestamp = Timestamp()
+    timestamp.FromDatetime(datetime.now(UTC) - timedelta(days=days_ago))
+    return timestamp
+
+
+def _payments(**filters: Any) -> ClientCall:
+    return lambda client: client.payment.ListPayments(
+        payment_service_pb2.ListPaymentsRequest(**filters)
+    )
+
+
+def _payouts(**filters: Any) -> ClientCall:
+    return lambda client: client.payout.ListPayouts(
+        payout_service_pb2.ListPayoutsRequest(**filters)
+    )
+
+
+def _batch(**filters: Any) -> ClientCall:
+    return lambda client: client.payout.GetPayoutBatch(
+        payout_service_pb2.GetPayoutBatchRequest(**filters)
+    )
+
+
+def _transactions(**filters: Any) -> ClientCall:
+    return lambda client: client.ledger.ListTransactions(
+        ledger_service_pb2.ListTransactionsRequest(**filters)
+    )
+
+
+_OPEN, _FAILED = payment_pb2.PAYMENT_STATE_OPEN, payment_pb2.PAYMENT_STATE_FAILED
+LIST_CALLS: dict[str, ClientCall] = {
+    "ListPayments": _payments(),
+    "ListPayments of a seller": _payments(seller_account="s-1"),
+    "ListPayments of a large seller": _payments(seller_account="s-3"),
+    "ListPayments of a buyer": _payments(buyer_account="b-2"),
+    "ListPayments OPEN": _payments(payment_state=_OPEN),
+    "ListPayments FAILED": _payments(payment_state=_FAILED),
+    "ListPayments PARTIALLY_PAID (none)": _payments(
+        payment_state=payment_pb2.PAYMENT_STATE_PARTIALLY_PAID
+    ),
+    "ListPayments of a time": _payments(
+        create_time_from=_timestamp(20), create_time_until=_timestamp(10)
+    ),
+    "ListPayments before a time": _payments(create_time_until=_timestamp(25)),
+    "ListPayments FAILED before a time": _payments(
+        payment_state=_FAILED, create_time_until=_timestamp(15)
+    ),
+    "ListPayouts": _payouts(),
+    "ListPayouts of a seller": _payouts(seller_account="s-1"),
+    "ListPayouts AWAITING_APPROVAL": _payouts(
+        payout_state=payout_pb2.PAYOUT_STATE_AWAITING_APPROVAL
+    ),
+    "ListPayouts FAILED": _payouts(payout_state=payout_pb2.PAYOUT_STATE_FAILED),
+    "ListPayouts RETURNED (none)": _payouts(payout_state=payout_pb2.PAYOUT_STATE_RETURNED),
+    "ListPayouts before a time": _payouts(create_time_until=_timestamp(5)),
+    "ListPayoutDestinations": lambda client: client.payout.ListPayoutDestinations(
+        payout_service_pb2.ListPayoutDestinationsRequest()
+    ),
+    "ListPayoutDestinations UNUSABLE (none)": lambda client: client.payout.ListPayoutDestinations(
+        payout_service_pb2.ListPayoutDestinationsRequest(
+            state=payout_pb2.PAYOUT_DESTINATION_STATE_UNUSABLE
+        )
+    ),
+    "ListPayouts of a batch": _payouts(payout_batch_id="batch-1"),
+    "GetPayoutBatch of two payouts": _batch(payout_batch_id="batch-2"),
+    "GetPayoutBatch, second page": _batch(
+        payout_batch_id="batch-1",
+        page_token=PageToken("GetPayoutBatch", "batch-1", "", 0).make("p-2"),
+    ),
+    "GetPayoutSchedule": lambda client: client.payout.GetPayoutSchedule(
+        payout_service_pb2.GetPayoutScheduleRequest(seller_account="s-1", currency="EUR")
+    ),
+    "GetPayoutSchedule, default": lambda client: client.payout.GetPayoutSchedule(
+        payout_service_pb2.GetPayoutScheduleRequest(currency="EUR")
+    ),
+    "ListDeadLetters": lambda client: client.payment.ListDeadLetters(
+        payment_service_pb2.ListDeadLettersRequest()
+    ),
+    "ListAlerts": lambda client: client.payment.ListAlerts(payment_service_pb2.ListAlertsRequest()),
+    "ListAlerts, with ended ones": lambda client: client.payment.ListAlerts(
+        payment_service_pb2.ListAlertsRequest(ended=True)
+    ),
+    "ListAlerts of wallets": lambda client: client.wallet.ListAlerts(
+        wallet_service_pb2.ListAlertsRequest()
+    ),
+    "ListAlerts of the ledger": lambda client: client.ledger.ListAlerts(
+        ledger_service_pb2.ListAlertsRequest()
+    ),
+    "ListUnappliedCharges": lambda client: client.payment.ListUnappliedCharges(
+        payment_service_pb2.ListUnappliedChargesRequest()
+    ),
+    "ListUnappliedCharges, with acknowledged ones": lambda client: (
+        client.payment.ListUnappliedCharges(
+            payment_service_pb2.ListUnappliedChargesRequest(acknowledged=True)
+        )
+    ),
+    "ListWallets": lambda client: client.wallet.ListWallets(
+        wallet_service_pb2.ListWalletsRequest()
+    ),
+    "ListWallets in a currency": lambda client: client.wallet.ListWallets(
+        wallet_service_pb2.ListWalletsRequest(currency="EUR")
+    ),
+    "ListWallets in a currency (none)": lambda client: client.wallet.ListWallets(
+        wallet_service_pb2.ListWalletsRequest(currency="JPY")
+    ),
+    "ListWalletEntries": lambda client: client.wallet.ListWalletEntries(
+        wallet_service_pb2.ListWalletEntriesRequest(seller_account="s-1", currency="EUR")
+    ),
+    "ListHolds": lambda client: client.wallet.ListHolds(
+        wallet_service_pb2.ListHoldsRequest(seller_account="s-1")
+    ),
+    "ListAccounts": lambda client: client.ledger.ListAccounts(
+        ledger_service_pb2.ListAccountsRequest()
+    ),
+    "ListAccounts of a prefix": lambda client: client.ledger.ListAccounts(
+        ledger_service_pb2.ListAccountsRequest(prefix="sellers/")
+    ),
+    "ListAccounts in a currency (none)": lambda client: client.ledger.ListAccounts(
+        ledger_service_pb2.ListAccountsRequest(currency="JPY")
+    ),
+    "ListTransactions": _transactions(),
+    "ListTransactions REVERSAL (none)": _transactions(kind=ledger_pb2.TRANSACTION_KIND_REVERSAL),
+    "ListTransactions of an account": _transactions(account="buyers/b-7"),
+    "ListTransactions of the clearing account": _transactions(account="psp/sandbox/clearing"),
+    "ListTransactions of a source": _transactions(source_id="o-77"),
+    "ListTransactions before any": _transactions(post_time_until=_timestamp(90)),
+    "ListTransactions since a time": _transactions(post_time_from=_timestamp(90)),
+    "GetAccount of the clearing account": lambda client: client.ledger.GetAccount(
+        ledger_service_pb2.GetAccountRequest(account="psp/sandbox/clearing", currency="EUR")
+    ),
+    "GetTrialBalance, first page": lambda client: client.ledger.GetTrialBalance(
+        ledger_service_pb2.GetTrialBalanceRequest(page_size=200)
+    ),
+}
+"""Each list as an operator calls it, with the filters that could be expensive."""
+BOUNDED_LIST_CALLS: dict[str, ClientCall] = {
+    "ListPayments of a seller and a state": _payments(seller_account="s-3", payment_state=_FAILED),
+    "ListPayments of a seller and a state (none)": _payments(
+        seller_account="s-3", payment_state=payment_pb2.PAYMENT_STATE_PARTIALLY_PAID
+    ),
+    "ListPayments of a seller and a buyer": _payments(seller_account="s-3", buyer_account="b-1"),
+    "ListPayments PAID": _payments(payment_state=payment_pb2.PAYMENT_STATE_PAID),
+    "ListPayouts of a seller and a state (none)": _payouts(
+        seller_account="s-3", payout_state=payout_pb2.PAYOUT_STATE_RETURNED
+    ),
+    "ListPayouts of a batch and a state": _payouts(
+        payout_batch_id="batch-1", payout_state=payout_pb2.PAYOUT_STATE_FAILED
+    ),
+    "GetPayoutBatch of 1,000 payouts": _batch(payout_batch_id="batch-1"),
+    "GetPayoutBatch, rejected (none)": _batch(payout_batch_id="batch-1", refused=True),
+    "GetPayoutBatch FAILED": _batch(
+        payout_batch_id="batch-1", payout_state=payout_pb2.PAYOUT_STATE_FAILED
+    ),
+    "ListPayouts PAID": _payouts(payout_state=payout_pb2.PAYOUT_STATE_PAID),
+    "ListTransactions in a currency (none)": _transactions(currency="JPY"),
+}
+"""Lists that scan a bounded number of rows, and batches, whose totals are counted."""

@@ -1,0 +1,95 @@
+"""The database work of monitors, workers and housekeeping that is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sqlalchemy import Connection
+
+from tallystick_core.payment.state import ALERT_AFTER_SECONDS
+from tallystick_core.payout.state import ALERT_AFTER_SECONDS as PAYOUT_ALERT_AFTER
+from tallystick_storage import alerts as alert_store
+from tallystick_storage import operations as operation_store
+from tallystick_storage.database import prune_commit_markers
+from tallystick_storage.ledger import postings
+from tallystick_storage.payment import orders
+from tallystick_storage.payout import batches, payouts
+from tallystick_storage.payout import schedules as schedule_store
+
+REVIEW_SECONDS = 172_800.0
+"""Seconds after which a review is overdue."""
+
+DatabaseWork = Callable[[Connection], object]
+
+
+def _find_alerts(schema: str) -> DatabaseWork:
+    queries_by_schema = {
+        "payment": orders.alert_queries(ALERT_AFTER_SECONDS, REVIEW_SECONDS, 300),
+        "payout": payouts.alert_queries(PAYOUT_ALERT_AFTER, 300),
+        "wallet": alert_store.event_alert_queries(300),
+        "ledger": postings.alert_queries(300),
+    }
+    return lambda connection: alert_store.evaluate(connection, queries_by_schema[schema])
+
+
+MONITOR_QUERIES: dict[str, tuple[str, DatabaseWork]] = {
+    "monitor of payments": ("payment", _find_alerts("payment")),
+    "monitor of payouts": ("payout", _find_alerts("payout")),
+    "monitor of wallets": ("wallet", _find_alerts("wallet")),
+    "monitor of the ledger": ("ledger", _find_alerts("ledger")),
+}
+"""The alert queries of the monitors, each with its schema."""
+WORKER_QUERIES: dict[str, tuple[str, DatabaseWork]] = {
+    "claim of charges": (
+        "payment",
+        lambda connection: operation_store.claim(connection, "sandbox", 200, 60.0),
+    ),
+    "claim of payouts": (
+        "payout",
+        lambda connection: operation_store.claim(connection, "sandbox", 200, 60.0),
+    ),
+    "backlog of charges": (
+        "payment",
+        lambda connection: operation_store.count_backlog(connection, "sandbox", "", 1000),
+    ),
+    "payouts to poll": ("payout", lambda connection: payouts.list_pollable(connection, 200)),
+    "payouts in progress of a batch": (
+        "payout",
+        lambda connection: batches.is_in_progress(connection, "b-none"),
+    ),
+    "schedules of sellers that are due": (
+        "payout",
+        lambda connection: schedule_store.list_due(connection, 500, defaults_only=False),
+    ),
+    "default schedules that are due": (
+        "payout",
+        lambda connection: schedule_store.list_due(connection, 20, defaults_only=True),
+    ),
+    "schedules in force": (
+        "payout",
+        lambda connection: schedule_store.find_effective_schedules(
+            connection, [(f"s-{number}", "EUR") for number in range(80)]
+        ),
+    ),
+    "sellers with their own schedule": (
+        "payout",
+        lambda connection: schedule_store.find_sellers_with_schedule(
+            connection, [f"s-{number}" for number in range(80)], "EUR"
+        ),
+    ),
+    "batches to generate": ("payout", lambda connection: batches.list_generating(connection, 20)),
+    "batches to close": ("payout", lambda connection: batches.list_open(connection, "", 20)),
+    "requested payouts of a batch": (
+        "payout",
+        lambda connection: batches.list_requested(connection, "batch-1", 500),
+    ),
+    "unsent payouts to a destination": (
+        "payout",
+        lambda connection: payouts.list_unsent(connection, "d-s-1"),
+    ),
+}
+"""What workers read all the time, each with its schema."""
+HOUSEKEEPING: dict[str, tuple[str, DatabaseWork]] = {
+    "commit markers to prune": ("payment", prune_commit_markers)
+}
+"""What processes clean up now and then, a bounded number of rows at a time."""

@@ -1,0 +1,102 @@
+"""The server processes of a benchmark."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import grpc
+
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.app.errors import StartupError
+
+DATABASE_FOLDER = Path(".data/bench")
+_LOG_FILE = Path(".data/bench.log")
+_DOWNSTREAM_SERVICES = ("wallet", "ledger", "event")
+DOWNSTREAM_ADDRESS = "unix:.data/bench.sock"
+"""The address of the services that PaymentService and PayoutService call, on the same machine."""
+DOWNSTREAM_ENVIRONMENT = {
+    "TALLYSTICK_SERVICE_ADDRESSES": ",".join(
+        f"{name}={DOWNSTREAM_ADDRESS}" for name in _DOWNSTREAM_SERVICES
+    )
+}
+"""The environment of a process that calls them."""
+_STARTUP_TIMEOUT_SECONDS = 60
+_STOP_TIMEOUT_SECONDS = 60
+
+
+def database_environment(database_urls: DatabaseUrls) -> dict[str, str]:
+    """The environment of a process that uses these databases."""
+    urls = ",".join(f"{name}={url}" for name, url in database_urls.all().items())
+    return {"TALLYSTICK_DATABASE__SERVICE_URLS": urls}
+
+
+def run_services(
+    names: Sequence[str], environment: dict[str, str], address: str, *, kill: bool = False
+) -> AbstractContextManager[int]:
+    """Serves services in a process of their own while the block runs, see `run_process`."""
+    return run_process(
+        ["-m", "tallystick_server.cli.main", "serve", *names],
+        {**environment, "TALLYSTICK_SERVER__LISTEN": address},
+        address,
+        kill=kill,
+    )
+
+
+def run_downstream_services(environment: dict[str, str]) -> AbstractContextManager[int]:
+    """Serves the services that PaymentService and PayoutService call, see `run_process`."""
+    return run_services(_DOWNSTREAM_SERVICES, environment, DOWNSTREAM_ADDRESS)
+
+
+def run_baseline(address: str) -> AbstractContextManager[int]:
+    """Serves the baseline, see `run_process`."""
+    return run_process(["-m", "benchmarks.baseline", address], {}, address)
+
+
+@contextmanager
+def run_process(
+    arguments: Sequence[str], environment: dict[str, str], address: str, *, kill: bool = False
+) -> Iterator[int]:
+    """Runs Python with these arguments, and yields the pid once it answers at the address. When
+    the block ends, the process is stopped by SIGTERM, or by SIGKILL if `kill`.
+
+    Raises StartupError if it does not answer.
+    """
+    with _LOG_FILE.open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, *arguments], env={**os.environ, **environment}, stderr=log
+        )
+    try:
+        _wait_until_ready(address, process)
+        yield process.pid
+    finally:
+        process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
+        try:
+            process.wait(_STOP_TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _wait_until_ready(address: str, process: subprocess.Popen[bytes]) -> None:
+    with grpc.insecure_channel(address) as channel:
+        deadline = time.monotonic() + _STARTUP_TIMEOUT_SECONDS
+        while process.poll() is None and time.monotonic() < deadline:
+            try:
+                grpc.channel_ready_future(channel).result(timeout=0.5)
+                return
+            except grpc.FutureTimeoutError:
+                continue
+    raise StartupError(f"The server at {address} did not start. Its log is {_LOG_FILE}.")
+
+
+def read_peak_mb(pid: int) -> int:
+    """The peak resident memory of a process in MB."""
+    match = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return int(match[1]) // 1024 if match else 0
