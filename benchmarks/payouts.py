@@ -27,6 +27,7 @@ from benchmarks.processes import (
     run_downstream_services,
     run_services,
 )
+from benchmarks.seed.destinations import seed_destinations
 from tallystick.ledger.v1 import ledger_service_pb2, ledger_service_pb2_grpc
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2, payout_service_pb2_grpc
 from tallystick.wallet.v1 import wallet_service_pb2, wallet_service_pb2_grpc
@@ -65,8 +66,8 @@ def bench(seconds: float, sellers: int, print_status: StatusPrinter) -> dict[str
     with open_databases(Settings(), print_status, folder=DATABASE_FOLDER) as database_urls:
         environment = {**_ENVIRONMENT, **database_environment(database_urls)}
         payout_environment = {**environment, **DOWNSTREAM_ENVIRONMENT}
+        seed_destinations(database_urls, sellers)
         with run_downstream_services(environment):
-            _insert_destinations(database_urls, sellers)
             run(_credit_sellers("first", sellers, print_status))
             with (
                 run_baseline(_BASELINE_ADDRESS),
@@ -93,34 +94,6 @@ def bench(seconds: float, sellers: int, print_status: StatusPrinter) -> dict[str
         "peak_mb": memory_mb,
         "killed_and_restarted": "paid once each",
     }
-
-
-def _insert_destinations(database_urls: DatabaseUrls, sellers: int) -> None:
-    """Inserts a verified destination for each seller. Calls would take longer than what is
-    measured.
-    """
-    with psycopg.connect(database_urls.admin) as connection:
-        # no triggers, since no events are written
-        connection.execute("set session_replication_role = replica")
-        connection.execute(
-            """
-            insert into payout.payout_destination (payout_destination_id, caller, owner,
-                fingerprint, seller_account, currency, bank_account_token, description, provider,
-                traceparent, state, usable_time, verified_time, decline_code, awaits_approval,
-                approved_by, approve_reason, disabled_by, disable_reason, version, create_time,
-                update_time)
-            select 'bank-' || n, 'bench', 'bench', decode(repeat('00', 32), 'hex'), 'seller-' || n,
-                'EUR', 'ba_ok', '', 'sandbox', '', 'VERIFIED', t, t, '', false, '', '', '', '', 2,
-                t, t
-            from generate_series(0, %s) as n, (select timestamptz '2026-01-01' as t) x
-            """,
-            (sellers - 1,),
-        )
-        connection.execute(
-            "insert into wallet.seller (seller_account, owner, version, update_time) "
-            "select 'seller-' || n, 'bench', 1, now() from generate_series(0, %s) n",
-            (sellers - 1,),
-        )
 
 
 async def _credit_sellers(name: str, sellers: int, print_status: StatusPrinter) -> None:
@@ -195,6 +168,7 @@ async def _create_run(stub: Any, name: str) -> None:
         ),
         timeout=30,
         metadata=_OPERATOR_METADATA,
+        wait_for_ready=True,  # gRPC may still remember the process that was stopped
     )
 
 
@@ -234,7 +208,9 @@ def _format_progress(seconds: float, sellers: int, batch: payout_pb2.PayoutBatch
 async def _load_batch(stub: Any, name: str) -> payout_pb2.PayoutBatch:
     request = payout_service_pb2.GetPayoutBatchRequest(payout_batch_id=name, page_size=1)
     return (  # type: ignore[no-any-return]
-        await stub.GetPayoutBatch(request, timeout=30, metadata=_OPERATOR_METADATA)
+        await stub.GetPayoutBatch(
+            request, timeout=30, metadata=_OPERATOR_METADATA, wait_for_ready=True
+        )
     ).payout_batch
 
 

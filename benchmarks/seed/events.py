@@ -24,10 +24,7 @@ def clone_events(cloner: RowCloner, last_template_sequence: int) -> None:
         "(select * from new_payment where kind = 'DEAD')",
         "'deadLetters/charges-' || s.charge_id || '-1'",
     )
-    cloner.insert_events(f"sellers/{SELLER}", "new_seller", "'sellers/' || s.seller")
-    cloner.insert_events(
-        f"payoutDestinations/{DESTINATION_ID}", "new_seller", "'payoutDestinations/d-' || s.seller"
-    )
+    clone_seller_events(cloner)
     for state in PAYOUT_AMOUNTS:
         cloner.insert_events(
             f"payouts/{template_id(state)}",
@@ -40,6 +37,19 @@ def clone_events(cloner: RowCloner, last_template_sequence: int) -> None:
         f"(select sequence from ledger.tx where sequence > {last_template_sequence})",
         "'transactions/main-' || s.sequence",
     )
+    update_head(cloner)
+
+
+def clone_seller_events(cloner: RowCloner) -> None:
+    """Clones the events of sellers and their destinations. Needs the table `new_seller`."""
+    cloner.insert_events(f"sellers/{SELLER}", "new_seller", "'sellers/' || s.seller")
+    cloner.insert_events(
+        f"payoutDestinations/{DESTINATION_ID}", "new_seller", "'payoutDestinations/d-' || s.seller"
+    )
+
+
+def update_head(cloner: RowCloner) -> None:
+    """Moves the head of the stream to its last event."""
     cloner.connection.execute(
         "update event.head set cursor = (select max(cursor) from event.event)"
     )

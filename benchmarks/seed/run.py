@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import psycopg
@@ -53,8 +52,7 @@ def seed(
     """
     start = time.perf_counter()
     _require_fresh(database_urls)
-    with TemporaryDirectory() as folder:
-        asyncio.run(create_templates(database_urls, f"unix:{folder}/seed"))
+    asyncio.run(create_templates(database_urls))
     print_status("Created the templates")
     with psycopg.connect(database_urls.admin, autocommit=True) as connection:
         # no triggers: what they would check is cloned whole

@@ -16,7 +16,12 @@ _SOURCE = CloneSource("new_seller")
 
 def clone_sellers(cloner: RowCloner) -> None:
     _clone_wallets(cloner)
-    _clone_destinations(cloner)
+    clone_destinations(cloner)
+    clone_owners(cloner)
+
+
+def clone_owners(cloner: RowCloner) -> None:
+    """Clones which owner a seller belongs to. Needs the table `new_seller`."""
     for table in ("wallet.seller", "payment.seller_owner"):
         cloner.insert_rows(
             table,
@@ -59,7 +64,10 @@ def _clone_wallets(cloner: RowCloner) -> None:
     )
 
 
-def _clone_destinations(cloner: RowCloner) -> None:
+def clone_destinations(cloner: RowCloner) -> None:
+    """Clones a verified destination, usable at once, for each seller. Needs the table
+    `new_seller`.
+    """
     cloner.insert_rows(
         "payout.payout_destination",
         f"t.payout_destination_id = '{DESTINATION_ID}'",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psycopg
@@ -63,23 +65,9 @@ def payment_request(
     )
 
 
-async def create_templates(database_urls: DatabaseUrls, address: str) -> None:
-    """Serves all services at the address, and creates the templates through them. Raises
-    StartupError if one does not reach its state.
-    """
-    settings = Settings().replace(
-        server__listen=address,
-        worker__sweep_interval=0.05,
-        payout__approval_threshold={"EUR": _APPROVAL_THRESHOLD},
-        payout__destination_cooldown=0.0,
-        retry={
-            ("", retry_reason): RetryPolicy(RetryStrategy.FIXED, 0.05, 0.05, 1)
-            for retry_reason in (RetryReason.REJECTED, RetryReason.NOT_SENT)
-        },
-    )
-    server = await serve.start(SERVICES, settings, database_urls.all(), None)
-    client = AsyncClient(address)
-    try:
+async def create_templates(database_urls: DatabaseUrls) -> None:
+    """Creates all templates. Raises StartupError if one does not reach its state."""
+    async with _serve_platform(database_urls) as client:
         for kind in PAYMENT_TOKENS:
             await _create_payment(client, kind)
         for destination_id in _BANK_ACCOUNT_TOKENS:
@@ -87,10 +75,41 @@ async def create_templates(database_urls: DatabaseUrls, address: str) -> None:
         await _set_schedules(client)
         for state in PAYOUT_AMOUNTS:
             await _create_payout(client, state)
-        await _wait_until("all events are published", partial(_are_events_published, database_urls))
-    finally:
-        await client.close()
-        await server.stop(5.0)
+
+
+async def create_destination_template(database_urls: DatabaseUrls) -> None:
+    """Creates the seller with a verified destination, and nothing else. Raises StartupError if it
+    is not verified.
+    """
+    async with _serve_platform(database_urls) as client:
+        await _create_destination(client, DESTINATION_ID)
+
+
+@asynccontextmanager
+async def _serve_platform(database_urls: DatabaseUrls) -> AsyncIterator[AsyncClient]:
+    """Serves all services while the block runs, and until all events are published."""
+    with TemporaryDirectory() as folder:
+        address = f"unix:{folder}/seed"
+        settings = Settings().replace(
+            server__listen=address,
+            worker__sweep_interval=0.05,
+            payout__approval_threshold={"EUR": _APPROVAL_THRESHOLD},
+            payout__destination_cooldown=0.0,
+            retry={
+                ("", retry_reason): RetryPolicy(RetryStrategy.FIXED, 0.05, 0.05, 1)
+                for retry_reason in (RetryReason.REJECTED, RetryReason.NOT_SENT)
+            },
+        )
+        server = await serve.start(SERVICES, settings, database_urls.all(), None)
+        client = AsyncClient(address)
+        try:
+            yield client
+            await _wait_until(
+                "all events are published", partial(_are_events_published, database_urls)
+            )
+        finally:
+            await client.close()
+            await server.stop(5.0)
 
 
 async def _create_payment(client: AsyncClient, kind: str) -> None:

@@ -31,6 +31,7 @@ from benchmarks.growth.queries import (
     WORKER_QUERIES,
     DatabaseWork,
 )
+from benchmarks.seed.destinations import seed_destinations
 from benchmarks.seed.run import seed
 from benchmarks.seed.templates import payment_request
 from tallystick import AsyncClient, Client
@@ -41,6 +42,7 @@ from tallystick_core.payment.state import ALERT_AFTER_SECONDS
 from tallystick_core.payout.state import ALERT_AFTER_SECONDS as PAYOUT_ALERT_AFTER
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.app.errors import StartupError
 from tallystick_server.operations import alerts
 from tallystick_server.verify.run import verify
 from tallystick_storage import alerts as alert_store
@@ -139,6 +141,26 @@ def test_what_is_seeded_verifies(seeded_database: DatabaseUrls) -> None:
     """The platform could have written the seeded database: every check of verify passes on it."""
     report = verify(seeded_database)
     assert report.passed, report.as_text()
+
+
+def test_seeded_destinations_verify(scratch_database: DatabaseUrls) -> None:
+    """The platform could have written the destinations that `scripts/bench payouts` uses: every
+    check of verify passes on them.
+    """
+    seed_destinations(scratch_database, 3)
+    report = verify(scratch_database)
+    assert report.passed, report.as_text()
+    with psycopg.connect(scratch_database.admin) as connection:
+        rows = connection.execute(
+            "select payout_destination_id from payout.payout_destination where state = 'VERIFIED'"
+        ).fetchall()
+    assert {"d-seller-0", "d-seller-1", "d-seller-2"} <= {id_ for (id_,) in rows}
+
+
+def test_a_database_is_seeded_once(seeded_database: DatabaseUrls) -> None:
+    """Seeding rejects a database that has data, before it drops any index."""
+    with pytest.raises(StartupError, match="already has data"):
+        seed(seeded_database, _PAYMENT_COUNT, print)
 
 
 def batch_request_of(
