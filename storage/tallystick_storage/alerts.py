@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
+from tallystick_core.operations.alert import AlertKind
 from tallystick_storage.database import encode_rows
 from tallystick_storage.outbox import insert_into_outbox
 
@@ -19,7 +20,7 @@ class AlertQuery:
     finds too many, one alert about `collection` replaces them.
     """
 
-    kind: str
+    kind: AlertKind
     collection: str
     query: str
     parameters: Mapping[str, str]
@@ -29,7 +30,7 @@ class AlertQuery:
 class AlertCondition:
     """A condition that must have an open alert."""
 
-    kind: str
+    kind: AlertKind
     resource_name: str
     detail: str
 
@@ -153,7 +154,7 @@ _LIST_OPEN, _LIST_ALL = (
 
 
 def operation_alert_queries(
-    service_queries: Sequence[tuple[str, str, str]],
+    service_queries: Sequence[tuple[AlertKind, str, str]],
     operation_noun: str,
     limit_seconds: Mapping[str, float],
     max_event_delay_seconds: float,
@@ -166,15 +167,15 @@ def operation_alert_queries(
     """
     parameters = {state.lower(): f"{seconds} seconds" for state, seconds in limit_seconds.items()}
     shared_queries = (
-        ("DEAD_LETTER", "deadLetters", _DEAD_LETTERS),
-        ("CALLER_REJECTED", "services", _CALLER_REJECTED.format(waiting=operation_noun)),
+        (AlertKind.DEAD_LETTER, "deadLetters", _DEAD_LETTERS),
+        (AlertKind.CALLER_REJECTED, "services", _CALLER_REJECTED.format(waiting=operation_noun)),
         (
-            "PROVIDER_UNAUTHORIZED",
+            AlertKind.PROVIDER_UNAUTHORIZED,
             "providers",
             _FAILING_PROVIDERS.format(waiting=operation_noun, retry_reason="UNAUTHORIZED"),
         ),
         (
-            "PROVIDER_UNAVAILABLE",
+            AlertKind.PROVIDER_UNAVAILABLE,
             "providers",
             _FAILING_PROVIDERS.format(waiting=operation_noun, retry_reason="CIRCUIT_OPEN"),
         ),
@@ -198,16 +199,19 @@ def event_alert_queries(
     """
     parameters = {"max_event_delay": f"{max_event_delay_seconds} seconds"}
     return [
-        AlertQuery("EVENT_REJECTED", "events", _EVENT_REJECTED, parameters),
+        AlertQuery(AlertKind.EVENT_REJECTED, "events", _EVENT_REJECTED, parameters),
         AlertQuery(
-            "EVENTS_DELAYED", "services", _EVENTS_DELAYED.format(oldest=oldest_query), parameters
+            AlertKind.EVENTS_DELAYED,
+            "services",
+            _EVENTS_DELAYED.format(oldest=oldest_query),
+            parameters,
         ),
     ]
 
 
 def evaluate(
     connection: Connection, queries: Sequence[AlertQuery]
-) -> tuple[list[AlertCondition], list[str]]:
+) -> tuple[list[AlertCondition], list[AlertKind]]:
     """The conditions that must have an open alert now, and the kinds with too many. Each of those
     kinds gets one alert about "{collection}/-".
     """
@@ -243,7 +247,7 @@ def open_alerts(
 def end_cleared(
     connection: Connection,
     conditions: Sequence[AlertCondition],
-    exceeded_kinds: Sequence[str],
+    exceeded_kinds: Sequence[AlertKind],
     limit: int,
 ) -> Sequence[Row[Any]]:
     """Closes up to `limit` open alerts whose condition no longer holds. Returns them, each with the
@@ -259,7 +263,7 @@ def end_cleared(
 
 
 def end_by_resource_name(
-    connection: Connection, kind: str, resource_names: Sequence[str]
+    connection: Connection, kind: AlertKind, resource_names: Sequence[str]
 ) -> Sequence[Row[Any]]:
     """Closes the open alerts of a kind about the given resources. Returns them, each with the
     outbox row in which all are to be recorded.

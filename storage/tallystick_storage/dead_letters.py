@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, TextClause, text
 
+from tallystick_core.operations.dead_letter import DeadLetterCause, DeadLetterState
 from tallystick_storage.database import encode_rows
 from tallystick_storage.outbox import insert_into_outbox
 
@@ -20,7 +21,7 @@ class NewDeadLetter:
     """An operation to dead-letter, and the cause; `resource_name` is "{collection}/{id}"."""
 
     resource_name: str
-    cause: str
+    cause: DeadLetterCause
     detail: str
     retry_count: int
     provider: str
@@ -32,8 +33,8 @@ class DeadLetterFilter:
     change dead letters ignore `state`: they apply to OPEN ones only.
     """
 
-    state: str = ""
-    cause: str = ""
+    state: DeadLetterState | None = None
+    cause: DeadLetterCause | None = None
     provider: str = ""
     from_time: datetime | None = None
     until_time: datetime | None = None
@@ -118,7 +119,7 @@ def insert(connection: Connection, items: Sequence[NewDeadLetter]) -> Sequence[R
 def end(
     connection: Connection,
     resource_names: Sequence[str],
-    state: str,
+    state: DeadLetterState,
     operator: str = "",
     reason: str = "",
     evidence: str = "",
@@ -143,7 +144,7 @@ def is_open(connection: Connection, resource_name: str) -> bool:
     return bool(connection.execute(_IS_OPEN, {"resource_name": resource_name}).scalar_one())
 
 
-def has_cause(connection: Connection, resource_name: str, cause: str) -> bool:
+def has_cause(connection: Connection, resource_name: str, cause: DeadLetterCause) -> bool:
     """Whether a resource has, or ever had, a dead letter with that cause."""
     return bool(
         connection.execute(

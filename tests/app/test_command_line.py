@@ -78,7 +78,7 @@ def dead_letter_id(client: Client) -> str:
     def find() -> str:
         request = payment_service_pb2.ListDeadLettersRequest(page_size=200)
         found = client.pages(client.payment.ListDeadLetters, request, "dead_letters")
-        return next((d.dead_letter_id for d in found if d.subject == expected_subject), "")
+        return next((d.dead_letter_id for d in found if d.resource_name == expected_subject), "")
 
     found_id = eventually(find)
     assert found_id
@@ -145,7 +145,11 @@ def test_serve_knows_every_service() -> None:
         ("dead-letters retry --reason r", "Give a DEAD_LETTER_ID, or a filter: --cause, "),
         ("dead-letters retry d --all --reason r", "either a DEAD_LETTER_ID or a filter"),
         ("dead-letters retry d --dry-run --reason r", "--dry-run needs a filter"),
-        ("dead-letters retry --all --cause c --reason r", "--all cannot be combined with --cause"),
+        ("dead-letters retry --cause FOO --reason r", "'FOO' is not one of 'REJECTED', 'OUTCOME"),
+        (
+            "dead-letters retry --all --cause REJECTED --reason r",
+            "--all cannot be combined with --cause",
+        ),
         ("dead-letters retry --from 2026-01-01 --reason r", "'2026-01-01' is not a time with a"),
     ],
 )

@@ -26,7 +26,8 @@ from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_core.ledger.posting_rules import PostingKind
-from tallystick_core.operations.dead_letter import DeadLetterState
+from tallystick_core.operations.alert import AlertKind
+from tallystick_core.operations.dead_letter import DeadLetterCause, DeadLetterState
 from tallystick_core.payment.charge import TRIGGERS
 from tallystick_core.payment.checkout import ChargeMode, MethodType, PartialFailurePolicy
 from tallystick_core.payment.state import OrderStatus
@@ -173,6 +174,8 @@ def test_each_call_says_whether_it_changes_anything_and_who_may_call_it(
         (ChargeMode, payment_pb2.ChargeMode),
         (PartialFailurePolicy, payment_pb2.PartialFailurePolicy),
         (DeadLetterState, operator_pb2.DeadLetterState),
+        (DeadLetterCause, operator_pb2.DeadLetterCause),
+        (AlertKind, operator_pb2.AlertKind),
         (PayoutFailure, payout_pb2.PayoutFailureReason),
         (Interval, payout_pb2.PayoutInterval),
         (Weekday, payout_pb2.Weekday),
@@ -187,7 +190,7 @@ def test_the_rules_and_the_contract_have_the_same_names(enum: type[StrEnum], wir
     """An enum of the rules and its counterpart on the wire list the same values."""
     prefix = re.sub(r"(?<!^)(?=[A-Z])", "_", wire.DESCRIPTOR.name).upper() + "_"  # type: ignore[attr-defined]
     names = {name.removeprefix(prefix) for name in wire.keys()} - {"UNSPECIFIED"}  # type: ignore[attr-defined]
-    assert names == set(enum.__members__)
+    assert names == set(enum.__members__) == {str(member) for member in enum}
 
 
 def test_outcomes_are_the_contracts() -> None:

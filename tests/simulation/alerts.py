@@ -10,6 +10,7 @@ from typing import Any
 
 from tallystick import AsyncClient
 from tallystick.ledger.v1 import ledger_service_pb2
+from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_service_pb2
 from tallystick.payout.v1 import payout_service_pb2
 from tallystick.wallet.v1 import wallet_service_pb2
@@ -34,7 +35,7 @@ _EXPECTED_ALERTS_SQL = """
             and (match <> 'EXACT' or returned_amount > amount
             or returned_currency not in ('', currency))
 """
-"""Service, kind and subject of each alert that must be open. When nothing is in progress, no
+"""Service, kind and resource of each alert that must be open. When nothing is in progress, no
 operation waits for time, for a provider or for another service.
 """
 _IGNORED_KINDS = frozenset({"APPROVAL_OVERDUE"})
@@ -73,7 +74,8 @@ async def _compare_alerts(
         async for alert in operator.pages(
             service.ListAlerts, pb.ListAlertsRequest(page_size=200), "alerts"
         ):
-            actual.add((name, alert.kind, alert.subject))
+            kind = operator_pb2.AlertKind.Name(alert.kind).removeprefix("ALERT_KIND_")
+            actual.add((name, kind, alert.resource_name))
     violations = [
         f"{name} has no alert {kind} for {subject}, which is open"
         for name, kind, subject in sorted(expected - actual)

@@ -108,7 +108,7 @@ class Auditor:
             async for dead_letter in self._operator.pages(
                 self._operator.payment.ListDeadLetters, request, "dead_letters"
             ):
-                subjects.add(dead_letter.subject.removeprefix("charges/"))
+                subjects.add(dead_letter.resource_name.removeprefix("charges/"))
 
     async def _audit_payment(self, responses: PaymentResponses) -> None:
         payment_request = responses.request

@@ -113,9 +113,12 @@ class OperatorLoad:
         page = await self._call(
             client.payout.ListAlerts, payout_service_pb2.ListAlertsRequest(), "alerts"
         )
-        kinds = {"UNMATCHED_TRANSFER", "PAYOUT_STATUS_CONFLICT"}
+        kinds = {
+            operator_pb2.ALERT_KIND_UNMATCHED_TRANSFER,
+            operator_pb2.ALERT_KIND_PAYOUT_STATUS_CONFLICT,
+        }
         for payout_id in {
-            alert.subject.partition("/")[2]: None
+            alert.resource_name.partition("/")[2]: None
             for alert in (page.alerts if page else ())
             if alert.kind in kinds
         }:
@@ -143,7 +146,9 @@ class OperatorLoad:
 
     async def _retry_dead_letters(self, client: AsyncClient) -> None:
         for cause in _RETRIED_CAUSES:
-            cause_filter = operator_pb2.DeadLetterFilter(cause=cause)
+            cause_filter = operator_pb2.DeadLetterFilter(
+                cause=operator_pb2.DeadLetterCause.Value(f"DEAD_LETTER_CAUSE_{cause}")
+            )
             payment_request = payment_service_pb2.RetryDeadLettersRequest(
                 filter=cause_filter, reason="once more"
             )

@@ -109,7 +109,7 @@ class PayoutAuditor:
             async for dead_letter in self._operator.pages(
                 self._operator.payout.ListDeadLetters, request, "dead_letters"
             ):
-                subjects.add(dead_letter.subject.removeprefix("payouts/"))
+                subjects.add(dead_letter.resource_name.removeprefix("payouts/"))
 
     async def _audit_payout(self, payout: payout_pb2.Payout) -> None:
         responses, name, currency = (

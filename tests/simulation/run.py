@@ -305,7 +305,12 @@ class Simulation:
                     service.ListDeadLetters, request, "dead_letters"
                 )
             ]
-            causes |= {dead_letter.cause for dead_letter in dead_letters}
+            causes |= {
+                operator_pb2.DeadLetterCause.Name(dead_letter.cause).removeprefix(
+                    "DEAD_LETTER_CAUSE_"
+                )
+                for dead_letter in dead_letters
+            }
             if (
                 dead_letters
                 and world.seeded_random.number(f"in bulk {dead_letters[0].dead_letter_id}") < 0.5

@@ -1,1 +1,1 @@
-"""The rules for provider operations: the next action and the dead letter."""
+"""The rules for provider operations: the next action, dead letters and alerts."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from tallystick_core.operations.dead_letter import DeadLetterCause
 from tallystick_core.payout.state import PayoutState
 from tallystick_server.cli.output import (
     Column,
@@ -94,10 +95,10 @@ PayoutIdArgument = Annotated[
     str, typer.Argument(metavar="PAYOUT_ID", help="As 'payouts list' prints it.")
 ]
 CauseOption = Annotated[
-    str,
+    DeadLetterCause | None,
     typer.Option(
         "--cause",
-        help="Only open ones with this cause, such as REJECTED.",
+        help="Only open ones with this cause.",
         show_default=False,
         rich_help_panel=_BULK_PANEL,
     ),
@@ -220,7 +221,7 @@ def retry_dead_letters(
     reason: ReasonOption,
     dead_letter_id: OptionalDeadLetterIdArgument = "",
     service: DeadLetterServiceOption = "payment",
-    cause: CauseOption = "",
+    cause: CauseOption = None,
     provider: ProviderOption = "",
     from_time: FromOption = None,
     until_time: UntilOption = None,
@@ -256,7 +257,7 @@ def close_dead_letters(
     evidence: EvidenceOption,
     dead_letter_id: OptionalDeadLetterIdArgument = "",
     service: DeadLetterServiceOption = "payment",
-    cause: CauseOption = "",
+    cause: CauseOption = None,
     provider: ProviderOption = "",
     from_time: FromOption = None,
     until_time: UntilOption = None,
@@ -342,7 +343,7 @@ def list_alerts(
     as_json: JsonOption = False,
 ) -> None:
     """List active alerts, newest first."""
-    columns = ["kind", "subject", "create_time", "detail"]
+    columns = ["kind", "resource_name", "create_time", "detail"]
     if include_ended:
         columns[3:3] = ["end_time"]
     adjective = "" if include_ended else "active "
@@ -504,7 +505,7 @@ def _connect(ctx: typer.Context, address: str) -> Iterator[OperatorCalls]:
 def _select(
     ctx: typer.Context,
     dead_letter_id: str,
-    cause: str,
+    cause: DeadLetterCause | None,
     provider: str,
     from_time: datetime | None,
     until_time: datetime | None,
@@ -591,10 +592,7 @@ def _print_bulk(
         "matched": report.matched,
         **report.changed,
         "skipped": [to_json(item) for item in report.skipped],
-        "counts": [
-            {"cause": item.cause, "provider": item.provider, "count": item.count}
-            for item in report.counts
-        ],
+        "counts": [{**to_json(item), "count": item.count} for item in report.counts],
         "sample": report.sample,
     }
     print_json(values)

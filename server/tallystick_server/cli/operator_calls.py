@@ -19,11 +19,13 @@ from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick.wallet.v1 import wallet_service_pb2
+from tallystick_core.operations.dead_letter import DeadLetterCause
 from tallystick_server.app.errors import StartupError
 from tallystick_server.rpc.enums import EnumNames
 from tallystick_server.rpc.timestamps import to_timestamp
 
 _DEAD_LETTER_STATES = EnumNames(operator_pb2.DeadLetterState.DESCRIPTOR)
+_DEAD_LETTER_CAUSES = EnumNames(operator_pb2.DeadLetterCause.DESCRIPTOR)
 _PAYOUT_STATES = EnumNames(payout_pb2.PayoutState.DESCRIPTOR)
 _MESSAGES: dict[str, ModuleType] = {
     "payment": payment_service_pb2,
@@ -40,7 +42,7 @@ _POLL_INTERVAL_SECONDS = 1.0
 class DeadLetterFilter:
     """Selects open dead letters: those that meet every criterion, or all of them."""
 
-    cause: str = ""
+    cause: DeadLetterCause | None = None
     provider: str = ""
     from_time: datetime | None = None
     until_time: datetime | None = None
@@ -48,7 +50,7 @@ class DeadLetterFilter:
 
     def to_message(self) -> operator_pb2.DeadLetterFilter:
         return operator_pb2.DeadLetterFilter(
-            cause=self.cause,
+            cause=_DEAD_LETTER_CAUSES.number(self.cause),
             provider=self.provider,
             from_time=to_timestamp(self.from_time) if self.from_time else None,
             until_time=to_timestamp(self.until_time) if self.until_time else None,

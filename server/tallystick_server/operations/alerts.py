@@ -13,7 +13,9 @@ from sqlalchemy import Connection, Row
 from tallystick.event.v1 import event_pb2
 from tallystick.operator.v1 import operator_pb2
 from tallystick_core.access import Role
+from tallystick_core.operations.alert import AlertKind
 from tallystick_server.outbox.events import add_event, record_events
+from tallystick_server.rpc.enums import EnumNames
 from tallystick_server.rpc.pagination import PageToken, parse_page_size
 from tallystick_server.rpc.server import Access, Call
 from tallystick_server.rpc.timestamps import to_timestamp
@@ -22,6 +24,7 @@ from tallystick_storage.database import Database
 
 log = logging.getLogger(__name__)
 ACCESS: Access = {"ListAlerts": frozenset({Role.OPERATOR})}
+_KINDS = EnumNames(operator_pb2.AlertKind.DESCRIPTOR)
 _MAX_CHANGES = 1000
 _raised_counter = metrics.get_meter("tallystick").create_counter(
     "tallystick.alerts", description="Alerts that were raised, by kind."
@@ -55,8 +58,8 @@ class AlertHandlers:
 def to_message(row: Row[Any]) -> operator_pb2.Alert:
     return operator_pb2.Alert(
         alert_id=row.alert_id,
-        kind=row.kind,
-        subject=row.resource_name,
+        kind=_KINDS.number(AlertKind(row.kind)),
+        resource_name=row.resource_name,
         detail=row.detail,
         create_time=to_timestamp(row.create_time),
         end_time=to_timestamp(row.end_time) if row.end_time else None,
@@ -76,11 +79,11 @@ def reconcile(connection: Connection, queries: Sequence[store.AlertQuery]) -> Se
     return new_alerts
 
 
-def end_alerts(connection: Connection, kind: str, subjects: Sequence[str]) -> None:
-    """Ends alerts of a kind in the transaction in which their subjects end. The monitor would end
+def end_alerts(connection: Connection, kind: AlertKind, resource_names: Sequence[str]) -> None:
+    """Ends alerts of a kind in the transaction in which their resources end. The monitor would end
     them only later.
     """
-    _emit_changed(connection, store.end_by_resource_name(connection, kind, subjects))
+    _emit_changed(connection, store.end_by_resource_name(connection, kind, resource_names))
 
 
 def announce(alerts: Sequence[Row[Any]]) -> None:

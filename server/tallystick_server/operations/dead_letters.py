@@ -9,7 +9,8 @@ from sqlalchemy import Connection, Row
 
 from tallystick.event.v1 import event_pb2
 from tallystick.operator.v1 import operator_pb2
-from tallystick_core.operations.dead_letter import DeadLetterState
+from tallystick_core.operations.alert import AlertKind
+from tallystick_core.operations.dead_letter import DeadLetterCause, DeadLetterState
 from tallystick_server.operations import alerts
 from tallystick_server.operations.operation import LeasedOperation
 from tallystick_server.outbox.events import add_event, record_events
@@ -19,16 +20,16 @@ from tallystick_storage import dead_letters as dead_letter_store
 from tallystick_storage import operations as operation_store
 
 _MAX_REASON_LENGTH = 255
-_ALERT_KIND = "DEAD_LETTER"
 STATES = EnumNames(operator_pb2.DeadLetterState.DESCRIPTOR)
+CAUSES = EnumNames(operator_pb2.DeadLetterCause.DESCRIPTOR)
 
 
 def to_message(row: Row[Any]) -> operator_pb2.DeadLetter:
     return operator_pb2.DeadLetter(
         dead_letter_id=row.dead_letter_id,
-        subject=row.resource_name,
+        resource_name=row.resource_name,
         state=STATES.number(row.state),
-        cause=row.cause,
+        cause=to_cause_number(row.cause),
         detail=row.detail,
         tries=row.retry_count,
         operator=row.operator,
@@ -38,6 +39,11 @@ def to_message(row: Row[Any]) -> operator_pb2.DeadLetter:
         end_time=to_timestamp(row.end_time) if row.end_time else None,
         provider=row.provider,
     )
+
+
+def to_cause_number(cause: str) -> Any:
+    """The generated value of a stored cause. Raises ValueError for an unknown one."""
+    return CAUSES.number(DeadLetterCause(cause))
 
 
 def emit_changed(
@@ -62,7 +68,7 @@ def emit_changed(
             )
     resource_names = [f"deadLetters/{row.dead_letter_id}" for row in rows if row.end_time]
     if resource_names:
-        alerts.end_alerts(connection, _ALERT_KIND, resource_names)
+        alerts.end_alerts(connection, AlertKind.DEAD_LETTER, resource_names)
 
 
 def requeue_to_end(
@@ -95,7 +101,7 @@ def resolve_and_requeue(connection: Connection, operations: Iterable[LeasedOpera
         return
     rows = resolve(
         connection,
-        {subject: (item.caller, item.traceparent) for subject, item in by_resource_name.items()},
+        {name: (item.caller, item.traceparent) for name, item in by_resource_name.items()},
     )
     operation_store.requeue(
         connection, [by_resource_name[row.resource_name].operation_id for row in rows]

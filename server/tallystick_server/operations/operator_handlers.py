@@ -14,10 +14,11 @@ from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection, Row
 
+from tallystick.error.v1 import reason_pb2
 from tallystick.operator.v1 import operator_pb2
 from tallystick_core.access import Role
 from tallystick_core.errors import ApiError, ErrorReason, not_found_error
-from tallystick_core.operations.dead_letter import DeadLetterState
+from tallystick_core.operations.dead_letter import DeadLetterCause, DeadLetterState
 from tallystick_core.operations.next_action import NextAction
 from tallystick_core.provider.outcome import (
     Declined,
@@ -35,9 +36,9 @@ from tallystick_core.validation import parse_id, parse_reason_text
 from tallystick_server.operations import alerts, dead_letters
 from tallystick_server.operations.alerts import AlertHandlers
 from tallystick_server.operations.operation import LeasedOperation
-from tallystick_server.operations.retry_policy import DEFAULT_POLICIES
 from tallystick_server.operations.worker import OperationWorker, is_duplicate_reference
 from tallystick_server.providers.gateway import CircuitOpen
+from tallystick_server.rpc.enums import EnumNames
 from tallystick_server.rpc.pagination import PageToken, parse_page_size, parse_token_time
 from tallystick_server.rpc.server import Access, Call
 from tallystick_server.rpc.timestamps import parse_time
@@ -60,6 +61,7 @@ ACCESS: Access = {
     "CloseDeadLetters": _OPERATOR_ROLES,
     **alerts.ACCESS,
 }
+_ERROR_REASONS = EnumNames(reason_pb2.Reason.DESCRIPTOR)
 _RETRY, _CLOSE = Verb("RETRY", "retried"), Verb("CLOSE", "closed")
 _RETRY_AFTER_SECONDS = 1.0
 _MAX_RETRIED = 500
@@ -341,10 +343,17 @@ class _Resolution:
         """Resolves the open ones among the dead letters and records their events. Returns the
         resolved rows.
         """
-        subjects, ids = [row.resource_name for row in rows], [row.dead_letter_id for row in rows]
+        resource_names = [row.resource_name for row in rows]
+        ids = [row.dead_letter_id for row in rows]
         ended_rows = (
             dead_letter_store.end(
-                connection, subjects, self.state, self.operator, self.reason, self.evidence, ids=ids
+                connection,
+                resource_names,
+                self.state,
+                self.operator,
+                self.reason,
+                self.evidence,
+                ids=ids,
             )
             if rows
             else ()
@@ -367,7 +376,7 @@ class OperatorHandlers(AlertHandlers):
     async def ListDeadLetters(self, request: Any, _call: Call) -> Any:
         size = parse_page_size(request.page_size)
         state = dead_letters.STATES.parse(request.state, "state", "")
-        filters = replace(_parse_filters(request), state=state)
+        filters = replace(_parse_filters(request), state=DeadLetterState(state) if state else None)
         token = PageToken("ListDeadLetters", *_to_texts(filters))
         cursor = token.parse_time_cursor(request.page_token)
         rows = await self._database.read(
@@ -505,12 +514,7 @@ class _BulkRequest:
 def _parse_filters(request: Any) -> dead_letter_store.DeadLetterFilter:
     """Raises FIELD_INVALID."""
     message = request.filter
-    if message.cause and message.cause not in DEFAULT_POLICIES:
-        raise ApiError(
-            ErrorReason.FIELD_INVALID,
-            f"filter.cause must be one of {', '.join(DEFAULT_POLICIES)}.",
-            field="filter.cause",
-        )
+    cause = dead_letters.CAUSES.parse(message.cause, "filter.cause", "")
     provider = parse_id(message.provider, "filter.provider") if message.provider else ""
     try:
         from_time, until_time = parse_time(message, "from_time"), parse_time(message, "until_time")
@@ -522,7 +526,12 @@ def _parse_filters(request: Any) -> dead_letter_store.DeadLetterFilter:
             "filter.until_time must be later than filter.from_time.",
             field="filter.until_time",
         )
-    return dead_letter_store.DeadLetterFilter("", message.cause, provider, from_time, until_time)
+    return dead_letter_store.DeadLetterFilter(
+        cause=DeadLetterCause(cause) if cause else None,
+        provider=provider,
+        from_time=from_time,
+        until_time=until_time,
+    )
 
 
 def _to_texts(filters: dead_letter_store.DeadLetterFilter) -> list[str]:
@@ -536,7 +545,9 @@ def _cursor_of(row: Row[Any]) -> tuple[str, str]:
 def _to_count_messages(rows: Iterable[Row[Any]]) -> list[operator_pb2.DeadLetterCount]:
     return [
         operator_pb2.DeadLetterCount(
-            cause=row.cause, provider=row.provider, count=row.dead_letter_count
+            cause=dead_letters.to_cause_number(row.cause),
+            provider=row.provider,
+            count=row.dead_letter_count,
         )
         for row in rows
     ]
@@ -545,7 +556,9 @@ def _to_count_messages(rows: Iterable[Row[Any]]) -> list[operator_pb2.DeadLetter
 def _count_page(page: Iterable[Row[Any]]) -> list[operator_pb2.DeadLetterCount]:
     counts = Counter((row.cause, row.provider) for row in page)
     return [
-        operator_pb2.DeadLetterCount(cause=cause, provider=provider, count=count)
+        operator_pb2.DeadLetterCount(
+            cause=dead_letters.to_cause_number(cause), provider=provider, count=count
+        )
         for (cause, provider), count in sorted(counts.items())
     ]
 
@@ -553,8 +566,8 @@ def _count_page(page: Iterable[Row[Any]]) -> list[operator_pb2.DeadLetterCount]:
 def _to_skipped_message(row: Row[Any], error: ApiError) -> operator_pb2.SkippedDeadLetter:
     return operator_pb2.SkippedDeadLetter(
         dead_letter_id=row.dead_letter_id,
-        cause=row.cause,
-        error_reason=error.reason,
+        cause=dead_letters.to_cause_number(row.cause),
+        error_reason=_ERROR_REASONS.number(error.reason),
         message=error.message,
     )
 

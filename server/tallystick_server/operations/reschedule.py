@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 
 from sqlalchemy import Connection
 
+from tallystick_core.operations.dead_letter import DeadLetterCause
 from tallystick_core.operations.next_action import ExhaustedAction, NextAction, when_exhausted
 from tallystick_core.provider.outcome import (
     Declined,
@@ -239,7 +240,7 @@ class Rescheduler(Generic[H, G]):
         new_dead_letters = [
             dead_letter_store.NewDeadLetter(
                 resource_name,
-                step.retry_reason,
+                DeadLetterCause(step.retry_reason),
                 _dead_letter_detail(step, now),
                 sum(_count_tries(step).values()),
                 step.operation.provider,

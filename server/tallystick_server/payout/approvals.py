@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Row
 
 from tallystick_core.errors import ApiError, ErrorReason, id_taken_error, key_reused_error
-from tallystick_core.operations.dead_letter import DeadLetterState
+from tallystick_core.operations.dead_letter import DeadLetterCause, DeadLetterState
 from tallystick_core.payout.approval import require_second_approver
 from tallystick_core.payout.operation_ids import format_payout_operation_id
 from tallystick_core.payout.state import (
@@ -155,17 +155,16 @@ def _require_certain_hold(connection: Connection, payout_id: str) -> None:
     A retry ends the dead letter but places no hold by itself: the hold is in doubt until the payout
     leaves CREATED.
     """
-    subject = f"payouts/{payout_id}"
-    if dead_letter_store.is_open(connection, subject):
+    resource_name = f"payouts/{payout_id}"
+    if dead_letter_store.is_open(connection, resource_name):
         raise _uncertain_hold_error(
             "The payout is a dead letter whose hold is in doubt, and cannot be cancelled; retry "
             "it first."
         )
-    retry_reason = RetryReason.BOOKING_REJECTED
     if dead_letter_store.has_cause(
-        connection, subject, retry_reason
+        connection, resource_name, DeadLetterCause.BOOKING_REJECTED
     ) or operation_store.has_retry_reason(
-        connection, format_payout_operation_id(payout_id), retry_reason
+        connection, format_payout_operation_id(payout_id), RetryReason.BOOKING_REJECTED
     ):
         raise _uncertain_hold_error(
             "The wallet refused the payout's hold, which may be another's. The payout cannot be "

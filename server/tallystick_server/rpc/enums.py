@@ -44,7 +44,7 @@ class EnumNames:
             )
         return name
 
-    def number(self, name: str) -> Any:
+    def number(self, name: str | None) -> Any:
         """The generated value of a name; "" or None is the unset value. Raises KeyError for an
         unknown name.
         """

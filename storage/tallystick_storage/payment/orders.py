@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
+from tallystick_core.operations.alert import AlertKind
 from tallystick_core.payment.state import OrderStatus, PaymentTransitionReason
 from tallystick_storage.alerts import AlertQuery, operation_alert_queries
 from tallystick_storage.database import encode_rows
@@ -525,7 +526,7 @@ _STUCK_ORDERS = f"""
 """
 _ALERT_QUERIES = (
     (
-        "ORDER_STUCK",
+        AlertKind.ORDER_STUCK,
         "paymentOrders",
         " union all ".join(
             f"({_STUCK_ORDERS.format(phase=phase, limit=limit)})"
@@ -538,7 +539,7 @@ _ALERT_QUERIES = (
         ),
     ),
     (
-        "REVIEW_OVERDUE",
+        AlertKind.REVIEW_OVERDUE,
         "paymentOrders",
         f"""
     select 'paymentOrders/' || o.payment_order_id as resource_name, o.pending_reason as detail
@@ -548,7 +549,7 @@ _ALERT_QUERIES = (
 """,
     ),
     (
-        "UNAPPLIED_CHARGE",
+        AlertKind.UNAPPLIED_CHARGE,
         "unappliedCharges",
         """
     select 'unappliedCharges/' || unapplied_charge_id as resource_name, cause as detail
@@ -557,7 +558,7 @@ _ALERT_QUERIES = (
 """,
     ),
     (
-        "CHARGE_STATUS_CONFLICT",
+        AlertKind.CHARGE_STATUS_CONFLICT,
         "charges",
         """
     select 'charges/' || charge_id as resource_name,
@@ -567,7 +568,7 @@ _ALERT_QUERIES = (
 """,
     ),
     (
-        "RELEASE_STUCK",
+        AlertKind.RELEASE_STUCK,
         "paymentOrders",
         """
     (select 'paymentOrders/' || payment_order_id as resource_name, rejection_message as detail

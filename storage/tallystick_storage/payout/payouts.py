@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
+from tallystick_core.operations.alert import AlertKind
 from tallystick_core.payout.state import PayoutState, PayoutTransitionReason
 from tallystick_storage.alerts import AlertQuery, operation_alert_queries
 from tallystick_storage.database import encode_rows
@@ -417,13 +418,13 @@ _STUCK_PAYOUTS = """
 """
 _ALERT_QUERIES = (
     (
-        "APPROVAL_OVERDUE",
+        AlertKind.APPROVAL_OVERDUE,
         "payouts",
         _STUCK_PAYOUTS.format(phase="AWAITING_APPROVAL", limit="awaiting_approval")
         + " and p.state = 'AWAITING_APPROVAL'",
     ),
     (
-        "PAYOUT_STUCK",
+        AlertKind.PAYOUT_STUCK,
         "payouts",
         " union all ".join(
             (
@@ -438,7 +439,7 @@ _ALERT_QUERIES = (
         ),
     ),
     (
-        "DESTINATION_STUCK",
+        AlertKind.DESTINATION_STUCK,
         "payoutDestinations",
         """
     select 'payoutDestinations/' || s.payout_destination_id as resource_name, s.state || case
@@ -454,7 +455,7 @@ _ALERT_QUERIES = (
 """,
     ),
     (
-        "BATCH_STUCK",
+        AlertKind.BATCH_STUCK,
         "payoutBatches",
         """
     select 'payoutBatches/' || payout_batch_id as resource_name,
@@ -464,7 +465,7 @@ _ALERT_QUERIES = (
 """,
     ),
     (
-        "SCHEDULE_OVERDUE",
+        AlertKind.SCHEDULE_OVERDUE,
         "payoutSchedules",
         """
     select 'payoutSchedules/' || case seller_account when '' then '-'
@@ -475,7 +476,7 @@ _ALERT_QUERIES = (
 """,
     ),
     (
-        "UNMATCHED_TRANSFER",
+        AlertKind.UNMATCHED_TRANSFER,
         "payouts",
         """
     select 'payouts/' || payout_id as resource_name,
@@ -486,7 +487,7 @@ _ALERT_QUERIES = (
 """,
     ),
     (
-        "PAYOUT_STATUS_CONFLICT",
+        AlertKind.PAYOUT_STATUS_CONFLICT,
         "payouts",
         """
     select 'payouts/' || payout_id as resource_name,

@@ -124,7 +124,7 @@ def rejected_aggregates(databases: DatabaseUrls) -> set[str]:
 
 def list_alerts(
     client: Client,
-    kind: str = "EVENT_REJECTED",
+    kind: operator_pb2.AlertKind.ValueType = operator_pb2.ALERT_KIND_EVENT_REJECTED,
     *,
     service: str = "payment",
     include_ended: bool = False,
@@ -166,7 +166,7 @@ def test_a_refused_event_delays_only_its_aggregate(
             for service in refused_by_service
         }
         assert {
-            service: [alert.subject for alert in service_alerts]
+            service: [alert.resource_name for alert in service_alerts]
             for service, service_alerts in alerts_by_service.items()
         } == {service_name: [name] for service_name, name in refused_by_service.items()}
         ids = {
@@ -218,16 +218,20 @@ def test_events_that_are_not_published_raise_an_alert(
         pay_all(client, 3)
         for service in PROTO_MODULES:
             (alert,) = eventually(
-                lambda: list_alerts(client, "EVENTS_DELAYED", service=service),  # noqa: B023
+                lambda: list_alerts(
+                    client,
+                    operator_pb2.ALERT_KIND_EVENTS_DELAYED,
+                    service=service,  # noqa: B023
+                ),
                 30,
             )
-            assert alert.subject == "services/event"
+            assert alert.resource_name == "services/event"
         assert not rejected_aggregates(scratch_database)
         event_fault.poison = set()
         assert eventually(
             lambda: (
                 not any(
-                    list_alerts(client, "EVENTS_DELAYED", service=service)
+                    list_alerts(client, operator_pb2.ALERT_KIND_EVENTS_DELAYED, service=service)
                     for service in PROTO_MODULES
                 )
             ),
@@ -262,14 +266,21 @@ def test_a_service_whose_calls_alone_are_rejected_raises_an_alert(
                 [
                     service_name
                     for service_name in PROTO_MODULES
-                    if list_alerts(client, "EVENTS_DELAYED", service=service_name)
+                    if list_alerts(
+                        client, operator_pb2.ALERT_KIND_EVENTS_DELAYED, service=service_name
+                    )
                 ]
                 == [service]
             ),
             30,
         )
         event_fault.poison = set()
-        assert eventually(lambda: not list_alerts(client, "EVENTS_DELAYED", service=service), 30)
+        assert eventually(
+            lambda: (
+                not list_alerts(client, operator_pb2.ALERT_KIND_EVENTS_DELAYED, service=service)
+            ),
+            30,
+        )
         assert eventually(lambda: are_all_published(client, 3))
     assert verify(scratch_database).passed, verify(scratch_database).as_text()
 
@@ -317,7 +328,7 @@ def test_events_wait_behind_a_refused_one_over_a_restart(
             [1],
             [1, 2, 3],
         )
-        assert [alert.subject for alert in eventually(lambda: list_alerts(client))] == [
+        assert [alert.resource_name for alert in eventually(lambda: list_alerts(client))] == [
             "paymentOrders/o-3"
         ]
         event_fault.poison = set()
@@ -411,7 +422,7 @@ def test_refused_events_of_alerts_raise_one_alert(
             "and rejection_count > 1"
         )
         assert eventually(lambda: run_query(scratch_database, refused_query) == [(2,)], 30)
-        assert {alert.subject for alert in list_alerts(client, service=service)} == {
+        assert {alert.resource_name for alert in list_alerts(client, service=service)} == {
             name,
             "alerts/-",
         }

@@ -21,6 +21,7 @@ from tallystick import (
     TallystickError,
     new_order,
 )
+from tallystick.error.v1 import reason_pb2
 from tallystick.ledger.v1 import ledger_pb2
 from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_service_pb2
@@ -250,7 +251,7 @@ def test_what_the_platform_owes_to_itself_is_tried_without_end(
                 payment_service_pb2.ListAlertsRequest(page_size=200)
             ).alerts
         }
-        assert kind in kinds
+        assert operator_pb2.AlertKind.Value(f"ALERT_KIND_{kind}") in kinds
         assert query_rows(scratch_database, "payment", "select count(*) from dead_letter") == [(0,)]
         wallet_fault.error = None
         assert eventually(lambda: count_booked(scratch_database) == 20, 30)
@@ -414,7 +415,10 @@ def test_a_payout_that_the_wallet_fails_on_delays_no_other(
         ) == [(1,)]
         wallet_fault.poison = ""
         many = payout_service_pb2.RetryDeadLettersRequest(
-            filter=operator_pb2.DeadLetterFilter(cause="BOOKING_FAILED"), reason="mended"
+            filter=operator_pb2.DeadLetterFilter(
+                cause=operator_pb2.DEAD_LETTER_CAUSE_BOOKING_FAILED
+            ),
+            reason="mended",
         )
         assert client.payout.RetryDeadLetters(many).retried == 1
         assert eventually(
@@ -458,7 +462,7 @@ def test_a_release_that_the_wallet_fails_on_delays_no_other(
         assert eventually(
             lambda: (
                 [alert.kind for alert in alerts(payment_service_pb2.ListAlertsRequest()).alerts]
-                == ["RELEASE_STUCK"]
+                == [operator_pb2.ALERT_KIND_RELEASE_STUCK]
             )
         )
         wallet_fault.poison = ""
@@ -566,7 +570,9 @@ def test_dead_letters_are_retried_in_bulk_by_filter(scratch_database: DatabaseUr
     with serve_platform(scratch_database, quick) as platform, platform.client() as client:
         create_dead_letters(client, "a", 12)
         assert eventually(lambda: len(open_dead_letters(client)) == 12)
-        letter_filter = operator_pb2.DeadLetterFilter(cause="REJECTED", provider="sandbox")
+        letter_filter = operator_pb2.DeadLetterFilter(
+            cause=operator_pb2.DEAD_LETTER_CAUSE_REJECTED, provider="sandbox"
+        )
         dry_run_response = retry_dead_letters(client, filter=letter_filter, dry_run=True)
         assert (
             dry_run_response.matched,
@@ -575,15 +581,18 @@ def test_dead_letters_are_retried_in_bulk_by_filter(scratch_database: DatabaseUr
         ) == (12, 12, "")
         assert [
             (count.cause, count.provider, count.count) for count in dry_run_response.counts
-        ] == [("REJECTED", "sandbox", 12)]
-        assert len(open_dead_letters(client, cause="REJECTED")) == 12
+        ] == [(operator_pb2.DEAD_LETTER_CAUSE_REJECTED, "sandbox", 12)]
+        assert len(open_dead_letters(client, cause=operator_pb2.DEAD_LETTER_CAUSE_REJECTED)) == 12
         assert (
             retry_dead_letters(
-                client, filter=operator_pb2.DeadLetterFilter(cause="OUTCOME_UNKNOWN")
+                client,
+                filter=operator_pb2.DeadLetterFilter(
+                    cause=operator_pb2.DEAD_LETTER_CAUSE_OUTCOME_UNKNOWN
+                ),
             ).matched
             == 0
         )
-        assert open_dead_letters(client, cause="OUTCOME_UNKNOWN") == []
+        assert open_dead_letters(client, cause=operator_pb2.DEAD_LETTER_CAUSE_OUTCOME_UNKNOWN) == []
         middle = sorted(
             open_dead_letters(client),
             key=lambda dead_letter: dead_letter.create_time.ToNanoseconds(),
@@ -669,7 +678,7 @@ def test_closing_in_bulk_skips_what_was_charged(
         assert eventually(
             lambda: (
                 [dead_letter.cause for dead_letter in open_dead_letters(client)]
-                == ["BOOKING_FAILED"]
+                == [operator_pb2.DEAD_LETTER_CAUSE_BOOKING_FAILED]
             )
         )
         answer = client.payment.CloseDeadLetters(
@@ -678,7 +687,7 @@ def test_closing_in_bulk_skips_what_was_charged(
         assert (answer.matched, answer.closed, answer.resolved) == (1, 0, 0)
         assert [
             (skipped_letter.cause, skipped_letter.error_reason) for skipped_letter in answer.skipped
-        ] == [("BOOKING_FAILED", "INVALID_STATE")]
+        ] == [(operator_pb2.DEAD_LETTER_CAUSE_BOOKING_FAILED, reason_pb2.REASON_INVALID_STATE)]
         assert len(open_dead_letters(client)) == 1
 
 
@@ -706,14 +715,21 @@ def test_dead_letters_of_payouts_are_retried_and_closed_in_bulk(
         pay_out_all(client, payouts, "ba_rejected")
         assert eventually(lambda: len(open_payout_dead_letters(client)) == 25, 60)
         retry = payout_service_pb2.RetryDeadLettersRequest(reason="mended", dry_run=True)
-        retry.filter.CopyFrom(operator_pb2.DeadLetterFilter(cause="REJECTED", provider="sandbox"))
+        retry.filter.CopyFrom(
+            operator_pb2.DeadLetterFilter(
+                cause=operator_pb2.DEAD_LETTER_CAUSE_REJECTED, provider="sandbox"
+            )
+        )
         dry = client.payout.RetryDeadLetters(retry)
         assert (dry.matched, dry.retried, len(dry.sample), dry.next_page_token) == (25, 0, 20, "")
         assert [(count.cause, count.provider, count.count) for count in dry.counts] == [
-            ("REJECTED", "sandbox", 25)
+            (operator_pb2.DEAD_LETTER_CAUSE_REJECTED, "sandbox", 25)
         ]
         unresolved_request = payout_service_pb2.RetryDeadLettersRequest(
-            filter=operator_pb2.DeadLetterFilter(cause="OUTCOME_UNKNOWN"), reason="mended"
+            filter=operator_pb2.DeadLetterFilter(
+                cause=operator_pb2.DEAD_LETTER_CAUSE_OUTCOME_UNKNOWN
+            ),
+            reason="mended",
         )
         assert client.payout.RetryDeadLetters(unresolved_request).matched == 0
         assert query_rows(
@@ -776,7 +792,7 @@ def test_closing_payouts_in_bulk_skips_what_was_paid(
         assert eventually(
             lambda: (
                 [dead_letter.cause for dead_letter in open_payout_dead_letters(client)]
-                == ["BOOKING_FAILED"]
+                == [operator_pb2.DEAD_LETTER_CAUSE_BOOKING_FAILED]
             ),
             30,
         )
@@ -786,7 +802,7 @@ def test_closing_payouts_in_bulk_skips_what_was_paid(
         assert (answer.matched, answer.closed, answer.resolved) == (1, 0, 0)
         assert [
             (skipped_letter.cause, skipped_letter.error_reason) for skipped_letter in answer.skipped
-        ] == [("BOOKING_FAILED", "INVALID_STATE")]
+        ] == [(operator_pb2.DEAD_LETTER_CAUSE_BOOKING_FAILED, reason_pb2.REASON_INVALID_STATE)]
         assert len(open_payout_dead_letters(client)) == 1
 
 
@@ -818,7 +834,9 @@ def test_twelve_thousand_dead_letters_are_retried_within_a_minute(
         while token or not calls:
             answer = retry_dead_letters(
                 client,
-                filter=operator_pb2.DeadLetterFilter(cause="OUTCOME_UNKNOWN"),
+                filter=operator_pb2.DeadLetterFilter(
+                    cause=operator_pb2.DEAD_LETTER_CAUSE_OUTCOME_UNKNOWN
+                ),
                 page_token=token,
             )
             token, retried_count, calls = (
@@ -828,16 +846,18 @@ def test_twelve_thousand_dead_letters_are_retried_within_a_minute(
             )
         assert (retried_count, calls) == (12_000, 24)
         assert time.monotonic() - start_time < 60
-        assert [dead_letter.cause for dead_letter in open_dead_letters(client)] == ["REJECTED"]
+        assert [dead_letter.cause for dead_letter in open_dead_letters(client)] == [
+            operator_pb2.DEAD_LETTER_CAUSE_REJECTED
+        ]
 
 
 @pytest.mark.parametrize(
     ("values", "field"),
     [
         ({}, "filter"),
-        ({"filter": {"cause": "BAD_LUCK"}}, "filter.cause"),
+        ({"filter": {"cause": 99}}, "filter.cause"),
         ({"filter": {"provider": "no provider"}}, "filter.provider"),
-        ({"filter": {"cause": "REJECTED"}, "all": True}, "all"),
+        ({"filter": {"cause": operator_pb2.DEAD_LETTER_CAUSE_REJECTED}, "all": True}, "all"),
         (
             {"filter": {"from_time": {"seconds": 2}, "until_time": {"seconds": 1}}},
             "filter.until_time",

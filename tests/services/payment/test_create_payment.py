@@ -15,6 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from tallystick import AlreadyExistsError, Client, NotFoundError, TallystickError, new_order
 from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2
+from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
 from tallystick.wallet.v1 import wallet_service_pb2
 from tallystick_core.access import Caller, Role
@@ -572,7 +573,7 @@ def test_a_release_that_the_wallet_refuses_is_told_of_and_holds_up_nobody(
         )
         assert eventually(
             lambda: (
-                [alert.subject for alert in client.payment.ListAlerts(alerts).alerts]
+                [alert.resource_name for alert in client.payment.ListAlerts(alerts).alerts]
                 == ["paymentOrders/ghost"]
             )
         )
@@ -587,7 +588,7 @@ def test_a_release_that_the_wallet_refuses_is_told_of_and_holds_up_nobody(
             lambda: client.wallet.GetWallet(wallet_request).wallet.available == "10.00"
         )
         assert [alert.kind for alert in client.payment.ListAlerts(alerts).alerts] == [
-            "RELEASE_STUCK"
+            operator_pb2.ALERT_KIND_RELEASE_STUCK
         ]
         admin.execute("delete from payment.pending_release")
         assert eventually(lambda: not client.payment.ListAlerts(alerts).alerts)

@@ -32,6 +32,7 @@ from tallystick import (
     UnavailableError,
     new_order,
 )
+from tallystick.error.v1 import reason_pb2
 from tallystick.ledger.v1 import ledger_service_pb2
 from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
@@ -375,7 +376,7 @@ def wait_for_dead_letter(client: Client, payment: payment_pb2.Payment) -> operat
             (
                 dead_letter
                 for dead_letter in client.payment.ListDeadLetters(request).dead_letters
-                if dead_letter.subject == subject
+                if dead_letter.resource_name == subject
             ),
             None,
         )
@@ -425,7 +426,7 @@ def test_what_cannot_be_retried_is_set_aside_and_closed(
     payment = create_payment(client, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
     dead_letter = wait_for_dead_letter(client, payment)
     assert (dead_letter.cause, dead_letter.tries, dead_letter.detail) == (
-        "REJECTED",
+        operator_pb2.DEAD_LETTER_CAUSE_REJECTED,
         1,
         "status 400 request_malformed",
     )
@@ -537,7 +538,7 @@ def test_a_charge_that_nobody_finds_ends_with_a_person(scratch_database: Databas
             client, "5.00", token="tok_lost_before:1000000", wait_for=WAIT_FOR_ACCEPTANCE
         )
         dead_letter = wait_for_dead_letter(client, payment)
-        assert dead_letter.cause == "OUTCOME_UNKNOWN"
+        assert dead_letter.cause == operator_pb2.DEAD_LETTER_CAUSE_OUTCOME_UNKNOWN
         age = dead_letter.create_time.ToNanoseconds() - payment.create_time.ToNanoseconds()
         assert age > 1.5e9  # as long as the key outlasts a lease
         assert (
@@ -687,7 +688,10 @@ def test_an_order_that_risk_has_not_passed_is_never_sent(scratch_database: Datab
             connection.execute("set session_replication_role = replica")
             connection.execute("update payment.payment_order set status = 'NOT_STARTED'")
         dead_letter = wait_for_dead_letter(client, payment)
-        assert (dead_letter.cause, dead_letter.detail) == ("REJECTED", "risk has not passed it")
+        assert (dead_letter.cause, dead_letter.detail) == (
+            operator_pb2.DEAD_LETTER_CAUSE_REJECTED,
+            "risk has not passed it",
+        )
         assert charge_log(scratch_database, payment.checkout_id) == []
 
 
@@ -883,7 +887,11 @@ def test_a_charge_that_expires_while_its_answer_makes_a_dead_letter_of_it_is_end
         dead_letters = client.payment.ListDeadLetters(
             payment_service_pb2.ListDeadLettersRequest()
         ).dead_letters
-        expected_letter = ("REJECTED", operator_pb2.DEAD_LETTER_STATE_RETRIED, "platform")
+        expected_letter = (
+            operator_pb2.DEAD_LETTER_CAUSE_REJECTED,
+            operator_pb2.DEAD_LETTER_STATE_RETRIED,
+            "platform",
+        )
         assert [
             (dead_letter.cause, dead_letter.state, dead_letter.operator)
             for dead_letter in dead_letters
@@ -963,7 +971,7 @@ def test_what_is_misdirected_is_closed_on_evidence_of_its_own(
         assert [
             (close_request.dead_letter_id, close_request.error_reason)
             for close_request in client.payment.CloseDeadLetters(many).skipped
-        ] == [(dead_letter.dead_letter_id, "INVALID_STATE")]
+        ] == [(dead_letter.dead_letter_id, reason_pb2.REASON_INVALID_STATE)]
         assert dead_letter_state(client, dead_letter) == "OPEN"
         close_request = payment_service_pb2.CloseDeadLetterRequest(
             dead_letter_id=dead_letter.dead_letter_id, reason="never made", evidence="ticket 7"
@@ -1404,7 +1412,7 @@ def test_a_dead_letter_whose_provider_is_configured_no_more_is_closed(
         (dead_letter,) = client.payout.ListDeadLetters(
             payout_service_pb2.ListDeadLettersRequest()
         ).dead_letters
-        assert dead_letter.subject == f"payouts/{payout.payout_id}"
+        assert dead_letter.resource_name == f"payouts/{payout.payout_id}"
         request = payout_service_pb2.CloseDeadLetterRequest(
             dead_letter_id=dead_letter.dead_letter_id,
             reason="the bank is gone",
@@ -1448,7 +1456,7 @@ def test_one_charge_of_a_provider_pays_one_order(
         for _ in range(2):
             other_payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
             dead_letter = wait_for_dead_letter(client, other_payment)
-            assert dead_letter.cause == "MISMATCHED_OPERATION"
+            assert dead_letter.cause == operator_pb2.DEAD_LETTER_CAUSE_MISMATCHED_OPERATION
             assert ("another demand" if echoes else "ch_1") in dead_letter.detail
             assert (
                 not client.get_payment(other_payment.checkout_id)
@@ -1498,7 +1506,7 @@ def test_a_charge_that_its_provider_answers_with_anothers_money_is_closed_on_evi
         assert [
             skipped_letter.error_reason
             for skipped_letter in client.payment.CloseDeadLetters(many).skipped
-        ] == ["INVALID_STATE"]
+        ] == [reason_pb2.REASON_INVALID_STATE]
         assert dead_letter_state(client, dead_letter) == "OPEN"
         close = payment_service_pb2.CloseDeadLetterRequest(
             dead_letter_id=dead_letter.dead_letter_id,
@@ -1643,7 +1651,10 @@ def test_not_found_is_no_proof_where_the_provider_does_not_say_so(
             payment_service_pb2.CancelPaymentRequest(checkout_id=payment.checkout_id, reason="r"),
             timeout=2,
         )
-        assert wait_for_dead_letter(client, payment).cause == "OUTCOME_UNKNOWN"
+        assert (
+            wait_for_dead_letter(client, payment).cause
+            == operator_pb2.DEAD_LETTER_CAUSE_OUTCOME_UNKNOWN
+        )
         assert (
             client.get_payment(payment.checkout_id).payment_orders[0].payment_order_status
             == payment_pb2.PAYMENT_ORDER_STATUS_EXECUTING
@@ -1810,7 +1821,10 @@ def test_a_watched_charge_that_is_said_to_be_anothers_money_raises_an_alert(
         assert failure_reason(wait_for_final_order(client, payment)) == "CALLER_CANCELLED"
         late_outcomes[0] = Succeeded("first", 500, "EUR")
         (alert,) = eventually(lambda: list_alerts(client, f"charges/{charge}"))
-        assert (alert.kind, first in alert.detail) == ("CHARGE_STATUS_CONFLICT", True)
+        assert (alert.kind, first in alert.detail) == (
+            operator_pb2.ALERT_KIND_CHARGE_STATUS_CONFLICT,
+            True,
+        )
         get = payment_service_pb2.GetPaymentOrderRequest(payment_order_id=order_id)
         (report,) = client.payment.GetPaymentOrder(get).conflicting_reports
         assert (report.number, report.acknowledged_by) == (1, "")
@@ -2197,14 +2211,14 @@ def test_an_answer_that_cannot_be_applied_becomes_a_dead_letter(
             (stale_charge, Succeeded("poison", 500, "EUR")),
         )
         first = wait_for_dead_letter(client, payment)
-        assert (first.cause, first.tries) == ("APPLYING_FAILED", 1 + 3)
+        assert (first.cause, first.tries) == (operator_pb2.DEAD_LETTER_CAUSE_APPLYING_FAILED, 1 + 3)
         with pytest.raises(FailedPreconditionError) as error:
             close_dead_letter(client, first)
         assert "retry the dead letter" in str(error.value)
         assert dead_letter_state(client, first) == "OPEN"
         retry_dead_letter(client, first)
         second = wait_for_dead_letter(client, payment)
-        assert (second.cause, second.tries) == ("APPLYING_FAILED", 3)
+        assert (second.cause, second.tries) == (operator_pb2.DEAD_LETTER_CAUSE_APPLYING_FAILED, 3)
         admin.execute("alter table payment.payment_order drop constraint no_poison")
         retry_dead_letter(client, second)
         assert (
@@ -2358,7 +2372,7 @@ def test_nothing_is_set_aside_beside_an_answer(
     )
     request = payment_service_pb2.ListDeadLettersRequest(page_size=200)
     assert f"charges/{charge_id}" not in {
-        dead_letter.subject
+        dead_letter.resource_name
         for dead_letter in slow_retry_client.payment.ListDeadLetters(request).dead_letters
     }
 
@@ -2637,7 +2651,7 @@ def list_alerts(
     alerts = client.payment.ListAlerts(
         payment_service_pb2.ListAlertsRequest(ended=include_ended, page_size=200)
     ).alerts
-    return [alert for alert in alerts if alert.subject == subject]
+    return [alert for alert in alerts if alert.resource_name == subject]
 
 
 def test_what_does_not_come_on_raises_one_alert_that_ends(
@@ -2662,7 +2676,10 @@ def test_what_does_not_come_on_raises_one_alert_that_ends(
         assert failure_reason(wait_for_final_order(client, payment)) == "PROVIDER_UNREACHABLE"
         assert eventually(lambda: not list_alerts(client, subject))
         (alert,) = list_alerts(client, subject, include_ended=True)
-        assert (alert.kind, alert.HasField("end_time")) == ("ORDER_STUCK", True)
+        assert (alert.kind, alert.HasField("end_time")) == (
+            operator_pb2.ALERT_KIND_ORDER_STUCK,
+            True,
+        )
         assert alert.detail.startswith("EXECUTING since 2")
         assert eventually(lambda: event_versions(client, f"alerts/{alert.alert_id}") == [1, 2])
     assert (
@@ -2941,7 +2958,7 @@ def test_a_provider_that_does_not_accept_us_is_left_alone_and_told_of(
         other_payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
         assert eventually(
             lambda: (
-                "PROVIDER_UNAUTHORIZED"
+                operator_pb2.ALERT_KIND_PROVIDER_UNAUTHORIZED
                 in {alert.kind for alert in list_alerts(client, "providers/sandbox")}
             )
         )
@@ -2987,7 +3004,7 @@ def test_an_outage_leaves_orders_waiting_and_drains_by_itself(
         ]
         assert eventually(
             lambda: [alert.kind for alert in list_alerts(client, "providers/sandbox")]
-        ) == ["PROVIDER_UNAVAILABLE"]
+        ) == [operator_pb2.ALERT_KIND_PROVIDER_UNAVAILABLE]
         with (
             Client(platform.address, settings=ClientSettings(attempts=1)) as hasty,
             pytest.raises(UnavailableError) as error,

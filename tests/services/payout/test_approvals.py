@@ -448,7 +448,7 @@ def wait_for_dead_letter(operator_client: Client, subject: str) -> operator_pb2.
         return [
             listed_letter
             for listed_letter in operator_client.payout.ListDeadLetters(request).dead_letters
-            if listed_letter.subject == subject
+            if listed_letter.resource_name == subject
         ]
 
     (open_letter,) = eventually(list_open)
@@ -466,7 +466,7 @@ def test_a_payout_that_was_set_aside_is_retried(
     payout_provider.script[to].append(Unknown("malformed", RetryReason.REJECTED))
     payout = create_payout(shop_client, seller)
     the_dead_letter = wait_for_dead_letter(operator_client, f"payouts/{payout.payout_id}")
-    assert the_dead_letter.cause == "REJECTED"
+    assert the_dead_letter.cause == operator_pb2.DEAD_LETTER_CAUSE_REJECTED
     dead_letter_response = operator_client.payout.GetDeadLetter(
         pb.GetDeadLetterRequest(dead_letter_id=the_dead_letter.dead_letter_id)
     )
@@ -775,7 +775,7 @@ def test_a_payout_whose_hold_is_refused_as_our_fault_is_set_aside(
     )
     shop_client.payout.CreatePayout(request, timeout=1)
     the_dead_letter = wait_for_dead_letter(operator_client, f"payouts/{payout_id}")
-    assert the_dead_letter.cause == "BOOKING_REJECTED"
+    assert the_dead_letter.cause == operator_pb2.DEAD_LETTER_CAUSE_BOOKING_REJECTED
     assert (
         expect_error_reason(close_dead_letter, operator_client, the_dead_letter) == "INVALID_STATE"
     )
@@ -1031,23 +1031,29 @@ def acknowledge_payout(
     return get_payout(client, payout_id).payout
 
 
-def payout_alerts(client: Client, kind: str, payout_id: str) -> list[operator_pb2.Alert]:
+def payout_alerts(
+    client: Client, kind: operator_pb2.AlertKind.ValueType, payout_id: str
+) -> list[operator_pb2.Alert]:
     """All alerts of a kind about a payout, newest first."""
     request = pb.ListAlertsRequest(ended=True, page_size=200)
     return [
         alert
         for alert in client.payout.ListAlerts(request).alerts
-        if (alert.kind, alert.subject) == (kind, f"payouts/{payout_id}")
+        if (alert.kind, alert.resource_name) == (kind, f"payouts/{payout_id}")
     ]
 
 
-def is_alert_open(client: Client, kind: str, payout_id: str, number: int) -> bool:
+def is_alert_open(
+    client: Client, kind: operator_pb2.AlertKind.ValueType, payout_id: str, number: int
+) -> bool:
     """Whether the alert is open and is the expected occurrence."""
     matching_alerts = payout_alerts(client, kind, payout_id)
     return len(matching_alerts) == number and not matching_alerts[0].HasField("end_time")
 
 
-def are_alerts_ended(client: Client, kind: str, payout_id: str, number: int) -> bool:
+def are_alerts_ended(
+    client: Client, kind: operator_pb2.AlertKind.ValueType, payout_id: str, number: int
+) -> bool:
     """Whether there were the given number of alerts, and all have ended."""
     matching_alerts = payout_alerts(client, kind, payout_id)
     return len(matching_alerts) == number and all(
@@ -1102,12 +1108,12 @@ def is_alert_ended_with(platform: ServedPlatform, dead_letter: operator_pb2.Dead
 def wait_for_alerted_dead_letter(operator_client: Client, subject: str) -> operator_pb2.DeadLetter:
     """The open dead letter of a subject; waits until there is an alert about it."""
     letter = wait_for_dead_letter(operator_client, subject)
-    alert_key = ("DEAD_LETTER", f"deadLetters/{letter.dead_letter_id}")
+    alert_key = (operator_pb2.ALERT_KIND_DEAD_LETTER, f"deadLetters/{letter.dead_letter_id}")
     assert eventually(
         lambda: (
             alert_key
             in {
-                (alert.kind, alert.subject)
+                (alert.kind, alert.resource_name)
                 for alert in operator_client.payout.ListAlerts(pb.ListAlertsRequest()).alerts
             }
         )
@@ -1200,7 +1206,7 @@ def test_a_conflicting_report_is_acknowledged(
         seller, reference, kind = (
             create_sale(boss, "10.00"),
             unique_id("tr"),
-            "PAYOUT_STATUS_CONFLICT",
+            operator_pb2.ALERT_KIND_PAYOUT_STATUS_CONFLICT,
         )
         to = create_destination(boss, seller)
         payout_provider.script[to].extend(
@@ -1280,7 +1286,7 @@ def test_a_report_that_comes_again_after_another_raises_an_alert(
         seller, reference, kind = (
             create_sale(boss, "10.00"),
             unique_id("tr"),
-            "PAYOUT_STATUS_CONFLICT",
+            operator_pb2.ALERT_KIND_PAYOUT_STATUS_CONFLICT,
         )
         to = create_destination(boss, seller)
         payout_provider.script[to].append(Succeeded(reference, 1000, "EUR"))
@@ -1376,7 +1382,7 @@ def test_an_unmatched_transfer_is_acknowledged(
             create_sale(boss, "10.00"),
             unique_id("tr"),
             unique_id("tr"),
-            "UNMATCHED_TRANSFER",
+            operator_pb2.ALERT_KIND_UNMATCHED_TRANSFER,
         )
         to = create_destination(boss, seller)
         payout_provider.script[to].append(Succeeded(first, 501, "EUR"))

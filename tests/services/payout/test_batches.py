@@ -17,6 +17,7 @@ from sqlalchemy import Connection, create_engine
 from tallystick import AlreadyExistsError, Client, TallystickError
 from tallystick._errors import from_status
 from tallystick.event.v1 import event_service_pb2
+from tallystick.operator.v1 import operator_pb2
 from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick_core.provider.outcome import Declined, PayoutFailure, Submitted
@@ -659,7 +660,11 @@ def test_a_schedule_that_cannot_be_run_keeps_no_other_waiting(
 
         def overdue() -> set[str]:
             alerts = client.payout.ListAlerts(pb.ListAlertsRequest()).alerts
-            return {alert.subject for alert in alerts if alert.kind == "SCHEDULE_OVERDUE"}
+            return {
+                alert.resource_name
+                for alert in alerts
+                if alert.kind == operator_pb2.ALERT_KIND_SCHEDULE_OVERDUE
+            }
 
         assert eventually(
             lambda: overdue() == {"payoutSchedules/-/EUR", f"payoutSchedules/{closed_sellers}/EUR"}

@@ -500,14 +500,17 @@ def test_what_was_paid_after_it_failed_is_taken_as_a_fact(
     assert wallet_amounts(payout_client, seller) == ("0.00", "0.00", "8.00")
     assert account_balance(payout_client, f"sellers/{seller}") == "-8.00"
     assert eventually(
-        lambda: ("UNMATCHED_TRANSFER", f"payouts/{payout.payout_id}") in open_alerts(payout_client),
+        lambda: (
+            (operator_pb2.ALERT_KIND_UNMATCHED_TRANSFER, f"payouts/{payout.payout_id}")
+            in open_alerts(payout_client)
+        ),
         15,
     )
 
 
-def open_alerts(client: Client) -> set[tuple[str, str]]:
+def open_alerts(client: Client) -> set[tuple[operator_pb2.AlertKind.ValueType, str]]:
     listed_alerts = client.payout.ListAlerts(pb.ListAlertsRequest(page_size=200)).alerts
-    return {(alert.kind, alert.subject) for alert in listed_alerts}
+    return {(alert.kind, alert.resource_name) for alert in listed_alerts}
 
 
 def test_another_amount_is_a_mismatch(
@@ -546,7 +549,8 @@ def test_a_paid_payout_that_is_said_to_have_failed_is_for_a_person(
     wait_for_state(payout_client, payout.payout_id, "PAID")
     assert eventually(
         lambda: (
-            ("PAYOUT_STATUS_CONFLICT", f"payouts/{payout.payout_id}") in open_alerts(payout_client)
+            (operator_pb2.ALERT_KIND_PAYOUT_STATUS_CONFLICT, f"payouts/{payout.payout_id}")
+            in open_alerts(payout_client)
         ),
         15,
     )
@@ -574,7 +578,8 @@ def test_what_comes_back_in_parts_is_for_a_person(
     wait_for_state(payout_client, payout.payout_id, "RETURNED")
     assert eventually(
         lambda: (
-            ("PAYOUT_STATUS_CONFLICT", f"payouts/{payout.payout_id}") in open_alerts(payout_client)
+            (operator_pb2.ALERT_KIND_PAYOUT_STATUS_CONFLICT, f"payouts/{payout.payout_id}")
+            in open_alerts(payout_client)
         ),
         15,
     )
@@ -724,10 +729,14 @@ def test_an_answer_about_another_payout_is_set_aside_alone(
         wait_for_state(payout_client, payout.payout_id, "PAID")
     assert eventually(lambda: open_dead_letters(payout_client, payouts[0].payout_id))
     (dead_letter,) = open_dead_letters(payout_client, payouts[0].payout_id)
-    assert dead_letter.cause == "MISMATCHED_OPERATION"
+    assert dead_letter.cause == operator_pb2.DEAD_LETTER_CAUSE_MISMATCHED_OPERATION
     assert state_name(get_payout(payout_client, payouts[0].payout_id).payout) == "SUBMITTING"
     many = pb.CloseDeadLettersRequest(
-        filter=operator_pb2.DeadLetterFilter(cause="MISMATCHED_OPERATION"), reason="x", evidence="y"
+        filter=operator_pb2.DeadLetterFilter(
+            cause=operator_pb2.DEAD_LETTER_CAUSE_MISMATCHED_OPERATION
+        ),
+        reason="x",
+        evidence="y",
     )
     assert dead_letter.dead_letter_id in {
         skipped_letter.dead_letter_id
@@ -749,7 +758,7 @@ def test_an_answer_about_another_payout_is_set_aside_alone(
         lambda: [
             skipped_letter
             for skipped_letter in payout_client.payout.ListAlerts(alerts).alerts
-            if skipped_letter.subject == f"payouts/{payouts[0].payout_id}"
+            if skipped_letter.resource_name == f"payouts/{payouts[0].payout_id}"
         ]
     )
     (report,) = get_payout(payout_client, payouts[0].payout_id).conflicting_reports
@@ -765,7 +774,9 @@ def open_dead_letters(client: Client, payout_id: str) -> list[operator_pb2.DeadL
         pb.ListDeadLettersRequest(state=operator_pb2.DEAD_LETTER_STATE_OPEN, page_size=200)
     ).dead_letters
     return [
-        dead_letter for dead_letter in dead_letters if dead_letter.subject == f"payouts/{payout_id}"
+        dead_letter
+        for dead_letter in dead_letters
+        if dead_letter.resource_name == f"payouts/{payout_id}"
     ]
 
 
@@ -964,7 +975,7 @@ def test_a_provider_that_is_configured_no_more_stops_nobody(scratch_database: Da
             lambda: [
                 a
                 for a in client.payout.ListAlerts(pb.ListAlertsRequest()).alerts
-                if a.subject == "providers/oldbank"
+                if a.resource_name == "providers/oldbank"
             ]
         )
         assert state_name(client.get_payout(waiting_payout_id)) == "CREATED"

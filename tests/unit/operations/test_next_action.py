@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from tallystick.payment.v1 import payment_pb2
 from tallystick.payout.v1 import payout_pb2
+from tallystick_core.operations.dead_letter import DeadLetterCause
 from tallystick_core.operations.next_action import ExhaustedAction, NextAction, when_exhausted
 from tallystick_core.payment.charge import next_action
 from tallystick_core.payment.state import OrderStatus
@@ -27,6 +28,7 @@ from tallystick_server.operations.operator_handlers import parse_dead_letter_id
 from tallystick_server.operations.reschedule import FailedStep, Rescheduler, classify_failure
 from tallystick_server.operations.retry_policy import (
     DEFAULT_POLICIES,
+    UNLIMITED_REASONS,
     RetryPolicies,
     RetryPolicy,
     RetryStrategy,
@@ -176,6 +178,23 @@ def test_what_cannot_be_recorded_is_watched_on() -> None:
     watch = CompletedPayoutPoller(None, Provider(), RetryPolicies(), record, record, lambda _: True)  # type: ignore[arg-type]
     look = asyncio.run(watch.poll(leased_payout(PayoutState.PAID, lookup_only=False, age=0.0), 3))
     assert look == NextPayoutPoll("1", 86_400.0, 3)
+
+
+def test_each_reason_that_ends_in_a_dead_letter_is_a_cause() -> None:
+    """The causes of dead letters are the retry reasons whose exhausted policy creates one. Some
+    reasons are never exhausted.
+    """
+    never_exhausted = {
+        RetryReason.CIRCUIT_OPEN,
+        RetryReason.POST_COMPLETION_POLL,
+        *UNLIMITED_REASONS,
+    }
+    assert set(DeadLetterCause) == {
+        str(reason)
+        for reason, maybe_sent in product(RetryReason, [False, True])
+        if reason not in never_exhausted
+        and when_exhausted(reason, maybe_sent=maybe_sent) is ExhaustedAction.DEAD_LETTER
+    }
 
 
 @pytest.mark.parametrize(("trouble", "maybe_sent"), list(product(RetryReason, [False, True])))

@@ -23,25 +23,30 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from tallystick.error.v1 import reason_pb2 as tallystick_dot_error_dot_v1_dot_reason__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%tallystick/operator/v1/operator.proto\x12\x16tallystick.operator.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc0\x02\n\nDeadLetter\x12\x16\n\x0e\x64\x65\x61\x64_letter_id\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x36\n\x05state\x18\x03 \x01(\x0e\x32\'.tallystick.operator.v1.DeadLetterState\x12\r\n\x05\x63\x61use\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12\r\n\x05tries\x18\x06 \x01(\x05\x12\x10\n\x08operator\x18\x07 \x01(\t\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x10\n\x08\x65vidence\x18\t \x01(\t\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08provider\x18\x0c \x01(\t\"\x92\x01\n\x10\x44\x65\x61\x64LetterFilter\x12\r\n\x05\x63\x61use\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12-\n\tfrom_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nuntil_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"A\n\x0f\x44\x65\x61\x64LetterCount\x12\r\n\x05\x63\x61use\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x03\"a\n\x11SkippedDeadLetter\x12\x16\n\x0e\x64\x65\x61\x64_letter_id\x18\x01 \x01(\t\x12\r\n\x05\x63\x61use\x18\x02 \x01(\t\x12\x14\n\x0c\x65rror_reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"\xa7\x01\n\x05\x41lert\x12\x10\n\x08\x61lert_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xad\x01\n\x0f\x44\x65\x61\x64LetterState\x12!\n\x1d\x44\x45\x41\x44_LETTER_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44\x45\x41\x44_LETTER_STATE_OPEN\x10\x01\x12\x1d\n\x19\x44\x45\x41\x44_LETTER_STATE_RETRIED\x10\x02\x12\x1c\n\x18\x44\x45\x41\x44_LETTER_STATE_CLOSED\x10\x03\x12\x1e\n\x1a\x44\x45\x41\x44_LETTER_STATE_RESOLVED\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%tallystick/operator/v1/operator.proto\x12\x16tallystick.operator.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a tallystick/error/v1/reason.proto\"\xef\x02\n\nDeadLetter\x12\x16\n\x0e\x64\x65\x61\x64_letter_id\x18\x01 \x01(\t\x12\x15\n\rresource_name\x18\x02 \x01(\t\x12\x36\n\x05state\x18\x03 \x01(\x0e\x32\'.tallystick.operator.v1.DeadLetterState\x12\x36\n\x05\x63\x61use\x18\x04 \x01(\x0e\x32\'.tallystick.operator.v1.DeadLetterCause\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12\r\n\x05tries\x18\x06 \x01(\x05\x12\x10\n\x08operator\x18\x07 \x01(\t\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x10\n\x08\x65vidence\x18\t \x01(\t\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08provider\x18\x0c \x01(\t\"\xbb\x01\n\x10\x44\x65\x61\x64LetterFilter\x12\x36\n\x05\x63\x61use\x18\x01 \x01(\x0e\x32\'.tallystick.operator.v1.DeadLetterCause\x12\x10\n\x08provider\x18\x02 \x01(\t\x12-\n\tfrom_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nuntil_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"j\n\x0f\x44\x65\x61\x64LetterCount\x12\x36\n\x05\x63\x61use\x18\x01 \x01(\x0e\x32\'.tallystick.operator.v1.DeadLetterCause\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x03\"\xa7\x01\n\x11SkippedDeadLetter\x12\x16\n\x0e\x64\x65\x61\x64_letter_id\x18\x01 \x01(\t\x12\x36\n\x05\x63\x61use\x18\x02 \x01(\x0e\x32\'.tallystick.operator.v1.DeadLetterCause\x12\x31\n\x0c\x65rror_reason\x18\x03 \x01(\x0e\x32\x1b.tallystick.error.v1.Reason\x12\x0f\n\x07message\x18\x04 \x01(\t\"\xd0\x01\n\x05\x41lert\x12\x10\n\x08\x61lert_id\x18\x01 \x01(\t\x12/\n\x04kind\x18\x02 \x01(\x0e\x32!.tallystick.operator.v1.AlertKind\x12\x15\n\rresource_name\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xad\x01\n\x0f\x44\x65\x61\x64LetterState\x12!\n\x1d\x44\x45\x41\x44_LETTER_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44\x45\x41\x44_LETTER_STATE_OPEN\x10\x01\x12\x1d\n\x19\x44\x45\x41\x44_LETTER_STATE_RETRIED\x10\x02\x12\x1c\n\x18\x44\x45\x41\x44_LETTER_STATE_CLOSED\x10\x03\x12\x1e\n\x1a\x44\x45\x41\x44_LETTER_STATE_RESOLVED\x10\x04*\xbb\x02\n\x0f\x44\x65\x61\x64LetterCause\x12!\n\x1d\x44\x45\x41\x44_LETTER_CAUSE_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x44\x45\x41\x44_LETTER_CAUSE_REJECTED\x10\x01\x12%\n!DEAD_LETTER_CAUSE_OUTCOME_UNKNOWN\x10\x02\x12*\n&DEAD_LETTER_CAUSE_MISMATCHED_OPERATION\x10\x03\x12%\n!DEAD_LETTER_CAUSE_APPLYING_FAILED\x10\x04\x12$\n DEAD_LETTER_CAUSE_BOOKING_FAILED\x10\x05\x12&\n\"DEAD_LETTER_CAUSE_BOOKING_REJECTED\x10\x06\x12\x1d\n\x19\x44\x45\x41\x44_LETTER_CAUSE_PENDING\x10\x07*\xf4\x04\n\tAlertKind\x12\x1a\n\x16\x41LERT_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x41LERT_KIND_ORDER_STUCK\x10\x01\x12\x1d\n\x19\x41LERT_KIND_REVIEW_OVERDUE\x10\x02\x12\x1a\n\x16\x41LERT_KIND_DEAD_LETTER\x10\x03\x12\x1f\n\x1b\x41LERT_KIND_UNAPPLIED_CHARGE\x10\x04\x12%\n!ALERT_KIND_CHARGE_STATUS_CONFLICT\x10\x05\x12\x1c\n\x18\x41LERT_KIND_RELEASE_STUCK\x10\x06\x12#\n\x1f\x41LERT_KIND_PROVIDER_UNAVAILABLE\x10\x07\x12\x1e\n\x1a\x41LERT_KIND_CALLER_REJECTED\x10\x08\x12\x1d\n\x19\x41LERT_KIND_EVENT_REJECTED\x10\t\x12\x1d\n\x19\x41LERT_KIND_EVENTS_DELAYED\x10\n\x12$\n ALERT_KIND_PROVIDER_UNAUTHORIZED\x10\x0b\x12\x1b\n\x17\x41LERT_KIND_PAYOUT_STUCK\x10\x0c\x12\x1f\n\x1b\x41LERT_KIND_APPROVAL_OVERDUE\x10\r\x12!\n\x1d\x41LERT_KIND_UNMATCHED_TRANSFER\x10\x0e\x12%\n!ALERT_KIND_PAYOUT_STATUS_CONFLICT\x10\x0f\x12 \n\x1c\x41LERT_KIND_DESTINATION_STUCK\x10\x10\x12\x1a\n\x16\x41LERT_KIND_BATCH_STUCK\x10\x11\x12\x1f\n\x1b\x41LERT_KIND_SCHEDULE_OVERDUE\x10\x12\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tallystick.operator.v1.operator_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DEADLETTERSTATE']._serialized_start=907
-  _globals['_DEADLETTERSTATE']._serialized_end=1080
-  _globals['_DEADLETTER']._serialized_start=99
-  _globals['_DEADLETTER']._serialized_end=419
-  _globals['_DEADLETTERFILTER']._serialized_start=422
-  _globals['_DEADLETTERFILTER']._serialized_end=568
-  _globals['_DEADLETTERCOUNT']._serialized_start=570
-  _globals['_DEADLETTERCOUNT']._serialized_end=635
-  _globals['_SKIPPEDDEADLETTER']._serialized_start=637
-  _globals['_SKIPPEDDEADLETTER']._serialized_end=734
-  _globals['_ALERT']._serialized_start=737
-  _globals['_ALERT']._serialized_end=904
+  _globals['_DEADLETTERSTATE']._serialized_start=1182
+  _globals['_DEADLETTERSTATE']._serialized_end=1355
+  _globals['_DEADLETTERCAUSE']._serialized_start=1358
+  _globals['_DEADLETTERCAUSE']._serialized_end=1673
+  _globals['_ALERTKIND']._serialized_start=1676
+  _globals['_ALERTKIND']._serialized_end=2304
+  _globals['_DEADLETTER']._serialized_start=133
+  _globals['_DEADLETTER']._serialized_end=500
+  _globals['_DEADLETTERFILTER']._serialized_start=503
+  _globals['_DEADLETTERFILTER']._serialized_end=690
+  _globals['_DEADLETTERCOUNT']._serialized_start=692
+  _globals['_DEADLETTERCOUNT']._serialized_end=798
+  _globals['_SKIPPEDDEADLETTER']._serialized_start=801
+  _globals['_SKIPPEDDEADLETTER']._serialized_end=968
+  _globals['_ALERT']._serialized_start=971
+  _globals['_ALERT']._serialized_end=1179
 # @@protoc_insertion_point(module_scope)

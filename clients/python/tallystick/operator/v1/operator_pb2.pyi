@@ -7,6 +7,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from tallystick.error.v1 import reason_pb2 as _reason_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -33,10 +34,10 @@ class _DeadLetterStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeadL
     cancelled.
     """
     DEAD_LETTER_STATE_CLOSED: _DeadLetterState.ValueType  # 3
-    """An operator closed it, and its subject FAILED."""
+    """An operator closed it, and its resource FAILED."""
     DEAD_LETTER_STATE_RESOLVED: _DeadLetterState.ValueType  # 4
-    """The outcome became known later and was applied, or its subject ended otherwise: the destination
-    was disabled, or the payout was cancelled.
+    """The outcome became known later and was applied, or its resource ended otherwise: the
+    destination was disabled, or the payout was cancelled.
     """
 
 class DeadLetterState(_DeadLetterState, metaclass=_DeadLetterStateEnumTypeWrapper):
@@ -51,12 +52,166 @@ DEAD_LETTER_STATE_RETRIED: DeadLetterState.ValueType  # 2
 cancelled.
 """
 DEAD_LETTER_STATE_CLOSED: DeadLetterState.ValueType  # 3
-"""An operator closed it, and its subject FAILED."""
+"""An operator closed it, and its resource FAILED."""
 DEAD_LETTER_STATE_RESOLVED: DeadLetterState.ValueType  # 4
-"""The outcome became known later and was applied, or its subject ended otherwise: the destination
-was disabled, or the payout was cancelled.
+"""The outcome became known later and was applied, or its resource ended otherwise: the
+destination was disabled, or the payout was cancelled.
 """
 Global___DeadLetterState: _TypeAlias = DeadLetterState  # noqa: Y015
+
+class _DeadLetterCause:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DeadLetterCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeadLetterCause.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DEAD_LETTER_CAUSE_UNSPECIFIED: _DeadLetterCause.ValueType  # 0
+    """Never sent."""
+    DEAD_LETTER_CAUSE_REJECTED: _DeadLetterCause.ValueType  # 1
+    """The provider rejects the request as invalid."""
+    DEAD_LETTER_CAUSE_OUTCOME_UNKNOWN: _DeadLetterCause.ValueType  # 2
+    """The provider does not report the outcome, and the key window may have passed."""
+    DEAD_LETTER_CAUSE_MISMATCHED_OPERATION: _DeadLetterCause.ValueType  # 3
+    """The provider's answer belongs to another operation."""
+    DEAD_LETTER_CAUSE_APPLYING_FAILED: _DeadLetterCause.ValueType  # 4
+    """The final outcome is stored, but the database rejects its application."""
+    DEAD_LETTER_CAUSE_BOOKING_FAILED: _DeadLetterCause.ValueType  # 5
+    """Wallet or ledger failed repeatedly on this item alone."""
+    DEAD_LETTER_CAUSE_BOOKING_REJECTED: _DeadLetterCause.ValueType  # 6
+    """Wallet or ledger rejected it."""
+    DEAD_LETTER_CAUSE_PENDING: _DeadLetterCause.ValueType  # 7
+    """The provider reports the outcome later, and a configured retry policy limits the polls. The
+    default policy does not.
+    """
+
+class DeadLetterCause(_DeadLetterCause, metaclass=_DeadLetterCauseEnumTypeWrapper):
+    """Why an operation became a dead letter."""
+
+DEAD_LETTER_CAUSE_UNSPECIFIED: DeadLetterCause.ValueType  # 0
+"""Never sent."""
+DEAD_LETTER_CAUSE_REJECTED: DeadLetterCause.ValueType  # 1
+"""The provider rejects the request as invalid."""
+DEAD_LETTER_CAUSE_OUTCOME_UNKNOWN: DeadLetterCause.ValueType  # 2
+"""The provider does not report the outcome, and the key window may have passed."""
+DEAD_LETTER_CAUSE_MISMATCHED_OPERATION: DeadLetterCause.ValueType  # 3
+"""The provider's answer belongs to another operation."""
+DEAD_LETTER_CAUSE_APPLYING_FAILED: DeadLetterCause.ValueType  # 4
+"""The final outcome is stored, but the database rejects its application."""
+DEAD_LETTER_CAUSE_BOOKING_FAILED: DeadLetterCause.ValueType  # 5
+"""Wallet or ledger failed repeatedly on this item alone."""
+DEAD_LETTER_CAUSE_BOOKING_REJECTED: DeadLetterCause.ValueType  # 6
+"""Wallet or ledger rejected it."""
+DEAD_LETTER_CAUSE_PENDING: DeadLetterCause.ValueType  # 7
+"""The provider reports the outcome later, and a configured retry policy limits the polls. The
+default policy does not.
+"""
+Global___DeadLetterCause: _TypeAlias = DeadLetterCause  # noqa: Y015
+
+class _AlertKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AlertKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AlertKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ALERT_KIND_UNSPECIFIED: _AlertKind.ValueType  # 0
+    """Never sent."""
+    ALERT_KIND_ORDER_STUCK: _AlertKind.ValueType  # 1
+    """An order stays in its state past the threshold."""
+    ALERT_KIND_REVIEW_OVERDUE: _AlertKind.ValueType  # 2
+    """The provider has not reported the outcome of a review in time."""
+    ALERT_KIND_DEAD_LETTER: _AlertKind.ValueType  # 3
+    """A dead letter is open."""
+    ALERT_KIND_UNAPPLIED_CHARGE: _AlertKind.ValueType  # 4
+    """A charge fits no order."""
+    ALERT_KIND_CHARGE_STATUS_CONFLICT: _AlertKind.ValueType  # 5
+    """A provider reports the money of another charge, or an amount that differs from an earlier
+    report.
+    """
+    ALERT_KIND_RELEASE_STUCK: _AlertKind.ValueType  # 6
+    """The release after a delivery has not reached the wallet, or the wallet rejects it."""
+    ALERT_KIND_PROVIDER_UNAVAILABLE: _AlertKind.ValueType  # 7
+    """Operations wait for a provider that fails too often, is too slow for its limit of concurrent
+    calls, or is not configured.
+    """
+    ALERT_KIND_CALLER_REJECTED: _AlertKind.ValueType  # 8
+    """Wallet or ledger reject this service's calls, so booking is delayed."""
+    ALERT_KIND_EVENT_REJECTED: _AlertKind.ValueType  # 9
+    """EventService rejects an event, which is retried without limit. Its later events wait, and their
+    order is kept.
+    """
+    ALERT_KIND_EVENTS_DELAYED: _AlertKind.ValueType  # 10
+    """The oldest event waits to be published past the threshold. EventService is unavailable or
+    rejects the calls. WalletService and LedgerService raise only EVENT_REJECTED and
+    EVENTS_DELAYED.
+    """
+    ALERT_KIND_PROVIDER_UNAUTHORIZED: _AlertKind.ValueType  # 11
+    """A provider rejects the platform's credentials."""
+    ALERT_KIND_PAYOUT_STUCK: _AlertKind.ValueType  # 12
+    """A payout stays in its state past the threshold."""
+    ALERT_KIND_APPROVAL_OVERDUE: _AlertKind.ValueType  # 13
+    """A payout was neither approved nor rejected in time."""
+    ALERT_KIND_UNMATCHED_TRANSFER: _AlertKind.ValueType  # 14
+    """A transfer or a return does not match its payout."""
+    ALERT_KIND_PAYOUT_STATUS_CONFLICT: _AlertKind.ValueType  # 15
+    """A provider report contradicts an earlier one, such as that a paid payout failed."""
+    ALERT_KIND_DESTINATION_STUCK: _AlertKind.ValueType  # 16
+    """A destination is not verified past the threshold."""
+    ALERT_KIND_BATCH_STUCK: _AlertKind.ValueType  # 17
+    """The payouts of a batch are not all created past the threshold."""
+    ALERT_KIND_SCHEDULE_OVERDUE: _AlertKind.ValueType  # 18
+    """The cut-off of a schedule has passed, past the threshold of batches, and was not run."""
+
+class AlertKind(_AlertKind, metaclass=_AlertKindEnumTypeWrapper):
+    """The condition that an alert reports."""
+
+ALERT_KIND_UNSPECIFIED: AlertKind.ValueType  # 0
+"""Never sent."""
+ALERT_KIND_ORDER_STUCK: AlertKind.ValueType  # 1
+"""An order stays in its state past the threshold."""
+ALERT_KIND_REVIEW_OVERDUE: AlertKind.ValueType  # 2
+"""The provider has not reported the outcome of a review in time."""
+ALERT_KIND_DEAD_LETTER: AlertKind.ValueType  # 3
+"""A dead letter is open."""
+ALERT_KIND_UNAPPLIED_CHARGE: AlertKind.ValueType  # 4
+"""A charge fits no order."""
+ALERT_KIND_CHARGE_STATUS_CONFLICT: AlertKind.ValueType  # 5
+"""A provider reports the money of another charge, or an amount that differs from an earlier
+report.
+"""
+ALERT_KIND_RELEASE_STUCK: AlertKind.ValueType  # 6
+"""The release after a delivery has not reached the wallet, or the wallet rejects it."""
+ALERT_KIND_PROVIDER_UNAVAILABLE: AlertKind.ValueType  # 7
+"""Operations wait for a provider that fails too often, is too slow for its limit of concurrent
+calls, or is not configured.
+"""
+ALERT_KIND_CALLER_REJECTED: AlertKind.ValueType  # 8
+"""Wallet or ledger reject this service's calls, so booking is delayed."""
+ALERT_KIND_EVENT_REJECTED: AlertKind.ValueType  # 9
+"""EventService rejects an event, which is retried without limit. Its later events wait, and their
+order is kept.
+"""
+ALERT_KIND_EVENTS_DELAYED: AlertKind.ValueType  # 10
+"""The oldest event waits to be published past the threshold. EventService is unavailable or
+rejects the calls. WalletService and LedgerService raise only EVENT_REJECTED and
+EVENTS_DELAYED.
+"""
+ALERT_KIND_PROVIDER_UNAUTHORIZED: AlertKind.ValueType  # 11
+"""A provider rejects the platform's credentials."""
+ALERT_KIND_PAYOUT_STUCK: AlertKind.ValueType  # 12
+"""A payout stays in its state past the threshold."""
+ALERT_KIND_APPROVAL_OVERDUE: AlertKind.ValueType  # 13
+"""A payout was neither approved nor rejected in time."""
+ALERT_KIND_UNMATCHED_TRANSFER: AlertKind.ValueType  # 14
+"""A transfer or a return does not match its payout."""
+ALERT_KIND_PAYOUT_STATUS_CONFLICT: AlertKind.ValueType  # 15
+"""A provider report contradicts an earlier one, such as that a paid payout failed."""
+ALERT_KIND_DESTINATION_STUCK: AlertKind.ValueType  # 16
+"""A destination is not verified past the threshold."""
+ALERT_KIND_BATCH_STUCK: AlertKind.ValueType  # 17
+"""The payouts of a batch are not all created past the threshold."""
+ALERT_KIND_SCHEDULE_OVERDUE: AlertKind.ValueType  # 18
+"""The cut-off of a schedule has passed, past the threshold of batches, and was not run."""
+Global___AlertKind: _TypeAlias = AlertKind  # noqa: Y015
 
 @_typing.final
 class DeadLetter(_message.Message):
@@ -65,7 +220,7 @@ class DeadLetter(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DEAD_LETTER_ID_FIELD_NUMBER: _builtins.int
-    SUBJECT_FIELD_NUMBER: _builtins.int
+    RESOURCE_NAME_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     CAUSE_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
@@ -77,23 +232,15 @@ class DeadLetter(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     PROVIDER_FIELD_NUMBER: _builtins.int
     dead_letter_id: _builtins.str
-    """"{subject, with - for /}-{number}", such as "charges-o-po1-1"."""
-    subject: _builtins.str
-    """The subject: "charges/{charge_id}", "payouts/{payout_id}" or
+    """"{resource_name, with - for /}-{number}", such as "charges-o-po1-1"."""
+    resource_name: _builtins.str
+    """The resource: "charges/{charge_id}", "payouts/{payout_id}" or
     "payoutDestinations/{payout_destination_id}".
     """
     state: Global___DeadLetterState.ValueType
     """The state."""
-    cause: _builtins.str
-    """The cause:
-    - REJECTED: the provider rejects the request as invalid.
-    - OUTCOME_UNKNOWN: the provider does not report the outcome, and the key window may have
-      passed.
-    - MISMATCHED_OPERATION: the provider's answer belongs to another operation.
-    - APPLYING_FAILED: the final outcome is stored, but the database rejects its application.
-    - BOOKING_FAILED: wallet or ledger failed repeatedly on this item alone.
-    - BOOKING_REJECTED: wallet or ledger rejected it.
-    """
+    cause: Global___DeadLetterCause.ValueType
+    """The cause."""
     detail: _builtins.str
     """The last answer of the provider, or a description of the failure."""
     tries: _builtins.int
@@ -107,7 +254,7 @@ class DeadLetter(_message.Message):
     evidence: _builtins.str
     """The evidence that nothing was charged or paid, if it was closed."""
     provider: _builtins.str
-    """The provider of its subject."""
+    """The provider of its resource."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it became a dead letter."""
@@ -120,9 +267,9 @@ class DeadLetter(_message.Message):
         self,
         *,
         dead_letter_id: _builtins.str = ...,
-        subject: _builtins.str = ...,
+        resource_name: _builtins.str = ...,
         state: Global___DeadLetterState.ValueType = ...,
-        cause: _builtins.str = ...,
+        cause: Global___DeadLetterCause.ValueType = ...,
         detail: _builtins.str = ...,
         tries: _builtins.int = ...,
         operator: _builtins.str = ...,
@@ -134,7 +281,7 @@ class DeadLetter(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "create_time", b"create_time", "dead_letter_id", b"dead_letter_id", "detail", b"detail", "end_time", b"end_time", "evidence", b"evidence", "operator", b"operator", "provider", b"provider", "reason", b"reason", "state", b"state", "subject", b"subject", "tries", b"tries"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "create_time", b"create_time", "dead_letter_id", b"dead_letter_id", "detail", b"detail", "end_time", b"end_time", "evidence", b"evidence", "operator", b"operator", "provider", b"provider", "reason", b"reason", "resource_name", b"resource_name", "state", b"state", "tries", b"tries"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -150,8 +297,8 @@ class DeadLetterFilter(_message.Message):
     PROVIDER_FIELD_NUMBER: _builtins.int
     FROM_TIME_FIELD_NUMBER: _builtins.int
     UNTIL_TIME_FIELD_NUMBER: _builtins.int
-    cause: _builtins.str
-    """Only dead letters with this cause, such as OUTCOME_UNKNOWN; empty: any."""
+    cause: Global___DeadLetterCause.ValueType
+    """Only dead letters with this cause; UNSPECIFIED: any."""
     provider: _builtins.str
     """Only dead letters of this provider; empty: any."""
     @_builtins.property
@@ -165,7 +312,7 @@ class DeadLetterFilter(_message.Message):
     def __init__(
         self,
         *,
-        cause: _builtins.str = ...,
+        cause: Global___DeadLetterCause.ValueType = ...,
         provider: _builtins.str = ...,
         from_time: _timestamp_pb2.Timestamp | None = ...,
         until_time: _timestamp_pb2.Timestamp | None = ...,
@@ -187,7 +334,7 @@ class DeadLetterCount(_message.Message):
     CAUSE_FIELD_NUMBER: _builtins.int
     PROVIDER_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
-    cause: _builtins.str
+    cause: Global___DeadLetterCause.ValueType
     """The cause."""
     provider: _builtins.str
     """The provider."""
@@ -196,7 +343,7 @@ class DeadLetterCount(_message.Message):
     def __init__(
         self,
         *,
-        cause: _builtins.str = ...,
+        cause: Global___DeadLetterCause.ValueType = ...,
         provider: _builtins.str = ...,
         count: _builtins.int = ...,
     ) -> None: ...
@@ -220,9 +367,9 @@ class SkippedDeadLetter(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     dead_letter_id: _builtins.str
     """The dead letter."""
-    cause: _builtins.str
+    cause: Global___DeadLetterCause.ValueType
     """Its cause."""
-    error_reason: _builtins.str
+    error_reason: _reason_pb2.Reason.ValueType
     """The error reason, such as INVALID_STATE, as the call for this dead letter alone would return
     it.
     """
@@ -232,8 +379,8 @@ class SkippedDeadLetter(_message.Message):
         self,
         *,
         dead_letter_id: _builtins.str = ...,
-        cause: _builtins.str = ...,
-        error_reason: _builtins.str = ...,
+        cause: Global___DeadLetterCause.ValueType = ...,
+        error_reason: _reason_pb2.Reason.ValueType = ...,
         message: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
@@ -252,45 +399,18 @@ class Alert(_message.Message):
 
     ALERT_ID_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
-    SUBJECT_FIELD_NUMBER: _builtins.int
+    RESOURCE_NAME_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     alert_id: _builtins.str
-    """"{service}-{kind}-{subject, with - for /}-{number}", such as
+    """"{service}-{kind}-{resource_name, with - for /}-{number}", such as
     "payment-DEAD_LETTER-deadLetters-charges-o-po1-1-1".
     """
-    kind: _builtins.str
-    """The kind of the alert:
-    - ORDER_STUCK: an order stays in its state past the threshold.
-    - REVIEW_OVERDUE: the provider has not reported the outcome of a review in time.
-    - DEAD_LETTER: a dead letter is open.
-    - UNAPPLIED_CHARGE: a charge fits no order.
-    - CHARGE_STATUS_CONFLICT: a provider reports the money of another charge, or an amount that
-      differs from an earlier report.
-    - RELEASE_STUCK: the release after a delivery has not reached the wallet, or the wallet
-      rejects it.
-    - PROVIDER_UNAVAILABLE: operations wait for a provider that fails too often, is too slow for
-      its limit of concurrent calls, or is not configured.
-    - CALLER_REJECTED: wallet or ledger reject this service's calls, so booking is delayed.
-    - EVENT_REJECTED: EventService rejects an event, which is retried without limit. Its later
-      events wait, and their order is kept.
-    - EVENTS_DELAYED: the oldest event waits to be published past the threshold. EventService is
-      unavailable or rejects the calls. WalletService and LedgerService raise only EVENT_REJECTED
-      and EVENTS_DELAYED.
-    - PROVIDER_UNAUTHORIZED: a provider rejects the platform's credentials.
-    - PAYOUT_STUCK: a payout stays in its state past the threshold.
-    - APPROVAL_OVERDUE: a payout was neither approved nor rejected in time.
-    - UNMATCHED_TRANSFER: a transfer or a return does not fit its payout.
-    - PAYOUT_STATUS_CONFLICT: a provider report contradicts an earlier one, such as that a paid
-      payout failed.
-    - DESTINATION_STUCK: a destination is not verified past the threshold.
-    - BATCH_STUCK: the payouts of a batch are not all created past the threshold.
-    - SCHEDULE_OVERDUE: the cut-off of a schedule has passed, past the threshold of batches, and
-      was not run.
-    """
-    subject: _builtins.str
-    """The subject, such as "paymentOrders/{payment_order_id}" or "payouts/{payout_id}"."""
+    kind: Global___AlertKind.ValueType
+    """The kind of the alert."""
+    resource_name: _builtins.str
+    """The resource, such as "paymentOrders/{payment_order_id}" or "payouts/{payout_id}"."""
     detail: _builtins.str
     """Details, as of when it was first raised."""
     @_builtins.property
@@ -305,15 +425,15 @@ class Alert(_message.Message):
         self,
         *,
         alert_id: _builtins.str = ...,
-        kind: _builtins.str = ...,
-        subject: _builtins.str = ...,
+        kind: Global___AlertKind.ValueType = ...,
+        resource_name: _builtins.str = ...,
         detail: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_id", b"alert_id", "create_time", b"create_time", "detail", b"detail", "end_time", b"end_time", "kind", b"kind", "subject", b"subject"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_id", b"alert_id", "create_time", b"create_time", "detail", b"detail", "end_time", b"end_time", "kind", b"kind", "resource_name", b"resource_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

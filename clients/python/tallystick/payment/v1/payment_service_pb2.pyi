@@ -577,7 +577,7 @@ Global___GetDeadLetterRequest: _TypeAlias = GetDeadLetterRequest  # noqa: Y015
 
 @_typing.final
 class GetDeadLetterResponse(_message.Message):
-    """A dead letter and its subject."""
+    """A dead letter and its orders."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -232,9 +232,9 @@ class PaymentServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RetryDeadLetters(self, request, context):
-        """Requeues the subjects of all open dead letters that match a filter, oldest first, up to 500 per
-        call. Call again with the next_page_token until it is empty. Dead letters created after the
-        first call are not included. A repeat does not change a dead letter twice. Access: operator.
+        """Requeues all open dead letters that match a filter, oldest first, up to 500 per call. Call
+        again with the next_page_token until it is empty. Dead letters created after the first call are
+        not included. A repeat does not change a dead letter twice. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

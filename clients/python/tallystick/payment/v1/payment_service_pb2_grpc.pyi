@@ -91,9 +91,9 @@ class PaymentServiceStub:
     evidence decides. A repeat with the same values has no effect. Access: operator.
     """
     RetryDeadLetters: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.RetryDeadLettersRequest, _payment_service_pb2.RetryDeadLettersResponse]
-    """Requeues the subjects of all open dead letters that match a filter, oldest first, up to 500 per
-    call. Call again with the next_page_token until it is empty. Dead letters created after the
-    first call are not included. A repeat does not change a dead letter twice. Access: operator.
+    """Requeues all open dead letters that match a filter, oldest first, up to 500 per call. Call
+    again with the next_page_token until it is empty. Dead letters created after the first call are
+    not included. A repeat does not change a dead letter twice. Access: operator.
     """
     CloseDeadLetters: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.CloseDeadLettersRequest, _payment_service_pb2.CloseDeadLettersResponse]
     """Closes all open dead letters that match a filter, oldest first, up to 20 per call. Each is
@@ -183,9 +183,9 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     evidence decides. A repeat with the same values has no effect. Access: operator.
     """
     RetryDeadLetters: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.RetryDeadLettersRequest, _payment_service_pb2.RetryDeadLettersResponse]  # type: ignore[assignment]
-    """Requeues the subjects of all open dead letters that match a filter, oldest first, up to 500 per
-    call. Call again with the next_page_token until it is empty. Dead letters created after the
-    first call are not included. A repeat does not change a dead letter twice. Access: operator.
+    """Requeues all open dead letters that match a filter, oldest first, up to 500 per call. Call
+    again with the next_page_token until it is empty. Dead letters created after the first call are
+    not included. A repeat does not change a dead letter twice. Access: operator.
     """
     CloseDeadLetters: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.CloseDeadLettersRequest, _payment_service_pb2.CloseDeadLettersResponse]  # type: ignore[assignment]
     """Closes all open dead letters that match a filter, oldest first, up to 20 per call. Each is
@@ -344,9 +344,9 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payment_service_pb2.RetryDeadLettersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payment_service_pb2.RetryDeadLettersResponse, _abc.Awaitable[_payment_service_pb2.RetryDeadLettersResponse]]:
-        """Requeues the subjects of all open dead letters that match a filter, oldest first, up to 500 per
-        call. Call again with the next_page_token until it is empty. Dead letters created after the
-        first call are not included. A repeat does not change a dead letter twice. Access: operator.
+        """Requeues all open dead letters that match a filter, oldest first, up to 500 per call. Call
+        again with the next_page_token until it is empty. Dead letters created after the first call are
+        not included. A repeat does not change a dead letter twice. Access: operator.
         """
 
     @_abc_1.abstractmethod

@@ -1341,7 +1341,7 @@ Global___GetDeadLetterRequest: _TypeAlias = GetDeadLetterRequest  # noqa: Y015
 
 @_typing.final
 class GetDeadLetterResponse(_message.Message):
-    """A dead letter and its subject."""
+    """A dead letter and its resource."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1367,13 +1367,13 @@ class GetDeadLetterResponse(_message.Message):
         payout: _payout_pb2.Payout | None = ...,
         payout_destination: _payout_pb2.PayoutDestination | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "dead_letter", b"dead_letter", "payout", b"payout", "payout_destination", b"payout_destination"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dead_letter", b"dead_letter", "payout", b"payout", "payout_destination", b"payout_destination", "resource", b"resource"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "dead_letter", b"dead_letter", "payout", b"payout", "payout_destination", b"payout_destination"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dead_letter", b"dead_letter", "payout", b"payout", "payout_destination", b"payout_destination", "resource", b"resource"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_about: _TypeAlias = _typing.Literal["payout", "payout_destination"]  # noqa: Y015
-    _WhichOneofArgType_about: _TypeAlias = _typing.Literal["about", b"about"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_about) -> _WhichOneofReturnType_about | None: ...
+    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["payout", "payout_destination"]  # noqa: Y015
+    _WhichOneofArgType_resource: _TypeAlias = _typing.Literal["resource", b"resource"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_resource) -> _WhichOneofReturnType_resource | None: ...
 
 Global___GetDeadLetterResponse: _TypeAlias = GetDeadLetterResponse  # noqa: Y015
 

@@ -375,16 +375,15 @@ class PayoutServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetDeadLetter(self, request, context):
-        """Returns a dead letter and its subject. Access: operator.
+        """Returns a dead letter and its resource. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RetryDeadLetter(self, request, context):
-        """Requeues the subject of an open dead letter, as RetryPayout does. A repeat with the same reason
-        has no effect. A dead letter that has ended otherwise is rejected with INVALID_STATE. Access:
-        operator.
+        """Requeues an open dead letter, as RetryPayout does. A repeat with the same reason has no effect.
+        A dead letter that has ended otherwise is rejected with INVALID_STATE. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -403,9 +402,9 @@ class PayoutServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RetryDeadLetters(self, request, context):
-        """Requeues the subjects of all open dead letters that match a filter, oldest first, up to 500 per
-        call. Call again with the next_page_token until it is empty. Dead letters created after the
-        first call are not included. A repeat does not change a dead letter twice. Access: operator.
+        """Requeues all open dead letters that match a filter, oldest first, up to 500 per call. Call
+        again with the next_page_token until it is empty. Dead letters created after the first call are
+        not included. A repeat does not change a dead letter twice. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

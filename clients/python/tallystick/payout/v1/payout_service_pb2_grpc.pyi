@@ -151,11 +151,10 @@ class PayoutServiceStub:
     ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.ListDeadLettersRequest, _payout_service_pb2.ListDeadLettersResponse]
     """Lists dead letters, newest first. Access: operator."""
     GetDeadLetter: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.GetDeadLetterRequest, _payout_service_pb2.GetDeadLetterResponse]
-    """Returns a dead letter and its subject. Access: operator."""
+    """Returns a dead letter and its resource. Access: operator."""
     RetryDeadLetter: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.RetryDeadLetterRequest, _payout_service_pb2.RetryDeadLetterResponse]
-    """Requeues the subject of an open dead letter, as RetryPayout does. A repeat with the same reason
-    has no effect. A dead letter that has ended otherwise is rejected with INVALID_STATE. Access:
-    operator.
+    """Requeues an open dead letter, as RetryPayout does. A repeat with the same reason has no effect.
+    A dead letter that has ended otherwise is rejected with INVALID_STATE. Access: operator.
     """
     CloseDeadLetter: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.CloseDeadLetterRequest, _payout_service_pb2.CloseDeadLetterResponse]
     """Closes an open dead letter: its payout becomes FAILED(CLOSED_BY_OPERATOR), its destination
@@ -166,9 +165,9 @@ class PayoutServiceStub:
     same values has no effect. Access: operator.
     """
     RetryDeadLetters: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.RetryDeadLettersRequest, _payout_service_pb2.RetryDeadLettersResponse]
-    """Requeues the subjects of all open dead letters that match a filter, oldest first, up to 500 per
-    call. Call again with the next_page_token until it is empty. Dead letters created after the
-    first call are not included. A repeat does not change a dead letter twice. Access: operator.
+    """Requeues all open dead letters that match a filter, oldest first, up to 500 per call. Call
+    again with the next_page_token until it is empty. Dead letters created after the first call are
+    not included. A repeat does not change a dead letter twice. Access: operator.
     """
     CloseDeadLetters: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.CloseDeadLettersRequest, _payout_service_pb2.CloseDeadLettersResponse]
     """Closes all open dead letters that match a filter, oldest first, up to 20 per call. Each is
@@ -303,11 +302,10 @@ class PayoutServiceAsyncStub(PayoutServiceStub):
     ListDeadLetters: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.ListDeadLettersRequest, _payout_service_pb2.ListDeadLettersResponse]  # type: ignore[assignment]
     """Lists dead letters, newest first. Access: operator."""
     GetDeadLetter: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.GetDeadLetterRequest, _payout_service_pb2.GetDeadLetterResponse]  # type: ignore[assignment]
-    """Returns a dead letter and its subject. Access: operator."""
+    """Returns a dead letter and its resource. Access: operator."""
     RetryDeadLetter: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.RetryDeadLetterRequest, _payout_service_pb2.RetryDeadLetterResponse]  # type: ignore[assignment]
-    """Requeues the subject of an open dead letter, as RetryPayout does. A repeat with the same reason
-    has no effect. A dead letter that has ended otherwise is rejected with INVALID_STATE. Access:
-    operator.
+    """Requeues an open dead letter, as RetryPayout does. A repeat with the same reason has no effect.
+    A dead letter that has ended otherwise is rejected with INVALID_STATE. Access: operator.
     """
     CloseDeadLetter: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.CloseDeadLetterRequest, _payout_service_pb2.CloseDeadLetterResponse]  # type: ignore[assignment]
     """Closes an open dead letter: its payout becomes FAILED(CLOSED_BY_OPERATOR), its destination
@@ -318,9 +316,9 @@ class PayoutServiceAsyncStub(PayoutServiceStub):
     same values has no effect. Access: operator.
     """
     RetryDeadLetters: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.RetryDeadLettersRequest, _payout_service_pb2.RetryDeadLettersResponse]  # type: ignore[assignment]
-    """Requeues the subjects of all open dead letters that match a filter, oldest first, up to 500 per
-    call. Call again with the next_page_token until it is empty. Dead letters created after the
-    first call are not included. A repeat does not change a dead letter twice. Access: operator.
+    """Requeues all open dead letters that match a filter, oldest first, up to 500 per call. Call
+    again with the next_page_token until it is empty. Dead letters created after the first call are
+    not included. A repeat does not change a dead letter twice. Access: operator.
     """
     CloseDeadLetters: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.CloseDeadLettersRequest, _payout_service_pb2.CloseDeadLettersResponse]  # type: ignore[assignment]
     """Closes all open dead letters that match a filter, oldest first, up to 20 per call. Each is
@@ -578,7 +576,7 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payout_service_pb2.GetDeadLetterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.GetDeadLetterResponse, _abc.Awaitable[_payout_service_pb2.GetDeadLetterResponse]]:
-        """Returns a dead letter and its subject. Access: operator."""
+        """Returns a dead letter and its resource. Access: operator."""
 
     @_abc_1.abstractmethod
     def RetryDeadLetter(
@@ -586,9 +584,8 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payout_service_pb2.RetryDeadLetterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.RetryDeadLetterResponse, _abc.Awaitable[_payout_service_pb2.RetryDeadLetterResponse]]:
-        """Requeues the subject of an open dead letter, as RetryPayout does. A repeat with the same reason
-        has no effect. A dead letter that has ended otherwise is rejected with INVALID_STATE. Access:
-        operator.
+        """Requeues an open dead letter, as RetryPayout does. A repeat with the same reason has no effect.
+        A dead letter that has ended otherwise is rejected with INVALID_STATE. Access: operator.
         """
 
     @_abc_1.abstractmethod
@@ -611,9 +608,9 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payout_service_pb2.RetryDeadLettersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.RetryDeadLettersResponse, _abc.Awaitable[_payout_service_pb2.RetryDeadLettersResponse]]:
-        """Requeues the subjects of all open dead letters that match a filter, oldest first, up to 500 per
-        call. Call again with the next_page_token until it is empty. Dead letters created after the
-        first call are not included. A repeat does not change a dead letter twice. Access: operator.
+        """Requeues all open dead letters that match a filter, oldest first, up to 500 per call. Call
+        again with the next_page_token until it is empty. Dead letters created after the first call are
+        not included. A repeat does not change a dead letter twice. Access: operator.
         """
 
     @_abc_1.abstractmethod
