@@ -30,14 +30,14 @@ from tallystick_core.operations.alert import AlertKind
 from tallystick_core.operations.dead_letter import DeadLetterCause, DeadLetterState
 from tallystick_core.payment.charge import TRIGGERS
 from tallystick_core.payment.checkout import ChargeMode, MethodType, PartialFailurePolicy
-from tallystick_core.payment.state import OrderStatus
+from tallystick_core.payment.state import OrderStatus, PaymentTransitionReason
 from tallystick_core.payout.batch import BatchState
 from tallystick_core.payout.destination import DestinationState
 from tallystick_core.payout.quote import PayoutBlocker
 from tallystick_core.payout.reported_transfer import TransferMatch
 from tallystick_core.payout.schedule import Interval, Weekday
 from tallystick_core.payout.state import TRIGGERS as PAYOUT_HAPPENINGS
-from tallystick_core.payout.state import PayoutState
+from tallystick_core.payout.state import PayoutState, PayoutTransitionReason
 from tallystick_core.provider.outcome import (
     ChargeOutcome,
     FailureReason,
@@ -165,6 +165,8 @@ def test_each_call_says_whether_it_changes_anything_and_who_may_call_it(
     ("enum", "wire"),
     [
         (OrderStatus, payment_pb2.PaymentOrderStatus),
+        (PaymentTransitionReason, payment_pb2.PaymentTransitionReason),
+        (PayoutTransitionReason, payout_pb2.PayoutTransitionReason),
         (PostingKind, ledger_pb2.TransactionKind),
         (EntryKind, wallet_pb2.WalletEntryKind),
         (HoldState, wallet_pb2.HoldState),

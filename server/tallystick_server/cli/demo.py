@@ -311,7 +311,10 @@ async def _show_payout(client: AsyncClient, payout_id: str) -> None:
     print_line(f"       {payout.net_amount} sent to the bank as {payout.provider_reference}")
     for transition in response.history:
         state = payout_pb2.PayoutState.Name(transition.to_state).removeprefix("PAYOUT_STATE_")
-        print_line(f"       {_format_time(transition)}  {state:<12} {transition.cause}")
+        reason = payout_pb2.PayoutTransitionReason.Name(transition.transition_reason).removeprefix(
+            "PAYOUT_TRANSITION_REASON_"
+        )
+        print_line(f"       {_format_time(transition)}  {state:<12} {reason}")
     request = ledger_service_pb2.ListTransactionsRequest(source_id=payout_id)
     for transaction in reversed((await client.ledger.ListTransactions(request)).transactions):
         _print_transaction(transaction)
@@ -367,12 +370,11 @@ async def _show_history(client: AsyncClient, payment: payment_pb2.Payment) -> No
             status = payment_pb2.PaymentOrderStatus.Name(transition.to_status).removeprefix(
                 "PAYMENT_ORDER_STATUS_"
             )
-            booked_flags = (
-                "   wallet_updated, ledger_updated" if transition.cause == "BOOKED" else ""
-            )
-            print_line(
-                f"       {_format_time(transition)}  {status:<12} {transition.cause}{booked_flags}"
-            )
+            reason = payment_pb2.PaymentTransitionReason.Name(
+                transition.transition_reason
+            ).removeprefix("PAYMENT_TRANSITION_REASON_")
+            booked_flags = "   wallet_updated, ledger_updated" if reason == "BOOKED" else ""
+            print_line(f"       {_format_time(transition)}  {status:<12} {reason}{booked_flags}")
 
 
 async def _show_ledger(client: AsyncClient, payment: payment_pb2.Payment) -> None:

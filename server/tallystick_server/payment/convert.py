@@ -24,7 +24,7 @@ from tallystick_core.payment.checkout import (
     PartialFailurePolicy,
     normalize,
 )
-from tallystick_core.payment.state import OrderStatus
+from tallystick_core.payment.state import OrderStatus, PaymentTransitionReason
 from tallystick_core.validation import parse_country, parse_id, parse_text, parse_token
 from tallystick_server.rpc.enums import EnumNames
 from tallystick_server.rpc.timestamps import parse_time, to_timestamp
@@ -190,6 +190,7 @@ def parse_payment_filter(
 
 
 _STATUSES = EnumNames(payment_pb2.PaymentOrderStatus.DESCRIPTOR)
+_TRANSITION_REASONS = EnumNames(payment_pb2.PaymentTransitionReason.DESCRIPTOR)
 _PENDING_REASONS = EnumNames(payment_pb2.PendingReason.DESCRIPTOR)
 _FAILURE_REASONS = EnumNames(payment_pb2.FailureReason.DESCRIPTOR)
 _UNAPPLIED_CAUSES = EnumNames(payment_pb2.UnappliedCause.DESCRIPTOR)
@@ -355,7 +356,9 @@ def transitions(rows: Iterable[Row[Any]]) -> list[payment_pb2.Transition]:
             version=row.version,
             from_status=_STATUSES.number(row.from_status),
             to_status=_STATUSES.number(row.to_status),
-            cause=row.transition_reason,
+            transition_reason=_TRANSITION_REASONS.number(
+                PaymentTransitionReason(row.transition_reason)
+            ),
             create_time=to_timestamp(row.create_time),
         )
         for row in rows

@@ -22,6 +22,7 @@ from tallystick_core.payout.destination import NewDestination
 from tallystick_core.payout.quote import PayoutTerms
 from tallystick_core.payout.request import MAX_PAYOUTS, NewPayout, parse_payout_id
 from tallystick_core.payout.schedule import Interval, Weekday, parse_schedule
+from tallystick_core.payout.state import PayoutTransitionReason
 from tallystick_core.validation import parse_bank_account_token, parse_id, parse_text
 from tallystick_server.payout.schedules import ScheduleUpdate
 from tallystick_server.payout.snapshot import PayoutSnapshot, snapshot_of
@@ -204,6 +205,7 @@ DESTINATION_STATES = EnumNames(payout_pb2.PayoutDestinationState.DESCRIPTOR)
 BATCH_STATES = EnumNames(payout_pb2.PayoutBatchState.DESCRIPTOR)
 INTERVALS = EnumNames(payout_pb2.PayoutInterval.DESCRIPTOR)
 WEEKDAYS = EnumNames(payout_pb2.Weekday.DESCRIPTOR)
+_TRANSITION_REASONS = EnumNames(payout_pb2.PayoutTransitionReason.DESCRIPTOR)
 _FAILURE_REASONS = EnumNames(payout_pb2.PayoutFailureReason.DESCRIPTOR)
 _OUTCOMES = EnumNames(payout_pb2.PayoutOutcome.DESCRIPTOR)
 _TRANSFER_MATCHES = EnumNames(payout_pb2.TransferMatch.DESCRIPTOR)
@@ -293,7 +295,9 @@ def transitions(rows: Iterable[Row[Any]]) -> list[payout_pb2.PayoutTransition]:
             version=row.version,
             from_state=STATES.number(row.from_state),
             to_state=STATES.number(row.to_state),
-            cause=row.transition_reason,
+            transition_reason=_TRANSITION_REASONS.number(
+                PayoutTransitionReason(row.transition_reason)
+            ),
             actor=row.actor,
             reason=row.reason,
             create_time=to_timestamp(row.create_time),

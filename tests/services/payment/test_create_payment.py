@@ -89,11 +89,11 @@ def test_history_and_attempts_tell_the_whole_way(client: Client) -> None:
     response = client.payment.GetPaymentOrder(
         payment_service_pb2.GetPaymentOrderRequest(payment_order_id=order.payment_order_id)
     )
-    assert [(h.version, h.cause) for h in response.history] == [
-        (1, "CREATED"),
-        (2, "RISK_PASSED"),
-        (3, "PROVIDER_OUTCOME"),
-        (4, "BOOKED"),
+    assert [(h.version, h.transition_reason) for h in response.history] == [
+        (1, payment_pb2.PAYMENT_TRANSITION_REASON_CREATED),
+        (2, payment_pb2.PAYMENT_TRANSITION_REASON_RISK_PASSED),
+        (3, payment_pb2.PAYMENT_TRANSITION_REASON_PROVIDER_OUTCOME),
+        (4, payment_pb2.PAYMENT_TRANSITION_REASON_BOOKED),
     ]
     (attempt,) = response.attempts
     assert attempt.provider_key == f"dev-o-{order.payment_order_id}-1"
@@ -528,9 +528,9 @@ def test_a_confirmed_delivery_makes_the_sellers_money_available(
         order_response = client.payment.GetPaymentOrder(
             payment_service_pb2.GetPaymentOrderRequest(payment_order_id="o-1")
         )
-        assert [(step.version, step.cause) for step in order_response.history][3:] == [
-            (4, "BOOKED"),
-            (5, "DELIVERY_CONFIRMED"),
+        assert [(step.version, step.transition_reason) for step in order_response.history][3:] == [
+            (4, payment_pb2.PAYMENT_TRANSITION_REASON_BOOKED),
+            (5, payment_pb2.PAYMENT_TRANSITION_REASON_DELIVERY_CONFIRMED),
         ]
         for order_id, reason in (
             ("o-3", "INVALID_STATE"),

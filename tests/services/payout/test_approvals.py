@@ -186,7 +186,11 @@ def test_two_people_for_large_payouts(
     approve_payout(operator_client, payout.payout_id)
     assert approve_payout(operator_client, payout.payout_id).payout_id == payout.payout_id
     payout_response = wait_for_state(approver_client, payout.payout_id, "PAID")
-    (approval,) = [move for move in payout_response.history if move.cause == "APPROVED"]
+    (approval,) = [
+        move
+        for move in payout_response.history
+        if move.transition_reason == payout_pb2.PAYOUT_TRANSITION_REASON_APPROVED
+    ]
     assert (approval.actor, approval.reason) == ("chief", "checked")
     assert (
         expect_error_reason(approve_payout, operator_client, payout.payout_id, "another reason")
@@ -206,9 +210,11 @@ def test_a_rejected_payout_gives_the_money_back(
     payout = create_payout(approver_client, seller)
     reject_payout(operator_client, payout.payout_id)
     payout_response = wait_for_state(approver_client, payout.payout_id, "REJECTED")
-    assert [(m.actor, m.reason) for m in payout_response.history if m.cause == "REJECTED"] == [
-        ("chief", "no")
-    ]
+    assert [
+        (m.actor, m.reason)
+        for m in payout_response.history
+        if m.transition_reason == payout_pb2.PAYOUT_TRANSITION_REASON_REJECTED
+    ] == [("chief", "no")]
     assert wallet_amounts(operator_client, seller) == ("200.00", "0.00", "0.00")
     assert expect_error_reason(approve_payout, operator_client, payout.payout_id) == "INVALID_STATE"
 
@@ -337,7 +343,10 @@ def test_a_disabled_destination_takes_its_unsent_payouts_along(
             == payout_pb2.PAYOUT_DESTINATION_STATE_DISABLED
         )
     payout_response = wait_for_state(shop_client, payout.payout_id, "CANCELLED")
-    assert payout_response.history[-2].cause == "DESTINATION_ENDED"
+    assert (
+        payout_response.history[-2].transition_reason
+        == payout_pb2.PAYOUT_TRANSITION_REASON_DESTINATION_ENDED
+    )
     assert wallet_amounts(operator_client, seller) == ("200.00", "0.00", "0.00")
     other_reason = pb.DisablePayoutDestinationRequest(payout_destination_id=to, reason="other")
     assert reused_field(shop_client.payout.DisablePayoutDestination, other_reason) == "reason"
@@ -542,7 +551,7 @@ def test_closing_needs_that_nothing_was_paid(
     assert [
         (move.actor, move.reason)
         for move in payout_response.history
-        if move.cause == "CLOSED_BY_OPERATOR"
+        if move.transition_reason == payout_pb2.PAYOUT_TRANSITION_REASON_CLOSED_BY_OPERATOR
     ] == [("chief", "asked them")]
     assert wallet_amounts(operator_client, seller) == ("20.00", "0.00", "0.00")
     payout_provider.script[to].extend(
@@ -1238,11 +1247,11 @@ def test_a_conflicting_report_is_acknowledged(
         ] == [("chief", "asked the bank")]
         assert payout_response.conflicting_reports[0].acknowledge_time == after.update_time
         assert (
-            payout_response.history[-1].cause,
+            payout_response.history[-1].transition_reason,
             payout_response.history[-1].actor,
             payout_response.history[-1].reason,
         ) == (
-            "ACKNOWLEDGED",
+            payout_pb2.PAYOUT_TRANSITION_REASON_ACKNOWLEDGED,
             "chief",
             "asked the bank",
         )
@@ -1412,7 +1421,11 @@ def test_an_unmatched_transfer_is_acknowledged(
         assert eventually(lambda: is_alert_open(chief, kind, id_, 3))
         payout_response = wait_for_state(chief, id_, "FAILED")
         assert [finding.acknowledged_by for finding in payout_response.transfers] == ["", "chief"]
-        assert [row.actor for row in payout_response.history if row.cause == "ACKNOWLEDGED"] == [
+        assert [
+            row.actor
+            for row in payout_response.history
+            if row.transition_reason == payout_pb2.PAYOUT_TRANSITION_REASON_ACKNOWLEDGED
+        ] == [
             "chief",
             "chief",
         ]
@@ -1506,7 +1519,9 @@ def test_an_operator_works_from_the_command_line(
     wait_for_state(shop_client, payout.payout_id, "PAID")
     payout_json = json.loads(command("payouts", "show", payout.payout_id, "--json").stdout)
     assert [
-        (m["actor"], m["reason"]) for m in payout_json["history"] if m["cause"] == "APPROVED"
+        (m["actor"], m["reason"])
+        for m in payout_json["history"]
+        if m["transition_reason"] == "PAYOUT_TRANSITION_REASON_APPROVED"
     ] == [("chief", "seen")]
     rejected_command = command("payouts", "reject", payout.payout_id, "--reason", "late")
     assert (rejected_command.returncode, len(rejected_command.stderr.splitlines())) == (1, 1)

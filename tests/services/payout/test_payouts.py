@@ -117,12 +117,12 @@ def test_a_payout_is_paid(payout_client: Client) -> None:
     to = create_destination(payout_client, seller)
     payout = create_payout(payout_client, seller, "20.00")
     payout_response = wait_for_state(payout_client, payout.payout_id, "PAID")
-    assert [t.cause for t in payout_response.history] == [
-        "CREATED",
-        "FUNDS_HELD",
-        "SENDING",
-        "PROVIDER_OUTCOME",
-        "BOOKED",
+    assert [t.transition_reason for t in payout_response.history] == [
+        payout_pb2.PAYOUT_TRANSITION_REASON_CREATED,
+        payout_pb2.PAYOUT_TRANSITION_REASON_FUNDS_HELD,
+        payout_pb2.PAYOUT_TRANSITION_REASON_SENDING,
+        payout_pb2.PAYOUT_TRANSITION_REASON_PROVIDER_OUTCOME,
+        payout_pb2.PAYOUT_TRANSITION_REASON_BOOKED,
     ]
     assert [t.version for t in payout_response.history] == [1, 2, 3, 4, 5]
     assert (

@@ -153,7 +153,7 @@ class _FailureReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Failure
     FAILURE_REASON_RISK_BLOCKED_COUNTRY: _FailureReason.ValueType  # 12
     """The buyer's country is on the list of blocked countries."""
     FAILURE_REASON_RISK_PROVIDER: _FailureReason.ValueType  # 13
-    """A third party's risk check refused."""
+    """A third party's risk check rejected the order."""
     FAILURE_REASON_PROVIDER_MISMATCH: _FailureReason.ValueType  # 14
     """The provider charged a different amount or currency than requested."""
     FAILURE_REASON_PROVIDER_REJECTED: _FailureReason.ValueType  # 15
@@ -161,7 +161,7 @@ class _FailureReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Failure
     FAILURE_REASON_PROVIDER_UNREACHABLE: _FailureReason.ValueType  # 16
     """The provider could not be reached; certainly nothing was sent."""
     FAILURE_REASON_SIBLING_FAILED: _FailureReason.ValueType  # 17
-    """All or nothing: another order of the payment was refused."""
+    """All or nothing: another order of the payment was rejected."""
     FAILURE_REASON_CLOSED_BY_OPERATOR: _FailureReason.ValueType  # 18
     """An operator closed it on the provider's evidence that nothing was charged."""
 
@@ -195,7 +195,7 @@ FAILURE_REASON_RISK_BLOCKED_ACCOUNT: FailureReason.ValueType  # 11
 FAILURE_REASON_RISK_BLOCKED_COUNTRY: FailureReason.ValueType  # 12
 """The buyer's country is on the list of blocked countries."""
 FAILURE_REASON_RISK_PROVIDER: FailureReason.ValueType  # 13
-"""A third party's risk check refused."""
+"""A third party's risk check rejected the order."""
 FAILURE_REASON_PROVIDER_MISMATCH: FailureReason.ValueType  # 14
 """The provider charged a different amount or currency than requested."""
 FAILURE_REASON_PROVIDER_REJECTED: FailureReason.ValueType  # 15
@@ -203,7 +203,7 @@ FAILURE_REASON_PROVIDER_REJECTED: FailureReason.ValueType  # 15
 FAILURE_REASON_PROVIDER_UNREACHABLE: FailureReason.ValueType  # 16
 """The provider could not be reached; certainly nothing was sent."""
 FAILURE_REASON_SIBLING_FAILED: FailureReason.ValueType  # 17
-"""All or nothing: another order of the payment was refused."""
+"""All or nothing: another order of the payment was rejected."""
 FAILURE_REASON_CLOSED_BY_OPERATOR: FailureReason.ValueType  # 18
 """An operator closed it on the provider's evidence that nothing was charged."""
 Global___FailureReason: _TypeAlias = FailureReason  # noqa: Y015
@@ -327,6 +327,54 @@ PARTIAL_FAILURE_POLICY_KEEP_SUCCEEDED: PartialFailurePolicy.ValueType  # 1
 PARTIAL_FAILURE_POLICY_ALL_OR_NOTHING: PartialFailurePolicy.ValueType  # 2
 """The other orders fail with SIBLING_FAILED. Needs charge_mode COMBINED."""
 Global___PartialFailurePolicy: _TypeAlias = PartialFailurePolicy  # noqa: Y015
+
+class _PaymentTransitionReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PaymentTransitionReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PaymentTransitionReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PAYMENT_TRANSITION_REASON_UNSPECIFIED: _PaymentTransitionReason.ValueType  # 0
+    """Never sent."""
+    PAYMENT_TRANSITION_REASON_CREATED: _PaymentTransitionReason.ValueType  # 1
+    """The order was accepted."""
+    PAYMENT_TRANSITION_REASON_RISK_PASSED: _PaymentTransitionReason.ValueType  # 2
+    """The risk check passed."""
+    PAYMENT_TRANSITION_REASON_RISK_REJECTED: _PaymentTransitionReason.ValueType  # 3
+    """A risk rule rejected it."""
+    PAYMENT_TRANSITION_REASON_PROVIDER_OUTCOME: _PaymentTransitionReason.ValueType  # 4
+    """The provider reported an outcome."""
+    PAYMENT_TRANSITION_REASON_GIVEN_UP: _PaymentTransitionReason.ValueType  # 5
+    """The charge is no longer sent; certainly nothing was charged."""
+    PAYMENT_TRANSITION_REASON_CLOSED_BY_OPERATOR: _PaymentTransitionReason.ValueType  # 6
+    """An operator closed its dead letter."""
+    PAYMENT_TRANSITION_REASON_BOOKED: _PaymentTransitionReason.ValueType  # 7
+    """Wallet and ledger were updated."""
+    PAYMENT_TRANSITION_REASON_DELIVERY_CONFIRMED: _PaymentTransitionReason.ValueType  # 8
+    """The caller confirmed the delivery."""
+
+class PaymentTransitionReason(_PaymentTransitionReason, metaclass=_PaymentTransitionReasonEnumTypeWrapper):
+    """Why an order has a new version."""
+
+PAYMENT_TRANSITION_REASON_UNSPECIFIED: PaymentTransitionReason.ValueType  # 0
+"""Never sent."""
+PAYMENT_TRANSITION_REASON_CREATED: PaymentTransitionReason.ValueType  # 1
+"""The order was accepted."""
+PAYMENT_TRANSITION_REASON_RISK_PASSED: PaymentTransitionReason.ValueType  # 2
+"""The risk check passed."""
+PAYMENT_TRANSITION_REASON_RISK_REJECTED: PaymentTransitionReason.ValueType  # 3
+"""A risk rule rejected it."""
+PAYMENT_TRANSITION_REASON_PROVIDER_OUTCOME: PaymentTransitionReason.ValueType  # 4
+"""The provider reported an outcome."""
+PAYMENT_TRANSITION_REASON_GIVEN_UP: PaymentTransitionReason.ValueType  # 5
+"""The charge is no longer sent; certainly nothing was charged."""
+PAYMENT_TRANSITION_REASON_CLOSED_BY_OPERATOR: PaymentTransitionReason.ValueType  # 6
+"""An operator closed its dead letter."""
+PAYMENT_TRANSITION_REASON_BOOKED: PaymentTransitionReason.ValueType  # 7
+"""Wallet and ledger were updated."""
+PAYMENT_TRANSITION_REASON_DELIVERY_CONFIRMED: PaymentTransitionReason.ValueType  # 8
+"""The caller confirmed the delivery."""
+Global___PaymentTransitionReason: _TypeAlias = PaymentTransitionReason  # noqa: Y015
 
 class _UnappliedCause:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -629,7 +677,7 @@ class Transition(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     FROM_STATUS_FIELD_NUMBER: _builtins.int
     TO_STATUS_FIELD_NUMBER: _builtins.int
-    CAUSE_FIELD_NUMBER: _builtins.int
+    TRANSITION_REASON_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """The order's version after the transition."""
@@ -637,10 +685,8 @@ class Transition(_message.Message):
     """The previous status; unset for the first transition."""
     to_status: Global___PaymentOrderStatus.ValueType
     """The new status; equal to the previous one for later changes of a SUCCESS order."""
-    cause: _builtins.str
-    """The trigger: CREATED, RISK_PASSED, RISK_REJECTED, PROVIDER_OUTCOME, GIVEN_UP (certainly nothing
-    was sent), CLOSED_BY_OPERATOR, BOOKED, DELIVERY_CONFIRMED.
-    """
+    transition_reason: Global___PaymentTransitionReason.ValueType
+    """Why the order has this version."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it happened."""
@@ -651,12 +697,12 @@ class Transition(_message.Message):
         version: _builtins.int = ...,
         from_status: Global___PaymentOrderStatus.ValueType = ...,
         to_status: Global___PaymentOrderStatus.ValueType = ...,
-        cause: _builtins.str = ...,
+        transition_reason: Global___PaymentTransitionReason.ValueType = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "create_time", b"create_time", "from_status", b"from_status", "to_status", b"to_status", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "from_status", b"from_status", "to_status", b"to_status", "transition_reason", b"transition_reason", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -461,6 +461,78 @@ return still changes the totals.
 """
 Global___PayoutBatchState: _TypeAlias = PayoutBatchState  # noqa: Y015
 
+class _PayoutTransitionReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PayoutTransitionReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PayoutTransitionReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PAYOUT_TRANSITION_REASON_UNSPECIFIED: _PayoutTransitionReason.ValueType  # 0
+    """Never sent."""
+    PAYOUT_TRANSITION_REASON_CREATED: _PayoutTransitionReason.ValueType  # 1
+    """The payout was accepted."""
+    PAYOUT_TRANSITION_REASON_FUNDS_HELD: _PayoutTransitionReason.ValueType  # 2
+    """The wallet placed its hold."""
+    PAYOUT_TRANSITION_REASON_HOLD_REJECTED: _PayoutTransitionReason.ValueType  # 3
+    """The wallet rejected its hold."""
+    PAYOUT_TRANSITION_REASON_APPROVED: _PayoutTransitionReason.ValueType  # 4
+    """The second person approved it."""
+    PAYOUT_TRANSITION_REASON_REJECTED: _PayoutTransitionReason.ValueType  # 5
+    """The second person rejected it."""
+    PAYOUT_TRANSITION_REASON_CANCELLED: _PayoutTransitionReason.ValueType  # 6
+    """A caller or an operator cancelled it."""
+    PAYOUT_TRANSITION_REASON_DESTINATION_ENDED: _PayoutTransitionReason.ValueType  # 7
+    """Its destination became UNUSABLE or DISABLED before it was sent."""
+    PAYOUT_TRANSITION_REASON_SENDING: _PayoutTransitionReason.ValueType  # 8
+    """An attempt was committed, and is being sent."""
+    PAYOUT_TRANSITION_REASON_PROVIDER_OUTCOME: _PayoutTransitionReason.ValueType  # 9
+    """The provider reported an outcome."""
+    PAYOUT_TRANSITION_REASON_UNMATCHED_TRANSFER: _PayoutTransitionReason.ValueType  # 10
+    """The provider reported an unmatched transfer, or a conflicting report."""
+    PAYOUT_TRANSITION_REASON_GIVEN_UP: _PayoutTransitionReason.ValueType  # 11
+    """The payout is no longer sent; certainly nothing was paid."""
+    PAYOUT_TRANSITION_REASON_CLOSED_BY_OPERATOR: _PayoutTransitionReason.ValueType  # 12
+    """An operator closed its dead letter."""
+    PAYOUT_TRANSITION_REASON_BOOKED: _PayoutTransitionReason.ValueType  # 13
+    """Wallet and ledger were updated."""
+    PAYOUT_TRANSITION_REASON_ACKNOWLEDGED: _PayoutTransitionReason.ValueType  # 14
+    """An operator has dealt with an unmatched transfer or a conflicting report."""
+
+class PayoutTransitionReason(_PayoutTransitionReason, metaclass=_PayoutTransitionReasonEnumTypeWrapper):
+    """Why a payout has a new version."""
+
+PAYOUT_TRANSITION_REASON_UNSPECIFIED: PayoutTransitionReason.ValueType  # 0
+"""Never sent."""
+PAYOUT_TRANSITION_REASON_CREATED: PayoutTransitionReason.ValueType  # 1
+"""The payout was accepted."""
+PAYOUT_TRANSITION_REASON_FUNDS_HELD: PayoutTransitionReason.ValueType  # 2
+"""The wallet placed its hold."""
+PAYOUT_TRANSITION_REASON_HOLD_REJECTED: PayoutTransitionReason.ValueType  # 3
+"""The wallet rejected its hold."""
+PAYOUT_TRANSITION_REASON_APPROVED: PayoutTransitionReason.ValueType  # 4
+"""The second person approved it."""
+PAYOUT_TRANSITION_REASON_REJECTED: PayoutTransitionReason.ValueType  # 5
+"""The second person rejected it."""
+PAYOUT_TRANSITION_REASON_CANCELLED: PayoutTransitionReason.ValueType  # 6
+"""A caller or an operator cancelled it."""
+PAYOUT_TRANSITION_REASON_DESTINATION_ENDED: PayoutTransitionReason.ValueType  # 7
+"""Its destination became UNUSABLE or DISABLED before it was sent."""
+PAYOUT_TRANSITION_REASON_SENDING: PayoutTransitionReason.ValueType  # 8
+"""An attempt was committed, and is being sent."""
+PAYOUT_TRANSITION_REASON_PROVIDER_OUTCOME: PayoutTransitionReason.ValueType  # 9
+"""The provider reported an outcome."""
+PAYOUT_TRANSITION_REASON_UNMATCHED_TRANSFER: PayoutTransitionReason.ValueType  # 10
+"""The provider reported an unmatched transfer, or a conflicting report."""
+PAYOUT_TRANSITION_REASON_GIVEN_UP: PayoutTransitionReason.ValueType  # 11
+"""The payout is no longer sent; certainly nothing was paid."""
+PAYOUT_TRANSITION_REASON_CLOSED_BY_OPERATOR: PayoutTransitionReason.ValueType  # 12
+"""An operator closed its dead letter."""
+PAYOUT_TRANSITION_REASON_BOOKED: PayoutTransitionReason.ValueType  # 13
+"""Wallet and ledger were updated."""
+PAYOUT_TRANSITION_REASON_ACKNOWLEDGED: PayoutTransitionReason.ValueType  # 14
+"""An operator has dealt with an unmatched transfer or a conflicting report."""
+Global___PayoutTransitionReason: _TypeAlias = PayoutTransitionReason  # noqa: Y015
+
 @_typing.final
 class PayoutDestination(_message.Message):
     """A seller's bank account in one currency, identified by the provider's token. The token is never
@@ -737,7 +809,7 @@ class PayoutTransition(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     FROM_STATE_FIELD_NUMBER: _builtins.int
     TO_STATE_FIELD_NUMBER: _builtins.int
-    CAUSE_FIELD_NUMBER: _builtins.int
+    TRANSITION_REASON_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
@@ -747,12 +819,8 @@ class PayoutTransition(_message.Message):
     """The previous state; unset for the first transition."""
     to_state: Global___PayoutState.ValueType
     """The new state; equal to the previous one for booking, unmatched transfers and acknowledgements."""
-    cause: _builtins.str
-    """The trigger: CREATED, FUNDS_HELD, HOLD_REJECTED, APPROVED, REJECTED, CANCELLED,
-    DESTINATION_ENDED, SENDING (an attempt was committed), PROVIDER_OUTCOME, UNMATCHED_TRANSFER,
-    GIVEN_UP (certainly nothing was sent), CLOSED_BY_OPERATOR, BOOKED, ACKNOWLEDGED (an operator
-    has dealt with an unmatched transfer or a conflicting report).
-    """
+    transition_reason: Global___PayoutTransitionReason.ValueType
+    """Why the payout has this version."""
     actor: _builtins.str
     """The operator or team that triggered it; empty for automatic transitions."""
     reason: _builtins.str
@@ -767,14 +835,14 @@ class PayoutTransition(_message.Message):
         version: _builtins.int = ...,
         from_state: Global___PayoutState.ValueType = ...,
         to_state: Global___PayoutState.ValueType = ...,
-        cause: _builtins.str = ...,
+        transition_reason: Global___PayoutTransitionReason.ValueType = ...,
         actor: _builtins.str = ...,
         reason: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "cause", b"cause", "create_time", b"create_time", "from_state", b"from_state", "reason", b"reason", "to_state", b"to_state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "create_time", b"create_time", "from_state", b"from_state", "reason", b"reason", "to_state", b"to_state", "transition_reason", b"transition_reason", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
