@@ -186,7 +186,7 @@ async def _wait_until_done(
             print_status(_format_progress(seconds, sellers, batch))
             next_report_seconds = seconds + _REPORT_SECONDS
         if batch.state == payout_pb2.PAYOUT_BATCH_STATE_DONE or (
-            fraction < 1 and batch.collected_count >= sellers * fraction
+            fraction < 1 and batch.generated_count >= sellers * fraction
         ):
             return
         await asyncio.sleep(1)  # each poll counts all payouts of the run
@@ -200,7 +200,7 @@ def _format_progress(seconds: float, sellers: int, batch: payout_pb2.PayoutBatch
         for total in batch.totals
     )
     return (
-        f"{seconds:5.0f} s: sellers {batch.collected_count} of {sellers}; "
+        f"{seconds:5.0f} s: sellers {batch.generated_count} of {sellers}; "
         f"payouts: {counts or 'none'}"
     )
 

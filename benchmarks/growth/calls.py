@@ -168,7 +168,7 @@ BOUNDED_LIST_CALLS: dict[str, ClientCall] = {
         payout_batch_id="batch-1", payout_state=payout_pb2.PAYOUT_STATE_FAILED
     ),
     "GetPayoutBatch of 1,000 payouts": _batch(payout_batch_id="batch-1"),
-    "GetPayoutBatch, rejected (none)": _batch(payout_batch_id="batch-1", refused=True),
+    "GetPayoutBatch, rejected (none)": _batch(payout_batch_id="batch-1", rejected=True),
     "GetPayoutBatch FAILED": _batch(
         payout_batch_id="batch-1", payout_state=payout_pb2.PAYOUT_STATE_FAILED
     ),

@@ -170,7 +170,7 @@ def quote_amount(
         )
         raise ApiError(ErrorReason.AMOUNT_OUT_OF_RANGE, message, field="amount")
     quote = quote_payout(balance, terms, destination)
-    metadata = {"limits": ",".join(quote.shortfalls)}
+    metadata = {"blockers": ",".join(quote.shortfalls)}
     if PayoutBlocker.FROZEN in quote.shortfalls:
         raise ApiError(
             ErrorReason.INVALID_STATE,

@@ -487,9 +487,9 @@ def show_batch(
         batch = next(batches)
         if follow:
             with show_progress("Generating payouts", batch.item_count) as update:
-                update(batch.collected_count, f"{batch.refused_count} refused")
+                update(batch.generated_count, f"{batch.rejected_count} rejected")
                 for batch in batches:
-                    update(batch.collected_count, f"{batch.refused_count} refused")
+                    update(batch.generated_count, f"{batch.rejected_count} rejected")
         _print_message(batch, as_json=False)
 
 

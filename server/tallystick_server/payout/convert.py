@@ -326,7 +326,7 @@ def transfers(rows: Iterable[Row[Any]]) -> list[payout_pb2.PayoutTransfer]:
         payout_pb2.PayoutTransfer(
             provider=row.provider,
             provider_reference=row.provider_reference,
-            fit=_TRANSFER_MATCHES.number(row.match),
+            match=_TRANSFER_MATCHES.number(row.match),
             amount=format_amount(row.amount, row.currency),
             currency=row.currency,
             returned_amount=""
@@ -386,8 +386,8 @@ def batch(row: Row[Any], totals: Sequence[Row[Any]] = ()) -> payout_pb2.PayoutBa
         payout_batch_id=row.payout_batch_id,
         state=BATCH_STATES.number(row.state),
         item_count=row.item_count,
-        collected_count=row.generated_count,
-        refused_count=row.rejected_count,
+        generated_count=row.generated_count,
+        rejected_count=row.rejected_count,
         skipped_count=row.skipped_count,
         totals=[_total(total) for total in totals],
         caller=row.caller,

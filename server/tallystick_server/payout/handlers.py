@@ -339,7 +339,7 @@ class PayoutHandlers(PayoutOperatorHandlers):
         size = parse_page_size(request.page_size)
         state = convert.STATES.parse(request.payout_state, "payout_state", "")
         row = await self._get_visible_batch(request.payout_batch_id, call)
-        token = PageToken("GetPayoutBatch", row.payout_batch_id, state, int(request.refused))
+        token = PageToken("GetPayoutBatch", row.payout_batch_id, state, int(request.rejected))
         cursor = token.parse(request.page_token, str)
         after_id = str(cursor[0]) if cursor else ""
 
@@ -350,7 +350,7 @@ class PayoutHandlers(PayoutOperatorHandlers):
                 after_id,
                 state,
                 size + 1,
-                rejected_only=request.refused,
+                rejected_only=request.rejected,
             )
             return convert.batch_items(
                 rows, store.load_payouts(connection, [item.payout_id for item in rows])

@@ -62,7 +62,7 @@ class PayoutPreview:
             net_amount=format_minor(quote.net),
             shortfalls=[
                 payout_pb2.PayoutShortfall(
-                    limit=_BLOCKERS.number(blocker), amount=format_minor(amount)
+                    blocker=_BLOCKERS.number(blocker), amount=format_minor(amount)
                 )
                 for blocker, amount in quote.shortfalls.items()
             ],

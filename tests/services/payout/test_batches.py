@@ -118,8 +118,8 @@ def test_a_list_is_paid_each_on_its_own(
     assert (created.item_count, created.caller) == (3, "dev")
     batch_response = wait_until_done(payout_client, id_)
     assert (
-        batch_response.payout_batch.collected_count,
-        batch_response.payout_batch.refused_count,
+        batch_response.payout_batch.generated_count,
+        batch_response.payout_batch.rejected_count,
         batch_response.payout_batch.version,
     ) == (3, 1, 3)
     assert batch_totals(batch_response) == {
@@ -133,7 +133,7 @@ def test_a_list_is_paid_each_on_its_own(
         "payout",
     ]
     assert from_status(batch_response.items[1].error).reason == "INSUFFICIENT_FUNDS"
-    assert [line.payout_id for line in get_batch(payout_client, id_, refused=True).items] == [
+    assert [line.payout_id for line in get_batch(payout_client, id_, rejected=True).items] == [
         ids[1]
     ]
     assert [
@@ -295,8 +295,8 @@ def test_a_thousand_payouts_are_one_batch(payout_client: Client) -> None:
     )
     batch_response = wait_until_done(payout_client, id_)
     assert (
-        batch_response.payout_batch.collected_count,
-        batch_response.payout_batch.refused_count,
+        batch_response.payout_batch.generated_count,
+        batch_response.payout_batch.rejected_count,
     ) == (1000, 1000)
 
 
@@ -366,14 +366,14 @@ def test_a_cut_off_pays_every_seller_once(
     assert batch_totals(batch_response) == {"PAID": (5, "45.00", "1.00")}
     assert batch_response.payout_batch.run.cut_off_time.ToDatetime() == cut_off
     counted = (
-        batch_response.payout_batch.collected_count,
-        batch_response.payout_batch.refused_count,
+        batch_response.payout_batch.generated_count,
+        batch_response.payout_batch.rejected_count,
         batch_response.payout_batch.skipped_count,
     )
     assert counted == (6, 1, 1)
     error = {
         line.seller_account: from_status(line.error).reason
-        for line in get_batch(payout_client, id_, refused=True).items
+        for line in get_batch(payout_client, id_, rejected=True).items
     }
     assert error == {nowhere: "DESTINATION_UNUSABLE"}
     assert small not in {line.seller_account for line in get_batch(payout_client, id_).items}
@@ -772,7 +772,7 @@ def test_batches_that_cannot_be_collected_keep_no_other_waiting(
             "update payout.payout_batch set next_run_time = now() where state = 'GENERATING'"
         )
     assert all(
-        wait_until_done(payout_client, bad_batch_id).payout_batch.refused_count == 1
+        wait_until_done(payout_client, bad_batch_id).payout_batch.rejected_count == 1
         for bad_batch_id in bad
     )
 
@@ -961,7 +961,7 @@ def test_a_preview_says_why_not_more(payout_client: Client) -> None:
     preview = payout_client.payout.PreviewPayout(
         pb.PreviewPayoutRequest(seller_account=seller, currency="EUR")
     )
-    assert [shortfall.limit for shortfall in preview.shortfalls] == [
+    assert [shortfall.blocker for shortfall in preview.shortfalls] == [
         payout_pb2.PAYOUT_BLOCKER_NO_DESTINATION
     ]
     to = create_destination(payout_client, seller)
@@ -969,7 +969,7 @@ def test_a_preview_says_why_not_more(payout_client: Client) -> None:
     preview = payout_client.payout.PreviewPayout(
         pb.PreviewPayoutRequest(seller_account=seller, currency="EUR")
     )
-    assert [(shortfall.limit, shortfall.amount) for shortfall in preview.shortfalls] == [
+    assert [(shortfall.blocker, shortfall.amount) for shortfall in preview.shortfalls] == [
         (payout_pb2.PAYOUT_BLOCKER_RESERVE, "2.50")
     ]
     assert (preview.amount, preview.net_amount, preview.fee, preview.payout_destination_id) == (

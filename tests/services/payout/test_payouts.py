@@ -140,7 +140,7 @@ def test_a_payout_is_paid(payout_client: Client) -> None:
         payout_pb2.PAYOUT_OUTCOME_SUCCEEDED,
     )
     (transfer,) = payout_response.transfers
-    assert (transfer.fit, transfer.amount) == (payout_pb2.TRANSFER_MATCH_EXACT, "20.00")
+    assert (transfer.match, transfer.amount) == (payout_pb2.TRANSFER_MATCH_EXACT, "20.00")
     assert wallet_amounts(payout_client, seller) == ("30.00", "0.00", "0.00")
     assert account_balance(payout_client, f"sellers/{seller}") == "30.00"
     hold = payout_client.wallet.GetHold(
@@ -496,7 +496,7 @@ def test_what_was_paid_after_it_failed_is_taken_as_a_fact(
         lambda: get_payout(payout_client, payout.payout_id).payout.paid_amount == "10.00"
     )
     payout_response = wait_for_state(payout_client, payout.payout_id, "FAILED")
-    assert payout_response.transfers[0].fit == payout_pb2.TRANSFER_MATCH_AFTER_FAILURE
+    assert payout_response.transfers[0].match == payout_pb2.TRANSFER_MATCH_AFTER_FAILURE
     assert wallet_amounts(payout_client, seller) == ("0.00", "0.00", "8.00")
     assert account_balance(payout_client, f"sellers/{seller}") == "-8.00"
     assert eventually(

@@ -702,7 +702,7 @@ def test_a_new_destination_waits_and_the_old_one_stays_in_use(
             expect_error_reason(lambda: create_payout(money, seller, "1.00"))
             == "DESTINATION_UNUSABLE"
         )
-        assert [shortfall.limit for shortfall in preview_payout(money, seller).shortfalls] == [
+        assert [shortfall.blocker for shortfall in preview_payout(money, seller).shortfalls] == [
             payout_pb2.PAYOUT_BLOCKER_DESTINATION_COOLDOWN
         ]
         _advance_clock(scratch_database, hours=2)

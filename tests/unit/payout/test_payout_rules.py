@@ -798,7 +798,7 @@ def test_a_payout_is_accepted_just_where_it_can_be_paid(
             assert asked is not None
             assert asked < terms.minimum_amount or asked <= terms.fee
             return
-        assert refused.metadata["limits"] == ",".join(can.shortfalls)
+        assert refused.metadata["blockers"] == ",".join(can.shortfalls)
         nowhere = any(
             limit.endswith("DESTINATION") or limit.startswith("DESTINATION")
             for limit in can.shortfalls

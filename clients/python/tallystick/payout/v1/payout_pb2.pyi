@@ -908,7 +908,7 @@ class PayoutTransfer(_message.Message):
 
     PROVIDER_FIELD_NUMBER: _builtins.int
     PROVIDER_REFERENCE_FIELD_NUMBER: _builtins.int
-    FIT_FIELD_NUMBER: _builtins.int
+    MATCH_FIELD_NUMBER: _builtins.int
     AMOUNT_FIELD_NUMBER: _builtins.int
     CURRENCY_FIELD_NUMBER: _builtins.int
     RETURNED_AMOUNT_FIELD_NUMBER: _builtins.int
@@ -922,7 +922,7 @@ class PayoutTransfer(_message.Message):
     """The provider that made the transfer."""
     provider_reference: _builtins.str
     """The provider's id of the transfer, unique for each transfer."""
-    fit: Global___TransferMatch.ValueType
+    match: Global___TransferMatch.ValueType
     """How it matches the payout."""
     amount: _builtins.str
     """The amount paid: decimal text in major units."""
@@ -957,7 +957,7 @@ class PayoutTransfer(_message.Message):
         *,
         provider: _builtins.str = ...,
         provider_reference: _builtins.str = ...,
-        fit: Global___TransferMatch.ValueType = ...,
+        match: Global___TransferMatch.ValueType = ...,
         amount: _builtins.str = ...,
         currency: _builtins.str = ...,
         returned_amount: _builtins.str = ...,
@@ -970,7 +970,7 @@ class PayoutTransfer(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledge_time", b"acknowledge_time", "create_time", b"create_time", "return_time", b"return_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledge_reason", b"acknowledge_reason", "acknowledge_time", b"acknowledge_time", "acknowledged_by", b"acknowledged_by", "amount", b"amount", "create_time", b"create_time", "currency", b"currency", "fit", b"fit", "provider", b"provider", "provider_reference", b"provider_reference", "return_time", b"return_time", "returned_amount", b"returned_amount", "returned_currency", b"returned_currency"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledge_reason", b"acknowledge_reason", "acknowledge_time", b"acknowledge_time", "acknowledged_by", b"acknowledged_by", "amount", b"amount", "create_time", b"create_time", "currency", b"currency", "match", b"match", "provider", b"provider", "provider_reference", b"provider_reference", "return_time", b"return_time", "returned_amount", b"returned_amount", "returned_currency", b"returned_currency"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1033,21 +1033,21 @@ class PayoutShortfall(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    LIMIT_FIELD_NUMBER: _builtins.int
+    BLOCKER_FIELD_NUMBER: _builtins.int
     AMOUNT_FIELD_NUMBER: _builtins.int
-    limit: Global___PayoutBlocker.ValueType
+    blocker: Global___PayoutBlocker.ValueType
     """The blocker."""
     amount: _builtins.str
     """The blocked amount: decimal text in major units; zero if there is no other money to block."""
     def __init__(
         self,
         *,
-        limit: Global___PayoutBlocker.ValueType = ...,
+        blocker: Global___PayoutBlocker.ValueType = ...,
         amount: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "limit", b"limit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "blocker", b"blocker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1231,8 +1231,8 @@ class PayoutBatch(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     RUN_FIELD_NUMBER: _builtins.int
     ITEM_COUNT_FIELD_NUMBER: _builtins.int
-    COLLECTED_COUNT_FIELD_NUMBER: _builtins.int
-    REFUSED_COUNT_FIELD_NUMBER: _builtins.int
+    GENERATED_COUNT_FIELD_NUMBER: _builtins.int
+    REJECTED_COUNT_FIELD_NUMBER: _builtins.int
     TOTALS_FIELD_NUMBER: _builtins.int
     CALLER_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
@@ -1251,9 +1251,9 @@ class PayoutBatch(_message.Message):
     """The number of requested payouts. For a run: the number of sellers whose wallets it must check,
     as far as known.
     """
-    collected_count: _builtins.int
+    generated_count: _builtins.int
     """The number of items processed so far; each became a payout or was rejected."""
-    refused_count: _builtins.int
+    rejected_count: _builtins.int
     """The number of rejected items."""
     caller: _builtins.str
     """The caller that created it. For a run at a cut-off: the caller that set the schedule."""
@@ -1297,8 +1297,8 @@ class PayoutBatch(_message.Message):
         state: Global___PayoutBatchState.ValueType = ...,
         run: Global___PayoutRun | None = ...,
         item_count: _builtins.int = ...,
-        collected_count: _builtins.int = ...,
-        refused_count: _builtins.int = ...,
+        generated_count: _builtins.int = ...,
+        rejected_count: _builtins.int = ...,
         totals: _abc.Iterable[Global___PayoutTotal] | None = ...,
         caller: _builtins.str = ...,
         version: _builtins.int = ...,
@@ -1310,7 +1310,7 @@ class PayoutBatch(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "done_time", b"done_time", "run", b"run", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "collected_count", b"collected_count", "create_time", b"create_time", "done_time", b"done_time", "item_count", b"item_count", "owner", b"owner", "payout_batch_id", b"payout_batch_id", "refused_count", b"refused_count", "run", b"run", "skipped_count", b"skipped_count", "state", b"state", "totals", b"totals", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "create_time", b"create_time", "done_time", b"done_time", "generated_count", b"generated_count", "item_count", b"item_count", "owner", b"owner", "payout_batch_id", b"payout_batch_id", "rejected_count", b"rejected_count", "run", b"run", "skipped_count", b"skipped_count", "state", b"state", "totals", b"totals", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1336,7 +1336,7 @@ class PayoutBatchItem(_message.Message):
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
-        """Why the item was rejected, with ErrorInfo in its details. The metadata "limits" lists each
+        """Why the item was rejected, with ErrorInfo in its details. The metadata "blockers" lists each
         PayoutBlocker that applies. The id can be used again.
         """
 

@@ -1045,14 +1045,14 @@ class GetPayoutBatchRequest(_message.Message):
 
     PAYOUT_BATCH_ID_FIELD_NUMBER: _builtins.int
     PAYOUT_STATE_FIELD_NUMBER: _builtins.int
-    REFUSED_FIELD_NUMBER: _builtins.int
+    REJECTED_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     payout_batch_id: _builtins.str
     """The batch."""
     payout_state: _payout_pb2.PayoutState.ValueType
     """Only payouts in this state."""
-    refused: _builtins.bool
+    rejected: _builtins.bool
     """Only rejected payouts."""
     page_size: _builtins.int
     """Page size: 0 means 50; values above 200 mean 200."""
@@ -1063,13 +1063,13 @@ class GetPayoutBatchRequest(_message.Message):
         *,
         payout_batch_id: _builtins.str = ...,
         payout_state: _payout_pb2.PayoutState.ValueType = ...,
-        refused: _builtins.bool = ...,
+        rejected: _builtins.bool = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "payout_batch_id", b"payout_batch_id", "payout_state", b"payout_state", "refused", b"refused"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "payout_batch_id", b"payout_batch_id", "payout_state", b"payout_state", "rejected", b"rejected"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
