@@ -726,7 +726,9 @@ def test_the_command_says_so_and_exits_1(filled_database: DatabaseUrls) -> None:
         "TALLYSTICK_DATA_DIR": str(filled_database.passwords.path.parent),
     }
     good = run_command("verify", "--json", **environment)
-    assert (good.returncode, json.loads(good.stdout)["passed"]) == (0, True), good.stderr
+    report = json.loads(good.stdout)
+    assert (good.returncode, report["passed"]) == (0, True), good.stderr
+    assert all(list(c) == ["name", "invariants", "rows", "failures"] for c in report["checks"])
     with psycopg.connect(filled_database.admin) as connection:
         connection.execute("set session_replication_role = replica")
         connection.execute("update ledger.tx set description = 'x' where sequence = 4")

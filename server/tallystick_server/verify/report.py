@@ -59,7 +59,7 @@ class Report:
                 "name": c.name,
                 "invariants": c.invariants.split(),
                 "rows": c.row_count,
-                "wrong": c.failures,
+                "failures": c.failures,
             }
             for c in self.checks
         ]
