@@ -23,8 +23,9 @@ from tallystick_server.app import configuration
 from tallystick_server.app.configuration import SERVICES
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.database.migrate import SCHEMAS
-from tallystick_server.cli import main, messages, operator_calls
+from tallystick_server.cli import main, messages
 from tallystick_server.cli.main import ServiceName
+from tallystick_server.cli.operator import calls as operator_calls
 from tallystick_server.cli.output import Column, print_table
 from tests.support.payments import create_payment
 from tests.support.platform import ServedPlatform, eventually, run_command

@@ -25,9 +25,8 @@ from tallystick_server.app.database.connections import DatabaseUrls, open_databa
 from tallystick_server.app.database.migrate import migrate
 from tallystick_server.app.errors import StartupError
 from tallystick_server.cli.main import print_report
-from tallystick_server.cli.operator import example
 from tallystick_server.cli.output import print_heading, print_line, print_status
-from tallystick_server.cli.runner import load_settings, run_app
+from tallystick_server.cli.runner import example, load_settings, run_app
 from tallystick_server.observability import tracing
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tallystick_server.verify.run import verify

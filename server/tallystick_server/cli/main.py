@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tallystick_server.app.errors import StartupError
-from tallystick_server.cli import operator
-from tallystick_server.cli.operator import example
+from tallystick_server.cli.operator.commands import add_commands
 from tallystick_server.cli.output import (
     Column,
     escape,
@@ -23,7 +22,7 @@ from tallystick_server.cli.output import (
     print_table,
     show_progress,
 )
-from tallystick_server.cli.runner import PanelGroup, load_settings, run_app, whole_number
+from tallystick_server.cli.runner import PanelGroup, example, load_settings, run_app, whole_number
 
 if TYPE_CHECKING:
     from tallystick_server.verify.report import Report
@@ -265,7 +264,7 @@ def _reject_unusable_database(url: str, service: str) -> None:
         ) from error
 
 
-operator.add_commands(app)
+add_commands(app)
 
 if __name__ == "__main__":
     main()

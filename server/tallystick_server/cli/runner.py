@@ -99,6 +99,13 @@ def load_settings(config: Path | None) -> Settings:
     return configuration.load(path=str(config) if config else None)
 
 
+def example(*lines: str) -> str:
+    """The examples of a command, for the end of its help."""
+    return "\n".join(
+        ["\b", "Example:" if len(lines) == 1 else "Examples:", *(f"  {line}" for line in lines)]
+    )
+
+
 def whole_number(minimum: int, maximum: int) -> Callable[[str], int]:
     """A parser of an option's value."""
 

@@ -1,0 +1,1 @@
+"""The commands for operators of a running platform."""

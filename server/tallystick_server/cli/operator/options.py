@@ -1,0 +1,21 @@
+"""The options that several operator commands have."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+AddressOption = Annotated[
+    str,
+    typer.Option(
+        "--address",
+        metavar="HOST:PORT",
+        help="Address of the platform. By default the setting TALLYSTICK_SERVER__LISTEN.",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
+ReasonOption = Annotated[
+    str, typer.Option("--reason", help="Why. It is stored with your name.", show_default=False)
+]
