@@ -493,7 +493,7 @@ BUGS = (
     ),
     PlantedBug(
         "a dead letter is closed although nobody could ask the provider",
-        f"{_SERVER}/operations/operator_handlers.py",
+        f"{_SERVER}/operations/dead_letter_commands.py",
         "        if isinstance(outcome, CircuitOpen):\n            retry_after",
         "        if isinstance(outcome, CircuitOpen) and outcome.retry_after:\n            "
         "retry_after",
@@ -870,7 +870,7 @@ BUGS = (
     ),
     PlantedBug(
         "a closed dead letter is handed over by the call, which may go away",
-        f"{_SERVER}/operations/operator_handlers.py",
+        f"{_SERVER}/operations/dead_letter_commands.py",
         "            await self._worker.run_detached(commit_close)\n",
         "            await commit_close()\n",
         "tests/services/payout/test_approvals.py -k goes_away",

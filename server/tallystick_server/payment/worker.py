@@ -23,9 +23,9 @@ from tallystick_core.provider.outcome import (
 from tallystick_core.provider.payment_provider import PaymentProvider
 from tallystick_server.observability.tracing import current_context, traceparent
 from tallystick_server.operations.batcher import MAX_QUEUED_CALLS, Batcher
+from tallystick_server.operations.dead_letter_commands import DeadLetters
 from tallystick_server.operations.dead_letters import requeue_to_end
 from tallystick_server.operations.operation import OperationResult
-from tallystick_server.operations.operator_handlers import DeadLetters
 from tallystick_server.operations.periodic import Periodic
 from tallystick_server.operations.reschedule import FailedStep
 from tallystick_server.operations.worker import (

@@ -30,8 +30,8 @@ from tallystick_core.payout.state import PayoutState, PayoutTransitionReason, Pa
 from tallystick_core.provider.outcome import PayoutFailure, RetryReason
 from tallystick_core.provider.payout_provider import PayoutProvider
 from tallystick_server.operations.batcher import MAX_QUEUED_CALLS, Batcher
+from tallystick_server.operations.dead_letter_commands import DeadLetters
 from tallystick_server.operations.operation import OperationResult
-from tallystick_server.operations.operator_handlers import DeadLetters
 from tallystick_server.operations.periodic import Periodic
 from tallystick_server.operations.reschedule import FailedStep
 from tallystick_server.operations.worker import (

@@ -1,0 +1,369 @@
+"""The decisions of operators about dead letters: retry and close, singly or many."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+from sqlalchemy import Connection, Row
+
+from tallystick_core.errors import ApiError, ErrorReason, not_found_error
+from tallystick_core.operations.dead_letter import DeadLetterState
+from tallystick_core.operations.next_action import NextAction
+from tallystick_core.provider.outcome import (
+    Declined,
+    NotFound,
+    NotSent,
+    ProviderOutcome,
+    RetryReason,
+    Returned,
+    Succeeded,
+    Unknown,
+    Verified,
+)
+from tallystick_core.state_machine import Verb, invalid_state_error
+from tallystick_server.operations import dead_letters
+from tallystick_server.operations.operation import LeasedOperation
+from tallystick_server.operations.worker import OperationWorker, is_duplicate_reference
+from tallystick_server.providers.gateway import CircuitOpen
+from tallystick_storage import dead_letters as dead_letter_store
+from tallystick_storage import operations as operation_store
+from tallystick_storage.database import ConstraintViolation, Database
+
+H = TypeVar("H", bound=LeasedOperation)
+G = TypeVar("G")
+DeadLetterCursor = tuple[datetime, str] | None
+"""The (create_time, id) of the dead letter before the next one; None: start with the first."""
+
+_RETRY, _CLOSE = Verb("RETRY", "retried"), Verb("CLOSE", "closed")
+_RETRY_AFTER_SECONDS = 1.0
+_MAX_RETRIED = 500
+_MAX_CLOSED = 20
+_MAX_CONCURRENT_CLOSES = 5  # each of them calls a provider
+_SAMPLE_SIZE = 20
+
+
+class DeadLetters(Generic[H, G]):
+    """The commands of operators for dead letters. Only a late provider outcome resolves one without
+    an operator.
+    """
+
+    def __init__(self, database: Database, worker: OperationWorker[H, G]) -> None:
+        self._database = database
+        self._worker = worker
+
+    def operation_id(self, row: Row[Any]) -> str:
+        return self._worker.operation_id(row.resource_name)
+
+    async def find(self, dead_letter_id: str, *, changed: bool = False) -> Row[Any]:
+        """Reads the dead letter; `changed` as in `Database.read`. Raises NOT_FOUND."""
+        row = await self._database.read(
+            lambda connection: dead_letter_store.find(connection, dead_letter_id), changed=changed
+        )
+        if row is None:
+            raise not_found_error("dead letter", dead_letter_id)
+        return row
+
+    async def retry(self, dead_letter_id: str, operator: str, reason: str) -> tuple[Row[Any], bool]:
+        """Requeues the operation. Returns the current dead letter, and whether the call is a
+        repeat.
+
+        Raises NOT_FOUND, INVALID_STATE.
+        """
+        resolution = _Resolution(DeadLetterState.RETRIED, operator, reason)
+        row = await self.find(dead_letter_id)
+
+        def retry(connection: Connection) -> None:
+            operation_store.lock(connection, [self.operation_id(row)])
+            resolution.apply(connection, row)
+            operation_store.requeue(connection, [self.operation_id(row)])
+
+        is_applied = False
+        with suppress(_ConcurrentChange):
+            await self._database.transact(retry)
+            is_applied = True
+        return await self._read_resolved(dead_letter_id, _RETRY, resolution), not is_applied
+
+    async def retry_many(
+        self,
+        filters: dead_letter_store.DeadLetterFilter,
+        cursor: DeadLetterCursor,
+        operator: str,
+        reason: str,
+    ) -> tuple[Sequence[Row[Any]], set[str], bool]:
+        """Requeues the operations of the next dead letters that match. Returns those, the ids of
+        those that were still open, and whether there are more.
+        """
+        resolution = _Resolution(DeadLetterState.RETRIED, operator, reason)
+
+        def retry(connection: Connection) -> tuple[Sequence[Row[Any]], set[str], bool]:
+            rows = dead_letter_store.list_open_after(connection, filters, cursor, _MAX_RETRIED + 1)
+            page = rows[:_MAX_RETRIED]
+            operation_store.lock(connection, [self.operation_id(row) for row in page])
+            retried_rows = resolution.apply_all(connection, page)
+            operation_store.requeue(connection, [self.operation_id(row) for row in retried_rows])
+            return page, {row.dead_letter_id for row in retried_rows}, len(rows) > len(page)
+
+        return await self._database.transact(retry)
+
+    async def close_many(
+        self,
+        filters: dead_letter_store.DeadLetterFilter,
+        cursor: DeadLetterCursor,
+        operator: str,
+        reason: str,
+        evidence: str,
+    ) -> tuple[Sequence[Row[Any]], Sequence[Row[Any] | ApiError], bool]:
+        """Closes the next dead letters that match, as `close` does. Returns those, the result of
+        each, and whether there are more.
+        """
+        rows = await self._database.read(
+            lambda connection: dead_letter_store.list_open_after(
+                connection, filters, cursor, _MAX_CLOSED + 1
+            )
+        )
+        page = rows[:_MAX_CLOSED]
+        semaphore = asyncio.Semaphore(_MAX_CONCURRENT_CLOSES)
+
+        async def close_one(row: Row[Any]) -> Row[Any] | ApiError:
+            async with semaphore:
+                try:
+                    return (
+                        await self.close(
+                            row.dead_letter_id,
+                            operator,
+                            reason,
+                            evidence,
+                            evidence_is_specific=False,
+                        )
+                    )[0]
+                except ApiError as error:
+                    return error
+
+        return page, await asyncio.gather(*(close_one(row) for row in page)), len(rows) > len(page)
+
+    async def preview(
+        self, filters: dead_letter_store.DeadLetterFilter
+    ) -> tuple[Sequence[Row[Any]], list[str]]:
+        """The number of matching open dead letters by cause and provider, and the first ids."""
+
+        def load(connection: Connection) -> tuple[Sequence[Row[Any]], list[str]]:
+            sample = dead_letter_store.list_open_after(connection, filters, None, _SAMPLE_SIZE)
+            return dead_letter_store.count_open(connection, filters), [
+                row.dead_letter_id for row in sample
+            ]
+
+        return await self._database.read(load)
+
+    async def now(self) -> datetime:
+        """The database's time. A bulk call excludes dead letters created after its start."""
+        return await self._database.read(dead_letter_store.now)
+
+    async def close(
+        self,
+        dead_letter_id: str,
+        operator: str,
+        reason: str,
+        evidence: str,
+        *,
+        evidence_is_specific: bool = True,
+    ) -> tuple[Row[Any], bool]:
+        """Fails the operation, unless the provider reports a definite outcome. Returns the current
+        dead letter, and whether it was closed before.
+
+        Raises NOT_FOUND, INVALID_STATE.
+
+        `evidence_is_specific`: the evidence is about this dead letter alone. This is required if
+        the provider's answer belongs to another operation.
+        """
+        resolution = _Resolution(DeadLetterState.CLOSED, operator, reason, evidence)
+        row = await self.find(dead_letter_id)
+        if row.state != DeadLetterState.OPEN:  # already resolved: the provider need not be called
+            return await self._read_resolved(dead_letter_id, _CLOSE, resolution), True
+        operation, outcome = await self._call_provider(row)
+        match outcome:
+            case Succeeded() | Declined() | Returned() | Verified():
+                try:
+                    await self._worker.record(operation, outcome)  # resolves the dead letter
+                except ConstraintViolation as error:
+                    _reject_unstorable(error, evidence_is_specific=evidence_is_specific)
+                else:
+                    return await self.find(dead_letter_id), False
+            case Unknown(retry_reason=RetryReason.MISMATCHED_OPERATION):
+                _require_specific_evidence(evidence_is_specific=evidence_is_specific)
+            case NotSent() | Unknown() | NotFound():
+                pass
+            case _:
+                raise _state_error(
+                    "The provider still works on it; retry the dead letter, and wait.", "PENDING"
+                )
+
+        def close(connection: Connection) -> G:
+            (leased_operation,) = self._claim(connection, operation.operation_id)
+            result = self._worker.close(connection, leased_operation, operator, reason)
+            resolution.apply(connection, row)
+            return result
+
+        async def commit_close() -> None:
+            self._worker.after_failure(operation, await self._database.transact(close))
+
+        is_applied = False
+        with suppress(_ConcurrentChange):
+            await self._worker.run_detached(commit_close)
+            is_applied = True
+        return await self._read_resolved(dead_letter_id, _CLOSE, resolution), not is_applied
+
+    async def _call_provider(self, row: Row[Any]) -> tuple[H, ProviderOutcome]:
+        """Looks up the operation at its provider. Raises PROVIDER_UNAVAILABLE, INVALID_STATE."""
+        tokens, now = {self.operation_id(row): 0}, asyncio.get_running_loop().time()
+        operations = await self._database.load(
+            lambda connection: self._worker.load(connection, tokens, now)
+        )
+        if not operations:
+            raise _state_error(
+                "It came to its end meanwhile; read the dead letter again.", "RESOLVED"
+            )
+        (operation,) = operations
+        action = operation.next_action(
+            now, self._worker.gateway.key_window(operation.provider), self._worker.lease_seconds
+        )
+        if action in (NextAction.PLACE_HOLD, NextAction.BOOK):
+            raise _state_error(
+                "It waits for wallet or ledger, not for its provider; retry the dead letter.",
+                "BOOKING_UNAVAILABLE",
+            )
+        if action is NextAction.APPLY_RECORDED:
+            raise _state_error(
+                "Its provider's answer is stored and cannot be applied; remove the cause, then "
+                "retry the dead letter.",
+                "UNAPPLIED_ANSWER",
+            )
+        # without the provider, the operator's evidence decides
+        if not self._worker.gateway.is_configured(operation.provider):
+            return operation, Unknown(f"the provider {operation.provider} is not configured")
+        outcome = await self._worker.gateway.call(operation, NextAction.LOOK_UP)
+        if isinstance(outcome, CircuitOpen):
+            retry_after = outcome.retry_after or _RETRY_AFTER_SECONDS
+            raise ApiError(
+                ErrorReason.PROVIDER_UNAVAILABLE,
+                "The provider does not answer, and is asked before anything is closed.",
+                retry_after=retry_after,
+            )
+        return operation, outcome
+
+    def _claim(self, connection: Connection, operation_id: str) -> Sequence[H]:
+        """Leases the operation. Raises _ConcurrentChange if it has progressed since."""
+        token = (
+            operation_store.claim_dead_lettered(
+                connection, operation_id, self._worker.lease_seconds
+            )
+            if self._worker.lock_unresolved(connection, [operation_id])
+            else None
+        )
+        if token is None:
+            raise _ConcurrentChange
+        return self._worker.load(connection, {operation_id: token}, 0.0)
+
+    async def _read_resolved(
+        self, dead_letter_id: str, verb: Verb, resolution: _Resolution
+    ) -> Row[Any]:
+        """Reads the current dead letter. Raises INVALID_STATE if it was resolved in another way."""
+        row = await self.find(dead_letter_id, changed=True)
+        if not resolution.matches(row):
+            if row.state != DeadLetterState.OPEN:
+                raise invalid_state_error("dead letter", row.state, verb)
+            raise _state_error(
+                "Somebody else works on it now; read the dead letter again.", row.state, verb
+            )
+        return row
+
+
+class _ConcurrentChange(Exception):
+    """Another process changed the dead letter first; nothing is stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Resolution:
+    """How to resolve a dead letter, by whom and why."""
+
+    state: DeadLetterState
+    operator: str
+    reason: str
+    evidence: str = ""
+
+    def matches(self, row: Row[Any]) -> bool:
+        """Whether the row was resolved in this way."""
+        return (row.state, row.operator, row.reason, row.evidence) == (
+            self.state,
+            self.operator,
+            self.reason,
+            self.evidence,
+        )
+
+    def apply(self, connection: Connection, row: Row[Any]) -> None:
+        """Resolves an open dead letter and records the event. Raises _ConcurrentChange if it is
+        resolved already.
+        """
+        rows = dead_letter_store.end(
+            connection, [row.resource_name], self.state, self.operator, self.reason, self.evidence
+        )
+        if [ended_row.dead_letter_id for ended_row in rows] != [row.dead_letter_id]:
+            raise _ConcurrentChange
+        dead_letters.emit_changed(connection, rows, lambda _: (self.operator, ""))
+
+    def apply_all(self, connection: Connection, rows: Sequence[Row[Any]]) -> Sequence[Row[Any]]:
+        """Resolves the open ones among the dead letters and records their events. Returns the
+        resolved rows.
+        """
+        resource_names = [row.resource_name for row in rows]
+        ids = [row.dead_letter_id for row in rows]
+        ended_rows = (
+            dead_letter_store.end(
+                connection,
+                resource_names,
+                self.state,
+                self.operator,
+                self.reason,
+                self.evidence,
+                ids=ids,
+            )
+            if rows
+            else ()
+        )
+        dead_letters.emit_changed(connection, ended_rows, lambda _: (self.operator, ""))
+        return ended_rows
+
+
+def _reject_unstorable(error: ConstraintViolation, *, evidence_is_specific: bool) -> None:
+    """Raises INVALID_STATE unless the provider reference belongs to another operation. That answer
+    proves nothing about this one, so the operator's evidence decides.
+    """
+    if not is_duplicate_reference(error):
+        raise _state_error(
+            "What its provider answers cannot be stored, and has to be set right with the "
+            "provider first.",
+            "UNSTORABLE",
+        ) from None
+    _require_specific_evidence(evidence_is_specific=evidence_is_specific)
+
+
+def _require_specific_evidence(*, evidence_is_specific: bool) -> None:
+    """Raises INVALID_STATE if evidence that is not specific to this dead letter would overrule an
+    answer about another operation.
+    """
+    if not evidence_is_specific:
+        message = (
+            "Its provider answers with another one's money; close it by CloseDeadLetter, with "
+            "evidence about it alone."
+        )
+        raise _state_error(message, "MISMATCHED_OPERATION") from None
+
+
+def _state_error(message: str, state: str, verb: Verb = _CLOSE) -> ApiError:
+    return ApiError(
+        ErrorReason.INVALID_STATE, message, metadata={"state": state, "verb": verb.name}
+    )
