@@ -195,6 +195,36 @@ def test_the_rules_and_the_contract_have_the_same_names(enum: type[StrEnum], wir
     assert names == set(enum.__members__) == {str(member) for member in enum}
 
 
+@pytest.mark.parametrize(
+    ("file", "table", "column", "wire"),
+    [
+        ("__init__.py", "dead_letter", "state", operator_pb2.DeadLetterState),
+        ("payment/0001_payment.py", "checkout", "charge_mode", payment_pb2.ChargeMode),
+        ("payment/0001_payment.py", "payment_order", "status", payment_pb2.PaymentOrderStatus),
+        ("payment/0001_payment.py", "unapplied_charge", "cause", payment_pb2.UnappliedCause),
+        ("payout/0001_payout.py", "payout", "state", payout_pb2.PayoutState),
+        ("payout/0001_payout.py", "payout_batch", "state", payout_pb2.PayoutBatchState),
+        ("payout/0001_payout.py", "payout_destination", "state", payout_pb2.PayoutDestinationState),
+        ("payout/0001_payout.py", "payout_schedule", "interval", payout_pb2.PayoutInterval),
+        ("payout/0001_payout.py", "transfer", "match", payout_pb2.TransferMatch),
+        ("wallet/0001_wallet.py", "hold", "purpose", wallet_pb2.HoldPurpose),
+        ("wallet/0001_wallet.py", "seller_assignment", "state", wallet_pb2.SellerAssignmentState),
+        ("wallet/0001_wallet.py", "wallet_entry", "kind", wallet_pb2.WalletEntryKind),
+    ],
+)
+def test_a_table_allows_the_values_of_the_contract(
+    file: str, table: str, column: str, wire: object
+) -> None:
+    """A column with a list of allowed values has those of its enum on the wire."""
+    migrations = ROOT / "storage" / "tallystick_storage" / "migrations"
+    definition = (migrations / file).read_text().partition(f"create table {table} (")[2]
+    match = re.search(rf"check \({column} in \(([^()]*)\)", definition.partition("\n);")[0])
+    assert match is not None
+    prefix = re.sub(r"(?<!^)(?=[A-Z])", "_", wire.DESCRIPTOR.name).upper() + "_"  # type: ignore[attr-defined]
+    names = {name.removeprefix(prefix) for name in wire.keys()} - {"UNSPECIFIED"}  # type: ignore[attr-defined]
+    assert set(re.findall(r"'(\w+)'", match[1])) == names
+
+
 def test_outcomes_are_the_contracts() -> None:
     """The provider outcomes of the rules are those of the contract: five for a charge, seven for a
     payout.
