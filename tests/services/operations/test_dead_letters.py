@@ -913,6 +913,9 @@ def test_the_command_line_works_through_many(scratch_database: DatabaseUrls) -> 
         )
         _, out, _ = command("dead-letters", "close", "--all", "--json", "--dry-run", *why)
         preview = json.loads(out)
+        assert preview["counts"] == [
+            {"cause": "DEAD_LETTER_CAUSE_REJECTED", "provider": "sandbox", "count": 23}
+        ]
         code, out, progress = command(
             "dead-letters",
             "close",
