@@ -98,6 +98,9 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
         self._retry_policies = settings.retry_policies
         self._create_bulkhead = Bulkhead(settings.max_in_flight, settings.max_owner_share)  # orders
         self._admission = PaymentAdmission(database, self.gateway, provider, max_queued_charges)
+        self._seller_owners = SellerOwnerCache(
+            database, SellerOwners(service_client, wallet_address), seller_check_interval
+        )
         creator = PaymentCreator(
             database,
             risk,
@@ -108,6 +111,35 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
             self.start_operation,
             self._admission.remaining_capacity,
         )
+        delivery = DeliveryConfirmation(database, service_client, wallet_address)
+        poller = FailedChargePoller(
+            database,
+            self.gateway,
+            settings.retry_policies,
+            providers,
+            self.record,
+            self.make_poll_lease_acquirer(owner_id),
+        )
+        self._add_batchers(
+            creator,
+            PaymentOutcomeRecorder(database, resolve_within),
+            PaymentBooking(database, service_client, wallet_address, ledger_address),
+            delivery,
+        )
+        self._add_periodic_tasks(
+            settings.scan_interval_seconds,
+            UnappliedChargeBooking(database, service_client, ledger_address),
+            poller,
+            delivery,
+        )
+
+    def _add_batchers(
+        self,
+        creator: PaymentCreator,
+        recorder: PaymentOutcomeRecorder,
+        booking: PaymentBooking,
+        delivery: DeliveryConfirmation,
+    ) -> None:
         self._create_batcher: Batcher[CreatePaymentCommand, CreatePaymentResult] = Batcher(
             "payment.accept",
             creator.run,
@@ -119,12 +151,11 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
         self._record_batcher: Batcher[OperationResult[Charge, ChargeOutcome], RecordResult] = (
             Batcher(
                 "payment.record",
-                PaymentOutcomeRecorder(database, resolve_within).run,
+                recorder.run,
                 max_batch=MAX_ITEMS,
                 size_of=lambda command: command.operation.weight,
             )
         )
-        booking = PaymentBooking(database, service_client, wallet_address, ledger_address)
         self._booking_batcher: Batcher[Charge, payment_pb2.Payment | None] = Batcher(
             "payment.settle",
             booking.run,
@@ -132,24 +163,8 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
             size_of=lambda command: command.weight,
             concurrency=DOWNSTREAM_CONCURRENCY,
         )
-        delivery = DeliveryConfirmation(database, service_client, wallet_address)
-        poller = FailedChargePoller(
-            database,
-            self.gateway,
-            settings.retry_policies,
-            providers,
-            self.record,
-            self.make_poll_lease_acquirer(owner_id),
-        )
-        self.polling = Periodic("payment.watch", settings.scan_interval_seconds, poller.run_once)
-        self._releases = Periodic(
-            "payment.release", settings.scan_interval_seconds, delivery.run_once
-        )
         self._delivery_batcher: Batcher[str, bool] = Batcher(
             "payment.deliver", delivery.run, drop_abandoned=True, max_queued=MAX_QUEUED_CALLS
-        )
-        self._seller_owners = SellerOwnerCache(
-            database, SellerOwners(service_client, wallet_address), seller_check_interval
         )
         self._batchers += [
             self._admission.batcher,
@@ -159,14 +174,20 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
             self._booking_batcher,
             self._delivery_batcher,
         ]
+
+    def _add_periodic_tasks(
+        self,
+        interval_seconds: float,
+        unapplied_charges: UnappliedChargeBooking,
+        poller: FailedChargePoller,
+        delivery: DeliveryConfirmation,
+    ) -> None:
+        self.polling = Periodic("payment.watch", interval_seconds, poller.run_once)
+        self._releases = Periodic("payment.release", interval_seconds, delivery.run_once)
         self._periodic_tasks += [
-            Periodic(
-                "payment.unapplied",
-                settings.scan_interval_seconds,
-                UnappliedChargeBooking(database, service_client, ledger_address).run_once,
-            ),
+            Periodic("payment.unapplied", interval_seconds, unapplied_charges.run_once),
             self.polling,
-            Periodic("payment.overdue", settings.scan_interval_seconds, self.end_overdue),
+            Periodic("payment.overdue", interval_seconds, self.end_overdue),
             self._releases,
         ]
 

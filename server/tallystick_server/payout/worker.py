@@ -131,6 +131,41 @@ class PayoutWorker(OperationWorker[Operation, Mapping[str, Operation]]):
             self.start_operation,
             self.run_detached,
         )
+        recorder = PayoutOutcomeRecorder(database)
+        self._add_batchers(
+            HoldPlacer(
+                database, service_client, wallet_address, payout_settings.approval_thresholds
+            ),
+            recorder,
+            PayoutBooking(
+                database, service_client, wallet_address, ledger_address, settings.retry_policies
+            ),
+        )
+        poller = CompletedPayoutPoller(
+            database,
+            self.gateway,
+            settings.retry_policies,
+            self.record,
+            recorder.record_misdirected,
+            self.make_poll_lease_acquirer(owner_id),
+        )
+        generator = BatchGenerator(
+            database,
+            self.creator,
+            self.wallet_reader,
+            owner_id,
+            lambda: self.in_flight_count,
+            self.run_detached,
+        )
+        self.polling = Periodic("payout.watch", settings.scan_interval_seconds, poller.run_once)
+        self.generation = Periodic(
+            "payout.collect", settings.scan_interval_seconds, generator.run_once
+        )
+        self._periodic_tasks += [self.polling, self.generation]
+
+    def _add_batchers(
+        self, hold_placer: HoldPlacer, recorder: PayoutOutcomeRecorder, booking: PayoutBooking
+    ) -> None:
         self._create_batcher: Batcher[CreatePayoutCommand, CreatePayoutResult] = Batcher(
             "payout.accept",
             self.creator.run,
@@ -140,27 +175,22 @@ class PayoutWorker(OperationWorker[Operation, Mapping[str, Operation]]):
         )
         self._hold_batcher: Batcher[PayoutOperation, PayoutOperation] = Batcher(
             "payout.prepare",
-            HoldPlacer(
-                database, service_client, wallet_address, payout_settings.approval_thresholds
-            ).run,
+            hold_placer.run,
             max_batch=MAX_ITEMS,
             concurrency=DOWNSTREAM_CONCURRENCY,
         )
-        recorder = PayoutOutcomeRecorder(database)
         self._record_batcher: Batcher[OperationResult[PayoutOperation, Any], PayoutOperation] = (
             Batcher("payout.record", recorder.run, max_batch=MAX_ITEMS)
         )
         self._booking_batcher: Batcher[PayoutOperation, PayoutOperation] = Batcher(
             "payout.settle",
-            PayoutBooking(
-                database, service_client, wallet_address, ledger_address, settings.retry_policies
-            ).run,
+            booking.run,
             max_batch=MAX_ITEMS,
             concurrency=DOWNSTREAM_CONCURRENCY,
         )
         self._verification_batcher: Batcher[
             OperationResult[DestinationVerification, Any], DestinationVerification
-        ] = Batcher("payout.verify", VerificationRecorder(database).run)
+        ] = Batcher("payout.verify", VerificationRecorder(self._database).run)
         self._batchers += [
             self._create_batcher,
             self._hold_batcher,
@@ -168,27 +198,6 @@ class PayoutWorker(OperationWorker[Operation, Mapping[str, Operation]]):
             self._booking_batcher,
             self._verification_batcher,
         ]
-        poller = CompletedPayoutPoller(
-            database,
-            self.gateway,
-            settings.retry_policies,
-            self.record,
-            recorder.record_misdirected,
-            self.make_poll_lease_acquirer(owner_id),
-        )
-        self.polling = Periodic("payout.watch", settings.scan_interval_seconds, poller.run_once)
-        generator = BatchGenerator(
-            database,
-            self.creator,
-            self.wallet_reader,
-            owner_id,
-            lambda: self.in_flight_count,
-            self.run_detached,
-        )
-        self.generation = Periodic(
-            "payout.collect", settings.scan_interval_seconds, generator.run_once
-        )
-        self._periodic_tasks += [self.polling, self.generation]
 
     def start(self) -> None:
         for provider in self._batching_providers.values():
