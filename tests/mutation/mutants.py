@@ -488,7 +488,7 @@ BUGS = (
         "a release takes along what has the same source id",
         f"{_SERVER}/wallet/apply_instructions.py",
         "    if instruction.kind in _RESOLVED_KINDS:\n",
-        "    if instruction.source_id in wallet_keys:\n",
+        "    if instruction.source_id in resolved_wallets:\n",
         "tests/services/wallet/test_wallet_service.py -k own_wallet",
     ),
     PlantedBug(

@@ -5,7 +5,7 @@ Each instruction is decided under the lock of its wallet; one statement writes e
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -39,6 +39,7 @@ _HOLD_END_KINDS = frozenset(
 _HOLD_KINDS = _HOLD_END_KINDS | {EntryKind.HOLD_PLACED}
 _RESOLVED_KINDS = _HOLD_END_KINDS | {EntryKind.RELEASE}
 """Kinds whose wallet is found by their source id alone."""
+_NO_WALLET: store.WalletKey = ("", "")
 _MAX_CACHED_WALLETS = 200_000
 
 
@@ -63,6 +64,22 @@ class InstructionResult:
     wallet: Row[Any] | None
     hold: Row[Any] | None
     replayed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _BatchKeys:
+    """The rows that a batch needs. Lists are sorted."""
+
+    to_open: set[store.WalletKey]
+    """Wallets that the batch may open."""
+    to_lock: list[store.WalletKey]
+    requested: list[store.WalletKey]
+    """Wallets that callers requested."""
+    hold_ids: list[str]
+    release_source_ids: list[str]
+    """Source ids of the credits to release."""
+    resolved_wallets: dict[str, store.WalletKey]
+    """By source id, the wallets of holds that end and of credits to release."""
 
 
 class _WalletsMissing(Exception):
@@ -95,86 +112,47 @@ class WalletInstructions:
     async def _apply(
         self, requests: Sequence[InstructionRequest]
     ) -> Sequence[InstructionResult | Exception]:
-        to_open = {
-            _wallet_key(a.instruction, {}) for a in requests if can_open_wallet(a.instruction)
-        }
-        await self._ensure_wallets(to_open)
-        await self._tombstone_unknown_holds(
-            sorted(
-                {
-                    a.instruction.source_id
-                    for a in requests
-                    if a.instruction.kind is EntryKind.HOLD_RELEASED
-                }
-            )
-        )
-        hold_ids = sorted(
-            {a.instruction.source_id for a in requests if a.instruction.kind in _HOLD_KINDS}
-        )
-        release_source_ids = sorted(
-            {a.instruction.source_id for a in requests if a.instruction.kind is EntryKind.RELEASE}
-        )
-        wallet_keys = await self._resolve_wallets(
-            sorted(
-                {a.instruction.source_id for a in requests if a.instruction.kind in _HOLD_END_KINDS}
-            ),
-            release_source_ids,
-        )
-        keys = sorted({_wallet_key(a.instruction, wallet_keys) for a in requests} - {("", "")})
-        included_keys = sorted(
-            {_wallet_key(a.instruction, wallet_keys) for a in requests if a.include_wallet}
-            - {("", "")}
-        )
+        keys = await self._prepare(requests)
 
         def apply_batch(connection: Connection) -> list[InstructionResult | Exception]:
-            wallets = store.lock_wallets(connection, keys)
-            if not to_open <= wallets.keys():
-                raise _WalletsMissing
-            existing_entries = store.find_entries(
-                connection, [(a.instruction.kind, a.instruction.source_id) for a in requests]
-            )
-            holds = store.find_holds(connection, hold_ids) if hold_ids else {}
-            credits_by_source_id = (
-                store.find_credits(connection, release_source_ids) if release_source_ids else {}
-            )
-            tombstones = (
-                store.find_tombstones(connection, hold_ids) if len(holds) < len(hold_ids) else set()
-            )
-            needs_time = any(a.instruction.expire_time for a in requests) or any(
-                row.expire_time for row in holds.values()
-            )
-            now = store.now(connection) if needs_time else None
-            batch = _InstructionBatch(
-                wallets,
-                {hold_id: store.as_hold(row) for hold_id, row in holds.items()},
-                tombstones,
-                credits_by_source_id,
-                existing_entries,
-                wallet_keys,
-                now,
-            )
+            batch = _lock_batch(connection, requests, keys)
             decisions = [batch.decide(request) for request in requests]
             if batch.changes:
                 _write_changes(connection, batch.changes)
-            wallets_after = store.find_wallets(connection, included_keys) if included_keys else {}
-            holds_after = store.find_holds(connection, hold_ids) if hold_ids else {}
-            return [
-                decision
-                if isinstance(decision, Exception)
-                else InstructionResult(
-                    wallets_after.get(_wallet_key(a.instruction, wallet_keys)),
-                    holds_after.get(a.instruction.source_id),
-                    replayed=decision,
-                )
-                for a, decision in zip(requests, decisions, strict=True)
-            ]
+            return _load_results(connection, requests, decisions, keys)
 
         try:
             return await self._database.transact(apply_batch)
         except _WalletsMissing:
             self._existing_wallets.clear()
-            await self._ensure_wallets(to_open)
+            await self._ensure_wallets(keys.to_open)
             return await self._database.transact(apply_batch)
+
+    async def _prepare(self, requests: Sequence[InstructionRequest]) -> _BatchKeys:
+        """Opens missing wallets, stores missing tombstones, and finds the wallets to lock."""
+        instructions = [request.instruction for request in requests]
+        to_open = {_wallet_key(new, {}) for new in instructions if can_open_wallet(new)}
+        await self._ensure_wallets(to_open)
+        await self._tombstone_unknown_holds(
+            _source_ids(instructions, frozenset({EntryKind.HOLD_RELEASED}))
+        )
+        release_source_ids = _source_ids(instructions, frozenset({EntryKind.RELEASE}))
+        resolved_wallets = await self._resolve_wallets(
+            _source_ids(instructions, _HOLD_END_KINDS), release_source_ids
+        )
+
+        def existing_keys(batch: Iterable[InstructionRequest]) -> list[store.WalletKey]:
+            wallet_keys = {_wallet_key(request.instruction, resolved_wallets) for request in batch}
+            return sorted(wallet_keys - {_NO_WALLET})
+
+        return _BatchKeys(
+            to_open,
+            existing_keys(requests),
+            existing_keys(request for request in requests if request.include_wallet),
+            _source_ids(instructions, _HOLD_KINDS),
+            release_source_ids,
+            resolved_wallets,
+        )
 
     async def _ensure_wallets(self, keys: set[store.WalletKey]) -> None:
         """Opens missing wallets in a separate transaction."""
@@ -230,15 +208,75 @@ class WalletInstructions:
 
 
 def _wallet_key(
-    instruction: Instruction, wallet_keys: Mapping[str, store.WalletKey]
+    instruction: Instruction, resolved_wallets: Mapping[str, store.WalletKey]
 ) -> store.WalletKey:
     """The wallet of an instruction; if a hold ends or a credit is released, its wallet.
 
-    ("", "") if it does not exist.
+    _NO_WALLET if it does not exist.
     """
     if instruction.kind in _RESOLVED_KINDS:
-        return wallet_keys.get(instruction.source_id, ("", ""))
+        return resolved_wallets.get(instruction.source_id, _NO_WALLET)
     return (instruction.seller_account, instruction.currency)
+
+
+def _source_ids(instructions: Sequence[Instruction], kinds: frozenset[EntryKind]) -> list[str]:
+    """The source ids of the instructions of these kinds, sorted."""
+    return sorted({new.source_id for new in instructions if new.kind in kinds})
+
+
+def _lock_batch(
+    connection: Connection, requests: Sequence[InstructionRequest], keys: _BatchKeys
+) -> _InstructionBatch:
+    """Locks the wallets and reads what the decisions need. Raises _WalletsMissing."""
+    wallets = store.lock_wallets(connection, keys.to_lock)
+    if not keys.to_open <= wallets.keys():
+        raise _WalletsMissing
+    existing_entries = store.find_entries(
+        connection,
+        [(request.instruction.kind, request.instruction.source_id) for request in requests],
+    )
+    holds = store.find_holds(connection, keys.hold_ids) if keys.hold_ids else {}
+    credits_by_source_id = (
+        store.find_credits(connection, keys.release_source_ids) if keys.release_source_ids else {}
+    )
+    tombstones = (
+        store.find_tombstones(connection, keys.hold_ids)
+        if len(holds) < len(keys.hold_ids)
+        else set()
+    )
+    needs_time = any(request.instruction.expire_time for request in requests) or any(
+        row.expire_time for row in holds.values()
+    )
+    return _InstructionBatch(
+        wallets,
+        {hold_id: store.as_hold(row) for hold_id, row in holds.items()},
+        tombstones,
+        credits_by_source_id,
+        existing_entries,
+        keys.resolved_wallets,
+        store.now(connection) if needs_time else None,
+    )
+
+
+def _load_results(
+    connection: Connection,
+    requests: Sequence[InstructionRequest],
+    decisions: Sequence[bool | ApiError],
+    keys: _BatchKeys,
+) -> list[InstructionResult | Exception]:
+    """The results, in the order of the requests, from the rows as they are after the changes."""
+    wallets = store.find_wallets(connection, keys.requested) if keys.requested else {}
+    holds = store.find_holds(connection, keys.hold_ids) if keys.hold_ids else {}
+    return [
+        decision
+        if isinstance(decision, Exception)
+        else InstructionResult(
+            wallets.get(_wallet_key(request.instruction, keys.resolved_wallets)),
+            holds.get(request.instruction.source_id),
+            replayed=decision,
+        )
+        for request, decision in zip(requests, decisions, strict=True)
+    ]
 
 
 class _InstructionBatch:
@@ -251,7 +289,7 @@ class _InstructionBatch:
         tombstones: set[str],
         credits_by_source_id: dict[str, Credit],
         existing_entries: dict[tuple[str, str], StoredInstruction],
-        wallet_keys: dict[str, store.WalletKey],
+        resolved_wallets: dict[str, store.WalletKey],
         now: datetime | None,
     ) -> None:
         self._wallets = wallets
@@ -259,7 +297,7 @@ class _InstructionBatch:
         self._tombstones = tombstones
         self._credits = credits_by_source_id
         self._existing_entries = existing_entries
-        self._wallet_keys = wallet_keys
+        self._resolved_wallets = resolved_wallets
         self._now = now
         self.changes: list[store.DecidedInstruction] = []
 
@@ -272,7 +310,7 @@ class _InstructionBatch:
         replay = self._find_replay(instruction)
         if replay is not None:
             return replay
-        key = _wallet_key(instruction, self._wallet_keys)
+        key = _wallet_key(instruction, self._resolved_wallets)
         wallet = self._wallets.get(key) or Wallet(*key)  # a missing one is empty
         try:
             change = apply_instruction(
@@ -315,7 +353,7 @@ class _InstructionBatch:
             return True
         if (
             kind is EntryKind.RELEASE
-            and _wallet_key(instruction, self._wallet_keys) not in self._wallets
+            and _wallet_key(instruction, self._resolved_wallets) not in self._wallets
         ):  # a credit of a concurrent transaction counts as not found too
             return not_found_error("credit", source_id, "source_id")
         return None
