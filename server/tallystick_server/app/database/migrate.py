@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -289,62 +289,82 @@ def _create_roles(
     passwords: Passwords,
     new_passwords: bool,
 ) -> None:
-    for role, login in (
-        (service_roles.owner, False),
-        (service_roles.service, True),
-        (service_roles.reader, True),
-    ):
-        existing_role = connection.execute(
-            "select from pg_roles where rolname = %s", (role,)
-        ).fetchone()
-        if existing_role is None:
-            connection.execute(
-                sql.SQL("create role {} {}").format(
-                    sql.Identifier(role), sql.SQL("login" if login else "nologin")
-                )
+    """Creates a service's roles and its schema. Raises StartupError for an unknown password."""
+    _create_role(connection, service_roles.owner, login=False)
+    for role in (service_roles.service, service_roles.reader):
+        is_new = _create_role(connection, role, login=True)
+        if is_new or new_passwords:
+            _set_password(connection, role, passwords.get_or_create(role))
+        else:
+            _require_known_password(connection, role, passwords)
+        connection.execute(
+            sql.SQL("grant connect on database {} to {}").format(
+                sql.Identifier(database), sql.Identifier(role)
             )
-        if login:
-            if (
-                existing_role is not None
-                and not new_passwords
-                and not (passwords.has(role) and _can_log_in(connection, role, passwords.get(role)))
-            ):
-                raise StartupError(
-                    f"The role {role} exists, and its password is not the one in {passwords.path}: "
-                    "run the command where that is (TALLYSTICK_DATA_DIR), or make new ones with "
-                    "'tallystick migrate --new-passwords', which locks out processes that use "
-                    "the old."
-                )
-            # as a SCRAM verifier, because a server may log statements
-            if existing_role is None or new_passwords:
-                verifier = connection.pgconn.encrypt_password(
-                    passwords.get_or_create(role).encode(), role.encode(), b"scram-sha-256"
-                ).decode()
-                connection.execute(
-                    sql.SQL("alter role {} password {}").format(
-                        sql.Identifier(role), sql.Literal(verifier)
-                    )
-                )
-            connection.execute(
-                sql.SQL("grant connect on database {} to {}").format(
-                    sql.Identifier(database), sql.Identifier(role)
-                )
+        )
+        settings = {**_ROLE_SETTINGS, "search_path": service}
+        if role == service_roles.reader:
+            settings |= _READER_SETTINGS
+        _set_role_settings(connection, database, role, settings)
+    _create_schema(connection, service, service_roles)
+
+
+def _create_role(connection: psycopg.Connection[object], role: str, *, login: bool) -> bool:
+    """Creates a missing role. Returns whether it was missing."""
+    query = "select from pg_roles where rolname = %s"
+    if connection.execute(query, (role,)).fetchone() is not None:
+        return False
+    connection.execute(
+        sql.SQL("create role {} {}").format(
+            sql.Identifier(role), sql.SQL("login" if login else "nologin")
+        )
+    )
+    return True
+
+
+def _require_known_password(
+    connection: psycopg.Connection[object], role: str, passwords: Passwords
+) -> None:
+    """Raises StartupError if the stored password of a role is missing or not its password."""
+    if not (passwords.has(role) and _can_log_in(connection, role, passwords.get(role))):
+        raise StartupError(
+            f"The role {role} exists, and its password is not the one in {passwords.path}: "
+            "run the command where that is (TALLYSTICK_DATA_DIR), or make new ones with "
+            "'tallystick migrate --new-passwords', which locks out processes that use "
+            "the old."
+        )
+
+
+def _set_password(connection: psycopg.Connection[object], role: str, password: str) -> None:
+    """Sets a role's password as a SCRAM verifier, because a server may log statements."""
+    verifier = connection.pgconn.encrypt_password(
+        password.encode(), role.encode(), b"scram-sha-256"
+    ).decode()
+    connection.execute(
+        sql.SQL("alter role {} password {}").format(sql.Identifier(role), sql.Literal(verifier))
+    )
+
+
+def _set_role_settings(
+    connection: psycopg.Connection[object], database: str, role: str, settings: Mapping[str, str]
+) -> None:
+    """Sets a role's defaults of PostgreSQL settings, in this database only."""
+    statement = sql.SQL("alter role {} in database {} set {} = {}")
+    for name, value in settings.items():
+        connection.execute(
+            statement.format(
+                sql.Identifier(role),
+                sql.Identifier(database),
+                sql.Identifier(name),
+                sql.Literal(value),
             )
-            settings = {
-                **_ROLE_SETTINGS,
-                "search_path": service,
-                **(_READER_SETTINGS if role == service_roles.reader else {}),
-            }
-            for name, value in settings.items():
-                statement = sql.SQL("alter role {} in database {} set {} = {}")
-                connection.execute(
-                    statement.format(
-                        sql.Identifier(role),
-                        sql.Identifier(database),
-                        sql.Identifier(name),
-                        sql.Literal(value),
-                    )
-                )
+        )
+
+
+def _create_schema(
+    connection: psycopg.Connection[object], service: str, service_roles: RoleNames
+) -> None:
+    """Creates a service's schema under its owner, and lets the other roles use it."""
     connection.execute(
         sql.SQL("grant {} to current_user").format(sql.Identifier(service_roles.owner))
     )
