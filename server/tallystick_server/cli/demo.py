@@ -8,7 +8,7 @@ import asyncio
 import logging
 import secrets
 import signal
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -116,12 +116,30 @@ async def _run(settings: Settings, database_urls: DatabaseUrls, *, once: bool) -
 async def _run_story(client: AsyncClient, database_urls: DatabaseUrls) -> None:
     """Runs every step. Raises StartupError at the first step without the expected result."""
     checkout = f"demo-{secrets.token_hex(4)}"
-    _print_step(f"1  A buyer checks out with two sellers ({checkout})")
     before = await _load_wallets(client)
     orders = [
         new_order(f"{checkout}-1", "buyer-ada", _SELLERS[0], "24.90", "EUR", platform_fee="1.25"),
         new_order(f"{checkout}-2", "buyer-ada", _SELLERS[1], "9.50", "EUR", platform_fee="0.48"),
     ]
+    await _check_out(client, checkout, orders)
+    payment = await _wait_for_charge(client, checkout)
+    _print_step("3  The sellers' wallets, before and after")
+    _print_wallet_changes(before, await _load_wallets(client))
+    _print_step("4  The ledger transactions of the payment")
+    await _show_ledger(client, payment)
+    await _repeat_check_out(client, checkout, orders, payment)
+    await _confirm_delivery(client, payment)
+    await _pay_out(client, checkout)
+    _print_step("9  tallystick verify recomputes every balance from the stored rows")
+    report = await asyncio.to_thread(verify, database_urls)
+    print_report(report, indent="     ")
+    _require(report.passed, "verify should pass")
+
+
+async def _check_out(
+    client: AsyncClient, checkout: str, orders: Sequence[payment_pb2.NewPaymentOrder]
+) -> None:
+    _print_step(f"1  A buyer checks out with two sellers ({checkout})")
     for order in orders:
         print_line(
             f"     {order.payment_order_id}: {order.amount} {order.currency} from "
@@ -137,6 +155,8 @@ async def _run_story(client: AsyncClient, database_urls: DatabaseUrls) -> None:
     )
     print_line(f"     accepted and stored: the payment is {_format_state(accepted_payment)}")
 
+
+async def _wait_for_charge(client: AsyncClient, checkout: str) -> payment_pb2.Payment:
     _print_step("2  The provider charges the buyer; the wallets and the ledger are updated")
     payment = await client.wait_for_payment(checkout, timeout=30)
     await _show_history(client, payment)
@@ -147,18 +167,15 @@ async def _run_story(client: AsyncClient, database_urls: DatabaseUrls) -> None:
         f"     the payment is {_format_state(payment)}, is_payment_done = "
         f"{str(payment.is_payment_done).lower()}"
     )
+    return payment
 
-    _print_step("3  The sellers' wallets, before and after")
-    after = await _load_wallets(client)
-    for seller in _SELLERS:
-        print_line(
-            f"     {seller:<14} {_format_wallet(before[seller]):>28} → "
-            f"{_format_wallet(after[seller]):>28}"
-        )
 
-    _print_step("4  The ledger transactions of the payment")
-    await _show_ledger(client, payment)
-
+async def _repeat_check_out(
+    client: AsyncClient,
+    checkout: str,
+    orders: Sequence[payment_pb2.NewPaymentOrder],
+    payment: payment_pb2.Payment,
+) -> None:
     _print_step("5  Repeating the same call charges nothing")
     repeated_payment = await client.create_payment(
         checkout, orders, credit_card_info="tok_visa", buyer_country="GB"
@@ -170,14 +187,6 @@ async def _run_story(client: AsyncClient, database_urls: DatabaseUrls) -> None:
         f"     the response is the current payment: {_format_state(repeated_payment)}, still "
         f"version {repeated_payment.version}"
     )
-
-    await _confirm_delivery(client, payment)
-    await _pay_out(client, checkout)
-
-    _print_step("9  tallystick verify recomputes every balance from the stored rows")
-    report = await asyncio.to_thread(verify, database_urls)
-    print_report(report, indent="     ")
-    _require(report.passed, "verify should pass")
 
 
 async def _confirm_delivery(client: AsyncClient, payment: payment_pb2.Payment) -> None:
@@ -349,6 +358,14 @@ async def _load_wallets(client: AsyncClient) -> WalletsBySeller:
 async def _show_wallets(client: AsyncClient) -> None:
     for seller, wallet in (await _load_wallets(client)).items():
         print_line(f"     {seller:<14} {_format_wallet(wallet):>28}")
+
+
+def _print_wallet_changes(before: WalletsBySeller, after: WalletsBySeller) -> None:
+    for seller in _SELLERS:
+        print_line(
+            f"     {seller:<14} {_format_wallet(before[seller]):>28} → "
+            f"{_format_wallet(after[seller]):>28}"
+        )
 
 
 def _format_wallet(wallet: wallet_pb2.Wallet) -> str:
