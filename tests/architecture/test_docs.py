@@ -17,7 +17,7 @@ from tallystick_core.payment.state import ALERT_AFTER_SECONDS
 from tallystick_core.payout.state import ALERT_AFTER_SECONDS as PAYOUT_ALERT_AFTER
 from tallystick_storage.alerts import event_alert_queries
 from tallystick_storage.ledger import postings
-from tallystick_storage.payment import orders
+from tallystick_storage.payment import alerts as payment_alerts
 from tallystick_storage.payout import payouts
 from tests.support.platform import ROOT
 
@@ -119,7 +119,7 @@ def is_in_repository(word: str) -> bool:
 def alert_kinds() -> set[str]:
     """Every alert kind that a service raises."""
     queries = [
-        *orders.alert_queries(ALERT_AFTER_SECONDS, 1.0, 1.0),
+        *payment_alerts.alert_queries(ALERT_AFTER_SECONDS, 1.0, 1.0),
         *payouts.alert_queries(PAYOUT_ALERT_AFTER, 1.0),
         *postings.alert_queries(1.0),
         *event_alert_queries(1.0),

@@ -640,7 +640,7 @@ BUGS = (
     # alerts
     PlantedBug(
         "an acknowledged charge keeps its alert",
-        f"{_STORAGE}/payment/orders.py",
+        f"{_STORAGE}/payment/alerts.py",
         (
             "as resource_name, cause as detail\n        from unapplied_charge where "
             "acknowledged_by = ''"

@@ -49,7 +49,8 @@ from tallystick_storage import alerts as alert_store
 from tallystick_storage import outbox
 from tallystick_storage.database import prune_commit_markers
 from tallystick_storage.ledger import postings
-from tallystick_storage.payment import orders, unapplied_charges
+from tallystick_storage.payment import alerts as payment_alerts
+from tallystick_storage.payment import unapplied_charges
 from tallystick_storage.payout import batches, payouts
 from tallystick_storage.payout import schedules as schedule_store
 from tests.support.platform import (
@@ -508,7 +509,8 @@ def _find_alerts(kind: str, findings: Sequence[alert_store.AlertQuery]) -> Datab
         (
             "payment",
             _find_alerts(
-                "UNAPPLIED_CHARGE", orders.alert_queries(ALERT_AFTER_SECONDS, REVIEW_SECONDS, 300)
+                "UNAPPLIED_CHARGE",
+                payment_alerts.alert_queries(ALERT_AFTER_SECONDS, REVIEW_SECONDS, 300),
             ),
         ),
         (
@@ -568,7 +570,8 @@ _DELIVERED_SQL = (
             "payment",
             _DELIVERED_SQL,
             _find_alerts(
-                "RELEASE_STUCK", orders.alert_queries(ALERT_AFTER_SECONDS, REVIEW_SECONDS, 300)
+                "RELEASE_STUCK",
+                payment_alerts.alert_queries(ALERT_AFTER_SECONDS, REVIEW_SECONDS, 300),
             ),
         ),
     ],
@@ -830,7 +833,7 @@ def test_many_of_a_kind_are_one_alert(seeded_database: DatabaseUrls) -> None:
     """More than a thousand conditions of a kind are one alert about all of them, on every run of
     the monitor; it ends when they are gone.
     """
-    findings = orders.alert_queries(ALERT_AFTER_SECONDS, REVIEW_SECONDS, 300)
+    findings = payment_alerts.alert_queries(ALERT_AFTER_SECONDS, REVIEW_SECONDS, 300)
     raised_subjects: list[list[str]] = []
     ended_subjects: list[str] = []
 

@@ -49,7 +49,7 @@ from tallystick_server.wallet.scheduler import WalletScheduler
 from tallystick_storage import alerts as alert_store
 from tallystick_storage.database import Database, prune_commit_markers
 from tallystick_storage.ledger import postings as ledger_store
-from tallystick_storage.payment import orders as payment_store
+from tallystick_storage.payment import alerts as payment_alerts
 from tallystick_storage.payout import payouts as payout_store
 
 _CONNECTION_COUNTS = {"ledger": 2}
@@ -233,7 +233,7 @@ class Wiring:
             owner_id=self._dependencies.new_id(),
         )
         handlers = payment.PaymentHandlers(database, worker)
-        alert_queries = payment_store.alert_queries(
+        alert_queries = payment_alerts.alert_queries(
             {**ALERT_AFTER_SECONDS, **settings.payment.alert_after},
             settings.payment.review_timeout,
             settings.worker.events_alert_after,

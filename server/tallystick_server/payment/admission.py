@@ -18,7 +18,7 @@ from tallystick_server.providers.gateway import ProviderGateway
 from tallystick_server.rpc.message_limits import MAX_ITEMS
 from tallystick_storage import operations as operation_store
 from tallystick_storage.database import Database
-from tallystick_storage.payment import orders as store
+from tallystick_storage.payment import checkouts as store
 
 _MAX_COUNT_AGE_SECONDS = 1.0
 """Maximum age in seconds of a cached backlog count in the check before sellers are claimed."""

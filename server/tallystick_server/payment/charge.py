@@ -29,6 +29,7 @@ from tallystick_server.observability.tracing import SpanContext, parse_tracepare
 from tallystick_server.operations.operation import LeasedOperation, parse_tries
 from tallystick_server.payment import convert
 from tallystick_storage import operations as operation_store
+from tallystick_storage.payment import checkouts as checkout_store
 from tallystick_storage.payment import orders as store
 
 # Initial values that payment creation stores for a charge, so that they need not be read back.
@@ -169,14 +170,14 @@ class Charge(LeasedOperation):
 
 def build_charges(
     request: CheckoutRequest,
-    orders: Iterable[tuple[store.NewOrder, payment_pb2.PaymentOrder]],
+    orders: Iterable[tuple[checkout_store.NewOrder, payment_pb2.PaymentOrder]],
     environment: str,
     lease_deadline: float,
     traceparent: str,
     context: SpanContext,
 ) -> list[Charge]:
     """The charges of a new payment, for the orders that passed the risk check."""
-    groups: dict[str, list[tuple[store.NewOrder, payment_pb2.PaymentOrder]]] = {}
+    groups: dict[str, list[tuple[checkout_store.NewOrder, payment_pb2.PaymentOrder]]] = {}
     for order, message in orders:
         if order.status == OrderStatus.EXECUTING:
             groups.setdefault(order.charge_id, []).append((order, message))
@@ -202,7 +203,9 @@ def build_charges(
     ]
 
 
-def _order_from_new(order: store.NewOrder, message: payment_pb2.PaymentOrder) -> OrderInCharge:
+def _order_from_new(
+    order: checkout_store.NewOrder, message: payment_pb2.PaymentOrder
+) -> OrderInCharge:
     """A new order as it is stored."""
     return OrderInCharge(
         payment_order_id=order.payment_order_id,

@@ -28,6 +28,7 @@ from tallystick_core.payment.state import OrderStatus, PaymentTransitionReason
 from tallystick_core.validation import parse_country, parse_id, parse_text, parse_token
 from tallystick_server.rpc.enums import EnumNames
 from tallystick_server.rpc.timestamps import parse_time, to_timestamp
+from tallystick_storage.payment import checkouts as checkout_store
 from tallystick_storage.payment import orders as store
 from tallystick_storage.payment.queries import PaymentFilter
 
@@ -238,7 +239,7 @@ def _payment(row: Row[Any], version_sum: int, update_time: datetime) -> payment_
     )
 
 
-def _checkout_fields(checkout: Row[Any] | store.NewCheckout) -> dict[str, Any]:
+def _checkout_fields(checkout: Row[Any] | checkout_store.NewCheckout) -> dict[str, Any]:
     """The immutable fields of a payment, except its creation time."""
     return {
         "checkout_id": checkout.checkout_id,
@@ -252,7 +253,7 @@ def _checkout_fields(checkout: Row[Any] | store.NewCheckout) -> dict[str, Any]:
     }
 
 
-def new_payment(checkout: store.NewCheckout, create_time: datetime) -> payment_pb2.Payment:
+def new_payment(checkout: checkout_store.NewCheckout, create_time: datetime) -> payment_pb2.Payment:
     """A new payment without its orders, as it is stored."""
     timestamp = to_timestamp(create_time)
     return payment_pb2.Payment(
@@ -298,7 +299,7 @@ def stored_order(row: Row[Any]) -> payment_pb2.PaymentOrder:
     )
 
 
-def new_order(order: store.NewOrder) -> payment_pb2.PaymentOrder:
+def new_order(order: checkout_store.NewOrder) -> payment_pb2.PaymentOrder:
     """A new order as it is stored, without its times."""
     return payment_pb2.PaymentOrder(
         **_order_fields(order),
@@ -307,7 +308,7 @@ def new_order(order: store.NewOrder) -> payment_pb2.PaymentOrder:
     )
 
 
-def _order_fields(order: Row[Any] | store.NewOrder) -> dict[str, Any]:
+def _order_fields(order: Row[Any] | checkout_store.NewOrder) -> dict[str, Any]:
     """The immutable fields of an order, except its creation time."""
     return {
         "payment_order_id": order.payment_order_id,
@@ -322,7 +323,7 @@ def _order_fields(order: Row[Any] | store.NewOrder) -> dict[str, Any]:
     }
 
 
-def apply_risk_decision(message: payment_pb2.PaymentOrder, order: store.NewOrder) -> None:
+def apply_risk_decision(message: payment_pb2.PaymentOrder, order: checkout_store.NewOrder) -> None:
     """Applies the risk decision to the message of a new order."""
     message.payment_order_status = _STATUSES.number(order.status)
     message.failure_reason = _FAILURE_REASONS.number(order.failure_reason)

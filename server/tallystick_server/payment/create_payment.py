@@ -42,7 +42,7 @@ from tallystick_server.payment import convert, events
 from tallystick_server.payment.charge import FIRST_ATTEMPT, Charge, build_charges
 from tallystick_server.payment.transitions import add_closed_payments
 from tallystick_storage.database import ConstraintViolation, Database
-from tallystick_storage.payment import orders as store
+from tallystick_storage.payment import checkouts as store
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from tallystick_server.payment.charge import Charge, charges_from_rows
 from tallystick_server.payment.unapplied_charges import record_conflicts
 from tallystick_server.providers.gateway import CircuitOpen, ProviderGateway
 from tallystick_storage.database import ConstraintViolation, Database
-from tallystick_storage.payment import orders as store
+from tallystick_storage.payment import charges as store
 
 log = logging.getLogger(__name__)
 

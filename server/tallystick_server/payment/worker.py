@@ -58,6 +58,7 @@ from tallystick_server.rpc.seller_owners import SellerOwners
 from tallystick_server.rpc.service_client import ServiceClient
 from tallystick_storage import operations as operation_store
 from tallystick_storage.database import Database
+from tallystick_storage.payment import charges as charge_store
 from tallystick_storage.payment import orders as store
 
 _PLATFORM = "platform"
@@ -282,7 +283,7 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
 
     def load(self, connection: Connection, tokens: dict[str, int], now: float) -> Sequence[Charge]:
         return charges_from_rows(
-            store.load_charges(connection, list(tokens)), tokens, now, self.lease_seconds
+            charge_store.load_charges(connection, list(tokens)), tokens, now, self.lease_seconds
         )
 
     async def record(self, operation: Charge, outcome: ChargeOutcome) -> Charge:

@@ -74,6 +74,7 @@ from tallystick_storage.operations import (
     find_held,
     record_attempt_results,
 )
+from tallystick_storage.payment import charges as charge_store
 from tallystick_storage.payment import orders as payment_store
 from tests.fakes.payout_provider import ScriptedPayoutProvider
 from tests.support.payments import charge_log, create_payment
@@ -1111,7 +1112,7 @@ def booked_unapplied_charges(
 async def load_leased_charge(payment_worker: PaymentWorker, charge_id: str, token: int) -> Charge:
     """The charge as loaded by the process that leases it under a lease token."""
     rows = await payment_worker._database.read(
-        lambda connection: payment_store.load_charges(connection, [charge_id])
+        lambda connection: charge_store.load_charges(connection, [charge_id])
     )
     return charges_from_rows(rows, {charge_id: token}, 0.0, 60.0)[0]
 
@@ -2092,7 +2093,7 @@ def test_who_lost_a_lease_does_not_give_it_back(
 
     async def give_back() -> None:
         rows = await flow._database.read(
-            lambda connection: payment_store.load_charges(connection, [charge_id])
+            lambda connection: charge_store.load_charges(connection, [charge_id])
         )
         (charge,) = charges_from_rows(rows, {charge_id: 0}, 0.0, 60.0)
         await flow._reschedule_batcher.submit(
@@ -2358,7 +2359,7 @@ def test_nothing_is_set_aside_beside_an_answer(
 
     async def set_it_aside() -> None:
         rows = await flow._database.read(
-            lambda connection: payment_store.load_charges(connection, [charge_id])
+            lambda connection: charge_store.load_charges(connection, [charge_id])
         )
         (charge,) = charges_from_rows(rows, {charge_id: row[0]}, 0.0, 60.0)
         await flow._reschedule_batcher.submit(

@@ -1,0 +1,102 @@
+"""Charges: what the worker needs to advance them, and the polls of failed ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row, text
+
+from tallystick_storage.database import encode_rows
+
+_CHARGE = """
+    select o.*, c.caller, c.owner, c.payment_token, c.payment_method_type, c.traceparent,
+        a.attempt_number,
+        a.provider_key, a.outcome, a.moved_amount, a.moved_currency,
+        a.provider_reference as attempt_reference, a.failure_reason as attempt_reason,
+            a.decline_code as attempt_code,
+        extract(epoch from clock() - a.start_time) as age,
+            extract(epoch from c.expire_time - clock()) as expires_in, c.cancel_reason,
+        extract(epoch from o.resolve_by_time - clock()) as resolves_in,
+        coalesce(op.maybe_sent, false) as maybe_sent,
+            extract(epoch from clock() - op.sent_time) as since_sent,
+        coalesce(op.not_found_count, 0) as not_found_count,
+            coalesce(op.lookup_only, false) as lookup_only, op.retry_counts
+    from unnest(cast(:charges as text[])) as g (id)
+    {operation} op on op.operation_id = g.id
+    join lateral (select * from attempt a where a.operation_id = g.id order by attempt_number desc
+        limit 1) a
+        on true
+    join checkout c on c.checkout_id = a.checkout_id
+    join payment_order o on o.checkout_id = c.checkout_id and o.charge_id = g.id and {which}
+    order by o.charge_id, o.payment_order_id
+"""
+_LOAD_CHARGES = text(_CHARGE.format(operation="join operation", which="o.status <> 'FAILED'"))
+# orders that the risk check did not reject
+_LOAD_FAILED_CHARGES = text(
+    _CHARGE.format(
+        operation="left join operation", which="o.status = 'FAILED' and o.attempt_count > 0"
+    )
+)
+
+
+def load_charges(connection: Connection, charge_ids: list[str]) -> Sequence[Row[Any]]:
+    """The orders of charges to work on, with the data that the next action needs. `age` of the
+    attempt is in seconds.
+    """
+    return connection.execute(_LOAD_CHARGES, {"charges": charge_ids}).all()
+
+
+def load_failed_charges(connection: Connection, charge_ids: list[str]) -> Sequence[Row[Any]]:
+    """The orders of failed charges, in the same form."""
+    return connection.execute(_LOAD_FAILED_CHARGES, {"charges": charge_ids}).all()
+
+
+@dataclass(slots=True)
+class NextPoll:
+    """When to poll a failed charge next, in seconds (None: never again), and the number of polls so
+    far.
+    """
+
+    charge_id: str
+    delay_seconds: float | None
+    poll_count: int
+
+
+_SCHEDULE_POLLS = text("""
+    insert into failed_charge_poll (charge_id, provider, next_poll_time, poll_count)
+    select r.charge_id, a.provider, clock() + make_interval(secs => r.delay_seconds), r.poll_count
+    from json_to_recordset(cast(:polls as json))
+        as r (charge_id text collate "C", delay_seconds float, poll_count int)
+    join attempt a on a.operation_id = r.charge_id and a.attempt_number = 1 order by r.charge_id
+    on conflict (charge_id) do update set next_poll_time = excluded.next_poll_time,
+        poll_count = excluded.poll_count
+""")
+_LIST_POLLABLE = text("""
+    select charge_id, poll_count from failed_charge_poll where next_poll_time <= (select clock())
+        and provider = any (cast(:providers as text[]))
+    order by next_poll_time, charge_id limit :limit
+""")
+_STOP_POLLS = text("delete from failed_charge_poll where charge_id = any (cast(:ids as text[]))")
+
+
+def schedule_polls(connection: Connection, polls: Sequence[NextPoll]) -> None:
+    """Schedules polls of failed charges, or ends them."""
+    connection.execute(
+        _SCHEDULE_POLLS,
+        {"polls": encode_rows([poll for poll in polls if poll.delay_seconds is not None])},
+    )
+    connection.execute(
+        _STOP_POLLS, {"ids": [poll.charge_id for poll in polls if poll.delay_seconds is None]}
+    )
+
+
+def list_pollable(connection: Connection, providers: Sequence[str], limit: int) -> dict[str, int]:
+    """Failed charges of these providers that are due for a poll, and the number of polls so far."""
+    return {
+        row.charge_id: row.poll_count
+        for row in connection.execute(
+            _LIST_POLLABLE, {"providers": list(providers), "limit": limit}
+        )
+    }

@@ -1,0 +1,236 @@
+"""Checkouts: the stored requests of payments, with their orders and first attempts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, text
+
+from tallystick_core.payment.state import OrderStatus, PaymentTransitionReason
+from tallystick_storage.database import encode_rows
+from tallystick_storage.outbox import insert_into_outbox
+
+
+@dataclass(slots=True)
+class NewCheckout:
+    """A checkout to store. `fingerprint` is in hex; `open_orders` counts the orders that passed the
+    risk check.
+    """
+
+    checkout_id: str
+    caller: str
+    owner: str
+    fingerprint: str
+    buyer_info: str
+    seller_info: str
+    buyer_country: str
+    payment_token: str
+    payment_method_type: str
+    charge_mode: str
+    partial_failure_policy: str
+    provider: str
+    traceparent: str
+    expire_time: datetime | None
+    order_count: int
+    open_orders: int
+
+
+@dataclass(slots=True)
+class NewOrder:
+    """An order to store after the risk check: EXECUTING, or FAILED with its reason. Amounts in
+    minor units.
+    """
+
+    payment_order_id: str
+    checkout_id: str
+    charge_id: str
+    buyer_account: str
+    seller_account: str
+    amount: int
+    currency: str
+    requested_fee: int | None
+    platform_fee: int
+    status: str
+    transition_reason: str
+    failure_reason: str
+    provider: str
+    attempt_count: int
+
+
+@dataclass(slots=True)
+class NewAttempt:
+    """An attempt that will be sent once the transaction is committed."""
+
+    charge_id: str
+    checkout_id: str
+    provider: str
+    provider_key: str
+    amount: int
+    currency: str
+
+
+_FIND_EXISTING = text("""
+    select 'checkout' as resource_type, checkout_id as id, checkout_id, owner, fingerprint
+    from checkout where checkout_id = any (cast(:checkouts as text[]))
+    union all
+    select 'order', o.payment_order_id, o.checkout_id, c.owner, null
+    from payment_order o join checkout c on c.checkout_id = o.checkout_id
+    where o.payment_order_id = any (cast(:orders as text[]))
+""")
+
+
+def find_existing(
+    connection: Connection, checkout_ids: list[str], order_ids: list[str]
+) -> Sequence[Row[Any]]:
+    """Which of the ids exist: rows of resource_type ("checkout" or "order"), id, checkout_id,
+    owner, fingerprint.
+    """
+    return connection.execute(
+        _FIND_EXISTING, {"checkouts": checkout_ids, "orders": order_ids}
+    ).all()
+
+
+_COUNT_RECENT_ORDERS = text("""
+    select b.buyer, (
+        select count(*) from payment_order o where o.buyer_account = b.buyer
+            and o.create_time > (select clock()) - cast(:window as interval)) as orders
+    from unnest(cast(:buyers as text[])) as b (buyer)
+""")
+
+
+def count_recent_orders(
+    connection: Connection, buyers: list[str], window_seconds: float
+) -> dict[str, int]:
+    """Each buyer's number of orders within the last `window_seconds` seconds."""
+    result = connection.execute(
+        _COUNT_RECENT_ORDERS, {"buyers": buyers, "window": f"{window_seconds} seconds"}
+    )
+    return {row.buyer: row.orders for row in result}
+
+
+# Only rows that the first insert returns are stored. If another process stored a checkout
+# meanwhile, nothing else of it is inserted.
+_INSERT = text(f"""
+    with t as materialized (select clock() as now),
+    new_checkout as (
+        insert into checkout (checkout_id, caller, owner, fingerprint, buyer_info, seller_info,
+            buyer_country, payment_token, payment_method_type, charge_mode,
+            partial_failure_policy, provider, traceparent, expire_time, cancel_reason, order_count,
+                open_orders,
+                unpaid_orders, version, create_time, done_time)
+        select checkout_id, caller, owner, decode(fingerprint, 'hex'), buyer_info, seller_info,
+            buyer_country, payment_token, payment_method_type, charge_mode,
+            partial_failure_policy, provider, traceparent, expire_time, '', order_count,
+                open_orders,
+                order_count,
+            case when open_orders = 0 then 2 else 1 end, now, case when open_orders = 0 then now end
+        from json_to_recordset(cast(:checkouts as json))
+            as r (checkout_id text collate "C", caller text, owner text, fingerprint text,
+            buyer_info text, seller_info text,
+            buyer_country text, payment_token text, payment_method_type text, charge_mode text,
+                partial_failure_policy text, provider text, traceparent text,
+            expire_time timestamptz, order_count int, open_orders int), t
+        order by checkout_id
+        on conflict do nothing returning checkout_id, version, create_time),
+    requested as materialized (
+        select r.* from json_to_recordset(cast(:orders as json))
+            as r (payment_order_id text collate "C", checkout_id text collate "C",
+            charge_id text collate "C", buyer_account text,
+            seller_account text, amount bigint, currency text, requested_fee bigint,
+                platform_fee bigint, status text, transition_reason text, failure_reason text,
+            provider text, attempt_count int)
+        join new_checkout c on c.checkout_id = r.checkout_id),
+    new_order as (
+        insert into payment_order (payment_order_id, checkout_id, charge_id, buyer_account,
+            seller_account, amount, currency, requested_fee, platform_fee,
+            seller_amount, status, wallet_updated, ledger_updated, pending_reason, next_action_url,
+                failure_reason, decline_code, provider,
+            provider_reference, attempt_count, version, create_time, update_time)
+        select payment_order_id, checkout_id, charge_id, buyer_account, seller_account, amount,
+            currency, requested_fee, platform_fee,
+            amount - platform_fee, status, false, false, '', '', failure_reason, '', provider, '',
+                attempt_count, 2, now, now
+        from requested, t order by payment_order_id),
+    history as (
+        insert into order_history (payment_order_id, version, from_status, to_status,
+            transition_reason,
+            wallet_updated, ledger_updated, delivered, pending_reason,
+            next_action_url, failure_reason, decline_code, provider_reference, attempt_count,
+                create_time)
+        select payment_order_id, 1, null, :first_status, :first_transition_reason, false, false,
+            false, '', '',
+            '', '', '', 0, now from requested, t
+        union all
+        select payment_order_id, 2, :first_status, status, transition_reason, false, false, false,
+            '', '',
+            failure_reason, '', '', attempt_count, now from requested, t),
+    new_attempt as (
+        insert into attempt (operation_id, attempt_number, checkout_id, provider, provider_key,
+            amount,
+            currency, outcome, provider_reference, failure_reason,
+            decline_code, start_time)
+        select charge_id, 1, r.checkout_id, provider, provider_key, amount, currency, '', '', '',
+            '', now
+        from json_to_recordset(cast(:attempts as json))
+            as r (charge_id text collate "C", checkout_id text collate "C", provider text,
+            provider_key text, amount bigint,
+            currency text) join new_checkout c on c.checkout_id = r.checkout_id, t
+        returning operation_id, provider),
+    new_operation as (
+        insert into operation (operation_id, provider, next_attempt_time, lease_until, lease_token,
+            is_leased,
+            maybe_sent, lookup_only, retry_reason, detail, phase_start_time)
+        select operation_id, provider, now, now + cast(:lease as interval), 1, true, false, false,
+            '',
+            '', now from new_attempt, t),
+    changed_resource as (
+        select 'payments/' || checkout_id as aggregate_id, v as version
+            from new_checkout c, generate_series(1, c.version) as v
+        union all
+        select 'paymentOrders/' || payment_order_id, v from requested, generate_series(1, 2) as v),
+    {insert_into_outbox("changed_resource", "aggregate_id")}
+    select checkout_id, create_time, version = 2 as closed, sequence as outbox_sequence
+        from new_checkout, outbox_sequence
+""")
+
+
+def insert(
+    connection: Connection,
+    checkouts: Sequence[NewCheckout],
+    orders: Sequence[NewOrder],
+    attempts: Sequence[NewAttempt],
+    lease_seconds: float,
+) -> Sequence[Row[Any]]:
+    """Stores checkouts with everything that belongs to them. Their charges are leased for
+    `lease_seconds` seconds under lease token 1.
+
+    Returns a row for each new checkout: checkout_id, create_time, closed, and the outbox row in
+    which all stored rows are to be recorded.
+    """
+    parameters = {
+        "checkouts": encode_rows(checkouts),
+        "orders": encode_rows(orders),
+        "attempts": encode_rows(attempts),
+        "lease": f"{lease_seconds} seconds",
+        "first_status": OrderStatus.NOT_STARTED,
+        "first_transition_reason": PaymentTransitionReason.CREATED,
+    }
+    return connection.execute(_INSERT, parameters).all()
+
+
+_LOAD_REQUEST = text("""
+    select c.checkout_id, c.caller, c.owner, c.buyer_info, c.seller_info, c.buyer_country,
+        c.payment_token, c.payment_method_type, c.charge_mode, c.partial_failure_policy,
+        c.expire_time, o.payment_order_id, o.buyer_account, o.seller_account, o.amount, o.currency,
+            o.requested_fee
+    from checkout c join payment_order o on o.checkout_id = c.checkout_id
+    where c.checkout_id = :checkout_id order by o.payment_order_id
+""")
+
+
+def load_request(connection: Connection, checkout_id: str) -> Sequence[Row[Any]]:
+    """The stored request of a checkout, one row per order."""
+    return connection.execute(_LOAD_REQUEST, {"checkout_id": checkout_id}).all()
