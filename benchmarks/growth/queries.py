@@ -13,6 +13,7 @@ from tallystick_storage import operations as operation_store
 from tallystick_storage.database import prune_commit_markers
 from tallystick_storage.ledger import postings
 from tallystick_storage.payment import alerts as payment_alerts
+from tallystick_storage.payout import alerts as payout_alerts
 from tallystick_storage.payout import batches, payouts
 from tallystick_storage.payout import schedules as schedule_store
 
@@ -25,7 +26,7 @@ DatabaseWork = Callable[[Connection], object]
 def _find_alerts(schema: str) -> DatabaseWork:
     queries_by_schema = {
         "payment": payment_alerts.alert_queries(ALERT_AFTER_SECONDS, REVIEW_SECONDS, 300),
-        "payout": payouts.alert_queries(PAYOUT_ALERT_AFTER, 300),
+        "payout": payout_alerts.alert_queries(PAYOUT_ALERT_AFTER, 300),
         "wallet": alert_store.event_alert_queries(300),
         "ledger": postings.alert_queries(300),
     }

@@ -18,7 +18,7 @@ from tallystick_core.payout.state import ALERT_AFTER_SECONDS as PAYOUT_ALERT_AFT
 from tallystick_storage.alerts import event_alert_queries
 from tallystick_storage.ledger import postings
 from tallystick_storage.payment import alerts as payment_alerts
-from tallystick_storage.payout import payouts
+from tallystick_storage.payout import alerts as payout_alerts
 from tests.support.platform import ROOT
 
 _RUNBOOKS = ROOT / "docs" / "operations" / "alerts"
@@ -120,7 +120,7 @@ def alert_kinds() -> set[str]:
     """Every alert kind that a service raises."""
     queries = [
         *payment_alerts.alert_queries(ALERT_AFTER_SECONDS, 1.0, 1.0),
-        *payouts.alert_queries(PAYOUT_ALERT_AFTER, 1.0),
+        *payout_alerts.alert_queries(PAYOUT_ALERT_AFTER, 1.0),
         *postings.alert_queries(1.0),
         *event_alert_queries(1.0),
     ]

@@ -51,7 +51,8 @@ from tallystick_storage.database import prune_commit_markers
 from tallystick_storage.ledger import postings
 from tallystick_storage.payment import alerts as payment_alerts
 from tallystick_storage.payment import unapplied_charges
-from tallystick_storage.payout import batches, payouts
+from tallystick_storage.payout import alerts as payout_alerts
+from tallystick_storage.payout import batches
 from tallystick_storage.payout import schedules as schedule_store
 from tests.support.platform import (
     ServedPlatform,
@@ -515,11 +516,15 @@ def _find_alerts(kind: str, findings: Sequence[alert_store.AlertQuery]) -> Datab
         ),
         (
             "payout",
-            _find_alerts("UNMATCHED_TRANSFER", payouts.alert_queries(PAYOUT_ALERT_AFTER, 300)),
+            _find_alerts(
+                "UNMATCHED_TRANSFER", payout_alerts.alert_queries(PAYOUT_ALERT_AFTER, 300)
+            ),
         ),
         (
             "payout",
-            _find_alerts("PAYOUT_STATUS_CONFLICT", payouts.alert_queries(PAYOUT_ALERT_AFTER, 300)),
+            _find_alerts(
+                "PAYOUT_STATUS_CONFLICT", payout_alerts.alert_queries(PAYOUT_ALERT_AFTER, 300)
+            ),
         ),
     ],
     ids=["list", "list of all", "UNAPPLIED_CHARGE", "UNMATCHED_TRANSFER", "PAYOUT_STATUS_CONFLICT"],
@@ -642,7 +647,10 @@ def _due_schedules(connection: Connection) -> Sequence[Row[Any]]:
         (_RUNS_SQL, lambda connection: batches.list_open(connection, "run-1", 20)),
         (_RUNS_SQL, lambda connection: batches.is_in_progress(connection, "batch-2")),
         (_RUNS_SQL, lambda connection: batches.postpone(connection, "run-40")),
-        (_RUNS_SQL, _find_alerts("BATCH_STUCK", payouts.alert_queries(PAYOUT_ALERT_AFTER, 300))),
+        (
+            _RUNS_SQL,
+            _find_alerts("BATCH_STUCK", payout_alerts.alert_queries(PAYOUT_ALERT_AFTER, 300)),
+        ),
         (
             (_FORCE_INDEX_SQL, *_DUE_SCHEDULES_SQL),
             lambda connection: schedule_store.postpone(connection, _due_schedules(connection)),
@@ -666,7 +674,7 @@ def _due_schedules(connection: Connection) -> Sequence[Row[Any]]:
         ),
         (
             (_FORCE_INDEX_SQL, *_DUE_SCHEDULES_SQL),
-            _find_alerts("SCHEDULE_OVERDUE", payouts.alert_queries(PAYOUT_ALERT_AFTER, 300)),
+            _find_alerts("SCHEDULE_OVERDUE", payout_alerts.alert_queries(PAYOUT_ALERT_AFTER, 300)),
         ),
     ],
     ids=[

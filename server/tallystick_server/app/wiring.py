@@ -50,7 +50,7 @@ from tallystick_storage import alerts as alert_store
 from tallystick_storage.database import Database, prune_commit_markers
 from tallystick_storage.ledger import postings as ledger_store
 from tallystick_storage.payment import alerts as payment_alerts
-from tallystick_storage.payout import payouts as payout_store
+from tallystick_storage.payout import alerts as payout_alerts
 
 _CONNECTION_COUNTS = {"ledger": 2}
 _DEFAULT_CONNECTIONS = 4
@@ -390,7 +390,7 @@ class Wiring:
             ),
             self._dependencies.new_id(),
         )
-        alert_queries = payout_store.alert_queries(
+        alert_queries = payout_alerts.alert_queries(
             {**PAYOUT_ALERT_AFTER, **settings.payout.alert_after},
             settings.worker.events_alert_after,
         )
