@@ -303,7 +303,7 @@ BUGS = (
     ),
     PlantedBug(
         "an answer that cannot be applied is tried for ever",
-        f"{_SERVER}/operations/reschedule.py",
+        f"{_SERVER}/operations/failed_step.py",
         "return self.operation.needs_booking or self.action is NextAction.APPLY_RECORDED",
         "return self.operation.needs_booking",
         "tests/services/payment/test_recovery.py -k cannot_be_applied",

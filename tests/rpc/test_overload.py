@@ -29,7 +29,7 @@ from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.wiring import Dependencies
 from tallystick_server.operations.batcher import MAX_QUEUED_CALLS, Batcher
-from tallystick_server.operations.worker import _MAX_TEAM_DETACHED_TASKS
+from tallystick_server.operations.tasks import _MAX_TEAM_DETACHED_TASKS
 from tallystick_storage.database import Database
 from tests.support.payouts import create_destination, create_sale
 from tests.support.platform import (

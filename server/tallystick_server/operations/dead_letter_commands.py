@@ -27,8 +27,9 @@ from tallystick_core.provider.outcome import (
 )
 from tallystick_core.state_machine import Verb, invalid_state_error
 from tallystick_server.operations import dead_letters
+from tallystick_server.operations.failed_step import is_duplicate_reference
 from tallystick_server.operations.operation import LeasedOperation
-from tallystick_server.operations.worker import OperationWorker, is_duplicate_reference
+from tallystick_server.operations.worker import OperationWorker
 from tallystick_server.providers.gateway import CircuitOpen
 from tallystick_storage import dead_letters as dead_letter_store
 from tallystick_storage import operations as operation_store

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import inf
 from typing import Generic, TypeVar
 
@@ -13,22 +13,11 @@ from sqlalchemy import Connection
 from tallystick_core.operations.dead_letter import DeadLetterCause
 from tallystick_core.operations.next_action import ExhaustedAction, NextAction, when_exhausted
 from tallystick_core.provider.outcome import (
-    Declined,
-    FailureReason,
-    InTransit,
-    NotFound,
-    NotSent,
-    Pending,
-    ProviderOutcome,
     RetryReason,
-    Returned,
-    Submitted,
-    Succeeded,
-    Unknown,
-    Verified,
 )
 from tallystick_server.operations.batcher import bisect_on_error
 from tallystick_server.operations.dead_letters import emit_changed
+from tallystick_server.operations.failed_step import FailedStep
 from tallystick_server.operations.operation import LeasedOperation
 from tallystick_server.operations.retry_policy import RetryPolicies
 from tallystick_storage import dead_letters as dead_letter_store
@@ -39,80 +28,6 @@ H = TypeVar("H", bound=LeasedOperation)
 G = TypeVar("G")
 
 _MAX_DETAIL_LENGTH = 255
-
-
-@dataclass(frozen=True, slots=True)
-class FailedStep(Generic[H]):
-    """An operation whose step failed, and why."""
-
-    operation: H
-    retry_reason: RetryReason
-    detail: str
-    action: NextAction
-    """The action that failed."""
-    retry_after: float = 0.0
-    """Seconds before which the provider accepts no retry."""
-    is_not_found: bool = False
-    """Whether the provider does not know the operation."""
-    failure_reason: FailureReason | None = None
-    """Why the operation fails: it certainly moved no money, and is cancelled or expired."""
-
-    @property
-    def has_recorded_outcome(self) -> bool:
-        """Whether a final outcome is stored. Only its effects remain to be applied."""
-        return self.operation.needs_booking or self.action is NextAction.APPLY_RECORDED
-
-
-def classify_failure(
-    operation: H, outcome: ProviderOutcome, action: NextAction, *, key_honored: bool
-) -> FailedStep[H] | None:
-    """The failed step for an outcome that is not final, or None. `key_honored`: the operation may
-    be sent again.
-    """
-    match outcome:
-        case Pending():
-            return FailedStep(
-                operation, RetryReason.PENDING, f"the provider waits: {outcome.reason}", action
-            )
-        case Submitted() | InTransit():
-            return FailedStep(
-                operation,
-                RetryReason.PENDING,
-                f"the provider works on it: {type(outcome).__name__}",
-                action,
-            )
-        case NotSent():
-            return FailedStep(
-                operation,
-                retry_reason(operation, RetryReason.NOT_SENT, action, key_honored=key_honored),
-                outcome.detail,
-                action,
-            )
-        case Unknown():
-            return FailedStep(
-                operation,
-                retry_reason(operation, outcome.retry_reason, action, key_honored=key_honored),
-                outcome.detail,
-                action,
-                outcome.retry_after,
-            )
-        case Succeeded() | Declined() | Returned() | Verified() | NotFound():
-            return None
-
-
-def retry_reason(
-    operation: LeasedOperation, reason: RetryReason, action: NextAction, *, key_honored: bool
-) -> RetryReason:
-    """The retry reason of a failed action. A failed lookup or cancellation is usually classified as
-    inconclusive, whatever its cause.
-    """
-    if action is NextAction.SEND or reason is RetryReason.MISMATCHED_OPERATION:
-        return reason
-    if operation.awaits_provider:
-        return RetryReason.PENDING
-    if not key_honored:
-        return RetryReason.OUTCOME_UNKNOWN
-    return reason if reason is RetryReason.NOT_FOUND else RetryReason.LOOKUP_INCONCLUSIVE
 
 
 class Rescheduler(Generic[H, G]):

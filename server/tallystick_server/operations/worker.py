@@ -7,10 +7,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 from sqlalchemy import Connection
@@ -18,8 +17,6 @@ from sqlalchemy import Connection
 from tallystick_core.errors import ApiError, overloaded_error
 from tallystick_core.operations.next_action import NextAction
 from tallystick_core.provider.outcome import (
-    Declined,
-    FailureReason,
     NotFound,
     NotSent,
     ProviderOutcome,
@@ -27,15 +24,23 @@ from tallystick_core.provider.outcome import (
     Unknown,
 )
 from tallystick_server.operations.batcher import Batcher
+from tallystick_server.operations.claim import claim_due
+from tallystick_server.operations.failed_step import (
+    BookingRejected,
+    FailedStep,
+    classify_before_call,
+    classify_booking_error,
+    classify_circuit_open,
+    classify_failure,
+    classify_not_found,
+    classify_storage_error,
+    name_cancellation,
+)
 from tallystick_server.operations.operation import LeasedOperation
 from tallystick_server.operations.periodic import Periodic
-from tallystick_server.operations.reschedule import (
-    FailedStep,
-    Rescheduler,
-    classify_failure,
-    retry_reason,
-)
-from tallystick_server.operations.retry_policy import RetryPolicies, jitter
+from tallystick_server.operations.reschedule import Rescheduler
+from tallystick_server.operations.retry_policy import RetryPolicies
+from tallystick_server.operations.tasks import WorkerTasks
 from tallystick_server.providers.circuit_breaker import BreakerSettings
 from tallystick_server.providers.gateway import CircuitOpen, ProviderGateway
 from tallystick_server.rpc.message_limits import MAX_ITEMS
@@ -50,27 +55,11 @@ H = TypeVar("H", bound=LeasedOperation)
 G = TypeVar("G")
 R = TypeVar("R")
 
-_MAX_CLAIMED = 200
-_MAX_TEAM_DETACHED_TASKS = 1_000
 # Seconds after which another process may poll completed operations. Two concurrent pollers do no
 # harm.
 _POLL_LEASE_SECONDS = 5.0
-_REFERENCE_CONSTRAINTS = frozenset({"provider_money_pkey", "transfer_pkey"})
-"""Constraints that a provider reference belongs to only one operation."""
 DOWNSTREAM_CONCURRENCY = 4
 """Maximum concurrent booking batches. They spend most of their time waiting for other services."""
-
-
-class DetachedRunner(Protocol):
-    """Runs work in a task that survives the cancellation of its caller."""
-
-    async def __call__(
-        self, work: Callable[[], Coroutine[Any, Any, R]], *, is_team_call: bool = False
-    ) -> R: ...
-
-
-class BookingRejected(Exception):
-    """Wallet or ledger rejected the request, and a repeat would not help."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +95,12 @@ class OperationWorker(ABC, Generic[H, G]):
         settings: WorkerSettings,
     ) -> None:
         self.lease_seconds = settings.lease_seconds
+        self._lease_check_batcher: Batcher[LeasedOperation, bool] = Batcher(
+            f"{service}.held", self._check_leases
+        )
         self.gateway = ProviderGateway(
             providers,
-            self._is_still_leased,
+            self._lease_check_batcher.submit,
             max_calls_per_provider=settings.max_calls_per_provider,
             timeout_seconds=settings.provider_timeout_seconds,
             breaker_settings=settings.breaker_settings,
@@ -121,9 +113,6 @@ class OperationWorker(ABC, Generic[H, G]):
             max_batch=MAX_ITEMS,
             size_of=lambda failed_step: failed_step.operation.weight,
         )
-        self._lease_check_batcher: Batcher[LeasedOperation, bool] = Batcher(
-            f"{service}.held", self._check_leases
-        )
         self._batchers: list[Batcher[Any, Any]] = [
             self._reschedule_batcher,
             self._lease_check_batcher,
@@ -133,14 +122,8 @@ class OperationWorker(ABC, Generic[H, G]):
         )
         self._periodic_tasks = [self._claim_task]
         self._max_in_flight = settings.max_in_flight
-        self._tasks: dict[asyncio.Task[None], H] = {}
-        self._in_flight_by_provider: Counter[str] = Counter()
-        self._detached_tasks: set[asyncio.Task[Any]] = set()
-        # detached tasks of calls by teams
-        self._team_detached_tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: WorkerTasks[H] = WorkerTasks(self._run_operation, self._on_operation_done)
         self._has_backlog = False
-        self._is_stopping = False
-        self._unstarted_operations: list[H] = []  # claimed while the worker stops
 
     @abstractmethod
     def load(self, connection: Connection, tokens: dict[str, int], now: float) -> Sequence[H]:
@@ -201,15 +184,7 @@ class OperationWorker(ABC, Generic[H, G]):
         # idle is the sum of many parts
         while not self.is_idle and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
-        self._is_stopping = True
-        unfinished_tasks = dict(self._tasks)
-        for task in (*unfinished_tasks, *self._detached_tasks):
-            task.cancel()
-        await asyncio.gather(*unfinished_tasks, *self._detached_tasks, return_exceptions=True)
-        tokens = {
-            operation.operation_id: operation.lease_token
-            for operation in (*unfinished_tasks.values(), *self._unstarted_operations)
-        }
+        tokens = await self._tasks.cancel()
         if not tokens:
             return
         try:
@@ -229,62 +204,37 @@ class OperationWorker(ABC, Generic[H, G]):
     @property
     def is_idle(self) -> bool:
         """Whether no operation is in flight in this process."""
-        return (
-            not self._tasks
-            and not self._detached_tasks
-            and all(batcher.is_idle for batcher in self._batchers)
-        )
+        return self._tasks.is_idle and all(batcher.is_idle for batcher in self._batchers)
 
     @property
     def in_flight_count(self) -> int:
         """The number of operations in flight in this process."""
-        return len(self._tasks)
+        return self._tasks.operation_count
 
     def start_operation(self, operation: H) -> None:
         """Starts an operation that this process leases."""
-        if self._is_stopping:
-            self._unstarted_operations.append(operation)
-            return
-        task = asyncio.create_task(self._run_operation(operation))
-        self._tasks[task] = operation
-        self._in_flight_by_provider[operation.provider] += 1
-        task.add_done_callback(self._on_task_done)
+        self._tasks.start(operation)
 
-    def _on_task_done(self, task: asyncio.Task[None]) -> None:
-        self._in_flight_by_provider[self._tasks.pop(task).provider] -= 1
+    def _on_operation_done(self) -> None:
+        """Claims more once most operations in flight are done."""
         if (
             self._has_backlog
-            and not self._is_stopping
-            and len(self._tasks) <= self._max_in_flight // 4
+            and not self._tasks.is_stopping
+            and self.in_flight_count <= self._max_in_flight // 4
         ):
             self._has_backlog = False
             self._claim_task.wake()
 
     def reject_overload(self) -> None:
         """Raises OVERLOADED if `max_in_flight` operations are in flight."""
-        if len(self._tasks) >= self._max_in_flight:
+        if self.in_flight_count >= self._max_in_flight:
             raise overloaded_error("operations are in flight in this process")
 
     async def run_detached(
         self, work: Callable[[], Coroutine[Any, Any, R]], *, is_team_call: bool = False
     ) -> R:
-        """Runs `work`, which commits leases and starts operations, in a task of the worker. A
-        cancelled caller therefore never leaves a lease without an owner.
-
-        `is_team_call`: a team's call waits for the work. Such calls are limited, and do not limit
-        the platform or operators. Raises OVERLOADED for them.
-        """
-        if is_team_call and len(self._team_detached_tasks) >= _MAX_TEAM_DETACHED_TASKS:
-            raise overloaded_error("changes wait for the database")
-        task = asyncio.create_task(work())
-        for task_set in (
-            (self._detached_tasks, self._team_detached_tasks)
-            if is_team_call
-            else (self._detached_tasks,)
-        ):
-            task_set.add(task)
-            task.add_done_callback(task_set.discard)
-        return await asyncio.shield(task)
+        """Runs `work` in a task of the worker, see `WorkerTasks.run_detached`."""
+        return await self._tasks.run_detached(work, is_team_call=is_team_call)
 
     def make_poll_lease_acquirer(self, owner_id: UUID) -> Callable[[Connection], bool]:
         """Returns a function that acquires the leader lease on polling completed operations.
@@ -309,30 +259,13 @@ class OperationWorker(ABC, Generic[H, G]):
         # limit is reserved for new operations.
         provider_share = max(self._max_in_flight // 2 // max(len(self._providers), 1), 1)
         limits = {
-            provider: min(_MAX_CLAIMED, provider_share - self._in_flight_by_provider[provider])
+            provider: provider_share - self._tasks.count_of(provider)
             for provider in sorted(self._providers)
         }
         now = asyncio.get_running_loop().time()
 
         def claim(connection: Connection) -> tuple[Sequence[H], list[str]] | None:
-            tokens: dict[str, int] = {}
-            full_providers = []  # providers that may have more due operations
-            for provider, count in limits.items():
-                leases = (
-                    operation_store.claim(connection, provider, count, self.lease_seconds)
-                    if count > 0
-                    else {}
-                )
-                if len(leases) == max(count, 0):
-                    full_providers.append(provider)
-                tokens |= leases
-            for provider in operation_store.list_providers(connection):
-                # the provider is no longer configured: only operations that need no provider call
-                # are claimed
-                if provider not in limits:
-                    tokens |= operation_store.claim(
-                        connection, provider, _MAX_CLAIMED, self.lease_seconds
-                    )
+            tokens, full_providers = claim_due(connection, limits, self.lease_seconds)
             if not tokens and not full_providers:
                 return None
             return self.load(connection, tokens, now) if tokens else (), full_providers
@@ -343,13 +276,10 @@ class OperationWorker(ABC, Generic[H, G]):
             self.start_operation(operation)
         self._has_backlog = bool(full_providers)
         if any(
-            limits[provider] > 0 and provider_share > self._in_flight_by_provider[provider]
+            limits[provider] > 0 and provider_share > self._tasks.count_of(provider)
             for provider in full_providers
         ):
             self._claim_task.wake()
-
-    async def _is_still_leased(self, operation: LeasedOperation) -> bool:
-        return await self._lease_check_batcher.submit(operation)
 
     async def _check_leases(self, operations: Sequence[LeasedOperation]) -> Sequence[bool]:
         lease_tokens = await self._database.load(
@@ -373,47 +303,37 @@ class OperationWorker(ABC, Generic[H, G]):
 
     async def advance(self, operation: H) -> None:
         """Advances an operation as far as possible now."""
-        now, key_window = (
-            asyncio.get_running_loop().time(),
-            self.gateway.key_window(operation.provider),
-        )
+        now = asyncio.get_running_loop().time()
+        key_window = self.gateway.key_window(operation.provider)
         action = operation.next_action(now, key_window, self.lease_seconds)
         if action is NextAction.BOOK:
             await self.book(operation)
             return
-        failure_reason = operation.failure_if_not_sent(now)
-        if (early_failure := _classify_before_call(operation, action, failure_reason)) is not None:
+        early_failure = classify_before_call(operation, action, now)
+        if early_failure is not None:
             await self._reschedule(early_failure)
             return
-        recorded_outcome = (
-            operation.recorded_outcome if action is NextAction.APPLY_RECORDED else None
-        )
-        action, outcome = (
-            (action, recorded_outcome)
-            if recorded_outcome
-            else await self._call_provider(operation, action)
-        )
+        action, outcome = await self._find_outcome(operation, action)
         if isinstance(outcome, CircuitOpen):
-            retry_after = outcome.retry_after + jitter(outcome.retry_after, operation.operation_id)
+            await self._reschedule(classify_circuit_open(operation, outcome, action))
+        elif isinstance(outcome, NotFound):
             await self._reschedule(
-                FailedStep(operation, RetryReason.CIRCUIT_OPEN, outcome.reason, action, retry_after)
+                classify_not_found(
+                    operation, outcome, action, now, self.gateway, self.lease_seconds
+                )
             )
-            return
-        if (
-            isinstance(outcome, Declined)
-            and outcome.reason is FailureReason.CALLER_CANCELLED
-            and failure_reason is not None
-        ):
-            outcome = replace(outcome, reason=failure_reason)
-        if isinstance(outcome, NotFound):
-            await self._reschedule(self._classify_not_found(operation, outcome, action, now))
-            return
-        failed_step = classify_failure(
-            operation,
-            outcome,
-            action,
-            key_honored=operation.is_key_honored(key_window, self.lease_seconds),
-        )
+        else:
+            outcome = name_cancellation(outcome, operation.failure_if_not_sent(now))
+            await self._apply_outcome(operation, outcome, action, key_window)
+
+    async def _apply_outcome(
+        self, operation: H, outcome: ProviderOutcome, action: NextAction, key_window: float
+    ) -> None:
+        """Records an outcome, then books or reschedules the operation. The failure of a lookup is
+        not recorded.
+        """
+        key_honored = operation.is_key_honored(key_window, self.lease_seconds)
+        failed_step = classify_failure(operation, outcome, action, key_honored=key_honored)
         if (
             failed_step is None
             or action is NextAction.SEND
@@ -427,19 +347,22 @@ class OperationWorker(ABC, Generic[H, G]):
                     operation.resource_name,
                     error,
                 )
-                await self._reschedule(_classify_storage_error(operation, outcome, action, error))
+                await self._reschedule(classify_storage_error(operation, outcome, action, error))
                 return
         if operation.needs_booking:
             await self.book(operation)
         elif failed_step is not None:
             await self._reschedule(replace(failed_step, operation=operation))
 
-    async def _call_provider(
+    async def _find_outcome(
         self, operation: H, action: NextAction
     ) -> tuple[NextAction, ProviderOutcome | CircuitOpen]:
-        """Returns the outcome and the action that it answers. While the circuit for sends is open,
-        an operation that may have been sent is looked up instead.
+        """Returns the outcome and the action that it answers. The provider is called unless the
+        outcome is recorded. While the circuit for sends is open, an operation that may have been
+        sent is looked up instead.
         """
+        if action is NextAction.APPLY_RECORDED and (recorded := operation.recorded_outcome):
+            return action, recorded
         outcome = await self.gateway.call(operation, action)
         has_separate_lookup = action is NextAction.SEND and operation.circuit(
             action
@@ -450,46 +373,6 @@ class OperationWorker(ABC, Generic[H, G]):
                 return NextAction.LOOK_UP, lookup_outcome
         return action, outcome
 
-    def _classify_not_found(
-        self, operation: H, outcome: NotFound, action: NextAction, now: float
-    ) -> FailedStep[H]:
-        """The effect of "not found" on an operation that was claimed at loop time `now`.
-
-        An operation to be cancelled fails once "not found" proves that nothing was charged. It is
-        then claimed again as soon as possible.
-        """
-        failure_reason = operation.failure_if_not_sent(now)
-        final = (
-            self.gateway.final_not_found(operation.provider) if failure_reason is not None else None
-        )
-        if (
-            failure_reason is not None
-            and final is not None
-            and operation.seconds_since_sent is not None
-        ):
-            if final.is_conclusive(operation.not_found_count + 1, operation.seconds_since_sent):
-                return FailedStep(
-                    operation,
-                    RetryReason.NOT_FOUND,
-                    f"{outcome.detail}: {failure_reason}",
-                    action,
-                    failure_reason=failure_reason,
-                )
-            if operation.seconds_since_sent < final.min_seconds_since_sent:
-                operation = replace(
-                    operation,
-                    next_poll_deadline=min(
-                        operation.next_poll_deadline,
-                        now + final.min_seconds_since_sent - operation.seconds_since_sent,
-                    ),
-                )
-        updated_operation = replace(operation, not_found_count=operation.not_found_count + 1)
-        key_honored = updated_operation.is_key_honored(
-            self.gateway.key_window(operation.provider), self.lease_seconds
-        )
-        reason = retry_reason(operation, RetryReason.NOT_FOUND, action, key_honored=key_honored)
-        return FailedStep(operation, reason, outcome.detail, action, is_not_found=True)
-
     async def book(self, operation: H) -> None:
         """Books the operation now, or reschedules it."""
         await self.call_downstream(operation, self.book_operation(operation))
@@ -497,32 +380,12 @@ class OperationWorker(ABC, Generic[H, G]):
     async def call_downstream(self, operation: H, call: Awaitable[R]) -> R | None:
         """Returns the result of a call to wallet or ledger. Returns None, and reschedules the
         operation, if the call was rejected or the service unavailable.
-
-        An unavailable service is retried without limit. A rejection of this item alone is retried
-        up to the limit of its policy.
         """
         try:
             return await call
-        except BookingRejected as error:
-            await self._reschedule(
-                FailedStep(operation, RetryReason.BOOKING_REJECTED, str(error), NextAction.BOOK)
-            )
-        except ServiceCallRejected as error:
-            reason = (
-                RetryReason.CALLER_REJECTED if error.rejects_caller else RetryReason.BOOKING_FAILED
-            )
-            await self._reschedule(FailedStep(operation, reason, str(error), NextAction.BOOK))
-        except ConstraintViolation as error:
-            await self._reschedule(
-                FailedStep(operation, RetryReason.BOOKING_FAILED, str(error), NextAction.BOOK)
-            )
-        except ApiError as error:
-            await self._reschedule(
-                FailedStep(
-                    operation, RetryReason.BOOKING_UNAVAILABLE, error.message, NextAction.BOOK
-                )
-            )
-        return None
+        except (BookingRejected, ServiceCallRejected, ConstraintViolation, ApiError) as error:
+            await self._reschedule(classify_booking_error(operation, error))
+            return None
 
     async def _reschedule(self, failed_step: FailedStep[H]) -> None:
         operation = failed_step.operation
@@ -535,56 +398,3 @@ class OperationWorker(ABC, Generic[H, G]):
         self.after_failure(
             operation, await self._reschedule_batcher.submit(failed_step, operation.context)
         )
-
-
-def is_duplicate_reference(error: ConstraintViolation) -> bool:
-    """Whether the outcome's provider reference already belongs to another operation."""
-    return error.constraint in _REFERENCE_CONSTRAINTS
-
-
-def _classify_storage_error(
-    operation: H, outcome: ProviderOutcome, action: NextAction, error: ConstraintViolation
-) -> FailedStep[H]:
-    """The failed step of an operation whose outcome violates a database constraint. An operator
-    must decide.
-    """
-    if is_duplicate_reference(error):
-        reference = getattr(outcome, "reference", "")
-        return FailedStep(
-            operation,
-            RetryReason.MISMATCHED_OPERATION,
-            f"what its provider says it is, {reference}, is the money of another one",
-            action,
-        )
-    if action is NextAction.APPLY_RECORDED:
-        return FailedStep(
-            operation,
-            RetryReason.APPLYING_FAILED,
-            f"its answer is stored and cannot be applied: {type(outcome).__name__}",
-            action,
-        )
-    return FailedStep(
-        operation,
-        RetryReason.REJECTED,
-        f"its answer cannot be stored: {type(outcome).__name__}",
-        action,
-    )
-
-
-def _classify_before_call(
-    operation: H, action: NextAction, failure_reason: FailureReason | None
-) -> FailedStep[H] | None:
-    """The failed step of an operation that needs no provider call. None: the provider is called."""
-    if action is NextAction.GIVE_UP and failure_reason is not None:
-        return FailedStep(
-            operation,
-            RetryReason.NOT_SENT,
-            f"it was never sent: {failure_reason}",
-            action,
-            failure_reason=failure_reason,
-        )
-    return (
-        FailedStep(operation, RetryReason.REJECTED, "risk has not passed it", action)
-        if action is NextAction.RISK
-        else None
-    )

@@ -16,7 +16,7 @@ from tallystick_core.ledger.posting_rules import PostingKind, pay_in_lines
 from tallystick_core.money import format_amount
 from tallystick_core.payment.state import PaymentTransitionReason, PaymentTrigger, transition
 from tallystick_server.operations.batcher import bisect_on_error
-from tallystick_server.operations.worker import BookingRejected
+from tallystick_server.operations.failed_step import BookingRejected
 from tallystick_server.payment.charge import Charge, OrderInCharge
 from tallystick_server.payment.transitions import (
     OrderTransition,

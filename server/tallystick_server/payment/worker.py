@@ -25,9 +25,9 @@ from tallystick_server.observability.tracing import current_context, traceparent
 from tallystick_server.operations.batcher import MAX_QUEUED_CALLS, Batcher
 from tallystick_server.operations.dead_letter_commands import DeadLetters
 from tallystick_server.operations.dead_letters import requeue_to_end
+from tallystick_server.operations.failed_step import FailedStep
 from tallystick_server.operations.operation import OperationResult
 from tallystick_server.operations.periodic import Periodic
-from tallystick_server.operations.reschedule import FailedStep
 from tallystick_server.operations.worker import (
     DOWNSTREAM_CONCURRENCY,
     OperationWorker,

@@ -21,7 +21,7 @@ from tallystick_core.payout.state import (
 )
 from tallystick_core.provider.outcome import RetryReason
 from tallystick_server.operations.dead_letters import emit_changed, resolve
-from tallystick_server.operations.worker import DetachedRunner
+from tallystick_server.operations.tasks import DetachedRunner
 from tallystick_server.payout.operation import PayoutOperation, operations_from_rows
 from tallystick_server.payout.snapshot import PayoutTransition
 from tallystick_server.payout.transitions import PayoutChange, transition_payouts

@@ -29,7 +29,7 @@ from tallystick_core.payout.request import NewPayout
 from tallystick_core.payout.schedule import Schedule, next_time
 from tallystick_server.observability.tracing import parse_traceparent
 from tallystick_server.operations.batcher import bisect_on_error
-from tallystick_server.operations.worker import DetachedRunner
+from tallystick_server.operations.tasks import DetachedRunner
 from tallystick_server.payout.create_batch import emit_batch_changed, insert_batch
 from tallystick_server.payout.create_payout import (
     CreatedPayouts,

@@ -27,8 +27,8 @@ from tallystick_core.payout.state import (
 )
 from tallystick_core.provider.outcome import RetryReason
 from tallystick_server.operations.batcher import bisect_on_error
+from tallystick_server.operations.failed_step import BookingRejected
 from tallystick_server.operations.retry_policy import RetryPolicies
-from tallystick_server.operations.worker import BookingRejected
 from tallystick_server.payout.operation import PayoutOperation
 from tallystick_server.payout.snapshot import PayoutTransition, transfer_of
 from tallystick_server.payout.transitions import PayoutChange, transition_payouts

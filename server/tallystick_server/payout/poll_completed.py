@@ -19,8 +19,8 @@ from tallystick_core.provider.outcome import (
     RetryReason,
     Unknown,
 )
+from tallystick_server.operations.failed_step import is_duplicate_reference
 from tallystick_server.operations.retry_policy import RetryPolicies
-from tallystick_server.operations.worker import is_duplicate_reference
 from tallystick_server.payout.operation import PayoutOperation, operations_from_rows
 from tallystick_server.providers.gateway import CircuitOpen, ProviderGateway
 from tallystick_storage.database import ConstraintViolation, Database

@@ -31,9 +31,9 @@ from tallystick_core.provider.outcome import PayoutFailure, RetryReason
 from tallystick_core.provider.payout_provider import PayoutProvider
 from tallystick_server.operations.batcher import MAX_QUEUED_CALLS, Batcher
 from tallystick_server.operations.dead_letter_commands import DeadLetters
+from tallystick_server.operations.failed_step import FailedStep
 from tallystick_server.operations.operation import OperationResult
 from tallystick_server.operations.periodic import Periodic
-from tallystick_server.operations.reschedule import FailedStep
 from tallystick_server.operations.worker import (
     DOWNSTREAM_CONCURRENCY,
     OperationWorker,

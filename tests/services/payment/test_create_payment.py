@@ -725,7 +725,7 @@ async def _cancel_operations(platform: ServedPlatform) -> None:
     """Stops the worker as a crash would: no charge in progress is completed."""
     payment_worker = platform.server._services[0].worker
     assert payment_worker is not None
-    for task in payment_worker._tasks:
+    for task in payment_worker._tasks._operations:
         task.cancel()
 
 

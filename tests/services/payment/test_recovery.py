@@ -58,8 +58,9 @@ from tallystick_sandbox.sandbox import Sandbox
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.wiring import Dependencies
+from tallystick_server.operations.failed_step import FailedStep
 from tallystick_server.operations.operation import OperationResult
-from tallystick_server.operations.reschedule import FailedStep, Rescheduler
+from tallystick_server.operations.reschedule import Rescheduler
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tallystick_server.payment.charge import Charge, charges_from_rows
 from tallystick_server.payment.unapplied_charges import record_unapplied
@@ -3304,7 +3305,7 @@ def test_a_full_sweep_is_followed_by_another_at_once(
     scratch_database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Due operations are claimed without a pause as long as there are more than one scan claims."""
-    monkeypatch.setattr("tallystick_server.operations.worker._MAX_CLAIMED", 3)
+    monkeypatch.setattr("tallystick_server.operations.claim._MAX_CLAIMED", 3)
     at_once = {("", RetryReason.NOT_SENT): RetryPolicy(RetryStrategy.FIXED, 0.0, 0.0, 1000)}
     with (
         serve_platform(

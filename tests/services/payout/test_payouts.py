@@ -37,7 +37,7 @@ from tallystick_core.provider.payout_provider import PayoutRequest
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.wiring import Dependencies
-from tallystick_server.operations.reschedule import FailedStep
+from tallystick_server.operations.failed_step import FailedStep
 from tallystick_server.operations.retry_policy import RetryPolicies, RetryPolicy, RetryStrategy
 from tallystick_server.payout.booking import PayoutBooking
 from tallystick_server.payout.operation import PayoutOperation, operations_from_rows

@@ -24,8 +24,9 @@ from tallystick_core.payout.destination import DestinationState
 from tallystick_core.payout.state import TERMINAL_STATES, PayoutState
 from tallystick_core.provider.outcome import FinalNotFound, NotSent, RetryReason, Succeeded, Unknown
 from tallystick_server.observability.tracing import current_context
+from tallystick_server.operations.failed_step import FailedStep, classify_failure
 from tallystick_server.operations.operator_handlers import parse_dead_letter_id
-from tallystick_server.operations.reschedule import FailedStep, Rescheduler, classify_failure
+from tallystick_server.operations.reschedule import Rescheduler
 from tallystick_server.operations.retry_policy import (
     DEFAULT_POLICIES,
     UNLIMITED_REASONS,

@@ -1,0 +1,253 @@
+"""Failed steps of operations: what an outcome or an error means for the schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+from tallystick_core.errors import ApiError
+from tallystick_core.operations.next_action import NextAction
+from tallystick_core.provider.outcome import (
+    Declined,
+    FailureReason,
+    InTransit,
+    NotFound,
+    NotSent,
+    Pending,
+    ProviderOutcome,
+    RetryReason,
+    Returned,
+    Submitted,
+    Succeeded,
+    Unknown,
+    Verified,
+)
+from tallystick_server.operations.operation import LeasedOperation
+from tallystick_server.operations.retry_policy import jitter
+from tallystick_server.providers.gateway import CircuitOpen, ProviderGateway
+from tallystick_server.rpc.service_client import ServiceCallRejected
+from tallystick_storage.database import ConstraintViolation
+
+H = TypeVar("H", bound=LeasedOperation)
+
+_REFERENCE_CONSTRAINTS = frozenset({"provider_money_pkey", "transfer_pkey"})
+"""Constraints that a provider reference belongs to only one operation."""
+
+
+class BookingRejected(Exception):
+    """Wallet or ledger rejected the request, and a repeat would not help."""
+
+
+@dataclass(frozen=True, slots=True)
+class FailedStep(Generic[H]):
+    """An operation whose step failed, and why."""
+
+    operation: H
+    retry_reason: RetryReason
+    detail: str
+    action: NextAction
+    """The action that failed."""
+    retry_after: float = 0.0
+    """Seconds before which the provider accepts no retry."""
+    is_not_found: bool = False
+    """Whether the provider does not know the operation."""
+    failure_reason: FailureReason | None = None
+    """Why the operation fails: it certainly moved no money, and is cancelled or expired."""
+
+    @property
+    def has_recorded_outcome(self) -> bool:
+        """Whether a final outcome is stored. Only its effects remain to be applied."""
+        return self.operation.needs_booking or self.action is NextAction.APPLY_RECORDED
+
+
+def classify_failure(
+    operation: H, outcome: ProviderOutcome, action: NextAction, *, key_honored: bool
+) -> FailedStep[H] | None:
+    """The failed step for an outcome that is not final, or None. `key_honored`: the operation may
+    be sent again.
+    """
+    match outcome:
+        case Pending():
+            return FailedStep(
+                operation, RetryReason.PENDING, f"the provider waits: {outcome.reason}", action
+            )
+        case Submitted() | InTransit():
+            return FailedStep(
+                operation,
+                RetryReason.PENDING,
+                f"the provider works on it: {type(outcome).__name__}",
+                action,
+            )
+        case NotSent():
+            return FailedStep(
+                operation,
+                _retry_reason(operation, RetryReason.NOT_SENT, action, key_honored=key_honored),
+                outcome.detail,
+                action,
+            )
+        case Unknown():
+            return FailedStep(
+                operation,
+                _retry_reason(operation, outcome.retry_reason, action, key_honored=key_honored),
+                outcome.detail,
+                action,
+                outcome.retry_after,
+            )
+        case Succeeded() | Declined() | Returned() | Verified() | NotFound():
+            return None
+
+
+def _retry_reason(
+    operation: LeasedOperation, reason: RetryReason, action: NextAction, *, key_honored: bool
+) -> RetryReason:
+    """The retry reason of a failed action. A failed lookup or cancellation is usually classified as
+    inconclusive, whatever its cause.
+    """
+    if action is NextAction.SEND or reason is RetryReason.MISMATCHED_OPERATION:
+        return reason
+    if operation.awaits_provider:
+        return RetryReason.PENDING
+    if not key_honored:
+        return RetryReason.OUTCOME_UNKNOWN
+    return reason if reason is RetryReason.NOT_FOUND else RetryReason.LOOKUP_INCONCLUSIVE
+
+
+def classify_before_call(operation: H, action: NextAction, now: float) -> FailedStep[H] | None:
+    """The failed step of an operation that needs no provider call at loop time `now`. None: the
+    provider is called.
+    """
+    failure_reason = operation.failure_if_not_sent(now)
+    if action is NextAction.GIVE_UP and failure_reason is not None:
+        return FailedStep(
+            operation,
+            RetryReason.NOT_SENT,
+            f"it was never sent: {failure_reason}",
+            action,
+            failure_reason=failure_reason,
+        )
+    if action is NextAction.RISK:
+        return FailedStep(operation, RetryReason.REJECTED, "risk has not passed it", action)
+    return None
+
+
+def classify_circuit_open(
+    operation: H, circuit_open: CircuitOpen, action: NextAction
+) -> FailedStep[H]:
+    """The failed step of an operation whose provider was not called."""
+    retry_after = circuit_open.retry_after + jitter(
+        circuit_open.retry_after, operation.operation_id
+    )
+    return FailedStep(operation, RetryReason.CIRCUIT_OPEN, circuit_open.reason, action, retry_after)
+
+
+def classify_not_found(
+    operation: H,
+    outcome: NotFound,
+    action: NextAction,
+    now: float,
+    gateway: ProviderGateway,
+    lease_seconds: float,
+) -> FailedStep[H]:
+    """The effect of "not found" on an operation that was claimed at loop time `now`.
+
+    An operation to be cancelled fails once "not found" proves that nothing was charged. It is
+    then claimed again as soon as possible.
+    """
+    failure_reason = operation.failure_if_not_sent(now)
+    final = gateway.final_not_found(operation.provider) if failure_reason is not None else None
+    if (
+        failure_reason is not None
+        and final is not None
+        and operation.seconds_since_sent is not None
+    ):
+        if final.is_conclusive(operation.not_found_count + 1, operation.seconds_since_sent):
+            return FailedStep(
+                operation,
+                RetryReason.NOT_FOUND,
+                f"{outcome.detail}: {failure_reason}",
+                action,
+                failure_reason=failure_reason,
+            )
+        if operation.seconds_since_sent < final.min_seconds_since_sent:
+            operation = replace(
+                operation,
+                next_poll_deadline=min(
+                    operation.next_poll_deadline,
+                    now + final.min_seconds_since_sent - operation.seconds_since_sent,
+                ),
+            )
+    updated_operation = replace(operation, not_found_count=operation.not_found_count + 1)
+    key_honored = updated_operation.is_key_honored(
+        gateway.key_window(operation.provider), lease_seconds
+    )
+    reason = _retry_reason(operation, RetryReason.NOT_FOUND, action, key_honored=key_honored)
+    return FailedStep(operation, reason, outcome.detail, action, is_not_found=True)
+
+
+def name_cancellation(
+    outcome: ProviderOutcome, failure_reason: FailureReason | None
+) -> ProviderOutcome:
+    """The outcome, with our reason if the provider cancelled the operation at our request."""
+    if (
+        isinstance(outcome, Declined)
+        and outcome.reason is FailureReason.CALLER_CANCELLED
+        and failure_reason is not None
+    ):
+        return replace(outcome, reason=failure_reason)
+    return outcome
+
+
+def is_duplicate_reference(error: ConstraintViolation) -> bool:
+    """Whether the outcome's provider reference already belongs to another operation."""
+    return error.constraint in _REFERENCE_CONSTRAINTS
+
+
+def classify_storage_error(
+    operation: H, outcome: ProviderOutcome, action: NextAction, error: ConstraintViolation
+) -> FailedStep[H]:
+    """The failed step of an operation whose outcome violates a database constraint. An operator
+    must decide.
+    """
+    if is_duplicate_reference(error):
+        reference = getattr(outcome, "reference", "")
+        return FailedStep(
+            operation,
+            RetryReason.MISMATCHED_OPERATION,
+            f"what its provider says it is, {reference}, is the money of another one",
+            action,
+        )
+    if action is NextAction.APPLY_RECORDED:
+        return FailedStep(
+            operation,
+            RetryReason.APPLYING_FAILED,
+            f"its answer is stored and cannot be applied: {type(outcome).__name__}",
+            action,
+        )
+    return FailedStep(
+        operation,
+        RetryReason.REJECTED,
+        f"its answer cannot be stored: {type(outcome).__name__}",
+        action,
+    )
+
+
+def classify_booking_error(
+    operation: H, error: BookingRejected | ServiceCallRejected | ConstraintViolation | ApiError
+) -> FailedStep[H]:
+    """The failed step for an error of a call to wallet or ledger.
+
+    An unavailable service is retried without limit. A rejection of this item alone is retried
+    up to the limit of its policy.
+    """
+    match error:
+        case BookingRejected():
+            reason = RetryReason.BOOKING_REJECTED
+        case ServiceCallRejected() if error.rejects_caller:
+            reason = RetryReason.CALLER_REJECTED
+        case ServiceCallRejected() | ConstraintViolation():
+            reason = RetryReason.BOOKING_FAILED
+        case ApiError():
+            return FailedStep(
+                operation, RetryReason.BOOKING_UNAVAILABLE, error.message, NextAction.BOOK
+            )
+    return FailedStep(operation, reason, str(error), NextAction.BOOK)
