@@ -607,7 +607,7 @@ BUGS = (
     ),
     PlantedBug(
         "everybody sees every payment",
-        f"{_SERVER}/rpc/server.py",
+        f"{_SERVER}/rpc/call.py",
         "if resource is None or not self.caller.can_see(owned_resource.owner):",
         "if resource is None or not owned_resource:",
     ),
@@ -849,7 +849,7 @@ BUGS = (
     ),
     PlantedBug(
         "a flood of waiting calls takes the slots of others",
-        f"{_SERVER}/rpc/server.py",
+        f"{_SERVER}/rpc/call.py",
         "        active.release(owner)\n",
         "        active.release(owner)\n        active.force_acquire(owner)\n",
         "tests/rpc/test_server.py -k take_no_slots",
@@ -884,7 +884,7 @@ BUGS = (
     ),
     PlantedBug(
         "a stream that waits for a message does not notice a stop",
-        f"{_SERVER}/rpc/server.py",
+        f"{_SERVER}/rpc/stream_sender.py",
         ("await asyncio.wait(\n                (future, closing_task),\n                timeout"),
         ("await asyncio.wait(\n                (future, ),\n                timeout"),
         "tests/rpc/test_server.py -k nothing_to_send",

@@ -33,8 +33,9 @@ from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.wiring import Dependencies
 from tallystick_server.rpc.authentication import BearerTokens
 from tallystick_server.rpc.bulkhead import CallLimits
+from tallystick_server.rpc.call import Call
 from tallystick_server.rpc.fair_semaphore import FairSemaphore
-from tallystick_server.rpc.server import Call, RpcServer
+from tallystick_server.rpc.server import RpcServer
 from tallystick_storage.database import Database
 from tests.support.events import payment_created
 from tests.support.platform import (

@@ -35,7 +35,9 @@ from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.rpc.authentication import NoAuthentication
 from tallystick_server.rpc.bulkhead import Bulkhead, CallLimits
 from tallystick_server.rpc.errors import CODE_BY_REASON, from_status, to_status
+from tallystick_server.rpc.fair_semaphore import FairSemaphore
 from tallystick_server.rpc.server import RpcServer
+from tallystick_server.rpc.stream_sender import StreamSender
 from tests.support.platform import ServedPlatform, eventually, serve_platform
 from tests.support.rpc import SERVICE_MODULES, GatedHandlers, rpc_client
 
@@ -505,7 +507,7 @@ def test_a_write_that_a_reader_never_takes_ends_its_stream_in_silence(
         slots = Bulkhead(2, 1.0)
         slots.force_acquire("shop")
         letting_go = asyncio.ensure_future(
-            RpcServer(NoAuthentication())._cancel_stream(write, slots, "shop")
+            StreamSender(FairSemaphore(1), asyncio.Event()).wait_for_reader(write, slots, "shop")
         )
         await asyncio.sleep(0)
         assert slots.used == 0

@@ -26,7 +26,8 @@ from tallystick_server.payment import handlers as payment
 from tallystick_server.payout import handlers as payout
 from tallystick_server.rpc.authentication import NoAuthentication
 from tallystick_server.rpc.bulkhead import CallLimits
-from tallystick_server.rpc.server import Call, RpcServer
+from tallystick_server.rpc.call import Call
+from tallystick_server.rpc.server import RpcServer
 from tallystick_server.wallet import handlers as wallet
 from tests.support.platform import free_address
 

@@ -42,7 +42,7 @@ from tallystick_server.payout.worker import PayoutSettings, PayoutWorker
 from tallystick_server.providers.circuit_breaker import BreakerSettings
 from tallystick_server.providers.sandbox import provider as sandbox_provider
 from tallystick_server.rpc.authentication import DEVELOPER
-from tallystick_server.rpc.server import Access
+from tallystick_server.rpc.call import Access
 from tallystick_server.rpc.service_client import ServiceClient
 from tallystick_server.wallet import handlers as wallet
 from tallystick_server.wallet.scheduler import WalletScheduler

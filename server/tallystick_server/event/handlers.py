@@ -17,8 +17,8 @@ from tallystick_core.event import MAX_AGGREGATE_ID, check_event, format_event_id
 from tallystick_core.validation import parse_id, parse_text
 from tallystick_server.operations.batcher import MAX_QUEUED_BATCHES, Batcher, bisect_on_error
 from tallystick_server.rpc.batch import check_batch
+from tallystick_server.rpc.call import Access, Call
 from tallystick_server.rpc.enums import EnumNames
-from tallystick_server.rpc.server import Access, Call
 from tallystick_server.rpc.streaming import SequenceSource, SequenceTail, StreamFilter
 from tallystick_server.rpc.timestamps import has_time
 from tallystick_storage.database import Database

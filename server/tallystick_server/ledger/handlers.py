@@ -29,8 +29,8 @@ from tallystick_server.operations import alerts
 from tallystick_server.operations.alerts import AlertHandlers
 from tallystick_server.operations.batcher import MAX_QUEUED_BATCHES, Batcher
 from tallystick_server.rpc.batch import process_items, to_item_status
+from tallystick_server.rpc.call import Access, Call
 from tallystick_server.rpc.pagination import PageToken, parse_page_size
-from tallystick_server.rpc.server import Access, Call
 from tallystick_server.rpc.streaming import SequenceSource, SequenceTail, StreamFilter
 from tallystick_server.rpc.timestamps import parse_time, to_timestamp
 from tallystick_storage.database import Database

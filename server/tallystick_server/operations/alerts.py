@@ -15,9 +15,9 @@ from tallystick.operator.v1 import operator_pb2
 from tallystick_core.access import Role
 from tallystick_core.operations.alert import AlertKind
 from tallystick_server.outbox.events import add_event, record_events
+from tallystick_server.rpc.call import Access, Call
 from tallystick_server.rpc.enums import EnumNames
 from tallystick_server.rpc.pagination import PageToken, parse_page_size
-from tallystick_server.rpc.server import Access, Call
 from tallystick_server.rpc.timestamps import to_timestamp
 from tallystick_storage import alerts as store
 from tallystick_storage.database import Database

@@ -21,9 +21,9 @@ from tallystick_core.validation import parse_id, parse_reason_text
 from tallystick_server.operations import alerts, dead_letters
 from tallystick_server.operations.alerts import AlertHandlers
 from tallystick_server.operations.dead_letter_commands import DeadLetterCursor, DeadLetters
+from tallystick_server.rpc.call import Access, Call
 from tallystick_server.rpc.enums import EnumNames
 from tallystick_server.rpc.pagination import PageToken, parse_page_size, parse_token_time
-from tallystick_server.rpc.server import Access, Call
 from tallystick_server.rpc.timestamps import parse_time
 from tallystick_storage import dead_letters as dead_letter_store
 from tallystick_storage.database import Database

@@ -22,8 +22,8 @@ from tallystick_server.operations.batcher import Batcher
 from tallystick_server.payment import convert
 from tallystick_server.payment.operator_handlers import PaymentOperatorHandlers
 from tallystick_server.payment.worker import PaymentWorker
+from tallystick_server.rpc.call import Access, Call
 from tallystick_server.rpc.pagination import PageToken, parse_page_size
-from tallystick_server.rpc.server import Access, Call
 from tallystick_storage.database import Database
 from tallystick_storage.payment import conflicts
 from tallystick_storage.payment import queries as store

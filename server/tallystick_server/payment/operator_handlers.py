@@ -9,8 +9,8 @@ from tallystick_core.validation import parse_id, parse_reason_text
 from tallystick_server.operations import dead_letters, operator_handlers
 from tallystick_server.payment import convert, unapplied_charges
 from tallystick_server.payment.worker import PaymentWorker
+from tallystick_server.rpc.call import Call
 from tallystick_server.rpc.pagination import PageToken, parse_page_size
-from tallystick_server.rpc.server import Call
 from tallystick_storage.database import Database
 from tallystick_storage.payment import queries as store
 from tallystick_storage.payment import unapplied_charges as unapplied_store

@@ -31,8 +31,8 @@ from tallystick_server.payout.operator_handlers import PayoutOperatorHandlers
 from tallystick_server.payout.preview import PayoutPreview
 from tallystick_server.payout.schedules import PayoutSchedules
 from tallystick_server.payout.worker import PayoutWorker
+from tallystick_server.rpc.call import Access, Call
 from tallystick_server.rpc.pagination import PageToken, parse_page_size
-from tallystick_server.rpc.server import Access, Call
 from tallystick_storage import operations as operation_store
 from tallystick_storage.database import Database
 from tallystick_storage.payout import acknowledgements, destinations, transfers

@@ -6,7 +6,7 @@ from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick_server.operations import dead_letters, operator_handlers
 from tallystick_server.payout import acknowledge, convert
 from tallystick_server.payout.worker import PayoutWorker
-from tallystick_server.rpc.server import Call
+from tallystick_server.rpc.call import Call
 from tallystick_storage.database import Database
 from tallystick_storage.payout import destinations
 from tallystick_storage.payout import queries as store

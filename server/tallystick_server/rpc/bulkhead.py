@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tallystick_core.access import Caller, Role
+
+_TEAM_ROLES = frozenset({Role.TEAM, Role.PAYOUTS})
+
 
 @dataclass(frozen=True, slots=True)
 class CallLimits:
@@ -71,3 +75,24 @@ class Bulkhead:
         self._used_by_owner[owner] -= weight
         if not self._used_by_owner[owner]:
             del self._used_by_owner[owner]
+
+
+@dataclass(frozen=True, slots=True)
+class MethodSlots:
+    """The bulkheads of one method, by kind of caller."""
+
+    teams: Bulkhead
+    services: Bulkhead
+    operators: Bulkhead
+
+    def for_caller(self, caller: Caller) -> Bulkhead:
+        """Selects by the role that admits the caller: first a team's, then a service's. So the
+        slots of operators stay free.
+        """
+        if not _TEAM_ROLES.isdisjoint(caller.roles):
+            return self.teams
+        return self.services if Role.SERVICE in caller.roles else self.operators
+
+    @property
+    def all(self) -> tuple[Bulkhead, Bulkhead, Bulkhead]:
+        return self.teams, self.services, self.operators

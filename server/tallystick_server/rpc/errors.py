@@ -101,6 +101,18 @@ def to_status(error: ApiError) -> status_pb2.Status:
     return status_pb2.Status(code=code, message=error.message, details=packed_details)
 
 
+def stream_expired_error() -> ApiError:
+    return ApiError(
+        ErrorReason.STREAM_EXPIRED,
+        "The stream has reached its time; open it again from where it ended.",
+        retry_after=0.1,
+    )
+
+
+def shutting_down_error() -> ApiError:
+    return ApiError(ErrorReason.SHUTTING_DOWN, "The process is being stopped.", retry_after=0.5)
+
+
 async def abort_with_error(
     context: Any, error: ApiError, trailing: Sequence[tuple[str, str]] = ()
 ) -> NoReturn:

@@ -14,8 +14,8 @@ from contextlib import (
     contextmanager,
     nullcontext,
 )
-from dataclasses import dataclass, field
-from typing import Any, NoReturn, TypeVar
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.descriptor import Descriptor, MethodDescriptor, ServiceDescriptor
@@ -24,19 +24,19 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from opentelemetry.trace import Span
 
-from tallystick_core.access import Caller, Role, authorize
-from tallystick_core.errors import ApiError, ErrorReason, not_found_error
+from tallystick_core.access import Role, authorize
+from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_server.observability.tracing import mark_failed, server_span, trace_id
 from tallystick_server.rpc.authentication import Authenticator
-from tallystick_server.rpc.bulkhead import Bulkhead, CallLimits
-from tallystick_server.rpc.errors import CODE_BY_REASON, abort_with_error
+from tallystick_server.rpc.bulkhead import Bulkhead, CallLimits, MethodSlots
+from tallystick_server.rpc.call import Access, Call
+from tallystick_server.rpc.errors import CODE_BY_REASON, abort_with_error, shutting_down_error
 from tallystick_server.rpc.fair_semaphore import FairSemaphore
 from tallystick_server.rpc.message_limits import check_items, has_items
+from tallystick_server.rpc.stream_sender import StreamSender
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-Access = Mapping[str, frozenset[Role]]
 Context = grpc.aio.ServicerContext[Any, Any]
 
 DEFAULT_DEADLINE_SECONDS = 10.0
@@ -48,106 +48,16 @@ MAX_BATCH_BYTES = 4 * 1024 * 1024
 _SMALL_MESSAGE_BYTES = 4 * 1024
 # Larger messages are parsed one at a time, and other calls run in between.
 _SERIAL_PARSE_BYTES = 64 * 1024
-_RESPONSE_MARGIN_SECONDS = 0.5  # before the deadline, so that the response arrives in time
-_MAX_WAIT_SECONDS = 30.0
 _POLL_SECONDS = 0.02
 # Seconds in which gRPC reports that a call without a message was cancelled by its caller.
 _CANCELLATION_GRACE_SECONDS = 0.1
-_MAX_STREAM_WRITES = 2
 _MAX_READS = 32
+_MAX_STREAM_WRITES = 2
 """Maximum concurrent stream writes. A write takes at least three iterations of the loop. gRPC's
 poller delivers one event per iteration.
 """
-# Seconds after which the next stream may write, even if a reader has not taken its message.
-_WRITE_HANDOVER_SECONDS = 0.001
-_TEAM_ROLES = frozenset({Role.TEAM, Role.PAYOUTS})
 _DRAIN_ABORT_SECONDS = 1.0  # for calls that a drain aborts to return their error
 _STREAM_DRAIN_SECONDS = 1.0  # for streams in a drain; they resume from their cursors
-
-
-@dataclass(slots=True)
-class Call:
-    """What a handler knows of its call besides the request. `deadline` is in loop time."""
-
-    caller: Caller
-    deadline: float
-    slots: tuple[Bulkhead, Bulkhead] | None = None
-    """The bulkhead of its slot, and the bulkhead of its slot while it waits."""
-    body_permit: tuple[Bulkhead, int] | None = None
-    """The bulkhead that counts the request's bytes, and their number. None: they are not counted
-    (any more).
-    """
-    metadata: dict[str, str] = field(default_factory=dict)
-    """Sent with the response."""
-
-    @contextmanager
-    def waiting_slot(self) -> Iterator[bool]:
-        """Exchanges the call's slot for a waiting slot until the block ends. Yields whether there
-        was one; otherwise the call must return at once.
-        """
-        if self.slots is None:
-            yield True
-            return
-        (active, waiting), owner = self.slots, self.caller.owner
-        if not waiting.try_acquire(owner):
-            yield False
-            return
-        active.release(owner)
-        self.release_body()
-        try:
-            yield True
-        finally:
-            active.force_acquire(owner)
-            waiting.release(owner)
-
-    def release_body(self) -> None:
-        """Releases the counted bytes of the request, which is no longer needed."""
-        if self.body_permit is not None:
-            bulkhead, size = self.body_permit
-            bulkhead.release(self.caller.owner, size)
-            self.body_permit = None
-
-    def mark_replayed(self) -> None:
-        """Marks the response as a replay."""
-        self.metadata["tallystick-replayed"] = "true"
-
-    def require_visible(self, resource: T | None, kind: str, name: str) -> T:
-        """Returns the resource if the caller may see it. Raises NOT_FOUND otherwise, also for
-        another owner's resource.
-        """
-        owned_resource: Any = resource
-        if resource is None or not self.caller.can_see(owned_resource.owner):
-            raise not_found_error(kind, name)
-        return resource
-
-    @property
-    def response_deadline(self) -> float:
-        """Loop time at which the response is sent, whatever the state."""
-        return min(
-            self.deadline - _RESPONSE_MARGIN_SECONDS,
-            asyncio.get_running_loop().time() + _MAX_WAIT_SECONDS,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _Slots:
-    """The bulkheads of one method, by kind of caller."""
-
-    teams: Bulkhead
-    services: Bulkhead
-    operators: Bulkhead
-
-    def for_caller(self, caller: Caller) -> Bulkhead:
-        """Selects by the role that admits the caller: first a team's, then a service's. So the
-        slots of operators stay free.
-        """
-        if not _TEAM_ROLES.isdisjoint(caller.roles):
-            return self.teams
-        return self.services if Role.SERVICE in caller.roles else self.operators
-
-    @property
-    def all(self) -> tuple[Bulkhead, Bulkhead, Bulkhead]:
-        return self.teams, self.services, self.operators
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +68,7 @@ class _Method:
     request_type: type[Message]
     roles: frozenset[Role]
     max_bytes: int
-    slots: _Slots
+    slots: MethodSlots
 
 
 class RpcServer:
@@ -178,15 +88,15 @@ class RpcServer:
         self._max_stream_seconds = max_stream_seconds
         share = limits.share
         services, operators = Bulkhead(limits.platform, 1.0), Bulkhead(limits.platform, share)
-        self._writes = _Slots(Bulkhead(limits.writes, share), services, operators)
-        self._reads = _Slots(Bulkhead(limits.reads, share), services, operators)
-        self._streams = _Slots(*(Bulkhead(limits.streams, share) for _ in range(3)))
+        self._writes = MethodSlots(Bulkhead(limits.writes, share), services, operators)
+        self._reads = MethodSlots(Bulkhead(limits.reads, share), services, operators)
+        self._streams = MethodSlots(*(Bulkhead(limits.streams, share) for _ in range(3)))
         self._waiting = Bulkhead(limits.waiting, share)
         self._message_bytes = Bulkhead(limits.message_bytes, share)
         self._parse_semaphore = FairSemaphore(1)
-        self._write_semaphore = FairSemaphore(_MAX_STREAM_WRITES)
         self._read_semaphore = FairSemaphore(_MAX_READS)
         self._closing = asyncio.Event()
+        self._sender = StreamSender(FairSemaphore(_MAX_STREAM_WRITES), self._closing)
         self._timeouts: set[asyncio.Timeout] = set()
         self._aborting = False
 
@@ -267,7 +177,7 @@ class RpcServer:
         # itself until the call ends.
         return grpc.stream_unary_rpc_method_handler(unary)
 
-    def _slots_for(self, descriptor: MethodDescriptor) -> _Slots:
+    def _slots_for(self, descriptor: MethodDescriptor) -> MethodSlots:
         """The bulkheads for the calls of a method."""
         if descriptor.server_streaming:
             return self._streams
@@ -298,7 +208,7 @@ class RpcServer:
                 return response.SerializeToString()
             except Exception as error:  # noqa: BLE001 - every failure leaves by the closed list
                 if isinstance(error, TimeoutError) and self._aborting:
-                    error = _shutting_down_error()
+                    error = shutting_down_error()
                 await _abort_call(context, span, error, method.name)
 
     async def _serve_stream(self, method: _Method, context: Context) -> None:
@@ -316,11 +226,11 @@ class RpcServer:
                     call.release_body()
                     expiry = asyncio.get_running_loop().time() + self._max_stream_seconds
                     async with aclosing(responses) as messages:
-                        pending_write = await self._send(
+                        pending_write = await self._sender.send(
                             messages, context, expiry, call.caller.owner
                         )
                     if pending_write is not None:
-                        await self._cancel_stream(
+                        await self._sender.wait_for_reader(
                             pending_write, method.slots.for_caller(call.caller), call.caller.owner
                         )
             except Exception as error:  # noqa: BLE001 - every failure leaves by the closed list
@@ -380,82 +290,13 @@ class RpcServer:
             await asyncio.sleep(0)
             return request
 
-    async def _send(
-        self, messages: AsyncIterator[Message], context: Context, expiry: float, owner: str
-    ) -> asyncio.Future[None] | None:
-        """Sends a stream's messages. Returns the pending write if the stream had to end before the
-        reader took it, else None.
-        """
-        while (message := await self._receive(messages, expiry)) is not None:
-            async with self._write_semaphore.permit(owner):
-                write = asyncio.ensure_future(context.write(message.SerializeToString()))
-                write.add_done_callback(_ignore_write_error)
-                await asyncio.wait((write,), timeout=_WRITE_HANDOVER_SECONDS)
-            if not write.done():
-                await self._wait_until_closing(write, expiry)
-            if not write.done():
-                return write
-            if write.exception() is not None:  # the reader has disconnected
-                break
-        return None
-
-    async def _cancel_stream(
-        self, write: asyncio.Future[None], slots: Bulkhead, owner: str
-    ) -> None:
-        """Releases the slot of a stream whose reader has stalled. If the reader resumes, it
-        receives the reason for the end.
-        """
-        slots.release(owner)
-        try:
-            await asyncio.wait((write,))
-        finally:
-            slots.force_acquire(owner)
-        # otherwise the reader has disconnected
-        if not write.cancelled() and write.exception() is None:
-            raise _shutting_down_error() if self._closing.is_set() else _stream_expired_error()
-
-    def _check_stream_open(self, expiry: float) -> None:
-        """Raises STREAM_EXPIRED or SHUTTING_DOWN if the stream must end."""
-        if self._closing.is_set():
-            raise _shutting_down_error()
-        if asyncio.get_running_loop().time() >= expiry:
-            raise _stream_expired_error()
-
-    async def _wait_until_closing(self, future: asyncio.Future[Any], expiry: float) -> None:
-        """Waits until a step of a stream is done, the stream expires, or the process stops."""
-        closing_task = asyncio.ensure_future(self._closing.wait())
-        try:
-            remaining_seconds = expiry - asyncio.get_running_loop().time()
-            await asyncio.wait(
-                (future, closing_task),
-                timeout=max(remaining_seconds, 0),
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-        finally:
-            closing_task.cancel()
-
-    async def _receive(self, messages: AsyncIterator[Message], expiry: float) -> Message | None:
-        """The next message, or None at the end. Raises STREAM_EXPIRED or SHUTTING_DOWN."""
-        self._check_stream_open(expiry)  # also if messages never run out
-        future = asyncio.ensure_future(anext(messages, None))
-        try:
-            await self._wait_until_closing(future, expiry)
-            if not future.done():
-                self._check_stream_open(expiry)
-                raise _stream_expired_error()
-            return future.result()
-        finally:
-            future.cancel()
-            if not future.done():  # a running generator cannot be closed
-                await asyncio.wait((future,))
-
     def _admit(
         self, method: _Method, raw: object, context: Context, metadata: Mapping[str, str]
     ) -> Call:
         """Makes every check before the call takes a slot, in a fixed order. Raises ApiError."""
         now = asyncio.get_running_loop().time()
         if self._closing.is_set():
-            raise _shutting_down_error()
+            raise shutting_down_error()
         if not isinstance(raw, bytes):  # gRPC's marker for the end
             raise ApiError(ErrorReason.MESSAGE_MALFORMED, "The call has no message; send one.")
         remaining_seconds = context.time_remaining()
@@ -537,26 +378,6 @@ async def _wait_until_free(bulkheads: Sequence[Bulkhead], timeout_seconds: float
         and asyncio.get_running_loop().time() < deadline
     ):
         await asyncio.sleep(_POLL_SECONDS)
-
-
-def _ignore_write_error(write: asyncio.Future[None]) -> None:
-    """Retrieves the exception of a write. It fails if the reader has disconnected, which is no
-    error.
-    """
-    if not write.cancelled():
-        write.exception()
-
-
-def _stream_expired_error() -> ApiError:
-    return ApiError(
-        ErrorReason.STREAM_EXPIRED,
-        "The stream has reached its time; open it again from where it ended.",
-        retry_after=0.1,
-    )
-
-
-def _shutting_down_error() -> ApiError:
-    return ApiError(ErrorReason.SHUTTING_DOWN, "The process is being stopped.", retry_after=0.5)
 
 
 def _read_metadata(context: Context) -> dict[str, str]:

@@ -19,8 +19,8 @@ from tallystick_server.operations import alerts
 from tallystick_server.operations.alerts import AlertHandlers
 from tallystick_server.operations.batcher import MAX_QUEUED_BATCHES, Batcher
 from tallystick_server.rpc.batch import check_batch, process_items, to_item_status
+from tallystick_server.rpc.call import Access, Call
 from tallystick_server.rpc.pagination import PageToken, parse_page_size
-from tallystick_server.rpc.server import Access, Call
 from tallystick_server.rpc.versions import parse_expected_version
 from tallystick_server.wallet import convert
 from tallystick_server.wallet.apply_instructions import (
