@@ -52,5 +52,5 @@ class Periodic:
                 await self._work()
             except ApiError as error:
                 log.warning("%s waits: %s", self._name, error)
-            except Exception:
+            except Exception:  # the next run may succeed
                 log.exception("%s failed; it goes on", self._name)

@@ -298,7 +298,7 @@ class OperationWorker(ABC, Generic[H, G]):
             await self.advance(operation)
         except ApiError as error:
             log.warning("%s waits for the sweep: %s", operation.resource_name, error)
-        except Exception:
+        except Exception:  # the claim after the lease has expired tries again
             log.exception("%s failed on its way; it waits for the sweep", operation.resource_name)
 
     async def advance(self, operation: H) -> None:

@@ -155,7 +155,7 @@ class Relay:
             except (ApiError, ServiceCallRejected) as error:
                 log.warning("the relay of %s waits: %s", self._name, error)
                 delay_seconds = _FAILURE_DELAY_SECONDS
-            except Exception:
+            except Exception:  # no event is lost: the next run publishes it
                 log.exception("the relay of %s failed; it goes on", self._name)
                 delay_seconds = _FAILURE_DELAY_SECONDS
             await asyncio.sleep(delay_seconds)

@@ -94,7 +94,7 @@ class FailedChargePoller:
         """Like `_poll`, but an unexpected error of one charge does not block the others."""
         try:
             return await self._poll(charge, poll_count)
-        except Exception:
+        except Exception:  # an error of one charge does not block the others
             log.exception("%s cannot be looked up; it is asked again", charge.resource_name)
             return store.NextPoll(
                 charge.charge_id,

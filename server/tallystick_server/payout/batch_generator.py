@@ -221,7 +221,7 @@ class BatchGenerator:
             results = await bisect_on_error(self._pay, schedules)
         except (ApiError, ServiceCallRejected):  # for the whole page
             raise
-        except Exception:
+        except Exception:  # of one schedule, which must not block the others
             log.exception(
                 "the payouts of %d schedules cannot be made together; each is made alone",
                 len(schedules),
@@ -247,7 +247,7 @@ class BatchGenerator:
         for entry in schedules:
             try:
                 results += await self._pay([entry])
-            except Exception as error:  # noqa: BLE001 - it is said by who asked
+            except Exception as error:  # noqa: BLE001 - the caller logs it
                 results.append(error)
         return results
 

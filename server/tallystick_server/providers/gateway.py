@@ -169,7 +169,7 @@ class ProviderGateway:
                 outcome = await operation.call_provider(self._providers[operation.provider], action)
         except TimeoutError:
             return Unknown("the provider did not answer in time")
-        except Exception:
+        except Exception:  # the call may have been sent, so its outcome is unknown
             log.exception(
                 "the adapter of %s failed on %s (trace %s)",
                 operation.provider,
