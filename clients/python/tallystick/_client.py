@@ -379,13 +379,14 @@ class _UnaryCall:
         if self._close_event.is_set():
             raise client_closed_error()
         try:
-            return self._call.with_call(request, timeout=remaining, metadata=pairs)  # type: ignore[no-any-return]
+            response, call = self._call.with_call(request, timeout=remaining, metadata=pairs)
         except grpc.RpcError as error:
             raise _to_client_error(error, self._close_event) from None
         except ValueError:  # gRPC raises it for a closed channel
             if self._close_event.is_set():
                 raise client_closed_error() from None
             raise
+        return response, call
 
 
 class _StreamCall:

@@ -75,7 +75,12 @@ class RetryPolicy:
             self.max_attempts is not None and attempts >= self.max_attempts
         ):
             return None
-        state = RetryCallState(retry_object=None, fn=None, args=(), kwargs={})  # type: ignore[arg-type]
+        state = RetryCallState(
+            retry_object=None,  # type: ignore[arg-type]
+            fn=None,
+            args=(),
+            kwargs={},
+        )
         state.attempt_number = attempts
         return float(self._wait_strategy(seed)(state))
 
