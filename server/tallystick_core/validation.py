@@ -1,8 +1,10 @@
-"""Parses the ids and texts that callers send, and rejects card numbers in them."""
+"""Parses the ids, texts and lists that callers send, and rejects card numbers in them."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from tallystick_core.card_numbers import (
     contains_card_number,
@@ -10,6 +12,9 @@ from tallystick_core.card_numbers import (
     is_card_number,
 )
 from tallystick_core.errors import ApiError, ErrorReason
+
+M = TypeVar("M")
+T = TypeVar("T")
 
 _ID = re.compile(r"\A[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z", re.ASCII)
 _TOKEN = re.compile(r"\A[!-~]{1,255}\Z", re.ASCII)
@@ -28,6 +33,51 @@ def parse_id(text: str, field: str) -> str:
         )
     reject_card_id(text, field)
     return text
+
+
+def parse_optional_id(text: str, field: str) -> str:
+    """Parses an id or "". Raises FIELD_INVALID, CARD_NUMBER_REJECTED."""
+    return parse_id(text, field) if text else ""
+
+
+def parse_items(
+    messages: Sequence[M],
+    parse: Callable[[M, int], T],
+    *,
+    field: str,
+    item_name: str,
+    id_field: str,
+    max_items: int,
+) -> list[T]:
+    """Parses the items of `field`, each with its index. `item_name`: its word in errors.
+
+    Raises FIELD_REQUIRED, TOO_MANY_ITEMS, DUPLICATE_ITEM if two have the same `id_field`, or the
+    error of an item with its path.
+    """
+    if not messages:
+        raise ApiError(
+            ErrorReason.FIELD_REQUIRED, f"{field} must have at least one {item_name}.", field=field
+        )
+    if len(messages) > max_items:
+        raise ApiError(
+            ErrorReason.TOO_MANY_ITEMS,
+            f"{field} must have at most {max_items} {item_name}s.",
+            field=field,
+        )
+    items, seen_ids = [], set()
+    for index, message in enumerate(messages):
+        try:
+            items.append(parse(message, index))
+        except ApiError as error:
+            raise error.with_field_prefix(f"{field}[{index}]") from None
+        id_ = getattr(message, id_field)
+        if id_ in seen_ids:
+            path = f"{field}[{index}].{id_field}"
+            raise ApiError(
+                ErrorReason.DUPLICATE_ITEM, f"{path} stands twice in the request.", field=path
+            )
+        seen_ids.add(id_)
+    return items
 
 
 def is_id(text: str) -> bool:

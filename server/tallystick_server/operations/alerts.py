@@ -18,7 +18,7 @@ from tallystick_server.outbox.events import add_event, record_events
 from tallystick_server.rpc.call import Access, Call
 from tallystick_server.rpc.enums import EnumNames
 from tallystick_server.rpc.pagination import PageToken, parse_page_size
-from tallystick_server.rpc.timestamps import to_timestamp
+from tallystick_server.rpc.timestamps import to_optional_timestamp, to_timestamp
 from tallystick_storage import alerts as store
 from tallystick_storage.database import Database
 
@@ -62,7 +62,7 @@ def to_message(row: Row[Any]) -> operator_pb2.Alert:
         resource_name=row.resource_name,
         detail=row.detail,
         create_time=to_timestamp(row.create_time),
-        end_time=to_timestamp(row.end_time) if row.end_time else None,
+        end_time=to_optional_timestamp(row.end_time),
     )
 
 

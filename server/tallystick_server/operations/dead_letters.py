@@ -15,7 +15,7 @@ from tallystick_server.operations import alerts
 from tallystick_server.operations.operation import LeasedOperation
 from tallystick_server.outbox.events import add_event, record_events
 from tallystick_server.rpc.enums import EnumNames
-from tallystick_server.rpc.timestamps import to_timestamp
+from tallystick_server.rpc.timestamps import to_optional_timestamp, to_timestamp
 from tallystick_storage import dead_letters as dead_letter_store
 from tallystick_storage import operations as operation_store
 
@@ -36,7 +36,7 @@ def to_message(row: Row[Any]) -> operator_pb2.DeadLetter:
         reason=row.reason,
         evidence=row.evidence,
         create_time=to_timestamp(row.create_time),
-        end_time=to_timestamp(row.end_time) if row.end_time else None,
+        end_time=to_optional_timestamp(row.end_time),
         provider=row.provider,
     )
 

@@ -25,9 +25,21 @@ from tallystick_core.payment.checkout import (
     normalize,
 )
 from tallystick_core.payment.state import OrderStatus, PaymentTransitionReason
-from tallystick_core.validation import parse_country, parse_id, parse_text, parse_token
+from tallystick_core.validation import (
+    parse_country,
+    parse_id,
+    parse_items,
+    parse_optional_id,
+    parse_text,
+    parse_token,
+)
+from tallystick_server.operations.message_fields import (
+    acknowledgement_fields,
+    attempt_fields,
+    conflicting_report_fields,
+)
 from tallystick_server.rpc.enums import EnumNames
-from tallystick_server.rpc.timestamps import parse_time, to_timestamp
+from tallystick_server.rpc.timestamps import parse_time, to_optional_timestamp, to_timestamp
 from tallystick_storage.payment import checkouts as checkout_store
 from tallystick_storage.payment import orders as store
 from tallystick_storage.payment.queries import PaymentFilter
@@ -81,31 +93,16 @@ def parse_checkout(
 
 
 def _orders(request: payment_service_pb2.CreatePaymentRequest) -> tuple[Order, ...]:
-    if not request.payment_orders:
-        raise ApiError(
-            ErrorReason.FIELD_REQUIRED,
-            "payment_orders must have at least one order.",
+    return tuple(
+        parse_items(
+            request.payment_orders,
+            _order,
             field="payment_orders",
+            item_name="order",
+            id_field="payment_order_id",
+            max_items=MAX_ORDERS,
         )
-    if len(request.payment_orders) > MAX_ORDERS:
-        raise ApiError(
-            ErrorReason.TOO_MANY_ITEMS,
-            f"payment_orders must have at most {MAX_ORDERS} orders.",
-            field="payment_orders",
-        )
-    orders, seen_ids = [], set()
-    for index, message in enumerate(request.payment_orders):
-        try:
-            orders.append(_order(message, index))
-        except ApiError as error:
-            raise error.with_field_prefix(f"payment_orders[{index}]") from None
-        if message.payment_order_id in seen_ids:
-            path = f"payment_orders[{index}].payment_order_id"
-            raise ApiError(
-                ErrorReason.DUPLICATE_ITEM, f"{path} stands twice in the request.", field=path
-            )
-        seen_ids.add(message.payment_order_id)
-    return tuple(orders)
+    )
 
 
 def _order(message: payment_pb2.NewPaymentOrder, index: int) -> Order:
@@ -182,8 +179,8 @@ def parse_payment_filter(
     """The filter of a payment list; `owner` None: payments of all owners."""
     return PaymentFilter(
         owner,
-        parse_id(request.buyer_account, "buyer_account") if request.buyer_account else None,
-        parse_id(request.seller_account, "seller_account") if request.seller_account else None,
+        parse_optional_id(request.buyer_account, "buyer_account") or None,
+        parse_optional_id(request.seller_account, "seller_account") or None,
         PAYMENT_STATES.parse(request.payment_state, "payment_state", "") or None,
         parse_time(request, "create_time_from"),
         parse_time(request, "create_time_until"),
@@ -235,7 +232,7 @@ def _payment(row: Row[Any], version_sum: int, update_time: datetime) -> payment_
         version=row.checkout_version + int(version_sum),
         create_time=to_timestamp(row.checkout_create_time),
         update_time=to_timestamp(update_time),
-        done_time=to_timestamp(row.done_time) if row.done_time else None,
+        done_time=to_optional_timestamp(row.done_time),
     )
 
 
@@ -249,7 +246,7 @@ def _checkout_fields(checkout: Row[Any] | checkout_store.NewCheckout) -> dict[st
         "payment_method_type": METHOD_TYPES.number(checkout.payment_method_type),
         "caller": checkout.caller,
         "owner": checkout.owner,
-        "expire_time": to_timestamp(checkout.expire_time) if checkout.expire_time else None,
+        "expire_time": to_optional_timestamp(checkout.expire_time),
     }
 
 
@@ -289,10 +286,8 @@ def stored_order(row: Row[Any]) -> payment_pb2.PaymentOrder:
         decline_code=row.decline_code,
         provider_reference=row.provider_reference,
         attempt_count=row.attempt_count,
-        resolve_by_time=to_timestamp(row.resolve_by_time) if row.resolve_by_time else None,
-        delivery_confirmed_time=to_timestamp(row.delivery_confirmed_time)
-        if row.delivery_confirmed_time
-        else None,
+        resolve_by_time=to_optional_timestamp(row.resolve_by_time),
+        delivery_confirmed_time=to_optional_timestamp(row.delivery_confirmed_time),
         version=row.version,
         create_time=to_timestamp(row.create_time),
         update_time=to_timestamp(row.update_time),
@@ -370,27 +365,14 @@ def attempts(rows: Iterable[Row[Any]]) -> list[payment_pb2.Attempt]:
     return [
         payment_pb2.Attempt(
             charge_id=row.operation_id,
-            number=row.attempt_number,
-            provider=row.provider,
-            provider_key=row.provider_key,
-            outcome=_OUTCOMES.number(row.outcome),
-            provider_reference=row.provider_reference,
-            start_time=to_timestamp(row.start_time),
-            end_time=to_timestamp(row.end_time) if row.end_time else None,
+            **attempt_fields(row, _OUTCOMES),
         )
         for row in rows
     ]
 
 
 def conflicting_report(row: Row[Any]) -> payment_pb2.ConflictingReport:
-    return payment_pb2.ConflictingReport(
-        number=row.number,
-        report=row.report,
-        create_time=to_timestamp(row.create_time),
-        acknowledged_by=row.acknowledged_by,
-        acknowledge_reason=row.acknowledge_reason,
-        acknowledge_time=to_timestamp(row.acknowledge_time) if row.acknowledge_time else None,
-    )
+    return payment_pb2.ConflictingReport(**conflicting_report_fields(row))
 
 
 def unapplied_charge(row: Row[Any]) -> payment_pb2.UnappliedCharge:
@@ -408,7 +390,5 @@ def unapplied_charge(row: Row[Any]) -> payment_pb2.UnappliedCharge:
         version=row.version,
         create_time=to_timestamp(row.create_time),
         update_time=to_timestamp(row.update_time),
-        acknowledged_by=row.acknowledged_by,
-        acknowledge_reason=row.acknowledge_reason,
-        acknowledge_time=to_timestamp(row.acknowledge_time) if row.acknowledge_time else None,
+        **acknowledgement_fields(row),
     )

@@ -23,11 +23,22 @@ from tallystick_core.payout.quote import PayoutTerms
 from tallystick_core.payout.request import MAX_PAYOUTS, NewPayout, parse_payout_id
 from tallystick_core.payout.schedule import Interval, Weekday, parse_schedule
 from tallystick_core.payout.state import PayoutTransitionReason
-from tallystick_core.validation import parse_bank_account_token, parse_id, parse_text
+from tallystick_core.validation import (
+    parse_bank_account_token,
+    parse_id,
+    parse_items,
+    parse_optional_id,
+    parse_text,
+)
+from tallystick_server.operations.message_fields import (
+    acknowledgement_fields,
+    attempt_fields,
+    conflicting_report_fields,
+)
 from tallystick_server.payout.schedules import ScheduleUpdate
 from tallystick_server.payout.snapshot import PayoutSnapshot, snapshot_of
 from tallystick_server.rpc.enums import EnumNames
-from tallystick_server.rpc.timestamps import parse_time, to_timestamp
+from tallystick_server.rpc.timestamps import parse_time, to_optional_timestamp, to_timestamp
 from tallystick_server.rpc.versions import parse_expected_version
 from tallystick_storage.payout import payouts as store
 from tallystick_storage.payout.queries import PayoutFilter
@@ -96,31 +107,15 @@ def parse_batch(request: pb.CreatePayoutBatchRequest, caller: Caller) -> NewBatc
 
 
 def _payouts(payout_list: pb.PayoutList, caller: Caller) -> tuple[NewPayout, ...]:
-    if not payout_list.payouts:
-        raise ApiError(
-            ErrorReason.FIELD_REQUIRED,
-            "list.payouts must have at least one payout.",
-            field="list.payouts",
-        )
-    if len(payout_list.payouts) > MAX_PAYOUTS:
-        raise ApiError(
-            ErrorReason.TOO_MANY_ITEMS,
-            f"list.payouts must have at most {MAX_PAYOUTS} payouts.",
-            field="list.payouts",
-        )
-    payouts: dict[str, NewPayout] = {}
-    for index, new in enumerate(payout_list.payouts):
-        try:
-            payout = parse_payout(new, caller)
-        except ApiError as error:
-            raise error.with_field_prefix(f"list.payouts[{index}]") from None
-        if payout.payout_id in payouts:
-            path = f"list.payouts[{index}].payout_id"
-            raise ApiError(
-                ErrorReason.DUPLICATE_ITEM, f"{path} stands twice in the request.", field=path
-            )
-        payouts[payout.payout_id] = payout
-    return tuple(payouts[id_] for id_ in sorted(payouts))
+    payouts = parse_items(
+        payout_list.payouts,
+        lambda message, _: parse_payout(message, caller),
+        field="list.payouts",
+        item_name="payout",
+        id_field="payout_id",
+        max_items=MAX_PAYOUTS,
+    )
+    return tuple(sorted(payouts, key=lambda payout: payout.payout_id))
 
 
 def parse_schedule_update(
@@ -193,11 +188,6 @@ def parse_payout_filter(request: pb.ListPayoutsRequest, owner: str | None) -> Pa
 def parse_owner(caller: Caller) -> str:
     """The owner whose sellers the caller pays; "" for an operator: any owner."""
     return "" if caller.can_see_all else caller.owner
-
-
-def parse_optional_id(text: str, field: str) -> str:
-    """Parses an id or "". Raises FIELD_INVALID, CARD_NUMBER_REJECTED."""
-    return parse_id(text, field) if text else ""
 
 
 STATES = EnumNames(payout_pb2.PayoutState.DESCRIPTOR)
@@ -309,13 +299,7 @@ def transitions(rows: Iterable[Row[Any]]) -> list[payout_pb2.PayoutTransition]:
 def attempts(rows: Iterable[Row[Any]]) -> list[payout_pb2.PayoutAttempt]:
     return [
         payout_pb2.PayoutAttempt(
-            number=row.attempt_number,
-            provider=row.provider,
-            provider_key=row.provider_key,
-            outcome=_OUTCOMES.number(row.outcome),
-            provider_reference=row.provider_reference,
-            start_time=to_timestamp(row.start_time),
-            end_time=to_timestamp(row.end_time) if row.end_time else None,
+            **attempt_fields(row, _OUTCOMES),
         )
         for row in rows
     ]
@@ -334,27 +318,15 @@ def transfers(rows: Iterable[Row[Any]]) -> list[payout_pb2.PayoutTransfer]:
             else format_amount(row.returned_amount, row.returned_currency),
             returned_currency=row.returned_currency,
             create_time=to_timestamp(row.create_time),
-            return_time=to_timestamp(row.return_time) if row.return_time else None,
-            acknowledged_by=row.acknowledged_by,
-            acknowledge_reason=row.acknowledge_reason,
-            acknowledge_time=to_timestamp(row.acknowledge_time) if row.acknowledge_time else None,
+            return_time=to_optional_timestamp(row.return_time),
+            **acknowledgement_fields(row),
         )
         for row in rows
     ]
 
 
 def conflicting_reports(rows: Iterable[Row[Any]]) -> list[payout_pb2.ConflictingReport]:
-    return [
-        payout_pb2.ConflictingReport(
-            number=row.number,
-            report=row.report,
-            create_time=to_timestamp(row.create_time),
-            acknowledged_by=row.acknowledged_by,
-            acknowledge_reason=row.acknowledge_reason,
-            acknowledge_time=to_timestamp(row.acknowledge_time) if row.acknowledge_time else None,
-        )
-        for row in rows
-    ]
+    return [payout_pb2.ConflictingReport(**conflicting_report_fields(row)) for row in rows]
 
 
 def schedule(row: Row[Any]) -> payout_pb2.PayoutSchedule:
@@ -372,7 +344,7 @@ def schedule(row: Row[Any]) -> payout_pb2.PayoutSchedule:
         minimum_amount=amount(row.minimum_amount),
         fee=amount(row.fee),
         reserve=amount(row.reserve),
-        next_time=to_timestamp(row.next_time) if row.next_time else None,
+        next_time=to_optional_timestamp(row.next_time),
         caller=row.caller,
         own_terms=row.has_own_terms,
         version=row.version,
@@ -395,7 +367,7 @@ def batch(row: Row[Any], totals: Sequence[Row[Any]] = ()) -> payout_pb2.PayoutBa
         version=row.version,
         create_time=to_timestamp(row.create_time),
         update_time=to_timestamp(row.update_time),
-        done_time=to_timestamp(row.done_time) if row.done_time else None,
+        done_time=to_optional_timestamp(row.done_time),
     )
     if row.is_run:
         message.run.seller_account, message.run.currency = row.seller_account, row.currency

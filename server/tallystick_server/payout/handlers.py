@@ -17,7 +17,7 @@ from tallystick_core.money import parse_currency
 from tallystick_core.payout.operation_ids import format_payout_operation_id
 from tallystick_core.payout.request import NewPayout
 from tallystick_core.payout.state import TERMINAL_STATES, PayoutTransitionReason
-from tallystick_core.validation import parse_id, parse_reason_text
+from tallystick_core.validation import parse_id, parse_optional_id, parse_reason_text
 from tallystick_server.observability.tracing import current_context, traceparent
 from tallystick_server.operations import operator_handlers
 from tallystick_server.operations.batcher import Batcher
@@ -115,7 +115,7 @@ class PayoutHandlers(PayoutOperatorHandlers):
         size = parse_page_size(request.page_size)
         filters = {
             "owner": convert.parse_owner(call.caller),
-            "seller_account": convert.parse_optional_id(request.seller_account, "seller_account"),
+            "seller_account": parse_optional_id(request.seller_account, "seller_account"),
             "currency": parse_currency(request.currency) if request.currency else "",
             "state": convert.DESTINATION_STATES.parse(request.state, "state", ""),
         }
@@ -392,7 +392,7 @@ class PayoutHandlers(PayoutOperatorHandlers):
     async def GetPayoutSchedule(
         self, request: pb.GetPayoutScheduleRequest, call: Call
     ) -> pb.GetPayoutScheduleResponse:
-        seller = convert.parse_optional_id(request.seller_account, "seller_account")
+        seller = parse_optional_id(request.seller_account, "seller_account")
         if seller:
             await self._get_seller_owner(seller, call)
         return pb.GetPayoutScheduleResponse(

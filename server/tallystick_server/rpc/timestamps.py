@@ -18,6 +18,11 @@ def to_timestamp(time: datetime) -> Timestamp:
     return Timestamp(seconds=delta.days * 86_400 + delta.seconds, nanos=delta.microseconds * 1000)
 
 
+def to_optional_timestamp(time: datetime | None) -> Timestamp | None:
+    """The timestamp of a message; None: the field is unset."""
+    return None if time is None else to_timestamp(time)
+
+
 def has_time(message: Message, field: str) -> bool:
     """Whether a time is set. Raises FIELD_INVALID."""
     if not message.HasField(field):

@@ -14,13 +14,18 @@ from tallystick.wallet.v1 import wallet_service_pb2 as pb
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.ledger.posting_rules import PostingKind
 from tallystick_core.money import format_amount, parse_amount, parse_currency
-from tallystick_core.validation import parse_id, parse_reason_text, reject_card_id
+from tallystick_core.validation import (
+    parse_id,
+    parse_optional_id,
+    parse_reason_text,
+    reject_card_id,
+)
 from tallystick_core.wallet.holds import parse_hold_id, require_hold_namespace
 from tallystick_core.wallet.instructions import Instruction
 from tallystick_core.wallet.seller_ownership import NewAssignment, SellerClaim
 from tallystick_core.wallet.state import EntryKind
 from tallystick_server.rpc.enums import EnumNames
-from tallystick_server.rpc.timestamps import parse_time, to_timestamp
+from tallystick_server.rpc.timestamps import parse_time, to_optional_timestamp, to_timestamp
 from tallystick_storage.wallet import wallets as store
 
 _ENTRY_KINDS = EnumNames(wallet_pb2.WalletEntryKind.DESCRIPTOR)
@@ -212,15 +217,15 @@ def hold(row: Row[Any]) -> wallet_pb2.Hold:
         currency=row.currency,
         purpose=_PURPOSES.number(row.purpose),
         state=_HOLD_STATES.number(row.state),
-        expire_time=to_timestamp(row.expire_time) if row.expire_time else None,
+        expire_time=to_optional_timestamp(row.expire_time),
         create_time=to_timestamp(row.create_time),
-        end_time=to_timestamp(row.end_time) if row.end_time else None,
+        end_time=to_optional_timestamp(row.end_time),
     )
 
 
 def parse_claim(message: pb.SellerClaim) -> SellerClaim:
     """Parses a claim. Raises ApiError with the first invalid field."""
-    owner = parse_id(message.owner, "owner") if message.owner else ""
+    owner = parse_optional_id(message.owner, "owner")
     return SellerClaim(parse_id(message.seller_account, "seller_account"), owner, message.group)
 
 
@@ -257,5 +262,5 @@ def assignment(row: Row[Any]) -> wallet_pb2.SellerAssignment:
         decision_reason=row.decision_reason,
         version=row.version,
         create_time=to_timestamp(row.create_time),
-        decide_time=to_timestamp(row.decide_time) if row.decide_time else None,
+        decide_time=to_optional_timestamp(row.decide_time),
     )

@@ -9,7 +9,7 @@ from tallystick.wallet.v1 import wallet_service_pb2 as pb
 from tallystick_core.access import Role
 from tallystick_core.errors import ApiError, not_found_error
 from tallystick_core.money import parse_amount, parse_currency
-from tallystick_core.validation import parse_id, parse_reason_text
+from tallystick_core.validation import parse_id, parse_optional_id, parse_reason_text
 from tallystick_core.wallet.holds import is_hold_id, parse_hold_id, require_payout_service
 from tallystick_core.wallet.instructions import Instruction
 from tallystick_core.wallet.seller_ownership import AssignmentState
@@ -97,9 +97,7 @@ class WalletHandlers(AlertHandlers):
         self, request: pb.ListWalletsRequest, _call: Call
     ) -> pb.ListWalletsResponse:
         size = parse_page_size(request.page_size)
-        seller = (
-            parse_id(request.seller_account, "seller_account") if request.seller_account else ""
-        )
+        seller = parse_optional_id(request.seller_account, "seller_account")
         currency = parse_currency(request.currency) if request.currency else ""
         token = PageToken("ListWallets", seller, currency)
         cursor = token.parse(request.page_token, str, str)

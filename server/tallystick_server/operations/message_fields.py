@@ -1,0 +1,42 @@
+"""Fields that the messages of payments and of payouts share, from stored rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Row
+
+from tallystick_server.rpc.enums import EnumNames
+from tallystick_server.rpc.timestamps import to_optional_timestamp, to_timestamp
+
+
+def attempt_fields(row: Row[Any], outcomes: EnumNames) -> dict[str, Any]:
+    """The fields of an attempt. `outcomes`: the names of its kind of operation."""
+    return {
+        "number": row.attempt_number,
+        "provider": row.provider,
+        "provider_key": row.provider_key,
+        "outcome": outcomes.number(row.outcome),
+        "provider_reference": row.provider_reference,
+        "start_time": to_timestamp(row.start_time),
+        "end_time": to_optional_timestamp(row.end_time),
+    }
+
+
+def conflicting_report_fields(row: Row[Any]) -> dict[str, Any]:
+    """The fields of a provider's report that contradicts a final state."""
+    return {
+        "number": row.number,
+        "report": row.report,
+        "create_time": to_timestamp(row.create_time),
+        **acknowledgement_fields(row),
+    }
+
+
+def acknowledgement_fields(row: Row[Any]) -> dict[str, Any]:
+    """Who acknowledged an alert's subject, why and when; empty: nobody has."""
+    return {
+        "acknowledged_by": row.acknowledged_by,
+        "acknowledge_reason": row.acknowledge_reason,
+        "acknowledge_time": to_optional_timestamp(row.acknowledge_time),
+    }
