@@ -60,7 +60,7 @@ BUGS = (
         f"{_SERVER}/providers/sandbox/provider.py",
         "    if reply == CONNECTION_REFUSED:",
         "    if reply == CONNECTION_REFUSED or reply.status == 404:",
-        "tests/providers/test_http_client.py tests/services/payment/test_recovery.py",
+        "tests/providers/test_http_client.py tests/services/payment/charges",
     ),
     PlantedBug(
         "a forgotten key is sent again",
@@ -74,7 +74,7 @@ BUGS = (
         f"{_SERVER}/operations/operation.py",
         ("or (\n            not self.maybe_sent and self.not_found_count > 0\n        )"),
         "",
-        "tests/services/payment/test_recovery.py -k never_sent_is_sent",
+        "tests/services/payment/charges/test_retries.py -k never_sent_is_sent",
     ),
     PlantedBug(
         "that it may have been sent is forgotten",
@@ -84,7 +84,7 @@ BUGS = (
             "                is_leased = true,"
         ),
         ("lease_token = op.lease_token + 1, \n                is_leased = true,"),
-        "tests/services/payment/test_recovery.py",
+        "tests/services/payment/charges",
     ),
     PlantedBug(
         "a charge that may have been sent is given up",
@@ -107,28 +107,28 @@ BUGS = (
         f"{_SERVER}/payment/charge.py",
         "        is_expired = now >= self.expires_at and ",
         "        is_expired = now >= self.expires_at + 10**9 and ",
-        "tests/services/payment/test_recovery.py -k expire",
+        "tests/services/payment/charges -k expire",
     ),
     PlantedBug(
         "what has expired is sent again if it was sent before",
         f"{_SERVER}/payment/charge.py",
         "        is_expired = now >= self.expires_at and ",
         "        is_expired = now >= self.expires_at and not self.maybe_sent and ",
-        "tests/services/payment/test_recovery.py -k expired",
+        "tests/services/payment/charges/test_expiry.py -k expired",
     ),
     PlantedBug(
         "what is not found is only looked up again",
         f"{_SERVER}/operations/reschedule.py",
         "            lookup_only=False,",
         "            lookup_only=operation.lookup_only,",
-        "tests/services/payment/test_recovery.py -k does_not_know",
+        "tests/services/payment/charges -k does_not_know",
     ),
     PlantedBug(
         "what may have been sent waits for the breaker of sends",
         f"{_SERVER}/operations/worker.py",
         "if has_separate_lookup and operation.maybe_sent and isinstance(outcome, CircuitOpen):",
         "if False:",
-        "tests/services/payment/test_recovery.py -k admit_or_delay",
+        "tests/services/payment/charges/test_circuit_breaker.py -k found_out",
     ),
     PlantedBug(
         "a first not found is proof",
@@ -151,21 +151,21 @@ BUGS = (
             "        ):"
         ),
         "if status != order.status :",
-        "tests/services/payment/test_recovery.py -k waits_for_now",
+        "tests/services/payment/charges/test_buyer_actions.py -k waits_for_now",
     ),
     PlantedBug(
         "a cancellation during a look-up is put off",
         f"{_STORAGE}/operations.py",
         "case when op.has_changed and r.delay_seconds is not null then",
         "case when false then",
-        "tests/services/payment/test_recovery.py -k during_a_look_up",
+        "tests/services/payment/charges/test_cancellation.py -k during_a_look_up",
     ),
     PlantedBug(
         "a charge that expires while it is answered waits for an operator",
         f"{_SERVER}/operations/reschedule.py",
         "expire_after_seconds=max(remaining_seconds, 0.0) if remaining_seconds < inf else None",
         "expire_after_seconds=remaining_seconds if 0 < remaining_seconds < inf else None",
-        "tests/services/payment/test_recovery.py -k makes_a_dead_letter_of_it",
+        "tests/services/payment/charges/test_expiry.py -k makes_a_dead_letter_of_it",
     ),
     PlantedBug(
         "a Retry-After is not obeyed",
@@ -205,7 +205,7 @@ BUGS = (
         "return ChargeCapacity(max(self._max_queued_charges - queued_count, 0), allows_probe)",
         "return ChargeCapacity(max(self._max_queued_charges - queued_count, 0), allows_probe and "
         "not queued_count)",
-        "tests/services/payment/test_recovery.py -k finds_out",
+        "tests/services/payment/charges/test_circuit_breaker.py -k finds_out",
     ),
     # handling of the provider's outcomes
     PlantedBug(
@@ -226,14 +226,14 @@ BUGS = (
         f"{_STORAGE}/payment/unapplied_charges.py",
         ("and o.charge_id = r.charge_id\n                and o.attempt_count > 0)"),
         ("and o.charge_id = r.charge_id\n                )"),
-        "tests/services/payment/test_recovery.py -k refused_sibling",
+        "tests/services/payment/charges/test_unapplied_charges.py -k refused_sibling",
     ),
     PlantedBug(
         "orders follow what their holder heard, not what is on disk",
         f"{_SERVER}/payment/record_outcome.py",
         "    return item if outcome in (None, item.outcome) else replace(item, outcome=outcome)",
         "    return item",
-        "tests/services/payment/test_recovery.py -k on_disk_is_what_moves",
+        "tests/services/payment/charges/test_outcomes.py -k on_disk_is_what_moves",
     ),
     PlantedBug(
         "what found no room was sent, for all we know",
@@ -245,7 +245,7 @@ BUGS = (
             "    )"
         ),
         "failed_step.retry_reason is not RetryReason.NOT_SENT",
-        "tests/services/payment/test_recovery.py -k no_room",
+        "tests/services/payment/charges/test_provider_slots.py -k no_room",
     ),
     PlantedBug(
         "ids of unapplied charges may look like card numbers",
@@ -274,14 +274,14 @@ BUGS = (
             "    )"
         ),
         "del rows",
-        "tests/services/payment/test_recovery.py -k closing",
+        "tests/services/payment/charges/test_dead_letters.py -k closing",
     ),
     PlantedBug(
         "of two answers in one batch the first is written down",
         f"{_STORAGE}/operations.py",
         "        if previous is None or previous.outcome not in _FINAL_OUTCOMES:",
         "        if previous is None:",
-        "tests/services/payment/test_recovery.py -k two_answers",
+        "tests/services/payment/charges/test_outcomes.py -k two_answers",
     ),
     # leases and workers
     PlantedBug(
@@ -299,21 +299,21 @@ BUGS = (
             "            where op.operation_id = r.charge_id\n"
             "                    limit 1"
         ),
-        "tests/services/payment/test_recovery.py -k closing_asks_the_provider",
+        "tests/services/payment/charges/test_dead_letters.py -k closing_asks_the_provider",
     ),
     PlantedBug(
         "an answer that cannot be applied is tried for ever",
         f"{_SERVER}/operations/failed_step.py",
         "return self.operation.needs_booking or self.action is NextAction.APPLY_RECORDED",
         "return self.operation.needs_booking",
-        "tests/services/payment/test_recovery.py -k cannot_be_applied",
+        "tests/services/payment/charges/test_outcomes.py -k cannot_be_applied",
     ),
     PlantedBug(
         "an answer without the lease waits for the next attempt",
         f"{_STORAGE}/payment/orders.py",
         ("any (array(select charge_id from claimed where not holds_lease\n            except"),
         ("any (array(select charge_id from claimed where false\n            except"),
-        "tests/services/payment/test_recovery.py -k without_the_lease",
+        "tests/services/payment/charges/test_outcomes.py -k without_the_lease",
     ),
     PlantedBug(
         "a lease is given back by who lost it",
@@ -327,7 +327,7 @@ BUGS = (
             "join operation op on op.operation_id = r.operation_id \n"
             "            order by op.operation_id for update of op)"
         ),
-        "tests/services/payment/test_recovery.py -k lost_a_lease",
+        "tests/services/payment/charges/test_outcomes.py -k lost_a_lease",
     ),
     PlantedBug(
         "the sweep takes what another process works on",
@@ -340,7 +340,7 @@ BUGS = (
             "select operation_id from operation where provider = :provider\n"
             "            and next_attempt_time <= (select clock())"
         ),
-        "tests/services/payment/test_recovery.py",
+        "tests/services/payment/charges",
     ),
     PlantedBug(
         "the sweep takes nothing that was left behind",
@@ -497,7 +497,7 @@ BUGS = (
         "        if isinstance(outcome, CircuitOpen):\n            retry_after",
         "        if isinstance(outcome, CircuitOpen) and outcome.retry_after:\n            "
         "retry_after",
-        "tests/services/payment/test_recovery.py -k cannot_be_asked",
+        "tests/services/payment/charges/test_provider_slots.py -k cannot_be_asked",
     ),
     # payouts
     PlantedBug(
@@ -557,7 +557,7 @@ BUGS = (
             "lease_token + 1\n"
             "    where operation_id = :operation_id"
         ),
-        "tests/services/payout/test_approvals.py -k whoever_comes",
+        "tests/services/payout/test_dead_letters.py -k whoever_comes",
     ),
     PlantedBug(
         "one batch that stays open keeps all others waiting",
@@ -760,7 +760,7 @@ BUGS = (
             "    )"
         ),
         "",
-        "tests/services/payout/test_approvals.py -k disabled_destination_ends_its_dead_letter",
+        "tests/services/payout/test_destinations.py -k disabled_destination_ends_its_dead_letter",
     ),
     # ownership of sellers
     PlantedBug(
@@ -795,7 +795,7 @@ BUGS = (
             "            and d.usable_time <= (select clock())) desc, d.create_time desc,"
         ),
         "order by  d.create_time desc,",
-        "tests/services/wallet/test_seller_ownership.py",
+        "tests/services/wallet/test_payout_terms.py",
     ),
     # batches
     PlantedBug(
@@ -873,14 +873,14 @@ BUGS = (
         f"{_SERVER}/operations/dead_letter_commands.py",
         "            await self._worker.run_detached(commit_close)\n",
         "            await commit_close()\n",
-        "tests/services/payout/test_approvals.py -k goes_away",
+        "tests/services/payout/test_interrupted_calls.py -k goes_away",
     ),
     PlantedBug(
         "a decision about a payout is handed over by the call, which may go away",
         f"{_SERVER}/payout/approvals.py",
         "return await self._run_detached(commit_and_start, is_team_call=decision.by_team)",
         "return await commit_and_start()",
-        "tests/services/payout/test_approvals.py -k goes_away",
+        "tests/services/payout/test_interrupted_calls.py -k goes_away",
     ),
     PlantedBug(
         "a stream that waits for a message does not notice a stop",
@@ -894,7 +894,7 @@ BUGS = (
         f"{_SERVER}/app/serve.py",
         ("min(_MIN_WORKER_DRAIN_SECONDS, drain_timeout_seconds),\n            0.1,\n        )"),
         ("\n            0.1,\n        )"),
-        "tests/app/test_serve.py -k time_of_its_own",
+        "tests/app/test_shutdown.py -k time_of_its_own",
     ),
     PlantedBug(
         "payments are stored for callers who have gone",
@@ -909,7 +909,7 @@ BUGS = (
         f"{_SERVER}/providers/gateway.py",
         "if action is NextAction.SEND and loop.time() >= operation.expires_at:",
         "if action is NextAction.SEND and loop.time() >= operation.expires_at + 3600:",
-        "tests/services/payment/test_recovery.py -k expires_while_it_waits",
+        "tests/services/payment/charges/test_provider_slots.py -k expires_while_it_waits",
     ),
     PlantedBug(
         "streams that are behind wait in one queue",

@@ -94,6 +94,13 @@ def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProc
     return subprocess.CompletedProcess(arguments, exit_code, stdout.getvalue(), stderr.getvalue())
 
 
+WAITING_FOR_LOCK_QUERY = (
+    "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type "
+    "= 'Lock' and state = 'active'"
+)
+"""How many sessions of the database wait for a lock."""
+
+
 def free_address() -> str:
     """A loopback address on which nothing listens, below the ports that the system assigns to
     clients.

@@ -51,3 +51,21 @@ def environment_of(databases: DatabaseUrls) -> dict[str, str]:
         "TALLYSTICK_DATABASE__URL": databases.admin,
         "TALLYSTICK_DATA_DIR": str(databases.passwords.path.parent),
     }
+
+
+def expect_startup_error(arguments: list[str], environment: dict[str, str]) -> str:
+    """The error line of a command that must fail."""
+    completed = subprocess.run(
+        [*CLI, *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert completed.returncode == 1, completed.stderr
+    assert "Traceback" not in completed.stderr
+    return completed.stderr.strip().splitlines()[-1]
+
+
+UNREACHABLE_URL = "postgresql://nobody:secret@127.0.0.1:1/none"

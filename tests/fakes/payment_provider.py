@@ -1,0 +1,98 @@
+"""Payment providers for answers that no sandbox gives."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from tallystick_core.provider.outcome import (
+    ChargeLookupOutcome,
+    ChargeOutcome,
+    FinalNotFound,
+    NotFound,
+    Succeeded,
+    Unknown,
+)
+from tallystick_core.provider.payment_provider import ChargeRequest
+from tallystick_sandbox.sandbox import Sandbox
+from tallystick_server.providers.sandbox.provider import InProcessSandbox
+from tallystick_storage.database import Database
+
+
+class SlowLookupProvider(InProcessSandbox):
+    """A sandbox with slow lookups."""
+
+    def __init__(self, database: Database, delay_seconds: float) -> None:
+        super().__init__(Sandbox(database), 86_400.0)
+        self.delay_seconds = delay_seconds
+        self.lookup_count = 0
+
+    async def look_up(self, request: ChargeRequest) -> ChargeLookupOutcome:
+        self.lookup_count += 1
+        await asyncio.sleep(self.delay_seconds)
+        return await super().look_up(request)
+
+
+async def outcome_after(not_before: Timestamp, outcome: ChargeOutcome) -> ChargeOutcome:
+    """A provider outcome that is delayed until a given time has passed."""
+    await asyncio.sleep(max(not_before.ToNanoseconds() - time.time_ns(), 0) / 1e9 + 0.2)
+    return outcome
+
+
+class ScriptedProvider:
+    """A scripted payment provider."""
+
+    name = "sandbox"
+    key_window = 86_400.0
+    final_not_found: FinalNotFound | None = FinalNotFound(0.2, 1)
+
+    def __init__(self, outcome_of: Callable[[ChargeRequest], ChargeLookupOutcome]) -> None:
+        self.outcome_of = outcome_of
+
+    async def send(self, request: ChargeRequest) -> ChargeOutcome:
+        outcome = self.outcome_of(request)
+        assert not isinstance(outcome, NotFound)
+        return outcome
+
+    async def look_up(self, request: ChargeRequest) -> ChargeLookupOutcome:
+        return self.outcome_of(request)
+
+    cancel = look_up
+
+
+def succeed(request: ChargeRequest) -> ChargeLookupOutcome:
+    return Succeeded(f"ch_{request.charge_id}", request.amount, request.currency)
+
+
+async def succeed_first(request: ChargeRequest) -> ChargeOutcome:
+    return Succeeded("first", request.amount, request.currency)
+
+
+async def unknown_outcome() -> ChargeOutcome:
+    return Unknown("lost")
+
+
+class HoldingProvider(InProcessSandbox):
+    """A sandbox that holds its calls until it is released."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(Sandbox(database), 86_400.0)
+        self.sent_charge_ids: list[str] = []
+        self.release_event = asyncio.Event()
+
+    async def send(self, request: ChargeRequest) -> ChargeOutcome:
+        self.sent_charge_ids.append(request.charge_id)
+        await self.release_event.wait()
+        return await super().send(request)
+
+
+class NamedProvider(InProcessSandbox):
+    """A sandbox under another name, as another provider."""
+
+    def __init__(self, name: str, database: Database) -> None:
+        self.sandbox = Sandbox(database)
+        super().__init__(self.sandbox, 86_400.0)
+        self.name = name

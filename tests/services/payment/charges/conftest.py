@@ -1,0 +1,73 @@
+"""Platforms with the retry policies of the tests of charges; at the end verify passes on each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tallystick import Client
+from tallystick_core.provider.outcome import RetryReason
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
+from tallystick_server.verify.run import verify
+from tests.support.charges import FAST_RETRY_POLICY, TWO_ATTEMPTS
+from tests.support.platform import ServedPlatform, fresh_database, serve_platform
+
+
+def assert_verified(databases: DatabaseUrls) -> None:
+    report = verify(databases)
+    assert report.passed, report.as_text()
+
+
+@pytest.fixture(scope="module")
+def two_attempt_platform(
+    admin_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServedPlatform]:
+    """A platform that makes at most two attempts of everything."""
+    with fresh_database(admin_url, tmp_path_factory.mktemp("impatient")) as databases:
+        retry = {("", reason): TWO_ATTEMPTS for reason in RetryReason}
+        retry |= {
+            ("", RetryReason.PENDING): FAST_RETRY_POLICY,
+            ("", RetryReason.REJECTED): RetryPolicy(RetryStrategy.CANCEL),
+        }
+        with serve_platform(
+            databases,
+            Settings().replace(
+                retry=retry,
+                worker__sweep_interval=0.1,
+                risk__blocked_accounts=frozenset({"mallory"}),
+            ),
+        ) as served_platform:
+            yield served_platform
+        assert_verified(databases)
+
+
+@pytest.fixture(scope="module")
+def client(two_attempt_platform: ServedPlatform) -> Iterator[Client]:
+    with two_attempt_platform.client() as sdk_client:
+        yield sdk_client
+
+
+@pytest.fixture(scope="module")
+def slow_retry_platform(
+    admin_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServedPlatform]:
+    """A platform with long retry waits."""
+    with fresh_database(admin_url, tmp_path_factory.mktemp("waiting")) as databases:
+        retry = {
+            ("", reason): RetryPolicy(RetryStrategy.FIXED, 600, 600, 5)
+            for reason in (RetryReason.NOT_SENT, RetryReason.NO_ANSWER)
+        }
+        with serve_platform(
+            databases, Settings().replace(retry=retry, worker__sweep_interval=0.1)
+        ) as served_platform:
+            yield served_platform
+        assert_verified(databases)
+
+
+@pytest.fixture(scope="module")
+def slow_retry_client(slow_retry_platform: ServedPlatform) -> Iterator[Client]:
+    with slow_retry_platform.client() as sdk_client:
+        yield sdk_client

@@ -1,0 +1,158 @@
+"""Pending charges: buyer actions, reviews and their time limits."""
+
+from __future__ import annotations
+
+from itertools import islice
+from threading import Thread
+
+import pytest
+
+from tallystick.payment.v1 import payment_pb2, payment_service_pb2
+from tallystick_core.provider.outcome import RetryReason
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
+from tallystick_server.verify.run import verify
+from tests.support.charges import (
+    FAST_RETRY_POLICY,
+    event_versions,
+    failure_reason,
+    get_order,
+    scheduled_operation,
+    wait_for_final_order,
+)
+from tests.support.payments import charge_log, create_payment
+from tests.support.platform import eventually, serve_platform
+
+
+def test_a_buyer_who_does_not_act_in_time_is_not_waited_for(scratch_database: DatabaseUrls) -> None:
+    """After resolve_by_time the charge is cancelled at the provider, then the order is
+    FAILED(EXPIRED); a review continues.
+    """
+    quick = {("", trouble): FAST_RETRY_POLICY for trouble in RetryReason}
+    settings = Settings().replace(
+        retry=quick,
+        worker__sweep_interval=0.1,
+        payment__buyer_action_timeout=0.3,
+        payment__review_timeout=0.3,
+    )
+    with serve_platform(scratch_database, settings) as platform, platform.client() as client:
+        acting = create_payment(client, "5.00", token="tok_pending:action")
+        order = acting.payment_orders[0]
+        assert (
+            order.resolve_by_time.ToNanoseconds() - order.update_time.ToNanoseconds()
+            == pytest.approx(0.3e9, rel=0.2)
+        )
+        reviewed = create_payment(client, "5.00", token="tok_pending:review")
+        assert failure_reason(wait_for_final_order(client, acting)) == "EXPIRED"
+        assert (
+            get_order(client, reviewed).payment_order_status
+            == payment_pb2.PAYMENT_ORDER_STATUS_PENDING
+        )
+        assert [state for _, state, _ in charge_log(scratch_database, acting.checkout_id)] == [
+            "DECLINED"
+        ]
+
+
+def test_a_buyers_time_is_up_when_it_is_up(scratch_database: DatabaseUrls) -> None:
+    """However long a policy waits between polls, a pending order is polled when resolve_by_time is
+    reached, and ends.
+    """
+    settings = Settings().replace(
+        retry={("", RetryReason.PENDING): RetryPolicy(RetryStrategy.FIXED, 600, 600, None)},
+        worker__sweep_interval=0.1,
+        payment__buyer_action_timeout=0.3,
+    )
+    with serve_platform(scratch_database, settings) as platform, platform.client() as client:
+        assert (
+            failure_reason(
+                wait_for_final_order(
+                    client, create_payment(client, "5.00", token="tok_pending:action")
+                )
+            )
+            == "EXPIRED"
+        )
+
+
+@pytest.mark.parametrize(
+    ("token", "first", "then", "url"),
+    [
+        ("tok_pending:review-action", "PROVIDER_REVIEW", "BUYER_ACTION", True),
+        ("tok_pending:action-review", "BUYER_ACTION", "PROVIDER_REVIEW", False),
+    ],
+)
+def test_a_pending_order_says_what_it_waits_for_now(
+    scratch_database: DatabaseUrls, token: str, first: str, then: str, url: bool
+) -> None:
+    """A change of the pending reason is one version with its history row and its event, and is sent
+    to watchers. The URL and the buyer's deadline follow the reason, and the same answer again
+    changes nothing.
+    """
+    settings = Settings().replace(
+        retry={("", RetryReason.PENDING): RetryPolicy(RetryStrategy.FIXED, 0.3, 0.3, None)},
+        worker__sweep_interval=0.1,
+        payment__buyer_action_timeout=3600,
+    )
+    with serve_platform(scratch_database, settings) as platform, platform.client() as client:
+        payment = create_payment(client, "5.00", token=token)
+        charge = payment.payment_orders[0].charge_id
+        orders_seen: list[payment_pb2.PaymentOrder] = []
+
+        def watch() -> None:
+            orders_seen.extend(
+                stood.payment_orders[0]
+                for stood in islice(client.watch_payment(payment.checkout_id), 2)
+            )
+
+        Thread(target=watch, daemon=True).start()
+        assert eventually(lambda: len(orders_seen) == 2)
+        assert [
+            payment_pb2.PendingReason.Name(order.pending_reason).removeprefix("PENDING_REASON_")
+            for order in orders_seen
+        ] == [first, then]
+        assert [order.version for order in orders_seen] == [3, 4]
+        assert [bool(order.next_action_url) for order in orders_seen] == [not url, url]
+        assert [order.HasField("resolve_by_time") for order in orders_seen] == [not url, url]
+        tries = scheduled_operation(scratch_database, charge)
+        assert eventually(lambda: scheduled_operation(scratch_database, charge) != tries)
+        assert eventually(
+            lambda: int(str((scheduled_operation(scratch_database, charge) or (0,))[0])) > 3
+        )
+        order = get_order(client, payment)
+        assert (order.version, order.payment_order_status) == (
+            4,
+            payment_pb2.PAYMENT_ORDER_STATUS_PENDING,
+        )
+        history = client.payment.GetPaymentOrder(
+            payment_service_pb2.GetPaymentOrderRequest(payment_order_id=order.payment_order_id)
+        ).history
+        assert [(row.from_status, row.to_status) for row in history][-1] == (
+            order.payment_order_status,
+            order.payment_order_status,
+        )
+        assert eventually(
+            lambda: (
+                event_versions(client, f"paymentOrders/{order.payment_order_id}") == [1, 2, 3, 4]
+            )
+        )
+    assert verify(scratch_database).passed
+
+
+def test_a_buyer_who_has_acted_is_not_cancelled(scratch_database: DatabaseUrls) -> None:
+    """A buyer acts in time, and the bank takes longer than the buyer's deadline: the order stays
+    pending, and is paid.
+    """
+    settings = Settings().replace(
+        retry={("", RetryReason.PENDING): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, None)},
+        worker__sweep_interval=0.1,
+        payment__buyer_action_timeout=3.0,
+        payment__review_timeout=0.1,
+    )
+    with serve_platform(scratch_database, settings) as platform, platform.client() as client:
+        payment = create_payment(
+            client, "5.00", token=f"tok_pending:action-{'-'.join(['review'] * 25)}-paid"
+        )
+        assert (
+            wait_for_final_order(client, payment).payment_order_status
+            == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
+        )

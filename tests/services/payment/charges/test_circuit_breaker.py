@@ -1,0 +1,374 @@
+"""The circuit breaker of a payment provider, and payments while it is open."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import Engine, event
+
+from tallystick import Client, ClientSettings, NotFoundError, UnavailableError, new_order
+from tallystick.payment.v1 import payment_pb2
+from tallystick.wallet.v1 import wallet_service_pb2
+from tallystick_core.provider.outcome import RetryReason
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.app.wiring import Dependencies
+from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
+from tallystick_server.verify.run import verify
+from tallystick_storage.database import Database
+from tests.fakes.payment_provider import NamedProvider
+from tests.support.charges import (
+    FAST_RETRY_POLICY,
+    WAIT_FOR_ACCEPTANCE,
+    failure_reason,
+    list_alerts,
+    scheduled_operation,
+    wait_for_final_order,
+)
+from tests.support.payments import charge_log, create_payment
+from tests.support.platform import eventually, payment_worker_of, serve_platform
+
+
+def test_a_provider_that_does_not_accept_us_is_left_alone_and_told_of(
+    scratch_database: DatabaseUrls,
+) -> None:
+    """A single 401 or 403 opens the circuit: other charges are not sent, and an alert names the
+    provider. Once the provider accepts the credentials again all are paid and the alert ends.
+    """
+    retry = {("", RetryReason.UNAUTHORIZED): RetryPolicy(RetryStrategy.FIXED, 0.1, 0.1, 50)}
+    settings = Settings().replace(
+        retry=retry,
+        worker__sweep_interval=0.1,
+        breaker__failure_threshold=99,
+        breaker__reset_timeout=0.4,
+        breaker__max_reset_timeout=0.4,
+        worker__monitor_interval=0.2,
+    )
+    with serve_platform(scratch_database, settings) as platform, platform.client() as client:
+        first = create_payment(
+            client, "5.00", token="tok_forbidden:4", wait_for=WAIT_FOR_ACCEPTANCE
+        )
+        assert eventually(
+            lambda: (
+                (
+                    scheduled_operation(scratch_database, first.payment_orders[0].charge_id)
+                    or ("", "")
+                )[1]
+                == "UNAUTHORIZED"
+            )
+        )
+        other_payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
+        assert eventually(
+            lambda: (
+                "PROVIDER_UNAUTHORIZED"
+                in {alert.kind for alert in list_alerts(client, "providers/sandbox")}
+            )
+        )
+        assert all(
+            client.wait_for_payment(payment.checkout_id, 30).is_payment_done
+            for payment in (first, other_payment)
+        )
+        assert eventually(lambda: not list_alerts(client, "providers/sandbox"))
+    assert verify(scratch_database).passed
+
+
+def test_an_outage_leaves_orders_waiting_and_drains_by_itself(
+    scratch_database: DatabaseUrls,
+) -> None:
+    """The circuit of a failing provider opens. Payments are accepted and wait up to a limit, then
+    are rejected with nothing stored. They use up no tries meanwhile, and when the provider works
+    again all are paid, each charged once.
+    """
+    retry = {("", RetryReason.NOT_SENT): RetryPolicy(RetryStrategy.FIXED, 0.1, 0.1, 5)}
+    settings = Settings().replace(
+        retry=retry,
+        worker__sweep_interval=0.1,
+        breaker__failure_threshold=3,
+        breaker__reset_timeout=0.3,
+        payment__max_queued_charges=20,
+        worker__monitor_interval=0.2,
+    )
+    with serve_platform(scratch_database, settings) as platform, platform.client() as client:
+        sandbox = payment_worker_of(platform)._providers["sandbox"]._sandbox
+        sandbox.down = True
+        payments = [create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE) for _ in range(4)]
+        assert eventually(
+            lambda: any(
+                (scheduled_operation(scratch_database, p.payment_orders[0].charge_id) or ("", ""))[
+                    1
+                ]
+                == "CIRCUIT_OPEN"
+                for p in payments
+            )
+        )
+        payments += [
+            create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE) for _ in range(16)
+        ]
+        assert eventually(
+            lambda: [alert.kind for alert in list_alerts(client, "providers/sandbox")]
+        ) == ["PROVIDER_UNAVAILABLE"]
+        with (
+            Client(platform.address, settings=ClientSettings(attempts=1)) as hasty,
+            pytest.raises(UnavailableError) as error,
+        ):
+            create_payment(hasty, "5.00", checkout_id="one-too-many", wait_for=WAIT_FOR_ACCEPTANCE)
+        assert (error.value.reason, error.value.retry_after) == ("PROVIDER_UNAVAILABLE", 30.0)
+        with pytest.raises(NotFoundError):
+            client.get_payment("one-too-many")
+        new = new_order("one-too-many-1", "buyer-1", "nobodys", "5.00", "EUR")
+        with (
+            Client(platform.address, settings=ClientSettings(attempts=1)) as hasty,
+            pytest.raises(UnavailableError),
+        ):
+            hasty.create_payment("one-too-many", [new], credit_card_info="tok_visa")
+        assert not client.wallet.GetSeller(
+            wallet_service_pb2.GetSellerRequest(seller_account="nobodys")
+        ).HasField("seller")
+        assert (
+            create_payment(
+                client, "5.00", checkout_id=payments[0].checkout_id, wait_for=WAIT_FOR_ACCEPTANCE
+            ).checkout_id
+            == payments[0].checkout_id
+        )
+        sandbox.down = False
+        for payment in payments:
+            assert (
+                wait_for_final_order(client, payment).payment_order_status
+                == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
+            )
+            assert len(charge_log(scratch_database, payment.checkout_id)) == 1
+        assert eventually(lambda: not list_alerts(client, "providers/sandbox"))
+    assert verify(scratch_database).passed
+
+
+def test_what_a_provider_did_is_found_out_while_sends_to_it_are_held_back(
+    scratch_database: DatabaseUrls,
+) -> None:
+    """A charge whose answer was lost, at a provider with an open circuit for an hour, is looked up
+    meanwhile and succeeds: it is sent once. A charge that the provider does not know still waits to
+    be sent, and says so.
+    """
+    retry = {("", RetryReason.NO_ANSWER): FAST_RETRY_POLICY}
+    settings = Settings().replace(
+        retry=retry,
+        worker__sweep_interval=0.1,
+        breaker__failure_threshold=2,
+        breaker__reset_timeout=3600,
+        breaker__max_reset_timeout=3600,
+    )
+    with serve_platform(scratch_database, settings) as platform, platform.client() as client:
+        unknown = (
+            create_payment(client, "5.00", token="tok_lost_before:99", wait_for=WAIT_FOR_ACCEPTANCE)
+            .payment_orders[0]
+            .charge_id
+        )
+        assert eventually(
+            lambda: (scheduled_operation(scratch_database, unknown) or ("", ""))[1] == "NO_ANSWER"
+        )
+        payment = create_payment(client, "5.00", token="tok_lost_after")
+        assert client.wait_for_payment(payment.checkout_id, 30).is_payment_done
+        assert len(charge_log(scratch_database, payment.checkout_id)) == 1
+        assert payment_worker_of(platform).gateway.is_circuit_open("sandbox")
+        assert eventually(
+            lambda: (
+                (scheduled_operation(scratch_database, unknown) or ("", ""))[1:3]
+                == ("CIRCUIT_OPEN", False)
+            )
+        )
+    assert verify(scratch_database).passed
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_new_payment_finds_out_that_a_provider_answers_again(
+    scratch_database: DatabaseUrls, depth: int
+) -> None:
+    """While a circuit is open, the maximum number of charges wait, and none of them is sent for an
+    hour. After the reset timeout one new payment is accepted, whatever its number of charges; once
+    it is paid all others are.
+    """
+    retry = {("", RetryReason.NOT_SENT): RetryPolicy(RetryStrategy.FIXED, 3600.0, 3600.0, 5)}
+    settings = Settings().replace(
+        retry=retry,
+        worker__sweep_interval=0.1,
+        breaker__failure_threshold=1,
+        breaker__reset_timeout=0.1,
+        breaker__max_reset_timeout=0.1,
+        payment__max_queued_charges=depth,
+    )
+    with (
+        serve_platform(scratch_database, settings) as platform,
+        platform.client() as client,
+        Client(platform.address, settings=ClientSettings(attempts=1)) as hasty,
+    ):
+        sandbox = payment_worker_of(platform)._providers["sandbox"]._sandbox
+        sandbox.down = True
+        first = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
+        assert eventually(
+            lambda: (
+                (
+                    scheduled_operation(scratch_database, first.payment_orders[0].charge_id)
+                    or ("", "")
+                )[1]
+                == "NOT_SENT"
+            )
+        )
+        sandbox.down = False
+
+        def try_pay() -> payment_pb2.Payment | None:
+            try:
+                return create_payment(hasty, "5.00", "6.00", checkout_id="two-charges")
+            except UnavailableError:
+                return None
+
+        probe = eventually(try_pay, 10)
+        assert probe is not None
+        assert client.wait_for_payment(probe.checkout_id, 30).is_payment_done
+        assert create_payment(hasty, "5.00").is_payment_done
+        assert client.get_payment(first.checkout_id).payment_state == payment_pb2.PAYMENT_STATE_OPEN
+
+
+def test_other_providers_do_not_notice_an_outage(scratch_database: DatabaseUrls) -> None:
+    """While one provider is down with the maximum number of waiting charges, payments through
+    another are paid immediately, and are not rejected.
+    """
+    log = Database(scratch_database.service("sandbox"), connections=2)
+    # Each process reaches both.
+    our_providers, their_providers = (
+        {name: NamedProvider(name, log) for name in ("first", "second")} for _ in range(2)
+    )
+    retry = {("", RetryReason.NOT_SENT): RetryPolicy(RetryStrategy.FIXED, 0.1, 0.1, 50)}
+    settings = Settings().replace(
+        retry=retry,
+        worker__sweep_interval=0.1,
+        breaker__failure_threshold=2,
+        breaker__reset_timeout=0.2,
+        payment__max_queued_charges=5,
+    )
+    with (
+        serve_platform(
+            scratch_database,
+            settings.replace(providers__payment="first"),
+            dependencies=Dependencies(providers=our_providers),
+        ) as first_platform,
+        serve_platform(
+            scratch_database,
+            settings.replace(providers__payment="second"),
+            dependencies=Dependencies(providers=their_providers),
+        ) as other_platform,
+        first_platform.client() as client,
+        other_platform.client() as unaware,
+        Client(first_platform.address, settings=ClientSettings(attempts=1)) as hasty,
+    ):
+
+        async def start(providers: dict[str, NamedProvider]) -> None:
+            for provider in providers.values():
+                provider.sandbox.start()
+
+        first_platform.run_in_loop(start, our_providers)
+        other_platform.run_in_loop(start, their_providers)
+        our_providers["first"].sandbox.down = their_providers["first"].sandbox.down = True
+        pending_payments = [
+            create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE) for _ in range(5)
+        ]
+        assert eventually(
+            lambda: any(
+                (scheduled_operation(scratch_database, p.payment_orders[0].charge_id) or ("", ""))[
+                    1
+                ]
+                == "CIRCUIT_OPEN"
+                for p in pending_payments
+            )
+        )
+        with pytest.raises(UnavailableError):
+            create_payment(hasty, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
+        paid_payments = [create_payment(unaware, "5.00") for _ in range(10)]
+        assert all(
+            payment.is_payment_done and payment.payment_orders[0].provider == "second"
+            for payment in paid_payments
+        )
+        our_providers["first"].sandbox.down = their_providers["first"].sandbox.down = False
+        for payment in pending_payments:
+            assert (
+                wait_for_final_order(client, payment).payment_order_status
+                == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
+            )
+    log.close()
+    assert verify(scratch_database).passed
+
+
+def test_in_an_outage_one_count_serves_all_new_payments(scratch_database: DatabaseUrls) -> None:
+    """While the maximum number of charges waits for a failing provider, payments of new sellers are
+    rejected without counting the waiting charges for each of them.
+    """
+    retry = {("", RetryReason.NOT_SENT): RetryPolicy(RetryStrategy.FIXED, 0.1, 0.1, 50)}
+    settings = Settings().replace(
+        retry=retry,
+        worker__sweep_interval=3600,
+        worker__monitor_interval=3600,
+        breaker__failure_threshold=2,
+        breaker__reset_timeout=3600,
+        breaker__max_reset_timeout=3600,
+        payment__max_queued_charges=2,
+    )
+    counts: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if "from (select from operation where phase" in statement:
+            counts.append(statement)
+
+    with (
+        serve_platform(scratch_database, settings) as platform,
+        Client(platform.address, settings=ClientSettings(attempts=1)) as client,
+    ):
+        pending_payments = [
+            create_payment(client, "1.00", token="tok_unreachable", wait_for=WAIT_FOR_ACCEPTANCE)
+            for _ in range(2)
+        ]
+        assert eventually(
+            lambda: all(
+                (scheduled_operation(scratch_database, p.payment_orders[0].charge_id) or ("", ""))[
+                    1
+                ]
+                for p in pending_payments
+            )
+        )
+
+        def is_rejected(_: int) -> bool:
+            try:
+                create_payment(client, "1.00", wait_for=WAIT_FOR_ACCEPTANCE)
+            except UnavailableError:
+                return True
+            return False
+
+        assert eventually(lambda: is_rejected(0))
+        event.listen(Engine, "before_cursor_execute", note)
+        try:
+            with ThreadPoolExecutor(20) as pool:
+                assert all(pool.map(is_rejected, range(100)))
+        finally:
+            event.remove(Engine, "before_cursor_execute", note)
+    assert len(counts) < 50
+
+
+def test_charges_that_fail_for_ever_do_not_stand_for_their_provider(
+    scratch_database: DatabaseUrls,
+) -> None:
+    """Keys that replay a 5xx open the circuit when there are no other calls; they are looked up
+    soon, and neither they nor others are blocked by them.
+    """
+    retry = {("", RetryReason.SERVER_ERROR): RetryPolicy(RetryStrategy.FIXED, 0.05, 0.05, 2)}
+    settings = Settings().replace(
+        retry=retry,
+        worker__sweep_interval=0.05,
+        breaker__failure_threshold=2,
+        breaker__reset_timeout=0.02,
+    )
+    with serve_platform(scratch_database, settings) as platform, platform.client() as client:
+        poisoned = [
+            create_payment(client, "5.00", token="tok_error_stored", wait_for=WAIT_FOR_ACCEPTANCE)
+            for _ in range(6)
+        ]
+        assert create_payment(client, "5.00").is_payment_done
+        for payment in poisoned:
+            assert failure_reason(wait_for_final_order(client, payment)) == "PROVIDER_DECLINED"

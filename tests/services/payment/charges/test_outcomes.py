@@ -1,0 +1,453 @@
+"""Recorded outcomes: concurrent reports, lost leases, and orders that follow what is stored."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import Connection
+
+from tallystick import Client, FailedPreconditionError
+from tallystick.payment.v1 import payment_pb2, payment_service_pb2
+from tallystick_core.operations.next_action import NextAction
+from tallystick_core.provider.outcome import (
+    ChargeLookupOutcome,
+    ChargeOutcome,
+    Declined,
+    FailureReason,
+    Pending,
+    PendingReason,
+    RetryReason,
+    Succeeded,
+    Unknown,
+)
+from tallystick_core.provider.payment_provider import ChargeRequest
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.app.wiring import Dependencies
+from tallystick_server.operations.reschedule import FailedStep
+from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
+from tallystick_server.payment.charge import Charge, charges_from_rows
+from tallystick_server.verify.run import verify
+from tallystick_storage.operations import claim_dead_lettered, find_held
+from tallystick_storage.payment import orders as payment_store
+from tests.fakes.payment_provider import ScriptedProvider
+from tests.support.charges import (
+    WAIT_FOR_ACCEPTANCE,
+    booked_unapplied_charges,
+    close_dead_letter,
+    dead_letter_state,
+    event_versions,
+    load_leased_charge,
+    record_outcomes,
+    retry_dead_letter,
+    scheduled_operation,
+    wait_for_dead_letter,
+    wait_for_final_order,
+)
+from tests.support.payments import create_payment
+from tests.support.platform import (
+    FAST_RETRY,
+    ServedPlatform,
+    eventually,
+    payment_worker_of,
+    serve_platform,
+    unique_id,
+)
+
+
+def test_an_answer_that_is_on_disk_is_judged_not_asked_for_again(
+    scratch_database: DatabaseUrls,
+) -> None:
+    """A process recorded a success and crashed before the order changed: the next process applies
+    it, even if the provider is gone.
+    """
+    with (
+        serve_platform(
+            scratch_database, Settings().replace(retry=FAST_RETRY, worker__sweep_interval=0.1)
+        ) as platform,
+        platform.client() as client,
+    ):
+        payment = create_payment(
+            client, "5.00", token="tok_lost_before:1000", wait_for=WAIT_FOR_ACCEPTANCE
+        )
+        order = payment.payment_orders[0]
+        # as the lease holder would
+        with psycopg.connect(
+            scratch_database.service("payment").replace("+psycopg", "")
+        ) as connection:
+            connection.execute(
+                "update attempt set outcome = 'SUCCEEDED', provider_reference = 'from-afar', "
+                "moved_amount = 500, moved_currency = 'EUR',"
+                " end_time = clock() where operation_id = %s",
+                (order.charge_id,),
+            )
+        assert wait_for_final_order(client, payment).provider_reference == "from-afar"
+    assert verify(scratch_database).passed
+
+
+def test_another_amount_of_what_was_charged_raises_an_alert(
+    client: Client, two_attempt_platform: ServedPlatform
+) -> None:
+    """A succeeded charge is reported again with another amount: it does not change, the amount is
+    not booked, and an alert is raised.
+    """
+    payment = create_payment(client, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
+    wait_for_dead_letter(client, payment)
+    charge_id, reference = payment.payment_orders[0].charge_id, unique_id("ref")
+    charge = two_attempt_platform.run_in_loop(
+        load_leased_charge, payment_worker_of(two_attempt_platform), charge_id, 0
+    )
+    two_attempt_platform.run_in_loop(
+        record_outcomes,
+        payment_worker_of(two_attempt_platform),
+        (charge, Succeeded(reference, 500, "EUR")),
+    )
+    assert (
+        wait_for_final_order(client, payment).payment_order_status
+        == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
+    )
+    two_attempt_platform.run_in_loop(
+        record_outcomes,
+        payment_worker_of(two_attempt_platform),
+        (charge, Succeeded(reference, 501, "EUR")),
+    )
+    get = payment_service_pb2.GetPaymentOrderRequest(
+        payment_order_id=payment.payment_orders[0].payment_order_id
+    )
+    (report,) = client.payment.GetPaymentOrder(get).conflicting_reports
+    assert report.report == f"Succeeded {reference} 501 EUR, reported before as 500 EUR"
+    assert not booked_unapplied_charges(client, payment)
+
+
+def test_orders_that_do_not_move_keep_their_work(
+    client: Client, two_attempt_platform: ServedPlatform
+) -> None:
+    """P5: a process with an older version of its orders changes none of them, and removes none of
+    their operations from the queue.
+    """
+    payment = create_payment(client, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
+    wait_for_dead_letter(client, payment)
+    order, flow = (
+        client.get_payment(payment.checkout_id).payment_orders[0],
+        payment_worker_of(two_attempt_platform),
+    )
+
+    async def move() -> tuple[int, bool]:
+        def work(connection: Connection) -> tuple[int, bool]:
+            # Rolled back, so that the dead letter is unchanged.
+            with connection.begin_nested() as savepoint:
+                token = claim_dead_lettered(connection, order.charge_id, 1.0)
+                assert token is not None
+                stale = payment_store.OrderTransitionRow(
+                    order.payment_order_id,
+                    order.charge_id,
+                    token,
+                    order.version - 1,
+                    "FAILED",
+                    "GIVEN_UP",
+                    failure_reason="PROVIDER_UNREACHABLE",
+                )
+                transitioned = payment_store.transition_orders(connection, [stale])
+                summary = (
+                    len(transitioned),
+                    find_held(connection, [order.charge_id]) == {order.charge_id: token},
+                )
+                savepoint.rollback()
+            return summary
+
+        return await flow._database.transact(work)
+
+    assert two_attempt_platform.run_in_loop(move) == (0, True)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("paid", [True, False])
+def test_the_answer_on_disk_is_what_moves_orders(
+    client: Client, two_attempt_platform: ServedPlatform, paid: bool, at_once: bool
+) -> None:
+    """A process that lost the lease records a success, then the lease holder gets another outcome:
+    the orders follow the first record; a second charge is unapplied.
+    """
+    payment = create_payment(client, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
+    wait_for_dead_letter(client, payment)
+    order, flow = payment.payment_orders[0], payment_worker_of(two_attempt_platform)
+
+    async def claim() -> int:
+        token = await flow._database.transact(
+            lambda connection: claim_dead_lettered(connection, order.charge_id, 1.0)
+        )
+        assert token is not None
+        return token
+
+    first = Succeeded(f"first-{order.charge_id}", 500, "EUR")
+    second = (
+        Succeeded(f"second-{order.charge_id}", 500, "EUR")
+        if paid
+        else Declined(FailureReason.PROVIDER_DECLINED, "no", "ref")
+    )
+    stale_charge: Any = two_attempt_platform.run_in_loop(
+        load_leased_charge, flow, order.charge_id, 0
+    )
+    leased_charge: Any = two_attempt_platform.run_in_loop(
+        load_leased_charge, flow, order.charge_id, two_attempt_platform.run_in_loop(claim)
+    )
+    for charge_outcomes in (
+        [((stale_charge, first), (leased_charge, second))]
+        if at_once
+        else [((stale_charge, first),), ((leased_charge, second),)]
+    ):
+        two_attempt_platform.run_in_loop(record_outcomes, flow, *charge_outcomes)
+    order = wait_for_final_order(client, payment)
+    assert order.payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
+    assert order.provider_reference == first.reference
+    assert eventually(
+        lambda: (
+            event_versions(client, f"paymentOrders/{order.payment_order_id}")[-1:]
+            == [order.version]
+        )
+    )
+    if paid:
+        (twice,) = eventually(lambda: booked_unapplied_charges(client, payment))
+        assert (twice.provider_reference, twice.cause) == (
+            f"second-{order.charge_id}",
+            payment_pb2.UNAPPLIED_CAUSE_DUPLICATE_CHARGE,
+        )
+
+
+@pytest.mark.parametrize("late", [Unknown("no answer"), Pending(PendingReason.PROVIDER_REVIEW)])
+@pytest.mark.parametrize("first", [True, False])
+def test_of_two_answers_at_once_the_final_one_is_written_down(
+    client: Client, two_attempt_platform: ServedPlatform, late: ChargeOutcome, first: bool
+) -> None:
+    """Outcomes of one operation from two processes in one batch: the conclusive one counts, in
+    either order.
+    """
+    payment = create_payment(client, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
+    wait_for_dead_letter(client, payment)
+    charge_id, flow = payment.payment_orders[0].charge_id, payment_worker_of(two_attempt_platform)
+    charge: Any = two_attempt_platform.run_in_loop(load_leased_charge, flow, charge_id, 1)
+    charge_outcomes: list[tuple[Charge, ChargeOutcome]] = [
+        (charge, late),
+        (charge, Succeeded(f"ref-{charge_id}", 500, "EUR")),
+    ]
+    two_attempt_platform.run_in_loop(
+        record_outcomes, flow, *(charge_outcomes if first else reversed(charge_outcomes))
+    )
+    order = wait_for_final_order(client, payment)
+    request = payment_service_pb2.GetPaymentOrderRequest(payment_order_id=order.payment_order_id)
+    (attempt,) = client.payment.GetPaymentOrder(request).attempts
+    assert attempt.outcome == payment_pb2.OUTCOME_SUCCEEDED
+    assert order.payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
+
+
+def test_who_lost_a_lease_does_not_give_it_back(
+    slow_retry_client: Client, slow_retry_platform: ServedPlatform
+) -> None:
+    """A process whose lease another has claimed does not change when the charge is scheduled."""
+    payment = create_payment(
+        slow_retry_client, "5.00", token="tok_lost_before", wait_for=WAIT_FOR_ACCEPTANCE
+    )
+    charge_id = payment.payment_orders[0].charge_id
+    assert eventually(
+        lambda: (
+            (scheduled_operation(slow_retry_platform.databases, charge_id) or ("", ""))[1]
+            == "NO_ANSWER"
+        )
+    )
+    flow = payment_worker_of(slow_retry_platform)
+
+    async def give_back() -> None:
+        rows = await flow._database.read(
+            lambda connection: payment_store.load_charges(connection, [charge_id])
+        )
+        (charge,) = charges_from_rows(rows, {charge_id: 0}, 0.0, 60.0)
+        await flow._reschedule_batcher.submit(
+            FailedStep(charge, RetryReason.SERVER_ERROR, "late", NextAction.SEND)
+        )
+
+    before = scheduled_operation(slow_retry_platform.databases, charge_id)
+    slow_retry_platform.run_in_loop(give_back)
+    assert scheduled_operation(slow_retry_platform.databases, charge_id) == before
+
+
+@pytest.mark.parametrize("is_held", [False, True])
+@pytest.mark.parametrize(
+    "answer",
+    [Succeeded("heard", 500, "EUR"), Declined(FailureReason.PROVIDER_DECLINED, "no", "heard")],
+)
+def test_an_answer_without_the_lease_makes_its_charge_due(
+    slow_retry_client: Client,
+    slow_retry_platform: ServedPlatform,
+    answer: ChargeOutcome,
+    is_held: bool,
+) -> None:
+    """A charge whose outcome is recorded by a process that lost the lease is paid or fails at once,
+    not at its next attempt in ten minutes. If another process holds the lease, this happens as soon
+    as that process releases it.
+    """
+    payment = create_payment(
+        slow_retry_client, "5.00", token="tok_lost_before:1000000", wait_for=WAIT_FOR_ACCEPTANCE
+    )
+    charge_id = payment.payment_orders[0].charge_id
+    assert eventually(
+        lambda: (
+            (scheduled_operation(slow_retry_platform.databases, charge_id) or ("", ""))[1]
+            == "NO_ANSWER"
+        )
+    )
+    flow = payment_worker_of(slow_retry_platform)
+    holder: Any = None
+    if is_held:
+        with psycopg.connect(
+            slow_retry_platform.databases.service("payment").replace("+psycopg", "")
+        ) as connection:
+            row = connection.execute(
+                "update operation set lease_until = clock() + interval '100 seconds', lease_token "
+                "= lease_token + 1, is_leased = true where operation_id = %s returning lease_token",
+                (charge_id,),
+            ).fetchone()
+        assert row is not None
+        holder = slow_retry_platform.run_in_loop(load_leased_charge, flow, charge_id, row[0])
+    stale_charge: Any = slow_retry_platform.run_in_loop(load_leased_charge, flow, charge_id, 0)
+    slow_retry_platform.run_in_loop(
+        record_outcomes,
+        flow,
+        (stale_charge, replace(answer, reference=f"heard-{charge_id}")),  # type: ignore[arg-type]
+    )
+
+    async def give_back() -> None:
+        await flow._reschedule_batcher.submit(
+            FailedStep(holder, RetryReason.NO_ANSWER, "lost", NextAction.LOOK_UP)
+        )
+
+    if is_held:
+        slow_retry_platform.run_in_loop(give_back)
+    order = wait_for_final_order(slow_retry_client, payment)
+    assert order.provider_reference == f"heard-{charge_id}"
+    is_paid = isinstance(answer, Succeeded)
+    assert order.payment_order_status == (
+        payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
+        if is_paid
+        else payment_pb2.PAYMENT_ORDER_STATUS_FAILED
+    )
+
+
+def test_an_answer_that_cannot_be_applied_becomes_a_dead_letter(
+    scratch_database: DatabaseUrls,
+) -> None:
+    """A recorded success that the database rejects is retried by its policy, then a dead letter
+    that cannot be closed. Requeued after the cause is removed it is applied, and its provider is
+    never called again.
+    """
+    looked_up_ids: list[str] = []
+
+    def outcome_of(request: ChargeRequest) -> ChargeLookupOutcome:
+        looked_up_ids.append(request.charge_id)
+        return Unknown("lost")
+
+    retry_as = {
+        ("", RetryReason.NO_ANSWER): RetryPolicy(RetryStrategy.FIXED, 600, 600, 5),
+        ("", RetryReason.APPLYING_FAILED): RetryPolicy(RetryStrategy.FIXED, 0.1, 0.1, 3),
+    }
+    settings, ports = (
+        Settings().replace(retry=retry_as, worker__sweep_interval=0.1),
+        Dependencies(providers={"sandbox": ScriptedProvider(outcome_of)}),
+    )
+    with (
+        serve_platform(scratch_database, settings, dependencies=ports) as platform,
+        platform.client() as client,
+        psycopg.connect(scratch_database.admin) as admin,
+    ):
+        admin.autocommit = True
+        payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
+        charge_id = payment.payment_orders[0].charge_id
+        assert eventually(
+            lambda: (scheduled_operation(scratch_database, charge_id) or ("", ""))[1] == "NO_ANSWER"
+        )
+        admin.execute(
+            "alter table payment.payment_order add constraint no_poison check (provider_reference "
+            "<> 'poison')"
+        )
+        stale_charge: Any = platform.run_in_loop(
+            load_leased_charge, payment_worker_of(platform), charge_id, 0
+        )
+        platform.run_in_loop(
+            record_outcomes,
+            payment_worker_of(platform),
+            (stale_charge, Succeeded("poison", 500, "EUR")),
+        )
+        first = wait_for_dead_letter(client, payment)
+        assert (first.cause, first.tries) == ("APPLYING_FAILED", 1 + 3)
+        with pytest.raises(FailedPreconditionError) as error:
+            close_dead_letter(client, first)
+        assert "retry the dead letter" in str(error.value)
+        assert dead_letter_state(client, first) == "OPEN"
+        retry_dead_letter(client, first)
+        second = wait_for_dead_letter(client, payment)
+        assert (second.cause, second.tries) == ("APPLYING_FAILED", 3)
+        admin.execute("alter table payment.payment_order drop constraint no_poison")
+        retry_dead_letter(client, second)
+        assert (
+            wait_for_final_order(client, payment).payment_order_status
+            == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
+        )
+        assert looked_up_ids == [charge_id]
+    assert verify(scratch_database).passed
+
+
+def test_nothing_is_set_aside_beside_an_answer(
+    slow_retry_client: Client, slow_retry_platform: ServedPlatform
+) -> None:
+    """A process dead-letters a charge while another's success has just been recorded: the charge
+    stays scheduled, the success is applied, and it is paid.
+    """
+    payment = create_payment(
+        slow_retry_client, "5.00", token="tok_lost_before", wait_for=WAIT_FOR_ACCEPTANCE
+    )
+    charge_id = payment.payment_orders[0].charge_id
+    assert eventually(
+        lambda: (
+            (scheduled_operation(slow_retry_platform.databases, charge_id) or ("", ""))[1]
+            == "NO_ANSWER"
+        )
+    )
+    flow = payment_worker_of(slow_retry_platform)
+    # as another process would
+    with psycopg.connect(
+        slow_retry_platform.databases.service("payment").replace("+psycopg", "")
+    ) as connection:
+        row = connection.execute(
+            "update operation set next_attempt_time = clock(), lease_until = clock() + interval '1 "
+            "second', lease_token = lease_token + 1, is_leased = true"
+            " where operation_id = %s returning lease_token",
+            (charge_id,),
+        ).fetchone()
+        connection.execute(
+            "update attempt set outcome = 'SUCCEEDED', provider_reference = %s, moved_amount = "
+            "500, moved_currency = 'EUR', end_time = clock() where operation_id = %s",
+            (f"ref-{charge_id}", charge_id),
+        )
+    assert row is not None
+
+    async def set_it_aside() -> None:
+        rows = await flow._database.read(
+            lambda connection: payment_store.load_charges(connection, [charge_id])
+        )
+        (charge,) = charges_from_rows(rows, {charge_id: row[0]}, 0.0, 60.0)
+        await flow._reschedule_batcher.submit(
+            FailedStep(charge, RetryReason.REJECTED, "no use", NextAction.SEND)
+        )
+
+    slow_retry_platform.run_in_loop(set_it_aside)
+    assert (
+        wait_for_final_order(slow_retry_client, payment).payment_order_status
+        == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
+    )
+    request = payment_service_pb2.ListDeadLettersRequest(page_size=200)
+    assert f"charges/{charge_id}" not in {
+        dead_letter.subject
+        for dead_letter in slow_retry_client.payment.ListDeadLetters(request).dead_letters
+    }

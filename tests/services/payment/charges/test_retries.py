@@ -1,0 +1,281 @@
+"""Retries: which charges are sent again, and which are never sent."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import psycopg
+import pytest
+
+from tallystick import Client
+from tallystick.payment.v1 import payment_pb2
+from tallystick_core.operations.next_action import NextAction
+from tallystick_core.provider.outcome import (
+    ChargeLookupOutcome,
+    ChargeOutcome,
+    FailureReason,
+    NotFound,
+    NotSent,
+    RetryReason,
+    Succeeded,
+)
+from tallystick_core.provider.payment_provider import ChargeRequest
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.app.wiring import Dependencies
+from tallystick_server.operations.reschedule import FailedStep, Rescheduler
+from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
+from tallystick_server.verify.run import verify
+from tests.fakes.payment_provider import ScriptedProvider
+from tests.support.charges import (
+    WAIT_FOR_ACCEPTANCE,
+    failure_reason,
+    fast_final_settings,
+    load_leased_charge,
+    payment_of_dead_process,
+    scheduled_operation,
+    wait_for_dead_letter,
+    wait_for_final_order,
+    waiting_charges,
+)
+from tests.support.payments import charge_log, create_payment
+from tests.support.platform import (
+    WAITING_FOR_LOCK_QUERY,
+    ServedPlatform,
+    eventually,
+    payment_worker_of,
+    serve_platform,
+)
+from tests.support.retry_policies import scaled_defaults
+
+
+@pytest.mark.parametrize(
+    "token", ["tok_unreachable", "tok_busy", "tok_lost_before", "tok_error_after"]
+)
+def test_passing_trouble_passes(
+    client: Client, two_attempt_platform: ServedPlatform, token: str
+) -> None:
+    """A charge that fails once is retried under the same key, and charged once."""
+    payment = create_payment(client, "5.00", token=token)
+    assert payment.is_payment_done
+    assert len(charge_log(two_attempt_platform.databases, payment.checkout_id)) == 1
+
+
+def test_a_provider_that_is_never_reached_fails_the_order(
+    client: Client, two_attempt_platform: ServedPlatform
+) -> None:
+    """If only NotSent was answered until retries are exhausted: FAILED(PROVIDER_UNREACHABLE), and
+    the provider knows of no charge.
+    """
+    payment = create_payment(client, "5.00", token="tok_unreachable:9")
+    order = wait_for_final_order(client, payment)
+    assert failure_reason(order) == "PROVIDER_UNREACHABLE"
+    assert charge_log(two_attempt_platform.databases, payment.checkout_id) == []
+    assert scheduled_operation(two_attempt_platform.databases, order.charge_id) is None
+
+
+def test_a_definite_refusal_is_a_failure_at_once(client: Client) -> None:
+    """A charge that the provider rejects permanently is FAILED(PROVIDER_REJECTED), and is not
+    retried.
+    """
+    payment = create_payment(client, "0.01", token="tok_amount_too_small")
+    assert failure_reason(payment.payment_orders[0]) == "PROVIDER_REJECTED"
+    assert payment.payment_orders[0].decline_code == "amount_too_small"
+
+
+def test_a_charge_that_was_never_sent_is_sent_however_long_its_provider_was_away(
+    scratch_database: DatabaseUrls,
+) -> None:
+    """K3: a provider that was unreachable until after the key window is looked up once, and
+    receives the charge because it does not know it. No operator is needed, and it is charged once.
+    """
+    away, actions = [True], list[NextAction]()
+
+    def outcome_of(request: ChargeRequest) -> ChargeLookupOutcome:
+        actions.append(NextAction.LOOK_UP)
+        return NotFound()
+
+    async def send(request: ChargeRequest) -> ChargeOutcome:
+        if away[0]:
+            return NotSent("nobody listens")
+        actions.append(NextAction.SEND)
+        return Succeeded(f"ch_{request.charge_id}", request.amount, request.currency)
+
+    provider = ScriptedProvider(outcome_of)
+    provider.send = send  # type: ignore[method-assign]
+    provider.key_window = 4.5
+    settings = Settings().replace(
+        retry={
+            ("", trouble): RetryPolicy(RetryStrategy.FIXED, 0.05, 0.05, 1000)
+            for trouble in RetryReason
+        },
+        worker__sweep_interval=0.1,
+        worker__lease_duration=2.5,
+        providers__timeout=0.1,
+    )
+    with (
+        serve_platform(
+            scratch_database, settings, dependencies=Dependencies(providers={"sandbox": provider})
+        ) as platform,
+        platform.client() as client,
+    ):
+        payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
+        assert eventually(lambda: actions), "it was not looked up"
+        away[0] = False
+        assert (
+            wait_for_final_order(client, payment).payment_order_status
+            == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
+        )
+        assert actions == [NextAction.LOOK_UP, NextAction.SEND]
+    assert verify(scratch_database).passed
+
+
+@pytest.mark.parametrize("token", ["tok_error_before:9", "tok_lost_before:9", "tok_busy:9"])
+def test_what_the_provider_does_not_know_is_sent_again(
+    client: Client, two_attempt_platform: ServedPlatform, token: str
+) -> None:
+    """A charge that fails more often than its policy allows is alternately looked up and sent while
+    its key is honored. It is paid once, and is not dead-lettered.
+    """
+    payment = create_payment(client, "5.00", token=token)
+    assert (
+        wait_for_final_order(client, payment).payment_order_status
+        == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
+    )
+    assert [
+        state for _, state, _ in charge_log(two_attempt_platform.databases, payment.checkout_id)
+    ] == ["SUCCEEDED"]
+
+
+def test_an_order_that_risk_has_not_passed_is_never_sent(scratch_database: DatabaseUrls) -> None:
+    """A due charge of an order that is still NOT_STARTED sends nothing to the provider: it is a
+    dead letter with that cause.
+    """
+    with (
+        serve_platform(
+            scratch_database, fast_final_settings(worker__lease_duration=4, providers__timeout=0.4)
+        ) as platform,
+        platform.client() as client,
+    ):
+        payment = payment_of_dead_process(platform, client)
+        with psycopg.connect(scratch_database.admin) as connection:
+            connection.execute("set session_replication_role = replica")
+            connection.execute("update payment.payment_order set status = 'NOT_STARTED'")
+        dead_letter = wait_for_dead_letter(client, payment)
+        assert (dead_letter.cause, dead_letter.detail) == ("REJECTED", "risk has not passed it")
+        assert charge_log(scratch_database, payment.checkout_id) == []
+
+
+def test_a_few_server_errors_leave_no_charge_behind(scratch_database: DatabaseUrls) -> None:
+    """With the default policies, at another speed: a provider that answers 5xx seven times in a row
+    charges once it works again, without an operator.
+    """
+    retry = {("", trouble): policy for trouble, policy in scaled_defaults(0.1).items()}
+    with (
+        serve_platform(
+            scratch_database, Settings().replace(retry=retry, worker__sweep_interval=0.1)
+        ) as platform,
+        platform.client() as client,
+    ):
+        payment = create_payment(
+            client, "5.00", token="tok_error_before:7", wait_for=WAIT_FOR_ACCEPTANCE
+        )
+        assert (
+            wait_for_final_order(client, payment).payment_order_status
+            == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
+        )
+        assert len(charge_log(scratch_database, payment.checkout_id)) == 1
+
+
+def test_a_batch_that_is_postponed_locks_due_work_in_one_pass(
+    slow_retry_client: Client, slow_retry_platform: ServedPlatform
+) -> None:
+    """If one charge of a batch fails and another waits, the operations of both are locked by id: a
+    transaction that waits for the first holds no lock on the second.
+    """
+    payments = [
+        create_payment(
+            slow_retry_client, "5.00", token="tok_unreachable:1000", wait_for=WAIT_FOR_ACCEPTANCE
+        )
+        for _ in range(2)
+    ]
+    first, last = sorted(payment.payment_orders[0].charge_id for payment in payments)
+    for charge_id in (first, last):
+        assert eventually(
+            lambda charge_id=charge_id: (  # type: ignore[misc]
+                (scheduled_operation(slow_retry_platform.databases, charge_id) or ("", ""))[1]
+                == "NOT_SENT"
+            )
+        )
+    flow = payment_worker_of(slow_retry_platform)
+    with (
+        psycopg.connect(slow_retry_platform.databases.admin) as holder,
+        psycopg.connect(slow_retry_platform.databases.admin, autocommit=True) as admin,
+    ):
+        tokens: dict[str, int] = dict(
+            admin.execute("select operation_id, lease_token from payment.operation").fetchall()
+        )
+        waiting_charge: Any = slow_retry_platform.run_in_loop(
+            load_leased_charge, flow, first, tokens[first]
+        )
+        fails: Any = slow_retry_platform.run_in_loop(load_leased_charge, flow, last, tokens[last])
+        batch = [
+            FailedStep(waiting_charge, RetryReason.NOT_SENT, "away", NextAction.SEND),
+            FailedStep(
+                fails,
+                RetryReason.NOT_SENT,
+                "away",
+                NextAction.GIVE_UP,
+                failure_reason=FailureReason.EXPIRED,
+            ),
+        ]
+        holder.execute("select from payment.operation where operation_id = %s for update", (first,))
+        postpone = Rescheduler(
+            flow._database, flow._retry_policies, flow.lock_unresolved, flow.fail
+        )
+        with ThreadPoolExecutor(1) as pool:
+            postponed = pool.submit(slow_retry_platform.run_in_loop, postpone.run, batch)
+            assert eventually(lambda: admin.execute(WAITING_FOR_LOCK_QUERY).fetchone() == (1,))
+            admin.execute(
+                "select from payment.operation where operation_id = %s for update nowait", (last,)
+            )
+            holder.commit()
+            postponed.result(30)
+    assert scheduled_operation(slow_retry_platform.databases, last) is None
+
+
+def test_everything_is_quiet_in_the_end(
+    two_attempt_platform: ServedPlatform, slow_retry_platform: ServedPlatform
+) -> None:
+    """After all tests above every check of verify passes."""
+    for platform in (two_attempt_platform, slow_retry_platform):
+        report = verify(platform.databases)
+        assert report.passed, report.as_text()
+
+
+def test_a_full_sweep_is_followed_by_another_at_once(
+    scratch_database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Due operations are claimed without a pause as long as there are more than one scan claims."""
+    monkeypatch.setattr("tallystick_server.operations.worker._MAX_CLAIMED", 3)
+    at_once = {("", RetryReason.NOT_SENT): RetryPolicy(RetryStrategy.FIXED, 0.0, 0.0, 1000)}
+    with (
+        serve_platform(
+            scratch_database,
+            Settings().replace(
+                retry=at_once, worker__sweep_interval=3600, breaker__failure_threshold=1000
+            ),
+        ) as platform,
+        platform.client() as client,
+    ):
+        checkouts = waiting_charges(client, 12)
+        eventually(lambda: payment_worker_of(platform).in_flight_count == 0)
+
+        async def wake() -> None:
+            payment_worker_of(platform).wake()
+
+        platform.run_in_loop(wake)
+        assert eventually(
+            lambda: all(client.get_payment(checkout).is_payment_done for checkout in checkouts)
+        )

@@ -1,0 +1,292 @@
+"""Helpers for tests of charges: their orders, operations, dead letters and unapplied charges."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from tallystick import Client
+from tallystick.operator.v1 import operator_pb2
+from tallystick.payment.v1 import payment_pb2, payment_service_pb2
+from tallystick_core.provider.outcome import ChargeOutcome, RetryReason
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.app.wiring import Dependencies
+from tallystick_server.operations.operation import OperationResult
+from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
+from tallystick_server.payment.charge import Charge, charges_from_rows
+from tallystick_server.payment.worker import PaymentWorker
+from tallystick_storage.database import Database
+from tallystick_storage.payment import orders as payment_store
+from tests.fakes.payment_provider import HoldingProvider
+from tests.support.payments import create_payment
+from tests.support.platform import ServedPlatform, eventually, payment_worker_of, serve_platform
+
+WAIT_FOR_ACCEPTANCE = payment_service_pb2.WAIT_FOR_ACCEPTANCE
+
+
+TWO_ATTEMPTS = RetryPolicy(RetryStrategy.FIXED, 0.05, 0.05, 2)
+
+
+FAST_RETRY_POLICY = RetryPolicy(RetryStrategy.FIXED, 0.05, 0.05, 100)
+
+
+def get_order(client: Client, payment: payment_pb2.Payment) -> payment_pb2.PaymentOrder:
+    request = payment_service_pb2.GetPaymentOrderRequest(
+        payment_order_id=payment.payment_orders[0].payment_order_id
+    )
+    return client.payment.GetPaymentOrder(request).payment_order
+
+
+def wait_for_final_order(client: Client, payment: payment_pb2.Payment) -> payment_pb2.PaymentOrder:
+    """The payment's order once it is final and booked."""
+
+    def final_order() -> payment_pb2.PaymentOrder | None:
+        current_payment = client.get_payment(payment.checkout_id)
+        return (
+            current_payment.payment_orders[0]
+            if current_payment.payment_state != payment_pb2.PAYMENT_STATE_OPEN
+            else None
+        )
+
+    order = eventually(final_order)
+    assert order is not None, "the order did not come to its end"
+    return order
+
+
+def scheduled_operation(databases: DatabaseUrls, operation_id: str) -> tuple[object, ...] | None:
+    """(retries, retry_reason, lookup_only, maybe_sent, whether it is due) of a charge that is not
+    done.
+    """
+    with psycopg.connect(databases.reader("payment").replace("+psycopg", "")) as connection:
+        attempts = "(select coalesce(sum(value::int), 0)::int from jsonb_each_text(retry_counts))"
+        statement = (
+            f"select {attempts}, retry_reason, lookup_only, maybe_sent, next_attempt_time is not "
+            "null from operation where operation_id = %s"
+        )
+        return connection.execute(statement, (operation_id,)).fetchone()
+
+
+def failure_reason(order: payment_pb2.PaymentOrder) -> str:
+    return payment_pb2.FailureReason.Name(order.failure_reason).removeprefix("FAILURE_REASON_")
+
+
+def wait_for_dead_letter(client: Client, payment: payment_pb2.Payment) -> operator_pb2.DeadLetter:
+    """The open dead letter of the payment's charge."""
+    subject = f"charges/{payment.payment_orders[0].charge_id}"
+
+    def find_dead_letter() -> operator_pb2.DeadLetter | None:
+        request = payment_service_pb2.ListDeadLettersRequest(
+            state=operator_pb2.DEAD_LETTER_STATE_OPEN, page_size=200
+        )
+        return next(
+            (
+                dead_letter
+                for dead_letter in client.payment.ListDeadLetters(request).dead_letters
+                if dead_letter.subject == subject
+            ),
+            None,
+        )
+
+    dead_letter = eventually(find_dead_letter)
+    assert dead_letter is not None, "no dead letter"
+    return dead_letter
+
+
+def dead_letter_state(client: Client, dead_letter: operator_pb2.DeadLetter) -> str:
+    current = client.payment.GetDeadLetter(
+        payment_service_pb2.GetDeadLetterRequest(dead_letter_id=dead_letter.dead_letter_id)
+    ).dead_letter
+    return operator_pb2.DeadLetterState.Name(current.state).removeprefix("DEAD_LETTER_STATE_")
+
+
+def event_versions(client: Client, aggregate: str) -> list[int]:
+    return [event.aggregate_version for event in client.events(aggregate_id=aggregate)]
+
+
+def close_dead_letter(
+    client: Client, dead_letter: operator_pb2.DeadLetter, **values: str
+) -> operator_pb2.DeadLetter:
+    fields = {"reason": "asked them", "evidence": "ticket 7: no charge", **values}
+    return client.payment.CloseDeadLetter(
+        payment_service_pb2.CloseDeadLetterRequest(
+            dead_letter_id=dead_letter.dead_letter_id, **fields
+        )
+    ).dead_letter
+
+
+def retry_dead_letter(
+    client: Client, dead_letter: operator_pb2.DeadLetter, reason: str = "mended"
+) -> operator_pb2.DeadLetter:
+    request = payment_service_pb2.RetryDeadLetterRequest(
+        dead_letter_id=dead_letter.dead_letter_id, reason=reason
+    )
+    return client.payment.RetryDeadLetter(request).dead_letter
+
+
+def fast_final_settings(**values: Any) -> Settings:
+    """Settings by which "not found" is proof a moment after the last send."""
+    retry = {("", reason): RetryPolicy(RetryStrategy.FIXED, 0.1, 0.1, 3) for reason in RetryReason}
+    return Settings().replace(
+        retry=retry,
+        worker__sweep_interval=0.1,
+        providers__not_found_after=0.6,
+        providers__not_found_min_count=2,
+        **values,
+    )
+
+
+def timestamp_in(seconds: float) -> Timestamp:
+    """The given time from now."""
+    timestamp = Timestamp()
+    timestamp.FromNanoseconds(time.time_ns() + int(seconds * 1e9))
+    return timestamp
+
+
+def payment_of_dead_process(
+    running: ServedPlatform, client: Client, **values: Any
+) -> payment_pb2.Payment:
+    """A payment that was accepted and never sent: the process that leases its charge crashes
+    before, and its lease expires later.
+    """
+    leased_charges: list[Charge] = []
+
+    async def drop_charge(operation: Charge) -> None:
+        leased_charges.append(operation)
+
+    payment_worker = payment_worker_of(running)
+    payment_worker.advance = drop_charge  # type: ignore[method-assign]
+    payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE, **values)
+    assert eventually(lambda: leased_charges)
+    del payment_worker.advance
+    return payment
+
+
+def no_retry_settings() -> Settings:
+    """As `fast_final_settings`, but a rejected charge, or one with another charge's answer, is not
+    retried.
+    """
+    return fast_final_settings().replace(
+        retry={
+            **fast_final_settings().retry,
+            **{
+                ("", reason): RetryPolicy(RetryStrategy.CANCEL)
+                for reason in (RetryReason.REJECTED, RetryReason.MISMATCHED_OPERATION)
+            },
+        },
+    )
+
+
+def booked_unapplied_charges(
+    client: Client, payment: payment_pb2.Payment
+) -> list[payment_pb2.UnappliedCharge]:
+    """The payment's unapplied charges that are booked."""
+    unapplied_charges = client.payment.ListUnappliedCharges(
+        payment_service_pb2.ListUnappliedChargesRequest(page_size=200)
+    ).unapplied_charges
+    return [
+        charge
+        for charge in unapplied_charges
+        if charge.checkout_id == payment.checkout_id and charge.ledger_updated
+    ]
+
+
+async def load_leased_charge(payment_worker: PaymentWorker, charge_id: str, token: int) -> Charge:
+    """The charge as loaded by the process that leases it under a lease token."""
+    rows = await payment_worker._database.read(
+        lambda connection: payment_store.load_charges(connection, [charge_id])
+    )
+    return charges_from_rows(rows, {charge_id: token}, 0.0, 60.0)[0]
+
+
+async def record_outcomes(
+    payment_worker: PaymentWorker, *charge_outcomes: tuple[Charge, ChargeOutcome]
+) -> None:
+    """Records outcomes in one batch."""
+    await asyncio.gather(
+        *(
+            payment_worker._record_batcher.submit(OperationResult(charge, outcome))
+            for charge, outcome in charge_outcomes
+        )
+    )
+
+
+def acknowledge_request(
+    charge: payment_pb2.UnappliedCharge, reason: str = "refunded"
+) -> payment_service_pb2.AcknowledgeUnappliedChargeRequest:
+    return payment_service_pb2.AcknowledgeUnappliedChargeRequest(
+        unapplied_charge_id=charge.unapplied_charge_id, reason=reason
+    )
+
+
+def cancel_payment(
+    client: Client, payment: payment_pb2.Payment, reason: str = "sold out"
+) -> payment_pb2.Payment:
+    return client.payment.CancelPayment(
+        payment_service_pb2.CancelPaymentRequest(checkout_id=payment.checkout_id, reason=reason)
+    ).payment
+
+
+def list_alerts(
+    client: Client, subject: str, *, include_ended: bool = False
+) -> list[operator_pb2.Alert]:
+    alerts = client.payment.ListAlerts(
+        payment_service_pb2.ListAlertsRequest(ended=include_ended, page_size=200)
+    ).alerts
+    return [alert for alert in alerts if alert.subject == subject]
+
+
+@contextmanager
+def holding_provider(
+    databases: DatabaseUrls, lease_seconds: float = 62.5
+) -> Iterator[tuple[ServedPlatform, Client, HoldingProvider, Callable[[bool], object]]]:
+    """A platform with one concurrent call to its provider; the last value yielded switches whether
+    the provider holds new calls. A charge may wait for a slot until 62 s of its lease are left: by
+    default half a second.
+    """
+    sandbox_database = Database(databases.service("sandbox"), connections=2)
+    provider = HoldingProvider(sandbox_database)
+    settings = Settings().replace(
+        worker__lease_duration=lease_seconds,
+        providers__timeout=60,
+        providers__max_calls_per_provider=1,
+        worker__sweep_interval=0.1,
+    )
+    with (
+        serve_platform(
+            databases, settings, dependencies=Dependencies(providers={"sandbox": provider})
+        ) as served_platform,
+        served_platform.client() as client,
+    ):
+
+        async def start() -> None:
+            provider._sandbox.start()
+
+        async def set_holding(is_holding: bool) -> None:
+            (provider.release_event.clear if is_holding else provider.release_event.set)()
+
+        served_platform.run_in_loop(start)
+        yield (
+            served_platform,
+            client,
+            provider,
+            lambda is_holding: served_platform.run_in_loop(set_holding, is_holding),
+        )
+        served_platform.run_in_loop(provider._sandbox.stop)
+    sandbox_database.close()
+
+
+def waiting_charges(client: Client, count: int) -> list[str]:
+    """Payments whose charges were not sent at first, and are due again immediately."""
+    return [
+        create_payment(
+            client, "1.00", token="tok_unreachable", wait_for=WAIT_FOR_ACCEPTANCE
+        ).checkout_id
+        for _ in range(count)
+    ]
