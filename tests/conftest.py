@@ -17,15 +17,15 @@ from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.database.embedded import EmbeddedPostgres
 from tests.support.platform import (
-    _COPY_SUFFIX,
+    COPY_SUFFIX,
     FAST_RETRY,
     ROOT,
     WORKER,
     ServedPlatform,
-    _drop_database,
-    _spare_databases,
+    drop_database,
     fresh_database,
     serve_platform,
+    spare_databases,
 )
 
 
@@ -64,9 +64,9 @@ def admin_url() -> Iterator[str]:
                     )
                 )
         yield url
-        while _spare_databases:
-            name, passwords = _spare_databases.pop()
-            _drop_database(url, name, _COPY_SUFFIX)
+        while spare_databases:
+            name, passwords = spare_databases.pop()
+            drop_database(url, name, COPY_SUFFIX)
             shutil.rmtree(passwords.path.parent)
     finally:
         embedded.stop()

@@ -328,7 +328,7 @@ class _RetryableTransaction(Generic[T]):
                 _insert_commit_marker(connection, self._marker_id)
             result = self._work(connection)
             self._results.append(result)
-            _commit(connection)
+            commit(connection)
             return result
 
     def _is_committed(self, connection: Connection) -> bool:
@@ -343,7 +343,7 @@ class _RetryableTransaction(Generic[T]):
             connection.rollback()
             # Waiting for this commit proves that a synchronous standby has the first one.
             _insert_commit_marker(connection, self._new_id())
-            _commit(connection)
+            commit(connection)
             return True
         return False
 
@@ -371,7 +371,7 @@ def prune_commit_markers(connection: Connection) -> bool:
     )
 
 
-def _commit(connection: Connection) -> None:
+def commit(connection: Connection) -> None:
     """Commits. Warning 01000 means that the wait for a standby was interrupted, so the outcome is
     unknown.
     """

@@ -11,9 +11,9 @@ import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from tallystick._errors import from_rpc
 from tallystick_server.app import serve
 from tallystick_server.app.database.connections import DatabaseUrls
+from tests.support.errors import from_rpc
 from tests.support.platform import serve_platform as platform_of
 from tests.support.processes import is_serving
 

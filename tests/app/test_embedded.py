@@ -18,7 +18,7 @@ import pytest
 
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import open_databases, open_databases_read_only
-from tallystick_server.app.database.embedded import EmbeddedPostgres, _find_binaries
+from tallystick_server.app.database.embedded import EmbeddedPostgres, find_binaries
 from tallystick_server.app.errors import StartupError
 from tallystick_server.verify.run import verify
 from tests.support.platform import ROOT, eventually
@@ -117,7 +117,7 @@ def test_without_user_namespaces_root_becomes_nobody(
         "--reuid=65534",
         "--regid=65534",
         "--clear-groups",
-        str(_find_binaries() / "postgres"),
+        str(find_binaries() / "postgres"),
         "--version",
     ]
     if subprocess.run(as_nobody, capture_output=True, check=False).returncode != 0:

@@ -18,7 +18,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sqlalchemy import make_url
 
 from tallystick import Client, new_order
-from tallystick._errors import from_rpc
 from tallystick_core.access import Caller, Role
 from tallystick_server.app import serve
 from tallystick_server.app.configuration import SERVICES, Settings
@@ -28,6 +27,7 @@ from tallystick_server.app.database.migrate import SCHEMAS, Passwords, migrate
 from tallystick_server.app.errors import StartupError
 from tallystick_server.verify.run import verify
 from tests.chaos.platform import freeze_postgres
+from tests.support.errors import from_rpc
 from tests.support.platform import ROOT, eventually, free_address, fresh_database, run_command
 from tests.support.processes import (
     CLI,

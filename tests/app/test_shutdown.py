@@ -19,11 +19,11 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tallystick import Client, ClientSettings, TallystickError, new_order
-from tallystick._errors import from_rpc
 from tallystick.payment.v1 import payment_service_pb2, payment_service_pb2_grpc
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.verify.run import verify
+from tests.support.errors import from_rpc
 from tests.support.platform import eventually, free_address
 from tests.support.platform import serve_platform as platform_of
 from tests.support.processes import environment_of, is_serving, running_process

@@ -25,10 +25,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from tallystick import Client, new_order
-from tallystick._errors import from_rpc
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.observability.tracing import SeedableIdGenerator
 from tallystick_server.operations.batcher import Batcher
+from tests.support.errors import from_rpc
 from tests.support.platform import ServedPlatform, eventually, free_address, unique_id
 from tests.support.rpc import rpc_client
 
@@ -92,13 +92,13 @@ def test_a_call_that_is_cancelled_before_its_message_ends_in_silence(
         yield from ()
 
     def tasks() -> int:
-        return len(asyncio.all_tasks(client.loop))  # type: ignore[attr-defined]
+        return len(asyncio.all_tasks(client.loop))
 
     trace_id = f"{random.getrandbits(128):032x}"
     metadata = (("traceparent", f"00-{trace_id}-{random.getrandbits(64):016x}-01"),)
     with (
         rpc_client(asyncio.Event().wait) as client,
-        grpc.insecure_channel(client.address) as channel,  # type: ignore[attr-defined]
+        grpc.insecure_channel(client.address) as channel,
     ):
         send: Any = channel.stream_stream(f"/tallystick.payment.v1.PaymentService/{method}")
         idle = tasks()

@@ -115,7 +115,7 @@ async def _restart_processes(platform: ProcessCluster) -> None:
 async def _run_torture(
     platform: ProcessCluster, postgres: EmbeddedPostgres, minutes: float, seed: int, callers: int
 ) -> dict[str, Any]:
-    proxy = PostgresProxy(postgres._socket_dir / ".s.PGSQL.5432")
+    proxy = PostgresProxy(postgres.socket_folder / ".s.PGSQL.5432")
     platform.configure(await proxy.start(), _FIRST_PORT)
     restarter = asyncio.create_task(_restart_processes(platform))
     load = TortureLoad(platform.address, platform.payout_address, seed, callers)

@@ -134,7 +134,7 @@ class ProcessCluster:
 
     def crash_database(self) -> None:
         """Stops PostgreSQL immediately, without closing sessions, and starts it again."""
-        postmaster = self._postgres._process
+        postmaster = self._postgres.process
         if postmaster is not None:
             postmaster.send_signal(signal.SIGQUIT)
             postmaster.wait(30)
@@ -161,7 +161,7 @@ class ProcessCluster:
 
 def freeze_postgres(postgres: EmbeddedPostgres) -> Callable[[], None]:
     """Freezes every process of a PostgreSQL with SIGSTOP; returns a function that resumes them."""
-    postmaster = postgres._process
+    postmaster = postgres.process
     if postmaster is None or postmaster.poll() is not None:
         return lambda: None
     _signal_all([postmaster.pid], signal.SIGSTOP)  # the postmaster first: it starts no more

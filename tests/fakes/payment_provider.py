@@ -22,11 +22,20 @@ from tallystick_server.providers.sandbox.provider import InProcessSandbox
 from tallystick_storage.database import Database
 
 
-class SlowLookupProvider(InProcessSandbox):
+class SandboxProvider(InProcessSandbox):
+    """A sandbox in the test's process, under any name."""
+
+    def __init__(self, database: Database, name: str = "sandbox") -> None:
+        self.sandbox = Sandbox(database)
+        super().__init__(self.sandbox, 86_400.0)
+        self.name = name
+
+
+class SlowLookupProvider(SandboxProvider):
     """A sandbox with slow lookups."""
 
     def __init__(self, database: Database, delay_seconds: float) -> None:
-        super().__init__(Sandbox(database), 86_400.0)
+        super().__init__(database)
         self.delay_seconds = delay_seconds
         self.lookup_count = 0
 
@@ -75,11 +84,11 @@ async def unknown_outcome() -> ChargeOutcome:
     return Unknown("lost")
 
 
-class HoldingProvider(InProcessSandbox):
+class HoldingProvider(SandboxProvider):
     """A sandbox that holds its calls until it is released."""
 
     def __init__(self, database: Database) -> None:
-        super().__init__(Sandbox(database), 86_400.0)
+        super().__init__(database)
         self.sent_charge_ids: list[str] = []
         self.release_event = asyncio.Event()
 
@@ -87,12 +96,3 @@ class HoldingProvider(InProcessSandbox):
         self.sent_charge_ids.append(request.charge_id)
         await self.release_event.wait()
         return await super().send(request)
-
-
-class NamedProvider(InProcessSandbox):
-    """A sandbox under another name, as another provider."""
-
-    def __init__(self, name: str, database: Database) -> None:
-        self.sandbox = Sandbox(database)
-        super().__init__(self.sandbox, 86_400.0)
-        self.name = name

@@ -19,7 +19,6 @@ import pytest
 from sqlalchemy import Connection
 
 from tallystick import Client, ClientSettings, TallystickError, new_order
-from tallystick._errors import from_rpc
 from tallystick.event.v1 import event_service_pb2, event_service_pb2_grpc
 from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2, ledger_service_pb2_grpc
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
@@ -31,11 +30,15 @@ from tallystick_server.app.wiring import Dependencies
 from tallystick_server.operations.batcher import MAX_QUEUED_CALLS, Batcher
 from tallystick_server.operations.tasks import _MAX_TEAM_DETACHED_TASKS
 from tallystick_storage.database import Database
+from tests.support.errors import from_rpc
 from tests.support.payouts import create_destination, create_sale
 from tests.support.platform import (
     ServedPlatform,
+    database_of,
     eventually,
     free_address,
+    payment_worker_of,
+    payout_worker_of,
     serve_platform,
     unique_id,
 )
@@ -76,21 +79,17 @@ def test_watchers_of_payouts_share_their_reads(scratch_database: DatabaseUrls) -
         ),
         dependencies=Dependencies(open_database=open_counting_database),
     ) as platform:
-        (handlers,) = (
-            service.servicer for service in platform.server._services if service.name == "payout"
-        )
-        (database,) = (
-            service.databases[0]
-            for service in platform.server._services
-            if service.name == "payout"
-        )
+        handlers: Any = platform.server.service("payout").servicer
+        database: Any = database_of(platform, "payout")
 
         async def watch() -> int:
-            before = database.read_count  # type: ignore[attr-defined]
-            await asyncio.gather(*(handlers._load_payout(unique_id("p")) for _ in range(100)))  # type: ignore[attr-defined]
-            return int(database.read_count - before)  # type: ignore[attr-defined]
+            before = database.read_count
+            await asyncio.gather(
+                *(handlers.read_batcher.submit(unique_id("p")) for _ in range(100))
+            )
+            return int(database.read_count - before)
 
-        assert 0 < platform.run_in_loop(watch) <= 10  # type: ignore[operator]
+        assert 0 < platform.run_in_loop(watch) <= 10
 
 
 def test_idle_followers_of_entries_share_their_reads(scratch_database: DatabaseUrls) -> None:
@@ -115,23 +114,17 @@ def test_idle_followers_of_entries_share_their_reads(scratch_database: DatabaseU
         grpc.insecure_channel(platform.address) as channel,
     ):
         ledger: Any = ledger_service_pb2_grpc.LedgerServiceStub(channel)
-        (handlers,) = (
-            service.servicer for service in platform.server._services if service.name == "ledger"
-        )
-        (database,) = (
-            service.databases[0]
-            for service in platform.server._services
-            if service.name == "ledger"
-        )
+        handlers: Any = platform.server.service("ledger").servicer
+        database: Any = database_of(platform, "ledger")
         streams = [
             ledger.StreamEntries(ledger_service_pb2.StreamEntriesRequest(follow=True), timeout=120)
             for _ in range(100)
         ]
-        assert eventually(lambda: handlers._tail._waiter_count == 100, 60)  # type: ignore[attr-defined]
-        before = database.read_count  # type: ignore[attr-defined]
+        assert eventually(lambda: handlers.tail.waiting_stream_count == 100, 60)
+        before = database.read_count
         ledger.BatchPost(ledger_service_pb2.BatchPostRequest(postings=[posting]))
         assert [next(stream).transaction.source_id for stream in streams] == ["j"] * 100
-        assert database.read_count - before < 100  # type: ignore[attr-defined]
+        assert database.read_count - before < 100
         for stream in streams:
             stream.cancel()
 
@@ -152,10 +145,8 @@ def test_what_callers_have_left_is_not_begun(scratch_database: DatabaseUrls) -> 
         payout_stub: Any = payout_service_pb2_grpc.PayoutServiceStub(channel)
         seller = create_sale(client, "100.00")
         create_destination(client, seller)
-        payments, payouts = (
-            next(service.servicer for service in platform.server._services if service.name == name)
-            for name in ("payment", "payout")
-        )
+        payments: Any = platform.server.service("payment").servicer
+        payouts: Any = platform.server.service("payout").servicer
 
         def payment(name: str, seconds: float) -> Any:
             order = new_order(f"{name}-o", "b", seller, "1.00", "EUR")
@@ -184,7 +175,7 @@ def test_what_callers_have_left_is_not_begun(scratch_database: DatabaseUrls) -> 
             _items_after_timeouts(
                 scratch_database,
                 "payment.checkout",
-                payments._worker._create_batcher,  # type: ignore[attr-defined]
+                payment_worker_of(platform).create_batcher,
                 payment,
             )
             == []
@@ -193,7 +184,7 @@ def test_what_callers_have_left_is_not_begun(scratch_database: DatabaseUrls) -> 
             _items_after_timeouts(
                 scratch_database,
                 "payment.checkout",
-                payments._read_batcher,  # type: ignore[attr-defined]
+                payments.read_batcher,
                 read_payment,
             )
             == []
@@ -202,7 +193,7 @@ def test_what_callers_have_left_is_not_begun(scratch_database: DatabaseUrls) -> 
             _items_after_timeouts(
                 scratch_database,
                 "payout.payout",
-                payouts._worker._create_batcher,  # type: ignore[attr-defined]
+                payout_worker_of(platform).create_batcher,
                 payout,
             )
             == []
@@ -211,7 +202,7 @@ def test_what_callers_have_left_is_not_begun(scratch_database: DatabaseUrls) -> 
             _items_after_timeouts(
                 scratch_database,
                 "payout.payout",
-                payouts._read_batcher,  # type: ignore[attr-defined]
+                payouts.read_batcher,
                 read_payout,
             )
             == []
@@ -228,13 +219,13 @@ def _items_after_timeouts(
     lock is released.
     """
     started_items: list[object] = []
-    run = batcher._run
+    run = batcher.run
 
     async def record_items(items: Sequence[Any]) -> Sequence[Any]:
         started_items.extend(items)
         return await run(items)
 
-    batcher._run = record_items
+    batcher.run = record_items
     with psycopg.connect(databases.admin) as admin:
         admin.execute(f"lock table {table} in access exclusive mode".encode())
         first = call(unique_id("first"), 60)
@@ -248,25 +239,21 @@ def _items_after_timeouts(
         admin.rollback()
     first.exception()
     call(unique_id("last"), 60).exception()  # its batch runs after all others
-    batcher._run = run
+    batcher.run = run
     return started_items[count_before:-1]
 
 
-@pytest.mark.parametrize(
-    ("service", "read"), [("payment", "_load_payment"), ("payout", "_load_payout")]
-)
-def test_reads_after_a_commit_are_not_refused(
-    platform: ServedPlatform, service: str, read: str
-) -> None:
+@pytest.mark.parametrize("service", ["payment", "payout"])
+def test_reads_after_a_commit_are_not_refused(platform: ServedPlatform, service: str) -> None:
     """However many calls read their stored result, none ends with OVERLOADED, which would mean that
     nothing was stored.
     """
-    (handlers,) = (
-        service_.servicer for service_ in platform.server._services if service_.name == service
-    )
+    handlers: Any = platform.server.service(service).servicer
 
     async def look() -> Counter[str]:
-        reads = (getattr(handlers, read)(unique_id("c")) for _ in range(MAX_QUEUED_CALLS + 500))
+        reads = (
+            handlers.read_batcher.submit(unique_id("c")) for _ in range(MAX_QUEUED_CALLS + 500)
+        )
         return Counter(
             str(answer) for answer in await asyncio.gather(*reads, return_exceptions=True)
         )
@@ -280,13 +267,10 @@ def test_a_flood_of_changes_refuses_no_work_of_the_platform(
     """With the maximum number of teams' changes waiting for the database, a team's next one is
     OVERLOADED; a scan and an operator's change are not.
     """
-    (handlers,) = (
-        service.servicer for service in platform.server._services if service.name == "payout"
-    )
-    flow = handlers._worker  # type: ignore[attr-defined]
+    flow = payout_worker_of(platform)
     seller = create_sale(client, "5.00")
 
-    async def fill() -> tuple[asyncio.Event, list[asyncio.Future[bool]]]:
+    async def fill() -> tuple[asyncio.Event, list[asyncio.Task[Any]]]:
         gate = asyncio.Event()
         pending_handovers = [
             asyncio.ensure_future(flow.run_detached(gate.wait, is_team_call=True))

@@ -24,7 +24,6 @@ from google.protobuf.message_factory import GetMessageClass
 from sqlalchemy import Connection
 
 from tallystick import Client, ClientSettings, UnavailableError, new_order
-from tallystick._errors import from_rpc
 from tallystick.event.v1 import event_service_pb2, event_service_pb2_grpc
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
 from tallystick_core.access import Caller, Role
@@ -37,6 +36,7 @@ from tallystick_server.rpc.call import Call
 from tallystick_server.rpc.fair_semaphore import FairSemaphore
 from tallystick_server.rpc.server import RpcServer
 from tallystick_storage.database import Database
+from tests.support.errors import from_rpc
 from tests.support.events import payment_created
 from tests.support.platform import (
     ServedPlatform,
@@ -97,7 +97,7 @@ def gated_event_service(
     with serve_platform(
         databases, SETTINGS, ("event",), Dependencies(open_database=open_database)
     ) as platform:
-        (handlers,) = (service.servicer for service in platform.server._services)
+        handlers: Any = platform.server.service("event").servicer
 
         async def release(reads: int) -> None:
             for _ in range(reads):
@@ -106,7 +106,7 @@ def gated_event_service(
         def release_reads(reads: int) -> None:
             platform.run_in_loop(release, reads)
 
-        yield platform, release_reads, handlers._tail  # type: ignore[attr-defined]
+        yield platform, release_reads, handlers.tail
         platform.run_in_loop(release, 10_000)
 
 
@@ -138,9 +138,9 @@ def test_an_owners_streams_behind_do_not_delay_anothers(scratch_database: Databa
 
         streams = [open_stream(name) for name in ("first", "second") for _ in range(flood // 2)]
         # one is being served
-        assert eventually(lambda: tail._read_semaphore.waiting_count() == flood - 1)
+        assert eventually(lambda: tail.waiting_read_count == flood - 1)
         own_stream = open_stream("other")
-        assert eventually(lambda: tail._read_semaphore.waiting_count() == flood)
+        assert eventually(lambda: tail.waiting_read_count == flood)
         release(3)  # the stream in service, the next of the same owner, and the other owner's
         assert [response.event.aggregate_id for response in own_stream] == [aggregate]
         for stream in streams:
@@ -315,7 +315,7 @@ def test_reads_of_owners_take_turns() -> None:
             )
 
         def waiting_reads() -> int:
-            return door._read_semaphore.waiting_count()
+            return door.waiting_read_count
 
         calls = [call(("first", "second")[n % 2]) for n in range(flood)]
         assert eventually(lambda: started_reads.qsize() + waiting_reads() == flood)
@@ -364,19 +364,19 @@ def test_orders_that_wait_to_be_stored_leave_room_for_other_owners(
         with psycopg.connect(scratch_database.admin) as admin:
             admin.execute("lock table payment.checkout in share mode")
             pending_calls = [callers.submit(pays, "first", 4) for _ in range(2)]
-            assert eventually(lambda: flow._create_bulkhead.used == 8)
+            assert eventually(lambda: flow.create_bulkhead.used == 8)
             with pytest.raises(UnavailableError) as error:
                 pays("first", 4)
             assert error.value.reason == "OVERLOADED"
             pending_calls.append(callers.submit(pays, "other", 1))
-            assert eventually(lambda: flow._create_bulkhead.used == 9)
+            assert eventually(lambda: flow.create_bulkhead.used == 9)
             admin.rollback()
             assert [len(payment.result(60).payment_orders) for payment in pending_calls] == [
                 4,
                 4,
                 1,
             ]
-        assert flow._create_bulkhead.used == 0
+        assert flow.create_bulkhead.used == 0
 
 
 def test_operators_share_their_slots_and_services_do_not() -> None:

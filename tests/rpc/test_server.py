@@ -24,7 +24,6 @@ from tallystick import (
     TallystickError,
     UnauthenticatedError,
 )
-from tallystick._errors import from_rpc
 from tallystick.error.v1 import reason_pb2
 from tallystick.ledger.v1 import ledger_service_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
@@ -38,6 +37,7 @@ from tallystick_server.rpc.errors import CODE_BY_REASON, from_status, to_status
 from tallystick_server.rpc.fair_semaphore import FairSemaphore
 from tallystick_server.rpc.server import RpcServer
 from tallystick_server.rpc.stream_sender import StreamSender
+from tests.support.errors import from_rpc
 from tests.support.platform import ServedPlatform, eventually, serve_platform
 from tests.support.rpc import SERVICE_MODULES, GatedHandlers, rpc_client
 
@@ -238,8 +238,10 @@ def test_a_drain_ends_calls_by_name() -> None:
     with rpc_client(gate) as client, ThreadPoolExecutor(1) as callers:
         first = callers.submit(client.payment.CreatePayment, CREATE_REQUEST)
         assert gate.entered.acquire(timeout=10)
-        client.door.close()  # type: ignore[attr-defined]
-        asyncio.run_coroutine_threadsafe(client.door.wait_until_idle(0.1), client.loop).result(10)  # type: ignore[attr-defined]
+        client.rpc_server.close()
+        asyncio.run_coroutine_threadsafe(
+            client.rpc_server.wait_until_idle(0.1), client.loop
+        ).result(10)
         for call in (first.result, lambda _timeout: client.payment.CreatePayment(CREATE_REQUEST)):
             with pytest.raises(TallystickError) as error:
                 call(10)
@@ -344,10 +346,10 @@ def test_a_drain_ends_streams_at_once(read: bool) -> None:
         next(responses)
 
         def drain() -> None:
-            client.loop.call_soon_threadsafe(client.door.close)  # type: ignore[attr-defined]
-            asyncio.run_coroutine_threadsafe(client.door.wait_until_idle(300), client.loop).result(  # type: ignore[attr-defined]
-                30
-            )
+            client.loop.call_soon_threadsafe(client.rpc_server.close)
+            asyncio.run_coroutine_threadsafe(
+                client.rpc_server.wait_until_idle(300), client.loop
+            ).result(30)
 
         def rest() -> str:
             with pytest.raises(TallystickError) as error:
@@ -357,7 +359,7 @@ def test_a_drain_ends_streams_at_once(read: bool) -> None:
             return error.value.reason
 
         def slots_are_free() -> bool:
-            return not any(slot.used for slot in client.door._streams.all)  # type: ignore[attr-defined]
+            return not client.rpc_server.stream_count
 
         if read:
             reading = readers.submit(rest)
@@ -389,8 +391,10 @@ def test_a_drain_ends_streams_that_have_nothing_to_send() -> None:
         )
         reading = readers.submit(list, responses)
         assert stream_begun.wait(10)
-        client.loop.call_soon_threadsafe(client.door.close)  # type: ignore[attr-defined]
-        asyncio.run_coroutine_threadsafe(client.door.wait_until_idle(300), client.loop).result(30)  # type: ignore[attr-defined]
+        client.loop.call_soon_threadsafe(client.rpc_server.close)
+        asyncio.run_coroutine_threadsafe(
+            client.rpc_server.wait_until_idle(300), client.loop
+        ).result(30)
         with pytest.raises(TallystickError) as error:
             reading.result(30)
     assert (error.value.reason, error.value.retry_after) == ("SHUTTING_DOWN", 0.5)
@@ -478,17 +482,19 @@ def test_a_reader_that_stands_still_and_leaves_is_no_fault(
 
     request = payment_service_pb2.WatchPaymentRequest(checkout_id="c")
     with rpc_client(endless) as client:
-        idle = len(asyncio.all_tasks(client.loop))  # type: ignore[attr-defined]
-        readers = [Client(client.address) for _ in range(10)]  # type: ignore[attr-defined]
+        idle = len(asyncio.all_tasks(client.loop))
+        readers = [Client(client.address) for _ in range(10)]
         streams = [iter(reader.payment.WatchPayment(request)) for reader in readers]
         for stream in streams:
             next(stream)
-        client.loop.call_soon_threadsafe(client.door.close)  # type: ignore[attr-defined]
-        asyncio.run_coroutine_threadsafe(client.door.wait_until_idle(10), client.loop).result(30)  # type: ignore[attr-defined]
+        client.loop.call_soon_threadsafe(client.rpc_server.close)
+        asyncio.run_coroutine_threadsafe(client.rpc_server.wait_until_idle(10), client.loop).result(
+            30
+        )
         assert all(stream_ended.acquire(timeout=30) for _ in streams)
         for reader in readers:
             reader.close()
-        assert eventually(lambda: len(asyncio.all_tasks(client.loop)) <= idle, 30)  # type: ignore[attr-defined]
+        assert eventually(lambda: len(asyncio.all_tasks(client.loop)) <= idle, 30)
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
@@ -521,7 +527,7 @@ def test_a_write_that_a_reader_never_takes_ends_its_stream_in_silence(
 def test_draining_refuses_new_calls(scratch_database: DatabaseUrls) -> None:
     """SHUTTING_DOWN: a stopping process rejects new calls with a retry delay."""
     with serve_platform(scratch_database) as other_platform:
-        other_platform.server._rpc_servers[0].close()
+        other_platform.server.rpc_server.close()
         client = Client(other_platform.address, settings=ClientSettings(attempts=1))
         with client, pytest.raises(TallystickError) as error:
             client.payment.ListPayments(payment_service_pb2.ListPaymentsRequest())

@@ -10,11 +10,11 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from tallystick import Client, InvalidArgumentError, NotFoundError
-from tallystick._errors import from_rpc
 from tallystick.ledger.v1 import ledger_service_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick.wallet.v1 import wallet_service_pb2
+from tests.support.errors import from_rpc
 from tests.support.platform import ServedPlatform, unique_id
 
 MESSAGES = {

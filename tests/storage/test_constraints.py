@@ -881,7 +881,7 @@ def test_a_role_reaches_its_own_schema_only(filled_database: DatabaseUrls, servi
     )
     assert (
         execute_as(
-            filled_database, service, f'set role "{filled_database._database_name}_{service}_owner"'
+            filled_database, service, f'set role "{filled_database.database_name}_{service}_owner"'
         )
         == "42501"
     )

@@ -249,12 +249,12 @@ def test_a_lost_commit_is_told_from_one_that_never_was(
     """The connection breaks at COMMIT, after or before it took effect: the work is committed
     exactly once, and its result is returned.
     """
-    real, calls = module._commit, []
+    real, calls = module.commit, []
     event = Database(scratch_database.service("event"), connections=1)
 
     def commit(connection: Connection) -> None:
         # The shared platform is not affected by this test.
-        if connection.engine is not event._work.engine:
+        if connection.engine.url.database != scratch_database.database_name:
             return real(connection)
         calls.append(1)
         if len(calls) > 1:
@@ -269,7 +269,7 @@ def test_a_lost_commit_is_told_from_one_that_never_was(
             connection_invalidated=True,
         )
 
-    monkeypatch.setattr(module, "_commit", commit)
+    monkeypatch.setattr(module, "commit", commit)
     aggregate = unique_id("a")
     assert asyncio.run(event.transact(insert_event(aggregate, 1))) == aggregate
     assert count_events(scratch_database, aggregate) == 1
@@ -283,12 +283,12 @@ def test_an_answer_that_is_lost_again_and_again_is_no_error(
     """Each check after a lost COMMIT may lose its own answer: the work is still committed once, and
     its result is returned.
     """
-    real, calls = module._commit, []
+    real, calls = module.commit, []
     event = Database(scratch_database.service("event"), connections=1)
 
     def commit(connection: Connection) -> None:
         real(connection)
-        if connection.engine is event._work.engine:
+        if connection.engine.url.database == scratch_database.database_name:
             calls.append(1)
             if len(calls) < 4:
                 connection.invalidate()
@@ -296,7 +296,7 @@ def test_an_answer_that_is_lost_again_and_again_is_no_error(
                     "COMMIT", {}, psycopg.OperationalError("gone"), connection_invalidated=True
                 )
 
-    monkeypatch.setattr(module, "_commit", commit)
+    monkeypatch.setattr(module, "commit", commit)
     aggregate = unique_id("a")
     assert asyncio.run(event.transact(insert_event(aggregate, 1))) == aggregate
     assert (count_events(scratch_database, aggregate), len(calls)) == (1, 4)

@@ -56,9 +56,9 @@ from tallystick_storage.payout import batches
 from tallystick_storage.payout import schedules as schedule_store
 from tests.support.platform import (
     ServedPlatform,
+    database_of,
     fresh_database,
     is_replayed,
-    payment_worker_of,
     serve_platform,
 )
 
@@ -280,7 +280,7 @@ def test_plans_are_those_of_what_was_asked(
     async def list_and_wait(asking: AsyncClient) -> None:
         await asyncio.to_thread(ask_another)
         await LIST_CALLS["ListDeadLetters"](asking)
-        await payment_worker_of(large_platform.platform)._database.load(
+        await database_of(large_platform.platform, "payment").load(
             lambda connection: connection.exec_driver_sql("select 'by itself'")
         )
 

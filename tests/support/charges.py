@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import psycopg
@@ -18,15 +18,20 @@ from tallystick_core.provider.outcome import ChargeOutcome, RetryReason
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.wiring import Dependencies
-from tallystick_server.operations.operation import OperationResult
-from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
+from tallystick_server.operations.reschedule import FailedStep, Rescheduler
+from tallystick_server.operations.retry_policy import RetryPolicies, RetryPolicy, RetryStrategy
 from tallystick_server.payment.charge import Charge, charges_from_rows
-from tallystick_server.payment.worker import PaymentWorker
 from tallystick_storage.database import Database
 from tallystick_storage.payment import orders as payment_store
-from tests.fakes.payment_provider import HoldingProvider
+from tests.fakes.payment_provider import HoldingProvider, SandboxProvider
 from tests.support.payments import create_payment
-from tests.support.platform import ServedPlatform, eventually, payment_worker_of, serve_platform
+from tests.support.platform import (
+    ServedPlatform,
+    database_of,
+    eventually,
+    payment_worker_of,
+    serve_platform,
+)
 
 WAIT_FOR_ACCEPTANCE = payment_service_pb2.WAIT_FOR_ACCEPTANCE
 
@@ -35,6 +40,10 @@ TWO_ATTEMPTS = RetryPolicy(RetryStrategy.FIXED, 0.05, 0.05, 2)
 
 
 FAST_RETRY_POLICY = RetryPolicy(RetryStrategy.FIXED, 0.05, 0.05, 100)
+SLOW_RETRY = {
+    ("", reason): RetryPolicy(RetryStrategy.FIXED, 600, 600, 5)
+    for reason in (RetryReason.NOT_SENT, RetryReason.NO_ANSWER)
+}
 
 
 def get_order(client: Client, payment: payment_pb2.Payment) -> payment_pb2.PaymentOrder:
@@ -71,6 +80,18 @@ def scheduled_operation(databases: DatabaseUrls, operation_id: str) -> tuple[obj
             "null from operation where operation_id = %s"
         )
         return connection.execute(statement, (operation_id,)).fetchone()
+
+
+def retry_reason(databases: DatabaseUrls, charge_id: str) -> str:
+    """Why the charge's operation is tried again; "" if it was not tried, or is done."""
+    operation = scheduled_operation(databases, charge_id)
+    return str(operation[1] or "") if operation else ""
+
+
+def may_have_been_sent(databases: DatabaseUrls, charge_id: str) -> bool:
+    """Whether the operation of a charge that is not done may have been sent."""
+    operation = scheduled_operation(databases, charge_id)
+    return operation is not None and bool(operation[3])
 
 
 def failure_reason(order: payment_pb2.PaymentOrder) -> str:
@@ -197,24 +218,42 @@ def booked_unapplied_charges(
     ]
 
 
-async def load_leased_charge(payment_worker: PaymentWorker, charge_id: str, token: int) -> Charge:
-    """The charge as loaded by the process that leases it under a lease token."""
-    rows = await payment_worker._database.read(
-        lambda connection: payment_store.load_charges(connection, [charge_id])
+def leased_charge(platform: ServedPlatform, charge_id: str, token: int) -> Charge:
+    """The charge as a process has it that holds, or held, its lease under a lease token."""
+    rows = platform.run_in_loop(
+        database_of(platform, "payment").read,
+        lambda connection: payment_store.load_charges(connection, [charge_id]),
     )
     return charges_from_rows(rows, {charge_id: token}, 0.0, 60.0)[0]
 
 
-async def record_outcomes(
-    payment_worker: PaymentWorker, *charge_outcomes: tuple[Charge, ChargeOutcome]
+def record_outcomes(
+    platform: ServedPlatform, *charge_outcomes: tuple[Charge, ChargeOutcome]
 ) -> None:
     """Records outcomes in one batch."""
-    await asyncio.gather(
-        *(
-            payment_worker._record_batcher.submit(OperationResult(charge, outcome))
-            for charge, outcome in charge_outcomes
+    payment_worker = payment_worker_of(platform)
+
+    async def record() -> None:
+        await asyncio.gather(
+            *(payment_worker.record(charge, outcome) for charge, outcome in charge_outcomes)
         )
+
+    platform.run_in_loop(record)
+
+
+def reschedule(platform: ServedPlatform, *failed_steps: FailedStep[Charge]) -> None:
+    """Reschedules in one batch the operations whose step failed, by the policies of
+    `slow_retry_platform`.
+    """
+    payment_worker = payment_worker_of(platform)
+    rescheduler = Rescheduler(
+        database_of(platform, "payment"),
+        RetryPolicies(SLOW_RETRY),
+        payment_worker.lock_unresolved,
+        payment_worker.fail,
     )
+    results = platform.run_in_loop(rescheduler.run, failed_steps)
+    assert not [result for result in results if isinstance(result, Exception)]
 
 
 def acknowledge_request(
@@ -250,8 +289,6 @@ def holding_provider(
     the provider holds new calls. A charge may wait for a slot until 62 s of its lease are left: by
     default half a second.
     """
-    sandbox_database = Database(databases.service("sandbox"), connections=2)
-    provider = HoldingProvider(sandbox_database)
     settings = Settings().replace(
         worker__lease_duration=lease_seconds,
         providers__timeout=60,
@@ -259,27 +296,48 @@ def holding_provider(
         worker__sweep_interval=0.1,
     )
     with (
-        serve_platform(
-            databases, settings, dependencies=Dependencies(providers={"sandbox": provider})
-        ) as served_platform,
-        served_platform.client() as client,
+        sandbox_database(databases) as database,
+        serve_sandboxes(databases, settings, provider := HoldingProvider(database)) as platform,
+        platform.client() as client,
     ):
-
-        async def start() -> None:
-            provider._sandbox.start()
 
         async def set_holding(is_holding: bool) -> None:
             (provider.release_event.clear if is_holding else provider.release_event.set)()
 
-        served_platform.run_in_loop(start)
         yield (
-            served_platform,
+            platform,
             client,
             provider,
-            lambda is_holding: served_platform.run_in_loop(set_holding, is_holding),
+            lambda is_holding: platform.run_in_loop(set_holding, is_holding),
         )
-        served_platform.run_in_loop(provider._sandbox.stop)
-    sandbox_database.close()
+
+
+@contextmanager
+def serve_sandboxes(
+    databases: DatabaseUrls, settings: Settings, *providers: SandboxProvider
+) -> Iterator[ServedPlatform]:
+    """A platform with these payment providers."""
+
+    async def start() -> None:
+        for provider in providers:
+            provider.sandbox.start()
+
+    async def stop() -> None:
+        for provider in providers:
+            await provider.sandbox.stop()
+
+    dependencies = Dependencies(providers={provider.name: provider for provider in providers})
+    with serve_platform(databases, settings, dependencies=dependencies) as platform:
+        platform.run_in_loop(start)
+        yield platform
+        platform.run_in_loop(stop)
+
+
+@contextmanager
+def sandbox_database(databases: DatabaseUrls) -> Iterator[Database]:
+    """The database of sandboxes in the test's process."""
+    with closing(Database(databases.service("sandbox"), connections=2)) as database:
+        yield database
 
 
 def waiting_charges(client: Client, count: int) -> list[str]:

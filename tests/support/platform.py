@@ -37,6 +37,8 @@ from tallystick_server.app.wiring import Dependencies
 from tallystick_server.cli import main
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tallystick_server.payment.worker import PaymentWorker
+from tallystick_server.payout.worker import PayoutWorker
+from tallystick_storage.database import Database
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,7 +122,7 @@ def _is_free(port: int) -> bool:
         return True
 
 
-_spare_databases: list[tuple[str, Passwords]] = []
+spare_databases: list[tuple[str, Passwords]] = []
 """Migrated databases that are free: the name of each, next to which there is a copy of its initial
 contents, and its roles' passwords.
 """
@@ -139,21 +141,21 @@ def fresh_database(
         try:
             yield DatabaseUrls(_create_database(admin_url, name), passwords, {})
         finally:
-            _drop_database(admin_url, name)
+            drop_database(admin_url, name)
         return
     name, saved_passwords = (
-        _spare_databases.pop(0) if _spare_databases else _create_migrated(admin_url)
+        spare_databases.pop(0) if spare_databases else _create_migrated(admin_url)
     )
     shutil.copy(saved_passwords.path, passwords.path)
     try:
-        yield DatabaseUrls(_create_database(admin_url, name, _COPY_SUFFIX), passwords, {})
+        yield DatabaseUrls(_create_database(admin_url, name, COPY_SUFFIX), passwords, {})
     finally:
         with psycopg.connect(admin_url, autocommit=True) as admin:
             admin.execute(f"drop database {name} with (force)")
-        _spare_databases.append((name, saved_passwords))
+        spare_databases.append((name, saved_passwords))
 
 
-_COPY_SUFFIX = "_new"
+COPY_SUFFIX = "_new"
 """The suffix of the name of the copy from which a database is restored."""
 
 
@@ -198,11 +200,11 @@ def _create_migrated(admin_url: str) -> tuple[str, Passwords]:
     passwords = Passwords(Path(tempfile.mkdtemp(prefix="tally-")) / "passwords.json")
     migrate(_create_database(admin_url, name), passwords)
     with psycopg.connect(admin_url, autocommit=True) as admin:
-        admin.execute(f"alter database {name} rename to {name}{_COPY_SUFFIX}")
+        admin.execute(f"alter database {name} rename to {name}{COPY_SUFFIX}")
     return name, passwords
 
 
-def _drop_database(admin_url: str, name: str, copy_suffix: str = "") -> None:
+def drop_database(admin_url: str, name: str, copy_suffix: str = "") -> None:
     """Drops a database and its roles."""
     with psycopg.connect(admin_url, autocommit=True) as admin:
         admin.execute(f"drop database {name}{copy_suffix} with (force)")
@@ -273,7 +275,7 @@ class ServedPlatform:
 
     address: str
     databases: DatabaseUrls
-    run_in_loop: Callable[..., object]
+    run_in_loop: Callable[..., Any]
     """Runs a coroutine function in the server's loop and returns its result."""
     server: RunningServer
 
@@ -293,14 +295,14 @@ def serve_platform(
     thread = threading.Thread(target=loop.run_forever, name="platform", daemon=True)
     thread.start()
 
-    def run(work: Callable[..., object], *arguments: object) -> object:
-        async def call() -> object:
-            return await work(*arguments)  # type: ignore[misc]
+    def run(work: Callable[..., Any], *arguments: object) -> Any:
+        async def call() -> Any:
+            return await work(*arguments)
 
         return asyncio.run_coroutine_threadsafe(call(), loop).result(60)
 
     listen_settings = (settings or Settings()).replace(server__listen=free_address())
-    server: RunningServer = run(serve.start, names, listen_settings, databases.all(), dependencies)  # type: ignore[assignment]
+    server = run(serve.start, names, listen_settings, databases.all(), dependencies)
     try:
         yield ServedPlatform(listen_settings.server.listen, databases, run, server)
     finally:
@@ -318,7 +320,18 @@ def is_replayed(method: Any, request: object) -> bool:
 
 def payment_worker_of(platform: ServedPlatform) -> PaymentWorker:
     """The worker of its PaymentService."""
-    (handlers,) = (
-        service.servicer for service in platform.server._services if service.name == "payment"
-    )
-    return handlers._worker  # type: ignore[attr-defined,no-any-return]
+    worker = platform.server.service("payment").worker
+    assert isinstance(worker, PaymentWorker)
+    return worker
+
+
+def payout_worker_of(platform: ServedPlatform) -> PayoutWorker:
+    """The worker of its PayoutService."""
+    worker = platform.server.service("payout").worker
+    assert isinstance(worker, PayoutWorker)
+    return worker
+
+
+def database_of(platform: ServedPlatform, service: str) -> Database:
+    """The database of one of its services, for calls in the platform's loop."""
+    return platform.server.service(service).databases[0]

@@ -88,22 +88,32 @@ def serve_rpc(
         loop.close()
 
 
+class RpcClient(Client):
+    """A client that sends each call once, and the server that it calls."""
+
+    def __init__(
+        self, address: str, rpc_server: RpcServer, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        super().__init__(address, settings=ClientSettings(attempts=1))
+        self.address = address
+        self.rpc_server = rpc_server
+        self.loop = loop
+
+
 @contextmanager
 def rpc_client(
     respond: Callable[[], Any] | GatedHandlers,
     limits: CallLimits | None = None,
     *,
     stream_time: float = 300,
-) -> Iterator[Client]:
+) -> Iterator[RpcClient]:
     """A client of a server with the test's handlers; it sends each call once."""
     servicer = respond if isinstance(respond, GatedHandlers) else UniformHandlers(respond)
     rpc_server = RpcServer(NoAuthentication(), limits, max_stream_seconds=stream_time)
-    with (
-        serve_rpc(rpc_server, {"PaymentService": servicer}) as (address, loop),
-        Client(address, settings=ClientSettings(attempts=1)) as client,
-    ):
-        client.door, client.loop, client.address = rpc_server, loop, address  # type: ignore[attr-defined]
-        yield client
+    with serve_rpc(rpc_server, {"PaymentService": servicer}) as (address, loop):
+        client = RpcClient(address, rpc_server, loop)
+        with client:
+            yield client
 
 
 class GatedHandlers:

@@ -96,6 +96,15 @@ class RunningServer:
     _socket_folder: str | None
     _database_health: DatabaseHealth
 
+    def service(self, name: str) -> Service:
+        """The service of this name. Raises StopIteration if this process does not serve it."""
+        return next(service for service in self._services if service.name == name)
+
+    @property
+    def rpc_server(self) -> RpcServer:
+        """The server pipeline of `address`."""
+        return self._rpc_servers[0]
+
     async def stop(self, drain_timeout_seconds: float) -> None:
         """Drains: sets the health to NOT_SERVING, rejects new calls, ends streams, then waits for
         calls in flight, then for work in progress.
@@ -110,8 +119,8 @@ class RunningServer:
         await asyncio.sleep(_HEALTH_NOTICE_SECONDS)
         deadline = asyncio.get_running_loop().time() + drain_timeout_seconds
         # The gRPC server runs to the end, because a stopped one drops new calls without a reason.
-        self._rpc_servers[0].close()
-        await self._rpc_servers[0].wait_until_idle(drain_timeout_seconds)
+        self.rpc_server.close()
+        await self.rpc_server.wait_until_idle(drain_timeout_seconds)
         remaining_seconds = max(
             deadline - asyncio.get_running_loop().time(),
             min(_MIN_WORKER_DRAIN_SECONDS, drain_timeout_seconds),

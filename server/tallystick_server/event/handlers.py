@@ -39,7 +39,7 @@ class EventHandlers:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._tail = SequenceTail(
+        self.tail = SequenceTail(
             database,
             SequenceSource(
                 store.last_cursor,
@@ -121,7 +121,7 @@ class EventHandlers:
         after_cursor, follow = request.after_cursor, request.follow
         del request  # release the request body while streaming
         async with aclosing(
-            self._tail.stream(stream_filter, after_cursor, "after_cursor", follow=follow)
+            self.tail.stream(stream_filter, after_cursor, "after_cursor", follow=follow)
         ) as rows:
             async for row in rows:
                 event = event_pb2.Event.FromString(bytes(row.body))

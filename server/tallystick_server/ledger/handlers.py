@@ -57,7 +57,7 @@ class LedgerHandlers(AlertHandlers):
         super().__init__(database, pb)
         poster = TransactionPoster(database)
         self.recent = poster.recent
-        self._tail = SequenceTail(
+        self.tail = SequenceTail(
             database,
             SequenceSource(
                 lambda connection: store.head_at(connection).sequence,
@@ -244,7 +244,7 @@ class LedgerHandlers(AlertHandlers):
         after, follow = request.after_sequence, request.follow
         del request  # release the request body while streaming
         async with aclosing(
-            self._tail.stream(filters, after, "after_sequence", follow=follow)
+            self.tail.stream(filters, after, "after_sequence", follow=follow)
         ) as transactions:
             async for row, entries in transactions:
                 yield pb.StreamEntriesResponse(transaction=convert.transaction(row, entries))

@@ -60,7 +60,7 @@ class Batcher(Generic[T, R]):
         max_queued: int | None = None,
     ) -> None:
         self._name = name
-        self._run = run
+        self.run = run
         self._max_batch = max_batch
         self._size_of = size_of
         self._concurrency = concurrency
@@ -182,7 +182,7 @@ class Batcher(Generic[T, R]):
         results: Sequence[R | Exception]
         try:
             with batch_span(self._name, [context for _, _, context in batch]):
-                results = await self._run([item for item, _, _ in batch])
+                results = await self.run([item for item, _, _ in batch])
             if len(results) != len(batch):
                 raise RuntimeError(  # noqa: TRY301 - raised to all, as below
                     f"{self._name} returned {len(results)} results for {len(batch)} items."

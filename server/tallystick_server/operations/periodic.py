@@ -37,6 +37,15 @@ class Periodic:
         """Starts the next run now."""
         self._wake_event.set()
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and not yet stopped."""
+        return self._task is not None and not self._task.done()
+
+    async def run_once(self) -> None:
+        """Runs the function now. Raises its errors."""
+        await self._work()
+
     async def _wait(self) -> None:
         timer = asyncio.get_running_loop().call_later(self._interval_seconds, self._wake_event.set)
         try:
@@ -49,7 +58,7 @@ class Periodic:
         while True:
             await self._wait()
             try:
-                await self._work()
+                await self.run_once()
             except ApiError as error:
                 log.warning("%s waits: %s", self._name, error)
             except Exception:  # the next run may succeed

@@ -58,7 +58,7 @@ class Rescheduler(Generic[H, G]):
 
     async def _reschedule(self, failed_steps: Sequence[FailedStep[H]]) -> Sequence[G | Exception]:
         now = asyncio.get_running_loop().time()
-        decisions = [(step, self._decide(step, now)) for step in failed_steps]
+        decisions = [(step, self.decide(step, now)) for step in failed_steps]
         reschedules = [
             decision
             for _, decision in decisions
@@ -106,7 +106,7 @@ class Rescheduler(Generic[H, G]):
         result = await self._database.transact(store)
         return [result] * len(failed_steps)
 
-    def _decide(
+    def decide(
         self, failed_step: FailedStep[H], now: float
     ) -> operation_store.Reschedule | ExhaustedAction:
         """When to retry the operation, in loop time, or its exhausted action."""

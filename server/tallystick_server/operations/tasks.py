@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any, Generic, Protocol, TypeVar
 
 from tallystick_core.errors import overloaded_error
@@ -54,6 +54,11 @@ class WorkerTasks(Generic[H]):
     def operation_count(self) -> int:
         """The number of operations in flight."""
         return len(self._operations)
+
+    @property
+    def tasks(self) -> Collection[asyncio.Task[None]]:
+        """The tasks of the operations in flight."""
+        return self._operations.keys()
 
     def count_of(self, provider: str) -> int:
         """The number of a provider's operations in flight."""

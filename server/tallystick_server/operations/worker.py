@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 from uuid import UUID
@@ -210,6 +210,11 @@ class OperationWorker(ABC, Generic[H, G]):
     def in_flight_count(self) -> int:
         """The number of operations in flight in this process."""
         return self._tasks.operation_count
+
+    @property
+    def tasks(self) -> Collection[asyncio.Task[None]]:
+        """The tasks of the operations in flight."""
+        return self._tasks.tasks
 
     def start_operation(self, operation: H) -> None:
         """Starts an operation that this process leases."""

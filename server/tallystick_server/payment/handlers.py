@@ -60,7 +60,7 @@ class PaymentHandlers(PaymentOperatorHandlers):
         super().__init__(database, worker)
         # No limit of its own: calls also read after their commit, and an overload error would
         # wrongly say that nothing was stored. The server's call limit bounds these reads.
-        self._read_batcher: Batcher[str, payment_pb2.Payment | None] = Batcher(
+        self.read_batcher: Batcher[str, payment_pb2.Payment | None] = Batcher(
             "payment.read",
             self._load_payments,
             max_batch=_MAX_READ_BATCH,
@@ -69,10 +69,10 @@ class PaymentHandlers(PaymentOperatorHandlers):
         )
 
     def start(self) -> None:
-        self._read_batcher.start()
+        self.read_batcher.start()
 
     async def stop(self) -> None:
-        await self._read_batcher.stop()
+        await self.read_batcher.stop()
 
     async def CreatePayment(
         self, request: pb.CreatePaymentRequest, call: Call
@@ -230,7 +230,7 @@ class PaymentHandlers(PaymentOperatorHandlers):
         )
 
     async def _load_payment(self, checkout_id: str) -> payment_pb2.Payment | None:
-        return await self._read_batcher.submit(checkout_id)
+        return await self.read_batcher.submit(checkout_id)
 
     async def _load_payments(
         self, checkout_ids: Sequence[str]

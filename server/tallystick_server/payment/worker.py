@@ -97,9 +97,9 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
         self.notifier: ChangeNotifier[payment_pb2.Payment] = ChangeNotifier()
         self.dead_letters = DeadLetters(database, self)
         self._retry_policies = settings.retry_policies
-        self._create_bulkhead = Bulkhead(settings.max_in_flight, settings.max_owner_share)  # orders
+        self.create_bulkhead = Bulkhead(settings.max_in_flight, settings.max_owner_share)  # orders
         self._admission = PaymentAdmission(database, self.gateway, provider, max_queued_charges)
-        self._seller_owners = SellerOwnerCache(
+        self.seller_owners = SellerOwnerCache(
             database, SellerOwners(service_client, wallet_address), seller_check_interval
         )
         creator = PaymentCreator(
@@ -141,7 +141,7 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
         booking: PaymentBooking,
         delivery: DeliveryConfirmation,
     ) -> None:
-        self._create_batcher: Batcher[CreatePaymentCommand, CreatePaymentResult] = Batcher(
+        self.create_batcher: Batcher[CreatePaymentCommand, CreatePaymentResult] = Batcher(
             "payment.accept",
             creator.run,
             max_batch=MAX_ITEMS,
@@ -169,8 +169,8 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
         )
         self._batchers += [
             self._admission.batcher,
-            *self._seller_owners.batchers,
-            self._create_batcher,
+            *self.seller_owners.batchers,
+            self.create_batcher,
             self._record_batcher,
             self._booking_batcher,
             self._delivery_batcher,
@@ -200,24 +200,24 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
         """
         self.reject_overload()
         owner, order_count = request.owner, len(request.orders)
-        if not self._create_bulkhead.try_acquire(owner, order_count):
+        if not self.create_bulkhead.try_acquire(owner, order_count):
             raise overloaded_error("orders wait to be stored")
         try:
             error = await self._reject_sellers(request)
-            return await self._create_batcher.submit(
+            return await self.create_batcher.submit(
                 CreatePaymentCommand(
                     request, request.fingerprint(), traceparent(), current_context(), error
                 )
             )
         finally:
-            self._create_bulkhead.release(owner, order_count)
+            self.create_bulkhead.release(owner, order_count)
 
     async def _reject_sellers(self, request: CheckoutRequest) -> ApiError | None:
         """The error if the payment event may not name its sellers. A payment that is already stored
         is returned all the same.
         """
         try:
-            foreign_sellers = await self._seller_owners.find_foreign_sellers(
+            foreign_sellers = await self.seller_owners.find_foreign_sellers(
                 request.owner,
                 {order.seller_account for order in request.orders},
                 lambda: self._admission.check(request),

@@ -80,15 +80,15 @@ class PayoutHandlers(PayoutOperatorHandlers):
         self._batch_creator = BatchCreator(database)
         # No limit of its own: calls also read after their commit, and an overload error would
         # wrongly say that nothing was stored. The server's call limit bounds these reads.
-        self._read_batcher: Batcher[str, payout_pb2.Payout | None] = Batcher(
+        self.read_batcher: Batcher[str, payout_pb2.Payout | None] = Batcher(
             "payout.read", self._load_payouts, concurrency=2, drop_abandoned=True
         )
 
     def start(self) -> None:
-        self._read_batcher.start()
+        self.read_batcher.start()
 
     async def stop(self) -> None:
-        await self._read_batcher.stop()
+        await self.read_batcher.stop()
 
     async def CreatePayoutDestination(
         self, request: pb.CreatePayoutDestinationRequest, call: Call
@@ -479,7 +479,7 @@ class PayoutHandlers(PayoutOperatorHandlers):
         )
 
     async def _load_payout(self, payout_id: str) -> payout_pb2.Payout | None:
-        return await self._read_batcher.submit(payout_id)
+        return await self.read_batcher.submit(payout_id)
 
     async def _load_payouts(self, payout_ids: Sequence[str]) -> Sequence[payout_pb2.Payout | None]:
         # Calls also read their own changes here.

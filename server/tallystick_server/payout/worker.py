@@ -166,7 +166,7 @@ class PayoutWorker(OperationWorker[Operation, Mapping[str, Operation]]):
     def _add_batchers(
         self, hold_placer: HoldPlacer, recorder: PayoutOutcomeRecorder, booking: PayoutBooking
     ) -> None:
-        self._create_batcher: Batcher[CreatePayoutCommand, CreatePayoutResult] = Batcher(
+        self.create_batcher: Batcher[CreatePayoutCommand, CreatePayoutResult] = Batcher(
             "payout.accept",
             self.creator.run,
             max_batch=MAX_ITEMS,
@@ -192,7 +192,7 @@ class PayoutWorker(OperationWorker[Operation, Mapping[str, Operation]]):
             OperationResult[DestinationVerification, Any], DestinationVerification
         ] = Batcher("payout.verify", VerificationRecorder(self._database).run)
         self._batchers += [
-            self._create_batcher,
+            self.create_batcher,
             self._hold_batcher,
             self._record_batcher,
             self._booking_batcher,
@@ -215,7 +215,7 @@ class PayoutWorker(OperationWorker[Operation, Mapping[str, Operation]]):
         Raises ApiError; then nothing was stored.
         """
         self.reject_overload()
-        return await self._create_batcher.submit(command)
+        return await self.create_batcher.submit(command)
 
     async def advance(self, operation: Operation) -> None:
         if isinstance(operation, PayoutOperation) and operation.state in (

@@ -100,6 +100,21 @@ class RpcServer:
         self._timeouts: set[asyncio.Timeout] = set()
         self._aborting = False
 
+    @property
+    def call_count(self) -> int:
+        """The number of calls in flight, without streams."""
+        return len(self._timeouts)
+
+    @property
+    def stream_count(self) -> int:
+        """The number of open streams."""
+        return sum(bulkhead.used for bulkhead in self._streams.all)
+
+    @property
+    def waiting_read_count(self) -> int:
+        """The number of reads that wait for other reads."""
+        return self._read_semaphore.waiting_count()
+
     def close(self) -> None:
         """Rejects new calls with SHUTTING_DOWN and ends streams."""
         self._closing.set()

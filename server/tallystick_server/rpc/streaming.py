@@ -71,6 +71,16 @@ class SequenceTail(Generic[R]):
         self._growth_task: asyncio.Task[None] | None = None
         self._waiter_count = 0
 
+    @property
+    def waiting_stream_count(self) -> int:
+        """The number of streams that wait for new items."""
+        return self._waiter_count
+
+    @property
+    def waiting_read_count(self) -> int:
+        """The number of reads of streams that wait for other reads."""
+        return self._read_semaphore.waiting_count()
+
     async def stream(
         self, stream_filter: StreamFilter[R], after: int, field: str, *, follow: bool
     ) -> AsyncGenerator[R, None]:
@@ -149,7 +159,7 @@ class SequenceTail(Generic[R]):
             return
         if self._growth_task is None or self._growth_task.done():
             if self._buffer_end < after:
-                self._reset_buffer(after)
+                self.reset_buffer(after)
             self._growth_task = asyncio.create_task(self._poll_growth(), name="tail")
         self._waiter_count += 1
         try:
@@ -159,7 +169,7 @@ class SequenceTail(Generic[R]):
             if not self._waiter_count and self._growth_task is not None:
                 # No stream polls now. A restore may change the items in the buffer.
                 if self._growth_task.cancel():
-                    self._reset_buffer(-1)
+                    self.reset_buffer(-1)
                 self._growth_task = None
 
     async def _poll_growth(self) -> None:
@@ -171,12 +181,12 @@ class SequenceTail(Generic[R]):
                 continue
             # restored, or far ahead: each stream reads for itself
             if not self._buffer_end < end <= self._buffer_end + _MAX_READ_RANGE:
-                self._reset_buffer(end)
+                self.reset_buffer(end)
                 return
-            await self._extend_buffer(end)
+            await self.extend_buffer(end)
             return
 
-    async def _extend_buffer(self, end: int) -> None:
+    async def extend_buffer(self, end: int) -> None:
         while self._buffer_end < end:
             start = self._buffer_end
 
@@ -194,7 +204,7 @@ class SequenceTail(Generic[R]):
                 self._buffer_bytes -= self._source.size_of(oldest)
                 self._buffer_start = self._source.position(oldest)
 
-    def _reset_buffer(self, end: int) -> None:
+    def reset_buffer(self, end: int) -> None:
         self._buffer.clear()
         self._buffer_bytes = 0
         self._buffer_start = self._buffer_end = end

@@ -215,7 +215,9 @@ def test_idle_followers_cause_no_statements_of_their_own(database: DatabaseUrls)
                     for _ in range(followers)
                 ]
                 steps = [asyncio.ensure_future(anext(stream)) for stream in streams]
-                await asyncio.to_thread(eventually, lambda: tail._waiter_count == followers, 60)
+                await asyncio.to_thread(
+                    eventually, lambda: tail.waiting_stream_count == followers, 60
+                )
                 opened, start_time = event_database.read_count, time.monotonic()
                 await asyncio.to_thread(eventually, lambda: event_database.read_count >= opened + 4)
                 looks = (event_database.read_count - opened) / (time.monotonic() - start_time)

@@ -7,7 +7,7 @@ import runpy
 from base64 import b64encode
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import cast
+from typing import Any, cast
 
 import psycopg
 import pytest
@@ -20,7 +20,6 @@ from tallystick import (
     NotFoundError,
     TallystickError,
 )
-from tallystick._errors import from_status
 from tallystick.event.v1 import event_pb2
 from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick.ledger.v1 import ledger_pb2
@@ -30,7 +29,15 @@ from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.ledger.events import LedgerEvents
 from tallystick_server.outbox.relay import EventBatch
 from tallystick_server.verify.run import verify
-from tests.support.platform import ROOT, backup_database, eventually, serve_platform, unique_id
+from tests.support.errors import from_status
+from tests.support.platform import (
+    ROOT,
+    backup_database,
+    database_of,
+    eventually,
+    serve_platform,
+    unique_id,
+)
 
 ADJUSTMENT = ledger_pb2.TRANSACTION_KIND_ADJUSTMENT
 
@@ -141,9 +148,7 @@ def test_what_a_restore_takes_from_the_book_is_told_to_nobody(
         ) as platform,
         platform.client() as client,
     ):
-        (handlers,) = (
-            service.servicer for service in platform.server._services if service.name == "ledger"
-        )
+        handlers: Any = platform.server.service("ledger").servicer
 
         def is_posted(source_id: str) -> bool:
             try:
@@ -153,7 +158,7 @@ def test_what_a_restore_takes_from_the_book_is_told_to_nobody(
             return result.WhichOneof("result") == "transaction"
 
         async def read() -> EventBatch:
-            return await LedgerEvents(handlers._database, handlers.recent)()  # type: ignore[attr-defined]
+            return await LedgerEvents(database_of(platform, "ledger"), handlers.recent)()
 
         def unpublished() -> list[str]:
             requests = [

@@ -208,7 +208,7 @@ def test_a_seller_that_the_wallet_fails_on_refuses_no_other_payment(
         Client(platform.address, settings=ClientSettings(attempts=1)) as client,
         ThreadPoolExecutor(20) as pool,
     ):
-        asking = payment_worker_of(platform)._seller_owners.claim_batcher
+        asking = payment_worker_of(platform).seller_owners.claim_batcher
         calls = [pool.submit(pay, client, number) for number in range(20)]
         assert eventually(lambda: asking.queue_length + sum(claim_sizes) >= 20)
         platform.run_in_loop(open_)

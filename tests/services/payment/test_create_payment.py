@@ -28,6 +28,7 @@ from tallystick_server.verify.run import verify
 from tests.support.payments import charge_log, create_payment
 from tests.support.platform import (
     ServedPlatform,
+    database_of,
     eventually,
     payment_worker_of,
     serve_platform,
@@ -542,10 +543,9 @@ def test_a_confirmed_delivery_makes_the_sellers_money_available(
             assert error.value.reason == reason
 
         async def note_and_die() -> None:
-            database = payment_worker_of(platform)._database
             assert await DeliveryConfirmation(
-                database, ServiceClient(), "unix:nowhere"
-            )._confirm_batch(["o-2"]) == [True]
+                database_of(platform, "payment"), ServiceClient(), "unix:nowhere"
+            ).run(["o-2"]) == [True]
 
         platform.run_in_loop(note_and_die)
         assert eventually(lambda: money("s-2") == ("0.00", "5.00"))
@@ -723,9 +723,7 @@ def test_a_page_ends_at_a_mebibyte(client: Client) -> None:
 
 async def _cancel_operations(platform: ServedPlatform) -> None:
     """Stops the worker as a crash would: no charge in progress is completed."""
-    payment_worker = platform.server._services[0].worker
-    assert payment_worker is not None
-    for task in payment_worker._tasks._operations:
+    for task in payment_worker_of(platform).tasks:
         task.cancel()
 
 

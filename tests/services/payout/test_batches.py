@@ -15,7 +15,6 @@ import pytest
 from sqlalchemy import Connection, create_engine
 
 from tallystick import AlreadyExistsError, Client, TallystickError
-from tallystick._errors import from_status
 from tallystick.event.v1 import event_service_pb2
 from tallystick.operator.v1 import operator_pb2
 from tallystick.payout.v1 import payout_pb2
@@ -28,6 +27,7 @@ from tallystick_server.payout import batch_generator
 from tallystick_storage.payout import schedules as schedule_store
 from tests.fakes.payout_provider import ScriptedPayoutProvider
 from tests.support.approvals import expect_error_reason
+from tests.support.errors import from_status
 from tests.support.payouts import (
     RETRY,
     create_destination,
@@ -37,7 +37,13 @@ from tests.support.payouts import (
     wait_for_state,
     wallet_amounts,
 )
-from tests.support.platform import ServedPlatform, eventually, serve_platform, unique_id
+from tests.support.platform import (
+    ServedPlatform,
+    eventually,
+    payout_worker_of,
+    serve_platform,
+    unique_id,
+)
 
 
 @pytest.fixture
@@ -693,11 +699,7 @@ def test_a_process_that_stops_while_it_makes_payouts_leaves_none_behind(
             dependencies=Dependencies(payout_providers={"sandbox": payout_provider}),
         )
     )
-    (flow,) = (
-        service.servicer._worker  # type: ignore[attr-defined]
-        for service in platform.server._services
-        if service.name == "payout"
-    )
+    flow = payout_worker_of(platform)
     with platform.client() as client:
         sellers = [create_sale(client, "5.00") for _ in range(3)]
         for seller in sellers:
@@ -725,7 +727,7 @@ def test_a_process_that_stops_while_it_makes_payouts_leaves_none_behind(
             )
             assert eventually(lambda: admin.execute(waiting_query).fetchone() != (0,))
             stop_future = pool.submit(stack.close)
-            assert eventually(flow.generation._task.done)
+            assert eventually(lambda: not flow.generation.is_running)
             blocker.rollback()
             stop_future.result(60)
             remaining_row = admin.execute(

@@ -39,7 +39,13 @@ from tests.support.payouts import (
     wait_for_state,
     wallet_amounts,
 )
-from tests.support.platform import WAITING_FOR_LOCK_QUERY, ServedPlatform, eventually, unique_id
+from tests.support.platform import (
+    WAITING_FOR_LOCK_QUERY,
+    ServedPlatform,
+    database_of,
+    eventually,
+    unique_id,
+)
 
 
 @pytest.mark.parametrize(
@@ -110,14 +116,9 @@ def test_destinations_that_end_together_lock_due_work_in_one_pass(
     last, first = unique_id("pz"), unique_id("pa")
     create_payout(shop_client, early_seller, "150.00", payout_id=last)
     create_payout(shop_client, late_seller, "150.00", payout_id=first)
-    (flow,) = (
-        service.servicer._worker  # type: ignore[attr-defined]
-        for service in payout_platform.server._services
-        if service.name == "payout"
-    )
 
     async def end() -> None:
-        await flow._database.transact(
+        await database_of(payout_platform, "payout").transact(
             lambda connection: end_destinations(
                 connection, [to_early, to_late], DestinationTrigger.ACCOUNT_REJECTED
             )

@@ -52,7 +52,7 @@ def cancel_while_locked(
             assert eventually(lambda: admin.execute(WAITING_FOR_LOCK_QUERY).fetchone() != (0,))
             call.cancel()
             # The server has no call in progress any more.
-            assert eventually(lambda: not platform.server._rpc_servers[0]._timeouts)
+            assert eventually(lambda: not platform.server.rpc_server.call_count)
 
 
 def test_a_change_is_answered_while_reads_hang(

@@ -38,6 +38,7 @@ from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.wiring import Dependencies
 from tallystick_server.operations.failed_step import FailedStep
+from tallystick_server.operations.reschedule import Rescheduler
 from tallystick_server.operations.retry_policy import RetryPolicies, RetryPolicy, RetryStrategy
 from tallystick_server.payout.booking import PayoutBooking
 from tallystick_server.payout.operation import PayoutOperation, operations_from_rows
@@ -59,8 +60,10 @@ from tests.support.payouts import (
 )
 from tests.support.platform import (
     ServedPlatform,
+    database_of,
     eventually,
     fresh_database,
+    payout_worker_of,
     serve_platform,
     unique_id,
 )
@@ -159,10 +162,7 @@ def test_who_held_a_payout_before_it_came_to_rest_is_fenced(
     create_destination(payout_client, seller)
     payout_id = create_payout(payout_client, seller, "20.00").payout_id
     wait_for_state(payout_client, payout_id, "PAID")
-    (handlers,) = (
-        service.servicer for service in payout_platform.server._services if service.name == "payout"
-    )
-    flow, operation_id = handlers._worker, f"p-{payout_id}"  # type: ignore[attr-defined]
+    operation_id = f"p-{payout_id}"
     max_delay = 1_000_000_000
     """More claims than ever occur."""
 
@@ -200,7 +200,9 @@ def test_who_held_a_payout_before_it_came_to_rest_is_fenced(
             savepoint.rollback()
         return tokens, postponed
 
-    due_row: Any = payout_platform.run_in_loop(flow._database.transact, reopened)
+    due_row: Any = payout_platform.run_in_loop(
+        database_of(payout_platform, "payout").transact, reopened
+    )
     assert due_row[0] == sorted(set(due_row[0]))
     assert not any(due_row[1])
 
@@ -598,10 +600,7 @@ def test_what_becomes_known_while_it_is_settled_keeps_nobody_waiting(
     """A fact that arrives between the wallet change and the flag moves the payout to a new version;
     it is booked again immediately, not when its lease expires.
     """
-    (handlers,) = (
-        service.servicer for service in payout_platform.server._services if service.name == "payout"
-    )
-    post, payout_id, reference = PayoutBooking._post, unique_id("p"), unique_id("tr")
+    post, payout_id, reference = PayoutBooking.post, unique_id("p"), unique_id("tr")
     error_names: list[object] = []
 
     async def hear_meanwhile(settle: PayoutBooking, facts: Sequence[Any]) -> Any:
@@ -615,11 +614,13 @@ def test_what_becomes_known_while_it_is_settled_keeps_nobody_waiting(
         )
         if item is not None and not error_names:
             error_names.append(
-                await handlers._worker.record(item, Returned(reference, 1000, "EUR"))  # type: ignore[attr-defined]
+                await payout_worker_of(payout_platform).record(
+                    item, Returned(reference, 1000, "EUR")
+                )
             )
         return await post(settle, facts)
 
-    monkeypatch.setattr(PayoutBooking, "_post", hear_meanwhile)
+    monkeypatch.setattr(PayoutBooking, "post", hear_meanwhile)
     seller = create_sale(payout_client, "10.00")
     to = create_destination(payout_client, seller)
     payout_provider.script[to].extend(
@@ -651,10 +652,8 @@ def test_a_look_that_cannot_be_recorded_is_made_again(
     """While the database is unavailable a payout is polled again immediately and no error is
     recorded for it; an invalid answer delays no other payout.
     """
-    (handlers,) = (
-        service.servicer for service in payout_platform.server._services if service.name == "payout"
-    )
-    flow = handlers._worker  # type: ignore[attr-defined]
+    database = database_of(payout_platform, "payout")
+    gateway = payout_worker_of(payout_platform).gateway
     seller = create_sale(payout_client, "10.00")
     create_destination(payout_client, seller)
     payout = create_payout(payout_client, seller)
@@ -667,11 +666,11 @@ def test_a_look_that_cannot_be_recorded_is_made_again(
         raise trouble
 
     async def look() -> store.NextPayoutPoll:
-        rows = await flow._database.read(
+        rows = await database.read(
             lambda connection: store.load_operations(connection, [payout.payout_id])
         )
         return await CompletedPayoutPoller(
-            flow._database, flow.gateway, policies, record, record, lambda _: True
+            database, gateway, policies, record, record, lambda _: True
         ).poll(operations_from_rows(rows, {}, "")[0], 3)
 
     assert payout_platform.run_in_loop(look) == store.NextPayoutPoll(payout.payout_id, delay, 3)
@@ -854,10 +853,7 @@ def test_an_answer_without_the_lease_is_booked_at_once(scratch_database: Databas
         seller = create_sale(client, "10.00")
         bank.script[create_destination(client, seller)].append(Unknown("lost"))
         payout_id = create_payout(client, seller, timeout=2.0).payout_id
-        (handlers,) = (
-            service.servicer for service in platform.server._services if service.name == "payout"
-        )
-        flow: Any = handlers._worker  # type: ignore[attr-defined]
+        payout_worker = payout_worker_of(platform)
         with psycopg.connect(scratch_database.admin, autocommit=True) as admin:
             waiting_query = (
                 "select from payout.operation where operation_id = %s and retry_reason = "
@@ -877,7 +873,7 @@ def test_an_answer_without_the_lease_is_booked_at_once(scratch_database: Databas
         async def answer() -> None:
             items = [
                 operations_from_rows(
-                    await flow._database.read(
+                    await database_of(platform, "payout").read(
                         lambda connection: store.load_operations(connection, [payout_id])
                     ),
                     {f"p-{payout_id}": token},
@@ -885,9 +881,15 @@ def test_an_answer_without_the_lease_is_booked_at_once(scratch_database: Databas
                 )[0]
                 for token in (0, row[0])
             ]
-            await flow.record(items[0], Succeeded("late", 1000, "EUR"))
-            await flow._reschedule_batcher.submit(
-                FailedStep(items[1], RetryReason.NO_ANSWER, "lost", NextAction.LOOK_UP)
+            await payout_worker.record(items[0], Succeeded("late", 1000, "EUR"))
+            rescheduler = Rescheduler(
+                database_of(platform, "payout"),
+                RetryPolicies(settings.retry),
+                payout_worker.lock_unresolved,
+                payout_worker.fail,
+            )
+            await rescheduler.run(
+                [FailedStep(items[1], RetryReason.NO_ANSWER, "lost", NextAction.LOOK_UP)]
             )
 
         platform.run_in_loop(answer)

@@ -37,6 +37,7 @@ from tests.support.platform import (
     eventually,
     fresh_database,
     is_replayed,
+    payout_worker_of,
     serve_platform,
     unique_id,
 )
@@ -226,11 +227,7 @@ def test_one_process_asks_what_became_of_payouts(admin_url: str, tmp_path: Path)
             dependencies=Dependencies(payout_providers={"sandbox": other_provider}),
         ) as other_platform,
     ):
-        (flow,) = (
-            service.servicer._worker  # type: ignore[attr-defined]
-            for service in other_platform.server._services
-            if service.name == "payout"
-        )
+        flow = payout_worker_of(other_platform)
         with (
             serve_platform(
                 databases,
@@ -243,13 +240,13 @@ def test_one_process_asks_what_became_of_payouts(admin_url: str, tmp_path: Path)
             create_destination(client, seller)
             wait_for_state(client, create_payout(client, seller, "5.00").payout_id, "PAID")
             assert eventually(lambda: own_provider.looked_up_ids)
-            other_platform.run_in_loop(flow.polling._work)
+            other_platform.run_in_loop(flow.polling.run_once)
             assert other_provider.looked_up_ids == []
         with psycopg.connect(databases.admin) as connection:
             connection.execute(
                 "update payout.leader_lease set lease_until = now() where name like 'watch%'"
             )
-        other_platform.run_in_loop(flow.polling._work)
+        other_platform.run_in_loop(flow.polling.run_once)
         assert len(other_provider.looked_up_ids) == 1
 
 

@@ -12,7 +12,6 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tallystick import Client, NotFoundError, TallystickError
-from tallystick._errors import from_status
 from tallystick.wallet.v1 import wallet_pb2
 from tallystick.wallet.v1 import wallet_service_pb2 as pb
 from tallystick_core.wallet.instructions import Instruction
@@ -25,9 +24,11 @@ from tallystick_server.wallet.apply_instructions import (
     InstructionResult,
     WalletInstructions,
 )
+from tests.support.errors import from_status
 from tests.support.platform import (
     ServedPlatform,
     backup_database,
+    database_of,
     eventually,
     is_replayed,
     serve_platform,
@@ -374,10 +375,7 @@ def test_a_hold_is_not_captured_after_its_expire_time(scratch_database: Database
 
 async def _stop_periodic(platform: ServedPlatform) -> None:
     """Stops the periodic jobs of WalletService."""
-    (wallet_service,) = (
-        service for service in platform.server._services if service.name == "wallet"
-    )
-    for task in wallet_service.running:
+    for task in platform.server.service("wallet").running:
         if isinstance(task, Periodic):
             await task.stop()
 
@@ -642,16 +640,11 @@ def test_a_release_takes_its_own_wallet_and_no_other_change_along(platform: Serv
         credit_wallet(client, other_seller, "3.00")
 
         async def change() -> None:
-            (handlers,) = (
-                service.servicer
-                for service in platform.server._services
-                if service.name == "wallet"
-            )
             release = InstructionRequest(Instruction(EntryKind.RELEASE, source_id, "t"), "")
             debit = InstructionRequest(
                 Instruction(EntryKind.DEBIT, source_id, "t", other_seller, "EUR", 200), ""
             )
-            for result in await WalletInstructions(handlers._database, 0).apply_groups(  # type: ignore[attr-defined]
+            for result in await WalletInstructions(database_of(platform, "wallet"), 0).apply_groups(
                 [[release, debit]]
             ):
                 assert isinstance(result, list)

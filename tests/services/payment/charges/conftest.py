@@ -12,7 +12,7 @@ from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tallystick_server.verify.run import verify
-from tests.support.charges import FAST_RETRY_POLICY, TWO_ATTEMPTS
+from tests.support.charges import FAST_RETRY_POLICY, SLOW_RETRY, TWO_ATTEMPTS
 from tests.support.platform import ServedPlatform, fresh_database, serve_platform
 
 
@@ -56,12 +56,8 @@ def slow_retry_platform(
 ) -> Iterator[ServedPlatform]:
     """A platform with long retry waits."""
     with fresh_database(admin_url, tmp_path_factory.mktemp("waiting")) as databases:
-        retry = {
-            ("", reason): RetryPolicy(RetryStrategy.FIXED, 600, 600, 5)
-            for reason in (RetryReason.NOT_SENT, RetryReason.NO_ANSWER)
-        }
         with serve_platform(
-            databases, Settings().replace(retry=retry, worker__sweep_interval=0.1)
+            databases, Settings().replace(retry=SLOW_RETRY, worker__sweep_interval=0.1)
         ) as served_platform:
             yield served_platform
         assert_verified(databases)

@@ -31,7 +31,6 @@ from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.wiring import Dependencies
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tallystick_server.verify.run import verify
-from tallystick_storage.database import Database
 from tests.fakes.payment_provider import ScriptedProvider, SlowLookupProvider
 from tests.support.charges import (
     WAIT_FOR_ACCEPTANCE,
@@ -39,9 +38,12 @@ from tests.support.charges import (
     dead_letter_state,
     failure_reason,
     fast_final_settings,
+    may_have_been_sent,
     no_retry_settings,
     retry_dead_letter,
-    scheduled_operation,
+    retry_reason,
+    sandbox_database,
+    serve_sandboxes,
     timestamp_in,
     wait_for_dead_letter,
     wait_for_final_order,
@@ -72,9 +74,7 @@ def test_a_cancelled_charge_that_the_provider_does_not_know_fails(
     ):
         payment = create_payment(client, "5.00", token=token, wait_for=WAIT_FOR_ACCEPTANCE)
         charge = payment.payment_orders[0].charge_id
-        assert eventually(
-            lambda: (scheduled_operation(scratch_database, charge) or (0, "", False, False))[3]
-        )
+        assert eventually(lambda: may_have_been_sent(scratch_database, charge))
         client.payment.CancelPayment(
             payment_service_pb2.CancelPaymentRequest(checkout_id=payment.checkout_id, reason="r")
         )
@@ -91,32 +91,20 @@ def test_a_cancellation_during_a_look_up_is_acted_on_at_once(
     """A CancelPayment during a lookup of a pending charge takes effect at once, and does not wait
     for the next poll an hour later.
     """
-    log = Database(scratch_database.service("sandbox"), connections=2)
-    provider = SlowLookupProvider(log, 3.0)
     settings = Settings().replace(
         retry={("", RetryReason.PENDING): RetryPolicy(RetryStrategy.FIXED, 3600, 3600, None)},
         worker__sweep_interval=0.1,
     )
     with (
-        serve_platform(
-            scratch_database, settings, dependencies=Dependencies(providers={"sandbox": provider})
+        sandbox_database(scratch_database) as database,
+        serve_sandboxes(
+            scratch_database, settings, provider := SlowLookupProvider(database, 3.0)
         ) as platform,
         platform.client() as client,
     ):
-
-        async def start() -> None:
-            provider._sandbox.start()
-
-        platform.run_in_loop(start)
         payment = create_payment(client, "5.00", token="tok_pending:review")
         assert eventually(
-            lambda: (
-                (
-                    scheduled_operation(scratch_database, payment.payment_orders[0].charge_id)
-                    or ("", "")
-                )[1]
-                == "PENDING"
-            )
+            lambda: retry_reason(scratch_database, payment.payment_orders[0].charge_id) == "PENDING"
         )
         with psycopg.connect(scratch_database.admin) as connection:
             connection.execute("update payment.operation set next_attempt_time = now()")
@@ -126,7 +114,6 @@ def test_a_cancellation_during_a_look_up_is_acted_on_at_once(
             timeout=1.5,
         )
         assert failure_reason(wait_for_final_order(client, payment)) == "CALLER_CANCELLED"
-    log.close()
 
 
 @pytest.mark.parametrize("expires", [False, True])
@@ -273,12 +260,7 @@ def test_a_payment_that_was_never_sent_is_cancelled_for_good(
         slow_retry_client, "5.00", token="tok_unreachable:3", wait_for=WAIT_FOR_ACCEPTANCE
     )
     charge = payment.payment_orders[0].charge_id
-    assert eventually(
-        lambda: (
-            (scheduled_operation(slow_retry_platform.databases, charge) or ("", ""))[1]
-            == "NOT_SENT"
-        )
-    )
+    assert eventually(lambda: retry_reason(slow_retry_platform.databases, charge) == "NOT_SENT")
     cancelled = cancel_payment(slow_retry_client, payment)
     assert failure_reason(cancelled.payment_orders[0]) == "CALLER_CANCELLED"
     assert cancelled.payment_state == payment_pb2.PAYMENT_STATE_FAILED
@@ -317,12 +299,7 @@ def test_what_was_charged_stays_charged(
     )
     assert eventually(
         lambda: (
-            (
-                scheduled_operation(
-                    slow_retry_platform.databases, payment.payment_orders[0].charge_id
-                )
-                or ("", "")
-            )[1]
+            retry_reason(slow_retry_platform.databases, payment.payment_orders[0].charge_id)
             == "NO_ANSWER"
         )
     )

@@ -13,17 +13,19 @@ from tallystick.wallet.v1 import wallet_service_pb2
 from tallystick_core.provider.outcome import RetryReason
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
-from tallystick_server.app.wiring import Dependencies
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tallystick_server.verify.run import verify
 from tallystick_storage.database import Database
-from tests.fakes.payment_provider import NamedProvider
+from tests.fakes.payment_provider import SandboxProvider
 from tests.support.charges import (
     FAST_RETRY_POLICY,
     WAIT_FOR_ACCEPTANCE,
     failure_reason,
     list_alerts,
+    retry_reason,
+    sandbox_database,
     scheduled_operation,
+    serve_sandboxes,
     wait_for_final_order,
 )
 from tests.support.payments import charge_log, create_payment
@@ -51,11 +53,7 @@ def test_a_provider_that_does_not_accept_us_is_left_alone_and_told_of(
         )
         assert eventually(
             lambda: (
-                (
-                    scheduled_operation(scratch_database, first.payment_orders[0].charge_id)
-                    or ("", "")
-                )[1]
-                == "UNAUTHORIZED"
+                retry_reason(scratch_database, first.payment_orders[0].charge_id) == "UNAUTHORIZED"
             )
         )
         other_payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
@@ -89,16 +87,18 @@ def test_an_outage_leaves_orders_waiting_and_drains_by_itself(
         payment__max_queued_charges=20,
         worker__monitor_interval=0.2,
     )
-    with serve_platform(scratch_database, settings) as platform, platform.client() as client:
-        sandbox = payment_worker_of(platform)._providers["sandbox"]._sandbox
-        sandbox.down = True
+    with (
+        sandbox_database(scratch_database) as database,
+        serve_sandboxes(
+            scratch_database, settings, provider := SandboxProvider(database)
+        ) as platform,
+        platform.client() as client,
+    ):
+        provider.sandbox.down = True
         payments = [create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE) for _ in range(4)]
         assert eventually(
             lambda: any(
-                (scheduled_operation(scratch_database, p.payment_orders[0].charge_id) or ("", ""))[
-                    1
-                ]
-                == "CIRCUIT_OPEN"
+                retry_reason(scratch_database, p.payment_orders[0].charge_id) == "CIRCUIT_OPEN"
                 for p in payments
             )
         )
@@ -131,7 +131,7 @@ def test_an_outage_leaves_orders_waiting_and_drains_by_itself(
             ).checkout_id
             == payments[0].checkout_id
         )
-        sandbox.down = False
+        provider.sandbox.down = False
         for payment in payments:
             assert (
                 wait_for_final_order(client, payment).payment_order_status
@@ -163,9 +163,7 @@ def test_what_a_provider_did_is_found_out_while_sends_to_it_are_held_back(
             .payment_orders[0]
             .charge_id
         )
-        assert eventually(
-            lambda: (scheduled_operation(scratch_database, unknown) or ("", ""))[1] == "NO_ANSWER"
-        )
+        assert eventually(lambda: retry_reason(scratch_database, unknown) == "NO_ANSWER")
         payment = create_payment(client, "5.00", token="tok_lost_after")
         assert client.wait_for_payment(payment.checkout_id, 30).is_payment_done
         assert len(charge_log(scratch_database, payment.checkout_id)) == 1
@@ -197,23 +195,19 @@ def test_a_new_payment_finds_out_that_a_provider_answers_again(
         payment__max_queued_charges=depth,
     )
     with (
-        serve_platform(scratch_database, settings) as platform,
+        sandbox_database(scratch_database) as database,
+        serve_sandboxes(
+            scratch_database, settings, provider := SandboxProvider(database)
+        ) as platform,
         platform.client() as client,
         Client(platform.address, settings=ClientSettings(attempts=1)) as hasty,
     ):
-        sandbox = payment_worker_of(platform)._providers["sandbox"]._sandbox
-        sandbox.down = True
+        provider.sandbox.down = True
         first = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
         assert eventually(
-            lambda: (
-                (
-                    scheduled_operation(scratch_database, first.payment_orders[0].charge_id)
-                    or ("", "")
-                )[1]
-                == "NOT_SENT"
-            )
+            lambda: retry_reason(scratch_database, first.payment_orders[0].charge_id) == "NOT_SENT"
         )
-        sandbox.down = False
+        provider.sandbox.down = False
 
         def try_pay() -> payment_pb2.Payment | None:
             try:
@@ -232,11 +226,18 @@ def test_other_providers_do_not_notice_an_outage(scratch_database: DatabaseUrls)
     """While one provider is down with the maximum number of waiting charges, payments through
     another are paid immediately, and are not rejected.
     """
-    log = Database(scratch_database.service("sandbox"), connections=2)
-    # Each process reaches both.
-    our_providers, their_providers = (
-        {name: NamedProvider(name, log) for name in ("first", "second")} for _ in range(2)
-    )
+    down_providers: list[SandboxProvider] = []
+
+    def providers(database: Database) -> list[SandboxProvider]:
+        """The providers of one process: each process reaches both."""
+        first, second = (SandboxProvider(database, name) for name in ("first", "second"))
+        down_providers.append(first)
+        return [first, second]
+
+    def set_down(is_down: bool) -> None:
+        for provider in down_providers:
+            provider.sandbox.down = is_down
+
     retry = {("", RetryReason.NOT_SENT): RetryPolicy(RetryStrategy.FIXED, 0.1, 0.1, 50)}
     settings = Settings().replace(
         retry=retry,
@@ -246,37 +247,24 @@ def test_other_providers_do_not_notice_an_outage(scratch_database: DatabaseUrls)
         payment__max_queued_charges=5,
     )
     with (
-        serve_platform(
-            scratch_database,
-            settings.replace(providers__payment="first"),
-            dependencies=Dependencies(providers=our_providers),
+        sandbox_database(scratch_database) as database,
+        serve_sandboxes(
+            scratch_database, settings.replace(providers__payment="first"), *providers(database)
         ) as first_platform,
-        serve_platform(
-            scratch_database,
-            settings.replace(providers__payment="second"),
-            dependencies=Dependencies(providers=their_providers),
+        serve_sandboxes(
+            scratch_database, settings.replace(providers__payment="second"), *providers(database)
         ) as other_platform,
         first_platform.client() as client,
         other_platform.client() as unaware,
         Client(first_platform.address, settings=ClientSettings(attempts=1)) as hasty,
     ):
-
-        async def start(providers: dict[str, NamedProvider]) -> None:
-            for provider in providers.values():
-                provider.sandbox.start()
-
-        first_platform.run_in_loop(start, our_providers)
-        other_platform.run_in_loop(start, their_providers)
-        our_providers["first"].sandbox.down = their_providers["first"].sandbox.down = True
+        set_down(True)
         pending_payments = [
             create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE) for _ in range(5)
         ]
         assert eventually(
             lambda: any(
-                (scheduled_operation(scratch_database, p.payment_orders[0].charge_id) or ("", ""))[
-                    1
-                ]
-                == "CIRCUIT_OPEN"
+                retry_reason(scratch_database, p.payment_orders[0].charge_id) == "CIRCUIT_OPEN"
                 for p in pending_payments
             )
         )
@@ -287,13 +275,12 @@ def test_other_providers_do_not_notice_an_outage(scratch_database: DatabaseUrls)
             payment.is_payment_done and payment.payment_orders[0].provider == "second"
             for payment in paid_payments
         )
-        our_providers["first"].sandbox.down = their_providers["first"].sandbox.down = False
+        set_down(False)
         for payment in pending_payments:
             assert (
                 wait_for_final_order(client, payment).payment_order_status
                 == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
             )
-    log.close()
     assert verify(scratch_database).passed
 
 
@@ -327,9 +314,7 @@ def test_in_an_outage_one_count_serves_all_new_payments(scratch_database: Databa
         ]
         assert eventually(
             lambda: all(
-                (scheduled_operation(scratch_database, p.payment_orders[0].charge_id) or ("", ""))[
-                    1
-                ]
+                retry_reason(scratch_database, p.payment_orders[0].charge_id)
                 for p in pending_payments
             )
         )

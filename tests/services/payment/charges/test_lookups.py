@@ -23,6 +23,7 @@ from tests.support.charges import (
     fast_final_settings,
     get_order,
     list_alerts,
+    may_have_been_sent,
     scheduled_operation,
     wait_for_dead_letter,
     wait_for_final_order,
@@ -175,9 +176,7 @@ def test_money_of_a_failed_charge_that_may_have_been_sent_is_found(
     ):
         payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
         charge = payment.payment_orders[0].charge_id
-        assert eventually(
-            lambda: (scheduled_operation(scratch_database, charge) or (0, "", False, False))[3]
-        )
+        assert eventually(lambda: may_have_been_sent(scratch_database, charge))
         client.payment.CancelPayment(
             payment_service_pb2.CancelPaymentRequest(checkout_id=payment.checkout_id, reason="r")
         )
@@ -238,10 +237,7 @@ def test_one_process_asks_what_became_of_failed_charges(scratch_database: Databa
         ):
             payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
             assert eventually(
-                lambda: (
-                    scheduled_operation(scratch_database, payment.payment_orders[0].charge_id)
-                    or (0, "", False, False)
-                )[3]
+                lambda: may_have_been_sent(scratch_database, payment.payment_orders[0].charge_id)
             )
             client.payment.CancelPayment(
                 payment_service_pb2.CancelPaymentRequest(
@@ -251,13 +247,13 @@ def test_one_process_asks_what_became_of_failed_charges(scratch_database: Databa
             assert failure_reason(wait_for_final_order(client, payment)) == "CALLER_CANCELLED"
             looks = len(looked_up_by_platform["often"])
             assert eventually(lambda: len(looked_up_by_platform["often"]) > looks)
-            other_platform.run_in_loop(payment_worker_of(other_platform).polling._work)
+            other_platform.run_in_loop(payment_worker_of(other_platform).polling.run_once)
             assert looked_up_by_platform["seldom"] == []
         with psycopg.connect(scratch_database.admin) as connection:
             connection.execute(
                 "update payment.leader_lease set lease_until = now() where name like 'watch%'"
             )
-        other_platform.run_in_loop(payment_worker_of(other_platform).polling._work)
+        other_platform.run_in_loop(payment_worker_of(other_platform).polling.run_once)
         assert looked_up_by_platform["seldom"] == [payment.payment_orders[0].charge_id]
 
 
@@ -299,9 +295,7 @@ def test_a_watched_charge_that_is_said_to_be_anothers_money_raises_an_alert(
             payment.payment_orders[0].charge_id,
             payment.payment_orders[0].payment_order_id,
         )
-        assert eventually(
-            lambda: (scheduled_operation(scratch_database, charge) or (0, "", False, False))[3]
-        )
+        assert eventually(lambda: may_have_been_sent(scratch_database, charge))
         client.payment.CancelPayment(
             payment_service_pb2.CancelPaymentRequest(checkout_id=payment.checkout_id, reason="r")
         )

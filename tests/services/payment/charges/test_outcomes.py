@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import psycopg
 import pytest
@@ -29,7 +28,7 @@ from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.wiring import Dependencies
 from tallystick_server.operations.reschedule import FailedStep
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
-from tallystick_server.payment.charge import Charge, charges_from_rows
+from tallystick_server.payment.charge import Charge
 from tallystick_server.verify.run import verify
 from tallystick_storage.operations import claim_dead_lettered, find_held
 from tallystick_storage.payment import orders as payment_store
@@ -40,9 +39,11 @@ from tests.support.charges import (
     close_dead_letter,
     dead_letter_state,
     event_versions,
-    load_leased_charge,
+    leased_charge,
     record_outcomes,
+    reschedule,
     retry_dead_letter,
+    retry_reason,
     scheduled_operation,
     wait_for_dead_letter,
     wait_for_final_order,
@@ -51,8 +52,8 @@ from tests.support.payments import create_payment
 from tests.support.platform import (
     FAST_RETRY,
     ServedPlatform,
+    database_of,
     eventually,
-    payment_worker_of,
     serve_platform,
     unique_id,
 )
@@ -97,21 +98,17 @@ def test_another_amount_of_what_was_charged_raises_an_alert(
     payment = create_payment(client, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
     wait_for_dead_letter(client, payment)
     charge_id, reference = payment.payment_orders[0].charge_id, unique_id("ref")
-    charge = two_attempt_platform.run_in_loop(
-        load_leased_charge, payment_worker_of(two_attempt_platform), charge_id, 0
-    )
-    two_attempt_platform.run_in_loop(
-        record_outcomes,
-        payment_worker_of(two_attempt_platform),
+    charge = leased_charge(two_attempt_platform, charge_id, 0)
+    record_outcomes(
+        two_attempt_platform,
         (charge, Succeeded(reference, 500, "EUR")),
     )
     assert (
         wait_for_final_order(client, payment).payment_order_status
         == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
     )
-    two_attempt_platform.run_in_loop(
-        record_outcomes,
-        payment_worker_of(two_attempt_platform),
+    record_outcomes(
+        two_attempt_platform,
         (charge, Succeeded(reference, 501, "EUR")),
     )
     get = payment_service_pb2.GetPaymentOrderRequest(
@@ -130,10 +127,7 @@ def test_orders_that_do_not_move_keep_their_work(
     """
     payment = create_payment(client, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
     wait_for_dead_letter(client, payment)
-    order, flow = (
-        client.get_payment(payment.checkout_id).payment_orders[0],
-        payment_worker_of(two_attempt_platform),
-    )
+    order = client.get_payment(payment.checkout_id).payment_orders[0]
 
     async def move() -> tuple[int, bool]:
         def work(connection: Connection) -> tuple[int, bool]:
@@ -158,7 +152,7 @@ def test_orders_that_do_not_move_keep_their_work(
                 savepoint.rollback()
             return summary
 
-        return await flow._database.transact(work)
+        return await database_of(two_attempt_platform, "payment").transact(work)
 
     assert two_attempt_platform.run_in_loop(move) == (0, True)
 
@@ -173,10 +167,10 @@ def test_the_answer_on_disk_is_what_moves_orders(
     """
     payment = create_payment(client, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
     wait_for_dead_letter(client, payment)
-    order, flow = payment.payment_orders[0], payment_worker_of(two_attempt_platform)
+    order = payment.payment_orders[0]
 
     async def claim() -> int:
-        token = await flow._database.transact(
+        token = await database_of(two_attempt_platform, "payment").transact(
             lambda connection: claim_dead_lettered(connection, order.charge_id, 1.0)
         )
         assert token is not None
@@ -188,18 +182,16 @@ def test_the_answer_on_disk_is_what_moves_orders(
         if paid
         else Declined(FailureReason.PROVIDER_DECLINED, "no", "ref")
     )
-    stale_charge: Any = two_attempt_platform.run_in_loop(
-        load_leased_charge, flow, order.charge_id, 0
-    )
-    leased_charge: Any = two_attempt_platform.run_in_loop(
-        load_leased_charge, flow, order.charge_id, two_attempt_platform.run_in_loop(claim)
+    stale_charge = leased_charge(two_attempt_platform, order.charge_id, 0)
+    own_charge = leased_charge(
+        two_attempt_platform, order.charge_id, two_attempt_platform.run_in_loop(claim)
     )
     for charge_outcomes in (
-        [((stale_charge, first), (leased_charge, second))]
+        [((stale_charge, first), (own_charge, second))]
         if at_once
-        else [((stale_charge, first),), ((leased_charge, second),)]
+        else [((stale_charge, first),), ((own_charge, second),)]
     ):
-        two_attempt_platform.run_in_loop(record_outcomes, flow, *charge_outcomes)
+        record_outcomes(two_attempt_platform, *charge_outcomes)
     order = wait_for_final_order(client, payment)
     assert order.payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
     assert order.provider_reference == first.reference
@@ -227,14 +219,14 @@ def test_of_two_answers_at_once_the_final_one_is_written_down(
     """
     payment = create_payment(client, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
     wait_for_dead_letter(client, payment)
-    charge_id, flow = payment.payment_orders[0].charge_id, payment_worker_of(two_attempt_platform)
-    charge: Any = two_attempt_platform.run_in_loop(load_leased_charge, flow, charge_id, 1)
+    charge_id = payment.payment_orders[0].charge_id
+    charge = leased_charge(two_attempt_platform, charge_id, 1)
     charge_outcomes: list[tuple[Charge, ChargeOutcome]] = [
         (charge, late),
         (charge, Succeeded(f"ref-{charge_id}", 500, "EUR")),
     ]
-    two_attempt_platform.run_in_loop(
-        record_outcomes, flow, *(charge_outcomes if first else reversed(charge_outcomes))
+    record_outcomes(
+        two_attempt_platform, *(charge_outcomes if first else reversed(charge_outcomes))
     )
     order = wait_for_final_order(client, payment)
     request = payment_service_pb2.GetPaymentOrderRequest(payment_order_id=order.payment_order_id)
@@ -251,25 +243,18 @@ def test_who_lost_a_lease_does_not_give_it_back(
         slow_retry_client, "5.00", token="tok_lost_before", wait_for=WAIT_FOR_ACCEPTANCE
     )
     charge_id = payment.payment_orders[0].charge_id
-    assert eventually(
-        lambda: (
-            (scheduled_operation(slow_retry_platform.databases, charge_id) or ("", ""))[1]
-            == "NO_ANSWER"
-        )
-    )
-    flow = payment_worker_of(slow_retry_platform)
-
-    async def give_back() -> None:
-        rows = await flow._database.read(
-            lambda connection: payment_store.load_charges(connection, [charge_id])
-        )
-        (charge,) = charges_from_rows(rows, {charge_id: 0}, 0.0, 60.0)
-        await flow._reschedule_batcher.submit(
-            FailedStep(charge, RetryReason.SERVER_ERROR, "late", NextAction.SEND)
-        )
+    assert eventually(lambda: retry_reason(slow_retry_platform.databases, charge_id) == "NO_ANSWER")
 
     before = scheduled_operation(slow_retry_platform.databases, charge_id)
-    slow_retry_platform.run_in_loop(give_back)
+    reschedule(
+        slow_retry_platform,
+        FailedStep(
+            leased_charge(slow_retry_platform, charge_id, 0),
+            RetryReason.SERVER_ERROR,
+            "late",
+            NextAction.SEND,
+        ),
+    )
     assert scheduled_operation(slow_retry_platform.databases, charge_id) == before
 
 
@@ -292,14 +277,8 @@ def test_an_answer_without_the_lease_makes_its_charge_due(
         slow_retry_client, "5.00", token="tok_lost_before:1000000", wait_for=WAIT_FOR_ACCEPTANCE
     )
     charge_id = payment.payment_orders[0].charge_id
-    assert eventually(
-        lambda: (
-            (scheduled_operation(slow_retry_platform.databases, charge_id) or ("", ""))[1]
-            == "NO_ANSWER"
-        )
-    )
-    flow = payment_worker_of(slow_retry_platform)
-    holder: Any = None
+    assert eventually(lambda: retry_reason(slow_retry_platform.databases, charge_id) == "NO_ANSWER")
+    holder: Charge | None = None
     if is_held:
         with psycopg.connect(
             slow_retry_platform.databases.service("payment").replace("+psycopg", "")
@@ -310,21 +289,18 @@ def test_an_answer_without_the_lease_makes_its_charge_due(
                 (charge_id,),
             ).fetchone()
         assert row is not None
-        holder = slow_retry_platform.run_in_loop(load_leased_charge, flow, charge_id, row[0])
-    stale_charge: Any = slow_retry_platform.run_in_loop(load_leased_charge, flow, charge_id, 0)
-    slow_retry_platform.run_in_loop(
-        record_outcomes,
-        flow,
+        holder = leased_charge(slow_retry_platform, charge_id, row[0])
+    stale_charge = leased_charge(slow_retry_platform, charge_id, 0)
+    record_outcomes(
+        slow_retry_platform,
         (stale_charge, replace(answer, reference=f"heard-{charge_id}")),  # type: ignore[arg-type]
     )
 
-    async def give_back() -> None:
-        await flow._reschedule_batcher.submit(
-            FailedStep(holder, RetryReason.NO_ANSWER, "lost", NextAction.LOOK_UP)
+    if holder is not None:
+        reschedule(
+            slow_retry_platform,
+            FailedStep(holder, RetryReason.NO_ANSWER, "lost", NextAction.LOOK_UP),
         )
-
-    if is_held:
-        slow_retry_platform.run_in_loop(give_back)
     order = wait_for_final_order(slow_retry_client, payment)
     assert order.provider_reference == f"heard-{charge_id}"
     is_paid = isinstance(answer, Succeeded)
@@ -364,19 +340,14 @@ def test_an_answer_that_cannot_be_applied_becomes_a_dead_letter(
         admin.autocommit = True
         payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
         charge_id = payment.payment_orders[0].charge_id
-        assert eventually(
-            lambda: (scheduled_operation(scratch_database, charge_id) or ("", ""))[1] == "NO_ANSWER"
-        )
+        assert eventually(lambda: retry_reason(scratch_database, charge_id) == "NO_ANSWER")
         admin.execute(
             "alter table payment.payment_order add constraint no_poison check (provider_reference "
             "<> 'poison')"
         )
-        stale_charge: Any = platform.run_in_loop(
-            load_leased_charge, payment_worker_of(platform), charge_id, 0
-        )
-        platform.run_in_loop(
-            record_outcomes,
-            payment_worker_of(platform),
+        stale_charge = leased_charge(platform, charge_id, 0)
+        record_outcomes(
+            platform,
             (stale_charge, Succeeded("poison", 500, "EUR")),
         )
         first = wait_for_dead_letter(client, payment)
@@ -408,13 +379,7 @@ def test_nothing_is_set_aside_beside_an_answer(
         slow_retry_client, "5.00", token="tok_lost_before", wait_for=WAIT_FOR_ACCEPTANCE
     )
     charge_id = payment.payment_orders[0].charge_id
-    assert eventually(
-        lambda: (
-            (scheduled_operation(slow_retry_platform.databases, charge_id) or ("", ""))[1]
-            == "NO_ANSWER"
-        )
-    )
-    flow = payment_worker_of(slow_retry_platform)
+    assert eventually(lambda: retry_reason(slow_retry_platform.databases, charge_id) == "NO_ANSWER")
     # as another process would
     with psycopg.connect(
         slow_retry_platform.databases.service("payment").replace("+psycopg", "")
@@ -432,16 +397,15 @@ def test_nothing_is_set_aside_beside_an_answer(
         )
     assert row is not None
 
-    async def set_it_aside() -> None:
-        rows = await flow._database.read(
-            lambda connection: payment_store.load_charges(connection, [charge_id])
-        )
-        (charge,) = charges_from_rows(rows, {charge_id: row[0]}, 0.0, 60.0)
-        await flow._reschedule_batcher.submit(
-            FailedStep(charge, RetryReason.REJECTED, "no use", NextAction.SEND)
-        )
-
-    slow_retry_platform.run_in_loop(set_it_aside)
+    reschedule(
+        slow_retry_platform,
+        FailedStep(
+            leased_charge(slow_retry_platform, charge_id, row[0]),
+            RetryReason.REJECTED,
+            "no use",
+            NextAction.SEND,
+        ),
+    )
     assert (
         wait_for_final_order(slow_retry_client, payment).payment_order_status
         == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS

@@ -19,6 +19,7 @@ from tests.support.charges import (
     close_dead_letter,
     failure_reason,
     holding_provider,
+    retry_reason,
     scheduled_operation,
     timestamp_in,
     wait_for_dead_letter,
@@ -72,11 +73,7 @@ def test_what_finds_no_room_was_never_sent(scratch_database: DatabaseUrls) -> No
         last = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
         assert eventually(
             lambda: (
-                (
-                    scheduled_operation(scratch_database, last.payment_orders[0].charge_id)
-                    or ("", "")
-                )[1]
-                == "CIRCUIT_OPEN"
+                retry_reason(scratch_database, last.payment_orders[0].charge_id) == "CIRCUIT_OPEN"
             )
         )
         request = payment_service_pb2.CancelPaymentRequest(checkout_id=last.checkout_id, reason="r")

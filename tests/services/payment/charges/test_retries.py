@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import psycopg
 import pytest
@@ -24,7 +23,7 @@ from tallystick_core.provider.payment_provider import ChargeRequest
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.wiring import Dependencies
-from tallystick_server.operations.reschedule import FailedStep, Rescheduler
+from tallystick_server.operations.reschedule import FailedStep
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tallystick_server.verify.run import verify
 from tests.fakes.payment_provider import ScriptedProvider
@@ -32,8 +31,10 @@ from tests.support.charges import (
     WAIT_FOR_ACCEPTANCE,
     failure_reason,
     fast_final_settings,
-    load_leased_charge,
+    leased_charge,
     payment_of_dead_process,
+    reschedule,
+    retry_reason,
     scheduled_operation,
     wait_for_dead_letter,
     wait_for_final_order,
@@ -204,11 +205,9 @@ def test_a_batch_that_is_postponed_locks_due_work_in_one_pass(
     for charge_id in (first, last):
         assert eventually(
             lambda charge_id=charge_id: (  # type: ignore[misc]
-                (scheduled_operation(slow_retry_platform.databases, charge_id) or ("", ""))[1]
-                == "NOT_SENT"
+                retry_reason(slow_retry_platform.databases, charge_id) == "NOT_SENT"
             )
         )
-    flow = payment_worker_of(slow_retry_platform)
     with (
         psycopg.connect(slow_retry_platform.databases.admin) as holder,
         psycopg.connect(slow_retry_platform.databases.admin, autocommit=True) as admin,
@@ -216,10 +215,8 @@ def test_a_batch_that_is_postponed_locks_due_work_in_one_pass(
         tokens: dict[str, int] = dict(
             admin.execute("select operation_id, lease_token from payment.operation").fetchall()
         )
-        waiting_charge: Any = slow_retry_platform.run_in_loop(
-            load_leased_charge, flow, first, tokens[first]
-        )
-        fails: Any = slow_retry_platform.run_in_loop(load_leased_charge, flow, last, tokens[last])
+        waiting_charge = leased_charge(slow_retry_platform, first, tokens[first])
+        fails = leased_charge(slow_retry_platform, last, tokens[last])
         batch = [
             FailedStep(waiting_charge, RetryReason.NOT_SENT, "away", NextAction.SEND),
             FailedStep(
@@ -231,11 +228,8 @@ def test_a_batch_that_is_postponed_locks_due_work_in_one_pass(
             ),
         ]
         holder.execute("select from payment.operation where operation_id = %s for update", (first,))
-        postpone = Rescheduler(
-            flow._database, flow._retry_policies, flow.lock_unresolved, flow.fail
-        )
         with ThreadPoolExecutor(1) as pool:
-            postponed = pool.submit(slow_retry_platform.run_in_loop, postpone.run, batch)
+            postponed = pool.submit(reschedule, slow_retry_platform, *batch)
             assert eventually(lambda: admin.execute(WAITING_FOR_LOCK_QUERY).fetchone() == (1,))
             admin.execute(
                 "select from payment.operation where operation_id = %s for update nowait", (last,)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from threading import Event
-from typing import Any
 
 import psycopg
 import pytest
@@ -32,17 +31,18 @@ from tests.support.charges import (
     event_versions,
     failure_reason,
     fast_final_settings,
-    load_leased_charge,
+    leased_charge,
     record_outcomes,
     wait_for_dead_letter,
     wait_for_final_order,
 )
 from tests.support.payments import create_payment
 from tests.support.platform import (
+    WAITING_FOR_LOCK_QUERY,
     ServedPlatform,
+    database_of,
     eventually,
     is_replayed,
-    payment_worker_of,
     serve_platform,
     unique_id,
 )
@@ -138,13 +138,13 @@ def test_money_that_comes_after_the_failure_is_unapplied(
     """
     payment = create_payment(client, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
     dead_letter = wait_for_dead_letter(client, payment)
-    charge_id, flow = payment.payment_orders[0].charge_id, payment_worker_of(two_attempt_platform)
-    leased_charge = two_attempt_platform.run_in_loop(load_leased_charge, flow, charge_id, 1)
+    charge_id = payment.payment_orders[0].charge_id
+    own_charge = leased_charge(two_attempt_platform, charge_id, 1)
     close_dead_letter(client, dead_letter)
     assert failure_reason(wait_for_final_order(client, payment)) == "CLOSED_BY_OPERATOR"
     for _ in range(2):
-        two_attempt_platform.run_in_loop(
-            record_outcomes, flow, (leased_charge, Succeeded(f"ref-{charge_id}", 500, "EUR"))
+        record_outcomes(
+            two_attempt_platform, (own_charge, Succeeded(f"ref-{charge_id}", 500, "EUR"))
         )
     assert eventually(lambda: booked_unapplied_charges(client, payment))
     (late_charge,) = booked_unapplied_charges(client, payment)
@@ -169,24 +169,21 @@ def test_what_was_charged_twice_is_unapplied_beside_a_refused_sibling(
     together = {"charge_mode": payment_pb2.CHARGE_MODE_COMBINED, "wait_for": WAIT_FOR_ACCEPTANCE}
     payment = client.create_payment(checkout, orders, credit_card_info="tok_rejected", **together)
     wait_for_dead_letter(client, payment)
-    charge = two_attempt_platform.run_in_loop(
-        load_leased_charge,
-        payment_worker_of(two_attempt_platform),
+    charge = leased_charge(
+        two_attempt_platform,
         payment.payment_orders[0].charge_id,
         0,
     )
-    two_attempt_platform.run_in_loop(
-        record_outcomes,
-        payment_worker_of(two_attempt_platform),
+    record_outcomes(
+        two_attempt_platform,
         (charge, Succeeded(f"first-{checkout}", 500, "EUR")),
     )
     assert (
         wait_for_final_order(client, payment).payment_order_status
         == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
     )
-    two_attempt_platform.run_in_loop(
-        record_outcomes,
-        payment_worker_of(two_attempt_platform),
+    record_outcomes(
+        two_attempt_platform,
         (charge, Succeeded(f"second-{checkout}", 500, "EUR")),
     )
     (twice,) = eventually(lambda: booked_unapplied_charges(client, payment))
@@ -210,8 +207,8 @@ def test_a_second_charge_is_kept_while_the_first_answer_is_not_judged(
     """
     payment = create_payment(client, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
     wait_for_dead_letter(client, payment)
-    charge_id, flow = payment.payment_orders[0].charge_id, payment_worker_of(two_attempt_platform)
-    stale_charge: Any = two_attempt_platform.run_in_loop(load_leased_charge, flow, charge_id, 0)
+    charge_id = payment.payment_orders[0].charge_id
+    stale_charge = leased_charge(two_attempt_platform, charge_id, 0)
     for outcome in (
         replace(first, reference=f"first-{charge_id}"),
         Succeeded(f"second-{charge_id}", 500, "EUR"),
@@ -224,7 +221,7 @@ def test_a_second_charge_is_kept_while_the_first_answer_is_not_judged(
                 "%s",
                 (charge_id,),
             )
-        two_attempt_platform.run_in_loop(record_outcomes, flow, (stale_charge, outcome))
+        record_outcomes(two_attempt_platform, (stale_charge, outcome))
     (second,) = eventually(lambda: booked_unapplied_charges(client, payment))
     cause = (
         payment_pb2.UNAPPLIED_CAUSE_DUPLICATE_CHARGE
@@ -287,8 +284,8 @@ def test_one_reference_of_a_provider_is_the_money_of_one_charge_at_the_same_mome
     """P1: two concurrent transactions store one reference, as an unapplied charge and as another
     charge's success: the second waits and is rejected.
     """
-    flow, payments = (
-        payment_worker_of(two_attempt_platform),
+    transact, payments = (
+        database_of(two_attempt_platform, "payment").transact,
         [
             create_payment(client, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
             for _ in range(2)
@@ -297,9 +294,7 @@ def test_one_reference_of_a_provider_is_the_money_of_one_charge_at_the_same_mome
     for payment in payments:
         wait_for_dead_letter(client, payment)
     ids, reference = [payment.payment_orders[0].charge_id for payment in payments], unique_id("ref")
-    leased_charges: list[Any] = [
-        two_attempt_platform.run_in_loop(load_leased_charge, flow, id_, 0) for id_ in ids
-    ]
+    leased_charges = [leased_charge(two_attempt_platform, id_, 0) for id_ in ids]
     writes: list[tuple[Charge, Succeeded]] = [
         (leased_charges[0], Succeeded(reference, 501, "EUR")),
         (leased_charges[1], Succeeded(reference, 500, "EUR")),
@@ -354,16 +349,14 @@ def test_one_reference_of_a_provider_is_the_money_of_one_charge_at_the_same_mome
         ThreadPoolExecutor(2) as pool,
         psycopg.connect(two_attempt_platform.databases.admin, autocommit=True) as admin,
     ):
-        holds = pool.submit(two_attempt_platform.run_in_loop, flow._database.transact, first)
+        holds = pool.submit(two_attempt_platform.run_in_loop, transact, first)
         assert written.wait(30)
-        waiting_future = pool.submit(
-            two_attempt_platform.run_in_loop, flow._database.transact, second
+        waiting_future = pool.submit(two_attempt_platform.run_in_loop, transact, second)
+        assert eventually(
+            lambda: (
+                waiting_future.done() or admin.execute(WAITING_FOR_LOCK_QUERY).fetchone() != (0,)
+            )
         )
-        locked = (
-            "select count(*) from pg_stat_activity where datname = current_database() and "
-            "wait_event_type = 'Lock' and state = 'active'"
-        )
-        assert eventually(lambda: waiting_future.done() or admin.execute(locked).fetchone() != (0,))
         commit.set()
         holds.result(30)
         with pytest.raises(ConstraintViolation, match="provider_money_pkey"):
