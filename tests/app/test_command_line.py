@@ -226,7 +226,7 @@ def test_a_listing_in_json_is_one_object_a_line(
     assert _ESCAPE not in run_in_terminal(*arguments)
 
 
-def test_an_empty_listing_says_what_there_is_none_of(platform: ServedPlatform) -> None:
+def test_an_empty_listing_names_what_is_missing(platform: ServedPlatform) -> None:
     """A listing without items says so on standard error, with its filters; its output is empty,
     with `--json` too.
     """
@@ -261,7 +261,7 @@ def test_data_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out.splitlines() == ["DETAIL", "a\\x1b[2Jb\\nc"]
 
 
-def test_a_stopped_bulk_retry_says_how_far_it_came() -> None:
+def test_a_failed_bulk_retry_reports_its_progress() -> None:
     """If a bulk retry fails before its end, the error states how many dead letters it had
     processed.
     """
@@ -301,7 +301,7 @@ def test_migrate_shows_progress_and_prints_json(scratch_database: DatabaseUrls) 
 
 
 @pytest.mark.parametrize("arguments", ["--help", "dead-letters list"])
-def test_a_closed_pipe_ends_quietly(
+def test_a_closed_pipe_is_no_error(
     platform: ServedPlatform, dead_letter_id: str, arguments: str
 ) -> None:
     """When the reader of its output has gone, a command ends silently, as by SIGPIPE."""

@@ -28,7 +28,7 @@ _PING, _GOAWAY = 6, 7  # types of HTTP/2 frames
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
     ],
 )
-def test_what_stands_beside_the_door_refuses_by_name(
+def test_malformed_health_and_reflection_requests_have_a_reason(
     platform_address: str, method: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """X1: malformed bytes to health and reflection are MESSAGE_MALFORMED, never UNKNOWN with an
@@ -84,7 +84,7 @@ def test_a_connection_that_pings_too_often_is_closed(platform_address: str) -> N
     ("option", "frame"),
     [("grpc.max_connection_age_ms", _GOAWAY), ("grpc.keepalive_time_ms", _PING)],
 )
-def test_connections_are_renewed_and_looked_after(
+def test_old_and_dead_connections_are_closed(
     scratch_database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch, option: str, frame: int
 ) -> None:
     """An old connection is ended by GOAWAY, so that its caller finds other processes; a connection
@@ -134,7 +134,7 @@ def test_connections_are_renewed_and_looked_after(
         ("", ""),
     ],
 )
-def test_reflection_knows_every_symbol(platform_address: str, symbol: str, file: str) -> None:
+def test_reflection_finds_every_symbol(platform_address: str, symbol: str, file: str) -> None:
     """The file of a service, a method, a field or a oneof is found by its full name, as grpcurl and
     ghz request it; an unknown name is NOT_FOUND.
     """

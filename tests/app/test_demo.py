@@ -47,7 +47,7 @@ def short_folder() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_the_demo_tells_its_story_twice(short_folder: Path) -> None:
+def test_the_demo_runs_twice_on_the_same_data(short_folder: Path) -> None:
     """A first run, and a second on the data of the first, both exit 0; as root nothing outside the
     demo's folder changes permissions.
     """
@@ -75,7 +75,7 @@ def test_the_demo_tells_its_story_twice(short_folder: Path) -> None:
     assert {p: p.stat().st_mode for p in before} == before
 
 
-def test_the_demo_survives_what_goes_wrong_around_it(short_folder: Path) -> None:
+def test_the_demo_names_each_failure_in_one_sentence(short_folder: Path) -> None:
     """A killed run's server is taken over. Two concurrent runs, a port in use and broken data each
     end in one clear sentence.
     """

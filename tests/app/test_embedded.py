@@ -80,7 +80,9 @@ def test_a_stale_pid_file_is_no_obstacle(cluster_copy: Path) -> None:
         ("data/global/pg_control", "pg_control"),
     ],
 )
-def test_what_is_broken_is_named(cluster_copy: Path, path: str, said: str) -> None:
+def test_a_broken_cluster_is_named_in_one_sentence(
+    cluster_copy: Path, path: str, said: str
+) -> None:
     """A wrong password or a broken file immediately ends in one sentence with PostgreSQL's own
     cause, and nothing is deleted.
     """
@@ -100,17 +102,17 @@ def test_what_is_broken_is_named(cluster_copy: Path, path: str, said: str) -> No
     os.geteuid() != 0 or shutil.which("setpriv") is None,
     reason="only root changes to another user, by setpriv",
 )
-def test_without_user_namespaces_root_becomes_nobody(
+def test_without_user_namespaces_root_runs_postgres_as_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As root on a machine that refuses user namespaces the server runs as nobody, below folders
+    """As root on a machine without user namespaces the server runs as nobody, below folders
     that every user may enter.
     """
     root = Path(tempfile.mkdtemp(prefix="tally-"))
     root.chmod(0o755)
-    refuses = tmp_path / "unshare"
-    refuses.write_text("#!/bin/sh\nexit 1\n")
-    refuses.chmod(0o755)
+    failing_unshare = tmp_path / "unshare"
+    failing_unshare.write_text("#!/bin/sh\nexit 1\n")
+    failing_unshare.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     as_nobody = [
         "setpriv",
@@ -129,7 +131,7 @@ def test_without_user_namespaces_root_becomes_nobody(
         shutil.rmtree(root, ignore_errors=True)
 
 
-def test_verify_reads_what_is_there_and_makes_nothing(cluster_copy: Path) -> None:
+def test_verify_creates_no_database(cluster_copy: Path) -> None:
     """verify runs while another process uses the database, and rejects a folder without one instead
     of passing an empty one.
     """
@@ -150,7 +152,7 @@ def test_verify_reads_what_is_there_and_makes_nothing(cluster_copy: Path) -> Non
     assert not empty.data_dir.exists()
 
 
-def test_a_role_keeps_a_password_that_is_not_known_here(cluster_copy: Path) -> None:
+def test_a_migration_from_another_folder_keeps_passwords(cluster_copy: Path) -> None:
     """A migration from another folder does not lock out the users of the database; only
     --new-passwords does.
     """
@@ -182,7 +184,7 @@ def test_a_role_keeps_a_password_that_is_not_known_here(cluster_copy: Path) -> N
             psycopg.connect(local_databases.service("payment").replace("+psycopg", ""))
 
 
-def test_lost_passwords_of_the_embedded_database_are_made_anew(cluster_copy: Path) -> None:
+def test_lost_passwords_of_the_embedded_database_are_recreated(cluster_copy: Path) -> None:
     """While we hold the folder's lock nobody else uses it: a missing file of generated passwords
     locks nobody out.
     """
@@ -194,7 +196,7 @@ def test_lost_passwords_of_the_embedded_database_are_made_anew(cluster_copy: Pat
         (cluster_copy / "passwords.json").unlink()
 
 
-def test_serve_ends_with_its_database_and_leaves_none_behind(cluster_copy: Path) -> None:
+def test_serve_ends_with_its_database_and_leaves_no_process(cluster_copy: Path) -> None:
     """When the embedded PostgreSQL dies, serve says so and exits 1; SIGTERM at any moment leaves no
     server running.
     """

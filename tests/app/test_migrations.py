@@ -50,7 +50,7 @@ def use_migrations(monkeypatch: pytest.MonkeyPatch, migrations: str) -> None:
     monkeypatch.setattr(schema, "_MIGRATIONS", migrations)
 
 
-def test_a_database_that_is_behind_is_refused(
+def test_an_outdated_schema_is_rejected(
     scratch_database: DatabaseUrls,
     toy_migrations: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
@@ -72,7 +72,7 @@ def test_a_database_that_is_behind_is_refused(
 
 
 @pytest.mark.parametrize(("minimum", "works"), [("event_0001", True), ("", False)])
-def test_a_newer_schema_is_taken_as_far_as_it_says(
+def test_a_newer_schema_is_accepted_if_its_migration_allows(
     scratch_database: DatabaseUrls,
     toy_migrations: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
@@ -92,7 +92,7 @@ def test_a_newer_schema_is_taken_as_far_as_it_says(
         schema.check_schema(scratch_database.service("event"), "event")
 
 
-def test_a_schema_of_edited_migrations_is_refused(
+def test_a_schema_of_edited_migrations_is_rejected(
     scratch_database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """serve and migrate reject a revision that was made by other SQL, or by code that recorded
@@ -118,7 +118,7 @@ def test_a_schema_of_edited_migrations_is_refused(
                 migrate(scratch_database.admin, scratch_database.passwords)
 
 
-def test_a_migration_waits_for_a_lock_without_holding_others_up(
+def test_a_migration_that_waits_for_a_lock_blocks_no_others(
     scratch_database: DatabaseUrls,
     toy_migrations: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
@@ -185,7 +185,9 @@ def test_a_migration_builds_an_index_while_the_table_is_written(
         assert row.fetchall() == [(True, owner)]
 
 
-def test_a_foreign_holder_of_the_lock_is_named(scratch_database: DatabaseUrls) -> None:
+def test_another_session_that_holds_the_migration_lock_is_named(
+    scratch_database: DatabaseUrls,
+) -> None:
     """migrate waits for its lock for a limited time, and names the session that holds it."""
     with psycopg.connect(scratch_database.admin) as holder:
         holder.execute("select pg_advisory_lock(%s)", (0x7A11,))
@@ -234,7 +236,9 @@ def test_no_password_reaches_the_servers_log(admin_url: str, tmp_path: Path) -> 
         real(platform_databases.service("event").replace("+psycopg", "")).close()
 
 
-def test_migrate_shuts_nobody_out_unasked(scratch_database: DatabaseUrls, tmp_path: Path) -> None:
+def test_migrate_changes_no_password_unasked(
+    scratch_database: DatabaseUrls, tmp_path: Path
+) -> None:
     """A folder with the passwords of another installation changes none: the command is rejected,
     and existing users keep working.
     """
@@ -250,7 +254,7 @@ def test_migrate_shuts_nobody_out_unasked(scratch_database: DatabaseUrls, tmp_pa
         psycopg.connect(scratch_database.service(service).replace("+psycopg", "")).close()
 
 
-def test_migrating_twice_at_once_is_harmless(admin_url: str, tmp_path: Path) -> None:
+def test_concurrent_migrations_both_succeed(admin_url: str, tmp_path: Path) -> None:
     """Two concurrent migrations of one database run one after the other; both succeed."""
     with fresh_database(admin_url, tmp_path, migrated=False) as platform_databases:
         runs = [

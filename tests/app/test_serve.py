@@ -38,9 +38,7 @@ from tests.support.processes import (
 )
 
 
-def test_services_run_as_processes_of_their_own(
-    scratch_database: DatabaseUrls, tmp_path: Path
-) -> None:
+def test_services_run_as_separate_processes(scratch_database: DatabaseUrls, tmp_path: Path) -> None:
     """payment, ledger, wallet and event as four processes with four roles, and the sandbox as a
     fifth, process the same checkout.
     """
@@ -120,7 +118,7 @@ def health_status(address: str) -> int | None:
             return None
 
 
-def test_a_service_waits_for_its_database_and_health_follows_it() -> None:
+def test_health_follows_the_database() -> None:
     """A service that starts before PostgreSQL waits, NOT_SERVING. While PostgreSQL is frozen or
     stopped health is NOT_SERVING, and afterwards SERVING again.
     """
@@ -156,11 +154,11 @@ def test_a_service_waits_for_its_database_and_health_follows_it() -> None:
             assert from_rpc(error.value).reason == "DEPENDENCY_UNAVAILABLE"
             postgres.start()
             assert eventually(lambda: health_status(address) == serving_, 30)
-            go_on = freeze_postgres(postgres)
+            resume = freeze_postgres(postgres)
             try:
                 assert eventually(lambda: health_status(address) == not_serving, 30)
             finally:
-                go_on()
+                resume()
             assert eventually(lambda: health_status(address) == serving_, 30)
             postgres.stop()
             assert eventually(lambda: health_status(address) == not_serving, 30)
@@ -175,7 +173,7 @@ def test_a_service_waits_for_its_database_and_health_follows_it() -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_a_service_does_not_wait_for_ever(tmp_path: Path) -> None:
+def test_the_wait_for_a_database_is_bounded(tmp_path: Path) -> None:
     """If the database remains unavailable, the wait ends with the cause, and without the advice to
     migrate.
     """
@@ -192,7 +190,7 @@ def test_a_service_does_not_wait_for_ever(tmp_path: Path) -> None:
     assert "migrate" not in output
 
 
-def test_a_database_without_schemas_is_refused(admin_url: str, tmp_path: Path) -> None:
+def test_a_database_without_schemas_is_rejected(admin_url: str, tmp_path: Path) -> None:
     """serve on a database that was never migrated reports that."""
     with fresh_database(admin_url, tmp_path, migrated=False) as platform_databases:
         assert "tallystick migrate" in expect_startup_error(
@@ -200,7 +198,7 @@ def test_a_database_without_schemas_is_refused(admin_url: str, tmp_path: Path) -
         )
 
 
-def test_output_that_nobody_reads_ends_in_silence(scratch_database: DatabaseUrls) -> None:
+def test_verify_into_a_closed_pipe_shows_no_traceback(scratch_database: DatabaseUrls) -> None:
     """`tallystick verify | head` and similar commands: no traceback, and another exit code than for
     violations.
     """
@@ -212,7 +210,7 @@ def test_output_that_nobody_reads_ends_in_silence(scratch_database: DatabaseUrls
         assert (command.wait(60), command.stderr.read()) == (141, b"")
 
 
-def test_a_port_in_use_is_one_sentence(scratch_database: DatabaseUrls) -> None:
+def test_a_port_in_use_is_reported_in_one_sentence(scratch_database: DatabaseUrls) -> None:
     """The error names the address and the setting to change."""
     with socket.create_server(("127.0.0.1", 0)) as occupied_socket:
         address = f"127.0.0.1:{occupied_socket.getsockname()[1]}"
@@ -268,7 +266,7 @@ def test_a_port_in_use_is_one_sentence(scratch_database: DatabaseUrls) -> None:
         ),
     ],
 )
-def test_a_database_out_of_reach_is_one_sentence(
+def test_an_unreachable_database_is_reported_in_one_sentence(
     command: list[str], environment: dict[str, str], said: str, tmp_path: Path
 ) -> None:
     """For every invalid database URL a command ends in one sentence that contains no password."""
@@ -334,10 +332,10 @@ EACH_A_TOKEN = Settings().replace(
         ),
     ],
 )
-def test_payout_service_must_be_known_at_the_start(
+def test_serve_rejects_an_unknown_payout_service_caller(
     database: DatabaseUrls, names: tuple[str, ...], token: str, payout_service: str, said: str
 ) -> None:
-    """If services have tokens of their own, a process refuses to start when WalletService would
+    """If services have tokens of their own, a process does not start when WalletService would
     reject PayoutService's calls; the error names the setting.
     """
     address = dict.fromkeys(SERVICES, "127.0.0.1:1")
@@ -361,7 +359,7 @@ def test_payout_service_must_be_known_at_the_start(
         (("wallet", "payout"), PAYOUTS_TOKEN, ""),
     ],
 )
-def test_services_whose_tokens_fit_start(
+def test_services_start_if_the_payout_service_caller_is_set(
     database: DatabaseUrls, names: tuple[str, ...], token: str, payout_service: str
 ) -> None:
     """WalletService starts if PayoutService's caller is set, or PayoutService is served by the same
@@ -383,7 +381,9 @@ def test_services_whose_tokens_fit_start(
 
 
 @pytest.mark.parametrize("service", [name for name in SERVICES if name != "event"])
-def test_a_service_alone_must_know_its_peers(database: DatabaseUrls, service: str) -> None:
+def test_a_single_service_requires_the_addresses_of_the_others(
+    database: DatabaseUrls, service: str
+) -> None:
     """A service that is served alone, without the addresses of the others, reports which address is
     missing.
     """

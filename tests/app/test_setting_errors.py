@@ -57,7 +57,7 @@ BAD_SETTINGS = [
         "TALLYSTICK_PAYOUT_SERVICE must be the name of a caller",
     ),
     (
-        {"TALLYSTICK_CALLERS": "a:boss:0123456789abcdef"},
+        {"TALLYSTICK_CALLERS": "a:admin:0123456789abcdef"},
         "TALLYSTICK_CALLERS: [1] must have a name and an owner that are ids",
     ),
     (
@@ -124,7 +124,7 @@ BAD_SETTINGS = [
 @pytest.mark.parametrize(
     ("environment", "said"), BAD_SETTINGS, ids=[said for _, said in BAD_SETTINGS]
 )
-def test_each_bad_setting_is_named(environment: dict[str, str], said: str) -> None:
+def test_each_invalid_setting_is_named(environment: dict[str, str], said: str) -> None:
     """The configuration is checked at the start, and each error names its setting and the expected
     value.
     """
@@ -133,7 +133,7 @@ def test_each_bad_setting_is_named(environment: dict[str, str], said: str) -> No
     assert said in str(failure.value)
 
 
-def test_a_file_and_the_environment_over_it(tmp_path: Path) -> None:
+def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
     """A TOML file has the same settings by name; the environment overrides it; an unknown name is
     rejected.
     """
@@ -229,7 +229,7 @@ SECRETS_IN_WRONG_PLACES = [
 @pytest.mark.parametrize("environment", SECRETS_IN_WRONG_PLACES, ids=",".join)
 def test_an_error_shows_no_secret(environment: dict[str, str]) -> None:
     """An error in a setting that may hold a password or a token never shows its value, even if a
-    value stands where a name belongs.
+    value is where a name belongs.
     """
     with pytest.raises(StartupError) as failure:
         load(environment)
@@ -247,9 +247,7 @@ def test_an_error_shows_no_secret(environment: dict[str, str]) -> None:
         ("postgresql://us:secret", "cannot be read"),
     ],
 )
-def test_a_password_that_is_not_encoded_is_shown_by_no_connection_error(
-    url: str, said: str
-) -> None:
+def test_a_password_that_is_not_encoded_is_not_shown(url: str, said: str) -> None:
     """A database URL is rejected if a part of its password would be parsed as host, port, database
     or options, and no traceback shows it.
     """
@@ -258,7 +256,7 @@ def test_a_password_that_is_not_encoded_is_shown_by_no_connection_error(
     assert "secret" not in "".join(traceback.format_exception(failure.value))
 
 
-def test_variables_of_kubernetes_are_no_settings(caplog: pytest.LogCaptureFixture) -> None:
+def test_variables_of_kubernetes_are_ignored(caplog: pytest.LogCaptureFixture) -> None:
     """Next to a Kubernetes Service of its own name a command starts, and ignores the variables that
     Kubernetes sets.
     """

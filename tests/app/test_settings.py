@@ -71,7 +71,7 @@ def test_the_environment_overrides_single_settings_of_a_section(toml_file: Path)
     assert (settings.providers.timeout, settings.providers.sandbox.latency) == (4, 1)
 
 
-def test_all_errors_are_reported_at_once(toml_file: Path) -> None:
+def test_all_errors_are_reported_together(toml_file: Path) -> None:
     """Each wrong setting has a line of its own, with the name that the user wrote."""
     toml_file.write_text(
         'release_delay = true\nleese = 1\nworker = 5\n[payout]\nalert_after = {MOVING = "x"}\n'
@@ -140,7 +140,7 @@ def test_settings_cannot_be_changed() -> None:
         settings.replace(payout__destination_cool=1)
 
 
-def test_settings_of_code_ignore_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_made_in_code_ignore_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """`Settings()` has the defaults regardless of the environment; only `load` reads it."""
     monkeypatch.setenv("TALLYSTICK_RELEASE_DELAY", "5")
     assert Settings().release_delay == 0
@@ -186,7 +186,7 @@ def test_retry_policies_as_tables(toml_file: Path) -> None:
         assert interval / 2 <= delay <= interval
 
 
-def test_a_wrong_retry_policy_names_its_fields(toml_file: Path) -> None:
+def test_an_invalid_retry_policy_names_its_fields(toml_file: Path) -> None:
     """Each wrong field of a policy has a line, with its path in the file."""
     toml_file.write_text("""
         [retry.throttled]

@@ -125,7 +125,7 @@ def test_sigterm_answers_every_caller(scratch_database: DatabaseUrls) -> None:
     assert verify(scratch_database).passed
 
 
-def test_who_watches_health_keeps_no_process_up(scratch_database: DatabaseUrls) -> None:
+def test_open_health_watches_do_not_delay_shutdown(scratch_database: DatabaseUrls) -> None:
     """SIGTERM does not wait for an open Health.Watch, as load balancers have, or for a call that
     never sent its message.
     """
@@ -156,7 +156,7 @@ def _pending_messages() -> Iterator[bytes]:
     yield b""
 
 
-def test_a_payout_in_flight_is_settled_while_the_process_drains(
+def test_a_payout_in_flight_is_booked_during_shutdown(
     scratch_database: DatabaseUrls,
 ) -> None:
     """At shutdown, wallet and ledger serve until payouts in progress are booked; leases of
@@ -193,7 +193,7 @@ def test_a_payout_in_flight_is_settled_while_the_process_drains(
     ) == [(True,)]
 
 
-def test_work_in_progress_has_time_of_its_own_when_calls_use_up_the_drain(
+def test_work_in_progress_has_its_own_time_at_shutdown(
     scratch_database: DatabaseUrls,
 ) -> None:
     """When a call lasts as long as the drain, the charge in progress gets the same time again. It

@@ -79,7 +79,7 @@ def test_one_payment_is_one_trace(
 
 
 @pytest.mark.parametrize("method", ["ListPayments", "WatchPayment"])
-def test_a_call_that_is_cancelled_before_its_message_ends_in_silence(
+def test_a_call_cancelled_before_its_message_is_no_error(
     span_exporter: InMemorySpanExporter, method: str
 ) -> None:
     """Calls that their callers cancel before sending a message are not failures of the server: it
@@ -150,7 +150,7 @@ def test_a_batch_is_linked_to_every_member(span_exporter: InMemorySpanExporter) 
     )
 
 
-def test_charges_that_travel_together_keep_their_trace(
+def test_charges_of_one_batch_keep_their_traces(
     platform: ServedPlatform, span_exporter: InMemorySpanExporter
 ) -> None:
     """A payment's charges link to the batches that contained them."""
@@ -208,7 +208,7 @@ def collector_port() -> Iterator[int]:
             thread.join(10)
 
 
-def test_spans_are_exported_when_an_endpoint_is_given(scratch_database: DatabaseUrls) -> None:
+def test_spans_are_exported_to_the_configured_endpoint(scratch_database: DatabaseUrls) -> None:
     """With TALLYSTICK_TRACING__OTLP_ENDPOINT a process sends its spans by OTLP over HTTP, the last
     ones before it exits.
     """
@@ -268,7 +268,7 @@ def test_an_export_that_fails_shows_no_url() -> None:
     assert "secret" not in run.stderr
 
 
-def test_ids_leave_the_global_generator_alone(client: Client) -> None:
+def test_ids_do_not_use_the_global_random_generator(client: Client) -> None:
     """A process that has seeded `random` gets its own sequence, independent of other calls."""
     before = random.getstate()
     client.create_payment(

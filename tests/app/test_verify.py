@@ -104,7 +104,7 @@ def filled_database(
                     seller_account="s-slow", currency="EUR", release_delay=delay
                 )
             )
-            assert eventually(lambda: is_settled(databases))
+            assert eventually(lambda: is_booked(databases))
             confirm_delivery_in_past(databases, client, "o-2-0")
             client.create_payment(
                 "c-slow",
@@ -192,7 +192,7 @@ def _has_amounts(client: Client, name: str, paid_amount: str) -> bool:
     )
 
 
-def is_settled(databases: DatabaseUrls) -> bool:
+def is_booked(databases: DatabaseUrls) -> bool:
     """Whether the unapplied charge is booked and the rejected one dead-lettered."""
     with psycopg.connect(databases.admin) as connection:
         statement = (
@@ -203,7 +203,7 @@ def is_settled(databases: DatabaseUrls) -> bool:
         return bool(row and row[0])
 
 
-def test_a_sound_database_passes(filled_database: DatabaseUrls) -> None:
+def test_a_consistent_database_passes(filled_database: DatabaseUrls) -> None:
     """Every check passes, and each has examined something."""
     report = verify(filled_database)
     assert report.passed, report.as_text()
@@ -717,7 +717,7 @@ def test_a_planted_row_is_named(
     assert not report.passed
 
 
-def test_the_command_says_so_and_exits_1(filled_database: DatabaseUrls) -> None:
+def test_the_command_reports_violations_and_exits_1(filled_database: DatabaseUrls) -> None:
     """`tallystick verify --json`: exit 0 and "passed" on a consistent ledger, exit 1 and the row on
     a corrupted one.
     """
@@ -739,7 +739,7 @@ def test_the_command_says_so_and_exits_1(filled_database: DatabaseUrls) -> None:
     assert "ledger.tx main-4: its hash is not that of its content" in bad.stdout
 
 
-def test_a_platform_at_work_verifies(scratch_database: DatabaseUrls) -> None:
+def test_verify_passes_on_a_running_platform(scratch_database: DatabaseUrls) -> None:
     """Every check passes while payments and payouts are created, because all reads use one
     snapshot.
     """
@@ -793,7 +793,7 @@ def test_a_platform_at_work_verifies(scratch_database: DatabaseUrls) -> None:
     )
 
 
-def test_the_moment_lasts_as_long_as_the_checks(scratch_database: DatabaseUrls) -> None:
+def test_the_snapshot_lasts_as_long_as_the_checks(scratch_database: DatabaseUrls) -> None:
     """The snapshot persists however long the checks take, and however soon the database ends idle
     transactions.
     """

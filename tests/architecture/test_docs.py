@@ -140,7 +140,7 @@ def invariants_of_tests() -> dict[str, str]:
     return codes
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_have_targets() -> None:
     """Every relative link of a page points to a file, and its anchor to a heading of that file."""
     problems = [problem for page in pages() for problem in broken_links(page)]
     assert not problems, "\n".join(problems)

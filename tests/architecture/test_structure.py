@@ -76,14 +76,14 @@ def run_tool(*command: str) -> None:
     assert completed.returncode == 0, completed.stdout + completed.stderr
 
 
-def test_imports_keep_their_directions() -> None:
+def test_imports_follow_the_layers() -> None:
     """The layers, the boundaries between services and the SDK's independence, as importlinter.ini
     defines them.
     """
     run_tool(str(TOOLS_FOLDER / "lint-imports"), "--config", "importlinter.ini", "--no-cache")
 
 
-def test_rules_import_the_standard_library_only() -> None:
+def test_the_domain_layer_imports_only_the_standard_library() -> None:
     """tallystick_core has no dependencies, and uses no I/O, clocks or randomness of the standard
     library.
     """
@@ -139,9 +139,7 @@ def test_the_contract_lints_and_does_not_break(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "name", "room"), SERVICES, ids=[name for _, name, _ in SERVICES]
 )
-def test_each_call_says_whether_it_changes_anything_and_who_may_call_it(
-    module: object, name: str, room: object
-) -> None:
+def test_each_rpc_declares_idempotency_and_access(module: object, name: str, room: object) -> None:
     """Reads are NO_SIDE_EFFECTS, all others IDEMPOTENT; the access in the comment is the enforced
     access.
     """
@@ -188,7 +186,7 @@ def test_each_call_says_whether_it_changes_anything_and_who_may_call_it(
         (BatchState, payout_pb2.PayoutBatchState),
     ],
 )
-def test_the_rules_and_the_contract_have_the_same_names(enum: type[StrEnum], wire: object) -> None:
+def test_enums_of_the_domain_and_the_contract_are_equal(enum: type[StrEnum], wire: object) -> None:
     """An enum of the rules and its counterpart on the wire list the same values."""
     prefix = re.sub(r"(?<!^)(?=[A-Z])", "_", wire.DESCRIPTOR.name).upper() + "_"  # type: ignore[attr-defined]
     names = {name.removeprefix(prefix) for name in wire.keys()} - {"UNSPECIFIED"}  # type: ignore[attr-defined]
@@ -265,7 +263,7 @@ FORBIDDEN_PATTERNS = [
     (
         r"\bimport stripe\b|from stripe",
         ("server/tallystick_server/payment", "server/tallystick_core", "storage"),
-        "providers stand behind their port",
+        "providers are used through their interface",
     ),
 ]
 
@@ -273,7 +271,7 @@ FORBIDDEN_PATTERNS = [
 @pytest.mark.parametrize(
     ("pattern", "roots", "why"), FORBIDDEN_PATTERNS, ids=[why for _, _, why in FORBIDDEN_PATTERNS]
 )
-def test_words_that_must_not_stand_there(pattern: str, roots: tuple[str, ...], why: str) -> None:
+def test_forbidden_source_patterns(pattern: str, roots: tuple[str, ...], why: str) -> None:
     """Style rules that do not depend on the reviewer."""
     for path in source_files(*roots):
         for number, line in enumerate(path.read_text().splitlines(), 1):
@@ -282,7 +280,7 @@ def test_words_that_must_not_stand_there(pattern: str, roots: tuple[str, ...], w
             )
 
 
-def test_clock_stands_in_one_place() -> None:
+def test_the_clock_is_read_in_one_place() -> None:
     """Only clock() calls clock_timestamp()."""
     places = [
         p.relative_to(ROOT).as_posix()
@@ -292,7 +290,7 @@ def test_clock_stands_in_one_place() -> None:
     assert places == ["storage/tallystick_storage/migrations/__init__.py"]
 
 
-def test_names_that_say_nothing() -> None:
+def test_meaningless_names_are_not_used() -> None:
     """No module is called utils, helpers, common, misc or base; no class Manager, Helper,
     Processor, Base…, Abstract….
     """
@@ -328,7 +326,7 @@ def test_requirements_carry_hashes_and_no_addresses() -> None:
     assert all("--hash=sha256:" in pin for pin in pinned)
 
 
-def test_no_time_of_a_row_falls() -> None:
+def test_update_times_never_decrease() -> None:
     """Update times never decrease, even if a clock steps back: an update_time is set to the greater
     of both times.
     """
@@ -340,7 +338,7 @@ def test_no_time_of_a_row_falls() -> None:
     assert violations == []
 
 
-def test_rows_are_locked_in_the_same_order_by_any_database() -> None:
+def test_rows_are_locked_in_an_order_independent_of_collation() -> None:
     """Statements that order by a given text compare it as ids are compared, collate "C". Otherwise
     two statements lock rows in different orders, which depend on the database's locale.
     """
@@ -380,7 +378,7 @@ def test_rows_are_locked_in_the_same_order_by_any_database() -> None:
     assert violations == []
 
 
-def test_what_is_due_is_found_by_index() -> None:
+def test_due_rows_are_found_by_index() -> None:
     """Statements compare a time with `(select clock())`. A bare `clock()` may change from row to
     row, so PostgreSQL would read every row and use no index.
     """

@@ -20,12 +20,12 @@ from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.database.embedded import EmbeddedPostgres
 from tallystick_server.app.database.migrate import Passwords, migrate
 from tests.chaos.check import check, is_at_rest
-from tests.chaos.load import TortureLoad
+from tests.chaos.load import ChaosLoad
 from tests.chaos.platform import LEASE_SECONDS, ProcessCluster
 from tests.chaos.proxy import PostgresProxy
 from tests.support.cancellation import exit_on_interrupt
 
-_FOLDER = Path(".data/torture")
+_FOLDER = Path(".data/chaos")
 _FIRST_PORT = 7_601
 _STRIKE_INTERVAL_SECONDS = 4.0  # seconds between two faults
 _FREEZE_SECONDS = (4.0, 12.0)  # seconds for which PostgreSQL is frozen
@@ -112,13 +112,13 @@ async def _restart_processes(platform: ProcessCluster) -> None:
         await asyncio.sleep(0.3)
 
 
-async def _run_torture(
+async def _run_chaos(
     platform: ProcessCluster, postgres: EmbeddedPostgres, minutes: float, seed: int, callers: int
 ) -> dict[str, Any]:
     proxy = PostgresProxy(postgres.socket_folder / ".s.PGSQL.5432")
     platform.configure(await proxy.start(), _FIRST_PORT)
     restarter = asyncio.create_task(_restart_processes(platform))
-    load = TortureLoad(platform.address, platform.payout_address, seed, callers)
+    load = ChaosLoad(platform.address, platform.payout_address, seed, callers)
     nemesis = Nemesis(platform, proxy, seed)
     try:
         await asyncio.sleep(5)
@@ -135,7 +135,7 @@ async def _run_torture(
         while not reached_rest and time.monotonic() < healed_time + _MAX_WAIT_SECONDS:
             await asyncio.sleep(0.5)
             reached_rest = await asyncio.to_thread(is_at_rest, platform.databases.admin)
-        seconds_to_rest = time.monotonic() - healed_time
+        seconds_until_idle = time.monotonic() - healed_time
     finally:
         restarter.cancel()
         await asyncio.gather(restarter, return_exceptions=True)
@@ -145,8 +145,8 @@ async def _run_torture(
     summary = check(platform.databases, load.payment_calls, load.payout_calls)
     if not reached_rest:
         summary["violations"].append(f"no rest within {_MAX_WAIT_SECONDS:g} s")
-    if seconds_to_rest > _MAX_SECONDS_TO_REST:
-        summary["violations"].append(f"at rest only after {seconds_to_rest:.0f} s")
+    if seconds_until_idle > _MAX_SECONDS_TO_REST:
+        summary["violations"].append(f"idle only after {seconds_until_idle:.0f} s")
     return {
         "seed": seed,
         "minutes": minutes,
@@ -160,7 +160,7 @@ async def _run_torture(
         "payments": len(load.payment_calls),
         "payouts": len(load.payout_calls),
         **summary,
-        "seconds_to_rest": round(seconds_to_rest, 1),
+        "seconds_until_idle": round(seconds_until_idle, 1),
     }
 
 
@@ -203,7 +203,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         migrate(admin, passwords)
         databases = DatabaseUrls(admin, passwords, Settings().database.service_urls)
         return asyncio.run(
-            _run_torture(
+            _run_chaos(
                 ProcessCluster(_FOLDER, postgres, databases),
                 postgres,
                 options.minutes,

@@ -96,7 +96,7 @@ def check(
             or (status == "SUCCESS" and not is_booked)
         ) and charge_id not in dead_lettered:
             violations.append(
-                f"order {order_id} is {status}, settled: {is_booked}, and nobody will move it on"
+                f"order {order_id} is {status}, booked: {is_booked}, and is not scheduled"
             )
     for checkout_id, calls in payment_calls.items():
         if calls.payments and checkout_id not in states:
@@ -105,7 +105,7 @@ def check(
             continue
         for payment in calls.payments:
             violations += _contradictions(payment, states[checkout_id], by_checkout[checkout_id])
-        violations += [f"payment {checkout_id} was refused with {error}" for error in calls.errors]
+        violations += [f"payment {checkout_id} was rejected with {error}" for error in calls.errors]
     lost_payouts, doubled_payouts, wrong_payouts = _check_payouts(databases, payout_calls)
     lost, doubled, violations = (
         lost + lost_payouts,
@@ -184,9 +184,9 @@ def _check_payouts(
         if state in ("PAID", "RETURNED") and not paid_counts[payout_id]:
             violations.append(f"payout {payout_id} is {state}, and was not paid")
         if not is_booked and payout_id not in dead_lettered:
-            violations.append(f"payout {payout_id} is {state}, and nobody will move it on")
+            violations.append(f"payout {payout_id} is {state}, and is not scheduled")
     for payout_id, calls in payout_calls.items():
-        violations += [f"payout {payout_id} was refused with {error}" for error in calls.errors]
+        violations += [f"payout {payout_id} was rejected with {error}" for error in calls.errors]
         if calls.payouts and payout_id not in payouts:
             lost += 1
             violations.append(f"payout {payout_id} was acknowledged, and is not there")
@@ -204,7 +204,7 @@ def _check_payouts(
                 and (reported_state, current_state) != ("PAID", "RETURNED")
             ):
                 violations.append(
-                    f"payout {payout_id} was told to be {reported_state}, and is {current_state}"
+                    f"payout {payout_id} was reported as {reported_state}, and is {current_state}"
                 )
     return lost, doubled, violations
 
@@ -221,7 +221,7 @@ def _contradictions(
         and payment_pb2.PaymentState.Name(payment.payment_state) != f"PAYMENT_STATE_{state}"
     ):
         violations.append(
-            f"payment {payment.checkout_id} was told to be "
+            f"payment {payment.checkout_id} was reported as "
             f"{payment_pb2.PaymentState.Name(payment.payment_state)}, and is {state}"
         )
     for order in payment.payment_orders:
@@ -230,7 +230,7 @@ def _contradictions(
         )
         if status in ("SUCCESS", "FAILED") and statuses.get(order.payment_order_id) != status:
             violations.append(
-                f"order {order.payment_order_id} was told to be {status}, and is "
+                f"order {order.payment_order_id} was reported as {status}, and is "
                 f"{statuses.get(order.payment_order_id)}"
             )
     return violations

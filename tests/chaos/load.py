@@ -72,7 +72,7 @@ class PaymentCalls:
     unknown_count: int = 0
 
 
-class TortureLoad:
+class ChaosLoad:
     """Runs the given number of callers, each with one call in flight; a fifth of the calls are
     repeats.
     """

@@ -1,5 +1,5 @@
-"""scripts/mutation [--only WORDS] [--new] [--part K/N]: plants one bug at a time in a copy of the
-code and reports whether the tests or the simulation detect it.
+"""scripts/mutation [--only WORDS] [--new] [--part K/N]: applies one mutant at a time to a copy of
+the code and reports whether the tests or the simulation kill it.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tests.mutation.mutants import BUGS, PlantedBug, apply_bug, fingerprint_of
+from tests.mutation.mutants import MUTANTS, Mutant, apply_mutant, fingerprint_of
 from tests.support.options import RunPart, parse_part
 
 _ROOT = Path.cwd()
 _TREE_COPY = Path(".data/mutation/tree")
 _RESULTS_PAGE = Path("tests/mutation/KILLED.md")
 _PAGE_HEADER = (
-    "# Planted bugs, and who noticed them\n\nWritten by `scripts/mutation`.\n\n| bug | where | "
-    "noticed by | first sign | mark |\n|---|---|---|---|---|\n"
+    "# Mutants, and what killed them\n\nWritten by `scripts/mutation`.\n\n| mutant | where | "
+    "killed by | first sign | mark |\n|---|---|---|---|---|\n"
 )
 _SIMULATION_COMMAND = [
     sys.executable,
@@ -52,7 +52,7 @@ _TIMEOUT_SECONDS = 900.0  # seconds
 
 @dataclass(frozen=True)
 class Detection:
-    """Which check detected a bug, and its first finding."""
+    """Which check detected a mutant, and its first finding."""
 
     detector: str
     sign: str
@@ -96,11 +96,11 @@ def _run_command(command: list[str]) -> tuple[int | None, str]:
         return None, process.communicate()[0]
 
 
-def _detect(bug: PlantedBug) -> Detection | None:
-    """The check that detects the bug, or None: the tests that it names, then the simulation. Raises
+def _detect(mutant: Mutant) -> Detection | None:
+    """The check that kills the mutant, or None: the tests that it names, then the simulation. Raises
     RuntimeError if a run is inconclusive.
     """
-    return (_run_tests(bug.tests) if bug.tests else None) or _run_simulation()
+    return (_run_tests(mutant.tests) if mutant.tests else None) or _run_simulation()
 
 
 def _run_simulation() -> Detection | None:
@@ -109,7 +109,7 @@ def _run_simulation() -> Detection | None:
         return None
     sign = next((line for line in output.splitlines() if line.startswith("seed ")), None)
     if sign is None:
-        raise RuntimeError(f"the simulation did not come to its end:\n{output[-2000:]}")
+        raise RuntimeError(f"the simulation did not finish:\n{output[-2000:]}")
     return Detection("simulation", sign.partition(": ")[2])
 
 
@@ -121,94 +121,98 @@ def _run_tests(tests: str) -> Detection | None:
         line for line in output.splitlines() if line.startswith(("FAILED tests/", "ERROR tests/"))
     )
     if (sign := next(signs, None)) is None:
-        raise RuntimeError(f"the tests did not come to their end:\n{output[-2000:]}")
+        raise RuntimeError(f"the tests did not finish:\n{output[-2000:]}")
     return Detection("tests", sign.split(" - ")[0].removeprefix("FAILED ").removeprefix("ERROR "))
 
 
-def _require_no_detection(bugs: list[PlantedBug]) -> None:
-    """Exits if one of the checks fails although no bug is planted."""
+def _require_no_detection(mutants: list[Mutant]) -> None:
+    """Exits if one of the checks fails without a mutant."""
     checks: list[Callable[[], Detection | None]] = [
-        partial(_run_tests, tests) for tests in sorted({bug.tests for bug in bugs} - {""})
+        partial(_run_tests, tests) for tests in sorted({mutant.tests for mutant in mutants} - {""})
     ]
-    if not all(bug.tests for bug in bugs):
+    if not all(mutant.tests for mutant in mutants):
         checks.append(_run_simulation)
     for detect in checks:
         if (detection := detect()) is not None:
-            sys.exit(f"without any bug this fails: {detection.detector}: {detection.sign}")
-    print("nothing is planted: nothing is noticed", flush=True)
+            sys.exit(f"without a mutant this fails: {detection.detector}: {detection.sign}")
+    print("without a mutant everything passes", flush=True)
 
 
 def _read_rows() -> dict[str, str]:
-    """The rows of the present table, by bug."""
+    """The rows of the present table, by mutant."""
     lines = _RESULTS_PAGE.read_text().splitlines(keepends=True) if _RESULTS_PAGE.exists() else []
     return {
         line.split(" | ")[0].removeprefix("| "): line for line in lines if line.startswith("| ")
     }
 
 
-def _render_row(bug: PlantedBug, detection: Detection) -> str:
+def _render_row(mutant: Mutant, detection: Detection) -> str:
     sign = detection.sign[:110].replace("|", "/")
-    return (
-        f"| {bug.name} | `{bug.file}` | {detection.detector} | {sign} | {fingerprint_of(bug)} |\n"
-    )
+    mark = fingerprint_of(mutant)
+    return f"| {mutant.name} | `{mutant.file}` | {detection.detector} | {sign} | {mark} |\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="scripts/mutation", description="Plants bugs, and checks that each is noticed."
+        prog="scripts/mutation", description="Applies mutants, and checks that each is killed."
     )
-    parser.add_argument("--only", default="", help="only bugs whose names hold these words")
+    parser.add_argument("--only", default="", help="only mutants whose names contain these words")
     parser.add_argument(
-        "--new", action="store_true", help="only bugs that were not noticed yet as they are now"
+        "--new", action="store_true", help="only mutants that were not killed yet as they are now"
     )
     parser.add_argument(
         "--part",
         type=parse_part,
         default=RunPart(1, 1),
         metavar="K/N",
-        help="only the K-th of N parts of the bugs",
+        help="only the K-th of N parts of the mutants",
     )
     options = parser.parse_args()
     start_time = time.monotonic()
-    detected_count = 0
+    killed_count = 0
     existing_rows = "".join(_read_rows().values())
-    selected_bugs = [
-        bug
-        for bug in BUGS[options.part.number - 1 :: options.part.total]
-        if options.only in bug.name and not (options.new and fingerprint_of(bug) in existing_rows)
+    selected_mutants = [
+        mutant
+        for mutant in MUTANTS[options.part.number - 1 :: options.part.total]
+        if options.only in mutant.name
+        and not (options.new and fingerprint_of(mutant) in existing_rows)
     ]
-    if not selected_bugs:
-        sys.exit("no planted bug meets the options")
+    if not selected_mutants:
+        sys.exit("no mutant meets the options")
     _copy_tree()
-    _require_no_detection(selected_bugs)
-    rows, missed = _read_rows(), []
-    for bug in selected_bugs:
-        path = _TREE_COPY / bug.file
+    _require_no_detection(selected_mutants)
+    rows, survivors = _read_rows(), []
+    for mutant in selected_mutants:
+        path = _TREE_COPY / mutant.file
         original_source = path.read_text()
-        path.write_text(apply_bug(bug, original_source))
+        path.write_text(apply_mutant(mutant, original_source))
         try:
-            detection = _detect(bug)
+            detection = _detect(mutant)
         finally:
             path.write_text(original_source)
         print(
-            f"{time.monotonic() - start_time:5.0f} s: {bug.name}: "
-            f"{f'{detection.detector}: {detection.sign[:150]}' if detection else 'NOT NOTICED'}",
+            f"{time.monotonic() - start_time:5.0f} s: {mutant.name}: "
+            f"{f'{detection.detector}: {detection.sign[:150]}' if detection else 'SURVIVED'}",
             flush=True,
         )
         if detection is None:
-            missed.append(bug.name)
+            survivors.append(mutant.name)
         else:
-            detected_count += 1
-            rows[bug.name] = _render_row(bug, detection)
+            killed_count += 1
+            rows[mutant.name] = _render_row(mutant, detection)
     print(
-        f"{detected_count} of {detected_count + len(missed)} planted bugs were noticed in "
+        f"{killed_count} of {killed_count + len(survivors)} mutants were killed in "
         f"{time.monotonic() - start_time:.0f} s"
     )
     _RESULTS_PAGE.write_text(
         _PAGE_HEADER
-        + "".join(rows[bug.name] for bug in BUGS if bug.name in rows and bug.name not in missed)
+        + "".join(
+            rows[mutant.name]
+            for mutant in MUTANTS
+            if mutant.name in rows and mutant.name not in survivors
+        )
     )
-    sys.exit(1 if missed else 0)
+    sys.exit(1 if survivors else 0)
 
 
 if __name__ == "__main__":

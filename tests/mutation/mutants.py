@@ -1,6 +1,4 @@
-"""Bugs that are planted on purpose, one at a time; the simulation or the tests must detect each of
-them.
-"""
+"""Mutants: deliberate bugs, applied one at a time; the simulation or the tests must kill each."""
 
 from __future__ import annotations
 
@@ -15,9 +13,9 @@ _CORE, _SERVER, _STORAGE = (
 
 
 @dataclass(frozen=True)
-class PlantedBug:
+class Mutant:
     """A change of one place: `old`, which occurs once in the file, becomes `new`. `tests` are run
-    first; if there are none, or none detects the bug, the simulation runs.
+    first; if there are none, or none kills the mutant, the simulation runs.
     """
 
     name: str
@@ -27,57 +25,57 @@ class PlantedBug:
     tests: str = ""
 
 
-BUGS = (
+MUTANTS = (
     # requests to the provider
-    PlantedBug(
+    Mutant(
         "a retry uses a new key",
         f"{_SERVER}/payment/charge.py",
         ("return ChargeRequest(\n            self.provider_key,"),
         ('return ChargeRequest(\n            f"{self.provider_key}-{self.lease_token}",'),
     ),
-    PlantedBug(
-        "a time-out is taken for a decline",
+    Mutant(
+        "a timeout counts as a decline",
         f"{_SERVER}/providers/gateway.py",
         'return Unknown("the provider did not answer in time")',
         "return "
         '__import__("tallystick_core.provider.outcome").provider.outcome.Declined("PROVIDER_DECLINED")',
     ),
-    PlantedBug(
-        "a time-out is taken for not sent",
+    Mutant(
+        "a timeout counts as not sent",
         f"{_SERVER}/providers/gateway.py",
         'return Unknown("the provider did not answer in time")',
         'return NotSent("the provider did not answer in time")',
     ),
-    PlantedBug(
-        "a server error is taken for a decline",
+    Mutant(
+        "a server error counts as a decline",
         f"{_SERVER}/providers/sandbox/provider.py",
         "case 400 if reply.code in _REJECTION_CODES:\n            return "
         "Declined(FailureReason.PROVIDER_REJECTED, reply.code)",
         "case 400 | 500:\n            return Declined(FailureReason.PROVIDER_REJECTED, reply.code)",
     ),
-    PlantedBug(
-        "a charge that is not found was never sent",
+    Mutant(
+        "a charge that is not found counts as never sent",
         f"{_SERVER}/providers/sandbox/provider.py",
         "    if reply == CONNECTION_REFUSED:",
         "    if reply == CONNECTION_REFUSED or reply.status == 404:",
         "tests/providers/test_http_client.py tests/services/payment/charges",
     ),
-    PlantedBug(
-        "a forgotten key is sent again",
+    Mutant(
+        "a charge is sent again after its key window",
         f"{_SERVER}/payment/charge.py",
         "key_honored=self.is_key_honored(key_window_seconds, lease_seconds),",
         "key_honored=True,",
-        "tests/unit/operations/test_next_action.py -k not_wanted",
+        "tests/unit/operations/test_next_action.py::test_a_cancelled_or_expired_charge_is_not_sent",
     ),
-    PlantedBug(
-        "what was never sent waits for a person past the key's window",
+    Mutant(
+        "an unsent charge is dead-lettered after the key window",
         f"{_SERVER}/operations/operation.py",
         ("or (\n            not self.maybe_sent and self.not_found_count > 0\n        )"),
         "",
-        "tests/services/payment/charges/test_retries.py -k never_sent_is_sent",
+        "tests/services/payment/charges/test_retries.py::test_an_unsent_charge_is_sent_after_any_outage",
     ),
-    PlantedBug(
-        "that it may have been sent is forgotten",
+    Mutant(
+        "maybe_sent is not stored",
         f"{_STORAGE}/operations.py",
         (
             "lease_token = op.lease_token + 1, maybe_sent = op.maybe_sent or op.is_leased,\n"
@@ -86,8 +84,8 @@ BUGS = (
         ("lease_token = op.lease_token + 1, \n                is_leased = true,"),
         "tests/services/payment/charges",
     ),
-    PlantedBug(
-        "a charge that may have been sent is given up",
+    Mutant(
+        "a charge that may have been sent fails for exhausted tries",
         f"{_CORE}/payment/charge.py",
         (
             "return (\n"
@@ -102,36 +100,36 @@ BUGS = (
             "            else NextAction.GIVE_UP"
         ),
     ),
-    PlantedBug(
-        "what has expired is sent all the same",
+    Mutant(
+        "an expired charge is sent",
         f"{_SERVER}/payment/charge.py",
         "        is_expired = now >= self.expires_at and ",
         "        is_expired = now >= self.expires_at + 10**9 and ",
         "tests/services/payment/charges -k expire",
     ),
-    PlantedBug(
-        "what has expired is sent again if it was sent before",
+    Mutant(
+        "an expired charge is sent again if it was sent before",
         f"{_SERVER}/payment/charge.py",
         "        is_expired = now >= self.expires_at and ",
         "        is_expired = now >= self.expires_at and not self.maybe_sent and ",
         "tests/services/payment/charges/test_expiry.py -k expired",
     ),
-    PlantedBug(
-        "what is not found is only looked up again",
+    Mutant(
+        "a charge that is not found is only looked up again",
         f"{_SERVER}/operations/reschedule.py",
         "            lookup_only=False,",
         "            lookup_only=operation.lookup_only,",
-        "tests/services/payment/charges -k does_not_know",
+        "tests/services/payment/charges -k unknown_to_the_provider",
     ),
-    PlantedBug(
-        "what may have been sent waits for the breaker of sends",
+    Mutant(
+        "lookups wait for the circuit of sends",
         f"{_SERVER}/operations/worker.py",
         "if has_separate_lookup and operation.maybe_sent and isinstance(outcome, CircuitOpen):",
         "if False:",
-        "tests/services/payment/charges/test_circuit_breaker.py -k found_out",
+        "tests/services/payment/charges/test_circuit_breaker.py::test_lookups_continue_while_the_circuit_for_sends_is_open",
     ),
-    PlantedBug(
-        "a first not found is proof",
+    Mutant(
+        'the first "not found" is proof',
         f"{_CORE}/provider/outcome.py",
         (
             "return (\n"
@@ -140,10 +138,10 @@ BUGS = (
             "            and responses >= self.min_responses"
         ),
         ("return (\n            seconds_since_sent is not None\n            "),
-        "tests/unit/operations/test_next_action.py -k proof",
+        "tests/unit/operations/test_next_action.py::test_not_found_is_proof_only_by_the_providers_rule",
     ),
-    PlantedBug(
-        "what a pending order waits for never changes",
+    Mutant(
+        "the pending reason never changes",
         f"{_SERVER}/payment/record_outcome.py",
         (
             "if status != order.status or (\n"
@@ -151,31 +149,31 @@ BUGS = (
             "        ):"
         ),
         "if status != order.status :",
-        "tests/services/payment/charges/test_buyer_actions.py -k waits_for_now",
+        "tests/services/payment/charges/test_buyer_actions.py::test_a_pending_order_shows_its_current_pending_reason",
     ),
-    PlantedBug(
-        "a cancellation during a look-up is put off",
+    Mutant(
+        "a cancellation during a lookup waits for the next poll",
         f"{_STORAGE}/operations.py",
         "case when op.has_changed and r.delay_seconds is not null then",
         "case when false then",
-        "tests/services/payment/charges/test_cancellation.py -k during_a_look_up",
+        "tests/services/payment/charges/test_cancellation.py::test_a_cancellation_during_a_lookup_takes_effect_immediately",
     ),
-    PlantedBug(
-        "a charge that expires while it is answered waits for an operator",
+    Mutant(
+        "a charge that expires during dead-lettering waits for an operator",
         f"{_SERVER}/operations/reschedule.py",
         "expire_after_seconds=max(remaining_seconds, 0.0) if remaining_seconds < inf else None",
         "expire_after_seconds=remaining_seconds if 0 < remaining_seconds < inf else None",
-        "tests/services/payment/charges/test_expiry.py -k makes_a_dead_letter_of_it",
+        "tests/services/payment/charges/test_expiry.py::test_a_charge_that_expires_while_it_is_dead_lettered_fails",
     ),
-    PlantedBug(
-        "a Retry-After is not obeyed",
+    Mutant(
+        "a provider's retry time is ignored",
         f"{_SERVER}/operations/reschedule.py",
         "max(_cap_delay(delay, operation.next_poll_deadline - now), failed_step.retry_after)",
         "_cap_delay(delay, operation.next_poll_deadline - now)",
         "tests/unit/operations/test_next_action.py",
     ),
-    PlantedBug(
-        "what is exhausted starts anew for ever",
+    Mutant(
+        "exhausted retries start again without end",
         f"{_SERVER}/operations/retry_policy.py",
         (
             "(\n"
@@ -184,59 +182,59 @@ BUGS = (
         ),
         "False",
     ),
-    PlantedBug(
-        "sends and look-ups share a breaker",
+    Mutant(
+        "sends and lookups share a circuit",
         f"{_SERVER}/providers/gateway.py",
         "breaker = self._breakers[operation.provider, operation.circuit(action)]",
         "breaker = self._breakers[operation.provider, Circuit.SENDS]",
         "tests/unit/providers/test_circuit_breaker.py",
     ),
-    PlantedBug(
-        "a cancelled probe keeps the breaker open",
+    Mutant(
+        "a cancelled probe keeps the circuit open",
         f"{_SERVER}/providers/gateway.py",
         "                    breaker.record_failure(loop.time(), operation.operation_id)\n        "
         "            raise\n",
         "                    raise\n",
         "tests/unit/providers/test_circuit_breaker.py",
     ),
-    PlantedBug(
-        "nobody new is the probe of a provider",
+    Mutant(
+        "a new payment is never the probe",
         f"{_SERVER}/payment/admission.py",
         "return ChargeCapacity(max(self._max_queued_charges - queued_count, 0), allows_probe)",
         "return ChargeCapacity(max(self._max_queued_charges - queued_count, 0), allows_probe and "
         "not queued_count)",
-        "tests/services/payment/charges/test_circuit_breaker.py -k finds_out",
+        "tests/services/payment/charges/test_circuit_breaker.py::test_a_new_payment_is_the_probe_of_an_open_circuit",
     ),
     # handling of the provider's outcomes
-    PlantedBug(
-        "another amount than asked is a success",
+    Mutant(
+        "a charge of another amount is a success",
         f"{_CORE}/payment/charge.py",
         "if isinstance(outcome, Succeeded) and (outcome.amount, outcome.currency) != (amount, "
         "currency):",
         "if isinstance(outcome, Succeeded) and outcome.currency != currency:",
     ),
-    PlantedBug(
-        "unapplied charges are not found",
+    Mutant(
+        "unapplied charges are not recorded",
         f"{_SERVER}/payment/record_outcome.py",
         ("record_unapplied(\n        connection,"),
         ("record_unapplied(\n        connection,[] and"),
     ),
-    PlantedBug(
-        "a second charge is not found beside an order that risk refused",
+    Mutant(
+        "a duplicate charge is not recorded if the risk check rejected a sibling",
         f"{_STORAGE}/payment/unapplied_charges.py",
         ("and o.charge_id = r.charge_id\n                and o.attempt_count > 0)"),
         ("and o.charge_id = r.charge_id\n                )"),
-        "tests/services/payment/charges/test_unapplied_charges.py -k refused_sibling",
+        "tests/services/payment/charges/test_unapplied_charges.py::test_a_duplicate_charge_is_unapplied_despite_a_rejected_sibling",
     ),
-    PlantedBug(
-        "orders follow what their holder heard, not what is on disk",
+    Mutant(
+        "orders follow the lease holder's outcome instead of the recorded one",
         f"{_SERVER}/payment/record_outcome.py",
         "    return item if outcome in (None, item.outcome) else replace(item, outcome=outcome)",
         "    return item",
-        "tests/services/payment/charges/test_outcomes.py -k on_disk_is_what_moves",
+        "tests/services/payment/charges/test_outcomes.py::test_orders_follow_the_first_recorded_outcome",
     ),
-    PlantedBug(
-        "what found no room was sent, for all we know",
+    Mutant(
+        "a charge without a provider slot counts as maybe sent",
         f"{_SERVER}/operations/reschedule.py",
         (
             "failed_step.retry_reason not in (\n"
@@ -245,17 +243,17 @@ BUGS = (
             "    )"
         ),
         "failed_step.retry_reason is not RetryReason.NOT_SENT",
-        "tests/services/payment/charges/test_provider_slots.py -k no_room",
+        "tests/services/payment/charges/test_provider_slots.py::test_a_charge_without_a_provider_slot_was_never_sent",
     ),
-    PlantedBug(
+    Mutant(
         "ids of unapplied charges may look like card numbers",
         f"{_CORE}/fingerprint.py",
         ".hex()[:32].translate(_HEX_TO_LETTERS)",
         ".hex()[:32]",
         "tests/unit/payment/test_payment_rules.py",
     ),
-    PlantedBug(
-        "unapplied charges are booked the wrong way round",
+    Mutant(
+        "unapplied charges are posted with debit and credit exchanged",
         f"{_CORE}/ledger/posting_rules.py",
         (
             'JournalLine(f"psp/{provider}/clearing", currency, -amount),\n'
@@ -264,8 +262,8 @@ BUGS = (
         'JournalLine(f"psp/{provider}/clearing", currency, amount), '
         'JournalLine(f"unapplied/{provider}", currency, - amount)',
     ),
-    PlantedBug(
-        "an answer that came late leaves its dead letter open",
+    Mutant(
+        "a late outcome leaves its dead letter open",
         f"{_SERVER}/operations/dead_letters.py",
         (
             "operation_store.requeue(\n"
@@ -276,16 +274,16 @@ BUGS = (
         "del rows",
         "tests/services/payment/charges/test_dead_letters.py -k closing",
     ),
-    PlantedBug(
-        "of two answers in one batch the first is written down",
+    Mutant(
+        "of two outcomes in one batch the first is recorded",
         f"{_STORAGE}/operations.py",
         "        if previous is None or previous.outcome not in _FINAL_OUTCOMES:",
         "        if previous is None:",
-        "tests/services/payment/charges/test_outcomes.py -k two_answers",
+        "tests/services/payment/charges/test_outcomes.py::test_of_two_outcomes_in_one_batch_the_conclusive_one_counts",
     ),
     # leases and workers
-    PlantedBug(
-        "the fencing token is not checked",
+    Mutant(
+        "the lease token is not checked",
         f"{_STORAGE}/payment/orders.py",
         (
             "select op.lease_token = r.lease_token as holds_lease from operation op\n"
@@ -299,24 +297,24 @@ BUGS = (
             "            where op.operation_id = r.charge_id\n"
             "                    limit 1"
         ),
-        "tests/services/payment/charges/test_dead_letters.py -k closing_asks_the_provider",
+        "tests/services/payment/charges/test_dead_letters.py::test_closing_asks_the_provider_first",
     ),
-    PlantedBug(
-        "an answer that cannot be applied is tried for ever",
+    Mutant(
+        "an outcome that cannot be applied is retried without limit",
         f"{_SERVER}/operations/failed_step.py",
         "return self.operation.needs_booking or self.action is NextAction.APPLY_RECORDED",
         "return self.operation.needs_booking",
-        "tests/services/payment/charges/test_outcomes.py -k cannot_be_applied",
+        "tests/services/payment/charges/test_outcomes.py::test_an_outcome_that_cannot_be_applied_becomes_a_dead_letter",
     ),
-    PlantedBug(
-        "an answer without the lease waits for the next attempt",
+    Mutant(
+        "an outcome recorded without the lease waits for the next attempt",
         f"{_STORAGE}/payment/orders.py",
         ("any (array(select charge_id from claimed where not holds_lease\n            except"),
         ("any (array(select charge_id from claimed where false\n            except"),
-        "tests/services/payment/charges/test_outcomes.py -k without_the_lease",
+        "tests/services/payment/charges/test_outcomes.py::test_an_outcome_recorded_without_the_lease_makes_its_charge_due",
     ),
-    PlantedBug(
-        "a lease is given back by who lost it",
+    Mutant(
+        "a process that lost its lease reschedules",
         f"{_STORAGE}/operations.py",
         (
             "join operation op on op.operation_id = r.operation_id and op.lease_token = "
@@ -327,10 +325,10 @@ BUGS = (
             "join operation op on op.operation_id = r.operation_id \n"
             "            order by op.operation_id for update of op)"
         ),
-        "tests/services/payment/charges/test_outcomes.py -k lost_a_lease",
+        "tests/services/payment/charges/test_outcomes.py::test_a_process_that_lost_its_lease_does_not_reschedule",
     ),
-    PlantedBug(
-        "the sweep takes what another process works on",
+    Mutant(
+        "a scan claims operations that another process leases",
         f"{_STORAGE}/operations.py",
         (
             "select operation_id from operation where provider = :provider\n"
@@ -342,41 +340,41 @@ BUGS = (
         ),
         "tests/services/payment/charges",
     ),
-    PlantedBug(
-        "the sweep takes nothing that was left behind",
+    Mutant(
+        "a scan claims no operations of dead processes",
         f"{_STORAGE}/operations.py",
         "ready_time <= (select clock())\n        order by ready_time",
         "ready_time <= (select clock()) and not is_leased\n        order by ready_time",
     ),
     # COMMIT
-    PlantedBug(
-        "a lost COMMIT is taken for made",
+    Mutant(
+        "a lost COMMIT counts as committed",
         f"{_STORAGE}/database.py",
         "        return False\n\n\ndef _insert_commit_marker",
         "        return True\n\n\ndef _insert_commit_marker",
     ),
-    PlantedBug(
-        "a lost COMMIT is taken for not made",
+    Mutant(
+        "a lost COMMIT counts as rolled back",
         f"{_STORAGE}/database.py",
         "if self._results and self._is_committed(connection):",
         "if self._results and False:",
         "tests/storage/test_database.py",
     ),
-    PlantedBug(
-        "a serialization failure is not tried again",
+    Mutant(
+        "a serialization failure is not retried",
         f"{_STORAGE}/database.py",
         '_RETRYABLE_STATES = ("40", "53",',
         '_RETRYABLE_STATES = ("53",',
     ),
     # wallet and ledger
-    PlantedBug(
+    Mutant(
         "the wallet is not credited",
         f"{_SERVER}/payment/booking.py",
         "rejections = await self._call_for_all(orders, self._credit)",
         "rejections = await self._call_for_all([], self._credit)",
     ),
-    PlantedBug(
-        "the flags are set before the ledger is asked",
+    Mutant(
+        "the flags are set before the ledger is posted",
         f"{_SERVER}/payment/booking.py",
         (
             "rejections |= await self._call_for_all(\n"
@@ -407,20 +405,20 @@ BUGS = (
             "pair[0].charge_id not in rejections], self._post)\n"
         ),
     ),
-    PlantedBug(
-        "each try of a credit has a source id of its own",
+    Mutant(
+        "each try of a credit has its own source id",
         f"{_SERVER}/payment/booking.py",
         'source_id=f"PAY_IN/{order.payment_order_id}",',
         'source_id=f"PAY_IN/{order.payment_order_id}-{charge.lease_token}",',
     ),
-    PlantedBug(
-        "each try of a posting has a source id of its own",
+    Mutant(
+        "each try of a posting has its own source id",
         f"{_SERVER}/payment/booking.py",
         "Kind.PAY_IN, order.payment_order_id, charge.caller, lines)",
         'Kind.PAY_IN, f"{order.payment_order_id}-{charge.lease_token}", charge.caller, lines)',
     ),
-    PlantedBug(
-        "the wallet makes a change it has made before",
+    Mutant(
+        "the wallet repeats a change",
         f"{_SERVER}/wallet/apply_instructions.py",
         ("if entry is not None:\n            return (\n                True\n                if"),
         (
@@ -430,121 +428,121 @@ BUGS = (
             "                if"
         ),
     ),
-    PlantedBug(
+    Mutant(
         "the fee is credited to the seller too",
         f"{_SERVER}/payment/booking.py",
         "amount=format_amount(order.amount - order.platform_fee, charge.currency),",
         "amount=format_amount(order.amount, charge.currency),",
     ),
-    PlantedBug(
+    Mutant(
         "a rate is rounded down",
         f"{_CORE}/money.py",
         "        return quotient + 1\n",
         "        return quotient\n",
     ),
-    PlantedBug(
-        "the book's chain begins anew with each batch",
+    Mutant(
+        "the hash chain starts again with each batch",
         f"{_SERVER}/ledger/post.py",
         "            outcomes = _chain_all(head, now,",
         '            outcomes = _chain_all(Head(head.sequence, b"\\0" * 32, head.post_time), now,',
     ),
-    PlantedBug(
+    Mutant(
         "a hold is captured twice",
         f"{_CORE}/wallet/balances.py",
         "state = HOLD_TRANSITIONS.get((hold.state, instruction.kind))",
         "state = HOLD_TRANSITIONS.get((HoldState.OPEN, instruction.kind))",
         "tests/services/wallet/test_wallet_service.py tests/unit/wallet/test_wallet_rules.py",
     ),
-    PlantedBug(
-        "a debit takes what is not there",
+    Mutant(
+        "a debit exceeds the available amount",
         f"{_CORE}/wallet/balances.py",
         "if wallet.balances.available < amount:",
         "if wallet.balances.balance < amount - 10**9:",
         "tests/services/wallet/test_wallet_service.py tests/unit/wallet/test_wallet_rules.py",
     ),
-    PlantedBug(
-        "a sale never becomes available by itself",
+    Mutant(
+        "a pending sale is never released by its delay",
         f"{_SERVER}/wallet/scheduler.py",
         "rejections += await self._apply_due(EntryKind.RELEASE, store.list_releasable)",
         "rejections += []",
-        "tests/services/wallet/test_wallet_service.py -k delay_is_over",
+        "tests/services/wallet/test_wallet_service.py::test_a_sale_is_released_after_its_delay",
     ),
-    PlantedBug(
-        "a delivery that was noted is not told to the wallet later",
+    Mutant(
+        "a recorded delivery is not released later",
         f"{_SERVER}/payment/worker.py",
         "            self._releases,\n",
         "",
-        "tests/services/payment/test_create_payment.py -k confirmed_delivery",
+        "tests/services/payment/test_create_payment.py::test_a_confirmed_delivery_makes_the_sellers_money_available",
     ),
-    PlantedBug(
-        "what was available at once is released too",
+    Mutant(
+        "an available credit is released again",
         f"{_CORE}/wallet/balances.py",
         "return instruction.kind is EntryKind.RELEASE and credit is not None and not "
         "credit.pending",
         "return False",
-        "tests/services/wallet/test_wallet_service.py -k by_its_source_id",
+        "tests/services/wallet/test_wallet_service.py::test_a_sale_is_released_by_its_source_id_once",
     ),
-    PlantedBug(
-        "a release takes along what has the same source id",
+    Mutant(
+        "a release includes other changes with the same source id",
         f"{_SERVER}/wallet/apply_instructions.py",
         "    if instruction.kind in _RESOLVED_KINDS:\n",
         "    if instruction.source_id in resolved_wallets:\n",
-        "tests/services/wallet/test_wallet_service.py -k own_wallet",
+        "tests/services/wallet/test_wallet_service.py::test_a_release_and_a_debit_with_one_source_id_are_separate",
     ),
-    PlantedBug(
-        "a dead letter is closed although nobody could ask the provider",
+    Mutant(
+        "a dead letter is closed without an answer of the provider",
         f"{_SERVER}/operations/dead_letter_commands.py",
         "        if isinstance(outcome, CircuitOpen):\n            retry_after",
         "        if isinstance(outcome, CircuitOpen) and outcome.retry_after:\n            "
         "retry_after",
-        "tests/services/payment/charges/test_provider_slots.py -k cannot_be_asked",
+        "tests/services/payment/charges/test_provider_slots.py::test_nothing_is_closed_without_a_provider_slot",
     ),
     # payouts
-    PlantedBug(
-        "each sending of a payout has a key of its own",
+    Mutant(
+        "each send of a payout has its own key",
         f"{_SERVER}/payout/operation.py",
         ("return PayoutRequest(\n            self.provider_key,"),
         ('return PayoutRequest(\n            f"{self.provider_key}-{self.lease_token}",'),
     ),
-    PlantedBug(
-        "what a bank sends back is not credited",
+    Mutant(
+        "a returned payout is not credited",
         f"{_SERVER}/payout/booking.py",
         "[entry for entry in other_movements if entry[1].seller_change > 0]",
         "[]",
     ),
-    PlantedBug(
-        "what was paid after it failed is not taken from the seller",
+    Mutant(
+        "a payout paid after failure is not debited",
         f"{_CORE}/payout/reported_transfer.py",
         "        return OutcomeEffect((PayoutTrigger.UNMATCHED_TRANSFER,), (transfer,))\n    if "
         "transfer.match",
         "        return OutcomeEffect()\n    if transfer.match",
     ),
-    PlantedBug(
-        "who made a payout approves it",
+    Mutant(
+        "the creator of a payout may approve it",
         f"{_CORE}/payout/approval.py",
         "    if approver == creator:",
         "    if approver == creator and not creator:",
-        "tests/services/payout/test_approvals.py -k two_people",
+        "tests/services/payout/test_approvals.py::test_large_payouts_require_a_second_approver",
     ),
-    PlantedBug(
+    Mutant(
         "a hold that was released first can still be placed",
         f"{_SERVER}/wallet/apply_instructions.py",
         "        if missing_ids:\n",
         "        if missing_ids and not missing_ids:\n",
-        "tests/services/wallet/test_wallet_service.py -k released_first",
+        "tests/services/wallet/test_wallet_service.py::test_a_hold_that_was_released_first_is_never_placed",
     ),
-    PlantedBug(
-        "a payout whose key may be forgotten is sent again",
+    Mutant(
+        "a payout is sent again after its key window",
         f"{_SERVER}/payout/operation.py",
         (
             "and not self.lookup_only\n"
             "            and self.is_key_honored(key_window_seconds, lease_seconds)"
         ),
         ("and not self.lookup_only\n            "),
-        "tests/unit/operations/test_next_action.py -k surely_honoured",
+        "tests/unit/operations/test_next_action.py::test_a_payout_is_sent_only_with_an_honored_key",
     ),
-    PlantedBug(
-        "a closed payout is settled only by the process that closed it",
+    Mutant(
+        "a closed payout is booked only by the process that closed it",
         f"{_STORAGE}/operations.py",
         (
             "update operation set next_attempt_time = clock(),\n"
@@ -557,27 +555,27 @@ BUGS = (
             "lease_token + 1\n"
             "    where operation_id = :operation_id"
         ),
-        "tests/services/payout/test_dead_letters.py -k whoever_comes",
+        "tests/services/payout/test_dead_letters.py::test_a_closed_payout_is_booked_by_any_process",
     ),
-    PlantedBug(
-        "one batch that stays open keeps all others waiting",
+    Mutant(
+        "an open batch delays all others",
         f"{_SERVER}/payout/batch_generator.py",
         "self._last_open_batch_id = open_[-1].payout_batch_id if len(open_) == _MAX_BATCHES else "
         '""',
         'self._last_open_batch_id = ""',
-        "tests/services/payout/test_batches.py -k stay_open",
+        "tests/services/payout/test_batches.py::test_open_batches_do_not_delay_others",
     ),
-    PlantedBug(
-        "a payout for a destination that ended waits for approval",
+    Mutant(
+        "a payout of an ended destination waits for approval",
         f"{_SERVER}/payout/place_hold.py",
         "if snapshot.state in NOT_SENT and destination_state in TERMINAL_DESTINATION_STATES:",
         "if snapshot.state is PayoutState.READY and destination_state in "
         "TERMINAL_DESTINATION_STATES:",
-        "tests/unit/operations/test_next_action.py -k destination_that_has_ended",
+        "tests/unit/operations/test_next_action.py::test_a_payout_of_an_ended_destination_is_cancelled",
     ),
     # ids and callers
-    PlantedBug(
-        "another amount under the same id is a repeat",
+    Mutant(
+        "a request with another amount counts as a repeat",
         f"{_CORE}/payment/checkout.py",
         (
             "return (\n"
@@ -599,28 +597,28 @@ BUGS = (
             "        )"
         ),
     ),
-    PlantedBug(
-        "another caller's id is a repeat",
+    Mutant(
+        "a request of another caller counts as a repeat",
         f"{_SERVER}/payment/create_payment.py",
         '    if row.owner != command.request.owner:\n        return id_taken_error("checkout_id',
         '    if not row.owner:\n        return id_taken_error("checkout_id',
     ),
-    PlantedBug(
-        "everybody sees every payment",
+    Mutant(
+        "every caller sees every payment",
         f"{_SERVER}/rpc/call.py",
         "if resource is None or not self.caller.can_see(owned_resource.owner):",
         "if resource is None or not owned_resource:",
     ),
-    PlantedBug(
-        "siblings of a refused order are charged",
+    Mutant(
+        "siblings of a rejected order are charged",
         f"{_CORE}/payment/checkout.py",
         "if checkout.partial_failure_policy is not PartialFailurePolicy.ALL_OR_NOTHING or not "
         "rejections:",
         "if checkout.partial_failure_policy is not PartialFailurePolicy.KEEP_SUCCEEDED or not "
         "rejections:",
     ),
-    PlantedBug(
-        "an order is charged before it is on disk",
+    Mutant(
+        "an order is charged before it is stored",
         f"{_SERVER}/payment/create_payment.py",
         (
             "new_payments = [\n"
@@ -638,7 +636,7 @@ BUGS = (
         ),
     ),
     # alerts
-    PlantedBug(
+    Mutant(
         "an acknowledged charge keeps its alert",
         f"{_STORAGE}/payment/alerts.py",
         (
@@ -648,24 +646,24 @@ BUGS = (
         ("as resource_name, cause as detail\n        from unapplied_charge where true"),
     ),
     # events
-    PlantedBug(
-        "the relay forgets before it has published",
+    Mutant(
+        "the relay deletes events before it publishes them",
         f"{_SERVER}/outbox/relay.py",
         "        result, events_to_store = await self._publish_batch(batch)\n",
         "        await self._database.transact(lambda connection: batch.delete(connection))\n"
         "        result, events_to_store = await self._publish_batch(batch)\n",
     ),
-    PlantedBug(
-        "the events behind a refused one overtake it",
+    Mutant(
+        "later events of an aggregate overtake a rejected one",
         f"{_SERVER}/outbox/relay.py",
         (
             "if event.aggregate_id not in blocked_aggregates\n"
             "                and event.aggregate_id not in result.rejection_details"
         ),
         ("if event.aggregate_id not in blocked_aggregates\n                "),
-        "tests/services/event/test_relay.py -k refused_event_delays",
+        "tests/services/event/test_relay.py::test_a_rejected_event_delays_only_its_aggregate",
     ),
-    PlantedBug(
+    Mutant(
         "later events overtake those that wait",
         f"{_SERVER}/outbox/relay.py",
         (
@@ -681,25 +679,25 @@ BUGS = (
             "            has_more=len(rows) == _MAX_ROWS,\n"
             "        )"
         ),
-        "tests/services/event/test_relay.py -k restart",
+        "tests/services/event/test_relay.py::test_events_wait_for_a_rejected_one_across_a_restart",
     ),
-    PlantedBug(
-        "a refused event is dropped",
+    Mutant(
+        "a rejected event is dropped",
         f"{_SERVER}/outbox/relay.py",
         "            if events_to_store:\n                "
         "outbox.store_rejected_events(connection, result.rejection_details, events_to_store)\n",
         "",
-        "tests/services/event/test_relay.py -k refused_event_delays",
+        "tests/services/event/test_relay.py::test_a_rejected_event_delays_only_its_aggregate",
     ),
-    PlantedBug(
-        "the ledger's events are sent again and again where many are refused",
+    Mutant(
+        "the relay sends the ledger's events repeatedly if many are rejected",
         f"{_SERVER}/ledger/events.py",
         "if has_rejected_events:",
         "if has_rejected_events and not transactions:",
-        "tests/services/event/test_relay.py -k hundreds",
+        "tests/services/event/test_relay.py::test_many_rejected_transactions_do_not_block_others",
     ),
-    PlantedBug(
-        "a refused event is tried once",
+    Mutant(
+        "a rejected event is tried once",
         f"{_STORAGE}/outbox.py",
         (
             "select aggregate_id, next_attempt_time from rejected_aggregate\n"
@@ -709,16 +707,16 @@ BUGS = (
             "select aggregate_id, next_attempt_time from rejected_aggregate\n"
             "        where rejection_count = 0 and next_attempt_time <= (select clock())"
         ),
-        "tests/services/event/test_relay.py -k refused_event_delays",
+        "tests/services/event/test_relay.py::test_a_rejected_event_delays_only_its_aggregate",
     ),
-    PlantedBug(
-        "the oldest event of the ledger is looked for among those of its alerts",
+    Mutant(
+        "the oldest event of the ledger is searched among those of its alerts",
         f"{_STORAGE}/ledger/postings.py",
         "return event_alert_queries(max_event_delay_seconds, _OLDEST_EVENT)",
         "return event_alert_queries(max_event_delay_seconds)",
-        "tests/services/event/test_relay.py -k calls_alone",
+        "tests/services/event/test_relay.py::test_a_service_whose_calls_alone_are_rejected_raises_an_alert",
     ),
-    PlantedBug(
+    Mutant(
         "the events of the ledger's alerts are not published",
         f"{_SERVER}/app/wiring.py",
         (
@@ -731,10 +729,10 @@ BUGS = (
             "             LedgerEvents(database, handlers.recent)\n"
             "        )"
         ),
-        "tests/services/event/test_relay.py -k refused_event_delays",
+        "tests/services/event/test_relay.py::test_a_rejected_event_delays_only_its_aggregate",
     ),
-    PlantedBug(
-        "an event that comes again is numbered again",
+    Mutant(
+        "a repeated event gets a second number",
         f"{_STORAGE}/event/events.py",
         (
             "where e.aggregate_id = r.aggregate_id\n"
@@ -747,8 +745,8 @@ BUGS = (
             "is_published"
         ),
     ),
-    PlantedBug(
-        "a destination that has ended stays a dead letter",
+    Mutant(
+        "an ended destination stays a dead letter",
         f"{_SERVER}/payout/destination_verification.py",
         (
             "resolve(\n"
@@ -760,23 +758,23 @@ BUGS = (
             "    )"
         ),
         "",
-        "tests/services/payout/test_destinations.py -k disabled_destination_ends_its_dead_letter",
+        "tests/services/payout/test_destinations.py::test_a_disabled_destination_ends_its_dead_letter",
     ),
     # ownership of sellers
-    PlantedBug(
-        "of a payment's new sellers some are claimed",
+    Mutant(
+        "only some of a payment's new sellers are claimed",
         f"{_SERVER}/wallet/seller_ownership.py",
         "        if len(rows) < len(new):",
         "        if not rows:",
-        "tests/services/wallet/test_seller_ownership.py -k two_claims_that_share",
+        "tests/services/wallet/test_seller_ownership.py::test_of_two_claims_that_share_a_seller_one_succeeds",
     ),
-    PlantedBug(
-        "another owner's seller is paid like one's own",
+    Mutant(
+        "another owner's seller can be paid",
         f"{_SERVER}/payout/eligibility.py",
         'if not seller_owner or owner not in ("", seller_owner):',
         "if not seller_owner:",
     ),
-    PlantedBug(
+    Mutant(
         "an order may name another owner's seller",
         f"{_SERVER}/payment/seller_owners.py",
         (
@@ -787,8 +785,8 @@ BUGS = (
         ),
         "foreign_sellers : set[str] = set()",
     ),
-    PlantedBug(
-        "a new destination is current at once",
+    Mutant(
+        "a new destination has no cooldown",
         f"{_STORAGE}/payout/destinations.py",
         (
             "order by (d.state = 'VERIFIED' and not d.awaits_approval\n"
@@ -798,31 +796,31 @@ BUGS = (
         "tests/services/wallet/test_payout_terms.py",
     ),
     # batches
-    PlantedBug(
-        "one item's data breaks its whole batch",
+    Mutant(
+        "an invalid item fails its whole batch",
         f"{_SERVER}/operations/batcher.py",
         "            if len(items) == 1:\n                return [error]",
         "            if items:\n                return [error] * len(items)",
         "tests/unit/operations/test_batcher.py",
     ),
-    PlantedBug(
-        "what another service refuses of one item is refused of its whole batch",
+    Mutant(
+        "an item that another service rejects fails its whole batch",
         f"{_SERVER}/operations/batcher.py",
         "if isinstance(error, ServiceCallRejected) and error.rejects_caller:\n                "
         "raise",
         "if isinstance(error, ServiceCallRejected):\n                raise",
         "tests/services/operations/test_dead_letters.py",
     ),
-    PlantedBug(
-        "what the platform owes to itself is tried so often and no more",
+    Mutant(
+        "booking retries are limited",
         f"{_SERVER}/operations/retry_policy.py",
         "return replace(policy, max_attempts=None) if retry_reason in UNLIMITED_REASONS else "
         "policy",
         "return policy",
         "tests/services/operations/test_dead_letters.py",
     ),
-    PlantedBug(
-        "in a batch every repeat is the same as the first",
+    Mutant(
+        "in a batch every repeat equals the first",
         f"{_SERVER}/operations/batcher.py",
         (
             "(duplicates if fingerprint == leader_fingerprint else conflicts).append(\n"
@@ -832,101 +830,101 @@ BUGS = (
         ("duplicates.append(\n                    (index, leader)\n                )"),
         "tests/unit/operations/test_batcher.py",
     ),
-    PlantedBug(
-        "an item that is refused has its whole batch wait",
+    Mutant(
+        "a rejected item delays its whole batch",
         f"{_SERVER}/operations/batcher.py",
         "            if len(items) == 1:\n                return [error]\n",
         "            return [error] * len(items)\n",
         "tests/unit/operations/test_batcher.py",
     ),
     # overload
-    PlantedBug(
-        "a flood of items is built before it is counted",
+    Mutant(
+        "items are counted after the message is parsed",
         f"{_SERVER}/rpc/server.py",
         "    check_items(raw, method.request_descriptor)\n",
         "",
-        "tests/rpc/test_validation.py -k counted",
+        "tests/rpc/test_validation.py::test_items_are_counted_before_the_message_is_parsed",
     ),
-    PlantedBug(
-        "a flood of waiting calls takes the slots of others",
+    Mutant(
+        "waiting calls keep their slots",
         f"{_SERVER}/rpc/call.py",
         "        active.release(owner)\n",
         "        active.release(owner)\n        active.force_acquire(owner)\n",
-        "tests/rpc/test_server.py -k take_no_slots",
+        "tests/rpc/test_server.py::test_waiting_calls_release_their_slots",
     ),
-    PlantedBug(
-        "a flood of events takes every turn of the loop",
+    Mutant(
+        "busy streams starve the event loop",
         f"{_SERVER}/rpc/server.py",
         "FairSemaphore(_MAX_STREAM_WRITES)",
         "FairSemaphore(limits.streams)",
-        "tests/rpc/test_server.py -k streams_that_send_at_once",
+        "tests/rpc/test_server.py::test_busy_streams_do_not_starve_the_event_loop",
     ),
-    PlantedBug(
-        "each caller has a share, however many an owner has",
+    Mutant(
+        "the share of slots is by caller instead of by owner",
         f"{_SERVER}/rpc/server.py",
         "owner, slots = call.caller.owner, method.slots.for_caller(call.caller)",
         "owner, slots = call.caller.name, method.slots.for_caller(call.caller)",
-        "tests/rpc/test_owner_fairness.py -k one_owner_never",
+        "tests/rpc/test_owner_fairness.py::test_one_owner_never_has_all_slots_or_bytes",
     ),
-    PlantedBug(
-        "a closed dead letter is handed over by the call, which may go away",
+    Mutant(
+        "a closed dead letter is continued by its call, which may be cancelled",
         f"{_SERVER}/operations/dead_letter_commands.py",
         "            await self._worker.run_detached(commit_close)\n",
         "            await commit_close()\n",
-        "tests/services/payout/test_interrupted_calls.py -k goes_away",
+        "tests/services/payout/test_interrupted_calls.py::test_a_cancelled_call_leaves_no_orphaned_lease",
     ),
-    PlantedBug(
-        "a decision about a payout is handed over by the call, which may go away",
+    Mutant(
+        "a decision about a payout is continued by its call, which may be cancelled",
         f"{_SERVER}/payout/approvals.py",
         "return await self._run_detached(commit_and_start, is_team_call=decision.by_team)",
         "return await commit_and_start()",
-        "tests/services/payout/test_interrupted_calls.py -k goes_away",
+        "tests/services/payout/test_interrupted_calls.py::test_a_cancelled_call_leaves_no_orphaned_lease",
     ),
-    PlantedBug(
-        "a stream that waits for a message does not notice a stop",
+    Mutant(
+        "an idle stream does not end at shutdown",
         f"{_SERVER}/rpc/stream_sender.py",
         ("await asyncio.wait(\n                (future, closing_task),\n                timeout"),
         ("await asyncio.wait(\n                (future, ),\n                timeout"),
-        "tests/rpc/test_server.py -k nothing_to_send",
+        "tests/rpc/test_server.py::test_a_drain_ends_idle_streams",
     ),
-    PlantedBug(
-        "calls leave work in progress no time at a stop",
+    Mutant(
+        "calls leave no time for work in progress at shutdown",
         f"{_SERVER}/app/serve.py",
         ("min(_MIN_WORKER_DRAIN_SECONDS, drain_timeout_seconds),\n            0.1,\n        )"),
         ("\n            0.1,\n        )"),
-        "tests/app/test_shutdown.py -k time_of_its_own",
+        "tests/app/test_shutdown.py::test_work_in_progress_has_its_own_time_at_shutdown",
     ),
-    PlantedBug(
-        "payments are stored for callers who have gone",
+    Mutant(
+        "payments of abandoned calls are stored",
         f"{_SERVER}/payment/worker.py",
         "            drop_abandoned=True,\n            max_queued=MAX_QUEUED_CALLS,\n        )\n  "
         "      self._record_batcher",
         "            max_queued=MAX_QUEUED_CALLS,\n        )\n        self._record_batcher",
-        "tests/rpc/test_overload.py -k callers_have_left",
+        "tests/rpc/test_overload.py::test_abandoned_calls_are_not_started",
     ),
-    PlantedBug(
-        "what expires in a queue is sent",
+    Mutant(
+        "a charge that expires while it waits for a slot is sent",
         f"{_SERVER}/providers/gateway.py",
         "if action is NextAction.SEND and loop.time() >= operation.expires_at:",
         "if action is NextAction.SEND and loop.time() >= operation.expires_at + 3600:",
-        "tests/services/payment/charges/test_provider_slots.py -k expires_while_it_waits",
+        "tests/services/payment/charges/test_provider_slots.py::test_a_charge_that_expires_while_it_waits_for_a_slot_is_not_sent",
     ),
-    PlantedBug(
-        "streams that are behind wait in one queue",
+    Mutant(
+        "streams that catch up share one queue",
         f"{_SERVER}/rpc/streaming.py",
         "self._read_semaphore.permit(stream_filter.owner)",
         'self._read_semaphore.permit("")',
-        "tests/rpc/test_owner_fairness.py -k streams_behind",
+        "tests/rpc/test_owner_fairness.py::test_streams_that_catch_up_do_not_delay_other_owners",
     ),
-    PlantedBug(
-        "an event with the id of another is dropped",
+    Mutant(
+        "an event with a reused id is dropped",
         f"{_STORAGE}/event/events.py",
         "        if row.is_conflicting:\n",
         "        if row.is_conflicting and not row.aggregate_id:\n",
-        "tests/services/event/test_event_service.py -k id_of_another",
+        "tests/services/event/test_event_service.py::test_an_event_with_a_reused_id_is_rejected",
     ),
-    PlantedBug(
-        "a call that fails for ever is the probe before others",
+    Mutant(
+        "a call that always fails is the probe before others",
         f"{_SERVER}/providers/circuit_breaker.py",
         (
             "(\n"
@@ -935,43 +933,42 @@ BUGS = (
             "        )"
         ),
         "0",
-        "tests/unit/providers/test_circuit_breaker.py -k not_the_probe",
+        "tests/unit/providers/test_circuit_breaker.py::test_calls_that_failed_are_not_the_probe_before_others",
     ),
     # edits that bypass the service
-    PlantedBug(
-        "a row without a seal is taken for sound",
+    Mutant(
+        "a row without a seal counts as valid",
         f"{_STORAGE}/verify/shared.py",
         "t.seal is distinct from sha256(",
         "t.seal <> sha256(",
         "tests/app/test_verify.py -k S1",
     ),
-    PlantedBug(
-        "any time will do for a buyer to act by",
+    Mutant(
+        "any resolve_by_time is accepted",
         f"{_STORAGE}/verify/payment.py",
         ("when o.resolve_by_time is distinct from l.resolve_by_time\n                then"),
         ("when (o.resolve_by_time is null) <> (l.resolve_by_time is null)\n                then"),
         "tests/app/test_verify.py -k P4",
     ),
-    PlantedBug(
-        "whoever edits a row seals it",
+    Mutant(
+        "any edit of a row renews its seal",
         f"{_STORAGE}/migrations/__init__.py",
         ("for each row\n    when (session_user = '{service}') execute function seal();"),
         ("for each row\n     execute function seal();"),
-        "tests/storage/test_constraints.py -k only_the_service_seals",
+        "tests/storage/test_constraints.py::test_changes_by_the_administrator_keep_the_seal",
     ),
 )
 
 
-def fingerprint_of(bug: PlantedBug) -> str:
-    """A digest that changes when the bug changes, so that its table row is stale."""
-    return sha256(f"{bug.file}\0{bug.old}\0{bug.new}".encode()).hexdigest()[:8]
+def fingerprint_of(mutant: Mutant) -> str:
+    """A digest that changes when the mutant changes, so that its table row is stale."""
+    return sha256(f"{mutant.file}\0{mutant.old}\0{mutant.new}".encode()).hexdigest()[:8]
 
 
-def apply_bug(bug: PlantedBug, source: str) -> str:
-    """The file with the bug in it. Raises ValueError if the bug is stale."""
-    if source.count(bug.old) != 1:
+def apply_mutant(mutant: Mutant, source: str) -> str:
+    """The file with the mutant. Raises ValueError if the mutant is stale."""
+    if (count := source.count(mutant.old)) != 1:
         raise ValueError(
-            f"the bug {bug.name!r} has gone stale: what it changes stands {source.count(bug.old)} "
-            f"times in {bug.file}"
+            f"The mutant {mutant.name!r} is stale: its text occurs {count} times in {mutant.file}."
         )
-    return source.replace(bug.old, bug.new)
+    return source.replace(mutant.old, mutant.new)

@@ -34,7 +34,7 @@ from tallystick_server.providers.sandbox.provider import to_outcome
         ),
     ],
 )
-def test_only_a_definite_answer_is_definite(
+def test_only_a_definite_answer_is_conclusive(
     reply: Reply, kind: type, happens: PaymentTrigger
 ) -> None:
     """Every answer that is not clearly a success, a decline or pending is Unknown, and the same key
@@ -63,14 +63,14 @@ def test_only_a_definite_answer_is_definite(
         {"code": []},
     ],
 )
-def test_an_answer_that_cannot_be_read_is_unknown(status: int, values: dict[str, Any]) -> None:
+def test_a_malformed_answer_is_unknown(status: int, values: dict[str, Any]) -> None:
     """A malformed answer is neither a decline nor another amount: it is not conclusive."""
     reply_fields = {"reference": "r", "amount": 100, "currency": "EUR", "code": "", **values}
     assert isinstance(to_outcome(Reply(status, **reply_fields)), Unknown)
 
 
 @pytest.mark.parametrize(
-    ("status", "trouble"),
+    ("status", "reason"),
     [
         (500, "SERVER_ERROR"),
         (503, "SERVER_ERROR"),
@@ -84,10 +84,10 @@ def test_an_answer_that_cannot_be_read_is_unknown(status: int, values: dict[str,
         (403, "UNAUTHORIZED"),
     ],
 )
-def test_an_unknown_outcome_says_why(status: int, trouble: RetryReason) -> None:
+def test_an_unknown_outcome_has_its_retry_reason(status: int, reason: RetryReason) -> None:
     """The retry reason follows from the cause of an Unknown outcome; it includes the provider's own
     retry time.
     """
     parsed_outcome = to_outcome(Reply(status, retry_after=7.5))
     assert isinstance(parsed_outcome, Unknown)
-    assert (parsed_outcome.retry_reason, parsed_outcome.retry_after) == (trouble, 7.5)
+    assert (parsed_outcome.retry_reason, parsed_outcome.retry_after) == (reason, 7.5)

@@ -156,7 +156,7 @@ def test_each_fault(database: DatabaseUrls, token: str, first: type, later: list
     assert [type(outcome) for outcome in run_with_sandbox(database, work)] == [first, *later]
 
 
-def test_what_comes_back_is_in_the_log(database: DatabaseUrls) -> None:
+def test_returns_are_in_the_log(database: DatabaseUrls) -> None:
     """A full return, a partial one, and one from a closed account: the reported amounts are those
     of the log.
     """
@@ -247,7 +247,7 @@ def test_accounts_are_verified(database: DatabaseUrls) -> None:
 
 
 @given(st.sampled_from(list(Fault)), st.floats(0, 1000), st.integers(0, 1000), st.integers(1, 5))
-def test_a_transfer_only_goes_on(fault: Fault, age: float, seconds: int, looks: int) -> None:
+def test_a_transfer_never_goes_back(fault: Fault, age: float, seconds: int, looks: int) -> None:
     """A transfer's state never goes back, and a final state does not change over time."""
     order = ["SUBMITTED", "IN_TRANSIT", "DECLINED", "PAID", "RETURNED"]
     for state in order:
@@ -274,7 +274,7 @@ def test_a_transfer_only_goes_on(fault: Fault, age: float, seconds: int, looks: 
         {"state": []},
     ],
 )
-def test_an_answer_that_cannot_be_read_is_unknown(values: dict[str, Any]) -> None:
+def test_a_malformed_answer_is_unknown(values: dict[str, Any]) -> None:
     """A malformed answer is neither a decline nor a payment: it is not conclusive."""
     given_ = {
         "reference": "r",
@@ -288,7 +288,7 @@ def test_an_answer_that_cannot_be_read_is_unknown(values: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("status", "trouble"),
+    ("status", "reason"),
     [
         (500, "SERVER_ERROR"),
         (503, "SERVER_ERROR"),
@@ -299,7 +299,7 @@ def test_an_answer_that_cannot_be_read_is_unknown(values: dict[str, Any]) -> Non
         (401, "UNAUTHORIZED"),
     ],
 )
-def test_an_unknown_outcome_says_why(status: int, trouble: RetryReason) -> None:
+def test_an_unknown_outcome_has_its_retry_reason(status: int, reason: RetryReason) -> None:
     """An inconclusive answer is Unknown, with the retry reason that selects the policy, for payouts
     and verifications alike.
     """
@@ -308,7 +308,7 @@ def test_an_unknown_outcome_says_why(status: int, trouble: RetryReason) -> None:
         to_verification_outcome(Reply(status, retry_after=7.5)),
     ):
         assert isinstance(outcome, Unknown)
-        assert (outcome.retry_reason, outcome.retry_after) == (trouble, 7.5)
+        assert (outcome.retry_reason, outcome.retry_after) == (reason, 7.5)
 
 
 @asynccontextmanager
@@ -323,7 +323,7 @@ async def serve_app(app: web.Application) -> AsyncIterator[str]:
         await runner.cleanup()
 
 
-def test_over_http_it_is_the_same(database: DatabaseUrls) -> None:
+def test_the_http_adapter_gives_the_same_outcomes(database: DatabaseUrls) -> None:
     """The adapter over HTTP gives the same outcomes as the one in the process, for a batch, a
     lookup and an account; an unreachable server is NotSent.
     """
@@ -363,7 +363,7 @@ def test_over_http_it_is_the_same(database: DatabaseUrls) -> None:
     assert [type(answer) for answer in unreached_outcomes] == [NotSent, NotSent]
 
 
-def test_without_its_database_the_server_says_so() -> None:
+def test_without_its_database_the_server_answers_503() -> None:
     """The answer is 503, which means an unknown outcome, without a traceback; malformed requests
     get another status.
     """
@@ -406,7 +406,7 @@ async def call_over_http(
 @pytest.mark.parametrize(
     "body", [b"<html>", b"[]", b"[{}]", b"{}", b"null", b'[{"status": 200}, 3]', b"x" * 2_000_000]
 )
-def test_garbage_over_http_is_unknown(body: bytes) -> None:
+def test_malformed_http_answers_are_unknown(body: bytes) -> None:
     """HTML, huge answers, other shapes: every payout of the submission is Unknown, and nothing
     raises.
     """
@@ -437,9 +437,7 @@ def test_garbage_over_http_is_unknown(body: bytes) -> None:
         ([], None),
     ],
 )
-def test_what_a_payout_of_many_is_to_wait_is_a_bounded_number(
-    said: object, wait: float | None
-) -> None:
+def test_a_retry_time_of_a_payout_is_bounded(said: object, wait: float | None) -> None:
     """In each answer to a submission retry_after is a number of seconds, at most a day; any other
     value makes the outcomes Unknown, without a retry time.
     """
@@ -507,9 +505,7 @@ def test_an_answer_that_comes_in_pieces_is_one(database: DatabaseUrls) -> None:
         ),
     ],
 )
-def test_the_server_refuses_what_it_cannot_read(
-    database: DatabaseUrls, path: str, body: str
-) -> None:
+def test_the_server_rejects_malformed_bodies(database: DatabaseUrls, path: str, body: str) -> None:
     """A malformed body is a 400, and nothing is stored."""
 
     async def run() -> tuple[int, Any]:

@@ -307,7 +307,7 @@ def test_every_method_has_a_row() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(MATRIX))
-def test_a_method_is_for_its_roles_and_for_its_owners_resources(
+def test_a_method_requires_its_role_and_own_resources(
     access_platform: AccessPlatform, name: str
 ) -> None:
     """S2, S3: a role without access is rejected with its own reason, another owner's resource is
@@ -353,7 +353,9 @@ def test_a_method_is_for_its_roles_and_for_its_owners_resources(
 
 
 @pytest.mark.parametrize("name", sorted(MATRIX))
-def test_unknown_tokens_reach_no_method(access_platform: AccessPlatform, name: str) -> None:
+def test_unknown_tokens_are_rejected_by_every_method(
+    access_platform: AccessPlatform, name: str
+) -> None:
     """Every method rejects an unknown caller before its request is parsed."""
     assert _call(
         access_platform.clients["nobody"], name, GetMessageClass(METHODS[name].input_type)()

@@ -129,7 +129,7 @@ def test_idle_followers_of_entries_share_their_reads(scratch_database: DatabaseU
             stream.cancel()
 
 
-def test_what_callers_have_left_is_not_begun(scratch_database: DatabaseUrls) -> None:
+def test_abandoned_calls_are_not_started(scratch_database: DatabaseUrls) -> None:
     """Calls whose callers gave up while the database was frozen are not started afterwards: they
     store and read nothing.
     """
@@ -244,7 +244,7 @@ def _items_after_timeouts(
 
 
 @pytest.mark.parametrize("service", ["payment", "payout"])
-def test_reads_after_a_commit_are_not_refused(platform: ServedPlatform, service: str) -> None:
+def test_reads_after_a_commit_are_not_rejected(platform: ServedPlatform, service: str) -> None:
     """However many calls read their stored result, none ends with OVERLOADED, which would mean that
     nothing was stored.
     """
@@ -261,7 +261,7 @@ def test_reads_after_a_commit_are_not_refused(platform: ServedPlatform, service:
     assert platform.run_in_loop(look) == {"None": MAX_QUEUED_CALLS + 500}
 
 
-def test_a_flood_of_changes_refuses_no_work_of_the_platform(
+def test_a_flood_of_changes_rejects_no_work_of_the_platform(
     platform: ServedPlatform, client: Client
 ) -> None:
     """With the maximum number of teams' changes waiting for the database, a team's next one is
@@ -342,7 +342,9 @@ async def measure_calls(stub: Any, checkout_id: str, limit_seconds: float) -> di
 @pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="a process's memory is read from /proc"
 )
-def test_a_flood_leaves_others_their_calls(scratch_database: DatabaseUrls, thorough: bool) -> None:
+def test_a_flood_of_one_caller_does_not_block_others(
+    scratch_database: DatabaseUrls, thorough: bool
+) -> None:
     """28 messages of two million empty items each, idle streams, and waiting payments on a slow
     provider: other callers are answered, memory is bounded.
     """

@@ -54,8 +54,8 @@ _CALLER_ROLES = {
     "second": ("market", {Role.TEAM, Role.PAYOUTS}),
     "other": ("", {Role.TEAM, Role.PAYOUTS}),
     "third": ("", {Role.TEAM, Role.PAYOUTS}),
-    "chief": ("head", {Role.OPERATOR}),
-    "deputy": ("head", {Role.OPERATOR}),
+    "operator": ("head", {Role.OPERATOR}),
+    "second_operator": ("head", {Role.OPERATOR}),
     "auditor": ("", {Role.AUDITOR}),
     "platform": ("", {Role.SERVICE}),
     "all": ("", set(Role)),
@@ -110,7 +110,7 @@ def gated_event_service(
         platform.run_in_loop(release, 10_000)
 
 
-def test_an_owners_streams_behind_do_not_delay_anothers(scratch_database: DatabaseUrls) -> None:
+def test_streams_that_catch_up_do_not_delay_other_owners(scratch_database: DatabaseUrls) -> None:
     """Hundreds of streams of one owner, of several callers, wait to catch up. Another owner's one
     stream is served after the next one.
     """
@@ -266,7 +266,7 @@ def test_one_owner_never_has_all_slots_or_bytes(
     [("CreatePayment", True), ("WatchPayment", False)],
     ids=["waits", "streams"],
 )
-def test_what_waits_and_what_streams_keeps_no_body(method: str, waits: bool) -> None:
+def test_waiting_calls_and_streams_release_their_request_bytes(method: str, waits: bool) -> None:
     """Calls that wait for a provider, and streams, release the bytes of their requests: many more
     are admitted than the limit, and memory holds none of the requests.
     """
@@ -284,7 +284,7 @@ def test_what_waits_and_what_streams_keeps_no_body(method: str, waits: bool) -> 
     assert after - before < calls * size / 2, f"{(after - before) // calls} bytes for each call"
 
 
-def test_reads_of_owners_take_turns() -> None:
+def test_reads_are_served_round_robin_by_owner() -> None:
     """However many reads one owner has in flight, another's starts after one more of them
     completes: all reads share a few connections, first come, first served.
     """
@@ -301,9 +301,9 @@ def test_reads_of_owners_take_turns() -> None:
 
             return read
 
-    door = RpcServer(BearerTokens(CALLERS))
+    rpc_server = RpcServer(BearerTokens(CALLERS))
     with (
-        serve_rpc(door, {"PaymentService": Reads()}) as (address, loop),
+        serve_rpc(rpc_server, {"PaymentService": Reads()}) as (address, loop),
         grpc.insecure_channel(address) as channel,
     ):
         stub = payment_service_pb2_grpc.PaymentServiceStub(channel)
@@ -315,7 +315,7 @@ def test_reads_of_owners_take_turns() -> None:
             )
 
         def waiting_reads() -> int:
-            return door.waiting_read_count
+            return rpc_server.waiting_read_count
 
         calls = [call(("first", "second")[n % 2]) for n in range(flood)]
         assert eventually(lambda: started_reads.qsize() + waiting_reads() == flood)
@@ -331,7 +331,7 @@ def test_reads_of_owners_take_turns() -> None:
             finished_call.result(10)
 
 
-def test_orders_that_wait_to_be_stored_leave_room_for_other_owners(
+def test_waiting_orders_of_one_owner_leave_capacity_for_others(
     scratch_database: DatabaseUrls,
 ) -> None:
     """While the database is blocked, one owner has at most half of the orders that a process lets
@@ -385,14 +385,15 @@ def test_operators_share_their_slots_and_services_do_not() -> None:
     """
     with holding_server(CallLimits(platform=8)) as is_admitted:
         assert [
-            is_admitted(("chief", "deputy")[n % 2], "ListUnappliedCharges") for n in range(6)
+            is_admitted(("operator", "second_operator")[n % 2], "ListUnappliedCharges")
+            for n in range(6)
         ] == [True] * 4 + [False] * 2
         assert is_admitted("auditor", "ListAccounts")
         assert [is_admitted("platform", "BatchPost") for _ in range(9)] == [True] * 8 + [False]
 
 
 @pytest.mark.parametrize("full", ["teams", "services", "operators"])
-def test_a_call_takes_the_slots_of_the_role_that_admits_it(full: str) -> None:
+def test_a_call_uses_the_slots_of_its_role(full: str) -> None:
     """For every method, a call takes a team's slots for the roles team and payouts, and a service's
     or an operator's slots for those roles; no kind uses another's.
     """
@@ -411,8 +412,8 @@ def test_a_call_takes_the_slots_of_the_role_that_admits_it(full: str) -> None:
             ("all", "SetWalletPolicy"),
         ],
         "operators": [
-            ("chief", "CancelPayout"),
-            ("chief", "SetWalletPolicy"),
+            ("operator", "CancelPayout"),
+            ("operator", "SetWalletPolicy"),
             ("auditor", "GetTrialBalance"),
             ("all", "ApprovePayout"),
         ],
@@ -426,7 +427,7 @@ def test_a_call_takes_the_slots_of_the_role_that_admits_it(full: str) -> None:
             assert all(is_admitted(*calls[kind][0]) for kind in calls if kind != full), first
 
 
-def test_owners_who_wait_are_served_in_turns() -> None:
+def test_permits_are_granted_round_robin_by_owner() -> None:
     """Each waiting owner is served once before any is served twice, its own callers in order, and a
     caller that leaves uses no permit.
     """

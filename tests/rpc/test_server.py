@@ -48,7 +48,7 @@ TOKENS = {
 }
 
 
-def test_every_reason_has_one_status_and_stands_in_the_contract() -> None:
+def test_every_reason_has_one_status_and_is_in_the_contract() -> None:
     """X1: the closed list of reasons is the same in code, in the contract and in the status
     table.
     """
@@ -57,7 +57,7 @@ def test_every_reason_has_one_status_and_stands_in_the_contract() -> None:
 
 
 @pytest.mark.parametrize("reason", list(ErrorReason))
-def test_refusals_survive_the_wire(reason: ErrorReason) -> None:
+def test_errors_survive_the_conversion_to_a_status(reason: ErrorReason) -> None:
     """An error inside a batch survives the conversion to a status and back."""
     parsed_error = from_status(
         to_status(ApiError(reason, "why", field="a.b", metadata={"x": "y"}, retry_after=1.5))
@@ -87,7 +87,7 @@ def test_refusals_survive_the_wire(reason: ErrorReason) -> None:
     ],
     ids=lambda d: d.name,
 )
-def test_a_method_without_access_rule_stops_the_start(descriptor: ServiceDescriptor) -> None:
+def test_a_method_without_access_rule_prevents_the_start(descriptor: ServiceDescriptor) -> None:
     """S2: if one access rule is missing or empty, the server does not start."""
     access = dict(SERVICE_MODULES[descriptor.name].ACCESS)
     first = descriptor.methods[0].name
@@ -134,7 +134,7 @@ def test_credentials_and_roles(scratch_database: DatabaseUrls) -> None:
 LIST_REQUEST = payment_service_pb2.ListPaymentsRequest()
 
 
-def test_too_many_calls_are_shed() -> None:
+def test_too_many_calls_are_overloaded() -> None:
     """Above the limit a call is rejected with OVERLOADED and a retry delay."""
     entered, leave = threading.Semaphore(0), threading.Event()
 
@@ -165,7 +165,7 @@ READ_CALLS: list[tuple[str, Message]] = [
 ]
 
 
-def test_waiting_calls_take_no_slots_of_others() -> None:
+def test_waiting_calls_release_their_slots() -> None:
     """A waiting call releases its slot. A call above the limit of waiting calls, or of its caller's
     share, is answered without waiting.
     """
@@ -186,7 +186,7 @@ def test_waiting_calls_take_no_slots_of_others() -> None:
         assert all(call.result(10) is not None for call in waiting_calls)
 
 
-def test_each_kind_of_calls_has_its_own_limit() -> None:
+def test_each_kind_of_call_has_its_own_limit() -> None:
     """When changes are at their limit, one more is OVERLOADED, while reads and operators' calls are
     answered.
     """
@@ -230,7 +230,7 @@ def test_messages_in_flight_are_bounded_by_their_bytes() -> None:
             call.result(10)
 
 
-def test_a_drain_ends_calls_by_name() -> None:
+def test_a_drain_ends_calls_with_shutting_down() -> None:
     """A call that is still in flight when the drain ends gets SHUTTING_DOWN and a retry delay, and
     so does a new one.
     """
@@ -249,7 +249,7 @@ def test_a_drain_ends_calls_by_name() -> None:
         gate.release_event.set()
 
 
-def test_a_burst_is_answered_by_the_door(platform: ServedPlatform) -> None:
+def test_every_call_of_a_burst_is_answered(platform: ServedPlatform) -> None:
     """Each of thousands of concurrent calls gets an answer with a reason; the transport
     drops none.
     """
@@ -270,7 +270,7 @@ def test_a_burst_is_answered_by_the_door(platform: ServedPlatform) -> None:
     assert asyncio.run(burst()) == {"FIELD_REQUIRED": 3000}
 
 
-def test_a_fault_of_ours_tells_nothing_but_the_trace() -> None:
+def test_an_internal_error_shows_only_the_trace_id() -> None:
     """INTERNAL: no exception text, no SQL, no path; the error contains the trace id."""
 
     async def raise_error() -> Message:
@@ -284,7 +284,7 @@ def test_a_fault_of_ours_tells_nothing_but_the_trace() -> None:
     assert error.value.trace_id == error.value.metadata["trace_id"]
 
 
-def test_a_call_past_its_deadline_ends_by_name() -> None:
+def test_a_call_past_its_deadline_is_deadline_exceeded() -> None:
     """A handler that does not finish is DEADLINE_EXCEEDED, with the hint that the same id is
     safe.
     """
@@ -297,7 +297,7 @@ def test_a_call_past_its_deadline_ends_by_name() -> None:
         client.payment.ListPayments(LIST_REQUEST, timeout=0.3)
 
 
-def test_a_reader_that_stands_still_does_not_keep_its_stream() -> None:
+def test_a_stalled_reader_does_not_keep_its_stream_open() -> None:
     """A stream whose reader reads nothing ends at its deadline like any other, with STREAM_EXPIRED,
     and its handler ends too.
     """
@@ -324,7 +324,7 @@ def test_a_reader_that_stands_still_does_not_keep_its_stream() -> None:
 
 
 @pytest.mark.parametrize("read", [False, True], ids=["unread", "read"])
-def test_a_drain_ends_streams_at_once(read: bool) -> None:
+def test_a_drain_ends_streams_immediately(read: bool) -> None:
     """A drain ends an endless stream within a moment, whether its client reads or not, and releases
     its slot; a client that reads gets SHUTTING_DOWN.
     """
@@ -374,7 +374,7 @@ def test_a_drain_ends_streams_at_once(read: bool) -> None:
     assert reason == "SHUTTING_DOWN"
 
 
-def test_a_drain_ends_streams_that_have_nothing_to_send() -> None:
+def test_a_drain_ends_idle_streams() -> None:
     """A stream that waits for its next message ends with SHUTTING_DOWN as soon as a drain begins,
     long before its deadline.
     """
@@ -400,7 +400,7 @@ def test_a_drain_ends_streams_that_have_nothing_to_send() -> None:
     assert (error.value.reason, error.value.retry_after) == ("SHUTTING_DOWN", 0.5)
 
 
-def test_streams_that_send_at_once_leave_turns_of_the_loop_to_others() -> None:
+def test_busy_streams_do_not_starve_the_event_loop() -> None:
     """However many streams have something to send, the loop runs more often than messages are sent,
     because gRPC delivers one event per iteration.
     """
@@ -437,7 +437,7 @@ def test_streams_that_send_at_once_leave_turns_of_the_loop_to_others() -> None:
     assert last > streams * items_per_stream
 
 
-def test_a_reader_that_leaves_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_reader_that_disconnects_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
     """When a watcher disconnects while nothing happens, the handler ends, and nothing is logged as
     failed.
     """
@@ -463,7 +463,7 @@ def test_a_reader_that_leaves_is_no_fault(caplog: pytest.LogCaptureFixture) -> N
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
-def test_a_reader_that_stands_still_and_leaves_is_no_fault(
+def test_a_stalled_reader_that_disconnects_is_no_error(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Streams that were drained while their readers were stalled end without an error when the
@@ -501,7 +501,7 @@ def test_a_reader_that_stands_still_and_leaves_is_no_fault(
 @pytest.mark.parametrize(
     "error", [None, RuntimeError("the connection broke")], ids=["cancelled", "failed"]
 )
-def test_a_write_that_a_reader_never_takes_ends_its_stream_in_silence(
+def test_a_failed_write_to_a_stalled_reader_is_no_error(
     error: Exception | None,
 ) -> None:
     """When the write to a stalled reader fails, or is cancelled, its stream ends without an error,
@@ -524,7 +524,7 @@ def test_a_write_that_a_reader_never_takes_ends_its_stream_in_silence(
     assert asyncio.run(let_go()) == 1
 
 
-def test_draining_refuses_new_calls(scratch_database: DatabaseUrls) -> None:
+def test_a_drain_rejects_new_calls(scratch_database: DatabaseUrls) -> None:
     """SHUTTING_DOWN: a stopping process rejects new calls with a retry delay."""
     with serve_platform(scratch_database) as other_platform:
         other_platform.server.rpc_server.close()

@@ -226,7 +226,7 @@ def test_no_payment_method(client: Client) -> None:
 @pytest.mark.parametrize(
     "text", ["مرحبا \u202e evil", "🙂" * 200, "=1+1", "{{7*7}}", "%s%n", "a\r\nSet-Cookie: x"]
 )
-def test_odd_texts_are_kept_as_they_are(client: Client, text: str) -> None:
+def test_unusual_texts_are_stored_unchanged(client: Client, text: str) -> None:
     """Free text is data: right-to-left marks, emoji and injections are returned unchanged."""
     payment = client.create_payment(
         unique_id("c"), [new_test_order()], credit_card_info="tok_visa", buyer_info=text
@@ -343,7 +343,7 @@ def nested_item(item: bytes) -> bytes:
         ),
     ],
 )
-def test_items_are_counted_before_they_are_built(
+def test_items_are_counted_before_the_message_is_parsed(
     platform: ServedPlatform, method: str, body: bytes, field: str
 ) -> None:
     """X1: more items than allowed, at any depth, are rejected on the bytes of the message, before
@@ -555,7 +555,7 @@ def test_bad_values_of_payouts(
         ("ledger", "GetTransaction", {"transaction_id": f"main-{CARD}"}, "transaction of this id"),
     ],
 )
-def test_what_is_not_found_is_named(
+def test_a_not_found_error_names_the_resource(
     client: Client, service: str, method: str, values: dict[str, Any], names: str
 ) -> None:
     """A NOT_FOUND error names the resource and the requested id, unless the id looks like a card
@@ -567,7 +567,7 @@ def test_what_is_not_found_is_named(
     assert error.value.message == f"There is no {names}."
 
 
-def test_no_card_number_is_anywhere(client: Client, platform: ServedPlatform) -> None:
+def test_no_table_holds_a_card_number(client: Client, platform: ServedPlatform) -> None:
     """S1: after all of these calls, no table of any service holds a card number."""
     expect_invalid_payment(client, buyer_info=CARD)
     for service in ("payment", "wallet", "ledger", "payout", "event", "sandbox"):

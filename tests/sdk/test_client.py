@@ -160,7 +160,7 @@ def test_client_settings_do_not_show_the_token() -> None:
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
-def test_refusals_with_retry_info_are_sent_again(
+def test_rejections_with_retry_info_are_retried(
     scripted_server: tuple[ScriptedPaymentService, str], kind: int
 ) -> None:
     """The platform sends a retry delay, and the SDK retries after it, with the same request and
@@ -177,12 +177,12 @@ def test_refusals_with_retry_info_are_sent_again(
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
-def test_refusals_for_good_are_not(
+def test_permanent_errors_are_not_retried(
     scripted_server: tuple[ScriptedPaymentService, str], kind: int
 ) -> None:
     """A permanent error is raised immediately, as its own class with all details."""
     servicer, address = scripted_server
-    servicer.script = [ApiError(ErrorReason.FIELD_INVALID, "mend it", field="a.b")]
+    servicer.script = [ApiError(ErrorReason.FIELD_INVALID, "fix it", field="a.b")]
     with pytest.raises(InvalidArgumentError) as error:
         call_variants(address)[kind]()
     assert (error.value.reason, error.value.field_violations[0].field, error.value.trace_id) == (
@@ -195,7 +195,7 @@ def test_refusals_for_good_are_not(
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
 @pytest.mark.parametrize("hangs", [False, True])
-def test_a_call_whose_time_went_by_in_refusals_says_by_which(
+def test_a_deadline_error_has_the_last_rejection(
     scripted_server: tuple[ScriptedPaymentService, str], kind: int, hangs: bool
 ) -> None:
     """When a call is rejected until its deadline, the error has the last rejection's reason and
@@ -239,19 +239,19 @@ def test_a_call_whose_time_went_by_in_refusals_says_by_which(
         assert "the outcome is not known" in str(error.value)
         assert "DEPENDENCY_UNAVAILABLE" in str(error.value)
         assert "stored" not in str(error.value)
-    refusal = error.value.__cause__ if hangs else error.value
-    assert isinstance(refusal, UnavailableError)
-    assert (refusal.reason, refusal.metadata, refusal.trace_id) == (
+    rejection = error.value.__cause__ if hangs else error.value
+    assert isinstance(rejection, UnavailableError)
+    assert (rejection.reason, rejection.metadata, rejection.trace_id) == (
         "DEPENDENCY_UNAVAILABLE",
         {"service": "wallet"},
         "abc",
     )
-    assert refusal.message.startswith(wrong)
-    assert refusal.retry_after is not None
+    assert rejection.message.startswith(wrong)
+    assert rejection.retry_after is not None
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
-def test_a_call_without_an_answer_says_so_by_its_reason(
+def test_a_call_without_an_answer_has_the_deadline_reason(
     scripted_server: tuple[ScriptedPaymentService, str], kind: int
 ) -> None:
     """The error of a call whose only attempt got no answer has the reason of the deadline too, as
@@ -277,7 +277,7 @@ OVERLOADED_MESSAGE = "Too many operations; nothing was stored."
     ],
     ids=["", "stopped"],
 )
-def test_a_refusal_of_the_moment_does_not_hide_a_lost_try(
+def test_a_temporary_rejection_does_not_hide_a_lost_attempt(
     scripted_server: tuple[ScriptedPaymentService, str], kind: int, lost: ApiError | str
 ) -> None:
     """After an attempt with an unknown outcome a rejection such as "nothing was stored" is not
@@ -314,7 +314,7 @@ def test_a_refusal_of_the_moment_does_not_hide_a_lost_try(
         ),
     ],
 )
-def test_a_refusal_says_where_it_is_of_the_last_try_alone(
+def test_a_permanent_rejection_names_an_earlier_lost_attempt(
     scripted_server: tuple[ScriptedPaymentService, str],
     kind: int,
     first: ApiError | str,
@@ -333,7 +333,7 @@ def test_a_refusal_says_where_it_is_of_the_last_try_alone(
     assert error.value.message.startswith("no")
 
 
-def test_the_sdk_judges_reasons_of_the_contract() -> None:
+def test_the_sdk_rules_use_reasons_of_the_contract() -> None:
     """The SDK's rule for lost attempts names only reasons of the platform, and none of them is of
     two kinds.
     """
@@ -375,7 +375,7 @@ def test_a_slow_reader_loses_nothing(
     assert servicer.opened_after_versions[5] in (2, 3)
 
 
-def test_waiting_in_vain_leaves_no_stream_open(
+def test_a_timed_out_wait_closes_its_stream(
     scripted_server: tuple[ScriptedPaymentService, str],
 ) -> None:
     """When wait_for_payment times out, its stream ends too, even while the error is kept; an
@@ -467,7 +467,7 @@ def test_closing_a_client_ends_its_streams(
             version.result(30)
 
 
-def test_an_asyncio_client_is_closed_in_its_own_event_loop(
+def test_closing_an_asyncio_client_requires_its_event_loop(
     scripted_server: tuple[ScriptedPaymentService, str],
 ) -> None:
     """Closing an asyncio client in another event loop than that of its calls is a TallystickError
@@ -488,7 +488,7 @@ def test_an_asyncio_client_is_closed_in_its_own_event_loop(
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
 @pytest.mark.parametrize("reason", [ErrorReason.DEADLINE_EXCEEDED, ErrorReason.STREAM_EXPIRED])
-def test_a_stream_that_ends_at_once_is_not_opened_for_ever(
+def test_reopening_a_stream_is_bounded(
     scripted_server: tuple[ScriptedPaymentService, str], kind: int, reason: ErrorReason
 ) -> None:
     """If an address ends every stream immediately, as if its deadline had passed, the SDK opens
@@ -514,7 +514,7 @@ def test_a_stream_that_ends_at_once_is_not_opened_for_ever(
     assert len(servicer.opened_after_versions) == 4
 
 
-def test_a_cancellation_is_the_callers_own(
+def test_cancelling_a_task_cancels_its_call(
     scripted_server: tuple[ScriptedPaymentService, str],
 ) -> None:
     """Cancelling a task cancels its call, in flight or between two attempts, and raises
@@ -578,7 +578,7 @@ def test_retries_are_bounded(
 
 
 @pytest.mark.parametrize("attempt", [1, 6, 7, 1_024, 1_025, 1_080, 10**9])
-def test_waits_are_bounded_however_often_a_call_was_sent(attempt: int) -> None:
+def test_retry_waits_are_bounded(attempt: int) -> None:
     """The wait before the next attempt doubles up to 2 s and stays there: no number of attempts
     makes it an error, or longer.
     """
@@ -589,7 +589,7 @@ def test_waits_are_bounded_however_often_a_call_was_sent(attempt: int) -> None:
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
-def test_a_restart_within_the_deadline_is_not_seen(kind: int) -> None:
+def test_a_server_restart_within_the_deadline_is_hidden(kind: int) -> None:
     """A call whose server is down at first is retried until its deadline, not only a few times, and
     is answered once the server is up.
     """
@@ -652,7 +652,7 @@ def test_a_channel_connects_again_soon() -> None:
             assert max(gap_count) < 5, gap_count  # gRPC's own wait would be more than 10 s
 
 
-def test_nobody_there_is_unavailable() -> None:
+def test_an_unreachable_platform_is_unavailable() -> None:
     """An unreachable platform is UnavailableError, within the deadline."""
     for call in call_variants(free_address(), deadlines={"GetPayment": 0.5}, attempts=2):
         with pytest.raises((UnavailableError, DeadlineExceededError)):
@@ -662,7 +662,7 @@ def test_nobody_there_is_unavailable() -> None:
 @pytest.mark.parametrize(
     "token", ["secret\n", "se\ncret", "sécret", "secret ", "sec\0ret", "сервис"]
 )
-def test_a_token_that_cannot_be_sent_is_refused_at_once(token: str) -> None:
+def test_an_invalid_token_is_a_value_error(token: str) -> None:
     """A token that no header can contain is a ValueError that names the token setting and does not
     show its value, before any call is made.
     """
@@ -683,7 +683,7 @@ def test_a_token_that_cannot_be_sent_is_refused_at_once(token: str) -> None:
         (5.0, (("a-bin", "b"),), "metadata a-bin"),
     ],
 )
-def test_what_grpc_cannot_send_is_a_value_error_of_ours(
+def test_invalid_call_options_are_value_errors(
     scripted_server: tuple[ScriptedPaymentService, str], timeout: float, metadata: Any, named: str
 ) -> None:
     """A timeout or metadata that cannot be sent is a ValueError that names it, in both clients, and
@@ -703,7 +703,9 @@ def test_what_grpc_cannot_send_is_a_value_error_of_ours(
     assert servicer.calls == []
 
 
-def test_a_closed_client_says_so(scripted_server: tuple[ScriptedPaymentService, str]) -> None:
+def test_calls_of_a_closed_client_raise_an_sdk_error(
+    scripted_server: tuple[ScriptedPaymentService, str],
+) -> None:
     """A call or stream of a closed client is a TallystickError in both clients, never one of gRPC's
     own exceptions.
     """
@@ -737,7 +739,7 @@ def test_money_is_text_or_decimal(amount: object) -> None:
         new_order("o", "b", "s", Decimal("NaN"), "EUR")
 
 
-def test_waiting_for_a_payment_ends_with_its_time(platform: ServedPlatform) -> None:
+def test_waiting_for_a_payment_is_bounded(platform: ServedPlatform) -> None:
     """wait_for_payment returns the final payment or raises DeadlineExceededError; a missing payment
     is NOT_FOUND.
     """
@@ -772,7 +774,7 @@ def test_the_examples_run(platform: ServedPlatform, example: str) -> None:
     assert completed.stdout
 
 
-def test_a_seller_is_paid_where_sales_wait_for_their_delivery(
+def test_the_payout_example_runs_with_a_release_delay(
     scratch_database: DatabaseUrls,
 ) -> None:
     """The payout example runs against a platform like the demo's, on which sales are pending until

@@ -47,7 +47,7 @@ def _run_seeds(
         payments += options.payments
         payouts += result.plan.payouts
         faults.update(str(fault) for fault in result.faults.values())
-        longest_rest = max(longest_rest, result.seconds_to_rest)
+        longest_rest = max(longest_rest, result.seconds_until_idle)
         if result.violations:
             violations += len(result.violations)
             if options.stop:

@@ -81,7 +81,7 @@ async def _compare_alerts(
         for name, kind, subject in sorted(expected - actual)
     ]
     return violations + [
-        f"{name}'s alert {kind} for {subject} is open, and what it tells of is not"
+        f"{name}'s alert {kind} for {subject} is open, and its condition is not"
         for name, kind, subject in sorted(actual - expected)
         if kind not in _IGNORED_KINDS
     ]

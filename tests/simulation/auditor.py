@@ -176,7 +176,7 @@ class Auditor:
                 ):
                     self.violations.append(f"order {name} is SUCCESS without a charge")
                 if not is_booked:
-                    self.violations.append(f"order {name} is SUCCESS and not settled")
+                    self.violations.append(f"order {name} is SUCCESS and not booked")
                 self._add_bookings(payment_request, index, fee)
                 self._audit_delivery(responses, index, order, fee)
             case payment_pb2.PAYMENT_ORDER_STATUS_FAILED:
@@ -189,7 +189,7 @@ class Auditor:
                         f"log {self._charge_log.get(order.charge_id)}"
                     )
                 if order.wallet_updated or order.ledger_updated:
-                    self.violations.append(f"order {name} is FAILED and settled")
+                    self.violations.append(f"order {name} is FAILED and booked")
             case status:
                 if order.charge_id not in self._dead_lettered or self._correct_charges(
                     payment_request, order.charge_id
@@ -364,16 +364,16 @@ class Auditor:
             and reported_payment.payment_state != payment.payment_state
         ):
             self.violations.append(
-                f"{payment.checkout_id} was told to be "
+                f"{payment.checkout_id} was reported as "
                 f"{payment_pb2.PaymentState.Name(reported_payment.payment_state)}"
             )
         if reported_payment.version > payment.version:
             self.violations.append(
-                f"{payment.checkout_id} was told to have version {reported_payment.version}, and "
-                f"has {payment.version}"
+                f"{payment.checkout_id} was reported with version "
+                f"{reported_payment.version}, and has {payment.version}"
             )
         if reported_payment.is_payment_done and not payment.is_payment_done:
-            self.violations.append(f"{payment.checkout_id} was told to be done, and is not")
+            self.violations.append(f"{payment.checkout_id} was reported as done, and is not")
         if (
             reported_payment.checkout_id != payment.checkout_id
             or {order.payment_order_id for order in reported_payment.payment_orders}
@@ -396,7 +396,7 @@ class Auditor:
                 != (current_order.payment_order_status, current_order.failure_reason)
             ):
                 self.violations.append(
-                    f"order {order.payment_order_id} was told to be "
+                    f"order {order.payment_order_id} was reported as "
                     f"{payment_pb2.PaymentOrderStatus.Name(status)}"
                 )
             if _immutable_fields(order) != _immutable_fields(current_order) or (
@@ -406,7 +406,7 @@ class Auditor:
                 current_order.wallet_updated,
                 current_order.ledger_updated,
             ):
-                self.violations.append(f"order {order.payment_order_id} was told to be {order}")
+                self.violations.append(f"order {order.payment_order_id} was reported as {order}")
 
     async def _compare_unapplied(self) -> None:
         actual = {}
@@ -481,7 +481,7 @@ class Auditor:
                 )
             if event.aggregate_version != versions[event.aggregate_id] + 1:
                 self.violations.append(
-                    f"{event.aggregate_id}: version {event.aggregate_version} is told after "
+                    f"{event.aggregate_id}: version {event.aggregate_version} is published after "
                     f"{versions[event.aggregate_id]}"
                 )
             versions[event.aggregate_id] = event.aggregate_version
@@ -497,12 +497,12 @@ class Auditor:
                 for name in compared_versions | self._versions
                 if compared_versions.get(name) != self._versions.get(name)
             }
-            self.violations.append(f"the versions told and those that are: {differences}")
+            self.violations.append(f"the published versions and the stored ones: {differences}")
         for aggregate, status in self._order_statuses.items():
             if statuses.get(aggregate) != status:
                 self.violations.append(
-                    f"{aggregate} was last told with status {statuses.get(aggregate)}, and has "
-                    f"{status}"
+                    f"{aggregate} was last published with status "
+                    f"{statuses.get(aggregate)}, and has {status}"
                 )
 
 

@@ -22,7 +22,7 @@ async def call_until_success(
     """
     response, error = await call_with_retries(call, name, violations)
     if error is not None and error.reason not in allowed_reasons:
-        violations.append(f"{name} was refused: {error}")
+        violations.append(f"{name} was rejected: {error}")
     return response
 
 
@@ -30,9 +30,9 @@ async def expect_rejection(call: Call, name: str, violations: list[str], reason:
     """Makes a call that must be rejected for the given reason."""
     response, error = await call_with_retries(call, name, violations)
     if response is not None:
-        violations.append(f"{name}: what had to be refused with {reason} was not")
+        violations.append(f"{name}: was not rejected with {reason}")
     elif error is not None and error.reason != reason:
-        violations.append(f"{name}: refused with {error}, not with {reason}")
+        violations.append(f"{name}: rejected with {error}, not with {reason}")
 
 
 async def call_with_retries(

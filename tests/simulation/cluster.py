@@ -111,7 +111,7 @@ def settings(key_window: float) -> Settings:
         payment__fee_rate=FEE_RATE,
         release_delay=86_400,
         payment__alert_after={"EXECUTING": 30, "PENDING": 60, "SUCCESS": 30},
-        retry={("", trouble): policy for trouble, policy in _POLICIES.items()},
+        retry={("", reason): policy for reason, policy in _POLICIES.items()},
         risk__blocked_accounts=frozenset(seller_of(team, "blocked") for team in TEAMS),
         payment__seller_owner_max_age=10.0,
         payout__destination_cooldown=0.0,

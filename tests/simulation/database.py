@@ -52,7 +52,7 @@ class DatabaseConditions:
 
 
 class _FaultyConnection(psycopg.Connection[Any]):
-    """A connection that breaks at COMMIT when its server is told to."""
+    """A connection that breaks at COMMIT on request."""
 
     conditions: DatabaseConditions
 

@@ -323,7 +323,7 @@ class PaymentLoad:
                 responses.delivered_order_ids.add(response.payment_order.payment_order_id)
                 if not response.payment_order.HasField("delivery_confirmed_time"):
                     responses.violations.append(
-                        f"order {responses.request.order_id(index)} was told to be delivered, and "
+                        f"order {responses.request.order_id(index)} was reported as delivered, and "
                         "when was not"
                     )
 

@@ -80,7 +80,7 @@ class OperatorLoad:
         """Whether both of two concurrent identical calls succeeded with the same answer."""
         responses = await asyncio.gather(*(self._call(method, request, name) for _ in range(2)))
         if (responses[0] is None) != (responses[1] is None):
-            self._violations.append(f"{name}: one of two equal calls was refused")
+            self._violations.append(f"{name}: one of two equal calls was rejected")
         return all(response is not None for response in responses)
 
     async def _acknowledge_charges(self, client: AsyncClient) -> None:

@@ -138,7 +138,7 @@ class PayoutAuditor:
                 f"{self._token(payout)}, log {rows}"
             )
         if state in _TERMINAL_STATES and not payout.ledger_updated:
-            self.violations.append(f"payout {name} is {state}, and not settled")
+            self.violations.append(f"payout {name} is {state}, and not booked")
         self._add_bookings(payout, state, rows, amount, fee)
         await self._audit_transfers(name, rows)
 
@@ -292,7 +292,7 @@ class PayoutAuditor:
             and (reported_state, current_state) != ("PAID", "RETURNED")
         ):
             self.violations.append(
-                f"payout {payout.payout_id} was told to be {reported_state} at "
+                f"payout {payout.payout_id} was reported as {reported_state} at "
                 f"{reported_payout.version}, and is {current_state} at {payout.version}"
             )
         if (
@@ -306,7 +306,7 @@ class PayoutAuditor:
             payout.net_amount,
             payout.seller_account,
         ):
-            self.violations.append(f"payout {payout.payout_id} was told to be {reported_payout}")
+            self.violations.append(f"payout {payout.payout_id} was reported as {reported_payout}")
 
 
 def _state_name(payout: payout_pb2.Payout) -> str:

@@ -80,8 +80,8 @@ class SimulationPlan:
 
 @dataclass
 class SimulationResult:
-    """The result of a run. `seconds_to_rest`: simulated seconds from healing until nothing was in
-    progress.
+    """The result of a run. `seconds_until_idle`: simulated seconds from healing until nothing
+    was in progress.
     """
 
     plan: SimulationPlan
@@ -90,7 +90,7 @@ class SimulationResult:
     trace: list[str] = field(default_factory=list)
     port_calls: list[str] = field(default_factory=list)
     """The port calls that had an effect until nothing was in progress, in order."""
-    seconds_to_rest: float = 0.0
+    seconds_until_idle: float = 0.0
 
 
 class _TraceHandler(logging.Handler):
@@ -170,7 +170,7 @@ class Simulation:
         except SimulationDeadlock:
             result.violations.append("nothing is left that could ever happen")
         except TallystickError as error:
-            result.violations.append(f"the operator or the auditor was refused: {error}")
+            result.violations.append(f"the operator or the auditor was rejected: {error}")
         # a run that breaks has a seed as any other that fails
         except Exception as error:  # noqa: BLE001
             result.violations.append(f"the run broke: {error!r}")
@@ -242,7 +242,7 @@ class Simulation:
             healed_time + (_LAST_MESSAGES_SECONDS if world.faults.fault_rate else 0.0),
             healed_time,
         )
-        result.seconds_to_rest = world.loop.now - healed_time
+        result.seconds_until_idle = world.loop.now - healed_time
         result.port_calls = list(world.calls)
         allowed_causes = _CAUSES_FOR_OPERATOR | (
             {"OUTCOME_UNKNOWN"} if key_window == _SHORT_WINDOW_SECONDS else set()

@@ -1,4 +1,4 @@
-"""The simulation is deterministic to the byte, detects planted bugs, and minimises failing runs."""
+"""The simulation is deterministic to the byte, detects a planted bug and minimises failing runs."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_the_same_seed_gives_the_same_trace(simulation: Simulation, tmp_path: Pa
 
 
 @pytest.mark.parametrize("plan", WORLD_PLANS, ids=lambda plan: str(plan.seed))
-def test_worlds_hold(
+def test_simulations_keep_the_invariants(
     run_plan: Callable[[SimulationPlan], SimulationResult], plan: SimulationPlan
 ) -> None:
     """Under every injected fault no cent is lost, nothing is charged or paid out twice, every
@@ -77,7 +77,7 @@ def test_worlds_hold(
     assert run_plan(plan).violations == []
 
 
-def test_every_kind_of_fault_happens(simulation: Simulation) -> None:
+def test_every_kind_of_fault_is_injected(simulation: Simulation) -> None:
     """Every kind of fault is injected in some run."""
     happened: set[InjectedFault] = set()
     for seed in range(20, 30):
@@ -90,7 +90,9 @@ def test_every_kind_of_fault_happens(simulation: Simulation) -> None:
 
 
 @pytest.mark.parametrize("seed", EXPECTED_POISONED.values(), ids=EXPECTED_POISONED)
-def test_worlds_with_poison_hold(simulation: Simulation, seed: int) -> None:
+def test_simulations_with_failing_items_keep_the_invariants(
+    simulation: Simulation, seed: int
+) -> None:
     """A service that fails on some items for a time delays only those items: everything completes
     without an operator, and events keep their order.
     """
@@ -102,7 +104,7 @@ def test_worlds_with_poison_hold(simulation: Simulation, seed: int) -> None:
 
 
 @pytest.mark.parametrize("one", load_regressions(), ids=lambda one: f"seed {one.plan.seed}")
-def test_what_failed_once_does_not_fail_again(
+def test_kept_failures_pass(
     run_plan: Callable[[SimulationPlan], SimulationResult], one: RegressionRun
 ) -> None:
     """Kept plans, in their minimised form, pass and still show what they were kept for."""
@@ -114,7 +116,7 @@ def test_what_failed_once_does_not_fail_again(
     )
 
 
-def test_what_people_do_really_happens(
+def test_operator_and_caller_actions_occur(
     run_plan: Callable[[SimulationPlan], SimulationResult],
 ) -> None:
     """Within a few simulations operators acknowledge charges and payouts and retry in bulk, callers
@@ -176,7 +178,7 @@ def test_a_crash_at_each_point(
     assert [(result.plan.planned, result.violations) for result in failed] == []
 
 
-def test_what_is_broken_is_found_and_made_short(
+def test_a_planted_bug_is_found_and_minimised(
     simulation: Simulation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a new key for each attempt of one operation buyers are charged twice. The auditor
@@ -195,7 +197,7 @@ def test_what_is_broken_is_found_and_made_short(
         result
         for result in worlds
         if any(" was made " in violation for violation in result.violations)
-        and result.seconds_to_rest < 100
+        and result.seconds_until_idle < 100
     )
     short = shrink(simulation.run, failed, timeout_seconds=12)
     assert short.violations
@@ -207,7 +209,7 @@ def test_what_is_broken_is_found_and_made_short(
 _DEMAND = charge.Charge.to_request
 
 
-def test_what_looks_and_finds_nothing_is_known_by_its_name() -> None:
+def test_idle_reads_are_named_as_in_the_code() -> None:
     """The reads and scans that are no crash points are named as in the code: with a stale name
     every idle scan would be a crash point.
     """

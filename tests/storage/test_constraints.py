@@ -248,7 +248,7 @@ CASES = [
     ),
     ("W2 a part below zero", "wallet", "update wallet set pending = -1", "23514"),
     (
-        "W2 owed beside available",
+        "W2 owed and available",
         "wallet",
         "update wallet set owed = 1, balance = balance - 1",
         "23514",
@@ -353,7 +353,7 @@ CASES = [
     ),
     ("E1 an event of no change", "wallet", insert_event("wallets/s/EUR", 999), "P0001"),
     (
-        "E1 an entry that nobody tells",
+        "E1 an entry without an event",
         "wallet",
         "with w as (update wallet set version = version + 1, available = available + 5, balance = "
         "balance + 5 where seller_account = 's' returning *) "
@@ -364,7 +364,7 @@ CASES = [
     ("L4 an update of a wallet's entries", "wallet", "update wallet_entry set amount = 1", "42501"),
     # payment
     (
-        "P1 a second attempt beside one that lives",
+        "P1 a second attempt besides an open one",
         "payment",
         "insert into attempt (operation_id, attempt_number, provider, provider_key, amount, "
         "currency, outcome, provider_reference, failure_reason, decline_code, start_time, "
@@ -374,7 +374,7 @@ CASES = [
         "23505",
     ),
     (
-        "P1 a second attempt beside one that succeeded",
+        "P1 a second attempt besides one that succeeded",
         "payment",
         "insert into attempt (operation_id, attempt_number, provider, provider_key, amount, "
         "currency, outcome, provider_reference, failure_reason, decline_code, start_time, "
@@ -435,7 +435,7 @@ CASES = [
         "23514",
     ),
     (
-        "P3 a delivery of what is not settled",
+        "P3 a delivery of an order that is not booked",
         "payment",
         (
             "update payment_order set delivery_confirmed_time = clock(), version = version + 1 "
@@ -561,25 +561,25 @@ CASES = [
     ),
     ("E1 an event of no change", "payment", insert_event("paymentOrders/o-paid", 999), "P0001"),
     (
-        "E1 a change that is named and not told",
+        "E1 a change that is named without an event",
         "payment",
         insert_event("paymentOrders/o-paid", 1, "null"),
         "P0001",
     ),
     (
-        "E1 a change that is told in no event",
+        "E1 a change without an event",
         "payment",
         insert_event("paymentOrders/o-paid", 1, "''"),
         "23514",
     ),
     (
-        "E1 a change that is told again",
+        "E1 a change with a second event",
         "payment",
         f"{insert_event('paymentOrders/o-paid', 1)}; update outbox set request = null",
         "P0001",
     ),
     (
-        "E1 a telling that is taken back",
+        "E1 an event that is deleted",
         "payment",
         f"{insert_event('paymentOrders/o-paid', 1)}; delete from outbox",
         "P0001",
@@ -617,7 +617,7 @@ CASES = [
         "P0001",
     ),
     (
-        "E1 a dead letter that nobody tells",
+        "E1 a dead letter without an event",
         "payment",
         (
             "insert into dead_letter values ('charges-o-x-1', 'charges/o-x', 1, 'X', '', 1, "
@@ -730,9 +730,9 @@ CASES = [
         f"from unapplied_charge) {acknowledge_charges()}; {acknowledge_charges()}",
         "P0001",
     ),
-    ("E1 an acknowledgement that nobody tells", "payment", acknowledge_charges(), "P0001"),
+    ("E1 an acknowledgement without an event", "payment", acknowledge_charges(), "P0001"),
     (
-        "E1 an unapplied charge that nobody tells",
+        "E1 an unapplied charge without an event",
         "payment",
         "insert into unapplied_charge select 'u-2', charge_id, checkout_id, caller, '', provider, "
         "'ref', 1, 'EUR', 'LATE', false, 1, clock(), clock() from unapplied_charge",
@@ -765,7 +765,7 @@ CASES = [
         for service in ("payment", "payout", "wallet", "ledger")
         for what, statement, code in (
             (
-                "E1 an alert that nobody tells",
+                "E1 an alert without an event",
                 f"insert into alert values ('{service}-X-a-y-1', 'X', 'a/y', 1, '', clock())",
                 "P0001",
             ),
@@ -804,7 +804,7 @@ CASES = [
     # event
     ("E2 an event that is changed", "event", "update event set body = ''", "42501"),
     (
-        "E2 an event that is told twice",
+        "E2 an event that is stored twice",
         "event",
         (
             "insert into event select 10000, aggregate_id, aggregate_version, type, owner, body "
@@ -818,7 +818,7 @@ CASES = [
 @pytest.mark.parametrize(
     ("service", "sql", "sqlstate"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
 )
-def test_the_database_refuses(
+def test_the_database_rejects_invalid_rows(
     filled_database: DatabaseUrls, service: str, sql: str, sqlstate: str
 ) -> None:
     """The row that would violate the invariant is rejected, by the intended constraint, trigger or
@@ -838,7 +838,7 @@ def test_the_database_refuses(
     ],
 )
 @pytest.mark.parametrize("sql", ["update {} set {} = {}", "delete from {}", "truncate {} cascade"])
-def test_triggers_refuse_where_privileges_do_not(
+def test_triggers_reject_changes_without_privileges(
     filled_database: DatabaseUrls, service: str, table: str, sql: str
 ) -> None:
     """L4: with the privilege off (as administrator) the trigger still rejects the change."""
@@ -918,7 +918,9 @@ def test_the_reader_only_reads(filled_database: DatabaseUrls, service: str) -> N
 
 
 @pytest.mark.parametrize("service", ["payment", "ledger", "wallet", "payout", "event", "sandbox"])
-def test_the_reader_may_rest(filled_database: DatabaseUrls, service: str) -> None:
+def test_the_readers_idle_transaction_is_not_ended(
+    filled_database: DatabaseUrls, service: str
+) -> None:
     """verify merges streams: a stream that waits for another, for as long as a statement may take,
     is not cut off.
     """
@@ -931,7 +933,7 @@ def test_the_reader_may_rest(filled_database: DatabaseUrls, service: str) -> Non
 
 
 @pytest.mark.parametrize("service", ["payment", "ledger", "wallet", "payout", "event", "sandbox"])
-def test_no_query_of_a_service_is_compiled(filled_database: DatabaseUrls, service: str) -> None:
+def test_just_in_time_compilation_is_off(filled_database: DatabaseUrls, service: str) -> None:
     """Just-in-time compilation is off, whatever the server's default: with disabled scans the cost
     estimates would trigger it for every scan.
     """
@@ -939,7 +941,7 @@ def test_no_query_of_a_service_is_compiled(filled_database: DatabaseUrls, servic
         assert connection.execute("show jit").fetchone() == ("off",)
 
 
-def test_moves_in_the_database_are_the_table_of_the_rules(filled_database: DatabaseUrls) -> None:
+def test_transitions_in_the_database_equal_the_domain_table(filled_database: DatabaseUrls) -> None:
     """P3: the trigger's condition lists exactly the transitions of core's table."""
     with psycopg.connect(filled_database.admin) as connection:
         row = connection.execute(
@@ -957,7 +959,7 @@ def test_moves_in_the_database_are_the_table_of_the_rules(filled_database: Datab
     }
 
 
-def test_only_the_service_seals(filled_database: DatabaseUrls) -> None:
+def test_changes_by_the_administrator_keep_the_seal(filled_database: DatabaseUrls) -> None:
     """A change by the administrator, with all triggers on, keeps the seal that the service
     wrote.
     """

@@ -56,7 +56,7 @@ def count_events(database: DatabaseUrls, aggregate: str) -> int:
         ).fetchone()[0]
 
 
-def test_a_database_that_stands_still_is_cut_off(scratch_database: DatabaseUrls) -> None:
+def test_a_frozen_database_loses_its_connections(scratch_database: DatabaseUrls) -> None:
     """A transaction that gets no answer in time loses its connection and runs again: it is
     committed once.
     """
@@ -74,7 +74,7 @@ def test_a_database_that_stands_still_is_cut_off(scratch_database: DatabaseUrls)
     event.close()
 
 
-def test_frozen_connections_are_given_up_though_nobody_waits(
+def test_frozen_connections_are_cut_without_waiting_callers(
     scratch_database: DatabaseUrls,
 ) -> None:
     """Silent open connections that a failover has left are cut, even if every waiting caller has
@@ -112,7 +112,7 @@ def test_frozen_connections_are_given_up_though_nobody_waits(
     assert asyncio.run(run())
 
 
-def test_readers_and_work_do_not_wait_for_each_other(scratch_database: DatabaseUrls) -> None:
+def test_reads_and_writes_do_not_wait_for_each_other(scratch_database: DatabaseUrls) -> None:
     """While every write connection is busy callers can read; while every read connection is busy
     writes continue.
     """
@@ -150,7 +150,7 @@ def test_readers_and_work_do_not_wait_for_each_other(scratch_database: DatabaseU
     ]
 
 
-def test_a_read_that_takes_too_long_is_refused_at_once(scratch_database: DatabaseUrls) -> None:
+def test_a_read_that_times_out_is_not_retried(scratch_database: DatabaseUrls) -> None:
     """A read that exceeds its time limit is not retried: it is rejected with its own reason, and
     its connection is released.
     """
@@ -173,7 +173,7 @@ def test_a_read_that_takes_too_long_is_refused_at_once(scratch_database: Databas
     event.close()
 
 
-def test_work_that_takes_too_long_is_tried_once_more(scratch_database: DatabaseUrls) -> None:
+def test_a_transaction_that_times_out_is_retried_once(scratch_database: DatabaseUrls) -> None:
     """A transaction that exceeds the statement timeout may have waited for a lock: it is tried a
     second time, and no more.
     """
@@ -194,7 +194,7 @@ def test_work_that_takes_too_long_is_tried_once_more(scratch_database: DatabaseU
     event.close()
 
 
-def test_a_read_only_server_is_left_for_another(scratch_database: DatabaseUrls) -> None:
+def test_a_connection_to_a_read_only_server_is_replaced(scratch_database: DatabaseUrls) -> None:
     """A connection to a server that has become read-only, as after a failover, is dropped: the
     retry gets a new one.
     """
@@ -211,7 +211,7 @@ def test_a_read_only_server_is_left_for_another(scratch_database: DatabaseUrls) 
     event.close()
 
 
-def test_a_migration_breaks_no_statement_that_was_prepared(scratch_database: DatabaseUrls) -> None:
+def test_a_migration_breaks_no_prepared_statement(scratch_database: DatabaseUrls) -> None:
     """A migration adds a column and so changes the result of `select *`: a previously prepared
     statement is retried on a new connection.
     """
@@ -243,7 +243,7 @@ def test_a_migration_breaks_no_statement_that_was_prepared(scratch_database: Dat
 
 
 @pytest.mark.parametrize("committed", [True, False])
-def test_a_lost_commit_is_told_from_one_that_never_was(
+def test_a_lost_commit_is_distinguished_from_a_failed_one(
     scratch_database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch, committed: bool
 ) -> None:
     """The connection breaks at COMMIT, after or before it took effect: the work is committed
@@ -277,7 +277,7 @@ def test_a_lost_commit_is_told_from_one_that_never_was(
     event.close()
 
 
-def test_an_answer_that_is_lost_again_and_again_is_no_error(
+def test_repeatedly_lost_commit_answers_are_no_error(
     scratch_database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each check after a lost COMMIT may lose its own answer: the work is still committed once, and
@@ -323,7 +323,7 @@ def test_a_killed_backend_is_survived(scratch_database: DatabaseUrls) -> None:
     event.close()
 
 
-def test_a_conflict_is_tried_again_a_bounded_number_of_times(event_database: Database) -> None:
+def test_retries_of_a_conflict_are_bounded(event_database: Database) -> None:
     """A serialization failure is retried; one that persists is CONFLICT, with a retry delay."""
     tries: list[int] = []
 
@@ -338,7 +338,7 @@ def test_a_conflict_is_tried_again_a_bounded_number_of_times(event_database: Dat
     assert len(tries) == 6
 
 
-def test_refused_data_is_not_tried_again_and_stores_nothing(
+def test_a_constraint_violation_is_not_retried(
     event_database: Database, database: DatabaseUrls
 ) -> None:
     """A constraint violation is raised immediately, with its SQLSTATE and constraint; the
@@ -358,7 +358,7 @@ def test_refused_data_is_not_tried_again_and_stores_nothing(
     assert (len(tries), count_events(database, aggregate)) == (1, 0)
 
 
-def test_a_database_that_is_away_is_a_dependency(database: DatabaseUrls) -> None:
+def test_an_unreachable_database_is_dependency_unavailable(database: DatabaseUrls) -> None:
     """Without a connection the error is DEPENDENCY_UNAVAILABLE with a retry delay, never an
     exception of the driver.
     """
@@ -370,7 +370,7 @@ def test_a_database_that_is_away_is_a_dependency(database: DatabaseUrls) -> None
 
 
 def test_no_network_call_is_made_inside_a_transaction(event_database: Database) -> None:
-    """Providers and stubs refuse to run in a transaction's thread; outside of one the guard
+    """Providers and stubs do not run in a transaction's thread; outside of one the guard
     is off.
     """
     inside: list[object] = []

@@ -139,7 +139,7 @@ SMALL_TABLES = ("head", "relayed", "leader_lease", "rejected_aggregate")
 """Tables of a few rows."""
 
 
-def test_what_is_seeded_verifies(seeded_database: DatabaseUrls) -> None:
+def test_verify_passes_on_seeded_data(seeded_database: DatabaseUrls) -> None:
     """The platform could have written the seeded database: every check of verify passes on it."""
     report = verify(seeded_database)
     assert report.passed, report.as_text()
@@ -186,7 +186,7 @@ def batch_request_of(
     )
 
 
-def test_what_is_seeded_is_a_repeat_when_it_is_sent_again(large_platform: LargePlatform) -> None:
+def test_requests_of_seeded_rows_are_replays(large_platform: LargePlatform) -> None:
     """The requests of seeded rows are replays for the platform: it answers with the stored rows."""
     client = large_platform.platform.client()
     order = client.payment.GetPaymentOrder(
@@ -267,7 +267,7 @@ def test_what_is_seeded_is_a_repeat_when_it_is_sent_again(large_platform: LargeP
     )
 
 
-def test_plans_are_those_of_what_was_asked(
+def test_plans_are_attributed_to_their_call(
     seeded_database: DatabaseUrls, large_platform: LargePlatform, client: Client
 ) -> None:
     """Statements of other platforms in the process, and of a platform's background work, are not
@@ -309,7 +309,9 @@ def test_a_list_reads_a_page(large_platform: LargePlatform, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BOUNDED_LIST_CALLS)
-def test_a_list_of_what_is_rare_looks_at_so_many(large_platform: LargePlatform, name: str) -> None:
+def test_a_search_without_an_index_examines_a_bounded_number(
+    large_platform: LargePlatform, name: str
+) -> None:
     """A search without an index examines a bounded number of rows, then the page ends with a token
     to continue.
     """
@@ -317,7 +319,7 @@ def test_a_list_of_what_is_rare_looks_at_so_many(large_platform: LargePlatform, 
 
 
 @pytest.mark.parametrize("name", MONITOR_QUERIES)
-def test_the_monitor_looks_at_what_has_rested_too_long(
+def test_the_monitor_reads_only_rows_that_raise_an_alert(
     seeded_database: DatabaseUrls, name: str
 ) -> None:
     """The monitor reads only rows that raise an alert, up to a limit for each kind, and no row that
@@ -333,7 +335,7 @@ def test_the_monitor_looks_at_what_has_rested_too_long(
 
 
 @pytest.mark.parametrize("name", WORKER_QUERIES)
-def test_a_claim_reads_what_can_be_claimed(seeded_database: DatabaseUrls, name: str) -> None:
+def test_a_claim_reads_only_due_operations(seeded_database: DatabaseUrls, name: str) -> None:
     """However many operations wait, a claim reads only due ones."""
     assert (
         excessive_reads(plans_of_work(seeded_database, *WORKER_QUERIES[name]), 2 * 200 + 10) == []
@@ -341,14 +343,14 @@ def test_a_claim_reads_what_can_be_claimed(seeded_database: DatabaseUrls, name: 
 
 
 @pytest.mark.parametrize("name", HOUSEKEEPING)
-def test_housekeeping_reads_what_it_takes(seeded_database: DatabaseUrls, name: str) -> None:
+def test_housekeeping_reads_a_bounded_number(seeded_database: DatabaseUrls, name: str) -> None:
     """However much there is to clean up, housekeeping processes a bounded number in a transaction,
     and reads no more.
     """
     assert excessive_reads(plans_of_work(seeded_database, *HOUSEKEEPING[name]), 10_000) == []
 
 
-def test_pages_of_what_is_rare_lead_to_all_of_it(large_platform: LargePlatform) -> None:
+def test_pages_of_a_search_contain_every_match_once(large_platform: LargePlatform) -> None:
     """Pages that end early, because the limit of examined rows was reached, lead to every matching
     payment, each once.
     """
@@ -397,7 +399,7 @@ def all_payouts_in_batch(databases: DatabaseUrls) -> Iterator[None]:
             )
 
 
-def test_pages_of_a_report_lead_to_all_in_a_state(large_platform: LargePlatform) -> None:
+def test_pages_of_a_report_contain_every_payout_once(large_platform: LargePlatform) -> None:
     """Report pages that end early, because the limit of examined payouts was reached, lead to every
     payout in the state, each once; the totals are on the first page.
     """
@@ -529,7 +531,7 @@ def _find_alerts(kind: str, findings: Sequence[alert_store.AlertQuery]) -> Datab
     ],
     ids=["list", "list of all", "UNAPPLIED_CHARGE", "UNMATCHED_TRANSFER", "PAYOUT_STATUS_CONFLICT"],
 )
-def test_what_was_acknowledged_is_not_read(
+def test_acknowledged_rows_are_not_read(
     seeded_database: DatabaseUrls, schema: str, work: DatabaseWork
 ) -> None:
     """However many rows operators have acknowledged, open ones have an index of their own, and a
@@ -582,7 +584,7 @@ _DELIVERED_SQL = (
     ],
     ids=["default schedules", "schedules of sellers", "RELEASE_STUCK"],
 )
-def test_of_two_sorts_each_is_found_in_an_index_of_its_own(
+def test_each_kind_of_row_is_found_in_its_own_index(
     database: DatabaseUrls, schema: str, prepare: Sequence[str], work: DatabaseWork
 ) -> None:
     """However many schedules are due, or deliveries wait, a page of one kind reads one page, in
@@ -693,7 +695,7 @@ def _due_schedules(connection: Connection) -> Sequence[Row[Any]]:
         "SCHEDULE_OVERDUE",
     ],
 )
-def test_schedules_and_batches_are_found_in_an_index(
+def test_schedules_and_batches_are_found_by_index(
     seeded_database: DatabaseUrls, prepare: Sequence[str], work: DatabaseWork
 ) -> None:
     """However many schedules and batches there are, and however large a batch is, reads fetch only
@@ -718,9 +720,11 @@ _AGGREGATE_IDS = [f"payments/r-{number}" for number in range(500)]
         lambda connection: outbox.list_due_events(connection, 50, 10),
         lambda connection: outbox.find_rejected_aggregates(connection, _AGGREGATE_IDS),
     ],
-    ids=["new", "due", "refused"],
+    ids=["new", "due", "rejected"],
 )
-def test_a_relay_reads_what_it_publishes(seeded_database: DatabaseUrls, work: DatabaseWork) -> None:
+def test_a_relay_reads_only_what_it_publishes(
+    seeded_database: DatabaseUrls, work: DatabaseWork
+) -> None:
     """However many events EventService rejects, a relay finds three things in indexes: the next
     rows of the outbox, the due rejected events, and those of given aggregates.
     """
@@ -779,7 +783,7 @@ def last_plan(
     return result, explanation[0]["Plan"]
 
 
-def test_the_oldest_event_of_the_ledger_is_looked_up(seeded_database: DatabaseUrls) -> None:
+def test_the_oldest_unpublished_event_is_found_by_index(seeded_database: DatabaseUrls) -> None:
     """However many events EventService still lacks, and however many alert events wait, the monitor
     looks up the oldest of each kind.
     """
@@ -804,7 +808,7 @@ def test_the_oldest_event_of_the_ledger_is_looked_up(seeded_database: DatabaseUr
     assert read == {"outbox": 1, "relayed": 1, "tx": 1}
 
 
-def test_accounts_of_a_prefix_are_read_from_it_on(seeded_database: DatabaseUrls) -> None:
+def test_accounts_with_a_prefix_are_read_by_index(seeded_database: DatabaseUrls) -> None:
     """A page of accounts with a prefix reads no index entries of earlier accounts, however many
     there are.
     """
@@ -818,7 +822,7 @@ def test_accounts_of_a_prefix_are_read_from_it_on(seeded_database: DatabaseUrls)
     assert blocks_read(plan) < 150
 
 
-def test_a_posting_reads_its_accounts_alone(seeded_database: DatabaseUrls) -> None:
+def test_a_posting_reads_only_its_accounts(seeded_database: DatabaseUrls) -> None:
     """A batch that posts to two hundred accounts looks these up, and does not scan thousands of
     others for a merge join.
     """
@@ -837,7 +841,7 @@ def test_a_posting_reads_its_accounts_alone(seeded_database: DatabaseUrls) -> No
     ] == []
 
 
-def test_many_of_a_kind_are_one_alert(seeded_database: DatabaseUrls) -> None:
+def test_many_conditions_of_a_kind_are_one_alert(seeded_database: DatabaseUrls) -> None:
     """More than a thousand conditions of a kind are one alert about all of them, on every run of
     the monitor; it ends when they are gone.
     """
@@ -865,7 +869,7 @@ def test_many_of_a_kind_are_one_alert(seeded_database: DatabaseUrls) -> None:
     assert ended_subjects == ["paymentOrders/-"]
 
 
-def test_a_backlog_of_marks_is_worked_off(scratch_database: DatabaseUrls) -> None:
+def test_commit_markers_are_pruned_in_bounded_transactions(scratch_database: DatabaseUrls) -> None:
     """Commit markers are deleted in bounded transactions, which report whether more remain, so that
     any number can be deleted.
     """

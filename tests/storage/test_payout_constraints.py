@@ -170,7 +170,7 @@ CASES = [
     ),
     ("P4 history with a gap", transition_payout("RETURNED", version=7), "P0001"),
     ("P4 history that is changed", "update payout_history set actor = 'me'", "42501"),
-    ("E1 a move that nobody tells", transition_payout("RETURNED", with_event=False), "P0001"),
+    ("E1 a transition without an event", transition_payout("RETURNED", with_event=False), "P0001"),
     ("E1 an event of no change", insert_event("payouts/paid", 6), "P0001"),
     ("E1 an event of no destination", insert_event("payoutDestinations/x", 1), "P0001"),
     ("E1 an event of no batch", insert_event("payoutBatches/x", 1), "P0001"),
@@ -360,7 +360,7 @@ CASES = [
         "P0001",
     ),
     (
-        "a line that is refused without a reason",
+        "a line that is rejected without a reason",
         "insert into payout_batch_item values ('b', 'x', 's', 1, 'EUR', '', 'REJECTED', null)",
         "23514",
     ),
@@ -371,7 +371,9 @@ CASES = [
 @pytest.mark.parametrize(
     ("sql", "sqlstate"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
 )
-def test_the_database_refuses(filled_database: DatabaseUrls, sql: str, sqlstate: str) -> None:
+def test_the_database_rejects_invalid_rows(
+    filled_database: DatabaseUrls, sql: str, sqlstate: str
+) -> None:
     """The row that would violate the invariant is rejected, by the intended constraint, trigger or
     privilege.
     """
@@ -382,7 +384,7 @@ def test_the_database_refuses(filled_database: DatabaseUrls, sql: str, sqlstate:
     "table", ["payout_history", "payout_retry", "transfer", "conflicting_report"]
 )
 @pytest.mark.parametrize("sql", ["delete from {}", "truncate {} cascade"])
-def test_triggers_refuse_where_privileges_do_not(
+def test_triggers_reject_changes_without_privileges(
     filled_database: DatabaseUrls, table: str, sql: str
 ) -> None:
     """L4: with the privilege off (as administrator) the trigger still rejects the change."""
@@ -399,7 +401,7 @@ def query_definition(databases: DatabaseUrls, query: str) -> str:
     return str(row[0])
 
 
-def test_moves_in_the_database_are_the_table_of_the_rules(filled_database: DatabaseUrls) -> None:
+def test_transitions_in_the_database_equal_the_domain_table(filled_database: DatabaseUrls) -> None:
     """P3: the trigger on the history lists exactly the transitions of core's table; so does the
     trigger on destinations.
     """

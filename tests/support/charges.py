@@ -143,7 +143,7 @@ def close_dead_letter(
 
 
 def retry_dead_letter(
-    client: Client, dead_letter: operator_pb2.DeadLetter, reason: str = "mended"
+    client: Client, dead_letter: operator_pb2.DeadLetter, reason: str = "fixed"
 ) -> operator_pb2.DeadLetter:
     request = payment_service_pb2.RetryDeadLetterRequest(
         dead_letter_id=dead_letter.dead_letter_id, reason=reason

@@ -50,8 +50,8 @@ _port_numbers = itertools.count(
 
 
 FAST_RETRY = {
-    ("", trouble): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, 50)
-    for trouble in (
+    ("", reason): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, 50)
+    for reason in (
         RetryReason.NOT_SENT,
         RetryReason.NO_ANSWER,
         RetryReason.SERVER_ERROR,

@@ -42,7 +42,7 @@ def wait_for_events(client: Client, aggregate: str, count: int) -> list[event_pb
     return eventually(list_events)
 
 
-def test_each_change_is_one_event_with_the_resource_after_it(client: Client) -> None:
+def test_each_change_is_one_event_with_the_changed_resource(client: Client) -> None:
     """E1: an order's events contain its whole history; the events of the payment, the wallets and
     the ledger exist too.
     """
@@ -118,9 +118,7 @@ def test_cursors_have_no_gap_under_concurrent_writers(client: Client) -> None:
     assert cursors == list(range(start + 1, start + 1 + len(cursors)))
 
 
-def test_what_comes_while_a_stream_reads_is_told_once(
-    database: DatabaseUrls, client: Client
-) -> None:
+def test_events_added_during_a_read_are_sent_once(database: DatabaseUrls, client: Client) -> None:
     """E2: an event that is numbered between a follower's read of the end and its read of the events
     is sent once, and not again with later events.
     """
@@ -131,11 +129,11 @@ def test_what_comes_while_a_stream_reads_is_told_once(
             event_service_pb2.BatchPublishRequest(events=[payment_created(aggregate, version)])
         )
 
-    looks = iter((1, 2, 3))
+    reads_per_second = iter((1, 2, 3))
 
     def end(connection: Connection) -> int:
         end_cursor = store.last_cursor(connection)
-        for version in islice(looks, 1):
+        for version in islice(reads_per_second, 1):
             publish(version)
         return end_cursor
 
@@ -181,7 +179,7 @@ class ReadCountingDatabase(Database):
         return await super().read(work, changed=changed)
 
 
-def test_idle_followers_cause_no_statements_of_their_own(database: DatabaseUrls) -> None:
+def test_idle_followers_share_one_poller(database: DatabaseUrls) -> None:
     """All streams that wait at the end share one poller; a new event reaches each of them and is
     read once for all.
     """
@@ -220,21 +218,23 @@ def test_idle_followers_cause_no_statements_of_their_own(database: DatabaseUrls)
                 )
                 opened, start_time = event_database.read_count, time.monotonic()
                 await asyncio.to_thread(eventually, lambda: event_database.read_count >= opened + 4)
-                looks = (event_database.read_count - opened) / (time.monotonic() - start_time)
+                reads_per_second = (event_database.read_count - opened) / (
+                    time.monotonic() - start_time
+                )
                 last_cursor += 1
-                return opened, looks, await asyncio.gather(*steps)
+                return opened, reads_per_second, await asyncio.gather(*steps)
         finally:
             event_database.close()
 
-    read_count, looks, items = asyncio.run(reads(1000))
+    read_count, reads_per_second, items = asyncio.run(reads(1000))
     assert read_count <= 1000 + 240, (
-        "at most one read each at the start, beside the looks of the poller"
+        "at most one read each at the start, besides the reads of the poller"
     )
-    assert looks < 8, "then four looks a second for all of them"
+    assert reads_per_second < 8, "then four reads a second for all of them"
     assert items == [1] * 1000
 
 
-def test_a_rare_filter_is_read_in_bounded_turns(database: DatabaseUrls) -> None:
+def test_a_selective_filter_uses_bounded_reads(database: DatabaseUrls) -> None:
     """A stream whose filter matches one item among many advances by bounded reads, and finds it."""
     windows = []
 
@@ -265,7 +265,7 @@ def test_a_rare_filter_is_read_in_bounded_turns(database: DatabaseUrls) -> None:
 
 
 @pytest.mark.parametrize("follow", [False, True])
-def test_a_cursor_beyond_the_end_is_refused(client: Client, follow: bool) -> None:
+def test_a_cursor_beyond_the_end_is_rejected(client: Client, follow: bool) -> None:
     """A cursor beyond the last one, as after a restore, is rejected with the last cursor, whether
     or not the stream follows.
     """
@@ -285,7 +285,7 @@ def test_a_cursor_beyond_the_end_is_refused(client: Client, follow: bool) -> Non
     assert list(client.events(last)) is not None
 
 
-def test_a_follower_of_a_database_that_is_restored_is_refused(database: DatabaseUrls) -> None:
+def test_a_follower_of_a_restored_database_is_rejected(database: DatabaseUrls) -> None:
     """A waiting stream is rejected when the sequence becomes shorter; it does not wait for numbers
     that now have another meaning.
     """
@@ -350,7 +350,7 @@ INVALID_EVENTS = [
     INVALID_EVENTS,
     ids=[f"{field} {str(changes)[:40]}" for changes, field in INVALID_EVENTS],
 )
-def test_bad_events_are_refused_whole(
+def test_a_batch_with_an_invalid_event_is_rejected(
     client: Client, changes: dict[str, object], field: str
 ) -> None:
     """S1: an invalid event is rejected with its path, for every sender, and nothing of its batch is
@@ -364,7 +364,7 @@ def test_bad_events_are_refused_whole(
     assert not list(client.events(aggregate_id=aggregate))
 
 
-def test_a_stream_asks_for_no_more_types_than_there_are(client: Client) -> None:
+def test_a_filter_with_too_many_types_is_rejected(client: Client) -> None:
     """A filter with more types than the contract has is rejected before any is looked up, with the
     limit; a filter of all types is accepted.
     """
@@ -391,7 +391,7 @@ def test_a_stream_asks_for_no_more_types_than_there_are(client: Client) -> None:
     assert [answer.event.aggregate_id for answer in everything] == [name]
 
 
-def test_each_event_type_has_its_subject() -> None:
+def test_each_event_type_has_one_collection_and_payload() -> None:
     """Each type of the contract belongs to one collection and one field of the payload, and each
     field of the payload to a type.
     """
@@ -403,7 +403,7 @@ def test_each_event_type_has_its_subject() -> None:
     assert {subject.payload for subject in EVENT_SUBJECTS.values()} == payload
 
 
-def test_an_event_counts_once(client: Client) -> None:
+def test_a_repeated_event_is_published_once(client: Client) -> None:
     """K1: an event that is published again, alone or with new ones, is dropped and not counted;
     twice in one request is rejected.
     """
@@ -422,7 +422,7 @@ def test_an_event_counts_once(client: Client) -> None:
     )
 
 
-def test_an_event_with_the_id_of_another_is_refused(client: Client) -> None:
+def test_an_event_with_a_reused_id_is_rejected(client: Client) -> None:
     """K1: an event whose id was published with other content is rejected with the differing field;
     nothing of its batch is published.
     """
@@ -473,7 +473,7 @@ SMALL_EVENTS = [event_pb2.Event(event_id=f"y/{n}") for n in range(1, 2500)]
         [LARGE_EVENTS[:300], *([event] for event in SMALL_EVENTS), LARGE_EVENTS, SMALL_EVENTS[:3]],
     ],
 )
-def test_requests_of_the_relay_are_never_too_large(rows: list[list[event_pb2.Event]]) -> None:
+def test_relay_requests_stay_below_the_size_limit(rows: list[list[event_pb2.Event]]) -> None:
     """For events of any length and transactions of any size, requests stay below EventService's
     limit and keep the order; small ones are joined.
     """
@@ -498,7 +498,7 @@ def test_requests_of_the_relay_are_never_too_large(rows: list[list[event_pb2.Eve
     )
 
 
-def test_a_stream_that_is_not_read_to_its_end_ends_quietly(
+def test_a_reader_that_disconnects_midway_is_no_error(
     client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A reader that disconnects in the middle is not an error: nothing is logged as one."""

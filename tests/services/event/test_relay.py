@@ -138,40 +138,40 @@ def list_alerts(
 
 
 @pytest.mark.parametrize("error", [INVALID_ERROR, ValueError("a bug that one event triggers")])
-def test_a_refused_event_delays_only_its_aggregate(
+def test_a_rejected_event_delays_only_its_aggregate(
     scratch_database: DatabaseUrls, event_fault: EventFault, error: Exception
 ) -> None:
     """Of hundreds of events one of an order, one of a wallet and one of the ledger are rejected.
     All others are published, and an alert of each service names its own event with EventService's
     error. After the cause is removed everything is published in order, and the alerts end.
     """
-    refused_by_service = {
+    rejected_by_service = {
         "payment": "paymentOrders/o-7",
         "wallet": "wallets/s9/EUR",
         "ledger": f"transactions/{format_transaction_id(5)}",
     }
     event_fault.poison, event_fault.error = (
-        {f"{name}/" for name in refused_by_service.values()},
+        {f"{name}/" for name in rejected_by_service.values()},
         error,
     )
     with serve_platform(scratch_database, SETTINGS) as platform, platform.client() as client:
         pay_all(client, 60)
         assert eventually(lambda: are_all_published(client, 60, missing=1), 60)
-        assert not {*refused_by_service.values()} & published_versions(client).keys()
+        assert not {*rejected_by_service.values()} & published_versions(client).keys()
         assert eventually(
-            lambda: rejected_aggregates(scratch_database) == {*refused_by_service.values()}
+            lambda: rejected_aggregates(scratch_database) == {*rejected_by_service.values()}
         )
         alerts_by_service = {
             service: eventually(lambda: list_alerts(client, service=service), 30)  # noqa: B023
-            for service in refused_by_service
+            for service in rejected_by_service
         }
         assert {
             service: [alert.resource_name for alert in service_alerts]
             for service, service_alerts in alerts_by_service.items()
-        } == {service_name: [name] for service_name, name in refused_by_service.items()}
+        } == {service_name: [name] for service_name, name in rejected_by_service.items()}
         ids = {
             service: f"{service}-EVENT_REJECTED-{name.replace('/', '-')}-1"
-            for service, name in refused_by_service.items()
+            for service, name in rejected_by_service.items()
         }
         assert {service: alert.alert_id for service, (alert,) in alerts_by_service.items()} == ids
         status = "INVALID_ARGUMENT" if error is INVALID_ERROR else "INTERNAL"
@@ -285,7 +285,7 @@ def test_a_service_whose_calls_alone_are_rejected_raises_an_alert(
     assert verify(scratch_database).passed, verify(scratch_database).as_text()
 
 
-def test_events_wait_behind_a_refused_one_over_a_restart(
+def test_events_wait_for_a_rejected_one_across_a_restart(
     scratch_database: DatabaseUrls, event_fault: EventFault
 ) -> None:
     """Versions before the rejected one are published; later ones wait, including those written
@@ -338,7 +338,7 @@ def test_events_wait_behind_a_refused_one_over_a_restart(
     assert verify(scratch_database).passed
 
 
-def test_an_event_service_that_refuses_everything_loses_nothing(
+def test_no_event_is_lost_while_all_are_rejected(
     scratch_database: DatabaseUrls, event_fault: EventFault
 ) -> None:
     """When each event is rejected individually all of them wait, in bounded relay runs, with few
@@ -356,13 +356,13 @@ def test_an_event_service_that_refuses_everything_loses_nothing(
     assert verify(scratch_database).passed
 
 
-def test_hundreds_of_refused_transactions_keep_no_others_waiting(
+def test_many_rejected_transactions_do_not_block_others(
     scratch_database: DatabaseUrls, event_fault: EventFault
 ) -> None:
     """If EventService rejects more of the ledger's next events than one relay run can isolate, the
     others are still published, and so are later postings.
     """
-    refused_ids = {f"transactions/{format_transaction_id(number)}" for number in range(1, 251)}
+    rejected_ids = {f"transactions/{format_transaction_id(number)}" for number in range(1, 251)}
     event_fault.poison, event_fault.error = (
         {"transactions/"},
         ApiError(ErrorReason.CREDENTIALS_INVALID, "a wrong token"),
@@ -389,11 +389,11 @@ def test_hundreds_of_refused_transactions_keep_no_others_waiting(
     with serve_platform(scratch_database, SETTINGS) as platform, platform.client() as client:
         post(client, [f"j-{number}" for number in range(300)])
         assert not published(client)
-        event_fault.poison, event_fault.error = {f"{name}/" for name in refused_ids}, INVALID_ERROR
+        event_fault.poison, event_fault.error = {f"{name}/" for name in rejected_ids}, INVALID_ERROR
         assert eventually(lambda: published(client) == 50, 30)
         post(client, ["later"])
         assert eventually(lambda: published(client) == 51, 30)
-        assert rejected_aggregates(scratch_database) == refused_ids
+        assert rejected_aggregates(scratch_database) == rejected_ids
         event_fault.poison = set()
         assert eventually(lambda: published(client) == 301, 60)
         assert eventually(lambda: not rejected_aggregates(scratch_database), 30)
@@ -408,7 +408,7 @@ def test_hundreds_of_refused_transactions_keep_no_others_waiting(
         ("ledger", f"transactions/{format_transaction_id(1)}"),
     ],
 )
-def test_refused_events_of_alerts_raise_one_alert(
+def test_rejected_events_of_alerts_raise_one_alert(
     scratch_database: DatabaseUrls, event_fault: EventFault, service: str, name: str
 ) -> None:
     """An alert about a rejected event also has an event. If that is rejected too, one alert covers
@@ -417,11 +417,11 @@ def test_refused_events_of_alerts_raise_one_alert(
     event_fault.poison = {f"{name}/", "alerts/"}
     with serve_platform(scratch_database, SETTINGS) as platform, platform.client() as client:
         pay_all(client, 1)
-        refused_query = (
+        rejected_query = (
             f"select count(*) from {service}.rejected_aggregate where aggregate_id like 'alerts/%' "
             "and rejection_count > 1"
         )
-        assert eventually(lambda: run_query(scratch_database, refused_query) == [(2,)], 30)
+        assert eventually(lambda: run_query(scratch_database, rejected_query) == [(2,)], 30)
         assert {alert.resource_name for alert in list_alerts(client, service=service)} == {
             name,
             "alerts/-",

@@ -75,7 +75,7 @@ def error_reason(result: pb.PostResult) -> str:
     return from_status(result.error).reason
 
 
-def test_balances_now_and_then(client: Client) -> None:
+def test_balances_now_and_as_of_a_time(client: Client) -> None:
     """The answer contains the balances after each posting; a balance as of a time is the balance at
     that time.
     """
@@ -102,7 +102,7 @@ def test_balances_now_and_then(client: Client) -> None:
         )
 
 
-def test_a_restore_under_a_running_process_posts_to_nobody_else(
+def test_after_a_restore_postings_reach_the_named_account(
     admin_url: str, scratch_database: DatabaseUrls
 ) -> None:
     """L2: account ids that were reassigned after a database restore are detected: each posting
@@ -136,7 +136,7 @@ def test_a_restore_under_a_running_process_posts_to_nobody_else(
     assert report.passed, report.as_text()
 
 
-def test_what_a_restore_takes_from_the_book_is_told_to_nobody(
+def test_a_transaction_lost_in_a_restore_has_no_event(
     admin_url: str, scratch_database: DatabaseUrls
 ) -> None:
     """A posted transaction that was lost in a database restore has no event; the transactions that
@@ -178,7 +178,7 @@ def test_what_a_restore_takes_from_the_book_is_told_to_nobody(
         assert unpublished() == ["first", "second"]
 
 
-def test_only_the_outcome_is_told_to_who_asks_for_no_more(client: Client) -> None:
+def test_outcome_only_results_contain_no_resource(client: Client) -> None:
     """outcome_only: results mark rejected and repeated items, and contain no transaction."""
     lines = ((f"x/{unique_id('a')}", "-1.00"), ("x/z", "1.00"))
     good, bad = posting(unique_id("j"), *lines), posting(unique_id("j"), lines[0])
@@ -194,7 +194,7 @@ def test_only_the_outcome_is_told_to_who_asks_for_no_more(client: Client) -> Non
     )
 
 
-def test_items_are_posted_or_refused_one_by_one(client: Client) -> None:
+def test_items_are_posted_or_rejected_individually(client: Client) -> None:
     """Invalid items are rejected with their path; the others of the batch are posted, and repeats
     return the first result.
     """
@@ -229,7 +229,7 @@ def test_items_are_posted_or_refused_one_by_one(client: Client) -> None:
     assert [error_reason(r) for r in results[5:]] == ["IDEMPOTENCY_KEY_REUSED", "FIELD_INVALID"]
 
 
-def test_a_source_id_that_is_reused_names_what_differs(client: Client) -> None:
+def test_a_reused_source_id_names_the_differing_field(client: Client) -> None:
     """IDEMPOTENCY_KEY_REUSED: the metadata names the first field in which the posting differs from
     the stored one.
     """
@@ -254,7 +254,7 @@ def test_a_source_id_that_is_reused_names_what_differs(client: Client) -> None:
 
 
 @pytest.mark.parametrize("reason", ["", " "])
-def test_a_reversal_says_why(client: Client, reason: str) -> None:
+def test_a_reversal_requires_a_reason(client: Client, reason: str) -> None:
     """A reason is required, and must not be blank."""
     (posted_result,) = post(client, posting(unique_id("j"), ("x/y", "-7.00"), ("x/z", "7.00")))
     with pytest.raises(InvalidArgumentError) as error:
@@ -269,7 +269,7 @@ def test_a_reversal_says_why(client: Client, reason: str) -> None:
     )
 
 
-def test_a_reversal_mirrors_once(client: Client) -> None:
+def test_a_transaction_is_reversed_once(client: Client) -> None:
     """L5: a reversal names the reversed transaction, happens once, and never changes a seller's
     account.
     """
@@ -339,7 +339,7 @@ def test_the_trial_balance_is_zero_over_all_pages(client: Client) -> None:
     assert sum(Decimal(line.balance) for line in lines if line.currency == "EUR") == 0
 
 
-def test_entries_stream_in_the_order_of_the_book(client: Client) -> None:
+def test_entries_stream_in_ledger_order(client: Client) -> None:
     """The stream has every transaction after a sequence, linked by the hash chain; a prefix
     filters.
     """
@@ -390,7 +390,7 @@ def test_lists_filter(client: Client) -> None:
 @pytest.mark.parametrize(
     "token", ["x", "AAAA", "WyJhIl0=", "ä", "W10=", b64encode(b"[" * 40_000).decode()]
 )
-def test_bad_page_tokens(client: Client, token: str) -> None:
+def test_invalid_page_tokens_are_rejected(client: Client, token: str) -> None:
     """A page token that no call returned is rejected with its own reason."""
     with pytest.raises(TallystickError) as error:
         client.ledger.ListTransactions(pb.ListTransactionsRequest(page_token=token))
@@ -460,7 +460,7 @@ def test_every_hashed_field_changes_the_hash(client: Client, change: dict[str, o
 
 
 @pytest.mark.parametrize("follow", [False, True])
-def test_a_sequence_beyond_the_end_is_refused(client: Client, follow: bool) -> None:
+def test_a_sequence_beyond_the_end_is_rejected(client: Client, follow: bool) -> None:
     """A sequence beyond the last one, as after a restore, is rejected with the last sequence,
     whether or not the stream follows.
     """
@@ -479,7 +479,7 @@ def test_a_sequence_beyond_the_end_is_refused(client: Client, follow: bool) -> N
     assert int(error.value.metadata["last"]) < 10**12
 
 
-def test_a_transaction_that_is_told_again_says_the_same(scratch_database: DatabaseUrls) -> None:
+def test_a_republished_transaction_is_unchanged(scratch_database: DatabaseUrls) -> None:
     """E2: a transaction is published as it was posted, even if it is published again after a
     restart and was reversed in between.
     """

@@ -138,7 +138,7 @@ def count_booked(databases: DatabaseUrls) -> int:
     )
 
 
-def test_one_poisonous_item_delays_nobody_and_becomes_a_dead_letter(
+def test_one_failing_item_delays_no_other_and_is_dead_lettered(
     scratch_database: DatabaseUrls, wallet_fault: WalletFault
 ) -> None:
     """Of 50 orders that are booked together one makes WalletService fail. The other 49 are booked;
@@ -164,14 +164,14 @@ def test_one_poisonous_item_delays_nobody_and_becomes_a_dead_letter(
         ).dead_letters
         client.payment.RetryDeadLetter(
             payment_service_pb2.RetryDeadLetterRequest(
-                dead_letter_id=dead_letter.dead_letter_id, reason="mended"
+                dead_letter_id=dead_letter.dead_letter_id, reason="fixed"
             )
         )
         assert eventually(lambda: count_booked(scratch_database) == 50)
     assert verify(scratch_database).passed
 
 
-def test_a_seller_that_the_wallet_fails_on_refuses_no_other_payment(
+def test_a_seller_that_the_wallet_fails_on_rejects_no_other_payment(
     scratch_database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of payments whose sellers' owners are looked up together one makes WalletService fail. Only
@@ -225,7 +225,7 @@ def test_a_seller_that_the_wallet_fails_on_refuses_no_other_payment(
         (ApiError(ErrorReason.CREDENTIALS_INVALID, "a wrong token"), "CALLER_REJECTED"),
     ],
 )
-def test_what_the_platform_owes_to_itself_is_tried_without_end(
+def test_booking_is_retried_without_limit_during_an_outage(
     scratch_database: DatabaseUrls, wallet_fault: WalletFault, error: Exception, kind: str
 ) -> None:
     """During an outage of WalletService, or while it rejects our calls, no dead letters are
@@ -237,13 +237,13 @@ def test_what_the_platform_owes_to_itself_is_tried_without_end(
         ("", RetryReason.BOOKING_UNAVAILABLE): RetryPolicy(RetryStrategy.FIXED, 0.05, 0.05, 2),
         ("", RetryReason.CALLER_REJECTED): RetryPolicy(RetryStrategy.FIXED, 0.05, 0.05, 2),
     }
-    patient = retry_settings().replace(retry=bounded, payment__alert_after={"SUCCESS": 0.2})
-    with serve_platform(scratch_database, patient) as platform, platform.client() as client:
+    settings = retry_settings().replace(retry=bounded, payment__alert_after={"SUCCESS": 0.2})
+    with serve_platform(scratch_database, settings) as platform, platform.client() as client:
         pay_all(client, "a", [f"s{number}" for number in range(20)])
-        trouble = "BOOKING_UNAVAILABLE" if kind == "ORDER_STUCK" else kind
+        reason = "BOOKING_UNAVAILABLE" if kind == "ORDER_STUCK" else kind
         tried = "select count(*) from operation where (retry_counts ->> %s)::int > 3"
         assert eventually(
-            lambda: query_rows(scratch_database, "payment", tried, trouble)[0][0] == 20, 60
+            lambda: query_rows(scratch_database, "payment", tried, reason)[0][0] == 20, 60
         )
         kinds = {
             alert.kind
@@ -260,7 +260,7 @@ def test_what_the_platform_owes_to_itself_is_tried_without_end(
         )
 
 
-def test_a_wallet_that_fails_on_everything_counts_as_away(
+def test_a_wallet_that_fails_on_every_item_counts_as_unavailable(
     scratch_database: DatabaseUrls, wallet_fault: WalletFault
 ) -> None:
     """When WalletService fails on each item of a large batch individually, no item counts as the
@@ -343,7 +343,7 @@ def test_a_hold_that_the_wallet_fails_on_delays_no_other_payout(
         ).dead_letters
         client.payout.RetryDeadLetter(
             payout_service_pb2.RetryDeadLetterRequest(
-                dead_letter_id=dead_letter.dead_letter_id, reason="mended"
+                dead_letter_id=dead_letter.dead_letter_id, reason="fixed"
             )
         )
         assert eventually(
@@ -398,9 +398,9 @@ def test_a_payout_that_the_wallet_fails_on_delays_no_other(
         platform.client() as client,
     ):
         pay_out_all(client, [*(f"p-{number}" for number in range(9)), "p-poison"])
-        settled_payouts = "select count(*) from payout where state = 'PAID' and booked"
+        booked_payouts = "select count(*) from payout where state = 'PAID' and booked"
         assert eventually(
-            lambda: query_rows(scratch_database, "payout", settled_payouts)[0][0] == 9, 30
+            lambda: query_rows(scratch_database, "payout", booked_payouts)[0][0] == 9, 30
         )
         dead_letter_query = "select resource_name, cause, retry_count from dead_letter"
         assert eventually(
@@ -418,11 +418,11 @@ def test_a_payout_that_the_wallet_fails_on_delays_no_other(
             filter=operator_pb2.DeadLetterFilter(
                 cause=operator_pb2.DEAD_LETTER_CAUSE_BOOKING_FAILED
             ),
-            reason="mended",
+            reason="fixed",
         )
         assert client.payout.RetryDeadLetters(many).retried == 1
         assert eventually(
-            lambda: query_rows(scratch_database, "payout", settled_payouts)[0][0] == 10, 30
+            lambda: query_rows(scratch_database, "payout", booked_payouts)[0][0] == 10, 30
         )
         assert query_rows(
             scratch_database,
@@ -518,7 +518,7 @@ def test_an_unapplied_charge_that_the_ledger_fails_on_delays_no_other(
     assert verify(scratch_database).passed
 
 
-def test_settings_cannot_bound_what_the_platform_owes_to_itself() -> None:
+def test_booking_retries_cannot_be_limited() -> None:
     """A policy with a limit of tries for `booking_unavailable` is rejected with its own reason."""
     with pytest.raises(StartupError, match="booking_unavailable must have max_attempts 0"):
         load({"TALLYSTICK_RETRY": "booking_unavailable=exponential:1:60:60"})
@@ -553,7 +553,7 @@ def open_dead_letters(client: Client, **criteria: Any) -> list[operator_pb2.Dead
 
 
 def retry_dead_letters(
-    client: Client, reason: str = "mended", **values: Any
+    client: Client, reason: str = "fixed", **values: Any
 ) -> payment_service_pb2.RetryDeadLettersResponse:
     request = payment_service_pb2.RetryDeadLettersRequest(reason=reason, **values)
     return client.payment.RetryDeadLetters(request)
@@ -615,7 +615,7 @@ def test_dead_letters_are_retried_in_bulk_by_filter(scratch_database: DatabaseUr
         ) == (12, [], [])
         assert retry_dead_letters(client, all=True).matched == 0, "a repeat finds nothing to do"
         ends = "select state, operator <> '', reason, count(*) from dead_letter group by 1, 2, 3"
-        assert query_rows(scratch_database, "payment", ends) == [("RETRIED", True, "mended", 12)]
+        assert query_rows(scratch_database, "payment", ends) == [("RETRIED", True, "fixed", 12)]
         assert query_rows(
             scratch_database,
             "payment",
@@ -629,7 +629,7 @@ def test_dead_letters_are_retried_in_bulk_by_filter(scratch_database: DatabaseUr
     assert verify(scratch_database).passed
 
 
-def test_dead_letters_are_closed_in_bulk_as_one_by_one(scratch_database: DatabaseUrls) -> None:
+def test_closing_in_bulk_equals_closing_individually(scratch_database: DatabaseUrls) -> None:
     """Bulk closing asks the provider about each operation, as closing one does. Unknown operations
     fail, known outcomes are applied instead, and operations that wait for WalletService are skipped
     with the reason.
@@ -663,7 +663,7 @@ def test_dead_letters_are_closed_in_bulk_as_one_by_one(scratch_database: Databas
     assert verify(scratch_database).passed
 
 
-def test_closing_in_bulk_skips_what_was_charged(
+def test_closing_in_bulk_skips_charged_operations(
     scratch_database: DatabaseUrls, wallet_fault: WalletFault
 ) -> None:
     """A charge that was made and cannot be booked is never closed: it is skipped with the same
@@ -714,7 +714,7 @@ def test_dead_letters_of_payouts_are_retried_and_closed_in_bulk(
     ):
         pay_out_all(client, payouts, "ba_rejected")
         assert eventually(lambda: len(open_payout_dead_letters(client)) == 25, 60)
-        retry = payout_service_pb2.RetryDeadLettersRequest(reason="mended", dry_run=True)
+        retry = payout_service_pb2.RetryDeadLettersRequest(reason="fixed", dry_run=True)
         retry.filter.CopyFrom(
             operator_pb2.DeadLetterFilter(
                 cause=operator_pb2.DEAD_LETTER_CAUSE_REJECTED, provider="sandbox"
@@ -729,7 +729,7 @@ def test_dead_letters_of_payouts_are_retried_and_closed_in_bulk(
             filter=operator_pb2.DeadLetterFilter(
                 cause=operator_pb2.DEAD_LETTER_CAUSE_OUTCOME_UNKNOWN
             ),
-            reason="mended",
+            reason="fixed",
         )
         assert client.payout.RetryDeadLetters(unresolved_request).matched == 0
         assert query_rows(
@@ -741,7 +741,7 @@ def test_dead_letters_of_payouts_are_retried_and_closed_in_bulk(
         )[12].create_time
         before = len(open_payout_dead_letters(client, until_time=middle))
         early_request = payout_service_pb2.RetryDeadLettersRequest(
-            filter=operator_pb2.DeadLetterFilter(until_time=middle), reason="mended"
+            filter=operator_pb2.DeadLetterFilter(until_time=middle), reason="fixed"
         )
         answer = client.payout.RetryDeadLetters(early_request)
         assert (answer.matched, answer.retried, answer.skipped[:]) == (before, before, [])
@@ -749,7 +749,7 @@ def test_dead_letters_of_payouts_are_retried_and_closed_in_bulk(
             "select state, operator <> '', reason, count(*) from dead_letter where state <> "
             "'OPEN' group by 1, 2, 3"
         )
-        assert query_rows(scratch_database, "payout", ends) == [("RETRIED", True, "mended", before)]
+        assert query_rows(scratch_database, "payout", ends) == [("RETRIED", True, "fixed", before)]
         assert eventually(lambda: len(open_payout_dead_letters(client)) == 25, 60), (
             "those that were tried again are rejected again"
         )
@@ -777,7 +777,7 @@ def test_dead_letters_of_payouts_are_retried_and_closed_in_bulk(
     assert verify(scratch_database).passed
 
 
-def test_closing_payouts_in_bulk_skips_what_was_paid(
+def test_closing_payouts_in_bulk_skips_paid_ones(
     scratch_database: DatabaseUrls, wallet_fault: WalletFault
 ) -> None:
     """A payout that was paid and cannot be booked is never closed: it is skipped with the same
@@ -867,7 +867,7 @@ def test_twelve_thousand_dead_letters_are_retried_within_a_minute(
         ({"all": True, "page_token": "x"}, "page_token"),
     ],
 )
-def test_bulk_calls_name_the_field_that_is_wrong(
+def test_bulk_calls_name_the_invalid_field(
     client: Client, values: dict[str, Any], field: str
 ) -> None:
     """A filter without a criterion, with an unknown cause or with an invalid time is rejected with
@@ -875,12 +875,12 @@ def test_bulk_calls_name_the_field_that_is_wrong(
     """
     with pytest.raises(InvalidArgumentError) as error:
         client.payment.RetryDeadLetters(
-            payment_service_pb2.RetryDeadLettersRequest(**{"reason": "mended", **values})
+            payment_service_pb2.RetryDeadLettersRequest(**{"reason": "fixed", **values})
         )
     assert [violation.field for violation in error.value.field_violations] == [field]
 
 
-def test_the_command_line_works_through_many(scratch_database: DatabaseUrls) -> None:
+def test_the_command_line_retries_and_closes_in_bulk(scratch_database: DatabaseUrls) -> None:
     """A dry run, then the work page by page with progress, and a report as text or JSON; an id
     together with a filter is rejected.
     """

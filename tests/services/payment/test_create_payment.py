@@ -82,7 +82,7 @@ def test_a_checkout_with_two_sellers_is_paid(client: Client, platform: ServedPla
     ] == [("SUCCEEDED", 2490), ("SUCCEEDED", 950)]
 
 
-def test_history_and_attempts_tell_the_whole_way(client: Client) -> None:
+def test_history_and_attempts_are_complete(client: Client) -> None:
     """P4: NOT_STARTED, EXECUTING, SUCCESS, booked; one attempt under the key that money.md
     defines.
     """
@@ -111,7 +111,7 @@ def test_history_and_attempts_tell_the_whole_way(client: Client) -> None:
         ("tok_other_amount", "PROVIDER_MISMATCH"),
     ],
 )
-def test_a_failed_order_is_data_with_its_reason(client: Client, token: str, reason: str) -> None:
+def test_a_decline_is_no_error_and_has_its_reason(client: Client, token: str, reason: str) -> None:
     """A decline is not an error; nothing is credited for it."""
     payment = create_payment(client, "5.00", token=token)
     assert payment.payment_state == payment_pb2.PAYMENT_STATE_FAILED
@@ -127,9 +127,7 @@ def test_a_failed_order_is_data_with_its_reason(client: Client, token: str, reas
     ("token", "reason"),
     [("tok_pending", "PROVIDER_REVIEW"), ("tok_pending:action", "BUYER_ACTION")],
 )
-def test_a_pending_order_waits_in_a_state_of_its_own(
-    client: Client, token: str, reason: str
-) -> None:
+def test_a_pending_charge_is_answered_with_pending(client: Client, token: str, reason: str) -> None:
     """A pending charge is answered immediately with PENDING and its pending reason."""
     start_time = time.monotonic()
     payment = create_payment(client, "5.00", token=token)
@@ -144,7 +142,7 @@ def test_a_pending_order_waits_in_a_state_of_its_own(
 
 
 @pytest.mark.parametrize("fault", ["lost_before", "lost_after", "error_before", "error_after"])
-def test_an_unknown_outcome_is_resolved_by_the_same_key(
+def test_an_unknown_outcome_is_resolved_under_the_same_key(
     client: Client, platform: ServedPlatform, fault: str
 ) -> None:
     """A lost answer causes neither a second charge nor a failure: the same key is sent again until
@@ -219,9 +217,7 @@ def test_the_fee_goes_to_the_platform(client: Client) -> None:
     assert client.ledger.GetAccount(request).account.balance == "8.75"
 
 
-def test_a_repeat_answers_with_the_payment_as_it_stands(
-    client: Client, platform: ServedPlatform
-) -> None:
+def test_a_repeat_returns_the_current_payment(client: Client, platform: ServedPlatform) -> None:
     """K1: orders in another sequence and amounts in another notation are the same payment; it is
     charged once, and marked as replayed.
     """
@@ -244,9 +240,7 @@ def test_a_repeat_answers_with_the_payment_as_it_stands(
     assert len(charge_log(platform.databases, checkout)) == 2
 
 
-def test_the_same_key_with_another_body_is_refused(
-    client: Client, platform: ServedPlatform
-) -> None:
+def test_a_reused_key_is_rejected(client: Client, platform: ServedPlatform) -> None:
     """K1: other values are rejected with the first field that differs, and nothing changes."""
     checkout = unique_id("c")
     paid_payment = create_payment(client, "1.00", checkout_id=checkout)
@@ -311,7 +305,7 @@ def test_a_hundred_bodies_for_one_key_are_one_payment(platform: ServedPlatform) 
     assert len(charge_log(platform.databases, checkout)) == 1
 
 
-def test_waiting_for_acceptance_answers_at_once(client: Client) -> None:
+def test_waiting_for_acceptance_returns_immediately(client: Client) -> None:
     """ACCEPTANCE: the call returns before the provider answers; the payment continues."""
     payment = create_payment(
         client, "1.00", token="tok_delay:400", wait_for=payment_service_pb2.WAIT_FOR_ACCEPTANCE
@@ -320,7 +314,7 @@ def test_waiting_for_acceptance_answers_at_once(client: Client) -> None:
     assert client.wait_for_payment(payment.checkout_id, 10).is_payment_done
 
 
-def test_a_call_whose_time_is_up_answers_with_the_payment_in_flight(client: Client) -> None:
+def test_a_call_at_its_deadline_returns_the_payment_in_progress(client: Client) -> None:
     """RESULT: the call never ends with DEADLINE_EXCEEDED; it may return a payment that is still in
     progress.
     """
@@ -360,7 +354,7 @@ def test_a_cancelled_call_changes_nothing(client: Client, platform: ServedPlatfo
     assert len(charge_log(platform.databases, checkout)) == 1
 
 
-def test_watching_streams_from_the_present_to_the_end(client: Client) -> None:
+def test_a_watch_streams_from_the_current_version_to_the_last(client: Client) -> None:
     """The first message is the current version, versions increase, the last is final, and the
     stream ends.
     """
@@ -465,7 +459,7 @@ def test_risk_rules_and_rates_are_configurable(scratch_database: DatabaseUrls) -
         assert verify(scratch_database).passed
 
 
-def test_a_clock_that_steps_back_stops_nothing(scratch_database: DatabaseUrls) -> None:
+def test_a_clock_that_steps_back_stops_no_payment(scratch_database: DatabaseUrls) -> None:
     """T1: when the database's clock steps back, as after a failover, operations in progress are
     recorded and booked; times of an order never decrease.
     """
@@ -553,7 +547,7 @@ def test_a_confirmed_delivery_makes_the_sellers_money_available(
     assert report.passed, report.as_text()
 
 
-def test_a_release_that_the_wallet_refuses_is_told_of_and_holds_up_nobody(
+def test_a_rejected_release_raises_an_alert_and_delays_no_other(
     scratch_database: DatabaseUrls,
 ) -> None:
     """One delivery whose money cannot be released raises an alert; others are still confirmed and
@@ -594,7 +588,7 @@ def test_a_release_that_the_wallet_refuses_is_told_of_and_holds_up_nobody(
         assert eventually(lambda: not client.payment.ListAlerts(alerts).alerts)
 
 
-def test_another_callers_payments_are_not_there(scratch_database: DatabaseUrls) -> None:
+def test_another_callers_payments_are_not_found(scratch_database: DatabaseUrls) -> None:
     """S3: another caller's payment is NOT_FOUND, its ids are ALREADY_EXISTS, its lists are empty;
     an operator sees all.
     """
@@ -661,7 +655,7 @@ def test_another_callers_payments_are_not_there(scratch_database: DatabaseUrls) 
         assert ops.get_payment(paid_payment.checkout_id) == paid_payment
 
 
-def test_a_dead_process_leaves_nothing_undone(
+def test_operations_of_a_stopped_process_are_finished_by_another(
     scratch_database: DatabaseUrls, tmp_path: Path
 ) -> None:
     """A scan of another process finishes operations that a stopped process left in progress,

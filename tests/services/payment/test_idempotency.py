@@ -60,7 +60,7 @@ async def reuse_reason(client: AsyncClient, key: int) -> str:
     return str(error.value.reason)
 
 
-def test_every_key_a_hundred_times_at_once(
+def test_a_hundred_concurrent_calls_per_key_make_one_charge(
     scratch_database: DatabaseUrls, two_processes: tuple[str, str], thorough: bool
 ) -> None:
     """K1, K2, for 100 keys (1,000 if thorough): a hundred calls with a key make one charge and get
@@ -80,10 +80,10 @@ def test_every_key_a_hundred_times_at_once(
             async def call_with_key(key: int) -> None:
                 async with room:
                     assert len(await distinct_responses((first, second), key)) == 1
-                    refusals = await asyncio.gather(
+                    error_reasons = await asyncio.gather(
                         *(reuse_reason((first, second)[n % 2], key) for n in range(10))
                     )
-                    assert set(refusals) == {"IDEMPOTENCY_KEY_REUSED"}
+                    assert set(error_reasons) == {"IDEMPOTENCY_KEY_REUSED"}
 
             await asyncio.gather(*(call_with_key(key) for key in range(keys)))
 

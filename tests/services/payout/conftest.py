@@ -39,7 +39,7 @@ def payout_platform(
         callers=CALLERS,
         service_token=TOKENS["platform"],
     )
-    folder: Path = tmp_path_factory.mktemp("office")
+    folder: Path = tmp_path_factory.mktemp("callers")
     with (
         fresh_database(admin_url, folder) as databases,
         serve_platform(

@@ -30,7 +30,7 @@ from tests.support.payouts import (
 from tests.support.platform import ServedPlatform, eventually, run_command, unique_id
 
 
-def test_two_people_for_large_payouts(
+def test_large_payouts_require_a_second_approver(
     shop_client: Client, approver_client: Client, operator_client: Client
 ) -> None:
     """Above the threshold a payout waits, with its money held, for an approver other than its
@@ -64,7 +64,7 @@ def test_two_people_for_large_payouts(
     assert expect_error_reason(reject_payout, operator_client, payout.payout_id) == "INVALID_STATE"
 
 
-def test_a_rejected_payout_gives_the_money_back(
+def test_a_rejected_payout_releases_its_hold(
     approver_client: Client, operator_client: Client
 ) -> None:
     """A rejection by the second approver is final, is stored with its reason, and releases the
@@ -114,7 +114,7 @@ def test_a_payout_is_cancelled_before_it_is_sent(
     )
 
 
-def test_others_see_and_change_nothing(shop_client: Client, other_client: Client) -> None:
+def test_other_callers_see_and_change_nothing(shop_client: Client, other_client: Client) -> None:
     """S3: another caller's payout and destination are NOT_FOUND, and their ids are taken without
     revealing anything.
     """

@@ -97,7 +97,7 @@ def batch_totals(response: pb.GetPayoutBatchResponse) -> dict[str, tuple[int, st
     }
 
 
-def test_a_list_is_paid_each_on_its_own(
+def test_payouts_of_a_list_are_independent(
     payout_client: Client, payout_provider: ScriptedPayoutProvider
 ) -> None:
     """Each payout of a list is independent: paid, failed, or rejected with its reason. The batch is
@@ -185,7 +185,7 @@ def test_a_list_is_paid_each_on_its_own(
         assert error.value.metadata == {"field": field}
 
 
-def test_whatever_can_be_paid_is_what_the_others_of_a_list_leave(payout_client: Client) -> None:
+def test_a_payout_without_an_amount_gets_the_remainder_of_its_list(payout_client: Client) -> None:
     """Of a seller's payouts in one list the one without an amount gets the remainder, at any
     position; a second such payout finds nothing.
     """
@@ -264,7 +264,7 @@ def test_whatever_can_be_paid_is_what_the_others_of_a_list_leave(payout_client: 
         ),
     ],
 )
-def test_a_bad_list_is_refused_whole(
+def test_an_invalid_list_is_rejected_as_a_whole(
     client: Client, request_: pb.CreatePayoutBatchRequest, reason: str, field: str
 ) -> None:
     """The form of the list is validated as a whole, and the first error names its field; nothing is
@@ -417,7 +417,7 @@ def test_a_cut_off_pays_every_seller_once(
     )
 
 
-def test_a_run_now(payout_client: Client) -> None:
+def test_a_schedule_can_be_run_immediately(payout_client: Client) -> None:
     """A caller runs a seller's schedule immediately, whatever its interval; the run is the
     requested batch.
     """
@@ -434,7 +434,7 @@ def test_a_run_now(payout_client: Client) -> None:
     assert wallet_amounts(payout_client, seller) == ("0.00", "0.00", "0.00")
 
 
-def test_batches_that_stay_open_keep_no_other_waiting(
+def test_open_batches_do_not_delay_others(
     payout_client: Client, payout_provider: ScriptedPayoutProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Payouts may be in transit for days: however many batches wait for theirs, a new one is
@@ -464,7 +464,7 @@ def test_batches_that_stay_open_keep_no_other_waiting(
 
 
 @pytest.mark.parametrize("whose", ["his own", "the default"])
-def test_a_schedule_that_is_set_during_its_run_holds(
+def test_a_schedule_set_during_its_run_applies_to_the_next(
     payout_client: Client,
     payout_platform: ServedPlatform,
     monkeypatch: pytest.MonkeyPatch,
@@ -530,7 +530,7 @@ def test_a_schedule_that_is_set_during_its_run_holds(
     )
 
 
-def test_a_schedule_that_is_set_again_and_again_keeps_no_other_waiting(
+def test_a_schedule_that_changes_constantly_does_not_delay_others(
     payout_client: Client, payout_platform: ServedPlatform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However often one schedule is set between the read of due schedules and the payouts, the
@@ -593,7 +593,7 @@ def _get_schedule(client: Client, seller: str) -> payout_pb2.PayoutSchedule:
 
 
 @pytest.mark.parametrize("poison", ["time zone", "weekday", "storage"])
-def test_a_schedule_that_cannot_be_run_keeps_no_other_waiting(
+def test_a_schedule_that_cannot_be_run_does_not_delay_others(
     scratch_database: DatabaseUrls, poison: str
 ) -> None:
     """A schedule (default or a seller's) that cannot be read, or whose run the database fails to
@@ -684,7 +684,7 @@ def test_a_schedule_that_cannot_be_run_keeps_no_other_waiting(
         )
 
 
-def test_a_process_that_stops_while_it_makes_payouts_leaves_none_behind(
+def test_payouts_committed_during_shutdown_are_paid(
     scratch_database: DatabaseUrls, payout_provider: ScriptedPayoutProvider
 ) -> None:
     """Payouts of a batch that are being committed when the process stops are paid during the drain:
@@ -740,7 +740,7 @@ def test_a_process_that_stops_while_it_makes_payouts_leaves_none_behind(
             ) == ([], (3,))
 
 
-def test_batches_that_cannot_be_collected_keep_no_other_waiting(
+def test_batches_that_cannot_be_generated_do_not_delay_others(
     payout_client: Client, payout_platform: ServedPlatform
 ) -> None:
     """However many batches fail to be generated, a later one is generated; the failed ones follow
@@ -843,7 +843,7 @@ def test_schedules_are_locked_in_order(
 
 
 @pytest.mark.parametrize("poison", ["time zone", "payout"])
-def test_schedules_that_cannot_be_run_keep_no_later_one_waiting(
+def test_many_schedules_that_cannot_be_run_do_not_delay_later_ones(
     payout_client: Client,
     payout_platform: ServedPlatform,
     monkeypatch: pytest.MonkeyPatch,
@@ -904,7 +904,7 @@ def test_schedules_that_cannot_be_run_keep_no_later_one_waiting(
     assert [len(payouts_of(seller)) for seller in (*closed_sellers, own_seller)] == [1] * 6
 
 
-def test_a_cut_off_that_has_come_is_not_lost_by_a_change(
+def test_a_passed_cut_off_is_not_lost_by_a_change(
     payout_client: Client, payout_platform: ServedPlatform
 ) -> None:
     """A schedule that is changed after its cut-off and before its run still runs for that cut-off;
@@ -934,7 +934,7 @@ def take_over_generation(databases: DatabaseUrls) -> bool:
         return connection.execute(statement).rowcount == 1
 
 
-def test_every_change_is_told(payout_client: Client) -> None:
+def test_every_change_is_published(payout_client: Client) -> None:
     """E1: every version of payouts, destinations, batches and schedules is published in order, and
     no event contains the bank account's token.
     """
@@ -955,7 +955,7 @@ def test_every_change_is_told(payout_client: Client) -> None:
     assert eventually(lambda: published_versions(f"payoutSchedules/{seller}/EUR") == [1])
 
 
-def test_a_preview_says_why_not_more(payout_client: Client) -> None:
+def test_a_preview_names_each_blocker(payout_client: Client) -> None:
     """Each blocker is named with the amount it blocks; the previewed amount is the amount that is
     then paid.
     """

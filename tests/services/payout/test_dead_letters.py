@@ -38,7 +38,7 @@ from tests.support.payouts import (
 from tests.support.platform import ServedPlatform, eventually, unique_id
 
 
-def test_a_payout_that_was_set_aside_is_retried(
+def test_a_dead_lettered_payout_is_retried(
     shop_client: Client, operator_client: Client, payout_provider: ScriptedPayoutProvider
 ) -> None:
     """A payout that the provider rejects is a dead letter, still SUBMITTING with its money held; a
@@ -56,7 +56,7 @@ def test_a_payout_that_was_set_aside_is_retried(
     assert state_name(dead_letter_response.payout) == "SUBMITTING"
     assert wallet_amounts(operator_client, seller) == ("0.00", "10.00", "0.00")
     request = pb.RetryPayoutRequest(
-        payout_id=payout.payout_id, reason="mended", request_id=unique_id("r")
+        payout_id=payout.payout_id, reason="fixed", request_id=unique_id("r")
     )
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(shop_client.payout.RetryPayout, [request] * 8))
@@ -68,7 +68,7 @@ def test_a_payout_that_was_set_aside_is_retried(
     assert reused_field(shop_client.payout.RetryPayout, other_reason) == "reason"
     assert expect_error_reason(operator_client.payout.RetryPayout, request) == "ALREADY_EXISTS"
     repeated_request = pb.RetryPayoutRequest(
-        payout_id=payout.payout_id, reason="mended", request_id=unique_id("r")
+        payout_id=payout.payout_id, reason="fixed", request_id=unique_id("r")
     )
     with pytest.raises(
         TallystickError, match="The payout is PAID and cannot be retried: it is no dead letter."
@@ -78,7 +78,7 @@ def test_a_payout_that_was_set_aside_is_retried(
         "INVALID_STATE",
         {"state": "PAID", "verb": "RETRY"},
     )
-    unnamed = pb.RetryPayoutRequest(payout_id=payout.payout_id, reason="mended")
+    unnamed = pb.RetryPayoutRequest(payout_id=payout.payout_id, reason="fixed")
     # the SDK has given it an id
     assert expect_error_reason(shop_client.payout.RetryPayout, unnamed) == "INVALID_STATE"
     assert not unnamed.request_id
@@ -94,7 +94,7 @@ def test_a_payout_that_was_set_aside_is_retried(
     )
 
 
-def test_closing_needs_that_nothing_was_paid(
+def test_closing_applies_a_payment_that_the_provider_reports(
     shop_client: Client, operator_client: Client, payout_provider: ScriptedPayoutProvider
 ) -> None:
     """A dead letter is closed as FAILED with evidence, and the money is released; if the provider
@@ -146,7 +146,7 @@ def test_closing_needs_that_nothing_was_paid(
     assert wallet_amounts(operator_client, seller) == ("7.00", "7.00", "0.00")
 
 
-def test_a_closed_payout_is_settled_by_whoever_comes(
+def test_a_closed_payout_is_booked_by_any_process(
     shop_client: Client,
     operator_client: Client,
     payout_provider: ScriptedPayoutProvider,

@@ -57,7 +57,7 @@ from tests.support.platform import (
         ("description", "savings"),
     ],
 )
-def test_a_destination_again_with_another_value_names_it(
+def test_a_reused_destination_id_names_the_differing_field(
     shop_client: Client, field: str, value: str
 ) -> None:
     """A repeated destination id with another value is IDEMPOTENCY_KEY_REUSED, and the metadata
@@ -79,7 +79,7 @@ def test_a_destination_again_with_another_value_names_it(
     assert reused_field(shop_client.payout.CreatePayoutDestination, repeated_request) == field
 
 
-def test_a_disabled_destination_takes_its_unsent_payouts_along(
+def test_a_disabled_destination_cancels_its_unsent_payouts(
     shop_client: Client, operator_client: Client
 ) -> None:
     """A payout that waits for approval is CANCELLED together with its destination, and its money is
@@ -102,7 +102,7 @@ def test_a_disabled_destination_takes_its_unsent_payouts_along(
     assert expect_error_reason(approve_payout, operator_client, payout.payout_id) == "INVALID_STATE"
 
 
-def test_destinations_that_end_together_lock_due_work_in_one_pass(
+def test_destinations_that_end_together_lock_operations_by_id(
     payout_platform: ServedPlatform, shop_client: Client
 ) -> None:
     """Where an answer ends two destinations, the operations of the payouts to both are locked by
@@ -191,7 +191,7 @@ def test_a_destination_is_verified_before_use(
     wait_for_state(shop_client, create_payout(shop_client, seller, "1.00").payout_id, "PAID")
 
 
-def test_a_destination_that_nobody_verifies_is_closed(
+def test_a_dead_lettered_verification_is_closed_or_requeued(
     shop_client: Client, operator_client: Client, payout_provider: ScriptedPayoutProvider
 ) -> None:
     """A verification that is rejected as malformed is a dead letter of the destination; closed, it

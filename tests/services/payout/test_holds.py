@@ -39,7 +39,7 @@ from tests.support.platform import (
 )
 
 
-def test_a_payout_whose_hold_is_refused_as_our_fault_is_set_aside(
+def test_a_payout_with_a_conflicting_hold_is_dead_lettered(
     payout_platform: ServedPlatform,
     shop_client: Client,
     operator_client: Client,
@@ -88,7 +88,7 @@ def test_a_payout_whose_hold_is_refused_as_our_fault_is_set_aside(
     [RetryPolicy(RetryStrategy.CANCEL), RetryPolicy(RetryStrategy.FIXED, 3600, 3600, 5)],
     ids=["retried dead letter", "waiting for a retry"],
 )
-def test_a_hold_in_doubt_is_never_released(
+def test_a_payout_with_a_rejected_hold_cannot_be_cancelled(
     admin_url: str, tmp_path: Path, payout_provider: ScriptedPayoutProvider, policy: RetryPolicy
 ) -> None:
     """Once the wallet has rejected a payout's hold, the payout cannot be cancelled before it is
@@ -148,7 +148,7 @@ def _retry_reason(platform: ServedPlatform, payout_id: str) -> str:
     return str((row or ("",))[0])
 
 
-def test_a_payout_does_not_share_its_hold_with_another_hold_of_its_id(
+def test_a_payout_ignores_another_hold_with_its_id(
     payout_platform: ServedPlatform, shop_client: Client, operator_client: Client
 ) -> None:
     """A service's hold whose id is a payout's does not prevent the payout from being held and paid,

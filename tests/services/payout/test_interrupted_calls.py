@@ -55,7 +55,7 @@ def cancel_while_locked(
             assert eventually(lambda: not platform.server.rpc_server.call_count)
 
 
-def test_a_change_is_answered_while_reads_hang(
+def test_a_change_returns_while_reads_hang(
     admin_url: str, tmp_path: Path, payout_provider: ScriptedPayoutProvider
 ) -> None:
     """A call returns the result of its change even if a hanging read uses every read connection: a
@@ -115,7 +115,7 @@ def test_a_change_is_answered_while_reads_hang(
 
 
 @pytest.mark.parametrize("call", ["CloseDeadLetter", "CancelPayout", "CreatePayoutDestination"])
-def test_a_caller_that_goes_away_strands_nothing(
+def test_a_cancelled_call_leaves_no_orphaned_lease(
     admin_url: str, tmp_path: Path, payout_provider: ScriptedPayoutProvider, call: str
 ) -> None:
     """A call that is cancelled while its change is being committed leaves no orphaned lease: the

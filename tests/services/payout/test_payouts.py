@@ -152,7 +152,7 @@ def test_a_payout_is_paid(payout_client: Client) -> None:
     assert (hold.state, hold.captured_amount) == (wallet_pb2.HOLD_STATE_CAPTURED, "20.00")
 
 
-def test_who_held_a_payout_before_it_came_to_rest_is_fenced(
+def test_a_reopened_payout_fences_former_lease_holders(
     payout_platform: ServedPlatform, payout_client: Client
 ) -> None:
     """A payout that is reopened always gets lease tokens above all earlier ones: a former holder
@@ -167,7 +167,7 @@ def test_who_held_a_payout_before_it_came_to_rest_is_fenced(
     """More claims than ever occur."""
 
     def reopened(connection: Connection) -> tuple[list[int], list[dict[str, bool]]]:
-        tokens, postponed = [max_delay], []
+        tokens, rescheduled = [max_delay], []
         with connection.begin_nested() as savepoint:  # rolled back: the payout stays final
             for _ in range(3):
                 store.reopen(connection, [payout_id])
@@ -183,7 +183,7 @@ def test_who_held_a_payout_before_it_came_to_rest_is_fenced(
                     Reschedule(operation_id, token, 1.0, False, 0, False, {}, "", "", "")
                     for token in (1, 2, *tokens[:-1])
                 ]
-                postponed += [
+                rescheduled += [
                     reschedule(connection, [stale_result]) for stale_result in stale_results
                 ]
                 connection.execute(
@@ -198,7 +198,7 @@ def test_who_held_a_payout_before_it_came_to_rest_is_fenced(
                     text("delete from operation where operation_id = :id"), {"id": operation_id}
                 )
             savepoint.rollback()
-        return tokens, postponed
+        return tokens, rescheduled
 
     due_row: Any = payout_platform.run_in_loop(
         database_of(payout_platform, "payout").transact, reopened
@@ -207,7 +207,7 @@ def test_who_held_a_payout_before_it_came_to_rest_is_fenced(
     assert not any(due_row[1])
 
 
-def test_the_fee_stays_with_the_platform(payout_client: Client) -> None:
+def test_the_platform_keeps_the_payout_fee(payout_client: Client) -> None:
     """The wallet loses the fee and the amount that the bank receives; the ledger shows both, and
     the terms are those of the seller's schedule.
     """
@@ -242,7 +242,7 @@ def test_the_fee_stays_with_the_platform(payout_client: Client) -> None:
     assert error_reason(error) == "AMOUNT_OUT_OF_RANGE"
 
 
-def test_the_same_payout_again_is_the_same_payout(
+def test_a_repeat_returns_the_current_payout(
     payout_client: Client, payout_provider: ScriptedPayoutProvider
 ) -> None:
     """K1: equal values return the current payout, also where the amount was left open; other values
@@ -274,7 +274,7 @@ def test_the_same_payout_again_is_the_same_payout(
         ("1.001", True, "AMOUNT_PRECISION"),
     ],
 )
-def test_a_refused_payout_leaves_nothing(
+def test_a_rejected_request_stores_no_payout(
     payout_client: Client, amount: str, with_destination: bool, reason: str
 ) -> None:
     """A payout that cannot be made is rejected with its reason and not stored, and its id stays
@@ -292,7 +292,7 @@ def test_a_refused_payout_leaves_nothing(
     assert wallet_amounts(payout_client, seller) == ("10.00", "0.00", "0.00")
 
 
-def test_a_declined_payout_gives_the_money_back(
+def test_a_declined_payout_releases_its_hold(
     payout_client: Client, payout_provider: ScriptedPayoutProvider
 ) -> None:
     """FAILED requires a definite answer, and then the hold is released; a faulty account ends the
@@ -320,7 +320,7 @@ def test_a_declined_payout_gives_the_money_back(
     assert error_reason(error) == "DESTINATION_UNUSABLE"
 
 
-def test_a_payout_goes_through_the_banks(
+def test_a_submitted_payout_is_polled_until_final(
     payout_client: Client, payout_provider: ScriptedPayoutProvider
 ) -> None:
     """SUBMITTED and IN_TRANSIT are valid answers; the provider is polled until the state is
@@ -365,7 +365,7 @@ def test_a_lost_answer_never_pays_twice(
 
 
 @pytest.mark.parametrize("detail", ["status 500 \0", "\ud800", "\n\x1b[2J"], ids=ascii)
-def test_whatever_a_bank_says_of_its_trouble_is_tried_again(
+def test_an_answer_with_an_unstorable_text_is_retried(
     payout_client: Client, payout_provider: ScriptedPayoutProvider, detail: str
 ) -> None:
     """An answer with a text that cannot be stored or displayed counts as a try: the payout is paid
@@ -378,7 +378,7 @@ def test_whatever_a_bank_says_of_its_trouble_is_tried_again(
     wait_for_state(payout_client, create_payout(payout_client, seller).payout_id, "PAID")
 
 
-def test_a_payout_that_the_bank_does_not_know_is_sent_again(
+def test_a_payout_unknown_to_the_bank_is_sent_again(
     payout_client: Client, payout_provider: ScriptedPayoutProvider
 ) -> None:
     """A bank that fails more often than the policy allows, and then does not know the payout,
@@ -398,7 +398,7 @@ def test_a_payout_that_the_bank_does_not_know_is_sent_again(
     assert not open_dead_letters(payout_client, payout.payout_id)
 
 
-def test_a_payout_that_was_never_sent_is_sent_however_long_its_provider_was_away(
+def test_an_unsent_payout_is_sent_after_any_outage(
     scratch_database: DatabaseUrls,
 ) -> None:
     """K3: a provider that was unreachable until after the key window is looked up once, and
@@ -447,7 +447,7 @@ def test_a_payout_that_was_never_sent_is_sent_however_long_its_provider_was_away
     assert verify(scratch_database).passed
 
 
-def test_a_payout_that_comes_back_is_credited_once(
+def test_a_returned_payout_is_credited_once(
     payout_client: Client, payout_provider: ScriptedPayoutProvider
 ) -> None:
     """RETURNED credits the returned amount, also a partial one, at any time and once despite
@@ -475,7 +475,7 @@ def test_a_payout_that_comes_back_is_credited_once(
     assert account_balance(payout_client, f"sellers/{seller}") == "6.00"
 
 
-def test_what_was_paid_after_it_failed_is_taken_as_a_fact(
+def test_a_payout_paid_after_failure_is_debited_unconditionally(
     payout_client: Client, payout_provider: ScriptedPayoutProvider
 ) -> None:
     """A payout that is paid after FAILED stays FAILED. The wallet is still debited, the amount that
@@ -515,7 +515,7 @@ def open_alerts(client: Client) -> set[tuple[operator_pb2.AlertKind.ValueType, s
     return {(alert.kind, alert.resource_name) for alert in listed_alerts}
 
 
-def test_another_amount_is_a_mismatch(
+def test_a_payout_of_another_amount_is_a_mismatch(
     payout_client: Client, payout_provider: ScriptedPayoutProvider
 ) -> None:
     """A payout that paid another amount is FAILED(PROVIDER_MISMATCH), and the seller is debited
@@ -533,7 +533,7 @@ def test_another_amount_is_a_mismatch(
     assert account_balance(payout_client, f"sellers/{seller}") == "4.99"
 
 
-def test_a_paid_payout_that_is_said_to_have_failed_is_for_a_person(
+def test_a_late_failure_report_of_a_paid_payout_raises_an_alert(
     payout_client: Client, payout_provider: ScriptedPayoutProvider
 ) -> None:
     """Only a return credits a paid payout's money; a later report of failure changes nothing and
@@ -560,7 +560,7 @@ def test_a_paid_payout_that_is_said_to_have_failed_is_for_a_person(
     assert wallet_amounts(payout_client, seller) == ("0.00", "0.00", "0.00")
 
 
-def test_what_comes_back_in_parts_is_for_a_person(
+def test_a_second_partial_return_raises_an_alert(
     payout_client: Client, payout_provider: ScriptedPayoutProvider
 ) -> None:
     """After a partial return the provider is still polled; a further return under the same
@@ -591,7 +591,7 @@ def test_what_comes_back_in_parts_is_for_a_person(
     assert wallet_amounts(payout_client, seller) == ("1.00", "0.00", "0.00")
 
 
-def test_what_becomes_known_while_it_is_settled_keeps_nobody_waiting(
+def test_a_report_during_booking_is_booked_immediately(
     payout_client: Client,
     payout_platform: ServedPlatform,
     payout_provider: ScriptedPayoutProvider,
@@ -603,11 +603,11 @@ def test_what_becomes_known_while_it_is_settled_keeps_nobody_waiting(
     post, payout_id, reference = PayoutBooking.post, unique_id("p"), unique_id("tr")
     error_names: list[object] = []
 
-    async def hear_meanwhile(settle: PayoutBooking, facts: Sequence[Any]) -> Any:
+    async def report_during_booking(booking: PayoutBooking, movements: Sequence[Any]) -> Any:
         item = next(
             (
                 item
-                for item, _ in facts
+                for item, _ in movements
                 if item.payout_id == payout_id and item.state is PayoutState.RETURNED
             ),
             None,
@@ -618,9 +618,9 @@ def test_what_becomes_known_while_it_is_settled_keeps_nobody_waiting(
                     item, Returned(reference, 1000, "EUR")
                 )
             )
-        return await post(settle, facts)
+        return await post(booking, movements)
 
-    monkeypatch.setattr(PayoutBooking, "post", hear_meanwhile)
+    monkeypatch.setattr(PayoutBooking, "post", report_during_booking)
     seller = create_sale(payout_client, "10.00")
     to = create_destination(payout_client, seller)
     payout_provider.script[to].extend(
@@ -633,7 +633,7 @@ def test_what_becomes_known_while_it_is_settled_keeps_nobody_waiting(
 
 
 @pytest.mark.parametrize(
-    ("trouble", "delay"),
+    ("error", "delay"),
     [
         (ApiError(ErrorReason.DEPENDENCY_UNAVAILABLE, "away", retry_after=1.0), 0.0),
         (ApiError(ErrorReason.INVALID_STATE, "no"), 600.0),
@@ -641,11 +641,11 @@ def test_what_becomes_known_while_it_is_settled_keeps_nobody_waiting(
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_a_look_that_cannot_be_recorded_is_made_again(
+def test_a_poll_that_cannot_be_recorded_is_repeated(
     payout_client: Client,
     payout_platform: ServedPlatform,
     payout_provider: ScriptedPayoutProvider,
-    trouble: Exception,
+    error: Exception,
     delay: float,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -663,7 +663,7 @@ def test_a_look_that_cannot_be_recorded_is_made_again(
     )
 
     async def record(_item: PayoutOperation, _outcome: object) -> object:
-        raise trouble
+        raise error
 
     async def look() -> store.NextPayoutPoll:
         rows = await database.read(
@@ -693,7 +693,7 @@ def test_a_look_that_cannot_be_recorded_is_made_again(
     ],
     ids=repr,
 )
-def test_what_is_no_money_is_no_answer(
+def test_an_answer_with_invalid_money_is_inconclusive(
     payout_client: Client, payout_provider: ScriptedPayoutProvider, answer: PayoutOutcome
 ) -> None:
     """An answer with an invalid currency, no amount or no reference is not conclusive: the payout
@@ -707,7 +707,7 @@ def test_what_is_no_money_is_no_answer(
     assert account_balance(payout_client, f"sellers/{seller}") == "0.00"
 
 
-def test_an_answer_about_another_payout_is_set_aside_alone(
+def test_an_answer_about_another_payout_dead_letters_only_its_own(
     payout_client: Client, payout_provider: ScriptedPayoutProvider
 ) -> None:
     """A reference that belongs to another payout cannot be stored. Only that payout waits for an
@@ -779,7 +779,9 @@ def open_dead_letters(client: Client, payout_id: str) -> list[operator_pb2.DeadL
     ]
 
 
-def test_fifty_at_once_one_wins(payout_client: Client, thorough: bool) -> None:
+def test_of_fifty_concurrent_payouts_of_a_balance_one_is_paid(
+    payout_client: Client, thorough: bool
+) -> None:
     """Of fifty concurrent payouts of a wallet's whole balance one is paid in every round. The
     others are rejected or FAILED, and the balance is zero, not negative. Ten rounds, a hundred if
     thorough.
@@ -834,7 +836,9 @@ def test_the_whole_database_verifies(scratch_database: DatabaseUrls) -> None:
     assert report.passed, report.as_text()
 
 
-def test_an_answer_without_the_lease_is_booked_at_once(scratch_database: DatabaseUrls) -> None:
+def test_an_outcome_recorded_without_the_lease_is_booked_immediately(
+    scratch_database: DatabaseUrls,
+) -> None:
     """A payout whose answer is recorded while another process holds it is booked as soon as that
     process releases it, not at its next attempt in ten minutes.
     """
@@ -896,12 +900,12 @@ def test_an_answer_without_the_lease_is_booked_at_once(scratch_database: Databas
         wait_for_state(client, payout_id, "PAID")
 
 
-def test_trouble_before_the_attempt_says_nothing_of_sending(scratch_database: DatabaseUrls) -> None:
+def test_a_failure_before_the_attempt_proves_no_sending(scratch_database: DatabaseUrls) -> None:
     """A payout that was marked as sent before its attempt began still fails, and releases its
     money, if its provider is never reached.
     """
     thrice = {
-        ("", trouble): RetryPolicy(RetryStrategy.FIXED, 0.05, 0.05, 3) for trouble in RetryReason
+        ("", reason): RetryPolicy(RetryStrategy.FIXED, 0.05, 0.05, 3) for reason in RetryReason
     }
     with (
         serve_platform(
@@ -941,7 +945,7 @@ def test_trouble_before_the_attempt_says_nothing_of_sending(scratch_database: Da
         assert wallet_amounts(client, seller) == ("50.00", "0.00", "0.00")
 
 
-def test_a_provider_that_is_configured_no_more_stops_nobody(scratch_database: DatabaseUrls) -> None:
+def test_a_removed_provider_delays_no_other(scratch_database: DatabaseUrls) -> None:
     """Payouts of a removed provider wait, raise an alert that names it, do not delay the polls of
     others, and can be cancelled before they are sent.
     """

@@ -159,7 +159,7 @@ def test_a_conflicting_report_is_acknowledged(
         assert wallet_amounts(chief, seller) == ("0.00", "0.00", "0.00")
 
 
-def test_a_report_that_comes_again_after_another_raises_an_alert(
+def test_a_report_repeated_after_another_raises_an_alert(
     polling_platform: ServedPlatform, payout_provider: ScriptedPayoutProvider
 ) -> None:
     """Reports A, B and A again are each acknowledged before the next: the second A raises an alert,
@@ -204,7 +204,7 @@ class LookupRecordingProvider(ScriptedPayoutProvider):
         return await super().look_up(request)
 
 
-def test_one_process_asks_what_became_of_payouts(admin_url: str, tmp_path: Path) -> None:
+def test_one_process_at_a_time_polls_completed_payouts(admin_url: str, tmp_path: Path) -> None:
     """Of two processes one polls the provider about completed payouts; the other takes over once
     the first has not renewed its lease for some seconds.
     """
@@ -303,7 +303,7 @@ def test_an_unmatched_transfer_is_acknowledged(
         assert wallet_amounts(chief, seller) == ("9.00", "0.00", "0.00")
 
 
-def test_what_cannot_be_acknowledged_of_a_payout_says_why(
+def test_invalid_acknowledgements_of_payouts_are_rejected(
     shop_client: Client, operator_client: Client
 ) -> None:
     """An unknown subject is NOT_FOUND, a missing field FIELD_REQUIRED, and with nothing to

@@ -12,7 +12,7 @@ from tests.support.payouts import create_sale
 from tests.support.platform import is_replayed, unique_id
 
 
-def test_the_default_schedule_is_for_operators(
+def test_only_operators_set_the_default_schedule(
     shop_client: Client, operator_client: Client
 ) -> None:
     """A team sets and runs its sellers' schedules; only an operator sets the default, which applies
@@ -45,7 +45,7 @@ def test_the_default_schedule_is_for_operators(
     ) == ("", "1.00", 1, "chief")
 
 
-def test_of_two_operators_who_set_a_schedule_one_learns_of_the_other(
+def test_a_schedule_update_with_an_outdated_version_is_rejected(
     operator_client: Client,
 ) -> None:
     """A schedule update with an outdated version is rejected with the current version, also if two

@@ -12,7 +12,7 @@ from tests.support.payouts import create_sale, error_reason
 from tests.support.platform import ServedPlatform, unique_id
 
 
-def test_the_holds_of_payouts_are_for_payout_service_alone(
+def test_only_payout_service_changes_holds_of_payouts(
     marketplace: ServedPlatform, checkout_client: Client
 ) -> None:
     """Another service cannot place, capture or release a hold of a payout, whatever else its call

@@ -24,7 +24,7 @@ from tests.support.payouts import create_destination, create_payout, create_sale
 from tests.support.platform import serve_platform
 
 
-def test_terms_are_the_platforms_and_cut_offs_the_owners(
+def test_owners_set_cut_offs_and_operators_set_terms(
     checkout_client: Client, payout_client: Client, operator_client: Client
 ) -> None:
     """An owner sets when its seller is paid. Fee, minimum and reserve are rejected from it; the
@@ -53,7 +53,7 @@ def test_terms_are_the_platforms_and_cut_offs_the_owners(
     set_schedule(operator_client, "")
 
 
-def test_a_new_destination_waits_and_the_old_one_stays_in_use(
+def test_the_previous_destination_is_used_during_the_cooldown(
     scratch_database: DatabaseUrls,
 ) -> None:
     """Every destination has a cooldown, including the first one; until it ends the previous
@@ -106,7 +106,7 @@ def _advance_clock(databases: DatabaseUrls, *, hours: int) -> None:
         )
 
 
-def test_much_money_needs_a_second_person_for_a_new_destination(
+def test_a_new_destination_for_a_large_amount_requires_approval(
     checkout_client: Client, payout_client: Client, operator_client: Client
 ) -> None:
     """A destination that is created while the available amount is large needs an operator's

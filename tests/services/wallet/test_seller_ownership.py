@@ -45,7 +45,7 @@ def count_rows(market: ServedPlatform, table: str, seller: str) -> int:
         return int(count)
 
 
-def test_callers_of_one_owner_share_what_they_make(
+def test_callers_of_one_owner_share_resources(
     checkout_client: Client, payout_client: Client, operator_client: Client
 ) -> None:
     """A seller with a sale by one caller of an owner is paid by another, and each sees the other's
@@ -102,7 +102,7 @@ def test_a_team_that_takes_payments_cannot_pay_out(
     )
 
 
-def test_another_owners_seller_cannot_be_touched(
+def test_another_owners_seller_is_not_found(
     marketplace: ServedPlatform,
     checkout_client: Client,
     payout_client: Client,
@@ -199,7 +199,7 @@ def test_a_batch_pays_no_other_owners_seller(
     )
 
 
-def test_of_two_owners_that_claim_a_seller_at_once_one_wins(
+def test_of_two_owners_that_claim_a_seller_concurrently_one_succeeds(
     marketplace: ServedPlatform,
     checkout_client: Client,
     rival_client: Client,
@@ -226,7 +226,7 @@ def test_of_two_owners_that_claim_a_seller_at_once_one_wins(
         assert count_rows(marketplace, "payment.payment_order", seller) == 4
 
 
-def test_a_refused_order_claims_nobody(
+def test_a_rejected_payment_claims_no_seller(
     checkout_client: Client, rival_client: Client, operator_client: Client
 ) -> None:
     """A payment that is rejected because of one seller claims none of its other sellers, and the
@@ -262,7 +262,7 @@ def block_claims(platform: ServedPlatform) -> Iterator[Callable[[int], bool]]:
         )
 
 
-def test_of_two_claims_that_share_a_seller_one_is_made(
+def test_of_two_claims_that_share_a_seller_one_succeeds(
     marketplace: ServedPlatform, operator_client: Client
 ) -> None:
     """Two processes concurrently claim groups of sellers with one seller in common: the second
@@ -292,7 +292,7 @@ def test_of_two_claims_that_share_a_seller_one_is_made(
     ]
 
 
-def test_of_two_payments_that_share_a_new_seller_the_refused_one_claims_nobody(
+def test_of_two_payments_that_share_a_new_seller_the_rejected_one_claims_none(
     marketplace: ServedPlatform,
     checkout_client: Client,
     rival_client: Client,
@@ -329,7 +329,7 @@ def test_of_two_payments_that_share_a_new_seller_the_refused_one_claims_nobody(
 
 
 @pytest.mark.parametrize("taken", ["its checkout", "another's checkout", "an order"])
-def test_a_payment_that_is_refused_for_an_id_claims_nobody(
+def test_a_payment_with_a_reused_id_claims_no_seller(
     checkout_client: Client, rival_client: Client, operator_client: Client, taken: str
 ) -> None:
     """A payment whose checkout or order already exists with other values or another owner claims
@@ -354,7 +354,7 @@ def test_a_payment_that_is_refused_for_an_id_claims_nobody(
     assert not owner_of(operator_client, new)
 
 
-def test_teams_stream_the_events_of_their_own_resources(
+def test_teams_stream_only_events_of_their_resources(
     checkout_client: Client, payout_client: Client, rival_client: Client, operator_client: Client
 ) -> None:
     """A caller streams only the events of its owner's resources, with the same cursors as all

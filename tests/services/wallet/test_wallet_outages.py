@@ -25,7 +25,7 @@ from tests.support.payouts import create_destination, error_reason
 from tests.support.platform import serve_platform, unique_id
 
 
-def test_known_sellers_are_sold_for_while_the_wallet_is_away(
+def test_payments_of_cached_sellers_are_accepted_in_a_wallet_outage(
     scratch_database: DatabaseUrls,
 ) -> None:
     """During an outage of WalletService a payment for a cached seller is accepted; one for an
@@ -69,7 +69,7 @@ def test_known_sellers_are_sold_for_while_the_wallet_is_away(
         )
 
 
-def test_a_known_seller_does_not_wait_for_an_unknown_one_while_the_wallet_hangs(
+def test_cached_sellers_do_not_wait_for_unknown_ones_while_the_wallet_hangs(
     scratch_database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While WalletService hangs, concurrent payments of known sellers are accepted and one of an
@@ -116,7 +116,9 @@ def test_a_known_seller_does_not_wait_for_an_unknown_one_while_the_wallet_hangs(
             hangs.clear()
 
 
-def test_a_wallet_that_rejects_this_service_counts_as_away(scratch_database: DatabaseUrls) -> None:
+def test_a_wallet_that_rejects_the_service_counts_as_unavailable(
+    scratch_database: DatabaseUrls,
+) -> None:
     """If WalletService rejects PaymentService and PayoutService themselves, orders of known sellers
     are accepted; other calls get a retryable error, not INTERNAL.
     """

@@ -76,7 +76,7 @@ def error_reason(result: pb.WalletResult | pb.HoldResult) -> str:
     return from_status(result.error).reason
 
 
-def test_credits_are_made_once(client: Client) -> None:
+def test_a_repeated_credit_is_applied_once(client: Client) -> None:
     """The same source id with the same values credits once; with other values it is rejected."""
     seller, source_id = unique_id("s"), f"PAY_IN/{unique_id()}"
     assert not credit_wallet(client, seller, "5.00", source_id).replayed
@@ -93,7 +93,7 @@ def test_credits_are_made_once(client: Client) -> None:
     assert wallet_amounts(client, seller) == ("0.00", "5.00", "0.00", "0.00")
 
 
-def test_a_key_that_is_reused_names_what_differs(client: Client) -> None:
+def test_a_reused_key_names_the_differing_field(client: Client) -> None:
     """IDEMPOTENCY_KEY_REUSED: the metadata names the first field in which a credit, a debit, a hold
     or a capture differs from the stored one.
     """
@@ -146,7 +146,7 @@ def test_a_key_that_is_reused_names_what_differs(client: Client) -> None:
     ]
 
 
-def test_only_the_outcome_is_told_to_who_asks_for_no_more(client: Client) -> None:
+def test_outcome_only_results_contain_no_resource(client: Client) -> None:
     """outcome_only: results mark rejected and repeated items and contain no wallet; a concurrent
     request for the wallet of the same change gets it.
     """
@@ -236,7 +236,7 @@ def test_a_hold_that_was_released_first_is_never_placed(client: Client) -> None:
     assert wallet_amounts(client, seller) == ("0.00", "5.00", "0.00", "0.00")
 
 
-def test_placing_and_releasing_at_once_leaves_nothing_held(client: Client) -> None:
+def test_concurrent_place_and_release_leave_nothing_held(client: Client) -> None:
     """In either order, a released hold holds nothing: it ended as RELEASED, or was never placed."""
     seller = unique_id("s")
     credit_wallet(client, seller, "5.00")
@@ -254,7 +254,7 @@ def test_placing_and_releasing_at_once_leaves_nothing_held(client: Client) -> No
             assert wallet_amounts(client, seller) == ("0.00", "5.00", "0.00", "0.00")
 
 
-def test_a_hold_keeps_available_what_it_is_told_to(client: Client) -> None:
+def test_a_hold_leaves_the_required_amount_available(client: Client) -> None:
     """A hold that would leave less than the required available amount is rejected, as is a required
     amount in an invalid form.
     """
@@ -380,7 +380,7 @@ async def _stop_periodic(platform: ServedPlatform) -> None:
             await task.stop()
 
 
-def test_a_fact_opens_the_wallet_that_is_missing(client: Client) -> None:
+def test_an_unconditional_debit_opens_a_missing_wallet(client: Client) -> None:
     """An unconditional debit posts for a seller without a wallet in its currency: the wallet is
     opened with an owed amount. A conditional debit is still NOT_FOUND or without funds.
     """
@@ -422,7 +422,7 @@ def test_a_fact_opens_the_wallet_that_is_missing(client: Client) -> None:
     )
 
 
-def test_a_wallet_that_a_restore_took_away_opens_again(
+def test_a_wallet_lost_in_a_restore_is_opened_again(
     admin_url: str, scratch_database: DatabaseUrls
 ) -> None:
     """A process that has cached a wallet can still credit it after the database was restored to a
@@ -446,7 +446,7 @@ def _try_credit(client: Client, seller: str, amount: str) -> bool:
         return False
 
 
-def test_debits_need_the_money_and_facts_do_not(client: Client) -> None:
+def test_only_conditional_debits_require_funds(client: Client) -> None:
     """A conditional debit without funds is rejected; an unconditional one posts, and the missing
     amount becomes owed.
     """
@@ -470,7 +470,7 @@ def test_debits_need_the_money_and_facts_do_not(client: Client) -> None:
     assert wallet_amounts(client, seller) == ("0.00", "1.50", "0.00", "0.00")
 
 
-def test_fifty_holds_of_the_whole_balance_one_wins(client: Client) -> None:
+def test_of_fifty_holds_of_the_whole_balance_one_is_placed(client: Client) -> None:
     """W2 under concurrency: of fifty concurrent holds of the whole balance exactly one is
     placed.
     """
@@ -484,7 +484,7 @@ def test_fifty_holds_of_the_whole_balance_one_wins(client: Client) -> None:
     assert wallet_amounts(client, seller) == ("0.00", "0.00", "10.00", "0.00")
 
 
-def test_what_cannot_be_released_holds_up_nobody(scratch_database: DatabaseUrls) -> None:
+def test_a_credit_that_cannot_be_released_delays_no_other(scratch_database: DatabaseUrls) -> None:
     """A pending credit that the job cannot release is logged on every run, and later credits are
     still released.
     """
@@ -526,7 +526,7 @@ def test_a_policy_delays_sales_and_freezes(client: Client) -> None:
     assert error.value.reason == "FIELD_INVALID"
 
 
-def test_what_is_unset_of_a_policy_stays_as_it_is(scratch_database: DatabaseUrls) -> None:
+def test_unset_policy_fields_keep_their_values(scratch_database: DatabaseUrls) -> None:
     """Freezing a wallet keeps its release delay, or the default if none was set, and a new delay
     keeps it frozen; an empty policy is rejected.
     """
@@ -556,7 +556,7 @@ def test_what_is_unset_of_a_policy_stays_as_it_is(scratch_database: DatabaseUrls
         )
 
 
-def test_of_two_operators_who_set_a_policy_the_second_learns_of_the_first(client: Client) -> None:
+def test_a_policy_update_with_an_outdated_version_is_rejected(client: Client) -> None:
     """A policy update with an outdated version is rejected with the current version, and nothing is
     stored; a repeat changes nothing.
     """
@@ -621,7 +621,7 @@ def test_a_sale_is_released_by_its_source_id_once(client: Client) -> None:
     assert wallet_amounts(client, seller) == ("0.00", "6.00", "0.00", "0.00")
 
 
-def test_a_release_takes_its_own_wallet_and_no_other_change_along(platform: ServedPlatform) -> None:
+def test_a_release_and_a_debit_with_one_source_id_are_separate(platform: ServedPlatform) -> None:
     """In one batch, a release and a debit with the same source id each change their own wallet, in
     any order.
     """
@@ -661,7 +661,7 @@ def test_a_release_takes_its_own_wallet_and_no_other_change_along(platform: Serv
         )
 
 
-def test_a_sale_is_released_when_its_delay_is_over(client: Client) -> None:
+def test_a_sale_is_released_after_its_delay(client: Client) -> None:
     """An unreleased credit becomes available after the release delay that applied when it was
     credited, and first repays the owed amount.
     """
@@ -731,7 +731,7 @@ def test_entries_and_wallets_are_listed(client: Client) -> None:
         ({"caller": ""}, "caller"),
     ],
 )
-def test_bad_items_are_refused_on_their_own(
+def test_invalid_items_are_rejected_individually(
     client: Client, changes: dict[str, str], field: str
 ) -> None:
     """An invalid item has the path of its field; the valid item of the same batch is applied."""

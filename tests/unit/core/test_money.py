@@ -28,17 +28,17 @@ def test_every_amount_survives_the_wire(minor: int, currency: str) -> None:
 
 
 @given(st.text(max_size=60), CURRENCIES)
-def test_any_text_is_an_amount_or_a_named_refusal(text: str, currency: str) -> None:
+def test_any_text_is_an_amount_or_a_named_error(text: str, currency: str) -> None:
     """For any text the parser raises only its own errors, and every accepted amount is in range."""
     try:
         assert 1 <= parse_amount(text, currency) <= MAX_AMOUNT
-    except ApiError as refused:
-        assert refused.reason in {
+    except ApiError as error:
+        assert error.reason in {
             ErrorReason.AMOUNT_INVALID,
             ErrorReason.AMOUNT_PRECISION,
             ErrorReason.AMOUNT_OUT_OF_RANGE,
         }
-        assert refused.field == "amount"
+        assert error.field == "amount"
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,9 @@ def test_any_text_is_an_amount_or_a_named_refusal(text: str, currency: str) -> N
         ("0.000000001", "BTC", ErrorReason.AMOUNT_PRECISION),
     ],
 )
-def test_bad_amounts_are_refused_by_name(text: str, currency: str, reason: ErrorReason) -> None:
+def test_invalid_amounts_are_rejected_with_their_reason(
+    text: str, currency: str, reason: ErrorReason
+) -> None:
     """Each invalid amount has the one reason that says how to fix it."""
     with pytest.raises(ApiError) as error:
         parse_amount(text, currency)
@@ -98,7 +100,7 @@ def test_equal_amounts_written_otherwise_are_equal(text: str, currency: str, min
 
 
 @pytest.mark.parametrize("text", ["usd", "US", "XXX", "XAU", "EURO", "eur ", "12"])
-def test_unknown_currencies_are_refused(text: str) -> None:
+def test_unknown_currencies_are_rejected(text: str) -> None:
     """Only ISO 4217 codes that have minor units, BTC and USDC are currencies."""
     with pytest.raises(ApiError) as error:
         parse_currency(text)

@@ -48,7 +48,7 @@ def _grouped(separator: str, number: str) -> str:
 @pytest.mark.parametrize(
     "separator", ["", " ", "-", ".", "\n", " - ", "     ", " ;;; / ", "\u200b", "\u00a0"]
 )
-def test_card_numbers_are_refused_however_written(number: str, separator: str) -> None:
+def test_card_numbers_are_rejected_in_any_notation(number: str, separator: str) -> None:
     """S1: a card number with spaces, dashes, line breaks or invisible characters is detected."""
     text = f"my card {_grouped(separator, number)} thanks"
     with pytest.raises(ApiError) as error:
@@ -60,7 +60,7 @@ def test_card_numbers_are_refused_however_written(number: str, separator: str) -
 @pytest.mark.parametrize(
     "prefix", ["2200", "5000", "5019", "5612", "5812", "6074", "6304", "6759", "8172", "9792"]
 )
-def test_card_numbers_of_other_issuers_are_refused(prefix: str) -> None:
+def test_card_numbers_of_other_issuers_are_rejected(prefix: str) -> None:
     """S1: invented numbers for Mir, Maestro, Dankort, RuPay and Troy."""
     number = next(
         candidate
@@ -71,7 +71,7 @@ def test_card_numbers_of_other_issuers_are_refused(prefix: str) -> None:
         reject_card_number(number, "buyer_info")
 
 
-def test_card_numbers_in_other_digits_are_refused() -> None:
+def test_card_numbers_in_other_digits_are_rejected() -> None:
     """S1: full-width, Arabic and circled digits count as digits."""
     for shift in (0xFF10, 0x0660, 0x245F):
         with pytest.raises(ApiError):
@@ -89,7 +89,7 @@ def test_card_numbers_in_other_digits_are_refused() -> None:
         "30569309025904",
     ],
 )
-def test_an_id_that_is_a_card_number_is_refused(text: str) -> None:
+def test_an_id_that_is_a_card_number_is_rejected(text: str) -> None:
     """S1: an id or token that consists only of a card number is rejected, with or without
     separators.
     """
@@ -148,7 +148,7 @@ def test_texts_with_other_numbers_pass(text: str) -> None:
         "4 2 4 2 4 2 4 2 4 2 4 2 4 2 4 2",
     ],
 )
-def test_a_card_number_among_other_numbers_is_refused(text: str) -> None:
+def test_a_card_number_among_other_numbers_is_rejected(text: str) -> None:
     """S1: dates, codes and words next to a card number do not hide it."""
     assert contains_card_number(text)
 
@@ -209,7 +209,7 @@ def test_other_long_numbers_pass(text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["", "-a", "_a", "a b", "a" * 65, "ä", "a\n", "a/b", "a\0", "'; drop table x--", "１"]
 )
-def test_bad_ids_are_refused(text: str) -> None:
+def test_invalid_ids_are_rejected(text: str) -> None:
     """An id is 1 to 64 ASCII letters, digits, _ and -, beginning with a letter or digit."""
     with pytest.raises(ApiError) as error:
         parse_id(text, "checkout_id")
@@ -218,7 +218,7 @@ def test_bad_ids_are_refused(text: str) -> None:
 
 
 @given(st.text(max_size=2000))
-def test_texts_are_taken_whole_or_refused(text: str) -> None:
+def test_texts_are_accepted_unchanged_or_rejected(text: str) -> None:
     """A text is returned unchanged, right-to-left marks and emoji included, or is rejected with its
     own reason.
     """
@@ -226,8 +226,8 @@ def test_texts_are_taken_whole_or_refused(text: str) -> None:
         assert parse_text(text, "buyer_info", 1024) == text
         assert "\0" not in text
         assert len(text) <= 1024
-    except ApiError as refused:
-        assert refused.reason in {ErrorReason.FIELD_INVALID, ErrorReason.CARD_NUMBER_REJECTED}
+    except ApiError as error:
+        assert error.reason in {ErrorReason.FIELD_INVALID, ErrorReason.CARD_NUMBER_REJECTED}
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_items_gather_while_a_batch_runs() -> None:
     assert sizes == [1, 5]
 
 
-def test_a_batch_holds_so_much_weight_and_always_one_item() -> None:
+def test_a_batch_has_a_maximum_weight_and_at_least_one_item() -> None:
     """A batch takes items in order up to its maximum weight; an item that is heavier than a batch
     runs alone.
     """
@@ -68,7 +68,7 @@ def test_a_batch_holds_so_much_weight_and_always_one_item() -> None:
     assert batches == [[4, 6], [1], [25], [10], [3, 7], [1]]
 
 
-def test_a_submitter_that_goes_away_changes_nothing() -> None:
+def test_a_cancelled_submitter_cancels_no_work() -> None:
     """A cancelled submitter cancels neither its own work nor the others' results."""
     finished: list[int] = []
 
@@ -89,7 +89,7 @@ def test_a_submitter_that_goes_away_changes_nothing() -> None:
     assert finished == [1, 2]
 
 
-def test_a_batch_that_fails_fails_for_all_and_the_stage_goes_on() -> None:
+def test_a_failed_batch_fails_for_all_its_submitters() -> None:
     """An error of the batch reaches every submitter; the next batch still runs."""
 
     async def main() -> None:
@@ -109,7 +109,7 @@ def test_a_batch_that_fails_fails_for_all_and_the_stage_goes_on() -> None:
 
 
 @pytest.mark.parametrize("culprits", [set(), {0}, {7}, {3, 4}, set(range(10))])
-def test_the_culprit_is_found_by_halving(culprits: set[int]) -> None:
+def test_a_failing_item_is_found_by_bisection(culprits: set[int]) -> None:
     """An item that fails its batch is finally alone with its error; all others succeed, each
     once.
     """
@@ -136,7 +136,7 @@ class BatchResult:
     replayed: bool = False
 
 
-def test_a_key_runs_once_at_a_time() -> None:
+def test_items_of_one_key_run_one_at_a_time() -> None:
     """Equal items share the first one's result; others of the same key run after it."""
     batches: list[list[tuple[str, str]]] = []
 
@@ -157,7 +157,7 @@ def test_a_key_runs_once_at_a_time() -> None:
     assert batches == [[("a", "1"), ("b", "1")], [("a", "2")]]
 
 
-def test_what_a_caller_has_left_is_not_begun() -> None:
+def test_abandoned_items_are_dropped() -> None:
     """A batcher for callers drops items whose submitters left before their batch starts, releases
     them at once, and rejects more than the maximum number of waiting items.
     """
@@ -226,7 +226,7 @@ def test_a_wrong_number_of_results_fails_its_batch_alone(caplog: pytest.LogCaptu
     assert "Lane 0 of test.short ended unexpectedly and is started again." in caplog.text
 
 
-def test_what_waits_when_a_stage_stops_is_refused() -> None:
+def test_waiting_items_are_rejected_when_the_batcher_stops() -> None:
     """Submitters that wait for a batch, or for its result, when the batcher stops get SHUTTING_DOWN
     immediately.
     """
@@ -277,7 +277,9 @@ class HangingPayoutProvider:
         raise NotImplementedError
 
 
-def test_nothing_is_submitted_for_a_holder_that_gave_up(caplog: pytest.LogCaptureFixture) -> None:
+def test_payouts_of_processes_that_gave_up_are_not_submitted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """Payouts whose processes gave up are never submitted, the timeout frees the lanes of a hung
     provider, and the error about too few results names the adapter.
     """

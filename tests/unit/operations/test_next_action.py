@@ -62,7 +62,7 @@ CHARGE_FLAGS = ("attempt_ended", "must_end", "maybe_sent", "lookup_only", "key_h
     ],
     ids=str,
 )
-def test_nothing_is_sent_that_may_have_been_answered_or_forgotten(
+def test_a_charge_is_sent_only_without_an_outcome_and_with_an_honored_key(
     status: OrderStatus, values: dict[str, bool]
 ) -> None:
     """K3: a charge is sent only if it is EXECUTING, unanswered, not cancelled, sends are not
@@ -122,7 +122,7 @@ def leased_payout(
 @pytest.mark.parametrize(
     ("state", "looking", "age"), list(product(PayoutState, [False, True], [0.0, 39.9, 40.0]))
 )
-def test_a_payout_is_sent_only_while_its_key_is_surely_honoured(
+def test_a_payout_is_sent_only_with_an_honored_key(
     state: PayoutState, looking: bool, age: float
 ) -> None:
     """K3: a payout is sent only if it is SUBMITTING, sends are not exhausted, and its key outlasts
@@ -150,7 +150,7 @@ def test_a_payout_is_sent_only_while_its_key_is_surely_honoured(
         (DestinationState.UNUSABLE, ["CANCELLED"]),
     ],
 )
-def test_nothing_waits_for_a_destination_that_has_ended(
+def test_a_payout_of_an_ended_destination_is_cancelled(
     destination: DestinationState, ends: list[str]
 ) -> None:
     """A payout whose destination ended while its hold was being placed is CANCELLED, whether it
@@ -164,7 +164,7 @@ def test_nothing_waits_for_a_destination_that_has_ended(
         assert move.awaits_approval == (states == ["AWAITING_APPROVAL"])
 
 
-def test_what_cannot_be_recorded_is_watched_on() -> None:
+def test_a_payout_whose_answer_cannot_be_stored_is_polled_again() -> None:
     """A payout whose answer cannot be stored is polled again by its policy, and raises no error
     that would delay other payouts.
     """
@@ -198,25 +198,27 @@ def test_each_reason_that_ends_in_a_dead_letter_is_a_cause() -> None:
     }
 
 
-@pytest.mark.parametrize(("trouble", "maybe_sent"), list(product(RetryReason, [False, True])))
-def test_only_what_was_surely_not_sent_is_given_up(trouble: RetryReason, maybe_sent: bool) -> None:
+@pytest.mark.parametrize(("reason", "maybe_sent"), list(product(RetryReason, [False, True])))
+def test_only_an_unsent_operation_fails_for_exhausted_tries(
+    reason: RetryReason, maybe_sent: bool
+) -> None:
     """An operation fails for exhausted tries only if nothing ever reached the provider; a charge
     that may have been made is alternately looked up and sent.
     """
-    last = when_exhausted(trouble, maybe_sent=maybe_sent)
-    assert (last is ExhaustedAction.FAIL) == (trouble is RetryReason.NOT_SENT and not maybe_sent)
+    last = when_exhausted(reason, maybe_sent=maybe_sent)
+    assert (last is ExhaustedAction.FAIL) == (reason is RetryReason.NOT_SENT and not maybe_sent)
     assert (last is ExhaustedAction.LOOK_UP) == (
-        trouble
+        reason
         in {
             RetryReason.NO_ANSWER,
             RetryReason.SERVER_ERROR,
             RetryReason.THROTTLED,
             RetryReason.UNAUTHORIZED,
         }
-        or (trouble is RetryReason.NOT_SENT and maybe_sent)
+        or (reason is RetryReason.NOT_SENT and maybe_sent)
     )
     assert (last is ExhaustedAction.RESEND_OR_LOOK_UP) == (
-        trouble in {RetryReason.NOT_FOUND, RetryReason.LOOKUP_INCONCLUSIVE}
+        reason in {RetryReason.NOT_FOUND, RetryReason.LOOKUP_INCONCLUSIVE}
     )
 
 
@@ -228,7 +230,7 @@ def test_only_what_was_surely_not_sent_is_given_up(trouble: RetryReason, maybe_s
     st.booleans(),
     st.booleans(),
 )
-def test_nothing_is_sent_that_must_not_be(
+def test_a_charge_is_never_sent_after_expiry_cancellation_or_key_window(
     statuses: set[OrderStatus],
     answered: bool,
     ending: bool,
@@ -254,7 +256,7 @@ def test_nothing_is_sent_that_must_not_be(
 
 
 @given(st.booleans(), st.integers(0, 2), st.floats(0, 200))
-def test_past_the_keys_window_only_what_was_surely_never_sent_is_sent(
+def test_after_the_key_window_only_unsent_charges_are_sent(
     maybe_sent: bool, not_found: int, age: float
 ) -> None:
     """K3: a charge is sent while its key is honored. Later it is sent only if it was never sent and
@@ -277,7 +279,7 @@ def test_past_the_keys_window_only_what_was_surely_never_sent_is_sent(
     st.floats(0, 200),
     st.sampled_from([OrderStatus.NOT_STARTED, OrderStatus.EXECUTING, OrderStatus.PENDING]),
 )
-def test_a_charge_that_is_not_wanted_is_not_sent(
+def test_a_cancelled_or_expired_charge_is_not_sent(
     to_expiry: float, cancelled: bool, maybe_sent: bool, age: float, status: OrderStatus
 ) -> None:
     """A charge that was cancelled or has expired fails immediately if it was certainly not sent;
@@ -303,7 +305,7 @@ def test_a_charge_that_is_not_wanted_is_not_sent(
 
 
 @pytest.mark.parametrize(
-    "trouble",
+    "reason",
     [
         RetryReason.SERVER_ERROR,
         RetryReason.NO_ANSWER,
@@ -311,21 +313,21 @@ def test_a_charge_that_is_not_wanted_is_not_sent(
         RetryReason.UNAUTHORIZED,
     ],
 )
-def test_look_up_and_sending_take_turns(trouble: RetryReason) -> None:
+def test_lookups_and_sends_alternate(reason: RetryReason) -> None:
     """When sends are exhausted the charge is looked up immediately; without an answer it is sent
     again.
     """
-    postpone = rescheduler_with(
+    rescheduler = rescheduler_with(
         RetryPolicies(
             {("", RetryReason.LOOKUP_INCONCLUSIVE): RetryPolicy(RetryStrategy.FIXED, 7, 7, 2)}
         )
     )
     exhausted = leased_charge(maybe_sent=True, tries=dict.fromkeys(RetryReason, 1000))
-    ask = postpone.decide(FailedStep(exhausted, trouble, "", NextAction.SEND), 0.0)
+    ask = rescheduler.decide(FailedStep(exhausted, reason, "", NextAction.SEND), 0.0)
     assert isinstance(ask, Reschedule)
     assert (ask.lookup_only, ask.delay_seconds, ask.maybe_sent) == (True, 0.0, True)
     for silent in (RetryReason.NOT_FOUND, RetryReason.LOOKUP_INCONCLUSIVE):
-        reschedule = postpone.decide(
+        reschedule = rescheduler.decide(
             FailedStep(
                 replace(exhausted, lookup_only=True),
                 silent,
@@ -346,22 +348,22 @@ def test_look_up_and_sending_take_turns(trouble: RetryReason) -> None:
             if silent is RetryReason.LOOKUP_INCONCLUSIVE
             else (reschedule.delay_seconds or 0) >= 150
         )
-    past = postpone.decide(
+    past = rescheduler.decide(
         FailedStep(exhausted, RetryReason.OUTCOME_UNKNOWN, "", NextAction.LOOK_UP), 0.0
     )
     assert past is ExhaustedAction.DEAD_LETTER
 
 
-@pytest.mark.parametrize("trouble", [RetryReason.NO_ANSWER, RetryReason.SERVER_ERROR])
-def test_a_charge_that_gets_no_answer_is_soon_looked_up(trouble: RetryReason) -> None:
+@pytest.mark.parametrize("reason", [RetryReason.NO_ANSWER, RetryReason.SERVER_ERROR])
+def test_a_charge_without_an_answer_is_looked_up_soon(reason: RetryReason) -> None:
     """By the default policies a charge whose sends get no answer is looked up after a few of them,
     within a minute plus their timeouts.
     """
-    postpone, waited_seconds, tries = rescheduler_with(RetryPolicies()), 0.0, 0
+    rescheduler, waited_seconds, tries = rescheduler_with(RetryPolicies()), 0.0, 0
     while True:
-        reschedule = postpone.decide(
+        reschedule = rescheduler.decide(
             FailedStep(
-                leased_charge(maybe_sent=True, tries={trouble: tries}), trouble, "", NextAction.SEND
+                leased_charge(maybe_sent=True, tries={reason: tries}), reason, "", NextAction.SEND
             ),
             0.0,
         )
@@ -373,7 +375,7 @@ def test_a_charge_that_gets_no_answer_is_soon_looked_up(trouble: RetryReason) ->
     assert waited_seconds <= 60
 
 
-def test_a_bank_account_is_asked_about_for_as_long_as_nobody_answers() -> None:
+def test_account_verification_is_retried_without_limit() -> None:
     """Verifying an account is harmless and depends on no key window: without an answer it is
     repeated, and never dead-lettered.
     """
@@ -395,7 +397,7 @@ def test_a_bank_account_is_asked_about_for_as_long_as_nobody_answers() -> None:
         bank_account_token="ba_ok",
         state=DestinationState.PENDING_VERIFICATION,
     )
-    postpone: Rescheduler[DestinationVerification, None] = Rescheduler(
+    rescheduler: Rescheduler[DestinationVerification, None] = Rescheduler(
         None,  # type: ignore[arg-type]
         RetryPolicies(),
         "destinations",  # type: ignore[arg-type]
@@ -407,17 +409,17 @@ def test_a_bank_account_is_asked_about_for_as_long_as_nobody_answers() -> None:
         NotSent(""),
     ]
     for step, silent in product((NextAction.SEND, NextAction.LOOK_UP), outcomes):
-        trouble = classify_failure(
+        failed_step = classify_failure(
             account, silent, step, key_honored=account.is_key_honored(86_400.0, 60.0)
         )
-        assert trouble is not None
-        reschedule = postpone.decide(trouble, 0.0)
+        assert failed_step is not None
+        reschedule = rescheduler.decide(failed_step, 0.0)
         assert isinstance(reschedule, Reschedule)
         assert reschedule.lookup_only == (step is NextAction.SEND)
 
 
 @given(st.floats(0, 100), st.integers(1, 5), st.integers(0, 8), st.none() | st.floats(0, 200))
-def test_not_found_is_proof_only_by_the_providers_own_rule(
+def test_not_found_is_proof_only_by_the_providers_rule(
     seconds: float, times: int, said: int, since_sent: float | None
 ) -> None:
     """The answer "not found" is proof if the provider gave it often enough, and late enough after
@@ -450,7 +452,7 @@ def test_waits_are_bounded_and_repeatable(
         assert delay == policy.delay(tries, seed)
 
 
-def test_each_strategy_waits_as_it_says() -> None:
+def test_each_strategy_has_its_waits() -> None:
     """Immediate waits zero, fixed always the same, incremental one step more, exponential twice as
     long minus random jitter, cancel does not retry.
     """
@@ -484,7 +486,7 @@ def test_each_strategy_waits_as_it_says() -> None:
 
 
 @pytest.mark.parametrize("tries", [1_024, 1_025, 10**9])
-def test_policies_without_a_bound_of_tries_never_overflow(tries: int) -> None:
+def test_unlimited_policies_never_overflow(tries: int) -> None:
     """After any number of tries the next wait is a number of seconds, at most the policy's
     maximum.
     """
@@ -499,7 +501,7 @@ def test_policies_without_a_bound_of_tries_never_overflow(tries: int) -> None:
         )
 
 
-def test_a_provider_may_have_policies_of_its_own() -> None:
+def test_a_providers_policy_has_precedence() -> None:
     """The provider's own policy has precedence over the policy for all providers, and that over the
     built-in one.
     """
@@ -527,7 +529,7 @@ def test_a_provider_may_have_policies_of_its_own() -> None:
         ("exponential:2:300:12", RetryPolicy(RetryStrategy.EXPONENTIAL, 2, 300, 12)),
     ],
 )
-def test_a_policy_is_read_as_it_is_written(text: str, policy: RetryPolicy) -> None:
+def test_a_policy_is_parsed(text: str, policy: RetryPolicy) -> None:
     """Each form gives its strategy, seconds and tries; 0 tries means unlimited."""
     parsed = parse_policy(text)
     assert [parsed.delay(n, "x") for n in range(1, 15)] == [
@@ -552,7 +554,7 @@ def test_a_policy_is_read_as_it_is_written(text: str, policy: RetryPolicy) -> No
         "fixed:1e9:1",
     ],
 )
-def test_a_policy_that_cannot_be_is_refused(text: str) -> None:
+def test_an_invalid_policy_is_rejected(text: str) -> None:
     """Invalid policies are rejected."""
     with pytest.raises(ValueError):  # noqa: PT011 - any
         parse_policy(text)
@@ -590,7 +592,7 @@ def rescheduler_with(policies: RetryPolicies) -> Rescheduler[Charge, None]:
     return Rescheduler(None, policies, "charges", None)  # type: ignore[arg-type]
 
 
-def test_one_kind_of_trouble_does_not_use_up_the_tries_of_another() -> None:
+def test_each_retry_reason_has_its_own_count() -> None:
     """The first 503 after three timeouts uses the first wait: each retry reason has its own
     count.
     """
@@ -615,12 +617,12 @@ def test_a_retry_after_is_obeyed(wait: float, asked: float) -> None:
     policy's wait.
     """
     charge = leased_charge()
-    postpone = rescheduler_with(
+    rescheduler = rescheduler_with(
         RetryPolicies(
             {("p", RetryReason.THROTTLED): RetryPolicy(RetryStrategy.FIXED, wait, wait, 5)}
         )
     )
-    decided = postpone.decide(
+    decided = rescheduler.decide(
         FailedStep(charge, RetryReason.THROTTLED, "429", NextAction.SEND, retry_after=asked), 0.0
     )
     assert isinstance(decided, Reschedule)
@@ -628,7 +630,7 @@ def test_a_retry_after_is_obeyed(wait: float, asked: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "trouble",
+    "reason",
     [
         RetryReason.OUTCOME_UNKNOWN,
         RetryReason.PENDING,
@@ -637,26 +639,26 @@ def test_a_retry_after_is_obeyed(wait: float, asked: float) -> None:
     ],
 )
 @pytest.mark.parametrize(("now", "wait"), [(0.0, 5.0), (5.5, 0.0)])
-def test_a_charge_is_taken_up_when_its_time_is_up(
-    trouble: RetryReason, now: float, wait: float
-) -> None:
+def test_a_charge_is_due_at_its_time_limit(reason: RetryReason, now: float, wait: float) -> None:
     """No wait exceeds the time limit of a payment; if that passed while the provider answered, the
     charge is due immediately.
     """
-    postpone = rescheduler_with(
+    rescheduler = rescheduler_with(
         RetryPolicies(
             {("p", reason): RetryPolicy(RetryStrategy.FIXED, 600, 600, 9) for reason in RetryReason}
         )
     )
     charge = leased_charge(next_poll_deadline=5.0, maybe_sent=True)
-    retry_after = 600.0 if trouble is RetryReason.CIRCUIT_OPEN else 0.0
-    decided = postpone.decide(FailedStep(charge, trouble, "", NextAction.LOOK_UP, retry_after), now)
+    retry_after = 600.0 if reason is RetryReason.CIRCUIT_OPEN else 0.0
+    decided = rescheduler.decide(
+        FailedStep(charge, reason, "", NextAction.LOOK_UP, retry_after), now
+    )
     assert isinstance(decided, Reschedule)
     assert decided.delay_seconds == wait
 
 
 @pytest.mark.parametrize("subject", ["charges-o-", "payouts-", "payoutDestinations-"])
-def test_each_dead_letter_can_be_named(subject: str) -> None:
+def test_every_dead_letter_has_a_valid_name(subject: str) -> None:
     """An operator can name every dead letter, even the hundredth of an operation with the longest
     id that a caller may give.
     """

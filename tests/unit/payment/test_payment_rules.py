@@ -60,7 +60,7 @@ PAYMENT_EVENT = CheckoutRequest(
 @pytest.mark.parametrize(
     ("status", "happening"), list(itertools.product(OrderStatus, PaymentTrigger))
 )
-def test_every_pair_is_in_the_table_or_refused_by_name(
+def test_every_pair_is_in_the_table_or_rejected_by_name(
     status: OrderStatus, happening: PaymentTrigger
 ) -> None:
     """The table is total: every other trigger is INVALID_STATE with state and verb."""
@@ -76,7 +76,7 @@ def test_every_pair_is_in_the_table_or_refused_by_name(
     )
 
 
-def test_terminal_states_never_move_and_unknown_never_fails() -> None:
+def test_final_states_never_change_and_unknown_never_fails() -> None:
     """P3: nothing leaves SUCCESS or FAILED; an unknown outcome is never a decline."""
     assert [pair for pair in TRANSITIONS if pair[0] in TERMINAL_STATUSES] == [
         (OrderStatus.SUCCESS, PaymentTrigger.BOOKED),
@@ -93,7 +93,7 @@ def test_terminal_states_never_move_and_unknown_never_fails() -> None:
 
 
 @given(st.permutations(ORDERS))
-def test_the_order_of_orders_makes_no_difference(orders: list[Order]) -> None:
+def test_the_sequence_of_orders_makes_no_difference(orders: list[Order]) -> None:
     """K1: the same orders in another sequence are the same payment."""
     assert (
         normalize(replace(PAYMENT_EVENT, orders=tuple(orders))).fingerprint()
@@ -126,7 +126,7 @@ def test_another_value_is_another_fingerprint_and_is_named(
 
 
 @pytest.mark.parametrize("outcome", [Succeeded("r", 999, "EUR"), Succeeded("r", 1000, "USD")])
-def test_a_charge_of_another_amount_is_no_success(outcome: Succeeded) -> None:
+def test_a_charge_of_another_amount_is_not_a_success(outcome: Succeeded) -> None:
     """P2: an unapplied charge never makes an order SUCCESS."""
     assert check_amount(outcome, 1000, "EUR") == Declined(
         FailureReason.PROVIDER_MISMATCH, reference="r"
@@ -143,7 +143,7 @@ def test_a_charge_of_another_amount_is_no_success(outcome: Succeeded) -> None:
         Unknown("x"),
     ],
 )
-def test_other_outcomes_stand(outcome: object) -> None:
+def test_the_risk_check_changes_no_other_outcome(outcome: object) -> None:
     """The risk check changes nothing else."""
     assert check_amount(outcome, 1000, "EUR") is outcome  # type: ignore[arg-type]
 
@@ -152,7 +152,7 @@ def _check_risk(**rules: object) -> dict[str, FailureReason]:
     return BuiltInRiskCheck(RiskRules(**rules)).check(PAYMENT_EVENT, {})  # type: ignore[arg-type]
 
 
-def test_each_risk_rule_refuses_with_its_own_reason() -> None:
+def test_each_risk_rule_rejects_with_its_own_reason() -> None:
     """Each rule rejects exactly the orders that it applies to."""
     assert _check_risk() == {}
     assert _check_risk(amount_limits={"EUR": 1001}) == {"o-2": "RISK_AMOUNT_LIMIT"}
@@ -184,7 +184,7 @@ def test_all_or_nothing_fails_the_siblings() -> None:
     }
 
 
-def test_no_id_that_we_make_looks_like_a_card_number() -> None:
+def test_no_generated_id_looks_like_a_card_number() -> None:
     """The ledger accepts the id of an unapplied charge as a source id; it never rejects a
     provider's reference as a card number.
     """

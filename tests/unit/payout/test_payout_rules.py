@@ -96,7 +96,7 @@ NEXT_STATES = {  # money.md: the allowed next states of each state
 @pytest.mark.parametrize(
     ("state", "happening"), list(itertools.product(PayoutState, PayoutTrigger))
 )
-def test_every_pair_is_in_the_table_or_refused_by_name(
+def test_every_pair_is_in_the_table_or_rejected_by_name(
     state: PayoutState, happening: PayoutTrigger
 ) -> None:
     """The table is total: every other trigger is INVALID_STATE with state and verb."""
@@ -113,7 +113,7 @@ def test_every_pair_is_in_the_table_or_refused_by_name(
 
 
 @pytest.mark.parametrize("state", PayoutState)
-def test_each_state_is_followed_by_just_those_it_may_be(state: PayoutState) -> None:
+def test_each_state_has_exactly_its_documented_successors(state: PayoutState) -> None:
     """The states after each state are the documented ones; PAID is the only final state with
     transitions, and every state is reachable.
     """
@@ -123,7 +123,7 @@ def test_each_state_is_followed_by_just_those_it_may_be(state: PayoutState) -> N
     assert not (state in TERMINAL_STATES - {PayoutState.PAID} and after)
 
 
-def test_what_is_decided_and_what_is_unknown_never_fails_a_payout() -> None:
+def test_an_unknown_outcome_never_changes_a_payout() -> None:
     """An unknown outcome, or a request that was certainly not sent, changes no state; a payout that
     may have been sent is never cancelled or rejected.
     """
@@ -142,7 +142,7 @@ def test_what_is_decided_and_what_is_unknown_never_fails_a_payout() -> None:
     }
 
 
-def test_every_state_says_what_becomes_of_its_money() -> None:
+def test_in_every_state_the_money_is_held_captured_or_released() -> None:
     """O1: in each state but CREATED the money is held, captured or released; no transition skips
     the hold or releases captured money.
     """
@@ -178,7 +178,7 @@ def test_another_value_is_another_fingerprint_and_is_named(field: str, value: ob
     assert first_difference(changed, PAYOUT) == ("payout_id" if field == "owner" else field)
 
 
-def test_everything_payable_is_a_request_of_its_own() -> None:
+def test_a_payout_without_an_amount_has_its_own_fingerprint() -> None:
     """K1: a payout without an amount differs from one with any amount, and the first difference is
     named.
     """
@@ -221,7 +221,7 @@ def test_a_providers_key_names_the_payout_and_the_attempt() -> None:
     assert format_provider_key("live", format_payout_operation_id("po-1"), 2) == "live-p-po-1-2"
 
 
-def test_a_run_makes_the_same_ids_whoever_runs_it() -> None:
+def test_the_ids_of_a_run_are_deterministic() -> None:
     """A cut-off has one run, whatever the time zone, and a seller one payout in it. Generated ids
     never look like card numbers, and callers cannot use a run's ids.
     """
@@ -253,7 +253,7 @@ def test_a_run_makes_the_same_ids_whoever_runs_it() -> None:
 
 
 @given(st.integers(1, MAX_AMOUNT), st.integers(0, MAX_AMOUNT))
-def test_a_second_person_is_needed_above_the_threshold_only(amount: int, threshold: int) -> None:
+def test_approval_is_required_only_above_the_threshold(amount: int, threshold: int) -> None:
     """A payout requires approval exactly if its currency has a threshold and its amount is above
     it.
     """
@@ -261,7 +261,7 @@ def test_a_second_person_is_needed_above_the_threshold_only(amount: int, thresho
     assert not needs_approval(amount, "USD", {"EUR": threshold})
 
 
-def test_the_second_person_is_another() -> None:
+def test_the_creator_cannot_approve() -> None:
     """The creator of a payout cannot approve it."""
     require_second_approver("finance", "dev")
     with pytest.raises(ApiError) as error:
@@ -270,7 +270,7 @@ def test_the_second_person_is_another() -> None:
 
 
 @pytest.mark.parametrize("reason", ErrorReason)
-def test_a_payout_fails_by_what_the_wallet_says_of_the_money(reason: ErrorReason) -> None:
+def test_only_a_rejection_for_lack_of_funds_fails_a_payout(reason: ErrorReason) -> None:
     """Only insufficient funds, a missing wallet or a frozen wallet fail a payout; every other error
     leaves its state unchanged.
     """
@@ -342,7 +342,7 @@ def _movements_of(record: PayoutRecord) -> list[MoneyMovement]:
 
 
 @given(st.sampled_from(sorted(POSSIBLY_SENT)), _OUTCOME_LISTS)
-def test_whatever_a_provider_tells_is_judged_and_counts_once(
+def test_every_provider_report_counts_once(
     state: PayoutState, outcomes: list[PayoutOutcome]
 ) -> None:
     """H1, O2: no sequence of outcomes leaves the table. Each reported transfer is recorded once
@@ -400,7 +400,7 @@ def test_whatever_a_provider_tells_is_judged_and_counts_once(
 
 
 @given(_OUTCOME_LISTS)
-def test_what_is_booked_is_what_moved(outcomes: list[PayoutOutcome]) -> None:
+def test_bookings_equal_the_transfers(outcomes: list[PayoutOutcome]) -> None:
     """L1, O2: each fact balances under its own key, the seller's lines equal the wallet's change,
     and clearing equals the provider's transfers.
     """
@@ -440,7 +440,7 @@ def test_what_is_booked_is_what_moved(outcomes: list[PayoutOutcome]) -> None:
         ]
     )
 )
-def test_the_order_in_which_a_payouts_story_is_told_makes_no_difference(
+def test_the_sequence_of_reports_makes_no_difference(
     outcomes: list[PayoutOutcome],
 ) -> None:
     """H1: a payout that was paid and partly returned is RETURNED with the same facts, in any order
@@ -507,7 +507,7 @@ def test_the_order_in_which_a_payouts_story_is_told_makes_no_difference(
         ),
     ],
 )
-def test_money_that_moved_always_counts(
+def test_every_transfer_is_debited_or_credited(
     outcomes: list[PayoutOutcome], state: str, seller: list[int], matches: list[str]
 ) -> None:
     """Facts that take money are debited, facts that give money are credited, and the state
@@ -523,7 +523,7 @@ def test_money_that_moved_always_counts(
     "outcome", [*_OTHER_OUTCOMES, Succeeded("t1", NET, "EUR"), Returned("t1", NET, "EUR")]
 )
 @pytest.mark.parametrize("state", sorted(set(PayoutState) - POSSIBLY_SENT))
-def test_a_provider_tells_nothing_of_a_payout_that_it_never_got(
+def test_an_outcome_of_an_unsent_payout_is_rejected(
     state: PayoutState, outcome: PayoutOutcome
 ) -> None:
     """An outcome of a payout that was never sent is rejected, and moves no money."""
@@ -532,7 +532,7 @@ def test_a_provider_tells_nothing_of_a_payout_that_it_never_got(
     assert error.value.reason is ErrorReason.INVALID_STATE
 
 
-def test_only_a_return_gives_paid_money_back() -> None:
+def test_only_a_return_credits_a_paid_payout() -> None:
     """A paid payout that is reported as failed stays PAID and requires an operator. A failure has
     the provider's reason, never a reason of pay-in.
     """
@@ -586,7 +586,7 @@ def test_a_payout_is_booked_with_its_fee() -> None:
 @pytest.mark.parametrize(
     ("state", "happening"), list(itertools.product(DestinationState, DestinationTrigger))
 )
-def test_every_pair_of_a_destination_is_in_its_table_or_refused_by_name(
+def test_every_pair_of_a_destination_is_in_the_table_or_rejected_by_name(
     state: DestinationState, happening: DestinationTrigger
 ) -> None:
     """The destinations' table is total, only a verified answer verifies, and nothing leaves
@@ -603,7 +603,7 @@ def test_every_pair_of_a_destination_is_in_its_table_or_refused_by_name(
     assert error.value.metadata == {"state": state, "verb": DESTINATION_VERBS[happening].name}
 
 
-def test_a_destination_ends_when_its_account_is_at_fault() -> None:
+def test_only_an_account_fault_ends_a_destination() -> None:
     """Only a rejection of the account, or a return that it caused, shows that a destination is
     unusable.
     """
@@ -652,7 +652,7 @@ _DESTINATIONS = st.sampled_from([_USABLE_DESTINATION] * 20 + _OTHER_DESTINATIONS
 
 
 @given(_BALANCES, _TERMS, _DESTINATIONS)
-def test_what_can_be_paid_and_what_keeps_the_rest_is_all_there_is(
+def test_payable_amount_and_blockers_sum_to_the_wallet(
     funds: WalletBalance, terms: PayoutTerms, destination: DestinationReadiness | None
 ) -> None:
     """No payout violates a term, and the payable amount plus the amount of each blocker is the
@@ -768,7 +768,7 @@ def test_what_can_be_paid_and_what_keeps_the_rest_is_all_there_is(
         ),
     ],
 )
-def test_each_limit_names_what_it_keeps(
+def test_each_blocker_has_its_blocked_amount(
     funds: WalletBalance,
     terms: PayoutTerms,
     destination: DestinationReadiness | None,
@@ -781,7 +781,7 @@ def test_each_limit_names_what_it_keeps(
 
 
 @given(st.none() | st.integers(1, 25), _BALANCES, _TERMS, _DESTINATIONS)
-def test_a_payout_is_accepted_just_where_it_can_be_paid(
+def test_a_payout_is_accepted_exactly_if_it_can_be_paid(
     asked: int | None,
     funds: WalletBalance,
     terms: PayoutTerms,
@@ -793,12 +793,12 @@ def test_a_payout_is_accepted_just_where_it_can_be_paid(
     can = quote_payout(funds, terms, destination)
     try:
         amount = quote_amount(asked, funds, terms, destination)
-    except ApiError as refused:
-        if refused.reason is ErrorReason.AMOUNT_OUT_OF_RANGE:
+    except ApiError as error:
+        if error.reason is ErrorReason.AMOUNT_OUT_OF_RANGE:
             assert asked is not None
             assert asked < terms.minimum_amount or asked <= terms.fee
             return
-        assert refused.metadata["blockers"] == ",".join(can.shortfalls)
+        assert error.metadata["blockers"] == ",".join(can.shortfalls)
         nowhere = any(
             limit.endswith("DESTINATION") or limit.startswith("DESTINATION")
             for limit in can.shortfalls
@@ -810,7 +810,7 @@ def test_a_payout_is_accepted_just_where_it_can_be_paid(
             if nowhere
             else ErrorReason.INSUFFICIENT_FUNDS
         )
-        assert refused.reason is expected
+        assert error.reason is expected
         assert funds.frozen or nowhere or (asked or 1) > can.amount
         return
     assert amount == (can.amount if asked is None else asked)
@@ -831,7 +831,7 @@ def test_a_payout_is_accepted_just_where_it_can_be_paid(
         (None, None),
     ],
 )
-def test_the_terms_hold_for_what_is_asked_for(asked: int | None, reason: str | None) -> None:
+def test_requested_amounts_satisfy_the_terms(asked: int | None, reason: str | None) -> None:
     """A requested amount is at least the minimum, more than the fee, and no more than the wallet
     minus the reserve.
     """
@@ -843,5 +843,5 @@ def test_the_terms_hold_for_what_is_asked_for(asked: int | None, reason: str | N
         try:
             assert quote_amount(asked, funds, terms, _USABLE_DESTINATION) == (asked or 70)
             assert reason is None
-        except ApiError as refused:
-            assert refused.reason == reason
+        except ApiError as error:
+            assert error.reason == reason

@@ -106,7 +106,7 @@ def test_each_day_has_one_cut_off_and_none_is_skipped(schedule: Schedule, after:
 
 
 @given(SCHEDULES, st.dates(date(1990, 1, 1), date(2040, 1, 1)))
-def test_a_cut_off_is_what_the_clocks_show(schedule: Schedule, day: date) -> None:
+def test_a_cut_off_is_at_its_local_time(schedule: Schedule, day: date) -> None:
     """A cut-off is at its local time on its day. If the clocks skip that time, it is later by as
     much as they skip, which is less than a day.
     """
@@ -138,7 +138,9 @@ def test_a_cut_off_is_what_the_clocks_show(schedule: Schedule, day: date) -> Non
         ("UTC", "00:00", "2024-02-29", "2024-02-29T00:00"),
     ],
 )
-def test_cut_offs_of_known_days(zone: str, cut_off: str, day: str, expected: str) -> None:
+def test_cut_offs_on_days_with_clock_changes(
+    zone: str, cut_off: str, day: str, expected: str
+) -> None:
     """On days with clock changes the cut-off is the one that a calendar gives."""
     schedule = parse_schedule(Interval.DAILY, None, 0, cut_off, zone)
     expected_time = datetime.fromisoformat(f"{expected}+00:00")
@@ -148,7 +150,7 @@ def test_cut_offs_of_known_days(zone: str, cut_off: str, day: str, expected: str
 
 
 @given(st.integers(1, 31), st.integers(1, 2399))
-def test_a_month_without_the_day_pays_on_its_last(day_of_month: int, months: int) -> None:
+def test_monthly_cut_offs_use_the_last_day_of_short_months(day_of_month: int, months: int) -> None:
     """MONTHLY has one cut-off in each month: on its day, or on the last day of a shorter month."""
     year, month = 1900 + months // 12, months % 12 + 1
     length = monthrange(year, month)[1]
@@ -182,7 +184,7 @@ def test_manual_never_pays_by_itself(after: datetime) -> None:
         ),
     ],
 )
-def test_days_and_times_are_given_where_the_interval_has_them(
+def test_each_interval_requires_its_fields(
     interval: str,
     weekday: str | None,
     day: int,
@@ -216,15 +218,15 @@ def test_days_and_times_are_given_where_the_interval_has_them(
         ]
     )
 )
-def test_any_text_is_a_zone_or_a_named_refusal(text: str) -> None:
+def test_any_text_is_a_zone_or_a_named_error(text: str) -> None:
     """For any text the parser raises only its own error; an accepted name means the same on every
     machine.
     """
     try:
         assert parse_zone(text).key == text
         assert text in TIME_ZONES
-    except ApiError as refused:
-        assert (refused.reason, refused.field) == (ErrorReason.FIELD_INVALID, "time_zone")
+    except ApiError as error:
+        assert (error.reason, error.field) == (ErrorReason.FIELD_INVALID, "time_zone")
 
 
 def test_every_name_of_tzdata_is_accepted() -> None:
@@ -252,7 +254,7 @@ def test_every_name_of_tzdata_is_accepted() -> None:
         "A/" + "b" * 300,
     ],
 )
-def test_zones_that_differ_or_are_not_there_are_refused(zone: str) -> None:
+def test_unknown_and_ambiguous_zones_are_rejected(zone: str) -> None:
     """A name that is not a zone, or that differs between machines, is rejected."""
     with pytest.raises(ApiError):
         parse_zone(zone)

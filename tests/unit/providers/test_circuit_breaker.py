@@ -41,7 +41,7 @@ def test_it_opens_after_failures_in_a_row() -> None:
     assert open_breaker().admit_or_delay(4, "new") == 6
 
 
-def test_one_call_that_fails_for_ever_does_not_open_it() -> None:
+def test_repeated_failures_of_one_call_do_not_open_it() -> None:
     """Repeated failures of the same call do not open the circuit; another call's success resets
     them.
     """
@@ -54,7 +54,7 @@ def test_one_call_that_fails_for_ever_does_not_open_it() -> None:
     assert breaker.is_open()
 
 
-def test_there_is_no_use_in_asking_with_bad_credentials() -> None:
+def test_one_rejection_of_credentials_opens_it() -> None:
     """One answer of that kind opens the circuit."""
     breaker = Breaker("x", SETTINGS)
     breaker.record_failure(0, "a", trip=True)
@@ -83,7 +83,7 @@ def test_calls_that_failed_are_not_the_probe_before_others() -> None:
     assert breaker.admit_or_delay(30, "new") is None
 
 
-def test_failed_probes_are_farther_and_farther_apart() -> None:
+def test_failed_probes_double_the_reset_timeout() -> None:
     """Each failed call doubles the reset timeout up to the maximum; failures of calls that were
     already in flight change nothing.
     """
@@ -97,7 +97,7 @@ def test_failed_probes_are_farther_and_farther_apart() -> None:
     assert reset_timeouts == [20, 40, 40, 40]
 
 
-def test_somebody_new_is_the_probe_when_nobody_who_waits_comes() -> None:
+def test_a_new_call_is_the_probe_if_no_waiting_call_returns() -> None:
     """An open circuit needs a probe from its reset timeout on, or after as long again while others
     wait, until one is in flight. A failed probe restarts the timeout.
     """
@@ -126,7 +126,7 @@ def test_somebody_new_is_the_probe_when_nobody_who_waits_comes() -> None:
 @given(
     st.lists(st.tuples(st.sampled_from(["ask", "fail", "succeed"]), st.floats(0, 30)), max_size=60)
 )
-def test_it_never_stays_shut(steps: list[tuple[str, float]]) -> None:
+def test_it_never_stays_open_without_a_probe(steps: list[tuple[str, float]]) -> None:
     """In every state a call is sent after the maximum reset timeout, unless a probe is in flight; a
     success lets all calls through.
     """
@@ -237,7 +237,7 @@ class PartlyFailingProvider:
         (NextAction.LOOK_UP, NextAction.SEND),
     ],
 )
-def test_a_provider_is_asked_what_it_still_answers(
+def test_sends_and_lookups_have_separate_circuits(
     failing: NextAction, answered: NextAction
 ) -> None:
     """Failing sends block no lookup and no cancellation, and vice versa; answers of one kind do not
@@ -264,7 +264,7 @@ def test_a_provider_is_asked_what_it_still_answers(
     asyncio.run(main())
 
 
-def test_bank_accounts_that_cannot_be_verified_hold_no_payout_up() -> None:
+def test_failing_verifications_block_no_payout() -> None:
     """Failing verifications, through any call, block no send and no lookup."""
 
     async def main() -> None:
@@ -302,7 +302,7 @@ def test_bank_accounts_that_cannot_be_verified_hold_no_payout_up() -> None:
     asyncio.run(main())
 
 
-def test_a_probe_whose_caller_went_away_is_no_probe() -> None:
+def test_a_cancelled_probe_is_replaced_by_the_next_call() -> None:
     """When the call that is the probe is cancelled, the next one becomes the probe."""
 
     async def main() -> None:

@@ -46,7 +46,7 @@ class FakeSequence:
         )
 
 
-def test_a_stream_behind_another_does_not_wait_for_what_is_there(database: DatabaseUrls) -> None:
+def test_a_slower_stream_does_not_wait_for_buffered_items(database: DatabaseUrls) -> None:
     """A stream that starts to wait after the sequence has grown sends the new items, even if a
     faster stream already waits for more.
     """
@@ -78,7 +78,7 @@ def test_a_stream_behind_another_does_not_wait_for_what_is_there(database: Datab
     assert asyncio.run(main()) == (3, 3)
 
 
-def test_what_nobody_followed_is_read_anew(database: DatabaseUrls) -> None:
+def test_items_without_followers_are_read_again(database: DatabaseUrls) -> None:
     """After the last follower has left, nothing is sent from memory: the database may have been
     restored, and have grown again, since.
     """
@@ -108,7 +108,7 @@ def test_what_nobody_followed_is_read_anew(database: DatabaseUrls) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(1, 400 * KIBIBYTE), max_size=40), st.integers(0, 40), st.booleans())
-def test_items_of_any_size_come_once_and_in_order(
+def test_items_of_any_size_are_sent_once_in_order(
     database: DatabaseUrls, sizes: list[int], after: int, follows: bool
 ) -> None:
     """For items of any size, a stream sends each item after its cursor once, in order, from the

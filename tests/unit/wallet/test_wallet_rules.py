@@ -67,8 +67,8 @@ def test_no_sequence_of_changes_breaks_a_wallet(
             continue
         try:
             change = apply_now(wallet, holds.get(instruction.source_id), instruction, credit)
-        except ApiError as refused:
-            assert refused.reason in {
+        except ApiError as error:
+            assert error.reason in {
                 ErrorReason.INSUFFICIENT_FUNDS,
                 ErrorReason.NOT_FOUND,
                 ErrorReason.HOLD_ENDED,
@@ -150,7 +150,7 @@ def test_a_hold_ends_once(state: HoldState, kind: EntryKind) -> None:
     assert error.value.reason is ErrorReason.HOLD_ENDED
 
 
-def test_facts_always_post_and_credits_repay_what_is_owed() -> None:
+def test_unconditional_debits_always_post_and_credits_repay_owed() -> None:
     """An unconditional debit takes the available amount and owes the remainder; later credits repay
     it first.
     """
@@ -174,7 +174,7 @@ def test_facts_always_post_and_credits_repay_what_is_owed() -> None:
     st.integers(0, 100),
     st.booleans(),
 )
-def test_a_release_moves_the_whole_credit_and_repays_first(
+def test_a_release_repays_owed_first(
     amount: int, others: int, available: int, owed: int, frozen: bool
 ) -> None:
     """A release removes its credit from pending, repays the owed amount, and makes the remainder
@@ -197,7 +197,7 @@ def test_a_release_moves_the_whole_credit_and_repays_first(
     )
 
 
-def test_what_is_available_already_is_not_released_again() -> None:
+def test_an_available_credit_is_not_released_again() -> None:
     """A credit that was immediately available has nothing to release, and a missing one is
     NOT_FOUND: neither creates money.
     """
@@ -215,7 +215,9 @@ def test_what_is_available_already_is_not_released_again() -> None:
 
 
 @given(st.integers(1, 50), st.integers(0, 50), st.integers(0, 100))
-def test_a_hold_leaves_available_what_has_to_stay(amount: int, keep: int, available: int) -> None:
+def test_a_hold_requires_its_amount_and_the_remainder(
+    amount: int, keep: int, available: int
+) -> None:
     """A hold is placed exactly if its amount and the required remainder are available, and it sets
     aside only its amount.
     """
@@ -233,15 +235,15 @@ def test_a_hold_leaves_available_what_has_to_stay(amount: int, keep: int, availa
         after = apply_now(
             Wallet("s", "EUR", Balances(available=available)), None, placed
         ).wallet.balances
-    except ApiError as refused:
-        assert refused.reason is ErrorReason.INSUFFICIENT_FUNDS
+    except ApiError as error:
+        assert error.reason is ErrorReason.INSUFFICIENT_FUNDS
         assert available < amount + keep
         return
     assert after == Balances(available=available - amount, held=amount)
     assert after.available >= keep
 
 
-def test_a_hold_that_keeps_nothing_is_the_hold_it_always_was() -> None:
+def test_a_hold_without_required_remainder_keeps_its_fingerprint() -> None:
     """K1: the required available amount is part of a hold's values, and earlier holds without it
     keep their fingerprint.
     """
@@ -253,7 +255,7 @@ def test_a_hold_that_keeps_nothing_is_the_hold_it_always_was() -> None:
     }
 
 
-def test_a_frozen_wallet_takes_credits_and_facts_only() -> None:
+def test_a_frozen_wallet_accepts_only_unconditional_changes() -> None:
     """Freezing rejects conditional changes, never unconditional ones."""
     wallet = Wallet("s", "EUR", Balances(available=30), frozen=True)
     apply_now(wallet, None, Instruction(EntryKind.CREDIT, "PAY_IN/1", "c", "s", "EUR", 1))
@@ -276,7 +278,7 @@ _INSTANTS = st.integers(0, 20)
     st.integers(1, 20),
     st.lists(st.tuples(_INSTANTS, st.sampled_from(["capture", "release", "expire"])), max_size=6),
 )
-def test_a_hold_is_ended_by_others_only_before_its_expire_time(
+def test_an_expired_hold_cannot_be_captured_or_released(
     expires: int, steps: list[tuple[int, str]]
 ) -> None:
     """W3: from its expire_time on a hold is neither captured nor released, and its whole amount is
@@ -303,8 +305,8 @@ def test_a_hold_is_ended_by_others_only_before_its_expire_time(
         allowed = is_open and (what == "expire") == expired
         try:
             change = apply_at(change.wallet, change.hold, _end_instruction(what), now=current_time)
-        except ApiError as refused:
-            assert refused.reason is ErrorReason.HOLD_ENDED
+        except ApiError as error:
+            assert error.reason is ErrorReason.HOLD_ENDED
             assert not allowed
             continue
         assert allowed
@@ -340,8 +342,8 @@ def test_a_hold_is_placed_only_with_an_expire_time_in_the_future(seconds: int) -
             change = apply_at(
                 Wallet("s", "EUR", Balances(available=5)), None, placed, now=current_time
             )
-        except ApiError as refused:
-            assert (refused.reason, refused.field) == (ErrorReason.FIELD_INVALID, "expire_time")
+        except ApiError as error:
+            assert (error.reason, error.field) == (ErrorReason.FIELD_INVALID, "expire_time")
             assert seconds <= 0 or current_time is None
         else:
             assert seconds > 0
@@ -358,9 +360,7 @@ _NAMES, _OWNERS = st.sampled_from("abcd"), st.sampled_from(["x", "y"])
     ),
     owners=st.dictionaries(_NAMES, _OWNERS),
 )
-def test_a_group_of_claims_is_made_whole_or_not_at_all(
-    claims: list[SellerClaim], owners: dict[str, str]
-) -> None:
+def test_a_group_of_claims_is_atomic(claims: list[SellerClaim], owners: dict[str, str]) -> None:
     """Only sellers without an owner are claimed. Afterwards each group has all of its sellers, or
     has claimed none; a group without conflicts has all.
     """
@@ -383,7 +383,7 @@ def test_a_group_of_claims_is_made_whole_or_not_at_all(
     assert granted.keys() <= justified
 
 
-def test_what_must_be_booked_opens_a_missing_wallet() -> None:
+def test_credits_and_unconditional_debits_open_a_missing_wallet() -> None:
     """Credits and unconditional debits open a wallet; no other change does."""
     assert {
         (kind, allow_owed)

@@ -26,7 +26,7 @@ def two_attempt_platform(
     admin_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServedPlatform]:
     """A platform that makes at most two attempts of everything."""
-    with fresh_database(admin_url, tmp_path_factory.mktemp("impatient")) as databases:
+    with fresh_database(admin_url, tmp_path_factory.mktemp("two_attempts")) as databases:
         retry = {("", reason): TWO_ATTEMPTS for reason in RetryReason}
         retry |= {
             ("", RetryReason.PENDING): FAST_RETRY_POLICY,
@@ -55,7 +55,7 @@ def slow_retry_platform(
     admin_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServedPlatform]:
     """A platform with long retry waits."""
-    with fresh_database(admin_url, tmp_path_factory.mktemp("waiting")) as databases:
+    with fresh_database(admin_url, tmp_path_factory.mktemp("slow_retry")) as databases:
         with serve_platform(
             databases, Settings().replace(retry=SLOW_RETRY, worker__sweep_interval=0.1)
         ) as served_platform:

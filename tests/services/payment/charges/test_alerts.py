@@ -29,7 +29,7 @@ from tests.support.payments import create_payment
 from tests.support.platform import eventually, serve_platform
 
 
-def test_what_does_not_come_on_raises_one_alert_that_ends(
+def test_a_stuck_order_raises_one_alert_that_ends(
     scratch_database: DatabaseUrls, caplog: pytest.LogCaptureFixture
 ) -> None:
     """P5: an order that exceeds its state's threshold raises an alert: a row, an event and a log
@@ -60,7 +60,7 @@ def test_what_does_not_come_on_raises_one_alert_that_ends(
     )
 
 
-def test_two_monitors_take_turns(scratch_database: DatabaseUrls) -> None:
+def test_one_process_at_a_time_checks_alert_conditions(scratch_database: DatabaseUrls) -> None:
     """One process checks all alert conditions; another takes over when the first stops renewing its
     lease.
     """
@@ -84,7 +84,7 @@ def test_two_monitors_take_turns(scratch_database: DatabaseUrls) -> None:
     database.close()
 
 
-def test_dead_letters_and_unapplied_charges_are_alerts(scratch_database: DatabaseUrls) -> None:
+def test_dead_letters_and_unapplied_charges_raise_alerts(scratch_database: DatabaseUrls) -> None:
     """An item that waits for an operator has an alert until it has been closed or acknowledged."""
     with (
         serve_platform(

@@ -25,11 +25,13 @@ from tests.support.payments import charge_log, create_payment
 from tests.support.platform import eventually, serve_platform
 
 
-def test_a_buyer_who_does_not_act_in_time_is_not_waited_for(scratch_database: DatabaseUrls) -> None:
+def test_a_charge_is_cancelled_if_the_buyer_does_not_act_in_time(
+    scratch_database: DatabaseUrls,
+) -> None:
     """After resolve_by_time the charge is cancelled at the provider, then the order is
     FAILED(EXPIRED); a review continues.
     """
-    quick = {("", trouble): FAST_RETRY_POLICY for trouble in RetryReason}
+    quick = {("", reason): FAST_RETRY_POLICY for reason in RetryReason}
     settings = Settings().replace(
         retry=quick,
         worker__sweep_interval=0.1,
@@ -54,7 +56,7 @@ def test_a_buyer_who_does_not_act_in_time_is_not_waited_for(scratch_database: Da
         ]
 
 
-def test_a_buyers_time_is_up_when_it_is_up(scratch_database: DatabaseUrls) -> None:
+def test_a_pending_order_is_polled_at_its_resolve_by_time(scratch_database: DatabaseUrls) -> None:
     """However long a policy waits between polls, a pending order is polled when resolve_by_time is
     reached, and ends.
     """
@@ -81,7 +83,7 @@ def test_a_buyers_time_is_up_when_it_is_up(scratch_database: DatabaseUrls) -> No
         ("tok_pending:action-review", "BUYER_ACTION", "PROVIDER_REVIEW", False),
     ],
 )
-def test_a_pending_order_says_what_it_waits_for_now(
+def test_a_pending_order_shows_its_current_pending_reason(
     scratch_database: DatabaseUrls, token: str, first: str, then: str, url: bool
 ) -> None:
     """A change of the pending reason is one version with its history row and its event, and is sent
@@ -100,8 +102,8 @@ def test_a_pending_order_says_what_it_waits_for_now(
 
         def watch() -> None:
             orders_seen.extend(
-                stood.payment_orders[0]
-                for stood in islice(client.watch_payment(payment.checkout_id), 2)
+                version.payment_orders[0]
+                for version in islice(client.watch_payment(payment.checkout_id), 2)
             )
 
         Thread(target=watch, daemon=True).start()
@@ -138,7 +140,7 @@ def test_a_pending_order_says_what_it_waits_for_now(
     assert verify(scratch_database).passed
 
 
-def test_a_buyer_who_has_acted_is_not_cancelled(scratch_database: DatabaseUrls) -> None:
+def test_a_charge_is_not_cancelled_after_the_buyer_acted(scratch_database: DatabaseUrls) -> None:
     """A buyer acts in time, and the bank takes longer than the buyer's deadline: the order stays
     pending, and is paid.
     """

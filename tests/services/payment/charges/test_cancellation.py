@@ -62,7 +62,7 @@ from tests.support.platform import (
 @pytest.mark.parametrize(
     "token", ["tok_lost_before:1000000", "tok_busy:1000000", "tok_error_before:1000000"]
 )
-def test_a_cancelled_charge_that_the_provider_does_not_know_fails(
+def test_a_cancelled_charge_unknown_to_the_provider_fails(
     scratch_database: DatabaseUrls, token: str
 ) -> None:
     """A charge that may have been sent and was cancelled is FAILED(CALLER_CANCELLED) once "not
@@ -85,7 +85,7 @@ def test_a_cancelled_charge_that_the_provider_does_not_know_fails(
     assert verify(scratch_database).passed
 
 
-def test_a_cancellation_during_a_look_up_is_acted_on_at_once(
+def test_a_cancellation_during_a_lookup_takes_effect_immediately(
     scratch_database: DatabaseUrls,
 ) -> None:
     """A CancelPayment during a lookup of a pending charge takes effect at once, and does not wait
@@ -117,7 +117,7 @@ def test_a_cancellation_during_a_look_up_is_acted_on_at_once(
 
 
 @pytest.mark.parametrize("expires", [False, True])
-def test_a_cancellation_or_expiry_ends_a_charge_that_is_a_dead_letter(
+def test_a_cancellation_or_expiry_ends_a_dead_letter(
     scratch_database: DatabaseUrls, expires: bool
 ) -> None:
     """A dead letter whose payment is cancelled or expires is claimed again without an operator. It
@@ -152,7 +152,7 @@ def test_a_cancellation_or_expiry_ends_a_charge_that_is_a_dead_letter(
     assert verify(scratch_database).passed
 
 
-def test_a_cancelled_dead_letter_that_cannot_be_ended_says_so(
+def test_a_dead_letter_names_its_failed_cancellation(
     scratch_database: DatabaseUrls,
 ) -> None:
     """A charge that its provider fails to cancel is a dead letter again, which says that its
@@ -182,7 +182,7 @@ def test_a_cancelled_dead_letter_that_cannot_be_ended_says_so(
     assert verify(scratch_database).passed
 
 
-def test_a_cancellation_while_a_charge_becomes_a_dead_letter_is_not_lost(
+def test_a_cancellation_concurrent_with_dead_lettering_is_not_lost(
     scratch_database: DatabaseUrls,
 ) -> None:
     """CancelPayment arrives while a process has the answer for which a charge would be
@@ -250,7 +250,7 @@ def test_a_retry_and_a_cancellation_of_one_dead_letter_do_not_deadlock(
         assert admin.execute(deadlocks).fetchone() == (0,)
 
 
-def test_a_payment_that_was_never_sent_is_cancelled_for_good(
+def test_a_payment_that_was_never_sent_is_cancelled_permanently(
     slow_retry_client: Client, slow_retry_platform: ServedPlatform
 ) -> None:
     """An order that waits for an unreachable provider fails immediately, and nothing is ever
@@ -288,7 +288,7 @@ def test_a_pending_payment_is_cancelled_at_the_provider(
     ] == ["DECLINED"]
 
 
-def test_what_was_charged_stays_charged(
+def test_a_late_cancellation_finds_the_charge(
     slow_retry_client: Client, slow_retry_platform: ServedPlatform
 ) -> None:
     """A cancellation that comes too late finds the charge: the order is SUCCESS, and the seller is
@@ -309,7 +309,7 @@ def test_what_was_charged_stays_charged(
     assert error.value.reason == "INVALID_STATE"
 
 
-def test_another_callers_payment_cannot_be_cancelled(client: Client) -> None:
+def test_an_unknown_payment_cannot_be_cancelled(client: Client) -> None:
     """A payment that does not exist is NOT_FOUND, and cancelling requires a reason."""
     with pytest.raises(NotFoundError):
         client.payment.CancelPayment(
@@ -319,7 +319,7 @@ def test_another_callers_payment_cannot_be_cancelled(client: Client) -> None:
         client.payment.CancelPayment(payment_service_pb2.CancelPaymentRequest(checkout_id="nobody"))
 
 
-def test_a_caller_that_goes_away_strands_nothing(scratch_database: DatabaseUrls) -> None:
+def test_a_cancelled_call_leaves_no_orphaned_lease(scratch_database: DatabaseUrls) -> None:
     """CancelPayment calls that are cancelled at any point leave no orphaned lease on a charge."""
     at_once = {("", RetryReason.NOT_SENT): RetryPolicy(RetryStrategy.FIXED, 0.0, 0.0, 1000)}
     with (

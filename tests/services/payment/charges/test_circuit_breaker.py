@@ -32,7 +32,7 @@ from tests.support.payments import charge_log, create_payment
 from tests.support.platform import eventually, payment_worker_of, serve_platform
 
 
-def test_a_provider_that_does_not_accept_us_is_left_alone_and_told_of(
+def test_rejected_credentials_open_the_circuit_and_raise_an_alert(
     scratch_database: DatabaseUrls,
 ) -> None:
     """A single 401 or 403 opens the circuit: other charges are not sent, and an alert names the
@@ -71,7 +71,7 @@ def test_a_provider_that_does_not_accept_us_is_left_alone_and_told_of(
     assert verify(scratch_database).passed
 
 
-def test_an_outage_leaves_orders_waiting_and_drains_by_itself(
+def test_orders_wait_during_an_outage_and_are_paid_after_it(
     scratch_database: DatabaseUrls,
 ) -> None:
     """The circuit of a failing provider opens. Payments are accepted and wait up to a limit, then
@@ -109,21 +109,26 @@ def test_an_outage_leaves_orders_waiting_and_drains_by_itself(
             lambda: [alert.kind for alert in list_alerts(client, "providers/sandbox")]
         ) == ["PROVIDER_UNAVAILABLE"]
         with (
-            Client(platform.address, settings=ClientSettings(attempts=1)) as hasty,
+            Client(platform.address, settings=ClientSettings(attempts=1)) as single_attempt_client,
             pytest.raises(UnavailableError) as error,
         ):
-            create_payment(hasty, "5.00", checkout_id="one-too-many", wait_for=WAIT_FOR_ACCEPTANCE)
+            create_payment(
+                single_attempt_client,
+                "5.00",
+                checkout_id="one-too-many",
+                wait_for=WAIT_FOR_ACCEPTANCE,
+            )
         assert (error.value.reason, error.value.retry_after) == ("PROVIDER_UNAVAILABLE", 30.0)
         with pytest.raises(NotFoundError):
             client.get_payment("one-too-many")
-        new = new_order("one-too-many-1", "buyer-1", "nobodys", "5.00", "EUR")
+        new = new_order("one-too-many-1", "buyer-1", "unknown-seller", "5.00", "EUR")
         with (
-            Client(platform.address, settings=ClientSettings(attempts=1)) as hasty,
+            Client(platform.address, settings=ClientSettings(attempts=1)) as single_attempt_client,
             pytest.raises(UnavailableError),
         ):
-            hasty.create_payment("one-too-many", [new], credit_card_info="tok_visa")
+            single_attempt_client.create_payment("one-too-many", [new], credit_card_info="tok_visa")
         assert not client.wallet.GetSeller(
-            wallet_service_pb2.GetSellerRequest(seller_account="nobodys")
+            wallet_service_pb2.GetSellerRequest(seller_account="unknown-seller")
         ).HasField("seller")
         assert (
             create_payment(
@@ -142,7 +147,7 @@ def test_an_outage_leaves_orders_waiting_and_drains_by_itself(
     assert verify(scratch_database).passed
 
 
-def test_what_a_provider_did_is_found_out_while_sends_to_it_are_held_back(
+def test_lookups_continue_while_the_circuit_for_sends_is_open(
     scratch_database: DatabaseUrls,
 ) -> None:
     """A charge whose answer was lost, at a provider with an open circuit for an hour, is looked up
@@ -178,7 +183,7 @@ def test_what_a_provider_did_is_found_out_while_sends_to_it_are_held_back(
 
 
 @pytest.mark.parametrize("depth", [0, 1])
-def test_a_new_payment_finds_out_that_a_provider_answers_again(
+def test_a_new_payment_is_the_probe_of_an_open_circuit(
     scratch_database: DatabaseUrls, depth: int
 ) -> None:
     """While a circuit is open, the maximum number of charges wait, and none of them is sent for an
@@ -200,7 +205,7 @@ def test_a_new_payment_finds_out_that_a_provider_answers_again(
             scratch_database, settings, provider := SandboxProvider(database)
         ) as platform,
         platform.client() as client,
-        Client(platform.address, settings=ClientSettings(attempts=1)) as hasty,
+        Client(platform.address, settings=ClientSettings(attempts=1)) as single_attempt_client,
     ):
         provider.sandbox.down = True
         first = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
@@ -211,18 +216,20 @@ def test_a_new_payment_finds_out_that_a_provider_answers_again(
 
         def try_pay() -> payment_pb2.Payment | None:
             try:
-                return create_payment(hasty, "5.00", "6.00", checkout_id="two-charges")
+                return create_payment(
+                    single_attempt_client, "5.00", "6.00", checkout_id="two-charges"
+                )
             except UnavailableError:
                 return None
 
         probe = eventually(try_pay, 10)
         assert probe is not None
         assert client.wait_for_payment(probe.checkout_id, 30).is_payment_done
-        assert create_payment(hasty, "5.00").is_payment_done
+        assert create_payment(single_attempt_client, "5.00").is_payment_done
         assert client.get_payment(first.checkout_id).payment_state == payment_pb2.PAYMENT_STATE_OPEN
 
 
-def test_other_providers_do_not_notice_an_outage(scratch_database: DatabaseUrls) -> None:
+def test_an_outage_of_one_provider_does_not_affect_others(scratch_database: DatabaseUrls) -> None:
     """While one provider is down with the maximum number of waiting charges, payments through
     another are paid immediately, and are not rejected.
     """
@@ -255,8 +262,10 @@ def test_other_providers_do_not_notice_an_outage(scratch_database: DatabaseUrls)
             scratch_database, settings.replace(providers__payment="second"), *providers(database)
         ) as other_platform,
         first_platform.client() as client,
-        other_platform.client() as unaware,
-        Client(first_platform.address, settings=ClientSettings(attempts=1)) as hasty,
+        other_platform.client() as other_client,
+        Client(
+            first_platform.address, settings=ClientSettings(attempts=1)
+        ) as single_attempt_client,
     ):
         set_down(True)
         pending_payments = [
@@ -269,8 +278,8 @@ def test_other_providers_do_not_notice_an_outage(scratch_database: DatabaseUrls)
             )
         )
         with pytest.raises(UnavailableError):
-            create_payment(hasty, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
-        paid_payments = [create_payment(unaware, "5.00") for _ in range(10)]
+            create_payment(single_attempt_client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
+        paid_payments = [create_payment(other_client, "5.00") for _ in range(10)]
         assert all(
             payment.is_payment_done and payment.payment_orders[0].provider == "second"
             for payment in paid_payments
@@ -284,7 +293,9 @@ def test_other_providers_do_not_notice_an_outage(scratch_database: DatabaseUrls)
     assert verify(scratch_database).passed
 
 
-def test_in_an_outage_one_count_serves_all_new_payments(scratch_database: DatabaseUrls) -> None:
+def test_new_payments_in_an_outage_share_one_count_of_waiting_charges(
+    scratch_database: DatabaseUrls,
+) -> None:
     """While the maximum number of charges waits for a failing provider, payments of new sellers are
     rejected without counting the waiting charges for each of them.
     """
@@ -336,7 +347,7 @@ def test_in_an_outage_one_count_serves_all_new_payments(scratch_database: Databa
     assert len(counts) < 50
 
 
-def test_charges_that_fail_for_ever_do_not_stand_for_their_provider(
+def test_charges_that_always_fail_do_not_block_their_provider(
     scratch_database: DatabaseUrls,
 ) -> None:
     """Keys that replay a 5xx open the circuit when there are no other calls; they are looked up

@@ -53,7 +53,7 @@ from tests.support.platform import (
 )
 
 
-def test_what_cannot_be_retried_is_set_aside_and_closed(
+def test_a_rejected_charge_is_dead_lettered_and_closed(
     client: Client, two_attempt_platform: ServedPlatform
 ) -> None:
     """A call that the provider rejects is a dead letter with its cause; closing it fails the order,
@@ -92,7 +92,9 @@ def test_what_cannot_be_retried_is_set_aside_and_closed(
         retry_dead_letter(client, dead_letter)
 
 
-def test_a_dead_letter_is_tried_again(client: Client, two_attempt_platform: ServedPlatform) -> None:
+def test_a_requeued_charge_is_sent_again(
+    client: Client, two_attempt_platform: ServedPlatform
+) -> None:
     """A requeued charge is sent again under the same key; if it is rejected again it is a new dead
     letter, and the old one stays as history.
     """
@@ -105,7 +107,7 @@ def test_a_dead_letter_is_tried_again(client: Client, two_attempt_platform: Serv
     assert charge_log(two_attempt_platform.databases, payment.checkout_id) == []
 
 
-def test_of_operators_at_once_one_retries(client: Client) -> None:
+def test_of_concurrent_retries_one_succeeds(client: Client) -> None:
     """Concurrent closings with different reasons: one succeeds and its reason is stored; the others
     are rejected.
     """
@@ -127,7 +129,7 @@ def test_of_operators_at_once_one_retries(client: Client) -> None:
     assert client.payment.GetDeadLetter(request).dead_letter.reason == won.reason
 
 
-def test_repeats_of_what_people_decide_are_marked(client: Client) -> None:
+def test_repeated_decisions_are_marked_as_replays(client: Client) -> None:
     """K1: the first call of a cancellation, a retry or a closing is not marked as a replay; its
     repeat is.
     """
@@ -157,11 +159,11 @@ def test_repeats_of_what_people_decide_are_marked(client: Client) -> None:
         assert [is_replayed(method, request) for _ in range(2)] == [False, True], method
 
 
-def test_a_charge_that_nobody_finds_ends_with_a_person(scratch_database: DatabaseUrls) -> None:
+def test_a_charge_with_an_unknown_outcome_is_dead_lettered(scratch_database: DatabaseUrls) -> None:
     """A charge with an unknown outcome never fails automatically. Once its key may be forgotten,
     and not before, it is dead-lettered, with its order still EXECUTING.
     """
-    retry = {("", trouble): TWO_ATTEMPTS for trouble in RetryReason}
+    retry = {("", reason): TWO_ATTEMPTS for reason in RetryReason}
     settings = Settings().replace(
         retry=retry,
         worker__sweep_interval=0.1,
@@ -185,7 +187,7 @@ def test_a_charge_that_nobody_finds_ends_with_a_person(scratch_database: Databas
         assert failure_reason(wait_for_final_order(client, payment)) == "CLOSED_BY_OPERATOR"
 
 
-def test_what_is_misdirected_is_closed_on_evidence_of_its_own(
+def test_a_charge_with_anothers_answer_is_closed_individually(
     scratch_database: DatabaseUrls,
 ) -> None:
     """A charge whose provider answers about another one is skipped by bulk closing, and closed when
@@ -264,7 +266,7 @@ def test_closing_needs_a_reason_and_evidence(
     assert dead_letter_state(client, dead_letter) == "OPEN"
 
 
-def test_a_dead_letter_whose_provider_is_configured_no_more_is_closed(
+def test_a_dead_letter_of_a_removed_provider_is_closed_on_evidence(
     scratch_database: DatabaseUrls,
 ) -> None:
     """If the provider no longer exists, an operator's evidence decides: the order is FAILED, and a
@@ -340,7 +342,7 @@ def test_a_dead_letter_whose_provider_is_configured_no_more_is_closed(
     assert verify(scratch_database).passed
 
 
-def test_a_charge_that_its_provider_answers_with_anothers_money_is_closed_on_evidence(
+def test_a_charge_with_anothers_reference_is_closed_on_evidence(
     scratch_database: DatabaseUrls,
 ) -> None:
     """A provider that keeps answering with another charge's reference does not keep an order open.
@@ -400,7 +402,7 @@ def test_a_charge_that_its_provider_answers_with_anothers_money_is_closed_on_evi
     assert verify(scratch_database).passed
 
 
-def test_the_command_line_does_what_an_operator_does(
+def test_the_command_line_handles_dead_letters_and_unapplied_charges(
     client: Client, two_attempt_platform: ServedPlatform
 ) -> None:
     """`tallystick dead-letters` lists, shows, retries and closes; `unapplied-charges` lists and

@@ -73,7 +73,7 @@ def test_an_expired_charge_that_was_made_is_paid(scratch_database: DatabaseUrls)
 
 
 @pytest.mark.parametrize("reason", ["EXPIRED", "CALLER_CANCELLED"])
-def test_a_charge_that_a_dead_process_left_is_not_sent_once_it_is_not_wanted(
+def test_an_unsent_charge_is_not_sent_after_expiry_or_cancellation(
     scratch_database: DatabaseUrls, reason: str
 ) -> None:
     """A process crashes with a charge that it has accepted and not sent. Another claims it after it
@@ -99,7 +99,7 @@ def test_a_charge_that_a_dead_process_left_is_not_sent_once_it_is_not_wanted(
     assert verify(scratch_database).passed
 
 
-def test_a_charge_that_expires_while_its_answer_makes_a_dead_letter_of_it_is_ended(
+def test_a_charge_that_expires_while_it_is_dead_lettered_fails(
     scratch_database: DatabaseUrls,
 ) -> None:
     """A payment that expires while its provider rejects the charge needs no operator: the platform
@@ -135,7 +135,7 @@ def test_a_charge_that_expires_while_its_answer_makes_a_dead_letter_of_it_is_end
     assert verify(scratch_database).passed
 
 
-def test_an_expired_charge_that_cannot_be_ended_stays_a_dead_letter(
+def test_an_expired_charge_that_cannot_be_cancelled_stays_a_dead_letter(
     scratch_database: DatabaseUrls,
 ) -> None:
     """A charge that expires while its provider answers about another charge is cancelled once; if

@@ -38,7 +38,7 @@ from tests.support.platform import (
 )
 
 
-def test_an_error_that_is_replayed_for_ever_is_looked_up(
+def test_a_charge_is_looked_up_when_sends_are_exhausted(
     client: Client, two_attempt_platform: ServedPlatform
 ) -> None:
     """When sends are exhausted, the operation is looked up at the provider, whose answer
@@ -51,7 +51,7 @@ def test_an_error_that_is_replayed_for_ever_is_looked_up(
     ] == ["ERROR"]
 
 
-def test_a_lost_charge_is_found_by_look_up(
+def test_a_charge_whose_answer_was_lost_is_found_by_lookup(
     client: Client, two_attempt_platform: ServedPlatform
 ) -> None:
     """The answer is lost more often than the policy allows sends: the lookup finds the one charge
@@ -79,7 +79,7 @@ def test_a_pending_order_is_polled(client: Client, token: str, state: str) -> No
     )
 
 
-def test_a_provider_that_stays_pending_is_asked_for_ever(
+def test_a_pending_charge_is_polled_without_limit(
     client: Client, two_attempt_platform: ServedPlatform
 ) -> None:
     """A pending charge never fails because of its duration."""
@@ -104,7 +104,7 @@ def test_past_the_keys_window_a_charge_is_looked_up_and_never_sent_again(
     up.
     """
     settings = Settings().replace(
-        retry={("", trouble): FAST_RETRY_POLICY for trouble in RetryReason},
+        retry={("", reason): FAST_RETRY_POLICY for reason in RetryReason},
         worker__sweep_interval=0.1,
         worker__lease_duration=2.5,
         providers__timeout=0.1,
@@ -121,7 +121,7 @@ def test_past_the_keys_window_a_charge_is_looked_up_and_never_sent_again(
         assert len(charge_log(scratch_database, payment.checkout_id)) == 1
 
 
-def test_not_found_is_no_proof_where_the_provider_does_not_say_so(
+def test_not_found_is_no_proof_without_the_providers_rule(
     scratch_database: DatabaseUrls,
 ) -> None:
     """An adapter whose "not found" is never conclusive: a cancelled charge is looked up until its
@@ -149,7 +149,7 @@ def test_not_found_is_no_proof_where_the_provider_does_not_say_so(
         )
 
 
-def test_money_of_a_failed_charge_that_may_have_been_sent_is_found(
+def test_a_late_charge_of_a_failed_order_is_unapplied(
     scratch_database: DatabaseUrls,
 ) -> None:
     """P2: a cancelled charge fails because its provider does not know it. The provider is polled
@@ -203,7 +203,7 @@ def test_money_of_a_failed_charge_that_may_have_been_sent_is_found(
     assert verify(scratch_database).passed
 
 
-def test_one_process_asks_what_became_of_failed_charges(scratch_database: DatabaseUrls) -> None:
+def test_one_process_at_a_time_polls_failed_charges(scratch_database: DatabaseUrls) -> None:
     """Of two processes one polls the provider about failed charges that may have been sent; the
     other takes over once the first has not renewed its lease for some seconds.
     """
@@ -245,8 +245,8 @@ def test_one_process_asks_what_became_of_failed_charges(scratch_database: Databa
                 )
             )
             assert failure_reason(wait_for_final_order(client, payment)) == "CALLER_CANCELLED"
-            looks = len(looked_up_by_platform["often"])
-            assert eventually(lambda: len(looked_up_by_platform["often"]) > looks)
+            lookup_count = len(looked_up_by_platform["often"])
+            assert eventually(lambda: len(looked_up_by_platform["often"]) > lookup_count)
             other_platform.run_in_loop(payment_worker_of(other_platform).polling.run_once)
             assert looked_up_by_platform["seldom"] == []
         with psycopg.connect(scratch_database.admin) as connection:
@@ -257,7 +257,7 @@ def test_one_process_asks_what_became_of_failed_charges(scratch_database: Databa
         assert looked_up_by_platform["seldom"] == [payment.payment_orders[0].charge_id]
 
 
-def test_a_watched_charge_that_is_said_to_be_anothers_money_raises_an_alert(
+def test_a_failed_charge_with_anothers_reference_raises_an_alert(
     scratch_database: DatabaseUrls,
 ) -> None:
     """A failed charge whose provider reports another charge's money: the report is stored once, and

