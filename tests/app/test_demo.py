@@ -22,7 +22,9 @@ from tests.support.platform import serve_platform as platform_of
 
 
 def run_demo(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    given = {k: v for k, v in os.environ.items() if k != "TALLYSTICK_DATABASE__URL"}
+    environment_without_database = {
+        k: v for k, v in os.environ.items() if k != "TALLYSTICK_DATABASE__URL"
+    }
     return subprocess.run(
         [sys.executable, "-m", "tallystick_server.cli.demo", "--once"],
         cwd=ROOT,
@@ -31,7 +33,7 @@ def run_demo(folder: Path, **environment: str) -> subprocess.CompletedProcess[st
         check=False,
         timeout=120,
         env={
-            **given,
+            **environment_without_database,
             "TALLYSTICK_DATA_DIR": str(folder),
             "TALLYSTICK_SERVER__LISTEN": free_address(),
             **environment,

@@ -73,7 +73,7 @@ def test_a_stale_pid_file_is_no_obstacle(cluster_copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "said"),
+    ("path", "expected"),
     [
         ("password", "does not take connections"),
         ("data/PG_VERSION", "PG_VERSION"),
@@ -81,7 +81,7 @@ def test_a_stale_pid_file_is_no_obstacle(cluster_copy: Path) -> None:
     ],
 )
 def test_a_broken_cluster_is_named_in_one_sentence(
-    cluster_copy: Path, path: str, said: str
+    cluster_copy: Path, path: str, expected: str
 ) -> None:
     """A wrong password or a broken file immediately ends in one sentence with PostgreSQL's own
     cause, and nothing is deleted.
@@ -90,7 +90,7 @@ def test_a_broken_cluster_is_named_in_one_sentence(
     before = sorted(cluster_copy.rglob("*"))
     with pytest.raises(StartupError, match=".") as failure:
         EmbeddedPostgres(cluster_copy / "postgres", fsync=False).start()
-    assert said in str(failure.value)
+    assert expected in str(failure.value)
     assert len(str(failure.value).splitlines()) == 1
     removed_names = {path.name for path in set(before) - set(cluster_copy.rglob("*"))}
     assert removed_names <= {"postmaster.pid", "pg_internal.init"}, (
@@ -114,7 +114,7 @@ def test_without_user_namespaces_root_runs_postgres_as_nobody(
     failing_unshare.write_text("#!/bin/sh\nexit 1\n")
     failing_unshare.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    as_nobody = [
+    nobody_command = [
         "setpriv",
         "--reuid=65534",
         "--regid=65534",
@@ -122,7 +122,7 @@ def test_without_user_namespaces_root_runs_postgres_as_nobody(
         str(find_binaries() / "postgres"),
         "--version",
     ]
-    if subprocess.run(as_nobody, capture_output=True, check=False).returncode != 0:
+    if subprocess.run(nobody_command, capture_output=True, check=False).returncode != 0:
         pytest.skip("nobody cannot reach this virtual environment")
     try:
         assert can_query(root)

@@ -224,7 +224,7 @@ def test_a_port_in_use_is_reported_in_one_sentence(scratch_database: DatabaseUrl
 
 
 @pytest.mark.parametrize(
-    ("command", "environment", "said"),
+    ("command", "environment", "expected"),
     [
         (
             ["migrate"],
@@ -267,7 +267,7 @@ def test_a_port_in_use_is_reported_in_one_sentence(scratch_database: DatabaseUrl
     ],
 )
 def test_an_unreachable_database_is_reported_in_one_sentence(
-    command: list[str], environment: dict[str, str], said: str, tmp_path: Path
+    command: list[str], environment: dict[str, str], expected: str, tmp_path: Path
 ) -> None:
     """For every invalid database URL a command ends in one sentence that contains no password."""
     full_environment = {
@@ -282,14 +282,12 @@ def test_an_unreachable_database_is_reported_in_one_sentence(
         completed = run_command(*command, **full_environment)
         sentence = completed.stderr.strip()
         assert completed.returncode == 1
-    assert said in sentence
+    assert expected in sentence
     assert len(sentence.splitlines()) == 1
     assert "secret" not in sentence
 
 
 PAYOUTS_TOKEN, WALLETS_TOKEN = "0123456789-of-payouts", "0123456789-of-wallets"
-
-
 EACH_A_TOKEN = Settings().replace(
     authentication="tokens",
     callers={
@@ -301,7 +299,7 @@ EACH_A_TOKEN = Settings().replace(
 
 
 @pytest.mark.parametrize(
-    ("names", "token", "payout_service", "said"),
+    ("names", "token", "payout_service", "expected"),
     [
         (
             ("wallet",),
@@ -333,7 +331,7 @@ EACH_A_TOKEN = Settings().replace(
     ],
 )
 def test_serve_rejects_an_unknown_payout_service_caller(
-    database: DatabaseUrls, names: tuple[str, ...], token: str, payout_service: str, said: str
+    database: DatabaseUrls, names: tuple[str, ...], token: str, payout_service: str, expected: str
 ) -> None:
     """If services have tokens of their own, a process does not start when WalletService would
     reject PayoutService's calls; the error names the setting.
@@ -347,7 +345,7 @@ def test_serve_rejects_an_unknown_payout_service_caller(
     )
     with pytest.raises(StartupError) as failure:
         asyncio.run(serve.start(names, settings, database.all()))
-    assert f"payout_service (TALLYSTICK_PAYOUT_SERVICE) {said}" in str(failure.value)
+    assert f"payout_service (TALLYSTICK_PAYOUT_SERVICE) {expected}" in str(failure.value)
 
 
 @pytest.mark.parametrize(

@@ -122,15 +122,15 @@ BAD_SETTINGS = [
 
 
 @pytest.mark.parametrize(
-    ("environment", "said"), BAD_SETTINGS, ids=[said for _, said in BAD_SETTINGS]
+    ("environment", "expected"), BAD_SETTINGS, ids=[expected for _, expected in BAD_SETTINGS]
 )
-def test_each_invalid_setting_is_named(environment: dict[str, str], said: str) -> None:
+def test_each_invalid_setting_is_named(environment: dict[str, str], expected: str) -> None:
     """The configuration is checked at the start, and each error names its setting and the expected
     value.
     """
     with pytest.raises(StartupError, match=".") as failure:
         load(environment)
-    assert said in str(failure.value)
+    assert expected in str(failure.value)
 
 
 def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_an_error_shows_no_secret(environment: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "expected"),
     [
         ("postgresql://us:pass@secret@host/tallystick", "%40"),
         ("postgresql://us:a@b/secret@host:5432/db", "%40"),
@@ -247,11 +247,11 @@ def test_an_error_shows_no_secret(environment: dict[str, str]) -> None:
         ("postgresql://us:secret", "cannot be read"),
     ],
 )
-def test_a_password_that_is_not_encoded_is_not_shown(url: str, said: str) -> None:
+def test_a_password_that_is_not_encoded_is_not_shown(url: str, expected: str) -> None:
     """A database URL is rejected if a part of its password would be parsed as host, port, database
     or options, and no traceback shows it.
     """
-    with pytest.raises(StartupError, match=said) as failure:
+    with pytest.raises(StartupError, match=expected) as failure:
         driver_url(url)
     assert "secret" not in "".join(traceback.format_exception(failure.value))
 

@@ -18,7 +18,7 @@ import psycopg
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tallystick import Client, ClientSettings, TallystickError, new_order
+from tallystick import Client, TallystickError, new_order
 from tallystick.payment.v1 import payment_service_pb2, payment_service_pb2_grpc
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
@@ -204,9 +204,7 @@ def test_work_in_progress_has_its_own_time_at_shutdown(
         with platform_of(
             scratch_database, Settings().replace(providers__sandbox__latency=6.5)
         ) as platform:
-            client = stack.enter_context(
-                Client(platform.address, settings=ClientSettings(attempts=1))
-            )
+            client = stack.enter_context(platform.client(attempts=1))
             order = new_order("o-1", "b", "s", "1.00", "EUR")
             call = callers.submit(
                 client.create_payment, "c-1", [order], credit_card_info="tok_visa"

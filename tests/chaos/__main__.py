@@ -19,7 +19,7 @@ from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.database.embedded import EmbeddedPostgres
 from tallystick_server.app.database.migrate import Passwords, migrate
-from tests.chaos.check import check, is_at_rest
+from tests.chaos.check import check, is_idle
 from tests.chaos.load import ChaosLoad
 from tests.chaos.platform import LEASE_SECONDS, ProcessCluster
 from tests.chaos.proxy import PostgresProxy
@@ -131,10 +131,10 @@ async def _run_chaos(
         load.stop()
         healed_time = time.monotonic()
         await load_task
-        reached_rest = False
-        while not reached_rest and time.monotonic() < healed_time + _MAX_WAIT_SECONDS:
+        became_idle = False
+        while not became_idle and time.monotonic() < healed_time + _MAX_WAIT_SECONDS:
             await asyncio.sleep(0.5)
-            reached_rest = await asyncio.to_thread(is_at_rest, platform.databases.admin)
+            became_idle = await asyncio.to_thread(is_idle, platform.databases.admin)
         seconds_until_idle = time.monotonic() - healed_time
     finally:
         restarter.cancel()
@@ -143,7 +143,7 @@ async def _run_chaos(
         await proxy.stop()
     print_progress("Checking")
     summary = check(platform.databases, load.payment_calls, load.payout_calls)
-    if not reached_rest:
+    if not became_idle:
         summary["violations"].append(f"no rest within {_MAX_WAIT_SECONDS:g} s")
     if seconds_until_idle > _MAX_SECONDS_TO_REST:
         summary["violations"].append(f"idle only after {seconds_until_idle:.0f} s")

@@ -39,7 +39,7 @@ OPEN_WORK_SQL = """
 """The number of operations that are due and of changes that are not published or booked."""
 
 
-def is_at_rest(admin: str) -> bool:
+def is_idle(admin: str) -> bool:
     """Whether nothing is due and every change is published and booked."""
     with psycopg.connect(admin, connect_timeout=5) as connection:
         row = connection.execute(OPEN_WORK_SQL).fetchone()

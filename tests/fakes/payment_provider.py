@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -45,45 +45,6 @@ class SlowLookupProvider(SandboxProvider):
         return await super().look_up(request)
 
 
-async def outcome_after(not_before: Timestamp, outcome: ChargeOutcome) -> ChargeOutcome:
-    """A provider outcome that is delayed until a given time has passed."""
-    await asyncio.sleep(max(not_before.ToNanoseconds() - time.time_ns(), 0) / 1e9 + 0.2)
-    return outcome
-
-
-class ScriptedProvider:
-    """A scripted payment provider."""
-
-    name = "sandbox"
-    key_window = 86_400.0
-    final_not_found: FinalNotFound | None = FinalNotFound(0.2, 1)
-
-    def __init__(self, outcome_of: Callable[[ChargeRequest], ChargeLookupOutcome]) -> None:
-        self.outcome_of = outcome_of
-
-    async def send(self, request: ChargeRequest) -> ChargeOutcome:
-        outcome = self.outcome_of(request)
-        assert not isinstance(outcome, NotFound)
-        return outcome
-
-    async def look_up(self, request: ChargeRequest) -> ChargeLookupOutcome:
-        return self.outcome_of(request)
-
-    cancel = look_up
-
-
-def succeed(request: ChargeRequest) -> ChargeLookupOutcome:
-    return Succeeded(f"ch_{request.charge_id}", request.amount, request.currency)
-
-
-async def succeed_first(request: ChargeRequest) -> ChargeOutcome:
-    return Succeeded("first", request.amount, request.currency)
-
-
-async def unknown_outcome() -> ChargeOutcome:
-    return Unknown("lost")
-
-
 class HoldingProvider(SandboxProvider):
     """A sandbox that holds its calls until it is released."""
 
@@ -96,3 +57,49 @@ class HoldingProvider(SandboxProvider):
         self.sent_charge_ids.append(request.charge_id)
         await self.release_event.wait()
         return await super().send(request)
+
+
+class ScriptedPaymentProvider:
+    """A provider that answers every request with `outcome_of`, or a charge with `send`."""
+
+    name = "sandbox"
+    key_window = 86_400.0
+    final_not_found: FinalNotFound | None = FinalNotFound(0.2, 1)
+
+    def __init__(
+        self,
+        outcome_of: Callable[[ChargeRequest], ChargeLookupOutcome],
+        send: Callable[[ChargeRequest], Awaitable[ChargeOutcome]] | None = None,
+    ) -> None:
+        self._outcome_of = outcome_of
+        self._send = send
+
+    async def send(self, request: ChargeRequest) -> ChargeOutcome:
+        if self._send is not None:
+            return await self._send(request)
+        outcome = self._outcome_of(request)
+        assert not isinstance(outcome, NotFound)
+        return outcome
+
+    async def look_up(self, request: ChargeRequest) -> ChargeLookupOutcome:
+        return self._outcome_of(request)
+
+    cancel = look_up
+
+
+def succeed(request: ChargeRequest) -> ChargeLookupOutcome:
+    return Succeeded(f"ch_{request.charge_id}", request.amount, request.currency)
+
+
+async def succeed_first(request: ChargeRequest) -> ChargeOutcome:
+    return Succeeded("first", request.amount, request.currency)
+
+
+async def unknown_outcome(request: ChargeRequest) -> ChargeOutcome:
+    return Unknown("lost")
+
+
+async def outcome_after(not_before: Timestamp, outcome: ChargeOutcome) -> ChargeOutcome:
+    """A provider outcome that is delayed until a given time has passed."""
+    await asyncio.sleep(max(not_before.ToNanoseconds() - time.time_ns(), 0) / 1e9 + 0.2)
+    return outcome

@@ -425,7 +425,7 @@ def test_malformed_http_answers_are_unknown(body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "wait"),
+    ("expected", "wait"),
     [
         (3, 3.0),
         (2.5, 2.5),
@@ -437,7 +437,7 @@ def test_malformed_http_answers_are_unknown(body: bytes) -> None:
         ([], None),
     ],
 )
-def test_a_retry_time_of_a_payout_is_bounded(said: object, wait: float | None) -> None:
+def test_a_retry_time_of_a_payout_is_bounded(expected: object, wait: float | None) -> None:
     """In each answer to a submission retry_after is a number of seconds, at most a day; any other
     value makes the outcomes Unknown, without a retry time.
     """
@@ -447,7 +447,7 @@ def test_a_retry_time_of_a_payout_is_bounded(said: object, wait: float | None) -
         "amount": 0,
         "currency": "",
         "code": "busy",
-        "retry_after": said,
+        "retry_after": expected,
     }
 
     async def answer(_request: web.Request) -> web.Response:

@@ -18,7 +18,7 @@ import psycopg
 import pytest
 from sqlalchemy import Connection
 
-from tallystick import Client, ClientSettings, TallystickError, new_order
+from tallystick import Client, TallystickError, new_order
 from tallystick.event.v1 import event_service_pb2, event_service_pb2_grpc
 from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2, ledger_service_pb2_grpc
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
@@ -267,13 +267,13 @@ def test_a_flood_of_changes_rejects_no_work_of_the_platform(
     """With the maximum number of teams' changes waiting for the database, a team's next one is
     OVERLOADED; a scan and an operator's change are not.
     """
-    flow = payout_worker_of(platform)
+    payout_worker = payout_worker_of(platform)
     seller = create_sale(client, "5.00")
 
     async def fill() -> tuple[asyncio.Event, list[asyncio.Task[Any]]]:
         gate = asyncio.Event()
         pending_handovers = [
-            asyncio.ensure_future(flow.run_detached(gate.wait, is_team_call=True))
+            asyncio.ensure_future(payout_worker.run_detached(gate.wait, is_team_call=True))
             for _ in range(_MAX_TEAM_DETACHED_TASKS)
         ]
         await asyncio.sleep(0)
@@ -291,7 +291,7 @@ def test_a_flood_of_changes_rejects_no_work_of_the_platform(
         bank_account_token="tok_bank",
     )
     with (
-        Client(platform.address, settings=ClientSettings(attempts=1)) as team,
+        platform.client(attempts=1) as team,
         pytest.raises(TallystickError) as error,
     ):
         team.payout.CreatePayoutDestination(new)
@@ -300,8 +300,8 @@ def test_a_flood_of_changes_rejects_no_work_of_the_platform(
     async def platform_call() -> str:
         return "done"
 
-    platform.run_in_loop(flow.claim_due)
-    assert platform.run_in_loop(flow.run_detached, platform_call) == "done"
+    platform.run_in_loop(payout_worker.claim_due)
+    assert platform.run_in_loop(payout_worker.run_detached, platform_call) == "done"
     platform.run_in_loop(leave, *filled)
     create_destination(client, seller)
 

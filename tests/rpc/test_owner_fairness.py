@@ -23,11 +23,10 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from sqlalchemy import Connection
 
-from tallystick import Client, ClientSettings, UnavailableError, new_order
+from tallystick import UnavailableError, new_order
 from tallystick.event.v1 import event_service_pb2, event_service_pb2_grpc
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
-from tallystick_core.access import Caller, Role
-from tallystick_server.app.configuration import Settings
+from tallystick_core.access import Role
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.wiring import Dependencies
 from tallystick_server.rpc.authentication import BearerTokens
@@ -36,6 +35,7 @@ from tallystick_server.rpc.call import Call
 from tallystick_server.rpc.fair_semaphore import FairSemaphore
 from tallystick_server.rpc.server import RpcServer
 from tallystick_storage.database import Database
+from tests.support.callers import make_callers, settings_with_callers, token_of
 from tests.support.errors import from_rpc
 from tests.support.events import payment_created
 from tests.support.platform import (
@@ -49,25 +49,19 @@ from tests.support.rpc import SERVICES, serve_rpc
 
 T = TypeVar("T")
 
-_CALLER_ROLES = {
+CALLERS = {
     "first": ("market", {Role.TEAM, Role.PAYOUTS}),
     "second": ("market", {Role.TEAM, Role.PAYOUTS}),
     "other": ("", {Role.TEAM, Role.PAYOUTS}),
     "third": ("", {Role.TEAM, Role.PAYOUTS}),
     "operator": ("head", {Role.OPERATOR}),
-    "second_operator": ("head", {Role.OPERATOR}),
+    "second-operator": ("head", {Role.OPERATOR}),
     "auditor": ("", {Role.AUDITOR}),
     "platform": ("", {Role.SERVICE}),
     "all": ("", set(Role)),
 }
-TOKENS = {name: f"token-of-{name}-aaaaaaaa" for name in _CALLER_ROLES}
-CALLERS = {
-    TOKENS[name]: Caller(name, frozenset(roles), owner)
-    for name, (owner, roles) in _CALLER_ROLES.items()
-}
-SETTINGS = Settings().replace(
-    authentication="tokens", callers=CALLERS, service_token=TOKENS["platform"]
-)
+"""The owner and the roles of each caller."""
+SETTINGS = settings_with_callers(CALLERS)
 
 
 class GatedDatabase(Database):
@@ -120,7 +114,7 @@ def test_streams_that_catch_up_do_not_delay_other_owners(scratch_database: Datab
         grpc.insecure_channel(platform.address) as channel,
     ):
         aggregate = f"payments/{unique_id()}"
-        with platform.client(TOKENS["platform"]) as service:
+        with platform.client(token_of("platform")) as service:
             service.event.BatchPublish(
                 event_service_pb2.BatchPublishRequest(
                     events=[payment_created(aggregate, 1, owner="other")]
@@ -133,7 +127,7 @@ def test_streams_that_catch_up_do_not_delay_other_owners(scratch_database: Datab
 
         def open_stream(name: str) -> Any:
             return stub.StreamEvents(
-                request, metadata=(("authorization", f"Bearer {TOKENS[name]}"),), timeout=20
+                request, metadata=(("authorization", f"Bearer {token_of(name)}"),), timeout=20
             )
 
         streams = [open_stream(name) for name in ("first", "second") for _ in range(flood // 2)]
@@ -190,7 +184,10 @@ def holding_server(
         for name, service in SERVICES.items()
     }
     with (
-        serve_rpc(RpcServer(BearerTokens(CALLERS), limits), servicers) as (address, _),
+        serve_rpc(RpcServer(BearerTokens(make_callers(CALLERS)), limits), servicers) as (
+            address,
+            _,
+        ),
         grpc.insecure_channel(address) as channel,
     ):
         calls: list[Any] = []
@@ -202,7 +199,7 @@ def holding_server(
             )
             path, metadata = (
                 f"/{SERVICES[name].full_name}/{method}",
-                (("authorization", f"Bearer {TOKENS[caller]}"),),
+                (("authorization", f"Bearer {token_of(caller)}"),),
             )
             body = bodies.setdefault(
                 size,
@@ -289,19 +286,19 @@ def test_reads_are_served_round_robin_by_owner() -> None:
     completes: all reads share a few connections, first come, first served.
     """
     started_reads: queue.SimpleQueue[str] = queue.SimpleQueue()
-    turns = asyncio.Semaphore(0)
+    read_permits = asyncio.Semaphore(0)
     flood = 40
 
     class Reads:
         def __getattr__(self, _name: str) -> Callable[[Message, Call], Any]:
             async def read(_request: Message, call: Call) -> Message:
                 started_reads.put(call.caller.owner)
-                await turns.acquire()
+                await read_permits.acquire()
                 return payment_service_pb2.ListPaymentsResponse()
 
             return read
 
-    rpc_server = RpcServer(BearerTokens(CALLERS))
+    rpc_server = RpcServer(BearerTokens(make_callers(CALLERS)))
     with (
         serve_rpc(rpc_server, {"PaymentService": Reads()}) as (address, loop),
         grpc.insecure_channel(address) as channel,
@@ -309,7 +306,7 @@ def test_reads_are_served_round_robin_by_owner() -> None:
         stub = payment_service_pb2_grpc.PaymentServiceStub(channel)
 
         def call(name: str) -> Any:
-            metadata = (("authorization", f"Bearer {TOKENS[name]}"),)
+            metadata = (("authorization", f"Bearer {token_of(name)}"),)
             return stub.ListPayments.future(
                 payment_service_pb2.ListPaymentsRequest(), metadata=metadata, timeout=60
             )
@@ -323,10 +320,10 @@ def test_reads_are_served_round_robin_by_owner() -> None:
         calls.append(call("other"))
         assert eventually(lambda: waiting_reads() == flood + 1 - 32)
         for _ in range(2):
-            loop.call_soon_threadsafe(turns.release)
+            loop.call_soon_threadsafe(read_permits.release)
         assert [started_reads.get(timeout=10) for _ in range(34)][-2:] == ["market", "other"]
         for _ in range(flood):
-            loop.call_soon_threadsafe(turns.release)
+            loop.call_soon_threadsafe(read_permits.release)
         for finished_call in calls:
             finished_call.result(10)
 
@@ -341,12 +338,10 @@ def test_waiting_orders_of_one_owner_leave_capacity_for_others(
         serve_platform(scratch_database, SETTINGS.replace(worker__max_in_flight=10)) as platform,
         ThreadPoolExecutor(4) as callers,
     ):
-        flow = payment_worker_of(platform)
+        payment_worker = payment_worker_of(platform)
 
         def pays(name: str, orders: int) -> payment_pb2.Payment:
-            with Client(
-                platform.address, settings=ClientSettings(token=TOKENS[name], attempts=1)
-            ) as client:
+            with platform.client(token_of(name), attempts=1) as client:
                 new = [
                     new_order(unique_id("o"), "buyer-1", f"{name}-seller", "1.00", "EUR")
                     for _ in range(orders)
@@ -360,23 +355,23 @@ def test_waiting_orders_of_one_owner_leave_capacity_for_others(
 
         for name in ("first", "other"):
             pays(name, 1)
-        assert eventually(lambda: not flow.in_flight_count)
+        assert eventually(lambda: not payment_worker.in_flight_count)
         with psycopg.connect(scratch_database.admin) as admin:
             admin.execute("lock table payment.checkout in share mode")
             pending_calls = [callers.submit(pays, "first", 4) for _ in range(2)]
-            assert eventually(lambda: flow.create_bulkhead.used == 8)
+            assert eventually(lambda: payment_worker.create_bulkhead.used == 8)
             with pytest.raises(UnavailableError) as error:
                 pays("first", 4)
             assert error.value.reason == "OVERLOADED"
             pending_calls.append(callers.submit(pays, "other", 1))
-            assert eventually(lambda: flow.create_bulkhead.used == 9)
+            assert eventually(lambda: payment_worker.create_bulkhead.used == 9)
             admin.rollback()
             assert [len(payment.result(60).payment_orders) for payment in pending_calls] == [
                 4,
                 4,
                 1,
             ]
-        assert flow.create_bulkhead.used == 0
+        assert payment_worker.create_bulkhead.used == 0
 
 
 def test_operators_share_their_slots_and_services_do_not() -> None:
@@ -385,7 +380,7 @@ def test_operators_share_their_slots_and_services_do_not() -> None:
     """
     with holding_server(CallLimits(platform=8)) as is_admitted:
         assert [
-            is_admitted(("operator", "second_operator")[n % 2], "ListUnappliedCharges")
+            is_admitted(("operator", "second-operator")[n % 2], "ListUnappliedCharges")
             for n in range(6)
         ] == [True] * 4 + [False] * 2
         assert is_admitted("auditor", "ListAccounts")

@@ -17,7 +17,6 @@ from google.protobuf.message import Message
 
 from tallystick import (
     Client,
-    ClientSettings,
     DeadlineExceededError,
     InternalError,
     PermissionDeniedError,
@@ -405,7 +404,7 @@ def test_busy_streams_do_not_starve_the_event_loop() -> None:
     because gRPC delivers one event per iteration.
     """
     streams, items_per_stream = 100, 10
-    loop_turns, open_counter, sent_counter = (
+    loop_iterations, open_counter, sent_counter = (
         itertools.count(),
         itertools.count(1),
         itertools.count(1),
@@ -414,7 +413,7 @@ def test_busy_streams_do_not_starve_the_event_loop() -> None:
 
     def turn() -> None:
         nonlocal last
-        last = next(loop_turns)
+        last = next(loop_iterations)
         if not streams_done.is_set():
             asyncio.get_running_loop().call_soon(turn)
 
@@ -528,7 +527,7 @@ def test_a_drain_rejects_new_calls(scratch_database: DatabaseUrls) -> None:
     """SHUTTING_DOWN: a stopping process rejects new calls with a retry delay."""
     with serve_platform(scratch_database) as other_platform:
         other_platform.server.rpc_server.close()
-        client = Client(other_platform.address, settings=ClientSettings(attempts=1))
+        client = other_platform.client(attempts=1)
         with client, pytest.raises(TallystickError) as error:
             client.payment.ListPayments(payment_service_pb2.ListPaymentsRequest())
         assert error.value.reason == "SHUTTING_DOWN"

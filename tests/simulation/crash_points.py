@@ -9,8 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from tests.simulation.faults import InjectedFault
 from tests.simulation.load import PaymentFollowUp, PaymentRequest
-from tests.simulation.payout_load import PayoutFollowUp as PayoutThen
-from tests.simulation.payout_load import WithdrawalRequest
+from tests.simulation.payout_load import PayoutFollowUp, WithdrawalRequest
 from tests.simulation.run import SimulationPlan, SimulationResult
 from tests.simulation.world import PROCESS_DEATH
 
@@ -54,7 +53,7 @@ _WITHDRAWAL_REQUEST = WithdrawalRequest(
     amount=3000,
     concurrent_calls=1,
     is_approved=True,
-    follow_up=PayoutThen.NOTHING,
+    follow_up=PayoutFollowUp.NOTHING,
 )
 PAYOUT_PLAN = SimulationPlan(
     seed=2,

@@ -236,7 +236,7 @@ class Simulation:
             await asyncio.sleep(1.0)
         if not all(planned_outage.is_idle for planned_outage in loads):
             result.violations.append(f"callers wait {_MAX_CALL_SECONDS:g} s after healing")
-        await self._wait_until_at_rest(
+        await self._wait_until_idle(
             world,
             result,
             healed_time + (_LAST_MESSAGES_SECONDS if world.faults.fault_rate else 0.0),
@@ -255,7 +255,7 @@ class Simulation:
                 if attempt == 0
             ]
             if causes:
-                await self._wait_until_at_rest(world, result, world.loop.now, world.loop.now)
+                await self._wait_until_idle(world, result, world.loop.now, world.loop.now)
         result.violations += await audit_alerts(operator, self._tables.query)
         world.is_auditing = True
         teams = {team: cluster.client(f"auditor for {team}", team) for team in TEAMS}
@@ -280,7 +280,7 @@ class Simulation:
         ]
         world.log(f"ends with {len(result.violations)} violations")
 
-    async def _wait_until_at_rest(
+    async def _wait_until_idle(
         self, world: World, result: SimulationResult, earliest_time: float, start_time: float
     ) -> None:
         """Waits until nothing is due and every change is published and booked."""

@@ -274,18 +274,18 @@ def test_plans_are_attributed_to_their_call(
     attributed to a call.
     """
 
-    def ask_another() -> None:
+    def call_other_platform() -> None:
         client.payment.ListPayments(payment_service_pb2.ListPaymentsRequest())
 
     async def list_and_wait(asking: AsyncClient) -> None:
-        await asyncio.to_thread(ask_another)
+        await asyncio.to_thread(call_other_platform)
         await LIST_CALLS["ListDeadLetters"](asking)
         await database_of(large_platform.platform, "payment").load(
             lambda connection: connection.exec_driver_sql("select 'by itself'")
         )
 
     def look(connection: Connection) -> None:
-        ask_another()
+        call_other_platform()
         connection.exec_driver_sql("select 1")
 
     plans = plans_of_call(large_platform, list_and_wait)

@@ -15,6 +15,7 @@ from tallystick import Client
 from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick_core.provider.outcome import ChargeOutcome, RetryReason
+from tallystick_core.provider.payment_provider import PaymentProvider
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.wiring import Dependencies
@@ -34,11 +35,7 @@ from tests.support.platform import (
 )
 
 WAIT_FOR_ACCEPTANCE = payment_service_pb2.WAIT_FOR_ACCEPTANCE
-
-
 TWO_ATTEMPTS = RetryPolicy(RetryStrategy.FIXED, 0.05, 0.05, 2)
-
-
 FAST_RETRY_POLICY = RetryPolicy(RetryStrategy.FIXED, 0.05, 0.05, 100)
 SLOW_RETRY = {
     ("", reason): RetryPolicy(RetryStrategy.FIXED, 600, 600, 5)
@@ -65,8 +62,16 @@ def wait_for_final_order(client: Client, payment: payment_pb2.Payment) -> paymen
         )
 
     order = eventually(final_order)
-    assert order is not None, "the order did not come to its end"
+    assert order is not None, "the order is not final"
     return order
+
+
+def is_paid(client: Client, payment: payment_pb2.Payment) -> bool:
+    """Whether the payment's order is SUCCESS, once it is final and booked."""
+    return (
+        wait_for_final_order(client, payment).payment_order_status
+        == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
+    )
 
 
 def scheduled_operation(databases: DatabaseUrls, operation_id: str) -> tuple[object, ...] | None:
@@ -265,11 +270,16 @@ def acknowledge_request(
 
 
 def cancel_payment(
-    client: Client, payment: payment_pb2.Payment, reason: str = "sold out"
+    client: Client,
+    payment: payment_pb2.Payment,
+    reason: str = "sold out",
+    timeout: float | None = None,
 ) -> payment_pb2.Payment:
-    return client.payment.CancelPayment(
-        payment_service_pb2.CancelPaymentRequest(checkout_id=payment.checkout_id, reason=reason)
-    ).payment
+    """Cancels a payment; `timeout`: seconds."""
+    request = payment_service_pb2.CancelPaymentRequest(
+        checkout_id=payment.checkout_id, reason=reason
+    )
+    return client.payment.CancelPayment(request, timeout=timeout).payment
 
 
 def list_alerts(
@@ -310,6 +320,21 @@ def holding_provider(
             provider,
             lambda is_holding: platform.run_in_loop(set_holding, is_holding),
         )
+
+
+@contextmanager
+def client_of_platform(
+    databases: DatabaseUrls, settings: Settings, provider: PaymentProvider | None = None
+) -> Iterator[Client]:
+    """A client of a platform that is served for one test; `provider`: its payment provider, instead
+    of the sandbox.
+    """
+    dependencies = Dependencies(providers=None if provider is None else {"sandbox": provider})
+    with (
+        serve_platform(databases, settings, dependencies=dependencies) as platform,
+        platform.client() as client,
+    ):
+        yield client
 
 
 @contextmanager

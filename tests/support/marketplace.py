@@ -2,54 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import pytest
-
-from tallystick import Client, TallystickError, new_order
+from tallystick import Client, new_order
 from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick.wallet.v1 import wallet_service_pb2 as wb
-from tallystick_core.access import Caller, Role
-from tallystick_server.app.configuration import Settings
-from tests.support.payouts import error_reason
+from tallystick_core.access import Role
+from tests.support.callers import settings_with_callers
 from tests.support.platform import FAST_RETRY, unique_id
 
-_ROLES = {
-    "checkout": ("market", {Role.TEAM}),
-    "money": ("market", {Role.PAYOUTS}),
-    "rival": ("", {Role.TEAM, Role.PAYOUTS}),
-    "chief": ("", {Role.OPERATOR}),
-    "second": ("", {Role.OPERATOR}),
-    "platform": ("", {Role.SERVICE}),
-    "stranger": ("", {Role.SERVICE}),
-}
-
-
-TOKENS = {name: f"token-of-{name}-aaaaaaaa" for name in _ROLES}
-
-
 CALLERS = {
-    TOKENS[name]: Caller(name, frozenset(roles), owner) for name, (owner, roles) in _ROLES.items()
+    "checkout": ("market", {Role.TEAM}),
+    "payouts": ("market", {Role.PAYOUTS}),
+    "rival": ("", {Role.TEAM, Role.PAYOUTS}),
+    "operator": ("", {Role.OPERATOR}),
+    "second-operator": ("", {Role.OPERATOR}),
+    "other-service": ("", {Role.SERVICE}),
 }
-
-
-SETTINGS = Settings().replace(
+"""The owner and the roles of each caller."""
+SETTINGS = settings_with_callers(
+    CALLERS,
     retry=FAST_RETRY,
     worker__sweep_interval=0.1,
-    authentication="tokens",
-    callers=CALLERS,
-    service_token=TOKENS["platform"],
     payout__destination_cooldown=0,
     payment__seller_owner_max_age=0,
     payout__destination_approval_threshold={"EUR": 100_000},
 )
-
-
-def expect_error_reason(call: Callable[[], object]) -> str:
-    with pytest.raises(TallystickError) as error:
-        call()
-    return error_reason(error)
 
 
 def create_paid_order(client: Client, seller: str, amount: str = "10.00") -> str:

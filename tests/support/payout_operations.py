@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from typing import Any
 
 import psycopg
 import pytest
@@ -11,24 +12,21 @@ from tallystick import Client, TallystickError
 from tallystick.operator.v1 import operator_pb2
 from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
-from tallystick_core.access import Caller, Role
+from tallystick_core.access import Role
 from tallystick_core.provider.outcome import RetryReason
+from tallystick_server.app.configuration import Settings
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
-from tests.support.payouts import error_reason
+from tests.support.callers import settings_with_callers
+from tests.support.errors import error_reason
 from tests.support.platform import FAST_RETRY, ServedPlatform, eventually
 
-TOKENS = {name: f"token-of-{name}-aaaa" for name in ("shop", "other", "boss", "chief", "platform")}
-
-
 CALLERS = {
-    TOKENS["shop"]: Caller("shop", frozenset({Role.TEAM, Role.PAYOUTS})),
-    TOKENS["other"]: Caller("other", frozenset({Role.TEAM, Role.PAYOUTS})),
-    TOKENS["boss"]: Caller("boss", frozenset({Role.TEAM, Role.PAYOUTS, Role.OPERATOR})),
-    TOKENS["chief"]: Caller("chief", frozenset({Role.OPERATOR})),
-    TOKENS["platform"]: Caller("platform", frozenset({Role.SERVICE})),
+    "shop": ("", {Role.TEAM, Role.PAYOUTS}),
+    "other": ("", {Role.TEAM, Role.PAYOUTS}),
+    "approver": ("", {Role.TEAM, Role.PAYOUTS, Role.OPERATOR}),
+    "operator": ("", {Role.OPERATOR}),
 }
-
-
+"""The owner and the roles of each caller."""
 RETRY = {
     **FAST_RETRY,
     ("", RetryReason.REJECTED): RetryPolicy(RetryStrategy.CANCEL),
@@ -36,9 +34,16 @@ RETRY = {
 }
 
 
-def client_of(platform: ServedPlatform, name: str) -> Iterator[Client]:
-    with platform.client(TOKENS[name]) as client:
-        yield client
+def approval_settings(**values: Any) -> Settings:
+    """Settings with these callers, approval of payouts above 100 EUR, and no cooldown."""
+    values.setdefault("retry", RETRY)
+    return settings_with_callers(
+        CALLERS,
+        worker__sweep_interval=0.1,
+        payout__approval_threshold={"EUR": 10_000},
+        payout__destination_cooldown=0,
+        **values,
+    )
 
 
 def approve_payout(client: Client, payout_id: str, reason: str = "checked") -> payout_pb2.Payout:
@@ -59,12 +64,12 @@ def cancel_payout(client: Client, payout_id: str, reason: str = "no more") -> pa
     ).payout
 
 
-def reused_field(call: object, *arguments: object) -> str:
+def reused_field(call: Callable[..., object], *arguments: object) -> str:
     """The field in which a call differs from the first one with its key, from the metadata of
     IDEMPOTENCY_KEY_REUSED.
     """
     with pytest.raises(TallystickError) as error:
-        call(*arguments)  # type: ignore[operator]
+        call(*arguments)
     assert error_reason(error) == "IDEMPOTENCY_KEY_REUSED"
     return error.value.metadata["field"]
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
-from tallystick import Client, TallystickError, new_order
+from tallystick import Client, new_order
 from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick.wallet.v1 import wallet_service_pb2
@@ -105,7 +103,3 @@ def wallet_amounts(client: Client, seller: str) -> tuple[str, str, str]:
         wallet_service_pb2.GetWalletRequest(seller_account=seller, currency="EUR")
     ).wallet
     return balances.available, balances.held, balances.owed
-
-
-def error_reason(error: pytest.ExceptionInfo[TallystickError]) -> str:
-    return str(error.value.reason)

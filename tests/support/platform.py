@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,8 +47,6 @@ WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 _port_numbers = itertools.count(
     17_300 + (os.getpid() * 7 + int(WORKER.removeprefix("gw") or 0) * 1_000) % 10_000
 )
-
-
 FAST_RETRY = {
     ("", reason): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, 50)
     for reason in (
@@ -279,8 +277,12 @@ class ServedPlatform:
     """Runs a coroutine function in the server's loop and returns its result."""
     server: RunningServer
 
-    def client(self, token: str = "") -> Client:
-        return Client(self.address, settings=ClientSettings(token=token))
+    def client(self, token: str = "", attempts: int | None = None) -> Client:
+        """A client with this token, which sends each call at most `attempts` times."""
+        settings = ClientSettings(token=token)
+        if attempts is not None:
+            settings = replace(settings, attempts=attempts)
+        return Client(self.address, settings=settings)
 
 
 @contextmanager

@@ -477,12 +477,13 @@ def test_relay_requests_stay_below_the_size_limit(rows: list[list[event_pb2.Even
     """For events of any length and transactions of any size, requests stay below EventService's
     limit and keep the order; small ones are joined.
     """
-    rows_told = [
+    published_rows = [
         Told(n, len(row), event_service_pb2.BatchPublishRequest(events=row).SerializeToString())
         for n, row in enumerate(rows)
     ]
     publish_requests = [
-        event_service_pb2.BatchPublishRequest.FromString(raw) for raw in merge_batches(rows_told)
+        event_service_pb2.BatchPublishRequest.FromString(raw)
+        for raw in merge_batches(published_rows)
     ]
     assert [event for request in publish_requests for event in request.events] == [
         event for row in rows for event in row

@@ -15,7 +15,6 @@ import pytest
 
 from tallystick import (
     Client,
-    ClientSettings,
     FailedPreconditionError,
     InvalidArgumentError,
     TallystickError,
@@ -205,12 +204,12 @@ def test_a_seller_that_the_wallet_fails_on_rejects_no_other_payment(
 
     with (
         serve_platform(scratch_database, retry_settings()) as platform,
-        Client(platform.address, settings=ClientSettings(attempts=1)) as client,
+        platform.client(attempts=1) as client,
         ThreadPoolExecutor(20) as pool,
     ):
-        asking = payment_worker_of(platform).seller_owners.claim_batcher
+        claim_batcher = payment_worker_of(platform).seller_owners.claim_batcher
         calls = [pool.submit(pay, client, number) for number in range(20)]
-        assert eventually(lambda: asking.queue_length + sum(claim_sizes) >= 20)
+        assert eventually(lambda: claim_batcher.queue_length + sum(claim_sizes) >= 20)
         platform.run_in_loop(open_)
         assert [call.result(60) for call in calls] == [
             "DEPENDENCY_UNAVAILABLE" if number == 7 else "" for number in range(20)
@@ -229,7 +228,7 @@ def test_booking_is_retried_without_limit_during_an_outage(
     scratch_database: DatabaseUrls, wallet_fault: WalletFault, error: Exception, kind: str
 ) -> None:
     """During an outage of WalletService, or while it rejects our calls, no dead letters are
-    created, whatever the policy's limit of tries. Orders wait, an alert says so, and they are
+    created, whatever the policy's limit of tries. Orders wait, an alert is raised, and they are
     booked once WalletService is available.
     """
     wallet_fault.error = error

@@ -9,12 +9,12 @@ import pytest
 
 from tallystick import Client
 from tallystick_core.provider.outcome import RetryReason
-from tallystick_server.app.configuration import Settings
 from tallystick_server.app.wiring import Dependencies
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tallystick_server.verify.run import verify
 from tests.fakes.payout_provider import ScriptedPayoutProvider
-from tests.support.payout_operations import CALLERS, RETRY, TOKENS, client_of
+from tests.support.callers import client_of
+from tests.support.payout_operations import RETRY, approval_settings
 from tests.support.platform import ServedPlatform, fresh_database, serve_platform
 
 
@@ -24,27 +24,18 @@ def payout_provider() -> ScriptedPayoutProvider:
 
 
 @pytest.fixture(scope="module")
-def payout_platform(
+def approval_platform(
     admin_url: str,
     tmp_path_factory: pytest.TempPathFactory,
     payout_provider: ScriptedPayoutProvider,
 ) -> Iterator[ServedPlatform]:
     """All services, with named callers."""
-    settings = Settings().replace(
-        retry=RETRY,
-        worker__sweep_interval=0.1,
-        payout__approval_threshold={"EUR": 10_000},
-        payout__destination_cooldown=0,
-        authentication="tokens",
-        callers=CALLERS,
-        service_token=TOKENS["platform"],
-    )
     folder: Path = tmp_path_factory.mktemp("callers")
     with (
         fresh_database(admin_url, folder) as databases,
         serve_platform(
             databases,
-            settings,
+            approval_settings(),
             dependencies=Dependencies(payout_providers={"sandbox": payout_provider}),
         ) as served_platform,
     ):
@@ -52,24 +43,24 @@ def payout_platform(
 
 
 @pytest.fixture(scope="module")
-def shop_client(payout_platform: ServedPlatform) -> Iterator[Client]:
-    yield from client_of(payout_platform, "shop")
+def shop_client(approval_platform: ServedPlatform) -> Iterator[Client]:
+    yield from client_of(approval_platform, "shop")
 
 
 @pytest.fixture(scope="module")
-def other_client(payout_platform: ServedPlatform) -> Iterator[Client]:
-    yield from client_of(payout_platform, "other")
+def other_client(approval_platform: ServedPlatform) -> Iterator[Client]:
+    yield from client_of(approval_platform, "other")
 
 
 @pytest.fixture(scope="module")
-def approver_client(payout_platform: ServedPlatform) -> Iterator[Client]:
+def approver_client(approval_platform: ServedPlatform) -> Iterator[Client]:
     """A caller who may create and approve payouts."""
-    yield from client_of(payout_platform, "boss")
+    yield from client_of(approval_platform, "approver")
 
 
 @pytest.fixture(scope="module")
-def operator_client(payout_platform: ServedPlatform) -> Iterator[Client]:
-    yield from client_of(payout_platform, "chief")
+def operator_client(approval_platform: ServedPlatform) -> Iterator[Client]:
+    yield from client_of(approval_platform, "operator")
 
 
 @pytest.fixture
@@ -79,7 +70,7 @@ def polling_platform(
     """A platform that continuously polls completed payouts and checks for alerts; verify passes on
     it at the end.
     """
-    settings = Settings().replace(
+    settings = approval_settings(
         retry={
             **RETRY,
             ("", RetryReason.POST_COMPLETION_POLL): RetryPolicy(
@@ -87,13 +78,7 @@ def polling_platform(
             ),
             ("", RetryReason.BOOKING_FAILED): RetryPolicy(RetryStrategy.CANCEL),
         },
-        worker__sweep_interval=0.1,
         worker__monitor_interval=0.2,
-        payout__approval_threshold={"EUR": 10_000},
-        payout__destination_cooldown=0,
-        authentication="tokens",
-        callers=CALLERS,
-        service_token=TOKENS["platform"],
     )
     with fresh_database(admin_url, tmp_path) as databases:
         with serve_platform(

@@ -9,9 +9,9 @@ from tallystick import Client
 from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick_core.provider.outcome import RetryReason, Succeeded, Unknown
 from tests.fakes.payout_provider import ScriptedPayoutProvider
-from tests.support.approvals import expect_error_reason
+from tests.support.callers import token_of
+from tests.support.errors import expect_error_reason
 from tests.support.payout_operations import (
-    TOKENS,
     approve_payout,
     cancel_payout,
     reject_payout,
@@ -56,7 +56,7 @@ def test_large_payouts_require_a_second_approver(
         for move in payout_response.history
         if move.transition_reason == payout_pb2.PAYOUT_TRANSITION_REASON_APPROVED
     ]
-    assert (approval.actor, approval.reason) == ("chief", "checked")
+    assert (approval.actor, approval.reason) == ("operator", "checked")
     assert (
         expect_error_reason(approve_payout, operator_client, payout.payout_id, "another reason")
         == "INVALID_STATE"
@@ -79,7 +79,7 @@ def test_a_rejected_payout_releases_its_hold(
         (m.actor, m.reason)
         for m in payout_response.history
         if m.transition_reason == payout_pb2.PAYOUT_TRANSITION_REASON_REJECTED
-    ] == [("chief", "no")]
+    ] == [("operator", "no")]
     assert wallet_amounts(operator_client, seller) == ("200.00", "0.00", "0.00")
     assert expect_error_reason(approve_payout, operator_client, payout.payout_id) == "INVALID_STATE"
 
@@ -105,7 +105,7 @@ def test_a_payout_is_cancelled_before_it_is_sent(
     assert reused_field(cancel_payout, shop_client, payout.payout_id, "another reason") == "reason"
     assert wallet_amounts(operator_client, seller) == ("200.00", "0.00", "0.00")
     assert payout.payout_id not in {
-        demand.payout_id for demand in payout_provider.submitted_requests
+        request.payout_id for request in payout_provider.submitted_requests
     }
     created_payout = create_payout(shop_client, seller, "10.00")
     wait_for_state(shop_client, created_payout.payout_id, "PAID")
@@ -164,15 +164,15 @@ def test_other_callers_see_and_change_nothing(shop_client: Client, other_client:
 def test_an_operator_works_from_the_command_line(
     shop_client: Client,
     operator_client: Client,
-    payout_platform: ServedPlatform,
+    approval_platform: ServedPlatform,
     payout_provider: ScriptedPayoutProvider,
 ) -> None:
     """`tallystick payouts`, `payout-batch` and `dead-letters --service payout` do what the calls
     do, with the operator's token; errors are one sentence.
     """
     environment = {
-        "TALLYSTICK_TOKEN": TOKENS["chief"],
-        "TALLYSTICK_SERVER__LISTEN": payout_platform.address,
+        "TALLYSTICK_TOKEN": token_of("operator"),
+        "TALLYSTICK_SERVER__LISTEN": approval_platform.address,
     }
 
     def command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -199,7 +199,7 @@ def test_an_operator_works_from_the_command_line(
         (m["actor"], m["reason"])
         for m in payout_json["history"]
         if m["transition_reason"] == "PAYOUT_TRANSITION_REASON_APPROVED"
-    ] == [("chief", "seen")]
+    ] == [("operator", "seen")]
     rejected_command = command("payouts", "reject", payout.payout_id, "--reason", "late")
     assert (rejected_command.returncode, len(rejected_command.stderr.splitlines())) == (1, 1)
     assert "INVALID_STATE" in rejected_command.stderr
@@ -215,15 +215,15 @@ def test_an_operator_works_from_the_command_line(
     assert states[-1] == "PAYOUT_BATCH_STATE_DONE"
     payout_provider.script[to].append(Unknown("malformed", RetryReason.REJECTED))
     stuck = create_payout(shop_client, seller, "1.00")
-    the_dead_letter = wait_for_dead_letter(operator_client, f"payouts/{stuck.payout_id}")
+    dead_letter = wait_for_dead_letter(operator_client, f"payouts/{stuck.payout_id}")
     listed_ids = [
         json.loads(line)["dead_letter_id"]
         for line in command(
             "dead-letters", "list", "--service", "payout", "--json"
         ).stdout.splitlines()
     ]
-    assert the_dead_letter.dead_letter_id in listed_ids
-    subject = f"deadLetters/{the_dead_letter.dead_letter_id}"
+    assert dead_letter.dead_letter_id in listed_ids
+    subject = f"deadLetters/{dead_letter.dead_letter_id}"
     assert eventually(lambda: subject in command("alerts", "--service", "payout").stdout)
     for service in ("wallet", "ledger"):
         none = command("alerts", "--service", service)
@@ -237,11 +237,11 @@ def test_an_operator_works_from_the_command_line(
         unknown = command("alerts")
         assert (unknown.returncode, len(unknown.stderr.splitlines())) == (1, 1)
         assert expected_message in unknown.stderr
-    environment["TALLYSTICK_TOKEN"] = TOKENS["chief"]
+    environment["TALLYSTICK_TOKEN"] = token_of("operator")
     command(
         "dead-letters",
         "retry",
-        the_dead_letter.dead_letter_id,
+        dead_letter.dead_letter_id,
         "--service",
         "payout",
         "--reason",

@@ -26,8 +26,7 @@ from tallystick_server.app.wiring import Dependencies
 from tallystick_server.payout import batch_generator
 from tallystick_storage.payout import schedules as schedule_store
 from tests.fakes.payout_provider import ScriptedPayoutProvider
-from tests.support.approvals import expect_error_reason
-from tests.support.errors import from_status
+from tests.support.errors import expect_error_reason, from_status
 from tests.support.payouts import (
     RETRY,
     create_destination,
@@ -536,11 +535,11 @@ def test_a_schedule_that_changes_constantly_does_not_delay_others(
     """However often one schedule is set between the read of due schedules and the payouts, the
     others of the page are paid; it is paid when the updates stop.
     """
-    restless, other_seller = (
+    changing_schedule, other_seller = (
         create_sale(payout_client, "10.00"),
         create_sale(payout_client, "10.00"),
     )
-    for seller in (restless, other_seller):
+    for seller in (changing_schedule, other_seller):
         create_destination(payout_client, seller)
         set_daily_schedule(payout_client, seller)
     real, setting_done, setting = schedule_store.now, Event(), Lock()
@@ -557,7 +556,7 @@ def test_a_schedule_that_changes_constantly_does_not_delay_others(
                 }
                 payout_client.payout.SetPayoutSchedule(
                     pb.SetPayoutScheduleRequest(
-                        seller_account=restless,
+                        seller_account=changing_schedule,
                         currency="EUR",
                         **schedule_fields,  # type: ignore[arg-type]
                     )
@@ -579,11 +578,11 @@ def test_a_schedule_that_changes_constantly_does_not_delay_others(
     make_schedules_due(payout_platform.databases)
     (paid_payout,) = eventually(lambda: payouts(other_seller))
     wait_for_state(payout_client, paid_payout.payout_id, "PAID")
-    assert payouts(restless) == []
+    assert payouts(changing_schedule) == []
     setting_done.set()
-    (late_payout,) = eventually(lambda: payouts(restless))
+    (late_payout,) = eventually(lambda: payouts(changing_schedule))
     wait_for_state(payout_client, late_payout.payout_id, "PAID")
-    assert [len(payouts(seller)) for seller in (restless, other_seller)] == [1, 1]
+    assert [len(payouts(seller)) for seller in (changing_schedule, other_seller)] == [1, 1]
 
 
 def _get_schedule(client: Client, seller: str) -> payout_pb2.PayoutSchedule:
@@ -699,7 +698,7 @@ def test_payouts_committed_during_shutdown_are_paid(
             dependencies=Dependencies(payout_providers={"sandbox": payout_provider}),
         )
     )
-    flow = payout_worker_of(platform)
+    payout_worker = payout_worker_of(platform)
     with platform.client() as client:
         sellers = [create_sale(client, "5.00") for _ in range(3)]
         for seller in sellers:
@@ -727,7 +726,7 @@ def test_payouts_committed_during_shutdown_are_paid(
             )
             assert eventually(lambda: admin.execute(waiting_query).fetchone() != (0,))
             stop_future = pool.submit(stack.close)
-            assert eventually(lambda: not flow.generation.is_running)
+            assert eventually(lambda: not payout_worker.generation.is_running)
             blocker.rollback()
             stop_future.result(60)
             remaining_row = admin.execute(

@@ -14,9 +14,9 @@ from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick_core.provider.outcome import RetryReason, Submitted, Succeeded, Unknown
 from tallystick_server.payout.worker import PayoutWorker
 from tests.fakes.payout_provider import ScriptedPayoutProvider
-from tests.support.approvals import expect_error_reason
+from tests.support.callers import token_of
+from tests.support.errors import error_reason, expect_error_reason
 from tests.support.payout_operations import (
-    TOKENS,
     approve_payout,
     cancel_payout,
     close_dead_letter,
@@ -29,7 +29,6 @@ from tests.support.payouts import (
     create_destination,
     create_payout,
     create_sale,
-    error_reason,
     get_payout,
     state_name,
     wait_for_state,
@@ -48,10 +47,10 @@ def test_a_dead_lettered_payout_is_retried(
     to = create_destination(shop_client, seller)
     payout_provider.script[to].append(Unknown("malformed", RetryReason.REJECTED))
     payout = create_payout(shop_client, seller)
-    the_dead_letter = wait_for_dead_letter(operator_client, f"payouts/{payout.payout_id}")
-    assert the_dead_letter.cause == "REJECTED"
+    dead_letter = wait_for_dead_letter(operator_client, f"payouts/{payout.payout_id}")
+    assert dead_letter.cause == "REJECTED"
     dead_letter_response = operator_client.payout.GetDeadLetter(
-        pb.GetDeadLetterRequest(dead_letter_id=the_dead_letter.dead_letter_id)
+        pb.GetDeadLetterRequest(dead_letter_id=dead_letter.dead_letter_id)
     )
     assert state_name(dead_letter_response.payout) == "SUBMITTING"
     assert wallet_amounts(operator_client, seller) == ("0.00", "10.00", "0.00")
@@ -85,9 +84,9 @@ def test_a_dead_lettered_payout_is_retried(
     assert (
         len(
             {
-                demand.key
-                for demand in payout_provider.submitted_requests
-                if demand.payout_id == payout.payout_id
+                request.key
+                for request in payout_provider.submitted_requests
+                if request.payout_id == payout.payout_id
             }
         )
         == 1
@@ -104,9 +103,9 @@ def test_closing_applies_a_payment_that_the_provider_reports(
     to = create_destination(shop_client, seller)
     payout_provider.script[to].append(Unknown("malformed", RetryReason.REJECTED))
     payout = create_payout(shop_client, seller, "5.00")
-    the_dead_letter = wait_for_dead_letter(operator_client, f"payouts/{payout.payout_id}")
+    dead_letter = wait_for_dead_letter(operator_client, f"payouts/{payout.payout_id}")
     assert (
-        close_dead_letter(operator_client, the_dead_letter).state
+        close_dead_letter(operator_client, dead_letter).state
         == operator_pb2.DEAD_LETTER_STATE_CLOSED
     )
     payout_response = wait_for_state(shop_client, payout.payout_id, "FAILED")
@@ -117,7 +116,7 @@ def test_closing_applies_a_payment_that_the_provider_reports(
         (move.actor, move.reason)
         for move in payout_response.history
         if move.cause == "CLOSED_BY_OPERATOR"
-    ] == [("chief", "asked them")]
+    ] == [("operator", "asked them")]
     assert wallet_amounts(operator_client, seller) == ("20.00", "0.00", "0.00")
     payout_provider.script[to].extend(
         [Unknown("malformed", RetryReason.REJECTED), Succeeded(unique_id("tr"), 600, "EUR")]
@@ -150,7 +149,7 @@ def test_a_closed_payout_is_booked_by_any_process(
     shop_client: Client,
     operator_client: Client,
     payout_provider: ScriptedPayoutProvider,
-    payout_platform: ServedPlatform,
+    approval_platform: ServedPlatform,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The process that closed a dead letter crashes before booking: after its lease expires another
@@ -160,15 +159,15 @@ def test_a_closed_payout_is_booked_by_any_process(
     to = create_destination(shop_client, seller)
     payout_provider.script[to].append(Unknown("malformed", RetryReason.REJECTED))
     payout = create_payout(shop_client, seller, timeout=1)
-    the_dead_letter = wait_for_dead_letter(operator_client, f"payouts/{payout.payout_id}")
+    dead_letter = wait_for_dead_letter(operator_client, f"payouts/{payout.payout_id}")
     monkeypatch.setattr(PayoutWorker, "after_failure", lambda *_: None)
     assert (
-        close_dead_letter(operator_client, the_dead_letter).state
+        close_dead_letter(operator_client, dead_letter).state
         == operator_pb2.DEAD_LETTER_STATE_CLOSED
     )
     assert state_name(get_payout(shop_client, payout.payout_id).payout) == "FAILED"
     monkeypatch.undo()
-    with psycopg.connect(payout_platform.databases.admin) as connection:
+    with psycopg.connect(approval_platform.databases.admin) as connection:
         connection.execute(
             "update payout.operation set lease_until = now() where operation_id = %s",
             (f"p-{payout.payout_id}",),
@@ -182,8 +181,8 @@ def test_a_cancelled_payout_ends_its_dead_letter(polling_platform: ServedPlatfor
     its caller or with its destination.
     """
     with (
-        polling_platform.client(TOKENS["chief"]) as chief,
-        polling_platform.client(TOKENS["shop"]) as shop,
+        polling_platform.client(token_of("operator")) as operator,
+        polling_platform.client(token_of("shop")) as shop,
     ):
         seller = create_sale(shop, "200.00")
         to = create_destination(shop, seller)
@@ -193,8 +192,8 @@ def test_a_cancelled_payout_ends_its_dead_letter(polling_platform: ServedPlatfor
                 "create trigger no_attempt before insert on payout.attempt for each row execute "
                 "function payout.reject_change()"
             )
-            approve_payout(chief, payout.payout_id)
-            the_dead_letter = wait_for_alerted_dead_letter(chief, f"payouts/{payout.payout_id}")
+            approve_payout(operator, payout.payout_id)
+            dead_letter = wait_for_alerted_dead_letter(operator, f"payouts/{payout.payout_id}")
             admin.execute("drop trigger no_attempt on payout.attempt")
         assert state_name(get_payout(shop, payout.payout_id).payout) == "READY"
         if by == "its caller":
@@ -203,6 +202,6 @@ def test_a_cancelled_payout_ends_its_dead_letter(polling_platform: ServedPlatfor
             shop.payout.DisablePayoutDestination(
                 pb.DisablePayoutDestinationRequest(payout_destination_id=to, reason="sold the bank")
             )
-        assert is_alert_ended_with(polling_platform, the_dead_letter)
+        assert is_alert_ended_with(polling_platform, dead_letter)
         wait_for_state(shop, payout.payout_id, "CANCELLED")
-        assert eventually(lambda: wallet_amounts(chief, seller) == ("200.00", "0.00", "0.00"))
+        assert eventually(lambda: wallet_amounts(operator, seller) == ("200.00", "0.00", "0.00"))

@@ -22,9 +22,9 @@ from tallystick_core.provider.outcome import (
 )
 from tallystick_server.payout.destination_verification import end_destinations
 from tests.fakes.payout_provider import ScriptedPayoutProvider
-from tests.support.approvals import expect_error_reason
+from tests.support.callers import token_of
+from tests.support.errors import expect_error_reason
 from tests.support.payout_operations import (
-    TOKENS,
     approve_payout,
     close_dead_letter,
     is_alert_ended_with,
@@ -103,7 +103,7 @@ def test_a_disabled_destination_cancels_its_unsent_payouts(
 
 
 def test_destinations_that_end_together_lock_operations_by_id(
-    payout_platform: ServedPlatform, shop_client: Client
+    approval_platform: ServedPlatform, shop_client: Client
 ) -> None:
     """Where an answer ends two destinations, the operations of the payouts to both are locked by
     id: a transaction that waits for the first holds no lock on the second.
@@ -118,21 +118,21 @@ def test_destinations_that_end_together_lock_operations_by_id(
     create_payout(shop_client, late_seller, "150.00", payout_id=first)
 
     async def end() -> None:
-        await database_of(payout_platform, "payout").transact(
+        await database_of(approval_platform, "payout").transact(
             lambda connection: end_destinations(
                 connection, [to_early, to_late], DestinationTrigger.ACCOUNT_REJECTED
             )
         )
 
     with (
-        psycopg.connect(payout_platform.databases.admin) as holder,
-        psycopg.connect(payout_platform.databases.admin, autocommit=True) as admin,
+        psycopg.connect(approval_platform.databases.admin) as holder,
+        psycopg.connect(approval_platform.databases.admin, autocommit=True) as admin,
     ):
         holder.execute(
             "select from payout.operation where operation_id = %s for update", (f"p-{first}",)
         )
         with ThreadPoolExecutor(1) as pool:
-            end_future = pool.submit(payout_platform.run_in_loop, end)
+            end_future = pool.submit(approval_platform.run_in_loop, end)
             assert eventually(lambda: admin.execute(WAITING_FOR_LOCK_QUERY).fetchone() == (1,))
             admin.execute(
                 "select from payout.operation where operation_id = %s for update nowait",
@@ -243,8 +243,8 @@ def test_a_disabled_destination_ends_its_dead_letter(
     alert in the same transaction, each with its event.
     """
     with (
-        polling_platform.client(TOKENS["chief"]) as chief,
-        polling_platform.client(TOKENS["shop"]) as shop,
+        polling_platform.client(token_of("operator")) as operator,
+        polling_platform.client(token_of("shop")) as shop,
     ):
         seller, to = create_sale(shop, "10.00"), unique_id("d")
         payout_provider.verifications[to].append(Unknown("malformed", RetryReason.REJECTED))
@@ -252,20 +252,18 @@ def test_a_disabled_destination_ends_its_dead_letter(
             payout_destination_id=to, seller_account=seller, currency="EUR", bank_account_token=to
         )
         shop.payout.CreatePayoutDestination(new)
-        the_dead_letter = wait_for_alerted_dead_letter(chief, f"payoutDestinations/{to}")
+        dead_letter = wait_for_alerted_dead_letter(operator, f"payoutDestinations/{to}")
         shop.payout.DisablePayoutDestination(
             pb.DisablePayoutDestinationRequest(payout_destination_id=to, reason="a typing error")
         )
-        assert is_alert_ended_with(polling_platform, the_dead_letter)
-        retry = pb.RetryDeadLetterRequest(
-            dead_letter_id=the_dead_letter.dead_letter_id, reason="again"
-        )
-        assert expect_error_reason(chief.payout.RetryDeadLetter, retry) == "INVALID_STATE"
+        assert is_alert_ended_with(polling_platform, dead_letter)
+        retry = pb.RetryDeadLetterRequest(dead_letter_id=dead_letter.dead_letter_id, reason="again")
+        assert expect_error_reason(operator.payout.RetryDeadLetter, retry) == "INVALID_STATE"
         dead_letter_event = eventually(
             lambda: [
                 event
-                for event in chief.events(
-                    aggregate_id=f"deadLetters/{the_dead_letter.dead_letter_id}"
+                for event in operator.events(
+                    aggregate_id=f"deadLetters/{dead_letter.dead_letter_id}"
                 )
                 if event.aggregate_version == 2
             ]

@@ -15,10 +15,10 @@ from tallystick_server.app.configuration import Settings
 from tallystick_server.app.wiring import Dependencies
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tests.fakes.payout_provider import ScriptedPayoutProvider
-from tests.support.approvals import expect_error_reason
+from tests.support.callers import token_of
+from tests.support.errors import expect_error_reason
 from tests.support.payout_operations import (
     RETRY,
-    TOKENS,
     cancel_payout,
     close_dead_letter,
     wait_for_dead_letter,
@@ -40,7 +40,7 @@ from tests.support.platform import (
 
 
 def test_a_payout_with_a_conflicting_hold_is_dead_lettered(
-    payout_platform: ServedPlatform,
+    approval_platform: ServedPlatform,
     shop_client: Client,
     operator_client: Client,
     payout_provider: ScriptedPayoutProvider,
@@ -59,28 +59,26 @@ def test_a_payout_with_a_conflicting_hold_is_dead_lettered(
         currency="EUR",
         purpose=wallet_pb2.HOLD_PURPOSE_PAYOUT,
     )
-    with payout_platform.client(TOKENS["platform"]) as service:
+    with approval_platform.client(token_of("platform")) as service:
         service.wallet.BatchPlaceHold(wallet_service_pb2.BatchPlaceHoldRequest(holds=[hold]))
     request = pb.CreatePayoutRequest(
         payout_id=payout_id, seller_account=seller, amount="5.00", currency="EUR"
     )
     shop_client.payout.CreatePayout(request, timeout=1)
-    the_dead_letter = wait_for_dead_letter(operator_client, f"payouts/{payout_id}")
-    assert the_dead_letter.cause == "BOOKING_REJECTED"
-    assert (
-        expect_error_reason(close_dead_letter, operator_client, the_dead_letter) == "INVALID_STATE"
-    )
+    dead_letter = wait_for_dead_letter(operator_client, f"payouts/{payout_id}")
+    assert dead_letter.cause == "BOOKING_REJECTED"
+    assert expect_error_reason(close_dead_letter, operator_client, dead_letter) == "INVALID_STATE"
     # The hold under its id may belong to another payout.
     assert expect_error_reason(cancel_payout, shop_client, payout_id) == "INVALID_STATE"
     operator_client.payout.RetryDeadLetter(
-        pb.RetryDeadLetterRequest(dead_letter_id=the_dead_letter.dead_letter_id, reason="again")
+        pb.RetryDeadLetterRequest(dead_letter_id=dead_letter.dead_letter_id, reason="again")
     )
     assert (
         wait_for_dead_letter(operator_client, f"payouts/{payout_id}").dead_letter_id
-        != the_dead_letter.dead_letter_id
+        != dead_letter.dead_letter_id
     )
     assert state_name(get_payout(shop_client, payout_id).payout) == "CREATED"
-    assert payout_id not in {demand.payout_id for demand in payout_provider.submitted_requests}
+    assert payout_id not in {request.payout_id for request in payout_provider.submitted_requests}
 
 
 @pytest.mark.parametrize(
@@ -99,10 +97,10 @@ def test_a_payout_with_a_rejected_hold_cannot_be_cancelled(
         worker__sweep_interval=3600,
         payout__destination_cooldown=0,
     )
-    ports = Dependencies(payout_providers={"sandbox": payout_provider})
+    dependencies = Dependencies(payout_providers={"sandbox": payout_provider})
     with (
         fresh_database(admin_url, tmp_path) as databases,
-        serve_platform(databases, settings, dependencies=ports) as platform,
+        serve_platform(databases, settings, dependencies=dependencies) as platform,
         platform.client() as client,
     ):
         seller = create_sale(client, "10.00")
@@ -149,7 +147,7 @@ def _retry_reason(platform: ServedPlatform, payout_id: str) -> str:
 
 
 def test_a_payout_ignores_another_hold_with_its_id(
-    payout_platform: ServedPlatform, shop_client: Client, operator_client: Client
+    approval_platform: ServedPlatform, shop_client: Client, operator_client: Client
 ) -> None:
     """A service's hold whose id is a payout's does not prevent the payout from being held and paid,
     and the payout does not end it.
@@ -165,7 +163,7 @@ def test_a_payout_ignores_another_hold_with_its_id(
         currency="EUR",
         purpose=wallet_pb2.HOLD_PURPOSE_RESERVE,
     )
-    with payout_platform.client(TOKENS["platform"]) as service:
+    with approval_platform.client(token_of("platform")) as service:
         assert (
             service.wallet.BatchPlaceHold(wallet_service_pb2.BatchPlaceHoldRequest(holds=[hold]))
             .results[0]

@@ -68,10 +68,10 @@ def test_a_change_returns_while_reads_hang(
         worker__monitor_interval=3600,
         payout__destination_cooldown=0,
     )
-    ports = Dependencies(payout_providers={"sandbox": payout_provider})
+    dependencies = Dependencies(payout_providers={"sandbox": payout_provider})
     with (
         fresh_database(admin_url, tmp_path) as databases,
-        serve_platform(databases, settings, dependencies=ports) as platform,
+        serve_platform(databases, settings, dependencies=dependencies) as platform,
         platform.client() as client,
         ThreadPoolExecutor(8) as readers,
     ):
@@ -127,10 +127,10 @@ def test_a_cancelled_call_leaves_no_orphaned_lease(
         payout__approval_threshold={"EUR": 10_000},
         payout__destination_cooldown=0,
     )
-    ports = Dependencies(payout_providers={"sandbox": payout_provider})
+    dependencies = Dependencies(payout_providers={"sandbox": payout_provider})
     with (
         fresh_database(admin_url, tmp_path) as databases,
-        serve_platform(databases, settings, dependencies=ports) as platform,
+        serve_platform(databases, settings, dependencies=dependencies) as platform,
         platform.client() as client,
     ):
         seller = create_sale(client, "200.00")
@@ -156,9 +156,9 @@ def test_a_cancelled_call_leaves_no_orphaned_lease(
         if call == "CloseDeadLetter":
             payout_provider.script[to].append(Unknown("malformed", RetryReason.REJECTED))
             payout_id = create_payout(client, seller, "5.00", timeout=1).payout_id
-            the_dead_letter = wait_for_dead_letter(client, f"payouts/{payout_id}").dead_letter_id
+            dead_letter = wait_for_dead_letter(client, f"payouts/{payout_id}").dead_letter_id
             request: object = pb.CloseDeadLetterRequest(
-                dead_letter_id=the_dead_letter, reason="asked them", evidence="ticket 7"
+                dead_letter_id=dead_letter, reason="asked them", evidence="ticket 7"
             )
         else:
             payout_id = create_payout(client, seller, "150.00").payout_id

@@ -47,12 +47,12 @@ from tallystick_server.verify.run import verify
 from tallystick_storage.operations import Reschedule, reschedule
 from tallystick_storage.payout import payouts as store
 from tests.fakes.payout_provider import ScriptedPayoutProvider
+from tests.support.errors import error_reason
 from tests.support.payouts import (
     RETRY,
     create_destination,
     create_payout,
     create_sale,
-    error_reason,
     get_payout,
     state_name,
     wait_for_state,
@@ -67,11 +67,6 @@ from tests.support.platform import (
     serve_platform,
     unique_id,
 )
-
-
-@pytest.fixture(scope="module")
-def payout_provider() -> ScriptedPayoutProvider:
-    return ScriptedPayoutProvider()
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +249,7 @@ def test_a_repeat_returns_the_current_payout(
     wait_for_state(payout_client, payout.payout_id, "PAID")
     repeated_payout = create_payout(payout_client, seller, payout_id=payout.payout_id)
     assert (repeated_payout.amount, state_name(repeated_payout)) == ("9.00", "PAID")
-    assert [demand.payout_id for demand in payout_provider.submitted_requests].count(
+    assert [request.payout_id for request in payout_provider.submitted_requests].count(
         payout.payout_id
     ) == 1
     with pytest.raises(TallystickError) as error:
@@ -358,9 +353,9 @@ def test_a_lost_answer_never_pays_twice(
     payout = create_payout(payout_client, seller)
     wait_for_state(payout_client, payout.payout_id, "PAID")
     assert {
-        demand.key
-        for demand in payout_provider.submitted_requests
-        if demand.payout_id == payout.payout_id
+        request.key
+        for request in payout_provider.submitted_requests
+        if request.payout_id == payout.payout_id
     } == {f"dev-p-{payout.payout_id}-1"}
 
 
@@ -391,9 +386,9 @@ def test_a_payout_unknown_to_the_bank_is_sent_again(
     payout = create_payout(payout_client, seller)
     wait_for_state(payout_client, payout.payout_id, "PAID")
     assert [
-        demand.key
-        for demand in payout_provider.submitted_requests
-        if demand.payout_id == payout.payout_id
+        request.key
+        for request in payout_provider.submitted_requests
+        if request.payout_id == payout.payout_id
     ] == [f"dev-p-{payout.payout_id}-1"] * 4
     assert not open_dead_letters(payout_client, payout.payout_id)
 
@@ -404,8 +399,8 @@ def test_an_unsent_payout_is_sent_after_any_outage(
     """K3: a provider that was unreachable until after the key window is looked up once, and
     receives the payout because it does not know it. No operator is needed, and it is paid once.
     """
-    bank, away, actions = ScriptedPayoutProvider(), [True], list[NextAction]()
-    submit, look_up = bank.submit, bank.look_up
+    payout_provider, away, actions = ScriptedPayoutProvider(), [True], list[NextAction]()
+    submit, look_up = payout_provider.submit, payout_provider.look_up
 
     async def submit_when_reached(requests: Sequence[PayoutRequest]) -> Sequence[PayoutOutcome]:
         if away[0]:
@@ -417,8 +412,8 @@ def test_an_unsent_payout_is_sent_after_any_outage(
         actions.append(NextAction.LOOK_UP)
         return await look_up(request)
 
-    bank.submit, bank.look_up = submit_when_reached, record_look_up  # type: ignore[method-assign]
-    bank.key_window = 4.5
+    payout_provider.submit, payout_provider.look_up = submit_when_reached, record_look_up  # type: ignore[method-assign]
+    payout_provider.key_window = 4.5
     settings = Settings().replace(
         retry={
             ("", reason): RetryPolicy(RetryStrategy.FIXED, 0.05, 0.05, 1000)
@@ -432,7 +427,7 @@ def test_an_unsent_payout_is_sent_after_any_outage(
         serve_platform(
             scratch_database,
             settings,
-            dependencies=Dependencies(payout_providers={"sandbox": bank}),
+            dependencies=Dependencies(payout_providers={"sandbox": payout_provider}),
         ) as platform,
         platform.client() as client,
     ):
@@ -597,8 +592,8 @@ def test_a_report_during_booking_is_booked_immediately(
     payout_provider: ScriptedPayoutProvider,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A fact that arrives between the wallet change and the flag moves the payout to a new version;
-    it is booked again immediately, not when its lease expires.
+    """A report that arrives between the wallet change and the flag makes a new version of the
+    payout; it is booked again immediately, not when its lease expires.
     """
     post, payout_id, reference = PayoutBooking.post, unique_id("p"), unique_id("tr")
     error_names: list[object] = []
@@ -810,19 +805,19 @@ def test_the_whole_database_verifies(scratch_database: DatabaseUrls) -> None:
     """After a return of more than was paid, and a transfer in another currency, every check of
     `tallystick verify` passes.
     """
-    bank = ScriptedPayoutProvider()
-    settings, ports = (
+    payout_provider = ScriptedPayoutProvider()
+    settings, dependencies = (
         Settings().replace(retry=RETRY, worker__sweep_interval=0.1),
-        Dependencies(payout_providers={"sandbox": bank}),
+        Dependencies(payout_providers={"sandbox": payout_provider}),
     )
     with (
-        serve_platform(scratch_database, settings, dependencies=ports) as platform,
+        serve_platform(scratch_database, settings, dependencies=dependencies) as platform,
         platform.client() as client,
     ):
         seller = create_sale(client, "10.00")
         to = create_destination(client, seller)
         reference = unique_id("tr")
-        bank.script[to].extend(
+        payout_provider.script[to].extend(
             [
                 Succeeded(reference, 1000, "EUR"),
                 Returned(reference, 1001, "EUR"),
@@ -842,20 +837,20 @@ def test_an_outcome_recorded_without_the_lease_is_booked_immediately(
     """A payout whose answer is recorded while another process holds it is booked as soon as that
     process releases it, not at its next attempt in ten minutes.
     """
-    bank, later = (
+    payout_provider, later = (
         ScriptedPayoutProvider(),
         {("", RetryReason.NO_ANSWER): RetryPolicy(RetryStrategy.FIXED, 600, 600, 5)},
     )
-    settings, ports = (
+    settings, dependencies = (
         Settings().replace(retry=later, worker__sweep_interval=0.1),
-        Dependencies(payout_providers={"sandbox": bank}),
+        Dependencies(payout_providers={"sandbox": payout_provider}),
     )
     with (
-        serve_platform(scratch_database, settings, dependencies=ports) as platform,
+        serve_platform(scratch_database, settings, dependencies=dependencies) as platform,
         platform.client() as client,
     ):
         seller = create_sale(client, "10.00")
-        bank.script[create_destination(client, seller)].append(Unknown("lost"))
+        payout_provider.script[create_destination(client, seller)].append(Unknown("lost"))
         payout_id = create_payout(client, seller, timeout=2.0).payout_id
         payout_worker = payout_worker_of(platform)
         with psycopg.connect(scratch_database.admin, autocommit=True) as admin:

@@ -22,8 +22,9 @@ from tallystick_server.app.configuration import Settings
 from tallystick_server.app.wiring import Dependencies
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tests.fakes.payout_provider import ScriptedPayoutProvider
-from tests.support.approvals import expect_error_reason
-from tests.support.payout_operations import RETRY, TOKENS, payout_alerts
+from tests.support.callers import token_of
+from tests.support.errors import expect_error_reason
+from tests.support.payout_operations import RETRY, payout_alerts
 from tests.support.payouts import (
     create_destination,
     create_payout,
@@ -85,43 +86,43 @@ def test_a_conflicting_report_is_acknowledged(
     different one raises another alert.
     """
     with (
-        polling_platform.client(TOKENS["boss"]) as boss,
-        polling_platform.client(TOKENS["chief"]) as chief,
-        polling_platform.client(TOKENS["shop"]) as shop,
+        polling_platform.client(token_of("approver")) as approver,
+        polling_platform.client(token_of("operator")) as operator,
+        polling_platform.client(token_of("shop")) as shop,
     ):
         seller, reference, kind = (
-            create_sale(boss, "10.00"),
+            create_sale(approver, "10.00"),
             unique_id("tr"),
             "PAYOUT_STATUS_CONFLICT",
         )
-        to = create_destination(boss, seller)
+        to = create_destination(approver, seller)
         payout_provider.script[to].extend(
             [Succeeded(reference, 1000, "EUR"), Declined(PayoutFailure.PROVIDER_DECLINED, "late")]
         )
-        id_ = create_payout(boss, seller).payout_id
-        assert eventually(lambda: is_alert_open(chief, kind, id_, 1))
-        (report,) = wait_for_state(chief, id_, "PAID").conflicting_reports
+        id_ = create_payout(approver, seller).payout_id
+        assert eventually(lambda: is_alert_open(operator, kind, id_, 1))
+        (report,) = wait_for_state(operator, id_, "PAID").conflicting_reports
         assert (report.number, report.report, report.acknowledged_by) == (1, "Declined late", "")
         assert (
             expect_error_reason(lambda: acknowledge_payout(shop, id_, report_number=1))
             == "PERMISSION_DENIED"
         )
-        before = get_payout(chief, id_).payout
-        after = acknowledge_payout(chief, id_, report_number=1)
-        acknowledge_payout(chief, id_, report_number=1, is_replay=True)
+        before = get_payout(operator, id_).payout
+        after = acknowledge_payout(operator, id_, report_number=1)
+        acknowledge_payout(operator, id_, report_number=1, is_replay=True)
         assert (
-            expect_error_reason(lambda: acknowledge_payout(chief, id_, "other", report_number=1))
+            expect_error_reason(lambda: acknowledge_payout(operator, id_, "other", report_number=1))
             == "IDEMPOTENCY_KEY_REUSED"
         )
         assert after.version == before.version + 1
         before.version = after.version
         before.update_time.CopyFrom(after.update_time)
         assert after == before
-        payout_response = get_payout(chief, id_)
+        payout_response = get_payout(operator, id_)
         assert [
             (conflicting_report.acknowledged_by, conflicting_report.acknowledge_reason)
             for conflicting_report in payout_response.conflicting_reports
-        ] == [("chief", "asked the bank")]
+        ] == [("operator", "asked the bank")]
         assert payout_response.conflicting_reports[0].acknowledge_time == after.update_time
         assert (
             payout_response.history[-1].cause,
@@ -129,34 +130,35 @@ def test_a_conflicting_report_is_acknowledged(
             payout_response.history[-1].reason,
         ) == (
             "ACKNOWLEDGED",
-            "chief",
+            "operator",
             "asked the bank",
         )
         assert eventually(
             lambda: (
-                [event.aggregate_version for event in chief.events(aggregate_id=f"payouts/{id_}")][
-                    -1
-                ]
+                [
+                    event.aggregate_version
+                    for event in operator.events(aggregate_id=f"payouts/{id_}")
+                ][-1]
                 == after.version
             )
         )
-        assert eventually(lambda: are_alerts_ended(chief, kind, id_, 1))
+        assert eventually(lambda: are_alerts_ended(operator, kind, id_, 1))
         payout_provider.script[id_].extend(
             [Declined(PayoutFailure.PROVIDER_DECLINED, "late")] * 2
             + [Declined(PayoutFailure.PROVIDER_DECLINED, "risk")]
         )
-        assert eventually(lambda: is_alert_open(chief, kind, id_, 2))
+        assert eventually(lambda: is_alert_open(operator, kind, id_, 2))
         assert [
             conflicting_report.report
-            for conflicting_report in wait_for_state(chief, id_, "PAID").conflicting_reports
+            for conflicting_report in wait_for_state(operator, id_, "PAID").conflicting_reports
         ] == [
             "Declined late",
             "Declined risk",
         ]
-        assert payout_alerts(chief, kind, id_)[0].detail == "Declined risk"
-        acknowledge_payout(chief, id_, report_number=2)
-        assert eventually(lambda: are_alerts_ended(chief, kind, id_, 2))
-        assert wallet_amounts(chief, seller) == ("0.00", "0.00", "0.00")
+        assert payout_alerts(operator, kind, id_)[0].detail == "Declined risk"
+        acknowledge_payout(operator, id_, report_number=2)
+        assert eventually(lambda: are_alerts_ended(operator, kind, id_, 2))
+        assert wallet_amounts(operator, seller) == ("0.00", "0.00", "0.00")
 
 
 def test_a_report_repeated_after_another_raises_an_alert(
@@ -166,26 +168,26 @@ def test_a_report_repeated_after_another_raises_an_alert(
     and continued reports of the same content raise one.
     """
     with (
-        polling_platform.client(TOKENS["boss"]) as boss,
-        polling_platform.client(TOKENS["chief"]) as chief,
+        polling_platform.client(token_of("approver")) as approver,
+        polling_platform.client(token_of("operator")) as operator,
     ):
         seller, reference, kind = (
-            create_sale(boss, "10.00"),
+            create_sale(approver, "10.00"),
             unique_id("tr"),
             "PAYOUT_STATUS_CONFLICT",
         )
-        to = create_destination(boss, seller)
+        to = create_destination(approver, seller)
         payout_provider.script[to].append(Succeeded(reference, 1000, "EUR"))
-        id_ = create_payout(boss, seller).payout_id
+        id_ = create_payout(approver, seller).payout_id
         for number, code in enumerate(("a", "b", "a"), 1):
             payout_provider.script[id_].extend(
                 [Declined(PayoutFailure.PROVIDER_DECLINED, code)] * 3
             )
-            assert eventually(lambda number=number: is_alert_open(chief, kind, id_, number))  # type: ignore[misc]
-            wait_for_state(chief, id_, "PAID")
-            acknowledge_payout(chief, id_, report_number=number)
-            assert eventually(lambda number=number: are_alerts_ended(chief, kind, id_, number))  # type: ignore[misc]
-        assert [report.report for report in get_payout(chief, id_).conflicting_reports] == [
+            assert eventually(lambda number=number: is_alert_open(operator, kind, id_, number))  # type: ignore[misc]
+            wait_for_state(operator, id_, "PAID")
+            acknowledge_payout(operator, id_, report_number=number)
+            assert eventually(lambda number=number: are_alerts_ended(operator, kind, id_, number))  # type: ignore[misc]
+        assert [report.report for report in get_payout(operator, id_).conflicting_reports] == [
             "Declined a",
             "Declined b",
             "Declined a",
@@ -227,7 +229,7 @@ def test_one_process_at_a_time_polls_completed_payouts(admin_url: str, tmp_path:
             dependencies=Dependencies(payout_providers={"sandbox": other_provider}),
         ) as other_platform,
     ):
-        flow = payout_worker_of(other_platform)
+        payout_worker = payout_worker_of(other_platform)
         with (
             serve_platform(
                 databases,
@@ -240,13 +242,13 @@ def test_one_process_at_a_time_polls_completed_payouts(admin_url: str, tmp_path:
             create_destination(client, seller)
             wait_for_state(client, create_payout(client, seller, "5.00").payout_id, "PAID")
             assert eventually(lambda: own_provider.looked_up_ids)
-            other_platform.run_in_loop(flow.polling.run_once)
+            other_platform.run_in_loop(payout_worker.polling.run_once)
             assert other_provider.looked_up_ids == []
         with psycopg.connect(databases.admin) as connection:
             connection.execute(
                 "update payout.leader_lease set lease_until = now() where name like 'watch%'"
             )
-        other_platform.run_in_loop(flow.polling.run_once)
+        other_platform.run_in_loop(payout_worker.polling.run_once)
         assert len(other_provider.looked_up_ids) == 1
 
 
@@ -257,50 +259,53 @@ def test_an_unmatched_transfer_is_acknowledged(
     the same one, raises another alert.
     """
     with (
-        polling_platform.client(TOKENS["boss"]) as boss,
-        polling_platform.client(TOKENS["chief"]) as chief,
+        polling_platform.client(token_of("approver")) as approver,
+        polling_platform.client(token_of("operator")) as operator,
     ):
         seller, first, second, kind = (
-            create_sale(boss, "10.00"),
+            create_sale(approver, "10.00"),
             unique_id("tr"),
             unique_id("tr"),
             "UNMATCHED_TRANSFER",
         )
-        to = create_destination(boss, seller)
+        to = create_destination(approver, seller)
         payout_provider.script[to].append(Succeeded(first, 501, "EUR"))
-        id_ = create_payout(boss, seller, "5.00").payout_id
-        assert eventually(lambda: is_alert_open(chief, kind, id_, 1))
-        wait_for_state(chief, id_, "FAILED")
-        acknowledge_payout(chief, id_, reference=first)
-        acknowledge_payout(chief, id_, reference=first, is_replay=True)
+        id_ = create_payout(approver, seller, "5.00").payout_id
+        assert eventually(lambda: is_alert_open(operator, kind, id_, 1))
+        wait_for_state(operator, id_, "FAILED")
+        acknowledge_payout(operator, id_, reference=first)
+        acknowledge_payout(operator, id_, reference=first, is_replay=True)
         assert (
-            expect_error_reason(lambda: acknowledge_payout(chief, id_, "other", reference=first))
+            expect_error_reason(lambda: acknowledge_payout(operator, id_, "other", reference=first))
             == "IDEMPOTENCY_KEY_REUSED"
         )
-        (transfer,) = get_payout(chief, id_).transfers
+        (transfer,) = get_payout(operator, id_).transfers
         assert (transfer.acknowledged_by, transfer.acknowledge_reason) == (
-            "chief",
+            "operator",
             "asked the bank",
         )
-        assert eventually(lambda: are_alerts_ended(chief, kind, id_, 1))
-        assert wallet_amounts(chief, seller) == ("4.99", "0.00", "0.00")
+        assert eventually(lambda: are_alerts_ended(operator, kind, id_, 1))
+        assert wallet_amounts(operator, seller) == ("4.99", "0.00", "0.00")
         payout_provider.script[id_].append(Succeeded(second, 100, "EUR"))
-        assert eventually(lambda: is_alert_open(chief, kind, id_, 2))
-        assert payout_alerts(chief, kind, id_)[0].detail == f"DUPLICATE {second}"
-        wait_for_state(chief, id_, "FAILED")
-        acknowledge_payout(chief, id_, reference=second)
-        assert eventually(lambda: are_alerts_ended(chief, kind, id_, 2))
+        assert eventually(lambda: is_alert_open(operator, kind, id_, 2))
+        assert payout_alerts(operator, kind, id_)[0].detail == f"DUPLICATE {second}"
+        wait_for_state(operator, id_, "FAILED")
+        acknowledge_payout(operator, id_, reference=second)
+        assert eventually(lambda: are_alerts_ended(operator, kind, id_, 2))
         payout_provider.script[id_].append(Returned(first, 501, "EUR"))
-        assert eventually(lambda: is_alert_open(chief, kind, id_, 3))
-        payout_response = wait_for_state(chief, id_, "FAILED")
-        assert [finding.acknowledged_by for finding in payout_response.transfers] == ["", "chief"]
-        assert [row.actor for row in payout_response.history if row.cause == "ACKNOWLEDGED"] == [
-            "chief",
-            "chief",
+        assert eventually(lambda: is_alert_open(operator, kind, id_, 3))
+        payout_response = wait_for_state(operator, id_, "FAILED")
+        assert [finding.acknowledged_by for finding in payout_response.transfers] == [
+            "",
+            "operator",
         ]
-        acknowledge_payout(chief, id_, "it came back", reference=first)
-        assert eventually(lambda: are_alerts_ended(chief, kind, id_, 3))
-        assert wallet_amounts(chief, seller) == ("9.00", "0.00", "0.00")
+        assert [row.actor for row in payout_response.history if row.cause == "ACKNOWLEDGED"] == [
+            "operator",
+            "operator",
+        ]
+        acknowledge_payout(operator, id_, "it came back", reference=first)
+        assert eventually(lambda: are_alerts_ended(operator, kind, id_, 3))
+        assert wallet_amounts(operator, seller) == ("9.00", "0.00", "0.00")
 
 
 def test_invalid_acknowledgements_of_payouts_are_rejected(

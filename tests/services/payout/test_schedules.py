@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from tallystick import Client, TallystickError
 from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
-from tests.support.approvals import expect_error_reason
+from tests.support.errors import expect_error_reason
 from tests.support.payouts import create_sale
 from tests.support.platform import is_replayed, unique_id
 
@@ -42,7 +42,7 @@ def test_only_operators_set_the_default_schedule(
         current_schedule.fee,
         current_schedule.version,
         current_schedule.caller,
-    ) == ("", "1.00", 1, "chief")
+    ) == ("", "1.00", 1, "operator")
 
 
 def test_a_schedule_update_with_an_outdated_version_is_rejected(

@@ -10,7 +10,8 @@ import pytest
 from tallystick import Client
 from tallystick_server.app.wiring import Dependencies
 from tests.fakes.payout_provider import ScriptedPayoutProvider
-from tests.support.marketplace import SETTINGS, TOKENS
+from tests.support.callers import client_of
+from tests.support.marketplace import SETTINGS
 from tests.support.platform import ServedPlatform, fresh_database, serve_platform
 
 
@@ -31,11 +32,6 @@ def marketplace(
         yield served_platform
 
 
-def client_of(platform: ServedPlatform, name: str) -> Iterator[Client]:
-    with platform.client(TOKENS[name]) as client:
-        yield client
-
-
 @pytest.fixture(scope="module")
 def checkout_client(marketplace: ServedPlatform) -> Iterator[Client]:
     """Takes the marketplace's payments."""
@@ -45,7 +41,7 @@ def checkout_client(marketplace: ServedPlatform) -> Iterator[Client]:
 @pytest.fixture(scope="module")
 def payout_client(marketplace: ServedPlatform) -> Iterator[Client]:
     """Pays the marketplace's sellers."""
-    yield from client_of(marketplace, "money")
+    yield from client_of(marketplace, "payouts")
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +52,9 @@ def rival_client(marketplace: ServedPlatform) -> Iterator[Client]:
 
 @pytest.fixture(scope="module")
 def operator_client(marketplace: ServedPlatform) -> Iterator[Client]:
-    yield from client_of(marketplace, "chief")
+    yield from client_of(marketplace, "operator")
 
 
 @pytest.fixture(scope="module")
 def second_operator_client(marketplace: ServedPlatform) -> Iterator[Client]:
-    yield from client_of(marketplace, "second")
+    yield from client_of(marketplace, "second-operator")

@@ -7,8 +7,9 @@ import pytest
 from tallystick import Client, TallystickError
 from tallystick.wallet.v1 import wallet_pb2
 from tallystick.wallet.v1 import wallet_service_pb2 as wb
-from tests.support.marketplace import TOKENS
-from tests.support.payouts import create_sale, error_reason
+from tests.support.callers import token_of
+from tests.support.errors import error_reason
+from tests.support.payouts import create_sale
 from tests.support.platform import ServedPlatform, unique_id
 
 
@@ -37,8 +38,8 @@ def test_only_payout_service_changes_holds_of_payouts(
 
     own_hold_id = unique_id("h")
     with (
-        marketplace.client(TOKENS["stranger"]) as stranger,
-        marketplace.client(TOKENS["platform"]) as payouts,
+        marketplace.client(token_of("other-service")) as stranger,
+        marketplace.client(token_of("platform")) as payouts,
     ):
         assert (
             not stranger.wallet.BatchPlaceHold(wb.BatchPlaceHoldRequest(holds=[hold(own_hold_id)]))

@@ -12,11 +12,11 @@ from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.wiring import Dependencies
 from tests.fakes.payout_provider import ScriptedPayoutProvider
+from tests.support.callers import token_of
+from tests.support.errors import expect_error_reason
 from tests.support.marketplace import (
     SETTINGS,
-    TOKENS,
     create_paid_order,
-    expect_error_reason,
     preview_payout,
     set_schedule,
 )
@@ -34,7 +34,7 @@ def test_owners_set_cut_offs_and_operators_set_terms(
     for field in ("fee", "minimum_amount", "reserve"):
         assert (
             expect_error_reason(
-                lambda field=field: set_schedule(payout_client, seller, **{field: "0.00"})  # type: ignore[misc]
+                lambda field=field: set_schedule(payout_client, seller, **{field: "0.00"})
             )
             == "PERMISSION_DENIED"
         )
@@ -43,7 +43,7 @@ def test_owners_set_cut_offs_and_operators_set_terms(
     assert (own_schedule.fee, own_schedule.own_terms, own_schedule.caller) == (
         "0.30",
         False,
-        "money",
+        "payouts",
     )
     set_schedule(operator_client, "", fee="0.50")
     assert preview_payout(payout_client, seller).fee == "0.50"
@@ -70,31 +70,31 @@ def test_the_previous_destination_is_used_during_the_cooldown(
                 dependencies=Dependencies(payout_providers={"sandbox": ScriptedPayoutProvider()}),
             )
         )
-        checkout, money = (
-            stack.enter_context(platform.client(TOKENS[name])) for name in ("checkout", "money")
+        checkout, payouts_client = (
+            stack.enter_context(platform.client(token_of(name))) for name in ("checkout", "payouts")
         )
         seller = create_sale(checkout, "10.00")
-        first = create_destination(money, seller)
+        first = create_destination(payouts_client, seller)
         assert (
-            expect_error_reason(lambda: create_payout(money, seller, "1.00"))
+            expect_error_reason(lambda: create_payout(payouts_client, seller, "1.00"))
             == "DESTINATION_UNUSABLE"
         )
-        assert [shortfall.limit for shortfall in preview_payout(money, seller).shortfalls] == [
-            payout_pb2.PAYOUT_BLOCKER_DESTINATION_COOLDOWN
-        ]
+        assert [
+            shortfall.limit for shortfall in preview_payout(payouts_client, seller).shortfalls
+        ] == [payout_pb2.PAYOUT_BLOCKER_DESTINATION_COOLDOWN]
         _advance_clock(scratch_database, hours=2)
-        assert create_payout(money, seller, "1.00").payout_destination_id == first
-        new = create_destination(money, seller)
-        assert preview_payout(money, seller).payout_destination_id == first
+        assert create_payout(payouts_client, seller, "1.00").payout_destination_id == first
+        new = create_destination(payouts_client, seller)
+        assert preview_payout(payouts_client, seller).payout_destination_id == first
         assert (
             expect_error_reason(
-                lambda: create_payout(money, seller, "1.00", payout_destination_id=new)
+                lambda: create_payout(payouts_client, seller, "1.00", payout_destination_id=new)
             )
             == "DESTINATION_UNUSABLE"
         )
-        assert create_payout(money, seller, "1.00").payout_destination_id == first
+        assert create_payout(payouts_client, seller, "1.00").payout_destination_id == first
         _advance_clock(scratch_database, hours=4)
-        assert create_payout(money, seller, "1.00").payout_destination_id == new
+        assert create_payout(payouts_client, seller, "1.00").payout_destination_id == new
 
 
 def _advance_clock(databases: DatabaseUrls, *, hours: int) -> None:
@@ -137,11 +137,13 @@ def test_a_new_destination_for_a_large_amount_requires_approval(
     for _ in range(2):
         assert (
             operator_client.payout.ApprovePayoutDestination(approve).payout_destination.approved_by
-            == "chief"
+            == "operator"
         )
     assert create_payout(payout_client, seller, "1.00").payout_destination_id == new
-    unasked = pb.ApprovePayoutDestinationRequest(payout_destination_id=first, reason="x")
+    unneeded_approval = pb.ApprovePayoutDestinationRequest(payout_destination_id=first, reason="x")
     assert (
-        expect_error_reason(lambda: operator_client.payout.ApprovePayoutDestination(unasked))
+        expect_error_reason(
+            lambda: operator_client.payout.ApprovePayoutDestination(unneeded_approval)
+        )
         == "INVALID_STATE"
     )

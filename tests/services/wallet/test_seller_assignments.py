@@ -7,8 +7,9 @@ import pytest
 from tallystick import Client, TallystickError, new_order
 from tallystick.wallet.v1 import wallet_pb2
 from tallystick.wallet.v1 import wallet_service_pb2 as wb
-from tests.support.marketplace import create_paid_order, expect_error_reason, owner_of
-from tests.support.payouts import create_destination, create_payout, create_sale, error_reason
+from tests.support.errors import error_reason, expect_error_reason
+from tests.support.marketplace import create_paid_order, owner_of
+from tests.support.payouts import create_destination, create_payout, create_sale
 from tests.support.platform import unique_id
 
 
@@ -47,7 +48,7 @@ def test_two_operators_assign_a_seller(
     ) == (
         wallet_pb2.SELLER_ASSIGNMENT_STATE_REQUESTED,
         "market",
-        "chief",
+        "operator",
     )
     approve = wb.ApproveSellerAssignmentRequest(
         seller_assignment_id=pending_assignment.seller_assignment_id, reason="seen the contract"
@@ -81,7 +82,7 @@ def test_two_operators_assign_a_seller(
     assert (response.seller.owner, response.seller.version) == ("rival", 2)
     assert [
         (assignment.requested_by, assignment.decided_by) for assignment in response.assignments
-    ] == [("chief", "second")]
+    ] == [("operator", "second-operator")]
     assert (
         expect_error_reason(lambda: create_paid_order(checkout_client, seller)) == "ALREADY_EXISTS"
     )

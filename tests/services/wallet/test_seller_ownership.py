@@ -15,10 +15,10 @@ from tallystick.event.v1 import event_pb2, event_service_pb2
 from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick.wallet.v1 import wallet_service_pb2 as wb
+from tests.support.callers import token_of
+from tests.support.errors import error_reason, expect_error_reason
 from tests.support.marketplace import (
-    TOKENS,
     create_paid_order,
-    expect_error_reason,
     owner_of,
     preview_payout,
     register_destination,
@@ -28,7 +28,6 @@ from tests.support.payouts import (
     create_destination,
     create_payout,
     create_sale,
-    error_reason,
     wait_for_state,
 )
 from tests.support.platform import ServedPlatform, eventually, unique_id
@@ -55,7 +54,7 @@ def test_callers_of_one_owner_share_resources(
     assert owner_of(operator_client, seller) == "market"
     to = create_destination(payout_client, seller)
     created_payout = create_payout(payout_client, seller, "5.00", payout_destination_id=to)
-    assert (created_payout.owner, created_payout.caller) == ("market", "money")
+    assert (created_payout.owner, created_payout.caller) == ("market", "payouts")
     wait_for_state(checkout_client, created_payout.payout_id, "PAID")
     assert [
         payout.payout_id
@@ -275,7 +274,7 @@ def test_of_two_claims_that_share_a_seller_one_succeeds(
         claims = [
             wb.SellerClaim(seller_account=seller, owner=owner, group=1) for seller in groups[owner]
         ]
-        with marketplace.client(TOKENS["platform"]) as service:
+        with marketplace.client(token_of("platform")) as service:
             answer = service.wallet.BatchClaimSellers(wb.BatchClaimSellersRequest(claims=claims))
         return {seller.seller_account: seller.owner for seller in answer.sellers}
 

@@ -14,14 +14,14 @@ from tallystick import Client, ClientSettings, TallystickError, new_order
 from tallystick.payment.v1 import payment_service_pb2
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.wallet.handlers import WalletHandlers
+from tests.support.callers import token_of
+from tests.support.errors import error_reason, expect_error_reason
 from tests.support.marketplace import (
     SETTINGS,
-    TOKENS,
     create_paid_order,
-    expect_error_reason,
     preview_payout,
 )
-from tests.support.payouts import create_destination, error_reason
+from tests.support.payouts import create_destination
 from tests.support.platform import serve_platform, unique_id
 
 
@@ -34,7 +34,7 @@ def test_payments_of_cached_sellers_are_accepted_in_a_wallet_outage(
     seller = unique_id("s")
     with (
         serve_platform(scratch_database, SETTINGS) as platform,
-        platform.client(TOKENS["checkout"]) as checkout,
+        platform.client(token_of("checkout")) as checkout,
     ):
         create_paid_order(checkout, seller)
     nowhere = dict.fromkeys(("wallet", "ledger", "event"), "127.0.0.1:1")
@@ -45,7 +45,7 @@ def test_payments_of_cached_sellers_are_accepted_in_a_wallet_outage(
             )
         )
         single_try_settings = {
-            name: ClientSettings(token=TOKENS[name], attempts=1) for name in ("checkout", "rival")
+            name: ClientSettings(token=token_of(name), attempts=1) for name in ("checkout", "rival")
         }
         checkout, rival = (
             stack.enter_context(Client(platform.address, settings=settings))
@@ -85,7 +85,7 @@ def test_cached_sellers_do_not_wait_for_unknown_ones_while_the_wallet_hangs(
 
     monkeypatch.setattr(WalletHandlers, "BatchClaimSellers", claim)
     sellers = [unique_id("s") for _ in range(4)]
-    settings = ClientSettings(token=TOKENS["checkout"], attempts=1)
+    settings = ClientSettings(token=token_of("checkout"), attempts=1)
     with (
         serve_platform(scratch_database, SETTINGS) as platform,
         Client(platform.address, settings=settings) as checkout,
@@ -126,7 +126,7 @@ def test_a_wallet_that_rejects_the_service_counts_as_unavailable(
     rejected = SETTINGS.replace(service_token="a-token-that-nobody-knows")
     with ExitStack() as stack:
         full_platform = stack.enter_context(serve_platform(scratch_database, SETTINGS))
-        checkout = stack.enter_context(full_platform.client(TOKENS["checkout"]))
+        checkout = stack.enter_context(full_platform.client(token_of("checkout")))
         create_paid_order(checkout, seller)
         elsewhere = rejected.replace(
             service_addresses=dict.fromkeys(("wallet", "ledger", "event"), full_platform.address)
@@ -135,9 +135,10 @@ def test_a_wallet_that_rejects_the_service_counts_as_unavailable(
             serve_platform(scratch_database, elsewhere, names=("payment", "payout"))
         )
         single_try_settings = {
-            name: ClientSettings(token=TOKENS[name], attempts=1) for name in ("checkout", "money")
+            name: ClientSettings(token=token_of(name), attempts=1)
+            for name in ("checkout", "payouts")
         }
-        checkout, money = (
+        checkout, payouts_client = (
             stack.enter_context(Client(platform.address, settings=settings))
             for settings in single_try_settings.values()
         )
@@ -151,9 +152,9 @@ def test_a_wallet_that_rejects_the_service_counts_as_unavailable(
         )
         for call in (
             lambda: create_paid_order(checkout, unique_id("s")),
-            lambda: create_destination(money, seller),
-            lambda: preview_payout(money, seller),
-            lambda: money.create_payout(unique_id("p"), seller, "EUR", "1.00"),
+            lambda: create_destination(payouts_client, seller),
+            lambda: preview_payout(payouts_client, seller),
+            lambda: payouts_client.create_payout(unique_id("p"), seller, "EUR", "1.00"),
         ):
             with pytest.raises(TallystickError) as error:
                 call()

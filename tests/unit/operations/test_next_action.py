@@ -1,4 +1,4 @@
-"""Next actions for a charge that does not succeed at once: steps, exhausted actions, retry
+"""Next actions for a charge that does not succeed immediately: steps, exhausted actions, retry
 policies.
 """
 
@@ -48,8 +48,6 @@ from tallystick_storage.payout.payouts import NextPayoutPoll
 BOUNDED_STRATEGIES = [
     strategy for strategy in RetryStrategy if strategy is not RetryStrategy.CANCEL
 ]
-
-
 CHARGE_FLAGS = ("attempt_ended", "must_end", "maybe_sent", "lookup_only", "key_honored")
 
 
@@ -420,13 +418,13 @@ def test_account_verification_is_retried_without_limit() -> None:
 
 @given(st.floats(0, 100), st.integers(1, 5), st.integers(0, 8), st.none() | st.floats(0, 200))
 def test_not_found_is_proof_only_by_the_providers_rule(
-    seconds: float, times: int, said: int, since_sent: float | None
+    seconds: float, times: int, expected: int, since_sent: float | None
 ) -> None:
     """The answer "not found" is proof if the provider gave it often enough, and late enough after
     the last possible send; never if that time is unknown.
     """
-    assert FinalNotFound(seconds, times).is_conclusive(said, since_sent) == (
-        since_sent is not None and since_sent >= seconds and said >= times
+    assert FinalNotFound(seconds, times).is_conclusive(expected, since_sent) == (
+        since_sent is not None and since_sent >= seconds and expected >= times
     )
 
 

@@ -401,8 +401,8 @@ def test_every_provider_report_counts_once(
 
 @given(_OUTCOME_LISTS)
 def test_bookings_equal_the_transfers(outcomes: list[PayoutOutcome]) -> None:
-    """L1, O2: each fact balances under its own key, the seller's lines equal the wallet's change,
-    and clearing equals the provider's transfers.
+    """L1, O2: each movement balances under its own key, the seller's lines equal the wallet's
+    change, and clearing equals the provider's transfers.
     """
     record = _apply_outcomes(outcomes)
     movements = _movements_of(record)
@@ -443,8 +443,8 @@ def test_bookings_equal_the_transfers(outcomes: list[PayoutOutcome]) -> None:
 def test_the_sequence_of_reports_makes_no_difference(
     outcomes: list[PayoutOutcome],
 ) -> None:
-    """H1: a payout that was paid and partly returned is RETURNED with the same facts, in any order
-    and number of reports.
+    """H1: a payout that was paid and partly returned is RETURNED with the same movements, in any
+    order and number of reports.
     """
     record = _apply_outcomes(outcomes)
     assert record.state is PayoutState.RETURNED
@@ -510,8 +510,8 @@ def test_the_sequence_of_reports_makes_no_difference(
 def test_every_transfer_is_debited_or_credited(
     outcomes: list[PayoutOutcome], state: str, seller: list[int], matches: list[str]
 ) -> None:
-    """Facts that take money are debited, facts that give money are credited, and the state
-    determines the rest.
+    """Movements that take money are debited, those that give money are credited, and the state
+    determines the remainder.
     """
     record = _apply_outcomes(outcomes)
     assert record.state == state
@@ -782,7 +782,7 @@ def test_each_blocker_has_its_blocked_amount(
 
 @given(st.none() | st.integers(1, 25), _BALANCES, _TERMS, _DESTINATIONS)
 def test_a_payout_is_accepted_exactly_if_it_can_be_paid(
-    asked: int | None,
+    requested_amount: int | None,
     funds: WalletBalance,
     terms: PayoutTerms,
     destination: DestinationReadiness | None,
@@ -792,11 +792,11 @@ def test_a_payout_is_accepted_exactly_if_it_can_be_paid(
     """
     can = quote_payout(funds, terms, destination)
     try:
-        amount = quote_amount(asked, funds, terms, destination)
+        amount = quote_amount(requested_amount, funds, terms, destination)
     except ApiError as error:
         if error.reason is ErrorReason.AMOUNT_OUT_OF_RANGE:
-            assert asked is not None
-            assert asked < terms.minimum_amount or asked <= terms.fee
+            assert requested_amount is not None
+            assert requested_amount < terms.minimum_amount or requested_amount <= terms.fee
             return
         assert error.metadata["blockers"] == ",".join(can.shortfalls)
         nowhere = any(
@@ -811,16 +811,16 @@ def test_a_payout_is_accepted_exactly_if_it_can_be_paid(
             else ErrorReason.INSUFFICIENT_FUNDS
         )
         assert error.reason is expected
-        assert funds.frozen or nowhere or (asked or 1) > can.amount
+        assert funds.frozen or nowhere or (requested_amount or 1) > can.amount
         return
-    assert amount == (can.amount if asked is None else asked)
+    assert amount == (can.amount if requested_amount is None else requested_amount)
     assert amount - terms.fee > 0
     assert funds.available - amount >= terms.reserve
     assert amount >= terms.minimum_amount
 
 
 @pytest.mark.parametrize(
-    ("asked", "reason"),
+    ("requested_amount", "reason"),
     [
         (9, "AMOUNT_OUT_OF_RANGE"),
         (10, "AMOUNT_OUT_OF_RANGE"),
@@ -831,7 +831,9 @@ def test_a_payout_is_accepted_exactly_if_it_can_be_paid(
         (None, None),
     ],
 )
-def test_requested_amounts_satisfy_the_terms(asked: int | None, reason: str | None) -> None:
+def test_requested_amounts_satisfy_the_terms(
+    requested_amount: int | None, reason: str | None
+) -> None:
     """A requested amount is at least the minimum, more than the fee, and no more than the wallet
     minus the reserve.
     """
@@ -841,7 +843,9 @@ def test_requested_amounts_satisfy_the_terms(asked: int | None, reason: str | No
         PayoutTerms(minimum_amount=0, fee=11, reserve=30),
     ):
         try:
-            assert quote_amount(asked, funds, terms, _USABLE_DESTINATION) == (asked or 70)
+            assert quote_amount(requested_amount, funds, terms, _USABLE_DESTINATION) == (
+                requested_amount or 70
+            )
             assert reason is None
         except ApiError as error:
             assert error.reason == reason

@@ -18,6 +18,7 @@ from tests.support.charges import (
     WAIT_FOR_ACCEPTANCE,
     acknowledge_request,
     booked_unapplied_charges,
+    client_of_platform,
     close_dead_letter,
     event_versions,
     failure_reason,
@@ -26,7 +27,7 @@ from tests.support.charges import (
     wait_for_final_order,
 )
 from tests.support.payments import create_payment
-from tests.support.platform import eventually, serve_platform
+from tests.support.platform import eventually
 
 
 def test_a_stuck_order_raises_one_alert_that_ends(
@@ -42,7 +43,7 @@ def test_a_stuck_order_raises_one_alert_that_ends(
         worker__monitor_interval=0.2,
         payment__alert_after={"EXECUTING": 0.2},
     )
-    with serve_platform(scratch_database, settings) as platform, platform.client() as client:
+    with client_of_platform(scratch_database, settings) as client:
         payment = create_payment(
             client, "5.00", token="tok_unreachable:99", wait_for=WAIT_FOR_ACCEPTANCE
         )
@@ -86,13 +87,10 @@ def test_one_process_at_a_time_checks_alert_conditions(scratch_database: Databas
 
 def test_dead_letters_and_unapplied_charges_raise_alerts(scratch_database: DatabaseUrls) -> None:
     """An item that waits for an operator has an alert until it has been closed or acknowledged."""
-    with (
-        serve_platform(
-            scratch_database,
-            Settings().replace(worker__sweep_interval=0.1, worker__monitor_interval=0.2),
-        ) as platform,
-        platform.client() as client,
-    ):
+    with client_of_platform(
+        scratch_database,
+        Settings().replace(worker__sweep_interval=0.1, worker__monitor_interval=0.2),
+    ) as client:
         dead_letter = wait_for_dead_letter(
             client,
             create_payment(client, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE),

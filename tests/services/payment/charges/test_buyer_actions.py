@@ -15,14 +15,16 @@ from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tallystick_server.verify.run import verify
 from tests.support.charges import (
     FAST_RETRY_POLICY,
+    client_of_platform,
     event_versions,
     failure_reason,
     get_order,
+    is_paid,
     scheduled_operation,
     wait_for_final_order,
 )
 from tests.support.payments import charge_log, create_payment
-from tests.support.platform import eventually, serve_platform
+from tests.support.platform import eventually
 
 
 def test_a_charge_is_cancelled_if_the_buyer_does_not_act_in_time(
@@ -38,7 +40,7 @@ def test_a_charge_is_cancelled_if_the_buyer_does_not_act_in_time(
         payment__buyer_action_timeout=0.3,
         payment__review_timeout=0.3,
     )
-    with serve_platform(scratch_database, settings) as platform, platform.client() as client:
+    with client_of_platform(scratch_database, settings) as client:
         acting = create_payment(client, "5.00", token="tok_pending:action")
         order = acting.payment_orders[0]
         assert (
@@ -65,7 +67,7 @@ def test_a_pending_order_is_polled_at_its_resolve_by_time(scratch_database: Data
         worker__sweep_interval=0.1,
         payment__buyer_action_timeout=0.3,
     )
-    with serve_platform(scratch_database, settings) as platform, platform.client() as client:
+    with client_of_platform(scratch_database, settings) as client:
         assert (
             failure_reason(
                 wait_for_final_order(
@@ -95,7 +97,7 @@ def test_a_pending_order_shows_its_current_pending_reason(
         worker__sweep_interval=0.1,
         payment__buyer_action_timeout=3600,
     )
-    with serve_platform(scratch_database, settings) as platform, platform.client() as client:
+    with client_of_platform(scratch_database, settings) as client:
         payment = create_payment(client, "5.00", token=token)
         charge = payment.payment_orders[0].charge_id
         orders_seen: list[payment_pb2.PaymentOrder] = []
@@ -150,11 +152,8 @@ def test_a_charge_is_not_cancelled_after_the_buyer_acted(scratch_database: Datab
         payment__buyer_action_timeout=3.0,
         payment__review_timeout=0.1,
     )
-    with serve_platform(scratch_database, settings) as platform, platform.client() as client:
+    with client_of_platform(scratch_database, settings) as client:
         payment = create_payment(
             client, "5.00", token=f"tok_pending:action-{'-'.join(['review'] * 25)}-paid"
         )
-        assert (
-            wait_for_final_order(client, payment).payment_order_status
-            == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
-        )
+        assert is_paid(client, payment)

@@ -28,13 +28,13 @@ from tallystick_core.provider.outcome import (
 from tallystick_core.provider.payment_provider import ChargeRequest
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
-from tallystick_server.app.wiring import Dependencies
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tallystick_server.verify.run import verify
-from tests.fakes.payment_provider import ScriptedProvider, SlowLookupProvider
+from tests.fakes.payment_provider import ScriptedPaymentProvider, SlowLookupProvider
 from tests.support.charges import (
     WAIT_FOR_ACCEPTANCE,
     cancel_payment,
+    client_of_platform,
     dead_letter_state,
     failure_reason,
     fast_final_settings,
@@ -68,16 +68,11 @@ def test_a_cancelled_charge_unknown_to_the_provider_fails(
     """A charge that may have been sent and was cancelled is FAILED(CALLER_CANCELLED) once "not
     found" is proof, and not before.
     """
-    with (
-        serve_platform(scratch_database, fast_final_settings()) as platform,
-        platform.client() as client,
-    ):
+    with client_of_platform(scratch_database, fast_final_settings()) as client:
         payment = create_payment(client, "5.00", token=token, wait_for=WAIT_FOR_ACCEPTANCE)
         charge = payment.payment_orders[0].charge_id
         assert eventually(lambda: may_have_been_sent(scratch_database, charge))
-        client.payment.CancelPayment(
-            payment_service_pb2.CancelPaymentRequest(checkout_id=payment.checkout_id, reason="r")
-        )
+        cancel_payment(client, payment)
         order = wait_for_final_order(client, payment)
         assert failure_reason(order) == "CALLER_CANCELLED"
         assert order.update_time.ToNanoseconds() - order.create_time.ToNanoseconds() > 0.6e9
@@ -88,7 +83,8 @@ def test_a_cancelled_charge_unknown_to_the_provider_fails(
 def test_a_cancellation_during_a_lookup_takes_effect_immediately(
     scratch_database: DatabaseUrls,
 ) -> None:
-    """A CancelPayment during a lookup of a pending charge takes effect at once, and does not wait
+    """A CancelPayment during a lookup of a pending charge takes effect immediately, and does not
+    wait
     for the next poll an hour later.
     """
     settings = Settings().replace(
@@ -109,10 +105,7 @@ def test_a_cancellation_during_a_lookup_takes_effect_immediately(
         with psycopg.connect(scratch_database.admin) as connection:
             connection.execute("update payment.operation set next_attempt_time = now()")
         assert eventually(lambda: provider.lookup_count)
-        client.payment.CancelPayment(
-            payment_service_pb2.CancelPaymentRequest(checkout_id=payment.checkout_id, reason="r"),
-            timeout=1.5,
-        )
+        cancel_payment(client, payment, timeout=1.5)
         assert failure_reason(wait_for_final_order(client, payment)) == "CALLER_CANCELLED"
 
 
@@ -124,10 +117,7 @@ def test_a_cancellation_or_expiry_ends_a_dead_letter(
     is not sent, and fails once its provider proves not to know it; the dead letter records the
     reason and the caller.
     """
-    with (
-        serve_platform(scratch_database, fast_final_settings()) as platform,
-        platform.client() as client,
-    ):
+    with client_of_platform(scratch_database, fast_final_settings()) as client:
         expire_time = timestamp_in(3) if expires else None
         payment = create_payment(
             client,
@@ -158,15 +148,10 @@ def test_a_dead_letter_names_its_failed_cancellation(
     """A charge that its provider fails to cancel is a dead letter again, which says that its
     payment is cancelled; a repeated cancellation does not requeue it.
     """
-    provider = ScriptedProvider(lambda demand: Unknown("what?", RetryReason.MISMATCHED_OPERATION))
-    with (
-        serve_platform(
-            scratch_database,
-            fast_final_settings(),
-            dependencies=Dependencies(providers={"sandbox": provider}),
-        ) as platform,
-        platform.client() as client,
-    ):
+    provider = ScriptedPaymentProvider(
+        lambda request: Unknown("what?", RetryReason.MISMATCHED_OPERATION)
+    )
+    with client_of_platform(scratch_database, fast_final_settings(), provider) as client:
         payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
         first = wait_for_dead_letter(client, payment)
         request = payment_service_pb2.CancelPaymentRequest(
@@ -189,29 +174,22 @@ def test_a_cancellation_concurrent_with_dead_lettering_is_not_lost(
     dead-lettered: the charge is cancelled at its provider instead.
     """
     lookup_started, go = Event(), Event()
-    provider = ScriptedProvider(lambda demand: Declined(FailureReason.CALLER_CANCELLED))
 
     async def send(request: ChargeRequest) -> ChargeOutcome:
         lookup_started.set()
         assert await asyncio.to_thread(go.wait, 30)
         return Unknown("what?", RetryReason.REJECTED)
 
-    provider.send = send  # type: ignore[method-assign]
+    provider = ScriptedPaymentProvider(
+        lambda request: Declined(FailureReason.CALLER_CANCELLED), send
+    )
     settings = fast_final_settings().replace(
         retry={("", RetryReason.REJECTED): RetryPolicy(RetryStrategy.CANCEL)}
     )
-    with (
-        serve_platform(
-            scratch_database, settings, dependencies=Dependencies(providers={"sandbox": provider})
-        ) as platform,
-        platform.client() as client,
-    ):
+    with client_of_platform(scratch_database, settings, provider) as client:
         payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
         assert lookup_started.wait(30)
-        client.payment.CancelPayment(
-            payment_service_pb2.CancelPaymentRequest(checkout_id=payment.checkout_id, reason="r"),
-            timeout=1,
-        )
+        cancel_payment(client, payment, timeout=1)
         go.set()
         assert failure_reason(wait_for_final_order(client, payment)) == "CALLER_CANCELLED"
         assert not client.payment.ListDeadLetters(
@@ -228,8 +206,7 @@ def test_a_retry_and_a_cancellation_of_one_dead_letter_do_not_deadlock(
     """
     deadlocks = "select deadlocks from pg_stat_database where datname = current_database()"
     with (
-        serve_platform(scratch_database, no_retry_settings()) as platform,
-        platform.client() as client,
+        client_of_platform(scratch_database, no_retry_settings()) as client,
         ThreadPoolExecutor(2) as pool,
         psycopg.connect(scratch_database.admin) as holder,
         psycopg.connect(scratch_database.admin, autocommit=True) as admin,
@@ -321,12 +298,16 @@ def test_an_unknown_payment_cannot_be_cancelled(client: Client) -> None:
 
 def test_a_cancelled_call_leaves_no_orphaned_lease(scratch_database: DatabaseUrls) -> None:
     """CancelPayment calls that are cancelled at any point leave no orphaned lease on a charge."""
-    at_once = {("", RetryReason.NOT_SENT): RetryPolicy(RetryStrategy.FIXED, 0.0, 0.0, 1000)}
+    retry_immediately = {
+        ("", RetryReason.NOT_SENT): RetryPolicy(RetryStrategy.FIXED, 0.0, 0.0, 1000)
+    }
     with (
         serve_platform(
             scratch_database,
             Settings().replace(
-                retry=at_once, worker__sweep_interval=3600, breaker__failure_threshold=1000
+                retry=retry_immediately,
+                worker__sweep_interval=3600,
+                breaker__failure_threshold=1000,
             ),
         ) as platform,
         platform.client() as client,

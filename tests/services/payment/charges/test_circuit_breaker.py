@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import Engine, event
 
-from tallystick import Client, ClientSettings, NotFoundError, UnavailableError, new_order
+from tallystick import NotFoundError, UnavailableError, new_order
 from tallystick.payment.v1 import payment_pb2
 from tallystick.wallet.v1 import wallet_service_pb2
 from tallystick_core.provider.outcome import RetryReason
@@ -20,7 +20,9 @@ from tests.fakes.payment_provider import SandboxProvider
 from tests.support.charges import (
     FAST_RETRY_POLICY,
     WAIT_FOR_ACCEPTANCE,
+    client_of_platform,
     failure_reason,
+    is_paid,
     list_alerts,
     retry_reason,
     sandbox_database,
@@ -47,7 +49,7 @@ def test_rejected_credentials_open_the_circuit_and_raise_an_alert(
         breaker__max_reset_timeout=0.4,
         worker__monitor_interval=0.2,
     )
-    with serve_platform(scratch_database, settings) as platform, platform.client() as client:
+    with client_of_platform(scratch_database, settings) as client:
         first = create_payment(
             client, "5.00", token="tok_forbidden:4", wait_for=WAIT_FOR_ACCEPTANCE
         )
@@ -109,7 +111,7 @@ def test_orders_wait_during_an_outage_and_are_paid_after_it(
             lambda: [alert.kind for alert in list_alerts(client, "providers/sandbox")]
         ) == ["PROVIDER_UNAVAILABLE"]
         with (
-            Client(platform.address, settings=ClientSettings(attempts=1)) as single_attempt_client,
+            platform.client(attempts=1) as single_attempt_client,
             pytest.raises(UnavailableError) as error,
         ):
             create_payment(
@@ -123,7 +125,7 @@ def test_orders_wait_during_an_outage_and_are_paid_after_it(
             client.get_payment("one-too-many")
         new = new_order("one-too-many-1", "buyer-1", "unknown-seller", "5.00", "EUR")
         with (
-            Client(platform.address, settings=ClientSettings(attempts=1)) as single_attempt_client,
+            platform.client(attempts=1) as single_attempt_client,
             pytest.raises(UnavailableError),
         ):
             single_attempt_client.create_payment("one-too-many", [new], credit_card_info="tok_visa")
@@ -138,10 +140,7 @@ def test_orders_wait_during_an_outage_and_are_paid_after_it(
         )
         provider.sandbox.down = False
         for payment in payments:
-            assert (
-                wait_for_final_order(client, payment).payment_order_status
-                == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
-            )
+            assert is_paid(client, payment)
             assert len(charge_log(scratch_database, payment.checkout_id)) == 1
         assert eventually(lambda: not list_alerts(client, "providers/sandbox"))
     assert verify(scratch_database).passed
@@ -205,7 +204,7 @@ def test_a_new_payment_is_the_probe_of_an_open_circuit(
             scratch_database, settings, provider := SandboxProvider(database)
         ) as platform,
         platform.client() as client,
-        Client(platform.address, settings=ClientSettings(attempts=1)) as single_attempt_client,
+        platform.client(attempts=1) as single_attempt_client,
     ):
         provider.sandbox.down = True
         first = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
@@ -263,9 +262,7 @@ def test_an_outage_of_one_provider_does_not_affect_others(scratch_database: Data
         ) as other_platform,
         first_platform.client() as client,
         other_platform.client() as other_client,
-        Client(
-            first_platform.address, settings=ClientSettings(attempts=1)
-        ) as single_attempt_client,
+        first_platform.client(attempts=1) as single_attempt_client,
     ):
         set_down(True)
         pending_payments = [
@@ -286,10 +283,7 @@ def test_an_outage_of_one_provider_does_not_affect_others(scratch_database: Data
         )
         set_down(False)
         for payment in pending_payments:
-            assert (
-                wait_for_final_order(client, payment).payment_order_status
-                == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
-            )
+            assert is_paid(client, payment)
     assert verify(scratch_database).passed
 
 
@@ -317,7 +311,7 @@ def test_new_payments_in_an_outage_share_one_count_of_waiting_charges(
 
     with (
         serve_platform(scratch_database, settings) as platform,
-        Client(platform.address, settings=ClientSettings(attempts=1)) as client,
+        platform.client(attempts=1) as client,
     ):
         pending_payments = [
             create_payment(client, "1.00", token="tok_unreachable", wait_for=WAIT_FOR_ACCEPTANCE)
@@ -360,11 +354,11 @@ def test_charges_that_always_fail_do_not_block_their_provider(
         breaker__failure_threshold=2,
         breaker__reset_timeout=0.02,
     )
-    with serve_platform(scratch_database, settings) as platform, platform.client() as client:
-        poisoned = [
+    with client_of_platform(scratch_database, settings) as client:
+        failing_payments = [
             create_payment(client, "5.00", token="tok_error_stored", wait_for=WAIT_FOR_ACCEPTANCE)
             for _ in range(6)
         ]
         assert create_payment(client, "5.00").is_payment_done
-        for payment in poisoned:
+        for payment in failing_payments:
             assert failure_reason(wait_for_final_order(client, payment)) == "PROVIDER_DECLINED"

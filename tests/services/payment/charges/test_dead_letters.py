@@ -20,17 +20,19 @@ from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.wiring import Dependencies
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tallystick_server.verify.run import verify
-from tests.fakes.payment_provider import ScriptedProvider, succeed
+from tests.fakes.payment_provider import ScriptedPaymentProvider, succeed
 from tests.fakes.payout_provider import ScriptedPayoutProvider
 from tests.support.charges import (
     TWO_ATTEMPTS,
     WAIT_FOR_ACCEPTANCE,
     booked_unapplied_charges,
+    client_of_platform,
     close_dead_letter,
     dead_letter_state,
     event_versions,
     failure_reason,
     fast_final_settings,
+    is_paid,
     retry_dead_letter,
     scheduled_operation,
     wait_for_dead_letter,
@@ -171,7 +173,7 @@ def test_a_charge_with_an_unknown_outcome_is_dead_lettered(scratch_database: Dat
         providers__timeout=0.1,
         providers__key_window=6.0,
     )
-    with serve_platform(scratch_database, settings) as platform, platform.client() as client:
+    with client_of_platform(scratch_database, settings) as client:
         payment = create_payment(
             client, "5.00", token="tok_lost_before:1000000", wait_for=WAIT_FOR_ACCEPTANCE
         )
@@ -193,15 +195,10 @@ def test_a_charge_with_anothers_answer_is_closed_individually(
     """A charge whose provider answers about another one is skipped by bulk closing, and closed when
     it is closed alone.
     """
-    provider = ScriptedProvider(lambda demand: Unknown("what?", RetryReason.MISMATCHED_OPERATION))
-    with (
-        serve_platform(
-            scratch_database,
-            fast_final_settings(),
-            dependencies=Dependencies(providers={"sandbox": provider}),
-        ) as platform,
-        platform.client() as client,
-    ):
+    provider = ScriptedPaymentProvider(
+        lambda request: Unknown("what?", RetryReason.MISMATCHED_OPERATION)
+    )
+    with client_of_platform(scratch_database, fast_final_settings(), provider) as client:
         dead_letter = wait_for_dead_letter(
             client, create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
         )
@@ -244,10 +241,7 @@ def test_closing_asks_the_provider_first(
     dead_letter = wait_for_dead_letter(client, payment)
     insert_provider_charge(two_attempt_platform.databases, payment, f"late-{payment.checkout_id}")
     assert close_dead_letter(client, dead_letter).state == operator_pb2.DEAD_LETTER_STATE_RESOLVED
-    assert (
-        wait_for_final_order(client, payment).payment_order_status
-        == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
-    )
+    assert is_paid(client, payment)
 
 
 @pytest.mark.parametrize(
@@ -257,7 +251,7 @@ def test_closing_asks_the_provider_first(
 def test_closing_needs_a_reason_and_evidence(
     client: Client, reason: str, evidence: str, field: str
 ) -> None:
-    """Reason and operator are both stored in the history; without them nothing is closed."""
+    """Reason and evidence are both stored in the history; without them nothing is closed."""
     payment = create_payment(client, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
     dead_letter = wait_for_dead_letter(client, payment)
     with pytest.raises(InvalidArgumentError) as error:
@@ -272,16 +266,16 @@ def test_a_dead_letter_of_a_removed_provider_is_closed_on_evidence(
     """If the provider no longer exists, an operator's evidence decides: the order is FAILED, and a
     payout's money is released to its seller.
     """
-    bank = ScriptedPayoutProvider()
+    payout_provider = ScriptedPayoutProvider()
     old = Dependencies(
         providers={
-            "old": ScriptedProvider(lambda _: Unknown("malformed", RetryReason.REJECTED)),
-            "sandbox": ScriptedProvider(succeed),
+            "old": ScriptedPaymentProvider(lambda _: Unknown("malformed", RetryReason.REJECTED)),
+            "sandbox": ScriptedPaymentProvider(succeed),
         },
-        payout_providers={"old": bank},
+        payout_providers={"old": payout_provider},
     )
     new = Dependencies(
-        providers={"sandbox": ScriptedProvider(succeed)},
+        providers={"sandbox": ScriptedPaymentProvider(succeed)},
         payout_providers={"sandbox": ScriptedPayoutProvider()},
     )
     first = Settings().replace(
@@ -292,7 +286,7 @@ def test_a_dead_letter_of_a_removed_provider_is_closed_on_evidence(
         platform.client() as client,
     ):
         seller = create_sale(client, "10.00")
-        bank.script[create_destination(client, seller)].append(
+        payout_provider.script[create_destination(client, seller)].append(
             Unknown("malformed", RetryReason.REJECTED)
         )
         payout = create_payout(client, seller, "4.00")
@@ -346,8 +340,8 @@ def test_a_charge_with_anothers_reference_is_closed_on_evidence(
     scratch_database: DatabaseUrls,
 ) -> None:
     """A provider that keeps answering with another charge's reference does not keep an order open.
-    An operator closes its dead letter individually, the order fails, and no money moves by the
-    answer. A charge that was made anyway is found later and booked as unapplied.
+    An operator closes its dead letter individually, the order fails, and the answer moves no money.
+    A charge that was made anyway is found later and booked as unapplied.
     """
     own_references: list[str] = []
 
@@ -362,14 +356,9 @@ def test_a_charge_with_anothers_reference_is_closed_on_evidence(
         ("", RetryReason.POST_COMPLETION_POLL): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, 100_000)
     }
     settings = fast_final_settings().replace(retry={**fast_final_settings().retry, **poll_policy})
-    with (
-        serve_platform(
-            scratch_database,
-            settings,
-            dependencies=Dependencies(providers={"sandbox": ScriptedProvider(outcome_of)}),
-        ) as platform,
-        platform.client() as client,
-    ):
+    with client_of_platform(
+        scratch_database, settings, ScriptedPaymentProvider(outcome_of)
+    ) as client:
         assert create_payment(client, "5.00").is_payment_done
         other_payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
         dead_letter = wait_for_dead_letter(client, other_payment)

@@ -8,17 +8,19 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from tallystick import AlreadyExistsError, Client
 from tallystick.operator.v1 import operator_pb2
-from tallystick.payment.v1 import payment_pb2, payment_service_pb2
+from tallystick.payment.v1 import payment_service_pb2
 from tallystick_core.provider.outcome import ChargeLookupOutcome, NotFound, RetryReason, Unknown
 from tallystick_core.provider.payment_provider import ChargeRequest
 from tallystick_server.app.database.connections import DatabaseUrls
-from tallystick_server.app.wiring import Dependencies
 from tallystick_server.verify.run import verify
-from tests.fakes.payment_provider import ScriptedProvider, outcome_after
+from tests.fakes.payment_provider import ScriptedPaymentProvider, outcome_after
 from tests.support.charges import (
     WAIT_FOR_ACCEPTANCE,
+    cancel_payment,
+    client_of_platform,
     failure_reason,
     fast_final_settings,
+    is_paid,
     no_retry_settings,
     payment_of_dead_process,
     scheduled_operation,
@@ -34,10 +36,7 @@ def test_an_expired_charge_is_not_sent_again(scratch_database: DatabaseUrls) -> 
     """A charge whose sends were lost is not sent after it has expired. The provider is asked to
     cancel it, does not know it, and it is FAILED(EXPIRED); nobody is charged.
     """
-    with (
-        serve_platform(scratch_database, fast_final_settings()) as platform,
-        platform.client() as client,
-    ):
+    with client_of_platform(scratch_database, fast_final_settings()) as client:
         payment = create_payment(
             client,
             "5.00",
@@ -55,10 +54,7 @@ def test_an_expired_charge_that_was_made_is_paid(scratch_database: DatabaseUrls)
     """A charge that the provider made before it expired counts: asked to cancel it, the provider
     reports the charge, and the order is SUCCESS.
     """
-    with (
-        serve_platform(scratch_database, fast_final_settings()) as platform,
-        platform.client() as client,
-    ):
+    with client_of_platform(scratch_database, fast_final_settings()) as client:
         payment = create_payment(
             client,
             "5.00",
@@ -66,10 +62,7 @@ def test_an_expired_charge_that_was_made_is_paid(scratch_database: DatabaseUrls)
             wait_for=WAIT_FOR_ACCEPTANCE,
             expire_time=timestamp_in(4),
         )
-        assert (
-            wait_for_final_order(client, payment).payment_order_status
-            == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
-        )
+        assert is_paid(client, payment)
 
 
 @pytest.mark.parametrize("reason", ["EXPIRED", "CALLER_CANCELLED"])
@@ -89,11 +82,7 @@ def test_an_unsent_charge_is_not_sent_after_expiry_or_cancellation(
             payment = payment_of_dead_process(platform, client, expire_time=timestamp_in(1.0))
         else:
             payment = payment_of_dead_process(platform, client)
-            client.payment.CancelPayment(
-                payment_service_pb2.CancelPaymentRequest(
-                    checkout_id=payment.checkout_id, reason="r"
-                )
-            )
+            cancel_payment(client, payment)
         assert failure_reason(wait_for_final_order(client, payment)) == reason
         assert charge_log(scratch_database, payment.checkout_id) == []
     assert verify(scratch_database).passed
@@ -107,19 +96,11 @@ def test_a_charge_that_expires_while_it_is_dead_lettered_fails(
     it.
     """
     expire_time = timestamp_in(2)
-    provider = ScriptedProvider(lambda demand: NotFound())
-
-    provider.send = lambda request: outcome_after(  # type: ignore[method-assign]
-        expire_time, Unknown("no such call", RetryReason.REJECTED)
+    provider = ScriptedPaymentProvider(
+        lambda request: NotFound(),
+        lambda request: outcome_after(expire_time, Unknown("no such call", RetryReason.REJECTED)),
     )
-    with (
-        serve_platform(
-            scratch_database,
-            no_retry_settings(),
-            dependencies=Dependencies(providers={"sandbox": provider}),
-        ) as platform,
-        platform.client() as client,
-    ):
+    with client_of_platform(scratch_database, no_retry_settings(), provider) as client:
         payment = create_payment(
             client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE, expire_time=expire_time
         )
@@ -148,18 +129,13 @@ def test_an_expired_charge_that_cannot_be_cancelled_stays_a_dead_letter(
         looked_up_ids.append(request.charge_id)
         return Unknown("what?", RetryReason.MISMATCHED_OPERATION)
 
-    provider = ScriptedProvider(outcome_of)
-    provider.send = lambda request: outcome_after(  # type: ignore[method-assign]
-        expire_time, Unknown("what?", RetryReason.MISMATCHED_OPERATION)
+    provider = ScriptedPaymentProvider(
+        outcome_of,
+        lambda request: outcome_after(
+            expire_time, Unknown("what?", RetryReason.MISMATCHED_OPERATION)
+        ),
     )
-    with (
-        serve_platform(
-            scratch_database,
-            no_retry_settings(),
-            dependencies=Dependencies(providers={"sandbox": provider}),
-        ) as platform,
-        platform.client() as client,
-    ):
+    with client_of_platform(scratch_database, no_retry_settings(), provider) as client:
         payment = create_payment(
             client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE, expire_time=expire_time
         )

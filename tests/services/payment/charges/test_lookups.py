@@ -14,14 +14,17 @@ from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.wiring import Dependencies
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tallystick_server.verify.run import verify
-from tests.fakes.payment_provider import ScriptedProvider, succeed_first, unknown_outcome
+from tests.fakes.payment_provider import ScriptedPaymentProvider, succeed_first, unknown_outcome
 from tests.support.charges import (
     FAST_RETRY_POLICY,
     WAIT_FOR_ACCEPTANCE,
     booked_unapplied_charges,
+    cancel_payment,
+    client_of_platform,
     failure_reason,
     fast_final_settings,
     get_order,
+    is_paid,
     list_alerts,
     may_have_been_sent,
     scheduled_operation,
@@ -58,10 +61,7 @@ def test_a_charge_whose_answer_was_lost_is_found_by_lookup(
     that was made.
     """
     payment = create_payment(client, "5.00", token="tok_lost_after:2")
-    assert (
-        wait_for_final_order(client, payment).payment_order_status
-        == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
-    )
+    assert is_paid(client, payment)
     assert [
         state for _, state, _ in charge_log(two_attempt_platform.databases, payment.checkout_id)
     ] == ["SUCCEEDED"]
@@ -110,14 +110,11 @@ def test_past_the_keys_window_a_charge_is_looked_up_and_never_sent_again(
         providers__timeout=0.1,
         providers__key_window=4.5,
     )
-    with serve_platform(scratch_database, settings) as platform, platform.client() as client:
+    with client_of_platform(scratch_database, settings) as client:
         payment = create_payment(
             client, "5.00", token="tok_lost_after:1000", wait_for=WAIT_FOR_ACCEPTANCE
         )
-        assert (
-            wait_for_final_order(client, payment).payment_order_status
-            == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
-        )
+        assert is_paid(client, payment)
         assert len(charge_log(scratch_database, payment.checkout_id)) == 1
 
 
@@ -127,21 +124,12 @@ def test_not_found_is_no_proof_without_the_providers_rule(
     """An adapter whose "not found" is never conclusive: a cancelled charge is looked up until its
     key may be forgotten, then it is a dead letter.
     """
-    provider = ScriptedProvider(lambda demand: NotFound())
-    provider.send = lambda request: unknown_outcome()  # type: ignore[method-assign]
+    provider = ScriptedPaymentProvider(lambda request: NotFound(), unknown_outcome)
     provider.key_window, provider.final_not_found = 7.0, None
     settings = fast_final_settings(worker__lease_duration=4, providers__timeout=0.4)
-    with (
-        serve_platform(
-            scratch_database, settings, dependencies=Dependencies(providers={"sandbox": provider})
-        ) as platform,
-        platform.client() as client,
-    ):
+    with client_of_platform(scratch_database, settings, provider) as client:
         payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
-        client.payment.CancelPayment(
-            payment_service_pb2.CancelPaymentRequest(checkout_id=payment.checkout_id, reason="r"),
-            timeout=2,
-        )
+        cancel_payment(client, payment, timeout=2)
         assert wait_for_dead_letter(client, payment).cause == "OUTCOME_UNKNOWN"
         assert (
             client.get_payment(payment.checkout_id).payment_orders[0].payment_order_status
@@ -160,26 +148,18 @@ def test_a_late_charge_of_a_failed_order_is_unapplied(
     def outcome_of(request: ChargeRequest) -> ChargeLookupOutcome:
         return late_outcomes[0]
 
-    provider = ScriptedProvider(outcome_of)
-    provider.send = lambda request: unknown_outcome()  # type: ignore[method-assign]
+    provider = ScriptedPaymentProvider(outcome_of, unknown_outcome)
     settings = fast_final_settings().replace(
         retry={
             **fast_final_settings().retry,
             ("", RetryReason.POST_COMPLETION_POLL): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, 100),
         },
     )
-    with (
-        serve_platform(
-            scratch_database, settings, dependencies=Dependencies(providers={"sandbox": provider})
-        ) as platform,
-        platform.client() as client,
-    ):
+    with client_of_platform(scratch_database, settings, provider) as client:
         payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
         charge = payment.payment_orders[0].charge_id
         assert eventually(lambda: may_have_been_sent(scratch_database, charge))
-        client.payment.CancelPayment(
-            payment_service_pb2.CancelPaymentRequest(checkout_id=payment.checkout_id, reason="r")
-        )
+        cancel_payment(client, payment)
         assert failure_reason(wait_for_final_order(client, payment)) == "CALLER_CANCELLED"
         late_outcomes[0] = Succeeded("late", 500, "EUR", charge)
         assert eventually(lambda: booked_unapplied_charges(client, payment))
@@ -214,8 +194,7 @@ def test_one_process_at_a_time_polls_failed_charges(scratch_database: DatabaseUr
             looked_up_by_platform[who].append(request.charge_id)
             return NotFound()
 
-        provider = ScriptedProvider(outcome_of)
-        provider.send = lambda request: unknown_outcome()  # type: ignore[method-assign]
+        provider = ScriptedPaymentProvider(outcome_of, unknown_outcome)
         return Dependencies(providers={"sandbox": provider})
 
     often = fast_final_settings().replace(
@@ -239,11 +218,7 @@ def test_one_process_at_a_time_polls_failed_charges(scratch_database: DatabaseUr
             assert eventually(
                 lambda: may_have_been_sent(scratch_database, payment.payment_orders[0].charge_id)
             )
-            client.payment.CancelPayment(
-                payment_service_pb2.CancelPaymentRequest(
-                    checkout_id=payment.checkout_id, reason="r"
-                )
-            )
+            cancel_payment(client, payment)
             assert failure_reason(wait_for_final_order(client, payment)) == "CALLER_CANCELLED"
             lookup_count = len(looked_up_by_platform["often"])
             assert eventually(lambda: len(looked_up_by_platform["often"]) > lookup_count)
@@ -272,9 +247,13 @@ def test_a_failed_charge_with_anothers_reference_raises_an_alert(
             else late_outcomes[0]
         )
 
-    provider = ScriptedProvider(outcome_of)
-    provider.send = lambda request: (  # type: ignore[method-assign]
-        unknown_outcome() if request.payment_token != "tok_first" else succeed_first(request)
+    provider = ScriptedPaymentProvider(
+        outcome_of,
+        lambda request: (
+            unknown_outcome(request)
+            if request.payment_token != "tok_first"
+            else succeed_first(request)
+        ),
     )
     poll_policy = {
         ("", RetryReason.POST_COMPLETION_POLL): RetryPolicy(RetryStrategy.FIXED, 0.1, 0.1, 100_000)
@@ -283,12 +262,7 @@ def test_a_failed_charge_with_anothers_reference_raises_an_alert(
         retry={**fast_final_settings().retry, **poll_policy},
         worker__monitor_interval=0.2,
     )
-    with (
-        serve_platform(
-            scratch_database, settings, dependencies=Dependencies(providers={"sandbox": provider})
-        ) as platform,
-        platform.client() as client,
-    ):
+    with client_of_platform(scratch_database, settings, provider) as client:
         first = create_payment(client, "5.00", token="tok_first").payment_orders[0].charge_id
         payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
         charge, order_id = (
@@ -296,9 +270,7 @@ def test_a_failed_charge_with_anothers_reference_raises_an_alert(
             payment.payment_orders[0].payment_order_id,
         )
         assert eventually(lambda: may_have_been_sent(scratch_database, charge))
-        client.payment.CancelPayment(
-            payment_service_pb2.CancelPaymentRequest(checkout_id=payment.checkout_id, reason="r")
-        )
+        cancel_payment(client, payment)
         assert failure_reason(wait_for_final_order(client, payment)) == "CALLER_CANCELLED"
         late_outcomes[0] = Succeeded("first", 500, "EUR")
         (alert,) = eventually(lambda: list_alerts(client, f"charges/{charge}"))

@@ -32,13 +32,15 @@ from tallystick_server.payment.charge import Charge
 from tallystick_server.verify.run import verify
 from tallystick_storage.operations import claim_dead_lettered, find_held
 from tallystick_storage.payment import orders as payment_store
-from tests.fakes.payment_provider import ScriptedProvider
+from tests.fakes.payment_provider import ScriptedPaymentProvider
 from tests.support.charges import (
     WAIT_FOR_ACCEPTANCE,
     booked_unapplied_charges,
+    client_of_platform,
     close_dead_letter,
     dead_letter_state,
     event_versions,
+    is_paid,
     leased_charge,
     record_outcomes,
     reschedule,
@@ -65,12 +67,9 @@ def test_a_recorded_outcome_is_applied_without_another_call(
     """A process recorded a success and crashed before the order changed: the next process applies
     it, even if the provider is gone.
     """
-    with (
-        serve_platform(
-            scratch_database, Settings().replace(retry=FAST_RETRY, worker__sweep_interval=0.1)
-        ) as platform,
-        platform.client() as client,
-    ):
+    with client_of_platform(
+        scratch_database, Settings().replace(retry=FAST_RETRY, worker__sweep_interval=0.1)
+    ) as client:
         payment = create_payment(
             client, "5.00", token="tok_lost_before:1000", wait_for=WAIT_FOR_ACCEPTANCE
         )
@@ -103,10 +102,7 @@ def test_a_second_amount_of_a_charge_raises_an_alert(
         two_attempt_platform,
         (charge, Succeeded(reference, 500, "EUR")),
     )
-    assert (
-        wait_for_final_order(client, payment).payment_order_status
-        == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
-    )
+    assert is_paid(client, payment)
     record_outcomes(
         two_attempt_platform,
         (charge, Succeeded(reference, 501, "EUR")),
@@ -157,10 +153,10 @@ def test_a_stale_transition_keeps_the_operation_scheduled(
     assert two_attempt_platform.run_in_loop(move) == (0, True)
 
 
-@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("in_one_batch", [True, False])
 @pytest.mark.parametrize("paid", [True, False])
 def test_orders_follow_the_first_recorded_outcome(
-    client: Client, two_attempt_platform: ServedPlatform, paid: bool, at_once: bool
+    client: Client, two_attempt_platform: ServedPlatform, paid: bool, in_one_batch: bool
 ) -> None:
     """A process that lost the lease records a success, then the lease holder gets another outcome:
     the orders follow the first record; a second charge is unapplied.
@@ -188,7 +184,7 @@ def test_orders_follow_the_first_recorded_outcome(
     )
     for charge_outcomes in (
         [((stale_charge, first), (own_charge, second))]
-        if at_once
+        if in_one_batch
         else [((stale_charge, first),), ((own_charge, second),)]
     ):
         record_outcomes(two_attempt_platform, *charge_outcomes)
@@ -272,9 +268,9 @@ def test_an_outcome_recorded_without_the_lease_makes_its_charge_due(
     answer: ChargeOutcome,
     is_held: bool,
 ) -> None:
-    """A charge whose outcome is recorded by a process that lost the lease is paid or fails at once,
-    not at its next attempt in ten minutes. If another process holds the lease, this happens as soon
-    as that process releases it.
+    """A charge whose outcome is recorded by a process that lost the lease is paid or fails
+    immediately, not at its next attempt in ten minutes. If another process holds the lease, this
+    happens as soon as that process releases it.
     """
     payment = create_payment(
         slow_retry_client, "5.00", token="tok_lost_before:1000000", wait_for=WAIT_FOR_ACCEPTANCE
@@ -331,12 +327,12 @@ def test_an_outcome_that_cannot_be_applied_becomes_a_dead_letter(
         ("", RetryReason.NO_ANSWER): RetryPolicy(RetryStrategy.FIXED, 600, 600, 5),
         ("", RetryReason.APPLYING_FAILED): RetryPolicy(RetryStrategy.FIXED, 0.1, 0.1, 3),
     }
-    settings, ports = (
+    settings, dependencies = (
         Settings().replace(retry=retry_as, worker__sweep_interval=0.1),
-        Dependencies(providers={"sandbox": ScriptedProvider(outcome_of)}),
+        Dependencies(providers={"sandbox": ScriptedPaymentProvider(outcome_of)}),
     )
     with (
-        serve_platform(scratch_database, settings, dependencies=ports) as platform,
+        serve_platform(scratch_database, settings, dependencies=dependencies) as platform,
         platform.client() as client,
         psycopg.connect(scratch_database.admin) as admin,
     ):
@@ -364,10 +360,7 @@ def test_an_outcome_that_cannot_be_applied_becomes_a_dead_letter(
         assert (second.cause, second.tries) == ("APPLYING_FAILED", 3)
         admin.execute("alter table payment.payment_order drop constraint no_poison")
         retry_dead_letter(client, second)
-        assert (
-            wait_for_final_order(client, payment).payment_order_status
-            == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
-        )
+        assert is_paid(client, payment)
         assert looked_up_ids == [charge_id]
     assert verify(scratch_database).passed
 
@@ -409,10 +402,7 @@ def test_a_charge_with_a_recorded_outcome_is_not_dead_lettered(
             NextAction.SEND,
         ),
     )
-    assert (
-        wait_for_final_order(slow_retry_client, payment).payment_order_status
-        == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
-    )
+    assert is_paid(slow_retry_client, payment)
     request = payment_service_pb2.ListDeadLettersRequest(page_size=200)
     assert f"charges/{charge_id}" not in {
         dead_letter.subject

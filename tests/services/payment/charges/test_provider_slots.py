@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 
-from tallystick import Client, ClientSettings, NotFoundError, UnavailableError, new_order
+from tallystick import Client, NotFoundError, UnavailableError, new_order
 from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick_server.app.configuration import Settings
@@ -16,6 +16,8 @@ from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.verify.run import verify
 from tests.support.charges import (
     WAIT_FOR_ACCEPTANCE,
+    cancel_payment,
+    client_of_platform,
     close_dead_letter,
     failure_reason,
     holding_provider,
@@ -47,7 +49,7 @@ def test_nothing_is_closed_without_a_provider_slot(
         )
         assert eventually(lambda: other_charge_id in provider.sent_charge_ids)
         with (
-            Client(platform.address, settings=ClientSettings(attempts=1)) as single_attempt_client,
+            platform.client(attempts=1) as single_attempt_client,
             pytest.raises(UnavailableError) as error,
         ):
             close_dead_letter(single_attempt_client, dead_letter)
@@ -92,16 +94,11 @@ def test_a_charge_cancelled_while_it_waits_for_a_slot_is_not_sent(
     the slot.
     """
     settings = Settings().replace(providers__max_calls_per_provider=1, worker__sweep_interval=0.1)
-    with serve_platform(scratch_database, settings) as platform, platform.client() as client:
+    with client_of_platform(scratch_database, settings) as client:
         slow = create_payment(client, "5.00", token="tok_delay:6000", wait_for=WAIT_FOR_ACCEPTANCE)
         waiting_payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
         assert client.get_payment(slow.checkout_id).payment_state == payment_pb2.PAYMENT_STATE_OPEN
-        client.payment.CancelPayment(
-            payment_service_pb2.CancelPaymentRequest(
-                checkout_id=waiting_payment.checkout_id, reason="r"
-            ),
-            timeout=60,
-        )
+        cancel_payment(client, waiting_payment, timeout=60)
         assert failure_reason(wait_for_final_order(client, waiting_payment)) == "CALLER_CANCELLED"
         assert charge_log(scratch_database, waiting_payment.checkout_id) == []
         assert client.wait_for_payment(slow.checkout_id, 60).is_payment_done
@@ -143,9 +140,9 @@ def test_hanging_reads_do_not_delay_charges(scratch_database: DatabaseUrls) -> N
             hanging = [callers.submit(_list_dead_letters, platform.address) for _ in range(24)]
             assert eventually(lambda: charge_log(scratch_database, waiting_payment.checkout_id), 20)
             assert charge_log(scratch_database, slow.checkout_id)
-            assert not any(look.done() for look in hanging)
+            assert not any(read.done() for read in hanging)
             admin.rollback()
-            assert [look.result() for look in hanging]
+            assert [read.result() for read in hanging]
         assert client.wait_for_payment(waiting_payment.checkout_id, 30).is_payment_done
     assert verify(scratch_database).passed
 
@@ -164,7 +161,7 @@ def test_payments_above_the_limit_in_flight_are_rejected(scratch_database: Datab
     settings = Settings().replace(worker__max_in_flight=10, providers__sandbox__latency=60.0)
     with (
         serve_platform(scratch_database, settings) as platform,
-        Client(platform.address, settings=ClientSettings(attempts=1)) as client,
+        platform.client(attempts=1) as client,
     ):
         for _ in range(10):
             create_payment(client, "1.00", wait_for=WAIT_FOR_ACCEPTANCE)

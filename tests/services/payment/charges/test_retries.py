@@ -8,7 +8,6 @@ import psycopg
 import pytest
 
 from tallystick import Client
-from tallystick.payment.v1 import payment_pb2
 from tallystick_core.operations.next_action import NextAction
 from tallystick_core.provider.outcome import (
     ChargeLookupOutcome,
@@ -22,15 +21,16 @@ from tallystick_core.provider.outcome import (
 from tallystick_core.provider.payment_provider import ChargeRequest
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
-from tallystick_server.app.wiring import Dependencies
 from tallystick_server.operations.reschedule import FailedStep
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tallystick_server.verify.run import verify
-from tests.fakes.payment_provider import ScriptedProvider
+from tests.fakes.payment_provider import ScriptedPaymentProvider
 from tests.support.charges import (
     WAIT_FOR_ACCEPTANCE,
+    client_of_platform,
     failure_reason,
     fast_final_settings,
+    is_paid,
     leased_charge,
     payment_of_dead_process,
     reschedule,
@@ -103,8 +103,7 @@ def test_an_unsent_charge_is_sent_after_any_outage(
         actions.append(NextAction.SEND)
         return Succeeded(f"ch_{request.charge_id}", request.amount, request.currency)
 
-    provider = ScriptedProvider(outcome_of)
-    provider.send = send  # type: ignore[method-assign]
+    provider = ScriptedPaymentProvider(outcome_of, send)
     provider.key_window = 4.5
     settings = Settings().replace(
         retry={
@@ -115,19 +114,11 @@ def test_an_unsent_charge_is_sent_after_any_outage(
         worker__lease_duration=2.5,
         providers__timeout=0.1,
     )
-    with (
-        serve_platform(
-            scratch_database, settings, dependencies=Dependencies(providers={"sandbox": provider})
-        ) as platform,
-        platform.client() as client,
-    ):
+    with client_of_platform(scratch_database, settings, provider) as client:
         payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
         assert eventually(lambda: actions), "it was not looked up"
         away[0] = False
-        assert (
-            wait_for_final_order(client, payment).payment_order_status
-            == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
-        )
+        assert is_paid(client, payment)
         assert actions == [NextAction.LOOK_UP, NextAction.SEND]
     assert verify(scratch_database).passed
 
@@ -140,10 +131,7 @@ def test_a_charge_unknown_to_the_provider_is_sent_again(
     its key is honored. It is paid once, and is not dead-lettered.
     """
     payment = create_payment(client, "5.00", token=token)
-    assert (
-        wait_for_final_order(client, payment).payment_order_status
-        == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
-    )
+    assert is_paid(client, payment)
     assert [
         state for _, state, _ in charge_log(two_attempt_platform.databases, payment.checkout_id)
     ] == ["SUCCEEDED"]
@@ -173,19 +161,13 @@ def test_a_charge_recovers_from_a_few_server_errors(scratch_database: DatabaseUr
     charges once it works again, without an operator.
     """
     retry = {("", reason): policy for reason, policy in scaled_defaults(0.1).items()}
-    with (
-        serve_platform(
-            scratch_database, Settings().replace(retry=retry, worker__sweep_interval=0.1)
-        ) as platform,
-        platform.client() as client,
-    ):
+    with client_of_platform(
+        scratch_database, Settings().replace(retry=retry, worker__sweep_interval=0.1)
+    ) as client:
         payment = create_payment(
             client, "5.00", token="tok_error_before:7", wait_for=WAIT_FOR_ACCEPTANCE
         )
-        assert (
-            wait_for_final_order(client, payment).payment_order_status
-            == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
-        )
+        assert is_paid(client, payment)
         assert len(charge_log(scratch_database, payment.checkout_id)) == 1
 
 
@@ -244,12 +226,16 @@ def test_a_full_scan_is_followed_by_another_immediately(
 ) -> None:
     """Due operations are claimed without a pause as long as there are more than one scan claims."""
     monkeypatch.setattr("tallystick_server.operations.worker._MAX_CLAIMED", 3)
-    at_once = {("", RetryReason.NOT_SENT): RetryPolicy(RetryStrategy.FIXED, 0.0, 0.0, 1000)}
+    retry_immediately = {
+        ("", RetryReason.NOT_SENT): RetryPolicy(RetryStrategy.FIXED, 0.0, 0.0, 1000)
+    }
     with (
         serve_platform(
             scratch_database,
             Settings().replace(
-                retry=at_once, worker__sweep_interval=3600, breaker__failure_threshold=1000
+                retry=retry_immediately,
+                worker__sweep_interval=3600,
+                breaker__failure_threshold=1000,
             ),
         ) as platform,
         platform.client() as client,

@@ -16,21 +16,22 @@ from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick_core.provider.outcome import ChargeLookupOutcome, Declined, FailureReason, Succeeded
 from tallystick_core.provider.payment_provider import ChargeRequest
 from tallystick_server.app.database.connections import DatabaseUrls
-from tallystick_server.app.wiring import Dependencies
 from tallystick_server.payment.charge import Charge
 from tallystick_server.payment.unapplied_charges import record_unapplied
 from tallystick_server.verify.run import verify
 from tallystick_storage.database import ConstraintViolation
 from tallystick_storage.operations import AttemptResult, record_attempt_results
-from tests.fakes.payment_provider import ScriptedProvider
+from tests.fakes.payment_provider import ScriptedPaymentProvider
 from tests.support.charges import (
     WAIT_FOR_ACCEPTANCE,
     acknowledge_request,
     booked_unapplied_charges,
+    client_of_platform,
     close_dead_letter,
     event_versions,
     failure_reason,
     fast_final_settings,
+    is_paid,
     leased_charge,
     record_outcomes,
     wait_for_dead_letter,
@@ -43,7 +44,6 @@ from tests.support.platform import (
     database_of,
     eventually,
     is_replayed,
-    serve_platform,
     unique_id,
 )
 
@@ -178,10 +178,7 @@ def test_a_duplicate_charge_is_unapplied_despite_a_rejected_sibling(
         two_attempt_platform,
         (charge, Succeeded(f"first-{checkout}", 500, "EUR")),
     )
-    assert (
-        wait_for_final_order(client, payment).payment_order_status
-        == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
-    )
+    assert is_paid(client, payment)
     record_outcomes(
         two_attempt_platform,
         (charge, Succeeded(f"second-{checkout}", 500, "EUR")),
@@ -252,14 +249,9 @@ def test_one_charge_of_a_provider_pays_one_order(
         first.append(request.charge_id)
         return Succeeded("ch_1", request.amount, request.currency, first[0] if echoes else "")
 
-    with (
-        serve_platform(
-            scratch_database,
-            fast_final_settings(),
-            dependencies=Dependencies(providers={"sandbox": ScriptedProvider(outcome_of)}),
-        ) as platform,
-        platform.client() as client,
-    ):
+    with client_of_platform(
+        scratch_database, fast_final_settings(), ScriptedPaymentProvider(outcome_of)
+    ) as client:
         assert create_payment(client, "5.00").is_payment_done
         for _ in range(2):
             other_payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
@@ -284,13 +276,11 @@ def test_concurrent_uses_of_one_provider_reference_are_rejected(
     """P1: two concurrent transactions store one reference, as an unapplied charge and as another
     charge's success: the second waits and is rejected.
     """
-    transact, payments = (
-        database_of(two_attempt_platform, "payment").transact,
-        [
-            create_payment(client, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
-            for _ in range(2)
-        ],
-    )
+    transact = database_of(two_attempt_platform, "payment").transact
+    payments = [
+        create_payment(client, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
+        for _ in range(2)
+    ]
     for payment in payments:
         wait_for_dead_letter(client, payment)
     ids, reference = [payment.payment_orders[0].charge_id for payment in payments], unique_id("ref")
