@@ -97,7 +97,7 @@ def _run_command(command: list[str]) -> tuple[int | None, str]:
 
 
 def _detect(mutant: Mutant) -> Detection | None:
-    """The check that kills the mutant, or None: the tests that it names, then the simulation. Raises
+    """The check that kills the mutant, or None: its own tests, then the simulation. Raises
     RuntimeError if a run is inconclusive.
     """
     return (_run_tests(mutant.tests) if mutant.tests else None) or _run_simulation()

@@ -19,11 +19,12 @@ from tallystick_core.provider.payment_provider import PaymentProvider
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.wiring import Dependencies
-from tallystick_server.operations.reschedule import FailedStep, Rescheduler
+from tallystick_server.operations.failed_step import FailedStep
+from tallystick_server.operations.reschedule import Rescheduler
 from tallystick_server.operations.retry_policy import RetryPolicies, RetryPolicy, RetryStrategy
 from tallystick_server.payment.charge import Charge, charges_from_rows
 from tallystick_storage.database import Database
-from tallystick_storage.payment import orders as payment_store
+from tallystick_storage.payment import charges as charge_store
 from tests.fakes.payment_provider import HoldingProvider, SandboxProvider
 from tests.support.payments import create_payment
 from tests.support.platform import (
@@ -115,7 +116,7 @@ def wait_for_dead_letter(client: Client, payment: payment_pb2.Payment) -> operat
             (
                 dead_letter
                 for dead_letter in client.payment.ListDeadLetters(request).dead_letters
-                if dead_letter.subject == subject
+                if dead_letter.resource_name == subject
             ),
             None,
         )
@@ -227,7 +228,7 @@ def leased_charge(platform: ServedPlatform, charge_id: str, token: int) -> Charg
     """The charge as a process has it that holds, or held, its lease under a lease token."""
     rows = platform.run_in_loop(
         database_of(platform, "payment").read,
-        lambda connection: payment_store.load_charges(connection, [charge_id]),
+        lambda connection: charge_store.load_charges(connection, [charge_id]),
     )
     return charges_from_rows(rows, {charge_id: token}, 0.0, 60.0)[0]
 
@@ -288,7 +289,7 @@ def list_alerts(
     alerts = client.payment.ListAlerts(
         payment_service_pb2.ListAlertsRequest(ended=include_ended, page_size=200)
     ).alerts
-    return [alert for alert in alerts if alert.subject == subject]
+    return [alert for alert in alerts if alert.resource_name == subject]
 
 
 @contextmanager

@@ -84,7 +84,7 @@ def wait_for_dead_letter(operator_client: Client, subject: str) -> operator_pb2.
         return [
             listed_letter
             for listed_letter in operator_client.payout.ListDeadLetters(request).dead_letters
-            if listed_letter.subject == subject
+            if listed_letter.resource_name == subject
         ]
 
     (open_letter,) = eventually(list_open)
@@ -100,13 +100,15 @@ def close_dead_letter(
     return operator_client.payout.CloseDeadLetter(request).dead_letter
 
 
-def payout_alerts(client: Client, kind: str, payout_id: str) -> list[operator_pb2.Alert]:
+def payout_alerts(
+    client: Client, kind: operator_pb2.AlertKind.ValueType, payout_id: str
+) -> list[operator_pb2.Alert]:
     """All alerts of a kind about a payout, newest first."""
     request = pb.ListAlertsRequest(ended=True, page_size=200)
     return [
         alert
         for alert in client.payout.ListAlerts(request).alerts
-        if (alert.kind, alert.subject) == (kind, f"payouts/{payout_id}")
+        if (alert.kind, alert.resource_name) == (kind, f"payouts/{payout_id}")
     ]
 
 
@@ -123,12 +125,12 @@ def is_alert_ended_with(platform: ServedPlatform, dead_letter: operator_pb2.Dead
 def wait_for_alerted_dead_letter(operator_client: Client, subject: str) -> operator_pb2.DeadLetter:
     """The open dead letter of a subject; waits until there is an alert about it."""
     letter = wait_for_dead_letter(operator_client, subject)
-    alert_key = ("DEAD_LETTER", f"deadLetters/{letter.dead_letter_id}")
+    alert_key = (operator_pb2.ALERT_KIND_DEAD_LETTER, f"deadLetters/{letter.dead_letter_id}")
     assert eventually(
         lambda: (
             alert_key
             in {
-                (alert.kind, alert.subject)
+                (alert.kind, alert.resource_name)
                 for alert in operator_client.payout.ListAlerts(pb.ListAlertsRequest()).alerts
             }
         )

@@ -6,6 +6,7 @@ import json
 import subprocess
 
 from tallystick import Client
+from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick_core.provider.outcome import RetryReason, Succeeded, Unknown
 from tests.fakes.payout_provider import ScriptedPayoutProvider

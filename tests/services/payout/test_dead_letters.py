@@ -48,7 +48,7 @@ def test_a_dead_lettered_payout_is_retried(
     payout_provider.script[to].append(Unknown("malformed", RetryReason.REJECTED))
     payout = create_payout(shop_client, seller)
     dead_letter = wait_for_dead_letter(operator_client, f"payouts/{payout.payout_id}")
-    assert dead_letter.cause == "REJECTED"
+    assert dead_letter.cause == operator_pb2.DEAD_LETTER_CAUSE_REJECTED
     dead_letter_response = operator_client.payout.GetDeadLetter(
         pb.GetDeadLetterRequest(dead_letter_id=dead_letter.dead_letter_id)
     )
@@ -115,7 +115,7 @@ def test_closing_applies_a_payment_that_the_provider_reports(
     assert [
         (move.actor, move.reason)
         for move in payout_response.history
-        if move.cause == "CLOSED_BY_OPERATOR"
+        if move.transition_reason == payout_pb2.PAYOUT_TRANSITION_REASON_CLOSED_BY_OPERATOR
     ] == [("operator", "asked them")]
     assert wallet_amounts(operator_client, seller) == ("20.00", "0.00", "0.00")
     payout_provider.script[to].extend(

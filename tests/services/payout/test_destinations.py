@@ -95,7 +95,10 @@ def test_a_disabled_destination_cancels_its_unsent_payouts(
             == payout_pb2.PAYOUT_DESTINATION_STATE_DISABLED
         )
     payout_response = wait_for_state(shop_client, payout.payout_id, "CANCELLED")
-    assert payout_response.history[-2].cause == "DESTINATION_ENDED"
+    assert (
+        payout_response.history[-2].transition_reason
+        == payout_pb2.PAYOUT_TRANSITION_REASON_DESTINATION_ENDED
+    )
     assert wallet_amounts(operator_client, seller) == ("200.00", "0.00", "0.00")
     other_reason = pb.DisablePayoutDestinationRequest(payout_destination_id=to, reason="other")
     assert reused_field(shop_client.payout.DisablePayoutDestination, other_reason) == "reason"

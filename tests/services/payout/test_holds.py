@@ -8,6 +8,7 @@ import psycopg
 import pytest
 
 from tallystick import Client
+from tallystick.operator.v1 import operator_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_core.provider.outcome import RetryReason
@@ -66,7 +67,7 @@ def test_a_payout_with_a_conflicting_hold_is_dead_lettered(
     )
     shop_client.payout.CreatePayout(request, timeout=1)
     dead_letter = wait_for_dead_letter(operator_client, f"payouts/{payout_id}")
-    assert dead_letter.cause == "BOOKING_REJECTED"
+    assert dead_letter.cause == operator_pb2.DEAD_LETTER_CAUSE_BOOKING_REJECTED
     assert expect_error_reason(close_dead_letter, operator_client, dead_letter) == "INVALID_STATE"
     # The hold under its id may belong to another payout.
     assert expect_error_reason(cancel_payout, shop_client, payout_id) == "INVALID_STATE"

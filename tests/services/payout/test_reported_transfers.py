@@ -7,6 +7,7 @@ from pathlib import Path
 import psycopg
 
 from tallystick import Client
+from tallystick.operator.v1 import operator_pb2
 from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick_core.provider.outcome import (
@@ -65,13 +66,17 @@ def acknowledge_payout(
     return get_payout(client, payout_id).payout
 
 
-def is_alert_open(client: Client, kind: str, payout_id: str, number: int) -> bool:
+def is_alert_open(
+    client: Client, kind: operator_pb2.AlertKind.ValueType, payout_id: str, number: int
+) -> bool:
     """Whether the alert is open and is the expected occurrence."""
     matching_alerts = payout_alerts(client, kind, payout_id)
     return len(matching_alerts) == number and not matching_alerts[0].HasField("end_time")
 
 
-def are_alerts_ended(client: Client, kind: str, payout_id: str, number: int) -> bool:
+def are_alerts_ended(
+    client: Client, kind: operator_pb2.AlertKind.ValueType, payout_id: str, number: int
+) -> bool:
     """Whether there were the given number of alerts, and all have ended."""
     matching_alerts = payout_alerts(client, kind, payout_id)
     return len(matching_alerts) == number and all(
@@ -93,7 +98,7 @@ def test_a_conflicting_report_is_acknowledged(
         seller, reference, kind = (
             create_sale(approver, "10.00"),
             unique_id("tr"),
-            "PAYOUT_STATUS_CONFLICT",
+            operator_pb2.ALERT_KIND_PAYOUT_STATUS_CONFLICT,
         )
         to = create_destination(approver, seller)
         payout_provider.script[to].extend(
@@ -125,11 +130,11 @@ def test_a_conflicting_report_is_acknowledged(
         ] == [("operator", "asked the bank")]
         assert payout_response.conflicting_reports[0].acknowledge_time == after.update_time
         assert (
-            payout_response.history[-1].cause,
+            payout_response.history[-1].transition_reason,
             payout_response.history[-1].actor,
             payout_response.history[-1].reason,
         ) == (
-            "ACKNOWLEDGED",
+            payout_pb2.PAYOUT_TRANSITION_REASON_ACKNOWLEDGED,
             "operator",
             "asked the bank",
         )
@@ -174,7 +179,7 @@ def test_a_report_repeated_after_another_raises_an_alert(
         seller, reference, kind = (
             create_sale(approver, "10.00"),
             unique_id("tr"),
-            "PAYOUT_STATUS_CONFLICT",
+            operator_pb2.ALERT_KIND_PAYOUT_STATUS_CONFLICT,
         )
         to = create_destination(approver, seller)
         payout_provider.script[to].append(Succeeded(reference, 1000, "EUR"))
@@ -266,7 +271,7 @@ def test_an_unmatched_transfer_is_acknowledged(
             create_sale(approver, "10.00"),
             unique_id("tr"),
             unique_id("tr"),
-            "UNMATCHED_TRANSFER",
+            operator_pb2.ALERT_KIND_UNMATCHED_TRANSFER,
         )
         to = create_destination(approver, seller)
         payout_provider.script[to].append(Succeeded(first, 501, "EUR"))
@@ -299,7 +304,11 @@ def test_an_unmatched_transfer_is_acknowledged(
             "",
             "operator",
         ]
-        assert [row.actor for row in payout_response.history if row.cause == "ACKNOWLEDGED"] == [
+        assert [
+            row.actor
+            for row in payout_response.history
+            if row.transition_reason == payout_pb2.PAYOUT_TRANSITION_REASON_ACKNOWLEDGED
+        ] == [
             "operator",
             "operator",
         ]

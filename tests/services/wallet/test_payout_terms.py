@@ -80,7 +80,7 @@ def test_the_previous_destination_is_used_during_the_cooldown(
             == "DESTINATION_UNUSABLE"
         )
         assert [
-            shortfall.limit for shortfall in preview_payout(payouts_client, seller).shortfalls
+            shortfall.blocker for shortfall in preview_payout(payouts_client, seller).shortfalls
         ] == [payout_pb2.PAYOUT_BLOCKER_DESTINATION_COOLDOWN]
         _advance_clock(scratch_database, hours=2)
         assert create_payout(payouts_client, seller, "1.00").payout_destination_id == first

@@ -7,6 +7,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from tallystick.operator.v1 import operator_pb2
 from tallystick_core.provider.outcome import RetryReason
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
@@ -52,7 +53,10 @@ def test_a_stuck_order_raises_one_alert_that_ends(
         assert failure_reason(wait_for_final_order(client, payment)) == "PROVIDER_UNREACHABLE"
         assert eventually(lambda: not list_alerts(client, subject))
         (alert,) = list_alerts(client, subject, include_ended=True)
-        assert (alert.kind, alert.HasField("end_time")) == ("ORDER_STUCK", True)
+        assert (alert.kind, alert.HasField("end_time")) == (
+            operator_pb2.ALERT_KIND_ORDER_STUCK,
+            True,
+        )
         assert alert.detail.startswith("EXECUTING since 2")
         assert eventually(lambda: event_versions(client, f"alerts/{alert.alert_id}") == [1, 2])
     assert (

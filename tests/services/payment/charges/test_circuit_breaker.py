@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import Engine, event
 
 from tallystick import NotFoundError, UnavailableError, new_order
+from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_pb2
 from tallystick.wallet.v1 import wallet_service_pb2
 from tallystick_core.provider.outcome import RetryReason
@@ -61,7 +62,7 @@ def test_rejected_credentials_open_the_circuit_and_raise_an_alert(
         other_payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
         assert eventually(
             lambda: (
-                "PROVIDER_UNAUTHORIZED"
+                operator_pb2.ALERT_KIND_PROVIDER_UNAUTHORIZED
                 in {alert.kind for alert in list_alerts(client, "providers/sandbox")}
             )
         )
@@ -109,7 +110,7 @@ def test_orders_wait_during_an_outage_and_are_paid_after_it(
         ]
         assert eventually(
             lambda: [alert.kind for alert in list_alerts(client, "providers/sandbox")]
-        ) == ["PROVIDER_UNAVAILABLE"]
+        ) == [operator_pb2.ALERT_KIND_PROVIDER_UNAVAILABLE]
         with (
             platform.client(attempts=1) as single_attempt_client,
             pytest.raises(UnavailableError) as error,

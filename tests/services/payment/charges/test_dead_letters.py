@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from tallystick import Client, FailedPreconditionError, InvalidArgumentError
+from tallystick.error.v1 import reason_pb2
 from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_service_pb2
@@ -64,7 +65,7 @@ def test_a_rejected_charge_is_dead_lettered_and_closed(
     payment = create_payment(client, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
     dead_letter = wait_for_dead_letter(client, payment)
     assert (dead_letter.cause, dead_letter.tries, dead_letter.detail) == (
-        "REJECTED",
+        operator_pb2.DEAD_LETTER_CAUSE_REJECTED,
         1,
         "status 400 request_malformed",
     )
@@ -178,7 +179,7 @@ def test_a_charge_with_an_unknown_outcome_is_dead_lettered(scratch_database: Dat
             client, "5.00", token="tok_lost_before:1000000", wait_for=WAIT_FOR_ACCEPTANCE
         )
         dead_letter = wait_for_dead_letter(client, payment)
-        assert dead_letter.cause == "OUTCOME_UNKNOWN"
+        assert dead_letter.cause == operator_pb2.DEAD_LETTER_CAUSE_OUTCOME_UNKNOWN
         age = dead_letter.create_time.ToNanoseconds() - payment.create_time.ToNanoseconds()
         assert age > 1.5e9  # as long as the key outlasts a lease
         assert (
@@ -208,7 +209,7 @@ def test_a_charge_with_anothers_answer_is_closed_individually(
         assert [
             (close_request.dead_letter_id, close_request.error_reason)
             for close_request in client.payment.CloseDeadLetters(many).skipped
-        ] == [(dead_letter.dead_letter_id, "INVALID_STATE")]
+        ] == [(dead_letter.dead_letter_id, reason_pb2.REASON_INVALID_STATE)]
         assert dead_letter_state(client, dead_letter) == "OPEN"
         close_request = payment_service_pb2.CloseDeadLetterRequest(
             dead_letter_id=dead_letter.dead_letter_id, reason="never made", evidence="ticket 7"
@@ -321,7 +322,7 @@ def test_a_dead_letter_of_a_removed_provider_is_closed_on_evidence(
         (dead_letter,) = client.payout.ListDeadLetters(
             payout_service_pb2.ListDeadLettersRequest()
         ).dead_letters
-        assert dead_letter.subject == f"payouts/{payout.payout_id}"
+        assert dead_letter.resource_name == f"payouts/{payout.payout_id}"
         request = payout_service_pb2.CloseDeadLetterRequest(
             dead_letter_id=dead_letter.dead_letter_id,
             reason="the bank is gone",
@@ -368,7 +369,7 @@ def test_a_charge_with_anothers_reference_is_closed_on_evidence(
         assert [
             skipped_letter.error_reason
             for skipped_letter in client.payment.CloseDeadLetters(many).skipped
-        ] == ["INVALID_STATE"]
+        ] == [reason_pb2.REASON_INVALID_STATE]
         assert dead_letter_state(client, dead_letter) == "OPEN"
         close = payment_service_pb2.CloseDeadLetterRequest(
             dead_letter_id=dead_letter.dead_letter_id,

@@ -108,7 +108,11 @@ def test_a_charge_that_expires_while_it_is_dead_lettered_fails(
         dead_letters = client.payment.ListDeadLetters(
             payment_service_pb2.ListDeadLettersRequest()
         ).dead_letters
-        expected_letter = ("REJECTED", operator_pb2.DEAD_LETTER_STATE_RETRIED, "platform")
+        expected_letter = (
+            operator_pb2.DEAD_LETTER_CAUSE_REJECTED,
+            operator_pb2.DEAD_LETTER_STATE_RETRIED,
+            "platform",
+        )
         assert [
             (dead_letter.cause, dead_letter.state, dead_letter.operator)
             for dead_letter in dead_letters

@@ -6,6 +6,7 @@ import psycopg
 import pytest
 
 from tallystick import AlreadyExistsError, Client, NotFoundError
+from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick_core.provider.outcome import ChargeLookupOutcome, NotFound, RetryReason, Succeeded
 from tallystick_core.provider.payment_provider import ChargeRequest
@@ -130,7 +131,10 @@ def test_not_found_is_no_proof_without_the_providers_rule(
     with client_of_platform(scratch_database, settings, provider) as client:
         payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
         cancel_payment(client, payment, timeout=2)
-        assert wait_for_dead_letter(client, payment).cause == "OUTCOME_UNKNOWN"
+        assert (
+            wait_for_dead_letter(client, payment).cause
+            == operator_pb2.DEAD_LETTER_CAUSE_OUTCOME_UNKNOWN
+        )
         assert (
             client.get_payment(payment.checkout_id).payment_orders[0].payment_order_status
             == payment_pb2.PAYMENT_ORDER_STATUS_EXECUTING
@@ -274,7 +278,10 @@ def test_a_failed_charge_with_anothers_reference_raises_an_alert(
         assert failure_reason(wait_for_final_order(client, payment)) == "CALLER_CANCELLED"
         late_outcomes[0] = Succeeded("first", 500, "EUR")
         (alert,) = eventually(lambda: list_alerts(client, f"charges/{charge}"))
-        assert (alert.kind, first in alert.detail) == ("CHARGE_STATUS_CONFLICT", True)
+        assert (alert.kind, first in alert.detail) == (
+            operator_pb2.ALERT_KIND_CHARGE_STATUS_CONFLICT,
+            True,
+        )
         get = payment_service_pb2.GetPaymentOrderRequest(payment_order_id=order_id)
         (report,) = client.payment.GetPaymentOrder(get).conflicting_reports
         assert (report.number, report.acknowledged_by) == (1, "")

@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import Connection
 
 from tallystick import Client, FailedPreconditionError
+from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick_core.operations.next_action import NextAction
 from tallystick_core.provider.outcome import (
@@ -26,7 +27,7 @@ from tallystick_core.provider.payment_provider import ChargeRequest
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.wiring import Dependencies
-from tallystick_server.operations.reschedule import FailedStep
+from tallystick_server.operations.failed_step import FailedStep
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tallystick_server.payment.charge import Charge
 from tallystick_server.verify.run import verify
@@ -350,14 +351,14 @@ def test_an_outcome_that_cannot_be_applied_becomes_a_dead_letter(
             (stale_charge, Succeeded("poison", 500, "EUR")),
         )
         first = wait_for_dead_letter(client, payment)
-        assert (first.cause, first.tries) == ("APPLYING_FAILED", 1 + 3)
+        assert (first.cause, first.tries) == (operator_pb2.DEAD_LETTER_CAUSE_APPLYING_FAILED, 1 + 3)
         with pytest.raises(FailedPreconditionError) as error:
             close_dead_letter(client, first)
         assert "retry the dead letter" in str(error.value)
         assert dead_letter_state(client, first) == "OPEN"
         retry_dead_letter(client, first)
         second = wait_for_dead_letter(client, payment)
-        assert (second.cause, second.tries) == ("APPLYING_FAILED", 3)
+        assert (second.cause, second.tries) == (operator_pb2.DEAD_LETTER_CAUSE_APPLYING_FAILED, 3)
         admin.execute("alter table payment.payment_order drop constraint no_poison")
         retry_dead_letter(client, second)
         assert is_paid(client, payment)
@@ -405,6 +406,6 @@ def test_a_charge_with_a_recorded_outcome_is_not_dead_lettered(
     assert is_paid(slow_retry_client, payment)
     request = payment_service_pb2.ListDeadLettersRequest(page_size=200)
     assert f"charges/{charge_id}" not in {
-        dead_letter.subject
+        dead_letter.resource_name
         for dead_letter in slow_retry_client.payment.ListDeadLetters(request).dead_letters
     }

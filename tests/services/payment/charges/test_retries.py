@@ -8,6 +8,7 @@ import psycopg
 import pytest
 
 from tallystick import Client
+from tallystick.operator.v1 import operator_pb2
 from tallystick_core.operations.next_action import NextAction
 from tallystick_core.provider.outcome import (
     ChargeLookupOutcome,
@@ -21,7 +22,7 @@ from tallystick_core.provider.outcome import (
 from tallystick_core.provider.payment_provider import ChargeRequest
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
-from tallystick_server.operations.reschedule import FailedStep
+from tallystick_server.operations.failed_step import FailedStep
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tallystick_server.verify.run import verify
 from tests.fakes.payment_provider import ScriptedPaymentProvider
@@ -152,7 +153,10 @@ def test_an_order_without_a_passed_risk_check_is_never_sent(scratch_database: Da
             connection.execute("set session_replication_role = replica")
             connection.execute("update payment.payment_order set status = 'NOT_STARTED'")
         dead_letter = wait_for_dead_letter(client, payment)
-        assert (dead_letter.cause, dead_letter.detail) == ("REJECTED", "risk has not passed it")
+        assert (dead_letter.cause, dead_letter.detail) == (
+            operator_pb2.DEAD_LETTER_CAUSE_REJECTED,
+            "risk has not passed it",
+        )
         assert charge_log(scratch_database, payment.checkout_id) == []
 
 
@@ -225,7 +229,7 @@ def test_a_full_scan_is_followed_by_another_immediately(
     scratch_database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Due operations are claimed without a pause as long as there are more than one scan claims."""
-    monkeypatch.setattr("tallystick_server.operations.worker._MAX_CLAIMED", 3)
+    monkeypatch.setattr("tallystick_server.operations.claim._MAX_CLAIMED", 3)
     retry_immediately = {
         ("", RetryReason.NOT_SENT): RetryPolicy(RetryStrategy.FIXED, 0.0, 0.0, 1000)
     }

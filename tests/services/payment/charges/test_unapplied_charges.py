@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 
 from tallystick import AlreadyExistsError, Client, InvalidArgumentError, NotFoundError, new_order
 from tallystick.ledger.v1 import ledger_service_pb2
+from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick_core.provider.outcome import ChargeLookupOutcome, Declined, FailureReason, Succeeded
 from tallystick_core.provider.payment_provider import ChargeRequest
@@ -256,7 +257,7 @@ def test_one_charge_of_a_provider_pays_one_order(
         for _ in range(2):
             other_payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
             dead_letter = wait_for_dead_letter(client, other_payment)
-            assert dead_letter.cause == "MISMATCHED_OPERATION"
+            assert dead_letter.cause == operator_pb2.DEAD_LETTER_CAUSE_MISMATCHED_OPERATION
             assert ("another demand" if echoes else "ch_1") in dead_letter.detail
             assert (
                 not client.get_payment(other_payment.checkout_id)
