@@ -24,7 +24,6 @@ from tallystick_core.payout.state import (
     VERBS,
     PayoutState,
     PayoutTrigger,
-    transition,
 )
 from tallystick_core.provider.outcome import (
     Declined,
@@ -173,18 +172,15 @@ def _match(payout: PayoutRecord, outcome: Succeeded) -> TransferMatch:
 
 def _on_returned(payout: PayoutRecord, outcome: Returned) -> OutcomeEffect:
     transfer = payout.transfers.get(outcome.reference)
-    if transfer is None:  # its payment was not reported, but follows from the return
-        paid_effect = _on_paid(payout, Succeeded(outcome.reference, payout.net, payout.currency))
-        state = transition(payout.state, paid_effect.triggers[0])
-        return_effect = _on_returned(
-            replace(
-                payout,
-                state=state,
-                transfers={**payout.transfers, outcome.reference: paid_effect.transfers[0]},
-            ),
-            outcome,
-        )
-        return replace(return_effect, triggers=paid_effect.triggers + return_effect.triggers)
+    if transfer is not None:
+        return _on_transfer_returned(transfer, outcome)
+    # Its payment was not reported, but follows from the return.
+    paid_effect = _on_paid(payout, Succeeded(outcome.reference, payout.net, payout.currency))
+    return_effect = _on_transfer_returned(paid_effect.transfers[0], outcome)
+    return replace(return_effect, triggers=paid_effect.triggers + return_effect.triggers)
+
+
+def _on_transfer_returned(transfer: Transfer, outcome: Returned) -> OutcomeEffect:
     if transfer.returned_amount is not None:
         return OutcomeEffect(
             is_conflicting=(outcome.amount, outcome.currency)

@@ -5,7 +5,7 @@ Every step is idempotent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from tallystick.ledger.v1 import ledger_service_pb2, ledger_service_pb2_grpc
@@ -40,6 +40,7 @@ from tallystick_storage.database import Database
 from tallystick_storage.payout import transfers
 
 _PayoutMovement = tuple[PayoutOperation, MoneyMovement]
+_Send = Callable[[Sequence[tuple[PayoutOperation, Any]]], Awaitable[Sequence[Any]]]
 
 
 class PayoutBooking:
@@ -86,27 +87,15 @@ class PayoutBooking:
         )
         rejections: dict[str, BookingRejected] = {}
         # Holds are released before other debits, so that the seller owes less.
-        await self._send_in_chunks(
-            self._capture,
-            [(item, None) for item in items if item.state in HOLD_CAPTURED],
-            rejections,
+        steps: tuple[tuple[_Send, Sequence[tuple[PayoutOperation, Any]]], ...] = (
+            (self._capture, [(item, None) for item in items if item.state in HOLD_CAPTURED]),
+            (self._release, [(item, None) for item in items if item.state not in HOLD_CAPTURED]),
+            (self._debit, [entry for entry in other_movements if entry[1].seller_change < 0]),
+            (self._credit, [entry for entry in other_movements if entry[1].seller_change > 0]),
+            (self.post, captured_movements + other_movements),
         )
-        await self._send_in_chunks(
-            self._release,
-            [(item, None) for item in items if item.state not in HOLD_CAPTURED],
-            rejections,
-        )
-        await self._send_in_chunks(
-            self._debit,
-            [entry for entry in other_movements if entry[1].seller_change < 0],
-            rejections,
-        )
-        await self._send_in_chunks(
-            self._credit,
-            [entry for entry in other_movements if entry[1].seller_change > 0],
-            rejections,
-        )
-        await self._send_in_chunks(self.post, captured_movements + other_movements, rejections)
+        for send, entries in steps:
+            await self._send_in_chunks(send, entries, rejections)
         changes = [self._booking_change(item) for item in items if item.payout_id not in rejections]
 
         payouts = (
@@ -147,7 +136,7 @@ class PayoutBooking:
 
     async def _send_in_chunks(
         self,
-        send: Callable[[Sequence[tuple[PayoutOperation, Any]]], Any],
+        send: _Send,
         entries: Sequence[tuple[PayoutOperation, Any]],
         rejections: dict[str, BookingRejected],
     ) -> None:

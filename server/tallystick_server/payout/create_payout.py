@@ -148,41 +148,43 @@ class PayoutCreator:
             lambda connection: store.find_existing(connection, ids)
         )
         plan = PayoutCreationPlan()
-        new_commands = []
         for command in commands:
             row = existing_rows.get(command.payout.payout_id)
             if row is not None:
                 plan.results[row.payout_id] = _replay_or_conflict(command.payout, row)
-            else:
-                new_commands.append(command)
+        new_commands = [
+            command for command in commands if command.payout.payout_id not in existing_rows
+        ]
         if new_commands:
-            missing_keys = sorted(
-                {command.wallet_key for command in new_commands if command.balance is None}
-            )
-            balances = await self._read_balances(missing_keys) if missing_keys else {}
-            owners = await self._resolve_owners(
-                sorted({command.payout.seller_account for command in new_commands})
-            )
-            keys = sorted({command.wallet_key for command in new_commands})
-            destination_ids = sorted(
-                {command.payout.payout_destination_id for command in new_commands} - {""}
-            )
-            payout_context = await self._database.load(
-                lambda connection: PayoutContext.read(connection, keys, owners, destination_ids)
-            )
-            allocated_amounts: Counter[tuple[str, str]] = Counter()
-            # Payouts without an amount take what the others leave.
-            for command in sorted(new_commands, key=lambda command: command.payout.amount is None):
-                balance = command.balance or balances.get(command.wallet_key, WalletBalance())
-                remaining_balance = (
-                    balance.with_hold(allocated_amounts[command.wallet_key])
-                    if command.payout.amount is None
-                    else balance
-                )
-                allocated_amounts[command.wallet_key] += self._plan_payout(
-                    plan, command, remaining_balance, payout_context, owners
-                )
+            await self._plan_new(plan, new_commands)
         return plan
+
+    async def _plan_new(
+        self, plan: PayoutCreationPlan, commands: Sequence[CreatePayoutCommand]
+    ) -> None:
+        """Plans payouts with new ids. Payouts without an amount take what the others leave."""
+        missing_keys = sorted(
+            {command.wallet_key for command in commands if command.balance is None}
+        )
+        balances = await self._read_balances(missing_keys) if missing_keys else {}
+        owners = await self._resolve_owners(
+            sorted({command.payout.seller_account for command in commands})
+        )
+        keys = sorted({command.wallet_key for command in commands})
+        destination_ids = sorted(
+            {command.payout.payout_destination_id for command in commands} - {""}
+        )
+        payout_context = await self._database.load(
+            lambda connection: PayoutContext.read(connection, keys, owners, destination_ids)
+        )
+        allocated_amounts: Counter[tuple[str, str]] = Counter()
+        for command in sorted(commands, key=lambda command: command.payout.amount is None):
+            balance = command.balance or balances.get(command.wallet_key, WalletBalance())
+            if command.payout.amount is None:
+                balance = balance.with_hold(allocated_amounts[command.wallet_key])
+            allocated_amounts[command.wallet_key] += self._plan_payout(
+                plan, command, balance, payout_context, owners
+            )
 
     def _plan_payout(
         self,

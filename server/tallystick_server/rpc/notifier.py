@@ -56,15 +56,18 @@ class Subscription(Generic[M]):
         loading it anyway.
         """
         loop = asyncio.get_running_loop()
+
+        def is_result(resource: M | None) -> bool:
+            return resource is None or not is_in_progress(resource) or loop.time() >= deadline
+
+        if load_first and is_result(resource := await load()):
+            return resource
         while True:
-            if load_first:
-                resource = await load()
-                if resource is None or not is_in_progress(resource) or loop.time() >= deadline:
-                    return resource
-            load_first = True
             await self.wait(max(min(deadline - loop.time(), poll_seconds), 0))
             if self.final is not None:
                 return self.final
+            if is_result(resource := await load()):
+                return resource
 
 
 class ChangeNotifier(Generic[M]):
