@@ -599,8 +599,8 @@ MUTANTS = (
     ),
     Mutant(
         "a request of another caller counts as a repeat",
-        f"{_SERVER}/payment/create_payment.py",
-        '    if row.owner != command.request.owner:\n        return id_taken_error("checkout_id',
+        f"{_SERVER}/payment/existing_payments.py",
+        '    if row.owner != request.owner:\n        return id_taken_error("checkout_id',
         '    if not row.owner:\n        return id_taken_error("checkout_id',
     ),
     Mutant(
@@ -620,18 +620,10 @@ MUTANTS = (
     Mutant(
         "an order is charged before it is stored",
         f"{_SERVER}/payment/create_payment.py",
+        "new_payments = [payment for payment in payments if payment.checkout_id in rows]",
         (
-            "new_payments = [\n"
-            "                payment for payment in payments if "
-            "payment.command.request.checkout_id in rows\n"
-            "            ]"
-        ),
-        (
-            "new_payments = [\n"
-            "                payment for payment in payments if "
-            "payment.command.request.checkout_id in rows\n"
-            "            ]\n"
-            "            [self._start_operation(charge) for payment in new_payments for charge in "
+            "new_payments = [payment for payment in payments if payment.checkout_id in rows]\n"
+            "        [self._start_operation(charge) for payment in new_payments for charge in "
             "payment.charges]"
         ),
     ),
@@ -822,12 +814,8 @@ MUTANTS = (
     Mutant(
         "in a batch every repeat equals the first",
         f"{_SERVER}/operations/batcher.py",
-        (
-            "(duplicates if fingerprint == leader_fingerprint else conflicts).append(\n"
-            "                    (index, leader)\n"
-            "                )"
-        ),
-        ("duplicates.append(\n                    (index, leader)\n                )"),
+        "            if fingerprint == keys[first][1]:\n",
+        "            if fingerprint:\n",
         "tests/unit/operations/test_batcher.py",
     ),
     Mutant(

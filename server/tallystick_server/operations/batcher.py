@@ -293,33 +293,34 @@ async def deduplicate_by_key(
     result, with `replayed` set. Others run after it and find what it stored. A result is a
     dataclass with that field.
     """
+    keys = [key_of(item) for item in items]
     results: list[Any] = [None] * len(items)
     remaining = list(range(len(items)))
     while remaining:
-        leader_by_key: dict[Hashable, tuple[int, bytes]] = {}
-        duplicates: list[tuple[int, int]] = []
-        conflicts: list[tuple[int, int]] = []
+        first_by_key: dict[Hashable, int] = {}
         for index in remaining:
-            item_key, fingerprint = key_of(items[index])
-            leader, leader_fingerprint = leader_by_key.setdefault(item_key, (index, fingerprint))
-            if leader != index:
-                (duplicates if fingerprint == leader_fingerprint else conflicts).append(
-                    (index, leader)
-                )
-        leaders = [index for index, _ in leader_by_key.values()]
-        for index, result in zip(
-            leaders, await bisect_on_error(run, [items[index] for index in leaders]), strict=True
-        ):
+            first_by_key.setdefault(keys[index][0], index)
+        first_indexes = list(first_by_key.values())
+        first_results = await bisect_on_error(run, [items[index] for index in first_indexes])
+        for index, result in zip(first_indexes, first_results, strict=True):
             results[index] = result
-        for index, leader in duplicates:
-            leader_result = results[leader]
-            results[index] = (
-                leader_result
-                if isinstance(leader_result, Exception)
-                else replace(leader_result, replayed=True)
-            )
-        remaining = [index for index, _ in conflicts]
+        others = []
+        for index in remaining:
+            key, fingerprint = keys[index]
+            first = first_by_key[key]
+            if index == first:
+                continue
+            if fingerprint == keys[first][1]:
+                results[index] = _as_replay(results[first])
+            else:
+                others.append(index)
+        remaining = others
     return results
+
+
+def _as_replay(result: Any) -> Any:
+    """The result of a repeated item; an error stays as it is."""
+    return result if isinstance(result, Exception) else replace(result, replayed=True)
 
 
 async def run_flattened(

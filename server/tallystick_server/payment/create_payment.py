@@ -15,15 +15,11 @@ from typing import Any
 from sqlalchemy import Connection, Row
 
 from tallystick.payment.v1 import payment_pb2
-from tallystick_core.errors import ApiError, ErrorReason, id_taken_error, key_reused_error
+from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.payment.charge import format_charge_id
 from tallystick_core.payment.checkout import (
-    ChargeMode,
     CheckoutRequest,
-    MethodType,
     Order,
-    PartialFailurePolicy,
-    first_difference,
     reject_siblings,
 )
 from tallystick_core.payment.fees import FeeRates
@@ -40,9 +36,12 @@ from tallystick_server.operations.batcher import deduplicate_by_key
 from tallystick_server.outbox.events import record_events
 from tallystick_server.payment import convert, events
 from tallystick_server.payment.charge import FIRST_ATTEMPT, Charge, build_charges
+from tallystick_server.payment.existing_payments import find_conflicts
 from tallystick_server.payment.transitions import add_closed_payments
 from tallystick_storage.database import ConstraintViolation, Database
 from tallystick_storage.payment import checkouts as store
+
+_UNIQUE_VIOLATION = "23505"  # an SQLSTATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +90,20 @@ class _RiskCheckedPayment:
     orders: list[tuple[store.NewOrder, payment_pb2.PaymentOrder]]
     charges: list[Charge]
 
+    @property
+    def checkout_id(self) -> str:
+        return self.checkout.checkout_id
+
+
+@dataclass(frozen=True, slots=True)
+class _StoredPayments:
+    """A batch after its transaction. `results` and `create_times` are keyed by checkout id."""
+
+    results: dict[str, CreatePaymentResult | Exception]
+    payments: list[_RiskCheckedPayment]
+    """The payments that this process stored; their charges are to be started."""
+    create_times: dict[str, datetime]
+
 
 class PaymentCreator:
     """Stores payments. Starts each stored charge, leased to this process."""
@@ -129,59 +142,58 @@ class PaymentCreator:
         self, commands: Sequence[CreatePaymentCommand]
     ) -> Sequence[CreatePaymentResult | Exception]:
         now = asyncio.get_running_loop().time()
-        deadline = now + self._lease_seconds
-        create_times: dict[str, datetime] = {}
 
-        def create(
-            connection: Connection,
-        ) -> tuple[dict[str, CreatePaymentResult | Exception], list[_RiskCheckedPayment]]:
-            results = _find_existing(connection, commands)
-            results |= {
-                payment.request.checkout_id: payment.error
-                for payment in commands
-                if payment.error is not None and payment.request.checkout_id not in results
-            }
-            new_commands = [
-                command for command in commands if command.request.checkout_id not in results
-            ]
-            payments = self._check_risk(connection, new_commands, deadline)
-            overflow = _over_capacity(payments, self._remaining_capacity(connection, now))
-            results |= {
-                payment.command.request.checkout_id: provider_unavailable() for payment in overflow
-            }
-            payments = payments[: len(payments) - len(overflow)]
-            rows = self._insert(connection, payments) if payments else {}
-            concurrent_commands = [
-                payment.command
-                for payment in payments
-                if payment.command.request.checkout_id not in rows
-            ]
-            # Another process stored them after the read; the next statement sees them.
-            if concurrent_commands:
-                results |= _find_existing(connection, concurrent_commands)
-            new_payments = [
-                payment for payment in payments if payment.command.request.checkout_id in rows
-            ]
-            _emit_created(connection, new_payments, rows)
-            create_times.update({checkout_id: row.create_time for checkout_id, row in rows.items()})
-            return results, new_payments
+        def create(connection: Connection) -> _StoredPayments:
+            return self._store(connection, commands, now)
 
         try:
-            results, new_payments = await self._database.transact(create)
+            stored = await self._database.transact(create)
         except ConstraintViolation as error:
-            if error.sqlstate != "23505" or len(commands) > 1:
+            if error.sqlstate != _UNIQUE_VIOLATION or len(commands) > 1:
                 raise
             # An order id was taken by a concurrent transaction; the retry finds it.
-            results, new_payments = await self._database.transact(create)
-        for payment in new_payments:
-            results[payment.command.request.checkout_id] = CreatePaymentResult(
-                payment.command.request.checkout_id,
-                replayed=False,
-                in_progress=bool(payment.charges),
-            )
+            stored = await self._database.transact(create)
+        for payment in stored.payments:
             for charge in payment.charges:
-                self._start_operation(self._with_expiry(charge, payment, create_times))
-        return [results[command.request.checkout_id] for command in commands]
+                self._start_operation(self._with_expiry(charge, payment, stored.create_times))
+        return [stored.results[command.request.checkout_id] for command in commands]
+
+    def _store(
+        self, connection: Connection, commands: Sequence[CreatePaymentCommand], now: float
+    ) -> _StoredPayments:
+        """Stores the new payments of a batch. Each step takes those that the previous ones left:
+        find existing ones, reject, check risk, check capacity, insert.
+        """
+        results = _find_existing(connection, commands)
+        results |= {
+            command.request.checkout_id: command.error
+            for command in commands
+            if command.error is not None and command.request.checkout_id not in results
+        }
+        new_commands = [
+            command for command in commands if command.request.checkout_id not in results
+        ]
+        payments = self._check_risk(connection, new_commands, now + self._lease_seconds)
+        overflow = _over_capacity(payments, self._remaining_capacity(connection, now))
+        results |= {payment.checkout_id: provider_unavailable() for payment in overflow}
+        payments = payments[: len(payments) - len(overflow)]
+        rows = self._insert(connection, payments) if payments else {}
+        new_payments = [payment for payment in payments if payment.checkout_id in rows]
+        results |= {
+            payment.checkout_id: CreatePaymentResult(
+                payment.checkout_id, replayed=False, in_progress=bool(payment.charges)
+            )
+            for payment in new_payments
+        }
+        concurrent_commands = [
+            payment.command for payment in payments if payment.checkout_id not in rows
+        ]
+        # Another process stored them after the read; the next statement sees them.
+        if concurrent_commands:
+            results |= _find_existing(connection, concurrent_commands)
+        _emit_created(connection, new_payments, rows)
+        create_times = {checkout_id: row.create_time for checkout_id, row in rows.items()}
+        return _StoredPayments(results, new_payments, create_times)
 
     def _with_expiry(
         self, charge: Charge, payment: _RiskCheckedPayment, create_times: Mapping[str, datetime]
@@ -361,75 +373,10 @@ def _find_existing(
     connection: Connection, commands: Sequence[CreatePaymentCommand]
 ) -> dict[str, CreatePaymentResult | Exception]:
     """The results for ids that already exist, by checkout id."""
-    checkout_ids = [command.request.checkout_id for command in commands]
-    order_ids = [order.payment_order_id for command in commands for order in command.request.orders]
-    rows = store.find_existing(connection, checkout_ids, order_ids)
-    by_checkout = {row.id: row for row in rows if row.resource_type == "checkout"}
-    by_order = {row.id: row for row in rows if row.resource_type == "order"}
-    results: dict[str, CreatePaymentResult | Exception] = {}
-    for command in commands:
-        request = command.request
-        if request.checkout_id in by_checkout:
-            results[request.checkout_id] = _replay_or_conflict(
-                connection, command, by_checkout[request.checkout_id]
-            )
-        elif (
-            taken_order := next(
-                (order for order in request.orders if order.payment_order_id in by_order), None
-            )
-        ) is not None:
-            results[request.checkout_id] = _order_conflict(
-                request, taken_order, by_order[taken_order.payment_order_id]
-            )
-    return results
-
-
-def _replay_or_conflict(
-    connection: Connection, command: CreatePaymentCommand, row: Row[Any]
-) -> CreatePaymentResult | Exception:
-    """The result for an existing id: the payment, or the conflict."""
-    if row.owner != command.request.owner:
-        return id_taken_error("checkout_id")
-    if bytes(row.fingerprint) == command.fingerprint:
-        return CreatePaymentResult(row.id, replayed=True)
-    rows = store.load_request(connection, row.id)
-    orders = tuple(
-        Order(
-            r.payment_order_id,
-            r.buyer_account,
-            r.seller_account,
-            r.amount,
-            r.currency,
-            r.requested_fee,
-        )
-        for r in rows
+    conflicts = find_conflicts(
+        connection, [(command.request, command.fingerprint) for command in commands]
     )
-    first = rows[0]
-    stored_request = CheckoutRequest(
-        checkout_id=first.checkout_id,
-        caller=first.caller,
-        owner=first.owner,
-        buyer_info=first.buyer_info,
-        seller_info=first.seller_info,
-        buyer_country=first.buyer_country,
-        payment_token=first.payment_token,
-        payment_method_type=MethodType(first.payment_method_type),
-        charge_mode=ChargeMode(first.charge_mode),
-        partial_failure_policy=PartialFailurePolicy(first.partial_failure_policy),
-        orders=orders,
-        expire_time=first.expire_time,
-    )
-    return key_reused_error(first_difference(command.request, stored_request))
-
-
-def _order_conflict(request: CheckoutRequest, order: Order, row: Row[Any]) -> Exception:
-    """The result for an order id that belongs to another checkout."""
-    path = f"payment_orders[{order.index}].payment_order_id"
-    if row.owner != request.owner:
-        return id_taken_error(path)
-    return ApiError(
-        ErrorReason.IDEMPOTENCY_KEY_REUSED,
-        f"{path} belongs to another checkout.",
-        field=path,
-        metadata={"field": path},
-    )
+    return {
+        checkout_id: conflict or CreatePaymentResult(checkout_id, replayed=True)
+        for checkout_id, conflict in conflicts.items()
+    }
