@@ -17,7 +17,8 @@ from sqlalchemy import make_url
 
 from tallystick_server.app.database import schema
 from tallystick_server.app.database.connections import DatabaseUrls
-from tallystick_server.app.database.migrate import SCHEMAS, Passwords, migrate, role_names
+from tallystick_server.app.database.migrate import SCHEMAS, migrate
+from tallystick_server.app.database.roles import Passwords, role_names
 from tallystick_server.app.errors import StartupError
 from tallystick_server.verify.run import verify
 from tests.support.platform import eventually, free_address, fresh_database

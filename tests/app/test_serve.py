@@ -23,7 +23,8 @@ from tallystick_server.app import serve
 from tallystick_server.app.configuration import SERVICES, Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.database.embedded import EmbeddedPostgres
-from tallystick_server.app.database.migrate import SCHEMAS, Passwords, migrate
+from tallystick_server.app.database.migrate import SCHEMAS, migrate
+from tallystick_server.app.database.roles import Passwords
 from tallystick_server.app.errors import StartupError
 from tallystick_server.verify.run import verify
 from tests.chaos.platform import freeze_postgres

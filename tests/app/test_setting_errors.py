@@ -10,7 +10,8 @@ import pytest
 from tallystick_core.access import Caller, Role
 from tallystick_server.app.configuration import Settings, load
 from tallystick_server.app.database.connections import DatabaseUrls
-from tallystick_server.app.database.migrate import Passwords, driver_url
+from tallystick_server.app.database.migrate import driver_url
+from tallystick_server.app.database.roles import Passwords
 from tallystick_server.app.errors import StartupError
 
 BAD_SETTINGS = [

@@ -24,7 +24,7 @@ from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_core.provider.outcome import RetryReason
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
-from tallystick_server.app.database.migrate import role_names
+from tallystick_server.app.database.roles import role_names
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tallystick_server.verify.run import run_checks, verify
 from tallystick_storage.verify import Reader

@@ -18,7 +18,8 @@ from typing import Any
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.database.embedded import EmbeddedPostgres
-from tallystick_server.app.database.migrate import Passwords, migrate
+from tallystick_server.app.database.migrate import migrate
+from tallystick_server.app.database.roles import Passwords
 from tests.chaos.check import check, is_idle
 from tests.chaos.load import ChaosLoad
 from tests.chaos.platform import LEASE_SECONDS, ProcessCluster

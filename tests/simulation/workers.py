@@ -17,7 +17,8 @@ from sqlalchemy import make_url
 
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.database.embedded import EmbeddedPostgres
-from tallystick_server.app.database.migrate import Passwords, migrate
+from tallystick_server.app.database.migrate import migrate
+from tallystick_server.app.database.roles import Passwords
 from tests.simulation.crash_points import CrashResults, run_with_crashes
 from tests.simulation.run import Simulation, SimulationPlan, SimulationResult
 from tests.simulation.shrink import shrink

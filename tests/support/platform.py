@@ -31,7 +31,8 @@ from tallystick_core.provider.outcome import RetryReason
 from tallystick_server.app import serve
 from tallystick_server.app.configuration import SERVICES, Settings
 from tallystick_server.app.database.connections import DatabaseUrls
-from tallystick_server.app.database.migrate import SCHEMAS, Passwords, migrate, role_names
+from tallystick_server.app.database.migrate import SCHEMAS, migrate
+from tallystick_server.app.database.roles import Passwords, role_names
 from tallystick_server.app.serve import RunningServer
 from tallystick_server.app.wiring import Dependencies
 from tallystick_server.cli import main

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.database.embedded import EmbeddedPostgres
-from tallystick_server.app.database.migrate import Passwords, migrate
+from tallystick_server.app.database.migrate import migrate
+from tallystick_server.app.database.roles import Passwords
 from tests.support.cancellation import exit_on_interrupt
 from tests.tampering.database import fill_database
 from tests.tampering.run import Tampering, TamperingResult

@@ -9,14 +9,8 @@ from pathlib import Path
 
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.embedded import EmbeddedPostgres
-from tallystick_server.app.database.migrate import (
-    SCHEMAS,
-    Passwords,
-    driver_url,
-    migrate,
-    role_names,
-    role_url,
-)
+from tallystick_server.app.database.migrate import SCHEMAS, driver_url, migrate
+from tallystick_server.app.database.roles import Passwords, role_names, role_url
 from tallystick_server.app.errors import StartupError
 
 
