@@ -8,13 +8,12 @@ import asyncio
 import logging
 import secrets
 import signal
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated
 
 import typer
 
 from tallystick import AsyncClient, TallystickError, new_order
-from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
@@ -24,19 +23,28 @@ from tallystick_server.app.configuration import SERVICES, Settings
 from tallystick_server.app.database.connections import DatabaseUrls, open_databases
 from tallystick_server.app.database.migrate import migrate
 from tallystick_server.app.errors import StartupError
+from tallystick_server.cli.demo_output import (
+    SELLERS,
+    format_state,
+    load_wallets,
+    print_step,
+    print_wallet_changes,
+    require,
+    show_history,
+    show_ledger,
+    show_payout,
+    show_wallets,
+)
 from tallystick_server.cli.main import print_report
-from tallystick_server.cli.output import print_heading, print_line, print_status
+from tallystick_server.cli.output import print_line, print_status
 from tallystick_server.cli.runner import example, load_settings, run_app
 from tallystick_server.observability import tracing
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tallystick_server.verify.run import verify
 
-_SELLERS = ("seller-books", "seller-music")
 _ACCOUNTS = {"seller-books": "ba_slow", "seller-music": "ba_returned"}
 """The sellers' bank accounts. The token tells the sandbox how the account behaves."""
 _SANDBOX_LATENCY_SECONDS = 0.15
-
-WalletsBySeller = Mapping[str, wallet_pb2.Wallet]
 
 app = typer.Typer(
     add_completion=False,
@@ -116,30 +124,30 @@ async def _run(settings: Settings, database_urls: DatabaseUrls, *, once: bool) -
 async def _run_story(client: AsyncClient, database_urls: DatabaseUrls) -> None:
     """Runs every step. Raises StartupError at the first step without the expected result."""
     checkout = f"demo-{secrets.token_hex(4)}"
-    before = await _load_wallets(client)
+    before = await load_wallets(client)
     orders = [
-        new_order(f"{checkout}-1", "buyer-ada", _SELLERS[0], "24.90", "EUR", platform_fee="1.25"),
-        new_order(f"{checkout}-2", "buyer-ada", _SELLERS[1], "9.50", "EUR", platform_fee="0.48"),
+        new_order(f"{checkout}-1", "buyer-ada", SELLERS[0], "24.90", "EUR", platform_fee="1.25"),
+        new_order(f"{checkout}-2", "buyer-ada", SELLERS[1], "9.50", "EUR", platform_fee="0.48"),
     ]
     await _check_out(client, checkout, orders)
     payment = await _wait_for_charge(client, checkout)
-    _print_step("3  The sellers' wallets, before and after")
-    _print_wallet_changes(before, await _load_wallets(client))
-    _print_step("4  The ledger transactions of the payment")
-    await _show_ledger(client, payment)
+    print_step("3  The sellers' wallets, before and after")
+    print_wallet_changes(before, await load_wallets(client))
+    print_step("4  The ledger transactions of the payment")
+    await show_ledger(client, payment)
     await _repeat_check_out(client, checkout, orders, payment)
     await _confirm_delivery(client, payment)
     await _pay_out(client, checkout)
-    _print_step("9  tallystick verify recomputes every balance from the stored rows")
+    print_step("9  tallystick verify recomputes every balance from the stored rows")
     report = await asyncio.to_thread(verify, database_urls)
     print_report(report, indent="     ")
-    _require(report.passed, "verify should pass")
+    require(report.passed, "verify should pass")
 
 
 async def _check_out(
     client: AsyncClient, checkout: str, orders: Sequence[payment_pb2.NewPaymentOrder]
 ) -> None:
-    _print_step(f"1  A buyer checks out with two sellers ({checkout})")
+    print_step(f"1  A buyer checks out with two sellers ({checkout})")
     for order in orders:
         print_line(
             f"     {order.payment_order_id}: {order.amount} {order.currency} from "
@@ -153,18 +161,16 @@ async def _check_out(
         buyer_country="GB",
         wait_for=payment_service_pb2.WAIT_FOR_ACCEPTANCE,
     )
-    print_line(f"     accepted and stored: the payment is {_format_state(accepted_payment)}")
+    print_line(f"     accepted and stored: the payment is {format_state(accepted_payment)}")
 
 
 async def _wait_for_charge(client: AsyncClient, checkout: str) -> payment_pb2.Payment:
-    _print_step("2  The provider charges the buyer; the wallets and the ledger are updated")
+    print_step("2  The provider charges the buyer; the wallets and the ledger are updated")
     payment = await client.wait_for_payment(checkout, timeout=30)
-    await _show_history(client, payment)
-    _require(
-        payment.is_payment_done, f"the payment should be done, but is {_format_state(payment)}"
-    )
+    await show_history(client, payment)
+    require(payment.is_payment_done, f"the payment should be done, but is {format_state(payment)}")
     print_line(
-        f"     the payment is {_format_state(payment)}, is_payment_done = "
+        f"     the payment is {format_state(payment)}, is_payment_done = "
         f"{str(payment.is_payment_done).lower()}"
     )
     return payment
@@ -176,21 +182,21 @@ async def _repeat_check_out(
     orders: Sequence[payment_pb2.NewPaymentOrder],
     payment: payment_pb2.Payment,
 ) -> None:
-    _print_step("5  Repeating the same call charges nothing")
+    print_step("5  Repeating the same call charges nothing")
     repeated_payment = await client.create_payment(
         checkout, orders, credit_card_info="tok_visa", buyer_country="GB"
     )
-    _require(
+    require(
         repeated_payment.version == payment.version, "a repeated call should not change the payment"
     )
     print_line(
-        f"     the response is the current payment: {_format_state(repeated_payment)}, still "
+        f"     the response is the current payment: {format_state(repeated_payment)}, still "
         f"version {repeated_payment.version}"
     )
 
 
 async def _confirm_delivery(client: AsyncClient, payment: payment_pb2.Payment) -> None:
-    _print_step("6  The goods are delivered: pending funds become available")
+    print_step("6  The goods are delivered: pending funds become available")
     for order in payment.payment_orders:
         await client.payment.ConfirmDelivery(
             payment_service_pb2.ConfirmDeliveryRequest(payment_order_id=order.payment_order_id)
@@ -198,7 +204,7 @@ async def _confirm_delivery(client: AsyncClient, payment: payment_pb2.Payment) -
     await _wait_until(
         lambda: _is_released(client, payment), "the funds of delivered orders should be available"
     )
-    await _show_wallets(client)
+    await show_wallets(client)
 
 
 async def _is_released(client: AsyncClient, payment: payment_pb2.Payment) -> bool:
@@ -222,7 +228,7 @@ async def _is_released(client: AsyncClient, payment: payment_pb2.Payment) -> boo
 
 async def _pay_out(client: AsyncClient, checkout: str) -> None:
     """A payout run pays both sellers. The bank of one seller returns the money."""
-    _print_step("7  A payout run pays both sellers, here requested before the schedule's cut-off")
+    print_step("7  A payout run pays both sellers, here requested before the schedule's cut-off")
     for seller, token in _ACCOUNTS.items():
         await _create_destination(client, f"{checkout}-{seller}", seller, token)
     schedule = await client.payout.SetPayoutSchedule(
@@ -253,27 +259,27 @@ async def _pay_out(client: AsyncClient, checkout: str) -> None:
         for item in items
         if item.WhichOneof("result") == "payout"
     }
-    _require(
-        set(_SELLERS) <= payouts.keys(),
+    require(
+        set(SELLERS) <= payouts.keys(),
         f"both sellers should have a payout, but only {sorted(payouts)} have one",
     )
-    books, music = (payouts[seller] for seller in _SELLERS)
-    await _show_payout(client, books)
+    books, music = (payouts[seller] for seller in SELLERS)
+    await show_payout(client, books)
     books_state = (await client.get_payout(books)).payout_state
-    _require(
+    require(
         books_state == payout_pb2.PAYOUT_STATE_PAID,
-        f"the payout to {_SELLERS[0]} should be PAID, but is "
+        f"the payout to {SELLERS[0]} should be PAID, but is "
         f"{payout_pb2.PayoutState.Name(books_state)}",
     )
 
-    _print_step(
-        f"8  The bank of {_SELLERS[1]} returns the money; the wallet is credited, without the fee"
+    print_step(
+        f"8  The bank of {SELLERS[1]} returns the money; the wallet is credited, without the fee"
     )
     await _wait_until(
-        lambda: _is_returned(client, music), f"the payout to {_SELLERS[1]} should be RETURNED"
+        lambda: _is_returned(client, music), f"the payout to {SELLERS[1]} should be RETURNED"
     )
-    await _show_payout(client, music)
-    await _show_wallets(client)
+    await show_payout(client, music)
+    await show_wallets(client)
 
 
 async def _create_destination(client: AsyncClient, id_: str, seller: str, token: str) -> None:
@@ -308,148 +314,13 @@ async def _is_returned(client: AsyncClient, payout_id: str) -> bool:
     return payout.payout_state == payout_pb2.PAYOUT_STATE_RETURNED and payout.ledger_updated
 
 
-async def _show_payout(client: AsyncClient, payout_id: str) -> None:
-    response = await client.payout.GetPayout(
-        payout_service_pb2.GetPayoutRequest(payout_id=payout_id)
-    )
-    payout = response.payout
-    print_line(
-        f"     {payout.seller_account}: {payout.amount} {payout.currency} debited from the wallet"
-    )
-    print_line(f"       {payout.net_amount} sent to the bank as {payout.provider_reference}")
-    for transition in response.history:
-        state = payout_pb2.PayoutState.Name(transition.to_state).removeprefix("PAYOUT_STATE_")
-        reason = payout_pb2.PayoutTransitionReason.Name(transition.transition_reason).removeprefix(
-            "PAYOUT_TRANSITION_REASON_"
-        )
-        print_line(f"       {_format_time(transition)}  {state:<12} {reason}")
-    request = ledger_service_pb2.ListTransactionsRequest(source_id=payout_id)
-    for transaction in reversed((await client.ledger.ListTransactions(request)).transactions):
-        _print_transaction(transaction)
-
-
 async def _wait_until(condition: Callable[[], Awaitable[bool]], message: str) -> None:
     """Waits up to 30 s for a condition."""
     for _ in range(300):
         if await condition():
             return
         await asyncio.sleep(0.1)
-    _require(False, message)
-
-
-async def _load_wallets(client: AsyncClient) -> WalletsBySeller:
-    wallets_by_seller = {}
-    for seller in _SELLERS:
-        wallets = [
-            w
-            async for w in client.pages(
-                client.wallet.ListWallets,
-                wallet_service_pb2.ListWalletsRequest(seller_account=seller),
-                "wallets",
-            )
-        ]
-        wallets_by_seller[seller] = next(
-            (wallet for wallet in wallets if wallet.currency == "EUR"),
-            wallet_pb2.Wallet(available="0.00", pending="0.00"),
-        )
-    return wallets_by_seller
-
-
-async def _show_wallets(client: AsyncClient) -> None:
-    for seller, wallet in (await _load_wallets(client)).items():
-        print_line(f"     {seller:<14} {_format_wallet(wallet):>28}")
-
-
-def _print_wallet_changes(before: WalletsBySeller, after: WalletsBySeller) -> None:
-    for seller in _SELLERS:
-        print_line(
-            f"     {seller:<14} {_format_wallet(before[seller]):>28} → "
-            f"{_format_wallet(after[seller]):>28}"
-        )
-
-
-def _format_wallet(wallet: wallet_pb2.Wallet) -> str:
-    return f"{wallet.available} available, {wallet.pending} pending"
-
-
-async def _show_history(client: AsyncClient, payment: payment_pb2.Payment) -> None:
-    for order in payment.payment_orders:
-        request = payment_service_pb2.GetPaymentOrderRequest(
-            payment_order_id=order.payment_order_id
-        )
-        response = await client.payment.GetPaymentOrder(request)
-        print_line(
-            f"     {order.payment_order_id}   charged by {order.provider} as "
-            f"{order.provider_reference}"
-        )
-        for transition in response.history:
-            status = payment_pb2.PaymentOrderStatus.Name(transition.to_status).removeprefix(
-                "PAYMENT_ORDER_STATUS_"
-            )
-            reason = payment_pb2.PaymentTransitionReason.Name(
-                transition.transition_reason
-            ).removeprefix("PAYMENT_TRANSITION_REASON_")
-            booked_flags = "   wallet_updated, ledger_updated" if reason == "BOOKED" else ""
-            print_line(f"       {_format_time(transition)}  {status:<12} {reason}{booked_flags}")
-
-
-async def _show_ledger(client: AsyncClient, payment: payment_pb2.Payment) -> None:
-    for order in payment.payment_orders:
-        request = ledger_service_pb2.ListTransactionsRequest(
-            kind=ledger_pb2.TRANSACTION_KIND_PAY_IN, source_id=order.payment_order_id
-        )
-        transactions = (await client.ledger.ListTransactions(request)).transactions
-        _require(
-            len(transactions) == 1,
-            f"there should be one transaction for {order.payment_order_id}, not "
-            f"{len(transactions)}",
-        )
-        _print_transaction(transactions[0])
-    trial = await client.ledger.GetTrialBalance(
-        ledger_service_pb2.GetTrialBalanceRequest(page_size=200)
-    )
-    for total in trial.sums:
-        _require(
-            not total.amount.strip("0."),
-            f"the trial balance should be zero, but is {total.amount} {total.currency}",
-        )
-        print_line(
-            f"     trial balance of the whole ledger: {total.amount} {total.currency}, after "
-            f"transaction {trial.sequence}"
-        )
-
-
-def _print_transaction(transaction: ledger_pb2.Transaction) -> None:
-    kind = ledger_pb2.TransactionKind.Name(transaction.kind).removeprefix("TRANSACTION_KIND_")
-    print_line(
-        f"     {transaction.transaction_id}  {kind} {transaction.source_id}  hash "
-        f"{transaction.hash.hex()[:16]}…"
-    )
-    for entry in transaction.entries:
-        side = "debit " if entry.direction == ledger_pb2.DIRECTION_DEBIT else "credit"
-        print_line(
-            f"       {side} {entry.amount:>10} {entry.currency}  {entry.account:<26} balance "
-            f"{entry.balance_after:>12}"
-        )
-
-
-def _format_time(transition: Any) -> str:
-    return str(transition.create_time.ToDatetime().strftime("%H:%M:%S.%f")[:-3])
-
-
-def _format_state(payment: payment_pb2.Payment) -> str:
-    return payment_pb2.PaymentState.Name(payment.payment_state).removeprefix("PAYMENT_STATE_")
-
-
-def _require(condition: Any, message: str) -> None:
-    """Ends the demo where a step has another result than expected."""
-    if not condition:
-        raise StartupError(f"Unexpected result: {message}.")
-
-
-def _print_step(title: str) -> None:
-    print_line()
-    print_heading(title)
+    require(False, message)
 
 
 def _print_grpcurl_hints(address: str) -> None:

@@ -1,0 +1,153 @@
+"""Shows what the demo has done: wallets, payments, ledger transactions and payouts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tallystick import AsyncClient
+from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2
+from tallystick.payment.v1 import payment_pb2, payment_service_pb2
+from tallystick.payout.v1 import payout_pb2, payout_service_pb2
+from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
+from tallystick_server.app.errors import StartupError
+from tallystick_server.cli.output import print_heading, print_line
+
+SELLERS = ("seller-books", "seller-music")
+
+WalletsBySeller = Mapping[str, wallet_pb2.Wallet]
+
+
+async def show_payout(client: AsyncClient, payout_id: str) -> None:
+    response = await client.payout.GetPayout(
+        payout_service_pb2.GetPayoutRequest(payout_id=payout_id)
+    )
+    payout = response.payout
+    print_line(
+        f"     {payout.seller_account}: {payout.amount} {payout.currency} debited from the wallet"
+    )
+    print_line(f"       {payout.net_amount} sent to the bank as {payout.provider_reference}")
+    for transition in response.history:
+        state = payout_pb2.PayoutState.Name(transition.to_state).removeprefix("PAYOUT_STATE_")
+        reason = payout_pb2.PayoutTransitionReason.Name(transition.transition_reason).removeprefix(
+            "PAYOUT_TRANSITION_REASON_"
+        )
+        print_line(f"       {_format_time(transition)}  {state:<12} {reason}")
+    request = ledger_service_pb2.ListTransactionsRequest(source_id=payout_id)
+    for transaction in reversed((await client.ledger.ListTransactions(request)).transactions):
+        _print_transaction(transaction)
+
+
+async def load_wallets(client: AsyncClient) -> WalletsBySeller:
+    wallets_by_seller = {}
+    for seller in SELLERS:
+        wallets = [
+            w
+            async for w in client.pages(
+                client.wallet.ListWallets,
+                wallet_service_pb2.ListWalletsRequest(seller_account=seller),
+                "wallets",
+            )
+        ]
+        wallets_by_seller[seller] = next(
+            (wallet for wallet in wallets if wallet.currency == "EUR"),
+            wallet_pb2.Wallet(available="0.00", pending="0.00"),
+        )
+    return wallets_by_seller
+
+
+async def show_wallets(client: AsyncClient) -> None:
+    for seller, wallet in (await load_wallets(client)).items():
+        print_line(f"     {seller:<14} {_format_wallet(wallet):>28}")
+
+
+def print_wallet_changes(before: WalletsBySeller, after: WalletsBySeller) -> None:
+    for seller in SELLERS:
+        print_line(
+            f"     {seller:<14} {_format_wallet(before[seller]):>28} → "
+            f"{_format_wallet(after[seller]):>28}"
+        )
+
+
+def _format_wallet(wallet: wallet_pb2.Wallet) -> str:
+    return f"{wallet.available} available, {wallet.pending} pending"
+
+
+async def show_history(client: AsyncClient, payment: payment_pb2.Payment) -> None:
+    for order in payment.payment_orders:
+        request = payment_service_pb2.GetPaymentOrderRequest(
+            payment_order_id=order.payment_order_id
+        )
+        response = await client.payment.GetPaymentOrder(request)
+        print_line(
+            f"     {order.payment_order_id}   charged by {order.provider} as "
+            f"{order.provider_reference}"
+        )
+        for transition in response.history:
+            status = payment_pb2.PaymentOrderStatus.Name(transition.to_status).removeprefix(
+                "PAYMENT_ORDER_STATUS_"
+            )
+            reason = payment_pb2.PaymentTransitionReason.Name(
+                transition.transition_reason
+            ).removeprefix("PAYMENT_TRANSITION_REASON_")
+            booked_flags = "   wallet_updated, ledger_updated" if reason == "BOOKED" else ""
+            print_line(f"       {_format_time(transition)}  {status:<12} {reason}{booked_flags}")
+
+
+async def show_ledger(client: AsyncClient, payment: payment_pb2.Payment) -> None:
+    for order in payment.payment_orders:
+        request = ledger_service_pb2.ListTransactionsRequest(
+            kind=ledger_pb2.TRANSACTION_KIND_PAY_IN, source_id=order.payment_order_id
+        )
+        transactions = (await client.ledger.ListTransactions(request)).transactions
+        require(
+            len(transactions) == 1,
+            f"there should be one transaction for {order.payment_order_id}, not "
+            f"{len(transactions)}",
+        )
+        _print_transaction(transactions[0])
+    trial = await client.ledger.GetTrialBalance(
+        ledger_service_pb2.GetTrialBalanceRequest(page_size=200)
+    )
+    for total in trial.sums:
+        require(
+            not total.amount.strip("0."),
+            f"the trial balance should be zero, but is {total.amount} {total.currency}",
+        )
+        print_line(
+            f"     trial balance of the whole ledger: {total.amount} {total.currency}, after "
+            f"transaction {trial.sequence}"
+        )
+
+
+def _print_transaction(transaction: ledger_pb2.Transaction) -> None:
+    kind = ledger_pb2.TransactionKind.Name(transaction.kind).removeprefix("TRANSACTION_KIND_")
+    print_line(
+        f"     {transaction.transaction_id}  {kind} {transaction.source_id}  hash "
+        f"{transaction.hash.hex()[:16]}…"
+    )
+    for entry in transaction.entries:
+        side = "debit " if entry.direction == ledger_pb2.DIRECTION_DEBIT else "credit"
+        print_line(
+            f"       {side} {entry.amount:>10} {entry.currency}  {entry.account:<26} balance "
+            f"{entry.balance_after:>12}"
+        )
+
+
+def _format_time(transition: Any) -> str:
+    return str(transition.create_time.ToDatetime().strftime("%H:%M:%S.%f")[:-3])
+
+
+def format_state(payment: payment_pb2.Payment) -> str:
+    return payment_pb2.PaymentState.Name(payment.payment_state).removeprefix("PAYMENT_STATE_")
+
+
+def require(condition: Any, message: str) -> None:
+    """Ends the demo where a step has another result than expected."""
+    if not condition:
+        raise StartupError(f"Unexpected result: {message}.")
+
+
+def print_step(title: str) -> None:
+    print_line()
+    print_heading(title)
