@@ -49,6 +49,7 @@ from tallystick_storage import alerts as alert_store
 from tallystick_storage import outbox
 from tallystick_storage.database import prune_commit_markers
 from tallystick_storage.ledger import postings
+from tallystick_storage.ledger import queries as ledger_queries
 from tallystick_storage.payment import alerts as payment_alerts
 from tallystick_storage.payment import unapplied_charges
 from tallystick_storage.payout import alerts as payout_alerts
@@ -815,7 +816,7 @@ def test_accounts_with_a_prefix_are_read_by_index(seeded_database: DatabaseUrls)
     rows, plan = last_plan(
         seeded_database,
         50_000,
-        lambda connection: postings.list_accounts(connection, "sellers/", "", ("", ""), 51),
+        lambda connection: ledger_queries.list_accounts(connection, "sellers/", "", ("", ""), 51),
     )
     assert len(rows) == 51
     assert {row.account.split("/")[0] for row in rows} == {"sellers"}

@@ -16,6 +16,7 @@ from tallystick_server.outbox.relay import MAX_EVENTS, EventBatch, split_request
 from tallystick_storage import outbox
 from tallystick_storage.database import Database
 from tallystick_storage.ledger import postings as store
+from tallystick_storage.ledger import queries
 
 
 class LedgerEvents:
@@ -36,10 +37,10 @@ class LedgerEvents:
         # There is nothing new, or it was posted by another process or before this one started.
         if not transactions:
 
-            def load_unpublished(connection: Connection) -> list[store.TransactionRow]:
-                return store.load_transactions(
+            def load_unpublished(connection: Connection) -> list[queries.TransactionRow]:
+                return queries.load_transactions(
                     connection,
-                    store.list_sequences_between(
+                    queries.list_sequences_between(
                         connection, after, after + MAX_EVENTS, "", MAX_EVENTS
                     ),
                 )

@@ -34,7 +34,7 @@ from tallystick_server.rpc.pagination import PageToken, parse_page_size
 from tallystick_server.rpc.streaming import SequenceSource, SequenceTail, StreamFilter
 from tallystick_server.rpc.timestamps import parse_time, to_timestamp
 from tallystick_storage.database import Database
-from tallystick_storage.ledger import postings as store
+from tallystick_storage.ledger import queries as store
 
 _READ = frozenset({Role.OPERATOR, Role.AUDITOR, Role.SERVICE})
 ACCESS: Access = {

@@ -18,6 +18,7 @@ from tallystick_server.ledger import convert
 from tallystick_server.operations.batcher import deduplicate_by_key, run_flattened
 from tallystick_storage.database import Database
 from tallystick_storage.ledger import postings as store
+from tallystick_storage.ledger import queries
 
 _MAX_CACHED_IDS = 200_000
 _MAX_RECENT = 10_000
@@ -41,7 +42,7 @@ class _KnownPostings:
     """
 
     fingerprints: dict[tuple[str, str], tuple[int, bytes]]
-    transactions: dict[int, store.TransactionRow]
+    transactions: dict[int, queries.TransactionRow]
 
     @classmethod
     def load(cls, connection: Connection, postings: Sequence[Posting]) -> _KnownPostings:
@@ -49,7 +50,9 @@ class _KnownPostings:
             connection, [(posting.kind, posting.source_id) for posting in postings]
         )
         rows = (
-            store.load_transactions(connection, [sequence for sequence, _ in fingerprints.values()])
+            queries.load_transactions(
+                connection, [sequence for sequence, _ in fingerprints.values()]
+            )
             if fingerprints
             else []
         )
