@@ -141,27 +141,7 @@ class PayoutWorker(OperationWorker[Operation, Mapping[str, Operation]]):
                 database, service_client, wallet_address, ledger_address, settings.retry_policies
             ),
         )
-        poller = CompletedPayoutPoller(
-            database,
-            self.gateway,
-            settings.retry_policies,
-            self.record,
-            recorder.record_misdirected,
-            self.make_poll_lease_acquirer(owner_id),
-        )
-        generator = BatchGenerator(
-            database,
-            self.creator,
-            self.wallet_reader,
-            owner_id,
-            lambda: self.in_flight_count,
-            self.run_detached,
-        )
-        self.polling = Periodic("payout.watch", settings.scan_interval_seconds, poller.run_once)
-        self.generation = Periodic(
-            "payout.collect", settings.scan_interval_seconds, generator.run_once
-        )
-        self._periodic_tasks += [self.polling, self.generation]
+        self._add_periodic_tasks(database, settings, recorder, owner_id)
 
     def _add_batchers(
         self, hold_placer: HoldPlacer, recorder: PayoutOutcomeRecorder, booking: PayoutBooking
@@ -198,6 +178,35 @@ class PayoutWorker(OperationWorker[Operation, Mapping[str, Operation]]):
             self._booking_batcher,
             self._verification_batcher,
         ]
+
+    def _add_periodic_tasks(
+        self,
+        database: Database,
+        settings: WorkerSettings,
+        recorder: PayoutOutcomeRecorder,
+        owner_id: UUID,
+    ) -> None:
+        poller = CompletedPayoutPoller(
+            database,
+            self.gateway,
+            settings.retry_policies,
+            self.record,
+            recorder.record_misdirected,
+            self.make_poll_lease_acquirer(owner_id),
+        )
+        generator = BatchGenerator(
+            database,
+            self.creator,
+            self.wallet_reader,
+            owner_id,
+            lambda: self.in_flight_count,
+            self.run_detached,
+        )
+        self.polling = Periodic("payout.watch", settings.scan_interval_seconds, poller.run_once)
+        self.generation = Periodic(
+            "payout.collect", settings.scan_interval_seconds, generator.run_once
+        )
+        self._periodic_tasks += [self.polling, self.generation]
 
     def start(self) -> None:
         for provider in self._batching_providers.values():
