@@ -80,20 +80,16 @@ def get_payout(client: Client, payout_id: str) -> pb.GetPayoutResponse:
 
 def wait_for_state(client: Client, payout_id: str, expected_state: str) -> pb.GetPayoutResponse:
     """The payout's snapshot once it is in the given state, and booked if that state is final."""
-    terminal_states = {"PAID", "FAILED", "REJECTED", "CANCELLED", "RETURNED"}
+    is_final = expected_state in {"PAID", "FAILED", "REJECTED", "CANCELLED", "RETURNED"}
 
-    def is_reached() -> bool:
-        payout = get_payout(client, payout_id).payout
-        return state_name(payout) == expected_state and (
-            payout.ledger_updated or expected_state not in terminal_states
-        )
+    def reached() -> pb.GetPayoutResponse | None:
+        response = get_payout(client, payout_id)
+        current = (state_name(response.payout), response.payout.ledger_updated)
+        return response if current == (expected_state, is_final) else None
 
-    eventually(is_reached)
-    response = get_payout(client, payout_id)
-    assert (state_name(response.payout), response.payout.ledger_updated) == (
-        expected_state,
-        expected_state in terminal_states,
-    ), response
+    # Returned as it was seen: the next report may already have changed the payout.
+    response = eventually(reached)
+    assert response is not None, get_payout(client, payout_id)
     return response
 
 
