@@ -1,7 +1,7 @@
 """Recognizes card numbers and bank account numbers, so that neither is ever stored.
 
 An identifier is rejected if it is a card number as a whole. A text is rejected if it contains one
-in a form that people write: one group of digits, or the usual groups. Digits next to a letter or
+in a form in common use: one group of digits, or the usual groups. Digits next to a letter or
 "+" belong to something else: a UUID, a phone number, a reference.
 """
 

@@ -58,7 +58,7 @@ class ErrorReason(StrEnum):
 
 
 class ApiError(Exception):
-    """A call or an item is rejected. Carries a reason for machines, a message for people, and the
+    """A call or an item is rejected. Carries a reason for machines, a message for humans, and the
     invalid field, if there is one.
 
     `retry_after` is in seconds. It is set if the same request can be retried.
@@ -109,9 +109,7 @@ def overloaded_error(resource: str) -> ApiError:
     """There are too many of `resource`. The message speaks of this call only, because an earlier
     call with its id may have been stored.
     """
-    message = (
-        f"Too many {resource}; this call stored nothing. Come back with the same id after 1 s."
-    )
+    message = f"Too many {resource}; this call stored nothing. Retry with the same id after 1 s."
     return ApiError(ErrorReason.OVERLOADED, message, retry_after=1.0)
 
 
@@ -137,8 +135,8 @@ def seller_taken_error(field: str) -> ApiError:
 def version_mismatch_error(version: int) -> ApiError:
     """The change was meant for another version of the resource."""
     message = (
-        f"The resource is at version {version}, which expected_version is not. Read it again, and "
-        "decide anew."
+        f"expected_version must be {version}, the current version of the resource. Read the "
+        "resource again before you retry."
     )
     return ApiError(
         ErrorReason.VERSION_MISMATCH,
@@ -152,5 +150,5 @@ def not_found_error(resource: str, name: str, field: str = "") -> ApiError:
     """The resource does not exist for this caller. `name` is the requested name; it is hidden if it
     could be a card number.
     """
-    label = "of this id" if contains_card_number(name) else name
+    label = "with this id" if contains_card_number(name) else name
     return ApiError(ErrorReason.NOT_FOUND, f"There is no {resource} {label}.", field=field)

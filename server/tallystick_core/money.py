@@ -52,7 +52,11 @@ def parse_amount(
     `max_amount` minor units; the default maximum is 10^18 - 1.
     """
     if len(text) > 40:  # before any conversion: a hostile number may have a million digits
-        raise ApiError(ErrorReason.AMOUNT_OUT_OF_RANGE, f"{field} is too long.", field=field)
+        raise ApiError(
+            ErrorReason.AMOUNT_OUT_OF_RANGE,
+            f"{field} must have at most 40 characters.",
+            field=field,
+        )
     match = _AMOUNT.match(text)
     if match is None:
         if not text:

@@ -74,7 +74,7 @@ def parse_items(
         if id_ in seen_ids:
             path = f"{field}[{index}].{id_field}"
             raise ApiError(
-                ErrorReason.DUPLICATE_ITEM, f"{path} stands twice in the request.", field=path
+                ErrorReason.DUPLICATE_ITEM, f"{path} must be unique in the request.", field=path
             )
         seen_ids.add(id_)
     return items

@@ -38,7 +38,7 @@ class SandboxPayouts:
         )
         self._verification_counts: Counter[str] = Counter()
         self.down = False
-        """Whether the provider refuses every connection."""
+        """Whether every connection to the provider is refused."""
 
     def start(self) -> None:
         self._keys.start()

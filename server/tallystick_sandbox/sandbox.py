@@ -32,7 +32,7 @@ class Sandbox:
             store.CHARGES, database, rules.build_charge_reply, key_window_seconds
         )
         self.down = False
-        """Whether the provider refuses every connection."""
+        """Whether every connection to the provider is refused."""
 
     def start(self) -> None:
         self._keys.start()

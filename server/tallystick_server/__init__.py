@@ -2,5 +2,5 @@
 
 import os
 
-# read when gRPC is imported; what goes wrong is said by us
+# read when gRPC is imported; our own code logs errors
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -87,7 +87,7 @@ _EVENT_REJECTED = """
 """
 _EVENTS_DELAYED = """
     select 'services/event' as resource_name,
-        'the oldest event waits since ' || to_char(o.create_time, 'YYYY-MM-DD"T"HH24:MI:SS"Z"') as
+        'the oldest event is from ' || to_char(o.create_time, 'YYYY-MM-DD"T"HH24:MI:SS"Z"') as
         detail
     from ({oldest}) o where o.create_time < (select clock()) - cast(:max_event_delay as interval)
 """

@@ -68,7 +68,7 @@ class _RetryableError(Exception):
 
 
 def in_transaction() -> bool:
-    """Whether this thread is inside a transaction or a read. Providers and stubs refuse to run
+    """Whether this thread is inside a transaction or a read. Providers and stubs raise an error
     there.
     """
     return getattr(_active, "value", False)
@@ -254,7 +254,7 @@ async def _run_with_retries(
         except _RetryableError as error:
             attempts += 1
             if attempts >= (max_slow_attempts if error.too_slow else _MAX_ATTEMPTS):
-                log.warning("a transaction was given up: %s", error)
+                log.warning("a transaction failed, and is not retried: %s", error)
                 if error.too_slow and max_slow_attempts == 1:
                     raise ApiError(
                         ErrorReason.QUERY_TOO_SLOW,
@@ -308,7 +308,7 @@ class _CancellableConnection:
         with suppress(OSError, psycopg.Error, AttributeError):  # it has already ended
             with socket.socket(fileno=os.dup(self._connection.fileno())) as duplicate:
                 duplicate.shutdown(socket.SHUT_RDWR)
-            log.warning("a connection was cut: the database did not answer for %g seconds", seconds)
+            log.warning("closed a connection: the database did not answer for %g seconds", seconds)
 
 
 class _RetryableTransaction(Generic[T]):

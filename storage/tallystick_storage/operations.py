@@ -18,7 +18,7 @@ from tallystick_storage.database import encode_rows
 
 @dataclass(slots=True)
 class AttemptResult:
-    """The provider's answer to an attempt. It is a fact, stored whoever holds the lease."""
+    """The provider's answer to an attempt. It is stored under any lease."""
 
     operation_id: str
     attempt_number: int

@@ -75,7 +75,7 @@ def test_a_stale_pid_file_is_no_obstacle(cluster_copy: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
-        ("password", "does not take connections"),
+        ("password", "does not accept connections"),
         ("data/PG_VERSION", "PG_VERSION"),
         ("data/global/pg_control", "pg_control"),
     ],

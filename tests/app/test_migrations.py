@@ -114,8 +114,8 @@ def test_a_schema_of_edited_migrations_is_rejected(
                 ["serve", "all"],
                 {**environment_of(scratch_database), "TALLYSTICK_SERVER__LISTEN": free_address()},
             )
-            assert "wallet service's schema was made by other migrations" in output
-            with pytest.raises(StartupError, match="made by other migrations"):
+            assert "wallet service's schema was created by other migrations" in output
+            with pytest.raises(StartupError, match="created by other migrations"):
                 migrate(scratch_database.admin, scratch_database.passwords)
 
 

@@ -253,7 +253,7 @@ def test_a_port_in_use_is_reported_in_one_sentence(scratch_database: DatabaseUrl
         (
             ["verify"],
             {"TALLYSTICK_DATABASE__URL": UNREACHABLE_URL},
-            "There is no password for the role",
+            "does not answer",
         ),
         (
             ["verify"],

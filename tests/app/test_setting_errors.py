@@ -244,8 +244,8 @@ def test_an_error_shows_no_secret(environment: dict[str, str]) -> None:
         ("postgresql://us:a@b/secret@host:5432/db", "%40"),
         ("postgresql:///us:secret@host/db", "%40"),
         ("postgresql://us:a@b?x=secret@host/db", "%40"),
-        ("postgresql://us:a@b:secret@host/db", "cannot be read"),
-        ("postgresql://us:secret", "cannot be read"),
+        ("postgresql://us:a@b:secret@host/db", "cannot be parsed"),
+        ("postgresql://us:secret", "cannot be parsed"),
     ],
 )
 def test_a_password_that_is_not_encoded_is_not_shown(url: str, expected: str) -> None:

@@ -67,7 +67,7 @@ def test_one_payment_is_one_trace(
         "payment.accept",
         "sandbox send",
         "payment.record",
-        "payment.settle",
+        "payment.book",
         "tallystick.wallet.v1.BatchCredit",
         "tallystick.wallet.v1.WalletService/BatchCredit",
         "wallet.change",

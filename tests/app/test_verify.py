@@ -241,7 +241,7 @@ PLANTED_EDITS = [
     (
         "L5",
         "update ledger.tx set reverses = 1 where sequence = 2",
-        "ledger.tx main-2: is a reversal of nothing",
+        "ledger.tx main-2: reverses no transaction",
     ),
     (
         "L6",
@@ -303,7 +303,7 @@ PLANTED_EDITS = [
     (
         "W2",
         "update wallet.pending_credit set release_time = '2020-01-01'",
-        "wallet.pending_credit PAY_IN/o-slow: is pending, though its time came",
+        "wallet.pending_credit PAY_IN/o-slow: is pending, although its release time",
     ),
     (
         "W3",
@@ -313,7 +313,7 @@ PLANTED_EDITS = [
     (
         "P1",
         "update payment.attempt set amount = 5 where operation_id = 'o-o-1-0'",
-        "payment.attempt o-o-1-0 1: demands 5 EUR",
+        "payment.attempt o-o-1-0 1: requests 5 EUR",
     ),
     (
         "P2",
@@ -376,12 +376,12 @@ PLANTED_EDITS = [
     (
         "P5",
         "update payment.operation set next_attempt_time = null where operation_id = 'o-o-pending'",
-        "payment.operation o-o-pending: is not due and has no open",
+        "payment.operation o-o-pending: is not scheduled and has no open",
     ),
     (
         "P5",
         "update payment.operation set operation_id = 'o-x' where operation_id = 'o-o-pending'",
-        "payment.operation o-x: is due, but has come to its end",
+        "payment.operation o-x: is scheduled, but has ended",
     ),
     (
         "P5",
@@ -389,7 +389,7 @@ PLANTED_EDITS = [
             "update payment.operation set next_attempt_time = clock_timestamp() where operation_id "
             "= 'o-o-rejected'"
         ),
-        "payment.operation o-o-rejected: has an open dead letter",
+        "payment.operation o-o-rejected: is scheduled, but has an open dead letter",
     ),
     (
         "P5",
@@ -430,7 +430,7 @@ PLANTED_EDITS = [
             "lookup_only, has_changed, "
             f"maybe_sent, phase, sent_time, seal, {column}) = ('', '', '{{}}', 0, false, false, "
             f"false, '', null, null, {value}) where operation_id = 'o-o-pending'",
-            "payment.operation o-o-pending: is not as it was made with its payment",
+            "payment.operation o-o-pending: does not match its payment",
         )
         for column, value in (("provider", "'x'"), ("phase_start_time", "phase_start_time"))
     ],
@@ -452,7 +452,7 @@ PLANTED_EDITS = [
     (
         "P7",
         "update ledger.tx set source_id = 'nobody' where source_id = 'o-1-0'",
-        "payment.payment_order nobody: was credited or posted, but there is no such order",
+        "payment.payment_order nobody: was credited or posted, but is not a successful order",
     ),
     (
         "P3",
@@ -527,12 +527,12 @@ PLANTED_EDITS = [
             "update payout.transfer set returned_amount = null, returned_currency = '', "
             "return_time = null where payout_id = 'x-returned'"
         ),
-        "payout.payout x-returned: is RETURNED, but nothing came back",
+        "payout.payout x-returned: is RETURNED, but has no returned transfer",
     ),
     (
         "P7",
         "delete from payout.transfer where payout_id = 'x-late'",
-        "payout.transfer PAYOUT/x-late: is posted, but no provider told of it",
+        "payout.transfer PAYOUT/x-late: is posted, but no provider reported it",
     ),
     (
         "P7",
@@ -567,12 +567,12 @@ PLANTED_EDITS = [
     (
         "P5",
         "update payout.operation set next_attempt_time = null where operation_id = 'p-x-waiting'",
-        "payout.operation p-x-waiting: is not due and has no open dead letter",
+        "payout.operation p-x-waiting: is not scheduled and has no open dead letter",
     ),
     (
         "P5",
         "update payout.operation set operation_id = 'p-x' where operation_id = 'p-x-slow'",
-        "payout.operation p-x: is due, but has come to its end",
+        "payout.operation p-x: is scheduled, but has ended",
     ),
     (
         "E1",
@@ -593,7 +593,7 @@ PLANTED_EDITS = [
             "update payout.payout_destination set bank_account_token = 'mine' where "
             "payout_destination_id = 'd-paid'"
         ),
-        "payout.payout_destination d-paid: its content is not what was sealed",
+        "payout.payout_destination d-paid: does not match its seal",
     ),
     (
         "S5",
@@ -601,12 +601,12 @@ PLANTED_EDITS = [
             "update payment.order_history set transition_reason = 'GIVEN_UP' where "
             "payment_order_id = 'o-1-0' and version = 3"
         ),
-        "payment.order_history o-1-0 3: its content is not what was sealed",
+        "payment.order_history o-1-0 3: does not match its seal",
     ),
     (
         "S5",
         "update event.event set body = 'x' where cursor = 3",
-        "event.event 3: its content is not what was sealed",
+        "event.event 3: does not match its seal",
     ),
     (
         "S5",
@@ -631,7 +631,7 @@ PLANTED_EDITS = [
     (
         "P4",
         "delete from wallet.wallet_policy",
-        "wallet.wallet_policy of wallet.wallet s-slow EUR: the wallet is not what its policies say",
+        "wallet.wallet_policy of wallet.wallet s-slow EUR: the wallet does not match its policies",
     ),
     (
         "E1",
@@ -652,7 +652,7 @@ PLANTED_EDITS = [
         for invariant, seal, said in (
             ("E1", "null", "is at version 1, but event.event has 0 of its versions"),
             ("S5", "null", "has no seal"),
-            ("S5", "'x'", "its content is not what was sealed"),
+            ("S5", "'x'", "does not match its seal"),
         )
     ],
     (

@@ -145,7 +145,7 @@ async def _run_chaos(
     print_progress("Checking")
     summary = check(platform.databases, load.payment_calls, load.payout_calls)
     if not became_idle:
-        summary["violations"].append(f"no rest within {_MAX_WAIT_SECONDS:g} s")
+        summary["violations"].append(f"not final within {_MAX_WAIT_SECONDS:g} s")
     if seconds_until_idle > _MAX_SECONDS_TO_REST:
         summary["violations"].append(f"idle only after {seconds_until_idle:.0f} s")
     return {
@@ -169,20 +169,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="scripts/chaos",
         description=(
-            "Kills, stops and cuts what it can, and checks that no cent is lost or doubled."
+            "Kills processes, cuts connections, and checks that no money is lost or doubled."
         ),
     )
-    parser.add_argument("--minutes", type=float, default=10.0, help="how long; by default 10")
     parser.add_argument(
-        "--seed", type=int, default=1, help="what the nemesis and the load draw from; by default 1"
+        "--minutes", type=float, default=10.0, help="duration in minutes; default 10"
     )
     parser.add_argument(
-        "--callers", type=int, default=24, help="how many call at a time; by default 24"
+        "--seed", type=int, default=1, help="seed of the nemesis and the load; default 1"
     )
-    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    parser.add_argument(
+        "--callers", type=int, default=24, help="number of concurrent callers; default 24"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     options = parser.parse_args()
     if not 0 < options.minutes < 1e5 or options.callers < 1:
-        parser.error("--minutes and --callers must be above 0: nothing would be proved")
+        parser.error("--minutes and --callers must be above 0")
     with exit_on_interrupt():
         result = _run(options)
     for line in result["violations"][:20]:

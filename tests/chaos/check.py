@@ -101,7 +101,7 @@ def check(
     for checkout_id, calls in payment_calls.items():
         if calls.payments and checkout_id not in states:
             lost += 1
-            violations.append(f"payment {checkout_id} was acknowledged, and is not there")
+            violations.append(f"payment {checkout_id} was acknowledged, but does not exist")
             continue
         for payment in calls.payments:
             violations += _contradictions(payment, states[checkout_id], by_checkout[checkout_id])
@@ -115,7 +115,7 @@ def check(
     report = verify(databases)
     violations += [violation for calls in report.checks for violation in calls.failures]
     dead_letters = _open_dead_letters(databases)
-    violations += [f"dead letter {row} waits for a person" for row in dead_letters]
+    violations += [f"dead letter {row} waits for an operator" for row in dead_letters]
     return {
         "lost": lost,
         "doubled": doubled,
@@ -177,19 +177,19 @@ def _check_payouts(
     for payout_id, amount, returned_amount, reference in transfers:
         if recorded_transfers.get(reference) != (payout_id, amount, returned_amount):
             violations.append(
-                f"payout {payout_id} was paid {amount} and {returned_amount} came back, and known "
+                f"payout {payout_id} was paid {amount}, returned {returned_amount}, and recorded "
                 f"is {recorded_transfers.get(reference)}"
             )
     for payout_id, (state, is_booked, _) in payouts.items():
         if state in ("PAID", "RETURNED") and not paid_counts[payout_id]:
-            violations.append(f"payout {payout_id} is {state}, and was not paid")
+            violations.append(f"payout {payout_id} is {state}, but was not paid")
         if not is_booked and payout_id not in dead_lettered:
             violations.append(f"payout {payout_id} is {state}, and is not scheduled")
     for payout_id, calls in payout_calls.items():
         violations += [f"payout {payout_id} was rejected with {error}" for error in calls.errors]
         if calls.payouts and payout_id not in payouts:
             lost += 1
-            violations.append(f"payout {payout_id} was acknowledged, and is not there")
+            violations.append(f"payout {payout_id} was acknowledged, but does not exist")
             continue
         for reported_payout in calls.payouts:
             reported_state, current_state = (

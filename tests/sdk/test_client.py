@@ -273,7 +273,9 @@ OVERLOADED_MESSAGE = "Too many operations; nothing was stored."
     "lost",
     [
         "Socket closed",
-        ApiError(ErrorReason.SHUTTING_DOWN, "The process is being stopped.", retry_after=0.01),
+        ApiError(
+            ErrorReason.SHUTTING_DOWN, "The process is shutting down; retry.", retry_after=0.01
+        ),
     ],
     ids=["", "stopped"],
 )

@@ -117,24 +117,25 @@ def _report_failure(result: SimulationResult) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="scripts/simulate",
-        description=(
-            "Simulates the platform in worlds where everything goes wrong, and audits them."
-        ),
+        description=("Simulates the platform under injected faults, and audits the result."),
     )
     parser.add_argument(
         "--seeds",
         type=positive_int,
-        help="how many worlds, each of some seconds; by default 200, or with --seed 1",
+        help="number of simulations; default 200, or 1 with --seed",
     )
-    parser.add_argument("--seed", type=positive_int, help="the first one's seed; by default 1")
+    parser.add_argument("--seed", type=positive_int, help="seed of the first simulation; default 1")
     parser.add_argument(
         "--payments",
         type=positive_int,
         default=50,
-        help="how many in each world, with a fifth as many payouts; by default 50",
+        help="payments of each simulation, with a fifth as many payouts; default 50",
     )
     parser.add_argument(
-        "--workers", type=positive_int, default=2, help="how many worlds at a time; by default 2"
+        "--workers",
+        type=positive_int,
+        default=2,
+        help="number of concurrent simulations; default 2",
     )
     parser.add_argument(
         "--crash-points",
@@ -142,7 +143,7 @@ def main() -> None:
         nargs="?",
         const="all",
         help=(
-            "instead of worlds by chance: every crash point of a payment and of a payout, singly "
+            "instead of random faults: every crash point of a payment and of a payout, singly "
             "and in pairs"
         ),
     )
@@ -155,9 +156,9 @@ def main() -> None:
     parser.add_argument(
         "--stop",
         action="store_true",
-        help="end with the first world that fails, and keep nothing of it",
+        help="stop after the first failing simulation; do not store it",
     )
-    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     options = parser.parse_args()
     if options.part and not options.crash_points:
         parser.error("--part is a part of --crash-points; give both")
@@ -175,7 +176,7 @@ def main() -> None:
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
     start_time = time.monotonic()
-    print_progress("Making a PostgreSQL in memory, and databases in it")
+    print_progress("Creating a PostgreSQL in memory, with its databases")
     _FOLDER.mkdir(parents=True, exist_ok=True)
     with worker_pool(_FOLDER, options.workers) as pool:
         summary = (

@@ -85,7 +85,7 @@ class Auditor:
             for index in range(len(payment_request.amounts))
         }
         self.violations += [
-            f"charge {charge} was wished by nobody"
+            f"charge {charge} was requested by nobody"
             for charge in self._charge_log
             if charge not in expected_charges
         ]
@@ -119,14 +119,14 @@ class Auditor:
         except NotFoundError:
             if responses.payments:
                 self.violations.append(
-                    f"{payment_request.checkout_id} was acknowledged, and is not there"
+                    f"{payment_request.checkout_id} was acknowledged, but does not exist"
                 )
             if any(
                 payment_request.charge_id(index) in self._charge_log
                 for index in range(len(payment_request.amounts))
             ):
                 self.violations.append(
-                    f"{payment_request.checkout_id} was charged, and is not there"
+                    f"{payment_request.checkout_id} was charged, but does not exist"
                 )
             return
         self._versions[f"payments/{payment_request.checkout_id}"] = (
@@ -195,8 +195,8 @@ class Auditor:
                     payment_request, order.charge_id
                 ):
                     self.violations.append(
-                        f"order {name} rests in {payment_pb2.PaymentOrderStatus.Name(status)}, "
-                        "and nobody moves it on"
+                        f"order {name} stays in {payment_pb2.PaymentOrderStatus.Name(status)}, "
+                        "and no operation is scheduled"
                     )
 
     def _audit_delivery(
@@ -304,7 +304,9 @@ class Auditor:
                 if order.charge_id == charge_id and order.seller_account not in _BLOCKED_SELLERS
             }
             if len(statuses) > 1:
-                self.violations.append(f"the orders of charge {charge_id} do not move together")
+                self.violations.append(
+                    f"the orders of charge {charge_id} do not change state together"
+                )
             applied = (
                 self._correct_charges(payment_request, charge_id)[:1]
                 if payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS in statuses

@@ -49,5 +49,5 @@ async def call_with_retries(
             if not (error.may_retry or isinstance(error, DeadlineExceededError)):
                 return None, error
         await asyncio.sleep(0.2 * (attempt + 1))
-    violations.append(f"{name} never got through: {last_error}")
+    violations.append(f"{name} never succeeded: {last_error}")
     return None, None

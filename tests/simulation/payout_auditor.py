@@ -81,10 +81,10 @@ class PayoutAuditor:
             self.violations += responses.violations
             if responses.payouts and responses.withdrawal.payout_id not in payouts:
                 self.violations.append(
-                    f"payout {responses.withdrawal.payout_id} was acknowledged, and is not there"
+                    f"payout {responses.withdrawal.payout_id} was acknowledged, but does not exist"
                 )
         self.violations += [
-            f"payout {id_} was paid, and is not there"
+            f"payout {id_} was paid, but does not exist"
             for id_ in self._transfer_log
             if id_ not in payouts
         ]
@@ -127,7 +127,7 @@ class PayoutAuditor:
             for reported_payout in responses.payouts:
                 self._compare_response(reported_payout, payout)
         elif not payout.payout_batch_id.startswith("run-EUR-"):
-            self.violations.append(f"payout {name} was wished by nobody")
+            self.violations.append(f"payout {name} was requested by nobody")
         if fee not in {0, FEES.get(currency, 0)}:
             self.violations.append(f"payout {name} has the fee {payout.fee}")
         state = _state_name(payout)

@@ -286,7 +286,7 @@ class Simulation:
         """Waits until nothing is due and every change is published and booked."""
         while world.loop.now < earliest_time or self._tables.query(OPEN_WORK_SQL)[0][0] != 0:
             if world.loop.now > start_time + _MAX_SECONDS_TO_REST:
-                result.violations.append(f"no rest within {_MAX_SECONDS_TO_REST:g} s of healing")
+                result.violations.append(f"not final within {_MAX_SECONDS_TO_REST:g} s of healing")
                 return
             await asyncio.sleep(1.0)
 

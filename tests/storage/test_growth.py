@@ -649,14 +649,14 @@ def _due_schedules(connection: Connection) -> Sequence[Row[Any]]:
         (_RUNS_SQL, lambda connection: batches.list_generating(connection, 20)),
         (_RUNS_SQL, lambda connection: batches.list_open(connection, "run-1", 20)),
         (_RUNS_SQL, lambda connection: batches.is_in_progress(connection, "batch-2")),
-        (_RUNS_SQL, lambda connection: batches.postpone(connection, "run-40")),
+        (_RUNS_SQL, lambda connection: batches.reschedule(connection, "run-40")),
         (
             _RUNS_SQL,
             _find_alerts("BATCH_STUCK", payout_alerts.alert_queries(PAYOUT_ALERT_AFTER, 300)),
         ),
         (
             (_FORCE_INDEX_SQL, *_DUE_SCHEDULES_SQL),
-            lambda connection: schedule_store.postpone(connection, _due_schedules(connection)),
+            lambda connection: schedule_store.reschedule(connection, _due_schedules(connection)),
         ),
         (
             (_FORCE_INDEX_SQL, *_DUE_SCHEDULES_SQL),

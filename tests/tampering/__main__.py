@@ -29,15 +29,13 @@ def print_progress(line: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="scripts/tamper",
-        description="Edits a database as its administrator, and shows what verify does not name.",
+        description="Edits a database as its administrator, and reports what verify misses.",
     )
     parser.add_argument(
-        "--edits", type=int, default=3000, help="how many edits, one at a time; by default 3000"
+        "--edits", type=int, default=3000, help="number of edits, one at a time; default 3000"
     )
-    parser.add_argument(
-        "--seed", type=int, default=1, help="what the edits are drawn from; by default 1"
-    )
-    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the edits; default 1")
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     parser.add_argument(
         "--every-cell",
         action="store_true",
@@ -53,7 +51,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     if options.edits < 1:
-        parser.error("--edits must be above 0: nothing would be proved")
+        parser.error("--edits must be above 0")
     with exit_on_interrupt():
         result = _run(
             options.edits, options.seed, every_cell=options.every_cell, quick=options.quick

@@ -53,7 +53,7 @@ def fill_database(databases: DatabaseUrls) -> None:
         _add_wallets(client)
         _add_payouts(client)
         _add_alerts(databases, client)
-        assert eventually(lambda: _is_quiet(databases), 60), "the database does not come to rest"
+        assert eventually(lambda: _is_quiet(databases), 60), "the operations do not become final"
 
 
 def _add_alerts(databases: DatabaseUrls, client: Client) -> None:

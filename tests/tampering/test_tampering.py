@@ -136,4 +136,6 @@ def test_the_page_of_exemptions_is_the_list() -> None:
     """The page about what verify does not see lists exactly the edits that the tampering excludes,
     with the reasons.
     """
-    assert PAGE_PATH.read_text() == render_page(), "python -m tests.tampering.exempt writes it anew"
+    assert PAGE_PATH.read_text() == render_page(), (
+        "python -m tests.tampering.exempt writes it again"
+    )

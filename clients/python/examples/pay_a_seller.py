@@ -30,7 +30,7 @@ def main(address: str) -> None:
             seller_account=seller,
             currency="EUR",
             bank_account_token=_ACCOUNT,
-            description="her savings bank",
+            description="savings bank",
         )
         client.payout.CreatePayoutDestination(create_destination)
 
@@ -50,7 +50,7 @@ def main(address: str) -> None:
         try:
             client.create_payout(f"{seller}-2", seller, "EUR", "25.00")
         except FailedPreconditionError as error:
-            print(f"refused: {error.reason}")
+            print(f"rejected: {error.reason}")
 
 
 def wait_until_available(
@@ -65,7 +65,7 @@ def wait_until_available(
             return preview
         time.sleep(0.1)
     raise TimeoutError(
-        "not payable yet: "
+        "cannot be paid yet: "
         f"{[payout_pb2.PayoutBlocker.Name(shortfall.limit) for shortfall in preview.shortfalls]}"
     )
 

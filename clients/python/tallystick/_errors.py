@@ -152,18 +152,18 @@ def client_closed_in_flight_error() -> TallystickError:
 def wrong_event_loop_error() -> TallystickError:
     """The exception for a call outside the client's event loop."""
     return TallystickError(
-        "this client is used in another event loop already; make an AsyncClient for each event loop"
+        "the client is used in another event loop; create an AsyncClient for each event loop"
     )
 
 
 def closed_in_wrong_event_loop_error() -> TallystickError:
     """The exception for closing a client outside its event loop."""
-    return TallystickError("this client is used in another event loop; close it there")
+    return TallystickError("the client is used in another event loop; close it there")
 
 
 def unreadable_response_error() -> TallystickError:
     """The exception for a response that cannot be parsed."""
-    return InternalError("the answer cannot be read")
+    return InternalError("the response cannot be parsed")
 
 
 def from_rpc(error: grpc.RpcError) -> TallystickError:

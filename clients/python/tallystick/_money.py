@@ -15,11 +15,11 @@ def amount_text(amount: str | Decimal) -> str:
         return amount
     if not isinstance(amount, Decimal):
         raise TypeError(
-            f"an amount is a str or a Decimal, not {type(amount).__name__}: floating point cannot "
-            "hold money"
+            f"amount must be a str or a Decimal, not {type(amount).__name__}: binary floating "
+            "point is not exact"
         )
     if not amount.is_finite():
-        raise ValueError("an amount is a finite number")
+        raise ValueError("amount must be a finite number")
     return format(amount, "f")
 
 

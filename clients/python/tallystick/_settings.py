@@ -91,8 +91,8 @@ class ClientSettings:
         for key, value in call_metadata:
             if not re.fullmatch(r"[0-9a-z_.-]+", key) or key.startswith("grpc-"):
                 raise ValueError(
-                    f"metadata cannot have the key {key!r}: it must be of a-z 0-9 _ . - and not "
-                    "begin with grpc-."
+                    f"the metadata key {key!r} must have only a-z 0-9 _ . - and must not begin "
+                    "with grpc-."
                 )
             if not (
                 isinstance(value, bytes)
@@ -142,7 +142,7 @@ class ClientSettings:
                 # makes the last attempt just before the deadline
                 seconds = min(seconds, remaining - _MIN_ATTEMPT_SECONDS)
             if not 0 <= seconds < remaining:
-                raise error or DeadlineExceededError("no time is left")
+                raise error or DeadlineExceededError("the deadline has passed")
             return seconds
 
         stop = stop_never if self.attempts is None else stop_after_attempt(self.attempts)
@@ -215,9 +215,9 @@ class CallAttempts:
             )
             if self._last_error is not None:
                 message += (
-                    f"; an earlier one was refused with {self._last_error.reason}"
+                    f"; an earlier one was rejected with {self._last_error.reason}"
                     if self._last_error.reason
-                    else "; an earlier one did not get through"
+                    else "; an earlier one got no answer"
                 )
             timeout_error = error.with_message(f"{message})", reason="DEADLINE_EXCEEDED")
             timeout_error.__cause__ = self._last_error
@@ -242,12 +242,12 @@ class CallAttempts:
         attempts = _format_attempt_count(self._count)
         if not (error.may_retry and error.reason):
             return error.with_message(
-                f"{error.message} (after {attempts}; this is said of the last one: the outcome of "
-                "an earlier one is not known)"
+                f"{error.message} (after {attempts}; this applies to the last one: the outcome "
+                "of an earlier one is not known)"
             )
         message = (
             f"the outcome is not known (after {attempts}; an earlier one may have taken effect, "
-            f"and the last was refused with {error.reason})"
+            f"and the last was rejected with {error.reason})"
         )
         timeout_error = DeadlineExceededError(
             message, reason="DEADLINE_EXCEEDED", trace_id=error.trace_id

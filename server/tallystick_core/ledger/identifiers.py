@@ -51,6 +51,6 @@ def parse_transaction_id(text: str, field: str = "transaction_id") -> int:
     if match is None or match[1] != BOOK:
         reason = ErrorReason.FIELD_INVALID if text else ErrorReason.FIELD_REQUIRED
         raise ApiError(
-            reason, f"{field} must be an id that the ledger gave, such as main-1.", field=field
+            reason, f"{field} must be the id of a ledger transaction, such as main-1.", field=field
         )
     return int(match[2])

@@ -37,7 +37,7 @@ class Circuit(StrEnum):
     """The parts of a provider that can fail independently. Each has its own circuit breaker."""
 
     SENDS = "sends"
-    LOOK_UPS = "look-ups and cancellations"
+    LOOK_UPS = "lookups and cancellations"
     VERIFICATIONS = "verifications of bank accounts"
 
 

@@ -84,15 +84,15 @@ TRANSITIONS: dict[tuple[OrderStatus, PaymentTrigger], OrderStatus] = {
 
 VERBS: dict[PaymentTrigger, Verb] = {
     PaymentTrigger.RISK_PASSED: Verb("CHARGE", "charged"),
-    PaymentTrigger.RISK_REJECTED: Verb("REFUSE", "refused"),
+    PaymentTrigger.RISK_REJECTED: Verb("REJECT", "rejected"),
     PaymentTrigger.SUCCEEDED: Verb("CHARGE", "charged"),
     PaymentTrigger.DECLINED: Verb("DECLINE", "declined"),
-    PaymentTrigger.PENDING: Verb("POSTPONE", "left pending"),
+    PaymentTrigger.PENDING: Verb("LEAVE_PENDING", "left pending"),
     PaymentTrigger.NOT_SENT: Verb("SEND", "sent"),
     PaymentTrigger.UNKNOWN: Verb("SEND", "sent"),
     PaymentTrigger.GIVEN_UP: Verb("GIVE_UP", "given up"),
     PaymentTrigger.CLOSED: Verb("CLOSE", "closed"),
-    PaymentTrigger.BOOKED: Verb("BOOK", "settled"),
+    PaymentTrigger.BOOKED: Verb("BOOK", "booked"),
     PaymentTrigger.DELIVERED: Verb("CONFIRM_DELIVERY", "confirmed as delivered"),
 }
 """What each trigger does to an order, as errors name it."""

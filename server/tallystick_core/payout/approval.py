@@ -19,5 +19,5 @@ def require_second_approver(approver: str, creator: str) -> None:
     if approver == creator:
         raise ApiError(
             ErrorReason.SECOND_APPROVER_REQUIRED,
-            "Somebody else than its creator has to approve it.",
+            "A second person must approve it; its creator cannot.",
         )

@@ -70,7 +70,7 @@ DESTINATION_VERBS: dict[DestinationTrigger, Verb] = {
     _T.PENDING: Verb("VERIFY", "verified"),
     _T.NOT_SENT: Verb("VERIFY", "verified"),
     _T.UNKNOWN: Verb("VERIFY", "verified"),
-    _T.ACCOUNT_REJECTED: Verb("REFUSE", "refused"),
+    _T.ACCOUNT_REJECTED: Verb("REJECT", "rejected"),
     _T.DISABLED: Verb("DISABLE", "disabled"),
     _T.CLOSED: Verb("CLOSE", "closed"),
 }

@@ -188,11 +188,11 @@ def quote_amount(
         problem = (
             "Nothing can be paid now"
             if requested_amount is None
-            else "Less can be paid than is asked for"
+            else "Less than the requested amount can be paid now"
         )
         raise ApiError(
             ErrorReason.INSUFFICIENT_FUNDS,
-            f"{problem}; PreviewPayout tells why.",
+            f"{problem}; PreviewPayout lists the blockers.",
             metadata=metadata,
         )
     return amount

@@ -149,7 +149,7 @@ TRANSITIONS: dict[tuple[PayoutState, PayoutTrigger], PayoutState] = {
 VERBS: dict[PayoutTrigger, Verb] = {
     _T.FUNDS_HELD: Verb("HOLD", "held"),
     _T.HELD_FOR_APPROVAL: Verb("HOLD", "held"),
-    _T.HOLD_REJECTED: Verb("REFUSE", "refused"),
+    _T.HOLD_REJECTED: Verb("REJECT", "rejected"),
     _T.APPROVED: Verb("APPROVE", "approved"),
     _T.REJECTED: Verb("REJECT", "rejected"),
     _T.CANCELLED: Verb("CANCEL", "cancelled"),
@@ -165,7 +165,7 @@ VERBS: dict[PayoutTrigger, Verb] = {
     _T.UNMATCHED_TRANSFER: Verb("CORRECT", "corrected"),
     _T.GIVEN_UP: Verb("GIVE_UP", "given up"),
     _T.CLOSED: Verb("CLOSE", "closed"),
-    _T.BOOKED: Verb("BOOK", "settled"),
+    _T.BOOKED: Verb("BOOK", "booked"),
 }
 """What each trigger does to a payout, as errors name it."""
 

@@ -110,7 +110,7 @@ def _with_balances(wallet: Wallet, balances: Balances) -> Wallet:
     if not -MAX_BALANCE <= balances.balance <= MAX_BALANCE:
         raise ApiError(
             ErrorReason.BALANCE_OUT_OF_RANGE,
-            "The wallet's balance would outgrow what can be booked.",
+            "The wallet's balance would exceed the maximum.",
         )
     return replace(wallet, balances=balances, version=wallet.version + 1)
 
@@ -145,12 +145,13 @@ def _reject_unavailable(wallet: Wallet, amount: int, verb: str) -> None:
     if wallet.frozen:
         raise ApiError(
             ErrorReason.INVALID_STATE,
-            "The wallet is FROZEN: its money can be neither debited nor held.",
+            "The wallet is FROZEN and cannot be debited or held.",
             metadata={"state": "FROZEN", "verb": verb},
         )
     if wallet.balances.available < amount:
         raise ApiError(
-            ErrorReason.INSUFFICIENT_FUNDS, "The wallet has less available than is asked for."
+            ErrorReason.INSUFFICIENT_FUNDS,
+            "The amount must be at most the available balance of the wallet.",
         )
 
 
@@ -216,7 +217,9 @@ def _end_hold(
     captured_amount = instruction.amount if instruction.kind is EntryKind.HOLD_CAPTURED else 0
     if captured_amount > hold.amount:
         raise ApiError(
-            ErrorReason.HOLD_EXCEEDED, "More is to be captured than the hold holds.", field="amount"
+            ErrorReason.HOLD_EXCEEDED,
+            "amount must be at most the amount of the hold.",
+            field="amount",
         )
     after = repay_then_add_available(
         replace(wallet.balances, held=wallet.balances.held - hold.amount),

@@ -68,7 +68,7 @@ def require_new_owner(owner: str, previous_owner: str) -> None:
     if owner == previous_owner:
         raise ApiError(
             ErrorReason.FIELD_INVALID,
-            "owner must be another than the seller's present owner.",
+            "owner must not be the seller's current owner.",
             field="owner",
         )
 
@@ -94,7 +94,7 @@ def decide_assignment(
     if decision is AssignmentState.APPROVED and decided_by == requested_by:
         raise ApiError(
             ErrorReason.SECOND_APPROVER_REQUIRED,
-            "Another operator than the one who asked for the assignment has to approve it.",
+            "A second operator must approve the assignment; its requester cannot.",
         )
     return True
 
@@ -109,8 +109,8 @@ def require_unchanged_owner(previous_owner: str, owner: str) -> None:
             for owner_name in (previous_owner, owner)
         )
         message = (
-            f"The seller belonged {previous} when the assignment was asked for, and belongs "
-            f"{current} now; reject it, and ask for a new one."
+            f"The seller belonged {previous} when the assignment was requested, and belongs "
+            f"{current} now. Reject it and request a new one."
         )
         raise ApiError(
             ErrorReason.INVALID_STATE,

@@ -354,7 +354,7 @@ class Wiring:
             database, self._settings.release_delay, self._payout_service_caller()
         )
         scheduler = Periodic(
-            "wallet.sweep",
+            "wallet.scheduler",
             self._settings.worker.sweep_interval,
             WalletScheduler(database, handlers.instruction_batcher).run_once,
         )

@@ -186,7 +186,7 @@ def _print_rich_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) 
 
 
 def _console(stream: TextIO) -> Console:
-    """Colours are left out if NO_COLOR is set or the terminal has none."""
+    """Colors are left out if NO_COLOR is set or the terminal has none."""
     from rich.console import Console
 
     return Console(file=stream, highlight=False, markup=False, emoji=False)

@@ -76,7 +76,7 @@ class EventHandlers:
             if event.key in events:
                 raise ApiError(
                     ErrorReason.DUPLICATE_ITEM,
-                    f"events[{index}] stands twice in the request.",
+                    f"events[{index}].event_id must be unique in the request.",
                     field=f"events[{index}].event_id",
                 )
             events[event.key] = event
@@ -206,7 +206,9 @@ def _new_event(message: event_pb2.Event) -> store.NewEvent:
         )
     if message.cursor:
         raise ApiError(
-            ErrorReason.FIELD_INVALID, "cursor must be unset: it is given here.", field="cursor"
+            ErrorReason.FIELD_INVALID,
+            "cursor must be unset; EventService assigns it.",
+            field="cursor",
         )
     if not has_time(message, "create_time"):
         raise ApiError(ErrorReason.FIELD_REQUIRED, "create_time is required.", field="create_time")

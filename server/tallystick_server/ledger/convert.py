@@ -48,15 +48,17 @@ def parse_posting(message: pb.Posting) -> Posting:
     caller = parse_id(message.caller, "caller")
     if not message.entries:
         raise ApiError(
-            ErrorReason.FIELD_REQUIRED, "entries must have at least two.", field="entries"
+            ErrorReason.FIELD_REQUIRED, "entries must have at least 2 items.", field="entries"
         )
     if len(message.entries) == 1:
         raise ApiError(
-            ErrorReason.ENTRIES_UNBALANCED, "entries must have at least two.", field="entries"
+            ErrorReason.ENTRIES_UNBALANCED, "entries must have at least 2 items.", field="entries"
         )
     if len(message.entries) > MAX_ENTRIES:
         raise ApiError(
-            ErrorReason.TOO_MANY_ITEMS, f"entries must have at most {MAX_ENTRIES}.", field="entries"
+            ErrorReason.TOO_MANY_ITEMS,
+            f"entries must have at most {MAX_ENTRIES} items.",
+            field="entries",
         )
     lines = tuple(_parse_line(entry, index) for index, entry in enumerate(message.entries))
     check_balanced(lines)
@@ -72,8 +74,8 @@ def _parse_line(entry: ledger_pb2.Entry, index: int) -> JournalLine:
         currency = parse_currency(entry.currency)
         amount = parse_amount(entry.amount, currency)
         credit = _DIRECTIONS.parse(entry.direction, "direction") == "CREDIT"
-    except ApiError as refused:
-        raise refused.with_field_prefix(f"entries[{index}]") from None
+    except ApiError as error:
+        raise error.with_field_prefix(f"entries[{index}]") from None
     return JournalLine(account, currency, amount if credit else -amount)
 
 

@@ -107,7 +107,7 @@ class LedgerHandlers(AlertHandlers):
         if isinstance(result, ApiError) and result.reason is ErrorReason.IDEMPOTENCY_KEY_REUSED:
             raise ApiError(
                 ErrorReason.ALREADY_REVERSED,
-                "The transaction was reversed before, for another reason.",
+                "The transaction has already been reversed with another reason.",
             )
         if isinstance(result, Exception):
             raise result

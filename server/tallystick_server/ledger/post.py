@@ -195,7 +195,7 @@ def _chain_all(
             for line in posting.lines
         ):
             outcomes[key] = ApiError(
-                ErrorReason.BALANCE_OUT_OF_RANGE, "A balance would outgrow what can be booked."
+                ErrorReason.BALANCE_OUT_OF_RANGE, "An account's balance would exceed the maximum."
             )
             continue
         item = append_posting(head, posting, now, balances)

@@ -26,7 +26,7 @@ SpanContext = trace.SpanContext
 
 _tracer = trace.get_tracer("tallystick")
 _propagator = TraceContextTextMapPropagator()
-# no secrets; and not the global one, whose sequence belongs to whoever has seeded it
+# no secrets; and not the global one, whose sequence belongs to the code that seeded it
 _id_random = random.Random()  # noqa: S311
 _is_exporting = False
 

@@ -131,7 +131,7 @@ class Batcher(Generic[T, R]):
             return
         error = None if task.cancelled() else task.exception()
         log.error(
-            "Lane %d of %s ended unexpectedly and is started again.",
+            "Worker %d of batcher %s ended unexpectedly and is restarted.",
             number,
             self._name,
             exc_info=error,
@@ -158,7 +158,7 @@ class Batcher(Generic[T, R]):
                         future,
                         _shutting_down_error()
                         if self._is_stopped
-                        else RuntimeError(f"A lane of {self._name} ended unexpectedly."),
+                        else RuntimeError(f"A worker of batcher {self._name} ended unexpectedly."),
                     )
             await asyncio.sleep(min(loop.time() - start_time, self._max_linger))
 
@@ -199,7 +199,9 @@ class Batcher(Generic[T, R]):
 
 
 def _shutting_down_error() -> ApiError:
-    return ApiError(ErrorReason.SHUTTING_DOWN, "The process is being stopped.", retry_after=0.5)
+    return ApiError(
+        ErrorReason.SHUTTING_DOWN, "The process is shutting down; retry.", retry_after=0.5
+    )
 
 
 def _fail(future: asyncio.Future[Any], error: Exception) -> None:
@@ -253,7 +255,7 @@ class _Bisection(Generic[T, R]):
     def _unavailable_error(self) -> ApiError:
         return ApiError(
             ErrorReason.DEPENDENCY_UNAVAILABLE,
-            f"{self._rejections[0].method} refuses everything: {self._rejections[0].status}.",
+            f"{self._rejections[0].method} rejects every item: {self._rejections[0].status}.",
             retry_after=1.0,
         )
 

@@ -200,7 +200,8 @@ class DeadLetters(Generic[H, G]):
                 pass
             case _:
                 raise _state_error(
-                    "The provider still works on it; retry the dead letter, and wait.", "PENDING"
+                    "The provider still processes the operation; retry the dead letter, and wait.",
+                    "PENDING",
                 )
 
         def close(connection: Connection) -> G:
@@ -226,7 +227,7 @@ class DeadLetters(Generic[H, G]):
         )
         if not operations:
             raise _state_error(
-                "It came to its end meanwhile; read the dead letter again.", "RESOLVED"
+                "The operation has completed in the meantime; reload the dead letter.", "RESOLVED"
             )
         (operation,) = operations
         action = operation.next_action(
@@ -234,12 +235,13 @@ class DeadLetters(Generic[H, G]):
         )
         if action in (NextAction.PLACE_HOLD, NextAction.BOOK):
             raise _state_error(
-                "It waits for wallet or ledger, not for its provider; retry the dead letter.",
+                "The operation waits for the wallet or the ledger, not for its provider; retry the "
+                "dead letter.",
                 "BOOKING_UNAVAILABLE",
             )
         if action is NextAction.APPLY_RECORDED:
             raise _state_error(
-                "Its provider's answer is stored and cannot be applied; remove the cause, then "
+                "The provider's outcome is stored and cannot be applied; remove the cause, then "
                 "retry the dead letter.",
                 "UNAPPLIED_ANSWER",
             )
@@ -251,7 +253,7 @@ class DeadLetters(Generic[H, G]):
             retry_after = outcome.retry_after or _RETRY_AFTER_SECONDS
             raise ApiError(
                 ErrorReason.PROVIDER_UNAVAILABLE,
-                "The provider does not answer, and is asked before anything is closed.",
+                "The provider does not answer. Closing requires a lookup; retry later.",
                 retry_after=retry_after,
             )
         return operation, outcome
@@ -278,7 +280,7 @@ class DeadLetters(Generic[H, G]):
             if row.state != DeadLetterState.OPEN:
                 raise invalid_state_error("dead letter", row.state, verb)
             raise _state_error(
-                "Somebody else works on it now; read the dead letter again.", row.state, verb
+                "Another operator or process works on the dead letter; reload it.", row.state, verb
             )
         return row
 
@@ -345,8 +347,7 @@ def _reject_unstorable(error: ConstraintViolation, *, evidence_is_specific: bool
     """
     if not is_duplicate_reference(error):
         raise _state_error(
-            "What its provider answers cannot be stored, and has to be set right with the "
-            "provider first.",
+            "The provider's answer cannot be stored; the provider must correct it first.",
             "UNSTORABLE",
         ) from None
     _require_specific_evidence(evidence_is_specific=evidence_is_specific)
@@ -358,8 +359,8 @@ def _require_specific_evidence(*, evidence_is_specific: bool) -> None:
     """
     if not evidence_is_specific:
         message = (
-            "Its provider answers with another one's money; close it by CloseDeadLetter, with "
-            "evidence about it alone."
+            "The provider's answer belongs to another operation; close the dead letter with "
+            "CloseDeadLetter, with evidence about it alone."
         )
         raise _state_error(message, "MISMATCHED_OPERATION") from None
 

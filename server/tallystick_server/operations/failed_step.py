@@ -69,13 +69,13 @@ def classify_failure(
     match outcome:
         case Pending():
             return FailedStep(
-                operation, RetryReason.PENDING, f"the provider waits: {outcome.reason}", action
+                operation, RetryReason.PENDING, f"pending at the provider: {outcome.reason}", action
             )
         case Submitted() | InTransit():
             return FailedStep(
                 operation,
                 RetryReason.PENDING,
-                f"the provider works on it: {type(outcome).__name__}",
+                f"in progress at the provider: {type(outcome).__name__}",
                 action,
             )
         case NotSent():
@@ -121,12 +121,14 @@ def classify_before_call(operation: H, action: NextAction, now: float) -> Failed
         return FailedStep(
             operation,
             RetryReason.NOT_SENT,
-            f"it was never sent: {failure_reason}",
+            f"never sent: {failure_reason}",
             action,
             failure_reason=failure_reason,
         )
     if action is NextAction.RISK:
-        return FailedStep(operation, RetryReason.REJECTED, "risk has not passed it", action)
+        return FailedStep(
+            operation, RetryReason.REJECTED, "the order has not passed the risk check", action
+        )
     return None
 
 
@@ -213,20 +215,20 @@ def classify_storage_error(
         return FailedStep(
             operation,
             RetryReason.MISMATCHED_OPERATION,
-            f"what its provider says it is, {reference}, is the money of another one",
+            f"the provider's reference {reference} belongs to another operation",
             action,
         )
     if action is NextAction.APPLY_RECORDED:
         return FailedStep(
             operation,
             RetryReason.APPLYING_FAILED,
-            f"its answer is stored and cannot be applied: {type(outcome).__name__}",
+            f"the outcome is stored and cannot be applied: {type(outcome).__name__}",
             action,
         )
     return FailedStep(
         operation,
         RetryReason.REJECTED,
-        f"its answer cannot be stored: {type(outcome).__name__}",
+        f"the outcome cannot be stored: {type(outcome).__name__}",
         action,
     )
 

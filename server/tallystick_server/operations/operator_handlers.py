@@ -83,7 +83,9 @@ class OperatorHandlers(AlertHandlers):
             bulk.filters, bulk.cursor, call.caller.name, reason
         )
         skipped = [
-            _to_skipped_message(row, ApiError(ErrorReason.INVALID_STATE, "It has ended meanwhile."))
+            _to_skipped_message(
+                row, ApiError(ErrorReason.INVALID_STATE, "The dead letter is no longer open.")
+            )
             for row in page
             if row.dead_letter_id not in retried_ids
         ]
@@ -133,7 +135,7 @@ class OperatorHandlers(AlertHandlers):
         if request.all and filters != dead_letter_store.DeadLetterFilter():
             raise ApiError(
                 ErrorReason.FIELD_INVALID,
-                "all must be false, or filter must have no criterion.",
+                "all must be false if filter has a criterion.",
                 field="all",
             )
         if not request.all and filters == dead_letter_store.DeadLetterFilter():
@@ -257,6 +259,6 @@ def parse_dead_letter_id(text: str) -> str:
     if _DEAD_LETTER_ID.match(text) is None:
         reason = ErrorReason.FIELD_INVALID if text else ErrorReason.FIELD_REQUIRED
         raise ApiError(
-            reason, "dead_letter_id must be one that ListDeadLetters gave.", field="dead_letter_id"
+            reason, "dead_letter_id must be an id of ListDeadLetters.", field="dead_letter_id"
         )
     return text

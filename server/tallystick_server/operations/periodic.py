@@ -62,4 +62,4 @@ class Periodic:
             except ApiError as error:
                 log.warning("%s waits: %s", self._name, error)
             except Exception:  # the next run may succeed
-                log.exception("%s failed; it goes on", self._name)
+                log.exception("%s failed; it runs again at its next interval", self._name)

@@ -196,7 +196,7 @@ def _dead_letter_detail(failed_step: FailedStep[H], now: float) -> str:
     return _sanitize_detail(
         failed_step.detail
         if failure_reason is None
-        else f"{failure_reason}, and not ended: {failed_step.detail}"
+        else f"{failure_reason}, not cancelled yet: {failed_step.detail}"
     )
 
 

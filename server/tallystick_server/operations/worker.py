@@ -96,7 +96,7 @@ class OperationWorker(ABC, Generic[H, G]):
     ) -> None:
         self.lease_seconds = settings.lease_seconds
         self._lease_check_batcher: Batcher[LeasedOperation, bool] = Batcher(
-            f"{service}.held", self._check_leases
+            f"{service}.check_leases", self._check_leases
         )
         self.gateway = ProviderGateway(
             providers,
@@ -108,7 +108,7 @@ class OperationWorker(ABC, Generic[H, G]):
         self._database = database
         self._providers = providers
         self._reschedule_batcher: Batcher[FailedStep[H], G] = Batcher(
-            f"{service}.postpone",
+            f"{service}.reschedule",
             Rescheduler(database, settings.retry_policies, self.lock_unresolved, self.fail).run,
             max_batch=MAX_ITEMS,
             size_of=lambda failed_step: failed_step.operation.weight,
@@ -118,7 +118,7 @@ class OperationWorker(ABC, Generic[H, G]):
             self._lease_check_batcher,
         ]
         self._claim_task = Periodic(
-            f"{service}.sweep", settings.scan_interval_seconds, self.claim_due
+            f"{service}.claim_due", settings.scan_interval_seconds, self.claim_due
         )
         self._periodic_tasks = [self._claim_task]
         self._max_in_flight = settings.max_in_flight
@@ -193,7 +193,7 @@ class OperationWorker(ABC, Generic[H, G]):
             )
         except ApiError as error:  # the database is unavailable: the leases expire
             log.warning(
-                "The leases of %d operations could not be given back: %s", len(tokens), error
+                "cannot release the leases of %d operations; they expire: %s", len(tokens), error
             )
 
     async def stop(self) -> None:
@@ -246,7 +246,7 @@ class OperationWorker(ABC, Generic[H, G]):
         Processes with the same providers share it.
         """
         return lambda connection: leader_lease.try_acquire_lease(
-            connection, f"watch {','.join(sorted(self._providers))}", owner_id, _POLL_LEASE_SECONDS
+            connection, f"poll {','.join(sorted(self._providers))}", owner_id, _POLL_LEASE_SECONDS
         )
 
     def wake(self) -> None:
@@ -302,9 +302,14 @@ class OperationWorker(ABC, Generic[H, G]):
         try:
             await self.advance(operation)
         except ApiError as error:
-            log.warning("%s waits for the sweep: %s", operation.resource_name, error)
+            log.warning(
+                "%s: %s; it is retried when its lease expires", operation.resource_name, error
+            )
         except Exception:  # the claim after the lease has expired tries again
-            log.exception("%s failed on its way; it waits for the sweep", operation.resource_name)
+            log.exception(
+                "%s: unexpected error; it is retried when its lease expires",
+                operation.resource_name,
+            )
 
     async def advance(self, operation: H) -> None:
         """Advances an operation as far as possible now."""
@@ -347,8 +352,8 @@ class OperationWorker(ABC, Generic[H, G]):
             try:
                 operation = await self.record(operation, outcome)
             except ConstraintViolation as error:
-                log.error(  # noqa: TRY400 - where it happened says nothing
-                    "the answer to %s cannot be stored or applied: %s",
+                log.error(  # noqa: TRY400 - the traceback adds nothing
+                    "%s: the outcome cannot be stored or applied: %s",
                     operation.resource_name,
                     error,
                 )
@@ -395,7 +400,7 @@ class OperationWorker(ABC, Generic[H, G]):
     async def _reschedule(self, failed_step: FailedStep[H]) -> None:
         operation = failed_step.operation
         log.info(
-            "%s does not come on: %s %s",
+            "%s: step failed, rescheduled: %s (%s)",
             operation.resource_name,
             failed_step.retry_reason,
             failed_step.detail,

@@ -33,8 +33,8 @@ _MAX_REJECTIONS = 100
 _MAX_RETRIED_AGGREGATES, _MAX_RETRIED_PER_AGGREGATE = 50, 10
 _MAX_DETAIL_LENGTH = 1000
 _rejected_counter = metrics.get_meter("tallystick").create_counter(
-    "tallystick.events.refused",
-    description="Aggregates of which EventService began to refuse an event, by service.",
+    "tallystick.events.rejected",
+    description="Aggregates of which EventService began to reject an event, by service.",
 )
 
 
@@ -153,10 +153,12 @@ class Relay:
             try:
                 delay_seconds = await self.run_once()
             except (ApiError, ServiceCallRejected) as error:
-                log.warning("the relay of %s waits: %s", self._name, error)
+                log.warning("the relay of %s is delayed: %s", self._name, error)
                 delay_seconds = _FAILURE_DELAY_SECONDS
             except Exception:  # no event is lost: the next run publishes it
-                log.exception("the relay of %s failed; it goes on", self._name)
+                log.exception(
+                    "the relay of %s failed; it continues with the next batch", self._name
+                )
                 delay_seconds = _FAILURE_DELAY_SECONDS
             await asyncio.sleep(delay_seconds)
 
@@ -286,7 +288,7 @@ class Relay:
     def _log_rejections(self, rejection_details: Mapping[str, str]) -> None:
         for aggregate, detail in rejection_details.items():
             log.warning(
-                "EventService refuses an event of %s; this and the later ones wait: %s",
+                "EventService rejects an event of %s; it and later events are delayed: %s",
                 aggregate,
                 detail,
             )

@@ -85,7 +85,7 @@ class DeliveryConfirmation:
 
         for order_id in await self._database.transact(record_results):
             log.warning(
-                "the wallet refuses to release what was paid for order %s: %s",
+                "WalletService rejects the release of order %s: %s",
                 order_id,
                 rejections[order_id],
             )

@@ -112,7 +112,7 @@ def _order(message: payment_pb2.NewPaymentOrder, index: int) -> Order:
     if buyer == seller:
         raise ApiError(
             ErrorReason.SAME_ACCOUNT,
-            "seller_account must be another account than buyer_account.",
+            "seller_account must not be equal to buyer_account.",
             field="seller_account",
         )
     currency = parse_currency(message.currency)
@@ -136,7 +136,7 @@ def _fee(text: str, amount: int, currency: str) -> int | None:
     if fee >= amount:
         raise ApiError(
             ErrorReason.AMOUNT_OUT_OF_RANGE,
-            "platform_fee must be less than the amount.",
+            "platform_fee must be less than amount.",
             field="platform_fee",
         )
     return fee

@@ -338,7 +338,7 @@ def _over_capacity(
 
 def provider_unavailable() -> ApiError:
     """The error for a new payment while its provider fails and the queue is full."""
-    message = "The provider does not answer, and enough payments wait for it. Nothing was stored."
+    message = "The provider does not answer, and too many payments wait for it. Nothing was stored."
     return ApiError(ErrorReason.PROVIDER_UNAVAILABLE, message, retry_after=30.0)
 
 

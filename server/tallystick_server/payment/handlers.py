@@ -134,7 +134,7 @@ class PaymentHandlers(PaymentOperatorHandlers):
         transition(OrderStatus(order.status), PaymentTrigger.DELIVERED)  # rejects unpaid orders
         if not order.ledger_updated:
             raise ApiError(
-                ErrorReason.CONFLICT, "The order is being settled; come back.", retry_after=0.2
+                ErrorReason.CONFLICT, "The order is still being booked; retry.", retry_after=0.2
             )
         if not await self._worker.confirm_delivery(order.payment_order_id):
             call.mark_replayed()

@@ -95,7 +95,7 @@ class FailedChargePoller:
         try:
             return await self._poll(charge, poll_count)
         except Exception:  # an error of one charge does not block the others
-            log.exception("%s cannot be looked up; it is asked again", charge.resource_name)
+            log.exception("%s: lookup failed; it is polled again", charge.resource_name)
             return store.NextPoll(
                 charge.charge_id,
                 self._retry_policies.policy_for(
@@ -118,8 +118,8 @@ class FailedChargePoller:
                     await self._database.transact(
                         lambda connection: record_conflicts(connection, [(charge, outcome)])
                     )
-                    log.error(  # noqa: TRY400 - where says nothing
-                        "what was charged for %s after all cannot be stored: %s",
+                    log.error(  # noqa: TRY400 - the traceback adds nothing
+                        "%s: the late charge cannot be stored: %s",
                         charge.resource_name,
                         error,
                     )

@@ -163,10 +163,10 @@ class SellerOwnerCache:
             if isinstance(error, ServiceCallRejected):
                 if len(queries) > 1:
                     raise
-                log.warning("whom a seller belongs to is not known: %s", error)
+                log.warning("the owner of a seller cannot be determined: %s", error)
             else:
                 self._unavailable_until = asyncio.get_running_loop().time() + _UNAVAILABLE_SECONDS
-            message = "It cannot be known now whom a seller belongs to. Nothing was stored."
+            message = "The owner of a seller cannot be determined now. Nothing was stored."
             api_error = (
                 error
                 if isinstance(error, ApiError)

@@ -109,7 +109,7 @@ class UnappliedChargeBooking:
             return store.mark_booking_rejected(connection, rejections) if rejections else []
 
         for id_ in await self._database.transact(record_results):
-            log.warning("the ledger refuses unapplied charge %s: %s", id_, rejections[id_])
+            log.warning("LedgerService rejects unapplied charge %s: %s", id_, rejections[id_])
         raise_if_unavailable(results)
 
     async def _post(self, rows: Sequence[Row[Any]]) -> Sequence[ItemRejected | None]:
@@ -142,7 +142,7 @@ async def acknowledge(
     if not row.acknowledged_by:
         raise ApiError(
             ErrorReason.CONFLICT,
-            "The unapplied charge is not in the ledger yet; acknowledge it once it is.",
+            "The unapplied charge is not booked yet; retry.",
             retry_after=_RETRY_AFTER_SECONDS,
         )
     if row.acknowledge_reason != reason:

@@ -158,7 +158,7 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
             )
         )
         self._booking_batcher: Batcher[Charge, payment_pb2.Payment | None] = Batcher(
-            "payment.settle",
+            "payment.book",
             booking.run,
             max_batch=MAX_ITEMS,
             size_of=lambda command: command.weight,
@@ -263,7 +263,7 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
                 f"{RESOURCE_PREFIX}{id_}": id_
                 for id_ in operation_store.lock_overdue(connection, MAX_ITEMS)
             }
-            requeue_to_end(connection, charges, _PLATFORM, "the time of the payment is up")
+            requeue_to_end(connection, charges, _PLATFORM, "the payment expired")
             return bool(charges)
 
         if await self._database.transact(end):

@@ -51,7 +51,7 @@ def decode(request: pb.AcknowledgePayoutRequest, operator: str) -> Acknowledgeme
             if not reference:
                 raise ApiError(
                     ErrorReason.FIELD_REQUIRED,
-                    "provider_reference is required: that of the transfer.",
+                    "provider_reference is required: the reference of the transfer.",
                     field="provider_reference",
                 )
         case "report_number":
@@ -96,7 +96,7 @@ async def acknowledge(database: Database, acknowledgement: Acknowledgement) -> b
         if not row.booked:
             raise ApiError(
                 ErrorReason.CONFLICT,
-                "The payout is being settled; acknowledge it once wallet and ledger show it.",
+                "The payout is still being booked; retry.",
                 retry_after=_RETRY_AFTER_SECONDS,
             )
         if acknowledgement.provider_reference:
@@ -139,7 +139,7 @@ def _find_transfer(connection: Connection, acknowledgement: Acknowledgement) -> 
             "transfer", f"of payout {acknowledgement.payout_id} by this provider_reference"
         )
     if transfer_of(row).is_as_requested:
-        message = "The transfer was paid as asked; there is nothing to acknowledge."
+        message = "The transfer matches its payout; there is nothing to acknowledge."
         raise ApiError(
             ErrorReason.INVALID_STATE, message, metadata={"state": row.match, "verb": "ACKNOWLEDGE"}
         )
@@ -152,10 +152,7 @@ def _find_report(connection: Connection, acknowledgement: Acknowledgement) -> Ro
     )
     row = next((row for row in candidates if row.number == acknowledgement.report_number), None)
     if row is None and not candidates:
-        message = (
-            "No report of the provider conflicts with another about this payout; there is nothing "
-            "to acknowledge."
-        )
+        message = "The payout has no conflicting report; there is nothing to acknowledge."
         raise ApiError(
             ErrorReason.INVALID_STATE,
             message,

@@ -133,7 +133,9 @@ class PayoutDecisions:
                 connection, [f"payouts/{payout_id}"], DeadLetterState.RETRIED, caller, reason
             )
             if not retried_letters:
-                message = f"The payout is {row.state} and cannot be retried: it is no dead letter."
+                message = (
+                    f"The payout is {row.state} and cannot be retried: it is not a dead letter."
+                )
                 raise ApiError(
                     ErrorReason.INVALID_STATE,
                     message,
@@ -152,14 +154,14 @@ def _require_certain_hold(connection: Connection, payout_id: str) -> None:
 
     Such a hold must not be released.
 
-    A retry ends the dead letter but places no hold by itself: the hold is in doubt until the payout
-    leaves CREATED.
+    A retry ends the dead letter but places no hold by itself: the hold is uncertain until the
+    payout leaves CREATED.
     """
     resource_name = f"payouts/{payout_id}"
     if dead_letter_store.is_open(connection, resource_name):
         raise _uncertain_hold_error(
-            "The payout is a dead letter whose hold is in doubt, and cannot be cancelled; retry "
-            "it first."
+            "The payout is a dead letter whose hold is uncertain, and cannot be "
+            "cancelled; retry it first."
         )
     if dead_letter_store.has_cause(
         connection, resource_name, DeadLetterCause.BOOKING_REJECTED
@@ -167,8 +169,8 @@ def _require_certain_hold(connection: Connection, payout_id: str) -> None:
         connection, format_payout_operation_id(payout_id), RetryReason.BOOKING_REJECTED
     ):
         raise _uncertain_hold_error(
-            "The wallet refused the payout's hold, which may be another's. The payout cannot be "
-            "cancelled before it is held."
+            "The wallet rejected the payout's hold, whose id may belong to another payout. The "
+            "payout cannot be cancelled before its hold is placed."
         )
 
 

@@ -130,20 +130,20 @@ class BatchGenerator:
             ApiError,
             ServiceCallRejected,
         ) as error:  # such as an unavailable wallet; batches may still advance
-            log.warning("the schedules of %d sellers wait: %s", len(sellers), error)
+            log.warning("the schedules of %d sellers are delayed: %s", len(sellers), error)
         self._last_open_batch_id = open_[-1].payout_batch_id if len(open_) == _MAX_BATCHES else ""
         for row in (*new, *open_):
             try:
                 await self._advance(row)
-            # what is wrong with one batch keeps no other waiting; an alert tells of it
+            # an error of one batch must not delay the others; an alert reports it
             except Exception as error:  # noqa: BLE001
                 _log_failure(f"batch {row.payout_batch_id}", error)
-                await self._postpone_batch(row.payout_batch_id)
+                await self._reschedule_batch(row.payout_batch_id)
 
-    async def _postpone_batch(self, payout_batch_id: str) -> None:
+    async def _reschedule_batch(self, payout_batch_id: str) -> None:
         """Reschedules a batch that cannot be generated, so that it does not block the others."""
         await self._database.transact(
-            lambda connection: store.postpone(connection, payout_batch_id)
+            lambda connection: store.reschedule(connection, payout_batch_id)
         )
 
     async def _advance(self, row: Row[Any]) -> None:
@@ -179,10 +179,10 @@ class BatchGenerator:
 
         try:
             await self._database.transact(start)
-        # what is wrong with one schedule keeps no other waiting; an alert tells of it
+        # an error of one schedule must not delay the others; an alert reports it
         except Exception as error:  # noqa: BLE001
             _log_failure(f"the run of all sellers in {row.currency}", error)
-            await self._postpone_schedules([row])
+            await self._reschedule_schedules([row])
 
     async def _parse_schedules(self, rows: Sequence[Row[Any]]) -> list[tuple[Row[Any], Schedule]]:
         """Schedules with their cut-offs.
@@ -194,20 +194,20 @@ class BatchGenerator:
         for row in rows:
             try:
                 schedules.append((row, schedule_from_row(row)))
-            # what is wrong with one schedule keeps no other waiting
+            # an error of one schedule must not delay the others
             except Exception as error:  # noqa: BLE001
                 _log_failure(
                     f"the schedule of {row.seller_account or 'all'} in {row.currency}", error
                 )
                 invalid_rows.append(row)
-        await self._postpone_schedules(invalid_rows)
+        await self._reschedule_schedules(invalid_rows)
         return schedules
 
-    async def _postpone_schedules(self, rows: Sequence[Row[Any]]) -> None:
+    async def _reschedule_schedules(self, rows: Sequence[Row[Any]]) -> None:
         """Reschedules schedules that cannot be run, so that they do not block the others."""
         if rows:
             await self._database.transact(
-                lambda connection: schedule_store.postpone(connection, rows)
+                lambda connection: schedule_store.reschedule(connection, rows)
             )
 
     async def _pay_sellers(self, rows: Sequence[Row[Any]]) -> bool:
@@ -223,14 +223,14 @@ class BatchGenerator:
             raise
         except Exception:  # of one schedule, which must not block the others
             log.exception(
-                "the payouts of %d schedules cannot be made together; each is made alone",
+                "the payouts of %d schedules cannot be created together; each is created alone",
                 len(schedules),
             )
             results = await self._pay_one_by_one(schedules)
         for (row, _), result in zip(schedules, results, strict=True):
             if isinstance(result, Exception):
                 _log_failure(f"the schedule of {row.seller_account} in {row.currency}", result)
-        await self._postpone_schedules(
+        await self._reschedule_schedules(
             [
                 row
                 for (row, _), result in zip(schedules, results, strict=True)
@@ -422,7 +422,7 @@ class BatchGenerator:
 
     async def _wait_for_capacity(self) -> None:
         """Waits until the number of payouts in flight is below the limit."""
-        # payouts come to rest by many ways
+        # payouts become final in many ways
         while self._in_flight_count() >= _MAX_IN_FLIGHT:  # noqa: ASYNC110
             await asyncio.sleep(_POLL_SECONDS)
 
@@ -439,9 +439,9 @@ class BatchGenerator:
 def _log_failure(subject: str, error: Exception) -> None:
     """Logs why something waits; with a traceback unless the error is an expected rejection."""
     if isinstance(error, ApiError):
-        log.warning("%s waits: %s", subject, error)
+        log.warning("%s is rescheduled: %s", subject, error)
     else:
-        log.error("%s does not come on", subject, exc_info=error)
+        log.error("%s failed; it is rescheduled", subject, exc_info=error)
 
 
 def _transition(connection: Connection, row: Row[Any]) -> None:
@@ -493,8 +493,10 @@ def _to_batch_item(
     batch_id: str, command: CreatePayoutCommand, result: CreatePayoutOutcome
 ) -> store.BatchItemRow:
     payout = command.payout
-    refusal = to_status(result).SerializeToString().hex() if isinstance(result, ApiError) else None
-    state = ItemState.CREATED if refusal is None else ItemState.REJECTED
+    serialized_error = (
+        to_status(result).SerializeToString().hex() if isinstance(result, ApiError) else None
+    )
+    state = ItemState.CREATED if serialized_error is None else ItemState.REJECTED
     return store.BatchItemRow(
         batch_id,
         payout.payout_id,
@@ -503,5 +505,5 @@ def _to_batch_item(
         payout.currency,
         payout.payout_destination_id,
         state,
-        refusal,
+        serialized_error,
     )

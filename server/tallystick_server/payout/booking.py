@@ -195,7 +195,9 @@ class PayoutBooking:
 
 
 def _concurrent_update() -> ApiError:
-    return ApiError(ErrorReason.CONFLICT, "More became known of it while it was settled.")
+    return ApiError(
+        ErrorReason.CONFLICT, "The payout changed concurrently; it will be booked again."
+    )
 
 
 def _movements_of(

@@ -155,7 +155,7 @@ def parse_schedule_update(
         if forbidden_field is not None:
             raise ApiError(
                 ErrorReason.PERMISSION_DENIED,
-                f"{forbidden_field} must be empty: the terms of payouts are for operators to set.",
+                f"{forbidden_field} must be empty: only operators set the terms of payouts.",
                 field=forbidden_field,
             )
     expected = parse_expected_version(request)

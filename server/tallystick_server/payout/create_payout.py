@@ -205,7 +205,7 @@ class PayoutCreator:
             plan.results[payout.payout_id] = error
             return 0
         if destination is None:
-            raise TypeError("quote_amount lets nothing pass without a destination")
+            raise TypeError("quote_amount must reject a payout without a destination")
         new = store.NewPayoutRow(
             payout_id=payout.payout_id,
             caller=payout.caller,

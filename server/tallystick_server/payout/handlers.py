@@ -321,7 +321,7 @@ class PayoutHandlers(PayoutOperatorHandlers):
         new = convert.parse_batch(request, call.caller)
         if not new.payouts and not new.seller_account:
             _require_operator(
-                call, "A run of the default schedule is for operators; name a seller_account."
+                call, "seller_account is required: only operators run the default schedule."
             )
         if new.seller_account:
             await self._get_seller_owner(new.seller_account, call)
@@ -374,7 +374,7 @@ class PayoutHandlers(PayoutOperatorHandlers):
         update = convert.parse_schedule_update(request, call.caller, traceparent())
         if not update.seller_account:
             _require_operator(
-                call, "The default schedule is for operators to set; name a seller_account."
+                call, "seller_account is required: only operators set the default schedule."
             )
         owner = (
             await self._get_seller_owner(update.seller_account, call)

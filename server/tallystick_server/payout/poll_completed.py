@@ -99,7 +99,7 @@ class CompletedPayoutPoller:
         try:
             outcome = await self._gateway.call(item, NextAction.LOOK_UP)
         except Exception:  # an error of one payout does not block the others
-            log.exception("%s cannot be looked up; it is asked again", item.resource_name)
+            log.exception("%s: lookup failed; it is polled again", item.resource_name)
             return store.NextPayoutPoll(
                 item.payout_id, policy.delay(poll_count + 1, item.operation_id), poll_count
             )
@@ -118,7 +118,7 @@ class CompletedPayoutPoller:
             if isinstance(error, ApiError) and error.retry_after is not None:
                 return store.NextPayoutPoll(item.payout_id, 0.0, poll_count)
             log.exception(
-                "what %s came to cannot be recorded; it is asked again", item.resource_name
+                "%s: the outcome cannot be recorded; it is polled again", item.resource_name
             )
             return store.NextPayoutPoll(
                 item.payout_id, policy.delay(poll_count + 1, item.operation_id), poll_count

@@ -303,7 +303,7 @@ def _store_updates(
     ]
     payouts = transition_payouts(connection, changes)
     if len(payouts) < len(changes):
-        raise RuntimeError("a fact about a locked payout was not written down")
+        raise RuntimeError("an outcome of a locked payout was not stored")
     resolve_and_requeue(connection, [update.item for update in updates if update.is_conclusive])
     return {
         update.item.payout_id: payouts.get(update.item.payout_id, update.item) for update in updates

@@ -163,7 +163,7 @@ class PayoutWorker(OperationWorker[Operation, Mapping[str, Operation]]):
             Batcher("payout.record", recorder.run, max_batch=MAX_ITEMS)
         )
         self._booking_batcher: Batcher[PayoutOperation, PayoutOperation] = Batcher(
-            "payout.settle",
+            "payout.book",
             booking.run,
             max_batch=MAX_ITEMS,
             concurrency=DOWNSTREAM_CONCURRENCY,

@@ -69,7 +69,7 @@ class Breaker:
     def record_success(self) -> None:
         """Reports that the provider answers."""
         if self._open:
-            log.warning("%s answers again", self._name)
+            log.warning("%s: circuit closed, the provider answers again", self._name)
         self._open = self._probing = False
         self._failed_call_ids.clear()
         self._reset_timeout_seconds = self._settings.reset_timeout_seconds
@@ -94,7 +94,7 @@ class Breaker:
             return
         else:
             log.warning(
-                "%s is left alone after %d calls failed in a row",
+                "%s: circuit opened after %d consecutive failures",
                 self._name,
                 len(self._failed_call_ids),
             )

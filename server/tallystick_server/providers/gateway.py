@@ -85,7 +85,7 @@ class ProviderGateway:
         # Separate circuits: lookups continue while sends fail, and sends continue while lookups
         # fail.
         self._breakers = {
-            (name, circuit): Breaker(f"provider {name}, {circuit},", breaker_settings)
+            (name, circuit): Breaker(f"provider {name}, {circuit}", breaker_settings)
             for name in providers
             for circuit in Circuit
         }
@@ -121,7 +121,7 @@ class ProviderGateway:
     ) -> ProviderOutcome | CircuitOpen:
         """Sends, looks up or cancels the operation, as `action` says."""
         if in_transaction():
-            raise RuntimeError("a provider is not called inside a transaction")
+            raise RuntimeError("a provider must not be called inside a transaction")
         if not self.is_configured(operation.provider):
             return CircuitOpen(
                 UNCONFIGURED_RETRY_SECONDS,
@@ -134,21 +134,21 @@ class ProviderGateway:
             semaphore, operation.lease_deadline - self._timeout_seconds - LEASE_MARGIN_SECONDS
         ):
             return CircuitOpen(
-                0, "so many ask the provider that the lease would not outlast the call"
+                0, "too many concurrent calls to the provider: the lease would expire first"
             )
         try:
             if action is NextAction.SEND and loop.time() >= operation.expires_at:
-                return CircuitOpen(0, "it expired before it was sent")
+                return CircuitOpen(0, "expired before it was sent")
             if (
                 action is NextAction.SEND
                 and had_to_wait
                 and not await self._is_still_leased(operation)
             ):
-                return CircuitOpen(0, "something else was wanted of it before it was sent")
+                return CircuitOpen(0, "changed before it was sent")
             breaker = self._breakers[operation.provider, operation.circuit(action)]
             retry_after = breaker.admit_or_delay(loop.time(), operation.operation_id)
             if retry_after is not None:
-                return CircuitOpen(retry_after, "the provider fails too often to be asked now")
+                return CircuitOpen(retry_after, "the circuit breaker is open")
             with client_span(f"{operation.provider} {action.lower()}", operation.context) as span:
                 try:
                     outcome = await self._call(operation, action)
@@ -179,13 +179,13 @@ class ProviderGateway:
             return Unknown("the provider's adapter failed")
         if not is_outcome_of(outcome, operation.operation_id, operation.provider_key):
             return Unknown(
-                f"{type(outcome).__name__} of another demand, as the provider says",
+                f"the provider answered about another operation: {type(outcome).__name__}",
                 RetryReason.MISMATCHED_OPERATION,
             )
         return (
             outcome
             if has_valid_amounts(outcome)
-            else Unknown(f"{type(outcome).__name__} of what is no amount of money")
+            else Unknown(f"the provider answered with an invalid amount: {type(outcome).__name__}")
         )
 
 

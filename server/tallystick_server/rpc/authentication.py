@@ -66,7 +66,7 @@ class BearerTokens:
         if caller is None:
             raise ApiError(
                 ErrorReason.CREDENTIALS_INVALID,
-                "The metadata authorization must be Bearer and a token that the platform's "
-                "setting callers names; this one is not known.",
+                "The metadata authorization must be Bearer and a token of the platform's setting "
+                "callers; this token is unknown.",
             )
         return caller

@@ -61,11 +61,11 @@ async def process_items(
 def to_item_status(error: Exception) -> status_pb2.Status:
     """The status of a rejected item. An error that is not the item's own is raised."""
     if isinstance(error, ConstraintViolation):
-        log.error("the database refused an item: %s (trace %s)", error, trace_id())
+        log.error("the database rejected an item: %s (trace %s)", error, trace_id())
         return to_status(
             ApiError(
                 ErrorReason.INTERNAL,
-                "The database refused the item.",
+                "The database rejected the item.",
                 metadata={"trace_id": trace_id()},
             )
         )

@@ -104,13 +104,15 @@ def to_status(error: ApiError) -> status_pb2.Status:
 def stream_expired_error() -> ApiError:
     return ApiError(
         ErrorReason.STREAM_EXPIRED,
-        "The stream has reached its time; open it again from where it ended.",
+        "The stream has reached its time limit; reopen it after the last message.",
         retry_after=0.1,
     )
 
 
 def shutting_down_error() -> ApiError:
-    return ApiError(ErrorReason.SHUTTING_DOWN, "The process is being stopped.", retry_after=0.5)
+    return ApiError(
+        ErrorReason.SHUTTING_DOWN, "The process is shutting down; retry.", retry_after=0.5
+    )
 
 
 async def abort_with_error(

@@ -61,7 +61,7 @@ class AuxiliaryServices:
                     context,
                     ApiError(
                         ErrorReason.OVERLOADED,
-                        "The process has as many streams in hand as it takes.",
+                        "Too many streams are open; retry after 0.5 s.",
                         retry_after=0.5,
                     ),
                 )
@@ -127,6 +127,8 @@ async def _check_request(request: Any, context: Context) -> Any:
     if request is None:
         await abort_with_error(
             context,
-            ApiError(ErrorReason.MESSAGE_MALFORMED, "The bytes are no message of this method."),
+            ApiError(
+                ErrorReason.MESSAGE_MALFORMED, "The message must be a request of this method."
+            ),
         )
     return request

@@ -125,7 +125,7 @@ def check_items(raw: bytes, descriptor: Descriptor) -> None:
         _check(raw, 0, len(raw), shape, _ItemCount(unchecked_bytes))
     except IndexError:
         raise ApiError(
-            ErrorReason.MESSAGE_MALFORMED, f"The bytes are no {descriptor.full_name}."
+            ErrorReason.MESSAGE_MALFORMED, f"The message must be a {descriptor.full_name}."
         ) from None
 
 
@@ -165,7 +165,7 @@ def _check(raw: bytes, offset: int, end: int, shape: _MessageShape, count: _Item
         if count.items > _MAX_NESTED_ITEMS or count.fields > _MAX_FIELDS:
             raise ApiError(
                 ErrorReason.TOO_MANY_ITEMS,
-                "The message has more items and fields than one call may have; send several.",
+                "The message has too many items and fields; split it into several calls.",
             )
         if wire_type == _BYTES and length > count.small and number in children:
             name, child = children[number]

@@ -109,6 +109,6 @@ def invalid_page_token() -> ApiError:
     """The error for a page token that this listing did not issue."""
     return ApiError(
         ErrorReason.PAGE_TOKEN_INVALID,
-        "page_token must be one that this call gave for the same filters.",
+        "page_token must be a token of this call with the same filters.",
         field="page_token",
     )

@@ -316,7 +316,7 @@ class RpcServer:
             raise ApiError(ErrorReason.MESSAGE_MALFORMED, "The call has no message; send one.")
         remaining_seconds = context.time_remaining()
         if remaining_seconds is not None and remaining_seconds <= 0:
-            raise ApiError(ErrorReason.DEADLINE_EXCEEDED, "The deadline has passed already.")
+            raise ApiError(ErrorReason.DEADLINE_EXCEEDED, "The deadline has already passed.")
         if len(raw) > method.max_bytes:
             raise ApiError(
                 ErrorReason.MESSAGE_TOO_LARGE,
@@ -338,7 +338,7 @@ class RpcServer:
                 span,
                 ApiError(
                     ErrorReason.METHOD_UNKNOWN,
-                    "There is no such method here; its service may be served at another address.",
+                    "This address does not serve the method; its service may have another address.",
                 ),
                 name,
             )
@@ -361,7 +361,7 @@ def _parse(method: _Method, raw: bytes) -> Message:
     except DecodeError:
         raise ApiError(
             ErrorReason.MESSAGE_MALFORMED,
-            f"The bytes are no {method.request_descriptor.full_name}.",
+            f"The message must be a {method.request_descriptor.full_name}.",
         ) from None
 
 
@@ -370,7 +370,7 @@ async def _abort_call(context: Context, span: Span, exception: Exception, method
     if isinstance(exception, TimeoutError):
         error = ApiError(
             ErrorReason.DEADLINE_EXCEEDED,
-            "The time was up before the result was known; come back with the same id.",
+            "The deadline passed before the result was known; retry with the same id.",
         )
     elif isinstance(exception, ApiError):
         error = exception
@@ -378,7 +378,7 @@ async def _abort_call(context: Context, span: Span, exception: Exception, method
         log.error("%s failed (trace %s)", method, trace_id(), exc_info=exception)
         error = ApiError(
             ErrorReason.INTERNAL,
-            "A fault of ours; the same id is safe.",
+            "Internal error. Retrying with the same id is safe.",
             metadata={"trace_id": trace_id()},
         )
     mark_failed(span, CODE_BY_REASON[error.reason].name, error.reason)
@@ -388,7 +388,7 @@ async def _abort_call(context: Context, span: Span, exception: Exception, method
 async def _wait_until_free(bulkheads: Sequence[Bulkhead], timeout_seconds: float) -> None:
     """Waits up to `timeout_seconds` until no slot is taken."""
     deadline = asyncio.get_running_loop().time() + timeout_seconds
-    while (  # noqa: ASYNC110 - calls end by many ways
+    while (  # noqa: ASYNC110 - calls end in many ways
         any(bulkhead.used for bulkhead in bulkheads)
         and asyncio.get_running_loop().time() < deadline
     ):

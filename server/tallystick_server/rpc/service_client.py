@@ -47,7 +47,7 @@ class ServiceCallRejected(Exception):
     def __init__(
         self, method: str, status: str, message: str, *, rejects_caller: bool = False
     ) -> None:
-        super().__init__(f"{method} was refused: {status} {message}")
+        super().__init__(f"{method} was rejected: {status} {message}")
         self.method = method
         self.status = status
         self.message = message
@@ -105,7 +105,7 @@ class ServiceClient:
         call is rejected.
         """
         if in_transaction():
-            raise RuntimeError("a service is not called inside a transaction")
+            raise RuntimeError("a service must not be called inside a transaction")
         name = name or type(request).DESCRIPTOR.full_name.removesuffix("Request")
         retrying = AsyncRetrying(
             stop=stop_after_attempt(_MAX_ATTEMPTS),

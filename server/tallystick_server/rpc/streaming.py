@@ -213,8 +213,8 @@ class SequenceTail(Generic[R]):
 def _cursor_beyond_end_error(field: str, end: int) -> ApiError:
     return ApiError(
         ErrorReason.FIELD_INVALID,
-        f"{field} must be at most {end}, the last one there is; what is beyond it was never "
-        "numbered, or was lost when the database was restored.",
+        f"{field} must be at most {end}, the last number; later numbers do not exist, or were "
+        "lost when the database was restored.",
         field=field,
         metadata={"last": str(end)},
     )

@@ -11,7 +11,7 @@ from tallystick_server.verify.report import Check, QueryRunner, merge_join, sum_
 
 def check_operations(read: QueryRunner) -> Check:
     """Every unfinished operation is scheduled or dead-lettered."""
-    check = Check("what is open is due, or waits for a person", "P5")
+    check = Check("each open operation is scheduled or a dead letter", "P5")
     for service in ("payment", "payout"):
         for row in read(f"{service}.operations"):
             check.count_row()
@@ -19,13 +19,13 @@ def check_operations(read: QueryRunner) -> Check:
             if not row.is_stored:
                 check.fail(name, f"is missing, but {row.open} is open")
             elif row.open is None:
-                check.fail(name, "is due, but has come to its end")
+                check.fail(name, "is scheduled, but has ended")
             elif row.is_due == row.is_dead_lettered:
                 check.fail(
                     name,
-                    "has an open dead letter and is due"
+                    "is scheduled, but has an open dead letter"
                     if row.is_due
-                    else "is not due and has no open dead letter",
+                    else "is not scheduled and has no open dead letter",
                 )
     return check
 
@@ -74,7 +74,7 @@ def check_versions(read: QueryRunner) -> Check:
     """Every resource with events but no history is stored at the version of its last event. Each
     version has one event.
     """
-    check = Check("each thing is at the version of its last event", "E1")
+    check = Check("each resource is at the version of its last event", "E1")
     services = ("payment", "ledger", "wallet", "payout")
     resources = heapq.merge(
         *[read(f"{service}.last_versions") for service in services], key=_aggregate_id

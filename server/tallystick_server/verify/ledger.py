@@ -13,7 +13,7 @@ def check_ledger(read: QueryRunner) -> Check:
     to the head. The database does the work.
     """
     check = Check(
-        "the book recomputes from its first transaction",
+        "the ledger recomputes from its first transaction",
         "L1 L2 L3 L6 L7",
         sum_counts(read("ledger.tx_count")),
     )
@@ -63,7 +63,7 @@ def _check_head(check: Check, read: QueryRunner) -> None:
 
 def check_unique_postings(read: QueryRunner) -> Check:
     """Each money movement is booked once, and a reversal names the transaction it reverses."""
-    check = Check("each fact is booked once", "L5 L8", sum_counts(read("ledger.tx_count")))
+    check = Check("each source id is booked once", "L5 L8", sum_counts(read("ledger.tx_count")))
     check.fail_each(read("ledger.repeated"))
     check.fail_each(read("ledger.inconsistent_reversals"))
     return check

@@ -39,7 +39,7 @@ def check_orders(read: QueryRunner) -> Check:
     current status.
     """
     check = Check(
-        "each order's history leads to what it is",
+        "each order matches its history",
         "P3 P4 P9",
         sum_counts(read("payment.order_count")),
     )
@@ -89,7 +89,7 @@ def check_unapplied(read: QueryRunner) -> Check:
 
 def check_deliveries(read: QueryRunner) -> Check:
     """Delivered orders are available, or their release is still to be sent to the wallet."""
-    check = Check("what was delivered is released", "P5")
+    check = Check("delivered orders are released", "P5")
     pending = read("wallet.pending_pay_ins")
     for key, order, pending_credit in merge_join(
         read("payment.delivered"),
@@ -110,7 +110,7 @@ def check_checkouts(read: QueryRunner) -> Check:
     agree.
     """
     check = Check(
-        "is_payment_done says what its orders say", "P6", sum_counts(read("payment.checkout_count"))
+        "is_payment_done matches the orders", "P6", sum_counts(read("payment.checkout_count"))
     )
     check.fail_each(read("payment.inconsistent_checkouts", final=[*map(str, TERMINAL_STATUSES)]))
     return check
@@ -120,7 +120,7 @@ def check_booking(read: QueryRunner) -> Check:
     """A booked order has exactly one credit and one transaction, with its values. Every credit and
     every posting belongs to an order.
     """
-    check = Check("flags, wallet and ledger tell the same", "P7")
+    check = Check("flags, wallet and ledger agree", "P7")
     credits_ = to_lists(groupby(read("wallet.pay_ins"), key=lambda row: row.payment_order_id))
     with_credit = merge_join(
         read("payment.orders"), lambda row: row.payment_order_id, credits_, _key
@@ -134,7 +134,7 @@ def check_booking(read: QueryRunner) -> Check:
         if order is None or (
             order.status != OrderStatus.SUCCESS and (credit_group or posting_group)
         ):
-            check.fail(name, "was credited or posted, but there is no such order that succeeded")
+            check.fail(name, "was credited or posted, but is not a successful order")
             continue
         if order.wallet_updated or credit_group:
             _check_credit(check, name, order, credit_group[1] if credit_group else [])

@@ -40,7 +40,7 @@ def check_payouts(read: QueryRunner) -> Check:
     current state.
     """
     check = Check(
-        "each payout's history leads to what it is",
+        "each payout matches its history",
         "P3 P4",
         sum_counts(read("payout.payout_count")),
     )
@@ -60,7 +60,7 @@ def check_holds(read: QueryRunner) -> Check:
     """A payout that is to be sent or is in progress has an open hold of its amount. A paid one has
     a captured hold; any other has no open hold.
     """
-    check = Check("each payout has the hold that its state says", "O1")
+    check = Check("each payout has the hold of its state", "O1")
     for key, payout, hold in merge_join(
         read("payout.payouts"),
         lambda row: row.payout_id,
@@ -131,7 +131,7 @@ def check_transfers(read: QueryRunner) -> Check:
         if payout.state == PayoutState.RETURNED and not any(
             row.returned_amount for row in exact_transfers
         ):
-            check.fail(name, "is RETURNED, but nothing came back")
+            check.fail(name, "is RETURNED, but has no returned transfer")
     return check
 
 
@@ -139,7 +139,7 @@ def check_money_movements(read: QueryRunner) -> Check:
     """Every movement for a payout is in wallet and ledger once, with the right kind, and there are
     no others.
     """
-    check = Check("what moved for payouts is posted as it was", "P7")
+    check = Check("transfers and returns of payouts are posted", "P7")
     bookings = merge_join(
         read("ledger.payouts"),
         lambda row: row.wallet_source_id,
@@ -157,7 +157,7 @@ def check_money_movements(read: QueryRunner) -> Check:
             (booking_pair[1], booking_pair[2]) if booking_pair is not None else (None, None)
         )
         if movement is None:
-            check.fail(f"payout.transfer {source_id}", "is posted, but no provider told of it")
+            check.fail(f"payout.transfer {source_id}", "is posted, but no provider reported it")
         else:
             _check_money_movement(check, source_id, movement, posting, entry)
     return check

@@ -97,7 +97,7 @@ def _run_check(
         result = Check(check.__name__.removeprefix("check_"), "")
         result.fail(
             f"check {result.name}",
-            f"stopped at content that it cannot take: {type(error).__name__}: {first_line(error)}",
+            f"stopped at a row that it cannot read: {type(error).__name__}: {first_line(error)}",
         )
     on_check(result)
     return result

@@ -1,4 +1,4 @@
-"""Checks that each row is as its service wrote it and agrees with the other rows of its schema."""
+"""Checks that each row matches its seal and agrees with the other rows of its schema."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def check_seals(read: QueryRunner) -> Check:
     """The content of each sealed row matches the hash that was written with it. The database
     compares, so valid rows are not transferred.
     """
-    check = Check("each row is as its service wrote it", "S5")
+    check = Check("each row matches its seal", "S5")
     for schema in SEALED_SCHEMAS:
         for table in read(f"{schema}.sealed_tables", schema=schema):
             check.count_row()
@@ -20,14 +20,14 @@ def check_seals(read: QueryRunner) -> Check:
             ):
                 check.fail(
                     f"{schema}.{table.name} {row.key}",
-                    "has no seal" if row.missing else "its content is not what was sealed",
+                    "has no seal" if row.missing else "does not match its seal",
                 )
     return check
 
 
 def check_derived(read: QueryRunner) -> Check:
     """Values derived from other rows of a schema are correct: times, counts, attempts, policies."""
-    check = Check("rows are what others make them", "P4")
+    check = Check("derived rows match their sources", "P4")
     for name in INCONSISTENCY_QUERIES:
         check.count_row()
         check.fail_each(read(name))

@@ -14,7 +14,7 @@ def check_wallets(read: QueryRunner) -> Check:
     credits.
     """
     check = Check(
-        "each wallet is what its entries made of it",
+        "each wallet matches its entries",
         "W2 W3 P4",
         sum_counts(read("wallet.wallet_count")),
     )

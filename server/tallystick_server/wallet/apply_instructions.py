@@ -320,8 +320,8 @@ class _InstructionBatch:
                 self._credits.get(instruction.source_id),
                 now=self._now,
             )
-        except ApiError as refused:
-            return refused
+        except ApiError as error:
+            return error
         if key not in self._wallets:
             return not_found_error("wallet", f"of seller {key[0]} in {key[1]}", "seller_account")
         self._wallets[key] = change.wallet

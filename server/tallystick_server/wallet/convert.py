@@ -133,7 +133,7 @@ def parse_policy(message: pb.SetWalletPolicyRequest) -> tuple[bool | None, int |
         if frozen is None:
             raise ApiError(
                 ErrorReason.FIELD_REQUIRED,
-                "frozen or release_delay must be set; what is unset stays as it is.",
+                "frozen or release_delay must be set; an unset field does not change.",
                 field="frozen",
             )
         return frozen, None

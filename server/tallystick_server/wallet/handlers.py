@@ -252,8 +252,8 @@ class WalletHandlers(AlertHandlers):
         for index, claim in enumerate(request.claims):
             try:
                 claims.append(convert.parse_claim(claim))
-            except ApiError as refused:
-                raise refused.with_field_prefix(f"claims[{index}]") from None
+            except ApiError as error:
+                raise error.with_field_prefix(f"claims[{index}]") from None
         rows = await self._sellers.claim(claims, call.caller.name, traceparent())
         return pb.BatchClaimSellersResponse(sellers=[convert.seller(row) for row in rows])
 

@@ -40,8 +40,7 @@ class WalletScheduler:
         rejections += await self._apply_due(EntryKind.RELEASE, store.list_releasable)
         if rejections:
             raise RuntimeError(
-                f"{len(rejections)} changes that were due were refused; the first is "
-                f"{rejections[0]}"
+                f"{len(rejections)} due changes were rejected; the first is {rejections[0]}"
             )
 
     async def _apply_due(

@@ -199,7 +199,7 @@ def _change_owner(
     if not claimed_rows:
         raise ApiError(
             ErrorReason.CONFLICT,
-            "The seller was claimed at the same moment; retry.",
+            "The seller was claimed concurrently; retry.",
             retry_after=0.2,
         )
     return claimed_rows[0]

@@ -93,7 +93,7 @@ def require_change(change_selects: Mapping[str, str]) -> str:
         f"(case{cases} end) is not true"
     )
     return statement_rule(
-        "event_has_change", "outbox", (unmatched_events, "an event tells of no change")
+        "event_has_change", "outbox", (unmatched_events, "an event has no change")
     )
 
 
@@ -458,7 +458,7 @@ def collect_scripts(upgrade: Callable[[], None]) -> list[str]:
 
 
 def run(schema: str, *scripts: str) -> None:
-    """Runs SQL in the schema as its owner. {schema} stands for its name, {service} and {reader} for
+    """Runs SQL in the schema as its owner. {schema} is its name, {service} and {reader} for
     the service's role and its read-only role.
     """
     collector = _script_collector.get()

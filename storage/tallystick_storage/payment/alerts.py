@@ -80,7 +80,7 @@ _ALERT_QUERIES = (
         from pending_release
         where rejection_message <> '')
     union all
-    (select 'paymentOrders/' || payment_order_id, 'the wallet was not told' from pending_release
+    (select 'paymentOrders/' || payment_order_id, 'the release was never tried' from pending_release
      where rejection_message = '' and create_time < (select clock()) - cast(:success as interval)
          order by create_time, payment_order_id)
 """,

@@ -91,7 +91,7 @@ def mark_release_rejected(connection: Connection, messages: Mapping[str, str]) -
     """
     items = encode_rows(
         [
-            {"id": order_id, "message": message or "refused"}
+            {"id": order_id, "message": message or "rejected"}
             for order_id, message in sorted(messages.items())
         ]
     )

@@ -162,7 +162,7 @@ def mark_booking_rejected(connection: Connection, messages: Mapping[str, str]) -
     Returns the charges that it had not rejected before.
     """
     items = encode_rows(
-        [{"id": id_, "message": message or "refused"} for id_, message in sorted(messages.items())]
+        [{"id": id_, "message": message or "rejected"} for id_, message in sorted(messages.items())]
     )
     return list(connection.execute(_MARK_BOOKING_REJECTED, {"rejections": items}).scalars())
 

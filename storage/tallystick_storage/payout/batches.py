@@ -80,7 +80,7 @@ _LIST_GENERATING = text(f"""
         and b.next_run_time <= (select clock()) order by b.next_run_time, b.payout_batch_id
             limit :limit
 """)
-_POSTPONE = text(f"""
+_RESCHEDULE = text(f"""
     update payout_batch set failure_count = failure_count + 1, next_run_time = clock() + {BACK_OFF}
         where payout_batch_id = :id and state = 'GENERATING'
 """)
@@ -183,11 +183,11 @@ def list_generating(connection: Connection, limit: int) -> Sequence[Row[Any]]:
     return connection.execute(_LIST_GENERATING, {"limit": limit}).all()
 
 
-def postpone(connection: Connection, payout_batch_id: str) -> None:
-    """Postpones a batch whose generation failed. It comes after the others, and the delay grows
+def reschedule(connection: Connection, payout_batch_id: str) -> None:
+    """Reschedules a batch whose generation failed. It comes after the others, and the delay grows
     with each failure.
     """
-    connection.execute(_POSTPONE, {"id": payout_batch_id})
+    connection.execute(_RESCHEDULE, {"id": payout_batch_id})
 
 
 def list_open(connection: Connection, after: str, limit: int) -> Sequence[Row[Any]]:

@@ -63,7 +63,7 @@ class PayoutUpdateRow:
     """A change of a payout from `from_version` to its new state, in one or several transitions.
 
     It happens only from that version, and only under the lease `lease_token`. None marks a fact,
-    which is applied whoever holds the lease. `reporter_lease_token` is the lease token that the
+    which is applied under any lease. `reporter_lease_token` is the lease token that the
     reporter of a fact has or had. `provider_key` is the key of the attempt that starts, or "".
     `awaits_approval`: nothing is due before an operator has decided. `poll_after_seconds` is the
     time until the provider is polled, once the payout is booked; None: no poll.

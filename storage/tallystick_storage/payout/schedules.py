@@ -1,4 +1,4 @@
-"""Payout schedules: when and on what terms sellers are paid automatically. The seller "" stands for
+"""Payout schedules: when and on what terms sellers are paid automatically. The seller "" means
 the default schedule.
 """
 
@@ -149,7 +149,7 @@ _ADVANCE = text(f"""
     from l where s.seller_account = l.seller_account and s.currency = l.currency
     returning s.seller_account, s.currency
 """)
-_POSTPONE = text(f"""
+_RESCHEDULE = text(f"""
     with {_LOCK_UNCHANGED}
     update payout_schedule s set failure_count = s.failure_count + 1,
         next_run_time = clock() + {BACK_OFF}
@@ -234,12 +234,12 @@ def advance(
     }
 
 
-def postpone(connection: Connection, schedules: Sequence[Row[Any]]) -> None:
-    """Postpones schedules whose run failed, with the same delays as batches. Schedules that changed
+def reschedule(connection: Connection, schedules: Sequence[Row[Any]]) -> None:
+    """Reschedules those whose run failed, with the same delays as batches. Schedules that changed
     meanwhile stay as they are.
     """
     connection.execute(
-        _POSTPONE, {"times": encode_rows([_identify_read(row) for row in schedules])}
+        _RESCHEDULE, {"times": encode_rows([_identify_read(row) for row in schedules])}
     )
 
 

@@ -159,7 +159,7 @@ QUERIES = {
         from tx group by source_id, kind having count(*) > 1 order by kind, source_id""",
     "ledger.inconsistent_reversals": """
         select 'ledger.tx ' || book || '-' || sequence as name,
-            'is a reversal of nothing, or no reversal of what it names' as what
+            'reverses no transaction, or does not match the one that it names' as what
         from tx where (kind = 'REVERSAL') <> (reverses is not null) or reverses >= sequence
             order by book, sequence""",
     "ledger.pay_ins": f"""

@@ -41,7 +41,7 @@ INCONSISTENCY_QUERIES = {
                 then 'has another provider_reference than its history'
             when o.delivery_confirmed_time is distinct from case when l.delivered
                 then l.create_time end then 'was not delivered when its history says'
-            when o.requested_fee <> o.platform_fee then 'has another fee than was asked for'
+            when o.requested_fee <> o.platform_fee then 'has another fee than was requested'
             when o.resolve_by_time is distinct from l.resolve_by_time
                 then 'has another resolve_by_time than its history'
             when (o.resolve_by_time is not null) <> (o.status = 'PENDING'
@@ -86,7 +86,7 @@ INCONSISTENCY_QUERIES = {
         order by 1""",
     "payment.inconsistent_unpaid": """
         select 'payment.checkout_unpaid ' || checkout_id as name,
-            'is not what its payment is' as what
+            'does not match its payment' as what
         from checkout_unpaid u full join (select * from checkout where payment_state <> 'PAID') c
             using (checkout_id)
         where (u.owner, u.payment_state, u.create_time) is distinct
@@ -110,7 +110,7 @@ INCONSISTENCY_QUERIES = {
         order by 1""",
     "payment.inconsistent_new_operations": """
         select 'payment.operation ' || op.operation_id as name,
-            'is not as it was made with its payment' as what
+            'does not match its payment' as what
         from operation op left join attempt a on a.operation_id = op.operation_id
             and a.attempt_number = 1 left
             join checkout c on c.checkout_id = a.checkout_id
@@ -239,7 +239,7 @@ QUERIES = {
         cross join lateral (values
             (case when (o.amount, o.low, o.high) is distinct from (a.amount, a.currency, a.currency)
                 then format(
-                'demands %s %s, but its orders sum to %s %s', a.amount, a.currency,
+                'requests %s %s, but its orders sum to %s %s', a.amount, a.currency,
                     coalesce(o.amount::text, 'None'), coalesce(o.low, 'None')) end),
             -- the charged money belongs to its orders, is unapplied, or is not decided yet
             (case when a.outcome = 'SUCCEEDED'

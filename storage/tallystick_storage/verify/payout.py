@@ -12,14 +12,14 @@ from tallystick_storage.verify.shared import (
 INCONSISTENCY_QUERIES = {
     "payout.inconsistent_attempts": """
         select 'payout.attempt p-' || p.payout_id as name,
-            'has ' || a.n || ' attempts as its payout is, which counts ' || p.attempt_count as what
+            'has ' || a.n || ' attempts of its payout, which counts ' || p.attempt_count as what
         from payout p cross join lateral (
             select count(*) filter (where a.amount = p.net_amount and a.currency = p.currency
                 and a.provider = p.provider) as n, count(*) as every
             from attempt a where a.operation_id = 'p-' || p.payout_id) a
         where a.n <> p.attempt_count or a.n <> a.every order by 1""",
     "payout.inconsistent_states": """
-        select 'payout.payout_in_state ' || payout_id as name, 'is not what its payout is' as what
+        select 'payout.payout_in_state ' || payout_id as name, 'does not match its payout' as what
         from payout_in_state s full
             join (select * from payout
             where state not in ('CREATED', 'READY', 'SUBMITTING', 'PAID')) p using (payout_id)
@@ -27,7 +27,7 @@ INCONSISTENCY_QUERIES = {
             order by 1""",
     "payout.inconsistent_batches": """
         select 'payout.payout_batch_item of payout.payout_batch ' || b.payout_batch_id as name,
-            'are ' || i.n || ', of which ' || i.rejected || ' are refused; the batch counts ' ||
+            'are ' || i.n || ', of which ' || i.rejected || ' are rejected; the batch counts ' ||
                 b.generated_count || ' and ' || b.rejected_count as what
         from payout_batch b cross join lateral (
             select count(*) as every, count(*) filter (where i.state <> 'REQUESTED') as n,

@@ -75,7 +75,7 @@ class Reader:
 
 
 def _database(engine: Engine) -> URL:
-    return engine.url.set(username="-", password="-")  # noqa: S106 - whoever asks
+    return engine.url.set(username="-", password="-")  # noqa: S106 - a placeholder for any role
 
 
 def _rows(connection: Connection, name: str, parameters: dict[str, Any]) -> Iterator[Row[Any]]:

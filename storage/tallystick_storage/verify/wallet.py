@@ -36,7 +36,7 @@ INCONSISTENCY_QUERIES = {
         where a.n <> s.version - 1 order by 1""",
     "wallet.inconsistent_policies": """
         select 'wallet.wallet_policy of wallet.wallet ' || w.seller_account || ' ' || w.currency as
-            name, 'the wallet is not what its policies say' as what
+            name, 'the wallet does not match its policies' as what
         from wallet w left join wallet_policy p on p.seller_account = w.seller_account
             and p.currency = w.currency and p.version = w.policy_version
         left join wallet_entry e on e.seller_account = w.seller_account and e.currency = w.currency
@@ -138,7 +138,7 @@ QUERIES = {
         select 'wallet.pending_credit ' || c.source_id as name,
             case when r.source_id is not null then 'is pending, but it was released'
                 when e.amount is distinct from c.amount then 'is not what was credited'
-                else 'is pending, though its time came long ago' end as what
+                else 'is pending, although its release time has passed' end as what
         from pending_credit c left join wallet_entry e on e.kind = 'CREDIT'
             and e.source_id = c.source_id
         left join wallet_entry r on r.kind = 'RELEASE' and r.source_id = c.source_id

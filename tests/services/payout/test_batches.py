@@ -782,7 +782,7 @@ def test_batches_that_cannot_be_generated_do_not_delay_others(
     "change",
     [
         lambda c, rows: schedule_store.advance(c, [(row, row.next_time) for row in rows]),
-        schedule_store.postpone,
+        schedule_store.reschedule,
     ],
     ids=["advance", "postpone"],
 )

@@ -70,7 +70,7 @@ def test_a_dead_lettered_payout_is_retried(
         payout_id=payout.payout_id, reason="fixed", request_id=unique_id("r")
     )
     with pytest.raises(
-        TallystickError, match="The payout is PAID and cannot be retried: it is no dead letter."
+        TallystickError, match="The payout is PAID and cannot be retried: it is not a dead letter."
     ) as error:
         shop_client.payout.RetryPayout(repeated_request)
     assert (error_reason(error), error.value.metadata) == (

@@ -147,7 +147,7 @@ def test_an_assignment_of_a_seller_that_was_claimed_since_is_not_approved(
         seller_assignment_id=assignment.seller_assignment_id, reason="it belongs to nobody"
     )
     with pytest.raises(
-        TallystickError, match="belongs to market now; reject it, and ask for a new one"
+        TallystickError, match="belongs to market now. Reject it and request a new one"
     ) as error:
         second_operator_client.wallet.ApproveSellerAssignment(approve)
     assert error_reason(error) == "INVALID_STATE"

@@ -213,7 +213,7 @@ def test_a_wrong_number_of_results_fails_its_batch_alone(caplog: pytest.LogCaptu
         stage.start()
         with pytest.raises(RuntimeError, match=r"test.short returned 1 results for 2 items"):
             await asyncio.gather(stage.submit(0), stage.submit(1))
-        with pytest.raises(RuntimeError, match=r"lane of test.short ended"):
+        with pytest.raises(RuntimeError, match=r"worker of batcher test.short ended"):
             await asyncio.wait_for(stage.submit(2), 10)
         assert await asyncio.wait_for(stage.submit(3), 10) == 3
         await stage.stop()
@@ -223,7 +223,7 @@ def test_a_wrong_number_of_results_fails_its_batch_alone(caplog: pytest.LogCaptu
 
     with caplog.at_level(logging.ERROR):
         asyncio.run(main())
-    assert "Lane 0 of test.short ended unexpectedly and is started again." in caplog.text
+    assert "Worker 0 of batcher test.short ended unexpectedly and is restarted." in caplog.text
 
 
 def test_waiting_items_are_rejected_when_the_batcher_stops() -> None:

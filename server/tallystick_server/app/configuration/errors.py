@@ -111,22 +111,24 @@ def describe_errors(error: ValidationError, origins: Origins) -> list[str]:
 
 def unknown_setting(name: str, path: Path) -> str:
     """The line for a setting that does not exist. `name`: as the user wrote it."""
-    nearest = max((known for known, _ in iterate_fields()), key=lambda it: _nearness(it, path))
+    nearest = max(
+        (setting_path for setting_path, _ in iterate_fields()), key=lambda it: _nearness(it, path)
+    )
     is_variable = name.startswith("TALLYSTICK_")
     suggestion = variable_of(nearest) if is_variable else ".".join(nearest)
     return f"{name} is not a setting. Did you mean {suggestion}?"
 
 
-def _nearness(known: Path, path: Path) -> float:
+def _nearness(setting_path: Path, path: Path) -> float:
     """The similarity of two paths, as a whole and word by word. So a setting is also found by its
     name in another section, or by a key of its table.
     """
-    known_name, name = "_".join(known), "_".join(path).lower()
-    if name.startswith(f"{known_name}_"):
+    setting_name, name = "_".join(setting_path), "_".join(path).lower()
+    if name.startswith(f"{setting_name}_"):
         return math.inf
     words = [word for word in name.split("_") if word]
-    by_word = [max(_likeness(other, word) for other in known_name.split("_")) for word in words]
-    return _likeness(known_name, name) + 2 * sum(by_word) / max(len(by_word), 1)
+    by_word = [max(_likeness(other, word) for other in setting_name.split("_")) for word in words]
+    return _likeness(setting_name, name) + 2 * sum(by_word) / max(len(by_word), 1)
 
 
 def _likeness(one: str, other: str) -> float:

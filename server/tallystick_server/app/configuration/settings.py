@@ -164,7 +164,7 @@ class ProvidersSection(_Section):
     max_calls_per_provider: Count = Field(default=2000, ge=1, le=100_000)
     """Maximum concurrent calls to each provider."""
     key_window: Seconds = Field(default=86_400.0, ge=1, le=_YEAR_SECONDS)
-    """How long a provider honours an idempotency key. After that an operation is looked up, and
+    """How long a provider honors an idempotency key. After that an operation is looked up, and
     never sent again. Must be longer than `worker.lease_duration`.
     """
     not_found_after: Seconds = Field(default=60.0, ge=0, le=_YEAR_SECONDS)

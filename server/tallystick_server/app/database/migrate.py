@@ -52,7 +52,7 @@ def driver_url(url: str) -> URL:
     # the parser raises many kinds, whose texts may show a part of a password
     except Exception:  # noqa: BLE001
         raise StartupError(
-            "The database URL cannot be read; it looks like "
+            "The database URL cannot be parsed; it must look like "
             "postgresql://user:password@host:5432/database."
         ) from None
     if parsed.get_backend_name() != "postgresql":
@@ -60,7 +60,7 @@ def driver_url(url: str) -> URL:
     # Connection errors would show that part of a password as host, database or option.
     if url.count("@") > 1 or "@" in (parsed.database or ""):
         raise StartupError(
-            "The database URL may have one @, before the host; in a password @ is written as %40."
+            "The database URL must have at most one @, before the host; a password has %40."
         )
     return parsed.set(drivername="postgresql+psycopg")
 
@@ -87,7 +87,7 @@ def migrate(
                 int(connection.execute(text("show server_version_num")).scalar_one()) // 10_000
             )
             if version < 15:
-                raise StartupError(f"PostgreSQL 15 to 18 is needed; this one is {version}.")
+                raise StartupError(f"PostgreSQL must be version 15 to 18; this one is {version}.")
             connection.commit()
             driver: Any = connection.connection.driver_connection
             database = str(connection.execute(text("select current_database()")).scalar_one())
@@ -128,11 +128,11 @@ def _migration_lock(connection: Connection, timeout_seconds: float) -> Iterator[
             """)
             holder = (
                 connection.execute(holder_query, {"key": _MIGRATION_LOCK_KEY}).scalars().first()
-                or "somebody"
+                or "unknown"
             )
             raise StartupError(
                 f"Another session ({holder}) has held the lock of 'tallystick migrate' for "
-                f"{timeout_seconds:g} s: end it, then run the command again."
+                f"{timeout_seconds:g} s: stop it, then run the command again."
             )
         connection.commit()
         time.sleep(0.1)
@@ -155,7 +155,7 @@ def _upgrade(connection: Connection, service: str, service_roles: RoleNames) -> 
         if current[0] not in expected.fingerprints:
             raise StartupError(
                 f"The {service} service's database is at version {current[0]}, which this code "
-                "does not know: use the code that made it."
+                "does not know: use the code that created it."
             )
         reject_foreign_schema(service, expected, current)
     settings = alembic_config(service)

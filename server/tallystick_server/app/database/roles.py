@@ -203,10 +203,10 @@ def _require_known_password(
     """Raises StartupError if the stored password of a role is missing or not its password."""
     if not (passwords.has(role) and _can_log_in(connection, role, passwords.get(role))):
         raise StartupError(
-            f"The role {role} exists, and its password is not the one in {passwords.path}: "
-            "run the command where that is (TALLYSTICK_DATA_DIR), or make new ones with "
+            f"The role {role} exists, and its password is not the one in {passwords.path}. "
+            "Set TALLYSTICK_DATA_DIR to the folder that has it, or create new ones with "
             "'tallystick migrate --new-passwords', which locks out processes that use "
-            "the old."
+            "the old ones."
         )
 
 

@@ -168,8 +168,8 @@ def reject_foreign_schema(
         )
     ):
         raise StartupError(
-            f"The {service} service's schema was made by other migrations than this code has "
-            "(another commit, or edited scripts): use the code that made it, or a new database "
+            f"The {service} service's schema was created by other migrations than this code has "
+            "(another commit, or edited scripts): use the code that created it, or a new database "
             "(for the embedded one, another folder in TALLYSTICK_DATA_DIR)."
         )
 
@@ -197,7 +197,7 @@ def reject_incompatible_schema(
     if stored is None or expected.head not in order:
         raise StartupError(
             f"The {service} service's database is at version {revision}, which this code does not "
-            "know: use the code that made it."
+            "know: use the code that created it."
         )
     reject_foreign_schema(service, expected, current)
     if order.index(expected.head) < order.index(stored.minimum_process_revision):

@@ -19,7 +19,7 @@ def list_alerts(
         AlertService, typer.Option("--service", help="The service that raised the alerts.")
     ] = "payment",
     include_ended: Annotated[
-        bool, typer.Option("--all", help="Include those that have ended.")
+        bool, typer.Option("--all", help="Include alerts that have ended.")
     ] = False,
     address: AddressOption = "",
     as_json: JsonOption = False,

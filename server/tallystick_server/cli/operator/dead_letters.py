@@ -52,7 +52,7 @@ EvidenceOption = Annotated[
     str,
     typer.Option(
         "--evidence",
-        help="What proves that the provider charged or paid nothing.",
+        help="Evidence that the provider charged or paid nothing.",
         show_default=False,
     ),
 ]
@@ -69,7 +69,7 @@ CauseOption = Annotated[
     DeadLetterCause | None,
     typer.Option(
         "--cause",
-        help="Only open ones with this cause.",
+        help="Only dead letters with this cause.",
         show_default=False,
         rich_help_panel=_BULK_PANEL,
     ),
@@ -78,7 +78,7 @@ ProviderOption = Annotated[
     str,
     typer.Option(
         "--provider",
-        help="Only open ones of this provider.",
+        help="Only dead letters of this provider.",
         show_default=False,
         rich_help_panel=_BULK_PANEL,
     ),
@@ -89,7 +89,7 @@ FromOption = Annotated[
         "--from",
         parser=_parse_time,
         metavar="TIME",
-        help="Only those created at this time or later, such as 2026-11-28T08:00:00Z.",
+        help="Only dead letters created at this time or later, such as 2026-11-28T08:00:00Z.",
         show_default=False,
         rich_help_panel=_BULK_PANEL,
     ),
@@ -100,19 +100,19 @@ UntilOption = Annotated[
         "--until",
         parser=_parse_time,
         metavar="TIME",
-        help="Only those created before this time.",
+        help="Only dead letters created before this time.",
         show_default=False,
         rich_help_panel=_BULK_PANEL,
     ),
 ]
 AllOption = Annotated[
-    bool, typer.Option("--all", help="Every open one.", rich_help_panel=_BULK_PANEL)
+    bool, typer.Option("--all", help="All open dead letters.", rich_help_panel=_BULK_PANEL)
 ]
 DryRunOption = Annotated[
     bool,
     typer.Option(
         "--dry-run",
-        help="Count them and name the first 20. Change nothing.",
+        help="Count the dead letters and name the first 20. Change nothing.",
         rich_help_panel=_BULK_PANEL,
     ),
 ]
@@ -126,7 +126,7 @@ def list_dead_letters(
     ctx: typer.Context,
     service: DeadLetterServiceOption = "payment",
     include_ended: Annotated[
-        bool, typer.Option("--all", help="Include those that are not open any more.")
+        bool, typer.Option("--all", help="Include dead letters that are no longer open.")
     ] = False,
     address: AddressOption = "",
     as_json: JsonOption = False,
@@ -192,9 +192,9 @@ def retry_dead_letters(
 @group.command(
     "close",
     epilog=example(
-        "tallystick dead-letters close charges-o-order-1-1 --reason refused "
+        "tallystick dead-letters close charges-o-order-1-1 --reason rejected "
         '--evidence "ticket 4711"',
-        'tallystick dead-letters close --all --reason refused --evidence "ticket 4711" --dry-run',
+        'tallystick dead-letters close --all --reason rejected --evidence "ticket 4711" --dry-run',
     ),
 )
 def close_dead_letters(

@@ -17,5 +17,6 @@ AddressOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
 ReasonOption = Annotated[
-    str, typer.Option("--reason", help="Why. It is stored with your name.", show_default=False)
+    str,
+    typer.Option("--reason", help="The reason. It is stored with your name.", show_default=False),
 ]

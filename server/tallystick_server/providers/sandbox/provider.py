@@ -107,7 +107,7 @@ def _parse_retry_after(value: Any) -> float:
     number of seconds.
     """
     if type(value) not in (int, float) or value < 0:
-        raise ValueError("retry_after is no number of seconds")
+        raise ValueError("retry_after must be a number of seconds")
     return min(float(value), 86_400.0)
 
 
@@ -191,7 +191,7 @@ class HttpSandboxPayouts:
             if status != 200:
                 return [to_payout_outcome(_parse_reply(status, body, retry_after))] * len(requests)
             if len(body) != len(requests):
-                raise ValueError("another number of answers than of demands")
+                raise ValueError("the number of answers must be the number of payouts")
             return [
                 to_payout_outcome(
                     _parse_reply(item["status"], item, _parse_retry_after(item["retry_after"]))
@@ -238,7 +238,7 @@ def to_outcome(reply: Reply) -> ChargeOutcome:
             return (
                 _to_definite_outcome(reply)
                 if _is_well_formed(reply)
-                else Unknown(f"status {reply.status} with an answer that cannot be read")
+                else Unknown(f"status {reply.status} with an unreadable answer")
             )
         case 400 if reply.code in _REJECTION_CODES:
             return Declined(FailureReason.PROVIDER_REJECTED, reply.code)
@@ -325,7 +325,7 @@ def to_payout_outcome(reply: Reply) -> PayoutOutcome:
             return (
                 _to_definite_payout_outcome(reply)
                 if _is_well_formed(reply)
-                else Unknown(f"status {reply.status} with an answer that cannot be read")
+                else Unknown(f"status {reply.status} with an unreadable answer")
             )
         case 400 if reply.code in _REJECTION_CODES:
             return Declined(PayoutFailure.PROVIDER_REJECTED, reply.code)
@@ -367,7 +367,7 @@ def _to_definite_payout_outcome(reply: Reply) -> PayoutOutcome:
                 client_reference=client_reference,
             )
         case _:
-            return Unknown("a state that is not known")
+            return Unknown("an unknown state")
 
 
 _ACCOUNT_REJECTED_CODES = frozenset({"account_closed", "no_account"})

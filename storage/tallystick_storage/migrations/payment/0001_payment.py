@@ -328,7 +328,7 @@ execute function reject_transition();
         ),
         (
             changes_without_event("'paymentOrders/' || payment_order_id"),
-            "a change that no event tells of",
+            "a change has no event",
         ),
     )
     + """
@@ -351,7 +351,7 @@ create trigger booked_and_acknowledged_once before update on unapplied_charge fo
                     count(*) filter (where not o.ledger_updated) as unpaid
                 from payment_order o where o.checkout_id = c.checkout_id offset 0) o
             where (c.open_orders, c.unpaid_orders) <> (o.open, o.unpaid)""",
-            "a payment counts other orders than it has",
+            "a payment does not count the orders that it has",
         ),
         on=("update",),
     )
@@ -369,7 +369,7 @@ create trigger booked_and_acknowledged_once before update on unapplied_charge fo
                     and o.charge_id = a.operation_id and o.status <> 'FAILED') o on true
             where (o.amount, o.low, o.high, o.checkout_id) is distinct
                 from (a.amount, a.currency, a.currency, a.checkout_id)""",
-            "an attempt does not demand the sum of its orders",
+            "an attempt does not request the sum of its orders",
         ),
     )
     + _claim_money_trigger("attempt", "operation_id", "update", "a.outcome = 'SUCCEEDED'")

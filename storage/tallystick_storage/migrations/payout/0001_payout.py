@@ -411,14 +411,14 @@ when ((new.version = old.version + 1 or new.version = old.version and (new.next_
                             ('PAID', 'RETURNED')) end)) is not true""",
             "a history row does not follow its payout",
         ),
-        (changes_without_event("'payouts/' || payout_id"), "a change that no event tells of"),
+        (changes_without_event("'payouts/' || payout_id"), "a change has no event"),
     )
     + statement_rule(
         "new_batch_has_event",
         "payout_batch",
         (
             changes_without_event("'payoutBatches/' || payout_batch_id"),
-            "a batch was made without its event",
+            "a batch was created without its event",
         ),
     )
     + statement_rule(
@@ -445,7 +445,7 @@ when ((new.version = old.version + 1 or new.version = old.version and (new.next_
                     and p.payout_id = substr(a.operation_id, 3) and p.net_amount = a.amount
                     and p.currency = a.currency and p.provider = a.provider offset 0
             ) is not true""",
-            "an attempt does not demand what its payout is",
+            "an attempt does not request the amount of its payout",
         ),
     )
     + """

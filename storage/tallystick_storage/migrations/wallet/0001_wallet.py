@@ -179,7 +179,7 @@ execute function reject_transition();
                         and p.currency = w.currency and p.version = w.policy_version
                         and p.frozen = w.frozen and p.release_delay = w.release_delay offset 0))) is
                             not true""",
-            "a wallet is not what its entries and policies say",
+            "a wallet does not match its entries and policies",
         ),
         on=("update",),
     )
@@ -232,7 +232,7 @@ create trigger never_changed before update or truncate on pending_credit
         ),
         (
             changes_without_event("'wallets/' || seller_account || '/' || currency", "number"),
-            "a change that no event tells of",
+            "a change has no event",
         ),
     )
     + statement_rule(
@@ -252,7 +252,7 @@ create trigger never_changed before update or truncate on pending_credit
         ),
         (
             changes_without_event("'walletPolicies/' || seller_account || '/' || currency"),
-            "a change that no event tells of",
+            "a change has no event",
         ),
     )
     # W3: the held amount is the sum of the open holds. Each entry of a hold adds or subtracts its

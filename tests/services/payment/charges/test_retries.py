@@ -155,7 +155,7 @@ def test_an_order_without_a_passed_risk_check_is_never_sent(scratch_database: Da
         dead_letter = wait_for_dead_letter(client, payment)
         assert (dead_letter.cause, dead_letter.detail) == (
             operator_pb2.DEAD_LETTER_CAUSE_REJECTED,
-            "risk has not passed it",
+            "the order has not passed the risk check",
         )
         assert charge_log(scratch_database, payment.checkout_id) == []
 

@@ -258,7 +258,7 @@ def test_one_charge_of_a_provider_pays_one_order(
             other_payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
             dead_letter = wait_for_dead_letter(client, other_payment)
             assert dead_letter.cause == operator_pb2.DEAD_LETTER_CAUSE_MISMATCHED_OPERATION
-            assert ("another demand" if echoes else "ch_1") in dead_letter.detail
+            assert ("another operation" if echoes else "ch_1") in dead_letter.detail
             assert (
                 not client.get_payment(other_payment.checkout_id)
                 .payment_orders[0]

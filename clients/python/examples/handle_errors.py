@@ -1,6 +1,6 @@
 """Handles rejected calls and declined payments: errors name the field to fix, declines are data.
 
-Usage: python handle_refusals.py [ADDRESS]
+Usage: python handle_errors.py [ADDRESS]
 """
 
 import sys
@@ -21,7 +21,7 @@ def main(address: str) -> None:
             )
         except InvalidArgumentError as error:
             print(
-                f"refused: {error.reason} in {error.field_violations[0].field}: "
+                f"rejected: {error.reason} in {error.field_violations[0].field}: "
                 f"{error.field_violations[0].description}"
             )
 
