@@ -661,6 +661,16 @@ def test_an_unreachable_platform_is_unavailable() -> None:
             call()
 
 
+def test_a_read_that_reaches_nobody_has_no_doubtful_outcome() -> None:
+    """A read has no effect, so its error does not speak of an outcome; that of a write does."""
+    settings = ClientSettings(attempts=2)
+    with Client(free_address(), settings=settings) as client:
+        with pytest.raises(UnavailableError, match=r"\(after 2 tries\)$"):
+            client.get_payment("c-1")
+        with pytest.raises(UnavailableError, match="after 2 tries; .* outcome is not known"):
+            client.create_payment("c-1", [], credit_card_info="tok_visa")
+
+
 @pytest.mark.parametrize(
     "token", ["secret\n", "se\ncret", "sécret", "secret ", "sec\0ret", "сервис"]
 )

@@ -375,13 +375,18 @@ class _AsyncChannel:
             deadline = asyncio.get_running_loop().time() + self._settings.seconds(name, timeout)
             with get_tracer().start_as_current_span(name, kind=SpanKind.CLIENT):
                 return await self._send_with_retries(
-                    send, ensure_request_id(request), deadline, metadata
+                    send, ensure_request_id(request), deadline, metadata, CallAttempts(method)
                 )
 
         return call
 
     async def _send_with_retries(
-        self, send: Any, request: Any, deadline: float, metadata: Sequence[tuple[str, str]]
+        self,
+        send: Any,
+        request: Any,
+        deadline: float,
+        metadata: Sequence[tuple[str, str]],
+        attempts: CallAttempts,
     ) -> Any:
         """Sends the request, with retries until the deadline."""
         now = asyncio.get_running_loop().time
@@ -401,7 +406,6 @@ class _AsyncChannel:
                     raise client_closed_in_flight_error() from None
                 raise
 
-        attempts = CallAttempts()
         try:
             return await AsyncRetrying(
                 sleep=self._state.sleep, **self._settings.retries(deadline, now, attempts)

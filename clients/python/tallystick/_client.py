@@ -336,6 +336,7 @@ class _UnaryCall:
     def __init__(
         self, method: str, call: Any, settings: ClientSettings, close_event: threading.Event
     ) -> None:
+        self._method = method
         self._name = short_name(method)
         self._call = call
         self._settings = settings
@@ -359,7 +360,7 @@ class _UnaryCall:
     ) -> tuple[Any, Any]:
         """Returns response and call; the trailing metadata show replays and the trace id."""
         deadline = time.monotonic() + self._settings.seconds(self._name, timeout)
-        attempts = CallAttempts()
+        attempts = CallAttempts(self._method)
         retrying = Retrying(
             sleep=sleep_using_event(self._close_event),
             **self._settings.retries(deadline, time.monotonic, attempts),

@@ -8,10 +8,12 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, TypeVar
 from uuid import uuid4
 
 import grpc
+from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.message import Message
 from opentelemetry import trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -181,7 +183,9 @@ class CallAttempts:
       try, even if the message says "Nothing was stored".
     """
 
-    def __init__(self) -> None:
+    def __init__(self, method: str) -> None:
+        """`method`: its full name, such as /tallystick.payment.v1.PaymentService/GetPayment."""
+        self._is_read = _is_read(method)
         self._count = 0
         self._last_error: TallystickError | None = None
         """The last retryable error that is not a timeout."""
@@ -222,7 +226,7 @@ class CallAttempts:
             timeout_error = error.with_message(f"{message})", reason="DEADLINE_EXCEEDED")
             timeout_error.__cause__ = self._last_error
             return timeout_error
-        if isinstance(error, UnavailableError) and not error.reason:
+        if isinstance(error, UnavailableError) and not error.reason and not self._is_read:
             return error.with_message(
                 f"{error.message} (after {_format_attempt_count(self._count)}; the last got no "
                 "answer, so the outcome is not known)"
@@ -354,6 +358,18 @@ def ensure_request_id(request: M) -> M:
     copy.CopyFrom(request)
     copy.request_id = uuid4().hex.translate(_DIGITS_TO_LETTERS)  # type: ignore[attr-defined]
     return copy
+
+
+@lru_cache
+def _is_read(method: str) -> bool:
+    """Whether the method has no effect, so that the outcome of a call is never in doubt."""
+    name = method.removeprefix("/").replace("/", ".")
+    try:
+        descriptor = descriptor_pool.Default().FindMethodByName(name)
+    except KeyError:  # a method that is not generated here
+        return False
+    level = descriptor.GetOptions().idempotency_level
+    return bool(level == descriptor_pb2.MethodOptions.NO_SIDE_EFFECTS)
 
 
 def short_name(method: str) -> str:
