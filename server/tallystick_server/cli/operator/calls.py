@@ -11,7 +11,9 @@ from datetime import datetime
 from types import ModuleType
 from typing import Any
 
+import grpc
 from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tallystick import Client, ClientSettings, TallystickError, UnauthenticatedError
 from tallystick.ledger.v1 import ledger_service_pb2
@@ -36,6 +38,7 @@ _MESSAGES: dict[str, ModuleType] = {
 """The messages of each service."""
 _PAGE_SIZE = 200
 _POLL_INTERVAL_SECONDS = 1.0
+_CONNECT_TIMEOUT_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,7 @@ def connect(address: str) -> Iterator[OperatorCalls]:
     token = os.environ.get("TALLYSTICK_TOKEN", "")
     if not all("!" <= character <= "~" for character in token):
         raise StartupError("TALLYSTICK_TOKEN must be visible ASCII characters.")
+    _require_reachable(address)
     try:
         with Client(address, settings=ClientSettings(token=token)) as client:
             yield OperatorCalls(client)
@@ -90,10 +94,31 @@ def connect(address: str) -> Iterator[OperatorCalls]:
     except TallystickError as error:
         if error.reason:
             raise StartupError(f"{address}: {error}") from None
-        raise StartupError(
-            f"Cannot reach the platform at {address}: {error.message.rstrip('.')}. Start it with "
-            "'tallystick serve all', or name its address with --address."
-        ) from None
+        raise _unreachable_error(address, error.message) from None
+
+
+def _require_reachable(address: str) -> None:
+    """Raises StartupError if nothing answers at the address. The client's calls would retry until
+    their deadlines.
+    """
+    with grpc.insecure_channel(address) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        try:
+            stub.Check(health_pb2.HealthCheckRequest(), timeout=_CONNECT_TIMEOUT_SECONDS)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                detail = f"no answer within {_CONNECT_TIMEOUT_SECONDS:g} s"
+                raise _unreachable_error(address, detail) from None
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                detail = (error.details() or "").rpartition("last error: ")[2]
+                raise _unreachable_error(address, detail) from None
+
+
+def _unreachable_error(address: str, detail: str) -> StartupError:
+    return StartupError(
+        f"Cannot reach the platform at {address}: {detail.rstrip('.')}. Start it with "
+        "'tallystick serve all', or name its address with --address."
+    )
 
 
 class OperatorCalls:
