@@ -24,6 +24,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from tallystick_core.access import Role
 from tallystick_server.app.configuration import SERVICES, Settings
 from tallystick_server.app.errors import StartupError
+from tallystick_server.app.listening import listen
 from tallystick_server.app.readiness import DatabaseHealth, await_databases, serve_not_ready
 from tallystick_server.app.wiring import Dependencies, Service, Wiring, full_names
 from tallystick_server.observability import tracing
@@ -183,7 +184,7 @@ async def start(
         )
         rpc_servers.append(rpc_server)
         try:
-            _listen(servers[-1], listen_address)
+            listen(servers[-1], listen_address)
         except StartupError:
             if socket_folder is not None:
                 shutil.rmtree(socket_folder, ignore_errors=True)
@@ -345,18 +346,6 @@ def _shut_down_sockets(address: str) -> bool:
     return has_connections
 
 
-def _listen(server: grpc.aio.Server, address: str) -> None:
-    try:
-        bound = server.add_insecure_port(address)
-    except RuntimeError:
-        bound = 0
-    if not bound:
-        raise StartupError(
-            f"Nothing can listen on {address}: another program does, the address is not this "
-            "machine's, or its folder is not there. Set TALLYSTICK_SERVER__LISTEN to another."
-        )
-
-
 def run(main: Coroutine[Any, Any, T]) -> T:
     """Runs a coroutine as the process's main work, on the fastest event loop available."""
     # messages and rows have no reference cycles, and the search for them was costly
@@ -420,7 +409,7 @@ async def _wait_until_ready(
     Raises StartupError.
     """
     server = grpc.aio.server(options=[("grpc.so_reuseport", int(settings.server.reuse_port))])
-    _listen(server, settings.server.listen)
+    listen(server, settings.server.listen)
     await serve_not_ready(server, full_names(names))
     try:
         await await_databases(urls, settings.database.startup_timeout, stop_event, print_status)

@@ -7,11 +7,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from psycopg.conninfo import make_conninfo
+from psycopg.pq import PGconn, Ping
+
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.embedded import EmbeddedPostgres
 from tallystick_server.app.database.migrate import SCHEMAS, driver_url, migrate
 from tallystick_server.app.database.roles import Passwords, role_names, role_url
 from tallystick_server.app.errors import StartupError
+
+_CONNECT_TIMEOUT_SECONDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +57,24 @@ class DatabaseUrls:
         return driver_url(self.admin).database or "postgres"
 
     def _generated_url(self, role: str) -> str:
+        if not self.passwords.has(role):
+            _require_server(self.admin)
         return driver_url(role_url(self.admin, role, self.passwords.get(role))).render_as_string(
             hide_password=False
+        )
+
+
+def _require_server(admin_url: str) -> None:
+    """Raises StartupError if no PostgreSQL answers at the URL. Does not log in."""
+    url = driver_url(admin_url).set(drivername="postgresql")
+    connection_info = make_conninfo(
+        url.render_as_string(hide_password=False), connect_timeout=_CONNECT_TIMEOUT_SECONDS
+    )
+    if PGconn.ping(connection_info.encode()) == Ping.NO_RESPONSE:
+        address = f"{url.host}:{url.port or 5432}" if url.host else "the local socket"
+        raise StartupError(
+            f"The database at {address} does not answer. Start it, or correct "
+            "TALLYSTICK_DATABASE__URL."
         )
 
 

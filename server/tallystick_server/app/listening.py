@@ -1,0 +1,55 @@
+"""The listening address of a gRPC server."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import closing
+from pathlib import Path
+
+import grpc
+
+from tallystick_server.app.errors import StartupError
+
+
+def listen(server: grpc.Server | grpc.aio.Server, address: str) -> None:
+    """Binds the server to "host:port" or "unix:path". Raises StartupError with the cause."""
+    try:
+        bound = server.add_insecure_port(address)
+    except RuntimeError:
+        bound = 0
+    if not bound:
+        raise StartupError(
+            f"Cannot listen on {address}: {_failure_cause(address)}. Set "
+            "TALLYSTICK_SERVER__LISTEN to another address."
+        )
+
+
+def _failure_cause(address: str) -> str:
+    """Why the address cannot be bound. gRPC does not report it, so it is bound again."""
+    try:
+        if address.startswith("unix:"):
+            _bind_path(address.removeprefix("unix:"))
+        else:
+            _bind_port(address)
+    except socket.gaierror as error:
+        return str(error.strerror).lower()
+    except OSError as error:
+        return (os.strerror(error.errno) if error.errno else str(error)).lower()
+    return "the address is not available"
+
+
+def _bind_path(path: str) -> None:
+    with closing(socket.socket(socket.AF_UNIX)) as unix_socket:
+        unix_socket.bind(path)
+    Path(path).unlink()
+
+
+def _bind_port(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    family, kind, protocol, _, socket_address = socket.getaddrinfo(
+        host.strip("[]"), port, type=socket.SOCK_STREAM
+    )[0]
+    with closing(socket.socket(family, kind, protocol)) as tcp_socket:
+        tcp_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        tcp_socket.bind(socket_address)
