@@ -167,6 +167,8 @@ def main() -> None:
         metavar="K/N",
         help="only the K-th of N parts of the mutants",
     )
+    parser.add_argument("--only", default="", help="only mutants whose names contain these words")
+    parser.add_argument("--new", action="store_true", help="only mutants without a current result")
     options = parser.parse_args()
     start_time = time.monotonic()
     killed_count = 0
