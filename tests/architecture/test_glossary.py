@@ -135,7 +135,9 @@ ALLOWED = [
     Allowed("docs/glossary.md", "set aside", "the definition of a hold"),
     Allowed(
         "CHANGELOG.md",
-        "`(?:refused(?: count)?|event refused|card number refused|stray transfer|settling (?:failed|refused))`",
+        "`(?:refused(?: count)?|refuse|postpone|tallystick.events.refused|"
+        "event refused|card number refused|stray transfer|"
+        "settling (?:failed|refused))`",
         "an old name in the list of renamed ones",
     ),
 ]
