@@ -1,3 +1,3 @@
-"""Benchmarks. Each rate stands beside an upper bound that the same run measured, on the same
+"""Benchmarks. Each rate is reported with an upper bound that the same run measured, on the same
 machine, by the same client.
 """

@@ -17,7 +17,7 @@ from tallystick_server.app.errors import StartupError
 def _parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/bench",
-        description="Measures rates beside an upper bound of the same run, or the cost of calls. "
+        description="Measures rates and an upper bound of the same run, or the cost of calls. "
         "`scripts/bench NAME --help` lists the options of a benchmark.",
     )
     benchmarks = parser.add_subparsers(dest="name", metavar="NAME", required=True)

@@ -36,7 +36,7 @@ from tallystick_core.payout.destination import DestinationState
 from tallystick_core.payout.quote import PayoutBlocker
 from tallystick_core.payout.reported_transfer import TransferMatch
 from tallystick_core.payout.schedule import Interval, Weekday
-from tallystick_core.payout.state import TRIGGERS as PAYOUT_HAPPENINGS
+from tallystick_core.payout.state import TRIGGERS as PAYOUT_TRIGGERS
 from tallystick_core.payout.state import PayoutState, PayoutTransitionReason
 from tallystick_core.provider.outcome import (
     ChargeOutcome,
@@ -137,9 +137,11 @@ def test_the_contract_lints_and_does_not_break(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "name", "room"), SERVICES, ids=[name for _, name, _ in SERVICES]
+    ("module", "name", "handlers"), SERVICES, ids=[name for _, name, _ in SERVICES]
 )
-def test_each_rpc_declares_idempotency_and_access(module: object, name: str, room: object) -> None:
+def test_each_rpc_declares_idempotency_and_access(
+    module: object, name: str, handlers: object
+) -> None:
     """Reads are NO_SIDE_EFFECTS, all others IDEMPOTENT; the access in the comment is the enforced
     access.
     """
@@ -155,7 +157,7 @@ def test_each_rpc_declares_idempotency_and_access(module: object, name: str, roo
         documented_roles = set(
             re.findall(r"team|payouts|service|operator|auditor", comment[1].partition("Access:")[2])
         )
-        allowed = set(map(str, room.ACCESS[method.name]))  # type: ignore[attr-defined]
+        allowed = set(map(str, handlers.ACCESS[method.name]))  # type: ignore[attr-defined]
         assert documented_roles == allowed, method.full_name
 
 
@@ -232,7 +234,7 @@ def test_outcomes_are_the_contracts() -> None:
     wire = {name.removeprefix("PAYOUT_OUTCOME_") for name in payout_pb2.PayoutOutcome.keys()} - {
         "UNSPECIFIED"
     }
-    assert wire == {PAYOUT_HAPPENINGS[outcome] for outcome in get_args(PayoutOutcome)}
+    assert wire == {PAYOUT_TRIGGERS[outcome] for outcome in get_args(PayoutOutcome)}
 
 
 FORBIDDEN_PATTERNS = [

@@ -31,23 +31,23 @@ def test_items_gather_while_a_batch_runs() -> None:
             await gate.wait()
             return [ValueError(str(i)) if i == 3 else i * 2 for i in items]
 
-        stage: Batcher[int, int] = Batcher("test", run)
-        stage.start()
-        first = stage.submit(0)
+        batcher: Batcher[int, int] = Batcher("test", run)
+        batcher.start()
+        first = batcher.submit(0)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        other_batches = [stage.submit(n) for n in range(1, 6)]
+        other_batches = [batcher.submit(n) for n in range(1, 6)]
         gate.set()
         results = await asyncio.gather(first, *other_batches, return_exceptions=True)
         assert [r if isinstance(r, int) else str(r) for r in results] == [0, 2, 4, "3", 8, 10]
-        assert stage.is_idle
-        await stage.stop()
+        assert batcher.is_idle
+        await batcher.stop()
 
     asyncio.run(main())
     assert sizes == [1, 5]
 
 
-def test_a_batch_has_a_maximum_weight_and_at_least_one_item() -> None:
+def test_a_batch_has_a_maximum_weight_and_is_never_empty() -> None:
     """A batch takes items in order up to its maximum weight; an item that is heavier than a batch
     runs alone.
     """
@@ -58,11 +58,11 @@ def test_a_batch_has_a_maximum_weight_and_at_least_one_item() -> None:
             batches.append(list(items))
             return items
 
-        stage: Batcher[int, int] = Batcher("test", run, max_batch=10, size_of=lambda item: item)
-        futures = [stage.submit(item) for item in (4, 6, 1, 25, 10, 3, 7, 1)]
-        stage.start()
+        batcher: Batcher[int, int] = Batcher("test", run, max_batch=10, size_of=lambda item: item)
+        futures = [batcher.submit(item) for item in (4, 6, 1, 25, 10, 3, 7, 1)]
+        batcher.start()
         await asyncio.gather(*futures)
-        await stage.stop()
+        await batcher.stop()
 
     asyncio.run(main())
     assert batches == [[4, 6], [1], [25], [10], [3, 7], [1]]
@@ -78,12 +78,12 @@ def test_a_cancelled_submitter_cancels_no_work() -> None:
             finished.extend(items)
             return items
 
-        stage: Batcher[int, int] = Batcher("test", run)
-        stage.start()
-        cancelled_future, kept_future = stage.submit(1), stage.submit(2)
+        batcher: Batcher[int, int] = Batcher("test", run)
+        batcher.start()
+        cancelled_future, kept_future = batcher.submit(1), batcher.submit(2)
         cancelled_future.cancel()
         assert await kept_future == 2
-        await stage.stop()
+        await batcher.stop()
 
     asyncio.run(main())
     assert finished == [1, 2]
@@ -98,12 +98,12 @@ def test_a_failed_batch_fails_for_all_its_submitters() -> None:
                 raise RuntimeError("boom")
             return items
 
-        stage: Batcher[int, int] = Batcher("test", run)
-        stage.start()
-        failed = await asyncio.gather(stage.submit(0), stage.submit(1), return_exceptions=True)
+        batcher: Batcher[int, int] = Batcher("test", run)
+        batcher.start()
+        failed = await asyncio.gather(batcher.submit(0), batcher.submit(1), return_exceptions=True)
         assert [str(error) for error in failed] == ["boom", "boom"]
-        assert await stage.submit(2) == 2
-        await stage.stop()
+        assert await batcher.submit(2) == 2
+        await batcher.stop()
 
     asyncio.run(main())
 
@@ -171,34 +171,34 @@ def test_abandoned_items_are_dropped() -> None:
             finished.extend(items)
             return items
 
-        stage: Batcher[int, int] = Batcher("test", run, drop_abandoned=True, max_queued=3)
-        stage.start()
-        first_future = stage.submit(0)
+        batcher: Batcher[int, int] = Batcher("test", run, drop_abandoned=True, max_queued=3)
+        batcher.start()
+        first_future = batcher.submit(0)
         await asyncio.sleep(0.01)
         for round_ in range(200):
-            cancelled_future = [stage.submit(10 * round_ + n) for n in (1, 2, 3)]
+            cancelled_future = [batcher.submit(10 * round_ + n) for n in (1, 2, 3)]
             with pytest.raises(ApiError) as error:
-                stage.submit(4)
+                batcher.submit(4)
             assert (error.value.reason, error.value.retry_after) == (ErrorReason.OVERLOADED, 1.0)
             for future in cancelled_future:
                 future.cancel()
             await asyncio.sleep(0)
-            assert stage.queue_length == 0
+            assert batcher.queue_length == 0
         first_future.cancel()
-        late_future = stage.submit(7)
-        just_gone = stage.submit(8)
+        late_future = batcher.submit(7)
+        just_gone = batcher.submit(8)
         just_gone.cancel()  # its batch starts in the same iteration of the loop
         gate.set()
         assert await late_future == 7
-        await stage.stop()
+        await batcher.stop()
 
     asyncio.run(main())
     assert finished == [0, 7]
 
 
 def test_a_wrong_number_of_results_fails_its_batch_alone(caplog: pytest.LogCaptureFixture) -> None:
-    """Too few results, or the end of the lane, reach every submitter of the batch as its own error;
-    the next batch still runs.
+    """Too few results, or the end of the worker, reach every submitter of the batch as its own
+    error; the next batch still runs.
     """
 
     async def main() -> None:
@@ -209,16 +209,16 @@ def test_a_wrong_number_of_results_fails_its_batch_alone(caplog: pytest.LogCaptu
                 raise asyncio.CancelledError
             return items
 
-        stage: Batcher[int, int] = Batcher("test.short", run)
-        stage.start()
+        batcher: Batcher[int, int] = Batcher("test.short", run)
+        batcher.start()
         with pytest.raises(RuntimeError, match=r"test.short returned 1 results for 2 items"):
-            await asyncio.gather(stage.submit(0), stage.submit(1))
+            await asyncio.gather(batcher.submit(0), batcher.submit(1))
         with pytest.raises(RuntimeError, match=r"worker of batcher test.short ended"):
-            await asyncio.wait_for(stage.submit(2), 10)
-        assert await asyncio.wait_for(stage.submit(3), 10) == 3
-        await stage.stop()
+            await asyncio.wait_for(batcher.submit(2), 10)
+        assert await asyncio.wait_for(batcher.submit(3), 10) == 3
+        await batcher.stop()
         with pytest.raises(ApiError) as error:
-            stage.submit(4)
+            batcher.submit(4)
         assert error.value.reason is ErrorReason.SHUTTING_DOWN
 
     with caplog.at_level(logging.ERROR):
@@ -236,11 +236,11 @@ def test_waiting_items_are_rejected_when_the_batcher_stops() -> None:
             await asyncio.Event().wait()
             return items
 
-        stage: Batcher[int, int] = Batcher("test", run, max_batch=1)
-        stage.start()
-        futures = [stage.submit(n) for n in range(3)]
+        batcher: Batcher[int, int] = Batcher("test", run, max_batch=1)
+        batcher.start()
+        futures = [batcher.submit(n) for n in range(3)]
         await asyncio.sleep(0.01)
-        await stage.stop()
+        await batcher.stop()
         results = await asyncio.wait_for(asyncio.gather(*futures, return_exceptions=True), 10)
         assert [getattr(result, "reason", None) for result in results] == [
             ErrorReason.SHUTTING_DOWN
@@ -280,7 +280,7 @@ class HangingPayoutProvider:
 def test_payouts_of_processes_that_gave_up_are_not_submitted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Payouts whose processes gave up are never submitted, the timeout frees the lanes of a hung
+    """Payouts whose processes gave up are never submitted, the timeout frees the workers of a hung
     provider, and the error about too few results names the adapter.
     """
 
@@ -289,16 +289,16 @@ def test_payouts_of_processes_that_gave_up_are_not_submitted(
         port = BatchingPayoutProvider(bank, timeout_seconds=0.2)
         port.start()
 
-        async def send(number: int, patience: float) -> object:
+        async def send(number: int, timeout_seconds: float) -> object:
             try:
-                async with asyncio.timeout(patience):
+                async with asyncio.timeout(timeout_seconds):
                     return await port.send(
                         PayoutRequest(f"k{number}", f"p{number}", 1, "EUR", "ba")
                     )
             except TimeoutError:
                 return None
 
-        # one for each lane
+        # one for each worker
         first_calls = [asyncio.ensure_future(send(number, 10)) for number in range(8)]
         await asyncio.sleep(0.01)
         assert await asyncio.gather(*(send(number, 0.05) for number in range(8, 30))) == [None] * 22

@@ -118,15 +118,15 @@ def leased_payout(
 
 
 @pytest.mark.parametrize(
-    ("state", "looking", "age"), list(product(PayoutState, [False, True], [0.0, 39.9, 40.0]))
+    ("state", "lookup_only", "age"), list(product(PayoutState, [False, True], [0.0, 39.9, 40.0]))
 )
 def test_a_payout_is_sent_only_with_an_honored_key(
-    state: PayoutState, looking: bool, age: float
+    state: PayoutState, lookup_only: bool, age: float
 ) -> None:
     """K3: a payout is sent only if it is SUBMITTING, sends are not exhausted, and its key outlasts
     the lease; a final payout is only booked.
     """
-    step = leased_payout(state, lookup_only=looking, age=age).next_action(
+    step = leased_payout(state, lookup_only=lookup_only, age=age).next_action(
         0.0, key_window_seconds=100.0, lease_seconds=60.0
     )
     if state in TERMINAL_STATES:
@@ -135,7 +135,7 @@ def test_a_payout_is_sent_only_with_an_honored_key(
         assert step is NextAction.PLACE_HOLD
     else:
         assert (step is NextAction.SEND) == (
-            state is PayoutState.SUBMITTING and not looking and age < 40.0
+            state is PayoutState.SUBMITTING and not lookup_only and age < 40.0
         )
         assert step in (NextAction.SEND, NextAction.LOOK_UP)
 
@@ -157,7 +157,7 @@ def test_a_payout_of_an_ended_destination_is_cancelled(
     created = leased_payout(PayoutState.CREATED, lookup_only=False, age=0.0)
     for thresholds, way in (({"EUR": 1}, ["AWAITING_APPROVAL"]), ({}, ["READY"])):
         move = plan_change(created, None, destination, thresholds)
-        states = [turn.snapshot.state for turn in move.transitions]
+        states = [transition.snapshot.state for transition in move.transitions]
         assert states == [*way, *(ends or ["SUBMITTING"] * (way == ["READY"]))]
         assert move.awaits_approval == (states == ["AWAITING_APPROVAL"])
 
@@ -233,8 +233,8 @@ def test_a_charge_is_never_sent_after_expiry_cancellation_or_key_window(
     answered: bool,
     ending: bool,
     maybe_sent: bool,
-    looking: bool,
-    honoured: bool,
+    lookup_only: bool,
+    key_honored: bool,
 ) -> None:
     """Whatever the orders of a charge are, it is never sent after cancellation or expiry, after its
     key window, or before the risk check.
@@ -244,10 +244,10 @@ def test_a_charge_is_never_sent_after_expiry_cancellation_or_key_window(
         attempt_ended=answered,
         must_end=ending,
         maybe_sent=maybe_sent,
-        lookup_only=looking,
-        key_honored=honoured,
+        lookup_only=lookup_only,
+        key_honored=key_honored,
     )
-    if answered or ending or not honoured or statuses != {OrderStatus.EXECUTING}:
+    if answered or ending or not key_honored or statuses != {OrderStatus.EXECUTING}:
         assert step is not NextAction.SEND
     if maybe_sent or answered or OrderStatus.PENDING in statuses:
         assert step is not NextAction.GIVE_UP or statuses == {OrderStatus.NOT_STARTED}
@@ -437,16 +437,21 @@ def test_not_found_is_proof_only_by_the_providers_rule(
     st.text(max_size=20),
 )
 def test_waits_are_bounded_and_repeatable(
-    strategy: RetryStrategy, first: float, longest: float, most: int, tries: int, seed: str
+    strategy: RetryStrategy,
+    first: float,
+    max_interval: float,
+    max_attempts: int,
+    tries: int,
+    seed: str,
 ) -> None:
     """E3: the number of tries and each wait stay within the policy's limits; the same seed gives
     the same waits.
     """
-    policy = RetryPolicy(strategy, first, longest, most)
+    policy = RetryPolicy(strategy, first, max_interval, max_attempts)
     delay = policy.delay(tries, seed)
-    assert (delay is None) == (tries >= most)
+    assert (delay is None) == (tries >= max_attempts)
     if delay is not None:
-        assert 0 <= delay <= max(first, longest)
+        assert 0 <= delay <= max(first, max_interval)
         assert delay == policy.delay(tries, seed)
 
 
@@ -610,7 +615,7 @@ def test_each_retry_reason_has_its_own_count() -> None:
 
 
 @given(st.floats(0, 1000), st.floats(0, 1000))
-def test_a_retry_after_is_obeyed(wait: float, asked: float) -> None:
+def test_a_retry_after_is_obeyed(wait: float, retry_after: float) -> None:
     """A charge is not claimed again before the provider's retry time, nor before the
     policy's wait.
     """
@@ -621,10 +626,11 @@ def test_a_retry_after_is_obeyed(wait: float, asked: float) -> None:
         )
     )
     decided = rescheduler.decide(
-        FailedStep(charge, RetryReason.THROTTLED, "429", NextAction.SEND, retry_after=asked), 0.0
+        FailedStep(charge, RetryReason.THROTTLED, "429", NextAction.SEND, retry_after=retry_after),
+        0.0,
     )
     assert isinstance(decided, Reschedule)
-    assert decided.delay_seconds == max(wait, asked)
+    assert decided.delay_seconds == max(wait, retry_after)
 
 
 @pytest.mark.parametrize(

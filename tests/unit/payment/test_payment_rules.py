@@ -58,21 +58,21 @@ PAYMENT_EVENT = CheckoutRequest(
 
 
 @pytest.mark.parametrize(
-    ("status", "happening"), list(itertools.product(OrderStatus, PaymentTrigger))
+    ("status", "trigger"), list(itertools.product(OrderStatus, PaymentTrigger))
 )
 def test_every_pair_is_in_the_table_or_rejected_by_name(
-    status: OrderStatus, happening: PaymentTrigger
+    status: OrderStatus, trigger: PaymentTrigger
 ) -> None:
     """The table is total: every other trigger is INVALID_STATE with state and verb."""
-    if (status, happening) in TRANSITIONS:
-        assert transition(status, happening) is TRANSITIONS[status, happening]
+    if (status, trigger) in TRANSITIONS:
+        assert transition(status, trigger) is TRANSITIONS[status, trigger]
         return
     with pytest.raises(ApiError) as error:
-        transition(status, happening)
+        transition(status, trigger)
     assert error.value.reason is ErrorReason.INVALID_STATE
-    assert error.value.metadata == {"state": status, "verb": VERBS[happening].name}
+    assert error.value.metadata == {"state": status, "verb": VERBS[trigger].name}
     assert (
-        error.value.message == f"The order is {status} and cannot be {VERBS[happening].participle}."
+        error.value.message == f"The order is {status} and cannot be {VERBS[trigger].participle}."
     )
 
 
@@ -84,8 +84,8 @@ def test_final_states_never_change_and_unknown_never_fails() -> None:
     ]
     assert {
         TRANSITIONS[status, PaymentTrigger.UNKNOWN]
-        for status, happening in TRANSITIONS
-        if happening is PaymentTrigger.UNKNOWN
+        for status, trigger in TRANSITIONS
+        if trigger is PaymentTrigger.UNKNOWN
     } == {
         OrderStatus.EXECUTING,
         OrderStatus.PENDING,

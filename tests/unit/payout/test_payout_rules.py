@@ -93,22 +93,20 @@ NEXT_STATES = {  # money.md: the allowed next states of each state
 }
 
 
-@pytest.mark.parametrize(
-    ("state", "happening"), list(itertools.product(PayoutState, PayoutTrigger))
-)
+@pytest.mark.parametrize(("state", "trigger"), list(itertools.product(PayoutState, PayoutTrigger)))
 def test_every_pair_is_in_the_table_or_rejected_by_name(
-    state: PayoutState, happening: PayoutTrigger
+    state: PayoutState, trigger: PayoutTrigger
 ) -> None:
     """The table is total: every other trigger is INVALID_STATE with state and verb."""
-    if (state, happening) in TRANSITIONS:
-        assert transition(state, happening) is TRANSITIONS[state, happening]
+    if (state, trigger) in TRANSITIONS:
+        assert transition(state, trigger) is TRANSITIONS[state, trigger]
         return
     with pytest.raises(ApiError) as error:
-        transition(state, happening)
+        transition(state, trigger)
     assert error.value.reason is ErrorReason.INVALID_STATE
-    assert error.value.metadata == {"state": state, "verb": VERBS[happening].name}
+    assert error.value.metadata == {"state": state, "verb": VERBS[trigger].name}
     assert (
-        error.value.message == f"The payout is {state} and cannot be {VERBS[happening].participle}."
+        error.value.message == f"The payout is {state} and cannot be {VERBS[trigger].participle}."
     )
 
 
@@ -584,23 +582,23 @@ def test_a_payout_is_booked_with_its_fee() -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "happening"), list(itertools.product(DestinationState, DestinationTrigger))
+    ("state", "trigger"), list(itertools.product(DestinationState, DestinationTrigger))
 )
 def test_every_pair_of_a_destination_is_in_the_table_or_rejected_by_name(
-    state: DestinationState, happening: DestinationTrigger
+    state: DestinationState, trigger: DestinationTrigger
 ) -> None:
     """The destinations' table is total, only a verified answer verifies, and nothing leaves
     UNUSABLE or DISABLED.
     """
-    if (state, happening) in DESTINATION_TRANSITIONS:
-        after = transition_destination(state, happening)
-        assert after is DESTINATION_TRANSITIONS[state, happening]
+    if (state, trigger) in DESTINATION_TRANSITIONS:
+        after = transition_destination(state, trigger)
+        assert after is DESTINATION_TRANSITIONS[state, trigger]
         assert after is state or state not in TERMINAL_DESTINATION_STATES
-        assert (after is DestinationState.VERIFIED) == (happening is DestinationTrigger.VERIFIED)
+        assert (after is DestinationState.VERIFIED) == (trigger is DestinationTrigger.VERIFIED)
         return
     with pytest.raises(ApiError) as error:
-        transition_destination(state, happening)
-    assert error.value.metadata == {"state": state, "verb": DESTINATION_VERBS[happening].name}
+        transition_destination(state, trigger)
+    assert error.value.metadata == {"state": state, "verb": DESTINATION_VERBS[trigger].name}
 
 
 def test_only_an_account_fault_ends_a_destination() -> None:
@@ -652,10 +650,10 @@ _DESTINATIONS = st.sampled_from([_USABLE_DESTINATION] * 20 + _OTHER_DESTINATIONS
 
 
 @given(_BALANCES, _TERMS, _DESTINATIONS)
-def test_payable_amount_and_blockers_sum_to_the_wallet(
+def test_quote_and_blockers_sum_to_the_wallet(
     funds: WalletBalance, terms: PayoutTerms, destination: DestinationReadiness | None
 ) -> None:
-    """No payout violates a term, and the payable amount plus the amount of each blocker is the
+    """No payout violates a term, and the quoted amount plus the amount of each blocker is the
     whole wallet.
     """
     can = quote_payout(funds, terms, destination)

@@ -218,8 +218,8 @@ def test_an_available_credit_is_not_released_again() -> None:
 def test_a_hold_requires_its_amount_and_the_remainder(
     amount: int, keep: int, available: int
 ) -> None:
-    """A hold is placed exactly if its amount and the required remainder are available, and it sets
-    aside only its amount.
+    """A hold is placed exactly if its amount and the required remainder are available, and it holds
+    only its amount.
     """
     placed = Instruction(
         EntryKind.HOLD_PLACED,
