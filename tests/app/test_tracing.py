@@ -237,7 +237,7 @@ def test_spans_are_exported_to_the_configured_endpoint(scratch_database: Databas
     assert "/v1/traces tallystick.payment.v1.PaymentService/CreatePayment" in SpanCollector.names
     assert {
         "/v1/traces sandbox send",
-        "/v1/traces payment.settle",
+        "/v1/traces payment.book",
         "/v1/traces ledger.post",
     } <= set(SpanCollector.names)
 

@@ -107,7 +107,7 @@ def _add_payments(client: Client) -> None:
     for token in (
         "decline",
         "decline:insufficient_funds",
-        "refused",
+        "unreachable",
         "pending",
         "pending:action",
         "other_amount",
