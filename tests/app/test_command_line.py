@@ -1,4 +1,4 @@
-"""The command `tallystick` for people and scripts: help, errors, tables, JSON, colours."""
+"""The command `tallystick` for people and scripts: help, errors, tables, JSON, colors."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def test_a_listing_is_plain_text_except_on_a_terminal(
     platform: ServedPlatform, dead_letter_id: str
 ) -> None:
     """In a pipe a listing is plain aligned text with its headings; on a terminal it is formatted,
-    without colours if NO_COLOR is set.
+    without colors if NO_COLOR is set.
     """
     arguments = ("dead-letters", "list", "--address", platform.address)
     headings, *rows = run_command(*arguments).stdout.splitlines()
@@ -229,7 +229,7 @@ def test_a_listing_in_json_is_one_object_a_line(
     platform: ServedPlatform, dead_letter_id: str
 ) -> None:
     """`--json` prints each item as one line with every key, whether it is set or not, and without
-    colours even on a terminal.
+    colors even on a terminal.
     """
     arguments = ("dead-letters", "list", "--json", "--address", platform.address)
     values = [json.loads(line) for line in run_command(*arguments).stdout.splitlines()]

@@ -105,7 +105,7 @@ def test_the_demo_names_each_failure_in_one_sentence(short_folder: Path) -> None
     idle_process.send_signal(signal.SIGKILL)
     idle_process.communicate()
     assert run_demo(short_folder).returncode == 0, (
-        "a killed run's PostgreSQL is stopped, and the next run goes on"
+        "a killed run's PostgreSQL is stopped, and the next run succeeds"
     )
     with socket.create_server(("127.0.0.1", 0)) as occupied_socket:
         busy = run_demo(

@@ -94,7 +94,7 @@ def test_a_broken_cluster_is_named_in_one_sentence(
     assert len(str(failure.value).splitlines()) == 1
     removed_names = {path.name for path in set(before) - set(cluster_copy.rglob("*"))}
     assert removed_names <= {"postmaster.pid", "pg_internal.init"}, (
-        "the server's own, which it makes anew"
+        "the server's own files, which it creates again"
     )
 
 

@@ -45,7 +45,7 @@ def test_services_run_as_separate_processes(scratch_database: DatabaseUrls, tmp_
     """
     address = {name: free_address() for name in ("payment", "ledger", "wallet", "event", "sandbox")}
     urls = {name: scratch_database.service(name).replace("+psycopg", "") for name in address}
-    peers = ",".join(f"{name}={at}" for name, at in address.items())
+    service_addresses = ",".join(f"{name}={at}" for name, at in address.items())
     with ExitStack() as stack:
         port = address["sandbox"].rpartition(":")[2]
         sandbox = subprocess.Popen(
@@ -59,7 +59,7 @@ def test_services_run_as_separate_processes(scratch_database: DatabaseUrls, tmp_
             environment = {
                 "TALLYSTICK_DATABASE__SERVICE_URLS": f"{name}={urls[name]}",
                 "TALLYSTICK_SERVER__LISTEN": address[name],
-                "TALLYSTICK_SERVICE_ADDRESSES": peers,
+                "TALLYSTICK_SERVICE_ADDRESSES": service_addresses,
                 "TALLYSTICK_PROVIDERS__SANDBOX__URL": f"http://{address['sandbox']}",
                 "TALLYSTICK_RETRY": "no_answer=fixed:0.2:50,server_error=fixed:0.2:50",
                 "TALLYSTICK_DATA_DIR": str(tmp_path),

@@ -74,11 +74,13 @@ def test_sigterm_answers_every_caller(scratch_database: DatabaseUrls) -> None:
 
     async def caller(number: int, channel: grpc.aio.Channel, ended: asyncio.Event) -> None:
         stub: Any = payment_service_pb2_grpc.PaymentServiceStub(channel)
-        for turn in itertools.count():
+        for call_number in itertools.count():
             slow = "tok_delay:20000" if number % 10 == 0 else "tok_visa"
-            order = new_order(f"o-{number}-{turn}", "b", "s", "1.00", "EUR")
+            order = new_order(f"o-{number}-{call_number}", "b", "s", "1.00", "EUR")
             request = payment_service_pb2.CreatePaymentRequest(
-                checkout_id=f"c-{number}-{turn}", payment_orders=[order], credit_card_info=slow
+                checkout_id=f"c-{number}-{call_number}",
+                payment_orders=[order],
+                credit_card_info=slow,
             )
             if ended.is_set():
                 return

@@ -129,15 +129,15 @@ def test_a_batch_is_linked_to_every_member(span_exporter: InMemorySpanExporter) 
         return items
 
     async def batch() -> None:
-        stage: Batcher[int, int] = Batcher("test.batch", run)
+        batcher: Batcher[int, int] = Batcher("test.batch", run)
         futures = []
         for n in range(3):
             with tracer.start_as_current_span(f"member-{n}") as span:
                 members.append(span.get_span_context().span_id)
-                futures.append(stage.submit(n))
-        stage.start()
+                futures.append(batcher.submit(n))
+        batcher.start()
         assert await asyncio.gather(*futures) == [0, 1, 2]
-        await stage.stop()
+        await batcher.stop()
 
     asyncio.run(batch())
     (batch_span,) = [

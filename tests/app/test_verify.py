@@ -32,7 +32,7 @@ from tests.support.platform import eventually, fresh_database, run_command, serv
 from tests.tampering.run import Tampering
 
 # Operations retry without a limit: on a slow machine a limit would dead-letter them before the rows
-# are planted.
+# are corrupted.
 RETRY = {
     ("", RetryReason.POST_COMPLETION_POLL): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, 5),
     ("", RetryReason.PENDING): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, None),
@@ -124,7 +124,7 @@ def filled_database(
             assert eventually(lambda: not unrelayed_count(databases))
         yield databases
         report = verify(databases)
-        assert report.passed, f"what was planted has not been taken back: {report.as_text()}"
+        assert report.passed, f"a corruption was not undone: {report.as_text()}"
 
 
 def confirm_delivery_in_past(databases: DatabaseUrls, client: Client, order_id: str) -> None:
@@ -212,7 +212,7 @@ def test_a_consistent_database_passes(filled_database: DatabaseUrls) -> None:
 
 # The corruption that the administrator makes with all triggers off; the expected finding; the
 # statement that undoes it.
-PLANTED_EDITS = [
+CORRUPTIONS = [
     (
         "L1",
         "update ledger.entry set amount = amount + 1 where sequence = 2 and line_number = 1",
@@ -646,10 +646,10 @@ PLANTED_EDITS = [
                 f"insert into {service}.alert values ('{service}-X-a-y-1', 'X', 'a/y', 1, '', "
                 f"now(), null, {seal})"
             ),
-            f"{service}.alert {service}-X-a-y-1: {said}",
+            f"{service}.alert {service}-X-a-y-1: {finding}",
         )
         for service in ("payment", "payout", "wallet", "ledger")
-        for invariant, seal, said in (
+        for invariant, seal, finding in (
             ("E1", "null", "is at version 1, but event.event has 0 of its versions"),
             ("S5", "null", "has no seal"),
             ("S5", "'x'", "does not match its seal"),
@@ -695,13 +695,13 @@ def tampering(filled_database: DatabaseUrls) -> Iterator[Tampering]:
 
 @pytest.mark.parametrize(
     ("invariant", "sql", "expected"),
-    PLANTED_EDITS,
-    ids=[f"{n}-{p[0]}" for n, p in enumerate(PLANTED_EDITS)],
+    CORRUPTIONS,
+    ids=[f"{n}-{p[0]}" for n, p in enumerate(CORRUPTIONS)],
 )
-def test_a_planted_row_is_named(
+def test_a_corrupted_row_is_named(
     tampering: Tampering, invariant: str, sql: str, expected: str
 ) -> None:
-    """Rows that constraints would reject are planted with triggers off; verify fails and names them
+    """Rows that constraints would reject are written with triggers off; verify fails and names them
     under their invariant.
     """
     without = (
@@ -789,7 +789,7 @@ def test_verify_passes_on_a_running_platform(scratch_database: DatabaseUrls) -> 
         wrong for report in reports for check in report.checks for wrong in check.failures
     ] == []
     assert reports[-1].checks[0].row_count > reports[0].checks[0].row_count, (
-        "work went on meanwhile"
+        "calls continued during the checks"
     )
 
 

@@ -104,7 +104,7 @@ def check(
             violations.append(f"payment {checkout_id} was acknowledged, but does not exist")
             continue
         for payment in calls.payments:
-            violations += _contradictions(payment, states[checkout_id], by_checkout[checkout_id])
+            violations += _differences(payment, states[checkout_id], by_checkout[checkout_id])
         violations += [f"payment {checkout_id} was rejected with {error}" for error in calls.errors]
     lost_payouts, doubled_payouts, wrong_payouts = _check_payouts(databases, payout_calls)
     lost, doubled, violations = (
@@ -209,9 +209,7 @@ def _check_payouts(
     return lost, doubled, violations
 
 
-def _contradictions(
-    payment: payment_pb2.Payment, state: str, statuses: dict[str, str]
-) -> list[str]:
+def _differences(payment: payment_pb2.Payment, state: str, statuses: dict[str, str]) -> list[str]:
     """The differences between the final parts of an answer, which must not change, and the stored
     state.
     """

@@ -276,7 +276,7 @@ def test_a_transfer_never_goes_back(fault: Fault, age: float, seconds: int, look
 )
 def test_a_malformed_answer_is_unknown(values: dict[str, Any]) -> None:
     """A malformed answer is neither a decline nor a payment: it is not conclusive."""
-    given_ = {
+    reply_fields = {
         "reference": "r",
         "amount": 100,
         "currency": "EUR",
@@ -284,7 +284,7 @@ def test_a_malformed_answer_is_unknown(values: dict[str, Any]) -> None:
         "state": "PAID",
         **values,
     }
-    assert isinstance(to_payout_outcome(Reply(200, **given_)), Unknown)
+    assert isinstance(to_payout_outcome(Reply(200, **reply_fields)), Unknown)
 
 
 @pytest.mark.parametrize(

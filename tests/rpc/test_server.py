@@ -411,15 +411,15 @@ def test_busy_streams_do_not_starve_the_event_loop() -> None:
     )
     all_open, streams_done, last = asyncio.Event(), threading.Event(), 0
 
-    def turn() -> None:
+    def count_iteration() -> None:
         nonlocal last
         last = next(loop_iterations)
         if not streams_done.is_set():
-            asyncio.get_running_loop().call_soon(turn)
+            asyncio.get_running_loop().call_soon(count_iteration)
 
     async def burst() -> AsyncIterator[Message]:
         if next(open_counter) == streams:
-            turn()
+            count_iteration()
             all_open.set()
         await all_open.wait()
         for _ in range(items_per_stream):
@@ -507,20 +507,20 @@ def test_a_failed_write_to_a_stalled_reader_is_no_error(
     and only then releases its slot.
     """
 
-    async def let_go() -> int:
+    async def fail_write() -> int:
         write: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         slots = Bulkhead(2, 1.0)
         slots.force_acquire("shop")
-        letting_go = asyncio.ensure_future(
+        waiting = asyncio.ensure_future(
             StreamSender(FairSemaphore(1), asyncio.Event()).wait_for_reader(write, slots, "shop")
         )
         await asyncio.sleep(0)
         assert slots.used == 0
         write.cancel() if error is None else write.set_exception(error)
-        await letting_go
+        await waiting
         return slots.used
 
-    assert asyncio.run(let_go()) == 1
+    assert asyncio.run(fail_write()) == 1
 
 
 def test_a_drain_rejects_new_calls(scratch_database: DatabaseUrls) -> None:

@@ -36,7 +36,7 @@ def _run_seeds(
 ) -> dict[str, Any]:
     faults: Counter[str] = Counter()
     payments = payouts = violations = 0
-    longest_wait_until_idle = 0.0
+    max_seconds_until_idle = 0.0
     plans = [
         SimulationPlan(seed, options.payments, payouts=options.payments // 5)
         for seed in range(options.seed, options.seed + options.seeds)
@@ -47,7 +47,7 @@ def _run_seeds(
         payments += options.payments
         payouts += result.plan.payouts
         faults.update(str(fault) for fault in result.faults.values())
-        longest_wait_until_idle = max(longest_wait_until_idle, result.seconds_until_idle)
+        max_seconds_until_idle = max(max_seconds_until_idle, result.seconds_until_idle)
         if result.violations:
             violations += len(result.violations)
             if options.stop:
@@ -66,7 +66,7 @@ def _run_seeds(
         "payouts": payouts,
         "faults": dict(sorted(faults.items())),
         "violations": violations,
-        "longest_wait_until_idle": round(longest_wait_until_idle),
+        "max_seconds_until_idle": round(max_seconds_until_idle),
     }
 
 

@@ -107,7 +107,7 @@ class EngineCache:
             or connection.pgconn.transaction_status != psycopg.pq.TransactionStatus.IDLE
         ):
             raise RuntimeError(
-                "a connection came back to the pool as it was used, not as it was made"
+                "a connection was returned to the pool in autocommit mode or in a transaction"
             )
         # Uses libpq directly, outside of any transaction: a cursor and a planned SELECT took a
         # tenth of a run.

@@ -28,7 +28,7 @@ class InjectedFault(StrEnum):
     """The database cannot be reached."""
     SLOW = "slow"
     """The call takes seconds."""
-    REFUSED = "refused"
+    CONNECTION_REFUSED = "connection_refused"
     """The connection to another service is refused."""
     REQUEST_LOST = "request_lost"
     """The request is lost, and the caller waits until its deadline."""
@@ -72,7 +72,7 @@ READ_FAULTS: Mapping[InjectedFault, float] = {
 }
 _NETWORK_FAULTS: Mapping[InjectedFault, float] = {
     InjectedFault.SLOW: 1.0,
-    InjectedFault.REFUSED: 1.0,
+    InjectedFault.CONNECTION_REFUSED: 1.0,
     InjectedFault.REQUEST_LOST: 1.0,
     InjectedFault.RESPONSE_LOST: 1.0,
     InjectedFault.RESET: 1.0,

@@ -50,7 +50,7 @@ async def exchange(
         loop.deliver(caller, 0, world.kill, caller)
         return await loop.create_future()  # type: ignore[no-any-return]
     server = find_node()
-    if fault is InjectedFault.REFUSED or server is None:
+    if fault is InjectedFault.CONNECTION_REFUSED or server is None:
         await asyncio.sleep(request_delay)
         raise Unreachable
     if fault is InjectedFault.SLOW:
@@ -335,7 +335,9 @@ class _SimulatedChannel:
         name = method.rpartition("/")[2]
         server = self._network.pick_node(self._service)
         call_id = world.faults.next_call_id(f"{caller.name} opens {name}")
-        if server is None or world.inject_fault(caller, call_id, {InjectedFault.REFUSED: 1.0}):
+        if server is None or world.inject_fault(
+            caller, call_id, {InjectedFault.CONNECTION_REFUSED: 1.0}
+        ):
             message_queue.put_nowait(_rpc_error(grpc.StatusCode.UNAVAILABLE, "failed to connect"))
             return lambda: None
         request_delay, response_delay, _, _ = world.delays(call_id)

@@ -1,4 +1,4 @@
-"""Minimises a failing run: removes everything that is not needed for the failure."""
+"""Minimizes a failing run: removes everything that is not needed for the failure."""
 
 from __future__ import annotations
 

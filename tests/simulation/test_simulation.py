@@ -1,4 +1,4 @@
-"""The simulation is deterministic to the byte, detects a planted bug and minimises failing runs."""
+"""The simulation is deterministic, detects a deliberate bug and minimizes failing runs."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_simulations_with_failing_items_keep_the_invariants(
 def test_kept_failures_pass(
     run_plan: Callable[[SimulationPlan], SimulationResult], one: RegressionRun
 ) -> None:
-    """Kept plans, in their minimised form, pass and still show what they were kept for."""
+    """Kept plans, in their minimized form, pass and still show what they were kept for."""
     result = run_plan(one.plan)
     assert result.violations == []
     assert one.trace_pattern, "write the pattern of what its trace must show into kept.json"
@@ -178,16 +178,16 @@ def test_a_crash_at_each_point(
     assert [(result.plan.planned, result.violations) for result in failed] == []
 
 
-def test_a_planted_bug_is_found_and_minimised(
+def test_a_deliberate_bug_is_found_and_minimized(
     simulation: Simulation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a new key for each attempt of one operation buyers are charged twice. The auditor
-    detects it, and the minimised run has at most two payments and two faults.
+    detects it, and the minimized run has at most two payments and two faults.
     """
     monkeypatch.setattr(
         charge.Charge,
         "to_request",
-        lambda self: replace(_DEMAND(self), key=f"{self.provider_key}-{self.lease_token}"),
+        lambda self: replace(_TO_REQUEST(self), key=f"{self.provider_key}-{self.lease_token}"),
     )
     # the first of them fails soon
     worlds = (simulation.run(SimulationPlan(seed, 8, share=0.06)) for seed in range(28, 44))
@@ -206,7 +206,7 @@ def test_a_planted_bug_is_found_and_minimised(
     assert simulation.run(short.plan).trace == short.trace
 
 
-_DEMAND = charge.Charge.to_request
+_TO_REQUEST = charge.Charge.to_request
 
 
 def test_idle_reads_are_named_as_in_the_code() -> None:

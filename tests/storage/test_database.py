@@ -228,8 +228,8 @@ def test_a_migration_breaks_no_prepared_statement(scratch_database: DatabaseUrls
 
         async def run() -> list[int]:
             counts = []
-            for turn in range(9):
-                if turn == 8:
+            for query_number in range(9):
+                if query_number == 8:
                     admin.execute("alter table event.toy add column b int")
                 counts.append(
                     await event.load(

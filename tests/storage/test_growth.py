@@ -447,7 +447,7 @@ _ACKNOWLEDGED_SQL = {
 """By schema: 5,000 rows of each kind that operators have acknowledged."""
 
 
-_REFUSED_EVENTS_SQL = (
+_REJECTED_EVENTS_SQL = (
     (
         "insert into rejected_aggregate select 'payments/r-' || n, 1, clock() + (n - 20) * "
         "interval '1 minute', 'x' from generate_series(1, 5000) n"
@@ -683,8 +683,8 @@ def _due_schedules(connection: Connection) -> Sequence[Row[Any]]:
     ids=[
         "payouts of a batch in a state",
         "report",
-        "refused",
-        "collecting",
+        "rejected",
+        "generating",
         "open",
         "under way",
         "batch put off",
@@ -736,7 +736,7 @@ def test_a_relay_reads_only_what_it_publishes(
             connection.exec_driver_sql("set search_path = payment")
             connection.exec_driver_sql("set session_replication_role = replica")
             connection.exec_driver_sql("set enable_seqscan = off")  # the services' roles
-            for statement in _REFUSED_EVENTS_SQL:
+            for statement in _REJECTED_EVENTS_SQL:
                 connection.exec_driver_sql(statement)
             with plans.capture(engine):
                 work(connection)

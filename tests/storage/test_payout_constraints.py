@@ -206,7 +206,7 @@ CASES = [
     ),
     ("O2 a transfer that is changed", "update transfer set amount = 1", "42501"),
     (
-        "O2 a transfer that comes back without a time",
+        "O2 a transfer that is returned without a time",
         "update transfer set returned_amount = 5, returned_currency = 'EUR'",
         "23514",
     ),
@@ -412,9 +412,9 @@ def test_transitions_in_the_database_equal_the_domain_table(filled_database: Dat
     assert database_transitions == {
         (str(before), str(after)) for (before, _), after in TRANSITIONS.items() if before != after
     }
-    stray = re.search(r"'UNMATCHED_TRANSFER'.*?h\.to_state in \((.*?)\)", body, re.DOTALL)
-    assert stray is not None
-    assert set(re.findall(r"\w+", stray[1])) == {
+    unmatched = re.search(r"'UNMATCHED_TRANSFER'.*?h\.to_state in \((.*?)\)", body, re.DOTALL)
+    assert unmatched is not None
+    assert set(re.findall(r"\w+", unmatched[1])) == {
         str(state) for state, why in TRANSITIONS if why is PayoutTrigger.UNMATCHED_TRANSFER
     }
     trigger = query_definition(

@@ -25,7 +25,7 @@ from tallystick_server.outbox.relay import merge_batches
 from tallystick_server.rpc.streaming import SequenceSource, SequenceTail, StreamFilter
 from tallystick_storage.database import Database
 from tallystick_storage.event import events as store
-from tallystick_storage.outbox import OutboxRow as Told
+from tallystick_storage.outbox import OutboxRow
 from tests.support.events import payment_created
 from tests.support.platform import eventually, unique_id
 
@@ -478,7 +478,9 @@ def test_relay_requests_stay_below_the_size_limit(rows: list[list[event_pb2.Even
     limit and keep the order; small ones are joined.
     """
     published_rows = [
-        Told(n, len(row), event_service_pb2.BatchPublishRequest(events=row).SerializeToString())
+        OutboxRow(
+            n, len(row), event_service_pb2.BatchPublishRequest(events=row).SerializeToString()
+        )
         for n, row in enumerate(rows)
     ]
     publish_requests = [

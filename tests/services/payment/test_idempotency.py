@@ -75,10 +75,10 @@ def test_a_hundred_concurrent_calls_per_key_make_one_charge(
             AsyncClient(two_processes[0], settings=settings) as first,
             AsyncClient(two_processes[1], settings=settings) as second,
         ):
-            room = asyncio.Semaphore(CONCURRENT_KEYS)
+            key_slots = asyncio.Semaphore(CONCURRENT_KEYS)
 
             async def call_with_key(key: int) -> None:
-                async with room:
+                async with key_slots:
                     assert len(await distinct_responses((first, second), key)) == 1
                     error_reasons = await asyncio.gather(
                         *(reuse_reason((first, second)[n % 2], key) for n in range(10))

@@ -462,7 +462,7 @@ def test_open_batches_do_not_delay_others(
             }
 
 
-@pytest.mark.parametrize("whose", ["his own", "the default"])
+@pytest.mark.parametrize("whose", ["the seller's", "the default"])
 def test_a_schedule_set_during_its_run_applies_to_the_next(
     payout_client: Client,
     payout_platform: ServedPlatform,
@@ -474,7 +474,7 @@ def test_a_schedule_set_during_its_run_applies_to_the_next(
     """
     seller = create_sale(payout_client, "10.00")
     create_destination(payout_client, seller)
-    of = seller if whose == "his own" else ""
+    of = seller if whose == "the seller's" else ""
     set_daily_schedule(payout_client, of)
     real, sets = schedule_store.now, [1]
 
@@ -784,7 +784,7 @@ def test_batches_that_cannot_be_generated_do_not_delay_others(
         lambda c, rows: schedule_store.advance(c, [(row, row.next_time) for row in rows]),
         schedule_store.reschedule,
     ],
-    ids=["advance", "postpone"],
+    ids=["advance", "reschedule"],
 )
 def test_schedules_are_locked_in_order(
     scratch_database: DatabaseUrls, change: Callable[[Connection, Sequence[Any]], object]
@@ -910,7 +910,7 @@ def test_a_passed_cut_off_is_not_lost_by_a_change(
     one that is made MANUAL does not.
     """
     set_daily_schedule(payout_client)
-    assert eventually(lambda: take_over_generation(payout_platform.databases))
+    assert eventually(lambda: move_generation_lease(payout_platform.databases))
     make_schedules_due(payout_platform.databases)
     came = payout_client.payout.GetPayoutSchedule(
         pb.GetPayoutScheduleRequest(currency="EUR")
@@ -921,7 +921,7 @@ def test_a_passed_cut_off_is_not_lost_by_a_change(
     assert not payout_client.payout.SetPayoutSchedule(manual).payout_schedule.HasField("next_time")
 
 
-def take_over_generation(databases: DatabaseUrls) -> bool:
+def move_generation_lease(databases: DatabaseUrls) -> bool:
     """Moves the leader lease of batch generation to an idle process; returns whether a process held
     it.
     """

@@ -312,7 +312,7 @@ def test_an_unmatched_transfer_is_acknowledged(
             "operator",
             "operator",
         ]
-        acknowledge_payout(operator, id_, "it came back", reference=first)
+        acknowledge_payout(operator, id_, "the bank returned it", reference=first)
         assert eventually(lambda: are_alerts_ended(operator, kind, id_, 3))
         assert wallet_amounts(operator, seller) == ("9.00", "0.00", "0.00")
 

@@ -157,11 +157,11 @@ def test_an_assignment_of_a_seller_that_was_claimed_since_is_not_approved(
             seller_assignment_id=assignment.seller_assignment_id, reason="claimed"
         )
     )
-    anew = request_assignment(operator_client, seller, "rival")
-    assert anew.previous_owner == "market"
+    second_assignment = request_assignment(operator_client, seller, "rival")
+    assert second_assignment.previous_owner == "market"
     second_operator_client.wallet.ApproveSellerAssignment(
         wb.ApproveSellerAssignmentRequest(
-            seller_assignment_id=anew.seller_assignment_id, reason="sold"
+            seller_assignment_id=second_assignment.seller_assignment_id, reason="sold"
         )
     )
     assert owner_of(operator_client, seller) == "rival"
