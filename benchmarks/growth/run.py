@@ -91,7 +91,7 @@ async def _measure_calls(
     database_urls: DatabaseUrls, address: str, print_status: StatusPrinter
 ) -> dict[str, dict[str, Any]]:
     settings = Settings().replace(
-        server__listen=address, worker__sweep_interval=3600, worker__monitor_interval=3600
+        server__listen=address, worker__scan_interval=3600, worker__monitor_interval=3600
     )
     read_engines = ReadEngines()
     server = await serve.start(SERVICES, settings, database_urls.all(), read_engines.dependencies)

@@ -92,7 +92,7 @@ async def _serve_platform(database_urls: DatabaseUrls) -> AsyncIterator[AsyncCli
         address = f"unix:{folder}/seed"
         settings = Settings().replace(
             server__listen=address,
-            worker__sweep_interval=0.05,
+            worker__scan_interval=0.05,
             payout__approval_threshold={"EUR": _APPROVAL_THRESHOLD},
             payout__destination_cooldown=0.0,
             retry={

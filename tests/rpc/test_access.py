@@ -241,7 +241,7 @@ def access_platform(
     callers |= {_token_of("theirs"): Caller("theirs", team_roles)}
     settings = Settings().replace(
         retry=FAST_RETRY,
-        worker__sweep_interval=0.1,
+        worker__scan_interval=0.1,
         authentication="tokens",
         callers=callers,
         service_token=_token_of(Role.SERVICE),

@@ -75,7 +75,7 @@ def test_watchers_of_payouts_share_their_reads(scratch_database: DatabaseUrls) -
     with serve_platform(
         scratch_database,
         Settings().replace(
-            worker__relay_interval=60, worker__sweep_interval=60, worker__monitor_interval=60
+            worker__relay_interval=60, worker__scan_interval=60, worker__monitor_interval=60
         ),
         dependencies=Dependencies(open_database=open_counting_database),
     ) as platform:
@@ -97,7 +97,7 @@ def test_idle_followers_of_entries_share_their_reads(scratch_database: DatabaseU
     ledger, and is read once for all.
     """
     rare = Settings().replace(
-        worker__relay_interval=60, worker__sweep_interval=60, worker__monitor_interval=60
+        worker__relay_interval=60, worker__scan_interval=60, worker__monitor_interval=60
     )
     directions = {"x/a": ledger_pb2.DIRECTION_DEBIT, "x/b": ledger_pb2.DIRECTION_CREDIT}
     entries = [
@@ -136,7 +136,7 @@ def test_abandoned_calls_are_not_started(scratch_database: DatabaseUrls) -> None
     with (
         serve_platform(
             scratch_database,
-            Settings().replace(worker__sweep_interval=60, worker__monitor_interval=60),
+            Settings().replace(worker__scan_interval=60, worker__monitor_interval=60),
         ) as platform,
         platform.client() as client,
         grpc.insecure_channel(platform.address) as channel,

@@ -100,7 +100,7 @@ def settings(key_window: float) -> Settings:
         service_token="service",
         worker__lease_duration=LEASE_SECONDS,
         providers__timeout=3.0,
-        worker__sweep_interval=2.0,
+        worker__scan_interval=2.0,
         worker__relay_interval=3.0,
         breaker__failure_threshold=5,
         breaker__reset_timeout=0.5,

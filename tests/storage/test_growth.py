@@ -94,7 +94,7 @@ def large_platform(seeded_database: DatabaseUrls) -> Iterator[LargePlatform]:
     read_engines = ReadEngines()
     with serve_platform(
         seeded_database,
-        Settings().replace(worker__sweep_interval=3600, worker__monitor_interval=3600),
+        Settings().replace(worker__scan_interval=3600, worker__monitor_interval=3600),
         dependencies=read_engines.dependencies,
     ) as served_platform:
         yield LargePlatform(served_platform, read_engines)

@@ -30,7 +30,7 @@ def filled_database(
     """
     with fresh_database(admin_url, tmp_path_factory.mktemp("filled")) as databases:
         settings = Settings().replace(
-            worker__sweep_interval=0.1, payout__approval_threshold={"EUR": 200}
+            worker__scan_interval=0.1, payout__approval_threshold={"EUR": 200}
         )
         with serve_platform(databases, settings) as platform, platform.client() as client:
             client.create_payment(

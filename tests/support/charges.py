@@ -162,7 +162,7 @@ def fast_final_settings(**values: Any) -> Settings:
     retry = {("", reason): RetryPolicy(RetryStrategy.FIXED, 0.1, 0.1, 3) for reason in RetryReason}
     return Settings().replace(
         retry=retry,
-        worker__sweep_interval=0.1,
+        worker__scan_interval=0.1,
         providers__not_found_after=0.6,
         providers__not_found_min_count=2,
         **values,
@@ -304,7 +304,7 @@ def holding_provider(
         worker__lease_duration=lease_seconds,
         providers__timeout=60,
         providers__max_calls_per_provider=1,
-        worker__sweep_interval=0.1,
+        worker__scan_interval=0.1,
     )
     with (
         sandbox_database(databases) as database,

@@ -28,7 +28,7 @@ _SETTINGS = Settings().replace(
     payment__alert_after={"PENDING": 0},
     worker__events_alert_after=0.5,
     worker__monitor_interval=0.2,
-    worker__sweep_interval=0.1,
+    worker__scan_interval=0.1,
 )
 _QUIET_SQL = """
     (select count(*) from payment.outbox) + (select count(*) from wallet.outbox) + (select count(*)

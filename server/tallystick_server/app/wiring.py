@@ -315,7 +315,7 @@ class Wiring:
             lease_seconds=settings.worker.lease_duration,
             provider_timeout_seconds=settings.providers.timeout,
             max_calls_per_provider=settings.providers.max_calls_per_provider,
-            scan_interval_seconds=settings.worker.sweep_interval,
+            scan_interval_seconds=settings.worker.scan_interval,
             retry_policies=RetryPolicies(settings.retry),
             breaker_settings=BreakerSettings(
                 settings.breaker.failure_threshold,
@@ -355,7 +355,7 @@ class Wiring:
         )
         scheduler = Periodic(
             "wallet.scheduler",
-            self._settings.worker.sweep_interval,
+            self._settings.worker.scan_interval,
             WalletScheduler(database, handlers.instruction_batcher).run_once,
         )
         service = Service("wallet", handlers, wallet.ACCESS, [handlers, scheduler], [database])

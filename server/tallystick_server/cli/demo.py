@@ -89,7 +89,7 @@ def _settings(base: Settings) -> Settings:
         retry=retry,
         release_delay=604_800,
         payout__destination_cooldown=0.0,
-        worker__sweep_interval=0.1,
+        worker__scan_interval=0.1,
         providers__sandbox__latency=_SANDBOX_LATENCY_SECONDS,
     )
 

@@ -25,7 +25,7 @@ from tallystick_server.event.handlers import EventHandlers
 from tallystick_server.verify.run import verify
 from tests.support.platform import eventually, serve_platform
 
-SETTINGS = Settings().replace(worker__monitor_interval=0.2, worker__sweep_interval=0.1)
+SETTINGS = Settings().replace(worker__monitor_interval=0.2, worker__scan_interval=0.1)
 RELAYING_SERVICES = ("payment", "wallet", "payout", "ledger")
 PROTO_MODULES: dict[str, Any] = {
     "payment": payment_service_pb2,

@@ -104,7 +104,7 @@ def retry_settings(**overrides: Any) -> Settings:
     }
     return Settings().replace(
         retry=retry,
-        worker__sweep_interval=0.1,
+        worker__scan_interval=0.1,
         worker__monitor_interval=0.2,
         release_delay=3600,
         **overrides,
@@ -564,7 +564,7 @@ def test_dead_letters_are_retried_in_bulk_by_filter(scratch_database: DatabaseUr
     """
     quick = Settings().replace(
         retry={("", RetryReason.OUTCOME_UNKNOWN): RetryPolicy(RetryStrategy.CANCEL)},
-        worker__sweep_interval=60,
+        worker__scan_interval=60,
     )
     with serve_platform(scratch_database, quick) as platform, platform.client() as client:
         create_dead_letters(client, "a", 12)
@@ -812,9 +812,7 @@ def test_twelve_thousand_dead_letters_are_retried_within_a_minute(
     the first call.
     """
     with (
-        serve_platform(
-            scratch_database, Settings().replace(worker__sweep_interval=600)
-        ) as platform,
+        serve_platform(scratch_database, Settings().replace(worker__scan_interval=600)) as platform,
         platform.client() as client,
     ):
         create_dead_letters(client, "a", 1)

@@ -499,7 +499,7 @@ def test_a_confirmed_delivery_makes_the_sellers_money_available(
 
     with (
         serve_platform(
-            scratch_database, Settings().replace(release_delay=3600, worker__sweep_interval=0.1)
+            scratch_database, Settings().replace(release_delay=3600, worker__scan_interval=0.1)
         ) as platform,
         platform.client() as client,
     ):
@@ -554,7 +554,7 @@ def test_a_rejected_release_raises_an_alert_and_delays_no_other(
     released.
     """
     settings = Settings().replace(
-        release_delay=3600, worker__sweep_interval=0.1, worker__monitor_interval=0.2
+        release_delay=3600, worker__scan_interval=0.1, worker__monitor_interval=0.2
     )
     alerts = payment_service_pb2.ListAlertsRequest()
     with (
@@ -664,7 +664,7 @@ def test_operations_of_a_stopped_process_are_finished_by_another(
     settings = Settings().replace(
         worker__lease_duration=4,
         providers__timeout=1,
-        worker__sweep_interval=0.1,
+        worker__scan_interval=0.1,
         server__shutdown_grace_period=0,
     )
     with serve_platform(scratch_database, settings) as platform, platform.client() as client:

@@ -55,7 +55,7 @@ def payout_platform(
     scratch_database: DatabaseUrls, payout_provider: ScriptedPayoutProvider
 ) -> Iterator[ServedPlatform]:
     """All services on a private database, because a run includes every seller."""
-    settings = Settings().replace(retry=RETRY, worker__sweep_interval=0.1)
+    settings = Settings().replace(retry=RETRY, worker__scan_interval=0.1)
     with serve_platform(
         scratch_database,
         settings,
@@ -602,7 +602,7 @@ def test_a_schedule_that_cannot_be_run_does_not_delay_others(
     bank = ScriptedPayoutProvider()
     settings = Settings().replace(
         retry=RETRY,
-        worker__sweep_interval=0.1,
+        worker__scan_interval=0.1,
         worker__monitor_interval=0.2,
         payout__alert_after={"GENERATING": 0.1},
     )
@@ -690,7 +690,7 @@ def test_payouts_committed_during_shutdown_are_paid(
     none remains leased to the stopped process.
     """
     stack = ExitStack()
-    settings = Settings().replace(retry=RETRY, worker__sweep_interval=0.1)
+    settings = Settings().replace(retry=RETRY, worker__scan_interval=0.1)
     platform = stack.enter_context(
         serve_platform(
             scratch_database,

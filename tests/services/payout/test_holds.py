@@ -95,7 +95,7 @@ def test_a_payout_with_a_rejected_hold_cannot_be_cancelled(
     """
     settings = Settings().replace(
         retry={**RETRY, ("", RetryReason.BOOKING_REJECTED): policy},
-        worker__sweep_interval=3600,
+        worker__scan_interval=3600,
         payout__destination_cooldown=0,
     )
     dependencies = Dependencies(payout_providers={"sandbox": payout_provider})

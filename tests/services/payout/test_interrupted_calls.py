@@ -123,7 +123,7 @@ def test_a_cancelled_call_leaves_no_orphaned_lease(
     """
     settings = Settings().replace(
         retry=RETRY,
-        worker__sweep_interval=3600,
+        worker__scan_interval=3600,
         payout__approval_threshold={"EUR": 10_000},
         payout__destination_cooldown=0,
     )

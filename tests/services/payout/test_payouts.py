@@ -80,7 +80,7 @@ def payout_platform(
     """
     settings = Settings().replace(
         retry=RETRY,
-        worker__sweep_interval=0.1,
+        worker__scan_interval=0.1,
         worker__monitor_interval=0.2,
         payout__approval_threshold={"EUR": 100_000},
     )
@@ -419,7 +419,7 @@ def test_an_unsent_payout_is_sent_after_any_outage(
             ("", reason): RetryPolicy(RetryStrategy.FIXED, 0.05, 0.05, 1000)
             for reason in RetryReason
         },
-        worker__sweep_interval=0.1,
+        worker__scan_interval=0.1,
         worker__lease_duration=2.5,
         providers__timeout=0.1,
     )
@@ -807,7 +807,7 @@ def test_the_whole_database_verifies(scratch_database: DatabaseUrls) -> None:
     """
     payout_provider = ScriptedPayoutProvider()
     settings, dependencies = (
-        Settings().replace(retry=RETRY, worker__sweep_interval=0.1),
+        Settings().replace(retry=RETRY, worker__scan_interval=0.1),
         Dependencies(payout_providers={"sandbox": payout_provider}),
     )
     with (
@@ -842,7 +842,7 @@ def test_an_outcome_recorded_without_the_lease_is_booked_immediately(
         {("", RetryReason.NO_ANSWER): RetryPolicy(RetryStrategy.FIXED, 600, 600, 5)},
     )
     settings, dependencies = (
-        Settings().replace(retry=later, worker__sweep_interval=0.1),
+        Settings().replace(retry=later, worker__scan_interval=0.1),
         Dependencies(payout_providers={"sandbox": payout_provider}),
     )
     with (
@@ -906,7 +906,7 @@ def test_a_failure_before_the_attempt_proves_no_sending(scratch_database: Databa
         serve_platform(
             scratch_database,
             Settings().replace(
-                retry=thrice, worker__sweep_interval=0.1, payout__approval_threshold={"EUR": 100}
+                retry=thrice, worker__scan_interval=0.1, payout__approval_threshold={"EUR": 100}
             ),
         ) as platform,
         platform.client() as client,
@@ -948,9 +948,7 @@ def test_a_removed_provider_delays_no_other(scratch_database: DatabaseUrls) -> N
     with (
         serve_platform(
             scratch_database,
-            Settings().replace(
-                retry=soon, worker__sweep_interval=0.1, worker__monitor_interval=0.2
-            ),
+            Settings().replace(retry=soon, worker__scan_interval=0.1, worker__monitor_interval=0.2),
         ) as platform,
         platform.client() as client,
     ):

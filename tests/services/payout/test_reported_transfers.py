@@ -223,9 +223,9 @@ def test_one_process_at_a_time_polls_completed_payouts(admin_url: str, tmp_path:
                 RetryStrategy.FIXED, 0.0, 0.0, 1_000_000
             ),
         },
-        worker__sweep_interval=0.1,
+        worker__scan_interval=0.1,
     )
-    seldom = often.replace(worker__sweep_interval=3600)
+    seldom = often.replace(worker__scan_interval=3600)
     with (
         fresh_database(admin_url, tmp_path) as databases,
         serve_platform(

@@ -202,7 +202,7 @@ class WorkerSection(_Section):
     """Maximum charges, and separately payouts and destinations, in flight in a process; more are
     rejected with OVERLOADED. Operations that are retried use at most half of it.
     """
-    sweep_interval: Seconds = Field(default=1.0, ge=0.01, le=3600)
+    scan_interval: Seconds = Field(default=1.0, ge=0.01, le=3600)
     """Time between two scans for operations that are due."""
     monitor_interval: Seconds = Field(default=10.0, ge=0.01, le=3600)
     """Time between two checks of the conditions for alerts."""
@@ -358,7 +358,7 @@ class Settings(BaseSettings):
 
     def replace(self, **values: Any) -> Settings:
         """A copy with other values, which are not validated. A name has two underscores between
-        section and setting, as in the environment: replace(worker__sweep_interval=0.1).
+        section and setting, as in the environment: replace(worker__scan_interval=0.1).
         """
         copy = self
         for name, value in values.items():

@@ -40,7 +40,7 @@ def test_a_stuck_order_raises_one_alert_that_ends(
     retry = {("", RetryReason.NOT_SENT): RetryPolicy(RetryStrategy.FIXED, 0.4, 0.4, 4)}
     settings = Settings().replace(
         retry=retry,
-        worker__sweep_interval=0.1,
+        worker__scan_interval=0.1,
         worker__monitor_interval=0.2,
         payment__alert_after={"EXECUTING": 0.2},
     )
@@ -93,7 +93,7 @@ def test_dead_letters_and_unapplied_charges_raise_alerts(scratch_database: Datab
     """An item that waits for an operator has an alert until it has been closed or acknowledged."""
     with client_of_platform(
         scratch_database,
-        Settings().replace(worker__sweep_interval=0.1, worker__monitor_interval=0.2),
+        Settings().replace(worker__scan_interval=0.1, worker__monitor_interval=0.2),
     ) as client:
         dead_letter = wait_for_dead_letter(
             client,

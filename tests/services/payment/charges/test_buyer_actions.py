@@ -36,7 +36,7 @@ def test_a_charge_is_cancelled_if_the_buyer_does_not_act_in_time(
     quick = {("", reason): FAST_RETRY_POLICY for reason in RetryReason}
     settings = Settings().replace(
         retry=quick,
-        worker__sweep_interval=0.1,
+        worker__scan_interval=0.1,
         payment__buyer_action_timeout=0.3,
         payment__review_timeout=0.3,
     )
@@ -64,7 +64,7 @@ def test_a_pending_order_is_polled_at_its_resolve_by_time(scratch_database: Data
     """
     settings = Settings().replace(
         retry={("", RetryReason.PENDING): RetryPolicy(RetryStrategy.FIXED, 600, 600, None)},
-        worker__sweep_interval=0.1,
+        worker__scan_interval=0.1,
         payment__buyer_action_timeout=0.3,
     )
     with client_of_platform(scratch_database, settings) as client:
@@ -94,7 +94,7 @@ def test_a_pending_order_shows_its_current_pending_reason(
     """
     settings = Settings().replace(
         retry={("", RetryReason.PENDING): RetryPolicy(RetryStrategy.FIXED, 0.3, 0.3, None)},
-        worker__sweep_interval=0.1,
+        worker__scan_interval=0.1,
         payment__buyer_action_timeout=3600,
     )
     with client_of_platform(scratch_database, settings) as client:
@@ -148,7 +148,7 @@ def test_a_charge_is_not_cancelled_after_the_buyer_acted(scratch_database: Datab
     """
     settings = Settings().replace(
         retry={("", RetryReason.PENDING): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, None)},
-        worker__sweep_interval=0.1,
+        worker__scan_interval=0.1,
         payment__buyer_action_timeout=3.0,
         payment__review_timeout=0.1,
     )

@@ -89,7 +89,7 @@ def test_a_cancellation_during_a_lookup_takes_effect_immediately(
     """
     settings = Settings().replace(
         retry={("", RetryReason.PENDING): RetryPolicy(RetryStrategy.FIXED, 3600, 3600, None)},
-        worker__sweep_interval=0.1,
+        worker__scan_interval=0.1,
     )
     with (
         sandbox_database(scratch_database) as database,
@@ -306,7 +306,7 @@ def test_a_cancelled_call_leaves_no_orphaned_lease(scratch_database: DatabaseUrl
             scratch_database,
             Settings().replace(
                 retry=retry_immediately,
-                worker__sweep_interval=3600,
+                worker__scan_interval=3600,
                 breaker__failure_threshold=1000,
             ),
         ) as platform,

@@ -44,7 +44,7 @@ def test_rejected_credentials_open_the_circuit_and_raise_an_alert(
     retry = {("", RetryReason.UNAUTHORIZED): RetryPolicy(RetryStrategy.FIXED, 0.1, 0.1, 50)}
     settings = Settings().replace(
         retry=retry,
-        worker__sweep_interval=0.1,
+        worker__scan_interval=0.1,
         breaker__failure_threshold=99,
         breaker__reset_timeout=0.4,
         breaker__max_reset_timeout=0.4,
@@ -84,7 +84,7 @@ def test_orders_wait_during_an_outage_and_are_paid_after_it(
     retry = {("", RetryReason.NOT_SENT): RetryPolicy(RetryStrategy.FIXED, 0.1, 0.1, 5)}
     settings = Settings().replace(
         retry=retry,
-        worker__sweep_interval=0.1,
+        worker__scan_interval=0.1,
         breaker__failure_threshold=3,
         breaker__reset_timeout=0.3,
         payment__max_queued_charges=20,
@@ -157,7 +157,7 @@ def test_lookups_continue_while_the_circuit_for_sends_is_open(
     retry = {("", RetryReason.NO_ANSWER): FAST_RETRY_POLICY}
     settings = Settings().replace(
         retry=retry,
-        worker__sweep_interval=0.1,
+        worker__scan_interval=0.1,
         breaker__failure_threshold=2,
         breaker__reset_timeout=3600,
         breaker__max_reset_timeout=3600,
@@ -193,7 +193,7 @@ def test_a_new_payment_is_the_probe_of_an_open_circuit(
     retry = {("", RetryReason.NOT_SENT): RetryPolicy(RetryStrategy.FIXED, 3600.0, 3600.0, 5)}
     settings = Settings().replace(
         retry=retry,
-        worker__sweep_interval=0.1,
+        worker__scan_interval=0.1,
         breaker__failure_threshold=1,
         breaker__reset_timeout=0.1,
         breaker__max_reset_timeout=0.1,
@@ -248,7 +248,7 @@ def test_an_outage_of_one_provider_does_not_affect_others(scratch_database: Data
     retry = {("", RetryReason.NOT_SENT): RetryPolicy(RetryStrategy.FIXED, 0.1, 0.1, 50)}
     settings = Settings().replace(
         retry=retry,
-        worker__sweep_interval=0.1,
+        worker__scan_interval=0.1,
         breaker__failure_threshold=2,
         breaker__reset_timeout=0.2,
         payment__max_queued_charges=5,
@@ -297,7 +297,7 @@ def test_new_payments_in_an_outage_share_one_count_of_waiting_charges(
     retry = {("", RetryReason.NOT_SENT): RetryPolicy(RetryStrategy.FIXED, 0.1, 0.1, 50)}
     settings = Settings().replace(
         retry=retry,
-        worker__sweep_interval=3600,
+        worker__scan_interval=3600,
         worker__monitor_interval=3600,
         breaker__failure_threshold=2,
         breaker__reset_timeout=3600,
@@ -351,7 +351,7 @@ def test_charges_that_always_fail_do_not_block_their_provider(
     retry = {("", RetryReason.SERVER_ERROR): RetryPolicy(RetryStrategy.FIXED, 0.05, 0.05, 2)}
     settings = Settings().replace(
         retry=retry,
-        worker__sweep_interval=0.05,
+        worker__scan_interval=0.05,
         breaker__failure_threshold=2,
         breaker__reset_timeout=0.02,
     )

@@ -169,7 +169,7 @@ def test_a_charge_with_an_unknown_outcome_is_dead_lettered(scratch_database: Dat
     retry = {("", reason): TWO_ATTEMPTS for reason in RetryReason}
     settings = Settings().replace(
         retry=retry,
-        worker__sweep_interval=0.1,
+        worker__scan_interval=0.1,
         worker__lease_duration=4,
         providers__timeout=0.1,
         providers__key_window=6.0,
@@ -280,7 +280,7 @@ def test_a_dead_letter_of_a_removed_provider_is_closed_on_evidence(
         payout_providers={"sandbox": ScriptedPayoutProvider()},
     )
     first = Settings().replace(
-        worker__sweep_interval=0.1, providers__payout="old", payout__destination_cooldown=0
+        worker__scan_interval=0.1, providers__payout="old", payout__destination_cooldown=0
     )
     with (
         serve_platform(scratch_database, first, dependencies=old) as platform,
@@ -301,7 +301,7 @@ def test_a_dead_letter_of_a_removed_provider_is_closed_on_evidence(
     with (
         serve_platform(
             scratch_database,
-            Settings().replace(worker__sweep_interval=0.1, providers__payment="old"),
+            Settings().replace(worker__scan_interval=0.1, providers__payment="old"),
             dependencies=old,
         ) as platform,
         platform.client() as client,
@@ -310,7 +310,7 @@ def test_a_dead_letter_of_a_removed_provider_is_closed_on_evidence(
         wait_for_dead_letter(client, payment)
     with (
         serve_platform(
-            scratch_database, Settings().replace(worker__sweep_interval=0.1), dependencies=new
+            scratch_database, Settings().replace(worker__scan_interval=0.1), dependencies=new
         ) as platform,
         platform.client() as client,
     ):

@@ -106,7 +106,7 @@ def test_past_the_keys_window_a_charge_is_looked_up_and_never_sent_again(
     """
     settings = Settings().replace(
         retry={("", reason): FAST_RETRY_POLICY for reason in RetryReason},
-        worker__sweep_interval=0.1,
+        worker__scan_interval=0.1,
         worker__lease_duration=2.5,
         providers__timeout=0.1,
         providers__key_window=4.5,
@@ -211,7 +211,7 @@ def test_one_process_at_a_time_polls_failed_charges(scratch_database: DatabaseUr
     )
     with serve_platform(
         scratch_database,
-        often.replace(worker__sweep_interval=3600),
+        often.replace(worker__scan_interval=3600),
         dependencies=scripted("seldom"),
     ) as other_platform:
         with (

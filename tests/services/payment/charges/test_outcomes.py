@@ -69,7 +69,7 @@ def test_a_recorded_outcome_is_applied_without_another_call(
     it, even if the provider is gone.
     """
     with client_of_platform(
-        scratch_database, Settings().replace(retry=FAST_RETRY, worker__sweep_interval=0.1)
+        scratch_database, Settings().replace(retry=FAST_RETRY, worker__scan_interval=0.1)
     ) as client:
         payment = create_payment(
             client, "5.00", token="tok_lost_before:1000", wait_for=WAIT_FOR_ACCEPTANCE
@@ -329,7 +329,7 @@ def test_an_outcome_that_cannot_be_applied_becomes_a_dead_letter(
         ("", RetryReason.APPLYING_FAILED): RetryPolicy(RetryStrategy.FIXED, 0.1, 0.1, 3),
     }
     settings, dependencies = (
-        Settings().replace(retry=retry_as, worker__sweep_interval=0.1),
+        Settings().replace(retry=retry_as, worker__scan_interval=0.1),
         Dependencies(providers={"sandbox": ScriptedPaymentProvider(outcome_of)}),
     )
     with (

@@ -93,7 +93,7 @@ def test_a_charge_cancelled_while_it_waits_for_a_slot_is_not_sent(
     """A charge that waits for a provider slot, and is cancelled meanwhile, is not sent when it gets
     the slot.
     """
-    settings = Settings().replace(providers__max_calls_per_provider=1, worker__sweep_interval=0.1)
+    settings = Settings().replace(providers__max_calls_per_provider=1, worker__scan_interval=0.1)
     with client_of_platform(scratch_database, settings) as client:
         slow = create_payment(client, "5.00", token="tok_delay:6000", wait_for=WAIT_FOR_ACCEPTANCE)
         waiting_payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
@@ -131,7 +131,7 @@ def test_hanging_reads_do_not_delay_charges(scratch_database: DatabaseUrls) -> N
     """A charge that has waited for a provider slot is sent, even if hanging reads use every
     connection for callers' reads.
     """
-    settings = Settings().replace(providers__max_calls_per_provider=1, worker__sweep_interval=0.1)
+    settings = Settings().replace(providers__max_calls_per_provider=1, worker__scan_interval=0.1)
     with serve_platform(scratch_database, settings) as platform, platform.client() as client:
         slow = create_payment(client, "5.00", token="tok_delay:6000", wait_for=WAIT_FOR_ACCEPTANCE)
         waiting_payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)

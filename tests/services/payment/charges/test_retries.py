@@ -111,7 +111,7 @@ def test_an_unsent_charge_is_sent_after_any_outage(
             ("", reason): RetryPolicy(RetryStrategy.FIXED, 0.05, 0.05, 1000)
             for reason in RetryReason
         },
-        worker__sweep_interval=0.1,
+        worker__scan_interval=0.1,
         worker__lease_duration=2.5,
         providers__timeout=0.1,
     )
@@ -166,7 +166,7 @@ def test_a_charge_recovers_from_a_few_server_errors(scratch_database: DatabaseUr
     """
     retry = {("", reason): policy for reason, policy in scaled_defaults(0.1).items()}
     with client_of_platform(
-        scratch_database, Settings().replace(retry=retry, worker__sweep_interval=0.1)
+        scratch_database, Settings().replace(retry=retry, worker__scan_interval=0.1)
     ) as client:
         payment = create_payment(
             client, "5.00", token="tok_error_before:7", wait_for=WAIT_FOR_ACCEPTANCE
@@ -238,7 +238,7 @@ def test_a_full_scan_is_followed_by_another_immediately(
             scratch_database,
             Settings().replace(
                 retry=retry_immediately,
-                worker__sweep_interval=3600,
+                worker__scan_interval=3600,
                 breaker__failure_threshold=1000,
             ),
         ) as platform,
