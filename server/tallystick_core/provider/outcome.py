@@ -75,7 +75,9 @@ class RetryReason(StrEnum):
     does not count as an attempt.
     """
     REJECTED = "REJECTED"
-    """The provider rejects the request as malformed, which is an error of the platform."""
+    """The provider rejects the request as malformed, its answer cannot be stored, or the order has
+    not passed the risk check: an error of the platform.
+    """
     PENDING = "PENDING"
     """The provider reports the outcome later. It is polled until then."""
     POST_COMPLETION_POLL = "POST_COMPLETION_POLL"
@@ -128,7 +130,9 @@ class Succeeded:
 
 @dataclass(frozen=True, slots=True)
 class Declined:
-    """It is certain that no money has moved, and that none will."""
+    """It is certain that no money has moved, and that none will. With PROVIDER_MISMATCH, which
+    `check_amount` sets, it only means that the orders were not charged as requested.
+    """
 
     reason: FailureReason | PayoutFailure
     code: str = ""

@@ -78,7 +78,7 @@ def test_an_order_fails_if_its_provider_is_never_reached(
 
 
 def test_a_permanent_rejection_fails_immediately(client: Client) -> None:
-    """A charge that the provider rejects permanently is FAILED(PROVIDER_REJECTED), and is not
+    """A charge that the provider declines with a 400 is FAILED(PROVIDER_REJECTED), and is not
     retried.
     """
     payment = create_payment(client, "0.01", token="tok_amount_too_small")

@@ -68,7 +68,9 @@ class _DeadLetterCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeadL
     DEAD_LETTER_CAUSE_UNSPECIFIED: _DeadLetterCause.ValueType  # 0
     """Never sent."""
     DEAD_LETTER_CAUSE_REJECTED: _DeadLetterCause.ValueType  # 1
-    """The provider rejects the request as invalid."""
+    """The provider rejects the request as malformed, its answer cannot be stored, or the order has
+    not passed the risk check.
+    """
     DEAD_LETTER_CAUSE_OUTCOME_UNKNOWN: _DeadLetterCause.ValueType  # 2
     """The provider does not report the outcome, and the key window may have passed."""
     DEAD_LETTER_CAUSE_MISMATCHED_OPERATION: _DeadLetterCause.ValueType  # 3
@@ -90,7 +92,9 @@ class DeadLetterCause(_DeadLetterCause, metaclass=_DeadLetterCauseEnumTypeWrappe
 DEAD_LETTER_CAUSE_UNSPECIFIED: DeadLetterCause.ValueType  # 0
 """Never sent."""
 DEAD_LETTER_CAUSE_REJECTED: DeadLetterCause.ValueType  # 1
-"""The provider rejects the request as invalid."""
+"""The provider rejects the request as malformed, its answer cannot be stored, or the order has
+not passed the risk check.
+"""
 DEAD_LETTER_CAUSE_OUTCOME_UNKNOWN: DeadLetterCause.ValueType  # 2
 """The provider does not report the outcome, and the key window may have passed."""
 DEAD_LETTER_CAUSE_MISMATCHED_OPERATION: DeadLetterCause.ValueType  # 3

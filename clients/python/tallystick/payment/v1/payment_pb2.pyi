@@ -157,7 +157,9 @@ class _FailureReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Failure
     FAILURE_REASON_PROVIDER_MISMATCH: _FailureReason.ValueType  # 14
     """The provider charged a different amount or currency than requested."""
     FAILURE_REASON_PROVIDER_REJECTED: _FailureReason.ValueType  # 15
-    """The provider rejected the request itself permanently; nothing was charged."""
+    """The provider declined the request itself, such as its amount; nothing was charged. A request
+    that it rejects as malformed becomes a dead letter instead.
+    """
     FAILURE_REASON_PROVIDER_UNREACHABLE: _FailureReason.ValueType  # 16
     """The provider could not be reached; certainly nothing was sent."""
     FAILURE_REASON_SIBLING_FAILED: _FailureReason.ValueType  # 17
@@ -199,7 +201,9 @@ FAILURE_REASON_RISK_PROVIDER: FailureReason.ValueType  # 13
 FAILURE_REASON_PROVIDER_MISMATCH: FailureReason.ValueType  # 14
 """The provider charged a different amount or currency than requested."""
 FAILURE_REASON_PROVIDER_REJECTED: FailureReason.ValueType  # 15
-"""The provider rejected the request itself permanently; nothing was charged."""
+"""The provider declined the request itself, such as its amount; nothing was charged. A request
+that it rejects as malformed becomes a dead letter instead.
+"""
 FAILURE_REASON_PROVIDER_UNREACHABLE: FailureReason.ValueType  # 16
 """The provider could not be reached; certainly nothing was sent."""
 FAILURE_REASON_SIBLING_FAILED: FailureReason.ValueType  # 17

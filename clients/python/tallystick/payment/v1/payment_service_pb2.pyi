@@ -58,7 +58,7 @@ Global___WaitFor: _TypeAlias = WaitFor  # noqa: Y015
 
 @_typing.final
 class CreatePaymentRequest(_message.Message):
-    """A payment event."""
+    """A payment request."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

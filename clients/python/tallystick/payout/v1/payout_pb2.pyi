@@ -116,7 +116,9 @@ class _PayoutFailureReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_P
     PAYOUT_FAILURE_REASON_PROVIDER_DECLINED: _PayoutFailureReason.ValueType  # 4
     """The provider declined for a reason that is not in this list; see decline_code."""
     PAYOUT_FAILURE_REASON_PROVIDER_REJECTED: _PayoutFailureReason.ValueType  # 5
-    """The provider rejected the request itself permanently; nothing was paid."""
+    """The provider declined the request itself, such as its amount; nothing was paid. A request
+    that it rejects as malformed becomes a dead letter instead.
+    """
     PAYOUT_FAILURE_REASON_PROVIDER_MISMATCH: _PayoutFailureReason.ValueType  # 6
     """The provider paid a different amount or currency than requested; see
     GetPayoutResponse.transfers.
@@ -142,7 +144,9 @@ destination becomes UNUSABLE.
 PAYOUT_FAILURE_REASON_PROVIDER_DECLINED: PayoutFailureReason.ValueType  # 4
 """The provider declined for a reason that is not in this list; see decline_code."""
 PAYOUT_FAILURE_REASON_PROVIDER_REJECTED: PayoutFailureReason.ValueType  # 5
-"""The provider rejected the request itself permanently; nothing was paid."""
+"""The provider declined the request itself, such as its amount; nothing was paid. A request
+that it rejects as malformed becomes a dead letter instead.
+"""
 PAYOUT_FAILURE_REASON_PROVIDER_MISMATCH: PayoutFailureReason.ValueType  # 6
 """The provider paid a different amount or currency than requested; see
 GetPayoutResponse.transfers.
