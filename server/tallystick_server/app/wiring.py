@@ -230,7 +230,7 @@ class Wiring:
             max_queued_charges=settings.payment.max_queued_charges,
             resolve_within={PendingReason.BUYER_ACTION: settings.payment.buyer_action_timeout},
             seller_check_interval=settings.payment.seller_owner_max_age,
-            owner_id=self._dependencies.new_id(),
+            holder_id=self._dependencies.new_id(),
         )
         handlers = payment.PaymentHandlers(database, worker)
         alert_queries = payment_alerts.alert_queries(

@@ -18,18 +18,18 @@ _LEASE_INTERVALS = 3
 
 
 class Monitor:
-    """Raises and ends the alerts of a service. `owner_id`: the id of this process."""
+    """Raises and ends the alerts of a service. `holder_id`: the id of this process."""
 
     def __init__(
         self,
         service: str,
         database: Database,
-        owner_id: UUID,
+        holder_id: UUID,
         alert_queries: Sequence[alert_store.AlertQuery],
         interval_seconds: float,
     ) -> None:
         self._database = database
-        self._owner_id = owner_id
+        self._holder_id = holder_id
         self._alert_queries = alert_queries
         self._interval_seconds = interval_seconds
         self._periodic_task = Periodic(f"{service}.monitor", interval_seconds, self.run_once)
@@ -45,7 +45,7 @@ class Monitor:
 
         def refresh_alerts(connection: Connection) -> Sequence[Row[Any]]:
             if not leader_lease.try_acquire_lease(
-                connection, "monitor", self._owner_id, self._interval_seconds * _LEASE_INTERVALS
+                connection, "monitor", self._holder_id, self._interval_seconds * _LEASE_INTERVALS
             ):
                 return ()
             return alerts.reconcile(connection, self._alert_queries)

@@ -70,7 +70,7 @@ class Rescheduler(Generic[H, G]):
         ]
 
         def store(connection: Connection) -> G:
-            # An outcome that another lease owner has recorded meanwhile is kept. It is applied when
+            # An outcome that another lease holder has recorded meanwhile is kept. It is applied when
             # this lease expires.
             unresolved_ids = [
                 step.operation.operation_id

@@ -82,7 +82,7 @@ class WorkerTasks(Generic[H]):
         self, work: Callable[[], Coroutine[Any, Any, R]], *, is_team_call: bool = False
     ) -> R:
         """Runs `work`, which commits leases and starts operations, in a task of the worker. A
-        cancelled caller therefore never leaves a lease without an owner.
+        cancelled caller therefore never leaves a lease without a holder.
 
         `is_team_call`: a team's call waits for the work. Such calls are limited, and do not limit
         the platform or operators. Raises OVERLOADED for them.

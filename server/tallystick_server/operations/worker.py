@@ -241,12 +241,12 @@ class OperationWorker(ABC, Generic[H, G]):
         """Runs `work` in a task of the worker, see `WorkerTasks.run_detached`."""
         return await self._tasks.run_detached(work, is_team_call=is_team_call)
 
-    def make_poll_lease_acquirer(self, owner_id: UUID) -> Callable[[Connection], bool]:
+    def make_poll_lease_acquirer(self, holder_id: UUID) -> Callable[[Connection], bool]:
         """Returns a function that acquires the leader lease on polling completed operations.
         Processes with the same providers share it.
         """
         return lambda connection: leader_lease.try_acquire_lease(
-            connection, f"poll {','.join(sorted(self._providers))}", owner_id, _POLL_LEASE_SECONDS
+            connection, f"poll {','.join(sorted(self._providers))}", holder_id, _POLL_LEASE_SECONDS
         )
 
     def wake(self) -> None:

@@ -71,7 +71,7 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
     `provider`: charges new payments. `environment`: prefix of its idempotency keys.
     `max_queued_charges`: charges that may be queued while a provider fails, before new ones are
     rejected. `resolve_within`: seconds that an order has for each pending reason.
-    `seller_check_interval`: seconds after which a seller's owner is queried again. `owner_id`:
+    `seller_check_interval`: seconds after which a seller's owner is queried again. `holder_id`:
     identifies this process.
     """
 
@@ -91,7 +91,7 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
         max_queued_charges: int,
         resolve_within: Mapping[PendingReason, float],
         seller_check_interval: float,
-        owner_id: UUID,
+        holder_id: UUID,
     ) -> None:
         super().__init__("payment", database, providers, settings)
         self.notifier: ChangeNotifier[payment_pb2.Payment] = ChangeNotifier()
@@ -119,7 +119,7 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
             settings.retry_policies,
             providers,
             self.record,
-            self.make_poll_lease_acquirer(owner_id),
+            self.make_poll_lease_acquirer(holder_id),
         )
         self._add_batchers(
             creator,

@@ -75,7 +75,7 @@ class _CommandPage:
 class BatchGenerator:
     """Runs schedules whose cut-off has passed, and generates the payouts of batches.
 
-    `owner_id`: identifies this process. `in_flight_count`: its current number of operations.
+    `holder_id`: identifies this process. `in_flight_count`: its current number of operations.
     `run_detached`: runs work to its end even if the calling task is cancelled.
     """
 
@@ -84,14 +84,14 @@ class BatchGenerator:
         database: Database,
         creator: PayoutCreator,
         wallet_reader: WalletReader,
-        owner_id: UUID,
+        holder_id: UUID,
         in_flight_count: Callable[[], int],
         run_detached: DetachedRunner,
     ) -> None:
         self._database = database
         self._creator = creator
         self._wallet_reader = wallet_reader
-        self._owner_id = owner_id
+        self._holder_id = holder_id
         self._in_flight_count = in_flight_count
         self._run_detached = run_detached
         self._last_open_batch_id = ""
@@ -156,7 +156,7 @@ class BatchGenerator:
 
     def _is_leader(self, connection: Connection) -> bool:
         return leader_lease.try_acquire_lease(
-            connection, "collect", self._owner_id, _LEADER_LEASE_SECONDS
+            connection, "collect", self._holder_id, _LEADER_LEASE_SECONDS
         )
 
     async def _start_run(self, row: Row[Any], cut_offs: Schedule) -> None:

@@ -93,7 +93,7 @@ class PayoutSettings:
 
 
 class PayoutWorker(OperationWorker[Operation, Mapping[str, Operation]]):
-    """Creates and advances payouts and destinations. `owner_id`: identifies this process."""
+    """Creates and advances payouts and destinations. `holder_id`: identifies this process."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class PayoutWorker(OperationWorker[Operation, Mapping[str, Operation]]):
         ledger_address: str,
         settings: WorkerSettings,
         payout_settings: PayoutSettings,
-        owner_id: UUID,
+        holder_id: UUID,
     ) -> None:
         self._batching_providers = {
             name: BatchingPayoutProvider(provider, settings.provider_timeout_seconds)
@@ -141,7 +141,7 @@ class PayoutWorker(OperationWorker[Operation, Mapping[str, Operation]]):
                 database, service_client, wallet_address, ledger_address, settings.retry_policies
             ),
         )
-        self._add_periodic_tasks(database, settings, recorder, owner_id)
+        self._add_periodic_tasks(database, settings, recorder, holder_id)
 
     def _add_batchers(
         self, hold_placer: HoldPlacer, recorder: PayoutOutcomeRecorder, booking: PayoutBooking
@@ -184,7 +184,7 @@ class PayoutWorker(OperationWorker[Operation, Mapping[str, Operation]]):
         database: Database,
         settings: WorkerSettings,
         recorder: PayoutOutcomeRecorder,
-        owner_id: UUID,
+        holder_id: UUID,
     ) -> None:
         poller = CompletedPayoutPoller(
             database,
@@ -192,13 +192,13 @@ class PayoutWorker(OperationWorker[Operation, Mapping[str, Operation]]):
             settings.retry_policies,
             self.record,
             recorder.record_misdirected,
-            self.make_poll_lease_acquirer(owner_id),
+            self.make_poll_lease_acquirer(holder_id),
         )
         generator = BatchGenerator(
             database,
             self.creator,
             self.wallet_reader,
-            owner_id,
+            holder_id,
             lambda: self.in_flight_count,
             self.run_detached,
         )

@@ -355,7 +355,7 @@ create trigger never_deleted before delete or truncate on alert
 grant select, insert, update (end_time) on alert to {service};
 
 -- Leader leases: work that one process at a time does for all.
-create table leader_lease (name text primary key, owner_id uuid not null,
+create table leader_lease (name text primary key, holder_id uuid not null,
     lease_until timestamptz not null);
 grant select, insert, update on leader_lease to {service};
 """ + require_event(

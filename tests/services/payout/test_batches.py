@@ -927,7 +927,7 @@ def move_generation_lease(databases: DatabaseUrls) -> bool:
     """
     with psycopg.connect(databases.admin) as connection:
         statement = (
-            "update payout.leader_lease set owner_id = gen_random_uuid(), lease_until = now() + "
+            "update payout.leader_lease set holder_id = gen_random_uuid(), lease_until = now() + "
             "interval '1 hour' where name = 'collect'"
         )
         return connection.execute(statement).rowcount == 1

@@ -251,7 +251,7 @@ def test_one_process_at_a_time_polls_completed_payouts(admin_url: str, tmp_path:
             assert other_provider.looked_up_ids == []
         with psycopg.connect(databases.admin) as connection:
             connection.execute(
-                "update payout.leader_lease set lease_until = now() where name like 'watch%'"
+                "update payout.leader_lease set lease_until = now() where name like 'poll %'"
             )
         other_platform.run_in_loop(payout_worker.polling.run_once)
         assert len(other_provider.looked_up_ids) == 1

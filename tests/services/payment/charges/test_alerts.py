@@ -72,11 +72,11 @@ def test_one_process_at_a_time_checks_alert_conditions(scratch_database: Databas
     database = Database(scratch_database.service("payment"), connections=2)
     first, second = uuid4(), uuid4()
 
-    def try_acquire(owner_id: UUID, seconds: float) -> bool:
+    def try_acquire(holder_id: UUID, seconds: float) -> bool:
         return asyncio.run(
             database.transact(
                 lambda connection: leader_lease.try_acquire_lease(
-                    connection, "monitor", owner_id, seconds
+                    connection, "monitor", holder_id, seconds
                 )
             )
         )

@@ -230,7 +230,7 @@ def test_one_process_at_a_time_polls_failed_charges(scratch_database: DatabaseUr
             assert looked_up_by_platform["seldom"] == []
         with psycopg.connect(scratch_database.admin) as connection:
             connection.execute(
-                "update payment.leader_lease set lease_until = now() where name like 'watch%'"
+                "update payment.leader_lease set lease_until = now() where name like 'poll %'"
             )
         other_platform.run_in_loop(payment_worker_of(other_platform).polling.run_once)
         assert looked_up_by_platform["seldom"] == [payment.payment_orders[0].charge_id]
