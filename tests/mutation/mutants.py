@@ -124,7 +124,7 @@ MUTANTS = (
     Mutant(
         "lookups wait for the circuit of sends",
         f"{_SERVER}/operations/worker.py",
-        "if has_separate_lookup and operation.maybe_sent and isinstance(outcome, CircuitOpen):",
+        "if has_separate_lookup and operation.maybe_sent and isinstance(outcome, NotCalled):",
         "if False:",
         "tests/services/payment/charges/test_circuit_breaker.py::test_lookups_continue_while_the_circuit_for_sends_is_open",
     ),
@@ -492,8 +492,8 @@ MUTANTS = (
     Mutant(
         "a dead letter is closed without an answer of the provider",
         f"{_SERVER}/operations/dead_letter_commands.py",
-        "        if isinstance(outcome, CircuitOpen):\n            retry_after",
-        "        if isinstance(outcome, CircuitOpen) and outcome.retry_after:\n            "
+        "        if isinstance(outcome, NotCalled):\n            retry_after",
+        "        if isinstance(outcome, NotCalled) and outcome.retry_after:\n            "
         "retry_after",
         "tests/services/payment/charges/test_provider_slots.py::test_nothing_is_closed_without_a_provider_slot",
     ),

@@ -30,12 +30,12 @@ from tallystick_server.operations import dead_letters
 from tallystick_server.operations.failed_step import is_duplicate_reference
 from tallystick_server.operations.operation import LeasedOperation
 from tallystick_server.operations.worker import OperationWorker
-from tallystick_server.providers.gateway import CircuitOpen
+from tallystick_server.providers.gateway import NotCalled
 from tallystick_storage import dead_letters as dead_letter_store
 from tallystick_storage import operations as operation_store
 from tallystick_storage.database import ConstraintViolation, Database
 
-H = TypeVar("H", bound=LeasedOperation)
+Op = TypeVar("Op", bound=LeasedOperation)
 G = TypeVar("G")
 DeadLetterCursor = tuple[datetime, str] | None
 """The (create_time, id) of the dead letter before the next one; None: start with the first."""
@@ -48,12 +48,12 @@ _MAX_CONCURRENT_CLOSES = 5  # each of them calls a provider
 _SAMPLE_SIZE = 20
 
 
-class DeadLetters(Generic[H, G]):
+class DeadLetters(Generic[Op, G]):
     """The commands of operators for dead letters. Only a late provider outcome resolves one without
     an operator.
     """
 
-    def __init__(self, database: Database, worker: OperationWorker[H, G]) -> None:
+    def __init__(self, database: Database, worker: OperationWorker[Op, G]) -> None:
         self._database = database
         self._worker = worker
 
@@ -211,7 +211,7 @@ class DeadLetters(Generic[H, G]):
             return result
 
         async def commit_close() -> None:
-            self._worker.after_failure(operation, await self._database.transact(close))
+            self._worker.after_failed_step(operation, await self._database.transact(close))
 
         is_applied = False
         with suppress(_ConcurrentChange):
@@ -219,7 +219,7 @@ class DeadLetters(Generic[H, G]):
             is_applied = True
         return await self._read_resolved(dead_letter_id, _CLOSE, resolution), not is_applied
 
-    async def _call_provider(self, row: Row[Any]) -> tuple[H, ProviderOutcome]:
+    async def _call_provider(self, row: Row[Any]) -> tuple[Op, ProviderOutcome]:
         """Looks up the operation at its provider. Raises PROVIDER_UNAVAILABLE, INVALID_STATE."""
         tokens, now = {self.operation_id(row): 0}, asyncio.get_running_loop().time()
         operations = await self._database.load(
@@ -249,7 +249,7 @@ class DeadLetters(Generic[H, G]):
         if not self._worker.gateway.is_configured(operation.provider):
             return operation, Unknown(f"the provider {operation.provider} is not configured")
         outcome = await self._worker.gateway.call(operation, NextAction.LOOK_UP)
-        if isinstance(outcome, CircuitOpen):
+        if isinstance(outcome, NotCalled):
             retry_after = outcome.retry_after or _RETRY_AFTER_SECONDS
             raise ApiError(
                 ErrorReason.PROVIDER_UNAVAILABLE,
@@ -258,7 +258,7 @@ class DeadLetters(Generic[H, G]):
             )
         return operation, outcome
 
-    def _claim(self, connection: Connection, operation_id: str) -> Sequence[H]:
+    def _claim(self, connection: Connection, operation_id: str) -> Sequence[Op]:
         """Leases the operation. Raises _ConcurrentChange if it has progressed since."""
         token = (
             operation_store.claim_dead_lettered(

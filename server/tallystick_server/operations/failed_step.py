@@ -24,11 +24,11 @@ from tallystick_core.provider.outcome import (
 )
 from tallystick_server.operations.operation import LeasedOperation
 from tallystick_server.operations.retry_policy import jitter
-from tallystick_server.providers.gateway import CircuitOpen, ProviderGateway
+from tallystick_server.providers.gateway import NotCalled, ProviderGateway
 from tallystick_server.rpc.service_client import ServiceCallRejected
 from tallystick_storage.database import ConstraintViolation
 
-H = TypeVar("H", bound=LeasedOperation)
+Op = TypeVar("Op", bound=LeasedOperation)
 
 _REFERENCE_CONSTRAINTS = frozenset({"provider_money_pkey", "transfer_pkey"})
 """Constraints that a provider reference belongs to only one operation."""
@@ -39,10 +39,10 @@ class BookingRejected(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class FailedStep(Generic[H]):
+class FailedStep(Generic[Op]):
     """An operation whose step failed, and why."""
 
-    operation: H
+    operation: Op
     retry_reason: RetryReason
     detail: str
     action: NextAction
@@ -61,8 +61,8 @@ class FailedStep(Generic[H]):
 
 
 def classify_failure(
-    operation: H, outcome: ProviderOutcome, action: NextAction, *, key_honored: bool
-) -> FailedStep[H] | None:
+    operation: Op, outcome: ProviderOutcome, action: NextAction, *, key_honored: bool
+) -> FailedStep[Op] | None:
     """The failed step for an outcome that is not final, or None. `key_honored`: the operation may
     be sent again.
     """
@@ -112,7 +112,7 @@ def _retry_reason(
     return reason if reason is RetryReason.NOT_FOUND else RetryReason.LOOKUP_INCONCLUSIVE
 
 
-def classify_before_call(operation: H, action: NextAction, now: float) -> FailedStep[H] | None:
+def classify_before_call(operation: Op, action: NextAction, now: float) -> FailedStep[Op] | None:
     """The failed step of an operation that needs no provider call at loop time `now`. None: the
     provider is called.
     """
@@ -132,24 +132,20 @@ def classify_before_call(operation: H, action: NextAction, now: float) -> Failed
     return None
 
 
-def classify_circuit_open(
-    operation: H, circuit_open: CircuitOpen, action: NextAction
-) -> FailedStep[H]:
+def classify_not_called(operation: Op, not_called: NotCalled, action: NextAction) -> FailedStep[Op]:
     """The failed step of an operation whose provider was not called."""
-    retry_after = circuit_open.retry_after + jitter(
-        circuit_open.retry_after, operation.operation_id
-    )
-    return FailedStep(operation, RetryReason.CIRCUIT_OPEN, circuit_open.reason, action, retry_after)
+    retry_after = not_called.retry_after + jitter(not_called.retry_after, operation.operation_id)
+    return FailedStep(operation, RetryReason.CIRCUIT_OPEN, not_called.reason, action, retry_after)
 
 
 def classify_not_found(
-    operation: H,
+    operation: Op,
     outcome: NotFound,
     action: NextAction,
     now: float,
     gateway: ProviderGateway,
     lease_seconds: float,
-) -> FailedStep[H]:
+) -> FailedStep[Op]:
     """The effect of "not found" on an operation that was claimed at loop time `now`.
 
     An operation to be cancelled fails once "not found" proves that nothing was charged. It is
@@ -205,8 +201,8 @@ def is_duplicate_reference(error: ConstraintViolation) -> bool:
 
 
 def classify_storage_error(
-    operation: H, outcome: ProviderOutcome, action: NextAction, error: ConstraintViolation
-) -> FailedStep[H]:
+    operation: Op, outcome: ProviderOutcome, action: NextAction, error: ConstraintViolation
+) -> FailedStep[Op]:
     """The failed step of an operation whose outcome violates a database constraint. An operator
     must decide.
     """
@@ -234,8 +230,8 @@ def classify_storage_error(
 
 
 def classify_booking_error(
-    operation: H, error: BookingRejected | ServiceCallRejected | ConstraintViolation | ApiError
-) -> FailedStep[H]:
+    operation: Op, error: BookingRejected | ServiceCallRejected | ConstraintViolation | ApiError
+) -> FailedStep[Op]:
     """The failed step for an error of a call to wallet or ledger.
 
     An unavailable service is retried without limit. A rejection of this item alone is retried

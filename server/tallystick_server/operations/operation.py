@@ -115,15 +115,15 @@ def parse_tries(counts: Mapping[str, int] | None) -> dict[RetryReason, int]:
     return {RetryReason(reason): count for reason, count in (counts or {}).items()}
 
 
-H = TypeVar("H", bound=LeasedOperation)
+Op = TypeVar("Op", bound=LeasedOperation)
 A = TypeVar("A", bound=ProviderOutcome)
 
 
 @dataclass(frozen=True, slots=True)
-class OperationResult(Generic[H, A]):
+class OperationResult(Generic[Op, A]):
     """An operation and its provider's outcome."""
 
-    operation: H
+    operation: Op
     outcome: A
 
 

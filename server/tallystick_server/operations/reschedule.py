@@ -24,13 +24,13 @@ from tallystick_storage import dead_letters as dead_letter_store
 from tallystick_storage import operations as operation_store
 from tallystick_storage.database import Database
 
-H = TypeVar("H", bound=LeasedOperation)
+Op = TypeVar("Op", bound=LeasedOperation)
 G = TypeVar("G")
 
 _MAX_DETAIL_LENGTH = 255
 
 
-class Rescheduler(Generic[H, G]):
+class Rescheduler(Generic[Op, G]):
     """The work of the reschedule batcher. Each operation is rescheduled, fails, or becomes a dead
     letter.
 
@@ -45,18 +45,18 @@ class Rescheduler(Generic[H, G]):
         database: Database,
         retry_policies: RetryPolicies,
         lock_unresolved: Callable[[Connection, list[str], Sequence[str]], set[str]],
-        fail: Callable[[Connection, Sequence[FailedStep[H]]], G],
+        fail: Callable[[Connection, Sequence[FailedStep[Op]]], G],
     ) -> None:
         self._database = database
         self._retry_policies = retry_policies
         self._lock_unresolved = lock_unresolved
         self._fail = fail
 
-    async def run(self, failed_steps: Sequence[FailedStep[H]]) -> Sequence[G | Exception]:
+    async def run(self, failed_steps: Sequence[FailedStep[Op]]) -> Sequence[G | Exception]:
         """Returns the result of `fail` for the batch, once for each operation."""
         return await bisect_on_error(self._reschedule, failed_steps)
 
-    async def _reschedule(self, failed_steps: Sequence[FailedStep[H]]) -> Sequence[G | Exception]:
+    async def _reschedule(self, failed_steps: Sequence[FailedStep[Op]]) -> Sequence[G | Exception]:
         now = asyncio.get_running_loop().time()
         decisions = [(step, self.decide(step, now)) for step in failed_steps]
         reschedules = [
@@ -70,8 +70,8 @@ class Rescheduler(Generic[H, G]):
         ]
 
         def store(connection: Connection) -> G:
-            # An outcome that another lease holder has recorded meanwhile is kept. It is applied when
-            # this lease expires.
+            # An outcome that another lease holder has recorded meanwhile is kept, and is applied
+            # when this lease expires.
             unresolved_ids = [
                 step.operation.operation_id
                 for step in (*failures, *dead_lettered_steps)
@@ -107,7 +107,7 @@ class Rescheduler(Generic[H, G]):
         return [result] * len(failed_steps)
 
     def decide(
-        self, failed_step: FailedStep[H], now: float
+        self, failed_step: FailedStep[Op], now: float
     ) -> operation_store.Reschedule | ExhaustedAction:
         """When to retry the operation, in loop time, or its exhausted action."""
         operation = failed_step.operation
@@ -139,7 +139,7 @@ class Rescheduler(Generic[H, G]):
         )
 
     def _create_dead_letters(
-        self, connection: Connection, failed_steps: Sequence[FailedStep[H]], now: float
+        self, connection: Connection, failed_steps: Sequence[FailedStep[Op]], now: float
     ) -> None:
         """Creates dead letters for operations that this process still leases. An operation that was
         cancelled meanwhile is rescheduled instead.
@@ -179,7 +179,7 @@ def _cap_delay(delay: float, remaining_seconds: float) -> float:
     return min(delay, max(remaining_seconds, 0.0))
 
 
-def _reschedule_at_deadline(failed_step: FailedStep[H], now: float) -> operation_store.Reschedule:
+def _reschedule_at_deadline(failed_step: FailedStep[Op], now: float) -> operation_store.Reschedule:
     """Reschedules at the operation's deadline. If that has passed since the claim, the operation is
     cancelled at once.
     """
@@ -190,7 +190,7 @@ def _reschedule_at_deadline(failed_step: FailedStep[H], now: float) -> operation
     )
 
 
-def _dead_letter_detail(failed_step: FailedStep[H], now: float) -> str:
+def _dead_letter_detail(failed_step: FailedStep[Op], now: float) -> str:
     """The detail text of a dead letter. It also says whether the operation is to be cancelled."""
     failure_reason = failed_step.operation.failure_if_not_sent(now)
     return _sanitize_detail(
@@ -201,7 +201,7 @@ def _dead_letter_detail(failed_step: FailedStep[H], now: float) -> str:
 
 
 def _build_reschedule(
-    failed_step: FailedStep[H], delay: float | None, *, lookup_only: bool
+    failed_step: FailedStep[Op], delay: float | None, *, lookup_only: bool
 ) -> operation_store.Reschedule:
     operation = failed_step.operation
     was_sent = failed_step.action is NextAction.SEND and failed_step.retry_reason not in (
@@ -230,7 +230,7 @@ def _sanitize_detail(text: str) -> str:
     )
 
 
-def _count_tries(failed_step: FailedStep[H]) -> dict[str, int]:
+def _count_tries(failed_step: FailedStep[Op]) -> dict[str, int]:
     """The number of tries by retry reason, including this one. A rejection by the circuit breaker
     is not counted.
     """

@@ -10,7 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from tallystick_core.errors import overloaded_error
 from tallystick_server.operations.operation import LeasedOperation
 
-H = TypeVar("H", bound=LeasedOperation)
+Op = TypeVar("Op", bound=LeasedOperation)
 R = TypeVar("R")
 
 _MAX_TEAM_DETACHED_TASKS = 1_000
@@ -24,7 +24,7 @@ class DetachedRunner(Protocol):
     ) -> R: ...
 
 
-class WorkerTasks(Generic[H]):
+class WorkerTasks(Generic[Op]):
     """The tasks of one worker. `run`: advances an operation. `on_operation_done`: called after it.
 
     `is_stopping`: operations that are started from now on only wait for `cancel`.
@@ -32,18 +32,18 @@ class WorkerTasks(Generic[H]):
 
     def __init__(
         self,
-        run: Callable[[H], Coroutine[Any, Any, None]],
+        run: Callable[[Op], Coroutine[Any, Any, None]],
         on_operation_done: Callable[[], None],
     ) -> None:
         self.is_stopping = False
         self._run = run
         self._on_operation_done = on_operation_done
-        self._operations: dict[asyncio.Task[None], H] = {}
+        self._operations: dict[asyncio.Task[None], Op] = {}
         self._count_by_provider: Counter[str] = Counter()
         self._detached_tasks: set[asyncio.Task[Any]] = set()
         # detached tasks of calls by teams
         self._team_detached_tasks: set[asyncio.Task[Any]] = set()
-        self._unstarted_operations: list[H] = []  # claimed while the worker stops
+        self._unstarted_operations: list[Op] = []  # claimed while the worker stops
 
     @property
     def is_idle(self) -> bool:
@@ -64,7 +64,7 @@ class WorkerTasks(Generic[H]):
         """The number of a provider's operations in flight."""
         return self._count_by_provider[provider]
 
-    def start(self, operation: H) -> None:
+    def start(self, operation: Op) -> None:
         """Starts an operation that this process leases."""
         if self.is_stopping:
             self._unstarted_operations.append(operation)

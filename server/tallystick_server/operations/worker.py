@@ -1,4 +1,4 @@
-"""Advances operations: provider call, record, book, or reschedule. First attempts, retries and
+"""Advances operations: provider call, record, book, or reschedule. First tries, retries and
 recovery use the same path.
 """
 
@@ -30,7 +30,7 @@ from tallystick_server.operations.failed_step import (
     FailedStep,
     classify_before_call,
     classify_booking_error,
-    classify_circuit_open,
+    classify_not_called,
     classify_failure,
     classify_not_found,
     classify_storage_error,
@@ -42,7 +42,7 @@ from tallystick_server.operations.reschedule import Rescheduler
 from tallystick_server.operations.retry_policy import RetryPolicies
 from tallystick_server.operations.tasks import WorkerTasks
 from tallystick_server.providers.circuit_breaker import BreakerSettings
-from tallystick_server.providers.gateway import CircuitOpen, ProviderGateway
+from tallystick_server.providers.gateway import NotCalled, ProviderGateway
 from tallystick_server.rpc.message_limits import MAX_ITEMS
 from tallystick_server.rpc.service_client import ServiceCallRejected
 from tallystick_storage import leader_lease
@@ -51,7 +51,7 @@ from tallystick_storage.database import ConstraintViolation, Database
 
 log = logging.getLogger(__name__)
 
-H = TypeVar("H", bound=LeasedOperation)
+Op = TypeVar("Op", bound=LeasedOperation)
 G = TypeVar("G")
 R = TypeVar("R")
 
@@ -80,11 +80,10 @@ class WorkerSettings:
     """
 
 
-class OperationWorker(ABC, Generic[H, G]):
+class OperationWorker(ABC, Generic[Op, G]):
     """Advances operations. If a process does not finish one, a scan of any process claims it.
 
-    `list_providers`: the providers of its operations; `G`: what a service returns for failed
-    operations.
+    `G`: what a service returns for a batch of failed steps.
     """
 
     def __init__(
@@ -107,7 +106,7 @@ class OperationWorker(ABC, Generic[H, G]):
         )
         self._database = database
         self._providers = providers
-        self._reschedule_batcher: Batcher[FailedStep[H], G] = Batcher(
+        self._reschedule_batcher: Batcher[FailedStep[Op], G] = Batcher(
             f"{service}.reschedule",
             Rescheduler(database, settings.retry_policies, self.lock_unresolved, self.fail).run,
             max_batch=MAX_ITEMS,
@@ -122,11 +121,11 @@ class OperationWorker(ABC, Generic[H, G]):
         )
         self._periodic_tasks = [self._claim_task]
         self._max_in_flight = settings.max_in_flight
-        self._tasks: WorkerTasks[H] = WorkerTasks(self._run_operation, self._on_operation_done)
+        self._tasks: WorkerTasks[Op] = WorkerTasks(self._run_operation, self._on_operation_done)
         self._has_backlog = False
 
     @abstractmethod
-    def load(self, connection: Connection, tokens: dict[str, int], now: float) -> Sequence[H]:
+    def load(self, connection: Connection, tokens: dict[str, int], now: float) -> Sequence[Op]:
         """Loads the operations that were claimed under these lease tokens at loop time `now`."""
 
     @abstractmethod
@@ -145,11 +144,11 @@ class OperationWorker(ABC, Generic[H, G]):
 
     @abstractmethod
     # the outcome types of its provider interface
-    async def record(self, operation: H, outcome: Any) -> H:
+    async def record(self, operation: Op, outcome: Any) -> Op:
         """Records a provider's outcome. Returns the updated operation."""
 
     @abstractmethod
-    async def book_operation(self, operation: H) -> None:
+    async def book_operation(self, operation: Op) -> None:
         """Credits the wallet and posts to the ledger.
 
         Raises BookingRejected, ServiceCallRejected or ConstraintViolation, and ApiError where a
@@ -157,15 +156,15 @@ class OperationWorker(ABC, Generic[H, G]):
         """
 
     @abstractmethod
-    def fail(self, connection: Connection, failures: Sequence[FailedStep[H]]) -> G:
+    def fail(self, connection: Connection, failures: Sequence[FailedStep[Op]]) -> G:
         """Fails operations that certainly moved no money."""
 
     @abstractmethod
-    def close(self, connection: Connection, operation: H, operator: str, reason: str) -> G:
+    def close(self, connection: Connection, operation: Op, operator: str, reason: str) -> G:
         """Fails an operation by an operator's decision."""
 
     @abstractmethod
-    def after_failure(self, operation: H, result: G) -> None:
+    def after_failed_step(self, operation: Op, result: G) -> None:
         """Called with the result of the batch that failed, rescheduled or closed the operation."""
 
     def start(self) -> None:
@@ -216,12 +215,13 @@ class OperationWorker(ABC, Generic[H, G]):
         """The tasks of the operations in flight."""
         return self._tasks.tasks
 
-    def start_operation(self, operation: H) -> None:
+    def start_operation(self, operation: Op) -> None:
         """Starts an operation that this process leases."""
         self._tasks.start(operation)
 
     def _on_operation_done(self) -> None:
         """Claims more once most operations in flight are done."""
+        # A quarter is half of what scans may claim: scans stay large, and the worker stays busy.
         if (
             self._has_backlog
             and not self._tasks.is_stopping
@@ -269,13 +269,13 @@ class OperationWorker(ABC, Generic[H, G]):
         }
         now = asyncio.get_running_loop().time()
 
-        def claim(connection: Connection) -> tuple[Sequence[H], list[str]] | None:
+        def claim(connection: Connection) -> tuple[Sequence[Op], list[str]] | None:
             tokens, full_providers = claim_due(connection, limits, self.lease_seconds)
             if not tokens and not full_providers:
                 return None
             return self.load(connection, tokens, now) if tokens else (), full_providers
 
-        result: tuple[Sequence[H], list[str]] | None = await self._database.transact(claim)
+        result: tuple[Sequence[Op], list[str]] | None = await self._database.transact(claim)
         operations, full_providers = result or ((), [])
         for operation in operations:
             self.start_operation(operation)
@@ -297,7 +297,7 @@ class OperationWorker(ABC, Generic[H, G]):
             for operation in operations
         ]
 
-    async def _run_operation(self, operation: H) -> None:
+    async def _run_operation(self, operation: Op) -> None:
         """Keeps the lease on an unexpected error. After it expires, a scan claims the operation."""
         try:
             await self.advance(operation)
@@ -311,7 +311,7 @@ class OperationWorker(ABC, Generic[H, G]):
                 operation.resource_name,
             )
 
-    async def advance(self, operation: H) -> None:
+    async def advance(self, operation: Op) -> None:
         """Advances an operation as far as possible now."""
         now = asyncio.get_running_loop().time()
         key_window = self.gateway.key_window(operation.provider)
@@ -324,8 +324,8 @@ class OperationWorker(ABC, Generic[H, G]):
             await self._reschedule(early_failure)
             return
         action, outcome = await self._find_outcome(operation, action)
-        if isinstance(outcome, CircuitOpen):
-            await self._reschedule(classify_circuit_open(operation, outcome, action))
+        if isinstance(outcome, NotCalled):
+            await self._reschedule(classify_not_called(operation, outcome, action))
         elif isinstance(outcome, NotFound):
             await self._reschedule(
                 classify_not_found(
@@ -337,18 +337,19 @@ class OperationWorker(ABC, Generic[H, G]):
             await self._apply_outcome(operation, outcome, action, key_window)
 
     async def _apply_outcome(
-        self, operation: H, outcome: ProviderOutcome, action: NextAction, key_window: float
+        self, operation: Op, outcome: ProviderOutcome, action: NextAction, key_window: float
     ) -> None:
         """Records an outcome, then books or reschedules the operation. The failure of a lookup is
         not recorded.
         """
         key_honored = operation.is_key_honored(key_window, self.lease_seconds)
         failed_step = classify_failure(operation, outcome, action, key_honored=key_honored)
-        if (
+        must_record = (
             failed_step is None
             or action is NextAction.SEND
             or failed_step.retry_reason is RetryReason.PENDING
-        ):
+        )
+        if must_record:
             try:
                 operation = await self.record(operation, outcome)
             except ConstraintViolation as error:
@@ -365,8 +366,8 @@ class OperationWorker(ABC, Generic[H, G]):
             await self._reschedule(replace(failed_step, operation=operation))
 
     async def _find_outcome(
-        self, operation: H, action: NextAction
-    ) -> tuple[NextAction, ProviderOutcome | CircuitOpen]:
+        self, operation: Op, action: NextAction
+    ) -> tuple[NextAction, ProviderOutcome | NotCalled]:
         """Returns the outcome and the action that it answers. The provider is called unless the
         outcome is recorded. While the circuit for sends is open, an operation that may have been
         sent is looked up instead.
@@ -377,17 +378,18 @@ class OperationWorker(ABC, Generic[H, G]):
         has_separate_lookup = action is NextAction.SEND and operation.circuit(
             action
         ) is not operation.circuit(NextAction.LOOK_UP)
-        if has_separate_lookup and operation.maybe_sent and isinstance(outcome, CircuitOpen):
+        if has_separate_lookup and operation.maybe_sent and isinstance(outcome, NotCalled):
             lookup_outcome = await self.gateway.call(operation, NextAction.LOOK_UP)
-            if not isinstance(lookup_outcome, CircuitOpen | NotFound | NotSent | Unknown):
+            # After an inconclusive lookup the operation waits for the circuit, and uses no try.
+            if not isinstance(lookup_outcome, NotCalled | NotFound | NotSent | Unknown):
                 return NextAction.LOOK_UP, lookup_outcome
         return action, outcome
 
-    async def book(self, operation: H) -> None:
+    async def book(self, operation: Op) -> None:
         """Books the operation now, or reschedules it."""
         await self.call_downstream(operation, self.book_operation(operation))
 
-    async def call_downstream(self, operation: H, call: Awaitable[R]) -> R | None:
+    async def call_downstream(self, operation: Op, call: Awaitable[R]) -> R | None:
         """Returns the result of a call to wallet or ledger. Returns None, and reschedules the
         operation, if the call was rejected or the service unavailable.
         """
@@ -397,7 +399,7 @@ class OperationWorker(ABC, Generic[H, G]):
             await self._reschedule(classify_booking_error(operation, error))
             return None
 
-    async def _reschedule(self, failed_step: FailedStep[H]) -> None:
+    async def _reschedule(self, failed_step: FailedStep[Op]) -> None:
         operation = failed_step.operation
         log.info(
             "%s: step failed, rescheduled: %s (%s)",
@@ -405,6 +407,6 @@ class OperationWorker(ABC, Generic[H, G]):
             failed_step.retry_reason,
             failed_step.detail,
         )
-        self.after_failure(
+        self.after_failed_step(
             operation, await self._reschedule_batcher.submit(failed_step, operation.context)
         )

@@ -18,7 +18,7 @@ from tallystick_core.provider.outcome import ChargeOutcome, NotSent, RetryReason
 from tallystick_server.operations.retry_policy import RetryPolicies
 from tallystick_server.payment.charge import Charge, charges_from_rows
 from tallystick_server.payment.unapplied_charges import record_conflicts
-from tallystick_server.providers.gateway import CircuitOpen, ProviderGateway
+from tallystick_server.providers.gateway import NotCalled, ProviderGateway
 from tallystick_storage.database import ConstraintViolation, Database
 from tallystick_storage.payment import charges as store
 
@@ -125,7 +125,7 @@ class FailedChargePoller:
                     )
                 else:
                     return store.NextPoll(charge.charge_id, None, poll_count)
-            case CircuitOpen() | NotSent() | Unknown():
+            case NotCalled() | NotSent() | Unknown():
                 return store.NextPoll(
                     charge.charge_id, policy.delay(poll_count + 1, charge.charge_id), poll_count
                 )

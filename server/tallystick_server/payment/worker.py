@@ -345,7 +345,7 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
         )
         return result
 
-    def after_failure(self, operation: Charge, result: TransitionResult) -> None:
+    def after_failed_step(self, operation: Charge, result: TransitionResult) -> None:
         closed_payment = result.closed_payments.get(operation.checkout_id)
         if closed_payment is not None:
             self.notifier.notify(operation.checkout_id, has_result=True, final=closed_payment)

@@ -22,7 +22,7 @@ from tallystick_core.provider.outcome import (
 from tallystick_server.operations.failed_step import is_duplicate_reference
 from tallystick_server.operations.retry_policy import RetryPolicies
 from tallystick_server.payout.operation import PayoutOperation, operations_from_rows
-from tallystick_server.providers.gateway import CircuitOpen, ProviderGateway
+from tallystick_server.providers.gateway import NotCalled, ProviderGateway
 from tallystick_storage.database import ConstraintViolation, Database
 from tallystick_storage.payout import payouts as store
 
@@ -31,10 +31,10 @@ log = logging.getLogger(__name__)
 _MAX_POLLED = 200
 
 
-def _is_conclusive(outcome: ProviderOutcome | CircuitOpen) -> bool:
+def _is_conclusive(outcome: ProviderOutcome | NotCalled) -> bool:
     """Whether the provider gave a conclusive answer, including 'unknown payout'."""
     match outcome:
-        case CircuitOpen() | NotSent():
+        case NotCalled() | NotSent():
             return False
         case Unknown():
             return outcome.retry_reason is RetryReason.REJECTED
@@ -128,7 +128,7 @@ class CompletedPayoutPoller:
         )
 
     async def _record_or_report(
-        self, item: PayoutOperation, outcome: ProviderOutcome | CircuitOpen
+        self, item: PayoutOperation, outcome: ProviderOutcome | NotCalled
     ) -> None:
         """Records an outcome.
 

@@ -379,7 +379,7 @@ class PayoutWorker(OperationWorker[Operation, Mapping[str, Operation]]):
         )
         return {}
 
-    def after_failure(self, operation: Operation, result: Mapping[str, Operation]) -> None:
+    def after_failed_step(self, operation: Operation, result: Mapping[str, Operation]) -> None:
         payout = result.get(operation.operation_id)
         if isinstance(payout, PayoutOperation):
             self._notify(payout)

@@ -35,10 +35,13 @@ UNCONFIGURED_RETRY_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class CircuitOpen:
-    """The provider was not called. Retry after the given seconds."""
+class NotCalled:
+    """The provider was not called, because its circuit is open, it is not configured, no slot was
+    free in time, or the operation has expired or changed.
+    """
 
     retry_after: float
+    """Seconds."""
     reason: str
 
 
@@ -118,12 +121,12 @@ class ProviderGateway:
 
     async def call(
         self, operation: ProviderOperation, action: NextAction
-    ) -> ProviderOutcome | CircuitOpen:
+    ) -> ProviderOutcome | NotCalled:
         """Sends, looks up or cancels the operation, as `action` says."""
         if in_transaction():
             raise RuntimeError("a provider must not be called inside a transaction")
         if not self.is_configured(operation.provider):
-            return CircuitOpen(
+            return NotCalled(
                 UNCONFIGURED_RETRY_SECONDS,
                 f"the provider {operation.provider} is not configured; configure it again, or "
                 "close the operation with evidence",
@@ -133,22 +136,22 @@ class ProviderGateway:
         if not await _acquire_slot(
             semaphore, operation.lease_deadline - self._timeout_seconds - LEASE_MARGIN_SECONDS
         ):
-            return CircuitOpen(
+            return NotCalled(
                 0, "too many concurrent calls to the provider: the lease would expire first"
             )
         try:
             if action is NextAction.SEND and loop.time() >= operation.expires_at:
-                return CircuitOpen(0, "expired before it was sent")
+                return NotCalled(0, "expired before it was sent")
             if (
                 action is NextAction.SEND
                 and had_to_wait
                 and not await self._is_still_leased(operation)
             ):
-                return CircuitOpen(0, "changed before it was sent")
+                return NotCalled(0, "changed before it was sent")
             breaker = self._breakers[operation.provider, operation.circuit(action)]
             retry_after = breaker.admit_or_delay(loop.time(), operation.operation_id)
             if retry_after is not None:
-                return CircuitOpen(retry_after, "the circuit breaker is open")
+                return NotCalled(retry_after, "the circuit breaker is open")
             with client_span(f"{operation.provider} {action.lower()}", operation.context) as span:
                 try:
                     outcome = await self._call(operation, action)

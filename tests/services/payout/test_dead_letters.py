@@ -160,7 +160,7 @@ def test_a_closed_payout_is_booked_by_any_process(
     payout_provider.script[to].append(Unknown("malformed", RetryReason.REJECTED))
     payout = create_payout(shop_client, seller, timeout=1)
     dead_letter = wait_for_dead_letter(operator_client, f"payouts/{payout.payout_id}")
-    monkeypatch.setattr(PayoutWorker, "after_failure", lambda *_: None)
+    monkeypatch.setattr(PayoutWorker, "after_failed_step", lambda *_: None)
     assert (
         close_dead_letter(operator_client, dead_letter).state
         == operator_pb2.DEAD_LETTER_STATE_CLOSED

@@ -16,7 +16,7 @@ from tallystick_server.observability.tracing import current_context
 from tallystick_server.payment.charge import Charge
 from tallystick_server.payout.destination_verification import DestinationVerification
 from tallystick_server.providers.circuit_breaker import Breaker, BreakerSettings
-from tallystick_server.providers.gateway import CircuitOpen, ProviderGateway
+from tallystick_server.providers.gateway import NotCalled, ProviderGateway
 
 SETTINGS = BreakerSettings(
     failure_threshold=3, reset_timeout_seconds=10, max_reset_timeout_seconds=40
@@ -258,7 +258,7 @@ def test_sends_and_lookups_have_separate_circuits(
         assert isinstance(await execute.call(charge, failing), Unknown)
         for _ in range(2):
             assert isinstance(await execute.call(charge, answered), Succeeded)
-            assert isinstance(await execute.call(charge, failing), CircuitOpen)
+            assert isinstance(await execute.call(charge, failing), NotCalled)
         assert execute.is_circuit_open("moody") == (failing is NextAction.SEND)
 
     asyncio.run(main())
@@ -296,7 +296,7 @@ def test_failing_verifications_block_no_payout() -> None:
         )
         assert isinstance(await execute.call(account, NextAction.SEND), Unknown)
         for step in (NextAction.SEND, NextAction.LOOK_UP):
-            assert isinstance(await execute.call(account, step), CircuitOpen)
+            assert isinstance(await execute.call(account, step), NotCalled)
             assert isinstance(await execute.call(some_charge(), step), Succeeded)
 
     asyncio.run(main())
@@ -321,7 +321,7 @@ def test_a_cancelled_probe_is_replaced_by_the_next_call() -> None:
         provider.hangs = True
         probe = asyncio.ensure_future(execute.call(charge, NextAction.SEND))
         await asyncio.sleep(0)
-        assert isinstance(await execute.call(charge, NextAction.SEND), CircuitOpen)
+        assert isinstance(await execute.call(charge, NextAction.SEND), NotCalled)
         probe.cancel()
         await asyncio.gather(probe, return_exceptions=True)
         provider.hangs = provider.fails = False
