@@ -64,7 +64,7 @@ def test_one_payment_is_one_trace(
     assert names >= {
         "CreatePayment",
         "tallystick.payment.v1.PaymentService/CreatePayment",
-        "payment.accept",
+        "payment.create",
         "sandbox send",
         "payment.record",
         "payment.book",

@@ -38,7 +38,7 @@ class PaymentAdmission:
         self._max_queued_charges = max_queued_charges
         self._cached_count: tuple[float, int] | None = None
         self.batcher: Batcher[CheckoutRequest, None] = Batcher(
-            "payment.storable",
+            "payment.check_admission",
             self._check_batch,
             max_batch=MAX_ITEMS,
             size_of=lambda request: len(request.orders),

@@ -66,7 +66,7 @@ class SellerOwnerCache:
         self._cache: dict[str, _CachedOwner] = {}
         self._unavailable_until = 0.0
         self.lookup_batcher: Batcher[tuple[str, ...], Mapping[str, str]] = Batcher(
-            "payment.stored_sellers",
+            "payment.load_seller_owners",
             self._load_stored,
             max_batch=MAX_ITEMS,
             size_of=len,
@@ -76,8 +76,8 @@ class SellerOwnerCache:
         )
         # Separate batchers: queries that must have an answer of WalletService may hang. They must
         # not delay queries that can do without one.
-        self.claim_batcher = self._make_batcher("payment.new_sellers")
-        self.refresh_batcher = self._make_batcher("payment.known_sellers")
+        self.claim_batcher = self._make_batcher("payment.claim_sellers")
+        self.refresh_batcher = self._make_batcher("payment.refresh_seller_owners")
 
     def _make_batcher(self, name: str) -> Batcher[_OwnershipQuery, Mapping[str, str]]:
         return Batcher(

@@ -142,7 +142,7 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
         delivery: DeliveryConfirmation,
     ) -> None:
         self.create_batcher: Batcher[CreatePaymentCommand, CreatePaymentResult] = Batcher(
-            "payment.accept",
+            "payment.create",
             creator.run,
             max_batch=MAX_ITEMS,
             size_of=lambda command: len(command.request.orders),
@@ -165,7 +165,10 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
             concurrency=DOWNSTREAM_CONCURRENCY,
         )
         self._delivery_batcher: Batcher[str, bool] = Batcher(
-            "payment.deliver", delivery.run, drop_abandoned=True, max_queued=MAX_QUEUED_CALLS
+            "payment.confirm_delivery",
+            delivery.run,
+            drop_abandoned=True,
+            max_queued=MAX_QUEUED_CALLS,
         )
         self._batchers += [
             self._admission.batcher,
@@ -183,12 +186,14 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
         poller: FailedChargePoller,
         delivery: DeliveryConfirmation,
     ) -> None:
-        self.polling = Periodic("payment.watch", interval_seconds, poller.run_once)
+        self.polling = Periodic("payment.poll_failed", interval_seconds, poller.run_once)
         self._releases = Periodic("payment.release", interval_seconds, delivery.run_once)
         self._periodic_tasks += [
-            Periodic("payment.unapplied", interval_seconds, unapplied_charges.run_once),
+            Periodic(
+                "payment.book_unapplied_charges", interval_seconds, unapplied_charges.run_once
+            ),
             self.polling,
-            Periodic("payment.overdue", interval_seconds, self.end_overdue),
+            Periodic("payment.end_overdue", interval_seconds, self.end_overdue),
             self._releases,
         ]
 
@@ -314,12 +319,12 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
                 charge, PaymentTrigger.GIVEN_UP, PaymentTransitionReason.GIVEN_UP, reason
             )
         ]
-        return self._fail_and_watch(connection, transitions, [charge for charge, _ in reasons])
+        return self._fail_and_poll(connection, transitions, [charge for charge, _ in reasons])
 
     def close(
         self, connection: Connection, operation: Charge, operator: str, reason: str
     ) -> TransitionResult:  # the dead letter keeps the actor and the reason
-        return self._fail_and_watch(
+        return self._fail_and_poll(
             connection,
             _failure_transitions(
                 operation,
@@ -330,7 +335,7 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
             [operation],
         )
 
-    def _fail_and_watch(
+    def _fail_and_poll(
         self,
         connection: Connection,
         transitions: Sequence[OrderTransition],

@@ -156,7 +156,7 @@ class BatchGenerator:
 
     def _is_leader(self, connection: Connection) -> bool:
         return leader_lease.try_acquire_lease(
-            connection, "collect", self._holder_id, _LEADER_LEASE_SECONDS
+            connection, "generate_batches", self._holder_id, _LEADER_LEASE_SECONDS
         )
 
     async def _start_run(self, row: Row[Any], cut_offs: Schedule) -> None:

@@ -147,14 +147,14 @@ class PayoutWorker(OperationWorker[Operation, Mapping[str, Operation]]):
         self, hold_placer: HoldPlacer, recorder: PayoutOutcomeRecorder, booking: PayoutBooking
     ) -> None:
         self.create_batcher: Batcher[CreatePayoutCommand, CreatePayoutResult] = Batcher(
-            "payout.accept",
+            "payout.create",
             self.creator.run,
             max_batch=MAX_ITEMS,
             drop_abandoned=True,
             max_queued=MAX_QUEUED_CALLS,
         )
         self._hold_batcher: Batcher[PayoutOperation, PayoutOperation] = Batcher(
-            "payout.prepare",
+            "payout.place_hold",
             hold_placer.run,
             max_batch=MAX_ITEMS,
             concurrency=DOWNSTREAM_CONCURRENCY,
@@ -202,9 +202,11 @@ class PayoutWorker(OperationWorker[Operation, Mapping[str, Operation]]):
             lambda: self.in_flight_count,
             self.run_detached,
         )
-        self.polling = Periodic("payout.watch", settings.scan_interval_seconds, poller.run_once)
+        self.polling = Periodic(
+            "payout.poll_completed", settings.scan_interval_seconds, poller.run_once
+        )
         self.generation = Periodic(
-            "payout.collect", settings.scan_interval_seconds, generator.run_once
+            "payout.generate_batches", settings.scan_interval_seconds, generator.run_once
         )
         self._periodic_tasks += [self.polling, self.generation]
 
@@ -244,13 +246,13 @@ class PayoutWorker(OperationWorker[Operation, Mapping[str, Operation]]):
                     )
                 )
                 return
-            prepared_operation = await self.call_downstream(
+            updated_operation = await self.call_downstream(
                 operation, self._hold_batcher.submit(operation, operation.context)
             )
             # The lease was lost; its new holder continues.
-            if prepared_operation is None or prepared_operation.snapshot == operation.snapshot:
+            if updated_operation is None or updated_operation.snapshot == operation.snapshot:
                 return
-            operation = prepared_operation
+            operation = updated_operation
             self._notify(operation)
             if operation.state is PayoutState.AWAITING_APPROVAL:
                 return

@@ -928,7 +928,7 @@ def move_generation_lease(databases: DatabaseUrls) -> bool:
     with psycopg.connect(databases.admin) as connection:
         statement = (
             "update payout.leader_lease set holder_id = gen_random_uuid(), lease_until = now() + "
-            "interval '1 hour' where name = 'collect'"
+            "interval '1 hour' where name = 'generate_batches'"
         )
         return connection.execute(statement).rowcount == 1
 
