@@ -507,7 +507,7 @@ MUTANTS = (
     Mutant(
         "a returned payout is not credited",
         f"{_SERVER}/payout/booking.py",
-        "[entry for entry in other_movements if entry[1].seller_change > 0]",
+        "[entry for entry in other_movements if entry.movement.seller_change > 0]",
         "[]",
     ),
     Mutant(

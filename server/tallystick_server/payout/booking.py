@@ -6,7 +6,8 @@ Every step is idempotent.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 from tallystick.ledger.v1 import ledger_service_pb2, ledger_service_pb2_grpc
 from tallystick.wallet.v1 import wallet_service_pb2, wallet_service_pb2_grpc
@@ -39,8 +40,25 @@ from tallystick_server.rpc.service_client import ServiceClient
 from tallystick_storage.database import Database
 from tallystick_storage.payout import transfers
 
-_PayoutMovement = tuple[PayoutOperation, MoneyMovement]
-_Send = Callable[[Sequence[tuple[PayoutOperation, Any]]], Awaitable[Sequence[Any]]]
+
+class _OfPayout(Protocol):
+    @property
+    def payout_id(self) -> str: ...
+
+
+T = TypeVar("T", bound=_OfPayout)
+
+
+@dataclass(frozen=True, slots=True)
+class _PayoutMovement:
+    """A money movement of a payout."""
+
+    payout: PayoutOperation
+    movement: MoneyMovement
+
+    @property
+    def payout_id(self) -> str:
+        return self.payout.payout_id
 
 
 class PayoutBooking:
@@ -69,7 +87,8 @@ class PayoutBooking:
         self._retry_policies = retry_policies
 
     async def run(self, items: Sequence[PayoutOperation]) -> Sequence[PayoutOperation | Exception]:
-        """Returns each payout after booking, or BookingRejected.
+        """Returns each payout after booking, BookingRejected, or CONFLICT if the payout changed
+        concurrently.
 
         Raises DEPENDENCY_UNAVAILABLE for the whole batch.
         """
@@ -85,17 +104,17 @@ class PayoutBooking:
         captured_movements, other_movements = _movements_of(
             items, {id_: [transfer_of(row) for row in rows] for id_, rows in transfer_rows.items()}
         )
+        captured = [item for item in items if item.state in HOLD_CAPTURED]
+        released = [item for item in items if item.state not in HOLD_CAPTURED]
+        debits = [entry for entry in other_movements if entry.movement.seller_change < 0]
+        credits_ = [entry for entry in other_movements if entry.movement.seller_change > 0]
         rejections: dict[str, BookingRejected] = {}
-        # Holds are released before other debits, so that the seller owes less.
-        steps: tuple[tuple[_Send, Sequence[tuple[PayoutOperation, Any]]], ...] = (
-            (self._capture, [(item, None) for item in items if item.state in HOLD_CAPTURED]),
-            (self._release, [(item, None) for item in items if item.state not in HOLD_CAPTURED]),
-            (self._debit, [entry for entry in other_movements if entry[1].seller_change < 0]),
-            (self._credit, [entry for entry in other_movements if entry[1].seller_change > 0]),
-            (self.post, captured_movements + other_movements),
-        )
-        for send, entries in steps:
-            await self._send_in_chunks(send, entries, rejections)
+        await self._send_in_chunks(self._capture, captured, rejections)
+        # Before the debits: they use released money, and only the rest becomes owed.
+        await self._send_in_chunks(self._release, released, rejections)
+        await self._send_in_chunks(self._debit, debits, rejections)
+        await self._send_in_chunks(self._credit, credits_, rejections)
+        await self._send_in_chunks(self._post, captured_movements + other_movements, rejections)
         changes = [self._booking_change(item) for item in items if item.payout_id not in rejections]
 
         payouts = (
@@ -106,7 +125,9 @@ class PayoutBooking:
             else {}
         )
         return [
-            rejections.get(item.payout_id) or payouts.get(item.payout_id) or _concurrent_update()
+            rejections.get(item.payout_id)
+            or payouts.get(item.payout_id)
+            or _concurrent_update_error()
             for item in items
         ]
 
@@ -136,26 +157,26 @@ class PayoutBooking:
 
     async def _send_in_chunks(
         self,
-        send: _Send,
-        entries: Sequence[tuple[PayoutOperation, Any]],
+        send: Callable[[Sequence[T]], Awaitable[Sequence[Any]]],
+        entries: Sequence[T],
         rejections: dict[str, BookingRejected],
     ) -> None:
         """Sends the items of payouts that are not rejected yet, and adds new rejections."""
-        eligible_entries = [entry for entry in entries if entry[0].payout_id not in rejections]
+        eligible_entries = [entry for entry in entries if entry.payout_id not in rejections]
         for start in range(0, len(eligible_entries), MAX_ITEMS):
             chunk = eligible_entries[start : start + MAX_ITEMS]
             for id_, error in errors_by_key(
-                [item.payout_id for item, _ in chunk], await send(chunk)
+                [entry.payout_id for entry in chunk], await send(chunk)
             ).items():
                 rejections[id_] = BookingRejected(f"payout {id_}: {error.message}")
 
-    async def _capture(self, holds: Sequence[tuple[PayoutOperation, None]]) -> Sequence[Any]:
+    async def _capture(self, payouts: Sequence[PayoutOperation]) -> Sequence[Any]:
         captures = [
             wallet_service_pb2.HoldCapture(
                 hold_id=format_payout_hold_id(item.payout_id),
                 amount=format_amount(item.amount, item.currency),
             )
-            for item, _ in holds
+            for item in payouts
         ]
         return list(
             (
@@ -166,9 +187,9 @@ class PayoutBooking:
             ).results
         )
 
-    async def _release(self, holds: Sequence[tuple[PayoutOperation, None]]) -> Sequence[Any]:
+    async def _release(self, payouts: Sequence[PayoutOperation]) -> Sequence[Any]:
         request = wallet_service_pb2.BatchReleaseHoldRequest(
-            hold_ids=[format_payout_hold_id(item.payout_id) for item, _ in holds]
+            hold_ids=[format_payout_hold_id(item.payout_id) for item in payouts]
         )
         return list(
             (await self._service_client.call(self._wallet.BatchReleaseHold, request)).results
@@ -176,25 +197,28 @@ class PayoutBooking:
 
     async def _debit(self, movements: Sequence[_PayoutMovement]) -> Sequence[Any]:
         debits = [
-            wallet_service_pb2.Debit(**_wallet_instruction(*entry), allow_owed=True)
+            wallet_service_pb2.Debit(**_wallet_instruction(entry), allow_owed=True)
             for entry in movements
         ]
         request = wallet_service_pb2.BatchDebitRequest(debits=debits, outcome_only=True)
         return list((await self._service_client.call(self._wallet.BatchDebit, request)).results)
 
     async def _credit(self, movements: Sequence[_PayoutMovement]) -> Sequence[Any]:
-        credits_ = [wallet_service_pb2.Credit(**_wallet_instruction(*entry)) for entry in movements]
+        credits_ = [wallet_service_pb2.Credit(**_wallet_instruction(entry)) for entry in movements]
         request = wallet_service_pb2.BatchCreditRequest(credits=credits_, outcome_only=True)
         return list((await self._service_client.call(self._wallet.BatchCredit, request)).results)
 
-    async def post(self, movements: Sequence[_PayoutMovement]) -> Sequence[Any]:
+    async def _post(self, movements: Sequence[_PayoutMovement]) -> Sequence[Any]:
         request = ledger_service_pb2.BatchPostRequest(outcome_only=True)
-        for item, movement in movements:
-            add_posting(request, movement.kind, movement.source_id, item.caller, movement.lines)
+        for entry in movements:
+            movement = entry.movement
+            add_posting(
+                request, movement.kind, movement.source_id, entry.payout.caller, movement.lines
+            )
         return list((await self._service_client.call(self._ledger.BatchPost, request)).results)
 
 
-def _concurrent_update() -> ApiError:
+def _concurrent_update_error() -> ApiError:
     return ApiError(
         ErrorReason.CONFLICT, "The payout changed concurrently; it will be booked again."
     )
@@ -211,14 +235,16 @@ def _movements_of(
             outgoing, *returns = money_movements(
                 item.payout_id, item.provider, item.seller_account, item.amount, item.fee, transfer
             )
-            (
-                captured_movements if transfer.match is TransferMatch.EXACT else other_movements
-            ).append((item, outgoing))
-            other_movements += [(item, movement) for movement in returns]
+            if transfer.match is TransferMatch.EXACT:
+                captured_movements.append(_PayoutMovement(item, outgoing))
+            else:
+                other_movements.append(_PayoutMovement(item, outgoing))
+            other_movements += [_PayoutMovement(item, movement) for movement in returns]
     return captured_movements, other_movements
 
 
-def _wallet_instruction(item: PayoutOperation, movement: MoneyMovement) -> dict[str, Any]:
+def _wallet_instruction(entry: _PayoutMovement) -> dict[str, Any]:
+    item, movement = entry.payout, entry.movement
     return {
         "source_id": f"{movement.kind}/{movement.source_id}",
         "caller": item.caller,
