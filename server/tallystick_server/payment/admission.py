@@ -13,7 +13,7 @@ from tallystick_core.errors import ApiError, id_taken_error
 from tallystick_core.payment.charge import format_charge_id
 from tallystick_core.payment.checkout import CheckoutRequest
 from tallystick_server.operations.batcher import MAX_QUEUED_CALLS, Batcher
-from tallystick_server.payment.create_payment import ChargeCapacity, provider_unavailable
+from tallystick_server.payment.create_payment import ChargeCapacity, provider_unavailable_error
 from tallystick_server.providers.gateway import ProviderGateway
 from tallystick_server.rpc.message_limits import MAX_ITEMS
 from tallystick_storage import operations as operation_store
@@ -108,7 +108,7 @@ def _admission_error(
         return id_taken_error("checkout_id")
     charge_count = len({format_charge_id(request, order) for order in request.orders})
     return (
-        provider_unavailable()
+        provider_unavailable_error()
         if capacity is not None and not capacity.allows_probe and capacity.charges < charge_count
         else None
     )

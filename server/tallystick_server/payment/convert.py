@@ -55,7 +55,7 @@ _MAX_INFO_LENGTH = 1024
 def parse_checkout(
     request: payment_service_pb2.CreatePaymentRequest, caller: Caller
 ) -> CheckoutRequest:
-    """Parses a payment event. Raises ApiError with the path of the first invalid field."""
+    """Parses a CreatePayment call. Raises ApiError with the path of the first invalid field."""
     checkout_id = parse_id(request.checkout_id, "checkout_id")
     buyer_info = parse_text(request.buyer_info, "buyer_info", _MAX_INFO_LENGTH)
     seller_info = parse_text(request.seller_info, "seller_info", _MAX_INFO_LENGTH)
@@ -274,7 +274,7 @@ def payment_order(row: Row[Any]) -> payment_pb2.PaymentOrder:
 
 
 def stored_order(row: Row[Any]) -> payment_pb2.PaymentOrder:
-    """The current order, without the time of its next attempt."""
+    """The current order, without its next_attempt_time."""
     return payment_pb2.PaymentOrder(
         **_order_fields(row),
         payment_order_status=_STATUSES.number(row.status),

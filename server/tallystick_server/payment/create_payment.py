@@ -46,7 +46,7 @@ _UNIQUE_VIOLATION = "23505"  # an SQLSTATE
 
 @dataclass(frozen=True, slots=True)
 class CreatePaymentCommand:
-    """A received payment event."""
+    """A parsed CreatePayment call."""
 
     request: CheckoutRequest
     fingerprint: bytes
@@ -81,12 +81,13 @@ class ChargeCapacity:
 
 @dataclass(frozen=True, slots=True)
 class _RiskCheckedPayment:
-    """A command with the risk decisions for its orders, the message of each order, and the charges
-    of the orders that passed.
+    """A command with the rows to store, the message of each order, and the charges of the orders
+    that passed the risk check.
     """
 
     command: CreatePaymentCommand
     checkout: store.NewCheckout
+    """The row; the request is `command.request`."""
     orders: list[tuple[store.NewOrder, payment_pb2.PaymentOrder]]
     charges: list[Charge]
 
@@ -131,7 +132,9 @@ class PaymentCreator:
     async def run(
         self, commands: Sequence[CreatePaymentCommand]
     ) -> Sequence[CreatePaymentResult | Exception]:
-        """Returns one result for each command: stored, IDEMPOTENCY_KEY_REUSED or ALREADY_EXISTS."""
+        """Returns one result for each command: stored, IDEMPOTENCY_KEY_REUSED, ALREADY_EXISTS,
+        PROVIDER_UNAVAILABLE, or the command's own error.
+        """
         return await deduplicate_by_key(
             commands,
             lambda command: (command.request.checkout_id, command.fingerprint),
@@ -175,7 +178,7 @@ class PaymentCreator:
         ]
         payments = self._check_risk(connection, new_commands, now + self._lease_seconds)
         overflow = _over_capacity(payments, self._remaining_capacity(connection, now))
-        results |= {payment.checkout_id: provider_unavailable() for payment in overflow}
+        results |= {payment.checkout_id: provider_unavailable_error() for payment in overflow}
         payments = payments[: len(payments) - len(overflow)]
         rows = self._insert(connection, payments) if payments else {}
         new_payments = [payment for payment in payments if payment.checkout_id in rows]
@@ -202,11 +205,8 @@ class PaymentCreator:
         expiry = payment.command.request.expire_time
         if expiry is None:
             return charge
-        expires_at = (
-            charge.lease_deadline
-            - self._lease_seconds
-            + (expiry - create_times[charge.checkout_id]).total_seconds()
-        )
+        claimed_at = charge.lease_deadline - self._lease_seconds
+        expires_at = claimed_at + (expiry - create_times[charge.checkout_id]).total_seconds()
         return replace(charge, expires_at=expires_at, next_poll_deadline=expires_at)
 
     def _check_risk(
@@ -231,10 +231,10 @@ class PaymentCreator:
                 self._new_order(request, order, failures.get(order.payment_order_id))
                 for order in request.orders
             ]
-            with_messages = [(order, convert.new_order(order)) for order in orders]
+            orders_with_messages = [(order, convert.new_order(order)) for order in orders]
             charges = build_charges(
                 request,
-                with_messages,
+                orders_with_messages,
                 self._environment,
                 lease_deadline,
                 command.traceparent,
@@ -242,7 +242,10 @@ class PaymentCreator:
             )
             payments.append(
                 _RiskCheckedPayment(
-                    command, self._new_checkout(command, len(failures)), with_messages, charges
+                    command,
+                    self._new_checkout(command, len(failures)),
+                    orders_with_messages,
+                    charges,
                 )
             )
         return payments
@@ -322,7 +325,9 @@ class PaymentCreator:
 def _over_capacity(
     payments: Sequence[_RiskCheckedPayment], capacity: ChargeCapacity | None
 ) -> Sequence[_RiskCheckedPayment]:
-    """Returns the payments whose charges exceed the capacity."""
+    """Returns the payments from the first one that exceeds the capacity. The probe, if one is
+    allowed, is not counted.
+    """
     if capacity is None:
         return ()
     remaining, allows_probe = capacity.charges, capacity.allows_probe
@@ -336,7 +341,7 @@ def _over_capacity(
     return ()
 
 
-def provider_unavailable() -> ApiError:
+def provider_unavailable_error() -> ApiError:
     """The error for a new payment while its provider fails and the queue is full."""
     message = "The provider does not answer, and too many payments wait for it. Nothing was stored."
     return ApiError(ErrorReason.PROVIDER_UNAVAILABLE, message, retry_after=30.0)

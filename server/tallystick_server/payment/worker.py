@@ -218,7 +218,7 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
             self.create_bulkhead.release(owner, order_count)
 
     async def _reject_sellers(self, request: CheckoutRequest) -> ApiError | None:
-        """The error if the payment event may not name its sellers. A payment that is already stored
+        """The error if the request may not name its sellers. A payment that is already stored
         is returned all the same.
         """
         try:

@@ -207,7 +207,7 @@ def new_payout(new: store.NewPayoutRow, create_time: datetime) -> payout_pb2.Pay
 
 
 def payout(row: Row[Any]) -> payout_pb2.Payout:
-    """A stored payout, without the time of its next attempt."""
+    """A stored payout, without its next_attempt_time."""
     return _payout(row, snapshot_of(row), row.create_time, row.update_time)
 
 

@@ -1,5 +1,5 @@
-"""gRPC server pipeline, outermost first: tracing, errors, deadline, authentication, authorization,
-limits.
+"""gRPC server pipeline, outermost first: tracing, errors, deadline and size of the message,
+authentication, authorization, slots, parsing, and the turn of a read.
 """
 
 from __future__ import annotations
@@ -178,6 +178,8 @@ class RpcServer:
             max_bytes,
             self._slots_for(descriptor),
         )
+        # Requests are declared as streams of one message, the same on the wire, and read by
+        # _read_message. A message that gRPC reads itself is kept until the call ends.
         if descriptor.server_streaming:
 
             async def stream(_messages: object, context: Context) -> None:
@@ -188,8 +190,6 @@ class RpcServer:
         async def unary(_messages: object, context: Context) -> bytes:
             return await self._serve_unary(method, context)
 
-        # A stream with one message is the same on the wire. gRPC would keep a message that it reads
-        # itself until the call ends.
         return grpc.stream_unary_rpc_method_handler(unary)
 
     def _slots_for(self, descriptor: MethodDescriptor) -> MethodSlots:
@@ -213,10 +213,10 @@ class RpcServer:
                     async with self._enforce_deadline(call.deadline):
                         request = await self._parse_request(method, raw, call.caller.owner)
                         async with self._read_permit(method, call.caller.owner):
-                            pending_response = handler(request, call)
-                            # only the handler keeps the body, and only while it needs it
+                            handler_coroutine = handler(request, call)
+                            # only the coroutine keeps the message, and only while it needs it
                             del raw, request
-                            response = await pending_response
+                            response = await handler_coroutine
                 context.set_trailing_metadata(
                     (("tallystick-trace-id", trace_id()), *call.metadata.items())
                 )

@@ -174,7 +174,9 @@ def test_a_payout_whose_answer_cannot_be_stored_is_polled_again() -> None:
     async def record(_item: PayoutOperation, _outcome: object) -> None:
         raise ConstraintViolation("23514", "payout_check", "it cannot be")
 
-    poller = CompletedPayoutPoller(None, Provider(), RetryPolicies(), record, record, lambda _: True)  # type: ignore[arg-type]
+    poller = CompletedPayoutPoller(
+        None, Provider(), RetryPolicies(), record, record, lambda _: True
+    )  # type: ignore[arg-type]
     look = asyncio.run(poller.poll(leased_payout(PayoutState.PAID, lookup_only=False, age=0.0), 3))
     assert look == NextPayoutPoll("1", 86_400.0, 3)
 
