@@ -114,7 +114,7 @@ class PayoutBooking:
         await self._send_in_chunks(self._release, released, rejections)
         await self._send_in_chunks(self._debit, debits, rejections)
         await self._send_in_chunks(self._credit, credits_, rejections)
-        await self._send_in_chunks(self._post, captured_movements + other_movements, rejections)
+        await self._send_in_chunks(self.post, captured_movements + other_movements, rejections)
         changes = [self._booking_change(item) for item in items if item.payout_id not in rejections]
 
         payouts = (
@@ -208,7 +208,7 @@ class PayoutBooking:
         request = wallet_service_pb2.BatchCreditRequest(credits=credits_, outcome_only=True)
         return list((await self._service_client.call(self._wallet.BatchCredit, request)).results)
 
-    async def _post(self, movements: Sequence[_PayoutMovement]) -> Sequence[Any]:
+    async def post(self, movements: Sequence[_PayoutMovement]) -> Sequence[Any]:
         request = ledger_service_pb2.BatchPostRequest(outcome_only=True)
         for entry in movements:
             movement = entry.movement

@@ -601,9 +601,9 @@ def test_a_report_during_booking_is_booked_immediately(
     async def report_during_booking(booking: PayoutBooking, movements: Sequence[Any]) -> Any:
         item = next(
             (
-                item
-                for item, _ in movements
-                if item.payout_id == payout_id and item.state is PayoutState.RETURNED
+                entry.payout
+                for entry in movements
+                if entry.payout_id == payout_id and entry.payout.state is PayoutState.RETURNED
             ),
             None,
         )
