@@ -170,25 +170,16 @@ async def start(
     }
     _check_addresses(names, addresses)
     services = Wiring(settings, urls, addresses, service_client, dependencies).build(names)
-    rpc_servers, servers = [], []
     health_servicer = health.aio.HealthServicer()
-    for listen_address in (
-        settings.server.listen,
-        *([internal_address] if internal_address else []),
-    ):
-        rpc_server = RpcServer(authenticator, _call_limits(settings))
-        servers.append(
-            _create_server(
-                services, rpc_server, health_servicer, reuse_port=settings.server.reuse_port
-            )
+    listen_addresses = [settings.server.listen, *([internal_address] if internal_address else [])]
+    try:
+        rpc_servers, servers = _create_servers(
+            listen_addresses, services, settings, authenticator, health_servicer
         )
-        rpc_servers.append(rpc_server)
-        try:
-            listen(servers[-1], listen_address)
-        except StartupError:
-            if socket_folder is not None:
-                shutil.rmtree(socket_folder, ignore_errors=True)
-            raise
+    except StartupError:
+        if socket_folder is not None:
+            shutil.rmtree(socket_folder, ignore_errors=True)
+        raise
     for service in services:
         service.start()
     for server in reversed(servers):
@@ -266,6 +257,28 @@ def _check_payout_service(names: Sequence[str], settings: Settings) -> None:
             "payout_service (TALLYSTICK_PAYOUT_SERVICE) must say which caller PayoutService is, "
             f"among those with the role service: {candidates}."
         )
+
+
+def _create_servers(
+    listen_addresses: Sequence[str],
+    services: Sequence[Service],
+    settings: Settings,
+    authenticator: Authenticator,
+    health_servicer: health.aio.HealthServicer,
+) -> tuple[list[RpcServer], list[grpc.aio.Server]]:
+    """Creates one server for each address, which listens and is not started yet. Raises
+    StartupError.
+    """
+    rpc_servers, servers = [], []
+    for listen_address in listen_addresses:
+        rpc_server = RpcServer(authenticator, _call_limits(settings))
+        server = _create_server(
+            services, rpc_server, health_servicer, reuse_port=settings.server.reuse_port
+        )
+        listen(server, listen_address)
+        rpc_servers.append(rpc_server)
+        servers.append(server)
+    return rpc_servers, servers
 
 
 def _create_server(

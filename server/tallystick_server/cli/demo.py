@@ -22,9 +22,9 @@ from tallystick_server.app import serve
 from tallystick_server.app.configuration import SERVICES, Settings
 from tallystick_server.app.database.connections import DatabaseUrls, open_databases
 from tallystick_server.app.database.migrate import migrate
-from tallystick_server.app.errors import StartupError
 from tallystick_server.cli.demo_output import (
     SELLERS,
+    DemoFailed,
     format_state,
     load_wallets,
     print_step,
@@ -71,12 +71,12 @@ def demo(
                 migrate(database_urls.admin, database_urls.passwords)
             serve.run(_run(settings, database_urls, once=once))
     except TallystickError as error:
-        raise StartupError(f"A call failed unexpectedly: {error}") from error
+        raise DemoFailed(f"A call failed unexpectedly: {error}") from error
 
 
 def _settings(base: Settings) -> Settings:
-    """Funds stay pending until delivery is confirmed, and the bank is polled every 0.4 s instead of
-    daily.
+    """Funds stay pending until delivery is confirmed, or for seven days. The bank is polled every
+    0.4 s instead of daily.
     """
     short_retry = RetryPolicy(RetryStrategy.FIXED, 0.4, 0.4, 50)
     retry = {
@@ -122,7 +122,7 @@ async def _run(settings: Settings, database_urls: DatabaseUrls, *, once: bool) -
 
 
 async def _run_story(client: AsyncClient, database_urls: DatabaseUrls) -> None:
-    """Runs every step. Raises StartupError at the first step without the expected result."""
+    """Runs every step. Raises DemoFailed at the first step without the expected result."""
     checkout = f"demo-{secrets.token_hex(4)}"
     before = await load_wallets(client)
     orders = [

@@ -18,6 +18,10 @@ SELLERS = ("seller-books", "seller-music")
 WalletsBySeller = Mapping[str, wallet_pb2.Wallet]
 
 
+class DemoFailed(StartupError):
+    """A step of the demo failed, or had another result than expected."""
+
+
 async def show_payout(client: AsyncClient, payout_id: str) -> None:
     response = await client.payout.GetPayout(
         payout_service_pb2.GetPayoutRequest(payout_id=payout_id)
@@ -145,7 +149,7 @@ def format_state(payment: payment_pb2.Payment) -> str:
 def require(condition: Any, message: str) -> None:
     """Ends the demo where a step has another result than expected."""
     if not condition:
-        raise StartupError(f"Unexpected result: {message}.")
+        raise DemoFailed(f"Unexpected result: {message}.")
 
 
 def print_step(title: str) -> None:
