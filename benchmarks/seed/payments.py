@@ -11,7 +11,7 @@ _NEXT_ATTEMPT_SQL = (
     "case when t.next_attempt_time is not null then "
     "clock_timestamp() + interval '1 hour' + (s.number % 3600) * interval '1 second' end"
 )
-"""No attempt is due while the seeded database is measured."""
+"""No operation is due while the seeded database is measured."""
 
 
 def clone_payments(cloner: RowCloner, kind: str) -> None:

@@ -36,7 +36,7 @@ from tests.support.platform import (
 )
 
 WAIT_FOR_ACCEPTANCE = payment_service_pb2.WAIT_FOR_ACCEPTANCE
-TWO_ATTEMPTS = RetryPolicy(RetryStrategy.FIXED, 0.05, 0.05, 2)
+TWO_TRIES = RetryPolicy(RetryStrategy.FIXED, 0.05, 0.05, 2)
 FAST_RETRY_POLICY = RetryPolicy(RetryStrategy.FIXED, 0.05, 0.05, 100)
 SLOW_RETRY = {
     ("", reason): RetryPolicy(RetryStrategy.FIXED, 600, 600, 5)

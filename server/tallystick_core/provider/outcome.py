@@ -72,7 +72,7 @@ class RetryReason(StrEnum):
     """
     CIRCUIT_OPEN = "CIRCUIT_OPEN"
     """The circuit breaker of the provider is open, or all its concurrent calls are in use. This
-    does not count as an attempt.
+    does not count as a try.
     """
     REJECTED = "REJECTED"
     """The provider rejects the request as malformed, its answer cannot be stored, or the order has

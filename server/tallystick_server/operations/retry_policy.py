@@ -69,10 +69,10 @@ class RetryPolicy:
     backoff_coefficient: float = 2.0
     increment_seconds: float | None = None
 
-    def delay(self, attempts: int, seed: str) -> float | None:
-        """Seconds until the next try after `attempts` tries. None: no further try."""
+    def delay(self, tries: int, seed: str) -> float | None:
+        """Seconds until the next try after `tries` tries. None: no further try."""
         if self.strategy is RetryStrategy.CANCEL or (
-            self.max_attempts is not None and attempts >= self.max_attempts
+            self.max_attempts is not None and tries >= self.max_attempts
         ):
             return None
         state = RetryCallState(
@@ -81,7 +81,7 @@ class RetryPolicy:
             args=(),
             kwargs={},
         )
-        state.attempt_number = attempts
+        state.attempt_number = tries
         return float(self._wait_strategy(seed)(state))
 
     @property
@@ -182,7 +182,7 @@ MAX_ATTEMPTS = 604_800
 
 
 def parse_policy(text: str) -> RetryPolicy:
-    """A policy in its compact form (POLICY_FORMAT); 0 attempts: unlimited. Raises ValueError."""
+    """A policy in its compact form (POLICY_FORMAT); 0 tries: unlimited. Raises ValueError."""
     name, *values = text.split(":")
     types = _ARGUMENT_TYPES[RetryStrategy(name)]
     if len(values) != len(types):

@@ -101,7 +101,7 @@ class ServiceClient:
         """Calls a stub's method. `name`: the span name, required if the request is serialized
         already.
 
-        Raises DEPENDENCY_UNAVAILABLE after several failed attempts, and ServiceCallRejected if the
+        Raises DEPENDENCY_UNAVAILABLE after several failed tries, and ServiceCallRejected if the
         call is rejected.
         """
         if in_transaction():

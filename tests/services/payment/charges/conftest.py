@@ -12,7 +12,7 @@ from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tallystick_server.verify.run import verify
-from tests.support.charges import FAST_RETRY_POLICY, SLOW_RETRY, TWO_ATTEMPTS
+from tests.support.charges import FAST_RETRY_POLICY, SLOW_RETRY, TWO_TRIES
 from tests.support.platform import ServedPlatform, fresh_database, serve_platform
 
 
@@ -22,12 +22,12 @@ def assert_verified(databases: DatabaseUrls) -> None:
 
 
 @pytest.fixture(scope="module")
-def two_attempt_platform(
+def two_try_platform(
     admin_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServedPlatform]:
-    """A platform that makes at most two attempts of everything."""
-    with fresh_database(admin_url, tmp_path_factory.mktemp("two_attempts")) as databases:
-        retry = {("", reason): TWO_ATTEMPTS for reason in RetryReason}
+    """A platform that tries everything at most twice."""
+    with fresh_database(admin_url, tmp_path_factory.mktemp("two_tries")) as databases:
+        retry = {("", reason): TWO_TRIES for reason in RetryReason}
         retry |= {
             ("", RetryReason.PENDING): FAST_RETRY_POLICY,
             ("", RetryReason.REJECTED): RetryPolicy(RetryStrategy.CANCEL),
@@ -45,8 +45,8 @@ def two_attempt_platform(
 
 
 @pytest.fixture(scope="module")
-def client(two_attempt_platform: ServedPlatform) -> Iterator[Client]:
-    with two_attempt_platform.client() as sdk_client:
+def client(two_try_platform: ServedPlatform) -> Iterator[Client]:
+    with two_try_platform.client() as sdk_client:
         yield sdk_client
 
 

@@ -252,7 +252,7 @@ def test_a_payment_that_was_never_sent_is_cancelled_permanently(
 
 
 def test_a_pending_payment_is_cancelled_at_the_provider(
-    client: Client, two_attempt_platform: ServedPlatform
+    client: Client, two_try_platform: ServedPlatform
 ) -> None:
     """A charge that was sent is first cancelled at the provider: only the provider's answer makes
     the order FAILED.
@@ -261,7 +261,7 @@ def test_a_pending_payment_is_cancelled_at_the_provider(
     cancelled = cancel_payment(client, payment)
     assert failure_reason(cancelled.payment_orders[0]) == "CALLER_CANCELLED"
     assert [
-        state for _, state, _ in charge_log(two_attempt_platform.databases, payment.checkout_id)
+        state for _, state, _ in charge_log(two_try_platform.databases, payment.checkout_id)
     ] == ["DECLINED"]
 
 
@@ -314,7 +314,7 @@ def test_a_cancelled_call_leaves_no_orphaned_lease(scratch_database: DatabaseUrl
     ):
         own_checkout_id = create_payment(client, "1.00", token="tok_pending").checkout_id
         checkouts = waiting_charges(client, 12)
-        eventually(lambda: payment_worker_of(platform).in_flight_count == 0)
+        assert eventually(lambda: payment_worker_of(platform).in_flight_count == 0)
 
         async def cancel_and_go(milliseconds: int) -> None:
             task = asyncio.ensure_future(

@@ -24,7 +24,7 @@ from tallystick_server.verify.run import verify
 from tests.fakes.payment_provider import ScriptedPaymentProvider, succeed
 from tests.fakes.payout_provider import ScriptedPayoutProvider
 from tests.support.charges import (
-    TWO_ATTEMPTS,
+    TWO_TRIES,
     WAIT_FOR_ACCEPTANCE,
     booked_unapplied_charges,
     client_of_platform,
@@ -57,7 +57,7 @@ from tests.support.platform import (
 
 
 def test_a_rejected_charge_is_dead_lettered_and_closed(
-    client: Client, two_attempt_platform: ServedPlatform
+    client: Client, two_try_platform: ServedPlatform
 ) -> None:
     """A call that the provider rejects is a dead letter with its cause; closing it fails the order,
     and each has an event.
@@ -69,9 +69,13 @@ def test_a_rejected_charge_is_dead_lettered_and_closed(
         1,
         "status 400 request_malformed",
     )
-    assert scheduled_operation(
-        two_attempt_platform.databases, payment.payment_orders[0].charge_id
-    ) == (1, "REJECTED", False, True, False)
+    assert scheduled_operation(two_try_platform.databases, payment.payment_orders[0].charge_id) == (
+        1,
+        "REJECTED",
+        False,
+        True,
+        False,
+    )
     assert (
         client.get_payment(payment.checkout_id).payment_orders[0].payment_order_status
         == payment_pb2.PAYMENT_ORDER_STATUS_EXECUTING
@@ -95,9 +99,7 @@ def test_a_rejected_charge_is_dead_lettered_and_closed(
         retry_dead_letter(client, dead_letter)
 
 
-def test_a_requeued_charge_is_sent_again(
-    client: Client, two_attempt_platform: ServedPlatform
-) -> None:
+def test_a_requeued_charge_is_sent_again(client: Client, two_try_platform: ServedPlatform) -> None:
     """A requeued charge is sent again under the same key; if it is rejected again it is a new dead
     letter, and the old one stays as history.
     """
@@ -107,7 +109,7 @@ def test_a_requeued_charge_is_sent_again(
     assert dead_letter_state(client, first) == "RETRIED"
     second = wait_for_dead_letter(client, payment)
     assert second.dead_letter_id != first.dead_letter_id
-    assert charge_log(two_attempt_platform.databases, payment.checkout_id) == []
+    assert charge_log(two_try_platform.databases, payment.checkout_id) == []
 
 
 def test_of_concurrent_retries_one_succeeds(client: Client) -> None:
@@ -166,7 +168,7 @@ def test_a_charge_with_an_unknown_outcome_is_dead_lettered(scratch_database: Dat
     """A charge with an unknown outcome never fails automatically. Once its key may be forgotten,
     and not before, it is dead-lettered, with its order still EXECUTING.
     """
-    retry = {("", reason): TWO_ATTEMPTS for reason in RetryReason}
+    retry = {("", reason): TWO_TRIES for reason in RetryReason}
     settings = Settings().replace(
         retry=retry,
         worker__scan_interval=0.1,
@@ -232,15 +234,13 @@ def insert_provider_charge(
         )
 
 
-def test_closing_asks_the_provider_first(
-    client: Client, two_attempt_platform: ServedPlatform
-) -> None:
+def test_closing_asks_the_provider_first(client: Client, two_try_platform: ServedPlatform) -> None:
     """If the provider knows of a charge when the dead letter is closed, the outcome is applied,
     whatever the operator requests: the dead letter is RESOLVED, the order paid.
     """
     payment = create_payment(client, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
     dead_letter = wait_for_dead_letter(client, payment)
-    insert_provider_charge(two_attempt_platform.databases, payment, f"late-{payment.checkout_id}")
+    insert_provider_charge(two_try_platform.databases, payment, f"late-{payment.checkout_id}")
     assert close_dead_letter(client, dead_letter).state == operator_pb2.DEAD_LETTER_STATE_RESOLVED
     assert is_paid(client, payment)
 
@@ -393,7 +393,7 @@ def test_a_charge_with_anothers_reference_is_closed_on_evidence(
 
 
 def test_the_command_line_handles_dead_letters_and_unapplied_charges(
-    client: Client, two_attempt_platform: ServedPlatform
+    client: Client, two_try_platform: ServedPlatform
 ) -> None:
     """`tallystick dead-letters` lists, shows, retries and closes; `unapplied-charges` lists and
     acknowledges; errors are one sentence and exit 1.
@@ -402,7 +402,7 @@ def test_the_command_line_handles_dead_letters_and_unapplied_charges(
     dead_letter = wait_for_dead_letter(client, payment)
 
     def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return run_command(*arguments, "--address", two_attempt_platform.address)
+        return run_command(*arguments, "--address", two_try_platform.address)
 
     listed_ids = [
         json.loads(line) for line in command("dead-letters", "list", "--json").stdout.splitlines()

@@ -164,7 +164,7 @@ def test_an_expired_charge_that_cannot_be_cancelled_stays_a_dead_letter(
 
 
 def test_an_order_that_was_not_sent_in_time_expires(
-    client: Client, two_attempt_platform: ServedPlatform
+    client: Client, two_try_platform: ServedPlatform
 ) -> None:
     """After expire_time an unsent charge is FAILED(EXPIRED) and never sent; a charge that was sent
     before continues.
@@ -172,7 +172,7 @@ def test_an_order_that_was_not_sent_in_time_expires(
     past = Timestamp(seconds=1_000_000_000)
     payment = create_payment(client, "5.00", expire_time=past)
     assert failure_reason(wait_for_final_order(client, payment)) == "EXPIRED"
-    assert charge_log(two_attempt_platform.databases, payment.checkout_id) == []
+    assert charge_log(two_try_platform.databases, payment.checkout_id) == []
     assert payment.expire_time == past
     with pytest.raises(AlreadyExistsError) as reused:
         create_payment(

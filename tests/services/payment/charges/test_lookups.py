@@ -43,7 +43,7 @@ from tests.support.platform import (
 
 
 def test_a_charge_is_looked_up_when_sends_are_exhausted(
-    client: Client, two_attempt_platform: ServedPlatform
+    client: Client, two_try_platform: ServedPlatform
 ) -> None:
     """When sends are exhausted, the operation is looked up at the provider, whose answer
     decides.
@@ -51,12 +51,12 @@ def test_a_charge_is_looked_up_when_sends_are_exhausted(
     payment = create_payment(client, "5.00", token="tok_error_stored")
     assert failure_reason(wait_for_final_order(client, payment)) == "PROVIDER_DECLINED"
     assert [
-        state for _, state, _ in charge_log(two_attempt_platform.databases, payment.checkout_id)
+        state for _, state, _ in charge_log(two_try_platform.databases, payment.checkout_id)
     ] == ["ERROR"]
 
 
 def test_a_charge_whose_answer_was_lost_is_found_by_lookup(
-    client: Client, two_attempt_platform: ServedPlatform
+    client: Client, two_try_platform: ServedPlatform
 ) -> None:
     """The answer is lost more often than the policy allows sends: the lookup finds the one charge
     that was made.
@@ -64,7 +64,7 @@ def test_a_charge_whose_answer_was_lost_is_found_by_lookup(
     payment = create_payment(client, "5.00", token="tok_lost_after:2")
     assert is_paid(client, payment)
     assert [
-        state for _, state, _ in charge_log(two_attempt_platform.databases, payment.checkout_id)
+        state for _, state, _ in charge_log(two_try_platform.databases, payment.checkout_id)
     ] == ["SUCCEEDED"]
 
 
@@ -81,15 +81,14 @@ def test_a_pending_order_is_polled(client: Client, token: str, state: str) -> No
 
 
 def test_a_pending_charge_is_polled_without_limit(
-    client: Client, two_attempt_platform: ServedPlatform
+    client: Client, two_try_platform: ServedPlatform
 ) -> None:
     """A pending charge never fails because of its duration."""
     payment = create_payment(client, "5.00", token="tok_pending")
     charge = payment.payment_orders[0].charge_id
     assert eventually(
         lambda: (
-            (operation_row := scheduled_operation(two_attempt_platform.databases, charge))
-            is not None
+            (operation_row := scheduled_operation(two_try_platform.databases, charge)) is not None
             and int(str(operation_row[0])) > 4
         )
     )

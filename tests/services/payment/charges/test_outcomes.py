@@ -90,7 +90,7 @@ def test_a_recorded_outcome_is_applied_without_another_call(
 
 
 def test_a_second_amount_of_a_charge_raises_an_alert(
-    client: Client, two_attempt_platform: ServedPlatform
+    client: Client, two_try_platform: ServedPlatform
 ) -> None:
     """A succeeded charge is reported again with another amount: it does not change, the amount is
     not booked, and an alert is raised.
@@ -98,14 +98,14 @@ def test_a_second_amount_of_a_charge_raises_an_alert(
     payment = create_payment(client, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
     wait_for_dead_letter(client, payment)
     charge_id, reference = payment.payment_orders[0].charge_id, unique_id("ref")
-    charge = leased_charge(two_attempt_platform, charge_id, 0)
+    charge = leased_charge(two_try_platform, charge_id, 0)
     record_outcomes(
-        two_attempt_platform,
+        two_try_platform,
         (charge, Succeeded(reference, 500, "EUR")),
     )
     assert is_paid(client, payment)
     record_outcomes(
-        two_attempt_platform,
+        two_try_platform,
         (charge, Succeeded(reference, 501, "EUR")),
     )
     get = payment_service_pb2.GetPaymentOrderRequest(
@@ -117,7 +117,7 @@ def test_a_second_amount_of_a_charge_raises_an_alert(
 
 
 def test_a_stale_transition_keeps_the_operation_scheduled(
-    client: Client, two_attempt_platform: ServedPlatform
+    client: Client, two_try_platform: ServedPlatform
 ) -> None:
     """P5: a process with an older version of its orders changes none of them, and removes none of
     their operations from the queue.
@@ -149,15 +149,15 @@ def test_a_stale_transition_keeps_the_operation_scheduled(
                 savepoint.rollback()
             return summary
 
-        return await database_of(two_attempt_platform, "payment").transact(work)
+        return await database_of(two_try_platform, "payment").transact(work)
 
-    assert two_attempt_platform.run_in_loop(move) == (0, True)
+    assert two_try_platform.run_in_loop(move) == (0, True)
 
 
 @pytest.mark.parametrize("in_one_batch", [True, False])
 @pytest.mark.parametrize("paid", [True, False])
 def test_orders_follow_the_first_recorded_outcome(
-    client: Client, two_attempt_platform: ServedPlatform, paid: bool, in_one_batch: bool
+    client: Client, two_try_platform: ServedPlatform, paid: bool, in_one_batch: bool
 ) -> None:
     """A process that lost the lease records a success, then the lease holder gets another outcome:
     the orders follow the first record; a second charge is unapplied.
@@ -167,7 +167,7 @@ def test_orders_follow_the_first_recorded_outcome(
     order = payment.payment_orders[0]
 
     async def claim() -> int:
-        token = await database_of(two_attempt_platform, "payment").transact(
+        token = await database_of(two_try_platform, "payment").transact(
             lambda connection: claim_dead_lettered(connection, order.charge_id, 1.0)
         )
         assert token is not None
@@ -179,16 +179,16 @@ def test_orders_follow_the_first_recorded_outcome(
         if paid
         else Declined(FailureReason.PROVIDER_DECLINED, "no", "ref")
     )
-    stale_charge = leased_charge(two_attempt_platform, order.charge_id, 0)
+    stale_charge = leased_charge(two_try_platform, order.charge_id, 0)
     own_charge = leased_charge(
-        two_attempt_platform, order.charge_id, two_attempt_platform.run_in_loop(claim)
+        two_try_platform, order.charge_id, two_try_platform.run_in_loop(claim)
     )
     for charge_outcomes in (
         [((stale_charge, first), (own_charge, second))]
         if in_one_batch
         else [((stale_charge, first),), ((own_charge, second),)]
     ):
-        record_outcomes(two_attempt_platform, *charge_outcomes)
+        record_outcomes(two_try_platform, *charge_outcomes)
     order = wait_for_final_order(client, payment)
     assert order.payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
     assert order.provider_reference == first.reference
@@ -209,7 +209,7 @@ def test_orders_follow_the_first_recorded_outcome(
 @pytest.mark.parametrize("late", [Unknown("no answer"), Pending(PendingReason.PROVIDER_REVIEW)])
 @pytest.mark.parametrize("first", [True, False])
 def test_of_two_outcomes_in_one_batch_the_conclusive_one_counts(
-    client: Client, two_attempt_platform: ServedPlatform, late: ChargeOutcome, first: bool
+    client: Client, two_try_platform: ServedPlatform, late: ChargeOutcome, first: bool
 ) -> None:
     """Outcomes of one operation from two processes in one batch: the conclusive one counts, in
     either order.
@@ -217,14 +217,12 @@ def test_of_two_outcomes_in_one_batch_the_conclusive_one_counts(
     payment = create_payment(client, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
     wait_for_dead_letter(client, payment)
     charge_id = payment.payment_orders[0].charge_id
-    charge = leased_charge(two_attempt_platform, charge_id, 1)
+    charge = leased_charge(two_try_platform, charge_id, 1)
     charge_outcomes: list[tuple[Charge, ChargeOutcome]] = [
         (charge, late),
         (charge, Succeeded(f"ref-{charge_id}", 500, "EUR")),
     ]
-    record_outcomes(
-        two_attempt_platform, *(charge_outcomes if first else reversed(charge_outcomes))
-    )
+    record_outcomes(two_try_platform, *(charge_outcomes if first else reversed(charge_outcomes)))
     order = wait_for_final_order(client, payment)
     request = payment_service_pb2.GetPaymentOrderRequest(payment_order_id=order.payment_order_id)
     (attempt,) = client.payment.GetPaymentOrder(request).attempts

@@ -56,16 +56,16 @@ from tests.support.retry_policies import scaled_defaults
     "token", ["tok_unreachable", "tok_busy", "tok_lost_before", "tok_error_after"]
 )
 def test_a_temporary_failure_is_retried(
-    client: Client, two_attempt_platform: ServedPlatform, token: str
+    client: Client, two_try_platform: ServedPlatform, token: str
 ) -> None:
     """A charge that fails once is retried under the same key, and charged once."""
     payment = create_payment(client, "5.00", token=token)
     assert payment.is_payment_done
-    assert len(charge_log(two_attempt_platform.databases, payment.checkout_id)) == 1
+    assert len(charge_log(two_try_platform.databases, payment.checkout_id)) == 1
 
 
 def test_an_order_fails_if_its_provider_is_never_reached(
-    client: Client, two_attempt_platform: ServedPlatform
+    client: Client, two_try_platform: ServedPlatform
 ) -> None:
     """If only NotSent was answered until retries are exhausted: FAILED(PROVIDER_UNREACHABLE), and
     the provider knows of no charge.
@@ -73,8 +73,8 @@ def test_an_order_fails_if_its_provider_is_never_reached(
     payment = create_payment(client, "5.00", token="tok_unreachable:9")
     order = wait_for_final_order(client, payment)
     assert failure_reason(order) == "PROVIDER_UNREACHABLE"
-    assert charge_log(two_attempt_platform.databases, payment.checkout_id) == []
-    assert scheduled_operation(two_attempt_platform.databases, order.charge_id) is None
+    assert charge_log(two_try_platform.databases, payment.checkout_id) == []
+    assert scheduled_operation(two_try_platform.databases, order.charge_id) is None
 
 
 def test_a_permanent_rejection_fails_immediately(client: Client) -> None:
@@ -92,7 +92,8 @@ def test_an_unsent_charge_is_sent_after_any_outage(
     """K3: a provider that was unreachable until after the key window is looked up once, and
     receives the charge because it does not know it. No operator is needed, and it is charged once.
     """
-    away, actions = [True], list[NextAction]()
+    away = [True]
+    actions: list[NextAction] = []
 
     def outcome_of(request: ChargeRequest) -> ChargeLookupOutcome:
         actions.append(NextAction.LOOK_UP)
@@ -126,7 +127,7 @@ def test_an_unsent_charge_is_sent_after_any_outage(
 
 @pytest.mark.parametrize("token", ["tok_error_before:9", "tok_lost_before:9", "tok_busy:9"])
 def test_a_charge_unknown_to_the_provider_is_sent_again(
-    client: Client, two_attempt_platform: ServedPlatform, token: str
+    client: Client, two_try_platform: ServedPlatform, token: str
 ) -> None:
     """A charge that fails more often than its policy allows is alternately looked up and sent while
     its key is honored. It is paid once, and is not dead-lettered.
@@ -134,7 +135,7 @@ def test_a_charge_unknown_to_the_provider_is_sent_again(
     payment = create_payment(client, "5.00", token=token)
     assert is_paid(client, payment)
     assert [
-        state for _, state, _ in charge_log(two_attempt_platform.databases, payment.checkout_id)
+        state for _, state, _ in charge_log(two_try_platform.databases, payment.checkout_id)
     ] == ["SUCCEEDED"]
 
 
@@ -228,7 +229,7 @@ def test_a_rescheduled_batch_locks_its_operations_by_id(
 def test_a_full_scan_is_followed_by_another_immediately(
     scratch_database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Due operations are claimed without a pause as long as there are more than one scan claims."""
+    """While more operations are due than one scan claims, scans follow without a pause."""
     monkeypatch.setattr("tallystick_server.operations.claim._MAX_CLAIMED", 3)
     retry_immediately = {
         ("", RetryReason.NOT_SENT): RetryPolicy(RetryStrategy.FIXED, 0.0, 0.0, 1000)
@@ -245,7 +246,7 @@ def test_a_full_scan_is_followed_by_another_immediately(
         platform.client() as client,
     ):
         checkouts = waiting_charges(client, 12)
-        eventually(lambda: payment_worker_of(platform).in_flight_count == 0)
+        assert eventually(lambda: payment_worker_of(platform).in_flight_count == 0)
 
         async def wake() -> None:
             payment_worker_of(platform).wake()

@@ -132,7 +132,7 @@ def test_invalid_acknowledgements_of_charges_are_rejected(client: Client) -> Non
 
 
 def test_a_charge_reported_after_the_failure_is_unapplied(
-    client: Client, two_attempt_platform: ServedPlatform
+    client: Client, two_try_platform: ServedPlatform
 ) -> None:
     """P2: a process that was frozen reports a success after the order has been closed: the order
     stays FAILED, and the money is booked as unapplied.
@@ -140,13 +140,11 @@ def test_a_charge_reported_after_the_failure_is_unapplied(
     payment = create_payment(client, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
     dead_letter = wait_for_dead_letter(client, payment)
     charge_id = payment.payment_orders[0].charge_id
-    own_charge = leased_charge(two_attempt_platform, charge_id, 1)
+    own_charge = leased_charge(two_try_platform, charge_id, 1)
     close_dead_letter(client, dead_letter)
     assert failure_reason(wait_for_final_order(client, payment)) == "CLOSED_BY_OPERATOR"
     for _ in range(2):
-        record_outcomes(
-            two_attempt_platform, (own_charge, Succeeded(f"ref-{charge_id}", 500, "EUR"))
-        )
+        record_outcomes(two_try_platform, (own_charge, Succeeded(f"ref-{charge_id}", 500, "EUR")))
     assert eventually(lambda: booked_unapplied_charges(client, payment))
     (late_charge,) = booked_unapplied_charges(client, payment)
     assert (late_charge.amount, late_charge.cause) == ("5.00", payment_pb2.UNAPPLIED_CAUSE_LATE)
@@ -157,7 +155,7 @@ def test_a_charge_reported_after_the_failure_is_unapplied(
 
 
 def test_a_duplicate_charge_is_unapplied_despite_a_rejected_sibling(
-    client: Client, two_attempt_platform: ServedPlatform
+    client: Client, two_try_platform: ServedPlatform
 ) -> None:
     """P2: a second charge of orders that are charged together is booked, even if the risk check has
     rejected one of the payment's orders.
@@ -171,17 +169,17 @@ def test_a_duplicate_charge_is_unapplied_despite_a_rejected_sibling(
     payment = client.create_payment(checkout, orders, credit_card_info="tok_rejected", **together)
     wait_for_dead_letter(client, payment)
     charge = leased_charge(
-        two_attempt_platform,
+        two_try_platform,
         payment.payment_orders[0].charge_id,
         0,
     )
     record_outcomes(
-        two_attempt_platform,
+        two_try_platform,
         (charge, Succeeded(f"first-{checkout}", 500, "EUR")),
     )
     assert is_paid(client, payment)
     record_outcomes(
-        two_attempt_platform,
+        two_try_platform,
         (charge, Succeeded(f"second-{checkout}", 500, "EUR")),
     )
     (twice,) = eventually(lambda: booked_unapplied_charges(client, payment))
@@ -198,7 +196,7 @@ def test_a_duplicate_charge_is_unapplied_despite_a_rejected_sibling(
     ids=["paid", "declined"],
 )
 def test_a_second_charge_is_unapplied_before_the_first_is_applied(
-    client: Client, two_attempt_platform: ServedPlatform, first: Succeeded | Declined
+    client: Client, two_try_platform: ServedPlatform, first: Succeeded | Declined
 ) -> None:
     """P2: two processes that lost their leases report one charge before its order has changed: the
     second report becomes unapplied, and is not dropped.
@@ -206,20 +204,20 @@ def test_a_second_charge_is_unapplied_before_the_first_is_applied(
     payment = create_payment(client, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
     wait_for_dead_letter(client, payment)
     charge_id = payment.payment_orders[0].charge_id
-    stale_charge = leased_charge(two_attempt_platform, charge_id, 0)
+    stale_charge = leased_charge(two_try_platform, charge_id, 0)
     for outcome in (
         replace(first, reference=f"first-{charge_id}"),
         Succeeded(f"second-{charge_id}", 500, "EUR"),
     ):
         with psycopg.connect(
-            two_attempt_platform.databases.service("payment").replace("+psycopg", "")
+            two_try_platform.databases.service("payment").replace("+psycopg", "")
         ) as connection:  # no process applies the outcome between the two
             connection.execute(
                 "update payment.operation set next_attempt_time = 'infinity' where operation_id = "
                 "%s",
                 (charge_id,),
             )
-        record_outcomes(two_attempt_platform, (stale_charge, outcome))
+        record_outcomes(two_try_platform, (stale_charge, outcome))
     (second,) = eventually(lambda: booked_unapplied_charges(client, payment))
     cause = (
         payment_pb2.UNAPPLIED_CAUSE_DUPLICATE_CHARGE
@@ -228,7 +226,7 @@ def test_a_second_charge_is_unapplied_before_the_first_is_applied(
     )
     assert (second.provider_reference, second.cause) == (f"second-{charge_id}", cause)
     with psycopg.connect(
-        two_attempt_platform.databases.service("payment").replace("+psycopg", "")
+        two_try_platform.databases.service("payment").replace("+psycopg", "")
     ) as connection:
         connection.execute(
             "update payment.operation set next_attempt_time = now() where operation_id = %s",
@@ -272,12 +270,12 @@ def test_one_charge_of_a_provider_pays_one_order(
 
 @pytest.mark.parametrize("unapplied_first", [True, False])
 def test_concurrent_uses_of_one_provider_reference_are_rejected(
-    client: Client, two_attempt_platform: ServedPlatform, unapplied_first: bool
+    client: Client, two_try_platform: ServedPlatform, unapplied_first: bool
 ) -> None:
     """P1: two concurrent transactions store one reference, as an unapplied charge and as another
     charge's success: the second waits and is rejected.
     """
-    transact = database_of(two_attempt_platform, "payment").transact
+    transact = database_of(two_try_platform, "payment").transact
     payments = [
         create_payment(client, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
         for _ in range(2)
@@ -285,7 +283,7 @@ def test_concurrent_uses_of_one_provider_reference_are_rejected(
     for payment in payments:
         wait_for_dead_letter(client, payment)
     ids, reference = [payment.payment_orders[0].charge_id for payment in payments], unique_id("ref")
-    leased_charges = [leased_charge(two_attempt_platform, id_, 0) for id_ in ids]
+    leased_charges = [leased_charge(two_try_platform, id_, 0) for id_ in ids]
     writes: list[tuple[Charge, Succeeded]] = [
         (leased_charges[0], Succeeded(reference, 501, "EUR")),
         (leased_charges[1], Succeeded(reference, 500, "EUR")),
@@ -338,11 +336,11 @@ def test_concurrent_uses_of_one_provider_reference_are_rejected(
 
     with (
         ThreadPoolExecutor(2) as pool,
-        psycopg.connect(two_attempt_platform.databases.admin, autocommit=True) as admin,
+        psycopg.connect(two_try_platform.databases.admin, autocommit=True) as admin,
     ):
-        holds = pool.submit(two_attempt_platform.run_in_loop, transact, first)
+        holds = pool.submit(two_try_platform.run_in_loop, transact, first)
         assert written.wait(30)
-        waiting_future = pool.submit(two_attempt_platform.run_in_loop, transact, second)
+        waiting_future = pool.submit(two_try_platform.run_in_loop, transact, second)
         assert eventually(
             lambda: (
                 waiting_future.done() or admin.execute(WAITING_FOR_LOCK_QUERY).fetchone() != (0,)
