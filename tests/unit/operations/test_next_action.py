@@ -175,8 +175,13 @@ def test_a_payout_whose_answer_cannot_be_stored_is_polled_again() -> None:
         raise ConstraintViolation("23514", "payout_check", "it cannot be")
 
     poller = CompletedPayoutPoller(
-        None, Provider(), RetryPolicies(), record, record, lambda _: True
-    )  # type: ignore[arg-type]
+        None,  # type: ignore[arg-type]
+        Provider(),  # type: ignore[arg-type]
+        RetryPolicies(),
+        record,
+        record,
+        lambda _: True,
+    )
     look = asyncio.run(poller.poll(leased_payout(PayoutState.PAID, lookup_only=False, age=0.0), 3))
     assert look == NextPayoutPoll("1", 86_400.0, 3)
 
