@@ -41,90 +41,106 @@ class OrderTransitionRow:
 # Lookups by key in a lateral "limit 1" stay lookups. `operation` is small and its statistics are
 # always outdated, so a join read the whole table once per transition.
 _TRANSITION_ORDERS = text(f"""
-    with claimed as materialized (
+    with
+    -- Locks the operations. A lease that was taken over is no longer ours: the outcome of a former
+    -- holder only makes its operation due.
+    claimed as materialized (
         select r.*, op.holds_lease
-        from (select * from json_to_recordset(cast(:transitions as json))
-            as r (payment_order_id text collate "C", charge_id text collate "C", lease_token bigint,
-            version int,
-                status text, transition_reason text, booked boolean, pending_reason text,
-                    next_action_url text,
-                    failure_reason text, decline_code text,
-                provider_reference text, resolve_within_seconds float) order by charge_id) r
-        -- a lease that was taken over is no longer ours; an outcome applies under any lease
+        from (
+            select * from json_to_recordset(cast(:transitions as json)) as r (
+                payment_order_id text collate "C", charge_id text collate "C",
+                lease_token bigint, version int, status text, transition_reason text,
+                booked boolean, pending_reason text, next_action_url text, failure_reason text,
+                decline_code text, provider_reference text, resolve_within_seconds float)
+            order by charge_id) r
         cross join lateral (
             select op.lease_token = r.lease_token as holds_lease from operation op
             where op.operation_id = r.charge_id
                 and (op.lease_token = r.lease_token or r.transition_reason = :outcome_reason)
-                    limit 1 for update) op),
+            limit 1 for update) op),
+    -- The transitions that may be applied.
     leased as materialized (select * from claimed where holds_lease),
-    -- an operation with a recorded outcome is due at once, even when its holder gives it back
-    requeued as (
+    -- An operation with a recorded outcome is due at once, even when its holder gives it back.
+    made_due as (
         update operation op set next_attempt_time = clock(), has_changed = true
-        where op.operation_id = any (array(select charge_id from claimed where not holds_lease
-            except select charge_id from leased)) and op.next_attempt_time is not null),
+        where op.operation_id = any (array(
+                select charge_id from claimed where not holds_lease
+                except select charge_id from leased))
+            and op.next_attempt_time is not null),
+    -- Checkouts of which an order ends.
     locked_checkout as materialized (
         select c.checkout_id from checkout c
-        where c.checkout_id in (select o.checkout_id from payment_order o
+        where c.checkout_id in (
+            select o.checkout_id from payment_order o
             join leased r on r.payment_order_id = o.payment_order_id
-                                where r.booked or r.status = 'FAILED')
+            where r.booked or r.status = 'FAILED')
         order by c.checkout_id for update),
+    -- Orders that are still at the expected version. The count is always true: it makes the
+    -- statement lock the checkouts first, as everywhere.
     locked as materialized (
         select r.*, o.status as from_status
-        -- after the checkouts, as everywhere
-        from (select * from leased where (select count(*) from locked_checkout) >= 0
-              order by payment_order_id) r
+        from (
+            select * from leased where (select count(*) from locked_checkout) >= 0
+            order by payment_order_id) r
         cross join lateral (
-            select o.status from payment_order o where o.payment_order_id = r.payment_order_id
-                and o.version = r.version limit 1 for update) o),
+            select o.status from payment_order o
+            where o.payment_order_id = r.payment_order_id and o.version = r.version
+            limit 1 for update) o),
+    -- An order that waits for the same as before keeps its resolve_by_time.
     changed as (
-        update payment_order o set status = l.status, wallet_updated = l.booked,
-            ledger_updated = l.booked, pending_reason = l.pending_reason,
-            next_action_url = l.next_action_url, failure_reason = l.failure_reason,
-                decline_code = l.decline_code,
+        update payment_order o set
+            status = l.status, wallet_updated = l.booked, ledger_updated = l.booked,
+            pending_reason = l.pending_reason, next_action_url = l.next_action_url,
+            failure_reason = l.failure_reason, decline_code = l.decline_code,
             provider_reference = case when l.provider_reference = '' then o.provider_reference
                 else l.provider_reference end,
-            -- it is already waiting
             resolve_by_time = case when l.pending_reason <> ''
                 and o.pending_reason = l.pending_reason then o.resolve_by_time
                 else clock() + make_interval(secs => l.resolve_within_seconds) end,
-                    version = o.version + 1,
-                    update_time = greatest(o.update_time, clock())
+            version = o.version + 1, update_time = greatest(o.update_time, clock())
         from locked l where o.payment_order_id = l.payment_order_id and o.version = l.version
         returning o.*, l.from_status, l.transition_reason, l.booked, l.lease_token),
+    -- One row for each new version.
     history as (
-        insert into order_history (payment_order_id, version, from_status, to_status,
-            transition_reason,
-            wallet_updated, ledger_updated, delivered, pending_reason,
-            next_action_url, failure_reason, decline_code, provider_reference, attempt_count,
-                resolve_by_time, create_time)
-        select payment_order_id, version, from_status, status, transition_reason, wallet_updated,
-            ledger_updated, false, pending_reason, next_action_url,
-            failure_reason, decline_code, provider_reference, attempt_count, resolve_by_time,
-                update_time from changed),
+        insert into order_history (
+            payment_order_id, version, from_status, to_status, transition_reason, wallet_updated,
+            ledger_updated, delivered, pending_reason, next_action_url, failure_reason,
+            decline_code, provider_reference, attempt_count, resolve_by_time, create_time)
+        select
+            payment_order_id, version, from_status, status, transition_reason, wallet_updated,
+            ledger_updated, false, pending_reason, next_action_url, failure_reason,
+            decline_code, provider_reference, attempt_count, resolve_by_time, update_time
+        from changed),
+    -- A checkout is at version 1 while an order is open, and at 2 once all have ended.
     counted as (
-        update checkout c set open_orders = c.open_orders - n.ended,
-            unpaid_orders = c.unpaid_orders - n.paid,
-            version = case when c.open_orders = n.ended then 2 else 1 end, done_time = case
-                when c.open_orders = n.ended then n.at end
-        from (select checkout_id, count(*) as ended, count(*) filter (where booked) as paid,
-            max(update_time) as at
-              from changed where booked or status = 'FAILED' group by checkout_id) n
+        update checkout c set
+            open_orders = c.open_orders - n.ended_orders,
+            unpaid_orders = c.unpaid_orders - n.booked_orders,
+            version = case when c.open_orders = n.ended_orders then 2 else 1 end,
+            done_time = case when c.open_orders = n.ended_orders then n.last_time end
+        from (
+            select checkout_id, count(*) as ended_orders,
+                count(*) filter (where booked) as booked_orders, max(update_time) as last_time
+            from changed where booked or status = 'FAILED' group by checkout_id) n
         where c.checkout_id = n.checkout_id
         returning c.checkout_id, c.version),
+    -- A final charge needs no operation.
     done as (
         delete from operation op
-            where op.operation_id = any (array(select charge_id from locked
-            where booked or status = 'FAILED'))),
+        where op.operation_id = any (array(
+            select charge_id from locked where booked or status = 'FAILED'))),
+    -- The resources with a new version, for their events.
     changed_resource as (
         select 'paymentOrders/' || payment_order_id as aggregate_id, version from changed
         union all
         select 'payments/' || checkout_id, 2 from counted where version = 2),
     {insert_into_outbox("changed_resource", "aggregate_id")}
     select payment_order_id, lease_token, checkout_id, version, update_time, resolve_by_time,
-        sequence as outbox_sequence from changed, outbox_sequence
+        sequence as outbox_sequence
+    from changed, outbox_sequence
     union all
-    select null, null, checkout_id, 2, null, null, sequence from counted, outbox_sequence
-        where version = 2
+    select null, null, checkout_id, 2, null, null, sequence
+    from counted, outbox_sequence where version = 2
 """)
 
 
