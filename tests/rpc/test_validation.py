@@ -494,7 +494,7 @@ def test_bad_values_of_payouts(
         ("payment", "GetPayment", {"checkout_id": "no-such"}, "payment no-such"),
         ("payment", "GetPaymentOrder", {"payment_order_id": "no-such"}, "payment order no-such"),
         ("payment", "GetDeadLetter", {"dead_letter_id": "no-such"}, "dead letter no-such"),
-        ("payment", "GetDeadLetter", {"dead_letter_id": CARD}, "dead letter of this id"),
+        ("payment", "GetDeadLetter", {"dead_letter_id": CARD}, "dead letter with this id"),
         (
             "payment",
             "AcknowledgeUnappliedCharge",
@@ -552,7 +552,12 @@ def test_bad_values_of_payouts(
             {"transaction_id": "main-987654321"},
             "transaction main-987654321",
         ),
-        ("ledger", "GetTransaction", {"transaction_id": f"main-{CARD}"}, "transaction of this id"),
+        (
+            "ledger",
+            "GetTransaction",
+            {"transaction_id": f"main-{CARD}"},
+            "transaction with this id",
+        ),
     ],
 )
 def test_a_not_found_error_names_the_resource(

@@ -15,7 +15,7 @@ from tests.support.marketplace import SETTINGS
 from tests.support.platform import ServedPlatform, fresh_database, serve_platform
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def marketplace(
     admin_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServedPlatform]:
@@ -32,29 +32,29 @@ def marketplace(
         yield served_platform
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def checkout_client(marketplace: ServedPlatform) -> Iterator[Client]:
     """Takes the marketplace's payments."""
     yield from client_of(marketplace, "checkout")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def payout_client(marketplace: ServedPlatform) -> Iterator[Client]:
     """Pays the marketplace's sellers."""
     yield from client_of(marketplace, "payouts")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def rival_client(marketplace: ServedPlatform) -> Iterator[Client]:
     """Another marketplace."""
     yield from client_of(marketplace, "rival")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def operator_client(marketplace: ServedPlatform) -> Iterator[Client]:
     yield from client_of(marketplace, "operator")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def second_operator_client(marketplace: ServedPlatform) -> Iterator[Client]:
     yield from client_of(marketplace, "second-operator")

@@ -21,7 +21,7 @@ def assert_verified(databases: DatabaseUrls) -> None:
     assert report.passed, report.as_text()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def two_try_platform(
     admin_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServedPlatform]:
@@ -44,13 +44,13 @@ def two_try_platform(
         assert_verified(databases)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def client(two_try_platform: ServedPlatform) -> Iterator[Client]:
     with two_try_platform.client() as sdk_client:
         yield sdk_client
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def slow_retry_platform(
     admin_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServedPlatform]:
@@ -63,7 +63,7 @@ def slow_retry_platform(
         assert_verified(databases)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def slow_retry_client(slow_retry_platform: ServedPlatform) -> Iterator[Client]:
     with slow_retry_platform.client() as sdk_client:
         yield sdk_client

@@ -159,7 +159,7 @@ def test_an_expired_charge_that_cannot_be_cancelled_stays_a_dead_letter(
             ).fetchone()
             assert row == (None,)
         dead_letter = wait_for_dead_letter(client, payment)
-        assert dead_letter.detail.startswith("EXPIRED, and not ended")
+        assert dead_letter.detail.startswith("EXPIRED, not cancelled yet")
         assert len(looked_up_ids) == 1
 
 
