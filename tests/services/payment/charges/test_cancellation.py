@@ -137,7 +137,7 @@ def test_a_cancellation_or_expiry_ends_a_dead_letter(
         ).dead_letter
         assert response.state == operator_pb2.DEAD_LETTER_STATE_RETRIED
         assert response.operator == ("platform" if expires else "dev")
-        assert ("time" if expires else "sold out") in response.reason
+        assert ("expired" if expires else "sold out") in response.reason
         assert charge_log(scratch_database, payment.checkout_id) == []
     assert verify(scratch_database).passed
 
