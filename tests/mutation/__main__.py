@@ -156,10 +156,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="scripts/mutation", description="Applies mutants, and checks that each is killed."
     )
-    parser.add_argument("--only", default="", help="only mutants whose names contain these words")
-    parser.add_argument(
-        "--new", action="store_true", help="only mutants that were not killed yet as they are now"
-    )
     parser.add_argument(
         "--part",
         type=parse_part,

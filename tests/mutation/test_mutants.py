@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,3 +39,21 @@ def test_every_mutant_was_killed() -> None:
         if (mutant.name, fingerprint_of(mutant)) not in killed_mutants
     ] == []
     assert len(MUTANTS) >= 25
+
+
+def test_the_command_reads_its_options() -> None:
+    """A run that no mutant matches ends with one sentence; a bad part is named."""
+    for options, sentence in (
+        (["--only", "no such mutant"], "no mutant meets the options"),
+        (["--part", "3/2"], "'3/2' must be a part such as 2/6"),
+    ):
+        result = subprocess.run(
+            [sys.executable, "-m", "tests.mutation", *options],
+            check=False,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert result.returncode != 0
+        assert sentence in result.stderr, result.stderr

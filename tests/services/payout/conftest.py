@@ -18,12 +18,12 @@ from tests.support.payout_operations import RETRY, approval_settings
 from tests.support.platform import ServedPlatform, fresh_database, serve_platform
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def payout_provider() -> ScriptedPayoutProvider:
     return ScriptedPayoutProvider()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def approval_platform(
     admin_url: str,
     tmp_path_factory: pytest.TempPathFactory,
@@ -42,23 +42,23 @@ def approval_platform(
         yield served_platform
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def shop_client(approval_platform: ServedPlatform) -> Iterator[Client]:
     yield from client_of(approval_platform, "shop")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def other_client(approval_platform: ServedPlatform) -> Iterator[Client]:
     yield from client_of(approval_platform, "other")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def approver_client(approval_platform: ServedPlatform) -> Iterator[Client]:
     """A caller who may create and approve payouts."""
     yield from client_of(approval_platform, "approver")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def operator_client(approval_platform: ServedPlatform) -> Iterator[Client]:
     yield from client_of(approval_platform, "operator")
 

@@ -15,7 +15,7 @@ from tests.support.marketplace import SETTINGS
 from tests.support.platform import ServedPlatform, fresh_database, serve_platform
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def marketplace(
     admin_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServedPlatform]:
@@ -32,29 +32,29 @@ def marketplace(
         yield served_platform
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def checkout_client(marketplace: ServedPlatform) -> Iterator[Client]:
     """Takes the marketplace's payments."""
     yield from client_of(marketplace, "checkout")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def payout_client(marketplace: ServedPlatform) -> Iterator[Client]:
     """Pays the marketplace's sellers."""
     yield from client_of(marketplace, "payouts")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def rival_client(marketplace: ServedPlatform) -> Iterator[Client]:
     """Another marketplace."""
     yield from client_of(marketplace, "rival")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def operator_client(marketplace: ServedPlatform) -> Iterator[Client]:
     yield from client_of(marketplace, "operator")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def second_operator_client(marketplace: ServedPlatform) -> Iterator[Client]:
     yield from client_of(marketplace, "second-operator")
