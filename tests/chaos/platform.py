@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import make_url
@@ -56,8 +56,7 @@ class SupervisedProcess:
     log: Path
     child: subprocess.Popen[bytes] | None = None
     is_stopped: bool = False
-    """Freezes the process with SIGSTOP."""
-    start_count: int = field(default=0)
+    """Whether the process is frozen by SIGSTOP."""
 
     def ensure_running(self) -> None:
         """Starts the process unless it runs."""
@@ -67,7 +66,6 @@ class SupervisedProcess:
                     self.command, env={**os.environ, **self.environment}, stderr=log, stdout=log
                 )
             self.is_stopped = False
-            self.start_count += 1
 
     def send_signal(self, number: signal.Signals) -> None:
         if self.child is not None and self.child.poll() is None:

@@ -80,9 +80,8 @@ _IMMORTAL_NODES = ("caller", "outside", "provider")
 
 @dataclass
 class CrashResults:
-    """The number of runs with one crash and with two, and the runs that failed."""
+    """The number of runs with two crashes, and the runs that failed."""
 
-    single_count: int = 0
     pair_count: int = 0
     failed: list[SimulationResult] = field(default_factory=list)
 
@@ -104,7 +103,7 @@ def run_with_crashes(
     with_pairs: bool = True,
 ) -> CrashResults:
     """Runs a plan with one crash, then with each second crash that can follow it."""
-    results = CrashResults(single_count=1)
+    results = CrashResults()
     first_result = run(plan)
     _check_deaths(results, first_result, expected_deaths=1)
     later_calls = (

@@ -146,7 +146,6 @@ class WithdrawalResponses:
     violations: list[str] = field(default_factory=list)
     cancelled: bool = False
     disabled: bool = False
-    registered: bool = False
 
 
 class PayoutLoad:
@@ -240,7 +239,6 @@ class PayoutLoad:
             is None
         ):
             return False
-        responses.registered = True
         get_request = payout_service_pb2.GetPayoutDestinationRequest(
             payout_destination_id=withdrawal.destination_id
         )

@@ -57,8 +57,6 @@ class SettingDescription:
     default: str
     """As it is written in the TOML file; empty: not set."""
     description: str
-    is_secret: bool
-    """Whether the value is left out of the settings' repr."""
 
 
 def describe_settings() -> list[SettingDescription]:
@@ -72,7 +70,6 @@ def describe_settings() -> list[SettingDescription]:
             allowed=expected(field),
             default=_format_default(field),
             description=" ".join((field.description or "").split()),
-            is_secret=not field.repr,
         )
         for path, field in iterate_fields()
     ]
