@@ -12,6 +12,7 @@ from benchmarks.growth import run as growth
 from benchmarks.measure import StatusPrinter
 from benchmarks.options import parse_count, parse_fraction, parse_payments, parse_seconds
 from tallystick_server.app.errors import StartupError
+from tests.support.cancellation import exit_on_interrupt
 
 
 def _parse_options() -> argparse.Namespace:
@@ -101,4 +102,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_interrupt():
+        main()

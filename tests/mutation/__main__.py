@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.mutation.mutants import MUTANTS, Mutant, apply_mutant, fingerprint_of
+from tests.support.cancellation import exit_on_interrupt
 from tests.support.options import RunPart, parse_part
 
 _ROOT = Path.cwd()
@@ -47,7 +48,7 @@ _PYTEST_COMMAND = [
     "-W",
     "ignore",
 ]
-_TIMEOUT_SECONDS = 900.0  # seconds
+_TIMEOUT_SECONDS = 900.0
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,10 @@ def _run_command(command: list[str]) -> tuple[int | None, str]:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         return None, process.communicate()[0]
+    except KeyboardInterrupt:  # SIGTERM: the command unwinds, and stops what it started
+        os.killpg(process.pid, signal.SIGTERM)
+        process.communicate()
+        raise
 
 
 def _detect(mutant: Mutant) -> Detection | None:
@@ -202,16 +207,18 @@ def main() -> None:
         f"{killed_count} of {killed_count + len(survivors)} mutants were killed in "
         f"{time.monotonic() - start_time:.0f} s"
     )
-    _RESULTS_PAGE.write_text(
-        _PAGE_HEADER
-        + "".join(
-            rows[mutant.name]
-            for mutant in MUTANTS
-            if mutant.name in rows and mutant.name not in survivors
+    if options.part.total == 1:  # a part is a sample, and changes no file of the repository
+        _RESULTS_PAGE.write_text(
+            _PAGE_HEADER
+            + "".join(
+                rows[mutant.name]
+                for mutant in MUTANTS
+                if mutant.name in rows and mutant.name not in survivors
+            )
         )
-    )
     sys.exit(1 if survivors else 0)
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_interrupt():
+        main()

@@ -105,21 +105,21 @@ MUTANTS = (
         f"{_SERVER}/payment/charge.py",
         "        is_expired = now >= self.expires_at and ",
         "        is_expired = now >= self.expires_at + 10**9 and ",
-        "tests/services/payment/charges -k expire",
+        "tests/services/payment/charges/test_expiry.py",
     ),
     Mutant(
         "an expired charge is sent again if it was sent before",
         f"{_SERVER}/payment/charge.py",
         "        is_expired = now >= self.expires_at and ",
         "        is_expired = now >= self.expires_at and not self.maybe_sent and ",
-        "tests/services/payment/charges/test_expiry.py -k expired",
+        "tests/services/payment/charges/test_expiry.py",
     ),
     Mutant(
         "a charge that is not found is only looked up again",
         f"{_SERVER}/operations/reschedule.py",
         "            lookup_only=False,",
         "            lookup_only=operation.lookup_only,",
-        "tests/services/payment/charges -k unknown_to_the_provider",
+        "tests/services/payment/charges/test_retries.py::test_a_charge_unknown_to_the_provider_is_sent_again",
     ),
     Mutant(
         "lookups wait for the circuit of sends",
@@ -268,7 +268,7 @@ MUTANTS = (
             "    )"
         ),
         "del rows",
-        "tests/services/payment/charges/test_dead_letters.py -k closing",
+        "tests/services/payment/charges/test_dead_letters.py::test_closing_asks_the_provider_first",
     ),
     Mutant(
         "of two outcomes in one batch the first is recorded",
@@ -925,14 +925,14 @@ MUTANTS = (
         f"{_STORAGE}/verify/shared.py",
         "t.seal is distinct from sha256(",
         "t.seal <> sha256(",
-        "tests/app/test_verify.py -k S1",
+        "tests/app/test_verify.py::test_a_corrupted_row_is_named",
     ),
     Mutant(
         "any resolve_by_time is accepted",
         f"{_STORAGE}/verify/payment.py",
         ("when o.resolve_by_time is distinct from l.resolve_by_time\n                then"),
         ("when (o.resolve_by_time is null) <> (l.resolve_by_time is null)\n                then"),
-        "tests/app/test_verify.py -k P4",
+        "tests/app/test_verify.py::test_a_corrupted_row_is_named",
     ),
     Mutant(
         "any edit of a row renews its seal",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,19 @@ def test_a_stale_mutant_is_an_error() -> None:
     """A mutant whose source text has changed is reported by name."""
     with pytest.raises(ValueError, match="is stale"):
         apply_mutant(MUTANTS[0], "something else")
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_every_mutant_names_tests_that_exist(mutant: Mutant) -> None:
+    """Each named test is a folder, a file, or a function of a file. A selection by words could
+    match nothing, and a run without a test kills nothing.
+    """
+    for name in mutant.tests.split():
+        path, _, function = name.partition("::")
+        assert (ROOT / path).exists(), name
+        if function:
+            definition = rf"^(async )?def {function}\("
+            assert re.search(definition, (ROOT / path).read_text(), re.MULTILINE), name
 
 
 def test_every_mutant_was_killed() -> None:
