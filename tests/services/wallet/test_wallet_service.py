@@ -323,7 +323,9 @@ def test_a_hold_expires_by_itself(client: Client) -> None:
         )
         == "FIELD_INVALID"
     )
-    place_hold(client, seller, hold_id, "3.00", expire_time=soon)
+    soon.FromDatetime(datetime.now(UTC) + timedelta(seconds=1))
+    hold = place_hold(client, seller, hold_id, "3.00", expire_time=soon).hold
+    assert hold.state == wallet_pb2.HOLD_STATE_OPEN
     assert eventually(
         lambda: (
             client.wallet.GetHold(pb.GetHoldRequest(hold_id=hold_id)).hold.state
