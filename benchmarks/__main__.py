@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Any
 
-from benchmarks import ledger, pay_in, payouts
+from benchmarks import latency, ledger, pay_in, payouts
 from benchmarks.growth import run as growth
 from benchmarks.measure import StatusPrinter
 from benchmarks.options import parse_count, parse_fraction, parse_payments, parse_seconds
@@ -34,6 +34,7 @@ def _parse_options() -> argparse.Namespace:
             default=default,
             help="calls in flight; default: %(default)s",
         )
+    _add_seconds(benchmarks.add_parser("latency", help="cost of a payment under light load"))
     _add_payouts(benchmarks.add_parser("payouts", help="payouts a second"))
     _add_growth(benchmarks.add_parser("growth", help="cost of calls in a large database"))
     for benchmark in benchmarks.choices.values():
@@ -80,6 +81,8 @@ def _run(options: argparse.Namespace, print_status: StatusPrinter) -> dict[str, 
         return growth.bench(options.payments, options.pending_fraction, print_status)
     if options.name == "payouts":
         return payouts.bench(options.seconds, options.sellers, print_status)
+    if options.name == "latency":
+        return latency.bench(options.seconds, print_status)
     bench = pay_in.bench if options.name == "pay-in" else ledger.bench
     return bench(options.seconds, options.in_flight, print_status)
 

@@ -7,7 +7,7 @@ import itertools
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tallystick_server.app.errors import StartupError
 
@@ -21,14 +21,21 @@ StatusPrinter = Callable[[str], None]
 
 @dataclass(frozen=True)
 class LoadResult:
-    """The latencies of calls in seconds, by round. `seconds`: the duration of all rounds."""
+    """The latencies of calls in seconds, by round. `seconds`: the duration of all rounds;
+    `cpu_seconds`: the processor time of the measured processes, by round.
+    """
 
     seconds: float
-    rounds: list[list[float]]
+    rounds: list[list[float]] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
 
     @property
     def calls_per_second(self) -> float:
         return sum(map(len, self.rounds)) / self.seconds
+
+    @property
+    def cpu_ms_per_call(self) -> float:
+        return sum(self.cpu_seconds) * 1000 / sum(map(len, self.rounds))
 
     def quantile_ms(self, fraction: float) -> float:
         return _quantile_ms([latency for round_ in self.rounds for latency in round_], fraction)
@@ -64,21 +71,26 @@ def load_figures(spread: LoadResult, hot: LoadResult, items_per_call: int) -> di
 
 
 async def measure_interleaved(
-    calls: dict[str, Call], in_flight: int, seconds: float, print_status: StatusPrinter
+    calls: dict[str, Call],
+    in_flight: int,
+    seconds: float,
+    print_status: StatusPrinter,
+    read_cpu_seconds: Callable[[], float] = time.process_time,
 ) -> dict[str, LoadResult]:
     """Measures each call for `seconds`, in short rounds that alternate. So a machine that changes
     its pace changes it for all of them.
 
-    `in_flight`: calls in flight. Raises StartupError if no call of one kind ends in time.
+    `in_flight`: calls in flight. `read_cpu_seconds`: the processor time so far of the processes
+    whose cost is measured. Raises StartupError if no call of one kind ends in time.
     """
     numbers = itertools.count()
     rounds = max(round(seconds / _ROUND_SECONDS), 1)
-    loads: dict[str, LoadResult] = {name: LoadResult(seconds, []) for name in calls}
+    loads: dict[str, LoadResult] = {name: LoadResult(seconds) for name in calls}
     for number in range(1, rounds + 1):
         # in random order, so that none always follows the same one; no secret
         for name, call in sorted(calls.items(), key=lambda _: random.random()):  # noqa: S311
-            loads[name].rounds.append(
-                await _measure_round(call, numbers, in_flight, seconds / rounds)
+            await _measure_round(
+                loads[name], call, numbers, in_flight, seconds / rounds, read_cpu_seconds
             )
         rates = ", ".join(
             f"{name} {len(load.rounds[-1]) * rounds / seconds:.1f}/s"
@@ -94,10 +106,15 @@ async def measure_interleaved(
 
 
 async def _measure_round(
-    call: Call, numbers: Iterator[int], in_flight: int, seconds: float
-) -> list[float]:
-    """Keeps `in_flight` calls in flight. Returns the latencies in seconds of those that end after
-    the warm-up and within the time.
+    load: LoadResult,
+    call: Call,
+    numbers: Iterator[int],
+    in_flight: int,
+    seconds: float,
+    read_cpu_seconds: Callable[[], float],
+) -> None:
+    """Keeps `in_flight` calls in flight. Adds to `load` the latencies of those that end after the
+    warm-up and within the time, and the processor time that was used meanwhile.
     """
     begin = time.perf_counter() + _WARM_UP_SECONDS
     end = begin + seconds
@@ -110,5 +127,13 @@ async def _measure_round(
             if begin <= finish < end:
                 latencies.append(finish - start)
 
+    async def measure_cpu() -> float:
+        await asyncio.sleep(begin - time.perf_counter())
+        cpu_at_begin = read_cpu_seconds()
+        await asyncio.sleep(end - time.perf_counter())
+        return read_cpu_seconds() - cpu_at_begin
+
+    cpu_seconds = asyncio.ensure_future(measure_cpu())
     await asyncio.gather(*(worker() for _ in range(in_flight)))
-    return latencies
+    load.rounds.append(latencies)
+    load.cpu_seconds.append(await cpu_seconds)

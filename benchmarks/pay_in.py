@@ -10,6 +10,8 @@ from __future__ import annotations
 import random
 import secrets
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -35,16 +37,15 @@ from benchmarks.processes import (
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
 from tallystick_core.fingerprint import digest_text
 from tallystick_server.app.configuration import Settings
-from tallystick_server.app.database.connections import open_databases
+from tallystick_server.app.database.connections import DatabaseUrls, open_databases
 from tallystick_server.app.errors import StartupError
 from tallystick_server.app.serve import run
 
 DEFAULT_IN_FLIGHT = 768
-_ADDRESS, _BASELINE_ADDRESS = "127.0.0.1:7271", "127.0.0.1:7272"
-_SELLERS = 1000
+ADDRESS, BASELINE_ADDRESS = "127.0.0.1:7271", "127.0.0.1:7272"
+SELLERS = 1000
 _TEAM_METADATA = (("authorization", "Bearer bench-bench-bench-bench"),)
 _ENVIRONMENT = {
-    "TALLYSTICK_PROVIDERS__SANDBOX__LATENCY": "0.02",
     "TALLYSTICK_AUTHENTICATION": "tokens",
     "TALLYSTICK_CALLERS": (
         "bench:team:bench-bench-bench-bench,platform:service:platform-platform-platform"
@@ -53,6 +54,7 @@ _ENVIRONMENT = {
     "TALLYSTICK_RISK__AMOUNT_LIMITS": "EUR=10000",
     "TALLYSTICK_RISK__VELOCITY_LIMIT": "1000000",
 }
+_PROVIDER_LATENCY_SECONDS = 0.02
 
 
 def bench(seconds: float, in_flight: int, print_status: StatusPrinter) -> dict[str, Any]:
@@ -60,17 +62,13 @@ def bench(seconds: float, in_flight: int, print_status: StatusPrinter) -> dict[s
     flight.
     """
     shutil.rmtree(DATABASE_FOLDER, ignore_errors=True)
-    with open_databases(Settings(), print_status, folder=DATABASE_FOLDER) as database_urls:
-        environment = {**_ENVIRONMENT, **database_environment(database_urls)}
-        with (
-            run_baseline(_BASELINE_ADDRESS),
-            run_downstream_services(environment) as downstream_pid,
-            run_services(
-                ["payment"], {**environment, **DOWNSTREAM_ENVIRONMENT}, _ADDRESS
-            ) as payment_pid,
-        ):
-            loads = run(_measure(in_flight, seconds, print_status))
-            memory_mb = read_peak_mb(downstream_pid) + read_peak_mb(payment_pid)
+    with (
+        open_databases(Settings(), print_status, folder=DATABASE_FOLDER) as database_urls,
+        run_baseline(BASELINE_ADDRESS),
+        run_platform(database_urls, _PROVIDER_LATENCY_SECONDS) as pids,
+    ):
+        loads = run(_measure(in_flight, seconds, print_status))
+        memory_mb = sum(map(read_peak_mb, pids))
     rate, baseline_rate = loads["spread"].calls_per_second, loads["baseline"].calls_per_second
     return {
         "bench": "pay-in",
@@ -82,24 +80,51 @@ def bench(seconds: float, in_flight: int, print_status: StatusPrinter) -> dict[s
     }
 
 
+@contextmanager
+def run_platform(
+    database_urls: DatabaseUrls, provider_latency_seconds: float
+) -> Iterator[tuple[int, int]]:
+    """Serves PaymentService at ADDRESS and the services that it calls; yields the two pids."""
+    environment = {
+        **_ENVIRONMENT,
+        **database_environment(database_urls),
+        "TALLYSTICK_PROVIDERS__SANDBOX__LATENCY": str(provider_latency_seconds),
+    }
+    with (
+        run_downstream_services(environment) as downstream_pid,
+        run_services(
+            ["payment"], {**environment, **DOWNSTREAM_ENVIRONMENT}, ADDRESS
+        ) as payment_pid,
+    ):
+        yield payment_pid, downstream_pid
+
+
 async def _measure(
     in_flight: int, seconds: float, print_status: StatusPrinter
 ) -> dict[str, LoadResult]:
     async with (
-        grpc.aio.insecure_channel(_BASELINE_ADDRESS) as baseline_channel,
-        grpc.aio.insecure_channel(_ADDRESS) as channel,
+        grpc.aio.insecure_channel(BASELINE_ADDRESS) as baseline_channel,
+        grpc.aio.insecure_channel(ADDRESS) as channel,
     ):
-        message = _request(0, "echo", _SELLERS).SerializeToString()
-        stub: Any = payment_service_pb2_grpc.PaymentServiceStub(channel)
         calls = {
-            "baseline": echo_call(baseline_channel, message),
-            "spread": _payment_call(stub, _SELLERS),
-            "hot": _payment_call(stub, 1),
+            "baseline": echo_of_payment(baseline_channel),
+            "spread": payment_call(channel, SELLERS),
+            "hot": payment_call(channel, 1),
         }
         return await measure_interleaved(calls, in_flight, seconds, print_status)
 
 
-def _payment_call(stub: Any, sellers: int) -> Call:
+def echo_of_payment(channel: grpc.aio.Channel) -> Call:
+    """The baseline of `payment_call`: an echo of the same message."""
+    return echo_call(channel, _request(0, "echo", SELLERS).SerializeToString())
+
+
+def payment_call(channel: grpc.aio.Channel, sellers: int) -> Call:
+    """A call that pays an order of each of two sellers, and returns once both are booked.
+
+    `sellers`: the number of sellers of which they are two.
+    """
+    stub: Any = payment_service_pb2_grpc.PaymentServiceStub(channel)
     run_id = digest_text(secrets.token_hex(8))[:8]
 
     async def create_payment(number: int) -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -30,6 +30,9 @@ DOWNSTREAM_ENVIRONMENT = {
 """The environment of a process that calls them."""
 _STARTUP_TIMEOUT_SECONDS = 60
 _STOP_TIMEOUT_SECONDS = 60
+# Fields of /proc/PID/stat after the name, see proc(5): the parent's pid; ticks in user and system
+# mode, of the process and of its children that have ended.
+_PARENT_FIELD, _CPU_FIELDS = 1, slice(11, 15)
 
 
 def database_environment(database_urls: DatabaseUrls) -> dict[str, str]:
@@ -100,3 +103,21 @@ def read_peak_mb(pid: int) -> int:
     """The peak resident memory of a process in MB."""
     match = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     return int(match[1]) // 1024 if match else 0
+
+
+def read_cpu_seconds(pids: Collection[int]) -> float:
+    """The processor time so far of these processes and of their children, ended ones included."""
+    ticks = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(") ")[2].split()
+        except (FileNotFoundError, ProcessLookupError):  # it has ended
+            continue
+        if int(path.parent.name) in pids or int(fields[_PARENT_FIELD]) in pids:
+            ticks += sum(map(int, fields[_CPU_FIELDS]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def read_postgres_pid() -> int:
+    """The pid of the embedded PostgreSQL of the benchmarks."""
+    return int((DATABASE_FOLDER / "postgres" / "data" / "postmaster.pid").read_text().split()[0])
