@@ -501,6 +501,13 @@ MUTANTS = (
         ('return PayoutRequest(\n            f"{self.provider_key}-{self.lease_token}",'),
     ),
     Mutant(
+        "an unsent payout is looked up without end after its key window",
+        f"{_SERVER}/payout/operation.py",
+        "            not_found_count=row.not_found_count,\n            payout_id",
+        "            not_found_count=0,\n            payout_id",
+        "tests/services/payout/test_payouts.py::test_an_unsent_payout_is_sent_after_any_outage",
+    ),
+    Mutant(
         "a returned payout is not credited",
         f"{_SERVER}/payout/booking.py",
         "[entry for entry in other_movements if entry.movement.seller_change > 0]",
