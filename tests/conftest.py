@@ -16,6 +16,7 @@ from tallystick import Client
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.database.embedded import EmbeddedPostgres
+from tests.support.memory import memory_folder
 from tests.support.platform import (
     COPY_SUFFIX,
     FAST_RETRY,
@@ -49,7 +50,8 @@ def admin_url() -> Iterator[str]:
     fsync.
     """
     configured_url = os.environ.get("TALLYSTICK_DATABASE__URL", "")
-    embedded = EmbeddedPostgres(ROOT / ".data" / "tests" / f"postgres{WORKER}", fsync=False)
+    folder = memory_folder(ROOT / ".data" / "tests" / f"postgres{WORKER}")
+    embedded = EmbeddedPostgres(folder, fsync=False)
     try:
         if not (url := configured_url):
             url = embedded.start()

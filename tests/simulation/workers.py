@@ -8,7 +8,6 @@ import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from hashlib import sha256
 from multiprocessing.queues import Queue
 from pathlib import Path
 
@@ -22,8 +21,9 @@ from tallystick_server.app.database.roles import Passwords
 from tests.simulation.crash_points import CrashResults, run_with_crashes
 from tests.simulation.run import Simulation, SimulationPlan, SimulationResult
 from tests.simulation.shrink import shrink
+from tests.support.memory import memory_folder
 
-_SHRINK_SECONDS = 60.0  # seconds
+_SHRINK_SECONDS = 60.0
 _POSTGRES_SETTINGS = {
     "autovacuum": "off",  # automatic garbage collection would run at another moment each time
     "jit": "off",
@@ -66,7 +66,7 @@ def _start_worker(urls: Queue[str], passwords: Path) -> None:
 @contextmanager
 def worker_pool(folder: Path, count: int) -> Iterator[ProcessPoolExecutor]:
     """The given number of processes, in which `here` runs plans."""
-    folder = _memory_folder(folder)
+    folder = memory_folder(folder)
     postgres = EmbeddedPostgres(folder / "postgres", fsync=False)
     context = multiprocessing.get_context("spawn")
     urls: Queue[str] = context.Queue()
@@ -91,19 +91,6 @@ def worker_pool(folder: Path, count: int) -> Iterator[ProcessPoolExecutor]:
                 raise
     finally:
         postgres.stop()
-
-
-def _memory_folder(folder: Path) -> Path:
-    """A directory in memory if the system has one, always the same for a given directory: emptying
-    tables there takes a seventh of the time.
-    """
-    memory = Path("/dev/shm")
-    if not os.access(memory, os.W_OK):
-        return folder
-    return (
-        memory
-        / f"tallystick-{os.getuid()}-{sha256(str(folder.resolve()).encode()).hexdigest()[:16]}"
-    )
 
 
 def _create_database(admin: str, name: str, passwords: Path) -> str:
