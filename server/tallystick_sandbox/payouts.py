@@ -13,7 +13,7 @@ from tallystick_core.fingerprint import fingerprint
 from tallystick_core.provider.payout_provider import PayoutRequest
 from tallystick_sandbox import rules, store
 from tallystick_sandbox.idempotency import IdempotencyKeys, reference_for, with_generation
-from tallystick_sandbox.rules import Behavior, Fault, Plan, Reply
+from tallystick_sandbox.rules import Behavior, Fault, Reply
 from tallystick_storage.database import Database
 
 
@@ -26,12 +26,10 @@ class SandboxPayouts:
         self,
         database: Database,
         *,
-        plan: Plan | None = None,
         latency_seconds: float = 0.0,
         key_window_seconds: float = 86_400.0,
     ) -> None:
         self._database = database
-        self._plan = plan or Plan()
         self._latency_seconds = latency_seconds
         self._keys = IdempotencyKeys(
             store.TRANSFERS, database, rules.build_transfer_reply, key_window_seconds
@@ -52,10 +50,7 @@ class SandboxPayouts:
         """
         if self.down:
             return [rules.CONNECTION_REFUSED] * len(requests)
-        behaviors = [
-            rules.behavior_for(request.bank_account_token, request.key, self._plan)
-            for request in requests
-        ]
+        behaviors = [rules.behavior_for(request.bank_account_token) for request in requests]
         replies = await asyncio.gather(
             *(self._pay(*pair) for pair in zip(requests, behaviors, strict=True))
         )

@@ -1,11 +1,9 @@
-"""The behavior of the sandbox, as pure functions. The token selects it, or a seeded plan."""
+"""The behavior of the sandbox, as pure functions. The token selects it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from hashlib import sha256
 from typing import Protocol
 
 
@@ -64,27 +62,6 @@ _BY_NAME = {str(fault): fault for fault in Fault}
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """Random faults, reproducible from the seed. `shares` maps each fault to its share of requests,
-    between 0 and 1.
-    """
-
-    seed: int = 0
-    shares: Mapping[Fault, float] = field(default_factory=dict)
-
-    def fault_for(self, key: str) -> Fault:
-        """The fault of a key."""
-        if not self.shares:
-            return Fault.NONE
-        point = int.from_bytes(sha256(f"{self.seed}/{key}".encode()).digest()[:8], "big") / 2**64
-        for fault, share in sorted(self.shares.items()):
-            point -= share
-            if point < 0:
-                return fault
-        return Fault.NONE
-
-
-@dataclass(frozen=True, slots=True)
 class Behavior:
     """What happens to one request."""
 
@@ -110,9 +87,9 @@ TRANSIENT_FAULTS = frozenset(
 )
 
 
-def behavior_for(token: str, key: str, plan: Plan) -> Behavior:
+def behavior_for(token: str) -> Behavior:
     """The behavior that a token selects: "tok_{fault}:{argument}" of a buyer, or
-    "ba_{fault}:{argument}" of a seller's bank account. Other tokens follow the plan.
+    "ba_{fault}:{argument}" of a seller's bank account. Other tokens select no fault.
 
     The argument depends on the fault. `decline`: the decline code. `delay`: milliseconds. Transient
     faults: how many times they apply. `pending`: the reason (action or review), or the result of
@@ -120,13 +97,14 @@ def behavior_for(token: str, key: str, plan: Plan) -> Behavior:
     `slow` and `returned`: seconds until the final state; without them the next lookup reaches it.
     """
     name, _, argument = token.removeprefix("tok_").removeprefix("ba_").partition(":")
-    token_fault = _BY_NAME.get(name) if token.startswith(("tok_", "ba_")) else None
-    fault = token_fault or plan.fault_for(key)
+    fault = _BY_NAME.get(name)
+    if fault is None or not token.startswith(("tok_", "ba_")):
+        return Behavior(Fault.NONE)
     if fault is Fault.DELAY:
         return Behavior(fault, min(int(argument), 60_000) / 1000 if argument.isdecimal() else 0.25)
     if fault in TRANSIENT_FAULTS:
         return Behavior(fault, times=int(argument) if argument.isdecimal() else 1)
-    return Behavior(fault, code=argument if token_fault else "")
+    return Behavior(fault, code=argument)
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,7 +286,7 @@ def build_transfer_reply(stored: StoredRequest) -> Reply:
 
 def build_verification_reply(token: str, previous_checks: int) -> Reply:
     """Whether an account can be paid to. `previous_checks`: the number of earlier verifications."""
-    match behavior_for(token, token, Plan()).fault:
+    match behavior_for(token).fault:
         case Fault.UNVERIFIED:
             return Reply(402, code="no_account")
         case Fault.REVIEW if not previous_checks:

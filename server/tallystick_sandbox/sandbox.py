@@ -8,7 +8,7 @@ from tallystick_core.fingerprint import fingerprint
 from tallystick_core.provider.payment_provider import ChargeRequest
 from tallystick_sandbox import rules, store
 from tallystick_sandbox.idempotency import IdempotencyKeys, reference_for
-from tallystick_sandbox.rules import Behavior, Fault, Plan, Reply
+from tallystick_sandbox.rules import Behavior, Fault, Reply
 from tallystick_storage.database import Database
 
 
@@ -21,12 +21,10 @@ class Sandbox:
         self,
         database: Database,
         *,
-        plan: Plan | None = None,
         latency_seconds: float = 0.0,
         key_window_seconds: float = 86_400.0,
     ) -> None:
         self._database = database
-        self._plan = plan or Plan()
         self._latency_seconds = latency_seconds
         self._keys = IdempotencyKeys(
             store.CHARGES, database, rules.build_charge_reply, key_window_seconds
@@ -44,7 +42,7 @@ class Sandbox:
         """Charges, or replays the earlier reply to the key."""
         if self.down:
             return rules.CONNECTION_REFUSED
-        behavior = rules.behavior_for(request.payment_token, request.key, self._plan)
+        behavior = rules.behavior_for(request.payment_token)
         return await self._keys.execute_once(
             _new_entry(request, behavior), behavior, self._latency_seconds
         )

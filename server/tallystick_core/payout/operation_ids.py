@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from tallystick_core.payout.state import _DESTINATION_PREFIX, _PAYOUT_PREFIX
+_PAYOUT_PREFIX, _DESTINATION_PREFIX = "p-", "d-"
 
 
 def format_payout_operation_id(payout_id: str) -> str:

@@ -16,8 +16,6 @@ from tallystick_core.provider.outcome import (
 )
 from tallystick_core.state_machine import Verb, next_state
 
-_PAYOUT_PREFIX, _DESTINATION_PREFIX = "p-", "d-"
-
 
 class PayoutState(StrEnum):
     """The state of a payout."""

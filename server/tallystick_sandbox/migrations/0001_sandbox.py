@@ -20,7 +20,7 @@ create table charge (
     state text not null check (state in ('SUCCEEDED', 'DECLINED', 'PENDING', 'ERROR')),
     amount bigint not null,  -- charged, in minor units
     currency text not null,
-    fault text not null,  -- selected by the token or the plan
+    fault text not null,  -- selected by the token
     code text not null,
     create_time timestamptz not null,
     primary key (key, generation)

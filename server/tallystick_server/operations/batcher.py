@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from tallystick_core.errors import ApiError, ErrorReason, overloaded_error
 from tallystick_server.observability.tracing import SpanContext, batch_span, current_context
+from tallystick_server.rpc.errors import shutting_down_error
 from tallystick_server.rpc.service_client import ServiceCallRejected
 from tallystick_storage.database import ConstraintViolation
 
@@ -84,7 +85,7 @@ class Batcher(Generic[T, R]):
         processed.
         """
         if self._is_stopped:
-            raise _shutting_down_error()
+            raise shutting_down_error()
         if self._max_queued is not None and len(self._queue) >= self._max_queued:
             raise overloaded_error(f"items wait in {self._name}")
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
@@ -114,7 +115,7 @@ class Batcher(Generic[T, R]):
         await asyncio.gather(*self._tasks, return_exceptions=True)
         while self._queue:
             future, _ = self._queue.popitem(last=False)
-            _fail(future, _shutting_down_error())
+            _fail(future, shutting_down_error())
 
     def _remove_abandoned(self, future: asyncio.Future[R]) -> None:
         """Removes an item whose submitter was cancelled before its batch started."""
@@ -156,7 +157,7 @@ class Batcher(Generic[T, R]):
                 for _, future, _ in batch:  # whatever ended the worker, no submitter waits forever
                     _fail(
                         future,
-                        _shutting_down_error()
+                        shutting_down_error()
                         if self._is_stopped
                         else RuntimeError(f"A worker of batcher {self._name} ended unexpectedly."),
                     )
@@ -196,12 +197,6 @@ class Batcher(Generic[T, R]):
                 future.set_exception(result)
             else:
                 future.set_result(result)
-
-
-def _shutting_down_error() -> ApiError:
-    return ApiError(
-        ErrorReason.SHUTTING_DOWN, "The process is shutting down; retry.", retry_after=0.5
-    )
 
 
 def _fail(future: asyncio.Future[Any], error: Exception) -> None:

@@ -19,6 +19,9 @@ from tallystick_core.provider.outcome import (
 from tallystick_server.observability.tracing import SpanContext
 from tallystick_storage import operations as operation_store
 
+FIRST_LEASE_TOKEN = 1
+"""The lease token that an operation is created with, so that it need not be read back."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeasedOperation(ABC):

@@ -26,17 +26,16 @@ from tallystick_core.provider.outcome import (
 )
 from tallystick_core.provider.payment_provider import ChargeRequest, PaymentProvider
 from tallystick_server.observability.tracing import SpanContext, parse_traceparent
-from tallystick_server.operations.operation import LeasedOperation, parse_tries
+from tallystick_server.operations.operation import FIRST_LEASE_TOKEN, LeasedOperation, parse_tries
 from tallystick_server.payment import convert
 from tallystick_storage import operations as operation_store
 from tallystick_storage.payment import checkouts as checkout_store
 from tallystick_storage.payment import orders as store
 
-# Initial values that payment creation stores for a charge, so that they need not be read back.
 RESOURCE_PREFIX = "charges/"
 """The prefix of a charge's resource name; the charge id follows."""
-FIRST_LEASE_TOKEN = 1
 FIRST_ATTEMPT = 1
+"""The attempt number that a charge is created with, so that it need not be read back."""
 
 
 class OrderInCharge(NamedTuple):

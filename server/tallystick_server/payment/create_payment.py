@@ -63,7 +63,6 @@ class CreatePaymentResult:
     `replayed`: it was stored before. `in_progress`: its charges have just been started.
     """
 
-    checkout_id: str
     replayed: bool
     in_progress: bool = False
 
@@ -184,7 +183,7 @@ class PaymentCreator:
         new_payments = [payment for payment in payments if payment.checkout_id in rows]
         results |= {
             payment.checkout_id: CreatePaymentResult(
-                payment.checkout_id, replayed=False, in_progress=bool(payment.charges)
+                replayed=False, in_progress=bool(payment.charges)
             )
             for payment in new_payments
         }
@@ -382,6 +381,6 @@ def _find_existing(
         connection, [(command.request, command.fingerprint) for command in commands]
     )
     return {
-        checkout_id: conflict or CreatePaymentResult(checkout_id, replayed=True)
+        checkout_id: conflict or CreatePaymentResult(replayed=True)
         for checkout_id, conflict in conflicts.items()
     }

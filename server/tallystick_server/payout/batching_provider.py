@@ -43,10 +43,6 @@ class BatchingPayoutProvider:
     async def stop(self) -> None:
         await self._batcher.stop()
 
-    @property
-    def idle(self) -> bool:
-        return self._batcher.is_idle
-
     async def send(self, request: PayoutRequest) -> PayoutOutcome:
         """Pays it, or finds the earlier payment under the same idempotency key."""
         return await self._batcher.submit(request)

@@ -46,7 +46,6 @@ class CreatePayoutCommand:
 class CreatePayoutResult:
     """The payout is stored durably. `replayed`: it was stored before."""
 
-    payout_id: str
     replayed: bool
 
 
@@ -245,7 +244,7 @@ class PayoutCreator:
                 )
                 events.add_payout_changed(event_batch, operation.message, new.traceparent)
                 created_payouts.operations.append(operation)
-                created_payouts.results[payout_id] = CreatePayoutResult(payout_id, replayed=False)
+                created_payouts.results[payout_id] = CreatePayoutResult(replayed=False)
         concurrent_ids = sorted(plan.to_create.keys() - rows.keys())
         # Another process stored them after the read; the next statement sees them.
         if concurrent_ids:
@@ -261,7 +260,7 @@ def _replay_or_conflict(requested: NewPayout, row: Row[Any]) -> CreatePayoutOutc
     if requested.owner not in ("", row.owner):
         return id_taken_error("payout_id")
     if bytes(row.fingerprint) == requested.fingerprint():
-        return CreatePayoutResult(row.payout_id, replayed=True)
+        return CreatePayoutResult(replayed=True)
     stored = NewPayout(
         row.payout_id,
         row.caller,

@@ -16,6 +16,7 @@ from tallystick_core.payout.destination import (
 )
 from tallystick_core.payout.operation_ids import format_destination_operation_id
 from tallystick_core.payout.quote import WalletBalance
+from tallystick_server.operations.operation import FIRST_LEASE_TOKEN
 from tallystick_server.outbox.events import record_events
 from tallystick_server.payout import convert, events
 from tallystick_server.payout.destination_verification import (
@@ -26,7 +27,6 @@ from tallystick_server.payout.worker import PayoutWorker
 from tallystick_storage.database import Database
 from tallystick_storage.payout import destinations as store
 
-_FIRST_LEASE_TOKEN = 1
 _COMPARED_FIELDS = ("seller_account", "currency", "bank_account_token", "description")
 
 
@@ -76,11 +76,7 @@ class DestinationRegistry:
             if row is not None:
                 (item,) = verifications_from_rows(
                     [row],
-                    {
-                        format_destination_operation_id(
-                            row.payout_destination_id
-                        ): _FIRST_LEASE_TOKEN
-                    },
+                    {format_destination_operation_id(row.payout_destination_id): FIRST_LEASE_TOKEN},
                     lease_deadline,
                 )
                 self._worker.start_operation(item)

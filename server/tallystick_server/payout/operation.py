@@ -17,14 +17,12 @@ from tallystick_core.provider.idempotency_key import format_provider_key
 from tallystick_core.provider.outcome import FailureReason, PayoutLookupOutcome
 from tallystick_core.provider.payout_provider import PayoutRequest
 from tallystick_server.observability.tracing import SpanContext, parse_traceparent
-from tallystick_server.operations.operation import LeasedOperation, parse_tries
+from tallystick_server.operations.operation import FIRST_LEASE_TOKEN, LeasedOperation, parse_tries
 from tallystick_server.payout import convert
 from tallystick_server.payout.batching_provider import BatchingPayoutProvider
 from tallystick_server.payout.snapshot import PayoutSnapshot, snapshot_of
 from tallystick_storage.payout import payouts as store
 
-# Initial values that payout creation stores, so that they need not be read back.
-FIRST_LEASE_TOKEN = 1
 ATTEMPT_NUMBER = 1
 """A payout has one attempt, under one idempotency key. After FAILED the caller creates a new
 payout.
