@@ -51,7 +51,7 @@ WORKER_QUERIES: dict[str, tuple[str, DatabaseWork]] = {
     ),
     "backlog of charges": (
         "payment",
-        lambda connection: operation_store.count_backlog(connection, "sandbox", "", 1000),
+        lambda connection: operation_store.count_backlog(connection, "sandbox", 1000),
     ),
     "payouts to poll": ("payout", lambda connection: payouts.list_pollable(connection, 200)),
     "payouts in progress of a batch": (

@@ -19,20 +19,20 @@ _AMOUNT = re.compile(r"\A(-?)(0|[1-9][0-9]*)(?:\.([0-9]+))?\Z", re.ASCII)
 _PARTS_PER_MILLION = 1_000_000
 
 
-def parse_currency(text: str, field: str = "currency") -> str:
+def parse_currency(text: str) -> str:
     """Returns the currency code unchanged. Raises FIELD_REQUIRED, CURRENCY_UNKNOWN."""
     if text in EXPONENTS:
         return text
     if not text:
         raise ApiError(
             ErrorReason.FIELD_REQUIRED,
-            f"{field} is required: an ISO 4217 code such as EUR.",
-            field=field,
+            "currency is required: an ISO 4217 code such as EUR.",
+            field="currency",
         )
     raise ApiError(
         ErrorReason.CURRENCY_UNKNOWN,
-        f"{field} must be an ISO 4217 code in capitals, BTC or USDC.",
-        field=field,
+        "currency must be an ISO 4217 code in capitals, BTC or USDC.",
+        field="currency",
     )
 
 

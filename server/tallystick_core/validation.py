@@ -105,7 +105,7 @@ def parse_text(text: str, field: str, max_length: int) -> str:
     return text
 
 
-def parse_reason_text(text: str, field: str, max_length: int = 255) -> str:
+def parse_reason_text(text: str, field: str) -> str:
     """Parses a non-blank reason that is kept in a history. Raises FIELD_REQUIRED, FIELD_INVALID,
     CARD_NUMBER_REJECTED.
     """
@@ -115,7 +115,7 @@ def parse_reason_text(text: str, field: str, max_length: int = 255) -> str:
             f"{field} is required: it is kept in the history.",
             field=field,
         )
-    return parse_text(text, field, max_length)
+    return parse_text(text, field, 255)
 
 
 def parse_token(text: str, field: str) -> str:

@@ -304,7 +304,7 @@ _RELEASE_LEASES = text("""
 """)
 _COUNT_BACKLOG = text("""
     select count(*)
-        from (select from operation where phase = :phase and provider = :provider
+        from (select from operation where phase = '' and provider = :provider
         and next_attempt_time is not null limit :limit) d
 """)
 
@@ -337,12 +337,10 @@ def release_leases(connection: Connection, lease_tokens: Mapping[str, int]) -> N
     connection.execute(_RELEASE_LEASES, {"leases": encode_rows(leases)})
 
 
-def count_backlog(connection: Connection, provider: str, phase: str, limit: int) -> int:
-    """Counts the operations of a provider in a phase, without dead letters, up to `limit`."""
+def count_backlog(connection: Connection, provider: str, limit: int) -> int:
+    """Counts a provider's scheduled operations that are in no phase, up to `limit`."""
     return int(
-        connection.execute(
-            _COUNT_BACKLOG, {"provider": provider, "phase": phase, "limit": limit}
-        ).scalar_one()
+        connection.execute(_COUNT_BACKLOG, {"provider": provider, "limit": limit}).scalar_one()
     )
 
 

@@ -81,7 +81,7 @@ def format_charge_id(checkout: CheckoutRequest, order: Order) -> str:
     )
 
 
-def parse_charge_id(text: str, field: str = "charge_id") -> str:
+def parse_charge_id(text: str) -> str:
     """Parses a charge id: o- or c-, then the id of its order or checkout. Raises FIELD_REQUIRED,
     FIELD_INVALID, CARD_NUMBER_REJECTED.
     """
@@ -89,10 +89,10 @@ def parse_charge_id(text: str, field: str = "charge_id") -> str:
     if not text or kind not in ("o", "c") or not id_:
         raise ApiError(
             ErrorReason.FIELD_INVALID if text else ErrorReason.FIELD_REQUIRED,
-            f"{field} must be o-{{payment_order_id}} or c-{{checkout_id}}.",
-            field=field,
+            "charge_id must be o-{payment_order_id} or c-{checkout_id}.",
+            field="charge_id",
         )
-    parse_id(id_, field)
+    parse_id(id_, "charge_id")
     return text
 
 

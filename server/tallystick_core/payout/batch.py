@@ -88,14 +88,14 @@ def derive_payout_id(run_id: str, seller_account: str) -> str:
     return f"{RUN_PAYOUT_PREFIX}{digest_text(run_id, seller_account)}"
 
 
-def parse_batch_id(text: str, field: str = "payout_batch_id") -> str:
+def parse_batch_id(text: str) -> str:
     """Parses a caller's batch id. The prefix of runs is reserved for the platform. Raises
     FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REJECTED.
     """
     if text.startswith(_RUN_PREFIX):
         raise ApiError(
             ErrorReason.FIELD_INVALID,
-            f"{field} must not begin with {_RUN_PREFIX}: such ids are the platform's.",
-            field=field,
+            f"payout_batch_id must not begin with {_RUN_PREFIX}: such ids are the platform's.",
+            field="payout_batch_id",
         )
-    return parse_id(text, field)
+    return parse_id(text, "payout_batch_id")

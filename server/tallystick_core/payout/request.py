@@ -59,17 +59,17 @@ def first_difference(sent: NewPayout, stored: NewPayout) -> str:
     )
 
 
-def parse_payout_id(text: str, field: str = "payout_id") -> str:
+def parse_payout_id(text: str) -> str:
     """Parses a caller's payout id. The prefix of payouts from runs is reserved for the platform.
     Raises FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REJECTED.
     """
     if text.startswith(RUN_PAYOUT_PREFIX):
         raise ApiError(
             ErrorReason.FIELD_INVALID,
-            f"{field} must not begin with {RUN_PAYOUT_PREFIX}: such ids are the platform's.",
-            field=field,
+            f"payout_id must not begin with {RUN_PAYOUT_PREFIX}: such ids are the platform's.",
+            field="payout_id",
         )
-    return parse_id(text, field)
+    return parse_id(text, "payout_id")
 
 
 def classify_hold_failure(reason: ErrorReason) -> PayoutFailure | None:

@@ -157,7 +157,7 @@ def _parse_time(text: str) -> time:
     return time(int(match[1]), int(match[2]))
 
 
-def parse_zone(text: str, field: str = "time_zone") -> ZoneInfo:
+def parse_zone(text: str) -> ZoneInfo:
     """Parses an IANA time zone name; links such as "Singapore" are allowed. Raises
     FIELD_INVALID.
     """
@@ -172,6 +172,6 @@ def parse_zone(text: str, field: str = "time_zone") -> ZoneInfo:
         pass
     raise ApiError(
         ErrorReason.FIELD_INVALID,
-        f"{field} must be an IANA time zone such as Europe/Berlin, or UTC.",
-        field=field,
+        "time_zone must be an IANA time zone such as Europe/Berlin, or UTC.",
+        field="time_zone",
     )

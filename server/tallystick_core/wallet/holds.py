@@ -22,11 +22,11 @@ def is_hold_id(text: str) -> bool:
     return is_id(text.removeprefix(_PAYOUT_PREFIX))
 
 
-def parse_hold_id(text: str, field: str = "hold_id") -> str:
+def parse_hold_id(text: str) -> str:
     """Parses a hold id: payouts/{payout_id} for a payout, an id for every other purpose. Raises
     FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REJECTED.
     """
-    parse_id(text.removeprefix(_PAYOUT_PREFIX), field)
+    parse_id(text.removeprefix(_PAYOUT_PREFIX), "hold_id")
     return text
 
 

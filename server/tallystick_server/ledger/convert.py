@@ -70,7 +70,7 @@ def parse_posting(message: pb.Posting) -> Posting:
 
 def _parse_line(entry: ledger_pb2.Entry, index: int) -> JournalLine:
     try:
-        account = parse_account(entry.account, "account")
+        account = parse_account(entry.account)
         currency = parse_currency(entry.currency)
         amount = parse_amount(entry.amount, currency)
         credit = _DIRECTIONS.parse(entry.direction, "direction") == "CREDIT"

@@ -154,7 +154,7 @@ class LedgerHandlers(AlertHandlers):
         return pb.ListTransactionsResponse(transactions=transactions, next_page_token=next_token)
 
     async def GetAccount(self, request: pb.GetAccountRequest, _call: Call) -> pb.GetAccountResponse:
-        account = parse_account(request.account, "account")
+        account = parse_account(request.account)
         currency = parse_currency(request.currency)
         as_of = parse_time(request, "as_of_time")
 
@@ -286,7 +286,7 @@ def _post_result(
 
 def _parse_filter(request: pb.ListTransactionsRequest) -> store.TransactionFilter:
     return store.TransactionFilter(
-        parse_account(request.account, "account") if request.account else None,
+        parse_account(request.account) if request.account else None,
         parse_currency(request.currency) if request.currency else None,
         convert.KINDS.parse(request.kind, "kind", "") or None,
         parse_text(request.source_id, "source_id", 64) or None,

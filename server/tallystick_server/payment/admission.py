@@ -70,7 +70,7 @@ class PaymentAdmission:
             cached_count = self._cached_count = (
                 now,
                 operation_store.count_backlog(
-                    connection, self._provider, "", max(self._max_queued_charges, 1)
+                    connection, self._provider, max(self._max_queued_charges, 1)
                 ),
             )
         queued_count = cached_count[1]

@@ -20,9 +20,8 @@ _MAX_STREAMS = 1000
 class AuxiliaryServices:
     """Replaces the server as the target when these services are added."""
 
-    def __init__(self, server: grpc.aio.Server, max_streams: int = _MAX_STREAMS) -> None:
+    def __init__(self, server: grpc.aio.Server) -> None:
         self._server = server
-        self._max_streams = max_streams
         self._open_streams = 0
 
     def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
@@ -56,7 +55,7 @@ class AuxiliaryServices:
 
     def _limit_streams(self, handler: Handler) -> Handler:
         async def stream(request: Any, context: Context) -> None:
-            if self._open_streams >= self._max_streams:
+            if self._open_streams >= _MAX_STREAMS:
                 await abort_with_error(
                     context,
                     ApiError(
