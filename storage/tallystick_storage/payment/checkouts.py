@@ -73,10 +73,10 @@ class NewAttempt:
 
 
 _FIND_EXISTING = text("""
-    select 'checkout' as resource_type, checkout_id as id, checkout_id, owner, fingerprint
+    select 'checkout' as resource_type, checkout_id as id, owner, fingerprint
     from checkout where checkout_id = any (cast(:checkouts as text[]))
     union all
-    select 'order', o.payment_order_id, o.checkout_id, c.owner, null
+    select 'order', o.payment_order_id, c.owner, null
     from payment_order o join checkout c on c.checkout_id = o.checkout_id
     where o.payment_order_id = any (cast(:orders as text[]))
 """)
@@ -85,8 +85,8 @@ _FIND_EXISTING = text("""
 def find_existing(
     connection: Connection, checkout_ids: list[str], order_ids: list[str]
 ) -> Sequence[Row[Any]]:
-    """Which of the ids exist: rows of resource_type ("checkout" or "order"), id, checkout_id,
-    owner, fingerprint.
+    """Which of the ids exist: rows of resource_type ("checkout" or "order"), id, owner and
+    fingerprint.
     """
     return connection.execute(
         _FIND_EXISTING, {"checkouts": checkout_ids, "orders": order_ids}

@@ -108,7 +108,6 @@ _UPSERT_ITEMS = text("""
         payout_destination_id text, state text, error text) order by payout_id
     on conflict (payout_batch_id, payout_id) do update
         set state = excluded.state, error = excluded.error
-    returning state
 """)
 _RECORD_GENERATED = text("""
     update payout_batch
