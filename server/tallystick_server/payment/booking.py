@@ -45,10 +45,10 @@ class PaymentBooking:
     ) -> None:
         self._database = database
         self._service_client = service_client
-        self._wallet: Any = service_client.stub(
+        self._wallet = service_client.stub(
             wallet_service_pb2_grpc.WalletServiceStub, wallet_address
         )
-        self._ledger: Any = service_client.stub(
+        self._ledger = service_client.stub(
             ledger_service_pb2_grpc.LedgerServiceStub, ledger_address
         )
 

@@ -38,7 +38,7 @@ class DeliveryConfirmation:
     ) -> None:
         self._database = database
         self._service_client = service_client
-        self._wallet: Any = service_client.stub(
+        self._wallet = service_client.stub(
             wallet_service_pb2_grpc.WalletServiceStub, wallet_address
         )
 

@@ -81,7 +81,7 @@ class UnappliedChargeBooking:
     ) -> None:
         self._database = database
         self._service_client = service_client
-        self._ledger: Any = service_client.stub(
+        self._ledger = service_client.stub(
             ledger_service_pb2_grpc.LedgerServiceStub, ledger_address
         )
 

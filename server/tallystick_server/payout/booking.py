@@ -78,10 +78,10 @@ class PayoutBooking:
     ) -> None:
         self._database = database
         self._service_client = service_client
-        self._wallet: Any = service_client.stub(
+        self._wallet = service_client.stub(
             wallet_service_pb2_grpc.WalletServiceStub, wallet_address
         )
-        self._ledger: Any = service_client.stub(
+        self._ledger = service_client.stub(
             ledger_service_pb2_grpc.LedgerServiceStub, ledger_address
         )
         self._retry_policies = retry_policies

@@ -6,7 +6,6 @@ A payout that requires approval waits for a second person before the attempt.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from sqlalchemy import Connection
 
@@ -51,7 +50,7 @@ class HoldPlacer:
     ) -> None:
         self._database = database
         self._service_client = service_client
-        self._wallet: Any = service_client.stub(
+        self._wallet = service_client.stub(
             wallet_service_pb2_grpc.WalletServiceStub, wallet_address
         )
         self._approval_thresholds = approval_thresholds

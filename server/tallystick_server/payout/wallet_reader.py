@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2, wallet_service_pb2_grpc
 from tallystick_core.money import MAX_BALANCE, parse_amount
@@ -30,7 +29,7 @@ class WalletReader:
 
     def __init__(self, service_client: ServiceClient, wallet_address: str) -> None:
         self._service_client = service_client
-        self._wallet: Any = service_client.stub(
+        self._wallet = service_client.stub(
             wallet_service_pb2_grpc.WalletServiceStub, wallet_address
         )
         self._semaphore = asyncio.Semaphore(_MAX_CONCURRENT_CALLS)

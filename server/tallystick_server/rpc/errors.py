@@ -13,6 +13,8 @@ from google.rpc import error_details_pb2, status_pb2
 
 from tallystick_core.errors import ApiError, ErrorReason
 
+Context = grpc.aio.ServicerContext[Any, Any]
+"""gRPC's context of a call."""
 DOMAIN = "tallystick"
 
 _REASONS_BY_CODE: dict[grpc.StatusCode, tuple[ErrorReason, ...]] = {
@@ -116,7 +118,7 @@ def shutting_down_error() -> ApiError:
 
 
 async def abort_with_error(
-    context: Any, error: ApiError, trailing: Sequence[tuple[str, str]] = ()
+    context: Context, error: ApiError, trailing: Sequence[tuple[str, str]] = ()
 ) -> NoReturn:
     """Aborts the call of this context with an error."""
     await context.abort(

@@ -9,9 +9,8 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from tallystick_core.errors import ApiError, ErrorReason
-from tallystick_server.rpc.errors import abort_with_error
+from tallystick_server.rpc.errors import Context, abort_with_error
 
-Context = Any  # from grpc.aio, which has no types
 Handler = Callable[[Any, Context], Awaitable[Any]]
 
 _MAX_STREAMS = 1000

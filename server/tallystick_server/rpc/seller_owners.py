@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from tallystick.wallet.v1 import wallet_service_pb2, wallet_service_pb2_grpc
 from tallystick_server.rpc.message_limits import MAX_ITEMS
@@ -20,7 +19,7 @@ class SellerOwners:
 
     def __init__(self, service_client: ServiceClient, wallet_address: str) -> None:
         self._service_client = service_client
-        self._wallet_stub: Any = service_client.stub(
+        self._wallet_stub = service_client.stub(
             wallet_service_pb2_grpc.WalletServiceStub, wallet_address
         )
 

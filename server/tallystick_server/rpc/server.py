@@ -30,14 +30,17 @@ from tallystick_server.observability.tracing import mark_failed, server_span, tr
 from tallystick_server.rpc.authentication import Authenticator
 from tallystick_server.rpc.bulkhead import Bulkhead, CallLimits, MethodSlots
 from tallystick_server.rpc.call import Access, Call
-from tallystick_server.rpc.errors import CODE_BY_REASON, abort_with_error, shutting_down_error
+from tallystick_server.rpc.errors import (
+    CODE_BY_REASON,
+    Context,
+    abort_with_error,
+    shutting_down_error,
+)
 from tallystick_server.rpc.fair_semaphore import FairSemaphore
 from tallystick_server.rpc.message_limits import check_items, has_items
 from tallystick_server.rpc.stream_sender import StreamSender
 
 log = logging.getLogger(__name__)
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 DEFAULT_DEADLINE_SECONDS = 10.0
 MAX_DEADLINE_SECONDS = 60.0

@@ -5,7 +5,7 @@ tenacity.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import grpc
@@ -17,6 +17,7 @@ from tallystick_storage.database import in_transaction
 
 log = logging.getLogger(__name__)
 
+R = TypeVar("R")
 T = TypeVar("T")
 
 _MAX_ATTEMPTS = 4
@@ -97,7 +98,7 @@ class ServiceClient:
             self._channels[address] = self._connect(address)
         return stub_class(self._channels[address])
 
-    async def call(self, method: Callable[..., Any], request: Any, name: str = "") -> Any:
+    async def call(self, method: Callable[..., Awaitable[R]], request: Any, name: str = "") -> R:
         """Calls a stub's method. `name`: the span name, required if the request is serialized
         already.
 
@@ -135,7 +136,7 @@ class ServiceClient:
                 ) from error
         raise RuntimeError("unreachable: the last attempt returns or raises")
 
-    async def call_or_unavailable(self, method: Callable[..., Any], request: Any) -> Any:
+    async def call_or_unavailable(self, method: Callable[..., Awaitable[R]], request: Any) -> R:
         """As `call`, for work that a caller waits for. A service that rejects this service as its
         caller counts as unavailable.
         """

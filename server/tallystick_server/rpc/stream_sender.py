@@ -6,14 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-import grpc
 from google.protobuf.message import Message
 
 from tallystick_server.rpc.bulkhead import Bulkhead
-from tallystick_server.rpc.errors import shutting_down_error, stream_expired_error
+from tallystick_server.rpc.errors import Context, shutting_down_error, stream_expired_error
 from tallystick_server.rpc.fair_semaphore import FairSemaphore
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 # Seconds after which the next stream may write, even if a reader has not taken its message.
 _WRITE_HANDOVER_SECONDS = 0.001
