@@ -1,4 +1,4 @@
-"""Errors that end a command, as one sentence that says what to do."""
+"""Errors that end a command, each as one sentence that says what to do."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ from typing import NoReturn
 
 class StartupError(Exception):
     """Shown on the terminal as it is, without a traceback. The command exits with 1."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, of the driver's if there is one. That line names host and
+    database, and no password.
+    """
+    lines = str(getattr(error, "orig", None) or error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def exit_on_broken_pipe() -> NoReturn:

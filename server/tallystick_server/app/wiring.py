@@ -69,10 +69,13 @@ P = TypeVar("P")
 
 def full_names(services: Sequence[str]) -> list[str]:
     """The full gRPC names of services."""
-    return [
-        str(_SERVICE_MODULES[name].DESCRIPTOR.services_by_name[f"{name.title()}Service"].full_name)
-        for name in services
-    ]
+    return [str(_descriptor(name).full_name) for name in services]
+
+
+def _descriptor(service: str) -> ServiceDescriptor:
+    file = _SERVICE_MODULES[service].DESCRIPTOR
+    descriptor: ServiceDescriptor = file.services_by_name[f"{service.title()}Service"]
+    return descriptor
 
 
 class _Lifecycle(Protocol):
@@ -99,10 +102,7 @@ class Service:
 
     @property
     def descriptor(self) -> ServiceDescriptor:
-        service_descriptor: ServiceDescriptor = _SERVICE_MODULES[
-            self.name
-        ].DESCRIPTOR.services_by_name[f"{self.name.title()}Service"]
-        return service_descriptor
+        return _descriptor(self.name)
 
     def start(self) -> None:
         for component in self.running:

@@ -84,9 +84,11 @@ class LeasedOperation(ABC):
         before the key does.
         """
 
-    @abstractmethod
     def failure_if_not_sent(self, now: float) -> FailureReason | None:
-        """The reason to fail it at loop time `now` if no money was moved."""
+        """The reason to fail it at loop time `now` if no money was moved. None: it is neither
+        cancelled nor expired.
+        """
+        return None
 
     def circuit(self, action: NextAction) -> Circuit:
         """The circuit of the provider that an action uses."""

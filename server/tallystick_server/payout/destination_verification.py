@@ -22,7 +22,7 @@ from tallystick_core.payout.operation_ids import (
     split_operation_ids,
 )
 from tallystick_core.payout.state import NOT_SENT, PayoutTransitionReason, PayoutTrigger
-from tallystick_core.provider.outcome import Declined, FailureReason, VerificationOutcome
+from tallystick_core.provider.outcome import Declined, VerificationOutcome
 from tallystick_server.observability.tracing import parse_traceparent
 from tallystick_server.operations.batcher import bisect_on_error
 from tallystick_server.operations.dead_letters import resolve, resolve_and_requeue
@@ -63,9 +63,6 @@ class DestinationVerification(LeasedOperation):
     @property
     def awaits_provider(self) -> bool:
         return False
-
-    def failure_if_not_sent(self, now: float) -> FailureReason | None:
-        return None
 
     def is_key_honored(self, key_window_seconds: float, lease_seconds: float) -> bool:
         return True  # no idempotency key: repeating the request is harmless

@@ -14,7 +14,7 @@ from tallystick_core.operations.next_action import NextAction
 from tallystick_core.payout.operation_ids import format_payout_operation_id
 from tallystick_core.payout.state import TERMINAL_STATES, PayoutState
 from tallystick_core.provider.idempotency_key import format_provider_key
-from tallystick_core.provider.outcome import FailureReason, PayoutLookupOutcome
+from tallystick_core.provider.outcome import PayoutLookupOutcome
 from tallystick_core.provider.payout_provider import PayoutRequest
 from tallystick_server.observability.tracing import SpanContext, parse_traceparent
 from tallystick_server.operations.operation import FIRST_LEASE_TOKEN, LeasedOperation, parse_tries
@@ -73,9 +73,6 @@ class PayoutOperation(LeasedOperation):
     @property
     def awaits_provider(self) -> bool:
         return self.state in (PayoutState.SUBMITTED, PayoutState.IN_TRANSIT)
-
-    def failure_if_not_sent(self, now: float) -> FailureReason | None:
-        return None
 
     def next_action(
         self, now: float, key_window_seconds: float, lease_seconds: float

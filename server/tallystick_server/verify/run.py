@@ -17,8 +17,7 @@ import psycopg
 from sqlalchemy.exc import DataError, SQLAlchemyError
 
 from tallystick_server.app.database.connections import DatabaseUrls
-from tallystick_server.app.database.migrate import first_line
-from tallystick_server.app.errors import StartupError
+from tallystick_server.app.errors import StartupError, first_line
 from tallystick_server.verify.events import check_events, check_operations, check_versions
 from tallystick_server.verify.ledger import check_ledger, check_unique_postings
 from tallystick_server.verify.payments import (

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from tallystick_server.app.configuration import SERVICES
 from tallystick_server.verify.report import Check, QueryRunner
-from tallystick_storage.verify import INCONSISTENCY_QUERIES, SEALED_SCHEMAS, broken_seals
+from tallystick_storage.verify import INCONSISTENCY_QUERIES, broken_seals
 
 
 def check_seals(read: QueryRunner) -> Check:
@@ -11,7 +12,7 @@ def check_seals(read: QueryRunner) -> Check:
     compares, so valid rows are not transferred.
     """
     check = Check("each row matches its seal", "S5")
-    for schema in SEALED_SCHEMAS:
+    for schema in SERVICES:
         for table in read(f"{schema}.sealed_tables", schema=schema):
             check.count_row()
             for row in read(

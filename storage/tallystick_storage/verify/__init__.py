@@ -4,7 +4,7 @@ own file; `shared` holds what several schemas use.
 
 from tallystick_storage.verify import ledger, payment, payout, wallet
 from tallystick_storage.verify.reader import QUERIES, Reader, statement
-from tallystick_storage.verify.shared import SEALED_SCHEMAS, broken_seals
+from tallystick_storage.verify.shared import broken_seals
 
 INCONSISTENCY_QUERIES = (
     *payment.INCONSISTENCY_QUERIES,
@@ -17,7 +17,6 @@ INCONSISTENCY_QUERIES = (
 __all__ = [
     "INCONSISTENCY_QUERIES",
     "QUERIES",
-    "SEALED_SCHEMAS",
     "Reader",
     "broken_seals",
     "statement",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from tallystick_storage.migrations import SEALED_ON_UPDATE
 
-SEALED_SCHEMAS = ("payment", "ledger", "wallet", "payout", "event")
 _SEALED_TABLES = """
     select c.relname as name,
         (select string_agg(format('t.%I', k.attname), ', '
@@ -51,8 +50,8 @@ def to_microseconds(time: str) -> str:
     return f"trunc(extract(epoch from {time}) * 1000000)"
 
 
-# A transaction's entries as one text, as `tallystick_server.process.checks.report.format_entries`
-# writes them.
+# A transaction's entries as one text, as `tallystick_server.verify.report.format_entries` writes
+# them.
 LINES = """(select string_agg(a.account || ' ' || e.currency || ' ' || e.amount, ', '
     order by e.line_number)
             from entry e join account a on a.account_id = e.account_id where e.book = t.book

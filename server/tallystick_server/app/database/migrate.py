@@ -13,6 +13,7 @@ from sqlalchemy import Connection, create_engine, make_url, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
+from tallystick_server.app.configuration import SERVICES
 from tallystick_server.app.database.roles import (
     Passwords,
     RoleNames,
@@ -27,9 +28,9 @@ from tallystick_server.app.database.schema import (
     reject_foreign_schema,
     store_schema,
 )
-from tallystick_server.app.errors import StartupError
+from tallystick_server.app.errors import StartupError, first_line
 
-SCHEMAS = ("payment", "ledger", "wallet", "payout", "event", "sandbox")
+SCHEMAS = (*SERVICES, "sandbox")
 """The schemas. Each has a service role, an owner that cannot log in, and a read-only role."""
 
 _MIGRATION_LOCK_KEY = 0x7A11
@@ -37,12 +38,6 @@ _LOCK_TIMEOUT_SECONDS = 60.0  # for which migrate waits for another one
 # Limits how long a migration that waits for a table lock blocks others.
 _TABLE_LOCK_TIMEOUT = "3s"
 _MAX_ATTEMPTS = 20
-
-
-def first_line(error: Exception) -> str:
-    """The driver's error message; it names host and database, and no password."""
-    lines = str(getattr(error, "orig", None) or error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def driver_url(url: str) -> URL:

@@ -18,7 +18,7 @@ from alembic.script import ScriptDirectory
 from psycopg import sql
 from sqlalchemy import make_url
 
-from tallystick_server.app.errors import StartupError
+from tallystick_server.app.errors import StartupError, first_line
 from tallystick_storage.migrations import collect_scripts
 
 _MIGRATIONS = str(files("tallystick_storage").joinpath("migrations"))
@@ -219,7 +219,7 @@ def check_schema(url: str, service: str) -> None:
         ) as connection:
             current = read_stored_schema(connection, service)
     except psycopg.Error as error:
-        message = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        message = first_line(error)
         if error.sqlstate in _UNDEFINED_SQLSTATES:
             raise StartupError(
                 f"The {service} service's schema does not exist: run 'tallystick migrate'."
