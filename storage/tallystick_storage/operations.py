@@ -219,7 +219,7 @@ def lock(connection: Connection, operation_ids: Sequence[str]) -> None:
 
 
 def reschedule(connection: Connection, reschedules: Sequence[Reschedule]) -> dict[str, bool]:
-    """Gives back the leases that are still valid. Returns by operation id whether the operation is
+    """Releases the leases that are still valid. Returns by operation id whether the operation is
     dead-lettered. An operation whose request changed meanwhile is not dead-lettered.
     """
     return {

@@ -169,8 +169,8 @@ def store_rejected_events(
 def list_due_events(
     connection: Connection, max_aggregates: int, max_per_aggregate: int
 ) -> list[RejectedEvent]:
-    """The first events of up to `limit` aggregates that are due for another try, a limited number
-    per aggregate, in order.
+    """The first events of up to `max_aggregates` aggregates that are due for another try, at most
+    `max_per_aggregate` of each, in order.
     """
     result = connection.execute(
         _LIST_DUE_EVENTS, {"limit": max_aggregates, "limit_each": max_per_aggregate}

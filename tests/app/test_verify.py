@@ -257,7 +257,7 @@ CORRUPTIONS = [
     (
         "L6",
         "update ledger.head set sequence = 9",
-        "ledger.head main: is at 9, but the book ends at 12",
+        "ledger.head main: is at 9, but the ledger ends at 12",
     ),
     (
         "L7",

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, make_url, text
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_server.app.database.schema import DatabaseUnavailable, check_schema
 from tallystick_server.app.errors import StartupError
-from tallystick_server.rpc.errors import abort_with_error
+from tallystick_server.rpc.errors import Context, abort_with_error
 from tallystick_storage.database import Database
 
 log = logging.getLogger(__name__)
@@ -25,6 +25,8 @@ _POLL_INTERVAL_SECONDS = 1.0
 _QUERY_TIMEOUT_SECONDS = 2.0
 _MAX_FAILURES = 2  # consecutive failures that change the health; one may be slow on a busy machine
 _RETRY_AFTER_SECONDS = 1.0
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 async def await_databases(
@@ -75,8 +77,8 @@ class _UnavailableHandler(grpc.GenericRpcHandler):
     """Rejects every call with DEPENDENCY_UNAVAILABLE."""
 
     def service(self, _details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
-        async def reject(_requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-            raise await abort_with_error(
+        async def reject(_requests: Any, context: Context) -> None:
+            await abort_with_error(
                 context,
                 ApiError(
                     ErrorReason.DEPENDENCY_UNAVAILABLE,
@@ -96,13 +98,13 @@ async def serve_not_ready(server: grpc.aio.Server, services: Sequence[str]) -> N
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     server.add_generic_rpc_handlers((_UnavailableHandler(),))
     for name in ("", *services):
-        await health_servicer.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
+        await health_servicer.set(name, _NOT_SERVING)
     await server.start()
 
 
 class DatabaseHealth:
     """Sets the health of services according to their databases. Uses one separate connection per
-    database.
+    database. `services`: for each schema, the full name of the service that needs it.
     """
 
     def __init__(
@@ -111,7 +113,6 @@ class DatabaseHealth:
         urls: Mapping[str, str],
         services: Mapping[str, str],
     ) -> None:
-        """`services`: for each schema, the full name of the service that needs it."""
         self._health_servicer = health_servicer
         self._services_by_database: dict[tuple[object, ...], set[str]] = {}
         self._databases: dict[tuple[object, ...], Database] = {}
@@ -163,18 +164,17 @@ class DatabaseHealth:
             await self._publish()
 
     async def _publish(self) -> None:
-        """The process as a whole is healthy only if all of its databases answer."""
-        status = health_pb2.HealthCheckResponse
+        """Sets each health that has changed. The process as a whole is healthy only if all of its
+        databases answer.
+        """
         unavailable = {
             key
             for key, failure_count in self._failure_counts.items()
             if failure_count >= _MAX_FAILURES
         }
-        statuses = {"": status.NOT_SERVING if unavailable else status.SERVING}
+        statuses = {"": _NOT_SERVING if unavailable else _SERVING}
         for key, services in self._services_by_database.items():
-            statuses |= dict.fromkeys(
-                services, status.NOT_SERVING if key in unavailable else status.SERVING
-            )
+            statuses |= dict.fromkeys(services, _NOT_SERVING if key in unavailable else _SERVING)
         for name, new_status in statuses.items():
             if self._last_statuses.get(name) != new_status:
                 self._last_statuses[name] = new_status

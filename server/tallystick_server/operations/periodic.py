@@ -39,7 +39,7 @@ class Periodic:
 
     @property
     def is_running(self) -> bool:
-        """Whether it was started and not yet stopped."""
+        """Whether it has been started, and has not ended."""
         return self._task is not None and not self._task.done()
 
     async def run_once(self) -> None:

@@ -12,9 +12,7 @@ from sqlalchemy import Connection
 
 from tallystick_core.operations.dead_letter import DeadLetterCause
 from tallystick_core.operations.next_action import ExhaustedAction, NextAction, when_exhausted
-from tallystick_core.provider.outcome import (
-    RetryReason,
-)
+from tallystick_core.provider.outcome import RetryReason
 from tallystick_server.operations.batcher import bisect_on_error
 from tallystick_server.operations.dead_letters import emit_changed
 from tallystick_server.operations.failed_step import FailedStep

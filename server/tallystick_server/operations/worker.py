@@ -143,9 +143,8 @@ class OperationWorker(ABC, Generic[Op, G]):
         return unresolved
 
     @abstractmethod
-    # the outcome types of its provider interface
     async def record(self, operation: Op, outcome: Any) -> Op:
-        """Records a provider's outcome. Returns the updated operation."""
+        """Records an outcome of the operation's kind of provider. Returns the updated operation."""
 
     @abstractmethod
     async def book_operation(self, operation: Op) -> None:
@@ -180,7 +179,7 @@ class OperationWorker(ABC, Generic[Op, G]):
         for periodic_task in self._periodic_tasks:
             await periodic_task.stop()
         deadline = asyncio.get_running_loop().time() + timeout_seconds
-        # idle is the sum of many parts
+        # Many parts must be idle together, and no event tells when they are.
         while not self.is_idle and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         tokens = await self._tasks.cancel()
@@ -269,17 +268,15 @@ class OperationWorker(ABC, Generic[Op, G]):
         }
         now = asyncio.get_running_loop().time()
 
-        def claim(connection: Connection) -> tuple[Sequence[Op], list[str]] | None:
+        def claim(connection: Connection) -> tuple[Sequence[Op], list[str]]:
             tokens, full_providers = claim_due(connection, limits, self.lease_seconds)
-            if not tokens and not full_providers:
-                return None
             return self.load(connection, tokens, now) if tokens else (), full_providers
 
-        result: tuple[Sequence[Op], list[str]] | None = await self._database.transact(claim)
-        operations, full_providers = result or ((), [])
+        operations, full_providers = await self._database.transact(claim)
         for operation in operations:
             self.start_operation(operation)
         self._has_backlog = bool(full_providers)
+        # A provider without a free share was not asked, and counts as full.
         if any(
             limits[provider] > 0 and provider_share > self._tasks.count_of(provider)
             for provider in full_providers

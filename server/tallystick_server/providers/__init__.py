@@ -1,3 +1,3 @@
-"""Adapters to payment providers. Each implements the interface in core and maps every result to one
-of five outcomes.
+"""Calls to payment providers, and one adapter for each provider. An adapter implements the
+interfaces in `tallystick_core.provider` and maps every answer to an outcome.
 """

@@ -47,7 +47,7 @@ def _check_head(check: Check, read: QueryRunner) -> None:
         if (head.sequence, bytes(head.hash)) != (sequence, last_hash):
             check.fail(
                 f"ledger.head {head.book}",
-                f"is at {head.sequence}, but the book ends at {sequence}",
+                f"is at {head.sequence}, but the ledger ends at {sequence}",
             )
     if [row.book for row in relays] != [BOOK]:
         check.fail(
@@ -57,7 +57,7 @@ def _check_head(check: Check, read: QueryRunner) -> None:
         if row.sequence is None or row.sequence > sequence:
             check.fail(
                 f"ledger.relayed {row.book}",
-                f"is at {row.sequence}, but the book ends at {sequence}",
+                f"is at {row.sequence}, but the ledger ends at {sequence}",
             )
 
 

@@ -1,5 +1,6 @@
 """One Alembic history for each service's schema. The first migration creates what every schema has,
-including `clock()` and `commit_marker`, by `create`. Later migrations only call `run`.
+including `clock()` and `commit_marker`, by `create`. Later migrations only call `run` or
+`build_index`.
 """
 
 import re
@@ -257,7 +258,7 @@ create table operation (
     sent_time timestamptz,  -- when it may last have been sent; null: never
     -- lookups since then that found nothing
     not_found_count int not null default 0 check (not_found_count >= 0),
-    -- its request has changed since it was claimed: its holder gives it back due at once
+    -- its request has changed since it was claimed: its holder releases it due at once
     has_changed boolean not null default false,
     -- of a dead letter: when it expires and is to be ended; null: never
     expire_time timestamptz,

@@ -60,7 +60,7 @@ _TRANSITION_ORDERS = text(f"""
             limit 1 for update) op),
     -- The transitions that may be applied.
     leased as materialized (select * from claimed where holds_lease),
-    -- An operation with a recorded outcome is due at once, even when its holder gives it back.
+    -- An operation with a recorded outcome is due at once, even when its holder releases it.
     made_due as (
         update operation op set next_attempt_time = clock(), has_changed = true
         where op.operation_id = any (array(

@@ -227,7 +227,7 @@ _TRANSITION = text(f"""
             retry_counts = default, retry_reason = '', detail = '',
             phase = 'AWAITING_APPROVAL', phase_start_time = t.now
         from locked l, t where l.awaits_approval and op.operation_id = 'p-' || l.payout_id),
-    made_due as (  -- due at once, even when another holder gives it back
+    made_due as (  -- due at once, even when another holder releases it
         update operation op set next_attempt_time = t.now, has_changed = op.has_changed
             or op.lease_token <> l.reporter_lease_token from locked l, t
         where l.lease_token is null and not l.booked and op.operation_id = 'p-' || l.payout_id

@@ -195,7 +195,7 @@ class WorkerSection(_Section):
     """Background work: operations, alerts and the outbox relay."""
 
     lease_duration: Seconds = Field(default=60.0, ge=1, le=3600)
-    """How long a process exclusively owns a charge or a payout. Must be more than 2 seconds longer
+    """How long a process exclusively holds a charge or a payout. Must be more than 2 seconds longer
     than `providers.timeout`.
     """
     max_in_flight: Count = Field(default=8000, ge=10, le=1_000_000)
