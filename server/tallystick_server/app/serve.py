@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import os
 import shutil
 import signal
@@ -41,7 +40,6 @@ from tallystick_server.rpc.server import (
 from tallystick_server.rpc.service_client import ServiceClient
 
 T = TypeVar("T")
-log = logging.getLogger(__name__)
 
 _DATABASE_POLL_SECONDS = 1.0
 _MAX_PENDING_REQUESTS = 10_000

@@ -185,7 +185,7 @@ class Batcher(Generic[T, R]):
             with batch_span(self._name, [context for _, _, context in batch]):
                 results = await self.run([item for item, _, _ in batch])
             if len(results) != len(batch):
-                raise RuntimeError(  # noqa: TRY301 - raised to all, as below
+                raise RuntimeError(  # noqa: TRY301 - raised to every submitter
                     f"{self._name} returned {len(results)} results for {len(batch)} items."
                 )
         except Exception as error:  # noqa: BLE001 - it is raised to every submitter
@@ -232,7 +232,7 @@ class _Bisection(Generic[T, R]):
             return await self._run(items)
         except (ConstraintViolation, ServiceCallRejected) as error:
             if isinstance(error, ServiceCallRejected) and error.rejects_caller:
-                raise  # concerns all items
+                raise  # the rejection concerns every item
             if len(items) == 1:
                 return [error]
         results = await self._run_halves(items)
@@ -272,7 +272,7 @@ class _Bisection(Generic[T, R]):
             if isinstance(error, ServiceCallRejected):
                 self._rejections.append(error)
             return [error]
-        except ApiError as error:  # keeps the results from before the service became unavailable
+        except ApiError as error:  # earlier parts keep their results
             return [error] * len(items)
         self._any_succeeded = True
         return results

@@ -37,7 +37,7 @@ class wait_seeded(wait_base):  # noqa: N801 - as tenacity names its waits
 
     def __call__(self, retry_state: RetryCallState) -> float:
         seed = f"{self._seed}/{retry_state.attempt_number}"
-        fraction = random.Random(seed).random()  # noqa: S311 - no secret
+        fraction = random.Random(seed).random()  # noqa: S311 - a wait is no secret
         return self._wait(retry_state) * (1 - fraction / 2)
 
 
@@ -45,7 +45,7 @@ def jitter(seconds: float, seed: str) -> float:
     """A pseudo-random part of `seconds`, the same for the same seed. It spreads retries of
     operations that waited together.
     """
-    return seconds * random.Random(seed).random()  # noqa: S311 - no secret
+    return seconds * random.Random(seed).random()  # noqa: S311 - a wait is no secret
 
 
 _DEFAULT_INTERVAL_SECONDS = 60.0  # for a policy without its own waits
@@ -133,7 +133,7 @@ DEFAULT_POLICIES: Mapping[RetryReason, RetryPolicy] = {
     RetryReason.LOOKUP_INCONCLUSIVE: RetryPolicy(RetryStrategy.EXPONENTIAL, 5, 600, None),
     RetryReason.MISMATCHED_OPERATION: RetryPolicy(RetryStrategy.CANCEL),
     RetryReason.OUTCOME_UNKNOWN: RetryPolicy(RetryStrategy.EXPONENTIAL, 60, 3600, 12),
-    # as BOOKING_FAILED
+    # two to three hours, as BOOKING_FAILED
     RetryReason.APPLYING_FAILED: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 600, 30),
     # the ORDER_STUCK and PAYOUT_STUCK alerts report the wait
     RetryReason.BOOKING_UNAVAILABLE: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 60, None),

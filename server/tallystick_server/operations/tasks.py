@@ -41,7 +41,6 @@ class WorkerTasks(Generic[Op]):
         self._operations: dict[asyncio.Task[None], Op] = {}
         self._count_by_provider: Counter[str] = Counter()
         self._detached_tasks: set[asyncio.Task[Any]] = set()
-        # detached tasks of calls by teams
         self._team_detached_tasks: set[asyncio.Task[Any]] = set()
         self._unstarted_operations: list[Op] = []  # claimed while the worker stops
 

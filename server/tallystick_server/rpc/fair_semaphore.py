@@ -42,7 +42,7 @@ class FairSemaphore:
         try:
             await waiter
         except asyncio.CancelledError:
-            # the permit arrived together with the cancellation
+            # The permit may have arrived together with the cancellation.
             if waiter.done() and not waiter.cancelled():
                 self._release()
             else:

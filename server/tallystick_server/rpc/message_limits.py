@@ -119,7 +119,7 @@ def check_items(raw: bytes, descriptor: Descriptor) -> None:
     max_item_count = len(raw.translate(None, shape.non_item_bytes))
     if max_item_count <= MAX_ITEMS and len(raw) <= _MAX_FIELDS:
         return
-    # a message of this size cannot hold too many items
+    # A nested message of up to this size cannot hold too many items, and is not scanned.
     unchecked_bytes = MAX_ITEMS if max_item_count <= _MAX_NESTED_ITEMS else 0
     try:
         _check(raw, 0, len(raw), shape, _ItemCount(unchecked_bytes))

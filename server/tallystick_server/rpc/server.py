@@ -217,14 +217,14 @@ class RpcServer:
                         request = await self._parse_request(method, raw, call.caller.owner)
                         async with self._read_permit(method, call.caller.owner):
                             handler_coroutine = handler(request, call)
-                            # only the coroutine keeps the message, and only while it needs it
+                            # Only the coroutine keeps the message, and only while it needs it.
                             del raw, request
                             response = await handler_coroutine
                 context.set_trailing_metadata(
                     (("tallystick-trace-id", trace_id()), *call.metadata.items())
                 )
                 return response.SerializeToString()
-            except Exception as error:  # noqa: BLE001 - every failure leaves by the closed list
+            except Exception as error:  # noqa: BLE001 - every error becomes an error reason
                 if isinstance(error, TimeoutError) and self._aborting:
                     error = shutting_down_error()
                 await _abort_call(context, span, error, method.name)
@@ -240,7 +240,7 @@ class RpcServer:
                         await self._parse_request(method, raw, call.caller.owner), call
                     )
                     del raw
-                    # stream handlers decode the request in their first step, and then drop it
+                    # Stream handlers decode the request in their first step, and then drop it.
                     call.release_body()
                     expiry = asyncio.get_running_loop().time() + self._max_stream_seconds
                     async with aclosing(responses) as messages:
@@ -251,7 +251,7 @@ class RpcServer:
                         await self._sender.wait_for_reader(
                             pending_write, method.slots.for_caller(call.caller), call.caller.owner
                         )
-            except Exception as error:  # noqa: BLE001 - every failure leaves by the closed list
+            except Exception as error:  # noqa: BLE001 - every error becomes an error reason
                 await _abort_call(context, span, error, method.name)
 
     @contextmanager
@@ -391,7 +391,8 @@ async def _abort_call(context: Context, span: Span, exception: Exception, method
 async def _wait_until_free(bulkheads: Sequence[Bulkhead], timeout_seconds: float) -> None:
     """Waits up to `timeout_seconds` until no slot is taken."""
     deadline = asyncio.get_running_loop().time() + timeout_seconds
-    while (  # noqa: ASYNC110 - calls end in many ways
+    # Calls end in many places, and no event tells when the last one has ended.
+    while (  # noqa: ASYNC110
         any(bulkhead.used for bulkhead in bulkheads)
         and asyncio.get_running_loop().time() < deadline
     ):

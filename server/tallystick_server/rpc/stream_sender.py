@@ -57,7 +57,7 @@ class StreamSender:
             await asyncio.wait((write,))
         finally:
             slots.force_acquire(owner)
-        # otherwise the reader has disconnected
+        # A write that was cancelled or failed had a reader that has disconnected.
         if not write.cancelled() and write.exception() is None:
             raise shutting_down_error() if self._closing.is_set() else stream_expired_error()
 

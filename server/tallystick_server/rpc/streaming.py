@@ -154,7 +154,7 @@ class SequenceTail(Generic[R]):
 
     async def _wait_for_growth(self, after: int) -> None:
         """Waits until the end differs from `after`."""
-        # it has grown already, though other streams may wait for more
+        # For this stream it has grown already; other streams may wait for more.
         if self._buffer_end > after:
             return
         if self._growth_task is None or self._growth_task.done():
@@ -179,7 +179,7 @@ class SequenceTail(Generic[R]):
             end = await self._database.read(self._source.last)
             if end == self._buffer_end:
                 continue
-            # restored, or far ahead: each stream reads for itself
+            # The sequence was restored, or is far ahead: each stream reads for itself.
             if not self._buffer_end < end <= self._buffer_end + _MAX_READ_RANGE:
                 self.reset_buffer(end)
                 return
