@@ -146,6 +146,19 @@ def version_mismatch_error(version: int) -> ApiError:
     )
 
 
+def state_error(
+    message: str, state: str, verb: str, metadata: Mapping[str, str] | None = None
+) -> ApiError:
+    """The resource is in `state`, which does not allow `verb`, such as CANCEL. `metadata` is added
+    to these two.
+    """
+    return ApiError(
+        ErrorReason.INVALID_STATE,
+        message,
+        metadata={"state": state, "verb": verb, **(metadata or {})},
+    )
+
+
 def not_found_error(resource: str, name: str, field: str = "") -> ApiError:
     """The resource does not exist for this caller. `name` is the requested name; it is hidden if it
     could be a card number.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import NamedTuple, TypeVar
 
-from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_core.errors import ApiError, state_error
 
 S = TypeVar("S", bound=StrEnum)
 H = TypeVar("H", bound=StrEnum)
@@ -40,6 +40,4 @@ def next_state(
 def invalid_state_error(resource: str, state: str, verb: Verb) -> ApiError:
     """The error for a change that the state does not allow."""
     message = f"The {resource} is {state} and cannot be {verb.participle}."
-    return ApiError(
-        ErrorReason.INVALID_STATE, message, metadata={"state": state, "verb": verb.name}
-    )
+    return state_error(message, state, verb.name)

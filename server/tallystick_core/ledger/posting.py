@@ -9,7 +9,7 @@ from datetime import datetime
 from functools import cached_property
 from hashlib import sha256
 
-from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_core.errors import ApiError, ErrorReason, state_error
 from tallystick_core.fingerprint import encode_canonical, to_microseconds
 from tallystick_core.ledger.identifiers import format_transaction_id
 from tallystick_core.ledger.posting_rules import JournalLine, PostingKind
@@ -82,18 +82,14 @@ def reject_irreversible(posting: Posting) -> None:
     reversal. Seller accounts are corrected through the wallet.
     """
     if any(line.account.startswith("sellers/") for line in posting.lines):
-        raise ApiError(
-            ErrorReason.INVALID_STATE,
+        message = (
             "The transaction touches a seller's account and cannot be reversed; correct it "
-            "through the wallet.",
-            metadata={"state": "TOUCHES_SELLER", "verb": "REVERSE"},
+            "through the wallet."
         )
+        raise state_error(message, "TOUCHES_SELLER", "REVERSE")
     if posting.kind is PostingKind.REVERSAL:
-        raise ApiError(
-            ErrorReason.INVALID_STATE,
-            "The transaction is a REVERSAL and cannot be reversed.",
-            metadata={"state": "REVERSAL", "verb": "REVERSE"},
-        )
+        message = "The transaction is a REVERSAL and cannot be reversed."
+        raise state_error(message, "REVERSAL", "REVERSE")
 
 
 def check_balanced(lines: Sequence[JournalLine]) -> None:

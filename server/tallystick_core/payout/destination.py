@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_core.errors import state_error
 from tallystick_core.fingerprint import fingerprint
 from tallystick_core.provider.outcome import (
     Declined,
@@ -117,9 +117,7 @@ def require_approvable(state: DestinationState, *, awaits_approval: bool) -> Non
         raise invalid_state_error("destination", state, _APPROVE)
     if not awaits_approval:
         message = f"The destination is {state} and cannot be approved: it awaits no approval."
-        raise ApiError(
-            ErrorReason.INVALID_STATE, message, metadata={"state": state, "verb": _APPROVE.name}
-        )
+        raise state_error(message, state, _APPROVE.name)
 
 
 @dataclass(frozen=True, slots=True)

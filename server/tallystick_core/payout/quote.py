@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import MappingProxyType
 
-from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_core.errors import ApiError, ErrorReason, state_error
 from tallystick_core.money import MAX_AMOUNT
 from tallystick_core.payout.destination import DestinationState
 
@@ -172,11 +172,8 @@ def quote_amount(
     quote = quote_payout(balance, terms, destination)
     metadata = {"blockers": ",".join(quote.shortfalls)}
     if PayoutBlocker.FROZEN in quote.shortfalls:
-        raise ApiError(
-            ErrorReason.INVALID_STATE,
-            "The wallet is FROZEN and cannot be paid out.",
-            metadata={"state": "FROZEN", "verb": "PAY_OUT", **metadata},
-        )
+        message = "The wallet is FROZEN and cannot be paid out."
+        raise state_error(message, "FROZEN", "PAY_OUT", metadata)
     if not _DESTINATION_BLOCKERS.isdisjoint(quote.shortfalls):
         raise ApiError(
             ErrorReason.DESTINATION_UNUSABLE,

@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from tallystick_core.errors import ApiError, ErrorReason, key_reused_error, not_found_error
+from tallystick_core.errors import (
+    ApiError,
+    ErrorReason,
+    key_reused_error,
+    not_found_error,
+    state_error,
+)
 from tallystick_core.money import MAX_BALANCE
 from tallystick_core.wallet.holds import Hold, hold_ended_error
 from tallystick_core.wallet.instructions import Credit, Instruction
@@ -143,11 +149,7 @@ def _release(wallet: Wallet, credit: Credit | None, source_id: str) -> WalletCha
 
 def _reject_unavailable(wallet: Wallet, amount: int, verb: str) -> None:
     if wallet.frozen:
-        raise ApiError(
-            ErrorReason.INVALID_STATE,
-            "The wallet is FROZEN and cannot be debited or held.",
-            metadata={"state": "FROZEN", "verb": verb},
-        )
+        raise state_error("The wallet is FROZEN and cannot be debited or held.", "FROZEN", verb)
     if wallet.balances.available < amount:
         raise ApiError(
             ErrorReason.INSUFFICIENT_FUNDS,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from tallystick_core.errors import ApiError, ErrorReason, key_reused_error
+from tallystick_core.errors import ApiError, ErrorReason, key_reused_error, state_error
 from tallystick_core.state_machine import Verb, invalid_state_error
 
 
@@ -112,11 +112,7 @@ def require_unchanged_owner(previous_owner: str, owner: str) -> None:
             f"The seller belonged {previous} when the assignment was requested, and belongs "
             f"{current} now. Reject it and request a new one."
         )
-        raise ApiError(
-            ErrorReason.INVALID_STATE,
-            message,
-            metadata={"state": AssignmentState.REQUESTED, "verb": "APPROVE"},
-        )
+        raise state_error(message, AssignmentState.REQUESTED, "APPROVE")
 
 
 def require_same_assignment(sent: NewAssignment, stored: NewAssignment) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection, Row
 
-from tallystick_core.errors import ApiError, ErrorReason, not_found_error
+from tallystick_core.errors import ApiError, ErrorReason, not_found_error, state_error
 from tallystick_core.operations.dead_letter import DeadLetterState
 from tallystick_core.operations.next_action import NextAction
 from tallystick_core.provider.outcome import (
@@ -199,7 +199,7 @@ class DeadLetters(Generic[Op, G]):
             case NotSent() | Unknown() | NotFound():
                 pass
             case _:
-                raise _state_error(
+                raise _close_error(
                     "The provider still processes the operation; retry the dead letter, and wait.",
                     "PENDING",
                 )
@@ -226,7 +226,7 @@ class DeadLetters(Generic[Op, G]):
             lambda connection: self._worker.load(connection, tokens, now)
         )
         if not operations:
-            raise _state_error(
+            raise _close_error(
                 "The operation has completed in the meantime; reload the dead letter.", "RESOLVED"
             )
         (operation,) = operations
@@ -234,13 +234,13 @@ class DeadLetters(Generic[Op, G]):
             now, self._worker.gateway.key_window(operation.provider), self._worker.lease_seconds
         )
         if action in (NextAction.PLACE_HOLD, NextAction.BOOK):
-            raise _state_error(
+            raise _close_error(
                 "The operation waits for the wallet or the ledger, not for its provider; retry the "
                 "dead letter.",
                 "BOOKING_UNAVAILABLE",
             )
         if action is NextAction.APPLY_RECORDED:
-            raise _state_error(
+            raise _close_error(
                 "The provider's outcome is stored and cannot be applied; remove the cause, then "
                 "retry the dead letter.",
                 "UNAPPLIED_ANSWER",
@@ -279,8 +279,10 @@ class DeadLetters(Generic[Op, G]):
         if not resolution.matches(row):
             if row.state != DeadLetterState.OPEN:
                 raise invalid_state_error("dead letter", row.state, verb)
-            raise _state_error(
-                "Another operator or process works on the dead letter; reload it.", row.state, verb
+            raise state_error(
+                "Another operator or process works on the dead letter; reload it.",
+                row.state,
+                verb.name,
             )
         return row
 
@@ -346,7 +348,7 @@ def _reject_unstorable(error: ConstraintViolation, *, evidence_is_specific: bool
     proves nothing about this one, so the operator's evidence decides.
     """
     if not is_duplicate_reference(error):
-        raise _state_error(
+        raise _close_error(
             "The provider's answer cannot be stored; the provider must correct it first.",
             "UNSTORABLE",
         ) from None
@@ -362,10 +364,8 @@ def _require_specific_evidence(*, evidence_is_specific: bool) -> None:
             "The provider's answer belongs to another operation; close the dead letter with "
             "CloseDeadLetter, with evidence about it alone."
         )
-        raise _state_error(message, "MISMATCHED_OPERATION") from None
+        raise _close_error(message, "MISMATCHED_OPERATION") from None
 
 
-def _state_error(message: str, state: str, verb: Verb = _CLOSE) -> ApiError:
-    return ApiError(
-        ErrorReason.INVALID_STATE, message, metadata={"state": state, "verb": verb.name}
-    )
+def _close_error(message: str, state: str) -> ApiError:
+    return state_error(message, state, _CLOSE.name)

@@ -12,7 +12,13 @@ from typing import Any
 from sqlalchemy import Connection, Row
 
 from tallystick.payout.v1 import payout_service_pb2 as pb
-from tallystick_core.errors import ApiError, ErrorReason, key_reused_error, not_found_error
+from tallystick_core.errors import (
+    ApiError,
+    ErrorReason,
+    key_reused_error,
+    not_found_error,
+    state_error,
+)
 from tallystick_core.validation import parse_id, parse_reason_text
 from tallystick_server.outbox.events import record_events
 from tallystick_server.payout import convert, events
@@ -140,9 +146,7 @@ def _find_transfer(connection: Connection, acknowledgement: Acknowledgement) -> 
         )
     if transfer_of(row).is_as_requested:
         message = "The transfer matches its payout; there is nothing to acknowledge."
-        raise ApiError(
-            ErrorReason.INVALID_STATE, message, metadata={"state": row.match, "verb": "ACKNOWLEDGE"}
-        )
+        raise state_error(message, row.match, "ACKNOWLEDGE")
     return row
 
 
@@ -153,11 +157,7 @@ def _find_report(connection: Connection, acknowledgement: Acknowledgement) -> Ro
     row = next((row for row in candidates if row.number == acknowledgement.report_number), None)
     if row is None and not candidates:
         message = "The payout has no conflicting report; there is nothing to acknowledge."
-        raise ApiError(
-            ErrorReason.INVALID_STATE,
-            message,
-            metadata={"state": "NO_CONFLICT", "verb": "ACKNOWLEDGE"},
-        )
+        raise state_error(message, "NO_CONFLICT", "ACKNOWLEDGE")
     if row is None:
         raise not_found_error(
             "conflicting report",

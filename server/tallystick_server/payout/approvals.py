@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from tallystick_core.errors import ApiError, ErrorReason, id_taken_error, key_reused_error
+from tallystick_core.errors import ApiError, id_taken_error, key_reused_error, state_error
 from tallystick_core.operations.dead_letter import DeadLetterCause, DeadLetterState
 from tallystick_core.payout.approval import require_second_approver
 from tallystick_core.payout.operation_ids import format_payout_operation_id
@@ -136,11 +136,7 @@ class PayoutDecisions:
                 message = (
                     f"The payout is {row.state} and cannot be retried: it is not a dead letter."
                 )
-                raise ApiError(
-                    ErrorReason.INVALID_STATE,
-                    message,
-                    metadata={"state": row.state, "verb": "RETRY"},
-                )
+                raise state_error(message, row.state, "RETRY")
             store.insert_retry(connection, payout_id, request_id, caller, reason)
             emit_changed(connection, retried_letters, lambda _: (caller, ""))
             operation_store.requeue(connection, [format_payout_operation_id(payout_id)])
@@ -175,11 +171,7 @@ def _require_certain_hold(connection: Connection, payout_id: str) -> None:
 
 
 def _uncertain_hold_error(message: str) -> ApiError:
-    return ApiError(
-        ErrorReason.INVALID_STATE,
-        message,
-        metadata={"state": PayoutState.CREATED, "verb": "CANCEL"},
-    )
+    return state_error(message, PayoutState.CREATED, "CANCEL")
 
 
 def _is_already_decided(history: Sequence[Row[Any]], decision: Decision) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from tallystick_core.errors import ApiError, ErrorReason, not_found_error
+from tallystick_core.errors import ApiError, ErrorReason, not_found_error, state_error
 from tallystick_core.wallet.seller_ownership import (
     AssignmentState,
     NewAssignment,
@@ -103,11 +103,7 @@ class Sellers:
                 stored = store.find_assignment(connection, new.seller_assignment_id)
             if stored is None:
                 message = "The seller has an open assignment; approve or reject that first."
-                raise ApiError(
-                    ErrorReason.INVALID_STATE,
-                    message,
-                    metadata={"state": AssignmentState.REQUESTED, "verb": "REQUEST"},
-                )
+                raise state_error(message, AssignmentState.REQUESTED, "REQUEST")
             require_same_assignment(
                 new,
                 NewAssignment(
