@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Row, text
@@ -12,6 +11,7 @@ from sqlalchemy import Connection, Row, text
 from tallystick_core.operations.alert import AlertKind
 from tallystick_storage.database import encode_rows
 from tallystick_storage.outbox import insert_into_outbox
+from tallystick_storage.pagination import PageKey, before_parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,11 +274,10 @@ def end_by_resource_name(
 
 
 def list_alerts(
-    connection: Connection, before: tuple[datetime, str] | None, limit: int, *, include_ended: bool
+    connection: Connection, before: PageKey | None, limit: int, *, include_ended: bool
 ) -> Sequence[Row[Any]]:
     """Open alerts, or all, newest first, before a given (create_time, id)."""
-    before_time, before_id = before or (None, "")
     return connection.execute(
         _LIST_ALL if include_ended else _LIST_OPEN,
-        {"before_time": before_time, "before_id": before_id, "limit": limit},
+        {**before_parameters(before), "limit": limit},
     ).all()

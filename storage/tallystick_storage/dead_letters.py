@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Row, TextClause, text
 from tallystick_core.operations.dead_letter import DeadLetterCause, DeadLetterState
 from tallystick_storage.database import encode_rows
 from tallystick_storage.outbox import insert_into_outbox
+from tallystick_storage.pagination import PageKey, before_parameters
 
 
 @dataclass(slots=True)
@@ -160,20 +161,19 @@ def find(connection: Connection, dead_letter_id: str) -> Row[Any] | None:
 def list_dead_letters(
     connection: Connection,
     filters: DeadLetterFilter,
-    before: tuple[datetime, str] | None,
+    before: PageKey | None,
     limit: int,
 ) -> Sequence[Row[Any]]:
     """Dead letters, newest first, before a given (create_time, id)."""
-    before_time, before_id = before or (None, "")
     return connection.execute(
-        *_query(_LIST, filters, before_time=before_time, before_id=before_id, limit=limit)
+        *_query(_LIST, filters, **before_parameters(before), limit=limit)
     ).all()
 
 
 def list_open_after(
     connection: Connection,
     filters: DeadLetterFilter,
-    after: tuple[datetime, str] | None,
+    after: PageKey | None,
     limit: int,
 ) -> Sequence[Row[Any]]:
     """Open dead letters, oldest first, after a given (create_time, id)."""

@@ -15,6 +15,12 @@ PageKey = tuple[datetime, str]
 """The sort key of lists: a time and an id."""
 
 
+def before_parameters(before: PageKey | None) -> dict[str, Any]:
+    """The parameters `before_time` and `before_id` of a statement. None: the first page."""
+    before_time, before_id = before or (None, "")
+    return {"before_time": before_time, "before_id": before_id}
+
+
 @dataclass(frozen=True, slots=True)
 class Candidates:
     """The keys of the candidates for a page, as ordered SQL with its values. `last_key` is the last
@@ -74,5 +80,5 @@ def newest_first(
     conditions = [filters[name] for name in values]
     if before is not None:
         conditions.append(f"{key} < (:before_time, :before_id)")
-        values["before_time"], values["before_id"] = before
+        values |= before_parameters(before)
     return f"where {' and '.join(conditions)}" if conditions else "", values

@@ -130,10 +130,10 @@ class LedgerHandlers(AlertHandlers):
         filters = _parse_filter(request)
         token = PageToken(
             "ListTransactions",
-            *("" if value is None else str(value) for value in _filter_values(filters)),
+            *_filter_values(filters),
         )
         cursor = token.parse(request.page_token, int)
-        before = int(cursor[0]) if cursor else None
+        before = cursor[0] if cursor else None
 
         def read_page(connection: Connection) -> tuple[list[store.TransactionRow], int | None]:
             sequences, scanned_to = store.list_sequences(
@@ -194,11 +194,11 @@ class LedgerHandlers(AlertHandlers):
         as_of = parse_time(request, "as_of_time")
         token = PageToken("GetTrialBalance")
         cursor = token.parse(request.page_token, int, str, str, str)
-        sums = convert.parse_sums(str(cursor[3])) if cursor else {}
+        sums = convert.parse_sums(cursor[3]) if cursor else {}
 
         def read(connection: Connection) -> tuple[Head, Sequence[Row[Any]]]:
             head = (
-                store.head_after(connection, int(cursor[0]))
+                store.head_after(connection, cursor[0])
                 if cursor
                 else store.head_at(connection, as_of)
             )
@@ -306,5 +306,5 @@ def _filter_values(filters: store.TransactionFilter) -> tuple[object, ...]:
     )
 
 
-def _account_cursor(cursor: Sequence[str | int] | None) -> tuple[str, str]:
-    return (str(cursor[0]), str(cursor[1])) if cursor else ("", "")
+def _account_cursor(cursor: Sequence[str] | None) -> tuple[str, str]:
+    return (cursor[0], cursor[1]) if cursor else ("", "")

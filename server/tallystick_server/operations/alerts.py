@@ -43,14 +43,14 @@ class AlertHandlers:
     async def ListAlerts(self, request: Any, _call: Call) -> Any:
         size = parse_page_size(request.page_size)
         token = PageToken("ListAlerts", int(request.ended))
-        cursor = token.parse_time_cursor(request.page_token)
+        cursor = token.parse_key(request.page_token)
         rows = await self._database.read(
             lambda connection: store.list_alerts(
                 connection, cursor, size + 1, include_ended=request.ended
             )
         )
         alerts, next_token = token.build_page(
-            rows, size, to_message, lambda row: (row.create_time.isoformat(), row.alert_id)
+            rows, size, to_message, lambda row: (row.create_time, row.alert_id)
         )
         return self._messages.ListAlertsResponse(alerts=alerts, next_page_token=next_token)
 

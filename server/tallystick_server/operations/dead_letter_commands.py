@@ -34,12 +34,10 @@ from tallystick_server.providers.gateway import NotCalled
 from tallystick_storage import dead_letters as dead_letter_store
 from tallystick_storage import operations as operation_store
 from tallystick_storage.database import ConstraintViolation, Database
+from tallystick_storage.pagination import PageKey
 
 Op = TypeVar("Op", bound=LeasedOperation)
 G = TypeVar("G")
-DeadLetterCursor = tuple[datetime, str] | None
-"""The (create_time, id) of the dead letter before the next one; None: start with the first."""
-
 _RETRY, _CLOSE = Verb("RETRY", "retried"), Verb("CLOSE", "closed")
 _RETRY_AFTER_SECONDS = 1.0
 _MAX_RETRIED = 500
@@ -92,7 +90,7 @@ class DeadLetters(Generic[Op, G]):
     async def retry_many(
         self,
         filters: dead_letter_store.DeadLetterFilter,
-        cursor: DeadLetterCursor,
+        cursor: PageKey | None,
         operator: str,
         reason: str,
     ) -> tuple[Sequence[Row[Any]], set[str], bool]:
@@ -114,7 +112,7 @@ class DeadLetters(Generic[Op, G]):
     async def close_many(
         self,
         filters: dead_letter_store.DeadLetterFilter,
-        cursor: DeadLetterCursor,
+        cursor: PageKey | None,
         operator: str,
         reason: str,
         evidence: str,

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, replace
-from datetime import UTC
+from datetime import datetime
 from types import ModuleType
 from typing import Any
 
@@ -20,13 +20,14 @@ from tallystick_core.operations.dead_letter import DeadLetterCause, DeadLetterSt
 from tallystick_core.validation import parse_id, parse_reason_text
 from tallystick_server.operations import alerts, dead_letters
 from tallystick_server.operations.alerts import AlertHandlers
-from tallystick_server.operations.dead_letter_commands import DeadLetterCursor, DeadLetters
+from tallystick_server.operations.dead_letter_commands import DeadLetters
 from tallystick_server.rpc.call import Access, Call
 from tallystick_server.rpc.enums import EnumNames
-from tallystick_server.rpc.pagination import PageToken, parse_page_size, parse_token_time
+from tallystick_server.rpc.pagination import PageToken, parse_page_size
 from tallystick_server.rpc.timestamps import parse_time
 from tallystick_storage import dead_letters as dead_letter_store
 from tallystick_storage.database import Database
+from tallystick_storage.pagination import PageKey
 
 _OPERATOR_ROLES = frozenset({Role.OPERATOR})
 ACCESS: Access = {
@@ -57,14 +58,14 @@ class OperatorHandlers(AlertHandlers):
         size = parse_page_size(request.page_size)
         state = dead_letters.STATES.parse(request.state, "state", "")
         filters = replace(_parse_filters(request), state=DeadLetterState(state) if state else None)
-        token = PageToken("ListDeadLetters", *_to_texts(filters))
-        cursor = token.parse_time_cursor(request.page_token)
+        token = PageToken("ListDeadLetters", *astuple(filters))
+        cursor = token.parse_key(request.page_token)
         rows = await self._database.read(
             lambda connection: dead_letter_store.list_dead_letters(
                 connection, filters, cursor, size + 1
             )
         )
-        messages, next_token = token.build_page(rows, size, dead_letters.to_message, _cursor_of)
+        messages, next_token = token.build_page(rows, size, dead_letters.to_message, _key_of)
         return self._messages.ListDeadLettersResponse(
             dead_letters=messages, next_page_token=next_token
         )
@@ -144,15 +145,15 @@ class OperatorHandlers(AlertHandlers):
                 "filter must have at least one criterion; set all for every open dead letter.",
                 field="filter",
             )
-        token = PageToken(method, *_to_texts(filters))
-        cursor = token.parse(request.page_token, str, str, str)
+        token = PageToken(method, *astuple(filters))
+        cursor = token.parse(request.page_token, datetime, datetime, str)
         if cursor is None:
             now = await self._dead_letters.now()
             until_time = min(filters.until_time or now, now)
             return _BulkRequest(token, replace(filters, until_time=until_time), None)
-        until_time, create_time = parse_token_time(cursor[0]), parse_token_time(cursor[1])
+        until_time, create_time, dead_letter_id = cursor
         return _BulkRequest(
-            token, replace(filters, until_time=until_time), (create_time, str(cursor[2]))
+            token, replace(filters, until_time=until_time), (create_time, dead_letter_id)
         )
 
     async def RetryDeadLetter(self, request: Any, call: Call) -> Any:
@@ -183,14 +184,12 @@ class _BulkRequest:
 
     token: PageToken
     filters: dead_letter_store.DeadLetterFilter
-    cursor: DeadLetterCursor
+    cursor: PageKey | None
 
     def next_token(self, page: Sequence[Row[Any]], *, has_more: bool) -> str:
         if not has_more or self.filters.until_time is None:
             return ""
-        return self.token.make(
-            self.filters.until_time.astimezone(UTC).isoformat(), *_cursor_of(page[-1])
-        )
+        return self.token.make(self.filters.until_time, *_key_of(page[-1]))
 
 
 def _parse_filters(request: Any) -> dead_letter_store.DeadLetterFilter:
@@ -216,12 +215,8 @@ def _parse_filters(request: Any) -> dead_letter_store.DeadLetterFilter:
     )
 
 
-def _to_texts(filters: dead_letter_store.DeadLetterFilter) -> list[str]:
-    return ["" if value is None else str(value) for value in astuple(filters)]
-
-
-def _cursor_of(row: Row[Any]) -> tuple[str, str]:
-    return row.create_time.isoformat(), row.dead_letter_id
+def _key_of(row: Row[Any]) -> PageKey:
+    return row.create_time, row.dead_letter_id
 
 
 def _to_count_messages(rows: Iterable[Row[Any]]) -> list[operator_pb2.DeadLetterCount]:

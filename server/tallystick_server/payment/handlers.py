@@ -155,10 +155,8 @@ class PaymentHandlers(PaymentOperatorHandlers):
         filters = convert.parse_payment_filter(
             request, None if call.caller.can_see_all else call.caller.owner
         )
-        token = PageToken(
-            "ListPayments", *("" if value is None else str(value) for value in astuple(filters))
-        )
-        cursor = token.parse_time_cursor(request.page_token)
+        token = PageToken("ListPayments", *astuple(filters))
+        cursor = token.parse_key(request.page_token)
         rows, scanned_to = await self._database.read(
             lambda connection: store.list_payments(connection, filters, cursor, size + 1)
         )
@@ -166,7 +164,7 @@ class PaymentHandlers(PaymentOperatorHandlers):
             rows,
             size,
             convert.payment_summary,
-            lambda row: (row.checkout_create_time.isoformat(), row.checkout_id),
+            lambda row: (row.checkout_create_time, row.checkout_id),
         )
         return pb.ListPaymentsResponse(
             payments=payments, next_page_token=next_token or token.next_token(scanned_to)

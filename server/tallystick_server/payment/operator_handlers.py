@@ -43,7 +43,7 @@ class PaymentOperatorHandlers(operator_handlers.OperatorHandlers):
     ) -> pb.ListUnappliedChargesResponse:
         size = parse_page_size(request.page_size)
         token = PageToken("ListUnappliedCharges", int(request.acknowledged))
-        cursor = token.parse_time_cursor(request.page_token)
+        cursor = token.parse_key(request.page_token)
         rows = await self._database.read(
             lambda connection: unapplied_store.list_unapplied_charges(
                 connection, cursor, size + 1, include_acknowledged=request.acknowledged
@@ -53,7 +53,7 @@ class PaymentOperatorHandlers(operator_handlers.OperatorHandlers):
             rows,
             size,
             convert.unapplied_charge,
-            lambda row: (row.create_time.isoformat(), row.unapplied_charge_id),
+            lambda row: (row.create_time, row.unapplied_charge_id),
         )
         return pb.ListUnappliedChargesResponse(
             unapplied_charges=charges, next_page_token=next_token

@@ -120,7 +120,7 @@ class PayoutHandlers(PayoutOperatorHandlers):
             "state": convert.DESTINATION_STATES.parse(request.state, "state", ""),
         }
         token = PageToken("ListPayoutDestinations", *filters.values())
-        cursor = token.parse_time_cursor(request.page_token)
+        cursor = token.parse_key(request.page_token)
         rows = await self._database.read(
             lambda connection: destinations.list_destinations(connection, filters, cursor, size + 1)
         )
@@ -128,7 +128,7 @@ class PayoutHandlers(PayoutOperatorHandlers):
             rows,
             size,
             convert.destination,
-            lambda row: (row.create_time.isoformat(), row.payout_destination_id),
+            lambda row: (row.create_time, row.payout_destination_id),
         )
         return pb.ListPayoutDestinationsResponse(
             payout_destinations=messages, next_page_token=next_token
@@ -241,10 +241,8 @@ class PayoutHandlers(PayoutOperatorHandlers):
     ) -> pb.ListPayoutsResponse:
         size = parse_page_size(request.page_size)
         filters = convert.parse_payout_filter(request, convert.parse_owner(call.caller) or None)
-        token = PageToken(
-            "ListPayouts", *("" if value is None else str(value) for value in astuple(filters))
-        )
-        cursor = token.parse_time_cursor(request.page_token)
+        token = PageToken("ListPayouts", *astuple(filters))
+        cursor = token.parse_key(request.page_token)
         rows, scanned_to = await self._database.read(
             lambda connection: store.list_payouts(connection, filters, cursor, size + 1)
         )
@@ -252,7 +250,7 @@ class PayoutHandlers(PayoutOperatorHandlers):
             rows,
             size,
             convert.payout_with_schedule,
-            lambda row: (row.create_time.isoformat(), row.payout_id),
+            lambda row: (row.create_time, row.payout_id),
         )
         return pb.ListPayoutsResponse(
             payouts=payouts, next_page_token=next_token or token.next_token(scanned_to)
@@ -341,7 +339,7 @@ class PayoutHandlers(PayoutOperatorHandlers):
         row = await self._get_visible_batch(request.payout_batch_id, call)
         token = PageToken("GetPayoutBatch", row.payout_batch_id, state, int(request.rejected))
         cursor = token.parse(request.page_token, str)
-        after_id = str(cursor[0]) if cursor else ""
+        after_id = cursor[0] if cursor else ""
 
         def load(connection: Connection) -> tuple[list[payout_pb2.PayoutBatchItem], str | None]:
             rows, last_scanned_id = batch_store.load_report(

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
-from typing import TypeVar
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.fingerprint import fingerprint
+from tallystick_storage.pagination import PageKey
 
 R = TypeVar("R")
 M = TypeVar("M", bound=Message)
+CursorValue = str | int | datetime
 MAX_PAGE_BYTES = 1024 * 1024
 
 
@@ -30,18 +32,20 @@ def parse_page_size(requested: int) -> int:
 class PageToken:
     """Page tokens of one listing. A token holds the cursor and requires the same filters."""
 
-    def __init__(self, *filters: str | int) -> None:
-        self._filters_digest = fingerprint(*filters).hex()[:16]
+    def __init__(self, *filters: object) -> None:
+        texts = ("" if value is None else str(value) for value in filters)
+        self._filters_digest = fingerprint(*texts).hex()[:16]
 
-    def make(self, *cursor: str | int) -> str:
-        return urlsafe_b64encode(json.dumps([self._filters_digest, *cursor]).encode()).decode()
+    def make(self, *cursor: CursorValue) -> str:
+        values = [self._filters_digest, *cursor]
+        return urlsafe_b64encode(json.dumps(values, default=_format_time).encode()).decode()
 
     def build_page(
         self,
         rows: Sequence[R],
         size: int,
         to_message: Callable[[R], M],
-        cursor_of: Callable[[R], tuple[str | int, ...]],
+        cursor_of: Callable[[R], tuple[CursorValue, ...]],
     ) -> tuple[list[M], str]:
         """The messages of a page, and the next page token or "".
 
@@ -59,18 +63,18 @@ class PageToken:
             messages
         ) else ""
 
-    def next_token(self, last_cursor: tuple[datetime, str] | None) -> str:
-        """The token of the page after the last scanned (time, id); "" if all were scanned."""
-        return self.make(last_cursor[0].isoformat(), last_cursor[1]) if last_cursor else ""
+    def next_token(self, last_key: PageKey | None) -> str:
+        """The token of the page after the last scanned key; "" if all were scanned."""
+        return self.make(*last_key) if last_key else ""
 
-    def parse_time_cursor(self, token: str) -> tuple[datetime, str] | None:
-        """The (time, id) before which a page starts, newest first; None for the first page. Raises
+    def parse_key(self, token: str) -> PageKey | None:
+        """The key before which a page starts, newest first; None for the first page. Raises
         PAGE_TOKEN_INVALID.
         """
-        cursor = self.parse(token, str, str)
-        return (parse_token_time(cursor[0]), str(cursor[1])) if cursor else None
+        cursor = self.parse(token, datetime, str)
+        return (cursor[0], cursor[1]) if cursor else None
 
-    def parse(self, token: str, *types: type) -> list[str | int] | None:
+    def parse(self, token: str, *types: type[CursorValue]) -> list[Any] | None:
         """The cursor as values of the given types, or None for the first page. Raises
         PAGE_TOKEN_INVALID.
         """
@@ -80,24 +84,31 @@ class PageToken:
             filters_digest, *cursor = json.loads(urlsafe_b64decode(token.encode("ascii")))
         except (ValueError, TypeError, RecursionError):
             raise invalid_page_token() from None
-        if filters_digest != self._filters_digest or [type(value) for value in cursor] != list(
-            types
-        ):
+        if filters_digest != self._filters_digest or len(cursor) != len(types):
             raise invalid_page_token()
-        if not all(
-            value.isascii() and "\0" not in value
-            if isinstance(value, str)
-            else abs(value) < 1 << 63
-            for value in cursor
-        ):
-            raise invalid_page_token()
-        return list(cursor)
+        return [_parse_value(value, type_) for value, type_ in zip(cursor, types, strict=True)]
 
 
-def parse_token_time(text: str | int) -> datetime:
-    """Parses a UTC time of a page token. Raises PAGE_TOKEN_INVALID."""
+def _parse_value(value: object, type_: type[CursorValue]) -> CursorValue:
+    """Raises PAGE_TOKEN_INVALID."""
+    match value:
+        case str() if type_ is datetime:
+            return _parse_time(value)
+        case str() if type_ is str and value.isascii() and "\0" not in value:
+            return value
+        case int() if type_ is type(value) and abs(value) < 1 << 63:  # no bool
+            return value
+    raise invalid_page_token()
+
+
+def _format_time(time: datetime) -> str:
+    return time.astimezone(UTC).isoformat()
+
+
+def _parse_time(text: str) -> datetime:
+    """Raises PAGE_TOKEN_INVALID for a time that is not in UTC."""
     try:
-        time = datetime.fromisoformat(str(text))
+        time = datetime.fromisoformat(text)
     except ValueError:
         raise invalid_page_token() from None
     if time.utcoffset() != timedelta(0):

@@ -101,7 +101,7 @@ class WalletHandlers(AlertHandlers):
         currency = parse_currency(request.currency) if request.currency else ""
         token = PageToken("ListWallets", seller, currency)
         cursor = token.parse(request.page_token, str, str)
-        after = (str(cursor[0]), str(cursor[1])) if cursor else ("", "")
+        after = (cursor[0], cursor[1]) if cursor else ("", "")
         rows = await self._database.read(
             lambda connection: store.list_wallets(connection, seller, currency, after, size + 1)
         )
@@ -119,7 +119,7 @@ class WalletHandlers(AlertHandlers):
         cursor = token.parse(request.page_token, int)
         rows = await self._database.read(
             lambda connection: store.list_entries(
-                connection, key, int(cursor[0]) if cursor else _MAX_ENTRY_NUMBER, size + 1
+                connection, key, cursor[0] if cursor else _MAX_ENTRY_NUMBER, size + 1
             )
         )
         entries, next_token = token.build_page(rows, size, convert.entry, lambda row: (row.number,))
@@ -217,12 +217,12 @@ class WalletHandlers(AlertHandlers):
         seller = parse_id(request.seller_account, "seller_account")
         currency = parse_currency(request.currency) if request.currency else ""
         token = PageToken("ListHolds", seller, currency)
-        before = token.parse_time_cursor(request.page_token)
+        before = token.parse_key(request.page_token)
         rows = await self._database.read(
             lambda connection: store.list_holds(connection, seller, currency, before, size + 1)
         )
         holds, next_token = token.build_page(
-            rows, size, convert.hold, lambda row: (row.create_time.isoformat(), row.hold_id)
+            rows, size, convert.hold, lambda row: (row.create_time, row.hold_id)
         )
         return pb.ListHoldsResponse(holds=holds, next_page_token=next_token)
 

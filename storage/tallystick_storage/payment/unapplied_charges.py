@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
 from tallystick_storage.database import encode_rows
 from tallystick_storage.outbox import insert_into_outbox
+from tallystick_storage.pagination import PageKey, before_parameters
 
 
 @dataclass(slots=True)
@@ -184,14 +184,13 @@ def find(connection: Connection, unapplied_charge_id: str) -> Row[Any] | None:
 
 def list_unapplied_charges(
     connection: Connection,
-    before: tuple[datetime, str] | None,
+    before: PageKey | None,
     limit: int,
     *,
     include_acknowledged: bool,
 ) -> Sequence[Row[Any]]:
     """Unacknowledged charges, or all, newest first, before a given (create_time, id)."""
-    before_time, before_id = before or (None, "")
     return connection.execute(
         _LIST_ALL if include_acknowledged else _LIST_OPEN,
-        {"before_time": before_time, "before_id": before_id, "limit": limit},
+        {**before_parameters(before), "limit": limit},
     ).all()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Row, text
@@ -12,6 +11,7 @@ from sqlalchemy import Connection, Row, text
 from tallystick_core.payout.destination import DestinationState
 from tallystick_storage.database import encode_rows
 from tallystick_storage.outbox import insert_into_outbox
+from tallystick_storage.pagination import PageKey, before_parameters
 
 _COLUMNS = """payout_destination_id, caller, owner, fingerprint, seller_account, currency,
     description, provider, traceparent, state, usable_time, decline_code,
@@ -251,12 +251,9 @@ _LIST = text(f"""
 
 
 def list_destinations(
-    connection: Connection, filters: dict[str, str], before: tuple[datetime, str] | None, limit: int
+    connection: Connection, filters: dict[str, str], before: PageKey | None, limit: int
 ) -> Sequence[Row[Any]]:
     """Destinations, newest first, before a given (create_time, id). An empty filter matches
     everything.
     """
-    before_time, before_id = before or (None, "")
-    return connection.execute(
-        _LIST, {**filters, "before_time": before_time, "before_id": before_id, "limit": limit}
-    ).all()
+    return connection.execute(_LIST, {**filters, **before_parameters(before), "limit": limit}).all()
