@@ -74,12 +74,7 @@ class OperatorHandlers(AlertHandlers):
         reason = parse_reason_text(request.reason, "reason")
         bulk = await self._parse_bulk_request("RetryDeadLetters", request)
         if request.dry_run:
-            counts, sample = await self._dead_letters.preview(bulk.filters)
-            return self._messages.RetryDeadLettersResponse(
-                matched=sum(row.dead_letter_count for row in counts),
-                counts=_to_count_messages(counts),
-                sample=sample,
-            )
+            return await self._preview_bulk(bulk, self._messages.RetryDeadLettersResponse)
         page, retried_ids, has_more = await self._dead_letters.retry_many(
             bulk.filters, bulk.cursor, call.caller.name, reason
         )
@@ -105,12 +100,7 @@ class OperatorHandlers(AlertHandlers):
         )
         bulk = await self._parse_bulk_request("CloseDeadLetters", request)
         if request.dry_run:
-            counts, sample = await self._dead_letters.preview(bulk.filters)
-            return self._messages.CloseDeadLettersResponse(
-                matched=sum(row.dead_letter_count for row in counts),
-                counts=_to_count_messages(counts),
-                sample=sample,
-            )
+            return await self._preview_bulk(bulk, self._messages.CloseDeadLettersResponse)
         page, results, has_more = await self._dead_letters.close_many(
             bulk.filters, bulk.cursor, call.caller.name, reason, evidence
         )
@@ -154,6 +144,17 @@ class OperatorHandlers(AlertHandlers):
         until_time, create_time, dead_letter_id = cursor
         return _BulkRequest(
             token, replace(filters, until_time=until_time), (create_time, dead_letter_id)
+        )
+
+    async def _preview_bulk(self, bulk: _BulkRequest, response_class: type[Any]) -> Any:
+        """The response to a dry run: what the call would apply to."""
+        counts, sample = await self._dead_letters.preview(bulk.filters)
+        return response_class(
+            matched=sum(row.dead_letter_count for row in counts),
+            counts=_to_count_messages(
+                (row.cause, row.provider, row.dead_letter_count) for row in counts
+            ),
+            sample=sample,
         )
 
     async def RetryDeadLetter(self, request: Any, call: Call) -> Any:
@@ -219,24 +220,20 @@ def _key_of(row: Row[Any]) -> PageKey:
     return row.create_time, row.dead_letter_id
 
 
-def _to_count_messages(rows: Iterable[Row[Any]]) -> list[operator_pb2.DeadLetterCount]:
-    return [
-        operator_pb2.DeadLetterCount(
-            cause=dead_letters.to_cause_number(row.cause),
-            provider=row.provider,
-            count=row.dead_letter_count,
-        )
-        for row in rows
-    ]
-
-
 def _count_page(page: Iterable[Row[Any]]) -> list[operator_pb2.DeadLetterCount]:
     counts = Counter((row.cause, row.provider) for row in page)
+    return _to_count_messages((*key, count) for key, count in sorted(counts.items()))
+
+
+def _to_count_messages(
+    counts: Iterable[tuple[str, str, int]],
+) -> list[operator_pb2.DeadLetterCount]:
+    """Converts counts, each with its cause and provider."""
     return [
         operator_pb2.DeadLetterCount(
             cause=dead_letters.to_cause_number(cause), provider=provider, count=count
         )
-        for (cause, provider), count in sorted(counts.items())
+        for cause, provider, count in counts
     ]
 
 
