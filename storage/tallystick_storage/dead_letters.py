@@ -188,12 +188,6 @@ def count_open(connection: Connection, filters: DeadLetterFilter) -> Sequence[Ro
     return connection.execute(*_query(_COUNT_OPEN, filters)).all()
 
 
-def now(connection: Connection) -> datetime:
-    """The database's time."""
-    time: datetime = connection.execute(text("select clock()")).scalar_one()
-    return time
-
-
 def _query(
     statement: str, filters: DeadLetterFilter, **parameters: Any
 ) -> tuple[TextClause, dict[str, Any]]:

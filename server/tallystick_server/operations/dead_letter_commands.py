@@ -31,6 +31,7 @@ from tallystick_server.operations.failed_step import is_duplicate_reference
 from tallystick_server.operations.operation import LeasedOperation
 from tallystick_server.operations.worker import OperationWorker
 from tallystick_server.providers.gateway import NotCalled
+from tallystick_storage import clock
 from tallystick_storage import dead_letters as dead_letter_store
 from tallystick_storage import operations as operation_store
 from tallystick_storage.database import ConstraintViolation, Database
@@ -160,7 +161,7 @@ class DeadLetters(Generic[Op, G]):
 
     async def now(self) -> datetime:
         """The database's time. A bulk call excludes dead letters created after its start."""
-        return await self._database.read(dead_letter_store.now)
+        return await self._database.read(clock.now)
 
     async def close(
         self,

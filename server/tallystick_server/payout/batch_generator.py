@@ -42,7 +42,7 @@ from tallystick_server.payout.schedules import schedule_from_row
 from tallystick_server.payout.wallet_reader import WalletReader
 from tallystick_server.rpc.errors import to_status
 from tallystick_server.rpc.service_client import ServiceCallRejected
-from tallystick_storage import leader_lease
+from tallystick_storage import clock, leader_lease
 from tallystick_storage.database import Database
 from tallystick_storage.payout import batches as store
 from tallystick_storage.payout import schedules as schedule_store
@@ -167,7 +167,7 @@ class BatchGenerator:
 
         def start(connection: Connection) -> None:
             if self._is_leader(connection) and schedule_store.advance(
-                connection, [(row, next_time(cut_offs, schedule_store.now(connection)))]
+                connection, [(row, next_time(cut_offs, clock.now(connection)))]
             ):
                 new = NewBatch(
                     format_run_id(row.currency, row.next_time),
@@ -269,7 +269,7 @@ class BatchGenerator:
         def pay(
             connection: Connection, plan: PayoutCreationPlan, lease_deadline: float
         ) -> tuple[CreatedPayouts, set[tuple[str, str]]]:
-            now = schedule_store.now(connection)
+            now = clock.now(connection)
             advanced_keys = schedule_store.advance(
                 connection, [(row, next_time(cut_offs, now)) for row, cut_offs in schedules]
             )

@@ -15,6 +15,7 @@ from tallystick_core.payout.quote import PayoutTerms
 from tallystick_core.payout.schedule import Interval, Schedule, Weekday, next_time, parse_schedule
 from tallystick_server.outbox.events import record_events
 from tallystick_server.payout import convert, events
+from tallystick_storage import clock
 from tallystick_storage.database import Database
 from tallystick_storage.payout import schedules as store
 
@@ -55,7 +56,7 @@ class PayoutSchedules:
         """
 
         def set_(connection: Connection) -> bool:
-            new = _to_row(update, owner, store.now(connection))
+            new = _to_row(update, owner, clock.now(connection))
             row = store.upsert(connection, new)
             if row is not None:
                 with record_events(connection, [row]) as event_batch:

@@ -66,7 +66,6 @@ _FIND_EFFECTIVE_SCHEDULES = text(f"""
         order by p.seller_account desc limit 1) s
     {_DEFAULT}
 """)
-_NOW = text("select clock()")
 _UPSERT = text(f"""
     with new as (
         insert into payout_schedule (seller_account, currency, interval, weekday, day_of_month,
@@ -175,12 +174,6 @@ def find_effective_schedules(
         (row.seller, row.of_currency): row
         for row in connection.execute(_FIND_EFFECTIVE_SCHEDULES, values)
     }
-
-
-def now(connection: Connection) -> datetime:
-    """The database's time, which is compared with cut-offs."""
-    time: datetime = connection.execute(_NOW).scalar_one()
-    return time
 
 
 def upsert(connection: Connection, new: NewSchedule) -> Row[Any] | None:

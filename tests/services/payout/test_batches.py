@@ -24,6 +24,7 @@ from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.wiring import Dependencies
 from tallystick_server.payout import batch_generator
+from tallystick_storage import clock
 from tallystick_storage.payout import schedules as schedule_store
 from tests.fakes.payout_provider import ScriptedPayoutProvider
 from tests.support.errors import expect_error_reason, from_status
@@ -476,7 +477,7 @@ def test_a_schedule_set_during_its_run_applies_to_the_next(
     create_destination(payout_client, seller)
     of = seller if whose == "the seller's" else ""
     set_daily_schedule(payout_client, of)
-    real, sets = schedule_store.now, [1]
+    real, sets = clock.now, [1]
 
     def fake_now(connection: Connection) -> Any:
         if sets:  # code that runs between the read and the payouts
@@ -492,7 +493,7 @@ def test_a_schedule_set_during_its_run_applies_to_the_next(
             )
         return real(connection)
 
-    monkeypatch.setattr(schedule_store, "now", fake_now)
+    monkeypatch.setattr(clock, "now", fake_now)
     make_schedules_due(payout_platform.databases)
     (payout,) = eventually(
         lambda: list(
@@ -542,7 +543,7 @@ def test_a_schedule_that_changes_constantly_does_not_delay_others(
     for seller in (changing_schedule, other_seller):
         create_destination(payout_client, seller)
         set_daily_schedule(payout_client, seller)
-    real, setting_done, setting = schedule_store.now, Event(), Lock()
+    real, setting_done, setting = clock.now, Event(), Lock()
     zones = cycle(("Europe/Berlin", "UTC"))
 
     def fake_now(connection: Connection) -> Any:
@@ -574,7 +575,7 @@ def test_a_schedule_that_changes_constantly_does_not_delay_others(
             )
         )
 
-    monkeypatch.setattr(schedule_store, "now", fake_now)
+    monkeypatch.setattr(clock, "now", fake_now)
     make_schedules_due(payout_platform.databases)
     (paid_payout,) = eventually(lambda: payouts(other_seller))
     wait_for_state(payout_client, paid_payout.payout_id, "PAID")
