@@ -40,6 +40,22 @@ def parse_optional_id(text: str, field: str) -> str:
     return parse_id(text, field) if text else ""
 
 
+def require_item_count(
+    items: Sequence[object], field: str, max_items: int, item_name: str = "item"
+) -> None:
+    """Requires 1 to `max_items` items. Raises FIELD_REQUIRED, TOO_MANY_ITEMS."""
+    if not items:
+        raise ApiError(
+            ErrorReason.FIELD_REQUIRED, f"{field} must have at least one {item_name}.", field=field
+        )
+    if len(items) > max_items:
+        raise ApiError(
+            ErrorReason.TOO_MANY_ITEMS,
+            f"{field} must have at most {max_items} {item_name}s.",
+            field=field,
+        )
+
+
 def parse_items(
     messages: Sequence[M],
     parse: Callable[[M, int], T],
@@ -54,16 +70,7 @@ def parse_items(
     Raises FIELD_REQUIRED, TOO_MANY_ITEMS, DUPLICATE_ITEM if two have the same `id_field`, or the
     error of an item with its path.
     """
-    if not messages:
-        raise ApiError(
-            ErrorReason.FIELD_REQUIRED, f"{field} must have at least one {item_name}.", field=field
-        )
-    if len(messages) > max_items:
-        raise ApiError(
-            ErrorReason.TOO_MANY_ITEMS,
-            f"{field} must have at most {max_items} {item_name}s.",
-            field=field,
-        )
+    require_item_count(messages, field, max_items, item_name)
     items, seen_ids = [], set()
     for index, message in enumerate(messages):
         try:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from google.rpc import status_pb2
 
 from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_core.validation import require_item_count
 from tallystick_server.observability.tracing import trace_id
 from tallystick_server.rpc.errors import from_status, to_status
 from tallystick_server.rpc.message_limits import MAX_ITEMS
@@ -25,14 +26,7 @@ R = TypeVar("R")
 
 def check_batch(items: Sequence[object], field: str) -> None:
     """Requires 1 to 1,000 items. Raises FIELD_REQUIRED, TOO_MANY_ITEMS."""
-    if not items:
-        raise ApiError(
-            ErrorReason.FIELD_REQUIRED, f"{field} must have at least one item.", field=field
-        )
-    if len(items) > MAX_ITEMS:
-        raise ApiError(
-            ErrorReason.TOO_MANY_ITEMS, f"{field} must have at most {MAX_ITEMS} items.", field=field
-        )
+    require_item_count(items, field, MAX_ITEMS)
 
 
 async def process_items(
