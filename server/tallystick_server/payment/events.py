@@ -50,30 +50,30 @@ def add_payment_created(
     event_batch: BatchPublishRequest, payment: payment_pb2.Payment, traceparent: str
 ) -> None:
     """Adds the event of a new payment, without its orders; each order has its own event."""
-    type_, aggregate = event_pb2.EVENT_TYPE_PAYMENT_CREATED, f"payments/{payment.checkout_id}"
-    add_event(
-        event_batch,
-        type_,
-        aggregate,
-        1,
-        payment.update_time,
-        payment.caller,
-        traceparent,
-        payment.owner,
-        payment=payment,
-    )
+    type_ = event_pb2.EVENT_TYPE_PAYMENT_CREATED
+    _add_payment_event(event_batch, type_, 1, payment, traceparent)
 
 
 def add_payment_closed(
     event_batch: BatchPublishRequest, payment: payment_pb2.Payment, traceparent: str
 ) -> None:
     """Adds the event of a completed payment, without its orders."""
-    type_, aggregate = event_pb2.EVENT_TYPE_PAYMENT_CLOSED, f"payments/{payment.checkout_id}"
+    type_ = event_pb2.EVENT_TYPE_PAYMENT_CLOSED
+    _add_payment_event(event_batch, type_, 2, payment, traceparent)
+
+
+def _add_payment_event(
+    event_batch: BatchPublishRequest,
+    type_: event_pb2.EventType.ValueType,
+    version: int,
+    payment: payment_pb2.Payment,
+    traceparent: str,
+) -> None:
     add_event(
         event_batch,
         type_,
-        aggregate,
-        2,
+        f"payments/{payment.checkout_id}",
+        version,
         payment.update_time,
         payment.caller,
         traceparent,
