@@ -130,6 +130,8 @@ def end(
     """Closes the open dead letters of resources, or only those with the given ids. Returns the ones
     that it closed, each with the outbox row in which all are recorded.
     """
+    if not resource_names:
+        return ()
     values = {
         "resource_names": list(resource_names),
         "state": state,

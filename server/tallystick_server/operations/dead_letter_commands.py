@@ -312,34 +312,22 @@ class _Resolution:
         """Resolves an open dead letter and records the event. Raises _ConcurrentChange if it is
         resolved already.
         """
-        rows = dead_letter_store.end(
-            connection, [row.resource_name], self.state, self.operator, self.reason, self.evidence
-        )
-        if [ended_row.dead_letter_id for ended_row in rows] != [row.dead_letter_id]:
+        if not self.apply_all(connection, [row]):
             raise _ConcurrentChange
-        dead_letters.emit_changed(connection, rows, lambda _: (self.operator, ""))
 
     def apply_all(self, connection: Connection, rows: Sequence[Row[Any]]) -> Sequence[Row[Any]]:
         """Resolves the open ones among the dead letters and records their events. Returns the
         resolved rows.
         """
-        resource_names = [row.resource_name for row in rows]
-        ids = [row.dead_letter_id for row in rows]
-        ended_rows = (
-            dead_letter_store.end(
-                connection,
-                resource_names,
-                self.state,
-                self.operator,
-                self.reason,
-                self.evidence,
-                ids=ids,
-            )
-            if rows
-            else ()
+        return dead_letters.end(
+            connection,
+            [row.resource_name for row in rows],
+            self.state,
+            self.operator,
+            self.reason,
+            self.evidence,
+            ids=[row.dead_letter_id for row in rows],
         )
-        dead_letters.emit_changed(connection, ended_rows, lambda _: (self.operator, ""))
-        return ended_rows
 
 
 def _reject_unstorable(error: ConstraintViolation, *, evidence_is_specific: bool) -> None:

@@ -71,24 +71,39 @@ def emit_changed(
         alerts.end_alerts(connection, AlertKind.DEAD_LETTER, resource_names)
 
 
+def end(
+    connection: Connection,
+    resource_names: Sequence[str],
+    state: DeadLetterState,
+    operator: str,
+    reason: str,
+    evidence: str = "",
+    *,
+    ids: Sequence[str] | None = None,
+) -> Sequence[Row[Any]]:
+    """Ends the open dead letters of resources as an operator decided, or only those with the given
+    ids, and records their events. Returns the ended rows.
+    """
+    rows = dead_letter_store.end(
+        connection, resource_names, state, operator, reason, evidence, ids=ids
+    )
+    emit_changed(connection, rows, lambda _: (operator, ""))
+    return rows
+
+
 def requeue_to_end(
     connection: Connection, operation_ids: Mapping[str, str], operator: str, reason: str
 ) -> None:
     """Requeues dead-lettered operations, by resource name, that are to be cancelled and must never
     be sent. `operator` made the decision.
     """
-    rows = (
-        dead_letter_store.end(
-            connection,
-            sorted(operation_ids),
-            DeadLetterState.RETRIED,
-            operator,
-            reason[:_MAX_REASON_LENGTH],
-        )
-        if operation_ids
-        else ()
+    rows = end(
+        connection,
+        sorted(operation_ids),
+        DeadLetterState.RETRIED,
+        operator,
+        reason[:_MAX_REASON_LENGTH],
     )
-    emit_changed(connection, rows, lambda _: (operator, ""))
     operation_store.requeue(connection, [operation_ids[row.resource_name] for row in rows])
 
 
@@ -114,10 +129,6 @@ def resolve(connection: Connection, origins: Mapping[str, tuple[str, str]]) -> S
 
     `origins`: caller and traceparent by resource name.
     """
-    rows = (
-        dead_letter_store.end(connection, sorted(origins), DeadLetterState.RESOLVED)
-        if origins
-        else ()
-    )
+    rows = dead_letter_store.end(connection, sorted(origins), DeadLetterState.RESOLVED)
     emit_changed(connection, rows, lambda row: origins[row.resource_name])
     return rows

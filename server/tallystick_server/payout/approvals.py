@@ -20,7 +20,7 @@ from tallystick_core.payout.state import (
     transition,
 )
 from tallystick_core.provider.outcome import RetryReason
-from tallystick_server.operations.dead_letters import emit_changed, resolve
+from tallystick_server.operations import dead_letters
 from tallystick_server.operations.tasks import DetachedRunner
 from tallystick_server.payout.operation import PayoutOperation, operations_from_rows
 from tallystick_server.payout.snapshot import PayoutTransition
@@ -94,7 +94,9 @@ class PayoutDecisions:
                 self._environment,
                 lease_deadline,
             )
-            resolve(connection, {item.resource_name: (decision.actor, item.traceparent)})
+            dead_letters.resolve(
+                connection, {item.resource_name: (decision.actor, item.traceparent)}
+            )
             payout_transition = PayoutTransition(
                 item.snapshot.apply(trigger),
                 decision.transition_reason,
@@ -129,7 +131,7 @@ class PayoutDecisions:
                 if previous_retry.reason != reason:
                     raise key_reused_error("reason")
                 return False
-            retried_letters = dead_letter_store.end(
+            retried_letters = dead_letters.end(
                 connection, [f"payouts/{payout_id}"], DeadLetterState.RETRIED, caller, reason
             )
             if not retried_letters:
@@ -138,7 +140,6 @@ class PayoutDecisions:
                 )
                 raise state_error(message, row.state, "RETRY")
             store.insert_retry(connection, payout_id, request_id, caller, reason)
-            emit_changed(connection, retried_letters, lambda _: (caller, ""))
             operation_store.requeue(connection, [format_payout_operation_id(payout_id)])
             return True
 
