@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -40,37 +41,43 @@ async def await_databases(
 
     Raises StartupError if waiting cannot help, or after `timeout_seconds`.
     """
-    deadline = asyncio.get_running_loop().time() + timeout_seconds
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_seconds
     is_waiting = False
     for service, url in urls.items():
         while not stop_event.is_set():
-            try:
-                await asyncio.to_thread(check_schema, url, service)
-            except DatabaseUnavailable as error:
-                if asyncio.get_running_loop().time() >= deadline:
-                    timeout_note = (
-                        f" It was waited for {timeout_seconds:g} s "
-                        "(TALLYSTICK_DATABASE__STARTUP_TIMEOUT)."
-                        if is_waiting
-                        else ""
-                    )
-                    raise StartupError(
-                        f"The {service} service's database cannot be used: "
-                        f"{str(error).rstrip('.')}.{timeout_note}"
-                    ) from error
-                if not is_waiting:
-                    print_status(
-                        f"Waiting up to {timeout_seconds:g} s for the {service} service's "
-                        f"database: {str(error).rstrip('.')}"
-                    )
-                is_waiting = True
-                try:
-                    async with asyncio.timeout(_POLL_INTERVAL_SECONDS):
-                        await stop_event.wait()
-                except TimeoutError:
-                    continue
-            else:
+            error = await asyncio.to_thread(_find_error, url, service)
+            if error is None:
                 break
+            cause = str(error).rstrip(".")
+            if loop.time() >= deadline:
+                timeout_note = (
+                    f" It was waited for {timeout_seconds:g} s "
+                    "(TALLYSTICK_DATABASE__STARTUP_TIMEOUT)."
+                    if is_waiting
+                    else ""
+                )
+                raise StartupError(
+                    f"The {service} service's database cannot be used: {cause}.{timeout_note}"
+                ) from error
+            if not is_waiting:
+                print_status(
+                    f"Waiting up to {timeout_seconds:g} s for the {service} service's "
+                    f"database: {cause}"
+                )
+            is_waiting = True
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_POLL_INTERVAL_SECONDS):
+                    await stop_event.wait()
+
+
+def _find_error(url: str, service: str) -> DatabaseUnavailable | None:
+    """Why a service's database cannot be used yet. Raises StartupError if waiting cannot help."""
+    try:
+        check_schema(url, service)
+    except DatabaseUnavailable as error:
+        return error
+    return None
 
 
 class _UnavailableHandler(grpc.GenericRpcHandler):

@@ -329,32 +329,42 @@ def _shut_down_sockets(address: str) -> bool:
     """Closes the listeners of an address, and stops reading from its connections. Returns whether
     there are any.
     """
-    path = address.removeprefix("unix:") if address.startswith("unix:") else ""
     has_connections = False
     for name in os.listdir("/dev/fd"):
         with suppress(OSError):  # not a socket, not connected, or closed
-            copy = os.dup(int(name))
-            try:
-                sock = socket.socket(fileno=copy)
-            except OSError:
-                os.close(copy)
-                raise
-            with sock:
-                if sock.family == socket.AF_UNIX:
-                    is_ours = path and sock.getsockname() == path
-                else:
-                    is_ours = not path and sock.getsockname()[1] == int(address.rpartition(":")[2])
-                if not is_ours:
-                    continue
-                if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                    # a placeholder, so that gRPC does not report a closed socket
-                    with socket.socket() as placeholder:
-                        os.dup2(placeholder.fileno(), int(name))
-                    continue
-                sock.getpeername()
-                has_connections = True
-                sock.shutdown(socket.SHUT_RD)  # pending writes still complete
+            has_connections |= _shut_down_socket(int(name), address)
     return has_connections
+
+
+def _shut_down_socket(descriptor: int, address: str) -> bool:
+    """Closes a listener of an address, or stops reading from one of its connections. Returns
+    whether the descriptor is such a connection. Raises OSError if it is no socket.
+    """
+    copy = os.dup(descriptor)
+    try:
+        sock = socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        raise
+    with sock:
+        if not _is_bound_to(sock, address):
+            return False
+        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            # a placeholder, so that gRPC does not report a closed socket
+            with socket.socket() as placeholder:
+                os.dup2(placeholder.fileno(), descriptor)
+            return False
+        sock.getpeername()
+        with suppress(OSError):  # the connection may have just closed
+            sock.shutdown(socket.SHUT_RD)  # pending writes still complete
+    return True
+
+
+def _is_bound_to(sock: socket.socket, address: str) -> bool:
+    name = sock.getsockname()
+    if address.startswith("unix:"):
+        return sock.family == socket.AF_UNIX and bool(name == address.removeprefix("unix:"))
+    return sock.family != socket.AF_UNIX and bool(name[1] == int(address.rpartition(":")[2]))
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

@@ -139,13 +139,14 @@ class VerificationRecorder:
                     DESTINATION_TRIGGERS[type(result.outcome)],
                 )
                 current_state = DestinationState(rows[id_].state)
-                # A destination that has ended or is verified stays so.
-                if current_state is DestinationState.PENDING_VERIFICATION:
-                    new_state = transition_destination(current_state, trigger)
-                    if new_state is not current_state:
-                        code = result.outcome.code if isinstance(result.outcome, Declined) else ""
-                        transitions[id_] = store.DestinationTransitionRow(id_, new_state, code)
-                        new_states[id_] = new_state
+                if current_state is not DestinationState.PENDING_VERIFICATION:
+                    continue  # a destination that has ended or is verified stays so
+                new_state = transition_destination(current_state, trigger)
+                if new_state is current_state:
+                    continue
+                code = result.outcome.code if isinstance(result.outcome, Declined) else ""
+                transitions[id_] = store.DestinationTransitionRow(id_, new_state, code)
+                new_states[id_] = new_state
             transition_destinations(connection, list(transitions.values()))
             resolve_and_requeue(
                 connection,

@@ -116,10 +116,16 @@ class EmbeddedPostgres:
     def is_running(self) -> bool:
         """Whether another process runs the server."""
         try:
-            psycopg.connect(self.url, connect_timeout=2).close()
-        except (OSError, psycopg.OperationalError):
+            return self._find_connection_error() is None
+        except OSError:  # there is no cluster
             return False
-        return True
+
+    def _find_connection_error(self) -> psycopg.OperationalError | None:
+        try:
+            psycopg.connect(self.url, connect_timeout=2).close()
+        except psycopg.OperationalError as error:
+            return error
+        return None
 
     @property
     def has_ended(self) -> bool:
@@ -254,25 +260,21 @@ class EmbeddedPostgres:
                 start_new_session=True,
             )
         deadline = time.monotonic() + 60
-        while True:
-            try:
-                psycopg.connect(self.url, connect_timeout=2).close()
-                return
-            except psycopg.OperationalError as error:
-                if self._process.poll() is not None:
-                    raise StartupError(
-                        f"PostgreSQL did not start on {self._data}: "
-                        f"{_error_summary(log_path.read_text(errors='replace'))}. "
-                        "Repair it, or set TALLYSTICK_DATA_DIR to another folder; "
-                        f"the whole log is {log_path}."
-                    ) from None
-                if time.monotonic() > deadline or "authentication failed" in str(error):
-                    self.stop()
-                    raise StartupError(
-                        f"PostgreSQL on {self._data} does not accept connections: "
-                        f"{_error_summary(str(error))}."
-                    ) from None
-                time.sleep(0.03)
+        while error := self._find_connection_error():
+            if self.has_ended:
+                raise StartupError(
+                    f"PostgreSQL did not start on {self._data}: "
+                    f"{_error_summary(log_path.read_text(errors='replace'))}. "
+                    "Repair it, or set TALLYSTICK_DATA_DIR to another folder; "
+                    f"the whole log is {log_path}."
+                )
+            if time.monotonic() > deadline or "authentication failed" in str(error):
+                self.stop()
+                raise StartupError(
+                    f"PostgreSQL on {self._data} does not accept connections: "
+                    f"{_error_summary(str(error))}."
+                )
+            time.sleep(0.03)
 
     def stop(self) -> None:
         """Closes connections and stops the server."""
