@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager, suppress
 from decimal import Decimal
 from functools import partial
 from types import TracebackType
@@ -349,6 +349,22 @@ class _AsyncChannel:
             self._channel = self._connect()
         return self._channel
 
+    @contextmanager
+    def _typed_errors(self) -> Iterator[None]:
+        """Raises the errors of a call as TallystickError."""
+        try:
+            yield
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error) from None
+        except grpc.aio.UsageError:  # the channel is closed
+            raise client_closed_error() from None
+        except DecodeError:
+            raise unreadable_response_error() from None
+        except asyncio.CancelledError:
+            if self._is_cancelled_by_close():
+                raise client_closed_in_flight_error() from None
+            raise
+
     def _is_cancelled_by_close(self) -> bool:
         """Whether closing the client cancelled a call. This must not look like a cancellation of
         the caller's task.
@@ -393,18 +409,8 @@ class _AsyncChannel:
 
         async def attempt() -> Any:
             pairs = self._settings.metadata(metadata)
-            try:
+            with self._typed_errors():
                 return await send(request, timeout=max(deadline - now(), 0.001), metadata=pairs)
-            except grpc.aio.AioRpcError as error:
-                raise from_rpc(error) from None
-            except grpc.aio.UsageError:  # the channel is closed
-                raise client_closed_error() from None
-            except DecodeError:
-                raise unreadable_response_error() from None
-            except asyncio.CancelledError:
-                if self._is_cancelled_by_close():
-                    raise client_closed_in_flight_error() from None
-                raise
 
         try:
             return await AsyncRetrying(
@@ -432,20 +438,11 @@ class _AsyncChannel:
                 multicallables.append(channel.unary_stream(method, *arguments, **options))
             stream: Any = None
             try:
-                stream = multicallables[0](request, timeout=seconds, metadata=pairs)
-                async with aclosing(aiter(stream)) as responses:
-                    async for response in responses:
-                        yield response
-            except grpc.aio.AioRpcError as error:
-                raise from_rpc(error) from None
-            except grpc.aio.UsageError:  # the channel is closed
-                raise client_closed_error() from None
-            except DecodeError:
-                raise unreadable_response_error() from None
-            except asyncio.CancelledError:
-                if self._is_cancelled_by_close():
-                    raise client_closed_in_flight_error() from None
-                raise
+                with self._typed_errors():
+                    stream = multicallables[0](request, timeout=seconds, metadata=pairs)
+                    async with aclosing(aiter(stream)) as responses:
+                        async for response in responses:
+                            yield response
             finally:
                 if isinstance(stream, grpc.aio.Call):
                     stream.cancel()  # closes a stream that is no longer read
