@@ -31,19 +31,18 @@ def schedule_polls(
     connection: Connection, retry_policies: RetryPolicies, failed_charges: Iterable[Charge]
 ) -> None:
     """Schedules polls for charges that have just failed, if they may have been sent."""
-    sent_charges = [charge for charge in failed_charges if charge.maybe_sent]
     next_polls = [
-        store.NextPoll(
-            sent_charge.charge_id,
-            retry_policies.policy_for(sent_charge.provider, RetryReason.POST_COMPLETION_POLL).delay(
-                1, sent_charge.charge_id
-            ),
-            0,
-        )
-        for sent_charge in sent_charges
+        _next_poll(retry_policies, charge, 0) for charge in failed_charges if charge.maybe_sent
     ]
     if next_polls:
         store.schedule_polls(connection, next_polls)
+
+
+def _next_poll(retry_policies: RetryPolicies, charge: Charge, poll_count: int) -> store.NextPoll:
+    """The poll that follows `poll_count` answered ones."""
+    policy = retry_policies.policy_for(charge.provider, RetryReason.POST_COMPLETION_POLL)
+    delay_seconds = policy.delay(poll_count + 1, charge.charge_id)
+    return store.NextPoll(charge.charge_id, delay_seconds, poll_count)
 
 
 class FailedChargePoller:
@@ -96,17 +95,10 @@ class FailedChargePoller:
             return await self._poll(charge, poll_count)
         except Exception:  # an error of one charge does not block the others
             log.exception("%s: lookup failed; it is polled again", charge.resource_name)
-            return store.NextPoll(
-                charge.charge_id,
-                self._retry_policies.policy_for(
-                    charge.provider, RetryReason.POST_COMPLETION_POLL
-                ).delay(poll_count + 1, charge.charge_id),
-                poll_count,
-            )
+            return _next_poll(self._retry_policies, charge, poll_count)
 
     async def _poll(self, charge: Charge, poll_count: int) -> store.NextPoll:
         """The next poll time and the number of polls. Polls without an answer are not counted."""
-        policy = self._retry_policies.policy_for(charge.provider, RetryReason.POST_COMPLETION_POLL)
         outcome = await self._gateway.call(charge, NextAction.LOOK_UP)
         match outcome:
             case Succeeded():
@@ -126,11 +118,7 @@ class FailedChargePoller:
                 else:
                     return store.NextPoll(charge.charge_id, None, poll_count)
             case NotCalled() | NotSent() | Unknown():
-                return store.NextPoll(
-                    charge.charge_id, policy.delay(poll_count + 1, charge.charge_id), poll_count
-                )
+                return _next_poll(self._retry_policies, charge, poll_count)
             case _:  # says nothing about money
                 pass
-        return store.NextPoll(
-            charge.charge_id, policy.delay(poll_count + 2, charge.charge_id), poll_count + 1
-        )
+        return _next_poll(self._retry_policies, charge, poll_count + 1)

@@ -93,24 +93,17 @@ class CompletedPayoutPoller:
         self, item: PayoutOperation, poll_count: int
     ) -> store.NextPayoutPoll:
         """The next poll time and the number of polls. Polls without an answer are not counted."""
-        policy = self._retry_policies.policy_for(item.provider, RetryReason.POST_COMPLETION_POLL)
         if item.state not in POLLED_AFTER_COMPLETION:
             return store.NextPayoutPoll(item.payout_id, None, poll_count)
         try:
             outcome = await self._gateway.call(item, NextAction.LOOK_UP)
         except Exception:  # an error of one payout does not block the others
             log.exception("%s: lookup failed; it is polled again", item.resource_name)
-            return store.NextPayoutPoll(
-                item.payout_id, policy.delay(poll_count + 1, item.operation_id), poll_count
-            )
+            return self._next_poll(item, poll_count)
         if not _is_conclusive(outcome):
-            return store.NextPayoutPoll(
-                item.payout_id, policy.delay(poll_count + 1, item.operation_id), poll_count
-            )
+            return self._next_poll(item, poll_count)
         if isinstance(outcome, NotFound):  # says nothing about its money
-            return store.NextPayoutPoll(
-                item.payout_id, policy.delay(poll_count + 2, item.operation_id), poll_count + 1
-            )
+            return self._next_poll(item, poll_count + 1)
         try:
             await self._record_or_report(item, outcome)
         except Exception as error:  # an error of one payout does not block the others
@@ -120,12 +113,14 @@ class CompletedPayoutPoller:
             log.exception(
                 "%s: the outcome cannot be recorded; it is polled again", item.resource_name
             )
-            return store.NextPayoutPoll(
-                item.payout_id, policy.delay(poll_count + 1, item.operation_id), poll_count
-            )
-        return store.NextPayoutPoll(
-            item.payout_id, policy.delay(poll_count + 2, item.operation_id), poll_count + 1
-        )
+            return self._next_poll(item, poll_count)
+        return self._next_poll(item, poll_count + 1)
+
+    def _next_poll(self, item: PayoutOperation, poll_count: int) -> store.NextPayoutPoll:
+        """The poll that follows `poll_count` answered ones."""
+        policy = self._retry_policies.policy_for(item.provider, RetryReason.POST_COMPLETION_POLL)
+        delay_seconds = policy.delay(poll_count + 1, item.operation_id)
+        return store.NextPayoutPoll(item.payout_id, delay_seconds, poll_count)
 
     async def _record_or_report(
         self, item: PayoutOperation, outcome: ProviderOutcome | NotCalled
