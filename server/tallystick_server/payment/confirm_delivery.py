@@ -19,7 +19,7 @@ from tallystick_server.rpc.batch import (
     ItemRejected,
     item_errors,
     raise_if_unavailable,
-    rejections_by_key,
+    split_results,
 )
 from tallystick_server.rpc.service_client import ServiceClient
 from tallystick_storage.database import Database
@@ -72,16 +72,11 @@ class DeliveryConfirmation:
         if not rows:
             return
         results = await bisect_on_error(self._release, rows)
-        released_ids = [
-            row.payment_order_id
-            for row, result in zip(rows, results, strict=True)
-            if result is None
-        ]
-        rejections = rejections_by_key([row.payment_order_id for row in rows], results)
+        released_ids, rejections = split_results([row.payment_order_id for row in rows], results)
 
         def record_results(connection: Connection) -> list[str]:
             store.mark_released(connection, released_ids)
-            return store.mark_release_rejected(connection, rejections) if rejections else []
+            return store.mark_release_rejected(connection, rejections)
 
         for order_id in await self._database.transact(record_results):
             log.warning(

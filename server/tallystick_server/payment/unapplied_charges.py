@@ -22,7 +22,7 @@ from tallystick_server.rpc.batch import (
     ItemRejected,
     item_errors,
     raise_if_unavailable,
-    rejections_by_key,
+    split_results,
 )
 from tallystick_server.rpc.postings import add_posting
 from tallystick_server.rpc.service_client import ServiceClient
@@ -97,16 +97,11 @@ class UnappliedChargeBooking:
         if not rows:
             return
         results = await bisect_on_error(self._post, rows)
-        posted_ids = [
-            row.unapplied_charge_id
-            for row, result in zip(rows, results, strict=True)
-            if result is None
-        ]
-        rejections = rejections_by_key([row.unapplied_charge_id for row in rows], results)
+        posted_ids, rejections = split_results([row.unapplied_charge_id for row in rows], results)
 
         def record_results(connection: Connection) -> list[str]:
             _emit_changed(connection, store.mark_booked(connection, posted_ids))
-            return store.mark_booking_rejected(connection, rejections) if rejections else []
+            return store.mark_booking_rejected(connection, rejections)
 
         for id_ in await self._database.transact(record_results):
             log.warning("LedgerService rejects unapplied charge %s: %s", id_, rejections[id_])

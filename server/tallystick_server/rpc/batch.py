@@ -92,13 +92,18 @@ def item_errors(results: Iterable[Any]) -> list[ItemRejected | None]:
     ]
 
 
-def rejections_by_key(keys: Iterable[K], results: Iterable[object]) -> dict[K, str]:
-    """The reason of each rejected item, by its key."""
-    return {
+def split_results(keys: Sequence[K], results: Sequence[object]) -> tuple[list[K], dict[K, str]]:
+    """The keys of the accepted items, and the reason of each rejected one by its key. An item that
+    was not processed is in neither.
+    """
+    pairs = list(zip(keys, results, strict=True))
+    accepted_keys = [key for key, result in pairs if result is None]
+    rejections = {
         key: str(result)
-        for key, result in zip(keys, results, strict=True)
+        for key, result in pairs
         if isinstance(result, ItemRejected | ServiceCallRejected | ConstraintViolation)
     }
+    return accepted_keys, rejections
 
 
 def raise_if_unavailable(results: Iterable[object]) -> None:

@@ -89,6 +89,8 @@ def mark_release_rejected(connection: Connection, messages: Mapping[str, str]) -
     """Stores the wallet's rejection by order, and schedules a retry after 1 s, doubling up to 300
     s. Returns the orders that it had not rejected before.
     """
+    if not messages:
+        return []
     items = encode_rows(
         [
             {"id": order_id, "message": message or "rejected"}

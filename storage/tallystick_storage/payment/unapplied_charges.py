@@ -161,6 +161,8 @@ def mark_booking_rejected(connection: Connection, messages: Mapping[str, str]) -
     """Stores the ledger's rejection by id, and schedules a retry after 1 s, doubling up to 300 s.
     Returns the charges that it had not rejected before.
     """
+    if not messages:
+        return []
     items = encode_rows(
         [{"id": id_, "message": message or "rejected"} for id_, message in sorted(messages.items())]
     )
