@@ -216,10 +216,10 @@ MUTANTS = (
         ("record_unapplied(\n        connection,[] and"),
     ),
     Mutant(
-        "a duplicate charge is not recorded if the risk check rejected a sibling",
+        "a duplicate charge counts as late if the risk check rejected a sibling",
         f"{_STORAGE}/payment/unapplied_charges.py",
-        ("and o.charge_id = r.charge_id\n                and o.attempt_count > 0)"),
-        ("and o.charge_id = r.charge_id\n                )"),
+        "select bool_and(o.status = 'FAILED') as failed",
+        "select bool_or(o.status = 'FAILED') as failed",
         "tests/services/payment/charges/test_unapplied_charges.py::test_a_duplicate_charge_is_unapplied_despite_a_rejected_sibling",
     ),
     Mutant(

@@ -47,10 +47,9 @@ _INSERT = text(f"""
             caller text, traceparent text,
             provider text, provider_reference text, amount bigint, currency text, mismatch boolean)
         cross join lateral (
-            -- orders that the risk check rejected were never part of the charge
+            -- all of them: one order may have failed the risk check, and the others were charged
             select bool_and(o.status = 'FAILED') as failed from payment_order o
-            where o.checkout_id = r.checkout_id and o.charge_id = r.charge_id
-                and o.attempt_count > 0) o
+            where o.checkout_id = r.checkout_id and o.charge_id = r.charge_id) o
         cross join lateral (
             select a.outcome, a.provider_reference, a.moved_amount, a.moved_currency from attempt a
             where a.operation_id = r.charge_id order by a.attempt_number desc limit 1) a
