@@ -28,7 +28,7 @@ from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.wiring import Dependencies
 from tallystick_server.operations.batcher import MAX_QUEUED_CALLS, Batcher
-from tallystick_server.operations.tasks import _MAX_TEAM_DETACHED_TASKS
+from tallystick_server.operations.tasks import MAX_TEAM_DETACHED_TASKS
 from tallystick_storage.database import Database
 from tests.support.errors import from_rpc
 from tests.support.payouts import create_destination, create_sale
@@ -274,7 +274,7 @@ def test_a_flood_of_changes_rejects_no_work_of_the_platform(
         gate = asyncio.Event()
         pending_handovers = [
             asyncio.ensure_future(payout_worker.run_detached(gate.wait, is_team_call=True))
-            for _ in range(_MAX_TEAM_DETACHED_TASKS)
+            for _ in range(MAX_TEAM_DETACHED_TASKS)
         ]
         await asyncio.sleep(0)
         return gate, pending_handovers

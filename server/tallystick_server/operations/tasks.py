@@ -13,7 +13,7 @@ from tallystick_server.operations.operation import LeasedOperation
 Op = TypeVar("Op", bound=LeasedOperation)
 R = TypeVar("R")
 
-_MAX_TEAM_DETACHED_TASKS = 1_000
+MAX_TEAM_DETACHED_TASKS = 1_000
 
 
 class DetachedRunner(Protocol):
@@ -86,7 +86,7 @@ class WorkerTasks(Generic[Op]):
         `is_team_call`: a team's call waits for the work. Such calls are limited, and do not limit
         the platform or operators. Raises OVERLOADED for them.
         """
-        if is_team_call and len(self._team_detached_tasks) >= _MAX_TEAM_DETACHED_TASKS:
+        if is_team_call and len(self._team_detached_tasks) >= MAX_TEAM_DETACHED_TASKS:
             raise overloaded_error("changes wait for the database")
         task = asyncio.create_task(work())
         for task_set in (
