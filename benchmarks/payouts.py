@@ -1,5 +1,5 @@
-"""Payouts a second, from a schedule's cut-off until each is PAID and booked. Then a second run, in
-which PayoutService is killed half-way. Every commit is durable.
+"""Payouts a second, from the creation of a payout run until each is PAID and booked. Then a second
+run, in which PayoutService is killed half-way. Every commit is durable.
 
 There are two server processes: PayoutService with the provider, and the services that it calls. The
 upper bound is a gRPC echo of a payout's message.

@@ -34,13 +34,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--thorough",
         action="store_true",
-        help="what takes minutes in its full measure, as .ci/run does",
+        help="run tests at full size, which takes minutes; .ci/run does it",
     )
 
 
 @pytest.fixture
 def thorough(request: pytest.FixtureRequest) -> bool:
-    """Whether to measure at full size instead of a tenth of it."""
+    """Whether to test at full size instead of a fifth of it or less."""
     return bool(request.config.getoption("--thorough"))
 
 
