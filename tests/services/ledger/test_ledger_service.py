@@ -38,6 +38,7 @@ from tests.support.platform import (
     serve_platform,
     unique_id,
 )
+from tests.support.rows import update_rows
 
 ADJUSTMENT = ledger_pb2.TRANSACTION_KIND_ADJUSTMENT
 
@@ -494,7 +495,7 @@ def test_a_republished_transaction_is_unchanged(scratch_database: DatabaseUrls) 
             lambda: len(list(client.events(types=[event_pb2.EVENT_TYPE_TRANSACTION_POSTED]))) == 2
         )
     with psycopg.connect(scratch_database.admin, autocommit=True) as admin:
-        admin.execute("update ledger.relayed set sequence = 0")
+        update_rows(admin, "update ledger.relayed set sequence = 0")
         relayed = (
             "select (select sequence from ledger.relayed), (select count(*) from "
             "ledger.rejected_aggregate)"

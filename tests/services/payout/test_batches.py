@@ -44,6 +44,7 @@ from tests.support.platform import (
     serve_platform,
     unique_id,
 )
+from tests.support.rows import update_rows
 
 
 @pytest.fixture
@@ -310,9 +311,10 @@ def make_schedules_due(databases: DatabaseUrls) -> None:
     """Makes every schedule due."""
     with psycopg.connect(databases.admin.replace("+psycopg", "")) as connection:
         connection.execute("set session_replication_role = replica")  # no triggers
-        connection.execute(
+        update_rows(
+            connection,
             "update payout.payout_schedule set next_time = date_trunc('minute', now()) - interval "
-            "'1 hour', next_run_time = now() - interval '1 hour' where next_time is not null"
+            "'1 hour', next_run_time = now() - interval '1 hour' where next_time is not null",
         )
 
 
@@ -639,7 +641,8 @@ def test_a_schedule_that_cannot_be_run_does_not_delay_others(
                     "weekday": "interval = 'WEEKLY', weekday = 'MOONDAY'",
                 }[poison]
                 connection.execute("set session_replication_role = replica")  # no triggers
-                connection.execute(
+                update_rows(
+                    connection,
                     f"update payout.payout_schedule set {wrong} where seller_account in ('', %s)",
                     (closed_sellers,),
                 )
@@ -770,8 +773,8 @@ def test_batches_that_cannot_be_generated_do_not_delay_others(
         } == {payout_pb2.PAYOUT_BATCH_STATE_GENERATING}
         admin.execute("drop trigger no_report on payout.payout_batch_item")
         admin.execute("set session_replication_role = replica")
-        admin.execute(
-            "update payout.payout_batch set next_run_time = now() where state = 'GENERATING'"
+        update_rows(
+            admin, "update payout.payout_batch set next_run_time = now() where state = 'GENERATING'"
         )
     assert all(
         wait_until_done(payout_client, bad_batch_id).payout_batch.rejected_count == 1
@@ -878,7 +881,8 @@ def test_many_schedules_that_cannot_be_run_do_not_delay_later_ones(
                     when (new.seller_account in ({named}))
                 execute function payout.reject_change()""")
         admin.execute("set session_replication_role = replica")  # no triggers
-        admin.execute(
+        update_rows(
+            admin,
             """
             update payout.payout_schedule
                 set next_time = date_trunc('minute', now()) - interval '1 hour' * case

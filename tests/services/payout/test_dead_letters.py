@@ -35,6 +35,7 @@ from tests.support.payouts import (
     wallet_amounts,
 )
 from tests.support.platform import ServedPlatform, eventually, unique_id
+from tests.support.rows import update_rows
 
 
 def test_a_dead_lettered_payout_is_retried(
@@ -168,7 +169,8 @@ def test_a_closed_payout_is_booked_by_any_process(
     assert state_name(get_payout(shop_client, payout.payout_id).payout) == "FAILED"
     monkeypatch.undo()
     with psycopg.connect(approval_platform.databases.admin) as connection:
-        connection.execute(
+        update_rows(
+            connection,
             "update payout.operation set lease_until = now() where operation_id = %s",
             (f"p-{payout.payout_id}",),
         )

@@ -67,6 +67,7 @@ from tests.support.platform import (
     serve_platform,
     unique_id,
 )
+from tests.support.rows import update_rows
 
 
 @pytest.fixture(scope="module")
@@ -921,12 +922,14 @@ def test_a_failure_before_the_attempt_proves_no_sending(scratch_database: Databa
         operation_id = f"p-{payout.payout_id}"
         # The state that a process leaves when it crashes while it places the hold.
         with psycopg.connect(scratch_database.admin, autocommit=True) as admin:
-            admin.execute(
+            update_rows(
+                admin,
                 "update payout.operation set maybe_sent = true where operation_id = %s",
                 (operation_id,),
             )
             admin.execute("set session_replication_role = replica")
-            admin.execute(
+            update_rows(
+                admin,
                 "update payout.payout set caller = 'another' where payout_id = %s",
                 (payout.payout_id,),
             )
@@ -959,11 +962,13 @@ def test_a_removed_provider_delays_no_other(scratch_database: DatabaseUrls) -> N
         wait_for_state(client, removed_payout_id, "PAID")
         with psycopg.connect(scratch_database.admin, autocommit=True) as admin:
             admin.execute("set session_replication_role = replica")
-            admin.execute(
+            update_rows(
+                admin,
                 "update payout.payout set provider = 'oldbank' where payout_id = %s",
                 (removed_payout_id,),
             )
-            admin.execute(
+            update_rows(
+                admin,
                 "update payout.payout_destination set provider = 'oldbank' where seller_account = "
                 "%s",
                 (old,),

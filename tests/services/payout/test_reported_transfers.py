@@ -43,6 +43,7 @@ from tests.support.platform import (
     serve_platform,
     unique_id,
 )
+from tests.support.rows import update_rows
 
 
 def acknowledge_payout(
@@ -250,8 +251,9 @@ def test_one_process_at_a_time_polls_completed_payouts(admin_url: str, tmp_path:
             other_platform.run_in_loop(payout_worker.polling.run_once)
             assert other_provider.looked_up_ids == []
         with psycopg.connect(databases.admin) as connection:
-            connection.execute(
-                "update payout.leader_lease set lease_until = now() where name like 'poll %'"
+            update_rows(
+                connection,
+                "update payout.leader_lease set lease_until = now() where name like 'poll %'",
             )
         other_platform.run_in_loop(payout_worker.polling.run_once)
         assert len(other_provider.looked_up_ids) == 1

@@ -40,6 +40,7 @@ from tests.support.platform import (
     payment_worker_of,
     serve_platform,
 )
+from tests.support.rows import update_rows
 
 
 def test_a_charge_is_looked_up_when_sends_are_exhausted(
@@ -228,8 +229,9 @@ def test_one_process_at_a_time_polls_failed_charges(scratch_database: DatabaseUr
             other_platform.run_in_loop(payment_worker_of(other_platform).polling.run_once)
             assert looked_up_by_platform["seldom"] == []
         with psycopg.connect(scratch_database.admin) as connection:
-            connection.execute(
-                "update payment.leader_lease set lease_until = now() where name like 'poll %'"
+            update_rows(
+                connection,
+                "update payment.leader_lease set lease_until = now() where name like 'poll %'",
             )
         other_platform.run_in_loop(payment_worker_of(other_platform).polling.run_once)
         assert looked_up_by_platform["seldom"] == [payment.payment_orders[0].charge_id]

@@ -60,6 +60,7 @@ from tests.support.platform import (
     serve_platform,
     unique_id,
 )
+from tests.support.rows import update_rows
 
 
 def test_a_recorded_outcome_is_applied_without_another_call(
@@ -79,7 +80,8 @@ def test_a_recorded_outcome_is_applied_without_another_call(
         with psycopg.connect(
             scratch_database.service("payment").replace("+psycopg", "")
         ) as connection:
-            connection.execute(
+            update_rows(
+                connection,
                 "update attempt set outcome = 'SUCCEEDED', provider_reference = 'from-afar', "
                 "moved_amount = 500, moved_currency = 'EUR',"
                 " end_time = clock() where operation_id = %s",
@@ -385,7 +387,8 @@ def test_a_charge_with_a_recorded_outcome_is_not_dead_lettered(
             " where operation_id = %s returning lease_token",
             (charge_id,),
         ).fetchone()
-        connection.execute(
+        update_rows(
+            connection,
             "update attempt set outcome = 'SUCCEEDED', provider_reference = %s, moved_amount = "
             "500, moved_currency = 'EUR', end_time = clock() where operation_id = %s",
             (f"ref-{charge_id}", charge_id),

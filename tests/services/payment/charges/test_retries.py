@@ -50,6 +50,7 @@ from tests.support.platform import (
     serve_platform,
 )
 from tests.support.retry_policies import scaled_defaults
+from tests.support.rows import update_rows
 
 
 @pytest.mark.parametrize(
@@ -152,7 +153,7 @@ def test_an_order_without_a_passed_risk_check_is_never_sent(scratch_database: Da
         payment = payment_of_dead_process(platform, client)
         with psycopg.connect(scratch_database.admin) as connection:
             connection.execute("set session_replication_role = replica")
-            connection.execute("update payment.payment_order set status = 'NOT_STARTED'")
+            update_rows(connection, "update payment.payment_order set status = 'NOT_STARTED'")
         dead_letter = wait_for_dead_letter(client, payment)
         assert (dead_letter.cause, dead_letter.detail) == (
             operator_pb2.DEAD_LETTER_CAUSE_REJECTED,

@@ -47,6 +47,7 @@ from tests.support.platform import (
     is_replayed,
     unique_id,
 )
+from tests.support.rows import update_rows
 
 
 def test_a_charge_of_another_amount_is_unapplied(client: Client) -> None:
@@ -205,18 +206,18 @@ def test_a_second_charge_is_unapplied_before_the_first_is_applied(
     wait_for_dead_letter(client, payment)
     charge_id = payment.payment_orders[0].charge_id
     stale_charge = leased_charge(two_try_platform, charge_id, 0)
+    payment_url = two_try_platform.databases.service("payment").replace("+psycopg", "")
+    with psycopg.connect(payment_url) as connection:  # no process applies one before both are there
+        update_rows(
+            connection,
+            "update operation set lease_until = clock() + interval '100 seconds', lease_token = "
+            "lease_token + 1, is_leased = true where operation_id = %s",
+            (charge_id,),
+        )
     for outcome in (
         replace(first, reference=f"first-{charge_id}"),
         Succeeded(f"second-{charge_id}", 500, "EUR"),
     ):
-        with psycopg.connect(
-            two_try_platform.databases.service("payment").replace("+psycopg", "")
-        ) as connection:  # no process applies the outcome between the two
-            connection.execute(
-                "update payment.operation set next_attempt_time = 'infinity' where operation_id = "
-                "%s",
-                (charge_id,),
-            )
         record_outcomes(two_try_platform, (stale_charge, outcome))
     (second,) = eventually(lambda: booked_unapplied_charges(client, payment))
     cause = (
@@ -225,11 +226,11 @@ def test_a_second_charge_is_unapplied_before_the_first_is_applied(
         else payment_pb2.UNAPPLIED_CAUSE_LATE
     )
     assert (second.provider_reference, second.cause) == (f"second-{charge_id}", cause)
-    with psycopg.connect(
-        two_try_platform.databases.service("payment").replace("+psycopg", "")
-    ) as connection:
-        connection.execute(
-            "update payment.operation set next_attempt_time = now() where operation_id = %s",
+    with psycopg.connect(payment_url) as connection:
+        update_rows(
+            connection,
+            "update operation set next_attempt_time = clock(), lease_until = clock() where "
+            "operation_id = %s",
             (charge_id,),
         )
     wait_for_final_order(client, payment)
