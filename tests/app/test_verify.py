@@ -28,7 +28,9 @@ from tallystick_server.app.database.roles import role_names
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tallystick_server.verify.run import run_checks, verify
 from tallystick_storage.verify import Reader
+from tests.support.payouts import wait_until_booked
 from tests.support.platform import eventually, fresh_database, run_command, serve_platform
+from tests.support.rows import update_rows
 from tests.tampering.run import Tampering
 
 # Operations retry without a limit: on a slow machine a limit would dead-letter them before the rows
@@ -176,20 +178,10 @@ def create_payouts(client: Client) -> None:
     client.payout.CreatePayoutDestination(
         payout_service_pb2.CreatePayoutDestinationRequest(**ids, bank_account_token="ba_rejected")
     )
-    paid_amounts = {"paid": "1.00", "returned": "2.00", "late": "0.50", "declined": "0.00"}
-    for name, amount in paid_amounts.items():
-        assert eventually(lambda: _has_amounts(client, name, amount)), name  # noqa: B023
-
-
-def _has_amounts(client: Client, name: str, paid_amount: str) -> bool:
-    payout = client.payout.GetPayout(
-        payout_service_pb2.GetPayoutRequest(payout_id=f"x-{name}")
-    ).payout
-    returned_amount = "1.00" if name == "returned" else "0.00"
-    return payout.ledger_updated and (payout.paid_amount, payout.returned_amount) == (
-        paid_amount,
-        returned_amount,
-    )
+    wait_until_booked(client, "x-paid", "1.00")
+    wait_until_booked(client, "x-returned", "2.00", "1.00")
+    wait_until_booked(client, "x-late", "0.50")
+    wait_until_booked(client, "x-declined", "0.00")
 
 
 def is_booked(databases: DatabaseUrls) -> bool:
@@ -731,10 +723,10 @@ def test_the_command_reports_violations_and_exits_1(filled_database: DatabaseUrl
     assert all(list(c) == ["name", "invariants", "rows", "failures"] for c in report["checks"])
     with psycopg.connect(filled_database.admin) as connection:
         connection.execute("set session_replication_role = replica")
-        connection.execute("update ledger.tx set description = 'x' where sequence = 4")
+        update_rows(connection, "update ledger.tx set description = 'x' where sequence = 4")
         connection.commit()
         bad = run_command("verify", **environment)
-        connection.execute("update ledger.tx set description = '' where sequence = 4")
+        update_rows(connection, "update ledger.tx set description = '' where sequence = 4")
     assert bad.returncode == 1
     assert "ledger.tx main-4: its hash is not that of its content" in bad.stdout
 

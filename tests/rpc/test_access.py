@@ -31,6 +31,7 @@ from tallystick_server.payment import handlers as payment
 from tallystick_server.payout import handlers as payout
 from tallystick_server.wallet import handlers as wallet
 from tests.fakes.payout_provider import ScriptedPayoutProvider
+from tests.support.callers import token_of
 from tests.support.payouts import create_destination, create_payout, create_sale
 from tests.support.platform import FAST_RETRY, fresh_database, serve_platform, unique_id
 
@@ -213,10 +214,6 @@ MATRIX: dict[str, MethodRow] = {
 }
 
 
-def _token_of(name: str) -> str:
-    return f"token-of-{name}-aaaaaaaa"
-
-
 @dataclass(frozen=True)
 class AccessPlatform:
     """A platform with a caller of each role, all of one owner, and the resources of that owner and
@@ -233,18 +230,18 @@ def access_platform(
     admin_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[AccessPlatform]:
     team_roles = frozenset({Role.TEAM, Role.PAYOUTS})
-    callers = {_token_of(role): Caller(f"our-{role}", frozenset({role}), "ours") for role in Role}
+    callers = {token_of(role): Caller(f"our-{role}", frozenset({role}), "ours") for role in Role}
     callers |= {
-        _token_of("nothing"): Caller("our-nothing", frozenset(), "ours"),
-        _token_of("ours"): Caller("our-all", team_roles, "ours"),
+        token_of("nothing"): Caller("our-nothing", frozenset(), "ours"),
+        token_of("ours"): Caller("our-all", team_roles, "ours"),
     }
-    callers |= {_token_of("theirs"): Caller("theirs", team_roles)}
+    callers |= {token_of("theirs"): Caller("theirs", team_roles)}
     settings = Settings().replace(
         retry=FAST_RETRY,
         worker__scan_interval=0.1,
         authentication="tokens",
         callers=callers,
-        service_token=_token_of(Role.SERVICE),
+        service_token=token_of(Role.SERVICE),
         payout__destination_cooldown=0,
     )
     folder: Path = tmp_path_factory.mktemp("matrix")
@@ -258,7 +255,7 @@ def access_platform(
             )
         )
         clients = {
-            name: stack.enter_context(platform.client(_token_of(name)))
+            name: stack.enter_context(platform.client(token_of(name)))
             for name in (*Role, "nothing", "nobody", "ours", "theirs")
         }
         yield AccessPlatform(

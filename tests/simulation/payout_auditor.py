@@ -13,9 +13,9 @@ from tallystick.operator.v1 import operator_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick_core.money import parse_amount
 from tests.simulation.payout_load import FEES, WithdrawalResponses
+from tests.support.payouts import state_name
 
 _TERMINAL_STATES = {"PAID", "FAILED", "REJECTED", "CANCELLED", "RETURNED"}
-_UNSENT_STATES = {"REJECTED", "CANCELLED"}
 _CLOSED_ACCOUNT_TOKENS = ("ba_decline:no_account", "ba_returned_closed")
 
 
@@ -130,7 +130,7 @@ class PayoutAuditor:
             self.violations.append(f"payout {name} was requested by nobody")
         if fee not in {0, FEES.get(currency, 0)}:
             self.violations.append(f"payout {name} has the fee {payout.fee}")
-        state = _state_name(payout)
+        state = state_name(payout)
         rows = self._transfer_log.get(name, [])
         if not self._is_state_allowed(responses, payout, state, rows, amount - fee):
             self.violations.append(
@@ -285,7 +285,7 @@ class PayoutAuditor:
         self, reported_payout: payout_pb2.Payout, payout: payout_pb2.Payout
     ) -> None:
         """The final parts of an answer never change, except that a paid payout may be returned."""
-        reported_state, current_state = _state_name(reported_payout), _state_name(payout)
+        reported_state, current_state = state_name(reported_payout), state_name(payout)
         if reported_payout.version > payout.version or (
             reported_state in _TERMINAL_STATES
             and current_state != reported_state
@@ -307,7 +307,3 @@ class PayoutAuditor:
             payout.seller_account,
         ):
             self.violations.append(f"payout {payout.payout_id} was reported as {reported_payout}")
-
-
-def _state_name(payout: payout_pb2.Payout) -> str:
-    return payout_pb2.PayoutState.Name(payout.payout_state).removeprefix("PAYOUT_STATE_")

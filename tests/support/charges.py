@@ -248,13 +248,11 @@ def record_outcomes(
 
 
 def reschedule(platform: ServedPlatform, *failed_steps: FailedStep[Charge]) -> None:
-    """Reschedules in one batch the operations whose step failed, by the policies of
-    `slow_retry_platform`.
-    """
+    """Reschedules in one batch the operations whose step failed."""
     payment_worker = payment_worker_of(platform)
     rescheduler = Rescheduler(
         database_of(platform, "payment"),
-        RetryPolicies(SLOW_RETRY),
+        RetryPolicies(platform.settings.retry),
         payment_worker.lock_unresolved,
         payment_worker.fail,
     )

@@ -9,9 +9,7 @@ import psycopg
 from tallystick import Client, new_order
 from tallystick.payment.v1 import payment_pb2
 from tallystick_server.app.database.connections import DatabaseUrls
-from tests.support.platform import (
-    unique_id,
-)
+from tests.support.platform import unique_id
 
 
 def create_payment(

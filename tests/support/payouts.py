@@ -8,15 +8,9 @@ from tallystick import Client, new_order
 from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick.wallet.v1 import wallet_service_pb2
-from tallystick_core.provider.outcome import (
-    RetryReason,
-)
+from tallystick_core.provider.outcome import RetryReason
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
-from tests.support.platform import (
-    FAST_RETRY,
-    eventually,
-    unique_id,
-)
+from tests.support.platform import FAST_RETRY, eventually, unique_id
 
 RETRY = {
     **FAST_RETRY,
@@ -72,6 +66,19 @@ def create_payout(
 
 def state_name(payout: payout_pb2.Payout) -> str:
     return payout_pb2.PayoutState.Name(payout.payout_state).removeprefix("PAYOUT_STATE_")
+
+
+def wait_until_booked(
+    client: Client, payout_id: str, paid_amount: str, returned_amount: str = "0.00"
+) -> None:
+    """Waits until the payout is booked with these amounts."""
+
+    def is_booked() -> bool:
+        payout = get_payout(client, payout_id).payout
+        amounts = (payout.paid_amount, payout.returned_amount)
+        return payout.ledger_updated and amounts == (paid_amount, returned_amount)
+
+    assert eventually(is_booked, 30), f"{payout_id} is not booked"
 
 
 def get_payout(client: Client, payout_id: str) -> pb.GetPayoutResponse:

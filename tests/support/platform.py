@@ -277,6 +277,7 @@ class ServedPlatform:
     run_in_loop: Callable[..., Any]
     """Runs a coroutine function in the server's loop and returns its result."""
     server: RunningServer
+    settings: Settings
 
     def client(self, token: str = "", attempts: int | None = None) -> Client:
         """A client with this token, which sends each call at most `attempts` times."""
@@ -307,7 +308,7 @@ def serve_platform(
     listen_settings = (settings or Settings()).replace(server__listen=free_address())
     server = run(serve.start, names, listen_settings, databases.all(), dependencies)
     try:
-        yield ServedPlatform(listen_settings.server.listen, databases, run, server)
+        yield ServedPlatform(listen_settings.server.listen, databases, run, server, listen_settings)
     finally:
         run(server.stop, 5.0)
         loop.call_soon_threadsafe(loop.stop)

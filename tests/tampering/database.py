@@ -13,6 +13,7 @@ from tallystick_core.provider.outcome import RetryReason
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
+from tests.support.payouts import wait_until_booked
 from tests.support.platform import eventually, serve_platform
 
 _SERVICES_WITH_ALERTS = ("payment", "ledger", "wallet", "payout")
@@ -250,9 +251,10 @@ def _add_payouts(client: Client) -> None:
     client.payout.CreatePayoutBatch(
         payout_service_pb2.CreatePayoutBatchRequest(payout_batch_id="list", list=payout_list)
     )
-    paid_amounts = {"paid": "1.00", "returned": "2.00", "late": "0.50", "declined": "0.00"}
-    for name, paid_amount in paid_amounts.items():
-        assert eventually(lambda: _is_payout_booked(client, name, paid_amount), 30), name  # noqa: B023
+    wait_until_booked(client, "x-paid", "1.00")
+    wait_until_booked(client, "x-returned", "2.00", "1.00")
+    wait_until_booked(client, "x-late", "0.50")
+    wait_until_booked(client, "x-declined", "0.00")
 
 
 def _add_destination(client: Client, name: str, token: str) -> None:
@@ -270,15 +272,4 @@ def _add_destination(client: Client, name: str, token: str) -> None:
             client.payout.GetPayoutDestination(get_request).payout_destination.state
             == payout_pb2.PAYOUT_DESTINATION_STATE_VERIFIED
         )
-    )
-
-
-def _is_payout_booked(client: Client, name: str, paid_amount: str) -> bool:
-    payout = client.payout.GetPayout(
-        payout_service_pb2.GetPayoutRequest(payout_id=f"x-{name}")
-    ).payout
-    returned_amount = "1.00" if name == "returned" else "0.00"
-    return payout.ledger_updated and (payout.paid_amount, payout.returned_amount) == (
-        paid_amount,
-        returned_amount,
     )

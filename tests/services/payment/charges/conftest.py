@@ -1,4 +1,8 @@
-"""Platforms with the retry policies of the tests of charges; at the end verify passes on each."""
+"""Platforms with the retry policies of the tests of charges; at the end verify passes on each.
+
+They are shared by the package, because most of its files use both: a start and a verify for each
+file made the suite slower.
+"""
 
 from __future__ import annotations
 
