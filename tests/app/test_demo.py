@@ -19,6 +19,7 @@ from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import open_databases
 from tests.support.platform import ROOT, free_address
 from tests.support.platform import serve_platform as platform_of
+from tests.support.processes import wait_for_line
 
 
 def run_demo(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -95,15 +96,12 @@ def test_the_demo_names_each_failure_in_one_sentence(short_folder: Path) -> None
         stderr=subprocess.DEVNULL,
         text=True,
     )
-    assert idle_process.stdout is not None
-    for line in idle_process.stdout:
-        if "until Ctrl-C" in line:
-            break
+    wait_for_line(idle_process, idle_process.stdout, "until Ctrl-C")
     two = run_demo(short_folder)
     assert two.returncode == 1
     assert "Another process uses" in two.stderr
     idle_process.send_signal(signal.SIGKILL)
-    idle_process.communicate()
+    idle_process.communicate(timeout=60)
     assert run_demo(short_folder).returncode == 0, (
         "a killed run's PostgreSQL is stopped, and the next run succeeds"
     )

@@ -22,6 +22,7 @@ from tallystick_server.app.database.embedded import EmbeddedPostgres, find_binar
 from tallystick_server.app.errors import StartupError
 from tallystick_server.verify.run import verify
 from tests.support.platform import ROOT, eventually
+from tests.support.processes import wait_for_line
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def test_a_stale_pid_file_is_no_obstacle(cluster_copy: Path) -> None:
         assert foreign_process.poll() is None
     finally:
         foreign_process.kill()
-        foreign_process.wait()
+        foreign_process.wait(60)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ def test_without_user_namespaces_root_runs_postgres_as_nobody(
         str(find_binaries() / "postgres"),
         "--version",
     ]
-    if subprocess.run(nobody_command, capture_output=True, check=False).returncode != 0:
+    if subprocess.run(nobody_command, capture_output=True, check=False, timeout=60).returncode != 0:
         pytest.skip("nobody cannot reach this virtual environment")
     try:
         assert can_query(root)
@@ -208,10 +209,7 @@ def test_serve_ends_with_its_database_and_leaves_no_process(cluster_copy: Path) 
     environment.pop("TALLYSTICK_DATABASE__URL", None)
     command = [sys.executable, "-m", "tallystick_server.cli.main", "serve", "all"]
     server = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    assert server.stderr is not None
-    for line in server.stderr:
-        if line.startswith("Serving"):
-            break
+    wait_for_line(server, server.stderr, "Serving")
     postmaster = int((cluster_copy / "postgres" / "data" / "postmaster.pid").read_text().split()[0])
     os.kill(postmaster, signal.SIGQUIT)
     output = server.communicate(timeout=60)[1]
@@ -219,10 +217,7 @@ def test_serve_ends_with_its_database_and_leaves_no_process(cluster_copy: Path) 
     assert "The embedded PostgreSQL has ended" in output
     assert "Traceback" not in output
     server_process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    assert server_process.stderr is not None
-    for line in server_process.stderr:
-        if line.startswith("Bringing"):
-            break
+    wait_for_line(server_process, server_process.stderr, "Bringing")
     server_process.send_signal(signal.SIGTERM)
     server_process.communicate(timeout=60)
     assert eventually(

@@ -36,6 +36,7 @@ from tests.support.processes import (
     environment_of,
     expect_startup_error,
     running_process,
+    wait_for_line,
 )
 
 
@@ -145,9 +146,10 @@ def test_health_follows_the_database() -> None:
         )
         try:
             assert eventually(lambda: health_status(address) == not_serving, 30)
-            assert server_process.stderr is not None
-            assert server_process.stderr.readline().startswith(
-                "Waiting up to 60 s for the event service's database"
+            wait_for_line(
+                server_process,
+                server_process.stderr,
+                "Waiting up to 60 s for the event service's database",
             )
             with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError) as error:
                 stub: Any = channel.unary_unary("/tallystick.event.v1.EventService/ListEvents")

@@ -30,6 +30,7 @@ from tallystick_server.observability.tracing import SeedableIdGenerator
 from tallystick_server.operations.batcher import Batcher
 from tests.support.errors import from_rpc
 from tests.support.platform import ServedPlatform, eventually, free_address, unique_id
+from tests.support.processes import wait_for_line
 from tests.support.rpc import rpc_client
 
 
@@ -225,8 +226,7 @@ def test_spans_are_exported_to_the_configured_endpoint(scratch_database: Databas
             command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True
         ) as server:
             try:
-                assert server.stderr is not None
-                assert "Serving" in server.stderr.readline()
+                wait_for_line(server, server.stderr, "Serving")
                 with Client(address) as client:
                     assert client.create_payment(
                         "c", [new_order("o", "b", "s", "1.00", "EUR")], credit_card_info="tok_visa"

@@ -157,7 +157,9 @@ def test_generated_blocks_are_fresh() -> None:
     code.
     """
     command = [sys.executable, "scripts/generate_docs.py", "--check"]
-    completed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    completed = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
     assert completed.returncode == 0, f"run scripts/generate-docs:\n{completed.stderr}"
 
 

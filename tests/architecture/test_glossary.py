@@ -209,7 +209,7 @@ def find_violations(path: str, source: str) -> list[Violation]:
 def test_everything_uses_the_words_of_the_glossary() -> None:
     """Code, SQL, protos, documents, scripts and tests have none of the words in the rules."""
     files = subprocess.run(
-        ["git", "ls-files"], cwd=_ROOT, check=True, capture_output=True, text=True
+        ["git", "ls-files"], cwd=_ROOT, check=True, capture_output=True, text=True, timeout=60
     )
     violations = [
         str(violation)

@@ -72,7 +72,9 @@ def source_files(*roots: str) -> list[Path]:
 
 
 def run_tool(*command: str) -> None:
-    completed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    completed = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
+    )
     assert completed.returncode == 0, completed.stdout + completed.stderr
 
 

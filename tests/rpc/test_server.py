@@ -421,7 +421,8 @@ def test_busy_streams_do_not_starve_the_event_loop() -> None:
         if next(open_counter) == streams:
             count_iteration()
             all_open.set()
-        await all_open.wait()
+        async with asyncio.timeout(60):
+            await all_open.wait()
         for _ in range(items_per_stream):
             yield payment_service_pb2.WatchPaymentResponse()
             if next(sent_counter) == streams * items_per_stream:

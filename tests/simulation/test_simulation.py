@@ -61,7 +61,7 @@ def test_the_same_seed_gives_the_same_trace(simulation: Simulation, tmp_path: Pa
     simulation.run(replace(PLAN, seed=8, payments=5))
     second_trace = simulation.run(PLAN).trace
     with worker_pool(tmp_path, 1) as pool:
-        elsewhere = pool.submit(run_traced, PLAN).result().trace
+        elsewhere = pool.submit(run_traced, PLAN).result(300).trace
     assert len(first) > 200
     assert first == second_trace
     assert first == elsewhere

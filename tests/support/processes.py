@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import IO
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -33,6 +35,21 @@ def running_process(
     finally:
         subprocess_.terminate()
         subprocess_.communicate(timeout=60)
+
+
+def wait_for_line(
+    process: subprocess.Popen[str], output: IO[str] | None, text: str, timeout_seconds: float = 60
+) -> None:
+    """Reads the output of a process until a line contains `text`. Kills a process that does not
+    write it within the timeout.
+    """
+    assert output is not None
+    timer = threading.Timer(timeout_seconds, process.kill)
+    timer.start()
+    try:
+        assert any(text in line for line in output), f"the process did not write {text!r}"
+    finally:
+        timer.cancel()
 
 
 def is_serving(address: str, service: str = "") -> bool:

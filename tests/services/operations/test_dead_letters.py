@@ -180,7 +180,8 @@ def test_a_seller_that_the_wallet_fails_on_rejects_no_other_payment(
 
     async def claim(self: WalletHandlers, request: Any, call: Any) -> Any:
         claim_sizes.append(len(request.claims))
-        await all_wait.wait()
+        async with asyncio.timeout(30):
+            await all_wait.wait()
         if any(item.seller_account == "poison" for item in request.claims):
             raise ValueError("a bug that one item triggers")
         return await original(self, request, call)

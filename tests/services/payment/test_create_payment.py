@@ -750,7 +750,8 @@ def test_ten_thousand_payments_from_three_hundred_callers(
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join()
+            thread.join(600)
+        assert not any(thread.is_alive() for thread in threads)
     assert not failures, failures[:5]
     assert len(charge_log(scratch_database, "c-")) == len(set(numbers))
     report = verify(scratch_database)

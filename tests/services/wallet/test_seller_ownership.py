@@ -282,10 +282,10 @@ def test_of_two_claims_that_share_a_seller_one_succeeds(
         with block_claims(marketplace) as claims_wait:
             futures = {owner: pool.submit(claim, owner) for owner in groups}
             assert claims_wait(2)
-        winner = owner_of(operator_client, names[1]) if futures["market"].result() else ""
+        winner = owner_of(operator_client, names[1]) if futures["market"].result(60) else ""
         loser = ({"market", "rival"} - {winner}).pop()
-        assert futures[winner].result() == dict.fromkeys(groups[winner], winner)
-        assert futures[loser].result() == {names[1]: winner}
+        assert futures[winner].result(60) == dict.fromkeys(groups[winner], winner)
+        assert futures[loser].result(60) == {names[1]: winner}
     assert [owner_of(operator_client, seller) for seller in sorted(names)] == [
         winner if seller in groups[winner] else "" for seller in sorted(names)
     ]
@@ -320,7 +320,7 @@ def test_of_two_payments_that_share_a_new_seller_the_rejected_one_claims_none(
             for client, sellers in ((checkout_client, names[:2]), (rival_client, names[1:])):
                 reason_futures.append(pool.submit(call, client, sellers))
                 assert claims_wait(len(reason_futures))
-        assert sorted(future.result() for future in reason_futures) == ["", "ALREADY_EXISTS"]
+        assert sorted(future.result(60) for future in reason_futures) == ["", "ALREADY_EXISTS"]
     winner = owner_of(operator_client, names[1])
     assert [owner_of(operator_client, names[0]), owner_of(operator_client, names[2])] == (
         ["market", ""] if winner == "market" else ["", "rival"]

@@ -248,9 +248,11 @@ def test_concurrent_place_and_release_leave_nothing_held(client: Client) -> None
                 client.wallet.BatchReleaseHold, pb.BatchReleaseHoldRequest(hold_ids=[hold_id])
             )
             assert release_future.result(10).results[0].WhichOneof("result") != "error"
-            assert placed.result(10).WhichOneof("result") == "hold" or error_reason(
-                placed.result()
-            ) in {"HOLD_ENDED", "INTERNAL"}
+            placement = placed.result(10)
+            assert placement.WhichOneof("result") == "hold" or error_reason(placement) in {
+                "HOLD_ENDED",
+                "INTERNAL",
+            }
             assert wallet_amounts(client, seller) == ("0.00", "5.00", "0.00", "0.00")
 
 

@@ -142,7 +142,7 @@ def test_hanging_reads_do_not_delay_charges(scratch_database: DatabaseUrls) -> N
             assert charge_log(scratch_database, slow.checkout_id)
             assert not any(read.done() for read in hanging)
             admin.rollback()
-            assert [read.result() for read in hanging]
+            assert [read.result(60) for read in hanging]
         assert client.wait_for_payment(waiting_payment.checkout_id, 30).is_payment_done
     assert verify(scratch_database).passed
 
