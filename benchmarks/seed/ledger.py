@@ -96,8 +96,8 @@ def _load_accounts(connection: psycopg.Connection[Any]) -> _Accounts:
 def _copy_transactions(
     connection: psycopg.Connection[Any], admin_url: str, head: Head, accounts: _Accounts
 ) -> Head:
-    """Copies transactions and entries by two connections of their own, applies them to
-    `accounts`, and returns the new head.
+    """Copies transactions and entries by two connections of their own, applies them to `accounts`,
+    and returns the new head.
     """
     with (
         _connect_for_copy(admin_url) as tx_connection,

@@ -89,9 +89,7 @@ def dead_letter_id(client: Client) -> str:
 
 @pytest.mark.parametrize("path", [*_command_paths()], ids=" ".join)
 def test_each_help_describes_its_command_by_an_example(path: tuple[str, ...]) -> None:
-    """`--help` of a command exits 0, describes every option, and shows an example of the
-    command.
-    """
+    """`--help` of a command exits 0, describes every option, and shows an example."""
     completed = run_command(*path, "--help")
     assert (completed.returncode, completed.stderr) == (0, "")
     assert _ESCAPE not in completed.stdout

@@ -164,9 +164,7 @@ def test_generated_blocks_are_fresh() -> None:
 
 
 def test_each_alert_kind_has_a_runbook() -> None:
-    """Each alert kind of the code has a runbook page and a row in the index; no page is
-    obsolete.
-    """
+    """Each alert kind has a runbook page and a row in the index; no page is obsolete."""
     expected = {kind.lower().replace("_", "-") for kind in alert_kinds()}
     assert {path.stem for path in _RUNBOOKS.glob("*.md")} - {"README"} == expected
     index = (_RUNBOOKS / "README.md").read_text()

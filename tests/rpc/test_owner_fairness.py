@@ -1,6 +1,4 @@
-"""No owner, however many callers it has, delays other owners or causes their calls to be
-rejected.
-"""
+"""An owner with many callers neither delays other owners nor gets their calls rejected."""
 
 from __future__ import annotations
 

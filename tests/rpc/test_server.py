@@ -249,9 +249,7 @@ def test_a_drain_ends_calls_with_shutting_down() -> None:
 
 
 def test_every_call_of_a_burst_is_answered(platform: ServedPlatform) -> None:
-    """Each of thousands of concurrent calls gets an answer with a reason; the transport
-    drops none.
-    """
+    """Each of thousands of concurrent calls gets an answer with a reason; none is dropped."""
 
     async def burst() -> Counter[str]:
         async with grpc.aio.insecure_channel(platform.address) as channel:

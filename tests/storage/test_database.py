@@ -371,9 +371,7 @@ def test_an_unreachable_database_is_dependency_unavailable(database: DatabaseUrl
 
 
 def test_no_network_call_is_made_inside_a_transaction(event_database: Database) -> None:
-    """Providers and stubs do not run in a transaction's thread; outside of one the guard
-    is off.
-    """
+    """Providers and stubs do not run in a transaction's thread; outside of one the guard is off."""
     inside: list[object] = []
 
     def work(_: Connection) -> None:

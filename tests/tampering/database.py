@@ -58,9 +58,7 @@ def fill_database(databases: DatabaseUrls) -> None:
 
 
 def _add_alerts(databases: DatabaseUrls, client: Client) -> None:
-    """An ended alert of each service about unpublished events, as after an outage of
-    EventService.
-    """
+    """An ended alert of each service about delayed events, as after an outage of EventService."""
     alert_queries = [
         f"exists (select from {schema}.alert where kind = 'EVENTS_DELAYED' and end_time is null)"
         for schema in _SERVICES_WITH_ALERTS

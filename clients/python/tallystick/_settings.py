@@ -207,10 +207,10 @@ class CallAttempts:
         """Returns the error to raise for the whole call; its message contains the number of tries.
 
         The outcome of the call is not known in two cases: the last try timed out, or it was
-        rejected temporarily after a try with unknown outcome. The error is then
-        DEADLINE_EXCEEDED, with the rejection as its cause. The rejection's own reason and text,
-        such as "Nothing was stored", would be wrong for the call. Any other rejection that is not
-        conclusive keeps its class and reason; its message says that it applies to the last try.
+        rejected temporarily after a try with unknown outcome. The error is then DEADLINE_EXCEEDED,
+        with the rejection as its cause. The rejection's own reason and text, such as "Nothing was
+        stored", would be wrong for the call. Any other rejection that is not conclusive keeps its
+        class and reason; its message says that it applies to the last try.
         """
         if _is_timeout(error):
             message = (
@@ -282,9 +282,7 @@ CONCLUSIVE_REASONS = frozenset(
         "SECOND_APPROVER_REQUIRED",
     }
 )
-"""Reasons that hold for every try of a call, regardless of earlier outcomes. See
-`CallAttempts`.
-"""
+"""Reasons that hold for every try of a call, regardless of earlier outcomes. See `CallAttempts`."""
 
 
 def _format_attempt_count(count: int) -> str:

@@ -623,9 +623,7 @@ def test_each_retry_reason_has_its_own_count() -> None:
 
 @given(st.floats(0, 1000), st.floats(0, 1000))
 def test_a_retry_after_is_obeyed(wait: float, retry_after: float) -> None:
-    """A charge is not claimed again before the provider's retry time, nor before the
-    policy's wait.
-    """
+    """A charge is claimed again after the provider's retry time and the policy's wait."""
     charge = leased_charge()
     rescheduler = rescheduler_with(
         RetryPolicies(

@@ -324,9 +324,7 @@ def _end_instruction(kind: str) -> Instruction:
 
 @given(st.integers(-5, 5))
 def test_a_hold_is_placed_only_with_an_expire_time_in_the_future(seconds: int) -> None:
-    """A past or present expire_time is FIELD_INVALID; so is any when the current time is
-    unknown.
-    """
+    """An expire_time must be in the future; it is FIELD_INVALID if the current time is unknown."""
     placed = Instruction(
         EntryKind.HOLD_PLACED,
         "h",

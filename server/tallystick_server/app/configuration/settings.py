@@ -244,8 +244,8 @@ class PayoutSection(_Section):
     """PayoutService."""
 
     approval_threshold: AmountByCurrency = {}
-    """Amount by currency above which a payout requires a second approver, such as
-    EUR = "10000.00". A currency without an amount requires none.
+    """Amount by currency above which a payout requires a second approver, such as EUR = "10000.00".
+    A currency without an amount requires none.
     """
     destination_cooldown: Seconds | None = Field(default=None, ge=0, le=_YEAR_SECONDS)
     """How long a new destination waits before it is used; until then the previous one is used. By

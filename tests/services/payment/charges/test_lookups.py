@@ -46,9 +46,7 @@ from tests.support.rows import update_rows
 def test_a_charge_is_looked_up_when_sends_are_exhausted(
     client: Client, two_try_platform: ServedPlatform
 ) -> None:
-    """When sends are exhausted, the operation is looked up at the provider, whose answer
-    decides.
-    """
+    """When sends are exhausted, the operation is looked up, and the provider's answer decides."""
     payment = create_payment(client, "5.00", token="tok_error_stored")
     assert failure_reason(wait_for_final_order(client, payment)) == "PROVIDER_DECLINED"
     assert [
