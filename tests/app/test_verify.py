@@ -419,9 +419,9 @@ CORRUPTIONS = [
         (
             "P4",
             "update payment.operation set (retry_reason, detail, retry_counts, not_found_count, "
-            "lookup_only, has_changed, "
-            f"maybe_sent, phase, sent_time, seal, {column}) = ('', '', '{{}}', 0, false, false, "
-            f"false, '', null, null, {value}) where operation_id = 'o-o-pending'",
+            f"lookup_only, has_changed, maybe_sent, phase, sent_time, seal, {column}) = ('', '', "
+            f"'{{}}', 0, false, false, false, '', null, null, {value}) "
+            "where operation_id = 'o-o-pending'",
             "payment.operation o-o-pending: does not match its payment",
         )
         for column, value in (("provider", "'x'"), ("phase_start_time", "phase_start_time"))

@@ -467,8 +467,8 @@ CASES = [
         "payment",
         (
             "update payment_order set status = 'FAILED', failure_reason = 'EXPIRED', "
-            "pending_reason = "
-            "'', resolve_by_time = null, version = version + 1 where payment_order_id = 'o-pending'"
+            "pending_reason = '', resolve_by_time = null, version = version + 1 "
+            "where payment_order_id = 'o-pending'"
         ),
         "P0001",
     ),

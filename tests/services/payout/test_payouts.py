@@ -864,8 +864,8 @@ def test_an_outcome_recorded_without_the_lease_is_booked_immediately(
             )
             row = admin.execute(
                 "update payout.operation set lease_until = now() + interval '100 seconds', "
-                "lease_token = "
-                "lease_token + 1, is_leased = true where operation_id = %s returning lease_token",
+                "lease_token = lease_token + 1, is_leased = true "
+                "where operation_id = %s returning lease_token",
                 (f"p-{payout_id}",),
             ).fetchone()
         assert row is not None

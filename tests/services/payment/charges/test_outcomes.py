@@ -83,8 +83,8 @@ def test_a_recorded_outcome_is_applied_without_another_call(
             update_rows(
                 connection,
                 "update attempt set outcome = 'SUCCEEDED', provider_reference = 'from-afar', "
-                "moved_amount = 500, moved_currency = 'EUR',"
-                " end_time = clock() where operation_id = %s",
+                "moved_amount = 500, moved_currency = 'EUR', end_time = clock() "
+                "where operation_id = %s",
                 (order.charge_id,),
             )
         assert wait_for_final_order(client, payment).provider_reference == "from-afar"
@@ -382,9 +382,9 @@ def test_a_charge_with_a_recorded_outcome_is_not_dead_lettered(
         slow_retry_platform.databases.service("payment").replace("+psycopg", "")
     ) as connection:
         row = connection.execute(
-            "update operation set next_attempt_time = clock(), lease_until = clock() + interval '1 "
-            "second', lease_token = lease_token + 1, is_leased = true"
-            " where operation_id = %s returning lease_token",
+            "update operation set next_attempt_time = clock(), lease_until = clock() + interval "
+            "'1 second', lease_token = lease_token + 1, is_leased = true "
+            "where operation_id = %s returning lease_token",
             (charge_id,),
         ).fetchone()
         update_rows(
