@@ -25,6 +25,7 @@ from tests.chaos.load import ChaosLoad
 from tests.chaos.platform import LEASE_SECONDS, ProcessCluster
 from tests.chaos.proxy import PostgresProxy
 from tests.support.cancellation import exit_on_interrupt
+from tests.support.options import print_progress
 
 _FOLDER = Path(".data/chaos")
 _FIRST_PORT = 7_601
@@ -33,10 +34,6 @@ _FREEZE_SECONDS = (4.0, 12.0)  # seconds for which PostgreSQL is frozen
 _DATABASE_STRIKE_SECONDS = 30.0
 _MAX_SECONDS_TO_REST = 60.0
 _MAX_WAIT_SECONDS = 180.0  # seconds to wait until nothing is due
-
-
-def print_progress(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 class Nemesis:

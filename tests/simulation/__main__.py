@@ -20,15 +20,11 @@ from tests.simulation.kept import add_regression
 from tests.simulation.run import SimulationPlan, SimulationResult
 from tests.simulation.workers import run_crash_plans, run_plan, run_traced, worker_pool
 from tests.support.cancellation import exit_on_interrupt
-from tests.support.options import RunPart, parse_part, positive_int
+from tests.support.options import RunPart, parse_part, positive_int, print_progress
 
 _FOLDER = Path(".data/simulation")
 _MAX_TRACE_LINES = 300  # lines of a trace
 _MAX_VIOLATIONS = 20
-
-
-def print_progress(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _run_seeds(

@@ -1,9 +1,10 @@
-"""Values of the command-line options that several of the long measures share."""
+"""Command-line options and progress lines that several of the long measures share."""
 
 from __future__ import annotations
 
 import argparse
 import re
+import sys
 from typing import NamedTuple
 
 
@@ -26,3 +27,7 @@ def positive_int(text: str) -> int:
     if re.fullmatch(r"[1-9]\d{0,8}", text) is None:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, 1 or more")
     return int(text)
+
+
+def print_progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -16,14 +16,11 @@ from tallystick_server.app.database.embedded import EmbeddedPostgres
 from tallystick_server.app.database.migrate import migrate
 from tallystick_server.app.database.roles import Passwords
 from tests.support.cancellation import exit_on_interrupt
+from tests.support.options import print_progress
 from tests.tampering.database import fill_database
 from tests.tampering.run import Tampering, TamperingResult
 
 _FOLDER = Path(".data/tamper")
-
-
-def print_progress(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def main() -> None:
