@@ -46,9 +46,10 @@ _POLLS = frozenset(
 """Periodic transactions that mostly find no work."""
 _LEASE_CHECKS = frozenset(
     {
-        "transaction BatchGenerator._is_leader",
-        "read BatchGenerator.run_once.<lambda>",
-        "read BatchGenerator.run_once.load",
+        "transaction PayoutPageCreator.is_leader",
+        "read ScheduleRunner._load_due_defaults.<lambda>",
+        "read ScheduleRunner._load_due_sellers.<lambda>",
+        "read BatchGenerator._load_due_batches.load",
     }
 )
 """Leader leases; processes crash at these calls only in random simulations."""

@@ -1,36 +1,22 @@
-"""The payout batch generator: creates the payouts of batches and schedules, one page per
-transaction.
+"""The payout batch generator: creates the payouts of batches, one page per transaction.
 
 One process at a time runs it. After a crash, another resumes at the stored cursor.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
-from uuid import UUID
+from typing import Any
 
 from sqlalchemy import Connection, Row
 
 from tallystick_core.errors import ApiError, ErrorReason
-from tallystick_core.payout.batch import (
-    NEXT_STATE,
-    BatchState,
-    ItemState,
-    NewBatch,
-    derive_payout_id,
-    format_run_id,
-)
+from tallystick_core.payout.batch import NEXT_STATE, BatchState, ItemState
 from tallystick_core.payout.quote import WalletBalance
 from tallystick_core.payout.request import NewPayout
-from tallystick_core.payout.schedule import Schedule, next_time
 from tallystick_server.observability.tracing import parse_traceparent
-from tallystick_server.operations.batcher import bisect_on_error
-from tallystick_server.operations.tasks import DetachedRunner
-from tallystick_server.payout.create_batch import emit_batch_changed, insert_batch
+from tallystick_server.payout.create_batch import emit_batch_changed
 from tallystick_server.payout.create_payout import (
     CreatedPayouts,
     CreatePayoutCommand,
@@ -38,27 +24,18 @@ from tallystick_server.payout.create_payout import (
     PayoutCreationPlan,
     PayoutCreator,
 )
-from tallystick_server.payout.schedules import schedule_from_row
+from tallystick_server.payout.isolation import Isolated, log_failure
+from tallystick_server.payout.page_creator import PayoutPageCreator, build_seller_command
+from tallystick_server.payout.schedule_runner import ScheduleRunner
 from tallystick_server.payout.wallet_reader import WalletReader
 from tallystick_server.rpc.errors import to_status
-from tallystick_server.rpc.service_client import ServiceCallRejected
-from tallystick_storage import clock, leader_lease
 from tallystick_storage.database import Database
 from tallystick_storage.payout import batches as store
 from tallystick_storage.payout import schedules as schedule_store
 
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
 _MAX_PAGE_SIZE = 500
 _MAX_PAGES = 10  # wallet pages read for one page of payouts; most wallets may have no funds
 _MAX_BATCHES = 20
-# Seconds after which another process takes over; two at a time would do no harm.
-_LEADER_LEASE_SECONDS = 5.0
-_MAX_IN_FLIGHT = 4000  # payouts in flight in this process, above which it creates no more
-_POLL_SECONDS = 0.05
-_ANY_OWNER = ""  # owner filter: a platform run pays the sellers of all owners
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +52,7 @@ class _CommandPage:
 class BatchGenerator:
     """Runs schedules whose cut-off has passed, and generates the payouts of batches.
 
-    `holder_id`: identifies this process. `in_flight_count`: its current number of operations.
-    `run_detached`: runs work to its end even if the calling task is cancelled.
+    `page_creator`: decides whether this process is the leader.
     """
 
     def __init__(
@@ -84,16 +60,14 @@ class BatchGenerator:
         database: Database,
         creator: PayoutCreator,
         wallet_reader: WalletReader,
-        holder_id: UUID,
-        in_flight_count: Callable[[], int],
-        run_detached: DetachedRunner,
+        page_creator: PayoutPageCreator,
+        schedule_runner: ScheduleRunner,
     ) -> None:
         self._database = database
         self._creator = creator
         self._wallet_reader = wallet_reader
-        self._holder_id = holder_id
-        self._in_flight_count = in_flight_count
-        self._run_detached = run_detached
+        self._page_creator = page_creator
+        self._schedule_runner = schedule_runner
         self._last_open_batch_id = ""
         """The open batch that was checked last. Some batches stay open for days and must not block
         the others.
@@ -101,50 +75,28 @@ class BatchGenerator:
 
     async def run_once(self) -> None:
         """Advances all batches and schedules that are due, if this process is the leader."""
-        if not await self._database.transact(self._is_leader):
+        if not await self._database.transact(self._page_creator.is_leader):
             return
-        for default, cut_offs in await self._parse_schedules(
-            await self._database.load(
-                lambda connection: schedule_store.list_due(
-                    connection, _MAX_BATCHES, defaults_only=True
-                )
-            )
-        ):
-            await self._start_run(default, cut_offs)
+        await self._schedule_runner.run_due()
+        for batch in await self._load_due_batches():
+            with Isolated() as advancement:
+                await self._advance(batch)
+            if advancement.error is not None:
+                log_failure(f"batch {batch.payout_batch_id}", advancement.error)
+                await self._reschedule(batch.payout_batch_id)
 
-        def load(
-            connection: Connection,
-        ) -> tuple[Sequence[Row[Any]], Sequence[Row[Any]], Sequence[Row[Any]]]:
-            sellers = schedule_store.list_due(connection, _MAX_PAGE_SIZE, defaults_only=False)
+    async def _load_due_batches(self) -> Sequence[Row[Any]]:
+        """Batches that are due to be generated, and the next open ones."""
+
+        def load(connection: Connection) -> tuple[Sequence[Row[Any]], Sequence[Row[Any]]]:
             return (
-                sellers,
                 store.list_generating(connection, _MAX_BATCHES),
                 store.list_open(connection, self._last_open_batch_id, _MAX_BATCHES),
             )
 
-        sellers, new, open_ = await self._database.load(load)
-        try:
-            while sellers and await self._pay_sellers(sellers) and len(sellers) == _MAX_PAGE_SIZE:
-                sellers, new, open_ = await self._database.load(load)
-        except (
-            ApiError,
-            ServiceCallRejected,
-        ) as error:  # such as an unavailable wallet; batches may still advance
-            log.warning("the schedules of %d sellers are delayed: %s", len(sellers), error)
+        new, open_ = await self._database.load(load)
         self._last_open_batch_id = open_[-1].payout_batch_id if len(open_) == _MAX_BATCHES else ""
-        for row in (*new, *open_):
-            try:
-                await self._advance(row)
-            # an error of one batch must not delay the others; an alert reports it
-            except Exception as error:  # noqa: BLE001
-                _log_failure(f"batch {row.payout_batch_id}", error)
-                await self._reschedule_batch(row.payout_batch_id)
-
-    async def _reschedule_batch(self, payout_batch_id: str) -> None:
-        """Reschedules a batch that cannot be generated, so that it does not block the others."""
-        await self._database.transact(
-            lambda connection: store.reschedule(connection, payout_batch_id)
-        )
+        return (*new, *open_)
 
     async def _advance(self, row: Row[Any]) -> None:
         """Advances a batch as far as possible now."""
@@ -154,222 +106,63 @@ class BatchGenerator:
         if batch is not None and batch.state == BatchState.OPEN:
             await self._finish(batch)
 
-    def _is_leader(self, connection: Connection) -> bool:
-        return leader_lease.try_acquire_lease(
-            connection, "generate_batches", self._holder_id, _LEADER_LEASE_SECONDS
-        )
-
-    async def _start_run(self, row: Row[Any], cut_offs: Schedule) -> None:
-        """Creates the batch of a default schedule whose cut-off has passed.
-
-        Only one batch is created, even if cut-offs of several days were missed.
-        """
-
-        def start(connection: Connection) -> None:
-            if self._is_leader(connection) and schedule_store.advance(
-                connection, [(row, next_time(cut_offs, clock.now(connection)))]
-            ):
-                new = NewBatch(
-                    format_run_id(row.currency, row.next_time),
-                    row.caller,
-                    _ANY_OWNER,
-                    currency=row.currency,
-                )
-                insert_batch(connection, new, row.traceparent, row.next_time)
-
-        try:
-            await self._database.transact(start)
-        # an error of one schedule must not delay the others; an alert reports it
-        except Exception as error:  # noqa: BLE001
-            _log_failure(f"the run of all sellers in {row.currency}", error)
-            await self._reschedule_schedules([row])
-
-    async def _parse_schedules(self, rows: Sequence[Row[Any]]) -> list[tuple[Row[Any], Schedule]]:
-        """Schedules with their cut-offs.
-
-        A schedule that cannot be parsed, such as one with an unknown time zone, is rescheduled and
-        raises an alert.
-        """
-        schedules, invalid_rows = [], []
-        for row in rows:
-            try:
-                schedules.append((row, schedule_from_row(row)))
-            # an error of one schedule must not delay the others
-            except Exception as error:  # noqa: BLE001
-                _log_failure(
-                    f"the schedule of {row.seller_account or 'all'} in {row.currency}", error
-                )
-                invalid_rows.append(row)
-        await self._reschedule_schedules(invalid_rows)
-        return schedules
-
-    async def _reschedule_schedules(self, rows: Sequence[Row[Any]]) -> None:
-        """Reschedules schedules that cannot be run, so that they do not block the others."""
-        if rows:
-            await self._database.transact(
-                lambda connection: schedule_store.reschedule(connection, rows)
-            )
-
-    async def _pay_sellers(self, rows: Sequence[Row[Any]]) -> bool:
-        """Creates the payouts of sellers with their own schedule whose cut-off has passed.
-
-        Returns whether this process created any.
-        """
-        await self._wait_for_capacity()
-        schedules = await self._parse_schedules(rows)
-        try:
-            results = await bisect_on_error(self._pay, schedules)
-        except (ApiError, ServiceCallRejected):  # for the whole page
-            raise
-        except Exception:  # of one schedule, which must not block the others
-            log.exception(
-                "the payouts of %d schedules cannot be created together; each is created alone",
-                len(schedules),
-            )
-            results = await self._pay_one_by_one(schedules)
-        for (row, _), result in zip(schedules, results, strict=True):
-            if isinstance(result, Exception):
-                _log_failure(f"the schedule of {row.seller_account} in {row.currency}", result)
-        await self._reschedule_schedules(
-            [
-                row
-                for (row, _), result in zip(schedules, results, strict=True)
-                if isinstance(result, Exception)
-            ]
-        )
-        return any(result is True for result in results)
-
-    async def _pay_one_by_one(
-        self, schedules: Sequence[tuple[Row[Any], Schedule]]
-    ) -> Sequence[bool | Exception]:
-        """Creates the payouts one by one, so that a failure of one does not block the others."""
-        results: list[bool | Exception] = []
-        for entry in schedules:
-            try:
-                results += await self._pay([entry])
-            except Exception as error:  # noqa: BLE001 - the caller logs it
-                results.append(error)
-        return results
-
-    async def _pay(
-        self, schedules: Sequence[tuple[Row[Any], Schedule]]
-    ) -> Sequence[bool | Exception]:
-        commands = [
-            _build_seller_command(
-                row,
-                format_run_id(row.currency, row.next_time),
-                _ANY_OWNER,
-                row.seller_account,
-                None,
-                "",
-            )
-            for row, _ in schedules
-        ]
-
-        def pay(
-            connection: Connection, plan: PayoutCreationPlan, lease_deadline: float
-        ) -> tuple[CreatedPayouts, set[tuple[str, str]]]:
-            now = clock.now(connection)
-            advanced_keys = schedule_store.advance(
-                connection, [(row, next_time(cut_offs, now)) for row, cut_offs in schedules]
-            )
-            skipped_ids = {
-                command.payout.payout_id
-                for command in commands
-                if command.wallet_key not in advanced_keys
-            }  # Changed concurrently: these schedules are read again.
-            return self._creator.insert(
-                connection, plan.excluding(skipped_ids), lease_deadline
-            ), advanced_keys
-
-        advanced_keys = await self._create_payouts(commands, pay) or set()
-        return [command.wallet_key in advanced_keys for command in commands]
-
-    async def _generate(self, row: Row[Any]) -> Row[Any] | None:
+    async def _generate(self, batch: Row[Any]) -> Row[Any] | None:
         """Creates the next payouts of a batch.
 
         Returns the updated batch, or None if another process has taken over.
         """
-        await self._wait_for_capacity()
-        page = await self._next_page(row)
-        is_default = row.is_run and not row.seller_account
+        await self._page_creator.wait_for_capacity()
+        page = await self._next_page(batch)
 
         def generate(
             connection: Connection, plan: PayoutCreationPlan, lease_deadline: float
         ) -> tuple[CreatedPayouts, bool]:
-            batch = store.lock(connection, row.payout_batch_id)
-            if (batch.state, batch.cursor, batch.generated_count) != (
-                row.state,
-                row.cursor,
-                row.generated_count,
-            ):
+            if not _is_unchanged(batch, store.lock(connection, batch.payout_batch_id)):
                 return CreatedPayouts(), False
             created_payouts = self._creator.insert(connection, plan, lease_deadline)
-            results = plan.results | created_payouts.results
-            item_commands = [
-                command
-                for command in page.commands
-                if not (is_default and _has_insufficient_funds(results[command.payout.payout_id]))
-            ]
-            items = [
-                _to_batch_item(row.payout_batch_id, command, results[command.payout.payout_id])
-                for command in item_commands
-            ]
-            store.record_generated(
-                connection,
-                row.payout_batch_id,
-                items,
-                len(page.commands) - len(item_commands),
-                page.cursor,
-            )
+            _record_page(connection, batch, page, plan.results | created_payouts.results)
             if page.is_last:
-                _transition(connection, row)
+                _transition(connection, batch)
             return created_payouts, True
 
-        if not await self._create_payouts(page.commands, generate):
+        if not await self._page_creator.create(page.commands, generate):
             return None
         return await self._database.load(
-            lambda connection: store.find(connection, row.payout_batch_id)
+            lambda connection: store.find(connection, batch.payout_batch_id)
         )
 
-    async def _next_page(self, row: Row[Any]) -> _CommandPage:
+    async def _next_page(self, batch: Row[Any]) -> _CommandPage:
         """The next page of payouts of a batch."""
-        if not row.is_run:
-            requested_items = await self._database.load(
-                lambda connection: store.list_requested(
-                    connection, row.payout_batch_id, _MAX_PAGE_SIZE
-                )
+        if not batch.is_run:
+            return await self._next_requested_page(batch)
+        if batch.seller_account:
+            command = _build_run_command(batch, batch.seller_account, None)
+            return _CommandPage([command], "", is_last=True)
+        return await self._next_run_page(batch)
+
+    async def _next_requested_page(self, batch: Row[Any]) -> _CommandPage:
+        """The next payouts of a list."""
+        items = await self._database.load(
+            lambda connection: store.list_requested(
+                connection, batch.payout_batch_id, _MAX_PAGE_SIZE
             )
-            commands = [_build_item_command(row, item) for item in requested_items]
-            return _CommandPage(commands, "", is_last=len(requested_items) < _MAX_PAGE_SIZE)
-        if row.seller_account:
-            return _CommandPage(
-                [
-                    _build_seller_command(
-                        row,
-                        row.payout_batch_id,
-                        row.owner,
-                        row.seller_account,
-                        None,
-                        row.payout_batch_id,
-                    )
-                ],
-                "",
-                is_last=True,
-            )
-        balances, cursor = await self._next_balances(row.currency, row.cursor)
+        )
+        commands = [_build_item_command(batch, item) for item in items]
+        return _CommandPage(commands, "", is_last=len(items) < _MAX_PAGE_SIZE)
+
+    async def _next_run_page(self, batch: Row[Any]) -> _CommandPage:
+        """The next payouts of a run of all sellers, except those with a schedule of their own."""
+        balances, cursor = await self._next_balances(batch.currency, batch.cursor)
         sellers = sorted(balances)
         sellers_with_schedule = await self._database.load(
             lambda connection: schedule_store.find_sellers_with_schedule(
-                connection, sellers, row.currency
+                connection, sellers, batch.currency
             )
         )
-        payees = [seller for seller in sellers if seller not in sellers_with_schedule]
         commands = [
-            _build_seller_command(
-                row, row.payout_batch_id, row.owner, seller, balances[seller], row.payout_batch_id
-            )
-            for seller in payees
+            _build_run_command(batch, seller, balances[seller])
+            for seller in sellers
+            if seller not in sellers_with_schedule
         ]
         return _CommandPage(commands, cursor, is_last=not cursor)
 
@@ -392,56 +185,47 @@ class BatchGenerator:
                 break
         return balances, cursor
 
-    async def _create_payouts(
-        self,
-        commands: Sequence[CreatePayoutCommand],
-        insert_payouts: Callable[[Connection, PayoutCreationPlan, float], tuple[CreatedPayouts, T]],
-    ) -> T | None:
-        """Creates payouts with `insert_payouts` in one transaction and returns its result.
-
-        None: another process has taken over.
-        """
-        plan = await self._creator.plan_creation(commands)
-        lease_deadline = self._creator.lease_deadline()
-
-        async def commit_and_start() -> T | None:
-            commit_result = await self._database.transact(
-                lambda connection: (
-                    insert_payouts(connection, plan, lease_deadline)
-                    if self._is_leader(connection)
-                    else None
-                )
-            )
-            if commit_result is None:
-                return None
-            created_payouts, result = commit_result
-            self._creator.start_operations(created_payouts.operations)
-            return result
-
-        return await self._run_detached(commit_and_start)
-
-    async def _wait_for_capacity(self) -> None:
-        """Waits until the number of payouts in flight is below the limit."""
-        # payouts become final in many ways
-        while self._in_flight_count() >= _MAX_IN_FLIGHT:  # noqa: ASYNC110
-            await asyncio.sleep(_POLL_SECONDS)
-
-    async def _finish(self, row: Row[Any]) -> None:
+    async def _finish(self, batch: Row[Any]) -> None:
         """Completes a batch whose payouts are all final."""
 
         def finish(connection: Connection) -> None:
-            if not store.is_in_progress(connection, row.payout_batch_id):
-                _transition(connection, row)
+            if not store.is_in_progress(connection, batch.payout_batch_id):
+                _transition(connection, batch)
 
         await self._database.transact(finish)
 
+    async def _reschedule(self, payout_batch_id: str) -> None:
+        """Reschedules a batch that cannot be generated, so that it does not block the others."""
+        await self._database.transact(
+            lambda connection: store.reschedule(connection, payout_batch_id)
+        )
 
-def _log_failure(subject: str, error: Exception) -> None:
-    """Logs why something waits; with a traceback unless the error is an expected rejection."""
-    if isinstance(error, ApiError):
-        log.warning("%s is rescheduled: %s", subject, error)
-    else:
-        log.error("%s failed; it is rescheduled", subject, exc_info=error)
+
+def _is_unchanged(read: Row[Any], locked: Row[Any]) -> bool:
+    """Whether no other process has generated payouts of the batch since it was read."""
+    return (locked.state, locked.cursor, locked.generated_count) == (
+        read.state,
+        read.cursor,
+        read.generated_count,
+    )
+
+
+def _record_page(
+    connection: Connection,
+    batch: Row[Any],
+    page: _CommandPage,
+    results: Mapping[str, CreatePayoutOutcome],
+) -> None:
+    """Stores the report lines of a page and the cursor of the next one."""
+    is_default = batch.is_run and not batch.seller_account
+    items = []
+    for command in page.commands:
+        result = results[command.payout.payout_id]
+        if not (is_default and _has_insufficient_funds(result)):
+            items.append(_to_batch_item(batch.payout_batch_id, command, result))
+    store.record_generated(
+        connection, batch.payout_batch_id, items, len(page.commands) - len(items), page.cursor
+    )
 
 
 def _transition(connection: Connection, row: Row[Any]) -> None:
@@ -453,17 +237,11 @@ def _transition(connection: Connection, row: Row[Any]) -> None:
         emit_batch_changed(connection, updated_row)
 
 
-def _build_seller_command(
-    row: Row[Any], run: str, owner: str, seller: str, balance: WalletBalance | None, batch_id: str
+def _build_run_command(
+    batch: Row[Any], seller: str, balance: WalletBalance | None
 ) -> CreatePayoutCommand:
-    """The payout of all available funds of a seller, for a schedule or a batch of its run.
-
-    `owner`: the required owner of the seller; "": any.
-    """
-    payout = NewPayout(derive_payout_id(run, seller), row.caller, owner, seller, None, row.currency)
-    return CreatePayoutCommand(
-        payout, row.traceparent, parse_traceparent(row.traceparent), balance, batch_id
-    )
+    id_ = batch.payout_batch_id
+    return build_seller_command(batch, id_, batch.owner, seller, balance, id_)
 
 
 def _build_item_command(batch: Row[Any], item: Row[Any]) -> CreatePayoutCommand:

@@ -55,9 +55,11 @@ from tallystick_server.payout.destination_verification import (
     verifications_from_rows,
 )
 from tallystick_server.payout.operation import PayoutOperation, operations_from_rows
+from tallystick_server.payout.page_creator import PayoutPageCreator
 from tallystick_server.payout.place_hold import HoldPlacer
 from tallystick_server.payout.poll_completed import CompletedPayoutPoller
 from tallystick_server.payout.record_outcome import PayoutOutcomeRecorder
+from tallystick_server.payout.schedule_runner import ScheduleRunner
 from tallystick_server.payout.snapshot import PayoutTransition
 from tallystick_server.payout.transitions import PayoutChange, transition_payouts
 from tallystick_server.payout.wallet_reader import WalletReader
@@ -194,14 +196,11 @@ class PayoutWorker(OperationWorker[Operation, Mapping[str, Operation]]):
             recorder.record_misdirected,
             self.make_poll_lease_acquirer(holder_id),
         )
-        generator = BatchGenerator(
-            database,
-            self.creator,
-            self.wallet_reader,
-            holder_id,
-            lambda: self.in_flight_count,
-            self.run_detached,
+        pages = PayoutPageCreator(
+            database, self.creator, holder_id, lambda: self.in_flight_count, self.run_detached
         )
+        schedules = ScheduleRunner(database, self.creator, pages)
+        generator = BatchGenerator(database, self.creator, self.wallet_reader, pages, schedules)
         self.polling = Periodic(
             "payout.poll_completed", settings.scan_interval_seconds, poller.run_once
         )

@@ -23,7 +23,7 @@ from tallystick_core.provider.outcome import Declined, PayoutFailure, Submitted
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.wiring import Dependencies
-from tallystick_server.payout import batch_generator
+from tallystick_server.payout import batch_generator, schedule_runner
 from tallystick_storage import clock
 from tallystick_storage.payout import schedules as schedule_store
 from tests.fakes.payout_provider import ScriptedPayoutProvider
@@ -855,7 +855,7 @@ def test_many_schedules_that_cannot_be_run_do_not_delay_later_ones(
     """More schedules than a page holds cannot be read, or their payouts cannot be stored: a later
     schedule is run, and they are run once the cause is removed.
     """
-    monkeypatch.setattr(batch_generator, "_MAX_PAGE_SIZE", 2)
+    monkeypatch.setattr(schedule_runner, "_MAX_SELLERS", 2)
     closed_sellers, own_seller = (
         [create_sale(payout_client, "8.00") for _ in range(5)],
         create_sale(payout_client, "8.00"),

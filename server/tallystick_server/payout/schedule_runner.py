@@ -1,0 +1,191 @@
+"""Runs the payout schedules whose cut-off has passed: creates the batch of a default schedule, and
+pays sellers that have a schedule of their own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row
+
+from tallystick_core.errors import ApiError
+from tallystick_core.payout.batch import NewBatch, format_run_id
+from tallystick_core.payout.schedule import Schedule, next_time
+from tallystick_server.operations.batcher import bisect_on_error
+from tallystick_server.payout.create_batch import insert_batch
+from tallystick_server.payout.create_payout import (
+    CreatedPayouts,
+    PayoutCreationPlan,
+    PayoutCreator,
+)
+from tallystick_server.payout.isolation import Isolated, log_failure
+from tallystick_server.payout.page_creator import PayoutPageCreator, build_seller_command
+from tallystick_server.payout.schedules import schedule_from_row
+from tallystick_server.rpc.service_client import ServiceCallRejected
+from tallystick_storage import clock
+from tallystick_storage.database import Database
+from tallystick_storage.payout import schedules as store
+
+log = logging.getLogger(__name__)
+
+DueSchedule = tuple[Row[Any], Schedule]
+"""A stored schedule and its cut-offs."""
+
+_MAX_DEFAULT_SCHEDULES = 20
+_MAX_SELLERS = 500  # paid in one transaction
+_ANY_OWNER = ""  # owner filter: a platform run pays the sellers of all owners
+
+
+class ScheduleRunner:
+    """Runs schedules. `page_creator`: decides whether this process is the leader."""
+
+    def __init__(
+        self, database: Database, creator: PayoutCreator, page_creator: PayoutPageCreator
+    ) -> None:
+        self._database = database
+        self._creator = creator
+        self._page_creator = page_creator
+
+    async def run_due(self) -> None:
+        """Runs the schedules whose cut-off has passed."""
+        for default, cut_offs in await self._parse_schedules(await self._load_due_defaults()):
+            await self._start_run(default, cut_offs)
+        await self._pay_due_sellers()
+
+    async def _load_due_defaults(self) -> Sequence[Row[Any]]:
+        return await self._database.load(
+            lambda connection: store.list_due(
+                connection, _MAX_DEFAULT_SCHEDULES, defaults_only=True
+            )
+        )
+
+    async def _load_due_sellers(self) -> Sequence[Row[Any]]:
+        return await self._database.load(
+            lambda connection: store.list_due(connection, _MAX_SELLERS, defaults_only=False)
+        )
+
+    async def _start_run(self, row: Row[Any], cut_offs: Schedule) -> None:
+        """Creates the batch of a default schedule whose cut-off has passed.
+
+        Only one batch is created, even if cut-offs of several days were missed.
+        """
+
+        def start(connection: Connection) -> None:
+            if self._page_creator.is_leader(connection) and store.advance(
+                connection, [(row, next_time(cut_offs, clock.now(connection)))]
+            ):
+                new = NewBatch(
+                    format_run_id(row.currency, row.next_time),
+                    row.caller,
+                    _ANY_OWNER,
+                    currency=row.currency,
+                )
+                insert_batch(connection, new, row.traceparent, row.next_time)
+
+        with Isolated() as start_attempt:
+            await self._database.transact(start)
+        if start_attempt.error is not None:
+            log_failure(f"the run of all sellers in {row.currency}", start_attempt.error)
+            await self._reschedule([row])
+
+    async def _pay_due_sellers(self) -> None:
+        """Pays the sellers with their own schedule whose cut-off has passed, page by page."""
+        sellers = await self._load_due_sellers()
+        try:
+            while sellers and await self._pay_page(sellers) and len(sellers) == _MAX_SELLERS:
+                sellers = await self._load_due_sellers()
+        # such as an unavailable wallet; batches may still advance
+        except (ApiError, ServiceCallRejected) as error:
+            log.warning("the schedules of %d sellers are delayed: %s", len(sellers), error)
+
+    async def _pay_page(self, rows: Sequence[Row[Any]]) -> bool:
+        """Creates the payouts of a page of sellers. Returns whether this process created any."""
+        await self._page_creator.wait_for_capacity()
+        schedules = await self._parse_schedules(rows)
+        results = await self._pay_each(schedules)
+        failed_rows = []
+        for (row, _), result in zip(schedules, results, strict=True):
+            if isinstance(result, Exception):
+                log_failure(f"the schedule of {row.seller_account} in {row.currency}", result)
+                failed_rows.append(row)
+        await self._reschedule(failed_rows)
+        return any(result is True for result in results)
+
+    async def _pay_each(self, schedules: Sequence[DueSchedule]) -> Sequence[bool | Exception]:
+        """Creates the payouts together; if one of them prevents that, each alone."""
+        try:
+            return await bisect_on_error(self._pay, schedules)
+        except (ApiError, ServiceCallRejected):  # for the whole page
+            raise
+        except Exception:  # of one schedule, which must not block the others
+            log.exception(
+                "the payouts of %d schedules cannot be created together; each is created alone",
+                len(schedules),
+            )
+        results: list[bool | Exception] = []
+        for schedule in schedules:
+            with Isolated() as payment:
+                results += await self._pay([schedule])
+            if payment.error is not None:
+                results.append(payment.error)
+        return results
+
+    async def _pay(self, schedules: Sequence[DueSchedule]) -> Sequence[bool | Exception]:
+        """Creates the payouts in one transaction. Returns for each whether this process did."""
+        commands = [
+            build_seller_command(
+                row,
+                format_run_id(row.currency, row.next_time),
+                _ANY_OWNER,
+                row.seller_account,
+                None,
+                "",
+            )
+            for row, _ in schedules
+        ]
+
+        def pay(
+            connection: Connection, plan: PayoutCreationPlan, lease_deadline: float
+        ) -> tuple[CreatedPayouts, set[tuple[str, str]]]:
+            now = clock.now(connection)
+            advanced_keys = store.advance(
+                connection, [(row, next_time(cut_offs, now)) for row, cut_offs in schedules]
+            )
+            # Changed concurrently: these schedules are read again.
+            skipped_ids = {
+                command.payout.payout_id
+                for command in commands
+                if command.wallet_key not in advanced_keys
+            }
+            return self._creator.insert(
+                connection, plan.excluding(skipped_ids), lease_deadline
+            ), advanced_keys
+
+        advanced_keys = await self._page_creator.create(commands, pay) or set()
+        return [command.wallet_key in advanced_keys for command in commands]
+
+    async def _parse_schedules(self, rows: Sequence[Row[Any]]) -> list[DueSchedule]:
+        """Schedules with their cut-offs.
+
+        A schedule that cannot be parsed, such as one with an unknown time zone, is rescheduled and
+        raises an alert.
+        """
+        schedules, invalid_rows = [], []
+        for row in rows:
+            with Isolated() as parsing:
+                schedules.append((row, schedule_from_row(row)))
+            if parsing.error is not None:
+                log_failure(
+                    f"the schedule of {row.seller_account or 'all'} in {row.currency}",
+                    parsing.error,
+                )
+                invalid_rows.append(row)
+        await self._reschedule(invalid_rows)
+        return schedules
+
+    async def _reschedule(self, rows: Sequence[Row[Any]]) -> None:
+        """Reschedules schedules that cannot be run, so that they do not block the others."""
+        if rows:
+            await self._database.transact(lambda connection: store.reschedule(connection, rows))
