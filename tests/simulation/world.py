@@ -40,7 +40,7 @@ _POLLS = frozenset(
         "read CompletedPayoutPoller.run_once.load",
         "transaction BatchGenerator._finish.finish",
         "read PayoutHandlers._load_payouts.<lambda>",
-        "read PayoutHandlers._get_visible_destination.<lambda>",
+        "read DestinationHandlers._get_visible_destination.<lambda>",
     }
 )
 """Periodic transactions that mostly find no work."""

@@ -1,4 +1,4 @@
-"""The RPCs of PayoutService."""
+"""The RPCs of PayoutService: those of payouts here, those of other resources inherited."""
 
 from __future__ import annotations
 
@@ -7,36 +7,32 @@ from contextlib import aclosing
 from dataclasses import astuple
 from typing import Any
 
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection
 
 from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick_core.access import Role
-from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.money import parse_currency
 from tallystick_core.payout.operation_ids import format_payout_operation_id
 from tallystick_core.payout.request import NewPayout
 from tallystick_core.payout.state import TERMINAL_STATES, PayoutTransitionReason
-from tallystick_core.validation import parse_id, parse_optional_id, parse_reason_text
+from tallystick_core.validation import parse_id, parse_reason_text
 from tallystick_server.observability.tracing import current_context, traceparent
 from tallystick_server.operations import operator_handlers
 from tallystick_server.operations.batcher import Batcher
 from tallystick_server.payout import convert
 from tallystick_server.payout.approvals import Decision
-from tallystick_server.payout.create_batch import BatchCreator
+from tallystick_server.payout.batch_handlers import BatchHandlers
 from tallystick_server.payout.create_payout import CreatePayoutCommand
-from tallystick_server.payout.destinations import DestinationRegistry
-from tallystick_server.payout.eligibility import require_seller_owner
+from tallystick_server.payout.destination_handlers import DestinationHandlers
 from tallystick_server.payout.operator_handlers import PayoutOperatorHandlers
 from tallystick_server.payout.preview import PayoutPreview
-from tallystick_server.payout.schedules import PayoutSchedules
 from tallystick_server.payout.worker import PayoutWorker
 from tallystick_server.rpc.call import Access, Call
 from tallystick_server.rpc.pagination import PageToken, parse_page_size
 from tallystick_storage import operations as operation_store
 from tallystick_storage.database import Database
-from tallystick_storage.payout import acknowledgements, destinations, transfers
-from tallystick_storage.payout import batches as batch_store
+from tallystick_storage.payout import acknowledgements, transfers
 from tallystick_storage.payout import queries as store
 
 _OPERATOR = frozenset({Role.OPERATOR})
@@ -69,15 +65,14 @@ ACCESS: Access = {
 _TERMINAL_STATES = frozenset(convert.STATES.number(state) for state in TERMINAL_STATES)
 
 
-class PayoutHandlers(PayoutOperatorHandlers):
+class PayoutHandlers(DestinationHandlers, BatchHandlers, PayoutOperatorHandlers):
     """Handlers only decode, await and encode. A cancelled call changes nothing."""
 
     def __init__(self, database: Database, worker: PayoutWorker) -> None:
-        super().__init__(database, worker)
-        self._destination_registry = DestinationRegistry(database, worker)
+        DestinationHandlers.__init__(self, database, worker)
+        BatchHandlers.__init__(self, database, worker)
+        PayoutOperatorHandlers.__init__(self, database, worker)
         self._preview = PayoutPreview(database, worker.wallet_reader, worker.seller_owners)
-        self._schedules = PayoutSchedules(database)
-        self._batch_creator = BatchCreator(database)
         # No limit of its own: calls also read after their commit, and an overload error would
         # wrongly say that nothing was stored. The server's call limit bounds these reads.
         self.read_batcher: Batcher[str, payout_pb2.Payout | None] = Batcher(
@@ -89,82 +84,6 @@ class PayoutHandlers(PayoutOperatorHandlers):
 
     async def stop(self) -> None:
         await self.read_batcher.stop()
-
-    async def CreatePayoutDestination(
-        self, request: pb.CreatePayoutDestinationRequest, call: Call
-    ) -> pb.CreatePayoutDestinationResponse:
-        row, replayed = await self._destination_registry.create(
-            convert.parse_destination(request, call.caller), traceparent()
-        )
-        if replayed:
-            call.mark_replayed()
-        return pb.CreatePayoutDestinationResponse(payout_destination=convert.destination(row))
-
-    async def GetPayoutDestination(
-        self, request: pb.GetPayoutDestinationRequest, call: Call
-    ) -> pb.GetPayoutDestinationResponse:
-        return pb.GetPayoutDestinationResponse(
-            payout_destination=convert.destination(
-                await self._get_visible_destination(request.payout_destination_id, call)
-            )
-        )
-
-    async def ListPayoutDestinations(
-        self, request: pb.ListPayoutDestinationsRequest, call: Call
-    ) -> pb.ListPayoutDestinationsResponse:
-        size = parse_page_size(request.page_size)
-        filters = {
-            "owner": convert.parse_owner(call.caller),
-            "seller_account": parse_optional_id(request.seller_account, "seller_account"),
-            "currency": parse_currency(request.currency) if request.currency else "",
-            "state": convert.DESTINATION_STATES.parse(request.state, "state", ""),
-        }
-        token = PageToken("ListPayoutDestinations", *filters.values())
-        cursor = token.parse_key(request.page_token)
-        rows = await self._database.read(
-            lambda connection: destinations.list_destinations(connection, filters, cursor, size + 1)
-        )
-        messages, next_token = token.build_page(
-            rows,
-            size,
-            convert.destination,
-            lambda row: (row.create_time, row.payout_destination_id),
-        )
-        return pb.ListPayoutDestinationsResponse(
-            payout_destinations=messages, next_page_token=next_token
-        )
-
-    async def DisablePayoutDestination(
-        self, request: pb.DisablePayoutDestinationRequest, call: Call
-    ) -> pb.DisablePayoutDestinationResponse:
-        reason = parse_reason_text(request.reason, "reason")
-        row = await self._get_visible_destination(request.payout_destination_id, call)
-        if not await self._destination_registry.disable(
-            row.payout_destination_id, call.caller.name, reason
-        ):
-            call.mark_replayed()
-        updated_row = await self._get_visible_destination(
-            request.payout_destination_id, call, changed=True
-        )
-        return pb.DisablePayoutDestinationResponse(
-            payout_destination=convert.destination(updated_row)
-        )
-
-    async def ApprovePayoutDestination(
-        self, request: pb.ApprovePayoutDestinationRequest, call: Call
-    ) -> pb.ApprovePayoutDestinationResponse:
-        reason = parse_reason_text(request.reason, "reason")
-        row = await self._get_visible_destination(request.payout_destination_id, call)
-        if not await self._destination_registry.approve(
-            row.payout_destination_id, call.caller.name, reason
-        ):
-            call.mark_replayed()
-        updated_row = await self._get_visible_destination(
-            request.payout_destination_id, call, changed=True
-        )
-        return pb.ApprovePayoutDestinationResponse(
-            payout_destination=convert.destination(updated_row)
-        )
 
     async def PreviewPayout(
         self, request: pb.PreviewPayoutRequest, call: Call
@@ -313,90 +232,6 @@ class PayoutHandlers(PayoutOperatorHandlers):
             payout=await self._get_visible_payout(request.payout_id, call)
         )
 
-    async def CreatePayoutBatch(
-        self, request: pb.CreatePayoutBatchRequest, call: Call
-    ) -> pb.CreatePayoutBatchResponse:
-        new = convert.parse_batch(request, call.caller)
-        if not new.payouts and not new.seller_account:
-            _require_operator(
-                call, "seller_account is required: only operators run the default schedule."
-            )
-        if new.seller_account:
-            await self._get_seller_owner(new.seller_account, call)
-        if not await self._batch_creator.create(new, traceparent()):
-            call.mark_replayed()
-        self._worker.generation.wake()
-        row = await self._get_visible_batch(new.payout_batch_id, call, changed=True)
-        return pb.CreatePayoutBatchResponse(
-            payout_batch=convert.batch(row, await self._load_totals(row, changed=True))
-        )
-
-    async def GetPayoutBatch(
-        self, request: pb.GetPayoutBatchRequest, call: Call
-    ) -> pb.GetPayoutBatchResponse:
-        size = parse_page_size(request.page_size)
-        state = convert.STATES.parse(request.payout_state, "payout_state", "")
-        row = await self._get_visible_batch(request.payout_batch_id, call)
-        token = PageToken("GetPayoutBatch", row.payout_batch_id, state, int(request.rejected))
-        cursor = token.parse(request.page_token, str)
-        after_id = cursor[0] if cursor else ""
-
-        def load(connection: Connection) -> tuple[list[payout_pb2.PayoutBatchItem], str | None]:
-            rows, last_scanned_id = batch_store.load_report(
-                connection,
-                row.payout_batch_id,
-                after_id,
-                state,
-                size + 1,
-                rejected_only=request.rejected,
-            )
-            return convert.batch_items(
-                rows, store.load_payouts(connection, [item.payout_id for item in rows])
-            ), last_scanned_id
-
-        report_items, last_scanned_id = await self._database.read(load)
-        items, next_token = token.build_page(
-            report_items, size, lambda entry: entry, lambda entry: (entry.payout_id,)
-        )
-        if not next_token and last_scanned_id is not None:
-            next_token = token.make(last_scanned_id)
-        # Totals cover all payouts of the batch, so only the first page has them.
-        totals = [] if cursor else await self._load_totals(row)
-        return pb.GetPayoutBatchResponse(
-            payout_batch=convert.batch(row, totals), items=items, next_page_token=next_token
-        )
-
-    async def SetPayoutSchedule(
-        self, request: pb.SetPayoutScheduleRequest, call: Call
-    ) -> pb.SetPayoutScheduleResponse:
-        update = convert.parse_schedule_update(request, call.caller, traceparent())
-        if not update.seller_account:
-            _require_operator(
-                call, "seller_account is required: only operators set the default schedule."
-            )
-        owner = (
-            await self._get_seller_owner(update.seller_account, call)
-            if update.seller_account
-            else ""
-        )
-        if not await self._schedules.set(update, owner):
-            call.mark_replayed()
-        return pb.SetPayoutScheduleResponse(
-            payout_schedule=await self._schedules.get(
-                update.seller_account, update.currency, changed=True
-            )
-        )
-
-    async def GetPayoutSchedule(
-        self, request: pb.GetPayoutScheduleRequest, call: Call
-    ) -> pb.GetPayoutScheduleResponse:
-        seller = parse_optional_id(request.seller_account, "seller_account")
-        if seller:
-            await self._get_seller_owner(seller, call)
-        return pb.GetPayoutScheduleResponse(
-            payout_schedule=await self._schedules.get(seller, parse_currency(request.currency))
-        )
-
     async def _decide(
         self,
         request: pb.CancelPayoutRequest | pb.ApprovePayoutRequest | pb.RejectPayoutRequest,
@@ -417,55 +252,6 @@ class PayoutHandlers(PayoutOperatorHandlers):
         if not await self._worker.decisions.decide(payout.payout_id, decision):
             call.mark_replayed()
         return await self._get_visible_payout(request.payout_id, call)
-
-    async def _get_seller_owner(self, seller_account: str, call: Call) -> str:
-        """The owner of a seller, if the caller may see it; "" for an operator and an unowned
-        seller.
-
-        Raises NOT_FOUND for another owner's seller, and for an unowned one.
-        """
-        owners = await self._worker.seller_owners.find_owners([seller_account])
-        return (
-            owners.get(seller_account, "")
-            if call.caller.can_see_all
-            else require_seller_owner(seller_account, call.caller.owner, owners)
-        )
-
-    async def _get_visible_destination(
-        self, payout_destination_id: str, call: Call, *, changed: bool = False
-    ) -> Row[Any]:
-        """Returns the destination if the caller may see it; `changed` as in `Database.read`.
-
-        Raises NOT_FOUND, also for a destination of another owner.
-        """
-        id_ = parse_id(payout_destination_id, "payout_destination_id")
-        rows = await self._database.read(
-            lambda connection: destinations.find(connection, [id_]), changed=changed
-        )
-        return call.require_visible(rows.get(id_), "payout destination", id_)
-
-    async def _get_visible_batch(
-        self, payout_batch_id: str, call: Call, *, changed: bool = False
-    ) -> Row[Any]:
-        """Returns the batch if the caller may see it; `changed` as in `Database.read`.
-
-        Raises NOT_FOUND, also for a batch of another owner.
-        """
-        id_ = parse_id(payout_batch_id, "payout_batch_id")
-        return call.require_visible(
-            await self._database.read(
-                lambda connection: batch_store.find(connection, id_), changed=changed
-            ),
-            "payout batch",
-            id_,
-        )
-
-    async def _load_totals(self, batch: Row[Any], *, changed: bool = False) -> Sequence[Row[Any]]:
-        """The totals of a batch; `changed` as in `Database.read`."""
-        return await self._database.read(
-            lambda connection: batch_store.load_totals(connection, batch.payout_batch_id),
-            changed=changed,
-        )
 
     async def _get_visible_payout(self, payout_id: str, call: Call) -> payout_pb2.Payout:
         """Returns the payout if the caller may see it.
@@ -495,9 +281,3 @@ def _is_awaiting_hold(payout: payout_pb2.Payout) -> bool:
 
 def _is_in_progress(payout: payout_pb2.Payout) -> bool:
     return payout.payout_state not in _TERMINAL_STATES or not payout.ledger_updated
-
-
-def _require_operator(call: Call, message: str) -> None:
-    """Raises PERMISSION_DENIED unless the caller is an operator."""
-    if Role.OPERATOR not in call.caller.roles:
-        raise ApiError(ErrorReason.PERMISSION_DENIED, message)

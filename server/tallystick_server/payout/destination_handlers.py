@@ -1,0 +1,116 @@
+"""The RPCs of PayoutService for payout destinations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Row
+
+from tallystick.payout.v1 import payout_service_pb2 as pb
+from tallystick_core.money import parse_currency
+from tallystick_core.validation import parse_id, parse_optional_id, parse_reason_text
+from tallystick_server.observability.tracing import traceparent
+from tallystick_server.payout import convert
+from tallystick_server.payout.destinations import DestinationRegistry
+from tallystick_server.payout.worker import PayoutWorker
+from tallystick_server.rpc.call import Call
+from tallystick_server.rpc.pagination import PageToken, parse_page_size
+from tallystick_storage.database import Database
+from tallystick_storage.payout import destinations as store
+
+
+class DestinationHandlers:
+    """Handlers only decode, await and encode. A cancelled call changes nothing."""
+
+    def __init__(self, database: Database, worker: PayoutWorker) -> None:
+        self._database = database
+        self._destination_registry = DestinationRegistry(database, worker)
+
+    async def CreatePayoutDestination(
+        self, request: pb.CreatePayoutDestinationRequest, call: Call
+    ) -> pb.CreatePayoutDestinationResponse:
+        row, replayed = await self._destination_registry.create(
+            convert.parse_destination(request, call.caller), traceparent()
+        )
+        if replayed:
+            call.mark_replayed()
+        return pb.CreatePayoutDestinationResponse(payout_destination=convert.destination(row))
+
+    async def GetPayoutDestination(
+        self, request: pb.GetPayoutDestinationRequest, call: Call
+    ) -> pb.GetPayoutDestinationResponse:
+        return pb.GetPayoutDestinationResponse(
+            payout_destination=convert.destination(
+                await self._get_visible_destination(request.payout_destination_id, call)
+            )
+        )
+
+    async def ListPayoutDestinations(
+        self, request: pb.ListPayoutDestinationsRequest, call: Call
+    ) -> pb.ListPayoutDestinationsResponse:
+        size = parse_page_size(request.page_size)
+        filters = {
+            "owner": convert.parse_owner(call.caller),
+            "seller_account": parse_optional_id(request.seller_account, "seller_account"),
+            "currency": parse_currency(request.currency) if request.currency else "",
+            "state": convert.DESTINATION_STATES.parse(request.state, "state", ""),
+        }
+        token = PageToken("ListPayoutDestinations", *filters.values())
+        cursor = token.parse_key(request.page_token)
+        rows = await self._database.read(
+            lambda connection: store.list_destinations(connection, filters, cursor, size + 1)
+        )
+        messages, next_token = token.build_page(
+            rows,
+            size,
+            convert.destination,
+            lambda row: (row.create_time, row.payout_destination_id),
+        )
+        return pb.ListPayoutDestinationsResponse(
+            payout_destinations=messages, next_page_token=next_token
+        )
+
+    async def DisablePayoutDestination(
+        self, request: pb.DisablePayoutDestinationRequest, call: Call
+    ) -> pb.DisablePayoutDestinationResponse:
+        reason = parse_reason_text(request.reason, "reason")
+        row = await self._get_visible_destination(request.payout_destination_id, call)
+        if not await self._destination_registry.disable(
+            row.payout_destination_id, call.caller.name, reason
+        ):
+            call.mark_replayed()
+        updated_row = await self._get_visible_destination(
+            request.payout_destination_id, call, changed=True
+        )
+        return pb.DisablePayoutDestinationResponse(
+            payout_destination=convert.destination(updated_row)
+        )
+
+    async def ApprovePayoutDestination(
+        self, request: pb.ApprovePayoutDestinationRequest, call: Call
+    ) -> pb.ApprovePayoutDestinationResponse:
+        reason = parse_reason_text(request.reason, "reason")
+        row = await self._get_visible_destination(request.payout_destination_id, call)
+        if not await self._destination_registry.approve(
+            row.payout_destination_id, call.caller.name, reason
+        ):
+            call.mark_replayed()
+        updated_row = await self._get_visible_destination(
+            request.payout_destination_id, call, changed=True
+        )
+        return pb.ApprovePayoutDestinationResponse(
+            payout_destination=convert.destination(updated_row)
+        )
+
+    async def _get_visible_destination(
+        self, payout_destination_id: str, call: Call, *, changed: bool = False
+    ) -> Row[Any]:
+        """Returns the destination if the caller may see it; `changed` as in `Database.read`.
+
+        Raises NOT_FOUND, also for a destination of another owner.
+        """
+        id_ = parse_id(payout_destination_id, "payout_destination_id")
+        rows = await self._database.read(
+            lambda connection: store.find(connection, [id_]), changed=changed
+        )
+        return call.require_visible(rows.get(id_), "payout destination", id_)
