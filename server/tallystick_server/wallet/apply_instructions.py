@@ -31,6 +31,7 @@ from tallystick_server.operations.batcher import deduplicate_by_key, run_flatten
 from tallystick_server.outbox.events import record_events
 from tallystick_server.wallet import events
 from tallystick_storage.database import Database
+from tallystick_storage.wallet import queries
 from tallystick_storage.wallet import wallets as store
 
 _HOLD_END_KINDS = frozenset(
@@ -265,7 +266,7 @@ def _load_results(
     keys: _BatchKeys,
 ) -> list[InstructionResult | Exception]:
     """The results, in the order of the requests, from the rows as they are after the changes."""
-    wallets = store.find_wallets(connection, keys.requested) if keys.requested else {}
+    wallets = queries.find_wallets(connection, keys.requested) if keys.requested else {}
     holds = store.find_holds(connection, keys.hold_ids) if keys.hold_ids else {}
     return [
         decision

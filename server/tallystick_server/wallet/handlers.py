@@ -31,6 +31,7 @@ from tallystick_server.wallet.apply_instructions import (
 from tallystick_server.wallet.seller_ownership import Sellers
 from tallystick_server.wallet.set_policy import WalletPolicies
 from tallystick_storage.database import Database
+from tallystick_storage.wallet import queries
 from tallystick_storage.wallet import wallets as store
 
 _OPERATOR_OR_SERVICE = frozenset({Role.OPERATOR, Role.SERVICE})
@@ -103,7 +104,7 @@ class WalletHandlers(AlertHandlers):
         cursor = token.parse(request.page_token, str, str)
         after = (cursor[0], cursor[1]) if cursor else ("", "")
         rows = await self._database.read(
-            lambda connection: store.list_wallets(connection, seller, currency, after, size + 1)
+            lambda connection: queries.list_wallets(connection, seller, currency, after, size + 1)
         )
         wallets, next_token = token.build_page(
             rows, size, convert.wallet, lambda row: (row.seller_account, row.currency)
@@ -118,7 +119,7 @@ class WalletHandlers(AlertHandlers):
         token = PageToken("ListWalletEntries", *key)
         cursor = token.parse(request.page_token, int)
         rows = await self._database.read(
-            lambda connection: store.list_entries(
+            lambda connection: queries.list_entries(
                 connection, key, cursor[0] if cursor else _MAX_ENTRY_NUMBER, size + 1
             )
         )
@@ -219,7 +220,7 @@ class WalletHandlers(AlertHandlers):
         token = PageToken("ListHolds", seller, currency)
         before = token.parse_key(request.page_token)
         rows = await self._database.read(
-            lambda connection: store.list_holds(connection, seller, currency, before, size + 1)
+            lambda connection: queries.list_holds(connection, seller, currency, before, size + 1)
         )
         holds, next_token = token.build_page(
             rows, size, convert.hold, lambda row: (row.create_time, row.hold_id)
@@ -309,7 +310,7 @@ class WalletHandlers(AlertHandlers):
     async def _get_wallet(self, key: store.WalletKey, *, changed: bool = False) -> Any:
         """Returns the wallet; `changed` as in `Database.read`. Raises NOT_FOUND."""
         wallets = await self._database.read(
-            lambda connection: store.find_wallets(connection, [key]), changed=changed
+            lambda connection: queries.find_wallets(connection, [key]), changed=changed
         )
         if key not in wallets:
             raise not_found_error("wallet", f"of seller {key[0]} in {key[1]}")

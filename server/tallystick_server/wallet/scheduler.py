@@ -13,7 +13,7 @@ from tallystick_core.wallet.state import EntryKind
 from tallystick_server.operations.batcher import Batcher
 from tallystick_server.wallet.apply_instructions import InstructionRequest, InstructionResult
 from tallystick_storage.database import Database
-from tallystick_storage.wallet import wallets as store
+from tallystick_storage.wallet import queries as store
 
 _PAGE_SIZE = 500
 

@@ -8,6 +8,7 @@ from tallystick_core.errors import version_mismatch_error
 from tallystick_server.outbox.events import record_events
 from tallystick_server.wallet import events
 from tallystick_storage.database import Database
+from tallystick_storage.wallet import queries
 from tallystick_storage.wallet import wallets as store
 
 
@@ -55,7 +56,7 @@ class WalletPolicies:
                 with record_events(connection, [wallet]) as event_batch:
                     events.add_policy_changed(event_batch, wallet, caller, traceparent)
             elif expected_version is not None:
-                current = store.find_wallets(connection, [key]).get(key)
+                current = queries.find_wallets(connection, [key]).get(key)
                 if (
                     current is None
                     or frozen not in (None, current.frozen)

@@ -1,5 +1,5 @@
-"""Wallets, entries, holds, pending credits. Lock order: wallets by seller and currency, then holds
-by id.
+"""Changes of wallets, entries, holds and pending credits. Lock order: wallets by seller and
+currency, then holds by id.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from tallystick_storage.outbox import insert_into_outbox
 
 WalletKey = tuple[str, str]
 """Seller and currency."""
-DueCursor = tuple[datetime, str]
-"""The position in the list of what is due: the time since which it is due, and its source id."""
 
 _OPEN_WALLETS = text("""
     insert into wallet (seller_account, currency, pending, available, held, owed, balance, version,
@@ -56,14 +54,14 @@ def open_wallets(
 ) -> None:
     """Opens missing wallets with the configured release delay in seconds."""
     connection.execute(
-        _OPEN_WALLETS, {"wallets": _encode_keys(keys), "release_delay": release_delay_seconds}
+        _OPEN_WALLETS, {"wallets": encode_keys(keys), "release_delay": release_delay_seconds}
     )
 
 
 def lock_wallets(connection: Connection, keys: Sequence[WalletKey]) -> dict[WalletKey, Wallet]:
     """Locks wallets in key order. Returns those that exist."""
     wallets = {}
-    for row in connection.execute(_LOCK_WALLETS, {"wallets": _encode_keys(keys)}):
+    for row in connection.execute(_LOCK_WALLETS, {"wallets": encode_keys(keys)}):
         balances = Balances(int(row.pending), int(row.available), int(row.held), int(row.owed))
         wallet = Wallet(
             row.seller_account, row.currency, balances, row.version, row.frozen, row.release_delay
@@ -72,7 +70,8 @@ def lock_wallets(connection: Connection, keys: Sequence[WalletKey]) -> dict[Wall
     return wallets
 
 
-def _encode_keys(keys: Sequence[WalletKey]) -> str:
+def encode_keys(keys: Sequence[WalletKey]) -> str:
+    """Encodes keys as one parameter for json_to_recordset."""
     return encode_rows(
         [{"seller_account": seller, "currency": currency} for seller, currency in keys]
     )
@@ -99,12 +98,12 @@ def find_entries(
     }
 
 
-_HOLD_COLUMNS = (
+HOLD_COLUMNS = (
     "hold_id, seller_account, currency, amount, captured_amount, purpose, state, caller, "
     "expire_time, create_time, end_time"
 )
 _FIND_HOLDS = text(
-    f"select {_HOLD_COLUMNS} from hold where hold_id = any (cast(:ids as text[])) and state <> "
+    f"select {HOLD_COLUMNS} from hold where hold_id = any (cast(:ids as text[])) and state <> "
     "'TOMBSTONE' order by hold_id"
 )
 _ADD_TOMBSTONES = text("""
@@ -116,17 +115,6 @@ _ADD_TOMBSTONES = text("""
 _FIND_TOMBSTONES = text(
     "select hold_id from hold where hold_id = any (cast(:ids as text[])) and state = 'TOMBSTONE'"
 )
-# The newest holds in each of the seller's few currencies.
-_LIST_HOLDS = text(f"""
-    select h.* from wallet w cross join lateral (
-        select {_HOLD_COLUMNS} from hold h where h.seller_account = w.seller_account
-            and h.currency = w.currency
-            and (h.create_time,
-                h.hold_id) < (coalesce(cast(:before_time as timestamptz), 'infinity'), :before_id)
-        order by h.create_time desc, h.hold_id desc limit :limit) h
-    where w.seller_account = :seller_account and (:currency = '' or w.currency = :currency)
-    order by h.create_time desc, h.hold_id desc limit :limit
-""")
 
 
 def find_holds(connection: Connection, hold_ids: list[str]) -> dict[str, Row[Any]]:
@@ -166,13 +154,6 @@ _FIND_CREDITS = text("""
         and e.source_id = r.source_id
     left join pending_credit p on p.source_id = e.source_id
 """)
-_LIST_RELEASABLE = text("""
-    select source_id, release_time as time from pending_credit
-    where release_time <= (select clock())
-        and (release_time, source_id) > (coalesce(cast(:after_time as timestamptz), '-infinity'),
-        :after)
-    order by release_time, source_id limit :limit
-""")
 
 
 def find_credits(connection: Connection, source_ids: list[str]) -> dict[str, Credit]:
@@ -182,34 +163,6 @@ def find_credits(connection: Connection, source_ids: list[str]) -> dict[str, Cre
         row.source_id: Credit(row.seller_account, row.currency, row.amount, row.pending)
         for row in result
     }
-
-
-def list_releasable(
-    connection: Connection, after: DueCursor | None, limit: int
-) -> Sequence[Row[Any]]:
-    """The source ids of pending credits whose release is due, oldest first, after a given (time,
-    source_id).
-    """
-    return connection.execute(_LIST_RELEASABLE, {**_cursor_parameters(after), "limit": limit}).all()
-
-
-def _cursor_parameters(cursor: DueCursor | None) -> dict[str, Any]:
-    return {"after_time": cursor[0] if cursor else None, "after": cursor[1] if cursor else ""}
-
-
-def list_holds(
-    connection: Connection, seller: str, currency: str, before: tuple[Any, str] | None, limit: int
-) -> Sequence[Row[Any]]:
-    """A seller's holds, newest first, before a given (create_time, hold_id)."""
-    before_time, before_id = before or (None, "")
-    parameters = {
-        "seller_account": seller,
-        "currency": currency,
-        "before_time": before_time,
-        "before_id": before_id,
-        "limit": limit,
-    }
-    return connection.execute(_LIST_HOLDS, parameters).all()
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,62 +296,6 @@ def _entry_columns(item: DecidedInstruction) -> dict[str, Any]:
     }
 
 
-_WALLET_COLUMNS = (
-    "seller_account, currency, balance, pending, available, held, owed, frozen, release_delay, "
-    "policy_version, version, update_time"
-)
-_FIND_WALLETS = text(f"""
-    select {_WALLET_COLUMNS} from wallet join json_to_recordset(cast(:wallets as json))
-        as r (seller_account text collate "C", currency text collate "C")
-        using (seller_account, currency)
-""")
-_LIST_WALLETS = text(f"""
-    select {_WALLET_COLUMNS} from wallet
-    where (:seller_account = '' or seller_account = :seller_account)
-        and (seller_account, currency) > (:after_seller, :after_currency)
-    order by seller_account, currency limit :limit
-""")
-_LIST_WALLETS_IN_CURRENCY = text(f"""
-    select {_WALLET_COLUMNS} from wallet
-    where (:seller_account = '' or seller_account = :seller_account) and currency = :currency
-        and seller_account > :after_seller
-    order by seller_account limit :limit
-""")
-_LIST_ENTRIES = text("""
-    select * from wallet_entry where seller_account = :seller_account and currency = :currency
-        and number < :before
-    order by number desc limit :limit
-""")
-
-
-def find_wallets(connection: Connection, keys: Sequence[WalletKey]) -> dict[WalletKey, Row[Any]]:
-    """The current state of the wallets that exist."""
-    return {
-        (row.seller_account, row.currency): row
-        for row in connection.execute(_FIND_WALLETS, {"wallets": _encode_keys(keys)})
-    }
-
-
-def list_wallets(
-    connection: Connection, seller: str, currency: str, after: WalletKey, limit: int
-) -> Sequence[Row[Any]]:
-    """Wallets by seller and currency, after a given one."""
-    parameters = {"seller_account": seller, "after_seller": after[0], "limit": limit}
-    if currency:
-        return connection.execute(
-            _LIST_WALLETS_IN_CURRENCY, {**parameters, "currency": currency}
-        ).all()
-    return connection.execute(_LIST_WALLETS, {**parameters, "after_currency": after[1]}).all()
-
-
-def list_entries(
-    connection: Connection, key: WalletKey, before: int, limit: int
-) -> Sequence[Row[Any]]:
-    """A wallet's entries, newest first, below a number."""
-    parameters = {"seller_account": key[0], "currency": key[1], "before": before, "limit": limit}
-    return connection.execute(_LIST_ENTRIES, parameters).all()
-
-
 _POLICY_RESOURCE_NAME = "'walletPolicies/' || seller_account || '/' || currency"
 _SET_POLICY = text(f"""
     with l as materialized (
@@ -452,21 +349,3 @@ def set_policy(
     return connection.execute(
         _SET_POLICY, {**values, "caller": caller, "traceparent": traceparent}
     ).one_or_none()
-
-
-_LIST_EXPIRED_HOLDS = text("""
-    select hold_id as source_id, expire_time as time from hold
-    where state = 'OPEN' and expire_time <= (select clock())
-        and (expire_time, hold_id) > (coalesce(cast(:after_time as timestamptz), '-infinity'),
-        :after)
-    order by expire_time, hold_id limit :limit
-""")
-
-
-def list_expired_holds(
-    connection: Connection, after: DueCursor | None, limit: int
-) -> Sequence[Row[Any]]:
-    """Open holds that have expired, oldest first, after a given (time, hold_id)."""
-    return connection.execute(
-        _LIST_EXPIRED_HOLDS, {**_cursor_parameters(after), "limit": limit}
-    ).all()
