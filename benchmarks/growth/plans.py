@@ -15,7 +15,8 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from benchmarks.growth.queries import DatabaseWork
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.wiring import Dependencies
-from tallystick_storage.database import Database, open_engine
+from tallystick_storage.connection_pool import open_engine
+from tallystick_storage.database import Database
 
 
 @dataclass

@@ -1,26 +1,29 @@
-"""Runs functions in transactions. The only module that commits and that catches database errors."""
+"""Runs functions in transactions. The only module that commits and translates database errors."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import socket
 import threading
 import uuid
-from asyncio import AbstractEventLoop, CancelledError, TimerHandle, get_running_loop
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import orjson
 import psycopg
-from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError, InterfaceError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_storage.connection_pool import (
+    CancellableConnection,
+    ConnectionPool,
+    needs_other_connection,
+    open_engine,
+    sqlstate_of,
+)
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -30,17 +33,11 @@ _MAX_ATTEMPTS = 6
 _FIRST_WAIT_SECONDS, _MAX_WAIT_SECONDS = 0.02, 0.5  # seconds between attempts, doubled each time
 # Seconds per attempt. A statement may take 10 s, but a frozen server does not enforce that limit.
 _MAX_ATTEMPT_SECONDS = 30.0
-# Seconds after which a connection is replaced, so that none to a former primary is kept.
-_RECYCLE_SECONDS = 300
 # SQLSTATEs after which the same transaction may succeed: conflict, insufficient resources, operator
 # intervention, lock timeout, idle timeout, connection failure.
 _RETRYABLE_STATES = ("40", "53", "57", "55P03", "25P03", "08")
 # Statement timeout. A retry helps only if the cause was a lock or a cold cache.
 _STATEMENT_TIMEOUT = "57014"
-# SQLSTATEs after which another connection may succeed: a server left read-only by a failover, a
-# shutdown, or a plan from before a migration.
-_OTHER_CONNECTION_STATES = ("25006", "57P01", "57P02", "57P03", "0A000")
-_STALE_PLAN = "cached plan must not change result type"
 # Classes caused by the data: a retry cannot help, and one item of the batch is the cause.
 _DATA_ERROR_CLASSES = ("22", "23", "P0001")
 
@@ -81,35 +78,6 @@ def encode_rows(items: Sequence[Any]) -> str:
     return orjson.dumps(items).decode()
 
 
-def open_engine(url: str, max_connections: int, statement_timeout: float | None = None) -> Engine:
-    """Returns an engine with at most `max_connections` connections, opened on first use.
-    `statement_timeout` is in seconds; None keeps the role's setting.
-    """
-    timeout_option = (
-        ""
-        if statement_timeout is None
-        else f" -c statement_timeout={round(statement_timeout * 1000)}"
-    )
-    return create_engine(
-        url,
-        isolation_level="READ COMMITTED",
-        pool_size=max_connections,
-        max_overflow=0,
-        pool_timeout=10,
-        pool_recycle=_RECYCLE_SECONDS,
-        hide_parameters=True,  # keeps callers' values out of the logs
-        connect_args={
-            # In other time zones the first and last hours of the time range cannot be read back.
-            "options": f"-c timezone=UTC{timeout_option}",
-            "connect_timeout": 5,
-            "keepalives_idle": 10,
-            "keepalives_interval": 5,
-            "keepalives_count": 3,
-            "tcp_user_timeout": 15_000,
-        },
-    )
-
-
 class Database:
     """One service's database: its login, its connections, its threads.
 
@@ -129,10 +97,10 @@ class Database:
         new_id: Callable[[], uuid.UUID] = uuid.uuid4,
         engine_factory: Callable[[str, int, float | None], Engine] = open_engine,
     ) -> None:
-        self._work = _ConnectionPool(
+        self._work = ConnectionPool(
             engine_factory(url, connections, None), connections, "database", max_attempt_seconds
         )
-        self._reads = _ConnectionPool(
+        self._reads = ConnectionPool(
             engine_factory(url, readers, read_timeout), readers, "reads", max_attempt_seconds
         )
         self._new_id = new_id
@@ -180,67 +148,9 @@ class Database:
             pool.close()
 
 
-class _ConnectionPool:
-    """Connections, one thread for each, and a watchdog that limits every attempt."""
-
-    def __init__(
-        self, engine: Engine, max_connections: int, name: str, max_attempt_seconds: float
-    ) -> None:
-        self.engine = engine
-        self._threads = ThreadPoolExecutor(max_connections, thread_name_prefix=name)
-        self._max_attempt_seconds = max_attempt_seconds
-
-    async def run_attempt(self, attempt: Callable[[Engine, _CancellableConnection], T]) -> T:
-        """Runs one attempt. If the database does not answer in time, the connection is cut; the
-        next attempt finds out whether the transaction was committed.
-
-        The watchdog runs as long as the thread works, even if the caller no longer waits.
-        """
-        loop, cancellable = get_running_loop(), _CancellableConnection()
-
-        def run_in_thread() -> T:
-            cancellable.start_time = loop.time()
-            try:
-                return attempt(self.engine, cancellable)
-            finally:
-                cancellable.is_finished = True
-
-        self._watch(loop, cancellable)
-        try:
-            result = await loop.run_in_executor(self._threads, run_in_thread)
-        except CancelledError:
-            cancellable.is_abandoned = True
-            raise
-        except BaseException:
-            cancellable.stop_watching()
-            raise
-        cancellable.stop_watching()
-        return result
-
-    def _watch(self, loop: AbstractEventLoop, cancellable: _CancellableConnection) -> None:
-        """Cuts the connection when its time is up. Checks again as long as the thread works or has
-        yet to start.
-        """
-        if cancellable.is_finished or (cancellable.is_abandoned and cancellable.start_time is None):
-            return
-        remaining_seconds = (
-            self._max_attempt_seconds
-            if cancellable.start_time is None
-            else cancellable.start_time + self._max_attempt_seconds - loop.time()
-        )
-        if remaining_seconds <= 0:
-            cancellable.cut(self._max_attempt_seconds)
-            remaining_seconds = self._max_attempt_seconds
-        cancellable.timer = loop.call_later(remaining_seconds, self._watch, loop, cancellable)
-
-    def close(self) -> None:
-        self._threads.shutdown()
-        self.engine.dispose()
-
-
 async def _run_with_retries(
-    pool: _ConnectionPool,
-    attempt: Callable[[Engine, _CancellableConnection], T],
+    pool: ConnectionPool,
+    attempt: Callable[[Engine, CancellableConnection], T],
     *,
     max_slow_attempts: int,
 ) -> T:
@@ -269,48 +179,6 @@ async def _run_with_retries(
         await asyncio.sleep(min(_FIRST_WAIT_SECONDS * 2 ** (attempts - 1), _MAX_WAIT_SECONDS))
 
 
-class _CancellableConnection:
-    """The connection of one attempt. `start_time` is the loop time at which a thread started it;
-    `is_abandoned` means that no caller waits for it any more.
-    """
-
-    def __init__(self) -> None:
-        self._connection: Any = None
-        self.start_time: float | None = None
-        self.is_finished = False
-        self.is_abandoned = False
-        self.timer: TimerHandle | None = None
-
-    def stop_watching(self) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-
-    @contextmanager
-    def connect(self, engine: Engine) -> Iterator[Connection]:
-        """Yields a connection of the engine that can be cut until the block ends."""
-        try:
-            with engine.connect() as connection:
-                self._connection = connection.connection.driver_connection
-                try:
-                    yield connection
-                except DBAPIError as error:
-                    if _needs_other_connection(error):
-                        connection.invalidate()
-                    raise
-        finally:
-            # Only here: the rollback on return to the pool may hang too.
-            self._connection = None
-
-    def cut(self, seconds: float) -> None:
-        """Closes the connection's socket. It never sends a cancellation, because during a COMMIT
-        that could look like success.
-        """
-        with suppress(OSError, psycopg.Error, AttributeError):  # it has already ended
-            with socket.socket(fileno=os.dup(self._connection.fileno())) as duplicate:
-                duplicate.shutdown(socket.SHUT_RDWR)
-            log.warning("closed a connection: the database did not answer for %g seconds", seconds)
-
-
 class _RetryableTransaction(Generic[T]):
     """One call of `transact`, across all its attempts."""
 
@@ -320,7 +188,7 @@ class _RetryableTransaction(Generic[T]):
         self._marker_id = new_id()
         self._results: list[T] = []  # filled once a COMMIT is about to be sent
 
-    def run(self, engine: Engine, cancellable: _CancellableConnection) -> T:
+    def run(self, engine: Engine, cancellable: CancellableConnection) -> T:
         with _translate_errors(), cancellable.connect(engine) as connection, _track_active():
             if self._results and self._is_committed(connection):
                 return self._results[-1]
@@ -338,7 +206,7 @@ class _RetryableTransaction(Generic[T]):
         try:
             _insert_commit_marker(connection, self._marker_id)
         except DBAPIError as error:
-            if _sqlstate(error) != "23505":
+            if sqlstate_of(error) != "23505":
                 raise
             connection.rollback()
             # Waiting for this commit proves that a synchronous standby has the first one.
@@ -394,9 +262,7 @@ def commit(connection: Connection) -> None:
         )
 
 
-def _read(
-    engine: Engine, work: Callable[[Connection], T], cancellable: _CancellableConnection
-) -> T:
+def _read(engine: Engine, work: Callable[[Connection], T], cancellable: CancellableConnection) -> T:
     with _translate_errors(), cancellable.connect(engine) as connection, _track_active():
         return work(connection.execution_options(isolation_level="AUTOCOMMIT"))
 
@@ -418,7 +284,7 @@ def _translate_errors() -> Iterator[None]:
     except (InterfaceError, PoolTimeout) as error:
         raise _RetryableError(error, ErrorReason.DEPENDENCY_UNAVAILABLE) from error
     except DBAPIError as error:
-        state = _sqlstate(error)
+        state = sqlstate_of(error)
         if state.startswith(_DATA_ERROR_CLASSES):
             diagnosis = getattr(error.orig, "diag", None)
             # Only the primary message: the detail contains the row, and with it a token.
@@ -430,7 +296,7 @@ def _translate_errors() -> Iterator[None]:
             error.connection_invalidated
             or not state
             or state.startswith(_RETRYABLE_STATES)
-            or _needs_other_connection(error)
+            or needs_other_connection(error)
         ):
             reason = (
                 ErrorReason.CONFLICT
@@ -439,15 +305,3 @@ def _translate_errors() -> Iterator[None]:
             )
             raise _RetryableError(error, reason, too_slow=state == _STATEMENT_TIMEOUT) from error
         raise
-
-
-def _needs_other_connection(error: DBAPIError) -> bool:
-    """Whether another connection may succeed."""
-    state = _sqlstate(error)
-    return state in _OTHER_CONNECTION_STATES and (
-        state != "0A000" or _STALE_PLAN in str(error.orig)
-    )
-
-
-def _sqlstate(error: DBAPIError) -> str:
-    return getattr(error.orig, "sqlstate", None) or ""

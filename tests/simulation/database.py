@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, Row, create_engine, event
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.database.migrate import SCHEMAS
 from tallystick_server.observability.tracing import TracedDatabase
-from tallystick_storage.database import open_engine
+from tallystick_storage.connection_pool import open_engine
 from tallystick_storage.verify import statement
 from tests.simulation.faults import InjectedFault
 
