@@ -943,7 +943,7 @@ MUTANTS = (
     ),
     Mutant(
         "any edit of a row renews its seal",
-        f"{_STORAGE}/migrations/__init__.py",
+        f"{_STORAGE}/migrations/seals.py",
         ("for each row\n    when (session_user = '{service}') execute function seal();"),
         ("for each row\n     execute function seal();"),
         "tests/storage/test_constraints.py::test_changes_by_the_administrator_keep_the_seal",

@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql
 
 from tallystick_server.verify.report import Report
 from tallystick_server.verify.run import CHECKS, run_checks
-from tallystick_storage.migrations import UNSEALED
+from tallystick_storage.migrations.seals import UNSEALED
 from tallystick_storage.verify import statement
 from tests.tampering.edits import (
     ROW,

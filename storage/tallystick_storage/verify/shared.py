@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tallystick_storage.migrations import SEALED_ON_UPDATE
+from tallystick_storage.migrations.seals import SEALED_ON_UPDATE
 
 _SEALED_TABLES = """
     select c.relname as name,

@@ -1,13 +1,8 @@
 """The ledger: head, accounts, transactions, entries."""
 
-from tallystick_storage.migrations import (
-    ALERTS,
-    OUTBOX,
-    SHARED_CHANGE_SELECTS,
-    create,
-    require_change,
-    statement_rule,
-)
+from tallystick_storage.migrations import create
+from tallystick_storage.migrations.rules import require_change, statement_rule
+from tallystick_storage.migrations.shared_tables import ALERTS, OUTBOX, SHARED_CHANGE_SELECTS
 
 revision = "ledger_0001"
 down_revision = None

@@ -1,17 +1,19 @@
 """Checkouts, orders, history, unapplied charges."""
 
-from tallystick_storage.migrations import (
+from tallystick_storage.migrations import create
+from tallystick_storage.migrations.rules import (
+    changes_without_event,
+    require_change,
+    require_event,
+    statement_rule,
+)
+from tallystick_storage.migrations.shared_tables import (
     ALERTS,
     DEAD_LETTERS,
     OPERATIONS,
     OUTBOX,
     SHARED_CHANGE_SELECTS,
-    changes_without_event,
     conflicting_reports,
-    create,
-    require_change,
-    require_event,
-    statement_rule,
 )
 
 revision = "payment_0001"

@@ -1,15 +1,13 @@
 """Wallets, their entries, holds, policies; seller ownership."""
 
-from tallystick_storage.migrations import (
-    ALERTS,
-    OUTBOX,
-    SHARED_CHANGE_SELECTS,
+from tallystick_storage.migrations import create
+from tallystick_storage.migrations.rules import (
     changes_without_event,
-    create,
     require_change,
     require_event,
     statement_rule,
 )
+from tallystick_storage.migrations.shared_tables import ALERTS, OUTBOX, SHARED_CHANGE_SELECTS
 
 revision = "wallet_0001"
 down_revision = None
