@@ -13,7 +13,8 @@ from typing import Any
 import grpc
 
 from benchmarks.measure import Call
-from tallystick_server.app.serve import PENDING_REQUEST_OPTIONS, run
+from tallystick_server.app.grpc_servers import PENDING_REQUEST_OPTIONS
+from tallystick_server.app.serve import run
 
 _SERVICE, _METHOD = "bench.Echo", "Echo"
 

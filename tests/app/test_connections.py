@@ -11,7 +11,7 @@ import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from tallystick_server.app import serve
+from tallystick_server.app import grpc_servers
 from tallystick_server.app.database.connections import DatabaseUrls
 from tests.support.errors import from_rpc
 from tests.support.platform import serve_platform as platform_of
@@ -92,9 +92,9 @@ def test_old_and_dead_connections_are_closed(
     """
     soon = {option, "grpc.keepalive_timeout_ms", "grpc.http2.ping_timeout_ms"}
     monkeypatch.setattr(
-        serve,
+        grpc_servers,
         "CONNECTIONS",
-        [(name, 500 if name in soon else value) for name, value in serve.CONNECTIONS],
+        [(name, 500 if name in soon else value) for name, value in grpc_servers.CONNECTIONS],
     )
     with platform_of(scratch_database, names=("event",)) as platform:
         host, _, port = platform.address.rpartition(":")
