@@ -106,3 +106,43 @@ def wallet_amounts(client: Client, seller: str) -> tuple[str, str, str]:
         wallet_service_pb2.GetWalletRequest(seller_account=seller, currency="EUR")
     ).wallet
     return balances.available, balances.held, balances.owed
+
+
+def get_batch(client: Client, batch_id: str, **values: object) -> pb.GetPayoutBatchResponse:
+    return client.payout.GetPayoutBatch(
+        pb.GetPayoutBatchRequest(payout_batch_id=batch_id, **values)  # type: ignore[arg-type]
+    )
+
+
+def wait_until_done(client: Client, batch_id: str) -> pb.GetPayoutBatchResponse:
+    """Waits until the batch is DONE and returns it."""
+    assert eventually(
+        lambda: get_batch(client, batch_id).payout_batch.state == payout_pb2.PAYOUT_BATCH_STATE_DONE
+    )
+    return get_batch(client, batch_id)
+
+
+def batch_totals(response: pb.GetPayoutBatchResponse) -> dict[str, tuple[int, str, str]]:
+    state_enum = payout_pb2.PayoutState
+    return {
+        state_enum.Name(total.payout_state).removeprefix("PAYOUT_STATE_"): (
+            total.payout_count,
+            total.amount,
+            total.fee,
+        )
+        for total in response.payout_batch.totals
+    }
+
+
+def set_daily_schedule(
+    client: Client, seller: str = "", **values: Any
+) -> payout_pb2.PayoutSchedule:
+    request = pb.SetPayoutScheduleRequest(
+        seller_account=seller,
+        currency="EUR",
+        interval=payout_pb2.PAYOUT_INTERVAL_DAILY,
+        cut_off="16:00",
+        time_zone="Europe/Berlin",
+        **values,
+    )
+    return client.payout.SetPayoutSchedule(request).payout_schedule

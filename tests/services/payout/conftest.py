@@ -9,18 +9,41 @@ import pytest
 
 from tallystick import Client
 from tallystick_core.provider.outcome import RetryReason
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.wiring import Dependencies
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tallystick_server.verify.run import verify
 from tests.fakes.payout_provider import ScriptedPayoutProvider
 from tests.support.callers import client_of
 from tests.support.payout_operations import RETRY, approval_settings
+from tests.support.payouts import RETRY as BATCH_RETRY
 from tests.support.platform import ServedPlatform, fresh_database, serve_platform
 
 
 @pytest.fixture(scope="module")
 def payout_provider() -> ScriptedPayoutProvider:
     return ScriptedPayoutProvider()
+
+
+@pytest.fixture
+def payout_platform(
+    scratch_database: DatabaseUrls, payout_provider: ScriptedPayoutProvider
+) -> Iterator[ServedPlatform]:
+    """All services on a private database, because a run includes every seller."""
+    settings = Settings().replace(retry=BATCH_RETRY, worker__scan_interval=0.1)
+    with serve_platform(
+        scratch_database,
+        settings,
+        dependencies=Dependencies(payout_providers={"sandbox": payout_provider}),
+    ) as served_platform:
+        yield served_platform
+
+
+@pytest.fixture
+def payout_client(payout_platform: ServedPlatform) -> Iterator[Client]:
+    with payout_platform.client() as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
