@@ -189,7 +189,7 @@ class World:
                 self._conditions.fault = None
             if fault in COMMIT_FAULTS and not self._conditions.at_commit:
                 self.faults.discard(call_id)
-            if (result or label not in _POLLS) and label not in _LEASE_CHECKS:
+            if (label not in _POLLS or _found_work(result)) and label not in _LEASE_CHECKS:
                 self.calls.append(call_id)
             self.log(f"{call_id}{f' raised {type(error).__name__}' if error else ''}")
             if fault is InjectedFault.CRASH_AFTER:
@@ -198,6 +198,11 @@ class World:
             self.loop.deliver(node, delay_after, complete_future, future, result, error)
 
         self.loop.deliver(node, delay_before, transaction)
+
+
+def _found_work(result: Any) -> bool:
+    """Whether a poll returned anything; a tuple is the parts of its result."""
+    return any(result) if isinstance(result, tuple) else bool(result)
 
 
 def complete_future(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
