@@ -50,28 +50,32 @@ def admin_url() -> Iterator[str]:
     fsync.
     """
     configured_url = os.environ.get("TALLYSTICK_DATABASE__URL", "")
-    folder = memory_folder(ROOT / ".data" / "tests" / f"postgres{WORKER}")
-    embedded = EmbeddedPostgres(folder, fsync=False)
-    try:
-        if not (url := configured_url):
-            url = embedded.start()
-            # A login takes half the time if passwords are hashed once instead of 4,096 times.
-            with psycopg.connect(url, autocommit=True) as admin:
-                admin.execute("alter system set scram_iterations = 1")
-                admin.execute("select pg_reload_conf()")
-                admin.execute("set scram_iterations = 1")
-                admin.execute(
-                    sql.SQL("alter role current_user password {}").format(
-                        sql.Literal(make_url(url).password)
-                    )
-                )
-        yield url
-        while spare_databases:
-            name, passwords = spare_databases.pop()
-            drop_database(url, name, COPY_SUFFIX)
-            shutil.rmtree(passwords.path.parent)
-    finally:
-        embedded.stop()
+    with memory_folder(ROOT / ".data" / "tests" / f"postgres{WORKER}") as folder:
+        embedded = EmbeddedPostgres(folder, fsync=False)
+        try:
+            url = configured_url or _start(embedded)
+            yield url
+            while spare_databases:
+                name, passwords = spare_databases.pop()
+                drop_database(url, name, COPY_SUFFIX)
+                shutil.rmtree(passwords.path.parent)
+        finally:
+            embedded.stop()
+
+
+def _start(embedded: EmbeddedPostgres) -> str:
+    url = embedded.start()
+    # A login takes half the time if passwords are hashed once instead of 4,096 times.
+    with psycopg.connect(url, autocommit=True) as admin:
+        admin.execute("alter system set scram_iterations = 1")
+        admin.execute("select pg_reload_conf()")
+        admin.execute("set scram_iterations = 1")
+        admin.execute(
+            sql.SQL("alter role current_user password {}").format(
+                sql.Literal(make_url(url).password)
+            )
+        )
+    return url
 
 
 @pytest.fixture(scope="session")

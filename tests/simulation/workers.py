@@ -65,8 +65,12 @@ def _start_worker(urls: Queue[str], passwords: Path) -> None:
 
 @contextmanager
 def worker_pool(folder: Path, count: int) -> Iterator[ProcessPoolExecutor]:
-    """The given number of processes, in which `here` runs plans."""
-    folder = memory_folder(folder)
+    """The given number of processes, in which `run_plan` runs."""
+    with memory_folder(folder) as memory:
+        yield from _worker_pool(memory, count)
+
+
+def _worker_pool(folder: Path, count: int) -> Iterator[ProcessPoolExecutor]:
     postgres = EmbeddedPostgres(folder / "postgres", fsync=False)
     context = multiprocessing.get_context("spawn")
     urls: Queue[str] = context.Queue()
