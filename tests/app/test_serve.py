@@ -146,11 +146,12 @@ def test_health_follows_the_database() -> None:
         )
         try:
             assert eventually(lambda: health_status(address) == not_serving, 30)
-            wait_for_line(
+            lines = wait_for_line(
                 server_process,
                 server_process.stderr,
                 "Waiting up to 60 s for the event service's database",
             )
+            assert len(lines) == 1
             with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError) as error:
                 stub: Any = channel.unary_unary("/tallystick.event.v1.EventService/ListEvents")
                 stub(b"", timeout=10)

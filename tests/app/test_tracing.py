@@ -226,7 +226,7 @@ def test_spans_are_exported_to_the_configured_endpoint(scratch_database: Databas
             command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True
         ) as server:
             try:
-                wait_for_line(server, server.stderr, "Serving")
+                assert len(wait_for_line(server, server.stderr, "Serving")) == 1
                 with Client(address) as client:
                     assert client.create_payment(
                         "c", [new_order("o", "b", "s", "1.00", "EUR")], credit_card_info="tok_visa"

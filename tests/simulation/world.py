@@ -44,6 +44,8 @@ _POLLS = frozenset(
     }
 )
 """Periodic transactions that mostly find no work."""
+_EMPTY_CLAIM: tuple[tuple[()], list[str]] = ((), [])
+"""The result of a claim that found nothing: no operations, and no provider with more."""
 _LEASE_CHECKS = frozenset(
     {
         "transaction PayoutPageCreator.is_leader",
@@ -189,7 +191,8 @@ class World:
                 self._conditions.fault = None
             if fault in COMMIT_FAULTS and not self._conditions.at_commit:
                 self.faults.discard(call_id)
-            if (label not in _POLLS or _found_work(result)) and label not in _LEASE_CHECKS:
+            found_nothing = label in _POLLS and (not result or result == _EMPTY_CLAIM)
+            if not found_nothing and label not in _LEASE_CHECKS:
                 self.calls.append(call_id)
             self.log(f"{call_id}{f' raised {type(error).__name__}' if error else ''}")
             if fault is InjectedFault.CRASH_AFTER:
@@ -198,11 +201,6 @@ class World:
             self.loop.deliver(node, delay_after, complete_future, future, result, error)
 
         self.loop.deliver(node, delay_before, transaction)
-
-
-def _found_work(result: Any) -> bool:
-    """Whether a poll returned anything; a tuple is the parts of its result."""
-    return any(result) if isinstance(result, tuple) else bool(result)
 
 
 def complete_future(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:

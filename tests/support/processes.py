@@ -39,15 +39,20 @@ def running_process(
 
 def wait_for_line(
     process: subprocess.Popen[str], output: IO[str] | None, text: str, timeout_seconds: float = 60
-) -> None:
-    """Reads the output of a process until a line contains `text`. Kills a process that does not
-    write it within the timeout.
+) -> list[str]:
+    """Reads the output of a process until a line contains `text`, and returns the lines. Kills a
+    process that does not write it within the timeout.
     """
     assert output is not None
     timer = threading.Timer(timeout_seconds, process.kill)
     timer.start()
     try:
-        assert any(text in line for line in output), f"the process did not write {text!r}"
+        lines = []
+        for line in output:
+            lines.append(line)
+            if text in line:
+                return lines
+        raise AssertionError(f"the process wrote {lines} without {text!r}")
     finally:
         timer.cancel()
 
