@@ -187,3 +187,14 @@ def test_long_files_have_a_reason() -> None:
     names = [name for name in repository_files() if name.endswith(".py") and "_pb2" not in name]
     long_files = {name for name in names if len((ROOT / name).read_text().splitlines()) > 400}
     assert set(re.findall(r"`([\w/]+\.py)`", page)) == long_files
+
+
+def test_no_merge_is_half_done() -> None:
+    """No file of the repository contains the marks of a merge conflict."""
+    marks = re.compile(r"^(<{7}|>{7})( |$)", re.MULTILINE)
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\0")
+    texts = {name: (ROOT / name).read_bytes().decode(errors="replace") for name in tracked if name}
+    assert texts
+    assert [name for name, content in texts.items() if marks.search(content)] == []
