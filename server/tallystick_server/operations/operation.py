@@ -85,8 +85,8 @@ class LeasedOperation(ABC):
         """
 
     def failure_if_not_sent(self, now: float) -> FailureReason | None:
-        """The reason to fail it at loop time `now` if no money was moved. None: it is neither
-        cancelled nor expired.
+        """The reason to fail it at loop time `now` if no money was moved, or None. Only charges
+        have one: payouts are cancelled by their state.
         """
         return None
 

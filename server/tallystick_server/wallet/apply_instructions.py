@@ -30,6 +30,7 @@ from tallystick_core.wallet.state import EntryKind, HoldState
 from tallystick_server.operations.batcher import deduplicate_by_key, run_flattened
 from tallystick_server.outbox.events import record_events
 from tallystick_server.wallet import events
+from tallystick_storage import clock
 from tallystick_storage.database import Database
 from tallystick_storage.wallet import queries
 from tallystick_storage.wallet import wallets as store
@@ -255,7 +256,7 @@ def _lock_batch(
         credits_by_source_id,
         existing_entries,
         keys.resolved_wallets,
-        store.now(connection) if needs_time else None,
+        clock.now(connection) if needs_time else None,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
+from tallystick_storage.pagination import before_parameters
 from tallystick_storage.wallet.wallets import HOLD_COLUMNS, WalletKey, encode_keys
 
 DueCursor = tuple[datetime, str]
@@ -86,12 +87,10 @@ def list_holds(
     connection: Connection, seller: str, currency: str, before: tuple[Any, str] | None, limit: int
 ) -> Sequence[Row[Any]]:
     """A seller's holds, newest first, before a given (create_time, hold_id)."""
-    before_time, before_id = before or (None, "")
     parameters = {
         "seller_account": seller,
         "currency": currency,
-        "before_time": before_time,
-        "before_id": before_id,
+        **before_parameters(before),
         "limit": limit,
     }
     return connection.execute(_LIST_HOLDS, parameters).all()

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Row, text
@@ -38,15 +37,6 @@ _LOCK_WALLETS = text("""
         on w.seller_account = r.seller_account and w.currency = r.currency
     order by w.seller_account, w.currency for update of w
 """)
-
-
-_NOW = text("select clock()")
-
-
-def now(connection: Connection) -> datetime:
-    """The database's time."""
-    time: datetime = connection.execute(_NOW).scalar_one()
-    return time
 
 
 def open_wallets(
