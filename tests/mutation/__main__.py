@@ -24,8 +24,10 @@ _ROOT = Path.cwd()
 _TREE_COPY = Path(".data/mutation/tree")
 _RESULTS_PAGE = Path("tests/mutation/KILLED.md")
 _PAGE_HEADER = (
-    "# Mutants, and what killed them\n\nWritten by `scripts/mutation`.\n\n| mutant | where | "
-    "killed by | first sign | mark |\n|---|---|---|---|---|\n"
+    "# Mutants, and what killed them\n\n"
+    "Written by `scripts/mutation`. The mark is the fingerprint of the mutant. A row whose mark "
+    "differs\nfrom that of its mutant is out of date.\n\n"
+    "| mutant | where | killed by | first sign | mark |\n|---|---|---|---|---|\n"
 )
 _SIMULATION_COMMAND = [
     sys.executable,

@@ -37,9 +37,9 @@ async def exchange(
     *,
     propagate_cancel: bool,
 ) -> T:
-    """Runs some work on a node that is found, and returns its answer. Raises Unreached or Broken;
-    never returns if the answer is lost. `propagate_cancel`: the other side stops when the caller is
-    cancelled.
+    """Runs some work on a node that is found, and returns its answer. Raises Unreachable or
+    ConnectionBroken; never returns if the answer is lost. `propagate_cancel`: the other side stops
+    when the caller is cancelled.
     """
     loop, caller = world.loop, world.loop.current_node
     call_id = world.faults.next_call_id(call_id)
@@ -204,7 +204,7 @@ class SimulatedNetwork:
         return cast("grpc.aio.Channel", _SimulatedChannel(self, self._world, service))
 
     def pick_node(self, service: str) -> Node | None:
-        """A node of the service, in rotation; None during an outage."""
+        """A random node of the service; None during an outage, or if none runs."""
         self._pick_count += 1
         nodes = [] if self._world.is_unavailable(service) else list(self.servers.get(service, ()))
         return (
@@ -327,8 +327,8 @@ class _SimulatedChannel:
         metadata: Metadata,
         message_queue: asyncio.Queue[Any],
     ) -> Callable[[], None]:
-        """Opens a stream and returns its queue. The messages and then the end arrive in order. The
-        stream breaks when its server crashes.
+        """Opens a stream and returns the function that closes it. The messages, and then the end,
+        are put into `message_queue` in order. The stream breaks when its server crashes.
         """
         world, loop = self._world, self._world.loop
         caller = loop.current_node

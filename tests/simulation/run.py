@@ -230,11 +230,11 @@ class Simulation:
         operator = cluster.client(OPERATOR, OPERATOR)
         loads = (payment_load, payout_load, operator_load)
         while (  # noqa: ASYNC110 - nodes do not share what one waits for
-            not all(planned_outage.is_idle for planned_outage in loads)
+            not all(load.is_idle for load in loads)
             and world.loop.now < healed_time + _MAX_CALL_SECONDS
         ):
             await asyncio.sleep(1.0)
-        if not all(planned_outage.is_idle for planned_outage in loads):
+        if not all(load.is_idle for load in loads):
             result.violations.append(f"callers wait {_MAX_CALL_SECONDS:g} s after healing")
         await self._wait_until_idle(
             world,

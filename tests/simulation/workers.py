@@ -65,7 +65,7 @@ def _start_worker(urls: Queue[str], passwords: Path) -> None:
 
 @contextmanager
 def worker_pool(folder: Path, count: int) -> Iterator[ProcessPoolExecutor]:
-    """The given number of processes, in which `run_plan` runs."""
+    """The given number of processes, in which the functions above run plans."""
     with memory_folder(folder) as memory:
         yield from _worker_pool(memory, count)
 

@@ -130,7 +130,7 @@ class World:
     def inject_fault(
         self, node: Node, call_id: str, weights: Mapping[InjectedFault, float]
     ) -> InjectedFault | None:
-        """The fault of a port call of the node, whose name comes from `numbered`."""
+        """The fault of a port call of the node, whose id comes from `next_call_id`."""
         fault = self.faults.fault_for(call_id, weights) if node.name != PROVIDER_NODE else None
         if fault is not None:
             self.log(f"{call_id}: {fault}")

@@ -219,8 +219,8 @@ def drop_database(admin_url: str, name: str, copy_suffix: str = "") -> None:
 def _run_without_sessions(
     admin: psycopg.Connection[TupleRow], database_name: str, statement: str
 ) -> None:
-    """Ends the sessions of a database and runs a statement that requires none. Repeats it once,
-    because a session that was being opened may have been missed.
+    """Ends the sessions of a database and runs a statement that requires none. Repeats it up to
+    four times, because a session that was being opened may have been missed.
     """
     for attempt in range(5):
         admin.execute(
