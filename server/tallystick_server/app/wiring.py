@@ -229,7 +229,7 @@ class Wiring:
             environment=settings.environment,
             max_queued_charges=settings.payment.max_queued_charges,
             resolve_within={PendingReason.BUYER_ACTION: settings.payment.buyer_action_timeout},
-            seller_check_interval=settings.payment.seller_owner_max_age,
+            seller_owner_max_age_seconds=settings.payment.seller_owner_max_age,
             holder_id=self._dependencies.new_id(),
         )
         handlers = payment.PaymentHandlers(database, worker)

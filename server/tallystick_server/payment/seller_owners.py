@@ -52,17 +52,19 @@ class _CachedOwner:
 
 
 class SellerOwnerCache:
-    """Queries WalletService about a seller at most once per `refresh_seconds`, so an assignment
-    takes effect within that time.
+    """Queries WalletService about a seller at most once per `seller_owner_max_age_seconds`, so an
+    assignment takes effect within that time.
 
     A known seller stays usable while WalletService is unavailable. A seller is never rejected as
     another owner's on cached data alone.
     """
 
-    def __init__(self, database: Database, owners: SellerOwners, refresh_seconds: float) -> None:
+    def __init__(
+        self, database: Database, owners: SellerOwners, seller_owner_max_age_seconds: float
+    ) -> None:
         self._database = database
         self._owners = owners
-        self._refresh_seconds = refresh_seconds
+        self._max_age_seconds = seller_owner_max_age_seconds
         self._cache: dict[str, _CachedOwner] = {}
         self._unavailable_until = 0.0
         self.lookup_batcher: Batcher[tuple[str, ...], Mapping[str, str]] = Batcher(
@@ -127,7 +129,7 @@ class SellerOwnerCache:
         foreign_sellers = {
             seller for seller in uncertain_sellers if owners.get(seller, owner) != owner
         }
-        # WalletService stores no owner for them, even after the claim.
+        # Still without an owner after the claim: counts as foreign.
         return foreign_sellers or {seller for seller in uncertain_sellers if seller not in owners}
 
     def _is_owned_by(self, seller: str, owner: str, now: float) -> bool:
@@ -200,7 +202,7 @@ class SellerOwnerCache:
     async def _store_owners(
         self, owners: Mapping[str, str], stored_owners: Mapping[str, str]
     ) -> None:
-        expires_at = asyncio.get_running_loop().time() + self._refresh_seconds
+        expires_at = asyncio.get_running_loop().time() + self._max_age_seconds
         for seller, owner in owners.items():
             self._cache.pop(seller, None)
             self._cache[seller] = _CachedOwner(owner, expires_at)

@@ -71,8 +71,8 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
     `provider`: charges new payments. `environment`: prefix of its idempotency keys.
     `max_queued_charges`: charges that may be queued while a provider fails, before new ones are
     rejected. `resolve_within`: seconds that an order has for each pending reason.
-    `seller_check_interval`: seconds after which a seller's owner is queried again. `holder_id`:
-    identifies this process.
+    `seller_owner_max_age_seconds`: how long a seller's owner is cached. `holder_id`: identifies
+    this process.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
         environment: str,
         max_queued_charges: int,
         resolve_within: Mapping[PendingReason, float],
-        seller_check_interval: float,
+        seller_owner_max_age_seconds: float,
         holder_id: UUID,
     ) -> None:
         super().__init__("payment", database, providers, settings)
@@ -100,7 +100,7 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
         self.create_bulkhead = Bulkhead(settings.max_in_flight, settings.max_owner_share)  # orders
         self._admission = PaymentAdmission(database, self.gateway, provider, max_queued_charges)
         self.seller_owners = SellerOwnerCache(
-            database, SellerOwners(service_client, wallet_address), seller_check_interval
+            database, SellerOwners(service_client, wallet_address), seller_owner_max_age_seconds
         )
         creator = PaymentCreator(
             database,

@@ -76,7 +76,7 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The id or the seller belongs to another owner. The error contains no further details."""
     REASON_KEY_IN_USE: _Reason.ValueType  # 60
     """The first call with this id has not committed yet. Retry with the same id after
-    RetryInfo.retry_delay.
+    RetryInfo.retry_delay. Not sent yet: such calls wait.
     """
     REASON_CONFLICT: _Reason.ValueType  # 61
     """The call kept conflicting with concurrent calls. Retry with the same id after
@@ -190,7 +190,7 @@ REASON_ALREADY_EXISTS: Reason.ValueType  # 51
 """The id or the seller belongs to another owner. The error contains no further details."""
 REASON_KEY_IN_USE: Reason.ValueType  # 60
 """The first call with this id has not committed yet. Retry with the same id after
-RetryInfo.retry_delay.
+RetryInfo.retry_delay. Not sent yet: such calls wait.
 """
 REASON_CONFLICT: Reason.ValueType  # 61
 """The call kept conflicting with concurrent calls. Retry with the same id after

@@ -729,7 +729,9 @@ class Attempt(_message.Message):
     charge_id: _builtins.str
     """The charge it belongs to."""
     number: _builtins.int
-    """1, 2, …; it grows only after an outcome by which certainly nothing was charged."""
+    """1: each charge has one attempt today. Another one would follow only an outcome by which
+    certainly nothing was charged.
+    """
     provider: _builtins.str
     """The provider that was called."""
     provider_key: _builtins.str

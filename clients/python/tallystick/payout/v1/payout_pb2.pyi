@@ -866,7 +866,9 @@ class PayoutAttempt(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     number: _builtins.int
-    """1, 2, …; it grows only after an outcome by which certainly nothing was paid."""
+    """1: each payout has one attempt today. Another one would follow only an outcome by which
+    certainly nothing was paid.
+    """
     provider: _builtins.str
     """The provider that was called."""
     provider_key: _builtins.str

@@ -253,9 +253,9 @@ class WalletServiceServicer(object):
 
     def ApproveSellerAssignment(self, request, context):
         """Assigns the seller to the new owner. New orders, destinations and payouts of the old owner are
-        rejected from then on; orders within the setting seller_check_interval. Requests that were
-        accepted before continue and stay with the old owner. The operator who requested the assignment
-        is rejected with SECOND_APPROVER_REQUIRED. A rejected assignment is rejected with
+        rejected from then on; orders within the setting payment.seller_owner_max_age. Requests that
+        were accepted before continue and stay with the old owner. The operator who requested the
+        assignment is rejected with SECOND_APPROVER_REQUIRED. A rejected assignment is rejected with
         INVALID_STATE, and so is one whose previous_owner no longer owns the seller: reject it, and
         request a new one. A repeat has no effect. Access: operator.
         """

@@ -88,9 +88,9 @@ class WalletServiceStub:
     """
     ApproveSellerAssignment: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.ApproveSellerAssignmentRequest, _wallet_service_pb2.ApproveSellerAssignmentResponse]
     """Assigns the seller to the new owner. New orders, destinations and payouts of the old owner are
-    rejected from then on; orders within the setting seller_check_interval. Requests that were
-    accepted before continue and stay with the old owner. The operator who requested the assignment
-    is rejected with SECOND_APPROVER_REQUIRED. A rejected assignment is rejected with
+    rejected from then on; orders within the setting payment.seller_owner_max_age. Requests that
+    were accepted before continue and stay with the old owner. The operator who requested the
+    assignment is rejected with SECOND_APPROVER_REQUIRED. A rejected assignment is rejected with
     INVALID_STATE, and so is one whose previous_owner no longer owns the seller: reject it, and
     request a new one. A repeat has no effect. Access: operator.
     """
@@ -161,9 +161,9 @@ class WalletServiceAsyncStub(WalletServiceStub):
     """
     ApproveSellerAssignment: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.ApproveSellerAssignmentRequest, _wallet_service_pb2.ApproveSellerAssignmentResponse]  # type: ignore[assignment]
     """Assigns the seller to the new owner. New orders, destinations and payouts of the old owner are
-    rejected from then on; orders within the setting seller_check_interval. Requests that were
-    accepted before continue and stay with the old owner. The operator who requested the assignment
-    is rejected with SECOND_APPROVER_REQUIRED. A rejected assignment is rejected with
+    rejected from then on; orders within the setting payment.seller_owner_max_age. Requests that
+    were accepted before continue and stay with the old owner. The operator who requested the
+    assignment is rejected with SECOND_APPROVER_REQUIRED. A rejected assignment is rejected with
     INVALID_STATE, and so is one whose previous_owner no longer owns the seller: reject it, and
     request a new one. A repeat has no effect. Access: operator.
     """
@@ -327,9 +327,9 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_service_pb2.ApproveSellerAssignmentResponse, _abc.Awaitable[_wallet_service_pb2.ApproveSellerAssignmentResponse]]:
         """Assigns the seller to the new owner. New orders, destinations and payouts of the old owner are
-        rejected from then on; orders within the setting seller_check_interval. Requests that were
-        accepted before continue and stay with the old owner. The operator who requested the assignment
-        is rejected with SECOND_APPROVER_REQUIRED. A rejected assignment is rejected with
+        rejected from then on; orders within the setting payment.seller_owner_max_age. Requests that
+        were accepted before continue and stay with the old owner. The operator who requested the
+        assignment is rejected with SECOND_APPROVER_REQUIRED. A rejected assignment is rejected with
         INVALID_STATE, and so is one whose previous_owner no longer owns the seller: reject it, and
         request a new one. A repeat has no effect. Access: operator.
         """
