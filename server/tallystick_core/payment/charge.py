@@ -101,7 +101,7 @@ def derive_unapplied_charge_id(provider: str, reference: str) -> str:
     return f"u-{digest_text(provider, reference)}"
 
 
-def check_amount(outcome: ChargeOutcome, amount: int, currency: str) -> ChargeOutcome:
+def decline_if_mismatched(outcome: ChargeOutcome, amount: int, currency: str) -> ChargeOutcome:
     """The effect of an outcome on the orders of a charge of this amount. A different amount or
     currency never makes an order a SUCCESS.
     """

@@ -70,10 +70,8 @@ class Transfer:
         )
 
     @property
-    def is_as_requested(self) -> bool:
-        """Whether it was paid as requested, and any return is valid. Otherwise an operator must be
-        informed.
-        """
+    def needs_no_operator(self) -> bool:
+        """Whether it was paid as requested, not after a failure, and any return is valid."""
         return self.match is TransferMatch.EXACT and (
             self.returned_amount is None or self.has_valid_return
         )

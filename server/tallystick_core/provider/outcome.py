@@ -130,8 +130,9 @@ class Succeeded:
 
 @dataclass(frozen=True, slots=True)
 class Declined:
-    """It is certain that no money has moved, and that none will. With PROVIDER_MISMATCH, which
-    `check_amount` sets, it only means that the orders were not charged as requested.
+    """It is certain that no money has moved, and that none will. The exception is
+    PROVIDER_MISMATCH, which `decline_if_mismatched` sets: money has moved, but not as the orders
+    request.
     """
 
     reason: FailureReason | PayoutFailure
@@ -188,7 +189,9 @@ class FinalNotFound:
     min_seconds_since_sent: float
     """Since the operation may last have been sent. Longer than a request can be in transit."""
     min_responses: int = 1
-    """The number of NotFound answers required after that time."""
+    """The number of NotFound answers required since the last possible send. Those before
+    `min_seconds_since_sent` count too; only the last one must come after it.
+    """
 
     def is_conclusive(self, responses: int, seconds_since_sent: float | None) -> bool:
         """Whether `responses` NotFound answers are proof. `seconds_since_sent`: the time between

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from tallystick.payment.v1 import payment_pb2
-from tallystick_core.payment.charge import check_amount, trigger_for
+from tallystick_core.payment.charge import decline_if_mismatched, trigger_for
 from tallystick_core.payment.state import TERMINAL_STATUSES, PaymentTransitionReason, transition
 from tallystick_core.provider.outcome import (
     ChargeOutcome,
@@ -141,7 +141,7 @@ def _record_remainder(
 
 
 def _checked_outcome(item: OperationResult[Charge, ChargeOutcome]) -> ChargeOutcome:
-    return check_amount(item.outcome, item.operation.amount, item.operation.currency)
+    return decline_if_mismatched(item.outcome, item.operation.amount, item.operation.currency)
 
 
 def _transitions_for(

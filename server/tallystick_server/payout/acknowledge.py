@@ -144,7 +144,7 @@ def _find_transfer(connection: Connection, acknowledgement: Acknowledgement) -> 
         raise not_found_error(
             "transfer", f"of payout {acknowledgement.payout_id} by this provider_reference"
         )
-    if transfer_of(row).is_as_requested:
+    if transfer_of(row).needs_no_operator:
         message = "The transfer matches its payout; there is nothing to acknowledge."
         raise state_error(message, row.match, "ACKNOWLEDGE")
     return row

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tallystick_core.errors import ApiError, ErrorReason
-from tallystick_core.payment.charge import check_amount, derive_unapplied_charge_id
+from tallystick_core.payment.charge import decline_if_mismatched, derive_unapplied_charge_id
 from tallystick_core.payment.checkout import (
     ChargeMode,
     CheckoutRequest,
@@ -128,7 +128,7 @@ def test_another_value_is_another_fingerprint_and_is_named(
 @pytest.mark.parametrize("outcome", [Succeeded("r", 999, "EUR"), Succeeded("r", 1000, "USD")])
 def test_a_charge_of_another_amount_is_not_a_success(outcome: Succeeded) -> None:
     """P2: an unapplied charge never makes an order SUCCESS."""
-    assert check_amount(outcome, 1000, "EUR") == Declined(
+    assert decline_if_mismatched(outcome, 1000, "EUR") == Declined(
         FailureReason.PROVIDER_MISMATCH, reference="r"
     )
 
@@ -145,7 +145,7 @@ def test_a_charge_of_another_amount_is_not_a_success(outcome: Succeeded) -> None
 )
 def test_the_risk_check_changes_no_other_outcome(outcome: object) -> None:
     """The risk check changes nothing else."""
-    assert check_amount(outcome, 1000, "EUR") is outcome  # type: ignore[arg-type]
+    assert decline_if_mismatched(outcome, 1000, "EUR") is outcome  # type: ignore[arg-type]
 
 
 def _check_risk(**rules: object) -> dict[str, FailureReason]:
