@@ -16,7 +16,9 @@ class NextAction(StrEnum):
     """What the worker does with an operation after claiming it."""
 
     RISK = "RISK"
-    """Run the risk check. The operation must not be sent before it passes."""
+    """Dead-letter the operation: an order has not passed the risk check, which is an error of the
+    platform.
+    """
     PLACE_HOLD = "PLACE_HOLD"
     """Do the work that precedes sending. It does not call the provider."""
     SEND = "SEND"

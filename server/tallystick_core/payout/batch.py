@@ -81,9 +81,9 @@ def derive_payout_id(run_id: str, seller_account: str) -> str:
     """The id of a payout that a run creates. It depends only on the run and the seller, so a
     restarted run pays nobody twice.
 
-    `run_id` is the id of the batch that a caller requested, or the result of `format_run_id`. That
-    also holds for a seller with their own schedule: they have no batch, but may have left the
-    default schedule just before.
+    `run_id` is the id of the batch that a caller requested, or the result of `format_run_id`. A
+    seller with a schedule of its own uses the same run id, so a change of schedule at the cut-off
+    pays once.
     """
     return f"{RUN_PAYOUT_PREFIX}{digest_text(run_id, seller_account)}"
 

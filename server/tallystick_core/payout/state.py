@@ -168,9 +168,11 @@ VERBS: dict[PayoutTrigger, Verb] = {
 """What each trigger does to a payout, as errors name it."""
 
 HOLD_OPEN = frozenset({_S.AWAITING_APPROVAL, _S.READY, _S.SUBMITTING, _S.SUBMITTED, _S.IN_TRANSIT})
-"""O1: the wallet has an open hold of the payout's amount."""
+"""The wallet has an open hold of the payout's amount: invariant O1
+(docs/reference/invariants.md).
+"""
 HOLD_CAPTURED = frozenset({_S.PAID, _S.RETURNED})
-"""O1: the hold is captured once the payout is booked."""
+"""The hold is captured once the payout is booked: invariant O1 (docs/reference/invariants.md)."""
 HOLD_RELEASED = frozenset({_S.FAILED, _S.REJECTED, _S.CANCELLED})
 """The hold is released once the payout is booked. A payout that FAILED for insufficient funds never
 had a hold.

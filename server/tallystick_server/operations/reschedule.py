@@ -107,7 +107,9 @@ class Rescheduler(Generic[Op, G]):
     def decide(
         self, failed_step: FailedStep[Op], now: float
     ) -> operation_store.Reschedule | ExhaustedAction:
-        """When to retry the operation, in loop time, or its exhausted action."""
+        """Returns after which delay to retry the operation, or its exhausted action. `now` is loop
+        time.
+        """
         operation = failed_step.operation
         if failed_step.failure_reason is not None:
             return ExhaustedAction.FAIL

@@ -49,8 +49,8 @@ class PaymentAdmission:
     async def check(self, request: CheckoutRequest) -> None:
         """Raises the error of a payment that is rejected regardless of the owners of its sellers.
 
-        Raises ALREADY_EXISTS if one of its ids exists; the caller is then answered from the stored
-        payment.
+        Raises ALREADY_EXISTS if one of its ids exists. That ends this check; CreatePayment then
+        answers with the stored payment.
         """
         await self.batcher.submit(request)
 

@@ -211,9 +211,10 @@ def end_destinations(
         transition.payout_destination_id: rows[transition.payout_destination_id]
         for transition in transitions
     }
+    # No payout can be added now: placing a hold locks the destination first.
     unsent_ids = [
         operation_id for id_ in ended_rows for operation_id in payouts.list_unsent(connection, id_)
-    ]  # No payout is added: a hold for a destination first locks the destination.
+    ]
     operation_store.lock(
         connection,
         [*map(format_destination_operation_id, ended_rows), *unsent_ids, *other_operation_ids],

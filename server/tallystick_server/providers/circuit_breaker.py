@@ -57,8 +57,8 @@ class Breaker:
         return self._open
 
     def needs_probe(self, now: float, *, others_waiting: bool) -> bool:
-        """Whether the reset timeout has passed and no call has become the probe. While others wait
-        that may be the probe, they have as long again.
+        """Whether the reset timeout has passed and no call has become the probe. If queued
+        calls could be the probe, one more reset timeout passes first.
         """
         return (
             self._open

@@ -51,8 +51,8 @@ class Bulkhead:
         self.used = 0
 
     def try_acquire(self, owner: str, weight: int = 1) -> bool:
-        """Acquires a slot if the owner may have one; returns whether it was acquired. The first
-        acquisition always succeeds, whatever its weight.
+        """Acquires a slot if the owner may have one; returns whether it was acquired. If
+        nothing is in use, any weight is accepted.
         """
         free = self._capacity - self.used
         if self.used and (
