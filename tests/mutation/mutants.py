@@ -416,13 +416,8 @@ MUTANTS = (
     Mutant(
         "the wallet repeats a change",
         f"{_SERVER}/wallet/apply_instructions.py",
-        ("if entry is not None:\n            return (\n                True\n                if"),
-        (
-            "if entry is not None and False:\n"
-            "            return (\n"
-            "                True\n"
-            "                if"
-        ),
+        "if entry is not None:",
+        "if entry is not None and False:",
     ),
     Mutant(
         "the fee is credited to the seller too",

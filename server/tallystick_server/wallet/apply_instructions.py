@@ -304,61 +304,57 @@ class _InstructionBatch:
         self.changes: list[store.DecidedInstruction] = []
 
     def decide(self, request: InstructionRequest) -> bool | ApiError:
-        """Returns whether the instruction was applied before, or why it is rejected.
-
-        Otherwise it is added to the changes.
-        """
-        instruction = request.instruction
-        replay = self._find_replay(instruction)
-        if replay is not None:
-            return replay
-        key = _wallet_key(instruction, self._resolved_wallets)
-        wallet = self._wallets.get(key) or Wallet(*key)  # a missing one is empty
+        """Returns whether the instruction was applied before, or why it is rejected."""
         try:
-            change = apply_instruction(
-                wallet,
-                self._holds.get(instruction.source_id),
-                instruction,
-                self._credits.get(instruction.source_id),
-                now=self._now,
-            )
+            replayed = self._is_replay(request.instruction)
+            if not replayed:
+                self._add_change(request)
         except ApiError as error:
             return error
+        return replayed
+
+    def _add_change(self, request: InstructionRequest) -> None:
+        """Adds the instruction to the changes. Raises ApiError if it is rejected."""
+        instruction = request.instruction
+        key = _wallet_key(instruction, self._resolved_wallets)
+        wallet = self._wallets.get(key) or Wallet(*key)  # a missing one is empty
+        change = apply_instruction(
+            wallet,
+            self._holds.get(instruction.source_id),
+            instruction,
+            self._credits.get(instruction.source_id),
+            now=self._now,
+        )
         if key not in self._wallets:
-            return not_found_error("wallet", f"of seller {key[0]} in {key[1]}", "seller_account")
+            raise not_found_error("wallet", f"of seller {key[0]} in {key[1]}", "seller_account")
         self._wallets[key] = change.wallet
         if change.hold is not None:
             self._holds[change.hold.hold_id] = change.hold
         self.changes.append(store.DecidedInstruction(instruction, change, request.traceparent))
-        return False
 
-    def _key_reused_error(self, instruction: Instruction, entry: StoredInstruction) -> ApiError:
-        return key_reused_error(
-            first_difference(instruction, entry, self._holds.get(instruction.source_id))
-        )
-
-    def _find_replay(self, instruction: Instruction) -> bool | ApiError | None:
-        """The result that does not depend on the wallet: a replay, or an instruction that can never
-        be applied.
+    def _is_replay(self, instruction: Instruction) -> bool:
+        """Whether the instruction was applied before. Raises ApiError if it can never be applied,
+        whatever the wallet holds.
         """
         kind, source_id = instruction.kind, instruction.source_id
         entry = self._existing_entries.get((kind, source_id))
         if entry is not None:
-            return (
-                True
-                if entry.fingerprint == instruction.fingerprint
-                else self._key_reused_error(instruction, entry)
-            )
+            if entry.fingerprint != instruction.fingerprint:
+                hold = self._holds.get(source_id)
+                raise key_reused_error(first_difference(instruction, entry, hold))
+            return True
         if source_id in self._tombstones and kind in _HOLD_KINDS:
-            return kind is EntryKind.HOLD_RELEASED or hold_ended_error(HoldState.RELEASED, kind)
+            if kind is not EntryKind.HOLD_RELEASED:
+                raise hold_ended_error(HoldState.RELEASED, kind)
+            return True
         if is_already_released(self._credits.get(source_id), instruction):
             return True
         if (
             kind is EntryKind.RELEASE
             and _wallet_key(instruction, self._resolved_wallets) not in self._wallets
         ):  # a credit of a concurrent transaction counts as not found too
-            return not_found_error("credit", source_id, "source_id")
-        return None
+            raise not_found_error("credit", source_id, "source_id")
+        return False
 
 
 def _write_changes(connection: Connection, changes: Sequence[store.DecidedInstruction]) -> None:
