@@ -50,17 +50,14 @@ def grant_claims(claims: Sequence[SellerClaim], owners: Mapping[str, str]) -> di
     for index, claim in enumerate(claims):
         if claim.owner:
             groups.setdefault((claim.group, 0 if claim.group else index), []).append(claim)
-    grants: dict[str, str] = {}
+    owners_after = dict(owners)
     for group in groups.values():
         claimed_owners = {claim.seller_account: claim.owner for claim in group}
         if all(claimed_owners[claim.seller_account] == claim.owner for claim in group) and all(
-            owners.get(seller, grants.get(seller, owner)) == owner
-            for seller, owner in claimed_owners.items()
+            owners_after.get(seller, owner) == owner for seller, owner in claimed_owners.items()
         ):
-            grants |= {
-                seller: owner for seller, owner in claimed_owners.items() if seller not in owners
-            }
-    return grants
+            owners_after |= claimed_owners
+    return {seller: owner for seller, owner in owners_after.items() if seller not in owners}
 
 
 def require_new_owner(owner: str, previous_owner: str) -> None:

@@ -89,7 +89,7 @@ class PaymentHandlers(PaymentOperatorHandlers):
             del request, checkout  # release the request body while waiting
             with call.waiting_slot() if wait_for == "RESULT" else nullcontext(False) as may_wait:
                 # Above the limit of waiting calls, the call is answered as with ACCEPTANCE.
-                deadline = call.response_deadline if may_wait else 0.0
+                deadline = call.response_deadline() if may_wait else 0.0
                 load_first = not result.in_progress or not may_wait
                 payment = await subscription.wait_until(
                     _is_in_progress,
@@ -123,7 +123,7 @@ class PaymentHandlers(PaymentOperatorHandlers):
                 latest = await subscription.wait_until(
                     _is_open,
                     lambda: self._load_payment(payment.checkout_id),
-                    call.response_deadline if may_wait else 0.0,
+                    call.response_deadline() if may_wait else 0.0,
                 )
             return pb.CancelPaymentResponse(payment=latest)
 

@@ -240,8 +240,14 @@ def _transition(connection: Connection, row: Row[Any]) -> None:
 def _build_run_command(
     batch: Row[Any], seller: str, balance: WalletBalance | None
 ) -> CreatePayoutCommand:
-    id_ = batch.payout_batch_id
-    return build_seller_command(batch, id_, batch.owner, seller, balance, id_)
+    return build_seller_command(
+        batch,
+        seller,
+        run_id=batch.payout_batch_id,
+        batch_id=batch.payout_batch_id,
+        owner=batch.owner,
+        balance=balance,
+    )
 
 
 def _build_item_command(batch: Row[Any], item: Row[Any]) -> CreatePayoutCommand:

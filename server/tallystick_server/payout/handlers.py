@@ -123,7 +123,7 @@ class PayoutHandlers(DestinationHandlers, BatchHandlers, PayoutOperatorHandlers)
                 message = await subscription.wait_until(
                     _is_awaiting_hold,
                     lambda: self._load_payout(payout_id),
-                    call.response_deadline if may_wait else 0.0,
+                    call.response_deadline() if may_wait else 0.0,
                 )
             return pb.CreatePayoutResponse(payout=message)
 

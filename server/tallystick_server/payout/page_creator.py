@@ -94,13 +94,20 @@ class PayoutPageCreator:
 
 
 def build_seller_command(
-    row: Row[Any], run: str, owner: str, seller: str, balance: WalletBalance | None, batch_id: str
+    row: Row[Any],
+    seller: str,
+    *,
+    run_id: str,
+    batch_id: str,
+    owner: str,
+    balance: WalletBalance | None,
 ) -> CreatePayoutCommand:
     """The payout of all available funds of a seller, for a schedule or a batch of its run.
 
     `owner`: the required owner of the seller; "": any.
     """
-    payout = NewPayout(derive_payout_id(run, seller), row.caller, owner, seller, None, row.currency)
+    payout_id = derive_payout_id(run_id, seller)
+    payout = NewPayout(payout_id, row.caller, owner, seller, None, row.currency)
     return CreatePayoutCommand(
         payout, row.traceparent, parse_traceparent(row.traceparent), balance, batch_id
     )

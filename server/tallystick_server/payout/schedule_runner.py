@@ -137,11 +137,11 @@ class ScheduleRunner:
         commands = [
             build_seller_command(
                 row,
-                format_run_id(row.currency, row.next_time),
-                _ANY_OWNER,
                 row.seller_account,
-                None,
-                "",
+                run_id=format_run_id(row.currency, row.next_time),
+                batch_id="",
+                owner=_ANY_OWNER,
+                balance=None,
             )
             for row, _ in schedules
         ]

@@ -75,9 +75,8 @@ class Call:
             raise not_found_error(kind, name)
         return resource
 
-    @property
     def response_deadline(self) -> float:
-        """Loop time at which the response is sent, whatever the state."""
+        """Loop time at which a response that waits from now on is sent, whatever the state."""
         return min(
             self.deadline - _RESPONSE_MARGIN_SECONDS,
             asyncio.get_running_loop().time() + _MAX_WAIT_SECONDS,
