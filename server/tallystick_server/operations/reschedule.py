@@ -145,7 +145,7 @@ class Rescheduler(Generic[Op, G]):
         cancelled meanwhile is rescheduled instead.
         """
         is_dead_lettered = operation_store.reschedule(
-            connection, [_reschedule_at_deadline(step, now) for step in failed_steps]
+            connection, [_without_retry(step, now) for step in failed_steps]
         )
         steps_by_resource = {
             step.operation.resource_name: step
@@ -179,13 +179,14 @@ def _cap_delay(delay: float, remaining_seconds: float) -> float:
     return min(delay, max(remaining_seconds, 0.0))
 
 
-def _reschedule_at_deadline(failed_step: FailedStep[Op], now: float) -> operation_store.Reschedule:
-    """Reschedules at the operation's deadline. If that has passed since the claim, the operation is
-    cancelled at once.
+def _without_retry(failed_step: FailedStep[Op], now: float) -> operation_store.Reschedule:
+    """Dead-letters the operation: no retry is scheduled. If it has a deadline, it ends then,
+    or at once if that has passed since the claim.
     """
-    remaining_seconds = failed_step.operation.next_poll_deadline - now
+    operation = failed_step.operation
+    remaining_seconds = operation.next_poll_deadline - now
     return replace(
-        _build_reschedule(failed_step, None, lookup_only=failed_step.operation.lookup_only),
+        _build_reschedule(failed_step, delay=None, lookup_only=operation.lookup_only),
         expire_after_seconds=max(remaining_seconds, 0.0) if remaining_seconds < inf else None,
     )
 

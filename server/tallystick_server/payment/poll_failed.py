@@ -26,6 +26,12 @@ log = logging.getLogger(__name__)
 
 _MAX_POLLED = 200
 
+# A poll only looks up, so it needs no lease. Its charges have a token that fits no lease, and a
+# lease that never ends.
+_NO_LEASE_TOKEN = 0
+_NO_CLAIM_TIME = 0.0
+_ENDLESS_LEASE_SECONDS = inf
+
 
 def schedule_polls(
     connection: Connection, retry_policies: RetryPolicies, failed_charges: Iterable[Charge]
@@ -76,7 +82,12 @@ class FailedChargePoller:
             rows = store.load_failed_charges(connection, list(poll_counts)) if poll_counts else ()
             return [
                 (charge, poll_counts[charge.charge_id])
-                for charge in charges_from_rows(rows, dict.fromkeys(poll_counts, 0), 0.0, inf)
+                for charge in charges_from_rows(
+                    rows,
+                    dict.fromkeys(poll_counts, _NO_LEASE_TOKEN),
+                    _NO_CLAIM_TIME,
+                    _ENDLESS_LEASE_SECONDS,
+                )
             ]
 
         charges = await self._database.load(load)

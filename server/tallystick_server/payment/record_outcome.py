@@ -115,7 +115,9 @@ def _authoritative_outcome(
 def _is_fully_applied(
     item: OperationResult[Charge, ChargeOutcome], result: TransitionResult
 ) -> bool:
-    """Whether the transition covers the outcome completely."""
+    """Whether the transitions cover the outcome completely. An outcome that is not final says
+    nothing about money.
+    """
     if not isinstance(item.outcome, Succeeded | Declined):
         return True
     return (
@@ -127,7 +129,11 @@ def _is_fully_applied(
 def _record_remainder(
     connection: Connection, items: Sequence[OperationResult[Charge, ChargeOutcome]]
 ) -> None:
-    """Records final outcomes that changed no order, or whose money was not fully applied.
+    """Records outcomes that the transitions do not cover, in three cases:
+
+    - another outcome of the attempt was recorded first;
+    - the amount or currency differs from the charge's, so its orders failed;
+    - the outcome is final and changed no order: the lease was lost, or the orders are final.
 
     Money that fits no order becomes an unapplied charge; dead letters are resolved and requeued.
     """
