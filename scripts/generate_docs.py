@@ -141,17 +141,17 @@ def _retry_policies(content: str) -> str:
 
 
 def _format_policy(policy: RetryPolicy) -> str:
-    attempts = policy.max_attempts or 0
+    tries = policy.max_tries or 0
     match policy.strategy:
         case RetryStrategy.CANCEL:
             return "cancel"
         case RetryStrategy.IMMEDIATE:
-            return f"immediate:{attempts}"
+            return f"immediate:{tries}"
         case RetryStrategy.FIXED:
-            return f"fixed:{policy.initial_interval_seconds:g}:{attempts}"
+            return f"fixed:{policy.initial_interval_seconds:g}:{tries}"
         case _:
             seconds = f"{policy.initial_interval_seconds:g}:{policy.max_interval_seconds:g}"
-            return f"{policy.strategy}:{seconds}:{attempts}"
+            return f"{policy.strategy}:{seconds}:{tries}"
 
 
 BLOCKS: dict[str, Callable[[str], str]] = {

@@ -1,4 +1,4 @@
-"""Connections to a database, with a thread for each and a limit on the time of an attempt."""
+"""Connections to a database, with a thread for each and a limit on the time of a try."""
 
 from __future__ import annotations
 
@@ -56,18 +56,18 @@ def open_engine(url: str, max_connections: int, statement_timeout: float | None 
 
 
 class ConnectionPool:
-    """Connections, one thread for each, and a watchdog that limits every attempt."""
+    """Connections, one thread for each, and a watchdog that limits every try."""
 
     def __init__(
-        self, engine: Engine, max_connections: int, name: str, max_attempt_seconds: float
+        self, engine: Engine, max_connections: int, name: str, max_try_seconds: float
     ) -> None:
         self.engine = engine
         self._threads = ThreadPoolExecutor(max_connections, thread_name_prefix=name)
-        self._max_attempt_seconds = max_attempt_seconds
+        self._max_try_seconds = max_try_seconds
 
-    async def run_attempt(self, attempt: Callable[[Engine, CancellableConnection], T]) -> T:
-        """Runs one attempt. If the database does not answer in time, the connection is cut; the
-        next attempt finds out whether the transaction was committed.
+    async def run(self, work: Callable[[Engine, CancellableConnection], T]) -> T:
+        """Runs `work` once. If the database does not answer in time, the connection is cut; the
+        next try finds out whether the transaction was committed.
 
         The watchdog runs as long as the thread works, even if the caller no longer waits.
         """
@@ -76,7 +76,7 @@ class ConnectionPool:
         def run_in_thread() -> T:
             cancellable.start_time = loop.time()
             try:
-                return attempt(self.engine, cancellable)
+                return work(self.engine, cancellable)
             finally:
                 cancellable.is_finished = True
 
@@ -99,13 +99,13 @@ class ConnectionPool:
         if cancellable.is_finished or (cancellable.is_abandoned and cancellable.start_time is None):
             return
         remaining_seconds = (
-            self._max_attempt_seconds
+            self._max_try_seconds
             if cancellable.start_time is None
-            else cancellable.start_time + self._max_attempt_seconds - loop.time()
+            else cancellable.start_time + self._max_try_seconds - loop.time()
         )
         if remaining_seconds <= 0:
-            cancellable.cut(self._max_attempt_seconds)
-            remaining_seconds = self._max_attempt_seconds
+            cancellable.cut(self._max_try_seconds)
+            remaining_seconds = self._max_try_seconds
         cancellable.timer = loop.call_later(remaining_seconds, self._watch, loop, cancellable)
 
     def close(self) -> None:
@@ -114,7 +114,7 @@ class ConnectionPool:
 
 
 class CancellableConnection:
-    """The connection of one attempt. `start_time` is the loop time at which a thread started it;
+    """The connection of one try. `start_time` is the loop time at which a thread started it;
     `is_abandoned` means that no caller waits for it any more.
     """
 

@@ -29,10 +29,10 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _active = threading.local()
-_MAX_ATTEMPTS = 6
-_FIRST_WAIT_SECONDS, _MAX_WAIT_SECONDS = 0.02, 0.5  # seconds between attempts, doubled each time
-# Seconds per attempt. A statement may take 10 s, but a frozen server does not enforce that limit.
-_MAX_ATTEMPT_SECONDS = 30.0
+_MAX_TRIES = 6
+_FIRST_WAIT_SECONDS, _MAX_WAIT_SECONDS = 0.02, 0.5  # seconds between tries, doubled each time
+# Seconds per try. A statement may take 10 s, but a frozen server does not enforce that limit.
+_MAX_TRY_SECONDS = 30.0
 # SQLSTATEs after which the same transaction may succeed: conflict, insufficient resources, operator
 # intervention, lock timeout, idle timeout, connection failure.
 _RETRYABLE_STATES = ("40", "53", "57", "55P03", "25P03", "08")
@@ -54,8 +54,8 @@ class ConstraintViolation(Exception):
 
 
 class _RetryableError(Exception):
-    """The attempt failed or its outcome is unknown; the next one may succeed. `reason` is reported
-    to the caller when every attempt fails.
+    """The try failed or its outcome is unknown; the next one may succeed. `reason` is reported to
+    the caller when every try fails.
     """
 
     def __init__(self, cause: Exception, reason: ErrorReason, *, too_slow: bool = False) -> None:
@@ -83,7 +83,7 @@ class Database:
 
     `connections` limits concurrent transactions and `readers` limits concurrent reads for callers;
     each has its own thread and connection. `read_timeout` limits one statement of such a read, in
-    seconds. `max_attempt_seconds` is the time after which an unanswered attempt is cut off.
+    seconds. `max_try_seconds` is the time after which an unanswered try is cut off.
     """
 
     def __init__(
@@ -93,15 +93,15 @@ class Database:
         connections: int,
         readers: int = 2,
         read_timeout: float = 5.0,
-        max_attempt_seconds: float = _MAX_ATTEMPT_SECONDS,
+        max_try_seconds: float = _MAX_TRY_SECONDS,
         new_id: Callable[[], uuid.UUID] = uuid.uuid4,
         engine_factory: Callable[[str, int, float | None], Engine] = open_engine,
     ) -> None:
         self._work = ConnectionPool(
-            engine_factory(url, connections, None), connections, "database", max_attempt_seconds
+            engine_factory(url, connections, None), connections, "database", max_try_seconds
         )
         self._reads = ConnectionPool(
-            engine_factory(url, readers, read_timeout), readers, "reads", max_attempt_seconds
+            engine_factory(url, readers, read_timeout), readers, "reads", max_try_seconds
         )
         self._new_id = new_id
 
@@ -111,10 +111,10 @@ class Database:
 
         `work` may run again, so it must not generate ids or have effects other than SQL. Raises
         ConstraintViolation, or ApiError with CONFLICT or DEPENDENCY_UNAVAILABLE after several
-        failed attempts.
+        failed tries.
         """
         transaction = _RetryableTransaction(work, self._new_id)
-        return await _run_with_retries(self._work, transaction.run, max_slow_attempts=2)
+        return await _run_with_retries(self._work, transaction.run, max_slow_tries=2)
 
     async def load(self, work: Callable[[Connection], T]) -> T:
         """Runs `work` without a transaction, for work in progress. Each statement has its own
@@ -123,7 +123,7 @@ class Database:
         return await _run_with_retries(
             self._work,
             lambda engine, cancellable: _read(engine, work, cancellable),
-            max_slow_attempts=2,
+            max_slow_tries=2,
         )
 
     async def read(self, work: Callable[[Connection], T], *, changed: bool = False) -> T:
@@ -139,7 +139,7 @@ class Database:
         return await _run_with_retries(
             self._reads,
             lambda engine, cancellable: _read(engine, work, cancellable),
-            max_slow_attempts=1,
+            max_slow_tries=1,
         )
 
     def close(self) -> None:
@@ -150,22 +150,22 @@ class Database:
 
 async def _run_with_retries(
     pool: ConnectionPool,
-    attempt: Callable[[Engine, CancellableConnection], T],
+    work: Callable[[Engine, CancellableConnection], T],
     *,
-    max_slow_attempts: int,
+    max_slow_tries: int,
 ) -> T:
-    """Retries while a retry may help. `max_slow_attempts` limits the attempts that hit the
-    statement timeout.
+    """Retries while a retry may help. `max_slow_tries` limits the tries that hit the statement
+    timeout.
     """
-    attempts = 0
+    tries = 0
     while True:
         try:
-            return await pool.run_attempt(attempt)
+            return await pool.run(work)
         except _RetryableError as error:
-            attempts += 1
-            if attempts >= (max_slow_attempts if error.too_slow else _MAX_ATTEMPTS):
+            tries += 1
+            if tries >= (max_slow_tries if error.too_slow else _MAX_TRIES):
                 log.warning("a transaction failed, and is not retried: %s", error)
-                if error.too_slow and max_slow_attempts == 1:
+                if error.too_slow and max_slow_tries == 1:
                     raise ApiError(
                         ErrorReason.QUERY_TOO_SLOW,
                         "The query takes too long; narrow it by a filter, or ask for a smaller "
@@ -176,11 +176,11 @@ async def _run_with_retries(
                     "others; retry."
                 )
                 raise ApiError(error.reason, message, retry_after=1.0) from error
-        await asyncio.sleep(min(_FIRST_WAIT_SECONDS * 2 ** (attempts - 1), _MAX_WAIT_SECONDS))
+        await asyncio.sleep(min(_FIRST_WAIT_SECONDS * 2 ** (tries - 1), _MAX_WAIT_SECONDS))
 
 
 class _RetryableTransaction(Generic[T]):
-    """One call of `transact`, across all its attempts."""
+    """One call of `transact`, across all its tries."""
 
     def __init__(self, work: Callable[[Connection], T], new_id: Callable[[], uuid.UUID]) -> None:
         self._work = work

@@ -36,7 +36,7 @@ class Reschedule:
     requeues it. `maybe_sent`: it may have been sent under this lease.
 
     `not_found_count` counts the lookups that found nothing since it may last have been sent.
-    `retry_counts` counts the retries for each retry reason. `expire_after_seconds` applies without
+    `retry_counts` counts the tries for each retry reason. `expire_after_seconds` applies without
     a delay: the seconds after which the operation expires and must be ended; None: never.
     """
 

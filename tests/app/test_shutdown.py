@@ -206,7 +206,7 @@ def test_work_in_progress_has_its_own_time_at_shutdown(
         with platform_of(
             scratch_database, Settings().replace(providers__sandbox__latency=6.5)
         ) as platform:
-            client = stack.enter_context(platform.client(attempts=1))
+            client = stack.enter_context(platform.client(tries=1))
             order = new_order("o-1", "b", "s", "1.00", "EUR")
             call = callers.submit(
                 client.create_payment, "c-1", [order], credit_card_info="tok_visa"

@@ -90,7 +90,7 @@ class ChaosLoad:
     async def run(self) -> None:
         settings = ClientSettings(
             deadlines={"CreatePayment": 8.0, "CreatePayout": 8.0},
-            attempts=4,
+            tries=4,
             jitter=self._random.random,
         )
         async with AsyncClient(

@@ -175,7 +175,7 @@ MUTANTS = (
     Mutant(
         "exhausted retries start again without end",
         f"{_SERVER}/operations/retry_policy.py",
-        ("(\n            self.max_attempts is not None and tries >= self.max_attempts\n        )"),
+        ("(\n            self.max_tries is not None and tries >= self.max_tries\n        )"),
         "False",
     ),
     Mutant(
@@ -804,8 +804,7 @@ MUTANTS = (
     Mutant(
         "booking retries are limited",
         f"{_SERVER}/operations/retry_policy.py",
-        "return replace(policy, max_attempts=None) if retry_reason in UNLIMITED_REASONS else "
-        "policy",
+        "return replace(policy, max_tries=None) if retry_reason in UNLIMITED_REASONS else policy",
         "return policy",
         "tests/services/operations/test_dead_letters.py",
     ),

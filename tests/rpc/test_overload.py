@@ -291,7 +291,7 @@ def test_a_flood_of_changes_rejects_no_work_of_the_platform(
         bank_account_token="tok_bank",
     )
     with (
-        platform.client(attempts=1) as team,
+        platform.client(tries=1) as team,
         pytest.raises(TallystickError) as error,
     ):
         team.payout.CreatePayoutDestination(new)

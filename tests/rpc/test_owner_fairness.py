@@ -339,7 +339,7 @@ def test_waiting_orders_of_one_owner_leave_capacity_for_others(
         payment_worker = payment_worker_of(platform)
 
         def pays(name: str, orders: int) -> payment_pb2.Payment:
-            with platform.client(token_of(name), attempts=1) as client:
+            with platform.client(token_of(name), tries=1) as client:
                 new = [
                     new_order(unique_id("o"), "buyer-1", f"{name}-seller", "1.00", "EUR")
                     for _ in range(orders)

@@ -526,7 +526,7 @@ def test_a_drain_rejects_new_calls(scratch_database: DatabaseUrls) -> None:
     """SHUTTING_DOWN: a stopping process rejects new calls with a retry delay."""
     with serve_platform(scratch_database) as other_platform:
         other_platform.server.rpc_server.close()
-        client = other_platform.client(attempts=1)
+        client = other_platform.client(tries=1)
         with client, pytest.raises(TallystickError) as error:
             client.payment.ListPayments(payment_service_pb2.ListPaymentsRequest())
         assert error.value.reason == "SHUTTING_DOWN"

@@ -154,9 +154,9 @@ def call_variants(address: str, **settings: Any) -> list[Any]:
 
 def test_client_settings_do_not_show_the_token() -> None:
     """The repr of the settings, which a traceback or a log may show, excludes the bearer token."""
-    text = repr(ClientSettings(token="secret-token", attempts=7))
+    text = repr(ClientSettings(token="secret-token", tries=7))
     assert "secret" not in text
-    assert "attempts=7" in text
+    assert "tries=7" in text
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
@@ -199,7 +199,7 @@ def test_a_deadline_error_has_the_last_rejection(
     scripted_server: tuple[ScriptedPaymentService, str], kind: int, hangs: bool
 ) -> None:
     """When a call is rejected until its deadline, the error has the last rejection's reason and
-    details and the number of attempts. If the last attempt got no answer it may have taken effect:
+    details and the number of tries. If the last try got no answer it may have taken effect:
     the error is that of the deadline. It then names only the earlier rejection's reason, because
     its text may be misleading.
     """
@@ -254,7 +254,7 @@ def test_a_deadline_error_has_the_last_rejection(
 def test_a_call_without_an_answer_has_the_deadline_reason(
     scripted_server: tuple[ScriptedPaymentService, str], kind: int
 ) -> None:
-    """The error of a call whose only attempt got no answer has the reason of the deadline too, as
+    """The error of a call whose only try got no answer has the reason of the deadline too, as
     after earlier rejections.
     """
     servicer, address = scripted_server
@@ -282,7 +282,7 @@ OVERLOADED_MESSAGE = "Too many operations; nothing was stored."
 def test_a_temporary_rejection_does_not_hide_a_lost_attempt(
     scripted_server: tuple[ScriptedPaymentService, str], kind: int, lost: ApiError | str
 ) -> None:
-    """After an attempt with an unknown outcome a rejection such as "nothing was stored" is not
+    """After a try with an unknown outcome a rejection such as "nothing was stored" is not
     raised as the call's error: the outcome is unknown.
     """
     servicer, address = scripted_server
@@ -323,7 +323,7 @@ def test_a_permanent_rejection_names_an_earlier_lost_attempt(
     reason: ErrorReason,
     doubt: bool,
 ) -> None:
-    """A permanent rejection keeps its reason. It says that an earlier attempt's outcome is unknown,
+    """A permanent rejection keeps its reason. It says that an earlier try's outcome is unknown,
     unless the request would be rejected in any case.
     """
     servicer, address = scripted_server
@@ -336,7 +336,7 @@ def test_a_permanent_rejection_names_an_earlier_lost_attempt(
 
 
 def test_the_sdk_rules_use_reasons_of_the_contract() -> None:
-    """The SDK's rule for lost attempts names only reasons of the platform, and none of them is of
+    """The SDK's rule for lost tries names only reasons of the platform, and none of them is of
     two kinds.
     """
     assert set(ErrorReason) >= CONCLUSIVE_REASONS | NOT_STARTED_REASONS
@@ -352,7 +352,7 @@ def test_a_slow_reader_loses_nothing(
     """
     servicer, address = scripted_server
     servicer.silent_streams = 4
-    settings = ClientSettings(stream_seconds=0.5, stream_attempts=2)
+    settings = ClientSettings(stream_seconds=0.5, stream_tries=2)
 
     def busy(version: int) -> int:
         if version == 2:
@@ -494,13 +494,13 @@ def test_reopening_a_stream_is_bounded(
     scripted_server: tuple[ScriptedPaymentService, str], kind: int, reason: ErrorReason
 ) -> None:
     """If an address ends every stream immediately, as if its deadline had passed, the SDK opens
-    `stream_attempts` streams; then their error is raised.
+    `stream_tries` streams; then their error is raised.
     """
     servicer, address = scripted_server
     servicer.stream_error = ApiError(
         reason, "x", retry_after=0.01 if reason is ErrorReason.STREAM_EXPIRED else None
     )
-    settings = ClientSettings(stream_attempts=4, jitter=lambda: 0.0)
+    settings = ClientSettings(stream_tries=4, jitter=lambda: 0.0)
 
     async def calls() -> None:
         async with AsyncClient(address, settings=settings) as client:
@@ -519,7 +519,7 @@ def test_reopening_a_stream_is_bounded(
 def test_cancelling_a_task_cancels_its_call(
     scripted_server: tuple[ScriptedPaymentService, str],
 ) -> None:
-    """Cancelling a task cancels its call, in flight or between two attempts, and raises
+    """Cancelling a task cancels its call, in flight or between two tries, and raises
     CancelledError; nothing is sent after it.
     """
     servicer, address = scripted_server
@@ -564,13 +564,13 @@ def test_an_asyncio_client_belongs_to_one_event_loop(
 def test_retries_are_bounded(
     scripted_server: tuple[ScriptedPaymentService, str], kind: int
 ) -> None:
-    """After the maximum number of attempts the last rejection is raised; a retry beyond the
+    """After the maximum number of tries the last rejection is raised; a retry beyond the
     deadline is not awaited.
     """
     servicer, address = scripted_server
     servicer.script = [ApiError(ErrorReason.OVERLOADED, "x", retry_after=0.01) for _ in range(9)]
     with pytest.raises(UnavailableError):
-        call_variants(address, attempts=3)[kind]()
+        call_variants(address, tries=3)[kind]()
     assert len(servicer.calls) == 3
     servicer.script = [ApiError(ErrorReason.OVERLOADED, "x", retry_after=60)]
     with pytest.raises(UnavailableError) as error:
@@ -579,14 +579,14 @@ def test_retries_are_bounded(
     assert len(servicer.calls) == 4
 
 
-@pytest.mark.parametrize("attempt", [1, 6, 7, 1_024, 1_025, 1_080, 10**9])
-def test_retry_waits_are_bounded(attempt: int) -> None:
-    """The wait before the next attempt doubles up to 2 s and stays there: no number of attempts
+@pytest.mark.parametrize("tries", [1, 6, 7, 1_024, 1_025, 1_080, 10**9])
+def test_retry_waits_are_bounded(tries: int) -> None:
+    """The wait before the next try doubles up to 2 s and stays there: no number of tries
     makes it an error, or longer.
     """
-    settings = ClientSettings(jitter=lambda: 0.0, stream_attempts=10**9)
-    assert settings.wait(UnavailableError("away"), attempt) == min(
-        0.05 * 2 ** min(attempt - 1, 10), 2.0
+    settings = ClientSettings(jitter=lambda: 0.0, stream_tries=10**9)
+    assert settings.wait(UnavailableError("away"), tries) == min(
+        0.05 * 2 ** min(tries - 1, 10), 2.0
     )
 
 
@@ -627,7 +627,7 @@ def test_a_client_uses_every_process_behind_its_target() -> None:
 
 
 def test_a_channel_connects_again_soon() -> None:
-    """However often a connection has failed, the next attempt is about 2 s later, for the SDK and
+    """However often a connection has failed, the next try is about 2 s later, for the SDK and
     for internal clients.
     """
 
@@ -656,14 +656,14 @@ def test_a_channel_connects_again_soon() -> None:
 
 def test_an_unreachable_platform_is_unavailable() -> None:
     """An unreachable platform is UnavailableError, within the deadline."""
-    for call in call_variants(free_address(), deadlines={"GetPayment": 0.5}, attempts=2):
+    for call in call_variants(free_address(), deadlines={"GetPayment": 0.5}, tries=2):
         with pytest.raises((UnavailableError, DeadlineExceededError)):
             call()
 
 
 def test_a_read_that_reaches_nobody_has_no_doubtful_outcome() -> None:
     """A read has no effect, so its error does not speak of an outcome; that of a write does."""
-    settings = ClientSettings(attempts=2)
+    settings = ClientSettings(tries=2)
     with Client(free_address(), settings=settings) as client:
         with pytest.raises(UnavailableError, match=r"\(after 2 tries\)$"):
             client.get_payment("c-1")

@@ -8,7 +8,7 @@ from typing import Any
 
 from tallystick import DeadlineExceededError, TallystickError
 
-_MAX_ATTEMPTS = 40
+_MAX_TRIES = 40
 """How many times a caller retries before it gives up."""
 
 Call = Callable[[], Awaitable[Any]]
@@ -41,13 +41,13 @@ async def call_with_retries(
     """The call's answer, or its rejection, after retries. A call that never succeeds is a violation
     and has neither.
     """
-    for attempt in range(_MAX_ATTEMPTS):
+    for tries in range(1, _MAX_TRIES + 1):
         try:
             return await call(), None
         except TallystickError as error:
             last_error = error
             if not (error.may_retry or isinstance(error, DeadlineExceededError)):
                 return None, error
-        await asyncio.sleep(0.2 * (attempt + 1))
+        await asyncio.sleep(0.2 * tries)
     violations.append(f"{name} never succeeded: {last_error}")
     return None, None

@@ -161,7 +161,7 @@ class Cluster:
             self.network,
             ClientSettings(
                 token=token,
-                attempts=6,
+                tries=6,
                 deadlines={"CreatePayment": 8.0, "CreatePayout": 8.0},
                 jitter=jitter,
             ),

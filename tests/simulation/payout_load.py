@@ -50,7 +50,7 @@ _TOKEN_WEIGHTS = {
     "ba_unverified": 1.0,
 }
 _SELLER_WEIGHTS = {"hot": 6.0, "a": 2.0, "b": 1.0, "c": 1.0}
-_MAX_ATTEMPTS = 6
+_MAX_TRIES = 6
 """How many times a caller requests a payout that the seller's balance does not allow yet."""
 _MAX_POLLS = 60
 
@@ -319,7 +319,7 @@ class PayoutLoad:
         allowed_reasons = frozenset(
             {"INSUFFICIENT_FUNDS", "DESTINATION_UNUSABLE", "AMOUNT_OUT_OF_RANGE"}
         )
-        for _ in range(_MAX_ATTEMPTS):
+        for _ in range(_MAX_TRIES):
             response = await call_until_success(
                 lambda: client.payout.CreatePayout(request),
                 responses.withdrawal.payout_id,

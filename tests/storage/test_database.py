@@ -60,7 +60,7 @@ def test_a_frozen_database_loses_its_connections(scratch_database: DatabaseUrls)
     """A transaction that gets no answer in time loses its connection and runs again: it is
     committed once.
     """
-    event = Database(scratch_database.service("event"), connections=1, max_attempt_seconds=0.3)
+    event = Database(scratch_database.service("event"), connections=1, max_try_seconds=0.3)
     aggregate, tries = unique_id("p"), []
 
     def work(connection: Connection) -> str:
@@ -88,7 +88,7 @@ def test_frozen_connections_are_cut_without_waiting_callers(
         through = url.set(host="127.0.0.1", port=await proxy.start(), query={}).render_as_string(
             hide_password=False
         )
-        event = Database(through, connections=2, max_attempt_seconds=1.0)
+        event = Database(through, connections=2, max_try_seconds=1.0)
         try:
             await asyncio.gather(
                 *(

@@ -222,7 +222,7 @@ def _run_without_sessions(
     """Ends the sessions of a database and runs a statement that requires none. Repeats it up to
     four times, because a session that was being opened may have been missed.
     """
-    for attempt in range(5):
+    for tries in range(1, 6):
         admin.execute(
             "select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = %s",
             (database_name,),
@@ -230,7 +230,7 @@ def _run_without_sessions(
         try:
             admin.execute(statement)
         except psycopg.errors.ObjectInUse:
-            if attempt == 4:
+            if tries == 5:
                 raise
         else:
             return
@@ -279,11 +279,11 @@ class ServedPlatform:
     server: RunningServer
     settings: Settings
 
-    def client(self, token: str = "", attempts: int | None = None) -> Client:
-        """A client with this token, which sends each call at most `attempts` times."""
+    def client(self, token: str = "", tries: int | None = None) -> Client:
+        """A client with this token, which sends each call at most `tries` times."""
         settings = ClientSettings(token=token)
-        if attempts is not None:
-            settings = replace(settings, attempts=attempts)
+        if tries is not None:
+            settings = replace(settings, tries=tries)
         return Client(self.address, settings=settings)
 
 

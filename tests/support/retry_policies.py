@@ -17,7 +17,7 @@ def scaled_defaults(factor: float) -> dict[RetryReason, RetryPolicy]:
             policy.strategy,
             policy.initial_interval_seconds * factor,
             policy.max_interval_seconds * factor,
-            policy.max_attempts,
+            policy.max_tries,
         )
         for reason, policy in DEFAULT_POLICIES.items()
     }
@@ -31,14 +31,14 @@ def format_setting(policies: Mapping[RetryReason, RetryPolicy]) -> str:
 
 
 def _format_policy(policy: RetryPolicy) -> str:
-    attempts = policy.max_attempts or 0
+    tries = policy.max_tries or 0
     match policy.strategy:
         case RetryStrategy.CANCEL:
             return "cancel"
         case RetryStrategy.IMMEDIATE:
-            return f"immediate:{attempts}"
+            return f"immediate:{tries}"
         case RetryStrategy.FIXED:
-            return f"fixed:{policy.initial_interval_seconds:g}:{attempts}"
+            return f"fixed:{policy.initial_interval_seconds:g}:{tries}"
         case _:
             intervals = (policy.initial_interval_seconds, policy.max_interval_seconds)
-            return f"{policy.strategy}:{intervals[0]:g}:{intervals[1]:g}:{attempts}"
+            return f"{policy.strategy}:{intervals[0]:g}:{intervals[1]:g}:{tries}"

@@ -94,7 +94,7 @@ class RpcClient(Client):
     def __init__(
         self, address: str, rpc_server: RpcServer, loop: asyncio.AbstractEventLoop
     ) -> None:
-        super().__init__(address, settings=ClientSettings(attempts=1))
+        super().__init__(address, settings=ClientSettings(tries=1))
         self.address = address
         self.rpc_server = rpc_server
         self.loop = loop

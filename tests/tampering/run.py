@@ -28,7 +28,7 @@ from tests.tampering.edits import (
 from tests.tampering.exempt import EXEMPTIONS
 
 _DIALECT = postgresql.psycopg.dialect()  # type: ignore[no-untyped-call]
-_MAX_ATTEMPTS = 12
+_MAX_TRIES = 12
 """How many times an edit of a column is tried; constraints reject many."""
 
 
@@ -100,15 +100,15 @@ class Tampering:
         """
         random, result = Random(seed), TamperingResult()
         pending_columns: list[EditableColumn] = []
-        failed_attempts = 0
-        while result.edit_count < edit_count and failed_attempts < 2 * len(self._columns):
+        failed_tries = 0
+        while result.edit_count < edit_count and failed_tries < 2 * len(self._columns):
             pending_columns = pending_columns or random.sample(self._columns, len(self._columns))
             column = pending_columns.pop()
             if self._try_edit(random, column, result, quick=stop_at_first):
-                failed_attempts = 0
+                failed_tries = 0
                 report_progress(result.edit_count, result)
             else:
-                failed_attempts += 1
+                failed_tries += 1
         return result
 
     def run_every_cell(
@@ -150,7 +150,7 @@ class Tampering:
         was possible.
         """
         try:
-            for _ in range(_MAX_ATTEMPTS):
+            for _ in range(_MAX_TRIES):
                 edit = make_random_edit(
                     self._connection, random, column, self._columns_by_table[column.qualified_table]
                 )

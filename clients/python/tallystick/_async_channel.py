@@ -22,7 +22,7 @@ from tallystick._errors import (
     wrong_event_loop_error,
 )
 from tallystick._settings import (
-    CallAttempts,
+    CallTries,
     ClientSettings,
     ensure_request_id,
     get_tracer,
@@ -140,7 +140,7 @@ class AsyncChannel:
             deadline = asyncio.get_running_loop().time() + self._settings.seconds(name, timeout)
             with get_tracer().start_as_current_span(name, kind=SpanKind.CLIENT):
                 return await self._send_with_retries(
-                    send, ensure_request_id(request), deadline, metadata, CallAttempts(method)
+                    send, ensure_request_id(request), deadline, metadata, CallTries(method)
                 )
 
         return call
@@ -151,22 +151,22 @@ class AsyncChannel:
         request: Any,
         deadline: float,
         metadata: Sequence[tuple[str, str]],
-        attempts: CallAttempts,
+        tries: CallTries,
     ) -> Any:
         """Sends the request, with retries until the deadline."""
         now = asyncio.get_running_loop().time
 
-        async def attempt() -> Any:
+        async def send_once() -> Any:
             pairs = self._settings.metadata(metadata)
             with self._typed_errors():
                 return await send(request, timeout=max(deadline - now(), 0.001), metadata=pairs)
 
         try:
             return await AsyncRetrying(
-                sleep=self._state.sleep, **self._settings.retries(deadline, now, attempts)
-            )(attempt)
+                sleep=self._state.sleep, **self._settings.retries(deadline, now, tries)
+            )(send_once)
         except TallystickError as error:
-            final_error = attempts.final_error(error)
+            final_error = tries.final_error(error)
             raise final_error from final_error.__cause__
 
     def unary_stream(self, method: str, *arguments: Any, **options: Any) -> Any:

@@ -18,7 +18,7 @@ from tallystick._errors import (
     from_rpc,
 )
 from tallystick._settings import (
-    CallAttempts,
+    CallTries,
     ClientSettings,
     ensure_request_id,
     get_tracer,
@@ -110,16 +110,16 @@ class _UnaryCall:
     ) -> tuple[Any, Any]:
         """Returns response and call; the trailing metadata show replays and the trace id."""
         deadline = time.monotonic() + self._settings.seconds(self._name, timeout)
-        attempts = CallAttempts(self._method)
+        tries = CallTries(self._method)
         retrying = Retrying(
             sleep=sleep_using_event(self._close_event),
-            **self._settings.retries(deadline, time.monotonic, attempts),
+            **self._settings.retries(deadline, time.monotonic, tries),
         )
         with get_tracer().start_as_current_span(self._name, kind=SpanKind.CLIENT):
             try:
                 return retrying(self._send, ensure_request_id(request), deadline, metadata)
             except TallystickError as error:
-                final_error = attempts.final_error(error)
+                final_error = tries.final_error(error)
                 raise final_error from final_error.__cause__
 
     def _send(

@@ -25,7 +25,7 @@ DEFAULT_DEADLINES = {"CreatePayment": 30.0, "CreatePayout": 30.0}
 DEFAULT_DEADLINE = 10.0
 _INITIAL_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 0.05, 2.0
 _MAX_DOUBLINGS = 16  # more would exceed the maximum anyway, and overflow in the end
-_MIN_ATTEMPT_SECONDS = 0.01  # an attempt with less time left is not sent
+_MIN_TRY_SECONDS = 0.01  # a try with less time left is not sent
 # a STREAM_EXPIRED that comes earlier counts as a failure
 _MIN_STREAM_SECONDS = 1.0
 CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
@@ -45,7 +45,7 @@ CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
 class ClientSettings:
     """`token`: a bearer token. `credentials`: TLS; None: plain text. `deadlines`: seconds by method
     name; they override the defaults (30 s for CreatePayment and CreatePayout, 10 s for the others).
-    `attempts`: maximum attempts of one call; None: limited only by its deadline.
+    `tries`: maximum tries of one call; None: limited only by its deadline.
 
     Raises ValueError for a token that cannot be sent in a header.
     """
@@ -53,8 +53,8 @@ class ClientSettings:
     token: str = field(default="", repr=False)
     credentials: grpc.ChannelCredentials | None = None
     deadlines: Mapping[str, float] = field(default_factory=dict)
-    attempts: int | None = None
-    stream_attempts: int | None = 30
+    tries: int | None = None
+    stream_tries: int | None = 30
     """Maximum consecutive failures of a stream without a message; then its error is raised. None:
     no limit.
     """
@@ -113,11 +113,11 @@ class ClientSettings:
             pairs.append(("authorization", f"Bearer {self.token}"))
         return tuple(pairs)
 
-    def wait(self, error: TallystickError, attempt: int) -> float:
-        """Seconds before the next attempt: the platform's delay, or else exponential backoff.
+    def wait(self, error: TallystickError, tries: int) -> float:
+        """Seconds before the next try: the platform's delay, or else exponential backoff.
         Jitter keeps callers from retrying at the same time.
         """
-        doublings = min(attempt - 1, _MAX_DOUBLINGS)
+        doublings = min(tries - 1, _MAX_DOUBLINGS)
         base = (
             error.retry_after
             if error.retry_after is not None
@@ -126,10 +126,10 @@ class ClientSettings:
         return base * (1 + self.jitter() / 2)
 
     def retries(
-        self, deadline: float, now: Callable[[], float], attempts: CallAttempts
+        self, deadline: float, now: Callable[[], float], tries: CallTries
     ) -> dict[str, Any]:
         """The arguments of tenacity for one call: retries the errors that the platform allows to
-        retry, until `deadline` or until the attempts are exhausted.
+        retry, until `deadline` or until the tries are exhausted.
         """
 
         def wait(state: RetryCallState) -> float:
@@ -141,22 +141,22 @@ class ClientSettings:
                 else 0.0
             )
             if isinstance(error, TallystickError) and error.retry_after is None:
-                # makes the last attempt just before the deadline
-                seconds = min(seconds, remaining - _MIN_ATTEMPT_SECONDS)
+                # makes the last try just before the deadline
+                seconds = min(seconds, remaining - _MIN_TRY_SECONDS)
             if not 0 <= seconds < remaining:
                 raise error or DeadlineExceededError("the deadline has passed")
             return seconds
 
-        stop = stop_never if self.attempts is None else stop_after_attempt(self.attempts)
+        stop = stop_never if self.tries is None else stop_after_attempt(self.tries)
         return {
             "stop": stop,
             "wait": wait,
-            "retry": retry_if_exception(attempts.should_retry),
+            "retry": retry_if_exception(tries.should_retry),
             "reraise": True,
         }
 
 
-class CallAttempts:
+class CallTries:
     """Counts the tries of one call, and derives the error of the whole call from them.
 
     A rejection applies to one try. If the outcome of an earlier try is not known, that try may have
@@ -214,7 +214,7 @@ class CallAttempts:
         """
         if _is_timeout(error):
             message = (
-                f"{error.message} (after {_format_attempt_count(self._count)}; the last got no "
+                f"{error.message} (after {_format_tries(self._count)}; the last got no "
                 "answer in time, so the outcome is not known"
             )
             if self._last_error is not None:
@@ -228,7 +228,7 @@ class CallAttempts:
             return timeout_error
         if isinstance(error, UnavailableError) and not error.reason and not self._is_read:
             return error.with_message(
-                f"{error.message} (after {_format_attempt_count(self._count)}; the last got no "
+                f"{error.message} (after {_format_tries(self._count)}; the last got no "
                 "answer, so the outcome is not known)"
             )
         # equal errors add no doubt to the last one
@@ -243,14 +243,14 @@ class CallAttempts:
 
     def _ambiguous_error(self, error: TallystickError) -> TallystickError:
         """Returns the error for a rejection after a try with unknown outcome."""
-        attempts = _format_attempt_count(self._count)
+        tries = _format_tries(self._count)
         if not (error.may_retry and error.reason):
             return error.with_message(
-                f"{error.message} (after {attempts}; this applies to the last one: the outcome "
+                f"{error.message} (after {tries}; this applies to the last one: the outcome "
                 "of an earlier one is not known)"
             )
         message = (
-            f"the outcome is not known (after {attempts}; an earlier one may have taken effect, "
+            f"the outcome is not known (after {tries}; an earlier one may have taken effect, "
             f"and the last was rejected with {error.reason})"
         )
         timeout_error = DeadlineExceededError(
@@ -262,7 +262,7 @@ class CallAttempts:
 
 NOT_STARTED_REASONS = frozenset({"OVERLOADED", "RATE_LIMITED", "PROVIDER_UNAVAILABLE"})
 """Reasons that prove that a try had no effect: it was rejected before it began. See
-`CallAttempts`.
+`CallTries`.
 """
 CONCLUSIVE_REASONS = frozenset(
     {
@@ -282,10 +282,10 @@ CONCLUSIVE_REASONS = frozenset(
         "SECOND_APPROVER_REQUIRED",
     }
 )
-"""Reasons that hold for every try of a call, regardless of earlier outcomes. See `CallAttempts`."""
+"""Reasons that hold for every try of a call, regardless of earlier outcomes. See `CallTries`."""
 
 
-def _format_attempt_count(count: int) -> str:
+def _format_tries(count: int) -> str:
     return "1 try" if count == 1 else f"{count} tries"
 
 
@@ -322,9 +322,9 @@ class StreamBackoff:
             expired or is_timeout
         ) and time.monotonic() - self._opened_at >= min_seconds
         self._failures = 0 if ran_full_time else self._failures + 1
-        max_attempts = self._settings.stream_attempts
+        max_tries = self._settings.stream_tries
         if not (expired or is_timeout or error.may_retry) or (
-            max_attempts is not None and self._failures >= max_attempts
+            max_tries is not None and self._failures >= max_tries
         ):
             raise error
         return self._settings.wait(error, max(self._failures, 1))

@@ -56,7 +56,7 @@ class RetryPolicy:
     """A strategy with its waits in seconds and its limit of tries.
 
     `initial_interval_seconds`: the first wait, or each one; `max_interval_seconds`: the longest
-    wait; `max_attempts`: the limit of tries, None: unlimited.
+    wait; `max_tries`: the limit of tries, None: unlimited.
 
     `backoff_coefficient`: the factor between exponential waits; `increment_seconds`: the difference
     between incremental waits, None: the first wait.
@@ -65,14 +65,14 @@ class RetryPolicy:
     strategy: RetryStrategy
     initial_interval_seconds: float = 0.0
     max_interval_seconds: float = 0.0
-    max_attempts: int | None = 1
+    max_tries: int | None = 1
     backoff_coefficient: float = 2.0
     increment_seconds: float | None = None
 
     def delay(self, tries: int, seed: str) -> float | None:
         """Seconds until the next try after `tries` tries. None: no further try."""
         if self.strategy is RetryStrategy.CANCEL or (
-            self.max_attempts is not None and tries >= self.max_attempts
+            self.max_tries is not None and tries >= self.max_tries
         ):
             return None
         state = RetryCallState(
@@ -162,7 +162,7 @@ class RetryPolicies:
             or self.overrides.get(("", retry_reason))
             or DEFAULT_POLICIES[retry_reason]
         )
-        return replace(policy, max_attempts=None) if retry_reason in UNLIMITED_REASONS else policy
+        return replace(policy, max_tries=None) if retry_reason in UNLIMITED_REASONS else policy
 
 
 _ARGUMENT_TYPES: dict[str, tuple[Any, ...]] = {
@@ -178,7 +178,7 @@ POLICY_FORMAT = (
     "exponential:INITIAL_INTERVAL:MAX_INTERVAL:MAX_ATTEMPTS"
 )
 MAX_INTERVAL_SECONDS = 604_800
-MAX_ATTEMPTS = 604_800
+MAX_TRIES = 604_800
 
 
 def parse_policy(text: str) -> RetryPolicy:
@@ -190,6 +190,6 @@ def parse_policy(text: str) -> RetryPolicy:
     numbers = [parse(value) for parse, value in zip(types, values, strict=True)]
     if not all(0 <= number <= MAX_INTERVAL_SECONDS for number in numbers):
         raise ValueError(text)
-    *seconds, max_attempts = numbers or [1]
+    *seconds, max_tries = numbers or [1]
     initial_interval, max_interval = (*seconds, *seconds[-1:], 0.0, 0.0)[:2]
-    return RetryPolicy(RetryStrategy(name), initial_interval, max_interval, max_attempts or None)
+    return RetryPolicy(RetryStrategy(name), initial_interval, max_interval, max_tries or None)

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 R = TypeVar("R")
 T = TypeVar("T")
 
-_MAX_ATTEMPTS = 4
+_MAX_TRIES = 4
 _TIMEOUT_SECONDS = 15.0
 _RETRYABLE_CODES = frozenset(
     {
@@ -109,15 +109,15 @@ class ServiceClient:
             raise RuntimeError("a service must not be called inside a transaction")
         name = name or type(request).DESCRIPTOR.full_name.removesuffix("Request")
         retrying = AsyncRetrying(
-            stop=stop_after_attempt(_MAX_ATTEMPTS),
+            stop=stop_after_attempt(_MAX_TRIES),
             wait=wait_exponential(0.05, max=1),
             retry=retry_if_exception(_is_retryable),
             reraise=True,
         )
         with client_span(name):
             try:
-                async for attempt in retrying:
-                    with attempt:
+                async for one_try in retrying:
+                    with one_try:
                         return await method(
                             request, timeout=_TIMEOUT_SECONDS, metadata=self._metadata()
                         )
@@ -134,7 +134,7 @@ class ServiceClient:
                     error.details() or "",
                     rejects_caller=error.code() in _CALLER_REJECTED_CODES,
                 ) from error
-        raise RuntimeError("unreachable: the last attempt returns or raises")
+        raise RuntimeError("unreachable: the last try returns or raises")
 
     async def call_or_unavailable(self, method: Callable[..., Awaitable[R]], request: Any) -> R:
         """As `call`, for work that a caller waits for. A service that rejects this service as its

@@ -119,7 +119,7 @@ def test_a_seller_that_the_wallet_fails_on_rejects_no_other_payment(
 
     with (
         serve_platform(scratch_database, retry_settings()) as platform,
-        platform.client(attempts=1) as client,
+        platform.client(tries=1) as client,
         ThreadPoolExecutor(20) as pool,
     ):
         claim_batcher = payment_worker_of(platform).seller_owners.claim_batcher
@@ -410,7 +410,5 @@ def test_booking_retries_cannot_be_limited() -> None:
     """A policy with a limit of tries for `booking_unavailable` is rejected with its own reason."""
     with pytest.raises(StartupError, match="booking_unavailable must have max_attempts 0"):
         load({"TALLYSTICK_RETRY": "booking_unavailable=exponential:1:60:60"})
-    assert (
-        RetryPolicies().policy_for("sandbox", RetryReason.BOOKING_UNAVAILABLE).max_attempts is None
-    )
-    assert DEFAULT_POLICIES[RetryReason.BOOKING_FAILED].max_attempts == 30
+    assert RetryPolicies().policy_for("sandbox", RetryReason.BOOKING_UNAVAILABLE).max_tries is None
+    assert DEFAULT_POLICIES[RetryReason.BOOKING_FAILED].max_tries == 30

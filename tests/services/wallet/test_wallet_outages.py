@@ -45,7 +45,7 @@ def test_payments_of_cached_sellers_are_accepted_in_a_wallet_outage(
             )
         )
         single_try_settings = {
-            name: ClientSettings(token=token_of(name), attempts=1) for name in ("checkout", "rival")
+            name: ClientSettings(token=token_of(name), tries=1) for name in ("checkout", "rival")
         }
         checkout, rival = (
             stack.enter_context(Client(platform.address, settings=settings))
@@ -85,7 +85,7 @@ def test_cached_sellers_do_not_wait_for_unknown_ones_while_the_wallet_hangs(
 
     monkeypatch.setattr(WalletHandlers, "BatchClaimSellers", claim)
     sellers = [unique_id("s") for _ in range(4)]
-    settings = ClientSettings(token=token_of("checkout"), attempts=1)
+    settings = ClientSettings(token=token_of("checkout"), tries=1)
     with (
         serve_platform(scratch_database, SETTINGS) as platform,
         Client(platform.address, settings=settings) as checkout,
@@ -135,8 +135,7 @@ def test_a_wallet_that_rejects_the_service_counts_as_unavailable(
             serve_platform(scratch_database, elsewhere, names=("payment", "payout"))
         )
         single_try_settings = {
-            name: ClientSettings(token=token_of(name), attempts=1)
-            for name in ("checkout", "payouts")
+            name: ClientSettings(token=token_of(name), tries=1) for name in ("checkout", "payouts")
         }
         checkout, payouts_client = (
             stack.enter_context(Client(platform.address, settings=settings))

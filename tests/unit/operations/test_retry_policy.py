@@ -32,16 +32,16 @@ def test_waits_are_bounded_and_repeatable(
     strategy: RetryStrategy,
     first: float,
     max_interval: float,
-    max_attempts: int,
+    max_tries: int,
     tries: int,
     seed: str,
 ) -> None:
     """E3: the number of tries and each wait stay within the policy's limits; the same seed gives
     the same waits.
     """
-    policy = RetryPolicy(strategy, first, max_interval, max_attempts)
+    policy = RetryPolicy(strategy, first, max_interval, max_tries)
     delay = policy.delay(tries, seed)
-    assert (delay is None) == (tries >= max_attempts)
+    assert (delay is None) == (tries >= max_tries)
     if delay is not None:
         assert 0 <= delay <= max(first, max_interval)
         assert delay == policy.delay(tries, seed)
@@ -51,12 +51,16 @@ def test_each_strategy_has_its_waits() -> None:
     """Immediate waits zero, fixed always the same, incremental one step more, exponential twice as
     long minus random jitter, cancel does not retry.
     """
-    assert [
-        RetryPolicy(RetryStrategy.IMMEDIATE, max_attempts=9).delay(n, "") for n in (1, 2, 3)
-    ] == [0, 0, 0]
-    assert [
-        RetryPolicy(RetryStrategy.FIXED, 5, max_attempts=9).delay(n, "") for n in (1, 2, 3)
-    ] == [5, 5, 5]
+    assert [RetryPolicy(RetryStrategy.IMMEDIATE, max_tries=9).delay(n, "") for n in (1, 2, 3)] == [
+        0,
+        0,
+        0,
+    ]
+    assert [RetryPolicy(RetryStrategy.FIXED, 5, max_tries=9).delay(n, "") for n in (1, 2, 3)] == [
+        5,
+        5,
+        5,
+    ]
     assert [RetryPolicy(RetryStrategy.INCREMENTAL, 5, 12, 9).delay(n, "") for n in (1, 2, 3)] == [
         5,
         10,
@@ -101,7 +105,7 @@ def test_a_providers_policy_has_precedence() -> None:
     built-in one.
     """
     own_policy, general = (
-        RetryPolicy(RetryStrategy.IMMEDIATE, max_attempts=2),
+        RetryPolicy(RetryStrategy.IMMEDIATE, max_tries=2),
         RetryPolicy(RetryStrategy.FIXED, 1, 1, 3),
     )
     policies = RetryPolicies(
@@ -118,7 +122,7 @@ def test_a_providers_policy_has_precedence() -> None:
     ("text", "policy"),
     [
         ("cancel", RetryPolicy(RetryStrategy.CANCEL)),
-        ("immediate:3", RetryPolicy(RetryStrategy.IMMEDIATE, max_attempts=3)),
+        ("immediate:3", RetryPolicy(RetryStrategy.IMMEDIATE, max_tries=3)),
         ("fixed:0.5:3", RetryPolicy(RetryStrategy.FIXED, 0.5, 0.5, 3)),
         ("incremental:1:10:0", RetryPolicy(RetryStrategy.INCREMENTAL, 1, 10, None)),
         ("exponential:2:300:12", RetryPolicy(RetryStrategy.EXPONENTIAL, 2, 300, 12)),

@@ -18,8 +18,8 @@ from tallystick_server.app.configuration.values import (
 )
 from tallystick_server.operations.retry_policy import (
     DEFAULT_POLICIES,
-    MAX_ATTEMPTS,
     MAX_INTERVAL_SECONDS,
+    MAX_TRIES,
     POLICY_FORMAT,
     UNLIMITED_REASONS,
     RetryPolicy,
@@ -34,7 +34,7 @@ _FIELD_PARSERS: Mapping[str, Callable[[Any], Any]] = {
     "backoff_coefficient": number(1, 10),
     "increment": _parse_interval,
     "max_interval": _parse_interval,
-    "max_attempts": number(0, MAX_ATTEMPTS, int),
+    "max_attempts": number(0, MAX_TRIES, int),
 }
 _LIMITS = ("max_interval", "max_attempts")
 _FIELDS: Mapping[RetryStrategy, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -54,7 +54,7 @@ def _parse_policies(value: Any) -> dict[tuple[str, RetryReason], RetryPolicy]:
         try:
             reason = _parse_reason(provider, reason_name)
             policy = _parse_policy_item(item)
-            if reason in UNLIMITED_REASONS and policy.max_attempts is not None:
+            if reason in UNLIMITED_REASONS and policy.max_tries is not None:
                 raise invalid(
                     "must have max_attempts 0, which is unlimited: the platform always books what "
                     "it owes to its own wallet and ledger"

@@ -37,7 +37,7 @@ _MIGRATION_LOCK_KEY = 0x7A11
 _LOCK_TIMEOUT_SECONDS = 60.0  # for which migrate waits for another one
 # Limits how long a migration that waits for a table lock blocks others.
 _TABLE_LOCK_TIMEOUT = "3s"
-_MAX_ATTEMPTS = 20
+_MAX_TRIES = 20
 
 
 def driver_url(url: str) -> URL:
@@ -179,16 +179,13 @@ def _retry_on_lock_timeout(upgrade: Callable[[], None], connection: Connection) 
     """Retries a statement that did not get a table lock in time. So it never blocks the table's
     users for long.
     """
-    for attempt in range(_MAX_ATTEMPTS):
+    for tries in range(1, _MAX_TRIES + 1):
         try:
             upgrade()
         except (OperationalError, psycopg.errors.LockNotAvailable) as error:
             connection.rollback()
             cause = error.orig if isinstance(error, OperationalError) else error
-            if (
-                not isinstance(cause, psycopg.errors.LockNotAvailable)
-                or attempt == _MAX_ATTEMPTS - 1
-            ):
+            if not isinstance(cause, psycopg.errors.LockNotAvailable) or tries == _MAX_TRIES:
                 raise
             time.sleep(0.5)
         else:

@@ -112,11 +112,11 @@ def test_orders_wait_during_an_outage_and_are_paid_after_it(
             lambda: [alert.kind for alert in list_alerts(client, "providers/sandbox")]
         ) == [operator_pb2.ALERT_KIND_PROVIDER_UNAVAILABLE]
         with (
-            platform.client(attempts=1) as single_attempt_client,
+            platform.client(tries=1) as single_try_client,
             pytest.raises(UnavailableError) as error,
         ):
             create_payment(
-                single_attempt_client,
+                single_try_client,
                 "5.00",
                 checkout_id="one-too-many",
                 wait_for=WAIT_FOR_ACCEPTANCE,
@@ -126,10 +126,10 @@ def test_orders_wait_during_an_outage_and_are_paid_after_it(
             client.get_payment("one-too-many")
         new = new_order("one-too-many-1", "buyer-1", "unknown-seller", "5.00", "EUR")
         with (
-            platform.client(attempts=1) as single_attempt_client,
+            platform.client(tries=1) as single_try_client,
             pytest.raises(UnavailableError),
         ):
-            single_attempt_client.create_payment("one-too-many", [new], credit_card_info="tok_visa")
+            single_try_client.create_payment("one-too-many", [new], credit_card_info="tok_visa")
         assert not client.wallet.GetSeller(
             wallet_service_pb2.GetSellerRequest(seller_account="unknown-seller")
         ).HasField("seller")
@@ -205,7 +205,7 @@ def test_a_new_payment_is_the_probe_of_an_open_circuit(
             scratch_database, settings, provider := SandboxProvider(database)
         ) as platform,
         platform.client() as client,
-        platform.client(attempts=1) as single_attempt_client,
+        platform.client(tries=1) as single_try_client,
     ):
         provider.sandbox.down = True
         first = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
@@ -216,16 +216,14 @@ def test_a_new_payment_is_the_probe_of_an_open_circuit(
 
         def try_pay() -> payment_pb2.Payment | None:
             try:
-                return create_payment(
-                    single_attempt_client, "5.00", "6.00", checkout_id="two-charges"
-                )
+                return create_payment(single_try_client, "5.00", "6.00", checkout_id="two-charges")
             except UnavailableError:
                 return None
 
         probe = eventually(try_pay, 10)
         assert probe is not None
         assert client.wait_for_payment(probe.checkout_id, 30).is_payment_done
-        assert create_payment(single_attempt_client, "5.00").is_payment_done
+        assert create_payment(single_try_client, "5.00").is_payment_done
         assert client.get_payment(first.checkout_id).payment_state == payment_pb2.PAYMENT_STATE_OPEN
 
 
@@ -263,7 +261,7 @@ def test_an_outage_of_one_provider_does_not_affect_others(scratch_database: Data
         ) as other_platform,
         first_platform.client() as client,
         other_platform.client() as other_client,
-        first_platform.client(attempts=1) as single_attempt_client,
+        first_platform.client(tries=1) as single_try_client,
     ):
         set_down(True)
         pending_payments = [
@@ -276,7 +274,7 @@ def test_an_outage_of_one_provider_does_not_affect_others(scratch_database: Data
             )
         )
         with pytest.raises(UnavailableError):
-            create_payment(single_attempt_client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
+            create_payment(single_try_client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
         paid_payments = [create_payment(other_client, "5.00") for _ in range(10)]
         assert all(
             payment.is_payment_done and payment.payment_orders[0].provider == "second"
@@ -312,7 +310,7 @@ def test_new_payments_in_an_outage_share_one_count_of_waiting_charges(
 
     with (
         serve_platform(scratch_database, settings) as platform,
-        platform.client(attempts=1) as client,
+        platform.client(tries=1) as client,
     ):
         pending_payments = [
             create_payment(client, "1.00", token="tok_unreachable", wait_for=WAIT_FOR_ACCEPTANCE)

@@ -49,10 +49,10 @@ def test_nothing_is_closed_without_a_provider_slot(
         )
         assert eventually(lambda: other_charge_id in provider.sent_charge_ids)
         with (
-            platform.client(attempts=1) as single_attempt_client,
+            platform.client(tries=1) as single_try_client,
             pytest.raises(UnavailableError) as error,
         ):
-            close_dead_letter(single_attempt_client, dead_letter)
+            close_dead_letter(single_try_client, dead_letter)
         assert error.value.reason == "PROVIDER_UNAVAILABLE"
         request = payment_service_pb2.GetDeadLetterRequest(
             dead_letter_id=dead_letter.dead_letter_id
@@ -161,7 +161,7 @@ def test_payments_above_the_limit_in_flight_are_rejected(scratch_database: Datab
     settings = Settings().replace(worker__max_in_flight=10, providers__sandbox__latency=60.0)
     with (
         serve_platform(scratch_database, settings) as platform,
-        platform.client(attempts=1) as client,
+        platform.client(tries=1) as client,
     ):
         for _ in range(10):
             create_payment(client, "1.00", wait_for=WAIT_FOR_ACCEPTANCE)
