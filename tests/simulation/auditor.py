@@ -131,7 +131,7 @@ class Auditor:
             return
         self._versions[f"payments/{payment_request.checkout_id}"] = (
             1 if payment.payment_state == payment_pb2.PAYMENT_STATE_OPEN else 2
-        )  # created, closed
+        )  # created, final
         orders = {order.payment_order_id: order for order in payment.payment_orders}
         if orders.keys() != {
             payment_request.order_id(index) for index in range(len(payment_request.amounts))

@@ -536,7 +536,7 @@ CASES = [
         "428C9",
     ),
     (
-        "P6 a closed checkout without its event",
+        "P6 a final checkout without its event",
         "payment",
         (
             "update checkout set open_orders = 0, version = 2, done_time = clock() where "

@@ -83,7 +83,7 @@ class PaymentBooking:
             else TransitionResult()
         )
         return [
-            rejections.get(charge.charge_id) or result.closed_payments.get(charge.checkout_id)
+            rejections.get(charge.charge_id) or result.final_payments.get(charge.checkout_id)
             for charge in charges
         ]
 

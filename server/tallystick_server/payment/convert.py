@@ -207,10 +207,8 @@ def payment(orders: Sequence[Row[Any]]) -> payment_pb2.Payment:
     return message
 
 
-def closed_payment(
-    row: Row[Any], orders: Iterable[payment_pb2.PaymentOrder]
-) -> payment_pb2.Payment:
-    """A completed payment, without its orders."""
+def final_payment(row: Row[Any], orders: Iterable[payment_pb2.PaymentOrder]) -> payment_pb2.Payment:
+    """A final payment, without its orders."""
     return _payment(row, sum(order.version for order in orders), row.done_time)
 
 

@@ -37,7 +37,7 @@ from tallystick_server.outbox.events import record_events
 from tallystick_server.payment import convert, events
 from tallystick_server.payment.charge import FIRST_ATTEMPT, Charge, build_charges
 from tallystick_server.payment.existing_payments import find_conflicts
-from tallystick_server.payment.transitions import add_closed_payments
+from tallystick_server.payment.transitions import add_payment_closed_events
 from tallystick_storage.database import ConstraintViolation, Database
 from tallystick_storage.payment import checkouts as store
 
@@ -363,12 +363,12 @@ def _emit_created(
                 events.add_order_changed(event_batch, message, checkout)
                 convert.apply_risk_decision(message, order)
                 events.add_order_changed(event_batch, message, checkout)
-        closed_ids = {row.checkout_id for row in rows.values() if row.closed}
-        if closed_ids:
-            add_closed_payments(
+        final_ids = {row.checkout_id for row in rows.values() if row.is_final}
+        if final_ids:
+            add_payment_closed_events(
                 connection,
                 event_batch,
-                closed_ids,
+                final_ids,
                 (message for item in payments for _, message in item.orders),
             )
 

@@ -57,7 +57,7 @@ def add_payment_created(
 def add_payment_closed(
     event_batch: BatchPublishRequest, payment: payment_pb2.Payment, traceparent: str
 ) -> None:
-    """Adds the event of a completed payment, without its orders."""
+    """Adds the event of a final payment, without its orders."""
     type_ = event_pb2.EVENT_TYPE_PAYMENT_CLOSED
     _add_payment_event(event_batch, type_, 2, payment, traceparent)
 

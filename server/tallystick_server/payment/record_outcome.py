@@ -38,10 +38,10 @@ from tallystick_storage.payment import orders as store
 
 @dataclass(frozen=True, slots=True)
 class RecordResult:
-    """The charge after the outcome was recorded, and its payment if the outcome completed it."""
+    """The charge after the outcome was recorded, and its payment if the outcome made it final."""
 
     charge: Charge
-    closed_payment: payment_pb2.Payment | None
+    final_payment: payment_pb2.Payment | None
 
 
 class PaymentOutcomeRecorder:
@@ -95,7 +95,7 @@ class PaymentOutcomeRecorder:
         return [
             RecordResult(
                 result.apply_to(item.operation),
-                result.closed_payments.get(item.operation.checkout_id),
+                result.final_payments.get(item.operation.checkout_id),
             )
             for item in items
         ]

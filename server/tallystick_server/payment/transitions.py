@@ -32,10 +32,10 @@ class OrderTransition:
 
 @dataclass(frozen=True, slots=True)
 class TransitionResult:
-    """The orders that changed, by id, and the payments that this completed, by checkout id."""
+    """The orders that changed, by id, and the payments that became final, by checkout id."""
 
     orders: dict[str, OrderInCharge] = field(default_factory=dict)
-    closed_payments: dict[str, payment_pb2.Payment] = field(default_factory=dict)
+    final_payments: dict[str, payment_pb2.Payment] = field(default_factory=dict)
 
     def apply_to(self, charge: Charge) -> Charge:
         """The charge with its current orders. A transition resets the retry counts."""
@@ -65,35 +65,35 @@ def transition_orders(
         for transition in transitions
     }
     result = TransitionResult()
-    closed_ids = set()
+    final_ids = set()
     with record_events(connection, rows) as event_batch:
         for row in rows:
             if row.payment_order_id is None:
-                closed_ids.add(row.checkout_id)
+                final_ids.add(row.checkout_id)
                 continue
             transition = transitions_by_key[row.payment_order_id, row.lease_token]
             order = transition.order.apply_transition(transition.update, row)
             result.orders[row.payment_order_id] = order
             events.add_order_changed(event_batch, order.message, transition.charge)
-        if closed_ids:
-            result.closed_payments.update(
-                add_closed_payments(
+        if final_ids:
+            result.final_payments.update(
+                add_payment_closed_events(
                     connection,
                     event_batch,
-                    closed_ids,
+                    final_ids,
                     [order.message for order in result.orders.values()],
                 )
             )
     return result
 
 
-def add_closed_payments(
+def add_payment_closed_events(
     connection: Connection,
     event_batch: BatchPublishRequest,
     checkout_ids: set[str],
     current_orders: Iterable[payment_pb2.PaymentOrder],
 ) -> dict[str, payment_pb2.Payment]:
-    """Adds the events of payments that have just completed; returns these payments by id.
+    """Adds the events of payments that have just become final; returns these payments by id.
 
     `current_orders`: the orders after the transition.
     """
@@ -113,10 +113,10 @@ def add_closed_payments(
         queries.load_payments(connection, incomplete_ids) if incomplete_ids else {}
     ).items():
         orders[checkout_id] = [convert.payment_order(row) for row in rows]
-    closed_payments = {}
+    final_payments = {}
     for checkout in checkouts:
-        payment = convert.closed_payment(checkout, orders[checkout.checkout_id])
+        payment = convert.final_payment(checkout, orders[checkout.checkout_id])
         events.add_payment_closed(event_batch, payment, checkout.traceparent)
         convert.add_orders(payment, orders[checkout.checkout_id])
-        closed_payments[checkout.checkout_id] = payment
-    return closed_payments
+        final_payments[checkout.checkout_id] = payment
+    return final_payments

@@ -295,15 +295,15 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
         result = await self._record_batcher.submit(
             OperationResult(operation, outcome), operation.context
         )
-        has_result = isinstance(outcome, Declined | Pending) or result.closed_payment is not None
+        has_result = isinstance(outcome, Declined | Pending) or result.final_payment is not None
         self.notifier.notify(
-            operation.checkout_id, has_result=has_result, final=result.closed_payment
+            operation.checkout_id, has_result=has_result, final=result.final_payment
         )
         return result.charge
 
     async def book_operation(self, operation: Charge) -> None:
-        closed_payment = await self._booking_batcher.submit(operation, operation.context)
-        self.notifier.notify(operation.checkout_id, has_result=True, final=closed_payment)
+        final_payment = await self._booking_batcher.submit(operation, operation.context)
+        self.notifier.notify(operation.checkout_id, has_result=True, final=final_payment)
 
     def fail(
         self, connection: Connection, failures: Sequence[FailedStep[Charge]]
@@ -351,9 +351,9 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
         return result
 
     def after_failed_step(self, operation: Charge, result: TransitionResult) -> None:
-        closed_payment = result.closed_payments.get(operation.checkout_id)
-        if closed_payment is not None:
-            self.notifier.notify(operation.checkout_id, has_result=True, final=closed_payment)
+        final_payment = result.final_payments.get(operation.checkout_id)
+        if final_payment is not None:
+            self.notifier.notify(operation.checkout_id, has_result=True, final=final_payment)
 
 
 def _failure_transitions(

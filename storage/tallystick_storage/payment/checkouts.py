@@ -192,7 +192,7 @@ _INSERT = text(f"""
         union all
         select 'paymentOrders/' || payment_order_id, v from requested, generate_series(1, 2) as v),
     {insert_into_outbox("changed_resource", "aggregate_id")}
-    select checkout_id, create_time, version = 2 as closed, sequence as outbox_sequence
+    select checkout_id, create_time, version = 2 as is_final, sequence as outbox_sequence
         from new_checkout, outbox_sequence
 """)
 
@@ -207,7 +207,7 @@ def insert(
     """Stores checkouts with everything that belongs to them. Their charges are leased for
     `lease_seconds` seconds under lease token 1.
 
-    Returns a row for each new checkout: checkout_id, create_time, closed, and the outbox row in
+    Returns a row for each new checkout: checkout_id, create_time, is_final, and the outbox row in
     which all stored rows are to be recorded.
     """
     parameters = {

@@ -67,7 +67,7 @@ _TRANSITION_ORDERS = text(f"""
                 select charge_id from claimed where not holds_lease
                 except select charge_id from leased))
             and op.next_attempt_time is not null),
-    -- Checkouts of which an order ends.
+    -- Checkouts of which an order becomes final.
     locked_checkout as materialized (
         select c.checkout_id from checkout c
         where c.checkout_id in (
@@ -111,15 +111,15 @@ _TRANSITION_ORDERS = text(f"""
             ledger_updated, false, pending_reason, next_action_url, failure_reason,
             decline_code, provider_reference, attempt_count, resolve_by_time, update_time
         from changed),
-    -- A checkout is at version 1 while an order is open, and at 2 once all have ended.
+    -- A checkout is at version 1 while an order is open, and at 2 once all are final.
     counted as (
         update checkout c set
-            open_orders = c.open_orders - n.ended_orders,
+            open_orders = c.open_orders - n.final_orders,
             unpaid_orders = c.unpaid_orders - n.booked_orders,
-            version = case when c.open_orders = n.ended_orders then 2 else 1 end,
-            done_time = case when c.open_orders = n.ended_orders then n.last_time end
+            version = case when c.open_orders = n.final_orders then 2 else 1 end,
+            done_time = case when c.open_orders = n.final_orders then n.last_time end
         from (
-            select checkout_id, count(*) as ended_orders,
+            select checkout_id, count(*) as final_orders,
                 count(*) filter (where booked) as booked_orders, max(update_time) as last_time
             from changed where booked or status = 'FAILED' group by checkout_id) n
         where c.checkout_id = n.checkout_id
@@ -147,13 +147,14 @@ _TRANSITION_ORDERS = text(f"""
 def transition_orders(
     connection: Connection, transitions: Sequence[OrderTransitionRow]
 ) -> Sequence[Row[Any]]:
-    """Applies transitions of orders. Closes their checkouts and operations where they are final. A
-    charge whose outcome changes nothing, because another process holds its lease, is due at once.
+    """Applies transitions of orders. A checkout without open orders becomes final; the operation of
+    a final charge is deleted. A charge whose outcome changes nothing, because another process holds
+    its lease, is due at once.
 
     Returns a row for each order that changed: its ids, its lease, its new version, update_time and
     resolve_by_time, and the outbox row in which all changes are recorded. It also returns a row
-    without payment_order_id for each payment that was closed. A missing order had lost its lease or
-    had already changed.
+    without payment_order_id for each payment that became final. A missing order had lost its lease
+    or had already changed.
     """
     return connection.execute(
         _TRANSITION_ORDERS,

@@ -49,16 +49,16 @@ create table checkout (
     payment_state text not null generated always as (
         case when open_orders > 0 then 'OPEN' when unpaid_orders = 0 then 'PAID'
              when unpaid_orders = order_count then 'FAILED' else 'PARTIALLY_PAID' end) stored,
-    -- 1 created, 2 closed
+    -- 1 created, 2 final
     version int not null check (version = case when open_orders = 0 then 2 else 1 end),
     create_time timestamptz not null,
     done_time timestamptz check ((done_time is null) = (open_orders > 0))
-) with (fillfactor = 45);  -- free space for HOT updates: closing it changes no index
+) with (fillfactor = 45);  -- free space for HOT updates: becoming final changes no index
 create index checkout_by_owner on checkout (owner, create_time desc, checkout_id desc);
 create index checkout_by_time on checkout (create_time desc, checkout_id desc);
 
--- The payments that are not PAID, by state. An index on the checkout itself would change when it is
--- closed. Maintained by a trigger.
+-- The payments that are not PAID, by state. An index on the checkout itself would change when it
+-- becomes final. Maintained by a trigger.
 create table checkout_unpaid (
     checkout_id text collate "C" primary key,
     owner text collate "C" not null,
