@@ -250,7 +250,7 @@ def end_cleared(
     exceeded_kinds: Sequence[AlertKind],
     limit: int,
 ) -> Sequence[Row[Any]]:
-    """Closes up to `limit` open alerts whose condition no longer holds. Returns them, each with the
+    """Ends up to `limit` open alerts whose condition no longer holds. Returns them, each with the
     outbox row in which all are to be recorded.
 
     Alerts of `exceeded_kinds` stay open, because it is unknown which of their conditions still
@@ -265,7 +265,7 @@ def end_cleared(
 def end_by_resource_name(
     connection: Connection, kind: AlertKind, resource_names: Sequence[str]
 ) -> Sequence[Row[Any]]:
-    """Closes the open alerts of a kind about the given resources. Returns them, each with the
+    """Ends the open alerts of a kind about the given resources. Returns them, each with the
     outbox row in which all are to be recorded.
     """
     return connection.execute(

@@ -127,8 +127,8 @@ def end(
     *,
     ids: Sequence[str] | None = None,
 ) -> Sequence[Row[Any]]:
-    """Closes the open dead letters of resources, or only those with the given ids. Returns the ones
-    that it closed, each with the outbox row in which all are recorded.
+    """Ends the open dead letters of resources, or only those with the given ids. Returns the ones
+    that it ended, each with the outbox row in which all are recorded.
     """
     if not resource_names:
         return ()

@@ -74,19 +74,19 @@ class DeadLetters(Generic[Op, G]):
 
         Raises NOT_FOUND, INVALID_STATE.
         """
-        resolution = _Resolution(DeadLetterState.RETRIED, operator, reason)
+        ending = _Ending(DeadLetterState.RETRIED, operator, reason)
         row = await self.find(dead_letter_id)
 
         def retry(connection: Connection) -> None:
             operation_store.lock(connection, [self.operation_id(row)])
-            resolution.apply(connection, row)
+            ending.apply(connection, row)
             operation_store.requeue(connection, [self.operation_id(row)])
 
         is_applied = False
         with suppress(_ConcurrentChange):
             await self._database.transact(retry)
             is_applied = True
-        return await self._read_resolved(dead_letter_id, _RETRY, resolution), not is_applied
+        return await self._read_ended(dead_letter_id, _RETRY, ending), not is_applied
 
     async def retry_many(
         self,
@@ -98,13 +98,13 @@ class DeadLetters(Generic[Op, G]):
         """Requeues the operations of the next dead letters that match. Returns those, the ids of
         those that were still open, and whether there are more.
         """
-        resolution = _Resolution(DeadLetterState.RETRIED, operator, reason)
+        ending = _Ending(DeadLetterState.RETRIED, operator, reason)
 
         def retry(connection: Connection) -> tuple[Sequence[Row[Any]], set[str], bool]:
             rows = dead_letter_store.list_open_after(connection, filters, cursor, _MAX_RETRIED + 1)
             page = rows[:_MAX_RETRIED]
             operation_store.lock(connection, [self.operation_id(row) for row in page])
-            retried_rows = resolution.apply_all(connection, page)
+            retried_rows = ending.apply_all(connection, page)
             operation_store.requeue(connection, [self.operation_id(row) for row in retried_rows])
             return page, {row.dead_letter_id for row in retried_rows}, len(rows) > len(page)
 
@@ -180,10 +180,10 @@ class DeadLetters(Generic[Op, G]):
         `evidence_is_specific`: the evidence is about this dead letter alone. This is required if
         the provider's answer belongs to another operation.
         """
-        resolution = _Resolution(DeadLetterState.CLOSED, operator, reason, evidence)
+        ending = _Ending(DeadLetterState.CLOSED, operator, reason, evidence)
         row = await self.find(dead_letter_id)
-        if row.state != DeadLetterState.OPEN:  # already resolved: the provider need not be called
-            return await self._read_resolved(dead_letter_id, _CLOSE, resolution), True
+        if row.state != DeadLetterState.OPEN:  # already ended: the provider need not be called
+            return await self._read_ended(dead_letter_id, _CLOSE, ending), True
         operation, outcome = await self._call_provider(row)
         match outcome:
             case Succeeded() | Declined() | Returned() | Verified():
@@ -206,7 +206,7 @@ class DeadLetters(Generic[Op, G]):
         def close(connection: Connection) -> G:
             (leased_operation,) = self._claim(connection, operation.operation_id)
             result = self._worker.close(connection, leased_operation, operator, reason)
-            resolution.apply(connection, row)
+            ending.apply(connection, row)
             return result
 
         async def commit_close() -> None:
@@ -216,7 +216,7 @@ class DeadLetters(Generic[Op, G]):
         with suppress(_ConcurrentChange):
             await self._worker.run_detached(commit_close)
             is_applied = True
-        return await self._read_resolved(dead_letter_id, _CLOSE, resolution), not is_applied
+        return await self._read_ended(dead_letter_id, _CLOSE, ending), not is_applied
 
     async def _call_provider(self, row: Row[Any]) -> tuple[Op, ProviderOutcome]:
         """Looks up the operation at its provider. Raises PROVIDER_UNAVAILABLE, INVALID_STATE."""
@@ -270,12 +270,10 @@ class DeadLetters(Generic[Op, G]):
             raise _ConcurrentChange
         return self._worker.load(connection, {operation_id: token}, 0.0)
 
-    async def _read_resolved(
-        self, dead_letter_id: str, verb: Verb, resolution: _Resolution
-    ) -> Row[Any]:
-        """Reads the current dead letter. Raises INVALID_STATE if it was resolved in another way."""
+    async def _read_ended(self, dead_letter_id: str, verb: Verb, ending: _Ending) -> Row[Any]:
+        """Reads the current dead letter. Raises INVALID_STATE if it ended in another way."""
         row = await self.find(dead_letter_id, changed=True)
-        if not resolution.matches(row):
+        if not ending.matches(row):
             if row.state != DeadLetterState.OPEN:
                 raise invalid_state_error("dead letter", row.state, verb)
             raise state_error(
@@ -291,8 +289,8 @@ class _ConcurrentChange(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Resolution:
-    """How to resolve a dead letter, by whom and why."""
+class _Ending:
+    """How a dead letter ends, by whom and why."""
 
     state: DeadLetterState
     operator: str
@@ -300,7 +298,7 @@ class _Resolution:
     evidence: str = ""
 
     def matches(self, row: Row[Any]) -> bool:
-        """Whether the row was resolved in this way."""
+        """Whether the row ended in this way."""
         return (row.state, row.operator, row.reason, row.evidence) == (
             self.state,
             self.operator,
@@ -309,16 +307,14 @@ class _Resolution:
         )
 
     def apply(self, connection: Connection, row: Row[Any]) -> None:
-        """Resolves an open dead letter and records the event. Raises _ConcurrentChange if it is
-        resolved already.
+        """Ends an open dead letter and records the event. Raises _ConcurrentChange if it has ended
+        already.
         """
         if not self.apply_all(connection, [row]):
             raise _ConcurrentChange
 
     def apply_all(self, connection: Connection, rows: Sequence[Row[Any]]) -> Sequence[Row[Any]]:
-        """Resolves the open ones among the dead letters and records their events. Returns the
-        resolved rows.
-        """
+        """Ends the open ones among the dead letters and records the events. Returns their rows."""
         return dead_letters.end(
             connection,
             [row.resource_name for row in rows],
