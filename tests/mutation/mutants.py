@@ -461,7 +461,7 @@ MUTANTS = (
     Mutant(
         "a recorded delivery is not released later",
         f"{_SERVER}/payment/worker.py",
-        "            self._releases,\n",
+        "            self._credit_releases,\n",
         "",
         "tests/services/payment/test_create_payment.py::test_a_confirmed_delivery_makes_the_sellers_money_available",
     ),

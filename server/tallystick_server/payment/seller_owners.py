@@ -78,7 +78,7 @@ class SellerOwnerCache:
         )
         # Separate batchers: queries that must have an answer of WalletService may hang. They must
         # not delay queries that can do without one.
-        self.claim_batcher = self._make_batcher("payment.claim_sellers")
+        self.seller_claim_batcher = self._make_batcher("payment.claim_sellers")
         self.refresh_batcher = self._make_batcher("payment.refresh_seller_owners")
 
     def _make_batcher(self, name: str) -> Batcher[_OwnershipQuery, Mapping[str, str]]:
@@ -94,7 +94,7 @@ class SellerOwnerCache:
 
     @property
     def batchers(self) -> tuple[Batcher[Any, Any], ...]:
-        return (self.lookup_batcher, self.refresh_batcher, self.claim_batcher)
+        return (self.lookup_batcher, self.refresh_batcher, self.seller_claim_batcher)
 
     async def find_foreign_sellers(
         self, owner: str, sellers: Collection[str], require_storable: Callable[[], Awaitable[None]]
@@ -124,7 +124,7 @@ class SellerOwnerCache:
         if not query.matches_stored:
             await require_storable()
         owners = await (
-            self.refresh_batcher if query.matches_stored else self.claim_batcher
+            self.refresh_batcher if query.matches_stored else self.seller_claim_batcher
         ).submit(query)
         foreign_sellers = {
             seller for seller in uncertain_sellers if owners.get(seller, owner) != owner

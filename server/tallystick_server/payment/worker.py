@@ -187,14 +187,14 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
         delivery: DeliveryConfirmation,
     ) -> None:
         self.polling = Periodic("payment.poll_failed", interval_seconds, poller.run_once)
-        self._releases = Periodic("payment.release", interval_seconds, delivery.run_once)
+        self._credit_releases = Periodic("payment.release", interval_seconds, delivery.run_once)
         self._periodic_tasks += [
             Periodic(
                 "payment.book_unapplied_charges", interval_seconds, unapplied_charges.run_once
             ),
             self.polling,
             Periodic("payment.end_overdue", interval_seconds, self.end_overdue),
-            self._releases,
+            self._credit_releases,
         ]
 
     async def create_payment(self, request: CheckoutRequest) -> CreatePaymentResult:
@@ -280,7 +280,7 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
         An order that is not booked stays unchanged.
         """
         newly_confirmed = await self._delivery_batcher.submit(payment_order_id)
-        self._releases.wake()
+        self._credit_releases.wake()
         return newly_confirmed
 
     def operation_id(self, resource_name: str) -> str:
