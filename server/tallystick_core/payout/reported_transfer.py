@@ -172,7 +172,7 @@ def _on_returned(payout: PayoutRecord, outcome: Returned) -> OutcomeEffect:
     transfer = payout.transfers.get(outcome.reference)
     if transfer is not None:
         return _on_transfer_returned(transfer, outcome)
-    # Its payment was not reported, but follows from the return.
+    # The transfer was not reported, but follows from the return.
     paid_effect = _on_paid(payout, Succeeded(outcome.reference, payout.net, payout.currency))
     return_effect = _on_transfer_returned(paid_effect.transfers[0], outcome)
     return replace(return_effect, triggers=paid_effect.triggers + return_effect.triggers)
@@ -233,21 +233,21 @@ def money_movements(
     is_requested = transfer.match in REQUESTED_MATCHES
     source_id = posting_id(payout_id, provider, transfer)
     if transfer.match is TransferMatch.CURRENCY_MISMATCH:
-        payment = MoneyMovement(
+        movement = MoneyMovement(
             PostingKind.UNAPPLIED,
             source_id,
             unapplied_payout_lines(provider, transfer.currency, transfer.amount),
             0,
         )
     elif is_requested:
-        payment = MoneyMovement(
+        movement = MoneyMovement(
             PostingKind.PAYOUT,
             source_id,
             payout_lines(provider, seller, transfer.currency, amount, fee),
             -amount,
         )
     else:
-        payment = MoneyMovement(
+        movement = MoneyMovement(
             PostingKind.PAYOUT,
             source_id,
             payout_lines(provider, seller, transfer.currency, transfer.amount, 0),
@@ -255,10 +255,10 @@ def money_movements(
         )
     returned_amount = transfer.returned_amount
     if returned_amount is None:
-        return (payment,)
+        return (movement,)
     if transfer.has_valid_return and transfer.match is not TransferMatch.CURRENCY_MISMATCH:
         return (
-            payment,
+            movement,
             MoneyMovement(
                 PostingKind.PAYOUT_RETURN,
                 source_id,
@@ -267,7 +267,7 @@ def money_movements(
             ),
         )
     return (
-        payment,
+        movement,
         MoneyMovement(
             PostingKind.PAYOUT_RETURN,
             source_id,

@@ -57,7 +57,7 @@ class PayoutTrigger(StrEnum):
     NOT_SENT = "NOT_SENT"
     UNKNOWN = "UNKNOWN"
     UNMATCHED_TRANSFER = "UNMATCHED_TRANSFER"
-    """A payment or return that matches no transition, or a conflicting report, which moves no
+    """A transfer or return that matches no transition, or a conflicting report, which moves no
     money.
     """
     GIVEN_UP = "GIVEN_UP"
@@ -184,7 +184,7 @@ TERMINAL_STATES = HOLD_CAPTURED | HOLD_RELEASED
 POSSIBLY_SENT = frozenset({_S.SUBMITTING, _S.SUBMITTED, _S.IN_TRANSIT, _S.FAILED}) | HOLD_CAPTURED
 """The provider may report on payouts in these states."""
 POLLED_AFTER_COMPLETION = POSSIBLY_SENT & TERMINAL_STATES
-"""Money may still move: a return, a partial return, or a late payment."""
+"""Money may still move: a return, a partial return, or a late transfer."""
 
 ALERT_AFTER_SECONDS: Mapping[str, float] = {
     "MOVING": 600.0,

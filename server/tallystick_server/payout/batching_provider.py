@@ -44,7 +44,7 @@ class BatchingPayoutProvider:
         await self._batcher.stop()
 
     async def send(self, request: PayoutRequest) -> PayoutOutcome:
-        """Pays it, or finds the earlier payment under the same idempotency key."""
+        """Sends the payout, or finds the earlier one under the same idempotency key."""
         return await self._batcher.submit(request)
 
     async def verify(self, bank_account_token: str, currency: str) -> VerificationOutcome:

@@ -35,8 +35,8 @@ _BEFORE_SUBMISSION = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PayoutOperation(LeasedOperation):
-    """One payment to a seller's bank. Amounts in minor units; `message` is the payout in its latest
-    event.
+    """A payout that this process has leased. Amounts in minor units; `message` is the payout in its
+    latest event.
     """
 
     payout_id: str

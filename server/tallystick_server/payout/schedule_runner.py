@@ -84,10 +84,10 @@ class ScheduleRunner:
                 )
                 insert_batch(connection, new, row.traceparent, row.next_time)
 
-        with Isolated() as start_attempt:
+        with Isolated() as run_start:
             await self._database.transact(start)
-        if start_attempt.error is not None:
-            log_failure(f"the run of all sellers in {row.currency}", start_attempt.error)
+        if run_start.error is not None:
+            log_failure(f"the run of all sellers in {row.currency}", run_start.error)
             await self._reschedule([row])
 
     async def _pay_due_sellers(self) -> None:
@@ -126,10 +126,10 @@ class ScheduleRunner:
             )
         results: list[bool | Exception] = []
         for schedule in schedules:
-            with Isolated() as payment:
+            with Isolated() as creation:
                 results += await self._pay([schedule])
-            if payment.error is not None:
-                results.append(payment.error)
+            if creation.error is not None:
+                results.append(creation.error)
         return results
 
     async def _pay(self, schedules: Sequence[DueSchedule]) -> Sequence[bool | Exception]:

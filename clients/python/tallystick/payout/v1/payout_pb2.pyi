@@ -632,7 +632,7 @@ Global___PayoutDestination: _TypeAlias = PayoutDestination  # noqa: Y015
 
 @_typing.final
 class Payout(_message.Message):
-    """One payment to a seller's bank account."""
+    """Money sent to a seller's bank account."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -906,7 +906,7 @@ Global___PayoutAttempt: _TypeAlias = PayoutAttempt  # noqa: Y015
 
 @_typing.final
 class PayoutTransfer(_message.Message):
-    """A transfer that a provider reports for a payout. A transfer that is not EXACT always posts, and
+    """A transfer that a provider reports for a payout. One that is not EXACT is always applied, and
     raises an alert until an operator acknowledges it.
     """
 
