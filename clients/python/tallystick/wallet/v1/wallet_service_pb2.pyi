@@ -433,8 +433,8 @@ class Debit(_message.Message):
     currency: _builtins.str
     """ISO 4217 code, BTC or USDC."""
     allow_owed: _builtins.bool
-    """True for money that has already left the platform: the debit always posts. The part that is not
-    available becomes owed, and a missing wallet is created. False: rejected with
+    """True for money that has already left the platform: the debit is always applied. The part that
+    is not available becomes owed, and a missing wallet is created. False: rejected with
     INSUFFICIENT_FUNDS unless enough is available.
     """
     def __init__(

@@ -170,8 +170,8 @@ class WalletServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def BatchDebit(self, request, context):
-        """Debits wallets. With allow_owed a debit always posts; without it, the money must be available.
-        Access: service.
+        """Debits wallets. With allow_owed a debit is always applied; without it, the money must be
+        available. Access: service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

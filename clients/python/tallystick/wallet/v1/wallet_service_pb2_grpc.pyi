@@ -48,8 +48,8 @@ class WalletServiceStub:
     accepts releases too. Access: service.
     """
     BatchDebit: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchDebitRequest, _wallet_service_pb2.BatchDebitResponse]
-    """Debits wallets. With allow_owed a debit always posts; without it, the money must be available.
-    Access: service.
+    """Debits wallets. With allow_owed a debit is always applied; without it, the money must be
+    available. Access: service.
     """
     BatchPlaceHold: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchPlaceHoldRequest, _wallet_service_pb2.BatchPlaceHoldResponse]
     """Places holds on available money. Holds of payouts (payouts/…) are reserved for PayoutService.
@@ -121,8 +121,8 @@ class WalletServiceAsyncStub(WalletServiceStub):
     accepts releases too. Access: service.
     """
     BatchDebit: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchDebitRequest, _wallet_service_pb2.BatchDebitResponse]  # type: ignore[assignment]
-    """Debits wallets. With allow_owed a debit always posts; without it, the money must be available.
-    Access: service.
+    """Debits wallets. With allow_owed a debit is always applied; without it, the money must be
+    available. Access: service.
     """
     BatchPlaceHold: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchPlaceHoldRequest, _wallet_service_pb2.BatchPlaceHoldResponse]  # type: ignore[assignment]
     """Places holds on available money. Holds of payouts (payouts/…) are reserved for PayoutService.
@@ -227,8 +227,8 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wallet_service_pb2.BatchDebitRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_service_pb2.BatchDebitResponse, _abc.Awaitable[_wallet_service_pb2.BatchDebitResponse]]:
-        """Debits wallets. With allow_owed a debit always posts; without it, the money must be available.
-        Access: service.
+        """Debits wallets. With allow_owed a debit is always applied; without it, the money must be
+        available. Access: service.
         """
 
     @_abc_1.abstractmethod
