@@ -23,7 +23,7 @@ class _Reason:
 class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     REASON_UNSPECIFIED: _Reason.ValueType  # 0
-    """Never sent."""
+    """Not a valid value."""
     REASON_FIELD_REQUIRED: _Reason.ValueType  # 1
     """A required field is empty. Fix the request before retrying."""
     REASON_FIELD_INVALID: _Reason.ValueType  # 2
@@ -137,7 +137,7 @@ class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """
 
 REASON_UNSPECIFIED: Reason.ValueType  # 0
-"""Never sent."""
+"""Not a valid value."""
 REASON_FIELD_REQUIRED: Reason.ValueType  # 1
 """A required field is empty. Fix the request before retrying."""
 REASON_FIELD_INVALID: Reason.ValueType  # 2

@@ -30,7 +30,7 @@ class _EventType:
 class _EventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventType.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     EVENT_TYPE_UNSPECIFIED: _EventType.ValueType  # 0
-    """Never sent."""
+    """Not a valid value."""
     EVENT_TYPE_PAYMENT_CREATED: _EventType.ValueType  # 1
     """A payment was accepted."""
     EVENT_TYPE_PAYMENT_CLOSED: _EventType.ValueType  # 2
@@ -68,7 +68,7 @@ class EventType(_EventType, metaclass=_EventTypeEnumTypeWrapper):
     """The type of an event."""
 
 EVENT_TYPE_UNSPECIFIED: EventType.ValueType  # 0
-"""Never sent."""
+"""Not a valid value."""
 EVENT_TYPE_PAYMENT_CREATED: EventType.ValueType  # 1
 """A payment was accepted."""
 EVENT_TYPE_PAYMENT_CLOSED: EventType.ValueType  # 2

@@ -27,7 +27,7 @@ class _Direction:
 class _DirectionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Direction.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     DIRECTION_UNSPECIFIED: _Direction.ValueType  # 0
-    """Never sent."""
+    """Not a valid value."""
     DIRECTION_DEBIT: _Direction.ValueType  # 1
     """Lowers the account's balance."""
     DIRECTION_CREDIT: _Direction.ValueType  # 2
@@ -37,7 +37,7 @@ class Direction(_Direction, metaclass=_DirectionEnumTypeWrapper):
     """The side of an entry: debit or credit."""
 
 DIRECTION_UNSPECIFIED: Direction.ValueType  # 0
-"""Never sent."""
+"""Not a valid value."""
 DIRECTION_DEBIT: Direction.ValueType  # 1
 """Lowers the account's balance."""
 DIRECTION_CREDIT: Direction.ValueType  # 2
@@ -51,7 +51,7 @@ class _TransactionKind:
 class _TransactionKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TransactionKind.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     TRANSACTION_KIND_UNSPECIFIED: _TransactionKind.ValueType  # 0
-    """Never sent."""
+    """Not a valid value."""
     TRANSACTION_KIND_PAY_IN: _TransactionKind.ValueType  # 1
     """An order was paid."""
     TRANSACTION_KIND_PROVIDER_FEE: _TransactionKind.ValueType  # 2
@@ -83,7 +83,7 @@ class TransactionKind(_TransactionKind, metaclass=_TransactionKindEnumTypeWrappe
     """The kind of a transaction."""
 
 TRANSACTION_KIND_UNSPECIFIED: TransactionKind.ValueType  # 0
-"""Never sent."""
+"""Not a valid value."""
 TRANSACTION_KIND_PAY_IN: TransactionKind.ValueType  # 1
 """An order was paid."""
 TRANSACTION_KIND_PROVIDER_FEE: TransactionKind.ValueType  # 2

@@ -26,7 +26,7 @@ class _DeadLetterState:
 class _DeadLetterStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeadLetterState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     DEAD_LETTER_STATE_UNSPECIFIED: _DeadLetterState.ValueType  # 0
-    """Never sent."""
+    """Not a valid value."""
     DEAD_LETTER_STATE_OPEN: _DeadLetterState.ValueType  # 1
     """It waits for an operator."""
     DEAD_LETTER_STATE_RETRIED: _DeadLetterState.ValueType  # 2
@@ -44,7 +44,7 @@ class DeadLetterState(_DeadLetterState, metaclass=_DeadLetterStateEnumTypeWrappe
     """The state of a dead letter."""
 
 DEAD_LETTER_STATE_UNSPECIFIED: DeadLetterState.ValueType  # 0
-"""Never sent."""
+"""Not a valid value."""
 DEAD_LETTER_STATE_OPEN: DeadLetterState.ValueType  # 1
 """It waits for an operator."""
 DEAD_LETTER_STATE_RETRIED: DeadLetterState.ValueType  # 2
@@ -66,7 +66,7 @@ class _DeadLetterCause:
 class _DeadLetterCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeadLetterCause.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     DEAD_LETTER_CAUSE_UNSPECIFIED: _DeadLetterCause.ValueType  # 0
-    """Never sent."""
+    """Not a valid value."""
     DEAD_LETTER_CAUSE_REJECTED: _DeadLetterCause.ValueType  # 1
     """The provider rejects the request as malformed, its answer cannot be stored, or the order has
     not passed the risk check.
@@ -90,7 +90,7 @@ class DeadLetterCause(_DeadLetterCause, metaclass=_DeadLetterCauseEnumTypeWrappe
     """Why an operation became a dead letter."""
 
 DEAD_LETTER_CAUSE_UNSPECIFIED: DeadLetterCause.ValueType  # 0
-"""Never sent."""
+"""Not a valid value."""
 DEAD_LETTER_CAUSE_REJECTED: DeadLetterCause.ValueType  # 1
 """The provider rejects the request as malformed, its answer cannot be stored, or the order has
 not passed the risk check.
@@ -118,7 +118,7 @@ class _AlertKind:
 class _AlertKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AlertKind.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     ALERT_KIND_UNSPECIFIED: _AlertKind.ValueType  # 0
-    """Never sent."""
+    """Not a valid value."""
     ALERT_KIND_ORDER_STUCK: _AlertKind.ValueType  # 1
     """An order stays in its state past the threshold."""
     ALERT_KIND_REVIEW_OVERDUE: _AlertKind.ValueType  # 2
@@ -169,7 +169,7 @@ class AlertKind(_AlertKind, metaclass=_AlertKindEnumTypeWrapper):
     """The condition that an alert reports."""
 
 ALERT_KIND_UNSPECIFIED: AlertKind.ValueType  # 0
-"""Never sent."""
+"""Not a valid value."""
 ALERT_KIND_ORDER_STUCK: AlertKind.ValueType  # 1
 """An order stays in its state past the threshold."""
 ALERT_KIND_REVIEW_OVERDUE: AlertKind.ValueType  # 2

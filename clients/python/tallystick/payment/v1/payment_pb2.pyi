@@ -27,7 +27,7 @@ class _PaymentOrderStatus:
 class _PaymentOrderStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PaymentOrderStatus.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     PAYMENT_ORDER_STATUS_UNSPECIFIED: _PaymentOrderStatus.ValueType  # 0
-    """Never sent."""
+    """Not a valid value."""
     PAYMENT_ORDER_STATUS_NOT_STARTED: _PaymentOrderStatus.ValueType  # 1
     """Stored; the risk check has not passed yet. Next: EXECUTING or FAILED."""
     PAYMENT_ORDER_STATUS_EXECUTING: _PaymentOrderStatus.ValueType  # 2
@@ -45,7 +45,7 @@ class PaymentOrderStatus(_PaymentOrderStatus, metaclass=_PaymentOrderStatusEnumT
     """The state of one payment order."""
 
 PAYMENT_ORDER_STATUS_UNSPECIFIED: PaymentOrderStatus.ValueType  # 0
-"""Never sent."""
+"""Not a valid value."""
 PAYMENT_ORDER_STATUS_NOT_STARTED: PaymentOrderStatus.ValueType  # 1
 """Stored; the risk check has not passed yet. Next: EXECUTING or FAILED."""
 PAYMENT_ORDER_STATUS_EXECUTING: PaymentOrderStatus.ValueType  # 2
@@ -67,7 +67,7 @@ class _PaymentState:
 class _PaymentStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PaymentState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     PAYMENT_STATE_UNSPECIFIED: _PaymentState.ValueType  # 0
-    """Never sent."""
+    """Not a valid value."""
     PAYMENT_STATE_OPEN: _PaymentState.ValueType  # 1
     """At least one order is not final, or not booked yet."""
     PAYMENT_STATE_PAID: _PaymentState.ValueType  # 2
@@ -81,7 +81,7 @@ class PaymentState(_PaymentState, metaclass=_PaymentStateEnumTypeWrapper):
     """The state of a payment as a whole."""
 
 PAYMENT_STATE_UNSPECIFIED: PaymentState.ValueType  # 0
-"""Never sent."""
+"""Not a valid value."""
 PAYMENT_STATE_OPEN: PaymentState.ValueType  # 1
 """At least one order is not final, or not booked yet."""
 PAYMENT_STATE_PAID: PaymentState.ValueType  # 2
@@ -339,7 +339,7 @@ class _PaymentTransitionReason:
 class _PaymentTransitionReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PaymentTransitionReason.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     PAYMENT_TRANSITION_REASON_UNSPECIFIED: _PaymentTransitionReason.ValueType  # 0
-    """Never sent."""
+    """Not a valid value."""
     PAYMENT_TRANSITION_REASON_CREATED: _PaymentTransitionReason.ValueType  # 1
     """The order was accepted."""
     PAYMENT_TRANSITION_REASON_RISK_PASSED: _PaymentTransitionReason.ValueType  # 2
@@ -361,7 +361,7 @@ class PaymentTransitionReason(_PaymentTransitionReason, metaclass=_PaymentTransi
     """Why an order has a new version."""
 
 PAYMENT_TRANSITION_REASON_UNSPECIFIED: PaymentTransitionReason.ValueType  # 0
-"""Never sent."""
+"""Not a valid value."""
 PAYMENT_TRANSITION_REASON_CREATED: PaymentTransitionReason.ValueType  # 1
 """The order was accepted."""
 PAYMENT_TRANSITION_REASON_RISK_PASSED: PaymentTransitionReason.ValueType  # 2
@@ -387,7 +387,7 @@ class _UnappliedCause:
 class _UnappliedCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UnappliedCause.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     UNAPPLIED_CAUSE_UNSPECIFIED: _UnappliedCause.ValueType  # 0
-    """Never sent."""
+    """Not a valid value."""
     UNAPPLIED_CAUSE_MISMATCH: _UnappliedCause.ValueType  # 1
     """The amount or currency differs from the request."""
     UNAPPLIED_CAUSE_LATE: _UnappliedCause.ValueType  # 2
@@ -399,7 +399,7 @@ class UnappliedCause(_UnappliedCause, metaclass=_UnappliedCauseEnumTypeWrapper):
     """Why a charge fits no order."""
 
 UNAPPLIED_CAUSE_UNSPECIFIED: UnappliedCause.ValueType  # 0
-"""Never sent."""
+"""Not a valid value."""
 UNAPPLIED_CAUSE_MISMATCH: UnappliedCause.ValueType  # 1
 """The amount or currency differs from the request."""
 UNAPPLIED_CAUSE_LATE: UnappliedCause.ValueType  # 2

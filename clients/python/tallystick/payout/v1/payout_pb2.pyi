@@ -28,7 +28,7 @@ class _PayoutState:
 class _PayoutStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PayoutState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     PAYOUT_STATE_UNSPECIFIED: _PayoutState.ValueType  # 0
-    """Never sent."""
+    """Not a valid value."""
     PAYOUT_STATE_CREATED: _PayoutState.ValueType  # 1
     """Stored; its hold is not placed yet. Next: AWAITING_APPROVAL, READY, FAILED or CANCELLED."""
     PAYOUT_STATE_AWAITING_APPROVAL: _PayoutState.ValueType  # 2
@@ -64,7 +64,7 @@ class PayoutState(_PayoutState, metaclass=_PayoutStateEnumTypeWrapper):
     """The state of a payout."""
 
 PAYOUT_STATE_UNSPECIFIED: PayoutState.ValueType  # 0
-"""Never sent."""
+"""Not a valid value."""
 PAYOUT_STATE_CREATED: PayoutState.ValueType  # 1
 """Stored; its hold is not placed yet. Next: AWAITING_APPROVAL, READY, FAILED or CANCELLED."""
 PAYOUT_STATE_AWAITING_APPROVAL: PayoutState.ValueType  # 2
@@ -208,7 +208,7 @@ class _TransferMatch:
 class _TransferMatchEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TransferMatch.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     TRANSFER_MATCH_UNSPECIFIED: _TransferMatch.ValueType  # 0
-    """Never sent."""
+    """Not a valid value."""
     TRANSFER_MATCH_EXACT: _TransferMatch.ValueType  # 1
     """The transfer matches the request."""
     TRANSFER_MATCH_AFTER_FAILURE: _TransferMatch.ValueType  # 2
@@ -228,7 +228,7 @@ class TransferMatch(_TransferMatch, metaclass=_TransferMatchEnumTypeWrapper):
     """How a reported transfer matches its payout."""
 
 TRANSFER_MATCH_UNSPECIFIED: TransferMatch.ValueType  # 0
-"""Never sent."""
+"""Not a valid value."""
 TRANSFER_MATCH_EXACT: TransferMatch.ValueType  # 1
 """The transfer matches the request."""
 TRANSFER_MATCH_AFTER_FAILURE: TransferMatch.ValueType  # 2
@@ -252,7 +252,7 @@ class _PayoutDestinationState:
 class _PayoutDestinationStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PayoutDestinationState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     PAYOUT_DESTINATION_STATE_UNSPECIFIED: _PayoutDestinationState.ValueType  # 0
-    """Never sent."""
+    """Not a valid value."""
     PAYOUT_DESTINATION_STATE_PENDING_VERIFICATION: _PayoutDestinationState.ValueType  # 1
     """The provider has not confirmed yet that it can pay to the account. Next: VERIFIED, UNUSABLE or
     DISABLED.
@@ -270,7 +270,7 @@ class PayoutDestinationState(_PayoutDestinationState, metaclass=_PayoutDestinati
     """The state of a destination."""
 
 PAYOUT_DESTINATION_STATE_UNSPECIFIED: PayoutDestinationState.ValueType  # 0
-"""Never sent."""
+"""Not a valid value."""
 PAYOUT_DESTINATION_STATE_PENDING_VERIFICATION: PayoutDestinationState.ValueType  # 1
 """The provider has not confirmed yet that it can pay to the account. Next: VERIFIED, UNUSABLE or
 DISABLED.
@@ -292,7 +292,7 @@ class _PayoutBlocker:
 class _PayoutBlockerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PayoutBlocker.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     PAYOUT_BLOCKER_UNSPECIFIED: _PayoutBlocker.ValueType  # 0
-    """Never sent."""
+    """Not a valid value."""
     PAYOUT_BLOCKER_PENDING_FUNDS: _PayoutBlocker.ValueType  # 1
     """Pending sales are not released yet."""
     PAYOUT_BLOCKER_HELD: _PayoutBlocker.ValueType  # 2
@@ -324,7 +324,7 @@ class PayoutBlocker(_PayoutBlocker, metaclass=_PayoutBlockerEnumTypeWrapper):
     """Why money of a wallet is not paid out."""
 
 PAYOUT_BLOCKER_UNSPECIFIED: PayoutBlocker.ValueType  # 0
-"""Never sent."""
+"""Not a valid value."""
 PAYOUT_BLOCKER_PENDING_FUNDS: PayoutBlocker.ValueType  # 1
 """Pending sales are not released yet."""
 PAYOUT_BLOCKER_HELD: PayoutBlocker.ValueType  # 2
@@ -360,7 +360,7 @@ class _PayoutInterval:
 class _PayoutIntervalEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PayoutInterval.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     PAYOUT_INTERVAL_UNSPECIFIED: _PayoutInterval.ValueType  # 0
-    """Never sent."""
+    """Not a valid value."""
     PAYOUT_INTERVAL_DAILY: _PayoutInterval.ValueType  # 1
     """Every day."""
     PAYOUT_INTERVAL_WEEKDAYS: _PayoutInterval.ValueType  # 2
@@ -376,7 +376,7 @@ class PayoutInterval(_PayoutInterval, metaclass=_PayoutIntervalEnumTypeWrapper):
     """How often a schedule pays."""
 
 PAYOUT_INTERVAL_UNSPECIFIED: PayoutInterval.ValueType  # 0
-"""Never sent."""
+"""Not a valid value."""
 PAYOUT_INTERVAL_DAILY: PayoutInterval.ValueType  # 1
 """Every day."""
 PAYOUT_INTERVAL_WEEKDAYS: PayoutInterval.ValueType  # 2
@@ -440,7 +440,7 @@ class _PayoutBatchState:
 class _PayoutBatchStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PayoutBatchState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     PAYOUT_BATCH_STATE_UNSPECIFIED: _PayoutBatchState.ValueType  # 0
-    """Never sent."""
+    """Not a valid value."""
     PAYOUT_BATCH_STATE_GENERATING: _PayoutBatchState.ValueType  # 1
     """Its payouts are still being created. Next: OPEN."""
     PAYOUT_BATCH_STATE_OPEN: _PayoutBatchState.ValueType  # 2
@@ -454,7 +454,7 @@ class PayoutBatchState(_PayoutBatchState, metaclass=_PayoutBatchStateEnumTypeWra
     """The state of a batch."""
 
 PAYOUT_BATCH_STATE_UNSPECIFIED: PayoutBatchState.ValueType  # 0
-"""Never sent."""
+"""Not a valid value."""
 PAYOUT_BATCH_STATE_GENERATING: PayoutBatchState.ValueType  # 1
 """Its payouts are still being created. Next: OPEN."""
 PAYOUT_BATCH_STATE_OPEN: PayoutBatchState.ValueType  # 2
@@ -472,7 +472,7 @@ class _PayoutTransitionReason:
 class _PayoutTransitionReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PayoutTransitionReason.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     PAYOUT_TRANSITION_REASON_UNSPECIFIED: _PayoutTransitionReason.ValueType  # 0
-    """Never sent."""
+    """Not a valid value."""
     PAYOUT_TRANSITION_REASON_CREATED: _PayoutTransitionReason.ValueType  # 1
     """The payout was accepted."""
     PAYOUT_TRANSITION_REASON_FUNDS_HELD: _PayoutTransitionReason.ValueType  # 2
@@ -506,7 +506,7 @@ class PayoutTransitionReason(_PayoutTransitionReason, metaclass=_PayoutTransitio
     """Why a payout has a new version."""
 
 PAYOUT_TRANSITION_REASON_UNSPECIFIED: PayoutTransitionReason.ValueType  # 0
-"""Never sent."""
+"""Not a valid value."""
 PAYOUT_TRANSITION_REASON_CREATED: PayoutTransitionReason.ValueType  # 1
 """The payout was accepted."""
 PAYOUT_TRANSITION_REASON_FUNDS_HELD: PayoutTransitionReason.ValueType  # 2

@@ -26,7 +26,7 @@ class _WalletEntryKind:
 class _WalletEntryKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WalletEntryKind.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     WALLET_ENTRY_KIND_UNSPECIFIED: _WalletEntryKind.ValueType  # 0
-    """Never sent."""
+    """Not a valid value."""
     WALLET_ENTRY_KIND_CREDIT: _WalletEntryKind.ValueType  # 1
     """Money came in."""
     WALLET_ENTRY_KIND_RELEASE: _WalletEntryKind.ValueType  # 2
@@ -46,7 +46,7 @@ class WalletEntryKind(_WalletEntryKind, metaclass=_WalletEntryKindEnumTypeWrappe
     """The kind of a wallet change."""
 
 WALLET_ENTRY_KIND_UNSPECIFIED: WalletEntryKind.ValueType  # 0
-"""Never sent."""
+"""Not a valid value."""
 WALLET_ENTRY_KIND_CREDIT: WalletEntryKind.ValueType  # 1
 """Money came in."""
 WALLET_ENTRY_KIND_RELEASE: WalletEntryKind.ValueType  # 2
@@ -70,7 +70,7 @@ class _HoldState:
 class _HoldStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HoldState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     HOLD_STATE_UNSPECIFIED: _HoldState.ValueType  # 0
-    """Never sent."""
+    """Not a valid value."""
     HOLD_STATE_OPEN: _HoldState.ValueType  # 1
     """The money is held. Next: CAPTURED, RELEASED or EXPIRED."""
     HOLD_STATE_CAPTURED: _HoldState.ValueType  # 2
@@ -84,7 +84,7 @@ class HoldState(_HoldState, metaclass=_HoldStateEnumTypeWrapper):
     """The state of a hold."""
 
 HOLD_STATE_UNSPECIFIED: HoldState.ValueType  # 0
-"""Never sent."""
+"""Not a valid value."""
 HOLD_STATE_OPEN: HoldState.ValueType  # 1
 """The money is held. Next: CAPTURED, RELEASED or EXPIRED."""
 HOLD_STATE_CAPTURED: HoldState.ValueType  # 2
@@ -102,7 +102,7 @@ class _HoldPurpose:
 class _HoldPurposeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HoldPurpose.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     HOLD_PURPOSE_UNSPECIFIED: _HoldPurpose.ValueType  # 0
-    """Never sent."""
+    """Not a valid value."""
     HOLD_PURPOSE_PAYOUT: _HoldPurpose.ValueType  # 1
     """A payout in progress; never expires."""
     HOLD_PURPOSE_RESERVE: _HoldPurpose.ValueType  # 2
@@ -114,7 +114,7 @@ class HoldPurpose(_HoldPurpose, metaclass=_HoldPurposeEnumTypeWrapper):
     """The purpose of a hold."""
 
 HOLD_PURPOSE_UNSPECIFIED: HoldPurpose.ValueType  # 0
-"""Never sent."""
+"""Not a valid value."""
 HOLD_PURPOSE_PAYOUT: HoldPurpose.ValueType  # 1
 """A payout in progress; never expires."""
 HOLD_PURPOSE_RESERVE: HoldPurpose.ValueType  # 2
@@ -130,7 +130,7 @@ class _SellerAssignmentState:
 class _SellerAssignmentStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SellerAssignmentState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     SELLER_ASSIGNMENT_STATE_UNSPECIFIED: _SellerAssignmentState.ValueType  # 0
-    """Never sent."""
+    """Not a valid value."""
     SELLER_ASSIGNMENT_STATE_REQUESTED: _SellerAssignmentState.ValueType  # 1
     """It waits for another operator's decision. Next: APPROVED, REJECTED."""
     SELLER_ASSIGNMENT_STATE_APPROVED: _SellerAssignmentState.ValueType  # 2
@@ -142,7 +142,7 @@ class SellerAssignmentState(_SellerAssignmentState, metaclass=_SellerAssignmentS
     """The state of an assignment."""
 
 SELLER_ASSIGNMENT_STATE_UNSPECIFIED: SellerAssignmentState.ValueType  # 0
-"""Never sent."""
+"""Not a valid value."""
 SELLER_ASSIGNMENT_STATE_REQUESTED: SellerAssignmentState.ValueType  # 1
 """It waits for another operator's decision. Next: APPROVED, REJECTED."""
 SELLER_ASSIGNMENT_STATE_APPROVED: SellerAssignmentState.ValueType  # 2
