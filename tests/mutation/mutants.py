@@ -469,7 +469,7 @@ MUTANTS = (
         "an available credit is released again",
         f"{_CORE}/wallet/balances.py",
         "return instruction.kind is EntryKind.RELEASE and credit is not None and not "
-        "credit.pending",
+        "credit.is_pending",
         "return False",
         "tests/services/wallet/test_wallet_service.py::test_a_sale_is_released_by_its_source_id_once",
     ),

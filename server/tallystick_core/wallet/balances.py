@@ -72,7 +72,7 @@ def is_already_released(credit: Credit | None, instruction: Instruction) -> bool
     """Whether a release has nothing to do because its credit became available immediately. The
     response is that of a repeated release.
     """
-    return instruction.kind is EntryKind.RELEASE and credit is not None and not credit.pending
+    return instruction.kind is EntryKind.RELEASE and credit is not None and not credit.is_pending
 
 
 def can_open_wallet(instruction: Instruction) -> bool:
@@ -123,7 +123,7 @@ def _with_balances(wallet: Wallet, balances: Balances) -> Wallet:
 
 def _credit(wallet: Wallet, instruction: Instruction) -> WalletChange:
     before = wallet.balances
-    adds_pending = instruction.pending and wallet.release_delay > 0
+    adds_pending = instruction.is_pending and wallet.release_delay > 0
     after = (
         replace(before, pending=before.pending + instruction.amount)
         if adds_pending

@@ -13,14 +13,14 @@ from tallystick_core.wallet.state import EntryKind
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """A stored credit that a release refers to by its source id. `pending`: the credit did not
+    """A stored credit that a release refers to by its source id. `is_pending`: the credit did not
     become available immediately.
     """
 
     seller_account: str
     currency: str
     amount: int
-    pending: bool
+    is_pending: bool
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Instruction:
     seller_account: str = ""
     currency: str = ""
     amount: int = 0
-    pending: bool = False
+    is_pending: bool = False
     allow_owed: bool = False
     purpose: str = ""
     expire_time: datetime | None = None
@@ -50,7 +50,7 @@ class Instruction:
         # keeps the stored fingerprints of holds without a minimum valid
         minimum = (self.minimum_remaining,) if self.minimum_remaining else ()
         return fingerprint(
-            *identity, int(self.pending), int(self.allow_owed), self.purpose, expire, *minimum
+            *identity, int(self.is_pending), int(self.allow_owed), self.purpose, expire, *minimum
         )
 
 

@@ -51,7 +51,7 @@ def _parse_source_id(text: str) -> str:
 
 def parse_credit(message: pb.Credit) -> Instruction:
     """Parses a credit. Raises ApiError with the first invalid field."""
-    return _parse_movement(EntryKind.CREDIT, message, pending=message.pending)
+    return _parse_movement(EntryKind.CREDIT, message, is_pending=message.pending)
 
 
 def parse_release(message: pb.Release) -> Instruction:
@@ -70,7 +70,7 @@ def _parse_movement(
     kind: EntryKind,
     message: pb.Credit | pb.Debit,
     *,
-    pending: bool = False,
+    is_pending: bool = False,
     allow_owed: bool = False,
 ) -> Instruction:
     source_id = _parse_source_id(message.source_id)
@@ -84,7 +84,7 @@ def _parse_movement(
         seller,
         currency,
         parse_amount(message.amount, currency),
-        pending,
+        is_pending,
         allow_owed,
     )
 

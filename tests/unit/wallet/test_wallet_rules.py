@@ -77,12 +77,12 @@ def test_no_sequence_of_changes_breaks_a_wallet(
             continue
         if what == "credit":
             credits_[instruction.source_id] = Credit(
-                "s", "EUR", amount, pending=bool(how) and delay > 0
+                "s", "EUR", amount, is_pending=bool(how) and delay > 0
             )
         elif what == "free":
             # By its key, it is released once.
             credits_[instruction.source_id] = replace(
-                credits_[instruction.source_id], pending=False
+                credits_[instruction.source_id], is_pending=False
             )
         elif what == "hold":
             assert change.wallet.balances.available >= instruction.minimum_remaining
@@ -95,13 +95,13 @@ def test_no_sequence_of_changes_breaks_a_wallet(
         assert b.owed == 0 or b.available == 0
         assert b.balance == total
         assert b.held == sum(h.amount for h in holds.values() if h.state is HoldState.OPEN)
-        assert b.pending == sum(credit.amount for credit in credits_.values() if credit.pending)
+        assert b.pending == sum(credit.amount for credit in credits_.values() if credit.is_pending)
 
 
 def _instruction(kind: str, amount: int, argument: object, number: int) -> Instruction:
     if kind == "credit":
         return Instruction(
-            EntryKind.CREDIT, f"PAY_IN/{number}", "c", "s", "EUR", amount, pending=bool(argument)
+            EntryKind.CREDIT, f"PAY_IN/{number}", "c", "s", "EUR", amount, is_pending=bool(argument)
         )
     if kind == "debit":
         return Instruction(
@@ -185,7 +185,7 @@ def test_a_release_repays_owed_first(
         Wallet("s", "EUR", before, frozen=frozen),
         None,
         Instruction(EntryKind.RELEASE, "PAY_IN/1", "c"),
-        Credit("s", "EUR", amount, pending=True),
+        Credit("s", "EUR", amount, is_pending=True),
     )
     after = change.wallet.balances
     assert after == repay_then_add_available(Balances(others, before.available, 7, owed), amount)
@@ -205,7 +205,7 @@ def test_an_available_credit_is_not_released_again() -> None:
         Wallet("s", "EUR", Balances(pending=5, available=5)),
         Instruction(EntryKind.RELEASE, "PAY_IN/1", "c"),
     )
-    at_once = Credit("s", "EUR", 5, pending=False)
+    at_once = Credit("s", "EUR", 5, is_pending=False)
     assert is_already_released(at_once, release)
     assert not is_already_released(at_once, Instruction(EntryKind.CREDIT, "PAY_IN/1", "c"))
     assert not is_already_released(None, release)
