@@ -131,7 +131,7 @@ _REQUEUE = text("""
     from l where op.operation_id = l.operation_id and op.next_attempt_time is null
         and op.lease_until <= clock()
 """)
-_LOCK_OVERDUE = text("""
+_LOCK_EXPIRED = text("""
     select operation_id from operation where next_attempt_time is null
         and expire_time <= (select clock())
         order by expire_time, operation_id limit :limit for update skip locked
@@ -233,9 +233,9 @@ def requeue(connection: Connection, operation_ids: Sequence[str]) -> None:
     connection.execute(_REQUEUE, {"operations": list(operation_ids)})
 
 
-def lock_overdue(connection: Connection, limit: int) -> list[str]:
+def lock_expired(connection: Connection, limit: int) -> list[str]:
     """Locks up to `limit` dead-lettered operations that have expired."""
-    return list(connection.execute(_LOCK_OVERDUE, {"limit": limit}).scalars())
+    return list(connection.execute(_LOCK_EXPIRED, {"limit": limit}).scalars())
 
 
 def claim_dead_lettered(

@@ -83,7 +83,7 @@ class Charge(LeasedOperation):
     payment_method_type: str
     orders: tuple[OrderInCharge, ...]
     canceled: bool = False
-    overdue: bool = False
+    buyer_timed_out: bool = False
     """The buyer has not completed the required action in time."""
 
     @property
@@ -105,7 +105,7 @@ class Charge(LeasedOperation):
             OrderStatus.NOT_STARTED,
             OrderStatus.EXECUTING,
         )
-        return FailureReason.EXPIRED if is_expired or self.overdue else None
+        return FailureReason.EXPIRED if is_expired or self.buyer_timed_out else None
 
     def next_action(
         self, now: float, key_window_seconds: float, lease_seconds: float
@@ -248,7 +248,7 @@ def charges_from_rows(
                 age_seconds=float(first.age),
                 expires_at=inf if first.expires_in is None else now + float(first.expires_in),
                 canceled=first.cancel_reason != "",
-                overdue=_is_overdue(first),
+                buyer_timed_out=_has_buyer_timed_out(first),
                 next_poll_deadline=now + _seconds_left(first),
                 recorded_outcome=outcome_from_attempt(_attempt_result(first)),
                 maybe_sent=first.maybe_sent,
@@ -261,7 +261,7 @@ def charges_from_rows(
     return charges
 
 
-def _is_overdue(row: Row[Any]) -> bool:
+def _has_buyer_timed_out(row: Row[Any]) -> bool:
     """Whether the buyer has not acted in time."""
     return (
         row.pending_reason == PendingReason.BUYER_ACTION
@@ -271,7 +271,7 @@ def _is_overdue(row: Row[Any]) -> bool:
 
 
 def _seconds_left(row: Row[Any]) -> float:
-    """Seconds until the charge is overdue; inf if it has no deadline.
+    """Seconds until the charge must be ended; inf if it has no deadline.
 
     The deadline of a buyer action applies while one is pending, otherwise the payment's expiry
     applies until the outcome is known.

@@ -42,7 +42,7 @@ class TransitionResult:
         orders = tuple(self.orders.get(order.payment_order_id, order) for order in charge.orders)
         if orders == charge.orders:
             return charge
-        seconds_left = inf if charge.overdue else orders[0].buyer_action_seconds()
+        seconds_left = inf if charge.buyer_timed_out else orders[0].buyer_action_seconds()
         return replace(
             charge,
             orders=orders,

@@ -193,7 +193,7 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
                 "payment.book_unapplied_charges", interval_seconds, unapplied_charges.run_once
             ),
             self.polling,
-            Periodic("payment.end_overdue", interval_seconds, self.end_overdue),
+            Periodic("payment.end_expired", interval_seconds, self.end_expired),
             self._credit_releases,
         ]
 
@@ -258,7 +258,7 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
         self.wake()
         return result
 
-    async def end_overdue(self) -> None:
+    async def end_expired(self) -> None:
         """Requeues dead letters whose payment has expired or whose buyer did not act in time, so
         that their charges end.
         """
@@ -266,7 +266,7 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
         def end(connection: Connection) -> bool:
             charges = {
                 f"{RESOURCE_PREFIX}{id_}": id_
-                for id_ in operation_store.lock_overdue(connection, MAX_ITEMS)
+                for id_ in operation_store.lock_expired(connection, MAX_ITEMS)
             }
             requeue_to_end(connection, charges, _PLATFORM, "the payment expired")
             return bool(charges)
