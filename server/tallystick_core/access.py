@@ -29,13 +29,13 @@ class Caller:
 
     name: str
     roles: frozenset[Role]
-    account: str = ""
+    configured_owner: str = ""
     """The owner shared by the callers of one marketplace; empty: the caller's own name."""
 
     @property
     def owner(self) -> str:
         """The owner of the caller's resources and sellers."""
-        return self.account or self.name
+        return self.configured_owner or self.name
 
     @property
     def can_see_all(self) -> bool:
@@ -57,4 +57,4 @@ def authorize(caller: Caller, allowed_roles: frozenset[Role]) -> Caller:
         raise ApiError(
             ErrorReason.PERMISSION_DENIED, f"This method is for callers with the role {role_names}."
         )
-    return Caller(caller.name, roles, caller.account)
+    return Caller(caller.name, roles, caller.configured_owner)

@@ -355,7 +355,7 @@ def test_a_flood_of_one_caller_does_not_block_others(
         "TALLYSTICK_SERVER__LISTEN": address,
         "TALLYSTICK_PROVIDERS__SANDBOX__LATENCY": "30",
         "TALLYSTICK_SERVER__MAX_WAITING_CALLS": str(waiting_count),
-        "TALLYSTICK_SERVER__MAX_CALLER_SHARE": "0.5",
+        "TALLYSTICK_SERVER__MAX_OWNER_SHARE": "0.5",
         "TALLYSTICK_SERVER__SHUTDOWN_GRACE_PERIOD": "0",
     }
     response_counts: Counter[str] = Counter()

@@ -119,7 +119,7 @@ def _call_limits(settings: Settings) -> CallLimits:
         platform=settings.server.max_concurrent_platform_calls,
         waiting=settings.server.max_waiting_calls,
         streams=settings.server.max_concurrent_streams,
-        share=settings.server.max_caller_share,
+        share=settings.server.max_owner_share,
         message_bytes=settings.server.max_message_bytes_in_flight,
     )
 

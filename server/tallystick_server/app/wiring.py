@@ -323,7 +323,7 @@ class Wiring:
                 settings.breaker.max_reset_timeout,
             ),
             max_in_flight=settings.worker.max_in_flight,
-            max_owner_share=settings.server.max_caller_share,
+            max_owner_share=settings.server.max_owner_share,
         )
 
     def _risk_rules(self) -> RiskRules:

@@ -80,8 +80,8 @@ class WorkerTasks(Generic[Op]):
     async def run_detached(
         self, work: Callable[[], Coroutine[Any, Any, R]], *, is_team_call: bool = False
     ) -> R:
-        """Runs `work`, which commits leases and starts operations, in a task of the worker. A
-        cancelled caller therefore never leaves a lease without a holder.
+        """Runs `work`, which commits leases and starts operations, in a task of the worker. So a
+        lease keeps its holder even if the task that waits for it is cancelled.
 
         `is_team_call`: a team's call waits for the work. Such calls are limited, and do not limit
         the platform or operators. Raises OVERLOADED for them.

@@ -228,7 +228,7 @@ class PayoutCreator:
     def insert(
         self, connection: Connection, plan: PayoutCreationPlan, lease_deadline: float
     ) -> CreatedPayouts:
-        """Stores new payouts in the caller's transaction.
+        """Stores new payouts in the surrounding transaction.
 
         `lease_deadline`: the loop time at which the lease ends.
         """

@@ -98,7 +98,7 @@ class ServerSection(_Section):
     """Maximum open streams of teams, separately of operators and auditors, and separately of
     services.
     """
-    max_caller_share: Share = Field(default=0.5, ge=0.01, le=1)
+    max_owner_share: Share = Field(default=0.5, ge=0.01, le=1)
     """The part of each of these limits, and of `max_message_bytes_in_flight`, that the callers of
     one owner can use while no others call. With 1 they can exclude others.
     """
