@@ -566,7 +566,8 @@ MUTANTS = (
     Mutant(
         "a payout of an ended destination waits for approval",
         f"{_SERVER}/payout/place_hold.py",
-        "if snapshot.state in NOT_SENT and destination_state in TERMINAL_DESTINATION_STATES:",
+        "if snapshot.state in HELD_UNSENT_STATES and destination_state in "
+        "TERMINAL_DESTINATION_STATES:",
         "if snapshot.state is PayoutState.READY and destination_state in "
         "TERMINAL_DESTINATION_STATES:",
         "tests/unit/operations/test_next_action.py::test_a_payout_of_an_ended_destination_is_cancelled",

@@ -177,7 +177,7 @@ HOLD_RELEASED = frozenset({_S.FAILED, _S.REJECTED, _S.CANCELLED})
 """The hold is released once the payout is booked. A payout that FAILED for insufficient funds never
 had a hold.
 """
-NOT_SENT = frozenset({_S.AWAITING_APPROVAL, _S.READY})
+HELD_UNSENT_STATES = frozenset({_S.AWAITING_APPROVAL, _S.READY})
 """Its money is held and nothing was sent: it can be CANCELLED."""
 TERMINAL_STATES = HOLD_CAPTURED | HOLD_RELEASED
 """No further transition is expected; PAID may still become RETURNED."""

@@ -21,7 +21,7 @@ from tallystick_core.payout.operation_ids import (
     format_destination_operation_id,
     split_operation_ids,
 )
-from tallystick_core.payout.state import NOT_SENT, PayoutTransitionReason, PayoutTrigger
+from tallystick_core.payout.state import HELD_UNSENT_STATES, PayoutTransitionReason, PayoutTrigger
 from tallystick_core.provider.outcome import Declined, VerificationOutcome
 from tallystick_server.observability.tracing import parse_traceparent
 from tallystick_server.operations.batcher import bisect_on_error
@@ -237,7 +237,7 @@ def _cancel_unsent(connection: Connection, operation_ids: Sequence[str]) -> None
             payouts.load_operations(connection, split_operation_ids(tokens)[0]), tokens, ""
         )
         # Skip payouts that were decided after they were listed.
-        unsent_items = [item for item in items if item.state in NOT_SENT]
+        unsent_items = [item for item in items if item.state in HELD_UNSENT_STATES]
         resolve(
             connection,
             {item.resource_name: (item.caller, item.traceparent) for item in unsent_items},

@@ -17,7 +17,7 @@ from tallystick_core.payout.destination import TERMINAL_DESTINATION_STATES, Dest
 from tallystick_core.payout.operation_ids import format_payout_hold_id
 from tallystick_core.payout.request import classify_hold_failure
 from tallystick_core.payout.state import (
-    NOT_SENT,
+    HELD_UNSENT_STATES,
     PayoutState,
     PayoutTransitionReason,
     PayoutTrigger,
@@ -138,7 +138,7 @@ def plan_change(
         transitions.append(_hold_transition(item, failure, approval_thresholds))
         snapshot = transitions[-1].snapshot
     # The destination has ended, so nothing can be paid to it.
-    if snapshot.state in NOT_SENT and destination_state in TERMINAL_DESTINATION_STATES:
+    if snapshot.state in HELD_UNSENT_STATES and destination_state in TERMINAL_DESTINATION_STATES:
         transitions.append(
             PayoutTransition(
                 snapshot.apply(PayoutTrigger.DESTINATION_ENDED),
