@@ -145,7 +145,7 @@ _CLAIM_DEAD_LETTERED = text("""
 """)
 
 
-_RENEW_LEASES = text("""
+_FORCE_CLAIM = text("""
     with c as materialized (select operation_id from operation
         where operation_id = any (cast(:operations as text[])) order by operation_id for update)
     update operation op set next_attempt_time = clock(),
@@ -156,14 +156,14 @@ _RENEW_LEASES = text("""
 """)
 
 
-def renew_leases(
+def force_claim(
     connection: Connection, operation_ids: Sequence[str], lease_seconds: float
 ) -> dict[str, int]:
     """Leases operations for `lease_seconds` seconds, even if another process holds them. Returns
     the lease token by operation_id. For an operator's decision that must take effect immediately.
     """
     leases = connection.execute(
-        _RENEW_LEASES, {"operations": list(operation_ids), "lease": f"{lease_seconds} seconds"}
+        _FORCE_CLAIM, {"operations": list(operation_ids), "lease": f"{lease_seconds} seconds"}
     )
     return {row.operation_id: row.lease_token for row in leases}
 

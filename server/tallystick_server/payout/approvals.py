@@ -85,7 +85,7 @@ class PayoutDecisions:
                 _require_certain_hold(connection, payout_id)
             if decision.requires_second_person:
                 require_second_approver(decision.actor, row.caller)
-            tokens = operation_store.renew_leases(
+            tokens = operation_store.force_claim(
                 connection, [format_payout_operation_id(payout_id)], self._lease_seconds
             )
             (item,) = operations_from_rows(

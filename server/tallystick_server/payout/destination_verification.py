@@ -231,7 +231,7 @@ def end_destinations(
 
 
 def _cancel_unsent(connection: Connection, operation_ids: Sequence[str]) -> None:
-    tokens = operation_store.renew_leases(connection, operation_ids, 0.0) if operation_ids else {}
+    tokens = operation_store.force_claim(connection, operation_ids, 0.0) if operation_ids else {}
     if tokens:
         items = operations_from_rows(
             payouts.load_operations(connection, split_operation_ids(tokens)[0]), tokens, ""
