@@ -48,7 +48,7 @@ _EMPTY_CLAIM: tuple[tuple[()], list[str]] = ((), [])
 """The result of a claim that found nothing: no operations, and no provider with more."""
 _LEASE_CHECKS = frozenset(
     {
-        "transaction PayoutPageCreator.is_leader",
+        "transaction PayoutPageCreator.try_acquire_leadership",
         "read ScheduleRunner._load_due_defaults.<lambda>",
         "read ScheduleRunner._load_due_sellers.<lambda>",
         "read BatchGenerator._load_due_batches.load",

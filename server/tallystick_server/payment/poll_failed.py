@@ -54,8 +54,8 @@ def _next_poll(retry_policies: RetryPolicies, charge: Charge, poll_count: int) -
 class FailedChargePoller:
     """Polls failed charges at the intervals of the `POST_COMPLETION_POLL` retry policy.
 
-    A lookup has no side effects, so it needs no lease. `is_leader`: whether this process holds the
-    leader lease.
+    A lookup has no side effects, so it needs no lease. `try_acquire_leadership` acquires or renews
+    the leader lease, and returns whether this process holds it.
     """
 
     def __init__(
@@ -65,14 +65,14 @@ class FailedChargePoller:
         retry_policies: RetryPolicies,
         providers: Collection[str],
         record_outcome: Callable[[Charge, ChargeOutcome], Awaitable[object]],
-        is_leader: Callable[[Connection], bool],
+        try_acquire_leadership: Callable[[Connection], bool],
     ) -> None:
         self._database = database
         self._gateway = gateway
         self._retry_policies = retry_policies
         self._providers = sorted(providers)
         self._record_outcome = record_outcome
-        self._is_leader = is_leader
+        self._try_acquire_leadership = try_acquire_leadership
 
     async def run_once(self) -> None:
         """Polls each charge that is due once, if this process is the leader."""
@@ -91,7 +91,7 @@ class FailedChargePoller:
             ]
 
         charges = await self._database.load(load)
-        if not charges or not await self._database.transact(self._is_leader):
+        if not charges or not await self._database.transact(self._try_acquire_leadership):
             return
         next_polls = await asyncio.gather(
             *(self._try_poll(charge, poll_count) for charge, poll_count in charges)

@@ -75,7 +75,7 @@ class BatchGenerator:
 
     async def run_once(self) -> None:
         """Advances all batches and schedules that are due, if this process is the leader."""
-        if not await self._database.transact(self._page_creator.is_leader):
+        if not await self._database.transact(self._page_creator.try_acquire_leadership):
             return
         await self._schedule_runner.run_due()
         for batch in await self._load_due_batches():

@@ -52,8 +52,8 @@ class PayoutPageCreator:
         self._in_flight_count = in_flight_count
         self._run_detached = run_detached
 
-    def is_leader(self, connection: Connection) -> bool:
-        """Whether this process holds the leader lease, which it acquires or renews if it can."""
+    def try_acquire_leadership(self, connection: Connection) -> bool:
+        """Acquires or renews the leader lease if it can. Returns whether this process holds it."""
         return leader_lease.try_acquire_lease(
             connection, "generate_batches", self._holder_id, _LEADER_LEASE_SECONDS
         )
@@ -80,7 +80,7 @@ class PayoutPageCreator:
             commit_result = await self._database.transact(
                 lambda connection: (
                     insert_payouts(connection, plan, lease_deadline)
-                    if self.is_leader(connection)
+                    if self.try_acquire_leadership(connection)
                     else None
                 )
             )

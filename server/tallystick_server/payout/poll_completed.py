@@ -45,8 +45,8 @@ def _is_conclusive(outcome: ProviderOutcome | NotCalled) -> bool:
 class CompletedPayoutPoller:
     """Polls completed payouts at the intervals of the `POST_COMPLETION_POLL` retry policy.
 
-    A lookup has no side effects, so it needs no lease. `is_leader`: whether this process holds the
-    leader lease.
+    A lookup has no side effects, so it needs no lease. `try_acquire_leadership` acquires or renews
+    the leader lease, and returns whether this process holds it.
     """
 
     def __init__(
@@ -56,14 +56,14 @@ class CompletedPayoutPoller:
         retry_policies: RetryPolicies,
         record_outcome: Callable[[PayoutOperation, object], Awaitable[object]],
         record_misdirected: Callable[[PayoutOperation, Any], Awaitable[object]],
-        is_leader: Callable[[Connection], bool],
+        try_acquire_leadership: Callable[[Connection], bool],
     ) -> None:
         self._database = database
         self._gateway = gateway
         self._retry_policies = retry_policies
         self._record_outcome = record_outcome
         self._record_misdirected = record_misdirected
-        self._is_leader = is_leader
+        self._try_acquire_leadership = try_acquire_leadership
 
     async def run_once(self) -> None:
         """Polls each payout that is due once, if this process is the leader."""
@@ -78,7 +78,7 @@ class CompletedPayoutPoller:
             return [(item, poll_counts[item.payout_id]) for item in items]
 
         due_payouts = await self._database.load(load)
-        if not due_payouts or not await self._database.transact(self._is_leader):
+        if not due_payouts or not await self._database.transact(self._try_acquire_leadership):
             return
         next_polls = await asyncio.gather(
             *(self.poll(item, poll_count) for item, poll_count in due_payouts)

@@ -73,7 +73,7 @@ class ScheduleRunner:
         """
 
         def start(connection: Connection) -> None:
-            if self._page_creator.is_leader(connection) and store.advance(
+            if self._page_creator.try_acquire_leadership(connection) and store.advance(
                 connection, [(row, next_time(cut_offs, clock.now(connection)))]
             ):
                 new = NewBatch(
