@@ -1,4 +1,4 @@
-"""Failed steps of operations: what an outcome or an error means for the schedule."""
+"""Steps that did not complete an operation: what an outcome or an error means for the schedule."""
 
 from __future__ import annotations
 
@@ -40,13 +40,15 @@ class BookingRejected(Exception):
 
 @dataclass(frozen=True, slots=True)
 class FailedStep(Generic[Op]):
-    """An operation whose step failed, and why."""
+    """An operation that its step did not complete, and why: the step failed, or the provider still
+    processes the operation.
+    """
 
     operation: Op
     retry_reason: RetryReason
     detail: str
     action: NextAction
-    """The action that failed."""
+    """The action of the step."""
     retry_after: float = 0.0
     """Seconds before which the provider accepts no retry."""
     is_not_found: bool = False
@@ -182,7 +184,7 @@ def classify_not_found(
     return FailedStep(operation, reason, outcome.detail, action, is_not_found=True)
 
 
-def name_cancellation(
+def with_cancel_reason(
     outcome: ProviderOutcome, failure_reason: FailureReason | None
 ) -> ProviderOutcome:
     """The outcome, with our reason if the provider cancelled the operation at our request."""

@@ -1,4 +1,4 @@
-"""Reschedules, fails or dead-letters operations whose step failed, as their retry policies say."""
+"""Reschedules, fails or dead-letters operations that are not complete, as retry policies say."""
 
 from __future__ import annotations
 

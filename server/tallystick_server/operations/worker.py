@@ -34,7 +34,7 @@ from tallystick_server.operations.failed_step import (
     classify_not_called,
     classify_not_found,
     classify_storage_error,
-    name_cancellation,
+    with_cancel_reason,
 )
 from tallystick_server.operations.operation import LeasedOperation
 from tallystick_server.operations.periodic import Periodic
@@ -330,7 +330,7 @@ class OperationWorker(ABC, Generic[Op, G]):
                 )
             )
         else:
-            outcome = name_cancellation(outcome, operation.failure_if_not_sent(now))
+            outcome = with_cancel_reason(outcome, operation.failure_if_not_sent(now))
             await self._apply_outcome(operation, outcome, action, key_window)
 
     async def _apply_outcome(
@@ -399,7 +399,7 @@ class OperationWorker(ABC, Generic[Op, G]):
     async def _reschedule(self, failed_step: FailedStep[Op]) -> None:
         operation = failed_step.operation
         log.info(
-            "%s: step failed, rescheduled: %s (%s)",
+            "%s: not complete, rescheduled: %s (%s)",
             operation.resource_name,
             failed_step.retry_reason,
             failed_step.detail,
