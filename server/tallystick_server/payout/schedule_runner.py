@@ -31,7 +31,7 @@ from tallystick_storage.payout import schedules as store
 log = logging.getLogger(__name__)
 
 DueSchedule = tuple[Row[Any], Schedule]
-"""A stored schedule and its cut-offs."""
+"""The row of a schedule, and its parsed schedule."""
 
 _MAX_DEFAULT_SCHEDULES = 20
 _MAX_SELLERS = 500  # paid in one transaction
@@ -50,8 +50,8 @@ class ScheduleRunner:
 
     async def run_due(self) -> None:
         """Runs the schedules whose cut-off has passed."""
-        for default, cut_offs in await self._parse_schedules(await self._load_due_defaults()):
-            await self._start_run(default, cut_offs)
+        for schedule_row, schedule in await self._parse_schedules(await self._load_due_defaults()):
+            await self._start_run(schedule_row, schedule)
         await self._pay_due_sellers()
 
     async def _load_due_defaults(self) -> Sequence[Row[Any]]:
@@ -66,7 +66,7 @@ class ScheduleRunner:
             lambda connection: store.list_due(connection, _MAX_SELLERS, defaults_only=False)
         )
 
-    async def _start_run(self, row: Row[Any], cut_offs: Schedule) -> None:
+    async def _start_run(self, schedule_row: Row[Any], schedule: Schedule) -> None:
         """Creates the batch of a default schedule whose cut-off has passed.
 
         Only one batch is created, even if cut-offs of several days were missed.
@@ -74,21 +74,21 @@ class ScheduleRunner:
 
         def start(connection: Connection) -> None:
             if self._page_creator.try_acquire_leadership(connection) and store.advance(
-                connection, [(row, next_time(cut_offs, clock.now(connection)))]
+                connection, [(schedule_row, next_time(schedule, clock.now(connection)))]
             ):
                 new = NewBatch(
-                    format_run_id(row.currency, row.next_time),
-                    row.caller,
+                    format_run_id(schedule_row.currency, schedule_row.next_time),
+                    schedule_row.caller,
                     _ANY_OWNER,
-                    currency=row.currency,
+                    currency=schedule_row.currency,
                 )
-                insert_batch(connection, new, row.traceparent, row.next_time)
+                insert_batch(connection, new, schedule_row.traceparent, schedule_row.next_time)
 
         with Isolated() as run_start:
             await self._database.transact(start)
         if run_start.error is not None:
-            log_failure(f"the run of all sellers in {row.currency}", run_start.error)
-            await self._reschedule([row])
+            log_failure(f"the run of all sellers in {schedule_row.currency}", run_start.error)
+            await self._reschedule([schedule_row])
 
     async def _pay_due_sellers(self) -> None:
         """Pays the sellers with their own schedule whose cut-off has passed, page by page."""
@@ -106,10 +106,13 @@ class ScheduleRunner:
         schedules = await self._parse_schedules(rows)
         results = await self._pay_each(schedules)
         failed_rows = []
-        for (row, _), result in zip(schedules, results, strict=True):
+        for (schedule_row, _), result in zip(schedules, results, strict=True):
             if isinstance(result, Exception):
-                log_failure(f"the schedule of {row.seller_account} in {row.currency}", result)
-                failed_rows.append(row)
+                log_failure(
+                    f"the schedule of {schedule_row.seller_account} in {schedule_row.currency}",
+                    result,
+                )
+                failed_rows.append(schedule_row)
         await self._reschedule(failed_rows)
         return any(result is True for result in results)
 
@@ -125,9 +128,9 @@ class ScheduleRunner:
                 len(schedules),
             )
         results: list[bool | Exception] = []
-        for schedule in schedules:
+        for due_schedule in schedules:
             with Isolated() as creation:
-                results += await self._pay([schedule])
+                results += await self._pay([due_schedule])
             if creation.error is not None:
                 results.append(creation.error)
         return results
@@ -136,14 +139,14 @@ class ScheduleRunner:
         """Creates the payouts in one transaction. Returns for each whether this process did."""
         commands = [
             build_seller_command(
-                row,
-                row.seller_account,
-                run_id=format_run_id(row.currency, row.next_time),
+                schedule_row,
+                schedule_row.seller_account,
+                run_id=format_run_id(schedule_row.currency, schedule_row.next_time),
                 batch_id="",
                 owner=_ANY_OWNER,
                 balance=None,
             )
-            for row, _ in schedules
+            for schedule_row, _ in schedules
         ]
 
         def pay(
@@ -151,7 +154,8 @@ class ScheduleRunner:
         ) -> tuple[CreatedPayouts, set[tuple[str, str]]]:
             now = clock.now(connection)
             advanced_keys = store.advance(
-                connection, [(row, next_time(cut_offs, now)) for row, cut_offs in schedules]
+                connection,
+                [(schedule_row, next_time(schedule, now)) for schedule_row, schedule in schedules],
             )
             # Changed concurrently: these schedules are read again.
             skipped_ids = {
@@ -167,21 +171,22 @@ class ScheduleRunner:
         return [command.wallet_key in advanced_keys for command in commands]
 
     async def _parse_schedules(self, rows: Sequence[Row[Any]]) -> list[DueSchedule]:
-        """Schedules with their cut-offs.
+        """Parses rows of schedules.
 
         A schedule that cannot be parsed, such as one with an unknown time zone, is rescheduled and
         raises an alert.
         """
         schedules, invalid_rows = [], []
-        for row in rows:
+        for schedule_row in rows:
             with Isolated() as parsing:
-                schedules.append((row, schedule_from_row(row)))
+                schedules.append((schedule_row, schedule_from_row(schedule_row)))
             if parsing.error is not None:
                 log_failure(
-                    f"the schedule of {row.seller_account or 'all'} in {row.currency}",
+                    f"the schedule of {schedule_row.seller_account or 'all'} in "
+                    f"{schedule_row.currency}",
                     parsing.error,
                 )
-                invalid_rows.append(row)
+                invalid_rows.append(schedule_row)
         await self._reschedule(invalid_rows)
         return schedules
 

@@ -262,14 +262,14 @@ def transition(
     return {row.payout_id: row for row in result}
 
 
-_LOCKED_DUE = (
+_LOCKED_OPERATION = (
     "select operation_id from operation where operation_id = any (select 'p-' || id from "
     "unnest(cast(:ids as text[])) as i (id)) order by operation_id for update"
 )
 _LOCK = text(f"""
-    with locked_due as materialized ({_LOCKED_DUE})
+    with locked_operation as materialized ({_LOCKED_OPERATION})
     select {COLUMNS} from payout p
-    where p.payout_id = any (cast(:ids as text[])) and (select count(*) from locked_due) >= 0
+    where p.payout_id = any (cast(:ids as text[])) and (select count(*) from locked_operation) >= 0
         order by p.payout_id for update
 """)
 _REOPEN = text("""
@@ -308,11 +308,11 @@ _LOAD_OPERATIONS = text(f"""
     order by p.payout_id
 """)
 _LOCK_UNRESOLVED = text(f"""
-    with locked_due as materialized ({_LOCKED_DUE})
+    with locked_operation as materialized ({_LOCKED_OPERATION})
     select payout_id from payout p
     where payout_id = any (cast(:ids as text[]))
         and state in ('CREATED', 'READY', 'SUBMITTING', 'SUBMITTED', 'IN_TRANSIT')
-        and (select count(*) from locked_due) >= 0 order by payout_id for update
+        and (select count(*) from locked_operation) >= 0 order by payout_id for update
 """)
 _LIST_UNSENT = text("""
     select op.operation_id from operation op cross join lateral (
