@@ -86,17 +86,17 @@ class DestinationReadiness:
 
 @dataclass(frozen=True, slots=True)
 class PayoutQuote:
-    """The amount that can be paid: all that the terms allow, or 0. `shortfalls` maps each blocker
-    to the amount it blocks, computed independently. The owed amount is not part of the wallet's
-    funds.
+    """The amount that can be paid: all that the terms allow, or 0. `blocked_amounts` has for each
+    blocker the amount it blocks, computed independently. The owed amount is not part of the
+    wallet's funds.
     """
 
     amount: int
     fee: int
-    shortfalls: Mapping[PayoutBlocker, int]
+    blocked_amounts: Mapping[PayoutBlocker, int]
 
     @property
-    def net(self) -> int:
+    def net_amount(self) -> int:
         """The amount that the seller's bank receives."""
         return self.amount - self.fee if self.amount else 0
 
@@ -126,11 +126,11 @@ def quote_payout(
             if blocker in _DESTINATION_BLOCKERS
         },
     }
-    shortfalls = {blocker: amount for blocker, amount in amounts.items() if amount} | {
+    blocked_amounts = {blocker: amount for blocker, amount in amounts.items() if amount} | {
         blocker: max_amount for blocker, blocks in blocking.items() if blocks
     }
     return PayoutQuote(
-        0 if any(blocking.values()) else max_amount, terms.fee, MappingProxyType(shortfalls)
+        0 if any(blocking.values()) else max_amount, terms.fee, MappingProxyType(blocked_amounts)
     )
 
 
@@ -170,11 +170,11 @@ def quote_amount(
         )
         raise ApiError(ErrorReason.AMOUNT_OUT_OF_RANGE, message, field="amount")
     quote = quote_payout(balance, terms, destination)
-    metadata = {"blockers": ",".join(quote.shortfalls)}
-    if PayoutBlocker.FROZEN in quote.shortfalls:
+    metadata = {"blockers": ",".join(quote.blocked_amounts)}
+    if PayoutBlocker.FROZEN in quote.blocked_amounts:
         message = "The wallet is FROZEN and cannot be paid out."
         raise state_error(message, "FROZEN", "PAY_OUT", metadata)
-    if not _DESTINATION_BLOCKERS.isdisjoint(quote.shortfalls):
+    if not _DESTINATION_BLOCKERS.isdisjoint(quote.blocked_amounts):
         raise ApiError(
             ErrorReason.DESTINATION_UNUSABLE,
             "The seller has no destination that can be paid to now.",

@@ -79,12 +79,12 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True)
 class PayoutRecord:
-    """The stored state of a payout when an outcome is applied. `net` is the amount requested from
-    the provider. `transfers` is keyed by reference.
+    """The stored state of a payout when an outcome is applied. `net_amount` is the amount requested
+    from the provider. `transfers` is keyed by reference.
     """
 
     state: PayoutState
-    net: int
+    net_amount: int
     currency: str
     transfers: Mapping[str, Transfer] = field(default_factory=dict)
 
@@ -161,7 +161,7 @@ def _match(payout: PayoutRecord, outcome: Succeeded) -> TransferMatch:
         return TransferMatch.CURRENCY_MISMATCH
     if payout.transfers or payout.state in HOLD_CAPTURED:
         return TransferMatch.DUPLICATE
-    if outcome.amount != payout.net:
+    if outcome.amount != payout.net_amount:
         return TransferMatch.AMOUNT_MISMATCH
     return (
         TransferMatch.AFTER_FAILURE if payout.state is PayoutState.FAILED else TransferMatch.EXACT
@@ -173,7 +173,7 @@ def _on_returned(payout: PayoutRecord, outcome: Returned) -> OutcomeEffect:
     if transfer is not None:
         return _on_transfer_returned(transfer, outcome)
     # The transfer was not reported, but follows from the return.
-    paid_effect = _on_paid(payout, Succeeded(outcome.reference, payout.net, payout.currency))
+    paid_effect = _on_paid(payout, Succeeded(outcome.reference, payout.net_amount, payout.currency))
     return_effect = _on_transfer_returned(paid_effect.transfers[0], outcome)
     return replace(return_effect, triggers=paid_effect.triggers + return_effect.triggers)
 

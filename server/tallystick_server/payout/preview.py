@@ -59,12 +59,12 @@ class PayoutPreview:
             minimum_amount=format_minor(terms.minimum_amount),
             fee=format_minor(terms.fee),
             amount=format_minor(quote.amount),
-            net_amount=format_minor(quote.net),
+            net_amount=format_minor(quote.net_amount),
             shortfalls=[
                 payout_pb2.PayoutShortfall(
                     blocker=_BLOCKERS.number(blocker), amount=format_minor(amount)
                 )
-                for blocker, amount in quote.shortfalls.items()
+                for blocker, amount in quote.blocked_amounts.items()
             ],
             payout_destination_id=destination.payout_destination_id
             if destination is not None

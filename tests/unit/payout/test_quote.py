@@ -49,12 +49,12 @@ def test_quote_and_blockers_sum_to_the_wallet(
     can = quote_payout(funds, terms, destination)
     blocking = {
         limit: kept_amount
-        for limit, kept_amount in can.shortfalls.items()
+        for limit, kept_amount in can.blocked_amounts.items()
         if list(PayoutBlocker).index(limit)
         >= list(PayoutBlocker).index(PayoutBlocker.MINIMUM_AMOUNT)
     }
     keeping = sum(
-        can.shortfalls.get(limit, 0)
+        can.blocked_amounts.get(limit, 0)
         for limit in (
             PayoutBlocker.PENDING_FUNDS,
             PayoutBlocker.HELD,
@@ -67,17 +67,19 @@ def test_quote_and_blockers_sum_to_the_wallet(
     assert (
         can.amount + keeping + sum(kept_by_blocks) == funds.pending + funds.available + funds.held
     )
-    assert can.shortfalls.get(PayoutBlocker.OWED, 0) == funds.owed
-    assert list(can.shortfalls) == [limit for limit in PayoutBlocker if limit in can.shortfalls]
+    assert can.blocked_amounts.get(PayoutBlocker.OWED, 0) == funds.owed
+    assert list(can.blocked_amounts) == [
+        limit for limit in PayoutBlocker if limit in can.blocked_amounts
+    ]
     if can.amount:
         assert (
             terms.minimum_amount <= can.amount <= min(funds.available - terms.reserve, MAX_AMOUNT)
         )
-        assert can.net == can.amount - terms.fee > 0
+        assert can.net_amount == can.amount - terms.fee > 0
         assert not funds.frozen
         assert destination == _USABLE_DESTINATION
     else:
-        assert can.net == 0
+        assert can.net_amount == 0
         assert blocking or funds.available <= terms.reserve
 
 
@@ -165,7 +167,7 @@ def test_each_blocker_has_its_blocked_amount(
     """Each blocker is reported exactly when it applies, with the amount that it blocks by
     itself.
     """
-    assert dict(quote_payout(funds, terms, destination).shortfalls) == limits
+    assert dict(quote_payout(funds, terms, destination).blocked_amounts) == limits
 
 
 @given(st.none() | st.integers(1, 25), _BALANCES, _TERMS, _DESTINATIONS)
@@ -186,10 +188,10 @@ def test_a_payout_is_accepted_exactly_if_it_can_be_paid(
             assert requested_amount is not None
             assert requested_amount < terms.minimum_amount or requested_amount <= terms.fee
             return
-        assert error.metadata["blockers"] == ",".join(can.shortfalls)
+        assert error.metadata["blockers"] == ",".join(can.blocked_amounts)
         nowhere = any(
             limit.endswith("DESTINATION") or limit.startswith("DESTINATION")
-            for limit in can.shortfalls
+            for limit in can.blocked_amounts
         )
         expected = (
             ErrorReason.INVALID_STATE
