@@ -178,10 +178,10 @@ def test_retry_policies_as_tables(toml_file: Path) -> None:
         ),
     }
     incremental = retry["sandbox", RetryReason.SERVER_ERROR]
-    assert [incremental.delay(attempt, "x") for attempt in (1, 2, 3, 8)] == [1, 11, 21, 60]
+    assert [incremental.delay_seconds(attempt, "x") for attempt in (1, 2, 3, 8)] == [1, 11, 21, 60]
     exponential = retry["", RetryReason.NO_ANSWER]
     for attempt, interval in ((1, 2), (2, 6), (3, 18), (11, 300)):
-        delay = exponential.delay(attempt, "x")
+        delay = exponential.delay_seconds(attempt, "x")
         assert delay is not None
         assert interval / 2 <= delay <= interval
 

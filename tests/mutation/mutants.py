@@ -168,8 +168,9 @@ MUTANTS = (
     Mutant(
         "a provider's retry time is ignored",
         f"{_SERVER}/operations/reschedule.py",
-        "max(_cap_delay(delay, operation.next_poll_deadline - now), failed_step.retry_after)",
-        "_cap_delay(delay, operation.next_poll_deadline - now)",
+        "max(\n                _cap_delay(delay_seconds, operation.next_poll_deadline - now),\n"
+        "                failed_step.retry_after,\n            )",
+        "_cap_delay(delay_seconds, operation.next_poll_deadline - now)",
         "tests/unit/operations/test_next_action.py",
     ),
     Mutant(

@@ -72,13 +72,13 @@ class ClientSettings:
                 "at either end."
             )
 
-    def deadline(self, method: str) -> float:
+    def timeout_seconds(self, method: str) -> float:
         return self.deadlines.get(method, DEFAULT_DEADLINES.get(method, DEFAULT_DEADLINE))
 
     def seconds(self, method: str, timeout: float | None) -> float:
         """The deadline of a call in seconds. Raises ValueError for an invalid timeout."""
         if timeout is None:
-            return self.deadline(method)
+            return self.timeout_seconds(method)
         if not 0 < timeout < math.inf:
             raise ValueError("timeout must be a number of seconds above 0.")
         return timeout

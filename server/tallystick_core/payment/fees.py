@@ -10,10 +10,10 @@ from tallystick_core.payment.checkout import Order
 
 @dataclass(frozen=True, slots=True)
 class FeeRates:
-    """The platform's fee rates in parts per million, for orders without their own fee."""
+    """The platform's fee rates in parts per million (ppm), for orders without their own fee."""
 
-    default: int
-    by_seller: dict[str, int]
+    default_ppm: int
+    ppm_by_seller: dict[str, int]
 
     def compute_fee(self, order: Order) -> int:
         """The order's own fee, or the configured rate of its amount. The seller always gets at
@@ -22,6 +22,8 @@ class FeeRates:
         if order.platform_fee is not None:
             return order.platform_fee
         return min(
-            apply_rate(order.amount, self.by_seller.get(order.seller_account, self.default)),
+            apply_rate(
+                order.amount, self.ppm_by_seller.get(order.seller_account, self.default_ppm)
+            ),
             order.amount - 1,
         )

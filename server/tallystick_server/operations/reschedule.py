@@ -120,10 +120,10 @@ class Rescheduler(Generic[Op, G]):
                 lookup_only=operation.lookup_only,
             )
         policy = self._retry_policies.policy_for(operation.provider, failed_step.retry_reason)
-        delay = policy.delay(
+        delay_seconds = policy.delay_seconds(
             operation.tries.get(failed_step.retry_reason, 0) + 1, operation.operation_id
         )
-        if delay is None:
+        if delay_seconds is None:
             exhausted_action = when_exhausted(
                 failed_step.retry_reason, maybe_sent=operation.maybe_sent
             )
@@ -131,10 +131,13 @@ class Rescheduler(Generic[Op, G]):
                 return _build_reschedule(failed_step, failed_step.retry_after, lookup_only=True)
             if exhausted_action is not ExhaustedAction.RESEND_OR_LOOK_UP:
                 return exhausted_action
-            delay = policy.exhausted_interval_seconds
+            delay_seconds = policy.exhausted_interval_seconds
         return _build_reschedule(
             failed_step,
-            max(_cap_delay(delay, operation.next_poll_deadline - now), failed_step.retry_after),
+            max(
+                _cap_delay(delay_seconds, operation.next_poll_deadline - now),
+                failed_step.retry_after,
+            ),
             lookup_only=False,
         )
 
@@ -172,11 +175,11 @@ class Rescheduler(Generic[Op, G]):
         )
 
 
-def _cap_delay(delay: float, remaining_seconds: float) -> float:
+def _cap_delay(delay_seconds: float, remaining_seconds: float) -> float:
     """Limits a delay to the remaining time. There is no limit if the deadline had passed when the
     operation was claimed.
     """
-    return min(delay, max(remaining_seconds, 0.0))
+    return min(delay_seconds, max(remaining_seconds, 0.0))
 
 
 def _without_retry(failed_step: FailedStep[Op], now: float) -> operation_store.Reschedule:
@@ -202,7 +205,7 @@ def _dead_letter_detail(failed_step: FailedStep[Op], now: float) -> str:
 
 
 def _build_reschedule(
-    failed_step: FailedStep[Op], delay: float | None, *, lookup_only: bool
+    failed_step: FailedStep[Op], delay_seconds: float | None, *, lookup_only: bool
 ) -> operation_store.Reschedule:
     operation = failed_step.operation
     was_sent = failed_step.action is NextAction.SEND and failed_step.retry_reason not in (
@@ -213,7 +216,7 @@ def _build_reschedule(
     return operation_store.Reschedule(
         operation.operation_id,
         operation.lease_token,
-        delay,
+        delay_seconds,
         was_sent,
         not_found_count,
         lookup_only,

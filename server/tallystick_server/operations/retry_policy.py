@@ -69,8 +69,8 @@ class RetryPolicy:
     backoff_coefficient: float = 2.0
     increment_seconds: float | None = None
 
-    def delay(self, tries: int, seed: str) -> float | None:
-        """Seconds until the next try after `tries` tries. None: no further try."""
+    def delay_seconds(self, tries: int, seed: str) -> float | None:
+        """The wait before the next try after `tries` tries. None: no further try."""
         if self.strategy is RetryStrategy.CANCEL or (
             self.max_tries is not None and tries >= self.max_tries
         ):

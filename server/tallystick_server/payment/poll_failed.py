@@ -47,7 +47,7 @@ def schedule_polls(
 def _next_poll(retry_policies: RetryPolicies, charge: Charge, poll_count: int) -> store.NextPoll:
     """The poll that follows `poll_count` answered ones."""
     policy = retry_policies.policy_for(charge.provider, RetryReason.POST_COMPLETION_POLL)
-    delay_seconds = policy.delay(poll_count + 1, charge.charge_id)
+    delay_seconds = policy.delay_seconds(poll_count + 1, charge.charge_id)
     return store.NextPoll(charge.charge_id, delay_seconds, poll_count)
 
 

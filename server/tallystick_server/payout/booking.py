@@ -139,9 +139,9 @@ class PayoutBooking:
         """
         needs_polling = item.state in POLLED_AFTER_COMPLETION and item.snapshot.attempt_count > 0
         poll_after_seconds = (
-            self._retry_policies.policy_for(item.provider, RetryReason.POST_COMPLETION_POLL).delay(
-                1, item.operation_id
-            )
+            self._retry_policies.policy_for(
+                item.provider, RetryReason.POST_COMPLETION_POLL
+            ).delay_seconds(1, item.operation_id)
             if needs_polling
             else None
         )

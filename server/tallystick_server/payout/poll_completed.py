@@ -119,7 +119,7 @@ class CompletedPayoutPoller:
     def _next_poll(self, item: PayoutOperation, poll_count: int) -> store.NextPayoutPoll:
         """The poll that follows `poll_count` answered ones."""
         policy = self._retry_policies.policy_for(item.provider, RetryReason.POST_COMPLETION_POLL)
-        delay_seconds = policy.delay(poll_count + 1, item.operation_id)
+        delay_seconds = policy.delay_seconds(poll_count + 1, item.operation_id)
         return store.NextPayoutPoll(item.payout_id, delay_seconds, poll_count)
 
     async def _record_or_report(

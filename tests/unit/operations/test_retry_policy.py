@@ -40,34 +40,41 @@ def test_waits_are_bounded_and_repeatable(
     the same waits.
     """
     policy = RetryPolicy(strategy, first, max_interval, max_tries)
-    delay = policy.delay(tries, seed)
+    delay = policy.delay_seconds(tries, seed)
     assert (delay is None) == (tries >= max_tries)
     if delay is not None:
         assert 0 <= delay <= max(first, max_interval)
-        assert delay == policy.delay(tries, seed)
+        assert delay == policy.delay_seconds(tries, seed)
 
 
 def test_each_strategy_has_its_waits() -> None:
     """Immediate waits zero, fixed always the same, incremental one step more, exponential twice as
     long minus random jitter, cancel does not retry.
     """
-    assert [RetryPolicy(RetryStrategy.IMMEDIATE, max_tries=9).delay(n, "") for n in (1, 2, 3)] == [
+    assert [
+        RetryPolicy(RetryStrategy.IMMEDIATE, max_tries=9).delay_seconds(n, "") for n in (1, 2, 3)
+    ] == [
         0,
         0,
         0,
     ]
-    assert [RetryPolicy(RetryStrategy.FIXED, 5, max_tries=9).delay(n, "") for n in (1, 2, 3)] == [
+    assert [
+        RetryPolicy(RetryStrategy.FIXED, 5, max_tries=9).delay_seconds(n, "") for n in (1, 2, 3)
+    ] == [
         5,
         5,
         5,
     ]
-    assert [RetryPolicy(RetryStrategy.INCREMENTAL, 5, 12, 9).delay(n, "") for n in (1, 2, 3)] == [
+    assert [
+        RetryPolicy(RetryStrategy.INCREMENTAL, 5, 12, 9).delay_seconds(n, "") for n in (1, 2, 3)
+    ] == [
         5,
         10,
         12,
     ]
     doubled = [
-        RetryPolicy(RetryStrategy.EXPONENTIAL, 4, 30, 9).delay(n, "s") or 0 for n in (1, 2, 3, 4, 5)
+        RetryPolicy(RetryStrategy.EXPONENTIAL, 4, 30, 9).delay_seconds(n, "s") or 0
+        for n in (1, 2, 3, 4, 5)
     ]
     assert all(
         full / 2 <= delay <= full for delay, full in zip(doubled, (4, 8, 16, 30, 30), strict=True)
@@ -75,13 +82,13 @@ def test_each_strategy_has_its_waits() -> None:
     assert (
         len(
             {
-                RetryPolicy(RetryStrategy.EXPONENTIAL, 4, 30, 9).delay(2, seed)
+                RetryPolicy(RetryStrategy.EXPONENTIAL, 4, 30, 9).delay_seconds(2, seed)
                 for seed in map(str, range(20))
             }
         )
         == 20
     )
-    assert RetryPolicy(RetryStrategy.CANCEL).delay(1, "") is None
+    assert RetryPolicy(RetryStrategy.CANCEL).delay_seconds(1, "") is None
 
 
 @pytest.mark.parametrize("tries", [1_024, 1_025, 10**9])
@@ -94,7 +101,7 @@ def test_unlimited_policies_never_overflow(tries: int) -> None:
         *DEFAULT_POLICIES.values(),
         RetryPolicy(RetryStrategy.EXPONENTIAL, 604_800, 604_800, None),
     ):
-        delay = policy.delay(tries, "s")
+        delay = policy.delay_seconds(tries, "s")
         assert delay is None or 0 <= delay <= max(
             policy.max_interval_seconds, policy.initial_interval_seconds
         )
@@ -131,8 +138,8 @@ def test_a_providers_policy_has_precedence() -> None:
 def test_a_policy_is_parsed(text: str, policy: RetryPolicy) -> None:
     """Each form gives its strategy, seconds and tries; 0 tries means unlimited."""
     parsed = parse_policy(text)
-    assert [parsed.delay(n, "x") for n in range(1, 15)] == [
-        policy.delay(n, "x") for n in range(1, 15)
+    assert [parsed.delay_seconds(n, "x") for n in range(1, 15)] == [
+        policy.delay_seconds(n, "x") for n in range(1, 15)
     ]
     assert parsed.strategy is policy.strategy
 
