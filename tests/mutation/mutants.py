@@ -168,9 +168,8 @@ MUTANTS = (
     Mutant(
         "a provider's retry time is ignored",
         f"{_SERVER}/operations/reschedule.py",
-        "max(\n                _cap_delay(delay_seconds, operation.next_poll_deadline - now),\n"
-        "                failed_step.retry_after,\n            )",
-        "_cap_delay(delay_seconds, operation.next_poll_deadline - now)",
+        "max(_cap_delay(delay_seconds, operation.end_deadline - now), failed_step.retry_after)",
+        "_cap_delay(delay_seconds, operation.end_deadline - now)",
         "tests/unit/operations/test_next_action.py",
     ),
     Mutant(

@@ -137,7 +137,7 @@ def classify_before_call(operation: Op, action: NextAction, now: float) -> Faile
 def classify_not_called(operation: Op, not_called: NotCalled, action: NextAction) -> FailedStep[Op]:
     """The failed step of an operation whose provider was not called."""
     retry_after = not_called.retry_after + jitter(not_called.retry_after, operation.operation_id)
-    return FailedStep(operation, RetryReason.CIRCUIT_OPEN, not_called.reason, action, retry_after)
+    return FailedStep(operation, RetryReason.CIRCUIT_OPEN, not_called.detail, action, retry_after)
 
 
 def classify_not_found(
@@ -171,8 +171,8 @@ def classify_not_found(
         if operation.seconds_since_sent < final.min_seconds_since_sent:
             operation = replace(
                 operation,
-                next_poll_deadline=min(
-                    operation.next_poll_deadline,
+                end_deadline=min(
+                    operation.end_deadline,
                     now + final.min_seconds_since_sent - operation.seconds_since_sent,
                 ),
             )

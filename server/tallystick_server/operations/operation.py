@@ -40,8 +40,8 @@ class LeasedOperation(ABC):
     """Seconds from the attempt's start to the claim."""
     expires_at: float = inf
     """Loop time after which it must not be sent for the first time."""
-    next_poll_deadline: float = inf
-    """Loop time of its deadline, at which it is claimed again at the latest. inf: it has none, or
+    end_deadline: float = inf
+    """Loop time at which it must be ended, and is claimed again at the latest. inf: it has none, or
     it had passed at the claim.
     """
     recorded_outcome: ProviderOutcome | None = None

@@ -116,7 +116,7 @@ class Rescheduler(Generic[Op, G]):
         if failed_step.retry_reason is RetryReason.CIRCUIT_OPEN:
             return _build_reschedule(
                 failed_step,
-                _cap_delay(failed_step.retry_after, operation.next_poll_deadline - now),
+                _cap_delay(failed_step.retry_after, operation.end_deadline - now),
                 lookup_only=operation.lookup_only,
             )
         policy = self._retry_policies.policy_for(operation.provider, failed_step.retry_reason)
@@ -134,10 +134,7 @@ class Rescheduler(Generic[Op, G]):
             delay_seconds = policy.exhausted_interval_seconds
         return _build_reschedule(
             failed_step,
-            max(
-                _cap_delay(delay_seconds, operation.next_poll_deadline - now),
-                failed_step.retry_after,
-            ),
+            max(_cap_delay(delay_seconds, operation.end_deadline - now), failed_step.retry_after),
             lookup_only=False,
         )
 
@@ -187,7 +184,7 @@ def _without_retry(failed_step: FailedStep[Op], now: float) -> operation_store.R
     or at once if that has passed since the claim.
     """
     operation = failed_step.operation
-    remaining_seconds = operation.next_poll_deadline - now
+    remaining_seconds = operation.end_deadline - now
     return replace(
         _build_reschedule(failed_step, delay=None, lookup_only=operation.lookup_only),
         expire_after_seconds=max(remaining_seconds, 0.0) if remaining_seconds < inf else None,

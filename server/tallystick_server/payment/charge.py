@@ -249,7 +249,7 @@ def charges_from_rows(
                 expires_at=inf if first.expires_in is None else now + float(first.expires_in),
                 canceled=first.cancel_reason != "",
                 buyer_timed_out=_has_buyer_timed_out(first),
-                next_poll_deadline=now + _seconds_left(first),
+                end_deadline=now + _seconds_left(first),
                 recorded_outcome=outcome_from_attempt(_attempt_result(first)),
                 maybe_sent=first.maybe_sent,
                 lookup_only=first.lookup_only,

@@ -206,7 +206,7 @@ class PaymentCreator:
             return charge
         claimed_at = charge.lease_deadline - self._lease_seconds
         expires_at = claimed_at + (expiry - create_times[charge.checkout_id]).total_seconds()
-        return replace(charge, expires_at=expires_at, next_poll_deadline=expires_at)
+        return replace(charge, expires_at=expires_at, end_deadline=expires_at)
 
     def _check_risk(
         self,

@@ -47,7 +47,7 @@ class TransitionResult:
             charge,
             orders=orders,
             tries={},
-            next_poll_deadline=asyncio.get_running_loop().time() + seconds_left,
+            end_deadline=asyncio.get_running_loop().time() + seconds_left,
         )
 
 

@@ -42,7 +42,7 @@ class NotCalled:
 
     retry_after: float
     """Seconds."""
-    reason: str
+    detail: str
 
 
 class ProviderOperation(Protocol):
@@ -96,7 +96,7 @@ class ProviderGateway:
         self._is_still_leased = is_still_leased
 
     def is_circuit_open(self, provider: str) -> bool:
-        """Whether the circuit for sends to a provider is open."""
+        """Whether the circuit for sends to a provider is open, or it is not configured."""
         return not self.is_configured(provider) or self._breakers[provider, Circuit.SENDS].is_open()
 
     def needs_probe(self, provider: str, now: float, *, others_waiting: bool) -> bool:

@@ -515,7 +515,7 @@ def test_a_charge_is_due_at_its_time_limit(reason: RetryReason, now: float, wait
             {("p", reason): RetryPolicy(RetryStrategy.FIXED, 600, 600, 9) for reason in RetryReason}
         )
     )
-    charge = leased_charge(next_poll_deadline=5.0, maybe_sent=True)
+    charge = leased_charge(end_deadline=5.0, maybe_sent=True)
     retry_after = 600.0 if reason is RetryReason.CIRCUIT_OPEN else 0.0
     decided = rescheduler.decide(
         FailedStep(charge, reason, "", NextAction.LOOK_UP, retry_after), now
