@@ -30,7 +30,7 @@ from tallystick_server.operations.operation import FIRST_LEASE_TOKEN, LeasedOper
 from tallystick_server.payment import convert
 from tallystick_storage import operations as operation_store
 from tallystick_storage.payment import checkouts as checkout_store
-from tallystick_storage.payment import orders as store
+from tallystick_storage.payment import orders as order_store
 
 RESOURCE_PREFIX = "charges/"
 """The prefix of a charge's resource name; the charge id follows."""
@@ -61,7 +61,7 @@ class OrderInCharge(NamedTuple):
         ) / 1e9
 
     def apply_transition(
-        self, transition: store.OrderTransitionRow, row: Row[Any]
+        self, transition: order_store.OrderTransitionRow, row: Row[Any]
     ) -> OrderInCharge:
         """The order after a transition, as returned in the row."""
         message = payment_pb2.PaymentOrder()

@@ -133,7 +133,11 @@ class WalletInstructions:
     async def _prepare(self, requests: Sequence[InstructionRequest]) -> _BatchKeys:
         """Opens missing wallets, stores missing tombstones, and finds the wallets to lock."""
         instructions = [request.instruction for request in requests]
-        to_open = {_wallet_key(new, {}) for new in instructions if can_open_wallet(new)}
+        to_open = {
+            _wallet_key(instruction, {})
+            for instruction in instructions
+            if can_open_wallet(instruction)
+        }
         await self._ensure_wallets(to_open)
         await self._tombstone_unknown_holds(
             _source_ids(instructions, frozenset({EntryKind.HOLD_RELEASED}))
@@ -223,7 +227,9 @@ def _wallet_key(
 
 def _source_ids(instructions: Sequence[Instruction], kinds: frozenset[EntryKind]) -> list[str]:
     """The source ids of the instructions of these kinds, sorted."""
-    return sorted({new.source_id for new in instructions if new.kind in kinds})
+    return sorted(
+        {instruction.source_id for instruction in instructions if instruction.kind in kinds}
+    )
 
 
 def _lock_batch(
