@@ -56,11 +56,11 @@ class LedgerEvents:
         def mark_published(connection: Connection) -> None:
             store.set_relay_position(connection, after + len(transactions))
 
-        event_batch = BatchPublishRequest()
+        publish_request = BatchPublishRequest()
         for transaction, caller in transactions:
             aggregate = f"transactions/{transaction.transaction_id}"
             add_event(
-                event_batch,
+                publish_request,
                 event_pb2.EVENT_TYPE_TRANSACTION_POSTED,
                 aggregate,
                 1,
@@ -72,12 +72,12 @@ class LedgerEvents:
         # Check new transactions too: a run with too many rejections ends, and the next one starts
         # after them.
         if has_rejected_events:
-            aggregates = [event.aggregate_id for event in event_batch.events]
+            aggregates = [event.aggregate_id for event in publish_request.events]
             rejected_aggregates = await self._database.load(
                 lambda connection: outbox.find_rejected_aggregates(connection, aggregates)
             )
         return EventBatch(
-            split_requests(event_batch),
+            split_requests(publish_request),
             mark_published,
             has_more=len(transactions) == MAX_EVENTS,
             rejected_aggregates=rejected_aggregates,

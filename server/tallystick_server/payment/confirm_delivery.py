@@ -52,9 +52,9 @@ class DeliveryConfirmation:
     async def _confirm_batch(self, order_ids: Sequence[str]) -> Sequence[bool | Exception]:
         def confirm(connection: Connection) -> set[str]:
             rows = store.confirm_delivery(connection, sorted(set(order_ids)))
-            with record_events(connection, rows) as event_batch:
+            with record_events(connection, rows) as publish_request:
                 for row in rows:
-                    events.add_order_changed(event_batch, convert.stored_order(row), row)
+                    events.add_order_changed(publish_request, convert.stored_order(row), row)
             return {row.payment_order_id for row in rows}
 
         confirmed_ids = await self._database.transact(confirm)

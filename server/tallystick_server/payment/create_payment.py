@@ -352,22 +352,22 @@ def _emit_created(
     """Adds the events of new payments: each order is first stored, then the risk decision is
     applied.
     """
-    with record_events(connection, rows.values()) as event_batch:
+    with record_events(connection, rows.values()) as publish_request:
         for item in payments:
             checkout = item.checkout
             payment = convert.new_payment(checkout, rows[checkout.checkout_id].create_time)
-            events.add_payment_created(event_batch, payment, checkout.traceparent)
+            events.add_payment_created(publish_request, payment, checkout.traceparent)
             for order, message in item.orders:
                 message.create_time.CopyFrom(payment.create_time)
                 message.update_time.CopyFrom(payment.create_time)
-                events.add_order_changed(event_batch, message, checkout)
+                events.add_order_changed(publish_request, message, checkout)
                 convert.apply_risk_decision(message, order)
-                events.add_order_changed(event_batch, message, checkout)
+                events.add_order_changed(publish_request, message, checkout)
         final_ids = {row.checkout_id for row in rows.values() if row.is_final}
         if final_ids:
             add_payment_closed_events(
                 connection,
-                event_batch,
+                publish_request,
                 final_ids,
                 (message for item in payments for _, message in item.orders),
             )

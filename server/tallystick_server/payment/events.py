@@ -24,7 +24,7 @@ class EventOrigin(Protocol):
 
 
 def add_order_changed(
-    event_batch: BatchPublishRequest,
+    publish_request: BatchPublishRequest,
     order: payment_pb2.PaymentOrder,
     origin: EventOrigin | Row[Any],
 ) -> None:
@@ -34,7 +34,7 @@ def add_order_changed(
         f"paymentOrders/{order.payment_order_id}",
     )
     add_event(
-        event_batch,
+        publish_request,
         type_,
         aggregate,
         order.version,
@@ -47,30 +47,30 @@ def add_order_changed(
 
 
 def add_payment_created(
-    event_batch: BatchPublishRequest, payment: payment_pb2.Payment, traceparent: str
+    publish_request: BatchPublishRequest, payment: payment_pb2.Payment, traceparent: str
 ) -> None:
     """Adds the event of a new payment, without its orders; each order has its own event."""
     type_ = event_pb2.EVENT_TYPE_PAYMENT_CREATED
-    _add_payment_event(event_batch, type_, 1, payment, traceparent)
+    _add_payment_event(publish_request, type_, 1, payment, traceparent)
 
 
 def add_payment_closed(
-    event_batch: BatchPublishRequest, payment: payment_pb2.Payment, traceparent: str
+    publish_request: BatchPublishRequest, payment: payment_pb2.Payment, traceparent: str
 ) -> None:
     """Adds the event of a final payment, without its orders."""
     type_ = event_pb2.EVENT_TYPE_PAYMENT_CLOSED
-    _add_payment_event(event_batch, type_, 2, payment, traceparent)
+    _add_payment_event(publish_request, type_, 2, payment, traceparent)
 
 
 def _add_payment_event(
-    event_batch: BatchPublishRequest,
+    publish_request: BatchPublishRequest,
     type_: event_pb2.EventType.ValueType,
     version: int,
     payment: payment_pb2.Payment,
     traceparent: str,
 ) -> None:
     add_event(
-        event_batch,
+        publish_request,
         type_,
         f"payments/{payment.checkout_id}",
         version,

@@ -66,7 +66,7 @@ def transition_orders(
     }
     result = TransitionResult()
     final_ids = set()
-    with record_events(connection, rows) as event_batch:
+    with record_events(connection, rows) as publish_request:
         for row in rows:
             if row.payment_order_id is None:
                 final_ids.add(row.checkout_id)
@@ -74,12 +74,12 @@ def transition_orders(
             transition = transitions_by_key[row.payment_order_id, row.lease_token]
             order = transition.order.apply_transition(transition.update, row)
             result.orders[row.payment_order_id] = order
-            events.add_order_changed(event_batch, order.message, transition.charge)
+            events.add_order_changed(publish_request, order.message, transition.charge)
         if final_ids:
             result.final_payments.update(
                 add_payment_closed_events(
                     connection,
-                    event_batch,
+                    publish_request,
                     final_ids,
                     [order.message for order in result.orders.values()],
                 )
@@ -89,7 +89,7 @@ def transition_orders(
 
 def add_payment_closed_events(
     connection: Connection,
-    event_batch: BatchPublishRequest,
+    publish_request: BatchPublishRequest,
     checkout_ids: set[str],
     current_orders: Iterable[payment_pb2.PaymentOrder],
 ) -> dict[str, payment_pb2.Payment]:
@@ -116,7 +116,7 @@ def add_payment_closed_events(
     final_payments = {}
     for checkout in checkouts:
         payment = convert.final_payment(checkout, orders[checkout.checkout_id])
-        events.add_payment_closed(event_batch, payment, checkout.traceparent)
+        events.add_payment_closed(publish_request, payment, checkout.traceparent)
         convert.add_orders(payment, orders[checkout.checkout_id])
         final_payments[checkout.checkout_id] = payment
     return final_payments

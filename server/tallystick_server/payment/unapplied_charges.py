@@ -168,7 +168,7 @@ async def acknowledge_report(
 
 
 def _emit_changed(connection: Connection, rows: Sequence[Row[Any]]) -> None:
-    with record_events(connection, rows) as event_batch:
+    with record_events(connection, rows) as publish_request:
         for row in rows:
             charge, aggregate = (
                 convert.unapplied_charge(row),
@@ -176,7 +176,7 @@ def _emit_changed(connection: Connection, rows: Sequence[Row[Any]]) -> None:
             )
             type_ = event_pb2.EVENT_TYPE_UNAPPLIED_CHARGE_CHANGED
             add_event(
-                event_batch,
+                publish_request,
                 type_,
                 aggregate,
                 row.version,

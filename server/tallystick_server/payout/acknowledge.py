@@ -121,12 +121,12 @@ async def acknowledge(database: Database, acknowledgement: Acknowledgement) -> b
                 acknowledgement.operator,
                 acknowledgement.reason,
             )
-        with record_events(connection, changes) as event_batch:
+        with record_events(connection, changes) as publish_request:
             for change in changes:
                 message = convert.payout(row)
                 message.version = change.version
                 message.update_time.CopyFrom(to_timestamp(change.update_time))
-                events.add_payout_changed(event_batch, message, row.traceparent)
+                events.add_payout_changed(publish_request, message, row.traceparent)
         return True
 
     return await database.transact(acknowledge)

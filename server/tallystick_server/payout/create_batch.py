@@ -78,8 +78,8 @@ def insert_batch(
 
 def emit_batch_changed(connection: Connection, row: Row[Any]) -> None:
     """Emits the event of a batch that was created or has changed its state."""
-    with record_events(connection, [row]) as event_batch:
-        events.add_batch_changed(event_batch, convert.batch(row), row.traceparent)
+    with record_events(connection, [row]) as publish_request:
+        events.add_batch_changed(publish_request, convert.batch(row), row.traceparent)
 
 
 def _replay_or_conflict(connection: Connection, row: Row[Any] | None, new: NewBatch) -> None:

@@ -236,13 +236,13 @@ class PayoutCreator:
             connection, [new for _, new, _ in plan.to_create.values()], self._lease_seconds
         )
         created_payouts = CreatedPayouts()
-        with record_events(connection, rows.values()) as event_batch:
+        with record_events(connection, rows.values()) as publish_request:
             for payout_id, row in rows.items():
                 command, new, bank_account_token = plan.to_create[payout_id]
                 operation = build_operation(
                     new, row, bank_account_token, self._environment, lease_deadline, command.context
                 )
-                events.add_payout_changed(event_batch, operation.message, new.traceparent)
+                events.add_payout_changed(publish_request, operation.message, new.traceparent)
                 created_payouts.operations.append(operation)
                 created_payouts.results[payout_id] = CreatePayoutResult(replayed=False)
         concurrent_ids = sorted(plan.to_create.keys() - rows.keys())

@@ -174,9 +174,11 @@ def transition_destinations(
 ) -> Sequence[Row[Any]]:
     """Applies transitions to locked destinations and records their events."""
     rows = store.transition(connection, transitions) if transitions else ()
-    with record_events(connection, rows) as event_batch:
+    with record_events(connection, rows) as publish_request:
         for row in rows:
-            events.add_destination_changed(event_batch, convert.destination(row), row.traceparent)
+            events.add_destination_changed(
+                publish_request, convert.destination(row), row.traceparent
+            )
     return rows
 
 

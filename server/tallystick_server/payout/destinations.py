@@ -65,9 +65,9 @@ class DestinationRegistry:
         def create(connection: Connection) -> Row[Any] | None:
             row = store.insert(connection, new_row, cooldown_seconds, lease_seconds)
             if row is not None:
-                with record_events(connection, [row]) as event_batch:
+                with record_events(connection, [row]) as publish_request:
                     events.add_destination_changed(
-                        event_batch, convert.destination(row), traceparent
+                        publish_request, convert.destination(row), traceparent
                     )
             return row
 
@@ -117,9 +117,9 @@ class DestinationRegistry:
             require_approvable(DestinationState(row.state), awaits_approval=row.awaits_approval)
             require_second_approver(caller, row.caller)
             updated_row = store.approve(connection, payout_destination_id, caller, reason)
-            with record_events(connection, [updated_row]) as event_batch:
+            with record_events(connection, [updated_row]) as publish_request:
                 events.add_destination_changed(
-                    event_batch, convert.destination(updated_row), updated_row.traceparent
+                    publish_request, convert.destination(updated_row), updated_row.traceparent
                 )
             return True
 

@@ -9,7 +9,7 @@ from tallystick_server.outbox.events import add_event
 
 
 def add_payout_changed(
-    event_batch: BatchPublishRequest, payout: payout_pb2.Payout, traceparent: str
+    publish_request: BatchPublishRequest, payout: payout_pb2.Payout, traceparent: str
 ) -> None:
     """Adds the event of a new or changed payout."""
     type_ = (
@@ -18,7 +18,7 @@ def add_payout_changed(
         else event_pb2.EVENT_TYPE_PAYOUT_CHANGED
     )
     add_event(
-        event_batch,
+        publish_request,
         type_,
         f"payouts/{payout.payout_id}",
         payout.version,
@@ -31,7 +31,9 @@ def add_payout_changed(
 
 
 def add_destination_changed(
-    event_batch: BatchPublishRequest, destination: payout_pb2.PayoutDestination, traceparent: str
+    publish_request: BatchPublishRequest,
+    destination: payout_pb2.PayoutDestination,
+    traceparent: str,
 ) -> None:
     """Adds the event of a destination that was registered or has changed.
 
@@ -43,7 +45,7 @@ def add_destination_changed(
     )
     type_ = event_pb2.EVENT_TYPE_PAYOUT_DESTINATION_CHANGED
     add_event(
-        event_batch,
+        publish_request,
         type_,
         aggregate,
         destination.version,
@@ -56,7 +58,7 @@ def add_destination_changed(
 
 
 def add_batch_changed(
-    event_batch: BatchPublishRequest, batch: payout_pb2.PayoutBatch, traceparent: str
+    publish_request: BatchPublishRequest, batch: payout_pb2.PayoutBatch, traceparent: str
 ) -> None:
     """Adds the event of a batch that was created or has changed its state; it has no totals."""
     type_, aggregate = (
@@ -64,7 +66,7 @@ def add_batch_changed(
         f"payoutBatches/{batch.payout_batch_id}",
     )
     add_event(
-        event_batch,
+        publish_request,
         type_,
         aggregate,
         batch.version,
@@ -77,7 +79,7 @@ def add_batch_changed(
 
 
 def add_schedule_changed(
-    event_batch: BatchPublishRequest,
+    publish_request: BatchPublishRequest,
     schedule: payout_pb2.PayoutSchedule,
     owner: str,
     traceparent: str,
@@ -89,7 +91,7 @@ def add_schedule_changed(
     aggregate = f"payoutSchedules/{schedule.seller_account or '-'}/{schedule.currency}"
     type_ = event_pb2.EVENT_TYPE_PAYOUT_SCHEDULE_CHANGED
     add_event(
-        event_batch,
+        publish_request,
         type_,
         aggregate,
         schedule.version,

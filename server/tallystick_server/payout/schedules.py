@@ -59,9 +59,9 @@ class PayoutSchedules:
             new = _to_row(update, owner, clock.now(connection))
             row = store.upsert(connection, new)
             if row is not None:
-                with record_events(connection, [row]) as event_batch:
+                with record_events(connection, [row]) as publish_request:
                     events.add_schedule_changed(
-                        event_batch, convert.schedule(row), owner, row.traceparent
+                        publish_request, convert.schedule(row), owner, row.traceparent
                     )
             elif update.expected_version is not None:
                 version, is_equal = store.compare_stored(connection, new)

@@ -53,7 +53,7 @@ def transition_payouts(
         [transition_row for change in changes for transition_row in _transition_rows(change)],
     )
     payouts = {}
-    with record_events(connection, rows.values()) as event_batch:
+    with record_events(connection, rows.values()) as publish_request:
         for change in changes:
             row = rows.get(change.item.payout_id)
             if row is None:
@@ -61,7 +61,7 @@ def transition_payouts(
             message = change.item.message
             for transition in change.transitions:
                 message = _with_snapshot(message, transition.snapshot, row.update_time)
-                events.add_payout_changed(event_batch, message, change.item.traceparent)
+                events.add_payout_changed(publish_request, message, change.item.traceparent)
             # Nothing can have been sent before the attempt begins.
             begins_attempt = change.snapshot.attempt_count > change.item.snapshot.attempt_count
             maybe_sent = change.item.maybe_sent and not begins_attempt

@@ -366,6 +366,6 @@ class _InstructionBatch:
 def _write_changes(connection: Connection, changes: Sequence[store.DecidedInstruction]) -> None:
     """Writes the changes and their events."""
     row = store.write(connection, changes)
-    with record_events(connection, [row]) as event_batch:
+    with record_events(connection, [row]) as publish_request:
         for change in changes:
-            events.add_wallet_changed(event_batch, change, row.create_time)
+            events.add_wallet_changed(publish_request, change, row.create_time)

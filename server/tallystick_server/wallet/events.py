@@ -15,7 +15,7 @@ from tallystick_storage.wallet import wallets as store
 
 
 def add_wallet_changed(
-    event_batch: BatchPublishRequest, item: store.DecidedInstruction, create_time: datetime
+    publish_request: BatchPublishRequest, item: store.DecidedInstruction, create_time: datetime
 ) -> None:
     """Adds the event of a new entry."""
     entry, instruction = convert.new_entry(item, create_time), item.instruction
@@ -24,7 +24,7 @@ def add_wallet_changed(
         f"wallets/{entry.seller_account}/{entry.currency}",
     )
     add_event(
-        event_batch,
+        publish_request,
         type_,
         aggregate,
         entry.number,
@@ -36,7 +36,7 @@ def add_wallet_changed(
 
 
 def add_policy_changed(
-    event_batch: BatchPublishRequest, wallet: Row[Any], caller: str, traceparent: str
+    publish_request: BatchPublishRequest, wallet: Row[Any], caller: str, traceparent: str
 ) -> None:
     """Adds the event of a wallet's new policy."""
     message = convert.wallet(wallet)
@@ -45,7 +45,7 @@ def add_policy_changed(
         f"walletPolicies/{wallet.seller_account}/{wallet.currency}",
     )
     add_event(
-        event_batch,
+        publish_request,
         type_,
         aggregate,
         wallet.policy_version,
@@ -57,7 +57,7 @@ def add_policy_changed(
 
 
 def add_seller_changed(
-    event_batch: BatchPublishRequest, row: Row[Any], caller: str, traceparent: str
+    publish_request: BatchPublishRequest, row: Row[Any], caller: str, traceparent: str
 ) -> None:
     """Adds the event of a seller that was claimed or assigned to another owner.
 
@@ -66,7 +66,7 @@ def add_seller_changed(
     seller = convert.seller(row)
     type_, aggregate = event_pb2.EVENT_TYPE_SELLER_CHANGED, f"sellers/{seller.seller_account}"
     add_event(
-        event_batch,
+        publish_request,
         type_,
         aggregate,
         seller.version,
@@ -79,7 +79,7 @@ def add_seller_changed(
 
 
 def add_assignment_changed(
-    event_batch: BatchPublishRequest, row: Row[Any], caller: str, traceparent: str
+    publish_request: BatchPublishRequest, row: Row[Any], caller: str, traceparent: str
 ) -> None:
     """Adds the event of an assignment that was requested or decided."""
     assignment = convert.assignment(row)
@@ -91,7 +91,7 @@ def add_assignment_changed(
         assignment.decide_time if assignment.HasField("decide_time") else assignment.create_time
     )
     add_event(
-        event_batch,
+        publish_request,
         type_,
         aggregate,
         assignment.version,

@@ -94,9 +94,9 @@ class Sellers:
                     ),
                 )
                 if row is not None:
-                    with record_events(connection, [row]) as event_batch:
+                    with record_events(connection, [row]) as publish_request:
                         events.add_assignment_changed(
-                            event_batch, row, new.requested_by, traceparent
+                            publish_request, row, new.requested_by, traceparent
                         )
                     return row, False
                 # a concurrent duplicate of this call stored it
@@ -147,12 +147,12 @@ class Sellers:
             decided_row = store.record_decision(
                 connection, assignment_id, decision, caller, reason, version
             )
-            with record_events(connection, [decided_row]) as event_batch:
-                events.add_assignment_changed(event_batch, decided_row, caller, traceparent)
+            with record_events(connection, [decided_row]) as publish_request:
+                events.add_assignment_changed(publish_request, decided_row, caller, traceparent)
             if version is not None:
                 seller_row = _change_owner(connection, row.seller_account, row.owner, version)
-                with record_events(connection, [seller_row]) as event_batch:
-                    events.add_seller_changed(event_batch, seller_row, caller, traceparent)
+                with record_events(connection, [seller_row]) as publish_request:
+                    events.add_seller_changed(publish_request, seller_row, caller, traceparent)
             return decided_row, False
 
         return await self._database.transact(apply_decision)
@@ -175,9 +175,9 @@ def _claim_all(
         rows = store.claim(connection, new)
         if len(rows) < len(new):
             raise _ConcurrentClaim
-        with record_events(connection, rows) as event_batch:
+        with record_events(connection, rows) as publish_request:
             for row in rows:
-                events.add_seller_changed(event_batch, row, caller, traceparent)
+                events.add_seller_changed(publish_request, row, caller, traceparent)
 
     return claim_sellers
 

@@ -53,8 +53,8 @@ class WalletPolicies:
                 traceparent=traceparent,
             )
             if wallet is not None:
-                with record_events(connection, [wallet]) as event_batch:
-                    events.add_policy_changed(event_batch, wallet, caller, traceparent)
+                with record_events(connection, [wallet]) as publish_request:
+                    events.add_policy_changed(publish_request, wallet, caller, traceparent)
             elif expected_version is not None:
                 current = queries.find_wallets(connection, [key]).get(key)
                 if (
