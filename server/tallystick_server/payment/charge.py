@@ -82,7 +82,7 @@ class Charge(LeasedOperation):
     payment_token: str
     payment_method_type: str
     orders: tuple[OrderInCharge, ...]
-    canceled: bool = False
+    cancelled: bool = False
     buyer_timed_out: bool = False
     """The buyer has not completed the required action in time."""
 
@@ -99,7 +99,7 @@ class Charge(LeasedOperation):
         return len(self.orders)
 
     def failure_if_not_sent(self, now: float) -> FailureReason | None:
-        if self.canceled:
+        if self.cancelled:
             return FailureReason.CALLER_CANCELLED
         is_expired = now >= self.expires_at and self.orders[0].status in (
             OrderStatus.NOT_STARTED,
@@ -247,7 +247,7 @@ def charges_from_rows(
                 context=parse_traceparent(first.traceparent),
                 age_seconds=float(first.age),
                 expires_at=inf if first.expires_in is None else now + float(first.expires_in),
-                canceled=first.cancel_reason != "",
+                cancelled=first.cancel_reason != "",
                 buyer_timed_out=_has_buyer_timed_out(first),
                 end_deadline=now + _seconds_left(first),
                 recorded_outcome=outcome_from_attempt(_attempt_result(first)),

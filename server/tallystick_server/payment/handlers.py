@@ -106,7 +106,7 @@ class PaymentHandlers(PaymentOperatorHandlers):
         reason = parse_reason_text(request.reason, "reason")
         payment = await self._get_visible_payment(request.checkout_id, call)
         with self._worker.notifier.subscribe(payment.checkout_id) as subscription:
-            cancel_reason, newly_canceled = await self._worker.cancel(
+            cancel_reason, newly_cancelled = await self._worker.cancel(
                 payment.checkout_id, call.caller.name, reason
             )
             if not cancel_reason:
@@ -116,7 +116,7 @@ class PaymentHandlers(PaymentOperatorHandlers):
                 raise invalid_state_error("payment", state, _CANCEL)
             if cancel_reason != reason:
                 raise key_reused_error("reason")
-            if not newly_canceled:
+            if not newly_cancelled:
                 call.mark_replayed()
             del request  # release the request body while waiting
             with call.waiting_slot() as may_wait:

@@ -245,14 +245,14 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
         """
 
         def cancel(connection: Connection) -> tuple[str, bool]:
-            cancel_reason, newly_canceled = store.cancel(connection, checkout_id, reason)
-            if newly_canceled:
+            cancel_reason, newly_cancelled = store.cancel(connection, checkout_id, reason)
+            if newly_cancelled:
                 charges = {
                     f"{RESOURCE_PREFIX}{id_}": id_
                     for id_ in store.list_open_charges(connection, checkout_id)
                 }
                 requeue_to_end(connection, charges, caller, f"the payment was cancelled: {reason}")
-            return cancel_reason, newly_canceled
+            return cancel_reason, newly_cancelled
 
         result = await self._database.transact(cancel)
         self.wake()

@@ -287,7 +287,7 @@ def test_a_cancelled_or_expired_charge_is_not_sent(
     charge = leased_charge(
         orders=(order,),
         expires_at=to_expiry,
-        canceled=cancelled,
+        cancelled=cancelled,
         maybe_sent=maybe_sent,
         age_seconds=age,
     )
