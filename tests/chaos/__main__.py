@@ -32,7 +32,7 @@ _FIRST_PORT = 7_601
 _STRIKE_INTERVAL_SECONDS = 4.0  # seconds between two faults
 _FREEZE_SECONDS = (4.0, 12.0)  # seconds for which PostgreSQL is frozen
 _DATABASE_STRIKE_SECONDS = 30.0
-_MAX_SECONDS_TO_REST = 60.0
+_MAX_SECONDS_UNTIL_IDLE = 60.0
 _MAX_WAIT_SECONDS = 180.0  # seconds to wait until nothing is due
 
 
@@ -43,7 +43,7 @@ class Nemesis:
         self._platform = platform
         self._proxy = proxy
         self._random = random.Random(f"{seed}/nemesis")
-        self.kills = self.stops = self.database_crashes = self.database_freezes = (
+        self.kills = self.process_freezes = self.database_crashes = self.database_freezes = (
             self._connection_freezes
         ) = 0
 
@@ -57,7 +57,8 @@ class Nemesis:
             else:
                 await self._strike()
             print_progress(
-                f"{now - start_time:5.0f} s: {self.kills} kills, {self.stops} stops, "
+                f"{now - start_time:5.0f} s: {self.kills} kills, "
+                f"{self.process_freezes} frozen processes, "
                 f"{self._proxy.cut_count} cuts, {self._proxy.frozen_count} frozen connections, "
                 f"{self.database_crashes} database crashes, {self.database_freezes} freezes"
             )
@@ -91,7 +92,7 @@ class Nemesis:
         if self._random.random() < 0.15 and not any(
             process.is_stopped for process in self._platform.processes
         ):
-            self.stops += 1
+            self.process_freezes += 1
             victim.send_signal(signal.SIGSTOP)
             asyncio.get_running_loop().call_later(
                 LEASE_SECONDS * 1.5, victim.send_signal, signal.SIGCONT
@@ -143,13 +144,13 @@ async def _run_chaos(
     summary = check(platform.databases, load.payment_calls, load.payout_calls)
     if not became_idle:
         summary["violations"].append(f"not final within {_MAX_WAIT_SECONDS:g} s")
-    if seconds_until_idle > _MAX_SECONDS_TO_REST:
+    if seconds_until_idle > _MAX_SECONDS_UNTIL_IDLE:
         summary["violations"].append(f"idle only after {seconds_until_idle:.0f} s")
     return {
         "seed": seed,
         "minutes": minutes,
         "kills": nemesis.kills,
-        "stops": nemesis.stops,
+        "process_freezes": nemesis.process_freezes,
         "cuts": proxy.cut_count,
         "frozen_connections": proxy.frozen_count,
         "database_crashes": nemesis.database_crashes,

@@ -19,7 +19,7 @@ _PAYMENT_REQUEST = PaymentRequest(
     start_seconds=0.1,
     token="tok_visa",
     currency="EUR",
-    together=True,
+    is_combined=True,
     all_or_nothing=False,
     sellers=("seller-a", "seller-b"),
     amounts=(1234, 500),
@@ -33,7 +33,7 @@ _PAYMENT_REQUEST = PaymentRequest(
 PAYMENT_PLAN = SimulationPlan(
     seed=1,
     payments=0,
-    share=0.0,
+    fault_rate=0.0,
     payment_requests=(_PAYMENT_REQUEST,),
     single_process_services=frozenset({"payout"}),
 )
@@ -41,7 +41,7 @@ PAYMENT_PLAN = SimulationPlan(
 shows that it finds no work.
 """
 _SALE_REQUEST = replace(
-    _PAYMENT_REQUEST, together=False, sellers=("seller-a",), amounts=(5000,), fees=(None,)
+    _PAYMENT_REQUEST, is_combined=False, sellers=("seller-a",), amounts=(5000,), fees=(None,)
 )
 _WITHDRAWAL_REQUEST = WithdrawalRequest(
     number=0,
@@ -58,7 +58,7 @@ _WITHDRAWAL_REQUEST = WithdrawalRequest(
 PAYOUT_PLAN = SimulationPlan(
     seed=2,
     payments=0,
-    share=0.0,
+    fault_rate=0.0,
     payment_requests=(_SALE_REQUEST,),
     withdrawals=(_WITHDRAWAL_REQUEST,),
     single_process_services=frozenset({"payment", "event"}),

@@ -39,7 +39,7 @@ def add_regression(plan: SimulationPlan, violation: str) -> None:
         "shows": "",
         "seed": plan.seed,
         "payments": plan.payments,
-        "share": plan.share,
+        "fault_rate": plan.fault_rate,
         "without_payments": sorted(plan.without_payments),
         "without_faults": sorted(plan.without_faults),
         "planned": dict(plan.planned),
@@ -72,7 +72,7 @@ def _parse_plan(entry: dict[str, Any]) -> SimulationPlan:
     return SimulationPlan(
         entry["seed"],
         entry["payments"],
-        entry["share"],
+        entry["fault_rate"],
         frozenset(entry["without_payments"]),
         frozenset(entry["without_faults"]),
         {call: InjectedFault(fault) for call, fault in entry["planned"].items()},

@@ -87,7 +87,7 @@ class PaymentRequest:
     start_seconds: float
     token: str
     currency: str
-    together: bool
+    is_combined: bool
     all_or_nothing: bool
     sellers: tuple[str, ...]
     amounts: tuple[int, ...]
@@ -109,7 +109,7 @@ class PaymentRequest:
         return f"p{self.number}-{index}"
 
     def charge_id(self, index: int) -> str:
-        return f"c-{self.checkout_id}" if self.together else f"o-{self.order_id(index)}"
+        return f"c-{self.checkout_id}" if self.is_combined else f"o-{self.order_id(index)}"
 
 
 def draw_payment_request(
@@ -134,7 +134,7 @@ def draw_payment_request(
         )
         for index in range(order_count)
     )
-    together = seeded_random.number(key("together")) < 0.3
+    is_combined = seeded_random.number(key("together")) < 0.3
     fees = tuple(
         amount // 20 if seeded_random.number(key(f"fee {index}")) < 0.3 else None
         for index, amount in enumerate(amounts)
@@ -145,8 +145,8 @@ def draw_payment_request(
         start_seconds=_start_time(seeded_random, number, span_seconds),
         token=seeded_random.weighted_choice(key("token"), _TOKEN_WEIGHTS),
         currency=seeded_random.weighted_choice(key("currency"), _CURRENCY_WEIGHTS),
-        together=together,
-        all_or_nothing=together and seeded_random.number(key("all")) < 0.4,
+        is_combined=is_combined,
+        all_or_nothing=is_combined and seeded_random.number(key("all")) < 0.4,
         sellers=tuple(seller_of(team, seller) for seller in sellers),
         amounts=amounts,
         fees=fees,
@@ -362,7 +362,7 @@ def _build_request(
         if payment_request.waits_for_result
         else payment_service_pb2.WAIT_FOR_ACCEPTANCE,
         charge_mode=payment_pb2.CHARGE_MODE_COMBINED
-        if payment_request.together
+        if payment_request.is_combined
         else payment_pb2.CHARGE_MODE_PER_ORDER,
         partial_failure_policy=payment_pb2.PARTIAL_FAILURE_POLICY_ALL_OR_NOTHING
         if payment_request.all_or_nothing

@@ -37,7 +37,7 @@ from tests.simulation.world import SLOW_SECONDS, World
 
 _MAX_CALL_SECONDS = 400.0
 """Simulated seconds within which callers must have their answers."""
-_MAX_SECONDS_TO_REST = 720.0
+_MAX_SECONDS_UNTIL_IDLE = 720.0
 """Simulated seconds after healing within which nothing may be in progress: past its key window a
 charge is looked up about twelve times, up to an hour apart.
 """
@@ -58,7 +58,7 @@ class SimulationPlan:
 
     seed: int
     payments: int
-    share: float | None = None
+    fault_rate: float | None = None
     """The share of port calls that get a fault; None: derived from the seed."""
     without_payments: frozenset[int] = frozenset()
     without_faults: frozenset[str] = frozenset()
@@ -125,7 +125,7 @@ class Simulation:
         """Runs a plan. Its result is deterministic."""
         plan = replace(
             plan,
-            share=_fault_rate(plan),
+            fault_rate=_fault_rate(plan),
             outage=_is_included(plan, plan.outage, "an outage", 0.25),
             poison=_is_included(plan, plan.poison, "poison", 0.35),
         )
@@ -151,7 +151,9 @@ class Simulation:
         self._tables.reset()
         tracing.seed(plan.seed)
         seeded_random = SeededRandom(plan.seed)
-        faults = FaultInjector(seeded_random, plan.share or 0.0, plan.without_faults, plan.planned)
+        faults = FaultInjector(
+            seeded_random, plan.fault_rate or 0.0, plan.without_faults, plan.planned
+        )
         clock_drift = {
             service: seeded_random.uniform(f"drift of {service}", -5, 5) for service in SERVICES
         }
@@ -285,8 +287,10 @@ class Simulation:
     ) -> None:
         """Waits until nothing is due and every change is published and booked."""
         while world.loop.now < earliest_time or self._tables.query(OPEN_WORK_SQL)[0][0] != 0:
-            if world.loop.now > start_time + _MAX_SECONDS_TO_REST:
-                result.violations.append(f"not final within {_MAX_SECONDS_TO_REST:g} s of healing")
+            if world.loop.now > start_time + _MAX_SECONDS_UNTIL_IDLE:
+                result.violations.append(
+                    f"not final within {_MAX_SECONDS_UNTIL_IDLE:g} s of healing"
+                )
                 return
             await asyncio.sleep(1.0)
 
@@ -413,8 +417,8 @@ def _is_included(
 
 def _fault_rate(plan: SimulationPlan) -> float:
     """The fault rate: zero in some runs, low in most, high in some."""
-    if plan.share is not None:
-        return plan.share
+    if plan.fault_rate is not None:
+        return plan.fault_rate
     return SeededRandom(plan.seed).weighted_choice(
         "share", {0.0: 1.0, 0.02: 3.0, 0.05: 5.0, 0.12: 2.0}
     )

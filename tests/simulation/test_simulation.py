@@ -26,7 +26,7 @@ from tests.simulation.workers import run_traced, worker_pool
 from tests.support.platform import ROOT, fresh_database
 
 WORLD_PLANS = [SimulationPlan(seed, 15, payouts=5) for seed in range(1, 4)]
-PLAN = SimulationPlan(seed=7, payments=6, share=0.1, payouts=3)
+PLAN = SimulationPlan(seed=7, payments=6, fault_rate=0.1, payouts=3)
 
 EXPECTED_POISONED = {"wallet": 4, "ledger": 22, "event": 18}
 """Seeds of simulations in which this service fails on many items."""
@@ -82,7 +82,7 @@ def test_every_kind_of_fault_is_injected(simulation: Simulation) -> None:
     happened: set[InjectedFault] = set()
     for seed in range(20, 30):
         happened |= set(
-            simulation.run(SimulationPlan(seed, 10, share=0.15, payouts=4)).faults.values()
+            simulation.run(SimulationPlan(seed, 10, fault_rate=0.15, payouts=4)).faults.values()
         )
         if happened == set(InjectedFault):
             break
@@ -97,7 +97,7 @@ def test_simulations_with_failing_items_keep_the_invariants(
     without an operator, and events keep their order.
     """
     result = simulation.run(
-        SimulationPlan(seed, 15, share=0.02, payouts=4, outage=False, poison=True)
+        SimulationPlan(seed, 15, fault_rate=0.02, payouts=4, outage=False, poison=True)
     )
     assert result.violations == []
     assert any(" fails on " in line for line in result.trace)
@@ -190,7 +190,7 @@ def test_a_deliberate_bug_is_found_and_minimized(
         lambda self: replace(_TO_REQUEST(self), key=f"{self.provider_key}-{self.lease_token}"),
     )
     # the first of them fails soon
-    worlds = (simulation.run(SimulationPlan(seed, 8, share=0.06)) for seed in range(28, 44))
+    worlds = (simulation.run(SimulationPlan(seed, 8, fault_rate=0.06)) for seed in range(28, 44))
     # An operation that never completes, because each new key gets a new fault, would use up all the
     # time.
     failed = next(
