@@ -88,30 +88,30 @@ class PayoutDecisions:
             tokens = operation_store.force_claim(
                 connection, [format_payout_operation_id(payout_id)], self._lease_seconds
             )
-            (item,) = operations_from_rows(
+            (payout,) = operations_from_rows(
                 store.load_operations(connection, [payout_id]),
                 tokens,
                 self._environment,
                 lease_deadline,
             )
             dead_letters.resolve(
-                connection, {item.resource_name: (decision.actor, item.traceparent)}
+                connection, {payout.resource_name: (decision.actor, payout.traceparent)}
             )
             payout_transition = PayoutTransition(
-                item.snapshot.apply(trigger),
+                payout.snapshot.apply(trigger),
                 decision.transition_reason,
                 decision.actor,
                 decision.reason,
             )
-            return transition_payouts(connection, [PayoutChange(item, (payout_transition,))])[
+            return transition_payouts(connection, [PayoutChange(payout, (payout_transition,))])[
                 payout_id
             ]
 
         async def commit_and_start() -> bool:
-            item = await self._database.transact(decide)
-            if item is not None:
-                self._start_operation(item)
-            return item is not None
+            payout = await self._database.transact(decide)
+            if payout is not None:
+                self._start_operation(payout)
+            return payout is not None
 
         return await self._run_detached(commit_and_start, is_team_call=decision.by_team)
 

@@ -86,26 +86,29 @@ class PayoutBooking:
         )
         self._retry_policies = retry_policies
 
-    async def run(self, items: Sequence[PayoutOperation]) -> Sequence[PayoutOperation | Exception]:
+    async def run(
+        self, payouts: Sequence[PayoutOperation]
+    ) -> Sequence[PayoutOperation | Exception]:
         """Returns each payout after booking, BookingRejected, or CONFLICT if the payout changed
         concurrently.
 
         Raises DEPENDENCY_UNAVAILABLE for the whole batch.
         """
-        return await bisect_on_error(self._book, items)
+        return await bisect_on_error(self._book, payouts)
 
     async def _book(
-        self, items: Sequence[PayoutOperation]
+        self, payouts: Sequence[PayoutOperation]
     ) -> Sequence[PayoutOperation | Exception]:
-        ids = sorted(item.payout_id for item in items)
+        ids = sorted(payout.payout_id for payout in payouts)
         transfer_rows = await self._database.load(
             lambda connection: transfers.load_transfers(connection, ids)
         )
         captured_movements, other_movements = _movements_of(
-            items, {id_: [transfer_of(row) for row in rows] for id_, rows in transfer_rows.items()}
+            payouts,
+            {id_: [transfer_of(row) for row in rows] for id_, rows in transfer_rows.items()},
         )
-        captured = [item for item in items if item.state in HOLD_CAPTURED]
-        released = [item for item in items if item.state not in HOLD_CAPTURED]
+        captured = [payout for payout in payouts if payout.state in HOLD_CAPTURED]
+        released = [payout for payout in payouts if payout.state not in HOLD_CAPTURED]
         debits = [entry for entry in other_movements if entry.movement.seller_change < 0]
         credits_ = [entry for entry in other_movements if entry.movement.seller_change > 0]
         rejections: dict[str, BookingRejected] = {}
@@ -115,9 +118,11 @@ class PayoutBooking:
         await self._send_in_chunks(self._debit, debits, rejections)
         await self._send_in_chunks(self._credit, credits_, rejections)
         await self._send_in_chunks(self.post, captured_movements + other_movements, rejections)
-        changes = [self._booking_change(item) for item in items if item.payout_id not in rejections]
+        changes = [
+            self._booking_change(payout) for payout in payouts if payout.payout_id not in rejections
+        ]
 
-        payouts = (
+        booked_payouts = (
             await self._database.transact(
                 lambda connection: transition_payouts(connection, changes)
             )
@@ -125,31 +130,33 @@ class PayoutBooking:
             else {}
         )
         return [
-            rejections.get(item.payout_id)
-            or payouts.get(item.payout_id)
+            rejections.get(payout.payout_id)
+            or booked_payouts.get(payout.payout_id)
             or _concurrent_update_error()
-            for item in items
+            for payout in payouts
         ]
 
-    def _booking_change(self, item: PayoutOperation) -> PayoutChange:
+    def _booking_change(self, payout: PayoutOperation) -> PayoutChange:
         """The transition to booked, with the first poll of the provider.
 
         A paid transfer may be returned, and a payout that failed after sending may have been paid
         after all.
         """
-        needs_polling = item.state in POLLED_AFTER_COMPLETION and item.snapshot.attempt_count > 0
+        needs_polling = (
+            payout.state in POLLED_AFTER_COMPLETION and payout.snapshot.attempt_count > 0
+        )
         poll_after_seconds = (
             self._retry_policies.policy_for(
-                item.provider, RetryReason.POST_COMPLETION_POLL
-            ).delay_seconds(1, item.operation_id)
+                payout.provider, RetryReason.POST_COMPLETION_POLL
+            ).delay_seconds(1, payout.operation_id)
             if needs_polling
             else None
         )
         return PayoutChange(
-            item,
+            payout,
             (
                 PayoutTransition(
-                    item.snapshot.apply(PayoutTrigger.BOOKED), PayoutTransitionReason.BOOKED
+                    payout.snapshot.apply(PayoutTrigger.BOOKED), PayoutTransitionReason.BOOKED
                 ),
             ),
             poll_after_seconds=poll_after_seconds,
@@ -173,10 +180,10 @@ class PayoutBooking:
     async def _capture(self, payouts: Sequence[PayoutOperation]) -> Sequence[Any]:
         captures = [
             wallet_service_pb2.HoldCapture(
-                hold_id=format_payout_hold_id(item.payout_id),
-                amount=format_amount(item.amount, item.currency),
+                hold_id=format_payout_hold_id(payout.payout_id),
+                amount=format_amount(payout.amount, payout.currency),
             )
-            for item in payouts
+            for payout in payouts
         ]
         return list(
             (
@@ -189,7 +196,7 @@ class PayoutBooking:
 
     async def _release(self, payouts: Sequence[PayoutOperation]) -> Sequence[Any]:
         request = wallet_service_pb2.BatchReleaseHoldRequest(
-            hold_ids=[format_payout_hold_id(item.payout_id) for item in payouts]
+            hold_ids=[format_payout_hold_id(payout.payout_id) for payout in payouts]
         )
         return list(
             (await self._service_client.call(self._wallet.BatchReleaseHold, request)).results
@@ -225,30 +232,35 @@ def _concurrent_update_error() -> ApiError:
 
 
 def _movements_of(
-    items: Sequence[PayoutOperation], transfers_by_payout: Mapping[str, Sequence[Transfer]]
+    payouts: Sequence[PayoutOperation], transfers_by_payout: Mapping[str, Sequence[Transfer]]
 ) -> tuple[list[_PayoutMovement], list[_PayoutMovement]]:
     """All money movements of the payouts: those that capture the hold, and the others."""
     captured_movements: list[_PayoutMovement] = []
     other_movements: list[_PayoutMovement] = []
-    for item in items:
-        for transfer in transfers_by_payout.get(item.payout_id, ()):
+    for payout in payouts:
+        for transfer in transfers_by_payout.get(payout.payout_id, ()):
             outgoing, *returns = money_movements(
-                item.payout_id, item.provider, item.seller_account, item.amount, item.fee, transfer
+                payout.payout_id,
+                payout.provider,
+                payout.seller_account,
+                payout.amount,
+                payout.fee,
+                transfer,
             )
             if transfer.match is TransferMatch.EXACT:
-                captured_movements.append(_PayoutMovement(item, outgoing))
+                captured_movements.append(_PayoutMovement(payout, outgoing))
             else:
-                other_movements.append(_PayoutMovement(item, outgoing))
-            other_movements += [_PayoutMovement(item, movement) for movement in returns]
+                other_movements.append(_PayoutMovement(payout, outgoing))
+            other_movements += [_PayoutMovement(payout, movement) for movement in returns]
     return captured_movements, other_movements
 
 
 def _wallet_instruction(entry: _PayoutMovement) -> dict[str, Any]:
-    item, movement = entry.payout, entry.movement
+    payout, movement = entry.payout, entry.movement
     return {
         "source_id": f"{movement.kind}/{movement.source_id}",
-        "caller": item.caller,
-        "seller_account": item.seller_account,
-        "amount": format_amount(abs(movement.seller_change), item.currency),
-        "currency": item.currency,
+        "caller": payout.caller,
+        "seller_account": payout.seller_account,
+        "amount": format_amount(abs(movement.seller_change), payout.currency),
+        "currency": payout.currency,
     }

@@ -36,7 +36,7 @@ from tallystick_server.payout.transitions import PayoutChange, transition_payout
 from tallystick_storage import operations as operation_store
 from tallystick_storage.database import Database
 from tallystick_storage.payout import destinations as store
-from tallystick_storage.payout import payouts
+from tallystick_storage.payout import payouts as payout_store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,7 +215,9 @@ def end_destinations(
     }
     # No payout can be added now: placing a hold locks the destination first.
     unsent_ids = [
-        operation_id for id_ in ended_rows for operation_id in payouts.list_unsent(connection, id_)
+        operation_id
+        for id_ in ended_rows
+        for operation_id in payout_store.list_unsent(connection, id_)
     ]
     operation_store.lock(
         connection,
@@ -235,27 +237,30 @@ def end_destinations(
 def _cancel_unsent(connection: Connection, operation_ids: Sequence[str]) -> None:
     tokens = operation_store.force_claim(connection, operation_ids, 0.0) if operation_ids else {}
     if tokens:
-        items = operations_from_rows(
-            payouts.load_operations(connection, split_operation_ids(tokens)[0]), tokens, ""
+        payouts = operations_from_rows(
+            payout_store.load_operations(connection, split_operation_ids(tokens)[0]), tokens, ""
         )
         # Skip payouts that were decided after they were listed.
-        unsent_items = [item for item in items if item.state in HELD_UNSENT_STATES]
+        unsent_payouts = [payout for payout in payouts if payout.state in HELD_UNSENT_STATES]
         resolve(
             connection,
-            {item.resource_name: (item.caller, item.traceparent) for item in unsent_items},
+            {
+                payout.resource_name: (payout.caller, payout.traceparent)
+                for payout in unsent_payouts
+            },
         )
         transition_payouts(
             connection,
             [
                 PayoutChange(
-                    item,
+                    payout,
                     (
                         PayoutTransition(
-                            item.snapshot.apply(PayoutTrigger.DESTINATION_ENDED),
+                            payout.snapshot.apply(PayoutTrigger.DESTINATION_ENDED),
                             PayoutTransitionReason.DESTINATION_ENDED,
                         ),
                     ),
                 )
-                for item in unsent_items
+                for payout in unsent_payouts
             ],
         )

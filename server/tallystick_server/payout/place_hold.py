@@ -55,18 +55,20 @@ class HoldPlacer:
         )
         self._approval_thresholds = approval_thresholds
 
-    async def run(self, items: Sequence[PayoutOperation]) -> Sequence[PayoutOperation | Exception]:
+    async def run(
+        self, payouts: Sequence[PayoutOperation]
+    ) -> Sequence[PayoutOperation | Exception]:
         """Returns each payout after its hold, or BookingRejected.
 
         Raises DEPENDENCY_UNAVAILABLE for the whole batch.
         """
-        return await bisect_on_error(self._place_holds, items)
+        return await bisect_on_error(self._place_holds, payouts)
 
     async def _place_holds(
-        self, items: Sequence[PayoutOperation]
+        self, payouts: Sequence[PayoutOperation]
     ) -> Sequence[PayoutOperation | Exception]:
         rejections = await self._request_holds(
-            [item for item in items if item.state is PayoutState.CREATED]
+            [payout for payout in payouts if payout.state is PayoutState.CREATED]
         )
         failures = {
             payout_id: classify_hold_failure(error.reason)
@@ -77,53 +79,53 @@ class HoldPlacer:
             for id_, failure in failures.items()
             if failure is None
         }
-        eligible_items = [item for item in items if item.payout_id not in booking_errors]
+        eligible_payouts = [payout for payout in payouts if payout.payout_id not in booking_errors]
 
         def apply_results(connection: Connection) -> dict[str, PayoutOperation]:
             states = destinations.lock_states(
-                connection, sorted({item.payout_destination_id for item in eligible_items})
+                connection, sorted({payout.payout_destination_id for payout in eligible_payouts})
             )
             changes = [
                 plan_change(
-                    item,
-                    failures.get(item.payout_id),
-                    states[item.payout_destination_id],
+                    payout,
+                    failures.get(payout.payout_id),
+                    states[payout.payout_destination_id],
                     self._approval_thresholds,
                 )
-                for item in eligible_items
+                for payout in eligible_payouts
             ]
             return transition_payouts(connection, changes)
 
-        payouts = await self._database.transact(apply_results) if eligible_items else {}
+        changed_payouts = await self._database.transact(apply_results) if eligible_payouts else {}
         return [
-            booking_errors.get(item.payout_id) or payouts.get(item.payout_id, item)
-            for item in items
+            booking_errors.get(payout.payout_id) or changed_payouts.get(payout.payout_id, payout)
+            for payout in payouts
         ]
 
-    async def _request_holds(self, items: Sequence[PayoutOperation]) -> dict[str, ApiError]:
+    async def _request_holds(self, payouts: Sequence[PayoutOperation]) -> dict[str, ApiError]:
         """Places the holds; returns the wallet's rejections by payout id."""
-        if not items:
+        if not payouts:
             return {}
         holds = [
             wallet_service_pb2.NewHold(
-                hold_id=format_payout_hold_id(item.payout_id),
-                caller=item.caller,
-                seller_account=item.seller_account,
-                amount=format_amount(item.amount, item.currency),
-                currency=item.currency,
+                hold_id=format_payout_hold_id(payout.payout_id),
+                caller=payout.caller,
+                seller_account=payout.seller_account,
+                amount=format_amount(payout.amount, payout.currency),
+                currency=payout.currency,
                 purpose=wallet_pb2.HOLD_PURPOSE_PAYOUT,
-                minimum_remaining=format_amount(item.reserve, item.currency),
+                minimum_remaining=format_amount(payout.reserve, payout.currency),
             )
-            for item in items
+            for payout in payouts
         ]
         response = await self._service_client.call(
             self._wallet.BatchPlaceHold, wallet_service_pb2.BatchPlaceHoldRequest(holds=holds)
         )
-        return errors_by_key([item.payout_id for item in items], response.results)
+        return errors_by_key([payout.payout_id for payout in payouts], response.results)
 
 
 def plan_change(
-    item: PayoutOperation,
+    payout: PayoutOperation,
     failure: PayoutFailure | None,
     destination_state: DestinationState,
     approval_thresholds: Mapping[str, int],
@@ -133,9 +135,9 @@ def plan_change(
     The attempt is committed before it is sent, and begins only if nothing prevents it.
     """
     transitions: list[PayoutTransition] = []
-    snapshot = item.snapshot
+    snapshot = payout.snapshot
     if snapshot.state is PayoutState.CREATED:
-        transitions.append(_hold_transition(item, failure, approval_thresholds))
+        transitions.append(_hold_transition(payout, failure, approval_thresholds))
         snapshot = transitions[-1].snapshot
     # The destination has ended, so nothing can be paid to it.
     if snapshot.state in HELD_UNSENT_STATES and destination_state in TERMINAL_DESTINATION_STATES:
@@ -153,24 +155,24 @@ def plan_change(
             )
         )
     return PayoutChange(
-        item,
+        payout,
         tuple(transitions),
         awaits_approval=transitions[-1].snapshot.state is PayoutState.AWAITING_APPROVAL,
     )
 
 
 def _hold_transition(
-    item: PayoutOperation, failure: PayoutFailure | None, approval_thresholds: Mapping[str, int]
+    payout: PayoutOperation, failure: PayoutFailure | None, approval_thresholds: Mapping[str, int]
 ) -> PayoutTransition:
     """The transition for the wallet's result."""
     if failure is not None:
         return PayoutTransition(
-            item.snapshot.apply(PayoutTrigger.HOLD_REJECTED, failure_reason=failure),
+            payout.snapshot.apply(PayoutTrigger.HOLD_REJECTED, failure_reason=failure),
             PayoutTransitionReason.HOLD_REJECTED,
         )
-    approval_required = needs_approval(item.amount, item.currency, approval_thresholds)
+    approval_required = needs_approval(payout.amount, payout.currency, approval_thresholds)
     return PayoutTransition(
-        item.snapshot.apply(
+        payout.snapshot.apply(
             PayoutTrigger.HELD_FOR_APPROVAL if approval_required else PayoutTrigger.FUNDS_HELD
         ),
         PayoutTransitionReason.FUNDS_HELD,

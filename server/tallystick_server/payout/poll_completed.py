@@ -70,18 +70,18 @@ class CompletedPayoutPoller:
 
         def load(connection: Connection) -> list[tuple[PayoutOperation, int]]:
             poll_counts = store.list_pollable(connection, _MAX_POLLED)
-            items = (
+            payouts = (
                 operations_from_rows(store.load_operations(connection, list(poll_counts)), {}, "")
                 if poll_counts
                 else ()
             )
-            return [(item, poll_counts[item.payout_id]) for item in items]
+            return [(payout, poll_counts[payout.payout_id]) for payout in payouts]
 
         due_payouts = await self._database.load(load)
         if not due_payouts or not await self._database.transact(self._try_acquire_leadership):
             return
         next_polls = await asyncio.gather(
-            *(self.poll(item, poll_count) for item, poll_count in due_payouts)
+            *(self.poll(payout, poll_count) for payout, poll_count in due_payouts)
         )
 
         def store_polls(connection: Connection) -> None:
@@ -90,48 +90,48 @@ class CompletedPayoutPoller:
         await self._database.transact(store_polls)
 
     async def poll(  # noqa: PLR0911 - one for each result
-        self, item: PayoutOperation, poll_count: int
+        self, payout: PayoutOperation, poll_count: int
     ) -> store.NextPayoutPoll:
         """The next poll time and the number of polls. Polls without an answer are not counted."""
-        if item.state not in POLLED_AFTER_COMPLETION:
-            return store.NextPayoutPoll(item.payout_id, None, poll_count)
+        if payout.state not in POLLED_AFTER_COMPLETION:
+            return store.NextPayoutPoll(payout.payout_id, None, poll_count)
         try:
-            outcome = await self._gateway.call(item, NextAction.LOOK_UP)
+            outcome = await self._gateway.call(payout, NextAction.LOOK_UP)
         except Exception:  # an error of one payout does not block the others
-            log.exception("%s: lookup failed; it is polled again", item.resource_name)
-            return self._next_poll(item, poll_count)
+            log.exception("%s: lookup failed; it is polled again", payout.resource_name)
+            return self._next_poll(payout, poll_count)
         if not _is_conclusive(outcome):
-            return self._next_poll(item, poll_count)
+            return self._next_poll(payout, poll_count)
         if isinstance(outcome, NotFound):  # says nothing about its money
-            return self._next_poll(item, poll_count + 1)
+            return self._next_poll(payout, poll_count + 1)
         try:
-            await self._record_or_report(item, outcome)
+            await self._record_or_report(payout, outcome)
         except Exception as error:  # an error of one payout does not block the others
             # The database is unavailable; this run reports it at its end.
             if isinstance(error, ApiError) and error.retry_after is not None:
-                return store.NextPayoutPoll(item.payout_id, 0.0, poll_count)
+                return store.NextPayoutPoll(payout.payout_id, 0.0, poll_count)
             log.exception(
-                "%s: the outcome cannot be recorded; it is polled again", item.resource_name
+                "%s: the outcome cannot be recorded; it is polled again", payout.resource_name
             )
-            return self._next_poll(item, poll_count)
-        return self._next_poll(item, poll_count + 1)
+            return self._next_poll(payout, poll_count)
+        return self._next_poll(payout, poll_count + 1)
 
-    def _next_poll(self, item: PayoutOperation, poll_count: int) -> store.NextPayoutPoll:
+    def _next_poll(self, payout: PayoutOperation, poll_count: int) -> store.NextPayoutPoll:
         """The poll that follows `poll_count` answered ones."""
-        policy = self._retry_policies.policy_for(item.provider, RetryReason.POST_COMPLETION_POLL)
-        delay_seconds = policy.delay_seconds(poll_count + 1, item.operation_id)
-        return store.NextPayoutPoll(item.payout_id, delay_seconds, poll_count)
+        policy = self._retry_policies.policy_for(payout.provider, RetryReason.POST_COMPLETION_POLL)
+        delay_seconds = policy.delay_seconds(poll_count + 1, payout.operation_id)
+        return store.NextPayoutPoll(payout.payout_id, delay_seconds, poll_count)
 
     async def _record_or_report(
-        self, item: PayoutOperation, outcome: ProviderOutcome | NotCalled
+        self, payout: PayoutOperation, outcome: ProviderOutcome | NotCalled
     ) -> None:
         """Records an outcome.
 
         If its reference belongs to another payout's transfer, stores that for an operator instead.
         """
         try:
-            await self._record_outcome(item, outcome)
+            await self._record_outcome(payout, outcome)
         except ConstraintViolation as error:
             if not is_duplicate_reference(error):
                 raise
-            await self._record_misdirected(item, outcome)
+            await self._record_misdirected(payout, outcome)

@@ -112,7 +112,7 @@ class PayoutOutcomeRecorder:
             for result in results
         ]
 
-    async def record_misdirected(self, item: PayoutOperation, outcome: PayoutOutcome) -> None:
+    async def record_misdirected(self, payout: PayoutOperation, outcome: PayoutOutcome) -> None:
         """Stores for an operator that the provider reports another payout's transfer for a
         completed payout.
 
@@ -120,11 +120,11 @@ class PayoutOutcomeRecorder:
         """
 
         def record(connection: Connection) -> None:
-            rows = store.lock(connection, [item.payout_id])
+            rows = store.lock(connection, [payout.payout_id])
             update = _PayoutUpdate(
-                item,
-                rows[item.payout_id],
-                transfers.load_transfers(connection, [item.payout_id]).get(item.payout_id, ()),
+                payout,
+                rows[payout.payout_id],
+                transfers.load_transfers(connection, [payout.payout_id]).get(payout.payout_id, ()),
             )
             update.conflicts.append(
                 f"{_describe_report(outcome)}{_MISDIRECTED_SUFFIX}"[:_MAX_REPORT_LENGTH]
@@ -134,10 +134,15 @@ class PayoutOutcomeRecorder:
         await self._database.transact(record)
 
 
-def _with_current_state(item: PayoutOperation, current_item: PayoutOperation) -> PayoutOperation:
+def _with_current_state(
+    payout: PayoutOperation, current_payout: PayoutOperation
+) -> PayoutOperation:
     """A leased payout under its lease, with the current stored values."""
     return replace(
-        item, snapshot=current_item.snapshot, message=current_item.message, tries=current_item.tries
+        payout,
+        snapshot=current_payout.snapshot,
+        message=current_payout.message,
+        tries=current_payout.tries,
     )
 
 
@@ -145,10 +150,10 @@ class _PayoutUpdate:
     """One locked payout with all its outcomes in the batch, in order."""
 
     def __init__(
-        self, item: PayoutOperation, row: Row[Any], transfer_rows: Sequence[Row[Any]]
+        self, payout: PayoutOperation, row: Row[Any], transfer_rows: Sequence[Row[Any]]
     ) -> None:
         # Usually the version is unchanged.
-        self.item = item if item.snapshot.version == row.version else item.updated_from(row)
+        self.payout = payout if payout.snapshot.version == row.version else payout.updated_from(row)
         self.was_booked = row.booked
         self.transitions: list[PayoutTransition] = []
         self.reported_transfers: dict[str, Transfer] = {}
@@ -156,7 +161,7 @@ class _PayoutUpdate:
         """Reports that conflict with earlier ones."""
         self.is_conclusive = False
         """Whether an outcome was conclusive; then a dead letter of the payout is requeued."""
-        self._snapshot = self.item.snapshot
+        self._snapshot = self.payout.snapshot
         self._transfers = {
             transfer_row.provider_reference: transfer_of(transfer_row)
             for transfer_row in transfer_rows
@@ -165,7 +170,7 @@ class _PayoutUpdate:
     def apply(self, outcome: PayoutOutcome) -> None:
         """Applies an outcome."""
         payout_record = PayoutRecord(
-            self._snapshot.state, self.item.net_amount, self.item.currency, self._transfers
+            self._snapshot.state, self.payout.net_amount, self.payout.currency, self._transfers
         )
         effect = apply_outcome(payout_record, outcome)
         self._transfers |= {transfer.reference: transfer for transfer in effect.transfers}
@@ -211,14 +216,14 @@ class _PayoutUpdate:
         currency_transfers = [
             transfer
             for transfer in self._transfers.values()
-            if transfer.currency == self.item.currency
+            if transfer.currency == self.payout.currency
         ]
         changes["paid_amount"] = sum(transfer.amount for transfer in currency_transfers)
         if trigger in (PayoutTrigger.RETURNED, PayoutTrigger.UNMATCHED_TRANSFER):
             changes["returned_amount"] = sum(
                 transfer.returned_amount or 0
                 for transfer in currency_transfers
-                if transfer.returned_currency == self.item.currency
+                if transfer.returned_currency == self.payout.currency
             )
         return changes
 
@@ -249,7 +254,7 @@ class _PayoutUpdate:
                 PayoutTransition(self._snapshot, PayoutTransitionReason.UNMATCHED_TRANSFER)
             )
         return [
-            NewReport(self.item.payout_id, number, report)
+            NewReport(self.payout.payout_id, number, report)
             for number, report in enumerate(reports, len(stored_reports) + 1)
         ]
 
@@ -268,12 +273,12 @@ def _record_conflicts(connection: Connection, updates: Sequence[_PayoutUpdate]) 
     if not conflicting_updates:
         return
     stored_reports = acknowledgements.load_reports(
-        connection, [update.item.payout_id for update in conflicting_updates]
+        connection, [update.payout.payout_id for update in conflicting_updates]
     )
     new_reports = [
         report
         for update in conflicting_updates
-        for report in update.new_reports(stored_reports.get(update.item.payout_id, ()))
+        for report in update.new_reports(stored_reports.get(update.payout.payout_id, ()))
     ]
     if new_reports:
         acknowledgements.insert_reports(connection, new_reports)
@@ -285,38 +290,41 @@ def _store_updates(
     """Stores all updates; returns the current payouts by id."""
     _record_conflicts(connection, updates)
     reported_transfers = [
-        _to_reported_transfer(update.item, transfer)
+        _to_reported_transfer(update.payout, transfer)
         for update in updates
         for transfer in update.reported_transfers.values()
     ]
     if reported_transfers:
         transfers.upsert_transfers(connection, reported_transfers)
     reopened_ids = [
-        update.item.payout_id for update in updates if update.was_booked and update.transitions
+        update.payout.payout_id for update in updates if update.was_booked and update.transitions
     ]
     if reopened_ids:
         store.reopen(connection, reopened_ids)
     changes = [
-        PayoutChange(update.item, tuple(update.transitions), ignores_lease=True)
+        PayoutChange(update.payout, tuple(update.transitions), ignores_lease=True)
         for update in updates
         if update.transitions
     ]
     payouts = transition_payouts(connection, changes)
     if len(payouts) < len(changes):
         raise RuntimeError("an outcome of a locked payout was not stored")
-    resolve_and_requeue(connection, [update.item for update in updates if update.is_conclusive])
+    resolve_and_requeue(connection, [update.payout for update in updates if update.is_conclusive])
     return {
-        update.item.payout_id: payouts.get(update.item.payout_id, update.item) for update in updates
+        update.payout.payout_id: payouts.get(update.payout.payout_id, update.payout)
+        for update in updates
     }
 
 
-def _to_reported_transfer(item: PayoutOperation, transfer: Transfer) -> transfers.ReportedTransfer:
+def _to_reported_transfer(
+    payout: PayoutOperation, transfer: Transfer
+) -> transfers.ReportedTransfer:
     return transfers.ReportedTransfer(
-        provider=item.provider,
+        provider=payout.provider,
         provider_reference=transfer.reference,
-        payout_id=item.payout_id,
+        payout_id=payout.payout_id,
         match=transfer.match,
-        source_id=posting_id(item.payout_id, item.provider, transfer),
+        source_id=posting_id(payout.payout_id, payout.provider, transfer),
         amount=transfer.amount,
         currency=transfer.currency,
         returned_amount=transfer.returned_amount,

@@ -27,7 +27,7 @@ class PayoutChange:
     `store.PayoutUpdateRow`.
     """
 
-    item: PayoutOperation
+    payout: PayoutOperation
     transitions: tuple[PayoutTransition, ...]
     ignores_lease: bool = False
     awaits_approval: bool = False
@@ -55,19 +55,19 @@ def transition_payouts(
     payouts = {}
     with record_events(connection, rows.values()) as publish_request:
         for change in changes:
-            row = rows.get(change.item.payout_id)
+            row = rows.get(change.payout.payout_id)
             if row is None:
                 continue
-            message = change.item.message
+            message = change.payout.message
             for transition in change.transitions:
                 message = _with_snapshot(message, transition.snapshot, row.update_time)
-                events.add_payout_changed(publish_request, message, change.item.traceparent)
+                events.add_payout_changed(publish_request, message, change.payout.traceparent)
             # Nothing can have been sent before the attempt begins.
-            begins_attempt = change.snapshot.attempt_count > change.item.snapshot.attempt_count
-            maybe_sent = change.item.maybe_sent and not begins_attempt
+            begins_attempt = change.snapshot.attempt_count > change.payout.snapshot.attempt_count
+            maybe_sent = change.payout.maybe_sent and not begins_attempt
             # A transition resets the retry counts.
-            payouts[change.item.payout_id] = replace(
-                change.item,
+            payouts[change.payout.payout_id] = replace(
+                change.payout,
                 snapshot=change.snapshot,
                 message=message,
                 tries={},
@@ -86,12 +86,12 @@ def _with_snapshot(
 
 
 def _to_row(change: PayoutChange) -> store.PayoutUpdateRow:
-    item, snapshot = change.item, change.snapshot
+    payout, snapshot = change.payout, change.snapshot
     return store.PayoutUpdateRow(
-        payout_id=item.payout_id,
-        lease_token=None if change.ignores_lease else item.lease_token,
-        reporter_lease_token=item.lease_token,
-        from_version=item.snapshot.version,
+        payout_id=payout.payout_id,
+        lease_token=None if change.ignores_lease else payout.lease_token,
+        reporter_lease_token=payout.lease_token,
+        from_version=payout.snapshot.version,
         version=snapshot.version,
         state=snapshot.state,
         booked=snapshot.booked,
@@ -101,8 +101,8 @@ def _to_row(change: PayoutChange) -> store.PayoutUpdateRow:
         attempt_count=snapshot.attempt_count,
         paid_amount=snapshot.paid_amount,
         returned_amount=snapshot.returned_amount,
-        provider_key=item.provider_key
-        if snapshot.attempt_count > item.snapshot.attempt_count
+        provider_key=payout.provider_key
+        if snapshot.attempt_count > payout.snapshot.attempt_count
         else "",
         awaits_approval=change.awaits_approval,
         poll_after_seconds=change.poll_after_seconds,
@@ -110,11 +110,11 @@ def _to_row(change: PayoutChange) -> store.PayoutUpdateRow:
 
 
 def _transition_rows(change: PayoutChange) -> Iterator[store.PayoutTransitionRow]:
-    from_state = change.item.snapshot.state
+    from_state = change.payout.snapshot.state
     for transition in change.transitions:
         snapshot = transition.snapshot
         yield store.PayoutTransitionRow(
-            change.item.payout_id,
+            change.payout.payout_id,
             snapshot.version,
             from_state,
             snapshot.state,

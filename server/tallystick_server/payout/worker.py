@@ -343,13 +343,13 @@ class PayoutWorker(OperationWorker[Operation, Mapping[str, Operation]]):
             connection,
             [
                 (
-                    item,
+                    payout,
                     PayoutTransition(
-                        item.snapshot.apply(PayoutTrigger.GIVEN_UP, **snapshot_changes),
+                        payout.snapshot.apply(PayoutTrigger.GIVEN_UP, **snapshot_changes),
                         PayoutTransitionReason.GIVEN_UP,
                     ),
                 )
-                for item in payouts
+                for payout in payouts
             ],
         )
 
@@ -386,14 +386,14 @@ class PayoutWorker(OperationWorker[Operation, Mapping[str, Operation]]):
             self._notify(payout)
             self.start_operation(payout)  # to release its hold
 
-    def _notify(self, item: PayoutOperation) -> None:
-        self.notifier.notify(item.payout_id, has_result=True)
+    def _notify(self, payout: PayoutOperation) -> None:
+        self.notifier.notify(payout.payout_id, has_result=True)
 
 
 def _fail_payouts(
     connection: Connection, failures: Sequence[tuple[PayoutOperation, PayoutTransition]]
 ) -> Mapping[str, Operation]:
     payouts = transition_payouts(
-        connection, [PayoutChange(item, (transition,)) for item, transition in failures]
+        connection, [PayoutChange(payout, (transition,)) for payout, transition in failures]
     )
     return {payout.operation_id: payout for payout in payouts.values()}
