@@ -558,8 +558,7 @@ MUTANTS = (
     Mutant(
         "an open batch delays all others",
         f"{_SERVER}/payout/batch_generator.py",
-        "self._last_open_batch_id = open_[-1].payout_batch_id if len(open_) == _MAX_BATCHES else "
-        '""',
+        'self._last_open_batch_id = open_[-1].payout_batch_id if len(open_) == MAX_BATCHES else ""',
         'self._last_open_batch_id = ""',
         "tests/services/payout/test_batches.py::test_open_batches_do_not_delay_others",
     ),

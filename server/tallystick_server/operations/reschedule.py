@@ -180,13 +180,13 @@ def _cap_delay(delay_seconds: float, remaining_seconds: float) -> float:
 
 
 def _without_retry(failed_step: FailedStep[Op], now: float) -> operation_store.Reschedule:
-    """Dead-letters the operation: no retry is scheduled. If it has a deadline, it ends then,
-    or at once if that has passed since the claim.
+    """Dead-letters the operation: no retry is scheduled. If it has a deadline, it ends then, or at
+    once if that has passed since the claim.
     """
     operation = failed_step.operation
     remaining_seconds = operation.end_deadline - now
     return replace(
-        _build_reschedule(failed_step, delay=None, lookup_only=operation.lookup_only),
+        _build_reschedule(failed_step, delay_seconds=None, lookup_only=operation.lookup_only),
         expire_after_seconds=max(remaining_seconds, 0.0) if remaining_seconds < inf else None,
     )
 

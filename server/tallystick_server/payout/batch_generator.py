@@ -35,7 +35,7 @@ from tallystick_storage.payout import schedules as schedule_store
 
 _MAX_PAGE_SIZE = 500
 _MAX_PAGES = 10  # wallet pages read for one page of payouts; most wallets may have no funds
-_MAX_BATCHES = 20
+MAX_BATCHES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +90,12 @@ class BatchGenerator:
 
         def load(connection: Connection) -> tuple[Sequence[Row[Any]], Sequence[Row[Any]]]:
             return (
-                store.list_generating(connection, _MAX_BATCHES),
-                store.list_open(connection, self._last_open_batch_id, _MAX_BATCHES),
+                store.list_generating(connection, MAX_BATCHES),
+                store.list_open(connection, self._last_open_batch_id, MAX_BATCHES),
             )
 
         new, open_ = await self._database.load(load)
-        self._last_open_batch_id = open_[-1].payout_batch_id if len(open_) == _MAX_BATCHES else ""
+        self._last_open_batch_id = open_[-1].payout_batch_id if len(open_) == MAX_BATCHES else ""
         return (*new, *open_)
 
     async def _advance(self, row: Row[Any]) -> None:

@@ -34,7 +34,7 @@ DueSchedule = tuple[Row[Any], Schedule]
 """The row of a schedule, and its parsed schedule."""
 
 _MAX_DEFAULT_SCHEDULES = 20
-_MAX_SELLERS = 500  # paid in one transaction
+MAX_SELLERS = 500  # paid in one transaction
 _ANY_OWNER = ""  # owner filter: a platform run pays the sellers of all owners
 
 
@@ -63,7 +63,7 @@ class ScheduleRunner:
 
     async def _load_due_sellers(self) -> Sequence[Row[Any]]:
         return await self._database.load(
-            lambda connection: store.list_due(connection, _MAX_SELLERS, defaults_only=False)
+            lambda connection: store.list_due(connection, MAX_SELLERS, defaults_only=False)
         )
 
     async def _start_run(self, schedule_row: Row[Any], schedule: Schedule) -> None:
@@ -94,7 +94,7 @@ class ScheduleRunner:
         """Pays the sellers with their own schedule whose cut-off has passed, page by page."""
         sellers = await self._load_due_sellers()
         try:
-            while sellers and await self._pay_page(sellers) and len(sellers) == _MAX_SELLERS:
+            while sellers and await self._pay_page(sellers) and len(sellers) == MAX_SELLERS:
                 sellers = await self._load_due_sellers()
         # such as an unavailable wallet; batches may still advance
         except (ApiError, ServiceCallRejected) as error:

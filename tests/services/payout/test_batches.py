@@ -261,7 +261,7 @@ def test_open_batches_do_not_delay_others(
     """Payouts may be in transit for days: however many batches wait for theirs, a new one is
     generated, and a batch whose payouts are final is DONE.
     """
-    monkeypatch.setattr(batch_generator, "_MAX_BATCHES", 1)
+    monkeypatch.setattr(batch_generator, "MAX_BATCHES", 1)
     for slow in (True, True, False, True, False):
         seller = create_sale(payout_client, "10.00")
         to = create_destination(payout_client, seller)
@@ -360,7 +360,7 @@ def test_batches_that_cannot_be_generated_do_not_delay_others(
             create trigger no_report before update on payout.payout_batch_item for each row
                 when (new.payout_batch_id like 'bad%')
             execute function payout.reject_change()""")
-        bad = [unique_id("bad") for _ in range(batch_generator._MAX_BATCHES + 5)]
+        bad = [unique_id("bad") for _ in range(batch_generator.MAX_BATCHES + 5)]
         for id_ in bad:
             create(id_, poor)
         create(id_ := unique_id("b"), seller)

@@ -463,7 +463,7 @@ def test_many_schedules_that_cannot_be_run_do_not_delay_later_ones(
     """More schedules than a page holds cannot be read, or their payouts cannot be stored: a later
     schedule is run, and they are run once the cause is removed.
     """
-    monkeypatch.setattr(schedule_runner, "_MAX_SELLERS", 2)
+    monkeypatch.setattr(schedule_runner, "MAX_SELLERS", 2)
     closed_sellers, own_seller = (
         [create_sale(payout_client, "8.00") for _ in range(5)],
         create_sale(payout_client, "8.00"),
