@@ -28,7 +28,8 @@ _STALE_PLAN = "cached plan must not change result type"
 
 def open_engine(url: str, max_connections: int, statement_timeout: float | None = None) -> Engine:
     """Returns an engine with at most `max_connections` connections, opened on first use.
-    `statement_timeout` is in seconds; None keeps the role's setting.
+    `statement_timeout` is in seconds; None keeps the role's setting. No connection begins a
+    transaction by itself.
     """
     timeout_option = (
         ""
@@ -37,7 +38,7 @@ def open_engine(url: str, max_connections: int, statement_timeout: float | None 
     )
     return create_engine(
         url,
-        isolation_level="READ COMMITTED",
+        isolation_level="AUTOCOMMIT",  # a transaction begins with its marker, in one message
         pool_size=max_connections,
         max_overflow=0,
         pool_timeout=10,

@@ -193,7 +193,7 @@ class _RetryableTransaction(Generic[T]):
             if self._results and self._is_committed(connection):
                 return self._results[-1]
             if not self._results:
-                _insert_commit_marker(connection, self._marker_id)
+                _begin(connection, self._marker_id)
             result = self._work(connection)
             self._results.append(result)
             commit(connection)
@@ -201,26 +201,30 @@ class _RetryableTransaction(Generic[T]):
 
     def _is_committed(self, connection: Connection) -> bool:
         """Whether the COMMIT whose answer was lost took effect. Inserting the same marker waits for
-        the old backend to finish.
+        the old backend to finish. Otherwise the transaction has begun anew.
         """
         try:
-            _insert_commit_marker(connection, self._marker_id)
+            _begin(connection, self._marker_id)
         except DBAPIError as error:
             if sqlstate_of(error) != "23505":
                 raise
             connection.rollback()
             # Waiting for this commit proves that a synchronous standby has the first one.
-            _insert_commit_marker(connection, self._new_id())
+            _begin(connection, self._new_id())
             commit(connection)
             return True
         return False
 
 
-def _insert_commit_marker(connection: Connection, marker_id: uuid.UUID) -> None:
-    connection.execute(_INSERT_COMMIT_MARKER, {"id": marker_id})
+def _begin(connection: Connection, marker_id: uuid.UUID) -> None:
+    """Begins a transaction and inserts its marker, in one message to the server."""
+    connection.exec_driver_sql(
+        "begin isolation level read committed; "
+        f"insert into commit_marker (id, create_time) values ('{marker_id}', clock())",
+        execution_options={"no_parameters": True},
+    )
 
 
-_INSERT_COMMIT_MARKER = text("insert into commit_marker (id, create_time) values (:id, clock())")
 _PRUNE_COMMIT_MARKERS = text("""
     delete from commit_marker where id = any (array(
         select id from commit_marker where create_time < (select clock()) - cast(:age as interval)
@@ -264,7 +268,7 @@ def commit(connection: Connection) -> None:
 
 def _read(engine: Engine, work: Callable[[Connection], T], cancellable: CancellableConnection) -> T:
     with _translate_errors(), cancellable.connect(engine) as connection, _track_active():
-        return work(connection.execution_options(isolation_level="AUTOCOMMIT"))
+        return work(connection)
 
 
 @contextmanager

@@ -346,8 +346,8 @@ MUTANTS = (
     Mutant(
         "a lost COMMIT counts as committed",
         f"{_STORAGE}/database.py",
-        "        return False\n\n\ndef _insert_commit_marker",
-        "        return True\n\n\ndef _insert_commit_marker",
+        "        return False\n\n\ndef _begin",
+        "        return True\n\n\ndef _begin",
     ),
     Mutant(
         "a lost COMMIT counts as rolled back",

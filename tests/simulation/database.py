@@ -102,13 +102,8 @@ class EngineCache:
     def _check_out(self, connection: psycopg.Connection[Any], _record: Any, _proxy: Any) -> None:
         if self._conditions.fault is InjectedFault.DATABASE_UNAVAILABLE:
             raise psycopg.OperationalError("the server is not there")
-        if (
-            connection.autocommit
-            or connection.pgconn.transaction_status != psycopg.pq.TransactionStatus.IDLE
-        ):
-            raise RuntimeError(
-                "a connection was returned to the pool in autocommit mode or in a transaction"
-            )
+        if connection.pgconn.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+            raise RuntimeError("a connection was returned to the pool in a transaction")
         # Uses libpq directly, outside of any transaction: a cursor and a planned SELECT took a
         # tenth of a run.
         result = connection.pgconn.exec_(
