@@ -201,7 +201,7 @@ class _RetryableTransaction(Generic[T]):
 
     def _is_committed(self, connection: Connection) -> bool:
         """Whether the COMMIT whose answer was lost took effect. Inserting the same marker waits for
-        the old backend to finish. Otherwise the transaction has begun anew.
+        the old backend to finish. Otherwise the transaction has begun again.
         """
         try:
             _begin(connection, self._marker_id)
