@@ -66,7 +66,7 @@ def wait_until_available(
         time.sleep(0.1)
     raise TimeoutError(
         "cannot be paid yet: "
-        f"{[payout_pb2.PayoutBlocker.Name(shortfall.limit) for shortfall in preview.shortfalls]}"
+        f"{[payout_pb2.PayoutBlocker.Name(shortfall.blocker) for shortfall in preview.shortfalls]}"
     )
 
 

@@ -90,7 +90,9 @@ class AlreadyExistsError(TallystickError):
 
 
 class AbortedError(TallystickError):
-    """The call conflicted with another one; the same request may be retried."""
+    """The call conflicted with another one. Unless its reason is VERSION_MISMATCH, the same request
+    may be retried.
+    """
 
 
 class FailedPreconditionError(TallystickError):

@@ -87,7 +87,7 @@ def payout_return_lines(
 
 def unapplied_payout_lines(provider: str, currency: str, amount: int) -> tuple[JournalLine, ...]:
     """A provider paid money that cannot be debited to the seller. A negative `amount` is a return
-    that cannot be credited to the seller. The money has no owner yet.
+    that cannot be credited to the seller. The platform is out of the money until it is recovered.
     """
     return (
         JournalLine(f"unapplied/{provider}", currency, -amount),
