@@ -8,7 +8,7 @@ from benchmarks.seed.templates import ORDER_AMOUNT, PLATFORM_FEE, template_id
 
 _REFERENCE_SQL = "case t.provider_reference when '' then '' else 'seed-' || s.number end"
 _NEXT_ATTEMPT_SQL = (
-    "case when t.next_attempt_time is not null then "
+    "case when t.next_try_time is not null then "
     "clock_timestamp() + interval '1 hour' + (s.number % 3600) * interval '1 second' end"
 )
 """No operation is due while the seeded database is measured."""
@@ -36,7 +36,7 @@ def clone_payments(cloner: RowCloner, kind: str) -> None:
             f"t.operation_id = 'o-{id_}-o'",
             source,
             operation_id="s.charge_id",
-            next_attempt_time=_NEXT_ATTEMPT_SQL,
+            next_try_time=_NEXT_ATTEMPT_SQL,
         )
     if kind == "DEAD":
         cloner.insert_rows(

@@ -46,13 +46,13 @@ _FAILING_PROVIDERS = f"""
     with recursive failing as (
         (select retry_reason, provider from operation
             where retry_reason in ('UNAUTHORIZED', 'CIRCUIT_OPEN')
-            and next_attempt_time is not null
+            and next_try_time is not null
          order by retry_reason, provider limit 1)
         union all
         select n.retry_reason, n.provider from failing f cross join lateral (
             select op.retry_reason, op.provider from operation op
             where op.retry_reason in ('UNAUTHORIZED', 'CIRCUIT_OPEN')
-                and op.next_attempt_time is not null
+                and op.next_try_time is not null
                 and (op.retry_reason, op.provider) > (f.retry_reason, f.provider)
             order by op.retry_reason, op.provider limit 1) n)
     select 'providers/' || f.provider as resource_name, (
@@ -60,7 +60,7 @@ _FAILING_PROVIDERS = f"""
             else cast(count(*) as text) end from (
             select from operation op where op.retry_reason = f.retry_reason
                 and op.retry_reason in ('UNAUTHORIZED', 'CIRCUIT_OPEN') and op.provider = f.provider
-                and op.next_attempt_time is not null limit {_MAX_COUNTED + 1}) op) ||
+                and op.next_try_time is not null limit {_MAX_COUNTED + 1}) op) ||
                     ' {{waiting}} wait' as detail
     from failing f where f.retry_reason = '{{retry_reason}}'
 """
@@ -74,7 +74,7 @@ _CALLER_REJECTED = f"""
         then 'more than {_MAX_COUNTED}' else cast(count(*) as text) end
         || ' {{waiting}} wait: ' || min(detail) as detail
     from (select split_part(detail, '.', 2) as service, detail from operation
-        where retry_reason = 'CALLER_REJECTED' and next_attempt_time is not null
+        where retry_reason = 'CALLER_REJECTED' and next_try_time is not null
           limit {_MAX_COUNTED + 1}) d group by service
 """
 # An alert whose own event is rejected raises one alert about all such alerts; otherwise each alert

@@ -108,7 +108,7 @@ _RESCHEDULE = text("""
         join operation op on op.operation_id = r.operation_id and op.lease_token = r.lease_token
             order by op.operation_id for update of op)
     update operation op set lease_until = clock(), is_leased = false,
-        next_attempt_time = case when op.has_changed and r.delay_seconds is not null then clock()
+        next_try_time = case when op.has_changed and r.delay_seconds is not null then clock()
             else clock() + cast(r.delay_seconds || ' seconds' as interval) end,
         expire_time = case when r.delay_seconds is null
             then clock() + make_interval(secs => r.expire_after_seconds) end,
@@ -122,25 +122,25 @@ _RESCHEDULE = text("""
         phase = r.phase, phase_start_time = case when op.phase = r.phase then op.phase_start_time
             else clock() end
     from r where op.operation_id = r.operation_id
-    returning op.operation_id, op.next_attempt_time is null as is_dead_lettered
+    returning op.operation_id, op.next_try_time is null as is_dead_lettered
 """)
 _REQUEUE = text("""
     with l as materialized (select operation_id from operation
         where operation_id = any (cast(:operations as text[])) order by operation_id for update)
-    update operation op set next_attempt_time = clock(), retry_counts = '{}', lookup_only = false
-    from l where op.operation_id = l.operation_id and op.next_attempt_time is null
+    update operation op set next_try_time = clock(), retry_counts = '{}', lookup_only = false
+    from l where op.operation_id = l.operation_id and op.next_try_time is null
         and op.lease_until <= clock()
 """)
 _LOCK_EXPIRED = text("""
-    select operation_id from operation where next_attempt_time is null
+    select operation_id from operation where next_try_time is null
         and expire_time <= (select clock())
         order by expire_time, operation_id limit :limit for update skip locked
 """)
 _CLAIM_DEAD_LETTERED = text("""
-    update operation set next_attempt_time = clock(),
+    update operation set next_try_time = clock(),
         lease_until = clock() + cast(:lease as interval),
         lease_token = lease_token + 1, is_leased = true, retry_counts = '{}'
-    where operation_id = :operation_id and next_attempt_time is null and lease_until <= clock()
+    where operation_id = :operation_id and next_try_time is null and lease_until <= clock()
         returning lease_token
 """)
 
@@ -148,7 +148,7 @@ _CLAIM_DEAD_LETTERED = text("""
 _FORCE_CLAIM = text("""
     with c as materialized (select operation_id from operation
         where operation_id = any (cast(:operations as text[])) order by operation_id for update)
-    update operation op set next_attempt_time = clock(),
+    update operation op set next_try_time = clock(),
         lease_until = clock() + cast(:lease as interval),
         lease_token = lease_token + 1, is_leased = true, retry_counts = '{}',
         phase = '', phase_start_time = clock()
@@ -305,7 +305,7 @@ _RELEASE_LEASES = text("""
 _COUNT_BACKLOG = text("""
     select count(*)
         from (select from operation where phase = '' and provider = :provider
-        and next_attempt_time is not null limit :limit) d
+        and next_try_time is not null limit :limit) d
 """)
 
 

@@ -83,7 +83,7 @@ def delete_published(connection: Connection, sequences: Sequence[int]) -> None:
 # The delay of an aggregate: the first one, then doubled each time.
 _DELAY = "least(2 ^ least({rejection_count}, 16), 300) * interval '1 second'"
 _STORE_REJECTED_AGGREGATES = text(f"""
-    insert into rejected_aggregate (aggregate_id, rejection_count, next_attempt_time, detail)
+    insert into rejected_aggregate (aggregate_id, rejection_count, next_try_time, detail)
     select aggregate_id, case detail when '' then 0 else 1 end, clock() + case detail when ''
         then interval '0' else {_DELAY.format(rejection_count="1")} end, detail
     from unnest(cast(:aggregate_ids as text[]), cast(:details as text[]))
@@ -100,12 +100,12 @@ _STORE_REJECTED_EVENTS = text("""
 """)
 _LIST_DUE_EVENTS = text("""
     select e.aggregate_id, e.version, e.event
-    from (select aggregate_id, next_attempt_time from rejected_aggregate
-        where next_attempt_time <= (select clock())
-          order by next_attempt_time, aggregate_id limit :limit) r
+    from (select aggregate_id, next_try_time from rejected_aggregate
+        where next_try_time <= (select clock())
+          order by next_try_time, aggregate_id limit :limit) r
     cross join lateral (select * from rejected_event e where e.aggregate_id = r.aggregate_id
         order by e.version limit :limit_each) e
-    order by r.next_attempt_time, e.aggregate_id, e.version
+    order by r.next_try_time, e.aggregate_id, e.version
 """)
 _LOCK_AGGREGATES = text(
     "select from rejected_aggregate where aggregate_id = any (cast(:aggregate_ids as text[])) "
@@ -119,7 +119,7 @@ _DELETE_EVENTS = text("""
 """)
 _DELAY_AGGREGATES = text(f"""
     update rejected_aggregate a set rejection_count = a.rejection_count + 1, detail = r.detail,
-        next_attempt_time = clock() + {_DELAY.format(rejection_count="a.rejection_count + 1")}
+        next_try_time = clock() + {_DELAY.format(rejection_count="a.rejection_count + 1")}
     from unnest(cast(:aggregate_ids as text[]), cast(:details as text[]))
         as r (aggregate_id, detail) where a.aggregate_id = r.aggregate_id
 """)

@@ -158,13 +158,13 @@ def test_retry_policies_as_tables(toml_file: Path) -> None:
         initial_interval = 2
         backoff_coefficient = 3
         max_interval = 300
-        max_attempts = 12
+        max_tries = 12
         [retry.sandbox.server_error]
         strategy = "incremental"
         initial_interval = 1
         increment = 10
         max_interval = 60
-        max_attempts = 0
+        max_tries = 0
     """)
     retry = load({}, str(toml_file)).retry
     assert retry == {
@@ -192,7 +192,7 @@ def test_an_invalid_retry_policy_names_its_fields(toml_file: Path) -> None:
         [retry.throttled]
         strategy = "fixed"
         increment = 5
-        max_attempts = 1.5
+        max_tries = 1.5
         [retry.not_sent]
         strategy = "never"
         [retry]
@@ -201,13 +201,13 @@ def test_an_invalid_retry_policy_names_its_fields(toml_file: Path) -> None:
     lines = load_error({}, toml_file)
     assert [line.removeprefix(f"{toml_file}: retry.") for line in lines[1:]] == [
         "throttled.increment must not be set; a policy with strategy fixed takes strategy, "
-        "initial_interval, max_attempts.",
+        "initial_interval, max_tries.",
         "throttled.initial_interval must be set for strategy fixed.",
-        "throttled.max_attempts must be a whole number from 0 to 604,800.",
+        "throttled.max_tries must be a whole number from 0 to 604,800.",
         "not_sent.strategy must be one of immediate, fixed, incremental, exponential, cancel.",
-        "no_answer must be a table, or cancel, immediate:MAX_ATTEMPTS, "
-        "fixed:INTERVAL:MAX_ATTEMPTS, incremental:INITIAL_INTERVAL:MAX_INTERVAL:MAX_ATTEMPTS or "
-        "exponential:INITIAL_INTERVAL:MAX_INTERVAL:MAX_ATTEMPTS.",
+        "no_answer must be a table, or cancel, immediate:MAX_TRIES, "
+        "fixed:INTERVAL:MAX_TRIES, incremental:INITIAL_INTERVAL:MAX_INTERVAL:MAX_TRIES or "
+        "exponential:INITIAL_INTERVAL:MAX_INTERVAL:MAX_TRIES.",
     ]
 
 

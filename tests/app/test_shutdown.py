@@ -190,9 +190,9 @@ def test_a_payout_in_flight_is_booked_during_shutdown(
         platform.client() as client,
     ):
         create_payout(client, seller, "10.00")
-    assert look(
-        "select next_attempt_time <= clock() and lease_until <= clock() from operation"
-    ) == [(True,)]
+    assert look("select next_try_time <= clock() and lease_until <= clock() from operation") == [
+        (True,)
+    ]
 
 
 def test_work_in_progress_has_its_own_time_at_shutdown(

@@ -367,7 +367,7 @@ CORRUPTIONS = [
     ),
     (
         "P5",
-        "update payment.operation set next_attempt_time = null where operation_id = 'o-o-pending'",
+        "update payment.operation set next_try_time = null where operation_id = 'o-o-pending'",
         "payment.operation o-o-pending: is not scheduled and has no open",
     ),
     (
@@ -378,7 +378,7 @@ CORRUPTIONS = [
     (
         "P5",
         (
-            "update payment.operation set next_attempt_time = clock_timestamp() where operation_id "
+            "update payment.operation set next_try_time = clock_timestamp() where operation_id "
             "= 'o-o-rejected'"
         ),
         "payment.operation o-o-rejected: is scheduled, but has an open dead letter",
@@ -558,7 +558,7 @@ CORRUPTIONS = [
     ),
     (
         "P5",
-        "update payout.operation set next_attempt_time = null where operation_id = 'p-x-waiting'",
+        "update payout.operation set next_try_time = null where operation_id = 'p-x-waiting'",
         "payout.operation p-x-waiting: is not scheduled and has no open dead letter",
     ),
     (

@@ -21,10 +21,10 @@ _FINAL_STATES = {
 
 OPEN_WORK_SQL = """
     select (select count(*) from payment.operation
-        where next_attempt_time is not null) + (select count(*)
+        where next_try_time is not null) + (select count(*)
         from payment.pending_release) + (select count(*) from payment.outbox)
         + (select count(*) from payout.operation
-            where next_attempt_time < 'infinity') + (select count(*)
+            where next_try_time < 'infinity') + (select count(*)
             from payment.failed_charge_poll) + (select count(*)
                 from payout.completed_payout_poll) + (select count(*)
             from payout.outbox)

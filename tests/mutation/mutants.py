@@ -332,7 +332,7 @@ MUTANTS = (
         ),
         (
             "select operation_id from operation where provider = :provider\n"
-            "            and next_attempt_time <= (select clock())"
+            "            and next_try_time <= (select clock())"
         ),
         "tests/services/payment/charges",
     ),
@@ -543,7 +543,7 @@ MUTANTS = (
         "a closed payout is booked only by the process that closed it",
         f"{_STORAGE}/operations.py",
         (
-            "update operation set next_attempt_time = clock(),\n"
+            "update operation set next_try_time = clock(),\n"
             "        lease_until = clock() + cast(:lease as interval),\n"
             "        lease_token = lease_token + 1, is_leased = true, retry_counts = '{}'\n"
             "    where operation_id = :operation_id"
@@ -690,12 +690,12 @@ MUTANTS = (
         "a rejected event is tried once",
         f"{_STORAGE}/outbox.py",
         (
-            "select aggregate_id, next_attempt_time from rejected_aggregate\n"
-            "        where next_attempt_time <= (select clock())"
+            "select aggregate_id, next_try_time from rejected_aggregate\n"
+            "        where next_try_time <= (select clock())"
         ),
         (
-            "select aggregate_id, next_attempt_time from rejected_aggregate\n"
-            "        where rejection_count = 0 and next_attempt_time <= (select clock())"
+            "select aggregate_id, next_try_time from rejected_aggregate\n"
+            "        where rejection_count = 0 and next_try_time <= (select clock())"
         ),
         "tests/services/event/test_relay.py::test_a_rejected_event_delays_only_its_aggregate",
     ),

@@ -82,7 +82,7 @@ def scheduled_operation(databases: DatabaseUrls, operation_id: str) -> tuple[obj
     with psycopg.connect(databases.reader("payment").replace("+psycopg", "")) as connection:
         attempts = "(select coalesce(sum(value::int), 0)::int from jsonb_each_text(retry_counts))"
         statement = (
-            f"select {attempts}, retry_reason, lookup_only, maybe_sent, next_attempt_time is not "
+            f"select {attempts}, retry_reason, lookup_only, maybe_sent, next_try_time is not "
             "null from operation where operation_id = %s"
         )
         return connection.execute(statement, (operation_id,)).fetchone()

@@ -30,7 +30,7 @@ COLUMNS_BY_TABLE = {
     "payout.payout_batch_item": "amount error",
     "payout.transfer": "amount provider_reference returned_amount create_time",
     "payout.alert": "detail create_time end_time",
-    "payout.operation": "next_attempt_time retry_counts",
+    "payout.operation": "next_try_time retry_counts",
     "wallet.wallet": "frozen policy_version",
     "wallet.wallet_entry": (
         "kind source_id caller amount pending_after available_after held_after owed_after "
@@ -55,7 +55,7 @@ COLUMNS_BY_TABLE = {
     "payment.unapplied_charge": "charge_id caller",
     "payment.alert": "detail end_time",
     "payment.dead_letter": "cause detail operator reason",
-    "payment.operation": "next_attempt_time",
+    "payment.operation": "next_try_time",
 }
 """Columns whose edits verify never reported, except those of which the database accepts no single
 edit.
@@ -117,11 +117,8 @@ def test_verify_names_an_edit_of_each_column(tampering: Tampering, table: str) -
         "delete from wallet.wallet_policy",
         "delete from payout.payout_schedule",
         "delete from payout.payout_batch_item",
-        (
-            "update payment.operation set next_attempt_time = next_attempt_time + interval '1000 "
-            "years'"
-        ),
-        "update payout.operation set next_attempt_time = next_attempt_time + interval '1000 years'",
+        ("update payment.operation set next_try_time = next_try_time + interval '1000 years'"),
+        "update payout.operation set next_try_time = next_try_time + interval '1000 years'",
     ],
 )
 def test_verify_names_edits_of_whole_rows(tampering: Tampering, edit: str) -> None:

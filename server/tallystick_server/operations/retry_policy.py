@@ -173,9 +173,9 @@ _ARGUMENT_TYPES: dict[str, tuple[Any, ...]] = {
     RetryStrategy.CANCEL: (),
 }
 POLICY_FORMAT = (
-    "cancel, immediate:MAX_ATTEMPTS, fixed:INTERVAL:MAX_ATTEMPTS, "
-    "incremental:INITIAL_INTERVAL:MAX_INTERVAL:MAX_ATTEMPTS or "
-    "exponential:INITIAL_INTERVAL:MAX_INTERVAL:MAX_ATTEMPTS"
+    "cancel, immediate:MAX_TRIES, fixed:INTERVAL:MAX_TRIES, "
+    "incremental:INITIAL_INTERVAL:MAX_INTERVAL:MAX_TRIES or "
+    "exponential:INITIAL_INTERVAL:MAX_INTERVAL:MAX_TRIES"
 )
 MAX_INTERVAL_SECONDS = 604_800
 MAX_TRIES = 604_800

@@ -263,16 +263,16 @@ def new_payment(checkout: checkout_store.NewCheckout, create_time: datetime) -> 
 def payment_order(row: Row[Any]) -> payment_pb2.PaymentOrder:
     """The current order, from a row of any order query."""
     message = stored_order(row)
-    if row.next_attempt_time is not None and row.status in (
+    if row.next_try_time is not None and row.status in (
         OrderStatus.EXECUTING,
         OrderStatus.PENDING,
     ):
-        message.next_attempt_time.CopyFrom(to_timestamp(row.next_attempt_time))
+        message.next_try_time.CopyFrom(to_timestamp(row.next_try_time))
     return message
 
 
 def stored_order(row: Row[Any]) -> payment_pb2.PaymentOrder:
-    """The current order, without its next_attempt_time."""
+    """The current order, without its next_try_time."""
     return payment_pb2.PaymentOrder(
         **_order_fields(row),
         payment_order_status=_STATUSES.number(row.status),

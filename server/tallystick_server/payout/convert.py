@@ -207,15 +207,15 @@ def new_payout(new: store.NewPayoutRow, create_time: datetime) -> payout_pb2.Pay
 
 
 def payout(row: Row[Any]) -> payout_pb2.Payout:
-    """A stored payout, without its next_attempt_time."""
+    """A stored payout, without its next_try_time."""
     return _payout(row, snapshot_of(row), row.create_time, row.update_time)
 
 
 def payout_with_schedule(row: Row[Any]) -> payout_pb2.Payout:
-    """The current payout; the row also holds next_attempt_time."""
+    """The current payout; the row also holds next_try_time."""
     message = payout(row)
-    if row.next_attempt_time is not None:
-        message.next_attempt_time.CopyFrom(to_timestamp(row.next_attempt_time))
+    if row.next_try_time is not None:
+        message.next_try_time.CopyFrom(to_timestamp(row.next_try_time))
     return message
 
 

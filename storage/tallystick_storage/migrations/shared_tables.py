@@ -64,10 +64,10 @@ create table rejected_aggregate (
     aggregate_id text collate "C" primary key,
     -- 0: events were added just after the earlier ones had been published
     rejection_count int not null check (rejection_count >= 0),
-    next_attempt_time timestamptz not null,
+    next_try_time timestamptz not null,
     detail text not null
 ) with (fillfactor = 70);
-create index rejected_aggregate_due on rejected_aggregate (next_attempt_time, aggregate_id);
+create index rejected_aggregate_due on rejected_aggregate (next_try_time, aggregate_id);
 create table rejected_event (
     aggregate_id text collate "C" not null references rejected_aggregate,
     version bigint not null,
@@ -149,7 +149,7 @@ create table operation (
     operation_id text collate "C" primary key,
     provider text not null,
     -- null: a dead letter, nothing is scheduled; infinity: waits for approval
-    next_attempt_time timestamptz,
+    next_try_time timestamptz,
     lease_until timestamptz not null,
     lease_token bigint not null,
     -- false: the last holder gave its lease back; otherwise it may have sent the operation and
@@ -173,21 +173,21 @@ create table operation (
     phase_start_time timestamptz not null default clock(),  -- when that phase began
     -- The earliest time of a claim; null: not before an operator has decided. The index for claims
     -- holds only such rows.
-    ready_time timestamptz generated always as (case when next_attempt_time < 'infinity'
-        then greatest(next_attempt_time, lease_until) end) stored
+    ready_time timestamptz generated always as (case when next_try_time < 'infinity'
+        then greatest(next_try_time, lease_until) end) stored
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 create index operation_ready on operation (provider, ready_time, operation_id)
     where ready_time is not null;
 create index operation_by_phase on operation (phase, phase_start_time)
-    where next_attempt_time is not null;
+    where next_try_time is not null;
 create index operation_rejected on operation (operation_id) where retry_reason = 'CALLER_REJECTED'
-    and next_attempt_time is not null;
+    and next_try_time is not null;
 create index operation_by_expire_time on operation (expire_time, operation_id)
     where expire_time is not null
-    and next_attempt_time is null;
+    and next_try_time is null;
 create index operation_failing on operation (retry_reason, provider)
     where retry_reason in ('UNAUTHORIZED', 'CIRCUIT_OPEN')
-    and next_attempt_time is not null;
+    and next_try_time is not null;
 grant select, insert, update, delete on operation to {service};
 """
 """The operations of a schema that calls providers: their attempts and their schedule."""

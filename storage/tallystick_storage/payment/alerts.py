@@ -12,7 +12,7 @@ from tallystick_storage.alerts import AlertQuery, operation_alert_queries
 _WAITING_ORDERS = """
     (select operation_id, retry_reason from operation
      where phase = '{phase}' and phase_start_time < (select clock()) - cast(:{limit} as interval)
-         and next_attempt_time is not null
+         and next_try_time is not null
      order by phase_start_time limit :max_scanned) d
     cross join lateral (select a.checkout_id from attempt a where a.operation_id = d.operation_id
         and a.attempt_number = 1 offset 0) a

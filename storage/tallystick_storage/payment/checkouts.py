@@ -180,7 +180,7 @@ _INSERT = text(f"""
             currency text) join new_checkout c on c.checkout_id = r.checkout_id, t
         returning operation_id, provider),
     new_operation as (
-        insert into operation (operation_id, provider, next_attempt_time, lease_until, lease_token,
+        insert into operation (operation_id, provider, next_try_time, lease_until, lease_token,
             is_leased,
             maybe_sent, lookup_only, retry_reason, detail, phase_start_time)
         select operation_id, provider, now, now + cast(:lease as interval), 1, true, false, false,

@@ -41,8 +41,8 @@ _CONFIRM_DELIVERY = text(f"""
     select changed.*, sequence as outbox_sequence from changed, outbox_sequence
 """)
 _LIST_RELEASABLE = text("""
-    select payment_order_id, caller from pending_release where next_attempt_time <= (select clock())
-        order by next_attempt_time, create_time, payment_order_id limit :limit
+    select payment_order_id, caller from pending_release where next_try_time <= (select clock())
+        order by next_try_time, create_time, payment_order_id limit :limit
 """)
 _MARK_RELEASE_REJECTED = text("""
     with l as materialized (
@@ -51,7 +51,7 @@ _MARK_RELEASE_REJECTED = text("""
         on t.payment_order_id = r.id order by t.payment_order_id for update of t),
     recorded as (
         update pending_release t set rejection_message = l.message, retry_count = t.retry_count + 1,
-            next_attempt_time = clock() + least(power(2, least(t.retry_count, 9)),
+            next_try_time = clock() + least(power(2, least(t.retry_count, 9)),
             300) * interval '1 second'
         from l where t.payment_order_id = l.payment_order_id returning t.payment_order_id,
             t.retry_count)

@@ -62,11 +62,11 @@ _TRANSITION_ORDERS = text(f"""
     leased as materialized (select * from claimed where holds_lease),
     -- An operation with a recorded outcome is due at once, even when its holder releases it.
     made_due as (
-        update operation op set next_attempt_time = clock(), has_changed = true
+        update operation op set next_try_time = clock(), has_changed = true
         where op.operation_id = any (array(
                 select charge_id from claimed where not holds_lease
                 except select charge_id from leased))
-            and op.next_attempt_time is not null),
+            and op.next_try_time is not null),
     -- Checkouts of which an order becomes final.
     locked_checkout as materialized (
         select c.checkout_id from checkout c
@@ -175,8 +175,8 @@ _CANCEL_DUE = text("""
         where operation_id in (select charge_id from payment_order where checkout_id = :checkout_id
             and status in ('EXECUTING', 'PENDING'))
         order by operation_id for update)
-    update operation op set next_attempt_time = clock(), has_changed = true from l
-        where op.operation_id = l.operation_id and op.next_attempt_time is not null
+    update operation op set next_try_time = clock(), has_changed = true from l
+        where op.operation_id = l.operation_id and op.next_try_time is not null
 """)
 _LIST_OPEN_CHARGES = text(
     "select distinct charge_id from payment_order where checkout_id = :checkout_id and status in "

@@ -24,7 +24,7 @@ _ORDER_COLUMNS = """o.payment_order_id, o.checkout_id, o.charge_id, o.buyer_acco
     o.seller_account, o.amount, o.currency, o.platform_fee, o.status,
     o.wallet_updated, o.ledger_updated, o.pending_reason, o.next_action_url, o.failure_reason,
         o.decline_code, o.provider, o.provider_reference,
-    o.attempt_count, op.next_attempt_time, o.resolve_by_time, o.delivery_confirmed_time, o.version,
+    o.attempt_count, op.next_try_time, o.resolve_by_time, o.delivery_confirmed_time, o.version,
         o.create_time, o.update_time"""
 
 # One statement, so that a payment and its orders come from one snapshot.

@@ -75,13 +75,13 @@ _LIST_UNBOOKED = text(f"""
     select {_COLUMNS} from unapplied_charge u where not ledger_updated
         and not exists (select from booking_rejection b
             where b.unapplied_charge_id = u.unapplied_charge_id
-            and b.next_attempt_time > (select clock()))
+            and b.next_try_time > (select clock()))
     order by create_time, unapplied_charge_id limit :limit
 """)
 _MARK_BOOKING_REJECTED = text("""
     with recorded as (
         insert into booking_rejection (unapplied_charge_id, rejection_message, retry_count,
-            next_attempt_time)
+            next_try_time)
         select r.id, r.message, 1, clock() + interval '1 second'
             from json_to_recordset(cast(:rejections as json))
                 as r (id text collate "C", message text)
@@ -89,7 +89,7 @@ _MARK_BOOKING_REJECTED = text("""
         on conflict (unapplied_charge_id) do update
             set rejection_message = excluded.rejection_message,
             retry_count = booking_rejection.retry_count + 1,
-            next_attempt_time = clock() + least(power(2, least(booking_rejection.retry_count, 9)),
+            next_try_time = clock() + least(power(2, least(booking_rejection.retry_count, 9)),
                 300) * interval '1 second'
         returning unapplied_charge_id, retry_count)
     select unapplied_charge_id from recorded where retry_count = 1 order by unapplied_charge_id

@@ -14,7 +14,7 @@ _STUCK_PAYOUTS = """
     from (select operation_id, retry_reason from operation
           where phase = '{phase}'
               and phase_start_time < (select clock()) - cast(:{limit} as interval)
-              and next_attempt_time is not null
+              and next_try_time is not null
           order by phase_start_time limit :max_scanned) d
     cross join lateral (
         select p.* from payout p where p.payout_id = substr(d.operation_id, 3) offset 0) p
@@ -51,7 +51,7 @@ _ALERT_QUERIES = (
     from (select operation_id, retry_reason from operation
           where phase = 'VERIFYING'
               and phase_start_time < (select clock()) - cast(:verifying as interval)
-              and next_attempt_time is not null
+              and next_try_time is not null
           order by phase_start_time limit :max_scanned) d
     cross join lateral (select * from payout_destination s
         where s.payout_destination_id = substr(d.operation_id, 3) offset 0) s

@@ -66,7 +66,7 @@ _INSERT = text(f"""
         from (select clock() as now) t
         on conflict do nothing returning *),
     new_operation as (
-        insert into operation (operation_id, provider, next_attempt_time, lease_until, lease_token,
+        insert into operation (operation_id, provider, next_try_time, lease_until, lease_token,
             is_leased,
             maybe_sent, lookup_only, retry_reason, detail, phase)
         select 'd-' || payout_destination_id, provider, create_time,

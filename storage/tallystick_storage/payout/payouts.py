@@ -142,7 +142,7 @@ _INSERT = text(f"""
             reason, create_time)
         select payout_id, 1, null, :state, :transition_reason, false, '', '', create_time from new),
     new_operation as (
-        insert into operation (operation_id, provider, next_attempt_time, lease_until, lease_token,
+        insert into operation (operation_id, provider, next_try_time, lease_until, lease_token,
             is_leased,
             maybe_sent, lookup_only, retry_reason, detail,
             payout_batch_id, payout_destination_id)
@@ -222,17 +222,17 @@ _TRANSITION = text(f"""
         update operation op set maybe_sent = false from changed m where m.provider_key <> ''
             and op.operation_id = 'p-' || m.payout_id),
     waiting as (
-        update operation op set next_attempt_time = 'infinity', lease_until = t.now,
+        update operation op set next_try_time = 'infinity', lease_until = t.now,
             is_leased = false,
             retry_counts = default, retry_reason = '', detail = '',
             phase = 'AWAITING_APPROVAL', phase_start_time = t.now
         from locked l, t where l.awaits_approval and op.operation_id = 'p-' || l.payout_id),
     made_due as (  -- due at once, even when another holder releases it
-        update operation op set next_attempt_time = t.now, has_changed = op.has_changed
+        update operation op set next_try_time = t.now, has_changed = op.has_changed
             or op.lease_token <> l.reporter_lease_token from locked l, t
         where l.lease_token is null and not l.booked and op.operation_id = 'p-' || l.payout_id
-            and (op.next_attempt_time > t.now or op.lease_token <> l.reporter_lease_token
-                and op.next_attempt_time is not null)),
+            and (op.next_try_time > t.now or op.lease_token <> l.reporter_lease_token
+                and op.next_try_time is not null)),
     done as (delete from operation op
         where op.operation_id = any (array(select 'p-' || payout_id from locked where booked))),
     scheduled_poll as (
@@ -273,7 +273,7 @@ _LOCK = text(f"""
         order by p.payout_id for update
 """)
 _REOPEN = text("""
-    insert into operation (operation_id, provider, next_attempt_time, lease_until, lease_token,
+    insert into operation (operation_id, provider, next_try_time, lease_until, lease_token,
         is_leased,
         maybe_sent, lookup_only, retry_reason, detail, payout_batch_id,
         payout_destination_id)

@@ -13,7 +13,7 @@ from tallystick_storage.pagination import PageKey, find_candidates
 from tallystick_storage.payout.payouts import COLUMNS
 
 _LOAD_PAYOUTS = text(f"""
-    select {COLUMNS}, nullif(op.next_attempt_time, 'infinity') as next_attempt_time from payout p
+    select {COLUMNS}, nullif(op.next_try_time, 'infinity') as next_try_time from payout p
         left join operation op on op.operation_id = 'p-' || p.payout_id
     where p.payout_id = any (cast(:ids as text[])) order by p.payout_id
 """)
@@ -94,12 +94,12 @@ def list_payouts(
         has_other_filters=bool(other_filters),
     )
     statement = text(f"""
-        select {COLUMNS}, nullif(op.next_attempt_time, 'infinity') as next_attempt_time from (
+        select {COLUMNS}, nullif(op.next_try_time, 'infinity') as next_try_time from (
             select p.* from ({keys.select}) k
             cross join lateral (select * from payout p where p.payout_id = k.payout_id offset 0) p
             where {" and ".join(_FILTER_CONDITIONS[name] for name in other_filters) or "true"}
                 order by k.create_time desc, k.payout_id desc limit :limit) p
-        left join lateral (select next_attempt_time from operation op
+        left join lateral (select next_try_time from operation op
             where op.operation_id = 'p-' || p.payout_id offset 0) op on true
         order by p.create_time desc, p.payout_id desc
     """)

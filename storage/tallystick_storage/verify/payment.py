@@ -115,7 +115,7 @@ INCONSISTENCY_QUERIES = {
             and a.attempt_number = 1 left
             join checkout c on c.checkout_id = a.checkout_id
         where op.seal is null
-            and (op.provider, op.next_attempt_time, op.phase_start_time, op.sent_time,
+            and (op.provider, op.next_try_time, op.phase_start_time, op.sent_time,
                 op.phase) is distinct
                 from (c.provider, c.create_time, c.create_time, null, '')
         order by 1""",
@@ -290,9 +290,9 @@ QUERIES = {
         l as (select substr(resource_name, 9) as charge_id from dead_letter where state = 'OPEN'
             and resource_name like 'charges/%')
         select charge_id as operation_id, o.payment_order_id as open,
-            d.lease_token is not null as is_stored, d.next_attempt_time is not null as is_due,
+            d.lease_token is not null as is_stored, d.next_try_time is not null as is_due,
             l.charge_id is not null as is_dead_lettered
-        from o full join (select operation_id as charge_id, lease_token, next_attempt_time
+        from o full join (select operation_id as charge_id, lease_token, next_try_time
             from operation) d
             using (charge_id) full join l using (charge_id) order by charge_id""",
     "payment.delivered": """

@@ -99,9 +99,9 @@ QUERIES = {
             select case split_part(resource_name, '/', 1) when 'payouts' then 'p-'
                 else 'd-' end || split_part(resource_name, '/', 2) as operation_id
             from dead_letter where state = 'OPEN'),
-        d as (select operation_id, next_attempt_time from operation)
+        d as (select operation_id, next_try_time from operation)
         select operation_id, o.operation_id as open, d.operation_id is not null as is_stored,
-            d.next_attempt_time is not null as is_due,
+            d.next_try_time is not null as is_due,
                 l.operation_id is not null as is_dead_lettered
         from o full join d using (operation_id) full join l using (operation_id)
             order by operation_id""",

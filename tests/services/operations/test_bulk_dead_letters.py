@@ -122,7 +122,7 @@ def test_dead_letters_are_retried_in_bulk_by_filter(scratch_database: DatabaseUr
         assert query_rows(
             scratch_database,
             "payment",
-            "select count(*) from operation where next_attempt_time is not null",
+            "select count(*) from operation where next_try_time is not null",
         ) == [(12,)]
         ended_query = (
             "select count(*) from event where aggregate_id like 'deadLetters/%%' and "

@@ -408,7 +408,7 @@ def test_an_unapplied_charge_that_the_ledger_fails_on_delays_no_other(
 
 def test_booking_retries_cannot_be_limited() -> None:
     """A policy with a limit of tries for `booking_unavailable` is rejected with its own reason."""
-    with pytest.raises(StartupError, match="booking_unavailable must have max_attempts 0"):
+    with pytest.raises(StartupError, match="booking_unavailable must have max_tries 0"):
         load({"TALLYSTICK_RETRY": "booking_unavailable=exponential:1:60:60"})
     assert RetryPolicies().policy_for("sandbox", RetryReason.BOOKING_UNAVAILABLE).max_tries is None
     assert DEFAULT_POLICIES[RetryReason.BOOKING_FAILED].max_tries == 30

@@ -137,7 +137,7 @@ def test_a_pending_charge_is_answered_with_pending(client: Client, token: str, r
     assert payment_pb2.PendingReason.Name(order.pending_reason) == f"PENDING_REASON_{reason}"
     assert bool(order.next_action_url) == (reason == "BUYER_ACTION")
     # The provider is polled.
-    assert client.get_payment(payment.checkout_id).payment_orders[0].HasField("next_attempt_time")
+    assert client.get_payment(payment.checkout_id).payment_orders[0].HasField("next_try_time")
     assert payment.payment_state == payment_pb2.PAYMENT_STATE_OPEN
 
 
@@ -167,7 +167,7 @@ def test_an_outcome_that_stays_unknown_stays_executing(client: Client) -> None:
 
     def unknown(after: Timestamp) -> payment_service_pb2.GetPaymentOrderResponse | None:
         answer = client.payment.GetPaymentOrder(request)
-        due = answer.payment_order.next_attempt_time
+        due = answer.payment_order.next_try_time
         return (
             answer
             if answer.attempts[0].outcome == payment_pb2.OUTCOME_UNKNOWN
@@ -178,14 +178,14 @@ def test_an_outcome_that_stays_unknown_stays_executing(client: Client) -> None:
     first = eventually(lambda: unknown(Timestamp()))
     assert first is not None
     # It has been sent again, and will be sent once more.
-    current_response = eventually(lambda: unknown(first.payment_order.next_attempt_time))
+    current_response = eventually(lambda: unknown(first.payment_order.next_try_time))
     assert current_response is not None
     assert len(current_response.attempts) == 1
     assert (
         current_response.payment_order.payment_order_status
         == payment_pb2.PAYMENT_ORDER_STATUS_EXECUTING
     )
-    assert current_response.payment_order.HasField("next_attempt_time")
+    assert current_response.payment_order.HasField("next_try_time")
     assert current_response.payment_order.attempt_count == 1
 
 

@@ -34,12 +34,12 @@ _FIELD_PARSERS: Mapping[str, Callable[[Any], Any]] = {
     "backoff_coefficient": number(1, 10),
     "increment": _parse_interval,
     "max_interval": _parse_interval,
-    "max_attempts": number(0, MAX_TRIES, int),
+    "max_tries": number(0, MAX_TRIES, int),
 }
-_LIMITS = ("max_interval", "max_attempts")
+_LIMITS = ("max_interval", "max_tries")
 _FIELDS: Mapping[RetryStrategy, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    RetryStrategy.IMMEDIATE: (("max_attempts",), ()),
-    RetryStrategy.FIXED: (("initial_interval", "max_attempts"), ()),
+    RetryStrategy.IMMEDIATE: (("max_tries",), ()),
+    RetryStrategy.FIXED: (("initial_interval", "max_tries"), ()),
     RetryStrategy.INCREMENTAL: (("initial_interval", *_LIMITS), ("increment",)),
     RetryStrategy.EXPONENTIAL: (("initial_interval", *_LIMITS), ("backoff_coefficient",)),
     RetryStrategy.CANCEL: ((), ()),
@@ -56,7 +56,7 @@ def _parse_policies(value: Any) -> dict[tuple[str, RetryReason], RetryPolicy]:
             policy = _parse_policy_item(item)
             if reason in UNLIMITED_REASONS and policy.max_tries is not None:
                 raise invalid(
-                    "must have max_attempts 0, which is unlimited: the platform always books what "
+                    "must have max_tries 0, which is unlimited: the platform always books what "
                     "it owes to its own wallet and ledger"
                 )
             policies[provider, reason] = policy
@@ -128,7 +128,7 @@ def _policy_from_table(strategy: RetryStrategy, table: Mapping[str, Any]) -> Ret
         strategy,
         initial_interval,
         fields.get("max_interval", initial_interval),
-        fields.get("max_attempts", 1) or None,
+        fields.get("max_tries", 1) or None,
         backoff_coefficient=fields.get("backoff_coefficient", 2.0),
         increment_seconds=fields.get("increment"),
     )

@@ -336,7 +336,7 @@ class Settings(BaseSettings):
     retry: PolicyByReason = {}
     """Retry policy by retry reason, for all providers, or as `provider.reason` for one. A policy
     is a table with strategy, initial_interval, backoff_coefficient or increment, max_interval and
-    max_attempts (0: unlimited), or a text such as exponential:2:300:12.
+    max_tries (0: unlimited), or a text such as exponential:2:300:12.
     """
     worker: WorkerSection = WorkerSection()
     payment: PaymentSection = PaymentSection()

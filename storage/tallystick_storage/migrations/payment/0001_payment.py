@@ -167,10 +167,10 @@ create table pending_release (
     rejection_message text not null,  -- why the wallet last rejected it; "": not rejected
     create_time timestamptz not null,
     retry_count int not null default 0 check (retry_count >= 0),  -- rejections by the wallet
-    next_attempt_time timestamptz not null default '-infinity'
+    next_try_time timestamptz not null default '-infinity'
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 create index pending_release_by_next_attempt
-    on pending_release (next_attempt_time, create_time, payment_order_id);
+    on pending_release (next_try_time, create_time, payment_order_id);
 create index pending_release_rejected on pending_release (create_time, payment_order_id)
     where rejection_message <> '';
 create index pending_release_waiting on pending_release (create_time, payment_order_id)
@@ -205,7 +205,7 @@ create table booking_rejection (
     unapplied_charge_id text collate "C" primary key references unapplied_charge,
     rejection_message text not null check (rejection_message <> ''),  -- the last rejection
     retry_count int not null check (retry_count > 0),
-    next_attempt_time timestamptz not null
+    next_try_time timestamptz not null
 );
 create index unapplied_charge_by_time
     on unapplied_charge (create_time desc, unapplied_charge_id desc);
@@ -450,7 +450,7 @@ grant update (status, wallet_updated, ledger_updated, pending_reason, next_actio
     failure_reason, decline_code, provider_reference,
               attempt_count, resolve_by_time, delivery_confirmed_time, version, update_time)
                   on payment_order to {service};
-grant select, insert, delete, update (rejection_message, retry_count, next_attempt_time)
+grant select, insert, delete, update (rejection_message, retry_count, next_try_time)
     on pending_release,
     booking_rejection to {service};
 grant select, insert, delete, update (next_poll_time, poll_count)

@@ -103,7 +103,7 @@ def test_a_cancellation_during_a_lookup_takes_effect_immediately(
             lambda: retry_reason(scratch_database, payment.payment_orders[0].charge_id) == "PENDING"
         )
         with psycopg.connect(scratch_database.admin) as connection:
-            update_rows(connection, "update payment.operation set next_attempt_time = now()")
+            update_rows(connection, "update payment.operation set next_try_time = now()")
         assert eventually(lambda: provider.lookup_count)
         cancel_payment(client, payment, timeout=1.5)
         assert failure_reason(wait_for_final_order(client, payment)) == "CALLER_CANCELLED"

@@ -382,7 +382,7 @@ def test_a_charge_with_a_recorded_outcome_is_not_dead_lettered(
         slow_retry_platform.databases.service("payment").replace("+psycopg", "")
     ) as connection:
         row = connection.execute(
-            "update operation set next_attempt_time = clock(), lease_until = clock() + interval "
+            "update operation set next_try_time = clock(), lease_until = clock() + interval "
             "'1 second', lease_token = lease_token + 1, is_leased = true "
             "where operation_id = %s returning lease_token",
             (charge_id,),

@@ -229,7 +229,7 @@ def test_a_second_charge_is_unapplied_before_the_first_is_applied(
     with psycopg.connect(payment_url) as connection:
         update_rows(
             connection,
-            "update operation set next_attempt_time = clock(), lease_until = clock() where "
+            "update operation set next_try_time = clock(), lease_until = clock() where "
             "operation_id = %s",
             (charge_id,),
         )

@@ -33,8 +33,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_AMOUNT_PRECISION: _Reason.ValueType  # 4
     """An amount has more decimals than its currency. Fix the request before retrying."""
     REASON_AMOUNT_OUT_OF_RANGE: _Reason.ValueType  # 5
-    """An amount is zero, negative or above the maximum that can be booked. Fix the request before
-    retrying.
+    """An amount is zero, negative, above the maximum, not more than a fee, or below a minimum. Fix the
+    request before retrying.
     """
     REASON_CURRENCY_UNKNOWN: _Reason.ValueType  # 6
     """The currency is not an ISO 4217 code in capitals, nor BTC or USDC. Fix the request before
@@ -147,8 +147,8 @@ REASON_AMOUNT_INVALID: Reason.ValueType  # 3
 REASON_AMOUNT_PRECISION: Reason.ValueType  # 4
 """An amount has more decimals than its currency. Fix the request before retrying."""
 REASON_AMOUNT_OUT_OF_RANGE: Reason.ValueType  # 5
-"""An amount is zero, negative or above the maximum that can be booked. Fix the request before
-retrying.
+"""An amount is zero, negative, above the maximum, not more than a fee, or below a minimum. Fix the
+request before retrying.
 """
 REASON_CURRENCY_UNKNOWN: Reason.ValueType  # 6
 """The currency is not an ISO 4217 code in capitals, nor BTC or USDC. Fix the request before

@@ -98,7 +98,7 @@ class LedgerServiceServicer(object):
     def ReverseTransaction(self, request, context):
         """Posts the reversal of a transaction, at most once for each transaction. A repeat with the same
         reason returns the same response. Transactions that touch a seller's account are rejected with
-        INVALID_STATE: correct them through the wallet. Access: operator.
+        INVALID_STATE: the wallet would keep the old balance. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -41,7 +41,7 @@ class LedgerServiceStub:
     ReverseTransaction: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.ReverseTransactionRequest, _ledger_service_pb2.ReverseTransactionResponse]
     """Posts the reversal of a transaction, at most once for each transaction. A repeat with the same
     reason returns the same response. Transactions that touch a seller's account are rejected with
-    INVALID_STATE: correct them through the wallet. Access: operator.
+    INVALID_STATE: the wallet would keep the old balance. Access: operator.
     """
     GetTransaction: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.GetTransactionRequest, _ledger_service_pb2.GetTransactionResponse]
     """Returns one transaction. Access: operator, auditor, service."""
@@ -82,7 +82,7 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
     ReverseTransaction: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.ReverseTransactionRequest, _ledger_service_pb2.ReverseTransactionResponse]  # type: ignore[assignment]
     """Posts the reversal of a transaction, at most once for each transaction. A repeat with the same
     reason returns the same response. Transactions that touch a seller's account are rejected with
-    INVALID_STATE: correct them through the wallet. Access: operator.
+    INVALID_STATE: the wallet would keep the old balance. Access: operator.
     """
     GetTransaction: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.GetTransactionRequest, _ledger_service_pb2.GetTransactionResponse]  # type: ignore[assignment]
     """Returns one transaction. Access: operator, auditor, service."""
@@ -132,7 +132,7 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_ledger_service_pb2.ReverseTransactionResponse, _abc.Awaitable[_ledger_service_pb2.ReverseTransactionResponse]]:
         """Posts the reversal of a transaction, at most once for each transaction. A repeat with the same
         reason returns the same response. Transactions that touch a seller's account are rejected with
-        INVALID_STATE: correct them through the wallet. Access: operator.
+        INVALID_STATE: the wallet would keep the old balance. Access: operator.
         """
 
     @_abc_1.abstractmethod

@@ -34,7 +34,7 @@ class _DeadLetterStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeadL
     cancelled.
     """
     DEAD_LETTER_STATE_CLOSED: _DeadLetterState.ValueType  # 3
-    """An operator closed it, and its resource FAILED."""
+    """An operator closed it: its orders or payout are FAILED, or its destination is UNUSABLE."""
     DEAD_LETTER_STATE_RESOLVED: _DeadLetterState.ValueType  # 4
     """The outcome became known later and was applied, or its resource ended otherwise: the
     destination was disabled, or the payout was cancelled.
@@ -52,7 +52,7 @@ DEAD_LETTER_STATE_RETRIED: DeadLetterState.ValueType  # 2
 cancelled.
 """
 DEAD_LETTER_STATE_CLOSED: DeadLetterState.ValueType  # 3
-"""An operator closed it, and its resource FAILED."""
+"""An operator closed it: its orders or payout are FAILED, or its destination is UNUSABLE."""
 DEAD_LETTER_STATE_RESOLVED: DeadLetterState.ValueType  # 4
 """The outcome became known later and was applied, or its resource ended otherwise: the
 destination was disabled, or the payout was cancelled.
@@ -72,7 +72,7 @@ class _DeadLetterCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeadL
     not passed the risk check.
     """
     DEAD_LETTER_CAUSE_OUTCOME_UNKNOWN: _DeadLetterCause.ValueType  # 2
-    """The provider does not report the outcome, and the key window may have passed."""
+    """The provider does not report the outcome, and may no longer honor the idempotency key."""
     DEAD_LETTER_CAUSE_MISMATCHED_OPERATION: _DeadLetterCause.ValueType  # 3
     """The provider's answer belongs to another operation."""
     DEAD_LETTER_CAUSE_APPLYING_FAILED: _DeadLetterCause.ValueType  # 4
@@ -96,7 +96,7 @@ DEAD_LETTER_CAUSE_REJECTED: DeadLetterCause.ValueType  # 1
 not passed the risk check.
 """
 DEAD_LETTER_CAUSE_OUTCOME_UNKNOWN: DeadLetterCause.ValueType  # 2
-"""The provider does not report the outcome, and the key window may have passed."""
+"""The provider does not report the outcome, and may no longer honor the idempotency key."""
 DEAD_LETTER_CAUSE_MISMATCHED_OPERATION: DeadLetterCause.ValueType  # 3
 """The provider's answer belongs to another operation."""
 DEAD_LETTER_CAUSE_APPLYING_FAILED: DeadLetterCause.ValueType  # 4

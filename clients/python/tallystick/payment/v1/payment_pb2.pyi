@@ -105,7 +105,7 @@ class _PendingReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Pending
     PENDING_REASON_PROVIDER_REVIEW: _PendingReason.ValueType  # 2
     """The provider reviews the charge."""
     PENDING_REASON_RISK_REVIEW: _PendingReason.ValueType  # 3
-    """A slow risk check has not answered yet; the order is NOT_STARTED."""
+    """Reserved for risk checks that answer later; not sent yet."""
 
 class PendingReason(_PendingReason, metaclass=_PendingReasonEnumTypeWrapper):
     """Why an order is pending."""
@@ -117,7 +117,7 @@ PENDING_REASON_BUYER_ACTION: PendingReason.ValueType  # 1
 PENDING_REASON_PROVIDER_REVIEW: PendingReason.ValueType  # 2
 """The provider reviews the charge."""
 PENDING_REASON_RISK_REVIEW: PendingReason.ValueType  # 3
-"""A slow risk check has not answered yet; the order is NOT_STARTED."""
+"""Reserved for risk checks that answer later; not sent yet."""
 Global___PendingReason: _TypeAlias = PendingReason  # noqa: Y015
 
 class _FailureReason:
@@ -137,7 +137,7 @@ class _FailureReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Failure
     FAILURE_REASON_AUTHENTICATION_FAILED: _FailureReason.ValueType  # 4
     """The buyer did not pass the authentication."""
     FAILURE_REASON_PAGE_EXPIRED: _FailureReason.ValueType  # 5
-    """The hosted page was not used in time."""
+    """Reserved for hosted pages that are not used in time; not sent yet."""
     FAILURE_REASON_EXPIRED: _FailureReason.ValueType  # 6
     """The order was not charged before its expire_time, or the buyer did not act by resolve_by_time."""
     FAILURE_REASON_BUYER_CANCELLED: _FailureReason.ValueType  # 7
@@ -153,7 +153,7 @@ class _FailureReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Failure
     FAILURE_REASON_RISK_BLOCKED_COUNTRY: _FailureReason.ValueType  # 12
     """The buyer's country is on the list of blocked countries."""
     FAILURE_REASON_RISK_PROVIDER: _FailureReason.ValueType  # 13
-    """A third party's risk check rejected the order."""
+    """Reserved for risk checks of third parties; not sent yet."""
     FAILURE_REASON_PROVIDER_MISMATCH: _FailureReason.ValueType  # 14
     """The provider charged a different amount or currency than requested."""
     FAILURE_REASON_PROVIDER_REJECTED: _FailureReason.ValueType  # 15
@@ -181,7 +181,7 @@ FAILURE_REASON_PAYMENT_METHOD_INVALID: FailureReason.ValueType  # 3
 FAILURE_REASON_AUTHENTICATION_FAILED: FailureReason.ValueType  # 4
 """The buyer did not pass the authentication."""
 FAILURE_REASON_PAGE_EXPIRED: FailureReason.ValueType  # 5
-"""The hosted page was not used in time."""
+"""Reserved for hosted pages that are not used in time; not sent yet."""
 FAILURE_REASON_EXPIRED: FailureReason.ValueType  # 6
 """The order was not charged before its expire_time, or the buyer did not act by resolve_by_time."""
 FAILURE_REASON_BUYER_CANCELLED: FailureReason.ValueType  # 7
@@ -197,7 +197,7 @@ FAILURE_REASON_RISK_BLOCKED_ACCOUNT: FailureReason.ValueType  # 11
 FAILURE_REASON_RISK_BLOCKED_COUNTRY: FailureReason.ValueType  # 12
 """The buyer's country is on the list of blocked countries."""
 FAILURE_REASON_RISK_PROVIDER: FailureReason.ValueType  # 13
-"""A third party's risk check rejected the order."""
+"""Reserved for risk checks of third parties; not sent yet."""
 FAILURE_REASON_PROVIDER_MISMATCH: FailureReason.ValueType  # 14
 """The provider charged a different amount or currency than requested."""
 FAILURE_REASON_PROVIDER_REJECTED: FailureReason.ValueType  # 15
@@ -522,7 +522,7 @@ class PaymentOrder(_message.Message):
     PROVIDER_FIELD_NUMBER: _builtins.int
     PROVIDER_REFERENCE_FIELD_NUMBER: _builtins.int
     ATTEMPT_COUNT_FIELD_NUMBER: _builtins.int
-    NEXT_ATTEMPT_TIME_FIELD_NUMBER: _builtins.int
+    NEXT_TRY_TIME_FIELD_NUMBER: _builtins.int
     RESOLVE_BY_TIME_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
@@ -569,7 +569,7 @@ class PaymentOrder(_message.Message):
     version: _builtins.int
     """Grows by one with each transition, with booking and with the confirmation of its delivery."""
     @_builtins.property
-    def next_attempt_time(self) -> _timestamp_pb2.Timestamp:
+    def next_try_time(self) -> _timestamp_pb2.Timestamp:
         """When the provider will be called next, if that is scheduled."""
 
     @_builtins.property
@@ -613,16 +613,16 @@ class PaymentOrder(_message.Message):
         provider: _builtins.str = ...,
         provider_reference: _builtins.str = ...,
         attempt_count: _builtins.int = ...,
-        next_attempt_time: _timestamp_pb2.Timestamp | None = ...,
+        next_try_time: _timestamp_pb2.Timestamp | None = ...,
         resolve_by_time: _timestamp_pb2.Timestamp | None = ...,
         version: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         delivery_confirmed_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delivery_confirmed_time", b"delivery_confirmed_time", "next_attempt_time", b"next_attempt_time", "resolve_by_time", b"resolve_by_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delivery_confirmed_time", b"delivery_confirmed_time", "next_try_time", b"next_try_time", "resolve_by_time", b"resolve_by_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "attempt_count", b"attempt_count", "buyer_account", b"buyer_account", "charge_id", b"charge_id", "checkout_id", b"checkout_id", "create_time", b"create_time", "currency", b"currency", "decline_code", b"decline_code", "delivery_confirmed_time", b"delivery_confirmed_time", "failure_reason", b"failure_reason", "ledger_updated", b"ledger_updated", "next_action_url", b"next_action_url", "next_attempt_time", b"next_attempt_time", "payment_order_id", b"payment_order_id", "payment_order_status", b"payment_order_status", "pending_reason", b"pending_reason", "platform_fee", b"platform_fee", "provider", b"provider", "provider_reference", b"provider_reference", "resolve_by_time", b"resolve_by_time", "seller_account", b"seller_account", "update_time", b"update_time", "version", b"version", "wallet_updated", b"wallet_updated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "attempt_count", b"attempt_count", "buyer_account", b"buyer_account", "charge_id", b"charge_id", "checkout_id", b"checkout_id", "create_time", b"create_time", "currency", b"currency", "decline_code", b"decline_code", "delivery_confirmed_time", b"delivery_confirmed_time", "failure_reason", b"failure_reason", "ledger_updated", b"ledger_updated", "next_action_url", b"next_action_url", "next_try_time", b"next_try_time", "payment_order_id", b"payment_order_id", "payment_order_status", b"payment_order_status", "pending_reason", b"pending_reason", "platform_fee", b"platform_fee", "provider", b"provider", "provider_reference", b"provider_reference", "resolve_by_time", b"resolve_by_time", "seller_account", b"seller_account", "update_time", b"update_time", "version", b"version", "wallet_updated", b"wallet_updated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -818,7 +818,7 @@ Global___ConflictingReport: _TypeAlias = ConflictingReport  # noqa: Y015
 
 @_typing.final
 class UnappliedCharge(_message.Message):
-    """Money that a provider took from a buyer and that fits no order. It is booked under
+    """Money that a provider took from a buyer and that fits no order. It is posted to
     unapplied/{provider}.
     """
 
@@ -861,7 +861,7 @@ class UnappliedCharge(_message.Message):
     ledger_updated: _builtins.bool
     """Whether it is in the ledger."""
     version: _builtins.int
-    """1 when it was found, 2 when it was booked, 3 when it was acknowledged."""
+    """1 when it was found, 2 when it was posted, 3 when it was acknowledged."""
     acknowledged_by: _builtins.str
     """The operator who acknowledged it; empty while it is open."""
     acknowledge_reason: _builtins.str

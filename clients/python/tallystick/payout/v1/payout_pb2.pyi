@@ -54,7 +54,7 @@ class _PayoutStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PayoutSta
     and debited. Final.
     """
     PAYOUT_STATE_REJECTED: _PayoutState.ValueType  # 9
-    """The second person rejected it; the money is available again. Final."""
+    """An operator rejected it; the money is available again. Final."""
     PAYOUT_STATE_CANCELLED: _PayoutState.ValueType  # 10
     """Cancelled before it was sent; the money is available again. Final."""
     PAYOUT_STATE_RETURNED: _PayoutState.ValueType  # 11
@@ -90,7 +90,7 @@ PAYOUT_STATE_FAILED: PayoutState.ValueType  # 8
 and debited. Final.
 """
 PAYOUT_STATE_REJECTED: PayoutState.ValueType  # 9
-"""The second person rejected it; the money is available again. Final."""
+"""An operator rejected it; the money is available again. Final."""
 PAYOUT_STATE_CANCELLED: PayoutState.ValueType  # 10
 """Cancelled before it was sent; the money is available again. Final."""
 PAYOUT_STATE_RETURNED: PayoutState.ValueType  # 11
@@ -218,10 +218,10 @@ class _TransferMatchEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Transfe
     TRANSFER_MATCH_AMOUNT_MISMATCH: _TransferMatch.ValueType  # 3
     """The amount differs. The wallet is debited by the amount of the transfer."""
     TRANSFER_MATCH_DUPLICATE: _TransferMatch.ValueType  # 4
-    """Another transfer has already paid the payout. The wallet is debited again."""
+    """Another transfer for the payout was reported before. The wallet is debited by this one too."""
     TRANSFER_MATCH_CURRENCY_MISMATCH: _TransferMatch.ValueType  # 5
-    """The currency differs. The transfer is booked under unapplied/{provider}, and the seller is not
-    debited before an operator has reviewed it.
+    """The currency differs. The transfer is posted to unapplied/{provider}. The seller is not debited,
+    and an operator must acknowledge it.
     """
 
 class TransferMatch(_TransferMatch, metaclass=_TransferMatchEnumTypeWrapper):
@@ -238,10 +238,10 @@ part that is not available is owed.
 TRANSFER_MATCH_AMOUNT_MISMATCH: TransferMatch.ValueType  # 3
 """The amount differs. The wallet is debited by the amount of the transfer."""
 TRANSFER_MATCH_DUPLICATE: TransferMatch.ValueType  # 4
-"""Another transfer has already paid the payout. The wallet is debited again."""
+"""Another transfer for the payout was reported before. The wallet is debited by this one too."""
 TRANSFER_MATCH_CURRENCY_MISMATCH: TransferMatch.ValueType  # 5
-"""The currency differs. The transfer is booked under unapplied/{provider}, and the seller is not
-debited before an operator has reviewed it.
+"""The currency differs. The transfer is posted to unapplied/{provider}. The seller is not debited,
+and an operator must acknowledge it.
 """
 Global___TransferMatch: _TypeAlias = TransferMatch  # noqa: Y015
 
@@ -482,7 +482,7 @@ class _PayoutTransitionReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper
     PAYOUT_TRANSITION_REASON_APPROVED: _PayoutTransitionReason.ValueType  # 4
     """The second person approved it."""
     PAYOUT_TRANSITION_REASON_REJECTED: _PayoutTransitionReason.ValueType  # 5
-    """The second person rejected it."""
+    """An operator rejected it."""
     PAYOUT_TRANSITION_REASON_CANCELLED: _PayoutTransitionReason.ValueType  # 6
     """A caller or an operator cancelled it."""
     PAYOUT_TRANSITION_REASON_DESTINATION_ENDED: _PayoutTransitionReason.ValueType  # 7
@@ -516,7 +516,7 @@ PAYOUT_TRANSITION_REASON_HOLD_REJECTED: PayoutTransitionReason.ValueType  # 3
 PAYOUT_TRANSITION_REASON_APPROVED: PayoutTransitionReason.ValueType  # 4
 """The second person approved it."""
 PAYOUT_TRANSITION_REASON_REJECTED: PayoutTransitionReason.ValueType  # 5
-"""The second person rejected it."""
+"""An operator rejected it."""
 PAYOUT_TRANSITION_REASON_CANCELLED: PayoutTransitionReason.ValueType  # 6
 """A caller or an operator cancelled it."""
 PAYOUT_TRANSITION_REASON_DESTINATION_ENDED: PayoutTransitionReason.ValueType  # 7
@@ -652,7 +652,7 @@ class Payout(_message.Message):
     PROVIDER_FIELD_NUMBER: _builtins.int
     PROVIDER_REFERENCE_FIELD_NUMBER: _builtins.int
     ATTEMPT_COUNT_FIELD_NUMBER: _builtins.int
-    NEXT_ATTEMPT_TIME_FIELD_NUMBER: _builtins.int
+    NEXT_TRY_TIME_FIELD_NUMBER: _builtins.int
     PAID_AMOUNT_FIELD_NUMBER: _builtins.int
     RETURNED_AMOUNT_FIELD_NUMBER: _builtins.int
     CALLER_FIELD_NUMBER: _builtins.int
@@ -715,7 +715,7 @@ class Payout(_message.Message):
     it.
     """
     @_builtins.property
-    def next_attempt_time(self) -> _timestamp_pb2.Timestamp:
+    def next_try_time(self) -> _timestamp_pb2.Timestamp:
         """When the provider will be called next, if that is scheduled."""
 
     @_builtins.property
@@ -745,7 +745,7 @@ class Payout(_message.Message):
         provider: _builtins.str = ...,
         provider_reference: _builtins.str = ...,
         attempt_count: _builtins.int = ...,
-        next_attempt_time: _timestamp_pb2.Timestamp | None = ...,
+        next_try_time: _timestamp_pb2.Timestamp | None = ...,
         paid_amount: _builtins.str = ...,
         returned_amount: _builtins.str = ...,
         caller: _builtins.str = ...,
@@ -754,9 +754,9 @@ class Payout(_message.Message):
         update_time: _timestamp_pb2.Timestamp | None = ...,
         owner: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "next_attempt_time", b"next_attempt_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "next_try_time", b"next_try_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "attempt_count", b"attempt_count", "caller", b"caller", "create_time", b"create_time", "currency", b"currency", "decline_code", b"decline_code", "failure_reason", b"failure_reason", "fee", b"fee", "ledger_updated", b"ledger_updated", "net_amount", b"net_amount", "next_attempt_time", b"next_attempt_time", "owner", b"owner", "paid_amount", b"paid_amount", "payout_batch_id", b"payout_batch_id", "payout_destination_id", b"payout_destination_id", "payout_id", b"payout_id", "payout_state", b"payout_state", "provider", b"provider", "provider_reference", b"provider_reference", "returned_amount", b"returned_amount", "seller_account", b"seller_account", "update_time", b"update_time", "version", b"version", "wallet_updated", b"wallet_updated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "attempt_count", b"attempt_count", "caller", b"caller", "create_time", b"create_time", "currency", b"currency", "decline_code", b"decline_code", "failure_reason", b"failure_reason", "fee", b"fee", "ledger_updated", b"ledger_updated", "net_amount", b"net_amount", "next_try_time", b"next_try_time", "owner", b"owner", "paid_amount", b"paid_amount", "payout_batch_id", b"payout_batch_id", "payout_destination_id", b"payout_destination_id", "payout_id", b"payout_id", "payout_state", b"payout_state", "provider", b"provider", "provider_reference", b"provider_reference", "returned_amount", b"returned_amount", "seller_account", b"seller_account", "update_time", b"update_time", "version", b"version", "wallet_updated", b"wallet_updated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

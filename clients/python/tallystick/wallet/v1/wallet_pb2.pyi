@@ -132,7 +132,7 @@ class _SellerAssignmentStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[
     SELLER_ASSIGNMENT_STATE_UNSPECIFIED: _SellerAssignmentState.ValueType  # 0
     """Not a valid value."""
     SELLER_ASSIGNMENT_STATE_REQUESTED: _SellerAssignmentState.ValueType  # 1
-    """It waits for another operator's decision. Next: APPROVED, REJECTED."""
+    """It waits for a decision; only another operator may approve it. Next: APPROVED, REJECTED."""
     SELLER_ASSIGNMENT_STATE_APPROVED: _SellerAssignmentState.ValueType  # 2
     """The seller belongs to the new owner. Final."""
     SELLER_ASSIGNMENT_STATE_REJECTED: _SellerAssignmentState.ValueType  # 3
@@ -144,7 +144,7 @@ class SellerAssignmentState(_SellerAssignmentState, metaclass=_SellerAssignmentS
 SELLER_ASSIGNMENT_STATE_UNSPECIFIED: SellerAssignmentState.ValueType  # 0
 """Not a valid value."""
 SELLER_ASSIGNMENT_STATE_REQUESTED: SellerAssignmentState.ValueType  # 1
-"""It waits for another operator's decision. Next: APPROVED, REJECTED."""
+"""It waits for a decision; only another operator may approve it. Next: APPROVED, REJECTED."""
 SELLER_ASSIGNMENT_STATE_APPROVED: SellerAssignmentState.ValueType  # 2
 """The seller belongs to the new owner. Final."""
 SELLER_ASSIGNMENT_STATE_REJECTED: SellerAssignmentState.ValueType  # 3
@@ -395,7 +395,7 @@ Global___Seller: _TypeAlias = Seller  # noqa: Y015
 
 @_typing.final
 class SellerAssignment(_message.Message):
-    """The assignment of a seller to another owner, requested by one operator and decided by another.
+    """The assignment of a seller to another owner, requested by one operator and approved by another.
     Each change is a new version and an event.
     """
 
