@@ -24,9 +24,8 @@ from tallystick_server.payout.create_payout import (
     PayoutCreationPlan,
     PayoutCreator,
 )
-from tallystick_server.payout.isolation import Isolated, log_failure
 from tallystick_server.payout.page_creator import PayoutPageCreator, build_seller_command
-from tallystick_server.payout.schedule_runner import ScheduleRunner
+from tallystick_server.payout.schedule_runner import ScheduleRunner, log_rescheduled
 from tallystick_server.payout.wallet_reader import WalletReader
 from tallystick_server.rpc.errors import to_status
 from tallystick_storage.database import Database
@@ -79,10 +78,10 @@ class BatchGenerator:
             return
         await self._schedule_runner.run_due()
         for batch in await self._load_due_batches():
-            with Isolated() as advancement:
+            try:
                 await self._advance(batch)
-            if advancement.error is not None:
-                log_failure(f"batch {batch.payout_batch_id}", advancement.error)
+            except Exception as error:  # noqa: BLE001 - one batch must not block the others
+                log_rescheduled(f"batch {batch.payout_batch_id}", error)
                 await self._reschedule(batch.payout_batch_id)
 
     async def _load_due_batches(self) -> Sequence[Row[Any]]:

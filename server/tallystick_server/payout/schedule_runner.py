@@ -20,7 +20,6 @@ from tallystick_server.payout.create_payout import (
     PayoutCreationPlan,
     PayoutCreator,
 )
-from tallystick_server.payout.isolation import Isolated, log_failure
 from tallystick_server.payout.page_creator import PayoutPageCreator, build_seller_command
 from tallystick_server.payout.schedules import schedule_from_row
 from tallystick_server.rpc.service_client import ServiceCallRejected
@@ -84,10 +83,10 @@ class ScheduleRunner:
                 )
                 insert_batch(connection, new, schedule_row.traceparent, schedule_row.next_time)
 
-        with Isolated() as run_start:
+        try:
             await self._database.transact(start)
-        if run_start.error is not None:
-            log_failure(f"the run of all sellers in {schedule_row.currency}", run_start.error)
+        except Exception as error:  # noqa: BLE001 - one schedule must not block the others
+            log_rescheduled(f"the run of all sellers in {schedule_row.currency}", error)
             await self._reschedule([schedule_row])
 
     async def _pay_due_sellers(self) -> None:
@@ -108,7 +107,7 @@ class ScheduleRunner:
         failed_rows = []
         for (schedule_row, _), result in zip(schedules, results, strict=True):
             if isinstance(result, Exception):
-                log_failure(
+                log_rescheduled(
                     f"the schedule of {schedule_row.seller_account} in {schedule_row.currency}",
                     result,
                 )
@@ -129,10 +128,10 @@ class ScheduleRunner:
             )
         results: list[bool | Exception] = []
         for due_schedule in schedules:
-            with Isolated() as creation:
+            try:
                 results += await self._pay([due_schedule])
-            if creation.error is not None:
-                results.append(creation.error)
+            except Exception as error:  # noqa: BLE001 - one schedule must not block the others
+                results.append(error)
         return results
 
     async def _pay(self, schedules: Sequence[DueSchedule]) -> Sequence[bool | Exception]:
@@ -178,13 +177,13 @@ class ScheduleRunner:
         """
         schedules, invalid_rows = [], []
         for schedule_row in rows:
-            with Isolated() as parsing:
+            try:
                 schedules.append((schedule_row, schedule_from_row(schedule_row)))
-            if parsing.error is not None:
-                log_failure(
+            except Exception as error:  # noqa: BLE001 - one schedule must not block the others
+                log_rescheduled(
                     f"the schedule of {schedule_row.seller_account or 'all'} in "
                     f"{schedule_row.currency}",
-                    parsing.error,
+                    error,
                 )
                 invalid_rows.append(schedule_row)
         await self._reschedule(invalid_rows)
@@ -194,3 +193,11 @@ class ScheduleRunner:
         """Reschedules schedules that cannot be run, so that they do not block the others."""
         if rows:
             await self._database.transact(lambda connection: store.reschedule(connection, rows))
+
+
+def log_rescheduled(subject: str, error: Exception) -> None:
+    """Logs why something waits; with a traceback unless the error is an expected rejection."""
+    if isinstance(error, ApiError):
+        log.warning("%s is rescheduled: %s", subject, error)
+    else:
+        log.error("%s failed; it is rescheduled", subject, exc_info=error)
