@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from sqlalchemy import Row
@@ -73,15 +74,7 @@ class DestinationHandlers:
     async def DisablePayoutDestination(
         self, request: pb.DisablePayoutDestinationRequest, call: Call
     ) -> pb.DisablePayoutDestinationResponse:
-        reason = parse_reason_text(request.reason, "reason")
-        row = await self._get_visible_destination(request.payout_destination_id, call)
-        if not await self._destination_registry.disable(
-            row.payout_destination_id, call.caller.name, reason
-        ):
-            call.mark_replayed()
-        updated_row = await self._get_visible_destination(
-            request.payout_destination_id, call, changed=True
-        )
+        updated_row = await self._apply_decision(request, call, self._destination_registry.disable)
         return pb.DisablePayoutDestinationResponse(
             payout_destination=convert.destination(updated_row)
         )
@@ -89,17 +82,26 @@ class DestinationHandlers:
     async def ApprovePayoutDestination(
         self, request: pb.ApprovePayoutDestinationRequest, call: Call
     ) -> pb.ApprovePayoutDestinationResponse:
-        reason = parse_reason_text(request.reason, "reason")
-        row = await self._get_visible_destination(request.payout_destination_id, call)
-        if not await self._destination_registry.approve(
-            row.payout_destination_id, call.caller.name, reason
-        ):
-            call.mark_replayed()
-        updated_row = await self._get_visible_destination(
-            request.payout_destination_id, call, changed=True
-        )
+        updated_row = await self._apply_decision(request, call, self._destination_registry.approve)
         return pb.ApprovePayoutDestinationResponse(
             payout_destination=convert.destination(updated_row)
+        )
+
+    async def _apply_decision(
+        self,
+        request: pb.DisablePayoutDestinationRequest | pb.ApprovePayoutDestinationRequest,
+        call: Call,
+        apply: Callable[[str, str, str], Awaitable[bool]],
+    ) -> Row[Any]:
+        """The destination after a decision about it. `apply`: stores the decision, from the id, the
+        name of the caller and the reason; returns whether it was not stored before.
+        """
+        reason = parse_reason_text(request.reason, "reason")
+        row = await self._get_visible_destination(request.payout_destination_id, call)
+        if not await apply(row.payout_destination_id, call.caller.name, reason):
+            call.mark_replayed()
+        return await self._get_visible_destination(
+            request.payout_destination_id, call, changed=True
         )
 
     async def _get_visible_destination(
