@@ -78,13 +78,13 @@ def build_reversal(original: Posting, sequence: int, reason: str, caller: str) -
 
 
 def reject_irreversible(posting: Posting) -> None:
-    """Raises INVALID_STATE for a transaction that touches a seller's account, or is itself a
-    reversal. Seller accounts are corrected through the wallet.
+    """Raises INVALID_STATE for a transaction that is itself a reversal, or touches a seller's
+    account: that equals the wallet's balance, which a reversal would not change.
     """
     if any(line.account.startswith("sellers/") for line in posting.lines):
         message = (
-            "The transaction touches a seller's account and cannot be reversed; correct it "
-            "through the wallet."
+            "The transaction touches a seller's account and cannot be reversed: the wallet would "
+            "keep the old balance."
         )
         raise state_error(message, "TOUCHES_SELLER", "REVERSE")
     if posting.kind is PostingKind.REVERSAL:
