@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -127,16 +128,11 @@ class _UnaryCall:
     ) -> tuple[Any, Any]:
         remaining = max(deadline - time.monotonic(), 0.001)
         pairs = self._settings.metadata(metadata)
-        if self._close_event.is_set():
-            raise client_closed_error()
-        try:
-            response, call = self._call.with_call(request, timeout=remaining, metadata=pairs)
-        except grpc.RpcError as error:
-            raise _to_client_error(error, self._close_event) from None
-        except ValueError:  # gRPC raises it for a closed channel
-            if self._close_event.is_set():
-                raise client_closed_error() from None
-            raise
+        with _reject_closed(self._close_event):
+            try:
+                response, call = self._call.with_call(request, timeout=remaining, metadata=pairs)
+            except grpc.RpcError as error:
+                raise _to_client_error(error, self._close_event) from None
         return response, call
 
 
@@ -162,20 +158,27 @@ class _StreamCall:
             self._name, self._settings.stream_seconds if timeout is None else timeout
         )
         pairs = self._settings.metadata(metadata)
-        if self._close_event.is_set():
-            raise client_closed_error()
-        try:
+        with _reject_closed(self._close_event):
             call = self._call(request, timeout=seconds, metadata=pairs)
-        except ValueError:  # gRPC raises it for a closed channel
-            if self._close_event.is_set():
-                raise client_closed_error() from None
-            raise
         try:
             yield from call
         except grpc.RpcError as error:
             raise _to_client_error(error, self._close_event) from None
         finally:
             call.cancel()  # closes a stream that is no longer read
+
+
+@contextmanager
+def _reject_closed(close_event: threading.Event) -> Iterator[None]:
+    """Raises the error of a closed client if it is closed, or is closed before the block ends."""
+    if close_event.is_set():
+        raise client_closed_error()
+    try:
+        yield
+    except ValueError:  # gRPC raises it for a closed channel
+        if close_event.is_set():
+            raise client_closed_error() from None
+        raise
 
 
 def _to_client_error(error: grpc.RpcError, close_event: threading.Event) -> TallystickError:
