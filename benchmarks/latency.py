@@ -11,22 +11,12 @@ import shutil
 from collections.abc import Collection
 from typing import Any
 
-import grpc
-
 from benchmarks.measure import LoadResult, StatusPrinter, measure_interleaved
-from benchmarks.pay_in import (
-    ADDRESS,
-    BASELINE_ADDRESS,
-    SELLERS,
-    echo_of_payment,
-    payment_call,
-    run_platform,
-)
+from benchmarks.pay_in import open_calls, run_platform
 from benchmarks.processes import (
     DATABASE_FOLDER,
     read_cpu_seconds,
     read_postgres_pid,
-    run_baseline,
 )
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import open_databases
@@ -50,10 +40,7 @@ def bench(seconds: float, print_status: StatusPrinter) -> dict[str, Any]:
         )
     shutil.rmtree(DATABASE_FOLDER, ignore_errors=True)
     rows: dict[str, dict[str, Any]] = {}
-    with (
-        open_databases(settings, print_status, folder=DATABASE_FOLDER) as database_urls,
-        run_baseline(BASELINE_ADDRESS),
-    ):
+    with open_databases(settings, print_status, folder=DATABASE_FOLDER) as database_urls:
         for latency_seconds in _PROVIDER_LATENCIES_SECONDS:
             with run_platform(database_urls, latency_seconds) as pids:
                 measured_pids = (*pids, read_postgres_pid())
@@ -68,21 +55,18 @@ def bench(seconds: float, print_status: StatusPrinter) -> dict[str, Any]:
 async def _measure(
     callers: int, seconds: float, pids: Collection[int], print_status: StatusPrinter
 ) -> dict[str, LoadResult]:
-    async with (
-        grpc.aio.insecure_channel(BASELINE_ADDRESS) as baseline_channel,
-        grpc.aio.insecure_channel(ADDRESS) as channel,
-    ):
-        calls = {
-            "echo": echo_of_payment(baseline_channel),
-            "payment": payment_call(channel, SELLERS),
-        }
+    async with open_calls() as calls:
         return await measure_interleaved(
-            calls, callers, seconds, print_status, lambda: read_cpu_seconds(pids)
+            {name: calls[name] for name in ("baseline", "spread")},
+            callers,
+            seconds,
+            print_status,
+            lambda: read_cpu_seconds(pids),
         )
 
 
 def _figures(callers: int, loads: dict[str, LoadResult]) -> dict[str, Any]:
-    payment, echo = loads["payment"], loads["echo"]
+    payment, echo = loads["spread"], loads["baseline"]
     return {
         "callers": callers,
         "rate": round(payment.calls_per_second, 1),

@@ -10,8 +10,8 @@ from __future__ import annotations
 import random
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import grpc
@@ -42,8 +42,8 @@ from tallystick_server.app.errors import StartupError
 from tallystick_server.app.serve import run
 
 DEFAULT_IN_FLIGHT = 768
-ADDRESS, BASELINE_ADDRESS = "127.0.0.1:7271", "127.0.0.1:7272"
-SELLERS = 1000
+_ADDRESS, _BASELINE_ADDRESS = "127.0.0.1:7271", "127.0.0.1:7272"
+_SELLERS = 1000
 _TEAM_METADATA = (("authorization", "Bearer bench-bench-bench-bench"),)
 _ENVIRONMENT = {
     "TALLYSTICK_AUTHENTICATION": "tokens",
@@ -64,7 +64,6 @@ def bench(seconds: float, in_flight: int, print_status: StatusPrinter) -> dict[s
     shutil.rmtree(DATABASE_FOLDER, ignore_errors=True)
     with (
         open_databases(Settings(), print_status, folder=DATABASE_FOLDER) as database_urls,
-        run_baseline(BASELINE_ADDRESS),
         run_platform(database_urls, _PROVIDER_LATENCY_SECONDS) as pids,
     ):
         loads = run(_measure(in_flight, seconds, print_status))
@@ -84,16 +83,19 @@ def bench(seconds: float, in_flight: int, print_status: StatusPrinter) -> dict[s
 def run_platform(
     database_urls: DatabaseUrls, provider_latency_seconds: float
 ) -> Iterator[tuple[int, int]]:
-    """Serves PaymentService at ADDRESS and the services that it calls; yields the two pids."""
+    """Serves the baseline, PaymentService, and the services that it calls. Yields the pids of the
+    last two.
+    """
     environment = {
         **_ENVIRONMENT,
         **database_environment(database_urls),
         "TALLYSTICK_PROVIDERS__SANDBOX__LATENCY": str(provider_latency_seconds),
     }
     with (
+        run_baseline(_BASELINE_ADDRESS),
         run_downstream_services(environment) as downstream_pid,
         run_services(
-            ["payment"], {**environment, **DOWNSTREAM_ENVIRONMENT}, ADDRESS
+            ["payment"], {**environment, **DOWNSTREAM_ENVIRONMENT}, _ADDRESS
         ) as payment_pid,
     ):
         yield payment_pid, downstream_pid
@@ -102,24 +104,29 @@ def run_platform(
 async def _measure(
     in_flight: int, seconds: float, print_status: StatusPrinter
 ) -> dict[str, LoadResult]:
-    async with (
-        grpc.aio.insecure_channel(BASELINE_ADDRESS) as baseline_channel,
-        grpc.aio.insecure_channel(ADDRESS) as channel,
-    ):
-        calls = {
-            "baseline": echo_of_payment(baseline_channel),
-            "spread": payment_call(channel, SELLERS),
-            "hot": payment_call(channel, 1),
-        }
+    async with open_calls() as calls:
         return await measure_interleaved(calls, in_flight, seconds, print_status)
 
 
-def echo_of_payment(channel: grpc.aio.Channel) -> Call:
-    """The baseline of `payment_call`: an echo of the same message."""
-    return echo_call(channel, _request(0, "echo", SELLERS).SerializeToString())
+@asynccontextmanager
+async def open_calls() -> AsyncIterator[dict[str, Call]]:
+    """The calls to measure while the block runs: payments of 1,000 sellers (`spread`) and of one
+    (`hot`), and an echo of the same message (`baseline`).
+    """
+    async with (
+        grpc.aio.insecure_channel(_BASELINE_ADDRESS) as baseline_channel,
+        grpc.aio.insecure_channel(_ADDRESS) as channel,
+    ):
+        yield {
+            "baseline": echo_call(
+                baseline_channel, _request(0, "echo", _SELLERS).SerializeToString()
+            ),
+            "spread": _payment_call(channel, _SELLERS),
+            "hot": _payment_call(channel, 1),
+        }
 
 
-def payment_call(channel: grpc.aio.Channel, sellers: int) -> Call:
+def _payment_call(channel: grpc.aio.Channel, sellers: int) -> Call:
     """A call that pays an order of each of two sellers, and returns once both are booked.
 
     `sellers`: the number of sellers of which they are two.
