@@ -85,6 +85,12 @@ def get_payout(client: Client, payout_id: str) -> pb.GetPayoutResponse:
     return client.payout.GetPayout(pb.GetPayoutRequest(payout_id=payout_id))
 
 
+def list_payouts(client: Client, seller: str = "", batch_id: str = "") -> list[payout_pb2.Payout]:
+    """All payouts of a seller, of a batch, or of everybody."""
+    request = pb.ListPayoutsRequest(seller_account=seller, payout_batch_id=batch_id)
+    return list(client.pages(client.payout.ListPayouts, request, "payouts"))
+
+
 def wait_for_state(client: Client, payout_id: str, expected_state: str) -> pb.GetPayoutResponse:
     """The payout's snapshot once it is in the given state, and booked if that state is final."""
     is_final = expected_state in {"PAID", "FAILED", "REJECTED", "CANCELLED", "RETURNED"}

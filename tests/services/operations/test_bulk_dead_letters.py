@@ -47,12 +47,24 @@ def create_dead_letters(
 
 
 def open_dead_letters(client: Client, **criteria: Any) -> list[operator_pb2.DeadLetter]:
-    request = payment_service_pb2.ListDeadLettersRequest(
+    """The open dead letters of payments."""
+    return _list_open(client, client.payment, payment_service_pb2, **criteria)
+
+
+def open_payout_dead_letters(client: Client, **criteria: Any) -> list[operator_pb2.DeadLetter]:
+    """The open dead letters of payouts."""
+    return _list_open(client, client.payout, payout_service_pb2, **criteria)
+
+
+def _list_open(
+    client: Client, service: Any, messages: Any, **criteria: Any
+) -> list[operator_pb2.DeadLetter]:
+    request = messages.ListDeadLettersRequest(
         state=operator_pb2.DEAD_LETTER_STATE_OPEN,
         filter=operator_pb2.DeadLetterFilter(**criteria),
         page_size=200,
     )
-    return list(client.pages(client.payment.ListDeadLetters, request, "dead_letters"))
+    return list(client.pages(service.ListDeadLetters, request, "dead_letters"))
 
 
 def retry_dead_letters(
@@ -192,15 +204,6 @@ def test_closing_in_bulk_skips_charged_operations(
             (skipped_letter.cause, skipped_letter.error_reason) for skipped_letter in answer.skipped
         ] == [(operator_pb2.DEAD_LETTER_CAUSE_BOOKING_FAILED, reason_pb2.REASON_INVALID_STATE)]
         assert len(open_dead_letters(client)) == 1
-
-
-def open_payout_dead_letters(client: Client, **criteria: Any) -> list[operator_pb2.DeadLetter]:
-    request = payout_service_pb2.ListDeadLettersRequest(
-        state=operator_pb2.DEAD_LETTER_STATE_OPEN,
-        filter=operator_pb2.DeadLetterFilter(**criteria),
-        page_size=200,
-    )
-    return list(client.pages(client.payout.ListDeadLetters, request, "dead_letters"))
 
 
 def test_dead_letters_of_payouts_are_retried_and_closed_in_bulk(

@@ -24,6 +24,7 @@ from tests.support.payouts import (
     create_payout,
     create_sale,
     get_payout,
+    list_payouts,
     state_name,
     wait_for_state,
     wallet_amounts,
@@ -149,17 +150,8 @@ def test_other_callers_see_and_change_nothing(shop_client: Client, other_client:
         expect_error_reason(other_client.payout.CreatePayoutDestination, reused_request)
         == "ALREADY_EXISTS"
     )
-    assert not list(
-        other_client.pages(
-            other_client.payout.ListPayouts, pb.ListPayoutsRequest(seller_account=seller), "payouts"
-        )
-    )
-    assert [
-        p.payout_id
-        for p in shop_client.pages(
-            shop_client.payout.ListPayouts, pb.ListPayoutsRequest(seller_account=seller), "payouts"
-        )
-    ] == [payout.payout_id]
+    assert not list_payouts(other_client, seller)
+    assert [p.payout_id for p in list_payouts(shop_client, seller)] == [payout.payout_id]
 
 
 def test_an_operator_works_from_the_command_line(

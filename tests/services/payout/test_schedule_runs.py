@@ -34,6 +34,7 @@ from tests.support.payouts import (
     create_destination,
     create_sale,
     get_batch,
+    list_payouts,
     set_daily_schedule,
     wait_for_state,
     wait_until_done,
@@ -126,11 +127,7 @@ def test_a_cut_off_pays_every_seller_once(
     assert {wallet_amounts(payout_client, seller) for seller in sellers} == {
         ("1.00", "0.00", "0.00")
     }
-    (by_himself,) = payout_client.pages(
-        payout_client.payout.ListPayouts,
-        pb.ListPayoutsRequest(seller_account=own_seller),
-        "payouts",
-    )
+    (by_himself,) = list_payouts(payout_client, own_seller)
     wait_for_state(payout_client, by_himself.payout_id, "PAID")
     assert (by_himself.amount, by_himself.fee, by_himself.payout_batch_id) == ("8.00", "0.10", "")
     # The same cut-off again, as if the stored time had been lost.
@@ -143,18 +140,7 @@ def test_a_cut_off_pays_every_seller_once(
             > cut_off
         )
     )
-    assert (
-        len(
-            list(
-                payout_client.pages(
-                    payout_client.payout.ListPayouts,
-                    pb.ListPayoutsRequest(payout_batch_id=id_),
-                    "payouts",
-                )
-            )
-        )
-        == 5
-    )
+    assert len(list_payouts(payout_client, batch_id=id_)) == 5
 
 
 def test_a_schedule_can_be_run_immediately(payout_client: Client) -> None:
@@ -206,15 +192,7 @@ def test_a_schedule_set_during_its_run_applies_to_the_next(
 
     monkeypatch.setattr(clock, "now", fake_now)
     make_schedules_due(payout_platform.databases)
-    (payout,) = eventually(
-        lambda: list(
-            payout_client.pages(
-                payout_client.payout.ListPayouts,
-                pb.ListPayoutsRequest(seller_account=seller),
-                "payouts",
-            )
-        )
-    )
+    (payout,) = eventually(lambda: list_payouts(payout_client, seller))
     wait_for_state(payout_client, payout.payout_id, "PAID")
     (current_schedule,) = eventually(
         lambda: [
@@ -227,18 +205,7 @@ def test_a_schedule_set_during_its_run_applies_to_the_next(
         current_schedule.next_time.ToDatetime().isoweekday(),
         current_schedule.next_time.ToDatetime().hour,
     ) == (1, 5)
-    assert (
-        len(
-            list(
-                payout_client.pages(
-                    payout_client.payout.ListPayouts,
-                    pb.ListPayoutsRequest(seller_account=seller),
-                    "payouts",
-                )
-            )
-        )
-        == 1
-    )
+    assert len(list_payouts(payout_client, seller)) == 1
 
 
 def test_a_schedule_that_changes_constantly_does_not_delay_others(
@@ -277,24 +244,17 @@ def test_a_schedule_that_changes_constantly_does_not_delay_others(
                 setting.release()
         return real(connection)
 
-    def payouts(seller: str) -> list[payout_pb2.Payout]:
-        return list(
-            payout_client.pages(
-                payout_client.payout.ListPayouts,
-                pb.ListPayoutsRequest(seller_account=seller),
-                "payouts",
-            )
-        )
-
     monkeypatch.setattr(clock, "now", fake_now)
     make_schedules_due(payout_platform.databases)
-    (paid_payout,) = eventually(lambda: payouts(other_seller))
+    (paid_payout,) = eventually(lambda: list_payouts(payout_client, other_seller))
     wait_for_state(payout_client, paid_payout.payout_id, "PAID")
-    assert payouts(changing_schedule) == []
+    assert list_payouts(payout_client, changing_schedule) == []
     setting_done.set()
-    (late_payout,) = eventually(lambda: payouts(changing_schedule))
+    (late_payout,) = eventually(lambda: list_payouts(payout_client, changing_schedule))
     wait_for_state(payout_client, late_payout.payout_id, "PAID")
-    assert [len(payouts(seller)) for seller in (changing_schedule, other_seller)] == [1, 1]
+    assert [
+        len(list_payouts(payout_client, seller)) for seller in (changing_schedule, other_seller)
+    ] == [1, 1]
 
 
 @pytest.mark.parametrize("poison", ["time zone", "weekday", "storage"])
@@ -350,15 +310,7 @@ def test_a_schedule_that_cannot_be_run_does_not_delay_others(
                     (closed_sellers,),
                 )
         make_schedules_due(scratch_database)
-        (paid_payout,) = eventually(
-            lambda: list(
-                client.pages(
-                    client.payout.ListPayouts,
-                    pb.ListPayoutsRequest(seller_account=own_seller),
-                    "payouts",
-                )
-            )
-        )
+        (paid_payout,) = eventually(lambda: list_payouts(client, own_seller))
         wait_for_state(client, paid_payout.payout_id, "PAID")
         new = payout_pb2.NewPayout(
             payout_id=unique_id("p"), seller_account=listed_seller, currency="EUR"
@@ -381,13 +333,7 @@ def test_a_schedule_that_cannot_be_run_does_not_delay_others(
         assert eventually(
             lambda: overdue() == {"payoutSchedules/-/EUR", f"payoutSchedules/{closed_sellers}/EUR"}
         )
-        assert not list(
-            client.pages(
-                client.payout.ListPayouts,
-                pb.ListPayoutsRequest(seller_account=closed_sellers),
-                "payouts",
-            )
-        )
+        assert not list_payouts(client, closed_sellers)
 
 
 @pytest.mark.parametrize(
@@ -472,15 +418,6 @@ def test_many_schedules_that_cannot_be_run_do_not_delay_later_ones(
         create_destination(payout_client, seller)
         set_daily_schedule(payout_client, seller)
 
-    def payouts_of(seller: str) -> list[payout_pb2.Payout]:
-        return list(
-            payout_client.pages(
-                payout_client.payout.ListPayouts,
-                pb.ListPayoutsRequest(seller_account=seller),
-                "payouts",
-            )
-        )
-
     with psycopg.connect(payout_platform.databases.admin, autocommit=True) as admin:
         if poison == "payout":
             named = ", ".join(f"'{seller}'" for seller in closed_sellers)
@@ -501,9 +438,9 @@ def test_many_schedules_that_cannot_be_run_do_not_delay_later_ones(
                     else time_zone end""",
             (own_seller, own_seller, closed_sellers if poison == "time zone" else []),
         )
-        (payout,) = eventually(lambda: payouts_of(own_seller))
+        (payout,) = eventually(lambda: list_payouts(payout_client, own_seller))
         wait_for_state(payout_client, payout.payout_id, "PAID")
-        assert not any(payouts_of(seller) for seller in closed_sellers)
+        assert not any(list_payouts(payout_client, seller) for seller in closed_sellers)
         if poison == "payout":
             admin.execute("drop trigger no_payout on payout.payout")
         admin.execute(
@@ -512,8 +449,10 @@ def test_many_schedules_that_cannot_be_run_do_not_delay_later_ones(
     if poison == "time zone":
         for seller in closed_sellers:
             set_daily_schedule(payout_client, seller)
-    assert eventually(lambda: all(payouts_of(seller) for seller in closed_sellers))
-    assert [len(payouts_of(seller)) for seller in (*closed_sellers, own_seller)] == [1] * 6
+    assert eventually(lambda: all(list_payouts(payout_client, seller) for seller in closed_sellers))
+    assert [
+        len(list_payouts(payout_client, seller)) for seller in (*closed_sellers, own_seller)
+    ] == [1] * 6
 
 
 def test_a_passed_cut_off_is_not_lost_by_a_change(

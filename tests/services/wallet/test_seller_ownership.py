@@ -28,6 +28,7 @@ from tests.support.payouts import (
     create_destination,
     create_payout,
     create_sale,
+    list_payouts,
     wait_for_state,
 )
 from tests.support.platform import ServedPlatform, eventually, unique_id
@@ -58,9 +59,7 @@ def test_callers_of_one_owner_share_resources(
     wait_for_state(checkout_client, created_payout.payout_id, "PAID")
     assert [
         payout.payout_id
-        for payout in checkout_client.pages(
-            checkout_client.payout.ListPayouts, pb.ListPayoutsRequest(), "payouts"
-        )
+        for payout in list_payouts(checkout_client)
         if payout.seller_account == seller
     ]
     assert preview_payout(checkout_client, seller).available == "15.00"
