@@ -10,18 +10,57 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
-from sqlalchemy import Connection, Engine, create_engine, event
 
 from benchmarks.growth.queries import DatabaseWork
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.wiring import Dependencies
-from tallystick_storage.connection_pool import open_engine
+from tallystick_storage.connection_pool import Connections
 from tallystick_storage.database import Database
+from tallystick_storage.sql import Connection, Cursor, connect
+
+
+class RecordingConnection(Connection):
+    """A connection that reports its statements to a recorder."""
+
+    recorder: StatementRecorder
+
+    def execute(  # type: ignore[override]
+        self, statement: str, parameters: Any = None
+    ) -> Cursor:
+        for listener in self.recorder.listeners:
+            listener.append((self.recorder.url, statement, parameters))
+        return super().execute(statement, parameters)
+
+
+class StatementRecorder(Connections):
+    """Connections whose statements are captured by `listeners`."""
+
+    def __init__(self, url: str, statement_timeout: float | None = None) -> None:
+        super().__init__(url, statement_timeout)
+        self.url = url
+        self.listeners: list[list[tuple[str, str, Any]]] = []
+
+    def open(self) -> Connection:
+        connection = connect(self._url, RecordingConnection, options=self._options)
+        connection.recorder = self
+        return connection
+
+
+@contextmanager
+def rolled_back(recorder: StatementRecorder) -> Iterator[Connection]:
+    """Yields a connection in a transaction that is rolled back at the end."""
+    connection = recorder.take()
+    try:
+        connection.execute("begin")
+        yield connection
+    finally:
+        recorder.give_back(connection)
+        recorder.close()
 
 
 @dataclass
 class QueryPlans:
-    """The statements that engines execute, and what their plans read.
+    """The statements of recorders, and what their plans read.
 
     `statements`: the URL of the database, the SQL and its parameters.
     """
@@ -29,31 +68,17 @@ class QueryPlans:
     statements: list[tuple[str, str, Any]] = field(default_factory=list)
 
     @contextmanager
-    def capture(self, *engines: Engine) -> Iterator[QueryPlans]:
-        """Captures what these engines execute until the block ends. Other engines of the process
-        are not captured.
+    def capture(self, *recorders: StatementRecorder) -> Iterator[QueryPlans]:
+        """Captures what these execute until the block ends. Other connections of the process are
+        not captured.
         """
-
-        def record(
-            connection: Connection,
-            _cursor: Any,
-            statement: str,
-            parameters: Any,
-            _context: Any,
-            _many: bool,
-        ) -> None:
-            url = connection.engine.url.set(drivername="postgresql").render_as_string(
-                hide_password=False
-            )
-            self.statements.append((url, statement, parameters))
-
-        for engine in engines:
-            event.listen(engine, "before_cursor_execute", record)
+        for recorder in recorders:
+            recorder.listeners.append(self.statements)
         try:
             yield self
         finally:
-            for engine in engines:
-                event.remove(engine, "before_cursor_execute", record)
+            for recorder in recorders:
+                recorder.listeners.remove(self.statements)
 
     def explain(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yields each read or change with its plan. Executes it again, as the same role, and rolls
@@ -104,23 +129,25 @@ def blocks_read(plan: dict[str, Any]) -> int:
     return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
 
 
-class ReadEngines:
-    """Opens the databases of a platform that is started with `dependencies`. `engines`: those that
-    answer the reads of callers, without those of relays, monitors and workers.
+class ReadRecorders:
+    """Opens the databases of a platform that is started with `dependencies`. `recorders`: those
+    of the reads of callers, without those of relays, monitors and workers.
     """
 
     def __init__(self) -> None:
-        self.engines: list[Engine] = []
+        self.recorders: list[StatementRecorder] = []
         self.dependencies = Dependencies(open_database=self._open)
 
     def _open(self, url: str, connections: int, new_id: Callable[[], UUID]) -> Database:
-        return Database(url, connections=connections, new_id=new_id, engine_factory=self._engine)
+        return Database(
+            url, connections=connections, new_id=new_id, open_connections=self._connections
+        )
 
-    def _engine(self, url: str, connections: int, statement_timeout: float | None) -> Engine:
-        engine = open_engine(url, connections, statement_timeout)
+    def _connections(self, url: str, statement_timeout: float | None) -> StatementRecorder:
+        recorder = StatementRecorder(url, statement_timeout)
         if statement_timeout is not None:  # only callers' reads have a limit of their own
-            self.engines.append(engine)
-        return engine
+            self.recorders.append(recorder)
+        return recorder
 
 
 def time_execution(
@@ -129,16 +156,11 @@ def time_execution(
     """Does work as the service's role, in a transaction that is rolled back. Adds its statements to
     `plans`, and returns the seconds that it took.
     """
-    engine = create_engine(database_urls.service(schema))
-    try:
-        with engine.connect() as connection:
-            # on a busy machine this process may wait for long
-            connection.exec_driver_sql("set idle_in_transaction_session_timeout = 0")
-            start = time.perf_counter()
-            with (plans or QueryPlans()).capture(engine):
-                work(connection)
-            seconds = time.perf_counter() - start
-            connection.rollback()
-            return seconds
-    finally:
-        engine.dispose()
+    recorder = StatementRecorder(database_urls.service(schema))
+    with rolled_back(recorder) as connection:
+        # on a busy machine this process may wait for long
+        connection.execute("set idle_in_transaction_session_timeout = 0")
+        start = time.perf_counter()
+        with (plans or QueryPlans()).capture(recorder):
+            work(connection)
+        return time.perf_counter() - start

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sqlalchemy import Connection
-
 from tallystick_core.payment.state import ALERT_AFTER_SECONDS
 from tallystick_core.payout.state import ALERT_AFTER_SECONDS as PAYOUT_ALERT_AFTER
 from tallystick_storage import alerts as alert_store
@@ -16,6 +14,7 @@ from tallystick_storage.payment import alerts as payment_alerts
 from tallystick_storage.payout import alerts as payout_alerts
 from tallystick_storage.payout import batches, payouts
 from tallystick_storage.payout import schedules as schedule_store
+from tallystick_storage.sql import Connection
 
 REVIEW_SECONDS = 172_800.0
 """Seconds after which a review is overdue."""

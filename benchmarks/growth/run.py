@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.growth.calls import BOUNDED_LIST_CALLS, LIST_CALLS
 from benchmarks.growth.plans import (
     QueryPlans,
-    ReadEngines,
+    ReadRecorders,
     blocks_read,
     flatten,
     rows_read,
@@ -93,14 +93,14 @@ async def _measure_calls(
     settings = Settings().replace(
         server__listen=address, worker__scan_interval=3600, worker__monitor_interval=3600
     )
-    read_engines = ReadEngines()
-    server = await serve.start(SERVICES, settings, database_urls.all(), read_engines.dependencies)
+    read_recorders = ReadRecorders()
+    server = await serve.start(SERVICES, settings, database_urls.all(), read_recorders.dependencies)
     client = AsyncClient(address)
     rows: dict[str, dict[str, Any]] = {}
     try:
         for name, call in {**LIST_CALLS, **BOUNDED_LIST_CALLS}.items():
             plans = QueryPlans()
-            with plans.capture(*read_engines.engines):
+            with plans.capture(*read_recorders.recorders):
                 await call(client)
             times = []
             for _ in range(_REPETITIONS):

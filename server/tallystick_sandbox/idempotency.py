@@ -8,13 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 
-from sqlalchemy import Connection
-
 from tallystick_sandbox import rules
 from tallystick_sandbox.rules import Behavior, Fault, Reply, StoredRequest
 from tallystick_sandbox.store import LoggedRequest, RequestLog
 from tallystick_server.operations.batcher import Batcher
 from tallystick_storage.database import Database
+from tallystick_storage.sql import Connection
 
 
 class IdempotencyKeys:

@@ -7,14 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row
-
 from tallystick_core.fingerprint import fingerprint
 from tallystick_core.provider.payout_provider import PayoutRequest
 from tallystick_sandbox import rules, store
 from tallystick_sandbox.idempotency import IdempotencyKeys, reference_for, with_generation
 from tallystick_sandbox.rules import Behavior, Fault, Reply
 from tallystick_storage.database import Database
+from tallystick_storage.sql import Connection, Row
 
 
 class SandboxPayouts:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection
-
 from tallystick_core.fingerprint import fingerprint
 from tallystick_core.provider.payment_provider import ChargeRequest
 from tallystick_sandbox import rules, store
 from tallystick_sandbox.idempotency import IdempotencyKeys, reference_for
 from tallystick_sandbox.rules import Behavior, Fault, Reply
 from tallystick_storage.database import Database
+from tallystick_storage.sql import Connection
 
 
 class Sandbox:

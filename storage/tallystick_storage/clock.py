@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import Connection, text
+from tallystick_storage.sql import Connection, text
 
 _NOW = text("select clock()")
 

@@ -6,78 +6,105 @@ import logging
 import os
 import socket
 from asyncio import AbstractEventLoop, CancelledError, TimerHandle, get_running_loop
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from time import monotonic
+from typing import TypeVar
 
 import psycopg
-from sqlalchemy import Connection, Engine, create_engine
-from sqlalchemy.exc import DBAPIError
+
+from tallystick_storage.sql import Connection, connect
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 # Seconds after which a connection is replaced, so that none to a former primary is kept.
-_RECYCLE_SECONDS = 300
+_MAX_CONNECTION_AGE_SECONDS = 300
 # SQLSTATEs after which another connection may succeed: a server left read-only by a failover, a
 # shutdown, or a plan from before a migration.
 _OTHER_CONNECTION_STATES = ("25006", "57P01", "57P02", "57P03", "0A000")
 _STALE_PLAN = "cached plan must not change result type"
+_IDLE = psycopg.pq.TransactionStatus.IDLE
 
 
-def open_engine(url: str, max_connections: int, statement_timeout: float | None = None) -> Engine:
-    """Returns an engine with at most `max_connections` connections, opened on first use.
-    `statement_timeout` is in seconds; None keeps the role's setting. No connection begins a
-    transaction by itself.
+class Connections:
+    """The open connections of a pool that no thread uses now, and how to open another.
+
+    `statement_timeout` is in seconds; None keeps the role's setting.
     """
-    timeout_option = (
-        ""
-        if statement_timeout is None
-        else f" -c statement_timeout={round(statement_timeout * 1000)}"
-    )
-    return create_engine(
-        url,
-        isolation_level="AUTOCOMMIT",  # a transaction begins with its marker, in one message
-        pool_size=max_connections,
-        max_overflow=0,
-        pool_timeout=10,
-        pool_recycle=_RECYCLE_SECONDS,
-        hide_parameters=True,  # keeps callers' values out of the logs
-        connect_args={
-            # In other time zones the first and last hours of the time range cannot be read back.
-            "options": f"-c timezone=UTC{timeout_option}",
-            "connect_timeout": 5,
-            "keepalives_idle": 10,
-            "keepalives_interval": 5,
-            "keepalives_count": 3,
-            "tcp_user_timeout": 15_000,
-        },
-    )
+
+    def __init__(self, url: str, statement_timeout: float | None = None) -> None:
+        timeout_option = (
+            ""
+            if statement_timeout is None
+            else f" -c statement_timeout={round(statement_timeout * 1000)}"
+        )
+        self._url = url
+        # In other time zones the first and last hours of the time range cannot be read back.
+        self._options = f"-c timezone=UTC{timeout_option}"
+        self._idle: deque[Connection] = deque()
+
+    def take(self) -> Connection:
+        """A connection for the caller alone, until it is given back. Raises psycopg.Error."""
+        while self._idle:
+            connection = self._idle.pop()
+            if monotonic() - connection.open_time < _MAX_CONNECTION_AGE_SECONDS:
+                return connection
+            connection.close()
+        return self.open()
+
+    def open(self) -> Connection:
+        """Opens another connection. Raises psycopg.OperationalError."""
+        return connect(
+            self._url,
+            options=self._options,
+            connect_timeout=5,
+            keepalives_idle=10,
+            keepalives_interval=5,
+            keepalives_count=3,
+            tcp_user_timeout=15_000,
+        )
+
+    def give_back(self, connection: Connection) -> None:
+        """Rolls back what was not committed, and keeps the connection unless it is broken."""
+        if not connection.closed and connection.info.transaction_status != _IDLE:
+            with suppress(psycopg.Error):
+                connection.rollback()
+        if connection.closed or connection.info.transaction_status != _IDLE:
+            connection.close()
+        else:
+            self._idle.append(connection)
+
+    def close(self) -> None:
+        """Closes the connections. None may be in use."""
+        while self._idle:
+            self._idle.pop().close()
 
 
 class ConnectionPool:
     """Connections, one thread for each, and a watchdog that limits every try."""
 
     def __init__(
-        self, engine: Engine, max_connections: int, name: str, max_try_seconds: float
+        self, connections: Connections, max_connections: int, name: str, max_try_seconds: float
     ) -> None:
-        self.engine = engine
+        self._connections = connections
         self._threads = ThreadPoolExecutor(max_connections, thread_name_prefix=name)
         self._max_try_seconds = max_try_seconds
 
-    async def run(self, work: Callable[[Engine, CancellableConnection], T]) -> T:
+    async def run(self, work: Callable[[CancellableConnection], T]) -> T:
         """Runs `work` once. If the database does not answer in time, the connection is cut; the
         next try finds out whether the transaction was committed.
 
         The watchdog runs as long as the thread works, even if the caller no longer waits.
         """
-        loop, cancellable = get_running_loop(), CancellableConnection()
+        loop, cancellable = get_running_loop(), CancellableConnection(self._connections)
 
         def run_in_thread() -> T:
             cancellable.start_time = loop.time()
             try:
-                return work(self.engine, cancellable)
+                return work(cancellable)
             finally:
                 cancellable.is_finished = True
 
@@ -111,7 +138,7 @@ class ConnectionPool:
 
     def close(self) -> None:
         self._threads.shutdown()
-        self.engine.dispose()
+        self._connections.close()
 
 
 class CancellableConnection:
@@ -119,8 +146,9 @@ class CancellableConnection:
     `is_abandoned` means that no caller waits for it any more.
     """
 
-    def __init__(self) -> None:
-        self._connection: Any = None
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+        self._connection: Connection | None = None
         self.start_time: float | None = None
         self.is_finished = False
         self.is_abandoned = False
@@ -131,39 +159,36 @@ class CancellableConnection:
             self.timer.cancel()
 
     @contextmanager
-    def connect(self, engine: Engine) -> Iterator[Connection]:
-        """Yields a connection of the engine that can be cut until the block ends."""
+    def connect(self) -> Iterator[Connection]:
+        """Yields a connection that can be cut until the block ends."""
+        connection = self._connection = self._connections.take()
         try:
-            with engine.connect() as connection:
-                self._connection = connection.connection.driver_connection
-                try:
-                    yield connection
-                except DBAPIError as error:
-                    if needs_other_connection(error):
-                        connection.invalidate()
-                    raise
+            yield connection
+        except psycopg.Error as error:
+            if needs_other_connection(error):
+                connection.close()
+            raise
         finally:
-            # Only here: the rollback on return to the pool may hang too.
-            self._connection = None
+            try:
+                self._connections.give_back(connection)
+            finally:
+                self._connection = None  # only here: the rollback may hang too
 
     def cut(self, seconds: float) -> None:
         """Closes the connection's socket. It never sends a cancellation, because during a COMMIT
         that could look like success.
         """
-        with suppress(OSError, psycopg.Error, AttributeError):  # it has already ended
-            with socket.socket(fileno=os.dup(self._connection.fileno())) as duplicate:
+        connection = self._connection
+        if connection is None:
+            return
+        with suppress(OSError, psycopg.Error):  # it has already ended
+            with socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
                 duplicate.shutdown(socket.SHUT_RDWR)
             log.warning("closed a connection: the database did not answer for %g seconds", seconds)
 
 
-def needs_other_connection(error: DBAPIError) -> bool:
+def needs_other_connection(error: psycopg.Error) -> bool:
     """Whether another connection may succeed."""
-    state = sqlstate_of(error)
-    return state in _OTHER_CONNECTION_STATES and (
-        state != "0A000" or _STALE_PLAN in str(error.orig)
+    return error.sqlstate in _OTHER_CONNECTION_STATES and (
+        error.sqlstate != "0A000" or _STALE_PLAN in str(error)
     )
-
-
-def sqlstate_of(error: DBAPIError) -> str:
-    """The SQLSTATE of an error; "": it has none."""
-    return getattr(error.orig, "sqlstate", None) or ""

@@ -12,18 +12,15 @@ from typing import Any, Generic, TypeVar
 
 import orjson
 import psycopg
-from sqlalchemy import Connection, Engine, text
-from sqlalchemy.exc import DBAPIError, InterfaceError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_storage.connection_pool import (
     CancellableConnection,
     ConnectionPool,
+    Connections,
     needs_other_connection,
-    open_engine,
-    sqlstate_of,
 )
+from tallystick_storage.sql import Connection, text
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -95,13 +92,13 @@ class Database:
         read_timeout: float = 5.0,
         max_try_seconds: float = _MAX_TRY_SECONDS,
         new_id: Callable[[], uuid.UUID] = uuid.uuid4,
-        engine_factory: Callable[[str, int, float | None], Engine] = open_engine,
+        open_connections: Callable[[str, float | None], Connections] = Connections,
     ) -> None:
         self._work = ConnectionPool(
-            engine_factory(url, connections, None), connections, "database", max_try_seconds
+            open_connections(url, None), connections, "database", max_try_seconds
         )
         self._reads = ConnectionPool(
-            engine_factory(url, readers, read_timeout), readers, "reads", max_try_seconds
+            open_connections(url, read_timeout), readers, "reads", max_try_seconds
         )
         self._new_id = new_id
 
@@ -122,7 +119,7 @@ class Database:
         """
         return await _run_with_retries(
             self._work,
-            lambda engine, cancellable: _read(engine, work, cancellable),
+            lambda cancellable: _read(work, cancellable),
             max_slow_tries=2,
         )
 
@@ -138,7 +135,7 @@ class Database:
             return await self.load(work)
         return await _run_with_retries(
             self._reads,
-            lambda engine, cancellable: _read(engine, work, cancellable),
+            lambda cancellable: _read(work, cancellable),
             max_slow_tries=1,
         )
 
@@ -150,7 +147,7 @@ class Database:
 
 async def _run_with_retries(
     pool: ConnectionPool,
-    work: Callable[[Engine, CancellableConnection], T],
+    work: Callable[[CancellableConnection], T],
     *,
     max_slow_tries: int,
 ) -> T:
@@ -188,8 +185,8 @@ class _RetryableTransaction(Generic[T]):
         self._marker_id = new_id()
         self._results: list[T] = []  # filled once a COMMIT is about to be sent
 
-    def run(self, engine: Engine, cancellable: CancellableConnection) -> T:
-        with _translate_errors(), cancellable.connect(engine) as connection, _track_active():
+    def run(self, cancellable: CancellableConnection) -> T:
+        with _translate_errors(), cancellable.connect() as connection, _track_active():
             if self._results and self._is_committed(connection):
                 return self._results[-1]
             if not self._results:
@@ -205,9 +202,7 @@ class _RetryableTransaction(Generic[T]):
         """
         try:
             _begin(connection, self._marker_id)
-        except DBAPIError as error:
-            if sqlstate_of(error) != "23505":
-                raise
+        except psycopg.errors.UniqueViolation:
             connection.rollback()
             # Waiting for this commit proves that a synchronous standby has the first one.
             _begin(connection, self._new_id())
@@ -218,10 +213,9 @@ class _RetryableTransaction(Generic[T]):
 
 def _begin(connection: Connection, marker_id: uuid.UUID) -> None:
     """Begins a transaction and inserts its marker, in one message to the server."""
-    connection.exec_driver_sql(
+    connection.execute(
         "begin isolation level read committed; "
-        f"insert into commit_marker (id, create_time) values ('{marker_id}', clock())",
-        execution_options={"no_parameters": True},
+        f"insert into commit_marker (id, create_time) values ('{marker_id}', clock())"
     )
 
 
@@ -247,27 +241,26 @@ def commit(connection: Connection) -> None:
     """Commits. Warning 01000 means that the wait for a standby was interrupted, so the outcome is
     unknown.
     """
-    driver = connection.connection.driver_connection
     warnings: list[str] = []
 
     def record_notice(notice: psycopg.errors.Diagnostic) -> None:
         warnings.append(notice.sqlstate or "")
 
-    driver.add_notice_handler(record_notice)  # type: ignore[union-attr]
+    connection.add_notice_handler(record_notice)
     try:
         connection.commit()
     finally:
-        driver.remove_notice_handler(record_notice)  # type: ignore[union-attr]
+        connection.remove_notice_handler(record_notice)
     if "01000" in warnings:
-        connection.invalidate()
+        connection.close()
         raise _RetryableError(
             RuntimeError("COMMIT was not confirmed by the standby"),
             ErrorReason.DEPENDENCY_UNAVAILABLE,
         )
 
 
-def _read(engine: Engine, work: Callable[[Connection], T], cancellable: CancellableConnection) -> T:
-    with _translate_errors(), cancellable.connect(engine) as connection, _track_active():
+def _read(work: Callable[[Connection], T], cancellable: CancellableConnection) -> T:
+    with _translate_errors(), cancellable.connect() as connection, _track_active():
         return work(connection)
 
 
@@ -285,23 +278,14 @@ def _translate_errors() -> Iterator[None]:
     """Translates database errors into errors that callers understand."""
     try:
         yield
-    except (InterfaceError, PoolTimeout) as error:
-        raise _RetryableError(error, ErrorReason.DEPENDENCY_UNAVAILABLE) from error
-    except DBAPIError as error:
-        state = sqlstate_of(error)
+    except psycopg.Error as error:
+        state = error.sqlstate or ""
         if state.startswith(_DATA_ERROR_CLASSES):
-            diagnosis = getattr(error.orig, "diag", None)
             # Only the primary message: the detail contains the row, and with it a token.
-            primary_message = getattr(diagnosis, "message_primary", "") or ""
             raise ConstraintViolation(
-                state, getattr(diagnosis, "constraint_name", "") or "", primary_message
+                state, error.diag.constraint_name or "", error.diag.message_primary or ""
             ) from None
-        if (
-            error.connection_invalidated
-            or not state
-            or state.startswith(_RETRYABLE_STATES)
-            or needs_other_connection(error)
-        ):
+        if not state or state.startswith(_RETRYABLE_STATES) or needs_other_connection(error):
             reason = (
                 ErrorReason.CONFLICT
                 if state.startswith(("40", "55P03"))

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, TextClause, text
-
 from tallystick_core.operations.dead_letter import DeadLetterCause, DeadLetterState
 from tallystick_storage.database import encode_rows
 from tallystick_storage.outbox import insert_into_outbox
 from tallystick_storage.pagination import PageKey, before_parameters
+from tallystick_storage.sql import Connection, Row, Statement, text
 
 
 @dataclass(slots=True)
@@ -192,7 +191,7 @@ def count_open(connection: Connection, filters: DeadLetterFilter) -> Sequence[Ro
 
 def _query(
     statement: str, filters: DeadLetterFilter, **parameters: Any
-) -> tuple[TextClause, dict[str, Any]]:
+) -> tuple[Statement, dict[str, Any]]:
     """A statement with only the criteria that are set, so that the planner can use indexes."""
     values = {name: value for name in _CONDITIONS if (value := getattr(filters, name))}
     criteria = " and ".join(_CONDITIONS[name] for name in values) or "true"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from sqlalchemy import Connection, text
+from tallystick_storage.sql import Connection, text
 
 _ACQUIRE = text("""
     insert into leader_lease (name, holder_id, lease_until)

@@ -11,9 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, text
-
 from tallystick_storage.database import encode_rows
+from tallystick_storage.sql import Connection, Row, text
 
 
 @dataclass(slots=True)
@@ -244,9 +243,10 @@ def claim_dead_lettered(
     """Leases a dead-lettered operation and schedules it again. Returns its lease token, or None if
     it is not dead-lettered or is leased.
     """
-    return connection.execute(
+    token: int | None = connection.execute(
         _CLAIM_DEAD_LETTERED, {"operation_id": operation_id, "lease": f"{lease_seconds} seconds"}
     ).scalar_one_or_none()
+    return token
 
 
 _CLAIM = text("""

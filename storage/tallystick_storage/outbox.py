@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, text
+from tallystick_storage.sql import Connection, text
 
 
 @dataclass(frozen=True, slots=True)

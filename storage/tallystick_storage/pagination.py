@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, text
+from tallystick_storage.sql import Connection, text
 
 _MAX_CANDIDATES = 2_000
 

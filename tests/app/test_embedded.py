@@ -171,7 +171,7 @@ def test_a_migration_from_another_folder_keeps_passwords(cluster_copy: Path) -> 
         )
         assert rejected_command.returncode == 1
         assert "its password is not the one in" in rejected_command.stderr
-        psycopg.connect(local_databases.service("payment").replace("+psycopg", "")).close()
+        psycopg.connect(local_databases.service("payment")).close()
         renewed = subprocess.run(
             [*command, "--new-passwords"],
             env=environment,
@@ -182,7 +182,7 @@ def test_a_migration_from_another_folder_keeps_passwords(cluster_copy: Path) -> 
         )
         assert renewed.returncode == 0, renewed.stderr
         with pytest.raises(psycopg.OperationalError, match="authentication failed"):
-            psycopg.connect(local_databases.service("payment").replace("+psycopg", ""))
+            psycopg.connect(local_databases.service("payment"))
 
 
 def test_lost_passwords_of_the_embedded_database_are_recreated(cluster_copy: Path) -> None:
@@ -193,7 +193,7 @@ def test_lost_passwords_of_the_embedded_database_are_recreated(cluster_copy: Pat
         with open_databases(
             Settings().replace(data_dir=cluster_copy), lambda _: None, fsync=False
         ) as local_databases:
-            psycopg.connect(local_databases.service("payment").replace("+psycopg", "")).close()
+            psycopg.connect(local_databases.service("payment")).close()
         (cluster_copy / "passwords.json").unlink()
 
 

@@ -234,7 +234,7 @@ def test_no_password_reaches_the_servers_log(admin_url: str, tmp_path: Path) -> 
         for service in SCHEMAS:
             for role in (role_names(name, service).service, role_names(name, service).reader):
                 assert platform_databases.passwords.get(role) not in text
-        real(platform_databases.service("event").replace("+psycopg", "")).close()
+        real(platform_databases.service("event")).close()
 
 
 def test_migrate_changes_no_password_unasked(
@@ -252,7 +252,7 @@ def test_migrate_changes_no_password_unasked(
         migrate(scratch_database.admin, other_passwords)
     migrate(scratch_database.admin, scratch_database.passwords)
     for service in SCHEMAS:
-        psycopg.connect(scratch_database.service(service).replace("+psycopg", "")).close()
+        psycopg.connect(scratch_database.service(service)).close()
 
 
 def test_concurrent_migrations_both_succeed(admin_url: str, tmp_path: Path) -> None:

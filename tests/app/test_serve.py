@@ -45,7 +45,7 @@ def test_services_run_as_separate_processes(scratch_database: DatabaseUrls, tmp_
     fifth, process the same checkout.
     """
     address = {name: free_address() for name in ("payment", "ledger", "wallet", "event", "sandbox")}
-    urls = {name: scratch_database.service(name).replace("+psycopg", "") for name in address}
+    urls = {name: scratch_database.service(name) for name in address}
     service_addresses = ",".join(f"{name}={at}" for name, at in address.items())
     with ExitStack() as stack:
         port = address["sandbox"].rpartition(":")[2]

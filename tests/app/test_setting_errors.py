@@ -10,7 +10,7 @@ import pytest
 from tallystick_core.access import Caller, Role
 from tallystick_server.app.configuration import Settings, load
 from tallystick_server.app.database.connections import DatabaseUrls
-from tallystick_server.app.database.migrate import driver_url
+from tallystick_server.app.database.migrate import parse_url
 from tallystick_server.app.database.roles import Passwords
 from tallystick_server.app.errors import StartupError
 
@@ -253,7 +253,7 @@ def test_a_password_that_is_not_encoded_is_not_shown(url: str, expected: str) ->
     or options, and no traceback shows it.
     """
     with pytest.raises(StartupError, match=expected) as failure:
-        driver_url(url)
+        parse_url(url)
     assert "secret" not in "".join(traceback.format_exception(failure.value))
 
 

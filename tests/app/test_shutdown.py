@@ -167,9 +167,7 @@ def test_a_payout_in_flight_is_booked_during_shutdown(
     from tests.support.payouts import create_destination, create_payout, create_sale  # noqa: PLC0415
 
     def look(statement: str) -> list[tuple[object, ...]]:
-        with psycopg.connect(
-            scratch_database.reader("payout").replace("+psycopg", "")
-        ) as connection:
+        with psycopg.connect(scratch_database.reader("payout")) as connection:
             return connection.execute(statement).fetchall()
 
     with platform_of(scratch_database) as platform, platform.client() as client:
@@ -218,6 +216,6 @@ def test_work_in_progress_has_its_own_time_at_shutdown(
             )
         with pytest.raises(TallystickError, match="SHUTTING_DOWN"):
             call.result(10)
-    with psycopg.connect(scratch_database.reader("payment").replace("+psycopg", "")) as connection:
+    with psycopg.connect(scratch_database.reader("payment")) as connection:
         assert connection.execute("select status from payment_order").fetchall() == [("SUCCESS",)]
     assert verify(scratch_database).passed

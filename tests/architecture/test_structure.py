@@ -16,7 +16,6 @@ from typing import get_args
 
 import pytest
 from google.protobuf.descriptor_pb2 import MethodOptions
-from sqlalchemy import TextClause
 
 import tallystick_storage
 from tallystick.event.v1 import event_service_pb2
@@ -51,6 +50,7 @@ from tallystick_server.ledger import handlers as ledger
 from tallystick_server.payment import handlers as payment
 from tallystick_server.payout import handlers as payout
 from tallystick_server.wallet import handlers as wallet
+from tallystick_storage.sql import Statement
 from tests.support.platform import ROOT
 
 SERVICES = [
@@ -355,9 +355,9 @@ def test_rows_are_locked_in_an_order_independent_of_collation() -> None:
         if ".migrations" in module.name:  # only Alembic can import it
             continue
         for name, statement in vars(import_module(module.name)).items():
-            if not isinstance(statement, TextClause):
+            if not isinstance(statement, Statement):
                 continue
-            sql = " ".join(statement.text.split())
+            sql = " ".join(statement.split())
             records = re.findall(r"json_to_recordset\([^()]*\([^()]*\)\) as \w+ \(([^()]*)\)", sql)
             lists = re.findall(r"unnest\(((?:cast\([^()]*\)(?:, )?)+)\) as \w+ \(([^()]*)\)", sql)
             text_columns = {

@@ -80,7 +80,7 @@ def run_with_sandbox(
 
 def transfer_log(databases: DatabaseUrls, payout_id: str) -> list[tuple[str, int, int | None]]:
     """A payout in the provider's own log: state, amount, returned amount."""
-    with psycopg.connect(databases.reader("sandbox").replace("+psycopg", "")) as connection:
+    with psycopg.connect(databases.reader("sandbox")) as connection:
         query = (
             "select state, amount, returned_amount from transfer where payout_id = %s order by "
             "generation"

@@ -16,7 +16,6 @@ from uuid import UUID
 import grpc
 import psycopg
 import pytest
-from sqlalchemy import Connection
 
 from tallystick import Client, TallystickError, new_order
 from tallystick.event.v1 import event_service_pb2, event_service_pb2_grpc
@@ -30,6 +29,7 @@ from tallystick_server.app.wiring import Dependencies
 from tallystick_server.operations.batcher import MAX_QUEUED_CALLS, Batcher
 from tallystick_server.operations.tasks import MAX_TEAM_DETACHED_TASKS
 from tallystick_storage.database import Database
+from tallystick_storage.sql import Connection
 from tests.support.errors import from_rpc
 from tests.support.payouts import create_destination, create_sale
 from tests.support.platform import (

@@ -19,7 +19,6 @@ import pytest
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
-from sqlalchemy import Connection
 
 from tallystick import UnavailableError, new_order
 from tallystick.event.v1 import event_service_pb2, event_service_pb2_grpc
@@ -33,6 +32,7 @@ from tallystick_server.rpc.call import Call
 from tallystick_server.rpc.fair_semaphore import FairSemaphore
 from tallystick_server.rpc.server import RpcServer
 from tallystick_storage.database import Database
+from tallystick_storage.sql import Connection
 from tests.support.callers import make_callers, settings_with_callers, token_of
 from tests.support.errors import from_rpc
 from tests.support.events import payment_created

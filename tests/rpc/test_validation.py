@@ -576,9 +576,7 @@ def test_no_table_holds_a_card_number(client: Client, platform: ServedPlatform) 
     """S1: after all of these calls, no table of any service holds a card number."""
     expect_invalid_payment(client, buyer_info=CARD)
     for service in ("payment", "wallet", "ledger", "payout", "event", "sandbox"):
-        with psycopg.connect(
-            platform.databases.reader(service).replace("+psycopg", "")
-        ) as connection:
+        with psycopg.connect(platform.databases.reader(service)) as connection:
             tables = connection.execute(
                 "select table_name from information_schema.tables where table_schema = %s",
                 (service,),

@@ -41,7 +41,7 @@ from tallystick_server.providers.sandbox.provider import (
 from tallystick_server.rpc.authentication import BearerTokens
 from tallystick_server.rpc.server import RpcServer
 from tallystick_server.rpc.service_client import ServiceClient
-from tests.simulation.database import EngineCache, SimulatedDatabase
+from tests.simulation.database import ConnectionCache, SimulatedDatabase
 from tests.simulation.faults import CALL_FAULTS, HOUR_SECONDS, InjectedFault
 from tests.simulation.loop import Node
 from tests.simulation.network import (
@@ -126,11 +126,15 @@ class Cluster:
     """
 
     def __init__(
-        self, world: World, urls: Mapping[str, str], engines: EngineCache, key_window: float
+        self,
+        world: World,
+        urls: Mapping[str, str],
+        connection_cache: ConnectionCache,
+        key_window: float,
     ) -> None:
         self._world = world
         self._urls = urls
-        self._engines = engines
+        self._connection_cache = connection_cache
         self._settings = settings(key_window)
         self.network = SimulatedNetwork(world)
         # Includes crashed processes: their objects must not be garbage-collected.
@@ -173,7 +177,7 @@ class Cluster:
     def _database(
         self, url: str, _connections: int, new_id: Callable[[], UUID]
     ) -> SimulatedDatabase:
-        return SimulatedDatabase(url, new_id, self._engines)
+        return SimulatedDatabase(url, new_id, self._connection_cache)
 
     def _start_provider(self) -> None:
         database = self._database(self._urls["sandbox"], 1, self._new_id)

@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 import psycopg
-from sqlalchemy import Connection, Engine, Row, create_engine, event
 
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.database.migrate import SCHEMAS
 from tallystick_server.observability.tracing import TracedDatabase
-from tallystick_storage.connection_pool import open_engine
+from tallystick_storage.connection_pool import Connections
+from tallystick_storage.sql import Connection, Row, connect
 from tallystick_storage.verify import statement
 from tests.simulation.faults import InjectedFault
 
@@ -51,7 +51,7 @@ class DatabaseConditions:
     """Whether the transaction has reached its COMMIT."""
 
 
-class _FaultyConnection(psycopg.Connection[Any]):
+class _FaultyConnection(Connection):
     """A connection that breaks at COMMIT on request."""
 
     conditions: DatabaseConditions
@@ -71,39 +71,31 @@ class _FaultyConnection(psycopg.Connection[Any]):
         super().commit()
 
 
-class EngineCache:
-    """One engine for each schema, shared by all nodes of all runs, because transactions run one at
-    a time.
+class SimulatedConnections(Connections):
+    """The one connection to a schema, shared by all nodes of all runs, because transactions run one
+    at a time.
     """
 
-    def __init__(self, conditions: DatabaseConditions) -> None:
+    def __init__(self, url: str, conditions: DatabaseConditions) -> None:
+        super().__init__(url)
         self._conditions = conditions
-        self._engines: dict[str, Engine] = {}
 
-    def __call__(
-        self, url: str, _connections: int, _statement_timeout: float | None = None
-    ) -> Engine:
-        if url not in self._engines:
-            engine = open_engine(url, 1)
-            event.listen(engine, "do_connect", self._connect)
-            event.listen(engine, "checkout", self._check_out)
-            self._engines[url] = engine
-        return self._engines[url]
-
-    def _connect(
-        self, _dialect: Any, _record: Any, arguments: list[Any], parameters: dict[str, Any]
-    ) -> psycopg.Connection[Any]:
+    def open(self) -> Connection:
         # Batches are small here; planning each one took most of the time.
-        parameters["options"] += " -c plan_cache_mode=force_generic_plan"
-        connection = _FaultyConnection.connect(*arguments, **parameters)
+        connection = connect(
+            self._url,
+            _FaultyConnection,
+            options=f"{self._options} -c plan_cache_mode=force_generic_plan",
+        )
         connection.conditions = self._conditions
         return connection
 
-    def _check_out(self, connection: psycopg.Connection[Any], _record: Any, _proxy: Any) -> None:
+    def take(self) -> Connection:
         if self._conditions.fault is InjectedFault.DATABASE_UNAVAILABLE:
             raise psycopg.OperationalError("the server is not there")
+        connection = super().take()
         if connection.pgconn.transaction_status != psycopg.pq.TransactionStatus.IDLE:
-            raise RuntimeError("a connection was returned to the pool in a transaction")
+            raise RuntimeError("a connection was kept in a transaction")
         # Uses libpq directly, outside of any transaction: a cursor and a planned SELECT took a
         # tenth of a run.
         result = connection.pgconn.exec_(
@@ -111,17 +103,37 @@ class EngineCache:
         )
         if result.status != psycopg.pq.ExecStatus.COMMAND_OK:
             raise psycopg.OperationalError(result.error_message.decode())
+        return connection
 
     def close(self) -> None:
-        for engine in self._engines.values():
-            engine.dispose()
+        """Does nothing: other nodes use the connection."""
+
+    def close_all(self) -> None:
+        super().close()
+
+
+class ConnectionCache:
+    """The connections to each schema."""
+
+    def __init__(self, conditions: DatabaseConditions) -> None:
+        self._conditions = conditions
+        self._connections: dict[str, SimulatedConnections] = {}
+
+    def __call__(self, url: str, _statement_timeout: float | None = None) -> Connections:
+        if url not in self._connections:
+            self._connections[url] = SimulatedConnections(url, self._conditions)
+        return self._connections[url]
+
+    def close(self) -> None:
+        for connections in self._connections.values():
+            connections.close_all()
 
 
 class SimulatedDatabase(TracedDatabase):
     """The real database, which reports the name of each transaction that runs."""
 
-    def __init__(self, url: str, new_id: Callable[[], UUID], engines: EngineCache) -> None:
-        super().__init__(url, connections=1, new_id=new_id, engine_factory=engines)
+    def __init__(self, url: str, new_id: Callable[[], UUID], cache: ConnectionCache) -> None:
+        super().__init__(url, connections=1, new_id=new_id, open_connections=cache)
 
     async def transact(self, work: Callable[[Connection], T]) -> T:
         TRANSACTION_LABEL.set(f"transaction {work.__qualname__.replace('.<locals>', '')}")
@@ -151,12 +163,9 @@ class VerifyReader:
         if schema not in self._connections:
             # Every simulation empties the tables, which discards every plan, so keeping plans is
             # useless.
-            engine = create_engine(
-                self._databases.reader(schema),
-                isolation_level="AUTOCOMMIT",
-                connect_args={"prepare_threshold": None},
+            self._connections[schema] = connect(
+                self._databases.reader(schema), prepare_threshold=None
             )
-            self._connections[schema] = engine.connect()
         return iter(
             self._connections[schema].execute(statement(name, parameters), parameters).fetchall()
         )
@@ -164,7 +173,6 @@ class VerifyReader:
     def close(self) -> None:
         for connection in self._connections.values():
             connection.close()
-            connection.engine.dispose()
 
 
 class Tables:

@@ -25,7 +25,7 @@ from tests.chaos.check import OPEN_WORK_SQL
 from tests.simulation.alerts import audit_alerts
 from tests.simulation.auditor import Auditor, ChargeLogEntry
 from tests.simulation.cluster import OPERATOR, SERVICES, TEAMS, Cluster
-from tests.simulation.database import DatabaseConditions, EngineCache, Tables, VerifyReader
+from tests.simulation.database import ConnectionCache, DatabaseConditions, Tables, VerifyReader
 from tests.simulation.faults import FaultInjector, InjectedFault, draw_outage, draw_poison
 from tests.simulation.load import PaymentLoad, PaymentRequest, draw_payment_request
 from tests.simulation.loop import SimulationDeadlock
@@ -117,7 +117,7 @@ class Simulation:
         self._urls = databases.all()
         self._tables = Tables(databases)
         self._conditions = DatabaseConditions()
-        self._engines = EngineCache(self._conditions)
+        self._connection_cache = ConnectionCache(self._conditions)
         self._verify_reader = VerifyReader(databases)
         self._is_warm = False
 
@@ -182,14 +182,14 @@ class Simulation:
         return world
 
     def close(self) -> None:
-        self._engines.close()
+        self._connection_cache.close()
         self._verify_reader.close()
         self._tables.close()
 
     async def _play(
         self, plan: SimulationPlan, world: World, key_window: float, result: SimulationResult
     ) -> None:
-        cluster = Cluster(world, self._urls, self._engines, key_window)
+        cluster = Cluster(world, self._urls, self._connection_cache, key_window)
         span_seconds = (
             5.0 + min(plan.payments / 12, 5.0 + plan.payments / 40) if plan.payments else 0.0
         )

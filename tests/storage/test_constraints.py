@@ -892,7 +892,7 @@ def test_a_role_reaches_nothing_of_the_cluster(filled_database: DatabaseUrls, se
     """A service's role cannot connect to the default databases of the cluster, store large objects,
     or take migrate's lock.
     """
-    url = make_url(filled_database.service(service)).set(drivername="postgresql")
+    url = make_url(filled_database.service(service))
     for other_database in ("postgres", "template1"):
         with pytest.raises(psycopg.OperationalError, match="permission denied"):
             psycopg.connect(url.set(database=other_database).render_as_string(hide_password=False))
@@ -909,7 +909,7 @@ def test_a_role_reaches_nothing_of_the_cluster(filled_database: DatabaseUrls, se
 @pytest.mark.parametrize("service", ["payment", "ledger", "wallet", "payout", "event", "sandbox"])
 def test_the_reader_only_reads(filled_database: DatabaseUrls, service: str) -> None:
     """verify's role can read its service's tables and change nothing."""
-    with psycopg.connect(filled_database.reader(service).replace("+psycopg", "")) as connection:
+    with psycopg.connect(filled_database.reader(service)) as connection:
         connection.execute("select from commit_marker")
         with pytest.raises(
             (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.InsufficientPrivilege)
@@ -924,7 +924,7 @@ def test_the_readers_idle_transaction_is_not_ended(
     """verify merges streams: a stream that waits for another, for as long as a statement may take,
     is not cut off.
     """
-    with psycopg.connect(filled_database.reader(service).replace("+psycopg", "")) as connection:
+    with psycopg.connect(filled_database.reader(service)) as connection:
         rest, statement = (
             connection.execute(f"show {name}").fetchone()
             for name in ("idle_in_transaction_session_timeout", "statement_timeout")
@@ -937,7 +937,7 @@ def test_just_in_time_compilation_is_off(filled_database: DatabaseUrls, service:
     """Just-in-time compilation is off, whatever the server's default: with disabled scans the cost
     estimates would trigger it for every scan.
     """
-    with psycopg.connect(filled_database.service(service).replace("+psycopg", "")) as connection:
+    with psycopg.connect(filled_database.service(service)) as connection:
         assert connection.execute("show jit").fetchone() == ("off",)
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from psycopg import sql
-from sqlalchemy import Connection, make_url, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import make_url
 
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.operations.next_action import NextAction
@@ -22,6 +21,7 @@ from tallystick_server.providers.gateway import ProviderGateway
 from tallystick_server.rpc.service_client import ServiceClient
 from tallystick_storage import database as module
 from tallystick_storage.database import ConstraintViolation, Database, in_transaction
+from tallystick_storage.sql import Connection, text
 from tests.chaos.proxy import PostgresProxy
 from tests.support.platform import unique_id
 
@@ -50,7 +50,7 @@ def insert_event(aggregate: str, cursor: int):  # type: ignore[no-untyped-def]
 
 
 def count_events(database: DatabaseUrls, aggregate: str) -> int:
-    with psycopg.connect(database.reader("event").replace("+psycopg", "")) as connection:
+    with psycopg.connect(database.reader("event")) as connection:
         return connection.execute(  # type: ignore[index, no-any-return]
             "select count(*) from event where aggregate_id = %s", (aggregate,)
         ).fetchone()[0]
@@ -255,20 +255,15 @@ def test_a_lost_commit_is_distinguished_from_a_failed_one(
 
     def commit(connection: Connection) -> None:
         # The shared platform is not affected by this test.
-        if connection.engine.url.database != scratch_database.database_name:
+        if connection.info.dbname != scratch_database.database_name:
             return real(connection)
         calls.append(1)
         if len(calls) > 1:
             return real(connection)
         if committed:
             real(connection)
-        connection.invalidate()
-        raise OperationalError(
-            "COMMIT",
-            {},
-            psycopg.OperationalError("server closed the connection unexpectedly"),
-            connection_invalidated=True,
-        )
+        connection.close()
+        raise psycopg.OperationalError("server closed the connection unexpectedly")
 
     monkeypatch.setattr(module, "commit", commit)
     aggregate = unique_id("a")
@@ -289,13 +284,11 @@ def test_repeatedly_lost_commit_answers_are_no_error(
 
     def commit(connection: Connection) -> None:
         real(connection)
-        if connection.engine.url.database == scratch_database.database_name:
+        if connection.info.dbname == scratch_database.database_name:
             calls.append(1)
             if len(calls) < 4:
-                connection.invalidate()
-                raise OperationalError(
-                    "COMMIT", {}, psycopg.OperationalError("gone"), connection_invalidated=True
-                )
+                connection.close()
+                raise psycopg.OperationalError("gone")
 
     monkeypatch.setattr(module, "commit", commit)
     aggregate = unique_id("a")
@@ -363,7 +356,7 @@ def test_an_unreachable_database_is_dependency_unavailable(database: DatabaseUrl
     """Without a connection the error is DEPENDENCY_UNAVAILABLE with a retry delay, never an
     exception of the driver.
     """
-    away = Database("postgresql+psycopg://x:y@127.0.0.1:1/none", connections=1)
+    away = Database("postgresql://x:y@127.0.0.1:1/none", connections=1)
     with pytest.raises(ApiError) as error:
         asyncio.run(away.transact(lambda _: None))
     assert error.value.reason is ErrorReason.DEPENDENCY_UNAVAILABLE

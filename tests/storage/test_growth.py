@@ -13,14 +13,16 @@ from typing import Any, TypeVar
 
 import psycopg
 import pytest
-from sqlalchemy import Connection, Row, create_engine, make_url
+from sqlalchemy import make_url
 
 from benchmarks.growth.calls import BOUNDED_LIST_CALLS, LIST_CALLS, ClientCall
 from benchmarks.growth.plans import (
     QueryPlans,
-    ReadEngines,
+    ReadRecorders,
+    StatementRecorder,
     blocks_read,
     flatten,
+    rolled_back,
     rows_read,
     time_execution,
 )
@@ -55,6 +57,7 @@ from tallystick_storage.payment import unapplied_charges
 from tallystick_storage.payout import alerts as payout_alerts
 from tallystick_storage.payout import batches
 from tallystick_storage.payout import schedules as schedule_store
+from tallystick_storage.sql import Connection, Row
 from tests.support.platform import (
     ServedPlatform,
     database_of,
@@ -83,21 +86,21 @@ def seeded_database(
 
 @dataclass
 class LargePlatform:
-    """A platform on the seeded database, and the engines for its callers' reads."""
+    """A platform on the seeded database, and the recorders of its callers' reads."""
 
     platform: ServedPlatform
-    read_engines: ReadEngines
+    read_recorders: ReadRecorders
 
 
 @pytest.fixture(scope="module")
 def large_platform(seeded_database: DatabaseUrls) -> Iterator[LargePlatform]:
-    read_engines = ReadEngines()
+    read_recorders = ReadRecorders()
     with serve_platform(
         seeded_database,
         Settings().replace(worker__scan_interval=3600, worker__monitor_interval=3600),
-        dependencies=read_engines.dependencies,
+        dependencies=read_recorders.dependencies,
     ) as served_platform:
-        yield LargePlatform(served_platform, read_engines)
+        yield LargePlatform(served_platform, read_recorders)
 
 
 def plans_of_call(large_platform: LargePlatform, call: ClientCall) -> QueryPlans:
@@ -107,7 +110,7 @@ def plans_of_call(large_platform: LargePlatform, call: ClientCall) -> QueryPlans
     async def make_call() -> None:
         client = AsyncClient(large_platform.platform.address)
         try:
-            with plans.capture(*large_platform.read_engines.engines):
+            with plans.capture(*large_platform.read_recorders.recorders):
                 await call(client)
         finally:
             await client.close()
@@ -282,12 +285,12 @@ def test_plans_are_attributed_to_their_call(
         await asyncio.to_thread(call_other_platform)
         await LIST_CALLS["ListDeadLetters"](asking)
         await database_of(large_platform.platform, "payment").load(
-            lambda connection: connection.exec_driver_sql("select 'by itself'")
+            lambda connection: connection.execute("select 'by itself'")
         )
 
     def look(connection: Connection) -> None:
         call_other_platform()
-        connection.exec_driver_sql("select 1")
+        connection.execute("select 1")
 
     plans = plans_of_call(large_platform, list_and_wait)
     assert {make_url(url).database for url, _, _ in plans.statements} == {
@@ -471,22 +474,19 @@ def plan_nodes(
     rolled back.
     """
     plans, nodes = QueryPlans(), []
-    engine = create_engine(databases.admin.replace("postgresql://", "postgresql+psycopg://"))
-    try:
-        with engine.connect() as connection:
-            connection.exec_driver_sql(f"set search_path = {schema}")
-            connection.exec_driver_sql("set session_replication_role = replica")
-            for statement in prepare:
-                connection.exec_driver_sql(statement)
-            with plans.capture(engine):
-                work(connection)
-            for _, statement, parameters in plans.statements:
-                explanation = connection.exec_driver_sql(
-                    f"explain (analyze, format json) {statement}", parameters
-                ).scalar_one()
-                nodes += list(flatten(explanation[0]["Plan"]))
-    finally:
-        engine.dispose()
+    recorder = StatementRecorder(databases.admin)
+    with rolled_back(recorder) as connection:
+        connection.execute(f"set search_path = {schema}")
+        connection.execute("set session_replication_role = replica")
+        for statement in prepare:
+            connection.execute(statement)
+        with plans.capture(recorder):
+            work(connection)
+        for _, statement, parameters in plans.statements:
+            explanation = connection.execute(
+                f"explain (analyze, format json) {statement}", parameters
+            ).scalar_one()
+            nodes += list(flatten(explanation[0]["Plan"]))
     return nodes
 
 
@@ -730,22 +730,19 @@ def test_a_relay_reads_only_what_it_publishes(
     rows of the outbox, the due rejected events, and those of given aggregates.
     """
     plans = QueryPlans()
-    engine = create_engine(seeded_database.admin.replace("postgresql://", "postgresql+psycopg://"))
-    try:
-        with engine.connect() as connection:  # which is rolled back
-            connection.exec_driver_sql("set search_path = payment")
-            connection.exec_driver_sql("set session_replication_role = replica")
-            connection.exec_driver_sql("set enable_seqscan = off")  # the services' roles
-            for statement in _REJECTED_EVENTS_SQL:
-                connection.exec_driver_sql(statement)
-            with plans.capture(engine):
-                work(connection)
-            ((_, statement, parameters),) = plans.statements
-            explained = connection.exec_driver_sql(
-                f"explain (analyze, format json) {statement}", parameters
-            ).scalar_one()
-    finally:
-        engine.dispose()
+    recorder = StatementRecorder(seeded_database.admin)
+    with rolled_back(recorder) as connection:  # which is rolled back
+        connection.execute("set search_path = payment")
+        connection.execute("set session_replication_role = replica")
+        connection.execute("set enable_seqscan = off")  # the services' roles
+        for statement in _REJECTED_EVENTS_SQL:
+            connection.execute(statement)
+        with plans.capture(recorder):
+            work(connection)
+        ((_, statement, parameters),) = plans.statements
+        explained = connection.execute(
+            f"explain (analyze, format json) {statement}", parameters
+        ).scalar_one()
     nodes = [node for node in flatten(explained[0]["Plan"]) if "Relation Name" in node]
     assert nodes
     # One row of the small table shows whether there are any.
@@ -761,26 +758,23 @@ def last_plan(
     the result and the plan of the last statement. Everything is rolled back.
     """
     plans = QueryPlans()
-    engine = create_engine(databases.admin.replace("postgresql://", "postgresql+psycopg://"))
-    try:
-        with engine.connect() as connection:
-            connection.exec_driver_sql(
-                "set search_path = ledger; set session_replication_role = replica; set "
-                "enable_seqscan = off"
-            )
-            connection.exec_driver_sql(
-                "insert into account (account, currency, balance, entry_count, create_time)"
-                f" select 'a/' || n, 'EUR', 0, 1, clock() from generate_series(1, {accounts}) n"
-            )
-            connection.exec_driver_sql("analyze account")
-            with plans.capture(engine):
-                result = work(connection)
-            _, statement, parameters = plans.statements[-1]
-            explanation = connection.exec_driver_sql(
-                f"explain (analyze, buffers, format json) {statement}", parameters
-            ).scalar_one()
-    finally:
-        engine.dispose()
+    recorder = StatementRecorder(databases.admin)
+    with rolled_back(recorder) as connection:
+        connection.execute(
+            "set search_path = ledger; set session_replication_role = replica; set "
+            "enable_seqscan = off"
+        )
+        connection.execute(
+            "insert into account (account, currency, balance, entry_count, create_time)"
+            f" select 'a/' || n, 'EUR', 0, 1, clock() from generate_series(1, {accounts}) n"
+        )
+        connection.execute("analyze account")
+        with plans.capture(recorder):
+            result = work(connection)
+        _, statement, parameters = plans.statements[-1]
+        explanation = connection.execute(
+            f"explain (analyze, buffers, format json) {statement}", parameters
+        ).scalar_one()
     return result, explanation[0]["Plan"]
 
 
@@ -790,12 +784,12 @@ def test_the_oldest_unpublished_event_is_found_by_index(seeded_database: Databas
     """
 
     def look(connection: Connection) -> list[alert_store.AlertCondition]:
-        connection.exec_driver_sql("update relayed set sequence = 7")
-        connection.exec_driver_sql(
+        connection.execute("update relayed set sequence = 7")
+        connection.execute(
             "insert into outbox (aggregate_ids, versions, request) select array['alerts/x-' || "
             "n], array[1], 'x' from generate_series(1, 5000) n"
         )
-        connection.exec_driver_sql("analyze outbox")
+        connection.execute("analyze outbox")
         (finding,) = [
             finding for finding in postings.alert_queries(0) if finding.kind == "EVENTS_DELAYED"
         ]

@@ -79,7 +79,7 @@ def scheduled_operation(databases: DatabaseUrls, operation_id: str) -> tuple[obj
     """(retries, retry_reason, lookup_only, maybe_sent, whether it is due) of a charge that is not
     done.
     """
-    with psycopg.connect(databases.reader("payment").replace("+psycopg", "")) as connection:
+    with psycopg.connect(databases.reader("payment")) as connection:
         attempts = "(select coalesce(sum(value::int), 0)::int from jsonb_each_text(retry_counts))"
         statement = (
             f"select {attempts}, retry_reason, lookup_only, maybe_sent, next_try_time is not "

@@ -11,7 +11,7 @@ ZERO_HASH = "decode(repeat('00', 32), 'hex')"
 
 def execute_as(databases: DatabaseUrls, service: str, sql: str, role: str = "") -> str:
     """Runs SQL as the service's role, or as its owner; returns the SQLSTATE of the error, or ""."""
-    url = databases.admin if role == "owner" else databases.service(service).replace("+psycopg", "")
+    url = databases.admin if role == "owner" else databases.service(service)
     with psycopg.connect(url) as connection:
         if role == "owner":
             connection.execute(f"set search_path = {service}")

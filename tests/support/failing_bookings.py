@@ -25,7 +25,7 @@ _FAST_RETRY_POLICY = RetryPolicy(RetryStrategy.FIXED, 0.1, 0.1, None)
 def query_rows(
     databases: DatabaseUrls, service: str, query: str, *values: object
 ) -> list[tuple[Any, ...]]:
-    with psycopg.connect(databases.reader(service).replace("+psycopg", "")) as connection:
+    with psycopg.connect(databases.reader(service)) as connection:
         return connection.execute(query, values).fetchall()
 
 

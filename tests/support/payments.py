@@ -28,7 +28,7 @@ def create_payment(
 
 def charge_log(databases: DatabaseUrls, checkout_id: str) -> list[tuple[str, str, int]]:
     """The charges in the provider's own log for a checkout: key, state, amount."""
-    with psycopg.connect(databases.reader("sandbox").replace("+psycopg", "")) as connection:
+    with psycopg.connect(databases.reader("sandbox")) as connection:
         return connection.execute(
             "select key, state, amount from charge where key like %s order by key",
             (f"%{checkout_id}%",),

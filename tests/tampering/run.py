@@ -10,7 +10,6 @@ from typing import Any
 
 import psycopg
 from psycopg.rows import namedtuple_row
-from sqlalchemy.dialects import postgresql
 
 from tallystick_server.verify.report import Report
 from tallystick_server.verify.run import CHECKS, run_checks
@@ -27,7 +26,6 @@ from tests.tampering.edits import (
 )
 from tests.tampering.exempt import EXEMPTIONS
 
-_DIALECT = postgresql.psycopg.dialect()  # type: ignore[no-untyped-call]
 _MAX_TRIES = 12
 """How many times an edit of a column is tried; constraints reject many."""
 
@@ -200,12 +198,12 @@ class Tampering:
     def _read(self, name: str, **parameters: Any) -> Iterator[Any]:
         """Opens a query as verify does, but in the transaction of the edit."""
         self._connection.execute(f"set local search_path = {name.partition('.')[0]}, pg_temp")
-        compiled = str(statement(name, parameters).compile(dialect=_DIALECT))
+        query = statement(name, parameters)
         with (
             self._connection.transaction(),
             self._connection.cursor(row_factory=namedtuple_row) as cursor,
         ):
-            return iter(cursor.execute(compiled, parameters).fetchall())
+            return iter(cursor.execute(query, parameters or None).fetchall())
 
     def close(self) -> None:
         self._connection.close()

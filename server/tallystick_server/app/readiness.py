@@ -12,13 +12,14 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from sqlalchemy import Connection, make_url, text
+from sqlalchemy import make_url
 
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_server.app.database.schema import DatabaseUnavailable, check_schema
 from tallystick_server.app.errors import StartupError
 from tallystick_server.rpc.errors import Context, abort_with_error
 from tallystick_storage.database import Database
+from tallystick_storage.sql import Connection, text
 
 log = logging.getLogger(__name__)
 

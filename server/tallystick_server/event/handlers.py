@@ -7,8 +7,6 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, Row
-
 from tallystick.event.v1 import event_pb2
 from tallystick.event.v1 import event_service_pb2 as pb
 from tallystick_core.access import Role
@@ -23,6 +21,7 @@ from tallystick_server.rpc.streaming import SequenceSource, SequenceTail, Stream
 from tallystick_server.rpc.timestamps import has_time
 from tallystick_storage.database import Database
 from tallystick_storage.event import events as store
+from tallystick_storage.sql import Connection, Row
 
 _UNRESTRICTED_ROLES = frozenset({Role.SERVICE, Role.OPERATOR, Role.AUDITOR})
 ACCESS: Access = {

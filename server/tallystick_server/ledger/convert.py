@@ -8,8 +8,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Row
-
 from tallystick.ledger.v1 import ledger_pb2
 from tallystick.ledger.v1 import ledger_service_pb2 as pb
 from tallystick_core.errors import ApiError, ErrorReason
@@ -22,6 +20,7 @@ from tallystick_core.validation import parse_id, parse_text
 from tallystick_server.rpc.enums import EnumNames
 from tallystick_server.rpc.pagination import invalid_page_token
 from tallystick_server.rpc.timestamps import parse_time, to_timestamp
+from tallystick_storage.sql import Row
 
 KINDS = EnumNames(ledger_pb2.TransactionKind.DESCRIPTOR)
 _DIRECTIONS = EnumNames(ledger_pb2.Direction.DESCRIPTOR)

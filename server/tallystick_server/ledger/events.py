@@ -4,8 +4,6 @@ transaction commits out of order.
 
 from __future__ import annotations
 
-from sqlalchemy import Connection
-
 from tallystick.event.v1 import event_pb2
 from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick.ledger.v1 import ledger_pb2
@@ -17,6 +15,7 @@ from tallystick_storage import outbox
 from tallystick_storage.database import Database
 from tallystick_storage.ledger import postings as store
 from tallystick_storage.ledger import queries
+from tallystick_storage.sql import Connection
 
 
 class LedgerEvents:

@@ -8,8 +8,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, Row
-
 from tallystick.ledger.v1 import ledger_service_pb2 as pb
 from tallystick.money.v1 import money_pb2
 from tallystick_core.access import Role
@@ -35,6 +33,7 @@ from tallystick_server.rpc.streaming import SequenceSource, SequenceTail, Stream
 from tallystick_server.rpc.timestamps import parse_time, to_timestamp
 from tallystick_storage.database import Database
 from tallystick_storage.ledger import queries as store
+from tallystick_storage.sql import Connection, Row
 
 _READ = frozenset({Role.OPERATOR, Role.AUDITOR, Role.SERVICE})
 ACCESS: Access = {

@@ -7,8 +7,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection
-
 from tallystick.ledger.v1 import ledger_pb2
 from tallystick_core.errors import ApiError, ErrorReason, key_reused_error
 from tallystick_core.ledger.hash_chain import ChainedTransaction, Head, append_posting
@@ -19,6 +17,7 @@ from tallystick_server.operations.batcher import deduplicate_by_key, run_flatten
 from tallystick_storage.database import Database
 from tallystick_storage.ledger import postings as store
 from tallystick_storage.ledger import queries
+from tallystick_storage.sql import Connection
 
 _MAX_CACHED_IDS = 200_000
 _MAX_RECENT = 10_000

@@ -17,9 +17,9 @@ from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from sqlalchemy import Connection
 
 from tallystick_storage.database import Database
+from tallystick_storage.sql import Connection
 
 T = TypeVar("T")
 SpanContext = trace.SpanContext

@@ -8,7 +8,6 @@ from types import ModuleType
 from typing import Any
 
 from opentelemetry import metrics
-from sqlalchemy import Connection, Row
 
 from tallystick.event.v1 import event_pb2
 from tallystick.operator.v1 import operator_pb2
@@ -21,6 +20,7 @@ from tallystick_server.rpc.pagination import PageToken, parse_page_size
 from tallystick_server.rpc.timestamps import to_optional_timestamp, to_timestamp
 from tallystick_storage import alerts as store
 from tallystick_storage.database import Database
+from tallystick_storage.sql import Connection, Row
 
 log = logging.getLogger(__name__)
 ACCESS: Access = {"ListAlerts": frozenset({Role.OPERATOR})}

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sqlalchemy import Connection
-
 from tallystick_storage import operations as operation_store
+from tallystick_storage.sql import Connection
 
 _MAX_CLAIMED = 200
 """Maximum operations of one provider in one claim."""

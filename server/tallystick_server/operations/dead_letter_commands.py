@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import Connection, Row
-
 from tallystick_core.errors import ApiError, ErrorReason, not_found_error, state_error
 from tallystick_core.operations.dead_letter import DeadLetterState
 from tallystick_core.operations.next_action import NextAction
@@ -36,6 +34,7 @@ from tallystick_storage import dead_letters as dead_letter_store
 from tallystick_storage import operations as operation_store
 from tallystick_storage.database import ConstraintViolation, Database
 from tallystick_storage.pagination import PageKey
+from tallystick_storage.sql import Connection, Row
 
 Op = TypeVar("Op", bound=LeasedOperation)
 G = TypeVar("G")

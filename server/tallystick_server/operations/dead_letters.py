@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row
-
 from tallystick.event.v1 import event_pb2
 from tallystick.operator.v1 import operator_pb2
 from tallystick_core.operations.alert import AlertKind
@@ -18,6 +16,7 @@ from tallystick_server.rpc.enums import EnumNames
 from tallystick_server.rpc.timestamps import to_optional_timestamp, to_timestamp
 from tallystick_storage import dead_letters as dead_letter_store
 from tallystick_storage import operations as operation_store
+from tallystick_storage.sql import Connection, Row
 
 _MAX_REASON_LENGTH = 255
 STATES = EnumNames(operator_pb2.DeadLetterState.DESCRIPTOR)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Row
-
 from tallystick_server.rpc.enums import EnumNames
 from tallystick_server.rpc.timestamps import to_optional_timestamp, to_timestamp
+from tallystick_storage.sql import Row
 
 
 def attempt_fields(row: Row[Any], outcomes: EnumNames) -> dict[str, Any]:

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row
-
 from tallystick_server.operations import alerts
 from tallystick_server.operations.periodic import Periodic
 from tallystick_storage import alerts as alert_store
 from tallystick_storage import leader_lease
 from tallystick_storage.database import Database
+from tallystick_storage.sql import Connection, Row
 
 _LEASE_INTERVALS = 3
 

@@ -10,8 +10,6 @@ from datetime import datetime
 from types import ModuleType
 from typing import Any
 
-from sqlalchemy import Row
-
 from tallystick.error.v1 import reason_pb2
 from tallystick.operator.v1 import operator_pb2
 from tallystick_core.access import Role
@@ -28,6 +26,7 @@ from tallystick_server.rpc.timestamps import parse_time
 from tallystick_storage import dead_letters as dead_letter_store
 from tallystick_storage.database import Database
 from tallystick_storage.pagination import PageKey
+from tallystick_storage.sql import Row
 
 _OPERATOR_ROLES = frozenset({Role.OPERATOR})
 ACCESS: Access = {

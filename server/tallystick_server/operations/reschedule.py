@@ -8,8 +8,6 @@ from dataclasses import replace
 from math import inf
 from typing import Generic, TypeVar
 
-from sqlalchemy import Connection
-
 from tallystick_core.operations.dead_letter import DeadLetterCause
 from tallystick_core.operations.next_action import ExhaustedAction, NextAction, when_exhausted
 from tallystick_core.provider.outcome import RetryReason
@@ -21,6 +19,7 @@ from tallystick_server.operations.retry_policy import RetryPolicies
 from tallystick_storage import dead_letters as dead_letter_store
 from tallystick_storage import operations as operation_store
 from tallystick_storage.database import Database
+from tallystick_storage.sql import Connection
 
 Op = TypeVar("Op", bound=LeasedOperation)
 G = TypeVar("G")

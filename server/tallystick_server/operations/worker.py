@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
-from sqlalchemy import Connection
-
 from tallystick_core.errors import ApiError, overloaded_error
 from tallystick_core.operations.next_action import NextAction
 from tallystick_core.provider.outcome import (
@@ -48,6 +46,7 @@ from tallystick_server.rpc.service_client import ServiceCallRejected
 from tallystick_storage import leader_lease
 from tallystick_storage import operations as operation_store
 from tallystick_storage.database import ConstraintViolation, Database
+from tallystick_storage.sql import Connection
 
 log = logging.getLogger(__name__)
 

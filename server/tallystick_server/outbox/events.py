@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from sqlalchemy import Connection, Row
 
 from tallystick.event.v1 import event_pb2
 from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick_core.event import format_event_id
 from tallystick_storage import outbox
+from tallystick_storage.sql import Connection, Row
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from opentelemetry import metrics
-from sqlalchemy import Connection
 
 from tallystick.event.v1 import event_pb2
 from tallystick.event.v1.event_service_pb2 import BatchPublishRequest, BatchPublishResponse
@@ -18,6 +17,7 @@ from tallystick_core.event import format_event_id
 from tallystick_server.rpc.service_client import ServiceCallRejected, ServiceClient
 from tallystick_storage import outbox
 from tallystick_storage.database import Database
+from tallystick_storage.sql import Connection
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from sqlalchemy import Connection
-
 from tallystick_core.errors import ApiError, id_taken_error
 from tallystick_core.payment.charge import format_charge_id
 from tallystick_core.payment.checkout import CheckoutRequest
@@ -19,6 +17,7 @@ from tallystick_server.rpc.message_limits import MAX_ITEMS
 from tallystick_storage import operations as operation_store
 from tallystick_storage.database import Database
 from tallystick_storage.payment import checkouts as store
+from tallystick_storage.sql import Connection
 
 _MAX_COUNT_AGE_SECONDS = 1.0
 """Maximum age in seconds of a cached backlog count in the check before sellers are claimed."""

@@ -8,8 +8,6 @@ from itertools import groupby
 from math import inf
 from typing import Any, NamedTuple
 
-from sqlalchemy import Row
-
 from tallystick.payment.v1 import payment_pb2
 from tallystick_core.operations.next_action import NextAction
 from tallystick_core.payment.charge import next_action
@@ -31,6 +29,7 @@ from tallystick_server.payment import convert
 from tallystick_storage import operations as operation_store
 from tallystick_storage.payment import checkouts as checkout_store
 from tallystick_storage.payment import orders as order_store
+from tallystick_storage.sql import Row
 
 RESOURCE_PREFIX = "charges/"
 """The prefix of a charge's resource name; the charge id follows."""

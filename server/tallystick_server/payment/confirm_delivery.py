@@ -9,8 +9,6 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row
-
 from tallystick.wallet.v1 import wallet_service_pb2, wallet_service_pb2_grpc
 from tallystick_server.operations.batcher import bisect_on_error
 from tallystick_server.outbox.events import record_events
@@ -24,6 +22,7 @@ from tallystick_server.rpc.batch import (
 from tallystick_server.rpc.service_client import ServiceClient
 from tallystick_storage.database import Database
 from tallystick_storage.payment import deliveries as store
+from tallystick_storage.sql import Connection, Row
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,6 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row
-
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick_core.access import Caller
 from tallystick_core.errors import ApiError, ErrorReason
@@ -43,6 +41,7 @@ from tallystick_server.rpc.timestamps import parse_time, to_optional_timestamp, 
 from tallystick_storage.payment import checkouts as checkout_store
 from tallystick_storage.payment import orders as store
 from tallystick_storage.payment.queries import PaymentFilter
+from tallystick_storage.sql import Row
 
 METHOD_TYPES = EnumNames(payment_pb2.PaymentMethodType.DESCRIPTOR)
 CHARGE_MODES = EnumNames(payment_pb2.ChargeMode.DESCRIPTOR)

@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row
-
 from tallystick.payment.v1 import payment_pb2
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.payment.charge import format_charge_id
@@ -40,6 +38,7 @@ from tallystick_server.payment.existing_payments import find_conflicts
 from tallystick_server.payment.transitions import add_payment_closed_events
 from tallystick_storage.database import ConstraintViolation, Database
 from tallystick_storage.payment import checkouts as store
+from tallystick_storage.sql import Connection, Row
 
 _UNIQUE_VIOLATION = "23505"  # an SQLSTATE
 

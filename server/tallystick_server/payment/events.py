@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from sqlalchemy import Row
-
 from tallystick.event.v1 import event_pb2
 from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick.payment.v1 import payment_pb2
 from tallystick_server.outbox.events import add_event
+from tallystick_storage.sql import Row
 
 
 class EventOrigin(Protocol):

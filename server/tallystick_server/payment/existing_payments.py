@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row
-
 from tallystick_core.errors import ApiError, ErrorReason, id_taken_error, key_reused_error
 from tallystick_core.payment.checkout import (
     ChargeMode,
@@ -17,6 +15,7 @@ from tallystick_core.payment.checkout import (
     first_difference,
 )
 from tallystick_storage.payment import checkouts as store
+from tallystick_storage.sql import Connection, Row
 
 
 def find_conflicts(

@@ -8,8 +8,6 @@ from contextlib import aclosing, nullcontext
 from dataclasses import astuple
 from functools import partial
 
-from sqlalchemy import Connection
-
 from tallystick.payment.v1 import payment_pb2
 from tallystick.payment.v1 import payment_service_pb2 as pb
 from tallystick_core.access import Role
@@ -27,6 +25,7 @@ from tallystick_server.rpc.pagination import PageToken, parse_page_size
 from tallystick_storage.database import Database
 from tallystick_storage.payment import conflicts
 from tallystick_storage.payment import queries as store
+from tallystick_storage.sql import Connection
 
 ACCESS: Access = {
     "CreatePayment": frozenset({Role.TEAM}),

@@ -10,8 +10,6 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from math import inf
 
-from sqlalchemy import Connection
-
 from tallystick_core.errors import ApiError
 from tallystick_core.operations.next_action import NextAction
 from tallystick_core.provider.outcome import ChargeOutcome, NotSent, RetryReason, Succeeded, Unknown
@@ -21,6 +19,7 @@ from tallystick_server.payment.unapplied_charges import record_conflicts
 from tallystick_server.providers.gateway import NotCalled, ProviderGateway
 from tallystick_storage.database import ConstraintViolation, Database
 from tallystick_storage.payment import charges as store
+from tallystick_storage.sql import Connection
 
 log = logging.getLogger(__name__)
 

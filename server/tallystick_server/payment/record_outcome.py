@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Connection
-
 from tallystick.payment.v1 import payment_pb2
 from tallystick_core.payment.charge import decline_if_mismatched, trigger_for
 from tallystick_core.payment.state import TERMINAL_STATUSES, PaymentTransitionReason, transition
@@ -34,6 +32,7 @@ from tallystick_server.payment.unapplied_charges import record_unapplied
 from tallystick_storage import operations as operation_store
 from tallystick_storage.database import Database
 from tallystick_storage.payment import orders as store
+from tallystick_storage.sql import Connection
 
 
 @dataclass(frozen=True, slots=True)

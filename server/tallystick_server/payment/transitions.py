@@ -10,8 +10,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 
-from sqlalchemy import Connection
-
 from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick.payment.v1 import payment_pb2
 from tallystick_server.outbox.events import record_events
@@ -19,6 +17,7 @@ from tallystick_server.payment import convert, events
 from tallystick_server.payment.charge import Charge, OrderInCharge
 from tallystick_storage.payment import orders as store
 from tallystick_storage.payment import queries
+from tallystick_storage.sql import Connection
 
 
 @dataclass(frozen=True, slots=True)

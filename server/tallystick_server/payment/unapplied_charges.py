@@ -6,8 +6,6 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row
-
 from tallystick.event.v1 import event_pb2
 from tallystick.ledger.v1 import ledger_service_pb2, ledger_service_pb2_grpc
 from tallystick_core.errors import ApiError, ErrorReason, key_reused_error, not_found_error
@@ -29,6 +27,7 @@ from tallystick_server.rpc.service_client import ServiceClient
 from tallystick_storage.database import Database
 from tallystick_storage.payment import conflicts
 from tallystick_storage.payment import unapplied_charges as store
+from tallystick_storage.sql import Connection, Row
 
 log = logging.getLogger(__name__)
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from uuid import UUID
 
-from sqlalchemy import Connection
-
 from tallystick.payment.v1 import payment_pb2
 from tallystick_core.errors import ApiError, overloaded_error, seller_taken_error
 from tallystick_core.payment.checkout import CheckoutRequest
@@ -60,6 +58,7 @@ from tallystick_storage import operations as operation_store
 from tallystick_storage.database import Database
 from tallystick_storage.payment import charges as charge_store
 from tallystick_storage.payment import orders as store
+from tallystick_storage.sql import Connection
 
 _PLATFORM = "platform"
 """The actor of dead letters that end without an operator's request."""

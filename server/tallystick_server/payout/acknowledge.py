@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row
-
 from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick_core.errors import (
     ApiError,
@@ -27,6 +25,7 @@ from tallystick_server.rpc.timestamps import to_timestamp
 from tallystick_storage.database import Database
 from tallystick_storage.payout import acknowledgements as store
 from tallystick_storage.payout import payouts, transfers
+from tallystick_storage.sql import Connection, Row
 
 _RETRY_AFTER_SECONDS = 1.0
 

@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row
-
 from tallystick_core.errors import ApiError, id_taken_error, key_reused_error, state_error
 from tallystick_core.operations.dead_letter import DeadLetterCause, DeadLetterState
 from tallystick_core.payout.approval import require_second_approver
@@ -30,6 +28,7 @@ from tallystick_storage import operations as operation_store
 from tallystick_storage.database import Database
 from tallystick_storage.payout import payouts as store
 from tallystick_storage.payout import queries
+from tallystick_storage.sql import Connection, Row
 
 
 @dataclass(frozen=True, slots=True)

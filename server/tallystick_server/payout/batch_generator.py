@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row
-
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.payout.batch import NEXT_STATE, BatchState, ItemState
 from tallystick_core.payout.quote import WalletBalance
@@ -31,6 +29,7 @@ from tallystick_server.rpc.errors import to_status
 from tallystick_storage.database import Database
 from tallystick_storage.payout import batches as store
 from tallystick_storage.payout import schedules as schedule_store
+from tallystick_storage.sql import Connection, Row
 
 _MAX_PAGE_SIZE = 500
 _MAX_PAGES = 10  # wallet pages read for one page of payouts; most wallets may have no funds

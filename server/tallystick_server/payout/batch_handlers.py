@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row
-
 from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick_core.access import Role
@@ -24,6 +22,7 @@ from tallystick_server.rpc.pagination import PageToken, parse_page_size
 from tallystick_storage.database import Database
 from tallystick_storage.payout import batches as store
 from tallystick_storage.payout import queries
+from tallystick_storage.sql import Connection, Row
 
 
 class BatchHandlers:

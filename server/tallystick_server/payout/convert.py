@@ -10,7 +10,6 @@ from datetime import datetime
 from typing import Any
 
 from google.rpc import status_pb2
-from sqlalchemy import Row
 
 from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
@@ -42,6 +41,7 @@ from tallystick_server.rpc.timestamps import parse_time, to_optional_timestamp, 
 from tallystick_server.rpc.versions import parse_expected_version
 from tallystick_storage.payout import payouts as store
 from tallystick_storage.payout.queries import PayoutFilter
+from tallystick_storage.sql import Row
 
 _MAX_DESCRIPTION_LENGTH = 255
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row
-
 from tallystick_core.errors import id_taken_error, key_reused_error
 from tallystick_core.payout.batch import ItemState, NewBatch, first_difference
 from tallystick_core.payout.request import NewPayout
@@ -14,6 +12,7 @@ from tallystick_server.outbox.events import record_events
 from tallystick_server.payout import convert, events
 from tallystick_storage.database import Database
 from tallystick_storage.payout import batches as store
+from tallystick_storage.sql import Connection, Row
 
 
 class BatchCreator:

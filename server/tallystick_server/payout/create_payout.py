@@ -12,8 +12,6 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Row
-
 from tallystick_core.errors import ApiError, id_taken_error, key_reused_error
 from tallystick_core.payout.quote import WalletBalance, quote_amount
 from tallystick_core.payout.request import NewPayout, first_difference
@@ -25,6 +23,7 @@ from tallystick_server.payout.eligibility import PayoutContext, readiness_of, re
 from tallystick_server.payout.operation import PayoutOperation, build_operation
 from tallystick_storage.database import Database
 from tallystick_storage.payout import payouts as store
+from tallystick_storage.sql import Connection, Row
 
 
 @dataclass(frozen=True, slots=True)

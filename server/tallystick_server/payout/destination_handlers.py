@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from sqlalchemy import Row
-
 from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick_core.money import parse_currency
 from tallystick_core.validation import parse_id, parse_optional_id, parse_reason_text
@@ -18,6 +16,7 @@ from tallystick_server.rpc.call import Call
 from tallystick_server.rpc.pagination import PageToken, parse_page_size
 from tallystick_storage.database import Database
 from tallystick_storage.payout import destinations as store
+from tallystick_storage.sql import Row
 
 
 class DestinationHandlers:

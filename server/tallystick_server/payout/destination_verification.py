@@ -8,8 +8,6 @@ from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Connection, Row
-
 from tallystick_core.operations.next_action import Circuit, NextAction
 from tallystick_core.payout.destination import (
     DESTINATION_TRIGGERS,
@@ -37,6 +35,7 @@ from tallystick_storage import operations as operation_store
 from tallystick_storage.database import Database
 from tallystick_storage.payout import destinations as store
 from tallystick_storage.payout import payouts as payout_store
+from tallystick_storage.sql import Connection, Row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, Row
-
 from tallystick_core.errors import id_taken_error, key_reused_error, seller_taken_error
 from tallystick_core.payout.approval import require_second_approver
 from tallystick_core.payout.destination import (
@@ -26,6 +24,7 @@ from tallystick_server.payout.destination_verification import (
 from tallystick_server.payout.worker import PayoutWorker
 from tallystick_storage.database import Database
 from tallystick_storage.payout import destinations as store
+from tallystick_storage.sql import Connection, Row
 
 _COMPARED_FIELDS = ("seller_account", "currency", "bank_account_token", "description")
 

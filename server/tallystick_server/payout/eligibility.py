@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row
-
 from tallystick_core.errors import ApiError, ErrorReason, not_found_error
 from tallystick_core.payout.destination import DestinationState
 from tallystick_core.payout.quote import DestinationReadiness, PayoutTerms
 from tallystick_core.payout.request import NewPayout
 from tallystick_storage.payout import destinations, schedules
+from tallystick_storage.sql import Connection, Row
 
 
 @dataclass(frozen=True, slots=True)

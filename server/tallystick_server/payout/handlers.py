@@ -7,8 +7,6 @@ from contextlib import aclosing
 from dataclasses import astuple
 from typing import Any
 
-from sqlalchemy import Connection
-
 from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick_core.access import Role
@@ -34,6 +32,7 @@ from tallystick_storage import operations as operation_store
 from tallystick_storage.database import Database
 from tallystick_storage.payout import acknowledgements, transfers
 from tallystick_storage.payout import queries as store
+from tallystick_storage.sql import Connection
 
 _OPERATOR = frozenset({Role.OPERATOR})
 _PAYOUTS = frozenset({Role.PAYOUTS})

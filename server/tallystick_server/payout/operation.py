@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
-from sqlalchemy import Row
-
 from tallystick.payout.v1 import payout_pb2
 from tallystick_core.operations.next_action import NextAction
 from tallystick_core.payout.operation_ids import format_payout_operation_id
@@ -22,6 +20,7 @@ from tallystick_server.payout import convert
 from tallystick_server.payout.batching_provider import BatchingPayoutProvider
 from tallystick_server.payout.snapshot import PayoutSnapshot, snapshot_of
 from tallystick_storage.payout import payouts as store
+from tallystick_storage.sql import Row
 
 ATTEMPT_NUMBER = 1
 """A payout has one attempt, under one idempotency key. After FAILED the caller creates a new

@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import Connection, Row
-
 from tallystick_core.payout.batch import derive_payout_id
 from tallystick_core.payout.quote import WalletBalance
 from tallystick_core.payout.request import NewPayout
@@ -22,6 +20,7 @@ from tallystick_server.payout.create_payout import (
 )
 from tallystick_storage import leader_lease
 from tallystick_storage.database import Database
+from tallystick_storage.sql import Connection, Row
 
 T = TypeVar("T")
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import Connection
-
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2, wallet_service_pb2_grpc
 from tallystick_core.errors import ApiError
 from tallystick_core.money import format_amount
@@ -32,6 +30,7 @@ from tallystick_server.rpc.batch import errors_by_key
 from tallystick_server.rpc.service_client import ServiceClient
 from tallystick_storage.database import Database
 from tallystick_storage.payout import destinations
+from tallystick_storage.sql import Connection
 
 
 class HoldPlacer:

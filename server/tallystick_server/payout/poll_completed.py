@@ -7,8 +7,6 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from sqlalchemy import Connection
-
 from tallystick_core.errors import ApiError
 from tallystick_core.operations.next_action import NextAction
 from tallystick_core.payout.state import POLLED_AFTER_COMPLETION
@@ -25,6 +23,7 @@ from tallystick_server.payout.operation import PayoutOperation, operations_from_
 from tallystick_server.providers.gateway import NotCalled, ProviderGateway
 from tallystick_storage.database import ConstraintViolation, Database
 from tallystick_storage.payout import payouts as store
+from tallystick_storage.sql import Connection
 
 log = logging.getLogger(__name__)
 

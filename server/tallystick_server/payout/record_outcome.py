@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, Row
-
 from tallystick_core.operations.next_action import MAX_OPEN_REPORTS
 from tallystick_core.payout.destination import DestinationTrigger, is_account_rejected
 from tallystick_core.payout.operation_ids import format_payout_operation_id
@@ -43,6 +41,7 @@ from tallystick_storage.database import Database
 from tallystick_storage.payout import acknowledgements, transfers
 from tallystick_storage.payout import payouts as store
 from tallystick_storage.payout.acknowledgements import NewReport
+from tallystick_storage.sql import Connection, Row
 
 _TRANSITION_REASONS = {PayoutTrigger.UNMATCHED_TRANSFER: PayoutTransitionReason.UNMATCHED_TRANSFER}
 _MAX_REPORT_LENGTH = 255

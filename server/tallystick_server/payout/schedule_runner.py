@@ -8,8 +8,6 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row
-
 from tallystick_core.errors import ApiError
 from tallystick_core.payout.batch import NewBatch, format_run_id
 from tallystick_core.payout.schedule import Schedule, next_time
@@ -26,6 +24,7 @@ from tallystick_server.rpc.service_client import ServiceCallRejected
 from tallystick_storage import clock
 from tallystick_storage.database import Database
 from tallystick_storage.payout import schedules as store
+from tallystick_storage.sql import Connection, Row
 
 log = logging.getLogger(__name__)
 

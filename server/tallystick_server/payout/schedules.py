@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row
-
 from tallystick.payout.v1 import payout_pb2
 from tallystick_core.errors import version_mismatch_error
 from tallystick_core.money import format_amount
@@ -18,6 +16,7 @@ from tallystick_server.payout import convert, events
 from tallystick_storage import clock
 from tallystick_storage.database import Database
 from tallystick_storage.payout import schedules as store
+from tallystick_storage.sql import Connection, Row
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Row
-
 from tallystick_core.payout.reported_transfer import Transfer, TransferMatch
 from tallystick_core.payout.state import (
     PayoutState,
@@ -16,6 +14,7 @@ from tallystick_core.payout.state import (
     PayoutTrigger,
     transition,
 )
+from tallystick_storage.sql import Row
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,14 +9,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from sqlalchemy import Connection
-
 from tallystick.payout.v1 import payout_pb2
 from tallystick_server.outbox.events import record_events
 from tallystick_server.payout import convert, events
 from tallystick_server.payout.operation import PayoutOperation
 from tallystick_server.payout.snapshot import PayoutSnapshot, PayoutTransition
 from tallystick_storage.payout import payouts as store
+from tallystick_storage.sql import Connection
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection
-
 from tallystick.payout.v1 import payout_pb2
 from tallystick_core.operations.next_action import NextAction
 from tallystick_core.payout.destination import (
@@ -72,6 +70,7 @@ from tallystick_storage import operations as operation_store
 from tallystick_storage.database import Database
 from tallystick_storage.payout import destinations
 from tallystick_storage.payout import payouts as store
+from tallystick_storage.sql import Connection
 
 Operation = PayoutOperation | DestinationVerification
 

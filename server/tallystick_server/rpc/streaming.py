@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Generic, TypeVar
 
-from sqlalchemy import Connection
-
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_server.rpc.fair_semaphore import FairSemaphore
 from tallystick_storage.database import Database
+from tallystick_storage.sql import Connection
 
 R = TypeVar("R")
 

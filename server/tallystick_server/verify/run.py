@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import psycopg
-from sqlalchemy.exc import DataError, SQLAlchemyError
 
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.errors import StartupError, first_line
@@ -53,7 +52,7 @@ def verify(
     try:
         with reader.open_snapshot() as read:
             return run_checks(read, concurrency=_MAX_CONCURRENT_CHECKS, on_check=on_check)
-    except SQLAlchemyError as error:
+    except psycopg.Error as error:
         raise StartupError(f"The database cannot be read: {first_line(error)}") from error
     finally:
         reader.close()
@@ -85,7 +84,6 @@ def _run_check(
     try:
         result = check(read)
     except (
-        DataError,
         psycopg.DataError,
         ArithmeticError,
         AttributeError,

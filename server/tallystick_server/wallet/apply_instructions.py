@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row
-
 from tallystick_core.errors import ApiError, key_reused_error, not_found_error
 from tallystick_core.wallet.balances import (
     Wallet,
@@ -32,6 +30,7 @@ from tallystick_server.outbox.events import record_events
 from tallystick_server.wallet import events
 from tallystick_storage import clock
 from tallystick_storage.database import Database
+from tallystick_storage.sql import Connection, Row
 from tallystick_storage.wallet import queries
 from tallystick_storage.wallet import wallets as store
 

@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
-from sqlalchemy import Row
 
 from tallystick.wallet.v1 import wallet_pb2
 from tallystick.wallet.v1 import wallet_service_pb2 as pb
@@ -26,6 +25,7 @@ from tallystick_core.wallet.seller_ownership import NewAssignment, SellerClaim
 from tallystick_core.wallet.state import EntryKind
 from tallystick_server.rpc.enums import EnumNames
 from tallystick_server.rpc.timestamps import parse_time, to_optional_timestamp, to_timestamp
+from tallystick_storage.sql import Row
 from tallystick_storage.wallet import wallets as store
 
 _ENTRY_KINDS = EnumNames(wallet_pb2.WalletEntryKind.DESCRIPTOR)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row
-
 from tallystick.event.v1 import event_pb2
 from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick_server.outbox.events import add_event
 from tallystick_server.wallet import convert
+from tallystick_storage.sql import Row
 from tallystick_storage.wallet import wallets as store
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row
-
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.wallet.instructions import Instruction
 from tallystick_core.wallet.state import EntryKind
 from tallystick_server.operations.batcher import Batcher
 from tallystick_server.wallet.apply_instructions import InstructionRequest, InstructionResult
 from tallystick_storage.database import Database
+from tallystick_storage.sql import Connection, Row
 from tallystick_storage.wallet import queries as store
 
 _PAGE_SIZE = 500

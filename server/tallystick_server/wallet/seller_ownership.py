@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from sqlalchemy import Connection, Row
-
 from tallystick_core.errors import ApiError, ErrorReason, not_found_error, state_error
 from tallystick_core.wallet.seller_ownership import (
     AssignmentState,
@@ -24,6 +22,7 @@ from tallystick_core.wallet.seller_ownership import (
 from tallystick_server.outbox.events import record_events
 from tallystick_server.wallet import events
 from tallystick_storage.database import Database
+from tallystick_storage.sql import Connection, Row
 from tallystick_storage.wallet import seller_ownership as store
 
 _MAX_ASSIGNMENTS = 50

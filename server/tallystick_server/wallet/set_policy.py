@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection
-
 from tallystick_core.errors import version_mismatch_error
 from tallystick_server.outbox.events import record_events
 from tallystick_server.wallet import events
 from tallystick_storage.database import Database
+from tallystick_storage.sql import Connection
 from tallystick_storage.wallet import queries
 from tallystick_storage.wallet import wallets as store
 

@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, text
-
 from tallystick_core.ledger.hash_chain import ChainedTransaction, Head
 from tallystick_core.ledger.identifiers import BOOK
 from tallystick_storage.alerts import OLDEST_IN_OUTBOX, AlertQuery, event_alert_queries
 from tallystick_storage.database import encode_rows
+from tallystick_storage.sql import Connection, text
 
 _LOCK_HEAD = text("select sequence, hash, post_time, now from lock_head(:book)")
 _LOCK_ACCOUNTS = text("""

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, text
-
 from tallystick_core.ledger.hash_chain import Head
 from tallystick_core.ledger.identifiers import BOOK
+from tallystick_storage.sql import Connection, Row, text
 
 _TRANSACTION_COLUMNS = """t.sequence, t.kind, t.source_id, t.caller, t.description, t.reverses,
     b.sequence as reversed_by, t.effective_time, t.post_time,

@@ -7,11 +7,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, text
-
 from tallystick_core.operations.next_action import MAX_OPEN_REPORTS
 from tallystick_storage.database import encode_rows
 from tallystick_storage.payment.unapplied_charges import NewUnappliedCharge
+from tallystick_storage.sql import Connection, Row, text
 
 # A report that is open, or equal to the latest one, is not stored again: a provider that repeats it
 # raises no second alert.

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, text
-
 from tallystick_core.payment.state import PaymentTransitionReason
 from tallystick_storage.database import encode_rows
 from tallystick_storage.outbox import insert_into_outbox
+from tallystick_storage.sql import Connection, Row, text
 
 _CONFIRM_DELIVERY = text(f"""
     with l as materialized (

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, text
-
 from tallystick_storage import operations as operation_store
 from tallystick_storage.pagination import PageKey, find_candidates
+from tallystick_storage.sql import Connection, Row, text
 
 PaymentRow = Row[Any]
 OrderRow = Row[Any]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import Connection, text
-
 from tallystick_storage.database import encode_rows
+from tallystick_storage.sql import Connection, text
 
 _FIND_OWNERS = text(
     "select seller_account, owner from seller_owner where seller_account = any (cast(:sellers as "

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, text
-
 from tallystick_core.payout.batch import BatchState, ItemState
 from tallystick_storage.database import encode_rows
 from tallystick_storage.outbox import insert_into_outbox
 from tallystick_storage.payout.schedules import BACK_OFF
+from tallystick_storage.sql import Connection, Row, text
 
 _COLUMNS = """b.payout_batch_id, b.caller, b.owner, b.fingerprint, b.traceparent, b.is_run,
     b.seller_account, b.currency, b.cut_off_time, b.state, b.cursor, b.item_count,

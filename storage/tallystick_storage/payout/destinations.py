@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, text
-
 from tallystick_core.payout.destination import DestinationState
 from tallystick_storage.database import encode_rows
 from tallystick_storage.outbox import insert_into_outbox
 from tallystick_storage.pagination import PageKey, before_parameters
+from tallystick_storage.sql import Connection, Row, text
 
 _COLUMNS = """payout_destination_id, caller, owner, fingerprint, seller_account, currency,
     description, provider, traceparent, state, usable_time, decline_code,

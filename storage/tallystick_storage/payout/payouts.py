@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, text
-
 from tallystick_core.payout.state import PayoutState, PayoutTransitionReason
 from tallystick_storage.database import encode_rows
 from tallystick_storage.outbox import insert_into_outbox
+from tallystick_storage.sql import Connection, Row, text
 
 COLUMNS = """p.payout_id, p.caller, p.owner, p.seller_account, p.amount, p.fee, p.net_amount,
     p.reserve, p.currency, p.payout_destination_id, p.payout_batch_id,

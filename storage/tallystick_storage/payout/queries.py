@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, text
-
 from tallystick_storage.pagination import PageKey, find_candidates
 from tallystick_storage.payout.payouts import COLUMNS
+from tallystick_storage.sql import Connection, Row, text
 
 _LOAD_PAYOUTS = text(f"""
     select {COLUMNS}, nullif(op.next_try_time, 'infinity') as next_try_time from payout p

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, text
-
 from tallystick_storage.database import ConstraintViolation, encode_rows
+from tallystick_storage.sql import Connection, Row, text
 
 
 @dataclass(slots=True)

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, Row, TextClause, create_engine, text
+from psycopg.conninfo import make_conninfo
 
+from tallystick_storage.connection_pool import Connections
+from tallystick_storage.sql import Connection, Row, Statement, text
 from tallystick_storage.verify import event, ledger, payment, payout, wallet
 
 _FETCH_SIZE = 5000
@@ -28,7 +30,8 @@ class Reader:
 
     def __init__(self, url: Callable[[str], str]) -> None:
         self._url = url
-        self._engines: dict[str, Engine] = {}
+        self._connections: dict[str, Connections] = {}
+        self._used: set[Connection] = set()
 
     @contextmanager
     def open_snapshot(self) -> Iterator[Callable[..., Iterator[Row[Any]]]]:
@@ -39,52 +42,60 @@ class Reader:
         further database has its own snapshot. The snapshot of events is taken last, so that it
         contains every event relayed before another snapshot.
         """
-        snapshots: dict[URL, str] = {}
+        snapshots: dict[str, str] = {}
         with ExitStack() as stack:
             for schema in _SCHEMAS:
-                engine = self._engine(schema)
-                if _database(engine) not in snapshots:
+                if self._database(schema) not in snapshots:
                     # A snapshot lasts as long as its transaction.
-                    snapshot_connection = stack.enter_context(engine.connect())
-                    snapshot_connection.exec_driver_sql(_DISABLE_IDLE_TIMEOUT)
-                    snapshots[_database(engine)] = snapshot_connection.execute(
+                    connection = stack.enter_context(self._connect(schema))
+                    snapshots[self._database(schema)] = connection.execute(
                         text("select pg_export_snapshot()")
                     ).scalar_one()
 
             def read(name: str, **parameters: Any) -> Iterator[Row[Any]]:
-                engine = self._engine(name.partition(".")[0])
-                with engine.connect() as connection:
-                    connection.exec_driver_sql(
-                        f"set transaction snapshot '{snapshots[_database(engine)]}'"
+                schema = name.partition(".")[0]
+                with self._connect(schema) as connection:
+                    connection.execute(
+                        f"set transaction snapshot '{snapshots[self._database(schema)]}'; "
+                        f"{_PLANNER_SETTINGS}"
                     )
-                    connection.exec_driver_sql(f"{_DISABLE_IDLE_TIMEOUT}; {_PLANNER_SETTINGS}")
                     yield from _rows(connection, name, parameters)
 
             yield read
 
-    def _engine(self, schema: str) -> Engine:
-        if schema not in self._engines:
-            self._engines[schema] = create_engine(
-                self._url(schema), max_overflow=-1, isolation_level="REPEATABLE READ"
-            )
-        return self._engines[schema]
+    @contextmanager
+    def _connect(self, schema: str) -> Iterator[Connection]:
+        """Yields a connection in a new transaction, which is rolled back at the end."""
+        if schema not in self._connections:
+            self._connections[schema] = Connections(self._url(schema))
+        connections = self._connections[schema]
+        connection = connections.take()
+        self._used.add(connection)
+        try:
+            connection.execute(f"begin isolation level repeatable read; {_DISABLE_IDLE_TIMEOUT}")
+            yield connection
+        finally:
+            connections.give_back(connection)
+            self._used.discard(connection)
+
+    def _database(self, schema: str) -> str:
+        """Where the schema's database is, whatever the role."""
+        return make_conninfo(self._url(schema), user="", password="")
 
     def close(self) -> None:
-        for engine in self._engines.values():
-            engine.dispose()
-
-
-def _database(engine: Engine) -> URL:
-    return engine.url.set(username="-", password="-")  # noqa: S106 - a placeholder for any role
+        """Closes all connections, with those of queries that were not read to their end."""
+        for connection in self._used:
+            connection.close()
+        for connections in self._connections.values():
+            connections.close()
 
 
 def _rows(connection: Connection, name: str, parameters: dict[str, Any]) -> Iterator[Row[Any]]:
-    options = {"stream_results": True, "yield_per": _FETCH_SIZE}
-    yield from connection.execution_options(**options).execute(
-        statement(name, parameters), parameters
-    )
+    with connection.cursor("rows") as cursor:
+        cursor.itersize = _FETCH_SIZE
+        yield from cursor.execute(statement(name, parameters), parameters or None)
 
 
-def statement(name: str, parameters: dict[str, Any]) -> TextClause:
+def statement(name: str, parameters: dict[str, Any]) -> Statement:
     """The query of that name, or the one in `parameters`, which is removed from them."""
     return text(parameters.pop("statement", QUERIES[name]))

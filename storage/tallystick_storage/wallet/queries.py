@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, text
-
 from tallystick_storage.pagination import before_parameters
+from tallystick_storage.sql import Connection, Row, text
 from tallystick_storage.wallet.wallets import HOLD_COLUMNS, WalletKey, encode_keys
 
 DueCursor = tuple[datetime, str]

@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, text
-
 from tallystick_core.wallet.balances import Balances, Wallet, WalletChange
 from tallystick_core.wallet.holds import Hold
 from tallystick_core.wallet.instructions import Credit, Instruction, StoredInstruction
 from tallystick_core.wallet.state import EntryKind, HoldState
 from tallystick_storage.database import encode_rows
 from tallystick_storage.outbox import insert_into_outbox
+from tallystick_storage.sql import Connection, Row, text
 
 WalletKey = tuple[str, str]
 """Seller and currency."""

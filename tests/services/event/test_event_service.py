@@ -13,7 +13,6 @@ from itertools import islice, pairwise
 from typing import Any, TypeVar
 
 import pytest
-from sqlalchemy import Connection, Row
 
 from tallystick import Client, InvalidArgumentError, TallystickError, new_order
 from tallystick.event.v1 import event_pb2, event_service_pb2
@@ -26,6 +25,7 @@ from tallystick_server.rpc.streaming import SequenceSource, SequenceTail, Stream
 from tallystick_storage.database import Database
 from tallystick_storage.event import events as store
 from tallystick_storage.outbox import OutboxRow
+from tallystick_storage.sql import Connection, Row
 from tests.support.events import payment_created
 from tests.support.platform import eventually, unique_id
 

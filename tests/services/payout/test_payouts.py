@@ -8,7 +8,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import Connection, text
 
 from tallystick import Client, TallystickError
 from tallystick.ledger.v1 import ledger_service_pb2
@@ -46,6 +45,7 @@ from tallystick_server.payout.poll_completed import CompletedPayoutPoller
 from tallystick_server.verify.run import verify
 from tallystick_storage.operations import Reschedule, reschedule
 from tallystick_storage.payout import payouts as store
+from tallystick_storage.sql import Connection, text
 from tests.fakes.payout_provider import ScriptedPayoutProvider
 from tests.support.errors import error_reason
 from tests.support.payouts import (
@@ -164,7 +164,7 @@ def test_a_reopened_payout_fences_former_lease_holders(
 
     def reopened(connection: Connection) -> tuple[list[int], list[dict[str, bool]]]:
         tokens, rescheduled = [max_delay], []
-        with connection.begin_nested() as savepoint:  # rolled back: the payout stays final
+        with connection.transaction(force_rollback=True):  # rolled back: the payout stays final
             for _ in range(3):
                 store.reopen(connection, [payout_id])
                 claimed = connection.execute(
@@ -193,7 +193,6 @@ def test_a_reopened_payout_fences_former_lease_holders(
                 connection.execute(
                     text("delete from operation where operation_id = :id"), {"id": operation_id}
                 )
-            savepoint.rollback()
         return tokens, rescheduled
 
     due_row: Any = payout_platform.run_in_loop(

@@ -14,7 +14,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import Connection, create_engine
 
 from tallystick import Client
 from tallystick.operator.v1 import operator_pb2
@@ -26,6 +25,7 @@ from tallystick_server.app.wiring import Dependencies
 from tallystick_server.payout import schedule_runner
 from tallystick_storage import clock
 from tallystick_storage.payout import schedules as schedule_store
+from tallystick_storage.sql import Connection, connect
 from tests.fakes.payout_provider import ScriptedPayoutProvider
 from tests.support.errors import from_status
 from tests.support.payouts import (
@@ -56,7 +56,7 @@ def payout_provider() -> ScriptedPayoutProvider:
 
 def make_schedules_due(databases: DatabaseUrls) -> None:
     """Makes every schedule due."""
-    with psycopg.connect(databases.admin.replace("+psycopg", "")) as connection:
+    with psycopg.connect(databases.admin) as connection:
         connection.execute("set session_replication_role = replica")  # no triggers
         update_rows(
             connection,
@@ -350,19 +350,18 @@ def test_schedules_are_locked_in_order(
     """Schedules that are changed together are locked by seller, whatever their stored and requested
     order, so that two changes never deadlock.
     """
-    engine = create_engine(
-        scratch_database.admin.replace("postgresql://", "postgresql+psycopg://"),
-        connect_args={"options": "-c search_path=payout"},
-    )
+
+    def connect_to_payout() -> Connection:
+        return connect(scratch_database.admin, options="-c search_path=payout")
+
     with ExitStack() as stack:
-        stack.callback(engine.dispose)
-        with engine.begin() as connection:
-            connection.exec_driver_sql("set session_replication_role = replica")
+        with connect_to_payout() as connection:
+            connection.execute("set session_replication_role = replica")
             for seller in ("c", "b", "a"):
-                connection.exec_driver_sql(
+                connection.execute(
                     "insert into payout_schedule values (%s, 'EUR', 'DAILY', '', 0, '12:00', "
                     "'UTC', 0, 0, 0, true, '', clock(), clock(), 0, 'x', '', 1, clock())",
-                    (seller,),
+                    [seller],
                 )
         pool = stack.enter_context(ThreadPoolExecutor(1))
         holder = stack.enter_context(
@@ -371,8 +370,8 @@ def test_schedules_are_locked_in_order(
         holder.execute("select from payout_schedule where seller_account = 'a' for update")
 
         def run() -> None:
-            with engine.connect() as connection:
-                connection.exec_driver_sql("set session_replication_role = replica")
+            with connect_to_payout() as connection:
+                connection.execute("set session_replication_role = replica; begin")
                 change(
                     connection,
                     sorted(

@@ -36,9 +36,7 @@ from tests.support.platform import ServedPlatform, eventually, unique_id
 
 def count_rows(market: ServedPlatform, table: str, seller: str) -> int:
     """How many rows of a table name the seller."""
-    with psycopg.connect(
-        market.databases.reader(table.partition(".")[0]).replace("+psycopg", "")
-    ) as connection:
+    with psycopg.connect(market.databases.reader(table.partition(".")[0])) as connection:
         (count,) = connection.execute(
             f"select count(*) from {table} where seller_account = %s", [seller]
         ).fetchone() or (0,)

@@ -496,7 +496,7 @@ def test_a_credit_that_cannot_be_released_delays_no_other(scratch_database: Data
         serve_platform(scratch_database, Settings().replace(release_delay=1)) as platform,
         platform.client() as client,
     ):
-        with psycopg.connect(scratch_database.admin.replace("+psycopg", "")) as connection:
+        with psycopg.connect(scratch_database.admin) as connection:
             connection.execute("set session_replication_role = replica")  # no triggers
             credit_wallet(client, "s-1", "1.00", pending=True)
             connection.execute(

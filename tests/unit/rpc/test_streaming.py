@@ -10,11 +10,11 @@ from contextlib import aclosing
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection
 
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.rpc.streaming import SequenceSource, SequenceTail, StreamFilter
 from tallystick_storage.database import Database
+from tallystick_storage.sql import Connection
 
 KIBIBYTE = 1024
 

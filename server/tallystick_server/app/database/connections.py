@@ -12,7 +12,7 @@ from psycopg.pq import PGconn, Ping
 
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.embedded import EmbeddedPostgres
-from tallystick_server.app.database.migrate import SCHEMAS, driver_url, migrate
+from tallystick_server.app.database.migrate import SCHEMAS, migrate, parse_url
 from tallystick_server.app.database.roles import Passwords, role_names, role_url
 from tallystick_server.app.errors import StartupError
 
@@ -33,15 +33,15 @@ class DatabaseUrls:
     """Whether an embedded PostgreSQL has ended."""
 
     def service(self, name: str) -> str:
-        """The URL of the service's login, for SQLAlchemy. Raises StartupError if it is unknown."""
+        """The URL of the service's login. Raises StartupError if it is unknown."""
         if name in self.overrides:
-            return driver_url(self.overrides[name]).render_as_string(hide_password=False)
+            return parse_url(self.overrides[name]).render_as_string(hide_password=False)
         return self._generated_url(role_names(self.database_name, name).service)
 
     def reader(self, name: str) -> str:
         """The URL of the service's read-only login. Raises StartupError if it is unknown."""
         if name in self.reader_overrides:
-            return driver_url(self.reader_overrides[name]).render_as_string(hide_password=False)
+            return parse_url(self.reader_overrides[name]).render_as_string(hide_password=False)
         return self._generated_url(role_names(self.database_name, name).reader)
 
     def all(self) -> dict[str, str]:
@@ -54,19 +54,19 @@ class DatabaseUrls:
                 "TALLYSTICK_DATABASE__URL must be set, or TALLYSTICK_DATABASE__SERVICE_URLS name "
                 "every schema this command needs."
             )
-        return driver_url(self.admin).database or "postgres"
+        return parse_url(self.admin).database or "postgres"
 
     def _generated_url(self, role: str) -> str:
         if not self.passwords.has(role):
             _require_server(self.admin)
-        return driver_url(role_url(self.admin, role, self.passwords.get(role))).render_as_string(
+        return parse_url(role_url(self.admin, role, self.passwords.get(role))).render_as_string(
             hide_password=False
         )
 
 
 def _require_server(admin_url: str) -> None:
     """Raises StartupError if no PostgreSQL answers at the URL. Does not log in."""
-    url = driver_url(admin_url).set(drivername="postgresql")
+    url = parse_url(admin_url)
     connection_info = make_conninfo(
         url.render_as_string(hide_password=False), connect_timeout=_CONNECT_TIMEOUT_SECONDS
     )

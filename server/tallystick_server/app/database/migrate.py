@@ -40,8 +40,8 @@ _TABLE_LOCK_TIMEOUT = "3s"
 _MAX_TRIES = 20
 
 
-def driver_url(url: str) -> URL:
-    """The URL for SQLAlchemy. Raises StartupError if it is not a PostgreSQL URL."""
+def parse_url(url: str) -> URL:
+    """The parts of a database URL. Raises StartupError if it is not a PostgreSQL URL."""
     try:
         parsed = make_url(url)
     # the parser raises many kinds, whose texts may show a part of a password
@@ -57,7 +57,7 @@ def driver_url(url: str) -> URL:
         raise StartupError(
             "The database URL must have at most one @, before the host; a password has %40."
         )
-    return parsed.set(drivername="postgresql+psycopg")
+    return parsed.set(drivername="postgresql")
 
 
 def migrate(
@@ -74,8 +74,8 @@ def migrate(
     A role whose password is unknown here keeps it, unless `new_passwords` is set. Calls `on_schema`
     after each schema.
     """
-    url = driver_url(admin_url)
-    engine = create_engine(url)
+    url = parse_url(admin_url)
+    engine = create_engine(url.set(drivername="postgresql+psycopg"))
     try:
         with engine.connect() as connection:
             version = (

@@ -16,7 +16,6 @@ import psycopg
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from psycopg import sql
-from sqlalchemy import make_url
 
 from tallystick_server.app.errors import StartupError, first_line
 from tallystick_storage.migrations import collect_scripts
@@ -212,10 +211,9 @@ def check_schema(url: str, service: str) -> None:
     """Raises StartupError if this code cannot work with the service's database. Raises
     DatabaseUnavailable while this cannot be checked.
     """
-    target = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
     try:
         with psycopg.connect(
-            target, connect_timeout=_CONNECT_TIMEOUT_SECONDS, options="-c statement_timeout=5000"
+            url, connect_timeout=_CONNECT_TIMEOUT_SECONDS, options="-c statement_timeout=5000"
         ) as connection:
             current = read_stored_schema(connection, service)
     except psycopg.Error as error:

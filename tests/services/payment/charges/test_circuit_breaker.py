@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event
 
 from tallystick import NotFoundError, UnavailableError, new_order
 from tallystick.operator.v1 import operator_pb2
@@ -17,6 +17,7 @@ from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tallystick_server.verify.run import verify
 from tallystick_storage.database import Database
+from tallystick_storage.sql import Connection, Cursor
 from tests.fakes.payment_provider import SandboxProvider
 from tests.support.charges import (
     FAST_RETRY_POLICY,
@@ -287,7 +288,7 @@ def test_an_outage_of_one_provider_does_not_affect_others(scratch_database: Data
 
 
 def test_new_payments_in_an_outage_share_one_count_of_waiting_charges(
-    scratch_database: DatabaseUrls,
+    scratch_database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the maximum number of charges waits for a failing provider, payments of new sellers are
     rejected without counting the waiting charges for each of them.
@@ -304,9 +305,12 @@ def test_new_payments_in_an_outage_share_one_count_of_waiting_charges(
     )
     counts: list[str] = []
 
-    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+    execute = Connection.execute
+
+    def note(connection: Connection, statement: str, *parameters: Any) -> Cursor:
         if "from (select from operation where phase" in statement:
             counts.append(statement)
+        return execute(connection, statement, *parameters)
 
     with (
         serve_platform(scratch_database, settings) as platform,
@@ -331,12 +335,9 @@ def test_new_payments_in_an_outage_share_one_count_of_waiting_charges(
             return False
 
         assert eventually(lambda: is_rejected(0))
-        event.listen(Engine, "before_cursor_execute", note)
-        try:
-            with ThreadPoolExecutor(20) as pool:
-                assert all(pool.map(is_rejected, range(100)))
-        finally:
-            event.remove(Engine, "before_cursor_execute", note)
+        monkeypatch.setattr(Connection, "execute", note)
+        with ThreadPoolExecutor(20) as pool:
+            assert all(pool.map(is_rejected, range(100)))
     assert len(counts) < 50
 
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import psycopg
 import pytest
-from sqlalchemy import Connection
 
 from tallystick import Client, FailedPreconditionError
 from tallystick.operator.v1 import operator_pb2
@@ -33,6 +32,7 @@ from tallystick_server.payment.charge import Charge
 from tallystick_server.verify.run import verify
 from tallystick_storage.operations import claim_dead_lettered, find_held
 from tallystick_storage.payment import orders as payment_store
+from tallystick_storage.sql import Connection
 from tests.fakes.payment_provider import ScriptedPaymentProvider
 from tests.support.charges import (
     WAIT_FOR_ACCEPTANCE,
@@ -77,9 +77,7 @@ def test_a_recorded_outcome_is_applied_without_another_call(
         )
         order = payment.payment_orders[0]
         # as the lease holder would
-        with psycopg.connect(
-            scratch_database.service("payment").replace("+psycopg", "")
-        ) as connection:
+        with psycopg.connect(scratch_database.service("payment")) as connection:
             update_rows(
                 connection,
                 "update attempt set outcome = 'SUCCEEDED', provider_reference = 'from-afar', "
@@ -131,7 +129,7 @@ def test_a_stale_transition_keeps_the_operation_scheduled(
     async def move() -> tuple[int, bool]:
         def work(connection: Connection) -> tuple[int, bool]:
             # Rolled back, so that the dead letter is unchanged.
-            with connection.begin_nested() as savepoint:
+            with connection.transaction(force_rollback=True):
                 token = claim_dead_lettered(connection, order.charge_id, 1.0)
                 assert token is not None
                 stale = payment_store.OrderTransitionRow(
@@ -144,12 +142,10 @@ def test_a_stale_transition_keeps_the_operation_scheduled(
                     failure_reason="PROVIDER_UNREACHABLE",
                 )
                 transitioned = payment_store.transition_orders(connection, [stale])
-                summary = (
+                return (
                     len(transitioned),
                     find_held(connection, [order.charge_id]) == {order.charge_id: token},
                 )
-                savepoint.rollback()
-            return summary
 
         return await database_of(two_try_platform, "payment").transact(work)
 
@@ -280,9 +276,7 @@ def test_an_outcome_recorded_without_the_lease_makes_its_charge_due(
     assert eventually(lambda: retry_reason(slow_retry_platform.databases, charge_id) == "NO_ANSWER")
     holder: Charge | None = None
     if is_held:
-        with psycopg.connect(
-            slow_retry_platform.databases.service("payment").replace("+psycopg", "")
-        ) as connection:
+        with psycopg.connect(slow_retry_platform.databases.service("payment")) as connection:
             row = connection.execute(
                 "update operation set lease_until = clock() + interval '100 seconds', lease_token "
                 "= lease_token + 1, is_leased = true where operation_id = %s returning lease_token",
@@ -378,9 +372,7 @@ def test_a_charge_with_a_recorded_outcome_is_not_dead_lettered(
     charge_id = payment.payment_orders[0].charge_id
     assert eventually(lambda: retry_reason(slow_retry_platform.databases, charge_id) == "NO_ANSWER")
     # as another process would
-    with psycopg.connect(
-        slow_retry_platform.databases.service("payment").replace("+psycopg", "")
-    ) as connection:
+    with psycopg.connect(slow_retry_platform.databases.service("payment")) as connection:
         row = connection.execute(
             "update operation set next_try_time = clock(), lease_until = clock() + interval "
             "'1 second', lease_token = lease_token + 1, is_leased = true "

@@ -8,7 +8,6 @@ from threading import Event
 
 import psycopg
 import pytest
-from sqlalchemy import Connection
 
 from tallystick import AlreadyExistsError, Client, InvalidArgumentError, NotFoundError, new_order
 from tallystick.ledger.v1 import ledger_service_pb2
@@ -22,6 +21,7 @@ from tallystick_server.payment.unapplied_charges import record_unapplied
 from tallystick_server.verify.run import verify
 from tallystick_storage.database import ConstraintViolation
 from tallystick_storage.operations import AttemptResult, record_attempt_results
+from tallystick_storage.sql import Connection
 from tests.fakes.payment_provider import ScriptedPaymentProvider
 from tests.support.charges import (
     WAIT_FOR_ACCEPTANCE,
@@ -206,7 +206,7 @@ def test_a_second_charge_is_unapplied_before_the_first_is_applied(
     wait_for_dead_letter(client, payment)
     charge_id = payment.payment_orders[0].charge_id
     stale_charge = leased_charge(two_try_platform, charge_id, 0)
-    payment_url = two_try_platform.databases.service("payment").replace("+psycopg", "")
+    payment_url = two_try_platform.databases.service("payment")
     with psycopg.connect(payment_url) as connection:  # no process applies one before both are there
         update_rows(
             connection,

@@ -1,0 +1,93 @@
+"""SQL statements with named parameters, and the connections that execute them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+import psycopg
+from psycopg.rows import namedtuple_row
+
+T = TypeVar("T")
+C = TypeVar("C", bound="Connection")
+
+_PARAMETER = re.compile(r"(?<![:\w\\]):(\w+)(?!:)")
+
+
+class Statement(str):
+    """One SQL statement as the driver takes it."""
+
+    __slots__ = ()
+
+
+def text(sql: str) -> Statement:
+    """The statement of some SQL. Its parameters are written `:name`."""
+    if not _PARAMETER.search(sql):
+        return Statement(sql)
+    return Statement(_PARAMETER.sub(r"%(\1)s", sql.replace("%", "%%")))
+
+
+class Row(tuple[Any, ...], Generic[T]):
+    """A row of a result; its columns are attributes."""
+
+    __slots__ = ()
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+
+class Cursor(psycopg.Cursor[Any]):
+    """The result of a statement."""
+
+    def all(self) -> list[Row[Any]]:
+        return self.fetchall()
+
+    def one(self) -> Row[Any]:
+        """The only row. Raises ValueError if there is another number of rows."""
+        (row,) = self.fetchall()
+        return cast(Row[Any], row)
+
+    def one_or_none(self) -> Row[Any] | None:
+        """The only row, or None. Raises ValueError if there are several."""
+        rows = self.fetchall()
+        if not rows:
+            return None
+        (row,) = rows
+        return cast(Row[Any], row)
+
+    def scalar_one(self) -> Any:
+        """The only column of the only row. Raises ValueError if there is another number of them."""
+        ((value,),) = self.fetchall()
+        return value
+
+    def scalar_one_or_none(self) -> Any:
+        """The only column of the only row, or None."""
+        row = self.one_or_none()
+        return None if row is None else row[0]
+
+    def scalars(self) -> list[Any]:
+        """The first column of each row."""
+        return [row[0] for row in self.fetchall()]
+
+
+class Connection(psycopg.Connection[Any]):
+    """A connection that begins no transaction by itself. `open_time`: see time.monotonic."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.open_time = monotonic()
+
+    def execute(  # type: ignore[override]
+        self, statement: str, parameters: Mapping[str, Any] | Sequence[Any] | None = None
+    ) -> Cursor:
+        """Executes a statement and returns its result."""
+        return cast(Cursor, super().execute(cast(Any, statement), parameters or None))
+
+
+def connect(url: str, kind: type[C] = Connection, **options: Any) -> C:  # type: ignore[assignment]
+    """Opens a connection of this class. `options`: see libpq. Raises psycopg.OperationalError."""
+    return kind.connect(
+        url, autocommit=True, cursor_factory=Cursor, row_factory=namedtuple_row, **options
+    )
