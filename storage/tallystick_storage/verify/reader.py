@@ -42,6 +42,8 @@ class Reader:
         further database has its own snapshot. The snapshot of events is taken last, so that it
         contains every event relayed before another snapshot.
         """
+        # Now, because queries are opened from several threads.
+        self._connections = {schema: Connections(self._url(schema)) for schema in _SCHEMAS}
         snapshots: dict[str, str] = {}
         with ExitStack() as stack:
             for schema in _SCHEMAS:
@@ -66,8 +68,6 @@ class Reader:
     @contextmanager
     def _connect(self, schema: str) -> Iterator[Connection]:
         """Yields a connection in a new transaction, which is rolled back at the end."""
-        if schema not in self._connections:
-            self._connections[schema] = Connections(self._url(schema))
         connections = self._connections[schema]
         connection = connections.take()
         self._used.add(connection)
