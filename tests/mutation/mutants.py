@@ -29,9 +29,9 @@ MUTANTS = (
     # requests to the provider
     Mutant(
         "a retry uses a new key",
-        f"{_SERVER}/payment/charge.py",
-        ("return ChargeRequest(\n            self.provider_key,"),
-        ('return ChargeRequest(\n            f"{self.provider_key}-{self.lease_token}",'),
+        f"{_SERVER}/payment/operations/charge.py",
+        ("return ChargeRequest(\n        charge.provider_key,"),
+        ('return ChargeRequest(\n        f"{charge.provider_key}-{charge.lease_token}",'),
     ),
     Mutant(
         "a timeout counts as a decline",
@@ -62,15 +62,15 @@ MUTANTS = (
     ),
     Mutant(
         "a charge is sent again after its key window",
-        f"{_SERVER}/payment/charge.py",
-        "key_honored=self.is_key_honored(key_window_seconds, lease_seconds),",
+        f"{_SERVER}/payment/operations/charge.py",
+        "key_honored=charge.is_key_honored(key_window_seconds, lease_seconds),",
         "key_honored=True,",
         "tests/unit/operations/test_next_action.py::test_a_cancelled_or_expired_charge_is_not_sent",
     ),
     Mutant(
         "an unsent charge is dead-lettered after the key window",
         f"{_SERVER}/operations/operation.py",
-        ("or (\n            not self.maybe_sent and self.not_found_count > 0\n        )"),
+        ("or (not self.maybe_sent and self.not_found_count > 0)"),
         "",
         "tests/services/payment/charges/test_retries.py::test_an_unsent_charge_is_sent_after_any_outage",
     ),
@@ -102,16 +102,16 @@ MUTANTS = (
     ),
     Mutant(
         "an expired charge is sent",
-        f"{_SERVER}/payment/charge.py",
-        "        is_expired = now >= self.expires_at and ",
-        "        is_expired = now >= self.expires_at + 10**9 and ",
+        f"{_SERVER}/payment/operations/charge.py",
+        "    is_expired = now >= charge.expires_at and ",
+        "    is_expired = now >= charge.expires_at + 10**9 and ",
         "tests/services/payment/charges/test_expiry.py",
     ),
     Mutant(
         "an expired charge is sent again if it was sent before",
-        f"{_SERVER}/payment/charge.py",
-        "        is_expired = now >= self.expires_at and ",
-        "        is_expired = now >= self.expires_at and not self.maybe_sent and ",
+        f"{_SERVER}/payment/operations/charge.py",
+        "    is_expired = now >= charge.expires_at and ",
+        "    is_expired = now >= charge.expires_at and not charge.maybe_sent and ",
         "tests/services/payment/charges/test_expiry.py",
     ),
     Mutant(
@@ -181,7 +181,7 @@ MUTANTS = (
     Mutant(
         "sends and lookups share a circuit",
         f"{_SERVER}/providers/gateway.py",
-        "breaker = self._breakers[operation.provider, operation.circuit(action)]",
+        "breaker = self._breakers[operation.provider, circuit]",
         "breaker = self._breakers[operation.provider, Circuit.SENDS]",
         "tests/unit/providers/test_circuit_breaker.py",
     ),
@@ -298,8 +298,8 @@ MUTANTS = (
     Mutant(
         "an outcome that cannot be applied is retried without limit",
         f"{_SERVER}/operations/failed_step.py",
-        "return self.operation.needs_booking or self.action is NextAction.APPLY_RECORDED",
-        "return self.operation.needs_booking",
+        "return self.action in (NextAction.BOOK, NextAction.APPLY_RECORDED)",
+        "return self.action is NextAction.BOOK",
         "tests/services/payment/charges/test_outcomes.py::test_an_outcome_that_cannot_be_applied_becomes_a_dead_letter",
     ),
     Mutant(
@@ -460,8 +460,8 @@ MUTANTS = (
     ),
     Mutant(
         "a recorded delivery is not released later",
-        f"{_SERVER}/payment/worker.py",
-        "            self._credit_releases,\n",
+        f"{_SERVER}/payment/payments.py",
+        "                self._credit_releases,\n",
         "",
         "tests/services/payment/test_create_payment.py::test_a_confirmed_delivery_makes_the_sellers_money_available",
     ),
@@ -491,9 +491,9 @@ MUTANTS = (
     # payouts
     Mutant(
         "each send of a payout has its own key",
-        f"{_SERVER}/payout/operation.py",
-        ("return PayoutRequest(\n            self.provider_key,"),
-        ('return PayoutRequest(\n            f"{self.provider_key}-{self.lease_token}",'),
+        f"{_SERVER}/payout/operations/payout.py",
+        ("return PayoutRequest(\n        payout.provider_key,"),
+        ('return PayoutRequest(\n        f"{payout.provider_key}-{payout.lease_token}",'),
     ),
     Mutant(
         "an unsent payout is looked up without end after its key window",
@@ -531,12 +531,12 @@ MUTANTS = (
     ),
     Mutant(
         "a payout is sent again after its key window",
-        f"{_SERVER}/payout/operation.py",
+        f"{_SERVER}/payout/operations/payout.py",
         (
-            "and not self.lookup_only\n"
-            "            and self.is_key_honored(key_window_seconds, lease_seconds)"
+            "and not payout.lookup_only\n"
+            "        and payout.is_key_honored(key_window_seconds, lease_seconds)"
         ),
-        ("and not self.lookup_only\n            "),
+        ("and not payout.lookup_only\n        "),
         "tests/unit/operations/test_next_action.py::test_a_payout_is_sent_only_with_an_honored_key",
     ),
     Mutant(
@@ -881,10 +881,10 @@ MUTANTS = (
     ),
     Mutant(
         "payments of abandoned calls are stored",
-        f"{_SERVER}/payment/worker.py",
+        f"{_SERVER}/payment/payments.py",
         "            drop_abandoned=True,\n            max_queued=MAX_QUEUED_CALLS,\n        )\n  "
-        "      self._record_batcher",
-        "            max_queued=MAX_QUEUED_CALLS,\n        )\n        self._record_batcher",
+        "      self._delivery_batcher",
+        "            max_queued=MAX_QUEUED_CALLS,\n        )\n        self._delivery_batcher",
         "tests/rpc/test_overload.py::test_abandoned_calls_are_not_started",
     ),
     Mutant(

@@ -37,8 +37,9 @@ from tests.support.platform import (
     database_of,
     eventually,
     free_address,
-    payment_worker_of,
+    payments_of,
     payout_worker_of,
+    payouts_of,
     serve_platform,
     unique_id,
 )
@@ -175,7 +176,7 @@ def test_abandoned_calls_are_not_started(scratch_database: DatabaseUrls) -> None
             _items_after_timeouts(
                 scratch_database,
                 "payment.checkout",
-                payment_worker_of(platform).create_batcher,
+                payments_of(platform).create_batcher,
                 payment,
             )
             == []
@@ -193,7 +194,7 @@ def test_abandoned_calls_are_not_started(scratch_database: DatabaseUrls) -> None
             _items_after_timeouts(
                 scratch_database,
                 "payout.payout",
-                payout_worker_of(platform).create_batcher,
+                payouts_of(platform).create_batcher,
                 payout,
             )
             == []

@@ -39,7 +39,7 @@ from tests.support.events import payment_created
 from tests.support.platform import (
     ServedPlatform,
     eventually,
-    payment_worker_of,
+    payments_of,
     serve_platform,
     unique_id,
 )
@@ -336,7 +336,7 @@ def test_waiting_orders_of_one_owner_leave_capacity_for_others(
         serve_platform(scratch_database, SETTINGS.replace(worker__max_in_flight=10)) as platform,
         ThreadPoolExecutor(4) as callers,
     ):
-        payment_worker = payment_worker_of(platform)
+        payments = payments_of(platform)
 
         def pays(name: str, orders: int) -> payment_pb2.Payment:
             with platform.client(token_of(name), tries=1) as client:
@@ -353,23 +353,23 @@ def test_waiting_orders_of_one_owner_leave_capacity_for_others(
 
         for name in ("first", "other"):
             pays(name, 1)
-        assert eventually(lambda: not payment_worker.in_flight_count)
+        assert eventually(lambda: not payments.worker.in_flight_count)
         with psycopg.connect(scratch_database.admin) as admin:
             admin.execute("lock table payment.checkout in share mode")
             pending_calls = [callers.submit(pays, "first", 4) for _ in range(2)]
-            assert eventually(lambda: payment_worker.create_bulkhead.used == 8)
+            assert eventually(lambda: payments.create_bulkhead.used == 8)
             with pytest.raises(UnavailableError) as error:
                 pays("first", 4)
             assert error.value.reason == "OVERLOADED"
             pending_calls.append(callers.submit(pays, "other", 1))
-            assert eventually(lambda: payment_worker.create_bulkhead.used == 9)
+            assert eventually(lambda: payments.create_bulkhead.used == 9)
             admin.rollback()
             assert [len(payment.result(60).payment_orders) for payment in pending_calls] == [
                 4,
                 4,
                 1,
             ]
-        assert payment_worker.create_bulkhead.used == 0
+        assert payments.create_bulkhead.used == 0
 
 
 def test_operators_share_their_slots_and_services_do_not() -> None:

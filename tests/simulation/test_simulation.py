@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tallystick_server.payment import charge
+from tallystick_server.payment.operations import charge
 from tests.simulation import world
 from tests.simulation.crash_points import (
     CRASH_PLANS,
@@ -185,9 +185,9 @@ def test_a_deliberate_bug_is_found_and_minimized(
     detects it, and the minimized run has at most two payments and two faults.
     """
     monkeypatch.setattr(
-        charge.Charge,
+        charge,
         "to_request",
-        lambda self: replace(_TO_REQUEST(self), key=f"{self.provider_key}-{self.lease_token}"),
+        lambda one: replace(_TO_REQUEST(one), key=f"{one.provider_key}-{one.lease_token}"),
     )
     # the first of them fails soon
     worlds = (simulation.run(SimulationPlan(seed, 8, fault_rate=0.06)) for seed in range(28, 44))
@@ -206,7 +206,7 @@ def test_a_deliberate_bug_is_found_and_minimized(
     assert simulation.run(short.plan).trace == short.trace
 
 
-_TO_REQUEST = charge.Charge.to_request
+_TO_REQUEST = charge.to_request
 
 
 def test_idle_reads_are_named_as_in_the_code() -> None:

@@ -26,7 +26,7 @@ SLOW_SECONDS = (0.5, 12.0)
 _POLLS = frozenset(
     {
         "transaction OperationWorker._claim_due.claim",
-        "transaction PaymentWorker.end_expired.end",
+        "transaction Payments.end_expired.end",
         "transaction Monitor.run_once.refresh_alerts",
         "read UnappliedChargeBooking.run_once.<lambda>",
         "read DeliveryConfirmation.run_once.<lambda>",

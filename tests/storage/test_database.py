@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -14,7 +15,7 @@ from psycopg import sql
 from sqlalchemy import make_url
 
 from tallystick_core.errors import ApiError, ErrorReason
-from tallystick_core.operations.next_action import NextAction
+from tallystick_core.operations.next_action import Circuit, NextAction
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.providers.circuit_breaker import BreakerSettings
 from tallystick_server.providers.gateway import ProviderGateway
@@ -376,7 +377,11 @@ def test_no_network_call_is_made_inside_a_transaction(event_database: Database) 
             timeout_seconds=1,
             breaker_settings=BreakerSettings(),
         )
-        for call in (ServiceClient().call(None, None), execute.call(None, NextAction.SEND)):  # type: ignore[arg-type]
+        nothing: Any = None
+        for call in (
+            ServiceClient().call(nothing, nothing),
+            execute.call(nothing, NextAction.SEND, Circuit.SENDS, nothing),
+        ):
             with pytest.raises(RuntimeError, match="inside a transaction"):
                 asyncio.run(call)
 

@@ -20,6 +20,7 @@ from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.wiring import Dependencies
 from tallystick_server.operations.failed_step import FailedStep
+from tallystick_server.operations.operation import LeasedOperation
 from tallystick_server.operations.reschedule import Rescheduler
 from tallystick_server.operations.retry_policy import RetryPolicies, RetryPolicy, RetryStrategy
 from tallystick_server.payment.charge import Charge, charges_from_rows
@@ -182,9 +183,9 @@ def payment_of_dead_process(
     """A payment that was accepted and never sent: the process that leases its charge crashes
     before, and its lease expires later.
     """
-    leased_charges: list[Charge] = []
+    leased_charges: list[LeasedOperation] = []
 
-    async def drop_charge(operation: Charge) -> None:
+    async def drop_charge(operation: LeasedOperation) -> None:
         leased_charges.append(operation)
 
     payment_worker = payment_worker_of(running)
@@ -249,12 +250,10 @@ def record_outcomes(
 
 def reschedule(platform: ServedPlatform, *failed_steps: FailedStep[Charge]) -> None:
     """Reschedules in one batch the operations whose step failed."""
-    payment_worker = payment_worker_of(platform)
     rescheduler = Rescheduler(
         database_of(platform, "payment"),
         RetryPolicies(platform.settings.retry),
-        payment_worker.lock_unresolved,
-        payment_worker.fail,
+        payment_worker_of(platform).kinds,
     )
     results = platform.run_in_loop(rescheduler.run, failed_steps)
     assert not [result for result in results if isinstance(result, Exception)]

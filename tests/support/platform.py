@@ -37,8 +37,11 @@ from tallystick_server.app.serve import RunningServer
 from tallystick_server.app.wiring import Dependencies
 from tallystick_server.cli import main
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
-from tallystick_server.payment.worker import PaymentWorker
-from tallystick_server.payout.worker import PayoutWorker
+from tallystick_server.operations.worker import OperationWorker
+from tallystick_server.payment.handlers import PaymentHandlers
+from tallystick_server.payment.payments import Payments
+from tallystick_server.payout.handlers import PayoutHandlers
+from tallystick_server.payout.payouts import Payouts
 from tallystick_storage.database import Database
 
 T = TypeVar("T")
@@ -322,18 +325,28 @@ def is_replayed(method: Any, request: object) -> bool:
     return dict(call.trailing_metadata()).get("tallystick-replayed") == "true"
 
 
-def payment_worker_of(platform: ServedPlatform) -> PaymentWorker:
+def payments_of(platform: ServedPlatform) -> Payments:
+    """The payments of its PaymentService."""
+    handlers = platform.server.service("payment").servicer
+    assert isinstance(handlers, PaymentHandlers)
+    return handlers.payments
+
+
+def payouts_of(platform: ServedPlatform) -> Payouts:
+    """The payouts of its PayoutService."""
+    handlers = platform.server.service("payout").servicer
+    assert isinstance(handlers, PayoutHandlers)
+    return handlers.payouts
+
+
+def payment_worker_of(platform: ServedPlatform) -> OperationWorker:
     """The worker of its PaymentService."""
-    worker = platform.server.service("payment").worker
-    assert isinstance(worker, PaymentWorker)
-    return worker
+    return payments_of(platform).worker
 
 
-def payout_worker_of(platform: ServedPlatform) -> PayoutWorker:
+def payout_worker_of(platform: ServedPlatform) -> OperationWorker:
     """The worker of its PayoutService."""
-    worker = platform.server.service("payout").worker
-    assert isinstance(worker, PayoutWorker)
-    return worker
+    return payouts_of(platform).worker
 
 
 def database_of(platform: ServedPlatform, service: str) -> Database:

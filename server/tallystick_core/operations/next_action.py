@@ -20,7 +20,7 @@ class NextAction(StrEnum):
     platform.
     """
     PLACE_HOLD = "PLACE_HOLD"
-    """Do the work that precedes sending. It does not call the provider."""
+    """Hold the money in the wallet, and begin the attempt. It does not call the provider."""
     SEND = "SEND"
     """Send the operation under the idempotency key of its attempt."""
     LOOK_UP = "LOOK_UP"
@@ -33,6 +33,8 @@ class NextAction(StrEnum):
     """Apply the provider outcome that is already stored."""
     BOOK = "BOOK"
     """Book the final outcome in wallet and ledger."""
+    WAIT = "WAIT"
+    """Do nothing: it is complete, or a decision of an operator schedules it again."""
 
 
 class Circuit(StrEnum):

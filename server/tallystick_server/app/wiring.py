@@ -36,9 +36,9 @@ from tallystick_server.operations.retry_policy import RetryPolicies
 from tallystick_server.operations.worker import OperationWorker, WorkerSettings
 from tallystick_server.outbox.relay import EventSource, FirstNonEmptySource, OutboxSource, Relay
 from tallystick_server.payment import handlers as payment
-from tallystick_server.payment.worker import PaymentWorker
+from tallystick_server.payment.payments import Payments
 from tallystick_server.payout import handlers as payout
-from tallystick_server.payout.worker import PayoutSettings, PayoutWorker
+from tallystick_server.payout.payouts import Payouts, PayoutSettings
 from tallystick_server.providers.circuit_breaker import BreakerSettings
 from tallystick_server.providers.sandbox import provider as sandbox_provider
 from tallystick_server.rpc.authentication import DEVELOPER
@@ -97,7 +97,7 @@ class Service:
     access: Access
     running: Sequence[_Lifecycle]
     databases: Sequence[Database]
-    worker: OperationWorker[Any, Any] | None = None
+    worker: OperationWorker | None = None
     closing: Sequence[_CloseHook] = ()
 
     @property
@@ -216,7 +216,7 @@ class Wiring:
             Sandbox,
             partial(sandbox_provider.InProcessSandbox, final_not_found=final_not_found),
         )
-        worker = PaymentWorker(
+        payments = Payments(
             database,
             BuiltInRiskCheck(self._risk_rules()),
             FeeRates(settings.payment.fee_rate, dict(settings.payment.seller_fee_rates)),
@@ -232,13 +232,15 @@ class Wiring:
             seller_owner_max_age_seconds=settings.payment.seller_owner_max_age,
             holder_id=self._dependencies.new_id(),
         )
-        handlers = payment.PaymentHandlers(database, worker)
+        handlers = payment.PaymentHandlers(database, payments)
         alert_queries = payment_alerts.alert_queries(
             {**ALERT_AFTER_SECONDS, **settings.payment.alert_after},
             settings.payment.review_timeout,
             settings.worker.events_alert_after,
         )
-        service = Service("payment", handlers, payment.ACCESS, [handlers], [database], worker)
+        service = Service(
+            "payment", handlers, payment.ACCESS, [handlers], [database], payments.worker
+        )
         return self._with_providers(
             bundle, self._with_relay(service, alert_queries, OutboxSource(database))
         )
@@ -374,7 +376,7 @@ class Wiring:
             SandboxPayouts,
             sandbox_provider.InProcessSandboxPayouts,
         )
-        worker = PayoutWorker(
+        payouts = Payouts(
             database,
             bundle.providers,
             self._service_client,
@@ -394,8 +396,10 @@ class Wiring:
             {**PAYOUT_ALERT_AFTER, **settings.payout.alert_after},
             settings.worker.events_alert_after,
         )
-        handlers = payout.PayoutHandlers(database, worker)
-        service = Service("payout", handlers, payout.ACCESS, [handlers], [database], worker)
+        handlers = payout.PayoutHandlers(database, payouts)
+        service = Service(
+            "payout", handlers, payout.ACCESS, [payouts, handlers], [database], payouts.worker
+        )
         return self._with_providers(
             bundle, self._with_relay(service, alert_queries, OutboxSource(database))
         )

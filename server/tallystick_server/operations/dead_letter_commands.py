@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from tallystick_core.errors import ApiError, ErrorReason, not_found_error, state_error
 from tallystick_core.operations.dead_letter import DeadLetterState
+from tallystick_core.operations.kind import parse_resource_name
 from tallystick_core.operations.next_action import NextAction
 from tallystick_core.provider.outcome import (
     Declined,
@@ -27,6 +28,7 @@ from tallystick_core.state_machine import Verb, invalid_state_error
 from tallystick_server.operations import dead_letters
 from tallystick_server.operations.failed_step import is_duplicate_reference
 from tallystick_server.operations.operation import LeasedOperation
+from tallystick_server.operations.reschedule import lock_unresolved
 from tallystick_server.operations.worker import OperationWorker
 from tallystick_server.providers.gateway import NotCalled
 from tallystick_storage import clock
@@ -36,8 +38,6 @@ from tallystick_storage.database import ConstraintViolation, Database
 from tallystick_storage.pagination import PageKey
 from tallystick_storage.sql import Connection, Row
 
-Op = TypeVar("Op", bound=LeasedOperation)
-G = TypeVar("G")
 _RETRY, _CLOSE = Verb("RETRY", "retried"), Verb("CLOSE", "closed")
 _RETRY_AFTER_SECONDS = 1.0
 _MAX_RETRIED = 500
@@ -46,17 +46,19 @@ _MAX_CONCURRENT_CLOSES = 5  # each of them calls a provider
 _SAMPLE_SIZE = 20
 
 
-class DeadLetters(Generic[Op, G]):
+class DeadLetters:
     """The commands of operators for dead letters. Only a late provider outcome resolves one without
     an operator.
     """
 
-    def __init__(self, database: Database, worker: OperationWorker[Op, G]) -> None:
+    def __init__(self, database: Database, worker: OperationWorker) -> None:
         self._database = database
         self._worker = worker
 
     def operation_id(self, row: Row[Any]) -> str:
-        return self._worker.operation_id(row.resource_name)
+        """The operation id of a dead letter."""
+        kind, resource_id = parse_resource_name(row.resource_name)
+        return self._worker.kinds[kind].operation_id(resource_id)
 
     async def find(self, dead_letter_id: str, *, changed: bool = False) -> Row[Any]:
         """Reads the dead letter; `changed` as in `Database.read`. Raises NOT_FOUND."""
@@ -202,14 +204,19 @@ class DeadLetters(Generic[Op, G]):
                     "PENDING",
                 )
 
-        def close(connection: Connection) -> G:
-            (leased_operation,) = self._claim(connection, operation.operation_id)
-            result = self._worker.close(connection, leased_operation, operator, reason)
+        def close(connection: Connection) -> LeasedOperation | None:
+            leased_operation = self._claim(connection, operation)
+            kind = self._worker.kinds[operation.kind]
+            closed: LeasedOperation | None = kind.close(
+                connection, leased_operation, operator, reason
+            )
             ending.apply(connection, row)
-            return result
+            return closed
 
         async def commit_close() -> None:
-            self._worker.after_failed_step(operation, await self._database.transact(close))
+            closed = await self._database.transact(close)
+            if closed is not None:
+                self._worker.continue_failed(closed)
 
         is_applied = False
         with suppress(_ConcurrentChange):
@@ -217,7 +224,7 @@ class DeadLetters(Generic[Op, G]):
             is_applied = True
         return await self._read_ended(dead_letter_id, _CLOSE, ending), not is_applied
 
-    async def _call_provider(self, row: Row[Any]) -> tuple[Op, ProviderOutcome]:
+    async def _call_provider(self, row: Row[Any]) -> tuple[LeasedOperation, ProviderOutcome]:
         """Looks up the operation at its provider. Raises PROVIDER_UNAVAILABLE, INVALID_STATE."""
         tokens, now = {self.operation_id(row): 0}, asyncio.get_running_loop().time()
         operations = await self._database.load(
@@ -228,10 +235,8 @@ class DeadLetters(Generic[Op, G]):
                 "The operation has completed in the meantime; reload the dead letter.", "RESOLVED"
             )
         (operation,) = operations
-        action = operation.next_action(
-            now, self._worker.gateway.key_window(operation.provider), self._worker.lease_seconds
-        )
-        if action in (NextAction.PLACE_HOLD, NextAction.BOOK):
+        action = self._worker.next_action(operation)
+        if action in (NextAction.PLACE_HOLD, NextAction.BOOK, NextAction.WAIT):
             raise _close_error(
                 "The operation waits for the wallet or the ledger, not for its provider; retry the "
                 "dead letter.",
@@ -246,7 +251,7 @@ class DeadLetters(Generic[Op, G]):
         # without the provider, the operator's evidence decides
         if not self._worker.gateway.is_configured(operation.provider):
             return operation, Unknown(f"the provider {operation.provider} is not configured")
-        outcome = await self._worker.gateway.call(operation, NextAction.LOOK_UP)
+        outcome = await self._worker.call_provider(operation, NextAction.LOOK_UP)
         if isinstance(outcome, NotCalled):
             retry_after = outcome.retry_after or _RETRY_AFTER_SECONDS
             raise ApiError(
@@ -256,18 +261,19 @@ class DeadLetters(Generic[Op, G]):
             )
         return operation, outcome
 
-    def _claim(self, connection: Connection, operation_id: str) -> Sequence[Op]:
+    def _claim(self, connection: Connection, operation: LeasedOperation) -> LeasedOperation:
         """Leases the operation. Raises _ConcurrentChange if it has progressed since."""
         token = (
             operation_store.claim_dead_lettered(
-                connection, operation_id, self._worker.lease_seconds
+                connection, operation.operation_id, self._worker.lease_seconds
             )
-            if self._worker.lock_unresolved(connection, [operation_id])
+            if lock_unresolved(connection, self._worker.kinds, [operation])
             else None
         )
         if token is None:
             raise _ConcurrentChange
-        return self._worker.load(connection, {operation_id: token}, 0.0)
+        (claimed,) = self._worker.load(connection, {operation.operation_id: token}, 0.0)
+        return claimed
 
     async def _read_ended(self, dead_letter_id: str, verb: Verb, ending: _Ending) -> Row[Any]:
         """Reads the current dead letter. Raises INVALID_STATE if it ended in another way."""

@@ -59,14 +59,27 @@ class FailedStep(Generic[Op]):
     @property
     def has_recorded_outcome(self) -> bool:
         """Whether a final outcome is stored. Only its effects remain to be applied."""
-        return self.operation.needs_booking or self.action is NextAction.APPLY_RECORDED
+        return self.action in (NextAction.BOOK, NextAction.APPLY_RECORDED)
+
+
+class StepFailed(Exception, Generic[Op]):
+    """A step did not complete its operation, which is to be rescheduled."""
+
+    def __init__(self, failed_step: FailedStep[Op]) -> None:
+        super().__init__(failed_step.detail)
+        self.failed_step = failed_step
 
 
 def classify_failure(
-    operation: Op, outcome: ProviderOutcome, action: NextAction, *, key_honored: bool
+    operation: Op,
+    outcome: ProviderOutcome,
+    action: NextAction,
+    *,
+    key_honored: bool,
+    awaits_provider: bool,
 ) -> FailedStep[Op] | None:
     """The failed step for an outcome that is not final, or None. `key_honored`: the operation may
-    be sent again.
+    be sent again. `awaits_provider`: the provider has it and reports the result later.
     """
     match outcome:
         case Pending():
@@ -83,14 +96,24 @@ def classify_failure(
         case NotSent():
             return FailedStep(
                 operation,
-                _retry_reason(operation, RetryReason.NOT_SENT, action, key_honored=key_honored),
+                _retry_reason(
+                    RetryReason.NOT_SENT,
+                    action,
+                    key_honored=key_honored,
+                    awaits_provider=awaits_provider,
+                ),
                 outcome.detail,
                 action,
             )
         case Unknown():
             return FailedStep(
                 operation,
-                _retry_reason(operation, outcome.retry_reason, action, key_honored=key_honored),
+                _retry_reason(
+                    outcome.retry_reason,
+                    action,
+                    key_honored=key_honored,
+                    awaits_provider=awaits_provider,
+                ),
                 outcome.detail,
                 action,
                 outcome.retry_after,
@@ -100,25 +123,27 @@ def classify_failure(
 
 
 def _retry_reason(
-    operation: LeasedOperation, reason: RetryReason, action: NextAction, *, key_honored: bool
+    reason: RetryReason, action: NextAction, *, key_honored: bool, awaits_provider: bool
 ) -> RetryReason:
     """The retry reason of a failed action. A failed lookup or cancellation is usually classified as
     inconclusive, whatever its cause.
     """
     if action is NextAction.SEND or reason is RetryReason.MISMATCHED_OPERATION:
         return reason
-    if operation.awaits_provider:
+    if awaits_provider:
         return RetryReason.PENDING
     if not key_honored:
         return RetryReason.OUTCOME_UNKNOWN
     return reason if reason is RetryReason.NOT_FOUND else RetryReason.LOOKUP_INCONCLUSIVE
 
 
-def classify_before_call(operation: Op, action: NextAction, now: float) -> FailedStep[Op] | None:
-    """The failed step of an operation that needs no provider call at loop time `now`. None: the
-    provider is called.
+def classify_before_call(
+    operation: Op, action: NextAction, failure_reason: FailureReason | None
+) -> FailedStep[Op] | None:
+    """The failed step of an operation that needs no provider call. None: the provider is called.
+
+    `failure_reason`: why the operation fails if no money was moved; None: it must not end.
     """
-    failure_reason = operation.failure_if_not_sent(now)
     if action is NextAction.GIVE_UP and failure_reason is not None:
         return FailedStep(
             operation,
@@ -147,13 +172,15 @@ def classify_not_found(
     now: float,
     gateway: ProviderGateway,
     lease_seconds: float,
+    *,
+    failure_reason: FailureReason | None,
+    awaits_provider: bool,
 ) -> FailedStep[Op]:
     """The effect of "not found" on an operation that was claimed at loop time `now`.
 
-    An operation to be cancelled fails once "not found" proves that nothing was charged. It is
-    then claimed again as soon as possible.
+    `failure_reason`: why the operation must end; None: it must not. Such an operation fails once
+    "not found" proves that nothing was charged. It is then claimed again as soon as possible.
     """
-    failure_reason = operation.failure_if_not_sent(now)
     final = gateway.final_not_found(operation.provider) if failure_reason is not None else None
     if (
         failure_reason is not None
@@ -180,7 +207,9 @@ def classify_not_found(
     key_honored = updated_operation.is_key_honored(
         gateway.key_window(operation.provider), lease_seconds
     )
-    reason = _retry_reason(operation, RetryReason.NOT_FOUND, action, key_honored=key_honored)
+    reason = _retry_reason(
+        RetryReason.NOT_FOUND, action, key_honored=key_honored, awaits_provider=awaits_provider
+    )
     return FailedStep(operation, reason, outcome.detail, action, is_not_found=True)
 
 
@@ -232,7 +261,9 @@ def classify_storage_error(
 
 
 def classify_booking_error(
-    operation: Op, error: BookingRejected | ServiceCallRejected | ConstraintViolation | ApiError
+    operation: Op,
+    error: BookingRejected | ServiceCallRejected | ConstraintViolation | ApiError,
+    action: NextAction,
 ) -> FailedStep[Op]:
     """The failed step for an error of a call to wallet or ledger.
 
@@ -247,7 +278,5 @@ def classify_booking_error(
         case ServiceCallRejected() | ConstraintViolation():
             reason = RetryReason.BOOKING_FAILED
         case ApiError():
-            return FailedStep(
-                operation, RetryReason.BOOKING_UNAVAILABLE, error.message, NextAction.BOOK
-            )
-    return FailedStep(operation, reason, str(error), NextAction.BOOK)
+            return FailedStep(operation, RetryReason.BOOKING_UNAVAILABLE, error.message, action)
+    return FailedStep(operation, reason, str(error), action)

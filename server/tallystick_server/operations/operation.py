@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-from tallystick_core.operations.next_action import Circuit, NextAction
-from tallystick_core.provider.outcome import (
-    Declined,
-    FailureReason,
-    ProviderOutcome,
-    RetryReason,
-    Succeeded,
-)
+from tallystick_core.operations.kind import KindName, format_resource_name
+from tallystick_core.provider.outcome import Declined, ProviderOutcome, RetryReason, Succeeded
 from tallystick_server.observability.tracing import SpanContext
 from tallystick_storage import operations as operation_store
 
@@ -24,14 +17,18 @@ FIRST_LEASE_TOKEN = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LeasedOperation(ABC):
-    """One provider operation, leased by this process until `lease_deadline` (loop time)."""
+class LeasedOperation:
+    """One provider operation, leased by this process until `lease_deadline` (loop time). Each kind
+    adds its data.
+    """
 
+    kind: KindName
     operation_id: str
     caller: str
     attempt_number: int
     provider: str
     provider_key: str
+    """Its idempotency key; "": it has none, because repeating it is harmless."""
     lease_token: int
     lease_deadline: float
     traceparent: str
@@ -54,17 +51,13 @@ class LeasedOperation(ABC):
     """Seconds from the last possible send to the claim. None: it was not sent before the claim."""
     not_found_count: int = 0
     """The number of "not found" answers since the last possible send."""
+    weight: int = 1
+    """Its share of a batch's size."""
 
     @property
-    @abstractmethod
     def resource_name(self) -> str:
         """Its public resource name: "{collection}/{id}"."""
-
-    @abstractmethod
-    def call_provider(self, provider: Any, action: NextAction) -> Awaitable[ProviderOutcome]:
-        """Calls the provider for the action. The provider has the interface for this kind of
-        operation.
-        """
+        return format_resource_name(self.kind, self.operation_id)
 
     def is_key_honored(self, key_window_seconds: float, lease_seconds: float) -> bool:
         """Whether it may be sent to a provider that honors a key for `key_window_seconds`.
@@ -72,47 +65,11 @@ class LeasedOperation(ABC):
         Either the provider still knows the key when a lease that starts now ends. Or the key was
         never sent and the provider confirms this: a restored database may have lost a send.
         """
-        return self.age_seconds + lease_seconds < key_window_seconds or (
-            not self.maybe_sent and self.not_found_count > 0
+        return (
+            not self.provider_key
+            or self.age_seconds + lease_seconds < key_window_seconds
+            or (not self.maybe_sent and self.not_found_count > 0)
         )
-
-    @abstractmethod
-    def next_action(
-        self, now: float, key_window_seconds: float, lease_seconds: float
-    ) -> NextAction:
-        """The next action, for a provider that honors a key for `key_window_seconds`. A lease ends
-        before the key does.
-        """
-
-    def failure_if_not_sent(self, now: float) -> FailureReason | None:
-        """The reason to fail it at loop time `now` if no money was moved, or None. Only charges
-        have one: payouts are cancelled by their state.
-        """
-        return None
-
-    def circuit(self, action: NextAction) -> Circuit:
-        """The circuit of the provider that an action uses."""
-        return Circuit.SENDS if action is NextAction.SEND else Circuit.LOOK_UPS
-
-    @property
-    def weight(self) -> int:
-        """Its share of a batch's size."""
-        return 1
-
-    @property
-    @abstractmethod
-    def needs_booking(self) -> bool:
-        """Whether it is to be booked."""
-
-    @property
-    @abstractmethod
-    def phase(self) -> str:
-        """What it waits for; "": nothing. The monitor has a threshold for each phase."""
-
-    @property
-    @abstractmethod
-    def awaits_provider(self) -> bool:
-        """Whether the provider has it and reports the result later."""
 
 
 def parse_tries(counts: Mapping[str, int] | None) -> dict[RetryReason, int]:

@@ -47,9 +47,7 @@ class OperatorHandlers(AlertHandlers):
     have the same names in every service.
     """
 
-    def __init__(
-        self, database: Database, service: DeadLetters[Any, Any], messages: ModuleType
-    ) -> None:
+    def __init__(self, database: Database, service: DeadLetters, messages: ModuleType) -> None:
         super().__init__(database, messages)
         self._dead_letters = service
 

@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 from tallystick_core.errors import ApiError, overloaded_error
@@ -26,6 +25,7 @@ from tallystick_server.operations.claim import claim_due
 from tallystick_server.operations.failed_step import (
     BookingRejected,
     FailedStep,
+    StepFailed,
     classify_before_call,
     classify_booking_error,
     classify_failure,
@@ -34,13 +34,18 @@ from tallystick_server.operations.failed_step import (
     classify_storage_error,
     with_cancel_reason,
 )
+from tallystick_server.operations.kind import OperationKind
 from tallystick_server.operations.operation import LeasedOperation
 from tallystick_server.operations.periodic import Periodic
 from tallystick_server.operations.reschedule import Rescheduler
 from tallystick_server.operations.retry_policy import RetryPolicies
 from tallystick_server.operations.tasks import WorkerTasks
 from tallystick_server.providers.circuit_breaker import BreakerSettings
-from tallystick_server.providers.gateway import NotCalled, ProviderGateway
+from tallystick_server.providers.gateway import (
+    UNCONFIGURED_RETRY_SECONDS,
+    NotCalled,
+    ProviderGateway,
+)
 from tallystick_server.rpc.message_limits import MAX_ITEMS
 from tallystick_server.rpc.service_client import ServiceCallRejected
 from tallystick_storage import leader_lease
@@ -50,8 +55,6 @@ from tallystick_storage.sql import Connection
 
 log = logging.getLogger(__name__)
 
-Op = TypeVar("Op", bound=LeasedOperation)
-G = TypeVar("G")
 R = TypeVar("R")
 
 # Seconds after which another process may poll completed operations. Two concurrent pollers do no
@@ -79,10 +82,11 @@ class WorkerSettings:
     """
 
 
-class OperationWorker(ABC, Generic[Op, G]):
-    """Advances operations. If a process does not finish one, a scan of any process claims it.
+class OperationWorker:
+    """Advances operations of any kind. If a process does not finish one, a scan of any process
+    claims it.
 
-    `G`: what a service returns for a batch of failed steps.
+    `providers`: the providers by name, as the kinds' `perform` calls them.
     """
 
     def __init__(
@@ -90,8 +94,10 @@ class OperationWorker(ABC, Generic[Op, G]):
         service: str,
         database: Database,
         providers: Mapping[str, Any],
+        kinds: Sequence[OperationKind[Any]],
         settings: WorkerSettings,
     ) -> None:
+        self.kinds = {kind.name: kind for kind in kinds}
         self.lease_seconds = settings.lease_seconds
         self._lease_check_batcher: Batcher[LeasedOperation, bool] = Batcher(
             f"{service}.check_leases", self._check_leases
@@ -105,65 +111,35 @@ class OperationWorker(ABC, Generic[Op, G]):
         )
         self._database = database
         self._providers = providers
-        self._reschedule_batcher: Batcher[FailedStep[Op], G] = Batcher(
+        self._reschedule_batcher: Batcher[FailedStep[Any], LeasedOperation | None] = Batcher(
             f"{service}.reschedule",
-            Rescheduler(database, settings.retry_policies, self.lock_unresolved, self.fail).run,
+            Rescheduler(database, settings.retry_policies, self.kinds).run,
             max_batch=MAX_ITEMS,
             size_of=lambda failed_step: failed_step.operation.weight,
         )
         self._batchers: list[Batcher[Any, Any]] = [
             self._reschedule_batcher,
             self._lease_check_batcher,
+            *(batcher for kind in kinds for batcher in kind.batchers),
         ]
         self._claim_task = Periodic(
             f"{service}.claim_due", settings.scan_interval_seconds, self.claim_due
         )
         self._periodic_tasks = [self._claim_task]
         self._max_in_flight = settings.max_in_flight
-        self._tasks: WorkerTasks[Op] = WorkerTasks(self._run_operation, self._on_operation_done)
+        self._tasks: WorkerTasks[LeasedOperation] = WorkerTasks(
+            self._run_operation, self._on_operation_done
+        )
         self._has_backlog = False
 
-    @abstractmethod
-    def load(self, connection: Connection, tokens: dict[str, int], now: float) -> Sequence[Op]:
-        """Loads the operations that were claimed under these lease tokens at loop time `now`."""
-
-    @abstractmethod
-    def operation_id(self, resource_name: str) -> str:
-        """The operation id in a dead letter's resource name."""
-
-    def lock_unresolved(
-        self, connection: Connection, operation_ids: list[str], other_ids: Sequence[str] = ()
-    ) -> set[str]:
-        """Locks these operations, and the queue rows of all ids. Returns the operations without a
-        recorded outcome; none can be recorded while the lock is held.
+    def add(
+        self, batchers: Sequence[Batcher[Any, Any]], periodic_tasks: Sequence[Periodic]
+    ) -> None:
+        """Adds batchers and periodic tasks of the service, before the start. They are started,
+        drained and stopped with the worker.
         """
-        unresolved = operation_store.lock_open_attempts(connection, operation_ids)
-        operation_store.lock(connection, [*operation_ids, *other_ids])
-        return unresolved
-
-    @abstractmethod
-    async def record(self, operation: Op, outcome: Any) -> Op:
-        """Records an outcome of the operation's kind of provider. Returns the updated operation."""
-
-    @abstractmethod
-    async def book_operation(self, operation: Op) -> None:
-        """Credits the wallet and posts to the ledger.
-
-        Raises BookingRejected, ServiceCallRejected or ConstraintViolation, and ApiError where a
-        retry may succeed.
-        """
-
-    @abstractmethod
-    def fail(self, connection: Connection, failures: Sequence[FailedStep[Op]]) -> G:
-        """Fails operations that certainly moved no money."""
-
-    @abstractmethod
-    def close(self, connection: Connection, operation: Op, operator: str, reason: str) -> G:
-        """Fails an operation by an operator's decision."""
-
-    @abstractmethod
-    def after_failed_step(self, operation: Op, result: G) -> None:
-        """Called with the result of the batch that failed, rescheduled or closed the operation."""
+        self._batchers += batchers
+        self._periodic_tasks += periodic_tasks
 
     def start(self) -> None:
         for batcher in self._batchers:
@@ -213,7 +189,7 @@ class OperationWorker(ABC, Generic[Op, G]):
         """The tasks of the operations in flight."""
         return self._tasks.tasks
 
-    def start_operation(self, operation: Op) -> None:
+    def start_operation(self, operation: LeasedOperation) -> None:
         """Starts an operation that this process leases."""
         self._tasks.start(operation)
 
@@ -267,7 +243,7 @@ class OperationWorker(ABC, Generic[Op, G]):
         }
         now = asyncio.get_running_loop().time()
 
-        def claim(connection: Connection) -> tuple[Sequence[Op], list[str]]:
+        def claim(connection: Connection) -> tuple[Sequence[LeasedOperation], list[str]]:
             tokens, full_providers = claim_due(connection, limits, self.lease_seconds)
             return self.load(connection, tokens, now) if tokens else (), full_providers
 
@@ -293,7 +269,17 @@ class OperationWorker(ABC, Generic[Op, G]):
             for operation in operations
         ]
 
-    async def _run_operation(self, operation: Op) -> None:
+    def load(
+        self, connection: Connection, tokens: Mapping[str, int], now: float
+    ) -> Sequence[LeasedOperation]:
+        """Loads the operations that were claimed under these lease tokens at loop time `now`."""
+        return [
+            operation
+            for kind in self.kinds.values()
+            for operation in kind.load(connection, tokens, now)
+        ]
+
+    async def _run_operation(self, operation: LeasedOperation) -> None:
         """Keeps the lease on an unexpected error. After it expires, a scan claims the operation."""
         try:
             await self.advance(operation)
@@ -307,62 +293,92 @@ class OperationWorker(ABC, Generic[Op, G]):
                 operation.resource_name,
             )
 
-    async def advance(self, operation: Op) -> None:
-        """Advances an operation as far as possible now."""
-        now = asyncio.get_running_loop().time()
-        key_window = self.gateway.key_window(operation.provider)
-        action = operation.next_action(now, key_window, self.lease_seconds)
-        if action is NextAction.BOOK:
-            await self.book(operation)
-            return
-        early_failure = classify_before_call(operation, action, now)
-        if early_failure is not None:
-            await self._reschedule(early_failure)
-            return
-        action, outcome = await self._find_outcome(operation, action)
-        if isinstance(outcome, NotCalled):
-            await self._reschedule(classify_not_called(operation, outcome, action))
-        elif isinstance(outcome, NotFound):
-            await self._reschedule(
-                classify_not_found(
-                    operation, outcome, action, now, self.gateway, self.lease_seconds
+    async def advance(self, operation: LeasedOperation) -> None:
+        """Advances an operation as far as possible now: next action, prepare, perform, record,
+        book. If a step does not complete it, it is rescheduled.
+        """
+        failed_step = None
+        try:
+            action = self.next_action(operation)
+            while action in self.kinds[operation.kind].prepare:
+                prepared = await self._prepare(operation, action)
+                if prepared is None:  # the lease was lost; its new holder continues
+                    return
+                operation, action = prepared, self.next_action(prepared)
+            if action not in (NextAction.BOOK, NextAction.WAIT):
+                action, outcome = await self._perform(operation, action)
+                operation, failed_step = await self._record(operation, outcome, action)
+            if self.next_action(operation) is NextAction.BOOK:
+                await self._book(operation)
+                return
+        except StepFailed as error:
+            failed_step = error.failed_step
+        if failed_step is not None:
+            await self._reschedule(failed_step)
+
+    def next_action(self, operation: LeasedOperation) -> NextAction:
+        """The next action of an operation now."""
+        return self.kinds[operation.kind].next_action(
+            operation,
+            asyncio.get_running_loop().time(),
+            self.gateway.key_window(operation.provider),
+            self.lease_seconds,
+        )
+
+    async def _prepare(
+        self, operation: LeasedOperation, action: NextAction
+    ) -> LeasedOperation | None:
+        """Performs an action that precedes the provider call. Nothing is prepared for a provider
+        that cannot be called.
+        """
+        if not self.gateway.is_configured(operation.provider):
+            detail = f"the provider {operation.provider} is not configured"
+            raise StepFailed(
+                FailedStep(
+                    operation,
+                    RetryReason.CIRCUIT_OPEN,
+                    detail,
+                    action,
+                    UNCONFIGURED_RETRY_SECONDS,
                 )
             )
-        else:
-            outcome = with_cancel_reason(outcome, operation.failure_if_not_sent(now))
-            await self._apply_outcome(operation, outcome, action, key_window)
-
-    async def _apply_outcome(
-        self, operation: Op, outcome: ProviderOutcome, action: NextAction, key_window: float
-    ) -> None:
-        """Records an outcome, then books or reschedules the operation. The failure of a lookup is
-        not recorded.
-        """
-        key_honored = operation.is_key_honored(key_window, self.lease_seconds)
-        failed_step = classify_failure(operation, outcome, action, key_honored=key_honored)
-        must_record = (
-            failed_step is None
-            or action is NextAction.SEND
-            or failed_step.retry_reason is RetryReason.PENDING
+        prepare = self.kinds[operation.kind].prepare[action]
+        prepared: LeasedOperation | None = await _call_services(
+            operation, action, prepare(operation)
         )
-        if must_record:
-            try:
-                operation = await self.record(operation, outcome)
-            except ConstraintViolation as error:
-                log.error(  # noqa: TRY400 - the traceback adds nothing
-                    "%s: the outcome cannot be stored or applied: %s",
-                    operation.resource_name,
-                    error,
+        return prepared
+
+    async def _perform(
+        self, operation: LeasedOperation, action: NextAction
+    ) -> tuple[NextAction, ProviderOutcome]:
+        """Returns the provider's outcome, and the action that it answers. Raises StepFailed if
+        there is none.
+        """
+        kind, now = self.kinds[operation.kind], asyncio.get_running_loop().time()
+        failure_reason = kind.failure_if_not_sent(operation, now)
+        early_failure = classify_before_call(operation, action, failure_reason)
+        if early_failure is not None:
+            raise StepFailed(early_failure)
+        action, outcome = await self._find_outcome(operation, action)
+        if isinstance(outcome, NotCalled):
+            raise StepFailed(classify_not_called(operation, outcome, action))
+        if isinstance(outcome, NotFound):
+            raise StepFailed(
+                classify_not_found(
+                    operation,
+                    outcome,
+                    action,
+                    now,
+                    self.gateway,
+                    self.lease_seconds,
+                    failure_reason=failure_reason,
+                    awaits_provider=kind.awaits_provider(operation),
                 )
-                await self._reschedule(classify_storage_error(operation, outcome, action, error))
-                return
-        if operation.needs_booking:
-            await self.book(operation)
-        elif failed_step is not None:
-            await self._reschedule(replace(failed_step, operation=operation))
+            )
+        return action, with_cancel_reason(outcome, failure_reason)
 
     async def _find_outcome(
-        self, operation: Op, action: NextAction
+        self, operation: LeasedOperation, action: NextAction
     ) -> tuple[NextAction, ProviderOutcome | NotCalled]:
         """Returns the outcome and the action that it answers. The provider is called unless the
         outcome is recorded. While the circuit for sends is open, an operation that may have been
@@ -370,32 +386,68 @@ class OperationWorker(ABC, Generic[Op, G]):
         """
         if action is NextAction.APPLY_RECORDED and (recorded := operation.recorded_outcome):
             return action, recorded
-        outcome = await self.gateway.call(operation, action)
-        has_separate_lookup = action is NextAction.SEND and operation.circuit(
-            action
-        ) is not operation.circuit(NextAction.LOOK_UP)
+        outcome = await self.call_provider(operation, action)
+        circuit = self.kinds[operation.kind].circuit
+        has_separate_lookup = action is NextAction.SEND and circuit(action) is not circuit(
+            NextAction.LOOK_UP
+        )
         if has_separate_lookup and operation.maybe_sent and isinstance(outcome, NotCalled):
-            lookup_outcome = await self.gateway.call(operation, NextAction.LOOK_UP)
+            lookup_outcome = await self.call_provider(operation, NextAction.LOOK_UP)
             # After an inconclusive lookup the operation waits for the circuit, and uses no try.
             if not isinstance(lookup_outcome, NotCalled | NotFound | NotSent | Unknown):
                 return NextAction.LOOK_UP, lookup_outcome
         return action, outcome
 
-    async def book(self, operation: Op) -> None:
-        """Books the operation now, or reschedules it."""
-        await self.call_downstream(operation, self.book_operation(operation))
+    async def call_provider(
+        self, operation: LeasedOperation, action: NextAction
+    ) -> ProviderOutcome | NotCalled:
+        """Sends, looks up or cancels the operation, as `action` says."""
+        kind = self.kinds[operation.kind]
+        return await self.gateway.call(operation, action, kind.circuit(action), kind.perform)
 
-    async def call_downstream(self, operation: Op, call: Awaitable[R]) -> R | None:
-        """Returns the result of a call to wallet or ledger. Returns None, and reschedules the
-        operation, if the call was rejected or the service unavailable.
+    async def _record(
+        self, operation: LeasedOperation, outcome: ProviderOutcome, action: NextAction
+    ) -> tuple[LeasedOperation, FailedStep[LeasedOperation] | None]:
+        """Records an outcome. Returns the updated operation, and the failed step if the outcome is
+        not final. The failure of a lookup is not recorded.
         """
+        key_honored = operation.is_key_honored(
+            self.gateway.key_window(operation.provider), self.lease_seconds
+        )
+        failed_step = classify_failure(
+            operation,
+            outcome,
+            action,
+            key_honored=key_honored,
+            awaits_provider=self.kinds[operation.kind].awaits_provider(operation),
+        )
+        if failed_step is not None and (
+            action is not NextAction.SEND and failed_step.retry_reason is not RetryReason.PENDING
+        ):
+            return operation, failed_step
         try:
-            return await call
-        except (BookingRejected, ServiceCallRejected, ConstraintViolation, ApiError) as error:
-            await self._reschedule(classify_booking_error(operation, error))
-            return None
+            updated = await self.record(operation, outcome)
+        except ConstraintViolation as error:
+            log.error(  # noqa: TRY400 - the traceback adds nothing
+                "%s: the outcome cannot be stored or applied: %s",
+                operation.resource_name,
+                error,
+            )
+            raise StepFailed(classify_storage_error(operation, outcome, action, error)) from None
+        return updated, failed_step and replace(failed_step, operation=updated)
 
-    async def _reschedule(self, failed_step: FailedStep[Op]) -> None:
+    async def record(self, operation: LeasedOperation, outcome: ProviderOutcome) -> LeasedOperation:
+        """Records an outcome of a loaded operation. Returns the updated operation."""
+        recorded: LeasedOperation = await self.kinds[operation.kind].record(operation, outcome)
+        return recorded
+
+    async def _book(self, operation: LeasedOperation) -> None:
+        """Books the final outcome of the operation in wallet and ledger."""
+        book = self.kinds[operation.kind].book
+        if book is not None:
+            await _call_services(operation, NextAction.BOOK, book(operation))
+
+    async def _reschedule(self, failed_step: FailedStep[LeasedOperation]) -> None:
         operation = failed_step.operation
         log.info(
             "%s: not complete, rescheduled: %s (%s)",
@@ -403,6 +455,24 @@ class OperationWorker(ABC, Generic[Op, G]):
             failed_step.retry_reason,
             failed_step.detail,
         )
-        self.after_failed_step(
-            operation, await self._reschedule_batcher.submit(failed_step, operation.context)
-        )
+        failed = await self._reschedule_batcher.submit(failed_step, operation.context)
+        if failed is not None:
+            self.continue_failed(failed)
+
+    def continue_failed(self, operation: LeasedOperation) -> None:
+        """Wakes the calls that wait for an operation that has just failed, and books it if its
+        failure must be booked.
+        """
+        self.kinds[operation.kind].notify(operation)
+        if self.next_action(operation) is NextAction.BOOK:
+            self.start_operation(operation)
+
+
+async def _call_services(operation: LeasedOperation, action: NextAction, call: Awaitable[R]) -> R:
+    """The result of a call to wallet or ledger. Raises StepFailed if it was rejected, or if the
+    service is unavailable.
+    """
+    try:
+        return await call
+    except (BookingRejected, ServiceCallRejected, ConstraintViolation, ApiError) as error:
+        raise StepFailed(classify_booking_error(operation, error, action)) from None

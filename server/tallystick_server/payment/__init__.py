@@ -1,3 +1,3 @@
-"""PaymentService: accepts payments, from the call to `is_payment_done`. `worker.py` shows the whole
-sequence.
+"""PaymentService: accepts payments, from the call to `is_payment_done`. `operations/charge.py`
+shows the whole sequence.
 """

@@ -6,11 +6,11 @@ Every step is idempotent.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from tallystick.ledger.v1 import ledger_service_pb2, ledger_service_pb2_grpc
-from tallystick.payment.v1 import payment_pb2
 from tallystick.wallet.v1 import wallet_service_pb2, wallet_service_pb2_grpc
 from tallystick_core.ledger.posting_rules import PostingKind, pay_in_lines
 from tallystick_core.money import format_amount
@@ -52,18 +52,14 @@ class PaymentBooking:
             ledger_service_pb2_grpc.LedgerServiceStub, ledger_address
         )
 
-    async def run(
-        self, charges: Sequence[Charge]
-    ) -> Sequence[payment_pb2.Payment | Exception | None]:
-        """Returns for each charge its payment if booking completed it, or BookingRejected.
+    async def run(self, charges: Sequence[Charge]) -> Sequence[Charge | Exception]:
+        """Returns each charge after booking, or BookingRejected.
 
         Raises DEPENDENCY_UNAVAILABLE for the whole batch.
         """
         return await bisect_on_error(self._book, charges)
 
-    async def _book(
-        self, charges: Sequence[Charge]
-    ) -> Sequence[payment_pb2.Payment | Exception | None]:
+    async def _book(self, charges: Sequence[Charge]) -> Sequence[Charge | Exception]:
         orders = [(charge, order) for charge in charges for order in charge.orders]
         rejections = await self._call_for_all(orders, self._credit)
         rejections |= await self._call_for_all(
@@ -82,9 +78,9 @@ class PaymentBooking:
             if transitions
             else TransitionResult()
         )
+        now = asyncio.get_running_loop().time()
         return [
-            rejections.get(charge.charge_id) or result.final_payments.get(charge.checkout_id)
-            for charge in charges
+            rejections.get(charge.charge_id) or result.apply_to(charge, now) for charge in charges
         ]
 
     async def _call_for_all(

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from math import inf
 from typing import Any, NamedTuple
 
 from tallystick.payment.v1 import payment_pb2
-from tallystick_core.operations.next_action import NextAction
-from tallystick_core.payment.charge import next_action
+from tallystick_core.operations.kind import KindName
 from tallystick_core.payment.checkout import CheckoutRequest
 from tallystick_core.payment.state import OrderStatus, PaymentTrigger
 from tallystick_core.provider.idempotency_key import format_provider_key
 from tallystick_core.provider.outcome import (
-    ChargeLookupOutcome,
     ChargeOutcome,
     Declined,
     FailureReason,
     PendingReason,
     Succeeded,
 )
-from tallystick_core.provider.payment_provider import ChargeRequest, PaymentProvider
 from tallystick_server.observability.tracing import SpanContext, parse_traceparent
 from tallystick_server.operations.operation import FIRST_LEASE_TOKEN, LeasedOperation, parse_tries
 from tallystick_server.payment import convert
@@ -31,8 +28,6 @@ from tallystick_storage.payment import checkouts as checkout_store
 from tallystick_storage.payment import orders as order_store
 from tallystick_storage.sql import Row
 
-RESOURCE_PREFIX = "charges/"
-"""The prefix of a charge's resource name; the charge id follows."""
 FIRST_ATTEMPT = 1
 """The attempt number that a charge is created with, so that it need not be read back."""
 
@@ -75,6 +70,7 @@ class OrderInCharge(NamedTuple):
 class Charge(LeasedOperation):
     """One operation of a provider, for one or several orders. Its orders change state together."""
 
+    kind: KindName = KindName.CHARGE
     checkout_id: str
     owner: str
     currency: str
@@ -85,85 +81,17 @@ class Charge(LeasedOperation):
     buyer_timed_out: bool = False
     """The buyer has not completed the required action in time."""
 
-    @property
-    def resource_name(self) -> str:
-        return f"{RESOURCE_PREFIX}{self.operation_id}"
+    final_payment: payment_pb2.Payment | None = None
+    """Its payment, if the last change of this charge made it final."""
 
     @property
     def charge_id(self) -> str:
         return self.operation_id
 
     @property
-    def weight(self) -> int:
-        return len(self.orders)
-
-    def failure_if_not_sent(self, now: float) -> FailureReason | None:
-        if self.cancelled:
-            return FailureReason.CALLER_CANCELLED
-        is_expired = now >= self.expires_at and self.orders[0].status in (
-            OrderStatus.NOT_STARTED,
-            OrderStatus.EXECUTING,
-        )
-        return FailureReason.EXPIRED if is_expired or self.buyer_timed_out else None
-
-    def next_action(
-        self, now: float, key_window_seconds: float, lease_seconds: float
-    ) -> NextAction:
-        return next_action(
-            (order.status for order in self.orders),
-            attempt_ended=self.recorded_outcome is not None,
-            must_end=self.failure_if_not_sent(now) is not None,
-            maybe_sent=self.maybe_sent,
-            lookup_only=self.lookup_only,
-            key_honored=self.is_key_honored(key_window_seconds, lease_seconds),
-        )
-
-    @property
     def amount(self) -> int:
         """Sum of the orders' amounts in minor units."""
         return sum(order.amount for order in self.orders)
-
-    @property
-    def needs_booking(self) -> bool:
-        return all(order.status is OrderStatus.SUCCESS for order in self.orders)
-
-    @property
-    def phase(self) -> str:
-        order = self.orders[0]
-        if order.status is OrderStatus.EXECUTING:
-            return ""
-        if (
-            order.status is OrderStatus.PENDING
-            and order.message.pending_reason != payment_pb2.PENDING_REASON_BUYER_ACTION
-        ):
-            return "REVIEW"
-        return order.status
-
-    @property
-    def awaits_provider(self) -> bool:
-        return any(order.status is OrderStatus.PENDING for order in self.orders)
-
-    def to_request(self) -> ChargeRequest:
-        """The request to the provider."""
-        return ChargeRequest(
-            self.provider_key,
-            self.charge_id,
-            self.amount,
-            self.currency,
-            self.payment_token,
-            self.payment_method_type,
-        )
-
-    def call_provider(
-        self, provider: PaymentProvider, action: NextAction
-    ) -> Awaitable[ChargeLookupOutcome]:
-        match action:
-            case NextAction.SEND:
-                return provider.send(self.to_request())
-            case NextAction.CANCEL:
-                return provider.cancel(self.to_request())
-            case _:
-                return provider.look_up(self.to_request())
 
 
 def build_charges(
@@ -196,6 +124,7 @@ def build_charges(
             lease_deadline=lease_deadline,
             traceparent=traceparent,
             context=context,
+            weight=len(members),
         )
         for charge_id, members in groups.items()
     ]
@@ -218,7 +147,7 @@ def _order_from_new(
 
 
 def charges_from_rows(
-    rows: Iterable[Row[Any]], tokens: dict[str, int], now: float, lease_seconds: float
+    rows: Iterable[Row[Any]], tokens: Mapping[str, int], now: float, lease_seconds: float
 ) -> list[Charge]:
     """Converts stored rows to charges, claimed under `tokens` at `now` (loop time) for
     `lease_seconds`.
@@ -255,6 +184,7 @@ def charges_from_rows(
                 tries=parse_tries(first.retry_counts),
                 seconds_since_sent=None if first.since_sent is None else float(first.since_sent),
                 not_found_count=first.not_found_count,
+                weight=len(members),
             )
         )
     return charges

@@ -19,7 +19,7 @@ from tallystick_server.operations import operator_handlers
 from tallystick_server.operations.batcher import Batcher
 from tallystick_server.payment import convert
 from tallystick_server.payment.operator_handlers import PaymentOperatorHandlers
-from tallystick_server.payment.worker import PaymentWorker
+from tallystick_server.payment.payments import Payments
 from tallystick_server.rpc.call import Access, Call
 from tallystick_server.rpc.pagination import PageToken, parse_page_size
 from tallystick_storage.database import Database
@@ -55,8 +55,8 @@ _RESULT_STATUSES = frozenset(
 class PaymentHandlers(PaymentOperatorHandlers):
     """Handlers only decode, await and encode. A cancelled call changes nothing."""
 
-    def __init__(self, database: Database, worker: PaymentWorker) -> None:
-        super().__init__(database, worker)
+    def __init__(self, database: Database, payments: Payments) -> None:
+        super().__init__(database, payments)
         # No limit of its own: calls also read after their commit, and an overload error would
         # wrongly say that nothing was stored. The server's call limit bounds these reads.
         self.read_batcher: Batcher[str, payment_pb2.Payment | None] = Batcher(
@@ -78,10 +78,10 @@ class PaymentHandlers(PaymentOperatorHandlers):
     ) -> pb.CreatePaymentResponse:
         wait_for = convert.WAIT_CONDITIONS.parse(request.wait_for, "wait_for", "RESULT")
         checkout = convert.parse_checkout(request, call.caller)
-        with self._worker.notifier.subscribe(
+        with self.payments.notifier.subscribe(
             checkout.checkout_id, only_results=True
         ) as subscription:
-            result = await self._worker.create_payment(checkout)
+            result = await self.payments.create_payment(checkout)
             if result.replayed:
                 call.mark_replayed()
             load = partial(self._load_payment, checkout.checkout_id)
@@ -104,8 +104,8 @@ class PaymentHandlers(PaymentOperatorHandlers):
     ) -> pb.CancelPaymentResponse:
         reason = parse_reason_text(request.reason, "reason")
         payment = await self._get_visible_payment(request.checkout_id, call)
-        with self._worker.notifier.subscribe(payment.checkout_id) as subscription:
-            cancel_reason, newly_cancelled = await self._worker.cancel(
+        with self.payments.notifier.subscribe(payment.checkout_id) as subscription:
+            cancel_reason, newly_cancelled = await self.payments.cancel(
                 payment.checkout_id, call.caller.name, reason
             )
             if not cancel_reason:
@@ -135,7 +135,7 @@ class PaymentHandlers(PaymentOperatorHandlers):
             raise ApiError(
                 ErrorReason.CONFLICT, "The order is still being booked; retry.", retry_after=0.2
             )
-        if not await self._worker.confirm_delivery(order.payment_order_id):
+        if not await self.payments.confirm_delivery(order.payment_order_id):
             call.mark_replayed()
         updated_order, _, _ = await self._get_visible_order(
             request.payment_order_id, call, changed=True
@@ -189,7 +189,7 @@ class PaymentHandlers(PaymentOperatorHandlers):
         checkout_id, after_version, versions = (
             request.checkout_id,
             request.after_version,
-            self._worker.notifier.watch_versions,
+            self.payments.notifier.watch_versions,
         )
         del request  # release the request body while streaming
         async with aclosing(

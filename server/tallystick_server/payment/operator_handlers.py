@@ -8,7 +8,7 @@ from tallystick_core.payment.charge import parse_charge_id
 from tallystick_core.validation import parse_id, parse_reason_text
 from tallystick_server.operations import dead_letters, operator_handlers
 from tallystick_server.payment import convert, unapplied_charges
-from tallystick_server.payment.worker import PaymentWorker
+from tallystick_server.payment.payments import Payments
 from tallystick_server.rpc.call import Call
 from tallystick_server.rpc.pagination import PageToken, parse_page_size
 from tallystick_storage.database import Database
@@ -19,9 +19,9 @@ from tallystick_storage.payment import unapplied_charges as unapplied_store
 class PaymentOperatorHandlers(operator_handlers.OperatorHandlers):
     """Handlers only decode, await and encode."""
 
-    def __init__(self, database: Database, worker: PaymentWorker) -> None:
-        super().__init__(database, worker.dead_letters, pb)
-        self._worker = worker
+    def __init__(self, database: Database, payments: Payments) -> None:
+        super().__init__(database, payments.dead_letters, pb)
+        self.payments = payments
 
     async def GetDeadLetter(
         self, request: pb.GetDeadLetterRequest, _call: Call

@@ -12,11 +12,18 @@ from math import inf
 
 from tallystick_core.errors import ApiError
 from tallystick_core.operations.next_action import NextAction
-from tallystick_core.provider.outcome import ChargeOutcome, NotSent, RetryReason, Succeeded, Unknown
+from tallystick_core.provider.outcome import (
+    ChargeOutcome,
+    NotSent,
+    ProviderOutcome,
+    RetryReason,
+    Succeeded,
+    Unknown,
+)
 from tallystick_server.operations.retry_policy import RetryPolicies
 from tallystick_server.payment.charge import Charge, charges_from_rows
 from tallystick_server.payment.unapplied_charges import record_conflicts
-from tallystick_server.providers.gateway import NotCalled, ProviderGateway
+from tallystick_server.providers.gateway import NotCalled
 from tallystick_storage.database import ConstraintViolation, Database
 from tallystick_storage.payment import charges as store
 from tallystick_storage.sql import Connection
@@ -60,14 +67,14 @@ class FailedChargePoller:
     def __init__(
         self,
         database: Database,
-        gateway: ProviderGateway,
+        look_up: Callable[[Charge, NextAction], Awaitable[ProviderOutcome | NotCalled]],
         retry_policies: RetryPolicies,
         providers: Collection[str],
         record_outcome: Callable[[Charge, ChargeOutcome], Awaitable[object]],
         try_acquire_leadership: Callable[[Connection], bool],
     ) -> None:
         self._database = database
-        self._gateway = gateway
+        self._look_up = look_up
         self._retry_policies = retry_policies
         self._providers = sorted(providers)
         self._record_outcome = record_outcome
@@ -109,7 +116,7 @@ class FailedChargePoller:
 
     async def _poll(self, charge: Charge, poll_count: int) -> store.NextPoll:
         """The next poll time and the number of polls. Polls without an answer are not counted."""
-        outcome = await self._gateway.call(charge, NextAction.LOOK_UP)
+        outcome = await self._look_up(charge, NextAction.LOOK_UP)
         match outcome:
             case Succeeded():
                 try:

@@ -5,8 +5,9 @@ Every outcome is recorded here, regardless of its source.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from tallystick.payment.v1 import payment_pb2
@@ -35,14 +36,6 @@ from tallystick_storage.payment import orders as store
 from tallystick_storage.sql import Connection
 
 
-@dataclass(frozen=True, slots=True)
-class RecordResult:
-    """The charge after the outcome was recorded, and its payment if the outcome made it final."""
-
-    charge: Charge
-    final_payment: payment_pb2.Payment | None
-
-
 class PaymentOutcomeRecorder:
     """Records outcomes. An attempt's outcome is stored regardless of the lease; orders change state
     only under the lease.
@@ -54,13 +47,13 @@ class PaymentOutcomeRecorder:
 
     async def run(
         self, items: Sequence[OperationResult[Charge, ChargeOutcome]]
-    ) -> Sequence[RecordResult | Exception]:
-        """Returns the result for each charge."""
+    ) -> Sequence[Charge | Exception]:
+        """Returns each charge after its outcome was recorded."""
         return await bisect_on_error(self._record_batch, items)
 
     async def _record_batch(
         self, items: Sequence[OperationResult[Charge, ChargeOutcome]]
-    ) -> Sequence[RecordResult | Exception]:
+    ) -> Sequence[Charge | Exception]:
         attempts = [
             attempt_result(item.operation, trigger_for(item.outcome), item.outcome)
             for item in items
@@ -91,13 +84,8 @@ class PaymentOutcomeRecorder:
             return result
 
         result = await self._database.transact(record)
-        return [
-            RecordResult(
-                result.apply_to(item.operation),
-                result.final_payments.get(item.operation.checkout_id),
-            )
-            for item in items
-        ]
+        now = asyncio.get_running_loop().time()
+        return [result.apply_to(item.operation, now) for item in items]
 
 
 def _authoritative_outcome(

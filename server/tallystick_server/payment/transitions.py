@@ -5,7 +5,6 @@ Every change of an order's state goes through this module.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
@@ -36,17 +35,21 @@ class TransitionResult:
     orders: dict[str, OrderInCharge] = field(default_factory=dict)
     final_payments: dict[str, payment_pb2.Payment] = field(default_factory=dict)
 
-    def apply_to(self, charge: Charge) -> Charge:
-        """The charge with its current orders. A transition resets the retry counts."""
+    def apply_to(self, charge: Charge, now: float) -> Charge:
+        """The charge with its current orders at loop time `now`. A transition resets the retry
+        counts.
+        """
+        final_payment = self.final_payments.get(charge.checkout_id)
         orders = tuple(self.orders.get(order.payment_order_id, order) for order in charge.orders)
         if orders == charge.orders:
-            return charge
+            return replace(charge, final_payment=final_payment)
         seconds_left = inf if charge.buyer_timed_out else orders[0].buyer_action_seconds()
         return replace(
             charge,
             orders=orders,
+            final_payment=final_payment,
             tries={},
-            end_deadline=asyncio.get_running_loop().time() + seconds_left,
+            end_deadline=now + seconds_left,
         )
 
 

@@ -1,3 +1,3 @@
 """PayoutService: pays sellers out, from the call or the schedule to returns by their banks.
-`worker.py` shows the whole sequence.
+`operations/payout.py` shows the whole sequence.
 """

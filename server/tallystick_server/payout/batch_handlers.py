@@ -15,8 +15,8 @@ from tallystick_server.observability.tracing import traceparent
 from tallystick_server.payout import convert
 from tallystick_server.payout.create_batch import BatchCreator
 from tallystick_server.payout.eligibility import require_seller_owner
+from tallystick_server.payout.payouts import Payouts
 from tallystick_server.payout.schedules import PayoutSchedules
-from tallystick_server.payout.worker import PayoutWorker
 from tallystick_server.rpc.call import Call
 from tallystick_server.rpc.pagination import PageToken, parse_page_size
 from tallystick_storage.database import Database
@@ -28,9 +28,9 @@ from tallystick_storage.sql import Connection, Row
 class BatchHandlers:
     """Handlers only decode, await and encode. A cancelled call changes nothing."""
 
-    def __init__(self, database: Database, worker: PayoutWorker) -> None:
+    def __init__(self, database: Database, payouts: Payouts) -> None:
         self._database = database
-        self._worker = worker
+        self.payouts = payouts
         self._batch_creator = BatchCreator(database)
         self._schedules = PayoutSchedules(database)
 
@@ -46,7 +46,7 @@ class BatchHandlers:
             await self._get_seller_owner(new.seller_account, call)
         if not await self._batch_creator.create(new, traceparent()):
             call.mark_replayed()
-        self._worker.generation.wake()
+        self.payouts.generation.wake()
         row = await self._get_visible_batch(new.payout_batch_id, call, changed=True)
         return pb.CreatePayoutBatchResponse(
             payout_batch=convert.batch(row, await self._load_totals(row, changed=True))
@@ -124,7 +124,7 @@ class BatchHandlers:
 
         Raises NOT_FOUND for another owner's seller, and for an unowned one.
         """
-        owners = await self._worker.seller_owners.find_owners([seller_account])
+        owners = await self.payouts.seller_owners.find_owners([seller_account])
         return (
             owners.get(seller_account, "")
             if call.caller.can_see_all

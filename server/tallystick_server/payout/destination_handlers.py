@@ -11,7 +11,7 @@ from tallystick_core.validation import parse_id, parse_optional_id, parse_reason
 from tallystick_server.observability.tracing import traceparent
 from tallystick_server.payout import convert
 from tallystick_server.payout.destinations import DestinationRegistry
-from tallystick_server.payout.worker import PayoutWorker
+from tallystick_server.payout.payouts import Payouts
 from tallystick_server.rpc.call import Call
 from tallystick_server.rpc.pagination import PageToken, parse_page_size
 from tallystick_storage.database import Database
@@ -22,9 +22,9 @@ from tallystick_storage.sql import Row
 class DestinationHandlers:
     """Handlers only decode, await and encode. A cancelled call changes nothing."""
 
-    def __init__(self, database: Database, worker: PayoutWorker) -> None:
+    def __init__(self, database: Database, payouts: Payouts) -> None:
         self._database = database
-        self._destination_registry = DestinationRegistry(database, worker)
+        self._destination_registry = DestinationRegistry(database, payouts)
 
     async def CreatePayoutDestination(
         self, request: pb.CreatePayoutDestinationRequest, call: Call

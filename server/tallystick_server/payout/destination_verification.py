@@ -4,11 +4,11 @@ cancels its unsent payouts.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tallystick_core.operations.next_action import Circuit, NextAction
+from tallystick_core.operations.kind import KindName, format_resource_name
 from tallystick_core.payout.destination import (
     DESTINATION_TRIGGERS,
     DestinationState,
@@ -27,7 +27,6 @@ from tallystick_server.operations.dead_letters import resolve, resolve_and_reque
 from tallystick_server.operations.operation import LeasedOperation, OperationResult, parse_tries
 from tallystick_server.outbox.events import record_events
 from tallystick_server.payout import convert, events
-from tallystick_server.payout.batching_provider import BatchingPayoutProvider
 from tallystick_server.payout.operation import operations_from_rows
 from tallystick_server.payout.snapshot import PayoutTransition
 from tallystick_server.payout.transitions import PayoutChange, transition_payouts
@@ -42,6 +41,7 @@ from tallystick_storage.sql import Connection, Row
 class DestinationVerification(LeasedOperation):
     """The verification of a destination by its provider. Repeating it is harmless."""
 
+    kind: KindName = KindName.DESTINATION_VERIFICATION
     payout_destination_id: str
     currency: str
     bank_account_token: str
@@ -49,35 +49,7 @@ class DestinationVerification(LeasedOperation):
 
     @property
     def resource_name(self) -> str:
-        return f"payoutDestinations/{self.payout_destination_id}"
-
-    @property
-    def needs_booking(self) -> bool:
-        return False
-
-    @property
-    def phase(self) -> str:
-        return "VERIFYING"
-
-    @property
-    def awaits_provider(self) -> bool:
-        return False
-
-    def is_key_honored(self, key_window_seconds: float, lease_seconds: float) -> bool:
-        return True  # no idempotency key: repeating the request is harmless
-
-    def next_action(
-        self, now: float, key_window_seconds: float, lease_seconds: float
-    ) -> NextAction:
-        return NextAction.LOOK_UP if self.lookup_only else NextAction.SEND
-
-    def circuit(self, action: NextAction) -> Circuit:
-        return Circuit.VERIFICATIONS  # for every step
-
-    def call_provider(
-        self, provider: BatchingPayoutProvider, action: NextAction
-    ) -> Awaitable[VerificationOutcome]:
-        return provider.verify(self.bank_account_token, self.currency)
+        return format_resource_name(self.kind, self.payout_destination_id)
 
 
 def verifications_from_rows(

@@ -21,7 +21,7 @@ from tallystick_server.payout.destination_verification import (
     end_destinations,
     verifications_from_rows,
 )
-from tallystick_server.payout.worker import PayoutWorker
+from tallystick_server.payout.payouts import Payouts
 from tallystick_storage.database import Database
 from tallystick_storage.payout import destinations as store
 from tallystick_storage.sql import Connection, Row
@@ -32,9 +32,9 @@ _COMPARED_FIELDS = ("seller_account", "currency", "bank_account_token", "descrip
 class DestinationRegistry:
     """Stores destinations and starts their verification."""
 
-    def __init__(self, database: Database, worker: PayoutWorker) -> None:
+    def __init__(self, database: Database, payouts: Payouts) -> None:
         self._database = database
-        self._worker = worker
+        self._payouts = payouts
 
     async def create(self, new: NewDestination, traceparent: str) -> tuple[Row[Any], bool]:
         """Returns the destination, and whether it existed before.
@@ -47,19 +47,19 @@ class DestinationRegistry:
         if new.payout_destination_id in existing_rows:
             return _replay_or_conflict(new, existing_rows[new.payout_destination_id]), True
         awaits_approval = await self._needs_approval(new)
-        self._worker.reject_overload()
+        self._payouts.worker.reject_overload()
         # Claim last, after every other check that may reject the destination.
-        owners = await self._worker.seller_owners.claim([(new.seller_account, new.owner, 0)])
+        owners = await self._payouts.seller_owners.claim([(new.seller_account, new.owner, 0)])
         if owners.get(new.seller_account) != new.owner:
             raise seller_taken_error("seller_account")
         new_row = _to_row(
-            new, self._worker.settings.provider, traceparent, awaits_approval=awaits_approval
+            new, self._payouts.settings.provider, traceparent, awaits_approval=awaits_approval
         )
         cooldown_seconds, lease_seconds = (
-            self._worker.settings.destination_cooldown_seconds,
-            self._worker.lease_seconds,
+            self._payouts.settings.destination_cooldown_seconds,
+            self._payouts.worker.lease_seconds,
         )
-        lease_deadline = self._worker.creator.lease_deadline()
+        lease_deadline = self._payouts.creator.lease_deadline()
 
         def create(connection: Connection) -> Row[Any] | None:
             row = store.insert(connection, new_row, cooldown_seconds, lease_seconds)
@@ -78,10 +78,10 @@ class DestinationRegistry:
                     {format_destination_operation_id(row.payout_destination_id): FIRST_LEASE_TOKEN},
                     lease_deadline,
                 )
-                self._worker.start_operation(item)
+                self._payouts.worker.start_operation(item)
             return row
 
-        row = await self._worker.run_detached(commit_and_start, is_team_call=True)
+        row = await self._payouts.worker.run_detached(commit_and_start, is_team_call=True)
         if row is None:
             stored_rows = await self._database.load(
                 lambda connection: store.find(connection, [new.payout_destination_id])
@@ -94,11 +94,11 @@ class DestinationRegistry:
 
         Raises DEPENDENCY_UNAVAILABLE.
         """
-        threshold = self._worker.settings.destination_approval_thresholds.get(new.currency)
+        threshold = self._payouts.settings.destination_approval_thresholds.get(new.currency)
         if threshold is None:
             return False
         key = (new.seller_account, new.currency)
-        return (await self._worker.wallet_reader.read_balances([key])).get(
+        return (await self._payouts.wallet_reader.read_balances([key])).get(
             key, WalletBalance()
         ).available > threshold
 

@@ -24,8 +24,8 @@ from tallystick_server.payout.batch_handlers import BatchHandlers
 from tallystick_server.payout.create_payout import CreatePayoutCommand
 from tallystick_server.payout.destination_handlers import DestinationHandlers
 from tallystick_server.payout.operator_handlers import PayoutOperatorHandlers
+from tallystick_server.payout.payouts import Payouts
 from tallystick_server.payout.preview import PayoutPreview
-from tallystick_server.payout.worker import PayoutWorker
 from tallystick_server.rpc.call import Access, Call
 from tallystick_server.rpc.pagination import PageToken, parse_page_size
 from tallystick_storage import operations as operation_store
@@ -67,11 +67,11 @@ _TERMINAL_STATES = frozenset(convert.STATES.number(state) for state in TERMINAL_
 class PayoutHandlers(DestinationHandlers, BatchHandlers, PayoutOperatorHandlers):
     """Handlers only decode, await and encode. A cancelled call changes nothing."""
 
-    def __init__(self, database: Database, worker: PayoutWorker) -> None:
-        DestinationHandlers.__init__(self, database, worker)
-        BatchHandlers.__init__(self, database, worker)
-        PayoutOperatorHandlers.__init__(self, database, worker)
-        self._preview = PayoutPreview(database, worker.wallet_reader, worker.seller_owners)
+    def __init__(self, database: Database, payouts: Payouts) -> None:
+        DestinationHandlers.__init__(self, database, payouts)
+        BatchHandlers.__init__(self, database, payouts)
+        PayoutOperatorHandlers.__init__(self, database, payouts)
+        self._preview = PayoutPreview(database, payouts.wallet_reader, payouts.seller_owners)
         # No limit of its own: calls also read after their commit, and an overload error would
         # wrongly say that nothing was stored. The server's call limit bounds these reads.
         self.read_batcher: Batcher[str, payout_pb2.Payout | None] = Batcher(
@@ -111,8 +111,8 @@ class PayoutHandlers(DestinationHandlers, BatchHandlers, PayoutOperatorHandlers)
     ) -> pb.CreatePayoutResponse:
         payout = convert.parse_payout(request, call.caller)
         payout_id = payout.payout_id
-        with self._worker.notifier.subscribe(payout_id) as subscription:
-            result = await self._worker.create_payout(
+        with self.payouts.notifier.subscribe(payout_id) as subscription:
+            result = await self.payouts.create_payout(
                 CreatePayoutCommand(payout, traceparent(), current_context())
             )
             if result.replayed:
@@ -180,7 +180,7 @@ class PayoutHandlers(DestinationHandlers, BatchHandlers, PayoutOperatorHandlers)
         payout_id, after_version, versions = (
             request.payout_id,
             request.after_version,
-            self._worker.notifier.watch_versions,
+            self.payouts.notifier.watch_versions,
         )
         del request  # release the request body while streaming
         async with aclosing(
@@ -223,7 +223,7 @@ class PayoutHandlers(DestinationHandlers, BatchHandlers, PayoutOperatorHandlers)
             parse_id(request.request_id, "request_id"),
         )
         payout = await self._get_visible_payout(request.payout_id, call)
-        if not await self._worker.decisions.retry(
+        if not await self.payouts.decisions.retry(
             payout.payout_id, request_id, call.caller.name, reason
         ):
             call.mark_replayed()
@@ -248,7 +248,7 @@ class PayoutHandlers(DestinationHandlers, BatchHandlers, PayoutOperatorHandlers)
             requires_second_person=transition_reason is PayoutTransitionReason.APPROVED,
             by_team=by_team,
         )
-        if not await self._worker.decisions.decide(payout.payout_id, decision):
+        if not await self.payouts.decisions.decide(payout.payout_id, decision):
             call.mark_replayed()
         return await self._get_visible_payout(request.payout_id, call)
 

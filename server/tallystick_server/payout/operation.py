@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
 from tallystick.payout.v1 import payout_pb2
-from tallystick_core.operations.next_action import NextAction
+from tallystick_core.operations.kind import KindName, format_resource_name
 from tallystick_core.payout.operation_ids import format_payout_operation_id
-from tallystick_core.payout.state import TERMINAL_STATES, PayoutState
+from tallystick_core.payout.state import PayoutState
 from tallystick_core.provider.idempotency_key import format_provider_key
-from tallystick_core.provider.outcome import PayoutLookupOutcome
-from tallystick_core.provider.payout_provider import PayoutRequest
 from tallystick_server.observability.tracing import SpanContext, parse_traceparent
 from tallystick_server.operations.operation import FIRST_LEASE_TOKEN, LeasedOperation, parse_tries
 from tallystick_server.payout import convert
-from tallystick_server.payout.batching_provider import BatchingPayoutProvider
 from tallystick_server.payout.snapshot import PayoutSnapshot, snapshot_of
 from tallystick_storage.payout import payouts as store
 from tallystick_storage.sql import Row
@@ -27,10 +24,6 @@ ATTEMPT_NUMBER = 1
 payout.
 """
 
-_BEFORE_SUBMISSION = frozenset(
-    {PayoutState.CREATED, PayoutState.AWAITING_APPROVAL, PayoutState.READY}
-)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PayoutOperation(LeasedOperation):
@@ -38,6 +31,7 @@ class PayoutOperation(LeasedOperation):
     latest event.
     """
 
+    kind: KindName = KindName.PAYOUT
     payout_id: str
     seller_account: str
     amount: int
@@ -51,7 +45,7 @@ class PayoutOperation(LeasedOperation):
 
     @property
     def resource_name(self) -> str:
-        return f"payouts/{self.payout_id}"
+        return format_resource_name(self.kind, self.payout_id)
 
     @property
     def state(self) -> PayoutState:
@@ -60,51 +54,6 @@ class PayoutOperation(LeasedOperation):
     @property
     def net_amount(self) -> int:
         return self.amount - self.fee
-
-    @property
-    def needs_booking(self) -> bool:
-        return self.state in TERMINAL_STATES and not self.snapshot.booked
-
-    @property
-    def phase(self) -> str:
-        return self.state if self.awaits_provider else ""
-
-    @property
-    def awaits_provider(self) -> bool:
-        return self.state in (PayoutState.SUBMITTED, PayoutState.IN_TRANSIT)
-
-    def next_action(
-        self, now: float, key_window_seconds: float, lease_seconds: float
-    ) -> NextAction:
-        if self.state in _BEFORE_SUBMISSION:
-            return NextAction.PLACE_HOLD
-        if self.state in TERMINAL_STATES:
-            return NextAction.BOOK
-        may_send = (
-            self.state is PayoutState.SUBMITTING
-            and not self.lookup_only
-            and self.is_key_honored(key_window_seconds, lease_seconds)
-        )
-        return NextAction.SEND if may_send else NextAction.LOOK_UP
-
-    def to_request(self) -> PayoutRequest:
-        """The request to the provider."""
-        return PayoutRequest(
-            self.provider_key,
-            self.payout_id,
-            self.net_amount,
-            self.currency,
-            self.bank_account_token,
-        )
-
-    def call_provider(
-        self, provider: BatchingPayoutProvider, action: NextAction
-    ) -> Awaitable[PayoutLookupOutcome]:
-        return (
-            provider.send(self.to_request())
-            if action is NextAction.SEND
-            else provider.look_up(self.to_request())
-        )
 
     def updated_from(self, row: Row[Any]) -> PayoutOperation:
         """The same payout with the current values of a row."""

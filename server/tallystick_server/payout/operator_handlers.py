@@ -5,7 +5,7 @@ from __future__ import annotations
 from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick_server.operations import dead_letters, operator_handlers
 from tallystick_server.payout import acknowledge, convert
-from tallystick_server.payout.worker import PayoutWorker
+from tallystick_server.payout.payouts import Payouts
 from tallystick_server.rpc.call import Call
 from tallystick_storage.database import Database
 from tallystick_storage.payout import destinations
@@ -15,9 +15,9 @@ from tallystick_storage.payout import queries as store
 class PayoutOperatorHandlers(operator_handlers.OperatorHandlers):
     """Handlers only decode, await and encode."""
 
-    def __init__(self, database: Database, worker: PayoutWorker) -> None:
-        super().__init__(database, worker.dead_letters, pb)
-        self._worker = worker
+    def __init__(self, database: Database, payouts: Payouts) -> None:
+        super().__init__(database, payouts.dead_letters, pb)
+        self.payouts = payouts
 
     async def GetDeadLetter(
         self, request: pb.GetDeadLetterRequest, _call: Call

@@ -20,7 +20,7 @@ from tallystick_core.provider.outcome import (
 from tallystick_server.operations.failed_step import is_duplicate_reference
 from tallystick_server.operations.retry_policy import RetryPolicies
 from tallystick_server.payout.operation import PayoutOperation, operations_from_rows
-from tallystick_server.providers.gateway import NotCalled, ProviderGateway
+from tallystick_server.providers.gateway import NotCalled
 from tallystick_storage.database import ConstraintViolation, Database
 from tallystick_storage.payout import payouts as store
 from tallystick_storage.sql import Connection
@@ -51,14 +51,14 @@ class CompletedPayoutPoller:
     def __init__(
         self,
         database: Database,
-        gateway: ProviderGateway,
+        look_up: Callable[[PayoutOperation, NextAction], Awaitable[ProviderOutcome | NotCalled]],
         retry_policies: RetryPolicies,
-        record_outcome: Callable[[PayoutOperation, object], Awaitable[object]],
+        record_outcome: Callable[[PayoutOperation, Any], Awaitable[object]],
         record_misdirected: Callable[[PayoutOperation, Any], Awaitable[object]],
         try_acquire_leadership: Callable[[Connection], bool],
     ) -> None:
         self._database = database
-        self._gateway = gateway
+        self._look_up = look_up
         self._retry_policies = retry_policies
         self._record_outcome = record_outcome
         self._record_misdirected = record_misdirected
@@ -95,7 +95,7 @@ class CompletedPayoutPoller:
         if payout.state not in POLLED_AFTER_COMPLETION:
             return store.NextPayoutPoll(payout.payout_id, None, poll_count)
         try:
-            outcome = await self._gateway.call(payout, NextAction.LOOK_UP)
+            outcome = await self._look_up(payout, NextAction.LOOK_UP)
         except Exception:  # an error of one payout does not block the others
             log.exception("%s: lookup failed; it is polled again", payout.resource_name)
             return self._next_poll(payout, poll_count)

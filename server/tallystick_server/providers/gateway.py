@@ -62,8 +62,10 @@ class ProviderOperation(Protocol):
     def lease_deadline(self) -> float: ...
     @property
     def expires_at(self) -> float: ...
-    def circuit(self, action: NextAction) -> Circuit: ...
-    def call_provider(self, provider: Any, action: NextAction) -> Awaitable[ProviderOutcome]: ...
+
+
+Perform = Callable[[Any, Any, NextAction], Awaitable[ProviderOutcome]]
+"""Calls a provider for an operation and an action."""
 
 
 class ProviderGateway:
@@ -120,9 +122,9 @@ class ProviderGateway:
         return final
 
     async def call(
-        self, operation: ProviderOperation, action: NextAction
+        self, operation: ProviderOperation, action: NextAction, circuit: Circuit, perform: Perform
     ) -> ProviderOutcome | NotCalled:
-        """Sends, looks up or cancels the operation, as `action` says."""
+        """Performs an action of an operation. `circuit`: the part of the provider that it uses."""
         if in_transaction():
             raise RuntimeError("a provider must not be called inside a transaction")
         if not self.is_configured(operation.provider):
@@ -148,13 +150,13 @@ class ProviderGateway:
                 and not await self._is_still_leased(operation)
             ):
                 return NotCalled(0, "changed before it was sent")
-            breaker = self._breakers[operation.provider, operation.circuit(action)]
+            breaker = self._breakers[operation.provider, circuit]
             retry_after = breaker.admit_or_delay(loop.time(), operation.operation_id)
             if retry_after is not None:
                 return NotCalled(retry_after, "the circuit breaker is open")
             with client_span(f"{operation.provider} {action.lower()}", operation.context) as span:
                 try:
-                    outcome = await self._call(operation, action)
+                    outcome = await self._call(operation, action, perform)
                 except (
                     asyncio.CancelledError
                 ):  # nothing would complete it, so nothing may wait for it
@@ -166,10 +168,12 @@ class ProviderGateway:
         finally:
             semaphore.release()
 
-    async def _call(self, operation: ProviderOperation, action: NextAction) -> ProviderOutcome:
+    async def _call(
+        self, operation: ProviderOperation, action: NextAction, perform: Perform
+    ) -> ProviderOutcome:
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                outcome = await operation.call_provider(self._providers[operation.provider], action)
+                outcome = await perform(self._providers[operation.provider], operation, action)
         except TimeoutError:
             return Unknown("the provider did not answer in time")
         except Exception:  # the call may have been sent, so its outcome is unknown

@@ -38,7 +38,7 @@ from tests.support.failing_bookings import (
     retry_settings,
 )
 from tests.support.payouts import create_destination
-from tests.support.platform import eventually, payment_worker_of, serve_platform
+from tests.support.platform import eventually, payments_of, serve_platform
 
 
 def count_booked(databases: DatabaseUrls) -> int:
@@ -122,7 +122,7 @@ def test_a_seller_that_the_wallet_fails_on_rejects_no_other_payment(
         platform.client(tries=1) as client,
         ThreadPoolExecutor(20) as pool,
     ):
-        claim_batcher = payment_worker_of(platform).seller_owners.seller_claim_batcher
+        claim_batcher = payments_of(platform).seller_owners.seller_claim_batcher
         calls = [pool.submit(pay, client, number) for number in range(20)]
         assert eventually(lambda: claim_batcher.queue_length + sum(claim_sizes) >= 20)
         platform.run_in_loop(open_)

@@ -34,7 +34,7 @@ from tests.support.payouts import (
 from tests.support.platform import (
     ServedPlatform,
     eventually,
-    payout_worker_of,
+    payouts_of,
     serve_platform,
     unique_id,
 )
@@ -299,7 +299,7 @@ def test_payouts_committed_during_shutdown_are_paid(
             dependencies=Dependencies(payout_providers={"sandbox": payout_provider}),
         )
     )
-    payout_worker = payout_worker_of(platform)
+    payouts = payouts_of(platform)
     with platform.client() as client:
         sellers = [create_sale(client, "5.00") for _ in range(3)]
         for seller in sellers:
@@ -327,7 +327,7 @@ def test_payouts_committed_during_shutdown_are_paid(
             )
             assert eventually(lambda: admin.execute(waiting_query).fetchone() != (0,))
             stop_future = pool.submit(stack.close)
-            assert eventually(lambda: not payout_worker.generation.is_running)
+            assert eventually(lambda: not payouts.generation.is_running)
             blocker.rollback()
             stop_future.result(60)
             remaining_row = admin.execute(

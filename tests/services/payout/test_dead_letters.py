@@ -12,7 +12,7 @@ from tallystick.operator.v1 import operator_pb2
 from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick_core.provider.outcome import RetryReason, Submitted, Succeeded, Unknown
-from tallystick_server.payout.worker import PayoutWorker
+from tallystick_server.operations.worker import OperationWorker
 from tests.fakes.payout_provider import ScriptedPayoutProvider
 from tests.support.callers import token_of
 from tests.support.errors import error_reason, expect_error_reason
@@ -161,7 +161,7 @@ def test_a_closed_payout_is_booked_by_any_process(
     payout_provider.script[to].append(Unknown("malformed", RetryReason.REJECTED))
     payout = create_payout(shop_client, seller, timeout=1)
     dead_letter = wait_for_dead_letter(operator_client, f"payouts/{payout.payout_id}")
-    monkeypatch.setattr(PayoutWorker, "after_failed_step", lambda *_: None)
+    monkeypatch.setattr(OperationWorker, "continue_failed", lambda *_: None)
     assert (
         close_dead_letter(operator_client, dead_letter).state
         == operator_pb2.DEAD_LETTER_STATE_CLOSED

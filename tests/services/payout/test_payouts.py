@@ -648,7 +648,7 @@ def test_a_poll_that_cannot_be_recorded_is_repeated(
     recorded for it; an invalid answer delays no other payout.
     """
     database = database_of(payout_platform, "payout")
-    gateway = payout_worker_of(payout_platform).gateway
+    look_up = payout_worker_of(payout_platform).call_provider
     seller = create_sale(payout_client, "10.00")
     create_destination(payout_client, seller)
     payout = create_payout(payout_client, seller)
@@ -665,7 +665,7 @@ def test_a_poll_that_cannot_be_recorded_is_repeated(
             lambda connection: store.load_operations(connection, [payout.payout_id])
         )
         return await CompletedPayoutPoller(
-            database, gateway, policies, record, record, lambda _: True
+            database, look_up, policies, record, record, lambda _: True
         ).poll(operations_from_rows(rows, {}, "")[0], 3)
 
     assert payout_platform.run_in_loop(look) == store.NextPayoutPoll(payout.payout_id, delay, 3)
@@ -884,8 +884,7 @@ def test_an_outcome_recorded_without_the_lease_is_booked_immediately(
             rescheduler = Rescheduler(
                 database_of(platform, "payout"),
                 RetryPolicies(settings.retry),
-                payout_worker.lock_unresolved,
-                payout_worker.fail,
+                payout_worker.kinds,
             )
             await rescheduler.run(
                 [FailedStep(items[1], RetryReason.NO_ANSWER, "lost", NextAction.LOOK_UP)]

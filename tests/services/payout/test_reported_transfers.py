@@ -39,7 +39,7 @@ from tests.support.platform import (
     eventually,
     fresh_database,
     is_replayed,
-    payout_worker_of,
+    payouts_of,
     serve_platform,
     unique_id,
 )
@@ -235,7 +235,7 @@ def test_one_process_at_a_time_polls_completed_payouts(admin_url: str, tmp_path:
             dependencies=Dependencies(payout_providers={"sandbox": other_provider}),
         ) as other_platform,
     ):
-        payout_worker = payout_worker_of(other_platform)
+        payouts = payouts_of(other_platform)
         with (
             serve_platform(
                 databases,
@@ -248,14 +248,14 @@ def test_one_process_at_a_time_polls_completed_payouts(admin_url: str, tmp_path:
             create_destination(client, seller)
             wait_for_state(client, create_payout(client, seller, "5.00").payout_id, "PAID")
             assert eventually(lambda: own_provider.looked_up_ids)
-            other_platform.run_in_loop(payout_worker.polling.run_once)
+            other_platform.run_in_loop(payouts.polling.run_once)
             assert other_provider.looked_up_ids == []
         with psycopg.connect(databases.admin) as connection:
             update_rows(
                 connection,
                 "update payout.leader_lease set lease_until = now() where name like 'poll %'",
             )
-        other_platform.run_in_loop(payout_worker.polling.run_once)
+        other_platform.run_in_loop(payouts.polling.run_once)
         assert len(other_provider.looked_up_ids) == 1
 
 

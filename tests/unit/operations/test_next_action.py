@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import replace
 from itertools import product
 from math import inf
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from tallystick_core.payout.state import TERMINAL_STATES, PayoutState
 from tallystick_core.provider.outcome import FinalNotFound, NotSent, RetryReason, Succeeded, Unknown
 from tallystick_server.observability.tracing import current_context
 from tallystick_server.operations.failed_step import FailedStep, classify_failure
+from tallystick_server.operations.kind import OperationKind
 from tallystick_server.operations.operator_handlers import parse_dead_letter_id
 from tallystick_server.operations.reschedule import Rescheduler
 from tallystick_server.operations.retry_policy import (
@@ -32,8 +34,12 @@ from tallystick_server.operations.retry_policy import (
     RetryStrategy,
 )
 from tallystick_server.payment.charge import Charge, OrderInCharge
+from tallystick_server.payment.operations.charge import ChargeOperations
+from tallystick_server.payment.operations.charge import next_action as charge_next_action
 from tallystick_server.payout.destination_verification import DestinationVerification
 from tallystick_server.payout.operation import PayoutOperation
+from tallystick_server.payout.operations.destination_verification import VerificationOperations
+from tallystick_server.payout.operations.payout import next_action as payout_next_action
 from tallystick_server.payout.place_hold import plan_change
 from tallystick_server.payout.poll_completed import CompletedPayoutPoller
 from tallystick_server.payout.snapshot import PayoutSnapshot
@@ -117,15 +123,18 @@ def test_a_payout_is_sent_only_with_an_honored_key(
     state: PayoutState, lookup_only: bool, age: float
 ) -> None:
     """K3: a payout is sent only if it is SUBMITTING, sends are not exhausted, and its key outlasts
-    the lease; a final payout is only booked.
+    the lease. Its hold is placed before, and one that awaits approval waits. A final payout is only
+    booked.
     """
-    step = leased_payout(state, lookup_only=lookup_only, age=age).next_action(
-        0.0, key_window_seconds=100.0, lease_seconds=60.0
+    step = payout_next_action(
+        leased_payout(state, lookup_only=lookup_only, age=age), 0.0, 100.0, 60.0
     )
     if state in TERMINAL_STATES:
         assert step is NextAction.BOOK
-    elif state in (PayoutState.CREATED, PayoutState.AWAITING_APPROVAL, PayoutState.READY):
+    elif state in (PayoutState.CREATED, PayoutState.READY):
         assert step is NextAction.PLACE_HOLD
+    elif state is PayoutState.AWAITING_APPROVAL:
+        assert step is NextAction.WAIT
     else:
         assert (step is NextAction.SEND) == (
             state is PayoutState.SUBMITTING and not lookup_only and age < 40.0
@@ -160,16 +169,15 @@ def test_a_payout_whose_answer_cannot_be_stored_is_polled_again() -> None:
     that would delay other payouts.
     """
 
-    class Provider:
-        async def ask(self, _item: PayoutOperation, _step: NextAction) -> Succeeded:
-            return Succeeded("tr", 1, "EUR")
+    async def look_up(_item: PayoutOperation, _step: NextAction) -> Succeeded:
+        return Succeeded("tr", 1, "EUR")
 
     async def record(_item: PayoutOperation, _outcome: object) -> None:
         raise ConstraintViolation("23514", "payout_check", "it cannot be")
 
     poller = CompletedPayoutPoller(
         None,  # type: ignore[arg-type]
-        Provider(),  # type: ignore[arg-type]
+        look_up,
         RetryPolicies(),
         record,
         record,
@@ -266,7 +274,7 @@ def test_after_the_key_window_only_unsent_charges_are_sent(
     charge = leased_charge(
         orders=(order,), maybe_sent=maybe_sent, not_found_count=not_found, age_seconds=age
     )
-    step = charge.next_action(0.0, key_window_seconds=100.0, lease_seconds=60.0)
+    step = charge_next_action(charge, 0.0, 100.0, 60.0)
     assert (step is NextAction.SEND) == (age < 40.0 or (not maybe_sent and not_found > 0))
 
 
@@ -291,7 +299,7 @@ def test_a_cancelled_or_expired_charge_is_not_sent(
         maybe_sent=maybe_sent,
         age_seconds=age,
     )
-    step = charge.next_action(0.0, key_window_seconds=100.0, lease_seconds=60.0)
+    step = charge_next_action(charge, 0.0, 100.0, 60.0)
     if status is OrderStatus.NOT_STARTED:
         assert step in (NextAction.RISK, NextAction.GIVE_UP)
     elif cancelled or (to_expiry <= 0 and status is OrderStatus.EXECUTING):
@@ -395,12 +403,7 @@ def test_account_verification_is_retried_without_limit() -> None:
         bank_account_token="ba_ok",
         state=DestinationState.PENDING_VERIFICATION,
     )
-    rescheduler: Rescheduler[DestinationVerification, None] = Rescheduler(
-        None,  # type: ignore[arg-type]
-        RetryPolicies(),
-        "destinations",  # type: ignore[arg-type]
-        None,  # type: ignore[arg-type]
-    )
+    rescheduler = rescheduler_with(RetryPolicies())
     outcomes: list[NotSent | Unknown] = [
         Unknown("", RetryReason.SERVER_ERROR),
         Unknown(""),
@@ -408,7 +411,11 @@ def test_account_verification_is_retried_without_limit() -> None:
     ]
     for step, silent in product((NextAction.SEND, NextAction.LOOK_UP), outcomes):
         failed_step = classify_failure(
-            account, silent, step, key_honored=account.is_key_honored(86_400.0, 60.0)
+            account,
+            silent,
+            step,
+            key_honored=account.is_key_honored(86_400.0, 60.0),
+            awaits_provider=False,
         )
         assert failed_step is not None
         reschedule = rescheduler.decide(failed_step, 0.0)
@@ -456,8 +463,14 @@ def leased_charge(**values: Any) -> Charge:
     return Charge(**fields)
 
 
-def rescheduler_with(policies: RetryPolicies) -> Rescheduler[Charge, None]:
-    return Rescheduler(None, policies, "charges", None)  # type: ignore[arg-type]
+def rescheduler_with(policies: RetryPolicies) -> Rescheduler:
+    """A rescheduler that only decides: it has no database."""
+    nothing: Any = SimpleNamespace(run=None)
+    kinds: list[OperationKind[Any]] = [
+        ChargeOperations(nothing, nothing, nothing, policies, 60.0).kind(),
+        VerificationOperations(nothing, 60.0).kind(),
+    ]
+    return Rescheduler(nothing, policies, {kind.name: kind for kind in kinds})
 
 
 def test_each_retry_reason_has_its_own_count() -> None:

@@ -8,13 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tallystick_core.operations.kind import KindName
 from tallystick_core.operations.next_action import NextAction
 from tallystick_core.payout.destination import DestinationState
-from tallystick_core.provider.outcome import ChargeOutcome, Succeeded, Unknown
+from tallystick_core.provider.outcome import ChargeOutcome, ProviderOutcome, Succeeded, Unknown
 from tallystick_core.provider.payment_provider import ChargeRequest
 from tallystick_server.observability.tracing import current_context
+from tallystick_server.operations.kind import default_circuit
 from tallystick_server.payment.charge import Charge
+from tallystick_server.payment.operations import charge as charge_kind
 from tallystick_server.payout.destination_verification import DestinationVerification
+from tallystick_server.payout.operations import destination_verification as verification_kind
 from tallystick_server.providers.circuit_breaker import Breaker, BreakerSettings
 from tallystick_server.providers.gateway import NotCalled, ProviderGateway
 
@@ -185,6 +189,17 @@ async def keep_lease(_item: object) -> bool:
     return True
 
 
+async def call(
+    gateway: ProviderGateway, operation: Charge | DestinationVerification, action: NextAction
+) -> ProviderOutcome | NotCalled:
+    """Calls the provider as the worker does."""
+    if operation.kind is KindName.CHARGE:
+        return await gateway.call(operation, action, default_circuit(action), charge_kind.perform)
+    return await gateway.call(
+        operation, action, verification_kind.circuit(action), verification_kind.perform
+    )
+
+
 def some_charge() -> Charge:
     """A charge with a lease of an hour."""
     return Charge(
@@ -255,10 +270,10 @@ def test_sends_and_lookups_have_separate_circuits(
             ),
         )
         charge = some_charge()
-        assert isinstance(await execute.call(charge, failing), Unknown)
+        assert isinstance(await call(execute, charge, failing), Unknown)
         for _ in range(2):
-            assert isinstance(await execute.call(charge, answered), Succeeded)
-            assert isinstance(await execute.call(charge, failing), NotCalled)
+            assert isinstance(await call(execute, charge, answered), Succeeded)
+            assert isinstance(await call(execute, charge, failing), NotCalled)
         assert execute.is_circuit_open("moody") == (failing is NextAction.SEND)
 
     asyncio.run(main())
@@ -294,10 +309,10 @@ def test_failing_verifications_block_no_payout() -> None:
             bank_account_token="ba",
             state=DestinationState.PENDING_VERIFICATION,
         )
-        assert isinstance(await execute.call(account, NextAction.SEND), Unknown)
+        assert isinstance(await call(execute, account, NextAction.SEND), Unknown)
         for step in (NextAction.SEND, NextAction.LOOK_UP):
-            assert isinstance(await execute.call(account, step), NotCalled)
-            assert isinstance(await execute.call(some_charge(), step), Succeeded)
+            assert isinstance(await call(execute, account, step), NotCalled)
+            assert isinstance(await call(execute, some_charge(), step), Succeeded)
 
     asyncio.run(main())
 
@@ -317,14 +332,14 @@ def test_a_cancelled_probe_is_replaced_by_the_next_call() -> None:
             ),
         )
         charge = some_charge()
-        assert isinstance(await execute.call(charge, NextAction.SEND), Unknown)
+        assert isinstance(await call(execute, charge, NextAction.SEND), Unknown)
         provider.hangs = True
-        probe = asyncio.ensure_future(execute.call(charge, NextAction.SEND))
+        probe = asyncio.ensure_future(call(execute, charge, NextAction.SEND))
         await asyncio.sleep(0)
-        assert isinstance(await execute.call(charge, NextAction.SEND), NotCalled)
+        assert isinstance(await call(execute, charge, NextAction.SEND), NotCalled)
         probe.cancel()
         await asyncio.gather(probe, return_exceptions=True)
         provider.hangs = provider.fails = False
-        assert isinstance(await execute.call(charge, NextAction.SEND), Succeeded)
+        assert isinstance(await call(execute, charge, NextAction.SEND), Succeeded)
 
     asyncio.run(main())

@@ -55,6 +55,7 @@ from tests.support.platform import (
     ServedPlatform,
     eventually,
     payment_worker_of,
+    payments_of,
     serve_platform,
 )
 from tests.support.rows import update_rows
@@ -318,7 +319,7 @@ def test_a_cancelled_call_leaves_no_orphaned_lease(scratch_database: DatabaseUrl
 
         async def cancel_and_go(milliseconds: int) -> None:
             task = asyncio.ensure_future(
-                payment_worker_of(platform).cancel(own_checkout_id, "dev", "gone")
+                payments_of(platform).cancel(own_checkout_id, "dev", "gone")
             )
             await asyncio.wait({task}, timeout=milliseconds / 1000)
             task.cancel()

@@ -37,7 +37,7 @@ from tests.support.platform import (
     ServedPlatform,
     eventually,
     is_replayed,
-    payment_worker_of,
+    payments_of,
     serve_platform,
 )
 from tests.support.rows import update_rows
@@ -224,14 +224,14 @@ def test_one_process_at_a_time_polls_failed_charges(scratch_database: DatabaseUr
             assert failure_reason(wait_for_final_order(client, payment)) == "CALLER_CANCELLED"
             lookup_count = len(looked_up_by_platform["often"])
             assert eventually(lambda: len(looked_up_by_platform["often"]) > lookup_count)
-            other_platform.run_in_loop(payment_worker_of(other_platform).polling.run_once)
+            other_platform.run_in_loop(payments_of(other_platform).polling.run_once)
             assert looked_up_by_platform["seldom"] == []
         with psycopg.connect(scratch_database.admin) as connection:
             update_rows(
                 connection,
                 "update payment.leader_lease set lease_until = now() where name like 'poll %'",
             )
-        other_platform.run_in_loop(payment_worker_of(other_platform).polling.run_once)
+        other_platform.run_in_loop(payments_of(other_platform).polling.run_once)
         assert looked_up_by_platform["seldom"] == [payment.payment_orders[0].charge_id]
 
 

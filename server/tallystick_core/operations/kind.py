@@ -1,0 +1,33 @@
+"""The names of the operation kinds, and the collections of their resource names."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class KindName(StrEnum):
+    """What a provider is asked for."""
+
+    CHARGE = "charge"
+    PAYOUT = "payout"
+    DESTINATION_VERIFICATION = "destination_verification"
+
+
+COLLECTIONS: dict[KindName, str] = {
+    KindName.CHARGE: "charges",
+    KindName.PAYOUT: "payouts",
+    KindName.DESTINATION_VERIFICATION: "payoutDestinations",
+}
+"""The collection of the resource names of each kind, as dead letters and alerts show them."""
+_KINDS = {collection: kind for kind, collection in COLLECTIONS.items()}
+
+
+def format_resource_name(kind: KindName, resource_id: str) -> str:
+    """The public name of an operation: "{collection}/{id}"."""
+    return f"{COLLECTIONS[kind]}/{resource_id}"
+
+
+def parse_resource_name(resource_name: str) -> tuple[KindName, str]:
+    """The kind and the id of a stored resource name. Raises KeyError for an unknown collection."""
+    collection, _, resource_id = resource_name.partition("/")
+    return _KINDS[collection], resource_id

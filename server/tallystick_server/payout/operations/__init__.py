@@ -1,0 +1,1 @@
+"""The operation kinds of PayoutService."""
