@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,8 +35,10 @@ class RecordingConnection(Connection):
 class StatementRecorder(Connections):
     """Connections whose statements are captured by `listeners`."""
 
-    def __init__(self, url: str, statement_timeout: float | None = None) -> None:
-        super().__init__(url, statement_timeout)
+    def __init__(
+        self, url: str, settings: Mapping[str, str] | None = None, *, keeps_plans: bool = False
+    ) -> None:
+        super().__init__(url, settings, keeps_plans=keeps_plans)
         self.url = url
         self.listeners: list[list[tuple[str, str, Any]]] = []
 
@@ -143,9 +145,11 @@ class ReadRecorders:
             url, connections=connections, new_id=new_id, open_connections=self._connections
         )
 
-    def _connections(self, url: str, statement_timeout: float | None) -> StatementRecorder:
-        recorder = StatementRecorder(url, statement_timeout)
-        if statement_timeout is not None:  # only callers' reads have a limit of their own
+    def _connections(
+        self, url: str, settings: Mapping[str, str] | None = None, *, keeps_plans: bool = False
+    ) -> StatementRecorder:
+        recorder = StatementRecorder(url, settings, keeps_plans=keeps_plans)
+        if not keeps_plans:  # the reads of callers
             self.recorders.append(recorder)
         return recorder
 
@@ -156,7 +160,7 @@ def time_execution(
     """Does work as the service's role, in a transaction that is rolled back. Adds its statements to
     `plans`, and returns the seconds that it took.
     """
-    recorder = StatementRecorder(database_urls.service(schema))
+    recorder = StatementRecorder(database_urls.service(schema), keeps_plans=True)
     with rolled_back(recorder) as connection:
         # on a busy machine this process may wait for long
         connection.execute("set idle_in_transaction_session_timeout = 0")

@@ -99,7 +99,7 @@ class IdempotencyKeys:
                     replies[key] = self._build_reply(row)
             return replies
 
-        replies = await self._database.transact(insert)
+        replies = await self._database.transact(insert, idempotent=True)
         return [replies[entry.key] for entry in entries]
 
 

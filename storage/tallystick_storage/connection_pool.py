@@ -7,7 +7,7 @@ import os
 import socket
 from asyncio import AbstractEventLoop, CancelledError, TimerHandle, get_running_loop
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from time import monotonic
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 # Seconds after which a connection is replaced, so that none to a former primary is kept.
 _MAX_CONNECTION_AGE_SECONDS = 300
+_MAX_PLAN_AGE_SECONDS = 30
 # SQLSTATEs after which another connection may succeed: a server left read-only by a failover, a
 # shutdown, or a plan from before a migration.
 _OTHER_CONNECTION_STATES = ("25006", "57P01", "57P02", "57P03", "0A000")
@@ -32,27 +33,31 @@ _IDLE = psycopg.pq.TransactionStatus.IDLE
 class Connections:
     """The open connections of a pool that no thread uses now, and how to open another.
 
-    `statement_timeout` is in seconds; None keeps the role's setting.
+    `settings`: of PostgreSQL. `keeps_plans`: a statement is planned once and not each time.
     """
 
-    def __init__(self, url: str, statement_timeout: float | None = None) -> None:
-        timeout_option = (
-            ""
-            if statement_timeout is None
-            else f" -c statement_timeout={round(statement_timeout * 1000)}"
-        )
+    def __init__(
+        self, url: str, settings: Mapping[str, str] | None = None, *, keeps_plans: bool = False
+    ) -> None:
         self._url = url
+        self._keeps_plans = keeps_plans
+        plan_settings = {"plan_cache_mode": "force_generic_plan"} if keeps_plans else {}
         # In other time zones the first and last hours of the time range cannot be read back.
-        self._options = f"-c timezone=UTC{timeout_option}"
+        all_settings = {"timezone": "UTC", **plan_settings, **(settings or {})}
+        self._options = " ".join(f"-c {name}={value}" for name, value in all_settings.items())
         self._idle: deque[Connection] = deque()
 
     def take(self) -> Connection:
         """A connection for the caller alone, until it is given back. Raises psycopg.Error."""
         while self._idle:
             connection = self._idle.pop()
-            if monotonic() - connection.open_time < _MAX_CONNECTION_AGE_SECONDS:
-                return connection
-            connection.close()
+            now = monotonic()
+            if now - connection.open_time >= _MAX_CONNECTION_AGE_SECONDS:
+                connection.close()
+                continue
+            if self._keeps_plans and now >= connection.plan_expire_time:
+                _discard_plans(connection, now)
+            return connection
         return self.open()
 
     def open(self) -> Connection:
@@ -81,6 +86,15 @@ class Connections:
         """Closes the connections. None may be in use."""
         while self._idle:
             self._idle.pop().close()
+
+
+def _discard_plans(connection: Connection, now: float) -> None:
+    """Discards plans, so that none from a nearly empty table serves a large one. They are discarded
+    when the connection is 1 s old, 2 s, 4 s and so on: tables seldom double while a plan is kept.
+    """
+    connection.execute("discard plans")
+    age_seconds = now - connection.open_time
+    connection.plan_expire_time = now + min(age_seconds, _MAX_PLAN_AGE_SECONDS)
 
 
 class ConnectionPool:

@@ -7,7 +7,7 @@ import logging
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Generic, TypeVar
 
 import orjson
@@ -92,26 +92,43 @@ class Database:
         read_timeout: float = 5.0,
         max_try_seconds: float = _MAX_TRY_SECONDS,
         new_id: Callable[[], uuid.UUID] = uuid.uuid4,
-        open_connections: Callable[[str, float | None], Connections] = Connections,
+        open_connections: Callable[..., Connections] = Connections,
     ) -> None:
         self._work = ConnectionPool(
-            open_connections(url, None), connections, "database", max_try_seconds
+            open_connections(url, keeps_plans=True), connections, "database", max_try_seconds
         )
         self._reads = ConnectionPool(
-            open_connections(url, read_timeout), readers, "reads", max_try_seconds
+            open_connections(url, {"statement_timeout": f"{round(read_timeout * 1000)}"}),
+            readers,
+            "reads",
+            max_try_seconds,
         )
         self._new_id = new_id
+        self._commit_event = asyncio.Event()
 
-    async def transact(self, work: Callable[[Connection], T]) -> T:
+    async def transact(self, work: Callable[[Connection], T], *, idempotent: bool = False) -> T:
         """Runs `work` in one transaction and commits it exactly once, even if the answer to COMMIT
         is lost.
 
-        `work` may run again, so it must not generate ids or have effects other than SQL. Raises
+        `work` may run again, so it must not generate ids or have effects other than SQL.
+        `idempotent`: it may also run again after it was committed; its second result is as good as
+        the first. Such a transaction costs no commit marker. Raises
         ConstraintViolation, or ApiError with CONFLICT or DEPENDENCY_UNAVAILABLE after several
         failed tries.
         """
-        transaction = _RetryableTransaction(work, self._new_id)
-        return await _run_with_retries(self._work, transaction.run, max_slow_tries=2)
+        transaction = _RetryableTransaction(work, self._new_id, idempotent=idempotent)
+        result = await _run_with_retries(self._work, transaction.run, max_slow_tries=2)
+        self._commit_event.set()
+        return result
+
+    async def wait_for_commit(self, timeout_seconds: float) -> None:
+        """Waits until a transaction of this process commits, at most `timeout_seconds`. Those that
+        were committed since the last call count.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                await self._commit_event.wait()
+        self._commit_event.clear()
 
     async def load(self, work: Callable[[Connection], T]) -> T:
         """Runs `work` without a transaction, for work in progress. Each statement has its own
@@ -179,29 +196,38 @@ async def _run_with_retries(
 class _RetryableTransaction(Generic[T]):
     """One call of `transact`, across all its tries."""
 
-    def __init__(self, work: Callable[[Connection], T], new_id: Callable[[], uuid.UUID]) -> None:
+    def __init__(
+        self,
+        work: Callable[[Connection], T],
+        new_id: Callable[[], uuid.UUID],
+        *,
+        idempotent: bool,
+    ) -> None:
         self._work = work
         self._new_id = new_id
-        self._marker_id = new_id()
+        self._marker_id = None if idempotent else new_id()
         self._results: list[T] = []  # filled once a COMMIT is about to be sent
 
     def run(self, cancellable: CancellableConnection) -> T:
         with _translate_errors(), cancellable.connect() as connection, _track_active():
-            if self._results and self._is_committed(connection):
-                return self._results[-1]
             if not self._results:
                 _begin(connection, self._marker_id)
+            elif self._marker_id is None:
+                # A write: its COMMIT waits until a synchronous standby has the first one too.
+                _begin(connection, self._new_id())
+            elif self._is_committed(connection, self._marker_id):
+                return self._results[-1]
             result = self._work(connection)
             self._results.append(result)
             commit(connection)
             return result
 
-    def _is_committed(self, connection: Connection) -> bool:
+    def _is_committed(self, connection: Connection, marker_id: uuid.UUID) -> bool:
         """Whether the COMMIT whose answer was lost took effect. Inserting the same marker waits for
         the old backend to finish. Otherwise the transaction has begun again.
         """
         try:
-            _begin(connection, self._marker_id)
+            _begin(connection, marker_id)
         except psycopg.errors.UniqueViolation:
             connection.rollback()
             # Waiting for this commit proves that a synchronous standby has the first one.
@@ -211,12 +237,14 @@ class _RetryableTransaction(Generic[T]):
         return False
 
 
-def _begin(connection: Connection, marker_id: uuid.UUID) -> None:
-    """Begins a transaction and inserts its marker, in one message to the server."""
-    connection.execute(
-        "begin isolation level read committed; "
-        f"insert into commit_marker (id, create_time) values ('{marker_id}', clock())"
+def _begin(connection: Connection, marker_id: uuid.UUID | None) -> None:
+    """Begins a transaction and inserts its marker, if any, in one message to the server."""
+    marker = (
+        f"; insert into commit_marker (id, create_time) values ('{marker_id}', clock())"
+        if marker_id
+        else ""
     )
+    connection.execute(f"begin isolation level read committed{marker}")
 
 
 _PRUNE_COMMIT_MARKERS = text("""

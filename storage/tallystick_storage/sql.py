@@ -73,11 +73,15 @@ class Cursor(psycopg.Cursor[Any]):
 
 
 class Connection(psycopg.Connection[Any]):
-    """A connection that begins no transaction by itself. `open_time`: see time.monotonic."""
+    """A connection that begins no transaction by itself. Its times are those of time.monotonic.
+
+    `plan_expire_time`: when its plans are to be discarded.
+    """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.open_time = monotonic()
+        self.plan_expire_time = self.open_time + 1.0
 
     def execute(  # type: ignore[override]
         self, statement: str, parameters: Mapping[str, Any] | Sequence[Any] | None = None

@@ -77,16 +77,12 @@ class SimulatedConnections(Connections):
     """
 
     def __init__(self, url: str, conditions: DatabaseConditions) -> None:
-        super().__init__(url)
+        # Batches are small here; planning each one took most of the time.
+        super().__init__(url, {"plan_cache_mode": "force_generic_plan"})
         self._conditions = conditions
 
     def open(self) -> Connection:
-        # Batches are small here; planning each one took most of the time.
-        connection = connect(
-            self._url,
-            _FaultyConnection,
-            options=f"{self._options} -c plan_cache_mode=force_generic_plan",
-        )
+        connection = connect(self._url, _FaultyConnection, options=self._options)
         connection.conditions = self._conditions
         return connection
 
@@ -119,7 +115,7 @@ class ConnectionCache:
         self._conditions = conditions
         self._connections: dict[str, SimulatedConnections] = {}
 
-    def __call__(self, url: str, _statement_timeout: float | None = None) -> Connections:
+    def __call__(self, url: str, *_: object, **__: object) -> Connections:
         if url not in self._connections:
             self._connections[url] = SimulatedConnections(url, self._conditions)
         return self._connections[url]
@@ -135,9 +131,9 @@ class SimulatedDatabase(TracedDatabase):
     def __init__(self, url: str, new_id: Callable[[], UUID], cache: ConnectionCache) -> None:
         super().__init__(url, connections=1, new_id=new_id, open_connections=cache)
 
-    async def transact(self, work: Callable[[Connection], T]) -> T:
+    async def transact(self, work: Callable[[Connection], T], *, idempotent: bool = False) -> T:
         TRANSACTION_LABEL.set(f"transaction {work.__qualname__.replace('.<locals>', '')}")
-        return await super().transact(work)
+        return await super().transact(work, idempotent=idempotent)
 
     async def load(self, work: Callable[[Connection], T]) -> T:
         TRANSACTION_LABEL.set(f"read {work.__qualname__.replace('.<locals>', '')}")

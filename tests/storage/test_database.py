@@ -14,13 +14,16 @@ import pytest
 from psycopg import sql
 from sqlalchemy import make_url
 
+from benchmarks.growth.plans import StatementRecorder
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.operations.next_action import Circuit, NextAction
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.providers.circuit_breaker import BreakerSettings
 from tallystick_server.providers.gateway import ProviderGateway
 from tallystick_server.rpc.service_client import ServiceClient
+from tallystick_storage import connection_pool
 from tallystick_storage import database as module
+from tallystick_storage import sql as sql_module
 from tallystick_storage.database import ConstraintViolation, Database, in_transaction
 from tallystick_storage.sql import Connection, text
 from tests.chaos.proxy import PostgresProxy
@@ -388,3 +391,30 @@ def test_no_network_call_is_made_inside_a_transaction(event_database: Database) 
     asyncio.run(event_database.transact(work))
     assert inside == [True]
     assert not in_transaction()
+
+
+def test_plans_are_discarded_again_and_again(
+    scratch_database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan from a nearly empty table must not serve a large one: a connection for work discards
+    its plans when it is 1 s old, then when it is twice as old as at the last time, and at least
+    every 30 s.
+    """
+    now = [1000.0]
+    monkeypatch.setattr(connection_pool, "monotonic", lambda: now[0])
+    monkeypatch.setattr(sql_module, "monotonic", lambda: now[0])
+    recorder = StatementRecorder(scratch_database.service("event"), keeps_plans=True)
+    statements: list[tuple[str, str, object]] = []
+    recorder.listeners.append(statements)
+    discard_ages = []
+    for age in range(100):
+        now[0] = 1000.0 + age
+        connection = recorder.take()
+        if statements:
+            discard_ages.append(age)
+            statements.clear()
+        assert connection.execute("show plan_cache_mode").scalar_one() == "force_generic_plan"
+        statements.clear()
+        recorder.give_back(connection)
+    recorder.close()
+    assert discard_ages == [1, 2, 4, 8, 16, 32, 62, 92]

@@ -144,7 +144,7 @@ class EventHandlers:
         def publish(connection: Connection) -> set[store.EventKey]:
             return store.publish(connection, list(unique.values()))
 
-        new_keys = unique.keys() - await self._database.transact(publish)
+        new_keys = unique.keys() - await self._database.transact(publish, idempotent=True)
         counts = []
         for group in groups:
             keys = {event.key for event in group} & new_keys

@@ -151,7 +151,7 @@ class TransactionPoster:
                 store.append(connection, chained, ids, entry_counts)
             return [_build_result(posting, existing, outcomes) for posting in postings]
 
-        results = await self._database.transact(post_batch)
+        results = await self._database.transact(post_batch, idempotent=True)
         for posting, result in zip(postings, results, strict=True):
             if isinstance(result, PostedTransaction) and not result.replayed:
                 self.recent.add(result.transaction, posting.caller)
@@ -172,7 +172,7 @@ class TransactionPoster:
             store.open_accounts(connection, missing)
             return store.find_account_ids(connection, missing)
 
-        opened_ids = await self._database.transact(open_accounts)
+        opened_ids = await self._database.transact(open_accounts, idempotent=True)
         if len(self._account_ids) > _MAX_CACHED_IDS:
             self._account_ids.clear()
         self._account_ids.update(opened_ids)

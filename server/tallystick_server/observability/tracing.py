@@ -188,11 +188,11 @@ def mark_failed(span: Span, code: str, reason: str) -> None:
 class TracedDatabase(Database):
     """A database whose transactions and reads are spans, named after the function."""
 
-    async def transact(self, work: Callable[[Connection], T]) -> T:
+    async def transact(self, work: Callable[[Connection], T], *, idempotent: bool = False) -> T:
         if not trace.get_current_span().is_recording():
-            return await super().transact(work)
+            return await super().transact(work, idempotent=idempotent)
         with client_span(f"transaction {work.__qualname__}"):
-            return await super().transact(work)
+            return await super().transact(work, idempotent=idempotent)
 
     async def load(self, work: Callable[[Connection], T]) -> T:
         if not trace.get_current_span().is_recording():

@@ -26,6 +26,10 @@ _MAX_BYTES = 3 * 1024 * 1024  # the limit of a request is 4 MiB
 _MAX_ROWS = 20
 _PUBLISH_PATH = "/tallystick.event.v1.EventService/BatchPublish"
 _FAILURE_DELAY_SECONDS = 1.0
+_IDLE_SECONDS = 1.0
+"""Seconds between two scans while this process changes nothing. Another process of the service may
+have ended before it published its changes.
+"""
 _RETRY_INTERVAL_SECONDS = 2.0
 """Seconds between scans for rejected events to retry."""
 _MAX_REJECTIONS = 100
@@ -160,10 +164,15 @@ class Relay:
                     "the relay of %s failed; it continues with the next batch", self._name
                 )
                 delay_seconds = _FAILURE_DELAY_SECONDS
+            if delay_seconds is None:
+                await self._database.wait_for_commit(_IDLE_SECONDS)
+                delay_seconds = self._interval_seconds
             await asyncio.sleep(delay_seconds)
 
-    async def run_once(self) -> float:
-        """Publishes once. Returns the pause in seconds, which is 0 while more events may wait."""
+    async def run_once(self) -> float | None:
+        """Publishes once. Returns the pause in seconds, which is 0 while more events may wait; None
+        if there was nothing to publish.
+        """
         start_time = asyncio.get_running_loop().time()
         if start_time >= self._next_retry_time:
             self._next_retry_time = start_time + _RETRY_INTERVAL_SECONDS
@@ -171,7 +180,7 @@ class Relay:
                 self._next_retry_time = start_time
         batch = await self._source()
         if not batch.requests:
-            return self._interval_seconds
+            return None
         result, events_to_store = await self._publish_batch(batch)
 
         def store_result(connection: Connection) -> None:
@@ -180,7 +189,7 @@ class Relay:
             if result.is_complete:
                 batch.delete(connection)
 
-        await self._database.transact(store_result)
+        await self._database.transact(store_result, idempotent=True)
         self._log_rejections(result.rejection_details)
         if not result.is_complete:
             return 0.0 if result.published_ids else _FAILURE_DELAY_SECONDS

@@ -61,10 +61,11 @@ class PaymentBooking:
 
     async def _book(self, charges: Sequence[Charge]) -> Sequence[Charge | Exception]:
         orders = [(charge, order) for charge in charges for order in charge.orders]
-        rejections = await self._call_for_all(orders, self._credit)
-        rejections |= await self._call_for_all(
-            [pair for pair in orders if pair[0].charge_id not in rejections], self._post
+        # Both are idempotent, and a repeat completes what the other lacks.
+        credit_rejections, post_rejections = await asyncio.gather(
+            self._call_for_all(orders, self._credit), self._call_for_all(orders, self._post)
         )
+        rejections = post_rejections | credit_rejections
         transitions = [
             _booked_transition(charge, order)
             for charge, order in orders

@@ -80,6 +80,9 @@ class SellerOwnerCache:
         # not delay queries that can do without one.
         self.seller_claim_batcher = self._make_batcher("payment.claim_sellers")
         self.refresh_batcher = self._make_batcher("payment.refresh_seller_owners")
+        self.store_batcher: Batcher[Mapping[str, str], None] = Batcher(
+            "payment.store_seller_owners", self._store_owners
+        )
 
     def _make_batcher(self, name: str) -> Batcher[_OwnershipQuery, Mapping[str, str]]:
         return Batcher(
@@ -94,7 +97,12 @@ class SellerOwnerCache:
 
     @property
     def batchers(self) -> tuple[Batcher[Any, Any], ...]:
-        return (self.lookup_batcher, self.refresh_batcher, self.seller_claim_batcher)
+        return (
+            self.lookup_batcher,
+            self.refresh_batcher,
+            self.seller_claim_batcher,
+            self.store_batcher,
+        )
 
     async def find_foreign_sellers(
         self, owner: str, sellers: Collection[str], require_storable: Callable[[], Awaitable[None]]
@@ -152,7 +160,6 @@ class SellerOwnerCache:
         Raises ServiceCallRejected if one of several queries may be at fault.
         """
         now = asyncio.get_running_loop().time()
-        seller_ids = sorted({seller for query in queries for seller in query.sellers})
         all_stored = all(query.matches_stored for query in queries)
         if all_stored and now < self._unavailable_until:
             return [query.stored_owners for query in queries]
@@ -160,7 +167,7 @@ class SellerOwnerCache:
             async with asyncio.timeout(
                 _REFRESH_TIMEOUT_SECONDS if all_stored else _TIMEOUT_SECONDS
             ):
-                owners = await self._query_owners(queries, seller_ids)
+                owners = await self._query_owners(queries)
         except (TimeoutError, ApiError, ServiceCallRejected) as error:
             if isinstance(error, ServiceCallRejected):
                 if len(queries) > 1:
@@ -176,32 +183,27 @@ class SellerOwnerCache:
             )
             return [query.stored_owners if query.matches_stored else api_error for query in queries]
         self._unavailable_until = 0.0
-        await self._store_owners(
+        self._cache_owners(
             owners,
             {seller: owner for query in queries for seller, owner in query.stored_owners.items()},
         )
         return [owners] * len(queries)
 
-    async def _query_owners(
-        self, queries: Sequence[_OwnershipQuery], seller_ids: Sequence[str]
-    ) -> dict[str, str]:
+    async def _query_owners(self, queries: Sequence[_OwnershipQuery]) -> dict[str, str]:
         """Returns owners by seller.
 
         A payment claims all of its sellers, or none if one of them belongs to another owner.
         """
-        owners = await self._owners.find_owners(seller_ids)
-        if all(seller in owners for seller in seller_ids):
-            return owners
-        claims = [
-            (seller, query.owner, group)
-            for group, query in enumerate(queries, start=1)
-            for seller in query.sellers
-        ]
-        return await self._owners.claim(claims)
+        return await self._owners.claim(
+            [
+                (seller, query.owner, group)
+                for group, query in enumerate(queries, start=1)
+                for seller in query.sellers
+            ]
+        )
 
-    async def _store_owners(
-        self, owners: Mapping[str, str], stored_owners: Mapping[str, str]
-    ) -> None:
+    def _cache_owners(self, owners: Mapping[str, str], stored_owners: Mapping[str, str]) -> None:
+        """Caches owners now. They are stored soon, for when WalletService does not answer."""
         expires_at = asyncio.get_running_loop().time() + self._max_age_seconds
         for seller, owner in owners.items():
             self._cache.pop(seller, None)
@@ -212,6 +214,17 @@ class SellerOwnerCache:
             seller: owner for seller, owner in owners.items() if stored_owners.get(seller) != owner
         }
         if changed_owners:
-            await self._database.transact(
-                lambda connection: store.save_owners(connection, changed_owners)
-            )
+            self.store_batcher.submit(changed_owners).add_done_callback(_log_failure)
+
+    async def _store_owners(self, items: Sequence[Mapping[str, str]]) -> Sequence[None]:
+        owners = {seller: owner for item in items for seller, owner in item.items()}
+        await self._database.transact(
+            lambda connection: store.save_owners(connection, owners), idempotent=True
+        )
+        return [None] * len(items)
+
+
+def _log_failure(future: asyncio.Future[None]) -> None:
+    """Owners that could not be stored are asked for again after a restart."""
+    if not future.cancelled() and (error := future.exception()):
+        log.warning("the owners of sellers cannot be stored: %s", error)

@@ -123,11 +123,11 @@ class WalletInstructions:
             return _load_results(connection, requests, decisions, keys)
 
         try:
-            return await self._database.transact(apply_batch)
+            return await self._database.transact(apply_batch, idempotent=True)
         except _WalletsMissing:
             self._existing_wallets.clear()
             await self._ensure_wallets(keys.to_open)
-            return await self._database.transact(apply_batch)
+            return await self._database.transact(apply_batch, idempotent=True)
 
     async def _prepare(self, requests: Sequence[InstructionRequest]) -> _BatchKeys:
         """Opens missing wallets, stores missing tombstones, and finds the wallets to lock."""
@@ -168,7 +168,7 @@ class WalletInstructions:
         def open_wallets(connection: Connection) -> None:
             store.open_wallets(connection, missing, self._release_delay_seconds)
 
-        await self._database.transact(open_wallets)
+        await self._database.transact(open_wallets, idempotent=True)
         if len(self._existing_wallets) > _MAX_CACHED_WALLETS:
             self._existing_wallets.clear()
         self._existing_wallets.update(missing)
@@ -187,7 +187,8 @@ class WalletInstructions:
         missing_ids = [hold_id for hold_id in hold_ids if hold_id not in existing]
         if missing_ids:
             await self._database.transact(
-                lambda connection: store.add_tombstones(connection, missing_ids, "wallet")
+                lambda connection: store.add_tombstones(connection, missing_ids, "wallet"),
+                idempotent=True,
             )
 
     async def _resolve_wallets(

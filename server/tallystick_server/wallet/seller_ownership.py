@@ -55,7 +55,8 @@ class Sellers:
                         [store.NewSeller(*pair) for pair in sorted(new.items())],
                         caller,
                         traceparent,
-                    )
+                    ),
+                    idempotent=True,
                 )
 
     async def get(self, seller_account: str) -> tuple[Row[Any] | None, Sequence[Row[Any]]]:

@@ -18,11 +18,12 @@ from sqlalchemy import make_url
 
 from tallystick_server.app.errors import StartupError
 
-# A generic plan from empty tables stays bad, so every plan is a custom one. The planner expects 100
-# rows from a JSON list. Without `enable_seqscan = off` a small batch therefore scans tables of some
-# thousand rows. With 20,000 payments these are account, payout and attempt, 3,000 rows each time.
-# This hides no missing index: test_growth.py counts the rows that plans read, in any node. The
-# timeouts end sessions that hang.
+# A generic plan from empty tables stays bad, so every plan is a custom one, except on connections
+# that discard their plans again and again (connection_pool.py). The planner expects 100 rows from a
+# JSON list. Without `enable_seqscan = off` a small batch therefore scans tables of some thousand
+# rows. With 20,000 payments these are account, payout and attempt, 3,000 rows each time. This hides
+# no missing index: test_growth.py counts the rows that plans read, in any node. The timeouts end
+# sessions that hang.
 _ROLE_SETTINGS = {
     "plan_cache_mode": "force_custom_plan",
     "enable_seqscan": "off",
