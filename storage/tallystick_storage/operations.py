@@ -84,10 +84,10 @@ _LOCK_OPEN_ATTEMPTS = text("""
     select operation_id from attempt where operation_id = any (cast(:operations as text[]))
         and end_time is null order by operation_id, attempt_number for update
 """)
-_LOCK = text(
-    "select from operation where operation_id = any (cast(:operations as text[])) order by "
-    "operation_id for update"
-)
+_LOCK = text("""
+    select operation_id, lease_token from operation
+        where operation_id = any (cast(:operations as text[])) order by operation_id for update
+""")
 _RESCHEDULE = text("""
     with r as materialized (
         select r.operation_id, r.lease_token, r.maybe_sent, r.not_found_count, r.lookup_only,
@@ -210,11 +210,25 @@ def lock_open_attempts(connection: Connection, operation_ids: list[str]) -> set[
     return set(connection.execute(_LOCK_OPEN_ATTEMPTS, {"operations": operation_ids}).scalars())
 
 
-def lock(connection: Connection, operation_ids: Sequence[str]) -> None:
+def lock(connection: Connection, operation_ids: Sequence[str]) -> dict[str, int]:
     """Locks operations, for a transaction that changes them in several statements or that locks
-    dead letters afterwards.
+    dead letters afterwards. Returns their lease tokens by operation_id.
     """
-    connection.execute(_LOCK, {"operations": list(operation_ids)})
+    rows = connection.execute(_LOCK, {"operations": list(operation_ids)})
+    return {row.operation_id: row.lease_token for row in rows}
+
+
+_MAKE_DUE = text("""
+    update operation set next_try_time = clock(), has_changed = true
+    where operation_id = any (cast(:operations as text[])) and next_try_time is not null
+""")
+
+
+def make_due(connection: Connection, operation_ids: Sequence[str]) -> None:
+    """Schedules locked operations now, and as soon as their holder releases them. Dead letters stay
+    as they are.
+    """
+    connection.execute(_MAKE_DUE, {"operations": list(operation_ids)})
 
 
 def reschedule(connection: Connection, reschedules: Sequence[Reschedule]) -> dict[str, bool]:

@@ -142,13 +142,9 @@ MUTANTS = (
     ),
     Mutant(
         "the pending reason never changes",
-        f"{_SERVER}/payment/record_outcome.py",
-        (
-            "if status != order.status or (\n"
-            "            isinstance(outcome, Pending) and _has_pending_change(order, outcome)\n"
-            "        ):"
-        ),
-        "if status != order.status :",
+        f"{_CORE}/payment/charge_update.py",
+        "if charge.pending is not None and not _is_news(charge.pending, followed):",
+        "if charge.pending is not None:",
         "tests/services/payment/charges/test_buyer_actions.py::test_a_pending_order_shows_its_current_pending_reason",
     ),
     Mutant(
@@ -212,22 +208,53 @@ MUTANTS = (
     Mutant(
         "unapplied charges are not recorded",
         f"{_SERVER}/payment/record_outcome.py",
-        ("record_unapplied(\n        connection,"),
-        ("record_unapplied(\n        connection,[] and"),
+        "        record_unapplied(connection, money)\n",
+        "",
+        "tests/services/payment/charges/test_provider_updates.py::test_a_decline_then_a_success_is_unapplied_money",
     ),
     Mutant(
-        "a duplicate charge counts as late if the risk check rejected a sibling",
-        f"{_STORAGE}/payment/unapplied_charges.py",
-        "select bool_and(o.status = 'FAILED') as failed",
-        "select bool_or(o.status = 'FAILED') as failed",
+        "an order that the risk check rejected belongs to its charge",
+        f"{_STORAGE}/payment/charges.py",
+        "(o.status <> 'FAILED' or o.attempt_count > 0)",
+        "true",
         "tests/services/payment/charges/test_unapplied_charges.py::test_a_duplicate_charge_is_unapplied_despite_a_rejected_sibling",
     ),
     Mutant(
         "orders follow the lease holder's outcome instead of the recorded one",
         f"{_SERVER}/payment/record_outcome.py",
-        "    return item if outcome in (None, item.outcome) else replace(item, outcome=outcome)",
-        "    return item",
+        "recorded = (stored and outcome_from_attempt(stored)) or charge.recorded_outcome",
+        "recorded = charge.recorded_outcome",
         "tests/services/payment/charges/test_outcomes.py::test_orders_follow_the_first_recorded_outcome",
+    ),
+    # updates from any source
+    Mutant(
+        "an outcome that is applied twice counts twice",
+        f"{_CORE}/payment/charge_update.py",
+        "if outcome.reference in charge.unapplied or _belongs_to_orders(charge, outcome):",
+        "if _belongs_to_orders(charge, outcome):",
+        "tests/unit/payment/test_charge_update.py",
+    ),
+    Mutant(
+        "a late outcome is dropped",
+        f"{_CORE}/payment/charge_update.py",
+        "    cause = _unapplied_cause(charge, outcome)\n",
+        "    if charge.status in TERMINAL_STATUSES:\n        return effect\n"
+        "    cause = _unapplied_cause(charge, outcome)\n",
+        "tests/unit/payment/test_charge_update.py",
+    ),
+    Mutant(
+        "an outcome is applied to another kind of operation",
+        f"{_SERVER}/operations/worker.py",
+        "self.kinds[kind].find(connection, operation_id, now)",
+        "next(iter(self.kinds.values())).find(connection, operation_id, now)",
+        "tests/services/payout/test_provider_updates.py::test_an_update_belongs_to_one_kind",
+    ),
+    Mutant(
+        "an outcome is dropped if its charge has changed since it was loaded",
+        f"{_SERVER}/payment/record_outcome.py",
+        "        if missed:",
+        "        if False:",
+        "tests/services/payment/charges/test_provider_updates.py::test_concurrent_updates_are_applied_once",
     ),
     Mutant(
         "a charge without a provider slot counts as maybe sent",
@@ -263,9 +290,9 @@ MUTANTS = (
         f"{_SERVER}/operations/dead_letters.py",
         (
             "operation_store.requeue(\n"
-            "        connection, [by_resource_name[row.resource_name].operation_id for row in "
+            "            connection, [by_resource_name[row.resource_name].operation_id for row in "
             "rows]\n"
-            "    )"
+            "        )"
         ),
         "del rows",
         "tests/services/payment/charges/test_dead_letters.py::test_closing_asks_the_provider_first",
@@ -280,20 +307,10 @@ MUTANTS = (
     # leases and workers
     Mutant(
         "the lease token is not checked",
-        f"{_STORAGE}/payment/orders.py",
-        (
-            "select op.lease_token = r.lease_token as holds_lease from operation op\n"
-            "            where op.operation_id = r.charge_id\n"
-            "                and (op.lease_token = r.lease_token or r.transition_reason = "
-            ":outcome_reason)\n"
-            "            limit 1"
-        ),
-        (
-            "select true as holds_lease from operation op\n"
-            "            where op.operation_id = r.charge_id\n"
-            "            limit 1"
-        ),
-        "tests/services/payment/charges/test_dead_letters.py::test_closing_asks_the_provider_first",
+        f"{_SERVER}/operations/reschedule.py",
+        "if open_tokens.get(step.operation.operation_id) == step.operation.lease_token",
+        "if step.operation.operation_id in open_tokens",
+        "tests/services/payment/charges/test_outcomes.py::test_a_process_that_lost_its_lease_fails_nothing",
     ),
     Mutant(
         "an outcome that cannot be applied is retried without limit",
@@ -304,9 +321,9 @@ MUTANTS = (
     ),
     Mutant(
         "an outcome recorded without the lease waits for the next attempt",
-        f"{_STORAGE}/payment/orders.py",
-        ("select charge_id from claimed where not holds_lease\n                except"),
-        ("select charge_id from claimed where false\n                except"),
+        f"{_SERVER}/payment/record_outcome.py",
+        "[charge.charge_id for charge in not_held if transitioned.changed(charge)]",
+        "[]",
         "tests/services/payment/charges/test_outcomes.py::test_an_outcome_recorded_without_the_lease_makes_its_charge_due",
     ),
     Mutant(

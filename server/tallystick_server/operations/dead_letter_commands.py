@@ -226,17 +226,13 @@ class DeadLetters:
 
     async def _call_provider(self, row: Row[Any]) -> tuple[LeasedOperation, ProviderOutcome]:
         """Looks up the operation at its provider. Raises PROVIDER_UNAVAILABLE, INVALID_STATE."""
-        tokens, now = {self.operation_id(row): 0}, asyncio.get_running_loop().time()
-        operations = await self._database.load(
-            lambda connection: self._worker.load(connection, tokens, now)
-        )
-        if not operations:
+        operation = await self._worker.find(*parse_resource_name(row.resource_name))
+        action = NextAction.WAIT if operation is None else self._worker.next_action(operation)
+        if operation is None or action is NextAction.WAIT:
             raise _close_error(
                 "The operation has completed in the meantime; reload the dead letter.", "RESOLVED"
             )
-        (operation,) = operations
-        action = self._worker.next_action(operation)
-        if action in (NextAction.PLACE_HOLD, NextAction.BOOK, NextAction.WAIT):
+        if action in (NextAction.PLACE_HOLD, NextAction.BOOK):
             raise _close_error(
                 "The operation waits for the wallet or the ledger, not for its provider; retry the "
                 "dead letter.",

@@ -117,9 +117,10 @@ def resolve_and_requeue(connection: Connection, operations: Iterable[LeasedOpera
         connection,
         {name: (item.caller, item.traceparent) for name, item in by_resource_name.items()},
     )
-    operation_store.requeue(
-        connection, [by_resource_name[row.resource_name].operation_id for row in rows]
-    )
+    if rows:
+        operation_store.requeue(
+            connection, [by_resource_name[row.resource_name].operation_id for row in rows]
+        )
 
 
 def resolve(connection: Connection, origins: Mapping[str, tuple[str, str]]) -> Sequence[Row[Any]]:

@@ -43,6 +43,10 @@ class OperationKind(Generic[Op]):
     """Loads the operations of this kind that were claimed under these lease tokens, at a loop
     time.
     """
+    find: Callable[[Connection, str, float], Op | None]
+    """Loads one operation in any state at a loop time, without its lease: its lease token is
+    NO_LEASE. A call of its provider must end as if a lease began now.
+    """
     next_action: Callable[[Op, float, float, float], NextAction]
     """Decides the next action from the operation, the loop time, the seconds for which the provider
     honors a key, and the seconds of a lease. A lease ends before the key does.
@@ -58,7 +62,9 @@ class OperationKind(Generic[Op]):
     circuit: Callable[[NextAction], Circuit] = default_circuit
     """The circuit of the provider that an action uses."""
     record: Callable[[Op, Any], Awaitable[Op]]
-    """Records an outcome of this kind of provider. Returns the updated operation."""
+    """Applies an outcome to the operation, whatever its source. It is idempotent, needs no lease,
+    and takes outcomes in any order. Returns the updated operation.
+    """
     book: Callable[[Op], Awaitable[object]] | None = None
     """Credits the wallet and posts to the ledger. None: there is nothing to book.
 

@@ -12,6 +12,8 @@ from tallystick_core.provider.outcome import Declined, ProviderOutcome, RetryRea
 from tallystick_server.observability.tracing import SpanContext
 from tallystick_storage import operations as operation_store
 
+NO_LEASE = 0
+"""The lease token of an operation that is only read. No holder has it."""
 FIRST_LEASE_TOKEN = 1
 """The lease token that an operation is created with, so that it need not be read back."""
 

@@ -70,15 +70,21 @@ class Rescheduler:
                 for step in (*failures, *dead_lettered_steps)
                 if not step.has_recorded_outcome
             ]
-            open_ids = (
+            open_tokens = (
                 lock_unresolved(
                     connection, self._kinds, unresolved, [step.operation for step in failed_steps]
                 )
                 if failures or dead_lettered_steps
-                else set()
+                else {}
             )
+            # A former holder does not fail what its successor may be sending.
             failed = self._fail(
-                connection, [step for step in failures if step.operation.operation_id in open_ids]
+                connection,
+                [
+                    step
+                    for step in failures
+                    if open_tokens.get(step.operation.operation_id) == step.operation.lease_token
+                ],
             )
             if reschedules:
                 operation_store.reschedule(connection, reschedules)
@@ -88,7 +94,7 @@ class Rescheduler:
                     [
                         step
                         for step in dead_lettered_steps
-                        if step.has_recorded_outcome or step.operation.operation_id in open_ids
+                        if step.has_recorded_outcome or step.operation.operation_id in open_tokens
                     ],
                     now,
                 )
@@ -259,16 +265,19 @@ def lock_unresolved(
     kinds: Mapping[KindName, OperationKind[Any]],
     operations: Sequence[LeasedOperation],
     others: Sequence[LeasedOperation] = (),
-) -> set[str]:
-    """Locks these operations, and the queue rows of all. Returns the ids of the operations without
-    a recorded outcome; none can be recorded while the lock is held.
+) -> dict[str, int]:
+    """Locks these operations, and the queue rows of all. Returns the current lease tokens of the
+    operations without a recorded outcome; none can be recorded while the lock is held.
     """
     unresolved: set[str] = set()
+    tokens: dict[str, int] = {}
     for is_locked_after_queue in (False, True):
         for name, kind in kinds.items():
             ids = [item.operation_id for item in operations if item.kind is name]
             if ids and kind.is_locked_after_queue is is_locked_after_queue:
                 unresolved |= kind.lock_unresolved(connection, ids)
         if not is_locked_after_queue:
-            operation_store.lock(connection, [item.operation_id for item in (*operations, *others)])
-    return unresolved
+            tokens = operation_store.lock(
+                connection, [item.operation_id for item in (*operations, *others)]
+            )
+    return {id_: token for id_, token in tokens.items() if id_ in unresolved}

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 from uuid import UUID
 
-from tallystick_core.errors import ApiError, overloaded_error
+from tallystick_core.errors import ApiError, not_found_error, overloaded_error
+from tallystick_core.operations.kind import KindName
 from tallystick_core.operations.next_action import NextAction
 from tallystick_core.provider.outcome import (
     NotFound,
@@ -19,6 +20,8 @@ from tallystick_core.provider.outcome import (
     ProviderOutcome,
     RetryReason,
     Unknown,
+    has_valid_amounts,
+    is_outcome_of,
 )
 from tallystick_server.operations.batcher import Batcher
 from tallystick_server.operations.claim import claim_due
@@ -436,8 +439,38 @@ class OperationWorker:
             raise StepFailed(classify_storage_error(operation, outcome, action, error)) from None
         return updated, failed_step and replace(failed_step, operation=updated)
 
+    async def find(self, kind: KindName, operation_id: str) -> LeasedOperation | None:
+        """Loads an operation in any state, without its lease. None: there is none."""
+        now = asyncio.get_running_loop().time()
+        operation: LeasedOperation | None = await self._database.load(
+            lambda connection: self.kinds[kind].find(connection, operation_id, now)
+        )
+        return operation
+
+    async def apply_provider_update(
+        self, kind: KindName, operation_id: str, outcome: ProviderOutcome
+    ) -> None:
+        """Applies what a provider says about an operation, such as by a webhook or in a report. It
+        needs no lease, may be repeated, and may come in any order. What follows is done by the
+        holder of the lease, or by the next claim.
+
+        Raises NOT_FOUND, and ConstraintViolation if the outcome cannot be stored. Raises ValueError
+        if the outcome belongs to another operation, or has invalid amounts.
+        """
+        operation = await self.find(kind, operation_id)
+        if operation is None:
+            raise not_found_error(kind, operation_id)
+        if not has_valid_amounts(outcome) or not is_outcome_of(
+            outcome, operation_id, operation.provider_key
+        ):
+            raise ValueError(f"{operation.resource_name} cannot have the outcome {outcome}")
+        await self.record(operation, outcome)
+        self.wake()
+
     async def record(self, operation: LeasedOperation, outcome: ProviderOutcome) -> LeasedOperation:
-        """Records an outcome of a loaded operation. Returns the updated operation."""
+        """As `apply_provider_update`, for an operation that is loaded: by the response to its send,
+        a poll, or an operator. Returns the updated operation.
+        """
         recorded: LeasedOperation = await self.kinds[operation.kind].record(operation, outcome)
         return recorded
 

@@ -27,7 +27,6 @@ from tallystick_server.rpc.batch import errors_by_key
 from tallystick_server.rpc.postings import add_posting
 from tallystick_server.rpc.service_client import ServiceClient
 from tallystick_storage.database import Database
-from tallystick_storage.payment import orders as store
 
 
 class PaymentBooking:
@@ -126,13 +125,10 @@ class PaymentBooking:
 
 
 def _booked_transition(charge: Charge, order: OrderInCharge) -> OrderTransition:
-    update = store.OrderTransitionRow(
-        payment_order_id=order.payment_order_id,
-        charge_id=charge.charge_id,
-        lease_token=charge.lease_token,
-        version=order.version,
-        status=transition(order.status, PaymentTrigger.BOOKED),
-        transition_reason=PaymentTransitionReason.BOOKED,
+    return OrderTransition.of(
+        charge,
+        order,
+        transition(order.status, PaymentTrigger.BOOKED),
+        PaymentTransitionReason.BOOKED,
         booked=True,
     )
-    return OrderTransition(charge, order, update)

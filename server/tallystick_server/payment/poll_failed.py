@@ -85,7 +85,7 @@ class FailedChargePoller:
 
         def load(connection: Connection) -> list[tuple[Charge, int]]:
             poll_counts = store.list_pollable(connection, self._providers, _MAX_POLLED)
-            rows = store.load_failed_charges(connection, list(poll_counts)) if poll_counts else ()
+            rows = store.find_charges(connection, list(poll_counts)) if poll_counts else ()
             return [
                 (charge, poll_counts[charge.charge_id])
                 for charge in charges_from_rows(

@@ -1,18 +1,19 @@
 """Recording of charge outcomes: stores provider outcomes in one transaction for each batch.
 
-Every outcome is recorded here, regardless of its source.
+Every outcome is recorded here, whatever its source: a response, a poll or an operator.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from tallystick.payment.v1 import payment_pb2
-from tallystick_core.payment.charge import decline_if_mismatched, trigger_for
-from tallystick_core.payment.state import TERMINAL_STATUSES, PaymentTransitionReason, transition
+from tallystick_core.payment.charge import trigger_for
+from tallystick_core.payment.charge_update import ChargeSnapshot, UnappliedCause, apply
+from tallystick_core.payment.state import PaymentTransitionReason, transition
 from tallystick_core.provider.outcome import (
     ChargeOutcome,
     Declined,
@@ -22,163 +23,221 @@ from tallystick_core.provider.outcome import (
 )
 from tallystick_server.operations.batcher import bisect_on_error
 from tallystick_server.operations.dead_letters import resolve_and_requeue
-from tallystick_server.operations.operation import OperationResult, attempt_result
-from tallystick_server.payment.charge import Charge, OrderInCharge, outcome_from_attempt
+from tallystick_server.operations.operation import NO_LEASE, OperationResult, attempt_result
+from tallystick_server.payment.charge import Charge, charges_from_rows, outcome_from_attempt
 from tallystick_server.payment.transitions import (
     OrderTransition,
     TransitionResult,
     transition_orders,
 )
-from tallystick_server.payment.unapplied_charges import record_unapplied
+from tallystick_server.payment.unapplied_charges import (
+    UnappliedMoney,
+    record_conflicts,
+    record_unapplied,
+)
 from tallystick_storage import operations as operation_store
 from tallystick_storage.database import Database
-from tallystick_storage.payment import orders as store
+from tallystick_storage.payment import charges as charge_store
 from tallystick_storage.sql import Connection
+
+_Result = OperationResult[Charge, ChargeOutcome]
 
 
 class PaymentOutcomeRecorder:
-    """Records outcomes. An attempt's outcome is stored regardless of the lease; orders change state
-    only under the lease.
+    """Records outcomes. An outcome counts whichever process holds the lease: the version of an
+    order protects it from concurrent changes.
     """
 
     def __init__(self, database: Database, resolve_within: Mapping[PendingReason, float]) -> None:
         self._database = database
         self._resolve_within = resolve_within
 
-    async def run(
-        self, items: Sequence[OperationResult[Charge, ChargeOutcome]]
-    ) -> Sequence[Charge | Exception]:
+    async def run(self, results: Sequence[_Result]) -> Sequence[Charge | Exception]:
         """Returns each charge after its outcome was recorded."""
-        return await bisect_on_error(self._record_batch, items)
+        return await bisect_on_error(self._record_batch, results)
 
-    async def _record_batch(
-        self, items: Sequence[OperationResult[Charge, ChargeOutcome]]
-    ) -> Sequence[Charge | Exception]:
-        attempts = [
-            attempt_result(item.operation, trigger_for(item.outcome), item.outcome)
-            for item in items
-        ]
-
-        def record(connection: Connection) -> TransitionResult:
-            final_results = operation_store.record_attempt_results(connection, attempts)
-            authoritative_items = [
-                _authoritative_outcome(item, attempt, final_results)
-                for item, attempt in zip(items, attempts, strict=True)
-            ]
-            result = transition_orders(
-                connection,
-                [
-                    order_transition
-                    for item in authoritative_items
-                    for order_transition in _transitions_for(item, self._resolve_within)
-                ],
-            )
-            _record_remainder(
-                connection,
-                [
-                    item
-                    for item, authoritative_item in zip(items, authoritative_items, strict=True)
-                    if authoritative_item is not item or not _is_fully_applied(item, result)
-                ],
-            )
-            return result
-
-        result = await self._database.transact(record)
+    async def _record_batch(self, results: Sequence[_Result]) -> Sequence[Charge | Exception]:
+        transitioned = await self._database.transact(
+            lambda connection: self._record(connection, results)
+        )
         now = asyncio.get_running_loop().time()
-        return [result.apply_to(item.operation, now) for item in items]
+        return [transitioned.apply_to(result.operation, now) for result in results]
+
+    def _record(self, connection: Connection, results: Sequence[_Result]) -> TransitionResult:
+        attempts = [
+            attempt_result(result.operation, trigger_for(result.outcome), result.outcome)
+            for result in results
+        ]
+        final_results = operation_store.record_attempt_results(connection, attempts)
+        updates = _group(results, final_results)
+        unleased_ids = [
+            update.charge.charge_id for update in updates if update.charge.lease_token == NO_LEASE
+        ]
+        if unleased_ids:  # lock order: operations before orders
+            operation_store.lock(connection, unleased_ids)
+        transitioned = self._apply(connection, updates)
+        missed = [update for update in updates if update.has_missed(transitioned)]
+        if missed:  # the orders have changed since they were loaded
+            reloaded = _reload(connection, missed)
+            transitioned.add(
+                self._apply(connection, reloaded.values()),
+                [update.charge for update in reloaded.values()],
+            )
+            updates = [reloaded.get(update.charge.charge_id, update) for update in updates]
+        _record_remainder(connection, updates, transitioned)
+        return transitioned
+
+    def _apply(self, connection: Connection, updates: Iterable[_ChargeUpdate]) -> TransitionResult:
+        """Folds the outcomes of each charge into its snapshot, and changes the orders."""
+        transitions = []
+        for update in updates:
+            update.fold()
+            transitions += update.transitions(self._resolve_within)
+        return transition_orders(connection, transitions)
 
 
-def _authoritative_outcome(
-    item: OperationResult[Charge, ChargeOutcome],
-    attempt: operation_store.AttemptResult,
-    final_results: Mapping[tuple[str, int], operation_store.AttemptResult],
-) -> OperationResult[Charge, ChargeOutcome]:
-    """The charge with its authoritative outcome: the first final one recorded, by any process."""
-    stored_result = final_results.get((attempt.operation_id, attempt.attempt_number), attempt)
-    outcome = item.outcome if stored_result is attempt else outcome_from_attempt(stored_result)
-    return item if outcome in (None, item.outcome) else replace(item, outcome=outcome)
+@dataclass(slots=True)
+class _ChargeUpdate:
+    """One charge with all its outcomes in the batch, in order."""
 
+    charge: Charge
+    snapshot: ChargeSnapshot
+    outcomes: list[ChargeOutcome]
+    order_outcome: ChargeOutcome | None = None
+    """The last outcome that the orders follow; None: they do not change."""
+    unapplied: dict[str, tuple[Succeeded, UnappliedCause]] = field(default_factory=dict)
+    conflicts: list[Succeeded | Declined] = field(default_factory=list)
 
-def _is_fully_applied(
-    item: OperationResult[Charge, ChargeOutcome], result: TransitionResult
-) -> bool:
-    """Whether the transitions cover the outcome completely. An outcome that is not final says
-    nothing about money.
-    """
-    if not isinstance(item.outcome, Succeeded | Declined):
-        return True
-    return (
-        _checked_outcome(item) is item.outcome
-        and item.operation.orders[0].payment_order_id in result.orders
-    )
+    def fold(self) -> None:
+        for outcome in self.outcomes:
+            effect = apply(self.snapshot, outcome)
+            self.snapshot = effect.snapshot
+            self.order_outcome = effect.order_outcome or self.order_outcome
+            if effect.unapplied is not None and effect.unapplied_cause is not None:
+                self.unapplied[effect.unapplied.reference] = (
+                    effect.unapplied,
+                    effect.unapplied_cause,
+                )
+            if effect.is_conflicting and isinstance(outcome, Succeeded | Declined):
+                self.conflicts.append(outcome)
 
-
-def _record_remainder(
-    connection: Connection, items: Sequence[OperationResult[Charge, ChargeOutcome]]
-) -> None:
-    """Records outcomes that the transitions do not cover, in three cases:
-
-    - another outcome of the attempt was recorded first;
-    - the amount or currency differs from the charge's, so its orders failed;
-    - the outcome is final and changed no order: the lease was lost, or the orders are final.
-
-    Money that fits no order becomes an unapplied charge; dead letters are resolved and requeued.
-    """
-    if not items:
-        return
-    record_unapplied(
-        connection,
-        [(item.operation, item.outcome) for item in items if isinstance(item.outcome, Succeeded)],
-    )
-    resolve_and_requeue(connection, [item.operation for item in items])
-
-
-def _checked_outcome(item: OperationResult[Charge, ChargeOutcome]) -> ChargeOutcome:
-    return decline_if_mismatched(item.outcome, item.operation.amount, item.operation.currency)
-
-
-def _transitions_for(
-    item: OperationResult[Charge, ChargeOutcome], resolve_within: Mapping[PendingReason, float]
-) -> list[OrderTransition]:
-    outcome = _checked_outcome(item)
-    fields = _order_fields(outcome, resolve_within)
-    charge = item.operation
-    transitions = []
-    for order in charge.orders:
-        if order.status in TERMINAL_STATUSES:  # later money does not belong to this order.
-            continue
-        status = transition(order.status, trigger_for(outcome))
-        if status != order.status or (
-            isinstance(outcome, Pending) and _has_pending_change(order, outcome)
-        ):
-            update = store.OrderTransitionRow(
-                order.payment_order_id,
-                charge.charge_id,
-                charge.lease_token,
-                order.version,
-                status,
+    def transitions(self, resolve_within: Mapping[PendingReason, float]) -> list[OrderTransition]:
+        """The transitions of the orders."""
+        if self.order_outcome is None:
+            return []
+        fields = _order_fields(self.order_outcome, resolve_within)
+        trigger = trigger_for(self.order_outcome)
+        return [
+            OrderTransition.of(
+                self.charge,
+                order,
+                transition(order.status, trigger),
                 PaymentTransitionReason.PROVIDER_OUTCOME,
                 **fields,
             )
-            transitions.append(OrderTransition(charge, order, update))
-    return transitions
+            for order in self.charge.orders
+        ]
+
+    def has_missed(self, transitioned: TransitionResult) -> bool:
+        """Whether the orders were to change and did not, because they have another version now."""
+        return self.order_outcome is not None and not transitioned.changed(self.charge)
+
+    @property
+    def is_final(self) -> bool:
+        """Whether an outcome is final, and so needs no decision of an operator any more."""
+        return any(isinstance(outcome, Succeeded | Declined) for outcome in self.outcomes)
 
 
-def _has_pending_change(order: OrderInCharge, outcome: Pending) -> bool:
-    """Whether the pending reason or the place of the buyer action has changed. A repeated report
-    changes nothing.
-    """
-    message, reason = (
-        order.message,
-        payment_pb2.PendingReason.Value(f"PENDING_REASON_{outcome.reason}"),
+def _group(
+    results: Sequence[_Result],
+    final_results: Mapping[tuple[str, int], operation_store.AttemptResult],
+) -> list[_ChargeUpdate]:
+    """The charges of a batch, by their first final outcomes that are stored, by any process."""
+    updates: dict[str, _ChargeUpdate] = {}
+    for result in results:
+        charge = result.operation
+        stored = final_results.get((charge.operation_id, charge.attempt_number))
+        recorded = (stored and outcome_from_attempt(stored)) or charge.recorded_outcome
+        update = updates.get(charge.charge_id)
+        if update is None:
+            updates[charge.charge_id] = _ChargeUpdate(
+                charge, _snapshot_of(charge, recorded), [result.outcome]
+            )
+            continue
+        update.outcomes.append(result.outcome)
+        if charge.orders[0].version > update.charge.orders[0].version:
+            update.charge, update.snapshot = charge, _snapshot_of(charge, recorded)
+    return list(updates.values())
+
+
+def _snapshot_of(charge: Charge, recorded: object) -> ChargeSnapshot:
+    """The charge as it is loaded, and the outcome that is stored."""
+    order = charge.orders[0]
+    return ChargeSnapshot(
+        charge.amount,
+        charge.currency,
+        order.status,
+        recorded if isinstance(recorded, Succeeded | Declined) else None,
+        _pending_of(order.message),
     )
-    return (message.pending_reason, message.next_action_url) != (
-        reason,
-        outcome.next_action_url,
-    ) or outcome.reference not in (
-        "",
+
+
+def _pending_of(message: payment_pb2.PaymentOrder) -> Pending | None:
+    """What an order waits for; None: it is not pending."""
+    if message.pending_reason == payment_pb2.PENDING_REASON_UNSPECIFIED:
+        return None
+    name = payment_pb2.PendingReason.Name(message.pending_reason)
+    return Pending(
+        PendingReason(name.removeprefix("PENDING_REASON_")),
         message.provider_reference,
+        message.next_action_url,
     )
+
+
+def _reload(connection: Connection, updates: Sequence[_ChargeUpdate]) -> dict[str, _ChargeUpdate]:
+    """The charges as they are now, locked, by id: the same outcomes are folded again."""
+    by_id = {update.charge.charge_id: update for update in updates}
+    operation_store.lock(connection, sorted(by_id))
+    rows = charge_store.lock_charges(connection, sorted(by_id))
+    tokens = {id_: update.charge.lease_token for id_, update in by_id.items()}
+    return {
+        charge.charge_id: _ChargeUpdate(
+            charge,
+            _snapshot_of(charge, by_id[charge.charge_id].snapshot.recorded),
+            by_id[charge.charge_id].outcomes,
+        )
+        for charge in charges_from_rows(rows, tokens, 0.0, 0.0)
+    }
+
+
+def _record_remainder(
+    connection: Connection, updates: Sequence[_ChargeUpdate], transitioned: TransitionResult
+) -> None:
+    """Records what the transitions do not cover: money that fits no order, contradictions, and the
+    operations of charges whose lease another process holds, or that are dead letters.
+    """
+    money = [
+        UnappliedMoney(update.charge, outcome, cause)
+        for update in updates
+        for outcome, cause in update.unapplied.values()
+    ]
+    conflicting = [(update.charge, outcome) for update in updates for outcome in update.conflicts]
+    if conflicting:
+        record_conflicts(connection, conflicting)
+    if money:
+        record_conflicts(connection, [(item.charge, item.outcome) for item in money])
+        record_unapplied(connection, money)
+    not_held = [
+        update.charge
+        for update in updates
+        if update.is_final and not transitioned.holds_lease(update.charge)
+    ]
+    if not_held:
+        # Another process books them as soon as it can: this one may not.
+        operation_store.make_due(
+            connection, [charge.charge_id for charge in not_held if transitioned.changed(charge)]
+        )
+        resolve_and_requeue(connection, not_held)
 
 
 def _order_fields(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tallystick.event.v1 import event_pb2
@@ -11,7 +12,8 @@ from tallystick.ledger.v1 import ledger_service_pb2, ledger_service_pb2_grpc
 from tallystick_core.errors import ApiError, ErrorReason, key_reused_error, not_found_error
 from tallystick_core.ledger.posting_rules import PostingKind, unapplied_lines
 from tallystick_core.payment.charge import derive_unapplied_charge_id
-from tallystick_core.provider.outcome import Succeeded
+from tallystick_core.payment.charge_update import UnappliedCause
+from tallystick_core.provider.outcome import Declined, Succeeded
 from tallystick_server.operations.batcher import bisect_on_error
 from tallystick_server.outbox.events import add_event, record_events
 from tallystick_server.payment import convert
@@ -35,39 +37,63 @@ _MAX_BOOKINGS = 100
 _RETRY_AFTER_SECONDS = 1.0
 
 
-def record_unapplied(connection: Connection, successes: Sequence[tuple[Charge, Succeeded]]) -> None:
-    """Stores reported money that fits no order, and reports that conflict with stored data.
+@dataclass(frozen=True, slots=True)
+class UnappliedMoney:
+    """Money that a provider reports for a charge and that fits no order."""
 
-    The attempts must be locked.
+    charge: Charge
+    outcome: Succeeded
+    cause: UnappliedCause
+
+
+def record_unapplied(connection: Connection, money: Sequence[UnappliedMoney]) -> None:
+    """Stores money that fits no order, unless it is stored already. Money of another charge stays
+    with that charge. The attempts must be locked.
     """
-    charges = _new_unapplied_charges(successes)
-    conflicts.insert_reports(connection, charges)
-    _emit_changed(connection, store.insert(connection, charges))
-
-
-def record_conflicts(connection: Connection, successes: Sequence[tuple[Charge, Succeeded]]) -> None:
-    """Stores conflicting reports for an operator if the outcome itself cannot be stored."""
-    conflicts.insert_reports(connection, _new_unapplied_charges(successes))
-
-
-def _new_unapplied_charges(
-    successes: Sequence[tuple[Charge, Succeeded]],
-) -> list[store.NewUnappliedCharge]:
-    return [
+    rows = [
         store.NewUnappliedCharge(
-            unapplied_charge_id=derive_unapplied_charge_id(charge.provider, outcome.reference),
-            charge_id=charge.charge_id,
-            checkout_id=charge.checkout_id,
-            caller=charge.caller,
-            traceparent=charge.traceparent,
-            provider=charge.provider,
-            provider_reference=outcome.reference,
-            amount=outcome.amount,
-            currency=outcome.currency,
-            mismatch=(outcome.amount, outcome.currency) != (charge.amount, charge.currency),
+            unapplied_charge_id=derive_unapplied_charge_id(
+                item.charge.provider, item.outcome.reference
+            ),
+            charge_id=item.charge.charge_id,
+            checkout_id=item.charge.checkout_id,
+            caller=item.charge.caller,
+            traceparent=item.charge.traceparent,
+            provider=item.charge.provider,
+            provider_reference=item.outcome.reference,
+            amount=item.outcome.amount,
+            currency=item.outcome.currency,
+            cause=item.cause,
         )
-        for charge, outcome in successes
+        for item in money
     ]
+    _emit_changed(connection, store.insert(connection, rows))
+
+
+def record_conflicts(
+    connection: Connection, reports: Sequence[tuple[Charge, Succeeded | Declined]]
+) -> None:
+    """Stores the reports that contradict what is stored, for an operator: a decline of a charge
+    that succeeded, money of another charge, and known money with another amount.
+    """
+    money = [
+        conflicts.MoneyReport(
+            charge.charge_id, charge.provider, outcome.reference, outcome.amount, outcome.currency
+        )
+        for charge, outcome in reports
+        if isinstance(outcome, Succeeded)
+    ]
+    declined = [
+        conflicts.ChargeReport(
+            charge.charge_id, f"Declined {outcome.reason}, reported before as succeeded"
+        )
+        for charge, outcome in reports
+        if isinstance(outcome, Declined)
+    ]
+    if money:
+        conflicts.insert_money_reports(connection, money)
+    if declined:
+        conflicts.insert_reports(connection, declined)
 
 
 class UnappliedChargeBooking:

@@ -11,6 +11,7 @@ from tallystick_core.errors import ApiError, id_taken_error, key_reused_error, s
 from tallystick_core.operations.dead_letter import DeadLetterCause, DeadLetterState
 from tallystick_core.payout.approval import require_second_approver
 from tallystick_core.payout.operation_ids import format_payout_operation_id
+from tallystick_core.payout.snapshot import PayoutTransition
 from tallystick_core.payout.state import (
     PayoutState,
     PayoutTransitionReason,
@@ -21,7 +22,6 @@ from tallystick_core.provider.outcome import RetryReason
 from tallystick_server.operations import dead_letters
 from tallystick_server.operations.tasks import DetachedRunner
 from tallystick_server.payout.operation import PayoutOperation, operations_from_rows
-from tallystick_server.payout.snapshot import PayoutTransition
 from tallystick_server.payout.transitions import PayoutChange, transition_payouts
 from tallystick_storage import dead_letters as dead_letter_store
 from tallystick_storage import operations as operation_store

@@ -20,6 +20,7 @@ from tallystick_core.payout.reported_transfer import (
     TransferMatch,
     money_movements,
 )
+from tallystick_core.payout.snapshot import PayoutTransition
 from tallystick_core.payout.state import (
     HOLD_CAPTURED,
     POLLED_AFTER_COMPLETION,
@@ -31,7 +32,7 @@ from tallystick_server.operations.batcher import bisect_on_error
 from tallystick_server.operations.failed_step import BookingRejected
 from tallystick_server.operations.retry_policy import RetryPolicies
 from tallystick_server.payout.operation import PayoutOperation
-from tallystick_server.payout.snapshot import PayoutTransition, transfer_of
+from tallystick_server.payout.snapshot import transfer_of
 from tallystick_server.payout.transitions import PayoutChange, transition_payouts
 from tallystick_server.rpc.batch import errors_by_key
 from tallystick_server.rpc.message_limits import MAX_ITEMS

@@ -21,6 +21,7 @@ from tallystick_core.payout.destination import NewDestination
 from tallystick_core.payout.quote import PayoutTerms
 from tallystick_core.payout.request import MAX_PAYOUTS, NewPayout, parse_payout_id
 from tallystick_core.payout.schedule import Interval, Weekday, parse_schedule
+from tallystick_core.payout.snapshot import PayoutSnapshot
 from tallystick_core.payout.state import PayoutTransitionReason
 from tallystick_core.validation import (
     parse_bank_account_token,
@@ -35,7 +36,7 @@ from tallystick_server.operations.message_fields import (
     conflicting_report_fields,
 )
 from tallystick_server.payout.schedules import ScheduleUpdate
-from tallystick_server.payout.snapshot import PayoutSnapshot, snapshot_of
+from tallystick_server.payout.snapshot import snapshot_of
 from tallystick_server.rpc.enums import EnumNames
 from tallystick_server.rpc.timestamps import parse_time, to_optional_timestamp, to_timestamp
 from tallystick_server.rpc.versions import parse_expected_version

@@ -19,6 +19,7 @@ from tallystick_core.payout.operation_ids import (
     format_destination_operation_id,
     split_operation_ids,
 )
+from tallystick_core.payout.snapshot import PayoutTransition
 from tallystick_core.payout.state import HELD_UNSENT_STATES, PayoutTransitionReason, PayoutTrigger
 from tallystick_core.provider.outcome import Declined, VerificationOutcome
 from tallystick_server.observability.tracing import parse_traceparent
@@ -28,7 +29,6 @@ from tallystick_server.operations.operation import LeasedOperation, OperationRes
 from tallystick_server.outbox.events import record_events
 from tallystick_server.payout import convert, events
 from tallystick_server.payout.operation import operations_from_rows
-from tallystick_server.payout.snapshot import PayoutTransition
 from tallystick_server.payout.transitions import PayoutChange, transition_payouts
 from tallystick_storage import operations as operation_store
 from tallystick_storage.database import Database

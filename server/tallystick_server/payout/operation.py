@@ -10,12 +10,13 @@ from typing import Any
 from tallystick.payout.v1 import payout_pb2
 from tallystick_core.operations.kind import KindName, format_resource_name
 from tallystick_core.payout.operation_ids import format_payout_operation_id
+from tallystick_core.payout.snapshot import PayoutSnapshot
 from tallystick_core.payout.state import PayoutState
 from tallystick_core.provider.idempotency_key import format_provider_key
 from tallystick_server.observability.tracing import SpanContext, parse_traceparent
 from tallystick_server.operations.operation import FIRST_LEASE_TOKEN, LeasedOperation, parse_tries
 from tallystick_server.payout import convert
-from tallystick_server.payout.snapshot import PayoutSnapshot, snapshot_of
+from tallystick_server.payout.snapshot import snapshot_of
 from tallystick_storage.payout import payouts as store
 from tallystick_storage.sql import Row
 

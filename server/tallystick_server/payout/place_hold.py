@@ -14,6 +14,7 @@ from tallystick_core.payout.approval import needs_approval
 from tallystick_core.payout.destination import TERMINAL_DESTINATION_STATES, DestinationState
 from tallystick_core.payout.operation_ids import format_payout_hold_id
 from tallystick_core.payout.request import classify_hold_failure
+from tallystick_core.payout.snapshot import PayoutTransition
 from tallystick_core.payout.state import (
     HELD_UNSENT_STATES,
     PayoutState,
@@ -24,7 +25,6 @@ from tallystick_core.provider.outcome import PayoutFailure
 from tallystick_server.operations.batcher import bisect_on_error
 from tallystick_server.operations.failed_step import BookingRejected
 from tallystick_server.payout.operation import PayoutOperation
-from tallystick_server.payout.snapshot import PayoutTransition
 from tallystick_server.payout.transitions import PayoutChange, transition_payouts
 from tallystick_server.rpc.batch import errors_by_key
 from tallystick_server.rpc.service_client import ServiceClient

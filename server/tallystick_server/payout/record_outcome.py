@@ -1,41 +1,36 @@
 """Recording of payout outcomes: applies and stores provider outcomes in one transaction for each
 batch.
 
-Every outcome is recorded here, regardless of its source.
+Every outcome is recorded here, whatever its source: a response, a poll or an operator.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 from tallystick_core.operations.next_action import MAX_OPEN_REPORTS
 from tallystick_core.payout.destination import DestinationTrigger, is_account_rejected
 from tallystick_core.payout.operation_ids import format_payout_operation_id
-from tallystick_core.payout.reported_transfer import (
-    OutcomeEffect,
-    PayoutRecord,
-    Transfer,
-    apply_outcome,
-    posting_id,
+from tallystick_core.payout.payout_update import (
+    MAX_REPORT_LENGTH,
+    PayoutUpdate,
+    add_reported_conflicts,
+    apply,
+    describe_report,
 )
-from tallystick_core.payout.state import TRIGGERS, PayoutTransitionReason, PayoutTrigger
-from tallystick_core.provider.outcome import (
-    Declined,
-    InTransit,
-    PayoutOutcome,
-    Returned,
-    Submitted,
-    Succeeded,
-)
+from tallystick_core.payout.reported_transfer import Transfer, posting_id
+from tallystick_core.payout.state import POSSIBLY_SENT, TERMINAL_STATES, TRIGGERS
+from tallystick_core.provider.outcome import PayoutOutcome
 from tallystick_server.operations.batcher import bisect_on_error
 from tallystick_server.operations.dead_letters import resolve_and_requeue
 from tallystick_server.operations.operation import OperationResult, attempt_result
 from tallystick_server.payout.destination_verification import end_destinations
 from tallystick_server.payout.operation import PayoutOperation
-from tallystick_server.payout.snapshot import PayoutTransition, transfer_of
-from tallystick_server.payout.transitions import PayoutChange, transition_payouts
+from tallystick_server.payout.snapshot import transfer_of
+from tallystick_server.payout.transitions import PayoutChange, apply_changes
 from tallystick_storage import operations as operation_store
 from tallystick_storage.database import Database
 from tallystick_storage.payout import acknowledgements, transfers
@@ -43,69 +38,27 @@ from tallystick_storage.payout import payouts as store
 from tallystick_storage.payout.acknowledgements import NewReport
 from tallystick_storage.sql import Connection, Row
 
-_TRANSITION_REASONS = {PayoutTrigger.UNMATCHED_TRANSFER: PayoutTransitionReason.UNMATCHED_TRANSFER}
-_MAX_REPORT_LENGTH = 255
 _MISDIRECTED_SUFFIX = ", which is the transfer of another payout"
+_IN_PROGRESS = POSSIBLY_SENT - TERMINAL_STATES
+_Result = OperationResult[PayoutOperation, PayoutOutcome]
 
 
 class PayoutOutcomeRecorder:
-    """Records outcomes.
-
-    An outcome is a fact: it is applied to the locked, stored payout and counts regardless of the
-    lease.
+    """Records outcomes. An outcome counts whichever process holds the lease: the version of a
+    payout, or the lock on it, protects it from concurrent changes.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def run(
-        self, results: Sequence[OperationResult[PayoutOperation, PayoutOutcome]]
-    ) -> Sequence[PayoutOperation | Exception]:
+    async def run(self, results: Sequence[_Result]) -> Sequence[PayoutOperation | Exception]:
         """Returns each payout after its outcomes were recorded."""
         return await bisect_on_error(self._record_outcomes, results)
 
     async def _record_outcomes(
-        self, results: Sequence[OperationResult[PayoutOperation, PayoutOutcome]]
+        self, results: Sequence[_Result]
     ) -> Sequence[PayoutOperation | Exception]:
-        ids = sorted({result.operation.payout_id for result in results})
-        rejected_destination_ids = sorted(
-            {
-                result.operation.payout_destination_id
-                for result in results
-                if is_account_rejected(result.outcome)
-            }
-        )
-
-        def record(connection: Connection) -> dict[str, PayoutOperation]:
-            operation_store.record_attempt_results(
-                connection,
-                [
-                    attempt_result(result.operation, TRIGGERS[type(result.outcome)], result.outcome)
-                    for result in results
-                ],
-            )
-            if rejected_destination_ids:  # lock order: attempts before queue rows
-                end_destinations(
-                    connection,
-                    rejected_destination_ids,
-                    DestinationTrigger.ACCOUNT_REJECTED,
-                    other_operation_ids=[format_payout_operation_id(id_) for id_ in ids],
-                )
-            rows = store.lock(connection, ids)
-            transfer_rows = transfers.load_transfers(connection, ids)
-            updates = {
-                result.operation.payout_id: _PayoutUpdate(
-                    result.operation,
-                    rows[result.operation.payout_id],
-                    transfer_rows.get(result.operation.payout_id, ()),
-                )
-                for result in results
-            }
-            for result in results:
-                updates[result.operation.payout_id].apply(result.outcome)
-            return _store_updates(connection, list(updates.values()))
-
-        payouts = await self._database.transact(record)
+        payouts = await self._database.transact(lambda connection: _record(connection, results))
         return [
             _with_current_state(result.operation, payouts[result.operation.payout_id])
             for result in results
@@ -117,20 +70,163 @@ class PayoutOutcomeRecorder:
 
         It moves no money.
         """
+        report = f"{describe_report(outcome)}{_MISDIRECTED_SUFFIX}"[:MAX_REPORT_LENGTH]
 
         def record(connection: Connection) -> None:
-            rows = store.lock(connection, [payout.payout_id])
-            update = _PayoutUpdate(
-                payout,
-                rows[payout.payout_id],
-                transfers.load_transfers(connection, [payout.payout_id]).get(payout.payout_id, ()),
-            )
-            update.conflicts.append(
-                f"{_describe_report(outcome)}{_MISDIRECTED_SUFFIX}"[:_MAX_REPORT_LENGTH]
-            )
-            _store_updates(connection, [update])
+            (locked,) = _lock(connection, [_Pending(payout, [])])
+            update = replace(locked.update, conflicts=(report,))
+            _store_locked(connection, [replace(locked, update=update)])
 
         await self._database.transact(record)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """A payout and all its outcomes in the batch, in order."""
+
+    payout: PayoutOperation
+    outcomes: list[PayoutOutcome]
+
+
+@dataclass(frozen=True, slots=True)
+class _Applied:
+    """A payout and the update that its outcomes make. `was_booked`: it was completed before."""
+
+    payout: PayoutOperation
+    update: PayoutUpdate
+    was_booked: bool = False
+
+
+def _record(connection: Connection, results: Sequence[_Result]) -> dict[str, PayoutOperation]:
+    """Records all outcomes. Returns the current payouts by id."""
+    pending: dict[str, _Pending] = {}
+    for result in results:
+        item = pending.setdefault(result.operation.payout_id, _Pending(result.operation, []))
+        item.outcomes.append(result.outcome)
+    operation_store.record_attempt_results(
+        connection,
+        [
+            attempt_result(result.operation, TRIGGERS[type(result.outcome)], result.outcome)
+            for result in results
+        ],
+    )
+    rejected_destination_ids = sorted(
+        {
+            result.operation.payout_destination_id
+            for result in results
+            if is_account_rejected(result.outcome)
+        }
+    )
+    if rejected_destination_ids:  # lock order: attempts before queue rows
+        end_destinations(
+            connection,
+            rejected_destination_ids,
+            DestinationTrigger.ACCOUNT_REJECTED,
+            other_operation_ids=[format_payout_operation_id(id_) for id_ in sorted(pending)],
+        )
+    payouts = _store_in_progress(connection, pending.values())
+    others = [item for id_, item in pending.items() if id_ not in payouts]
+    if others:
+        payouts |= _store_locked(connection, _lock(connection, others))
+    return payouts
+
+
+def _store_in_progress(
+    connection: Connection, pending: Iterable[_Pending]
+) -> dict[str, PayoutOperation]:
+    """Stores the outcomes of payouts in progress that have not changed since they were loaded.
+    Such a payout has no transfers yet, so nothing more is read. Returns these payouts by id.
+    """
+    applied = []
+    for item in pending:
+        if item.payout.state not in _IN_PROGRESS:
+            continue
+        update = reduce(apply, item.outcomes, _start(item.payout))
+        if update.transitions and not update.conflicts:
+            applied.append(_Applied(item.payout, update))
+    return _store(connection, applied)
+
+
+def _lock(connection: Connection, pending: Sequence[_Pending]) -> list[_Applied]:
+    """Locks payouts, and applies their outcomes to what is stored."""
+    ids = sorted(item.payout.payout_id for item in pending)
+    rows = store.lock(connection, ids)
+    transfer_rows = transfers.load_transfers(connection, ids)
+    applied = []
+    for item in pending:
+        row = rows[item.payout.payout_id]
+        payout = item.payout.updated_from(row)
+        stored_transfers = [transfer_of(one) for one in transfer_rows.get(payout.payout_id, ())]
+        applied.append(
+            _Applied(
+                payout, reduce(apply, item.outcomes, _start(payout, stored_transfers)), row.booked
+            )
+        )
+    return applied
+
+
+def _start(payout: PayoutOperation, transfers_of_payout: Sequence[Transfer] = ()) -> PayoutUpdate:
+    """A payout before its outcomes are applied."""
+    return PayoutUpdate(
+        payout.snapshot,
+        payout.net_amount,
+        payout.currency,
+        {transfer.reference: transfer for transfer in transfers_of_payout},
+    )
+
+
+def _store_locked(
+    connection: Connection, applied: Sequence[_Applied]
+) -> dict[str, PayoutOperation]:
+    """Stores the updates of locked payouts; returns the current payouts by id."""
+    applied = _record_conflicts(connection, applied)
+    reopened_ids = [
+        item.payout.payout_id for item in applied if item.was_booked and item.update.transitions
+    ]
+    if reopened_ids:
+        store.reopen(connection, reopened_ids)
+    changed = [item for item in applied if item.update.transitions]
+    payouts = _store(connection, changed)
+    if len(payouts) < len(changed):
+        raise RuntimeError("an outcome of a locked payout was not stored")
+    resolve_and_requeue(
+        connection,
+        [
+            item.payout
+            for item in applied
+            if item.update.is_conclusive and not item.update.transitions
+        ],
+    )
+    return {item.payout.payout_id: item.payout for item in applied} | payouts
+
+
+def _store(connection: Connection, applied: Sequence[_Applied]) -> dict[str, PayoutOperation]:
+    """Stores the new versions and transfers of payouts. Returns those that had the expected
+    version, by id.
+    """
+    changes = [
+        PayoutChange(item.payout, item.update.transitions, ignores_lease=True) for item in applied
+    ]
+    changed = apply_changes(connection, changes)
+    stored = [item for item in applied if item.payout.payout_id in changed]
+    reported = [
+        _to_reported_transfer(item.payout, transfer)
+        for item in stored
+        for transfer in item.update.changed_transfers.values()
+    ]
+    if reported:
+        transfers.upsert_transfers(connection, reported)
+    # Under another lease it may be a dead letter; the holder of this one leases no dead letter.
+    resolve_and_requeue(
+        connection,
+        [
+            item.payout
+            for item in stored
+            if item.update.is_conclusive
+            and changed[item.payout.payout_id].lease_token != item.payout.lease_token
+        ],
+    )
+    return {id_: change.payout for id_, change in changed.items()}
 
 
 def _with_current_state(
@@ -145,174 +241,54 @@ def _with_current_state(
     )
 
 
-class _PayoutUpdate:
-    """One locked payout with all its outcomes in the batch, in order."""
-
-    def __init__(
-        self, payout: PayoutOperation, row: Row[Any], transfer_rows: Sequence[Row[Any]]
-    ) -> None:
-        # Usually the version is unchanged.
-        self.payout = payout if payout.snapshot.version == row.version else payout.updated_from(row)
-        self.was_booked = row.booked
-        self.transitions: list[PayoutTransition] = []
-        self.reported_transfers: dict[str, Transfer] = {}
-        self.conflicts: list[str] = []
-        """Reports that conflict with earlier ones."""
-        self.is_conclusive = False
-        """Whether an outcome was conclusive; then a dead letter of the payout is requeued."""
-        self._snapshot = self.payout.snapshot
-        self._transfers = {
-            transfer_row.provider_reference: transfer_of(transfer_row)
-            for transfer_row in transfer_rows
-        }
-
-    def apply(self, outcome: PayoutOutcome) -> None:
-        """Applies an outcome."""
-        payout_record = PayoutRecord(
-            self._snapshot.state, self.payout.net_amount, self.payout.currency, self._transfers
-        )
-        effect = apply_outcome(payout_record, outcome)
-        self._transfers |= {transfer.reference: transfer for transfer in effect.transfers}
-        self.reported_transfers |= {transfer.reference: transfer for transfer in effect.transfers}
-        self.is_conclusive = self.is_conclusive or isinstance(
-            outcome, Submitted | InTransit | Succeeded | Returned | Declined
-        )
-        for trigger in effect.triggers:
-            self._add_transition(trigger, outcome, effect)
-        if effect.is_conflicting:
-            self.conflicts.append(_describe_report(outcome))
-
-    def _add_transition(
-        self, trigger: PayoutTrigger, outcome: PayoutOutcome, effect: OutcomeEffect
-    ) -> None:
-        previous_snapshot = self._snapshot
-        snapshot = previous_snapshot.apply(
-            trigger, **self._snapshot_changes(trigger, outcome, effect)
-        )
-        if (
-            trigger is not PayoutTrigger.UNMATCHED_TRANSFER
-            and snapshot.state is previous_snapshot.state
-        ):
-            return  # unchanged
-        self._snapshot = snapshot
-        self.transitions.append(
-            PayoutTransition(
-                snapshot, _TRANSITION_REASONS.get(trigger, PayoutTransitionReason.PROVIDER_OUTCOME)
-            )
-        )
-
-    def _snapshot_changes(
-        self, trigger: PayoutTrigger, outcome: PayoutOutcome, effect: OutcomeEffect
-    ) -> dict[str, Any]:
-        """The payout fields besides the state that an outcome sets."""
-        changes: dict[str, Any] = {}
-        if reference := getattr(outcome, "reference", ""):
-            changes["provider_reference"] = self._snapshot.provider_reference or reference
-        if code := getattr(outcome, "code", ""):
-            changes["decline_code"] = code
-        if trigger is PayoutTrigger.DECLINED:
-            changes["failure_reason"] = effect.failure
-        currency_transfers = [
-            transfer
-            for transfer in self._transfers.values()
-            if transfer.currency == self.payout.currency
-        ]
-        changes["paid_amount"] = sum(transfer.amount for transfer in currency_transfers)
-        if trigger in (PayoutTrigger.RETURNED, PayoutTrigger.UNMATCHED_TRANSFER):
-            changes["returned_amount"] = sum(
-                transfer.returned_amount or 0
-                for transfer in currency_transfers
-                if transfer.returned_currency == self.payout.currency
-            )
-        return changes
-
-    def new_reports(self, stored_reports: Sequence[Row[Any]]) -> list[NewReport]:
-        """The conflicting reports that are new; each is one version of the payout. The money stays
-        where the first report put it.
-
-        A report is not new if its alert is open or if it was the last one reported. A provider that
-        repeats it raises no second alert.
-
-        A report that returns after a different one is new, even if it was acknowledged before.
-        """
-        open_reports = {row.report for row in stored_reports if not row.acknowledged_by}
-        last_report = stored_reports[-1].report if stored_reports else ""
-        reports: list[str] = []
-        for report in self.conflicts:
-            if (
-                report != last_report
-                and report not in open_reports
-                and len(open_reports) < MAX_OPEN_REPORTS
-            ):
-                reports.append(report)
-                open_reports.add(report)
-                last_report = report
-        for _ in reports:
-            self._snapshot = self._snapshot.apply(PayoutTrigger.UNMATCHED_TRANSFER)
-            self.transitions.append(
-                PayoutTransition(self._snapshot, PayoutTransitionReason.UNMATCHED_TRANSFER)
-            )
-        return [
-            NewReport(self.payout.payout_id, number, report)
-            for number, report in enumerate(reports, len(stored_reports) + 1)
-        ]
-
-
-def _describe_report(outcome: PayoutOutcome) -> str:
-    """Describes a report in one line; equal reports give equal text."""
-    parts = (
-        str(getattr(outcome, name, "")) for name in ("reference", "amount", "currency", "code")
-    )
-    return " ".join([type(outcome).__name__, *filter(None, parts)])[:_MAX_REPORT_LENGTH]
-
-
-def _record_conflicts(connection: Connection, updates: Sequence[_PayoutUpdate]) -> None:
-    """Stores new reports that conflict with earlier ones, for an operator."""
-    conflicting_updates = [update for update in updates if update.conflicts]
-    if not conflicting_updates:
-        return
-    stored_reports = acknowledgements.load_reports(
-        connection, [update.payout.payout_id for update in conflicting_updates]
-    )
-    new_reports = [
-        report
-        for update in conflicting_updates
-        for report in update.new_reports(stored_reports.get(update.payout.payout_id, ()))
-    ]
-    if new_reports:
-        acknowledgements.insert_reports(connection, new_reports)
-
-
-def _store_updates(
-    connection: Connection, updates: Sequence[_PayoutUpdate]
-) -> dict[str, PayoutOperation]:
-    """Stores all updates; returns the current payouts by id."""
-    _record_conflicts(connection, updates)
-    reported_transfers = [
-        _to_reported_transfer(update.payout, transfer)
-        for update in updates
-        for transfer in update.reported_transfers.values()
-    ]
-    if reported_transfers:
-        transfers.upsert_transfers(connection, reported_transfers)
-    reopened_ids = [
-        update.payout.payout_id for update in updates if update.was_booked and update.transitions
-    ]
-    if reopened_ids:
-        store.reopen(connection, reopened_ids)
-    changes = [
-        PayoutChange(update.payout, tuple(update.transitions), ignores_lease=True)
-        for update in updates
-        if update.transitions
-    ]
-    payouts = transition_payouts(connection, changes)
-    if len(payouts) < len(changes):
-        raise RuntimeError("an outcome of a locked payout was not stored")
-    resolve_and_requeue(connection, [update.payout for update in updates if update.is_conclusive])
-    return {
-        update.payout.payout_id: payouts.get(update.payout.payout_id, update.payout)
-        for update in updates
+def _record_conflicts(connection: Connection, applied: Sequence[_Applied]) -> Sequence[_Applied]:
+    """Stores new reports that conflict with earlier ones, for an operator. Returns the payouts with
+    a version for each.
+    """
+    ids = [item.payout.payout_id for item in applied if item.update.conflicts]
+    if not ids:
+        return applied
+    stored_reports = acknowledgements.load_reports(connection, ids)
+    new_reports = {
+        item.payout.payout_id: _new_reports(item, stored_reports.get(item.payout.payout_id, ()))
+        for item in applied
     }
+    reports = [report for of_payout in new_reports.values() for report in of_payout]
+    if reports:
+        acknowledgements.insert_reports(connection, reports)
+    return [
+        replace(
+            item,
+            update=add_reported_conflicts(item.update, len(new_reports[item.payout.payout_id])),
+        )
+        for item in applied
+    ]
+
+
+def _new_reports(item: _Applied, stored_reports: Sequence[Row[Any]]) -> list[NewReport]:
+    """The conflicting reports that are new; each is one version of the payout.
+
+    A report is not new if its alert is open or if it was the last one reported. A provider that
+    repeats it raises no second alert.
+
+    A report that returns after a different one is new, even if it was acknowledged before.
+    """
+    open_reports = {row.report for row in stored_reports if not row.acknowledged_by}
+    last_report = stored_reports[-1].report if stored_reports else ""
+    reports: list[str] = []
+    for report in item.update.conflicts:
+        if (
+            report != last_report
+            and report not in open_reports
+            and len(open_reports) < MAX_OPEN_REPORTS
+        ):
+            reports.append(report)
+            open_reports.add(report)
+            last_report = report
+    return [
+        NewReport(item.payout.payout_id, number, report)
+        for number, report in enumerate(reports, len(stored_reports) + 1)
+    ]
 
 
 def _to_reported_transfer(

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from tallystick.payout.v1 import payout_pb2
+from tallystick_core.payout.snapshot import PayoutSnapshot, PayoutTransition
 from tallystick_server.outbox.events import record_events
 from tallystick_server.payout import convert, events
 from tallystick_server.payout.operation import PayoutOperation
-from tallystick_server.payout.snapshot import PayoutSnapshot, PayoutTransition
 from tallystick_storage.payout import payouts as store
 from tallystick_storage.sql import Connection
 
@@ -37,6 +37,14 @@ class PayoutChange:
         return self.transitions[-1].snapshot
 
 
+@dataclass(frozen=True, slots=True)
+class ChangedPayout:
+    """A payout after a change, and the lease token that its operation has now."""
+
+    payout: PayoutOperation
+    lease_token: int | None
+
+
 def transition_payouts(
     connection: Connection, changes: Sequence[PayoutChange]
 ) -> dict[str, PayoutOperation]:
@@ -44,6 +52,13 @@ def transition_payouts(
 
     Returns the changed payouts by id.
     """
+    return {id_: changed.payout for id_, changed in apply_changes(connection, changes).items()}
+
+
+def apply_changes(
+    connection: Connection, changes: Sequence[PayoutChange]
+) -> dict[str, ChangedPayout]:
+    """As `transition_payouts`, with the current lease tokens."""
     if not changes:
         return {}
     rows = store.transition(
@@ -65,13 +80,14 @@ def transition_payouts(
             begins_attempt = change.snapshot.attempt_count > change.payout.snapshot.attempt_count
             maybe_sent = change.payout.maybe_sent and not begins_attempt
             # A transition resets the retry counts.
-            payouts[change.payout.payout_id] = replace(
+            payout = replace(
                 change.payout,
                 snapshot=change.snapshot,
                 message=message,
                 tries={},
                 maybe_sent=maybe_sent,
             )
+            payouts[payout.payout_id] = ChangedPayout(payout, row.lease_token)
     return payouts
 
 

@@ -32,12 +32,13 @@ _CHARGE = """
     order by o.charge_id, o.payment_order_id
 """
 _LOAD_CHARGES = text(_CHARGE.format(operation="join operation", which="o.status <> 'FAILED'"))
-# orders that the risk check did not reject
-_LOAD_FAILED_CHARGES = text(
-    _CHARGE.format(
-        operation="left join operation", which="o.status = 'FAILED' and o.attempt_count > 0"
-    )
+# A charge in any state, with an operation or without: all orders but those that the risk check
+# rejected.
+_ANY_CHARGE = _CHARGE.format(
+    operation="left join operation", which="(o.status <> 'FAILED' or o.attempt_count > 0)"
 )
+_FIND_CHARGES = text(_ANY_CHARGE)
+_LOCK_CHARGES = text(f"{_ANY_CHARGE} for update of o")
 
 
 def load_charges(connection: Connection, charge_ids: list[str]) -> Sequence[Row[Any]]:
@@ -47,9 +48,18 @@ def load_charges(connection: Connection, charge_ids: list[str]) -> Sequence[Row[
     return connection.execute(_LOAD_CHARGES, {"charges": charge_ids}).all()
 
 
-def load_failed_charges(connection: Connection, charge_ids: list[str]) -> Sequence[Row[Any]]:
-    """The orders of failed charges, in the same form."""
-    return connection.execute(_LOAD_FAILED_CHARGES, {"charges": charge_ids}).all()
+def find_charges(connection: Connection, charge_ids: list[str]) -> Sequence[Row[Any]]:
+    """The orders of charges in any state, in the same form. Orders that the risk check rejected
+    belong to no charge.
+    """
+    return connection.execute(_FIND_CHARGES, {"charges": charge_ids}).all()
+
+
+def lock_charges(connection: Connection, charge_ids: list[str]) -> Sequence[Row[Any]]:
+    """Locks the orders of charges and returns them, in the same form. The operations must be
+    locked.
+    """
+    return connection.execute(_LOCK_CHARGES, {"charges": charge_ids}).all()
 
 
 @dataclass(slots=True)

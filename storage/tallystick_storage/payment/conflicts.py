@@ -5,18 +5,58 @@ and move no money.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tallystick_core.operations.next_action import MAX_OPEN_REPORTS
 from tallystick_storage.database import encode_rows
-from tallystick_storage.payment.unapplied_charges import NewUnappliedCharge
 from tallystick_storage.sql import Connection, Row, text
+
+
+@dataclass(slots=True)
+class MoneyReport:
+    """Money that a provider reports for a charge, in minor units."""
+
+    charge_id: str
+    provider: str
+    provider_reference: str
+    amount: int
+    currency: str
+
+
+@dataclass(slots=True)
+class ChargeReport:
+    """A report of another kind, in words."""
+
+    charge_id: str
+    report: str
+
 
 # A report that is open, or equal to the latest one, is not stored again: a provider that repeats it
 # raises no second alert.
-_INSERT_REPORTS = text("""
+_INSERT = """
+    insert into conflicting_report (charge_id, number, report, create_time)
+    select c.charge_id, l.number + 1, c.report, clock() from {conflicting} c
+    cross join lateral (
+        select coalesce(max(p.number), 0) as number,
+            count(*) filter (where p.acknowledged_by = '') as open from conflicting_report p
+        where p.charge_id = c.charge_id) l
+    where l.open < :limit and not exists (
+        select from conflicting_report p where p.charge_id = c.charge_id and p.report = c.report
+            and (p.acknowledged_by = '' or p.number = l.number))
+    order by c.charge_id on conflict do nothing
+"""
+_INSERT_REPORTS = text(
+    _INSERT.format(
+        conflicting="""(select distinct on (charge_id) * from json_to_recordset(
+            cast(:reports as json)) as r (charge_id text collate "C", report text)
+            order by charge_id)"""
+    )
+)
+_INSERT_MONEY_REPORTS = text(
+    """
     with r as (
-        select distinct on (charge_id) * from json_to_recordset(cast(:charges as json))
+        select distinct on (charge_id) * from json_to_recordset(cast(:reports as json))
             as r (charge_id text collate "C", provider text, provider_reference text,
             amount bigint, currency text) order by charge_id),
     conflicting as (
@@ -35,18 +75,9 @@ _INSERT_REPORTS = text("""
             where u.provider = r.provider and u.provider_reference = r.provider_reference
                 and u.charge_id = r.charge_id
             limit 1) k on true
-        where m.charge_id <> r.charge_id or (k.amount, k.currency) <> (r.amount, r.currency))
-    insert into conflicting_report (charge_id, number, report, create_time)
-    select c.charge_id, l.number + 1, c.report, clock() from conflicting c
-    cross join lateral (
-        select coalesce(max(p.number), 0) as number,
-            count(*) filter (where p.acknowledged_by = '') as open from conflicting_report p
-        where p.charge_id = c.charge_id) l
-    where l.open < :limit and not exists (
-        select from conflicting_report p where p.charge_id = c.charge_id and p.report = c.report
-            and (p.acknowledged_by = '' or p.number = l.number))
-    order by c.charge_id on conflict do nothing
-""")
+        where m.charge_id <> r.charge_id or (k.amount, k.currency) <> (r.amount, r.currency))"""
+    + _INSERT.format(conflicting="conflicting")
+)
 _LIST_REPORTS = text(
     "select * from conflicting_report where charge_id = :charge_id order by number"
 )
@@ -57,12 +88,19 @@ _ACKNOWLEDGE = text("""
 """)
 
 
-def insert_reports(connection: Connection, charges: Sequence[NewUnappliedCharge]) -> None:
-    """Stores a report for each of the charges that used another charge's money or was reported with
-    another amount before.
+def insert_reports(connection: Connection, reports: Sequence[ChargeReport]) -> None:
+    """Stores reports that contradict what is stored."""
+    connection.execute(
+        _INSERT_REPORTS, {"reports": encode_rows(reports), "limit": MAX_OPEN_REPORTS}
+    )
+
+
+def insert_money_reports(connection: Connection, reports: Sequence[MoneyReport]) -> None:
+    """Stores those of the reports that use another charge's money, or report known money with
+    another amount.
     """
     connection.execute(
-        _INSERT_REPORTS, {"charges": encode_rows(charges), "limit": MAX_OPEN_REPORTS}
+        _INSERT_MONEY_REPORTS, {"reports": encode_rows(reports), "limit": MAX_OPEN_REPORTS}
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tallystick_core.payment.state import PaymentTransitionReason
+from tallystick_core.payment.state import OrderStatus
 from tallystick_storage.database import encode_rows
 from tallystick_storage.outbox import insert_into_outbox
 from tallystick_storage.sql import Connection, Row, text
@@ -17,14 +17,15 @@ from tallystick_storage.sql import Connection, Row, text
 
 @dataclass(slots=True)
 class OrderTransitionRow:
-    """A transition of an order from `version`. It happens only from that version and under the
-    charge's lease.
+    """A transition of an order from `version`, at which it has `from_status`. It happens only from
+    that version: this protects an order from every concurrent change, under any lease.
     """
 
     payment_order_id: str
     charge_id: str
-    lease_token: int
+    checkout_id: str
     version: int
+    from_status: str
     status: str
     transition_reason: str
     booked: bool = False
@@ -36,69 +37,33 @@ class OrderTransitionRow:
     resolve_within_seconds: float | None = None
     """Seconds until an order that now waits for something else must be resolved; None: no limit."""
 
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing remains to be done for the order afterwards."""
+        return self.booked or self.status == OrderStatus.FAILED
 
-# Lookups by key in a lateral "limit 1" stay lookups. `operation` is small and its statistics are
-# always outdated, so a join read the whole table once per transition.
-_TRANSITION_ORDERS = text(f"""
-    with
-    -- Locks the operations. A lease that was taken over is no longer ours: the outcome of a former
-    -- holder only makes its operation due.
-    claimed as materialized (
-        select r.*, op.holds_lease
-        from (
+
+_TRANSITIONS = """(
             select * from json_to_recordset(cast(:transitions as json)) as r (
                 payment_order_id text collate "C", charge_id text collate "C",
-                lease_token bigint, version int, status text, transition_reason text,
-                booked boolean, pending_reason text, next_action_url text, failure_reason text,
-                decline_code text, provider_reference text, resolve_within_seconds float)
-            order by charge_id) r
-        cross join lateral (
-            select op.lease_token = r.lease_token as holds_lease from operation op
-            where op.operation_id = r.charge_id
-                and (op.lease_token = r.lease_token or r.transition_reason = :outcome_reason)
-            limit 1 for update) op),
-    -- The transitions that may be applied.
-    leased as materialized (select * from claimed where holds_lease),
-    -- An operation with a recorded outcome is due at once, even when its holder releases it.
-    made_due as (
-        update operation op set next_try_time = clock(), has_changed = true
-        where op.operation_id = any (array(
-                select charge_id from claimed where not holds_lease
-                except select charge_id from leased))
-            and op.next_try_time is not null),
-    -- Checkouts of which an order becomes final.
-    locked_checkout as materialized (
-        select c.checkout_id from checkout c
-        where c.checkout_id in (
-            select o.checkout_id from payment_order o
-            join leased r on r.payment_order_id = o.payment_order_id
-            where r.booked or r.status = 'FAILED')
-        order by c.checkout_id for update),
-    -- Orders that are still at the expected version. The count is always true: it makes the
-    -- statement lock the checkouts first, as everywhere.
-    locked as materialized (
-        select r.*, o.status as from_status
-        from (
-            select * from leased where (select count(*) from locked_checkout) >= 0
-            order by payment_order_id) r
-        cross join lateral (
-            select o.status from payment_order o
-            where o.payment_order_id = r.payment_order_id and o.version = r.version
-            limit 1 for update) o),
-    -- An order that waits for the same as before keeps its resolve_by_time.
-    changed as (
+                checkout_id text collate "C", version int, from_status text, status text,
+                transition_reason text, booked boolean, pending_reason text, next_action_url text,
+                failure_reason text, decline_code text, provider_reference text,
+                resolve_within_seconds float)"""
+# An order that waits for the same as before keeps its resolve_by_time.
+_CHANGED = """changed as (
         update payment_order o set
-            status = l.status, wallet_updated = l.booked, ledger_updated = l.booked,
-            pending_reason = l.pending_reason, next_action_url = l.next_action_url,
-            failure_reason = l.failure_reason, decline_code = l.decline_code,
-            provider_reference = case when l.provider_reference = '' then o.provider_reference
-                else l.provider_reference end,
-            resolve_by_time = case when l.pending_reason <> ''
-                and o.pending_reason = l.pending_reason then o.resolve_by_time
-                else clock() + make_interval(secs => l.resolve_within_seconds) end,
+            status = r.status, wallet_updated = r.booked, ledger_updated = r.booked,
+            pending_reason = r.pending_reason, next_action_url = r.next_action_url,
+            failure_reason = r.failure_reason, decline_code = r.decline_code,
+            provider_reference = case when r.provider_reference = '' then o.provider_reference
+                else r.provider_reference end,
+            resolve_by_time = case when r.pending_reason <> ''
+                and o.pending_reason = r.pending_reason then o.resolve_by_time
+                else clock() + make_interval(secs => r.resolve_within_seconds) end,
             version = o.version + 1, update_time = greatest(o.update_time, clock())
-        from locked l where o.payment_order_id = l.payment_order_id and o.version = l.version
-        returning o.*, l.from_status, l.transition_reason, l.booked, l.lease_token),
+        from {requested} r where o.payment_order_id = r.payment_order_id and o.version = r.version
+        returning o.*, r.from_status, r.transition_reason, r.booked),
     -- One row for each new version.
     history as (
         insert into order_history (
@@ -109,7 +74,38 @@ _TRANSITION_ORDERS = text(f"""
             payment_order_id, version, from_status, status, transition_reason, wallet_updated,
             ledger_updated, false, pending_reason, next_action_url, failure_reason,
             decline_code, provider_reference, attempt_count, resolve_by_time, update_time
-        from changed),
+        from changed)"""
+# The usual answer of a provider costs this statement. It has few parts, because each costs
+# executor time even if it is empty.
+_CHANGE_ORDERS = text(f"""
+    with {_CHANGED.format(requested=f"{_TRANSITIONS} order by payment_order_id)")},
+    {insert_into_outbox("changed", "'paymentOrders/' || payment_order_id")}
+    select payment_order_id, checkout_id, version, update_time, resolve_by_time,
+        (select op.lease_token from operation op where op.operation_id = c.charge_id)
+            as lease_token,
+        sequence as outbox_sequence
+    from changed c, outbox_sequence
+""")
+# Lookups by key in a lateral "limit 1" stay lookups. `operation` is small and its statistics are
+# always outdated, so a join read the whole table once per transition.
+_FINISH_ORDERS = text(f"""
+    with requested as materialized {_TRANSITIONS}),
+    locked_operation as materialized (
+        select op.operation_id
+        from (select distinct charge_id from requested order by charge_id) r
+        cross join lateral (select op.operation_id from operation op
+            where op.operation_id = r.charge_id limit 1 for update) op),
+    -- The counts are always true: they make the statement lock operations, then checkouts, then
+    -- orders, as everywhere.
+    locked_checkout as materialized (
+        select c.checkout_id from checkout c
+        where c.checkout_id = any (array(select checkout_id from requested))
+            and (select count(*) from locked_operation) >= 0
+        order by c.checkout_id for update),
+    ordered as materialized (
+        select * from requested where (select count(*) from locked_checkout) >= 0
+        order by payment_order_id),
+    {_CHANGED.format(requested="ordered")},
     -- A checkout is at version 1 while an order is open, and at 2 once all are final.
     counted as (
         update checkout c set
@@ -120,25 +116,26 @@ _TRANSITION_ORDERS = text(f"""
         from (
             select checkout_id, count(*) as final_orders,
                 count(*) filter (where booked) as booked_orders, max(update_time) as last_time
-            from changed where booked or status = 'FAILED' group by checkout_id) n
+            from changed group by checkout_id) n
         where c.checkout_id = n.checkout_id
         returning c.checkout_id, c.version),
     -- A final charge needs no operation.
     done as (
         delete from operation op
-        where op.operation_id = any (array(
-            select charge_id from locked where booked or status = 'FAILED'))),
+        where op.operation_id = any (array(select charge_id from changed))
+        returning op.operation_id, op.lease_token),
     -- The resources with a new version, for their events.
     changed_resource as (
         select 'paymentOrders/' || payment_order_id as aggregate_id, version from changed
         union all
         select 'payments/' || checkout_id, 2 from counted where version = 2),
     {insert_into_outbox("changed_resource", "aggregate_id")}
-    select payment_order_id, lease_token, checkout_id, version, update_time, resolve_by_time,
+    select payment_order_id, checkout_id, version, update_time, resolve_by_time,
+        (select d.lease_token from done d where d.operation_id = c.charge_id) as lease_token,
         sequence as outbox_sequence
-    from changed, outbox_sequence
+    from changed c, outbox_sequence
     union all
-    select null, null, checkout_id, 2, null, null, sequence
+    select null, checkout_id, 2, null, null, null, sequence
     from counted, outbox_sequence where version = 2
 """)
 
@@ -146,22 +143,16 @@ _TRANSITION_ORDERS = text(f"""
 def transition_orders(
     connection: Connection, transitions: Sequence[OrderTransitionRow]
 ) -> Sequence[Row[Any]]:
-    """Applies transitions of orders. A checkout without open orders becomes final; the operation of
-    a final charge is deleted. A charge whose outcome changes nothing, because another process holds
-    its lease, is due at once.
+    """Applies transitions of orders: either all of them are final, or none. A checkout without open
+    orders becomes final; the operation of a final charge is deleted.
 
-    Returns a row for each order that changed: its ids, its lease, its new version, update_time and
-    resolve_by_time, and the outbox row in which all changes are recorded. It also returns a row
-    without payment_order_id for each payment that became final. A missing order had lost its lease
-    or had already changed.
+    Returns a row for each order that changed: its ids, its new version, update_time and
+    resolve_by_time, the current lease token of its operation, and the outbox row in which all
+    changes are recorded. It also returns a row without payment_order_id for each payment that
+    became final. A missing order had changed before.
     """
-    return connection.execute(
-        _TRANSITION_ORDERS,
-        {
-            "transitions": encode_rows(transitions),
-            "outcome_reason": PaymentTransitionReason.PROVIDER_OUTCOME,
-        },
-    ).all()
+    statement = _FINISH_ORDERS if transitions[0].is_final else _CHANGE_ORDERS
+    return connection.execute(statement, {"transitions": encode_rows(transitions)}).all()
 
 
 _CANCEL = text(

@@ -14,7 +14,7 @@ from tallystick_storage.sql import Connection, Row, text
 
 @dataclass(slots=True)
 class NewUnappliedCharge:
-    """A charge reported by a provider, in minor units. `mismatch`: it differs from the request."""
+    """Money that a provider took and that fits no order, in minor units."""
 
     unapplied_charge_id: str
     charge_id: str
@@ -25,37 +25,21 @@ class NewUnappliedCharge:
     provider_reference: str
     amount: int
     currency: str
-    mismatch: bool
+    cause: str
 
 
 _COLUMNS = """unapplied_charge_id, charge_id, checkout_id, caller, traceparent, provider,
     provider_reference, amount, currency, cause, ledger_updated,
     version, create_time, update_time, acknowledged_by, acknowledge_reason, acknowledge_time"""
-# A charge with open orders is not unapplied: it belongs to them, unless its attempt has ended
-# otherwise. The attempt is locked, so that none of the orders fails meanwhile. Money of another
-# charge keeps its charge, and a charge reported with another amount keeps its first one;
-# `conflicts` reports both.
+# Money of another charge keeps its charge, and money that is stored keeps its first amount;
+# `conflicts` reports both. The attempt is locked, so its charge claims no money meanwhile.
 _INSERT = text(f"""
-    with classified as (
-        select r.*, case when r.mismatch then 'MISMATCH' when o.failed or a.outcome = 'DECLINED'
-            then 'LATE'
-            when a.outcome = 'SUCCEEDED' and a.provider_reference <> r.provider_reference
-                then 'DUPLICATE_CHARGE' end as cause
-        from json_to_recordset(cast(:charges as json))
+    with fits_none as (
+        select r.* from json_to_recordset(cast(:charges as json))
             as r (unapplied_charge_id text collate "C", charge_id text, checkout_id text,
-            caller text, traceparent text,
-            provider text, provider_reference text, amount bigint, currency text, mismatch boolean)
-        cross join lateral (
-            -- all of them: one order may have failed the risk check, and the others were charged
-            select bool_and(o.status = 'FAILED') as failed from payment_order o
-            where o.checkout_id = r.checkout_id and o.charge_id = r.charge_id) o
-        cross join lateral (
-            select a.outcome, a.provider_reference, a.moved_amount, a.moved_currency from attempt a
-            where a.operation_id = r.charge_id order by a.attempt_number desc limit 1) a
-        where (a.outcome, a.provider_reference) is distinct from ('SUCCEEDED', r.provider_reference)
-            or (a.moved_amount, a.moved_currency) = (r.amount, r.currency)),
-    fits_none as (
-        select * from classified r where not exists (
+            caller text, traceparent text, provider text, provider_reference text, amount bigint,
+            currency text, cause text)
+        where not exists (
             select from provider_money m where m.provider = r.provider
                 and m.provider_reference = r.provider_reference and m.charge_id <> r.charge_id)),
     new as (
@@ -64,7 +48,7 @@ _INSERT = text(f"""
             cause, ledger_updated, version, create_time, update_time)
         select unapplied_charge_id, charge_id, checkout_id, caller, traceparent, provider,
             provider_reference, amount, currency, cause, false, 1, t.now, t.now
-        from fits_none, (select clock() as now) t where cause is not null
+        from fits_none, (select clock() as now) t
             order by unapplied_charge_id
         on conflict do nothing returning *),
     {insert_into_outbox("new", "'unappliedCharges/' || unapplied_charge_id", "1")}

@@ -113,9 +113,10 @@ _APPROVE = text(f"""
     select {_COLUMNS}, sequence as outbox_sequence from approved, outbox_sequence
 """)
 _LOAD_OPERATIONS = text("""
-    select s.*, op.lookup_only, op.retry_counts from unnest(cast(:ids as text[])) as g (id)
+    select s.*, coalesce(op.lookup_only, false) as lookup_only, op.retry_counts
+    from unnest(cast(:ids as text[])) as g (id)
     join payout_destination s on s.payout_destination_id = g.id
-        join operation op on op.operation_id = 'd-' || g.id order by s.payout_destination_id
+        left join operation op on op.operation_id = 'd-' || g.id order by s.payout_destination_id
 """)
 _LOCK_UNRESOLVED = text("""
     select payout_destination_id from payout_destination
@@ -199,7 +200,7 @@ def approve(
 
 
 def load_operations(connection: Connection, ids: list[str]) -> Sequence[Row[Any]]:
-    """Destinations whose verification is not finished."""
+    """Destinations with the data that the next action of their verification needs."""
     return connection.execute(_LOAD_OPERATIONS, {"ids": ids}).all()
 
 

@@ -171,7 +171,7 @@ def insert(
 _TRANSITION = text(f"""
     with t as materialized (select clock() as now),
     leased as materialized (
-        select r.*
+        select r.*, op.holder_token
         from (select * from json_to_recordset(cast(:updates as json))
             as r (payout_id text collate "C", lease_token bigint, reporter_lease_token bigint,
             from_version int, version int, state text,
@@ -181,7 +181,8 @@ _TRANSITION = text(f"""
                     poll_after_seconds float)
                     order by payout_id) r
         cross join lateral (  -- a lease that was taken over is no longer ours
-            select from operation op where op.operation_id = 'p-' || r.payout_id
+            select op.lease_token as holder_token from operation op
+            where op.operation_id = 'p-' || r.payout_id
                 and (r.lease_token is null or op.lease_token = r.lease_token)
                     limit 1 for update) op),
     locked as materialized (
@@ -240,8 +241,9 @@ _TRANSITION = text(f"""
             where poll_after_seconds is not null
         on conflict (payout_id) do update set next_poll_time = excluded.next_poll_time),
     {insert_into_outbox("history", "'payouts/' || payout_id")}
-    select payout_id, version, update_time, sequence as outbox_sequence
-        from changed, outbox_sequence
+    select c.payout_id, c.version, c.update_time, l.holder_token as lease_token,
+        sequence as outbox_sequence
+    from changed c join locked l on l.payout_id = c.payout_id, outbox_sequence
 """)
 
 
@@ -252,8 +254,9 @@ def transition(
 ) -> dict[str, Row[Any]]:
     """Applies updates of payouts, one for each.
 
-    Returns for each changed payout its version, update_time, and the outbox row in which all are to
-    be recorded. A missing payout had lost its lease or had already changed.
+    Returns for each changed payout its version, update_time, the lease token of its operation, and
+    the outbox row in which all are to be recorded. A missing payout had lost its lease, or had
+    already changed.
     """
     result = connection.execute(
         _TRANSITION, {"updates": encode_rows(updates), "transitions": encode_rows(transitions)}

@@ -20,6 +20,7 @@ from tallystick_core.operations.next_action import ExhaustedAction, NextAction, 
 from tallystick_core.payment.charge import next_action
 from tallystick_core.payment.state import OrderStatus
 from tallystick_core.payout.destination import DestinationState
+from tallystick_core.payout.snapshot import PayoutSnapshot
 from tallystick_core.payout.state import TERMINAL_STATES, PayoutState
 from tallystick_core.provider.outcome import FinalNotFound, NotSent, RetryReason, Succeeded, Unknown
 from tallystick_server.observability.tracing import current_context
@@ -42,7 +43,6 @@ from tallystick_server.payout.operations.destination_verification import Verific
 from tallystick_server.payout.operations.payout import next_action as payout_next_action
 from tallystick_server.payout.place_hold import plan_change
 from tallystick_server.payout.poll_completed import CompletedPayoutPoller
-from tallystick_server.payout.snapshot import PayoutSnapshot
 from tallystick_storage.database import ConstraintViolation
 from tallystick_storage.operations import Reschedule
 from tallystick_storage.payout.payouts import NextPayoutPoll

@@ -22,7 +22,7 @@ from tallystick_core.provider.payment_provider import ChargeRequest, PaymentProv
 from tallystick_server.operations.batcher import Batcher
 from tallystick_server.operations.failed_step import FailedStep
 from tallystick_server.operations.kind import OperationKind
-from tallystick_server.operations.operation import OperationResult
+from tallystick_server.operations.operation import NO_LEASE, OperationResult
 from tallystick_server.operations.retry_policy import RetryPolicies
 from tallystick_server.operations.worker import DOWNSTREAM_CONCURRENCY
 from tallystick_server.payment.booking import PaymentBooking
@@ -34,7 +34,6 @@ from tallystick_server.rpc.message_limits import MAX_ITEMS
 from tallystick_server.rpc.notifier import ChangeNotifier
 from tallystick_storage import operations as operation_store
 from tallystick_storage.payment import charges as charge_store
-from tallystick_storage.payment import orders as store
 from tallystick_storage.sql import Connection
 
 _NO_TIME = 0.0  # a failed charge has no deadline
@@ -45,6 +44,9 @@ def next_action(
     charge: Charge, now: float, key_window_seconds: float, lease_seconds: float
 ) -> NextAction:
     """The next action of a charge at loop time `now`."""
+    order = charge.orders[0]
+    if order.status is OrderStatus.FAILED or order.message.ledger_updated:
+        return NextAction.WAIT
     return charge_next_action(
         (order.status for order in charge.orders),
         attempt_ended=charge.recorded_outcome is not None,
@@ -140,6 +142,7 @@ class ChargeOperations:
         return OperationKind(
             name=KindName.CHARGE,
             load=self.load,
+            find=self.find,
             next_action=next_action,
             failure_if_not_sent=failure_if_not_sent,
             perform=perform,
@@ -161,6 +164,12 @@ class ChargeOperations:
         return charges_from_rows(
             charge_store.load_charges(connection, list(tokens)), tokens, now, self._lease_seconds
         )
+
+    def find(self, connection: Connection, charge_id: str, now: float) -> Charge | None:
+        """Loads a charge in any state, without its lease."""
+        rows = charge_store.find_charges(connection, [charge_id])
+        charges = charges_from_rows(rows, {charge_id: NO_LEASE}, now, self._lease_seconds)
+        return next(iter(charges), None)
 
     async def record(self, charge: Charge, outcome: ChargeOutcome) -> Charge:
         recorded = await self._record_batcher.submit(
@@ -212,7 +221,7 @@ class ChargeOperations:
         failed = {
             charge.charge_id: result.apply_to(charge, _NO_TIME)
             for charge in charges
-            if charge.orders[0].payment_order_id in result.orders
+            if result.changed(charge)
         }
         schedule_polls(connection, self._retry_policies, failed.values())
         return failed
@@ -234,18 +243,12 @@ def _failure_transitions(
 ) -> list[OrderTransition]:
     """The transitions that fail the orders of a charge."""
     return [
-        OrderTransition(
+        OrderTransition.of(
             charge,
             order,
-            store.OrderTransitionRow(
-                payment_order_id=order.payment_order_id,
-                charge_id=charge.charge_id,
-                lease_token=charge.lease_token,
-                version=order.version,
-                status=transition(order.status, trigger),
-                transition_reason=transition_reason,
-                failure_reason=failure_reason,
-            ),
+            transition(order.status, trigger),
+            transition_reason,
+            failure_reason=failure_reason,
         )
         for order in charge.orders
     ]

@@ -24,7 +24,7 @@ from tallystick_core.provider.outcome import VerificationOutcome
 from tallystick_server.operations.batcher import Batcher
 from tallystick_server.operations.failed_step import FailedStep
 from tallystick_server.operations.kind import OperationKind
-from tallystick_server.operations.operation import OperationResult
+from tallystick_server.operations.operation import NO_LEASE, OperationResult
 from tallystick_server.payout.batching_provider import BatchingPayoutProvider
 from tallystick_server.payout.destination_verification import (
     DestinationVerification,
@@ -73,6 +73,7 @@ class VerificationOperations:
         return OperationKind(
             name=KindName.DESTINATION_VERIFICATION,
             load=self.load,
+            find=self.find,
             next_action=next_action,
             perform=perform,
             circuit=circuit,
@@ -96,6 +97,14 @@ class VerificationOperations:
         return verifications_from_rows(
             store.load_operations(connection, destination_ids), tokens, now + self._lease_seconds
         )
+
+    def find(
+        self, connection: Connection, destination_id: str, now: float
+    ) -> DestinationVerification | None:
+        """Loads a verification in any state, without its lease."""
+        rows = store.load_operations(connection, [destination_id])
+        tokens = {format_destination_operation_id(destination_id): NO_LEASE}
+        return next(iter(verifications_from_rows(rows, tokens, now + self._lease_seconds)), None)
 
     async def record(
         self, verification: DestinationVerification, outcome: VerificationOutcome

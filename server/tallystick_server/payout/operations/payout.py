@@ -12,6 +12,7 @@ from tallystick.payout.v1 import payout_pb2
 from tallystick_core.operations.kind import KindName
 from tallystick_core.operations.next_action import NextAction
 from tallystick_core.payout.operation_ids import format_payout_operation_id, split_operation_ids
+from tallystick_core.payout.snapshot import PayoutTransition
 from tallystick_core.payout.state import (
     TERMINAL_STATES,
     PayoutState,
@@ -30,7 +31,6 @@ from tallystick_server.payout.booking import PayoutBooking
 from tallystick_server.payout.operation import PayoutOperation, operations_from_rows
 from tallystick_server.payout.place_hold import HoldPlacer
 from tallystick_server.payout.record_outcome import PayoutOutcomeRecorder
-from tallystick_server.payout.snapshot import PayoutTransition
 from tallystick_server.payout.transitions import PayoutChange, transition_payouts
 from tallystick_server.rpc.message_limits import MAX_ITEMS
 from tallystick_server.rpc.notifier import ChangeNotifier
@@ -123,6 +123,7 @@ class PayoutOperations:
         return OperationKind(
             name=KindName.PAYOUT,
             load=self.load,
+            find=self.find,
             next_action=next_action,
             prepare={NextAction.PLACE_HOLD: self.place_hold},
             perform=perform,
@@ -151,6 +152,12 @@ class PayoutOperations:
             self._environment,
             now + self._lease_seconds,
         )
+
+    def find(self, connection: Connection, payout_id: str, now: float) -> PayoutOperation | None:
+        """Loads a payout in any state, without its lease."""
+        rows = store.load_operations(connection, [payout_id])
+        lease_deadline = now + self._lease_seconds
+        return next(iter(operations_from_rows(rows, {}, self._environment, lease_deadline)), None)
 
     async def place_hold(self, payout: PayoutOperation) -> PayoutOperation | None:
         """Holds the money and begins the attempt, or waits for approval."""

@@ -30,6 +30,7 @@ from tallystick_server.operations.failed_step import FailedStep
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tallystick_server.payment.charge import Charge
 from tallystick_server.verify.run import verify
+from tallystick_storage.database import ConstraintViolation
 from tallystick_storage.operations import claim_dead_lettered, find_held
 from tallystick_storage.payment import orders as payment_store
 from tallystick_storage.sql import Connection
@@ -135,8 +136,9 @@ def test_a_stale_transition_keeps_the_operation_scheduled(
                 stale = payment_store.OrderTransitionRow(
                     order.payment_order_id,
                     order.charge_id,
-                    token,
+                    order.checkout_id,
                     order.version - 1,
+                    "EXECUTING",
                     "FAILED",
                     "GIVEN_UP",
                     failure_reason="PROVIDER_UNREACHABLE",
@@ -251,6 +253,33 @@ def test_a_process_that_lost_its_lease_does_not_reschedule(
     assert scheduled_operation(slow_retry_platform.databases, charge_id) == before
 
 
+def test_a_process_that_lost_its_lease_fails_nothing(
+    slow_retry_client: Client, slow_retry_platform: ServedPlatform
+) -> None:
+    """A process that gives up a charge, because it was certainly not sent, does not fail it once
+    another process has the lease: that process may be sending it.
+    """
+    payment = create_payment(
+        slow_retry_client, "5.00", token="tok_lost_before:1000000", wait_for=WAIT_FOR_ACCEPTANCE
+    )
+    charge_id = payment.payment_orders[0].charge_id
+    assert eventually(lambda: retry_reason(slow_retry_platform.databases, charge_id) == "NO_ANSWER")
+    stale_charge = leased_charge(slow_retry_platform, charge_id, 0)
+    given_up = FailedStep(
+        stale_charge,
+        RetryReason.NOT_SENT,
+        "never sent",
+        NextAction.GIVE_UP,
+        failure_reason=FailureReason.EXPIRED,
+    )
+    reschedule(slow_retry_platform, given_up)
+    order = slow_retry_client.get_payment(payment.checkout_id).payment_orders[0]
+    assert order.payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_EXECUTING
+    outcome = Declined(FailureReason.PROVIDER_DECLINED, "no")
+    record_outcomes(slow_retry_platform, (stale_charge, outcome))
+    wait_for_final_order(slow_retry_client, payment)
+
+
 @pytest.mark.parametrize("is_held", [False, True])
 @pytest.mark.parametrize(
     "answer",
@@ -308,9 +337,10 @@ def test_an_outcome_recorded_without_the_lease_makes_its_charge_due(
 def test_an_outcome_that_cannot_be_applied_becomes_a_dead_letter(
     scratch_database: DatabaseUrls,
 ) -> None:
-    """A recorded success that the database rejects is retried by its policy, then a dead letter
-    that cannot be closed. Requeued after the cause is removed it is applied, and its provider is
-    never called again.
+    """A success that the database cannot apply is rejected with everything that belongs to it. If
+    it is stored all the same, it is retried by its policy, then a dead letter that cannot be
+    closed. Requeued after the cause is removed it is applied, and its provider is never called
+    again.
     """
     looked_up_ids: list[str] = []
 
@@ -340,10 +370,21 @@ def test_an_outcome_that_cannot_be_applied_becomes_a_dead_letter(
             "<> 'poison')"
         )
         stale_charge = leased_charge(platform, charge_id, 0)
-        record_outcomes(
-            platform,
-            (stale_charge, Succeeded("poison", 500, "EUR")),
-        )
+        with pytest.raises(ConstraintViolation, match="no_poison"):
+            record_outcomes(platform, (stale_charge, Succeeded("poison", 500, "EUR")))
+        with psycopg.connect(scratch_database.service("payment")) as connection:
+            update_rows(
+                connection,
+                "update attempt set outcome = 'SUCCEEDED', provider_reference = 'poison', "
+                "moved_amount = 500, moved_currency = 'EUR', end_time = clock() "
+                "where operation_id = %s",
+                (charge_id,),
+            )
+            update_rows(
+                connection,
+                "update operation set next_try_time = clock() where operation_id = %s",
+                (charge_id,),
+            )
         first = wait_for_dead_letter(client, payment)
         assert (first.cause, first.tries) == (operator_pb2.DEAD_LETTER_CAUSE_APPLYING_FAILED, 1 + 3)
         with pytest.raises(FailedPreconditionError) as error:

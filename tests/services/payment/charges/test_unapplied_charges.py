@@ -13,11 +13,12 @@ from tallystick import AlreadyExistsError, Client, InvalidArgumentError, NotFoun
 from tallystick.ledger.v1 import ledger_service_pb2
 from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
+from tallystick_core.payment.charge_update import UnappliedCause
 from tallystick_core.provider.outcome import ChargeLookupOutcome, Declined, FailureReason, Succeeded
 from tallystick_core.provider.payment_provider import ChargeRequest
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.payment.charge import Charge
-from tallystick_server.payment.unapplied_charges import record_unapplied
+from tallystick_server.payment.unapplied_charges import UnappliedMoney, record_unapplied
 from tallystick_server.verify.run import verify
 from tallystick_storage.database import ConstraintViolation
 from tallystick_storage.operations import AttemptResult, record_attempt_results
@@ -199,8 +200,8 @@ def test_a_duplicate_charge_is_unapplied_despite_a_rejected_sibling(
 def test_a_second_charge_is_unapplied_before_the_first_is_applied(
     client: Client, two_try_platform: ServedPlatform, first: Succeeded | Declined
 ) -> None:
-    """P2: two processes that lost their leases report one charge before its order has changed: the
-    second report becomes unapplied, and is not dropped.
+    """P2: two processes that lost their leases report one charge, which they loaded before its
+    order changed: the second report becomes unapplied, and is not dropped.
     """
     payment = create_payment(client, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
     wait_for_dead_letter(client, payment)
@@ -226,9 +227,8 @@ def test_a_second_charge_is_unapplied_before_the_first_is_applied(
         else payment_pb2.UNAPPLIED_CAUSE_LATE
     )
     assert (second.provider_reference, second.cause) == (f"second-{charge_id}", cause)
-    with psycopg.connect(payment_url) as connection:
-        update_rows(
-            connection,
+    with psycopg.connect(payment_url) as connection:  # a charge that failed has none any more
+        connection.execute(
             "update operation set next_try_time = clock(), lease_until = clock() where "
             "operation_id = %s",
             (charge_id,),
@@ -294,7 +294,7 @@ def test_concurrent_uses_of_one_provider_reference_are_rejected(
     def first(connection: Connection) -> None:
         charge, outcome = writes[0 if unapplied_first else 1]
         if unapplied_first:
-            record_unapplied(connection, [(charge, outcome)])
+            record_unapplied(connection, [UnappliedMoney(charge, outcome, UnappliedCause.MISMATCH)])
         else:
             record_attempt_results(
                 connection,
@@ -333,7 +333,7 @@ def test_concurrent_uses_of_one_provider_reference_are_rejected(
                 ],
             )
         else:
-            record_unapplied(connection, [(charge, outcome)])
+            record_unapplied(connection, [UnappliedMoney(charge, outcome, UnappliedCause.MISMATCH)])
 
     with (
         ThreadPoolExecutor(2) as pool,
