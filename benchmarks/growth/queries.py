@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from tallystick_core.operations.kind import KindName
 from tallystick_core.payment.state import ALERT_AFTER_SECONDS
 from tallystick_core.payout.state import ALERT_AFTER_SECONDS as PAYOUT_ALERT_AFTER
 from tallystick_storage import alerts as alert_store
@@ -50,7 +51,9 @@ WORKER_QUERIES: dict[str, tuple[str, DatabaseWork]] = {
     ),
     "backlog of charges": (
         "payment",
-        lambda connection: operation_store.count_backlog(connection, "sandbox", 1000),
+        lambda connection: operation_store.count_backlog(
+            connection, KindName.CHARGE, "sandbox", 1000
+        ),
     ),
     "payouts to poll": ("payout", lambda connection: payouts.list_pollable(connection, 200)),
     "payouts in progress of a batch": (

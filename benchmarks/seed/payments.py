@@ -41,9 +41,9 @@ def clone_payments(cloner: RowCloner, kind: str) -> None:
     if kind == "DEAD":
         cloner.insert_rows(
             "payment.dead_letter",
-            f"t.resource_name = 'charges/o-{id_}-o'",
+            f"t.operation_id = 'o-{id_}-o'",
             source,
-            resource_name="'charges/' || s.charge_id",
+            operation_id="s.charge_id",
             dead_letter_id="'charges-' || s.charge_id || '-1'",
         )
 

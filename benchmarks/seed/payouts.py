@@ -67,20 +67,20 @@ def _clone_payout_rows(cloner: RowCloner, template_payout_id: str, source: Clone
 
 
 def _clone_operations(cloner: RowCloner, template_payout_id: str, source: CloneSource) -> None:
-    operation_filter = f"t.operation_id = 'p-{template_payout_id}'"
+    operation_filter = f"t.kind = 'payout' and t.operation_id = '{template_payout_id}'"
     cloner.insert_rows(
         "payout.attempt",
         operation_filter,
         source,
-        operation_id="'p-' || s.payout_id",
-        provider_key="replace(t.provider_key, t.operation_id, 'p-' || s.payout_id)",
+        operation_id="s.payout_id",
+        provider_key="replace(t.provider_key, t.operation_id, s.payout_id)",
         provider_reference=_REFERENCE_SQL,
     )
     cloner.insert_rows(
         "payout.operation",
         operation_filter,
         source,
-        operation_id="'p-' || s.payout_id",
+        operation_id="s.payout_id",
         payout_destination_id="'d-' || s.seller",
     )
 

@@ -10,7 +10,9 @@ from datetime import datetime
 from typing import Any
 
 from tallystick_core.operations.dead_letter import DeadLetterCause, DeadLetterState
+from tallystick_core.operations.kind import KindName
 from tallystick_storage.database import encode_rows
+from tallystick_storage.operation_key import KEYS, OperationKey, key_parameters
 from tallystick_storage.outbox import insert_into_outbox
 from tallystick_storage.pagination import PageKey, before_parameters
 from tallystick_storage.sql import Connection, Row, Statement, text
@@ -18,9 +20,12 @@ from tallystick_storage.sql import Connection, Row, Statement, text
 
 @dataclass(slots=True)
 class NewDeadLetter:
-    """An operation to dead-letter, and the cause; `resource_name` is "{collection}/{id}"."""
+    """An operation to dead-letter, and the cause."""
 
+    kind: KindName
+    operation_id: str
     resource_name: str
+    """Its public name, of which the id of the dead letter is made."""
     cause: DeadLetterCause
     detail: str
     retry_count: int
@@ -41,33 +46,34 @@ class DeadLetterFilter:
 
 
 _COLUMNS = (
-    "dead_letter_id, resource_name, cause, detail, retry_count, state, operator, reason, evidence, "
-    "create_time, end_time, provider"
+    "dead_letter_id, kind, operation_id, resource_name, cause, detail, retry_count, state, "
+    "operator, reason, evidence, create_time, end_time, provider"
 )
 _INSERT = text(f"""
     with new as (
-        insert into dead_letter (dead_letter_id, resource_name, number, cause, detail, retry_count,
-            state,
+        insert into dead_letter (dead_letter_id, kind, operation_id, number, cause, detail,
+            retry_count, state,
             operator, reason, evidence, create_time, provider)
-        select translate(r.resource_name, '/', '-') || '-' || n.number, r.resource_name, n.number,
-            r.cause,
+        select translate(r.resource_name, '/', '-') || '-' || n.number, r.kind, r.operation_id,
+            n.number, r.cause,
             r.detail, r.retry_count, 'OPEN', '', '', '', clock(), r.provider
         from json_to_recordset(cast(:items as json))
-            as r (resource_name text collate "C", cause text, detail text, retry_count int,
-                provider text)
+            as r (kind text collate "C", operation_id text collate "C", resource_name text,
+                cause text, detail text, retry_count int, provider text)
         cross join lateral (select coalesce(max(d.number), 0) + 1 as number from dead_letter d
-            where d.resource_name = r.resource_name) n
-        order by r.resource_name returning *),
+            where d.kind = r.kind and d.operation_id = r.operation_id) n
+        order by r.kind, r.operation_id returning *),
     {insert_into_outbox("new", "'deadLetters/' || dead_letter_id", "1")}
     select {_COLUMNS}, sequence as outbox_sequence from new, outbox_sequence
 """)
 _END = text(f"""
     with l as materialized (
-        select dead_letter_id from dead_letter
-            where resource_name = any (cast(:resource_names as text[]))
-            and state = 'OPEN'
-            and (cast(:ids as text[]) is null or dead_letter_id = any (cast(:ids as text[])))
-                order by resource_name for update),
+        select d.dead_letter_id from {KEYS} cross join lateral (
+            select d.dead_letter_id from dead_letter d
+            where d.kind = k.kind and d.operation_id = k.operation_id and d.state = 'OPEN'
+                and (cast(:dead_letters as text[]) is null
+                    or d.dead_letter_id = any (cast(:dead_letters as text[])))
+            limit 1 for update) d),
     ended as (
         update dead_letter d set state = :state, operator = :operator, reason = :reason,
             evidence = :evidence, end_time = clock()
@@ -76,12 +82,12 @@ _END = text(f"""
     select {_COLUMNS}, sequence as outbox_sequence from ended, outbox_sequence
 """)
 _IS_OPEN = text(
-    "select exists (select from dead_letter where resource_name = :resource_name and state = "
-    "'OPEN')"
+    "select exists (select from dead_letter where kind = :kind and operation_id = :operation_id "
+    "and state = 'OPEN')"
 )
 _HAS_CAUSE = text(
-    "select exists (select from dead_letter where resource_name = :resource_name and cause = "
-    ":cause)"
+    "select exists (select from dead_letter where kind = :kind and operation_id = :operation_id "
+    "and cause = :cause)"
 )
 _FIND = text(f"select {_COLUMNS} from dead_letter where dead_letter_id = :id")
 _LIST = """
@@ -110,7 +116,7 @@ _CONDITIONS = {
 
 
 def insert(connection: Connection, items: Sequence[NewDeadLetter]) -> Sequence[Row[Any]]:
-    """Dead-letters the resources that have no open dead letter. Returns the new dead letters, each
+    """Dead-letters the operations that have no open dead letter. Returns the new dead letters, each
     with the outbox row in which all are to be recorded.
     """
     return connection.execute(_INSERT, {"items": encode_rows(items)}).all()
@@ -118,7 +124,7 @@ def insert(connection: Connection, items: Sequence[NewDeadLetter]) -> Sequence[R
 
 def end(
     connection: Connection,
-    resource_names: Sequence[str],
+    keys: Sequence[OperationKey],
     state: DeadLetterState,
     operator: str = "",
     reason: str = "",
@@ -126,33 +132,30 @@ def end(
     *,
     ids: Sequence[str] | None = None,
 ) -> Sequence[Row[Any]]:
-    """Ends the open dead letters of resources, or only those with the given ids. Returns the ones
+    """Ends the open dead letters of operations, or only those with the given ids. Returns the ones
     that it ended, each with the outbox row in which all are recorded.
     """
-    if not resource_names:
+    if not keys:
         return ()
     values = {
-        "resource_names": list(resource_names),
+        **key_parameters(keys),
         "state": state,
         "operator": operator,
         "reason": reason,
         "evidence": evidence,
     }
-    return connection.execute(_END, {**values, "ids": None if ids is None else list(ids)}).all()
+    dead_letters = None if ids is None else list(ids)
+    return connection.execute(_END, {**values, "dead_letters": dead_letters}).all()
 
 
-def is_open(connection: Connection, resource_name: str) -> bool:
-    """Whether a resource has an open dead letter."""
-    return bool(connection.execute(_IS_OPEN, {"resource_name": resource_name}).scalar_one())
+def is_open(connection: Connection, key: OperationKey) -> bool:
+    """Whether an operation has an open dead letter."""
+    return bool(connection.execute(_IS_OPEN, key._asdict()).scalar_one())
 
 
-def has_cause(connection: Connection, resource_name: str, cause: DeadLetterCause) -> bool:
-    """Whether a resource has, or ever had, a dead letter with that cause."""
-    return bool(
-        connection.execute(
-            _HAS_CAUSE, {"resource_name": resource_name, "cause": cause}
-        ).scalar_one()
-    )
+def has_cause(connection: Connection, key: OperationKey, cause: DeadLetterCause) -> bool:
+    """Whether an operation has, or ever had, a dead letter with that cause."""
+    return bool(connection.execute(_HAS_CAUSE, {**key._asdict(), "cause": cause}).scalar_one())
 
 
 def find(connection: Connection, dead_letter_id: str) -> Row[Any] | None:

@@ -2,16 +2,18 @@
 providers.
 
 Locks: attempts, operations, then the service's own tables, and dead letters last. Each table is
-locked by id, and all operations of a transaction in one pass.
+locked by key, and all operations of a transaction in one pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tallystick_core.operations.kind import KindName
 from tallystick_storage.database import encode_rows
+from tallystick_storage.operation_key import KEYS, OperationKey, key_parameters
 from tallystick_storage.sql import Connection, Row, text
 
 
@@ -19,6 +21,7 @@ from tallystick_storage.sql import Connection, Row, text
 class AttemptResult:
     """The provider's answer to an attempt. It is stored under any lease."""
 
+    kind: str
     operation_id: str
     attempt_number: int
     outcome: str
@@ -39,6 +42,7 @@ class Reschedule:
     a delay: the seconds after which the operation expires and must be ended; None: never.
     """
 
+    kind: str
     operation_id: str
     lease_token: int
     delay_seconds: float | None
@@ -57,41 +61,44 @@ _FINAL_OUTCOMES = ("SUCCEEDED", "DECLINED", "RETURNED")
 _RECORD_ATTEMPT_RESULTS = text("""
     with r as materialized (
         select * from json_to_recordset(cast(:results as json))
-            as r (operation_id text collate "C", attempt_number int, outcome text,
-                provider_reference text,
+            as r (kind text collate "C", operation_id text collate "C", attempt_number int,
+                outcome text, provider_reference text,
             moved_amount bigint, moved_currency text, failure_reason text, decline_code text)),
     l as materialized (
-        select r.* from attempt a join r on r.operation_id = a.operation_id
+        select r.* from attempt a join r on r.kind = a.kind and r.operation_id = a.operation_id
             and r.attempt_number = a.attempt_number
-        where a.end_time is null order by a.operation_id, a.attempt_number for update of a)
+        where a.end_time is null order by a.kind, a.operation_id, a.attempt_number for update of a)
     update attempt a set outcome = l.outcome, provider_reference = l.provider_reference,
         moved_amount = l.moved_amount,
         moved_currency = l.moved_currency, failure_reason = l.failure_reason,
             decline_code = l.decline_code,
         end_time = case when l.outcome in ('SUCCEEDED', 'DECLINED', 'RETURNED') then clock() end
-    from l where a.operation_id = l.operation_id and a.attempt_number = l.attempt_number
-    returning a.operation_id, a.attempt_number
+    from l where a.kind = l.kind and a.operation_id = l.operation_id
+        and a.attempt_number = l.attempt_number
+    returning a.kind, a.operation_id, a.attempt_number
 """)
 _ENDED_ATTEMPTS = text("""
-    select operation_id, attempt_number, outcome, provider_reference, moved_amount, moved_currency,
-        failure_reason, decline_code
+    select kind, operation_id, attempt_number, outcome, provider_reference, moved_amount,
+        moved_currency, failure_reason, decline_code
     from json_to_recordset(cast(:attempts as json))
-        as r (operation_id text collate "C", attempt_number int)
-        join attempt a using (operation_id, attempt_number)
+        as r (kind text collate "C", operation_id text collate "C", attempt_number int)
+        join attempt a using (kind, operation_id, attempt_number)
     where a.end_time is not null
 """)
 _LOCK_OPEN_ATTEMPTS = text("""
-    select operation_id from attempt where operation_id = any (cast(:operations as text[]))
+    select operation_id from attempt where kind = :kind
+        and operation_id = any (cast(:ids as text[]))
         and end_time is null order by operation_id, attempt_number for update
 """)
-_LOCK = text("""
-    select operation_id, lease_token from operation
-        where operation_id = any (cast(:operations as text[])) order by operation_id for update
+_BY_KEY = "op.kind = k.kind and op.operation_id = k.operation_id"
+_LOCK = text(f"""
+    select k.kind, k.operation_id, op.lease_token from {KEYS} cross join lateral (
+        select op.lease_token from operation op where {_BY_KEY} limit 1 for update) op
 """)
 _RESCHEDULE = text("""
     with r as materialized (
-        select r.operation_id, r.lease_token, r.maybe_sent, r.not_found_count, r.lookup_only,
-            r.retry_reason, r.detail,
+        select r.kind, r.operation_id, r.lease_token, r.maybe_sent, r.not_found_count,
+            r.lookup_only, r.retry_reason, r.detail,
             r.phase, r.expire_after_seconds,
             -- an operation that is to end meanwhile is not dead-lettered
             case when op.has_changed then coalesce(r.delay_seconds, '0')
@@ -99,13 +106,14 @@ _RESCHEDULE = text("""
             case when op.has_changed and r.delay_seconds is null then '{}'
                 else r.retry_counts end as retry_counts
         from json_to_recordset(cast(:reschedules as json))
-            as r (operation_id text collate "C", lease_token bigint, delay_seconds text,
-                maybe_sent boolean,
+            as r (kind text collate "C", operation_id text collate "C", lease_token bigint,
+                delay_seconds text, maybe_sent boolean,
             not_found_count int, lookup_only boolean,
             retry_counts jsonb, retry_reason text, detail text, phase text,
                 expire_after_seconds float)
-        join operation op on op.operation_id = r.operation_id and op.lease_token = r.lease_token
-            order by op.operation_id for update of op)
+        join operation op on op.kind = r.kind and op.operation_id = r.operation_id
+            and op.lease_token = r.lease_token
+            order by op.kind, op.operation_id for update of op)
     update operation op set lease_until = clock(), is_leased = false,
         next_try_time = case when op.has_changed and r.delay_seconds is not null then clock()
             else clock() + cast(r.delay_seconds || ' seconds' as interval) end,
@@ -120,69 +128,73 @@ _RESCHEDULE = text("""
             detail = r.detail,
         phase = r.phase, phase_start_time = case when op.phase = r.phase then op.phase_start_time
             else clock() end
-    from r where op.operation_id = r.operation_id
-    returning op.operation_id, op.next_try_time is null as is_dead_lettered
+    from r where op.kind = r.kind and op.operation_id = r.operation_id
+    returning op.kind, op.operation_id, op.next_try_time is null as is_dead_lettered
 """)
-_REQUEUE = text("""
-    with l as materialized (select operation_id from operation
-        where operation_id = any (cast(:operations as text[])) order by operation_id for update)
-    update operation op set next_try_time = clock(), retry_counts = '{}', lookup_only = false
-    from l where op.operation_id = l.operation_id and op.next_try_time is null
-        and op.lease_until <= clock()
+_REQUEUE = text(f"""
+    with l as materialized (select k.kind, k.operation_id from {KEYS} cross join lateral (
+        select from operation op where {_BY_KEY} limit 1 for update) op)
+    update operation op set next_try_time = clock(), retry_counts = '{{}}', lookup_only = false
+    from l k where {_BY_KEY} and op.next_try_time is null and op.lease_until <= clock()
 """)
 _LOCK_EXPIRED = text("""
-    select operation_id from operation where next_try_time is null
+    select kind, operation_id from operation where next_try_time is null
         and expire_time <= (select clock())
-        order by expire_time, operation_id limit :limit for update skip locked
+        order by expire_time, kind, operation_id limit :limit for update skip locked
 """)
 _CLAIM_DEAD_LETTERED = text("""
     update operation set next_try_time = clock(),
         lease_until = clock() + cast(:lease as interval),
         lease_token = lease_token + 1, is_leased = true, retry_counts = '{}'
-    where operation_id = :operation_id and next_try_time is null and lease_until <= clock()
+    where kind = :kind and operation_id = :operation_id and next_try_time is null
+        and lease_until <= clock()
         returning lease_token
 """)
 
 
 _FORCE_CLAIM = text("""
-    with c as materialized (select operation_id from operation
-        where operation_id = any (cast(:operations as text[])) order by operation_id for update)
+    with c as materialized (select operation_id from operation where kind = :kind
+        and operation_id = any (cast(:ids as text[])) order by operation_id for update)
     update operation op set next_try_time = clock(),
         lease_until = clock() + cast(:lease as interval),
         lease_token = lease_token + 1, is_leased = true, retry_counts = '{}',
         phase = '', phase_start_time = clock()
-    from c where op.operation_id = c.operation_id returning op.operation_id, op.lease_token
+    from c where op.kind = :kind and op.operation_id = c.operation_id
+    returning op.operation_id, op.lease_token
 """)
 
 
 def force_claim(
-    connection: Connection, operation_ids: Sequence[str], lease_seconds: float
+    connection: Connection, kind: KindName, operation_ids: Sequence[str], lease_seconds: float
 ) -> dict[str, int]:
-    """Leases operations for `lease_seconds` seconds, even if another process holds them. Returns
-    the lease token by operation_id. For an operator's decision that must take effect immediately.
+    """Leases operations of a kind for `lease_seconds` seconds, even if another process holds them.
+    Returns the lease token by operation_id. For an operator's decision that must take effect
+    immediately.
     """
     leases = connection.execute(
-        _FORCE_CLAIM, {"operations": list(operation_ids), "lease": f"{lease_seconds} seconds"}
+        _FORCE_CLAIM,
+        {"kind": kind, "ids": list(operation_ids), "lease": f"{lease_seconds} seconds"},
     )
     return {row.operation_id: row.lease_token for row in leases}
 
 
 def record_attempt_results(
     connection: Connection, results: Sequence[AttemptResult]
-) -> dict[tuple[str, int], AttemptResult]:
+) -> dict[tuple[str, str, int], AttemptResult]:
     """Stores what providers answered. An attempt that has ended keeps its outcome.
 
     Two lease holders may report on one attempt at the same time. The first final answer counts, or
-    the last answer if none is final. Returns the stored final answers by operation id and attempt
-    number, including those stored before.
+    the last answer if none is final. Returns the stored final answers by kind, operation id and
+    attempt number, including those stored before.
     """
-    chosen: dict[tuple[str, int], AttemptResult] = {}
+    chosen: dict[tuple[str, str, int], AttemptResult] = {}
     for result in results:
-        previous = chosen.get((result.operation_id, result.attempt_number))
+        key = (result.kind, result.operation_id, result.attempt_number)
+        previous = chosen.get(key)
         if previous is None or previous.outcome not in _FINAL_OUTCOMES:
-            chosen[result.operation_id, result.attempt_number] = result
+            chosen[key] = result
     recorded = {
-        (row.operation_id, row.attempt_number)
+        (row.kind, row.operation_id, row.attempt_number)
         for row in connection.execute(
             _RECORD_ATTEMPT_RESULTS, {"results": encode_rows(list(chosen.values()))}
         )
@@ -193,81 +205,94 @@ def record_attempt_results(
         if key in recorded and result.outcome in _FINAL_OUTCOMES
     }
     ended = [
-        {"operation_id": operation_id, "attempt_number": attempt_number}
-        for operation_id, attempt_number in chosen.keys() - recorded
+        {"kind": kind, "operation_id": operation_id, "attempt_number": attempt_number}
+        for kind, operation_id, attempt_number in sorted(chosen.keys() - recorded)
     ]
     for row in (
         connection.execute(_ENDED_ATTEMPTS, {"attempts": encode_rows(ended)}) if ended else ()
     ):
-        final[row.operation_id, row.attempt_number] = AttemptResult(*row)
+        final[row.kind, row.operation_id, row.attempt_number] = AttemptResult(*row)
     return final
 
 
-def lock_open_attempts(connection: Connection, operation_ids: list[str]) -> set[str]:
-    """Locks the open attempts of operations, so that no answer is stored meanwhile. Returns the ids
-    of the operations that have one.
+def lock_open_attempts(
+    connection: Connection, kind: KindName, operation_ids: list[str]
+) -> set[str]:
+    """Locks the open attempts of operations of a kind, so that no answer is stored meanwhile.
+    Returns the ids of the operations that have one.
     """
-    return set(connection.execute(_LOCK_OPEN_ATTEMPTS, {"operations": operation_ids}).scalars())
+    parameters = {"kind": kind, "ids": operation_ids}
+    return set(connection.execute(_LOCK_OPEN_ATTEMPTS, parameters).scalars())
 
 
-def lock(connection: Connection, operation_ids: Sequence[str]) -> dict[str, int]:
+def _key_of(row: Row[Any]) -> OperationKey:
+    return OperationKey(KindName(row.kind), row.operation_id)
+
+
+def lock(connection: Connection, keys: Iterable[OperationKey]) -> dict[OperationKey, int]:
     """Locks operations, for a transaction that changes them in several statements or that locks
-    dead letters afterwards. Returns their lease tokens by operation_id.
+    dead letters afterwards. Returns their lease tokens.
     """
-    rows = connection.execute(_LOCK, {"operations": list(operation_ids)})
-    return {row.operation_id: row.lease_token for row in rows}
+    rows = connection.execute(_LOCK, key_parameters(keys))
+    return {_key_of(row): row.lease_token for row in rows}
 
 
 _MAKE_DUE = text("""
     update operation set next_try_time = clock(), has_changed = true
-    where operation_id = any (cast(:operations as text[])) and next_try_time is not null
+    where kind = :kind and operation_id = any (cast(:ids as text[])) and next_try_time is not null
 """)
 
 
-def make_due(connection: Connection, operation_ids: Sequence[str]) -> None:
-    """Schedules locked operations now, and as soon as their holder releases them. Dead letters stay
-    as they are.
+def make_due(connection: Connection, kind: KindName, operation_ids: Sequence[str]) -> None:
+    """Schedules locked operations of a kind now, and as soon as their holder releases them. Dead
+    letters stay as they are.
     """
-    connection.execute(_MAKE_DUE, {"operations": list(operation_ids)})
+    connection.execute(_MAKE_DUE, {"kind": kind, "ids": list(operation_ids)})
 
 
-def reschedule(connection: Connection, reschedules: Sequence[Reschedule]) -> dict[str, bool]:
-    """Releases the leases that are still valid. Returns by operation id whether the operation is
+def reschedule(
+    connection: Connection, reschedules: Sequence[Reschedule]
+) -> dict[OperationKey, bool]:
+    """Releases the leases that are still valid. Returns by key whether the operation is
     dead-lettered. An operation whose request changed meanwhile is not dead-lettered.
     """
     return {
-        row.operation_id: row.is_dead_lettered
+        _key_of(row): row.is_dead_lettered
         for row in connection.execute(_RESCHEDULE, {"reschedules": encode_rows(reschedules)})
     }
 
 
-def requeue(connection: Connection, operation_ids: Sequence[str]) -> None:
+def requeue(connection: Connection, keys: Iterable[OperationKey]) -> None:
     """Schedules dead-lettered operations again."""
-    connection.execute(_REQUEUE, {"operations": list(operation_ids)})
+    connection.execute(_REQUEUE, key_parameters(keys))
 
 
-def lock_expired(connection: Connection, limit: int) -> list[str]:
+def lock_expired(connection: Connection, limit: int) -> list[OperationKey]:
     """Locks up to `limit` dead-lettered operations that have expired."""
-    return list(connection.execute(_LOCK_EXPIRED, {"limit": limit}).scalars())
+    return [_key_of(row) for row in connection.execute(_LOCK_EXPIRED, {"limit": limit})]
 
 
 def claim_dead_lettered(
-    connection: Connection, operation_id: str, lease_seconds: float
+    connection: Connection, key: OperationKey, lease_seconds: float
 ) -> int | None:
     """Leases a dead-lettered operation and schedules it again. Returns its lease token, or None if
     it is not dead-lettered or is leased.
     """
     token: int | None = connection.execute(
-        _CLAIM_DEAD_LETTERED, {"operation_id": operation_id, "lease": f"{lease_seconds} seconds"}
+        _CLAIM_DEAD_LETTERED,
+        {
+            **key._asdict(),
+            "lease": f"{lease_seconds} seconds",
+        },
     ).scalar_one_or_none()
     return token
 
 
 _CLAIM = text("""
     with c as materialized (
-        select operation_id from operation where provider = :provider
+        select kind, operation_id from operation where provider = :provider
             and ready_time <= (select clock())
-        order by ready_time, operation_id limit :limit for update skip locked),
+        order by ready_time, kind, operation_id limit :limit for update skip locked),
     op as (
         update operation op set lease_until = clock() + cast(:lease as interval),
             lease_token = op.lease_token + 1, maybe_sent = op.maybe_sent or op.is_leased,
@@ -277,25 +302,26 @@ _CLAIM = text("""
                 else op.sent_time end,
             not_found_count = case when op.is_leased then 0 else op.not_found_count end,
                 has_changed = false
-        from c where op.operation_id = c.operation_id returning op.operation_id, op.lease_token)
-    select operation_id, lease_token from op order by operation_id
+        from c where op.kind = c.kind and op.operation_id = c.operation_id
+        returning op.kind, op.operation_id, op.lease_token)
+    select kind, operation_id, lease_token from op order by kind, operation_id
 """)
 
 
-_FIND_HELD = text("""
-    select operation_id, lease_token from operation
-        where operation_id = any (cast(:operations as text[]))
-        and lease_until > (select clock()) and not has_changed
+_FIND_HELD = text(f"""
+    select k.kind, k.operation_id, op.lease_token from {KEYS} cross join lateral (
+        select op.lease_token from operation op where {_BY_KEY}
+            and op.lease_until > (select clock()) and not op.has_changed limit 1) op
 """)
 
 
-def find_held(connection: Connection, operation_ids: Sequence[str]) -> dict[str, int]:
-    """Returns the operations that are leased and whose request has not changed since: lease token
-    by operation_id.
+def find_held(connection: Connection, keys: Iterable[OperationKey]) -> dict[OperationKey, int]:
+    """Returns the operations that are leased and whose request has not changed since, with their
+    lease tokens.
     """
     return {
-        row.operation_id: row.lease_token
-        for row in connection.execute(_FIND_HELD, {"operations": list(operation_ids)})
+        _key_of(row): row.lease_token
+        for row in connection.execute(_FIND_HELD, key_parameters(keys))
     }
 
 
@@ -310,27 +336,30 @@ _LIST_PROVIDERS = text("""
 """)
 _RELEASE_LEASES = text("""
     with c as materialized (
-        select op.operation_id from operation op join json_to_recordset(cast(:leases as json))
-            as r (operation_id text collate "C", lease_token bigint)
-            on op.operation_id = r.operation_id and op.lease_token = r.lease_token
-        where op.lease_until > clock() order by op.operation_id for update of op)
-    update operation op set lease_until = clock() from c where op.operation_id = c.operation_id
+        select op.kind, op.operation_id
+        from operation op join json_to_recordset(cast(:leases as json))
+            as r (kind text collate "C", operation_id text collate "C", lease_token bigint)
+            on op.kind = r.kind and op.operation_id = r.operation_id
+                and op.lease_token = r.lease_token
+        where op.lease_until > clock() order by op.kind, op.operation_id for update of op)
+    update operation op set lease_until = clock()
+    from c where op.kind = c.kind and op.operation_id = c.operation_id
 """)
 _COUNT_BACKLOG = text("""
     select count(*)
-        from (select from operation where phase = '' and provider = :provider
+        from (select from operation where kind = :kind and phase = '' and provider = :provider
         and next_try_time is not null limit :limit) d
 """)
 
 
 def claim(
     connection: Connection, provider: str, limit: int, lease_seconds: float
-) -> dict[str, int]:
+) -> dict[OperationKey, int]:
     """Leases up to `limit` operations of a provider that are due and not leased, for
-    `lease_seconds` seconds. Returns the lease token by operation_id.
+    `lease_seconds` seconds. Returns their lease tokens.
     """
     parameters = {"provider": provider, "limit": limit, "lease": f"{lease_seconds} seconds"}
-    return {row.operation_id: row.lease_token for row in connection.execute(_CLAIM, parameters)}
+    return {_key_of(row): row.lease_token for row in connection.execute(_CLAIM, parameters)}
 
 
 def list_providers(connection: Connection) -> list[str]:
@@ -340,46 +369,46 @@ def list_providers(connection: Connection) -> list[str]:
     return list(connection.execute(_LIST_PROVIDERS).scalars())
 
 
-def release_leases(connection: Connection, lease_tokens: Mapping[str, int]) -> None:
+def release_leases(connection: Connection, lease_tokens: Mapping[OperationKey, int]) -> None:
     """Ends the leases that are still valid. The next holder treats such an operation as possibly
     sent, as after a lease that expired.
     """
-    leases = [
-        {"operation_id": operation_id, "lease_token": token}
-        for operation_id, token in lease_tokens.items()
-    ]
+    leases = [{**key._asdict(), "lease_token": token} for key, token in lease_tokens.items()]
     connection.execute(_RELEASE_LEASES, {"leases": encode_rows(leases)})
 
 
-def count_backlog(connection: Connection, provider: str, limit: int) -> int:
-    """Counts a provider's scheduled operations that are in no phase, up to `limit`."""
+def count_backlog(connection: Connection, kind: KindName, provider: str, limit: int) -> int:
+    """Counts a provider's scheduled operations of a kind that are in no phase, up to `limit`."""
     return int(
-        connection.execute(_COUNT_BACKLOG, {"provider": provider, "limit": limit}).scalar_one()
+        connection.execute(
+            _COUNT_BACKLOG, {"kind": kind, "provider": provider, "limit": limit}
+        ).scalar_one()
     )
 
 
 _HAS_RETRY_REASON = text("""
-    select exists (select from operation where operation_id = :operation_id
+    select exists (select from operation where kind = :kind and operation_id = :operation_id
         and (retry_reason = :retry_reason or jsonb_exists(retry_counts, :retry_reason)))
 """)
 
 
-def has_retry_reason(connection: Connection, operation_id: str, retry_reason: str) -> bool:
+def has_retry_reason(connection: Connection, key: OperationKey, retry_reason: str) -> bool:
     """Whether an operation has had a retry reason since it was last requeued, or has it now."""
     return bool(
         connection.execute(
-            _HAS_RETRY_REASON, {"operation_id": operation_id, "retry_reason": retry_reason}
+            _HAS_RETRY_REASON,
+            {**key._asdict(), "retry_reason": retry_reason},
         ).scalar_one()
     )
 
 
 _LIST_ATTEMPTS = text("""
     select operation_id, attempt_number, provider, provider_key, outcome, provider_reference,
-        start_time,
-        end_time from attempt where operation_id = :operation_id order by attempt_number
+        start_time, end_time
+    from attempt where kind = :kind and operation_id = :operation_id order by attempt_number
 """)
 
 
-def list_attempts(connection: Connection, operation_id: str) -> Sequence[Row[Any]]:
+def list_attempts(connection: Connection, key: OperationKey) -> Sequence[Row[Any]]:
     """Every attempt of an operation, oldest first."""
-    return connection.execute(_LIST_ATTEMPTS, {"operation_id": operation_id}).all()
+    return connection.execute(_LIST_ATTEMPTS, key._asdict()).all()

@@ -305,7 +305,7 @@ CORRUPTIONS = [
     (
         "P1",
         "update payment.attempt set amount = 5 where operation_id = 'o-o-1-0'",
-        "payment.attempt o-o-1-0 1: requests 5 EUR",
+        "payment.attempt charge o-o-1-0 1: requests 5 EUR",
     ),
     (
         "P2",
@@ -333,7 +333,7 @@ CORRUPTIONS = [
     (
         "P2",
         "update payment.unapplied_charge set amount = 7",
-        "payment.attempt o-o-other 1: took money that is no SUCCESS order's share",
+        "payment.attempt charge o-o-other 1: took money that is no SUCCESS order's share",
     ),
     (
         "P2",
@@ -363,17 +363,17 @@ CORRUPTIONS = [
     (
         "P5",
         "delete from payment.operation where operation_id = 'o-o-pending'",
-        "payment.operation o-o-pending: is missing, but o-pending is open",
+        "payment.operation charge o-o-pending: is missing, but o-pending is open",
     ),
     (
         "P5",
         "update payment.operation set next_try_time = null where operation_id = 'o-o-pending'",
-        "payment.operation o-o-pending: is not scheduled and has no open",
+        "payment.operation charge o-o-pending: is not scheduled and has no open",
     ),
     (
         "P5",
         "update payment.operation set operation_id = 'o-x' where operation_id = 'o-o-pending'",
-        "payment.operation o-x: is scheduled, but has ended",
+        "payment.operation charge o-x: is scheduled, but has ended",
     ),
     (
         "P5",
@@ -381,7 +381,7 @@ CORRUPTIONS = [
             "update payment.operation set next_try_time = clock_timestamp() where operation_id "
             "= 'o-o-rejected'"
         ),
-        "payment.operation o-o-rejected: is scheduled, but has an open dead letter",
+        "payment.operation charge o-o-rejected: is scheduled, but has an open dead letter",
     ),
     (
         "P5",
@@ -422,7 +422,7 @@ CORRUPTIONS = [
             f"lookup_only, has_changed, maybe_sent, phase, sent_time, seal, {column}) = ('', '', "
             f"'{{}}', 0, false, false, false, '', null, null, {value}) "
             "where operation_id = 'o-o-pending'",
-            "payment.operation o-o-pending: does not match its payment",
+            "payment.operation charge o-o-pending: does not match its payment",
         )
         for column, value in (("provider", "'x'"), ("phase_start_time", "phase_start_time"))
     ],
@@ -553,18 +553,18 @@ CORRUPTIONS = [
     ),
     (
         "P5",
-        "delete from payout.operation where operation_id = 'p-x-slow'",
-        "payout.operation p-x-slow: is missing, but p-x-slow is open",
+        "delete from payout.operation where operation_id = 'x-slow'",
+        "payout.operation payout x-slow: is missing, but x-slow is open",
     ),
     (
         "P5",
-        "update payout.operation set next_try_time = null where operation_id = 'p-x-waiting'",
-        "payout.operation p-x-waiting: is not scheduled and has no open dead letter",
+        "update payout.operation set next_try_time = null where operation_id = 'x-waiting'",
+        "payout.operation payout x-waiting: is not scheduled and has no open dead letter",
     ),
     (
         "P5",
-        "update payout.operation set operation_id = 'p-x' where operation_id = 'p-x-slow'",
-        "payout.operation p-x: is scheduled, but has ended",
+        "update payout.operation set operation_id = 'x' where operation_id = 'x-slow'",
+        "payout.operation payout x: is scheduled, but has ended",
     ),
     (
         "E1",
@@ -613,12 +613,12 @@ CORRUPTIONS = [
             "update payment.attempt set failure_reason = 'EXPIRED', seal = null where operation_id "
             "= 'o-o-declined'"
         ),
-        "payment.attempt o-o-declined 1: has no seal",
+        "payment.attempt charge o-o-declined 1: has no seal",
     ),
     (
         "P4",
         "delete from payment.attempt where operation_id = 'o-o-declined'",
-        "payment.attempt o-o-declined: has 0 attempts, but its orders count 1",
+        "payment.attempt charge o-o-declined: has 0 attempts, but its orders count 1",
     ),
     (
         "P4",

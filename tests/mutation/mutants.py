@@ -254,7 +254,7 @@ MUTANTS = (
         f"{_SERVER}/payment/record_outcome.py",
         "        if missed:",
         "        if False:",
-        "tests/services/payment/charges/test_provider_updates.py::test_concurrent_updates_are_applied_once",
+        "tests/services/payment/charges/test_provider_updates.py::test_an_outcome_counts_although_its_charge_has_changed_since_it_was_loaded",
     ),
     Mutant(
         "a charge without a provider slot counts as maybe sent",
@@ -289,12 +289,10 @@ MUTANTS = (
         "a late outcome leaves its dead letter open",
         f"{_SERVER}/operations/dead_letters.py",
         (
-            "operation_store.requeue(\n"
-            "            connection, [by_resource_name[row.resource_name].operation_id for row in "
-            "rows]\n"
-            "        )"
+            "    if rows:\n"
+            "        operation_store.requeue(connection, [key_of(row) for row in rows])\n"
         ),
-        "del rows",
+        "",
         "tests/services/payment/charges/test_dead_letters.py::test_closing_asks_the_provider_first",
     ),
     Mutant(
@@ -308,8 +306,8 @@ MUTANTS = (
     Mutant(
         "the lease token is not checked",
         f"{_SERVER}/operations/reschedule.py",
-        "if open_tokens.get(step.operation.operation_id) == step.operation.lease_token",
-        "if step.operation.operation_id in open_tokens",
+        "if open_tokens.get(step.operation.key) == step.operation.lease_token",
+        "if step.operation.key in open_tokens",
         "tests/services/payment/charges/test_outcomes.py::test_a_process_that_lost_its_lease_fails_nothing",
     ),
     Mutant(
@@ -330,13 +328,13 @@ MUTANTS = (
         "a process that lost its lease reschedules",
         f"{_STORAGE}/operations.py",
         (
-            "join operation op on op.operation_id = r.operation_id and op.lease_token = "
-            "r.lease_token\n"
-            "            order by op.operation_id for update of op)"
+            "join operation op on op.kind = r.kind and op.operation_id = r.operation_id\n"
+            "            and op.lease_token = r.lease_token\n"
+            "            order by"
         ),
         (
-            "join operation op on op.operation_id = r.operation_id \n"
-            "            order by op.operation_id for update of op)"
+            "join operation op on op.kind = r.kind and op.operation_id = r.operation_id\n"
+            "            order by"
         ),
         "tests/services/payment/charges/test_outcomes.py::test_a_process_that_lost_its_lease_does_not_reschedule",
     ),
@@ -344,11 +342,11 @@ MUTANTS = (
         "a scan claims operations that another process leases",
         f"{_STORAGE}/operations.py",
         (
-            "select operation_id from operation where provider = :provider\n"
+            "select kind, operation_id from operation where provider = :provider\n"
             "            and ready_time <= (select clock())"
         ),
         (
-            "select operation_id from operation where provider = :provider\n"
+            "select kind, operation_id from operation where provider = :provider\n"
             "            and next_try_time <= (select clock())"
         ),
         "tests/services/payment/charges",
@@ -515,8 +513,8 @@ MUTANTS = (
     Mutant(
         "an unsent payout is looked up without end after its key window",
         f"{_SERVER}/payout/operation.py",
-        "            not_found_count=row.not_found_count,\n            payout_id",
-        "            not_found_count=0,\n            payout_id",
+        "            not_found_count=row.not_found_count,\n            seller_account",
+        "            not_found_count=0,\n            seller_account",
         "tests/services/payout/test_payouts.py::test_an_unsent_payout_is_sent_after_any_outage",
     ),
     Mutant(
@@ -563,12 +561,12 @@ MUTANTS = (
             "update operation set next_try_time = clock(),\n"
             "        lease_until = clock() + cast(:lease as interval),\n"
             "        lease_token = lease_token + 1, is_leased = true, retry_counts = '{}'\n"
-            "    where operation_id = :operation_id"
+            "    where kind = :kind and operation_id"
         ),
         (
             "update operation set lease_until = clock() + cast(:lease as interval), lease_token = "
             "lease_token + 1\n"
-            "    where operation_id = :operation_id"
+            "    where kind = :kind and operation_id"
         ),
         "tests/services/payout/test_dead_letters.py::test_a_closed_payout_is_booked_by_any_process",
     ),
@@ -759,7 +757,10 @@ MUTANTS = (
             "resolve(\n"
             "        connection,\n"
             "        {\n"
-            '            f"payoutDestinations/{id_}": (actor or row.caller, row.traceparent)\n'
+            "            OperationKey(KindName.DESTINATION_VERIFICATION, id_): (\n"
+            "                actor or row.caller,\n"
+            "                row.traceparent,\n"
+            "            )\n"
             "            for id_, row in ended_rows.items()\n"
             "        },\n"
             "    )"

@@ -159,6 +159,10 @@ def insert_posting(sequence: str, entry_rows: list[str], **values: Any) -> str:
     return f"with t as ({transaction}) insert into entry values {', '.join(entry_rows)}"
 
 
+DEAD_LETTER = (
+    "dead_letter (dead_letter_id, kind, operation_id, number, cause, detail, retry_count, state, "
+    "operator, reason, evidence, create_time, end_time, provider)"
+)
 INSERT_REPORT = "insert into conflicting_report values ('c-1', 1, 'Succeeded ref 7 EUR', clock())"
 ACKNOWLEDGE_REPORT = (
     "update conflicting_report set acknowledged_by = 'ann', acknowledge_reason = 'x', "
@@ -366,30 +370,30 @@ CASES = [
     (
         "P1 a second attempt besides an open one",
         "payment",
-        "insert into attempt (operation_id, attempt_number, provider, provider_key, amount, "
+        "insert into attempt (kind, operation_id, attempt_number, provider, provider_key, amount, "
         "currency, outcome, provider_reference, failure_reason, decline_code, start_time, "
-        "checkout_id) select operation_id, attempt_number + 1, provider, provider_key, amount, "
-        "currency, '', '', '', '', clock(), checkout_id from attempt where operation_id = "
+        "checkout_id) select kind, operation_id, attempt_number + 1, provider, provider_key, "
+        "amount, currency, '', '', '', '', clock(), checkout_id from attempt where operation_id = "
         "'o-o-pending'",
         "23505",
     ),
     (
         "P1 a second attempt besides one that succeeded",
         "payment",
-        "insert into attempt (operation_id, attempt_number, provider, provider_key, amount, "
+        "insert into attempt (kind, operation_id, attempt_number, provider, provider_key, amount, "
         "currency, outcome, provider_reference, failure_reason, decline_code, start_time, "
-        "checkout_id) select operation_id, attempt_number + 1, provider, provider_key, amount, "
-        "currency, '', '', '', '', clock(), checkout_id from attempt where operation_id = "
+        "checkout_id) select kind, operation_id, attempt_number + 1, provider, provider_key, "
+        "amount, currency, '', '', '', '', clock(), checkout_id from attempt where operation_id = "
         "'o-o-paid'",
         "23505",
     ),
     (
         "P1 an attempt for another sum",
         "payment",
-        "insert into attempt (operation_id, attempt_number, provider, provider_key, amount, "
+        "insert into attempt (kind, operation_id, attempt_number, provider, provider_key, amount, "
         "currency, outcome, provider_reference, failure_reason, decline_code, start_time, "
-        "end_time, checkout_id) values ('o-o-pending', 2, 'sandbox', 'k', 7, 'EUR', 'DECLINED', "
-        "'', '', '', clock(), clock(), 'pending')",
+        "end_time, checkout_id) values ('charge', 'o-o-pending', 2, 'sandbox', 'k', 7, 'EUR', "
+        "'DECLINED', '', '', '', clock(), clock(), 'pending')",
         "P0001",
     ),
     (
@@ -589,8 +593,8 @@ CASES = [
         "payment",
         (
             f"with x as ({insert_event('deadLetters/charges-o-o-rejected-3', 1)}) insert into "
-            "dead_letter values ('charges-o-o-rejected-3', 'charges/o-o-rejected', 3, 'X', '', 1, "
-            "'OPEN', '', '', '', clock(), null, 'sandbox')"
+            f"{DEAD_LETTER} values ('charges-o-o-rejected-3', 'charge', 'o-o-rejected', 3, 'X', "
+            "'', 1, 'OPEN', '', '', '', clock(), null, 'sandbox')"
         ),
         "23505",
     ),
@@ -620,7 +624,7 @@ CASES = [
         "E1 a dead letter without an event",
         "payment",
         (
-            "insert into dead_letter values ('charges-o-x-1', 'charges/o-x', 1, 'X', '', 1, "
+            f"insert into {DEAD_LETTER} values ('charges-o-x-1', 'charge', 'o-x', 1, 'X', '', 1, "
             "'OPEN', '', '', '', clock(), null, 'sandbox')"
         ),
         "P0001",
@@ -748,8 +752,8 @@ CASES = [
         "E1 a dead letter whose id may be another service's",
         "payment",
         (
-            "insert into dead_letter values ('o-x-1', 'charges/o-x', 1, 'X', '', 1, 'OPEN', '', "
-            "'', '', clock(), null, 'sandbox')"
+            f"insert into {DEAD_LETTER} values ('o-x-1', 'charge', 'o-x', 1, 'X', '', 1, 'OPEN', "
+            "'', '', '', clock(), null, 'sandbox')"
         ),
         "23514",
     ),

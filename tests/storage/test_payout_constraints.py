@@ -286,16 +286,16 @@ CASES = [
     (
         "O2 a second attempt",
         (
-            "insert into attempt select operation_id, 2, provider, 'k', amount, currency, '', '', "
-            "null, null, '', '', clock(), null from attempt"
+            "insert into attempt select kind, operation_id, 2, provider, 'k', amount, currency, "
+            "'', '', null, null, '', '', clock(), null from attempt"
         ),
         "23505",
     ),
     (
         "O2 an attempt for another amount",
         (
-            "insert into attempt values ('p-waiting', 1, 'sandbox', 'k', 1, 'EUR', '', '', null, "
-            "null, '', '', clock(), null)"
+            "insert into attempt values ('payout', 'waiting', 1, 'sandbox', 'k', 1, 'EUR', '', '', "
+            "null, null, '', '', clock(), null)"
         ),
         "P0001",
     ),

@@ -19,15 +19,8 @@ COLLECTIONS: dict[KindName, str] = {
     KindName.DESTINATION_VERIFICATION: "payoutDestinations",
 }
 """The collection of the resource names of each kind, as dead letters and alerts show them."""
-_KINDS = {collection: kind for kind, collection in COLLECTIONS.items()}
 
 
-def format_resource_name(kind: KindName, resource_id: str) -> str:
+def format_resource_name(kind: KindName, operation_id: str) -> str:
     """The public name of an operation: "{collection}/{id}"."""
-    return f"{COLLECTIONS[kind]}/{resource_id}"
-
-
-def parse_resource_name(resource_name: str) -> tuple[KindName, str]:
-    """The kind and the id of a stored resource name. Raises KeyError for an unknown collection."""
-    collection, _, resource_id = resource_name.partition("/")
-    return _KINDS[collection], resource_id
+    return f"{COLLECTIONS[kind]}/{operation_id}"

@@ -82,11 +82,11 @@ def format_charge_id(checkout: CheckoutRequest, order: Order) -> str:
 
 
 def parse_charge_id(text: str) -> str:
-    """Parses a charge id: o- or c-, then the id of its order or checkout. Raises FIELD_REQUIRED,
-    FIELD_INVALID, CARD_NUMBER_REJECTED.
+    """Checks the form of a caller's charge id, which is stored and compared whole. Raises
+    FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REJECTED.
     """
-    kind, _, id_ = text.partition("-")
-    if not text or kind not in ("o", "c") or not id_:
+    prefix, _, id_ = text.partition("-")
+    if not text or prefix not in ("o", "c") or not id_:
         raise ApiError(
             ErrorReason.FIELD_INVALID if text else ErrorReason.FIELD_REQUIRED,
             "charge_id must be o-{payment_order_id} or c-{checkout_id}.",

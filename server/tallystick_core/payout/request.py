@@ -72,6 +72,11 @@ def parse_payout_id(text: str) -> str:
     return parse_id(text, "payout_id")
 
 
+def format_payout_hold_id(payout_id: str) -> str:
+    """The wallet hold id of a payout, in a namespace reserved for payouts."""
+    return f"payouts/{payout_id}"
+
+
 def classify_hold_failure(reason: ErrorReason) -> PayoutFailure | None:
     """The failure of a payout whose hold the wallet rejected. None: the rejection is an error of
     the platform, unrelated to the seller's money.

@@ -11,7 +11,6 @@ from typing import Any
 
 from tallystick_core.errors import ApiError, ErrorReason, not_found_error, state_error
 from tallystick_core.operations.dead_letter import DeadLetterState
-from tallystick_core.operations.kind import parse_resource_name
 from tallystick_core.operations.next_action import NextAction
 from tallystick_core.provider.outcome import (
     Declined,
@@ -26,6 +25,7 @@ from tallystick_core.provider.outcome import (
 )
 from tallystick_core.state_machine import Verb, invalid_state_error
 from tallystick_server.operations import dead_letters
+from tallystick_server.operations.dead_letters import key_of
 from tallystick_server.operations.failed_step import is_duplicate_reference
 from tallystick_server.operations.operation import LeasedOperation
 from tallystick_server.operations.reschedule import lock_unresolved
@@ -55,11 +55,6 @@ class DeadLetters:
         self._database = database
         self._worker = worker
 
-    def operation_id(self, row: Row[Any]) -> str:
-        """The operation id of a dead letter."""
-        kind, resource_id = parse_resource_name(row.resource_name)
-        return self._worker.kinds[kind].operation_id(resource_id)
-
     async def find(self, dead_letter_id: str, *, changed: bool = False) -> Row[Any]:
         """Reads the dead letter; `changed` as in `Database.read`. Raises NOT_FOUND."""
         row = await self._database.read(
@@ -79,9 +74,9 @@ class DeadLetters:
         row = await self.find(dead_letter_id)
 
         def retry(connection: Connection) -> None:
-            operation_store.lock(connection, [self.operation_id(row)])
+            operation_store.lock(connection, [key_of(row)])
             ending.apply(connection, row)
-            operation_store.requeue(connection, [self.operation_id(row)])
+            operation_store.requeue(connection, [key_of(row)])
 
         is_applied = False
         with suppress(_ConcurrentChange):
@@ -104,9 +99,9 @@ class DeadLetters:
         def retry(connection: Connection) -> tuple[Sequence[Row[Any]], set[str], bool]:
             rows = dead_letter_store.list_open_after(connection, filters, cursor, _MAX_RETRIED + 1)
             page = rows[:_MAX_RETRIED]
-            operation_store.lock(connection, [self.operation_id(row) for row in page])
+            operation_store.lock(connection, [key_of(row) for row in page])
             retried_rows = ending.apply_all(connection, page)
-            operation_store.requeue(connection, [self.operation_id(row) for row in retried_rows])
+            operation_store.requeue(connection, [key_of(row) for row in retried_rows])
             return page, {row.dead_letter_id for row in retried_rows}, len(rows) > len(page)
 
         return await self._database.transact(retry)
@@ -226,7 +221,7 @@ class DeadLetters:
 
     async def _call_provider(self, row: Row[Any]) -> tuple[LeasedOperation, ProviderOutcome]:
         """Looks up the operation at its provider. Raises PROVIDER_UNAVAILABLE, INVALID_STATE."""
-        operation = await self._worker.find(*parse_resource_name(row.resource_name))
+        operation = await self._worker.find(*key_of(row))
         action = NextAction.WAIT if operation is None else self._worker.next_action(operation)
         if operation is None or action is NextAction.WAIT:
             raise _close_error(
@@ -261,14 +256,14 @@ class DeadLetters:
         """Leases the operation. Raises _ConcurrentChange if it has progressed since."""
         token = (
             operation_store.claim_dead_lettered(
-                connection, operation.operation_id, self._worker.lease_seconds
+                connection, operation.key, self._worker.lease_seconds
             )
             if lock_unresolved(connection, self._worker.kinds, [operation])
             else None
         )
         if token is None:
             raise _ConcurrentChange
-        (claimed,) = self._worker.load(connection, {operation.operation_id: token}, 0.0)
+        (claimed,) = self._worker.load(connection, {operation.key: token}, 0.0)
         return claimed
 
     async def _read_ended(self, dead_letter_id: str, verb: Verb, ending: _Ending) -> Row[Any]:
@@ -318,7 +313,7 @@ class _Ending:
         """Ends the open ones among the dead letters and records the events. Returns their rows."""
         return dead_letters.end(
             connection,
-            [row.resource_name for row in rows],
+            [key_of(row) for row in rows],
             self.state,
             self.operator,
             self.reason,

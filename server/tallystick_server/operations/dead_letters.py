@@ -9,6 +9,7 @@ from tallystick.event.v1 import event_pb2
 from tallystick.operator.v1 import operator_pb2
 from tallystick_core.operations.alert import AlertKind
 from tallystick_core.operations.dead_letter import DeadLetterCause, DeadLetterState
+from tallystick_core.operations.kind import KindName
 from tallystick_server.operations import alerts
 from tallystick_server.operations.operation import LeasedOperation
 from tallystick_server.outbox.events import add_event, record_events
@@ -16,6 +17,7 @@ from tallystick_server.rpc.enums import EnumNames
 from tallystick_server.rpc.timestamps import to_optional_timestamp, to_timestamp
 from tallystick_storage import dead_letters as dead_letter_store
 from tallystick_storage import operations as operation_store
+from tallystick_storage.operation_key import OperationKey
 from tallystick_storage.sql import Connection, Row
 
 _MAX_REASON_LENGTH = 255
@@ -72,7 +74,7 @@ def emit_changed(
 
 def end(
     connection: Connection,
-    resource_names: Sequence[str],
+    keys: Sequence[OperationKey],
     state: DeadLetterState,
     operator: str,
     reason: str,
@@ -80,55 +82,52 @@ def end(
     *,
     ids: Sequence[str] | None = None,
 ) -> Sequence[Row[Any]]:
-    """Ends the open dead letters of resources as an operator decided, or only those with the given
+    """Ends the open dead letters of operations as an operator decided, or only those with the given
     ids, and records their events. Returns the ended rows.
     """
-    rows = dead_letter_store.end(
-        connection, resource_names, state, operator, reason, evidence, ids=ids
-    )
+    rows = dead_letter_store.end(connection, keys, state, operator, reason, evidence, ids=ids)
     emit_changed(connection, rows, lambda _: (operator, ""))
     return rows
 
 
 def requeue_to_end(
-    connection: Connection, operation_ids: Mapping[str, str], operator: str, reason: str
+    connection: Connection, keys: Sequence[OperationKey], operator: str, reason: str
 ) -> None:
-    """Requeues dead-lettered operations, by resource name, that are to be cancelled and must never
-    be sent. `operator` made the decision.
+    """Requeues dead-lettered operations that are to be cancelled and must never be sent. `operator`
+    made the decision.
     """
     rows = end(
         connection,
-        sorted(operation_ids),
+        keys,
         DeadLetterState.RETRIED,
         operator,
         reason[:_MAX_REASON_LENGTH],
     )
-    operation_store.requeue(connection, [operation_ids[row.resource_name] for row in rows])
+    operation_store.requeue(connection, [key_of(row) for row in rows])
 
 
 def resolve_and_requeue(connection: Connection, operations: Iterable[LeasedOperation]) -> None:
     """Resolves the dead letters of operations with a definite outcome, and requeues the
     dead-lettered ones.
     """
-    by_resource_name = {item.resource_name: item for item in operations}
-    if not by_resource_name:
-        return
-    rows = resolve(
-        connection,
-        {name: (item.caller, item.traceparent) for name, item in by_resource_name.items()},
-    )
+    rows = resolve(connection, {item.key: (item.caller, item.traceparent) for item in operations})
     if rows:
-        operation_store.requeue(
-            connection, [by_resource_name[row.resource_name].operation_id for row in rows]
-        )
+        operation_store.requeue(connection, [key_of(row) for row in rows])
 
 
-def resolve(connection: Connection, origins: Mapping[str, tuple[str, str]]) -> Sequence[Row[Any]]:
-    """Resolves the dead letters of resources that need no decision any more. Returns the resolved
+def resolve(
+    connection: Connection, origins: Mapping[OperationKey, tuple[str, str]]
+) -> Sequence[Row[Any]]:
+    """Resolves the dead letters of operations that need no decision any more. Returns the resolved
     rows.
 
-    `origins`: caller and traceparent by resource name.
+    `origins`: caller and traceparent by operation.
     """
-    rows = dead_letter_store.end(connection, sorted(origins), DeadLetterState.RESOLVED)
-    emit_changed(connection, rows, lambda row: origins[row.resource_name])
+    rows = dead_letter_store.end(connection, list(origins), DeadLetterState.RESOLVED)
+    emit_changed(connection, rows, lambda row: origins[key_of(row)])
     return rows
+
+
+def key_of(row: Row[Any]) -> OperationKey:
+    """The operation of a dead letter."""
+    return OperationKey(KindName(row.kind), row.operation_id)

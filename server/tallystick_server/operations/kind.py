@@ -72,15 +72,15 @@ class OperationKind(Generic[Op]):
     may succeed.
     """
     lock_unresolved: Callable[[Connection, list[str]], set[str]]
-    """Locks operations. Returns those without a recorded outcome; none can be recorded while the
-    lock is held.
+    """Locks operations. Returns the ids of those without a recorded outcome; none can be recorded
+    while the lock is held.
     """
     is_locked_after_queue: bool
     """Whether `lock_unresolved` is called once the rows of the operation queue are locked, or
     before. The storage layer has one order of locks.
     """
-    fail: Callable[[Connection, Sequence[FailedStep[Op]]], Mapping[str, Op]]
-    """Fails operations that certainly moved no money. Returns those that failed, by id."""
+    fail: Callable[[Connection, Sequence[FailedStep[Op]]], Sequence[Op]]
+    """Fails operations that certainly moved no money. Returns those that failed."""
     close: Callable[[Connection, Op, str, str], Op | None]
     """Fails an operation as an operator decided, with the operator and the reason. Returns it if it
     changed.
@@ -91,7 +91,5 @@ class OperationKind(Generic[Op]):
     """What it waits for; "": nothing. The monitor has a threshold for each phase."""
     awaits_provider: Callable[[Op], bool] = never_awaits_provider
     """Whether the provider has it and reports the result later."""
-    operation_id: Callable[[str], str] = str
-    """The operation id of a resource id."""
     batchers: Sequence[Batcher[Any, Any]] = ()
     """The batchers of its functions. The worker starts, drains and stops them."""

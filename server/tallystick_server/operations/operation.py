@@ -11,6 +11,7 @@ from tallystick_core.operations.kind import KindName, format_resource_name
 from tallystick_core.provider.outcome import Declined, ProviderOutcome, RetryReason, Succeeded
 from tallystick_server.observability.tracing import SpanContext
 from tallystick_storage import operations as operation_store
+from tallystick_storage.operation_key import OperationKey
 
 NO_LEASE = 0
 """The lease token of an operation that is only read. No holder has it."""
@@ -57,6 +58,11 @@ class LeasedOperation:
     """Its share of a batch's size."""
 
     @property
+    def key(self) -> OperationKey:
+        """Its key in storage."""
+        return OperationKey(self.kind, self.operation_id)
+
+    @property
     def resource_name(self) -> str:
         """Its public resource name: "{collection}/{id}"."""
         return format_resource_name(self.kind, self.operation_id)
@@ -98,6 +104,7 @@ def attempt_result(
     succeeded = outcome if isinstance(outcome, Succeeded) else None
     declined = outcome if isinstance(outcome, Declined) else None
     return operation_store.AttemptResult(
+        kind=operation.kind,
         operation_id=operation.operation_id,
         attempt_number=operation.attempt_number,
         outcome=outcome_code,

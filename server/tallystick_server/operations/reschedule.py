@@ -13,7 +13,7 @@ from tallystick_core.operations.kind import KindName
 from tallystick_core.operations.next_action import ExhaustedAction, NextAction, when_exhausted
 from tallystick_core.provider.outcome import RetryReason
 from tallystick_server.operations.batcher import bisect_on_error
-from tallystick_server.operations.dead_letters import emit_changed
+from tallystick_server.operations.dead_letters import emit_changed, key_of
 from tallystick_server.operations.failed_step import FailedStep
 from tallystick_server.operations.kind import OperationKind
 from tallystick_server.operations.operation import LeasedOperation
@@ -21,6 +21,7 @@ from tallystick_server.operations.retry_policy import RetryPolicies
 from tallystick_storage import dead_letters as dead_letter_store
 from tallystick_storage import operations as operation_store
 from tallystick_storage.database import Database
+from tallystick_storage.operation_key import OperationKey
 from tallystick_storage.sql import Connection
 
 _MAX_DETAIL_LENGTH = 255
@@ -62,7 +63,7 @@ class Rescheduler:
             step for step, decision in decisions if decision is ExhaustedAction.DEAD_LETTER
         ]
 
-        def store(connection: Connection) -> dict[str, LeasedOperation]:
+        def store(connection: Connection) -> dict[OperationKey, LeasedOperation]:
             # An outcome that another lease holder has recorded meanwhile is kept, and is applied
             # when this lease expires.
             unresolved = [
@@ -83,7 +84,7 @@ class Rescheduler:
                 [
                     step
                     for step in failures
-                    if open_tokens.get(step.operation.operation_id) == step.operation.lease_token
+                    if open_tokens.get(step.operation.key) == step.operation.lease_token
                 ],
             )
             if reschedules:
@@ -94,24 +95,24 @@ class Rescheduler:
                     [
                         step
                         for step in dead_lettered_steps
-                        if step.has_recorded_outcome or step.operation.operation_id in open_tokens
+                        if step.has_recorded_outcome or step.operation.key in open_tokens
                     ],
                     now,
                 )
             return failed
 
         failed = await self._database.transact(store)
-        return [failed.get(step.operation.operation_id) for step in failed_steps]
+        return [failed.get(step.operation.key) for step in failed_steps]
 
     def _fail(
         self, connection: Connection, failed_steps: Sequence[FailedStep[Any]]
-    ) -> dict[str, LeasedOperation]:
-        """Fails operations that certainly moved no money. Returns those that failed, by id."""
-        failed: dict[str, LeasedOperation] = {}
+    ) -> dict[OperationKey, LeasedOperation]:
+        """Fails operations that certainly moved no money. Returns those that failed."""
+        failed: dict[OperationKey, LeasedOperation] = {}
         for name, kind in self._kinds.items():
             steps = [step for step in failed_steps if step.operation.kind is name]
             if steps:
-                failed |= kind.fail(connection, steps)
+                failed |= {item.key: item for item in kind.fail(connection, steps)}
         return failed
 
     def decide(
@@ -159,27 +160,29 @@ class Rescheduler:
         is_dead_lettered = operation_store.reschedule(
             connection, [self._without_retry(step, now) for step in failed_steps]
         )
-        steps_by_resource = {
-            step.operation.resource_name: step
+        steps = {
+            step.operation.key: step
             for step in failed_steps
-            if is_dead_lettered.get(step.operation.operation_id, False)
+            if is_dead_lettered.get(step.operation.key, False)
         }
         new_dead_letters = [
             dead_letter_store.NewDeadLetter(
-                resource_name,
+                key.kind,
+                key.operation_id,
+                step.operation.resource_name,
                 DeadLetterCause(step.retry_reason),
                 self._dead_letter_detail(step, now),
                 sum(_count_tries(step).values()),
                 step.operation.provider,
             )
-            for resource_name, step in sorted(steps_by_resource.items())
+            for key, step in steps.items()
         ]
         emit_changed(
             connection,
             dead_letter_store.insert(connection, new_dead_letters),
             lambda row: (
-                steps_by_resource[row.resource_name].operation.caller,
-                steps_by_resource[row.resource_name].operation.traceparent,
+                steps[key_of(row)].operation.caller,
+                steps[key_of(row)].operation.traceparent,
             ),
         )
 
@@ -215,6 +218,7 @@ class Rescheduler:
         was_sent = _was_sent(failed_step)
         not_found_count = 0 if was_sent else operation.not_found_count + failed_step.is_not_found
         return operation_store.Reschedule(
+            operation.kind,
             operation.operation_id,
             operation.lease_token,
             delay_seconds,
@@ -265,19 +269,19 @@ def lock_unresolved(
     kinds: Mapping[KindName, OperationKind[Any]],
     operations: Sequence[LeasedOperation],
     others: Sequence[LeasedOperation] = (),
-) -> dict[str, int]:
+) -> dict[OperationKey, int]:
     """Locks these operations, and the queue rows of all. Returns the current lease tokens of the
     operations without a recorded outcome; none can be recorded while the lock is held.
     """
-    unresolved: set[str] = set()
-    tokens: dict[str, int] = {}
+    unresolved: set[OperationKey] = set()
+    tokens: dict[OperationKey, int] = {}
     for is_locked_after_queue in (False, True):
         for name, kind in kinds.items():
             ids = [item.operation_id for item in operations if item.kind is name]
             if ids and kind.is_locked_after_queue is is_locked_after_queue:
-                unresolved |= kind.lock_unresolved(connection, ids)
+                unresolved |= {
+                    OperationKey(name, id_) for id_ in kind.lock_unresolved(connection, ids)
+                }
         if not is_locked_after_queue:
-            tokens = operation_store.lock(
-                connection, [item.operation_id for item in (*operations, *others)]
-            )
-    return {id_: token for id_, token in tokens.items() if id_ in unresolved}
+            tokens = operation_store.lock(connection, {item.key for item in (*operations, *others)})
+    return {key: token for key, token in tokens.items() if key in unresolved}

@@ -9,6 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from tallystick_core.errors import overloaded_error
 from tallystick_server.operations.operation import LeasedOperation
+from tallystick_storage.operation_key import OperationKey
 
 Op = TypeVar("Op", bound=LeasedOperation)
 R = TypeVar("R")
@@ -98,14 +99,14 @@ class WorkerTasks(Generic[Op]):
             task.add_done_callback(task_set.discard)
         return await asyncio.shield(task)
 
-    async def cancel(self) -> dict[str, int]:
-        """Cancels all tasks. Returns the lease tokens of the unfinished operations by their id."""
+    async def cancel(self) -> dict[OperationKey, int]:
+        """Cancels all tasks. Returns the lease tokens of the unfinished operations."""
         self.is_stopping = True
         unfinished_operations = dict(self._operations)
         for task in (*unfinished_operations, *self._detached_tasks):
             task.cancel()
         await asyncio.gather(*unfinished_operations, *self._detached_tasks, return_exceptions=True)
         return {
-            operation.operation_id: operation.lease_token
+            operation.key: operation.lease_token
             for operation in (*unfinished_operations.values(), *self._unstarted_operations)
         }

@@ -54,6 +54,7 @@ from tallystick_server.rpc.service_client import ServiceCallRejected
 from tallystick_storage import leader_lease
 from tallystick_storage import operations as operation_store
 from tallystick_storage.database import ConstraintViolation, Database
+from tallystick_storage.operation_key import OperationKey
 from tallystick_storage.sql import Connection
 
 log = logging.getLogger(__name__)
@@ -264,22 +265,24 @@ class OperationWorker:
     async def _check_leases(self, operations: Sequence[LeasedOperation]) -> Sequence[bool]:
         lease_tokens = await self._database.load(
             lambda connection: operation_store.find_held(
-                connection, [operation.operation_id for operation in operations]
+                connection, [operation.key for operation in operations]
             )
         )
         return [
-            lease_tokens.get(operation.operation_id) == operation.lease_token
-            for operation in operations
+            lease_tokens.get(operation.key) == operation.lease_token for operation in operations
         ]
 
     def load(
-        self, connection: Connection, tokens: Mapping[str, int], now: float
+        self, connection: Connection, tokens: Mapping[OperationKey, int], now: float
     ) -> Sequence[LeasedOperation]:
         """Loads the operations that were claimed under these lease tokens at loop time `now`."""
+        by_kind: dict[KindName, dict[str, int]] = {}
+        for key, token in tokens.items():
+            by_kind.setdefault(key.kind, {})[key.operation_id] = token
         return [
             operation
-            for kind in self.kinds.values()
-            for operation in kind.load(connection, tokens, now)
+            for kind, kind_tokens in by_kind.items()
+            for operation in self.kinds[kind].load(connection, kind_tokens, now)
         ]
 
     async def _run_operation(self, operation: LeasedOperation) -> None:

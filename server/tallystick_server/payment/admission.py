@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Sequence
 
 from tallystick_core.errors import ApiError, id_taken_error
+from tallystick_core.operations.kind import KindName
 from tallystick_core.payment.charge import format_charge_id
 from tallystick_core.payment.checkout import CheckoutRequest
 from tallystick_server.operations.batcher import MAX_QUEUED_CALLS, Batcher
@@ -69,7 +70,10 @@ class PaymentAdmission:
             cached_count = self._cached_count = (
                 now,
                 operation_store.count_backlog(
-                    connection, self._provider, max(self._max_queued_charges, 1)
+                    connection,
+                    KindName.CHARGE,
+                    self._provider,
+                    max(self._max_queued_charges, 1),
                 ),
             )
         queued_count = cached_count[1]

@@ -9,10 +9,10 @@ from math import inf
 from typing import Any, NamedTuple
 
 from tallystick.payment.v1 import payment_pb2
+from tallystick_core.operations.idempotency_key import format_provider_key
 from tallystick_core.operations.kind import KindName
 from tallystick_core.payment.checkout import CheckoutRequest
 from tallystick_core.payment.state import OrderStatus, PaymentTrigger
-from tallystick_core.provider.idempotency_key import format_provider_key
 from tallystick_core.provider.outcome import (
     ChargeOutcome,
     Declined,
@@ -115,7 +115,9 @@ def build_charges(
             owner=request.owner,
             attempt_number=FIRST_ATTEMPT,
             provider=members[0][0].provider,
-            provider_key=format_provider_key(environment, charge_id, FIRST_ATTEMPT),
+            provider_key=format_provider_key(
+                environment, KindName.CHARGE, charge_id, FIRST_ATTEMPT
+            ),
             currency=members[0][0].currency,
             payment_token=request.payment_token,
             payment_method_type=request.payment_method_type,
@@ -240,6 +242,7 @@ def _attempt_result(row: Row[Any]) -> operation_store.AttemptResult:
     """The result of the attempt in a row that also holds the order's columns."""
     amount, currency = row.moved_amount, row.moved_currency
     return operation_store.AttemptResult(
+        KindName.CHARGE,
         row.charge_id,
         row.attempt_number,
         row.outcome,

@@ -29,9 +29,8 @@ class PaymentOperatorHandlers(operator_handlers.OperatorHandlers):
         row = await self._dead_letters.find(
             operator_handlers.parse_dead_letter_id(request.dead_letter_id)
         )
-        charge_id = self._dead_letters.operation_id(row)
         orders = await self._database.read(
-            lambda connection: store.list_charge_orders(connection, charge_id)
+            lambda connection: store.list_charge_orders(connection, row.operation_id)
         )
         return pb.GetDeadLetterResponse(
             dead_letter=dead_letters.to_message(row),

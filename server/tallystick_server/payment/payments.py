@@ -7,7 +7,7 @@ from uuid import UUID
 
 from tallystick.payment.v1 import payment_pb2
 from tallystick_core.errors import ApiError, overloaded_error, seller_taken_error
-from tallystick_core.operations.kind import KindName, format_resource_name
+from tallystick_core.operations.kind import KindName
 from tallystick_core.payment.checkout import CheckoutRequest
 from tallystick_core.payment.fees import FeeRates
 from tallystick_core.payment.risk import RiskCheck
@@ -39,6 +39,7 @@ from tallystick_server.rpc.seller_owners import SellerOwners
 from tallystick_server.rpc.service_client import ServiceClient
 from tallystick_storage import operations as operation_store
 from tallystick_storage.database import Database
+from tallystick_storage.operation_key import OperationKey
 from tallystick_storage.payment import orders as store
 from tallystick_storage.sql import Connection
 
@@ -196,10 +197,10 @@ class Payments:
         def cancel(connection: Connection) -> tuple[str, bool]:
             cancel_reason, newly_cancelled = store.cancel(connection, checkout_id, reason)
             if newly_cancelled:
-                charges = {
-                    format_resource_name(KindName.CHARGE, id_): id_
+                charges = [
+                    OperationKey(KindName.CHARGE, id_)
                     for id_ in store.list_open_charges(connection, checkout_id)
-                }
+                ]
                 requeue_to_end(connection, charges, caller, f"the payment was cancelled: {reason}")
             return cancel_reason, newly_cancelled
 
@@ -213,10 +214,7 @@ class Payments:
         """
 
         def end(connection: Connection) -> bool:
-            charges = {
-                format_resource_name(KindName.CHARGE, id_): id_
-                for id_ in operation_store.lock_expired(connection, MAX_ITEMS)
-            }
+            charges = operation_store.lock_expired(connection, MAX_ITEMS)
             requeue_to_end(connection, charges, _PLATFORM, "the payment expired")
             return bool(charges)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tallystick.payment.v1 import payment_pb2
+from tallystick_core.operations.kind import KindName
 from tallystick_core.payment.charge import trigger_for
 from tallystick_core.payment.charge_update import ChargeSnapshot, UnappliedCause, apply
 from tallystick_core.payment.state import PaymentTransitionReason, transition
@@ -70,11 +71,11 @@ class PaymentOutcomeRecorder:
         ]
         final_results = operation_store.record_attempt_results(connection, attempts)
         updates = _group(results, final_results)
-        unleased_ids = [
-            update.charge.charge_id for update in updates if update.charge.lease_token == NO_LEASE
+        unleased = [
+            update.charge.key for update in updates if update.charge.lease_token == NO_LEASE
         ]
-        if unleased_ids:  # lock order: operations before orders
-            operation_store.lock(connection, unleased_ids)
+        if unleased:  # lock order: operations before orders
+            operation_store.lock(connection, unleased)
         transitioned = self._apply(connection, updates)
         missed = [update for update in updates if update.has_missed(transitioned)]
         if missed:  # the orders have changed since they were loaded
@@ -150,13 +151,13 @@ class _ChargeUpdate:
 
 def _group(
     results: Sequence[_Result],
-    final_results: Mapping[tuple[str, int], operation_store.AttemptResult],
+    final_results: Mapping[tuple[str, str, int], operation_store.AttemptResult],
 ) -> list[_ChargeUpdate]:
     """The charges of a batch, by their first final outcomes that are stored, by any process."""
     updates: dict[str, _ChargeUpdate] = {}
     for result in results:
         charge = result.operation
-        stored = final_results.get((charge.operation_id, charge.attempt_number))
+        stored = final_results.get((*charge.key, charge.attempt_number))
         recorded = (stored and outcome_from_attempt(stored)) or charge.recorded_outcome
         update = updates.get(charge.charge_id)
         if update is None:
@@ -197,7 +198,7 @@ def _pending_of(message: payment_pb2.PaymentOrder) -> Pending | None:
 def _reload(connection: Connection, updates: Sequence[_ChargeUpdate]) -> dict[str, _ChargeUpdate]:
     """The charges as they are now, locked, by id: the same outcomes are folded again."""
     by_id = {update.charge.charge_id: update for update in updates}
-    operation_store.lock(connection, sorted(by_id))
+    operation_store.lock(connection, [update.charge.key for update in updates])
     rows = charge_store.lock_charges(connection, sorted(by_id))
     tokens = {id_: update.charge.lease_token for id_, update in by_id.items()}
     return {
@@ -235,7 +236,9 @@ def _record_remainder(
     if not_held:
         # Another process books them as soon as it can: this one may not.
         operation_store.make_due(
-            connection, [charge.charge_id for charge in not_held if transitioned.changed(charge)]
+            connection,
+            KindName.CHARGE,
+            [charge.charge_id for charge in not_held if transitioned.changed(charge)],
         )
         resolve_and_requeue(connection, not_held)
 

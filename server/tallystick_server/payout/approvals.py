@@ -9,8 +9,8 @@ from typing import Any
 
 from tallystick_core.errors import ApiError, id_taken_error, key_reused_error, state_error
 from tallystick_core.operations.dead_letter import DeadLetterCause, DeadLetterState
+from tallystick_core.operations.kind import KindName
 from tallystick_core.payout.approval import require_second_approver
-from tallystick_core.payout.operation_ids import format_payout_operation_id
 from tallystick_core.payout.snapshot import PayoutTransition
 from tallystick_core.payout.state import (
     PayoutState,
@@ -26,6 +26,7 @@ from tallystick_server.payout.transitions import PayoutChange, transition_payout
 from tallystick_storage import dead_letters as dead_letter_store
 from tallystick_storage import operations as operation_store
 from tallystick_storage.database import Database
+from tallystick_storage.operation_key import OperationKey
 from tallystick_storage.payout import payouts as store
 from tallystick_storage.payout import queries
 from tallystick_storage.sql import Connection, Row
@@ -85,7 +86,7 @@ class PayoutDecisions:
             if decision.requires_second_person:
                 require_second_approver(decision.actor, row.caller)
             tokens = operation_store.force_claim(
-                connection, [format_payout_operation_id(payout_id)], self._lease_seconds
+                connection, KindName.PAYOUT, [payout_id], self._lease_seconds
             )
             (payout,) = operations_from_rows(
                 store.load_operations(connection, [payout_id]),
@@ -93,9 +94,7 @@ class PayoutDecisions:
                 self._environment,
                 lease_deadline,
             )
-            dead_letters.resolve(
-                connection, {payout.resource_name: (decision.actor, payout.traceparent)}
-            )
+            dead_letters.resolve(connection, {payout.key: (decision.actor, payout.traceparent)})
             payout_transition = PayoutTransition(
                 payout.snapshot.apply(trigger),
                 decision.transition_reason,
@@ -120,6 +119,8 @@ class PayoutDecisions:
         Raises INVALID_STATE, IDEMPOTENCY_KEY_REUSED, ALREADY_EXISTS.
         """
 
+        key = OperationKey(KindName.PAYOUT, payout_id)
+
         def retry(connection: Connection) -> bool:
             # A concurrent duplicate of the call waits here, and then finds the retry.
             row = store.lock(connection, [payout_id])[payout_id]
@@ -131,7 +132,7 @@ class PayoutDecisions:
                     raise key_reused_error("reason")
                 return False
             retried_letters = dead_letters.end(
-                connection, [f"payouts/{payout_id}"], DeadLetterState.RETRIED, caller, reason
+                connection, [key], DeadLetterState.RETRIED, caller, reason
             )
             if not retried_letters:
                 message = (
@@ -139,7 +140,7 @@ class PayoutDecisions:
                 )
                 raise state_error(message, row.state, "RETRY")
             store.insert_retry(connection, payout_id, request_id, caller, reason)
-            operation_store.requeue(connection, [format_payout_operation_id(payout_id)])
+            operation_store.requeue(connection, [key])
             return True
 
         return await self._database.transact(retry)
@@ -153,17 +154,15 @@ def _require_certain_hold(connection: Connection, payout_id: str) -> None:
     A retry ends the dead letter but places no hold by itself: the hold is uncertain until the
     payout leaves CREATED.
     """
-    resource_name = f"payouts/{payout_id}"
-    if dead_letter_store.is_open(connection, resource_name):
+    key = OperationKey(KindName.PAYOUT, payout_id)
+    if dead_letter_store.is_open(connection, key):
         raise _uncertain_hold_error(
             "The payout is a dead letter whose hold is uncertain, and cannot be "
             "cancelled; retry it first."
         )
     if dead_letter_store.has_cause(
-        connection, resource_name, DeadLetterCause.BOOKING_REJECTED
-    ) or operation_store.has_retry_reason(
-        connection, format_payout_operation_id(payout_id), RetryReason.BOOKING_REJECTED
-    ):
+        connection, key, DeadLetterCause.BOOKING_REJECTED
+    ) or operation_store.has_retry_reason(connection, key, RetryReason.BOOKING_REJECTED):
         raise _uncertain_hold_error(
             "The wallet rejected the payout's hold, whose id may belong to another payout. The "
             "payout cannot be cancelled before its hold is placed."

@@ -13,13 +13,13 @@ from tallystick.ledger.v1 import ledger_service_pb2, ledger_service_pb2_grpc
 from tallystick.wallet.v1 import wallet_service_pb2, wallet_service_pb2_grpc
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.money import format_amount
-from tallystick_core.payout.operation_ids import format_payout_hold_id
 from tallystick_core.payout.reported_transfer import (
     MoneyMovement,
     Transfer,
     TransferMatch,
     money_movements,
 )
+from tallystick_core.payout.request import format_payout_hold_id
 from tallystick_core.payout.snapshot import PayoutTransition
 from tallystick_core.payout.state import (
     HOLD_CAPTURED,

@@ -8,16 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tallystick_core.operations.kind import KindName, format_resource_name
+from tallystick_core.operations.kind import KindName
 from tallystick_core.payout.destination import (
     DESTINATION_TRIGGERS,
     DestinationState,
     DestinationTrigger,
     transition_destination,
-)
-from tallystick_core.payout.operation_ids import (
-    format_destination_operation_id,
-    split_operation_ids,
 )
 from tallystick_core.payout.snapshot import PayoutTransition
 from tallystick_core.payout.state import HELD_UNSENT_STATES, PayoutTransitionReason, PayoutTrigger
@@ -32,6 +28,7 @@ from tallystick_server.payout.operation import operations_from_rows
 from tallystick_server.payout.transitions import PayoutChange, transition_payouts
 from tallystick_storage import operations as operation_store
 from tallystick_storage.database import Database
+from tallystick_storage.operation_key import OperationKey
 from tallystick_storage.payout import destinations as store
 from tallystick_storage.payout import payouts as payout_store
 from tallystick_storage.sql import Connection, Row
@@ -42,14 +39,13 @@ class DestinationVerification(LeasedOperation):
     """The verification of a destination by its provider. Repeating it is harmless."""
 
     kind: KindName = KindName.DESTINATION_VERIFICATION
-    payout_destination_id: str
     currency: str
     bank_account_token: str
     state: DestinationState
 
     @property
-    def resource_name(self) -> str:
-        return format_resource_name(self.kind, self.payout_destination_id)
+    def payout_destination_id(self) -> str:
+        return self.operation_id
 
 
 def verifications_from_rows(
@@ -60,19 +56,18 @@ def verifications_from_rows(
     """
     return [
         DestinationVerification(
-            operation_id=format_destination_operation_id(row.payout_destination_id),
+            operation_id=row.payout_destination_id,
             caller=row.caller,
             attempt_number=1,
             provider=row.provider,
             provider_key="",
-            lease_token=tokens[format_destination_operation_id(row.payout_destination_id)],
+            lease_token=tokens[row.payout_destination_id],
             lease_deadline=lease_deadline,
             traceparent=row.traceparent,
             context=parse_traceparent(row.traceparent),
             maybe_sent=True,  # so that it never fails because there is no answer
             lookup_only=row.lookup_only,
             tries=parse_tries(row.retry_counts),
-            payout_destination_id=row.payout_destination_id,
             currency=row.currency,
             bank_account_token=row.bank_account_token,
             state=DestinationState(row.state),
@@ -160,14 +155,14 @@ def end_destinations(
     *,
     actor: str = "",
     reason: str = "",
-    other_operation_ids: Sequence[str] = (),
+    other_payout_ids: Sequence[str] = (),
 ) -> None:
     """Ends destinations and the dead letters of their verifications.
 
     Cancels the payouts whose funds are held for them; a scan of the operation queue books these.
 
-    `other_operation_ids`: operations whose queue rows the transaction locks later. All rows are
-    locked here, in one pass. Raises INVALID_STATE.
+    `other_payout_ids`: payouts whose queue rows the transaction locks later. All rows are locked
+    here, in one pass. Raises INVALID_STATE.
     """
     transitions = []
     rows = store.lock(connection, sorted(destination_ids))
@@ -186,39 +181,44 @@ def end_destinations(
     }
     # No payout can be added now: placing a hold locks the destination first.
     unsent_ids = [
-        operation_id
-        for id_ in ended_rows
-        for operation_id in payout_store.list_unsent(connection, id_)
+        payout_id for id_ in ended_rows for payout_id in payout_store.list_unsent(connection, id_)
     ]
     operation_store.lock(
         connection,
-        [*map(format_destination_operation_id, ended_rows), *unsent_ids, *other_operation_ids],
+        {
+            *(OperationKey(KindName.DESTINATION_VERIFICATION, id_) for id_ in ended_rows),
+            *(OperationKey(KindName.PAYOUT, id_) for id_ in (*unsent_ids, *other_payout_ids)),
+        },
     )
     transition_destinations(connection, transitions)
     resolve(
         connection,
         {
-            f"payoutDestinations/{id_}": (actor or row.caller, row.traceparent)
+            OperationKey(KindName.DESTINATION_VERIFICATION, id_): (
+                actor or row.caller,
+                row.traceparent,
+            )
             for id_, row in ended_rows.items()
         },
     )
     _cancel_unsent(connection, unsent_ids)
 
 
-def _cancel_unsent(connection: Connection, operation_ids: Sequence[str]) -> None:
-    tokens = operation_store.force_claim(connection, operation_ids, 0.0) if operation_ids else {}
+def _cancel_unsent(connection: Connection, payout_ids: Sequence[str]) -> None:
+    tokens = (
+        operation_store.force_claim(connection, KindName.PAYOUT, payout_ids, 0.0)
+        if payout_ids
+        else {}
+    )
     if tokens:
         payouts = operations_from_rows(
-            payout_store.load_operations(connection, split_operation_ids(tokens)[0]), tokens, ""
+            payout_store.load_operations(connection, list(tokens)), tokens, ""
         )
         # Skip payouts that were decided after they were listed.
         unsent_payouts = [payout for payout in payouts if payout.state in HELD_UNSENT_STATES]
         resolve(
             connection,
-            {
-                payout.resource_name: (payout.caller, payout.traceparent)
-                for payout in unsent_payouts
-            },
+            {payout.key: (payout.caller, payout.traceparent) for payout in unsent_payouts},
         )
         transition_payouts(
             connection,

@@ -12,7 +12,6 @@ from tallystick_core.payout.destination import (
     NewDestination,
     require_approvable,
 )
-from tallystick_core.payout.operation_ids import format_destination_operation_id
 from tallystick_core.payout.quote import WalletBalance
 from tallystick_server.operations.operation import FIRST_LEASE_TOKEN
 from tallystick_server.outbox.events import record_events
@@ -75,7 +74,7 @@ class DestinationRegistry:
             if row is not None:
                 (item,) = verifications_from_rows(
                     [row],
-                    {format_destination_operation_id(row.payout_destination_id): FIRST_LEASE_TOKEN},
+                    {row.payout_destination_id: FIRST_LEASE_TOKEN},
                     lease_deadline,
                 )
                 self._payouts.worker.start_operation(item)

@@ -11,7 +11,7 @@ from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick_core.access import Role
 from tallystick_core.money import parse_currency
-from tallystick_core.payout.operation_ids import format_payout_operation_id
+from tallystick_core.operations.kind import KindName
 from tallystick_core.payout.request import NewPayout
 from tallystick_core.payout.state import TERMINAL_STATES, PayoutTransitionReason
 from tallystick_core.validation import parse_id, parse_reason_text
@@ -30,6 +30,7 @@ from tallystick_server.rpc.call import Access, Call
 from tallystick_server.rpc.pagination import PageToken, parse_page_size
 from tallystick_storage import operations as operation_store
 from tallystick_storage.database import Database
+from tallystick_storage.operation_key import OperationKey
 from tallystick_storage.payout import acknowledgements, transfers
 from tallystick_storage.payout import queries as store
 from tallystick_storage.sql import Connection
@@ -139,7 +140,7 @@ class PayoutHandlers(DestinationHandlers, BatchHandlers, PayoutOperatorHandlers)
             return (
                 store.load_history(connection, payout.payout_id),
                 operation_store.list_attempts(
-                    connection, format_payout_operation_id(payout.payout_id)
+                    connection, OperationKey(KindName.PAYOUT, payout.payout_id)
                 ),
                 transfer_rows,
                 reports,

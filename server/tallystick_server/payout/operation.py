@@ -8,13 +8,17 @@ from math import inf
 from typing import Any
 
 from tallystick.payout.v1 import payout_pb2
-from tallystick_core.operations.kind import KindName, format_resource_name
-from tallystick_core.payout.operation_ids import format_payout_operation_id
+from tallystick_core.operations.idempotency_key import format_provider_key
+from tallystick_core.operations.kind import KindName
 from tallystick_core.payout.snapshot import PayoutSnapshot
 from tallystick_core.payout.state import PayoutState
-from tallystick_core.provider.idempotency_key import format_provider_key
 from tallystick_server.observability.tracing import SpanContext, parse_traceparent
-from tallystick_server.operations.operation import FIRST_LEASE_TOKEN, LeasedOperation, parse_tries
+from tallystick_server.operations.operation import (
+    FIRST_LEASE_TOKEN,
+    NO_LEASE,
+    LeasedOperation,
+    parse_tries,
+)
 from tallystick_server.payout import convert
 from tallystick_server.payout.snapshot import snapshot_of
 from tallystick_storage.payout import payouts as store
@@ -33,7 +37,6 @@ class PayoutOperation(LeasedOperation):
     """
 
     kind: KindName = KindName.PAYOUT
-    payout_id: str
     seller_account: str
     amount: int
     fee: int
@@ -45,8 +48,8 @@ class PayoutOperation(LeasedOperation):
     message: payout_pb2.Payout
 
     @property
-    def resource_name(self) -> str:
-        return format_resource_name(self.kind, self.payout_id)
+    def payout_id(self) -> str:
+        return self.operation_id
 
     @property
     def state(self) -> PayoutState:
@@ -71,18 +74,17 @@ def build_operation(
 ) -> PayoutOperation:
     """A payout that was just created, leased to this process."""
     return PayoutOperation(
-        operation_id=format_payout_operation_id(new.payout_id),
+        operation_id=new.payout_id,
         caller=new.caller,
         attempt_number=ATTEMPT_NUMBER,
         provider=new.provider,
         provider_key=format_provider_key(
-            environment, format_payout_operation_id(new.payout_id), ATTEMPT_NUMBER
+            environment, KindName.PAYOUT, new.payout_id, ATTEMPT_NUMBER
         ),
         lease_token=FIRST_LEASE_TOKEN,
         lease_deadline=lease_deadline,
         traceparent=new.traceparent,
         context=context,
-        payout_id=new.payout_id,
         seller_account=new.seller_account,
         amount=new.amount,
         fee=new.fee,
@@ -107,15 +109,13 @@ def operations_from_rows(
     """
     return [
         PayoutOperation(
-            operation_id=format_payout_operation_id(row.payout_id),
+            operation_id=row.payout_id,
             caller=row.caller,
             attempt_number=ATTEMPT_NUMBER,
             provider=row.provider,
             provider_key=row.provider_key
-            or format_provider_key(
-                environment, format_payout_operation_id(row.payout_id), ATTEMPT_NUMBER
-            ),
-            lease_token=tokens.get(format_payout_operation_id(row.payout_id), 0),
+            or format_provider_key(environment, KindName.PAYOUT, row.payout_id, ATTEMPT_NUMBER),
+            lease_token=tokens.get(row.payout_id, NO_LEASE),
             lease_deadline=lease_deadline,
             traceparent=row.traceparent,
             context=parse_traceparent(row.traceparent),
@@ -125,7 +125,6 @@ def operations_from_rows(
             tries=parse_tries(row.retry_counts),
             seconds_since_sent=None if row.since_sent is None else float(row.since_sent),
             not_found_count=row.not_found_count,
-            payout_id=row.payout_id,
             seller_account=row.seller_account,
             amount=row.amount,
             fee=row.fee,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tallystick.payout.v1 import payout_service_pb2 as pb
+from tallystick_core.operations.kind import KindName
 from tallystick_server.operations import dead_letters, operator_handlers
 from tallystick_server.payout import acknowledge, convert
 from tallystick_server.payout.payouts import Payouts
@@ -25,9 +26,9 @@ class PayoutOperatorHandlers(operator_handlers.OperatorHandlers):
         row = await self._dead_letters.find(
             operator_handlers.parse_dead_letter_id(request.dead_letter_id)
         )
-        collection, _, id_ = row.resource_name.partition("/")
+        id_ = row.operation_id
         response = pb.GetDeadLetterResponse(dead_letter=dead_letters.to_message(row))
-        if collection == "payouts":
+        if row.kind == KindName.PAYOUT:
             payouts = await self._database.read(
                 lambda connection: store.load_payouts(connection, [id_])
             )

@@ -12,8 +12,7 @@ from tallystick_core.errors import ApiError
 from tallystick_core.money import format_amount
 from tallystick_core.payout.approval import needs_approval
 from tallystick_core.payout.destination import TERMINAL_DESTINATION_STATES, DestinationState
-from tallystick_core.payout.operation_ids import format_payout_hold_id
-from tallystick_core.payout.request import classify_hold_failure
+from tallystick_core.payout.request import classify_hold_failure, format_payout_hold_id
 from tallystick_core.payout.snapshot import PayoutTransition
 from tallystick_core.payout.state import (
     HELD_UNSENT_STATES,

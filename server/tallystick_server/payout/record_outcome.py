@@ -13,7 +13,6 @@ from typing import Any
 
 from tallystick_core.operations.next_action import MAX_OPEN_REPORTS
 from tallystick_core.payout.destination import DestinationTrigger, is_account_rejected
-from tallystick_core.payout.operation_ids import format_payout_operation_id
 from tallystick_core.payout.payout_update import (
     MAX_REPORT_LENGTH,
     PayoutUpdate,
@@ -122,7 +121,7 @@ def _record(connection: Connection, results: Sequence[_Result]) -> dict[str, Pay
             connection,
             rejected_destination_ids,
             DestinationTrigger.ACCOUNT_REJECTED,
-            other_operation_ids=[format_payout_operation_id(id_) for id_ in sorted(pending)],
+            other_payout_ids=sorted(pending),
         )
     payouts = _store_in_progress(connection, pending.values())
     others = [item for id_, item in pending.items() if id_ not in payouts]

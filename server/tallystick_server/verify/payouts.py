@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import groupby
 from typing import Any
 
-from tallystick_core.payout.operation_ids import format_payout_hold_id
 from tallystick_core.payout.reported_transfer import Transfer, TransferMatch, money_movements
+from tallystick_core.payout.request import format_payout_hold_id
 from tallystick_core.payout.state import (
     HOLD_CAPTURED,
     HOLD_OPEN,

@@ -1,5 +1,8 @@
 """The tables and functions that several schemas have: SQL for the migrations."""
 
+from collections.abc import Sequence
+
+from tallystick_core.operations.kind import COLLECTIONS, KindName
 from tallystick_storage.migrations.rules import require_event
 
 COMMON_OBJECTS = """
@@ -109,14 +112,15 @@ grant select, insert, update (acknowledged_by, acknowledge_reason, acknowledge_t
 """
 
 
-OPERATIONS = """
+_OPERATIONS = """
 -- A numbered request to a provider under one idempotency key, committed before it is sent. It may
 -- be sent more than once.
 create table attempt (
+    kind text collate "C" not null check (kind in ({kinds})),
     operation_id text collate "C" not null,
     attempt_number int not null check (attempt_number > 0),
     provider text not null,
-    provider_key text not null,  -- made of (operation_id, attempt_number), so just as unique
+    provider_key text not null,  -- made of the key of this row, so just as unique
     amount bigint not null check (amount > 0),
     currency text not null,
     outcome text not null check (outcome in (
@@ -132,11 +136,11 @@ create table attempt (
         check ((end_time is not null) = (outcome in ('SUCCEEDED', 'DECLINED', 'RETURNED'))),
     -- for the index: a success leaves it unchanged
     is_live boolean not null generated always as (outcome <> 'DECLINED') stored,
-    primary key (operation_id, attempt_number)
+    primary key (kind, operation_id, attempt_number)
 ) with (fillfactor = 40);  -- free space for HOT updates: the result changes no index
 -- At most one attempt is open or has succeeded: the next one starts only after the earlier one has
 -- certainly moved no money.
-create unique index attempt_live on attempt (operation_id) where is_live;
+create unique index attempt_live on attempt (kind, operation_id) where is_live;
 create trigger never_deleted before delete or truncate on attempt
     for each statement execute function reject_change();
 grant select, insert on attempt to {service};
@@ -146,7 +150,8 @@ grant update (outcome, provider_reference, moved_amount, moved_currency, failure
 -- The operation queue. A row is deleted when its operation and everything that follows from it are
 -- completed.
 create table operation (
-    operation_id text collate "C" primary key,
+    kind text collate "C" not null check (kind in ({kinds})),
+    operation_id text collate "C" not null,
     provider text not null,
     -- null: a dead letter, nothing is scheduled; infinity: waits for approval
     next_try_time timestamptz,
@@ -174,15 +179,17 @@ create table operation (
     -- The earliest time of a claim; null: not before an operator has decided. The index for claims
     -- holds only such rows.
     ready_time timestamptz generated always as (case when next_try_time < 'infinity'
-        then greatest(next_try_time, lease_until) end) stored
+        then greatest(next_try_time, lease_until) end) stored,
+    primary key (kind, operation_id)
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
-create index operation_ready on operation (provider, ready_time, operation_id)
+create index operation_ready on operation (provider, ready_time, kind, operation_id)
     where ready_time is not null;
-create index operation_by_phase on operation (phase, phase_start_time)
+create index operation_by_phase on operation (kind, phase, phase_start_time)
     where next_try_time is not null;
-create index operation_rejected on operation (operation_id) where retry_reason = 'CALLER_REJECTED'
+create index operation_rejected on operation (kind, operation_id)
+    where retry_reason = 'CALLER_REJECTED'
     and next_try_time is not null;
-create index operation_by_expire_time on operation (expire_time, operation_id)
+create index operation_by_expire_time on operation (expire_time, kind, operation_id)
     where expire_time is not null
     and next_try_time is null;
 create index operation_failing on operation (retry_reason, provider)
@@ -190,14 +197,28 @@ create index operation_failing on operation (retry_reason, provider)
     and next_try_time is not null;
 grant select, insert, update, delete on operation to {service};
 """
-"""The operations of a schema that calls providers: their attempts and their schedule."""
 
-DEAD_LETTERS = """
+
+def operations(*kinds: KindName) -> str:
+    """The operations of a schema that calls providers, of these kinds: their attempts and their
+    schedule. The ids of different kinds may be equal.
+    """
+    return _OPERATIONS.replace("{kinds}", _quoted(kinds))
+
+
+def _quoted(kinds: Sequence[KindName]) -> str:
+    return ", ".join(f"'{kind}'" for kind in kinds)
+
+
+_DEAD_LETTERS = """
 -- Operations that are not retried until an operator decides. Rows are kept permanently, one for
 -- each time.
 create table dead_letter (
     dead_letter_id text collate "C" primary key,
-    resource_name text collate "C" not null,  -- "{collection}/{id}"
+    kind text collate "C" not null check (kind in ({kinds})),
+    operation_id text collate "C" not null,
+    resource_name text collate "C" not null generated always as (  -- as the API names it
+        case kind {collections} end || '/' || operation_id) stored,
     number int not null check (number > 0),
     cause text not null check (cause <> ''),
     detail text not null,
@@ -209,10 +230,10 @@ create table dead_letter (
     create_time timestamptz not null,
     end_time timestamptz check ((end_time is null) = (state = 'OPEN')),
     provider text not null,
-    unique (resource_name, number),
+    unique (kind, operation_id, number),
     check (dead_letter_id = translate(resource_name, '/', '-') || '-' || number)
 );
-create unique index dead_letter_open on dead_letter (resource_name) where state = 'OPEN';
+create unique index dead_letter_open on dead_letter (kind, operation_id) where state = 'OPEN';
 create index dead_letter_by_time on dead_letter (create_time desc, dead_letter_id desc);
 create index dead_letter_by_cause
     on dead_letter (cause, provider, create_time desc, dead_letter_id desc);
@@ -232,7 +253,13 @@ grant select, insert, update (state, operator, reason, evidence, end_time)
     "'deadLetters/' || dead_letter_id",
     "case when state = 'OPEN' then 1 else 2 end",
 )
-"""The dead letters of a schema that has operations; created after its outbox."""
+
+
+def dead_letters(*kinds: KindName) -> str:
+    """The dead letters of a schema that has operations of these kinds; created after its outbox."""
+    collections = " ".join(f"when '{kind}' then '{COLLECTIONS[kind]}'" for kind in kinds)
+    return _DEAD_LETTERS.replace("{kinds}", _quoted(kinds)).replace("{collections}", collections)
+
 
 ALERTS = """
 -- Conditions that an operator must know of. A condition that is found again keeps its alert until

@@ -11,11 +11,12 @@ from tallystick_storage.alerts import AlertQuery, operation_alert_queries
 # The orders that have waited longer than the limit, the longest first.
 _WAITING_ORDERS = """
     (select operation_id, retry_reason from operation
-     where phase = '{phase}' and phase_start_time < (select clock()) - cast(:{limit} as interval)
+     where kind = 'charge' and phase = '{phase}'
+         and phase_start_time < (select clock()) - cast(:{limit} as interval)
          and next_try_time is not null
      order by phase_start_time limit :max_scanned) d
-    cross join lateral (select a.checkout_id from attempt a where a.operation_id = d.operation_id
-        and a.attempt_number = 1 offset 0) a
+    cross join lateral (select a.checkout_id from attempt a where a.kind = 'charge'
+        and a.operation_id = d.operation_id and a.attempt_number = 1 offset 0) a
     cross join lateral (
         select o.* from payment_order o where o.checkout_id = a.checkout_id
             and o.charge_id = d.operation_id and o.status <> 'FAILED' offset 0) o

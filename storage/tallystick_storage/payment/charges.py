@@ -23,10 +23,9 @@ _CHARGE = """
         coalesce(op.not_found_count, 0) as not_found_count,
             coalesce(op.lookup_only, false) as lookup_only, op.retry_counts
     from unnest(cast(:charges as text[])) as g (id)
-    {operation} op on op.operation_id = g.id
-    join lateral (select * from attempt a where a.operation_id = g.id order by attempt_number desc
-        limit 1) a
-        on true
+    {operation} op on op.kind = 'charge' and op.operation_id = g.id
+    join lateral (select * from attempt a where a.kind = 'charge' and a.operation_id = g.id
+        order by attempt_number desc limit 1) a on true
     join checkout c on c.checkout_id = a.checkout_id
     join payment_order o on o.checkout_id = c.checkout_id and o.charge_id = g.id and {which}
     order by o.charge_id, o.payment_order_id
@@ -78,7 +77,8 @@ _SCHEDULE_POLLS = text("""
     select r.charge_id, a.provider, clock() + make_interval(secs => r.delay_seconds), r.poll_count
     from json_to_recordset(cast(:polls as json))
         as r (charge_id text collate "C", delay_seconds float, poll_count int)
-    join attempt a on a.operation_id = r.charge_id and a.attempt_number = 1 order by r.charge_id
+    join attempt a on a.kind = 'charge' and a.operation_id = r.charge_id and a.attempt_number = 1
+    order by r.charge_id
     on conflict (charge_id) do update set next_poll_time = excluded.next_poll_time,
         poll_count = excluded.poll_count
 """)

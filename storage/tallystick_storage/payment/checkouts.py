@@ -167,24 +167,22 @@ _INSERT = text(f"""
             '', '',
             failure_reason, '', '', attempt_count, now from requested, t),
     new_attempt as (
-        insert into attempt (operation_id, attempt_number, checkout_id, provider, provider_key,
-            amount,
-            currency, outcome, provider_reference, failure_reason,
+        insert into attempt (kind, operation_id, attempt_number, checkout_id, provider,
+            provider_key, amount, currency, outcome, provider_reference, failure_reason,
             decline_code, start_time)
-        select charge_id, 1, r.checkout_id, provider, provider_key, amount, currency, '', '', '',
-            '', now
+        select 'charge', charge_id, 1, r.checkout_id, provider, provider_key, amount, currency, '',
+            '', '', '', now
         from json_to_recordset(cast(:attempts as json))
             as r (charge_id text collate "C", checkout_id text collate "C", provider text,
             provider_key text, amount bigint,
             currency text) join new_checkout c on c.checkout_id = r.checkout_id, t
         returning operation_id, provider),
     new_operation as (
-        insert into operation (operation_id, provider, next_try_time, lease_until, lease_token,
-            is_leased,
+        insert into operation (kind, operation_id, provider, next_try_time, lease_until,
+            lease_token, is_leased,
             maybe_sent, lookup_only, retry_reason, detail, phase_start_time)
-        select operation_id, provider, now, now + cast(:lease as interval), 1, true, false, false,
-            '',
-            '', now from new_attempt, t),
+        select 'charge', operation_id, provider, now, now + cast(:lease as interval), 1, true,
+            false, false, '', '', now from new_attempt, t),
     changed_resource as (
         select 'payments/' || checkout_id as aggregate_id, v as version
             from new_checkout c, generate_series(1, c.version) as v

@@ -68,7 +68,7 @@ _INSERT_MONEY_REPORTS = text(
             and m.provider_reference = r.provider_reference
         left join lateral (
             select a.moved_amount as amount, a.moved_currency as currency from attempt a
-            where a.operation_id = r.charge_id and a.outcome = 'SUCCEEDED'
+            where a.kind = 'charge' and a.operation_id = r.charge_id and a.outcome = 'SUCCEEDED'
                 and a.provider_reference = r.provider_reference
             union all
             select u.amount, u.currency from unapplied_charge u

@@ -81,8 +81,8 @@ _CHANGE_ORDERS = text(f"""
     with {_CHANGED.format(requested=f"{_TRANSITIONS} order by payment_order_id)")},
     {insert_into_outbox("changed", "'paymentOrders/' || payment_order_id")}
     select payment_order_id, checkout_id, version, update_time, resolve_by_time,
-        (select op.lease_token from operation op where op.operation_id = c.charge_id)
-            as lease_token,
+        (select op.lease_token from operation op
+            where op.kind = 'charge' and op.operation_id = c.charge_id) as lease_token,
         sequence as outbox_sequence
     from changed c, outbox_sequence
 """)
@@ -94,7 +94,7 @@ _FINISH_ORDERS = text(f"""
         select op.operation_id
         from (select distinct charge_id from requested order by charge_id) r
         cross join lateral (select op.operation_id from operation op
-            where op.operation_id = r.charge_id limit 1 for update) op),
+            where op.kind = 'charge' and op.operation_id = r.charge_id limit 1 for update) op),
     -- The counts are always true: they make the statement lock operations, then checkouts, then
     -- orders, as everywhere.
     locked_checkout as materialized (
@@ -122,7 +122,7 @@ _FINISH_ORDERS = text(f"""
     -- A final charge needs no operation.
     done as (
         delete from operation op
-        where op.operation_id = any (array(select charge_id from changed))
+        where op.kind = 'charge' and op.operation_id = any (array(select charge_id from changed))
         returning op.operation_id, op.lease_token),
     -- The resources with a new version, for their events.
     changed_resource as (
@@ -162,11 +162,13 @@ _CANCEL = text(
 _CANCEL_DUE = text("""
     with l as materialized (
         select operation_id from operation
-        where operation_id in (select charge_id from payment_order where checkout_id = :checkout_id
+        where kind = 'charge' and operation_id in (
+            select charge_id from payment_order where checkout_id = :checkout_id
             and status in ('EXECUTING', 'PENDING'))
         order by operation_id for update)
     update operation op set next_try_time = clock(), has_changed = true from l
-        where op.operation_id = l.operation_id and op.next_try_time is not null
+        where op.kind = 'charge' and op.operation_id = l.operation_id
+            and op.next_try_time is not null
 """)
 _LIST_OPEN_CHARGES = text(
     "select distinct charge_id from payment_order where checkout_id = :checkout_id and status in "

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from tallystick_core.operations.kind import KindName
 from tallystick_storage import operations as operation_store
+from tallystick_storage.operation_key import OperationKey
 from tallystick_storage.pagination import PageKey, find_candidates
 from tallystick_storage.sql import Connection, Row, text
 
@@ -30,7 +32,7 @@ _ORDER_COLUMNS = """o.payment_order_id, o.checkout_id, o.charge_id, o.buyer_acco
 _LOAD_PAYMENTS = text(f"""
     select {_ORDER_COLUMNS}, {_PAYMENT_COLUMNS}
     from checkout c join payment_order o on o.checkout_id = c.checkout_id left
-        join operation op on op.operation_id = o.charge_id
+        join operation op on op.kind = 'charge' and op.operation_id = o.charge_id
     where c.checkout_id = any (cast(:ids as text[])) order by o.checkout_id, o.payment_order_id
 """)
 
@@ -59,8 +61,8 @@ def load_checkouts(connection: Connection, checkout_ids: list[str]) -> Sequence[
 _LIST_CHARGE_ORDERS = text(f"""
     select {_ORDER_COLUMNS} from attempt a join payment_order o on o.checkout_id = a.checkout_id
         and o.charge_id = a.operation_id
-    left join operation op on op.operation_id = o.charge_id where a.operation_id = :charge_id
-        and a.attempt_number = 1
+    left join operation op on op.kind = 'charge' and op.operation_id = o.charge_id
+    where a.kind = 'charge' and a.operation_id = :charge_id and a.attempt_number = 1
         order by o.payment_order_id
 """)
 
@@ -73,7 +75,8 @@ def list_charge_orders(connection: Connection, charge_id: str) -> Sequence[Order
 _LOAD_ORDER = text(f"""
     select {_ORDER_COLUMNS}, c.owner from payment_order o
         join checkout c on c.checkout_id = o.checkout_id
-    left join operation op on op.operation_id = o.charge_id where o.payment_order_id = :id
+    left join operation op on op.kind = 'charge' and op.operation_id = o.charge_id
+    where o.payment_order_id = :id
 """)
 _LOAD_HISTORY = text(
     "select version, from_status, to_status, transition_reason, create_time from order_history "
@@ -87,7 +90,11 @@ def load_order(connection: Connection, payment_order_id: str) -> OrderDetails | 
     if row is None:
         return None
     history = connection.execute(_LOAD_HISTORY, {"id": payment_order_id}).all()
-    return row, history, operation_store.list_attempts(connection, row.charge_id)
+    return (
+        row,
+        history,
+        operation_store.list_attempts(connection, OperationKey(KindName.CHARGE, row.charge_id)),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,12 @@ _STUCK_PAYOUTS = """
         p.state || ' since ' || to_char(p.update_time, 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
             || case when d.retry_reason = '' then '' else ': ' || d.retry_reason end as detail
     from (select operation_id, retry_reason from operation
-          where phase = '{phase}'
+          where kind = 'payout' and phase = '{phase}'
               and phase_start_time < (select clock()) - cast(:{limit} as interval)
               and next_try_time is not null
           order by phase_start_time limit :max_scanned) d
     cross join lateral (
-        select p.* from payout p where p.payout_id = substr(d.operation_id, 3) offset 0) p
+        select p.* from payout p where p.payout_id = d.operation_id offset 0) p
     where p.update_time < (select clock()) - cast(:{limit} as interval)
 """
 _ALERT_QUERIES = (
@@ -49,12 +49,12 @@ _ALERT_QUERIES = (
     select 'payoutDestinations/' || s.payout_destination_id as resource_name, s.state || case
         when d.retry_reason = '' then '' else ': ' || d.retry_reason end as detail
     from (select operation_id, retry_reason from operation
-          where phase = 'VERIFYING'
+          where kind = 'destination_verification' and phase = 'VERIFYING'
               and phase_start_time < (select clock()) - cast(:verifying as interval)
               and next_try_time is not null
           order by phase_start_time limit :max_scanned) d
     cross join lateral (select * from payout_destination s
-        where s.payout_destination_id = substr(d.operation_id, 3) offset 0) s
+        where s.payout_destination_id = d.operation_id offset 0) s
     where s.update_time < (select clock()) - cast(:verifying as interval)
 """,
     ),

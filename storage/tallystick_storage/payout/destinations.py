@@ -65,10 +65,10 @@ _INSERT = text(f"""
         from (select clock() as now) t
         on conflict do nothing returning *),
     new_operation as (
-        insert into operation (operation_id, provider, next_try_time, lease_until, lease_token,
-            is_leased,
+        insert into operation (kind, operation_id, provider, next_try_time, lease_until,
+            lease_token, is_leased,
             maybe_sent, lookup_only, retry_reason, detail, phase)
-        select 'd-' || payout_destination_id, provider, create_time,
+        select 'destination_verification', payout_destination_id, provider, create_time,
             create_time + cast(:lease as interval), 1, true, false, false, '', '', 'VERIFYING'
             from new),
     {insert_into_outbox("new", "'payoutDestinations/' || payout_destination_id", "1")}
@@ -98,8 +98,8 @@ _TRANSITION = text(f"""
             disable_reason text),
             (select clock() as now) t
         where d.payout_destination_id = r.payout_destination_id returning d.*),
-    done as (delete from operation
-        where operation_id = any (array(select 'd-' || payout_destination_id from changed))),
+    done as (delete from operation where kind = 'destination_verification'
+        and operation_id = any (array(select payout_destination_id from changed))),
     {insert_into_outbox("changed", "'payoutDestinations/' || payout_destination_id")}
     select {_COLUMNS}, sequence as outbox_sequence from changed, outbox_sequence
 """)
@@ -116,7 +116,8 @@ _LOAD_OPERATIONS = text("""
     select s.*, coalesce(op.lookup_only, false) as lookup_only, op.retry_counts
     from unnest(cast(:ids as text[])) as g (id)
     join payout_destination s on s.payout_destination_id = g.id
-        left join operation op on op.operation_id = 'd-' || g.id order by s.payout_destination_id
+    left join operation op on op.kind = 'destination_verification' and op.operation_id = g.id
+    order by s.payout_destination_id
 """)
 _LOCK_UNRESOLVED = text("""
     select payout_destination_id from payout_destination

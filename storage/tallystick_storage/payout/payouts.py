@@ -141,12 +141,12 @@ _INSERT = text(f"""
             reason, create_time)
         select payout_id, 1, null, :state, :transition_reason, false, '', '', create_time from new),
     new_operation as (
-        insert into operation (operation_id, provider, next_try_time, lease_until, lease_token,
-            is_leased,
+        insert into operation (kind, operation_id, provider, next_try_time, lease_until,
+            lease_token, is_leased,
             maybe_sent, lookup_only, retry_reason, detail,
             payout_batch_id, payout_destination_id)
-        select 'p-' || payout_id, provider, create_time, create_time + cast(:lease as interval), 1,
-            true, false, false, '', '', payout_batch_id,
+        select 'payout', payout_id, provider, create_time,
+            create_time + cast(:lease as interval), 1, true, false, false, '', '', payout_batch_id,
             payout_destination_id from new),
     {insert_into_outbox("new", "'payouts/' || payout_id", "1")}
     select payout_id, create_time, sequence as outbox_sequence from new, outbox_sequence
@@ -182,7 +182,7 @@ _TRANSITION = text(f"""
                     order by payout_id) r
         cross join lateral (  -- a lease that was taken over is no longer ours
             select op.lease_token as holder_token from operation op
-            where op.operation_id = 'p-' || r.payout_id
+            where op.kind = 'payout' and op.operation_id = r.payout_id
                 and (r.lease_token is null or op.lease_token = r.lease_token)
                     limit 1 for update) op),
     locked as materialized (
@@ -212,29 +212,33 @@ _TRANSITION = text(f"""
             actor text, reason text) join changed m on m.payout_id = s.payout_id
         returning payout_id, version),
     new_attempt as (
-        insert into attempt (operation_id, attempt_number, provider, provider_key, amount, currency,
-            outcome,
+        insert into attempt (kind, operation_id, attempt_number, provider, provider_key, amount,
+            currency, outcome,
             provider_reference, failure_reason, decline_code,
             start_time)
-        select 'p-' || payout_id, 1, provider, provider_key, net_amount, currency, '', '', '', '',
+        select 'payout', payout_id, 1, provider, provider_key, net_amount, currency, '', '', '',
+            '',
             update_time from changed where provider_key <> ''),
     unsent as (  -- before its attempt was started nothing can have been sent
         update operation op set maybe_sent = false from changed m where m.provider_key <> ''
-            and op.operation_id = 'p-' || m.payout_id),
+            and op.kind = 'payout' and op.operation_id = m.payout_id),
     waiting as (
         update operation op set next_try_time = 'infinity', lease_until = t.now,
             is_leased = false,
             retry_counts = default, retry_reason = '', detail = '',
             phase = 'AWAITING_APPROVAL', phase_start_time = t.now
-        from locked l, t where l.awaits_approval and op.operation_id = 'p-' || l.payout_id),
+        from locked l, t where l.awaits_approval and op.kind = 'payout'
+            and op.operation_id = l.payout_id),
     made_due as (  -- due at once, even when another holder releases it
         update operation op set next_try_time = t.now, has_changed = op.has_changed
             or op.lease_token <> l.reporter_lease_token from locked l, t
-        where l.lease_token is null and not l.booked and op.operation_id = 'p-' || l.payout_id
+        where l.lease_token is null and not l.booked and op.kind = 'payout'
+            and op.operation_id = l.payout_id
             and (op.next_try_time > t.now or op.lease_token <> l.reporter_lease_token
                 and op.next_try_time is not null)),
     done as (delete from operation op
-        where op.operation_id = any (array(select 'p-' || payout_id from locked where booked))),
+        where op.kind = 'payout'
+            and op.operation_id = any (array(select payout_id from locked where booked))),
     scheduled_poll as (
         insert into completed_payout_poll (payout_id, next_poll_time, poll_count)
         select payout_id, t.now + make_interval(secs => poll_after_seconds), 0 from locked, t
@@ -265,8 +269,8 @@ def transition(
 
 
 _LOCKED_OPERATION = (
-    "select operation_id from operation where operation_id = any (select 'p-' || id from "
-    "unnest(cast(:ids as text[])) as i (id)) order by operation_id for update"
+    "select operation_id from operation where kind = 'payout' and operation_id = any "
+    "(cast(:ids as text[])) order by operation_id for update"
 )
 _LOCK = text(f"""
     with locked_operation as materialized ({_LOCKED_OPERATION})
@@ -275,11 +279,11 @@ _LOCK = text(f"""
         order by p.payout_id for update
 """)
 _REOPEN = text("""
-    insert into operation (operation_id, provider, next_try_time, lease_until, lease_token,
+    insert into operation (kind, operation_id, provider, next_try_time, lease_until, lease_token,
         is_leased,
         maybe_sent, lookup_only, retry_reason, detail, payout_batch_id,
         payout_destination_id)
-    select 'p-' || payout_id, provider, clock(), clock(), nextval('reopen_lease_token'), false,
+    select 'payout', payout_id, provider, clock(), clock(), nextval('reopen_lease_token'), false,
         true, false,
         '', '', payout_batch_id, payout_destination_id from payout
         where payout_id = any (cast(:ids as text[]))
@@ -305,8 +309,8 @@ _LOAD_OPERATIONS = text(f"""
     from unnest(cast(:ids as text[])) as g (id)
     join payout p on p.payout_id = g.id
     join payout_destination s on s.payout_destination_id = p.payout_destination_id
-    left join operation op on op.operation_id = 'p-' || g.id
-    left join attempt a on a.operation_id = 'p-' || g.id and a.attempt_number = 1
+    left join operation op on op.kind = 'payout' and op.operation_id = g.id
+    left join attempt a on a.kind = 'payout' and a.operation_id = g.id and a.attempt_number = 1
     order by p.payout_id
 """)
 _LOCK_UNRESOLVED = text(f"""
@@ -318,9 +322,10 @@ _LOCK_UNRESOLVED = text(f"""
 """)
 _LIST_UNSENT = text("""
     select op.operation_id from operation op cross join lateral (
-        select p.state from payout p where p.payout_id = substr(op.operation_id, 3) offset 0) p
-    where op.payout_destination_id = :destination and op.payout_destination_id <> ''
-        and p.state in ('AWAITING_APPROVAL', 'READY') order by op.operation_id
+        select p.state from payout p where p.payout_id = op.operation_id offset 0) p
+    where op.kind = 'payout' and op.payout_destination_id = :destination
+        and op.payout_destination_id <> '' and p.state in ('AWAITING_APPROVAL', 'READY')
+    order by op.operation_id
 """)
 
 
@@ -337,9 +342,7 @@ def lock_unresolved(connection: Connection, payout_ids: list[str]) -> set[str]:
 
 
 def list_unsent(connection: Connection, payout_destination_id: str) -> list[str]:
-    """The operation ids of payouts to a destination whose money is held and that have not been
-    sent.
-    """
+    """The payouts to a destination whose money is held and that have not been sent."""
     return list(connection.execute(_LIST_UNSENT, {"destination": payout_destination_id}).scalars())
 
 

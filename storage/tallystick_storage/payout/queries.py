@@ -13,7 +13,7 @@ from tallystick_storage.sql import Connection, Row, text
 
 _LOAD_PAYOUTS = text(f"""
     select {COLUMNS}, nullif(op.next_try_time, 'infinity') as next_try_time from payout p
-        left join operation op on op.operation_id = 'p-' || p.payout_id
+        left join operation op on op.kind = 'payout' and op.operation_id = p.payout_id
     where p.payout_id = any (cast(:ids as text[])) order by p.payout_id
 """)
 _LOAD_HISTORY = text("""
@@ -62,7 +62,7 @@ _IN_PROGRESS_STATES = ("CREATED", "READY", "SUBMITTING")
 # Every payout in progress has an operation, and there are few.
 _IN_PROGRESS_PAYOUTS = (
     "(select p.* from operation op cross join lateral (select * from payout p where p.payout_id = "
-    "substr(op.operation_id, 3) and op.operation_id like 'p-%' offset 0) p)"
+    "op.operation_id and op.kind = 'payout' offset 0) p)"
 )
 
 
@@ -99,7 +99,7 @@ def list_payouts(
             where {" and ".join(_FILTER_CONDITIONS[name] for name in other_filters) or "true"}
                 order by k.create_time desc, k.payout_id desc limit :limit) p
         left join lateral (select next_try_time from operation op
-            where op.operation_id = 'p-' || p.payout_id offset 0) op on true
+            where op.kind = 'payout' and op.operation_id = p.payout_id offset 0) op on true
         order by p.create_time desc, p.payout_id desc
     """)
     values = {name: getattr(filters, name) for name in other_filters}

@@ -92,14 +92,14 @@ INCONSISTENCY_QUERIES = {
         where (u.owner, u.payment_state, u.create_time) is distinct
             from (c.owner, c.payment_state, c.create_time) order by 1""",
     "payment.inconsistent_attempts": """
-        select 'payment.attempt ' || o.charge_id as name,
+        select 'payment.attempt charge ' || o.charge_id as name,
             'has ' || coalesce(a.n, 0) || ' attempts, but its orders count ' || o.n as what
         from (select charge_id, max(attempt_count) as n from payment_order group by charge_id) o
-        left join (select operation_id, count(*) as n from attempt group by operation_id) a
-            on a.operation_id = o.charge_id
+        left join (select operation_id, count(*) as n from attempt where kind = 'charge'
+            group by operation_id) a on a.operation_id = o.charge_id
         where o.n <> coalesce(a.n, 0) order by 1""",
     "payment.inconsistent_new_attempts": """
-        select 'payment.attempt ' || a.operation_id || ' ' || a.attempt_number as name,
+        select concat_ws(' ', 'payment.attempt', a.kind, a.operation_id, a.attempt_number) as name,
             'is not of its payment, or begins at another time' as what
         from attempt a left join checkout c on c.checkout_id = a.checkout_id
         where c.checkout_id is null or a.provider <> c.provider or a.attempt_number = 1
@@ -109,11 +109,11 @@ INCONSISTENCY_QUERIES = {
                 a.attempt_number
         order by 1""",
     "payment.inconsistent_new_operations": """
-        select 'payment.operation ' || op.operation_id as name,
+        select 'payment.operation ' || op.kind || ' ' || op.operation_id as name,
             'does not match its payment' as what
-        from operation op left join attempt a on a.operation_id = op.operation_id
-            and a.attempt_number = 1 left
-            join checkout c on c.checkout_id = a.checkout_id
+        from operation op left join attempt a on a.kind = op.kind
+            and a.operation_id = op.operation_id and a.attempt_number = 1
+            left join checkout c on c.checkout_id = a.checkout_id
         where op.seal is null
             and (op.provider, op.next_try_time, op.phase_start_time, op.sent_time,
                 op.phase) is distinct
@@ -213,20 +213,21 @@ QUERIES = {
             and w.what is not null
         order by checkout_id""",
     "payment.inconsistent_charges": """
-        select 'payment.attempt ' || a.operation_id as name, w.what
-        from (select operation_id, count(*) as n, min(attempt_number) as low,
+        select 'payment.attempt ' || a.kind || ' ' || a.operation_id as name, w.what
+        from (select kind, operation_id, count(*) as n, min(attempt_number) as low,
             max(attempt_number) as high,
             count(*) filter (where outcome <> 'DECLINED') as live
-              from attempt group by operation_id) a
+              from attempt group by kind, operation_id) a
         cross join lateral (values
             (case when a.low <> 1 or a.high <> a.n
                 then 'its attempts are not numbered 1, 2, …' end),
             (case when a.live > 1
                 then 'has more than one attempt that is open or has succeeded' end)) w (what)
         where (a.low <> 1 or a.high <> a.n or a.live > 1) and w.what is not null
-            order by a.operation_id""",
+            order by a.kind, a.operation_id""",
     "payment.inconsistent_attempt_amounts": """
-        select 'payment.attempt ' || a.operation_id || ' ' || a.attempt_number as name, w.what
+        select concat_ws(' ', 'payment.attempt', a.kind, a.operation_id, a.attempt_number) as name,
+            w.what
         from attempt a left join (
             select checkout_id, charge_id, sum(amount) as amount, min(currency) as low,
                 max(currency) as high, count(*) as n,
@@ -253,12 +254,13 @@ QUERIES = {
             or a.outcome = 'SUCCEEDED'
                 and ((a.moved_amount, a.moved_currency) is distinct from (a.amount, a.currency)
                     or o.n <> o.succeeded)) and w.what is not null
-        order by a.operation_id, a.attempt_number""",
+        order by a.kind, a.operation_id, a.attempt_number""",
     "payment.unpaid_successes": """
         select 'payment.payment_order ' || o.payment_order_id as name,
             'is SUCCESS without an attempt that succeeded' as what from payment_order o
         where o.status = 'SUCCESS' and not exists (
-            select from attempt a where a.operation_id = o.charge_id and a.outcome = 'SUCCEEDED'
+            select from attempt a where a.kind = 'charge' and a.operation_id = o.charge_id
+                and a.outcome = 'SUCCEEDED'
                 and a.provider_reference = o.provider_reference)
         order by 1""",
     "payment.shared_references": """
@@ -287,13 +289,13 @@ QUERIES = {
             where status <> 'FAILED'
                 and not (status = 'SUCCESS' and wallet_updated and ledger_updated)
                 group by charge_id),
-        l as (select substr(resource_name, 9) as charge_id from dead_letter where state = 'OPEN'
-            and resource_name like 'charges/%')
-        select charge_id as operation_id, o.payment_order_id as open,
+        l as (select operation_id as charge_id from dead_letter
+            where state = 'OPEN' and kind = 'charge')
+        select 'charge ' || charge_id as operation_id, o.payment_order_id as open,
             d.lease_token is not null as is_stored, d.next_try_time is not null as is_due,
             l.charge_id is not null as is_dead_lettered
         from o full join (select operation_id as charge_id, lease_token, next_try_time
-            from operation) d
+            from operation where kind = 'charge') d
             using (charge_id) full join l using (charge_id) order by charge_id""",
     "payment.delivered": """
         select o.payment_order_id, r.payment_order_id is not null as waiting

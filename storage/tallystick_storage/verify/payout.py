@@ -11,12 +11,12 @@ from tallystick_storage.verify.shared import (
 
 INCONSISTENCY_QUERIES = {
     "payout.inconsistent_attempts": """
-        select 'payout.attempt p-' || p.payout_id as name,
+        select 'payout.attempt payout ' || p.payout_id as name,
             'has ' || a.n || ' attempts of its payout, which counts ' || p.attempt_count as what
         from payout p cross join lateral (
             select count(*) filter (where a.amount = p.net_amount and a.currency = p.currency
                 and a.provider = p.provider) as n, count(*) as every
-            from attempt a where a.operation_id = 'p-' || p.payout_id) a
+            from attempt a where a.kind = 'payout' and a.operation_id = p.payout_id) a
         where a.n <> p.attempt_count or a.n <> a.every order by 1""",
     "payout.inconsistent_states": """
         select 'payout.payout_in_state ' || payout_id as name, 'does not match its payout' as what
@@ -92,19 +92,18 @@ QUERIES = {
             order by seller_account, currency""",
     "payout.operations": """
         with o as (
-            select 'p-' || payout_id as operation_id from payout where not booked
-            union all select 'd-' || payout_destination_id from payout_destination
-                where state = 'PENDING_VERIFICATION'),
-        l as (
-            select case split_part(resource_name, '/', 1) when 'payouts' then 'p-'
-                else 'd-' end || split_part(resource_name, '/', 2) as operation_id
-            from dead_letter where state = 'OPEN'),
-        d as (select operation_id, next_try_time from operation)
-        select operation_id, o.operation_id as open, d.operation_id is not null as is_stored,
-            d.next_try_time is not null as is_due,
-                l.operation_id is not null as is_dead_lettered
-        from o full join d using (operation_id) full join l using (operation_id)
-            order by operation_id""",
+            select 'payout' as kind, payout_id as operation_id, payout_id as open
+                from payout where not booked
+            union all
+            select 'destination_verification', payout_destination_id, payout_destination_id
+                from payout_destination where state = 'PENDING_VERIFICATION'),
+        l as (select kind, operation_id, true as is_open from dead_letter where state = 'OPEN'),
+        d as (select kind, operation_id, lease_token, next_try_time from operation)
+        select kind || ' ' || operation_id as operation_id, o.open,
+            d.lease_token is not null as is_stored, d.next_try_time is not null as is_due,
+            l.is_open is not null as is_dead_lettered
+        from o full join d using (kind, operation_id) full join l using (kind, operation_id)
+            order by kind, operation_id""",
     "payout.transfers": """
         select t.*, p.version
         from transfer t join payout p on p.payout_id = t.payout_id

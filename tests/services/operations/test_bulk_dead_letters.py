@@ -329,10 +329,10 @@ def test_twelve_thousand_dead_letters_are_retried_within_a_minute(
             admin.execute("set session_replication_role = replica")
             admin.execute("set search_path = payment")
             admin.execute(
-                "insert into dead_letter (dead_letter_id, resource_name, number, cause, detail, "
-                "retry_count, state, operator, reason, evidence, create_time, provider) select "
-                "'charges-o-x' || n || '-1', 'charges/o-x' || n, 1, 'OUTCOME_UNKNOWN', '', 1, "
-                "'OPEN', '', '', '', clock(), 'sandbox' from generate_series(1, 12000) n"
+                "insert into dead_letter (dead_letter_id, kind, operation_id, number, cause, "
+                "detail, retry_count, state, operator, reason, evidence, create_time, provider) "
+                "select 'charges-o-x' || n || '-1', 'charge', 'o-x' || n, 1, 'OUTCOME_UNKNOWN', "
+                "'', 1, 'OPEN', '', '', '', clock(), 'sandbox' from generate_series(1, 12000) n"
             )
         start_time, token, retried_count, calls = time.monotonic(), "", 0, 0
         while token or not calls:

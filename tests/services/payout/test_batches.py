@@ -332,7 +332,7 @@ def test_payouts_committed_during_shutdown_are_paid(
             stop_future.result(60)
             remaining_row = admin.execute(
                 "select state from payout.payout p left join payout.operation on operation_id = "
-                "'p-' || payout_id where lease_until > now()"
+                "payout_id where lease_until > now()"
             ).fetchall()
             assert (
                 remaining_row,

@@ -172,7 +172,7 @@ def test_a_closed_payout_is_booked_by_any_process(
         update_rows(
             connection,
             "update payout.operation set lease_until = now() where operation_id = %s",
-            (f"p-{payout.payout_id}",),
+            (payout.payout_id,),
         )
     assert eventually(lambda: wallet_amounts(operator_client, seller) == ("10.00", "0.00", "0.00"))
 

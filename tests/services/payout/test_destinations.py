@@ -131,15 +131,13 @@ def test_destinations_that_end_together_lock_operations_by_id(
         psycopg.connect(approval_platform.databases.admin) as holder,
         psycopg.connect(approval_platform.databases.admin, autocommit=True) as admin,
     ):
-        holder.execute(
-            "select from payout.operation where operation_id = %s for update", (f"p-{first}",)
-        )
+        holder.execute("select from payout.operation where operation_id = %s for update", (first,))
         with ThreadPoolExecutor(1) as pool:
             end_future = pool.submit(approval_platform.run_in_loop, end)
             assert eventually(lambda: admin.execute(WAITING_FOR_LOCK_QUERY).fetchone() == (1,))
             admin.execute(
                 "select from payout.operation where operation_id = %s for update nowait",
-                (f"p-{last}",),
+                (last,),
             )
             holder.commit()
             end_future.result(30)

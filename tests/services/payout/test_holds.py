@@ -142,7 +142,7 @@ def test_a_payout_with_a_rejected_hold_cannot_be_cancelled(
 def _retry_reason(platform: ServedPlatform, payout_id: str) -> str:
     with psycopg.connect(platform.databases.admin) as connection:
         row = connection.execute(
-            "select retry_reason from payout.operation where operation_id = %s", [f"p-{payout_id}"]
+            "select retry_reason from payout.operation where operation_id = %s", [payout_id]
         ).fetchone()
     return str((row or ("",))[0])
 

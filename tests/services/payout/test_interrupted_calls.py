@@ -167,7 +167,7 @@ def test_a_cancelled_call_leaves_no_orphaned_lease(
             platform,
             call,
             request,
-            f"select from payout.operation where operation_id = 'p-{payout_id}' for update",
+            f"select from payout.operation where operation_id = '{payout_id}' for update",
         )
         wait_for_state(client, payout_id, "FAILED" if call == "CloseDeadLetter" else "CANCELLED")
         assert wallet_amounts(client, seller) == ("200.00", "0.00", "0.00")

@@ -43,6 +43,7 @@ from tallystick_server.payout.booking import PayoutBooking
 from tallystick_server.payout.operation import PayoutOperation, operations_from_rows
 from tallystick_server.payout.poll_completed import CompletedPayoutPoller
 from tallystick_server.verify.run import verify
+from tallystick_storage.operation_key import OperationKey
 from tallystick_storage.operations import Reschedule, reschedule
 from tallystick_storage.payout import payouts as store
 from tallystick_storage.sql import Connection, text
@@ -158,11 +159,10 @@ def test_a_reopened_payout_fences_former_lease_holders(
     create_destination(payout_client, seller)
     payout_id = create_payout(payout_client, seller, "20.00").payout_id
     wait_for_state(payout_client, payout_id, "PAID")
-    operation_id = f"p-{payout_id}"
     max_delay = 1_000_000_000
     """More claims than ever occur."""
 
-    def reopened(connection: Connection) -> tuple[list[int], list[dict[str, bool]]]:
+    def reopened(connection: Connection) -> tuple[list[int], list[dict[OperationKey, bool]]]:
         tokens, rescheduled = [max_delay], []
         with connection.transaction(force_rollback=True):  # rolled back: the payout stays final
             for _ in range(3):
@@ -172,11 +172,11 @@ def test_a_reopened_payout_fences_former_lease_holders(
                         "update operation set lease_token = lease_token + 1 where operation_id = "
                         ":id returning lease_token"
                     ),
-                    {"id": operation_id},
+                    {"id": payout_id},
                 )
                 tokens.append(claimed.scalar_one())
                 stale_results = [
-                    Reschedule(operation_id, token, 1.0, False, 0, False, {}, "", "", "")
+                    Reschedule("payout", payout_id, token, 1.0, False, 0, False, {}, "", "", "")
                     for token in (1, 2, *tokens[:-1])
                 ]
                 rescheduled += [
@@ -187,11 +187,11 @@ def test_a_reopened_payout_fences_former_lease_holders(
                         "update operation set lease_token = lease_token + :max_delay where "
                         "operation_id = :id"
                     ),
-                    {"id": operation_id, "max_delay": max_delay},
+                    {"id": payout_id, "max_delay": max_delay},
                 )
                 tokens.append(tokens[-1] + max_delay)
                 connection.execute(
-                    text("delete from operation where operation_id = :id"), {"id": operation_id}
+                    text("delete from operation where operation_id = :id"), {"id": payout_id}
                 )
         return tokens, rescheduled
 
@@ -859,13 +859,13 @@ def test_an_outcome_recorded_without_the_lease_is_booked_immediately(
                 "'NO_ANSWER' and lease_until <= now()"
             )
             assert eventually(
-                lambda: admin.execute(waiting_query, (f"p-{payout_id}",)).fetchone() is not None
+                lambda: admin.execute(waiting_query, (payout_id,)).fetchone() is not None
             )
             row = admin.execute(
                 "update payout.operation set lease_until = now() + interval '100 seconds', "
                 "lease_token = lease_token + 1, is_leased = true "
                 "where operation_id = %s returning lease_token",
-                (f"p-{payout_id}",),
+                (payout_id,),
             ).fetchone()
         assert row is not None
 
@@ -875,7 +875,7 @@ def test_an_outcome_recorded_without_the_lease_is_booked_immediately(
                     await database_of(platform, "payout").read(
                         lambda connection: store.load_operations(connection, [payout_id])
                     ),
-                    {f"p-{payout_id}": token},
+                    {payout_id: token},
                     "dev",
                 )[0]
                 for token in (0, row[0])
@@ -917,7 +917,7 @@ def test_a_failure_before_the_attempt_proves_no_sending(scratch_database: Databa
             state_name(wait_for_state(client, payout.payout_id, "AWAITING_APPROVAL").payout)
             == "AWAITING_APPROVAL"
         )
-        operation_id = f"p-{payout.payout_id}"
+        operation_id = payout.payout_id
         # The state that a process leaves when it crashes while it places the hold.
         with psycopg.connect(scratch_database.admin, autocommit=True) as admin:
             update_rows(

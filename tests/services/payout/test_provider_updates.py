@@ -123,22 +123,22 @@ def test_a_late_success_counts_while_another_process_holds_the_lease(
     with psycopg.connect(payout_platform.databases.admin, autocommit=True) as admin:
         lease = (
             "update payout.operation set lease_until = now() + interval '%s seconds', lease_token "
-            "= lease_token + 1, is_leased = true where operation_id like %s"
+            "= lease_token + 1, is_leased = true where operation_id = %s"
         )
         assert eventually(
             lambda: (
                 admin.execute(
-                    "select from payout.operation where operation_id like %s and not is_leased",
-                    (f"%{payout_id}",),
+                    "select from payout.operation where operation_id = %s and not is_leased",
+                    (payout_id,),
                 ).fetchone()
                 is not None
             )
         )
-        admin.execute(lease, (100, f"%{payout_id}"))
+        admin.execute(lease, (100, payout_id))
         apply(payout_platform, KindName.PAYOUT, payout_id, paid(payout_id))
         assert state_name(get_payout(payout_client, payout_id).payout) == "PAID"
         assert not get_payout(payout_client, payout_id).payout.ledger_updated
-        admin.execute(lease, (0, f"%{payout_id}"))
+        admin.execute(lease, (0, payout_id))
     wait_until_booked(payout_client, payout_id, "10.00")
 
 

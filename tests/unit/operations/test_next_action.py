@@ -92,7 +92,7 @@ def leased_payout(
     state: PayoutState, *, lookup_only: bool, age: float, booked: bool = False
 ) -> PayoutOperation:
     return PayoutOperation(
-        operation_id="p-1",
+        operation_id="1",
         caller="c",
         attempt_number=1,
         provider="sandbox",
@@ -103,7 +103,6 @@ def leased_payout(
         context=current_context(),
         age_seconds=age,
         lookup_only=lookup_only,
-        payout_id="1",
         seller_account="s",
         amount=2,
         fee=1,
@@ -386,7 +385,7 @@ def test_account_verification_is_retried_without_limit() -> None:
     repeated, and never dead-lettered.
     """
     account = DestinationVerification(
-        operation_id="d-1",
+        operation_id="1",
         caller="t",
         attempt_number=1,
         provider="p",
@@ -398,7 +397,6 @@ def test_account_verification_is_retried_without_limit() -> None:
         age_seconds=1e9,
         maybe_sent=True,
         tries=dict.fromkeys(RetryReason, 1000),
-        payout_destination_id="1",
         currency="EUR",
         bank_account_token="ba_ok",
         state=DestinationState.PENDING_VERIFICATION,

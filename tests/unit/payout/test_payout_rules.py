@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.money import MAX_AMOUNT
+from tallystick_core.operations.idempotency_key import format_provider_key
+from tallystick_core.operations.kind import KindName
 from tallystick_core.payout.approval import needs_approval, require_second_approver
 from tallystick_core.payout.batch import NewBatch, derive_payout_id, format_run_id, parse_batch_id
 from tallystick_core.payout.destination import (
@@ -25,7 +27,6 @@ from tallystick_core.payout.destination import (
     require_approvable,
     transition_destination,
 )
-from tallystick_core.payout.operation_ids import format_payout_operation_id
 from tallystick_core.payout.request import (
     NewPayout,
     classify_hold_failure,
@@ -43,7 +44,6 @@ from tallystick_core.payout.state import (
     PayoutTrigger,
     transition,
 )
-from tallystick_core.provider.idempotency_key import format_provider_key
 from tallystick_core.provider.outcome import Declined, PayoutFailure, Returned, Succeeded, Unknown
 from tallystick_core.validation import is_id, reject_card_number
 
@@ -182,7 +182,7 @@ def test_destinations_and_batches_have_fingerprints_of_all_their_values() -> Non
 
 def test_a_providers_key_names_the_payout_and_the_attempt() -> None:
     """money.md: the key is {environment}-p-{payout_id}-{attempt}."""
-    assert format_provider_key("live", format_payout_operation_id("po-1"), 2) == "live-p-po-1-2"
+    assert format_provider_key("live", KindName.PAYOUT, "po-1", 2) == "live-p-po-1-2"
 
 
 def test_the_ids_of_a_run_are_deterministic() -> None:

@@ -304,7 +304,6 @@ def test_failing_verifications_block_no_payout() -> None:
             context=current_context(),
             lease_deadline=asyncio.get_running_loop().time() + 3600,
             maybe_sent=True,
-            payout_destination_id="1",
             currency="EUR",
             bank_account_token="ba",
             state=DestinationState.PENDING_VERIFICATION,

@@ -148,7 +148,7 @@ class ChargeOperations:
             perform=perform,
             record=self.record,
             book=self.book,
-            lock_unresolved=operation_store.lock_open_attempts,
+            lock_unresolved=lock_unresolved,
             is_locked_after_queue=False,
             fail=self.fail,
             close=self.close,
@@ -184,7 +184,7 @@ class ChargeOperations:
 
     def fail(
         self, connection: Connection, failures: Sequence[FailedStep[Charge]]
-    ) -> Mapping[str, Charge]:
+    ) -> Sequence[Charge]:
         transitions = [
             order_transition
             for failure in failures
@@ -208,22 +208,18 @@ class ChargeOperations:
             PaymentTransitionReason.CLOSED_BY_OPERATOR,
             FailureReason.CLOSED_BY_OPERATOR,
         )
-        return self._fail_and_poll(connection, transitions, [charge]).get(charge.charge_id)
+        return next(iter(self._fail_and_poll(connection, transitions, [charge])), None)
 
     def _fail_and_poll(
         self,
         connection: Connection,
         transitions: Sequence[OrderTransition],
         charges: Sequence[Charge],
-    ) -> dict[str, Charge]:
+    ) -> list[Charge]:
         """Fails charges; those that may have been charged all the same are polled."""
         result = transition_orders(connection, transitions)
-        failed = {
-            charge.charge_id: result.apply_to(charge, _NO_TIME)
-            for charge in charges
-            if result.changed(charge)
-        }
-        schedule_polls(connection, self._retry_policies, failed.values())
+        failed = [result.apply_to(charge, _NO_TIME) for charge in charges if result.changed(charge)]
+        schedule_polls(connection, self._retry_policies, failed)
         return failed
 
     def notify(self, charge: Charge) -> None:
@@ -233,6 +229,11 @@ class ChargeOperations:
             OrderStatus.FAILED,
         )
         self._notifier.notify(charge.checkout_id, has_result=has_result, final=charge.final_payment)
+
+
+def lock_unresolved(connection: Connection, charge_ids: list[str]) -> set[str]:
+    """Locks the open attempts of charges. Returns the charges that have one."""
+    return operation_store.lock_open_attempts(connection, KindName.CHARGE, charge_ids)
 
 
 def _failure_transitions(

@@ -16,10 +16,6 @@ from tallystick_core.payout.destination import (
     DestinationTrigger,
     transition_destination,
 )
-from tallystick_core.payout.operation_ids import (
-    format_destination_operation_id,
-    split_operation_ids,
-)
 from tallystick_core.provider.outcome import VerificationOutcome
 from tallystick_server.operations.batcher import Batcher
 from tallystick_server.operations.failed_step import FailedStep
@@ -84,18 +80,14 @@ class VerificationOperations:
             close=close,
             notify=lambda _: None,
             phase=lambda _: "VERIFYING",
-            operation_id=format_destination_operation_id,
             batchers=[self._batcher],
         )
 
     def load(
         self, connection: Connection, tokens: Mapping[str, int], now: float
     ) -> Sequence[DestinationVerification]:
-        _, destination_ids = split_operation_ids(tokens)
-        if not destination_ids:
-            return []
         return verifications_from_rows(
-            store.load_operations(connection, destination_ids), tokens, now + self._lease_seconds
+            store.load_operations(connection, list(tokens)), tokens, now + self._lease_seconds
         )
 
     def find(
@@ -103,7 +95,7 @@ class VerificationOperations:
     ) -> DestinationVerification | None:
         """Loads a verification in any state, without its lease."""
         rows = store.load_operations(connection, [destination_id])
-        tokens = {format_destination_operation_id(destination_id): NO_LEASE}
+        tokens = {destination_id: NO_LEASE}
         return next(iter(verifications_from_rows(rows, tokens, now + self._lease_seconds)), None)
 
     async def record(
@@ -114,20 +106,16 @@ class VerificationOperations:
         )
 
 
-def lock_unresolved(connection: Connection, operation_ids: list[str]) -> set[str]:
+def lock_unresolved(connection: Connection, destination_ids: list[str]) -> set[str]:
     """Locks destinations. Returns those that the provider has not decided on."""
-    _, destination_ids = split_operation_ids(operation_ids)
-    return {
-        format_destination_operation_id(id_)
-        for id_ in store.lock_unresolved(connection, destination_ids)
-    }
+    return store.lock_unresolved(connection, destination_ids)
 
 
 def fail(
     _connection: Connection, _failures: Sequence[FailedStep[DestinationVerification]]
-) -> Mapping[str, DestinationVerification]:
+) -> Sequence[DestinationVerification]:
     """Never called with a verification: it counts as maybe sent, so its tries do not end."""
-    return {}
+    return []
 
 
 def close(

@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Mapping, Sequence
 from tallystick.payout.v1 import payout_pb2
 from tallystick_core.operations.kind import KindName
 from tallystick_core.operations.next_action import NextAction
-from tallystick_core.payout.operation_ids import format_payout_operation_id, split_operation_ids
 from tallystick_core.payout.snapshot import PayoutTransition
 from tallystick_core.payout.state import (
     TERMINAL_STATES,
@@ -136,18 +135,14 @@ class PayoutOperations:
             notify=self.notify,
             phase=phase,
             awaits_provider=awaits_provider,
-            operation_id=format_payout_operation_id,
             batchers=[self._hold_batcher, self._record_batcher, self._booking_batcher],
         )
 
     def load(
         self, connection: Connection, tokens: Mapping[str, int], now: float
     ) -> Sequence[PayoutOperation]:
-        payout_ids, _ = split_operation_ids(tokens)
-        if not payout_ids:
-            return []
         return operations_from_rows(
-            store.load_operations(connection, payout_ids),
+            store.load_operations(connection, list(tokens)),
             tokens,
             self._environment,
             now + self._lease_seconds,
@@ -182,17 +177,14 @@ class PayoutOperations:
         self._notifier.notify(payout.payout_id, has_result=True)
 
 
-def lock_unresolved(connection: Connection, operation_ids: list[str]) -> set[str]:
+def lock_unresolved(connection: Connection, payout_ids: list[str]) -> set[str]:
     """Locks payouts. Returns those that the provider has not answered."""
-    payout_ids, _ = split_operation_ids(operation_ids)
-    return {
-        format_payout_operation_id(id_) for id_ in store.lock_unresolved(connection, payout_ids)
-    }
+    return store.lock_unresolved(connection, payout_ids)
 
 
 def fail(
     connection: Connection, failures: Sequence[FailedStep[PayoutOperation]]
-) -> Mapping[str, PayoutOperation]:
+) -> Sequence[PayoutOperation]:
     """Fails payouts that were certainly not sent."""
     return _fail_payouts(
         connection,
@@ -224,12 +216,8 @@ def close(
     transition = PayoutTransition(
         snapshot, PayoutTransitionReason.CLOSED_BY_OPERATOR, operator, reason
     )
-    return _fail_payouts(connection, [PayoutChange(payout, (transition,))]).get(payout.operation_id)
+    return next(iter(_fail_payouts(connection, [PayoutChange(payout, (transition,))])), None)
 
 
-def _fail_payouts(
-    connection: Connection, changes: Sequence[PayoutChange]
-) -> dict[str, PayoutOperation]:
-    return {
-        payout.operation_id: payout for payout in transition_payouts(connection, changes).values()
-    }
+def _fail_payouts(connection: Connection, changes: Sequence[PayoutChange]) -> list[PayoutOperation]:
+    return list(transition_payouts(connection, changes).values())

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tallystick_core.money import MAX_AMOUNT
-from tallystick_core.payout.operation_ids import format_payout_operation_id
 from tallystick_core.provider.outcome import (
     ChargeLookupOutcome,
     ChargeOutcome,
@@ -339,7 +338,7 @@ def to_payout_lookup_outcome(reply: Reply) -> PayoutLookupOutcome:
 
 
 def _to_definite_payout_outcome(reply: Reply) -> PayoutOutcome:
-    client_reference = format_payout_operation_id(reply.subject) if reply.subject else ""
+    client_reference = reply.subject
     if reply.status == 402:
         is_account_rejected = reply.code in _ACCOUNT_REJECTED_CODES
         return Declined(

@@ -1,5 +1,6 @@
 """Checkouts, orders, history, unapplied charges."""
 
+from tallystick_core.operations.kind import KindName
 from tallystick_storage.migrations import create
 from tallystick_storage.migrations.rules import (
     changes_without_event,
@@ -9,11 +10,11 @@ from tallystick_storage.migrations.rules import (
 )
 from tallystick_storage.migrations.shared_tables import (
     ALERTS,
-    DEAD_LETTERS,
-    OPERATIONS,
     OUTBOX,
     SHARED_CHANGE_SELECTS,
     conflicting_reports,
+    dead_letters,
+    operations,
 )
 
 revision = "payment_0001"
@@ -369,12 +370,14 @@ create trigger booked_and_acknowledged_once before update on unapplied_charge fo
                     min(o.checkout_id) as checkout_id
                 from payment_order o where o.checkout_id = a.checkout_id
                     and o.charge_id = a.operation_id and o.status <> 'FAILED') o on true
-            where (o.amount, o.low, o.high, o.checkout_id) is distinct
+            where a.kind = 'charge' and (o.amount, o.low, o.high, o.checkout_id) is distinct
                 from (a.amount, a.currency, a.currency, a.checkout_id)""",
             "an attempt does not request the sum of its orders",
         ),
     )
-    + _claim_money_trigger("attempt", "operation_id", "update", "a.outcome = 'SUCCEEDED'")
+    + _claim_money_trigger(
+        "attempt", "operation_id", "update", "a.kind = 'charge' and a.outcome = 'SUCCEEDED'"
+    )
     + _claim_money_trigger("unapplied_charge", "charge_id", "insert", "true")
     + """
 create function unpaid_are_listed() returns trigger language plpgsql security definer
@@ -461,11 +464,11 @@ grant select, insert, delete, update (next_poll_time, poll_count)
 def upgrade() -> None:
     create(
         "payment",
-        OPERATIONS,
+        operations(KindName.CHARGE),
         TABLES,
         conflicting_reports("charge_id"),
         OUTBOX,
-        DEAD_LETTERS,
+        dead_letters(KindName.CHARGE),
         ALERTS,
         RULES,
         EVENTS,

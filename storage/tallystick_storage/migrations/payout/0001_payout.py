@@ -1,5 +1,6 @@
 """Destinations, payouts, history, transfers, schedules, batches."""
 
+from tallystick_core.operations.kind import KindName
 from tallystick_storage.migrations import create
 from tallystick_storage.migrations.rules import (
     changes_without_event,
@@ -9,17 +10,19 @@ from tallystick_storage.migrations.rules import (
 )
 from tallystick_storage.migrations.shared_tables import (
     ALERTS,
-    DEAD_LETTERS,
-    OPERATIONS,
     OUTBOX,
     SHARED_CHANGE_SELECTS,
     conflicting_reports,
+    dead_letters,
+    operations,
 )
 
 revision = "payout_0001"
 down_revision = None
 branch_labels = ("payout",)
 depends_on = None
+
+_KINDS = (KindName.PAYOUT, KindName.DESTINATION_VERIFICATION)
 
 TABLES = """
 -- The first lease tokens of reopened payouts. They exceed all earlier tokens, because no operation
@@ -132,7 +135,8 @@ create index payout_in_state_by_owner
 alter table operation add payout_batch_id text collate "C" not null default '',
     add payout_destination_id text collate "C" not null default '';
 create index operation_by_batch on operation (payout_batch_id) where payout_batch_id <> '';
-create index operation_by_destination on operation (payout_destination_id, operation_id)
+create index operation_by_destination
+    on operation (payout_destination_id, kind, operation_id)
     where payout_destination_id <> '';
 
 -- Each transition, and its effect on the flags.
@@ -443,8 +447,8 @@ when ((new.version = old.version + 1 or new.version = old.version and (new.next_
         (
             """
             select from changed a where exists (
-                select from payout p where 'p-' || p.payout_id = a.operation_id
-                    and p.payout_id = substr(a.operation_id, 3) and p.net_amount = a.amount
+                select from payout p where a.kind = 'payout' and p.payout_id = a.operation_id
+                    and p.net_amount = a.amount
                     and p.currency = a.currency and p.provider = a.provider offset 0
             ) is not true""",
             "an attempt does not request the amount of its payout",
@@ -536,11 +540,11 @@ grant update (state, error) on payout_batch_item to {service};
 def upgrade() -> None:
     create(
         "payout",
-        OPERATIONS,
+        operations(*_KINDS),
         TABLES,
         conflicting_reports("payout_id", "references payout"),
         OUTBOX,
-        DEAD_LETTERS,
+        dead_letters(*_KINDS),
         ALERTS,
         RULES,
         EVENTS,

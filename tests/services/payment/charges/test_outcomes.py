@@ -10,6 +10,7 @@ import pytest
 from tallystick import Client, FailedPreconditionError
 from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
+from tallystick_core.operations.kind import KindName
 from tallystick_core.operations.next_action import NextAction
 from tallystick_core.provider.outcome import (
     ChargeLookupOutcome,
@@ -31,6 +32,7 @@ from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tallystick_server.payment.charge import Charge
 from tallystick_server.verify.run import verify
 from tallystick_storage.database import ConstraintViolation
+from tallystick_storage.operation_key import OperationKey
 from tallystick_storage.operations import claim_dead_lettered, find_held
 from tallystick_storage.payment import orders as payment_store
 from tallystick_storage.sql import Connection
@@ -127,11 +129,13 @@ def test_a_stale_transition_keeps_the_operation_scheduled(
     wait_for_dead_letter(client, payment)
     order = client.get_payment(payment.checkout_id).payment_orders[0]
 
+    key = OperationKey(KindName.CHARGE, order.charge_id)
+
     async def move() -> tuple[int, bool]:
         def work(connection: Connection) -> tuple[int, bool]:
             # Rolled back, so that the dead letter is unchanged.
             with connection.transaction(force_rollback=True):
-                token = claim_dead_lettered(connection, order.charge_id, 1.0)
+                token = claim_dead_lettered(connection, key, 1.0)
                 assert token is not None
                 stale = payment_store.OrderTransitionRow(
                     order.payment_order_id,
@@ -146,7 +150,7 @@ def test_a_stale_transition_keeps_the_operation_scheduled(
                 transitioned = payment_store.transition_orders(connection, [stale])
                 return (
                     len(transitioned),
-                    find_held(connection, [order.charge_id]) == {order.charge_id: token},
+                    find_held(connection, [key]) == {key: token},
                 )
 
         return await database_of(two_try_platform, "payment").transact(work)
@@ -168,7 +172,9 @@ def test_orders_follow_the_first_recorded_outcome(
 
     async def claim() -> int:
         token = await database_of(two_try_platform, "payment").transact(
-            lambda connection: claim_dead_lettered(connection, order.charge_id, 1.0)
+            lambda connection: claim_dead_lettered(
+                connection, OperationKey(KindName.CHARGE, order.charge_id), 1.0
+            )
         )
         assert token is not None
         return token

@@ -40,6 +40,7 @@ from tests.support.charges import (
     get_order,
     is_paid,
     leased_charge,
+    record_outcomes,
     reschedule,
     retry_reason,
     wait_for_dead_letter,
@@ -211,6 +212,23 @@ def test_a_decline_then_a_success_is_unapplied_money(
         "5.00",
         payment_pb2.UNAPPLIED_CAUSE_LATE,
     )
+
+
+def test_an_outcome_counts_although_its_charge_has_changed_since_it_was_loaded(
+    slow_retry_client: Client, slow_retry_platform: ServedPlatform
+) -> None:
+    """A process loads a charge, another update makes it pending, and then the process records a
+    success: it is applied at once to the charge as it is now.
+    """
+    payment = unanswered_payment(slow_retry_client, slow_retry_platform)
+    charge_id = payment.payment_orders[0].charge_id
+    stale_charge = leased_charge(slow_retry_platform, charge_id, 0)
+    apply(slow_retry_platform, charge_id, Pending(PendingReason.PROVIDER_REVIEW))
+    assert get_order(slow_retry_client, payment).version == 3
+    record_outcomes(slow_retry_platform, (stale_charge, Succeeded(f"s-{charge_id}", 500, "EUR")))
+    order = get_order(slow_retry_client, payment)
+    assert order.payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
+    assert is_paid(slow_retry_client, payment)
 
 
 def test_concurrent_updates_are_applied_once(

@@ -13,6 +13,7 @@ from tallystick import AlreadyExistsError, Client, InvalidArgumentError, NotFoun
 from tallystick.ledger.v1 import ledger_service_pb2
 from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
+from tallystick_core.operations.kind import KindName
 from tallystick_core.payment.charge_update import UnappliedCause
 from tallystick_core.provider.outcome import ChargeLookupOutcome, Declined, FailureReason, Succeeded
 from tallystick_core.provider.payment_provider import ChargeRequest
@@ -300,6 +301,7 @@ def test_concurrent_uses_of_one_provider_reference_are_rejected(
                 connection,
                 [
                     AttemptResult(
+                        KindName.CHARGE,
                         charge.charge_id,
                         1,
                         "SUCCEEDED",
@@ -321,6 +323,7 @@ def test_concurrent_uses_of_one_provider_reference_are_rejected(
                 connection,
                 [
                     AttemptResult(
+                        KindName.CHARGE,
                         charge.charge_id,
                         1,
                         "SUCCEEDED",
