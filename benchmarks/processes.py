@@ -16,10 +16,11 @@ import grpc
 
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.errors import StartupError
+from tallystick_server.app.services import find_spec
 
 DATABASE_FOLDER = Path(".data/bench")
 _LOG_FILE = Path(".data/bench.log")
-_DOWNSTREAM_SERVICES = ("wallet", "ledger", "event")
+_DOWNSTREAM_SERVICES = find_spec("payment").dependencies
 DOWNSTREAM_ADDRESS = "unix:.data/bench.sock"
 """The address of the services that PaymentService and PayoutService call, on the same machine."""
 DOWNSTREAM_ENVIRONMENT = {

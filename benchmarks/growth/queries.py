@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tallystick_core.operations.kind import KindName
-from tallystick_core.payment.state import ALERT_AFTER_SECONDS
-from tallystick_core.payout.state import ALERT_AFTER_SECONDS as PAYOUT_ALERT_AFTER
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.services import find_spec
+from tallystick_server.app.wiring import implementation_of
 from tallystick_storage import alerts as alert_store
 from tallystick_storage import operations as operation_store
 from tallystick_storage.database import prune_commit_markers
-from tallystick_storage.ledger import postings
-from tallystick_storage.payment import alerts as payment_alerts
-from tallystick_storage.payout import alerts as payout_alerts
 from tallystick_storage.payout import batches, payouts
 from tallystick_storage.payout import schedules as schedule_store
 from tallystick_storage.sql import Connection
@@ -24,13 +22,11 @@ DatabaseWork = Callable[[Connection], object]
 
 
 def _find_alerts(schema: str) -> DatabaseWork:
-    queries_by_schema = {
-        "payment": payment_alerts.alert_queries(ALERT_AFTER_SECONDS, REVIEW_SECONDS, 300),
-        "payout": payout_alerts.alert_queries(PAYOUT_ALERT_AFTER, 300),
-        "wallet": alert_store.event_alert_queries(300),
-        "ledger": postings.alert_queries(300),
-    }
-    return lambda connection: alert_store.evaluate(connection, queries_by_schema[schema])
+    find_queries = implementation_of(find_spec(schema)).alert_queries
+    if find_queries is None:
+        raise ValueError(f"The {schema} service has no alerts.")
+    queries = find_queries(Settings().replace(payment__review_timeout=REVIEW_SECONDS))
+    return lambda connection: alert_store.evaluate(connection, queries)
 
 
 MONITOR_QUERIES: dict[str, tuple[str, DatabaseWork]] = {

@@ -29,8 +29,9 @@ from benchmarks.measure import StatusPrinter
 from benchmarks.seed.run import seed
 from tallystick import AsyncClient
 from tallystick_server.app import serve
-from tallystick_server.app.configuration import SERVICES, Settings
+from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls, open_databases
+from tallystick_server.app.services import service_names
 from tallystick_server.verify.run import verify
 
 DEFAULT_PAYMENTS = 1_000_000
@@ -94,7 +95,9 @@ async def _measure_calls(
         server__listen=address, worker__scan_interval=3600, worker__monitor_interval=3600
     )
     read_recorders = ReadRecorders()
-    server = await serve.start(SERVICES, settings, database_urls.all(), read_recorders.dependencies)
+    server = await serve.start(
+        service_names(), settings, database_urls.all(), read_recorders.dependencies
+    )
     client = AsyncClient(address)
     rows: dict[str, dict[str, Any]] = {}
     try:

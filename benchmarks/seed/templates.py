@@ -17,9 +17,10 @@ from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick_core.provider.outcome import RetryReason
 from tallystick_server.app import serve
-from tallystick_server.app.configuration import SERVICES, Settings
+from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.errors import StartupError
+from tallystick_server.app.services import service_names
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 
 SELLER = "t-seller"
@@ -100,7 +101,7 @@ async def _serve_platform(database_urls: DatabaseUrls) -> AsyncIterator[AsyncCli
                 for retry_reason in (RetryReason.REJECTED, RetryReason.NOT_SENT)
             },
         )
-        server = await serve.start(SERVICES, settings, database_urls.all(), None)
+        server = await serve.start(service_names(), settings, database_urls.all(), None)
         client = AsyncClient(address)
         try:
             yield client

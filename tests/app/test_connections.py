@@ -13,6 +13,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tallystick_server.app import grpc_servers
 from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.app.services import SERVICES
 from tests.support.errors import from_rpc
 from tests.support.platform import serve_platform as platform_of
 from tests.support.processes import is_serving
@@ -55,10 +56,7 @@ def test_reflection_lists_every_service(platform_address: str) -> None:
             )
         )
     names = {service.name for service in responses[0].list_services_response.service}
-    assert names >= {
-        f"tallystick.{name.lower()}.v1.{name}Service"
-        for name in ("Payment", "Ledger", "Wallet", "Payout", "Event")
-    }
+    assert names >= {spec.descriptor.full_name for spec in SERVICES}
     for name in names:
         assert is_serving(platform_address, name) or not name.startswith("tallystick.")
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from psycopg import sql
 from sqlalchemy import make_url
 
+from tallystick_server.app import services
 from tallystick_server.app.database import schema
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.database.migrate import SCHEMAS, migrate
@@ -47,8 +49,14 @@ def toy_migrations(tmp_path: Path) -> Callable[..., str]:
 
 
 def use_migrations(monkeypatch: pytest.MonkeyPatch, migrations: str) -> None:
-    """From here on the code uses these migrations."""
-    monkeypatch.setattr(schema, "_MIGRATIONS", migrations)
+    """From here on EventService has these migrations."""
+    specs = [
+        replace(spec, migrations=f"tallystick_storage:{migrations}/event")
+        if spec.name == "event"
+        else spec
+        for spec in services.SERVICES
+    ]
+    monkeypatch.setattr(services, "SERVICES", specs)
 
 
 def test_an_outdated_schema_is_rejected(

@@ -20,12 +20,13 @@ from sqlalchemy import make_url
 from tallystick import Client, new_order
 from tallystick_core.access import Caller, Role
 from tallystick_server.app import serve
-from tallystick_server.app.configuration import SERVICES, Settings
+from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.database.embedded import EmbeddedPostgres
 from tallystick_server.app.database.migrate import SCHEMAS, migrate
 from tallystick_server.app.database.roles import Passwords
 from tallystick_server.app.errors import StartupError
+from tallystick_server.app.services import service_names
 from tallystick_server.verify.run import verify
 from tests.chaos.platform import freeze_postgres
 from tests.support.errors import from_rpc
@@ -327,7 +328,7 @@ EACH_A_TOKEN = Settings().replace(
             "must be payouts, the caller of this PayoutService's service_token, or empty",
         ),
         (
-            SERVICES,
+            service_names(),
             WALLETS_TOKEN,
             "payouts",
             "must be wallets, the caller of this PayoutService's service_token, or empty",
@@ -340,10 +341,9 @@ def test_serve_rejects_an_unknown_payout_service_caller(
     """If services have tokens of their own, a process does not start when WalletService would
     reject PayoutService's calls; the error names the setting.
     """
-    address = dict.fromkeys(SERVICES, "127.0.0.1:1")
     settings = EACH_A_TOKEN.replace(
         server__listen=free_address(),
-        service_addresses=address,
+        service_addresses=dict.fromkeys(service_names(), "127.0.0.1:1"),
         service_token=token,
         payout_service=payout_service,
     )
@@ -356,8 +356,8 @@ def test_serve_rejects_an_unknown_payout_service_caller(
     ("names", "token", "payout_service"),
     [
         (("wallet",), WALLETS_TOKEN, "payouts"),
-        (SERVICES, WALLETS_TOKEN, ""),
-        (SERVICES, WALLETS_TOKEN, "wallets"),
+        (service_names(), WALLETS_TOKEN, ""),
+        (service_names(), WALLETS_TOKEN, "wallets"),
         (("wallet", "payout"), PAYOUTS_TOKEN, ""),
     ],
 )
@@ -367,10 +367,9 @@ def test_services_start_if_the_payout_service_caller_is_set(
     """WalletService starts if PayoutService's caller is set, or PayoutService is served by the same
     process.
     """
-    address = dict.fromkeys(SERVICES, "127.0.0.1:1")
     settings = EACH_A_TOKEN.replace(
         server__listen=free_address(),
-        service_addresses=address,
+        service_addresses=dict.fromkeys(service_names(), "127.0.0.1:1"),
         service_token=token,
         payout_service=payout_service,
     )
@@ -382,7 +381,7 @@ def test_services_start_if_the_payout_service_caller_is_set(
     asyncio.run(start_and_stop())
 
 
-@pytest.mark.parametrize("service", [name for name in SERVICES if name != "event"])
+@pytest.mark.parametrize("service", [name for name in service_names() if name != "event"])
 def test_a_single_service_requires_the_addresses_of_the_others(
     database: DatabaseUrls, service: str
 ) -> None:

@@ -25,8 +25,9 @@ from tallystick_core.provider.outcome import RetryReason
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.database.roles import role_names
+from tallystick_server.app.services import SERVICES
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
-from tallystick_server.verify.run import run_checks, verify
+from tallystick_server.verify.run import load_queries, run_checks, verify
 from tallystick_storage.verify import Reader
 from tests.support.payouts import wait_until_booked
 from tests.support.platform import eventually, fresh_database, run_command, serve_platform
@@ -640,7 +641,7 @@ CORRUPTIONS = [
             ),
             f"{service}.alert {service}-X-a-y-1: {finding}",
         )
-        for service in ("payment", "payout", "wallet", "ledger")
+        for service in (spec.name for spec in SERVICES if spec.publishes_events)
         for invariant, seal, finding in (
             ("E1", "null", "is at version 1, but event.event has 0 of its versions"),
             ("S5", "null", "has no seal"),
@@ -795,7 +796,7 @@ def test_the_snapshot_lasts_as_long_as_the_checks(scratch_database: DatabaseUrls
             f"alter role {role_names(name, 'event').reader} in database {name} set "
             "idle_in_transaction_session_timeout = '100ms'"
         )
-    reader, end = Reader(scratch_database.reader), time.monotonic() + 0.3
+    reader, end = Reader(scratch_database.reader, load_queries()), time.monotonic() + 0.3
     try:
         with reader.open_snapshot() as read:
             first_rows = read("event.head")

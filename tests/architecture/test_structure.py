@@ -18,12 +18,11 @@ import pytest
 from google.protobuf.descriptor_pb2 import MethodOptions
 
 import tallystick_storage
-from tallystick.event.v1 import event_service_pb2
-from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2
+from tallystick.ledger.v1 import ledger_pb2
 from tallystick.operator.v1 import operator_pb2
-from tallystick.payment.v1 import payment_pb2, payment_service_pb2
-from tallystick.payout.v1 import payout_pb2, payout_service_pb2
-from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
+from tallystick.payment.v1 import payment_pb2
+from tallystick.payout.v1 import payout_pb2
+from tallystick.wallet.v1 import wallet_pb2
 from tallystick_core.ledger.posting_rules import PostingKind
 from tallystick_core.operations.alert import AlertKind
 from tallystick_core.operations.dead_letter import DeadLetterCause, DeadLetterState
@@ -45,21 +44,12 @@ from tallystick_core.provider.outcome import (
     PendingReason,
 )
 from tallystick_core.wallet.state import EntryKind, HoldState
-from tallystick_server.event import handlers as event
-from tallystick_server.ledger import handlers as ledger
-from tallystick_server.payment import handlers as payment
-from tallystick_server.payout import handlers as payout
-from tallystick_server.wallet import handlers as wallet
+from tallystick_server.app.services import SERVICES, service_names
+from tallystick_server.app.wiring import implementation_of
+from tallystick_server.service_spec import ServiceSpec
 from tallystick_storage.sql import Statement
 from tests.support.platform import ROOT
 
-SERVICES = [
-    (payment_service_pb2, "PaymentService", payment),
-    (ledger_service_pb2, "LedgerService", ledger),
-    (wallet_service_pb2, "WalletService", wallet),
-    (payout_service_pb2, "PayoutService", payout),
-    (event_service_pb2, "EventService", event),
-]
 TOOLS_FOLDER = Path(sys.executable).parent
 
 
@@ -138,17 +128,14 @@ def test_the_contract_lints_and_does_not_break(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("module", "name", "handlers"), SERVICES, ids=[name for _, name, _ in SERVICES]
-)
-def test_each_rpc_declares_idempotency_and_access(
-    module: object, name: str, handlers: object
-) -> None:
+@pytest.mark.parametrize("spec", SERVICES, ids=service_names())
+def test_each_rpc_declares_idempotency_and_access(spec: ServiceSpec) -> None:
     """Reads are NO_SIDE_EFFECTS, all others IDEMPOTENT; the access in the comment is the enforced
     access.
     """
-    text = (ROOT / "protos" / module.DESCRIPTOR.name).read_text()  # type: ignore[attr-defined]
-    for method in module.DESCRIPTOR.services_by_name[name].methods:  # type: ignore[attr-defined]
+    access = implementation_of(spec).access
+    text = (ROOT / "protos" / spec.descriptor.file.name).read_text()
+    for method in spec.descriptor.methods:
         level = method.GetOptions().idempotency_level
         reads = method.name.startswith(("Get", "List", "Watch", "Stream", "Preview"))
         assert level == (MethodOptions.NO_SIDE_EFFECTS if reads else MethodOptions.IDEMPOTENT), (
@@ -159,7 +146,7 @@ def test_each_rpc_declares_idempotency_and_access(
         documented_roles = set(
             re.findall(r"team|payouts|service|operator|auditor", comment[1].partition("Access:")[2])
         )
-        allowed = set(map(str, handlers.ACCESS[method.name]))  # type: ignore[attr-defined]
+        allowed = set(map(str, access[method.name]))
         assert documented_roles == allowed, method.full_name
 
 

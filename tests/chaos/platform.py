@@ -19,10 +19,10 @@ from sqlalchemy import make_url
 from tallystick_core.provider.outcome import RetryReason
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.database.embedded import EmbeddedPostgres
+from tallystick_server.app.services import service_names
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tests.support.retry_policies import format_setting, scaled_defaults
 
-SERVICES = ("payment", "ledger", "wallet", "payout", "event")
 _CLI = [sys.executable, "-m", "tallystick_server.cli.main"]
 _RETRY_SCALE = 1 / 20
 """The default retry policies, sped up by a factor. The daily poll of completed payouts runs four
@@ -93,12 +93,14 @@ class ProcessCluster:
 
     def configure(self, proxy_port: int, first_port: int) -> None:
         """Names the processes; they reach PostgreSQL at `proxy_port`."""
-        addresses = {name: f"127.0.0.1:{first_port + index}" for index, name in enumerate(SERVICES)}
-        sandbox_port = first_port + len(SERVICES)
+        addresses = {
+            name: f"127.0.0.1:{first_port + index}" for index, name in enumerate(service_names())
+        }
+        sandbox_port = first_port + len(service_names())
         self.address, self.payout_address = addresses["payment"], addresses["payout"]
         service_addresses = ",".join(f"{name}={address}" for name, address in addresses.items())
         log = self._folder / "processes.log"
-        for name in SERVICES:
+        for name in service_names():
             environment = {
                 **_FAST_SETTINGS,
                 "TALLYSTICK_DATABASE__SERVICE_URLS": f"{name}={self._url(name, proxy_port)}",

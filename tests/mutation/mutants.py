@@ -723,17 +723,9 @@ MUTANTS = (
     ),
     Mutant(
         "the events of the ledger's alerts are not published",
-        f"{_SERVER}/app/wiring.py",
-        (
-            "source = FirstNonEmptySource(\n"
-            "            OutboxSource(database), LedgerEvents(database, handlers.recent)\n"
-            "        )"
-        ),
-        (
-            "source = FirstNonEmptySource(\n"
-            "             LedgerEvents(database, handlers.recent)\n"
-            "        )"
-        ),
+        f"{_SERVER}/ledger/wiring.py",
+        "FirstNonEmptySource(OutboxSource(database), LedgerEvents(database, handlers.recent))",
+        "FirstNonEmptySource(LedgerEvents(database, handlers.recent))",
         "tests/services/event/test_relay.py::test_a_rejected_event_delays_only_its_aggregate",
     ),
     Mutant(

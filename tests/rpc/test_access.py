@@ -17,35 +17,19 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from tallystick import Client, TallystickError, new_order
-from tallystick.event.v1 import event_service_pb2
-from tallystick.ledger.v1 import ledger_service_pb2
 from tallystick.payment.v1 import payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
-from tallystick.wallet.v1 import wallet_service_pb2
 from tallystick_core.access import Caller, Role
 from tallystick_server.app.configuration import Settings
-from tallystick_server.app.wiring import Dependencies
-from tallystick_server.event import handlers as event
-from tallystick_server.ledger import handlers as ledger
-from tallystick_server.payment import handlers as payment
-from tallystick_server.payout import handlers as payout
-from tallystick_server.wallet import handlers as wallet
+from tallystick_server.app.services import SERVICES, find_spec
+from tallystick_server.app.wiring import Dependencies, implementation_of
 from tests.fakes.payout_provider import ScriptedPayoutProvider
 from tests.support.callers import token_of
 from tests.support.payouts import create_destination, create_payout, create_sale
 from tests.support.platform import FAST_RETRY, fresh_database, serve_platform, unique_id
 
-SERVICES = {
-    "payment": (payment_service_pb2, payment),
-    "ledger": (ledger_service_pb2, ledger),
-    "wallet": (wallet_service_pb2, wallet),
-    "payout": (payout_service_pb2, payout),
-    "event": (event_service_pb2, event),
-}
 METHODS: dict[str, MethodDescriptor] = {
-    f"{name}.{method.name}": method
-    for name, (proto, _) in SERVICES.items()
-    for method in proto.DESCRIPTOR.services_by_name[f"{name.title()}Service"].methods
+    f"{spec.name}.{method.name}": method for spec in SERVICES for method in spec.descriptor.methods
 }
 ALL_OWNERS_ROLES = frozenset({Role.OPERATOR, Role.SERVICE, Role.AUDITOR})
 
@@ -311,7 +295,7 @@ def test_a_method_requires_its_role_and_own_resources(
     reported as missing, and the own resource is found.
     """
     service, method = name.split(".")
-    allowed = SERVICES[service][1].ACCESS[method]
+    allowed = implementation_of(find_spec(service)).access[method]
     row, message = MATRIX[name], GetMessageClass(METHODS[name].input_type)
     for role in (*Role, "nothing"):
         for owner in (access_platform.other_resources, access_platform.own_resources):

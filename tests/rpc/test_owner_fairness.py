@@ -43,7 +43,7 @@ from tests.support.platform import (
     serve_platform,
     unique_id,
 )
-from tests.support.rpc import SERVICES, serve_rpc
+from tests.support.rpc import DESCRIPTORS, serve_rpc
 
 T = TypeVar("T")
 
@@ -179,7 +179,7 @@ def holding_server(
     """
     servicers = {
         name: HoldingHandlers(service, waits_for_provider=wait_for_provider)
-        for name, service in SERVICES.items()
+        for name, service in DESCRIPTORS.items()
     }
     with (
         serve_rpc(RpcServer(BearerTokens(make_callers(CALLERS)), limits), servicers) as (
@@ -193,17 +193,17 @@ def holding_server(
 
         def is_admitted(caller: str, method: str, size: int = 0) -> bool:
             (name,) = (
-                name for name, service in SERVICES.items() if method in service.methods_by_name
+                name for name, service in DESCRIPTORS.items() if method in service.methods_by_name
             )
             path, metadata = (
-                f"/{SERVICES[name].full_name}/{method}",
+                f"/{DESCRIPTORS[name].full_name}/{method}",
                 (("authorization", f"Bearer {token_of(caller)}"),),
             )
             body = bodies.setdefault(
                 size,
                 payment_service_pb2.CreatePaymentRequest(buyer_info="x" * size).SerializeToString(),
             )
-            if SERVICES[name].methods_by_name[method].server_streaming:
+            if DESCRIPTORS[name].methods_by_name[method].server_streaming:
                 stream: Any = channel.unary_stream(path)
                 call = stream(body, metadata=metadata, timeout=60)
             else:

@@ -38,7 +38,7 @@ from tallystick_server.rpc.server import RpcServer
 from tallystick_server.rpc.stream_sender import StreamSender
 from tests.support.errors import from_rpc
 from tests.support.platform import ServedPlatform, eventually, serve_platform
-from tests.support.rpc import SERVICE_MODULES, GatedHandlers, rpc_client
+from tests.support.rpc import ACCESS, DESCRIPTORS, GatedHandlers, rpc_client
 
 TOKENS = {
     "token-of-shop-aaaa": Caller("shop", frozenset({Role.TEAM})),
@@ -80,15 +80,12 @@ def test_errors_survive_the_conversion_to_a_status(reason: ErrorReason) -> None:
 
 @pytest.mark.parametrize(
     "descriptor",
-    [
-        payment_service_pb2.DESCRIPTOR.services_by_name["PaymentService"],
-        ledger_service_pb2.DESCRIPTOR.services_by_name["LedgerService"],
-    ],
-    ids=lambda d: d.name,
+    DESCRIPTORS.values(),
+    ids=DESCRIPTORS,
 )
 def test_a_method_without_access_rule_prevents_the_start(descriptor: ServiceDescriptor) -> None:
     """S2: if one access rule is missing or empty, the server does not start."""
-    access = dict(SERVICE_MODULES[descriptor.name].ACCESS)
+    access = dict(ACCESS[descriptor.name])
     first = descriptor.methods[0].name
     for invalid_access in (
         {k: v for k, v in access.items() if k != first},

@@ -14,6 +14,7 @@ from tallystick.ledger.v1 import ledger_service_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick.wallet.v1 import wallet_service_pb2
+from tallystick_server.app.database.migrate import SCHEMAS
 from tests.support.errors import from_rpc
 from tests.support.platform import ServedPlatform, unique_id
 
@@ -575,7 +576,7 @@ def test_a_not_found_error_names_the_resource(
 def test_no_table_holds_a_card_number(client: Client, platform: ServedPlatform) -> None:
     """S1: after all of these calls, no table of any service holds a card number."""
     expect_invalid_payment(client, buyer_info=CARD)
-    for service in ("payment", "wallet", "ledger", "payout", "event", "sandbox"):
+    for service in SCHEMAS:
         with psycopg.connect(platform.databases.reader(service)) as connection:
             tables = connection.execute(
                 "select table_name from information_schema.tables where table_schema = %s",

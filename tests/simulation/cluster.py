@@ -28,6 +28,7 @@ from tallystick_sandbox.payouts import SandboxPayouts
 from tallystick_sandbox.rules import Reply
 from tallystick_sandbox.sandbox import Sandbox
 from tallystick_server.app.configuration import Settings
+from tallystick_server.app.services import find_spec, service_names
 from tallystick_server.app.wiring import Dependencies, Service, Wiring
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tallystick_server.providers.sandbox.provider import (
@@ -57,7 +58,6 @@ from tests.support.retry_policies import scaled_defaults
 T = TypeVar("T")
 R = TypeVar("R")
 
-SERVICES = ("payment", "ledger", "wallet", "payout", "event")
 TEAMS = ("team-1", "team-2")
 """Each is an owner with sellers of its own."""
 OPERATOR = "operator"
@@ -153,7 +153,7 @@ class Cluster:
         """
         world = self._world
         world.loop.deliver(self._provider_node, 0, self._start_provider)
-        for service in SERVICES:
+        for service in service_names():
             for number in (1,) if service in single_process_services else (1, 2):
                 self._start_process(f"{service}-{number}", 1)
 
@@ -219,10 +219,10 @@ class Cluster:
             {provider.name: provider},
             {payout_provider.name: payout_provider},
         )
-        addresses = {service: service for service in SERVICES}
+        addresses = {service: service for service in service_names()}
         (service,) = Wiring(
             self._settings, self._urls, addresses, service_client, dependencies
-        ).build([name])
+        ).build([find_spec(name)])
         rpc_server, server = RpcServer(BearerTokens(self._settings.callers)), SimulatedServer()
         rpc_server.add_service(server, service.descriptor, service.servicer, service.access)  # type: ignore[arg-type]
         service.start()

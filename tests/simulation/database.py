@@ -14,6 +14,7 @@ import psycopg
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.database.migrate import SCHEMAS
 from tallystick_server.observability.tracing import TracedDatabase
+from tallystick_server.verify.run import load_queries
 from tallystick_storage.connection_pool import Connections
 from tallystick_storage.sql import Connection, Row, connect
 from tallystick_storage.verify import statement
@@ -151,6 +152,7 @@ class VerifyReader:
 
     def __init__(self, databases: DatabaseUrls) -> None:
         self._databases = databases
+        self._queries = load_queries()
         self._connections: dict[str, Connection] = {}
 
     def read(self, name: str, **parameters: Any) -> Iterator[Row[Any]]:
@@ -163,7 +165,9 @@ class VerifyReader:
                 self._databases.reader(schema), prepare_threshold=None
             )
         return iter(
-            self._connections[schema].execute(statement(name, parameters), parameters).fetchall()
+            self._connections[schema]
+            .execute(statement(self._queries[schema][name], parameters), parameters)
+            .fetchall()
         )
 
     def close(self) -> None:

@@ -19,12 +19,13 @@ from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_service_pb2
 from tallystick.payout.v1 import payout_service_pb2
 from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.app.services import service_names
 from tallystick_server.observability import tracing
 from tallystick_server.verify.run import run_checks
 from tests.chaos.check import OPEN_WORK_SQL
 from tests.simulation.alerts import audit_alerts
 from tests.simulation.auditor import Auditor, ChargeLogEntry
-from tests.simulation.cluster import OPERATOR, SERVICES, TEAMS, Cluster
+from tests.simulation.cluster import OPERATOR, TEAMS, Cluster
 from tests.simulation.database import ConnectionCache, DatabaseConditions, Tables, VerifyReader
 from tests.simulation.faults import FaultInjector, InjectedFault, draw_outage, draw_poison
 from tests.simulation.load import PaymentLoad, PaymentRequest, draw_payment_request
@@ -155,7 +156,8 @@ class Simulation:
             seeded_random, plan.fault_rate or 0.0, plan.without_faults, plan.planned
         )
         clock_drift = {
-            service: seeded_random.uniform(f"drift of {service}", -5, 5) for service in SERVICES
+            service: seeded_random.uniform(f"drift of {service}", -5, 5)
+            for service in service_names()
         }
         key_window = (
             _SHORT_WINDOW_SECONDS if seeded_random.number("window") < 0.3 else _LONG_WINDOW_SECONDS

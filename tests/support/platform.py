@@ -29,11 +29,12 @@ from tallystick import Client, ClientSettings
 from tallystick_core.fingerprint import digest_text
 from tallystick_core.provider.outcome import RetryReason
 from tallystick_server.app import serve
-from tallystick_server.app.configuration import SERVICES, Settings
+from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
-from tallystick_server.app.database.migrate import SCHEMAS, migrate
+from tallystick_server.app.database.migrate import migrate
 from tallystick_server.app.database.roles import Passwords, role_names
 from tallystick_server.app.serve import RunningServer
+from tallystick_server.app.services import migration_folders, service_names
 from tallystick_server.app.wiring import Dependencies
 from tallystick_server.cli import main
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
@@ -210,7 +211,7 @@ def drop_database(admin_url: str, name: str, copy_suffix: str = "") -> None:
     """Drops a database and its roles."""
     with psycopg.connect(admin_url, autocommit=True) as admin:
         admin.execute(f"drop database {name}{copy_suffix} with (force)")
-        for service in SCHEMAS:
+        for service in migration_folders():
             for role in (
                 role_names(name, service).service,
                 role_names(name, service).reader,
@@ -294,7 +295,7 @@ class ServedPlatform:
 def serve_platform(
     databases: DatabaseUrls,
     settings: Settings | None = None,
-    names: tuple[str, ...] = SERVICES,
+    names: tuple[str, ...] = service_names(),
     dependencies: Dependencies | None = None,
 ) -> Iterator[ServedPlatform]:
     """Serves in a thread until the block ends, then drains."""

@@ -21,11 +21,11 @@ CLI = [sys.executable, "-m", "tallystick_server.cli.main"]
 
 @contextmanager
 def running_process(
-    arguments: list[str], environment: dict[str, str], address: str
+    arguments: list[str], environment: dict[str, str], address: str, *, command: list[str] = CLI
 ) -> Iterator[subprocess.Popen[str]]:
     """A command that serves; it is ready when the block begins."""
     subprocess_ = subprocess.Popen(
-        [*CLI, *arguments], env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True
+        [*command, *arguments], env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True
     )
     try:
         eventually(lambda: is_serving(address) or subprocess_.poll() is not None, 30)

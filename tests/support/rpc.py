@@ -15,39 +15,19 @@ from tallystick import (
     Client,
     ClientSettings,
 )
-from tallystick.event.v1 import event_service_pb2
-from tallystick.ledger.v1 import ledger_service_pb2
 from tallystick.payment.v1 import payment_service_pb2
-from tallystick.payout.v1 import payout_service_pb2
-from tallystick.wallet.v1 import wallet_service_pb2
-from tallystick_server.event import handlers as event
-from tallystick_server.ledger import handlers as ledger
-from tallystick_server.payment import handlers as payment
-from tallystick_server.payout import handlers as payout
+from tallystick_server.app.services import SERVICES
+from tallystick_server.app.wiring import implementation_of
 from tallystick_server.rpc.authentication import NoAuthentication
 from tallystick_server.rpc.bulkhead import CallLimits
 from tallystick_server.rpc.call import Call
 from tallystick_server.rpc.server import RpcServer
-from tallystick_server.wallet import handlers as wallet
 from tests.support.platform import free_address
 
-SERVICE_MODULES = {
-    "PaymentService": payment,
-    "LedgerService": ledger,
-    "WalletService": wallet,
-    "EventService": event,
-    "PayoutService": payout,
-}
-SERVICES = {
-    name: file.DESCRIPTOR.services_by_name[name]
-    for name, file in {
-        "PaymentService": payment_service_pb2,
-        "LedgerService": ledger_service_pb2,
-        "WalletService": wallet_service_pb2,
-        "EventService": event_service_pb2,
-        "PayoutService": payout_service_pb2,
-    }.items()
-}
+DESCRIPTORS = {spec.descriptor.name: spec.descriptor for spec in SERVICES}
+"""The RPCs of each service, by its name in the contract."""
+ACCESS = {spec.descriptor.name: implementation_of(spec).access for spec in SERVICES}
+"""The access rules of each service, by its name in the contract."""
 
 
 class UniformHandlers:
@@ -73,7 +53,7 @@ def serve_rpc(
     async def start() -> grpc.aio.Server:
         server = grpc.aio.server()
         for name, servicer in servicers.items():
-            rpc_server.add_service(server, SERVICES[name], servicer, SERVICE_MODULES[name].ACCESS)
+            rpc_server.add_service(server, DESCRIPTORS[name], servicer, ACCESS[name])
         server.add_insecure_port(address)
         await server.start()
         return server

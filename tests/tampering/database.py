@@ -12,11 +12,11 @@ from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_core.provider.outcome import RetryReason
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.app.services import SERVICES
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tests.support.payouts import wait_until_booked
 from tests.support.platform import eventually, serve_platform
 
-_SERVICES_WITH_ALERTS = ("payment", "ledger", "wallet", "payout")
 # Waiting operations keep waiting, so that the database does not change while it is edited.
 _RETRY = {
     ("", RetryReason.POST_COMPLETION_POLL): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, 5),
@@ -60,8 +60,9 @@ def fill_database(databases: DatabaseUrls) -> None:
 def _add_alerts(databases: DatabaseUrls, client: Client) -> None:
     """An ended alert of each service about delayed events, as after an outage of EventService."""
     alert_queries = [
-        f"exists (select from {schema}.alert where kind = 'EVENTS_DELAYED' and end_time is null)"
-        for schema in _SERVICES_WITH_ALERTS
+        f"exists (select from {spec.name}.alert where kind = 'EVENTS_DELAYED' and end_time is null)"
+        for spec in SERVICES
+        if spec.publishes_events
     ]
     with psycopg.connect(databases.admin) as blocking_connection:
         blocking_connection.execute("lock table event.event")

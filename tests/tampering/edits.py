@@ -13,7 +13,8 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-SCHEMAS = ("payment", "ledger", "wallet", "payout", "event")
+from tallystick_server.app.services import service_names
+
 ROW = "(row)"
 """The column name for edits of a whole row."""
 
@@ -124,7 +125,7 @@ def editable_columns(connection: psycopg.Connection[Any]) -> list[EditableColumn
     """Every column that can be edited, of every table of a service."""
     return [
         EditableColumn(*row)
-        for row in connection.execute(_COLUMNS_SQL, (list(SCHEMAS),)).fetchall()
+        for row in connection.execute(_COLUMNS_SQL, (list(service_names()),)).fetchall()
     ]
 
 

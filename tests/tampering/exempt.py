@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tallystick_server.app.services import SERVICES
+
 PAGE_PATH = Path(__file__).parents[2] / "docs" / "reference" / "verify-exemptions.md"
 """The page for operators; `python -m tests.tampering.exempt` writes it."""
 
@@ -26,17 +28,11 @@ EXEMPTIONS: dict[str, str] = {
     "payout.completed_payout_poll.(row)": _POLL_SCHEDULE,
     **{
         f"{schema}.operation.{column}": _LEASE
-        for schema in ("payment", "payout")
+        for schema in (spec.name for spec in SERVICES if spec.calls_providers)
         for column in ("lease_until", "lease_token", "is_leased")
     },
-    **{
-        f"{schema}.leader_lease": _LEADER_LEASE
-        for schema in ("payment", "payout", "wallet", "ledger")
-    },
-    **{
-        f"{schema}.commit_marker": _COMMIT_MARKER
-        for schema in ("payment", "payout", "wallet", "ledger", "event")
-    },
+    **{f"{spec.name}.leader_lease": _LEADER_LEASE for spec in SERVICES if spec.publishes_events},
+    **{f"{spec.name}.commit_marker": _COMMIT_MARKER for spec in SERVICES},
 }
 
 _PAGE_HEADER = """# What `tallystick verify` does not report

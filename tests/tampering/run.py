@@ -12,8 +12,7 @@ import psycopg
 from psycopg.rows import namedtuple_row
 
 from tallystick_server.verify.report import Report
-from tallystick_server.verify.run import CHECKS, run_checks
-from tallystick_storage.migrations.seals import UNSEALED
+from tallystick_server.verify.run import CHECKS, load_queries, run_checks
 from tallystick_storage.verify import statement
 from tests.tampering.edits import (
     ROW,
@@ -82,7 +81,10 @@ class Tampering:
         self._columns_by_table: dict[str, list[EditableColumn]] = defaultdict(list)
         for column in all_columns:
             self._columns_by_table[column.qualified_table].append(column)
-        self._checks = [*CHECKS]
+        self._sealed_tables = {
+            column.qualified_table for column in all_columns if column.name == "seal"
+        }
+        self._checks, self._queries = [*CHECKS], load_queries()
         self._connection.rollback()
 
     def run(
@@ -116,7 +118,7 @@ class Tampering:
         """Makes each edit of `each_edit` to each cell of the tables without seals."""
         result = TamperingResult()
         for column in self._columns:
-            if column.table in UNSEALED.get(column.schema, ()):
+            if column.qualified_table not in self._sealed_tables:
                 for edit in each_edit(self._connection, column):
                     result.edit_count += 1
                     if not self._is_detected():
@@ -197,8 +199,9 @@ class Tampering:
 
     def _read(self, name: str, **parameters: Any) -> Iterator[Any]:
         """Opens a query as verify does, but in the transaction of the edit."""
-        self._connection.execute(f"set local search_path = {name.partition('.')[0]}, pg_temp")
-        query = statement(name, parameters)
+        schema = name.partition(".")[0]
+        self._connection.execute(f"set local search_path = {schema}, pg_temp")
+        query = statement(self._queries[schema][name], parameters)
         with (
             self._connection.transaction(),
             self._connection.cursor(row_factory=namedtuple_row) as cursor,

@@ -53,4 +53,4 @@ grant select, insert, update (state, returned_amount) on transfer to {service};
 
 
 def upgrade() -> None:
-    create("sandbox", TABLES, GRANTS)
+    create("sandbox", TABLES, GRANTS, unsealed=None)

@@ -17,22 +17,22 @@ import grpc
 from grpc_health.v1 import health
 
 from tallystick_core.access import Role
-from tallystick_server.app.configuration import SERVICES, Settings
+from tallystick_server.app.configuration import Settings
 from tallystick_server.app.errors import StartupError
 from tallystick_server.app.grpc_servers import create_servers, disconnect_clients
 from tallystick_server.app.listening import listen
 from tallystick_server.app.readiness import DatabaseHealth, await_databases, serve_not_ready
-from tallystick_server.app.wiring import Dependencies, Service, Wiring, full_names
+from tallystick_server.app.services import find_spec, stop_order
+from tallystick_server.app.wiring import Dependencies, Service, Wiring
 from tallystick_server.observability import tracing
 from tallystick_server.rpc.authentication import Authenticator, BearerTokens, NoAuthentication
 from tallystick_server.rpc.server import RpcServer
 from tallystick_server.rpc.service_client import ServiceClient
+from tallystick_server.service_spec import ServiceSpec
 
 T = TypeVar("T")
 
 _DATABASE_POLL_SECONDS = 1.0
-_STOP_ORDER = ("payment", "payout", "wallet", "ledger", "event")
-"""The order in which services stop: each before the services that it calls."""
 _MIN_WORKER_DRAIN_SECONDS = 5.0
 """Seconds reserved for work in progress after the calls, however long those take. The drain timeout
 applies instead if it is shorter.
@@ -87,8 +87,8 @@ class RunningServer:
         )
         # while the services that they call still run
         await asyncio.gather(*(service.drain(remaining_seconds) for service in self._services))
-        for service in sorted(self._services, key=lambda s: _STOP_ORDER.index(s.name)):
-            await service.stop()
+        for spec in stop_order(service.spec for service in self._services):
+            await self.service(spec.name).stop()
         for rpc_server, grpc_server in zip(
             self._rpc_servers[1:], self._grpc_servers[1:], strict=True
         ):
@@ -111,6 +111,7 @@ async def start(
     """Starts services. Together they call each other through a separate server on a Unix socket; a
     single service uses the configured addresses.
     """
+    specs = [find_spec(name) for name in names]
     _check_payout_service(names, settings)
     authenticator: Authenticator = (
         BearerTokens(settings.callers)
@@ -121,13 +122,11 @@ async def start(
     socket_folder = tempfile.mkdtemp(prefix="tallystick-") if len(names) > 1 else None
     internal_address = f"unix:{Path(socket_folder) / 'inside'}" if socket_folder else ""
     addresses = {
-        name: internal_address
-        if name in names and socket_folder
-        else settings.service_addresses.get(name, "")
-        for name in SERVICES
+        **settings.service_addresses,
+        **(dict.fromkeys(names, internal_address) if internal_address else {}),
     }
-    _check_addresses(names, addresses)
-    services = Wiring(settings, urls, addresses, service_client, dependencies).build(names)
+    _check_addresses(specs, addresses)
+    services = Wiring(settings, urls, addresses, service_client, dependencies).build(specs)
     health_servicer = health.aio.HealthServicer()
     listen_addresses = [settings.server.listen, *([internal_address] if internal_address else [])]
     try:
@@ -160,20 +159,13 @@ async def start(
     )
 
 
-def _check_addresses(names: Sequence[str], addresses: Mapping[str, str]) -> None:
-    booking_services = ("wallet", "ledger", "event")
-    dependencies = {
-        "payment": booking_services,
-        "payout": booking_services,
-        "ledger": ("event",),
-        "wallet": ("event",),
-    }
-    for name in names:
-        for dependency in dependencies.get(name, ()):
-            if not addresses[dependency]:
+def _check_addresses(specs: Sequence[ServiceSpec], addresses: Mapping[str, str]) -> None:
+    for spec in specs:
+        for dependency in spec.dependencies:
+            if not addresses.get(dependency):
                 raise StartupError(
-                    f"TALLYSTICK_SERVICE_ADDRESSES must say where {name} reaches {dependency}, "
-                    f'such as "{dependency}=127.0.0.1:7071".'
+                    f"TALLYSTICK_SERVICE_ADDRESSES must say where {spec.name} reaches "
+                    f'{dependency}, such as "{dependency}=127.0.0.1:7071".'
                 )
 
 
@@ -269,7 +261,7 @@ async def _wait_until_ready(
     """
     server = grpc.aio.server(options=[("grpc.so_reuseport", int(settings.server.reuse_port))])
     listen(server, settings.server.listen)
-    await serve_not_ready(server, full_names(names))
+    await serve_not_ready(server, [find_spec(name).descriptor.full_name for name in names])
     try:
         await await_databases(urls, settings.database.startup_timeout, stop_event, print_status)
     finally:

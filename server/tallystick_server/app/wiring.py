@@ -6,76 +6,37 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from uuid import UUID, uuid4
 
 from google.protobuf.descriptor import ServiceDescriptor
 
-from tallystick.event.v1 import event_service_pb2
-from tallystick.ledger.v1 import ledger_service_pb2
-from tallystick.payment.v1 import payment_service_pb2
-from tallystick.payout.v1 import payout_service_pb2
-from tallystick.wallet.v1 import wallet_service_pb2
-from tallystick_core.payment.fees import FeeRates
-from tallystick_core.payment.risk import BuiltInRiskCheck, RiskRules
-from tallystick_core.payment.state import ALERT_AFTER_SECONDS
-from tallystick_core.payout.state import ALERT_AFTER_SECONDS as PAYOUT_ALERT_AFTER
-from tallystick_core.provider.outcome import FinalNotFound, PendingReason
+from tallystick_core.provider.outcome import FinalNotFound
 from tallystick_core.provider.payment_provider import PaymentProvider
 from tallystick_core.provider.payout_provider import PayoutProvider
 from tallystick_sandbox.payouts import SandboxPayouts
 from tallystick_sandbox.sandbox import Sandbox
-from tallystick_server.app.configuration import DEFAULT_DESTINATION_COOLDOWN, SERVICES, Settings
-from tallystick_server.event import handlers as event
-from tallystick_server.ledger import handlers as ledger
-from tallystick_server.ledger.events import LedgerEvents
+from tallystick_server.app.configuration import Settings
 from tallystick_server.observability.tracing import TracedDatabase
 from tallystick_server.operations.monitor import Monitor
 from tallystick_server.operations.periodic import Periodic
 from tallystick_server.operations.retry_policy import RetryPolicies
 from tallystick_server.operations.worker import OperationWorker, WorkerSettings
-from tallystick_server.outbox.relay import EventSource, FirstNonEmptySource, OutboxSource, Relay
-from tallystick_server.payment import handlers as payment
-from tallystick_server.payment.payments import Payments
-from tallystick_server.payout import handlers as payout
-from tallystick_server.payout.payouts import Payouts, PayoutSettings
+from tallystick_server.outbox.relay import EventSource, OutboxSource, Relay
 from tallystick_server.providers.circuit_breaker import BreakerSettings
 from tallystick_server.providers.sandbox import provider as sandbox_provider
-from tallystick_server.rpc.authentication import DEVELOPER
 from tallystick_server.rpc.call import Access
 from tallystick_server.rpc.service_client import ServiceClient
-from tallystick_server.wallet import handlers as wallet
-from tallystick_server.wallet.scheduler import WalletScheduler
-from tallystick_storage import alerts as alert_store
+from tallystick_server.service_spec import ServiceSpec
+from tallystick_storage.alerts import AlertQuery
 from tallystick_storage.database import Database, prune_commit_markers
-from tallystick_storage.ledger import postings as ledger_store
-from tallystick_storage.payment import alerts as payment_alerts
-from tallystick_storage.payout import alerts as payout_alerts
 
-_CONNECTION_COUNTS = {"ledger": 2}
-_DEFAULT_CONNECTIONS = 4
+_SANDBOX_CONNECTIONS = 4
 _READ_CONNECTIONS = 2
 _HOUSEKEEPING_INTERVAL_SECONDS = 600.0
-_SERVICE_MODULES = {
-    "payment": payment_service_pb2,
-    "ledger": ledger_service_pb2,
-    "wallet": wallet_service_pb2,
-    "payout": payout_service_pb2,
-    "event": event_service_pb2,
-}
 
 P = TypeVar("P")
-
-
-def full_names(services: Sequence[str]) -> list[str]:
-    """The full gRPC names of services."""
-    return [str(_descriptor(name).full_name) for name in services]
-
-
-def _descriptor(service: str) -> ServiceDescriptor:
-    file = _SERVICE_MODULES[service].DESCRIPTOR
-    descriptor: ServiceDescriptor = file.services_by_name[f"{service.title()}Service"]
-    return descriptor
 
 
 class _Lifecycle(Protocol):
@@ -92,17 +53,36 @@ class Service:
     gets time to finish the operations in flight.
     """
 
-    name: str
+    spec: ServiceSpec
     servicer: object
-    access: Access
     running: Sequence[_Lifecycle]
     databases: Sequence[Database]
+    """Its own first, then those of its providers."""
     worker: OperationWorker | None = None
     closing: Sequence[_CloseHook] = ()
+    event_source: EventSource | None = None
+    """The source of its relay. None: its outbox."""
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
 
     @property
     def descriptor(self) -> ServiceDescriptor:
-        return _descriptor(self.name)
+        return self.spec.descriptor
+
+    @property
+    def access(self) -> Access:
+        return implementation_of(self.spec).access
+
+    def with_providers(self, bundle: _ProviderBundle[Any]) -> Service:
+        """The service with its providers. They start before it and stop after it."""
+        return replace(
+            self,
+            running=[*bundle.components, *self.running],
+            databases=[*self.databases, *bundle.databases],
+            closing=bundle.close_hooks,
+        )
 
     def start(self) -> None:
         for component in self.running:
@@ -150,6 +130,23 @@ class Dependencies:
     """None: as configured."""
 
 
+@dataclass(frozen=True, slots=True)
+class ServiceImplementation:
+    """The rest of a service's declaration, in the module that its `ServiceSpec` names."""
+
+    access: Access
+    build: Callable[[Wiring, Database], Service]
+    """Takes the service's open database."""
+    alert_queries: Callable[[Settings], Sequence[AlertQuery]] | None
+    """The conditions for alerts. None: it has no alerts, and publishes no events."""
+
+
+def implementation_of(spec: ServiceSpec) -> ServiceImplementation:
+    """The rest of a service's declaration."""
+    implementation: ServiceImplementation = import_module(spec.wiring).IMPLEMENTATION
+    return implementation
+
+
 class Wiring:
     """Builds services. `urls`: the database of each schema; `addresses`: the address of each
     service.
@@ -163,36 +160,42 @@ class Wiring:
         service_client: ServiceClient,
         dependencies: Dependencies | None = None,
     ) -> None:
-        self._settings = settings
+        self.settings = settings
+        self.addresses = addresses
+        self.service_client = service_client
         self._urls = urls
-        self._addresses = addresses
-        self._service_client = service_client
         self._dependencies = dependencies or Dependencies()
 
-    def build(self, names: Sequence[str] = SERVICES) -> list[Service]:
-        builders = {
-            "payment": self._build_payment,
-            "ledger": self._build_ledger,
-            "wallet": self._build_wallet,
-            "payout": self._build_payout,
-            "event": self._build_event,
-        }
-        return [builders[name]() for name in names]
+    def build(self, specs: Sequence[ServiceSpec]) -> list[Service]:
+        return [self._build_service(spec) for spec in specs]
 
-    def _open_database(self, name: str) -> Database:
-        connections = self._settings.database.connections.get(
-            name, _CONNECTION_COUNTS.get(name, _DEFAULT_CONNECTIONS)
-        )
+    def _build_service(self, spec: ServiceSpec) -> Service:
+        database = self._open_database(spec.name, spec.connections)
+        implementation = implementation_of(spec)
+        service = implementation.build(self, database)
+        background: list[_Lifecycle] = []
+        if implementation.alert_queries is not None:
+            background += self._relay_and_monitor(
+                service, database, implementation.alert_queries(self.settings)
+            )
+        background.append(self._housekeeping_task(spec.name, database))
+        return replace(service, running=[*service.running, *background])
+
+    def new_id(self) -> UUID:
+        return self._dependencies.new_id()
+
+    def _open_database(self, name: str, default_connections: int) -> Database:
+        connections = self.settings.database.connections.get(name, default_connections)
         if self._dependencies.open_database is not None:
             return self._dependencies.open_database(
                 self._urls[name], connections, self._dependencies.new_id
             )
-        readers = self._settings.database.read_connections.get(name, _READ_CONNECTIONS)
+        readers = self.settings.database.read_connections.get(name, _READ_CONNECTIONS)
         return TracedDatabase(
             self._urls[name],
             connections=connections,
             readers=readers,
-            read_timeout=self._settings.database.read_timeout,
+            read_timeout=self.settings.database.read_timeout,
             new_id=self._dependencies.new_id,
         )
 
@@ -204,88 +207,43 @@ class Wiring:
 
         return Periodic(f"{name}.housekeeping", _HOUSEKEEPING_INTERVAL_SECONDS, run_once)
 
-    def _build_payment(self) -> Service:
-        database = self._open_database("payment")
-        settings = self._settings
-        final_not_found = FinalNotFound(
-            settings.providers.not_found_after, settings.providers.not_found_min_count
+    def _relay_and_monitor(
+        self, service: Service, database: Database, alert_queries: Sequence[AlertQuery]
+    ) -> list[_Lifecycle]:
+        """What a service with events and alerts runs."""
+        worker = self.settings.worker
+        relay = Relay(
+            service.name,
+            database,
+            service.event_source or OutboxSource(database),
+            self.service_client,
+            self.addresses["event"],
+            worker.relay_interval,
         )
-        bundle = self._build_providers(
+        monitor = Monitor(
+            service.name, database, self.new_id(), alert_queries, worker.monitor_interval
+        )
+        return [relay, monitor]
+
+    def payment_providers(self) -> _ProviderBundle[PaymentProvider]:
+        """The providers that charge buyers."""
+        settings = self.settings.providers
+        final_not_found = FinalNotFound(settings.not_found_after, settings.not_found_min_count)
+        return self._build_providers(
             self._dependencies.providers,
             partial(sandbox_provider.HttpSandbox, final_not_found=final_not_found),
             Sandbox,
             partial(sandbox_provider.InProcessSandbox, final_not_found=final_not_found),
         )
-        payments = Payments(
-            database,
-            BuiltInRiskCheck(self._risk_rules()),
-            FeeRates(settings.payment.fee_rate, dict(settings.payment.seller_fee_rates)),
-            bundle.providers,
-            self._service_client,
-            self._addresses["wallet"],
-            self._addresses["ledger"],
-            self._worker_settings(),
-            provider=settings.providers.payment,
-            environment=settings.environment,
-            max_queued_charges=settings.payment.max_queued_charges,
-            resolve_within={PendingReason.BUYER_ACTION: settings.payment.buyer_action_timeout},
-            seller_owner_max_age_seconds=settings.payment.seller_owner_max_age,
-            holder_id=self._dependencies.new_id(),
-        )
-        handlers = payment.PaymentHandlers(database, payments)
-        alert_queries = payment_alerts.alert_queries(
-            {**ALERT_AFTER_SECONDS, **settings.payment.alert_after},
-            settings.payment.review_timeout,
-            settings.worker.events_alert_after,
-        )
-        service = Service(
-            "payment", handlers, payment.ACCESS, [handlers], [database], payments.worker
-        )
-        return self._with_providers(
-            bundle, self._with_relay(service, alert_queries, OutboxSource(database))
-        )
 
-    def _with_relay(
-        self, service: Service, alert_queries: Sequence[alert_store.AlertQuery], source: EventSource
-    ) -> Service:
-        """Adds the relay and the monitor to a service that has events.
-
-        `alert_queries`: the conditions for alerts; `source`: the source of the relay.
-        """
-        (database,) = service.databases
-        settings = self._settings
-        relay = Relay(
-            service.name,
-            database,
-            source,
-            self._service_client,
-            self._addresses["event"],
-            settings.worker.relay_interval,
+    def payout_providers(self) -> _ProviderBundle[PayoutProvider]:
+        """The providers that pay sellers."""
+        return self._build_providers(
+            self._dependencies.payout_providers,
+            sandbox_provider.HttpSandboxPayouts,
+            SandboxPayouts,
+            sandbox_provider.InProcessSandboxPayouts,
         )
-        monitor = Monitor(
-            service.name,
-            database,
-            self._dependencies.new_id(),
-            alert_queries,
-            settings.worker.monitor_interval,
-        )
-        return replace(
-            service,
-            running=[
-                *service.running,
-                relay,
-                monitor,
-                self._housekeeping_task(service.name, database),
-            ],
-        )
-
-    def _with_providers(self, bundle: _ProviderBundle[Any], service: Service) -> Service:
-        """Adds providers to a service. They start before it and stop after it."""
-        components, databases = (
-            [*bundle.components, *service.running],
-            [*service.databases, *bundle.databases],
-        )
-        return replace(service, running=components, databases=databases, closing=bundle.close_hooks)
 
     def _build_providers(
         self,
@@ -297,22 +255,23 @@ class Wiring:
         """The given providers, or else the sandbox: a separate server, or one in this process."""
         if providers is not None:
             return _ProviderBundle(providers)
-        window = self._settings.providers.key_window
-        if self._settings.providers.sandbox.url:
-            remote = over_http(self._settings.providers.sandbox.url, window)
+        window = self.settings.providers.key_window
+        if self.settings.providers.sandbox.url:
+            remote = over_http(self.settings.providers.sandbox.url, window)
             return _ProviderBundle({sandbox_provider.NAME: remote}, close_hooks=[remote.close])
-        database = self._open_database("sandbox")
+        database = self._open_database("sandbox", _SANDBOX_CONNECTIONS)
         sandbox = make_sandbox(
             database,
-            latency_seconds=self._settings.providers.sandbox.latency,
+            latency_seconds=self.settings.providers.sandbox.latency,
             key_window_seconds=window,
         )
         return _ProviderBundle(
             {sandbox_provider.NAME: in_process(sandbox, window)}, [sandbox], [database]
         )
 
-    def _worker_settings(self) -> WorkerSettings:
-        settings = self._settings
+    def worker_settings(self) -> WorkerSettings:
+        """The settings of the workers of operations."""
+        settings = self.settings
         return WorkerSettings(
             lease_seconds=settings.worker.lease_duration,
             provider_timeout_seconds=settings.providers.timeout,
@@ -326,107 +285,4 @@ class Wiring:
             ),
             max_in_flight=settings.worker.max_in_flight,
             max_owner_share=settings.server.max_owner_share,
-        )
-
-    def _risk_rules(self) -> RiskRules:
-        settings = self._settings
-        return RiskRules(
-            settings.risk.amount_limits,
-            settings.risk.velocity_limit or None,
-            settings.risk.velocity_window,
-            settings.risk.blocked_accounts,
-            settings.risk.blocked_countries,
-        )
-
-    def _build_ledger(self) -> Service:
-        database = self._open_database("ledger")
-        handlers = ledger.LedgerHandlers(database)
-        # Alerts come first, because ledger events may never pause.
-        source = FirstNonEmptySource(
-            OutboxSource(database), LedgerEvents(database, handlers.recent)
-        )
-        service = Service("ledger", handlers, ledger.ACCESS, [handlers], [database])
-        return self._with_relay(
-            service, ledger_store.alert_queries(self._settings.worker.events_alert_after), source
-        )
-
-    def _build_wallet(self) -> Service:
-        database = self._open_database("wallet")
-        handlers = wallet.WalletHandlers(
-            database, self._settings.release_delay, self._payout_service_caller()
-        )
-        scheduler = Periodic(
-            "wallet.scheduler",
-            self._settings.worker.scan_interval,
-            WalletScheduler(database, handlers.instruction_batcher).run_once,
-        )
-        service = Service("wallet", handlers, wallet.ACCESS, [handlers, scheduler], [database])
-        return self._with_relay(
-            service,
-            alert_store.event_alert_queries(self._settings.worker.events_alert_after),
-            OutboxSource(database),
-        )
-
-    def _build_payout(self) -> Service:
-        database = self._open_database("payout")
-        settings = self._settings
-        bundle = self._build_providers(
-            self._dependencies.payout_providers,
-            sandbox_provider.HttpSandboxPayouts,
-            SandboxPayouts,
-            sandbox_provider.InProcessSandboxPayouts,
-        )
-        payouts = Payouts(
-            database,
-            bundle.providers,
-            self._service_client,
-            self._addresses["wallet"],
-            self._addresses["ledger"],
-            self._worker_settings(),
-            PayoutSettings(
-                settings.providers.payout,
-                settings.environment,
-                settings.payout.approval_threshold,
-                self._destination_cooldown(),
-                settings.payout.destination_approval_threshold,
-            ),
-            self._dependencies.new_id(),
-        )
-        alert_queries = payout_alerts.alert_queries(
-            {**PAYOUT_ALERT_AFTER, **settings.payout.alert_after},
-            settings.worker.events_alert_after,
-        )
-        handlers = payout.PayoutHandlers(database, payouts)
-        service = Service(
-            "payout", handlers, payout.ACCESS, [payouts, handlers], [database], payouts.worker
-        )
-        return self._with_providers(
-            bundle, self._with_relay(service, alert_queries, OutboxSource(database))
-        )
-
-    def _payout_service_caller(self) -> str:
-        """The name of the caller that WalletService accepts as PayoutService."""
-        settings = self._settings
-        if settings.authentication == "none":
-            return DEVELOPER
-        return settings.payout_service or settings.callers[settings.service_token].name
-
-    def _destination_cooldown(self) -> float:
-        """The cooldown of new destinations in seconds. Without authentication it is 0 unless it is
-        set.
-        """
-        cooldown = self._settings.payout.destination_cooldown
-        if cooldown is not None:
-            return cooldown
-        return 0.0 if self._settings.authentication == "none" else DEFAULT_DESTINATION_COOLDOWN
-
-    def _build_event(self) -> Service:
-        database = self._open_database("event")
-        handlers = event.EventHandlers(database)
-        return Service(
-            "event",
-            handlers,
-            event.ACCESS,
-            [handlers, self._housekeeping_task("event", database)],
-            [database],
         )

@@ -19,9 +19,10 @@ from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_core.provider.outcome import RetryReason
 from tallystick_server.app import serve
-from tallystick_server.app.configuration import SERVICES, Settings
+from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls, open_databases
 from tallystick_server.app.database.migrate import migrate
+from tallystick_server.app.services import SERVICES, service_names
 from tallystick_server.cli.demo_output import (
     SELLERS,
     DemoFailed,
@@ -101,10 +102,8 @@ async def _run(settings: Settings, database_urls: DatabaseUrls, *, once: bool) -
     stop_event = asyncio.Event()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signal_number, stop_event.set)
-    print_status(
-        "Starting PaymentService, LedgerService, WalletService, PayoutService and EventService"
-    )
-    server = await serve.start(SERVICES, settings, database_urls.all())
+    print_status(f"Starting {', '.join(spec.descriptor.name for spec in SERVICES)}")
+    server = await serve.start(service_names(), settings, database_urls.all())
     try:
         async with AsyncClient(server.address) as client:
             await _run_story(client, database_urls)

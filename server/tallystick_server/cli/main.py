@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tallystick_server.app.errors import StartupError
+from tallystick_server.app.services import SANDBOX_SCHEMA, find_spec, service_names
 from tallystick_server.cli.operator.commands import add_commands
 from tallystick_server.cli.output import (
     Column,
@@ -27,6 +28,11 @@ from tallystick_server.cli.runner import PanelGroup, example, load_settings, run
 if TYPE_CHECKING:
     from tallystick_server.verify.report import Report
 
+    _Served = str
+else:
+    # a list of literals is no type that Typer knows
+    _Served = StrEnum("_Served", ["all", *service_names()])
+
 _PANEL = "Run the platform"
 
 app = typer.Typer(
@@ -37,17 +43,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # they print local variables, which may hold secrets
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-class ServiceName(StrEnum):
-    """What `serve` serves. The names are repeated here because importing the settings is slow."""
-
-    ALL = "all"
-    PAYMENT = "payment"
-    LEDGER = "ledger"
-    WALLET = "wallet"
-    PAYOUT = "payout"
-    EVENT = "event"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -92,24 +87,21 @@ def _options(
 def serve(
     ctx: typer.Context,
     services: Annotated[
-        list[ServiceName],
+        list[_Served],
         typer.Argument(metavar="SERVICE...", help="all, or the names of services."),
     ],
 ) -> None:
-    """Serve all services, or some of them, until SIGTERM.
-
-    The services are payment, ledger, wallet, payout and event.
-    """
+    """Serve all services, or some of them, until SIGTERM."""
     from tallystick_server.app import serve as server
-    from tallystick_server.app.configuration import SERVICES
     from tallystick_server.app.database.connections import open_databases
 
     settings = load_settings(ctx.obj)
-    names = SERVICES if ServiceName.ALL in services else tuple(dict.fromkeys(map(str, services)))
+    names = service_names() if "all" in services else tuple(dict.fromkeys(map(str, services)))
     with open_databases(settings, print_status) as database_urls:
         schemas = [*names]
-        if not {"payment", "payout"}.isdisjoint(names) and not settings.providers.sandbox.url:
-            schemas.append("sandbox")
+        calls_providers = any(find_spec(name).calls_providers for name in names)
+        if calls_providers and not settings.providers.sandbox.url:
+            schemas.append(SANDBOX_SCHEMA)
         urls = {name: database_urls.service(name) for name in schemas}
         server.run(server.serve(names, settings, urls, print_status, database_urls.has_ended))
 

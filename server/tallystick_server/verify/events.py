@@ -6,16 +6,17 @@ import heapq
 from itertools import groupby
 from typing import Any
 
+from tallystick_server.app.services import SERVICES
 from tallystick_server.verify.report import Check, QueryRunner, merge_join, sum_counts
 
 
 def check_operations(read: QueryRunner) -> Check:
     """Every unfinished operation is scheduled or dead-lettered."""
     check = Check("each open operation is scheduled or a dead letter", "P5")
-    for service in ("payment", "payout"):
-        for row in read(f"{service}.operations"):
+    for spec in SERVICES:
+        for row in read(f"{spec.name}.operations") if spec.calls_providers else ():
             check.count_row()
-            name = f"{service}.operation {row.operation_id}"
+            name = f"{spec.name}.operation {row.operation_id}"
             if not row.is_stored:
                 check.fail(name, f"is missing, but {row.open} is open")
             elif row.open is None:
@@ -45,7 +46,7 @@ def check_events(read: QueryRunner) -> Check:
                 check.fail(
                     "event.head", f"is at {head.cursor}, but the events end at {totals.last}"
                 )
-    for service, prefix in _AGGREGATE_PREFIXES.items():
+    for service, prefix in _aggregate_prefixes().items():
         versions_with_events = merge_join(
             read(f"{service}.versions"),
             _block_key,
@@ -75,7 +76,8 @@ def check_versions(read: QueryRunner) -> Check:
     version has one event.
     """
     check = Check("each resource is at the version of its last event", "E1")
-    services = ("payment", "ledger", "wallet", "payout")
+    services = [spec.name for spec in SERVICES if spec.publishes_events]
+    tables = _tables_by_collection()
     resources = heapq.merge(
         *[read(f"{service}.last_versions") for service in services], key=_aggregate_id
     )
@@ -84,7 +86,10 @@ def check_versions(read: QueryRunner) -> Check:
         key=_aggregate_id,
     )
     versions_with_events = merge_join(
-        resources, _aggregate_id, read("event.last_versions"), _aggregate_id
+        resources,
+        _aggregate_id,
+        read("event.last_versions", collections=[*tables]),
+        _aggregate_id,
     )
     for key, pair, outbox in merge_join(
         versions_with_events, lambda item: item[0], outbox_groups, lambda item: item[0]
@@ -95,7 +100,7 @@ def check_versions(read: QueryRunner) -> Check:
         _, row, event = pair
         if row is None:
             check.fail(
-                f"{_TABLES[key.partition('/')[0]]} {key.partition('/')[2]}",
+                f"{tables[key.partition('/')[0]]} {key.partition('/')[2]}",
                 f"is missing, but event.event has its version {event.version}",
             )
         elif outbox is None and (
@@ -117,18 +122,19 @@ def _aggregate_id(row: Any) -> str:
     return str(row.aggregate_id)
 
 
-_TABLES = {
-    "deadLetters": "dead_letter",
-    "alerts": "alert",
-    "payments": "payment.checkout",
-    "unappliedCharges": "payment.unapplied_charge",
-    "payoutDestinations": "payout.payout_destination",
-    "payoutBatches": "payout.payout_batch",
-    "payoutSchedules": "payout.payout_schedule",
-    "walletPolicies": "wallet.wallet_policy",
-    "sellers": "wallet.seller",
-}
-"""The tables of resources with events, by collection."""
+def _aggregate_prefixes() -> dict[str, str]:
+    """The id prefixes of aggregates with a history, by their service."""
+    return {
+        spec.name: f"{spec.history_collection}/" for spec in SERVICES if spec.history_collection
+    }
 
-_AGGREGATE_PREFIXES = {"payment": "paymentOrders/", "wallet": "wallets/", "payout": "payouts/"}
-"""The id prefixes of aggregates with a history, by their service."""
+
+def _tables_by_collection() -> dict[str, str]:
+    """The tables of resources with events and without a history, by collection."""
+    tables = {"deadLetters": "dead_letter", "alerts": "alert"}
+    for spec in SERVICES:
+        tables |= spec.event_tables
+    return tables
+
+
+CHECKS = (check_events, check_versions)

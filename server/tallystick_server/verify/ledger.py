@@ -67,3 +67,6 @@ def check_unique_postings(read: QueryRunner) -> Check:
     check.fail_each(read("ledger.repeated"))
     check.fail_each(read("ledger.inconsistent_reversals"))
     return check
+
+
+CHECKS = (check_ledger, check_unique_postings)

@@ -177,3 +177,13 @@ def _postings_by_source_id(rows: Rows) -> Iterator[tuple[str, list[str]]]:
 
 def _key(item: tuple[Any, ...]) -> Any:
     return item[0]
+
+
+CHECKS = (
+    check_orders,
+    check_charges,
+    check_unapplied,
+    check_deliveries,
+    check_checkouts,
+    check_booking,
+)

@@ -189,3 +189,6 @@ def _check_money_movement(check: Check, source_id: str, row: Any, posting: Any, 
     actual = (entry.seller_account, entry.currency, entry.amount) if entry is not None else None
     if (row.booked or entry is not None) and actual != expected:
         check.fail(name, f"its wallet entry is {actual}, and must be {expected}")
+
+
+CHECKS = (check_payouts, check_holds, check_transfers, check_money_movements)

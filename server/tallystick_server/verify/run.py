@@ -9,7 +9,7 @@ It may run while the platform serves, if the services share a database. It then 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -17,25 +17,10 @@ import psycopg
 
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.errors import StartupError, first_line
-from tallystick_server.verify.events import check_events, check_operations, check_versions
-from tallystick_server.verify.ledger import check_ledger, check_unique_postings
-from tallystick_server.verify.payments import (
-    check_booking,
-    check_charges,
-    check_checkouts,
-    check_deliveries,
-    check_orders,
-    check_unapplied,
-)
-from tallystick_server.verify.payouts import (
-    check_holds,
-    check_money_movements,
-    check_payouts,
-    check_transfers,
-)
+from tallystick_server.app.services import SERVICES, stop_order
+from tallystick_server.verify.events import check_operations
 from tallystick_server.verify.report import Check, QueryRunner, Report
 from tallystick_server.verify.seals import check_derived, check_seals
-from tallystick_server.verify.wallets import check_wallets, check_wallets_against_ledger
 from tallystick_storage.verify import Reader
 
 _MAX_CONCURRENT_CHECKS = 5
@@ -48,7 +33,7 @@ def verify(
     """Runs every check over the whole database. Calls `on_check` after each, in the check's thread.
     Raises StartupError if the database cannot be read.
     """
-    reader = Reader(database_urls.reader)
+    reader = Reader(database_urls.reader, load_queries())
     try:
         with reader.open_snapshot() as read:
             return run_checks(read, concurrency=_MAX_CONCURRENT_CHECKS, on_check=on_check)
@@ -56,6 +41,13 @@ def verify(
         raise StartupError(f"The database cannot be read: {first_line(error)}") from error
     finally:
         reader.close()
+
+
+def load_queries() -> dict[str, Mapping[str, str]]:
+    """The queries of each schema, in the order in which their snapshots are taken: the snapshot of
+    events is the last, so that it contains every event relayed before another snapshot.
+    """
+    return {spec.name: spec.load_queries() for spec in stop_order(SERVICES)}
 
 
 def run_checks(
@@ -100,24 +92,9 @@ def _run_check(
     return result
 
 
+_SHARED_CHECKS = (check_operations, check_derived, check_seals)
+"""The checks of what every service has."""
 CHECKS: list[Callable[[QueryRunner], Check]] = [
-    check_ledger,
-    check_unique_postings,
-    check_wallets,
-    check_wallets_against_ledger,
-    check_orders,
-    check_charges,
-    check_operations,
-    check_unapplied,
-    check_deliveries,
-    check_checkouts,
-    check_booking,
-    check_payouts,
-    check_holds,
-    check_transfers,
-    check_money_movements,
-    check_events,
-    check_versions,
-    check_derived,
-    check_seals,
+    *(check for spec in SERVICES for check in spec.load_checks()),
+    *_SHARED_CHECKS,
 ]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tallystick_server.app.configuration import SERVICES
+from tallystick_server.app.services import SERVICES, service_names
 from tallystick_server.verify.report import Check, QueryRunner
-from tallystick_storage.verify import INCONSISTENCY_QUERIES, broken_seals
+from tallystick_storage.verify import broken_seals
 
 
 def check_seals(read: QueryRunner) -> Check:
@@ -12,7 +12,7 @@ def check_seals(read: QueryRunner) -> Check:
     compares, so valid rows are not transferred.
     """
     check = Check("each row matches its seal", "S5")
-    for schema in SERVICES:
+    for schema in service_names():
         for table in read(f"{schema}.sealed_tables", schema=schema):
             check.count_row()
             for row in read(
@@ -29,7 +29,8 @@ def check_seals(read: QueryRunner) -> Check:
 def check_derived(read: QueryRunner) -> Check:
     """Values derived from other rows of a schema are correct: times, counts, attempts, policies."""
     check = Check("derived rows match their sources", "P4")
-    for name in INCONSISTENCY_QUERIES:
-        check.count_row()
-        check.fail_each(read(name))
+    for spec in SERVICES:
+        for name in spec.load_inconsistency_queries():
+            check.count_row()
+            check.fail_each(read(name))
     return check

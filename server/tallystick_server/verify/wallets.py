@@ -59,3 +59,6 @@ def check_wallets_against_ledger(read: QueryRunner) -> Check:
                 f"balance is {in_wallet}, but sellers/{key[0]} in the ledger has {in_ledger}",
             )
     return check
+
+
+CHECKS = (check_wallets, check_wallets_against_ledger)

@@ -11,19 +11,21 @@ from typing import Any
 from alembic import op
 from sqlalchemy import text
 
-from tallystick_storage.migrations.seals import SEAL_FUNCTION, UNSEALED, seal
+from tallystick_storage.migrations.seals import SEAL_FUNCTION, seal
 from tallystick_storage.migrations.shared_tables import COMMON_OBJECTS
 
 
-def create(schema: str, *scripts: str) -> None:
-    """The first migration of a schema. Seals every table except those in `UNSEALED`."""
+def create(schema: str, *scripts: str, unsealed: frozenset[str] | None = frozenset()) -> None:
+    """The first migration of a schema. Seals every table except those in `unsealed`, which verify
+    recomputes. None seals no table: the schema is not a service's.
+    """
     run(schema, COMMON_OBJECTS, *scripts)
-    if schema in UNSEALED:
+    if unsealed is not None:
         tables = re.findall(r"^create table (\w+)", "\n".join(scripts), re.MULTILINE)
         run(
             schema,
             SEAL_FUNCTION,
-            *[seal(schema, table) for table in tables if table not in UNSEALED[schema]],
+            *[seal(schema, table) for table in tables if table not in unsealed],
         )
 
 

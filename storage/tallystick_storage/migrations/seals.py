@@ -2,20 +2,6 @@
 
 from collections.abc import Mapping
 
-UNSEALED: Mapping[str, frozenset[str]] = {
-    "payment": frozenset(
-        {"payment_order", "checkout_unpaid", "provider_money"}
-    ),  # recomputed from sealed history, payments, attempts and unapplied charges
-    # recomputed from the hash chain
-    "ledger": frozenset({"head", "account", "tx", "entry", "relayed"}),
-    "wallet": frozenset({"wallet"}),  # recomputed from its entries and policies
-    "payout": frozenset({"payout_in_state"}),  # recomputed from payouts
-    "event": frozenset({"head"}),  # recomputed from the events
-}
-"""Tables without seals, by schema, besides `commit_marker`: verify recomputes them. The sandbox's
-tables are not part of the platform and have no seals.
-"""
-
 SEALED_ON_UPDATE: Mapping[str, str] = {
     "payment.attempt": (
         "(t.outcome, t.provider_reference, t.failure_reason, t.decline_code) = ('', '', '', '') "

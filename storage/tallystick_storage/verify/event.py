@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tallystick_storage.verify.shared import VERSIONS, seal_queries
 
+INCONSISTENCY_QUERIES: dict[str, str] = {}
 QUERIES = {
     **seal_queries("event"),
     "event.head": "select cursor from head",
@@ -19,8 +20,6 @@ QUERIES = {
     # The version of each resource without a history of its own: the version of its last event.
     "event.last_versions": """
         select aggregate_id, max(aggregate_version) as version, count(*) as events from event
-        where split_part(aggregate_id, '/', 1) in (
-            'deadLetters', 'alerts', 'payments', 'unappliedCharges', 'payoutDestinations',
-                'payoutBatches', 'payoutSchedules', 'walletPolicies', 'sellers')
+        where split_part(aggregate_id, '/', 1) = any (:collections)
         group by aggregate_id order by aggregate_id""",
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -10,26 +10,25 @@ from psycopg.conninfo import make_conninfo
 
 from tallystick_storage.connection_pool import Connections
 from tallystick_storage.sql import Connection, Row, Statement, text
-from tallystick_storage.verify import event, ledger, payment, payout, wallet
 
 _FETCH_SIZE = 5000
-_SCHEMAS = ("payment", "payout", "wallet", "ledger", "event")
-"""The order in which their snapshots are taken."""
 # A transaction idles while a check reads another's rows.
 _DISABLE_IDLE_TIMEOUT = "set local idle_in_transaction_session_timeout = 0"
 _PLANNER_SETTINGS = (
     "set local work_mem = '32MB'; set local cursor_tuple_fraction = 1; set local jit = off"
 )
 
-QUERIES = {**ledger.QUERIES, **wallet.QUERIES, **payment.QUERIES, **payout.QUERIES, **event.QUERIES}
-"""Every query, by its schema and name: "{schema}.{name}" is in the file of its schema."""
-
 
 class Reader:
-    """Reads each schema with a read-only role. `url` returns the database URL of a schema."""
+    """Reads each schema with a read-only role.
 
-    def __init__(self, url: Callable[[str], str]) -> None:
+    `url` returns the database URL of a schema; `queries` has the queries of each schema, by
+    "{schema}.{name}", in the order in which the snapshots of their databases are taken.
+    """
+
+    def __init__(self, url: Callable[[str], str], queries: Mapping[str, Mapping[str, str]]) -> None:
         self._url = url
+        self._queries = queries
         self._connections: dict[str, Connections] = {}
         self._used: set[Connection] = set()
 
@@ -39,14 +38,13 @@ class Reader:
         streams rows in the query's order.
 
         All schemas of one database are read from one snapshot, despite concurrent writes. Each
-        further database has its own snapshot. The snapshot of events is taken last, so that it
-        contains every event relayed before another snapshot.
+        further database has its own snapshot.
         """
         # Now, because queries are opened from several threads.
-        self._connections = {schema: Connections(self._url(schema)) for schema in _SCHEMAS}
+        self._connections = {schema: Connections(self._url(schema)) for schema in self._queries}
         snapshots: dict[str, str] = {}
         with ExitStack() as stack:
-            for schema in _SCHEMAS:
+            for schema in self._queries:
                 if self._database(schema) not in snapshots:
                     # A snapshot lasts as long as its transaction.
                     connection = stack.enter_context(self._connect(schema))
@@ -61,7 +59,7 @@ class Reader:
                         f"set transaction snapshot '{snapshots[self._database(schema)]}'; "
                         f"{_PLANNER_SETTINGS}"
                     )
-                    yield from _rows(connection, name, parameters)
+                    yield from _rows(connection, self._queries[schema][name], parameters)
 
             yield read
 
@@ -90,12 +88,12 @@ class Reader:
             connections.close()
 
 
-def _rows(connection: Connection, name: str, parameters: dict[str, Any]) -> Iterator[Row[Any]]:
+def _rows(connection: Connection, query: str, parameters: dict[str, Any]) -> Iterator[Row[Any]]:
     with connection.cursor("rows") as cursor:
         cursor.itersize = _FETCH_SIZE
-        yield from cursor.execute(statement(name, parameters), parameters or None)
+        yield from cursor.execute(statement(query, parameters), parameters or None)
 
 
-def statement(name: str, parameters: dict[str, Any]) -> Statement:
-    """The query of that name, or the one in `parameters`, which is removed from them."""
-    return text(parameters.pop("statement", QUERIES[name]))
+def statement(query: str, parameters: dict[str, Any]) -> Statement:
+    """The query, or the one in `parameters`, which is removed from them."""
+    return text(parameters.pop("statement", query))

@@ -21,12 +21,13 @@ from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.ledger.identifiers import format_transaction_id
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.app.services import SERVICES
 from tallystick_server.event.handlers import EventHandlers
 from tallystick_server.verify.run import verify
 from tests.support.platform import eventually, serve_platform
 
 SETTINGS = Settings().replace(worker__monitor_interval=0.2, worker__scan_interval=0.1)
-RELAYING_SERVICES = ("payment", "wallet", "payout", "ledger")
+RELAYING_SERVICES = [spec.name for spec in SERVICES if spec.publishes_events]
 PROTO_MODULES: dict[str, Any] = {
     "payment": payment_service_pb2,
     "wallet": wallet_service_pb2,

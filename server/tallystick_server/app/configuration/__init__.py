@@ -2,7 +2,6 @@
 
 from tallystick_server.app.configuration.settings import (
     DEFAULT_DESTINATION_COOLDOWN,
-    SERVICES,
     Settings,
 )
 from tallystick_server.app.configuration.sources import (
@@ -13,7 +12,6 @@ from tallystick_server.app.configuration.sources import (
 
 __all__ = [
     "DEFAULT_DESTINATION_COOLDOWN",
-    "SERVICES",
     "SettingDescription",
     "Settings",
     "describe_settings",

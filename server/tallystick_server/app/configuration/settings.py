@@ -15,7 +15,6 @@ from tallystick_core.payment.state import ALERT_AFTER_SECONDS
 from tallystick_core.payout.state import ALERT_AFTER_SECONDS as PAYOUT_ALERT_AFTER_SECONDS
 from tallystick_server.app.configuration.retry import PolicyByReason
 from tallystick_server.app.configuration.values import (
-    SERVICES,
     Address,
     AddressByService,
     AmountByCurrency,
@@ -43,7 +42,7 @@ from tallystick_server.app.configuration.values import (
     table,
 )
 
-__all__ = ["DEFAULT_DESTINATION_COOLDOWN", "SERVICES", "Settings"]
+__all__ = ["DEFAULT_DESTINATION_COOLDOWN", "Settings"]
 
 DEFAULT_DESTINATION_COOLDOWN = 259_200.0
 """The default of `payout.destination_cooldown` with authentication."""

@@ -18,9 +18,8 @@ from tallystick_core.access import Caller, Role
 from tallystick_core.errors import ApiError
 from tallystick_core.money import parse_amount, parse_currency
 from tallystick_core.validation import parse_country, parse_id
+from tallystick_server.app.services import migration_folders
 
-SERVICES = ("payment", "ledger", "wallet", "payout", "event")
-"""The services that can be served alone."""
 PROVIDERS = ("sandbox",)
 
 _MIN_TOKEN_LENGTH = 16
@@ -176,7 +175,7 @@ def table(
 
 
 def _service_table(parse_item: Callable[[Any], Any]) -> PlainValidator:
-    return PlainValidator(table(parse_item, *SERVICES, "sandbox", show_keys=False))
+    return PlainValidator(table(parse_item, *migration_folders(), show_keys=False))
 
 
 def _parse_url(value: Any) -> str:

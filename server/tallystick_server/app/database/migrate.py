@@ -13,7 +13,6 @@ from sqlalchemy import Connection, create_engine, make_url, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from tallystick_server.app.configuration import SERVICES
 from tallystick_server.app.database.roles import (
     Passwords,
     RoleNames,
@@ -29,8 +28,9 @@ from tallystick_server.app.database.schema import (
     store_schema,
 )
 from tallystick_server.app.errors import StartupError, first_line
+from tallystick_server.app.services import migration_folders
 
-SCHEMAS = (*SERVICES, "sandbox")
+SCHEMAS = tuple(migration_folders())
 """The schemas. Each has a service role, an owner that cannot log in, and a read-only role."""
 
 _MIGRATION_LOCK_KEY = 0x7A11

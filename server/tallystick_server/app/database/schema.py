@@ -18,11 +18,10 @@ from alembic.script import ScriptDirectory
 from psycopg import sql
 
 from tallystick_server.app.errors import StartupError, first_line
+from tallystick_server.app.services import migration_folders
 from tallystick_storage.migrations import collect_scripts
 
 _MIGRATIONS = str(files("tallystick_storage").joinpath("migrations"))
-# the sandbox owns its schema, like an external provider
-_SANDBOX_MIGRATIONS = str(files("tallystick_sandbox").joinpath("migrations"))
 _UNDEFINED_SQLSTATES = ("3F000", "42P01")  # undefined schema, undefined table
 # Messages of a server that rejects connections permanently. The driver has no SQLSTATE for a
 # rejected connection.
@@ -70,12 +69,10 @@ class Schema:
 
 def alembic_config(service: str) -> Config:
     """Alembic's configuration of one schema's migrations."""
+    package, _, folder = migration_folders()[service].partition(":")
     configuration = Config()
     configuration.set_main_option("script_location", _MIGRATIONS)
-    configuration.set_main_option(
-        "version_locations",
-        _SANDBOX_MIGRATIONS if service == "sandbox" else f"{_MIGRATIONS}/{service}",
-    )
+    configuration.set_main_option("version_locations", str(files(package).joinpath(folder)))
     configuration.set_main_option("path_separator", "newline")
     return configuration
 

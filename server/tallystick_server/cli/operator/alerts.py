@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from tallystick_server.cli.operator.connection import connect
-from tallystick_server.cli.operator.options import AddressOption, JsonOption
+from tallystick_server.cli.operator.options import AddressOption, AlertService, JsonOption
 from tallystick_server.cli.operator.printing import print_listing
-
-AlertService = Literal["payment", "payout", "wallet", "ledger"]
 
 
 def list_alerts(

@@ -8,34 +8,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from types import ModuleType
 from typing import Any
 
 import grpc
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tallystick import Client, ClientSettings, TallystickError, UnauthenticatedError
-from tallystick.ledger.v1 import ledger_service_pb2
 from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
-from tallystick.wallet.v1 import wallet_service_pb2
 from tallystick_core.operations.dead_letter import DeadLetterCause
 from tallystick_server.app.errors import StartupError
+from tallystick_server.app.services import find_spec
 from tallystick_server.rpc.enums import EnumNames
 from tallystick_server.rpc.timestamps import to_timestamp
 
 _DEAD_LETTER_STATES = EnumNames(operator_pb2.DeadLetterState.DESCRIPTOR)
 _DEAD_LETTER_CAUSES = EnumNames(operator_pb2.DeadLetterCause.DESCRIPTOR)
 _PAYOUT_STATES = EnumNames(payout_pb2.PayoutState.DESCRIPTOR)
-_MESSAGES: dict[str, ModuleType] = {
-    "payment": payment_service_pb2,
-    "payout": payout_service_pb2,
-    "wallet": wallet_service_pb2,
-    "ledger": ledger_service_pb2,
-}
-"""The messages of each service."""
 _PAGE_SIZE = 200
 _POLL_INTERVAL_SECONDS = 1.0
 _CONNECT_TIMEOUT_SECONDS = 3.0
@@ -263,13 +255,15 @@ class OperatorCalls:
             time.sleep(_POLL_INTERVAL_SECONDS)
 
     def _call(self, service: str, method: str, **values: Any) -> Any:
-        request = getattr(_MESSAGES[service], f"{method}Request")(**values)
+        request = _request_class(service, method)(**values)
         return getattr(getattr(self._client, service), method)(request)
 
     def _list(self, service: str, resources: str, field_name: str, **values: Any) -> Iterator[Any]:
         """The resources of all pages."""
-        request = getattr(_MESSAGES[service], f"List{resources}Request")(
-            page_size=_PAGE_SIZE, **values
-        )
+        request = _request_class(service, f"List{resources}")(page_size=_PAGE_SIZE, **values)
         method = getattr(getattr(self._client, service), f"List{resources}")
         return self._client.pages(method, request, field_name)
+
+
+def _request_class(service: str, method: str) -> Any:
+    return GetMessageClass(find_spec(service).descriptor.methods_by_name[method].input_type)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tallystick_core.operations.dead_letter import DeadLetterCause
 from tallystick_server.cli.operator.connection import connect
-from tallystick_server.cli.operator.options import AddressOption, JsonOption, ReasonOption
+from tallystick_server.cli.operator.options import (
+    AddressOption,
+    DeadLetterService,
+    JsonOption,
+    ReasonOption,
+)
 from tallystick_server.cli.operator.printing import column, print_listing, print_message
 from tallystick_server.cli.output import (
     escape,
@@ -42,8 +47,6 @@ def _parse_time(text: str) -> datetime:
         raise ValueError(f"{text!r} is not a time with a time zone, such as 2026-11-28T08:00:00Z.")
     return parsed
 
-
-DeadLetterService = Literal["payment", "payout"]
 
 DeadLetterServiceOption = Annotated[
     DeadLetterService, typer.Option("--service", help="The service that owns the dead letters.")

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from tallystick_server.app.services import SERVICES
+
+if TYPE_CHECKING:
+    AlertService = str
+    DeadLetterService = str
+else:
+    AlertService = Literal[*(spec.name for spec in SERVICES if spec.publishes_events)]
+    DeadLetterService = Literal[*(spec.name for spec in SERVICES if spec.calls_providers)]
 
 AddressOption = Annotated[
     str,

@@ -460,6 +460,9 @@ grant select, insert, delete, update (next_poll_time, poll_count)
     on failed_charge_poll to {service};
 """
 
+# recomputed from sealed history, payments, attempts and unapplied charges
+UNSEALED = frozenset({"payment_order", "checkout_unpaid", "provider_money"})
+
 
 def upgrade() -> None:
     create(
@@ -473,4 +476,5 @@ def upgrade() -> None:
         RULES,
         EVENTS,
         GRANTS,
+        unsealed=UNSEALED,
     )

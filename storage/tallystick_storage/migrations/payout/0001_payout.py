@@ -536,6 +536,8 @@ grant update (state, cursor, item_count, generated_count, rejected_count, skippe
 grant update (state, error) on payout_batch_item to {service};
 """
 
+UNSEALED = frozenset({"payout_in_state"})  # recomputed from payouts
+
 
 def upgrade() -> None:
     create(
@@ -549,4 +551,5 @@ def upgrade() -> None:
         RULES,
         EVENTS,
         GRANTS,
+        unsealed=UNSEALED,
     )

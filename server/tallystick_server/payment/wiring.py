@@ -1,0 +1,63 @@
+"""Builds PaymentService from the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tallystick_core.payment.fees import FeeRates
+from tallystick_core.payment.risk import BuiltInRiskCheck, RiskRules
+from tallystick_core.payment.state import ALERT_AFTER_SECONDS
+from tallystick_core.provider.outcome import PendingReason
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.wiring import Service, ServiceImplementation, Wiring
+from tallystick_server.payment.handlers import ACCESS, PaymentHandlers
+from tallystick_server.payment.payments import Payments
+from tallystick_server.payment.service import SPEC
+from tallystick_storage.alerts import AlertQuery
+from tallystick_storage.database import Database
+from tallystick_storage.payment import alerts
+
+
+def _build(wiring: Wiring, database: Database) -> Service:
+    settings, bundle = wiring.settings, wiring.payment_providers()
+    payments = Payments(
+        database,
+        BuiltInRiskCheck(_risk_rules(settings)),
+        FeeRates(settings.payment.fee_rate, dict(settings.payment.seller_fee_rates)),
+        bundle.providers,
+        wiring.service_client,
+        wiring.addresses["wallet"],
+        wiring.addresses["ledger"],
+        wiring.worker_settings(),
+        provider=settings.providers.payment,
+        environment=settings.environment,
+        max_queued_charges=settings.payment.max_queued_charges,
+        resolve_within={PendingReason.BUYER_ACTION: settings.payment.buyer_action_timeout},
+        seller_owner_max_age_seconds=settings.payment.seller_owner_max_age,
+        holder_id=wiring.new_id(),
+    )
+    handlers = PaymentHandlers(database, payments)
+    service = Service(SPEC, handlers, [handlers], [database], payments.worker)
+    return service.with_providers(bundle)
+
+
+def _risk_rules(settings: Settings) -> RiskRules:
+    risk = settings.risk
+    return RiskRules(
+        risk.amount_limits,
+        risk.velocity_limit or None,
+        risk.velocity_window,
+        risk.blocked_accounts,
+        risk.blocked_countries,
+    )
+
+
+def _alert_queries(settings: Settings) -> Sequence[AlertQuery]:
+    return alerts.alert_queries(
+        {**ALERT_AFTER_SECONDS, **settings.payment.alert_after},
+        settings.payment.review_timeout,
+        settings.worker.events_alert_after,
+    )
+
+
+IMPLEMENTATION = ServiceImplementation(ACCESS, _build, _alert_queries)
