@@ -35,6 +35,7 @@ from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_serv
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.app.services import SERVICES
 from tallystick_server.rpc.errors import CODE_BY_REASON, to_status
 from tallystick_server.rpc.service_client import SERVICE_CHANNEL_OPTIONS
 from tests.support.platform import (
@@ -796,3 +797,16 @@ def test_the_payout_example_runs_with_a_release_delay(
         scratch_database, Settings().replace(release_delay=604_800, payout__destination_cooldown=0)
     ) as platform:
         test_the_examples_run(platform, "pay_a_seller.py")
+
+
+@pytest.mark.parametrize("client_class", [Client, AsyncClient])
+def test_a_client_has_a_stub_of_each_service(client_class: type[Client | AsyncClient]) -> None:
+    """A client has a stub of every service of the platform. A target of an unknown service is an
+    error, and not ignored.
+    """
+    client = client_class("127.0.0.1:1", ledger="127.0.0.1:2")
+    for spec in SERVICES:
+        for method in spec.descriptor.methods:
+            assert hasattr(getattr(client, spec.name), method.name)
+    with pytest.raises(TypeError, match="There is no service ledgr"):
+        client_class("127.0.0.1:1", ledgr="127.0.0.1:2")  # type: ignore[call-arg]

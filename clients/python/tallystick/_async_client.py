@@ -8,59 +8,48 @@ from contextlib import aclosing
 from decimal import Decimal
 from functools import partial
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import grpc
 
 from tallystick._async_channel import AsyncChannel, ClientState
 from tallystick._errors import DeadlineExceededError, TallystickError
 from tallystick._money import amount_text
-from tallystick._settings import CHANNEL_OPTIONS, ClientSettings, StreamBackoff
-from tallystick.event.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
-from tallystick.ledger.v1 import ledger_service_pb2_grpc
-from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
-from tallystick.payout.v1 import payout_pb2, payout_service_pb2, payout_service_pb2_grpc
-from tallystick.wallet.v1 import wallet_service_pb2_grpc
+from tallystick._services import STUB_CLASSES, AsyncServiceStubs, ServiceTargets
+from tallystick._settings import (
+    CHANNEL_OPTIONS,
+    ClientSettings,
+    StreamBackoff,
+    resolve_targets,
+)
+from tallystick.event.v1 import event_pb2, event_service_pb2
+from tallystick.payment.v1 import payment_pb2, payment_service_pb2
+from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 
 
-class AsyncClient:
+class AsyncClient(AsyncServiceStubs):
     """Calls the platform at `target`, as Client does. It can be created anywhere, is bound to the
     event loop of its first call, and must be closed there.
     """
-
-    payment: payment_service_pb2_grpc.PaymentServiceAsyncStub
-    ledger: ledger_service_pb2_grpc.LedgerServiceAsyncStub
-    wallet: wallet_service_pb2_grpc.WalletServiceAsyncStub
-    payout: payout_service_pb2_grpc.PayoutServiceAsyncStub
-    event: event_service_pb2_grpc.EventServiceAsyncStub
 
     def __init__(
         self,
         target: str,
         *,
-        ledger: str = "",
-        wallet: str = "",
-        payout: str = "",
-        event: str = "",
         settings: ClientSettings | None = None,
+        **targets: Unpack[ServiceTargets],
     ) -> None:
         self._settings = settings or ClientSettings()
         self._state = ClientState()
         self._channels: dict[str, AsyncChannel] = {}
 
-        def stub(stub_class: Any, address: str) -> Any:
-            address = address or target
+        for service, address in resolve_targets(target, targets).items():
             if address not in self._channels:
                 self._channels[address] = AsyncChannel(
                     partial(self._channel, address), self._settings, self._state
                 )
-            return stub_class(cast("grpc.aio.Channel", self._channels[address]))
-
-        self.payment = stub(payment_service_pb2_grpc.PaymentServiceStub, target)
-        self.ledger = stub(ledger_service_pb2_grpc.LedgerServiceStub, ledger)
-        self.wallet = stub(wallet_service_pb2_grpc.WalletServiceStub, wallet)
-        self.payout = stub(payout_service_pb2_grpc.PayoutServiceStub, payout)
-        self.event = stub(event_service_pb2_grpc.EventServiceStub, event)
+            channel = cast("grpc.aio.Channel", self._channels[address])
+            setattr(self, service, STUB_CLASSES[service](channel))
 
     def _channel(self, target: str) -> grpc.aio.Channel:
         credentials = self._settings.credentials

@@ -9,22 +9,26 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from decimal import Decimal
 from types import TracebackType
-from typing import Any
+from typing import Any, Unpack
 
 import grpc
 
 from tallystick._channel import Channel
 from tallystick._errors import DeadlineExceededError, TallystickError
 from tallystick._money import amount_text
-from tallystick._settings import CHANNEL_OPTIONS, ClientSettings, StreamBackoff
-from tallystick.event.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
-from tallystick.ledger.v1 import ledger_service_pb2_grpc
-from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
-from tallystick.payout.v1 import payout_pb2, payout_service_pb2, payout_service_pb2_grpc
-from tallystick.wallet.v1 import wallet_service_pb2_grpc
+from tallystick._services import STUB_CLASSES, ServiceStubs, ServiceTargets
+from tallystick._settings import (
+    CHANNEL_OPTIONS,
+    ClientSettings,
+    StreamBackoff,
+    resolve_targets,
+)
+from tallystick.event.v1 import event_pb2, event_service_pb2
+from tallystick.payment.v1 import payment_pb2, payment_service_pb2
+from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 
 
-class Client:
+class Client(ServiceStubs):
     """Calls the platform at `target`, "host:port" or "unix:path". A service at another address
     gets its own target: `ledger="host:port"`.
 
@@ -36,20 +40,14 @@ class Client:
         self,
         target: str,
         *,
-        ledger: str = "",
-        wallet: str = "",
-        payout: str = "",
-        event: str = "",
         settings: ClientSettings | None = None,
+        **targets: Unpack[ServiceTargets],
     ) -> None:
         self._settings = settings or ClientSettings()
         self._channels: dict[str, Channel] = {}
         self._close_event = threading.Event()
-        self.payment = payment_service_pb2_grpc.PaymentServiceStub(self._channel(target))
-        self.ledger = ledger_service_pb2_grpc.LedgerServiceStub(self._channel(ledger or target))
-        self.wallet = wallet_service_pb2_grpc.WalletServiceStub(self._channel(wallet or target))
-        self.payout = payout_service_pb2_grpc.PayoutServiceStub(self._channel(payout or target))
-        self.event = event_service_pb2_grpc.EventServiceStub(self._channel(event or target))
+        for service, address in resolve_targets(target, targets).items():
+            setattr(self, service, STUB_CLASSES[service](self._channel(address)))
 
     def _channel(self, target: str) -> Channel:
         if target not in self._channels:

@@ -20,6 +20,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from tenacity import RetryCallState, retry_if_exception, stop_after_attempt, stop_never
 
 from tallystick._errors import DeadlineExceededError, TallystickError, UnavailableError
+from tallystick._services import STUB_CLASSES, ServiceTargets
 
 DEFAULT_DEADLINES = {"CreatePayment": 30.0, "CreatePayout": 30.0}
 DEFAULT_DEADLINE = 10.0
@@ -373,3 +374,13 @@ def _is_read(method: str) -> bool:
 def short_name(method: str) -> str:
     """Returns CreatePayment for /tallystick.payment.v1.PaymentService/CreatePayment."""
     return method.rsplit("/", 1)[1]
+
+
+def resolve_targets(target: str, targets: ServiceTargets) -> dict[str, str]:
+    """The target of each service: its own, or else `target`. Raises TypeError for the name of no
+    service.
+    """
+    unknown = targets.keys() - STUB_CLASSES.keys()
+    if unknown:
+        raise TypeError(f"There is no service {', '.join(sorted(unknown))}.")
+    return {service: str(targets.get(service) or target) for service in STUB_CLASSES}
