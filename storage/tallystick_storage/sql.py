@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
@@ -11,6 +11,7 @@ import psycopg
 from psycopg.rows import namedtuple_row
 
 T = TypeVar("T")
+R = TypeVar("R")
 C = TypeVar("C", bound="Connection")
 
 _PARAMETER = re.compile(r"(?<![:\w\\]):(\w+)(?!:)")
@@ -27,6 +28,37 @@ def text(sql: str) -> Statement:
     if not _PARAMETER.search(sql):
         return Statement(sql)
     return Statement(_PARAMETER.sub(r"%(\1)s", sql.replace("%", "%%")))
+
+
+class Query(Generic[R]):
+    """A statement whose rows have a type: a NamedTuple declared beside it.
+
+    Its fields are the columns, in order; `{columns}` in the SQL stands for their names.
+    """
+
+    __slots__ = ("_make", "statement")
+
+    def __init__(self, row_type: type[R], sql: str) -> None:
+        fields: Sequence[str] = row_type._fields  # type: ignore[attr-defined]
+        self.statement = text(sql.replace("{columns}", ", ".join(fields)))
+        self._make: Callable[[Iterable[Any]], R] = row_type._make  # type: ignore[attr-defined]
+
+    def all(self, connection: Connection, **parameters: Any) -> list[R]:
+        """All rows."""
+        return [self._make(row) for row in connection.execute(self.statement, parameters)]
+
+    def one(self, connection: Connection, **parameters: Any) -> R:
+        """The only row. Raises ValueError if there is another number of rows."""
+        (row,) = self.all(connection, **parameters)
+        return row
+
+    def one_or_none(self, connection: Connection, **parameters: Any) -> R | None:
+        """The only row, or None. Raises ValueError if there are several."""
+        rows = self.all(connection, **parameters)
+        if not rows:
+            return None
+        (row,) = rows
+        return row
 
 
 class Row(tuple[Any, ...], Generic[T]):

@@ -47,7 +47,7 @@ from tallystick_core.wallet.state import EntryKind, HoldState
 from tallystick_server.app.services import SERVICES, service_names
 from tallystick_server.app.wiring import implementation_of
 from tallystick_server.service_spec import ServiceSpec
-from tallystick_storage.sql import Statement
+from tallystick_storage.sql import Query, Statement
 from tests.support.platform import ROOT
 
 TOOLS_FOLDER = Path(sys.executable).parent
@@ -342,6 +342,8 @@ def test_rows_are_locked_in_an_order_independent_of_collation() -> None:
         if ".migrations" in module.name:  # only Alembic can import it
             continue
         for name, statement in vars(import_module(module.name)).items():
+            if isinstance(statement, Query):
+                statement = statement.statement  # noqa: PLW2901
             if not isinstance(statement, Statement):
                 continue
             sql = " ".join(statement.split())

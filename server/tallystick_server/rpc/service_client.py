@@ -1,15 +1,13 @@
-"""Calls between services: authenticated as this service, traced, with a deadline, and retried by
-tenacity.
-"""
+"""Calls between services: authenticated as this service, traced, with a deadline, and retried."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import grpc
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential
 
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_server.observability.tracing import client_span, traceparent
@@ -21,6 +19,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 _MAX_TRIES = 4
+_FIRST_WAIT_SECONDS, _MAX_WAIT_SECONDS = 0.05, 1.0  # between tries, doubled each time
 _TIMEOUT_SECONDS = 15.0
 _RETRYABLE_CODES = frozenset(
     {
@@ -108,21 +107,11 @@ class ServiceClient:
         if in_transaction():
             raise RuntimeError("a service must not be called inside a transaction")
         name = name or type(request).DESCRIPTOR.full_name.removesuffix("Request")
-        retrying = AsyncRetrying(
-            stop=stop_after_attempt(_MAX_TRIES),
-            wait=wait_exponential(0.05, max=1),
-            retry=retry_if_exception(_is_retryable),
-            reraise=True,
-        )
         with client_span(name):
             try:
-                async for one_try in retrying:
-                    with one_try:
-                        return await method(
-                            request, timeout=_TIMEOUT_SECONDS, metadata=self._metadata()
-                        )
+                return await self._call_with_retries(method, request)
             except grpc.aio.AioRpcError as error:
-                if _is_retryable(error):
+                if error.code() in _RETRYABLE_CODES:
                     raise ApiError(
                         ErrorReason.DEPENDENCY_UNAVAILABLE,
                         f"{name} does not answer.",
@@ -134,7 +123,18 @@ class ServiceClient:
                     error.details() or "",
                     rejects_caller=error.code() in _CALLER_REJECTED_CODES,
                 ) from error
-        raise RuntimeError("unreachable: the last try returns or raises")
+
+    async def _call_with_retries(self, method: Callable[..., Awaitable[R]], request: Any) -> R:
+        wait_seconds = _FIRST_WAIT_SECONDS
+        for _ in range(_MAX_TRIES - 1):
+            try:
+                return await method(request, timeout=_TIMEOUT_SECONDS, metadata=self._metadata())
+            except grpc.aio.AioRpcError as error:
+                if error.code() not in _RETRYABLE_CODES:
+                    raise
+            await asyncio.sleep(wait_seconds)
+            wait_seconds = min(2 * wait_seconds, _MAX_WAIT_SECONDS)
+        return await method(request, timeout=_TIMEOUT_SECONDS, metadata=self._metadata())
 
     async def call_or_unavailable(self, method: Callable[..., Awaitable[R]], request: Any) -> R:
         """As `call`, for work that a caller waits for. A service that rejects this service as its
@@ -158,7 +158,3 @@ class ServiceClient:
     async def close(self) -> None:
         for channel in self._channels.values():
             await channel.close()
-
-
-def _is_retryable(error: BaseException) -> bool:
-    return isinstance(error, grpc.aio.AioRpcError) and error.code() in _RETRYABLE_CODES

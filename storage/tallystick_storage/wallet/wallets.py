@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from decimal import Decimal
+from typing import Any, NamedTuple
 
 from tallystick_core.wallet.balances import Balances, Wallet, WalletChange
 from tallystick_core.wallet.holds import Hold
@@ -14,7 +15,7 @@ from tallystick_core.wallet.instructions import Credit, Instruction, StoredInstr
 from tallystick_core.wallet.state import EntryKind, HoldState
 from tallystick_storage.database import encode_rows
 from tallystick_storage.outbox import insert_into_outbox
-from tallystick_storage.sql import Connection, Row, text
+from tallystick_storage.sql import Connection, Query, Row, text
 
 WalletKey = tuple[str, str]
 """Seller and currency."""
@@ -28,14 +29,31 @@ _OPEN_WALLETS = text("""
         order by seller_account, currency
     on conflict do nothing
 """)
-_LOCK_WALLETS = text("""
+
+
+class _WalletRow(NamedTuple):
+    seller_account: str
+    currency: str
+    pending: Decimal
+    available: Decimal
+    held: Decimal
+    owed: Decimal
+    version: int
+    frozen: bool
+    release_delay: int
+
+
+_LOCK_WALLETS = Query(
+    _WalletRow,
+    """
     select w.seller_account, w.currency, w.pending, w.available, w.held, w.owed, w.version,
         w.frozen, w.release_delay
     from wallet w join json_to_recordset(cast(:wallets as json))
         as r (seller_account text collate "C", currency text collate "C")
         on w.seller_account = r.seller_account and w.currency = r.currency
     order by w.seller_account, w.currency for update of w
-""")
+    """,
+)
 
 
 def open_wallets(
@@ -50,7 +68,7 @@ def open_wallets(
 def lock_wallets(connection: Connection, keys: Sequence[WalletKey]) -> dict[WalletKey, Wallet]:
     """Locks wallets in key order. Returns those that exist."""
     wallets = {}
-    for row in connection.execute(_LOCK_WALLETS, {"wallets": encode_keys(keys)}):
+    for row in _LOCK_WALLETS.all(connection, wallets=encode_keys(keys)):
         balances = Balances(int(row.pending), int(row.available), int(row.held), int(row.owed))
         wallet = Wallet(
             row.seller_account, row.currency, balances, row.version, row.frozen, row.release_delay
