@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from tallystick_core.operations.kind import KindName
 from tallystick_server.app.configuration import Settings
-from tallystick_server.app.services import find_spec
+from tallystick_server.app.services import SERVICES, find_spec
 from tallystick_server.app.wiring import implementation_of
 from tallystick_storage import alerts as alert_store
+from tallystick_storage import gauges
 from tallystick_storage import operations as operation_store
 from tallystick_storage.database import prune_commit_markers
 from tallystick_storage.payout import batches, payouts
@@ -36,6 +38,12 @@ MONITOR_QUERIES: dict[str, tuple[str, DatabaseWork]] = {
     "monitor of the ledger": ("ledger", _find_alerts("ledger")),
 }
 """The alert queries of the monitors, each with its schema."""
+GAUGE_QUERIES: dict[str, tuple[str, DatabaseWork]] = {
+    f"{query.metric} of {spec.name}": (spec.name, partial(gauges.read_gauges, queries=[query]))
+    for spec in SERVICES
+    for query in implementation_of(spec).gauge_queries
+}
+"""The metrics that the monitors read, each with its schema."""
 WORKER_QUERIES: dict[str, tuple[str, DatabaseWork]] = {
     "claim of charges": (
         "payment",

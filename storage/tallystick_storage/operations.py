@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from tallystick_core.operations.kind import KindName
 from tallystick_storage.database import encode_rows
@@ -288,9 +288,17 @@ def claim_dead_lettered(
     return token
 
 
+class ClaimedLease(NamedTuple):
+    """A lease on an operation. `was_leased`: another lease on it had expired."""
+
+    key: OperationKey
+    lease_token: int
+    was_leased: bool
+
+
 _CLAIM = text("""
     with c as materialized (
-        select kind, operation_id from operation where provider = :provider
+        select kind, operation_id, is_leased from operation where provider = :provider
             and ready_time <= (select clock())
         order by ready_time, kind, operation_id limit :limit for update skip locked),
     op as (
@@ -303,8 +311,8 @@ _CLAIM = text("""
             not_found_count = case when op.is_leased then 0 else op.not_found_count end,
                 has_changed = false
         from c where op.kind = c.kind and op.operation_id = c.operation_id
-        returning op.kind, op.operation_id, op.lease_token)
-    select kind, operation_id, lease_token from op order by kind, operation_id
+        returning op.kind, op.operation_id, op.lease_token, c.is_leased as was_leased)
+    select kind, operation_id, lease_token, was_leased from op order by kind, operation_id
 """)
 
 
@@ -354,12 +362,15 @@ _COUNT_BACKLOG = text("""
 
 def claim(
     connection: Connection, provider: str, limit: int, lease_seconds: float
-) -> dict[OperationKey, int]:
+) -> Sequence[ClaimedLease]:
     """Leases up to `limit` operations of a provider that are due and not leased, for
-    `lease_seconds` seconds. Returns their lease tokens.
+    `lease_seconds` seconds.
     """
     parameters = {"provider": provider, "limit": limit, "lease": f"{lease_seconds} seconds"}
-    return {_key_of(row): row.lease_token for row in connection.execute(_CLAIM, parameters)}
+    return [
+        ClaimedLease(_key_of(row), row.lease_token, row.was_leased)
+        for row in connection.execute(_CLAIM, parameters)
+    ]
 
 
 def list_providers(connection: Connection) -> list[str]:

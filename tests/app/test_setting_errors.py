@@ -108,6 +108,18 @@ BAD_SETTINGS = [
         "TALLYSTICK_TRACING__OTLP_ENDPOINT must be a URL",
     ),
     (
+        {"TALLYSTICK_METRICS__LISTEN": "9464"},
+        "TALLYSTICK_METRICS__LISTEN must be host:port or empty",
+    ),
+    (
+        {"TALLYSTICK_METRICS__LISTEN": "unix:/run/metrics"},
+        "TALLYSTICK_METRICS__LISTEN must be host:port or empty",
+    ),
+    (
+        {"TALLYSTICK_METRICS__LISTEN": "127.0.0.1:65536"},
+        "TALLYSTICK_METRICS__LISTEN must be host:port or empty",
+    ),
+    (
         {"TALLYSTICK_TRACING__OTLP_ENDPOINT": "http://host:port"},
         "TALLYSTICK_TRACING__OTLP_ENDPOINT must be a URL",
     ),

@@ -342,11 +342,11 @@ MUTANTS = (
         "a scan claims operations that another process leases",
         f"{_STORAGE}/operations.py",
         (
-            "select kind, operation_id from operation where provider = :provider\n"
+            "select kind, operation_id, is_leased from operation where provider = :provider\n"
             "            and ready_time <= (select clock())"
         ),
         (
-            "select kind, operation_id from operation where provider = :provider\n"
+            "select kind, operation_id, is_leased from operation where provider = :provider\n"
             "            and next_try_time <= (select clock())"
         ),
         "tests/services/payment/charges",

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from tallystick_server.operations.claim import Claim
 from tests.simulation.database import TRANSACTION_LABEL, DatabaseConditions
 from tests.simulation.faults import (
     COMMIT_FAULTS,
@@ -44,7 +45,7 @@ _POLLS = frozenset(
     }
 )
 """Periodic transactions that mostly find no work."""
-_EMPTY_CLAIM: tuple[tuple[()], list[str]] = ((), [])
+_EMPTY_CLAIM: tuple[tuple[()], Claim] = ((), Claim({}, [], lost_lease_count=0))
 """The result of a claim that found nothing: no operations, and no provider with more."""
 _LEASE_CHECKS = frozenset(
     {

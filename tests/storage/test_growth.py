@@ -27,6 +27,7 @@ from benchmarks.growth.plans import (
     time_execution,
 )
 from benchmarks.growth.queries import (
+    GAUGE_QUERIES,
     HOUSEKEEPING,
     MONITOR_QUERIES,
     REVIEW_SECONDS,
@@ -336,6 +337,15 @@ def test_the_monitor_reads_only_rows_that_raise_an_alert(
         )
         == []
     )
+
+
+@pytest.mark.parametrize("name", GAUGE_QUERIES)
+def test_the_monitor_reads_a_bounded_number_for_a_metric(
+    seeded_database: DatabaseUrls, name: str
+) -> None:
+    """However many operations wait, a metric reads a bounded number of rows, by index."""
+    plans = plans_of_work(seeded_database, *GAUGE_QUERIES[name])
+    assert excessive_reads(plans, 10_000) == []
 
 
 @pytest.mark.parametrize("name", WORKER_QUERIES)

@@ -20,12 +20,12 @@ def listen(server: grpc.Server | grpc.aio.Server, address: str) -> None:
         bound = 0
     if not bound:
         raise StartupError(
-            f"Cannot listen on {address}: {_failure_cause(address)}. Set "
+            f"Cannot listen on {address}: {failure_cause(address)}. Set "
             "TALLYSTICK_SERVER__LISTEN to another address."
         )
 
 
-def _failure_cause(address: str) -> str:
+def failure_cause(address: str) -> str:
     """Why the address cannot be bound. gRPC does not report it, so it is bound again."""
     try:
         if address.startswith("unix:"):

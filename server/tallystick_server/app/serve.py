@@ -21,6 +21,7 @@ from tallystick_server.app.configuration import Settings
 from tallystick_server.app.errors import StartupError
 from tallystick_server.app.grpc_servers import create_servers, disconnect_clients
 from tallystick_server.app.listening import listen
+from tallystick_server.app.metrics_export import MetricsExport, start_metrics_export
 from tallystick_server.app.readiness import DatabaseHealth, await_databases, serve_not_ready
 from tallystick_server.app.services import find_spec, stop_order
 from tallystick_server.app.wiring import Dependencies, Service, Wiring
@@ -54,6 +55,7 @@ class RunningServer:
     _service_client: ServiceClient
     _socket_folder: str | None
     _database_health: DatabaseHealth
+    _metrics_export: MetricsExport | None
 
     def service(self, name: str) -> Service:
         """The service of this name. Raises StopIteration if this process does not serve it."""
@@ -98,6 +100,8 @@ class RunningServer:
         await disconnect_clients(self.address)
         await self._grpc_servers[0].stop(None)
         await self._service_client.close()
+        if self._metrics_export is not None:  # last, so that the drain can be watched
+            await self._metrics_export.stop()
         if self._socket_folder is not None:
             shutil.rmtree(self._socket_folder, ignore_errors=True)
 
@@ -133,6 +137,7 @@ async def start(
         rpc_servers, servers = create_servers(
             listen_addresses, services, settings, authenticator, health_servicer
         )
+        metrics_export = await start_metrics_export(_process_name(names), settings)
     except StartupError:
         if socket_folder is not None:
             shutil.rmtree(socket_folder, ignore_errors=True)
@@ -156,7 +161,13 @@ async def start(
         service_client,
         socket_folder,
         database_health,
+        metrics_export,
     )
+
+
+def _process_name(names: Sequence[str]) -> str:
+    """The name of this process in traces and metrics."""
+    return "tallystick-" + ("all" if len(names) > 1 else names[0])
 
 
 def _check_addresses(specs: Sequence[ServiceSpec], addresses: Mapping[str, str]) -> None:
@@ -224,7 +235,7 @@ async def serve(
     ends meanwhile (`has_ended`).
     """
     flush = tracing.configure(
-        "tallystick-" + ("all" if len(names) > 1 else names[0]),
+        _process_name(names),
         settings.tracing.otlp_endpoint,
         settings.tracing.ratio,
     )

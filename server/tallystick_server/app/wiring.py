@@ -18,6 +18,7 @@ from tallystick_core.provider.payout_provider import PayoutProvider
 from tallystick_sandbox.payouts import SandboxPayouts
 from tallystick_sandbox.sandbox import Sandbox
 from tallystick_server.app.configuration import Settings
+from tallystick_server.app.metrics_export import exports_metrics
 from tallystick_server.observability.tracing import TracedDatabase
 from tallystick_server.operations.monitor import Monitor
 from tallystick_server.operations.periodic import Periodic
@@ -31,6 +32,7 @@ from tallystick_server.rpc.service_client import ServiceClient
 from tallystick_server.service_spec import ServiceSpec
 from tallystick_storage.alerts import AlertQuery
 from tallystick_storage.database import Database, prune_commit_markers
+from tallystick_storage.gauges import GaugeQuery
 
 _SANDBOX_CONNECTIONS = 4
 _READ_CONNECTIONS = 2
@@ -139,6 +141,8 @@ class ServiceImplementation:
     """Takes the service's open database."""
     alert_queries: Callable[[Settings], Sequence[AlertQuery]] | None
     """The conditions for alerts. None: it has no alerts, and publishes no events."""
+    gauge_queries: Sequence[GaugeQuery] = ()
+    """The metrics in its database, which its monitor reads."""
 
 
 def implementation_of(spec: ServiceSpec) -> ServiceImplementation:
@@ -176,7 +180,10 @@ class Wiring:
         background: list[_Lifecycle] = []
         if implementation.alert_queries is not None:
             background += self._relay_and_monitor(
-                service, database, implementation.alert_queries(self.settings)
+                service,
+                database,
+                implementation.alert_queries(self.settings),
+                implementation.gauge_queries if exports_metrics(self.settings) else (),
             )
         background.append(self._housekeeping_task(spec.name, database))
         return replace(service, running=[*service.running, *background])
@@ -193,6 +200,7 @@ class Wiring:
         readers = self.settings.database.read_connections.get(name, _READ_CONNECTIONS)
         return TracedDatabase(
             self._urls[name],
+            service=name,
             connections=connections,
             readers=readers,
             read_timeout=self.settings.database.read_timeout,
@@ -208,7 +216,11 @@ class Wiring:
         return Periodic(f"{name}.housekeeping", _HOUSEKEEPING_INTERVAL_SECONDS, run_once)
 
     def _relay_and_monitor(
-        self, service: Service, database: Database, alert_queries: Sequence[AlertQuery]
+        self,
+        service: Service,
+        database: Database,
+        alert_queries: Sequence[AlertQuery],
+        gauge_queries: Sequence[GaugeQuery],
     ) -> list[_Lifecycle]:
         """What a service with events and alerts runs."""
         worker = self.settings.worker
@@ -221,7 +233,12 @@ class Wiring:
             worker.relay_interval,
         )
         monitor = Monitor(
-            service.name, database, self.new_id(), alert_queries, worker.monitor_interval
+            service.name,
+            database,
+            self.new_id(),
+            alert_queries,
+            worker.monitor_interval,
+            gauge_queries,
         )
         return [relay, monitor]
 

@@ -26,4 +26,4 @@ def _alert_queries(settings: Settings) -> Sequence[AlertQuery]:
     return postings.alert_queries(settings.worker.events_alert_after)
 
 
-IMPLEMENTATION = ServiceImplementation(ACCESS, _build, _alert_queries)
+IMPLEMENTATION = ServiceImplementation(ACCESS, _build, _alert_queries, postings.gauge_queries())

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from opentelemetry import trace
 from opentelemetry.context import attach, detach
@@ -18,6 +20,8 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from tallystick_core.errors import ApiError
+from tallystick_server.observability import metrics, names
 from tallystick_storage.database import Database
 from tallystick_storage.sql import Connection
 
@@ -70,7 +74,7 @@ def configure(service: str, endpoint: str | None, sample_ratio: float) -> Callab
             OTLPSpanExporter,
         )
 
-        logging.getLogger(OTLPSpanExporter.__module__).addFilter(_redact_errors)
+        logging.getLogger(OTLPSpanExporter.__module__).addFilter(redact_errors)
         provider.add_span_processor(
             BatchSpanProcessor(OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces"))
         )
@@ -78,7 +82,7 @@ def configure(service: str, endpoint: str | None, sample_ratio: float) -> Callab
     return provider.shutdown
 
 
-def _redact_errors(record: logging.LogRecord) -> bool:
+def redact_errors(record: logging.LogRecord) -> bool:
     """Keeps only the type of a logged exception. Its text may show a URL with a password or a
     token.
     """
@@ -138,7 +142,7 @@ def server_span(method: str, metadata: Mapping[str, str]) -> Iterator[Span]:
             detach(token)
         return
     parent = _propagator.extract(carrier)
-    attributes = {"rpc.system": "grpc", "rpc.method": method}
+    attributes = {"rpc.system.name": "grpc", "rpc.method": method}
     with _tracer.start_as_current_span(
         method, parent, SpanKind.SERVER, attributes, record_exception=False
     ) as recording_span:
@@ -180,28 +184,92 @@ def batch_span(name: str, members: Sequence[SpanContext]) -> Iterator[None]:
 
 def mark_failed(span: Span, code: str, reason: str) -> None:
     """Marks a span as failed with an error."""
-    span.set_attribute("rpc.grpc.status_code", code)
-    span.set_attribute("tallystick.reason", reason)
+    span.set_attribute("rpc.response.status_code", code)
+    span.set_attribute("error.type", reason)
     span.set_status(Status(StatusCode.ERROR, reason))
 
 
+@dataclass(slots=True)
+class _Pool:
+    """Connections for one kind of work. `in_progress`: what uses one or waits for one."""
+
+    name: str
+    connections: int
+    in_progress: int = 0
+
+
 class TracedDatabase(Database):
-    """A database whose transactions and reads are spans, named after the function."""
+    """A database whose transactions and reads are spans, and are measured. `service`: its name in
+    metrics.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        connections: int,
+        readers: int = 2,
+        service: str = "",
+        **options: Any,
+    ) -> None:
+        super().__init__(url, connections=connections, readers=readers, **options)
+        self._service = service
+        self._work_pool = _Pool(service, connections)
+        self._read_pool = _Pool(f"{service}.reads", readers)
+        metrics.DB_CONNECTIONS.track(self, TracedDatabase._observe_connections)
+        metrics.DB_PENDING_REQUESTS.track(self, TracedDatabase._observe_pending)
 
     async def transact(self, work: Callable[[Connection], T], *, idempotent: bool = False) -> T:
-        if not trace.get_current_span().is_recording():
-            return await super().transact(work, idempotent=idempotent)
-        with client_span(f"transaction {work.__qualname__}"):
-            return await super().transact(work, idempotent=idempotent)
+        call = super().transact(work, idempotent=idempotent)
+        return await self._measure(names.TRANSACTION_SPAN, self._work_pool, work, call)
 
     async def load(self, work: Callable[[Connection], T]) -> T:
-        if not trace.get_current_span().is_recording():
-            return await super().load(work)
-        with client_span(f"load {work.__qualname__}"):
-            return await super().load(work)
+        return await self._measure(names.LOAD_SPAN, self._work_pool, work, super().load(work))
 
     async def read(self, work: Callable[[Connection], T], *, changed: bool = False) -> T:
-        if not trace.get_current_span().is_recording():
-            return await super().read(work, changed=changed)
-        with client_span(f"read {work.__qualname__}"):
-            return await super().read(work, changed=changed)
+        if changed:  # it runs as `load` does
+            return await self.load(work)
+        return await self._measure(names.READ_SPAN, self._read_pool, work, super().read(work))
+
+    def close(self) -> None:
+        metrics.DB_CONNECTIONS.untrack(self)
+        metrics.DB_PENDING_REQUESTS.untrack(self)
+        super().close()
+
+    async def _measure(
+        self,
+        span_name: names.SpanName,
+        pool: _Pool,
+        work: Callable[[Connection], T],
+        call: Coroutine[Any, Any, T],
+    ) -> T:
+        start_time, error_type = time.perf_counter(), ""
+        pool.in_progress += 1
+        try:
+            if not trace.get_current_span().is_recording():
+                return await call
+            with client_span(span_name.format()) as span:
+                span.set_attribute("code.function.name", work.__qualname__)
+                return await call
+        except BaseException as error:
+            error_type = str(error.reason) if isinstance(error, ApiError) else type(error).__name__
+            raise
+        finally:
+            pool.in_progress -= 1
+            metrics.DB_OPERATIONS.record(
+                time.perf_counter() - start_time, self._service, span_name.pattern, error_type
+            )
+
+    def _observe_connections(self) -> Mapping[tuple[str, ...], int]:
+        numbers: dict[tuple[str, ...], int] = {}
+        for pool in (self._work_pool, self._read_pool):
+            used = min(pool.in_progress, pool.connections)
+            numbers[pool.name, "used"] = used
+            numbers[pool.name, "idle"] = pool.connections - used
+        return numbers
+
+    def _observe_pending(self) -> Mapping[tuple[str, ...], int]:
+        return {
+            (pool.name,): max(pool.in_progress - pool.connections, 0)
+            for pool in (self._work_pool, self._read_pool)
+        }

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from opentelemetry import metrics
-
 from tallystick.event.v1 import event_pb2
 from tallystick.operator.v1 import operator_pb2
 from tallystick_core.access import Role
 from tallystick_core.operations.alert import AlertKind
+from tallystick_server.observability import metrics, names
 from tallystick_server.outbox.events import add_event, record_events
 from tallystick_server.rpc.call import Access, Call
 from tallystick_server.rpc.enums import EnumNames
@@ -26,9 +25,6 @@ log = logging.getLogger(__name__)
 ACCESS: Access = {"ListAlerts": frozenset({Role.OPERATOR})}
 _KINDS = EnumNames(operator_pb2.AlertKind.DESCRIPTOR)
 _MAX_CHANGES = 1000
-_raised_counter = metrics.get_meter("tallystick").create_counter(
-    "tallystick.alerts", description="Alerts that were raised, by kind."
-)
 
 
 class AlertHandlers:
@@ -89,8 +85,14 @@ def end_alerts(connection: Connection, kind: AlertKind, resource_names: Sequence
 def announce(alerts: Sequence[Row[Any]]) -> None:
     """Reports new alerts in the log and as a metric."""
     for row in alerts:
-        log.warning("alert %s: %s %s", row.kind, row.resource_name, row.detail)
-        _raised_counter.add(1, {"kind": row.kind})
+        log.warning(
+            "alert %s: %s %s",
+            row.kind,
+            row.resource_name,
+            row.detail,
+            extra=names.ALERT_RAISED.extra,
+        )
+        metrics.ALERTS_RAISED.add(1, row.kind)
 
 
 def _emit_changed(connection: Connection, rows: Sequence[Row[Any]]) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from tallystick_core.errors import ApiError, ErrorReason, overloaded_error
+from tallystick_server.observability import metrics, names
 from tallystick_server.observability.tracing import SpanContext, batch_span, current_context
 from tallystick_server.rpc.errors import shutting_down_error
 from tallystick_server.rpc.service_client import ServiceCallRejected
@@ -76,6 +78,7 @@ class Batcher(Generic[T, R]):
 
     def start(self) -> None:
         """Starts the workers in the running loop."""
+        metrics.BATCH_QUEUE_LENGTH.track(self, Batcher._observe_queue)
         self._tasks = [self._start_worker(number) for number in range(self._concurrency)]
 
     def submit(self, item: T, context: SpanContext | None = None) -> asyncio.Future[R]:
@@ -110,12 +113,16 @@ class Batcher(Generic[T, R]):
         SHUTTING_DOWN. Stop the submitters first, and wait until idle.
         """
         self._is_stopped = True
+        metrics.BATCH_QUEUE_LENGTH.untrack(self)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         while self._queue:
             future, _ = self._queue.popitem(last=False)
             _fail(future, shutting_down_error())
+
+    def _observe_queue(self) -> Mapping[tuple[str, ...], int]:
+        return {(self._name,): len(self._queue)}
 
     def _remove_abandoned(self, future: asyncio.Future[R]) -> None:
         """Removes an item whose submitter was cancelled before its batch started."""
@@ -136,6 +143,7 @@ class Batcher(Generic[T, R]):
             number,
             self._name,
             exc_info=error,
+            extra=names.BATCHER_RESTARTED.extra,
         )
         self._tasks[number] = self._start_worker(number)
 
@@ -148,11 +156,14 @@ class Batcher(Generic[T, R]):
                 self._work_event.clear()
             if not batch:
                 continue
-            start_time = loop.time()
+            start_time, precise_start_time = loop.time(), time.perf_counter()
             self._running_batches += 1
             try:
                 await self._run_batch(batch)
             finally:
+                metrics.record_batch(
+                    self._name, len(batch), time.perf_counter() - precise_start_time
+                )
                 self._running_batches -= 1
                 for _, future, _ in batch:  # whatever ended the worker, no submitter waits forever
                     _fail(
@@ -182,7 +193,8 @@ class Batcher(Generic[T, R]):
     async def _run_batch(self, batch: list[tuple[T, asyncio.Future[R], SpanContext]]) -> None:
         results: Sequence[R | Exception]
         try:
-            with batch_span(self._name, [context for _, _, context in batch]):
+            span_name = names.BATCH_SPAN.format(batcher=self._name)
+            with batch_span(span_name, [context for _, _, context in batch]):
                 results = await self.run([item for item, _, _ in batch])
             if len(results) != len(batch):
                 raise RuntimeError(  # noqa: TRY301 - raised to every submitter

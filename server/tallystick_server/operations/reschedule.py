@@ -12,6 +12,7 @@ from tallystick_core.operations.dead_letter import DeadLetterCause
 from tallystick_core.operations.kind import KindName
 from tallystick_core.operations.next_action import ExhaustedAction, NextAction, when_exhausted
 from tallystick_core.provider.outcome import RetryReason
+from tallystick_server.observability import metrics
 from tallystick_server.operations.batcher import bisect_on_error
 from tallystick_server.operations.dead_letters import emit_changed, key_of
 from tallystick_server.operations.failed_step import FailedStep
@@ -63,7 +64,8 @@ class Rescheduler:
             step for step, decision in decisions if decision is ExhaustedAction.DEAD_LETTER
         ]
 
-        def store(connection: Connection) -> dict[OperationKey, LeasedOperation]:
+        def store(connection: Connection) -> tuple[dict[OperationKey, LeasedOperation], list[str]]:
+            causes: list[str] = []
             # An outcome that another lease holder has recorded meanwhile is kept, and is applied
             # when this lease expires.
             unresolved = [
@@ -90,7 +92,7 @@ class Rescheduler:
             if reschedules:
                 operation_store.reschedule(connection, reschedules)
             if dead_lettered_steps:
-                self._create_dead_letters(
+                causes = self._create_dead_letters(
                     connection,
                     [
                         step
@@ -99,9 +101,11 @@ class Rescheduler:
                     ],
                     now,
                 )
-            return failed
+            return failed, causes
 
-        failed = await self._database.transact(store)
+        failed, causes = await self._database.transact(store)
+        for cause in causes:
+            metrics.DEAD_LETTERS_CREATED.add(1, cause)
         return [failed.get(step.operation.key) for step in failed_steps]
 
     def _fail(
@@ -153,9 +157,9 @@ class Rescheduler:
 
     def _create_dead_letters(
         self, connection: Connection, failed_steps: Sequence[FailedStep[Any]], now: float
-    ) -> None:
+    ) -> list[str]:
         """Creates dead letters for operations that this process still leases. An operation that was
-        cancelled meanwhile is rescheduled instead.
+        cancelled meanwhile is rescheduled instead. Returns the causes of the new dead letters.
         """
         is_dead_lettered = operation_store.reschedule(
             connection, [self._without_retry(step, now) for step in failed_steps]
@@ -177,14 +181,16 @@ class Rescheduler:
             )
             for key, step in steps.items()
         ]
+        rows = dead_letter_store.insert(connection, new_dead_letters)
         emit_changed(
             connection,
-            dead_letter_store.insert(connection, new_dead_letters),
+            rows,
             lambda row: (
                 steps[key_of(row)].operation.caller,
                 steps[key_of(row)].operation.traceparent,
             ),
         )
+        return [row.cause for row in rows]
 
     def _without_retry(
         self, failed_step: FailedStep[Any], now: float

@@ -23,8 +23,9 @@ from tallystick_core.provider.outcome import (
     has_valid_amounts,
     is_outcome_of,
 )
+from tallystick_server.observability import metrics, names
 from tallystick_server.operations.batcher import Batcher
-from tallystick_server.operations.claim import claim_due
+from tallystick_server.operations.claim import Claim, claim_due
 from tallystick_server.operations.failed_step import (
     BookingRejected,
     FailedStep,
@@ -113,6 +114,7 @@ class OperationWorker:
             timeout_seconds=settings.provider_timeout_seconds,
             breaker_settings=settings.breaker_settings,
         )
+        self._service = service
         self._database = database
         self._providers = providers
         self._reschedule_batcher: Batcher[FailedStep[Any], LeasedOperation | None] = Batcher(
@@ -146,6 +148,7 @@ class OperationWorker:
         self._periodic_tasks += periodic_tasks
 
     def start(self) -> None:
+        metrics.OPERATIONS_IN_FLIGHT.track(self, OperationWorker._observe_in_flight)
         for batcher in self._batchers:
             batcher.start()
         for periodic_task in self._periodic_tasks:
@@ -170,11 +173,15 @@ class OperationWorker:
             )
         except ApiError as error:  # the database is unavailable: the leases expire
             log.warning(
-                "cannot release the leases of %d operations; they expire: %s", len(tokens), error
+                "cannot release the leases of %d operations; they expire: %s",
+                len(tokens),
+                error,
+                extra=names.LEASES_NOT_RELEASED.extra,
             )
 
     async def stop(self) -> None:
         """Stops the batchers. Call it after `drain`."""
+        metrics.OPERATIONS_IN_FLIGHT.untrack(self)
         for batcher in self._batchers:
             await batcher.stop()
 
@@ -182,6 +189,9 @@ class OperationWorker:
     def is_idle(self) -> bool:
         """Whether no operation is in flight in this process."""
         return self._tasks.is_idle and all(batcher.is_idle for batcher in self._batchers)
+
+    def _observe_in_flight(self) -> Mapping[tuple[str, ...], int]:
+        return {(self._service,): self.in_flight_count}
 
     @property
     def in_flight_count(self) -> int:
@@ -247,18 +257,20 @@ class OperationWorker:
         }
         now = asyncio.get_running_loop().time()
 
-        def claim(connection: Connection) -> tuple[Sequence[LeasedOperation], list[str]]:
-            tokens, full_providers = claim_due(connection, limits, self.lease_seconds)
-            return self.load(connection, tokens, now) if tokens else (), full_providers
+        def claim(connection: Connection) -> tuple[Sequence[LeasedOperation], Claim]:
+            due = claim_due(connection, limits, self.lease_seconds)
+            return self.load(connection, due.tokens, now) if due.tokens else (), due
 
-        operations, full_providers = await self._database.transact(claim)
+        operations, due = await self._database.transact(claim)
+        if due.lost_lease_count:
+            metrics.LEASES_LOST.add(due.lost_lease_count, self._service)
         for operation in operations:
             self.start_operation(operation)
-        self._has_backlog = bool(full_providers)
+        self._has_backlog = bool(due.full_providers)
         # A provider without a free share was not asked, and counts as full.
         if any(
             limits[provider] > 0 and provider_share > self._tasks.count_of(provider)
-            for provider in full_providers
+            for provider in due.full_providers
         ):
             self._claim_task.wake()
 
@@ -291,12 +303,16 @@ class OperationWorker:
             await self.advance(operation)
         except ApiError as error:
             log.warning(
-                "%s: %s; it is retried when its lease expires", operation.resource_name, error
+                "%s: %s; it is retried when its lease expires",
+                operation.resource_name,
+                error,
+                extra=names.OPERATION_DELAYED.extra,
             )
         except Exception:  # the claim after the lease has expired tries again
             log.exception(
                 "%s: unexpected error; it is retried when its lease expires",
                 operation.resource_name,
+                extra=names.OPERATION_FAILED.extra,
             )
 
     async def advance(self, operation: LeasedOperation) -> None:
@@ -438,6 +454,7 @@ class OperationWorker:
                 "%s: the outcome cannot be stored or applied: %s",
                 operation.resource_name,
                 error,
+                extra=names.OUTCOME_NOT_STORED.extra,
             )
             raise StepFailed(classify_storage_error(operation, outcome, action, error)) from None
         return updated, failed_step and replace(failed_step, operation=updated)
@@ -490,6 +507,7 @@ class OperationWorker:
             operation.resource_name,
             failed_step.retry_reason,
             failed_step.detail,
+            extra=names.OPERATION_RESCHEDULED.extra,
         )
         failed = await self._reschedule_batcher.submit(failed_step, operation.context)
         if failed is not None:

@@ -8,12 +8,11 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from opentelemetry import metrics
-
 from tallystick.event.v1 import event_pb2
 from tallystick.event.v1.event_service_pb2 import BatchPublishRequest, BatchPublishResponse
 from tallystick_core.errors import ApiError
 from tallystick_core.event import format_event_id
+from tallystick_server.observability import metrics, names
 from tallystick_server.rpc.service_client import ServiceCallRejected, ServiceClient
 from tallystick_storage import outbox
 from tallystick_storage.database import Database
@@ -36,10 +35,6 @@ _MAX_REJECTIONS = 100
 """Rejections after which a run ends and stores its result."""
 _MAX_RETRIED_AGGREGATES, _MAX_RETRIED_PER_AGGREGATE = 50, 10
 _MAX_DETAIL_LENGTH = 1000
-_rejected_counter = metrics.get_meter("tallystick").create_counter(
-    "tallystick.events.rejected",
-    description="Aggregates of which EventService began to reject an event, by service.",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +152,18 @@ class Relay:
             try:
                 delay_seconds = await self.run_once()
             except (ApiError, ServiceCallRejected) as error:
-                log.warning("the relay of %s is delayed: %s", self._name, error)
+                log.warning(
+                    "the relay of %s is delayed: %s",
+                    self._name,
+                    error,
+                    extra=names.RELAY_DELAYED.extra,
+                )
                 delay_seconds = _FAILURE_DELAY_SECONDS
             except Exception:  # no event is lost: the next run publishes it
                 log.exception(
-                    "the relay of %s failed; it continues with the next batch", self._name
+                    "the relay of %s failed; it continues with the next batch",
+                    self._name,
+                    extra=names.RELAY_FAILED.extra,
                 )
                 delay_seconds = _FAILURE_DELAY_SECONDS
             if delay_seconds is None:
@@ -300,9 +302,10 @@ class Relay:
                 "EventService rejects an event of %s; it and later events are delayed: %s",
                 aggregate,
                 detail,
+                extra=names.EVENT_REJECTED.extra,
             )
         if rejection_details:
-            _rejected_counter.add(len(rejection_details), {"service": self._name})
+            metrics.EVENTS_REJECTED.add(len(rejection_details), self._name)
 
 
 def merge_batches(rows: Sequence[outbox.OutboxRow]) -> list[bytes]:

@@ -15,6 +15,7 @@ from tallystick_server.payment.payments import Payments
 from tallystick_server.payment.service import SPEC
 from tallystick_storage.alerts import AlertQuery
 from tallystick_storage.database import Database
+from tallystick_storage.gauges import operation_gauge_queries
 from tallystick_storage.payment import alerts
 
 
@@ -60,4 +61,4 @@ def _alert_queries(settings: Settings) -> Sequence[AlertQuery]:
     )
 
 
-IMPLEMENTATION = ServiceImplementation(ACCESS, _build, _alert_queries)
+IMPLEMENTATION = ServiceImplementation(ACCESS, _build, _alert_queries, operation_gauge_queries())

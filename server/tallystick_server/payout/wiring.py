@@ -12,6 +12,7 @@ from tallystick_server.payout.payouts import Payouts, PayoutSettings
 from tallystick_server.payout.service import SPEC
 from tallystick_storage.alerts import AlertQuery
 from tallystick_storage.database import Database
+from tallystick_storage.gauges import operation_gauge_queries
 from tallystick_storage.payout import alerts
 
 
@@ -55,4 +56,4 @@ def _alert_queries(settings: Settings) -> Sequence[AlertQuery]:
     )
 
 
-IMPLEMENTATION = ServiceImplementation(ACCESS, _build, _alert_queries)
+IMPLEMENTATION = ServiceImplementation(ACCESS, _build, _alert_queries, operation_gauge_queries())

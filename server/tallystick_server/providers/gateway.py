@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ from tallystick_core.provider.outcome import (
     has_valid_amounts,
     is_outcome_of,
 )
+from tallystick_server.observability import metrics, names
 from tallystick_server.observability.tracing import SpanContext, client_span
 from tallystick_server.providers.circuit_breaker import Breaker, BreakerSettings
 from tallystick_storage.database import in_transaction
@@ -154,7 +156,11 @@ class ProviderGateway:
             retry_after = breaker.admit_or_delay(loop.time(), operation.operation_id)
             if retry_after is not None:
                 return NotCalled(retry_after, "the circuit breaker is open")
-            with client_span(f"{operation.provider} {action.lower()}", operation.context) as span:
+            span_name = names.PROVIDER_CALL_SPAN.format(
+                provider=operation.provider, action=action.lower()
+            )
+            with client_span(span_name, operation.context) as span:
+                start_time = time.perf_counter()
                 try:
                     outcome = await self._call(operation, action, perform)
                 except (
@@ -163,6 +169,12 @@ class ProviderGateway:
                     breaker.record_failure(loop.time(), operation.operation_id)
                     raise
                 _update_breaker(breaker, operation, outcome, loop.time())
+                metrics.PROVIDER_CALLS.record(
+                    time.perf_counter() - start_time,
+                    operation.provider,
+                    action.lower(),
+                    type(outcome).__name__,
+                )
                 span.set_attribute("tallystick.outcome", type(outcome).__name__)
                 return outcome
         finally:
@@ -182,6 +194,7 @@ class ProviderGateway:
                 operation.provider,
                 operation.resource_name,
                 _trace_id(operation),
+                extra=names.ADAPTER_FAILED.extra,
             )
             return Unknown("the provider's adapter failed")
         if not is_outcome_of(outcome, operation.operation_id, operation.provider_key):

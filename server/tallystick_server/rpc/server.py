@@ -26,6 +26,8 @@ from opentelemetry.trace import Span
 
 from tallystick_core.access import Role, authorize
 from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_server.observability import names
+from tallystick_server.observability.metrics import CallMeasurement
 from tallystick_server.observability.tracing import mark_failed, server_span, trace_id
 from tallystick_server.rpc.authentication import Authenticator
 from tallystick_server.rpc.bulkhead import Bulkhead, CallLimits, MethodSlots
@@ -208,7 +210,11 @@ class RpcServer:
     async def _serve_unary(self, method: _Method, context: Context) -> bytes:
         raw = await _read_message(context)
         metadata = _read_metadata(context)
-        with server_span(method.name, metadata) as span:
+        span_name = names.CALLER_SPAN.format(method=method.name)
+        with (
+            CallMeasurement(method.name) as measurement,
+            server_span(span_name, metadata) as span,
+        ):
             try:
                 call = self._admit(method, raw, context, metadata)
                 handler: Callable[[Any, Call], Awaitable[Message]] = method.handler
@@ -227,12 +233,16 @@ class RpcServer:
             except Exception as error:  # noqa: BLE001 - every error becomes an error reason
                 if isinstance(error, TimeoutError) and self._aborting:
                     error = shutting_down_error()
-                await _abort_call(context, span, error, method.name)
+                await _abort_call(context, span, measurement, error, method.name)
 
     async def _serve_stream(self, method: _Method, context: Context) -> None:
         raw = await _read_message(context)
         metadata = _read_metadata(context)
-        with server_span(method.name, metadata) as span:
+        span_name = names.CALLER_SPAN.format(method=method.name)
+        with (
+            CallMeasurement(method.name) as measurement,
+            server_span(span_name, metadata) as span,
+        ):
             try:
                 call = self._admit(method, raw, context, metadata)
                 with self._hold_slots(method, len(raw), call):
@@ -252,7 +262,7 @@ class RpcServer:
                             pending_write, method.slots.for_caller(call.caller), call.caller.owner
                         )
             except Exception as error:  # noqa: BLE001 - every error becomes an error reason
-                await _abort_call(context, span, error, method.name)
+                await _abort_call(context, span, measurement, error, method.name)
 
     @contextmanager
     def _hold_slots(self, method: _Method, size: int, call: Call) -> Iterator[None]:
@@ -335,10 +345,15 @@ class RpcServer:
         return Call(caller, now + timeout_seconds)
 
     async def _reject_unknown(self, name: str, context: Context) -> NoReturn:
-        with server_span("unknown", _read_metadata(context)) as span:
+        span_name = names.UNKNOWN_METHOD_SPAN.format()
+        with (
+            CallMeasurement(span_name) as measurement,
+            server_span(span_name, _read_metadata(context)) as span,
+        ):
             await _abort_call(
                 context,
                 span,
+                measurement,
                 ApiError(
                     ErrorReason.METHOD_UNKNOWN,
                     "This address does not serve the method; its service may have another address.",
@@ -368,7 +383,13 @@ def _parse(method: _Method, raw: bytes) -> Message:
         ) from None
 
 
-async def _abort_call(context: Context, span: Span, exception: Exception, method: str) -> NoReturn:
+async def _abort_call(
+    context: Context,
+    span: Span,
+    measurement: CallMeasurement,
+    exception: Exception,
+    method: str,
+) -> NoReturn:
     """Aborts the call with the error, or with INTERNAL and only the trace id."""
     if isinstance(exception, TimeoutError):
         error = ApiError(
@@ -378,13 +399,21 @@ async def _abort_call(context: Context, span: Span, exception: Exception, method
     elif isinstance(exception, ApiError):
         error = exception
     else:
-        log.error("%s failed (trace %s)", method, trace_id(), exc_info=exception)
+        log.error(
+            "%s failed (trace %s)",
+            method,
+            trace_id(),
+            exc_info=exception,
+            extra=names.CALL_FAILED.extra,
+        )
         error = ApiError(
             ErrorReason.INTERNAL,
             "Internal error. Retrying with the same id is safe.",
             metadata={"trace_id": trace_id()},
         )
-    mark_failed(span, CODE_BY_REASON[error.reason].name, error.reason)
+    status = CODE_BY_REASON[error.reason].name
+    measurement.fail(status, error.reason)
+    mark_failed(span, status, error.reason)
     await abort_with_error(context, error, [("tallystick-trace-id", trace_id())])
 
 

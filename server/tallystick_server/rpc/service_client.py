@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import grpc
 
 from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_server.observability import names
 from tallystick_server.observability.tracing import client_span, traceparent
 from tallystick_storage.database import in_transaction
 
@@ -107,7 +108,7 @@ class ServiceClient:
         if in_transaction():
             raise RuntimeError("a service must not be called inside a transaction")
         name = name or type(request).DESCRIPTOR.full_name.removesuffix("Request")
-        with client_span(name):
+        with client_span(names.SERVICE_CALL_SPAN.format(method=name)):
             try:
                 return await self._call_with_retries(method, request)
             except grpc.aio.AioRpcError as error:
@@ -145,7 +146,8 @@ class ServiceClient:
         except ServiceCallRejected as error:
             if not error.rejects_caller:
                 raise
-            log.warning("%s", error)  # a configuration error; callers are asked to retry
+            # a configuration error; callers are asked to retry
+            log.warning("%s", error, extra=names.CALLER_REJECTED.extra)
             message = f"{error.method} does not accept this service's calls: {error.status}."
             raise ApiError(ErrorReason.DEPENDENCY_UNAVAILABLE, message, retry_after=1.0) from error
 

@@ -13,6 +13,7 @@ from tallystick_server.wallet.scheduler import WalletScheduler
 from tallystick_server.wallet.service import SPEC
 from tallystick_storage.alerts import AlertQuery, event_alert_queries
 from tallystick_storage.database import Database
+from tallystick_storage.gauges import event_gauge_queries
 
 
 def _build(wiring: Wiring, database: Database) -> Service:
@@ -37,4 +38,4 @@ def _alert_queries(settings: Settings) -> Sequence[AlertQuery]:
     return event_alert_queries(settings.worker.events_alert_after)
 
 
-IMPLEMENTATION = ServiceImplementation(ACCESS, _build, _alert_queries)
+IMPLEMENTATION = ServiceImplementation(ACCESS, _build, _alert_queries, event_gauge_queries())

@@ -14,6 +14,7 @@ from tallystick_core.ledger.hash_chain import ChainedTransaction, Head
 from tallystick_core.ledger.identifiers import BOOK
 from tallystick_storage.alerts import OLDEST_IN_OUTBOX, AlertQuery, event_alert_queries
 from tallystick_storage.database import encode_rows
+from tallystick_storage.gauges import GaugeQuery, event_gauge_queries
 from tallystick_storage.sql import Connection, text
 
 _LOCK_HEAD = text("select sequence, hash, post_time, now from lock_head(:book)")
@@ -219,6 +220,11 @@ def alert_queries(max_event_delay_seconds: float) -> Sequence[AlertQuery]:
     to be published.
     """
     return event_alert_queries(max_event_delay_seconds, _OLDEST_EVENT)
+
+
+def gauge_queries() -> Sequence[GaugeQuery]:
+    """The gauges of this service."""
+    return event_gauge_queries(_OLDEST_EVENT)
 
 
 def relay_position(connection: Connection) -> tuple[int, bool]:

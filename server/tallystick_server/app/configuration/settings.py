@@ -31,6 +31,7 @@ from tallystick_server.app.configuration.values import (
     Folder,
     IdSet,
     Kind,
+    OptionalPort,
     ProviderName,
     Seconds,
     Share,
@@ -285,6 +286,16 @@ class TracingSection(_Section):
     """The part of traces that is recorded."""
 
 
+class MetricsSection(_Section):
+    """OpenTelemetry metrics."""
+
+    listen: OptionalPort = ""
+    """Address on which Prometheus scrapes /metrics, such as 127.0.0.1:9464; empty: none. It has no
+    authentication. Each process needs its own. By OTLP metrics are sent to `tracing.otlp_endpoint`,
+    or to the collector in OTEL_EXPORTER_OTLP_ENDPOINT.
+    """
+
+
 class Settings(BaseSettings):
     """Every setting. `Settings()` has the defaults; `load` reads the file and the environment.
 
@@ -342,6 +353,7 @@ class Settings(BaseSettings):
     payout: PayoutSection = PayoutSection()
     risk: RiskSection = RiskSection()
     tracing: TracingSection = TracingSection()
+    metrics: MetricsSection = MetricsSection()
 
     @classmethod
     def settings_customise_sources(

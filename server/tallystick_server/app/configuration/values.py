@@ -100,7 +100,9 @@ def _matching(pattern: str, description: str) -> Callable[[Any], str]:
     return parse
 
 
-_parse_address = _matching(rf"[A-Za-z0-9.\-\[\]:]+:({_PORT})|unix:.+", "host:port or unix:path")
+_HOST_AND_PORT = rf"[A-Za-z0-9.\-\[\]:]+:({_PORT})"
+_parse_address = _matching(rf"{_HOST_AND_PORT}|unix:.+", "host:port or unix:path")
+_parse_optional_port = _matching(rf"({_HOST_AND_PORT})?", "host:port or empty")
 
 
 def one_of(*choices: str) -> Callable[[Any], str]:
@@ -291,6 +293,9 @@ Environment: TypeAlias = Annotated[
 ]
 Address: TypeAlias = Annotated[
     str, PlainValidator(_parse_address), Kind("address", expected="host:port or unix:path")
+]
+OptionalPort: TypeAlias = Annotated[
+    str, PlainValidator(_parse_optional_port), Kind("address", expected="host:port or empty")
 ]
 Url: TypeAlias = Annotated[
     str, PlainValidator(_parse_url), Kind("URL", expected="an http:// or https:// URL")
