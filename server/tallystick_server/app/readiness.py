@@ -17,6 +17,7 @@ from sqlalchemy import make_url
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_server.app.database.schema import DatabaseUnavailable, check_schema
 from tallystick_server.app.errors import StartupError
+from tallystick_server.observability import names
 from tallystick_server.rpc.errors import Context, abort_with_error
 from tallystick_storage.database import Database
 from tallystick_storage.sql import Connection, text
@@ -164,10 +165,11 @@ class DatabaseHealth:
                     log.warning(
                         "the database does not answer (%s): health is NOT_SERVING until it does",
                         str(error) or "no answer in time",
+                        extra=names.DATABASE_UNAVAILABLE.extra,
                     )
             else:
                 if self._failure_counts[key] >= _MAX_FAILURES:
-                    log.warning("the database answers again")
+                    log.warning("the database answers again", extra=names.DATABASE_AVAILABLE.extra)
                 self._failure_counts[key] = 0
             await self._publish()
 

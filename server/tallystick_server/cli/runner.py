@@ -20,7 +20,9 @@ from tallystick_server.cli.output import can_format
 if TYPE_CHECKING:
     from tallystick_server.app.configuration import Settings
 
-_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
+_LOG_FORMAT = logging.Formatter(
+    "%(asctime)s %(levelname)s %(name)s %(event_name)s %(message)s", defaults={"event_name": "-"}
+)
 _PYDANTIC_PREFIX = "Value error, "
 _USAGE, _FAILURE, _INTERRUPTED, _TERMINATED = 2, 1, 130, 143
 
@@ -66,7 +68,9 @@ def run_app(
     """
     # unwinds, so that no embedded PostgreSQL keeps running; `serve` drains instead
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
-    logging.basicConfig(level=log_level, format=_LOG_FORMAT)
+    log_handler = logging.StreamHandler()
+    log_handler.setFormatter(_LOG_FORMAT)
+    logging.basicConfig(level=log_level, handlers=[log_handler])
     app.rich_markup_mode = "rich" if can_format(sys.stdout) else None
     command = get_command(app)
     try:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from tallystick_core.errors import ApiError
+from tallystick_server.observability import names
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,10 @@ class Periodic:
             try:
                 await self.run_once()
             except ApiError as error:
-                log.warning("%s waits: %s", self._name, error)
+                log.warning("%s waits: %s", self._name, error, extra=names.PERIODIC_DELAYED.extra)
             except Exception:  # the next run may succeed
-                log.exception("%s failed; it runs again at its next interval", self._name)
+                log.exception(
+                    "%s failed; it runs again at its next interval",
+                    self._name,
+                    extra=names.PERIODIC_FAILED.extra,
+                )

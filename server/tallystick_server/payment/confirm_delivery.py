@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tallystick.wallet.v1 import wallet_service_pb2, wallet_service_pb2_grpc
+from tallystick_server.observability import names
 from tallystick_server.operations.batcher import bisect_on_error
 from tallystick_server.outbox.events import record_events
 from tallystick_server.payment import convert, events
@@ -82,6 +83,7 @@ class DeliveryConfirmation:
                 "WalletService rejects the release of order %s: %s",
                 order_id,
                 rejections[order_id],
+                extra=names.BOOKING_REJECTED.extra,
             )
         raise_if_unavailable(results)
 

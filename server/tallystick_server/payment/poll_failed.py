@@ -20,6 +20,7 @@ from tallystick_core.provider.outcome import (
     Succeeded,
     Unknown,
 )
+from tallystick_server.observability import names
 from tallystick_server.operations.retry_policy import RetryPolicies
 from tallystick_server.payment.charge import Charge, charges_from_rows
 from tallystick_server.payment.unapplied_charges import record_conflicts
@@ -111,7 +112,11 @@ class FailedChargePoller:
         try:
             return await self._poll(charge, poll_count)
         except Exception:  # an error of one charge does not block the others
-            log.exception("%s: lookup failed; it is polled again", charge.resource_name)
+            log.exception(
+                "%s: lookup failed; it is polled again",
+                charge.resource_name,
+                extra=names.POLL_FAILED.extra,
+            )
             return _next_poll(self._retry_policies, charge, poll_count)
 
     async def _poll(self, charge: Charge, poll_count: int) -> store.NextPoll:
@@ -131,6 +136,7 @@ class FailedChargePoller:
                         "%s: the late charge cannot be stored: %s",
                         charge.resource_name,
                         error,
+                        extra=names.OUTCOME_NOT_STORED.extra,
                     )
                 else:
                     return store.NextPoll(charge.charge_id, None, poll_count)

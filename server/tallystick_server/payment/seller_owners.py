@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_server.observability import names
 from tallystick_server.operations.batcher import MAX_QUEUED_CALLS, Batcher, bisect_on_error
 from tallystick_server.rpc.message_limits import MAX_ITEMS
 from tallystick_server.rpc.seller_owners import SellerOwners
@@ -172,7 +173,11 @@ class SellerOwnerCache:
             if isinstance(error, ServiceCallRejected):
                 if len(queries) > 1:
                     raise
-                log.warning("the owner of a seller cannot be determined: %s", error)
+                log.warning(
+                    "the owner of a seller cannot be determined: %s",
+                    error,
+                    extra=names.SELLER_OWNER_UNKNOWN.extra,
+                )
             else:
                 self._unavailable_until = asyncio.get_running_loop().time() + _UNAVAILABLE_SECONDS
             message = "The owner of a seller cannot be determined now. Nothing was stored."

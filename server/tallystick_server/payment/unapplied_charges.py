@@ -14,6 +14,7 @@ from tallystick_core.ledger.posting_rules import PostingKind, unapplied_lines
 from tallystick_core.payment.charge import derive_unapplied_charge_id
 from tallystick_core.payment.charge_update import UnappliedCause
 from tallystick_core.provider.outcome import Declined, Succeeded
+from tallystick_server.observability import names
 from tallystick_server.operations.batcher import bisect_on_error
 from tallystick_server.outbox.events import add_event, record_events
 from tallystick_server.payment import convert
@@ -129,7 +130,12 @@ class UnappliedChargeBooking:
             return store.mark_booking_rejected(connection, rejections)
 
         for id_ in await self._database.transact(record_results):
-            log.warning("LedgerService rejects unapplied charge %s: %s", id_, rejections[id_])
+            log.warning(
+                "LedgerService rejects unapplied charge %s: %s",
+                id_,
+                rejections[id_],
+                extra=names.BOOKING_REJECTED.extra,
+            )
         raise_if_unavailable(results)
 
     async def _post(self, rows: Sequence[Row[Any]]) -> Sequence[ItemRejected | None]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from tallystick_core.provider.outcome import PayoutOutcome, Unknown, VerificationOutcome
 from tallystick_core.provider.payout_provider import PayoutProvider, PayoutRequest
+from tallystick_server.observability import names
 from tallystick_server.operations.batcher import Batcher
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ class BatchingPayoutProvider:
                 name,
                 len(outcomes),
                 len(requests),
+                extra=names.ADAPTER_FAILED.extra,
             )
             return [
                 Unknown(

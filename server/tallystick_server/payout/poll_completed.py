@@ -17,6 +17,7 @@ from tallystick_core.provider.outcome import (
     RetryReason,
     Unknown,
 )
+from tallystick_server.observability import names
 from tallystick_server.operations.failed_step import is_duplicate_reference
 from tallystick_server.operations.retry_policy import RetryPolicies
 from tallystick_server.payout.operation import PayoutOperation, operations_from_rows
@@ -97,7 +98,11 @@ class CompletedPayoutPoller:
         try:
             outcome = await self._look_up(payout, NextAction.LOOK_UP)
         except Exception:  # an error of one payout does not block the others
-            log.exception("%s: lookup failed; it is polled again", payout.resource_name)
+            log.exception(
+                "%s: lookup failed; it is polled again",
+                payout.resource_name,
+                extra=names.POLL_FAILED.extra,
+            )
             return self._next_poll(payout, poll_count)
         if not _is_conclusive(outcome):
             return self._next_poll(payout, poll_count)
@@ -110,7 +115,9 @@ class CompletedPayoutPoller:
             if isinstance(error, ApiError) and error.retry_after is not None:
                 return store.NextPayoutPoll(payout.payout_id, 0.0, poll_count)
             log.exception(
-                "%s: the outcome cannot be recorded; it is polled again", payout.resource_name
+                "%s: the outcome cannot be recorded; it is polled again",
+                payout.resource_name,
+                extra=names.OUTCOME_NOT_STORED.extra,
             )
             return self._next_poll(payout, poll_count)
         return self._next_poll(payout, poll_count + 1)

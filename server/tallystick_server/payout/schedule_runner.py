@@ -11,6 +11,7 @@ from typing import Any
 from tallystick_core.errors import ApiError
 from tallystick_core.payout.batch import NewBatch, format_run_id
 from tallystick_core.payout.schedule import Schedule, next_time
+from tallystick_server.observability import names
 from tallystick_server.operations.batcher import bisect_on_error
 from tallystick_server.payout.create_batch import insert_batch
 from tallystick_server.payout.create_payout import (
@@ -96,7 +97,12 @@ class ScheduleRunner:
                 sellers = await self._load_due_sellers()
         # such as an unavailable wallet; batches may still advance
         except (ApiError, ServiceCallRejected) as error:
-            log.warning("the schedules of %d sellers are delayed: %s", len(sellers), error)
+            log.warning(
+                "the schedules of %d sellers are delayed: %s",
+                len(sellers),
+                error,
+                extra=names.SCHEDULE_DELAYED.extra,
+            )
 
     async def _pay_page(self, rows: Sequence[Row[Any]]) -> bool:
         """Creates the payouts of a page of sellers. Returns whether this process created any."""
@@ -124,6 +130,7 @@ class ScheduleRunner:
             log.exception(
                 "the payouts of %d schedules cannot be created together; each is created alone",
                 len(schedules),
+                extra=names.SCHEDULE_FAILED.extra,
             )
         results: list[bool | Exception] = []
         for due_schedule in schedules:
@@ -197,6 +204,11 @@ class ScheduleRunner:
 def log_rescheduled(subject: str, error: Exception) -> None:
     """Logs why something waits; with a traceback unless the error is an expected rejection."""
     if isinstance(error, ApiError):
-        log.warning("%s is rescheduled: %s", subject, error)
+        log.warning("%s is rescheduled: %s", subject, error, extra=names.SCHEDULE_DELAYED.extra)
     else:
-        log.error("%s failed; it is rescheduled", subject, exc_info=error)
+        log.error(
+            "%s failed; it is rescheduled",
+            subject,
+            exc_info=error,
+            extra=names.SCHEDULE_FAILED.extra,
+        )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+from tallystick_server.observability import names
+
 log = logging.getLogger(__name__)
 
 
@@ -69,7 +71,11 @@ class Breaker:
     def record_success(self) -> None:
         """Reports that the provider answers."""
         if self._open:
-            log.warning("%s: circuit closed, the provider answers again", self._name)
+            log.warning(
+                "%s: circuit closed, the provider answers again",
+                self._name,
+                extra=names.CIRCUIT_CLOSED.extra,
+            )
         self._open = self._probing = False
         self._failed_call_ids.clear()
         self._reset_timeout_seconds = self._settings.reset_timeout_seconds
@@ -97,6 +103,7 @@ class Breaker:
                 "%s: circuit opened after %d consecutive failures",
                 self._name,
                 len(self._failed_call_ids),
+                extra=names.CIRCUIT_OPENED.extra,
             )
         self._open, self._probing = True, False
         self._open_until = now + self._reset_timeout_seconds

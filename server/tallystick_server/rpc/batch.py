@@ -10,6 +10,7 @@ from google.rpc import status_pb2
 
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.validation import require_item_count
+from tallystick_server.observability import names
 from tallystick_server.observability.tracing import trace_id
 from tallystick_server.rpc.errors import from_status, to_status
 from tallystick_server.rpc.message_limits import MAX_ITEMS
@@ -55,7 +56,12 @@ async def process_items(
 def to_item_status(error: Exception) -> status_pb2.Status:
     """The status of a rejected item. An error that is not the item's own is raised."""
     if isinstance(error, ConstraintViolation):
-        log.error("the database rejected an item: %s (trace %s)", error, trace_id())
+        log.error(
+            "the database rejected an item: %s (trace %s)",
+            error,
+            trace_id(),
+            extra=names.ITEM_REJECTED.extra,
+        )
         return to_status(
             ApiError(
                 ErrorReason.INTERNAL,
