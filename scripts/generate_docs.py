@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from enum import StrEnum
 from itertools import groupby
 from pathlib import Path
@@ -24,6 +24,7 @@ from tallystick_core.payout.destination import (
 from tallystick_core.payout.state import TERMINAL_STATES, PayoutState
 from tallystick_core.payout.state import TRANSITIONS as PAYOUT_TRANSITIONS
 from tallystick_server.app.configuration import describe_settings
+from tallystick_server.observability import names
 from tallystick_server.operations.retry_policy import DEFAULT_POLICIES, RetryPolicy, RetryStrategy
 from tallystick_server.rpc.errors import CODE_BY_REASON
 
@@ -154,6 +155,43 @@ def _format_policy(policy: RetryPolicy) -> str:
             return f"{policy.strategy}:{seconds}:{tries}"
 
 
+def _table(headers: str, rows: Iterable[Iterable[str]]) -> str:
+    """A table that is generated as a whole. `headers` are separated by commas."""
+    lines = [headers.split(","), ["---"] * len(headers.split(",")), *rows]
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    return "\n".join(["", *(f"| {' | '.join(line)} |" for line in cells), "", ""])
+
+
+def _metrics(_: str) -> str:
+    rows = (
+        (
+            f"`{metric.name}`",
+            f"`{metric.prometheus_name}`",
+            str(metric.kind),
+            f"`{metric.unit}`",
+            ", ".join(f"`{name}`" for name in (*metric.attributes, *metric.fixed_attributes)),
+            metric.description,
+        )
+        for metric in names.METRICS
+    )
+    return _table("metric,in Prometheus,kind,unit,attributes,meaning", rows)
+
+
+def _spans(_: str) -> str:
+    rows = ((f"`{span.pattern}`", span.description) for span in names.SPANS)
+    return _table("span,meaning", rows)
+
+
+def _batches(_: str) -> str:
+    rows = ((f"`{batcher}`", f"{action}") for batcher, action in names.BATCHES.items())
+    return _table("batcher,what a batch does", rows)
+
+
+def _log_events(_: str) -> str:
+    rows = ((f"`{event.name}`", event.description) for event in names.LOG_EVENTS)
+    return _table("event,meaning", rows)
+
+
 BLOCKS: dict[str, Callable[[str], str]] = {
     "payment-states": lambda _: _state_diagram(
         TRANSITIONS,
@@ -173,6 +211,10 @@ BLOCKS: dict[str, Callable[[str], str]] = {
     "error-reasons": _error_reasons,
     "settings": _settings,
     "retry-policies": _retry_policies,
+    "metrics": _metrics,
+    "spans": _spans,
+    "batches": _batches,
+    "log-events": _log_events,
 }
 """What each block must hold, given what it holds."""
 

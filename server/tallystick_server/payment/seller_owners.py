@@ -232,4 +232,8 @@ class SellerOwnerCache:
 def _log_failure(future: asyncio.Future[None]) -> None:
     """Owners that could not be stored are asked for again after a restart."""
     if not future.cancelled() and (error := future.exception()):
-        log.warning("the owners of sellers cannot be stored: %s", error)
+        log.warning(
+            "the owners of sellers cannot be stored: %s",
+            error,
+            extra=names.SELLER_OWNER_NOT_STORED.extra,
+        )
