@@ -31,9 +31,9 @@ def text(sql: str) -> Statement:
 
 
 class Query(Generic[R]):
-    """A statement whose rows have a type: a NamedTuple declared beside it.
+    """A statement whose rows have a type: a NamedTuple that is declared with it.
 
-    Its fields are the columns, in order; `{columns}` in the SQL stands for their names.
+    Its fields are the columns, in order; `{columns}` in the SQL is replaced by their names.
     """
 
     __slots__ = ("_make", "statement")

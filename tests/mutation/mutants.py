@@ -367,8 +367,8 @@ MUTANTS = (
     Mutant(
         "a lost COMMIT counts as rolled back",
         f"{_STORAGE}/database.py",
-        "if self._results and self._is_committed(connection):",
-        "if self._results and False:",
+        "elif self._is_committed(connection, self._marker_id):",
+        "elif False:",
         "tests/storage/test_database.py",
     ),
     Mutant(
@@ -381,39 +381,22 @@ MUTANTS = (
     Mutant(
         "the wallet is not credited",
         f"{_SERVER}/payment/booking.py",
-        "rejections = await self._call_for_all(orders, self._credit)",
-        "rejections = await self._call_for_all([], self._credit)",
+        "self._call_for_all(orders, self._credit), ",
+        "self._call_for_all([], self._credit), ",
     ),
     Mutant(
         "the flags are set before the ledger is posted",
         f"{_SERVER}/payment/booking.py",
         (
-            "rejections |= await self._call_for_all(\n"
-            "            [pair for pair in orders if pair[0].charge_id not in rejections], "
-            "self._post\n"
+            "        credit_rejections, post_rejections = await asyncio.gather(\n"
+            "            self._call_for_all(orders, self._credit), self._call_for_all(orders, "
+            "self._post)\n"
             "        )\n"
-            "        transitions = [\n"
-            "            _booked_transition(charge, order)\n"
-            "            for charge, order in orders\n"
-            "            if charge.charge_id not in rejections\n"
-            "        ]\n"
-            "\n"
-            "        result = (\n"
-            "            await self._database.transact(\n"
-            "                lambda connection: transition_orders(connection, transitions)\n"
-            "            )\n"
-            "            if transitions\n"
-            "            else TransitionResult()\n"
-            "        )\n"
+            "        rejections = post_rejections | credit_rejections\n"
         ),
         (
-            "transitions = [_booked_transition(charge, order) for charge, order in orders if "
-            "charge.charge_id not in rejections]\n"
-            "\n"
-            "        result = await self._database.transact(lambda connection: "
-            "transition_orders(connection, transitions)) if transitions else TransitionResult()\n"
-            "        rejections |= await self._call_for_all([pair for pair in orders if "
-            "pair[0].charge_id not in rejections], self._post)\n"
+            "        rejections = await self._call_for_all(orders, self._credit)\n"
+            "        asyncio.ensure_future(self._call_for_all(orders, self._post))\n"
         ),
     ),
     Mutant(

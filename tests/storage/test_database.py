@@ -301,6 +301,47 @@ def test_repeatedly_lost_commit_answers_are_no_error(
     event.close()
 
 
+@pytest.mark.parametrize("committed", [True, False])
+def test_a_repeat_of_idempotent_work_waits_for_the_first_commit(
+    scratch_database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch, committed: bool
+) -> None:
+    """Idempotent work has no commit marker. If the answer to its COMMIT is lost, it runs again, and
+    writes a marker then, so that its own COMMIT waits for a standby even if it changes nothing.
+    """
+    real, markers = module.commit, []
+    event = Database(scratch_database.service("event"), connections=1)
+    aggregate = unique_id("a")
+
+    def commit(connection: Connection) -> None:
+        if connection.info.dbname != scratch_database.database_name:
+            return real(connection)
+        own_markers = text("select count(*) from commit_marker where xmin::text = cast(:x as text)")
+        own_id = text("select pg_current_xact_id_if_assigned()::text")
+        transaction_id = connection.execute(own_id).scalar_one()
+        markers.append(connection.execute(own_markers, {"x": transaction_id}).scalar_one())
+        if len(markers) > 1:
+            return real(connection)
+        if committed:
+            real(connection)
+        connection.close()
+        raise psycopg.OperationalError("server closed the connection unexpectedly")
+
+    def work(connection: Connection) -> None:
+        connection.execute(
+            text(
+                "insert into event (cursor, aggregate_id, aggregate_version, type, owner, body) "
+                "values (1, :a, 1, 'X', '', '') on conflict do nothing"
+            ),
+            {"a": aggregate},
+        )
+
+    monkeypatch.setattr(module, "commit", commit)
+    asyncio.run(event.transact(work, idempotent=True))
+    assert markers == [0, 1]
+    assert count_events(scratch_database, aggregate) == 1
+    event.close()
+
+
 def test_a_killed_backend_is_survived(scratch_database: DatabaseUrls) -> None:
     """A backend that is killed in the middle of a transaction causes a retry; the work is
     not lost.
