@@ -30,7 +30,7 @@ _PAYOUT_FIELDS = {
     "currency": str,
     "bank_account_token": str,
 }
-_ACCOUNT_FIELDS = {"bank_account_token": str, "currency": str}
+_ACCOUNT_FIELDS = {"bank_account_token": str}
 _MAX_PAYOUTS = 1000
 
 

@@ -87,7 +87,7 @@ BAD_SETTINGS = [
     ),
     (
         {"TALLYSTICK_RETRY": "stripes.throttled=cancel"},
-        "TALLYSTICK_RETRY: stripes.throttled must be a policy of a known provider: sandbox",
+        "TALLYSTICK_RETRY: stripes.throttled must be a policy of a configured provider: sandbox",
     ),
     ({"TALLYSTICK_PAYMENT__FEE_RATE": "1.5"}, "TALLYSTICK_PAYMENT__FEE_RATE must be a decimal"),
     (

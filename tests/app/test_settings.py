@@ -13,11 +13,19 @@ from tallystick_core.provider.outcome import RetryReason
 from tallystick_server.app.configuration import Settings, describe_settings, load
 from tallystick_server.app.errors import StartupError
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
+from tallystick_server.providers.sandbox.settings import SandboxSettings
 
 
 @pytest.fixture
 def toml_file(tmp_path: Path) -> Path:
     return tmp_path / "tallystick.toml"
+
+
+def sandbox_of(settings: Settings, name: str = "sandbox") -> SandboxSettings:
+    """The settings of a configured sandbox."""
+    sandbox = settings.providers.configured[name]
+    assert isinstance(sandbox, SandboxSettings)
+    return sandbox
 
 
 def load_error(environment: dict[str, str], path: Path | None = None) -> list[str]:
@@ -68,7 +76,7 @@ def test_the_environment_overrides_single_settings_of_a_section(toml_file: Path)
     """A variable overrides its own setting only; the rest of the section stays as in the file."""
     toml_file.write_text("[providers]\ntimeout = 3\n[providers.sandbox]\nlatency = 1\n")
     settings = load({"TALLYSTICK_PROVIDERS__TIMEOUT": "4"}, str(toml_file))
-    assert (settings.providers.timeout, settings.providers.sandbox.latency) == (4, 1)
+    assert (settings.providers.timeout, sandbox_of(settings).latency) == (4, 1)
 
 
 def test_all_errors_are_reported_together(toml_file: Path) -> None:

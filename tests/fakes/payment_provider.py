@@ -18,17 +18,16 @@ from tallystick_core.provider.outcome import (
 )
 from tallystick_core.provider.payment_provider import ChargeRequest
 from tallystick_sandbox.sandbox import Sandbox
-from tallystick_server.providers.sandbox.provider import InProcessSandbox
+from tallystick_server.providers.sandbox.charges import SandboxCharges
 from tallystick_storage.database import Database
 
 
-class SandboxProvider(InProcessSandbox):
+class SandboxProvider(SandboxCharges):
     """A sandbox in the test's process, under any name."""
 
     def __init__(self, database: Database, name: str = "sandbox") -> None:
         self.sandbox = Sandbox(database)
-        super().__init__(self.sandbox, 86_400.0)
-        self.name = name
+        super().__init__(name, self.sandbox, 86_400.0, FinalNotFound(60.0, min_responses=2))
 
 
 class SlowLookupProvider(SandboxProvider):

@@ -48,14 +48,14 @@ MUTANTS = (
     ),
     Mutant(
         "a server error counts as a decline",
-        f"{_SERVER}/providers/sandbox/provider.py",
-        "case 400 if reply.code in _REJECTION_CODES:\n            return "
+        f"{_SERVER}/providers/sandbox/charges.py",
+        "case 400 if reply.code in REJECTION_CODES:\n            return "
         "Declined(FailureReason.PROVIDER_REJECTED, reply.code)",
         "case 400 | 500:\n            return Declined(FailureReason.PROVIDER_REJECTED, reply.code)",
     ),
     Mutant(
         "a charge that is not found counts as never sent",
-        f"{_SERVER}/providers/sandbox/provider.py",
+        f"{_SERVER}/providers/sandbox/client.py",
         "    if reply == CONNECTION_REFUSED:",
         "    if reply == CONNECTION_REFUSED or reply.status == 404:",
         "tests/providers/test_http_client.py tests/services/payment/charges",

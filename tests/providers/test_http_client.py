@@ -17,7 +17,7 @@ from tallystick_core.provider.outcome import (
     Unknown,
 )
 from tallystick_sandbox.rules import CONNECTION_REFUSED, Reply
-from tallystick_server.providers.sandbox.provider import to_outcome
+from tallystick_server.providers.sandbox.charges import to_outcome
 
 
 @pytest.mark.parametrize(

@@ -41,13 +41,14 @@ from tallystick_sandbox.sandbox import Sandbox
 from tallystick_sandbox.server import create_app
 from tallystick_sandbox.store import LoggedRequest
 from tallystick_server.app.database.connections import DatabaseUrls
-from tallystick_server.providers.sandbox.provider import (
-    HttpSandboxPayouts,
-    InProcessSandboxPayouts,
+from tallystick_server.providers.sandbox.client import HttpPayouts
+from tallystick_server.providers.sandbox.payouts import (
+    SandboxPayoutProvider,
     to_payout_outcome,
     to_verification_outcome,
 )
 from tallystick_storage.database import Database
+from tests.support.http import serve_app
 from tests.support.platform import unique_id
 
 
@@ -60,7 +61,7 @@ def payout_request(
 
 def run_with_sandbox(
     databases: DatabaseUrls,
-    work: Callable[[InProcessSandboxPayouts], Awaitable[Any]],
+    work: Callable[[SandboxPayoutProvider], Awaitable[Any]],
     key_window: float = 3600.0,
 ) -> Any:
     """The result of work with a private sandbox."""
@@ -70,7 +71,7 @@ def run_with_sandbox(
         sandbox = SandboxPayouts(database, key_window_seconds=key_window)
         sandbox.start()
         try:
-            return await work(InProcessSandboxPayouts(sandbox, key_window))
+            return await work(SandboxPayoutProvider("sandbox", sandbox, key_window))
         finally:
             await sandbox.stop()
             await asyncio.to_thread(database.close)
@@ -94,7 +95,7 @@ def test_a_key_pays_once_and_replays(database: DatabaseUrls) -> None:
     """
     request = payout_request()
 
-    async def work(port: InProcessSandboxPayouts) -> list[Sequence[PayoutOutcome]]:
+    async def work(port: SandboxPayoutProvider) -> list[Sequence[PayoutOutcome]]:
         other = payout_request(amount=999, payout_id=request.payout_id, key=request.key)
         return [
             await port.submit([request]),
@@ -116,7 +117,7 @@ def test_a_forgotten_key_pays_again(database: DatabaseUrls) -> None:
     """
     request = payout_request()
 
-    async def work(port: InProcessSandboxPayouts) -> list[PayoutOutcome]:
+    async def work(port: SandboxPayoutProvider) -> list[PayoutOutcome]:
         return [(await port.submit([request]))[0], (await port.submit([request]))[0]]
 
     first, second = run_with_sandbox(database, work, key_window=0.0)
@@ -150,7 +151,7 @@ def test_each_fault(database: DatabaseUrls, token: str, first: type, later: list
     """
     request = payout_request(token)
 
-    async def work(port: InProcessSandboxPayouts) -> list[PayoutLookupOutcome]:
+    async def work(port: SandboxPayoutProvider) -> list[PayoutLookupOutcome]:
         return [*await port.submit([request]), *[await port.look_up(request) for _ in later]]
 
     assert [type(outcome) for outcome in run_with_sandbox(database, work)] == [first, *later]
@@ -166,7 +167,7 @@ def test_returns_are_in_the_log(database: DatabaseUrls) -> None:
         payout_request("ba_returned_closed", 7),
     ]
 
-    async def work(port: InProcessSandboxPayouts) -> list[PayoutLookupOutcome]:
+    async def work(port: SandboxPayoutProvider) -> list[PayoutLookupOutcome]:
         await port.submit(requests)
         return [await port.look_up(request) for request in requests]
 
@@ -190,7 +191,7 @@ def test_a_second_transfer_has_its_own_reference(database: DatabaseUrls) -> None
     """
     request = payout_request("ba_paid_twice")
 
-    async def work(port: InProcessSandboxPayouts) -> list[PayoutLookupOutcome]:
+    async def work(port: SandboxPayoutProvider) -> list[PayoutLookupOutcome]:
         return [
             *await port.submit([request]),
             await port.look_up(request),
@@ -214,7 +215,7 @@ def test_a_batch_answers_for_each(database: DatabaseUrls) -> None:
     ]
     lost_requests = [payout_request(), payout_request("ba_batch_lost"), payout_request()]
 
-    async def work(port: InProcessSandboxPayouts) -> list[Sequence[PayoutOutcome]]:
+    async def work(port: SandboxPayoutProvider) -> list[Sequence[PayoutOutcome]]:
         return [
             await port.submit(mixed),
             await port.submit(lost_requests),
@@ -233,7 +234,7 @@ def test_accounts_are_verified(database: DatabaseUrls) -> None:
     """An account can be verified, rejected, or answered later."""
     review = unique_id("ba_review:")
 
-    async def work(port: InProcessSandboxPayouts) -> list[Any]:
+    async def work(port: SandboxPayoutProvider) -> list[Any]:
         return [
             await port.verify(token, "EUR") for token in ("ba_ok", "ba_unverified", review, review)
         ]
@@ -312,15 +313,13 @@ def test_an_unknown_outcome_has_its_retry_reason(status: int, reason: RetryReaso
 
 
 @asynccontextmanager
-async def serve_app(app: web.Application) -> AsyncIterator[str]:
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
+async def http_provider(url: str) -> AsyncIterator[SandboxPayoutProvider]:
+    """The adapter of a sandbox server."""
+    client = HttpPayouts(url)
     try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+        yield SandboxPayoutProvider("sandbox", client, 3600)
     finally:
-        await runner.cleanup()
+        await client.close()
 
 
 def test_the_http_adapter_gives_the_same_outcomes(database: DatabaseUrls) -> None:
@@ -336,21 +335,19 @@ def test_the_http_adapter_gives_the_same_outcomes(database: DatabaseUrls) -> Non
 
     async def run() -> tuple[Any, ...]:
         db = Database(database.service("sandbox"), connections=2)
-        async with serve_app(create_app(Sandbox(db), SandboxPayouts(db))) as url:
-            port = HttpSandboxPayouts(url, 3600)
-            try:
-                answers = await port.submit(requests)
-                alone = await port.submit([payout_request("ba_lost_before")])
-                looked = await port.look_up(requests[3])
-                accounts = [
-                    await port.verify("ba_ok", "EUR"),
-                    await port.verify("ba_unverified", "EUR"),
-                ]
-            finally:
-                await port.close()
-        closed_provider = HttpSandboxPayouts(url, 3600)
-        nobody = await closed_provider.submit(requests[:2])
-        await closed_provider.close()
+        async with (
+            serve_app(create_app(Sandbox(db), SandboxPayouts(db))) as url,
+            http_provider(url) as port,
+        ):
+            answers = await port.submit(requests)
+            alone = await port.submit([payout_request("ba_lost_before")])
+            looked = await port.look_up(requests[3])
+            accounts = [
+                await port.verify("ba_ok", "EUR"),
+                await port.verify("ba_unverified", "EUR"),
+            ]
+        async with http_provider(url) as closed_provider:
+            nobody = await closed_provider.submit(requests[:2])
         await asyncio.to_thread(db.close)
         return answers, alone, looked, accounts, nobody
 
@@ -370,15 +367,18 @@ def test_without_its_database_the_server_answers_503() -> None:
 
     async def run() -> Any:
         away = Database("postgresql://sandbox@127.0.0.1:1/away", connections=1)
-        async with serve_app(create_app(Sandbox(away), SandboxPayouts(away))) as url:
-            port = HttpSandboxPayouts(url, 3600)
-            try:
-                return await port.look_up(payout_request()), *await port.submit(
+        async with (
+            serve_app(create_app(Sandbox(away), SandboxPayouts(away))) as url,
+            http_provider(url) as port,
+        ):
+            answers = (
+                await port.look_up(payout_request()),
+                *await port.submit(
                     [replace(payout_request(), amount=None)]  # type: ignore[arg-type]
-                )
-            finally:
-                await port.close()
-                await asyncio.to_thread(away.close)
+                ),
+            )
+        await asyncio.to_thread(away.close)
+        return answers
 
     away, malformed = asyncio.run(run())
     assert (away.retry_reason, away.detail) == (RetryReason.SERVER_ERROR, "status 503 unavailable")
@@ -390,17 +390,13 @@ def test_without_its_database_the_server_answers_503() -> None:
 
 async def call_over_http(
     handler: Callable[[web.Request], Awaitable[web.Response]],
-    call: Callable[[HttpSandboxPayouts], Awaitable[Any]],
+    call: Callable[[SandboxPayoutProvider], Awaitable[Any]],
 ) -> Any:
     """The adapter's outcomes for a server that gives the same answer to everything."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", handler)
-    async with serve_app(app) as url:
-        provider = HttpSandboxPayouts(url, 3600)
-        try:
-            return await call(provider)
-        finally:
-            await provider.close()
+    async with serve_app(app) as url, http_provider(url) as provider:
+        return await call(provider)
 
 
 @pytest.mark.parametrize(
@@ -414,7 +410,7 @@ def test_malformed_http_answers_are_unknown(body: bytes) -> None:
     async def garbage(_request: web.Request) -> web.Response:
         return web.Response(body=body, content_type="application/json")
 
-    async def ask(port: HttpSandboxPayouts) -> list[Any]:
+    async def ask(port: SandboxPayoutProvider) -> list[Any]:
         return [
             *await port.submit([payout_request(), payout_request()]),
             await port.look_up(payout_request()),
@@ -477,8 +473,9 @@ def test_an_answer_that_comes_in_pieces_is_one(database: DatabaseUrls) -> None:
             "reference": "",
             "amount": 0,
             "currency": "",
-            "code": "x" * 200_000,
+            "code": "gone",
             "state": "",
+            "explanation": "x" * 200_000,
         }
     )
 
@@ -486,7 +483,7 @@ def test_an_answer_that_comes_in_pieces_is_one(database: DatabaseUrls) -> None:
         return web.Response(body=response_body, status=404, content_type="application/json")
 
     outcome = asyncio.run(call_over_http(pieces, lambda port: port.look_up(payout_request())))
-    assert outcome.detail.startswith("status 404 xxx")
+    assert outcome.detail.startswith("status 404 gone")
 
 
 @pytest.mark.parametrize("path", ["/payouts", "/accounts/verify", "/charges"])

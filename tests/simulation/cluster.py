@@ -31,10 +31,9 @@ from tallystick_server.app.configuration import Settings
 from tallystick_server.app.services import find_spec, service_names
 from tallystick_server.app.wiring import Dependencies, Service, Wiring
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
-from tallystick_server.providers.sandbox.provider import (
+from tallystick_server.providers.sandbox.charges import to_lookup_outcome, to_outcome
+from tallystick_server.providers.sandbox.payouts import (
     MAX_BATCH_SIZE,
-    to_lookup_outcome,
-    to_outcome,
     to_payout_lookup_outcome,
     to_payout_outcome,
     to_verification_outcome,

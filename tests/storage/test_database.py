@@ -20,6 +20,7 @@ from tallystick_core.operations.next_action import Circuit, NextAction
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.providers.circuit_breaker import BreakerSettings
 from tallystick_server.providers.gateway import ProviderGateway
+from tallystick_server.providers.provider_type import CallLimits
 from tallystick_server.rpc.service_client import ServiceClient
 from tallystick_storage import connection_pool
 from tallystick_storage import database as module
@@ -417,8 +418,7 @@ def test_no_network_call_is_made_inside_a_transaction(event_database: Database) 
         execute: ProviderGateway = ProviderGateway(
             {},
             lambda _: asyncio.sleep(0, result=True),
-            max_calls_per_provider=1,
-            timeout_seconds=1,
+            limits_of=lambda _: CallLimits(timeout_seconds=1, max_calls=1),
             breaker_settings=BreakerSettings(),
         )
         nothing: Any = None

@@ -5,18 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib import import_module
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from uuid import UUID, uuid4
 
 from google.protobuf.descriptor import ServiceDescriptor
 
-from tallystick_core.provider.outcome import FinalNotFound
 from tallystick_core.provider.payment_provider import PaymentProvider
 from tallystick_core.provider.payout_provider import PayoutProvider
-from tallystick_sandbox.payouts import SandboxPayouts
-from tallystick_sandbox.sandbox import Sandbox
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.metrics_export import exports_metrics
 from tallystick_server.observability.tracing import TracedDatabase
@@ -26,7 +22,8 @@ from tallystick_server.operations.retry_policy import RetryPolicies
 from tallystick_server.operations.worker import OperationWorker, WorkerSettings
 from tallystick_server.outbox.relay import EventSource, OutboxSource, Relay
 from tallystick_server.providers.circuit_breaker import BreakerSettings
-from tallystick_server.providers.sandbox import provider as sandbox_provider
+from tallystick_server.providers.provider_type import Build, ProviderType
+from tallystick_server.providers.registry import build_providers
 from tallystick_server.rpc.call import Access
 from tallystick_server.rpc.service_client import ServiceClient
 from tallystick_server.service_spec import ServiceSpec
@@ -34,7 +31,7 @@ from tallystick_storage.alerts import AlertQuery
 from tallystick_storage.database import Database, prune_commit_markers
 from tallystick_storage.gauges import GaugeQuery
 
-_SANDBOX_CONNECTIONS = 4
+_PROVIDER_CONNECTIONS = 4
 _READ_CONNECTIONS = 2
 _HOUSEKEEPING_INTERVAL_SECONDS = 600.0
 
@@ -244,46 +241,36 @@ class Wiring:
 
     def payment_providers(self) -> _ProviderBundle[PaymentProvider]:
         """The providers that charge buyers."""
-        settings = self.settings.providers
-        final_not_found = FinalNotFound(settings.not_found_after, settings.not_found_min_count)
         return self._build_providers(
-            self._dependencies.providers,
-            partial(sandbox_provider.HttpSandbox, final_not_found=final_not_found),
-            Sandbox,
-            partial(sandbox_provider.InProcessSandbox, final_not_found=final_not_found),
+            self._dependencies.providers, lambda provider_type: provider_type.build_charges
         )
 
     def payout_providers(self) -> _ProviderBundle[PayoutProvider]:
         """The providers that pay sellers."""
         return self._build_providers(
-            self._dependencies.payout_providers,
-            sandbox_provider.HttpSandboxPayouts,
-            SandboxPayouts,
-            sandbox_provider.InProcessSandboxPayouts,
+            self._dependencies.payout_providers, lambda provider_type: provider_type.build_payouts
         )
 
     def _build_providers(
         self,
         providers: Mapping[str, P] | None,
-        over_http: Callable[[str, float], Any],
-        make_sandbox: Callable[..., Any],
-        in_process: Callable[[Any, float], P],
+        builder_of: Callable[[ProviderType], Build[P] | None],
     ) -> _ProviderBundle[P]:
-        """The given providers, or else the sandbox: a separate server, or one in this process."""
+        """The given providers, or else the configured ones that have such a builder."""
         if providers is not None:
             return _ProviderBundle(providers)
-        window = self.settings.providers.key_window
-        if self.settings.providers.sandbox.url:
-            remote = over_http(self.settings.providers.sandbox.url, window)
-            return _ProviderBundle({sandbox_provider.NAME: remote}, close_hooks=[remote.close])
-        database = self._open_database("sandbox", _SANDBOX_CONNECTIONS)
-        sandbox = make_sandbox(
-            database,
-            latency_seconds=self.settings.providers.sandbox.latency,
-            key_window_seconds=window,
+        section = self.settings.providers
+        built = build_providers(
+            section.configured,
+            section.terms,
+            lambda schema: self._open_database(schema, _PROVIDER_CONNECTIONS),
+            builder_of,
         )
         return _ProviderBundle(
-            {sandbox_provider.NAME: in_process(sandbox, window)}, [sandbox], [database]
+            {name: provider.adapter for name, provider in built.items()},
+            [part for provider in built.values() for part in provider.components],
+            [database for provider in built.values() for database in provider.databases],
+            [hook for provider in built.values() for hook in provider.close_hooks],
         )
 
     def worker_settings(self) -> WorkerSettings:
@@ -291,8 +278,7 @@ class Wiring:
         settings = self.settings
         return WorkerSettings(
             lease_seconds=settings.worker.lease_duration,
-            provider_timeout_seconds=settings.providers.timeout,
-            max_calls_per_provider=settings.providers.max_calls_per_provider,
+            limits_of=lambda name: settings.providers.terms(name).limits,
             scan_interval_seconds=settings.worker.scan_interval,
             retry_policies=RetryPolicies(settings.retry),
             breaker_settings=BreakerSettings(

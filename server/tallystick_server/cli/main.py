@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tallystick_server.app.errors import StartupError
-from tallystick_server.app.services import SANDBOX_SCHEMA, find_spec, service_names
+from tallystick_server.app.services import find_spec, service_names
 from tallystick_server.cli.operator.commands import add_commands
 from tallystick_server.cli.output import (
     Column,
@@ -26,6 +26,7 @@ from tallystick_server.cli.output import (
 from tallystick_server.cli.runner import PanelGroup, example, load_settings, run_app, whole_number
 
 if TYPE_CHECKING:
+    from tallystick_server.app.configuration import Settings
     from tallystick_server.verify.report import Report
 
     _Served = str
@@ -94,14 +95,14 @@ def serve(
     """Serve all services, or some of them, until SIGTERM."""
     from tallystick_server.app import serve as server
     from tallystick_server.app.database.connections import open_databases
+    from tallystick_server.providers.registry import schemas_of
 
     settings = load_settings(ctx.obj)
     names = service_names() if "all" in services else tuple(dict.fromkeys(map(str, services)))
     with open_databases(settings, print_status) as database_urls:
         schemas = [*names]
-        calls_providers = any(find_spec(name).calls_providers for name in names)
-        if calls_providers and not settings.providers.sandbox.url:
-            schemas.append(SANDBOX_SCHEMA)
+        if any(find_spec(name).calls_providers for name in names):
+            schemas += sorted(schemas_of(settings.providers.configured))
         urls = {name: database_urls.service(name) for name in schemas}
         server.run(server.serve(names, settings, urls, print_status, database_urls.has_ended))
 
@@ -210,6 +211,14 @@ def sandbox(
             help="Port on 127.0.0.1.",
         ),
     ] = 7090,
+    provider: Annotated[
+        str,
+        typer.Option(
+            "--provider",
+            metavar="NAME",
+            help="The configured sandbox whose latency and key window it has.",
+        ),
+    ] = "sandbox",
 ) -> None:
     """Serve the sandbox provider over HTTP, on 127.0.0.1.
 
@@ -224,11 +233,11 @@ def sandbox(
     from tallystick_storage.database import Database
 
     settings = load_settings(ctx.obj)
+    latency, window = _sandbox_terms(settings, provider)
     with open_databases(settings, print_status) as database_urls:
         url = database_urls.service("sandbox")
         _reject_unusable_database(url, "sandbox")
         database = Database(url, connections=4)
-        latency, window = settings.providers.sandbox.latency, settings.providers.key_window
         application = create_app(
             Sandbox(database, latency_seconds=latency, key_window_seconds=window),
             SandboxPayouts(database, latency_seconds=latency, key_window_seconds=window),
@@ -243,6 +252,21 @@ def sandbox(
             ) from None
         finally:
             database.close()
+
+
+def _sandbox_terms(settings: Settings, name: str) -> tuple[float, float]:
+    """The latency and the key window of a configured sandbox, in seconds. Raises StartupError."""
+    from tallystick_server.providers.sandbox.settings import SandboxSettings
+
+    sandboxes = {
+        key: provider
+        for key, provider in settings.providers.configured.items()
+        if isinstance(provider, SandboxSettings)
+    }
+    if name not in sandboxes:
+        names = ", ".join(sandboxes) or "none is configured"
+        raise StartupError(f"--provider must be the name of a configured sandbox: {names}.")
+    return sandboxes[name].latency, settings.providers.terms(name).key_window_seconds
 
 
 def _reject_unusable_database(url: str, service: str) -> None:

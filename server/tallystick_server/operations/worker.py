@@ -50,6 +50,7 @@ from tallystick_server.providers.gateway import (
     NotCalled,
     ProviderGateway,
 )
+from tallystick_server.providers.provider_type import CallLimits
 from tallystick_server.rpc.message_limits import MAX_ITEMS
 from tallystick_server.rpc.service_client import ServiceCallRejected
 from tallystick_storage import leader_lease
@@ -76,8 +77,8 @@ class WorkerSettings:
     """
 
     lease_seconds: float
-    provider_timeout_seconds: float
-    max_calls_per_provider: int
+    limits_of: Callable[[str], CallLimits]
+    """The limits of a provider by name."""
     scan_interval_seconds: float
     retry_policies: RetryPolicies
     breaker_settings: BreakerSettings
@@ -110,8 +111,7 @@ class OperationWorker:
         self.gateway = ProviderGateway(
             providers,
             self._lease_check_batcher.submit,
-            max_calls_per_provider=settings.max_calls_per_provider,
-            timeout_seconds=settings.provider_timeout_seconds,
+            limits_of=settings.limits_of,
             breaker_settings=settings.breaker_settings,
         )
         self._service = service

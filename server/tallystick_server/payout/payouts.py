@@ -72,7 +72,7 @@ class Payouts:
         holder_id: UUID,
     ) -> None:
         self._batching_providers = {
-            name: BatchingPayoutProvider(provider, settings.provider_timeout_seconds)
+            name: BatchingPayoutProvider(provider, settings.limits_of(name).timeout_seconds)
             for name, provider in providers.items()
         }
         self.notifier: ChangeNotifier[payout_pb2.Payout] = ChangeNotifier()

@@ -24,6 +24,7 @@ from tallystick_core.provider.outcome import (
 from tallystick_server.observability import metrics, names
 from tallystick_server.observability.tracing import SpanContext, client_span
 from tallystick_server.providers.circuit_breaker import Breaker, BreakerSettings
+from tallystick_server.providers.provider_type import CallLimits
 from tallystick_storage.database import in_transaction
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ Perform = Callable[[Any, Any, NextAction], Awaitable[ProviderOutcome]]
 
 class ProviderGateway:
     """Calls providers, each within its own limits. The attempt is committed, under the same key,
-    before it is sent.
+    before it is sent. `limits_of`: the limits of a provider by name.
 
     `is_still_leased`: whether this process still leases the operation, and no cancellation has
     changed it.
@@ -83,12 +84,14 @@ class ProviderGateway:
         providers: Mapping[str, Any],
         is_still_leased: Callable[[Any], Awaitable[bool]],
         *,
-        max_calls_per_provider: int,
-        timeout_seconds: float,
+        limits_of: Callable[[str], CallLimits],
         breaker_settings: BreakerSettings,
     ) -> None:
         self._providers = providers
-        self._semaphores = {name: asyncio.Semaphore(max_calls_per_provider) for name in providers}
+        self._limits = {name: limits_of(name) for name in providers}
+        self._semaphores = {
+            name: asyncio.Semaphore(limits.max_calls) for name, limits in self._limits.items()
+        }
         # Separate circuits: lookups continue while sends fail, and sends continue while lookups
         # fail.
         self._breakers = {
@@ -96,7 +99,6 @@ class ProviderGateway:
             for name in providers
             for circuit in Circuit
         }
-        self._timeout_seconds = timeout_seconds
         self._is_still_leased = is_still_leased
 
     def is_circuit_open(self, provider: str) -> bool:
@@ -120,7 +122,9 @@ class ProviderGateway:
 
     def final_not_found(self, provider: str) -> FinalNotFound | None:
         """When the provider's "not found" is conclusive; None: never."""
-        final: FinalNotFound | None = self._providers[provider].final_not_found
+        final: FinalNotFound | None = (
+            self._providers[provider].final_not_found if self.is_configured(provider) else None
+        )
         return final
 
     async def call(
@@ -136,9 +140,10 @@ class ProviderGateway:
                 "close the operation with evidence",
             )
         semaphore, loop = self._semaphores[operation.provider], asyncio.get_running_loop()
+        timeout_seconds = self._limits[operation.provider].timeout_seconds
         had_to_wait = semaphore.locked()
         if not await _acquire_slot(
-            semaphore, operation.lease_deadline - self._timeout_seconds - LEASE_MARGIN_SECONDS
+            semaphore, operation.lease_deadline - timeout_seconds - LEASE_MARGIN_SECONDS
         ):
             return NotCalled(
                 0, "too many concurrent calls to the provider: the lease would expire first"
@@ -184,7 +189,7 @@ class ProviderGateway:
         self, operation: ProviderOperation, action: NextAction, perform: Perform
     ) -> ProviderOutcome:
         try:
-            async with asyncio.timeout(self._timeout_seconds):
+            async with asyncio.timeout(self._limits[operation.provider].timeout_seconds):
                 outcome = await perform(self._providers[operation.provider], operation, action)
         except TimeoutError:
             return Unknown("the provider did not answer in time")

@@ -21,6 +21,7 @@ from tallystick_server.payout.destination_verification import DestinationVerific
 from tallystick_server.payout.operations import destination_verification as verification_kind
 from tallystick_server.providers.circuit_breaker import Breaker, BreakerSettings
 from tallystick_server.providers.gateway import NotCalled, ProviderGateway
+from tallystick_server.providers.provider_type import CallLimits
 
 SETTINGS = BreakerSettings(
     failure_threshold=3, reset_timeout_seconds=10, max_reset_timeout_seconds=40
@@ -263,8 +264,7 @@ def test_sends_and_lookups_have_separate_circuits(
         execute = ProviderGateway(
             {"moody": PartlyFailingProvider(failing)},
             keep_lease,
-            max_calls_per_provider=5,
-            timeout_seconds=30,
+            limits_of=lambda _: CallLimits(timeout_seconds=30, max_calls=5),
             breaker_settings=BreakerSettings(
                 failure_threshold=1, reset_timeout_seconds=3600, max_reset_timeout_seconds=3600
             ),
@@ -287,8 +287,7 @@ def test_failing_verifications_block_no_payout() -> None:
         execute = ProviderGateway(
             {"moody": provider},
             keep_lease,
-            max_calls_per_provider=5,
-            timeout_seconds=30,
+            limits_of=lambda _: CallLimits(timeout_seconds=30, max_calls=5),
             breaker_settings=BreakerSettings(
                 failure_threshold=1, reset_timeout_seconds=3600, max_reset_timeout_seconds=3600
             ),
@@ -324,8 +323,7 @@ def test_a_cancelled_probe_is_replaced_by_the_next_call() -> None:
         execute = ProviderGateway(
             {"moody": provider},
             keep_lease,
-            max_calls_per_provider=5,
-            timeout_seconds=30,
+            limits_of=lambda _: CallLimits(timeout_seconds=30, max_calls=5),
             breaker_settings=BreakerSettings(
                 failure_threshold=1, reset_timeout_seconds=0.0, max_reset_timeout_seconds=0.0
             ),

@@ -6,26 +6,39 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from tallystick_server.app.configuration.providers import CONFIGURED_PROVIDERS
 from tallystick_server.app.configuration.settings import Settings
-from tallystick_server.app.configuration.values import InvalidSetting, Kind, expected_number
+from tallystick_server.providers.provider_type import ProviderSettings
+from tallystick_server.setting_types import InvalidSetting, Kind, expected_number
 
-Path = tuple[str, ...]
+Path: TypeAlias = tuple[str, ...]
+Fields: TypeAlias = Mapping[Path, FieldInfo]
+"""Settings by path."""
 
 
-def iterate_fields(
-    model: type[BaseModel] = Settings, section: Path = ()
+def collect_fields(providers: Mapping[str, type[ProviderSettings]]) -> Fields:
+    """Every setting, with sections resolved. `providers`: the settings of each configured provider,
+    by name.
+    """
+    return dict(_iterate_fields(Settings, (), providers))
+
+
+def _iterate_fields(
+    model: type[BaseModel], section: Path, providers: Mapping[str, type[ProviderSettings]]
 ) -> Iterator[tuple[Path, FieldInfo]]:
-    """Every setting by path, with sections resolved."""
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from iterate_fields(field.annotation, (*section, name))
-        else:
+            yield from _iterate_fields(field.annotation, (*section, name), providers)
+        elif (*section, name) != CONFIGURED_PROVIDERS:
             yield (*section, name), field
+        else:
+            for provider, settings in providers.items():
+                yield from _iterate_fields(settings, (*section, provider), {})
 
 
 def variable_of(path: Path) -> str:
@@ -91,15 +104,16 @@ class Origins:
         return True
 
 
-def describe_errors(error: ValidationError, origins: Origins) -> list[str]:
-    """A line for each problem."""
-    fields = dict(iterate_fields())
+def describe_errors(
+    error: ValidationError, origins: Origins, fields: Fields, section: Path = ()
+) -> list[str]:
+    """A line for each problem with the values of a section; (): of all."""
     lines = []
     for item in error.errors(include_url=False, include_input=False):
-        path = tuple(str(part) for part in item["loc"])
+        path = (*section, *(str(part) for part in item["loc"]))
         cause = item.get("ctx", {}).get("error")
         if item["type"] == "extra_forbidden":
-            lines.append(unknown_setting(f"{origins.file}: {'.'.join(path)}", path))
+            lines.append(unknown_setting(f"{origins.file}: {'.'.join(path)}", path, fields))
         elif isinstance(cause, InvalidSetting):
             lines += [f"{origins.name_below(path, key)} {text}." for key, text in cause.problems]
         elif path in fields:
@@ -109,11 +123,9 @@ def describe_errors(error: ValidationError, origins: Origins) -> list[str]:
     return lines
 
 
-def unknown_setting(name: str, path: Path) -> str:
+def unknown_setting(name: str, path: Path, fields: Fields) -> str:
     """The line for a setting that does not exist. `name`: as the user wrote it."""
-    nearest = max(
-        (setting_path for setting_path, _ in iterate_fields()), key=lambda it: _nearness(it, path)
-    )
+    nearest = max(fields, key=lambda setting_path: _nearness(setting_path, path))
     is_variable = name.startswith("TALLYSTICK_")
     suggestion = variable_of(nearest) if is_variable else ".".join(nearest)
     return f"{name} is not a setting. Did you mean {suggestion}?"

@@ -8,14 +8,6 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import PlainValidator
 
 from tallystick_core.provider.outcome import RetryReason
-from tallystick_server.app.configuration.values import (
-    PROVIDERS,
-    InvalidSetting,
-    Kind,
-    invalid,
-    number,
-    split_pairs,
-)
 from tallystick_server.operations.retry_policy import (
     DEFAULT_POLICIES,
     MAX_INTERVAL_SECONDS,
@@ -26,6 +18,7 @@ from tallystick_server.operations.retry_policy import (
     RetryStrategy,
     parse_policy,
 )
+from tallystick_server.setting_types import InvalidSetting, Kind, invalid, number, split_pairs
 
 _REASONS = ", ".join(DEFAULT_POLICIES).lower()
 _parse_interval = number(0, MAX_INTERVAL_SECONDS, float, "seconds")
@@ -52,7 +45,7 @@ def _parse_policies(value: Any) -> dict[tuple[str, RetryReason], RetryPolicy]:
     problems: list[tuple[str, str]] = []
     for path, provider, reason_name, item in _entries(split_pairs(value)):
         try:
-            reason = _parse_reason(provider, reason_name)
+            reason = _parse_reason(reason_name)
             policy = _parse_policy_item(item)
             if reason in UNLIMITED_REASONS and policy.max_tries is not None:
                 raise invalid(
@@ -74,7 +67,8 @@ def _entries(table: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Any]]:
     keys are "provider.reason".
     """
     for key, item in table.items():
-        if key in PROVIDERS and isinstance(item, dict):
+        is_reason = key.upper() in DEFAULT_POLICIES or "." in key
+        if isinstance(item, dict) and not is_reason and "strategy" not in item:
             for reason, policy in item.items():
                 yield f"{key}.{reason}", key, reason, policy
         else:
@@ -82,9 +76,7 @@ def _entries(table: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Any]]:
             yield key, provider, reason, item
 
 
-def _parse_reason(provider: str, reason: str) -> RetryReason:
-    if provider not in ("", *PROVIDERS):
-        raise invalid(f"must be a policy of a known provider: {', '.join(PROVIDERS)}")
+def _parse_reason(reason: str) -> RetryReason:
     if reason.upper() not in DEFAULT_POLICIES:
         raise invalid(f"must be the policy of a known retry reason: {_REASONS}")
     return RetryReason(reason.upper())
@@ -139,4 +131,4 @@ PolicyByReason: TypeAlias = Annotated[
     PlainValidator(_parse_policies),
     Kind("table: retry reason to policy"),
 ]
-"""The provider is "" for all providers."""
+"""The provider is "" for all providers. Whether it is configured is checked later."""

@@ -8,36 +8,39 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator
+from pydantic import BaseModel, Field, PlainValidator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from tallystick_core.payment.state import ALERT_AFTER_SECONDS
 from tallystick_core.payout.state import ALERT_AFTER_SECONDS as PAYOUT_ALERT_AFTER_SECONDS
+from tallystick_server.app.configuration.providers import ProvidersSection
 from tallystick_server.app.configuration.retry import PolicyByReason
 from tallystick_server.app.configuration.values import (
     Address,
     AddressByService,
     AmountByCurrency,
     Authentication,
-    ByteCount,
     CallerByToken,
     ConnectionsByService,
-    Count,
     CountrySet,
     Environment,
     FeeRate,
     FeeRateBySeller,
+    IdSet,
+    OptionalPort,
+    UrlByService,
+)
+from tallystick_server.setting_types import (
+    ByteCount,
+    Count,
     Flag,
     Folder,
-    IdSet,
     Kind,
-    OptionalPort,
-    ProviderName,
     Seconds,
+    Section,
     Share,
     Text,
     Url,
-    UrlByService,
     WholeSeconds,
     number,
     table,
@@ -65,17 +68,7 @@ PayoutAlertSeconds: TypeAlias = Annotated[
 ]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        allow_inf_nan=False,
-        hide_input_in_errors=True,
-        use_attribute_docstrings=True,
-    )
-
-
-class ServerSection(_Section):
+class ServerSection(Section):
     """The gRPC server of a process, and how many calls it takes at a time."""
 
     listen: Address = "127.0.0.1:7070"
@@ -113,7 +106,7 @@ class ServerSection(_Section):
     """
 
 
-class DatabaseSection(_Section):
+class DatabaseSection(Section):
     """PostgreSQL: how it is reached, and by how many connections."""
 
     url: Text = Field(default="", repr=False)
@@ -127,11 +120,11 @@ class DatabaseSection(_Section):
     """URL by schema for `verify`, where it differs from the administrator's URL with the generated
     role.
     """
-    connections: ConnectionsByService = {}
+    connections: ConnectionsByService = Field(default={})
     """Database connections for changes, by service. By default 2 for ledger and 4 for each other
     service.
     """
-    read_connections: ConnectionsByService = {}
+    read_connections: ConnectionsByService = Field(default={})
     """Database connections for reads of callers, by service. By default 2 for each. The sum of all
     connections of all processes must be less than PostgreSQL's `max_connections`.
     """
@@ -143,40 +136,7 @@ class DatabaseSection(_Section):
     """
 
 
-class SandboxSection(_Section):
-    """The sandbox provider."""
-
-    url: Url = Field(default="", repr=False)
-    """URL of a sandbox server; empty: the sandbox runs inside the process."""
-    latency: Seconds = Field(default=0.0, ge=0, le=60)
-    """How long the sandbox waits before it answers."""
-
-
-class ProvidersSection(_Section):
-    """Which providers are used, and how they are called."""
-
-    payment: ProviderName = "sandbox"
-    """The provider that charges buyers."""
-    payout: ProviderName = "sandbox"
-    """The provider that pays sellers."""
-    timeout: Seconds = Field(default=30.0, ge=0.1, le=600)
-    """How long a call to a provider may take before its outcome is Unknown."""
-    max_calls_per_provider: Count = Field(default=2000, ge=1, le=100_000)
-    """Maximum concurrent calls to each provider."""
-    key_window: Seconds = Field(default=86_400.0, ge=1, le=_YEAR_SECONDS)
-    """How long a provider honors an idempotency key. After that an operation is looked up, and
-    never sent again. Must be longer than `worker.lease_duration`.
-    """
-    not_found_after: Seconds = Field(default=60.0, ge=0, le=_YEAR_SECONDS)
-    """How long after a charge was last sent the answer "not found" counts as a proof that the
-    provider did not receive it.
-    """
-    not_found_min_count: Count = Field(default=2, ge=1, le=1000)
-    """How many such answers are required."""
-    sandbox: SandboxSection = SandboxSection()
-
-
-class BreakerSection(_Section):
+class BreakerSection(Section):
     """The circuit breaker of each provider."""
 
     failure_threshold: Count = Field(default=20, ge=1, le=1_000_000)
@@ -191,12 +151,12 @@ class BreakerSection(_Section):
     """The longest time between two probes."""
 
 
-class WorkerSection(_Section):
+class WorkerSection(Section):
     """Background work: operations, alerts and the outbox relay."""
 
     lease_duration: Seconds = Field(default=60.0, ge=1, le=3600)
     """How long a process exclusively holds a charge or a payout. Must be more than 2 seconds longer
-    than `providers.timeout`.
+    than the `timeout` of each provider.
     """
     max_in_flight: Count = Field(default=8000, ge=10, le=1_000_000)
     """Maximum charges, and separately payouts and destinations, in flight in a process; more are
@@ -212,12 +172,12 @@ class WorkerSection(_Section):
     """How long an event may wait to be published before an alert is raised."""
 
 
-class PaymentSection(_Section):
+class PaymentSection(Section):
     """PaymentService."""
 
     fee_rate: FeeRate = 0
     """The platform's fee as a part of the amount, such as "0.025"."""
-    seller_fee_rates: FeeRateBySeller = {}
+    seller_fee_rates: FeeRateBySeller = Field(default={})
     """Fee rate by seller, which overrides `fee_rate`."""
     seller_owner_max_age: Seconds = Field(default=60.0, ge=0, le=3600)
     """How long the owner of a seller is cached: after that time an assignment to another owner has
@@ -234,16 +194,16 @@ class PaymentSection(_Section):
     """
     review_timeout: Seconds = Field(default=604_800.0, ge=0.01, le=_YEAR_SECONDS)
     """How long a provider has for a review before an alert is raised."""
-    alert_after: OrderAlertSeconds = {}
+    alert_after: OrderAlertSeconds = Field(default={})
     """How long an order may stay in a status before an alert is raised, by status. By default
     EXECUTING=600, PENDING=259200 and SUCCESS=600 (not yet booked).
     """
 
 
-class PayoutSection(_Section):
+class PayoutSection(Section):
     """PayoutService."""
 
-    approval_threshold: AmountByCurrency = {}
+    approval_threshold: AmountByCurrency = Field(default={})
     """Amount by currency above which a payout requires a second approver, such as EUR = "10000.00".
     A currency without an amount requires none.
     """
@@ -251,21 +211,21 @@ class PayoutSection(_Section):
     """How long a new destination waits before it is used; until then the previous one is used. By
     default 259200 (three days), or 0 without authentication.
     """
-    destination_approval_threshold: AmountByCurrency = {}
+    destination_approval_threshold: AmountByCurrency = Field(default={})
     """Available amount by currency above which a new destination of the seller requires a second
     approver, such as EUR = "1000.00". A currency without an amount requires none.
     """
-    alert_after: PayoutAlertSeconds = {}
+    alert_after: PayoutAlertSeconds = Field(default={})
     """How long a payout may stay in a state before an alert is raised, by state. By default
     MOVING=600 (any other state, or not yet booked), AWAITING_APPROVAL=86400, SUBMITTED=86400,
     IN_TRANSIT=432000; VERIFYING=259200 for destinations; GENERATING=3600 for batches.
     """
 
 
-class RiskSection(_Section):
+class RiskSection(Section):
     """The built-in risk check of orders."""
 
-    amount_limits: AmountByCurrency = {}
+    amount_limits: AmountByCurrency = Field(default={})
     """Maximum amount of an order by currency, such as EUR = "5000.00"."""
     velocity_limit: Count = Field(default=0, ge=0, le=1_000_000)
     """Maximum orders of a buyer within `velocity_window`; 0: unlimited."""
@@ -277,7 +237,7 @@ class RiskSection(_Section):
     """Countries of buyers (ISO 3166-1 alpha-2) whose orders are rejected."""
 
 
-class TracingSection(_Section):
+class TracingSection(Section):
     """OpenTelemetry traces."""
 
     otlp_endpoint: Url = Field(default="", repr=False)
@@ -286,7 +246,7 @@ class TracingSection(_Section):
     """The part of traces that is recorded."""
 
 
-class MetricsSection(_Section):
+class MetricsSection(Section):
     """OpenTelemetry metrics."""
 
     listen: OptionalPort = ""
@@ -379,6 +339,9 @@ class Settings(BaseSettings):
 
 def _with_value(model: M, path: list[str], value: Any) -> M:
     name, *rest = path
+    if isinstance(model, ProvidersSection) and name in model.configured:
+        provider = _with_value(model.configured[name], rest, value)
+        return model.model_copy(update={"configured": {**model.configured, name: provider}})
     if name not in type(model).model_fields:
         raise TypeError(f"{type(model).__name__} has no setting {name}")
     if rest:

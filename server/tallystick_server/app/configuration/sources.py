@@ -8,7 +8,7 @@ import ipaddress
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,25 @@ from pydantic_settings import EnvSettingsSource
 
 from tallystick_core.access import Role
 from tallystick_server.app.configuration.errors import (
+    Fields,
     Origins,
+    collect_fields,
     describe_errors,
     expected,
-    iterate_fields,
     kind_of,
     unknown_setting,
     variable_of,
 )
+from tallystick_server.app.configuration.provider_sources import (
+    ProviderSections,
+    check_providers,
+    find_providers,
+    provider_of_variable,
+    take_providers,
+)
 from tallystick_server.app.configuration.settings import Settings
 from tallystick_server.app.errors import StartupError
-from tallystick_server.providers.gateway import LEASE_MARGIN_SECONDS
+from tallystick_server.providers.registry import PROVIDER_TYPES
 
 # the path of the file, the interpreter of scripts/setup, and an operator's own token
 _OTHER_VARIABLES = frozenset({"TALLYSTICK_CONFIG", "TALLYSTICK_PYTHON", "TALLYSTICK_TOKEN"})
@@ -60,7 +68,9 @@ class SettingDescription:
 
 
 def describe_settings() -> list[SettingDescription]:
-    """All settings, in the order of their sections."""
+    """All settings, in the order of their sections. The section of a provider that is called as
+    its type describes all of the type.
+    """
     return [
         SettingDescription(
             path=".".join(path),
@@ -71,7 +81,9 @@ def describe_settings() -> list[SettingDescription]:
             default=_format_default(field),
             description=" ".join((field.description or "").split()),
         )
-        for path, field in iterate_fields()
+        for path, field in collect_fields(
+            {name: provider_type.settings for name, provider_type in PROVIDER_TYPES.items()}
+        ).items()
     ]
 
 
@@ -98,28 +110,47 @@ def load(environment: Mapping[str, str] | None = None, path: str | None = None) 
     environment = os.environ if environment is None else environment
     path = path or environment.get("TALLYSTICK_CONFIG") or ""
     table = _read_toml(path) if path else {}
-    variables = {variable_of(name) for name, _ in iterate_fields()}
-    lines = [
-        unknown_setting(name, tuple(name.removeprefix("TALLYSTICK_").split("__")))
-        for name in sorted(environment)
-        if name.startswith("TALLYSTICK_")
-        and name not in variables | _OTHER_VARIABLES
-        and _SERVICE_LINK.fullmatch(name) is None
-    ]
     origins = Origins(environment, path, table)
+    providers = find_providers(origins)
+    fields = collect_fields(providers.settings)
+    variables = {variable_of(name): name for name in fields}
+    lines = [*providers.problems, *_unknown_variables(environment, variables, fields, providers)]
     source = EnvSettingsSource(Settings)
     source.env_vars = {
         name.lower(): value for name, value in environment.items() if name in variables
     }
+    values = _merge(table, source())
+    configured, problems = take_providers(values, providers, origins, fields)
+    lines += problems
     try:
-        settings = Settings(**_merge(table, source()))
+        settings = Settings(**values).replace(providers__configured=configured)
         lines += _check_combinations(settings, origins)
+        if not (problems or providers.problems):
+            lines += check_providers(settings, origins)
     except ValidationError as error:
-        lines += describe_errors(error, origins)
+        lines += describe_errors(error, origins, fields)
     if lines:
         heading = [f"The configuration has {len(lines)} errors:"] if len(lines) > 1 else []
         raise StartupError("\n".join([*heading, *lines]))
     return settings
+
+
+def _unknown_variables(
+    environment: Mapping[str, str],
+    variables: Collection[str],
+    fields: Fields,
+    providers: ProviderSections,
+) -> list[str]:
+    """A line for each variable that is not a setting."""
+    return [
+        unknown_setting(name, tuple(name.removeprefix("TALLYSTICK_").split("__")), fields)
+        for name in sorted(environment)
+        if name.startswith("TALLYSTICK_")
+        and name not in variables
+        and name not in _OTHER_VARIABLES
+        and _SERVICE_LINK.fullmatch(name) is None
+        and provider_of_variable(name) not in providers.rejected_names
+    ]
 
 
 def _read_toml(path: str) -> dict[str, Any]:
@@ -152,17 +183,6 @@ def _check_combinations(settings: Settings, origins: Origins) -> list[str]:
         )
     if settings.authentication == "tokens":
         lines += _check_callers(settings, origins)
-    if settings.providers.timeout + LEASE_MARGIN_SECONDS >= settings.worker.lease_duration:
-        lines.append(
-            f"{origins.name(('worker', 'lease_duration'))} must be more than "
-            f"{LEASE_MARGIN_SECONDS:g} seconds longer than providers.timeout."
-        )
-    # an outcome must be recorded before its key expires
-    if settings.providers.key_window <= settings.worker.lease_duration:
-        lines.append(
-            f"{origins.name(('providers', 'key_window'))} must be longer than "
-            "worker.lease_duration."
-        )
     return lines
 
 

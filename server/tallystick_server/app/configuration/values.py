@@ -1,205 +1,40 @@
-"""The types of settings. Each describes its valid values, and parses them from TOML or from an
-environment variable.
-"""
+"""The types of the platform's own settings: callers, amounts, fees and tables by service."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, TypeAlias
-from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, PlainValidator
-from pydantic_core import PydanticCustomError
+from pydantic import PlainValidator
 
 from tallystick_core.access import Caller, Role
 from tallystick_core.errors import ApiError
 from tallystick_core.money import parse_amount, parse_currency
 from tallystick_core.validation import parse_country, parse_id
 from tallystick_server.app.services import migration_folders
-
-PROVIDERS = ("sandbox",)
+from tallystick_server.setting_types import (
+    InvalidSetting,
+    Kind,
+    invalid,
+    matching,
+    number,
+    one_of,
+    parse_text,
+    split_pairs,
+    table,
+)
 
 _MIN_TOKEN_LENGTH = 16
 _PORT = "6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[1-9][0-9]{0,3}"
 
-
-class InvalidSetting(ValueError):
-    """A value that is not allowed. Each problem is a path below the setting, empty for the setting
-    itself, and a text such as "must be a table".
-
-    No text shows a value that may be a secret.
-    """
-
-    def __init__(self, *problems: tuple[str, str]) -> None:
-        super().__init__("; ".join(text for _, text in problems))
-        self.problems = problems
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """The description of a setting's type, for errors and the documentation."""
-
-    name: str
-    unit: str = ""
-    expected: str = ""
-    """What a value must be; empty: derived from name, unit and bounds."""
-
-
-def invalid(text: str, path: str = "") -> InvalidSetting:
-    """One problem with a value."""
-    return InvalidSetting((path, text))
-
-
-def expected_number(kind: str, unit: str, min_value: float, max_value: float) -> str:
-    """What a number must be, such as "a number of seconds from 1 to 3,600"."""
-    name = f"a {kind} of {unit}" if unit else f"a {kind}"
-    return f"{name} from {min_value:,.10g} to {max_value:,.10g}"
-
-
-def _reject_boolean(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise PydanticCustomError("number_type", "must be a number")
-    return value
-
-
-def _reject_fraction(value: Any) -> Any:
-    if isinstance(value, bool | float):
-        raise PydanticCustomError("whole_number_type", "must be a whole number")
-    return value
-
-
-Seconds: TypeAlias = Annotated[float, BeforeValidator(_reject_boolean), Kind("number", "seconds")]
-WholeSeconds: TypeAlias = Annotated[
-    int, BeforeValidator(_reject_fraction), Kind("whole number", "seconds")
-]
-Count: TypeAlias = Annotated[int, BeforeValidator(_reject_fraction), Kind("whole number")]
-ByteCount: TypeAlias = Annotated[
-    int, BeforeValidator(_reject_fraction), Kind("whole number", "bytes")
-]
-Share: TypeAlias = Annotated[float, BeforeValidator(_reject_boolean), Kind("number")]
-Flag: TypeAlias = Annotated[bool, Kind("boolean", expected="true or false")]
-Text: TypeAlias = Annotated[str, Kind("text", expected="text")]
-Folder: TypeAlias = Annotated[Path, Kind("path", expected="a path")]
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise invalid("must be text")
-    return value
-
-
-def _matching(pattern: str, description: str) -> Callable[[Any], str]:
-    def parse(value: Any) -> str:
-        if not re.fullmatch(pattern, _text(value), re.ASCII):
-            raise invalid(f"must be {description}")
-        return str(value)
-
-    return parse
-
-
 _HOST_AND_PORT = rf"[A-Za-z0-9.\-\[\]:]+:({_PORT})"
-_parse_address = _matching(rf"{_HOST_AND_PORT}|unix:.+", "host:port or unix:path")
-_parse_optional_port = _matching(rf"({_HOST_AND_PORT})?", "host:port or empty")
-
-
-def one_of(*choices: str) -> Callable[[Any], str]:
-    """A parser that accepts one of the texts."""
-
-    def parse(value: Any) -> str:
-        if value not in choices:
-            raise invalid(f"must be one of {', '.join(choices)}")
-        return str(value)
-
-    return parse
-
-
-def number(
-    min_value: float, max_value: float, kind: type[int | float] = float, unit: str = ""
-) -> Callable[[Any], Any]:
-    """A parser of a number in a table."""
-    name = "whole number" if kind is int else "number"
-
-    def parse(value: Any) -> Any:
-        try:
-            parsed = None if isinstance(value, bool) else kind(value)
-        except (TypeError, ValueError):
-            parsed = None
-        if (
-            parsed is None
-            or not min_value <= parsed <= max_value
-            or (kind is int and isinstance(value, float))
-        ):
-            raise invalid(f"must be {expected_number(name, unit, min_value, max_value)}")
-        return parsed
-
-    return parse
-
-
-def split_pairs(value: Any) -> dict[str, Any]:
-    """A table; in the environment "key=value,key=value"."""
-    if isinstance(value, str):
-        pairs = [pair.split("=", 1) for pair in value.split(",") if pair]
-        if any(len(pair) != 2 for pair in pairs):
-            raise invalid("must look like key=value,key=value")
-        value = dict(pairs)
-    if not isinstance(value, dict):
-        raise invalid("must be a table")
-    return value
-
-
-def table(
-    parse_item: Callable[[Any], Any], *keys: str, show_keys: bool = True
-) -> Callable[[Any], dict[str, Any]]:
-    """A parser of a table. Its keys must be among `keys` if any are given.
-
-    Without `show_keys` no error shows a key, which may be a part of a URL.
-    """
-
-    def parse(value: Any) -> dict[str, Any]:
-        parsed, problems = {}, []
-        for key, item in split_pairs(value).items():
-            if keys and key not in keys:
-                text = f"must have only the keys {', '.join(keys)}"
-                problems.append(("", f"{text}, not {key}" if show_keys else text))
-                continue
-            try:
-                parsed[key] = parse_item(item)
-            except InvalidSetting as error:
-                problems += [(key, text) for _, text in error.problems]
-        if problems:
-            raise InvalidSetting(*dict.fromkeys(problems))
-        return parsed
-
-    return parse
+_parse_address = matching(rf"{_HOST_AND_PORT}|unix:.+", "host:port or unix:path")
+_parse_optional_port = matching(rf"({_HOST_AND_PORT})?", "host:port or empty")
 
 
 def _service_table(parse_item: Callable[[Any], Any]) -> PlainValidator:
     return PlainValidator(table(parse_item, *migration_folders(), show_keys=False))
-
-
-def _parse_url(value: Any) -> str:
-    """An HTTP URL to which a path can be added, or empty."""
-    text = _text(value)
-    try:
-        parts = urlsplit(text)
-        is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        is_valid = False
-    if text and not (
-        is_valid
-        and re.fullmatch(r"[!-~]+", text)
-        and text.count("@") < 2
-        and not parts.query
-        and not parts.fragment
-    ):
-        raise invalid(
-            "must be a URL that begins with http:// or https://, without a query; in a password "
-            "write @ : / ? # as %40 and so on"
-        )
-    return text
 
 
 def _parse_rate(value: Any) -> int:
@@ -288,7 +123,7 @@ def _parse_caller(entry: Any) -> tuple[Caller, list[Any]]:
 
 Environment: TypeAlias = Annotated[
     str,
-    PlainValidator(_matching(r"[a-z0-9]{1,16}", "1 to 16 of a-z 0-9")),
+    PlainValidator(matching(r"[a-z0-9]{1,16}", "1 to 16 of a-z 0-9")),
     Kind("text", expected="1 to 16 of a-z 0-9"),
 ]
 Address: TypeAlias = Annotated[
@@ -297,16 +132,8 @@ Address: TypeAlias = Annotated[
 OptionalPort: TypeAlias = Annotated[
     str, PlainValidator(_parse_optional_port), Kind("address", expected="host:port or empty")
 ]
-Url: TypeAlias = Annotated[
-    str, PlainValidator(_parse_url), Kind("URL", expected="an http:// or https:// URL")
-]
 Authentication: TypeAlias = Annotated[
     str, PlainValidator(one_of("none", "tokens")), Kind("text", expected="one of none, tokens")
-]
-ProviderName: TypeAlias = Annotated[
-    str,
-    PlainValidator(one_of(*PROVIDERS)),
-    Kind("text", expected=f"one of {', '.join(PROVIDERS)}"),
 ]
 FeeRate: TypeAlias = Annotated[
     int,
@@ -327,7 +154,7 @@ AddressByService: TypeAlias = Annotated[
     Mapping[str, str], _service_table(_parse_address), Kind("table: service to address")
 ]
 UrlByService: TypeAlias = Annotated[
-    Mapping[str, str], _service_table(_text), Kind("table: service to URL")
+    Mapping[str, str], _service_table(parse_text), Kind("table: service to URL")
 ]
 ConnectionsByService: TypeAlias = Annotated[
     Mapping[str, int], _service_table(number(1, 100, int)), Kind("table: service to whole number")
