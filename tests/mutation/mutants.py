@@ -52,6 +52,7 @@ MUTANTS = (
         "case 400 if reply.code in REJECTION_CODES:\n            return "
         "Declined(FailureReason.PROVIDER_REJECTED, reply.code)",
         "case 400 | 500:\n            return Declined(FailureReason.PROVIDER_REJECTED, reply.code)",
+        "tests/providers/test_http_client.py",
     ),
     Mutant(
         "a charge that is not found counts as never sent",

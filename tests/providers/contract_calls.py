@@ -25,24 +25,17 @@ class _Operation:
 
     operation_id: str
     provider_key: str
-    perform: Callable[[], Awaitable[ProviderOutcome]]
     provider: str = "tested"
     resource_name: str = "tested/1"
     context: SpanContext = field(default_factory=current_context)
     lease_deadline: float = float("inf")
     expires_at: float = float("inf")
 
-    def circuit(self, _action: NextAction) -> Circuit:
-        return Circuit.SENDS
-
-    def call_provider(self, _provider: Any, _action: NextAction) -> Awaitable[ProviderOutcome]:
-        return self.perform()
-
 
 async def through_gateway(
     operation_id: str,
     key: str,
-    perform: Callable[[], Awaitable[ProviderOutcome]],
+    call: Callable[[], Awaitable[ProviderOutcome]],
     timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> ProviderOutcome:
     """The outcome of a call as the platform sees it. An adapter that raises breaks the contract."""
@@ -52,7 +45,9 @@ async def through_gateway(
         limits_of=lambda _: CallLimits(timeout_seconds, 1),
         breaker_settings=BreakerSettings(),
     )
-    outcome = await gateway.call(_Operation(operation_id, key, perform), NextAction.LOOK_UP)
+    outcome = await gateway.call(
+        _Operation(operation_id, key), NextAction.LOOK_UP, Circuit.LOOK_UPS, lambda *_: call()
+    )
     assert not isinstance(outcome, NotCalled)
     assert outcome != Unknown("the provider's adapter failed"), "the adapter raised"
     return outcome

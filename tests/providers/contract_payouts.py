@@ -9,7 +9,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Protocol, TypeAlias
 
-from tallystick_core.payout.operation_ids import format_payout_operation_id
 from tallystick_core.provider.outcome import (
     Declined,
     InTransit,
@@ -78,7 +77,7 @@ async def submit(
     try:
         return [
             await through_gateway(
-                format_payout_operation_id(payout.payout_id),
+                payout.payout_id,
                 payout.key,
                 partial(outcome_of, index),
                 timeout_seconds,
@@ -95,7 +94,7 @@ def batched(payouts: list[PayoutRequest], size: int) -> list[list[PayoutRequest]
 
 async def look_up(harness: PayoutHarness, payout: PayoutRequest) -> ProviderOutcome:
     return await through_gateway(
-        format_payout_operation_id(payout.payout_id),
+        payout.payout_id,
         payout.key,
         lambda: harness.payouts.look_up(payout),
     )

@@ -135,7 +135,7 @@ class SandboxHarness:
 
     def _amounts(self, table: str, column: str, id_: str, states: list[str]) -> list[int]:
         """The amounts that the sandbox has moved, from its log."""
-        url = self.databases.reader("sandbox").replace("+psycopg", "")
+        url = self.databases.reader("sandbox")
         query = f"select amount from {table} where {column} = %s and state = any (%s)"
         with psycopg.connect(url) as connection:
             return [amount for (amount,) in connection.execute(query, (id_, states))]
