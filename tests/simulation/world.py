@@ -28,6 +28,7 @@ _POLLS = frozenset(
     {
         "transaction OperationWorker._claim_due.claim",
         "transaction Payments.end_expired.end",
+        "transaction SellerOwnerCache.store_owners.<lambda>",
         "transaction Monitor.run_once.refresh_alerts",
         "read UnappliedChargeBooking.run_once.<lambda>",
         "read DeliveryConfirmation.run_once.<lambda>",

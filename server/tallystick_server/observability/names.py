@@ -251,7 +251,6 @@ BATCHES: Mapping[str, str] = {
     "payment.confirm_delivery": "releases pending credits of delivered orders",
     "payment.read": "reads payments",
     "payment.load_seller_owners": "reads the owners of sellers",
-    "payment.store_seller_owners": "stores the owners of sellers that WalletService reported",
     "payment.claim_sellers": "claims sellers at WalletService",
     "payment.refresh_seller_owners": "reads the owners of sellers again at WalletService",
     "payout.create": "stores payouts",
@@ -312,9 +311,6 @@ RELAY_FAILED = LogEvent("outbox.relay.failed", "An unexpected error while events
 EVENT_REJECTED = LogEvent("outbox.event.rejected", "EventService rejects an event.")
 SCHEDULE_DELAYED = LogEvent("payout.schedule.delayed", "Payouts of a schedule wait.")
 SCHEDULE_FAILED = LogEvent("payout.schedule.failed", "Payouts of a schedule cannot be created.")
-SELLER_OWNER_NOT_STORED = LogEvent(
-    "payment.seller_owner.not_stored", "The owner of a seller cannot be kept; it is asked again."
-)
 DATABASE_UNAVAILABLE = LogEvent(
     "database.unavailable", "A database does not answer; the health is NOT_SERVING."
 )

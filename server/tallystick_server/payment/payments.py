@@ -143,6 +143,11 @@ class Payments:
                 ),
                 self.polling,
                 Periodic("payment.end_expired", interval_seconds, self.end_expired),
+                Periodic(
+                    "payment.store_seller_owners",
+                    interval_seconds,
+                    self.seller_owners.store_owners,
+                ),
                 self._credit_releases,
             ],
         )

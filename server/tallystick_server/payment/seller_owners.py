@@ -68,6 +68,7 @@ class SellerOwnerCache:
         self._max_age_seconds = seller_owner_max_age_seconds
         self._cache: dict[str, _CachedOwner] = {}
         self._unavailable_until = 0.0
+        self._unstored_owners: dict[str, str] = {}
         self.lookup_batcher: Batcher[tuple[str, ...], Mapping[str, str]] = Batcher(
             "payment.load_seller_owners",
             self._load_stored,
@@ -81,9 +82,6 @@ class SellerOwnerCache:
         # not delay queries that can do without one.
         self.seller_claim_batcher = self._make_batcher("payment.claim_sellers")
         self.refresh_batcher = self._make_batcher("payment.refresh_seller_owners")
-        self.store_batcher: Batcher[Mapping[str, str], None] = Batcher(
-            "payment.store_seller_owners", self._store_owners
-        )
 
     def _make_batcher(self, name: str) -> Batcher[_OwnershipQuery, Mapping[str, str]]:
         return Batcher(
@@ -102,7 +100,6 @@ class SellerOwnerCache:
             self.lookup_batcher,
             self.refresh_batcher,
             self.seller_claim_batcher,
-            self.store_batcher,
         )
 
     async def find_foreign_sellers(
@@ -151,6 +148,11 @@ class SellerOwnerCache:
         owners = await self._database.load(
             lambda connection: store.find_owners(connection, seller_ids)
         )
+        owners |= {
+            seller: self._unstored_owners[seller]
+            for seller in seller_ids
+            if seller in self._unstored_owners
+        }
         return [owners] * len(groups)
 
     async def _resolve_owners(
@@ -219,21 +221,20 @@ class SellerOwnerCache:
             seller: owner for seller, owner in owners.items() if stored_owners.get(seller) != owner
         }
         if changed_owners:
-            self.store_batcher.submit(changed_owners).add_done_callback(_log_failure)
+            self._unstored_owners = self._unstored_owners | changed_owners
 
-    async def _store_owners(self, items: Sequence[Mapping[str, str]]) -> Sequence[None]:
-        owners = {seller: owner for item in items for seller, owner in item.items()}
+    async def store_owners(self) -> None:
+        """Stores the owners found since the last call, all at once. Those that could not be stored
+        are asked for again after a restart.
+        """
+        owners = self._unstored_owners
+        if not owners:
+            return
         await self._database.transact(
             lambda connection: store.save_owners(connection, owners), idempotent=True
         )
-        return [None] * len(items)
-
-
-def _log_failure(future: asyncio.Future[None]) -> None:
-    """Owners that could not be stored are asked for again after a restart."""
-    if not future.cancelled() and (error := future.exception()):
-        log.warning(
-            "the owners of sellers cannot be stored: %s",
-            error,
-            extra=names.SELLER_OWNER_NOT_STORED.extra,
-        )
+        self._unstored_owners = {
+            seller: owner
+            for seller, owner in self._unstored_owners.items()
+            if owners.get(seller) != owner
+        }

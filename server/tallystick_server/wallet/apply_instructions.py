@@ -116,6 +116,9 @@ class WalletInstructions:
         keys = await self._prepare(requests)
 
         def apply_batch(connection: Connection) -> list[InstructionResult | Exception]:
+            missing = sorted(keys.to_open - self._existing_wallets)
+            if missing:  # they are inserted in the order of locks, and before any lock
+                store.open_wallets(connection, missing, self._release_delay_seconds)
             batch = _lock_batch(connection, requests, keys)
             decisions = [batch.decide(request) for request in requests]
             if batch.changes:
@@ -123,21 +126,23 @@ class WalletInstructions:
             return _load_results(connection, requests, decisions, keys)
 
         try:
-            return await self._database.transact(apply_batch, idempotent=True)
+            results = await self._database.transact(apply_batch, idempotent=True)
         except _WalletsMissing:
             self._existing_wallets.clear()
-            await self._ensure_wallets(keys.to_open)
-            return await self._database.transact(apply_batch, idempotent=True)
+            results = await self._database.transact(apply_batch, idempotent=True)
+        if len(self._existing_wallets) > _MAX_CACHED_WALLETS:
+            self._existing_wallets.clear()
+        self._existing_wallets.update(keys.to_open)
+        return results
 
     async def _prepare(self, requests: Sequence[InstructionRequest]) -> _BatchKeys:
-        """Opens missing wallets, stores missing tombstones, and finds the wallets to lock."""
+        """Stores missing tombstones, and finds the wallets to open and to lock."""
         instructions = [request.instruction for request in requests]
         to_open = {
             _wallet_key(instruction, {})
             for instruction in instructions
             if can_open_wallet(instruction)
         }
-        await self._ensure_wallets(to_open)
         await self._tombstone_unknown_holds(
             _source_ids(instructions, frozenset({EntryKind.HOLD_RELEASED}))
         )
@@ -158,20 +163,6 @@ class WalletInstructions:
             release_source_ids,
             resolved_wallets,
         )
-
-    async def _ensure_wallets(self, keys: set[store.WalletKey]) -> None:
-        """Opens missing wallets in a separate transaction."""
-        missing = sorted(keys - self._existing_wallets)
-        if not missing:
-            return
-
-        def open_wallets(connection: Connection) -> None:
-            store.open_wallets(connection, missing, self._release_delay_seconds)
-
-        await self._database.transact(open_wallets, idempotent=True)
-        if len(self._existing_wallets) > _MAX_CACHED_WALLETS:
-            self._existing_wallets.clear()
-        self._existing_wallets.update(missing)
 
     async def _tombstone_unknown_holds(self, hold_ids: list[str]) -> None:
         """Stores tombstones for holds that are released but do not exist, in a separate

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from threading import Event
 from typing import Any
 
+import psycopg
 import pytest
 
 from tallystick import Client, ClientSettings, TallystickError, new_order
@@ -22,7 +23,7 @@ from tests.support.marketplace import (
     preview_payout,
 )
 from tests.support.payouts import create_destination
-from tests.support.platform import serve_platform, unique_id
+from tests.support.platform import eventually, serve_platform, unique_id
 
 
 def test_payments_of_cached_sellers_are_accepted_in_a_wallet_outage(
@@ -116,6 +117,15 @@ def test_cached_sellers_do_not_wait_for_unknown_ones_while_the_wallet_hangs(
             hangs.clear()
 
 
+def is_owner_stored(databases: DatabaseUrls, seller: str) -> bool:
+    """Whether PaymentService has stored the owner of a seller, which it does soon after a
+    payment.
+    """
+    with psycopg.connect(databases.reader("payment")) as connection:
+        query = "select from seller_owner where seller_account = %s"
+        return connection.execute(query, [seller]).fetchone() is not None
+
+
 def test_a_wallet_that_rejects_the_service_counts_as_unavailable(
     scratch_database: DatabaseUrls,
 ) -> None:
@@ -128,6 +138,7 @@ def test_a_wallet_that_rejects_the_service_counts_as_unavailable(
         full_platform = stack.enter_context(serve_platform(scratch_database, SETTINGS))
         checkout = stack.enter_context(full_platform.client(token_of("checkout")))
         create_paid_order(checkout, seller)
+        assert eventually(lambda: is_owner_stored(scratch_database, seller))
         elsewhere = rejected.replace(
             service_addresses=dict.fromkeys(("wallet", "ledger", "event"), full_platform.address)
         )
