@@ -28,7 +28,7 @@ from tallystick_server.app.errors import StartupError
 _POSTINGS_PER_FETCH = 20_000
 _COPY_TX_SQL = """
     copy ledger.tx (book, sequence, kind, source_id, caller, fingerprint, entry_count,
-        description, effective_time, post_time, previous_hash, hash) from stdin
+        description, external_reference, effective_time, post_time, previous_hash, hash) from stdin
 """
 _COPY_ENTRY_SQL = """
     copy ledger.entry (book, sequence, line_number, account_id, currency, amount,
@@ -130,13 +130,21 @@ def _read_postings(connection: psycopg.Connection[Any]) -> Iterator[Posting]:
     with connection.cursor(name="postings", withhold=True) as cursor:
         cursor.itersize = _POSTINGS_PER_FETCH
         cursor.execute("""
-            select 'PAY_IN', order_id, buyer, seller from new_payment where kind = 'PAID'
+            select 'PAY_IN', order_id, buyer, seller, 'seed-' || number
+            from new_payment where kind = 'PAID'
             union all
-            select 'PAYOUT', payout_id, '', seller from new_payout where state = 'PAID'
+            select 'PAYOUT', n.payout_id, '', n.seller, t.provider_reference
+            from new_payout n join payout.transfer t on t.payout_id = n.payout_id
+            where n.state = 'PAID'
         """)
-        for kind, source_id, buyer, seller in cursor:
-            lines = _journal_lines(kind, buyer, seller)
-            yield Posting(PostingKind(kind), source_id, callers[kind], lines)
+        for kind, source_id, buyer, seller, reference in cursor:
+            yield Posting(
+                PostingKind(kind),
+                source_id,
+                callers[kind],
+                _journal_lines(kind, buyer, seller),
+                external_reference=reference,
+            )
 
 
 def _journal_lines(kind: str, buyer: str, seller: str) -> tuple[JournalLine, ...]:
@@ -156,6 +164,7 @@ def _tx_row(transaction: ChainedTransaction) -> tuple[Any, ...]:
         posting.fingerprint,
         len(posting.lines),
         posting.description,
+        posting.external_reference,
         transaction.effective_time,
         transaction.post_time,
         transaction.previous_hash,

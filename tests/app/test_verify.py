@@ -243,6 +243,21 @@ CORRUPTIONS = [
     ),
     (
         "L6",
+        "update ledger.tx set external_reference = 'x' where sequence = 4",
+        "ledger.tx main-4: its hash is not that of its content",
+    ),
+    (
+        "L6",
+        "update ledger.tx set effective_time = now() where sequence = 4",
+        "ledger.tx main-4: its hash is not that of its content",
+    ),
+    (
+        "P7",
+        "update payment.payment_order set provider_reference = 'x'",
+        "payment.payment_order o-1-0: its ledger transaction is not exactly one with the reference",
+    ),
+    (
+        "L6",
         "update ledger.tx set hash = previous_hash where sequence = 2",
         "ledger.tx main-3: previous_hash is not the hash",
     ),
@@ -339,7 +354,7 @@ CORRUPTIONS = [
     (
         "P2",
         "update payment.unapplied_charge set currency = 'USD'",
-        "its ledger transaction is not exactly one with its entries",
+        "its ledger transaction is not exactly one with its reference and entries",
     ),
     (
         "P1",
@@ -848,7 +863,7 @@ def _fake_reader(rows: int) -> Callable[..., Iterator[SimpleNamespace]]:
             "balance": n,
             "block": 0,
             "versions": "1 2 3",
-            "lines": id_,
+            "posting": id_,
             "waiting": True,
             "returned_amount": None,
         }

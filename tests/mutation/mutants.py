@@ -409,8 +409,8 @@ MUTANTS = (
     Mutant(
         "each try of a posting has its own source id",
         f"{_SERVER}/payment/booking.py",
-        "Kind.PAY_IN, order.payment_order_id, charge.caller, lines)",
-        'Kind.PAY_IN, f"{order.payment_order_id}-{charge.lease_token}", charge.caller, lines)',
+        "Kind.PAY_IN,\n                order.payment_order_id,",
+        'Kind.PAY_IN, f"{order.payment_order_id}-{charge.lease_token}",',
     ),
     Mutant(
         "the wallet repeats a change",

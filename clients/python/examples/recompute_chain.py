@@ -21,6 +21,7 @@ def recompute(previous: bytes, tx: ledger_pb2.Transaction) -> bytes:
         tx.source_id,
         tx.caller,
         tx.description,
+        tx.external_reference,
         reverses,
     ]
     fields += [tx.effective_time.ToMicroseconds(), tx.post_time.ToMicroseconds()]

@@ -72,6 +72,7 @@ def compute_chain_hash(
         posting.source_id,
         posting.caller,
         posting.description,
+        posting.external_reference,
         posting.reverses or 0,
     )
     times = (to_microseconds(effective_time), to_microseconds(post_time))

@@ -19,7 +19,9 @@ MAX_ENTRIES = 20
 
 @dataclass(frozen=True)
 class Posting:
-    """One transaction to post. `effective_time` None: the time of posting."""
+    """One transaction to post. `effective_time` None: the time of posting. `external_reference`:
+    the provider's or bank's name of the money movement; "": there is none.
+    """
 
     kind: PostingKind
     source_id: str
@@ -27,6 +29,7 @@ class Posting:
     lines: tuple[JournalLine, ...]
     description: str = ""
     effective_time: datetime | None = None
+    external_reference: str = ""
     reverses: int | None = None
     """The sequence of the transaction that this one reverses."""
 
@@ -44,6 +47,7 @@ class Posting:
             self.kind,
             self.source_id,
             self.description,
+            self.external_reference,
             to_microseconds(self.effective_time),
             self.reverses or 0,
         )
@@ -61,7 +65,10 @@ def first_difference(sent: Posting, stored: Posting) -> str:
             if getattr(sent_line, name) != getattr(stored_line, name):
                 is_flipped = name == "amount" and sent_line.amount == -stored_line.amount
                 return f"entries[{index}].{'direction' if is_flipped else name}"
-    return "description" if sent.description != stored.description else "effective_time"
+    for name in ("description", "external_reference"):
+        if getattr(sent, name) != getattr(stored, name):
+            return name
+    return "effective_time"
 
 
 def build_reversal(original: Posting, sequence: int, reason: str, caller: str) -> Posting:
@@ -73,6 +80,7 @@ def build_reversal(original: Posting, sequence: int, reason: str, caller: str) -
         caller,
         lines,
         description=reason,
+        external_reference=original.external_reference,
         reverses=sequence,
     )
 

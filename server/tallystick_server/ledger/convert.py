@@ -25,13 +25,21 @@ from tallystick_storage.sql import Row
 KINDS = EnumNames(ledger_pb2.TransactionKind.DESCRIPTOR)
 _DIRECTIONS = EnumNames(ledger_pb2.Direction.DESCRIPTOR)
 _MAX_DESCRIPTION_LENGTH = 255
+_MAX_REFERENCE_LENGTH = 255
 _SUM = re.compile(r"\A([A-Z]{3,8})(-?[0-9]{1,38})\Z", re.ASCII)
 
 
 def stored_posting(row: Row[Any], entries: Sequence[Row[Any]]) -> Posting:
     """The posting of a stored transaction."""
     lines = tuple(JournalLine(entry.account, entry.currency, entry.amount) for entry in entries)
-    return Posting(PostingKind(row.kind), row.source_id, row.caller, lines, row.description)
+    return Posting(
+        PostingKind(row.kind),
+        row.source_id,
+        row.caller,
+        lines,
+        row.description,
+        external_reference=row.external_reference,
+    )
 
 
 def parse_posting(message: pb.Posting) -> Posting:
@@ -63,8 +71,28 @@ def parse_posting(message: pb.Posting) -> Posting:
     check_balanced(lines)
     description = parse_text(message.description, "description", _MAX_DESCRIPTION_LENGTH)
     return Posting(
-        kind, source_id, caller, lines, description, parse_time(message, "effective_time")
+        kind,
+        source_id,
+        caller,
+        lines,
+        description,
+        parse_time(message, "effective_time"),
+        parse_external_reference(message.external_reference),
     )
+
+
+def parse_external_reference(text: str) -> str:
+    """Parses a reference of a provider or bank, or "". It may be all digits, as a card number is:
+    the money has moved, so its posting must not fail. Raises FIELD_INVALID.
+    """
+    if len(text) > _MAX_REFERENCE_LENGTH or "\0" in text:
+        raise ApiError(
+            ErrorReason.FIELD_INVALID,
+            f"external_reference must have at most {_MAX_REFERENCE_LENGTH} characters, and no "
+            "U+0000.",
+            field="external_reference",
+        )
+    return text
 
 
 def _parse_line(entry: ledger_pb2.Entry, index: int) -> JournalLine:
@@ -93,6 +121,7 @@ def new_transaction(item: ChainedTransaction) -> ledger_pb2.Transaction:
         previous_hash=item.previous_hash,
         hash=item.hash,
         caller=posting.caller,
+        external_reference=posting.external_reference,
     )
     for line, balance in zip(posting.lines, item.balances_after, strict=True):
         _add_entry(message, line.account, line.currency, line.amount, balance)
@@ -116,6 +145,7 @@ def transaction(row: Row[Any], entries: Sequence[Row[Any]]) -> ledger_pb2.Transa
         previous_hash=bytes(row.previous_hash),
         hash=bytes(row.hash),
         caller=row.caller,
+        external_reference=row.external_reference,
     )
     for entry in entries:
         _add_entry(message, entry.account, entry.currency, entry.amount, int(entry.balance_after))

@@ -291,6 +291,7 @@ def _parse_filter(request: pb.ListTransactionsRequest) -> store.TransactionFilte
         parse_text(request.source_id, "source_id", 64) or None,
         parse_time(request, "post_time_from"),
         parse_time(request, "post_time_until"),
+        convert.parse_external_reference(request.external_reference) or None,
     )
 
 
@@ -302,6 +303,7 @@ def _filter_values(filters: store.TransactionFilter) -> tuple[object, ...]:
         filters.source_id,
         filters.post_time_from,
         filters.post_time_until,
+        filters.external_reference,
     )
 
 

@@ -120,7 +120,16 @@ class PaymentBooking:
                 order.amount,
                 order.platform_fee,
             )
-            add_posting(request, PostingKind.PAY_IN, order.payment_order_id, charge.caller, lines)
+            # Until it is booked, an order does not change after the outcome of its charge.
+            add_posting(
+                request,
+                PostingKind.PAY_IN,
+                order.payment_order_id,
+                charge.caller,
+                lines,
+                order.message.provider_reference,
+                order.message.update_time,
+            )
         return list((await self._service_client.call(self._ledger.BatchPost, request)).results)
 
 

@@ -27,6 +27,7 @@ from tallystick_server.rpc.batch import (
 )
 from tallystick_server.rpc.postings import add_posting
 from tallystick_server.rpc.service_client import ServiceClient
+from tallystick_server.rpc.timestamps import to_timestamp
 from tallystick_storage.database import Database
 from tallystick_storage.payment import conflicts
 from tallystick_storage.payment import unapplied_charges as store
@@ -142,7 +143,15 @@ class UnappliedChargeBooking:
         request = ledger_service_pb2.BatchPostRequest(outcome_only=True)
         for row in rows:
             lines = unapplied_lines(row.provider, row.currency, row.amount)
-            add_posting(request, PostingKind.UNAPPLIED, row.unapplied_charge_id, row.caller, lines)
+            add_posting(
+                request,
+                PostingKind.UNAPPLIED,
+                row.unapplied_charge_id,
+                row.caller,
+                lines,
+                row.provider_reference,
+                to_timestamp(row.create_time),
+            )
         return item_errors(
             (await self._service_client.call(self._ledger.BatchPost, request)).results
         )

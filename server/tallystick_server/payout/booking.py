@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Protocol, TypeVar
+
+from sqlalchemy import Row
 
 from tallystick.ledger.v1 import ledger_service_pb2, ledger_service_pb2_grpc
 from tallystick.wallet.v1 import wallet_service_pb2, wallet_service_pb2_grpc
@@ -15,7 +18,6 @@ from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.money import format_amount
 from tallystick_core.payout.reported_transfer import (
     MoneyMovement,
-    Transfer,
     TransferMatch,
     money_movements,
 )
@@ -38,6 +40,7 @@ from tallystick_server.rpc.batch import errors_by_key
 from tallystick_server.rpc.message_limits import MAX_ITEMS
 from tallystick_server.rpc.postings import add_posting
 from tallystick_server.rpc.service_client import ServiceClient
+from tallystick_server.rpc.timestamps import to_timestamp
 from tallystick_storage.database import Database
 from tallystick_storage.payout import transfers
 
@@ -52,10 +55,14 @@ T = TypeVar("T", bound=_OfPayout)
 
 @dataclass(frozen=True, slots=True)
 class _PayoutMovement:
-    """A money movement of a payout."""
+    """A money movement of a payout, with the provider's reference of its transfer, and when the
+    transfer or its return was reported.
+    """
 
     payout: PayoutOperation
     movement: MoneyMovement
+    external_reference: str
+    effective_time: datetime
 
     @property
     def payout_id(self) -> str:
@@ -104,10 +111,7 @@ class PayoutBooking:
         transfer_rows = await self._database.load(
             lambda connection: transfers.load_transfers(connection, ids)
         )
-        captured_movements, other_movements = _movements_of(
-            payouts,
-            {id_: [transfer_of(row) for row in rows] for id_, rows in transfer_rows.items()},
-        )
+        captured_movements, other_movements = _movements_of(payouts, transfer_rows)
         captured = [payout for payout in payouts if payout.state in HOLD_CAPTURED]
         released = [payout for payout in payouts if payout.state not in HOLD_CAPTURED]
         debits = [entry for entry in other_movements if entry.movement.seller_change < 0]
@@ -221,7 +225,13 @@ class PayoutBooking:
         for entry in movements:
             movement = entry.movement
             add_posting(
-                request, movement.kind, movement.source_id, entry.payout.caller, movement.lines
+                request,
+                movement.kind,
+                movement.source_id,
+                entry.payout.caller,
+                movement.lines,
+                entry.external_reference,
+                to_timestamp(entry.effective_time),
             )
         return list((await self._service_client.call(self._ledger.BatchPost, request)).results)
 
@@ -233,13 +243,14 @@ def _concurrent_update_error() -> ApiError:
 
 
 def _movements_of(
-    payouts: Sequence[PayoutOperation], transfers_by_payout: Mapping[str, Sequence[Transfer]]
+    payouts: Sequence[PayoutOperation], transfers_by_payout: Mapping[str, Sequence[Row[Any]]]
 ) -> tuple[list[_PayoutMovement], list[_PayoutMovement]]:
     """All money movements of the payouts: those that capture the hold, and the others."""
     captured_movements: list[_PayoutMovement] = []
     other_movements: list[_PayoutMovement] = []
     for payout in payouts:
-        for transfer in transfers_by_payout.get(payout.payout_id, ()):
+        for row in transfers_by_payout.get(payout.payout_id, ()):
+            transfer = transfer_of(row)
             outgoing, *returns = money_movements(
                 payout.payout_id,
                 payout.provider,
@@ -248,11 +259,15 @@ def _movements_of(
                 payout.fee,
                 transfer,
             )
+            paid = _PayoutMovement(payout, outgoing, transfer.reference, row.create_time)
             if transfer.match is TransferMatch.EXACT:
-                captured_movements.append(_PayoutMovement(payout, outgoing))
+                captured_movements.append(paid)
             else:
-                other_movements.append(_PayoutMovement(payout, outgoing))
-            other_movements += [_PayoutMovement(payout, movement) for movement in returns]
+                other_movements.append(paid)
+            other_movements += [
+                _PayoutMovement(payout, movement, transfer.reference, row.return_time)
+                for movement in returns
+            ]
     return captured_movements, other_movements
 
 

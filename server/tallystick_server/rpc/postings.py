@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2
 from tallystick_core.ledger.posting_rules import JournalLine, PostingKind
 from tallystick_core.money import format_amount
@@ -18,9 +20,19 @@ def add_posting(
     source_id: str,
     caller: str,
     lines: Iterable[JournalLine],
+    external_reference: str = "",
+    effective_time: Timestamp | None = None,
 ) -> None:
-    """Adds a posting to the request."""
-    posting = request.postings.add(kind=_KINDS.number(kind), source_id=source_id, caller=caller)
+    """Adds a posting to the request. Reference and time must be stored values: a repeat with others
+    is rejected.
+    """
+    posting = request.postings.add(
+        kind=_KINDS.number(kind),
+        source_id=source_id,
+        caller=caller,
+        external_reference=external_reference,
+        effective_time=effective_time,
+    )
     for line in lines:
         posting.entries.add(
             account=line.account,

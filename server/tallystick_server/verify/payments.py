@@ -17,7 +17,7 @@ from tallystick_server.verify.report import (
     Check,
     QueryRunner,
     Rows,
-    format_entries,
+    format_posting,
     merge_join,
     sum_counts,
     to_lists,
@@ -81,9 +81,13 @@ def check_unapplied(read: QueryRunner) -> Check:
         if charge is None:
             check.fail(name, "is booked, but there is no such charge")
         elif (charge.ledger_updated or posting_group is not None) and not _is_posted(
-            posting_group, unapplied_lines(charge.provider, charge.currency, charge.amount)
+            posting_group,
+            unapplied_lines(charge.provider, charge.currency, charge.amount),
+            charge.provider_reference,
         ):
-            check.fail(name, "its ledger transaction is not exactly one with its entries")
+            check.fail(
+                name, "its ledger transaction is not exactly one with its reference and entries"
+            )
     return check
 
 
@@ -147,9 +151,11 @@ def check_booking(read: QueryRunner) -> Check:
                 order.amount,
                 order.platform_fee,
             )
-            if not _is_posted(posting_group, lines):
+            if not _is_posted(posting_group, lines, order.provider_reference):
                 check.fail(
-                    name, "its ledger transaction is not exactly one with the entries of its pay-in"
+                    name,
+                    "its ledger transaction is not exactly one with the reference and entries of "
+                    "its pay-in",
                 )
     return check
 
@@ -164,15 +170,20 @@ def _check_credit(check: Check, name: str, order: Any, rows: list[Any]) -> None:
         )
 
 
-def _is_posted(posting_group: tuple[str, list[str]] | None, lines: tuple[JournalLine, ...]) -> bool:
-    """Whether a source id has exactly one transaction, with these entries."""
-    return posting_group is not None and posting_group[1] == [format_entries(lines)]
+def _is_posted(
+    posting_group: tuple[str, list[str]] | None,
+    lines: tuple[JournalLine, ...],
+    external_reference: str,
+) -> bool:
+    """Whether a source id has exactly one transaction, with this reference and these entries."""
+    expected = format_posting(lines, external_reference)
+    return posting_group is not None and posting_group[1] == [expected]
 
 
 def _postings_by_source_id(rows: Rows) -> Iterator[tuple[str, list[str]]]:
     """The ledger's transactions by source id, each as one text."""
     for source_id, transactions in groupby(rows, key=lambda row: row.source_id):
-        yield source_id, [row.lines for row in transactions]
+        yield source_id, [row.posting for row in transactions]
 
 
 def _key(item: tuple[Any, ...]) -> Any:

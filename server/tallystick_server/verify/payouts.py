@@ -18,7 +18,7 @@ from tallystick_core.payout.state import (
 from tallystick_server.verify.report import (
     Check,
     QueryRunner,
-    format_entries,
+    format_posting,
     merge_join,
     sum_counts,
     to_lists,
@@ -177,9 +177,9 @@ def _check_money_movement(check: Check, source_id: str, row: Any, posting: Any, 
         row.payout_id, row.provider, row.seller_account, row.payout_amount, row.payout_fee, transfer
     )[row.is_return]
     if (row.booked or posting is not None) and (
-        posting is None or posting.lines != format_entries(movement.lines)
+        posting is None or posting.posting != format_posting(movement.lines, transfer.reference)
     ):
-        check.fail(name, "its ledger transaction is not exactly one with its entries")
+        check.fail(name, "its ledger transaction is not exactly one with its reference and entries")
     by_hold = transfer.match is TransferMatch.EXACT and not row.is_return
     expected = (
         (row.seller_account, row.payout_currency, movement.seller_change)

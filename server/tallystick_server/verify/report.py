@@ -89,9 +89,10 @@ def sum_counts(rows: Rows) -> int:
     return sum(row.rows for row in rows)
 
 
-def format_entries(lines: Iterable[JournalLine]) -> str:
-    """The entries of a transaction as one text, in the format of the queries."""
-    return ", ".join(f"{line.account} {line.currency} {line.amount}" for line in lines)
+def format_posting(lines: Iterable[JournalLine], external_reference: str) -> str:
+    """A transaction's reference and entries as one text, in the format of the queries."""
+    entries = ", ".join(f"{line.account} {line.currency} {line.amount}" for line in lines)
+    return f"{external_reference}: {entries}"
 
 
 def to_lists(groups: Iterable[tuple[Any, Iterable[Any]]]) -> Iterator[tuple[Any, list[Any]]]:

@@ -113,17 +113,17 @@ def find_posted(
 _APPEND = text("""
     with t as (
         insert into tx (book, sequence, kind, source_id, caller, fingerprint, entry_count,
-            description,
+            description, external_reference,
             reverses, effective_time, post_time, previous_hash, hash)
         select :book, sequence, kind, source_id, caller, decode(fingerprint, 'hex'), entry_count,
-            description,
+            description, external_reference,
             reverses, effective_time, post_time,
             decode(previous_hash, 'hex'), decode(hash, 'hex')
         from json_to_recordset(cast(:transactions as json))
             as r (sequence bigint, kind text, source_id text, caller text, fingerprint text,
                 entry_count int,
-            description text, reverses bigint, effective_time timestamptz, post_time timestamptz,
-                previous_hash text, hash text))
+            description text, external_reference text, reverses bigint,
+                effective_time timestamptz, post_time timestamptz, previous_hash text, hash text))
     insert into entry (book, sequence, line_number, account_id, currency, amount, balance_after,
         number)
     select :book, sequence, line_number, account_id, currency, amount, balance_after, number
@@ -152,6 +152,7 @@ def append(
             "fingerprint": item.posting.fingerprint.hex(),
             "entry_count": len(item.posting.lines),
             "description": item.posting.description,
+            "external_reference": item.posting.external_reference,
             "reverses": item.posting.reverses,
             "effective_time": item.effective_time,
             "post_time": item.post_time,

@@ -11,7 +11,8 @@ from tallystick_core.ledger.hash_chain import Head
 from tallystick_core.ledger.identifiers import BOOK
 from tallystick_storage.sql import Connection, Row, text
 
-_TRANSACTION_COLUMNS = """t.sequence, t.kind, t.source_id, t.caller, t.description, t.reverses,
+_TRANSACTION_COLUMNS = """t.sequence, t.kind, t.source_id, t.caller, t.description,
+    t.external_reference, t.reverses,
     b.sequence as reversed_by, t.effective_time, t.post_time,
     t.previous_hash, t.hash"""
 _TRANSACTIONS = text(f"""
@@ -50,6 +51,7 @@ class TransactionFilter:
     source_id: str | None = None
     post_time_from: datetime | None = None
     post_time_until: datetime | None = None
+    external_reference: str | None = None
     before: int | None = None
 
 
@@ -62,6 +64,8 @@ _LAST_BEFORE = text(
     "sequence desc limit 1"
 )
 _MAX_SCANNED = 2_000
+_LEADING_FILTERS = ("source_id", "external_reference", "account", "kind")
+"""The filters with an index, the most selective first."""
 
 
 def list_sequences(
@@ -90,18 +94,12 @@ def list_sequences(
         if last_before is None:
             return [], None
         high = last_before + 1 if high is None else min(high, last_before + 1)
+    leading = next((name for name in _LEADING_FILTERS if getattr(filters, name) is not None), "")
     range_ = "sequence >= :low" if high is None else "sequence >= :low and sequence < :high"
-    conditions = []
-    if filters.currency is not None:
-        conditions.append(
-            "exists (select from entry e where e.book = t.book and e.sequence = t.sequence and "
-            "e.currency = :currency offset 0)"
-        )
-    if filters.kind is not None and (filters.account is not None or filters.source_id is not None):
-        conditions.append("t.kind = :kind")
+    conditions = _remaining_conditions(filters, leading)
     statement = text(f"""
-        with candidate as materialized ({_candidate_query(filters, range_)} order by sequence desc
-            limit :max_scanned)
+        with candidate as materialized ({_candidate_query(filters, leading, range_)}
+            order by sequence desc limit :max_scanned)
         (select distinct l.sequence, false as last from candidate l
          cross join lateral (select * from tx t where t.book = :book
              and t.sequence = l.sequence offset 0) t
@@ -111,7 +109,7 @@ def list_sequences(
     """)
     values = {
         name: value
-        for name in ("account", "currency", "kind", "source_id")
+        for name in (*_LEADING_FILTERS, "currency")
         if (value := getattr(filters, name)) is not None
     }
     bounds = {
@@ -126,21 +124,37 @@ def list_sequences(
     )
 
 
-def _candidate_query(filters: TransactionFilter, range_: str) -> str:
-    """Sequences in a range, by the most selective filter."""
-    if filters.source_id is not None:
-        return f"select sequence from tx where book = :book and source_id = :source_id and {range_}"
-    if filters.account is not None:
+def _candidate_query(filters: TransactionFilter, leading: str, range_: str) -> str:
+    """Sequences in a range that meet the leading filter, from its index."""
+    if leading == "account":
         return f"""
             select e.sequence
                 from (select account_id from account
                 where account = :account{" and currency = :currency" if filters.currency else ""}) a
             cross join lateral (select sequence from entry where account_id = a.account_id
                 and {range_} order by sequence desc limit :max_scanned) e"""
-    return (
-        "select sequence from tx where book = :book and "
-        f"{'kind = :kind and ' if filters.kind else ''}{range_}"
-    )
+    condition = f"{leading} = :{leading} and " if leading else ""
+    return f"select sequence from tx where book = :book and {condition}{range_}"
+
+
+def _remaining_conditions(filters: TransactionFilter, leading: str) -> list[str]:
+    """The filters that the candidates need not meet, as conditions on the transaction `t`."""
+    conditions = [
+        f"t.{name} = :{name}"
+        for name in ("source_id", "external_reference", "kind")
+        if name != leading and getattr(filters, name) is not None
+    ]
+    of_account = [
+        f"{table}.{name} = :{name}"
+        for table, name in (("a", "account"), ("e", "currency"))
+        if getattr(filters, name) is not None
+    ]
+    if of_account and leading != "account":
+        conditions.append(
+            "exists (select from entry e join account a on a.account_id = e.account_id where "
+            f"e.book = t.book and e.sequence = t.sequence and {' and '.join(of_account)} offset 0)"
+        )
+    return conditions
 
 
 _HEAD = text("select sequence, hash, post_time from head where book = :book")

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from tallystick_storage.verify.shared import (
     ALERTS,
-    LINES,
+    POSTING,
     UNPUBLISHED_VERSIONS,
     canonical_text,
     seal_queries,
@@ -22,6 +22,19 @@ INCONSISTENCY_QUERIES = {
 """Finds rows inconsistent with other rows of the schema: each query returns a column `name` and one
 `what`.
 """
+
+
+def _fingerprinted(effective_time: str) -> str:
+    """The text of a posting that its fingerprint covers, before its lines."""
+    return canonical_text(
+        "t.kind",
+        "t.source_id",
+        "t.description",
+        "t.external_reference",
+        effective_time,
+        "coalesce(t.reverses, 0)",
+    )
+
 
 QUERIES = {
     **seal_queries("ledger"),
@@ -43,19 +56,10 @@ QUERIES = {
                 lag(t.hash, 1, cast(:genesis as bytea)) over b as hash_before,
                     lag(t.post_time) over b as time_before,
                 t.kind = any(:kinds) as known_kind,
-                t.fingerprint = sha256(convert_to({
-        canonical_text("t.kind", "t.source_id", "t.description", "''", "coalesce(t.reverses, 0)")
-    } || e.lines, 'UTF8'))
+                t.fingerprint = sha256(convert_to({_fingerprinted("''")} || e.lines, 'UTF8'))
                     and t.effective_time = t.post_time
-                or t.fingerprint = sha256(convert_to(
-                    {
-        canonical_text(
-            "t.kind",
-            "t.source_id",
-            "t.description",
-            to_microseconds("t.effective_time"),
-            "coalesce(t.reverses, 0)",
-        )
+                or t.fingerprint = sha256(convert_to({
+        _fingerprinted(to_microseconds("t.effective_time"))
     } || e.lines, 'UTF8'))
                     as has_fingerprint,
                 t.hash = sha256(t.previous_hash || convert_to({
@@ -66,6 +70,7 @@ QUERIES = {
             "t.source_id",
             "t.caller",
             "t.description",
+            "t.external_reference",
             "coalesce(t.reverses, 0)",
             to_microseconds("t.effective_time"),
             to_microseconds("t.post_time"),
@@ -163,16 +168,16 @@ QUERIES = {
         from tx where (kind = 'REVERSAL') <> (reverses is not null) or reverses >= sequence
             order by book, sequence""",
     "ledger.pay_ins": f"""
-        select t.source_id, {LINES} as lines from tx t where t.kind = 'PAY_IN'
+        select t.source_id, {POSTING} as posting from tx t where t.kind = 'PAY_IN'
             order by t.source_id, t.sequence""",
     "ledger.sellers": """
         select substr(account, 9) as seller_account, currency, balance from account
         where account like 'sellers/%' and entry_count > 0 order by seller_account, currency""",
     "ledger.unapplied": f"""
-        select t.source_id, {LINES} as lines from tx t where t.kind = 'UNAPPLIED'
+        select t.source_id, {POSTING} as posting from tx t where t.kind = 'UNAPPLIED'
             and t.source_id like 'u-%' order by t.source_id, t.sequence""",
     "ledger.payouts": f"""
-        select (t.kind || '/' || t.source_id) collate "C" as wallet_source_id, {LINES} as lines
+        select (t.kind || '/' || t.source_id) collate "C" as wallet_source_id, {POSTING} as posting
         from tx t where t.kind in ('PAYOUT', 'PAYOUT_RETURN')
             or (t.kind = 'UNAPPLIED' and t.source_id like 't-%')
                 order by wallet_source_id, t.sequence""",

@@ -131,7 +131,7 @@ QUERIES = {
     "payment.attempt_count": "select count(*) as rows from attempt",
     "payment.orders": """
         select payment_order_id, status, wallet_updated, ledger_updated, provider, buyer_account,
-            seller_account, currency, amount, platform_fee, seller_amount
+            seller_account, currency, amount, platform_fee, seller_amount, provider_reference
         from payment_order order by payment_order_id""",
     "payment.in_flight": """
         select distinct seller_account, currency collate "C" as currency from payment_order

@@ -50,12 +50,13 @@ def to_microseconds(time: str) -> str:
     return f"trunc(extract(epoch from {time}) * 1000000)"
 
 
-# A transaction's entries as one text, as `tallystick_server.verify.report.format_entries` writes
-# them.
-LINES = """(select string_agg(a.account || ' ' || e.currency || ' ' || e.amount, ', '
-    order by e.line_number)
-            from entry e join account a on a.account_id = e.account_id where e.book = t.book
-                and e.sequence = t.sequence)"""
+# A transaction's reference and entries as one text, as
+# `tallystick_server.verify.report.format_posting` writes them.
+POSTING = """t.external_reference || ': ' || (
+    select string_agg(a.account || ' ' || e.currency || ' ' || e.amount, ', '
+        order by e.line_number)
+    from entry e join account a on a.account_id = e.account_id
+    where e.book = t.book and e.sequence = t.sequence)"""
 # The versions of a resource, as one text per thousand, so that no row grows without bound.
 VERSIONS = "{0} / 1000 as block, string_agg({0}::text, ' ' order by {0}) as versions"
 UNPUBLISHED_VERSIONS = f"""

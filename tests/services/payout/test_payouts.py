@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from tallystick import Client, TallystickError
-from tallystick.ledger.v1 import ledger_service_pb2
+from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2
 from tallystick.operator.v1 import operator_pb2
 from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
@@ -49,6 +49,7 @@ from tallystick_storage.payout import payouts as store
 from tallystick_storage.sql import Connection, text
 from tests.fakes.payout_provider import ScriptedPayoutProvider
 from tests.support.errors import error_reason
+from tests.support.ledger import list_by_reference
 from tests.support.payouts import (
     RETRY,
     create_destination,
@@ -468,6 +469,17 @@ def test_a_returned_payout_is_credited_once(
     )
     assert wallet_amounts(payout_client, seller) == ("6.00", "0.00", "0.00")
     assert account_balance(payout_client, f"sellers/{seller}") == "6.00"
+    # Both postings carry the provider's reference, and the time at which each was reported.
+    (transfer,) = payout_response.transfers
+    returned, paid = list_by_reference(payout_client, reference)
+    assert (returned.kind, returned.effective_time) == (
+        ledger_pb2.TRANSACTION_KIND_PAYOUT_RETURN,
+        transfer.return_time,
+    )
+    assert (paid.kind, paid.effective_time) == (
+        ledger_pb2.TRANSACTION_KIND_PAYOUT,
+        transfer.create_time,
+    )
 
 
 def test_a_payout_paid_after_failure_is_debited_unconditionally(

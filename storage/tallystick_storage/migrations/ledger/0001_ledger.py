@@ -38,6 +38,7 @@ create table tx (
     fingerprint bytea not null check (length(fingerprint) = 32),
     entry_count int not null check (entry_count >= 2),
     description text not null,
+    external_reference text collate "C" not null,  -- of a provider or bank; "": there is none
     reverses bigint,
     effective_time timestamptz not null,
     post_time timestamptz not null,
@@ -49,6 +50,7 @@ create table tx (
 );
 create index tx_by_time on tx (post_time, sequence);
 create index tx_by_kind on tx (kind, sequence);
+create index tx_by_reference on tx (external_reference, sequence) where external_reference <> '';
 create unique index tx_reversed_once on tx (reverses) where reverses is not null;
 
 create table entry (

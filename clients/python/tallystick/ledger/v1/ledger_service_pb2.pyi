@@ -35,6 +35,7 @@ class Posting(_message.Message):
     ENTRIES_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     EFFECTIVE_TIME_FIELD_NUMBER: _builtins.int
+    EXTERNAL_REFERENCE_FIELD_NUMBER: _builtins.int
     kind: _ledger_pb2.TransactionKind.ValueType
     """The kind of the transaction; REVERSAL is rejected, see ReverseTransaction."""
     source_id: _builtins.str
@@ -43,13 +44,19 @@ class Posting(_message.Message):
     """The caller on whose behalf the service posts."""
     description: _builtins.str
     """Free text up to 255 characters."""
+    external_reference: _builtins.str
+    """The reference of the provider or bank that moved the money: up to 255 characters; empty: there
+    is none.
+    """
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[_ledger_pb2.Entry]:
         """2 to 20 entries that sum to zero in each currency."""
 
     @_builtins.property
     def effective_time(self) -> _timestamp_pb2.Timestamp:
-        """When the booked event happened; unset: when it is posted."""
+        """When the money moved: the provider's or bank's time, or else when the platform learned of it.
+        Unset: when it is posted.
+        """
 
     def __init__(
         self,
@@ -60,10 +67,11 @@ class Posting(_message.Message):
         entries: _abc.Iterable[_ledger_pb2.Entry] | None = ...,
         description: _builtins.str = ...,
         effective_time: _timestamp_pb2.Timestamp | None = ...,
+        external_reference: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["effective_time", b"effective_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "description", b"description", "effective_time", b"effective_time", "entries", b"entries", "kind", b"kind", "source_id", b"source_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "description", b"description", "effective_time", b"effective_time", "entries", b"entries", "external_reference", b"external_reference", "kind", b"kind", "source_id", b"source_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -267,6 +275,7 @@ class ListTransactionsRequest(_message.Message):
     POST_TIME_UNTIL_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    EXTERNAL_REFERENCE_FIELD_NUMBER: _builtins.int
     account: _builtins.str
     """Transactions with an entry in this account."""
     currency: _builtins.str
@@ -279,6 +288,8 @@ class ListTransactionsRequest(_message.Message):
     """Page size: 0 means 50; values above 200 mean 200."""
     page_token: _builtins.str
     """next_page_token of the previous page, with the same filters."""
+    external_reference: _builtins.str
+    """Transactions of this reference of a provider or bank."""
     @_builtins.property
     def post_time_from(self) -> _timestamp_pb2.Timestamp:
         """Posted at or after this time."""
@@ -298,10 +309,11 @@ class ListTransactionsRequest(_message.Message):
         post_time_until: _timestamp_pb2.Timestamp | None = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        external_reference: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["post_time_from", b"post_time_from", "post_time_until", b"post_time_until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "currency", b"currency", "kind", b"kind", "page_size", b"page_size", "page_token", b"page_token", "post_time_from", b"post_time_from", "post_time_until", b"post_time_until", "source_id", b"source_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "currency", b"currency", "external_reference", b"external_reference", "kind", b"kind", "page_size", b"page_size", "page_token", b"page_token", "post_time_from", b"post_time_from", "post_time_until", b"post_time_until", "source_id", b"source_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
