@@ -197,13 +197,13 @@ def _insert_accounts(
     head: Head,
 ) -> None:
     with connection.cursor().copy(
-        "copy ledger.account (account_id, account, currency, balance, entry_count, create_time) "
-        "from stdin"
+        "copy ledger.account (account_id, book, account, currency, balance, entry_count, "
+        "create_time) from stdin"
     ) as copy:
         for key, account_id in accounts.ids.items():
             if key not in template_accounts:
                 figures = (accounts.balances[key], accounts.entry_counts[key])
-                copy.write_row((account_id, *key, *figures, head.post_time))
+                copy.write_row((account_id, BOOK, *key, *figures, head.post_time))
     connection.execute(
         "select setval(pg_get_serial_sequence('ledger.account', 'account_id'), %s)",
         (accounts.next_id,),

@@ -219,17 +219,17 @@ CORRUPTIONS = [
     (
         "L1",
         "insert into ledger.entry values ('main', 99, 1, 1, 'EUR', 5, 5, 9)",
-        "ledger.entry 99/1: has no transaction",
+        "ledger.entry main-99/1: has no transaction",
     ),
     (
         "L2",
         "update ledger.entry set amount = amount + 1 where sequence = 2 and line_number = 1",
-        "ledger.entry in EUR: all entries sum to 1, not to zero",
+        "ledger.entry in main EUR: all entries sum to 1, not to zero",
     ),
     (
         "L3",
         "update ledger.entry set currency = 'USD' where sequence = 2 and line_number = 1",
-        "ledger.entry 2/1: is in another currency",
+        "ledger.entry main-2/1: is in another currency",
     ),
     (
         "L5",
@@ -265,17 +265,17 @@ CORRUPTIONS = [
     (
         "L6",
         "update ledger.head set sequence = 9",
-        "ledger.head main: is at 9, but the ledger ends at 12",
+        "ledger.head main: is at 9, but the book ends at 12",
     ),
     (
         "L7",
         "update ledger.account set balance = balance + 1 where account = 'sellers/s-1'",
-        "ledger.account sellers/s-1 EUR: balance is",
+        "ledger.account main sellers/s-1 EUR: balance is",
     ),
     (
         "L7",
         "update ledger.entry set balance_after = 7 where sequence = 2 and line_number = 4",
-        "ledger.entry 2/4: balance_after is 7",
+        "ledger.entry main-2/4: balance_after is 7",
     ),
     (
         "W1",
@@ -673,8 +673,8 @@ CORRUPTIONS = [
         "delete from wallet.hold where hold_id = 'payouts/x-declined'",
         "wallet.hold payouts/x-declined: is not what wallet.wallet_entry says",
     ),
-    ("L6", "delete from ledger.head", "ledger.head: has 0 rows, and must have one"),
-    ("L6", "delete from ledger.relayed", "ledger.relayed: has 0 rows, and must have one"),
+    ("L6", "delete from ledger.head", "ledger.head: has no row of the book main"),
+    ("L6", "delete from ledger.relayed", "ledger.relayed: has no row of the book main"),
     (
         "L6",
         "update ledger.tx set fingerprint = hash where sequence = 2",

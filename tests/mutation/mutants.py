@@ -681,8 +681,8 @@ MUTANTS = (
     Mutant(
         "the relay sends the ledger's events repeatedly if many are rejected",
         f"{_SERVER}/ledger/events.py",
-        "if has_rejected_events:",
-        "if has_rejected_events and not transactions:",
+        "if position.has_rejected_events:",
+        "if position.has_rejected_events and not transactions:",
         "tests/services/event/test_relay.py::test_many_rejected_transactions_do_not_block_others",
     ),
     Mutant(

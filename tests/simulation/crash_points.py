@@ -72,7 +72,7 @@ _EVENT_CALLS = (
     "Relay.",
     "OutboxSource",
     "BatchPublish",
-    "relay_position",
+    "relay_positions",
     "LedgerEvents",
 )
 _IMMORTAL_NODES = ("caller", "outside", "provider")

@@ -775,8 +775,8 @@ def last_plan(
             "enable_seqscan = off"
         )
         connection.execute(
-            "insert into account (account, currency, balance, entry_count, create_time)"
-            f" select 'a/' || n, 'EUR', 0, 1, clock() from generate_series(1, {accounts}) n"
+            "insert into account (book, account, currency, balance, entry_count, create_time)"
+            f" select 'main', 'a/' || n, 'EUR', 0, 1, clock() from generate_series(1, {accounts}) n"
         )
         connection.execute("analyze account")
         with plans.capture(recorder):
@@ -820,7 +820,9 @@ def test_accounts_with_a_prefix_are_read_by_index(seeded_database: DatabaseUrls)
     rows, plan = last_plan(
         seeded_database,
         50_000,
-        lambda connection: ledger_queries.list_accounts(connection, "sellers/", "", ("", ""), 51),
+        lambda connection: ledger_queries.list_accounts(
+            connection, "main", "sellers/", "", ("", ""), 51
+        ),
     )
     assert len(rows) == 51
     assert {row.account.split("/")[0] for row in rows} == {"sellers"}
@@ -836,7 +838,7 @@ def test_a_posting_reads_only_its_accounts(seeded_database: DatabaseUrls) -> Non
         seeded_database,
         3000,
         lambda connection: postings.lock_accounts(
-            connection, postings.find_account_ids(connection, names)
+            connection, "main", postings.open_accounts(connection, "main", names)
         ),
     )
     assert [

@@ -7,7 +7,6 @@ from datetime import datetime
 from hashlib import sha256
 
 from tallystick_core.fingerprint import encode_canonical, to_microseconds
-from tallystick_core.ledger.identifiers import BOOK
 from tallystick_core.ledger.posting import Posting
 
 GENESIS = bytes(32)
@@ -66,7 +65,7 @@ def compute_chain_hash(
 ) -> bytes:
     """SHA-256(previous hash ‖ canonical bytes of the transaction)."""
     head = (
-        BOOK,
+        posting.book,
         sequence,
         posting.kind,
         posting.source_id,

@@ -11,7 +11,7 @@ from hashlib import sha256
 
 from tallystick_core.errors import ApiError, ErrorReason, state_error
 from tallystick_core.fingerprint import encode_canonical, to_microseconds
-from tallystick_core.ledger.identifiers import format_transaction_id
+from tallystick_core.ledger.identifiers import BOOK, TransactionId
 from tallystick_core.ledger.posting_rules import JournalLine, PostingKind
 
 MAX_ENTRIES = 20
@@ -31,7 +31,8 @@ class Posting:
     effective_time: datetime | None = None
     external_reference: str = ""
     reverses: int | None = None
-    """The sequence of the transaction that this one reverses."""
+    """The sequence, in the same book, of the transaction that this one reverses."""
+    book: str = BOOK
 
     @cached_property
     def canonical_lines(self) -> bytes:
@@ -76,12 +77,13 @@ def build_reversal(original: Posting, sequence: int, reason: str, caller: str) -
     lines = tuple(line._replace(amount=-line.amount) for line in original.lines)
     return Posting(
         PostingKind.REVERSAL,
-        format_transaction_id(sequence),
+        str(TransactionId(original.book, sequence)),
         caller,
         lines,
         description=reason,
         external_reference=original.external_reference,
         reverses=sequence,
+        book=original.book,
     )
 
 

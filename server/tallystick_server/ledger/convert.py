@@ -5,14 +5,13 @@ booked.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 from tallystick.ledger.v1 import ledger_pb2
 from tallystick.ledger.v1 import ledger_service_pb2 as pb
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.ledger.hash_chain import ChainedTransaction
-from tallystick_core.ledger.identifiers import format_transaction_id, parse_account
+from tallystick_core.ledger.identifiers import TransactionId, parse_account, parse_book
 from tallystick_core.ledger.posting import MAX_ENTRIES, Posting, check_balanced
 from tallystick_core.ledger.posting_rules import JournalLine, PostingKind
 from tallystick_core.money import format_amount, parse_amount, parse_currency
@@ -20,7 +19,7 @@ from tallystick_core.validation import parse_id, parse_text
 from tallystick_server.rpc.enums import EnumNames
 from tallystick_server.rpc.pagination import invalid_page_token
 from tallystick_server.rpc.timestamps import parse_time, to_timestamp
-from tallystick_storage.sql import Row
+from tallystick_storage.ledger.queries import AccountRow, StoredTransaction
 
 KINDS = EnumNames(ledger_pb2.TransactionKind.DESCRIPTOR)
 _DIRECTIONS = EnumNames(ledger_pb2.Direction.DESCRIPTOR)
@@ -29,9 +28,12 @@ _MAX_REFERENCE_LENGTH = 255
 _SUM = re.compile(r"\A([A-Z]{3,8})(-?[0-9]{1,38})\Z", re.ASCII)
 
 
-def stored_posting(row: Row[Any], entries: Sequence[Row[Any]]) -> Posting:
+def stored_posting(transaction: StoredTransaction) -> Posting:
     """The posting of a stored transaction."""
-    lines = tuple(JournalLine(entry.account, entry.currency, entry.amount) for entry in entries)
+    row = transaction.row
+    lines = tuple(
+        JournalLine(entry.account, entry.currency, entry.amount) for entry in transaction.entries
+    )
     return Posting(
         PostingKind(row.kind),
         row.source_id,
@@ -39,6 +41,7 @@ def stored_posting(row: Row[Any], entries: Sequence[Row[Any]]) -> Posting:
         lines,
         row.description,
         external_reference=row.external_reference,
+        book=row.book,
     )
 
 
@@ -78,6 +81,7 @@ def parse_posting(message: pb.Posting) -> Posting:
         description,
         parse_time(message, "effective_time"),
         parse_external_reference(message.external_reference),
+        book=parse_book(message.book),
     )
 
 
@@ -110,12 +114,12 @@ def new_transaction(item: ChainedTransaction) -> ledger_pb2.Transaction:
     """A transaction that was just posted."""
     posting = item.posting
     message = ledger_pb2.Transaction(
-        transaction_id=format_transaction_id(item.sequence),
+        transaction_id=_transaction_id(posting.book, item.sequence),
         sequence=item.sequence,
         kind=KINDS.number(posting.kind),
         source_id=posting.source_id,
         description=posting.description,
-        reverses_transaction_id=format_transaction_id(posting.reverses) if posting.reverses else "",
+        reverses_transaction_id=_transaction_id(posting.book, posting.reverses),
         effective_time=to_timestamp(item.effective_time),
         post_time=to_timestamp(item.post_time),
         previous_hash=item.previous_hash,
@@ -128,18 +132,17 @@ def new_transaction(item: ChainedTransaction) -> ledger_pb2.Transaction:
     return message
 
 
-def transaction(row: Row[Any], entries: Sequence[Row[Any]]) -> ledger_pb2.Transaction:
+def transaction(stored: StoredTransaction) -> ledger_pb2.Transaction:
     """A stored transaction."""
+    row = stored.row
     message = ledger_pb2.Transaction(
-        transaction_id=format_transaction_id(row.sequence),
+        transaction_id=_transaction_id(row.book, row.sequence),
         sequence=row.sequence,
         kind=KINDS.number(row.kind),
         source_id=row.source_id,
         description=row.description,
-        reverses_transaction_id=format_transaction_id(row.reverses) if row.reverses else "",
-        reversed_by_transaction_id=format_transaction_id(row.reversed_by)
-        if row.reversed_by
-        else "",
+        reverses_transaction_id=_transaction_id(row.book, row.reverses),
+        reversed_by_transaction_id=_transaction_id(row.book, row.reversed_by),
         effective_time=to_timestamp(row.effective_time),
         post_time=to_timestamp(row.post_time),
         previous_hash=bytes(row.previous_hash),
@@ -147,9 +150,14 @@ def transaction(row: Row[Any], entries: Sequence[Row[Any]]) -> ledger_pb2.Transa
         caller=row.caller,
         external_reference=row.external_reference,
     )
-    for entry in entries:
+    for entry in stored.entries:
         _add_entry(message, entry.account, entry.currency, entry.amount, int(entry.balance_after))
     return message
+
+
+def _transaction_id(book: str, sequence: int | None) -> str:
+    """The id of a transaction; "" if there is none."""
+    return str(TransactionId(book, sequence)) if sequence else ""
 
 
 def _add_entry(
@@ -164,8 +172,9 @@ def _add_entry(
     )
 
 
-def account(row: Row[Any]) -> ledger_pb2.Account:
+def account(row: AccountRow) -> ledger_pb2.Account:
     return ledger_pb2.Account(
+        book=row.book,
         account=row.account,
         currency=row.currency,
         balance=format_amount(int(row.balance), row.currency),

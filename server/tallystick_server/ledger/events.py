@@ -4,9 +4,12 @@ transaction commits out of order.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tallystick.event.v1 import event_pb2
 from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick.ledger.v1 import ledger_pb2
+from tallystick_core.ledger.identifiers import TransactionId
 from tallystick_server.ledger import convert
 from tallystick_server.ledger.post import RecentTransactions
 from tallystick_server.outbox.events import add_event
@@ -24,36 +27,60 @@ class LedgerEvents:
     def __init__(self, database: Database, recent: RecentTransactions) -> None:
         self._database = database
         self._recent = recent
+        self._last_book = ""
 
     async def __call__(self) -> EventBatch:
-        after, has_rejected_events = await self._database.load(store.relay_position)
-        transactions = self._recent.after(after, MAX_EVENTS)
+        positions = await self._database.load(store.relay_positions)
+        waiting = [position for position in positions if position.last > position.sequence]
+        if not waiting:
+            return EventBatch([], lambda _connection: None, has_more=False)
+        # each book in turn
+        position = min(waiting, key=lambda item: (item.book <= self._last_book, item.book))
+        self._last_book = position.book
+        return await self._build_batch(
+            position, await self._load_after(position), has_more_books=len(waiting) > 1
+        )
+
+    async def _load_after(
+        self, position: store.RelayPosition
+    ) -> Sequence[tuple[ledger_pb2.Transaction, str]]:
+        """The next transactions of a book as they were posted, with their callers."""
+        book, after = position.book, position.sequence
+        transactions = self._recent.after(book, after, MAX_EVENTS)
+        if transactions and await self._is_stored(book, transactions[-1][0]):
+            return transactions
         # The database was restored to an earlier state, and other transactions have these sequence
-        # numbers.
-        if transactions and not await self._is_in_book(transactions[-1][0]):
-            self._recent.clear()
-            transactions = []
-        # There is nothing new, or it was posted by another process or before this one started.
-        if not transactions:
+        # numbers. Or they were posted by another process, or before this one started.
+        self._recent.clear()
 
-            def load_unpublished(connection: Connection) -> list[queries.TransactionRow]:
-                return queries.load_transactions(
-                    connection,
-                    queries.list_sequences_between(
-                        connection, after, after + MAX_EVENTS, "", MAX_EVENTS
-                    ),
-                )
+        def load_unpublished(connection: Connection) -> list[queries.StoredTransaction]:
+            return queries.load_transactions(
+                connection,
+                book,
+                queries.list_sequences_between(
+                    connection, book, after, after + MAX_EVENTS, "", MAX_EVENTS
+                ),
+            )
 
-            rows = await self._database.load(load_unpublished)
-            transactions = [
-                (convert.transaction(row, entries), row.caller) for row, entries in rows
-            ]
-            for transaction, _ in transactions:
-                # an event shows the transaction as posted
-                transaction.ClearField("reversed_by_transaction_id")
+        return [
+            (
+                convert.transaction(stored._replace(row=stored.row._replace(reversed_by=None))),
+                stored.row.caller,
+            )
+            for stored in await self._database.load(load_unpublished)
+        ]
+
+    async def _build_batch(
+        self,
+        position: store.RelayPosition,
+        transactions: Sequence[tuple[ledger_pb2.Transaction, str]],
+        *,
+        has_more_books: bool,
+    ) -> EventBatch:
+        published = TransactionId(position.book, position.sequence + len(transactions))
 
         def mark_published(connection: Connection) -> None:
-            store.set_relay_position(connection, after + len(transactions))
+            store.set_relay_position(connection, published)
 
         publish_request = BatchPublishRequest()
         for transaction, caller in transactions:
@@ -70,7 +97,7 @@ class LedgerEvents:
         rejected_aggregates: frozenset[str] = frozenset()
         # Check new transactions too: a run with too many rejections ends, and the next one starts
         # after them.
-        if has_rejected_events:
+        if position.has_rejected_events:
             aggregates = [event.aggregate_id for event in publish_request.events]
             rejected_aggregates = await self._database.load(
                 lambda connection: outbox.find_rejected_aggregates(connection, aggregates)
@@ -78,15 +105,16 @@ class LedgerEvents:
         return EventBatch(
             split_requests(publish_request),
             mark_published,
-            has_more=len(transactions) == MAX_EVENTS,
+            has_more=len(transactions) == MAX_EVENTS or has_more_books,
             rejected_aggregates=rejected_aggregates,
         )
 
-    async def _is_in_book(self, transaction: ledger_pb2.Transaction) -> bool:
-        """Whether the ledger holds exactly this transaction, and so all before it.
+    async def _is_stored(self, book: str, transaction: ledger_pb2.Transaction) -> bool:
+        """Whether the book holds exactly this transaction, and so all before it.
 
         Each hash covers the previous one.
         """
+        transaction_id = TransactionId(book, transaction.sequence)
         return transaction.hash == await self._database.load(
-            lambda connection: store.hash_of(connection, transaction.sequence)
+            lambda connection: store.hash_of(connection, transaction_id)
         )

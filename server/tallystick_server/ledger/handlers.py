@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 from tallystick.ledger.v1 import ledger_service_pb2 as pb
 from tallystick.money.v1 import money_pb2
@@ -14,8 +14,10 @@ from tallystick_core.access import Role
 from tallystick_core.errors import ApiError, ErrorReason, not_found_error
 from tallystick_core.ledger.hash_chain import Head
 from tallystick_core.ledger.identifiers import (
-    format_transaction_id,
+    BOOK,
+    TransactionId,
     parse_account,
+    parse_book,
     parse_transaction_id,
 )
 from tallystick_core.ledger.posting import Posting, build_reversal, reject_irreversible
@@ -33,7 +35,10 @@ from tallystick_server.rpc.streaming import SequenceSource, SequenceTail, Stream
 from tallystick_server.rpc.timestamps import parse_time, to_timestamp
 from tallystick_storage.database import Database
 from tallystick_storage.ledger import queries as store
-from tallystick_storage.sql import Connection, Row
+from tallystick_storage.ledger.postings import UnknownBook
+from tallystick_storage.sql import Connection
+
+T = TypeVar("T")
 
 _READ = frozenset({Role.OPERATOR, Role.AUDITOR, Role.SERVICE})
 ACCESS: Access = {
@@ -56,15 +61,8 @@ class LedgerHandlers(AlertHandlers):
         super().__init__(database, pb)
         poster = TransactionPoster(database)
         self.recent = poster.recent
-        self.tail = SequenceTail(
-            database,
-            SequenceSource(
-                lambda connection: store.head_at(connection).sequence,
-                _load_between,
-                lambda row: row[0].sequence,
-                _estimate_size,
-            ),
-        )
+        self.tail = _open_tail(database, BOOK)
+        self._tails = {BOOK: self.tail}
         self._post_batcher: Batcher[Sequence[Posting], Sequence[PostedTransaction | Exception]] = (
             Batcher(
                 "ledger.post",
@@ -96,12 +94,12 @@ class LedgerHandlers(AlertHandlers):
     async def ReverseTransaction(
         self, request: pb.ReverseTransactionRequest, call: Call
     ) -> pb.ReverseTransactionResponse:
-        sequence = parse_transaction_id(request.transaction_id)
+        transaction_id = parse_transaction_id(request.transaction_id)
         reason = parse_reason_text(request.reason, "reason")
-        original = await self._get_posting(sequence)
+        original = convert.stored_posting(await self._get_transaction(transaction_id))
         reject_irreversible(original)
         (result,) = await self._post_batcher.submit(
-            [build_reversal(original, sequence, reason, call.caller.name)]
+            [build_reversal(original, transaction_id.sequence, reason, call.caller.name)]
         )
         if isinstance(result, ApiError) and result.reason is ErrorReason.IDEMPOTENCY_KEY_REUSED:
             raise ApiError(
@@ -117,9 +115,9 @@ class LedgerHandlers(AlertHandlers):
     async def GetTransaction(
         self, request: pb.GetTransactionRequest, _call: Call
     ) -> pb.GetTransactionResponse:
-        sequence = parse_transaction_id(request.transaction_id)
+        transaction_id = parse_transaction_id(request.transaction_id)
         return pb.GetTransactionResponse(
-            transaction=convert.transaction(*await self._get_transaction(sequence))
+            transaction=convert.transaction(await self._get_transaction(transaction_id))
         )
 
     async def ListTransactions(
@@ -134,19 +132,15 @@ class LedgerHandlers(AlertHandlers):
         cursor = token.parse(request.page_token, int)
         before = cursor[0] if cursor else None
 
-        def read_page(connection: Connection) -> tuple[list[store.TransactionRow], int | None]:
+        def read_page(connection: Connection) -> tuple[list[store.StoredTransaction], int | None]:
             sequences, scanned_to = store.list_sequences(
                 connection, replace(filters, before=before), size + 1
             )
-            return store.load_transactions(connection, sequences), scanned_to
+            return store.load_transactions(connection, filters.book, sequences), scanned_to
 
-        rows, scanned_to = await self._database.read(read_page)
-        newest_first = sorted(rows, key=lambda pair: -pair[0].sequence)
+        stored, scanned_to = await self._read(filters.book, read_page)
         transactions, next_token = token.build_page(
-            newest_first,
-            size,
-            lambda pair: convert.transaction(*pair),
-            lambda pair: (pair[0].sequence,),
+            stored[::-1], size, convert.transaction, lambda item: (item.row.sequence,)
         )
         if not next_token and scanned_to is not None:
             next_token = token.make(scanned_to)
@@ -156,12 +150,14 @@ class LedgerHandlers(AlertHandlers):
         account = parse_account(request.account)
         currency = parse_currency(request.currency)
         as_of = parse_time(request, "as_of_time")
+        book = parse_book(request.book)
 
-        def read(connection: Connection) -> tuple[Head, Row[Any] | None]:
-            head = store.head_at(connection, as_of)
-            return head, store.account_at(connection, account, currency, head.sequence)
+        def read(connection: Connection) -> tuple[Head, store.AccountRow | None]:
+            head = store.head_at(connection, book, as_of)
+            last = TransactionId(book, head.sequence)
+            return head, store.account_at(connection, last, account, currency)
 
-        head, row = await self._database.read(read)
+        head, row = await self._read(book, read)
         if row is None:
             raise not_found_error("account", f"{account} in {currency}")
         return pb.GetAccountResponse(
@@ -176,10 +172,14 @@ class LedgerHandlers(AlertHandlers):
         size = parse_page_size(request.page_size)
         prefix = parse_text(request.prefix, "prefix", 255)
         currency = parse_currency(request.currency) if request.currency else ""
-        token = PageToken("ListAccounts", prefix, currency)
+        book = parse_book(request.book)
+        token = PageToken("ListAccounts", prefix, currency, book)
         after = _account_cursor(token.parse(request.page_token, str, str))
-        rows = await self._database.read(
-            lambda connection: store.list_accounts(connection, prefix, currency, after, size + 1)
+        rows = await self._read(
+            book,
+            lambda connection: store.list_accounts(
+                connection, book, prefix, currency, after, size + 1
+            ),
         )
         accounts, next_token = token.build_page(
             rows, size, convert.account, lambda row: (row.account, row.currency)
@@ -191,26 +191,26 @@ class LedgerHandlers(AlertHandlers):
     ) -> pb.GetTrialBalanceResponse:
         size = parse_page_size(request.page_size)
         as_of = parse_time(request, "as_of_time")
-        token = PageToken("GetTrialBalance")
+        book = parse_book(request.book)
+        token = PageToken("GetTrialBalance", book)
         cursor = token.parse(request.page_token, int, str, str, str)
         sums = convert.parse_sums(cursor[3]) if cursor else {}
 
-        def read(connection: Connection) -> tuple[Head, Sequence[Row[Any]]]:
+        def read(connection: Connection) -> tuple[Head, Sequence[store.TrialBalanceRow]]:
             head = (
-                store.head_after(connection, cursor[0])
+                store.head_after(connection, TransactionId(book, cursor[0]))
                 if cursor
-                else store.head_at(connection, as_of)
+                else store.head_at(connection, book, as_of)
             )
             return head, store.list_trial_balance(
                 connection,
-                head.sequence,
+                TransactionId(book, head.sequence),
                 _account_cursor(cursor[1:3] if cursor else None),
                 size + 1,
             )
 
-        head, rows = await self._database.read(read)
-        # The other accounts were opened later.
-        lines = [line for line in rows[:size] if line.balance is not None]
+        head, rows = await self._read(book, read)
+        lines = [line for row in rows[:size] if (line := row.opened()) is not None]
         for line in lines:
             sums[line.currency] = sums.get(line.currency, 0) + int(line.balance)
         next_token = ""
@@ -235,42 +235,72 @@ class LedgerHandlers(AlertHandlers):
         self, request: pb.StreamEntriesRequest, call: Call
     ) -> AsyncIterator[pb.StreamEntriesResponse]:
         prefix = parse_text(request.account_prefix, "account_prefix", 255)
+        book = parse_book(request.book)
+        tail = await self._get_tail(book)
 
-        def matches(row: store.TransactionRow) -> bool:
-            return any(entry.account.startswith(prefix) for entry in row[1])
+        def matches(transaction: store.StoredTransaction) -> bool:
+            return any(entry.account.startswith(prefix) for entry in transaction.entries)
 
-        filters = StreamFilter(partial(_load_between, prefix=prefix), matches, call.caller.owner)
+        filters = StreamFilter(
+            partial(_load_between, book=book, prefix=prefix), matches, call.caller.owner
+        )
         after, follow = request.after_sequence, request.follow
         del request  # release the request body while streaming
         async with aclosing(
-            self.tail.stream(filters, after, "after_sequence", follow=follow)
+            tail.stream(filters, after, "after_sequence", follow=follow)
         ) as transactions:
-            async for row, entries in transactions:
-                yield pb.StreamEntriesResponse(transaction=convert.transaction(row, entries))
+            async for transaction in transactions:
+                yield pb.StreamEntriesResponse(transaction=convert.transaction(transaction))
 
-    async def _get_transaction(self, sequence: int) -> store.TransactionRow:
-        rows = await self._database.read(
-            lambda connection: store.load_transactions(connection, [sequence])
+    async def _get_transaction(self, transaction_id: TransactionId) -> store.StoredTransaction:
+        book, sequence = transaction_id
+        stored = await self._database.read(
+            lambda connection: store.load_transactions(connection, book, [sequence])
         )
-        if not rows:
-            raise not_found_error("transaction", format_transaction_id(sequence))
-        return rows[0]
+        if not stored:
+            raise not_found_error("transaction", str(transaction_id))
+        return stored[0]
 
-    async def _get_posting(self, sequence: int) -> Posting:
-        """The posting of a stored transaction."""
-        return convert.stored_posting(*await self._get_transaction(sequence))
+    async def _get_tail(self, book: str) -> SequenceTail[store.StoredTransaction]:
+        """The end of a book that exists, shared by its streams. Raises NOT_FOUND."""
+        if book not in self._tails:
+            await self._read(book, lambda _connection: None)
+            self._tails.setdefault(book, _open_tail(self._database, book))
+        return self._tails[book]
+
+    async def _read(self, book: str, read: Callable[[Connection], T]) -> T:
+        """Reads from a book. Raises NOT_FOUND if it does not exist: an empty answer would hide a
+        wrong name.
+        """
+
+        def read_book(connection: Connection) -> T:
+            if book != BOOK:
+                store.head_at(connection, book)
+            return read(connection)
+
+        try:
+            return await self._database.read(read_book)
+        except UnknownBook:
+            raise not_found_error("book", book, "book") from None
 
 
-def _estimate_size(row: store.TransactionRow) -> int:
-    return 300 * len(row[1])
+def _open_tail(database: Database, book: str) -> SequenceTail[store.StoredTransaction]:
+    return SequenceTail(
+        database,
+        SequenceSource(
+            lambda connection: store.head_at(connection, book).sequence,
+            partial(_load_between, book=book),
+            lambda transaction: transaction.row.sequence,
+            lambda transaction: 300 * len(transaction.entries),
+        ),
+    )
 
 
 def _load_between(
-    connection: Connection, after: int, until: int, limit: int, prefix: str = ""
-) -> list[store.TransactionRow]:
-    return store.load_transactions(
-        connection, store.list_sequences_between(connection, after, until, prefix, limit)
-    )
+    connection: Connection, after: int, until: int, limit: int, *, book: str, prefix: str = ""
+) -> list[store.StoredTransaction]:
+    sequences = store.list_sequences_between(connection, book, after, until, prefix, limit)
+    return store.load_transactions(connection, book, sequences)
 
 
 def _post_result(
@@ -285,6 +315,7 @@ def _post_result(
 
 def _parse_filter(request: pb.ListTransactionsRequest) -> store.TransactionFilter:
     return store.TransactionFilter(
+        parse_book(request.book),
         parse_account(request.account) if request.account else None,
         parse_currency(request.currency) if request.currency else None,
         convert.KINDS.parse(request.kind, "kind", "") or None,
@@ -297,6 +328,7 @@ def _parse_filter(request: pb.ListTransactionsRequest) -> store.TransactionFilte
 
 def _filter_values(filters: store.TransactionFilter) -> tuple[object, ...]:
     return (
+        filters.book,
         filters.account,
         filters.currency,
         filters.kind,

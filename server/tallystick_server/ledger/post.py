@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from tallystick.ledger.v1 import ledger_pb2
-from tallystick_core.errors import ApiError, ErrorReason, key_reused_error
+from tallystick_core.errors import ApiError, ErrorReason, key_reused_error, not_found_error
 from tallystick_core.ledger.hash_chain import ChainedTransaction, Head, append_posting
 from tallystick_core.ledger.posting import Posting, first_difference
 from tallystick_core.money import MAX_BALANCE
@@ -23,6 +23,7 @@ _MAX_CACHED_IDS = 200_000
 _MAX_RECENT = 10_000
 
 AccountKey = tuple[str, str]
+"""An account's name and currency, within a book."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,27 +36,22 @@ class PostedTransaction:
 
 @dataclass(frozen=True, slots=True)
 class _KnownPostings:
-    """The postings of a batch that are already stored.
+    """The postings of a batch to one book that are already stored.
 
     Sequence and fingerprint by (kind, source_id); the transaction by sequence.
     """
 
     fingerprints: dict[tuple[str, str], tuple[int, bytes]]
-    transactions: dict[int, queries.TransactionRow]
+    transactions: dict[int, queries.StoredTransaction]
 
     @classmethod
-    def load(cls, connection: Connection, postings: Sequence[Posting]) -> _KnownPostings:
+    def load(cls, connection: Connection, book: str, postings: Sequence[Posting]) -> _KnownPostings:
         fingerprints = store.find_posted(
-            connection, [(posting.kind, posting.source_id) for posting in postings]
+            connection, book, [(posting.kind, posting.source_id) for posting in postings]
         )
-        rows = (
-            queries.load_transactions(
-                connection, [sequence for sequence, _ in fingerprints.values()]
-            )
-            if fingerprints
-            else []
-        )
-        return cls(fingerprints, {row.sequence: (row, entries) for row, entries in rows})
+        sequences = [sequence for sequence, _ in fingerprints.values()]
+        stored = queries.load_transactions(connection, book, sequences) if sequences else []
+        return cls(fingerprints, {transaction.row.sequence: transaction for transaction in stored})
 
 
 class RecentTransactions:
@@ -65,32 +61,38 @@ class RecentTransactions:
     """
 
     def __init__(self) -> None:
-        self._transactions: OrderedDict[int, tuple[ledger_pb2.Transaction, str]] = OrderedDict()
+        self._books: defaultdict[str, OrderedDict[int, tuple[ledger_pb2.Transaction, str]]] = (
+            defaultdict(OrderedDict)
+        )
 
-    def add(self, transaction: ledger_pb2.Transaction, caller: str) -> None:
-        """Adds a committed transaction; above the limit the oldest is dropped."""
-        self._transactions[transaction.sequence] = (transaction, caller)
-        if len(self._transactions) > _MAX_RECENT:
-            self._transactions.popitem(last=False)
+    def add(self, book: str, transaction: ledger_pb2.Transaction, caller: str) -> None:
+        """Adds a committed transaction; above the limit the oldest of its book is dropped."""
+        transactions = self._books[book]
+        transactions[transaction.sequence] = (transaction, caller)
+        if len(transactions) > _MAX_RECENT:
+            transactions.popitem(last=False)
 
-    def after(self, sequence: int, limit: int) -> list[tuple[ledger_pb2.Transaction, str]]:
-        """Returns the cached transactions that follow a sequence without a gap.
+    def after(
+        self, book: str, sequence: int, limit: int
+    ) -> list[tuple[ledger_pb2.Transaction, str]]:
+        """Returns the cached transactions of a book that follow a sequence without a gap.
 
         Drops all that come before them.
         """
-        while self._transactions and next(iter(self._transactions)) <= sequence:
-            self._transactions.popitem(last=False)
+        cached = self._books[book]
+        while cached and next(iter(cached)) <= sequence:
+            cached.popitem(last=False)
         transactions: list[tuple[ledger_pb2.Transaction, str]] = []
         while (
             len(transactions) < limit
-            and (item := self._transactions.get(sequence + len(transactions) + 1)) is not None
+            and (item := cached.get(sequence + len(transactions) + 1)) is not None
         ):
             transactions.append(item)
         return transactions
 
     def clear(self) -> None:
         """Drops all transactions."""
-        self._transactions.clear()
+        self._books.clear()
 
 
 class TransactionPoster:
@@ -103,7 +105,7 @@ class TransactionPoster:
     def __init__(self, database: Database) -> None:
         self.recent = RecentTransactions()
         self._database = database
-        self._account_ids: dict[AccountKey, int] = {}
+        self._account_ids: dict[tuple[str, AccountKey], int] = {}
 
     async def post_groups(
         self, groups: Sequence[Sequence[Posting]]
@@ -111,26 +113,44 @@ class TransactionPoster:
         """Returns one list of results for each list of postings."""
 
         def key(posting: Posting) -> tuple[Hashable, bytes]:
-            return (posting.kind, posting.source_id), posting.fingerprint
+            return (posting.book, posting.kind, posting.source_id), posting.fingerprint
 
         return await run_flattened(groups, lambda flat: deduplicate_by_key(flat, key, self._post))
 
     async def _post(self, postings: Sequence[Posting]) -> Sequence[PostedTransaction | Exception]:
+        """Posts in one database transaction for each book."""
+        results = {
+            book: iter(
+                await self._post_to_book(book, [item for item in postings if item.book == book])
+            )
+            for book in sorted({posting.book for posting in postings})
+        }
+        return [next(results[posting.book]) for posting in postings]
+
+    async def _post_to_book(
+        self, book: str, postings: Sequence[Posting]
+    ) -> Sequence[PostedTransaction | Exception]:
         accounts = {(line.account, line.currency) for posting in postings for line in posting.lines}
         try:
-            return await self._post_with_ids(postings, await self._resolve_account_ids(accounts))
+            return await self._post_with_ids(
+                book, postings, await self._resolve_account_ids(book, accounts)
+            )
         except store.AccountsChanged:
             self._account_ids.clear()
-            return await self._post_with_ids(postings, await self._resolve_account_ids(accounts))
+            return await self._post_with_ids(
+                book, postings, await self._resolve_account_ids(book, accounts)
+            )
+        except store.UnknownBook:
+            return [not_found_error("book", book, "book")] * len(postings)
 
     async def _post_with_ids(
-        self, postings: Sequence[Posting], account_ids: Mapping[AccountKey, int]
+        self, book: str, postings: Sequence[Posting], account_ids: Mapping[AccountKey, int]
     ) -> Sequence[PostedTransaction | Exception]:
         """Posts with the ids of all accounts. Raises AccountsChanged if cached ids are wrong."""
 
         def post_batch(connection: Connection) -> list[PostedTransaction | Exception]:
-            head, now = store.lock_head(connection)
-            existing = _KnownPostings.load(connection, postings)
+            head, now = store.lock_head(connection, book)
+            existing = _KnownPostings.load(connection, book, postings)
             new_postings = [
                 posting
                 for posting in postings
@@ -144,38 +164,39 @@ class TransactionPoster:
                     for line in posting.lines
                 }
             }
-            balances, entry_counts = store.lock_accounts(connection, ids)
+            balances, entry_counts = store.lock_accounts(connection, book, ids)
             outcomes = _chain_all(head, now, new_postings, balances)
             chained = [item for item in outcomes.values() if isinstance(item, ChainedTransaction)]
             if chained:
-                store.append(connection, chained, ids, entry_counts)
+                store.append(connection, book, chained, ids, entry_counts)
             return [_build_result(posting, existing, outcomes) for posting in postings]
 
         results = await self._database.transact(post_batch, idempotent=True)
         for posting, result in zip(postings, results, strict=True):
             if isinstance(result, PostedTransaction) and not result.replayed:
-                self.recent.add(result.transaction, posting.caller)
+                self.recent.add(book, result.transaction, posting.caller)
         return results
 
-    async def _resolve_account_ids(self, accounts: set[AccountKey]) -> dict[AccountKey, int]:
-        """Returns the ids of accounts; opens missing accounts in a separate transaction."""
+    async def _resolve_account_ids(
+        self, book: str, accounts: set[AccountKey]
+    ) -> dict[AccountKey, int]:
+        """Returns the ids of accounts; opens missing accounts in a separate transaction. Raises
+        UnknownBook.
+        """
         account_ids = {
-            account: self._account_ids[account]
+            account: self._account_ids[book, account]
             for account in accounts
-            if account in self._account_ids
+            if (book, account) in self._account_ids
         }
         missing = sorted(accounts - account_ids.keys())
         if not missing:
             return account_ids
-
-        def open_accounts(connection: Connection) -> dict[AccountKey, int]:
-            store.open_accounts(connection, missing)
-            return store.find_account_ids(connection, missing)
-
-        opened_ids = await self._database.transact(open_accounts, idempotent=True)
+        opened_ids = await self._database.transact(
+            lambda connection: store.open_accounts(connection, book, missing), idempotent=True
+        )
         if len(self._account_ids) > _MAX_CACHED_IDS:
             self._account_ids.clear()
-        self._account_ids.update(opened_ids)
+        self._account_ids.update({(book, account): id_ for account, id_ in opened_ids.items()})
         return account_ids | opened_ids
 
 
@@ -211,13 +232,10 @@ def _build_result(
     key = (posting.kind, posting.source_id)
     if key in existing.fingerprints:
         sequence, fingerprint = existing.fingerprints[key]
+        stored = existing.transactions[sequence]
         if fingerprint != posting.fingerprint:
-            return key_reused_error(
-                first_difference(posting, convert.stored_posting(*existing.transactions[sequence]))
-            )
-        return PostedTransaction(
-            convert.transaction(*existing.transactions[sequence]), replayed=True
-        )
+            return key_reused_error(first_difference(posting, convert.stored_posting(stored)))
+        return PostedTransaction(convert.transaction(stored), replayed=True)
     result = outcomes[key]
     return (
         result

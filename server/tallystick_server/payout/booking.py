@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
-from sqlalchemy import Row
-
 from tallystick.ledger.v1 import ledger_service_pb2, ledger_service_pb2_grpc
 from tallystick.wallet.v1 import wallet_service_pb2, wallet_service_pb2_grpc
 from tallystick_core.errors import ApiError, ErrorReason
@@ -43,6 +41,7 @@ from tallystick_server.rpc.service_client import ServiceClient
 from tallystick_server.rpc.timestamps import to_timestamp
 from tallystick_storage.database import Database
 from tallystick_storage.payout import transfers
+from tallystick_storage.sql import Row
 
 
 class _OfPayout(Protocol):

@@ -29,35 +29,28 @@ def check_ledger(read: QueryRunner) -> Check:
 
 
 def _check_head(check: Check, read: QueryRunner) -> None:
-    """The head is at the last transaction, and the relay is not beyond it."""
-    heads, relays, last = (
-        [*read("ledger.heads")],
-        [*read("ledger.relayed")],
-        next(iter([*read("ledger.last")]), None),
-    )
-    sequence, last_hash = (last.sequence, bytes(last.hash)) if last is not None else (0, GENESIS)
-    if [head.book for head in heads] != [BOOK]:
-        check.fail("ledger.head", f"has {len(heads)} rows, and must have one, of the book {BOOK}")
-    for head in heads:
-        if last is not None and head.post_time != last.post_time:
+    """The head of each book is at its last transaction, and its relay is not beyond it."""
+    heads = {row.book: row for row in read("ledger.heads")}
+    relays = {row.book: row for row in read("ledger.relayed")}
+    last_by_book = {row.book: row for row in read("ledger.last")}
+    for table, rows in (("head", heads), ("relayed", relays)):
+        for book in sorted({BOOK, *last_by_book} - rows.keys()):
+            check.fail(f"ledger.{table}", f"has no row of the book {book}")
+    for book, last in last_by_book.items():
+        sequence, last_hash = (last.sequence, bytes(last.hash)) if last.sequence else (0, GENESIS)
+        head, relay = heads.get(book), relays.get(book)
+        if head is not None and last.sequence and head.post_time != last.post_time:
             check.fail(
-                f"ledger.head {head.book}",
+                f"ledger.head {book}",
                 f"is of {head.post_time}, but the last transaction was posted at {last.post_time}",
             )
-        if (head.sequence, bytes(head.hash)) != (sequence, last_hash):
+        if head is not None and (head.sequence, bytes(head.hash)) != (sequence, last_hash):
             check.fail(
-                f"ledger.head {head.book}",
-                f"is at {head.sequence}, but the ledger ends at {sequence}",
+                f"ledger.head {book}", f"is at {head.sequence}, but the book ends at {sequence}"
             )
-    if [row.book for row in relays] != [BOOK]:
-        check.fail(
-            "ledger.relayed", f"has {len(relays)} rows, and must have one, of the book {BOOK}"
-        )
-    for row in relays:
-        if row.sequence is None or row.sequence > sequence:
+        if relay is not None and (relay.sequence is None or relay.sequence > sequence):
             check.fail(
-                f"ledger.relayed {row.book}",
-                f"is at {row.sequence}, but the ledger ends at {sequence}",
+                f"ledger.relayed {book}", f"is at {relay.sequence}, but the book ends at {sequence}"
             )
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from tallystick_core.ledger.hash_chain import ChainedTransaction, Head
-from tallystick_core.ledger.identifiers import BOOK
+from tallystick_core.ledger.identifiers import TransactionId
 from tallystick_storage.alerts import OLDEST_IN_OUTBOX, AlertQuery, event_alert_queries
 from tallystick_storage.database import encode_rows
 from tallystick_storage.gauges import GaugeQuery, event_gauge_queries
@@ -23,13 +23,23 @@ _LOCK_ACCOUNTS = text("""
     from lock_accounts(cast(:ids as bigint[])) l
     -- otherwise the planner reads all accounts for a merge join
     cross join lateral (select account, currency from account
-        where account_id = l.account_id offset 0) a
+        where account_id = l.account_id and book = :book offset 0) a
 """)
 
 
-def lock_head(connection: Connection) -> tuple[Head, datetime]:
-    """Locks the head of the ledger. The returned time is the posting time."""
-    row = connection.execute(_LOCK_HEAD, {"book": BOOK}).one()
+class UnknownBook(Exception):
+    """There is no book of this name."""
+
+    def __init__(self, book: str) -> None:
+        super().__init__(book)
+        self.book = book
+
+
+def lock_head(connection: Connection, book: str) -> tuple[Head, datetime]:
+    """Locks the head of a book. The returned time is the posting time. Raises UnknownBook."""
+    row = connection.execute(_LOCK_HEAD, {"book": book}).one_or_none()
+    if row is None:
+        raise UnknownBook(book)
     return Head(row.sequence, bytes(row.hash), row.post_time), row.now
 
 
@@ -40,14 +50,15 @@ class AccountsChanged(Exception):
 
 
 def lock_accounts(
-    connection: Connection, ids: Mapping[tuple[str, str], int]
+    connection: Connection, book: str, ids: Mapping[tuple[str, str], int]
 ) -> tuple[dict[tuple[str, str], int], dict[int, int]]:
-    """Locks accounts in the order of their ids. `ids` is keyed by (account, currency). Returns
-    balances in minor units by the same key, and the number of entries by id.
+    """Locks accounts of a book in the order of their ids. `ids` is keyed by (account, currency).
+    Returns balances in minor units by the same key, and the number of entries by id.
 
     Raises AccountsChanged if an id now belongs to another account or to none.
     """
-    locked = connection.execute(_LOCK_ACCOUNTS, {"ids": sorted(ids.values())}).all()
+    parameters = {"book": book, "ids": sorted(ids.values())}
+    locked = connection.execute(_LOCK_ACCOUNTS, parameters).all()
     if {(row.account, row.currency): row.account_id for row in locked} != ids:
         raise AccountsChanged
     return {(row.account, row.currency): int(row.balance) for row in locked}, {
@@ -56,31 +67,33 @@ def lock_accounts(
 
 
 _OPEN_ACCOUNTS = text("""
-    insert into account (account, currency, balance, entry_count, create_time)
-    select account, currency, 0, 0, clock()
+    insert into account (book, account, currency, balance, entry_count, create_time)
+    select h.book, account, currency, 0, 0, clock()
     from json_to_recordset(cast(:accounts as json))
-        as r (account text collate "C", currency text collate "C") order by account, currency
+        as r (account text collate "C", currency text collate "C")
+    join head h on h.book = :book order by account, currency
     on conflict do nothing
 """)
 _FIND_ACCOUNT_IDS = text("""
     select a.account, a.currency, a.account_id
     from json_to_recordset(cast(:accounts as json))
         as r (account text collate "C", currency text collate "C")
-    join account a on a.account = r.account and a.currency = r.currency
+    join account a on a.book = :book and a.account = r.account and a.currency = r.currency
 """)
 
 
-def open_accounts(connection: Connection, accounts: Sequence[tuple[str, str]]) -> None:
-    """Opens missing accounts, given as (account, currency) pairs."""
-    connection.execute(_OPEN_ACCOUNTS, {"accounts": _encode_accounts(accounts)})
-
-
-def find_account_ids(
-    connection: Connection, accounts: Sequence[tuple[str, str]]
+def open_accounts(
+    connection: Connection, book: str, accounts: Sequence[tuple[str, str]]
 ) -> dict[tuple[str, str], int]:
-    """The ids of the accounts that exist."""
-    result = connection.execute(_FIND_ACCOUNT_IDS, {"accounts": _encode_accounts(accounts)})
-    return {(account, currency): account_id for account, currency, account_id in result}
+    """Opens the missing ones of some accounts, given as (account, currency) pairs, and returns the
+    ids of all. Raises UnknownBook.
+    """
+    parameters = {"book": book, "accounts": _encode_accounts(accounts)}
+    connection.execute(_OPEN_ACCOUNTS, parameters)
+    rows = connection.execute(_FIND_ACCOUNT_IDS, parameters).all()
+    if not rows:
+        raise UnknownBook(book)
+    return {(account, currency): account_id for account, currency, account_id in rows}
 
 
 def _encode_accounts(accounts: Sequence[tuple[str, str]]) -> str:
@@ -92,20 +105,20 @@ def _encode_accounts(accounts: Sequence[tuple[str, str]]) -> str:
 _FIND_POSTED = text("""
     select t.kind, t.source_id, t.sequence, t.fingerprint
     from json_to_recordset(cast(:source_ids as json)) as r (kind text, source_id text)
-        join tx t on t.kind = r.kind and t.source_id = r.source_id
+        join tx t on t.kind = r.kind and t.source_id = r.source_id and t.book = :book
 """)
 
 
 def find_posted(
-    connection: Connection, source_ids: Sequence[tuple[str, str]]
+    connection: Connection, book: str, source_ids: Sequence[tuple[str, str]]
 ) -> dict[tuple[str, str], tuple[int, bytes]]:
-    """The given sources (kind, source_id) that are already posted, with their sequence and
-    fingerprint.
+    """The given sources (kind, source_id) that are already posted to a book, with their sequence
+    and fingerprint.
     """
     items = encode_rows([{"kind": kind, "source_id": source_id} for kind, source_id in source_ids])
     return {
         (row.kind, row.source_id): (row.sequence, bytes(row.fingerprint))
-        for row in connection.execute(_FIND_POSTED, {"source_ids": items})
+        for row in connection.execute(_FIND_POSTED, {"book": book, "source_ids": items})
     }
 
 
@@ -136,12 +149,13 @@ _APPEND = text("""
 
 def append(
     connection: Connection,
+    book: str,
     chained: Sequence[ChainedTransaction],
     ids: Mapping[tuple[str, str], int],
     entry_counts: Mapping[int, int],
 ) -> None:
-    """Appends transactions after the locked head. `ids` are the ids of their accounts, and
-    `entry_counts` the number of entries of each.
+    """Appends transactions after the locked head of their book. `ids` are the ids of their
+    accounts, and `entry_counts` the number of entries of each.
     """
     transactions = [
         {
@@ -164,7 +178,7 @@ def append(
     connection.execute(
         _APPEND,
         {
-            "book": BOOK,
+            "book": book,
             "transactions": encode_rows(transactions),
             "entries": encode_rows(_entry_rows(chained, ids, entry_counts)),
         },
@@ -197,10 +211,22 @@ def _entry_rows(
     return entries
 
 
-_RELAY_POSITION = text(
-    "select sequence, exists (select from rejected_aggregate) as has_rejected_events from relayed "
-    "where book = :book"
-)
+class RelayPosition(NamedTuple):
+    """The last transaction of a book that EventService has confirmed, the book's last transaction,
+    and whether EventService rejects any event of this service.
+    """
+
+    book: str
+    sequence: int
+    last: int
+    has_rejected_events: bool
+
+
+_RELAY_POSITIONS = text("""
+    select r.book, r.sequence, h.sequence as last,
+        exists (select from rejected_aggregate) as has_rejected_events
+    from relayed r join head h on h.book = r.book order by r.book
+""")
 _SET_RELAY_POSITION = text(
     "update relayed set sequence = greatest(sequence, :sequence) where book = :book"
 )
@@ -228,26 +254,21 @@ def gauge_queries() -> Sequence[GaugeQuery]:
     return event_gauge_queries(_OLDEST_EVENT)
 
 
-def relay_position(connection: Connection) -> tuple[int, bool]:
-    """The last transaction that EventService has confirmed, and whether it rejects any event of
-    this service.
-    """
-    row = connection.execute(_RELAY_POSITION, {"book": BOOK}).one()
-    return row.sequence, row.has_rejected_events
+def relay_positions(connection: Connection) -> list[RelayPosition]:
+    """The position of the relay in each book, by book."""
+    return [RelayPosition(*row) for row in connection.execute(_RELAY_POSITIONS)]
 
 
 _HASH = text("select hash from tx where book = :book and sequence = :sequence")
 
 
-def hash_of(connection: Connection, sequence: int) -> bytes:
+def hash_of(connection: Connection, transaction: TransactionId) -> bytes:
     """The hash of a transaction, which covers all transactions before it; empty if it does not
     exist.
     """
-    return bytes(
-        connection.execute(_HASH, {"book": BOOK, "sequence": sequence}).scalar_one_or_none() or b""
-    )
+    return bytes(connection.execute(_HASH, transaction._asdict()).scalar_one_or_none() or b"")
 
 
-def set_relay_position(connection: Connection, sequence: int) -> None:
-    """Records that EventService has all transactions up to this one."""
-    connection.execute(_SET_RELAY_POSITION, {"book": BOOK, "sequence": sequence})
+def set_relay_position(connection: Connection, published: TransactionId) -> None:
+    """Records that EventService has all transactions of the book up to this one."""
+    connection.execute(_SET_RELAY_POSITION, published._asdict())

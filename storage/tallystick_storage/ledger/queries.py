@@ -5,39 +5,86 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from decimal import Decimal
+from typing import NamedTuple
 
 from tallystick_core.ledger.hash_chain import Head
-from tallystick_core.ledger.identifiers import BOOK
-from tallystick_storage.sql import Connection, Row, text
+from tallystick_core.ledger.identifiers import TransactionId
+from tallystick_storage.ledger.postings import UnknownBook
+from tallystick_storage.sql import Connection, text
 
-_TRANSACTION_COLUMNS = """t.sequence, t.kind, t.source_id, t.caller, t.description,
-    t.external_reference, t.reverses,
-    b.sequence as reversed_by, t.effective_time, t.post_time,
-    t.previous_hash, t.hash"""
+
+class TransactionRow(NamedTuple):
+    """A stored transaction. `reverses`, `reversed_by`: sequences in the same book."""
+
+    book: str
+    sequence: int
+    kind: str
+    source_id: str
+    caller: str
+    description: str
+    external_reference: str
+    effective_time: datetime
+    post_time: datetime
+    previous_hash: bytes
+    hash: bytes
+    reverses: int | None
+    reversed_by: int | None
+
+
+class EntryRow(NamedTuple):
+    """An entry of a stored transaction, in minor units; a debit is negative."""
+
+    account: str
+    currency: str
+    amount: int
+    balance_after: Decimal
+
+
+class StoredTransaction(NamedTuple):
+    """A transaction with its entries, in their order."""
+
+    row: TransactionRow
+    entries: list[EntryRow]
+
+
+class AccountRow(NamedTuple):
+    """An account at one point of its book; `balance` in whole minor units."""
+
+    book: str
+    account: str
+    currency: str
+    create_time: datetime
+    balance: Decimal
+    entry_count: int
+
+
 _TRANSACTIONS = text(f"""
-    select {_TRANSACTION_COLUMNS} from tx t left join tx b on b.reverses = t.sequence
+    select {", ".join(f"t.{name}" for name in TransactionRow._fields[:-1])},
+        b.sequence as reversed_by
+    from tx t left join tx b on b.book = t.book and b.reverses = t.sequence
     where t.book = :book and t.sequence = any (cast(:sequences as bigint[])) order by t.sequence
 """)
 _ENTRIES = text("""
-    select e.sequence, e.line_number, a.account, e.currency, e.amount, e.balance_after
+    select e.sequence, a.account, e.currency, e.amount, e.balance_after
     from entry e cross
         join lateral (select account from account where account_id = e.account_id offset 0) a
     where e.book = :book and e.sequence = any (cast(:sequences as bigint[]))
         order by e.sequence, e.line_number
 """)
 
-TransactionRow = tuple[Row[Any], list[Row[Any]]]
 
-
-def load_transactions(connection: Connection, sequences: Sequence[int]) -> list[TransactionRow]:
-    """Transactions with their entries, by sequence."""
-    parameters = {"book": BOOK, "sequences": list(sequences)}
-    by_sequence: dict[int, TransactionRow] = {
-        row.sequence: (row, []) for row in connection.execute(_TRANSACTIONS, parameters)
+def load_transactions(
+    connection: Connection, book: str, sequences: Sequence[int]
+) -> list[StoredTransaction]:
+    """Transactions of a book with their entries, by sequence."""
+    parameters = {"book": book, "sequences": list(sequences)}
+    by_sequence = {
+        row.sequence: StoredTransaction(TransactionRow(*row), [])
+        for row in connection.execute(_TRANSACTIONS, parameters)
     }
-    for entry in connection.execute(_ENTRIES, parameters):
-        by_sequence[entry.sequence][1].append(entry)
+    for sequence, *entry in connection.execute(_ENTRIES, parameters):
+        by_sequence[sequence].entries.append(EntryRow(*entry))
     return list(by_sequence.values())
 
 
@@ -45,6 +92,7 @@ def load_transactions(connection: Connection, sequences: Sequence[int]) -> list[
 class TransactionFilter:
     """Which transactions to list; None does not filter. `before` selects lower sequences."""
 
+    book: str
     account: str | None = None
     currency: str | None = None
     kind: str | None = None
@@ -81,7 +129,7 @@ def list_sequences(
     if filters.post_time_from is not None:
         low = (
             connection.execute(
-                _FIRST_SINCE, {"book": BOOK, "time": filters.post_time_from}
+                _FIRST_SINCE, {"book": filters.book, "time": filters.post_time_from}
             ).scalar_one_or_none()
             or 0
         )
@@ -89,7 +137,7 @@ def list_sequences(
             return [], None
     if filters.post_time_until is not None:
         last_before = connection.execute(
-            _LAST_BEFORE, {"book": BOOK, "time": filters.post_time_until}
+            _LAST_BEFORE, {"book": filters.book, "time": filters.post_time_until}
         ).scalar_one_or_none()
         if last_before is None:
             return [], None
@@ -118,7 +166,7 @@ def list_sequences(
         "limit": limit,
         "max_scanned": _MAX_SCANNED if conditions else 4 * limit,
     }
-    result = connection.execute(statement, {**values, **bounds, "book": BOOK}).all()
+    result = connection.execute(statement, {**values, **bounds, "book": filters.book}).all()
     return [row.sequence for row in result if not row.last], next(
         (row.sequence for row in result if row.last), None
     )
@@ -127,10 +175,10 @@ def list_sequences(
 def _candidate_query(filters: TransactionFilter, leading: str, range_: str) -> str:
     """Sequences in a range that meet the leading filter, from its index."""
     if leading == "account":
+        in_currency = "and currency = :currency" if filters.currency else ""
         return f"""
-            select e.sequence
-                from (select account_id from account
-                where account = :account{" and currency = :currency" if filters.currency else ""}) a
+            select e.sequence from (select account_id from account
+                where book = :book and account = :account {in_currency}) a
             cross join lateral (select sequence from entry where account_id = a.account_id
                 and {range_} order by sequence desc limit :max_scanned) e"""
     condition = f"{leading} = :{leading} and " if leading else ""
@@ -167,11 +215,15 @@ _HEAD_AFTER = text(
 )
 
 
-def head_at(connection: Connection, as_of: datetime | None = None) -> Head:
-    """The head of the ledger now, or at a time. Its sequence is 0 before the first transaction."""
-    row = connection.execute(_HEAD, {"book": BOOK}).one()
+def head_at(connection: Connection, book: str, as_of: datetime | None = None) -> Head:
+    """The head of a book now, or at a time. Its sequence is 0 before the first transaction. Raises
+    UnknownBook.
+    """
+    row = connection.execute(_HEAD, {"book": book}).one_or_none()
+    if row is None:
+        raise UnknownBook(book)
     if as_of is not None and as_of < row.post_time:
-        transaction = connection.execute(_HEAD_AT, {"book": BOOK, "time": as_of}).one_or_none()
+        transaction = connection.execute(_HEAD_AT, {"book": book, "time": as_of}).one_or_none()
         return (
             Head(transaction.sequence, bytes(transaction.hash), as_of)
             if transaction
@@ -180,15 +232,13 @@ def head_at(connection: Connection, as_of: datetime | None = None) -> Head:
     return Head(row.sequence, bytes(row.hash), row.post_time)
 
 
-def head_after(connection: Connection, sequence: int) -> Head:
+def head_after(connection: Connection, transaction_id: TransactionId) -> Head:
     """The head just after a transaction."""
-    transaction = connection.execute(
-        _HEAD_AFTER, {"book": BOOK, "sequence": sequence}
-    ).one_or_none()
+    transaction = connection.execute(_HEAD_AFTER, transaction_id._asdict()).one_or_none()
     return (
         Head(transaction.sequence, bytes(transaction.hash), transaction.post_time)
         if transaction
-        else head_at(connection)
+        else head_at(connection, transaction_id.book)
     )
 
 
@@ -199,54 +249,76 @@ _BALANCE_AT = """
         where e.account_id = a.account_id and e.sequence <= :sequence
     order by e.sequence desc, e.line_number desc limit 1
 """
+_ACCOUNT_COLUMNS = "a.book, a.account, a.currency, a.create_time"
 _ACCOUNT_AT = text(f"""
-    select a.account, a.currency, e.balance, a.create_time, e.entry_count from account a cross
-        join lateral ({_BALANCE_AT}) e
-    where a.account = :account and a.currency = :currency
+    select {_ACCOUNT_COLUMNS}, e.balance, e.entry_count
+    from account a cross join lateral ({_BALANCE_AT}) e
+    where a.book = :book and a.account = :account and a.currency = :currency
 """)
 
 
 def account_at(
-    connection: Connection, account: str, currency: str, sequence: int
-) -> Row[Any] | None:
+    connection: Connection, as_of: TransactionId, account: str, currency: str
+) -> AccountRow | None:
     """An account as of a transaction; None before the account's first entry."""
-    return connection.execute(
-        _ACCOUNT_AT, {"account": account, "currency": currency, "sequence": sequence}
-    ).one_or_none()
+    parameters = {**as_of._asdict(), "account": account, "currency": currency}
+    row = connection.execute(_ACCOUNT_AT, parameters).one_or_none()
+    return None if row is None else AccountRow(*row)
 
 
-_ACCOUNTS = """
-    select account, currency, balance, entry_count, create_time from account
-    where starts_with(account, :prefix) and entry_count > 0 and {after} order by account, currency
-        limit :limit
+_ACCOUNTS = f"""
+    select {_ACCOUNT_COLUMNS}, a.balance, a.entry_count from account a
+    where a.book = :book and starts_with(a.account, :prefix) and a.entry_count > 0 and {{after}}
+    order by a.account, a.currency limit :limit
 """
 _ALL_ACCOUNTS = text(
-    _ACCOUNTS.format(after="(account, currency) > (:after_account, :after_currency)")
+    _ACCOUNTS.format(after="(a.account, a.currency) > (:after_account, :after_currency)")
 )
 _ACCOUNTS_IN_CURRENCY = text(
-    _ACCOUNTS.format(after="currency = :currency and account > :after_account")
+    _ACCOUNTS.format(after="a.currency = :currency and a.account > :after_account")
 )
 
 
 def list_accounts(
-    connection: Connection, prefix: str, currency: str, after: tuple[str, str], limit: int
-) -> Sequence[Row[Any]]:
-    """Accounts with their current balances, by name and currency, after a given one."""
-    values = {"prefix": prefix, "limit": limit}
+    connection: Connection,
+    book: str,
+    prefix: str,
+    currency: str,
+    after: tuple[str, str],
+    limit: int,
+) -> list[AccountRow]:
+    """Accounts of a book with their current balances, by name and currency, after a given one."""
+    values = {"book": book, "prefix": prefix, "limit": limit}
     if currency:
-        return connection.execute(
-            _ACCOUNTS_IN_CURRENCY, {**values, "currency": currency, "after_account": after[0]}
-        ).all()
+        parameters = {**values, "currency": currency, "after_account": after[0]}
+        return [AccountRow(*row) for row in connection.execute(_ACCOUNTS_IN_CURRENCY, parameters)]
     # The index scan starts here, whatever the other filters are.
     after_account, after_currency = max(after, (prefix, ""))
-    return connection.execute(
-        _ALL_ACCOUNTS, {**values, "after_account": after_account, "after_currency": after_currency}
-    ).all()
+    parameters = {**values, "after_account": after_account, "after_currency": after_currency}
+    return [AccountRow(*row) for row in connection.execute(_ALL_ACCOUNTS, parameters)]
+
+
+class TrialBalanceRow(NamedTuple):
+    """An account at one point of its book, as AccountRow; None: before its first entry."""
+
+    book: str
+    account: str
+    currency: str
+    create_time: datetime
+    balance: Decimal | None
+    entry_count: int | None
+
+    def opened(self) -> AccountRow | None:
+        """The account, or None: it was opened later."""
+        if self.balance is None or self.entry_count is None:
+            return None
+        return AccountRow(*self[:4], self.balance, self.entry_count)
 
 
 _LIST_TRIAL_BALANCE = text(f"""
-    select a.account, a.currency, e.balance, a.create_time, e.entry_count
-    from (select * from account where (account, currency) > (:after_account, :after_currency)
+    select {_ACCOUNT_COLUMNS}, e.balance, e.entry_count
+    from (select * from account where book = :book
+        and (account, currency) > (:after_account, :after_currency)
         order by account, currency limit :limit) a
     left join lateral ({_BALANCE_AT}) e on true
     order by a.account, a.currency
@@ -254,20 +326,16 @@ _LIST_TRIAL_BALANCE = text(f"""
 
 
 def list_trial_balance(
-    connection: Connection, sequence: int, after: tuple[str, str], limit: int
-) -> Sequence[Row[Any]]:
-    """Up to `limit` accounts as of a transaction, by name and currency, after a given one. An
-    account has no balance before its first entry.
-    """
-    return connection.execute(
-        _LIST_TRIAL_BALANCE,
-        {
-            "sequence": sequence,
-            "after_account": after[0],
-            "after_currency": after[1],
-            "limit": limit,
-        },
-    ).all()
+    connection: Connection, as_of: TransactionId, after: tuple[str, str], limit: int
+) -> list[TrialBalanceRow]:
+    """Up to `limit` accounts as of a transaction, by name and currency, after a given one."""
+    parameters = {
+        **as_of._asdict(),
+        "after_account": after[0],
+        "after_currency": after[1],
+        "limit": limit,
+    }
+    return [TrialBalanceRow(*row) for row in connection.execute(_LIST_TRIAL_BALANCE, parameters)]
 
 
 _SEQUENCES_BETWEEN = text("""
@@ -280,14 +348,10 @@ _SEQUENCES_BETWEEN = text("""
 
 
 def list_sequences_between(
-    connection: Connection, after: int, until: int, prefix: str, limit: int
+    connection: Connection, book: str, after: int, until: int, prefix: str, limit: int
 ) -> list[int]:
-    """The next transactions after one sequence, up to another, that touch an account with the
-    prefix.
+    """The next transactions of a book after one sequence, up to another, that touch an account with
+    the prefix.
     """
-    return list(
-        connection.execute(
-            _SEQUENCES_BETWEEN,
-            {"book": BOOK, "after": after, "until": until, "prefix": prefix, "limit": limit},
-        ).scalars()
-    )
+    parameters = {"book": book, "after": after, "until": until, "prefix": prefix, "limit": limit}
+    return list(connection.execute(_SEQUENCES_BETWEEN, parameters).scalars())

@@ -15,7 +15,7 @@ from tallystick_storage.verify.shared import (
 
 INCONSISTENCY_QUERIES = {
     "ledger.inconsistent_accounts": """
-        select 'ledger.account ' || account || ' ' || currency as name,
+        select 'ledger.account ' || book || ' ' || account || ' ' || currency as name,
             'was opened at no time' as what
         from account where not isfinite(create_time) order by 1""",
 }
@@ -44,9 +44,12 @@ QUERIES = {
     "ledger.heads": "select book, sequence, hash, post_time from head order by book",
     "ledger.relayed": "select book, sequence from relayed order by book",
     "ledger.tx_count": "select count(*) as rows from tx",
-    "ledger.last": (
-        "select sequence, hash, post_time from tx order by book desc, sequence desc limit 1"
-    ),
+    "ledger.last": """
+        select h.book, t.sequence, t.hash, t.post_time
+        from (select book from head union select book from relayed
+            union select distinct book from tx) h
+        left join lateral (select * from tx t where t.book = h.book
+            order by t.sequence desc limit 1) t on true order by h.book""",
     "ledger.inconsistent_transactions": f"""
         select 'ledger.tx ' || t.book || '-' || t.sequence || case when w.of_entries
             then ' in ledger.entry' else '' end as name, w.what
@@ -64,7 +67,7 @@ QUERIES = {
                     as has_fingerprint,
                 t.hash = sha256(t.previous_hash || convert_to({
         canonical_text(
-            "'main'",
+            "t.book",
             "t.sequence",
             "t.kind",
             "t.source_id",
@@ -89,7 +92,7 @@ QUERIES = {
                 from entry e left join account a on a.account_id = e.account_id
                     group by e.book, e.sequence) e
                 on e.book = t.book and e.sequence = t.sequence
-            window b as (order by t.book, t.sequence)) t
+            window b as (partition by t.book order by t.sequence)) t
         cross join lateral (values
             (false, case when t.sequence <> t.sequence_before + 1
                 then 'follows ' || t.sequence_before || ', with a gap' end),
@@ -116,35 +119,37 @@ QUERIES = {
             and w.what is not null
         order by t.book, t.sequence""",
     "ledger.inconsistent_entries": """
-        select 'ledger.entry ' || e.sequence || '/' || e.line_number as name, w.what
+        select 'ledger.entry ' || e.book || '-' || e.sequence || '/' || e.line_number as name,
+            w.what
         from (
-            select e.*, a.currency as account_currency, row_number() over w as nth,
-                sum(e.amount) over w as so_far
+            select e.*, a.currency as account_currency, a.book as account_book,
+                row_number() over w as nth, sum(e.amount) over w as so_far
             from entry e left join account a on a.account_id = e.account_id
             window w as (partition by e.account_id order by e.book, e.sequence, e.line_number)) e
         cross join lateral (values
             (case when e.account_currency is distinct from e.currency
                 then 'is in another currency than its account' end),
+            (case when e.account_book <> e.book then 'is in another book than its account' end),
             (case when e.number <> e.nth
                 then 'is number ' || e.number || ' of its account, and must be ' || e.nth end),
             (case when e.balance_after <> e.so_far
                 then 'balance_after is ' || e.balance_after || ', but the entries so far sum to ' ||
                 e.so_far end)) w (what)
-        where (e.account_currency = e.currency and e.number = e.nth
+        where (e.account_currency = e.currency and e.account_book = e.book and e.number = e.nth
             and e.balance_after = e.so_far) is not true and w.what is not null
-        order by e.sequence, e.line_number""",
+        order by e.book, e.sequence, e.line_number""",
     "ledger.orphan_entries": """
-        select 'ledger.entry ' || e.sequence || '/' || e.line_number as name,
+        select 'ledger.entry ' || e.book || '-' || e.sequence || '/' || e.line_number as name,
             'has no transaction' as what
         from entry e
             where not exists (select from tx t where t.book = e.book and t.sequence = e.sequence)
-            order by e.sequence, e.line_number""",
+            order by e.book, e.sequence, e.line_number""",
     "ledger.unbalanced": """
-        select 'ledger.entry in ' || currency as name,
+        select 'ledger.entry in ' || book || ' ' || currency as name,
             'all entries sum to ' || sum(amount) || ', not to zero' as what
-        from entry group by currency having sum(amount) <> 0 order by currency""",
+        from entry group by book, currency having sum(amount) <> 0 order by book, currency""",
     "ledger.inconsistent_balances": """
-        select 'ledger.account ' || a.account || ' ' || a.currency as name, w.what
+        select 'ledger.account ' || a.book || ' ' || a.account || ' ' || a.currency as name, w.what
         from account a left join (select account_id, sum(amount) as amount, count(*) as n from entry
             group by account_id) e on e.account_id = a.account_id
         cross join lateral (values
@@ -157,11 +162,12 @@ QUERIES = {
             ) w (what)
         where (a.balance, a.entry_count) is distinct from (coalesce(e.amount, 0), coalesce(e.n, 0))
             and w.what is not null
-        order by a.account, a.currency""",
+        order by a.book, a.account, a.currency""",
     "ledger.repeated": """
-        select 'ledger.tx ' || kind || ' ' || source_id as name,
+        select 'ledger.tx ' || book || ' ' || kind || ' ' || source_id as name,
             'is booked ' || count(*) || ' times' as what
-        from tx group by source_id, kind having count(*) > 1 order by kind, source_id""",
+        from tx group by book, source_id, kind having count(*) > 1
+            order by book, kind, source_id""",
     "ledger.inconsistent_reversals": """
         select 'ledger.tx ' || book || '-' || sequence as name,
             'reverses no transaction, or does not match the one that it names' as what
@@ -171,8 +177,9 @@ QUERIES = {
         select t.source_id, {POSTING} as posting from tx t where t.kind = 'PAY_IN'
             order by t.source_id, t.sequence""",
     "ledger.sellers": """
-        select substr(account, 9) as seller_account, currency, balance from account
-        where account like 'sellers/%' and entry_count > 0 order by seller_account, currency""",
+        select substr(account, 9) as seller_account, currency, sum(balance) as balance from account
+        where account like 'sellers/%' and entry_count > 0
+        group by account, currency order by seller_account, currency""",
     "ledger.unapplied": f"""
         select t.source_id, {POSTING} as posting from tx t where t.kind = 'UNAPPLIED'
             and t.source_id like 'u-%' order by t.source_id, t.sequence""",

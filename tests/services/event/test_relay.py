@@ -18,7 +18,7 @@ from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_service_pb2
 from tallystick.wallet.v1 import wallet_service_pb2
 from tallystick_core.errors import ApiError, ErrorReason
-from tallystick_core.ledger.identifiers import format_transaction_id
+from tallystick_core.ledger.identifiers import BOOK, TransactionId
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.services import SERVICES
@@ -149,7 +149,7 @@ def test_a_rejected_event_delays_only_its_aggregate(
     rejected_by_service = {
         "payment": "paymentOrders/o-7",
         "wallet": "wallets/s9/EUR",
-        "ledger": f"transactions/{format_transaction_id(5)}",
+        "ledger": f"transactions/{TransactionId(BOOK, 5)}",
     }
     event_fault.poison, event_fault.error = (
         {f"{name}/" for name in rejected_by_service.values()},
@@ -363,7 +363,7 @@ def test_many_rejected_transactions_do_not_block_others(
     """If EventService rejects more of the ledger's next events than one relay run can isolate, the
     others are still published, and so are later postings.
     """
-    rejected_ids = {f"transactions/{format_transaction_id(number)}" for number in range(1, 251)}
+    rejected_ids = {f"transactions/{TransactionId(BOOK, number)}" for number in range(1, 251)}
     event_fault.poison, event_fault.error = (
         {"transactions/"},
         ApiError(ErrorReason.CREDENTIALS_INVALID, "a wrong token"),
@@ -406,7 +406,7 @@ def test_many_rejected_transactions_do_not_block_others(
     [
         ("payment", "paymentOrders/o-0"),
         ("wallet", "wallets/s0/EUR"),
-        ("ledger", f"transactions/{format_transaction_id(1)}"),
+        ("ledger", f"transactions/{TransactionId(BOOK, 1)}"),
     ],
 )
 def test_rejected_events_of_alerts_raise_one_alert(

@@ -11,26 +11,26 @@ depends_on = None
 
 TABLES = """
 create table head (
-    book text primary key,
+    book text collate "C" primary key check (book ~ '^[a-z][a-z0-9_]{0,15}$'),
     sequence bigint not null,
     hash bytea not null check (length(hash) = 32),
     post_time timestamptz not null
 );
-insert into head values ('main', 0, decode(repeat('00', 32), 'hex'), clock());
 
 create table account (
     account_id bigint generated always as identity primary key,
+    book text collate "C" not null,
     account text collate "C" not null,
     currency text collate "C" not null,
     balance numeric(38, 0) not null check (balance <> 'NaN'),
     entry_count bigint not null check (entry_count >= 0),
     create_time timestamptz not null,
-    unique (account, currency)
+    unique (book, account, currency)
 ) with (fillfactor = 45);
-create index account_by_currency on account (currency, account);
+create index account_by_currency on account (book, currency, account);
 
 create table tx (
-    book text not null,
+    book text collate "C" not null,
     sequence bigint not null check (sequence > 0),
     kind text not null,
     source_id text collate "C" not null,
@@ -45,16 +45,17 @@ create table tx (
     previous_hash bytea not null check (length(previous_hash) = 32),
     hash bytea not null check (length(hash) = 32),
     primary key (book, sequence),
-    unique (source_id, kind),
+    unique (source_id, kind, book),
     foreign key (book, reverses) references tx (book, sequence)
 );
-create index tx_by_time on tx (post_time, sequence);
-create index tx_by_kind on tx (kind, sequence);
-create index tx_by_reference on tx (external_reference, sequence) where external_reference <> '';
-create unique index tx_reversed_once on tx (reverses) where reverses is not null;
+create index tx_by_time on tx (book, post_time, sequence);
+create index tx_by_kind on tx (book, kind, sequence);
+create index tx_by_reference on tx (external_reference, book, sequence)
+    where external_reference <> '';
+create unique index tx_reversed_once on tx (book, reverses) where reverses is not null;
 
 create table entry (
-    book text not null,
+    book text collate "C" not null,
     sequence bigint not null,
     line_number smallint not null,
     account_id bigint not null,
@@ -106,10 +107,10 @@ $$;
         ),
         (
             """
-            select from (select distinct account_id, currency from changed) e
+            select from (select distinct book, account_id, currency from changed) e
             where not exists (select from account a where a.account_id = e.account_id
-                and a.currency = e.currency offset 0)""",
-            "an entry is in another currency than its account",
+                and a.book = e.book and a.currency = e.currency offset 0)""",
+            "an entry is in another book or currency than its account",
         ),
         (
             "select from changed group by book, sequence, currency having sum(amount) <> 0",
@@ -185,9 +186,17 @@ create trigger never_deleted before delete or truncate on head
 
 -- The last transaction that the relay has passed to EventService. The ledger is its own outbox; the
 -- outbox table is for alerts.
-create table relayed (book text primary key references head, sequence bigint not null
-    check (sequence >= 0));
-insert into relayed values ('main', 0);
+create table relayed (book text collate "C" primary key references head,
+    sequence bigint not null check (sequence >= 0));
+
+-- Only the owner opens a book: its chain begins, and nothing else changes.
+create function open_book(name text) returns void language sql
+set search_path = ledger, pg_temp as $$
+    insert into head values (name, 0, decode(repeat('00', 32), 'hex'), clock());
+    insert into relayed values (name, 0);
+$$;
+revoke execute on function open_book from public;
+select open_book('main');
 """
 )
 

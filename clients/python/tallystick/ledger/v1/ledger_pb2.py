@@ -25,21 +25,21 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!tallystick/ledger/v1/ledger.proto\x12\x14tallystick.ledger.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x83\x01\n\x07\x41\x63\x63ount\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x10\n\x08\x63urrency\x18\x02 \x01(\t\x12\x0f\n\x07\x62\x61lance\x18\x03 \x01(\t\x12\x13\n\x0b\x65ntry_count\x18\x04 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xbb\x03\n\x0bTransaction\x12\x16\n\x0etransaction_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x33\n\x04kind\x18\x03 \x01(\x0e\x32%.tallystick.ledger.v1.TransactionKind\x12\x11\n\tsource_id\x18\x04 \x01(\t\x12,\n\x07\x65ntries\x18\x05 \x03(\x0b\x32\x1b.tallystick.ledger.v1.Entry\x12\x13\n\x0b\x64\x65scription\x18\x06 \x01(\t\x12\x1f\n\x17reverses_transaction_id\x18\x07 \x01(\t\x12\"\n\x1areversed_by_transaction_id\x18\x08 \x01(\t\x12\x32\n\x0e\x65\x66\x66\x65\x63tive_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tpost_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rprevious_hash\x18\x0b \x01(\x0c\x12\x0c\n\x04hash\x18\x0c \x01(\x0c\x12\x0e\n\x06\x63\x61ller\x18\r \x01(\t\x12\x1a\n\x12\x65xternal_reference\x18\x0e \x01(\t\"\x85\x01\n\x05\x45ntry\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x32\n\tdirection\x18\x02 \x01(\x0e\x32\x1f.tallystick.ledger.v1.Direction\x12\x0e\n\x06\x61mount\x18\x03 \x01(\t\x12\x10\n\x08\x63urrency\x18\x04 \x01(\t\x12\x15\n\rbalance_after\x18\x05 \x01(\t*Q\n\tDirection\x12\x19\n\x15\x44IRECTION_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44IRECTION_DEBIT\x10\x01\x12\x14\n\x10\x44IRECTION_CREDIT\x10\x02*\xdc\x03\n\x0fTransactionKind\x12 \n\x1cTRANSACTION_KIND_UNSPECIFIED\x10\x00\x12\x1b\n\x17TRANSACTION_KIND_PAY_IN\x10\x01\x12!\n\x1dTRANSACTION_KIND_PROVIDER_FEE\x10\x02\x12\x1e\n\x1aTRANSACTION_KIND_UNAPPLIED\x10\x03\x12\x1b\n\x17TRANSACTION_KIND_REFUND\x10\x04\x12\x1f\n\x1bTRANSACTION_KIND_CHARGEBACK\x10\x05\x12\x1f\n\x1bTRANSACTION_KIND_SETTLEMENT\x10\x06\x12(\n$TRANSACTION_KIND_BANK_STATEMENT_LINE\x10\x07\x12\x1b\n\x17TRANSACTION_KIND_PAYOUT\x10\x08\x12\"\n\x1eTRANSACTION_KIND_PAYOUT_RETURN\x10\t\x12\x1f\n\x1bTRANSACTION_KIND_ADJUSTMENT\x10\n\x12\x1d\n\x19TRANSACTION_KIND_REVERSAL\x10\x0b\x12\x1d\n\x19TRANSACTION_KIND_EXCHANGE\x10\x0c\x12\x1e\n\x1aTRANSACTION_KIND_WRITE_OFF\x10\rb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!tallystick/ledger/v1/ledger.proto\x12\x14tallystick.ledger.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x91\x01\n\x07\x41\x63\x63ount\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x10\n\x08\x63urrency\x18\x02 \x01(\t\x12\x0f\n\x07\x62\x61lance\x18\x03 \x01(\t\x12\x13\n\x0b\x65ntry_count\x18\x04 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x62ook\x18\x06 \x01(\t\"\xbb\x03\n\x0bTransaction\x12\x16\n\x0etransaction_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x33\n\x04kind\x18\x03 \x01(\x0e\x32%.tallystick.ledger.v1.TransactionKind\x12\x11\n\tsource_id\x18\x04 \x01(\t\x12,\n\x07\x65ntries\x18\x05 \x03(\x0b\x32\x1b.tallystick.ledger.v1.Entry\x12\x13\n\x0b\x64\x65scription\x18\x06 \x01(\t\x12\x1f\n\x17reverses_transaction_id\x18\x07 \x01(\t\x12\"\n\x1areversed_by_transaction_id\x18\x08 \x01(\t\x12\x32\n\x0e\x65\x66\x66\x65\x63tive_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tpost_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rprevious_hash\x18\x0b \x01(\x0c\x12\x0c\n\x04hash\x18\x0c \x01(\x0c\x12\x0e\n\x06\x63\x61ller\x18\r \x01(\t\x12\x1a\n\x12\x65xternal_reference\x18\x0e \x01(\t\"\x85\x01\n\x05\x45ntry\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x32\n\tdirection\x18\x02 \x01(\x0e\x32\x1f.tallystick.ledger.v1.Direction\x12\x0e\n\x06\x61mount\x18\x03 \x01(\t\x12\x10\n\x08\x63urrency\x18\x04 \x01(\t\x12\x15\n\rbalance_after\x18\x05 \x01(\t*Q\n\tDirection\x12\x19\n\x15\x44IRECTION_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44IRECTION_DEBIT\x10\x01\x12\x14\n\x10\x44IRECTION_CREDIT\x10\x02*\xdc\x03\n\x0fTransactionKind\x12 \n\x1cTRANSACTION_KIND_UNSPECIFIED\x10\x00\x12\x1b\n\x17TRANSACTION_KIND_PAY_IN\x10\x01\x12!\n\x1dTRANSACTION_KIND_PROVIDER_FEE\x10\x02\x12\x1e\n\x1aTRANSACTION_KIND_UNAPPLIED\x10\x03\x12\x1b\n\x17TRANSACTION_KIND_REFUND\x10\x04\x12\x1f\n\x1bTRANSACTION_KIND_CHARGEBACK\x10\x05\x12\x1f\n\x1bTRANSACTION_KIND_SETTLEMENT\x10\x06\x12(\n$TRANSACTION_KIND_BANK_STATEMENT_LINE\x10\x07\x12\x1b\n\x17TRANSACTION_KIND_PAYOUT\x10\x08\x12\"\n\x1eTRANSACTION_KIND_PAYOUT_RETURN\x10\t\x12\x1f\n\x1bTRANSACTION_KIND_ADJUSTMENT\x10\n\x12\x1d\n\x19TRANSACTION_KIND_REVERSAL\x10\x0b\x12\x1d\n\x19TRANSACTION_KIND_EXCHANGE\x10\x0c\x12\x1e\n\x1aTRANSACTION_KIND_WRITE_OFF\x10\rb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tallystick.ledger.v1.ledger_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DIRECTION']._serialized_start=808
-  _globals['_DIRECTION']._serialized_end=889
-  _globals['_TRANSACTIONKIND']._serialized_start=892
-  _globals['_TRANSACTIONKIND']._serialized_end=1368
+  _globals['_DIRECTION']._serialized_start=822
+  _globals['_DIRECTION']._serialized_end=903
+  _globals['_TRANSACTIONKIND']._serialized_start=906
+  _globals['_TRANSACTIONKIND']._serialized_end=1382
   _globals['_ACCOUNT']._serialized_start=93
-  _globals['_ACCOUNT']._serialized_end=224
-  _globals['_TRANSACTION']._serialized_start=227
-  _globals['_TRANSACTION']._serialized_end=670
-  _globals['_ENTRY']._serialized_start=673
-  _globals['_ENTRY']._serialized_end=806
+  _globals['_ACCOUNT']._serialized_end=238
+  _globals['_TRANSACTION']._serialized_start=241
+  _globals['_TRANSACTION']._serialized_end=684
+  _globals['_ENTRY']._serialized_start=687
+  _globals['_ENTRY']._serialized_end=820
 # @@protoc_insertion_point(module_scope)

@@ -123,6 +123,7 @@ class Account(_message.Message):
     BALANCE_FIELD_NUMBER: _builtins.int
     ENTRY_COUNT_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    BOOK_FIELD_NUMBER: _builtins.int
     account: _builtins.str
     """A path-like name, such as "sellers/s-1" or "psp/sandbox/clearing"."""
     currency: _builtins.str
@@ -131,6 +132,8 @@ class Account(_message.Message):
     """Credits less debits: decimal text in major units, with "-" if debits exceed credits."""
     entry_count: _builtins.int
     """The number of entries that make up the balance."""
+    book: _builtins.str
+    """The book that the account belongs to."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When the account was opened, just before its first entry."""
@@ -143,10 +146,11 @@ class Account(_message.Message):
         balance: _builtins.str = ...,
         entry_count: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        book: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "balance", b"balance", "create_time", b"create_time", "currency", b"currency", "entry_count", b"entry_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "balance", b"balance", "book", b"book", "create_time", b"create_time", "currency", b"currency", "entry_count", b"entry_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -175,11 +179,11 @@ class Transaction(_message.Message):
     transaction_id: _builtins.str
     """"{book}-{sequence}"."""
     sequence: _builtins.int
-    """The position in the ledger: 1, 2, … without gaps."""
+    """The position in the book: 1, 2, … without gaps."""
     kind: Global___TransactionKind.ValueType
     """The kind of the transaction."""
     source_id: _builtins.str
-    """The id of the source; one transaction for each kind and source_id."""
+    """The id of the source; one transaction of a book for each kind and source_id."""
     description: _builtins.str
     """Free text."""
     reverses_transaction_id: _builtins.str

@@ -36,6 +36,7 @@ class Posting(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     EFFECTIVE_TIME_FIELD_NUMBER: _builtins.int
     EXTERNAL_REFERENCE_FIELD_NUMBER: _builtins.int
+    BOOK_FIELD_NUMBER: _builtins.int
     kind: _ledger_pb2.TransactionKind.ValueType
     """The kind of the transaction; REVERSAL is rejected, see ReverseTransaction."""
     source_id: _builtins.str
@@ -48,6 +49,8 @@ class Posting(_message.Message):
     """The reference of the provider or bank that moved the money: up to 255 characters; empty: there
     is none.
     """
+    book: _builtins.str
+    """The book to post to; empty: main."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[_ledger_pb2.Entry]:
         """2 to 20 entries that sum to zero in each currency."""
@@ -68,10 +71,11 @@ class Posting(_message.Message):
         description: _builtins.str = ...,
         effective_time: _timestamp_pb2.Timestamp | None = ...,
         external_reference: _builtins.str = ...,
+        book: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["effective_time", b"effective_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "description", b"description", "effective_time", b"effective_time", "entries", b"entries", "external_reference", b"external_reference", "kind", b"kind", "source_id", b"source_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["book", b"book", "caller", b"caller", "description", b"description", "effective_time", b"effective_time", "entries", b"entries", "external_reference", b"external_reference", "kind", b"kind", "source_id", b"source_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -276,6 +280,7 @@ class ListTransactionsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     EXTERNAL_REFERENCE_FIELD_NUMBER: _builtins.int
+    BOOK_FIELD_NUMBER: _builtins.int
     account: _builtins.str
     """Transactions with an entry in this account."""
     currency: _builtins.str
@@ -290,6 +295,8 @@ class ListTransactionsRequest(_message.Message):
     """next_page_token of the previous page, with the same filters."""
     external_reference: _builtins.str
     """Transactions of this reference of a provider or bank."""
+    book: _builtins.str
+    """The book; empty: main."""
     @_builtins.property
     def post_time_from(self) -> _timestamp_pb2.Timestamp:
         """Posted at or after this time."""
@@ -310,10 +317,11 @@ class ListTransactionsRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         external_reference: _builtins.str = ...,
+        book: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["post_time_from", b"post_time_from", "post_time_until", b"post_time_until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "currency", b"currency", "external_reference", b"external_reference", "kind", b"kind", "page_size", b"page_size", "page_token", b"page_token", "post_time_from", b"post_time_from", "post_time_until", b"post_time_until", "source_id", b"source_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "book", b"book", "currency", b"currency", "external_reference", b"external_reference", "kind", b"kind", "page_size", b"page_size", "page_token", b"page_token", "post_time_from", b"post_time_from", "post_time_until", b"post_time_until", "source_id", b"source_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -356,10 +364,13 @@ class GetAccountRequest(_message.Message):
     ACCOUNT_FIELD_NUMBER: _builtins.int
     CURRENCY_FIELD_NUMBER: _builtins.int
     AS_OF_TIME_FIELD_NUMBER: _builtins.int
+    BOOK_FIELD_NUMBER: _builtins.int
     account: _builtins.str
     """The account's path."""
     currency: _builtins.str
     """ISO 4217 code, BTC or USDC."""
+    book: _builtins.str
+    """The book; empty: main."""
     @_builtins.property
     def as_of_time(self) -> _timestamp_pb2.Timestamp:
         """The balance as of this time, by post_time; unset: now."""
@@ -370,10 +381,11 @@ class GetAccountRequest(_message.Message):
         account: _builtins.str = ...,
         currency: _builtins.str = ...,
         as_of_time: _timestamp_pb2.Timestamp | None = ...,
+        book: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "as_of_time", b"as_of_time", "currency", b"currency"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "as_of_time", b"as_of_time", "book", b"book", "currency", b"currency"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -423,6 +435,7 @@ class ListAccountsRequest(_message.Message):
     CURRENCY_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    BOOK_FIELD_NUMBER: _builtins.int
     prefix: _builtins.str
     """Accounts whose path begins with this prefix; empty: all."""
     currency: _builtins.str
@@ -431,6 +444,8 @@ class ListAccountsRequest(_message.Message):
     """Page size: 0 means 50; values above 200 mean 200."""
     page_token: _builtins.str
     """next_page_token of the previous page, with the same filters."""
+    book: _builtins.str
+    """The book; empty: main."""
     def __init__(
         self,
         *,
@@ -438,10 +453,11 @@ class ListAccountsRequest(_message.Message):
         currency: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        book: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency", b"currency", "page_size", b"page_size", "page_token", b"page_token", "prefix", b"prefix"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["book", b"book", "currency", b"currency", "page_size", b"page_size", "page_token", b"page_token", "prefix", b"prefix"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -484,10 +500,13 @@ class GetTrialBalanceRequest(_message.Message):
     AS_OF_TIME_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    BOOK_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """Page size: 0 means 50; values above 200 mean 200."""
     page_token: _builtins.str
     """next_page_token of the previous page."""
+    book: _builtins.str
+    """The book; empty: main."""
     @_builtins.property
     def as_of_time(self) -> _timestamp_pb2.Timestamp:
         """As of this time, by post_time; unset: now. Ignored with a page token, which keeps the time of
@@ -500,10 +519,11 @@ class GetTrialBalanceRequest(_message.Message):
         as_of_time: _timestamp_pb2.Timestamp | None = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        book: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time", "book", b"book", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -534,7 +554,7 @@ class GetTrialBalanceResponse(_message.Message):
     @_builtins.property
     def sums(self) -> _containers.RepeatedCompositeFieldContainer[_money_pb2.Money]:
         """The sums of the balances on this and all previous pages, one for each currency. On the last
-        page they cover the whole ledger and are zero.
+        page they cover the whole book and are zero.
         """
 
     @_builtins.property
@@ -568,6 +588,7 @@ class StreamEntriesRequest(_message.Message):
     AFTER_SEQUENCE_FIELD_NUMBER: _builtins.int
     ACCOUNT_PREFIX_FIELD_NUMBER: _builtins.int
     FOLLOW_FIELD_NUMBER: _builtins.int
+    BOOK_FIELD_NUMBER: _builtins.int
     after_sequence: _builtins.int
     """The last sequence the caller has; 0: from the beginning. A sequence beyond the end, as after a
     restore, is rejected with FIELD_INVALID; the metadata contains the last sequence as `last`.
@@ -576,16 +597,19 @@ class StreamEntriesRequest(_message.Message):
     """Only transactions with an entry in an account whose path begins with this prefix; empty: all."""
     follow: _builtins.bool
     """Whether to wait for more at the end."""
+    book: _builtins.str
+    """The book; empty: main."""
     def __init__(
         self,
         *,
         after_sequence: _builtins.int = ...,
         account_prefix: _builtins.str = ...,
         follow: _builtins.bool = ...,
+        book: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_prefix", b"account_prefix", "after_sequence", b"after_sequence", "follow", b"follow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_prefix", b"account_prefix", "after_sequence", b"after_sequence", "book", b"book", "follow", b"follow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,9 @@ if _version_not_supported:
 
 
 class LedgerServiceStub(object):
-    """Keeps the append-only, hash-chained ledger, and returns its current and past balances.
+    """Keeps the append-only, hash-chained ledger, and returns its current and past balances. Each book
+    is a chain of its own, with its own accounts; a request that names none means the book main. A
+    book that does not exist is NOT_FOUND.
     """
 
     def __init__(self, channel):
@@ -83,13 +85,15 @@ class LedgerServiceStub(object):
 
 
 class LedgerServiceServicer(object):
-    """Keeps the append-only, hash-chained ledger, and returns its current and past balances.
+    """Keeps the append-only, hash-chained ledger, and returns its current and past balances. Each book
+    is a chain of its own, with its own accounts; a request that names none means the book main. A
+    book that does not exist is NOT_FOUND.
     """
 
     def BatchPost(self, request, context):
         """Posts transactions independently of each other: the call is OK even if items are rejected. The
-        same kind and source_id with the same values returns the transaction posted before. Access:
-        service.
+        same kind and source_id in a book with the same values returns the transaction posted before.
+        Access: service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -217,7 +221,9 @@ def add_LedgerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class LedgerService(object):
-    """Keeps the append-only, hash-chained ledger, and returns its current and past balances.
+    """Keeps the append-only, hash-chained ledger, and returns its current and past balances. Each book
+    is a chain of its own, with its own accounts; a request that names none means the book main. A
+    book that does not exist is NOT_FOUND.
     """
 
     @staticmethod

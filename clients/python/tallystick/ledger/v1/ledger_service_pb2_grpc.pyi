@@ -27,7 +27,10 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class LedgerServiceStub:
-    """Keeps the append-only, hash-chained ledger, and returns its current and past balances."""
+    """Keeps the append-only, hash-chained ledger, and returns its current and past balances. Each book
+    is a chain of its own, with its own accounts; a request that names none means the book main. A
+    book that does not exist is NOT_FOUND.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -35,8 +38,8 @@ class LedgerServiceStub:
     def __new__(cls, channel: _aio.Channel) -> LedgerServiceAsyncStub: ...
     BatchPost: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.BatchPostRequest, _ledger_service_pb2.BatchPostResponse]
     """Posts transactions independently of each other: the call is OK even if items are rejected. The
-    same kind and source_id with the same values returns the transaction posted before. Access:
-    service.
+    same kind and source_id in a book with the same values returns the transaction posted before.
+    Access: service.
     """
     ReverseTransaction: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.ReverseTransactionRequest, _ledger_service_pb2.ReverseTransactionResponse]
     """Posts the reversal of a transaction, at most once for each transaction. A repeat with the same
@@ -71,13 +74,16 @@ class LedgerServiceStub:
 
 @_typing.type_check_only
 class LedgerServiceAsyncStub(LedgerServiceStub):
-    """Keeps the append-only, hash-chained ledger, and returns its current and past balances."""
+    """Keeps the append-only, hash-chained ledger, and returns its current and past balances. Each book
+    is a chain of its own, with its own accounts; a request that names none means the book main. A
+    book that does not exist is NOT_FOUND.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     BatchPost: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.BatchPostRequest, _ledger_service_pb2.BatchPostResponse]  # type: ignore[assignment]
     """Posts transactions independently of each other: the call is OK even if items are rejected. The
-    same kind and source_id with the same values returns the transaction posted before. Access:
-    service.
+    same kind and source_id in a book with the same values returns the transaction posted before.
+    Access: service.
     """
     ReverseTransaction: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.ReverseTransactionRequest, _ledger_service_pb2.ReverseTransactionResponse]  # type: ignore[assignment]
     """Posts the reversal of a transaction, at most once for each transaction. A repeat with the same
@@ -111,7 +117,10 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
     """Lists the alerts of this service, newest first. Access: operator."""
 
 class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Keeps the append-only, hash-chained ledger, and returns its current and past balances."""
+    """Keeps the append-only, hash-chained ledger, and returns its current and past balances. Each book
+    is a chain of its own, with its own accounts; a request that names none means the book main. A
+    book that does not exist is NOT_FOUND.
+    """
 
     @_abc_1.abstractmethod
     def BatchPost(
@@ -120,8 +129,8 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_service_pb2.BatchPostResponse, _abc.Awaitable[_ledger_service_pb2.BatchPostResponse]]:
         """Posts transactions independently of each other: the call is OK even if items are rejected. The
-        same kind and source_id with the same values returns the transaction posted before. Access:
-        service.
+        same kind and source_id in a book with the same values returns the transaction posted before.
+        Access: service.
         """
 
     @_abc_1.abstractmethod
