@@ -28,7 +28,8 @@ from tallystick_server.app.errors import StartupError
 _POSTINGS_PER_FETCH = 20_000
 _COPY_TX_SQL = """
     copy ledger.tx (book, sequence, kind, source_id, caller, fingerprint, entry_count,
-        description, external_reference, effective_time, post_time, previous_hash, hash) from stdin
+        description, external_reference, buyer_account, effective_time, post_time,
+        previous_hash, hash) from stdin
 """
 _COPY_ENTRY_SQL = """
     copy ledger.entry (book, sequence, line_number, account_id, currency, amount,
@@ -144,6 +145,7 @@ def _read_postings(connection: psycopg.Connection[Any]) -> Iterator[Posting]:
                 callers[kind],
                 _journal_lines(kind, buyer, seller),
                 external_reference=reference,
+                buyer_account=buyer,
             )
 
 
@@ -165,6 +167,7 @@ def _tx_row(transaction: ChainedTransaction) -> tuple[Any, ...]:
         len(posting.lines),
         posting.description,
         posting.external_reference,
+        posting.buyer_account,
         transaction.effective_time,
         transaction.post_time,
         transaction.previous_hash,

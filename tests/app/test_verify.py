@@ -258,6 +258,11 @@ CORRUPTIONS = [
     ),
     (
         "L6",
+        "update ledger.tx set buyer_account = 'x' where sequence = 4",
+        "ledger.tx main-4: its hash is not that of its content",
+    ),
+    (
+        "L6",
         "update ledger.tx set hash = previous_hash where sequence = 2",
         "ledger.tx main-3: previous_hash is not the hash",
     ),

@@ -150,8 +150,8 @@ def insert_transaction(
 ) -> str:
     return (
         f"insert into tx select 'main', {sequence}, '{kind}', '{source_id}', 't', {ZERO_HASH}, "
-        f"{n}, '', '', null, clock(), (select greatest(post_time, clock()) from head), {previous}, "
-        f"{ZERO_HASH}"
+        f"{n}, '', '', '', null, clock(), (select greatest(post_time, clock()) from head), "
+        f"{previous}, {ZERO_HASH}"
     )
 
 

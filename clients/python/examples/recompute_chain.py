@@ -22,6 +22,7 @@ def recompute(previous: bytes, tx: ledger_pb2.Transaction) -> bytes:
         tx.caller,
         tx.description,
         tx.external_reference,
+        tx.buyer_account,
         reverses,
     ]
     fields += [tx.effective_time.ToMicroseconds(), tx.post_time.ToMicroseconds()]

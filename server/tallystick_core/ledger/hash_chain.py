@@ -72,6 +72,7 @@ def compute_chain_hash(
         posting.caller,
         posting.description,
         posting.external_reference,
+        posting.buyer_account,
         posting.reverses or 0,
     )
     times = (to_microseconds(effective_time), to_microseconds(post_time))

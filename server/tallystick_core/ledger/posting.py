@@ -30,6 +30,8 @@ class Posting:
     description: str = ""
     effective_time: datetime | None = None
     external_reference: str = ""
+    buyer_account: str = ""
+    """The buyer whose money it is; "": no buyer's."""
     reverses: int | None = None
     """The sequence, in the same book, of the transaction that this one reverses."""
     book: str = BOOK
@@ -49,6 +51,7 @@ class Posting:
             self.source_id,
             self.description,
             self.external_reference,
+            self.buyer_account,
             to_microseconds(self.effective_time),
             self.reverses or 0,
         )
@@ -66,7 +69,7 @@ def first_difference(sent: Posting, stored: Posting) -> str:
             if getattr(sent_line, name) != getattr(stored_line, name):
                 is_flipped = name == "amount" and sent_line.amount == -stored_line.amount
                 return f"entries[{index}].{'direction' if is_flipped else name}"
-    for name in ("description", "external_reference"):
+    for name in ("description", "external_reference", "buyer_account"):
         if getattr(sent, name) != getattr(stored, name):
             return name
     return "effective_time"
@@ -82,6 +85,7 @@ def build_reversal(original: Posting, sequence: int, reason: str, caller: str) -
         lines,
         description=reason,
         external_reference=original.external_reference,
+        buyer_account=original.buyer_account,
         reverses=sequence,
         book=original.book,
     )

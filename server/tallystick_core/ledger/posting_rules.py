@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from typing import NamedTuple
+from zlib import crc32
 
 
 class PostingKind(StrEnum):
@@ -35,16 +36,27 @@ class JournalLine(NamedTuple):
     amount: int
 
 
+_BUYER_SHARDS = 16
+
+
+def buyer_shard(buyer: str) -> str:
+    """The account that holds both lines of a buyer's transactions, always the same one. The balance
+    of a buyer is always zero, so several buyers share an account; the transaction names the buyer.
+    """
+    return f"buyers/{crc32(buyer.encode()) % _BUYER_SHARDS}"
+
+
 def pay_in_lines(
     provider: str, buyer: str, seller: str, currency: str, amount: int, fee: int
 ) -> tuple[JournalLine, ...]:
     """An order was paid. The provider owes the platform the buyer's payment, which belongs to the
     seller and the platform.
     """
+    buyers = buyer_shard(buyer)
     lines = (
         JournalLine(f"psp/{provider}/clearing", currency, -amount),
-        JournalLine(f"buyers/{buyer}", currency, amount),
-        JournalLine(f"buyers/{buyer}", currency, -amount),
+        JournalLine(buyers, currency, amount),
+        JournalLine(buyers, currency, -amount),
         JournalLine(f"sellers/{seller}", currency, amount - fee),
     )
     return (*lines, JournalLine("platform/fees", currency, fee)) if fee else lines

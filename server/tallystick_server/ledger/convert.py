@@ -15,7 +15,7 @@ from tallystick_core.ledger.identifiers import TransactionId, parse_account, par
 from tallystick_core.ledger.posting import MAX_ENTRIES, Posting, check_balanced
 from tallystick_core.ledger.posting_rules import JournalLine, PostingKind
 from tallystick_core.money import format_amount, parse_amount, parse_currency
-from tallystick_core.validation import parse_id, parse_text
+from tallystick_core.validation import parse_id, parse_optional_id, parse_text
 from tallystick_server.rpc.enums import EnumNames
 from tallystick_server.rpc.pagination import invalid_page_token
 from tallystick_server.rpc.timestamps import parse_time, to_timestamp
@@ -41,6 +41,7 @@ def stored_posting(transaction: StoredTransaction) -> Posting:
         lines,
         row.description,
         external_reference=row.external_reference,
+        buyer_account=row.buyer_account,
         book=row.book,
     )
 
@@ -81,6 +82,7 @@ def parse_posting(message: pb.Posting) -> Posting:
         description,
         parse_time(message, "effective_time"),
         parse_external_reference(message.external_reference),
+        parse_optional_id(message.buyer_account, "buyer_account"),
         book=parse_book(message.book),
     )
 
@@ -126,6 +128,7 @@ def new_transaction(item: ChainedTransaction) -> ledger_pb2.Transaction:
         hash=item.hash,
         caller=posting.caller,
         external_reference=posting.external_reference,
+        buyer_account=posting.buyer_account,
     )
     for line, balance in zip(posting.lines, item.balances_after, strict=True):
         _add_entry(message, line.account, line.currency, line.amount, balance)
@@ -149,6 +152,7 @@ def transaction(stored: StoredTransaction) -> ledger_pb2.Transaction:
         hash=bytes(row.hash),
         caller=row.caller,
         external_reference=row.external_reference,
+        buyer_account=row.buyer_account,
     )
     for entry in stored.entries:
         _add_entry(message, entry.account, entry.currency, entry.amount, int(entry.balance_after))

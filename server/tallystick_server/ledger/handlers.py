@@ -22,7 +22,7 @@ from tallystick_core.ledger.identifiers import (
 )
 from tallystick_core.ledger.posting import Posting, build_reversal, reject_irreversible
 from tallystick_core.money import format_amount, parse_currency
-from tallystick_core.validation import parse_reason_text, parse_text
+from tallystick_core.validation import parse_optional_id, parse_reason_text, parse_text
 from tallystick_server.ledger import convert
 from tallystick_server.ledger.post import PostedTransaction, TransactionPoster
 from tallystick_server.operations import alerts
@@ -323,6 +323,7 @@ def _parse_filter(request: pb.ListTransactionsRequest) -> store.TransactionFilte
         parse_time(request, "post_time_from"),
         parse_time(request, "post_time_until"),
         convert.parse_external_reference(request.external_reference) or None,
+        parse_optional_id(request.buyer_account, "buyer_account") or None,
     )
 
 
@@ -336,6 +337,7 @@ def _filter_values(filters: store.TransactionFilter) -> tuple[object, ...]:
         filters.post_time_from,
         filters.post_time_until,
         filters.external_reference,
+        filters.buyer_account,
     )
 
 

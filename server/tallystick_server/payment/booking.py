@@ -129,6 +129,7 @@ class PaymentBooking:
                 lines,
                 order.message.provider_reference,
                 order.message.update_time,
+                order.buyer_account,
             )
         return list((await self._service_client.call(self._ledger.BatchPost, request)).results)
 

@@ -22,6 +22,7 @@ def add_posting(
     lines: Iterable[JournalLine],
     external_reference: str = "",
     effective_time: Timestamp | None = None,
+    buyer_account: str = "",
 ) -> None:
     """Adds a posting to the request. Reference and time must be stored values: a repeat with others
     is rejected.
@@ -32,6 +33,7 @@ def add_posting(
         caller=caller,
         external_reference=external_reference,
         effective_time=effective_time,
+        buyer_account=buyer_account,
     )
     for line in lines:
         posting.entries.add(

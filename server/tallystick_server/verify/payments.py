@@ -151,11 +151,11 @@ def check_booking(read: QueryRunner) -> Check:
                 order.amount,
                 order.platform_fee,
             )
-            if not _is_posted(posting_group, lines, order.provider_reference):
+            if not _is_posted(posting_group, lines, order.provider_reference, order.buyer_account):
                 check.fail(
                     name,
-                    "its ledger transaction is not exactly one with the reference and entries of "
-                    "its pay-in",
+                    "its ledger transaction is not exactly one with the reference, buyer and "
+                    "entries of its pay-in",
                 )
     return check
 
@@ -174,9 +174,10 @@ def _is_posted(
     posting_group: tuple[str, list[str]] | None,
     lines: tuple[JournalLine, ...],
     external_reference: str,
+    buyer_account: str = "",
 ) -> bool:
-    """Whether a source id has exactly one transaction, with this reference and these entries."""
-    expected = format_posting(lines, external_reference)
+    """Whether a source id has exactly one transaction, with this reference, buyer and entries."""
+    expected = format_posting(lines, external_reference, buyer_account)
     return posting_group is not None and posting_group[1] == [expected]
 
 

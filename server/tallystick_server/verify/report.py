@@ -89,10 +89,12 @@ def sum_counts(rows: Rows) -> int:
     return sum(row.rows for row in rows)
 
 
-def format_posting(lines: Iterable[JournalLine], external_reference: str) -> str:
-    """A transaction's reference and entries as one text, in the format of the queries."""
+def format_posting(
+    lines: Iterable[JournalLine], external_reference: str, buyer_account: str = ""
+) -> str:
+    """A transaction's reference, buyer and entries as one text, in the format of the queries."""
     entries = ", ".join(f"{line.account} {line.currency} {line.amount}" for line in lines)
-    return f"{external_reference}: {entries}"
+    return f"{external_reference} {buyer_account}: {entries}"
 
 
 def to_lists(groups: Iterable[tuple[Any, Iterable[Any]]]) -> Iterator[tuple[Any, list[Any]]]:

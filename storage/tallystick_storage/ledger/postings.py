@@ -126,16 +126,16 @@ def find_posted(
 _APPEND = text("""
     with t as (
         insert into tx (book, sequence, kind, source_id, caller, fingerprint, entry_count,
-            description, external_reference,
+            description, external_reference, buyer_account,
             reverses, effective_time, post_time, previous_hash, hash)
         select :book, sequence, kind, source_id, caller, decode(fingerprint, 'hex'), entry_count,
-            description, external_reference,
+            description, external_reference, buyer_account,
             reverses, effective_time, post_time,
             decode(previous_hash, 'hex'), decode(hash, 'hex')
         from json_to_recordset(cast(:transactions as json))
             as r (sequence bigint, kind text, source_id text, caller text, fingerprint text,
                 entry_count int,
-            description text, external_reference text, reverses bigint,
+            description text, external_reference text, buyer_account text, reverses bigint,
                 effective_time timestamptz, post_time timestamptz, previous_hash text, hash text))
     insert into entry (book, sequence, line_number, account_id, currency, amount, balance_after,
         number)
@@ -167,6 +167,7 @@ def append(
             "entry_count": len(item.posting.lines),
             "description": item.posting.description,
             "external_reference": item.posting.external_reference,
+            "buyer_account": item.posting.buyer_account,
             "reverses": item.posting.reverses,
             "effective_time": item.effective_time,
             "post_time": item.post_time,

@@ -24,6 +24,7 @@ class TransactionRow(NamedTuple):
     caller: str
     description: str
     external_reference: str
+    buyer_account: str
     effective_time: datetime
     post_time: datetime
     previous_hash: bytes
@@ -100,6 +101,7 @@ class TransactionFilter:
     post_time_from: datetime | None = None
     post_time_until: datetime | None = None
     external_reference: str | None = None
+    buyer_account: str | None = None
     before: int | None = None
 
 
@@ -112,7 +114,7 @@ _LAST_BEFORE = text(
     "sequence desc limit 1"
 )
 _MAX_SCANNED = 2_000
-_LEADING_FILTERS = ("source_id", "external_reference", "account", "kind")
+_LEADING_FILTERS = ("source_id", "external_reference", "buyer_account", "account", "kind")
 """The filters with an index, the most selective first."""
 
 
@@ -189,7 +191,7 @@ def _remaining_conditions(filters: TransactionFilter, leading: str) -> list[str]
     """The filters that the candidates need not meet, as conditions on the transaction `t`."""
     conditions = [
         f"t.{name} = :{name}"
-        for name in ("source_id", "external_reference", "kind")
+        for name in ("source_id", "external_reference", "buyer_account", "kind")
         if name != leading and getattr(filters, name) is not None
     ]
     of_account = [

@@ -31,6 +31,7 @@ def _fingerprinted(effective_time: str) -> str:
         "t.source_id",
         "t.description",
         "t.external_reference",
+        "t.buyer_account",
         effective_time,
         "coalesce(t.reverses, 0)",
     )
@@ -74,6 +75,7 @@ QUERIES = {
             "t.caller",
             "t.description",
             "t.external_reference",
+            "t.buyer_account",
             "coalesce(t.reverses, 0)",
             to_microseconds("t.effective_time"),
             to_microseconds("t.post_time"),

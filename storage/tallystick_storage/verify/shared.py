@@ -50,9 +50,9 @@ def to_microseconds(time: str) -> str:
     return f"trunc(extract(epoch from {time}) * 1000000)"
 
 
-# A transaction's reference and entries as one text, as
+# A transaction's reference, buyer and entries as one text, as
 # `tallystick_server.verify.report.format_posting` writes them.
-POSTING = """t.external_reference || ': ' || (
+POSTING = """t.external_reference || ' ' || t.buyer_account || ': ' || (
     select string_agg(a.account || ' ' || e.currency || ' ' || e.amount, ', '
         order by e.line_number)
     from entry e join account a on a.account_id = e.account_id

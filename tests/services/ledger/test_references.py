@@ -29,11 +29,17 @@ def one_posting(**values: object) -> Posting:
     return Posting(PostingKind.ADJUSTMENT, "j-1", "test", lines, **values)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("changed", ["external_reference", "effective_time"])
-def test_reference_and_time_are_in_fingerprint_and_hash(changed: str) -> None:
-    """L6: a posting with another reference or effective time has another fingerprint and hash."""
-    original = one_posting(external_reference="pi_1", effective_time=TIME)
-    value = {"external_reference": "pi_2", "effective_time": TIME + timedelta(microseconds=1)}
+@pytest.mark.parametrize("changed", ["external_reference", "effective_time", "buyer_account"])
+def test_each_field_is_in_fingerprint_and_hash(changed: str) -> None:
+    """L6: a posting with another reference, effective time or buyer has another fingerprint and
+    hash.
+    """
+    original = one_posting(external_reference="pi_1", effective_time=TIME, buyer_account="b-1")
+    value = {
+        "external_reference": "pi_2",
+        "effective_time": TIME + timedelta(microseconds=1),
+        "buyer_account": "b-2",
+    }
     other = replace(original, **{changed: value[changed]})  # type: ignore[arg-type]
     assert original.fingerprint != other.fingerprint
     first, second = (
@@ -43,10 +49,11 @@ def test_reference_and_time_are_in_fingerprint_and_hash(changed: str) -> None:
     assert first != second
 
 
-def test_a_reversal_has_the_reference_of_its_transaction() -> None:
-    """A list by reference has the reversal with the transaction."""
-    reversal = build_reversal(one_posting(external_reference="pi_1"), 7, "wrong", "test")
-    assert reversal.external_reference == "pi_1"
+def test_a_reversal_has_reference_and_buyer_of_its_transaction() -> None:
+    """A list by reference, or of a buyer, has the reversal with the transaction."""
+    original = one_posting(external_reference="pi_1", buyer_account="b-1")
+    reversal = build_reversal(original, 7, "wrong", "test")
+    assert (reversal.external_reference, reversal.buyer_account) == ("pi_1", "b-1")
 
 
 def test_a_posting_has_a_reference_and_a_time(client: Client) -> None:

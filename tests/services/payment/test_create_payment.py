@@ -19,6 +19,7 @@ from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
 from tallystick.wallet.v1 import wallet_service_pb2
 from tallystick_core.access import Caller, Role
+from tallystick_core.ledger.posting_rules import buyer_shard
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.payment.confirm_delivery import DeliveryConfirmation
@@ -73,8 +74,8 @@ def test_a_checkout_with_two_sellers_is_paid(client: Client, platform: ServedPla
         ]
         assert lines == [
             ("psp/sandbox/clearing", "DEBIT", order.amount),
-            ("buyers/buyer-1", "CREDIT", order.amount),
-            ("buyers/buyer-1", "DEBIT", order.amount),
+            (buyer_shard("buyer-1"), "CREDIT", order.amount),
+            (buyer_shard("buyer-1"), "DEBIT", order.amount),
             (f"sellers/{order.seller_account}", "CREDIT", order.amount),
         ]
     assert [

@@ -39,6 +39,7 @@ create table tx (
     entry_count int not null check (entry_count >= 2),
     description text not null,
     external_reference text collate "C" not null,  -- of a provider or bank; "": there is none
+    buyer_account text collate "C" not null,  -- "": the money is no buyer's
     reverses bigint,
     effective_time timestamptz not null,
     post_time timestamptz not null,
@@ -52,6 +53,7 @@ create index tx_by_time on tx (book, post_time, sequence);
 create index tx_by_kind on tx (book, kind, sequence);
 create index tx_by_reference on tx (external_reference, book, sequence)
     where external_reference <> '';
+create index tx_by_buyer on tx (buyer_account, book, sequence) where buyer_account <> '';
 create unique index tx_reversed_once on tx (book, reverses) where reverses is not null;
 
 create table entry (

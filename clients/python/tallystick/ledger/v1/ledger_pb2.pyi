@@ -176,6 +176,7 @@ class Transaction(_message.Message):
     HASH_FIELD_NUMBER: _builtins.int
     CALLER_FIELD_NUMBER: _builtins.int
     EXTERNAL_REFERENCE_FIELD_NUMBER: _builtins.int
+    BUYER_ACCOUNT_FIELD_NUMBER: _builtins.int
     transaction_id: _builtins.str
     """"{book}-{sequence}"."""
     sequence: _builtins.int
@@ -200,6 +201,8 @@ class Transaction(_message.Message):
     """The caller on whose behalf it was posted."""
     external_reference: _builtins.str
     """The reference of the provider or bank that moved the money, or empty."""
+    buyer_account: _builtins.str
+    """The buyer whose money it is, or empty. Buyers share the accounts "buyers/{shard}"."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Entry]:
         """The entries in the order of the posting; they sum to zero in each currency."""
@@ -229,10 +232,11 @@ class Transaction(_message.Message):
         hash: _builtins.bytes = ...,
         caller: _builtins.str = ...,
         external_reference: _builtins.str = ...,
+        buyer_account: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["effective_time", b"effective_time", "post_time", b"post_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "description", b"description", "effective_time", b"effective_time", "entries", b"entries", "external_reference", b"external_reference", "hash", b"hash", "kind", b"kind", "post_time", b"post_time", "previous_hash", b"previous_hash", "reversed_by_transaction_id", b"reversed_by_transaction_id", "reverses_transaction_id", b"reverses_transaction_id", "sequence", b"sequence", "source_id", b"source_id", "transaction_id", b"transaction_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buyer_account", b"buyer_account", "caller", b"caller", "description", b"description", "effective_time", b"effective_time", "entries", b"entries", "external_reference", b"external_reference", "hash", b"hash", "kind", b"kind", "post_time", b"post_time", "previous_hash", b"previous_hash", "reversed_by_transaction_id", b"reversed_by_transaction_id", "reverses_transaction_id", b"reverses_transaction_id", "sequence", b"sequence", "source_id", b"source_id", "transaction_id", b"transaction_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -37,6 +37,7 @@ class Posting(_message.Message):
     EFFECTIVE_TIME_FIELD_NUMBER: _builtins.int
     EXTERNAL_REFERENCE_FIELD_NUMBER: _builtins.int
     BOOK_FIELD_NUMBER: _builtins.int
+    BUYER_ACCOUNT_FIELD_NUMBER: _builtins.int
     kind: _ledger_pb2.TransactionKind.ValueType
     """The kind of the transaction; REVERSAL is rejected, see ReverseTransaction."""
     source_id: _builtins.str
@@ -51,6 +52,8 @@ class Posting(_message.Message):
     """
     book: _builtins.str
     """The book to post to; empty: main."""
+    buyer_account: _builtins.str
+    """The buyer whose money it is: an id, or empty."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[_ledger_pb2.Entry]:
         """2 to 20 entries that sum to zero in each currency."""
@@ -72,10 +75,11 @@ class Posting(_message.Message):
         effective_time: _timestamp_pb2.Timestamp | None = ...,
         external_reference: _builtins.str = ...,
         book: _builtins.str = ...,
+        buyer_account: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["effective_time", b"effective_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["book", b"book", "caller", b"caller", "description", b"description", "effective_time", b"effective_time", "entries", b"entries", "external_reference", b"external_reference", "kind", b"kind", "source_id", b"source_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["book", b"book", "buyer_account", b"buyer_account", "caller", b"caller", "description", b"description", "effective_time", b"effective_time", "entries", b"entries", "external_reference", b"external_reference", "kind", b"kind", "source_id", b"source_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -281,6 +285,7 @@ class ListTransactionsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     EXTERNAL_REFERENCE_FIELD_NUMBER: _builtins.int
     BOOK_FIELD_NUMBER: _builtins.int
+    BUYER_ACCOUNT_FIELD_NUMBER: _builtins.int
     account: _builtins.str
     """Transactions with an entry in this account."""
     currency: _builtins.str
@@ -297,6 +302,8 @@ class ListTransactionsRequest(_message.Message):
     """Transactions of this reference of a provider or bank."""
     book: _builtins.str
     """The book; empty: main."""
+    buyer_account: _builtins.str
+    """Transactions of this buyer."""
     @_builtins.property
     def post_time_from(self) -> _timestamp_pb2.Timestamp:
         """Posted at or after this time."""
@@ -318,10 +325,11 @@ class ListTransactionsRequest(_message.Message):
         page_token: _builtins.str = ...,
         external_reference: _builtins.str = ...,
         book: _builtins.str = ...,
+        buyer_account: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["post_time_from", b"post_time_from", "post_time_until", b"post_time_until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "book", b"book", "currency", b"currency", "external_reference", b"external_reference", "kind", b"kind", "page_size", b"page_size", "page_token", b"page_token", "post_time_from", b"post_time_from", "post_time_until", b"post_time_until", "source_id", b"source_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "book", b"book", "buyer_account", b"buyer_account", "currency", b"currency", "external_reference", b"external_reference", "kind", b"kind", "page_size", b"page_size", "page_token", b"page_token", "post_time_from", b"post_time_from", "post_time_until", b"post_time_until", "source_id", b"source_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
