@@ -813,8 +813,8 @@ CASES = [
         "E2 an event that is stored twice",
         "event",
         (
-            "insert into event select 10000, aggregate_id, aggregate_version, type, owner, body "
-            "from event where cursor = 1"
+            "insert into event select 10000, aggregate_id, aggregate_version, type, owner, "
+            "clock(), body from event where cursor = 1"
         ),
         "23505",
     ),

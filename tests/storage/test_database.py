@@ -44,8 +44,8 @@ def insert_event(aggregate: str, cursor: int):  # type: ignore[no-untyped-def]
     def work(connection: Connection) -> str:
         connection.execute(
             text(
-                "insert into event (cursor, aggregate_id, aggregate_version, type, owner, body) "
-                "values (:c, :a, 1, 'X', '', '')"
+                "insert into event (cursor, aggregate_id, aggregate_version, type, owner, "
+                "publish_time, body) values (:c, :a, 1, 'X', '', clock(), '')"
             ),
             {"c": cursor, "a": aggregate},
         )
@@ -330,8 +330,8 @@ def test_a_repeat_of_idempotent_work_waits_for_the_first_commit(
     def work(connection: Connection) -> None:
         connection.execute(
             text(
-                "insert into event (cursor, aggregate_id, aggregate_version, type, owner, body) "
-                "values (1, :a, 1, 'X', '', '') on conflict do nothing"
+                "insert into event (cursor, aggregate_id, aggregate_version, type, owner, "
+                "publish_time, body) values (1, :a, 1, 'X', '', clock(), '') on conflict do nothing"
             ),
             {"a": aggregate},
         )

@@ -106,9 +106,9 @@ def test_verify_names_an_edit_of_each_column(tampering: Tampering, table: str) -
             "update event.event x set body = y.body from event.event y where x.cursor in (3, 4) "
             "and y.cursor = 7 - x.cursor"
         ),
-        "insert into event.event (cursor, aggregate_id, aggregate_version, type, owner, body) "
-        "select cursor + 1, 'payments/forged', 1, type, owner, body from event.event order by "
-        "cursor desc limit 1",
+        "insert into event.event (cursor, aggregate_id, aggregate_version, type, owner, "
+        "publish_time, body) select cursor + 1, 'payments/forged', 1, type, owner, publish_time, "
+        "body from event.event order by cursor desc limit 1",
         "delete from event.event where cursor = (select max(cursor) from event.event)",
         "delete from payment.attempt where outcome = 'DECLINED'",
         "delete from payout.attempt where outcome = 'DECLINED'",

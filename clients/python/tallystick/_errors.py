@@ -113,6 +113,10 @@ class DeadlineExceededError(TallystickError):
     """
 
 
+class OutOfRangeError(TallystickError):
+    """Events after the cursor were deleted at the end of their retention."""
+
+
 class UnimplementedError(TallystickError):
     """The method is not implemented, or does not exist."""
 
@@ -134,6 +138,7 @@ _CLASSES: dict[grpc.StatusCode, type[TallystickError]] = {
     # sent by a proxy or a stopping server; for the caller it is a lost response
     grpc.StatusCode.CANCELLED: UnavailableError,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
+    grpc.StatusCode.OUT_OF_RANGE: OutOfRangeError,
     grpc.StatusCode.UNIMPLEMENTED: UnimplementedError,
     grpc.StatusCode.INTERNAL: InternalError,
 }

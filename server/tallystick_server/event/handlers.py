@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Any
 
 from tallystick.event.v1 import event_pb2
 from tallystick.event.v1 import event_service_pb2 as pb
@@ -21,7 +20,7 @@ from tallystick_server.rpc.streaming import SequenceSource, SequenceTail, Stream
 from tallystick_server.rpc.timestamps import has_time
 from tallystick_storage.database import Database
 from tallystick_storage.event import events as store
-from tallystick_storage.sql import Connection, Row
+from tallystick_storage.sql import Connection
 
 _UNRESTRICTED_ROLES = frozenset({Role.SERVICE, Role.OPERATOR, Role.AUDITOR})
 ACCESS: Access = {
@@ -45,6 +44,7 @@ class EventHandlers:
                 _read_between,
                 lambda row: int(row.cursor),
                 lambda row: len(row.body),
+                store.horizon,
             ),
         )
         self._publish_batcher: Batcher[Sequence[store.NewEvent], int] = Batcher(
@@ -104,7 +104,7 @@ class EventHandlers:
         )
         owner = call.caller.owner if _UNRESTRICTED_ROLES.isdisjoint(call.caller.roles) else ""
 
-        def matches(row: Row[Any]) -> bool:
+        def matches(row: store.EventRow) -> bool:
             return (
                 (not types or row.type in types)
                 and aggregate in ("", row.aggregate_id)
@@ -161,7 +161,7 @@ def _read_between(
     types: Collection[str] = (),
     aggregate: str = "",
     owner: str = "",
-) -> Sequence[Row[Any]]:
+) -> Sequence[store.EventRow]:
     return store.list_between(connection, after, until, list(types), aggregate, owner, limit)
 
 

@@ -70,6 +70,7 @@ _REASONS_BY_CODE: dict[grpc.StatusCode, tuple[ErrorReason, ...]] = {
         ErrorReason.STREAM_EXPIRED,
     ),
     grpc.StatusCode.DEADLINE_EXCEEDED: (ErrorReason.DEADLINE_EXCEEDED, ErrorReason.QUERY_TOO_SLOW),
+    grpc.StatusCode.OUT_OF_RANGE: (ErrorReason.CURSOR_EXPIRED,),
     grpc.StatusCode.UNIMPLEMENTED: (ErrorReason.METHOD_NOT_IMPLEMENTED, ErrorReason.METHOD_UNKNOWN),
     grpc.StatusCode.INTERNAL: (ErrorReason.INTERNAL,),
 }

@@ -28,7 +28,7 @@ _MAX_READ_AHEAD_BYTES = 128 * 1024  # per stream; one item always fits
 
 @dataclass(frozen=True, slots=True)
 class SequenceSource(Generic[R]):
-    """A sequence that only grows at its end."""
+    """A sequence that grows only at its end."""
 
     last: Callable[[Connection], int]
     """The last number."""
@@ -37,6 +37,8 @@ class SequenceSource(Generic[R]):
     position: Callable[[R], int]
     size_of: Callable[[R], int]
     """The approximate size of an item in bytes."""
+    horizon: Callable[[Connection], int] | None = None
+    """The number up to which items were deleted; None: none ever are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ class SequenceTail(Generic[R]):
         self, stream_filter: StreamFilter[R], after: int, field: str, *, follow: bool
     ) -> AsyncGenerator[R, None]:
         """Yields the matching items after a cursor, in order; with `follow` also new ones. Raises
-        FIELD_INVALID for the cursor's field.
+        FIELD_INVALID for the cursor's field, or CURSOR_EXPIRED if items after it were deleted.
         """
         if after < 0:
             raise ApiError(ErrorReason.FIELD_INVALID, f"{field} must not be negative.", field=field)
@@ -95,9 +97,11 @@ class SequenceTail(Generic[R]):
                     yield item
                 await self._wait_for_growth(after)
                 continue
-            end, until, items = await self._read_page(stream_filter, after)
+            horizon, end, until, items = await self._read_page(stream_filter, after)
             if after > end:
                 raise _cursor_beyond_end_error(field, end)
+            if after < horizon:
+                raise _cursor_expired_error(field, horizon)
             for item in items:
                 yield item
             after = until
@@ -134,19 +138,21 @@ class SequenceTail(Generic[R]):
 
     async def _read_page(
         self, stream_filter: StreamFilter[R], after: int
-    ) -> tuple[int, int, Sequence[R]]:
-        """One bounded read: the end of the sequence, the number up to which it scanned, and the
-        matching items.
+    ) -> tuple[int, int, int, Sequence[R]]:
+        """One bounded read: the horizon and the end of the sequence, the number up to which it
+        scanned, and the matching items.
         """
 
-        def read(connection: Connection) -> tuple[int, int, Sequence[R]]:
+        def read(connection: Connection) -> tuple[int, int, int, Sequence[R]]:
             # Read the end before the items, so that no item added in between is skipped.
             end = self._source.last(connection)
             until = end if stream_filter.is_indexed else min(after + _MAX_READ_RANGE, end)
             candidates = stream_filter.read_after(connection, after, until, _MAX_READ_ITEMS)
             items = self._limit_read_ahead(candidates)
             is_complete = len(items) == len(candidates) < _MAX_READ_ITEMS
-            return end, until if is_complete else self._source.position(items[-1]), items
+            # Read the horizon after the items, so that items deleted in between are noticed.
+            horizon = 0 if self._source.horizon is None else self._source.horizon(connection)
+            return horizon, end, until if is_complete else self._source.position(items[-1]), items
 
         async with self._read_semaphore.permit(stream_filter.owner):
             return await self._database.read(read)
@@ -207,6 +213,16 @@ class SequenceTail(Generic[R]):
         self._buffer.clear()
         self._buffer_bytes = 0
         self._buffer_start = self._buffer_end = end
+
+
+def _cursor_expired_error(field: str, horizon: int) -> ApiError:
+    return ApiError(
+        ErrorReason.CURSOR_EXPIRED,
+        f"{field} must be at least {horizon}, the oldest that is available; what came before was "
+        "deleted at the end of its retention.",
+        field=field,
+        metadata={"oldest": str(horizon)},
+    )
 
 
 def _cursor_beyond_end_error(field: str, end: int) -> ApiError:

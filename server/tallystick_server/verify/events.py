@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import heapq
+from datetime import timedelta
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 from tallystick_server.app.services import SERVICES
 from tallystick_server.verify.report import Check, QueryRunner, merge_join, sum_counts
+
+_MAX_CLOCK_DIFFERENCE = timedelta(hours=1)
 
 
 def check_operations(read: QueryRunner) -> Check:
@@ -39,6 +42,7 @@ def check_events(read: QueryRunner) -> Check:
     heads = [*read("event.head")]
     if len(heads) != 1:
         check.fail("event.head", f"has {len(heads)} rows, and must have one")
+    horizon = _load_horizon(check, read)
     check.fail_each(read("event.gaps"))
     for totals in read("event.count"):
         for head in heads:
@@ -48,7 +52,7 @@ def check_events(read: QueryRunner) -> Check:
                 )
     for service, prefix in _aggregate_prefixes().items():
         versions_with_events = merge_join(
-            read(f"{service}.versions"),
+            read(f"{service}.versions", since=horizon.since),
             _block_key,
             read("event.versions", prefix=prefix),
             _block_key,
@@ -76,6 +80,7 @@ def check_versions(read: QueryRunner) -> Check:
     version has one event.
     """
     check = Check("each resource is at the version of its last event", "E1")
+    horizon = _load_horizon(check, read)
     services = [spec.name for spec in SERVICES if spec.publishes_events]
     tables = _tables_by_collection()
     resources = heapq.merge(
@@ -103,15 +108,42 @@ def check_versions(read: QueryRunner) -> Check:
                 f"{tables[key.partition('/')[0]]} {key.partition('/')[2]}",
                 f"is missing, but event.event has its version {event.version}",
             )
-        elif outbox is None and (
-            event is None or (event.version, event.events) != (row.version, row.version)
-        ):
+        elif outbox is None and not _has_all_events(row.version, event, horizon):
             check.fail(
                 f"{row.name} {key.partition('/')[2]}",
                 f"is at version {row.version}, but event.event has {event.events if event else 0} "
                 "of its versions",
             )
     return check
+
+
+class _Horizon(NamedTuple):
+    """How far events were deleted at the end of their retention. Each change after `since` (a time
+    of PostgreSQL) must still have its event.
+    """
+
+    cursor: int = 0
+    since: str = "-infinity"
+
+
+def _load_horizon(check: Check, read: QueryRunner) -> _Horizon:
+    rows = [*read("event.horizon")]
+    if len(rows) != 1:
+        check.fail("event.horizon", f"has {len(rows)} rows, and must have one")
+    if not rows or not rows[0].cursor:
+        return _Horizon()
+    # An event is published after its change, by the clock of another database.
+    return _Horizon(rows[0].cursor, str(rows[0].publish_time + _MAX_CLOCK_DIFFERENCE))
+
+
+def _has_all_events(version: int, event: Any, horizon: _Horizon) -> bool:
+    """Whether a resource has an event for each version. The events of its first versions may have
+    been deleted at the end of their retention.
+    """
+    if event is None:
+        return horizon.cursor > 0
+    first_version = event.first_version if horizon.cursor else 1
+    return (event.version, event.events) == (version, version - first_version + 1)
 
 
 def _block_key(row: Any) -> tuple[str, int]:

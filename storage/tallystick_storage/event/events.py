@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 from tallystick_storage.database import ConstraintViolation, encode_rows
-from tallystick_storage.sql import Connection, Row, text
+from tallystick_storage.sql import Connection, text
 
 EventKey = tuple[str, int]
 """aggregate_id and aggregate_version; unique per event."""
@@ -53,12 +53,13 @@ _PUBLISH = text("""
             as r (position int, aggregate_id text, aggregate_version bigint, type text, owner text,
             start int, length int)),
     e as (
-        insert into event (cursor, aggregate_id, aggregate_version, type, owner, body)
+        insert into event (cursor, aggregate_id, aggregate_version, type, owner, publish_time, body)
         select h.cursor + row_number() over (order by r.position), r.aggregate_id,
             r.aggregate_version,
-            r.type, r.owner,
+            r.type, r.owner, t.now,
             substr(cast(:bodies as bytea), r.start, r.length)
-        from requested r, head h where not r.is_published order by r.position),
+        from requested r, head h, (select clock() as now) t
+            where not r.is_published order by r.position),
     c as (update head
         set cursor = head.cursor + (select count(*) from requested where not is_published))
     select r.aggregate_id, r.aggregate_version, e.body is not null as is_conflicting, e.body
@@ -106,14 +107,44 @@ def last_cursor(connection: Connection) -> int:
     return int(connection.execute(_LAST_CURSOR).scalar_one())
 
 
+_HORIZON = text("select cursor from horizon")
+_PRUNE = text("select prune_events(make_interval(days => :days), :limit)")
+
+
+def horizon(connection: Connection) -> int:
+    """The last cursor that was deleted at the end of its retention; 0: none was."""
+    return int(connection.execute(_HORIZON).scalar_one())
+
+
+def prune(connection: Connection, retention_days: int, limit: int) -> int:
+    """Deletes up to `limit` of the oldest events that were published more than `retention_days`
+    days ago. Returns how many.
+    """
+    parameters = {"days": retention_days, "limit": limit}
+    return int(connection.execute(_PRUNE, parameters).scalar_one())
+
+
+class EventRow(NamedTuple):
+    """A published event; `body` is the message without its cursor."""
+
+    cursor: int
+    body: bytes
+    type: str
+    owner: str
+    aggregate_id: str
+
+
 _LIST_BETWEEN = """
-    select cursor, body, type, owner, aggregate_id from event
+    select {columns} from event
     where {which} cursor > :after and cursor <= :until and (:owner = '' or owner = :owner)
         and (cardinality(cast(:types as text[])) = 0 or type = any (cast(:types as text[])))
     order by cursor limit :limit
 """
-_LIST_ALL = text(_LIST_BETWEEN.format(which=""))
-_LIST_OF_AGGREGATE = text(_LIST_BETWEEN.format(which="aggregate_id = :aggregate_id and"))
+_COLUMNS = ", ".join(EventRow._fields)
+_LIST_ALL = text(_LIST_BETWEEN.format(columns=_COLUMNS, which=""))
+_LIST_OF_AGGREGATE = text(
+    _LIST_BETWEEN.format(columns=_COLUMNS, which="aggregate_id = :aggregate_id and")
+)
 
 
 def list_between(
@@ -124,11 +155,9 @@ def list_between(
     aggregate_id: str,
     owner: str,
     limit: int,
-) -> Sequence[Row[Any]]:
+) -> list[EventRow]:
     """The next events after one cursor, up to another. Empty filters match everything."""
     parameters = {"after": after, "until": until, "types": types, "owner": owner, "limit": limit}
-    if aggregate_id:
-        return connection.execute(
-            _LIST_OF_AGGREGATE, {**parameters, "aggregate_id": aggregate_id}
-        ).all()
-    return connection.execute(_LIST_ALL, parameters).all()
+    statement = _LIST_OF_AGGREGATE if aggregate_id else _LIST_ALL
+    rows = connection.execute(statement, {**parameters, "aggregate_id": aggregate_id})
+    return [EventRow(*row) for row in rows]

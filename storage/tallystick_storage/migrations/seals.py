@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 SEALED_ON_UPDATE: Mapping[str, str] = {
+    "event.horizon": "t.cursor = 0",
     "payment.attempt": (
         "(t.outcome, t.provider_reference, t.failure_reason, t.decline_code) = ('', '', '', '') "
         "and t.moved_amount is null and t.end_time is null"

@@ -305,6 +305,7 @@ QUERIES = {
     "payment.versions": f"""
         select 'paymentOrders/' || payment_order_id as aggregate_id, {VERSIONS.format("version")}
             from order_history
+            where create_time > cast(:since as timestamptz)
         group by payment_order_id, block order by payment_order_id, block""",
     # The version of each resource without a history of its own: the version of its last event.
     "payment.last_versions": f"""select * from ({ALERTS_AND_DEAD_LETTERS.format(schema="payment")}

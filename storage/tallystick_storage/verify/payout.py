@@ -120,6 +120,7 @@ QUERIES = {
     "payout.versions": f"""
         select 'payouts/' || payout_id as aggregate_id, {VERSIONS.format("version")}
             from payout_history
+            where create_time > cast(:since as timestamptz)
         group by payout_id, block order by payout_id, block""",
     # The version of each resource without a history of its own: the version of its last event.
     "payout.last_versions": f"""select * from ({ALERTS_AND_DEAD_LETTERS.format(schema="payout")}

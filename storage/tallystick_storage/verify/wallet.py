@@ -166,6 +166,7 @@ QUERIES = {
     "wallet.versions": f"""
         select 'wallets/' || seller_account || '/' || currency as aggregate_id,
             {VERSIONS.format("number")} from wallet_entry
+            where create_time > cast(:since as timestamptz)
         group by seller_account, currency, block order by aggregate_id, block""",
     # The version of each resource without a history of its own: the version of its last event.
     "wallet.last_versions": f"""select * from ({ALERTS.format(schema="wallet")}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from functools import partial
 from itertools import islice, pairwise
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pytest
 
@@ -25,7 +25,7 @@ from tallystick_server.rpc.streaming import SequenceSource, SequenceTail, Stream
 from tallystick_storage.database import Database
 from tallystick_storage.event import events as store
 from tallystick_storage.outbox import OutboxRow
-from tallystick_storage.sql import Connection, Row
+from tallystick_storage.sql import Connection
 from tests.support.events import payment_created
 from tests.support.platform import eventually, unique_id
 
@@ -141,7 +141,7 @@ def test_events_added_during_a_read_are_sent_once(database: DatabaseUrls, client
 
     def between(
         connection: Connection, after: int, until: int, limit: int, aggregate: str = ""
-    ) -> Sequence[Row[Any]]:
+    ) -> Sequence[store.EventRow]:
         return store.list_between(connection, after, until, [], aggregate, "", limit)
 
     async def stream_cursors() -> list[int]:

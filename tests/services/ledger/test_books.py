@@ -94,6 +94,27 @@ def test_a_reversal_is_of_its_book(two_books: ServedPlatform) -> None:
     assert verify(two_books.databases).passed
 
 
+def test_a_clearing_account_is_locked_within_its_book_only(two_books: ServedPlatform) -> None:
+    """Postings to one book wait at its head, before they reach any account. A posting to another
+    book waits for neither the head nor the clearing account.
+    """
+    lines = (("psp/p/clearing", "-1.00"), ("x/b", "1.00"))
+    with two_books.client() as client, psycopg.connect(two_books.databases.admin) as holder:
+        post(client, posting("j-1", *lines), posting("j-1", *lines, book="second"))
+        holder.execute("select ledger.lock_head('main')")
+        holder.execute(
+            "select from ledger.account where book = 'main' and account = 'psp/p/clearing' "
+            "for update"
+        )
+        (result,) = post(client, posting("j-2", *lines, book="second"))
+        assert result.transaction.transaction_id == "second-2"
+        with psycopg.connect(two_books.databases.admin, autocommit=True) as other:
+            # a posting to main cannot get past the head, so no account lock is contended
+            other.execute("set lock_timeout = '50ms'")
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                other.execute("select ledger.lock_head('main')")
+
+
 def test_an_unknown_book_is_named(client: Client) -> None:
     """Posting to or reading from a book that does not exist is NOT_FOUND, never an empty answer; a
     name that no book can have is FIELD_INVALID. Nothing is stored.

@@ -222,6 +222,15 @@ class PayoutSection(Section):
     """
 
 
+class EventSection(Section):
+    """EventService."""
+
+    retention_days: Count = Field(default=0, ge=0, le=36_500)
+    """Days after their publication for which events are kept; 0: forever. Consumers must read them
+    within this time: an older cursor is rejected with CURSOR_EXPIRED.
+    """
+
+
 class RiskSection(Section):
     """The built-in risk check of orders."""
 
@@ -311,6 +320,7 @@ class Settings(BaseSettings):
     worker: WorkerSection = WorkerSection()
     payment: PaymentSection = PaymentSection()
     payout: PayoutSection = PayoutSection()
+    event: EventSection = EventSection()
     risk: RiskSection = RiskSection()
     tracing: TracingSection = TracingSection()
     metrics: MetricsSection = MetricsSection()

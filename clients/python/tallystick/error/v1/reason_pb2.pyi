@@ -124,6 +124,11 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The call's deadline passed before its result was known. Retry with the same id."""
     REASON_QUERY_TOO_SLOW: _Reason.ValueType  # 101
     """The query exceeded its time limit. Narrow it with a filter, or request a smaller page."""
+    REASON_CURSOR_EXPIRED: _Reason.ValueType  # 105
+    """Events after the cursor were deleted at the end of their retention. The metadata contains the
+    oldest cursor that is available as `oldest`. Read the current state of the resources, and resume
+    there.
+    """
     REASON_METHOD_NOT_IMPLEMENTED: _Reason.ValueType  # 110
     """The method is declared but not implemented. At present every declared method is implemented."""
     REASON_METHOD_UNKNOWN: _Reason.ValueType  # 111
@@ -238,6 +243,11 @@ REASON_DEADLINE_EXCEEDED: Reason.ValueType  # 100
 """The call's deadline passed before its result was known. Retry with the same id."""
 REASON_QUERY_TOO_SLOW: Reason.ValueType  # 101
 """The query exceeded its time limit. Narrow it with a filter, or request a smaller page."""
+REASON_CURSOR_EXPIRED: Reason.ValueType  # 105
+"""Events after the cursor were deleted at the end of their retention. The metadata contains the
+oldest cursor that is available as `oldest`. Read the current state of the resources, and resume
+there.
+"""
 REASON_METHOD_NOT_IMPLEMENTED: Reason.ValueType  # 110
 """The method is declared but not implemented. At present every declared method is implemented."""
 REASON_METHOD_UNKNOWN: Reason.ValueType  # 111

@@ -77,7 +77,9 @@ class StreamEventsRequest(_message.Message):
     FOLLOW_FIELD_NUMBER: _builtins.int
     after_cursor: _builtins.int
     """The last cursor the caller has; 0: from the beginning. A cursor beyond the end, as after a
-    restore, is rejected with FIELD_INVALID; the metadata contains the last cursor as `last`.
+    restore, is rejected with FIELD_INVALID; the metadata contains the last cursor as `last`. A
+    cursor with deleted events after it is rejected with CURSOR_EXPIRED; the metadata contains the
+    oldest cursor that is available as `oldest`.
     """
     aggregate_id: _builtins.str
     """Only events of this aggregate."""
