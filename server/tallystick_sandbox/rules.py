@@ -123,6 +123,8 @@ class Reply:
     """The state of a payout, with a 200."""
     subject: str = ""
     """The id of the charge or payout."""
+    fee: int | None = None
+    """What the sandbox takes for a charge, in minor units of its currency; None: not reported."""
 
 
 class StoredRequest(Protocol):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tallystick_core.fingerprint import fingerprint
+from tallystick_core.money import apply_rate
 from tallystick_core.provider.payment_provider import ChargeRequest
 from tallystick_sandbox import rules, store
 from tallystick_sandbox.idempotency import IdempotencyKeys, reference_for
@@ -13,7 +16,8 @@ from tallystick_storage.sql import Connection
 
 class Sandbox:
     """The payment provider. `latency_seconds`: the latency of every reply, in seconds;
-    `key_window_seconds`: how long keys are honored, in seconds.
+    `key_window_seconds`: how long keys are honored, in seconds; `fee_ppm`: its fee in parts per
+    million of each charge, 0: it reports none.
     """
 
     def __init__(
@@ -22,8 +26,10 @@ class Sandbox:
         *,
         latency_seconds: float = 0.0,
         key_window_seconds: float = 86_400.0,
+        fee_ppm: int = 0,
     ) -> None:
         self._database = database
+        self._fee_ppm = fee_ppm
         self._latency_seconds = latency_seconds
         self._keys = IdempotencyKeys(
             store.CHARGES, database, rules.build_charge_reply, key_window_seconds
@@ -42,9 +48,10 @@ class Sandbox:
         if self.down:
             return rules.CONNECTION_REFUSED
         behavior = rules.behavior_for(request.payment_token)
-        return await self._keys.execute_once(
+        reply = await self._keys.execute_once(
             _new_entry(request, behavior), behavior, self._latency_seconds
         )
+        return self._with_fee(reply)
 
     async def cancel(self, charge_id: str) -> Reply:
         """Cancels a pending charge, and returns its state."""
@@ -78,7 +85,13 @@ class Sandbox:
             )
             return rules.build_charge_reply(snapshot)
 
-        return await self._database.transact(advance)
+        return self._with_fee(await self._database.transact(advance))
+
+    def _with_fee(self, reply: Reply) -> Reply:
+        """The reply, with the sandbox's fee if the charge was made and a fee is configured."""
+        if reply.status != 200 or not self._fee_ppm:
+            return reply
+        return replace(reply, fee=apply_rate(reply.amount, self._fee_ppm))
 
 
 def _new_entry(request: ChargeRequest, behavior: Behavior) -> store.LoggedRequest:

@@ -150,4 +150,6 @@ def _reply_to_json(reply: Reply) -> dict[str, Any]:
         "state": reply.state,
     }
     values["subject"] = reply.subject
+    if reply.fee is not None:
+        values["fee"] = reply.fee
     return {**values, "status": reply.status, "retry_after": reply.retry_after}

@@ -202,3 +202,18 @@ def _parse_url(value: Any) -> str:
 Url: TypeAlias = Annotated[
     str, PlainValidator(_parse_url), Kind("URL", expected="an http:// or https:// URL")
 ]
+
+
+def parse_rate(value: Any) -> int:
+    """Parses a fraction to parts per million. Raises InvalidSetting."""
+    if not re.fullmatch(r"0(\.[0-9]{1,6})?", str(value), re.ASCII):
+        raise invalid('must be a decimal from 0 to 0.999999, such as "0.025"')
+    return int((str(value).partition(".")[2] + "000000")[:6])
+
+
+FeeRate: TypeAlias = Annotated[
+    int,
+    PlainValidator(parse_rate),
+    Kind("decimal text", "fraction of the amount", "a decimal from 0 to 0.999999"),
+]
+"""In parts per million."""

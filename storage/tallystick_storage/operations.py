@@ -30,6 +30,9 @@ class AttemptResult:
     moved_currency: str | None
     failure_reason: str
     decline_code: str
+    provider_fee: int | None = None
+    """Minor units; None: the provider has not reported it."""
+    provider_fee_currency: str | None = None
 
 
 @dataclass(slots=True)
@@ -63,7 +66,8 @@ _RECORD_ATTEMPT_RESULTS = text("""
         select * from json_to_recordset(cast(:results as json))
             as r (kind text collate "C", operation_id text collate "C", attempt_number int,
                 outcome text, provider_reference text,
-            moved_amount bigint, moved_currency text, failure_reason text, decline_code text)),
+            moved_amount bigint, moved_currency text, failure_reason text, decline_code text,
+            provider_fee bigint, provider_fee_currency text)),
     l as materialized (
         select r.* from attempt a join r on r.kind = a.kind and r.operation_id = a.operation_id
             and r.attempt_number = a.attempt_number
@@ -72,6 +76,7 @@ _RECORD_ATTEMPT_RESULTS = text("""
         moved_amount = l.moved_amount,
         moved_currency = l.moved_currency, failure_reason = l.failure_reason,
             decline_code = l.decline_code,
+        provider_fee = l.provider_fee, provider_fee_currency = l.provider_fee_currency,
         end_time = case when l.outcome in ('SUCCEEDED', 'DECLINED', 'RETURNED') then clock() end
     from l where a.kind = l.kind and a.operation_id = l.operation_id
         and a.attempt_number = l.attempt_number
@@ -79,7 +84,7 @@ _RECORD_ATTEMPT_RESULTS = text("""
 """)
 _ENDED_ATTEMPTS = text("""
     select kind, operation_id, attempt_number, outcome, provider_reference, moved_amount,
-        moved_currency, failure_reason, decline_code
+        moved_currency, failure_reason, decline_code, provider_fee, provider_fee_currency
     from json_to_recordset(cast(:attempts as json))
         as r (kind text collate "C", operation_id text collate "C", attempt_number int)
         join attempt a using (kind, operation_id, attempt_number)
@@ -415,7 +420,7 @@ def has_retry_reason(connection: Connection, key: OperationKey, retry_reason: st
 
 _LIST_ATTEMPTS = text("""
     select operation_id, attempt_number, provider, provider_key, outcome, provider_reference,
-        start_time, end_time
+        provider_fee, provider_fee_currency, start_time, end_time
     from attempt where kind = :kind and operation_id = :operation_id order by attempt_number
 """)
 

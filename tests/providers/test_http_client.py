@@ -61,6 +61,10 @@ def test_only_a_definite_answer_is_conclusive(
         {"reference": "x" * 256},
         {"currency": 3},
         {"code": []},
+        {"fee": "1"},
+        {"fee": -1},
+        {"fee": 1.5},
+        {"fee": True},
     ],
 )
 def test_a_malformed_answer_is_unknown(status: int, values: dict[str, Any]) -> None:

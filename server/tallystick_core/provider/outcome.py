@@ -115,6 +115,16 @@ class RetryReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class ProviderFee:
+    """What the provider takes from the platform for one charge or payout."""
+
+    amount: int
+    """Minor units; 0: the provider says that it is free."""
+    currency: str
+    """May differ from the currency of the charge or payout."""
+
+
+@dataclass(frozen=True, slots=True)
 class Succeeded:
     """The money has moved: the buyer was charged, or the seller's bank has received it. `amount` is
     what the provider reports.
@@ -126,6 +136,8 @@ class Succeeded:
     currency: str
     client_reference: str = field(default="", compare=False)
     """The operation id or idempotency key, as the provider echoes it; "": it echoes nothing."""
+    fee: ProviderFee | None = field(default=None, compare=False)
+    """None: the provider has not reported it. It does not change what happened to the money."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +289,7 @@ def is_outcome_of(outcome: ProviderOutcome, *references: str) -> bool:
 
 def has_valid_amounts(outcome: ProviderOutcome) -> bool:
     """Whether the money in an outcome is valid: it has a reference, a positive amount within range
-    and a known currency. Invalid money must not be booked.
+    and a known currency, and so has its fee, which may be 0. Invalid money must not be booked.
     """
     match outcome:
         case Succeeded() | Returned():
@@ -285,6 +297,11 @@ def has_valid_amounts(outcome: ProviderOutcome) -> bool:
                 bool(outcome.reference)
                 and 0 < outcome.amount <= MAX_AMOUNT
                 and outcome.currency in EXPONENTS
+                and (isinstance(outcome, Returned) or _is_valid_fee(outcome.fee))
             )
         case _:
             return True
+
+
+def _is_valid_fee(fee: ProviderFee | None) -> bool:
+    return fee is None or (0 <= fee.amount <= MAX_AMOUNT and fee.currency in EXPONENTS)

@@ -216,7 +216,7 @@ def sandbox(
         typer.Option(
             "--provider",
             metavar="NAME",
-            help="The configured sandbox whose latency and key window it has.",
+            help="The configured sandbox whose latency, key window and fee it has.",
         ),
     ] = "sandbox",
 ) -> None:
@@ -233,13 +233,18 @@ def sandbox(
     from tallystick_storage.database import Database
 
     settings = load_settings(ctx.obj)
-    latency, window = _sandbox_terms(settings, provider)
+    latency, window, fee_ppm = _sandbox_terms(settings, provider)
     with open_databases(settings, print_status) as database_urls:
         url = database_urls.service("sandbox")
         _reject_unusable_database(url, "sandbox")
         database = Database(url, connections=4)
         application = create_app(
-            Sandbox(database, latency_seconds=latency, key_window_seconds=window),
+            Sandbox(
+                database,
+                latency_seconds=latency,
+                key_window_seconds=window,
+                fee_ppm=fee_ppm,
+            ),
             SandboxPayouts(database, latency_seconds=latency, key_window_seconds=window),
         )
         print_status(f"Serving the sandbox on 127.0.0.1:{port}")
@@ -254,8 +259,10 @@ def sandbox(
             database.close()
 
 
-def _sandbox_terms(settings: Settings, name: str) -> tuple[float, float]:
-    """The latency and the key window of a configured sandbox, in seconds. Raises StartupError."""
+def _sandbox_terms(settings: Settings, name: str) -> tuple[float, float, int]:
+    """The latency and the key window of a configured sandbox in seconds, and its fee in parts per
+    million. Raises StartupError.
+    """
     from tallystick_server.providers.sandbox.settings import SandboxSettings
 
     sandboxes = {
@@ -266,7 +273,8 @@ def _sandbox_terms(settings: Settings, name: str) -> tuple[float, float]:
     if name not in sandboxes:
         names = ", ".join(sandboxes) or "none is configured"
         raise StartupError(f"--provider must be the name of a configured sandbox: {names}.")
-    return sandboxes[name].latency, settings.providers.terms(name).key_window_seconds
+    window = settings.providers.terms(name).key_window_seconds
+    return sandboxes[name].latency, window, sandboxes[name].fee_rate
 
 
 def _reject_unusable_database(url: str, service: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tallystick_core.money import format_amount
 from tallystick_server.rpc.enums import EnumNames
 from tallystick_server.rpc.timestamps import to_optional_timestamp, to_timestamp
 from tallystick_storage.sql import Row
@@ -17,6 +18,10 @@ def attempt_fields(row: Row[Any], outcomes: EnumNames) -> dict[str, Any]:
         "provider_key": row.provider_key,
         "outcome": outcomes.number(row.outcome),
         "provider_reference": row.provider_reference,
+        "provider_fee": ""
+        if row.provider_fee is None
+        else format_amount(row.provider_fee, row.provider_fee_currency),
+        "provider_fee_currency": row.provider_fee_currency or "",
         "start_time": to_timestamp(row.start_time),
         "end_time": to_optional_timestamp(row.end_time),
     }

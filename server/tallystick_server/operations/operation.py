@@ -103,6 +103,7 @@ def attempt_result(
     """The result that the attempt stores. `outcome_code`: the outcome's code in that table."""
     succeeded = outcome if isinstance(outcome, Succeeded) else None
     declined = outcome if isinstance(outcome, Declined) else None
+    fee = succeeded.fee if succeeded else None
     return operation_store.AttemptResult(
         kind=operation.kind,
         operation_id=operation.operation_id,
@@ -113,4 +114,6 @@ def attempt_result(
         moved_currency=succeeded.currency if succeeded else None,
         failure_reason=declined.reason if declined else "",
         decline_code=declined.code if declined else "",
+        provider_fee=fee.amount if fee else None,
+        provider_fee_currency=fee.currency if fee else None,
     )

@@ -6,7 +6,7 @@ SEALED_ON_UPDATE: Mapping[str, str] = {
     "event.horizon": "t.cursor = 0",
     "payment.attempt": (
         "(t.outcome, t.provider_reference, t.failure_reason, t.decline_code) = ('', '', '', '') "
-        "and t.moved_amount is null and t.end_time is null"
+        "and t.moved_amount is null and t.provider_fee is null and t.end_time is null"
     ),
     "payment.operation": (
         "(t.retry_reason, t.detail, t.retry_counts::text, t.not_found_count, t.lookup_only, "

@@ -131,6 +131,11 @@ create table attempt (
     moved_currency text,
     failure_reason text not null,  -- why the provider declined it
     decline_code text not null,
+    -- what the provider takes for a success; null: it has not reported it
+    provider_fee bigint
+        check (provider_fee is null or provider_fee >= 0 and outcome = 'SUCCEEDED'),
+    provider_fee_currency text
+        check ((provider_fee_currency is null) = (provider_fee is null)),
     start_time timestamptz not null,
     end_time timestamptz
         check ((end_time is not null) = (outcome in ('SUCCEEDED', 'DECLINED', 'RETURNED'))),
@@ -145,7 +150,7 @@ create trigger never_deleted before delete or truncate on attempt
     for each statement execute function reject_change();
 grant select, insert on attempt to {service};
 grant update (outcome, provider_reference, moved_amount, moved_currency, failure_reason,
-    decline_code, end_time) on attempt to {service};
+    decline_code, provider_fee, provider_fee_currency, end_time) on attempt to {service};
 
 -- The operation queue. A row is deleted when its operation and everything that follows from it are
 -- completed.

@@ -24,7 +24,6 @@ from tallystick_server.app.configuration.values import (
     ConnectionsByService,
     CountrySet,
     Environment,
-    FeeRate,
     FeeRateBySeller,
     IdSet,
     OptionalPort,
@@ -33,6 +32,7 @@ from tallystick_server.app.configuration.values import (
 from tallystick_server.setting_types import (
     ByteCount,
     Count,
+    FeeRate,
     Flag,
     Folder,
     Kind,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeAlias
 
@@ -20,6 +19,7 @@ from tallystick_server.setting_types import (
     matching,
     number,
     one_of,
+    parse_rate,
     parse_text,
     split_pairs,
     table,
@@ -35,12 +35,6 @@ _parse_optional_port = matching(rf"({_HOST_AND_PORT})?", "host:port or empty")
 
 def _service_table(parse_item: Callable[[Any], Any]) -> PlainValidator:
     return PlainValidator(table(parse_item, *migration_folders(), show_keys=False))
-
-
-def _parse_rate(value: Any) -> int:
-    if not re.fullmatch(r"0(\.[0-9]{1,6})?", str(value), re.ASCII):
-        raise invalid('must be a decimal from 0 to 0.999999, such as "0.025"')
-    return int((str(value).partition(".")[2] + "000000")[:6])
 
 
 def _parse_amounts(value: Any) -> dict[str, int]:
@@ -135,15 +129,9 @@ OptionalPort: TypeAlias = Annotated[
 Authentication: TypeAlias = Annotated[
     str, PlainValidator(one_of("none", "tokens")), Kind("text", expected="one of none, tokens")
 ]
-FeeRate: TypeAlias = Annotated[
-    int,
-    PlainValidator(_parse_rate),
-    Kind("decimal text", "fraction of the amount", "a decimal from 0 to 0.999999"),
-]
-"""In parts per million."""
 FeeRateBySeller: TypeAlias = Annotated[
     Mapping[str, int],
-    PlainValidator(table(_parse_rate)),
+    PlainValidator(table(parse_rate)),
     Kind("table: seller to decimal text", "fraction of the amount"),
 ]
 AmountByCurrency: TypeAlias = Annotated[

@@ -14,6 +14,7 @@ from tallystick_core.provider.outcome import (
     NotSent,
     Pending,
     PendingReason,
+    ProviderFee,
     Succeeded,
     Unknown,
 )
@@ -84,7 +85,12 @@ def build(
         adapter = SandboxCharges(terms.name, remote, window, terms.final_not_found)
         return BuiltProvider(adapter, close_hooks=[remote.close])
     database = open_database("sandbox")
-    sandbox = Sandbox(database, latency_seconds=settings.latency, key_window_seconds=window)
+    sandbox = Sandbox(
+        database,
+        latency_seconds=settings.latency,
+        key_window_seconds=window,
+        fee_ppm=settings.fee_rate,
+    )
     adapter = SandboxCharges(terms.name, sandbox, window, terms.final_not_found)
     return BuiltProvider(adapter, [sandbox], [database])
 
@@ -115,7 +121,8 @@ def to_lookup_outcome(reply: Reply) -> ChargeLookupOutcome:
 
 def _to_definite_outcome(reply: Reply) -> ChargeOutcome:
     if reply.status == 200:
-        return Succeeded(reply.reference, reply.amount, reply.currency, reply.subject)
+        fee = None if reply.fee is None else ProviderFee(reply.fee, reply.currency)
+        return Succeeded(reply.reference, reply.amount, reply.currency, reply.subject, fee)
     if reply.status == 402:
         return Declined(
             _DECLINE_REASONS.get(reply.code, FailureReason.PROVIDER_DECLINED),

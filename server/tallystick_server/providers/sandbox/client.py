@@ -116,6 +116,7 @@ def _parse_reply(status: int, body: Any, retry_after: float) -> Reply:
         retry_after,
         body.get("state", ""),
         body.get("subject", ""),
+        body.get("fee"),
     )
     if type(status) is not int or not has_valid_texts(reply):
         raise ValueError("the answer's values must have their types")
@@ -152,6 +153,9 @@ def is_well_formed(reply: Reply) -> bool:
     """Whether the values of a definite answer have valid types and can be stored."""
     amount: object = reply.amount
     if type(amount) is not int or not 0 < amount <= MAX_AMOUNT or not reply.reference:
+        return False
+    fee: object = reply.fee
+    if fee is not None and (type(fee) is not int or not 0 <= fee <= MAX_AMOUNT):
         return False
     return has_valid_texts(reply)
 

@@ -865,6 +865,8 @@ class PayoutAttempt(_message.Message):
     PROVIDER_REFERENCE_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
+    PROVIDER_FEE_FIELD_NUMBER: _builtins.int
+    PROVIDER_FEE_CURRENCY_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """1: each payout has one attempt today. Another one would follow only an outcome by which
     certainly nothing was paid.
@@ -877,6 +879,12 @@ class PayoutAttempt(_message.Message):
     """The last outcome; unset while none is recorded."""
     provider_reference: _builtins.str
     """The provider's id of it, or empty."""
+    provider_fee: _builtins.str
+    """What the provider takes for a success: decimal text in major units; empty: it has not reported
+    it. It is not booked yet.
+    """
+    provider_fee_currency: _builtins.str
+    """The currency of provider_fee: ISO 4217 code, BTC or USDC; empty: the fee is not known."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When the attempt was committed, before it was sent."""
@@ -895,10 +903,12 @@ class PayoutAttempt(_message.Message):
         provider_reference: _builtins.str = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
+        provider_fee: _builtins.str = ...,
+        provider_fee_currency: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "number", b"number", "outcome", b"outcome", "provider", b"provider", "provider_key", b"provider_key", "provider_reference", b"provider_reference", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "number", b"number", "outcome", b"outcome", "provider", b"provider", "provider_fee", b"provider_fee", "provider_fee_currency", b"provider_fee_currency", "provider_key", b"provider_key", "provider_reference", b"provider_reference", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
