@@ -436,6 +436,30 @@ CORRUPTIONS = [
         ),
         "payment.payment_order o-2-0: was not delivered when its history says",
     ),
+    (
+        "P8",
+        (
+            "alter table payment.payment_order drop constraint if exists refunds_are_captured; "
+            "update payment.payment_order set captured_amount = 999 where payment_order_id = "
+            "'o-1-0'"
+        ),
+        "payment.payment_order o-1-0: its captured amount is not that of its status",
+    ),
+    (
+        "P8",
+        (
+            "alter table payment.payment_order drop constraint if exists refunds_are_captured; "
+            "update payment.payment_order set refunded_amount = 600, disputed_amount = 401 where "
+            "payment_order_id = 'o-1-0'"
+        ),
+        "payment.payment_order o-1-0: its captured amount is not that of its status, or does not "
+        "cover what was refunded and disputed",
+    ),
+    (
+        "P4",
+        "update payment.payment_order set refunded_amount = 1 where payment_order_id = 'o-1-0'",
+        "payment.payment_order o-1-0: was captured, refunded or disputed otherwise than its",
+    ),
     *[
         (
             "P4",

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import psycopg
@@ -483,7 +484,7 @@ CASES = [
         "payment",
         (
             "insert into order_history values ('o-pending', 4, 'PENDING', 'FAILED', 'x', false, "
-            "false, false, '', '', 'EXPIRED', '', '', 1, null, clock())"
+            "false, false, 0, 0, 0, '', '', 'EXPIRED', '', '', 1, null, clock())"
         ),
         "P0001",
     ),
@@ -558,6 +559,36 @@ CASES = [
             "payment_order_id = 'o-pending'"
         ),
         "P0001",
+    ),
+    *(
+        (
+            f"P8 {title}",
+            "payment",
+            f"update payment_order set {change}, version = version + 1 where {condition}",
+            sqlstate,
+        )
+        for title, change, condition, sqlstate in (
+            (
+                "SUCCESS without its money captured",
+                "status = 'SUCCESS', pending_reason = '', resolve_by_time = null",
+                "payment_order_id = 'o-pending'",
+                "23514",
+            ),
+            (
+                "a pending order that is captured",
+                "captured_amount = amount, next_action_url = 'x'",
+                "payment_order_id = 'o-pending'",
+                "23514",
+            ),
+            (
+                "more captured than the amount",
+                "captured_amount = amount + 1, delivery_confirmed_time = clock()",
+                "payment_order_id = 'o-paid'",
+                "23514",
+            ),
+            ("a refund", "refunded_amount = 1", "payment_order_id = 'o-paid'", "42501"),
+            ("a dispute", "disputed_amount = 1", "payment_order_id = 'o-paid'", "42501"),
+        )
     ),
     (
         "P9 a share that is not amount less fee",
@@ -861,6 +892,35 @@ def test_triggers_reject_changes_without_privileges(
         )
         == "P0001"
     )
+
+
+@pytest.mark.parametrize(
+    ("without", "change", "error"),
+    [
+        ("privilege", "refunded_amount = 1", "cannot go from"),
+        ("privilege", "disputed_amount = 1", "cannot go from"),
+        ("trigger", "refunded_amount = amount, disputed_amount = 1", "refunds_are_captured"),
+        ("trigger", "refunded_amount = -1", "refunds_are_captured"),
+        ("trigger", "refunded_amount = 400, disputed_amount = 600", ""),
+    ],
+)
+def test_refunds_and_disputes_are_covered_by_what_was_captured(
+    filled_database: DatabaseUrls, without: str, change: str, error: str
+) -> None:
+    """P8: with the privilege off the trigger rejects a refund, because no transition makes one.
+    With the trigger off too, the constraint rejects more than what was captured, and nothing less.
+    """
+    statement = (
+        f"update payment.payment_order set {change}, version = version + 1, "
+        "delivery_confirmed_time = clock_timestamp() "
+        "where payment_order_id = 'o-paid'"
+    )
+    with psycopg.connect(filled_database.admin) as connection:
+        if without == "trigger":
+            connection.execute("alter table payment.payment_order disable trigger user")
+        with pytest.raises(psycopg.Error, match=error) if error else nullcontext():
+            connection.execute(statement)
+        connection.rollback()
 
 
 @pytest.mark.parametrize("service", SCHEMAS)

@@ -274,6 +274,9 @@ def stored_order(row: Row[Any]) -> payment_pb2.PaymentOrder:
     """The current order, without its next_try_time."""
     return payment_pb2.PaymentOrder(
         **_order_fields(row),
+        **_money_fields(
+            row.currency, row.captured_amount, row.refunded_amount, row.disputed_amount
+        ),
         payment_order_status=_STATUSES.number(row.status),
         wallet_updated=row.wallet_updated,
         ledger_updated=row.ledger_updated,
@@ -295,6 +298,7 @@ def new_order(order: checkout_store.NewOrder) -> payment_pb2.PaymentOrder:
     """A new order as it is stored, without its times."""
     return payment_pb2.PaymentOrder(
         **_order_fields(order),
+        **_money_fields(order.currency, 0, 0, 0),
         payment_order_status=payment_pb2.PAYMENT_ORDER_STATUS_NOT_STARTED,
         version=1,
     )
@@ -315,6 +319,14 @@ def _order_fields(order: Row[Any] | checkout_store.NewOrder) -> dict[str, Any]:
     }
 
 
+def _money_fields(currency: str, captured: int, refunded: int, disputed: int) -> dict[str, Any]:
+    return {
+        "captured_amount": format_amount(captured, currency),
+        "refunded_amount": format_amount(refunded, currency),
+        "disputed_amount": format_amount(disputed, currency),
+    }
+
+
 def apply_risk_decision(message: payment_pb2.PaymentOrder, order: checkout_store.NewOrder) -> None:
     """Applies the risk decision to the message of a new order."""
     message.payment_order_status = _STATUSES.number(order.status)
@@ -329,6 +341,8 @@ def apply_transition(
     """Applies a transition to the message of an order."""
     message.payment_order_status = _STATUSES.number(transition.status)
     message.wallet_updated = message.ledger_updated = transition.booked
+    if transition.status == OrderStatus.SUCCESS:
+        message.captured_amount = message.amount
     message.pending_reason = _PENDING_REASONS.number(transition.pending_reason)
     message.next_action_url = transition.next_action_url
     message.failure_reason = _FAILURE_REASONS.number(transition.failure_reason)

@@ -27,12 +27,14 @@ _CONFIRM_DELIVERY = text(f"""
     history as (
         insert into order_history (payment_order_id, version, from_status, to_status,
             transition_reason,
-            wallet_updated, ledger_updated, delivered, pending_reason,
+            wallet_updated, ledger_updated, delivered, captured_amount, refunded_amount,
+            disputed_amount, pending_reason,
             next_action_url, failure_reason, decline_code, provider_reference, attempt_count,
                 create_time)
         select payment_order_id, version, status, status, :transition_reason, wallet_updated,
             ledger_updated,
-            true, pending_reason, next_action_url, failure_reason,
+            true, captured_amount, refunded_amount, disputed_amount, pending_reason,
+            next_action_url, failure_reason,
             decline_code, provider_reference, attempt_count, update_time from changed),
     release as (insert into pending_release (payment_order_id, caller, rejection_message,
         create_time) select payment_order_id, caller, '', update_time from changed),

@@ -54,6 +54,7 @@ _TRANSITIONS = """(
 _CHANGED = """changed as (
         update payment_order o set
             status = r.status, wallet_updated = r.booked, ledger_updated = r.booked,
+            captured_amount = case when r.status = 'SUCCESS' then o.amount else 0 end,
             pending_reason = r.pending_reason, next_action_url = r.next_action_url,
             failure_reason = r.failure_reason, decline_code = r.decline_code,
             provider_reference = case when r.provider_reference = '' then o.provider_reference
@@ -68,11 +69,13 @@ _CHANGED = """changed as (
     history as (
         insert into order_history (
             payment_order_id, version, from_status, to_status, transition_reason, wallet_updated,
-            ledger_updated, delivered, pending_reason, next_action_url, failure_reason,
+            ledger_updated, delivered, captured_amount, refunded_amount, disputed_amount,
+            pending_reason, next_action_url, failure_reason,
             decline_code, provider_reference, attempt_count, resolve_by_time, create_time)
         select
             payment_order_id, version, from_status, status, transition_reason, wallet_updated,
-            ledger_updated, false, pending_reason, next_action_url, failure_reason,
+            ledger_updated, false, captured_amount, refunded_amount, disputed_amount,
+            pending_reason, next_action_url, failure_reason,
             decline_code, provider_reference, attempt_count, resolve_by_time, update_time
         from changed)"""
 # The usual answer of a provider costs this statement. It has few parts, because each costs

@@ -22,7 +22,8 @@ _PAYMENT_COLUMNS = """c.buyer_info, c.seller_info, c.buyer_country, c.payment_me
     c.payment_state, c.is_payment_done, c.caller, c.owner, c.traceparent, c.expire_time,
     c.version as checkout_version, c.create_time as checkout_create_time, c.done_time"""
 _ORDER_COLUMNS = """o.payment_order_id, o.checkout_id, o.charge_id, o.buyer_account,
-    o.seller_account, o.amount, o.currency, o.platform_fee, o.status,
+    o.seller_account, o.amount, o.currency, o.platform_fee, o.captured_amount,
+    o.refunded_amount, o.disputed_amount, o.status,
     o.wallet_updated, o.ledger_updated, o.pending_reason, o.next_action_url, o.failure_reason,
         o.decline_code, o.provider, o.provider_reference,
     o.attempt_count, op.next_try_time, o.resolve_by_time, o.delivery_confirmed_time, o.version,

@@ -32,6 +32,9 @@ INCONSISTENCY_QUERIES = {
             when (o.failure_reason, o.decline_code) is distinct
                 from (l.failure_reason, l.decline_code)
                 then 'failed for another reason than its history says'
+            when (o.captured_amount, o.refunded_amount, o.disputed_amount) is distinct
+                from (l.captured_amount, l.refunded_amount, l.disputed_amount)
+                then 'was captured, refunded or disputed otherwise than its history says'
             when o.attempt_count is distinct from l.attempt_count
                 then 'counts other attempts than its history'
             when (o.pending_reason, o.next_action_url) is distinct
@@ -170,6 +173,10 @@ QUERIES = {
             and h.delivered = (o.delivery_confirmed_time is not null)
         left join order_history n on n.payment_order_id = o.payment_order_id
             and n.version = o.version + 1
+        cross join lateral (
+            select o.captured_amount = case when o.status = 'SUCCESS' then o.amount else 0 end
+                and o.refunded_amount >= 0 and o.disputed_amount >= 0
+                and o.refunded_amount + o.disputed_amount <= o.captured_amount) m (is_covered)
         cross join lateral (values
             (case when h.version is null or n.version is not null then coalesce(
                 (select 'is ' || o.status || ' at version ' || o.version ||
@@ -178,10 +185,13 @@ QUERIES = {
                      order by l.version desc limit 1), 'has no history') end),
             (case when o.seller_amount + o.platform_fee <> o.amount or o.platform_fee < 0
                 or o.seller_amount <= 0
-                then 'seller''s share and fee do not sum to the amount' end)) w (what)
+                then 'seller''s share and fee do not sum to the amount' end),
+            (case when not m.is_covered
+                then 'its captured amount is not that of its status, or does not cover '
+                    'what was refunded and disputed' end)) w (what)
         where (h.version is null or n.version is not null
             or o.seller_amount + o.platform_fee <> o.amount or o.platform_fee < 0
-            or o.seller_amount <= 0)
+            or o.seller_amount <= 0 or not m.is_covered)
             and w.what is not null
         order by o.payment_order_id""",
     "payment.missing_orders": """

@@ -104,6 +104,26 @@ def test_history_and_attempts_are_complete(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
+    ("token", "captured"),
+    [("tok_visa", "7.50"), ("tok_decline", "0.00"), ("tok_other_amount", "0.00")],
+)
+def test_an_order_is_captured_when_it_succeeds(client: Client, token: str, captured: str) -> None:
+    """P8: an order shows its whole amount as captured once it is SUCCESS, in answers and events,
+    and nothing before or without it; nothing is refunded or disputed.
+    """
+    order = create_payment(client, "7.50", token=token).payment_orders[0]
+    assert order.captured_amount == captured
+    aggregate = f"paymentOrders/{order.payment_order_id}"
+    assert eventually(lambda: len([*client.events(aggregate_id=aggregate)]) == order.version)
+    events = [*client.events(aggregate_id=aggregate)]
+    assert [event.payment_order.captured_amount for event in events] == [
+        captured if event.aggregate_version > 2 else "0.00" for event in events
+    ]
+    for message in (order, *(event.payment_order for event in events)):
+        assert (message.refunded_amount, message.disputed_amount) == ("0.00", "0.00")
+
+
+@pytest.mark.parametrize(
     ("token", "reason"),
     [
         ("tok_decline", "PROVIDER_DECLINED"),

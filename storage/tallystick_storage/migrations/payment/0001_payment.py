@@ -91,6 +91,15 @@ create table payment_order (
     -- P9
     seller_amount bigint not null
         check (seller_amount > 0 and seller_amount + platform_fee = amount),
+    -- P8: money of the buyer that the provider took, gave back, and holds for open disputes. Today
+    -- an order is captured as a whole when it becomes SUCCESS.
+    captured_amount bigint not null default 0,
+    refunded_amount bigint not null default 0,
+    disputed_amount bigint not null default 0,
+    constraint refunds_are_captured check (
+        refunded_amount >= 0 and disputed_amount >= 0
+        and refunded_amount + disputed_amount <= captured_amount
+        and captured_amount = case when status = 'SUCCESS' then amount else 0 end),
     status text not null
         check (status in ('NOT_STARTED', 'EXECUTING', 'SUCCESS', 'FAILED', 'PENDING')),
     wallet_updated boolean not null,
@@ -150,6 +159,9 @@ create table order_history (
     wallet_updated boolean not null,
     ledger_updated boolean not null,
     delivered boolean not null,
+    captured_amount bigint not null default 0,
+    refunded_amount bigint not null default 0,
+    disputed_amount bigint not null default 0,
     pending_reason text not null,
     next_action_url text not null,
     failure_reason text not null,
@@ -273,7 +285,10 @@ when (old.open_orders = 0 or new.open_orders > old.open_orders
     or new.unpaid_orders > old.unpaid_orders) execute function reject_change();
 
 create trigger follows_transitions before update on payment_order for each row
-when (new.version <> old.version + 1 or new.update_time < old.update_time or not (
+when (new.version <> old.version + 1 or new.update_time < old.update_time
+    -- P8: no transition refunds or disputes yet
+    or (new.refunded_amount, new.disputed_amount) <> (old.refunded_amount, old.disputed_amount)
+    or not (
     (old.status, new.status) in (
         ('NOT_STARTED', 'EXECUTING'), ('NOT_STARTED', 'FAILED'),
         ('EXECUTING', 'SUCCESS'), ('EXECUTING', 'FAILED'), ('EXECUTING', 'PENDING'),
@@ -307,6 +322,9 @@ execute function reject_transition();
                             and h.wallet_updated = o.wallet_updated
                                 and h.ledger_updated = o.ledger_updated
                             and h.delivered = (o.delivery_confirmed_time is not null)
+                            and h.captured_amount = o.captured_amount
+                            and h.refunded_amount = o.refunded_amount
+                            and h.disputed_amount = o.disputed_amount
                             and h.resolve_by_time is not distinct from o.resolve_by_time offset 0)
                 and (tg_op = 'UPDATE'
                     or exists (select from checkout c
@@ -449,7 +467,8 @@ grant update (ledger_updated, version, update_time, acknowledged_by, acknowledge
     acknowledge_time) on unapplied_charge to {service};
 grant update (open_orders, unpaid_orders, version, done_time, cancel_reason)
     on checkout to {service};
-grant update (status, wallet_updated, ledger_updated, pending_reason, next_action_url,
+grant update (status, captured_amount, wallet_updated, ledger_updated, pending_reason,
+    next_action_url,
     failure_reason, decline_code, provider_reference,
               attempt_count, resolve_by_time, delivery_confirmed_time, version, update_time)
                   on payment_order to {service};

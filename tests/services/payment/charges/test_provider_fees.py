@@ -46,7 +46,7 @@ def test_an_attempt_shows_the_providers_fee(scratch_database: DatabaseUrls, toke
 
 
 @pytest.mark.parametrize(
-    ("fee", "shown"),
+    ("fee", "expected"),
     [
         (None, ("", "")),
         (ProviderFee(0, "EUR"), ("0.00", "EUR")),
@@ -54,7 +54,7 @@ def test_an_attempt_shows_the_providers_fee(scratch_database: DatabaseUrls, toke
     ],
 )
 def test_a_fee_may_be_unknown_free_or_in_another_currency(
-    scratch_database: DatabaseUrls, fee: ProviderFee | None, shown: tuple[str, str]
+    scratch_database: DatabaseUrls, fee: ProviderFee | None, expected: tuple[str, str]
 ) -> None:
     """An unknown fee is not a fee of zero. The currency may differ from the charge's."""
 
@@ -66,7 +66,7 @@ def test_a_fee_may_be_unknown_free_or_in_another_currency(
         payment = create_payment(client, "10.00")
         assert is_paid(client, payment)
         attempt = get_attempt(client, payment)
-        assert (attempt.provider_fee, attempt.provider_fee_currency) == shown
+        assert (attempt.provider_fee, attempt.provider_fee_currency) == expected
 
 
 @pytest.mark.parametrize(

@@ -528,6 +528,9 @@ class PaymentOrder(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     DELIVERY_CONFIRMED_TIME_FIELD_NUMBER: _builtins.int
+    CAPTURED_AMOUNT_FIELD_NUMBER: _builtins.int
+    REFUNDED_AMOUNT_FIELD_NUMBER: _builtins.int
+    DISPUTED_AMOUNT_FIELD_NUMBER: _builtins.int
     payment_order_id: _builtins.str
     """The caller's id of the order, unique over all callers."""
     checkout_id: _builtins.str
@@ -568,6 +571,16 @@ class PaymentOrder(_message.Message):
     """The number of attempts made so far."""
     version: _builtins.int
     """Grows by one with each transition, with booking and with the confirmation of its delivery."""
+    captured_amount: _builtins.str
+    """What the provider took from the buyer for the order: decimal text in major units. The amount
+    once the order is SUCCESS, else zero. refunded_amount and disputed_amount are part of it.
+    """
+    refunded_amount: _builtins.str
+    """What was given back to the buyer. Always zero: there are no refunds yet."""
+    disputed_amount: _builtins.str
+    """What the provider withholds for disputes of the buyer. Always zero: disputes are not reported
+    yet.
+    """
     @_builtins.property
     def next_try_time(self) -> _timestamp_pb2.Timestamp:
         """When the provider will be called next, if that is scheduled."""
@@ -619,10 +632,13 @@ class PaymentOrder(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         delivery_confirmed_time: _timestamp_pb2.Timestamp | None = ...,
+        captured_amount: _builtins.str = ...,
+        refunded_amount: _builtins.str = ...,
+        disputed_amount: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delivery_confirmed_time", b"delivery_confirmed_time", "next_try_time", b"next_try_time", "resolve_by_time", b"resolve_by_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "attempt_count", b"attempt_count", "buyer_account", b"buyer_account", "charge_id", b"charge_id", "checkout_id", b"checkout_id", "create_time", b"create_time", "currency", b"currency", "decline_code", b"decline_code", "delivery_confirmed_time", b"delivery_confirmed_time", "failure_reason", b"failure_reason", "ledger_updated", b"ledger_updated", "next_action_url", b"next_action_url", "next_try_time", b"next_try_time", "payment_order_id", b"payment_order_id", "payment_order_status", b"payment_order_status", "pending_reason", b"pending_reason", "platform_fee", b"platform_fee", "provider", b"provider", "provider_reference", b"provider_reference", "resolve_by_time", b"resolve_by_time", "seller_account", b"seller_account", "update_time", b"update_time", "version", b"version", "wallet_updated", b"wallet_updated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "attempt_count", b"attempt_count", "buyer_account", b"buyer_account", "captured_amount", b"captured_amount", "charge_id", b"charge_id", "checkout_id", b"checkout_id", "create_time", b"create_time", "currency", b"currency", "decline_code", b"decline_code", "delivery_confirmed_time", b"delivery_confirmed_time", "disputed_amount", b"disputed_amount", "failure_reason", b"failure_reason", "ledger_updated", b"ledger_updated", "next_action_url", b"next_action_url", "next_try_time", b"next_try_time", "payment_order_id", b"payment_order_id", "payment_order_status", b"payment_order_status", "pending_reason", b"pending_reason", "platform_fee", b"platform_fee", "provider", b"provider", "provider_reference", b"provider_reference", "refunded_amount", b"refunded_amount", "resolve_by_time", b"resolve_by_time", "seller_account", b"seller_account", "update_time", b"update_time", "version", b"version", "wallet_updated", b"wallet_updated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
