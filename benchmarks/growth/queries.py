@@ -13,7 +13,8 @@ from tallystick_storage import alerts as alert_store
 from tallystick_storage import gauges
 from tallystick_storage import operations as operation_store
 from tallystick_storage.database import prune_commit_markers
-from tallystick_storage.payout import batches, payouts
+from tallystick_storage.payment import charges
+from tallystick_storage.payout import batches, payouts, transfers
 from tallystick_storage.payout import schedules as schedule_store
 from tallystick_storage.sql import Connection
 
@@ -58,6 +59,14 @@ WORKER_QUERIES: dict[str, tuple[str, DatabaseWork]] = {
         lambda connection: operation_store.count_backlog(
             connection, KindName.CHARGE, "sandbox", 1000
         ),
+    ),
+    "charge of a provider's reference": (
+        "payment",
+        lambda connection: charges.find_by_reference(connection, "sandbox", "seed-1"),
+    ),
+    "payout of a provider's reference": (
+        "payout",
+        lambda connection: transfers.find_by_reference(connection, "sandbox", "seed-1"),
     ),
     "payouts to poll": ("payout", lambda connection: payouts.list_pollable(connection, 200)),
     "payouts in progress of a batch": (

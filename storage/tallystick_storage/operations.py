@@ -72,7 +72,8 @@ _RECORD_ATTEMPT_RESULTS = text("""
         select r.* from attempt a join r on r.kind = a.kind and r.operation_id = a.operation_id
             and r.attempt_number = a.attempt_number
         where a.end_time is null order by a.kind, a.operation_id, a.attempt_number for update of a)
-    update attempt a set outcome = l.outcome, provider_reference = l.provider_reference,
+    update attempt a set outcome = l.outcome,
+        provider_reference = coalesce(nullif(l.provider_reference, ''), a.provider_reference),
         moved_amount = l.moved_amount,
         moved_currency = l.moved_currency, failure_reason = l.failure_reason,
             decline_code = l.decline_code,
@@ -186,7 +187,8 @@ def force_claim(
 def record_attempt_results(
     connection: Connection, results: Sequence[AttemptResult]
 ) -> dict[tuple[str, str, int], AttemptResult]:
-    """Stores what providers answered. An attempt that has ended keeps its outcome.
+    """Stores what providers answered. An attempt that has ended keeps its outcome. A reference is
+    kept until another one is reported.
 
     Two lease holders may report on one attempt at the same time. The first final answer counts, or
     the last answer if none is final. Returns the stored final answers by kind, operation id and

@@ -32,6 +32,7 @@ class ScriptedPayoutProvider:
         """The next answers to any request, by bank account token or payout id."""
         self.verifications: dict[str, deque[VerificationOutcome]] = defaultdict(deque)
         self.submitted_requests: list[PayoutRequest] = []
+        self.lookup_requests: list[PayoutRequest] = []
         self.silent_payout_ids: set[str] = set()
         """Payout ids whose lookups are not answered."""
         self.outcomes_by_key: dict[str, PayoutOutcome] = {}
@@ -46,6 +47,7 @@ class ScriptedPayoutProvider:
         ]
 
     async def look_up(self, request: PayoutRequest) -> PayoutLookupOutcome:
+        self.lookup_requests.append(request)
         if request.payout_id in self.silent_payout_ids:
             return Unknown("busy", RetryReason.THROTTLED)
         return (

@@ -181,6 +181,8 @@ class Unknown:
     detail: str
     retry_reason: RetryReason = RetryReason.NO_ANSWER
     retry_after: float = 0.0
+    reference: str = ""
+    """The provider's id of what a first request has created, if a second one was not answered."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from tallystick_core.provider.outcome import ChargeLookupOutcome, ChargeOutcome,
 @dataclass(frozen=True, slots=True)
 class ChargeRequest:
     """A charge that a provider is asked to make. `key` is the idempotency key. The same key is
-    always sent with the same values.
+    always sent with the same values, except for `reference`.
     """
 
     key: str
@@ -21,6 +21,8 @@ class ChargeRequest:
     currency: str
     payment_token: str
     method: str
+    reference: str = ""
+    """The provider's id of the charge, as an earlier outcome has reported it; "": none has."""
 
 
 class PaymentProvider(Protocol):

@@ -12,7 +12,7 @@ from tallystick_core.provider.outcome import PayoutLookupOutcome, PayoutOutcome,
 @dataclass(frozen=True, slots=True)
 class PayoutRequest:
     """A payout that a provider is asked to make. `key` is the idempotency key. The same key is
-    always sent with the same values.
+    always sent with the same values, except for `reference`.
     """
 
     key: str
@@ -21,6 +21,8 @@ class PayoutRequest:
     """Minor units: what the seller's bank receives, without the platform's fee."""
     currency: str
     bank_account_token: str
+    reference: str = ""
+    """The provider's id of the payout, as an earlier outcome has reported it; "": none has."""
 
 
 class PayoutProvider(Protocol):

@@ -32,6 +32,8 @@ class LeasedOperation:
     provider: str
     provider_key: str
     """Its idempotency key; "": it has none, because repeating it is harmless."""
+    provider_reference: str = ""
+    """The provider's id of it, as stored at the claim; "": the provider has not reported one."""
     lease_token: int
     lease_deadline: float
     traceparent: str

@@ -167,6 +167,7 @@ def charges_from_rows(
                 attempt_number=first.attempt_number,
                 provider=first.provider,
                 provider_key=first.provider_key,
+                provider_reference=first.attempt_reference,
                 currency=first.currency,
                 payment_token=first.payment_token,
                 payment_method_type=first.payment_method_type,

@@ -115,6 +115,7 @@ def operations_from_rows(
             provider=row.provider,
             provider_key=row.provider_key
             or format_provider_key(environment, KindName.PAYOUT, row.payout_id, ATTEMPT_NUMBER),
+            provider_reference=row.attempt_reference or "",
             lease_token=tokens.get(row.payout_id, NO_LEASE),
             lease_deadline=lease_deadline,
             traceparent=row.traceparent,

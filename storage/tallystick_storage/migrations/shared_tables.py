@@ -141,11 +141,17 @@ create table attempt (
         check ((end_time is not null) = (outcome in ('SUCCEEDED', 'DECLINED', 'RETURNED'))),
     -- for the index: a success leaves it unchanged
     is_live boolean not null generated always as (outcome <> 'DECLINED') stored,
+    -- for the index, likewise: the reference of moved money is the key of its own table
+    indexed_reference text collate "C" generated always as (
+        case when outcome not in ('SUCCEEDED', 'RETURNED') and provider_reference <> ''
+            then provider_reference end) stored,
     primary key (kind, operation_id, attempt_number)
 ) with (fillfactor = 40);  -- free space for HOT updates: the result changes no index
 -- At most one attempt is open or has succeeded: the next one starts only after the earlier one has
 -- certainly moved no money.
 create unique index attempt_live on attempt (kind, operation_id) where is_live;
+create index attempt_by_reference on attempt (provider, indexed_reference)
+    where indexed_reference is not null;
 create trigger never_deleted before delete or truncate on attempt
     for each statement execute function reject_change();
 grant select, insert on attempt to {service};

@@ -109,3 +109,23 @@ def list_pollable(connection: Connection, providers: Sequence[str], limit: int) 
             _LIST_POLLABLE, {"providers": list(providers), "limit": limit}
         )
     }
+
+
+_FIND_BY_REFERENCE = text("""
+    select charge_id from provider_money
+    where provider = :provider and provider_reference = :reference
+    union all
+    select operation_id from attempt
+    where provider = :provider and indexed_reference = :reference and kind = 'charge'
+    limit 1
+""")
+
+
+def find_by_reference(connection: Connection, provider: str, reference: str) -> str | None:
+    """The charge that a provider knows by this reference; None: there is none. Money that it took
+    belongs to one charge, so that charge comes first.
+    """
+    charge_id: str | None = connection.execute(
+        _FIND_BY_REFERENCE, {"provider": provider, "reference": reference}
+    ).scalar_one_or_none()
+    return charge_id

@@ -302,12 +302,12 @@ def reopen(connection: Connection, payout_ids: list[str]) -> None:
 
 
 _LOAD_OPERATIONS = text(f"""
-    select {COLUMNS}, s.bank_account_token, a.provider_key,
-        extract(epoch from clock() - a.start_time) as age, op.maybe_sent, op.lookup_only,
+    select {COLUMNS}, s.bank_account_token, a.provider_key, op.maybe_sent, op.lookup_only,
+        a.provider_reference as attempt_reference,
+        extract(epoch from clock() - a.start_time) as age,
         extract(epoch from clock() - op.sent_time) as since_sent,
         coalesce(op.not_found_count, 0) as not_found_count, op.retry_counts
-    from unnest(cast(:ids as text[])) as g (id)
-    join payout p on p.payout_id = g.id
+    from unnest(cast(:ids as text[])) as g (id) join payout p on p.payout_id = g.id
     join payout_destination s on s.payout_destination_id = p.payout_destination_id
     left join operation op on op.kind = 'payout' and op.operation_id = g.id
     left join attempt a on a.kind = 'payout' and a.operation_id = g.id and a.attempt_number = 1

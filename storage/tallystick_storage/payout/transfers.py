@@ -72,3 +72,23 @@ def upsert_transfers(connection: Connection, transfers: Sequence[ReportedTransfe
         raise ConstraintViolation(
             "23505", "transfer_pkey", "a provider's reference names transfers of two payouts"
         )
+
+
+_FIND_BY_REFERENCE = text("""
+    select payout_id from transfer
+    where provider = :provider and provider_reference = :reference
+    union all
+    select operation_id from attempt
+    where provider = :provider and indexed_reference = :reference and kind = 'payout'
+    limit 1
+""")
+
+
+def find_by_reference(connection: Connection, provider: str, reference: str) -> str | None:
+    """The payout that a provider knows by this reference; None: there is none. A transfer belongs
+    to one payout, so that payout comes first.
+    """
+    payout_id: str | None = connection.execute(
+        _FIND_BY_REFERENCE, {"provider": provider, "reference": reference}
+    ).scalar_one_or_none()
+    return payout_id

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -46,6 +47,7 @@ from tallystick_server.verify.run import verify
 from tallystick_storage.operation_key import OperationKey
 from tallystick_storage.operations import Reschedule, reschedule
 from tallystick_storage.payout import payouts as store
+from tallystick_storage.payout import transfers
 from tallystick_storage.sql import Connection, text
 from tests.fakes.payout_provider import ScriptedPayoutProvider
 from tests.support.errors import error_reason
@@ -441,6 +443,39 @@ def test_an_unsent_payout_is_sent_after_any_outage(
         wait_for_state(client, payout.payout_id, "PAID")
         assert [action for action in actions if action is NextAction.SEND] == [NextAction.SEND]
     assert verify(scratch_database).passed
+
+
+def test_lookups_of_a_payout_name_its_reference(
+    payout_client: Client, payout_provider: ScriptedPayoutProvider, payout_platform: ServedPlatform
+) -> None:
+    """The provider's reference of a submitted payout is stored: lookups name it, also after one
+    without an answer, and it finds the payout before and after the money has moved.
+    """
+    seller = create_sale(payout_client, "10.00")
+    to = create_destination(payout_client, seller)
+    reference = unique_id("tr")
+    payout_provider.script[to].extend(
+        [Submitted(reference), Unknown("lost"), *[InTransit(reference)] * 50]
+    )
+    payout = create_payout(payout_client, seller)
+
+    def find_payout() -> str | None:
+        payout_id: str | None = payout_platform.run_in_loop(
+            database_of(payout_platform, "payout").load,
+            partial(transfers.find_by_reference, provider="sandbox", reference=reference),
+        )
+        return payout_id
+
+    wait_for_state(payout_client, payout.payout_id, "IN_TRANSIT")
+    assert find_payout() == payout.payout_id
+    payout_provider.script[to].appendleft(Succeeded(reference, 1000, "EUR"))
+    wait_for_state(payout_client, payout.payout_id, "PAID")
+    assert find_payout() == payout.payout_id
+    assert {
+        request.reference
+        for request in payout_provider.lookup_requests
+        if request.payout_id == payout.payout_id
+    } == {reference}
 
 
 def test_a_returned_payout_is_credited_once(

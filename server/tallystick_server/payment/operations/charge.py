@@ -76,6 +76,7 @@ def to_request(charge: Charge) -> ChargeRequest:
         charge.currency,
         charge.payment_token,
         charge.payment_method_type,
+        charge.provider_reference,
     )
 
 

@@ -65,6 +65,7 @@ def to_request(payout: PayoutOperation) -> PayoutRequest:
         payout.net_amount,
         payout.currency,
         payout.bank_account_token,
+        payout.provider_reference,
     )
 
 
