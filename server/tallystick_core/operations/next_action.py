@@ -16,8 +16,8 @@ class NextAction(StrEnum):
     """What the worker does with an operation after claiming it."""
 
     RISK = "RISK"
-    """Dead-letter the operation: an order has not passed the risk check, which is an error of the
-    platform.
+    """Ask the risk provider: an order has not passed the risk check. Without a risk provider it is
+    an error of the platform, and the operation is dead-lettered.
     """
     PLACE_HOLD = "PLACE_HOLD"
     """Hold the money in the wallet, and begin the attempt. It does not call the provider."""
@@ -42,6 +42,7 @@ class Circuit(StrEnum):
 
     SENDS = "sends"
     LOOK_UPS = "lookups and cancellations"
+    RISK_CHECKS = "risk checks"
     VERIFICATIONS = "verifications of bank accounts"
 
 

@@ -10,6 +10,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from tallystick_core.payment.checkout import CheckoutRequest, Order
+from tallystick_core.payment.state import (
+    OrderStatus,
+    PaymentTransitionReason,
+    PaymentTrigger,
+    transition,
+)
 from tallystick_core.provider.outcome import FailureReason
 
 
@@ -40,6 +46,21 @@ class RiskCheck(Protocol):
         buyer's number of orders within the window.
         """
         ...
+
+
+def decide_new_order(
+    failure_reason: FailureReason | None, *, has_risk_provider: bool
+) -> tuple[OrderStatus, PaymentTransitionReason]:
+    """The status of a new order, and why it has it. An order that no rule rejects waits for the
+    risk provider, if there is one.
+    """
+    status = OrderStatus.NOT_STARTED
+    if failure_reason is not None:
+        rejected = transition(status, PaymentTrigger.RISK_REJECTED)
+        return rejected, PaymentTransitionReason.RISK_REJECTED
+    if has_risk_provider:
+        return status, PaymentTransitionReason.CREATED
+    return transition(status, PaymentTrigger.RISK_PASSED), PaymentTransitionReason.RISK_PASSED
 
 
 class BuiltInRiskCheck:

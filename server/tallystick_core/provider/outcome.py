@@ -274,7 +274,16 @@ VerificationOutcome = Verified | Declined | Pending | NotSent | Unknown
 """The outcomes of a bank account verification."""
 
 
-ProviderOutcome = ChargeOutcome | PayoutOutcome | VerificationOutcome | NotFound
+@dataclass(frozen=True, slots=True)
+class Approved:
+    """A risk provider approves the charge."""
+
+
+RiskOutcome = Approved | Declined | NotSent | Unknown
+"""The outcomes of a risk check."""
+
+
+ProviderOutcome = ChargeOutcome | PayoutOutcome | VerificationOutcome | RiskOutcome | NotFound
 """The outcomes of all provider calls."""
 
 

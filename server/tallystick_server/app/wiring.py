@@ -13,6 +13,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from tallystick_core.provider.payment_provider import PaymentProvider
 from tallystick_core.provider.payout_provider import PayoutProvider
+from tallystick_core.provider.risk_provider import RiskProvider
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.metrics_export import exports_metrics
 from tallystick_server.observability.tracing import TracedDatabase
@@ -80,7 +81,7 @@ class Service:
             self,
             running=[*bundle.components, *self.running],
             databases=[*self.databases, *bundle.databases],
-            closing=bundle.close_hooks,
+            closing=[*self.closing, *bundle.close_hooks],
         )
 
     def start(self) -> None:
@@ -126,6 +127,8 @@ class Dependencies:
     providers: Mapping[str, PaymentProvider] | None = None
     """None: as configured."""
     payout_providers: Mapping[str, PayoutProvider] | None = None
+    """None: as configured."""
+    risk_provider: RiskProvider | None = None
     """None: as configured."""
 
 
@@ -245,6 +248,15 @@ class Wiring:
             self._dependencies.providers, lambda provider_type: provider_type.build_charges
         )
 
+    def risk_providers(self) -> _ProviderBundle[RiskProvider]:
+        """The provider that checks risks; empty: only the rules decide."""
+        own_provider, name = self._dependencies.risk_provider, self.settings.providers.risk
+        if own_provider is not None:
+            return _ProviderBundle({own_provider.name: own_provider})
+        return self._build_providers(
+            None if name else {}, lambda provider_type: provider_type.build_risk, only=name
+        )
+
     def payout_providers(self) -> _ProviderBundle[PayoutProvider]:
         """The providers that pay sellers."""
         return self._build_providers(
@@ -255,13 +267,17 @@ class Wiring:
         self,
         providers: Mapping[str, P] | None,
         builder_of: Callable[[ProviderType], Build[P] | None],
+        *,
+        only: str = "",
     ) -> _ProviderBundle[P]:
-        """The given providers, or else the configured ones that have such a builder."""
+        """The given providers, or else the configured ones that have such a builder. `only`: the
+        name of one of them; "": all.
+        """
         if providers is not None:
             return _ProviderBundle(providers)
         section = self.settings.providers
         built = build_providers(
-            section.configured,
+            {only: section.configured[only]} if only else section.configured,
             section.terms,
             lambda schema: self._open_database(schema, _PROVIDER_CONNECTIONS),
             builder_of,

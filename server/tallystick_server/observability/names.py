@@ -246,6 +246,7 @@ SPANS = tuple(value for value in list(globals().values()) if isinstance(value, S
 BATCHES: Mapping[str, str] = {
     "payment.check_admission": "finds existing payments, and whether new ones are admitted",
     "payment.create": "stores payments and their charges",
+    "payment.risk_check": "records decisions of the risk provider",
     "payment.record": "records provider outcomes of charges",
     "payment.book": "credits wallets and posts to the ledger for charges",
     "payment.confirm_delivery": "releases pending credits of delivered orders",

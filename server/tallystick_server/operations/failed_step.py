@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 from tallystick_core.errors import ApiError
 from tallystick_core.operations.next_action import NextAction
 from tallystick_core.provider.outcome import (
+    Approved,
     Declined,
     FailureReason,
     InTransit,
@@ -118,7 +119,7 @@ def classify_failure(
                 action,
                 outcome.retry_after,
             )
-        case Succeeded() | Declined() | Returned() | Verified() | NotFound():
+        case Succeeded() | Declined() | Returned() | Verified() | Approved() | NotFound():
             return None
 
 

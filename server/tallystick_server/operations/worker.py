@@ -274,6 +274,10 @@ class OperationWorker:
         ):
             self._claim_task.wake()
 
+    async def is_still_leased(self, operation: LeasedOperation) -> bool:
+        """Whether this process still leases the operation, and its request has not changed."""
+        return await self._lease_check_batcher.submit(operation)
+
     async def _check_leases(self, operations: Sequence[LeasedOperation]) -> Sequence[bool]:
         lease_tokens = await self._database.load(
             lambda connection: operation_store.find_held(

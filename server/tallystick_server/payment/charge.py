@@ -77,6 +77,7 @@ class Charge(LeasedOperation):
     payment_token: str
     payment_method_type: str
     orders: tuple[OrderInCharge, ...]
+    buyer_country: str = ""
     cancelled: bool = False
     buyer_timed_out: bool = False
     """The buyer has not completed the required action in time."""
@@ -102,10 +103,10 @@ def build_charges(
     traceparent: str,
     context: SpanContext,
 ) -> list[Charge]:
-    """The charges of a new payment, for the orders that passed the risk check."""
+    """The charges of a new payment, for the orders that no risk rule rejected."""
     groups: dict[str, list[tuple[checkout_store.NewOrder, payment_pb2.PaymentOrder]]] = {}
     for order, message in orders:
-        if order.status == OrderStatus.EXECUTING:
+        if order.status != OrderStatus.FAILED:
             groups.setdefault(order.charge_id, []).append((order, message))
     return [
         Charge(
@@ -121,6 +122,7 @@ def build_charges(
             currency=members[0][0].currency,
             payment_token=request.payment_token,
             payment_method_type=request.payment_method_type,
+            buyer_country=request.buyer_country,
             orders=tuple(_order_from_new(order, message) for order, message in members),
             lease_token=FIRST_LEASE_TOKEN,
             lease_deadline=lease_deadline,
@@ -138,8 +140,8 @@ def _order_from_new(
     """A new order as it is stored."""
     return OrderInCharge(
         payment_order_id=order.payment_order_id,
-        version=convert.CREATED_VERSION,
-        status=OrderStatus.EXECUTING,
+        version=convert.created_version(order),
+        status=OrderStatus(order.status),
         buyer_account=order.buyer_account,
         seller_account=order.seller_account,
         amount=order.amount,
@@ -171,6 +173,7 @@ def charges_from_rows(
                 currency=first.currency,
                 payment_token=first.payment_token,
                 payment_method_type=first.payment_method_type,
+                buyer_country=first.buyer_country,
                 orders=tuple(_order_from_row(row) for row in members),
                 lease_token=tokens[charge_id],
                 lease_deadline=now + lease_seconds,
@@ -182,7 +185,8 @@ def charges_from_rows(
                 buyer_timed_out=_has_buyer_timed_out(first),
                 end_deadline=now + _seconds_left(first),
                 recorded_outcome=outcome_from_attempt(_attempt_result(first)),
-                maybe_sent=first.maybe_sent,
+                # before the risk check has passed, no holder of its lease may send it
+                maybe_sent=first.maybe_sent and first.status != OrderStatus.NOT_STARTED,
                 lookup_only=first.lookup_only,
                 tries=parse_tries(first.retry_counts),
                 seconds_since_sent=None if first.since_sent is None else float(first.since_sent),

@@ -22,7 +22,11 @@ from tallystick_core.payment.checkout import (
     PartialFailurePolicy,
     normalize,
 )
-from tallystick_core.payment.state import OrderStatus, PaymentTransitionReason
+from tallystick_core.payment.state import (
+    TERMINAL_STATUSES,
+    OrderStatus,
+    PaymentTransitionReason,
+)
 from tallystick_core.validation import (
     parse_country,
     parse_id,
@@ -193,8 +197,13 @@ _FAILURE_REASONS = EnumNames(payment_pb2.FailureReason.DESCRIPTOR)
 _UNAPPLIED_CAUSES = EnumNames(payment_pb2.UnappliedCause.DESCRIPTOR)
 _OUTCOMES = EnumNames(payment_pb2.Outcome.DESCRIPTOR)
 
-CREATED_VERSION = 2
-"""The version of a new order after the risk decision; version 1 is NOT_STARTED."""
+_DECIDED_VERSION = 2
+"""The version of a new order after the decision of the risk rules; version 1 is NOT_STARTED."""
+
+
+def created_version(order: checkout_store.NewOrder) -> int:
+    """The version in which a new order is stored."""
+    return 1 if order.status == OrderStatus.NOT_STARTED else _DECIDED_VERSION
 
 
 def payment(orders: Sequence[Row[Any]]) -> payment_pb2.Payment:
@@ -247,13 +256,15 @@ def _checkout_fields(checkout: Row[Any] | checkout_store.NewCheckout) -> dict[st
     }
 
 
-def new_payment(checkout: checkout_store.NewCheckout, create_time: datetime) -> payment_pb2.Payment:
-    """A new payment without its orders, as it is stored."""
+def new_payment(
+    checkout: checkout_store.NewCheckout, version_sum: int, create_time: datetime
+) -> payment_pb2.Payment:
+    """A new payment without its orders, as it is stored; `version_sum` is that of its orders."""
     timestamp = to_timestamp(create_time)
     return payment_pb2.Payment(
         **_checkout_fields(checkout),
         payment_state=payment_pb2.PAYMENT_STATE_OPEN,
-        version=1 + CREATED_VERSION * checkout.order_count,
+        version=1 + version_sum,
         create_time=timestamp,
         update_time=timestamp,
     )
@@ -262,10 +273,7 @@ def new_payment(checkout: checkout_store.NewCheckout, create_time: datetime) -> 
 def payment_order(row: Row[Any]) -> payment_pb2.PaymentOrder:
     """The current order, from a row of any order query."""
     message = stored_order(row)
-    if row.next_try_time is not None and row.status in (
-        OrderStatus.EXECUTING,
-        OrderStatus.PENDING,
-    ):
+    if row.next_try_time is not None and row.status not in TERMINAL_STATUSES:
         message.next_try_time.CopyFrom(to_timestamp(row.next_try_time))
     return message
 
@@ -300,6 +308,7 @@ def new_order(order: checkout_store.NewOrder) -> payment_pb2.PaymentOrder:
         **_order_fields(order),
         **_money_fields(order.currency, 0, 0, 0),
         payment_order_status=payment_pb2.PAYMENT_ORDER_STATUS_NOT_STARTED,
+        attempt_count=order.attempt_count if order.status == OrderStatus.NOT_STARTED else 0,
         version=1,
     )
 
@@ -332,7 +341,7 @@ def apply_risk_decision(message: payment_pb2.PaymentOrder, order: checkout_store
     message.payment_order_status = _STATUSES.number(order.status)
     message.failure_reason = _FAILURE_REASONS.number(order.failure_reason)
     message.attempt_count = order.attempt_count
-    message.version = CREATED_VERSION
+    message.version = _DECIDED_VERSION
 
 
 def apply_transition(

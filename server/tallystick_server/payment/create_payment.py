@@ -21,12 +21,9 @@ from tallystick_core.payment.checkout import (
     reject_siblings,
 )
 from tallystick_core.payment.fees import FeeRates
-from tallystick_core.payment.risk import RiskCheck
+from tallystick_core.payment.risk import RiskCheck, decide_new_order
 from tallystick_core.payment.state import (
     OrderStatus,
-    PaymentTransitionReason,
-    PaymentTrigger,
-    transition,
 )
 from tallystick_core.provider.outcome import FailureReason
 from tallystick_server.observability.tracing import SpanContext
@@ -115,6 +112,7 @@ class PaymentCreator:
         provider: str,
         environment: str,
         lease_seconds: float,
+        has_risk_provider: bool,
         start_operation: Callable[[Charge], None],
         remaining_capacity: Callable[[Connection, float], ChargeCapacity | None],
     ) -> None:
@@ -124,6 +122,7 @@ class PaymentCreator:
         self._provider = provider
         self._environment = environment
         self._lease_seconds = lease_seconds
+        self._has_risk_provider = has_risk_provider
         self._start_operation = start_operation
         self._remaining_capacity = remaining_capacity
 
@@ -299,7 +298,9 @@ class PaymentCreator:
     def _new_order(
         self, request: CheckoutRequest, order: Order, failure_reason: FailureReason | None
     ) -> store.NewOrder:
-        trigger = PaymentTrigger.RISK_REJECTED if failure_reason else PaymentTrigger.RISK_PASSED
+        status, transition_reason = decide_new_order(
+            failure_reason, has_risk_provider=self._has_risk_provider
+        )
         return store.NewOrder(
             payment_order_id=order.payment_order_id,
             checkout_id=request.checkout_id,
@@ -310,10 +311,8 @@ class PaymentCreator:
             currency=order.currency,
             requested_fee=order.platform_fee,
             platform_fee=self._fees.compute_fee(order),
-            status=transition(OrderStatus.NOT_STARTED, trigger),
-            transition_reason=PaymentTransitionReason.RISK_REJECTED
-            if failure_reason
-            else PaymentTransitionReason.RISK_PASSED,
+            status=status,
+            transition_reason=transition_reason,
             failure_reason=failure_reason or "",
             provider="" if failure_reason else self._provider,
             attempt_count=0 if failure_reason else FIRST_ATTEMPT,
@@ -348,20 +347,25 @@ def provider_unavailable_error() -> ApiError:
 def _emit_created(
     connection: Connection, payments: Sequence[_RiskCheckedPayment], rows: Mapping[str, Row[Any]]
 ) -> None:
-    """Adds the events of new payments: each order is first stored, then the risk decision is
-    applied.
+    """Adds the events of new payments: each order is first stored, then the decision of the risk
+    rules is applied, unless the risk provider decides later.
     """
     with record_events(connection, rows.values()) as publish_request:
         for item in payments:
             checkout = item.checkout
-            payment = convert.new_payment(checkout, rows[checkout.checkout_id].create_time)
+            payment = convert.new_payment(
+                checkout,
+                sum(convert.created_version(order) for order, _ in item.orders),
+                rows[checkout.checkout_id].create_time,
+            )
             events.add_payment_created(publish_request, payment, checkout.traceparent)
             for order, message in item.orders:
                 message.create_time.CopyFrom(payment.create_time)
                 message.update_time.CopyFrom(payment.create_time)
                 events.add_order_changed(publish_request, message, checkout)
-                convert.apply_risk_decision(message, order)
-                events.add_order_changed(publish_request, message, checkout)
+                if order.status != OrderStatus.NOT_STARTED:
+                    convert.apply_risk_decision(message, order)
+                    events.add_order_changed(publish_request, message, checkout)
         final_ids = {row.checkout_id for row in rows.values() if row.is_final}
         if final_ids:
             add_payment_closed_events(

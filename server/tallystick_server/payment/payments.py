@@ -13,6 +13,7 @@ from tallystick_core.payment.fees import FeeRates
 from tallystick_core.payment.risk import RiskCheck
 from tallystick_core.provider.outcome import PendingReason
 from tallystick_core.provider.payment_provider import PaymentProvider
+from tallystick_core.provider.risk_provider import RiskProvider
 from tallystick_server.observability.tracing import current_context, traceparent
 from tallystick_server.operations.batcher import MAX_QUEUED_CALLS, Batcher
 from tallystick_server.operations.dead_letter_commands import DeadLetters
@@ -21,6 +22,7 @@ from tallystick_server.operations.periodic import Periodic
 from tallystick_server.operations.worker import OperationWorker, WorkerSettings
 from tallystick_server.payment.admission import PaymentAdmission
 from tallystick_server.payment.booking import PaymentBooking
+from tallystick_server.payment.charge import Charge
 from tallystick_server.payment.confirm_delivery import DeliveryConfirmation
 from tallystick_server.payment.create_payment import (
     CreatePaymentCommand,
@@ -30,8 +32,10 @@ from tallystick_server.payment.create_payment import (
 from tallystick_server.payment.operations.charge import ChargeOperations
 from tallystick_server.payment.poll_failed import FailedChargePoller
 from tallystick_server.payment.record_outcome import PaymentOutcomeRecorder
+from tallystick_server.payment.risk_check import RiskStep
 from tallystick_server.payment.seller_owners import SellerOwnerCache
 from tallystick_server.payment.unapplied_charges import UnappliedChargeBooking
+from tallystick_server.providers.gateway import ProviderGateway
 from tallystick_server.rpc.bulkhead import Bulkhead
 from tallystick_server.rpc.message_limits import MAX_ITEMS
 from tallystick_server.rpc.notifier import ChangeNotifier
@@ -50,7 +54,8 @@ _PLATFORM = "platform"
 class Payments:
     """Creates payments, and owns the worker that advances their charges.
 
-    `provider`: charges new payments. `environment`: prefix of its idempotency keys.
+    `provider`: charges new payments. `risk_provider`: is asked before a charge is sent; None: only
+    the built-in rules decide. `environment`: prefix of its idempotency keys.
     `max_queued_charges`: charges that may be queued while a provider fails, before new ones are
     rejected. `resolve_within`: seconds that an order has for each pending reason.
     `seller_owner_max_age_seconds`: how long a seller's owner is cached. `holder_id`: identifies
@@ -63,6 +68,7 @@ class Payments:
         risk: RiskCheck,
         fees: FeeRates,
         providers: Mapping[str, PaymentProvider],
+        risk_provider: RiskProvider | None,
         service_client: ServiceClient,
         wallet_address: str,
         ledger_address: str,
@@ -83,6 +89,7 @@ class Payments:
             self.notifier,
             settings.retry_policies,
             settings.lease_seconds,
+            None if risk_provider is None else self._risk_step(risk_provider, settings),
         )
         self.worker = OperationWorker("payment", database, providers, [charges.kind()], settings)
         self.dead_letters = DeadLetters(database, self.worker)
@@ -100,6 +107,7 @@ class Payments:
             provider,
             environment,
             settings.lease_seconds,
+            risk_provider is not None,
             self.worker.start_operation,
             self._admission.remaining_capacity,
         )
@@ -151,6 +159,20 @@ class Payments:
                 self._credit_releases,
             ],
         )
+
+    def _risk_step(self, risk_provider: RiskProvider, settings: WorkerSettings) -> RiskStep:
+        """The risk check of a third party, with the limits of any provider."""
+
+        async def is_still_leased(charge: Charge) -> bool:
+            return await self.worker.is_still_leased(charge)
+
+        gateway = ProviderGateway(
+            {risk_provider.name: risk_provider},
+            is_still_leased,
+            limits_of=settings.limits_of,
+            breaker_settings=settings.breaker_settings,
+        )
+        return RiskStep(self._database, gateway, risk_provider.name, is_still_leased)
 
     async def create_payment(self, request: CheckoutRequest) -> CreatePaymentResult:
         """Stores a payment or finds it; its charges are in progress when this returns.

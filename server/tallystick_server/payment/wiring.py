@@ -21,11 +21,13 @@ from tallystick_storage.payment import alerts
 
 def _build(wiring: Wiring, database: Database) -> Service:
     settings, bundle = wiring.settings, wiring.payment_providers()
+    risk_bundle = wiring.risk_providers()
     payments = Payments(
         database,
         BuiltInRiskCheck(_risk_rules(settings)),
         FeeRates(settings.payment.fee_rate, dict(settings.payment.seller_fee_rates)),
         bundle.providers,
+        next(iter(risk_bundle.providers.values()), None),
         wiring.service_client,
         wiring.addresses["wallet"],
         wiring.addresses["ledger"],
@@ -39,7 +41,7 @@ def _build(wiring: Wiring, database: Database) -> Service:
     )
     handlers = PaymentHandlers(database, payments)
     service = Service(SPEC, handlers, [handlers], [database], payments.worker)
-    return service.with_providers(bundle)
+    return service.with_providers(bundle).with_providers(risk_bundle)
 
 
 def _risk_rules(settings: Settings) -> RiskRules:

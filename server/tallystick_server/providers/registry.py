@@ -13,13 +13,13 @@ from tallystick_server.providers.provider_type import (
     ProviderTerms,
     ProviderType,
 )
-from tallystick_server.providers.sandbox import charges, payouts
+from tallystick_server.providers.sandbox import charges, payouts, risk
 from tallystick_server.providers.sandbox.settings import SandboxSettings
 
 P = TypeVar("P")
 
 PROVIDER_TYPES: dict[str, ProviderType] = {
-    "sandbox": ProviderType(SandboxSettings, charges.build, payouts.build),
+    "sandbox": ProviderType(SandboxSettings, charges.build, payouts.build, risk.build),
 }
 """Every type of provider, by the name that `providers.<name>.type` has."""
 
@@ -42,6 +42,11 @@ def names_that_charge(configured: Mapping[str, ProviderSettings]) -> list[str]:
 def names_that_pay_out(configured: Mapping[str, ProviderSettings]) -> list[str]:
     """The configured providers that pay sellers."""
     return [n for n, settings in configured.items() if type_of(n, settings).build_payouts]
+
+
+def names_that_check_risk(configured: Mapping[str, ProviderSettings]) -> list[str]:
+    """The configured providers that check risks."""
+    return [n for n, settings in configured.items() if type_of(n, settings).build_risk]
 
 
 def schemas_of(configured: Mapping[str, ProviderSettings]) -> set[str]:

@@ -26,9 +26,9 @@ _STUCK_ORDERS = f"""
         o.status || ' since ' || to_char(o.update_time, 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
             || case when d.retry_reason = '' then '' else ': ' || d.retry_reason end as detail
     from {_WAITING_ORDERS}
-    where o.update_time < (select clock()) - case o.status when 'EXECUTING'
-        then cast(:executing as interval) when 'PENDING' then cast(:pending as interval)
-        else cast(:success as interval) end
+    where o.update_time < (select clock()) - case o.status when 'SUCCESS'
+        then cast(:success as interval) when 'PENDING' then cast(:pending as interval)
+        else cast(:executing as interval) end
 """
 _ALERT_QUERIES = (
     (

@@ -10,7 +10,8 @@ from tallystick_storage.database import encode_rows
 from tallystick_storage.sql import Connection, Row, text
 
 _CHARGE = """
-    select o.*, c.caller, c.owner, c.payment_token, c.payment_method_type, c.traceparent,
+    select o.*, c.caller, c.owner, c.payment_token, c.payment_method_type,
+        c.buyer_country, c.traceparent,
         a.attempt_number,
         a.provider_key, a.outcome, a.moved_amount, a.moved_currency,
         a.provider_reference as attempt_reference, a.failure_reason as attempt_reason,

@@ -39,8 +39,8 @@ class NewCheckout:
 
 @dataclass(slots=True)
 class NewOrder:
-    """An order to store after the risk check: EXECUTING, or FAILED with its reason. Amounts in
-    minor units.
+    """An order to store after the risk rules: EXECUTING, FAILED with its reason, or NOT_STARTED if
+    the risk provider decides. Amounts in minor units.
     """
 
     payment_order_id: str
@@ -151,7 +151,7 @@ _INSERT = text(f"""
         select payment_order_id, checkout_id, charge_id, buyer_account, seller_account, amount,
             currency, requested_fee, platform_fee,
             amount - platform_fee, status, false, false, '', '', failure_reason, '', provider, '',
-                attempt_count, 2, now, now
+                attempt_count, case when status = :first_status then 1 else 2 end, now, now
         from requested, t order by payment_order_id),
     history as (
         insert into order_history (payment_order_id, version, from_status, to_status,
@@ -161,11 +161,13 @@ _INSERT = text(f"""
                 create_time)
         select payment_order_id, 1, null, :first_status, :first_transition_reason, false, false,
             false, '', '',
-            '', '', '', 0, now from requested, t
+            '', '', '', case when status = :first_status then attempt_count else 0 end, now
+        from requested, t
         union all
         select payment_order_id, 2, :first_status, status, transition_reason, false, false, false,
             '', '',
-            failure_reason, '', '', attempt_count, now from requested, t),
+            failure_reason, '', '', attempt_count, now from requested, t
+        where status <> :first_status),
     new_attempt as (
         insert into attempt (kind, operation_id, attempt_number, checkout_id, provider,
             provider_key, amount, currency, outcome, provider_reference, failure_reason,
@@ -187,7 +189,8 @@ _INSERT = text(f"""
         select 'payments/' || checkout_id as aggregate_id, v as version
             from new_checkout c, generate_series(1, c.version) as v
         union all
-        select 'paymentOrders/' || payment_order_id, v from requested, generate_series(1, 2) as v),
+        select 'paymentOrders/' || payment_order_id, v from requested,
+            generate_series(1, case when status = :first_status then 1 else 2 end) as v),
     {insert_into_outbox("changed_resource", "aggregate_id")}
     select checkout_id, create_time, version = 2 as is_final, sequence as outbox_sequence
         from new_checkout, outbox_sequence

@@ -167,7 +167,7 @@ _CANCEL_DUE = text("""
         select operation_id from operation
         where kind = 'charge' and operation_id in (
             select charge_id from payment_order where checkout_id = :checkout_id
-            and status in ('EXECUTING', 'PENDING'))
+            and status in ('NOT_STARTED', 'EXECUTING', 'PENDING'))
         order by operation_id for update)
     update operation op set next_try_time = clock(), has_changed = true from l
         where op.kind = 'charge' and op.operation_id = l.operation_id
@@ -175,7 +175,7 @@ _CANCEL_DUE = text("""
 """)
 _LIST_OPEN_CHARGES = text(
     "select distinct charge_id from payment_order where checkout_id = :checkout_id and status in "
-    "('EXECUTING', 'PENDING') order by charge_id"
+    "('NOT_STARTED', 'EXECUTING', 'PENDING') order by charge_id"
 )
 _CANCEL_REASON = text("select cancel_reason from checkout where checkout_id = :checkout_id")
 

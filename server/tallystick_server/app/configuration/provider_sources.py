@@ -25,6 +25,7 @@ from tallystick_server.providers.registry import (
     DEFAULT_PROVIDERS,
     PROVIDER_TYPES,
     names_that_charge,
+    names_that_check_risk,
     names_that_pay_out,
 )
 
@@ -145,6 +146,9 @@ def check_providers(settings: Settings, origins: Origins) -> list[str]:
         ),
         *_check_choice("payout", "pays sellers", names_that_pay_out(configured), settings, origins),
     ]
+    if settings.providers.risk:
+        choices = names_that_check_risk(configured)
+        lines += _check_choice("risk", "checks risks", choices, settings, origins)
     section, lease_duration = settings.providers, settings.worker.lease_duration
     for name in section.configured:
         terms = section.terms(name)

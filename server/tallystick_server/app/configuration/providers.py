@@ -37,6 +37,10 @@ class ProvidersSection(Section):
     """
     payout: ProviderName = "sandbox"
     """Name of the configured provider that pays sellers. It takes new payouts."""
+    risk: ProviderName = ""
+    """Name of the configured provider that approves charges before they are sent; empty: only the
+    rules of the section `risk` decide.
+    """
     timeout: Seconds = Field(default=30.0, ge=0.1, le=600)
     """How long a call to a provider may take before its outcome is Unknown."""
     max_calls_per_provider: Count = Field(default=2000, ge=1, le=100_000)

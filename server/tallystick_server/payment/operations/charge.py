@@ -6,6 +6,7 @@ The file reads in the order of the lifecycle: load, next action, perform, record
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
+from functools import partial
 
 from tallystick.payment.v1 import payment_pb2
 from tallystick_core.operations.kind import KindName
@@ -29,6 +30,7 @@ from tallystick_server.payment.booking import PaymentBooking
 from tallystick_server.payment.charge import Charge, charges_from_rows
 from tallystick_server.payment.poll_failed import schedule_polls
 from tallystick_server.payment.record_outcome import PaymentOutcomeRecorder
+from tallystick_server.payment.risk_check import RiskStep
 from tallystick_server.payment.transitions import OrderTransition, transition_orders
 from tallystick_server.rpc.message_limits import MAX_ITEMS
 from tallystick_server.rpc.notifier import ChangeNotifier
@@ -96,7 +98,7 @@ def perform(
 def phase(charge: Charge) -> str:
     """What the charge waits for, as the monitor names it."""
     order = charge.orders[0]
-    if order.status is OrderStatus.EXECUTING:
+    if order.status in _UNDECIDED_STATUSES:
         return ""
     if (
         order.status is OrderStatus.PENDING
@@ -121,8 +123,10 @@ class ChargeOperations:
         notifier: ChangeNotifier[payment_pb2.Payment],
         retry_policies: RetryPolicies,
         lease_seconds: float,
+        risk: RiskStep | None = None,
     ) -> None:
         self._notifier = notifier
+        self._risk = risk
         self._retry_policies = retry_policies
         self._lease_seconds = lease_seconds
         self._record_batcher: Batcher[OperationResult[Charge, ChargeOutcome], Charge] = Batcher(
@@ -146,6 +150,7 @@ class ChargeOperations:
             find=self.find,
             next_action=next_action,
             failure_if_not_sent=failure_if_not_sent,
+            prepare={NextAction.RISK: partial(self.check_risk, self._risk)} if self._risk else {},
             perform=perform,
             record=self.record,
             book=self.book,
@@ -156,7 +161,11 @@ class ChargeOperations:
             notify=self.notify,
             phase=phase,
             awaits_provider=awaits_provider,
-            batchers=[self._record_batcher, self._booking_batcher],
+            batchers=[
+                self._record_batcher,
+                self._booking_batcher,
+                *([self._risk.batcher] if self._risk else ()),
+            ],
         )
 
     def load(
@@ -171,6 +180,12 @@ class ChargeOperations:
         rows = charge_store.find_charges(connection, [charge_id])
         charges = charges_from_rows(rows, {charge_id: NO_LEASE}, now, self._lease_seconds)
         return next(iter(charges), None)
+
+    async def check_risk(self, risk: RiskStep, charge: Charge) -> Charge | None:
+        """Returns the charge if it may be sent. None: it was declined, or its lease was lost."""
+        checked = await risk.check(charge)
+        self.notify(checked)
+        return checked if checked.orders[0].status is OrderStatus.EXECUTING else None
 
     async def record(self, charge: Charge, outcome: ChargeOutcome) -> Charge:
         recorded = await self._record_batcher.submit(
@@ -193,7 +208,7 @@ class ChargeOperations:
                 failure.operation,
                 PaymentTrigger.GIVEN_UP,
                 PaymentTransitionReason.GIVEN_UP,
-                failure.failure_reason or FailureReason.PROVIDER_UNREACHABLE,
+                failure.failure_reason or _exhausted_reason(failure.action),
             )
         ]
         return self._fail_and_poll(
@@ -235,6 +250,13 @@ class ChargeOperations:
 def lock_unresolved(connection: Connection, charge_ids: list[str]) -> set[str]:
     """Locks the open attempts of charges. Returns the charges that have one."""
     return operation_store.lock_open_attempts(connection, KindName.CHARGE, charge_ids)
+
+
+def _exhausted_reason(action: NextAction) -> FailureReason:
+    """Why a charge fails that was certainly not sent, and whose tries are exhausted."""
+    if action is NextAction.RISK:
+        return FailureReason.RISK_PROVIDER
+    return FailureReason.PROVIDER_UNREACHABLE
 
 
 def _failure_transitions(

@@ -29,7 +29,7 @@ class _PaymentOrderStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Pa
     PAYMENT_ORDER_STATUS_UNSPECIFIED: _PaymentOrderStatus.ValueType  # 0
     """Not a valid value."""
     PAYMENT_ORDER_STATUS_NOT_STARTED: _PaymentOrderStatus.ValueType  # 1
-    """Stored; the risk check has not passed yet. Next: EXECUTING or FAILED."""
+    """Stored; the risk provider has not decided yet. Next: EXECUTING or FAILED."""
     PAYMENT_ORDER_STATUS_EXECUTING: _PaymentOrderStatus.ValueType  # 2
     """The request is being sent, or its outcome is not known yet. Next: SUCCESS, FAILED or PENDING."""
     PAYMENT_ORDER_STATUS_SUCCESS: _PaymentOrderStatus.ValueType  # 3
@@ -47,7 +47,7 @@ class PaymentOrderStatus(_PaymentOrderStatus, metaclass=_PaymentOrderStatusEnumT
 PAYMENT_ORDER_STATUS_UNSPECIFIED: PaymentOrderStatus.ValueType  # 0
 """Not a valid value."""
 PAYMENT_ORDER_STATUS_NOT_STARTED: PaymentOrderStatus.ValueType  # 1
-"""Stored; the risk check has not passed yet. Next: EXECUTING or FAILED."""
+"""Stored; the risk provider has not decided yet. Next: EXECUTING or FAILED."""
 PAYMENT_ORDER_STATUS_EXECUTING: PaymentOrderStatus.ValueType  # 2
 """The request is being sent, or its outcome is not known yet. Next: SUCCESS, FAILED or PENDING."""
 PAYMENT_ORDER_STATUS_SUCCESS: PaymentOrderStatus.ValueType  # 3
@@ -153,7 +153,7 @@ class _FailureReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Failure
     FAILURE_REASON_RISK_BLOCKED_COUNTRY: _FailureReason.ValueType  # 12
     """The buyer's country is on the list of blocked countries."""
     FAILURE_REASON_RISK_PROVIDER: _FailureReason.ValueType  # 13
-    """Reserved for risk checks of third parties; not sent yet."""
+    """The risk provider declined it, or did not decide within its retry policy; nothing was sent."""
     FAILURE_REASON_PROVIDER_MISMATCH: _FailureReason.ValueType  # 14
     """The provider charged a different amount or currency than requested."""
     FAILURE_REASON_PROVIDER_REJECTED: _FailureReason.ValueType  # 15
@@ -197,7 +197,7 @@ FAILURE_REASON_RISK_BLOCKED_ACCOUNT: FailureReason.ValueType  # 11
 FAILURE_REASON_RISK_BLOCKED_COUNTRY: FailureReason.ValueType  # 12
 """The buyer's country is on the list of blocked countries."""
 FAILURE_REASON_RISK_PROVIDER: FailureReason.ValueType  # 13
-"""Reserved for risk checks of third parties; not sent yet."""
+"""The risk provider declined it, or did not decide within its retry policy; nothing was sent."""
 FAILURE_REASON_PROVIDER_MISMATCH: FailureReason.ValueType  # 14
 """The provider charged a different amount or currency than requested."""
 FAILURE_REASON_PROVIDER_REJECTED: FailureReason.ValueType  # 15
@@ -345,7 +345,7 @@ class _PaymentTransitionReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrappe
     PAYMENT_TRANSITION_REASON_RISK_PASSED: _PaymentTransitionReason.ValueType  # 2
     """The risk check passed."""
     PAYMENT_TRANSITION_REASON_RISK_REJECTED: _PaymentTransitionReason.ValueType  # 3
-    """A risk rule rejected it."""
+    """A risk rule or the risk provider rejected it."""
     PAYMENT_TRANSITION_REASON_PROVIDER_OUTCOME: _PaymentTransitionReason.ValueType  # 4
     """The provider reported an outcome."""
     PAYMENT_TRANSITION_REASON_GIVEN_UP: _PaymentTransitionReason.ValueType  # 5
@@ -367,7 +367,7 @@ PAYMENT_TRANSITION_REASON_CREATED: PaymentTransitionReason.ValueType  # 1
 PAYMENT_TRANSITION_REASON_RISK_PASSED: PaymentTransitionReason.ValueType  # 2
 """The risk check passed."""
 PAYMENT_TRANSITION_REASON_RISK_REJECTED: PaymentTransitionReason.ValueType  # 3
-"""A risk rule rejected it."""
+"""A risk rule or the risk provider rejected it."""
 PAYMENT_TRANSITION_REASON_PROVIDER_OUTCOME: PaymentTransitionReason.ValueType  # 4
 """The provider reported an outcome."""
 PAYMENT_TRANSITION_REASON_GIVEN_UP: PaymentTransitionReason.ValueType  # 5
