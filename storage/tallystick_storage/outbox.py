@@ -6,8 +6,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from tallystick_storage.sql import Connection, text
+
+
+class ChangedRow(Protocol):
+    """A row as a statement changed it. The events of all rows that it changed belong in one outbox
+    row.
+    """
+
+    @property
+    def outbox_sequence(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from itertools import starmap
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
@@ -30,22 +32,27 @@ def text(sql: str) -> Statement:
     return Statement(_PARAMETER.sub(r"%(\1)s", sql.replace("%", "%%")))
 
 
+def columns(row_type: type[Any], table: str = "") -> str:
+    """The select list of a row type: its fields in order, as columns of `table` if given."""
+    names = getattr(row_type, "_fields", None) or [field.name for field in fields(row_type)]
+    return ", ".join(f"{table}.{name}" if table else name for name in names)
+
+
 class Query(Generic[R]):
-    """A statement whose rows have a type: a NamedTuple that is declared with it.
+    """A statement whose rows have a type: a NamedTuple or dataclass that is declared with it.
 
     Its fields are the columns, in order; `{columns}` in the SQL is replaced by their names.
     """
 
-    __slots__ = ("_make", "statement")
+    __slots__ = ("_row_type", "statement")
 
     def __init__(self, row_type: type[R], sql: str) -> None:
-        fields: Sequence[str] = row_type._fields  # type: ignore[attr-defined]
-        self.statement = text(sql.replace("{columns}", ", ".join(fields)))
-        self._make: Callable[[Iterable[Any]], R] = row_type._make  # type: ignore[attr-defined]
+        self.statement = text(sql.replace("{columns}", columns(row_type)))
+        self._row_type = row_type
 
     def all(self, connection: Connection, **parameters: Any) -> list[R]:
         """All rows."""
-        return [self._make(row) for row in connection.execute(self.statement, parameters)]
+        return list(starmap(self._row_type, connection.execute(self.statement, parameters)))
 
     def one(self, connection: Connection, **parameters: Any) -> R:
         """The only row. Raises ValueError if there is another number of rows."""

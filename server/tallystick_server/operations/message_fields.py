@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from datetime import datetime
+from typing import Any, Protocol
 
 from tallystick_core.money import format_amount
 from tallystick_server.rpc.enums import EnumNames
 from tallystick_server.rpc.timestamps import to_optional_timestamp, to_timestamp
 from tallystick_storage.sql import Row
+
+
+class AcknowledgementFields(Protocol):
+    """A row that an operator acknowledges; "" and None: nobody has."""
+
+    @property
+    def acknowledged_by(self) -> str: ...
+    @property
+    def acknowledge_reason(self) -> str: ...
+    @property
+    def acknowledge_time(self) -> datetime | None: ...
+
+
+class ConflictingReportFields(AcknowledgementFields, Protocol):
+    """A provider's report that contradicts a final state."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def report(self) -> str: ...
+    @property
+    def create_time(self) -> datetime: ...
 
 
 def attempt_fields(row: Row[Any], outcomes: EnumNames) -> dict[str, Any]:
@@ -27,7 +50,7 @@ def attempt_fields(row: Row[Any], outcomes: EnumNames) -> dict[str, Any]:
     }
 
 
-def conflicting_report_fields(row: Row[Any]) -> dict[str, Any]:
+def conflicting_report_fields(row: ConflictingReportFields) -> dict[str, Any]:
     """The fields of a provider's report that contradicts a final state."""
     return {
         "number": row.number,
@@ -37,7 +60,7 @@ def conflicting_report_fields(row: Row[Any]) -> dict[str, Any]:
     }
 
 
-def acknowledgement_fields(row: Row[Any]) -> dict[str, Any]:
+def acknowledgement_fields(row: AcknowledgementFields) -> dict[str, Any]:
     """Who acknowledged an alert's subject, why and when; empty: nobody has."""
     return {
         "acknowledged_by": row.acknowledged_by,

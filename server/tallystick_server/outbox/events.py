@@ -12,12 +12,12 @@ from tallystick.event.v1 import event_pb2
 from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick_core.event import format_event_id
 from tallystick_storage import outbox
-from tallystick_storage.sql import Connection, Row
+from tallystick_storage.sql import Connection
 
 
 @contextmanager
 def record_events(
-    connection: Connection, changed_rows: Iterable[Row[Any]]
+    connection: Connection, changed_rows: Iterable[outbox.ChangedRow]
 ) -> Iterator[BatchPublishRequest]:
     """Collects the events for the rows a statement changed, and stores them in the outbox row it
     created. Each changed row names that outbox row as `outbox_sequence`. Stores nothing if no row
