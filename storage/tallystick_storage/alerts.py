@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import NamedTuple
 
 from tallystick_core.operations.alert import AlertKind
 from tallystick_storage.database import encode_rows
 from tallystick_storage.outbox import insert_into_outbox
 from tallystick_storage.pagination import PageKey, before_parameters
-from tallystick_storage.sql import Connection, Row, text
+from tallystick_storage.sql import Connection, Query, columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,30 @@ class AlertCondition:
     kind: AlertKind
     resource_name: str
     detail: str
+
+
+class _Match(NamedTuple):
+    """A row that an alert query finds."""
+
+    resource_name: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class AlertRow:
+    alert_id: str
+    kind: str
+    resource_name: str
+    detail: str
+    create_time: datetime
+    end_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedAlert(AlertRow):
+    """An alert that a statement opened or ended."""
+
+    outbox_sequence: int
 
 
 MAX_PER_KIND = 1000
@@ -92,13 +117,14 @@ _EVENTS_DELAYED = """
 """
 OLDEST_IN_OUTBOX = "select create_time from outbox order by sequence limit 1"
 """The create_time of the oldest event in the outbox, which is published in order."""
-_COLUMNS = "alert_id, kind, resource_name, detail, create_time, end_time"
 _CONDITIONS = (
     'select * from json_to_recordset(cast(:found as json)) as r (kind text collate "C", '
     "resource_name "
     'text collate "C", detail text)'
 )
-_OPEN_ALERTS = text(f"""
+_OPEN_ALERTS = Query(
+    ChangedAlert,
+    f"""
     with found as materialized (
         select f.* from ({_CONDITIONS}) f
         where not exists (select from alert a where a.kind = f.kind
@@ -114,9 +140,12 @@ _OPEN_ALERTS = text(f"""
             where a.kind = f.kind and a.resource_name = f.resource_name) n
         order by f.kind, f.resource_name returning *),
     {insert_into_outbox("new", "'alerts/' || alert_id", "1")}
-    select {_COLUMNS}, sequence as outbox_sequence from new, outbox_sequence
-""")
-_END_CLEARED = text(f"""
+    select {columns(AlertRow, "new")}, sequence as outbox_sequence from new, outbox_sequence
+    """,
+)
+_END_CLEARED = Query(
+    ChangedAlert,
+    f"""
     with found as materialized ({_CONDITIONS}),
     over as materialized (
         select a.alert_id from alert a where a.end_time is null
@@ -127,9 +156,12 @@ _END_CLEARED = text(f"""
     ended as (update alert a set end_time = greatest(a.create_time, clock()) from over o
         where a.alert_id = o.alert_id returning a.*),
     {insert_into_outbox("ended", "'alerts/' || alert_id", "2")}
-    select {_COLUMNS}, sequence as outbox_sequence from ended, outbox_sequence
-""")
-_END_BY_RESOURCE_NAME = text(f"""
+    select {columns(AlertRow, "ended")}, sequence as outbox_sequence from ended, outbox_sequence
+    """,
+)
+_END_BY_RESOURCE_NAME = Query(
+    ChangedAlert,
+    f"""
     with over as materialized (
         select alert_id from alert where kind = :kind
             and resource_name = any (cast(:resource_names as text[]))
@@ -137,18 +169,19 @@ _END_BY_RESOURCE_NAME = text(f"""
     ended as (update alert a set end_time = greatest(a.create_time, clock()) from over o
         where a.alert_id = o.alert_id returning a.*),
     {insert_into_outbox("ended", "'alerts/' || alert_id", "2")}
-    select {_COLUMNS}, sequence as outbox_sequence from ended, outbox_sequence
-""")
-_LIST = f"""
-    select {_COLUMNS} from alert
-        where {{which}}
+    select {columns(AlertRow, "ended")}, sequence as outbox_sequence from ended, outbox_sequence
+    """,
+)
+_LIST = """
+    select {{columns}} from alert
+        where {which}
         and (create_time, alert_id) < (coalesce(cast(:before_time as timestamptz), 'infinity'),
         :before_id)
     order by create_time desc, alert_id desc limit :limit
 """
 _LIST_OPEN, _LIST_ALL = (
-    text(_LIST.format(which="end_time is null")),
-    text(_LIST.format(which="true")),
+    Query(AlertRow, _LIST.format(which="end_time is null")),
+    Query(AlertRow, _LIST.format(which="true")),
 )
 
 
@@ -216,10 +249,9 @@ def evaluate(
     """
     conditions, exceeded_kinds = [], []
     for query in queries:
-        values = {**query.parameters, "max_scanned": _MAX_SCANNED, "limit": MAX_PER_KIND + 1}
-        matches = connection.execute(
-            text(f"select resource_name, detail from ({query.query}) f limit :limit"), values
-        ).all()
+        matches = Query(_Match, f"select {{columns}} from ({query.query}) f limit :limit").all(
+            connection, **query.parameters, max_scanned=_MAX_SCANNED, limit=MAX_PER_KIND + 1
+        )
         if len(matches) > MAX_PER_KIND:
             exceeded_kinds.append(query.kind)
             message = f"more than {MAX_PER_KIND}; those that are new have no alerts of their own"
@@ -234,13 +266,11 @@ def evaluate(
 
 def open_alerts(
     connection: Connection, conditions: Sequence[AlertCondition], limit: int
-) -> Sequence[Row[Any]]:
+) -> Sequence[ChangedAlert]:
     """Opens up to `limit` alerts for conditions without an open one. Returns them, each with the
     outbox row in which all are to be recorded.
     """
-    return connection.execute(
-        _OPEN_ALERTS, {"found": encode_rows(conditions), "limit": limit}
-    ).all()
+    return _OPEN_ALERTS.all(connection, found=encode_rows(conditions), limit=limit)
 
 
 def end_cleared(
@@ -248,35 +278,30 @@ def end_cleared(
     conditions: Sequence[AlertCondition],
     exceeded_kinds: Sequence[AlertKind],
     limit: int,
-) -> Sequence[Row[Any]]:
+) -> Sequence[ChangedAlert]:
     """Ends up to `limit` open alerts whose condition no longer holds. Returns them, each with the
     outbox row in which all are to be recorded.
 
     Alerts of `exceeded_kinds` stay open, because it is unknown which of their conditions still
     hold.
     """
-    return connection.execute(
-        _END_CLEARED,
-        {"found": encode_rows(conditions), "too_many": list(exceeded_kinds), "limit": limit},
-    ).all()
+    return _END_CLEARED.all(
+        connection, found=encode_rows(conditions), too_many=list(exceeded_kinds), limit=limit
+    )
 
 
 def end_by_resource_name(
     connection: Connection, kind: AlertKind, resource_names: Sequence[str]
-) -> Sequence[Row[Any]]:
+) -> Sequence[ChangedAlert]:
     """Ends the open alerts of a kind about the given resources. Returns them, each with the
     outbox row in which all are to be recorded.
     """
-    return connection.execute(
-        _END_BY_RESOURCE_NAME, {"kind": kind, "resource_names": list(resource_names)}
-    ).all()
+    return _END_BY_RESOURCE_NAME.all(connection, kind=kind, resource_names=list(resource_names))
 
 
 def list_alerts(
     connection: Connection, before: PageKey | None, limit: int, *, include_ended: bool
-) -> Sequence[Row[Any]]:
+) -> Sequence[AlertRow]:
     """Open alerts, or all, newest first, before a given (create_time, id)."""
-    return connection.execute(
-        _LIST_ALL if include_ended else _LIST_OPEN,
-        {**before_parameters(before), "limit": limit},
-    ).all()
+    query = _LIST_ALL if include_ended else _LIST_OPEN
+    return query.all(connection, **before_parameters(before), limit=limit)

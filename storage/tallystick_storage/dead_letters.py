@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from tallystick_core.operations.dead_letter import DeadLetterCause, DeadLetterState
 from tallystick_core.operations.kind import KindName
@@ -15,7 +15,7 @@ from tallystick_storage.database import encode_rows
 from tallystick_storage.operation_key import KEYS, OperationKey, key_parameters
 from tallystick_storage.outbox import insert_into_outbox
 from tallystick_storage.pagination import PageKey, before_parameters
-from tallystick_storage.sql import Connection, Row, Statement, text
+from tallystick_storage.sql import Connection, Query, columns, text
 
 
 @dataclass(slots=True)
@@ -45,11 +45,42 @@ class DeadLetterFilter:
     until_time: datetime | None = None
 
 
-_COLUMNS = (
-    "dead_letter_id, kind, operation_id, resource_name, cause, detail, retry_count, state, "
-    "operator, reason, evidence, create_time, end_time, provider"
-)
-_INSERT = text(f"""
+@dataclass(frozen=True, slots=True)
+class DeadLetterRow:
+    """A dead letter. `operator`, `reason` and `evidence` are those of its end; "": none."""
+
+    dead_letter_id: str
+    kind: str
+    operation_id: str
+    resource_name: str
+    cause: str
+    detail: str
+    retry_count: int
+    state: str
+    operator: str
+    reason: str
+    evidence: str
+    create_time: datetime
+    end_time: datetime | None
+    provider: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedDeadLetter(DeadLetterRow):
+    """A dead letter that a statement created or ended."""
+
+    outbox_sequence: int
+
+
+class OpenDeadLetterCount(NamedTuple):
+    cause: str
+    provider: str
+    dead_letter_count: int
+
+
+_INSERT = Query(
+    ChangedDeadLetter,
+    f"""
     with new as (
         insert into dead_letter (dead_letter_id, kind, operation_id, number, cause, detail,
             retry_count, state,
@@ -64,9 +95,12 @@ _INSERT = text(f"""
             where d.kind = r.kind and d.operation_id = r.operation_id) n
         order by r.kind, r.operation_id returning *),
     {insert_into_outbox("new", "'deadLetters/' || dead_letter_id", "1")}
-    select {_COLUMNS}, sequence as outbox_sequence from new, outbox_sequence
-""")
-_END = text(f"""
+    select {columns(DeadLetterRow, "new")}, sequence as outbox_sequence from new, outbox_sequence
+    """,
+)
+_END = Query(
+    ChangedDeadLetter,
+    f"""
     with l as materialized (
         select d.dead_letter_id from {KEYS} cross join lateral (
             select d.dead_letter_id from dead_letter d
@@ -79,8 +113,9 @@ _END = text(f"""
             evidence = :evidence, end_time = clock()
         from l where d.dead_letter_id = l.dead_letter_id returning d.*),
     {insert_into_outbox("ended", "'deadLetters/' || dead_letter_id", "2")}
-    select {_COLUMNS}, sequence as outbox_sequence from ended, outbox_sequence
-""")
+    select {columns(DeadLetterRow, "d")}, sequence as outbox_sequence from ended d, outbox_sequence
+    """,
+)
 _IS_OPEN = text(
     "select exists (select from dead_letter where kind = :kind and operation_id = :operation_id "
     "and state = 'OPEN')"
@@ -89,15 +124,15 @@ _HAS_CAUSE = text(
     "select exists (select from dead_letter where kind = :kind and operation_id = :operation_id "
     "and cause = :cause)"
 )
-_FIND = text(f"select {_COLUMNS} from dead_letter where dead_letter_id = :id")
+_FIND = Query(DeadLetterRow, "select {columns} from dead_letter where dead_letter_id = :id")
 _LIST = """
-    select {columns} from dead_letter
+    select {{columns}} from dead_letter
         where (create_time, dead_letter_id) < (coalesce(cast(:before_time as timestamptz),
         'infinity'), :before_id) and {criteria}
     order by create_time desc, dead_letter_id desc limit :limit
 """
 _LIST_OPEN_AFTER = """
-    select {columns} from dead_letter where state = 'OPEN'
+    select {{columns}} from dead_letter where state = 'OPEN'
         and (create_time, dead_letter_id) > (coalesce(cast(:after_time as timestamptz),
         '-infinity'), :after_id)
         and {criteria} order by create_time, dead_letter_id limit :limit
@@ -115,11 +150,11 @@ _CONDITIONS = {
 }
 
 
-def insert(connection: Connection, items: Sequence[NewDeadLetter]) -> Sequence[Row[Any]]:
+def insert(connection: Connection, items: Sequence[NewDeadLetter]) -> Sequence[ChangedDeadLetter]:
     """Dead-letters the operations that have no open dead letter. Returns the new dead letters, each
     with the outbox row in which all are to be recorded.
     """
-    return connection.execute(_INSERT, {"items": encode_rows(items)}).all()
+    return _INSERT.all(connection, items=encode_rows(items))
 
 
 def end(
@@ -131,21 +166,21 @@ def end(
     evidence: str = "",
     *,
     ids: Sequence[str] | None = None,
-) -> Sequence[Row[Any]]:
+) -> Sequence[ChangedDeadLetter]:
     """Ends the open dead letters of operations, or only those with the given ids. Returns the ones
     that it ended, each with the outbox row in which all are recorded.
     """
     if not keys:
         return ()
-    values = {
+    return _END.all(
+        connection,
         **key_parameters(keys),
-        "state": state,
-        "operator": operator,
-        "reason": reason,
-        "evidence": evidence,
-    }
-    dead_letters = None if ids is None else list(ids)
-    return connection.execute(_END, {**values, "dead_letters": dead_letters}).all()
+        state=state,
+        operator=operator,
+        reason=reason,
+        evidence=evidence,
+        dead_letters=None if ids is None else list(ids),
+    )
 
 
 def is_open(connection: Connection, key: OperationKey) -> bool:
@@ -158,8 +193,8 @@ def has_cause(connection: Connection, key: OperationKey, cause: DeadLetterCause)
     return bool(connection.execute(_HAS_CAUSE, {**key._asdict(), "cause": cause}).scalar_one())
 
 
-def find(connection: Connection, dead_letter_id: str) -> Row[Any] | None:
-    return connection.execute(_FIND, {"id": dead_letter_id}).one_or_none()
+def find(connection: Connection, dead_letter_id: str) -> DeadLetterRow | None:
+    return _FIND.one_or_none(connection, id=dead_letter_id)
 
 
 def list_dead_letters(
@@ -167,11 +202,11 @@ def list_dead_letters(
     filters: DeadLetterFilter,
     before: PageKey | None,
     limit: int,
-) -> Sequence[Row[Any]]:
+) -> Sequence[DeadLetterRow]:
     """Dead letters, newest first, before a given (create_time, id)."""
-    return connection.execute(
-        *_query(_LIST, filters, **before_parameters(before), limit=limit)
-    ).all()
+    criteria, values = _criteria(filters)
+    query = Query(DeadLetterRow, _LIST.format(criteria=criteria))
+    return query.all(connection, **values, **before_parameters(before), limit=limit)
 
 
 def list_open_after(
@@ -179,23 +214,23 @@ def list_open_after(
     filters: DeadLetterFilter,
     after: PageKey | None,
     limit: int,
-) -> Sequence[Row[Any]]:
+) -> Sequence[DeadLetterRow]:
     """Open dead letters, oldest first, after a given (create_time, id)."""
     after_time, after_id = after or (None, "")
-    return connection.execute(
-        *_query(_LIST_OPEN_AFTER, filters, after_time=after_time, after_id=after_id, limit=limit)
-    ).all()
+    criteria, values = _criteria(filters)
+    query = Query(DeadLetterRow, _LIST_OPEN_AFTER.format(criteria=criteria))
+    return query.all(connection, **values, after_time=after_time, after_id=after_id, limit=limit)
 
 
-def count_open(connection: Connection, filters: DeadLetterFilter) -> Sequence[Row[Any]]:
+def count_open(connection: Connection, filters: DeadLetterFilter) -> Sequence[OpenDeadLetterCount]:
     """The number of open dead letters by cause and provider."""
-    return connection.execute(*_query(_COUNT_OPEN, filters)).all()
+    criteria, values = _criteria(filters)
+    return Query(OpenDeadLetterCount, _COUNT_OPEN.format(criteria=criteria)).all(
+        connection, **values
+    )
 
 
-def _query(
-    statement: str, filters: DeadLetterFilter, **parameters: Any
-) -> tuple[Statement, dict[str, Any]]:
-    """A statement with only the criteria that are set, so that the planner can use indexes."""
+def _criteria(filters: DeadLetterFilter) -> tuple[str, dict[str, Any]]:
+    """Only the criteria that are set, so that the planner can use indexes, and their values."""
     values = {name: value for name in _CONDITIONS if (value := getattr(filters, name))}
-    criteria = " and ".join(_CONDITIONS[name] for name in values) or "true"
-    return text(statement.format(columns=_COLUMNS, criteria=criteria)), {**parameters, **values}
+    return " and ".join(_CONDITIONS[name] for name in values) or "true", values

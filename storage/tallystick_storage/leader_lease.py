@@ -24,4 +24,4 @@ def try_acquire_lease(
     as long as it renews in time.
     """
     values = {"name": name, "holder_id": holder_id, "seconds": f"{lease_seconds} seconds"}
-    return connection.execute(_ACQUIRE, values).one_or_none() is not None
+    return connection.execute(_ACQUIRE, values).scalar_one_or_none() is not None

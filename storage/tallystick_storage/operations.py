@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from datetime import datetime
+from typing import NamedTuple
 
 from tallystick_core.operations.kind import KindName
 from tallystick_storage.database import encode_rows
 from tallystick_storage.operation_key import KEYS, OperationKey, key_parameters
-from tallystick_storage.sql import Connection, Row, text
+from tallystick_storage.sql import Connection, Query, columns, text
 
 
 @dataclass(slots=True)
@@ -60,8 +61,58 @@ class Reschedule:
     expire_after_seconds: float | None = None
 
 
+class AttemptKey(NamedTuple):
+    kind: str
+    operation_id: str
+    attempt_number: int
+
+
+class AttemptRow(NamedTuple):
+    """An attempt as it is shown. `end_time` is None until its outcome is final."""
+
+    operation_id: str
+    attempt_number: int
+    provider: str
+    provider_key: str
+    outcome: str
+    provider_reference: str
+    provider_fee: int | None
+    provider_fee_currency: str | None
+    start_time: datetime
+    end_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class _KeyRow:
+    kind: str
+    operation_id: str
+
+    @property
+    def key(self) -> OperationKey:
+        return OperationKey(KindName(self.kind), self.operation_id)
+
+
+@dataclass(frozen=True, slots=True)
+class _LeaseRow(_KeyRow):
+    lease_token: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedLease(_LeaseRow):
+    """A lease on an operation. `was_leased`: another lease on it had expired."""
+
+    was_leased: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _RescheduledRow(_KeyRow):
+    is_dead_lettered: bool
+
+
 _FINAL_OUTCOMES = ("SUCCEEDED", "DECLINED", "RETURNED")
-_RECORD_ATTEMPT_RESULTS = text("""
+_RECORD_ATTEMPT_RESULTS = Query(
+    AttemptKey,
+    f"""
     with r as materialized (
         select * from json_to_recordset(cast(:results as json))
             as r (kind text collate "C", operation_id text collate "C", attempt_number int,
@@ -81,27 +132,34 @@ _RECORD_ATTEMPT_RESULTS = text("""
         end_time = case when l.outcome in ('SUCCEEDED', 'DECLINED', 'RETURNED') then clock() end
     from l where a.kind = l.kind and a.operation_id = l.operation_id
         and a.attempt_number = l.attempt_number
-    returning a.kind, a.operation_id, a.attempt_number
-""")
-_ENDED_ATTEMPTS = text("""
-    select kind, operation_id, attempt_number, outcome, provider_reference, moved_amount,
-        moved_currency, failure_reason, decline_code, provider_fee, provider_fee_currency
-    from json_to_recordset(cast(:attempts as json))
+    returning {columns(AttemptKey, "a")}
+    """,
+)
+_ENDED_ATTEMPTS = Query(
+    AttemptResult,
+    """
+    select {columns} from json_to_recordset(cast(:attempts as json))
         as r (kind text collate "C", operation_id text collate "C", attempt_number int)
         join attempt a using (kind, operation_id, attempt_number)
     where a.end_time is not null
-""")
+    """,
+)
 _LOCK_OPEN_ATTEMPTS = text("""
     select operation_id from attempt where kind = :kind
         and operation_id = any (cast(:ids as text[]))
         and end_time is null order by operation_id, attempt_number for update
 """)
 _BY_KEY = "op.kind = k.kind and op.operation_id = k.operation_id"
-_LOCK = text(f"""
+_LOCK = Query(
+    _LeaseRow,
+    f"""
     select k.kind, k.operation_id, op.lease_token from {KEYS} cross join lateral (
         select op.lease_token from operation op where {_BY_KEY} limit 1 for update) op
-""")
-_RESCHEDULE = text("""
+    """,
+)
+_RESCHEDULE = Query(
+    _RescheduledRow,
+    """
     with r as materialized (
         select r.kind, r.operation_id, r.lease_token, r.maybe_sent, r.not_found_count,
             r.lookup_only, r.retry_reason, r.detail,
@@ -136,18 +194,22 @@ _RESCHEDULE = text("""
             else clock() end
     from r where op.kind = r.kind and op.operation_id = r.operation_id
     returning op.kind, op.operation_id, op.next_try_time is null as is_dead_lettered
-""")
+    """,
+)
 _REQUEUE = text(f"""
     with l as materialized (select k.kind, k.operation_id from {KEYS} cross join lateral (
         select from operation op where {_BY_KEY} limit 1 for update) op)
     update operation op set next_try_time = clock(), retry_counts = '{{}}', lookup_only = false
     from l k where {_BY_KEY} and op.next_try_time is null and op.lease_until <= clock()
 """)
-_LOCK_EXPIRED = text("""
-    select kind, operation_id from operation where next_try_time is null
+_LOCK_EXPIRED = Query(
+    _KeyRow,
+    """
+    select {columns} from operation where next_try_time is null
         and expire_time <= (select clock())
         order by expire_time, kind, operation_id limit :limit for update skip locked
-""")
+    """,
+)
 _CLAIM_DEAD_LETTERED = text("""
     update operation set next_try_time = clock(),
         lease_until = clock() + cast(:lease as interval),
@@ -158,16 +220,19 @@ _CLAIM_DEAD_LETTERED = text("""
 """)
 
 
-_FORCE_CLAIM = text("""
+_FORCE_CLAIM = Query(
+    _LeaseRow,
+    f"""
     with c as materialized (select operation_id from operation where kind = :kind
         and operation_id = any (cast(:ids as text[])) order by operation_id for update)
     update operation op set next_try_time = clock(),
         lease_until = clock() + cast(:lease as interval),
-        lease_token = lease_token + 1, is_leased = true, retry_counts = '{}',
+        lease_token = lease_token + 1, is_leased = true, retry_counts = '{{}}',
         phase = '', phase_start_time = clock()
     from c where op.kind = :kind and op.operation_id = c.operation_id
-    returning op.operation_id, op.lease_token
-""")
+    returning {columns(_LeaseRow, "op")}
+    """,
+)
 
 
 def force_claim(
@@ -177,9 +242,8 @@ def force_claim(
     Returns the lease token by operation_id. For an operator's decision that must take effect
     immediately.
     """
-    leases = connection.execute(
-        _FORCE_CLAIM,
-        {"kind": kind, "ids": list(operation_ids), "lease": f"{lease_seconds} seconds"},
+    leases = _FORCE_CLAIM.all(
+        connection, kind=kind, ids=list(operation_ids), lease=f"{lease_seconds} seconds"
     )
     return {row.operation_id: row.lease_token for row in leases}
 
@@ -194,32 +258,29 @@ def record_attempt_results(
     the last answer if none is final. Returns the stored final answers by kind, operation id and
     attempt number, including those stored before.
     """
-    chosen: dict[tuple[str, str, int], AttemptResult] = {}
+    chosen: dict[AttemptKey, AttemptResult] = {}
     for result in results:
-        key = (result.kind, result.operation_id, result.attempt_number)
+        key = _attempt_key_of(result)
         previous = chosen.get(key)
         if previous is None or previous.outcome not in _FINAL_OUTCOMES:
             chosen[key] = result
-    recorded = {
-        (row.kind, row.operation_id, row.attempt_number)
-        for row in connection.execute(
-            _RECORD_ATTEMPT_RESULTS, {"results": encode_rows(list(chosen.values()))}
-        )
-    }
-    final = {
+    recorded = set(
+        _RECORD_ATTEMPT_RESULTS.all(connection, results=encode_rows(list(chosen.values())))
+    )
+    final: dict[tuple[str, str, int], AttemptResult] = {
         key: result
         for key, result in chosen.items()
         if key in recorded and result.outcome in _FINAL_OUTCOMES
     }
-    ended = [
-        {"kind": kind, "operation_id": operation_id, "attempt_number": attempt_number}
-        for kind, operation_id, attempt_number in sorted(chosen.keys() - recorded)
-    ]
-    for row in (
-        connection.execute(_ENDED_ATTEMPTS, {"attempts": encode_rows(ended)}) if ended else ()
-    ):
-        final[row.kind, row.operation_id, row.attempt_number] = AttemptResult(*row)
+    ended = [key._asdict() for key in sorted(chosen.keys() - recorded)]
+    if ended:
+        for stored in _ENDED_ATTEMPTS.all(connection, attempts=encode_rows(ended)):
+            final[_attempt_key_of(stored)] = stored
     return final
+
+
+def _attempt_key_of(result: AttemptResult) -> AttemptKey:
+    return AttemptKey(result.kind, result.operation_id, result.attempt_number)
 
 
 def lock_open_attempts(
@@ -232,16 +293,12 @@ def lock_open_attempts(
     return set(connection.execute(_LOCK_OPEN_ATTEMPTS, parameters).scalars())
 
 
-def _key_of(row: Row[Any]) -> OperationKey:
-    return OperationKey(KindName(row.kind), row.operation_id)
-
-
 def lock(connection: Connection, keys: Iterable[OperationKey]) -> dict[OperationKey, int]:
     """Locks operations, for a transaction that changes them in several statements or that locks
     dead letters afterwards. Returns their lease tokens.
     """
-    rows = connection.execute(_LOCK, key_parameters(keys))
-    return {_key_of(row): row.lease_token for row in rows}
+    rows = _LOCK.all(connection, **key_parameters(keys))
+    return {row.key: row.lease_token for row in rows}
 
 
 _MAKE_DUE = text("""
@@ -263,10 +320,8 @@ def reschedule(
     """Releases the leases that are still valid. Returns by key whether the operation is
     dead-lettered. An operation whose request changed meanwhile is not dead-lettered.
     """
-    return {
-        _key_of(row): row.is_dead_lettered
-        for row in connection.execute(_RESCHEDULE, {"reschedules": encode_rows(reschedules)})
-    }
+    rows = _RESCHEDULE.all(connection, reschedules=encode_rows(reschedules))
+    return {row.key: row.is_dead_lettered for row in rows}
 
 
 def requeue(connection: Connection, keys: Iterable[OperationKey]) -> None:
@@ -276,7 +331,7 @@ def requeue(connection: Connection, keys: Iterable[OperationKey]) -> None:
 
 def lock_expired(connection: Connection, limit: int) -> list[OperationKey]:
     """Locks up to `limit` dead-lettered operations that have expired."""
-    return [_key_of(row) for row in connection.execute(_LOCK_EXPIRED, {"limit": limit})]
+    return [row.key for row in _LOCK_EXPIRED.all(connection, limit=limit)]
 
 
 def claim_dead_lettered(
@@ -295,15 +350,9 @@ def claim_dead_lettered(
     return token
 
 
-class ClaimedLease(NamedTuple):
-    """A lease on an operation. `was_leased`: another lease on it had expired."""
-
-    key: OperationKey
-    lease_token: int
-    was_leased: bool
-
-
-_CLAIM = text("""
+_CLAIM = Query(
+    ClaimedLease,
+    f"""
     with c as materialized (
         select kind, operation_id, is_leased from operation where provider = :provider
             and ready_time <= (select clock())
@@ -318,26 +367,28 @@ _CLAIM = text("""
             not_found_count = case when op.is_leased then 0 else op.not_found_count end,
                 has_changed = false
         from c where op.kind = c.kind and op.operation_id = c.operation_id
-        returning op.kind, op.operation_id, op.lease_token, c.is_leased as was_leased)
-    select kind, operation_id, lease_token, was_leased from op order by kind, operation_id
-""")
+        returning {columns(_LeaseRow, "op")}, c.is_leased as was_leased)
+    select {{columns}} from op order by kind, operation_id
+    """,
+)
 
 
-_FIND_HELD = text(f"""
+_FIND_HELD = Query(
+    _LeaseRow,
+    f"""
     select k.kind, k.operation_id, op.lease_token from {KEYS} cross join lateral (
         select op.lease_token from operation op where {_BY_KEY}
             and op.lease_until > (select clock()) and not op.has_changed limit 1) op
-""")
+    """,
+)
 
 
 def find_held(connection: Connection, keys: Iterable[OperationKey]) -> dict[OperationKey, int]:
     """Returns the operations that are leased and whose request has not changed since, with their
     lease tokens.
     """
-    return {
-        _key_of(row): row.lease_token
-        for row in connection.execute(_FIND_HELD, key_parameters(keys))
-    }
+    rows = _FIND_HELD.all(connection, **key_parameters(keys))
+    return {row.key: row.lease_token for row in rows}
 
 
 _LIST_PROVIDERS = text("""
@@ -373,18 +424,15 @@ def claim(
     """Leases up to `limit` operations of a provider that are due and not leased, for
     `lease_seconds` seconds.
     """
-    parameters = {"provider": provider, "limit": limit, "lease": f"{lease_seconds} seconds"}
-    return [
-        ClaimedLease(_key_of(row), row.lease_token, row.was_leased)
-        for row in connection.execute(_CLAIM, parameters)
-    ]
+    return _CLAIM.all(connection, provider=provider, limit=limit, lease=f"{lease_seconds} seconds")
 
 
 def list_providers(connection: Connection) -> list[str]:
     """The providers of all operations that may be claimed, including providers that are no longer
     configured.
     """
-    return list(connection.execute(_LIST_PROVIDERS).scalars())
+    providers: list[str] = connection.execute(_LIST_PROVIDERS).scalars()
+    return providers
 
 
 def release_leases(connection: Connection, lease_tokens: Mapping[OperationKey, int]) -> None:
@@ -420,13 +468,15 @@ def has_retry_reason(connection: Connection, key: OperationKey, retry_reason: st
     )
 
 
-_LIST_ATTEMPTS = text("""
-    select operation_id, attempt_number, provider, provider_key, outcome, provider_reference,
-        provider_fee, provider_fee_currency, start_time, end_time
-    from attempt where kind = :kind and operation_id = :operation_id order by attempt_number
-""")
+_LIST_ATTEMPTS = Query(
+    AttemptRow,
+    """
+    select {columns} from attempt where kind = :kind and operation_id = :operation_id
+        order by attempt_number
+    """,
+)
 
 
-def list_attempts(connection: Connection, key: OperationKey) -> Sequence[Row[Any]]:
+def list_attempts(connection: Connection, key: OperationKey) -> Sequence[AttemptRow]:
     """Every attempt of an operation, oldest first."""
-    return connection.execute(_LIST_ATTEMPTS, key._asdict()).all()
+    return _LIST_ATTEMPTS.all(connection, **key._asdict())

@@ -5,10 +5,9 @@ EventService has them, and the events that EventService rejects.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from tallystick_storage.sql import Connection, text
+from tallystick_storage.sql import Connection, Query, columns, text
 
 
 class ChangedRow(Protocol):
@@ -20,8 +19,7 @@ class ChangedRow(Protocol):
     def outbox_sequence(self) -> int: ...
 
 
-@dataclass(frozen=True, slots=True)
-class OutboxRow:
+class OutboxRow(NamedTuple):
     """The events of one transaction. `request` is a serialized BatchPublishRequest with
     `event_count` events; it may hold more than EventService accepts in one call.
     """
@@ -29,12 +27,13 @@ class OutboxRow:
     sequence: int
     event_count: int
     request: bytes
-    rejected_aggregates: Sequence[str] = ()
-    """The aggregates of its events that have an earlier event rejected by EventService."""
+    rejected_aggregates: Sequence[str] | None
+    """The aggregates of its events that have an earlier event rejected by EventService. None: it
+    rejects none.
+    """
 
 
-@dataclass(frozen=True, slots=True)
-class RejectedEvent:
+class RejectedEvent(NamedTuple):
     """A serialized event that EventService rejects, or that waits until an earlier event of its
     aggregate is published.
     """
@@ -47,13 +46,16 @@ class RejectedEvent:
 _STORE_EVENTS = text("update outbox set request = :request where sequence = :sequence")
 # A change draws its sequence number under the aggregate's lock, after the earlier change is
 # committed. Reading in this order therefore never reorders an aggregate's changes.
-_LIST_UNPUBLISHED = text("""
+_LIST_UNPUBLISHED = Query(
+    OutboxRow,
+    """
     select o.sequence, cardinality(o.versions) as event_count, o.request, case
         when exists (select from rejected_aggregate)
         then array(select r.aggregate_id from rejected_aggregate r
             where r.aggregate_id = any (o.aggregate_ids)) end as rejected_aggregates
     from outbox o order by o.sequence limit :limit
-""")
+    """,
+)
 _DELETE_PUBLISHED = text("delete from outbox where sequence = any (cast(:sequences as bigint[]))")
 
 
@@ -78,11 +80,7 @@ def list_unpublished(connection: Connection, limit: int) -> list[OutboxRow]:
     """Up to `limit` rows that EventService has not confirmed. The changes of each aggregate are in
     order, starting with its first.
     """
-    result = connection.execute(_LIST_UNPUBLISHED, {"limit": limit})
-    return [
-        OutboxRow(row.sequence, row.event_count, bytes(row.request), row.rejected_aggregates or ())
-        for row in result
-    ]
+    return _LIST_UNPUBLISHED.all(connection, limit=limit)
 
 
 def delete_published(connection: Connection, sequences: Sequence[int]) -> None:
@@ -108,15 +106,18 @@ _STORE_REJECTED_EVENTS = text("""
     order by aggregate_id collate "C", version
     on conflict (aggregate_id, version) do nothing
 """)
-_LIST_DUE_EVENTS = text("""
-    select e.aggregate_id, e.version, e.event
+_LIST_DUE_EVENTS = Query(
+    RejectedEvent,
+    f"""
+    select {columns(RejectedEvent, "e")}
     from (select aggregate_id, next_try_time from rejected_aggregate
         where next_try_time <= (select clock())
           order by next_try_time, aggregate_id limit :limit) r
     cross join lateral (select * from rejected_event e where e.aggregate_id = r.aggregate_id
         order by e.version limit :limit_each) e
     order by r.next_try_time, e.aggregate_id, e.version
-""")
+    """,
+)
 _LOCK_AGGREGATES = text(
     "select from rejected_aggregate where aggregate_id = any (cast(:aggregate_ids as text[])) "
     "order by aggregate_id for update"
@@ -182,10 +183,7 @@ def list_due_events(
     """The first events of up to `max_aggregates` aggregates that are due for another try, at most
     `max_per_aggregate` of each, in order.
     """
-    result = connection.execute(
-        _LIST_DUE_EVENTS, {"limit": max_aggregates, "limit_each": max_per_aggregate}
-    )
-    return [RejectedEvent(row.aggregate_id, row.version, bytes(row.event)) for row in result]
+    return _LIST_DUE_EVENTS.all(connection, limit=max_aggregates, limit_each=max_per_aggregate)
 
 
 def record_retries(

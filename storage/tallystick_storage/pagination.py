@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
-from tallystick_storage.sql import Connection, text
+from tallystick_storage.sql import Connection, Query
 
 _MAX_CANDIDATES = 2_000
 
@@ -32,6 +32,11 @@ class Candidates:
     last_key: PageKey | None
 
 
+class _CandidateKey(NamedTuple):
+    create_time: datetime
+    id: str
+
+
 def find_candidates(
     connection: Connection,
     table: str,
@@ -54,17 +59,15 @@ def find_candidates(
     order = f"order by k.create_time desc, k.{id_column} desc"
     if not has_other_filters:
         return Candidates(f"{select} {order}", values, None)
-    last = connection.execute(
-        text(f"{select} {order} limit 1 offset {_MAX_CANDIDATES - 1}"), values
-    ).one_or_none()
-    if last is None:
+    last = Query(_CandidateKey, f"{select} {order} limit 1 offset {_MAX_CANDIDATES - 1}")
+    last_key = last.one_or_none(connection, **values)
+    if last_key is None:
         return Candidates(f"{select} {order}", values, None)
-    last_time, last_id = last
     lower_bound = f"{'and' if where else 'where'} ({key}) >= (:low_time, :low_id)"
     return Candidates(
         f"{select} {lower_bound} {order}",
-        {**values, "low_time": last_time, "low_id": last_id},
-        (last_time, last_id),
+        {**values, "low_time": last_key.create_time, "low_id": last_key.id},
+        last_key,
     )
 
 

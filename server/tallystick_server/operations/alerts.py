@@ -19,7 +19,7 @@ from tallystick_server.rpc.pagination import PageToken, parse_page_size
 from tallystick_server.rpc.timestamps import to_optional_timestamp, to_timestamp
 from tallystick_storage import alerts as store
 from tallystick_storage.database import Database
-from tallystick_storage.sql import Connection, Row
+from tallystick_storage.sql import Connection
 
 log = logging.getLogger(__name__)
 ACCESS: Access = {"ListAlerts": frozenset({Role.OPERATOR})}
@@ -51,7 +51,7 @@ class AlertHandlers:
         return self._messages.ListAlertsResponse(alerts=alerts, next_page_token=next_token)
 
 
-def to_message(row: Row[Any]) -> operator_pb2.Alert:
+def to_message(row: store.AlertRow) -> operator_pb2.Alert:
     return operator_pb2.Alert(
         alert_id=row.alert_id,
         kind=_KINDS.number(AlertKind(row.kind)),
@@ -62,7 +62,9 @@ def to_message(row: Row[Any]) -> operator_pb2.Alert:
     )
 
 
-def reconcile(connection: Connection, queries: Sequence[store.AlertQuery]) -> Sequence[Row[Any]]:
+def reconcile(
+    connection: Connection, queries: Sequence[store.AlertQuery]
+) -> Sequence[store.AlertRow]:
     """Makes the open alerts match the conditions found now, in bounded steps. Returns the new ones,
     which must be announced after the commit.
     """
@@ -82,7 +84,7 @@ def end_alerts(connection: Connection, kind: AlertKind, resource_names: Sequence
     _emit_changed(connection, store.end_by_resource_name(connection, kind, resource_names))
 
 
-def announce(alerts: Sequence[Row[Any]]) -> None:
+def announce(alerts: Sequence[store.AlertRow]) -> None:
     """Reports new alerts in the log and as a metric."""
     for row in alerts:
         log.warning(
@@ -95,7 +97,7 @@ def announce(alerts: Sequence[Row[Any]]) -> None:
         metrics.ALERTS_RAISED.add(1, row.kind)
 
 
-def _emit_changed(connection: Connection, rows: Sequence[Row[Any]]) -> None:
+def _emit_changed(connection: Connection, rows: Sequence[store.ChangedAlert]) -> None:
     with record_events(connection, rows) as events:
         for row in rows:
             alert, version = to_message(row), 2 if row.end_time else 1

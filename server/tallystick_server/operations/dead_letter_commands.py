@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from tallystick_core.errors import ApiError, ErrorReason, not_found_error, state_error
 from tallystick_core.operations.dead_letter import DeadLetterState
@@ -35,8 +34,9 @@ from tallystick_storage import clock
 from tallystick_storage import dead_letters as dead_letter_store
 from tallystick_storage import operations as operation_store
 from tallystick_storage.database import ConstraintViolation, Database
+from tallystick_storage.dead_letters import DeadLetterRow, OpenDeadLetterCount
 from tallystick_storage.pagination import PageKey
-from tallystick_storage.sql import Connection, Row
+from tallystick_storage.sql import Connection
 
 _RETRY, _CLOSE = Verb("RETRY", "retried"), Verb("CLOSE", "closed")
 _RETRY_AFTER_SECONDS = 1.0
@@ -55,7 +55,7 @@ class DeadLetters:
         self._database = database
         self._worker = worker
 
-    async def find(self, dead_letter_id: str, *, changed: bool = False) -> Row[Any]:
+    async def find(self, dead_letter_id: str, *, changed: bool = False) -> DeadLetterRow:
         """Reads the dead letter; `changed` as in `Database.read`. Raises NOT_FOUND."""
         row = await self._database.read(
             lambda connection: dead_letter_store.find(connection, dead_letter_id), changed=changed
@@ -64,7 +64,9 @@ class DeadLetters:
             raise not_found_error("dead letter", dead_letter_id)
         return row
 
-    async def retry(self, dead_letter_id: str, operator: str, reason: str) -> tuple[Row[Any], bool]:
+    async def retry(
+        self, dead_letter_id: str, operator: str, reason: str
+    ) -> tuple[DeadLetterRow, bool]:
         """Requeues the operation. Returns the current dead letter, and whether the call is a
         repeat.
 
@@ -90,13 +92,13 @@ class DeadLetters:
         cursor: PageKey | None,
         operator: str,
         reason: str,
-    ) -> tuple[Sequence[Row[Any]], set[str], bool]:
+    ) -> tuple[Sequence[DeadLetterRow], set[str], bool]:
         """Requeues the operations of the next dead letters that match. Returns those, the ids of
         those that were still open, and whether there are more.
         """
         ending = _Ending(DeadLetterState.RETRIED, operator, reason)
 
-        def retry(connection: Connection) -> tuple[Sequence[Row[Any]], set[str], bool]:
+        def retry(connection: Connection) -> tuple[Sequence[DeadLetterRow], set[str], bool]:
             rows = dead_letter_store.list_open_after(connection, filters, cursor, _MAX_RETRIED + 1)
             page = rows[:_MAX_RETRIED]
             operation_store.lock(connection, [key_of(row) for row in page])
@@ -113,7 +115,7 @@ class DeadLetters:
         operator: str,
         reason: str,
         evidence: str,
-    ) -> tuple[Sequence[Row[Any]], Sequence[Row[Any] | ApiError], bool]:
+    ) -> tuple[Sequence[DeadLetterRow], Sequence[DeadLetterRow | ApiError], bool]:
         """Closes the next dead letters that match, as `close` does. Returns those, the result of
         each, and whether there are more.
         """
@@ -125,7 +127,7 @@ class DeadLetters:
         page = rows[:_MAX_CLOSED]
         semaphore = asyncio.Semaphore(_MAX_CONCURRENT_CLOSES)
 
-        async def close_one(row: Row[Any]) -> Row[Any] | ApiError:
+        async def close_one(row: DeadLetterRow) -> DeadLetterRow | ApiError:
             async with semaphore:
                 try:
                     return (
@@ -144,10 +146,10 @@ class DeadLetters:
 
     async def preview(
         self, filters: dead_letter_store.DeadLetterFilter
-    ) -> tuple[Sequence[Row[Any]], list[str]]:
+    ) -> tuple[Sequence[OpenDeadLetterCount], list[str]]:
         """The number of matching open dead letters by cause and provider, and the first ids."""
 
-        def load(connection: Connection) -> tuple[Sequence[Row[Any]], list[str]]:
+        def load(connection: Connection) -> tuple[Sequence[OpenDeadLetterCount], list[str]]:
             sample = dead_letter_store.list_open_after(connection, filters, None, _SAMPLE_SIZE)
             return dead_letter_store.count_open(connection, filters), [
                 row.dead_letter_id for row in sample
@@ -167,7 +169,7 @@ class DeadLetters:
         evidence: str,
         *,
         evidence_is_specific: bool = True,
-    ) -> tuple[Row[Any], bool]:
+    ) -> tuple[DeadLetterRow, bool]:
         """Fails the operation, unless the provider reports a definite outcome. Returns the current
         dead letter, and whether it was closed before.
 
@@ -219,7 +221,7 @@ class DeadLetters:
             is_applied = True
         return await self._read_ended(dead_letter_id, _CLOSE, ending), not is_applied
 
-    async def _call_provider(self, row: Row[Any]) -> tuple[LeasedOperation, ProviderOutcome]:
+    async def _call_provider(self, row: DeadLetterRow) -> tuple[LeasedOperation, ProviderOutcome]:
         """Looks up the operation at its provider. Raises PROVIDER_UNAVAILABLE, INVALID_STATE."""
         operation = await self._worker.find(*key_of(row))
         action = NextAction.WAIT if operation is None else self._worker.next_action(operation)
@@ -266,7 +268,7 @@ class DeadLetters:
         (claimed,) = self._worker.load(connection, {operation.key: token}, 0.0)
         return claimed
 
-    async def _read_ended(self, dead_letter_id: str, verb: Verb, ending: _Ending) -> Row[Any]:
+    async def _read_ended(self, dead_letter_id: str, verb: Verb, ending: _Ending) -> DeadLetterRow:
         """Reads the current dead letter. Raises INVALID_STATE if it ended in another way."""
         row = await self.find(dead_letter_id, changed=True)
         if not ending.matches(row):
@@ -293,7 +295,7 @@ class _Ending:
     reason: str
     evidence: str = ""
 
-    def matches(self, row: Row[Any]) -> bool:
+    def matches(self, row: DeadLetterRow) -> bool:
         """Whether the row ended in this way."""
         return (row.state, row.operator, row.reason, row.evidence) == (
             self.state,
@@ -302,14 +304,16 @@ class _Ending:
             self.evidence,
         )
 
-    def apply(self, connection: Connection, row: Row[Any]) -> None:
+    def apply(self, connection: Connection, row: DeadLetterRow) -> None:
         """Ends an open dead letter and records the event. Raises _ConcurrentChange if it has ended
         already.
         """
         if not self.apply_all(connection, [row]):
             raise _ConcurrentChange
 
-    def apply_all(self, connection: Connection, rows: Sequence[Row[Any]]) -> Sequence[Row[Any]]:
+    def apply_all(
+        self, connection: Connection, rows: Sequence[DeadLetterRow]
+    ) -> Sequence[DeadLetterRow]:
         """Ends the open ones among the dead letters and records the events. Returns their rows."""
         return dead_letters.end(
             connection,

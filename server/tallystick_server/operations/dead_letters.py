@@ -17,15 +17,16 @@ from tallystick_server.rpc.enums import EnumNames
 from tallystick_server.rpc.timestamps import to_optional_timestamp, to_timestamp
 from tallystick_storage import dead_letters as dead_letter_store
 from tallystick_storage import operations as operation_store
+from tallystick_storage.dead_letters import ChangedDeadLetter, DeadLetterRow
 from tallystick_storage.operation_key import OperationKey
-from tallystick_storage.sql import Connection, Row
+from tallystick_storage.sql import Connection
 
 _MAX_REASON_LENGTH = 255
 STATES = EnumNames(operator_pb2.DeadLetterState.DESCRIPTOR)
 CAUSES = EnumNames(operator_pb2.DeadLetterCause.DESCRIPTOR)
 
 
-def to_message(row: Row[Any]) -> operator_pb2.DeadLetter:
+def to_message(row: DeadLetterRow) -> operator_pb2.DeadLetter:
     return operator_pb2.DeadLetter(
         dead_letter_id=row.dead_letter_id,
         resource_name=row.resource_name,
@@ -49,8 +50,8 @@ def to_cause_number(cause: str) -> Any:
 
 def emit_changed(
     connection: Connection,
-    rows: Sequence[Row[Any]],
-    origin_of: Callable[[Row[Any]], tuple[str, str]],
+    rows: Sequence[ChangedDeadLetter],
+    origin_of: Callable[[DeadLetterRow], tuple[str, str]],
 ) -> None:
     """Records the events of created or resolved dead letters. Ends the alerts of the resolved ones.
 
@@ -81,7 +82,7 @@ def end(
     evidence: str = "",
     *,
     ids: Sequence[str] | None = None,
-) -> Sequence[Row[Any]]:
+) -> Sequence[DeadLetterRow]:
     """Ends the open dead letters of operations as an operator decided, or only those with the given
     ids, and records their events. Returns the ended rows.
     """
@@ -117,7 +118,7 @@ def resolve_and_requeue(connection: Connection, operations: Iterable[LeasedOpera
 
 def resolve(
     connection: Connection, origins: Mapping[OperationKey, tuple[str, str]]
-) -> Sequence[Row[Any]]:
+) -> Sequence[DeadLetterRow]:
     """Resolves the dead letters of operations that need no decision any more. Returns the resolved
     rows.
 
@@ -128,6 +129,6 @@ def resolve(
     return rows
 
 
-def key_of(row: Row[Any]) -> OperationKey:
+def key_of(row: DeadLetterRow) -> OperationKey:
     """The operation of a dead letter."""
     return OperationKey(KindName(row.kind), row.operation_id)

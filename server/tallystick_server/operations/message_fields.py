@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from tallystick_core.money import format_amount
 from tallystick_server.rpc.enums import EnumNames
 from tallystick_server.rpc.timestamps import to_optional_timestamp, to_timestamp
-from tallystick_storage.sql import Row
+from tallystick_storage.operations import AttemptRow
 
 
 class AcknowledgementFields(Protocol):
@@ -33,7 +33,7 @@ class ConflictingReportFields(AcknowledgementFields, Protocol):
     def create_time(self) -> datetime: ...
 
 
-def attempt_fields(row: Row[Any], outcomes: EnumNames) -> dict[str, Any]:
+def attempt_fields(row: AttemptRow, outcomes: EnumNames) -> dict[str, Any]:
     """The fields of an attempt. `outcomes`: the names of its kind of operation."""
     return {
         "number": row.attempt_number,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 from uuid import UUID
 
 from tallystick_server.observability import metrics
@@ -14,7 +13,7 @@ from tallystick_storage import alerts as alert_store
 from tallystick_storage import leader_lease
 from tallystick_storage.database import Database
 from tallystick_storage.gauges import GaugeQuery, read_gauges
-from tallystick_storage.sql import Connection, Row
+from tallystick_storage.sql import Connection
 
 _LEASE_INTERVALS = 3
 
@@ -55,7 +54,7 @@ class Monitor:
     async def run_once(self) -> None:
         """Runs the checks once, if this process has the leader lease."""
 
-        def refresh_alerts(connection: Connection) -> Sequence[Row[Any]] | None:
+        def refresh_alerts(connection: Connection) -> Sequence[alert_store.AlertRow] | None:
             if not leader_lease.try_acquire_lease(
                 connection, "monitor", self._holder_id, self._interval_seconds * _LEASE_INTERVALS
             ):

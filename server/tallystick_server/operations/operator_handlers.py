@@ -25,8 +25,8 @@ from tallystick_server.rpc.pagination import PageToken, parse_page_size
 from tallystick_server.rpc.timestamps import parse_time
 from tallystick_storage import dead_letters as dead_letter_store
 from tallystick_storage.database import Database
+from tallystick_storage.dead_letters import DeadLetterRow
 from tallystick_storage.pagination import PageKey
-from tallystick_storage.sql import Row
 
 _OPERATOR_ROLES = frozenset({Role.OPERATOR})
 ACCESS: Access = {
@@ -184,7 +184,7 @@ class _BulkRequest:
     filters: dead_letter_store.DeadLetterFilter
     cursor: PageKey | None
 
-    def next_token(self, page: Sequence[Row[Any]], *, has_more: bool) -> str:
+    def next_token(self, page: Sequence[DeadLetterRow], *, has_more: bool) -> str:
         if not has_more or self.filters.until_time is None:
             return ""
         return self.token.make(self.filters.until_time, *_key_of(page[-1]))
@@ -213,11 +213,11 @@ def _parse_filters(request: Any) -> dead_letter_store.DeadLetterFilter:
     )
 
 
-def _key_of(row: Row[Any]) -> PageKey:
+def _key_of(row: DeadLetterRow) -> PageKey:
     return row.create_time, row.dead_letter_id
 
 
-def _count_page(page: Iterable[Row[Any]]) -> list[operator_pb2.DeadLetterCount]:
+def _count_page(page: Iterable[DeadLetterRow]) -> list[operator_pb2.DeadLetterCount]:
     counts = Counter((row.cause, row.provider) for row in page)
     return _to_count_messages((*key, count) for key, count in sorted(counts.items()))
 
@@ -234,7 +234,7 @@ def _to_count_messages(
     ]
 
 
-def _to_skipped_message(row: Row[Any], error: ApiError) -> operator_pb2.SkippedDeadLetter:
+def _to_skipped_message(row: DeadLetterRow, error: ApiError) -> operator_pb2.SkippedDeadLetter:
     return operator_pb2.SkippedDeadLetter(
         dead_letter_id=row.dead_letter_id,
         cause=dead_letters.to_cause_number(row.cause),

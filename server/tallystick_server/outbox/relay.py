@@ -71,7 +71,7 @@ class OutboxSource:
             outbox.delete_published(connection, [row.sequence for row in rows])
 
         rejected_aggregates = frozenset(
-            aggregate for row in rows for aggregate in row.rejected_aggregates
+            aggregate for row in rows for aggregate in row.rejected_aggregates or ()
         )
         return EventBatch(
             merge_batches(rows),

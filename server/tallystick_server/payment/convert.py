@@ -42,6 +42,7 @@ from tallystick_server.operations.message_fields import (
 )
 from tallystick_server.rpc.enums import EnumNames
 from tallystick_server.rpc.timestamps import parse_time, to_optional_timestamp, to_timestamp
+from tallystick_storage.operations import AttemptRow
 from tallystick_storage.payment import checkouts as checkout_store
 from tallystick_storage.payment import orders as store
 from tallystick_storage.payment.queries import PaymentFilter
@@ -381,7 +382,7 @@ def transitions(rows: Iterable[Row[Any]]) -> list[payment_pb2.Transition]:
     ]
 
 
-def attempts(rows: Iterable[Row[Any]]) -> list[payment_pb2.Attempt]:
+def attempts(rows: Iterable[AttemptRow]) -> list[payment_pb2.Attempt]:
     return [
         payment_pb2.Attempt(
             charge_id=row.operation_id,

@@ -40,6 +40,7 @@ from tallystick_server.payout.snapshot import snapshot_of
 from tallystick_server.rpc.enums import EnumNames
 from tallystick_server.rpc.timestamps import parse_time, to_optional_timestamp, to_timestamp
 from tallystick_server.rpc.versions import parse_expected_version
+from tallystick_storage.operations import AttemptRow
 from tallystick_storage.payout import payouts as store
 from tallystick_storage.payout.queries import PayoutFilter
 from tallystick_storage.sql import Row
@@ -297,7 +298,7 @@ def transitions(rows: Iterable[Row[Any]]) -> list[payout_pb2.PayoutTransition]:
     ]
 
 
-def attempts(rows: Iterable[Row[Any]]) -> list[payout_pb2.PayoutAttempt]:
+def attempts(rows: Iterable[AttemptRow]) -> list[payout_pb2.PayoutAttempt]:
     return [
         payout_pb2.PayoutAttempt(
             **attempt_fields(row, _OUTCOMES),

@@ -15,7 +15,7 @@ from tallystick_storage.sql import Connection, Row, text
 
 PaymentRow = Row[Any]
 OrderRow = Row[Any]
-OrderDetails = tuple[OrderRow, Sequence[Row[Any]], Sequence[Row[Any]]]
+OrderDetails = tuple[OrderRow, Sequence[Row[Any]], Sequence[operation_store.AttemptRow]]
 """An order with its owner, its history and the attempts of its charge."""
 
 _PAYMENT_COLUMNS = """c.buyer_info, c.seller_info, c.buyer_country, c.payment_method_type,
