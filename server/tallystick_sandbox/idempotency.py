@@ -93,7 +93,7 @@ class IdempotencyKeys:
                     next_entry = with_generation(by_key[key], row.generation + 1)
                     self._log.insert(connection, [next_entry])
                     replies[key] = self._build_reply(next_entry)
-                elif bytes(row.fingerprint).hex() != by_key[key].fingerprint:
+                elif row.fingerprint.hex() != by_key[key].fingerprint:
                     replies[key] = rules.KEY_MISMATCH
                 else:
                     replies[key] = self._build_reply(row)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 from tallystick_core.fingerprint import fingerprint
 from tallystick_core.provider.payout_provider import PayoutRequest
@@ -13,7 +12,7 @@ from tallystick_sandbox import rules, store
 from tallystick_sandbox.idempotency import IdempotencyKeys, reference_for, with_generation
 from tallystick_sandbox.rules import Behavior, Fault, Reply
 from tallystick_storage.database import Database
-from tallystick_storage.sql import Connection, Row
+from tallystick_storage.sql import Connection
 
 
 class SandboxPayouts:
@@ -123,12 +122,12 @@ def _new_entry(request: PayoutRequest, behavior: Behavior) -> store.LoggedReques
     )
 
 
-def _entry_from_row(row: Row[Any], payout_id: str) -> store.LoggedRequest:
+def _entry_from_row(row: store.LogRow, payout_id: str) -> store.LoggedRequest:
     """Converts a stored transfer to a log entry."""
     return store.LoggedRequest(
         key=row.key,
         generation=row.generation,
-        fingerprint=bytes(row.fingerprint).hex(),
+        fingerprint=row.fingerprint.hex(),
         subject=payout_id,
         reference=row.reference,
         state=row.state,

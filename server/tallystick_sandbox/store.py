@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from decimal import Decimal
 
 from tallystick_storage.database import encode_rows
-from tallystick_storage.sql import Connection, Row, text
+from tallystick_storage.sql import Connection, Query, columns, text
 
 
 @dataclass(slots=True)
@@ -30,23 +30,49 @@ class LoggedRequest:
     returned_amount: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class LogRow:
+    """A request as stored. `returned_amount` is None for a charge."""
+
+    key: str
+    generation: int
+    fingerprint: bytes
+    subject: str
+    reference: str
+    state: str
+    amount: int
+    currency: str
+    fault: str
+    code: str
+    returned_amount: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyedLogRow(LogRow):
+    """The last request of a key. `is_expired`: the key is not honored any more."""
+
+    is_expired: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LatestLogRow(LogRow):
+    """The newest request for a subject. `age` is in seconds."""
+
+    age: Decimal
+
+
 class RequestLog:
     """The log of one kind of requests. `subject_column`: the table's column with the id of the
     charge or payout.
     """
 
     def __init__(self, table: str, subject_column: str) -> None:
-        columns = (
-            f"key, generation, fingerprint, {subject_column}, reference, state, amount, currency, "
-            "fault, code, create_time"
-        )
-        returned_amount = "returned_amount" if table == "transfer" else "null as returned_amount"
-        result_columns = (
-            f"key, generation, fingerprint, {subject_column} as subject, reference, state, "
-            f"amount, currency, fault, code, {returned_amount}"
-        )
+        select_list = columns(LogRow, "l").replace("l.subject", f"l.{subject_column} as subject")
+        if table != "transfer":
+            select_list = select_list.replace("l.returned_amount", "null as returned_amount")
         self._insert = text(f"""
-            insert into {table} ({columns})
+            insert into {table} (key, generation, fingerprint, {subject_column}, reference, state,
+                amount, currency, fault, code, create_time)
             select key, generation, decode(fingerprint, 'hex'), subject, reference, state, amount,
                 currency, fault, code, clock()
             from json_to_recordset(cast(:entries as json))
@@ -55,16 +81,22 @@ class RequestLog:
                 amount bigint, currency text, fault text, code text) order by key
             on conflict do nothing returning key
         """)
-        self._find = text(f"""
-            select distinct on (key) {result_columns},
+        self._find = Query(
+            KeyedLogRow,
+            f"""
+            select distinct on (key) {select_list},
                 create_time < (select clock()) - cast(:window as interval) as is_expired
-            from {table} where key = any (cast(:keys as text[])) order by key, generation desc
-        """)
-        self._find_latest = text(f"""
-            select {result_columns}, extract(epoch from clock() - create_time) as age
-            from {table} where {subject_column} = :subject
+            from {table} l where key = any (cast(:keys as text[])) order by key, generation desc
+            """,
+        )
+        self._find_latest = Query(
+            LatestLogRow,
+            f"""
+            select {select_list}, extract(epoch from clock() - create_time) as age
+            from {table} l where {subject_column} = :subject
                 order by create_time desc, generation desc limit 1 for update
-        """)
+            """,
+        )
 
     def insert(self, connection: Connection, entries: Sequence[LoggedRequest]) -> set[str]:
         """Stores the requests whose keys are new, and returns those keys."""
@@ -72,20 +104,16 @@ class RequestLog:
 
     def find(
         self, connection: Connection, keys: list[str], window_seconds: float
-    ) -> dict[str, Row[Any]]:
-        """The last request of each key. `is_expired`: it is older than `window_seconds`, the time
-        for which keys are honored.
+    ) -> dict[str, KeyedLogRow]:
+        """The last request of each key, expired if it is older than `window_seconds`, the time for
+        which keys are honored.
         """
-        return {
-            row.key: row
-            for row in connection.execute(
-                self._find, {"keys": keys, "window": f"{window_seconds} seconds"}
-            )
-        }
+        rows = self._find.all(connection, keys=keys, window=f"{window_seconds} seconds")
+        return {row.key: row for row in rows}
 
-    def find_latest(self, connection: Connection, subject: str) -> Row[Any] | None:
-        """The newest request for a subject, locked. `age` is in seconds."""
-        return connection.execute(self._find_latest, {"subject": subject}).one_or_none()
+    def find_latest(self, connection: Connection, subject: str) -> LatestLogRow | None:
+        """The newest request for a subject, locked."""
+        return self._find_latest.one_or_none(connection, subject=subject)
 
 
 CHARGES = RequestLog("charge", "charge_id")
