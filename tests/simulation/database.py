@@ -16,7 +16,7 @@ from tallystick_server.app.database.migrate import SCHEMAS
 from tallystick_server.observability.tracing import TracedDatabase
 from tallystick_server.verify.run import load_queries
 from tallystick_storage.connection_pool import Connections
-from tallystick_storage.sql import Connection, Row, connect
+from tallystick_storage.sql import Connection, connect
 from tallystick_storage.verify import statement
 from tests.simulation.faults import InjectedFault
 
@@ -155,7 +155,7 @@ class VerifyReader:
         self._queries = load_queries()
         self._connections: dict[str, Connection] = {}
 
-    def read(self, name: str, **parameters: Any) -> Iterator[Row[Any]]:
+    def read(self, name: str, **parameters: Any) -> Iterator[Any]:
         """Fetches all rows of a query at once."""
         schema = name.partition(".")[0]
         if schema not in self._connections:

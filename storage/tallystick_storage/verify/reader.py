@@ -7,9 +7,10 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from psycopg.conninfo import make_conninfo
+from psycopg.rows import namedtuple_row
 
 from tallystick_storage.connection_pool import Connections
-from tallystick_storage.sql import Connection, Row, Statement, text
+from tallystick_storage.sql import Connection, Statement, text
 
 _FETCH_SIZE = 5000
 # A transaction idles while a check reads another's rows.
@@ -33,9 +34,9 @@ class Reader:
         self._used: set[Connection] = set()
 
     @contextmanager
-    def open_snapshot(self) -> Iterator[Callable[..., Iterator[Row[Any]]]]:
+    def open_snapshot(self) -> Iterator[Callable[..., Iterator[Any]]]:
         """Yields a function that opens queries, each on its own connection and from any thread. It
-        streams rows in the query's order.
+        streams rows in the query's order; a row's columns are its attributes.
 
         All schemas of one database are read from one snapshot, despite concurrent writes. Each
         further database has its own snapshot.
@@ -52,7 +53,7 @@ class Reader:
                         text("select pg_export_snapshot()")
                     ).scalar_one()
 
-            def read(name: str, **parameters: Any) -> Iterator[Row[Any]]:
+            def read(name: str, **parameters: Any) -> Iterator[Any]:
                 schema = name.partition(".")[0]
                 with self._connect(schema) as connection:
                     connection.execute(
@@ -88,8 +89,8 @@ class Reader:
             connections.close()
 
 
-def _rows(connection: Connection, query: str, parameters: dict[str, Any]) -> Iterator[Row[Any]]:
-    with connection.cursor("rows") as cursor:
+def _rows(connection: Connection, query: str, parameters: dict[str, Any]) -> Iterator[Any]:
+    with connection.cursor("rows", row_factory=namedtuple_row) as cursor:
         cursor.itersize = _FETCH_SIZE
         yield from cursor.execute(statement(query, parameters), parameters or None)
 
