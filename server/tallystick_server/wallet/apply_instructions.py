@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from tallystick_core.errors import ApiError, key_reused_error, not_found_error
 from tallystick_core.wallet.balances import (
@@ -30,7 +29,7 @@ from tallystick_server.outbox.events import record_events
 from tallystick_server.wallet import events
 from tallystick_storage import clock
 from tallystick_storage.database import Database
-from tallystick_storage.sql import Connection, Row
+from tallystick_storage.sql import Connection
 from tallystick_storage.wallet import queries
 from tallystick_storage.wallet import wallets as store
 
@@ -62,8 +61,8 @@ class InstructionResult:
     `replayed`: the instruction was applied before.
     """
 
-    wallet: Row[Any] | None
-    hold: Row[Any] | None
+    wallet: queries.WalletRow | None
+    hold: store.HoldRow | None
     replayed: bool
 
 
@@ -192,7 +191,7 @@ class WalletInstructions:
             return {}
 
         def resolve(connection: Connection) -> dict[str, store.WalletKey]:
-            targets: dict[str, Any] = {
+            targets: dict[str, store.HoldRow | Credit] = {
                 **store.find_holds(connection, hold_ids),
                 **store.find_credits(connection, source_ids),
             }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
-from typing import Any
+from decimal import Decimal
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -25,8 +25,9 @@ from tallystick_core.wallet.seller_ownership import NewAssignment, SellerClaim
 from tallystick_core.wallet.state import EntryKind
 from tallystick_server.rpc.enums import EnumNames
 from tallystick_server.rpc.timestamps import parse_time, to_optional_timestamp, to_timestamp
-from tallystick_storage.sql import Row
 from tallystick_storage.wallet import wallets as store
+from tallystick_storage.wallet.queries import EntryRow, WalletRow
+from tallystick_storage.wallet.seller_ownership import AssignmentRow, SellerRow
 
 _ENTRY_KINDS = EnumNames(wallet_pb2.WalletEntryKind.DESCRIPTOR)
 _HOLD_STATES = EnumNames(wallet_pb2.HoldState.DESCRIPTOR)
@@ -147,8 +148,8 @@ def parse_policy(message: pb.SetWalletPolicyRequest) -> tuple[bool | None, int |
     return frozen, delay.seconds
 
 
-def wallet(row: Row[Any]) -> wallet_pb2.Wallet:
-    def text(amount: Any) -> str:
+def wallet(row: WalletRow) -> wallet_pb2.Wallet:
+    def text(amount: Decimal) -> str:
         return format_amount(int(amount), row.currency)
 
     return wallet_pb2.Wallet(
@@ -167,8 +168,8 @@ def wallet(row: Row[Any]) -> wallet_pb2.Wallet:
     )
 
 
-def entry(row: Row[Any]) -> wallet_pb2.WalletEntry:
-    def text(amount: Any) -> str:
+def entry(row: EntryRow) -> wallet_pb2.WalletEntry:
+    def text(amount: Decimal | int) -> str:
         return format_amount(int(amount), row.currency)
 
     return wallet_pb2.WalletEntry(
@@ -208,7 +209,7 @@ def new_entry(item: store.DecidedInstruction, create_time: datetime) -> wallet_p
     )
 
 
-def hold(row: Row[Any]) -> wallet_pb2.Hold:
+def hold(row: store.HoldRow) -> wallet_pb2.Hold:
     return wallet_pb2.Hold(
         hold_id=row.hold_id,
         seller_account=row.seller_account,
@@ -240,7 +241,7 @@ def parse_assignment(message: pb.RequestSellerAssignmentRequest, caller: str) ->
     )
 
 
-def seller(row: Row[Any]) -> wallet_pb2.Seller:
+def seller(row: SellerRow) -> wallet_pb2.Seller:
     return wallet_pb2.Seller(
         seller_account=row.seller_account,
         owner=row.owner,
@@ -249,7 +250,7 @@ def seller(row: Row[Any]) -> wallet_pb2.Seller:
     )
 
 
-def assignment(row: Row[Any]) -> wallet_pb2.SellerAssignment:
+def assignment(row: AssignmentRow) -> wallet_pb2.SellerAssignment:
     return wallet_pb2.SellerAssignment(
         seller_assignment_id=row.seller_assignment_id,
         seller_account=row.seller_account,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
 
 from tallystick.event.v1 import event_pb2
 from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick_server.outbox.events import add_event
 from tallystick_server.wallet import convert
-from tallystick_storage.sql import Row
 from tallystick_storage.wallet import wallets as store
+from tallystick_storage.wallet.queries import WalletRow
+from tallystick_storage.wallet.seller_ownership import AssignmentRow, SellerRow
 
 
 def add_wallet_changed(
@@ -35,7 +35,7 @@ def add_wallet_changed(
 
 
 def add_policy_changed(
-    publish_request: BatchPublishRequest, wallet: Row[Any], caller: str, traceparent: str
+    publish_request: BatchPublishRequest, wallet: WalletRow, caller: str, traceparent: str
 ) -> None:
     """Adds the event of a wallet's new policy."""
     message = convert.wallet(wallet)
@@ -56,7 +56,7 @@ def add_policy_changed(
 
 
 def add_seller_changed(
-    publish_request: BatchPublishRequest, row: Row[Any], caller: str, traceparent: str
+    publish_request: BatchPublishRequest, row: SellerRow, caller: str, traceparent: str
 ) -> None:
     """Adds the event of a seller that was claimed or assigned to another owner.
 
@@ -78,7 +78,7 @@ def add_seller_changed(
 
 
 def add_assignment_changed(
-    publish_request: BatchPublishRequest, row: Row[Any], caller: str, traceparent: str
+    publish_request: BatchPublishRequest, row: AssignmentRow, caller: str, traceparent: str
 ) -> None:
     """Adds the event of an assignment that was requested or decided."""
     assignment = convert.assignment(row)

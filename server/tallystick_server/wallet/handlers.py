@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from tallystick.wallet.v1 import wallet_pb2
 from tallystick.wallet.v1 import wallet_service_pb2 as pb
 from tallystick_core.access import Role
 from tallystick_core.errors import ApiError, not_found_error
@@ -33,6 +34,7 @@ from tallystick_server.wallet.set_policy import WalletPolicies
 from tallystick_storage.database import Database
 from tallystick_storage.wallet import queries
 from tallystick_storage.wallet import wallets as store
+from tallystick_storage.wallet.seller_ownership import AssignmentRow
 
 _OPERATOR_OR_SERVICE = frozenset({Role.OPERATOR, Role.SERVICE})
 _SERVICE = frozenset({Role.SERVICE})
@@ -294,7 +296,7 @@ class WalletHandlers(AlertHandlers):
         request: pb.ApproveSellerAssignmentRequest | pb.RejectSellerAssignmentRequest,
         decision: AssignmentState,
         call: Call,
-    ) -> Any:
+    ) -> AssignmentRow:
         """Returns the assignment after a decision."""
         assignment_id, reason = (
             parse_id(request.seller_assignment_id, "seller_assignment_id"),
@@ -307,7 +309,9 @@ class WalletHandlers(AlertHandlers):
             call.mark_replayed()
         return row
 
-    async def _get_wallet(self, key: store.WalletKey, *, changed: bool = False) -> Any:
+    async def _get_wallet(
+        self, key: store.WalletKey, *, changed: bool = False
+    ) -> wallet_pb2.Wallet:
         """Returns the wallet; `changed` as in `Database.read`. Raises NOT_FOUND."""
         wallets = await self._database.read(
             lambda connection: queries.find_wallets(connection, [key]), changed=changed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.wallet.instructions import Instruction
@@ -11,7 +10,7 @@ from tallystick_core.wallet.state import EntryKind
 from tallystick_server.operations.batcher import Batcher
 from tallystick_server.wallet.apply_instructions import InstructionRequest, InstructionResult
 from tallystick_storage.database import Database
-from tallystick_storage.sql import Connection, Row
+from tallystick_storage.sql import Connection
 from tallystick_storage.wallet import queries as store
 
 _PAGE_SIZE = 500
@@ -43,13 +42,17 @@ class WalletScheduler:
             )
 
     async def _apply_due(
-        self, kind: EntryKind, list_due: Callable[..., Sequence[Row[Any]]]
+        self,
+        kind: EntryKind,
+        list_due: Callable[
+            [Connection, store.DueCursor | None, int], Sequence[store.DueInstructionRow]
+        ],
     ) -> list[str]:
         """Applies all due changes of a kind, page by page; returns the rejections as text."""
         rejections: list[str] = []
         cursor: store.DueCursor | None = None
 
-        def load_page(connection: Connection) -> Sequence[Row[Any]]:
+        def load_page(connection: Connection) -> Sequence[store.DueInstructionRow]:
             return list_due(connection, cursor, _PAGE_SIZE)
 
         while rows := await self._database.load(load_page):

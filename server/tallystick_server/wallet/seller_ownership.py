@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
 
 from tallystick_core.errors import ApiError, ErrorReason, not_found_error, state_error
 from tallystick_core.wallet.seller_ownership import (
@@ -22,7 +21,7 @@ from tallystick_core.wallet.seller_ownership import (
 from tallystick_server.outbox.events import record_events
 from tallystick_server.wallet import events
 from tallystick_storage.database import Database
-from tallystick_storage.sql import Connection, Row
+from tallystick_storage.sql import Connection
 from tallystick_storage.wallet import seller_ownership as store
 
 _MAX_ASSIGNMENTS = 50
@@ -36,7 +35,7 @@ class Sellers:
 
     async def claim(
         self, claims: Sequence[SellerClaim], caller: str, traceparent: str
-    ) -> Sequence[Row[Any]]:
+    ) -> Sequence[store.SellerRow]:
         """Returns the owned sellers, by id, after the claims.
 
         A transaction is needed only if a seller is unowned.
@@ -59,10 +58,14 @@ class Sellers:
                     idempotent=True,
                 )
 
-    async def get(self, seller_account: str) -> tuple[Row[Any] | None, Sequence[Row[Any]]]:
+    async def get(
+        self, seller_account: str
+    ) -> tuple[store.SellerRow | None, Sequence[store.AssignmentRow]]:
         """Returns a seller (None if unowned) and its last assignments."""
 
-        def load_seller(connection: Connection) -> tuple[Row[Any] | None, Sequence[Row[Any]]]:
+        def load_seller(
+            connection: Connection,
+        ) -> tuple[store.SellerRow | None, Sequence[store.AssignmentRow]]:
             rows = store.find_owners(connection, [seller_account])
             return next(iter(rows), None), store.list_assignments(
                 connection, seller_account, _MAX_ASSIGNMENTS
@@ -70,17 +73,19 @@ class Sellers:
 
         return await self._database.read(load_seller)
 
-    async def request(self, new: NewAssignment, traceparent: str) -> tuple[Row[Any], bool]:
+    async def request(
+        self, new: NewAssignment, traceparent: str
+    ) -> tuple[store.AssignmentRow, bool]:
         """Returns the assignment, and whether it existed before.
 
         Raises IDEMPOTENCY_KEY_REUSED, FIELD_INVALID, INVALID_STATE.
         """
 
-        def request_assignment(connection: Connection) -> tuple[Row[Any], bool]:
+        def request_assignment(connection: Connection) -> tuple[store.AssignmentRow, bool]:
             stored = store.find_assignment(connection, new.seller_assignment_id)
             if stored is None:
                 seller = store.lock(connection, new.seller_account)
-                previous_owner = "" if seller is None else str(seller.owner)
+                previous_owner = "" if seller is None else seller.owner
                 require_new_owner(new.owner, previous_owner)
                 row = store.insert_assignment(
                     connection,
@@ -125,13 +130,13 @@ class Sellers:
         caller: str,
         reason: str,
         traceparent: str,
-    ) -> tuple[Row[Any], bool]:
+    ) -> tuple[store.AssignmentRow, bool]:
         """Returns the assignment, and whether the same decision was made before.
 
         Raises NOT_FOUND, INVALID_STATE, SECOND_APPROVER_REQUIRED.
         """
 
-        def apply_decision(connection: Connection) -> tuple[Row[Any], bool]:
+        def apply_decision(connection: Connection) -> tuple[store.AssignmentRow, bool]:
             row = store.find_assignment(connection, assignment_id, for_update=True)
             if row is None:
                 raise not_found_error("seller assignment", assignment_id)
@@ -184,7 +189,7 @@ def _claim_all(
 
 def _change_owner(
     connection: Connection, seller_account: str, owner: str, version: int
-) -> Row[Any]:
+) -> store.ChangedSellerRow:
     """Assigns the seller to the owner, at the given version.
 
     Raises CONFLICT if it was claimed since it was read.

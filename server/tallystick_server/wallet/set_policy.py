@@ -7,7 +7,7 @@ from tallystick_server.outbox.events import record_events
 from tallystick_server.wallet import events
 from tallystick_storage.database import Database
 from tallystick_storage.sql import Connection
-from tallystick_storage.wallet import queries
+from tallystick_storage.wallet import policies, queries
 from tallystick_storage.wallet import wallets as store
 
 
@@ -42,7 +42,7 @@ class WalletPolicies:
             store.open_wallets(connection, [key], self._default_release_delay_seconds)
 
         def set_policy(connection: Connection) -> bool:
-            wallet = store.set_policy(
+            wallet = policies.set_policy(
                 connection,
                 key,
                 frozen=frozen,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from tallystick_core.wallet.instructions import Credit, Instruction, StoredInstr
 from tallystick_core.wallet.state import EntryKind, HoldState
 from tallystick_storage.database import encode_rows
 from tallystick_storage.outbox import insert_into_outbox
-from tallystick_storage.sql import Connection, Query, Row, text
+from tallystick_storage.sql import Connection, Query, columns, text
 
 WalletKey = tuple[str, str]
 """Seller and currency."""
@@ -31,7 +32,7 @@ _OPEN_WALLETS = text("""
 """)
 
 
-class _WalletRow(NamedTuple):
+class _LockedWalletRow(NamedTuple):
     seller_account: str
     currency: str
     pending: Decimal
@@ -44,10 +45,9 @@ class _WalletRow(NamedTuple):
 
 
 _LOCK_WALLETS = Query(
-    _WalletRow,
-    """
-    select w.seller_account, w.currency, w.pending, w.available, w.held, w.owed, w.version,
-        w.frozen, w.release_delay
+    _LockedWalletRow,
+    f"""
+    select {columns(_LockedWalletRow, "w")}
     from wallet w join json_to_recordset(cast(:wallets as json))
         as r (seller_account text collate "C", currency text collate "C")
         on w.seller_account = r.seller_account and w.currency = r.currency
@@ -84,11 +84,23 @@ def encode_keys(keys: Sequence[WalletKey]) -> str:
     )
 
 
-_FIND_ENTRIES = text("""
-    select e.kind, e.source_id, e.fingerprint, e.seller_account, e.currency, e.amount
+class _AppliedRow(NamedTuple):
+    kind: str
+    source_id: str
+    fingerprint: bytes
+    seller_account: str
+    currency: str
+    amount: int
+
+
+_FIND_ENTRIES = Query(
+    _AppliedRow,
+    f"""
+    select {columns(_AppliedRow, "e")}
         from json_to_recordset(cast(:source_ids as json)) as r (kind text, source_id text)
     join wallet_entry e on e.kind = r.kind and e.source_id = r.source_id
-""")
+    """,
+)
 
 
 def find_entries(
@@ -96,22 +108,34 @@ def find_entries(
 ) -> dict[tuple[str, str], StoredInstruction]:
     """The given instructions (kind, source_id) that were applied before."""
     items = encode_rows([{"kind": kind, "source_id": source_id} for kind, source_id in source_ids])
-    result = connection.execute(_FIND_ENTRIES, {"source_ids": items})
     return {
         (row.kind, row.source_id): StoredInstruction(
-            bytes(row.fingerprint), row.seller_account, row.currency, int(row.amount)
+            row.fingerprint, row.seller_account, row.currency, row.amount
         )
-        for row in result
+        for row in _FIND_ENTRIES.all(connection, source_ids=items)
     }
 
 
-HOLD_COLUMNS = (
-    "hold_id, seller_account, currency, amount, captured_amount, purpose, state, caller, "
-    "expire_time, create_time, end_time"
-)
-_FIND_HOLDS = text(
-    f"select {HOLD_COLUMNS} from hold where hold_id = any (cast(:ids as text[])) and state <> "
-    "'TOMBSTONE' order by hold_id"
+class HoldRow(NamedTuple):
+    """A hold that is not a tombstone; amounts in minor units."""
+
+    hold_id: str
+    seller_account: str
+    currency: str
+    amount: int
+    captured_amount: int
+    purpose: str
+    state: str
+    caller: str
+    expire_time: datetime | None
+    create_time: datetime
+    end_time: datetime | None
+
+
+_FIND_HOLDS = Query(
+    HoldRow,
+    "select {columns} from hold where hold_id = any (cast(:ids as text[])) and state <> "
+    "'TOMBSTONE' order by hold_id",
 )
 _ADD_TOMBSTONES = text("""
     insert into hold (hold_id, captured_amount, state, caller, create_time, end_time)
@@ -124,9 +148,9 @@ _FIND_TOMBSTONES = text(
 )
 
 
-def find_holds(connection: Connection, hold_ids: list[str]) -> dict[str, Row[Any]]:
+def find_holds(connection: Connection, hold_ids: list[str]) -> dict[str, HoldRow]:
     """The current state of the holds that exist. Their wallet's lock protects them."""
-    return {row.hold_id: row for row in connection.execute(_FIND_HOLDS, {"ids": hold_ids})}
+    return {row.hold_id: row for row in _FIND_HOLDS.all(connection, ids=hold_ids)}
 
 
 def add_tombstones(connection: Connection, hold_ids: list[str], caller: str) -> None:
@@ -139,7 +163,7 @@ def find_tombstones(connection: Connection, hold_ids: list[str]) -> set[str]:
     return set(connection.execute(_FIND_TOMBSTONES, {"ids": hold_ids}).scalars())
 
 
-def as_hold(row: Row[Any]) -> Hold:
+def as_hold(row: HoldRow) -> Hold:
     """Converts a row to the domain type."""
     return Hold(
         row.hold_id,
@@ -154,21 +178,32 @@ def as_hold(row: Row[Any]) -> Hold:
     )
 
 
-_FIND_CREDITS = text("""
-    select e.source_id, e.seller_account, e.currency, e.amount, p.source_id is not null as pending
+class _CreditRow(NamedTuple):
+    source_id: str
+    seller_account: str
+    currency: str
+    amount: int
+    is_pending: bool
+
+
+_FIND_CREDITS = Query(
+    _CreditRow,
+    """
+    select e.source_id, e.seller_account, e.currency, e.amount,
+        p.source_id is not null as is_pending
     from unnest(cast(:source_ids as text[])) as r (source_id) join wallet_entry e
         on e.kind = 'CREDIT'
         and e.source_id = r.source_id
     left join pending_credit p on p.source_id = e.source_id
-""")
+    """,
+)
 
 
 def find_credits(connection: Connection, source_ids: list[str]) -> dict[str, Credit]:
     """Credits that exist, by source id. Their wallet's lock protects whether they are pending."""
-    result = connection.execute(_FIND_CREDITS, {"source_ids": source_ids})
     return {
-        row.source_id: Credit(row.seller_account, row.currency, row.amount, row.pending)
-        for row in result
+        row.source_id: Credit(row.seller_account, row.currency, row.amount, row.is_pending)
+        for row in _FIND_CREDITS.all(connection, source_ids=source_ids)
     }
 
 
@@ -181,7 +216,16 @@ class DecidedInstruction:
     traceparent: str
 
 
-_WRITE = text(f"""
+class WrittenRow(NamedTuple):
+    """The time of the written changes, and the outbox row in which they are to be recorded."""
+
+    create_time: datetime
+    outbox_sequence: int
+
+
+_WRITE = Query(
+    WrittenRow,
+    f"""
     with t as materialized (select clock() as now),
     e as (
         insert into wallet_entry (seller_account, currency, number, kind, source_id, caller,
@@ -229,13 +273,12 @@ _WRITE = text(f"""
             owed numeric, version bigint), t
         where w.seller_account = r.seller_account and w.currency = r.currency)
     select now as create_time, sequence as outbox_sequence from t, outbox_sequence
-""")
+    """,
+)
 
 
-def write(connection: Connection, changes: Sequence[DecidedInstruction]) -> Row[Any]:
-    """Writes changes of locked wallets in order: entries, holds, and each wallet once. Returns
-    their create_time and the outbox row in which they are to be recorded.
-    """
+def write(connection: Connection, changes: Sequence[DecidedInstruction]) -> WrittenRow:
+    """Writes changes of locked wallets in order: entries, holds, and each wallet once."""
     changed_wallets: dict[WalletKey, Wallet] = {}
     entries, placed, ended, pending, released = [], [], [], [], []
     for item in changes:
@@ -268,15 +311,15 @@ def write(connection: Connection, changes: Sequence[DecidedInstruction]) -> Row[
         {**_balance_columns(wallet), "version": wallet.version}
         for wallet in changed_wallets.values()
     ]
-    parameters = {
-        "entries": encode_rows(entries),
-        "pending": encode_rows(pending),
-        "released": released,
-        "placed": encode_rows(placed),
-        "ended": encode_rows(ended),
-        "wallets": encode_rows(wallets),
-    }
-    return connection.execute(_WRITE, parameters).one()
+    return _WRITE.one(
+        connection,
+        entries=encode_rows(entries),
+        pending=encode_rows(pending),
+        released=released,
+        placed=encode_rows(placed),
+        ended=encode_rows(ended),
+        wallets=encode_rows(wallets),
+    )
 
 
 def _balance_columns(wallet: Wallet) -> dict[str, Any]:
@@ -301,58 +344,3 @@ def _entry_columns(item: DecidedInstruction) -> dict[str, Any]:
         "amount": item.change.amount,
         "traceparent": item.traceparent,
     }
-
-
-_POLICY_RESOURCE_NAME = "'walletPolicies/' || seller_account || '/' || currency"
-_SET_POLICY = text(f"""
-    with l as materialized (
-        select seller_account, currency from wallet where seller_account = :seller_account
-            and currency = :currency
-            and (frozen is distinct from coalesce(cast(:frozen as boolean), frozen)
-                or release_delay is distinct
-                    from coalesce(cast(:release_delay as int), release_delay))
-            and (cast(:expected_version as bigint) is null
-                or policy_version = cast(:expected_version as bigint)) for update),
-    w as (
-        update wallet w set frozen = coalesce(cast(:frozen as boolean), w.frozen),
-            release_delay = coalesce(cast(:release_delay as int), w.release_delay),
-            policy_version = w.policy_version + 1,
-            update_time = greatest(w.update_time, clock())
-        from l where w.seller_account = l.seller_account and w.currency = l.currency returning w.*),
-    p as (
-        insert into wallet_policy
-        select seller_account, currency, policy_version, frozen, release_delay, :caller,
-            :traceparent, update_time from w),
-    {insert_into_outbox("w", _POLICY_RESOURCE_NAME, "policy_version")}
-    select w.*, sequence as outbox_sequence from w, outbox_sequence
-""")
-
-
-def set_policy(
-    connection: Connection,
-    key: WalletKey,
-    *,
-    frozen: bool | None,
-    release_delay_seconds: int | None,
-    expected_version: int | None,
-    caller: str,
-    traceparent: str,
-) -> Row[Any] | None:
-    """Sets a wallet's policy; fields that are None keep their value.
-
-    Changes nothing if the policy is the same, or if the current version is not the expected one;
-    None expects any version.
-
-    Returns the wallet as it is now, with the outbox row in which its policy is to be recorded; None
-    if nothing changed.
-    """
-    values = {
-        "seller_account": key[0],
-        "currency": key[1],
-        "frozen": frozen,
-        "release_delay": release_delay_seconds,
-        "expected_version": expected_version,
-    }
-    return connection.execute(
-        _SET_POLICY, {**values, "caller": caller, "traceparent": traceparent}
-    ).one_or_none()
