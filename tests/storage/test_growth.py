@@ -58,7 +58,7 @@ from tallystick_storage.payment import unapplied_charges
 from tallystick_storage.payout import alerts as payout_alerts
 from tallystick_storage.payout import batches
 from tallystick_storage.payout import schedules as schedule_store
-from tallystick_storage.sql import Connection, Row
+from tallystick_storage.sql import Connection
 from tests.support.platform import (
     ServedPlatform,
     database_of,
@@ -631,7 +631,7 @@ _SCHEDULE_KEYS = [(f"X{n}", "EUR") for n in range(200)] + [
 ]
 
 
-def _due_schedules(connection: Connection) -> Sequence[Row[Any]]:
+def _due_schedules(connection: Connection) -> Sequence[schedule_store.DueScheduleRow]:
     return schedule_store.list_due(connection, 500, defaults_only=False)
 
 

@@ -7,7 +7,6 @@ The money stays booked as it is.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick_core.errors import (
@@ -25,7 +24,7 @@ from tallystick_server.rpc.timestamps import to_timestamp
 from tallystick_storage.database import Database
 from tallystick_storage.payout import acknowledgements as store
 from tallystick_storage.payout import payouts, transfers
-from tallystick_storage.sql import Connection, Row
+from tallystick_storage.sql import Connection
 
 _RETRY_AFTER_SECONDS = 1.0
 
@@ -131,7 +130,9 @@ async def acknowledge(database: Database, acknowledgement: Acknowledgement) -> b
     return await database.transact(acknowledge)
 
 
-def _find_transfer(connection: Connection, acknowledgement: Acknowledgement) -> Row[Any]:
+def _find_transfer(
+    connection: Connection, acknowledgement: Acknowledgement
+) -> transfers.TransferRow:
     candidates = transfers.load_transfers(connection, [acknowledgement.payout_id]).get(
         acknowledgement.payout_id, ()
     )
@@ -149,7 +150,7 @@ def _find_transfer(connection: Connection, acknowledgement: Acknowledgement) -> 
     return row
 
 
-def _find_report(connection: Connection, acknowledgement: Acknowledgement) -> Row[Any]:
+def _find_report(connection: Connection, acknowledgement: Acknowledgement) -> store.PayoutReportRow:
     candidates = store.load_reports(connection, [acknowledgement.payout_id]).get(
         acknowledgement.payout_id, ()
     )

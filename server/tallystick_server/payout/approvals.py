@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tallystick_core.errors import ApiError, id_taken_error, key_reused_error, state_error
 from tallystick_core.operations.dead_letter import DeadLetterCause, DeadLetterState
@@ -29,7 +28,7 @@ from tallystick_storage.database import Database
 from tallystick_storage.operation_key import OperationKey
 from tallystick_storage.payout import payouts as store
 from tallystick_storage.payout import queries
-from tallystick_storage.sql import Connection, Row
+from tallystick_storage.sql import Connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +172,7 @@ def _uncertain_hold_error(message: str) -> ApiError:
     return state_error(message, PayoutState.CREATED, "CANCEL")
 
 
-def _is_already_decided(history: Sequence[Row[Any]], decision: Decision) -> bool:
+def _is_already_decided(history: Sequence[queries.PayoutHistoryRow], decision: Decision) -> bool:
     """Whether the same decision was made before.
 
     Raises IDEMPOTENCY_KEY_REUSED for a cancellation with another reason.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.payout.batch import NEXT_STATE, BatchState, ItemState
@@ -29,7 +28,7 @@ from tallystick_server.rpc.errors import to_status
 from tallystick_storage.database import Database
 from tallystick_storage.payout import batches as store
 from tallystick_storage.payout import schedules as schedule_store
-from tallystick_storage.sql import Connection, Row
+from tallystick_storage.sql import Connection
 
 _MAX_PAGE_SIZE = 500
 _MAX_PAGES = 10  # wallet pages read for one page of payouts; most wallets may have no funds
@@ -83,10 +82,12 @@ class BatchGenerator:
                 log_rescheduled(f"batch {batch.payout_batch_id}", error)
                 await self._reschedule(batch.payout_batch_id)
 
-    async def _load_due_batches(self) -> Sequence[Row[Any]]:
+    async def _load_due_batches(self) -> Sequence[store.BatchRow]:
         """Batches that are due to be generated, and the next open ones."""
 
-        def load(connection: Connection) -> tuple[Sequence[Row[Any]], Sequence[Row[Any]]]:
+        def load(
+            connection: Connection,
+        ) -> tuple[Sequence[store.BatchRow], Sequence[store.BatchRow]]:
             return (
                 store.list_generating(connection, MAX_BATCHES),
                 store.list_open(connection, self._last_open_batch_id, MAX_BATCHES),
@@ -96,15 +97,15 @@ class BatchGenerator:
         self._last_open_batch_id = open_[-1].payout_batch_id if len(open_) == MAX_BATCHES else ""
         return (*new, *open_)
 
-    async def _advance(self, row: Row[Any]) -> None:
+    async def _advance(self, row: store.BatchRow) -> None:
         """Advances a batch as far as possible now."""
-        batch: Row[Any] | None = row
+        batch: store.BatchRow | None = row
         while batch is not None and batch.state == BatchState.GENERATING:
             batch = await self._generate(batch)
         if batch is not None and batch.state == BatchState.OPEN:
             await self._finish(batch)
 
-    async def _generate(self, batch: Row[Any]) -> Row[Any] | None:
+    async def _generate(self, batch: store.BatchRow) -> store.BatchRow | None:
         """Creates the next payouts of a batch.
 
         Returns the updated batch, or None if another process has taken over.
@@ -129,7 +130,7 @@ class BatchGenerator:
             lambda connection: store.find(connection, batch.payout_batch_id)
         )
 
-    async def _next_page(self, batch: Row[Any]) -> _CommandPage:
+    async def _next_page(self, batch: store.BatchRow) -> _CommandPage:
         """The next page of payouts of a batch."""
         if not batch.is_run:
             return await self._next_requested_page(batch)
@@ -138,7 +139,7 @@ class BatchGenerator:
             return _CommandPage([command], "", is_last=True)
         return await self._next_run_page(batch)
 
-    async def _next_requested_page(self, batch: Row[Any]) -> _CommandPage:
+    async def _next_requested_page(self, batch: store.BatchRow) -> _CommandPage:
         """The next payouts of a list."""
         items = await self._database.load(
             lambda connection: store.list_requested(
@@ -148,7 +149,7 @@ class BatchGenerator:
         commands = [_build_item_command(batch, item) for item in items]
         return _CommandPage(commands, "", is_last=len(items) < _MAX_PAGE_SIZE)
 
-    async def _next_run_page(self, batch: Row[Any]) -> _CommandPage:
+    async def _next_run_page(self, batch: store.BatchRow) -> _CommandPage:
         """The next payouts of a run of all sellers, except those with a schedule of their own."""
         balances, cursor = await self._next_balances(batch.currency, batch.cursor)
         sellers = sorted(balances)
@@ -183,7 +184,7 @@ class BatchGenerator:
                 break
         return balances, cursor
 
-    async def _finish(self, batch: Row[Any]) -> None:
+    async def _finish(self, batch: store.BatchRow) -> None:
         """Completes a batch whose payouts are all final."""
 
         def finish(connection: Connection) -> None:
@@ -199,7 +200,7 @@ class BatchGenerator:
         )
 
 
-def _is_unchanged(read: Row[Any], locked: Row[Any]) -> bool:
+def _is_unchanged(read: store.BatchRow, locked: store.BatchRow) -> bool:
     """Whether no other process has generated payouts of the batch since it was read."""
     return (locked.state, locked.cursor, locked.generated_count) == (
         read.state,
@@ -210,7 +211,7 @@ def _is_unchanged(read: Row[Any], locked: Row[Any]) -> bool:
 
 def _record_page(
     connection: Connection,
-    batch: Row[Any],
+    batch: store.BatchRow,
     page: _CommandPage,
     results: Mapping[str, CreatePayoutOutcome],
 ) -> None:
@@ -226,17 +227,16 @@ def _record_page(
     )
 
 
-def _transition(connection: Connection, row: Row[Any]) -> None:
+def _transition(connection: Connection, row: store.BatchRow) -> None:
     """Moves a batch to its next state and records the event, unless another process has done so."""
-    updated_row = store.transition(
-        connection, row.payout_batch_id, row.state, NEXT_STATE[BatchState(row.state)]
-    )
+    state = BatchState(row.state)
+    updated_row = store.transition(connection, row.payout_batch_id, state, NEXT_STATE[state])
     if updated_row is not None:
         emit_batch_changed(connection, updated_row)
 
 
 def _build_run_command(
-    batch: Row[Any], seller: str, balance: WalletBalance | None
+    batch: store.BatchRow, seller: str, balance: WalletBalance | None
 ) -> CreatePayoutCommand:
     return build_seller_command(
         batch,
@@ -248,7 +248,7 @@ def _build_run_command(
     )
 
 
-def _build_item_command(batch: Row[Any], item: Row[Any]) -> CreatePayoutCommand:
+def _build_item_command(batch: store.BatchRow, item: store.RequestedItemRow) -> CreatePayoutCommand:
     payout = NewPayout(
         item.payout_id,
         batch.caller,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
@@ -22,7 +21,7 @@ from tallystick_server.rpc.pagination import PageToken, parse_page_size
 from tallystick_storage.database import Database
 from tallystick_storage.payout import batches as store
 from tallystick_storage.payout import queries
-from tallystick_storage.sql import Connection, Row
+from tallystick_storage.sql import Connection
 
 
 class BatchHandlers:
@@ -133,7 +132,7 @@ class BatchHandlers:
 
     async def _get_visible_batch(
         self, payout_batch_id: str, call: Call, *, changed: bool = False
-    ) -> Row[Any]:
+    ) -> store.BatchRow:
         """Returns the batch if the caller may see it; `changed` as in `Database.read`.
 
         Raises NOT_FOUND, also for a batch of another owner.
@@ -147,7 +146,9 @@ class BatchHandlers:
             id_,
         )
 
-    async def _load_totals(self, batch: Row[Any], *, changed: bool = False) -> Sequence[Row[Any]]:
+    async def _load_totals(
+        self, batch: store.BatchRow, *, changed: bool = False
+    ) -> Sequence[store.BatchTotalRow]:
         """The totals of a batch; `changed` as in `Database.read`."""
         return await self._database.read(
             lambda connection: store.load_totals(connection, batch.payout_batch_id),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
 
 from google.rpc import status_pb2
 
@@ -16,7 +15,7 @@ from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick_core.access import Caller
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.money import format_amount, parse_amount, parse_currency
-from tallystick_core.payout.batch import ItemState, NewBatch, parse_batch_id
+from tallystick_core.payout.batch import NewBatch, parse_batch_id
 from tallystick_core.payout.destination import NewDestination
 from tallystick_core.payout.quote import PayoutTerms
 from tallystick_core.payout.request import MAX_PAYOUTS, NewPayout, parse_payout_id
@@ -42,8 +41,12 @@ from tallystick_server.rpc.timestamps import parse_time, to_optional_timestamp, 
 from tallystick_server.rpc.versions import parse_expected_version
 from tallystick_storage.operations import AttemptRow
 from tallystick_storage.payout import payouts as store
-from tallystick_storage.payout.queries import PayoutFilter
-from tallystick_storage.sql import Row
+from tallystick_storage.payout.acknowledgements import PayoutReportRow
+from tallystick_storage.payout.batches import BatchRow, BatchTotalRow, ReportItemRow
+from tallystick_storage.payout.destinations import DestinationRow
+from tallystick_storage.payout.queries import PayoutFilter, PayoutHistoryRow, ScheduledPayoutRow
+from tallystick_storage.payout.schedules import ScheduleRow
+from tallystick_storage.payout.transfers import TransferRow
 
 _MAX_DESCRIPTION_LENGTH = 255
 
@@ -208,13 +211,13 @@ def new_payout(new: store.NewPayoutRow, create_time: datetime) -> payout_pb2.Pay
     return _payout(new, PayoutSnapshot(), create_time, create_time)
 
 
-def payout(row: Row[Any]) -> payout_pb2.Payout:
+def payout(row: store.PayoutRow) -> payout_pb2.Payout:
     """A stored payout, without its next_try_time."""
     return _payout(row, snapshot_of(row), row.create_time, row.update_time)
 
 
-def payout_with_schedule(row: Row[Any]) -> payout_pb2.Payout:
-    """The current payout; the row also holds next_try_time."""
+def payout_with_schedule(row: ScheduledPayoutRow) -> payout_pb2.Payout:
+    """The current payout, with its next_try_time."""
     message = payout(row)
     if row.next_try_time is not None:
         message.next_try_time.CopyFrom(to_timestamp(row.next_try_time))
@@ -222,7 +225,7 @@ def payout_with_schedule(row: Row[Any]) -> payout_pb2.Payout:
 
 
 def _payout(
-    source: Row[Any] | store.NewPayoutRow,
+    source: store.PayoutRow | store.NewPayoutRow,
     snapshot: PayoutSnapshot,
     create_time: datetime,
     update_time: datetime,
@@ -261,7 +264,7 @@ def apply_snapshot(
     message.update_time.CopyFrom(to_timestamp(update_time))
 
 
-def destination(row: Row[Any]) -> payout_pb2.PayoutDestination:
+def destination(row: DestinationRow) -> payout_pb2.PayoutDestination:
     return payout_pb2.PayoutDestination(
         payout_destination_id=row.payout_destination_id,
         seller_account=row.seller_account,
@@ -281,7 +284,7 @@ def destination(row: Row[Any]) -> payout_pb2.PayoutDestination:
     )
 
 
-def transitions(rows: Iterable[Row[Any]]) -> list[payout_pb2.PayoutTransition]:
+def transitions(rows: Iterable[PayoutHistoryRow]) -> list[payout_pb2.PayoutTransition]:
     return [
         payout_pb2.PayoutTransition(
             version=row.version,
@@ -307,7 +310,7 @@ def attempts(rows: Iterable[AttemptRow]) -> list[payout_pb2.PayoutAttempt]:
     ]
 
 
-def transfers(rows: Iterable[Row[Any]]) -> list[payout_pb2.PayoutTransfer]:
+def transfers(rows: Iterable[TransferRow]) -> list[payout_pb2.PayoutTransfer]:
     return [
         payout_pb2.PayoutTransfer(
             provider=row.provider,
@@ -327,11 +330,13 @@ def transfers(rows: Iterable[Row[Any]]) -> list[payout_pb2.PayoutTransfer]:
     ]
 
 
-def conflicting_reports(rows: Iterable[Row[Any]]) -> list[payout_pb2.ConflictingReport]:
+def conflicting_reports(
+    rows: Iterable[PayoutReportRow],
+) -> list[payout_pb2.ConflictingReport]:
     return [payout_pb2.ConflictingReport(**conflicting_report_fields(row)) for row in rows]
 
 
-def schedule(row: Row[Any]) -> payout_pb2.PayoutSchedule:
+def schedule(row: ScheduleRow) -> payout_pb2.PayoutSchedule:
     def amount(minor: int) -> str:
         return format_amount(minor, row.currency)
 
@@ -354,7 +359,7 @@ def schedule(row: Row[Any]) -> payout_pb2.PayoutSchedule:
     )
 
 
-def batch(row: Row[Any], totals: Sequence[Row[Any]] = ()) -> payout_pb2.PayoutBatch:
+def batch(row: BatchRow, totals: Sequence[BatchTotalRow] = ()) -> payout_pb2.PayoutBatch:
     """A batch, with its totals if they are requested."""
     message = payout_pb2.PayoutBatch(
         payout_batch_id=row.payout_batch_id,
@@ -378,7 +383,7 @@ def batch(row: Row[Any], totals: Sequence[Row[Any]] = ()) -> payout_pb2.PayoutBa
     return message
 
 
-def _total(row: Row[Any]) -> payout_pb2.PayoutTotal:
+def _total(row: BatchTotalRow) -> payout_pb2.PayoutTotal:
     return payout_pb2.PayoutTotal(
         payout_state=STATES.number(row.state),
         currency=row.currency,
@@ -390,7 +395,7 @@ def _total(row: Row[Any]) -> payout_pb2.PayoutTotal:
 
 
 def batch_items(
-    rows: Iterable[Row[Any]], payouts: Mapping[str, Row[Any]]
+    rows: Iterable[ReportItemRow], payouts: Mapping[str, ScheduledPayoutRow]
 ) -> list[payout_pb2.PayoutBatchItem]:
     """The lines of a batch's report, with the current payouts."""
     items = []
@@ -398,9 +403,9 @@ def batch_items(
         item = payout_pb2.PayoutBatchItem(
             payout_id=row.payout_id, seller_account=row.seller_account
         )
-        if row.item_state == ItemState.CREATED:
+        if row.error is None:
             item.payout.CopyFrom(payout_with_schedule(payouts[row.payout_id]))
         else:
-            item.error.CopyFrom(status_pb2.Status.FromString(bytes(row.error)))
+            item.error.CopyFrom(status_pb2.Status.FromString(row.error))
         items.append(item)
     return items

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
 
 from tallystick_core.errors import id_taken_error, key_reused_error
 from tallystick_core.payout.batch import ItemState, NewBatch, first_difference
@@ -12,7 +11,7 @@ from tallystick_server.outbox.events import record_events
 from tallystick_server.payout import convert, events
 from tallystick_storage.database import Database
 from tallystick_storage.payout import batches as store
-from tallystick_storage.sql import Connection, Row
+from tallystick_storage.sql import Connection
 
 
 class BatchCreator:
@@ -38,7 +37,7 @@ class BatchCreator:
 
 def insert_batch(
     connection: Connection, new: NewBatch, traceparent: str, cut_off_time: datetime | None = None
-) -> Row[Any] | None:
+) -> store.ChangedBatchRow | None:
     """Stores a batch and its event; returns None if the id exists.
 
     `cut_off_time`: set for a payout run of the platform.
@@ -75,17 +74,17 @@ def insert_batch(
     return row
 
 
-def emit_batch_changed(connection: Connection, row: Row[Any]) -> None:
+def emit_batch_changed(connection: Connection, row: store.ChangedBatchRow) -> None:
     """Emits the event of a batch that was created or has changed its state."""
     with record_events(connection, [row]) as publish_request:
         events.add_batch_changed(publish_request, convert.batch(row), row.traceparent)
 
 
-def _replay_or_conflict(connection: Connection, row: Row[Any] | None, new: NewBatch) -> None:
+def _replay_or_conflict(connection: Connection, row: store.BatchRow | None, new: NewBatch) -> None:
     """The result for an existing id. Raises ALREADY_EXISTS, IDEMPOTENCY_KEY_REUSED."""
     if row is None or row.owner != new.owner:
         raise id_taken_error("payout_batch_id")
-    if bytes(row.fingerprint) != new.fingerprint():
+    if row.fingerprint != new.fingerprint():
         items = store.load_items(connection, new.payout_batch_id) if not row.is_run else []
         stored = [
             NewPayout(

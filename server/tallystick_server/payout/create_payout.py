@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import Any
 
 from tallystick_core.errors import ApiError, id_taken_error, key_reused_error
 from tallystick_core.payout.quote import WalletBalance, quote_amount
@@ -23,7 +22,7 @@ from tallystick_server.payout.eligibility import PayoutContext, readiness_of, re
 from tallystick_server.payout.operation import PayoutOperation, build_operation
 from tallystick_storage.database import Database
 from tallystick_storage.payout import payouts as store
-from tallystick_storage.sql import Connection, Row
+from tallystick_storage.sql import Connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,18 +246,18 @@ class PayoutCreator:
         concurrent_ids = sorted(plan.to_create.keys() - rows.keys())
         # Another process stored them after the read; the next statement sees them.
         if concurrent_ids:
-            for payout_id, row in store.find_existing(connection, concurrent_ids).items():
+            for payout_id, stored in store.find_existing(connection, concurrent_ids).items():
                 created_payouts.results[payout_id] = _replay_or_conflict(
-                    plan.to_create[payout_id][0].payout, row
+                    plan.to_create[payout_id][0].payout, stored
                 )
         return created_payouts
 
 
-def _replay_or_conflict(requested: NewPayout, row: Row[Any]) -> CreatePayoutOutcome:
+def _replay_or_conflict(requested: NewPayout, row: store.RequestedPayoutRow) -> CreatePayoutOutcome:
     """The result for an existing id: the payout, or the conflict."""
     if requested.owner not in ("", row.owner):
         return id_taken_error("payout_id")
-    if bytes(row.fingerprint) == requested.fingerprint():
+    if row.fingerprint == requested.fingerprint():
         return CreatePayoutResult(replayed=True)
     stored = NewPayout(
         row.payout_id,

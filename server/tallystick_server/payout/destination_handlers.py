@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick_core.money import parse_currency
@@ -16,7 +15,6 @@ from tallystick_server.rpc.call import Call
 from tallystick_server.rpc.pagination import PageToken, parse_page_size
 from tallystick_storage.database import Database
 from tallystick_storage.payout import destinations as store
-from tallystick_storage.sql import Row
 
 
 class DestinationHandlers:
@@ -91,7 +89,7 @@ class DestinationHandlers:
         request: pb.DisablePayoutDestinationRequest | pb.ApprovePayoutDestinationRequest,
         call: Call,
         apply: Callable[[str, str, str], Awaitable[bool]],
-    ) -> Row[Any]:
+    ) -> store.DestinationRow:
         """The destination after a decision about it. `apply`: stores the decision, from the id, the
         name of the caller and the reason; returns whether it was not stored before.
         """
@@ -105,7 +103,7 @@ class DestinationHandlers:
 
     async def _get_visible_destination(
         self, payout_destination_id: str, call: Call, *, changed: bool = False
-    ) -> Row[Any]:
+    ) -> store.DestinationRow:
         """Returns the destination if the caller may see it; `changed` as in `Database.read`.
 
         Raises NOT_FOUND, also for a destination of another owner.

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from tallystick_core.operations.kind import KindName
 from tallystick_core.payout.destination import (
@@ -31,7 +30,7 @@ from tallystick_storage.database import Database
 from tallystick_storage.operation_key import OperationKey
 from tallystick_storage.payout import destinations as store
 from tallystick_storage.payout import payouts as payout_store
-from tallystick_storage.sql import Connection, Row
+from tallystick_storage.sql import Connection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +48,7 @@ class DestinationVerification(LeasedOperation):
 
 
 def verifications_from_rows(
-    rows: Iterable[Row[Any]], tokens: Mapping[str, int], lease_deadline: float
+    rows: Iterable[store.VerificationRow], tokens: Mapping[str, int], lease_deadline: float
 ) -> list[DestinationVerification]:
     """Converts stored rows to verifications, claimed under `tokens` until `lease_deadline` (loop
     time).
@@ -137,7 +136,7 @@ class VerificationRecorder:
 
 def transition_destinations(
     connection: Connection, transitions: Sequence[store.DestinationTransitionRow]
-) -> Sequence[Row[Any]]:
+) -> Sequence[store.ChangedDestinationRow]:
     """Applies transitions to locked destinations and records their events."""
     rows = store.transition(connection, transitions) if transitions else ()
     with record_events(connection, rows) as publish_request:

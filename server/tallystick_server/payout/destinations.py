@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from tallystick_core.errors import id_taken_error, key_reused_error, seller_taken_error
 from tallystick_core.payout.approval import require_second_approver
 from tallystick_core.payout.destination import (
@@ -23,7 +21,7 @@ from tallystick_server.payout.destination_verification import (
 from tallystick_server.payout.payouts import Payouts
 from tallystick_storage.database import Database
 from tallystick_storage.payout import destinations as store
-from tallystick_storage.sql import Connection, Row
+from tallystick_storage.sql import Connection
 
 _COMPARED_FIELDS = ("seller_account", "currency", "bank_account_token", "description")
 
@@ -35,7 +33,9 @@ class DestinationRegistry:
         self._database = database
         self._payouts = payouts
 
-    async def create(self, new: NewDestination, traceparent: str) -> tuple[Row[Any], bool]:
+    async def create(
+        self, new: NewDestination, traceparent: str
+    ) -> tuple[store.DestinationRow, bool]:
         """Returns the destination, and whether it existed before.
 
         Raises ALREADY_EXISTS, IDEMPOTENCY_KEY_REUSED, DEPENDENCY_UNAVAILABLE.
@@ -60,7 +60,7 @@ class DestinationRegistry:
         )
         lease_deadline = self._payouts.creator.lease_deadline()
 
-        def create(connection: Connection) -> Row[Any] | None:
+        def create(connection: Connection) -> store.InsertedDestinationRow | None:
             row = store.insert(connection, new_row, cooldown_seconds, lease_seconds)
             if row is not None:
                 with record_events(connection, [row]) as publish_request:
@@ -69,7 +69,7 @@ class DestinationRegistry:
                     )
             return row
 
-        async def commit_and_start() -> Row[Any] | None:
+        async def commit_and_start() -> store.InsertedDestinationRow | None:
             row = await self._database.transact(create)
             if row is not None:
                 (item,) = verifications_from_rows(
@@ -165,11 +165,13 @@ def _to_row(
     )
 
 
-def _replay_or_conflict(requested: NewDestination, row: Row[Any]) -> Row[Any]:
+def _replay_or_conflict(
+    requested: NewDestination, row: store.DestinationAccountRow
+) -> store.DestinationRow:
     """The result for an existing id: the destination, or the conflict."""
     if row.owner != requested.owner:
         raise id_taken_error("payout_destination_id")
-    if bytes(row.fingerprint) != requested.fingerprint():
+    if row.fingerprint != requested.fingerprint():
         raise key_reused_error(
             next(
                 name for name in _COMPARED_FIELDS if getattr(requested, name) != getattr(row, name)

@@ -6,23 +6,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tallystick_core.errors import ApiError, ErrorReason, not_found_error
 from tallystick_core.payout.destination import DestinationState
 from tallystick_core.payout.quote import DestinationReadiness, PayoutTerms
 from tallystick_core.payout.request import NewPayout
 from tallystick_storage.payout import destinations, schedules
-from tallystick_storage.sql import Connection, Row
+from tallystick_storage.payout.destinations import DestinationReadinessRow
+from tallystick_storage.payout.schedules import ScheduleRow
+from tallystick_storage.sql import Connection
 
 
 @dataclass(frozen=True, slots=True)
 class PayoutContext:
     """Current schedules and destinations by (seller, currency), and named destinations by id."""
 
-    schedules: Mapping[tuple[str, str], Row[Any]]
-    current_destinations: Mapping[tuple[str, str], Row[Any]]
-    requested_destinations: Mapping[str, Row[Any]]
+    schedules: Mapping[tuple[str, str], ScheduleRow]
+    current_destinations: Mapping[tuple[str, str], DestinationReadinessRow]
+    requested_destinations: Mapping[str, DestinationReadinessRow]
 
     @classmethod
     def read(
@@ -49,7 +50,7 @@ class PayoutContext:
             PayoutTerms() if row is None else PayoutTerms(row.minimum_amount, row.fee, row.reserve)
         )
 
-    def find_destination(self, payout: NewPayout, owner: str) -> Row[Any] | None:
+    def find_destination(self, payout: NewPayout, owner: str) -> DestinationReadinessRow | None:
         """The destination of a payout; it must belong to the seller's owner.
 
         Raises NOT_FOUND, or FIELD_INVALID for a named destination that does not fit.
@@ -67,7 +68,7 @@ class PayoutContext:
         return row
 
 
-def readiness_of(destination: Row[Any] | None) -> DestinationReadiness | None:
+def readiness_of(destination: DestinationReadinessRow | None) -> DestinationReadiness | None:
     """The readiness of a destination, for `quote_amount`."""
     return (
         None

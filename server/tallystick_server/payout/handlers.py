@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import astuple
-from typing import Any
 
 from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
@@ -130,30 +129,22 @@ class PayoutHandlers(DestinationHandlers, BatchHandlers, PayoutOperatorHandlers)
     async def GetPayout(self, request: pb.GetPayoutRequest, call: Call) -> pb.GetPayoutResponse:
         payout = await self._get_visible_payout(request.payout_id, call)
 
-        def load(connection: Connection) -> tuple[Any, Any, Any, Any]:
-            transfer_rows = transfers.load_transfers(connection, [payout.payout_id]).get(
-                payout.payout_id, ()
-            )
-            reports = acknowledgements.load_reports(connection, [payout.payout_id]).get(
-                payout.payout_id, ()
-            )
-            return (
-                store.load_history(connection, payout.payout_id),
-                operation_store.list_attempts(
-                    connection, OperationKey(KindName.PAYOUT, payout.payout_id)
+        def load(connection: Connection) -> pb.GetPayoutResponse:
+            id_ = payout.payout_id
+            attempts = operation_store.list_attempts(connection, OperationKey(KindName.PAYOUT, id_))
+            return pb.GetPayoutResponse(
+                payout=payout,
+                history=convert.transitions(store.load_history(connection, id_)),
+                attempts=convert.attempts(attempts),
+                transfers=convert.transfers(
+                    transfers.load_transfers(connection, [id_]).get(id_, ())
                 ),
-                transfer_rows,
-                reports,
+                conflicting_reports=convert.conflicting_reports(
+                    acknowledgements.load_reports(connection, [id_]).get(id_, ())
+                ),
             )
 
-        history, attempts, transfer_rows, reports = await self._database.read(load)
-        return pb.GetPayoutResponse(
-            payout=payout,
-            history=convert.transitions(history),
-            attempts=convert.attempts(attempts),
-            transfers=convert.transfers(transfer_rows),
-            conflicting_reports=convert.conflicting_reports(reports),
-        )
+        return await self._database.read(load)
 
     async def ListPayouts(
         self, request: pb.ListPayoutsRequest, call: Call

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Any
 
 from tallystick.payout.v1 import payout_pb2
 from tallystick_core.operations.idempotency_key import format_provider_key
@@ -22,7 +21,6 @@ from tallystick_server.operations.operation import (
 from tallystick_server.payout import convert
 from tallystick_server.payout.snapshot import snapshot_of
 from tallystick_storage.payout import payouts as store
-from tallystick_storage.sql import Row
 
 ATTEMPT_NUMBER = 1
 """A payout has one attempt, under one idempotency key. After FAILED the caller creates a new
@@ -59,14 +57,14 @@ class PayoutOperation(LeasedOperation):
     def net_amount(self) -> int:
         return self.amount - self.fee
 
-    def updated_from(self, row: Row[Any]) -> PayoutOperation:
+    def updated_from(self, row: store.PayoutRow) -> PayoutOperation:
         """The same payout with the current values of a row."""
         return replace(self, snapshot=snapshot_of(row), message=convert.payout(row))
 
 
 def build_operation(
     new: store.NewPayoutRow,
-    row: Row[Any],
+    row: store.InsertedPayoutRow,
     bank_account_token: str,
     environment: str,
     lease_deadline: float,
@@ -98,7 +96,7 @@ def build_operation(
 
 
 def operations_from_rows(
-    rows: Iterable[Row[Any]],
+    rows: Iterable[store.PayoutOperationRow],
     tokens: Mapping[str, int],
     environment: str,
     lease_deadline: float = inf,

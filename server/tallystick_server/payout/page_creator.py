@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 from uuid import UUID
 
 from tallystick_core.payout.batch import derive_payout_id
@@ -20,7 +20,9 @@ from tallystick_server.payout.create_payout import (
 )
 from tallystick_storage import leader_lease
 from tallystick_storage.database import Database
-from tallystick_storage.sql import Connection, Row
+from tallystick_storage.payout.batches import BatchRow
+from tallystick_storage.payout.schedules import DueScheduleRow
+from tallystick_storage.sql import Connection
 
 T = TypeVar("T")
 
@@ -93,7 +95,7 @@ class PayoutPageCreator:
 
 
 def build_seller_command(
-    row: Row[Any],
+    row: BatchRow | DueScheduleRow,
     seller: str,
     *,
     run_id: str,

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Any
 
 from tallystick_core.operations.next_action import MAX_OPEN_REPORTS
 from tallystick_core.payout.destination import DestinationTrigger, is_account_rejected
@@ -34,8 +33,8 @@ from tallystick_storage import operations as operation_store
 from tallystick_storage.database import Database
 from tallystick_storage.payout import acknowledgements, transfers
 from tallystick_storage.payout import payouts as store
-from tallystick_storage.payout.acknowledgements import NewReport
-from tallystick_storage.sql import Connection, Row
+from tallystick_storage.payout.acknowledgements import NewReport, PayoutReportRow
+from tallystick_storage.sql import Connection
 
 _MISDIRECTED_SUFFIX = ", which is the transfer of another payout"
 _IN_PROGRESS = POSSIBLY_SENT - TERMINAL_STATES
@@ -264,7 +263,7 @@ def _record_conflicts(connection: Connection, applied: Sequence[_Applied]) -> Se
     ]
 
 
-def _new_reports(item: _Applied, stored_reports: Sequence[Row[Any]]) -> list[NewReport]:
+def _new_reports(item: _Applied, stored_reports: Sequence[PayoutReportRow]) -> list[NewReport]:
     """The conflicting reports that are new; each is one version of the payout.
 
     A report is not new if its alert is open or if it was the last one reported. A provider that

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 from tallystick_core.errors import ApiError
 from tallystick_core.payout.batch import NewBatch, format_run_id
@@ -25,11 +24,11 @@ from tallystick_server.rpc.service_client import ServiceCallRejected
 from tallystick_storage import clock
 from tallystick_storage.database import Database
 from tallystick_storage.payout import schedules as store
-from tallystick_storage.sql import Connection, Row
+from tallystick_storage.sql import Connection
 
 log = logging.getLogger(__name__)
 
-DueSchedule = tuple[Row[Any], Schedule]
+DueSchedule = tuple[store.DueScheduleRow, Schedule]
 """The row of a schedule, and its parsed schedule."""
 
 _MAX_DEFAULT_SCHEDULES = 20
@@ -53,19 +52,19 @@ class ScheduleRunner:
             await self._start_run(schedule_row, schedule)
         await self._pay_due_sellers()
 
-    async def _load_due_defaults(self) -> Sequence[Row[Any]]:
+    async def _load_due_defaults(self) -> Sequence[store.DueScheduleRow]:
         return await self._database.load(
             lambda connection: store.list_due(
                 connection, _MAX_DEFAULT_SCHEDULES, defaults_only=True
             )
         )
 
-    async def _load_due_sellers(self) -> Sequence[Row[Any]]:
+    async def _load_due_sellers(self) -> Sequence[store.DueScheduleRow]:
         return await self._database.load(
             lambda connection: store.list_due(connection, MAX_SELLERS, defaults_only=False)
         )
 
-    async def _start_run(self, schedule_row: Row[Any], schedule: Schedule) -> None:
+    async def _start_run(self, schedule_row: store.DueScheduleRow, schedule: Schedule) -> None:
         """Creates the batch of a default schedule whose cut-off has passed.
 
         Only one batch is created, even if cut-offs of several days were missed.
@@ -104,7 +103,7 @@ class ScheduleRunner:
                 extra=names.SCHEDULE_DELAYED.extra,
             )
 
-    async def _pay_page(self, rows: Sequence[Row[Any]]) -> bool:
+    async def _pay_page(self, rows: Sequence[store.DueScheduleRow]) -> bool:
         """Creates the payouts of a page of sellers. Returns whether this process created any."""
         await self._page_creator.wait_for_capacity()
         schedules = await self._parse_schedules(rows)
@@ -175,7 +174,7 @@ class ScheduleRunner:
         advanced_keys = await self._page_creator.create(commands, pay) or set()
         return [command.wallet_key in advanced_keys for command in commands]
 
-    async def _parse_schedules(self, rows: Sequence[Row[Any]]) -> list[DueSchedule]:
+    async def _parse_schedules(self, rows: Sequence[store.DueScheduleRow]) -> list[DueSchedule]:
         """Parses rows of schedules.
 
         A schedule that cannot be parsed, such as one with an unknown time zone, is rescheduled and
@@ -195,7 +194,7 @@ class ScheduleRunner:
         await self._reschedule(invalid_rows)
         return schedules
 
-    async def _reschedule(self, rows: Sequence[Row[Any]]) -> None:
+    async def _reschedule(self, rows: Sequence[store.DueScheduleRow]) -> None:
         """Reschedules schedules that cannot be run, so that they do not block the others."""
         if rows:
             await self._database.transact(lambda connection: store.reschedule(connection, rows))

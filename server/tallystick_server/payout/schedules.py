@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from tallystick.payout.v1 import payout_pb2
 from tallystick_core.errors import version_mismatch_error
@@ -16,7 +15,7 @@ from tallystick_server.payout import convert, events
 from tallystick_storage import clock
 from tallystick_storage.database import Database
 from tallystick_storage.payout import schedules as store
-from tallystick_storage.sql import Connection, Row
+from tallystick_storage.sql import Connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +114,7 @@ def _to_row(update: ScheduleUpdate, owner: str, now: datetime) -> store.NewSched
     )
 
 
-def schedule_from_row(row: Row[Any]) -> Schedule:
+def schedule_from_row(row: store.DueScheduleRow) -> Schedule:
     """The cut-offs of a stored schedule."""
     weekday = Weekday(row.weekday) if row.weekday else None
     return parse_schedule(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from tallystick_core.payout.reported_transfer import Transfer, TransferMatch
 from tallystick_core.payout.snapshot import PayoutSnapshot
 from tallystick_core.payout.state import PayoutState
-from tallystick_storage.sql import Row
+from tallystick_storage.payout.payouts import PayoutRow
+from tallystick_storage.payout.transfers import TransferRow
 
 
-def snapshot_of(row: Row[Any]) -> PayoutSnapshot:
+def snapshot_of(row: PayoutRow) -> PayoutSnapshot:
     """The snapshot of a stored payout."""
     return PayoutSnapshot(
         version=row.version,
@@ -25,7 +24,7 @@ def snapshot_of(row: Row[Any]) -> PayoutSnapshot:
     )
 
 
-def transfer_of(row: Row[Any]) -> Transfer:
+def transfer_of(row: TransferRow) -> Transfer:
     """A stored transfer."""
     return Transfer(
         row.provider_reference,

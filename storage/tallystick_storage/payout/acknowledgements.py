@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import NamedTuple
 
 from tallystick_core.payout.state import PayoutTransitionReason
 from tallystick_storage.database import encode_rows
 from tallystick_storage.outbox import insert_into_outbox
-from tallystick_storage.sql import Connection, Row, text
+from tallystick_storage.sql import Connection, Query, text
 
 
 @dataclass(slots=True)
@@ -23,9 +24,22 @@ class NewReport:
     report: str
 
 
-_LOAD_REPORTS = text(
-    "select * from conflicting_report where payout_id = any (cast(:ids as text[])) order by "
-    "payout_id, number"
+class PayoutReportRow(NamedTuple):
+    """A stored conflicting report, and who has acknowledged it; "": nobody has."""
+
+    payout_id: str
+    number: int
+    report: str
+    create_time: datetime
+    acknowledged_by: str
+    acknowledge_reason: str
+    acknowledge_time: datetime | None
+
+
+_LOAD_REPORTS = Query(
+    PayoutReportRow,
+    "select {columns} from conflicting_report where payout_id = any (cast(:ids as text[])) "
+    "order by payout_id, number",
 )
 _INSERT_REPORTS = text("""
     insert into conflicting_report (payout_id, number, report, create_time)
@@ -36,12 +50,14 @@ _INSERT_REPORTS = text("""
 """)
 
 
-def load_reports(connection: Connection, payout_ids: Sequence[str]) -> dict[str, list[Row[Any]]]:
+def load_reports(
+    connection: Connection, payout_ids: Sequence[str]
+) -> dict[str, list[PayoutReportRow]]:
     """The conflicting reports of payouts, oldest first, by payout id. Payouts without any are
     missing.
     """
-    by_payout: dict[str, list[Row[Any]]] = {}
-    for row in connection.execute(_LOAD_REPORTS, {"ids": list(payout_ids)}):
+    by_payout: dict[str, list[PayoutReportRow]] = {}
+    for row in _LOAD_REPORTS.all(connection, ids=list(payout_ids)):
         by_payout.setdefault(row.payout_id, []).append(row)
     return by_payout
 
@@ -49,6 +65,16 @@ def load_reports(connection: Connection, payout_ids: Sequence[str]) -> dict[str,
 def insert_reports(connection: Connection, reports: Sequence[NewReport]) -> None:
     """Stores conflicting reports of locked payouts."""
     connection.execute(_INSERT_REPORTS, {"reports": encode_rows(reports)})
+
+
+class AcknowledgedPayoutRow(NamedTuple):
+    """The version of a payout that an acknowledgement made, and the outbox row in which it is to be
+    recorded.
+    """
+
+    version: int
+    update_time: datetime
+    outbox_sequence: int
 
 
 _ACKNOWLEDGE = f"""
@@ -67,32 +93,37 @@ _ACKNOWLEDGE = f"""
             acknowledge_time = p.update_time
         from p where a.payout_id = p.payout_id and a.{{key}} = :key),
     {insert_into_outbox("p", "'payouts/' || payout_id")}
-    select p.*, sequence as outbox_sequence from p, outbox_sequence
+    select p.version, p.update_time, sequence as outbox_sequence from p, outbox_sequence
 """
-_ACKNOWLEDGE_TRANSFER = text(_ACKNOWLEDGE.format(table="transfer", key="provider_reference"))
-_ACKNOWLEDGE_REPORT = text(_ACKNOWLEDGE.format(table="conflicting_report", key="number"))
+_ACKNOWLEDGE_TRANSFER = Query(
+    AcknowledgedPayoutRow, _ACKNOWLEDGE.format(table="transfer", key="provider_reference")
+)
+_ACKNOWLEDGE_REPORT = Query(
+    AcknowledgedPayoutRow, _ACKNOWLEDGE.format(table="conflicting_report", key="number")
+)
 
 
 def acknowledge_transfer(
     connection: Connection, payout_id: str, provider_reference: str, operator: str, reason: str
-) -> Sequence[Row[Any]]:
+) -> Sequence[AcknowledgedPayoutRow]:
     """Acknowledges an unmatched transfer of a locked, booked payout, as a new version of the
-    payout. Returns its version, update_time and outbox row.
+    payout.
     """
-    values = {
-        "payout_id": payout_id,
-        "key": provider_reference,
-        "operator": operator,
-        "reason": reason,
-    }
-    return connection.execute(_ACKNOWLEDGE_TRANSFER, values).all()
+    return _ACKNOWLEDGE_TRANSFER.all(
+        connection,
+        payout_id=payout_id,
+        key=provider_reference,
+        operator=operator,
+        reason=reason,
+    )
 
 
 def acknowledge_report(
     connection: Connection, payout_id: str, number: int, operator: str, reason: str
-) -> Sequence[Row[Any]]:
-    """Acknowledges a conflicting report of a locked, booked payout, as a new version of the payout.
-    Returns its version, update_time and outbox row.
+) -> Sequence[AcknowledgedPayoutRow]:
+    """Acknowledges a conflicting report of a locked, booked payout, as a new version of the
+    payout.
     """
-    values = {"payout_id": payout_id, "key": number, "operator": operator, "reason": reason}
-    return connection.execute(_ACKNOWLEDGE_REPORT, values).all()
+    return _ACKNOWLEDGE_REPORT.all(
+        connection, payout_id=payout_id, key=number, operator=operator, reason=reason
+    )

@@ -5,18 +5,81 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from decimal import Decimal
+from typing import Any, NamedTuple
 
 from tallystick_core.payout.batch import BatchState, ItemState
 from tallystick_storage.database import encode_rows
 from tallystick_storage.outbox import insert_into_outbox
 from tallystick_storage.payout.schedules import BACK_OFF
-from tallystick_storage.sql import Connection, Row, text
+from tallystick_storage.sql import Connection, Query, columns, text
 
-_COLUMNS = """b.payout_batch_id, b.caller, b.owner, b.fingerprint, b.traceparent, b.is_run,
-    b.seller_account, b.currency, b.cut_off_time, b.state, b.cursor, b.item_count,
-    b.generated_count, b.rejected_count, b.skipped_count, b.version, b.create_time, b.update_time,
-        b.done_time"""
+
+@dataclass(frozen=True, slots=True)
+class BatchRow:
+    """A batch. `seller_account`: of a run, its seller; "": all sellers. `cursor`: of a run, the
+    position in the wallets.
+    """
+
+    payout_batch_id: str
+    caller: str
+    owner: str
+    fingerprint: bytes
+    traceparent: str
+    is_run: bool
+    seller_account: str
+    currency: str
+    cut_off_time: datetime | None
+    state: str
+    cursor: str
+    item_count: int
+    generated_count: int
+    rejected_count: int
+    skipped_count: int
+    version: int
+    create_time: datetime
+    update_time: datetime
+    done_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedBatchRow(BatchRow):
+    """A batch that was created or has changed its state, and the outbox row in which it is to be
+    recorded.
+    """
+
+    outbox_sequence: int
+
+
+class RequestedItemRow(NamedTuple):
+    """A requested payout of a batch. `amount` in minor units; None: as much as can be paid."""
+
+    payout_id: str
+    seller_account: str
+    amount: int | None
+    currency: str
+    payout_destination_id: str
+
+
+class BatchTotalRow(NamedTuple):
+    """The payouts of a batch in one state and currency: their number, and sums in minor units."""
+
+    state: str
+    currency: str
+    payouts: int
+    amount: Decimal
+    fee: Decimal
+    returned_amount: Decimal
+
+
+class ReportItemRow(NamedTuple):
+    """The result for one payout of a batch. `error`: a serialized google.rpc.Status; None: the
+    payout is created.
+    """
+
+    payout_id: str
+    seller_account: str
+    error: bytes | None
 
 
 @dataclass(slots=True)
@@ -51,7 +114,9 @@ class BatchItemRow:
     error: str | None = None
 
 
-_INSERT = text(f"""
+_INSERT = Query(
+    ChangedBatchRow,
+    f"""
     with b as (
         insert into payout_batch (payout_batch_id, caller, owner, fingerprint, traceparent, is_run,
             seller_account, currency, cut_off_time, state, cursor,
@@ -71,31 +136,39 @@ _INSERT = text(f"""
             payout_destination_id text, state text) join b on b.payout_batch_id = r.payout_batch_id
                 order by r.payout_id),
     {insert_into_outbox("b", "'payoutBatches/' || payout_batch_id", "1")}
-    select {_COLUMNS}, sequence as outbox_sequence from b, outbox_sequence
-""")
-_FIND = text(f"select {_COLUMNS} from payout_batch b where b.payout_batch_id = :id")
-_LIST_GENERATING = text(f"""
-    select {_COLUMNS} from payout_batch b where b.state = 'GENERATING'
-        and b.next_run_time <= (select clock()) order by b.next_run_time, b.payout_batch_id
+    select {columns(BatchRow, "b")}, sequence as outbox_sequence from b, outbox_sequence
+    """,
+)
+_FIND = Query(BatchRow, "select {columns} from payout_batch where payout_batch_id = :id")
+_LIST_GENERATING = Query(
+    BatchRow,
+    """
+    select {columns} from payout_batch where state = 'GENERATING'
+        and next_run_time <= (select clock()) order by next_run_time, payout_batch_id
             limit :limit
-""")
+    """,
+)
 _RESCHEDULE = text(f"""
     update payout_batch set failure_count = failure_count + 1, next_run_time = clock() + {BACK_OFF}
         where payout_batch_id = :id and state = 'GENERATING'
 """)
-_LIST_OPEN = text(
-    f"select {_COLUMNS} from payout_batch b where b.state = 'OPEN' and b.payout_batch_id > :after "
-    "order by b.payout_batch_id limit :limit"
+_LIST_OPEN = Query(
+    BatchRow,
+    "select {columns} from payout_batch where state = 'OPEN' and payout_batch_id > :after "
+    "order by payout_batch_id limit :limit",
 )
-_LOCK = text(f"select {_COLUMNS} from payout_batch b where b.payout_batch_id = :id for update")
-_LIST_REQUESTED = text("""
-    select payout_id, seller_account, amount, currency, payout_destination_id from payout_batch_item
+_LOCK = Query(BatchRow, "select {columns} from payout_batch where payout_batch_id = :id for update")
+_LIST_REQUESTED = Query(
+    RequestedItemRow,
+    """
+    select {columns} from payout_batch_item
     where payout_batch_id = :id and state = 'REQUESTED' order by payout_id limit :limit
-""")
-_LOAD_ITEMS = text("""
-    select payout_id, seller_account, amount, currency, payout_destination_id from payout_batch_item
-        where payout_batch_id = :id order by payout_id
-""")
+    """,
+)
+_LOAD_ITEMS = Query(
+    RequestedItemRow,
+    "select {columns} from payout_batch_item where payout_batch_id = :id order by payout_id",
+)
 _UPSERT_ITEMS = text("""
     insert into payout_batch_item (payout_batch_id, payout_id, seller_account, amount, currency,
         payout_destination_id, state, error)
@@ -115,7 +188,9 @@ _RECORD_GENERATED = text("""
         rejected_count = rejected_count + :rejected, skipped_count = skipped_count + :skipped,
             failure_count = 0 where payout_batch_id = :id
 """)
-_TRANSITION = text(f"""
+_TRANSITION = Query(
+    ChangedBatchRow,
+    f"""
     with b as (
         update payout_batch p set state = :state, version = p.version + 1,
             update_time = greatest(p.update_time, t.now),
@@ -123,33 +198,43 @@ _TRANSITION = text(f"""
         from (select clock() as now) t where p.payout_batch_id = :id and p.state = :before
             returning p.*),
     {insert_into_outbox("b", "'payoutBatches/' || payout_batch_id")}
-    select {_COLUMNS}, sequence as outbox_sequence from b, outbox_sequence
-""")
+    select {columns(BatchRow, "b")}, sequence as outbox_sequence from b, outbox_sequence
+    """,
+)
 # Every payout of a batch that is in progress has an operation.
 _IS_IN_PROGRESS = text(
     "select exists (select from operation where payout_batch_id = :id and payout_batch_id <> '')"
 )
-_LOAD_TOTALS = text("""
+_LOAD_TOTALS = Query(
+    BatchTotalRow,
+    """
     select state, currency, count(*) as payouts, sum(amount) as amount, sum(fee) as fee,
         sum(returned_amount) as returned_amount
     from payout where payout_batch_id = :id and payout_batch_id <> '' group by state, currency
         order by state, currency
-""")
-_LOAD_REPORT = text("""
-    select payout_id, seller_account, state as item_state, error from payout_batch_item
+    """,
+)
+_LOAD_REPORT = Query(
+    ReportItemRow,
+    """
+    select {columns} from payout_batch_item
     where payout_batch_id = :id and payout_id > :after and state <> 'REQUESTED'
         and (not :rejected_only or state = 'REJECTED') order by payout_id limit :limit
-""")
+    """,
+)
 # Looks up each payout in the order of the report. Another plan might read all payouts to find those
 # in the state.
-_LOAD_REPORT_IN_STATE = text("""
-    select i.payout_id, i.seller_account, i.state as item_state, i.error
+_LOAD_REPORT_IN_STATE = Query(
+    ReportItemRow,
+    f"""
+    select {columns(ReportItemRow, "i")}
     from (select * from payout_batch_item where payout_batch_id = :id and payout_id > :after
         order by payout_id limit :max_scanned) i
     cross join lateral (select state from payout p where p.payout_id = i.payout_id
         and i.state = 'CREATED' offset 0) p
     where p.state = :state order by i.payout_id limit :limit
-""")
+    """,
+)
 _LAST_SCANNED = text("""
     select payout_id from payout_batch_item where payout_batch_id = :id and payout_id > :after
         order by payout_id limit 1 offset :max_scanned - 1
@@ -157,28 +242,29 @@ _LAST_SCANNED = text("""
 _MAX_SCANNED = 2000
 
 
-def load_items(connection: Connection, payout_batch_id: str) -> Sequence[Row[Any]]:
+def load_items(connection: Connection, payout_batch_id: str) -> Sequence[RequestedItemRow]:
     """The requested payouts of a batch, by id."""
-    return connection.execute(_LOAD_ITEMS, {"id": payout_batch_id}).all()
+    return _LOAD_ITEMS.all(connection, id=payout_batch_id)
 
 
 def insert(
     connection: Connection, new: NewBatchRow, items: Sequence[BatchItemRow] = ()
-) -> Row[Any] | None:
-    """Stores a batch with its requested payouts. Returns it with the outbox row in which it is to
-    be recorded, or None if the id exists.
-    """
-    values: dict[str, Any] = {field: getattr(new, field) for field in new.__slots__}
-    return connection.execute(_INSERT, {**values, "items": encode_rows(items)}).one_or_none()
+) -> ChangedBatchRow | None:
+    """Stores a batch with its requested payouts. Returns None if the id exists."""
+    return _INSERT.one_or_none(
+        connection,
+        items=encode_rows(items),
+        **{field: getattr(new, field) for field in new.__slots__},
+    )
 
 
-def find(connection: Connection, payout_batch_id: str) -> Row[Any] | None:
-    return connection.execute(_FIND, {"id": payout_batch_id}).one_or_none()
+def find(connection: Connection, payout_batch_id: str) -> BatchRow | None:
+    return _FIND.one_or_none(connection, id=payout_batch_id)
 
 
-def list_generating(connection: Connection, limit: int) -> Sequence[Row[Any]]:
+def list_generating(connection: Connection, limit: int) -> Sequence[BatchRow]:
     """Batches that are still generating payouts and are due, in the order in which they are due."""
-    return connection.execute(_LIST_GENERATING, {"limit": limit}).all()
+    return _LIST_GENERATING.all(connection, limit=limit)
 
 
 def reschedule(connection: Connection, payout_batch_id: str) -> None:
@@ -188,19 +274,21 @@ def reschedule(connection: Connection, payout_batch_id: str) -> None:
     connection.execute(_RESCHEDULE, {"id": payout_batch_id})
 
 
-def list_open(connection: Connection, after: str, limit: int) -> Sequence[Row[Any]]:
+def list_open(connection: Connection, after: str, limit: int) -> Sequence[BatchRow]:
     """Batches whose payouts are all created and not all final, by id after a given one."""
-    return connection.execute(_LIST_OPEN, {"after": after, "limit": limit}).all()
+    return _LIST_OPEN.all(connection, after=after, limit=limit)
 
 
-def lock(connection: Connection, payout_batch_id: str) -> Row[Any]:
+def lock(connection: Connection, payout_batch_id: str) -> BatchRow:
     """A batch, locked for generation."""
-    return connection.execute(_LOCK, {"id": payout_batch_id}).one()
+    return _LOCK.one(connection, id=payout_batch_id)
 
 
-def list_requested(connection: Connection, payout_batch_id: str, limit: int) -> Sequence[Row[Any]]:
+def list_requested(
+    connection: Connection, payout_batch_id: str, limit: int
+) -> Sequence[RequestedItemRow]:
     """The payouts that a batch has yet to create, by payout id."""
-    return connection.execute(_LIST_REQUESTED, {"id": payout_batch_id, "limit": limit}).all()
+    return _LIST_REQUESTED.all(connection, id=payout_batch_id, limit=limit)
 
 
 def record_generated(
@@ -230,13 +318,11 @@ def record_generated(
 
 def transition(
     connection: Connection, payout_batch_id: str, from_state: BatchState, to_state: BatchState
-) -> Row[Any] | None:
-    """Moves a batch from a state to the next. Returns it with the outbox row in which it is to be
-    recorded, or None if it is in another state.
-    """
-    return connection.execute(
-        _TRANSITION, {"id": payout_batch_id, "before": from_state, "state": to_state}
-    ).one_or_none()
+) -> ChangedBatchRow | None:
+    """Moves a batch from a state to the next. Returns None if it is in another state."""
+    return _TRANSITION.one_or_none(
+        connection, id=payout_batch_id, before=from_state, state=to_state
+    )
 
 
 def is_in_progress(connection: Connection, payout_batch_id: str) -> bool:
@@ -244,9 +330,9 @@ def is_in_progress(connection: Connection, payout_batch_id: str) -> bool:
     return bool(connection.execute(_IS_IN_PROGRESS, {"id": payout_batch_id}).scalar_one())
 
 
-def load_totals(connection: Connection, payout_batch_id: str) -> Sequence[Row[Any]]:
-    """The totals of a batch's payouts by state and currency, in minor units."""
-    return connection.execute(_LOAD_TOTALS, {"id": payout_batch_id}).all()
+def load_totals(connection: Connection, payout_batch_id: str) -> Sequence[BatchTotalRow]:
+    """The totals of a batch's payouts by state and currency."""
+    return _LOAD_TOTALS.all(connection, id=payout_batch_id)
 
 
 def load_report(
@@ -257,7 +343,7 @@ def load_report(
     limit: int,
     *,
     rejected_only: bool,
-) -> tuple[Sequence[Row[Any]], str | None]:
+) -> tuple[Sequence[ReportItemRow], str | None]:
     """The results of a batch's payouts, by id after a given one, and the id up to which they were
     examined; None: to the end.
 
@@ -266,11 +352,9 @@ def load_report(
     """
     values: dict[str, Any] = {"id": payout_batch_id, "after": after, "limit": limit}
     if not state:
-        return connection.execute(
-            _LOAD_REPORT, {**values, "rejected_only": rejected_only}
-        ).all(), None
+        return _LOAD_REPORT.all(connection, rejected_only=rejected_only, **values), None
     if rejected_only:  # a rejected item has no payout
         return [], None
     values["max_scanned"] = _MAX_SCANNED
-    items = connection.execute(_LOAD_REPORT_IN_STATE, {**values, "state": state}).all()
+    items = _LOAD_REPORT_IN_STATE.all(connection, state=state, **values)
     return items, connection.execute(_LAST_SCANNED, values).scalar_one_or_none()

@@ -4,18 +4,86 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import NamedTuple
 
 from tallystick_core.payout.destination import DestinationState
 from tallystick_storage.database import encode_rows
 from tallystick_storage.outbox import insert_into_outbox
 from tallystick_storage.pagination import PageKey, before_parameters
-from tallystick_storage.sql import Connection, Row, text
+from tallystick_storage.sql import Connection, Query, columns, text
 
-_COLUMNS = """payout_destination_id, caller, owner, fingerprint, seller_account, currency,
-    description, provider, traceparent, state, usable_time, decline_code,
-    awaits_approval, approved_by, approve_reason, disabled_by, disable_reason, version, create_time,
-        update_time"""
+
+@dataclass(frozen=True, slots=True)
+class DestinationRow:
+    """A destination without the token of its bank account."""
+
+    payout_destination_id: str
+    caller: str
+    owner: str
+    fingerprint: bytes
+    seller_account: str
+    currency: str
+    description: str
+    provider: str
+    traceparent: str
+    state: str
+    usable_time: datetime
+    decline_code: str
+    awaits_approval: bool
+    approved_by: str
+    approve_reason: str
+    disabled_by: str
+    disable_reason: str
+    version: int
+    create_time: datetime
+    update_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedDestinationRow(DestinationRow):
+    """A destination that has changed, and the outbox row in which it is to be recorded."""
+
+    outbox_sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationAccountRow(DestinationRow):
+    """A destination with the token of its bank account."""
+
+    bank_account_token: str
+
+
+@dataclass(frozen=True, slots=True)
+class VerificationRow(DestinationAccountRow):
+    """A destination with the data that the next action of its verification needs. `retry_counts`
+    None: no retries, or no operation.
+    """
+
+    lookup_only: bool
+    retry_counts: dict[str, int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class InsertedDestinationRow(VerificationRow):
+    """A new destination, and the outbox row in which it is to be recorded."""
+
+    outbox_sequence: int
+
+
+class DestinationReadinessRow(NamedTuple):
+    """Whether a destination can be paid to. `is_in_cooldown`: its cooldown has not passed."""
+
+    payout_destination_id: str
+    owner: str
+    seller_account: str
+    currency: str
+    state: str
+    usable_time: datetime
+    is_in_cooldown: bool
+    awaits_approval: bool
+    bank_account_token: str
+    provider: str
 
 
 @dataclass(slots=True)
@@ -46,11 +114,14 @@ class DestinationTransitionRow:
     disable_reason: str = ""
 
 
-_FIND = text(
-    f"select {_COLUMNS}, bank_account_token from payout_destination where payout_destination_id = "
-    "any (cast(:ids as text[]))"
+_FIND = Query(
+    DestinationAccountRow,
+    "select {columns} from payout_destination where payout_destination_id = any (cast(:ids as "
+    "text[]))",
 )
-_INSERT = text(f"""
+_INSERT = Query(
+    InsertedDestinationRow,
+    f"""
     with new as (
         insert into payout_destination (payout_destination_id, caller, owner, fingerprint,
             seller_account, currency, bank_account_token, description,
@@ -72,21 +143,27 @@ _INSERT = text(f"""
             create_time + cast(:lease as interval), 1, true, false, false, '', '', 'VERIFYING'
             from new),
     {insert_into_outbox("new", "'payoutDestinations/' || payout_destination_id", "1")}
-    select {_COLUMNS}, bank_account_token, false as lookup_only,
+    select {columns(DestinationAccountRow)}, false as lookup_only,
         cast(null as jsonb) as retry_counts,
         sequence as outbox_sequence from new, outbox_sequence
-""")
-_LOCK = text(f"""
-    select {_COLUMNS} from payout_destination
+    """,
+)
+_LOCK = Query(
+    DestinationRow,
+    """
+    select {columns} from payout_destination
         where payout_destination_id = any (cast(:ids as text[]))
         order by payout_destination_id for update
-""")
+    """,
+)
 _LOCK_STATES = text("""
     select payout_destination_id, state from payout_destination
         where payout_destination_id = any (cast(:ids as text[]))
         order by payout_destination_id for share
 """)
-_TRANSITION = text(f"""
+_TRANSITION = Query(
+    ChangedDestinationRow,
+    f"""
     with changed as (
         update payout_destination d set state = r.state, decline_code = r.decline_code,
             disabled_by = r.disabled_by, disable_reason = r.disable_reason,
@@ -101,77 +178,84 @@ _TRANSITION = text(f"""
     done as (delete from operation where kind = 'destination_verification'
         and operation_id = any (array(select payout_destination_id from changed))),
     {insert_into_outbox("changed", "'payoutDestinations/' || payout_destination_id")}
-    select {_COLUMNS}, sequence as outbox_sequence from changed, outbox_sequence
-""")
-_APPROVE = text(f"""
+    select {columns(DestinationRow)}, sequence as outbox_sequence from changed, outbox_sequence
+    """,
+)
+_APPROVE = Query(
+    ChangedDestinationRow,
+    f"""
     with approved as (
         update payout_destination set awaits_approval = false, approved_by = :approved_by,
             approve_reason = :reason, version = version + 1,
             update_time = greatest(update_time, clock()) where payout_destination_id = :id
                 returning *),
     {insert_into_outbox("approved", "'payoutDestinations/' || payout_destination_id")}
-    select {_COLUMNS}, sequence as outbox_sequence from approved, outbox_sequence
-""")
-_LOAD_OPERATIONS = text("""
-    select s.*, coalesce(op.lookup_only, false) as lookup_only, op.retry_counts
+    select {columns(DestinationRow)}, sequence as outbox_sequence from approved, outbox_sequence
+    """,
+)
+_LOAD_OPERATIONS = Query(
+    VerificationRow,
+    f"""
+    select {columns(DestinationAccountRow, "s")},
+        coalesce(op.lookup_only, false) as lookup_only, op.retry_counts
     from unnest(cast(:ids as text[])) as g (id)
     join payout_destination s on s.payout_destination_id = g.id
     left join operation op on op.kind = 'destination_verification' and op.operation_id = g.id
     order by s.payout_destination_id
-""")
+    """,
+)
 _LOCK_UNRESOLVED = text("""
     select payout_destination_id from payout_destination
         where payout_destination_id = any (cast(:ids as text[])) and state = 'PENDING_VERIFICATION'
     order by payout_destination_id for update
 """)
-_FIND_CURRENT = text("""
-    select g.seller_account, g.currency, c.payout_destination_id, c.state, c.usable_time,
-        c.is_in_cooldown,
-        c.awaits_approval, c.bank_account_token, c.provider
+_FIND_CURRENT = Query(
+    DestinationReadinessRow,
+    f"""
+    select {columns(DestinationReadinessRow, "c")}
     from unnest(cast(:sellers as text[]), cast(:currencies as text[]),
         cast(:owners as text[])) as g (seller_account, currency, owner)
     cross join lateral (
-        select d.payout_destination_id, d.state, d.usable_time,
-            d.usable_time > (select clock()) as is_in_cooldown, d.awaits_approval,
-                d.bank_account_token,
-            d.provider
-        from payout_destination d
+        select d.*, d.usable_time > (select clock()) as is_in_cooldown from payout_destination d
         where d.seller_account = g.seller_account and d.currency = g.currency and d.owner = g.owner
             and d.state not in ('UNUSABLE', 'DISABLED')
         order by (d.state = 'VERIFIED' and not d.awaits_approval
             and d.usable_time <= (select clock())) desc, d.create_time desc,
             d.payout_destination_id desc limit 1) c
-""")
-_FIND_WITH_READINESS = text("""
-    select payout_destination_id, owner, seller_account, currency, state, usable_time,
-        usable_time > (select clock()) as is_in_cooldown, awaits_approval,
-        bank_account_token, provider
-    from payout_destination where payout_destination_id = any (cast(:ids as text[]))
-""")
+    """,
+)
+_FIND_WITH_READINESS = Query(
+    DestinationReadinessRow,
+    """
+    select {columns} from (
+        select d.*, d.usable_time > (select clock()) as is_in_cooldown from payout_destination d) d
+    where payout_destination_id = any (cast(:ids as text[]))
+    """,
+)
 
 
 def insert(
     connection: Connection, new: NewDestinationRow, cooldown_seconds: float, lease_seconds: float
-) -> Row[Any] | None:
-    """Stores a destination with a cooldown of `cooldown_seconds` seconds. Returns it with the
-    outbox row in which it is to be recorded, or None if the id exists.
+) -> InsertedDestinationRow | None:
+    """Stores a destination with a cooldown of `cooldown_seconds` seconds. Returns None if the id
+    exists.
     """
-    values = {field: getattr(new, field) for field in new.__slots__}
-    values |= {
-        "state": DestinationState.PENDING_VERIFICATION,
-        "cooldown_seconds": cooldown_seconds,
-        "lease": f"{lease_seconds} seconds",
-    }
-    return connection.execute(_INSERT, values).one_or_none()
+    return _INSERT.one_or_none(
+        connection,
+        state=DestinationState.PENDING_VERIFICATION,
+        cooldown_seconds=cooldown_seconds,
+        lease=f"{lease_seconds} seconds",
+        **{field: getattr(new, field) for field in new.__slots__},
+    )
 
 
-def find(connection: Connection, ids: list[str]) -> dict[str, Row[Any]]:
-    return {row.payout_destination_id: row for row in connection.execute(_FIND, {"ids": ids})}
+def find(connection: Connection, ids: list[str]) -> dict[str, DestinationAccountRow]:
+    return {row.payout_destination_id: row for row in _FIND.all(connection, ids=ids)}
 
 
-def lock(connection: Connection, ids: list[str]) -> dict[str, Row[Any]]:
+def lock(connection: Connection, ids: list[str]) -> dict[str, DestinationRow]:
     """Locks destinations that are to be changed."""
-    return {row.payout_destination_id: row for row in connection.execute(_LOCK, {"ids": ids})}
+    return {row.payout_destination_id: row for row in _LOCK.all(connection, ids=ids)}
 
 
 def lock_states(connection: Connection, ids: list[str]) -> dict[str, DestinationState]:
@@ -184,25 +268,23 @@ def lock_states(connection: Connection, ids: list[str]) -> dict[str, Destination
 
 def transition(
     connection: Connection, transitions: Sequence[DestinationTransitionRow]
-) -> Sequence[Row[Any]]:
-    """Applies transitions of locked destinations and ends their verification. Returns each with the
-    outbox row in which all are to be recorded.
-    """
-    return connection.execute(_TRANSITION, {"transitions": encode_rows(transitions)}).all()
+) -> Sequence[ChangedDestinationRow]:
+    """Applies transitions of locked destinations and ends their verification."""
+    return _TRANSITION.all(connection, transitions=encode_rows(transitions))
 
 
 def approve(
     connection: Connection, payout_destination_id: str, approved_by: str, reason: str
-) -> Row[Any]:
-    """Approves a locked destination. Returns it with the outbox row that is to record it."""
-    return connection.execute(
-        _APPROVE, {"id": payout_destination_id, "approved_by": approved_by, "reason": reason}
-    ).one()
+) -> ChangedDestinationRow:
+    """Approves a locked destination."""
+    return _APPROVE.one(
+        connection, id=payout_destination_id, approved_by=approved_by, reason=reason
+    )
 
 
-def load_operations(connection: Connection, ids: list[str]) -> Sequence[Row[Any]]:
+def load_operations(connection: Connection, ids: list[str]) -> Sequence[VerificationRow]:
     """Destinations with the data that the next action of their verification needs."""
-    return connection.execute(_LOAD_OPERATIONS, {"ids": ids}).all()
+    return _LOAD_OPERATIONS.all(connection, ids=ids)
 
 
 def lock_unresolved(connection: Connection, ids: list[str]) -> set[str]:
@@ -212,35 +294,36 @@ def lock_unresolved(connection: Connection, ids: list[str]) -> set[str]:
 
 def find_current(
     connection: Connection, keys: Sequence[tuple[str, str]], owners: Mapping[str, str]
-) -> dict[tuple[str, str], Row[Any]]:
+) -> dict[tuple[str, str], DestinationReadinessRow]:
     """The destination of each (seller, currency) that its owner has: the newest usable one,
     otherwise the newest that has not ended.
-
-    `is_in_cooldown`: its cooldown has not passed.
     """
     owned_keys = [
         (seller, currency, owners[seller]) for seller, currency in keys if seller in owners
     ]
-    values = {
-        "sellers": [key[0] for key in owned_keys],
-        "currencies": [key[1] for key in owned_keys],
-        "owners": [key[2] for key in owned_keys],
-    }
-    return {
-        (row.seller_account, row.currency): row for row in connection.execute(_FIND_CURRENT, values)
-    }
+    rows = _FIND_CURRENT.all(
+        connection,
+        sellers=[key[0] for key in owned_keys],
+        currencies=[key[1] for key in owned_keys],
+        owners=[key[2] for key in owned_keys],
+    )
+    return {(row.seller_account, row.currency): row for row in rows}
 
 
-def find_with_readiness(connection: Connection, ids: Sequence[str]) -> dict[str, Row[Any]]:
-    """Destinations by id, with `is_in_cooldown` as in `find_current`."""
+def find_with_readiness(
+    connection: Connection, ids: Sequence[str]
+) -> dict[str, DestinationReadinessRow]:
+    """Destinations by id."""
     return {
         row.payout_destination_id: row
-        for row in connection.execute(_FIND_WITH_READINESS, {"ids": list(ids)})
+        for row in _FIND_WITH_READINESS.all(connection, ids=list(ids))
     }
 
 
-_LIST = text(f"""
-    select {_COLUMNS} from payout_destination
+_LIST = Query(
+    DestinationRow,
+    """
+    select {columns} from payout_destination
     where (:owner = '' or owner = :owner)
         and (:seller_account = '' or seller_account = :seller_account)
         and (:currency = '' or currency = :currency)
@@ -248,13 +331,14 @@ _LIST = text(f"""
         and (create_time, payout_destination_id) < (coalesce(cast(:before_time as timestamptz),
             'infinity'), :before_id)
     order by create_time desc, payout_destination_id desc limit :limit
-""")
+    """,
+)
 
 
 def list_destinations(
     connection: Connection, filters: dict[str, str], before: PageKey | None, limit: int
-) -> Sequence[Row[Any]]:
+) -> Sequence[DestinationRow]:
     """Destinations, newest first, before a given (create_time, id). An empty filter matches
     everything.
     """
-    return connection.execute(_LIST, {**filters, **before_parameters(before), "limit": limit}).all()
+    return _LIST.all(connection, limit=limit, **filters, **before_parameters(before))

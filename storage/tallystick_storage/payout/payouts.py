@@ -6,18 +6,44 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from decimal import Decimal
+from typing import NamedTuple
 
 from tallystick_core.payout.state import PayoutState, PayoutTransitionReason
 from tallystick_storage.database import encode_rows
 from tallystick_storage.outbox import insert_into_outbox
-from tallystick_storage.sql import Connection, Row, text
+from tallystick_storage.sql import Connection, Query, columns, text
 
-COLUMNS = """p.payout_id, p.caller, p.owner, p.seller_account, p.amount, p.fee, p.net_amount,
-    p.reserve, p.currency, p.payout_destination_id, p.payout_batch_id,
-    p.provider, p.traceparent, p.state, p.booked, p.failure_reason, p.decline_code,
-        p.provider_reference, p.attempt_count, p.paid_amount,
-    p.returned_amount, p.version, p.create_time, p.update_time"""
+
+@dataclass(frozen=True, slots=True)
+class PayoutRow:
+    """A payout; amounts in minor units."""
+
+    payout_id: str
+    caller: str
+    owner: str
+    seller_account: str
+    amount: int
+    fee: int
+    net_amount: int
+    reserve: int
+    currency: str
+    payout_destination_id: str
+    payout_batch_id: str
+    provider: str
+    traceparent: str
+    state: str
+    booked: bool
+    failure_reason: str
+    decline_code: str
+    provider_reference: str
+    attempt_count: int
+    paid_amount: int
+    returned_amount: int
+    version: int
+    create_time: datetime
+    update_time: datetime
 
 
 @dataclass(slots=True)
@@ -97,22 +123,43 @@ class NextPayoutPoll:
     poll_count: int
 
 
-_FIND_EXISTING = text("""
-    select payout_id, caller, owner, fingerprint, requested_amount, requested_destination,
-        seller_account,
-        currency from payout
-    where payout_id = any (cast(:ids as text[]))
-""")
+class RequestedPayoutRow(NamedTuple):
+    """A payout as its caller requested it; for the fields see `NewPayoutRow`."""
+
+    payout_id: str
+    caller: str
+    owner: str
+    fingerprint: bytes
+    requested_amount: int | None
+    requested_destination: str
+    seller_account: str
+    currency: str
 
 
-def find_existing(connection: Connection, payout_ids: list[str]) -> dict[str, Row[Any]]:
+_FIND_EXISTING = Query(
+    RequestedPayoutRow,
+    "select {columns} from payout where payout_id = any (cast(:ids as text[]))",
+)
+
+
+def find_existing(connection: Connection, payout_ids: list[str]) -> dict[str, RequestedPayoutRow]:
     """The given ids that exist, with the requests of their callers."""
-    return {row.payout_id: row for row in connection.execute(_FIND_EXISTING, {"ids": payout_ids})}
+    return {row.payout_id: row for row in _FIND_EXISTING.all(connection, ids=payout_ids)}
+
+
+class InsertedPayoutRow(NamedTuple):
+    """A new payout, and the outbox row in which it is to be recorded."""
+
+    payout_id: str
+    create_time: datetime
+    outbox_sequence: int
 
 
 # Only rows that the first insert returns are stored. If another process stored a payout meanwhile,
 # nothing else of it is inserted.
-_INSERT = text(f"""
+_INSERT = Query(
+    InsertedPayoutRow,
+    f"""
     with t as materialized (select clock() as now),
     new as (
         insert into payout (payout_id, caller, owner, fingerprint, requested_amount,
@@ -150,25 +197,41 @@ _INSERT = text(f"""
             payout_destination_id from new),
     {insert_into_outbox("new", "'payouts/' || payout_id", "1")}
     select payout_id, create_time, sequence as outbox_sequence from new, outbox_sequence
-""")
+    """,
+)
 
 
 def insert(
     connection: Connection, payouts: Sequence[NewPayoutRow], lease_seconds: float
-) -> dict[str, Row[Any]]:
-    """Stores payouts, leased for `lease_seconds` seconds under lease token 1. Returns the new ones,
-    each with its create_time and the outbox row in which all are to be recorded.
+) -> dict[str, InsertedPayoutRow]:
+    """Stores payouts, leased for `lease_seconds` seconds under lease token 1. Returns the new
+    ones.
     """
-    values = {
-        "payouts": encode_rows(payouts),
-        "lease": f"{lease_seconds} seconds",
-        "state": PayoutState.CREATED,
-        "transition_reason": PayoutTransitionReason.CREATED,
-    }
-    return {row.payout_id: row for row in connection.execute(_INSERT, values)}
+    rows = _INSERT.all(
+        connection,
+        payouts=encode_rows(payouts),
+        lease=f"{lease_seconds} seconds",
+        state=PayoutState.CREATED,
+        transition_reason=PayoutTransitionReason.CREATED,
+    )
+    return {row.payout_id: row for row in rows}
 
 
-_TRANSITION = text(f"""
+class UpdatedPayoutRow(NamedTuple):
+    """A payout after its transitions: the lease token of its operation, and the outbox row in which
+    they are to be recorded.
+    """
+
+    payout_id: str
+    version: int
+    update_time: datetime
+    lease_token: int
+    outbox_sequence: int
+
+
+_TRANSITION = Query(
+    UpdatedPayoutRow,
+    f"""
     with t as materialized (select clock() as now),
     leased as materialized (
         select r.*, op.holder_token
@@ -248,36 +311,38 @@ _TRANSITION = text(f"""
     select c.payout_id, c.version, c.update_time, l.holder_token as lease_token,
         sequence as outbox_sequence
     from changed c join locked l on l.payout_id = c.payout_id, outbox_sequence
-""")
+    """,
+)
 
 
 def transition(
     connection: Connection,
     updates: Sequence[PayoutUpdateRow],
     transitions: Sequence[PayoutTransitionRow],
-) -> dict[str, Row[Any]]:
+) -> dict[str, UpdatedPayoutRow]:
     """Applies updates of payouts, one for each.
 
-    Returns for each changed payout its version, update_time, the lease token of its operation, and
-    the outbox row in which all are to be recorded. A missing payout had lost its lease, or had
-    already changed.
+    Returns the changed payouts. A missing one had lost its lease, or had already changed.
     """
-    result = connection.execute(
-        _TRANSITION, {"updates": encode_rows(updates), "transitions": encode_rows(transitions)}
+    rows = _TRANSITION.all(
+        connection, updates=encode_rows(updates), transitions=encode_rows(transitions)
     )
-    return {row.payout_id: row for row in result}
+    return {row.payout_id: row for row in rows}
 
 
 _LOCKED_OPERATION = (
     "select operation_id from operation where kind = 'payout' and operation_id = any "
     "(cast(:ids as text[])) order by operation_id for update"
 )
-_LOCK = text(f"""
+_LOCK = Query(
+    PayoutRow,
+    f"""
     with locked_operation as materialized ({_LOCKED_OPERATION})
-    select {COLUMNS} from payout p
+    select {columns(PayoutRow, "p")} from payout p
     where p.payout_id = any (cast(:ids as text[])) and (select count(*) from locked_operation) >= 0
         order by p.payout_id for update
-""")
+    """,
+)
 _REOPEN = text("""
     insert into operation (kind, operation_id, provider, next_try_time, lease_until, lease_token,
         is_leased,
@@ -291,9 +356,9 @@ _REOPEN = text("""
 """)
 
 
-def lock(connection: Connection, payout_ids: list[str]) -> dict[str, Row[Any]]:
+def lock(connection: Connection, payout_ids: list[str]) -> dict[str, PayoutRow]:
     """Locks payouts and their operations, so that nothing changes them meanwhile."""
-    return {row.payout_id: row for row in connection.execute(_LOCK, {"ids": payout_ids})}
+    return {row.payout_id: row for row in _LOCK.all(connection, ids=payout_ids)}
 
 
 def reopen(connection: Connection, payout_ids: list[str]) -> None:
@@ -301,10 +366,29 @@ def reopen(connection: Connection, payout_ids: list[str]) -> None:
     connection.execute(_REOPEN, {"ids": payout_ids})
 
 
-_LOAD_OPERATIONS = text(f"""
-    select {COLUMNS}, s.bank_account_token, a.provider_key, op.maybe_sent, op.lookup_only,
+@dataclass(frozen=True, slots=True)
+class PayoutOperationRow(PayoutRow):
+    """A payout with the data that its next action needs. `age` of the attempt and `since_sent` are
+    in seconds. What belongs to an attempt or to an operation is None without it.
+    """
+
+    bank_account_token: str
+    provider_key: str | None
+    attempt_reference: str | None
+    age: Decimal | None
+    maybe_sent: bool | None
+    lookup_only: bool | None
+    since_sent: Decimal | None
+    not_found_count: int
+    retry_counts: dict[str, int] | None
+
+
+_LOAD_OPERATIONS = Query(
+    PayoutOperationRow,
+    f"""
+    select {columns(PayoutRow, "p")}, s.bank_account_token, a.provider_key,
         a.provider_reference as attempt_reference,
-        extract(epoch from clock() - a.start_time) as age,
+        extract(epoch from clock() - a.start_time) as age, op.maybe_sent, op.lookup_only,
         extract(epoch from clock() - op.sent_time) as since_sent,
         coalesce(op.not_found_count, 0) as not_found_count, op.retry_counts
     from unnest(cast(:ids as text[])) as g (id) join payout p on p.payout_id = g.id
@@ -312,7 +396,8 @@ _LOAD_OPERATIONS = text(f"""
     left join operation op on op.kind = 'payout' and op.operation_id = g.id
     left join attempt a on a.kind = 'payout' and a.operation_id = g.id and a.attempt_number = 1
     order by p.payout_id
-""")
+    """,
+)
 _LOCK_UNRESOLVED = text(f"""
     with locked_operation as materialized ({_LOCKED_OPERATION})
     select payout_id from payout p
@@ -329,9 +414,9 @@ _LIST_UNSENT = text("""
 """)
 
 
-def load_operations(connection: Connection, payout_ids: list[str]) -> Sequence[Row[Any]]:
-    """Payouts with the data that their next action needs. `age` of the attempt is in seconds."""
-    return connection.execute(_LOAD_OPERATIONS, {"ids": payout_ids}).all()
+def load_operations(connection: Connection, payout_ids: list[str]) -> Sequence[PayoutOperationRow]:
+    """Payouts with the data that their next action needs, by id."""
+    return _LOAD_OPERATIONS.all(connection, ids=payout_ids)
 
 
 def lock_unresolved(connection: Connection, payout_ids: list[str]) -> set[str]:
@@ -346,20 +431,25 @@ def list_unsent(connection: Connection, payout_destination_id: str) -> list[str]
     return list(connection.execute(_LIST_UNSENT, {"destination": payout_destination_id}).scalars())
 
 
-_FIND_RETRY = text(
-    "select caller, reason from payout_retry where payout_id = :payout_id and request_id = "
-    ":request_id"
+class PayoutRetryRow(NamedTuple):
+    """A retry of a payout that a caller requested."""
+
+    caller: str
+    reason: str
+
+
+_FIND_RETRY = Query(
+    PayoutRetryRow,
+    "select {columns} from payout_retry where payout_id = :payout_id and request_id = :request_id",
 )
 _INSERT_RETRY = text(
     "insert into payout_retry values (:payout_id, :request_id, :caller, :reason, clock())"
 )
 
 
-def find_retry(connection: Connection, payout_id: str, request_id: str) -> Row[Any] | None:
-    """The retry with that id, with its caller and reason."""
-    return connection.execute(
-        _FIND_RETRY, {"payout_id": payout_id, "request_id": request_id}
-    ).one_or_none()
+def find_retry(connection: Connection, payout_id: str, request_id: str) -> PayoutRetryRow | None:
+    """The retry with that id."""
+    return _FIND_RETRY.one_or_none(connection, payout_id=payout_id, request_id=request_id)
 
 
 def insert_retry(

@@ -5,32 +5,55 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import NamedTuple
 
 from tallystick_storage.pagination import PageKey, find_candidates
-from tallystick_storage.payout.payouts import COLUMNS
-from tallystick_storage.sql import Connection, Row, text
+from tallystick_storage.payout.payouts import PayoutRow
+from tallystick_storage.sql import Connection, Query, columns
 
-_LOAD_PAYOUTS = text(f"""
-    select {COLUMNS}, nullif(op.next_try_time, 'infinity') as next_try_time from payout p
+
+@dataclass(frozen=True, slots=True)
+class ScheduledPayoutRow(PayoutRow):
+    """A payout with the time of its next try; None: none is scheduled."""
+
+    next_try_time: datetime | None
+
+
+class PayoutHistoryRow(NamedTuple):
+    """A transition of a payout. `from_state` None: it was created."""
+
+    version: int
+    from_state: str | None
+    to_state: str
+    transition_reason: str
+    actor: str
+    reason: str
+    create_time: datetime
+
+
+_LOAD_PAYOUTS = Query(
+    ScheduledPayoutRow,
+    f"""
+    select {columns(PayoutRow, "p")}, nullif(op.next_try_time, 'infinity') as next_try_time
+    from payout p
         left join operation op on op.kind = 'payout' and op.operation_id = p.payout_id
     where p.payout_id = any (cast(:ids as text[])) order by p.payout_id
-""")
-_LOAD_HISTORY = text("""
-    select version, from_state, to_state, transition_reason, actor, reason, create_time
-        from payout_history
-        where payout_id = :id order by version
-""")
+    """,
+)
+_LOAD_HISTORY = Query(
+    PayoutHistoryRow,
+    "select {columns} from payout_history where payout_id = :id order by version",
+)
 
 
-def load_payouts(connection: Connection, payout_ids: list[str]) -> dict[str, Row[Any]]:
-    """The payouts that exist, each with the time of its next attempt."""
-    return {row.payout_id: row for row in connection.execute(_LOAD_PAYOUTS, {"ids": payout_ids})}
+def load_payouts(connection: Connection, payout_ids: list[str]) -> dict[str, ScheduledPayoutRow]:
+    """The payouts that exist."""
+    return {row.payout_id: row for row in _LOAD_PAYOUTS.all(connection, ids=payout_ids)}
 
 
-def load_history(connection: Connection, payout_id: str) -> Sequence[Row[Any]]:
+def load_history(connection: Connection, payout_id: str) -> Sequence[PayoutHistoryRow]:
     """Every transition of a payout, oldest first."""
-    return connection.execute(_LOAD_HISTORY, {"id": payout_id}).all()
+    return _LOAD_HISTORY.all(connection, id=payout_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +91,7 @@ _IN_PROGRESS_PAYOUTS = (
 
 def list_payouts(
     connection: Connection, filters: PayoutFilter, before: PageKey | None, limit: int
-) -> tuple[Sequence[Row[Any]], PageKey | None]:
+) -> tuple[Sequence[ScheduledPayoutRow], PageKey | None]:
     """Payouts, newest first, before a given key. Also returns the key down to which all were
     examined; None: to the end.
     """
@@ -92,8 +115,11 @@ def list_payouts(
         before,
         has_other_filters=bool(other_filters),
     )
-    statement = text(f"""
-        select {COLUMNS}, nullif(op.next_try_time, 'infinity') as next_try_time from (
+    query = Query(
+        ScheduledPayoutRow,
+        f"""
+        select {columns(PayoutRow, "p")}, nullif(op.next_try_time, 'infinity') as next_try_time
+        from (
             select p.* from ({keys.select}) k
             cross join lateral (select * from payout p where p.payout_id = k.payout_id offset 0) p
             where {" and ".join(_FILTER_CONDITIONS[name] for name in other_filters) or "true"}
@@ -101,11 +127,10 @@ def list_payouts(
         left join lateral (select next_try_time from operation op
             where op.kind = 'payout' and op.operation_id = p.payout_id offset 0) op on true
         order by p.create_time desc, p.payout_id desc
-    """)
+        """,
+    )
     values = {name: getattr(filters, name) for name in other_filters}
-    return connection.execute(
-        statement, {**keys.values, **values, "limit": limit}
-    ).all(), keys.last_key
+    return query.all(connection, limit=limit, **keys.values, **values), keys.last_key
 
 
 def _choose_table(filters: PayoutFilter) -> tuple[str, Sequence[str]]:

@@ -5,13 +5,13 @@ the default schedule.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from tallystick_storage.database import encode_rows
 from tallystick_storage.outbox import insert_into_outbox
-from tallystick_storage.sql import Connection, Row, text
+from tallystick_storage.sql import Connection, Query, columns, text
 
 
 @dataclass(slots=True)
@@ -42,30 +42,102 @@ BACK_OFF = "make_interval(secs => least(power(2, least(failure_count, 10)), 60))
 """The delay before a failed item is retried, by the number of its failures: from 1 s up to 1 min.
 """
 
-_TERMS = """case when s.has_own_terms then s.minimum_amount
-    else coalesce(d.minimum_amount, 0) end as minimum_amount,
-    case when s.has_own_terms then s.fee else coalesce(d.fee, 0) end as fee, case
-        when s.has_own_terms
-        then s.reserve else coalesce(d.reserve, 0) end as reserve"""
+
+@dataclass(frozen=True, slots=True)
+class ScheduleRow:
+    """A schedule on its terms: its own, otherwise those of the default. Amounts in minor units."""
+
+    seller_account: str
+    currency: str
+    interval: str
+    weekday: str
+    day_of_month: int
+    cut_off: str
+    time_zone: str
+    minimum_amount: int
+    fee: int
+    reserve: int
+    has_own_terms: bool
+    owner: str
+    next_time: datetime | None
+    caller: str
+    traceparent: str
+    version: int
+    update_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedScheduleRow(ScheduleRow):
+    """A schedule that was set, and the outbox row in which it is to be recorded."""
+
+    outbox_sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class EffectiveScheduleRow(ScheduleRow):
+    """The schedule by which a seller is paid in a currency."""
+
+    seller: str
+    of_currency: str
+
+
+class DueScheduleRow(NamedTuple):
+    """A schedule that is due; `next_time` is the cut-off that has passed."""
+
+    seller_account: str
+    currency: str
+    interval: str
+    weekday: str
+    day_of_month: int
+    cut_off: str
+    time_zone: str
+    next_time: datetime
+    caller: str
+    traceparent: str
+    version: int
+
+
+class _StoredScheduleRow(NamedTuple):
+    interval: str
+    weekday: str
+    day_of_month: int
+    cut_off: str
+    time_zone: str
+    minimum_amount: int
+    fee: int
+    reserve: int
+    has_own_terms: bool
+    owner: str
+    version: int
+
+
+_AMOUNT_COLUMNS = ("minimum_amount", "fee", "reserve")
+_TERMS = {
+    name: f"case when s.has_own_terms then s.{name} else coalesce(d.{name}, 0) end as {name}"
+    for name in _AMOUNT_COLUMNS
+}
 _RESOURCE_NAME = (
     "'payoutSchedules/' || case seller_account when '' then '-' else seller_account end "
     "|| '/' || currency"
 )
-_COLUMNS = f"""s.seller_account, s.currency, s.interval, s.weekday, s.day_of_month, s.cut_off,
-    s.time_zone, {_TERMS}, s.has_own_terms, s.owner, s.next_time,
-    s.caller, s.traceparent, s.version, s.update_time"""
+_COLUMNS = ", ".join(_TERMS.get(field.name, f"s.{field.name}") for field in fields(ScheduleRow))
 _DEFAULT = "left join payout_schedule d on d.seller_account = '' and d.currency = s.currency"
 
-_FIND_EFFECTIVE_SCHEDULES = text(f"""
-    select g.seller, g.currency as of_currency, {_COLUMNS}
+_FIND_EFFECTIVE_SCHEDULES = Query(
+    EffectiveScheduleRow,
+    f"""
+    select {_COLUMNS}, g.seller, g.currency as of_currency
     from unnest(cast(:sellers as text[]), cast(:currencies as text[])) as g (seller, currency)
     cross join lateral (
         select * from payout_schedule p where p.currency = g.currency
             and p.seller_account in (g.seller, '')
         order by p.seller_account desc limit 1) s
     {_DEFAULT}
-""")
-_UPSERT = text(f"""
+    """,
+)
+_UPSERT = Query(
+    ChangedScheduleRow,
+    f"""
     with new as (
         insert into payout_schedule (seller_account, currency, interval, weekday, day_of_month,
             cut_off, time_zone, minimum_amount, fee, reserve,
@@ -116,18 +188,21 @@ _UPSERT = text(f"""
         returning *),
     {insert_into_outbox("new", _RESOURCE_NAME)}
     select {_COLUMNS}, sequence as outbox_sequence from outbox_sequence, new s {_DEFAULT}
-""")
-_AMOUNT_COLUMNS = ("minimum_amount", "fee", "reserve")
-_FIND = text(
-    "select * from payout_schedule where seller_account = :seller_account and currency = :currency"
+    """,
 )
-_LIST_DUE = """
-    select * from payout_schedule where next_run_time <= (select clock()) and {which}
+_FIND = Query(
+    _StoredScheduleRow,
+    f"select {columns(_StoredScheduleRow, 's')} from payout_schedule s "
+    "where seller_account = :seller_account and currency = :currency",
+)
+_LIST_DUE = f"""
+    select {columns(DueScheduleRow, "s")} from payout_schedule s
+        where next_run_time <= (select clock()) and {{which}}
         order by next_run_time, seller_account, currency limit :limit
 """  # separate statements, because each needs its partial index
 _LIST_DUE_DEFAULTS, _LIST_DUE_OF_SELLERS = (
-    text(_LIST_DUE.format(which="seller_account = ''")),
-    text(_LIST_DUE.format(which="seller_account <> ''")),
+    Query(DueScheduleRow, _LIST_DUE.format(which="seller_account = ''")),
+    Query(DueScheduleRow, _LIST_DUE.format(which="seller_account <> ''")),
 )
 _LOCK_UNCHANGED = """
     l as materialized (
@@ -161,37 +236,33 @@ _SELLERS_WITH_SCHEDULE = text(
 
 def find_effective_schedules(
     connection: Connection, keys: Sequence[tuple[str, str]]
-) -> dict[tuple[str, str], Row[Any]]:
+) -> dict[tuple[str, str], EffectiveScheduleRow]:
     """The effective schedule of each (seller, currency): its own, otherwise the default. Those
     without any are missing.
     """
-    values = {
-        "sellers": [seller for seller, _ in keys],
-        "currencies": [currency for _, currency in keys],
-    }
-    return {
-        (row.seller, row.of_currency): row
-        for row in connection.execute(_FIND_EFFECTIVE_SCHEDULES, values)
-    }
+    rows = _FIND_EFFECTIVE_SCHEDULES.all(
+        connection,
+        sellers=[seller for seller, _ in keys],
+        currencies=[currency for _, currency in keys],
+    )
+    return {(row.seller, row.of_currency): row for row in rows}
 
 
-def upsert(connection: Connection, new: NewSchedule) -> Row[Any] | None:
-    """Stores a schedule. Returns it with the outbox row in which it is to be recorded. Returns None
-    if equal values are stored already or the current version is not the expected one.
+def upsert(connection: Connection, new: NewSchedule) -> ChangedScheduleRow | None:
+    """Stores a schedule. Returns None if equal values are stored already or the current version is
+    not the expected one.
     """
-    return connection.execute(
-        _UPSERT, {field: getattr(new, field) for field in new.__slots__}
-    ).one_or_none()
+    return _UPSERT.one_or_none(
+        connection, **{field: getattr(new, field) for field in new.__slots__}
+    )
 
 
 def compare_stored(connection: Connection, new: NewSchedule) -> tuple[int, bool]:
     """The version of the stored schedule (0: none), and whether its values equal the new ones."""
-    row = connection.execute(
-        _FIND, {"seller_account": new.seller_account, "currency": new.currency}
-    ).one_or_none()
+    row = _FIND.one_or_none(connection, seller_account=new.seller_account, currency=new.currency)
     if row is None:
         return 0, False
-    columns = (
+    compared_names = (
         "interval",
         "weekday",
         "day_of_month",
@@ -200,21 +271,22 @@ def compare_stored(connection: Connection, new: NewSchedule) -> tuple[int, bool]
         "owner",
         *(_AMOUNT_COLUMNS if new.has_own_terms else ()),
     )
-    is_equal = all(getattr(row, name) == getattr(new, name) for name in columns)
+    is_equal = all(getattr(row, name) == getattr(new, name) for name in compared_names)
     return row.version, is_equal and (row.has_own_terms or not new.has_own_terms)
 
 
-def list_due(connection: Connection, limit: int, *, defaults_only: bool) -> Sequence[Row[Any]]:
+def list_due(
+    connection: Connection, limit: int, *, defaults_only: bool
+) -> Sequence[DueScheduleRow]:
     """Schedules whose cut-off has passed and that are due, in the order in which they are due:
     defaults, or those of single sellers.
     """
-    return connection.execute(
-        _LIST_DUE_DEFAULTS if defaults_only else _LIST_DUE_OF_SELLERS, {"limit": limit}
-    ).all()
+    query = _LIST_DUE_DEFAULTS if defaults_only else _LIST_DUE_OF_SELLERS
+    return query.all(connection, limit=limit)
 
 
 def advance(
-    connection: Connection, times: Sequence[tuple[Row[Any], datetime | None]]
+    connection: Connection, times: Sequence[tuple[DueScheduleRow, datetime | None]]
 ) -> set[tuple[str, str]]:
     """Sets the next cut-offs of schedules that have not changed since they were read. Returns their
     (seller, currency); the others stay as they are.
@@ -226,7 +298,7 @@ def advance(
     }
 
 
-def reschedule(connection: Connection, schedules: Sequence[Row[Any]]) -> None:
+def reschedule(connection: Connection, schedules: Sequence[DueScheduleRow]) -> None:
     """Reschedules those whose run failed, with the same delays as batches. Schedules that changed
     meanwhile stay as they are.
     """
@@ -235,7 +307,7 @@ def reschedule(connection: Connection, schedules: Sequence[Row[Any]]) -> None:
     )
 
 
-def _identify_read(row: Row[Any]) -> dict[str, Any]:
+def _identify_read(row: DueScheduleRow) -> dict[str, Any]:
     """The values that show whether a schedule has changed since it was read."""
     return {
         "seller_account": row.seller_account,

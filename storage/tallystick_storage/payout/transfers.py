@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import NamedTuple
 
 from tallystick_storage.database import ConstraintViolation, encode_rows
-from tallystick_storage.sql import Connection, Row, text
+from tallystick_storage.sql import Connection, Query, text
 
 
 @dataclass(slots=True)
@@ -27,9 +28,28 @@ class ReportedTransfer:
     returned_currency: str
 
 
-_LOAD_TRANSFERS = text(
-    "select * from transfer where payout_id = any (cast(:ids as text[])) order by payout_id, "
-    "create_time, provider_reference"
+class TransferRow(NamedTuple):
+    """A stored transfer, and who has acknowledged it; "": nobody has. Amounts in minor units."""
+
+    payout_id: str
+    provider: str
+    provider_reference: str
+    match: str
+    amount: int
+    currency: str
+    returned_amount: int | None
+    returned_currency: str
+    create_time: datetime
+    return_time: datetime | None
+    acknowledged_by: str
+    acknowledge_reason: str
+    acknowledge_time: datetime | None
+
+
+_LOAD_TRANSFERS = Query(
+    TransferRow,
+    "select {columns} from transfer where payout_id = any (cast(:ids as text[])) order by "
+    "payout_id, create_time, provider_reference",
 )
 _UPSERT_TRANSFERS = text("""
     insert into transfer (provider, provider_reference, payout_id, match, source_id, amount,
@@ -55,10 +75,10 @@ _UPSERT_TRANSFERS = text("""
 """)
 
 
-def load_transfers(connection: Connection, payout_ids: list[str]) -> dict[str, list[Row[Any]]]:
+def load_transfers(connection: Connection, payout_ids: list[str]) -> dict[str, list[TransferRow]]:
     """The transfers of payouts, oldest first, by payout id. Payouts without any are missing."""
-    by_payout: dict[str, list[Row[Any]]] = {}
-    for row in connection.execute(_LOAD_TRANSFERS, {"ids": payout_ids}):
+    by_payout: dict[str, list[TransferRow]] = {}
+    for row in _LOAD_TRANSFERS.all(connection, ids=payout_ids):
         by_payout.setdefault(row.payout_id, []).append(row)
     return by_payout
 
