@@ -41,7 +41,6 @@ from tallystick_server.rpc.service_client import ServiceClient
 from tallystick_server.rpc.timestamps import to_timestamp
 from tallystick_storage.database import Database
 from tallystick_storage.payout import transfers
-from tallystick_storage.sql import Row
 
 
 class _OfPayout(Protocol):
@@ -242,7 +241,8 @@ def _concurrent_update_error() -> ApiError:
 
 
 def _movements_of(
-    payouts: Sequence[PayoutOperation], transfers_by_payout: Mapping[str, Sequence[Row[Any]]]
+    payouts: Sequence[PayoutOperation],
+    transfers_by_payout: Mapping[str, Sequence[transfers.TransferRow]],
 ) -> tuple[list[_PayoutMovement], list[_PayoutMovement]]:
     """All money movements of the payouts: those that capture the hold, and the others."""
     captured_movements: list[_PayoutMovement] = []
@@ -263,8 +263,9 @@ def _movements_of(
                 captured_movements.append(paid)
             else:
                 other_movements.append(paid)
+            return_time = row.return_time or row.create_time  # only a returned transfer has one
             other_movements += [
-                _PayoutMovement(payout, movement, transfer.reference, row.return_time)
+                _PayoutMovement(payout, movement, transfer.reference, return_time)
                 for movement in returns
             ]
     return captured_movements, other_movements
