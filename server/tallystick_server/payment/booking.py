@@ -1,4 +1,4 @@
-"""Payment booking: credits the wallet, posts to the ledger, then sets both flags, for a batch of
+"""Payment booking: credits the wallet and posts to the ledger, then sets both flags, for a batch of
 charges.
 
 Every step is idempotent.
