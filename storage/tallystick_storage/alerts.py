@@ -299,9 +299,15 @@ def end_by_resource_name(
     return _END_BY_RESOURCE_NAME.all(connection, kind=kind, resource_names=list(resource_names))
 
 
+class AlertFilter(NamedTuple):
+    """Which alerts to list."""
+
+    include_ended: bool
+
+
 def list_alerts(
-    connection: Connection, before: PageKey | None, limit: int, *, include_ended: bool
+    connection: Connection, filters: AlertFilter, before: PageKey | None, limit: int
 ) -> Sequence[AlertRow]:
-    """Open alerts, or all, newest first, before a given (create_time, id)."""
-    query = _LIST_ALL if include_ended else _LIST_OPEN
+    """Alerts, newest first, before a given (create_time, id)."""
+    query = _LIST_ALL if filters.include_ended else _LIST_OPEN
     return query.all(connection, **before_parameters(before), limit=limit)

@@ -32,8 +32,7 @@ class NewDeadLetter:
     provider: str
 
 
-@dataclass(frozen=True, slots=True)
-class DeadLetterFilter:
+class DeadLetterFilter(NamedTuple):
     """Selects the dead letters that match every criterion; "" and None match everything. Calls that
     change dead letters ignore `state`: they apply to OPEN ones only.
     """

@@ -1,18 +1,31 @@
-"""Pagination, newest first: the part of a statement that selects the next rows."""
+"""The pages of lists: their keys, what they read, and the SQL that selects the next rows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from tallystick_storage.sql import Connection, Query
+
+R = TypeVar("R")
+K = TypeVar("K")
 
 _MAX_CANDIDATES = 2_000
 
 PageKey = tuple[datetime, str]
 """The sort key of lists: a time and an id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scan(Generic[R, K]):
+    """What a page found that examines a limited number of rows. `last_key`: the key up to which it
+    examined all; None: to the end.
+    """
+
+    rows: Sequence[R]
+    last_key: K | None
 
 
 def before_parameters(before: PageKey | None) -> dict[str, Any]:

@@ -511,13 +511,13 @@ def _find_alerts(kind: str, findings: Sequence[alert_store.AlertQuery]) -> Datab
         (
             "payment",
             lambda connection: unapplied_charges.list_unapplied_charges(
-                connection, None, 51, include_acknowledged=False
+                connection, unapplied_charges.UnappliedChargeFilter(False), None, 51
             ),
         ),
         (
             "payment",
             lambda connection: unapplied_charges.list_unapplied_charges(
-                connection, None, 51, include_acknowledged=True
+                connection, unapplied_charges.UnappliedChargeFilter(True), None, 51
             ),
         ),
         (
@@ -641,19 +641,19 @@ def _due_schedules(connection: Connection) -> Sequence[schedule_store.DueSchedul
         (
             _RUNS_SQL,
             lambda connection: batches.load_report(
-                connection, "batch-2", "", "FAILED", 51, rejected_only=False
+                connection, batches.ReportFilter("batch-2", "FAILED", False), None, 51
             ),
         ),
         (
             _RUNS_SQL,
             lambda connection: batches.load_report(
-                connection, "batch-2", "q-1", "", 51, rejected_only=False
+                connection, batches.ReportFilter("batch-2", "", False), ("q-1",), 51
             ),
         ),
         (
             _RUNS_SQL,
             lambda connection: batches.load_report(
-                connection, "batch-2", "", "", 51, rejected_only=True
+                connection, batches.ReportFilter("batch-2", "", True), None, 51
             ),
         ),
         (_RUNS_SQL, lambda connection: batches.list_generating(connection, 20)),
@@ -821,7 +821,7 @@ def test_accounts_with_a_prefix_are_read_by_index(seeded_database: DatabaseUrls)
         seeded_database,
         50_000,
         lambda connection: ledger_queries.list_accounts(
-            connection, "main", "sellers/", "", ("", ""), 51
+            connection, ledger_queries.AccountFilter("main", "sellers/", ""), None, 51
         ),
     )
     assert len(rows) == 51

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,7 +37,11 @@ class UniformHandlers:
         self._respond = respond
 
     def __getattr__(self, name: str) -> Callable[[Message, Call], Any]:
-        return lambda _request, _call: self._respond()
+        async def handle(_request: Message, _call: Call) -> Any:
+            response = self._respond()
+            return response if isinstance(response, AsyncIterator) else await response
+
+        return handle
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import aclosing
 from functools import partial
 
 from tallystick.event.v1 import event_pb2
@@ -16,7 +15,12 @@ from tallystick_server.operations.batcher import MAX_QUEUED_BATCHES, Batcher, bi
 from tallystick_server.rpc.batch import check_batch
 from tallystick_server.rpc.call import Access, Call
 from tallystick_server.rpc.enums import EnumNames
-from tallystick_server.rpc.streaming import SequenceSource, SequenceTail, StreamFilter
+from tallystick_server.rpc.streaming import (
+    SequenceSource,
+    SequenceTail,
+    StreamFilter,
+    stream_resource,
+)
 from tallystick_server.rpc.timestamps import has_time
 from tallystick_storage.database import Database
 from tallystick_storage.event import events as store
@@ -117,15 +121,12 @@ class EventHandlers:
             call.caller.owner,
             is_indexed=bool(aggregate),
         )
-        after_cursor, follow = request.after_cursor, request.follow
-        del request  # release the request body while streaming
-        async with aclosing(
-            self.tail.stream(stream_filter, after_cursor, "after_cursor", follow=follow)
-        ) as rows:
-            async for row in rows:
-                event = event_pb2.Event.FromString(bytes(row.body))
-                event.cursor = row.cursor
-                yield pb.StreamEventsResponse(event=event)
+        return stream_resource(
+            self.tail.stream(
+                stream_filter, request.after_cursor, "after_cursor", follow=request.follow
+            ),
+            _stream_response,
+        )
 
     async def _publish_groups(
         self, groups: Sequence[Sequence[store.NewEvent]]
@@ -163,6 +164,12 @@ def _read_between(
     owner: str = "",
 ) -> Sequence[store.EventRow]:
     return store.list_between(connection, after, until, list(types), aggregate, owner, limit)
+
+
+def _stream_response(row: store.EventRow) -> pb.StreamEventsResponse:
+    event = event_pb2.Event.FromString(bytes(row.body))
+    event.cursor = row.cursor
+    return pb.StreamEventsResponse(event=event)
 
 
 def _first_difference(sent: bytes, published: bytes) -> str:

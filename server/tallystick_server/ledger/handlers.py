@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import aclosing
-from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -30,12 +28,18 @@ from tallystick_server.operations.alerts import AlertHandlers
 from tallystick_server.operations.batcher import MAX_QUEUED_BATCHES, Batcher
 from tallystick_server.rpc.batch import process_items, to_item_status
 from tallystick_server.rpc.call import Access, Call
-from tallystick_server.rpc.pagination import PageToken, parse_page_size
-from tallystick_server.rpc.streaming import SequenceSource, SequenceTail, StreamFilter
+from tallystick_server.rpc.pagination import Listing, PageToken, list_page, parse_page_size
+from tallystick_server.rpc.streaming import (
+    SequenceSource,
+    SequenceTail,
+    StreamFilter,
+    stream_resource,
+)
 from tallystick_server.rpc.timestamps import parse_time, to_timestamp
 from tallystick_storage.database import Database
 from tallystick_storage.ledger import queries as store
 from tallystick_storage.ledger.postings import UnknownBook
+from tallystick_storage.pagination import Scan
 from tallystick_storage.sql import Connection
 
 T = TypeVar("T")
@@ -52,6 +56,51 @@ ACCESS: Access = {
     "StreamEntries": frozenset({Role.AUDITOR, Role.SERVICE}),
     **alerts.ACCESS,
 }
+
+
+def _require_book(connection: Connection, book: str) -> None:
+    """Raises NOT_FOUND for a book that does not exist: an empty answer would hide a wrong name."""
+    if book == BOOK:
+        return
+    try:
+        store.head_at(connection, book)
+    except UnknownBook:
+        raise not_found_error("book", book, "book") from None
+
+
+def _read_accounts(
+    connection: Connection, filters: store.AccountFilter, after: tuple[str, str] | None, limit: int
+) -> list[store.AccountRow]:
+    _require_book(connection, filters.book)
+    return store.list_accounts(connection, filters, after, limit)
+
+
+def _read_transactions(
+    connection: Connection, filters: store.TransactionFilter, before: tuple[int] | None, limit: int
+) -> Scan[store.StoredTransaction, tuple[int]]:
+    """Transactions, newest first, before a given sequence."""
+    _require_book(connection, filters.book)
+    sequences, last_sequence = store.list_sequences(
+        connection, filters._replace(before=before[0] if before else None), limit
+    )
+    stored = store.load_transactions(connection, filters.book, sequences)
+    return Scan(stored[::-1], None if last_sequence is None else (last_sequence,))
+
+
+_ACCOUNTS = Listing(
+    "ListAccounts",
+    _read_accounts,
+    (str, str),
+    lambda row: (row.account, row.currency),
+    convert.account,
+)
+_TRANSACTIONS = Listing(
+    "ListTransactions",
+    _read_transactions,
+    (int,),
+    lambda item: (item.row.sequence,),
+    convert.transaction,
+)
 
 
 class LedgerHandlers(AlertHandlers):
@@ -123,28 +172,12 @@ class LedgerHandlers(AlertHandlers):
     async def ListTransactions(
         self, request: pb.ListTransactionsRequest, _call: Call
     ) -> pb.ListTransactionsResponse:
-        size = parse_page_size(request.page_size)
-        filters = _parse_filter(request)
-        token = PageToken(
-            "ListTransactions",
-            *_filter_values(filters),
+        transactions, next_page_token = await list_page(
+            self._database, _TRANSACTIONS, request, _parse_filter(request)
         )
-        cursor = token.parse(request.page_token, int)
-        before = cursor[0] if cursor else None
-
-        def read_page(connection: Connection) -> tuple[list[store.StoredTransaction], int | None]:
-            sequences, scanned_to = store.list_sequences(
-                connection, replace(filters, before=before), size + 1
-            )
-            return store.load_transactions(connection, filters.book, sequences), scanned_to
-
-        stored, scanned_to = await self._read(filters.book, read_page)
-        transactions, next_token = token.build_page(
-            stored[::-1], size, convert.transaction, lambda item: (item.row.sequence,)
+        return pb.ListTransactionsResponse(
+            transactions=transactions, next_page_token=next_page_token
         )
-        if not next_token and scanned_to is not None:
-            next_token = token.make(scanned_to)
-        return pb.ListTransactionsResponse(transactions=transactions, next_page_token=next_token)
 
     async def GetAccount(self, request: pb.GetAccountRequest, _call: Call) -> pb.GetAccountResponse:
         account = parse_account(request.account)
@@ -169,22 +202,13 @@ class LedgerHandlers(AlertHandlers):
     async def ListAccounts(
         self, request: pb.ListAccountsRequest, _call: Call
     ) -> pb.ListAccountsResponse:
-        size = parse_page_size(request.page_size)
-        prefix = parse_text(request.prefix, "prefix", 255)
-        currency = parse_currency(request.currency) if request.currency else ""
-        book = parse_book(request.book)
-        token = PageToken("ListAccounts", prefix, currency, book)
-        after = _account_cursor(token.parse(request.page_token, str, str))
-        rows = await self._read(
-            book,
-            lambda connection: store.list_accounts(
-                connection, book, prefix, currency, after, size + 1
-            ),
+        filters = store.AccountFilter(
+            parse_book(request.book),
+            parse_text(request.prefix, "prefix", 255),
+            parse_currency(request.currency) if request.currency else "",
         )
-        accounts, next_token = token.build_page(
-            rows, size, convert.account, lambda row: (row.account, row.currency)
-        )
-        return pb.ListAccountsResponse(accounts=accounts, next_page_token=next_token)
+        accounts, next_page_token = await list_page(self._database, _ACCOUNTS, request, filters)
+        return pb.ListAccountsResponse(accounts=accounts, next_page_token=next_page_token)
 
     async def GetTrialBalance(
         self, request: pb.GetTrialBalanceRequest, _call: Call
@@ -205,7 +229,7 @@ class LedgerHandlers(AlertHandlers):
             return head, store.list_trial_balance(
                 connection,
                 TransactionId(book, head.sequence),
-                _account_cursor(cursor[1:3] if cursor else None),
+                cursor[1:3] if cursor else ("", ""),
                 size + 1,
             )
 
@@ -244,13 +268,10 @@ class LedgerHandlers(AlertHandlers):
         filters = StreamFilter(
             partial(_load_between, book=book, prefix=prefix), matches, call.caller.owner
         )
-        after, follow = request.after_sequence, request.follow
-        del request  # release the request body while streaming
-        async with aclosing(
-            tail.stream(filters, after, "after_sequence", follow=follow)
-        ) as transactions:
-            async for transaction in transactions:
-                yield pb.StreamEntriesResponse(transaction=convert.transaction(transaction))
+        return stream_resource(
+            tail.stream(filters, request.after_sequence, "after_sequence", follow=request.follow),
+            lambda item: pb.StreamEntriesResponse(transaction=convert.transaction(item)),
+        )
 
     async def _get_transaction(self, transaction_id: TransactionId) -> store.StoredTransaction:
         book, sequence = transaction_id
@@ -269,19 +290,13 @@ class LedgerHandlers(AlertHandlers):
         return self._tails[book]
 
     async def _read(self, book: str, read: Callable[[Connection], T]) -> T:
-        """Reads from a book. Raises NOT_FOUND if it does not exist: an empty answer would hide a
-        wrong name.
-        """
+        """Reads from a book. Raises NOT_FOUND if it does not exist."""
 
         def read_book(connection: Connection) -> T:
-            if book != BOOK:
-                store.head_at(connection, book)
+            _require_book(connection, book)
             return read(connection)
 
-        try:
-            return await self._database.read(read_book)
-        except UnknownBook:
-            raise not_found_error("book", book, "book") from None
+        return await self._database.read(read_book)
 
 
 def _open_tail(database: Database, book: str) -> SequenceTail[store.StoredTransaction]:
@@ -325,21 +340,3 @@ def _parse_filter(request: pb.ListTransactionsRequest) -> store.TransactionFilte
         convert.parse_external_reference(request.external_reference) or None,
         parse_optional_id(request.buyer_account, "buyer_account") or None,
     )
-
-
-def _filter_values(filters: store.TransactionFilter) -> tuple[object, ...]:
-    return (
-        filters.book,
-        filters.account,
-        filters.currency,
-        filters.kind,
-        filters.source_id,
-        filters.post_time_from,
-        filters.post_time_until,
-        filters.external_reference,
-        filters.buyer_account,
-    )
-
-
-def _account_cursor(cursor: Sequence[str] | None) -> tuple[str, str]:
-    return (cursor[0], cursor[1]) if cursor else ("", "")

@@ -15,7 +15,7 @@ from tallystick_server.observability import metrics, names
 from tallystick_server.outbox.events import add_event, record_events
 from tallystick_server.rpc.call import Access, Call
 from tallystick_server.rpc.enums import EnumNames
-from tallystick_server.rpc.pagination import PageToken, parse_page_size
+from tallystick_server.rpc.pagination import NEWEST_FIRST, Listing, list_page
 from tallystick_server.rpc.timestamps import to_optional_timestamp, to_timestamp
 from tallystick_storage import alerts as store
 from tallystick_storage.database import Database
@@ -37,18 +37,10 @@ class AlertHandlers:
         self._messages: Any = messages
 
     async def ListAlerts(self, request: Any, _call: Call) -> Any:
-        size = parse_page_size(request.page_size)
-        token = PageToken("ListAlerts", int(request.ended))
-        cursor = token.parse_key(request.page_token)
-        rows = await self._database.read(
-            lambda connection: store.list_alerts(
-                connection, cursor, size + 1, include_ended=request.ended
-            )
+        alerts, next_page_token = await list_page(
+            self._database, _ALERTS, request, store.AlertFilter(request.ended)
         )
-        alerts, next_token = token.build_page(
-            rows, size, to_message, lambda row: (row.create_time, row.alert_id)
-        )
-        return self._messages.ListAlertsResponse(alerts=alerts, next_page_token=next_token)
+        return self._messages.ListAlertsResponse(alerts=alerts, next_page_token=next_page_token)
 
 
 def to_message(row: store.AlertRow) -> operator_pb2.Alert:
@@ -60,6 +52,15 @@ def to_message(row: store.AlertRow) -> operator_pb2.Alert:
         create_time=to_timestamp(row.create_time),
         end_time=to_optional_timestamp(row.end_time),
     )
+
+
+_ALERTS = Listing(
+    "ListAlerts",
+    store.list_alerts,
+    NEWEST_FIRST,
+    lambda row: (row.create_time, row.alert_id),
+    to_message,
+)
 
 
 def reconcile(

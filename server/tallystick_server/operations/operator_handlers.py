@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from types import ModuleType
 from typing import Any
@@ -21,7 +21,7 @@ from tallystick_server.operations.alerts import AlertHandlers
 from tallystick_server.operations.dead_letter_commands import DeadLetters
 from tallystick_server.rpc.call import Access, Call
 from tallystick_server.rpc.enums import EnumNames
-from tallystick_server.rpc.pagination import PageToken, parse_page_size
+from tallystick_server.rpc.pagination import NEWEST_FIRST, Listing, PageToken, list_page
 from tallystick_server.rpc.timestamps import parse_time
 from tallystick_storage import dead_letters as dead_letter_store
 from tallystick_storage.database import Database
@@ -52,19 +52,11 @@ class OperatorHandlers(AlertHandlers):
         self._dead_letters = service
 
     async def ListDeadLetters(self, request: Any, _call: Call) -> Any:
-        size = parse_page_size(request.page_size)
         state = dead_letters.STATES.parse(request.state, "state", "")
-        filters = replace(_parse_filters(request), state=DeadLetterState(state) if state else None)
-        token = PageToken("ListDeadLetters", *astuple(filters))
-        cursor = token.parse_key(request.page_token)
-        rows = await self._database.read(
-            lambda connection: dead_letter_store.list_dead_letters(
-                connection, filters, cursor, size + 1
-            )
-        )
-        messages, next_token = token.build_page(rows, size, dead_letters.to_message, _key_of)
+        filters = _parse_filters(request)._replace(state=DeadLetterState(state) if state else None)
+        messages, next_page_token = await list_page(self._database, _DEAD_LETTERS, request, filters)
         return self._messages.ListDeadLettersResponse(
-            dead_letters=messages, next_page_token=next_token
+            dead_letters=messages, next_page_token=next_page_token
         )
 
     async def RetryDeadLetters(self, request: Any, call: Call) -> Any:
@@ -132,15 +124,15 @@ class OperatorHandlers(AlertHandlers):
                 "filter must have at least one criterion; set all for every open dead letter.",
                 field="filter",
             )
-        token = PageToken(method, *astuple(filters))
+        token = PageToken(method, *filters)
         cursor = token.parse(request.page_token, datetime, datetime, str)
         if cursor is None:
             now = await self._dead_letters.now()
             until_time = min(filters.until_time or now, now)
-            return _BulkRequest(token, replace(filters, until_time=until_time), None)
+            return _BulkRequest(token, filters._replace(until_time=until_time), None)
         until_time, create_time, dead_letter_id = cursor
         return _BulkRequest(
-            token, replace(filters, until_time=until_time), (create_time, dead_letter_id)
+            token, filters._replace(until_time=until_time), (create_time, dead_letter_id)
         )
 
     async def _preview_bulk(self, bulk: _BulkRequest, response_class: type[Any]) -> Any:
@@ -215,6 +207,15 @@ def _parse_filters(request: Any) -> dead_letter_store.DeadLetterFilter:
 
 def _key_of(row: DeadLetterRow) -> PageKey:
     return row.create_time, row.dead_letter_id
+
+
+_DEAD_LETTERS = Listing(
+    "ListDeadLetters",
+    dead_letter_store.list_dead_letters,
+    NEWEST_FIRST,
+    _key_of,
+    dead_letters.to_message,
+)
 
 
 def _count_page(page: Iterable[DeadLetterRow]) -> list[operator_pb2.DeadLetterCount]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing, nullcontext
-from dataclasses import astuple
+from contextlib import nullcontext
 from functools import partial
 
 from tallystick.payment.v1 import payment_pb2
@@ -21,7 +20,8 @@ from tallystick_server.payment import convert
 from tallystick_server.payment.operator_handlers import PaymentOperatorHandlers
 from tallystick_server.payment.payments import Payments
 from tallystick_server.rpc.call import Access, Call
-from tallystick_server.rpc.pagination import PageToken, parse_page_size
+from tallystick_server.rpc.pagination import NEWEST_FIRST, Listing, list_page
+from tallystick_server.rpc.streaming import stream_resource
 from tallystick_storage.database import Database
 from tallystick_storage.payment import conflicts
 from tallystick_storage.payment import queries as store
@@ -46,6 +46,14 @@ _POLL_INTERVAL_SECONDS = 2.0  # another process may have changed the payment
 _MAX_READ_BATCH = 100  # payments, each of which may have 200 orders
 _YIELD_ABOVE_ORDERS = 20
 _CANCEL = Verb("CANCEL", "cancelled")
+
+_PAYMENTS = Listing(
+    "ListPayments",
+    store.list_payments,
+    NEWEST_FIRST,
+    lambda row: (row.checkout_create_time, row.checkout_id),
+    convert.payment_summary,
+)
 
 _RESULT_STATUSES = frozenset(
     {payment_pb2.PAYMENT_ORDER_STATUS_FAILED, payment_pb2.PAYMENT_ORDER_STATUS_PENDING}
@@ -150,24 +158,11 @@ class PaymentHandlers(PaymentOperatorHandlers):
     async def ListPayments(
         self, request: pb.ListPaymentsRequest, call: Call
     ) -> pb.ListPaymentsResponse:
-        size = parse_page_size(request.page_size)
         filters = convert.parse_payment_filter(
             request, None if call.caller.can_see_all else call.caller.owner
         )
-        token = PageToken("ListPayments", *astuple(filters))
-        cursor = token.parse_key(request.page_token)
-        rows, scanned_to = await self._database.read(
-            lambda connection: store.list_payments(connection, filters, cursor, size + 1)
-        )
-        payments, next_token = token.build_page(
-            rows,
-            size,
-            convert.payment_summary,
-            lambda row: (row.checkout_create_time, row.checkout_id),
-        )
-        return pb.ListPaymentsResponse(
-            payments=payments, next_page_token=next_token or token.next_token(scanned_to)
-        )
+        payments, next_page_token = await list_page(self._database, _PAYMENTS, request, filters)
+        return pb.ListPaymentsResponse(payments=payments, next_page_token=next_page_token)
 
     async def GetPaymentOrder(
         self, request: pb.GetPaymentOrderRequest, call: Call
@@ -186,22 +181,14 @@ class PaymentHandlers(PaymentOperatorHandlers):
     async def WatchPayment(
         self, request: pb.WatchPaymentRequest, call: Call
     ) -> AsyncIterator[pb.WatchPaymentResponse]:
-        checkout_id, after_version, versions = (
-            request.checkout_id,
+        checkout_id = request.checkout_id
+        payments = self.payments.notifier.watch_versions(
+            checkout_id,
+            lambda: self._get_visible_payment(checkout_id, call),
             request.after_version,
-            self.payments.notifier.watch_versions,
+            _is_open,
         )
-        del request  # release the request body while streaming
-        async with aclosing(
-            versions(
-                checkout_id,
-                lambda: self._get_visible_payment(checkout_id, call),
-                after_version,
-                _is_open,
-            )
-        ) as payments:
-            async for payment in payments:
-                yield pb.WatchPaymentResponse(payment=payment)
+        return stream_resource(payments, lambda payment: pb.WatchPaymentResponse(payment=payment))
 
     async def _get_visible_order(
         self, payment_order_id: str, call: Call, *, changed: bool = False

@@ -10,10 +10,18 @@ from tallystick_server.operations import dead_letters, operator_handlers
 from tallystick_server.payment import convert, unapplied_charges
 from tallystick_server.payment.payments import Payments
 from tallystick_server.rpc.call import Call
-from tallystick_server.rpc.pagination import PageToken, parse_page_size
+from tallystick_server.rpc.pagination import NEWEST_FIRST, Listing, list_page
 from tallystick_storage.database import Database
 from tallystick_storage.payment import queries as store
 from tallystick_storage.payment import unapplied_charges as unapplied_store
+
+_UNAPPLIED_CHARGES = Listing(
+    "ListUnappliedCharges",
+    unapplied_store.list_unapplied_charges,
+    NEWEST_FIRST,
+    lambda row: (row.create_time, row.unapplied_charge_id),
+    convert.unapplied_charge,
+)
 
 
 class PaymentOperatorHandlers(operator_handlers.OperatorHandlers):
@@ -40,22 +48,12 @@ class PaymentOperatorHandlers(operator_handlers.OperatorHandlers):
     async def ListUnappliedCharges(
         self, request: pb.ListUnappliedChargesRequest, _call: Call
     ) -> pb.ListUnappliedChargesResponse:
-        size = parse_page_size(request.page_size)
-        token = PageToken("ListUnappliedCharges", int(request.acknowledged))
-        cursor = token.parse_key(request.page_token)
-        rows = await self._database.read(
-            lambda connection: unapplied_store.list_unapplied_charges(
-                connection, cursor, size + 1, include_acknowledged=request.acknowledged
-            )
-        )
-        charges, next_token = token.build_page(
-            rows,
-            size,
-            convert.unapplied_charge,
-            lambda row: (row.create_time, row.unapplied_charge_id),
+        filters = unapplied_store.UnappliedChargeFilter(request.acknowledged)
+        charges, next_page_token = await list_page(
+            self._database, _UNAPPLIED_CHARGES, request, filters
         )
         return pb.ListUnappliedChargesResponse(
-            unapplied_charges=charges, next_page_token=next_token
+            unapplied_charges=charges, next_page_token=next_page_token
         )
 
     async def AcknowledgeUnappliedCharge(

@@ -17,11 +17,25 @@ from tallystick_server.payout.eligibility import require_seller_owner
 from tallystick_server.payout.payouts import Payouts
 from tallystick_server.payout.schedules import PayoutSchedules
 from tallystick_server.rpc.call import Call
-from tallystick_server.rpc.pagination import PageToken, parse_page_size
+from tallystick_server.rpc.pagination import Listing, list_page
 from tallystick_storage.database import Database
+from tallystick_storage.pagination import Scan
 from tallystick_storage.payout import batches as store
 from tallystick_storage.payout import queries
 from tallystick_storage.sql import Connection
+
+
+def _read_report(
+    connection: Connection, filters: store.ReportFilter, after: tuple[str] | None, limit: int
+) -> Scan[payout_pb2.PayoutBatchItem, tuple[str]]:
+    report = store.load_report(connection, filters, after, limit)
+    payouts = queries.load_payouts(connection, [item.payout_id for item in report.rows])
+    return Scan(convert.batch_items(report.rows, payouts), report.last_key)
+
+
+_REPORT = Listing(
+    "GetPayoutBatch", _read_report, (str,), lambda item: (item.payout_id,), lambda item: item
+)
 
 
 class BatchHandlers:
@@ -54,36 +68,14 @@ class BatchHandlers:
     async def GetPayoutBatch(
         self, request: pb.GetPayoutBatchRequest, call: Call
     ) -> pb.GetPayoutBatchResponse:
-        size = parse_page_size(request.page_size)
         state = convert.STATES.parse(request.payout_state, "payout_state", "")
         row = await self._get_visible_batch(request.payout_batch_id, call)
-        token = PageToken("GetPayoutBatch", row.payout_batch_id, state, int(request.rejected))
-        cursor = token.parse(request.page_token, str)
-        after_id = cursor[0] if cursor else ""
-
-        def load(connection: Connection) -> tuple[list[payout_pb2.PayoutBatchItem], str | None]:
-            rows, last_scanned_id = store.load_report(
-                connection,
-                row.payout_batch_id,
-                after_id,
-                state,
-                size + 1,
-                rejected_only=request.rejected,
-            )
-            return convert.batch_items(
-                rows, queries.load_payouts(connection, [item.payout_id for item in rows])
-            ), last_scanned_id
-
-        report_items, last_scanned_id = await self._database.read(load)
-        items, next_token = token.build_page(
-            report_items, size, lambda entry: entry, lambda entry: (entry.payout_id,)
-        )
-        if not next_token and last_scanned_id is not None:
-            next_token = token.make(last_scanned_id)
+        filters = store.ReportFilter(row.payout_batch_id, state, request.rejected)
+        items, next_page_token = await list_page(self._database, _REPORT, request, filters)
         # Totals cover all payouts of the batch, so only the first page has them.
-        totals = [] if cursor else await self._load_totals(row)
+        totals = [] if request.page_token else await self._load_totals(row)
         return pb.GetPayoutBatchResponse(
-            payout_batch=convert.batch(row, totals), items=items, next_page_token=next_token
+            payout_batch=convert.batch(row, totals), items=items, next_page_token=next_page_token
         )
 
     async def SetPayoutSchedule(

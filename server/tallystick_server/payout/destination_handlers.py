@@ -12,9 +12,17 @@ from tallystick_server.payout import convert
 from tallystick_server.payout.destinations import DestinationRegistry
 from tallystick_server.payout.payouts import Payouts
 from tallystick_server.rpc.call import Call
-from tallystick_server.rpc.pagination import PageToken, parse_page_size
+from tallystick_server.rpc.pagination import NEWEST_FIRST, Listing, list_page
 from tallystick_storage.database import Database
 from tallystick_storage.payout import destinations as store
+
+_DESTINATIONS = Listing(
+    "ListPayoutDestinations",
+    store.list_destinations,
+    NEWEST_FIRST,
+    lambda row: (row.create_time, row.payout_destination_id),
+    convert.destination,
+)
 
 
 class DestinationHandlers:
@@ -46,26 +54,17 @@ class DestinationHandlers:
     async def ListPayoutDestinations(
         self, request: pb.ListPayoutDestinationsRequest, call: Call
     ) -> pb.ListPayoutDestinationsResponse:
-        size = parse_page_size(request.page_size)
-        filters = {
-            "owner": convert.parse_owner(call.caller),
-            "seller_account": parse_optional_id(request.seller_account, "seller_account"),
-            "currency": parse_currency(request.currency) if request.currency else "",
-            "state": convert.DESTINATION_STATES.parse(request.state, "state", ""),
-        }
-        token = PageToken("ListPayoutDestinations", *filters.values())
-        cursor = token.parse_key(request.page_token)
-        rows = await self._database.read(
-            lambda connection: store.list_destinations(connection, filters, cursor, size + 1)
+        filters = store.DestinationFilter(
+            convert.parse_owner(call.caller),
+            parse_optional_id(request.seller_account, "seller_account"),
+            parse_currency(request.currency) if request.currency else "",
+            convert.DESTINATION_STATES.parse(request.state, "state", ""),
         )
-        messages, next_token = token.build_page(
-            rows,
-            size,
-            convert.destination,
-            lambda row: (row.create_time, row.payout_destination_id),
+        destinations, next_page_token = await list_page(
+            self._database, _DESTINATIONS, request, filters
         )
         return pb.ListPayoutDestinationsResponse(
-            payout_destinations=messages, next_page_token=next_token
+            payout_destinations=destinations, next_page_token=next_page_token
         )
 
     async def DisablePayoutDestination(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing
-from dataclasses import astuple
 
 from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
@@ -26,7 +24,8 @@ from tallystick_server.payout.operator_handlers import PayoutOperatorHandlers
 from tallystick_server.payout.payouts import Payouts
 from tallystick_server.payout.preview import PayoutPreview
 from tallystick_server.rpc.call import Access, Call
-from tallystick_server.rpc.pagination import PageToken, parse_page_size
+from tallystick_server.rpc.pagination import NEWEST_FIRST, Listing, list_page
+from tallystick_server.rpc.streaming import stream_resource
 from tallystick_storage import operations as operation_store
 from tallystick_storage.database import Database
 from tallystick_storage.operation_key import OperationKey
@@ -60,6 +59,14 @@ ACCESS: Access = {
     "GetPayoutSchedule": _READ,
     **operator_handlers.ACCESS,
 }
+
+_LISTING = Listing(
+    "ListPayouts",
+    store.list_payouts,
+    NEWEST_FIRST,
+    lambda row: (row.create_time, row.payout_id),
+    convert.payout_with_schedule,
+)
 
 _TERMINAL_STATES = frozenset(convert.STATES.number(state) for state in TERMINAL_STATES)
 
@@ -149,42 +156,21 @@ class PayoutHandlers(DestinationHandlers, BatchHandlers, PayoutOperatorHandlers)
     async def ListPayouts(
         self, request: pb.ListPayoutsRequest, call: Call
     ) -> pb.ListPayoutsResponse:
-        size = parse_page_size(request.page_size)
         filters = convert.parse_payout_filter(request, convert.parse_owner(call.caller) or None)
-        token = PageToken("ListPayouts", *astuple(filters))
-        cursor = token.parse_key(request.page_token)
-        rows, scanned_to = await self._database.read(
-            lambda connection: store.list_payouts(connection, filters, cursor, size + 1)
-        )
-        payouts, next_token = token.build_page(
-            rows,
-            size,
-            convert.payout_with_schedule,
-            lambda row: (row.create_time, row.payout_id),
-        )
-        return pb.ListPayoutsResponse(
-            payouts=payouts, next_page_token=next_token or token.next_token(scanned_to)
-        )
+        payouts, next_page_token = await list_page(self._database, _LISTING, request, filters)
+        return pb.ListPayoutsResponse(payouts=payouts, next_page_token=next_page_token)
 
     async def WatchPayout(
         self, request: pb.WatchPayoutRequest, call: Call
     ) -> AsyncIterator[pb.WatchPayoutResponse]:
-        payout_id, after_version, versions = (
-            request.payout_id,
+        payout_id = request.payout_id
+        payouts = self.payouts.notifier.watch_versions(
+            payout_id,
+            lambda: self._get_visible_payout(payout_id, call),
             request.after_version,
-            self.payouts.notifier.watch_versions,
+            _is_in_progress,
         )
-        del request  # release the request body while streaming
-        async with aclosing(
-            versions(
-                payout_id,
-                lambda: self._get_visible_payout(payout_id, call),
-                after_version,
-                _is_in_progress,
-            )
-        ) as payouts:
-            async for payout in payouts:
-                yield pb.WatchPayoutResponse(payout=payout)
+        return stream_resource(payouts, lambda payout: pb.WatchPayoutResponse(payout=payout))
 
     async def CancelPayout(
         self, request: pb.CancelPayoutRequest, call: Call

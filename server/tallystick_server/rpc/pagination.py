@@ -1,23 +1,79 @@
-"""Page sizes and page tokens."""
+"""The pages of list calls: sizes, tokens and rows as messages."""
 
 from __future__ import annotations
 
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 from google.protobuf.message import Message
 
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.fingerprint import fingerprint
-from tallystick_storage.pagination import PageKey
+from tallystick_storage.database import Database
+from tallystick_storage.pagination import Scan
+from tallystick_storage.sql import Connection
 
+CursorValue = str | int | datetime
+F = TypeVar("F", bound=tuple[object, ...])
+K = TypeVar("K", bound=tuple[CursorValue, ...])
 R = TypeVar("R")
 M = TypeVar("M", bound=Message)
-CursorValue = str | int | datetime
+NEWEST_FIRST: tuple[type[CursorValue], ...] = (datetime, str)
+"""The types of a PageKey: the time and the id of a row."""
 MAX_PAGE_BYTES = 1024 * 1024
+
+
+class PageRequest(Protocol):
+    """The fields that every list request has."""
+
+    page_size: int
+    page_token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listing(Generic[F, K, R, M]):
+    """A list call: the rows that match a filter, in the order of a key, as messages."""
+
+    name: str
+    read: Callable[[Connection, F, K | None, int], Sequence[R] | Scan[R, K]]
+    """The next rows after a key (None: from the first row), up to a limit."""
+    key_types: tuple[type[CursorValue], ...]
+    key_of: Callable[[R], K]
+    to_message: Callable[[R], M]
+
+
+async def list_page(
+    database: Database, listing: Listing[F, K, R, M], request: PageRequest, filters: F
+) -> tuple[list[M], str]:
+    """A page of a list, and the next page token or "". Raises FIELD_INVALID, PAGE_TOKEN_INVALID."""
+    size = parse_page_size(request.page_size)
+    token = PageToken(listing.name, *filters)
+    after = cast("K | None", token.parse(request.page_token, *listing.key_types))
+    found = await database.read(
+        # One more row than the page has, to know whether there is a next page.
+        lambda connection: listing.read(connection, filters, after, size + 1)
+    )
+    scan = found if isinstance(found, Scan) else Scan(found, None)
+    messages = _limit_bytes(listing.to_message(row) for row in scan.rows[:size])
+    if len(messages) < len(scan.rows):
+        return messages, token.make(*listing.key_of(scan.rows[len(messages) - 1]))
+    return messages, "" if scan.last_key is None else token.make(*scan.last_key)
+
+
+def _limit_bytes(messages: Iterable[M]) -> list[M]:
+    """The first messages, up to 1 MiB; at least one, if there is one."""
+    page: list[M] = []
+    used_bytes = 0
+    for message in messages:
+        used_bytes += message.ByteSize()
+        if page and used_bytes > MAX_PAGE_BYTES:
+            break
+        page.append(message)
+    return page
 
 
 def parse_page_size(requested: int) -> int:
@@ -40,41 +96,7 @@ class PageToken:
         values = [self._filters_digest, *cursor]
         return urlsafe_b64encode(json.dumps(values, default=_format_time).encode()).decode()
 
-    def build_page(
-        self,
-        rows: Sequence[R],
-        size: int,
-        to_message: Callable[[R], M],
-        cursor_of: Callable[[R], tuple[CursorValue, ...]],
-    ) -> tuple[list[M], str]:
-        """The messages of a page, and the next page token or "".
-
-        The page ends after `size` rows or at 1 MiB. `rows` holds one more row if there is one.
-        """
-        messages: list[M] = []
-        used_bytes = 0
-        for row in rows[:size]:
-            message = to_message(row)
-            used_bytes += message.ByteSize()
-            if messages and used_bytes > MAX_PAGE_BYTES:
-                break
-            messages.append(message)
-        return messages, self.make(*cursor_of(rows[len(messages) - 1])) if len(rows) > len(
-            messages
-        ) else ""
-
-    def next_token(self, last_key: PageKey | None) -> str:
-        """The token of the page after the last scanned key; "" if all were scanned."""
-        return self.make(*last_key) if last_key else ""
-
-    def parse_key(self, token: str) -> PageKey | None:
-        """The key before which a page starts, newest first; None for the first page. Raises
-        PAGE_TOKEN_INVALID.
-        """
-        cursor = self.parse(token, datetime, str)
-        return (cursor[0], cursor[1]) if cursor else None
-
-    def parse(self, token: str, *types: type[CursorValue]) -> list[Any] | None:
+    def parse(self, token: str, *types: type[CursorValue]) -> tuple[Any, ...] | None:
         """The cursor as values of the given types, or None for the first page. Raises
         PAGE_TOKEN_INVALID.
         """
@@ -86,7 +108,7 @@ class PageToken:
             raise invalid_page_token() from None
         if filters_digest != self._filters_digest or len(cursor) != len(types):
             raise invalid_page_token()
-        return [_parse_value(value, type_) for value, type_ in zip(cursor, types, strict=True)]
+        return tuple(map(_parse_value, cursor, types))
 
 
 def _parse_value(value: object, type_: type[CursorValue]) -> CursorValue:

@@ -246,12 +246,11 @@ class RpcServer:
             try:
                 call = self._admit(method, raw, context, metadata)
                 with self._hold_slots(method, len(raw), call):
-                    responses = method.handler(
+                    responses = await method.handler(
                         await self._parse_request(method, raw, call.caller.owner), call
                     )
                     del raw
-                    # Stream handlers decode the request in their first step, and then drop it.
-                    call.release_body()
+                    call.release_body()  # the stream does not need the request any more
                     expiry = asyncio.get_running_loop().time() + self._max_stream_seconds
                     async with aclosing(responses) as messages:
                         pending_write = await self._sender.send(

@@ -1,15 +1,18 @@
-"""Streams a numbered sequence from a cursor. All streams of a process that have reached the end
-share one poller.
+"""Streams the versions of a resource, and a numbered sequence from a cursor. All streams of a
+process that have reached the end of a sequence share one poller.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Generic, TypeVar
+
+from google.protobuf.message import Message
 
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_server.rpc.fair_semaphore import FairSemaphore
@@ -17,6 +20,7 @@ from tallystick_storage.database import Database
 from tallystick_storage.sql import Connection
 
 R = TypeVar("R")
+M = TypeVar("M", bound=Message)
 
 _MAX_READ_ITEMS = 200  # per read
 # The range of numbers that one read scans, so that a rare filter reads in bounded steps.
@@ -24,6 +28,17 @@ _MAX_READ_RANGE = 5_000
 _POLL_SECONDS = 0.25
 _MAX_BUFFER_BYTES = 4 * 1024 * 1024
 _MAX_READ_AHEAD_BYTES = 128 * 1024  # per stream; one item always fits
+
+
+async def stream_resource(
+    items: AsyncGenerator[R, None], to_response: Callable[[R], M]
+) -> AsyncIterator[M]:
+    """Yields the response for each version of a resource, or each item of a sequence. Its end, also
+    an early one, ends their generator.
+    """
+    async with aclosing(items):
+        async for item in items:
+            yield to_response(item)
 
 
 @dataclass(frozen=True, slots=True)

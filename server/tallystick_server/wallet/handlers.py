@@ -21,7 +21,7 @@ from tallystick_server.operations.alerts import AlertHandlers
 from tallystick_server.operations.batcher import MAX_QUEUED_BATCHES, Batcher
 from tallystick_server.rpc.batch import check_batch, process_items, to_item_status
 from tallystick_server.rpc.call import Access, Call
-from tallystick_server.rpc.pagination import PageToken, parse_page_size
+from tallystick_server.rpc.pagination import NEWEST_FIRST, Listing, list_page
 from tallystick_server.rpc.versions import parse_expected_version
 from tallystick_server.wallet import convert
 from tallystick_server.wallet.apply_instructions import (
@@ -59,7 +59,23 @@ ACCESS: Access = {
     "RejectSellerAssignment": _OPERATOR,
     **alerts.ACCESS,
 }
-_MAX_ENTRY_NUMBER = 2**62
+_WALLETS = Listing(
+    "ListWallets",
+    queries.list_wallets,
+    (str, str),
+    lambda row: (row.seller_account, row.currency),
+    convert.wallet,
+)
+_ENTRIES = Listing(
+    "ListWalletEntries", queries.list_entries, (int,), lambda row: (row.number,), convert.entry
+)
+_HOLDS = Listing(
+    "ListHolds",
+    queries.list_holds,
+    NEWEST_FIRST,
+    lambda row: (row.create_time, row.hold_id),
+    convert.hold,
+)
 
 M = TypeVar("M")
 
@@ -99,34 +115,20 @@ class WalletHandlers(AlertHandlers):
     async def ListWallets(
         self, request: pb.ListWalletsRequest, _call: Call
     ) -> pb.ListWalletsResponse:
-        size = parse_page_size(request.page_size)
         seller = parse_optional_id(request.seller_account, "seller_account")
         currency = parse_currency(request.currency) if request.currency else ""
-        token = PageToken("ListWallets", seller, currency)
-        cursor = token.parse(request.page_token, str, str)
-        after = (cursor[0], cursor[1]) if cursor else ("", "")
-        rows = await self._database.read(
-            lambda connection: queries.list_wallets(connection, seller, currency, after, size + 1)
+        wallets, next_page_token = await list_page(
+            self._database, _WALLETS, request, (seller, currency)
         )
-        wallets, next_token = token.build_page(
-            rows, size, convert.wallet, lambda row: (row.seller_account, row.currency)
-        )
-        return pb.ListWalletsResponse(wallets=wallets, next_page_token=next_token)
+        return pb.ListWalletsResponse(wallets=wallets, next_page_token=next_page_token)
 
     async def ListWalletEntries(
         self, request: pb.ListWalletEntriesRequest, _call: Call
     ) -> pb.ListWalletEntriesResponse:
-        size = parse_page_size(request.page_size)
-        key = _parse_key(request)
-        token = PageToken("ListWalletEntries", *key)
-        cursor = token.parse(request.page_token, int)
-        rows = await self._database.read(
-            lambda connection: queries.list_entries(
-                connection, key, cursor[0] if cursor else _MAX_ENTRY_NUMBER, size + 1
-            )
+        entries, next_page_token = await list_page(
+            self._database, _ENTRIES, request, _parse_key(request)
         )
-        entries, next_token = token.build_page(rows, size, convert.entry, lambda row: (row.number,))
-        return pb.ListWalletEntriesResponse(entries=entries, next_page_token=next_token)
+        return pb.ListWalletEntriesResponse(entries=entries, next_page_token=next_page_token)
 
     async def BatchCredit(
         self, request: pb.BatchCreditRequest, _call: Call
@@ -216,18 +218,12 @@ class WalletHandlers(AlertHandlers):
         return pb.GetHoldResponse(hold=convert.hold(holds[hold_id]))
 
     async def ListHolds(self, request: pb.ListHoldsRequest, _call: Call) -> pb.ListHoldsResponse:
-        size = parse_page_size(request.page_size)
         seller = parse_id(request.seller_account, "seller_account")
         currency = parse_currency(request.currency) if request.currency else ""
-        token = PageToken("ListHolds", seller, currency)
-        before = token.parse_key(request.page_token)
-        rows = await self._database.read(
-            lambda connection: queries.list_holds(connection, seller, currency, before, size + 1)
+        holds, next_page_token = await list_page(
+            self._database, _HOLDS, request, (seller, currency)
         )
-        holds, next_token = token.build_page(
-            rows, size, convert.hold, lambda row: (row.create_time, row.hold_id)
-        )
-        return pb.ListHoldsResponse(holds=holds, next_page_token=next_token)
+        return pb.ListHoldsResponse(holds=holds, next_page_token=next_page_token)
 
     async def SetWalletPolicy(
         self, request: pb.SetWalletPolicyRequest, call: Call

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import NamedTuple
@@ -89,8 +88,7 @@ def load_transactions(
     return list(by_sequence.values())
 
 
-@dataclass(frozen=True, slots=True)
-class TransactionFilter:
+class TransactionFilter(NamedTuple):
     """Which transactions to list; None does not filter. `before` selects lower sequences."""
 
     book: str
@@ -281,15 +279,20 @@ _ACCOUNTS_IN_CURRENCY = text(
 )
 
 
+class AccountFilter(NamedTuple):
+    """Which accounts to list; an empty prefix or currency does not filter."""
+
+    book: str
+    prefix: str
+    currency: str
+
+
 def list_accounts(
-    connection: Connection,
-    book: str,
-    prefix: str,
-    currency: str,
-    after: tuple[str, str],
-    limit: int,
+    connection: Connection, filters: AccountFilter, after: tuple[str, str] | None, limit: int
 ) -> list[AccountRow]:
     """Accounts of a book with their current balances, by name and currency, after a given one."""
+    book, prefix, currency = filters
+    after = after or ("", "")
     values = {"book": book, "prefix": prefix, "limit": limit}
     if currency:
         parameters = {**values, "currency": currency, "after_account": after[0]}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from tallystick_core.operations.kind import KindName
 from tallystick_storage import operations as operation_store
 from tallystick_storage.operation_key import OperationKey
-from tallystick_storage.pagination import PageKey, find_candidates
+from tallystick_storage.pagination import PageKey, Scan, find_candidates
 from tallystick_storage.sql import Connection, Row, text
 
 PaymentRow = Row[Any]
@@ -98,8 +97,7 @@ def load_order(connection: Connection, payment_order_id: str) -> OrderDetails | 
     )
 
 
-@dataclass(frozen=True, slots=True)
-class PaymentFilter:
+class PaymentFilter(NamedTuple):
     """Which payments to list; None does not filter."""
 
     owner: str | None
@@ -130,10 +128,8 @@ _TIME_CONDITIONS = {
 
 def list_payments(
     connection: Connection, filters: PaymentFilter, before: PageKey | None, limit: int
-) -> tuple[Sequence[Row[Any]], PageKey | None]:
-    """Payments with the sum of their orders' versions, newest first, before a given key. Also
-    returns the key down to which all were examined; None: to the end.
-    """
+) -> Scan[Row[Any], PageKey]:
+    """Payments with the sum of their orders' versions, newest first, before a given key."""
     table, index_columns = _choose_table(filters)
     other_filters = [
         name
@@ -163,9 +159,8 @@ def list_payments(
         order by c.create_time desc, c.checkout_id desc
     """)
     values = {name: getattr(filters, name) for name in other_filters}
-    return connection.execute(
-        statement, {**keys.values, **values, "limit": limit}
-    ).all(), keys.last_key
+    rows = connection.execute(statement, {**keys.values, **values, "limit": limit}).all()
+    return Scan(rows, keys.last_key)
 
 
 def _choose_table(filters: PaymentFilter) -> tuple[str, Sequence[str]]:

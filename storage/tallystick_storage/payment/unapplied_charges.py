@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from tallystick_storage.database import encode_rows
 from tallystick_storage.outbox import insert_into_outbox
@@ -166,15 +166,17 @@ def find(connection: Connection, unapplied_charge_id: str) -> Row[Any] | None:
     return connection.execute(_FIND, {"id": unapplied_charge_id}).one_or_none()
 
 
+class UnappliedChargeFilter(NamedTuple):
+    """Which unapplied charges to list."""
+
+    include_acknowledged: bool
+
+
 def list_unapplied_charges(
-    connection: Connection,
-    before: PageKey | None,
-    limit: int,
-    *,
-    include_acknowledged: bool,
+    connection: Connection, filters: UnappliedChargeFilter, before: PageKey | None, limit: int
 ) -> Sequence[Row[Any]]:
-    """Unacknowledged charges, or all, newest first, before a given (create_time, id)."""
+    """Unapplied charges, newest first, before a given (create_time, id)."""
     return connection.execute(
-        _LIST_ALL if include_acknowledged else _LIST_OPEN,
+        _LIST_ALL if filters.include_acknowledged else _LIST_OPEN,
         {**before_parameters(before), "limit": limit},
     ).all()

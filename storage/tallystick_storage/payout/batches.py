@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from tallystick_core.payout.batch import BatchState, ItemState
 from tallystick_storage.database import encode_rows
 from tallystick_storage.outbox import insert_into_outbox
+from tallystick_storage.pagination import Scan
 from tallystick_storage.payout.schedules import BACK_OFF
 from tallystick_storage.sql import Connection, Query, columns, text
 
@@ -335,26 +336,31 @@ def load_totals(connection: Connection, payout_batch_id: str) -> Sequence[BatchT
     return _LOAD_TOTALS.all(connection, id=payout_batch_id)
 
 
-def load_report(
-    connection: Connection,
-    payout_batch_id: str,
-    after: str,
-    state: str,
-    limit: int,
-    *,
-    rejected_only: bool,
-) -> tuple[Sequence[ReportItemRow], str | None]:
-    """The results of a batch's payouts, by id after a given one, and the id up to which they were
-    examined; None: to the end.
+class ReportFilter(NamedTuple):
+    """Which results of a batch to report. `state`: those of payouts in that state; "": of all."""
 
-    `state` selects the payouts in that state; "" selects all. Matches may be rare in a batch, so a
-    page examines 2,000 payouts and no more.
+    payout_batch_id: str
+    state: str
+    rejected_only: bool
+
+
+def load_report(
+    connection: Connection, filters: ReportFilter, after: tuple[str] | None, limit: int
+) -> Scan[ReportItemRow, tuple[str]]:
+    """The results of a batch's payouts, by id after a given one. Those in a state may be rare in a
+    batch, so a page examines 2,000 payouts and no more.
     """
-    values: dict[str, Any] = {"id": payout_batch_id, "after": after, "limit": limit}
+    batch_id, state, rejected_only = filters
+    values: dict[str, Any] = {
+        "id": batch_id,
+        "after": after[0] if after else "",
+        "limit": limit,
+    }
     if not state:
-        return _LOAD_REPORT.all(connection, rejected_only=rejected_only, **values), None
+        return Scan(_LOAD_REPORT.all(connection, rejected_only=rejected_only, **values), None)
     if rejected_only:  # a rejected item has no payout
-        return [], None
+        return Scan([], None)
     values["max_scanned"] = _MAX_SCANNED
     items = _LOAD_REPORT_IN_STATE.all(connection, state=state, **values)
-    return items, connection.execute(_LAST_SCANNED, values).scalar_one_or_none()
+    last_id = connection.execute(_LAST_SCANNED, values).scalar_one_or_none()
+    return Scan(items, None if last_id is None else (last_id,))

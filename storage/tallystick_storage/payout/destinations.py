@@ -335,10 +335,17 @@ _LIST = Query(
 )
 
 
+class DestinationFilter(NamedTuple):
+    """Which destinations to list; "" does not filter."""
+
+    owner: str
+    seller_account: str
+    currency: str
+    state: str
+
+
 def list_destinations(
-    connection: Connection, filters: dict[str, str], before: PageKey | None, limit: int
+    connection: Connection, filters: DestinationFilter, before: PageKey | None, limit: int
 ) -> Sequence[DestinationRow]:
-    """Destinations, newest first, before a given (create_time, id). An empty filter matches
-    everything.
-    """
-    return _LIST.all(connection, limit=limit, **filters, **before_parameters(before))
+    """Destinations, newest first, before a given (create_time, id)."""
+    return _LIST.all(connection, limit=limit, **filters._asdict(), **before_parameters(before))

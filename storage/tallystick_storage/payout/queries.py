@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
-from tallystick_storage.pagination import PageKey, find_candidates
+from tallystick_storage.pagination import PageKey, Scan, find_candidates
 from tallystick_storage.payout.payouts import PayoutRow
 from tallystick_storage.sql import Connection, Query, columns
 
@@ -56,8 +56,7 @@ def load_history(connection: Connection, payout_id: str) -> Sequence[PayoutHisto
     return _LOAD_HISTORY.all(connection, id=payout_id)
 
 
-@dataclass(frozen=True, slots=True)
-class PayoutFilter:
+class PayoutFilter(NamedTuple):
     """Which payouts to list; None does not filter."""
 
     owner: str | None = None
@@ -91,10 +90,8 @@ _IN_PROGRESS_PAYOUTS = (
 
 def list_payouts(
     connection: Connection, filters: PayoutFilter, before: PageKey | None, limit: int
-) -> tuple[Sequence[ScheduledPayoutRow], PageKey | None]:
-    """Payouts, newest first, before a given key. Also returns the key down to which all were
-    examined; None: to the end.
-    """
+) -> Scan[ScheduledPayoutRow, PageKey]:
+    """Payouts, newest first, before a given key."""
     table, index_columns = _choose_table(filters)
     other_filters = [
         name
@@ -130,7 +127,8 @@ def list_payouts(
         """,
     )
     values = {name: getattr(filters, name) for name in other_filters}
-    return query.all(connection, limit=limit, **keys.values, **values), keys.last_key
+    rows = query.all(connection, limit=limit, **keys.values, **values)
+    return Scan(rows, keys.last_key)
 
 
 def _choose_table(filters: PayoutFilter) -> tuple[str, Sequence[str]]:

@@ -86,6 +86,9 @@ _LIST_ENTRIES = Query(
 )
 
 
+_MAX_ENTRY_NUMBER = 2**62
+
+
 def find_wallets(connection: Connection, keys: Sequence[WalletKey]) -> dict[WalletKey, WalletRow]:
     """The current state of the wallets that exist."""
     return {
@@ -95,10 +98,11 @@ def find_wallets(connection: Connection, keys: Sequence[WalletKey]) -> dict[Wall
 
 
 def list_wallets(
-    connection: Connection, seller: str, currency: str, after: WalletKey, limit: int
+    connection: Connection, filters: WalletKey, after: WalletKey | None, limit: int
 ) -> Sequence[WalletRow]:
-    """Wallets by seller and currency, after a given one."""
-    after_seller, after_currency = after
+    """Wallets by seller and currency, after a given one. An empty filter matches everything."""
+    seller, currency = filters
+    after_seller, after_currency = after or ("", "")
     if currency:
         return _LIST_WALLETS_IN_CURRENCY.all(
             connection,
@@ -117,11 +121,12 @@ def list_wallets(
 
 
 def list_entries(
-    connection: Connection, key: WalletKey, before: int, limit: int
+    connection: Connection, key: WalletKey, before: tuple[int] | None, limit: int
 ) -> Sequence[EntryRow]:
     """A wallet's entries, newest first, below a number."""
+    (before_number,) = before or (_MAX_ENTRY_NUMBER,)
     return _LIST_ENTRIES.all(
-        connection, seller_account=key[0], currency=key[1], before=before, limit=limit
+        connection, seller_account=key[0], currency=key[1], before=before_number, limit=limit
     )
 
 
@@ -142,13 +147,15 @@ _LIST_HOLDS = Query(
 
 
 def list_holds(
-    connection: Connection, seller: str, currency: str, before: PageKey | None, limit: int
+    connection: Connection, filters: WalletKey, before: PageKey | None, limit: int
 ) -> Sequence[HoldRow]:
-    """A seller's holds, newest first, before a given (create_time, hold_id)."""
+    """A seller's holds, newest first, before a given (create_time, hold_id). An empty currency
+    matches everything.
+    """
     return _LIST_HOLDS.all(
         connection,
-        seller_account=seller,
-        currency=currency,
+        seller_account=filters[0],
+        currency=filters[1],
         limit=limit,
         **before_parameters(before),
     )
