@@ -10,6 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from tallystick import AsyncClient
 from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2
+from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick.wallet.v1 import wallet_service_pb2
@@ -95,17 +96,17 @@ LIST_CALLS: dict[str, ClientCall] = {
         payout_service_pb2.GetPayoutScheduleRequest(currency="EUR")
     ),
     "ListDeadLetters": lambda client: client.payment.ListDeadLetters(
-        payment_service_pb2.ListDeadLettersRequest()
+        operator_pb2.ListDeadLettersRequest()
     ),
-    "ListAlerts": lambda client: client.payment.ListAlerts(payment_service_pb2.ListAlertsRequest()),
+    "ListAlerts": lambda client: client.payment.ListAlerts(operator_pb2.ListAlertsRequest()),
     "ListAlerts, with ended ones": lambda client: client.payment.ListAlerts(
-        payment_service_pb2.ListAlertsRequest(ended=True)
+        operator_pb2.ListAlertsRequest(ended=True)
     ),
     "ListAlerts of wallets": lambda client: client.wallet.ListAlerts(
-        wallet_service_pb2.ListAlertsRequest()
+        operator_pb2.ListAlertsRequest()
     ),
     "ListAlerts of the ledger": lambda client: client.ledger.ListAlerts(
-        ledger_service_pb2.ListAlertsRequest()
+        operator_pb2.ListAlertsRequest()
     ),
     "ListUnappliedCharges": lambda client: client.payment.ListUnappliedCharges(
         payment_service_pb2.ListUnappliedChargesRequest()

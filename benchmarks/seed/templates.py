@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 
 from tallystick import AsyncClient, new_order
+from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick_core.provider.outcome import RetryReason
@@ -123,9 +124,7 @@ async def _create_payment(client: AsyncClient, kind: str) -> None:
 
 async def _is_payment_of_kind(client: AsyncClient, kind: str) -> bool:
     if kind == "DEAD":
-        dead_letters = await client.payment.ListDeadLetters(
-            payment_service_pb2.ListDeadLettersRequest()
-        )
+        dead_letters = await client.payment.ListDeadLetters(operator_pb2.ListDeadLettersRequest())
         return bool(dead_letters.dead_letters)
     if kind == "OPEN":
         order = await client.payment.GetPaymentOrder(

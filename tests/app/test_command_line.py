@@ -76,7 +76,7 @@ def dead_letter_id(client: Client) -> str:
     expected_subject = f"charges/{payment.payment_orders[0].charge_id}"
 
     def find() -> str:
-        request = payment_service_pb2.ListDeadLettersRequest(page_size=200)
+        request = operator_pb2.ListDeadLettersRequest(page_size=200)
         found = client.pages(client.payment.ListDeadLetters, request, "dead_letters")
         return next((d.dead_letter_id for d in found if d.resource_name == expected_subject), "")
 
@@ -273,7 +273,7 @@ def test_a_failed_bulk_retry_reports_its_progress() -> None:
     """If a bulk retry fails before its end, the error states how many dead letters it had
     processed.
     """
-    response = payment_service_pb2.RetryDeadLettersResponse
+    response = operator_pb2.RetryDeadLettersResponse
     responses = iter(
         [response(matched=3), response(matched=2, retried=2, next_page_token="next"), None]
     )

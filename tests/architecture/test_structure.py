@@ -128,6 +128,20 @@ def test_the_contract_lints_and_does_not_break(tmp_path: Path) -> None:
     )
 
 
+def test_each_rpc_has_messages_of_its_own() -> None:
+    """No two calls share a request or a response, except those about dead letters and alerts, which
+    every service has with the same messages.
+    """
+    messages = [
+        message.full_name
+        for spec in SERVICES
+        for method in spec.descriptor.methods
+        for message in (method.input_type, method.output_type)
+    ]
+    shared = {name for name in messages if messages.count(name) > 1}
+    assert {name.rpartition(".")[0] for name in shared} == {"tallystick.operator.v1"}
+
+
 @pytest.mark.parametrize("spec", SERVICES, ids=service_names())
 def test_each_rpc_declares_idempotency_and_access(spec: ServiceSpec) -> None:
     """Reads are NO_SIDE_EFFECTS, all others IDEMPOTENT; the access in the comment is the enforced

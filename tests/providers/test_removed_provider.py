@@ -8,7 +8,8 @@ import psycopg
 import pytest
 
 from tallystick import Client
-from tallystick.payment.v1 import payment_pb2, payment_service_pb2
+from tallystick.operator.v1 import operator_pb2
+from tallystick.payment.v1 import payment_pb2
 from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick_server.app.configuration import Settings, load
@@ -77,8 +78,8 @@ def open_destination(client: Client, seller: str) -> pb.GetPayoutDestinationRequ
 
 def alerted_resources(client: Client) -> list[set[str]]:
     """The resources of the open alerts of PaymentService and of PayoutService."""
-    payment_alerts = client.payment.ListAlerts(payment_service_pb2.ListAlertsRequest()).alerts
-    payout_alerts = client.payout.ListAlerts(pb.ListAlertsRequest()).alerts
+    payment_alerts = client.payment.ListAlerts(operator_pb2.ListAlertsRequest()).alerts
+    payout_alerts = client.payout.ListAlerts(operator_pb2.ListAlertsRequest()).alerts
     return [{alert.resource_name for alert in alerts} for alerts in (payment_alerts, payout_alerts)]
 
 

@@ -20,6 +20,7 @@ import pytest
 from tallystick import Client, TallystickError, new_order
 from tallystick.event.v1 import event_service_pb2, event_service_pb2_grpc
 from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2, ledger_service_pb2_grpc
+from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
 from tallystick.payout.v1 import payout_service_pb2, payout_service_pb2_grpc
 from tallystick_core.errors import ErrorReason
@@ -329,8 +330,8 @@ async def measure_calls(stub: Any, checkout_id: str, limit_seconds: float) -> di
                 checkout_id=checkout_id, reason="changed mind"
             ),
         ),
-        "ListAlerts": (stub.ListAlerts, payment_service_pb2.ListAlertsRequest()),
-        "ListDeadLetters": (stub.ListDeadLetters, payment_service_pb2.ListDeadLettersRequest()),
+        "ListAlerts": (stub.ListAlerts, operator_pb2.ListAlertsRequest()),
+        "ListDeadLetters": (stub.ListDeadLetters, operator_pb2.ListDeadLettersRequest()),
     }
     durations = {}
     for name, (call, request) in calls.items():

@@ -25,6 +25,7 @@ from tallystick import (
 )
 from tallystick.error.v1 import reason_pb2
 from tallystick.ledger.v1 import ledger_service_pb2
+from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
 from tallystick_core.access import Caller, Role
 from tallystick_core.errors import ApiError, ErrorReason
@@ -156,8 +157,8 @@ CREATE_REQUEST = payment_service_pb2.CreatePaymentRequest(checkout_id="c")
 READ_CALLS: list[tuple[str, Message]] = [
     ("GetPayment", payment_service_pb2.GetPaymentRequest()),
     ("CancelPayment", payment_service_pb2.CancelPaymentRequest()),
-    ("ListAlerts", payment_service_pb2.ListAlertsRequest()),
-    ("ListDeadLetters", payment_service_pb2.ListDeadLettersRequest()),
+    ("ListAlerts", operator_pb2.ListAlertsRequest()),
+    ("ListDeadLetters", operator_pb2.ListDeadLettersRequest()),
 ]
 
 

@@ -9,11 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tallystick import AsyncClient
-from tallystick.ledger.v1 import ledger_service_pb2
 from tallystick.operator.v1 import operator_pb2
-from tallystick.payment.v1 import payment_service_pb2
-from tallystick.payout.v1 import payout_service_pb2
-from tallystick.wallet.v1 import wallet_service_pb2
 
 _MAX_POLLS = 60
 """How many times the alerts are read, a second apart. Within that time every monitor has run,
@@ -64,16 +60,9 @@ async def _compare_alerts(
 ) -> list[str]:
     expected = {(service, kind, subject) for service, kind, subject in query(_EXPECTED_ALERTS_SQL)}
     actual: set[AlertKey] = set()
-    services: tuple[tuple[str, Any, Any], ...] = (
-        ("payment", operator.payment, payment_service_pb2),
-        ("payout", operator.payout, payout_service_pb2),
-        ("wallet", operator.wallet, wallet_service_pb2),
-        ("ledger", operator.ledger, ledger_service_pb2),
-    )
-    for name, service, pb in services:
-        async for alert in operator.pages(
-            service.ListAlerts, pb.ListAlertsRequest(page_size=200), "alerts"
-        ):
+    request = operator_pb2.ListAlertsRequest(page_size=200)
+    for name in ("payment", "payout", "wallet", "ledger"):
+        async for alert in operator.pages(getattr(operator, name).ListAlerts, request, "alerts"):
             kind = operator_pb2.AlertKind.Name(alert.kind).removeprefix("ALERT_KIND_")
             actual.add((name, kind, alert.resource_name))
     violations = [

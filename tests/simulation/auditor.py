@@ -104,7 +104,7 @@ class Auditor:
             (operator_pb2.DEAD_LETTER_STATE_OPEN, self._dead_lettered),
             (operator_pb2.DEAD_LETTER_STATE_CLOSED, self._closed_dead_letters),
         ):
-            request = payment_service_pb2.ListDeadLettersRequest(state=state)
+            request = operator_pb2.ListDeadLettersRequest(state=state)
             async for dead_letter in self._operator.pages(
                 self._operator.payment.ListDeadLetters, request, "dead_letters"
             ):

@@ -111,7 +111,7 @@ class OperatorLoad:
 
     async def _acknowledge_payouts(self, client: AsyncClient) -> None:
         page = await self._call(
-            client.payout.ListAlerts, payout_service_pb2.ListAlertsRequest(), "alerts"
+            client.payout.ListAlerts, operator_pb2.ListAlertsRequest(), "alerts"
         )
         kinds = {
             operator_pb2.ALERT_KIND_UNMATCHED_TRANSFER,
@@ -149,14 +149,9 @@ class OperatorLoad:
             cause_filter = operator_pb2.DeadLetterFilter(
                 cause=operator_pb2.DeadLetterCause.Value(f"DEAD_LETTER_CAUSE_{cause}")
             )
-            payment_request = payment_service_pb2.RetryDeadLettersRequest(
-                filter=cause_filter, reason="once more"
-            )
-            await self._call(client.payment.RetryDeadLetters, payment_request, f"retry {cause}")
-            payout_request = payout_service_pb2.RetryDeadLettersRequest(
-                filter=cause_filter, reason="once more"
-            )
-            await self._call(client.payout.RetryDeadLetters, payout_request, f"retry {cause}")
+            request = operator_pb2.RetryDeadLettersRequest(filter=cause_filter, reason="once more")
+            for service in (client.payment, client.payout):
+                await self._call(service.RetryDeadLetters, request, f"retry {cause}")
 
     async def audit(self, operator: AsyncClient) -> list[str]:
         """Violations: unexpected rejections, and acknowledgements that were confirmed and are not
@@ -192,20 +187,16 @@ class OperatorLoad:
         return violations
 
 
-async def resolve_in_bulk(operator: AsyncClient, service: Any, pb: Any, *, retry: bool) -> None:
+async def resolve_in_bulk(operator: AsyncClient, service: Any, *, retry: bool) -> None:
     """Requeues or closes all open dead letters of a service, after a dry run."""
-    if retry:
-        call, request = (
-            service.RetryDeadLetters,
-            pb.RetryDeadLettersRequest(all=True, reason="once more"),
+    call = service.RetryDeadLetters if retry else service.CloseDeadLetters
+    request: Any = (
+        operator_pb2.RetryDeadLettersRequest(all=True, reason="once more")
+        if retry
+        else operator_pb2.CloseDeadLettersRequest(
+            all=True, reason="no money moved", evidence="the provider's log"
         )
-    else:
-        call, request = (
-            service.CloseDeadLetters,
-            pb.CloseDeadLettersRequest(
-                all=True, reason="no money moved", evidence="the provider's log"
-            ),
-        )
+    )
     request.dry_run = True
     await call(request)
     request.dry_run = False

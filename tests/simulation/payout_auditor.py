@@ -105,7 +105,7 @@ class PayoutAuditor:
             (operator_pb2.DEAD_LETTER_STATE_OPEN, self._dead_lettered),
             (operator_pb2.DEAD_LETTER_STATE_CLOSED, self._closed_dead_letters),
         ):
-            request = payout_service_pb2.ListDeadLettersRequest(state=state)
+            request = operator_pb2.ListDeadLettersRequest(state=state)
             async for dead_letter in self._operator.pages(
                 self._operator.payout.ListDeadLetters, request, "dead_letters"
             ):

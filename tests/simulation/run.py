@@ -16,8 +16,6 @@ from typing import Any
 
 from tallystick import AsyncClient, TallystickError
 from tallystick.operator.v1 import operator_pb2
-from tallystick.payment.v1 import payment_service_pb2
-from tallystick.payout.v1 import payout_service_pb2
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.services import service_names
 from tallystick_server.observability import tracing
@@ -299,12 +297,9 @@ class Simulation:
     async def _resolve_dead_letters(self, operator: AsyncClient, world: World) -> set[str]:
         """An operator requeues or closes dead letters; returns their causes."""
         causes = set()
-        services: tuple[tuple[Any, Any], ...] = (
-            (operator.payment, payment_service_pb2),
-            (operator.payout, payout_service_pb2),
-        )
-        for service, pb in services:
-            request = pb.ListDeadLettersRequest(state=operator_pb2.DEAD_LETTER_STATE_OPEN)
+        services: tuple[Any, ...] = (operator.payment, operator.payout)
+        for service in services:
+            request = operator_pb2.ListDeadLettersRequest(state=operator_pb2.DEAD_LETTER_STATE_OPEN)
             dead_letters = [
                 dead_letter
                 async for dead_letter in operator.pages(
@@ -324,7 +319,6 @@ class Simulation:
                 await resolve_in_bulk(
                     operator,
                     service,
-                    pb,
                     retry=world.seeded_random.number(f"retry {dead_letters[0].dead_letter_id}")
                     < 0.5,
                 )
@@ -332,7 +326,6 @@ class Simulation:
             for dead_letter in dead_letters:
                 await _resolve_dead_letter(
                     service,
-                    pb,
                     dead_letter.dead_letter_id,
                     retry=world.seeded_random.number(f"retry {dead_letter.dead_letter_id}") < 0.5,
                 )
@@ -355,15 +348,17 @@ class Simulation:
         ]
 
 
-async def _resolve_dead_letter(service: Any, pb: Any, dead_letter_id: str, *, retry: bool) -> None:
+async def _resolve_dead_letter(service: Any, dead_letter_id: str, *, retry: bool) -> None:
     """Requeues or closes a dead letter, if that is possible."""
     try:
         if retry:
             await service.RetryDeadLetter(
-                pb.RetryDeadLetterRequest(dead_letter_id=dead_letter_id, reason="once more")
+                operator_pb2.RetryDeadLetterRequest(
+                    dead_letter_id=dead_letter_id, reason="once more"
+                )
             )
         else:
-            close_request = pb.CloseDeadLetterRequest(
+            close_request = operator_pb2.CloseDeadLetterRequest(
                 dead_letter_id=dead_letter_id,
                 reason="no money moved",
                 evidence="the provider's log",

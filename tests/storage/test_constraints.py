@@ -15,7 +15,7 @@ from google.protobuf.duration_pb2 import Duration
 from sqlalchemy import make_url
 
 from tallystick import new_order
-from tallystick.payment.v1 import payment_service_pb2
+from tallystick.operator.v1 import operator_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_core.payment.state import TRANSITIONS, PaymentTrigger
 from tallystick_server.app.configuration import Settings
@@ -66,13 +66,13 @@ def filled_database(
             )
             assert eventually(lambda: count_dead_letters(databases) == 1)
             client.payment.RetryDeadLetter(
-                payment_service_pb2.RetryDeadLetterRequest(
+                operator_pb2.RetryDeadLetterRequest(
                     dead_letter_id="charges-o-o-rejected-1", reason="x"
                 )
             )
             assert eventually(lambda: count_dead_letters(databases) == 2)
             assert eventually(
-                lambda: client.payment.ListAlerts(payment_service_pb2.ListAlertsRequest()).alerts
+                lambda: client.payment.ListAlerts(operator_pb2.ListAlertsRequest()).alerts
             )
             purpose = wallet_pb2.HOLD_PURPOSE_RESERVE
             holds = [

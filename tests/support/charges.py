@@ -110,7 +110,7 @@ def wait_for_dead_letter(client: Client, payment: payment_pb2.Payment) -> operat
     subject = f"charges/{payment.payment_orders[0].charge_id}"
 
     def find_dead_letter() -> operator_pb2.DeadLetter | None:
-        request = payment_service_pb2.ListDeadLettersRequest(
+        request = operator_pb2.ListDeadLettersRequest(
             state=operator_pb2.DEAD_LETTER_STATE_OPEN, page_size=200
         )
         return next(
@@ -129,7 +129,7 @@ def wait_for_dead_letter(client: Client, payment: payment_pb2.Payment) -> operat
 
 def dead_letter_state(client: Client, dead_letter: operator_pb2.DeadLetter) -> str:
     current = client.payment.GetDeadLetter(
-        payment_service_pb2.GetDeadLetterRequest(dead_letter_id=dead_letter.dead_letter_id)
+        operator_pb2.GetDeadLetterRequest(dead_letter_id=dead_letter.dead_letter_id)
     ).dead_letter
     return operator_pb2.DeadLetterState.Name(current.state).removeprefix("DEAD_LETTER_STATE_")
 
@@ -143,16 +143,14 @@ def close_dead_letter(
 ) -> operator_pb2.DeadLetter:
     fields = {"reason": "asked them", "evidence": "ticket 7: no charge", **values}
     return client.payment.CloseDeadLetter(
-        payment_service_pb2.CloseDeadLetterRequest(
-            dead_letter_id=dead_letter.dead_letter_id, **fields
-        )
+        operator_pb2.CloseDeadLetterRequest(dead_letter_id=dead_letter.dead_letter_id, **fields)
     ).dead_letter
 
 
 def retry_dead_letter(
     client: Client, dead_letter: operator_pb2.DeadLetter, reason: str = "fixed"
 ) -> operator_pb2.DeadLetter:
-    request = payment_service_pb2.RetryDeadLetterRequest(
+    request = operator_pb2.RetryDeadLetterRequest(
         dead_letter_id=dead_letter.dead_letter_id, reason=reason
     )
     return client.payment.RetryDeadLetter(request).dead_letter
@@ -284,7 +282,7 @@ def list_alerts(
     client: Client, subject: str, *, include_ended: bool = False
 ) -> list[operator_pb2.Alert]:
     alerts = client.payment.ListAlerts(
-        payment_service_pb2.ListAlertsRequest(ended=include_ended, page_size=200)
+        operator_pb2.ListAlertsRequest(ended=include_ended, page_size=200)
     ).alerts
     return [alert for alert in alerts if alert.resource_name == subject]
 

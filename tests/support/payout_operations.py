@@ -78,7 +78,7 @@ def wait_for_dead_letter(operator_client: Client, subject: str) -> operator_pb2.
     """The open dead letter of a subject; waits until it exists."""
 
     def list_open() -> list[operator_pb2.DeadLetter]:
-        request = pb.ListDeadLettersRequest(
+        request = operator_pb2.ListDeadLettersRequest(
             state=operator_pb2.DEAD_LETTER_STATE_OPEN, page_size=200
         )
         return [
@@ -94,7 +94,7 @@ def wait_for_dead_letter(operator_client: Client, subject: str) -> operator_pb2.
 def close_dead_letter(
     operator_client: Client, dead_letter: operator_pb2.DeadLetter
 ) -> operator_pb2.DeadLetter:
-    request = pb.CloseDeadLetterRequest(
+    request = operator_pb2.CloseDeadLetterRequest(
         dead_letter_id=dead_letter.dead_letter_id, reason="asked them", evidence="ticket 7"
     )
     return operator_client.payout.CloseDeadLetter(request).dead_letter
@@ -104,7 +104,7 @@ def payout_alerts(
     client: Client, kind: operator_pb2.AlertKind.ValueType, payout_id: str
 ) -> list[operator_pb2.Alert]:
     """All alerts of a kind about a payout, newest first."""
-    request = pb.ListAlertsRequest(ended=True, page_size=200)
+    request = operator_pb2.ListAlertsRequest(ended=True, page_size=200)
     return [
         alert
         for alert in client.payout.ListAlerts(request).alerts
@@ -131,7 +131,9 @@ def wait_for_alerted_dead_letter(operator_client: Client, subject: str) -> opera
             alert_key
             in {
                 (alert.kind, alert.resource_name)
-                for alert in operator_client.payout.ListAlerts(pb.ListAlertsRequest()).alerts
+                for alert in operator_client.payout.ListAlerts(
+                    operator_pb2.ListAlertsRequest()
+                ).alerts
             }
         )
     )

@@ -10,12 +10,12 @@ from typing import Any
 
 import grpc
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 
 from tallystick import (
     Client,
     ClientSettings,
 )
-from tallystick.payment.v1 import payment_service_pb2
 from tallystick_server.app.services import SERVICES
 from tallystick_server.app.wiring import implementation_of
 from tallystick_server.rpc.authentication import NoAuthentication
@@ -111,9 +111,10 @@ class GatedHandlers:
         self._waits_for_provider = waits_for_provider
 
     def __getattr__(self, name: str) -> Callable[[Any, Call], Any]:
-        response = getattr(payment_service_pb2, f"{name}Response", None)
-        if response is None:
+        method = DESCRIPTORS["PaymentService"].methods_by_name.get(name)
+        if method is None:
             raise AttributeError(name)
+        response = GetMessageClass(method.output_type)
 
         async def handle(_request: Message, call: Call) -> Message:
             if name == "CreatePayment" and self._waits_for_provider:

@@ -6,6 +6,7 @@ import psycopg
 from google.protobuf.duration_pb2 import Duration
 
 from tallystick import Client, new_order
+from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
@@ -139,13 +140,11 @@ def _add_payments(client: Client) -> None:
     )
     dead_letters = eventually(
         lambda: [
-            *client.payment.ListDeadLetters(
-                payment_service_pb2.ListDeadLettersRequest()
-            ).dead_letters
+            *client.payment.ListDeadLetters(operator_pb2.ListDeadLettersRequest()).dead_letters
         ]
     )
     client.payment.RetryDeadLetter(
-        payment_service_pb2.RetryDeadLetterRequest(
+        operator_pb2.RetryDeadLetterRequest(
             dead_letter_id=dead_letters[0].dead_letter_id, reason="once more"
         )
     )

@@ -107,7 +107,7 @@ class LedgerHandlers(AlertHandlers):
     """Handlers only decode, await and encode."""
 
     def __init__(self, database: Database) -> None:
-        super().__init__(database, pb)
+        super().__init__(database)
         poster = TransactionPoster(database)
         self.recent = poster.recent
         self.tail = _open_tail(database, BOOK)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from types import ModuleType
-from typing import Any
 
 from tallystick.event.v1 import event_pb2
 from tallystick.operator.v1 import operator_pb2
@@ -28,19 +26,18 @@ _MAX_CHANGES = 1000
 
 
 class AlertHandlers:
-    """The RPC that lists a service's alerts. `messages`: the service's generated messages, which
-    have the same names in every service.
-    """
+    """The RPC that lists a service's alerts."""
 
-    def __init__(self, database: Database, messages: ModuleType) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._messages: Any = messages
 
-    async def ListAlerts(self, request: Any, _call: Call) -> Any:
+    async def ListAlerts(
+        self, request: operator_pb2.ListAlertsRequest, _call: Call
+    ) -> operator_pb2.ListAlertsResponse:
         alerts, next_page_token = await list_page(
             self._database, _ALERTS, request, store.AlertFilter(request.ended)
         )
-        return self._messages.ListAlertsResponse(alerts=alerts, next_page_token=next_page_token)
+        return operator_pb2.ListAlertsResponse(alerts=alerts, next_page_token=next_page_token)
 
 
 def to_message(row: store.AlertRow) -> operator_pb2.Alert:

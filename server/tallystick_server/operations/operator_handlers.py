@@ -7,8 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from types import ModuleType
-from typing import Any
+from typing import TypeVar
 
 from tallystick.error.v1 import reason_pb2
 from tallystick.operator.v1 import operator_pb2
@@ -28,6 +27,8 @@ from tallystick_storage.database import Database
 from tallystick_storage.dead_letters import DeadLetterRow
 from tallystick_storage.pagination import PageKey
 
+B = TypeVar("B", operator_pb2.RetryDeadLettersResponse, operator_pb2.CloseDeadLettersResponse)
+
 _OPERATOR_ROLES = frozenset({Role.OPERATOR})
 ACCESS: Access = {
     "ListDeadLetters": _OPERATOR_ROLES,
@@ -43,27 +44,31 @@ _DEAD_LETTER_ID = re.compile(r"\A[A-Za-z0-9_-]{1,100}\Z", re.ASCII)
 
 
 class OperatorHandlers(AlertHandlers):
-    """Handlers only decode, await and encode. `messages`: the service's generated messages, which
-    have the same names in every service.
-    """
+    """Handlers only decode, await and encode."""
 
-    def __init__(self, database: Database, service: DeadLetters, messages: ModuleType) -> None:
-        super().__init__(database, messages)
+    def __init__(self, database: Database, service: DeadLetters) -> None:
+        super().__init__(database)
         self._dead_letters = service
 
-    async def ListDeadLetters(self, request: Any, _call: Call) -> Any:
+    async def ListDeadLetters(
+        self, request: operator_pb2.ListDeadLettersRequest, _call: Call
+    ) -> operator_pb2.ListDeadLettersResponse:
         state = dead_letters.STATES.parse(request.state, "state", "")
-        filters = _parse_filters(request)._replace(state=DeadLetterState(state) if state else None)
+        filters = _parse_filters(request.filter)._replace(
+            state=DeadLetterState(state) if state else None
+        )
         messages, next_page_token = await list_page(self._database, _DEAD_LETTERS, request, filters)
-        return self._messages.ListDeadLettersResponse(
+        return operator_pb2.ListDeadLettersResponse(
             dead_letters=messages, next_page_token=next_page_token
         )
 
-    async def RetryDeadLetters(self, request: Any, call: Call) -> Any:
+    async def RetryDeadLetters(
+        self, request: operator_pb2.RetryDeadLettersRequest, call: Call
+    ) -> operator_pb2.RetryDeadLettersResponse:
         reason = parse_reason_text(request.reason, "reason")
         bulk = await self._parse_bulk_request("RetryDeadLetters", request)
         if request.dry_run:
-            return await self._preview_bulk(bulk, self._messages.RetryDeadLettersResponse)
+            return await self._preview_bulk(bulk, operator_pb2.RetryDeadLettersResponse)
         page, retried_ids, has_more = await self._dead_letters.retry_many(
             bulk.filters, bulk.cursor, call.caller.name, reason
         )
@@ -74,7 +79,7 @@ class OperatorHandlers(AlertHandlers):
             for row in page
             if row.dead_letter_id not in retried_ids
         ]
-        return self._messages.RetryDeadLettersResponse(
+        return operator_pb2.RetryDeadLettersResponse(
             matched=len(page),
             retried=len(retried_ids),
             skipped=skipped,
@@ -82,19 +87,21 @@ class OperatorHandlers(AlertHandlers):
             next_page_token=bulk.next_token(page, has_more=has_more),
         )
 
-    async def CloseDeadLetters(self, request: Any, call: Call) -> Any:
+    async def CloseDeadLetters(
+        self, request: operator_pb2.CloseDeadLettersRequest, call: Call
+    ) -> operator_pb2.CloseDeadLettersResponse:
         reason, evidence = (
             parse_reason_text(request.reason, "reason"),
             parse_reason_text(request.evidence, "evidence"),
         )
         bulk = await self._parse_bulk_request("CloseDeadLetters", request)
         if request.dry_run:
-            return await self._preview_bulk(bulk, self._messages.CloseDeadLettersResponse)
+            return await self._preview_bulk(bulk, operator_pb2.CloseDeadLettersResponse)
         page, results, has_more = await self._dead_letters.close_many(
             bulk.filters, bulk.cursor, call.caller.name, reason, evidence
         )
         states = [result.state for result in results if not isinstance(result, ApiError)]
-        return self._messages.CloseDeadLettersResponse(
+        return operator_pb2.CloseDeadLettersResponse(
             matched=len(page),
             closed=states.count(DeadLetterState.CLOSED),
             resolved=states.count(DeadLetterState.RESOLVED),
@@ -107,11 +114,15 @@ class OperatorHandlers(AlertHandlers):
             next_page_token=bulk.next_token(page, has_more=has_more),
         )
 
-    async def _parse_bulk_request(self, method: str, request: Any) -> _BulkRequest:
+    async def _parse_bulk_request(
+        self,
+        method: str,
+        request: operator_pb2.RetryDeadLettersRequest | operator_pb2.CloseDeadLettersRequest,
+    ) -> _BulkRequest:
         """Parses the filter and the cursor of a bulk call. Raises FIELD_REQUIRED, FIELD_INVALID,
         PAGE_TOKEN_INVALID.
         """
-        filters = _parse_filters(request)
+        filters = _parse_filters(request.filter)
         if request.all and filters != dead_letter_store.DeadLetterFilter():
             raise ApiError(
                 ErrorReason.FIELD_INVALID,
@@ -135,7 +146,7 @@ class OperatorHandlers(AlertHandlers):
             token, filters._replace(until_time=until_time), (create_time, dead_letter_id)
         )
 
-    async def _preview_bulk(self, bulk: _BulkRequest, response_class: type[Any]) -> Any:
+    async def _preview_bulk(self, bulk: _BulkRequest, response_class: type[B]) -> B:
         """The response to a dry run: what the call would apply to."""
         counts, sample = await self._dead_letters.preview(bulk.filters)
         return response_class(
@@ -146,16 +157,20 @@ class OperatorHandlers(AlertHandlers):
             sample=sample,
         )
 
-    async def RetryDeadLetter(self, request: Any, call: Call) -> Any:
+    async def RetryDeadLetter(
+        self, request: operator_pb2.RetryDeadLetterRequest, call: Call
+    ) -> operator_pb2.RetryDeadLetterResponse:
         reason = parse_reason_text(request.reason, "reason")
         row, replayed = await self._dead_letters.retry(
             parse_dead_letter_id(request.dead_letter_id), call.caller.name, reason
         )
         if replayed:
             call.mark_replayed()
-        return self._messages.RetryDeadLetterResponse(dead_letter=dead_letters.to_message(row))
+        return operator_pb2.RetryDeadLetterResponse(dead_letter=dead_letters.to_message(row))
 
-    async def CloseDeadLetter(self, request: Any, call: Call) -> Any:
+    async def CloseDeadLetter(
+        self, request: operator_pb2.CloseDeadLetterRequest, call: Call
+    ) -> operator_pb2.CloseDeadLetterResponse:
         reason, evidence = (
             parse_reason_text(request.reason, "reason"),
             parse_reason_text(request.evidence, "evidence"),
@@ -165,7 +180,7 @@ class OperatorHandlers(AlertHandlers):
         )
         if replayed:
             call.mark_replayed()
-        return self._messages.CloseDeadLetterResponse(dead_letter=dead_letters.to_message(row))
+        return operator_pb2.CloseDeadLetterResponse(dead_letter=dead_letters.to_message(row))
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,9 +197,8 @@ class _BulkRequest:
         return self.token.make(self.filters.until_time, *_key_of(page[-1]))
 
 
-def _parse_filters(request: Any) -> dead_letter_store.DeadLetterFilter:
+def _parse_filters(message: operator_pb2.DeadLetterFilter) -> dead_letter_store.DeadLetterFilter:
     """Raises FIELD_INVALID."""
-    message = request.filter
     cause = dead_letters.CAUSES.parse(message.cause, "filter.cause", "")
     provider = parse_id(message.provider, "filter.provider") if message.provider else ""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_service_pb2 as pb
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.payment.charge import parse_charge_id
@@ -28,11 +29,11 @@ class PaymentOperatorHandlers(operator_handlers.OperatorHandlers):
     """Handlers only decode, await and encode."""
 
     def __init__(self, database: Database, payments: Payments) -> None:
-        super().__init__(database, payments.dead_letters, pb)
+        super().__init__(database, payments.dead_letters)
         self.payments = payments
 
     async def GetDeadLetter(
-        self, request: pb.GetDeadLetterRequest, _call: Call
+        self, request: operator_pb2.GetDeadLetterRequest, _call: Call
     ) -> pb.GetDeadLetterResponse:
         row = await self._dead_letters.find(
             operator_handlers.parse_dead_letter_id(request.dead_letter_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tallystick.operator.v1 import operator_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick_core.operations.kind import KindName
 from tallystick_server.operations import dead_letters, operator_handlers
@@ -17,11 +18,11 @@ class PayoutOperatorHandlers(operator_handlers.OperatorHandlers):
     """Handlers only decode, await and encode."""
 
     def __init__(self, database: Database, payouts: Payouts) -> None:
-        super().__init__(database, payouts.dead_letters, pb)
+        super().__init__(database, payouts.dead_letters)
         self.payouts = payouts
 
     async def GetDeadLetter(
-        self, request: pb.GetDeadLetterRequest, _call: Call
+        self, request: operator_pb2.GetDeadLetterRequest, _call: Call
     ) -> pb.GetDeadLetterResponse:
         row = await self._dead_letters.find(
             operator_handlers.parse_dead_letter_id(request.dead_letter_id)

@@ -87,7 +87,7 @@ class WalletHandlers(AlertHandlers):
     """
 
     def __init__(self, database: Database, release_delay_seconds: int, payout_service: str) -> None:
-        super().__init__(database, pb)
+        super().__init__(database)
         self._payout_service = payout_service
         self._policies = WalletPolicies(database, release_delay_seconds)
         self._sellers = Sellers(database)

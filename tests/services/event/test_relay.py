@@ -15,8 +15,6 @@ from tallystick import Client, new_order
 from tallystick.event.v1 import event_service_pb2
 from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2
 from tallystick.operator.v1 import operator_pb2
-from tallystick.payment.v1 import payment_service_pb2
-from tallystick.wallet.v1 import wallet_service_pb2
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.ledger.identifiers import BOOK, TransactionId
 from tallystick_server.app.configuration import Settings
@@ -28,11 +26,7 @@ from tests.support.platform import eventually, serve_platform
 
 SETTINGS = Settings().replace(worker__monitor_interval=0.2, worker__scan_interval=0.1)
 RELAYING_SERVICES = [spec.name for spec in SERVICES if spec.publishes_events]
-PROTO_MODULES: dict[str, Any] = {
-    "payment": payment_service_pb2,
-    "wallet": wallet_service_pb2,
-    "ledger": ledger_service_pb2,
-}
+PAYMENT_SERVICES = ("payment", "wallet", "ledger")
 """The services that publish events about a payment."""
 INVALID_ERROR = ApiError(
     ErrorReason.FIELD_INVALID, "caller must be an id.", field="events[0].caller"
@@ -130,11 +124,8 @@ def list_alerts(
     service: str = "payment",
     include_ended: bool = False,
 ) -> list[operator_pb2.Alert]:
-    listed_alerts = (
-        getattr(client, service)
-        .ListAlerts(PROTO_MODULES[service].ListAlertsRequest(ended=include_ended, page_size=200))
-        .alerts
-    )
+    request = operator_pb2.ListAlertsRequest(ended=include_ended, page_size=200)
+    listed_alerts = getattr(client, service).ListAlerts(request).alerts
     return [alert for alert in listed_alerts if alert.kind == kind]
 
 
@@ -217,7 +208,7 @@ def test_events_that_are_not_published_raise_an_alert(
         platform.client() as client,
     ):
         pay_all(client, 3)
-        for service in PROTO_MODULES:
+        for service in PAYMENT_SERVICES:
             (alert,) = eventually(
                 lambda: list_alerts(
                     client,
@@ -233,7 +224,7 @@ def test_events_that_are_not_published_raise_an_alert(
             lambda: (
                 not any(
                     list_alerts(client, operator_pb2.ALERT_KIND_EVENTS_DELAYED, service=service)
-                    for service in PROTO_MODULES
+                    for service in PAYMENT_SERVICES
                 )
             ),
             30,
@@ -266,7 +257,7 @@ def test_a_service_whose_calls_alone_are_rejected_raises_an_alert(
             lambda: (
                 [
                     service_name
-                    for service_name in PROTO_MODULES
+                    for service_name in PAYMENT_SERVICES
                     if list_alerts(
                         client, operator_pb2.ALERT_KIND_EVENTS_DELAYED, service=service_name
                     )

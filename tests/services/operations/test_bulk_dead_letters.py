@@ -13,8 +13,6 @@ import pytest
 from tallystick import Client, InvalidArgumentError, new_order
 from tallystick.error.v1 import reason_pb2
 from tallystick.operator.v1 import operator_pb2
-from tallystick.payment.v1 import payment_service_pb2
-from tallystick.payout.v1 import payout_service_pb2
 from tallystick_core.provider.outcome import RetryReason
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
@@ -48,18 +46,16 @@ def create_dead_letters(
 
 def open_dead_letters(client: Client, **criteria: Any) -> list[operator_pb2.DeadLetter]:
     """The open dead letters of payments."""
-    return _list_open(client, client.payment, payment_service_pb2, **criteria)
+    return _list_open(client, client.payment, **criteria)
 
 
 def open_payout_dead_letters(client: Client, **criteria: Any) -> list[operator_pb2.DeadLetter]:
     """The open dead letters of payouts."""
-    return _list_open(client, client.payout, payout_service_pb2, **criteria)
+    return _list_open(client, client.payout, **criteria)
 
 
-def _list_open(
-    client: Client, service: Any, messages: Any, **criteria: Any
-) -> list[operator_pb2.DeadLetter]:
-    request = messages.ListDeadLettersRequest(
+def _list_open(client: Client, service: Any, **criteria: Any) -> list[operator_pb2.DeadLetter]:
+    request = operator_pb2.ListDeadLettersRequest(
         state=operator_pb2.DEAD_LETTER_STATE_OPEN,
         filter=operator_pb2.DeadLetterFilter(**criteria),
         page_size=200,
@@ -69,8 +65,8 @@ def _list_open(
 
 def retry_dead_letters(
     client: Client, reason: str = "fixed", **values: Any
-) -> payment_service_pb2.RetryDeadLettersResponse:
-    request = payment_service_pb2.RetryDeadLettersRequest(reason=reason, **values)
+) -> operator_pb2.RetryDeadLettersResponse:
+    request = operator_pb2.RetryDeadLettersRequest(reason=reason, **values)
     return client.payment.RetryDeadLetters(request)
 
 
@@ -155,10 +151,10 @@ def test_closing_in_bulk_equals_closing_individually(scratch_database: DatabaseU
     ):
         create_dead_letters(client, "a", 25)
         assert eventually(lambda: len(open_dead_letters(client)) == 25, 30)
-        request = payment_service_pb2.CloseDeadLettersRequest(
+        request = operator_pb2.CloseDeadLettersRequest(
             all=True, reason="never came", evidence="their support says so"
         )
-        dry = payment_service_pb2.CloseDeadLettersRequest(
+        dry = operator_pb2.CloseDeadLettersRequest(
             all=True, reason="never came", evidence="x", dry_run=True
         )
         assert (
@@ -197,7 +193,7 @@ def test_closing_in_bulk_skips_charged_operations(
             )
         )
         answer = client.payment.CloseDeadLetters(
-            payment_service_pb2.CloseDeadLettersRequest(all=True, reason="no", evidence="none")
+            operator_pb2.CloseDeadLettersRequest(all=True, reason="no", evidence="none")
         )
         assert (answer.matched, answer.closed, answer.resolved) == (1, 0, 0)
         assert [
@@ -220,7 +216,7 @@ def test_dead_letters_of_payouts_are_retried_and_closed_in_bulk(
     ):
         pay_out_all(client, payouts, "ba_rejected")
         assert eventually(lambda: len(open_payout_dead_letters(client)) == 25, 60)
-        retry = payout_service_pb2.RetryDeadLettersRequest(reason="fixed", dry_run=True)
+        retry = operator_pb2.RetryDeadLettersRequest(reason="fixed", dry_run=True)
         retry.filter.CopyFrom(
             operator_pb2.DeadLetterFilter(
                 cause=operator_pb2.DEAD_LETTER_CAUSE_REJECTED, provider="sandbox"
@@ -231,7 +227,7 @@ def test_dead_letters_of_payouts_are_retried_and_closed_in_bulk(
         assert [(count.cause, count.provider, count.count) for count in dry.counts] == [
             (operator_pb2.DEAD_LETTER_CAUSE_REJECTED, "sandbox", 25)
         ]
-        unresolved_request = payout_service_pb2.RetryDeadLettersRequest(
+        unresolved_request = operator_pb2.RetryDeadLettersRequest(
             filter=operator_pb2.DeadLetterFilter(
                 cause=operator_pb2.DEAD_LETTER_CAUSE_OUTCOME_UNKNOWN
             ),
@@ -246,7 +242,7 @@ def test_dead_letters_of_payouts_are_retried_and_closed_in_bulk(
             key=lambda dead_letter: dead_letter.create_time.ToNanoseconds(),
         )[12].create_time
         before = len(open_payout_dead_letters(client, until_time=middle))
-        early_request = payout_service_pb2.RetryDeadLettersRequest(
+        early_request = operator_pb2.RetryDeadLettersRequest(
             filter=operator_pb2.DeadLetterFilter(until_time=middle), reason="fixed"
         )
         answer = client.payout.RetryDeadLetters(early_request)
@@ -259,7 +255,7 @@ def test_dead_letters_of_payouts_are_retried_and_closed_in_bulk(
         assert eventually(lambda: len(open_payout_dead_letters(client)) == 25, 60), (
             "those that were tried again are rejected again"
         )
-        close = payout_service_pb2.CloseDeadLettersRequest(
+        close = operator_pb2.CloseDeadLettersRequest(
             all=True, reason="never came", evidence="their support says so", dry_run=True
         )
         assert client.payout.CloseDeadLetters(close).matched == 25
@@ -303,7 +299,7 @@ def test_closing_payouts_in_bulk_skips_paid_ones(
             30,
         )
         answer = client.payout.CloseDeadLetters(
-            payout_service_pb2.CloseDeadLettersRequest(all=True, reason="no", evidence="none")
+            operator_pb2.CloseDeadLettersRequest(all=True, reason="no", evidence="none")
         )
         assert (answer.matched, answer.closed, answer.resolved) == (1, 0, 0)
         assert [
@@ -379,7 +375,7 @@ def test_bulk_calls_name_the_invalid_field(
     """
     with pytest.raises(InvalidArgumentError) as error:
         client.payment.RetryDeadLetters(
-            payment_service_pb2.RetryDeadLettersRequest(**{"reason": "fixed", **values})
+            operator_pb2.RetryDeadLettersRequest(**{"reason": "fixed", **values})
         )
     assert [violation.field for violation in error.value.field_violations] == [field]
 

@@ -73,10 +73,10 @@ def test_one_failing_item_delays_no_other_and_is_dead_lettered(
         assert detail.startswith("tallystick.wallet.v1.BatchCredit was rejected: INTERNAL")
         wallet_fault.poison = ""
         (dead_letter,) = client.payment.ListDeadLetters(
-            payment_service_pb2.ListDeadLettersRequest()
+            operator_pb2.ListDeadLettersRequest()
         ).dead_letters
         client.payment.RetryDeadLetter(
-            payment_service_pb2.RetryDeadLetterRequest(
+            operator_pb2.RetryDeadLetterRequest(
                 dead_letter_id=dead_letter.dead_letter_id, reason="fixed"
             )
         )
@@ -162,7 +162,7 @@ def test_booking_is_retried_without_limit_during_an_outage(
         kinds = {
             alert.kind
             for alert in client.payment.ListAlerts(
-                payment_service_pb2.ListAlertsRequest(page_size=200)
+                operator_pb2.ListAlertsRequest(page_size=200)
             ).alerts
         }
         assert operator_pb2.AlertKind.Value(f"ALERT_KIND_{kind}") in kinds
@@ -170,7 +170,7 @@ def test_booking_is_retried_without_limit_during_an_outage(
         wallet_fault.error = None
         assert eventually(lambda: count_booked(scratch_database) == 20, 30)
         assert eventually(
-            lambda: not client.payment.ListAlerts(payment_service_pb2.ListAlertsRequest()).alerts
+            lambda: not client.payment.ListAlerts(operator_pb2.ListAlertsRequest()).alerts
         )
 
 
@@ -253,10 +253,10 @@ def test_a_hold_that_the_wallet_fails_on_delays_no_other_payout(
         )
         wallet_fault.poison = ""
         (dead_letter,) = client.payout.ListDeadLetters(
-            payout_service_pb2.ListDeadLettersRequest()
+            operator_pb2.ListDeadLettersRequest()
         ).dead_letters
         client.payout.RetryDeadLetter(
-            payout_service_pb2.RetryDeadLetterRequest(
+            operator_pb2.RetryDeadLetterRequest(
                 dead_letter_id=dead_letter.dead_letter_id, reason="fixed"
             )
         )
@@ -302,7 +302,7 @@ def test_a_payout_that_the_wallet_fails_on_delays_no_other(
             scratch_database, "wallet", "select count(*) from hold where state = 'OPEN'"
         ) == [(1,)]
         wallet_fault.poison = ""
-        many = payout_service_pb2.RetryDeadLettersRequest(
+        many = operator_pb2.RetryDeadLettersRequest(
             filter=operator_pb2.DeadLetterFilter(
                 cause=operator_pb2.DEAD_LETTER_CAUSE_BOOKING_FAILED
             ),
@@ -349,7 +349,7 @@ def test_a_release_that_the_wallet_fails_on_delays_no_other(
         alerts = client.payment.ListAlerts
         assert eventually(
             lambda: (
-                [alert.kind for alert in alerts(payment_service_pb2.ListAlertsRequest()).alerts]
+                [alert.kind for alert in alerts(operator_pb2.ListAlertsRequest()).alerts]
                 == [operator_pb2.ALERT_KIND_RELEASE_STUCK]
             )
         )

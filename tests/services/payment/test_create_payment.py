@@ -576,7 +576,7 @@ def test_a_rejected_release_raises_an_alert_and_delays_no_other(
     settings = Settings().replace(
         release_delay=3600, worker__scan_interval=0.1, worker__monitor_interval=0.2
     )
-    alerts = payment_service_pb2.ListAlertsRequest()
+    alerts = operator_pb2.ListAlertsRequest()
     with (
         serve_platform(scratch_database, settings) as platform,
         platform.client() as client,

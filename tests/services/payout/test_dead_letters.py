@@ -51,7 +51,7 @@ def test_a_dead_lettered_payout_is_retried(
     dead_letter = wait_for_dead_letter(operator_client, f"payouts/{payout.payout_id}")
     assert dead_letter.cause == operator_pb2.DEAD_LETTER_CAUSE_REJECTED
     dead_letter_response = operator_client.payout.GetDeadLetter(
-        pb.GetDeadLetterRequest(dead_letter_id=dead_letter.dead_letter_id)
+        operator_pb2.GetDeadLetterRequest(dead_letter_id=dead_letter.dead_letter_id)
     )
     assert state_name(dead_letter_response.payout) == "SUBMITTING"
     assert wallet_amounts(operator_client, seller) == ("0.00", "10.00", "0.00")

@@ -217,7 +217,7 @@ def test_a_dead_lettered_verification_is_closed_or_requeued(
         for id_ in (first_id, two)
     }
     dead_letter_response = operator_client.payout.GetDeadLetter(
-        pb.GetDeadLetterRequest(dead_letter_id=dead_letters[first_id].dead_letter_id)
+        operator_pb2.GetDeadLetterRequest(dead_letter_id=dead_letters[first_id].dead_letter_id)
     )
     assert dead_letter_response.payout_destination.payout_destination_id == first_id
     assert (
@@ -225,7 +225,9 @@ def test_a_dead_lettered_verification_is_closed_or_requeued(
         == operator_pb2.DEAD_LETTER_STATE_CLOSED
     )
     operator_client.payout.RetryDeadLetter(
-        pb.RetryDeadLetterRequest(dead_letter_id=dead_letters[two].dead_letter_id, reason="again")
+        operator_pb2.RetryDeadLetterRequest(
+            dead_letter_id=dead_letters[two].dead_letter_id, reason="again"
+        )
     )
 
     def get(id_: str) -> int:
@@ -258,7 +260,9 @@ def test_a_disabled_destination_ends_its_dead_letter(
             pb.DisablePayoutDestinationRequest(payout_destination_id=to, reason="a typing error")
         )
         assert is_alert_ended_with(polling_platform, dead_letter)
-        retry = pb.RetryDeadLetterRequest(dead_letter_id=dead_letter.dead_letter_id, reason="again")
+        retry = operator_pb2.RetryDeadLetterRequest(
+            dead_letter_id=dead_letter.dead_letter_id, reason="again"
+        )
         assert expect_error_reason(operator.payout.RetryDeadLetter, retry) == "INVALID_STATE"
         dead_letter_event = eventually(
             lambda: [

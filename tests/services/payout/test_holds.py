@@ -72,7 +72,9 @@ def test_a_payout_with_a_conflicting_hold_is_dead_lettered(
     # The hold under its id may belong to another payout.
     assert expect_error_reason(cancel_payout, shop_client, payout_id) == "INVALID_STATE"
     operator_client.payout.RetryDeadLetter(
-        pb.RetryDeadLetterRequest(dead_letter_id=dead_letter.dead_letter_id, reason="again")
+        operator_pb2.RetryDeadLetterRequest(
+            dead_letter_id=dead_letter.dead_letter_id, reason="again"
+        )
     )
     assert (
         wait_for_dead_letter(operator_client, f"payouts/{payout_id}").dead_letter_id

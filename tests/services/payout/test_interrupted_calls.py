@@ -9,6 +9,7 @@ import grpc
 import psycopg
 import pytest
 
+from tallystick.operator.v1 import operator_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2_grpc
 from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick_core.provider.outcome import RetryReason, Unknown
@@ -157,7 +158,7 @@ def test_a_cancelled_call_leaves_no_orphaned_lease(
             payout_provider.script[to].append(Unknown("malformed", RetryReason.REJECTED))
             payout_id = create_payout(client, seller, "5.00", timeout=1).payout_id
             dead_letter = wait_for_dead_letter(client, f"payouts/{payout_id}").dead_letter_id
-            request: object = pb.CloseDeadLetterRequest(
+            request: object = operator_pb2.CloseDeadLetterRequest(
                 dead_letter_id=dead_letter, reason="asked them", evidence="ticket 7"
             )
         else:

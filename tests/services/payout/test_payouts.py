@@ -553,7 +553,7 @@ def test_a_payout_paid_after_failure_is_debited_unconditionally(
 
 
 def open_alerts(client: Client) -> set[tuple[operator_pb2.AlertKind.ValueType, str]]:
-    listed_alerts = client.payout.ListAlerts(pb.ListAlertsRequest(page_size=200)).alerts
+    listed_alerts = client.payout.ListAlerts(operator_pb2.ListAlertsRequest(page_size=200)).alerts
     return {(alert.kind, alert.resource_name) for alert in listed_alerts}
 
 
@@ -772,7 +772,7 @@ def test_an_answer_about_another_payout_dead_letters_only_its_own(
     (dead_letter,) = open_dead_letters(payout_client, payouts[0].payout_id)
     assert dead_letter.cause == operator_pb2.DEAD_LETTER_CAUSE_MISMATCHED_OPERATION
     assert state_name(get_payout(payout_client, payouts[0].payout_id).payout) == "SUBMITTING"
-    many = pb.CloseDeadLettersRequest(
+    many = operator_pb2.CloseDeadLettersRequest(
         filter=operator_pb2.DeadLetterFilter(
             cause=operator_pb2.DEAD_LETTER_CAUSE_MISMATCHED_OPERATION
         ),
@@ -783,7 +783,7 @@ def test_an_answer_about_another_payout_dead_letters_only_its_own(
         skipped_letter.dead_letter_id
         for skipped_letter in payout_client.payout.CloseDeadLetters(many).skipped
     }
-    close = pb.CloseDeadLetterRequest(
+    close = operator_pb2.CloseDeadLetterRequest(
         dead_letter_id=dead_letter.dead_letter_id,
         reason="its bank has nothing",
         evidence="ticket 7",
@@ -794,7 +794,7 @@ def test_an_answer_about_another_payout_dead_letters_only_its_own(
     )
     wait_for_state(payout_client, payouts[0].payout_id, "FAILED")
     assert wallet_amounts(payout_client, sellers[1]) == ("10.00", "0.00", "0.00")
-    alerts = pb.ListAlertsRequest(page_size=200)
+    alerts = operator_pb2.ListAlertsRequest(page_size=200)
     assert eventually(
         lambda: [
             skipped_letter
@@ -812,7 +812,9 @@ def test_an_answer_about_another_payout_dead_letters_only_its_own(
 
 def open_dead_letters(client: Client, payout_id: str) -> list[operator_pb2.DeadLetter]:
     dead_letters = client.payout.ListDeadLetters(
-        pb.ListDeadLettersRequest(state=operator_pb2.DEAD_LETTER_STATE_OPEN, page_size=200)
+        operator_pb2.ListDeadLettersRequest(
+            state=operator_pb2.DEAD_LETTER_STATE_OPEN, page_size=200
+        )
     ).dead_letters
     return [
         dead_letter
@@ -1023,7 +1025,7 @@ def test_a_removed_provider_delays_no_other(scratch_database: DatabaseUrls) -> N
         assert eventually(
             lambda: [
                 a
-                for a in client.payout.ListAlerts(pb.ListAlertsRequest()).alerts
+                for a in client.payout.ListAlerts(operator_pb2.ListAlertsRequest()).alerts
                 if a.resource_name == "providers/oldbank"
             ]
         )

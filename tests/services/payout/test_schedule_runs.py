@@ -323,7 +323,7 @@ def test_a_schedule_that_cannot_be_run_does_not_delay_others(
         assert batch_totals(wait_until_done(client, id_)) == {"PAID": (1, "8.00", "0.00")}
 
         def overdue() -> set[str]:
-            alerts = client.payout.ListAlerts(pb.ListAlertsRequest()).alerts
+            alerts = client.payout.ListAlerts(operator_pb2.ListAlertsRequest()).alerts
             return {
                 alert.resource_name
                 for alert in alerts

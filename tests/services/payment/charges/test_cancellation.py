@@ -134,7 +134,7 @@ def test_a_cancellation_or_expiry_ends_a_dead_letter(
             "EXPIRED" if expires else "CALLER_CANCELLED"
         )
         response = client.payment.GetDeadLetter(
-            payment_service_pb2.GetDeadLetterRequest(dead_letter_id=dead_letter.dead_letter_id)
+            operator_pb2.GetDeadLetterRequest(dead_letter_id=dead_letter.dead_letter_id)
         ).dead_letter
         assert response.state == operator_pb2.DEAD_LETTER_STATE_RETRIED
         assert response.operator == ("platform" if expires else "dev")
@@ -194,7 +194,7 @@ def test_a_cancellation_concurrent_with_dead_lettering_is_not_lost(
         go.set()
         assert failure_reason(wait_for_final_order(client, payment)) == "CALLER_CANCELLED"
         assert not client.payment.ListDeadLetters(
-            payment_service_pb2.ListDeadLettersRequest()
+            operator_pb2.ListDeadLettersRequest()
         ).dead_letters
     assert verify(scratch_database).passed
 

@@ -13,7 +13,6 @@ from tallystick import Client, FailedPreconditionError, InvalidArgumentError
 from tallystick.error.v1 import reason_pb2
 from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
-from tallystick.payout.v1 import payout_service_pb2
 from tallystick_core.provider.outcome import ChargeLookupOutcome, RetryReason, Succeeded, Unknown
 from tallystick_core.provider.payment_provider import ChargeRequest
 from tallystick_server.app.configuration import Settings
@@ -130,7 +129,7 @@ def test_of_concurrent_retries_one_succeeds(client: Client) -> None:
         outcomes = list(pool.map(attempt, range(8)))
     (won,) = [result for result in outcomes if isinstance(result, operator_pb2.DeadLetter)]
     assert outcomes.count("INVALID_STATE") == 7
-    request = payment_service_pb2.GetDeadLetterRequest(dead_letter_id=dead_letter.dead_letter_id)
+    request = operator_pb2.GetDeadLetterRequest(dead_letter_id=dead_letter.dead_letter_id)
     assert client.payment.GetDeadLetter(request).dead_letter.reason == won.reason
 
 
@@ -154,11 +153,13 @@ def test_repeated_decisions_are_marked_as_replays(client: Client) -> None:
         ),
         (
             service.RetryDeadLetter,
-            pb.RetryDeadLetterRequest(dead_letter_id=dead_letters[0], reason="x"),
+            operator_pb2.RetryDeadLetterRequest(dead_letter_id=dead_letters[0], reason="x"),
         ),
         (
             service.CloseDeadLetter,
-            pb.CloseDeadLetterRequest(dead_letter_id=dead_letters[1], reason="x", evidence="y"),
+            operator_pb2.CloseDeadLetterRequest(
+                dead_letter_id=dead_letters[1], reason="x", evidence="y"
+            ),
         ),
     ):
         assert [is_replayed(method, request) for _ in range(2)] == [False, True], method
@@ -205,7 +206,7 @@ def test_a_charge_with_anothers_answer_is_closed_individually(
         dead_letter = wait_for_dead_letter(
             client, create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
         )
-        many = payment_service_pb2.CloseDeadLettersRequest(
+        many = operator_pb2.CloseDeadLettersRequest(
             all=True, reason="month's end", evidence="none in particular"
         )
         assert [
@@ -213,7 +214,7 @@ def test_a_charge_with_anothers_answer_is_closed_individually(
             for close_request in client.payment.CloseDeadLetters(many).skipped
         ] == [(dead_letter.dead_letter_id, reason_pb2.REASON_INVALID_STATE)]
         assert dead_letter_state(client, dead_letter) == "OPEN"
-        close_request = payment_service_pb2.CloseDeadLetterRequest(
+        close_request = operator_pb2.CloseDeadLetterRequest(
             dead_letter_id=dead_letter.dead_letter_id, reason="never made", evidence="ticket 7"
         )
         client.payment.CloseDeadLetter(close_request)
@@ -293,9 +294,7 @@ def test_a_dead_letter_of_a_removed_provider_is_closed_on_evidence(
         payout = create_payout(client, seller, "4.00")
         assert eventually(
             lambda: (
-                client.payout.ListDeadLetters(
-                    payout_service_pb2.ListDeadLettersRequest()
-                ).dead_letters
+                client.payout.ListDeadLetters(operator_pb2.ListDeadLettersRequest()).dead_letters
             )
         )
     with (
@@ -320,10 +319,10 @@ def test_a_dead_letter_of_a_removed_provider_is_closed_on_evidence(
         )
         assert failure_reason(wait_for_final_order(client, payment)) == "CLOSED_BY_OPERATOR"
         (dead_letter,) = client.payout.ListDeadLetters(
-            payout_service_pb2.ListDeadLettersRequest()
+            operator_pb2.ListDeadLettersRequest()
         ).dead_letters
         assert dead_letter.resource_name == f"payouts/{payout.payout_id}"
-        request = payout_service_pb2.CloseDeadLetterRequest(
+        request = operator_pb2.CloseDeadLetterRequest(
             dead_letter_id=dead_letter.dead_letter_id,
             reason="the bank is gone",
             evidence="its receiver's letter",
@@ -363,7 +362,7 @@ def test_a_charge_with_anothers_reference_is_closed_on_evidence(
         assert create_payment(client, "5.00").is_payment_done
         other_payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
         dead_letter = wait_for_dead_letter(client, other_payment)
-        many = payment_service_pb2.CloseDeadLettersRequest(
+        many = operator_pb2.CloseDeadLettersRequest(
             all=True, reason="month's end", evidence="none in particular"
         )
         assert [
@@ -371,7 +370,7 @@ def test_a_charge_with_anothers_reference_is_closed_on_evidence(
             for skipped_letter in client.payment.CloseDeadLetters(many).skipped
         ] == [reason_pb2.REASON_INVALID_STATE]
         assert dead_letter_state(client, dead_letter) == "OPEN"
-        close = payment_service_pb2.CloseDeadLetterRequest(
+        close = operator_pb2.CloseDeadLetterRequest(
             dead_letter_id=dead_letter.dead_letter_id,
             reason="the buyer gave up",
             evidence="ticket 7",

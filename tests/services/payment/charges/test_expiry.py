@@ -8,7 +8,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from tallystick import AlreadyExistsError, Client
 from tallystick.operator.v1 import operator_pb2
-from tallystick.payment.v1 import payment_service_pb2
 from tallystick_core.provider.outcome import ChargeLookupOutcome, NotFound, RetryReason, Unknown
 from tallystick_core.provider.payment_provider import ChargeRequest
 from tallystick_server.app.database.connections import DatabaseUrls
@@ -106,7 +105,7 @@ def test_a_charge_that_expires_while_it_is_dead_lettered_fails(
         )
         assert failure_reason(wait_for_final_order(client, payment)) == "EXPIRED"
         dead_letters = client.payment.ListDeadLetters(
-            payment_service_pb2.ListDeadLettersRequest()
+            operator_pb2.ListDeadLettersRequest()
         ).dead_letters
         expected_letter = (
             operator_pb2.DEAD_LETTER_CAUSE_REJECTED,

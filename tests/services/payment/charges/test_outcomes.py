@@ -444,7 +444,7 @@ def test_a_charge_with_a_recorded_outcome_is_not_dead_lettered(
         ),
     )
     assert is_paid(slow_retry_client, payment)
-    request = payment_service_pb2.ListDeadLettersRequest(page_size=200)
+    request = operator_pb2.ListDeadLettersRequest(page_size=200)
     assert f"charges/{charge_id}" not in {
         dead_letter.resource_name
         for dead_letter in slow_retry_client.payment.ListDeadLetters(request).dead_letters

@@ -54,9 +54,7 @@ def test_nothing_is_closed_without_a_provider_slot(
         ):
             close_dead_letter(single_try_client, dead_letter)
         assert error.value.reason == "PROVIDER_UNAVAILABLE"
-        request = payment_service_pb2.GetDeadLetterRequest(
-            dead_letter_id=dead_letter.dead_letter_id
-        )
+        request = operator_pb2.GetDeadLetterRequest(dead_letter_id=dead_letter.dead_letter_id)
         assert (
             client.payment.GetDeadLetter(request).dead_letter.state
             == operator_pb2.DEAD_LETTER_STATE_OPEN
@@ -150,7 +148,7 @@ def test_hanging_reads_do_not_delay_charges(scratch_database: DatabaseUrls) -> N
 def _list_dead_letters(address: str) -> bool:
     """Lists dead letters, without a time limit."""
     with Client(address) as client:
-        client.payment.ListDeadLetters(payment_service_pb2.ListDeadLettersRequest(), timeout=60)
+        client.payment.ListDeadLetters(operator_pb2.ListDeadLettersRequest(), timeout=60)
     return True
 
 

@@ -11,7 +11,6 @@ from google.protobuf.internal import containers as _containers
 from google.rpc import status_pb2 as _status_pb2
 from tallystick.ledger.v1 import ledger_pb2 as _ledger_pb2
 from tallystick.money.v1 import money_pb2 as _money_pb2
-from tallystick.operator.v1 import operator_pb2 as _operator_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -646,61 +645,3 @@ class StreamEntriesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StreamEntriesResponse: _TypeAlias = StreamEntriesResponse  # noqa: Y015
-
-@_typing.final
-class ListAlertsRequest(_message.Message):
-    """The alerts to list."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    ENDED_FIELD_NUMBER: _builtins.int
-    PAGE_SIZE_FIELD_NUMBER: _builtins.int
-    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    ended: _builtins.bool
-    """Whether to include alerts that have ended."""
-    page_size: _builtins.int
-    """Page size: 0 means 50; values above 200 mean 200."""
-    page_token: _builtins.str
-    """next_page_token of the previous page; empty: the first page."""
-    def __init__(
-        self,
-        *,
-        ended: _builtins.bool = ...,
-        page_size: _builtins.int = ...,
-        page_token: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ListAlertsRequest: _TypeAlias = ListAlertsRequest  # noqa: Y015
-
-@_typing.final
-class ListAlertsResponse(_message.Message):
-    """A page of alerts."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    ALERTS_FIELD_NUMBER: _builtins.int
-    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    next_page_token: _builtins.str
-    """Empty on the last page."""
-    @_builtins.property
-    def alerts(self) -> _containers.RepeatedCompositeFieldContainer[_operator_pb2.Alert]:
-        """Newest first."""
-
-    def __init__(
-        self,
-        *,
-        alerts: _abc.Iterable[_operator_pb2.Alert] | None = ...,
-        next_page_token: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alerts", b"alerts", "next_page_token", b"next_page_token"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ListAlertsResponse: _TypeAlias = ListAlertsResponse  # noqa: Y015

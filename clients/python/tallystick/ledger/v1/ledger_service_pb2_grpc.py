@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from tallystick.ledger.v1 import ledger_service_pb2 as tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2
+from tallystick.operator.v1 import operator_pb2 as tallystick_dot_operator_dot_v1_dot_operator__pb2
 
 GRPC_GENERATED_VERSION = '1.80.1'
 GRPC_VERSION = grpc.__version__
@@ -79,8 +80,8 @@ class LedgerServiceStub(object):
                 _registered_method=True)
         self.ListAlerts = channel.unary_unary(
                 '/tallystick.ledger.v1.LedgerService/ListAlerts',
-                request_serializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.ListAlertsRequest.SerializeToString,
-                response_deserializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.ListAlertsResponse.FromString,
+                request_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.ListAlertsRequest.SerializeToString,
+                response_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.ListAlertsResponse.FromString,
                 _registered_method=True)
 
 
@@ -209,8 +210,8 @@ def add_LedgerServiceServicer_to_server(servicer, server):
             ),
             'ListAlerts': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAlerts,
-                    request_deserializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.ListAlertsRequest.FromString,
-                    response_serializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.ListAlertsResponse.SerializeToString,
+                    request_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.ListAlertsRequest.FromString,
+                    response_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.ListAlertsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -457,8 +458,8 @@ class LedgerService(object):
             request,
             target,
             '/tallystick.ledger.v1.LedgerService/ListAlerts',
-            tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.ListAlertsRequest.SerializeToString,
-            tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.ListAlertsResponse.FromString,
+            tallystick_dot_operator_dot_v1_dot_operator__pb2.ListAlertsRequest.SerializeToString,
+            tallystick_dot_operator_dot_v1_dot_operator__pb2.ListAlertsResponse.FromString,
             options,
             channel_credentials,
             insecure,

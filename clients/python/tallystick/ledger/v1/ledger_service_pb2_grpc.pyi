@@ -6,6 +6,7 @@ The platform's ledger."""
 from collections import abc as _abc
 from grpc import aio as _aio
 from tallystick.ledger.v1 import ledger_service_pb2 as _ledger_service_pb2
+from tallystick.operator.v1 import operator_pb2 as _operator_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -69,7 +70,7 @@ class LedgerServiceStub:
     auditor, service.
     buf:lint:ignore RPC_NO_SERVER_STREAMING
     """
-    ListAlerts: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.ListAlertsRequest, _ledger_service_pb2.ListAlertsResponse]
+    ListAlerts: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListAlertsRequest, _operator_pb2.ListAlertsResponse]
     """Lists the alerts of this service, newest first. Access: operator."""
 
 @_typing.type_check_only
@@ -113,7 +114,7 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
     auditor, service.
     buf:lint:ignore RPC_NO_SERVER_STREAMING
     """
-    ListAlerts: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.ListAlertsRequest, _ledger_service_pb2.ListAlertsResponse]  # type: ignore[assignment]
+    ListAlerts: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListAlertsRequest, _operator_pb2.ListAlertsResponse]  # type: ignore[assignment]
     """Lists the alerts of this service, newest first. Access: operator."""
 
 class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -206,9 +207,9 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def ListAlerts(
         self,
-        request: _ledger_service_pb2.ListAlertsRequest,
+        request: _operator_pb2.ListAlertsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_ledger_service_pb2.ListAlertsResponse, _abc.Awaitable[_ledger_service_pb2.ListAlertsResponse]]:
+    ) -> _typing.Union[_operator_pb2.ListAlertsResponse, _abc.Awaitable[_operator_pb2.ListAlertsResponse]]:
         """Lists the alerts of this service, newest first. Access: operator."""
 
 def add_LedgerServiceServicer_to_server(servicer: LedgerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from tallystick.operator.v1 import operator_pb2 as tallystick_dot_operator_dot_v1_dot_operator__pb2
 from tallystick.payment.v1 import payment_service_pb2 as tallystick_dot_payment_dot_v1_dot_payment__service__pb2
 
 GRPC_GENERATED_VERSION = '1.80.1'
@@ -74,38 +75,38 @@ class PaymentServiceStub(object):
                 _registered_method=True)
         self.ListDeadLetters = channel.unary_unary(
                 '/tallystick.payment.v1.PaymentService/ListDeadLetters',
-                request_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ListDeadLettersRequest.SerializeToString,
-                response_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ListDeadLettersResponse.FromString,
+                request_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.ListDeadLettersRequest.SerializeToString,
+                response_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.ListDeadLettersResponse.FromString,
                 _registered_method=True)
         self.GetDeadLetter = channel.unary_unary(
                 '/tallystick.payment.v1.PaymentService/GetDeadLetter',
-                request_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.GetDeadLetterRequest.SerializeToString,
+                request_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.GetDeadLetterRequest.SerializeToString,
                 response_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.GetDeadLetterResponse.FromString,
                 _registered_method=True)
         self.RetryDeadLetter = channel.unary_unary(
                 '/tallystick.payment.v1.PaymentService/RetryDeadLetter',
-                request_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.RetryDeadLetterRequest.SerializeToString,
-                response_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.RetryDeadLetterResponse.FromString,
+                request_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.RetryDeadLetterRequest.SerializeToString,
+                response_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.RetryDeadLetterResponse.FromString,
                 _registered_method=True)
         self.CloseDeadLetter = channel.unary_unary(
                 '/tallystick.payment.v1.PaymentService/CloseDeadLetter',
-                request_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CloseDeadLetterRequest.SerializeToString,
-                response_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CloseDeadLetterResponse.FromString,
+                request_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.CloseDeadLetterRequest.SerializeToString,
+                response_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.CloseDeadLetterResponse.FromString,
                 _registered_method=True)
         self.RetryDeadLetters = channel.unary_unary(
                 '/tallystick.payment.v1.PaymentService/RetryDeadLetters',
-                request_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.RetryDeadLettersRequest.SerializeToString,
-                response_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.RetryDeadLettersResponse.FromString,
+                request_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.RetryDeadLettersRequest.SerializeToString,
+                response_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.RetryDeadLettersResponse.FromString,
                 _registered_method=True)
         self.CloseDeadLetters = channel.unary_unary(
                 '/tallystick.payment.v1.PaymentService/CloseDeadLetters',
-                request_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CloseDeadLettersRequest.SerializeToString,
-                response_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CloseDeadLettersResponse.FromString,
+                request_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.CloseDeadLettersRequest.SerializeToString,
+                response_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.CloseDeadLettersResponse.FromString,
                 _registered_method=True)
         self.ListAlerts = channel.unary_unary(
                 '/tallystick.payment.v1.PaymentService/ListAlerts',
-                request_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ListAlertsRequest.SerializeToString,
-                response_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ListAlertsResponse.FromString,
+                request_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.ListAlertsRequest.SerializeToString,
+                response_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.ListAlertsResponse.FromString,
                 _registered_method=True)
         self.ListUnappliedCharges = channel.unary_unary(
                 '/tallystick.payment.v1.PaymentService/ListUnappliedCharges',
@@ -325,38 +326,38 @@ def add_PaymentServiceServicer_to_server(servicer, server):
             ),
             'ListDeadLetters': grpc.unary_unary_rpc_method_handler(
                     servicer.ListDeadLetters,
-                    request_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ListDeadLettersRequest.FromString,
-                    response_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ListDeadLettersResponse.SerializeToString,
+                    request_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.ListDeadLettersRequest.FromString,
+                    response_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.ListDeadLettersResponse.SerializeToString,
             ),
             'GetDeadLetter': grpc.unary_unary_rpc_method_handler(
                     servicer.GetDeadLetter,
-                    request_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.GetDeadLetterRequest.FromString,
+                    request_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.GetDeadLetterRequest.FromString,
                     response_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.GetDeadLetterResponse.SerializeToString,
             ),
             'RetryDeadLetter': grpc.unary_unary_rpc_method_handler(
                     servicer.RetryDeadLetter,
-                    request_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.RetryDeadLetterRequest.FromString,
-                    response_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.RetryDeadLetterResponse.SerializeToString,
+                    request_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.RetryDeadLetterRequest.FromString,
+                    response_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.RetryDeadLetterResponse.SerializeToString,
             ),
             'CloseDeadLetter': grpc.unary_unary_rpc_method_handler(
                     servicer.CloseDeadLetter,
-                    request_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CloseDeadLetterRequest.FromString,
-                    response_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CloseDeadLetterResponse.SerializeToString,
+                    request_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.CloseDeadLetterRequest.FromString,
+                    response_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.CloseDeadLetterResponse.SerializeToString,
             ),
             'RetryDeadLetters': grpc.unary_unary_rpc_method_handler(
                     servicer.RetryDeadLetters,
-                    request_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.RetryDeadLettersRequest.FromString,
-                    response_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.RetryDeadLettersResponse.SerializeToString,
+                    request_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.RetryDeadLettersRequest.FromString,
+                    response_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.RetryDeadLettersResponse.SerializeToString,
             ),
             'CloseDeadLetters': grpc.unary_unary_rpc_method_handler(
                     servicer.CloseDeadLetters,
-                    request_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CloseDeadLettersRequest.FromString,
-                    response_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CloseDeadLettersResponse.SerializeToString,
+                    request_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.CloseDeadLettersRequest.FromString,
+                    response_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.CloseDeadLettersResponse.SerializeToString,
             ),
             'ListAlerts': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAlerts,
-                    request_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ListAlertsRequest.FromString,
-                    response_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ListAlertsResponse.SerializeToString,
+                    request_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.ListAlertsRequest.FromString,
+                    response_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.ListAlertsResponse.SerializeToString,
             ),
             'ListUnappliedCharges': grpc.unary_unary_rpc_method_handler(
                     servicer.ListUnappliedCharges,
@@ -591,8 +592,8 @@ class PaymentService(object):
             request,
             target,
             '/tallystick.payment.v1.PaymentService/ListDeadLetters',
-            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ListDeadLettersRequest.SerializeToString,
-            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ListDeadLettersResponse.FromString,
+            tallystick_dot_operator_dot_v1_dot_operator__pb2.ListDeadLettersRequest.SerializeToString,
+            tallystick_dot_operator_dot_v1_dot_operator__pb2.ListDeadLettersResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -618,7 +619,7 @@ class PaymentService(object):
             request,
             target,
             '/tallystick.payment.v1.PaymentService/GetDeadLetter',
-            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.GetDeadLetterRequest.SerializeToString,
+            tallystick_dot_operator_dot_v1_dot_operator__pb2.GetDeadLetterRequest.SerializeToString,
             tallystick_dot_payment_dot_v1_dot_payment__service__pb2.GetDeadLetterResponse.FromString,
             options,
             channel_credentials,
@@ -645,8 +646,8 @@ class PaymentService(object):
             request,
             target,
             '/tallystick.payment.v1.PaymentService/RetryDeadLetter',
-            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.RetryDeadLetterRequest.SerializeToString,
-            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.RetryDeadLetterResponse.FromString,
+            tallystick_dot_operator_dot_v1_dot_operator__pb2.RetryDeadLetterRequest.SerializeToString,
+            tallystick_dot_operator_dot_v1_dot_operator__pb2.RetryDeadLetterResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -672,8 +673,8 @@ class PaymentService(object):
             request,
             target,
             '/tallystick.payment.v1.PaymentService/CloseDeadLetter',
-            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CloseDeadLetterRequest.SerializeToString,
-            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CloseDeadLetterResponse.FromString,
+            tallystick_dot_operator_dot_v1_dot_operator__pb2.CloseDeadLetterRequest.SerializeToString,
+            tallystick_dot_operator_dot_v1_dot_operator__pb2.CloseDeadLetterResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -699,8 +700,8 @@ class PaymentService(object):
             request,
             target,
             '/tallystick.payment.v1.PaymentService/RetryDeadLetters',
-            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.RetryDeadLettersRequest.SerializeToString,
-            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.RetryDeadLettersResponse.FromString,
+            tallystick_dot_operator_dot_v1_dot_operator__pb2.RetryDeadLettersRequest.SerializeToString,
+            tallystick_dot_operator_dot_v1_dot_operator__pb2.RetryDeadLettersResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -726,8 +727,8 @@ class PaymentService(object):
             request,
             target,
             '/tallystick.payment.v1.PaymentService/CloseDeadLetters',
-            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CloseDeadLettersRequest.SerializeToString,
-            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CloseDeadLettersResponse.FromString,
+            tallystick_dot_operator_dot_v1_dot_operator__pb2.CloseDeadLettersRequest.SerializeToString,
+            tallystick_dot_operator_dot_v1_dot_operator__pb2.CloseDeadLettersResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -753,8 +754,8 @@ class PaymentService(object):
             request,
             target,
             '/tallystick.payment.v1.PaymentService/ListAlerts',
-            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ListAlertsRequest.SerializeToString,
-            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ListAlertsResponse.FromString,
+            tallystick_dot_operator_dot_v1_dot_operator__pb2.ListAlertsRequest.SerializeToString,
+            tallystick_dot_operator_dot_v1_dot_operator__pb2.ListAlertsResponse.FromString,
             options,
             channel_credentials,
             insecure,

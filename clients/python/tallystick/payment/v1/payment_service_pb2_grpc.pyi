@@ -5,6 +5,7 @@ Payments by buyers."""
 
 from collections import abc as _abc
 from grpc import aio as _aio
+from tallystick.operator.v1 import operator_pb2 as _operator_pb2
 from tallystick.payment.v1 import payment_service_pb2 as _payment_service_pb2
 import abc as _abc_1
 import grpc as _grpc
@@ -74,35 +75,35 @@ class PaymentServiceStub:
     being booked; retry then. A repeat returns the current state of the order. Access: team (its
     own).
     """
-    ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.ListDeadLettersRequest, _payment_service_pb2.ListDeadLettersResponse]
+    ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListDeadLettersRequest, _operator_pb2.ListDeadLettersResponse]
     """Lists dead letters, newest first. Access: operator."""
-    GetDeadLetter: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.GetDeadLetterRequest, _payment_service_pb2.GetDeadLetterResponse]
+    GetDeadLetter: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetDeadLetterRequest, _payment_service_pb2.GetDeadLetterResponse]
     """Returns a dead letter and the orders of its charge. Access: operator."""
-    RetryDeadLetter: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.RetryDeadLetterRequest, _payment_service_pb2.RetryDeadLetterResponse]
+    RetryDeadLetter: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RetryDeadLetterRequest, _operator_pb2.RetryDeadLetterResponse]
     """Requeues the charge of an open dead letter, under the same idempotency key while the provider
     honors it. A repeat with the same reason has no effect. A dead letter that has ended otherwise
     is rejected with INVALID_STATE. Access: operator.
     """
-    CloseDeadLetter: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.CloseDeadLetterRequest, _payment_service_pb2.CloseDeadLetterResponse]
+    CloseDeadLetter: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CloseDeadLetterRequest, _operator_pb2.CloseDeadLetterResponse]
     """Closes an open dead letter: its orders become FAILED(CLOSED_BY_OPERATOR). The platform asks the
     provider first. If the provider reports a charge or a decline, that outcome is applied instead
     and the dead letter is RESOLVED. A charge that succeeded is rejected with INVALID_STATE; it can
     only be retried. If the provider returns the reference of another charge, the operator's
     evidence decides. A repeat with the same values has no effect. Access: operator.
     """
-    RetryDeadLetters: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.RetryDeadLettersRequest, _payment_service_pb2.RetryDeadLettersResponse]
+    RetryDeadLetters: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RetryDeadLettersRequest, _operator_pb2.RetryDeadLettersResponse]
     """Requeues all open dead letters that match a filter, oldest first, up to 500 per call. Call
     again with the next_page_token until it is empty. Dead letters created after the first call are
     not included. A repeat does not change a dead letter twice. Access: operator.
     """
-    CloseDeadLetters: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.CloseDeadLettersRequest, _payment_service_pb2.CloseDeadLettersResponse]
+    CloseDeadLetters: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CloseDeadLettersRequest, _operator_pb2.CloseDeadLettersResponse]
     """Closes all open dead letters that match a filter, oldest first, up to 20 per call. Each is
     closed as by CloseDeadLetter, so the provider is asked about each. Call again with the
     next_page_token until it is empty. Dead letters created after the first call are not included.
     A dead letter is skipped if the provider returns the reference of another charge: it needs
     evidence of its own. Access: operator.
     """
-    ListAlerts: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.ListAlertsRequest, _payment_service_pb2.ListAlertsResponse]
+    ListAlerts: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListAlertsRequest, _operator_pb2.ListAlertsResponse]
     """Lists alerts, newest first. Access: operator."""
     ListUnappliedCharges: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.ListUnappliedChargesRequest, _payment_service_pb2.ListUnappliedChargesResponse]
     """Lists unapplied charges, newest first; by default only those that no operator has acknowledged.
@@ -166,35 +167,35 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     being booked; retry then. A repeat returns the current state of the order. Access: team (its
     own).
     """
-    ListDeadLetters: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.ListDeadLettersRequest, _payment_service_pb2.ListDeadLettersResponse]  # type: ignore[assignment]
+    ListDeadLetters: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListDeadLettersRequest, _operator_pb2.ListDeadLettersResponse]  # type: ignore[assignment]
     """Lists dead letters, newest first. Access: operator."""
-    GetDeadLetter: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.GetDeadLetterRequest, _payment_service_pb2.GetDeadLetterResponse]  # type: ignore[assignment]
+    GetDeadLetter: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetDeadLetterRequest, _payment_service_pb2.GetDeadLetterResponse]  # type: ignore[assignment]
     """Returns a dead letter and the orders of its charge. Access: operator."""
-    RetryDeadLetter: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.RetryDeadLetterRequest, _payment_service_pb2.RetryDeadLetterResponse]  # type: ignore[assignment]
+    RetryDeadLetter: _aio.UnaryUnaryMultiCallable[_operator_pb2.RetryDeadLetterRequest, _operator_pb2.RetryDeadLetterResponse]  # type: ignore[assignment]
     """Requeues the charge of an open dead letter, under the same idempotency key while the provider
     honors it. A repeat with the same reason has no effect. A dead letter that has ended otherwise
     is rejected with INVALID_STATE. Access: operator.
     """
-    CloseDeadLetter: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.CloseDeadLetterRequest, _payment_service_pb2.CloseDeadLetterResponse]  # type: ignore[assignment]
+    CloseDeadLetter: _aio.UnaryUnaryMultiCallable[_operator_pb2.CloseDeadLetterRequest, _operator_pb2.CloseDeadLetterResponse]  # type: ignore[assignment]
     """Closes an open dead letter: its orders become FAILED(CLOSED_BY_OPERATOR). The platform asks the
     provider first. If the provider reports a charge or a decline, that outcome is applied instead
     and the dead letter is RESOLVED. A charge that succeeded is rejected with INVALID_STATE; it can
     only be retried. If the provider returns the reference of another charge, the operator's
     evidence decides. A repeat with the same values has no effect. Access: operator.
     """
-    RetryDeadLetters: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.RetryDeadLettersRequest, _payment_service_pb2.RetryDeadLettersResponse]  # type: ignore[assignment]
+    RetryDeadLetters: _aio.UnaryUnaryMultiCallable[_operator_pb2.RetryDeadLettersRequest, _operator_pb2.RetryDeadLettersResponse]  # type: ignore[assignment]
     """Requeues all open dead letters that match a filter, oldest first, up to 500 per call. Call
     again with the next_page_token until it is empty. Dead letters created after the first call are
     not included. A repeat does not change a dead letter twice. Access: operator.
     """
-    CloseDeadLetters: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.CloseDeadLettersRequest, _payment_service_pb2.CloseDeadLettersResponse]  # type: ignore[assignment]
+    CloseDeadLetters: _aio.UnaryUnaryMultiCallable[_operator_pb2.CloseDeadLettersRequest, _operator_pb2.CloseDeadLettersResponse]  # type: ignore[assignment]
     """Closes all open dead letters that match a filter, oldest first, up to 20 per call. Each is
     closed as by CloseDeadLetter, so the provider is asked about each. Call again with the
     next_page_token until it is empty. Dead letters created after the first call are not included.
     A dead letter is skipped if the provider returns the reference of another charge: it needs
     evidence of its own. Access: operator.
     """
-    ListAlerts: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.ListAlertsRequest, _payment_service_pb2.ListAlertsResponse]  # type: ignore[assignment]
+    ListAlerts: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListAlertsRequest, _operator_pb2.ListAlertsResponse]  # type: ignore[assignment]
     """Lists alerts, newest first. Access: operator."""
     ListUnappliedCharges: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.ListUnappliedChargesRequest, _payment_service_pb2.ListUnappliedChargesResponse]  # type: ignore[assignment]
     """Lists unapplied charges, newest first; by default only those that no operator has acknowledged.
@@ -301,15 +302,15 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def ListDeadLetters(
         self,
-        request: _payment_service_pb2.ListDeadLettersRequest,
+        request: _operator_pb2.ListDeadLettersRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_payment_service_pb2.ListDeadLettersResponse, _abc.Awaitable[_payment_service_pb2.ListDeadLettersResponse]]:
+    ) -> _typing.Union[_operator_pb2.ListDeadLettersResponse, _abc.Awaitable[_operator_pb2.ListDeadLettersResponse]]:
         """Lists dead letters, newest first. Access: operator."""
 
     @_abc_1.abstractmethod
     def GetDeadLetter(
         self,
-        request: _payment_service_pb2.GetDeadLetterRequest,
+        request: _operator_pb2.GetDeadLetterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payment_service_pb2.GetDeadLetterResponse, _abc.Awaitable[_payment_service_pb2.GetDeadLetterResponse]]:
         """Returns a dead letter and the orders of its charge. Access: operator."""
@@ -317,9 +318,9 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def RetryDeadLetter(
         self,
-        request: _payment_service_pb2.RetryDeadLetterRequest,
+        request: _operator_pb2.RetryDeadLetterRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_payment_service_pb2.RetryDeadLetterResponse, _abc.Awaitable[_payment_service_pb2.RetryDeadLetterResponse]]:
+    ) -> _typing.Union[_operator_pb2.RetryDeadLetterResponse, _abc.Awaitable[_operator_pb2.RetryDeadLetterResponse]]:
         """Requeues the charge of an open dead letter, under the same idempotency key while the provider
         honors it. A repeat with the same reason has no effect. A dead letter that has ended otherwise
         is rejected with INVALID_STATE. Access: operator.
@@ -328,9 +329,9 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def CloseDeadLetter(
         self,
-        request: _payment_service_pb2.CloseDeadLetterRequest,
+        request: _operator_pb2.CloseDeadLetterRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_payment_service_pb2.CloseDeadLetterResponse, _abc.Awaitable[_payment_service_pb2.CloseDeadLetterResponse]]:
+    ) -> _typing.Union[_operator_pb2.CloseDeadLetterResponse, _abc.Awaitable[_operator_pb2.CloseDeadLetterResponse]]:
         """Closes an open dead letter: its orders become FAILED(CLOSED_BY_OPERATOR). The platform asks the
         provider first. If the provider reports a charge or a decline, that outcome is applied instead
         and the dead letter is RESOLVED. A charge that succeeded is rejected with INVALID_STATE; it can
@@ -341,9 +342,9 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def RetryDeadLetters(
         self,
-        request: _payment_service_pb2.RetryDeadLettersRequest,
+        request: _operator_pb2.RetryDeadLettersRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_payment_service_pb2.RetryDeadLettersResponse, _abc.Awaitable[_payment_service_pb2.RetryDeadLettersResponse]]:
+    ) -> _typing.Union[_operator_pb2.RetryDeadLettersResponse, _abc.Awaitable[_operator_pb2.RetryDeadLettersResponse]]:
         """Requeues all open dead letters that match a filter, oldest first, up to 500 per call. Call
         again with the next_page_token until it is empty. Dead letters created after the first call are
         not included. A repeat does not change a dead letter twice. Access: operator.
@@ -352,9 +353,9 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def CloseDeadLetters(
         self,
-        request: _payment_service_pb2.CloseDeadLettersRequest,
+        request: _operator_pb2.CloseDeadLettersRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_payment_service_pb2.CloseDeadLettersResponse, _abc.Awaitable[_payment_service_pb2.CloseDeadLettersResponse]]:
+    ) -> _typing.Union[_operator_pb2.CloseDeadLettersResponse, _abc.Awaitable[_operator_pb2.CloseDeadLettersResponse]]:
         """Closes all open dead letters that match a filter, oldest first, up to 20 per call. Each is
         closed as by CloseDeadLetter, so the provider is asked about each. Call again with the
         next_page_token until it is empty. Dead letters created after the first call are not included.
@@ -365,9 +366,9 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def ListAlerts(
         self,
-        request: _payment_service_pb2.ListAlertsRequest,
+        request: _operator_pb2.ListAlertsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_payment_service_pb2.ListAlertsResponse, _abc.Awaitable[_payment_service_pb2.ListAlertsResponse]]:
+    ) -> _typing.Union[_operator_pb2.ListAlertsResponse, _abc.Awaitable[_operator_pb2.ListAlertsResponse]]:
         """Lists alerts, newest first. Access: operator."""
 
     @_abc_1.abstractmethod

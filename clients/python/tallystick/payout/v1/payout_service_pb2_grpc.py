@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from tallystick.operator.v1 import operator_pb2 as tallystick_dot_operator_dot_v1_dot_operator__pb2
 from tallystick.payout.v1 import payout_service_pb2 as tallystick_dot_payout_dot_v1_dot_payout__service__pb2
 
 GRPC_GENERATED_VERSION = '1.80.1'
@@ -136,38 +137,38 @@ class PayoutServiceStub(object):
                 _registered_method=True)
         self.ListDeadLetters = channel.unary_unary(
                 '/tallystick.payout.v1.PayoutService/ListDeadLetters',
-                request_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.ListDeadLettersRequest.SerializeToString,
-                response_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.ListDeadLettersResponse.FromString,
+                request_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.ListDeadLettersRequest.SerializeToString,
+                response_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.ListDeadLettersResponse.FromString,
                 _registered_method=True)
         self.GetDeadLetter = channel.unary_unary(
                 '/tallystick.payout.v1.PayoutService/GetDeadLetter',
-                request_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.GetDeadLetterRequest.SerializeToString,
+                request_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.GetDeadLetterRequest.SerializeToString,
                 response_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.GetDeadLetterResponse.FromString,
                 _registered_method=True)
         self.RetryDeadLetter = channel.unary_unary(
                 '/tallystick.payout.v1.PayoutService/RetryDeadLetter',
-                request_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.RetryDeadLetterRequest.SerializeToString,
-                response_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.RetryDeadLetterResponse.FromString,
+                request_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.RetryDeadLetterRequest.SerializeToString,
+                response_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.RetryDeadLetterResponse.FromString,
                 _registered_method=True)
         self.CloseDeadLetter = channel.unary_unary(
                 '/tallystick.payout.v1.PayoutService/CloseDeadLetter',
-                request_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.CloseDeadLetterRequest.SerializeToString,
-                response_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.CloseDeadLetterResponse.FromString,
+                request_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.CloseDeadLetterRequest.SerializeToString,
+                response_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.CloseDeadLetterResponse.FromString,
                 _registered_method=True)
         self.RetryDeadLetters = channel.unary_unary(
                 '/tallystick.payout.v1.PayoutService/RetryDeadLetters',
-                request_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.RetryDeadLettersRequest.SerializeToString,
-                response_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.RetryDeadLettersResponse.FromString,
+                request_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.RetryDeadLettersRequest.SerializeToString,
+                response_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.RetryDeadLettersResponse.FromString,
                 _registered_method=True)
         self.CloseDeadLetters = channel.unary_unary(
                 '/tallystick.payout.v1.PayoutService/CloseDeadLetters',
-                request_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.CloseDeadLettersRequest.SerializeToString,
-                response_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.CloseDeadLettersResponse.FromString,
+                request_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.CloseDeadLettersRequest.SerializeToString,
+                response_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.CloseDeadLettersResponse.FromString,
                 _registered_method=True)
         self.ListAlerts = channel.unary_unary(
                 '/tallystick.payout.v1.PayoutService/ListAlerts',
-                request_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.ListAlertsRequest.SerializeToString,
-                response_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.ListAlertsResponse.FromString,
+                request_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.ListAlertsRequest.SerializeToString,
+                response_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.ListAlertsResponse.FromString,
                 _registered_method=True)
 
 
@@ -528,38 +529,38 @@ def add_PayoutServiceServicer_to_server(servicer, server):
             ),
             'ListDeadLetters': grpc.unary_unary_rpc_method_handler(
                     servicer.ListDeadLetters,
-                    request_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.ListDeadLettersRequest.FromString,
-                    response_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.ListDeadLettersResponse.SerializeToString,
+                    request_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.ListDeadLettersRequest.FromString,
+                    response_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.ListDeadLettersResponse.SerializeToString,
             ),
             'GetDeadLetter': grpc.unary_unary_rpc_method_handler(
                     servicer.GetDeadLetter,
-                    request_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.GetDeadLetterRequest.FromString,
+                    request_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.GetDeadLetterRequest.FromString,
                     response_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.GetDeadLetterResponse.SerializeToString,
             ),
             'RetryDeadLetter': grpc.unary_unary_rpc_method_handler(
                     servicer.RetryDeadLetter,
-                    request_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.RetryDeadLetterRequest.FromString,
-                    response_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.RetryDeadLetterResponse.SerializeToString,
+                    request_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.RetryDeadLetterRequest.FromString,
+                    response_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.RetryDeadLetterResponse.SerializeToString,
             ),
             'CloseDeadLetter': grpc.unary_unary_rpc_method_handler(
                     servicer.CloseDeadLetter,
-                    request_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.CloseDeadLetterRequest.FromString,
-                    response_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.CloseDeadLetterResponse.SerializeToString,
+                    request_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.CloseDeadLetterRequest.FromString,
+                    response_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.CloseDeadLetterResponse.SerializeToString,
             ),
             'RetryDeadLetters': grpc.unary_unary_rpc_method_handler(
                     servicer.RetryDeadLetters,
-                    request_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.RetryDeadLettersRequest.FromString,
-                    response_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.RetryDeadLettersResponse.SerializeToString,
+                    request_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.RetryDeadLettersRequest.FromString,
+                    response_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.RetryDeadLettersResponse.SerializeToString,
             ),
             'CloseDeadLetters': grpc.unary_unary_rpc_method_handler(
                     servicer.CloseDeadLetters,
-                    request_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.CloseDeadLettersRequest.FromString,
-                    response_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.CloseDeadLettersResponse.SerializeToString,
+                    request_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.CloseDeadLettersRequest.FromString,
+                    response_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.CloseDeadLettersResponse.SerializeToString,
             ),
             'ListAlerts': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAlerts,
-                    request_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.ListAlertsRequest.FromString,
-                    response_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.ListAlertsResponse.SerializeToString,
+                    request_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.ListAlertsRequest.FromString,
+                    response_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.ListAlertsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1105,8 +1106,8 @@ class PayoutService(object):
             request,
             target,
             '/tallystick.payout.v1.PayoutService/ListDeadLetters',
-            tallystick_dot_payout_dot_v1_dot_payout__service__pb2.ListDeadLettersRequest.SerializeToString,
-            tallystick_dot_payout_dot_v1_dot_payout__service__pb2.ListDeadLettersResponse.FromString,
+            tallystick_dot_operator_dot_v1_dot_operator__pb2.ListDeadLettersRequest.SerializeToString,
+            tallystick_dot_operator_dot_v1_dot_operator__pb2.ListDeadLettersResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -1132,7 +1133,7 @@ class PayoutService(object):
             request,
             target,
             '/tallystick.payout.v1.PayoutService/GetDeadLetter',
-            tallystick_dot_payout_dot_v1_dot_payout__service__pb2.GetDeadLetterRequest.SerializeToString,
+            tallystick_dot_operator_dot_v1_dot_operator__pb2.GetDeadLetterRequest.SerializeToString,
             tallystick_dot_payout_dot_v1_dot_payout__service__pb2.GetDeadLetterResponse.FromString,
             options,
             channel_credentials,
@@ -1159,8 +1160,8 @@ class PayoutService(object):
             request,
             target,
             '/tallystick.payout.v1.PayoutService/RetryDeadLetter',
-            tallystick_dot_payout_dot_v1_dot_payout__service__pb2.RetryDeadLetterRequest.SerializeToString,
-            tallystick_dot_payout_dot_v1_dot_payout__service__pb2.RetryDeadLetterResponse.FromString,
+            tallystick_dot_operator_dot_v1_dot_operator__pb2.RetryDeadLetterRequest.SerializeToString,
+            tallystick_dot_operator_dot_v1_dot_operator__pb2.RetryDeadLetterResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -1186,8 +1187,8 @@ class PayoutService(object):
             request,
             target,
             '/tallystick.payout.v1.PayoutService/CloseDeadLetter',
-            tallystick_dot_payout_dot_v1_dot_payout__service__pb2.CloseDeadLetterRequest.SerializeToString,
-            tallystick_dot_payout_dot_v1_dot_payout__service__pb2.CloseDeadLetterResponse.FromString,
+            tallystick_dot_operator_dot_v1_dot_operator__pb2.CloseDeadLetterRequest.SerializeToString,
+            tallystick_dot_operator_dot_v1_dot_operator__pb2.CloseDeadLetterResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -1213,8 +1214,8 @@ class PayoutService(object):
             request,
             target,
             '/tallystick.payout.v1.PayoutService/RetryDeadLetters',
-            tallystick_dot_payout_dot_v1_dot_payout__service__pb2.RetryDeadLettersRequest.SerializeToString,
-            tallystick_dot_payout_dot_v1_dot_payout__service__pb2.RetryDeadLettersResponse.FromString,
+            tallystick_dot_operator_dot_v1_dot_operator__pb2.RetryDeadLettersRequest.SerializeToString,
+            tallystick_dot_operator_dot_v1_dot_operator__pb2.RetryDeadLettersResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -1240,8 +1241,8 @@ class PayoutService(object):
             request,
             target,
             '/tallystick.payout.v1.PayoutService/CloseDeadLetters',
-            tallystick_dot_payout_dot_v1_dot_payout__service__pb2.CloseDeadLettersRequest.SerializeToString,
-            tallystick_dot_payout_dot_v1_dot_payout__service__pb2.CloseDeadLettersResponse.FromString,
+            tallystick_dot_operator_dot_v1_dot_operator__pb2.CloseDeadLettersRequest.SerializeToString,
+            tallystick_dot_operator_dot_v1_dot_operator__pb2.CloseDeadLettersResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -1267,8 +1268,8 @@ class PayoutService(object):
             request,
             target,
             '/tallystick.payout.v1.PayoutService/ListAlerts',
-            tallystick_dot_payout_dot_v1_dot_payout__service__pb2.ListAlertsRequest.SerializeToString,
-            tallystick_dot_payout_dot_v1_dot_payout__service__pb2.ListAlertsResponse.FromString,
+            tallystick_dot_operator_dot_v1_dot_operator__pb2.ListAlertsRequest.SerializeToString,
+            tallystick_dot_operator_dot_v1_dot_operator__pb2.ListAlertsResponse.FromString,
             options,
             channel_credentials,
             insecure,

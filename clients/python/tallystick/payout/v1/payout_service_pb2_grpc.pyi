@@ -5,6 +5,7 @@ Payouts to sellers."""
 
 from collections import abc as _abc
 from grpc import aio as _aio
+from tallystick.operator.v1 import operator_pb2 as _operator_pb2
 from tallystick.payout.v1 import payout_service_pb2 as _payout_service_pb2
 import abc as _abc_1
 import grpc as _grpc
@@ -148,15 +149,15 @@ class PayoutServiceStub:
     """Returns the schedule that applies to a seller: its own, or else the default. Access: team,
     payouts (its own sellers), operator.
     """
-    ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.ListDeadLettersRequest, _payout_service_pb2.ListDeadLettersResponse]
+    ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListDeadLettersRequest, _operator_pb2.ListDeadLettersResponse]
     """Lists dead letters, newest first. Access: operator."""
-    GetDeadLetter: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.GetDeadLetterRequest, _payout_service_pb2.GetDeadLetterResponse]
+    GetDeadLetter: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetDeadLetterRequest, _payout_service_pb2.GetDeadLetterResponse]
     """Returns a dead letter and its resource. Access: operator."""
-    RetryDeadLetter: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.RetryDeadLetterRequest, _payout_service_pb2.RetryDeadLetterResponse]
+    RetryDeadLetter: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RetryDeadLetterRequest, _operator_pb2.RetryDeadLetterResponse]
     """Requeues an open dead letter, as RetryPayout does. A repeat with the same reason has no effect.
     A dead letter that has ended otherwise is rejected with INVALID_STATE. Access: operator.
     """
-    CloseDeadLetter: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.CloseDeadLetterRequest, _payout_service_pb2.CloseDeadLetterResponse]
+    CloseDeadLetter: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CloseDeadLetterRequest, _operator_pb2.CloseDeadLetterResponse]
     """Closes an open dead letter: its payout becomes FAILED(CLOSED_BY_OPERATOR), its destination
     UNUSABLE. The platform asks the provider first. If the provider reports a transfer or a
     decline, that outcome is applied instead and the dead letter is RESOLVED. A payout that is
@@ -164,19 +165,19 @@ class PayoutServiceStub:
     returns the reference of another payout, the operator's evidence decides. A repeat with the
     same values has no effect. Access: operator.
     """
-    RetryDeadLetters: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.RetryDeadLettersRequest, _payout_service_pb2.RetryDeadLettersResponse]
+    RetryDeadLetters: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RetryDeadLettersRequest, _operator_pb2.RetryDeadLettersResponse]
     """Requeues all open dead letters that match a filter, oldest first, up to 500 per call. Call
     again with the next_page_token until it is empty. Dead letters created after the first call are
     not included. A repeat does not change a dead letter twice. Access: operator.
     """
-    CloseDeadLetters: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.CloseDeadLettersRequest, _payout_service_pb2.CloseDeadLettersResponse]
+    CloseDeadLetters: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CloseDeadLettersRequest, _operator_pb2.CloseDeadLettersResponse]
     """Closes all open dead letters that match a filter, oldest first, up to 20 per call. Each is
     closed as by CloseDeadLetter, so the provider is asked about each. Call again with the
     next_page_token until it is empty. Dead letters created after the first call are not included.
     A dead letter is skipped if the provider returns the reference of another payout: it needs
     evidence of its own. Access: operator.
     """
-    ListAlerts: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.ListAlertsRequest, _payout_service_pb2.ListAlertsResponse]
+    ListAlerts: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListAlertsRequest, _operator_pb2.ListAlertsResponse]
     """Lists alerts, newest first. Access: operator."""
 
 @_typing.type_check_only
@@ -299,15 +300,15 @@ class PayoutServiceAsyncStub(PayoutServiceStub):
     """Returns the schedule that applies to a seller: its own, or else the default. Access: team,
     payouts (its own sellers), operator.
     """
-    ListDeadLetters: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.ListDeadLettersRequest, _payout_service_pb2.ListDeadLettersResponse]  # type: ignore[assignment]
+    ListDeadLetters: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListDeadLettersRequest, _operator_pb2.ListDeadLettersResponse]  # type: ignore[assignment]
     """Lists dead letters, newest first. Access: operator."""
-    GetDeadLetter: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.GetDeadLetterRequest, _payout_service_pb2.GetDeadLetterResponse]  # type: ignore[assignment]
+    GetDeadLetter: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetDeadLetterRequest, _payout_service_pb2.GetDeadLetterResponse]  # type: ignore[assignment]
     """Returns a dead letter and its resource. Access: operator."""
-    RetryDeadLetter: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.RetryDeadLetterRequest, _payout_service_pb2.RetryDeadLetterResponse]  # type: ignore[assignment]
+    RetryDeadLetter: _aio.UnaryUnaryMultiCallable[_operator_pb2.RetryDeadLetterRequest, _operator_pb2.RetryDeadLetterResponse]  # type: ignore[assignment]
     """Requeues an open dead letter, as RetryPayout does. A repeat with the same reason has no effect.
     A dead letter that has ended otherwise is rejected with INVALID_STATE. Access: operator.
     """
-    CloseDeadLetter: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.CloseDeadLetterRequest, _payout_service_pb2.CloseDeadLetterResponse]  # type: ignore[assignment]
+    CloseDeadLetter: _aio.UnaryUnaryMultiCallable[_operator_pb2.CloseDeadLetterRequest, _operator_pb2.CloseDeadLetterResponse]  # type: ignore[assignment]
     """Closes an open dead letter: its payout becomes FAILED(CLOSED_BY_OPERATOR), its destination
     UNUSABLE. The platform asks the provider first. If the provider reports a transfer or a
     decline, that outcome is applied instead and the dead letter is RESOLVED. A payout that is
@@ -315,19 +316,19 @@ class PayoutServiceAsyncStub(PayoutServiceStub):
     returns the reference of another payout, the operator's evidence decides. A repeat with the
     same values has no effect. Access: operator.
     """
-    RetryDeadLetters: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.RetryDeadLettersRequest, _payout_service_pb2.RetryDeadLettersResponse]  # type: ignore[assignment]
+    RetryDeadLetters: _aio.UnaryUnaryMultiCallable[_operator_pb2.RetryDeadLettersRequest, _operator_pb2.RetryDeadLettersResponse]  # type: ignore[assignment]
     """Requeues all open dead letters that match a filter, oldest first, up to 500 per call. Call
     again with the next_page_token until it is empty. Dead letters created after the first call are
     not included. A repeat does not change a dead letter twice. Access: operator.
     """
-    CloseDeadLetters: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.CloseDeadLettersRequest, _payout_service_pb2.CloseDeadLettersResponse]  # type: ignore[assignment]
+    CloseDeadLetters: _aio.UnaryUnaryMultiCallable[_operator_pb2.CloseDeadLettersRequest, _operator_pb2.CloseDeadLettersResponse]  # type: ignore[assignment]
     """Closes all open dead letters that match a filter, oldest first, up to 20 per call. Each is
     closed as by CloseDeadLetter, so the provider is asked about each. Call again with the
     next_page_token until it is empty. Dead letters created after the first call are not included.
     A dead letter is skipped if the provider returns the reference of another payout: it needs
     evidence of its own. Access: operator.
     """
-    ListAlerts: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.ListAlertsRequest, _payout_service_pb2.ListAlertsResponse]  # type: ignore[assignment]
+    ListAlerts: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListAlertsRequest, _operator_pb2.ListAlertsResponse]  # type: ignore[assignment]
     """Lists alerts, newest first. Access: operator."""
 
 class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -565,15 +566,15 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def ListDeadLetters(
         self,
-        request: _payout_service_pb2.ListDeadLettersRequest,
+        request: _operator_pb2.ListDeadLettersRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_payout_service_pb2.ListDeadLettersResponse, _abc.Awaitable[_payout_service_pb2.ListDeadLettersResponse]]:
+    ) -> _typing.Union[_operator_pb2.ListDeadLettersResponse, _abc.Awaitable[_operator_pb2.ListDeadLettersResponse]]:
         """Lists dead letters, newest first. Access: operator."""
 
     @_abc_1.abstractmethod
     def GetDeadLetter(
         self,
-        request: _payout_service_pb2.GetDeadLetterRequest,
+        request: _operator_pb2.GetDeadLetterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.GetDeadLetterResponse, _abc.Awaitable[_payout_service_pb2.GetDeadLetterResponse]]:
         """Returns a dead letter and its resource. Access: operator."""
@@ -581,9 +582,9 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def RetryDeadLetter(
         self,
-        request: _payout_service_pb2.RetryDeadLetterRequest,
+        request: _operator_pb2.RetryDeadLetterRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_payout_service_pb2.RetryDeadLetterResponse, _abc.Awaitable[_payout_service_pb2.RetryDeadLetterResponse]]:
+    ) -> _typing.Union[_operator_pb2.RetryDeadLetterResponse, _abc.Awaitable[_operator_pb2.RetryDeadLetterResponse]]:
         """Requeues an open dead letter, as RetryPayout does. A repeat with the same reason has no effect.
         A dead letter that has ended otherwise is rejected with INVALID_STATE. Access: operator.
         """
@@ -591,9 +592,9 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def CloseDeadLetter(
         self,
-        request: _payout_service_pb2.CloseDeadLetterRequest,
+        request: _operator_pb2.CloseDeadLetterRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_payout_service_pb2.CloseDeadLetterResponse, _abc.Awaitable[_payout_service_pb2.CloseDeadLetterResponse]]:
+    ) -> _typing.Union[_operator_pb2.CloseDeadLetterResponse, _abc.Awaitable[_operator_pb2.CloseDeadLetterResponse]]:
         """Closes an open dead letter: its payout becomes FAILED(CLOSED_BY_OPERATOR), its destination
         UNUSABLE. The platform asks the provider first. If the provider reports a transfer or a
         decline, that outcome is applied instead and the dead letter is RESOLVED. A payout that is
@@ -605,9 +606,9 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def RetryDeadLetters(
         self,
-        request: _payout_service_pb2.RetryDeadLettersRequest,
+        request: _operator_pb2.RetryDeadLettersRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_payout_service_pb2.RetryDeadLettersResponse, _abc.Awaitable[_payout_service_pb2.RetryDeadLettersResponse]]:
+    ) -> _typing.Union[_operator_pb2.RetryDeadLettersResponse, _abc.Awaitable[_operator_pb2.RetryDeadLettersResponse]]:
         """Requeues all open dead letters that match a filter, oldest first, up to 500 per call. Call
         again with the next_page_token until it is empty. Dead letters created after the first call are
         not included. A repeat does not change a dead letter twice. Access: operator.
@@ -616,9 +617,9 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def CloseDeadLetters(
         self,
-        request: _payout_service_pb2.CloseDeadLettersRequest,
+        request: _operator_pb2.CloseDeadLettersRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_payout_service_pb2.CloseDeadLettersResponse, _abc.Awaitable[_payout_service_pb2.CloseDeadLettersResponse]]:
+    ) -> _typing.Union[_operator_pb2.CloseDeadLettersResponse, _abc.Awaitable[_operator_pb2.CloseDeadLettersResponse]]:
         """Closes all open dead letters that match a filter, oldest first, up to 20 per call. Each is
         closed as by CloseDeadLetter, so the provider is asked about each. Call again with the
         next_page_token until it is empty. Dead letters created after the first call are not included.
@@ -629,9 +630,9 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def ListAlerts(
         self,
-        request: _payout_service_pb2.ListAlertsRequest,
+        request: _operator_pb2.ListAlertsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_payout_service_pb2.ListAlertsResponse, _abc.Awaitable[_payout_service_pb2.ListAlertsResponse]]:
+    ) -> _typing.Union[_operator_pb2.ListAlertsResponse, _abc.Awaitable[_operator_pb2.ListAlertsResponse]]:
         """Lists alerts, newest first. Access: operator."""
 
 def add_PayoutServiceServicer_to_server(servicer: PayoutServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

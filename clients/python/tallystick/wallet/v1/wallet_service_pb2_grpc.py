@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from tallystick.operator.v1 import operator_pb2 as tallystick_dot_operator_dot_v1_dot_operator__pb2
 from tallystick.wallet.v1 import wallet_service_pb2 as tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2
 
 GRPC_GENERATED_VERSION = '1.80.1'
@@ -123,8 +124,8 @@ class WalletServiceStub(object):
                 _registered_method=True)
         self.ListAlerts = channel.unary_unary(
                 '/tallystick.wallet.v1.WalletService/ListAlerts',
-                request_serializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.ListAlertsRequest.SerializeToString,
-                response_deserializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.ListAlertsResponse.FromString,
+                request_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.ListAlertsRequest.SerializeToString,
+                response_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.ListAlertsResponse.FromString,
                 _registered_method=True)
 
 
@@ -368,8 +369,8 @@ def add_WalletServiceServicer_to_server(servicer, server):
             ),
             'ListAlerts': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAlerts,
-                    request_deserializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.ListAlertsRequest.FromString,
-                    response_serializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.ListAlertsResponse.SerializeToString,
+                    request_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.ListAlertsRequest.FromString,
+                    response_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.ListAlertsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -858,8 +859,8 @@ class WalletService(object):
             request,
             target,
             '/tallystick.wallet.v1.WalletService/ListAlerts',
-            tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.ListAlertsRequest.SerializeToString,
-            tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.ListAlertsResponse.FromString,
+            tallystick_dot_operator_dot_v1_dot_operator__pb2.ListAlertsRequest.SerializeToString,
+            tallystick_dot_operator_dot_v1_dot_operator__pb2.ListAlertsResponse.FromString,
             options,
             channel_credentials,
             insecure,

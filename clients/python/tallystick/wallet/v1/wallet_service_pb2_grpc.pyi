@@ -5,6 +5,7 @@ Sellers' wallets."""
 
 from collections import abc as _abc
 from grpc import aio as _aio
+from tallystick.operator.v1 import operator_pb2 as _operator_pb2
 from tallystick.wallet.v1 import wallet_service_pb2 as _wallet_service_pb2
 import abc as _abc_1
 import grpc as _grpc
@@ -98,7 +99,7 @@ class WalletServiceStub:
     """Rejects a requested assignment. An approved assignment is rejected with INVALID_STATE. A repeat
     has no effect. Access: operator.
     """
-    ListAlerts: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.ListAlertsRequest, _wallet_service_pb2.ListAlertsResponse]
+    ListAlerts: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListAlertsRequest, _operator_pb2.ListAlertsResponse]
     """Lists the alerts of this service, newest first. Access: operator."""
 
 @_typing.type_check_only
@@ -171,7 +172,7 @@ class WalletServiceAsyncStub(WalletServiceStub):
     """Rejects a requested assignment. An approved assignment is rejected with INVALID_STATE. A repeat
     has no effect. Access: operator.
     """
-    ListAlerts: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.ListAlertsRequest, _wallet_service_pb2.ListAlertsResponse]  # type: ignore[assignment]
+    ListAlerts: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListAlertsRequest, _operator_pb2.ListAlertsResponse]  # type: ignore[assignment]
     """Lists the alerts of this service, newest first. Access: operator."""
 
 class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -347,9 +348,9 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def ListAlerts(
         self,
-        request: _wallet_service_pb2.ListAlertsRequest,
+        request: _operator_pb2.ListAlertsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_wallet_service_pb2.ListAlertsResponse, _abc.Awaitable[_wallet_service_pb2.ListAlertsResponse]]:
+    ) -> _typing.Union[_operator_pb2.ListAlertsResponse, _abc.Awaitable[_operator_pb2.ListAlertsResponse]]:
         """Lists the alerts of this service, newest first. Access: operator."""
 
 def add_WalletServiceServicer_to_server(servicer: WalletServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
