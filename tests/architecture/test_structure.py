@@ -18,6 +18,7 @@ import pytest
 from google.protobuf.descriptor_pb2 import MethodOptions
 
 import tallystick_storage
+from tallystick.history.v1 import history_pb2
 from tallystick.ledger.v1 import ledger_pb2
 from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_pb2
@@ -132,14 +133,10 @@ def test_each_rpc_has_messages_of_its_own() -> None:
     """No two calls share a request or a response, except those about dead letters and alerts, which
     every service has with the same messages.
     """
-    messages = [
-        message.full_name
-        for spec in SERVICES
-        for method in spec.descriptor.methods
-        for message in (method.input_type, method.output_type)
-    ]
-    shared = {name for name in messages if messages.count(name) > 1}
-    assert {name.rpartition(".")[0] for name in shared} == {"tallystick.operator.v1"}
+    methods = [method for spec in SERVICES for method in spec.descriptor.methods]
+    messages = [item for method in methods for item in (method.input_type, method.output_type)]
+    shared = [message for message in messages if messages.count(message) > 1]
+    assert {message.file.package for message in shared} == {"tallystick.operator.v1"}
 
 
 @pytest.mark.parametrize("spec", SERVICES, ids=service_names())
@@ -168,8 +165,6 @@ def test_each_rpc_declares_idempotency_and_access(spec: ServiceSpec) -> None:
     ("enum", "wire"),
     [
         (OrderStatus, payment_pb2.PaymentOrderStatus),
-        (PaymentTransitionReason, payment_pb2.PaymentTransitionReason),
-        (PayoutTransitionReason, payout_pb2.PayoutTransitionReason),
         (PostingKind, ledger_pb2.TransactionKind),
         (EntryKind, wallet_pb2.WalletEntryKind),
         (HoldState, wallet_pb2.HoldState),
@@ -232,12 +227,17 @@ def test_outcomes_are_the_contracts() -> None:
     """The provider outcomes of the rules are those of the contract: five for a charge, seven for a
     payout.
     """
-    wire = {name.removeprefix("OUTCOME_") for name in payment_pb2.Outcome.keys()} - {"UNSPECIFIED"}
-    assert wire == {TRIGGERS[outcome] for outcome in get_args(ChargeOutcome)}
-    wire = {name.removeprefix("PAYOUT_OUTCOME_") for name in payout_pb2.PayoutOutcome.keys()} - {
-        "UNSPECIFIED"
-    }
-    assert wire == {PAYOUT_TRIGGERS[outcome] for outcome in get_args(PayoutOutcome)}
+    charge_outcomes = {str(TRIGGERS[outcome]) for outcome in get_args(ChargeOutcome)}
+    payout_outcomes = {str(PAYOUT_TRIGGERS[outcome]) for outcome in get_args(PayoutOutcome)}
+    assert (len(charge_outcomes), len(payout_outcomes)) == (5, 7)
+    wire = {name.removeprefix("ATTEMPT_OUTCOME_") for name in history_pb2.AttemptOutcome.keys()}
+    assert wire - {"UNSPECIFIED"} == charge_outcomes | payout_outcomes
+
+
+def test_transition_reasons_are_the_contracts() -> None:
+    """The contract has the transition reasons of orders and those of payouts."""
+    wire = {name.removeprefix("TRANSITION_REASON_") for name in history_pb2.TransitionReason.keys()}
+    assert wire - {"UNSPECIFIED"} == {*PaymentTransitionReason, *PayoutTransitionReason}
 
 
 FORBIDDEN_PATTERNS = [

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from tallystick import AsyncClient
+from tallystick.history.v1 import history_pb2
 from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
-from tallystick.payout.v1 import payout_pb2, payout_service_pb2
+from tallystick.payout.v1 import payout_service_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_server.app.errors import StartupError
 from tallystick_server.cli.output import print_heading, print_line
@@ -32,11 +33,7 @@ async def show_payout(client: AsyncClient, payout_id: str) -> None:
     )
     print_line(f"       {payout.net_amount} sent to the bank as {payout.provider_reference}")
     for transition in response.history:
-        state = payout_pb2.PayoutState.Name(transition.to_state).removeprefix("PAYOUT_STATE_")
-        reason = payout_pb2.PayoutTransitionReason.Name(transition.transition_reason).removeprefix(
-            "PAYOUT_TRANSITION_REASON_"
-        )
-        print_line(f"       {_format_time(transition)}  {state:<12} {reason}")
+        print_line(f"       {_format_transition(transition)}")
     request = ledger_service_pb2.ListTransactionsRequest(source_id=payout_id)
     for transaction in reversed((await client.ledger.ListTransactions(request)).transactions):
         _print_transaction(transaction)
@@ -88,14 +85,9 @@ async def show_history(client: AsyncClient, payment: payment_pb2.Payment) -> Non
             f"{order.provider_reference}"
         )
         for transition in response.history:
-            status = payment_pb2.PaymentOrderStatus.Name(transition.to_status).removeprefix(
-                "PAYMENT_ORDER_STATUS_"
-            )
-            reason = payment_pb2.PaymentTransitionReason.Name(
-                transition.transition_reason
-            ).removeprefix("PAYMENT_TRANSITION_REASON_")
-            booked_flags = "   wallet_updated, ledger_updated" if reason == "BOOKED" else ""
-            print_line(f"       {_format_time(transition)}  {status:<12} {reason}{booked_flags}")
+            is_booked = transition.transition_reason == history_pb2.TRANSITION_REASON_BOOKED
+            booked_flags = "   wallet_updated, ledger_updated" if is_booked else ""
+            print_line(f"       {_format_transition(transition)}{booked_flags}")
 
 
 async def show_ledger(client: AsyncClient, payment: payment_pb2.Payment) -> None:
@@ -136,6 +128,12 @@ def _print_transaction(transaction: ledger_pb2.Transaction) -> None:
             f"       {side} {entry.amount:>10} {entry.currency}  {entry.account:<26} balance "
             f"{entry.balance_after:>12}"
         )
+
+
+def _format_transition(transition: history_pb2.Transition) -> str:
+    reason = history_pb2.TransitionReason.Name(transition.transition_reason)
+    reason = reason.removeprefix("TRANSITION_REASON_")
+    return f"{_format_time(transition)}  {transition.to_state:<12} {reason}"
 
 
 def _format_time(transition: Any) -> str:

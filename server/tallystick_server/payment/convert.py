@@ -22,11 +22,7 @@ from tallystick_core.payment.checkout import (
     PartialFailurePolicy,
     normalize,
 )
-from tallystick_core.payment.state import (
-    TERMINAL_STATUSES,
-    OrderStatus,
-    PaymentTransitionReason,
-)
+from tallystick_core.payment.state import TERMINAL_STATUSES, OrderStatus
 from tallystick_core.validation import (
     parse_country,
     parse_id,
@@ -35,14 +31,9 @@ from tallystick_core.validation import (
     parse_text,
     parse_token,
 )
-from tallystick_server.operations.message_fields import (
-    acknowledgement_fields,
-    attempt_fields,
-    conflicting_report_fields,
-)
+from tallystick_server.operations.history import acknowledgement_fields
 from tallystick_server.rpc.enums import EnumNames
 from tallystick_server.rpc.timestamps import parse_time, to_optional_timestamp, to_timestamp
-from tallystick_storage.operations import AttemptRow
 from tallystick_storage.payment import checkouts as checkout_store
 from tallystick_storage.payment import orders as store
 from tallystick_storage.payment.queries import PaymentFilter
@@ -192,11 +183,9 @@ def parse_payment_filter(
 
 
 _STATUSES = EnumNames(payment_pb2.PaymentOrderStatus.DESCRIPTOR)
-_TRANSITION_REASONS = EnumNames(payment_pb2.PaymentTransitionReason.DESCRIPTOR)
 _PENDING_REASONS = EnumNames(payment_pb2.PendingReason.DESCRIPTOR)
 _FAILURE_REASONS = EnumNames(payment_pb2.FailureReason.DESCRIPTOR)
 _UNAPPLIED_CAUSES = EnumNames(payment_pb2.UnappliedCause.DESCRIPTOR)
-_OUTCOMES = EnumNames(payment_pb2.Outcome.DESCRIPTOR)
 
 _DECIDED_VERSION = 2
 """The version of a new order after the decision of the risk rules; version 1 is NOT_STARTED."""
@@ -365,35 +354,6 @@ def apply_transition(
         message.ClearField("resolve_by_time")
     message.version = row.version
     message.update_time.CopyFrom(to_timestamp(row.update_time))
-
-
-def transitions(rows: Iterable[Row[Any]]) -> list[payment_pb2.Transition]:
-    return [
-        payment_pb2.Transition(
-            version=row.version,
-            from_status=_STATUSES.number(row.from_status),
-            to_status=_STATUSES.number(row.to_status),
-            transition_reason=_TRANSITION_REASONS.number(
-                PaymentTransitionReason(row.transition_reason)
-            ),
-            create_time=to_timestamp(row.create_time),
-        )
-        for row in rows
-    ]
-
-
-def attempts(rows: Iterable[AttemptRow]) -> list[payment_pb2.Attempt]:
-    return [
-        payment_pb2.Attempt(
-            charge_id=row.operation_id,
-            **attempt_fields(row, _OUTCOMES),
-        )
-        for row in rows
-    ]
-
-
-def conflicting_report(row: Row[Any]) -> payment_pb2.ConflictingReport:
-    return payment_pb2.ConflictingReport(**conflicting_report_fields(row))
 
 
 def unapplied_charge(row: Row[Any]) -> payment_pb2.UnappliedCharge:

@@ -14,7 +14,7 @@ from tallystick_core.errors import ApiError, ErrorReason, key_reused_error
 from tallystick_core.payment.state import OrderStatus, PaymentTrigger, transition
 from tallystick_core.state_machine import Verb, invalid_state_error
 from tallystick_core.validation import parse_id, parse_reason_text
-from tallystick_server.operations import operator_handlers
+from tallystick_server.operations import history, operator_handlers
 from tallystick_server.operations.batcher import Batcher
 from tallystick_server.payment import convert
 from tallystick_server.payment.operator_handlers import PaymentOperatorHandlers
@@ -167,15 +167,15 @@ class PaymentHandlers(PaymentOperatorHandlers):
     async def GetPaymentOrder(
         self, request: pb.GetPaymentOrderRequest, call: Call
     ) -> pb.GetPaymentOrderResponse:
-        order, history, attempts = await self._get_visible_order(request.payment_order_id, call)
+        order, transitions, attempts = await self._get_visible_order(request.payment_order_id, call)
         reports = await self._database.read(
             lambda connection: conflicts.list_reports(connection, order.charge_id)
         )
         return pb.GetPaymentOrderResponse(
             payment_order=convert.payment_order(order),
-            history=convert.transitions(history),
-            attempts=convert.attempts(attempts),
-            conflicting_reports=[convert.conflicting_report(row) for row in reports],
+            history=history.transitions(transitions),
+            attempts=history.attempts(attempts),
+            conflicting_reports=[history.conflicting_report(row) for row in reports],
         )
 
     async def WatchPayment(
@@ -201,8 +201,8 @@ class PaymentHandlers(PaymentOperatorHandlers):
         result = await self._database.read(
             lambda connection: store.load_order(connection, order_id), changed=changed
         )
-        order, history, attempts = result or (None, (), ())
-        return call.require_visible(order, "payment order", order_id), history, attempts
+        order, transitions, attempts = result or (None, (), ())
+        return call.require_visible(order, "payment order", order_id), transitions, attempts
 
     async def _get_visible_payment(self, checkout_id: str, call: Call) -> payment_pb2.Payment:
         """Returns the payment if the caller may see it.

@@ -7,7 +7,7 @@ from tallystick.payment.v1 import payment_service_pb2 as pb
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.payment.charge import parse_charge_id
 from tallystick_core.validation import parse_id, parse_reason_text
-from tallystick_server.operations import dead_letters, operator_handlers
+from tallystick_server.operations import dead_letters, history, operator_handlers
 from tallystick_server.payment import convert, unapplied_charges
 from tallystick_server.payment.payments import Payments
 from tallystick_server.rpc.call import Call
@@ -85,4 +85,4 @@ class PaymentOperatorHandlers(operator_handlers.OperatorHandlers):
         )
         if replayed:
             call.mark_replayed()
-        return pb.AcknowledgeChargeResponse(conflicting_report=convert.conflicting_report(row))
+        return pb.AcknowledgeChargeResponse(conflicting_report=history.conflicting_report(row))

@@ -25,6 +25,7 @@ from tallystick_server.payout.transitions import PayoutChange, transition_payout
 from tallystick_storage import dead_letters as dead_letter_store
 from tallystick_storage import operations as operation_store
 from tallystick_storage.database import Database
+from tallystick_storage.history import TransitionRow
 from tallystick_storage.operation_key import OperationKey
 from tallystick_storage.payout import payouts as store
 from tallystick_storage.payout import queries
@@ -172,7 +173,7 @@ def _uncertain_hold_error(message: str) -> ApiError:
     return state_error(message, PayoutState.CREATED, "CANCEL")
 
 
-def _is_already_decided(history: Sequence[queries.PayoutHistoryRow], decision: Decision) -> bool:
+def _is_already_decided(history: Sequence[TransitionRow], decision: Decision) -> bool:
     """Whether the same decision was made before.
 
     Raises IDEMPOTENCY_KEY_REUSED for a cancellation with another reason.

@@ -21,7 +21,6 @@ from tallystick_core.payout.quote import PayoutTerms
 from tallystick_core.payout.request import MAX_PAYOUTS, NewPayout, parse_payout_id
 from tallystick_core.payout.schedule import Interval, Weekday, parse_schedule
 from tallystick_core.payout.snapshot import PayoutSnapshot
-from tallystick_core.payout.state import PayoutTransitionReason
 from tallystick_core.validation import (
     parse_bank_account_token,
     parse_id,
@@ -29,22 +28,16 @@ from tallystick_core.validation import (
     parse_optional_id,
     parse_text,
 )
-from tallystick_server.operations.message_fields import (
-    acknowledgement_fields,
-    attempt_fields,
-    conflicting_report_fields,
-)
+from tallystick_server.operations.history import acknowledgement_fields
 from tallystick_server.payout.schedules import ScheduleUpdate
 from tallystick_server.payout.snapshot import snapshot_of
 from tallystick_server.rpc.enums import EnumNames
 from tallystick_server.rpc.timestamps import parse_time, to_optional_timestamp, to_timestamp
 from tallystick_server.rpc.versions import parse_expected_version
-from tallystick_storage.operations import AttemptRow
 from tallystick_storage.payout import payouts as store
-from tallystick_storage.payout.acknowledgements import PayoutReportRow
 from tallystick_storage.payout.batches import BatchRow, BatchTotalRow, ReportItemRow
 from tallystick_storage.payout.destinations import DestinationRow
-from tallystick_storage.payout.queries import PayoutFilter, PayoutHistoryRow, ScheduledPayoutRow
+from tallystick_storage.payout.queries import PayoutFilter, ScheduledPayoutRow
 from tallystick_storage.payout.schedules import ScheduleRow
 from tallystick_storage.payout.transfers import TransferRow
 
@@ -200,9 +193,7 @@ DESTINATION_STATES = EnumNames(payout_pb2.PayoutDestinationState.DESCRIPTOR)
 BATCH_STATES = EnumNames(payout_pb2.PayoutBatchState.DESCRIPTOR)
 INTERVALS = EnumNames(payout_pb2.PayoutInterval.DESCRIPTOR)
 WEEKDAYS = EnumNames(payout_pb2.Weekday.DESCRIPTOR)
-_TRANSITION_REASONS = EnumNames(payout_pb2.PayoutTransitionReason.DESCRIPTOR)
 _FAILURE_REASONS = EnumNames(payout_pb2.PayoutFailureReason.DESCRIPTOR)
-_OUTCOMES = EnumNames(payout_pb2.PayoutOutcome.DESCRIPTOR)
 _TRANSFER_MATCHES = EnumNames(payout_pb2.TransferMatch.DESCRIPTOR)
 
 
@@ -284,32 +275,6 @@ def destination(row: DestinationRow) -> payout_pb2.PayoutDestination:
     )
 
 
-def transitions(rows: Iterable[PayoutHistoryRow]) -> list[payout_pb2.PayoutTransition]:
-    return [
-        payout_pb2.PayoutTransition(
-            version=row.version,
-            from_state=STATES.number(row.from_state),
-            to_state=STATES.number(row.to_state),
-            transition_reason=_TRANSITION_REASONS.number(
-                PayoutTransitionReason(row.transition_reason)
-            ),
-            actor=row.actor,
-            reason=row.reason,
-            create_time=to_timestamp(row.create_time),
-        )
-        for row in rows
-    ]
-
-
-def attempts(rows: Iterable[AttemptRow]) -> list[payout_pb2.PayoutAttempt]:
-    return [
-        payout_pb2.PayoutAttempt(
-            **attempt_fields(row, _OUTCOMES),
-        )
-        for row in rows
-    ]
-
-
 def transfers(rows: Iterable[TransferRow]) -> list[payout_pb2.PayoutTransfer]:
     return [
         payout_pb2.PayoutTransfer(
@@ -328,12 +293,6 @@ def transfers(rows: Iterable[TransferRow]) -> list[payout_pb2.PayoutTransfer]:
         )
         for row in rows
     ]
-
-
-def conflicting_reports(
-    rows: Iterable[PayoutReportRow],
-) -> list[payout_pb2.ConflictingReport]:
-    return [payout_pb2.ConflictingReport(**conflicting_report_fields(row)) for row in rows]
 
 
 def schedule(row: ScheduleRow) -> payout_pb2.PayoutSchedule:

@@ -13,7 +13,7 @@ from tallystick_core.payout.request import NewPayout
 from tallystick_core.payout.state import TERMINAL_STATES, PayoutTransitionReason
 from tallystick_core.validation import parse_id, parse_reason_text
 from tallystick_server.observability.tracing import current_context, traceparent
-from tallystick_server.operations import operator_handlers
+from tallystick_server.operations import history, operator_handlers
 from tallystick_server.operations.batcher import Batcher
 from tallystick_server.payout import convert
 from tallystick_server.payout.approvals import Decision
@@ -138,17 +138,16 @@ class PayoutHandlers(DestinationHandlers, BatchHandlers, PayoutOperatorHandlers)
 
         def load(connection: Connection) -> pb.GetPayoutResponse:
             id_ = payout.payout_id
+            reports = acknowledgements.load_reports(connection, [id_]).get(id_, ())
             attempts = operation_store.list_attempts(connection, OperationKey(KindName.PAYOUT, id_))
             return pb.GetPayoutResponse(
                 payout=payout,
-                history=convert.transitions(store.load_history(connection, id_)),
-                attempts=convert.attempts(attempts),
+                history=history.transitions(store.load_history(connection, id_)),
+                attempts=history.attempts(attempts),
                 transfers=convert.transfers(
                     transfers.load_transfers(connection, [id_]).get(id_, ())
                 ),
-                conflicting_reports=convert.conflicting_reports(
-                    acknowledgements.load_reports(connection, [id_]).get(id_, ())
-                ),
+                conflicting_reports=[history.conflicting_report(row) for row in reports],
             )
 
         return await self._database.read(load)

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 
 from tallystick_core.operations.kind import KindName
 from tallystick_storage import operations as operation_store
+from tallystick_storage.history import TransitionRow
 from tallystick_storage.operation_key import OperationKey
 from tallystick_storage.pagination import PageKey, Scan, find_candidates
-from tallystick_storage.sql import Connection, Row, text
+from tallystick_storage.sql import Connection, Query, Row, text
 
 PaymentRow = Row[Any]
 OrderRow = Row[Any]
-OrderDetails = tuple[OrderRow, Sequence[Row[Any]], Sequence[operation_store.AttemptRow]]
+OrderDetails = tuple[OrderRow, Sequence[TransitionRow], Sequence[operation_store.AttemptRow]]
 """An order with its owner, its history and the attempts of its charge."""
 
 _PAYMENT_COLUMNS = """c.buyer_info, c.seller_info, c.buyer_country, c.payment_method_type,
@@ -78,9 +79,13 @@ _LOAD_ORDER = text(f"""
     left join operation op on op.kind = 'charge' and op.operation_id = o.charge_id
     where o.payment_order_id = :id
 """)
-_LOAD_HISTORY = text(
-    "select version, from_status, to_status, transition_reason, create_time from order_history "
-    "where payment_order_id = :id order by version"
+_LOAD_HISTORY = Query(
+    TransitionRow,
+    """
+    select version, from_status as from_state, to_status as to_state, transition_reason,
+        '' as actor, '' as reason, create_time
+    from order_history where payment_order_id = :id order by version
+    """,
 )
 
 
@@ -89,7 +94,7 @@ def load_order(connection: Connection, payment_order_id: str) -> OrderDetails | 
     row = connection.execute(_LOAD_ORDER, {"id": payment_order_id}).one_or_none()
     if row is None:
         return None
-    history = connection.execute(_LOAD_HISTORY, {"id": payment_order_id}).all()
+    history = _LOAD_HISTORY.all(connection, id=payment_order_id)
     return (
         row,
         history,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
+from tallystick_storage.history import TransitionRow
 from tallystick_storage.pagination import PageKey, Scan, find_candidates
 from tallystick_storage.payout.payouts import PayoutRow
 from tallystick_storage.sql import Connection, Query, columns
@@ -19,18 +20,6 @@ class ScheduledPayoutRow(PayoutRow):
     next_try_time: datetime | None
 
 
-class PayoutHistoryRow(NamedTuple):
-    """A transition of a payout. `from_state` None: it was created."""
-
-    version: int
-    from_state: str | None
-    to_state: str
-    transition_reason: str
-    actor: str
-    reason: str
-    create_time: datetime
-
-
 _LOAD_PAYOUTS = Query(
     ScheduledPayoutRow,
     f"""
@@ -41,7 +30,7 @@ _LOAD_PAYOUTS = Query(
     """,
 )
 _LOAD_HISTORY = Query(
-    PayoutHistoryRow,
+    TransitionRow,
     "select {columns} from payout_history where payout_id = :id order by version",
 )
 
@@ -51,7 +40,7 @@ def load_payouts(connection: Connection, payout_ids: list[str]) -> dict[str, Sch
     return {row.payout_id: row for row in _LOAD_PAYOUTS.all(connection, ids=payout_ids)}
 
 
-def load_history(connection: Connection, payout_id: str) -> Sequence[PayoutHistoryRow]:
+def load_history(connection: Connection, payout_id: str) -> Sequence[TransitionRow]:
     """Every transition of a payout, oldest first."""
     return _LOAD_HISTORY.all(connection, id=payout_id)
 

@@ -9,6 +9,7 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tallystick import Client
+from tallystick.history.v1 import history_pb2
 from tallystick.ledger.v1 import ledger_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick_core.ledger.hash_chain import compute_chain_hash
@@ -112,7 +113,7 @@ def test_a_pay_in_carries_its_charge(client: Client) -> None:
         (outcome_time,) = (
             step.create_time
             for step in history
-            if step.transition_reason == payment_pb2.PAYMENT_TRANSITION_REASON_PROVIDER_OUTCOME
+            if step.transition_reason == history_pb2.TRANSITION_REASON_PROVIDER_OUTCOME
         )
         assert time == outcome_time
 

@@ -14,6 +14,7 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tallystick import AlreadyExistsError, Client, NotFoundError, TallystickError, new_order
+from tallystick.history.v1 import history_pb2
 from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2
 from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
@@ -91,14 +92,14 @@ def test_history_and_attempts_are_complete(client: Client) -> None:
         payment_service_pb2.GetPaymentOrderRequest(payment_order_id=order.payment_order_id)
     )
     assert [(h.version, h.transition_reason) for h in response.history] == [
-        (1, payment_pb2.PAYMENT_TRANSITION_REASON_CREATED),
-        (2, payment_pb2.PAYMENT_TRANSITION_REASON_RISK_PASSED),
-        (3, payment_pb2.PAYMENT_TRANSITION_REASON_PROVIDER_OUTCOME),
-        (4, payment_pb2.PAYMENT_TRANSITION_REASON_BOOKED),
+        (1, history_pb2.TRANSITION_REASON_CREATED),
+        (2, history_pb2.TRANSITION_REASON_RISK_PASSED),
+        (3, history_pb2.TRANSITION_REASON_PROVIDER_OUTCOME),
+        (4, history_pb2.TRANSITION_REASON_BOOKED),
     ]
     (attempt,) = response.attempts
     assert attempt.provider_key == f"dev-o-{order.payment_order_id}-1"
-    assert attempt.outcome == payment_pb2.OUTCOME_SUCCEEDED
+    assert attempt.outcome == history_pb2.ATTEMPT_OUTCOME_SUCCEEDED
     assert attempt.end_time.ToNanoseconds() >= attempt.start_time.ToNanoseconds()
 
 
@@ -190,7 +191,7 @@ def test_an_outcome_that_stays_unknown_stays_executing(client: Client) -> None:
         due = answer.payment_order.next_try_time
         return (
             answer
-            if answer.attempts[0].outcome == payment_pb2.OUTCOME_UNKNOWN
+            if answer.attempts[0].outcome == history_pb2.ATTEMPT_OUTCOME_UNKNOWN
             and due.ToNanoseconds() > after.ToNanoseconds()
             else None
         )
@@ -544,8 +545,8 @@ def test_a_confirmed_delivery_makes_the_sellers_money_available(
             payment_service_pb2.GetPaymentOrderRequest(payment_order_id="o-1")
         )
         assert [(step.version, step.transition_reason) for step in order_response.history][3:] == [
-            (4, payment_pb2.PAYMENT_TRANSITION_REASON_BOOKED),
-            (5, payment_pb2.PAYMENT_TRANSITION_REASON_DELIVERY_CONFIRMED),
+            (4, history_pb2.TRANSITION_REASON_BOOKED),
+            (5, history_pb2.TRANSITION_REASON_DELIVERY_CONFIRMED),
         ]
         for order_id, reason in (
             ("o-3", "INVALID_STATE"),

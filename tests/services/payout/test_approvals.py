@@ -6,7 +6,7 @@ import json
 import subprocess
 
 from tallystick import Client
-from tallystick.payout.v1 import payout_pb2
+from tallystick.history.v1 import history_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick_core.provider.outcome import RetryReason, Succeeded, Unknown
 from tests.fakes.payout_provider import ScriptedPayoutProvider
@@ -56,7 +56,7 @@ def test_large_payouts_require_a_second_approver(
     (approval,) = [
         move
         for move in payout_response.history
-        if move.transition_reason == payout_pb2.PAYOUT_TRANSITION_REASON_APPROVED
+        if move.transition_reason == history_pb2.TRANSITION_REASON_APPROVED
     ]
     assert (approval.actor, approval.reason) == ("operator", "checked")
     assert (
@@ -80,7 +80,7 @@ def test_a_rejected_payout_releases_its_hold(
     assert [
         (m.actor, m.reason)
         for m in payout_response.history
-        if m.transition_reason == payout_pb2.PAYOUT_TRANSITION_REASON_REJECTED
+        if m.transition_reason == history_pb2.TRANSITION_REASON_REJECTED
     ] == [("operator", "no")]
     assert wallet_amounts(operator_client, seller) == ("200.00", "0.00", "0.00")
     assert expect_error_reason(approve_payout, operator_client, payout.payout_id) == "INVALID_STATE"
@@ -191,7 +191,7 @@ def test_an_operator_works_from_the_command_line(
     assert [
         (m["actor"], m["reason"])
         for m in payout_json["history"]
-        if m["transition_reason"] == "PAYOUT_TRANSITION_REASON_APPROVED"
+        if m["transition_reason"] == "TRANSITION_REASON_APPROVED"
     ] == [("operator", "seen")]
     rejected_command = command("payouts", "reject", payout.payout_id, "--reason", "late")
     assert (rejected_command.returncode, len(rejected_command.stderr.splitlines())) == (1, 1)

@@ -8,6 +8,7 @@ import psycopg
 import pytest
 
 from tallystick import Client, TallystickError
+from tallystick.history.v1 import history_pb2
 from tallystick.operator.v1 import operator_pb2
 from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
@@ -116,7 +117,7 @@ def test_closing_applies_a_payment_that_the_provider_reports(
     assert [
         (move.actor, move.reason)
         for move in payout_response.history
-        if move.transition_reason == payout_pb2.PAYOUT_TRANSITION_REASON_CLOSED_BY_OPERATOR
+        if move.transition_reason == history_pb2.TRANSITION_REASON_CLOSED_BY_OPERATOR
     ] == [("operator", "asked them")]
     assert wallet_amounts(operator_client, seller) == ("20.00", "0.00", "0.00")
     payout_provider.script[to].extend(

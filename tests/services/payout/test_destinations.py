@@ -8,6 +8,7 @@ import psycopg
 import pytest
 
 from tallystick import Client
+from tallystick.history.v1 import history_pb2
 from tallystick.operator.v1 import operator_pb2
 from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
@@ -97,7 +98,7 @@ def test_a_disabled_destination_cancels_its_unsent_payouts(
     payout_response = wait_for_state(shop_client, payout.payout_id, "CANCELLED")
     assert (
         payout_response.history[-2].transition_reason
-        == payout_pb2.PAYOUT_TRANSITION_REASON_DESTINATION_ENDED
+        == history_pb2.TRANSITION_REASON_DESTINATION_ENDED
     )
     assert wallet_amounts(operator_client, seller) == ("200.00", "0.00", "0.00")
     other_reason = pb.DisablePayoutDestinationRequest(payout_destination_id=to, reason="other")

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from tallystick import Client, TallystickError
+from tallystick.history.v1 import history_pb2
 from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2
 from tallystick.operator.v1 import operator_pb2
 from tallystick.payout.v1 import payout_pb2
@@ -121,11 +122,11 @@ def test_a_payout_is_paid(payout_client: Client) -> None:
     payout = create_payout(payout_client, seller, "20.00")
     payout_response = wait_for_state(payout_client, payout.payout_id, "PAID")
     assert [t.transition_reason for t in payout_response.history] == [
-        payout_pb2.PAYOUT_TRANSITION_REASON_CREATED,
-        payout_pb2.PAYOUT_TRANSITION_REASON_FUNDS_HELD,
-        payout_pb2.PAYOUT_TRANSITION_REASON_SENDING,
-        payout_pb2.PAYOUT_TRANSITION_REASON_PROVIDER_OUTCOME,
-        payout_pb2.PAYOUT_TRANSITION_REASON_BOOKED,
+        history_pb2.TRANSITION_REASON_CREATED,
+        history_pb2.TRANSITION_REASON_FUNDS_HELD,
+        history_pb2.TRANSITION_REASON_SENDING,
+        history_pb2.TRANSITION_REASON_PROVIDER_OUTCOME,
+        history_pb2.TRANSITION_REASON_BOOKED,
     ]
     assert [t.version for t in payout_response.history] == [1, 2, 3, 4, 5]
     assert (
@@ -140,7 +141,7 @@ def test_a_payout_is_paid(payout_client: Client) -> None:
     (attempt,) = payout_response.attempts
     assert (attempt.provider_key, attempt.outcome) == (
         f"dev-p-{payout.payout_id}-1",
-        payout_pb2.PAYOUT_OUTCOME_SUCCEEDED,
+        history_pb2.ATTEMPT_OUTCOME_SUCCEEDED,
     )
     (transfer,) = payout_response.transfers
     assert (transfer.match, transfer.amount) == (payout_pb2.TRANSFER_MATCH_EXACT, "20.00")
@@ -337,10 +338,7 @@ def test_a_submitted_payout_is_polled_until_final(
     )
     payout = create_payout(payout_client, seller)
     payout_response = wait_for_state(payout_client, payout.payout_id, "PAID")
-    states = [
-        payout_pb2.PayoutState.Name(t.to_state).removeprefix("PAYOUT_STATE_")
-        for t in payout_response.history
-    ]
+    states = [t.to_state for t in payout_response.history]
     assert states == ["CREATED", "READY", "SUBMITTING", "SUBMITTED", "IN_TRANSIT", "PAID", "PAID"]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import psycopg
 
 from tallystick import Client
+from tallystick.history.v1 import history_pb2
 from tallystick.operator.v1 import operator_pb2
 from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
@@ -135,7 +136,7 @@ def test_a_conflicting_report_is_acknowledged(
             payout_response.history[-1].actor,
             payout_response.history[-1].reason,
         ) == (
-            payout_pb2.PAYOUT_TRANSITION_REASON_ACKNOWLEDGED,
+            history_pb2.TRANSITION_REASON_ACKNOWLEDGED,
             "operator",
             "asked the bank",
         )
@@ -309,7 +310,7 @@ def test_an_unmatched_transfer_is_acknowledged(
         assert [
             row.actor
             for row in payout_response.history
-            if row.transition_reason == payout_pb2.PAYOUT_TRANSITION_REASON_ACKNOWLEDGED
+            if row.transition_reason == history_pb2.TRANSITION_REASON_ACKNOWLEDGED
         ] == [
             "operator",
             "operator",

@@ -130,10 +130,7 @@ def test_a_pending_order_shows_its_current_pending_reason(
         history = client.payment.GetPaymentOrder(
             payment_service_pb2.GetPaymentOrderRequest(payment_order_id=order.payment_order_id)
         ).history
-        assert [(row.from_status, row.to_status) for row in history][-1] == (
-            order.payment_order_status,
-            order.payment_order_status,
-        )
+        assert (history[-1].from_state, history[-1].to_state) == ("PENDING", "PENDING")
         assert eventually(
             lambda: (
                 event_versions(client, f"paymentOrders/{order.payment_order_id}") == [1, 2, 3, 4]

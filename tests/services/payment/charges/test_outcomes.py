@@ -8,6 +8,7 @@ import psycopg
 import pytest
 
 from tallystick import Client, FailedPreconditionError
+from tallystick.history.v1 import history_pb2
 from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick_core.operations.kind import KindName
@@ -232,7 +233,7 @@ def test_of_two_outcomes_in_one_batch_the_conclusive_one_counts(
     order = wait_for_final_order(client, payment)
     request = payment_service_pb2.GetPaymentOrderRequest(payment_order_id=order.payment_order_id)
     (attempt,) = client.payment.GetPaymentOrder(request).attempts
-    assert attempt.outcome == payment_pb2.OUTCOME_SUCCEEDED
+    assert attempt.outcome == history_pb2.ATTEMPT_OUTCOME_SUCCEEDED
     assert order.payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
 
 

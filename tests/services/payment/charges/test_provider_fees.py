@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tallystick import Client
+from tallystick.history.v1 import history_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick_core.provider.outcome import ProviderFee, RetryReason, Succeeded, has_valid_amounts
 from tallystick_core.provider.payment_provider import ChargeRequest
@@ -20,7 +21,7 @@ FAST_SETTINGS = Settings().replace(
 )
 
 
-def get_attempt(client: Client, payment: payment_pb2.Payment) -> payment_pb2.Attempt:
+def get_attempt(client: Client, payment: payment_pb2.Payment) -> history_pb2.Attempt:
     request = payment_service_pb2.GetPaymentOrderRequest(
         payment_order_id=payment.payment_orders[0].payment_order_id
     )

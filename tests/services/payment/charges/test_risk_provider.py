@@ -12,6 +12,7 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tallystick import Client
+from tallystick.history.v1 import history_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick_core.provider.outcome import (
     Approved,
@@ -103,10 +104,9 @@ def transition_reasons(client: Client, order: payment_pb2.PaymentOrder) -> list[
     request = payment_service_pb2.GetPaymentOrderRequest(payment_order_id=order.payment_order_id)
     history = client.payment.GetPaymentOrder(request).history
     names = [
-        payment_pb2.PaymentTransitionReason.Name(transition.transition_reason)
-        for transition in history
+        history_pb2.TransitionReason.Name(transition.transition_reason) for transition in history
     ]
-    return [name.removeprefix("PAYMENT_TRANSITION_REASON_") for name in names]
+    return [name.removeprefix("TRANSITION_REASON_") for name in names]
 
 
 def has_versions(client: Client, aggregate: str, versions: list[int]) -> bool:

@@ -24,10 +24,11 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from tallystick.payment.v1 import payment_pb2 as tallystick_dot_payment_dot_v1_dot_payment__pb2
+from tallystick.history.v1 import history_pb2 as tallystick_dot_history_dot_v1_dot_history__pb2
 from tallystick.operator.v1 import operator_pb2 as tallystick_dot_operator_dot_v1_dot_operator__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+tallystick/payment/v1/payment_service.proto\x12\x15tallystick.payment.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#tallystick/payment/v1/payment.proto\x1a%tallystick/operator/v1/operator.proto\"\x88\x04\n\x14\x43reatePaymentRequest\x12\x13\n\x0b\x63heckout_id\x18\x01 \x01(\t\x12\x12\n\nbuyer_info\x18\x02 \x01(\t\x12\x13\n\x0bseller_info\x18\x03 \x01(\t\x12\x15\n\rbuyer_country\x18\x04 \x01(\t\x12\x1a\n\x10\x63redit_card_info\x18\x05 \x01(\tH\x00\x12\x45\n\x13payment_method_type\x18\x06 \x01(\x0e\x32(.tallystick.payment.v1.PaymentMethodType\x12\x36\n\x0b\x63harge_mode\x18\x07 \x01(\x0e\x32!.tallystick.payment.v1.ChargeMode\x12K\n\x16partial_failure_policy\x18\x08 \x01(\x0e\x32+.tallystick.payment.v1.PartialFailurePolicy\x12>\n\x0epayment_orders\x18\t \x03(\x0b\x32&.tallystick.payment.v1.NewPaymentOrder\x12\x30\n\x08wait_for\x18\n \x01(\x0e\x32\x1e.tallystick.payment.v1.WaitFor\x12/\n\x0b\x65xpire_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x10\n\x0epayment_method\"H\n\x15\x43reatePaymentResponse\x12/\n\x07payment\x18\x01 \x01(\x0b\x32\x1e.tallystick.payment.v1.Payment\"(\n\x11GetPaymentRequest\x12\x13\n\x0b\x63heckout_id\x18\x01 \x01(\t\"E\n\x12GetPaymentResponse\x12/\n\x07payment\x18\x01 \x01(\x0b\x32\x1e.tallystick.payment.v1.Payment\"\x94\x02\n\x13ListPaymentsRequest\x12\x15\n\rbuyer_account\x18\x01 \x01(\t\x12\x16\n\x0eseller_account\x18\x02 \x01(\t\x12:\n\rpayment_state\x18\x03 \x01(\x0e\x32#.tallystick.payment.v1.PaymentState\x12\x34\n\x10\x63reate_time_from\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11\x63reate_time_until\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x06 \x01(\x05\x12\x12\n\npage_token\x18\x07 \x01(\t\"a\n\x14ListPaymentsResponse\x12\x30\n\x08payments\x18\x01 \x03(\x0b\x32\x1e.tallystick.payment.v1.Payment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"2\n\x16GetPaymentOrderRequest\x12\x18\n\x10payment_order_id\x18\x01 \x01(\t\"\x82\x02\n\x17GetPaymentOrderResponse\x12:\n\rpayment_order\x18\x01 \x01(\x0b\x32#.tallystick.payment.v1.PaymentOrder\x12\x32\n\x07history\x18\x02 \x03(\x0b\x32!.tallystick.payment.v1.Transition\x12\x30\n\x08\x61ttempts\x18\x03 \x03(\x0b\x32\x1e.tallystick.payment.v1.Attempt\x12\x45\n\x13\x63onflicting_reports\x18\x04 \x03(\x0b\x32(.tallystick.payment.v1.ConflictingReport\"A\n\x13WatchPaymentRequest\x12\x13\n\x0b\x63heckout_id\x18\x01 \x01(\t\x12\x15\n\rafter_version\x18\x02 \x01(\x03\"G\n\x14WatchPaymentResponse\x12/\n\x07payment\x18\x01 \x01(\x0b\x32\x1e.tallystick.payment.v1.Payment\";\n\x14\x43\x61ncelPaymentRequest\x12\x13\n\x0b\x63heckout_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"H\n\x15\x43\x61ncelPaymentResponse\x12/\n\x07payment\x18\x01 \x01(\x0b\x32\x1e.tallystick.payment.v1.Payment\"2\n\x16\x43onfirmDeliveryRequest\x12\x18\n\x10payment_order_id\x18\x01 \x01(\t\"U\n\x17\x43onfirmDeliveryResponse\x12:\n\rpayment_order\x18\x01 \x01(\x0b\x32#.tallystick.payment.v1.PaymentOrder\"\x8d\x01\n\x15GetDeadLetterResponse\x12\x37\n\x0b\x64\x65\x61\x64_letter\x18\x01 \x01(\x0b\x32\".tallystick.operator.v1.DeadLetter\x12;\n\x0epayment_orders\x18\x02 \x03(\x0b\x32#.tallystick.payment.v1.PaymentOrder\"Z\n\x1bListUnappliedChargesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x14\n\x0c\x61\x63knowledged\x18\x03 \x01(\x08\"z\n\x1cListUnappliedChargesResponse\x12\x41\n\x11unapplied_charges\x18\x01 \x03(\x0b\x32&.tallystick.payment.v1.UnappliedCharge\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"P\n!AcknowledgeUnappliedChargeRequest\x12\x1b\n\x13unapplied_charge_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"T\n\x18\x41\x63knowledgeChargeRequest\x12\x11\n\tcharge_id\x18\x01 \x01(\t\x12\x15\n\rreport_number\x18\x02 \x01(\x05\x12\x0e\n\x06reason\x18\x03 \x01(\t\"a\n\x19\x41\x63knowledgeChargeResponse\x12\x44\n\x12\x63onflicting_report\x18\x01 \x01(\x0b\x32(.tallystick.payment.v1.ConflictingReport\"f\n\"AcknowledgeUnappliedChargeResponse\x12@\n\x10unapplied_charge\x18\x01 \x01(\x0b\x32&.tallystick.payment.v1.UnappliedCharge*Q\n\x07WaitFor\x12\x18\n\x14WAIT_FOR_UNSPECIFIED\x10\x00\x12\x13\n\x0fWAIT_FOR_RESULT\x10\x01\x12\x17\n\x13WAIT_FOR_ACCEPTANCE\x10\x02\x32\x82\x10\n\x0ePaymentService\x12o\n\rCreatePayment\x12+.tallystick.payment.v1.CreatePaymentRequest\x1a,.tallystick.payment.v1.CreatePaymentResponse\"\x03\x90\x02\x02\x12\x66\n\nGetPayment\x12(.tallystick.payment.v1.GetPaymentRequest\x1a).tallystick.payment.v1.GetPaymentResponse\"\x03\x90\x02\x01\x12l\n\x0cListPayments\x12*.tallystick.payment.v1.ListPaymentsRequest\x1a+.tallystick.payment.v1.ListPaymentsResponse\"\x03\x90\x02\x01\x12u\n\x0fGetPaymentOrder\x12-.tallystick.payment.v1.GetPaymentOrderRequest\x1a..tallystick.payment.v1.GetPaymentOrderResponse\"\x03\x90\x02\x01\x12n\n\x0cWatchPayment\x12*.tallystick.payment.v1.WatchPaymentRequest\x1a+.tallystick.payment.v1.WatchPaymentResponse\"\x03\x90\x02\x01\x30\x01\x12o\n\rCancelPayment\x12+.tallystick.payment.v1.CancelPaymentRequest\x1a,.tallystick.payment.v1.CancelPaymentResponse\"\x03\x90\x02\x02\x12u\n\x0f\x43onfirmDelivery\x12-.tallystick.payment.v1.ConfirmDeliveryRequest\x1a..tallystick.payment.v1.ConfirmDeliveryResponse\"\x03\x90\x02\x02\x12w\n\x0fListDeadLetters\x12..tallystick.operator.v1.ListDeadLettersRequest\x1a/.tallystick.operator.v1.ListDeadLettersResponse\"\x03\x90\x02\x01\x12p\n\rGetDeadLetter\x12,.tallystick.operator.v1.GetDeadLetterRequest\x1a,.tallystick.payment.v1.GetDeadLetterResponse\"\x03\x90\x02\x01\x12w\n\x0fRetryDeadLetter\x12..tallystick.operator.v1.RetryDeadLetterRequest\x1a/.tallystick.operator.v1.RetryDeadLetterResponse\"\x03\x90\x02\x02\x12w\n\x0f\x43loseDeadLetter\x12..tallystick.operator.v1.CloseDeadLetterRequest\x1a/.tallystick.operator.v1.CloseDeadLetterResponse\"\x03\x90\x02\x02\x12z\n\x10RetryDeadLetters\x12/.tallystick.operator.v1.RetryDeadLettersRequest\x1a\x30.tallystick.operator.v1.RetryDeadLettersResponse\"\x03\x90\x02\x02\x12z\n\x10\x43loseDeadLetters\x12/.tallystick.operator.v1.CloseDeadLettersRequest\x1a\x30.tallystick.operator.v1.CloseDeadLettersResponse\"\x03\x90\x02\x02\x12h\n\nListAlerts\x12).tallystick.operator.v1.ListAlertsRequest\x1a*.tallystick.operator.v1.ListAlertsResponse\"\x03\x90\x02\x01\x12\x84\x01\n\x14ListUnappliedCharges\x12\x32.tallystick.payment.v1.ListUnappliedChargesRequest\x1a\x33.tallystick.payment.v1.ListUnappliedChargesResponse\"\x03\x90\x02\x01\x12\x96\x01\n\x1a\x41\x63knowledgeUnappliedCharge\x12\x38.tallystick.payment.v1.AcknowledgeUnappliedChargeRequest\x1a\x39.tallystick.payment.v1.AcknowledgeUnappliedChargeResponse\"\x03\x90\x02\x02\x12{\n\x11\x41\x63knowledgeCharge\x12/.tallystick.payment.v1.AcknowledgeChargeRequest\x1a\x30.tallystick.payment.v1.AcknowledgeChargeResponse\"\x03\x90\x02\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+tallystick/payment/v1/payment_service.proto\x12\x15tallystick.payment.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#tallystick/payment/v1/payment.proto\x1a#tallystick/history/v1/history.proto\x1a%tallystick/operator/v1/operator.proto\"\x88\x04\n\x14\x43reatePaymentRequest\x12\x13\n\x0b\x63heckout_id\x18\x01 \x01(\t\x12\x12\n\nbuyer_info\x18\x02 \x01(\t\x12\x13\n\x0bseller_info\x18\x03 \x01(\t\x12\x15\n\rbuyer_country\x18\x04 \x01(\t\x12\x1a\n\x10\x63redit_card_info\x18\x05 \x01(\tH\x00\x12\x45\n\x13payment_method_type\x18\x06 \x01(\x0e\x32(.tallystick.payment.v1.PaymentMethodType\x12\x36\n\x0b\x63harge_mode\x18\x07 \x01(\x0e\x32!.tallystick.payment.v1.ChargeMode\x12K\n\x16partial_failure_policy\x18\x08 \x01(\x0e\x32+.tallystick.payment.v1.PartialFailurePolicy\x12>\n\x0epayment_orders\x18\t \x03(\x0b\x32&.tallystick.payment.v1.NewPaymentOrder\x12\x30\n\x08wait_for\x18\n \x01(\x0e\x32\x1e.tallystick.payment.v1.WaitFor\x12/\n\x0b\x65xpire_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x10\n\x0epayment_method\"H\n\x15\x43reatePaymentResponse\x12/\n\x07payment\x18\x01 \x01(\x0b\x32\x1e.tallystick.payment.v1.Payment\"(\n\x11GetPaymentRequest\x12\x13\n\x0b\x63heckout_id\x18\x01 \x01(\t\"E\n\x12GetPaymentResponse\x12/\n\x07payment\x18\x01 \x01(\x0b\x32\x1e.tallystick.payment.v1.Payment\"\x94\x02\n\x13ListPaymentsRequest\x12\x15\n\rbuyer_account\x18\x01 \x01(\t\x12\x16\n\x0eseller_account\x18\x02 \x01(\t\x12:\n\rpayment_state\x18\x03 \x01(\x0e\x32#.tallystick.payment.v1.PaymentState\x12\x34\n\x10\x63reate_time_from\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11\x63reate_time_until\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x06 \x01(\x05\x12\x12\n\npage_token\x18\x07 \x01(\t\"a\n\x14ListPaymentsResponse\x12\x30\n\x08payments\x18\x01 \x03(\x0b\x32\x1e.tallystick.payment.v1.Payment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"2\n\x16GetPaymentOrderRequest\x12\x18\n\x10payment_order_id\x18\x01 \x01(\t\"\x82\x02\n\x17GetPaymentOrderResponse\x12:\n\rpayment_order\x18\x01 \x01(\x0b\x32#.tallystick.payment.v1.PaymentOrder\x12\x32\n\x07history\x18\x02 \x03(\x0b\x32!.tallystick.history.v1.Transition\x12\x30\n\x08\x61ttempts\x18\x03 \x03(\x0b\x32\x1e.tallystick.history.v1.Attempt\x12\x45\n\x13\x63onflicting_reports\x18\x04 \x03(\x0b\x32(.tallystick.history.v1.ConflictingReport\"A\n\x13WatchPaymentRequest\x12\x13\n\x0b\x63heckout_id\x18\x01 \x01(\t\x12\x15\n\rafter_version\x18\x02 \x01(\x03\"G\n\x14WatchPaymentResponse\x12/\n\x07payment\x18\x01 \x01(\x0b\x32\x1e.tallystick.payment.v1.Payment\";\n\x14\x43\x61ncelPaymentRequest\x12\x13\n\x0b\x63heckout_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"H\n\x15\x43\x61ncelPaymentResponse\x12/\n\x07payment\x18\x01 \x01(\x0b\x32\x1e.tallystick.payment.v1.Payment\"2\n\x16\x43onfirmDeliveryRequest\x12\x18\n\x10payment_order_id\x18\x01 \x01(\t\"U\n\x17\x43onfirmDeliveryResponse\x12:\n\rpayment_order\x18\x01 \x01(\x0b\x32#.tallystick.payment.v1.PaymentOrder\"\x8d\x01\n\x15GetDeadLetterResponse\x12\x37\n\x0b\x64\x65\x61\x64_letter\x18\x01 \x01(\x0b\x32\".tallystick.operator.v1.DeadLetter\x12;\n\x0epayment_orders\x18\x02 \x03(\x0b\x32#.tallystick.payment.v1.PaymentOrder\"Z\n\x1bListUnappliedChargesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x14\n\x0c\x61\x63knowledged\x18\x03 \x01(\x08\"z\n\x1cListUnappliedChargesResponse\x12\x41\n\x11unapplied_charges\x18\x01 \x03(\x0b\x32&.tallystick.payment.v1.UnappliedCharge\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"P\n!AcknowledgeUnappliedChargeRequest\x12\x1b\n\x13unapplied_charge_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"T\n\x18\x41\x63knowledgeChargeRequest\x12\x11\n\tcharge_id\x18\x01 \x01(\t\x12\x15\n\rreport_number\x18\x02 \x01(\x05\x12\x0e\n\x06reason\x18\x03 \x01(\t\"a\n\x19\x41\x63knowledgeChargeResponse\x12\x44\n\x12\x63onflicting_report\x18\x01 \x01(\x0b\x32(.tallystick.history.v1.ConflictingReport\"f\n\"AcknowledgeUnappliedChargeResponse\x12@\n\x10unapplied_charge\x18\x01 \x01(\x0b\x32&.tallystick.payment.v1.UnappliedCharge*Q\n\x07WaitFor\x12\x18\n\x14WAIT_FOR_UNSPECIFIED\x10\x00\x12\x13\n\x0fWAIT_FOR_RESULT\x10\x01\x12\x17\n\x13WAIT_FOR_ACCEPTANCE\x10\x02\x32\x82\x10\n\x0ePaymentService\x12o\n\rCreatePayment\x12+.tallystick.payment.v1.CreatePaymentRequest\x1a,.tallystick.payment.v1.CreatePaymentResponse\"\x03\x90\x02\x02\x12\x66\n\nGetPayment\x12(.tallystick.payment.v1.GetPaymentRequest\x1a).tallystick.payment.v1.GetPaymentResponse\"\x03\x90\x02\x01\x12l\n\x0cListPayments\x12*.tallystick.payment.v1.ListPaymentsRequest\x1a+.tallystick.payment.v1.ListPaymentsResponse\"\x03\x90\x02\x01\x12u\n\x0fGetPaymentOrder\x12-.tallystick.payment.v1.GetPaymentOrderRequest\x1a..tallystick.payment.v1.GetPaymentOrderResponse\"\x03\x90\x02\x01\x12n\n\x0cWatchPayment\x12*.tallystick.payment.v1.WatchPaymentRequest\x1a+.tallystick.payment.v1.WatchPaymentResponse\"\x03\x90\x02\x01\x30\x01\x12o\n\rCancelPayment\x12+.tallystick.payment.v1.CancelPaymentRequest\x1a,.tallystick.payment.v1.CancelPaymentResponse\"\x03\x90\x02\x02\x12u\n\x0f\x43onfirmDelivery\x12-.tallystick.payment.v1.ConfirmDeliveryRequest\x1a..tallystick.payment.v1.ConfirmDeliveryResponse\"\x03\x90\x02\x02\x12w\n\x0fListDeadLetters\x12..tallystick.operator.v1.ListDeadLettersRequest\x1a/.tallystick.operator.v1.ListDeadLettersResponse\"\x03\x90\x02\x01\x12p\n\rGetDeadLetter\x12,.tallystick.operator.v1.GetDeadLetterRequest\x1a,.tallystick.payment.v1.GetDeadLetterResponse\"\x03\x90\x02\x01\x12w\n\x0fRetryDeadLetter\x12..tallystick.operator.v1.RetryDeadLetterRequest\x1a/.tallystick.operator.v1.RetryDeadLetterResponse\"\x03\x90\x02\x02\x12w\n\x0f\x43loseDeadLetter\x12..tallystick.operator.v1.CloseDeadLetterRequest\x1a/.tallystick.operator.v1.CloseDeadLetterResponse\"\x03\x90\x02\x02\x12z\n\x10RetryDeadLetters\x12/.tallystick.operator.v1.RetryDeadLettersRequest\x1a\x30.tallystick.operator.v1.RetryDeadLettersResponse\"\x03\x90\x02\x02\x12z\n\x10\x43loseDeadLetters\x12/.tallystick.operator.v1.CloseDeadLettersRequest\x1a\x30.tallystick.operator.v1.CloseDeadLettersResponse\"\x03\x90\x02\x02\x12h\n\nListAlerts\x12).tallystick.operator.v1.ListAlertsRequest\x1a*.tallystick.operator.v1.ListAlertsResponse\"\x03\x90\x02\x01\x12\x84\x01\n\x14ListUnappliedCharges\x12\x32.tallystick.payment.v1.ListUnappliedChargesRequest\x1a\x33.tallystick.payment.v1.ListUnappliedChargesResponse\"\x03\x90\x02\x01\x12\x96\x01\n\x1a\x41\x63knowledgeUnappliedCharge\x12\x38.tallystick.payment.v1.AcknowledgeUnappliedChargeRequest\x1a\x39.tallystick.payment.v1.AcknowledgeUnappliedChargeResponse\"\x03\x90\x02\x02\x12{\n\x11\x41\x63knowledgeCharge\x12/.tallystick.payment.v1.AcknowledgeChargeRequest\x1a\x30.tallystick.payment.v1.AcknowledgeChargeResponse\"\x03\x90\x02\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -68,50 +69,50 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PAYMENTSERVICE'].methods_by_name['AcknowledgeUnappliedCharge']._serialized_options = b'\220\002\002'
   _globals['_PAYMENTSERVICE'].methods_by_name['AcknowledgeCharge']._loaded_options = None
   _globals['_PAYMENTSERVICE'].methods_by_name['AcknowledgeCharge']._serialized_options = b'\220\002\002'
-  _globals['_WAITFOR']._serialized_start=2725
-  _globals['_WAITFOR']._serialized_end=2806
-  _globals['_CREATEPAYMENTREQUEST']._serialized_start=180
-  _globals['_CREATEPAYMENTREQUEST']._serialized_end=700
-  _globals['_CREATEPAYMENTRESPONSE']._serialized_start=702
-  _globals['_CREATEPAYMENTRESPONSE']._serialized_end=774
-  _globals['_GETPAYMENTREQUEST']._serialized_start=776
-  _globals['_GETPAYMENTREQUEST']._serialized_end=816
-  _globals['_GETPAYMENTRESPONSE']._serialized_start=818
-  _globals['_GETPAYMENTRESPONSE']._serialized_end=887
-  _globals['_LISTPAYMENTSREQUEST']._serialized_start=890
-  _globals['_LISTPAYMENTSREQUEST']._serialized_end=1166
-  _globals['_LISTPAYMENTSRESPONSE']._serialized_start=1168
-  _globals['_LISTPAYMENTSRESPONSE']._serialized_end=1265
-  _globals['_GETPAYMENTORDERREQUEST']._serialized_start=1267
-  _globals['_GETPAYMENTORDERREQUEST']._serialized_end=1317
-  _globals['_GETPAYMENTORDERRESPONSE']._serialized_start=1320
-  _globals['_GETPAYMENTORDERRESPONSE']._serialized_end=1578
-  _globals['_WATCHPAYMENTREQUEST']._serialized_start=1580
-  _globals['_WATCHPAYMENTREQUEST']._serialized_end=1645
-  _globals['_WATCHPAYMENTRESPONSE']._serialized_start=1647
-  _globals['_WATCHPAYMENTRESPONSE']._serialized_end=1718
-  _globals['_CANCELPAYMENTREQUEST']._serialized_start=1720
-  _globals['_CANCELPAYMENTREQUEST']._serialized_end=1779
-  _globals['_CANCELPAYMENTRESPONSE']._serialized_start=1781
-  _globals['_CANCELPAYMENTRESPONSE']._serialized_end=1853
-  _globals['_CONFIRMDELIVERYREQUEST']._serialized_start=1855
-  _globals['_CONFIRMDELIVERYREQUEST']._serialized_end=1905
-  _globals['_CONFIRMDELIVERYRESPONSE']._serialized_start=1907
-  _globals['_CONFIRMDELIVERYRESPONSE']._serialized_end=1992
-  _globals['_GETDEADLETTERRESPONSE']._serialized_start=1995
-  _globals['_GETDEADLETTERRESPONSE']._serialized_end=2136
-  _globals['_LISTUNAPPLIEDCHARGESREQUEST']._serialized_start=2138
-  _globals['_LISTUNAPPLIEDCHARGESREQUEST']._serialized_end=2228
-  _globals['_LISTUNAPPLIEDCHARGESRESPONSE']._serialized_start=2230
-  _globals['_LISTUNAPPLIEDCHARGESRESPONSE']._serialized_end=2352
-  _globals['_ACKNOWLEDGEUNAPPLIEDCHARGEREQUEST']._serialized_start=2354
-  _globals['_ACKNOWLEDGEUNAPPLIEDCHARGEREQUEST']._serialized_end=2434
-  _globals['_ACKNOWLEDGECHARGEREQUEST']._serialized_start=2436
-  _globals['_ACKNOWLEDGECHARGEREQUEST']._serialized_end=2520
-  _globals['_ACKNOWLEDGECHARGERESPONSE']._serialized_start=2522
-  _globals['_ACKNOWLEDGECHARGERESPONSE']._serialized_end=2619
-  _globals['_ACKNOWLEDGEUNAPPLIEDCHARGERESPONSE']._serialized_start=2621
-  _globals['_ACKNOWLEDGEUNAPPLIEDCHARGERESPONSE']._serialized_end=2723
-  _globals['_PAYMENTSERVICE']._serialized_start=2809
-  _globals['_PAYMENTSERVICE']._serialized_end=4859
+  _globals['_WAITFOR']._serialized_start=2762
+  _globals['_WAITFOR']._serialized_end=2843
+  _globals['_CREATEPAYMENTREQUEST']._serialized_start=217
+  _globals['_CREATEPAYMENTREQUEST']._serialized_end=737
+  _globals['_CREATEPAYMENTRESPONSE']._serialized_start=739
+  _globals['_CREATEPAYMENTRESPONSE']._serialized_end=811
+  _globals['_GETPAYMENTREQUEST']._serialized_start=813
+  _globals['_GETPAYMENTREQUEST']._serialized_end=853
+  _globals['_GETPAYMENTRESPONSE']._serialized_start=855
+  _globals['_GETPAYMENTRESPONSE']._serialized_end=924
+  _globals['_LISTPAYMENTSREQUEST']._serialized_start=927
+  _globals['_LISTPAYMENTSREQUEST']._serialized_end=1203
+  _globals['_LISTPAYMENTSRESPONSE']._serialized_start=1205
+  _globals['_LISTPAYMENTSRESPONSE']._serialized_end=1302
+  _globals['_GETPAYMENTORDERREQUEST']._serialized_start=1304
+  _globals['_GETPAYMENTORDERREQUEST']._serialized_end=1354
+  _globals['_GETPAYMENTORDERRESPONSE']._serialized_start=1357
+  _globals['_GETPAYMENTORDERRESPONSE']._serialized_end=1615
+  _globals['_WATCHPAYMENTREQUEST']._serialized_start=1617
+  _globals['_WATCHPAYMENTREQUEST']._serialized_end=1682
+  _globals['_WATCHPAYMENTRESPONSE']._serialized_start=1684
+  _globals['_WATCHPAYMENTRESPONSE']._serialized_end=1755
+  _globals['_CANCELPAYMENTREQUEST']._serialized_start=1757
+  _globals['_CANCELPAYMENTREQUEST']._serialized_end=1816
+  _globals['_CANCELPAYMENTRESPONSE']._serialized_start=1818
+  _globals['_CANCELPAYMENTRESPONSE']._serialized_end=1890
+  _globals['_CONFIRMDELIVERYREQUEST']._serialized_start=1892
+  _globals['_CONFIRMDELIVERYREQUEST']._serialized_end=1942
+  _globals['_CONFIRMDELIVERYRESPONSE']._serialized_start=1944
+  _globals['_CONFIRMDELIVERYRESPONSE']._serialized_end=2029
+  _globals['_GETDEADLETTERRESPONSE']._serialized_start=2032
+  _globals['_GETDEADLETTERRESPONSE']._serialized_end=2173
+  _globals['_LISTUNAPPLIEDCHARGESREQUEST']._serialized_start=2175
+  _globals['_LISTUNAPPLIEDCHARGESREQUEST']._serialized_end=2265
+  _globals['_LISTUNAPPLIEDCHARGESRESPONSE']._serialized_start=2267
+  _globals['_LISTUNAPPLIEDCHARGESRESPONSE']._serialized_end=2389
+  _globals['_ACKNOWLEDGEUNAPPLIEDCHARGEREQUEST']._serialized_start=2391
+  _globals['_ACKNOWLEDGEUNAPPLIEDCHARGEREQUEST']._serialized_end=2471
+  _globals['_ACKNOWLEDGECHARGEREQUEST']._serialized_start=2473
+  _globals['_ACKNOWLEDGECHARGEREQUEST']._serialized_end=2557
+  _globals['_ACKNOWLEDGECHARGERESPONSE']._serialized_start=2559
+  _globals['_ACKNOWLEDGECHARGERESPONSE']._serialized_end=2656
+  _globals['_ACKNOWLEDGEUNAPPLIEDCHARGERESPONSE']._serialized_start=2658
+  _globals['_ACKNOWLEDGEUNAPPLIEDCHARGERESPONSE']._serialized_end=2760
+  _globals['_PAYMENTSERVICE']._serialized_start=2846
+  _globals['_PAYMENTSERVICE']._serialized_end=4896
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from tallystick.history.v1 import history_pb2 as _history_pb2
 from tallystick.operator.v1 import operator_pb2 as _operator_pb2
 from tallystick.payment.v1 import payment_pb2 as _payment_pb2
 import builtins as _builtins
@@ -314,24 +315,24 @@ class GetPaymentOrderResponse(_message.Message):
         """The current state of the order."""
 
     @_builtins.property
-    def history(self) -> _containers.RepeatedCompositeFieldContainer[_payment_pb2.Transition]:
+    def history(self) -> _containers.RepeatedCompositeFieldContainer[_history_pb2.Transition]:
         """All transitions, oldest first."""
 
     @_builtins.property
-    def attempts(self) -> _containers.RepeatedCompositeFieldContainer[_payment_pb2.Attempt]:
+    def attempts(self) -> _containers.RepeatedCompositeFieldContainer[_history_pb2.Attempt]:
         """All attempts of its charge, oldest first."""
 
     @_builtins.property
-    def conflicting_reports(self) -> _containers.RepeatedCompositeFieldContainer[_payment_pb2.ConflictingReport]:
+    def conflicting_reports(self) -> _containers.RepeatedCompositeFieldContainer[_history_pb2.ConflictingReport]:
         """Provider reports of its charge that conflict with the stored outcome, oldest first."""
 
     def __init__(
         self,
         *,
         payment_order: _payment_pb2.PaymentOrder | None = ...,
-        history: _abc.Iterable[_payment_pb2.Transition] | None = ...,
-        attempts: _abc.Iterable[_payment_pb2.Attempt] | None = ...,
-        conflicting_reports: _abc.Iterable[_payment_pb2.ConflictingReport] | None = ...,
+        history: _abc.Iterable[_history_pb2.Transition] | None = ...,
+        attempts: _abc.Iterable[_history_pb2.Attempt] | None = ...,
+        conflicting_reports: _abc.Iterable[_history_pb2.ConflictingReport] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["payment_order", b"payment_order"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -641,13 +642,13 @@ class AcknowledgeChargeResponse(_message.Message):
 
     CONFLICTING_REPORT_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def conflicting_report(self) -> _payment_pb2.ConflictingReport:
+    def conflicting_report(self) -> _history_pb2.ConflictingReport:
         """The resource after the change."""
 
     def __init__(
         self,
         *,
-        conflicting_report: _payment_pb2.ConflictingReport | None = ...,
+        conflicting_report: _history_pb2.ConflictingReport | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["conflicting_report", b"conflicting_report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

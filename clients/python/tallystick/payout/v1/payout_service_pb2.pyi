@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from tallystick.history.v1 import history_pb2 as _history_pb2
 from tallystick.operator.v1 import operator_pb2 as _operator_pb2
 from tallystick.payout.v1 import payout_pb2 as _payout_pb2
 import builtins as _builtins
@@ -497,11 +498,11 @@ class GetPayoutResponse(_message.Message):
         """The current state of the payout."""
 
     @_builtins.property
-    def history(self) -> _containers.RepeatedCompositeFieldContainer[_payout_pb2.PayoutTransition]:
+    def history(self) -> _containers.RepeatedCompositeFieldContainer[_history_pb2.Transition]:
         """All transitions, oldest first."""
 
     @_builtins.property
-    def attempts(self) -> _containers.RepeatedCompositeFieldContainer[_payout_pb2.PayoutAttempt]:
+    def attempts(self) -> _containers.RepeatedCompositeFieldContainer[_history_pb2.Attempt]:
         """All attempts, oldest first."""
 
     @_builtins.property
@@ -509,17 +510,17 @@ class GetPayoutResponse(_message.Message):
         """All transfers that the provider reported, oldest first."""
 
     @_builtins.property
-    def conflicting_reports(self) -> _containers.RepeatedCompositeFieldContainer[_payout_pb2.ConflictingReport]:
+    def conflicting_reports(self) -> _containers.RepeatedCompositeFieldContainer[_history_pb2.ConflictingReport]:
         """All reports of the provider that conflict with an earlier one, oldest first."""
 
     def __init__(
         self,
         *,
         payout: _payout_pb2.Payout | None = ...,
-        history: _abc.Iterable[_payout_pb2.PayoutTransition] | None = ...,
-        attempts: _abc.Iterable[_payout_pb2.PayoutAttempt] | None = ...,
+        history: _abc.Iterable[_history_pb2.Transition] | None = ...,
+        attempts: _abc.Iterable[_history_pb2.Attempt] | None = ...,
         transfers: _abc.Iterable[_payout_pb2.PayoutTransfer] | None = ...,
-        conflicting_reports: _abc.Iterable[_payout_pb2.ConflictingReport] | None = ...,
+        conflicting_reports: _abc.Iterable[_history_pb2.ConflictingReport] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["payout", b"payout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

@@ -1,4 +1,4 @@
-"""The messages of a payout's transitions."""
+"""The messages of transitions."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from tallystick.payout.v1 import payout_pb2
+from tallystick.history.v1 import history_pb2
+from tallystick_core.payment.state import PaymentTransitionReason
 from tallystick_core.payout.state import PayoutTransitionReason
-from tallystick_server.payout import convert
+from tallystick_server.operations import history
 
 
 def history_row(transition_reason: str) -> Any:
@@ -25,16 +26,18 @@ def history_row(transition_reason: str) -> Any:
     )
 
 
-@pytest.mark.parametrize("reason", PayoutTransitionReason)
-def test_each_stored_reason_has_its_value(reason: PayoutTransitionReason) -> None:
+@pytest.mark.parametrize("reason", [*PaymentTransitionReason, *PayoutTransitionReason])
+def test_each_stored_reason_has_its_value(
+    reason: PaymentTransitionReason | PayoutTransitionReason,
+) -> None:
     """A stored transition reason becomes the enum value of the same name."""
-    (message,) = convert.transitions([history_row(str(reason))])
-    name = payout_pb2.PayoutTransitionReason.Name(message.transition_reason)
-    assert name == f"PAYOUT_TRANSITION_REASON_{reason}"
+    (message,) = history.transitions([history_row(str(reason))])
+    name = history_pb2.TransitionReason.Name(message.transition_reason)
+    assert name == f"TRANSITION_REASON_{reason}"
 
 
 @pytest.mark.parametrize("stored", ["", "NO_SUCH_REASON"])
 def test_an_unknown_stored_reason_is_an_error(stored: str) -> None:
     """A stored reason that the contract does not have is an error, and never UNSPECIFIED."""
-    with pytest.raises(ValueError, match="PayoutTransitionReason"):
-        convert.transitions([history_row(stored)])
+    with pytest.raises(ValueError, match="TransitionReason"):
+        history.transitions([history_row(stored)])
