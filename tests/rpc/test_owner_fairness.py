@@ -161,11 +161,13 @@ class HoldingHandlers:
                     await asyncio.Event().wait()
             return response_class()
 
-        async def stream(request: Message, _call: Call) -> AsyncIterator[Message]:
-            del request
+        async def hold() -> AsyncIterator[Message]:
             self.admitted.release()
             await asyncio.Event().wait()
             yield response_class()
+
+        async def stream(_request: Message, _call: Call) -> AsyncIterator[Message]:
+            return hold()
 
         return stream if method.server_streaming else unary
 

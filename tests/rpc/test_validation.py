@@ -11,6 +11,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from tallystick import Client, InvalidArgumentError, NotFoundError
 from tallystick.ledger.v1 import ledger_service_pb2
+from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick.wallet.v1 import wallet_service_pb2
@@ -19,7 +20,7 @@ from tests.support.errors import from_rpc
 from tests.support.platform import ServedPlatform, unique_id
 
 MESSAGES = {
-    name: vars(module)
+    name: vars(operator_pb2) | vars(module)
     for name, module in (
         ("payment", payment_service_pb2),
         ("payout", payout_service_pb2),
