@@ -241,7 +241,10 @@ def test_an_empty_listing_names_what_is_missing(platform: ServedPlatform) -> Non
     for arguments, expected in (
         (("dead-letters", "list", "--service", "payout"), "No open dead letters in the payout"),
         (("alerts", "--service", "wallet"), "No active alerts in the wallet service."),
-        (("payouts", "list", "--state", "PAID"), "No payouts in the state PAID."),
+        (
+            ("payouts", "list", "--state", "PAID", "--seller", "nobody"),
+            "No payouts in the state PAID for the seller nobody.",
+        ),
     ):
         address = ("--address", platform.address)
         completed = run_command(*arguments, *address)
