@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from math import inf
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tallystick.payment.v1 import payment_pb2
 from tallystick_core.operations.idempotency_key import format_provider_key
@@ -26,7 +26,7 @@ from tallystick_server.payment import convert
 from tallystick_storage import operations as operation_store
 from tallystick_storage.payment import checkouts as checkout_store
 from tallystick_storage.payment import orders as order_store
-from tallystick_storage.sql import Row
+from tallystick_storage.payment.charges import ChargeOrderRow
 
 FIRST_ATTEMPT = 1
 """The attempt number that a charge is created with, so that it need not be read back."""
@@ -55,7 +55,7 @@ class OrderInCharge(NamedTuple):
         ) / 1e9
 
     def apply_transition(
-        self, transition: order_store.OrderTransitionRow, row: Row[Any]
+        self, transition: order_store.OrderTransitionRow, row: order_store.TransitionedOrderRow
     ) -> OrderInCharge:
         """The order after a transition, as returned in the row."""
         message = payment_pb2.PaymentOrder()
@@ -151,14 +151,14 @@ def _order_from_new(
 
 
 def charges_from_rows(
-    rows: Iterable[Row[Any]], tokens: Mapping[str, int], now: float, lease_seconds: float
+    rows: Iterable[ChargeOrderRow], tokens: Mapping[str, int], now: float, lease_seconds: float
 ) -> list[Charge]:
     """Converts stored rows to charges, claimed under `tokens` at `now` (loop time) for
     `lease_seconds`.
     """
     charges = []
     for charge_id, group in groupby(rows, key=lambda row: row.charge_id):
-        members: Sequence[Row[Any]] = list(group)
+        members = list(group)
         first = members[0]
         charges.append(
             Charge(
@@ -197,7 +197,7 @@ def charges_from_rows(
     return charges
 
 
-def _has_buyer_timed_out(row: Row[Any]) -> bool:
+def _has_buyer_timed_out(row: ChargeOrderRow) -> bool:
     """Whether the buyer has not acted in time."""
     return (
         row.pending_reason == PendingReason.BUYER_ACTION
@@ -206,7 +206,7 @@ def _has_buyer_timed_out(row: Row[Any]) -> bool:
     )
 
 
-def _seconds_left(row: Row[Any]) -> float:
+def _seconds_left(row: ChargeOrderRow) -> float:
     """Seconds until the charge must be ended; inf if it has no deadline.
 
     The deadline of a buyer action applies while one is pending, otherwise the payment's expiry
@@ -243,23 +243,22 @@ def outcome_from_attempt(attempt: operation_store.AttemptResult) -> ChargeOutcom
             return None
 
 
-def _attempt_result(row: Row[Any]) -> operation_store.AttemptResult:
-    """The result of the attempt in a row that also holds the order's columns."""
-    amount, currency = row.moved_amount, row.moved_currency
+def _attempt_result(row: ChargeOrderRow) -> operation_store.AttemptResult:
+    """The result of the charge's last attempt."""
     return operation_store.AttemptResult(
         KindName.CHARGE,
         row.charge_id,
         row.attempt_number,
         row.outcome,
         row.attempt_reference,
-        amount,
-        currency,
+        row.moved_amount,
+        row.moved_currency,
         row.attempt_reason,
         row.attempt_code,
     )
 
 
-def _order_from_row(row: Row[Any]) -> OrderInCharge:
+def _order_from_row(row: order_store.OrderRow) -> OrderInCharge:
     return OrderInCharge(
         payment_order_id=row.payment_order_id,
         version=row.version,

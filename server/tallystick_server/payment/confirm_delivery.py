@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 from tallystick.wallet.v1 import wallet_service_pb2, wallet_service_pb2_grpc
 from tallystick_server.observability import names
@@ -23,7 +22,7 @@ from tallystick_server.rpc.batch import (
 from tallystick_server.rpc.service_client import ServiceClient
 from tallystick_storage.database import Database
 from tallystick_storage.payment import deliveries as store
-from tallystick_storage.sql import Connection, Row
+from tallystick_storage.sql import Connection
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +86,9 @@ class DeliveryConfirmation:
             )
         raise_if_unavailable(results)
 
-    async def _release(self, rows: Sequence[Row[Any]]) -> Sequence[ItemRejected | None]:
+    async def _release(
+        self, rows: Sequence[store.PendingReleaseRow]
+    ) -> Sequence[ItemRejected | None]:
         releases = [
             wallet_service_pb2.Release(
                 source_id=f"PAY_IN/{row.payment_order_id}", caller=row.caller

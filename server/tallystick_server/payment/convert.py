@@ -36,8 +36,15 @@ from tallystick_server.rpc.enums import EnumNames
 from tallystick_server.rpc.timestamps import parse_time, to_optional_timestamp, to_timestamp
 from tallystick_storage.payment import checkouts as checkout_store
 from tallystick_storage.payment import orders as store
-from tallystick_storage.payment.queries import PaymentFilter
-from tallystick_storage.sql import Row
+from tallystick_storage.payment.queries import (
+    FinalCheckoutRow,
+    OrderWithPaymentRow,
+    PaymentFilter,
+    PaymentRow,
+    PaymentSummaryRow,
+    ScheduledOrderRow,
+)
+from tallystick_storage.payment.unapplied_charges import UnappliedChargeRow
 
 METHOD_TYPES = EnumNames(payment_pb2.PaymentMethodType.DESCRIPTOR)
 CHARGE_MODES = EnumNames(payment_pb2.ChargeMode.DESCRIPTOR)
@@ -196,18 +203,20 @@ def created_version(order: checkout_store.NewOrder) -> int:
     return 1 if order.status == OrderStatus.NOT_STARTED else _DECIDED_VERSION
 
 
-def payment(orders: Sequence[Row[Any]]) -> payment_pb2.Payment:
-    """A payment with its orders; each row also holds the payment's columns."""
+def payment(orders: Sequence[OrderWithPaymentRow]) -> payment_pb2.Payment:
+    """A payment with its orders."""
     version_sum = sum(order.version for order in orders)
     update_time = max(order.update_time for order in orders)
-    message = _payment(orders[0], version_sum, update_time)
+    message = _payment(orders[0].checkout_id, orders[0], version_sum, update_time)
     message.payment_orders.extend(payment_order(order) for order in orders)
     return message
 
 
-def final_payment(row: Row[Any], orders: Iterable[payment_pb2.PaymentOrder]) -> payment_pb2.Payment:
+def final_payment(
+    row: FinalCheckoutRow, orders: Iterable[payment_pb2.PaymentOrder]
+) -> payment_pb2.Payment:
     """A final payment, without its orders."""
-    return _payment(row, sum(order.version for order in orders), row.done_time)
+    return _payment(row.checkout_id, row, sum(order.version for order in orders), row.done_time)
 
 
 def add_orders(payment: payment_pb2.Payment, orders: Iterable[payment_pb2.PaymentOrder]) -> None:
@@ -215,27 +224,29 @@ def add_orders(payment: payment_pb2.Payment, orders: Iterable[payment_pb2.Paymen
     payment.payment_orders.extend(sorted(orders, key=lambda order: order.payment_order_id))
 
 
-def payment_summary(row: Row[Any]) -> payment_pb2.Payment:
-    """A payment without its orders; the row holds the sum of their versions and the last update."""
-    return _payment(row, row.versions, row.update_time)
+def payment_summary(row: PaymentSummaryRow) -> payment_pb2.Payment:
+    """A payment without its orders."""
+    return _payment(row.checkout_id, row, row.versions, row.update_time)
 
 
-def _payment(row: Row[Any], version_sum: int, update_time: datetime) -> payment_pb2.Payment:
+def _payment(
+    checkout_id: str, row: PaymentRow, version_sum: int, update_time: datetime
+) -> payment_pb2.Payment:
     return payment_pb2.Payment(
+        checkout_id=checkout_id,
         **_checkout_fields(row),
         payment_state=PAYMENT_STATES.number(row.payment_state),
         is_payment_done=row.is_payment_done,
-        version=row.checkout_version + int(version_sum),
+        version=row.checkout_version + version_sum,
         create_time=to_timestamp(row.checkout_create_time),
         update_time=to_timestamp(update_time),
         done_time=to_optional_timestamp(row.done_time),
     )
 
 
-def _checkout_fields(checkout: Row[Any] | checkout_store.NewCheckout) -> dict[str, Any]:
-    """The immutable fields of a payment, except its creation time."""
+def _checkout_fields(checkout: PaymentRow | checkout_store.NewCheckout) -> dict[str, Any]:
+    """The immutable fields of a payment, except its id and its creation time."""
     return {
-        "checkout_id": checkout.checkout_id,
         "buyer_info": checkout.buyer_info,
         "seller_info": checkout.seller_info,
         "buyer_country": checkout.buyer_country,
@@ -252,6 +263,7 @@ def new_payment(
     """A new payment without its orders, as it is stored; `version_sum` is that of its orders."""
     timestamp = to_timestamp(create_time)
     return payment_pb2.Payment(
+        checkout_id=checkout.checkout_id,
         **_checkout_fields(checkout),
         payment_state=payment_pb2.PAYMENT_STATE_OPEN,
         version=1 + version_sum,
@@ -260,15 +272,15 @@ def new_payment(
     )
 
 
-def payment_order(row: Row[Any]) -> payment_pb2.PaymentOrder:
-    """The current order, from a row of any order query."""
+def payment_order(row: ScheduledOrderRow) -> payment_pb2.PaymentOrder:
+    """The current order."""
     message = stored_order(row)
     if row.next_try_time is not None and row.status not in TERMINAL_STATUSES:
         message.next_try_time.CopyFrom(to_timestamp(row.next_try_time))
     return message
 
 
-def stored_order(row: Row[Any]) -> payment_pb2.PaymentOrder:
+def stored_order(row: store.OrderRow) -> payment_pb2.PaymentOrder:
     """The current order, without its next_try_time."""
     return payment_pb2.PaymentOrder(
         **_order_fields(row),
@@ -303,7 +315,7 @@ def new_order(order: checkout_store.NewOrder) -> payment_pb2.PaymentOrder:
     )
 
 
-def _order_fields(order: Row[Any] | checkout_store.NewOrder) -> dict[str, Any]:
+def _order_fields(order: store.OrderRow | checkout_store.NewOrder) -> dict[str, Any]:
     """The immutable fields of an order, except its creation time."""
     return {
         "payment_order_id": order.payment_order_id,
@@ -335,7 +347,9 @@ def apply_risk_decision(message: payment_pb2.PaymentOrder, order: checkout_store
 
 
 def apply_transition(
-    message: payment_pb2.PaymentOrder, transition: store.OrderTransitionRow, row: Row[Any]
+    message: payment_pb2.PaymentOrder,
+    transition: store.OrderTransitionRow,
+    row: store.TransitionedOrderRow,
 ) -> None:
     """Applies a transition to the message of an order."""
     message.payment_order_status = _STATUSES.number(transition.status)
@@ -356,7 +370,7 @@ def apply_transition(
     message.update_time.CopyFrom(to_timestamp(row.update_time))
 
 
-def unapplied_charge(row: Row[Any]) -> payment_pb2.UnappliedCharge:
+def unapplied_charge(row: UnappliedChargeRow) -> payment_pb2.UnappliedCharge:
     return payment_pb2.UnappliedCharge(
         unapplied_charge_id=row.unapplied_charge_id,
         charge_id=row.charge_id,

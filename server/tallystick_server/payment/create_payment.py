@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
 
 from tallystick.payment.v1 import payment_pb2
 from tallystick_core.errors import ApiError, ErrorReason
@@ -35,7 +34,7 @@ from tallystick_server.payment.existing_payments import find_conflicts
 from tallystick_server.payment.transitions import add_payment_closed_events
 from tallystick_storage.database import ConstraintViolation, Database
 from tallystick_storage.payment import checkouts as store
-from tallystick_storage.sql import Connection, Row
+from tallystick_storage.sql import Connection
 
 _UNIQUE_VIOLATION = "23505"  # an SQLSTATE
 
@@ -249,7 +248,7 @@ class PaymentCreator:
 
     def _insert(
         self, connection: Connection, payments: Sequence[_RiskCheckedPayment]
-    ) -> dict[str, Row[Any]]:
+    ) -> dict[str, store.StoredCheckoutRow]:
         attempts = [
             store.NewAttempt(
                 charge.charge_id,
@@ -345,7 +344,9 @@ def provider_unavailable_error() -> ApiError:
 
 
 def _emit_created(
-    connection: Connection, payments: Sequence[_RiskCheckedPayment], rows: Mapping[str, Row[Any]]
+    connection: Connection,
+    payments: Sequence[_RiskCheckedPayment],
+    rows: Mapping[str, store.StoredCheckoutRow],
 ) -> None:
     """Adds the events of new payments: each order is first stored, then the decision of the risk
     rules is applied, unless the risk provider decides later.

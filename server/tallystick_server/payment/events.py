@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 from tallystick.event.v1 import event_pb2
 from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick.payment.v1 import payment_pb2
 from tallystick_server.outbox.events import add_event
-from tallystick_storage.sql import Row
 
 
 class EventOrigin(Protocol):
-    """The origin of an order: its checkout, its charge, or a row with the same columns."""
+    """The origin of an order: its checkout, its charge, or a row with the same fields."""
 
     @property
     def caller(self) -> str: ...
@@ -23,9 +22,7 @@ class EventOrigin(Protocol):
 
 
 def add_order_changed(
-    publish_request: BatchPublishRequest,
-    order: payment_pb2.PaymentOrder,
-    origin: EventOrigin | Row[Any],
+    publish_request: BatchPublishRequest, order: payment_pb2.PaymentOrder, origin: EventOrigin
 ) -> None:
     """Adds the event of an order's change."""
     type_, aggregate = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from tallystick_core.errors import ApiError, ErrorReason, id_taken_error, key_reused_error
 from tallystick_core.payment.checkout import (
@@ -15,7 +14,7 @@ from tallystick_core.payment.checkout import (
     first_difference,
 )
 from tallystick_storage.payment import checkouts as store
-from tallystick_storage.sql import Connection, Row
+from tallystick_storage.sql import Connection
 
 
 def find_conflicts(
@@ -44,12 +43,15 @@ def find_conflicts(
 
 
 def _checkout_conflict(
-    connection: Connection, request: CheckoutRequest, fingerprint: bytes, row: Row[Any]
+    connection: Connection,
+    request: CheckoutRequest,
+    fingerprint: bytes,
+    row: store.ExistingIdRow,
 ) -> ApiError | None:
     """The conflict with the payment that has this id; None: a replay."""
     if row.owner != request.owner:
         return id_taken_error("checkout_id")
-    if bytes(row.fingerprint) == fingerprint:
+    if row.fingerprint == fingerprint:
         return None
     rows = store.load_request(connection, row.id)
     orders = tuple(
@@ -65,7 +67,7 @@ def _checkout_conflict(
     )
     first = rows[0]
     stored_request = CheckoutRequest(
-        checkout_id=first.checkout_id,
+        checkout_id=row.id,
         caller=first.caller,
         owner=first.owner,
         buyer_info=first.buyer_info,
@@ -81,7 +83,7 @@ def _checkout_conflict(
     return key_reused_error(first_difference(request, stored_request))
 
 
-def _order_conflict(request: CheckoutRequest, order: Order, row: Row[Any]) -> ApiError:
+def _order_conflict(request: CheckoutRequest, order: Order, row: store.ExistingIdRow) -> ApiError:
     """The result for an order id that belongs to another checkout."""
     path = f"payment_orders[{order.index}].payment_order_id"
     if row.owner != request.owner:

@@ -219,7 +219,7 @@ class PaymentHandlers(PaymentOperatorHandlers):
     async def _load_payments(
         self, checkout_ids: Sequence[str]
     ) -> Sequence[payment_pb2.Payment | None]:
-        def load(connection: Connection) -> dict[str, list[store.OrderRow]]:
+        def load(connection: Connection) -> dict[str, list[store.OrderWithPaymentRow]]:
             return store.load_payments(connection, sorted(set(checkout_ids)))
 
         orders_by_checkout = await self._database.load(load)

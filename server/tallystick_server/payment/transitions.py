@@ -124,7 +124,7 @@ def _transition_group(
     changed: list[payment_pb2.PaymentOrder] = []
     with record_events(connection, rows) as publish_request:
         for row in rows:
-            if row.payment_order_id is None:
+            if isinstance(row, store.FinalPaymentRow):
                 final_ids.add(row.checkout_id)
                 continue
             item = by_order[row.payment_order_id]

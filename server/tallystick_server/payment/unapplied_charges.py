@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tallystick.event.v1 import event_pb2
 from tallystick.ledger.v1 import ledger_service_pb2, ledger_service_pb2_grpc
@@ -31,7 +30,7 @@ from tallystick_server.rpc.timestamps import to_timestamp
 from tallystick_storage.database import Database
 from tallystick_storage.payment import conflicts
 from tallystick_storage.payment import unapplied_charges as store
-from tallystick_storage.sql import Connection, Row
+from tallystick_storage.sql import Connection
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +138,9 @@ class UnappliedChargeBooking:
             )
         raise_if_unavailable(results)
 
-    async def _post(self, rows: Sequence[Row[Any]]) -> Sequence[ItemRejected | None]:
+    async def _post(
+        self, rows: Sequence[store.UnappliedChargeRow]
+    ) -> Sequence[ItemRejected | None]:
         request = ledger_service_pb2.BatchPostRequest(outcome_only=True)
         for row in rows:
             lines = unapplied_lines(row.provider, row.currency, row.amount)
@@ -159,14 +160,14 @@ class UnappliedChargeBooking:
 
 async def acknowledge(
     database: Database, unapplied_charge_id: str, operator: str, reason: str
-) -> tuple[Row[Any], bool]:
+) -> tuple[store.UnappliedChargeRow, bool]:
     """Ends the alert of an unapplied charge with a reason. Returns the current row, and whether it
     was acknowledged before.
 
     Raises NOT_FOUND, CONFLICT, IDEMPOTENCY_KEY_REUSED.
     """
 
-    def acknowledge(connection: Connection) -> tuple[Row[Any] | None, bool]:
+    def acknowledge(connection: Connection) -> tuple[store.UnappliedChargeRow | None, bool]:
         rows = store.acknowledge(connection, unapplied_charge_id, operator, reason)
         _emit_changed(connection, rows)
         return store.find(connection, unapplied_charge_id), not rows
@@ -187,14 +188,14 @@ async def acknowledge(
 
 async def acknowledge_report(
     database: Database, charge_id: str, number: int, operator: str, reason: str
-) -> tuple[Row[Any], bool]:
+) -> tuple[conflicts.ChargeReportRow, bool]:
     """Ends the alert of a conflicting report with a reason. Returns the current row, and whether it
     was acknowledged before.
 
     Raises NOT_FOUND, IDEMPOTENCY_KEY_REUSED.
     """
 
-    def acknowledge(connection: Connection) -> tuple[Row[Any] | None, bool]:
+    def acknowledge(connection: Connection) -> tuple[conflicts.ChargeReportRow | None, bool]:
         is_new = conflicts.acknowledge(connection, charge_id, number, operator, reason)
         reports = conflicts.list_reports(connection, charge_id)
         return next((row for row in reports if row.number == number), None), not is_new
@@ -207,7 +208,7 @@ async def acknowledge_report(
     return row, replayed
 
 
-def _emit_changed(connection: Connection, rows: Sequence[Row[Any]]) -> None:
+def _emit_changed(connection: Connection, rows: Sequence[store.ChangedUnappliedChargeRow]) -> None:
     with record_events(connection, rows) as publish_request:
         for row in rows:
             charge, aggregate = (

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import NamedTuple
 
 from tallystick_core.payment.state import OrderStatus, PaymentTransitionReason
 from tallystick_storage.database import encode_rows
 from tallystick_storage.outbox import insert_into_outbox
-from tallystick_storage.sql import Connection, Row, text
+from tallystick_storage.sql import Connection, Query
 
 
 @dataclass(slots=True)
@@ -71,48 +71,75 @@ class NewAttempt:
     currency: str
 
 
-_FIND_EXISTING = text("""
+class ExistingIdRow(NamedTuple):
+    """An id that exists: of a "checkout", or of an "order", which has no fingerprint."""
+
+    resource_type: str
+    id: str
+    owner: str
+    fingerprint: bytes | None
+
+
+_FIND_EXISTING = Query(
+    ExistingIdRow,
+    """
     select 'checkout' as resource_type, checkout_id as id, owner, fingerprint
     from checkout where checkout_id = any (cast(:checkouts as text[]))
     union all
     select 'order', o.payment_order_id, c.owner, null
     from payment_order o join checkout c on c.checkout_id = o.checkout_id
     where o.payment_order_id = any (cast(:orders as text[]))
-""")
+    """,
+)
 
 
 def find_existing(
     connection: Connection, checkout_ids: list[str], order_ids: list[str]
-) -> Sequence[Row[Any]]:
-    """Which of the ids exist: rows of resource_type ("checkout" or "order"), id, owner and
-    fingerprint.
+) -> list[ExistingIdRow]:
+    """Which of the ids exist."""
+    return _FIND_EXISTING.all(connection, checkouts=checkout_ids, orders=order_ids)
+
+
+class _RecentOrders(NamedTuple):
+    buyer: str
+    order_count: int
+
+
+_COUNT_RECENT_ORDERS = Query(
+    _RecentOrders,
     """
-    return connection.execute(
-        _FIND_EXISTING, {"checkouts": checkout_ids, "orders": order_ids}
-    ).all()
-
-
-_COUNT_RECENT_ORDERS = text("""
     select b.buyer, (
         select count(*) from payment_order o where o.buyer_account = b.buyer
-            and o.create_time > (select clock()) - cast(:window as interval)) as orders
+            and o.create_time > (select clock()) - cast(:window as interval)) as order_count
     from unnest(cast(:buyers as text[])) as b (buyer)
-""")
+    """,
+)
 
 
 def count_recent_orders(
     connection: Connection, buyers: list[str], window_seconds: float
 ) -> dict[str, int]:
     """Each buyer's number of orders within the last `window_seconds` seconds."""
-    result = connection.execute(
-        _COUNT_RECENT_ORDERS, {"buyers": buyers, "window": f"{window_seconds} seconds"}
-    )
-    return {row.buyer: row.orders for row in result}
+    rows = _COUNT_RECENT_ORDERS.all(connection, buyers=buyers, window=f"{window_seconds} seconds")
+    return {row.buyer: row.order_count for row in rows}
+
+
+class StoredCheckoutRow(NamedTuple):
+    """A new checkout as it is stored, and the outbox row in which all stored rows are to be
+    recorded. `is_final`: the risk rules rejected all its orders.
+    """
+
+    checkout_id: str
+    create_time: datetime
+    is_final: bool
+    outbox_sequence: int
 
 
 # Only rows that the first insert returns are stored. If another process stored a checkout
 # meanwhile, nothing else of it is inserted.
-_INSERT = text(f"""
+_INSERT = Query(
+    StoredCheckoutRow,
+    f"""
     with t as materialized (select clock() as now),
     new_checkout as (
         insert into checkout (checkout_id, caller, owner, fingerprint, buyer_info, seller_info,
@@ -194,7 +221,8 @@ _INSERT = text(f"""
     {insert_into_outbox("changed_resource", "aggregate_id")}
     select checkout_id, create_time, version = 2 as is_final, sequence as outbox_sequence
         from new_checkout, outbox_sequence
-""")
+    """,
+)
 
 
 def insert(
@@ -203,34 +231,52 @@ def insert(
     orders: Sequence[NewOrder],
     attempts: Sequence[NewAttempt],
     lease_seconds: float,
-) -> Sequence[Row[Any]]:
+) -> list[StoredCheckoutRow]:
     """Stores checkouts with everything that belongs to them. Their charges are leased for
-    `lease_seconds` seconds under lease token 1.
-
-    Returns a row for each new checkout: checkout_id, create_time, is_final, and the outbox row in
-    which all stored rows are to be recorded.
+    `lease_seconds` seconds under lease token 1. Returns the new checkouts.
     """
-    parameters = {
-        "checkouts": encode_rows(checkouts),
-        "orders": encode_rows(orders),
-        "attempts": encode_rows(attempts),
-        "lease": f"{lease_seconds} seconds",
-        "first_status": OrderStatus.NOT_STARTED,
-        "first_transition_reason": PaymentTransitionReason.CREATED,
-    }
-    return connection.execute(_INSERT, parameters).all()
+    return _INSERT.all(
+        connection,
+        checkouts=encode_rows(checkouts),
+        orders=encode_rows(orders),
+        attempts=encode_rows(attempts),
+        lease=f"{lease_seconds} seconds",
+        first_status=OrderStatus.NOT_STARTED,
+        first_transition_reason=PaymentTransitionReason.CREATED,
+    )
 
 
-_LOAD_REQUEST = text("""
-    select c.checkout_id, c.caller, c.owner, c.buyer_info, c.seller_info, c.buyer_country,
-        c.payment_token, c.payment_method_type, c.charge_mode, c.partial_failure_policy,
-        c.expire_time, o.payment_order_id, o.buyer_account, o.seller_account, o.amount, o.currency,
-            o.requested_fee
+class RequestedOrderRow(NamedTuple):
+    """An order as its caller requested it, with the fields of its checkout."""
+
+    caller: str
+    owner: str
+    buyer_info: str
+    seller_info: str
+    buyer_country: str
+    payment_token: str
+    payment_method_type: str
+    charge_mode: str
+    partial_failure_policy: str
+    expire_time: datetime | None
+    payment_order_id: str
+    buyer_account: str
+    seller_account: str
+    amount: int
+    currency: str
+    requested_fee: int | None
+
+
+_LOAD_REQUEST = Query(
+    RequestedOrderRow,
+    """
+    select {columns}
     from checkout c join payment_order o on o.checkout_id = c.checkout_id
     where c.checkout_id = :checkout_id order by o.payment_order_id
-""")
+    """,
+)
 
 
-def load_request(connection: Connection, checkout_id: str) -> Sequence[Row[Any]]:
+def load_request(connection: Connection, checkout_id: str) -> list[RequestedOrderRow]:
     """The stored request of a checkout, one row per order."""
-    return connection.execute(_LOAD_REQUEST, {"checkout_id": checkout_id}).all()
+    return _LOAD_REQUEST.all(connection, checkout_id=checkout_id)

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import NamedTuple
 
 from tallystick_core.operations.next_action import MAX_OPEN_REPORTS
 from tallystick_storage.database import encode_rows
-from tallystick_storage.sql import Connection, Row, text
+from tallystick_storage.sql import Connection, Query, text
 
 
 @dataclass(slots=True)
@@ -30,6 +31,17 @@ class ChargeReport:
 
     charge_id: str
     report: str
+
+
+class ChargeReportRow(NamedTuple):
+    """A stored conflicting report, and who has acknowledged it; "": nobody has."""
+
+    number: int
+    report: str
+    create_time: datetime
+    acknowledged_by: str
+    acknowledge_reason: str
+    acknowledge_time: datetime | None
 
 
 # A report that is open, or equal to the latest one, is not stored again: a provider that repeats it
@@ -78,8 +90,9 @@ _INSERT_MONEY_REPORTS = text(
         where m.charge_id <> r.charge_id or (k.amount, k.currency) <> (r.amount, r.currency))"""
     + _INSERT.format(conflicting="conflicting")
 )
-_LIST_REPORTS = text(
-    "select * from conflicting_report where charge_id = :charge_id order by number"
+_LIST_REPORTS = Query(
+    ChargeReportRow,
+    "select {columns} from conflicting_report where charge_id = :charge_id order by number",
 )
 _ACKNOWLEDGE = text("""
     update conflicting_report set acknowledged_by = :operator, acknowledge_reason = :reason,
@@ -104,9 +117,9 @@ def insert_money_reports(connection: Connection, reports: Sequence[MoneyReport])
     )
 
 
-def list_reports(connection: Connection, charge_id: str) -> Sequence[Row[Any]]:
+def list_reports(connection: Connection, charge_id: str) -> list[ChargeReportRow]:
     """The conflicting reports of a charge, oldest first."""
-    return connection.execute(_LIST_REPORTS, {"charge_id": charge_id}).all()
+    return _LIST_REPORTS.all(connection, charge_id=charge_id)
 
 
 def acknowledge(

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from tallystick_core.payment.state import PaymentTransitionReason
 from tallystick_storage.database import encode_rows
 from tallystick_storage.outbox import insert_into_outbox
-from tallystick_storage.sql import Connection, Row, text
+from tallystick_storage.payment.orders import OrderRow
+from tallystick_storage.sql import Connection, Query, columns, text
 
-_CONFIRM_DELIVERY = text(f"""
+
+@dataclass(frozen=True, slots=True)
+class DeliveredOrderRow(OrderRow):
+    """An order whose delivery was recorded, and the outbox row in which this is to be recorded."""
+
+    caller: str
+    owner: str
+    traceparent: str
+    outbox_sequence: int
+
+
+class PendingReleaseRow(NamedTuple):
+    payment_order_id: str
+    caller: str
+
+
+_CONFIRM_DELIVERY = Query(
+    DeliveredOrderRow,
+    f"""
     with l as materialized (
         select o.payment_order_id, c.caller, c.owner, c.traceparent from payment_order o
             join checkout c on c.checkout_id = o.checkout_id
@@ -39,12 +59,17 @@ _CONFIRM_DELIVERY = text(f"""
     release as (insert into pending_release (payment_order_id, caller, rejection_message,
         create_time) select payment_order_id, caller, '', update_time from changed),
     {insert_into_outbox("changed", "'paymentOrders/' || payment_order_id")}
-    select changed.*, sequence as outbox_sequence from changed, outbox_sequence
-""")
-_LIST_RELEASABLE = text("""
-    select payment_order_id, caller from pending_release where next_try_time <= (select clock())
+    select {columns(OrderRow)}, caller, owner, traceparent, sequence as outbox_sequence
+        from changed, outbox_sequence
+    """,
+)
+_LIST_RELEASABLE = Query(
+    PendingReleaseRow,
+    """
+    select {columns} from pending_release where next_try_time <= (select clock())
         order by next_try_time, create_time, payment_order_id limit :limit
-""")
+    """,
+)
 _MARK_RELEASE_REJECTED = text("""
     with l as materialized (
         select t.payment_order_id, r.message from pending_release t
@@ -63,22 +88,22 @@ _MARK_RELEASED = text(
 )
 
 
-def confirm_delivery(connection: Connection, order_ids: list[str]) -> Sequence[Row[Any]]:
+def confirm_delivery(connection: Connection, order_ids: list[str]) -> list[DeliveredOrderRow]:
     """Records deliveries of orders that are booked and not yet recorded as delivered. Returns those
-    orders, each with its caller, owner, traceparent, and the outbox row in which all are to be
-    recorded.
+    orders, all with the same outbox row.
     """
-    return connection.execute(
-        _CONFIRM_DELIVERY,
-        {"ids": order_ids, "transition_reason": PaymentTransitionReason.DELIVERY_CONFIRMED},
-    ).all()
+    return _CONFIRM_DELIVERY.all(
+        connection,
+        ids=order_ids,
+        transition_reason=PaymentTransitionReason.DELIVERY_CONFIRMED,
+    )
 
 
-def list_releasable(connection: Connection, limit: int) -> Sequence[Row[Any]]:
+def list_releasable(connection: Connection, limit: int) -> list[PendingReleaseRow]:
     """Delivered orders whose money the wallet is to release now, with their callers. Orders never
     rejected by the wallet come first, then the oldest.
     """
-    return connection.execute(_LIST_RELEASABLE, {"limit": limit}).all()
+    return _LIST_RELEASABLE.all(connection, limit=limit)
 
 
 def mark_released(connection: Connection, order_ids: list[str]) -> None:

@@ -7,12 +7,45 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import NamedTuple
 
 from tallystick_core.payment.state import OrderStatus
 from tallystick_storage.database import encode_rows
 from tallystick_storage.outbox import insert_into_outbox
-from tallystick_storage.sql import Connection, Row, text
+from tallystick_storage.sql import Connection, Query, text
+
+
+@dataclass(frozen=True, slots=True)
+class OrderRow:
+    """An order; amounts in minor units."""
+
+    payment_order_id: str
+    checkout_id: str
+    charge_id: str
+    buyer_account: str
+    seller_account: str
+    amount: int
+    currency: str
+    platform_fee: int
+    captured_amount: int
+    refunded_amount: int
+    disputed_amount: int
+    status: str
+    wallet_updated: bool
+    ledger_updated: bool
+    pending_reason: str
+    next_action_url: str
+    failure_reason: str
+    decline_code: str
+    provider: str
+    provider_reference: str
+    attempt_count: int
+    resolve_by_time: datetime | None
+    delivery_confirmed_time: datetime | None
+    version: int
+    create_time: datetime
+    update_time: datetime
 
 
 @dataclass(slots=True)
@@ -41,6 +74,39 @@ class OrderTransitionRow:
     def is_final(self) -> bool:
         """Whether nothing remains to be done for the order afterwards."""
         return self.booked or self.status == OrderStatus.FAILED
+
+
+class TransitionedOrderRow(NamedTuple):
+    """The new version of an order, the current lease token of its operation (None: it has none),
+    and the outbox row in which the change is to be recorded.
+    """
+
+    payment_order_id: str
+    checkout_id: str
+    version: int
+    update_time: datetime
+    resolve_by_time: datetime | None
+    lease_token: int | None
+    outbox_sequence: int
+
+
+class FinalPaymentRow(NamedTuple):
+    """A payment that became final, and the outbox row in which this is to be recorded."""
+
+    checkout_id: str
+    outbox_sequence: int
+
+
+class _FinishedRow(NamedTuple):
+    """The fields of TransitionedOrderRow; those of an order are None for a payment."""
+
+    payment_order_id: str | None
+    checkout_id: str
+    version: int
+    update_time: datetime | None
+    resolve_by_time: datetime | None
+    lease_token: int | None
+    outbox_sequence: int
 
 
 _TRANSITIONS = """(
@@ -80,7 +146,9 @@ _CHANGED = """changed as (
         from changed)"""
 # The usual answer of a provider costs this statement. It has few parts, because each costs
 # executor time even if it is empty.
-_CHANGE_ORDERS = text(f"""
+_CHANGE_ORDERS = Query(
+    TransitionedOrderRow,
+    f"""
     with {_CHANGED.format(requested=f"{_TRANSITIONS} order by payment_order_id)")},
     {insert_into_outbox("changed", "'paymentOrders/' || payment_order_id")}
     select payment_order_id, checkout_id, version, update_time, resolve_by_time,
@@ -88,10 +156,13 @@ _CHANGE_ORDERS = text(f"""
             where op.kind = 'charge' and op.operation_id = c.charge_id) as lease_token,
         sequence as outbox_sequence
     from changed c, outbox_sequence
-""")
+    """,
+)
 # Lookups by key in a lateral "limit 1" stay lookups. `operation` is small and its statistics are
 # always outdated, so a join read the whole table once per transition.
-_FINISH_ORDERS = text(f"""
+_FINISH_ORDERS = Query(
+    _FinishedRow,
+    f"""
     with requested as materialized {_TRANSITIONS}),
     locked_operation as materialized (
         select op.operation_id
@@ -140,22 +211,37 @@ _FINISH_ORDERS = text(f"""
     union all
     select null, checkout_id, 2, null, null, null, sequence
     from counted, outbox_sequence where version = 2
-""")
+    """,
+)
 
 
 def transition_orders(
     connection: Connection, transitions: Sequence[OrderTransitionRow]
-) -> Sequence[Row[Any]]:
+) -> Sequence[TransitionedOrderRow | FinalPaymentRow]:
     """Applies transitions of orders: either all of them are final, or none. A checkout without open
     orders becomes final; the operation of a final charge is deleted.
 
-    Returns a row for each order that changed: its ids, its new version, update_time and
-    resolve_by_time, the current lease token of its operation, and the outbox row in which all
-    changes are recorded. It also returns a row without payment_order_id for each payment that
-    became final. A missing order had changed before.
+    Returns the orders that changed and the payments that became final, all with the same outbox
+    row. A missing order had changed before.
     """
-    statement = _FINISH_ORDERS if transitions[0].is_final else _CHANGE_ORDERS
-    return connection.execute(statement, {"transitions": encode_rows(transitions)}).all()
+    encoded = encode_rows(transitions)
+    if not transitions[0].is_final:
+        return _CHANGE_ORDERS.all(connection, transitions=encoded)
+    return [_changed_row(row) for row in _FINISH_ORDERS.all(connection, transitions=encoded)]
+
+
+def _changed_row(row: _FinishedRow) -> TransitionedOrderRow | FinalPaymentRow:
+    if row.payment_order_id is None or row.update_time is None:
+        return FinalPaymentRow(row.checkout_id, row.outbox_sequence)
+    return TransitionedOrderRow(
+        row.payment_order_id,
+        row.checkout_id,
+        row.version,
+        row.update_time,
+        row.resolve_by_time,
+        row.lease_token,
+        row.outbox_sequence,
+    )
 
 
 _CANCEL = text(

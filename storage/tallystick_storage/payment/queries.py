@@ -3,82 +3,147 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tallystick_core.operations.kind import KindName
 from tallystick_storage import operations as operation_store
 from tallystick_storage.history import TransitionRow
 from tallystick_storage.operation_key import OperationKey
 from tallystick_storage.pagination import PageKey, Scan, find_candidates
-from tallystick_storage.sql import Connection, Query, Row, text
+from tallystick_storage.payment.orders import OrderRow
+from tallystick_storage.sql import Connection, Query, columns
 
-PaymentRow = Row[Any]
-OrderRow = Row[Any]
-OrderDetails = tuple[OrderRow, Sequence[TransitionRow], Sequence[operation_store.AttemptRow]]
+
+@dataclass(frozen=True, slots=True)
+class ScheduledOrderRow(OrderRow):
+    """An order, and when its operation is tried next; None: never."""
+
+    next_try_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class OwnedOrderRow(ScheduledOrderRow):
+    owner: str
+
+
+# Payments have no slots, because OrderWithPaymentRow has two bases.
+@dataclass(frozen=True)
+class _CheckoutRow:
+    buyer_info: str
+    seller_info: str
+    buyer_country: str
+    payment_method_type: str
+    payment_state: str
+    is_payment_done: bool
+    caller: str
+    owner: str
+    traceparent: str
+    expire_time: datetime | None
+    done_time: datetime | None
+
+
+@dataclass(frozen=True)
+class PaymentRow(_CheckoutRow):
+    """A payment, except its id."""
+
+    checkout_version: int
+    checkout_create_time: datetime
+
+
+@dataclass(frozen=True)
+class OrderWithPaymentRow(ScheduledOrderRow, PaymentRow):
+    """An order with the columns of its payment."""
+
+
+@dataclass(frozen=True)
+class FinalCheckoutRow(PaymentRow):
+    """A final payment without its orders."""
+
+    done_time: datetime
+    checkout_id: str
+    order_count: int
+
+
+@dataclass(frozen=True)
+class PaymentSummaryRow(PaymentRow):
+    """A payment with the sum of its orders' versions and their last update."""
+
+    checkout_id: str
+    versions: int
+    update_time: datetime
+
+
+OrderDetails = tuple[OwnedOrderRow, Sequence[TransitionRow], Sequence[operation_store.AttemptRow]]
 """An order with its owner, its history and the attempts of its charge."""
 
-_PAYMENT_COLUMNS = """c.buyer_info, c.seller_info, c.buyer_country, c.payment_method_type,
-    c.payment_state, c.is_payment_done, c.caller, c.owner, c.traceparent, c.expire_time,
-    c.version as checkout_version, c.create_time as checkout_create_time, c.done_time"""
-_ORDER_COLUMNS = """o.payment_order_id, o.checkout_id, o.charge_id, o.buyer_account,
-    o.seller_account, o.amount, o.currency, o.platform_fee, o.captured_amount,
-    o.refunded_amount, o.disputed_amount, o.status,
-    o.wallet_updated, o.ledger_updated, o.pending_reason, o.next_action_url, o.failure_reason,
-        o.decline_code, o.provider, o.provider_reference,
-    o.attempt_count, op.next_try_time, o.resolve_by_time, o.delivery_confirmed_time, o.version,
-        o.create_time, o.update_time"""
+_PAYMENT_COLUMNS = (
+    f"{columns(_CheckoutRow, 'c')}, c.version as checkout_version, "
+    "c.create_time as checkout_create_time"
+)
+_ORDER_COLUMNS = f"{columns(OrderRow, 'o')}, op.next_try_time"
 
 # One statement, so that a payment and its orders come from one snapshot.
-_LOAD_PAYMENTS = text(f"""
-    select {_ORDER_COLUMNS}, {_PAYMENT_COLUMNS}
+_LOAD_PAYMENTS = Query(
+    OrderWithPaymentRow,
+    f"""
+    select {_PAYMENT_COLUMNS}, {_ORDER_COLUMNS}
     from checkout c join payment_order o on o.checkout_id = c.checkout_id left
         join operation op on op.kind = 'charge' and op.operation_id = o.charge_id
     where c.checkout_id = any (cast(:ids as text[])) order by o.checkout_id, o.payment_order_id
-""")
+    """,
+)
 
 
-def load_payments(connection: Connection, checkout_ids: list[str]) -> dict[str, list[OrderRow]]:
-    """The orders of the payments that exist, by checkout id. Each row also has the columns of its
-    payment.
-    """
-    by_checkout: dict[str, list[OrderRow]] = {}
-    for row in connection.execute(_LOAD_PAYMENTS, {"ids": checkout_ids}):
+def load_payments(
+    connection: Connection, checkout_ids: list[str]
+) -> dict[str, list[OrderWithPaymentRow]]:
+    """The orders of the payments that exist, by checkout id."""
+    by_checkout: dict[str, list[OrderWithPaymentRow]] = {}
+    for row in _LOAD_PAYMENTS.all(connection, ids=checkout_ids):
         by_checkout.setdefault(row.checkout_id, []).append(row)
     return by_checkout
 
 
-_LOAD_CHECKOUTS = text(
-    f"select c.checkout_id, c.order_count, {_PAYMENT_COLUMNS} from checkout c where c.checkout_id "
-    "= any (cast(:ids as text[]))"
+_LOAD_CHECKOUTS = Query(
+    FinalCheckoutRow,
+    f"select {_PAYMENT_COLUMNS}, c.checkout_id, c.order_count from checkout c where c.checkout_id "
+    "= any (cast(:ids as text[]))",
 )
 
 
-def load_checkouts(connection: Connection, checkout_ids: list[str]) -> Sequence[PaymentRow]:
-    """Payments without their orders."""
-    return connection.execute(_LOAD_CHECKOUTS, {"ids": checkout_ids}).all()
+def load_checkouts(connection: Connection, checkout_ids: list[str]) -> list[FinalCheckoutRow]:
+    """Payments that have become final, without their orders."""
+    return _LOAD_CHECKOUTS.all(connection, ids=checkout_ids)
 
 
-_LIST_CHARGE_ORDERS = text(f"""
+_LIST_CHARGE_ORDERS = Query(
+    ScheduledOrderRow,
+    f"""
     select {_ORDER_COLUMNS} from attempt a join payment_order o on o.checkout_id = a.checkout_id
         and o.charge_id = a.operation_id
     left join operation op on op.kind = 'charge' and op.operation_id = o.charge_id
     where a.kind = 'charge' and a.operation_id = :charge_id and a.attempt_number = 1
         order by o.payment_order_id
-""")
+    """,
+)
 
 
-def list_charge_orders(connection: Connection, charge_id: str) -> Sequence[OrderRow]:
+def list_charge_orders(connection: Connection, charge_id: str) -> list[ScheduledOrderRow]:
     """The orders of a charge."""
-    return connection.execute(_LIST_CHARGE_ORDERS, {"charge_id": charge_id}).all()
+    return _LIST_CHARGE_ORDERS.all(connection, charge_id=charge_id)
 
 
-_LOAD_ORDER = text(f"""
+_LOAD_ORDER = Query(
+    OwnedOrderRow,
+    f"""
     select {_ORDER_COLUMNS}, c.owner from payment_order o
         join checkout c on c.checkout_id = o.checkout_id
     left join operation op on op.kind = 'charge' and op.operation_id = o.charge_id
     where o.payment_order_id = :id
-""")
+    """,
+)
 _LOAD_HISTORY = Query(
     TransitionRow,
     """
@@ -91,13 +156,12 @@ _LOAD_HISTORY = Query(
 
 def load_order(connection: Connection, payment_order_id: str) -> OrderDetails | None:
     """An order with its owner, its history and the attempts of its charge."""
-    row = connection.execute(_LOAD_ORDER, {"id": payment_order_id}).one_or_none()
+    row = _LOAD_ORDER.one_or_none(connection, id=payment_order_id)
     if row is None:
         return None
-    history = _LOAD_HISTORY.all(connection, id=payment_order_id)
     return (
         row,
-        history,
+        _LOAD_HISTORY.all(connection, id=payment_order_id),
         operation_store.list_attempts(connection, OperationKey(KindName.CHARGE, row.charge_id)),
     )
 
@@ -133,8 +197,8 @@ _TIME_CONDITIONS = {
 
 def list_payments(
     connection: Connection, filters: PaymentFilter, before: PageKey | None, limit: int
-) -> Scan[Row[Any], PageKey]:
-    """Payments with the sum of their orders' versions, newest first, before a given key."""
+) -> Scan[PaymentSummaryRow, PageKey]:
+    """Payments, newest first, before a given key."""
     table, index_columns = _choose_table(filters)
     other_filters = [
         name
@@ -151,8 +215,10 @@ def list_payments(
         before,
         has_other_filters=bool(other_filters),
     )
-    statement = text(f"""
-        select c.checkout_id, {_PAYMENT_COLUMNS}, o.versions, o.update_time from (
+    query = Query(
+        PaymentSummaryRow,
+        f"""
+        select {_PAYMENT_COLUMNS}, c.checkout_id, o.versions, o.update_time from (
             select c.* from ({keys.select}) k
             cross join lateral (select * from checkout c
                 where c.checkout_id = k.checkout_id offset 0) c
@@ -162,9 +228,10 @@ def list_payments(
             select sum(version) as versions, max(update_time) as update_time from payment_order o
                 where o.checkout_id = c.checkout_id offset 0) o
         order by c.create_time desc, c.checkout_id desc
-    """)
+        """,
+    )
     values = {name: getattr(filters, name) for name in other_filters}
-    rows = connection.execute(statement, {**keys.values, **values, "limit": limit}).all()
+    rows = query.all(connection, limit=limit, **keys.values, **values)
     return Scan(rows, keys.last_key)
 
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from tallystick_storage.database import encode_rows
-from tallystick_storage.sql import Connection, text
+from tallystick_storage.sql import Connection, Query, text
 
-_FIND_OWNERS = text(
-    "select seller_account, owner from seller_owner where seller_account = any (cast(:sellers as "
-    "text[]))"
+
+class _SellerOwnerRow(NamedTuple):
+    seller_account: str
+    owner: str
+
+
+_FIND_OWNERS = Query(
+    _SellerOwnerRow,
+    "select {columns} from seller_owner where seller_account = any (cast(:sellers as text[]))",
 )
 _SAVE_OWNERS = text("""
     insert into seller_owner (seller_account, owner, update_time)
@@ -24,10 +31,8 @@ _SAVE_OWNERS = text("""
 
 def find_owners(connection: Connection, sellers: Sequence[str]) -> dict[str, str]:
     """Owners by seller, for the sellers that are stored here."""
-    return {
-        row.seller_account: row.owner
-        for row in connection.execute(_FIND_OWNERS, {"sellers": list(sellers)})
-    }
+    rows = _FIND_OWNERS.all(connection, sellers=list(sellers))
+    return {row.seller_account: row.owner for row in rows}
 
 
 def save_owners(connection: Connection, owners: Mapping[str, str]) -> None:

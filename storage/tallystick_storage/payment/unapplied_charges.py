@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from datetime import datetime
+from typing import NamedTuple
 
 from tallystick_storage.database import encode_rows
 from tallystick_storage.outbox import insert_into_outbox
 from tallystick_storage.pagination import PageKey, before_parameters
-from tallystick_storage.sql import Connection, Row, text
+from tallystick_storage.sql import Connection, Query, columns, text
 
 
 @dataclass(slots=True)
@@ -28,12 +29,41 @@ class NewUnappliedCharge:
     cause: str
 
 
-_COLUMNS = """unapplied_charge_id, charge_id, checkout_id, caller, traceparent, provider,
-    provider_reference, amount, currency, cause, ledger_updated,
-    version, create_time, update_time, acknowledged_by, acknowledge_reason, acknowledge_time"""
+@dataclass(frozen=True, slots=True)
+class UnappliedChargeRow:
+    """A stored unapplied charge, and who has acknowledged it; "": nobody has."""
+
+    unapplied_charge_id: str
+    charge_id: str
+    checkout_id: str
+    caller: str
+    traceparent: str
+    provider: str
+    provider_reference: str
+    amount: int
+    currency: str
+    cause: str
+    ledger_updated: bool
+    version: int
+    create_time: datetime
+    update_time: datetime
+    acknowledged_by: str
+    acknowledge_reason: str
+    acknowledge_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedUnappliedChargeRow(UnappliedChargeRow):
+    """The new version of a charge, and the outbox row in which it is to be recorded."""
+
+    outbox_sequence: int
+
+
 # Money of another charge keeps its charge, and money that is stored keeps its first amount;
 # `conflicts` reports both. The attempt is locked, so its charge claims no money meanwhile.
-_INSERT = text(f"""
+_INSERT = Query(
+    ChangedUnappliedChargeRow,
+    f"""
     with fits_none as (
         select r.* from json_to_recordset(cast(:charges as json))
             as r (unapplied_charge_id text collate "C", charge_id text, checkout_id text,
@@ -52,15 +82,20 @@ _INSERT = text(f"""
             order by unapplied_charge_id
         on conflict do nothing returning *),
     {insert_into_outbox("new", "'unappliedCharges/' || unapplied_charge_id", "1")}
-    select {_COLUMNS}, sequence as outbox_sequence from new, outbox_sequence
-""")
-_LIST_UNBOOKED = text(f"""
-    select {_COLUMNS} from unapplied_charge u where not ledger_updated
+    select {columns(UnappliedChargeRow)}, sequence as outbox_sequence
+        from new, outbox_sequence
+    """,
+)
+_LIST_UNBOOKED = Query(
+    UnappliedChargeRow,
+    """
+    select {columns} from unapplied_charge u where not ledger_updated
         and not exists (select from booking_rejection b
             where b.unapplied_charge_id = u.unapplied_charge_id
             and b.next_try_time > (select clock()))
     order by create_time, unapplied_charge_id limit :limit
-""")
+    """,
+)
 _MARK_BOOKING_REJECTED = text("""
     with recorded as (
         insert into booking_rejection (unapplied_charge_id, rejection_message, retry_count,
@@ -80,7 +115,9 @@ _MARK_BOOKING_REJECTED = text("""
 _CLEAR_REJECTIONS = text(
     "delete from booking_rejection where unapplied_charge_id = any (cast(:ids as text[]))"
 )
-_MARK_BOOKED = text(f"""
+_MARK_BOOKED = Query(
+    ChangedUnappliedChargeRow,
+    f"""
     with l as materialized (
         select unapplied_charge_id from unapplied_charge
             where unapplied_charge_id = any (cast(:ids as text[])) and not ledger_updated
@@ -90,9 +127,13 @@ _MARK_BOOKED = text(f"""
             update_time = greatest(u.update_time, clock())
         from l where u.unapplied_charge_id = l.unapplied_charge_id returning u.*),
     {insert_into_outbox("booked", "'unappliedCharges/' || unapplied_charge_id", "2")}
-    select {_COLUMNS}, sequence as outbox_sequence from booked, outbox_sequence
-""")
-_ACKNOWLEDGE = text(f"""
+    select {columns(UnappliedChargeRow)}, sequence as outbox_sequence
+        from booked, outbox_sequence
+    """,
+)
+_ACKNOWLEDGE = Query(
+    ChangedUnappliedChargeRow,
+    f"""
     with l as materialized (
         select unapplied_charge_id from unapplied_charge where unapplied_charge_id = :id
             and ledger_updated and acknowledged_by = '' for update),
@@ -103,40 +144,47 @@ _ACKNOWLEDGE = text(f"""
         from l, (select clock() as now) t where u.unapplied_charge_id = l.unapplied_charge_id
             returning u.*),
     {insert_into_outbox("acknowledged", "'unappliedCharges/' || unapplied_charge_id", "3")}
-    select {_COLUMNS}, sequence as outbox_sequence from acknowledged, outbox_sequence
-""")
-_FIND = text(f"select {_COLUMNS} from unapplied_charge where unapplied_charge_id = :id")
+    select {columns(UnappliedChargeRow)}, sequence as outbox_sequence
+        from acknowledged, outbox_sequence
+    """,
+)
+_FIND = Query(
+    UnappliedChargeRow,
+    "select {columns} from unapplied_charge where unapplied_charge_id = :id",
+)
 _LIST = f"""
-    select {_COLUMNS} from unapplied_charge
+    select {columns(UnappliedChargeRow)} from unapplied_charge
     where {{which}}
         and (create_time, unapplied_charge_id) < (coalesce(cast(:before_time as timestamptz),
         'infinity'), :before_id)
     order by create_time desc, unapplied_charge_id desc limit :limit
 """
 _LIST_OPEN, _LIST_ALL = (
-    text(_LIST.format(which="acknowledged_by = ''")),
-    text(_LIST.format(which="true")),
+    Query(UnappliedChargeRow, _LIST.format(which="acknowledged_by = ''")),
+    Query(UnappliedChargeRow, _LIST.format(which="true")),
 )
 
 
-def insert(connection: Connection, charges: Sequence[NewUnappliedCharge]) -> Sequence[Row[Any]]:
-    """Stores the charges that fit no order, each with the outbox row in which all are to be
-    recorded. Their attempts must be locked.
+def insert(
+    connection: Connection, charges: Sequence[NewUnappliedCharge]
+) -> list[ChangedUnappliedChargeRow]:
+    """Stores the charges that fit no order; returns them, all with the same outbox row. Their
+    attempts must be locked.
     """
-    return connection.execute(_INSERT, {"charges": encode_rows(charges)}).all()
+    return _INSERT.all(connection, charges=encode_rows(charges))
 
 
-def list_unbooked(connection: Connection, limit: int) -> Sequence[Row[Any]]:
+def list_unbooked(connection: Connection, limit: int) -> list[UnappliedChargeRow]:
     """Unapplied charges to post to the ledger now, oldest first."""
-    return connection.execute(_LIST_UNBOOKED, {"limit": limit}).all()
+    return _LIST_UNBOOKED.all(connection, limit=limit)
 
 
-def mark_booked(connection: Connection, ids: Sequence[str]) -> Sequence[Row[Any]]:
-    """Marks charges as booked. Returns those that were not booked before, each with the outbox row
-    in which all are to be recorded.
+def mark_booked(connection: Connection, ids: Sequence[str]) -> list[ChangedUnappliedChargeRow]:
+    """Marks charges as booked. Returns those that were not booked before, all with the same outbox
+    row.
     """
     connection.execute(_CLEAR_REJECTIONS, {"ids": list(ids)})
-    return connection.execute(_MARK_BOOKED, {"ids": list(ids)}).all()
+    return _MARK_BOOKED.all(connection, ids=list(ids))
 
 
 def mark_booking_rejected(connection: Connection, messages: Mapping[str, str]) -> list[str]:
@@ -153,17 +201,13 @@ def mark_booking_rejected(connection: Connection, messages: Mapping[str, str]) -
 
 def acknowledge(
     connection: Connection, unapplied_charge_id: str, operator: str, reason: str
-) -> Sequence[Row[Any]]:
-    """Acknowledges a booked charge that is not acknowledged yet. Returns it with the outbox row in
-    which the change is to be recorded, or nothing.
-    """
-    return connection.execute(
-        _ACKNOWLEDGE, {"id": unapplied_charge_id, "operator": operator, "reason": reason}
-    ).all()
+) -> list[ChangedUnappliedChargeRow]:
+    """Acknowledges a booked charge that is not acknowledged yet. Returns it, or nothing."""
+    return _ACKNOWLEDGE.all(connection, id=unapplied_charge_id, operator=operator, reason=reason)
 
 
-def find(connection: Connection, unapplied_charge_id: str) -> Row[Any] | None:
-    return connection.execute(_FIND, {"id": unapplied_charge_id}).one_or_none()
+def find(connection: Connection, unapplied_charge_id: str) -> UnappliedChargeRow | None:
+    return _FIND.one_or_none(connection, id=unapplied_charge_id)
 
 
 class UnappliedChargeFilter(NamedTuple):
@@ -174,9 +218,7 @@ class UnappliedChargeFilter(NamedTuple):
 
 def list_unapplied_charges(
     connection: Connection, filters: UnappliedChargeFilter, before: PageKey | None, limit: int
-) -> Sequence[Row[Any]]:
+) -> list[UnappliedChargeRow]:
     """Unapplied charges, newest first, before a given (create_time, id)."""
-    return connection.execute(
-        _LIST_ALL if filters.include_acknowledged else _LIST_OPEN,
-        {**before_parameters(before), "limit": limit},
-    ).all()
+    query = _LIST_ALL if filters.include_acknowledged else _LIST_OPEN
+    return query.all(connection, limit=limit, **before_parameters(before))
