@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from itertools import starmap
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import psycopg
 from psycopg.rows import namedtuple_row
 
-T = TypeVar("T")
 R = TypeVar("R")
 C = TypeVar("C", bound="Connection")
 
@@ -68,33 +67,24 @@ class Query(Generic[R]):
         return row
 
 
-class Row(tuple[Any, ...], Generic[T]):
-    """A row of a result; its columns are attributes."""
-
-    __slots__ = ()
-    if TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any: ...
-
-
 class Cursor(psycopg.Cursor[Any]):
-    """The result of a statement."""
+    """The result of a statement. The columns of its rows are attributes without types."""
 
-    def all(self) -> list[Row[Any]]:
+    def all(self) -> list[Any]:
         return self.fetchall()
 
-    def one(self) -> Row[Any]:
+    def one(self) -> Any:
         """The only row. Raises ValueError if there is another number of rows."""
         (row,) = self.fetchall()
-        return cast(Row[Any], row)
+        return row
 
-    def one_or_none(self) -> Row[Any] | None:
+    def one_or_none(self) -> Any | None:
         """The only row, or None. Raises ValueError if there are several."""
         rows = self.fetchall()
         if not rows:
             return None
         (row,) = rows
-        return cast(Row[Any], row)
+        return row
 
     def scalar_one(self) -> Any:
         """The only column of the only row. Raises ValueError if there is another number of them."""
