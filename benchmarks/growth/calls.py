@@ -15,6 +15,7 @@ from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick.wallet.v1 import wallet_service_pb2
 from tallystick_server.rpc.pagination import PageToken
+from tallystick_storage.payout.batches import ReportFilter
 
 ClientCall = Callable[[AsyncClient], Any]
 
@@ -87,7 +88,7 @@ LIST_CALLS: dict[str, ClientCall] = {
     "GetPayoutBatch of two payouts": _batch(payout_batch_id="batch-2"),
     "GetPayoutBatch, second page": _batch(
         payout_batch_id="batch-1",
-        page_token=PageToken("GetPayoutBatch", "batch-1", "", 0).make("p-2"),
+        page_token=PageToken("GetPayoutBatch", *ReportFilter("batch-1", "", False)).make("p-2"),
     ),
     "GetPayoutSchedule": lambda client: client.payout.GetPayoutSchedule(
         payout_service_pb2.GetPayoutScheduleRequest(seller_account="s-1", currency="EUR")

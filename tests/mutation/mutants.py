@@ -384,6 +384,7 @@ MUTANTS = (
         f"{_SERVER}/payment/booking.py",
         "self._call_for_all(orders, self._credit), ",
         "self._call_for_all([], self._credit), ",
+        "tests/services/payment/test_create_payment.py",
     ),
     Mutant(
         "the flags are set before the ledger is posted",
