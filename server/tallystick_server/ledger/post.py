@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -132,24 +132,30 @@ class TransactionPoster:
     ) -> Sequence[PostedTransaction | Exception]:
         accounts = {(line.account, line.currency) for posting in postings for line in posting.lines}
         try:
-            return await self._post_with_ids(
-                book, postings, await self._resolve_account_ids(book, accounts)
-            )
+            return await self._post_to_accounts(book, postings, accounts)
         except store.AccountsChanged:
             self._account_ids.clear()
-            return await self._post_with_ids(
-                book, postings, await self._resolve_account_ids(book, accounts)
-            )
+            return await self._post_to_accounts(book, postings, accounts)
         except store.UnknownBook:
             return [not_found_error("book", book, "book")] * len(postings)
 
-    async def _post_with_ids(
-        self, book: str, postings: Sequence[Posting], account_ids: Mapping[AccountKey, int]
+    async def _post_to_accounts(
+        self, book: str, postings: Sequence[Posting], accounts: set[AccountKey]
     ) -> Sequence[PostedTransaction | Exception]:
-        """Posts with the ids of all accounts. Raises AccountsChanged if cached ids are wrong."""
+        """Posts, and opens the accounts that are missing. Raises AccountsChanged if cached ids are
+        wrong, and UnknownBook.
+        """
+        account_ids = {
+            account: self._account_ids[book, account]
+            for account in accounts
+            if (book, account) in self._account_ids
+        }
+        missing = sorted(accounts - account_ids.keys())
 
         def post_batch(connection: Connection) -> list[PostedTransaction | Exception]:
             head, now = store.lock_head(connection, book)
+            if missing:
+                account_ids.update(store.open_accounts(connection, book, missing))
             existing = _KnownPostings.load(connection, book, postings)
             new_postings = [
                 posting
@@ -172,32 +178,13 @@ class TransactionPoster:
             return [_build_result(posting, existing, outcomes) for posting in postings]
 
         results = await self._database.transact(post_batch, idempotent=True)
+        if len(self._account_ids) > _MAX_CACHED_IDS:
+            self._account_ids.clear()
+        self._account_ids.update({(book, key): id_ for key, id_ in account_ids.items()})
         for posting, result in zip(postings, results, strict=True):
             if isinstance(result, PostedTransaction) and not result.replayed:
                 self.recent.add(book, result.transaction, posting.caller)
         return results
-
-    async def _resolve_account_ids(
-        self, book: str, accounts: set[AccountKey]
-    ) -> dict[AccountKey, int]:
-        """Returns the ids of accounts; opens missing accounts in a separate transaction. Raises
-        UnknownBook.
-        """
-        account_ids = {
-            account: self._account_ids[book, account]
-            for account in accounts
-            if (book, account) in self._account_ids
-        }
-        missing = sorted(accounts - account_ids.keys())
-        if not missing:
-            return account_ids
-        opened_ids = await self._database.transact(
-            lambda connection: store.open_accounts(connection, book, missing), idempotent=True
-        )
-        if len(self._account_ids) > _MAX_CACHED_IDS:
-            self._account_ids.clear()
-        self._account_ids.update({(book, account): id_ for account, id_ in opened_ids.items()})
-        return account_ids | opened_ids
 
 
 def _chain_all(
