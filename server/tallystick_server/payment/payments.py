@@ -121,6 +121,12 @@ class Payments:
             charges.record,
             self.worker.make_poll_lease_acquirer(holder_id),
         )
+        self._add_batchers(creator, delivery)
+        self._add_periodic_tasks(
+            settings.scan_interval_seconds, poller, delivery, unapplied_charges
+        )
+
+    def _add_batchers(self, creator: PaymentCreator, delivery: DeliveryConfirmation) -> None:
         self.create_batcher: Batcher[CreatePaymentCommand, CreatePaymentResult] = Batcher(
             "payment.create",
             creator.run,
@@ -135,9 +141,6 @@ class Payments:
             drop_abandoned=True,
             max_queued=MAX_QUEUED_CALLS,
         )
-        interval_seconds = settings.scan_interval_seconds
-        self.polling = Periodic("payment.poll_failed", interval_seconds, poller.run_once)
-        self._credit_releases = Periodic("payment.release", interval_seconds, delivery.run_once)
         self.worker.add(
             [
                 self._admission.batcher,
@@ -145,6 +148,20 @@ class Payments:
                 self.create_batcher,
                 self._delivery_batcher,
             ],
+            [],
+        )
+
+    def _add_periodic_tasks(
+        self,
+        interval_seconds: float,
+        poller: FailedChargePoller,
+        delivery: DeliveryConfirmation,
+        unapplied_charges: UnappliedChargeBooking,
+    ) -> None:
+        self.polling = Periodic("payment.poll_failed", interval_seconds, poller.run_once)
+        self._credit_releases = Periodic("payment.release", interval_seconds, delivery.run_once)
+        self.worker.add(
+            [],
             [
                 Periodic(
                     "payment.book_unapplied_charges", interval_seconds, unapplied_charges.run_once

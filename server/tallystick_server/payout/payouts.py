@@ -118,13 +118,6 @@ class Payouts:
             self.worker.start_operation,
             self.worker.run_detached,
         )
-        self.create_batcher: Batcher[CreatePayoutCommand, CreatePayoutResult] = Batcher(
-            "payout.create",
-            self.creator.run,
-            max_batch=MAX_ITEMS,
-            drop_abandoned=True,
-            max_queued=MAX_QUEUED_CALLS,
-        )
         poller = CompletedPayoutPoller(
             database,
             self.worker.call_provider,
@@ -132,6 +125,23 @@ class Payouts:
             operations.record,
             recorder.record_misdirected,
             self.worker.make_poll_lease_acquirer(holder_id),
+        )
+        self._add_to_worker(database, poller, settings.scan_interval_seconds, holder_id)
+
+    def _add_to_worker(
+        self,
+        database: Database,
+        poller: CompletedPayoutPoller,
+        interval_seconds: float,
+        holder_id: UUID,
+    ) -> None:
+        """Adds what the service does apart from single operations."""
+        self.create_batcher: Batcher[CreatePayoutCommand, CreatePayoutResult] = Batcher(
+            "payout.create",
+            self.creator.run,
+            max_batch=MAX_ITEMS,
+            drop_abandoned=True,
+            max_queued=MAX_QUEUED_CALLS,
         )
         pages = PayoutPageCreator(
             database,
@@ -142,12 +152,8 @@ class Payouts:
         )
         schedules = ScheduleRunner(database, self.creator, pages)
         generator = BatchGenerator(database, self.creator, self.wallet_reader, pages, schedules)
-        self.polling = Periodic(
-            "payout.poll_completed", settings.scan_interval_seconds, poller.run_once
-        )
-        self.generation = Periodic(
-            "payout.generate_batches", settings.scan_interval_seconds, generator.run_once
-        )
+        self.polling = Periodic("payout.poll_completed", interval_seconds, poller.run_once)
+        self.generation = Periodic("payout.generate_batches", interval_seconds, generator.run_once)
         self.worker.add([self.create_batcher], [self.polling, self.generation])
 
     def start(self) -> None:
