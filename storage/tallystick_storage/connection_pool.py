@@ -48,17 +48,33 @@ class Connections:
         self._idle: deque[Connection] = deque()
 
     def take(self) -> Connection:
-        """A connection for the caller alone, until it is given back. Raises psycopg.Error."""
-        while self._idle:
-            connection = self._idle.pop()
-            now = monotonic()
-            if now - connection.open_time >= _MAX_CONNECTION_AGE_SECONDS:
-                connection.close()
-                continue
-            if self._keeps_plans and now >= connection.plan_expire_time:
-                _discard_plans(connection, now)
-            return connection
+        """A connection for the caller alone, until it is given back. Nothing is sent on an open
+        one: it may be silent, and only its caller is watched. Raises psycopg.Error.
+        """
+        now = monotonic()
+        while connection := self._pop_idle():
+            if now - connection.open_time < _MAX_CONNECTION_AGE_SECONDS:
+                return connection
+            connection.close()
         return self.open()
+
+    def _pop_idle(self) -> Connection | None:
+        try:
+            return self._idle.pop()
+        except IndexError:  # another thread may have taken the last one
+            return None
+
+    def discard_old_plans(self, connection: Connection) -> None:
+        """Discards plans that are due, so that none from a nearly empty table serves a large one.
+
+        They are discarded when the connection is 1 s old, 2 s, 4 s and so on: tables seldom double
+        while a plan is kept.
+        """
+        now = monotonic()
+        if self._keeps_plans and now >= connection.plan_expire_time:
+            connection.execute("discard plans")
+            age_seconds = now - connection.open_time
+            connection.plan_expire_time = now + min(age_seconds, _MAX_PLAN_AGE_SECONDS)
 
     def open(self) -> Connection:
         """Opens another connection. Raises psycopg.OperationalError."""
@@ -73,28 +89,22 @@ class Connections:
         )
 
     def give_back(self, connection: Connection) -> None:
-        """Rolls back what was not committed, and keeps the connection unless it is broken."""
+        """Rolls back what was not committed, and keeps the connection unless it is broken. Then no
+        idle one is kept either: what broke it, such as a failover, may have broken them too.
+        """
         if not connection.closed and connection.info.transaction_status != _IDLE:
             with suppress(psycopg.Error):
                 connection.rollback()
         if connection.closed or connection.info.transaction_status != _IDLE:
             connection.close()
+            self.close()
         else:
             self._idle.append(connection)
 
     def close(self) -> None:
-        """Closes the connections. None may be in use."""
-        while self._idle:
-            self._idle.pop().close()
-
-
-def _discard_plans(connection: Connection, now: float) -> None:
-    """Discards plans, so that none from a nearly empty table serves a large one. They are discarded
-    when the connection is 1 s old, 2 s, 4 s and so on: tables seldom double while a plan is kept.
-    """
-    connection.execute("discard plans")
-    age_seconds = now - connection.open_time
-    connection.plan_expire_time = now + min(age_seconds, _MAX_PLAN_AGE_SECONDS)
+        """Closes the idle connections."""
+        while connection := self._pop_idle():
+            connection.close()
 
 
 class ConnectionPool:
@@ -177,6 +187,7 @@ class CancellableConnection:
         """Yields a connection that can be cut until the block ends."""
         connection = self._connection = self._connections.take()
         try:
+            self._connections.discard_old_plans(connection)
             yield connection
         except psycopg.Error as error:
             if needs_other_connection(error):

@@ -20,7 +20,7 @@ from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.database.embedded import EmbeddedPostgres
 from tallystick_server.app.database.migrate import migrate
 from tallystick_server.app.database.roles import Passwords
-from tests.chaos.check import check, is_idle
+from tests.chaos.check import check, format_open_work, open_work
 from tests.chaos.load import ChaosLoad
 from tests.chaos.platform import LEASE_SECONDS, ProcessCluster
 from tests.chaos.proxy import PostgresProxy
@@ -111,6 +111,22 @@ async def _restart_processes(platform: ProcessCluster) -> None:
         await asyncio.sleep(0.3)
 
 
+async def _wait_until_idle(admin: str) -> dict[str, int]:
+    """Waits until nothing is due, to publish or to book. Returns what remains after the limit."""
+    start_time, reported_work = time.monotonic(), None
+    while True:
+        remaining_work = await asyncio.to_thread(open_work, admin)
+        seconds = time.monotonic() - start_time
+        if remaining_work != reported_work:
+            print_progress(
+                f"{seconds:5.1f} s: {format_open_work(remaining_work) or 'all work is final'}"
+            )
+            reported_work = remaining_work
+        if not remaining_work or seconds > _MAX_WAIT_SECONDS:
+            return remaining_work
+        await asyncio.sleep(0.5)
+
+
 async def _run_chaos(
     platform: ProcessCluster, postgres: EmbeddedPostgres, minutes: float, seed: int, callers: int
 ) -> dict[str, Any]:
@@ -130,10 +146,7 @@ async def _run_chaos(
         load.stop()
         healed_time = time.monotonic()
         await load_task
-        became_idle = False
-        while not became_idle and time.monotonic() < healed_time + _MAX_WAIT_SECONDS:
-            await asyncio.sleep(0.5)
-            became_idle = await asyncio.to_thread(is_idle, platform.databases.admin)
+        remaining_work = await _wait_until_idle(platform.databases.admin)
         seconds_until_idle = time.monotonic() - healed_time
     finally:
         restarter.cancel()
@@ -142,8 +155,10 @@ async def _run_chaos(
         await proxy.stop()
     print_progress("Checking")
     summary = check(platform.databases, load.payment_calls, load.payout_calls)
-    if not became_idle:
-        summary["violations"].append(f"not final within {_MAX_WAIT_SECONDS:g} s")
+    if remaining_work:
+        summary["violations"].append(
+            f"not final within {_MAX_WAIT_SECONDS:g} s: {format_open_work(remaining_work)}"
+        )
     if seconds_until_idle > _MAX_SECONDS_UNTIL_IDLE:
         summary["violations"].append(f"idle only after {seconds_until_idle:.0f} s")
     return {

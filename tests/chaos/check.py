@@ -20,30 +20,42 @@ _FINAL_STATES = {
 }
 
 OPEN_WORK_SQL = """
-    select (select count(*) from payment.operation
-        where next_try_time is not null) + (select count(*)
-        from payment.pending_release) + (select count(*) from payment.outbox)
-        + (select count(*) from payout.operation
-            where next_try_time < 'infinity') + (select count(*)
-            from payment.failed_charge_poll) + (select count(*)
-                from payout.completed_payout_poll) + (select count(*)
-            from payout.outbox)
-        + (select count(*) from payout.payout_batch where state = 'GENERATING') + (select count(*)
-            from wallet.outbox) + (select count(*) from ledger.outbox) + (select count(*)
-            from payment.unapplied_charge where not ledger_updated)
-        + (select h.sequence - r.sequence from ledger.head h join ledger.relayed r
-            using (book)) + (select count(*) from payment.rejected_aggregate)
-        + (select count(*) from wallet.rejected_aggregate) + (select count(*)
-            from payout.rejected_aggregate) + (select count(*) from ledger.rejected_aggregate)
+    select name, number from (
+        select 'payment.operation', count(*) from payment.operation where next_try_time is not null
+        union all select 'payment.pending_release', count(*) from payment.pending_release
+        union all select 'payment.failed_charge_poll', count(*) from payment.failed_charge_poll
+        union all select 'payment.unapplied_charge', count(*) from payment.unapplied_charge
+            where not ledger_updated
+        union all select 'payout.operation', count(*) from payout.operation
+            where next_try_time < 'infinity'
+        union all select 'payout.completed_payout_poll', count(*) from payout.completed_payout_poll
+        union all select 'payout.payout_batch', count(*) from payout.payout_batch
+            where state = 'GENERATING'
+        union all select 'ledger.transaction', coalesce(sum(h.sequence - r.sequence), 0)
+            from ledger.head h join ledger.relayed r using (book)
+        union all select 'payment.outbox', count(*) from payment.outbox
+        union all select 'payout.outbox', count(*) from payout.outbox
+        union all select 'wallet.outbox', count(*) from wallet.outbox
+        union all select 'ledger.outbox', count(*) from ledger.outbox
+        union all select 'payment.rejected_aggregate', count(*) from payment.rejected_aggregate
+        union all select 'payout.rejected_aggregate', count(*) from payout.rejected_aggregate
+        union all select 'wallet.rejected_aggregate', count(*) from wallet.rejected_aggregate
+        union all select 'ledger.rejected_aggregate', count(*) from ledger.rejected_aggregate
+    ) as open_work (name, number) where number > 0
 """
-"""The number of operations that are due and of changes that are not published or booked."""
+"""The tables with operations that are due or changes that are not published or booked, and the
+number of each.
+"""
 
 
-def is_idle(admin: str) -> bool:
-    """Whether nothing is due and every change is published and booked."""
+def open_work(admin: str) -> dict[str, int]:
+    """The number of rows that are still due, to publish or to book, by table. Empty: all work is final."""
     with psycopg.connect(admin, connect_timeout=5) as connection:
-        row = connection.execute(OPEN_WORK_SQL).fetchone()
-    return row is not None and row[0] == 0
+        return {name: int(number) for name, number in connection.execute(OPEN_WORK_SQL)}
+
+
+def format_open_work(work: dict[str, int]) -> str:
+    return ", ".join(f"{number} in {name}" for name, number in sorted(work.items()))
 
 
 def check(

@@ -20,7 +20,7 @@ from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.services import service_names
 from tallystick_server.observability import tracing
 from tallystick_server.verify.run import run_checks
-from tests.chaos.check import OPEN_WORK_SQL
+from tests.chaos.check import OPEN_WORK_SQL, format_open_work
 from tests.simulation.alerts import audit_alerts
 from tests.simulation.auditor import Auditor, ChargeLogEntry
 from tests.simulation.cluster import OPERATOR, TEAMS, Cluster
@@ -286,10 +286,11 @@ class Simulation:
         self, world: World, result: SimulationResult, earliest_time: float, start_time: float
     ) -> None:
         """Waits until nothing is due and every change is published and booked."""
-        while world.loop.now < earliest_time or self._tables.query(OPEN_WORK_SQL)[0][0] != 0:
+        while (open_work := self._tables.query(OPEN_WORK_SQL)) or world.loop.now < earliest_time:
             if world.loop.now > start_time + _MAX_SECONDS_UNTIL_IDLE:
                 result.violations.append(
-                    f"not final within {_MAX_SECONDS_UNTIL_IDLE:g} s of healing"
+                    f"not final within {_MAX_SECONDS_UNTIL_IDLE:g} s of healing: "
+                    + format_open_work(dict(open_work))
                 )
                 return
             await asyncio.sleep(1.0)

@@ -5,6 +5,7 @@ calls inside them.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Iterator
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,47 @@ def test_frozen_connections_are_cut_without_waiting_callers(
             await asyncio.to_thread(event.close)
 
     assert asyncio.run(run())
+
+
+@pytest.mark.parametrize("connection_age", [0.0, 100.0], ids=["plans kept", "plans due"])
+def test_one_silent_connection_discredits_the_others(
+    scratch_database: DatabaseUrls,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    connection_age: float,
+) -> None:
+    """After a failover every open connection may be silent. One that is cut for its silence takes
+    the idle ones along, so work waits for one time limit and not for one after another. A
+    connection whose plans are to be discarded is watched as well.
+    """
+    url = make_url(scratch_database.service("event"))
+
+    async def run() -> None:
+        proxy = PostgresProxy(Path(str(url.query["host"])) / f".s.PGSQL.{url.port or 5432}")
+        through = url.set(host="127.0.0.1", port=await proxy.start(), query={}).render_as_string(
+            hide_password=False
+        )
+        event = Database(through, connections=4, max_try_seconds=1.0)
+
+        def sleep(connection: Connection) -> None:
+            connection.execute(text("select pg_sleep(0.2)"))
+
+        try:
+            await asyncio.gather(*(event.transact(sleep) for _ in range(4)))
+            proxy.freeze()
+            monkeypatch.setattr(
+                connection_pool, "monotonic", lambda: time.monotonic() + connection_age
+            )
+            async with asyncio.timeout(20):
+                await event.transact(lambda connection: connection.execute(text("select 1")))
+            assert proxy.frozen_count == 4
+        finally:
+            await proxy.stop()
+            await asyncio.to_thread(event.close)
+
+    asyncio.run(run())
+    cuts = [record for record in caplog.records if "did not answer" in record.message]
+    assert len(cuts) == 1
 
 
 def test_reads_and_writes_do_not_wait_for_each_other(scratch_database: DatabaseUrls) -> None:
@@ -451,6 +493,7 @@ def test_plans_are_discarded_again_and_again(
     for age in range(100):
         now[0] = 1000.0 + age
         connection = recorder.take()
+        recorder.discard_old_plans(connection)
         if statements:
             discard_ages.append(age)
             statements.clear()
