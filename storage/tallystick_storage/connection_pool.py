@@ -1,4 +1,4 @@
-"""Connections to a database, with a thread for each and a limit on the time of a try."""
+"""Connections to a database, with a thread for each and a limit on the time without an answer."""
 
 from __future__ import annotations
 
@@ -108,25 +108,25 @@ class Connections:
 
 
 class ConnectionPool:
-    """Connections, one thread for each, and a watchdog that limits every try."""
+    """Connections, one thread for each, and a watchdog that cuts silent ones."""
 
     def __init__(
-        self, connections: Connections, max_connections: int, name: str, max_try_seconds: float
+        self, connections: Connections, max_connections: int, name: str, max_silence_seconds: float
     ) -> None:
         self._connections = connections
         self._threads = ThreadPoolExecutor(max_connections, thread_name_prefix=name)
-        self._max_try_seconds = max_try_seconds
+        self._max_silence_seconds = max_silence_seconds
 
     async def run(self, work: Callable[[CancellableConnection], T]) -> T:
-        """Runs `work` once. If the database does not answer in time, the connection is cut; the
-        next try finds out whether the transaction was committed.
+        """Runs `work` once. If the database does not answer a statement in time, the connection is
+        cut; the next try finds out whether the transaction was committed.
 
         The watchdog runs as long as the thread works, even if the caller no longer waits.
         """
         loop, cancellable = get_running_loop(), CancellableConnection(self._connections)
 
         def run_in_thread() -> T:
-            cancellable.start_time = loop.time()
+            cancellable.start_time = monotonic()
             try:
                 return work(cancellable)
             finally:
@@ -150,14 +150,10 @@ class ConnectionPool:
         """
         if cancellable.is_finished or (cancellable.is_abandoned and cancellable.start_time is None):
             return
-        remaining_seconds = (
-            self._max_try_seconds
-            if cancellable.start_time is None
-            else cancellable.start_time + self._max_try_seconds - loop.time()
-        )
+        remaining_seconds = self._max_silence_seconds - cancellable.silent_seconds
         if remaining_seconds <= 0:
-            cancellable.cut(self._max_try_seconds)
-            remaining_seconds = self._max_try_seconds
+            cancellable.cut(self._max_silence_seconds)
+            remaining_seconds = self._max_silence_seconds
         cancellable.timer = loop.call_later(remaining_seconds, self._watch, loop, cancellable)
 
     def close(self) -> None:
@@ -166,8 +162,8 @@ class ConnectionPool:
 
 
 class CancellableConnection:
-    """The connection of one try. `start_time` is the loop time at which a thread started it;
-    `is_abandoned` means that no caller waits for it any more.
+    """The connection of one try. `start_time`: when a thread started it, by `monotonic`.
+    `is_abandoned`: no caller waits for it any more.
     """
 
     def __init__(self, connections: Connections) -> None:
@@ -177,6 +173,15 @@ class CancellableConnection:
         self.is_finished = False
         self.is_abandoned = False
         self.timer: TimerHandle | None = None
+
+    @property
+    def silent_seconds(self) -> float:
+        """Seconds for which the thread has waited for the database at most; 0 before it starts."""
+        if self.start_time is None:
+            return 0.0
+        connection = self._connection
+        send_time = self.start_time if connection is None else connection.send_time
+        return monotonic() - max(self.start_time, send_time)
 
     def stop_watching(self) -> None:
         if self.timer is not None:
@@ -209,7 +214,11 @@ class CancellableConnection:
         with suppress(OSError, psycopg.Error):  # it has already ended
             with socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
                 duplicate.shutdown(socket.SHUT_RDWR)
-            log.warning("closed a connection: the database did not answer for %g seconds", seconds)
+            log.warning(
+                "closed a connection of %s: the database did not answer for %g seconds",
+                connection.info.user,
+                seconds,
+            )
 
 
 def needs_other_connection(error: psycopg.Error) -> bool:

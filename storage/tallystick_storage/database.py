@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 _active = threading.local()
 _MAX_TRIES = 6
 _FIRST_WAIT_SECONDS, _MAX_WAIT_SECONDS = 0.02, 0.5  # seconds between tries, doubled each time
-# Seconds per try. A statement may take 10 s, but a frozen server does not enforce that limit.
-_MAX_TRY_SECONDS = 30.0
+# Seconds without an answer. A statement may take 10 s, but a frozen server does not enforce that.
+_MAX_SILENCE_SECONDS = 15.0
 # SQLSTATEs after which the same transaction may succeed: conflict, insufficient resources, operator
 # intervention, lock timeout, idle timeout, connection failure.
 _RETRYABLE_STATES = ("40", "53", "57", "55P03", "25P03", "08")
@@ -80,7 +80,7 @@ class Database:
 
     `connections` limits concurrent transactions and `readers` limits concurrent reads for callers;
     each has its own thread and connection. `read_timeout` limits one statement of such a read, in
-    seconds. `max_try_seconds` is the time after which an unanswered try is cut off.
+    seconds. `max_silence_seconds` is the time after which a connection without an answer is cut.
     """
 
     def __init__(
@@ -90,18 +90,18 @@ class Database:
         connections: int,
         readers: int = 2,
         read_timeout: float = 5.0,
-        max_try_seconds: float = _MAX_TRY_SECONDS,
+        max_silence_seconds: float = _MAX_SILENCE_SECONDS,
         new_id: Callable[[], uuid.UUID] = uuid.uuid4,
         open_connections: Callable[..., Connections] = Connections,
     ) -> None:
         self._work = ConnectionPool(
-            open_connections(url, keeps_plans=True), connections, "database", max_try_seconds
+            open_connections(url, keeps_plans=True), connections, "database", max_silence_seconds
         )
         self._reads = ConnectionPool(
             open_connections(url, {"statement_timeout": f"{round(read_timeout * 1000)}"}),
             readers,
             "reads",
-            max_try_seconds,
+            max_silence_seconds,
         )
         self._new_id = new_id
         self._commit_event = asyncio.Event()

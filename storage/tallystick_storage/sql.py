@@ -104,18 +104,20 @@ class Cursor(psycopg.Cursor[Any]):
 class Connection(psycopg.Connection[Any]):
     """A connection that begins no transaction by itself. Its times are those of time.monotonic.
 
-    `plan_expire_time`: when its plans are to be discarded.
+    `plan_expire_time`: when its plans are to be discarded. `send_time`: when the last statement was
+    sent.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.open_time = monotonic()
+        self.open_time = self.send_time = monotonic()
         self.plan_expire_time = self.open_time + 1.0
 
     def execute(  # type: ignore[override]
         self, statement: str, parameters: Mapping[str, Any] | Sequence[Any] | None = None
     ) -> Cursor:
         """Executes a statement and returns its result."""
+        self.send_time = monotonic()
         return cast(Cursor, super().execute(cast(Any, statement), parameters or None))
 
 

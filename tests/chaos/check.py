@@ -49,7 +49,7 @@ number of each.
 
 
 def open_work(admin: str) -> dict[str, int]:
-    """The number of rows that are still due, to publish or to book, by table. Empty: all work is final."""
+    """The number of rows that are still due, to publish or to book, by table. Empty: none is."""
     with psycopg.connect(admin, connect_timeout=5) as connection:
         return {name: int(number) for name, number in connection.execute(OPEN_WORK_SQL)}
 

@@ -66,7 +66,7 @@ def test_a_frozen_database_loses_its_connections(scratch_database: DatabaseUrls)
     """A transaction that gets no answer in time loses its connection and runs again: it is
     committed once.
     """
-    event = Database(scratch_database.service("event"), connections=1, max_try_seconds=0.3)
+    event = Database(scratch_database.service("event"), connections=1, max_silence_seconds=0.3)
     aggregate, tries = unique_id("p"), []
 
     def work(connection: Connection) -> str:
@@ -78,6 +78,27 @@ def test_a_frozen_database_loses_its_connections(scratch_database: DatabaseUrls)
     assert asyncio.run(event.transact(work)) == aggregate
     assert len(tries) > 1  # on a slow machine a repeat may be cut too
     assert count_events(scratch_database, aggregate) == 1
+    event.close()
+
+
+def test_a_transaction_may_take_longer_than_each_of_its_statements(
+    scratch_database: DatabaseUrls,
+) -> None:
+    """The time limit is one of silence: a transaction whose statements are all answered in time
+    keeps its connection.
+    """
+    event, tries = (
+        Database(scratch_database.service("event"), connections=1, max_silence_seconds=1),
+        [],
+    )
+
+    def work(connection: Connection) -> None:
+        tries.append(1)
+        for _ in range(5):
+            connection.execute(text("select pg_sleep(0.3)"))
+
+    asyncio.run(event.transact(work))
+    assert len(tries) == 1
     event.close()
 
 
@@ -94,7 +115,7 @@ def test_frozen_connections_are_cut_without_waiting_callers(
         through = url.set(host="127.0.0.1", port=await proxy.start(), query={}).render_as_string(
             hide_password=False
         )
-        event = Database(through, connections=2, max_try_seconds=1.0)
+        event = Database(through, connections=2, max_silence_seconds=1.0)
         try:
             await asyncio.gather(
                 *(
@@ -137,7 +158,7 @@ def test_one_silent_connection_discredits_the_others(
         through = url.set(host="127.0.0.1", port=await proxy.start(), query={}).render_as_string(
             hide_password=False
         )
-        event = Database(through, connections=4, max_try_seconds=1.0)
+        event = Database(through, connections=4, max_silence_seconds=1.0)
 
         def sleep(connection: Connection) -> None:
             connection.execute(text("select pg_sleep(0.2)"))
@@ -145,9 +166,10 @@ def test_one_silent_connection_discredits_the_others(
         try:
             await asyncio.gather(*(event.transact(sleep) for _ in range(4)))
             proxy.freeze()
-            monkeypatch.setattr(
-                connection_pool, "monotonic", lambda: time.monotonic() + connection_age
-            )
+            for timed_module in (connection_pool, sql_module):
+                monkeypatch.setattr(
+                    timed_module, "monotonic", lambda: time.monotonic() + connection_age
+                )
             async with asyncio.timeout(20):
                 await event.transact(lambda connection: connection.execute(text("select 1")))
             assert proxy.frozen_count == 4

@@ -134,7 +134,7 @@ class DatabaseHealth:
                     connections=1,
                     readers=1,
                     read_timeout=_QUERY_TIMEOUT_SECONDS,
-                    max_try_seconds=_QUERY_TIMEOUT_SECONDS,
+                    max_silence_seconds=_QUERY_TIMEOUT_SECONDS,
                 )
             if schema in services:
                 self._services_by_database.setdefault(key, set()).add(services[schema])
