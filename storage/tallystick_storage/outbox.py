@@ -21,12 +21,14 @@ class ChangedRow(Protocol):
 
 class OutboxRow(NamedTuple):
     """The events of one transaction. `request` is a serialized BatchPublishRequest with
-    `event_count` events; it may hold more than EventService accepts in one call.
+    `event_count` events; it may hold more than EventService accepts in one call. `has_later`: the
+    outbox has later rows.
     """
 
     sequence: int
     event_count: int
     request: bytes
+    has_later: bool
     rejected_aggregates: Sequence[str] | None
     """The aggregates of its events that have an earlier event rejected by EventService. None: it
     rejects none.
@@ -49,11 +51,17 @@ _STORE_EVENTS = text("update outbox set request = :request where sequence = :seq
 _LIST_UNPUBLISHED = Query(
     OutboxRow,
     """
-    select o.sequence, cardinality(o.versions) as event_count, o.request, case
+    select sequence, event_count, request,
+        sequence < (select max(sequence) from outbox) as has_later, case
         when exists (select from rejected_aggregate)
         then array(select r.aggregate_id from rejected_aggregate r
             where r.aggregate_id = any (o.aggregate_ids)) end as rejected_aggregates
-    from outbox o order by o.sequence limit :limit
+    from (
+        select o.*, cardinality(versions) as event_count,
+            row_number() over (order by sequence) as position,
+            sum(cardinality(versions)) over (order by sequence) as total_events
+        from (select * from outbox order by sequence limit greatest(:rows, :events)) o) o
+    where position <= :rows or total_events <= :events order by sequence
     """,
 )
 _DELETE_PUBLISHED = text("delete from outbox where sequence = any (cast(:sequences as bigint[]))")
@@ -76,11 +84,11 @@ def store_events(connection: Connection, sequence: int, request: bytes) -> None:
     connection.execute(_STORE_EVENTS, {"sequence": sequence, "request": request})
 
 
-def list_unpublished(connection: Connection, limit: int) -> list[OutboxRow]:
-    """Up to `limit` rows that EventService has not confirmed. The changes of each aggregate are in
-    order, starting with its first.
+def list_unpublished(connection: Connection, rows: int, events: int) -> list[OutboxRow]:
+    """The first `rows` rows that EventService has not confirmed, or more while they have at most
+    `events` events. The changes of each aggregate are in order, starting with its first.
     """
-    return _LIST_UNPUBLISHED.all(connection, limit=limit)
+    return _LIST_UNPUBLISHED.all(connection, rows=rows, events=events)
 
 
 def delete_published(connection: Connection, sequences: Sequence[int]) -> None:

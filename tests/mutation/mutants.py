@@ -659,14 +659,14 @@ MUTANTS = (
         (
             "merge_batches(rows),\n"
             "            delete,\n"
-            "            has_more=len(rows) == _MAX_ROWS,\n"
+            "            has_more=bool(rows) and rows[-1].has_later,\n"
             "            rejected_aggregates=rejected_aggregates,\n"
             "        )"
         ),
         (
             "merge_batches(rows),\n"
             "            delete,\n"
-            "            has_more=len(rows) == _MAX_ROWS,\n"
+            "            has_more=bool(rows) and rows[-1].has_later,\n"
             "        )"
         ),
         "tests/services/event/test_relay.py::test_events_wait_for_a_rejected_one_across_a_restart",

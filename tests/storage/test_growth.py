@@ -727,7 +727,7 @@ _AGGREGATE_IDS = [f"payments/r-{number}" for number in range(500)]
 @pytest.mark.parametrize(
     "work",
     [
-        lambda connection: outbox.list_unpublished(connection, 20),
+        lambda connection: outbox.list_unpublished(connection, 20, 500),
         lambda connection: outbox.list_due_events(connection, 50, 10),
         lambda connection: outbox.find_rejected_aggregates(connection, _AGGREGATE_IDS),
     ],

@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 
 MAX_EVENTS = 1000
 _MAX_BYTES = 3 * 1024 * 1024  # the limit of a request is 4 MiB
-_MAX_ROWS = 20
+_MAX_LARGE_ROWS = 20
+"""Outbox rows that are read at once, however many events they have."""
 _PUBLISH_PATH = "/tallystick.event.v1.EventService/BatchPublish"
 _FAILURE_DELAY_SECONDS = 1.0
 _IDLE_SECONDS = 1.0
@@ -64,7 +65,7 @@ class OutboxSource:
 
     async def __call__(self) -> EventBatch:
         rows = await self._database.load(
-            lambda connection: outbox.list_unpublished(connection, _MAX_ROWS)
+            lambda connection: outbox.list_unpublished(connection, _MAX_LARGE_ROWS, MAX_EVENTS)
         )
 
         def delete(connection: Connection) -> None:
@@ -76,7 +77,7 @@ class OutboxSource:
         return EventBatch(
             merge_batches(rows),
             delete,
-            has_more=len(rows) == _MAX_ROWS,
+            has_more=bool(rows) and rows[-1].has_later,
             rejected_aggregates=rejected_aggregates,
         )
 

@@ -479,7 +479,11 @@ def test_relay_requests_stay_below_the_size_limit(rows: list[list[event_pb2.Even
     """
     published_rows = [
         OutboxRow(
-            n, len(row), event_service_pb2.BatchPublishRequest(events=row).SerializeToString(), None
+            n,
+            len(row),
+            event_service_pb2.BatchPublishRequest(events=row).SerializeToString(),
+            has_later=False,
+            rejected_aggregates=None,
         )
         for n, row in enumerate(rows)
     ]

@@ -22,6 +22,8 @@ from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.services import SERVICES
 from tallystick_server.event.handlers import EventHandlers
 from tallystick_server.verify.run import verify
+from tallystick_storage import outbox
+from tallystick_storage.sql import connect
 from tests.support.platform import eventually, serve_platform
 
 SETTINGS = Settings().replace(worker__monitor_interval=0.2, worker__scan_interval=0.1)
@@ -185,6 +187,34 @@ def test_a_rejected_event_delays_only_its_aggregate(
             ] == [True]
             assert eventually(lambda: published_versions(client)[f"alerts/{id_}"] == [1, 2], 30)  # noqa: B023
     assert verify(scratch_database).passed, verify(scratch_database).as_text()
+
+
+def test_small_transactions_are_published_together(scratch_database: DatabaseUrls) -> None:
+    """A relay reads as many transactions at once as have 1,000 events together, and at least a
+    given number. It knows whether later ones wait.
+    """
+    settings = SETTINGS.replace(worker__relay_interval=3600)
+    with serve_platform(scratch_database, settings) as platform, platform.client() as client:
+        for number in range(10):  # one after the other: each alone in its transactions
+            client.create_payment(
+                f"c-{number}",
+                [new_order(f"o-{number}", "ann", f"s{number}", "1.00", "EUR")],
+                credit_card_info="tok_visa",
+            )
+    with connect(scratch_database.service("wallet")) as connection:
+
+        def numbers(rows: int, events: int) -> list[tuple[int, bool]]:
+            """The events of each row, and whether later rows wait."""
+            return [
+                (row.event_count, row.has_later)
+                for row in outbox.list_unpublished(connection, rows, events)
+            ]
+
+        waiting = len(numbers(1, 1000))
+        assert waiting >= 10
+        assert numbers(1, 1000) == [(1, True)] * (waiting - 1) + [(1, False)]
+        assert numbers(2, 5) == [(1, True)] * 5
+        assert numbers(7, 5) == [(1, True)] * 7
 
 
 @pytest.mark.parametrize(
