@@ -48,15 +48,12 @@ class Sellers:
             new = grant_claims(claims, {row.seller_account: row.owner for row in owner_rows})
             if not new:
                 return owner_rows
+            claim_sellers = _claim_all(
+                [store.NewSeller(*pair) for pair in sorted(new.items())], caller, traceparent
+            )
             with suppress(_ConcurrentClaim):
-                await self._database.transact(
-                    _claim_all(
-                        [store.NewSeller(*pair) for pair in sorted(new.items())],
-                        caller,
-                        traceparent,
-                    ),
-                    idempotent=True,
-                )
+                claimed_rows = await self._database.transact(claim_sellers, idempotent=True)
+                return sorted([*owner_rows, *claimed_rows], key=lambda row: row.seller_account)
 
     async def get(
         self, seller_account: str
@@ -169,20 +166,21 @@ class _ConcurrentClaim(Exception):
 
 def _claim_all(
     new: Sequence[store.NewSeller], caller: str, traceparent: str
-) -> Callable[[Connection], None]:
-    """Returns a function that claims all of the sellers.
+) -> Callable[[Connection], Sequence[store.SellerRow]]:
+    """Returns a function that claims all of the sellers and returns them.
 
     It raises _ConcurrentClaim if one was claimed concurrently, so that a group of claims is never
     stored in part.
     """
 
-    def claim_sellers(connection: Connection) -> None:
+    def claim_sellers(connection: Connection) -> Sequence[store.SellerRow]:
         rows = store.claim(connection, new)
         if len(rows) < len(new):
             raise _ConcurrentClaim
         with record_events(connection, rows) as publish_request:
             for row in rows:
                 events.add_seller_changed(publish_request, row, caller, traceparent)
+        return rows
 
     return claim_sellers
 

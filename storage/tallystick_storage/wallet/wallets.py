@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from functools import cache
 from typing import Any, NamedTuple
 
 from tallystick_core.wallet.balances import Balances, Wallet, WalletChange
@@ -223,9 +224,46 @@ class WrittenRow(NamedTuple):
     outbox_sequence: int
 
 
-_WRITE = Query(
-    WrittenRow,
-    f"""
+# Some tables change only with certain instructions. Their parts are left out otherwise, because an
+# insert or update of no rows still runs the triggers of its table.
+_OPTIONAL_PARTS = {
+    "pending": """
+    c as (
+        insert into pending_credit (source_id, seller_account, currency, amount, release_time)
+        select source_id, seller_account, currency, amount, now + make_interval(secs => delay)
+        from json_to_recordset(cast(:pending as json))
+            as r (source_id text, seller_account text collate "C", currency text collate "C",
+            amount bigint, delay int), t),""",
+    "released": """
+    d as (
+        delete from pending_credit where source_id = any (array(
+            select source_id from json_to_recordset(cast(:released as json))
+                as r (source_id text)))),""",
+    "placed": """
+    p as (
+        insert into hold (hold_id, seller_account, currency, amount, captured_amount, purpose,
+            state, caller, expire_time, create_time)
+        select hold_id, seller_account, currency, amount, 0, purpose, 'OPEN', caller, expire_time,
+            now
+        from json_to_recordset(cast(:placed as json))
+            as r (hold_id text, seller_account text collate "C", currency text collate "C",
+            amount bigint, purpose text, caller text,
+            expire_time timestamptz), t),""",
+    "ended": """
+    h as (
+        update hold set state = r.state, captured_amount = r.captured_amount, end_time = t.now
+        from json_to_recordset(cast(:ended as json))
+            as r (hold_id text, state text, captured_amount bigint), t
+        where hold.hold_id = r.hold_id and hold.state = 'OPEN'),""",
+}
+
+
+@cache
+def _write_query(parts: tuple[str, ...]) -> Query[WrittenRow]:
+    """The statement that writes changes, with these optional parts."""
+    return Query(
+        WrittenRow,
+        f"""
     with t as materialized (select clock() as now),
     e as (
         insert into wallet_entry (seller_account, currency, number, kind, source_id, caller,
@@ -241,27 +279,7 @@ _WRITE = Query(
                 owed numeric, traceparent text), t
         returning seller_account, currency, number),
     {insert_into_outbox("e", "'wallets/' || seller_account || '/' || currency", "number")},
-    c as (
-        insert into pending_credit (source_id, seller_account, currency, amount, release_time)
-        select source_id, seller_account, currency, amount, now + make_interval(secs => delay)
-        from json_to_recordset(cast(:pending as json))
-            as r (source_id text, seller_account text collate "C", currency text collate "C",
-            amount bigint, delay int), t),
-    d as (delete from pending_credit where source_id = any (cast(:released as text[]))),
-    p as (
-        insert into hold (hold_id, seller_account, currency, amount, captured_amount, purpose,
-            state, caller, expire_time, create_time)
-        select hold_id, seller_account, currency, amount, 0, purpose, 'OPEN', caller, expire_time,
-            now
-        from json_to_recordset(cast(:placed as json))
-            as r (hold_id text, seller_account text collate "C", currency text collate "C",
-            amount bigint, purpose text, caller text,
-            expire_time timestamptz), t),
-    h as (
-        update hold set state = r.state, captured_amount = r.captured_amount, end_time = t.now
-        from json_to_recordset(cast(:ended as json))
-            as r (hold_id text, state text, captured_amount bigint), t
-        where hold.hold_id = r.hold_id and hold.state = 'OPEN'),
+    {"".join(_OPTIONAL_PARTS[part] for part in parts)}
     w as (
         update wallet w set pending = r.pending, available = r.available, held = r.held,
             owed = r.owed,
@@ -274,33 +292,26 @@ _WRITE = Query(
         where w.seller_account = r.seller_account and w.currency = r.currency)
     select now as create_time, sequence as outbox_sequence from t, outbox_sequence
     """,
-)
+    )
 
 
 def write(connection: Connection, changes: Sequence[DecidedInstruction]) -> WrittenRow:
     """Writes changes of locked wallets in order: entries, holds, and each wallet once."""
     changed_wallets: dict[WalletKey, Wallet] = {}
-    entries, placed, ended, pending, released = [], [], [], [], []
+    entries: list[dict[str, Any]] = []
+    optional_rows: dict[str, list[Any]] = {part: [] for part in _OPTIONAL_PARTS}
     for item in changes:
         wallet, hold = item.change.wallet, item.change.hold
         changed_wallets[wallet.seller_account, wallet.currency] = wallet
         entries.append(_entry_columns(item))
         if item.change.adds_pending:
-            pending_amount = {"amount": item.change.amount, "delay": wallet.release_delay}
-            pending.append(
-                {
-                    "source_id": item.instruction.source_id,
-                    "seller_account": wallet.seller_account,
-                    "currency": wallet.currency,
-                    **pending_amount,
-                }
-            )
+            optional_rows["pending"].append(_pending_columns(item))
         if item.instruction.kind is EntryKind.RELEASE:
-            released.append(item.instruction.source_id)
+            optional_rows["released"].append({"source_id": item.instruction.source_id})
         if hold is not None and item.instruction.kind is EntryKind.HOLD_PLACED:
-            placed.append(hold)
+            optional_rows["placed"].append(hold)
         elif hold is not None:
-            ended.append(
+            optional_rows["ended"].append(
                 {
                     "hold_id": hold.hold_id,
                     "state": hold.state,
@@ -311,15 +322,21 @@ def write(connection: Connection, changes: Sequence[DecidedInstruction]) -> Writ
         {**_balance_columns(wallet), "version": wallet.version}
         for wallet in changed_wallets.values()
     ]
-    return _WRITE.one(
-        connection,
-        entries=encode_rows(entries),
-        pending=encode_rows(pending),
-        released=released,
-        placed=encode_rows(placed),
-        ended=encode_rows(ended),
-        wallets=encode_rows(wallets),
+    present_rows = {part: encode_rows(rows) for part, rows in optional_rows.items() if rows}
+    return _write_query(tuple(present_rows)).one(
+        connection, entries=encode_rows(entries), wallets=encode_rows(wallets), **present_rows
     )
+
+
+def _pending_columns(item: DecidedInstruction) -> dict[str, Any]:
+    wallet = item.change.wallet
+    return {
+        "source_id": item.instruction.source_id,
+        "seller_account": wallet.seller_account,
+        "currency": wallet.currency,
+        "amount": item.change.amount,
+        "delay": wallet.release_delay,
+    }
 
 
 def _balance_columns(wallet: Wallet) -> dict[str, Any]:

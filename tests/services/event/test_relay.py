@@ -23,7 +23,7 @@ from tallystick_server.app.services import SERVICES
 from tallystick_server.event.handlers import EventHandlers
 from tallystick_server.verify.run import verify
 from tallystick_storage import outbox
-from tallystick_storage.sql import connect
+from tallystick_storage.sql import Connection, connect
 from tests.support.platform import eventually, serve_platform
 
 SETTINGS = Settings().replace(worker__monitor_interval=0.2, worker__scan_interval=0.1)
@@ -201,7 +201,7 @@ def test_small_transactions_are_published_together(scratch_database: DatabaseUrl
                 [new_order(f"o-{number}", "ann", f"s{number}", "1.00", "EUR")],
                 credit_card_info="tok_visa",
             )
-    with connect(scratch_database.service("wallet")) as connection:
+    with connect(scratch_database.service("wallet"), Connection) as connection:
 
         def numbers(rows: int, events: int) -> list[tuple[int, bool]]:
             """The events of each row, and whether later rows wait."""
