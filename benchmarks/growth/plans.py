@@ -25,11 +25,11 @@ class RecordingConnection(Connection):
     recorder: StatementRecorder
 
     def execute(  # type: ignore[override]
-        self, statement: str, parameters: Any = None
+        self, statement: str, parameters: Any = None, row_factory: Any = None
     ) -> Cursor:
         for listener in self.recorder.listeners:
             listener.append((self.recorder.url, statement, parameters))
-        return super().execute(statement, parameters)
+        return super().execute(statement, parameters, row_factory)
 
 
 class StatementRecorder(Connections):

@@ -238,13 +238,18 @@ class _RetryableTransaction(Generic[T]):
 
 
 def _begin(connection: Connection, marker_id: uuid.UUID | None) -> None:
-    """Begins a transaction and inserts its marker, if any, in one message to the server."""
-    marker = (
-        f"; insert into commit_marker (id, create_time) values ('{marker_id}', clock())"
+    """Begins a transaction, inserts its marker, if any, and reads the time, in one message to the
+    server.
+    """
+    time_sql = (
+        f"insert into commit_marker (id, create_time) values ('{marker_id}', clock()) "
+        "returning create_time"
         if marker_id
-        else ""
+        else "select clock()"
     )
-    connection.execute(f"begin isolation level read committed{marker}")
+    cursor = connection.execute(f"begin isolation level read committed; {time_sql}")
+    cursor.nextset()
+    connection.begin_time = cursor.scalar_one()
 
 
 _PRUNE_COMMIT_MARKERS = text("""

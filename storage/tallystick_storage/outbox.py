@@ -67,13 +67,18 @@ _LIST_UNPUBLISHED = Query(
 _DELETE_PUBLISHED = text("delete from outbox where sequence = any (cast(:sequences as bigint[]))")
 
 
-def insert_into_outbox(source: str, aggregate: str, version: str = "version") -> str:
+def insert_into_outbox(
+    source: str, aggregate: str, version: str = "version", request: str = "null"
+) -> str:
     """Returns the part of a statement that inserts one outbox row for the changes that the CTE
     `source` made, if any. Each change is named by aggregate id and version.
+
+    `request`: the events of all these changes, as an expression over the rows of `source`. Without
+    it they must be stored by `store_events`.
     """
     return f"""outbox_sequence as (
-        insert into outbox (aggregate_ids, versions) select array_agg({aggregate}),
-            array_agg({version}) from {source} having count(*) > 0
+        insert into outbox (aggregate_ids, versions, request) select array_agg({aggregate}),
+            array_agg({version}), {request} from {source} having count(*) > 0
         returning sequence)"""
 
 

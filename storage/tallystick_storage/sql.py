@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from itertools import starmap
+from datetime import datetime
 from time import monotonic
 from typing import Any, Generic, TypeVar, cast
 
 import psycopg
-from psycopg.rows import namedtuple_row
+from psycopg.rows import RowFactory, args_row, namedtuple_row
 
 R = TypeVar("R")
 C = TypeVar("C", bound="Connection")
@@ -25,7 +25,11 @@ class Statement(str):
 
 
 def text(sql: str) -> Statement:
-    """The statement of some SQL. Its parameters are written `:name`."""
+    """The statement of some SQL. Its parameters are written `:name`. Comments and indentation are
+    removed: the driver converts a short statement only once.
+    """
+    lines = (line.strip() for line in sql.splitlines())
+    sql = "\n".join(line for line in lines if line and not line.startswith("--"))
     if not _PARAMETER.search(sql):
         return Statement(sql)
     return Statement(_PARAMETER.sub(r"%(\1)s", sql.replace("%", "%%")))
@@ -43,15 +47,15 @@ class Query(Generic[R]):
     Its fields are the columns, in order; `{columns}` in the SQL is replaced by their names.
     """
 
-    __slots__ = ("_row_type", "statement")
+    __slots__ = ("_row_factory", "statement")
 
     def __init__(self, row_type: type[R], sql: str) -> None:
         self.statement = text(sql.replace("{columns}", columns(row_type)))
-        self._row_type = row_type
+        self._row_factory = args_row(row_type)
 
     def all(self, connection: Connection, **parameters: Any) -> list[R]:
         """All rows."""
-        return list(starmap(self._row_type, connection.execute(self.statement, parameters)))
+        return connection.execute(self.statement, parameters, self._row_factory).fetchall()
 
     def one(self, connection: Connection, **parameters: Any) -> R:
         """The only row. Raises ValueError if there is another number of rows."""
@@ -102,11 +106,14 @@ class Cursor(psycopg.Cursor[Any]):
 
 
 class Connection(psycopg.Connection[Any]):
-    """A connection that begins no transaction by itself. Its times are those of time.monotonic.
+    """A connection that begins no transaction by itself.
 
     `plan_expire_time`: when its plans are to be discarded. `send_time`: when the last statement was
-    sent.
+    sent. Both, and `open_time`, are times of time.monotonic. `begin_time`: the database's time at
+    the beginning of the present transaction.
     """
+
+    begin_time: datetime
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -114,11 +121,15 @@ class Connection(psycopg.Connection[Any]):
         self.plan_expire_time = self.open_time + 1.0
 
     def execute(  # type: ignore[override]
-        self, statement: str, parameters: Mapping[str, Any] | Sequence[Any] | None = None
+        self,
+        statement: str,
+        parameters: Mapping[str, Any] | Sequence[Any] | None = None,
+        row_factory: RowFactory[Any] | None = None,
     ) -> Cursor:
         """Executes a statement and returns its result."""
         self.send_time = monotonic()
-        return cast(Cursor, super().execute(cast(Any, statement), parameters or None))
+        cursor = self.cursor(row_factory=row_factory or self.row_factory)
+        return cast(Cursor, cursor.execute(cast(Any, statement), parameters or None))
 
 
 def connect(url: str, kind: type[C] = Connection, **options: Any) -> C:  # type: ignore[assignment]

@@ -618,9 +618,10 @@ MUTANTS = (
     Mutant(
         "an order is charged before it is stored",
         f"{_SERVER}/payment/create_payment.py",
-        "new_payments = [payment for payment in payments if payment.checkout_id in rows]",
+        "new_payments = [payment for payment in payments if payment.checkout_id in stored_ids]",
         (
-            "new_payments = [payment for payment in payments if payment.checkout_id in rows]\n"
+            "new_payments = [payment for payment in payments if payment.checkout_id in "
+            "stored_ids]\n"
             "        [self._start_operation(charge) for payment in new_payments for charge in "
             "payment.charges]"
         ),
@@ -748,9 +749,9 @@ MUTANTS = (
     # ownership of sellers
     Mutant(
         "only some of a payment's new sellers are claimed",
-        f"{_SERVER}/wallet/seller_ownership.py",
-        "        if len(rows) < len(new):",
-        "        if not rows:",
+        f"{_STORAGE}/wallet/seller_ownership.py",
+        "rowcount == len(sellers)",
+        "rowcount > 0",
         "tests/services/wallet/test_seller_ownership.py::test_of_two_claims_that_share_a_seller_one_succeeds",
     ),
     Mutant(

@@ -135,7 +135,7 @@ class PaymentBooking:
 
 
 def _booked_transition(charge: Charge, order: OrderInCharge) -> OrderTransition:
-    return OrderTransition.of(
+    return OrderTransition(
         charge,
         order,
         transition(order.status, PaymentTrigger.BOOKED),

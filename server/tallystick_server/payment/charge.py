@@ -54,15 +54,13 @@ class OrderInCharge(NamedTuple):
             self.message.resolve_by_time.ToNanoseconds() - self.message.update_time.ToNanoseconds()
         ) / 1e9
 
-    def apply_transition(
-        self, transition: order_store.OrderTransitionRow, row: order_store.TransitionedOrderRow
-    ) -> OrderInCharge:
-        """The order after a transition, as returned in the row."""
+    def apply_transition(self, transition: order_store.OrderTransitionRow) -> OrderInCharge:
+        """The order after a transition."""
         message = payment_pb2.PaymentOrder()
         message.CopyFrom(self.message)
-        convert.apply_transition(message, transition, row)
+        convert.apply_transition(message, transition)
         return self._replace(
-            version=row.version, status=OrderStatus(transition.status), message=message
+            version=message.version, status=OrderStatus(transition.status), message=message
         )
 
 

@@ -272,6 +272,13 @@ def new_payment(
     )
 
 
+def close_new_payment(payment: payment_pb2.Payment) -> None:
+    """Closes a new payment whose orders the risk rules have all rejected."""
+    payment.payment_state = payment_pb2.PAYMENT_STATE_FAILED
+    payment.version += 1
+    payment.done_time.CopyFrom(payment.create_time)
+
+
 def payment_order(row: ScheduledOrderRow) -> payment_pb2.PaymentOrder:
     """The current order."""
     message = stored_order(row)
@@ -347,9 +354,7 @@ def apply_risk_decision(message: payment_pb2.PaymentOrder, order: checkout_store
 
 
 def apply_transition(
-    message: payment_pb2.PaymentOrder,
-    transition: store.OrderTransitionRow,
-    row: store.TransitionedOrderRow,
+    message: payment_pb2.PaymentOrder, transition: store.OrderTransitionRow
 ) -> None:
     """Applies a transition to the message of an order."""
     message.payment_order_status = _STATUSES.number(transition.status)
@@ -362,12 +367,17 @@ def apply_transition(
     message.decline_code = transition.decline_code
     if transition.provider_reference:
         message.provider_reference = transition.provider_reference
-    if row.resolve_by_time:
-        message.resolve_by_time.CopyFrom(to_timestamp(row.resolve_by_time))
+    if transition.resolve_by_time:
+        message.resolve_by_time.CopyFrom(to_timestamp(transition.resolve_by_time))
     else:
         message.ClearField("resolve_by_time")
-    message.version = row.version
-    message.update_time.CopyFrom(to_timestamp(row.update_time))
+    message.version = transition.version + 1
+    message.update_time.CopyFrom(to_timestamp(transition.update_time))
+
+
+def is_pending_for(message: payment_pb2.PaymentOrder, pending_reason: str) -> bool:
+    """Whether an order waits for this reason; "": for nothing."""
+    return bool(message.pending_reason == _PENDING_REASONS.number(pending_reason))
 
 
 def unapplied_charge(row: UnappliedChargeRow) -> payment_pb2.UnappliedCharge:

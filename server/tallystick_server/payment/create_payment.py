@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick.payment.v1 import payment_pb2
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.payment.charge import format_charge_id
@@ -27,11 +28,9 @@ from tallystick_core.payment.state import (
 from tallystick_core.provider.outcome import FailureReason
 from tallystick_server.observability.tracing import SpanContext
 from tallystick_server.operations.batcher import deduplicate_by_key
-from tallystick_server.outbox.events import record_events
 from tallystick_server.payment import convert, events
 from tallystick_server.payment.charge import FIRST_ATTEMPT, Charge, build_charges
 from tallystick_server.payment.existing_payments import find_conflicts
-from tallystick_server.payment.transitions import add_payment_closed_events
 from tallystick_storage.database import ConstraintViolation, Database
 from tallystick_storage.payment import checkouts as store
 from tallystick_storage.sql import Connection
@@ -92,12 +91,14 @@ class _RiskCheckedPayment:
 
 @dataclass(frozen=True, slots=True)
 class _StoredPayments:
-    """A batch after its transaction. `results` and `create_times` are keyed by checkout id."""
+    """A batch after its transaction, whose payments have one `create_time`. `results` is keyed by
+    checkout id.
+    """
 
     results: dict[str, CreatePaymentResult | Exception]
     payments: list[_RiskCheckedPayment]
     """The payments that this process stored; their charges are to be started."""
-    create_times: dict[str, datetime]
+    create_time: datetime
 
 
 class PaymentCreator:
@@ -154,7 +155,7 @@ class PaymentCreator:
             stored = await self._database.transact(create)
         for payment in stored.payments:
             for charge in payment.charges:
-                self._start_operation(self._with_expiry(charge, payment, stored.create_times))
+                self._start_operation(self._with_expiry(charge, payment, stored.create_time))
         return [stored.results[command.request.checkout_id] for command in commands]
 
     def _store(
@@ -176,8 +177,10 @@ class PaymentCreator:
         overflow = _over_capacity(payments, self._remaining_capacity(connection, now))
         results |= {payment.checkout_id: provider_unavailable_error() for payment in overflow}
         payments = payments[: len(payments) - len(overflow)]
-        rows = self._insert(connection, payments) if payments else {}
-        new_payments = [payment for payment in payments if payment.checkout_id in rows]
+        for payment in payments:
+            _add_events(payment, connection.begin_time)
+        stored_ids = self._insert(connection, payments) if payments else set()
+        new_payments = [payment for payment in payments if payment.checkout_id in stored_ids]
         results |= {
             payment.checkout_id: CreatePaymentResult(
                 replayed=False, in_progress=bool(payment.charges)
@@ -185,24 +188,22 @@ class PaymentCreator:
             for payment in new_payments
         }
         concurrent_commands = [
-            payment.command for payment in payments if payment.checkout_id not in rows
+            payment.command for payment in payments if payment.checkout_id not in stored_ids
         ]
         # Another process stored them after the read; the next statement sees them.
         if concurrent_commands:
             results |= _find_existing(connection, concurrent_commands)
-        _emit_created(connection, new_payments, rows)
-        create_times = {checkout_id: row.create_time for checkout_id, row in rows.items()}
-        return _StoredPayments(results, new_payments, create_times)
+        return _StoredPayments(results, new_payments, connection.begin_time)
 
     def _with_expiry(
-        self, charge: Charge, payment: _RiskCheckedPayment, create_times: Mapping[str, datetime]
+        self, charge: Charge, payment: _RiskCheckedPayment, create_time: datetime
     ) -> Charge:
         """The charge with its payment's expiry as loop time, computed from the database clock."""
         expiry = payment.command.request.expire_time
         if expiry is None:
             return charge
         claimed_at = charge.lease_deadline - self._lease_seconds
-        expires_at = claimed_at + (expiry - create_times[charge.checkout_id]).total_seconds()
+        expires_at = claimed_at + (expiry - create_time).total_seconds()
         return replace(charge, expires_at=expires_at, end_deadline=expires_at)
 
     def _check_risk(
@@ -246,9 +247,7 @@ class PaymentCreator:
             )
         return payments
 
-    def _insert(
-        self, connection: Connection, payments: Sequence[_RiskCheckedPayment]
-    ) -> dict[str, store.StoredCheckoutRow]:
+    def _insert(self, connection: Connection, payments: Sequence[_RiskCheckedPayment]) -> set[str]:
         attempts = [
             store.NewAttempt(
                 charge.charge_id,
@@ -262,14 +261,13 @@ class PaymentCreator:
             for charge in payment.charges
         ]
         orders = [order for payment in payments for order, _ in payment.orders]
-        rows = store.insert(
+        return store.insert(
             connection,
             [payment.checkout for payment in payments],
             orders,
             attempts,
             self._lease_seconds,
         )
-        return {row.checkout_id: row for row in rows}
 
     def _new_checkout(
         self, command: CreatePaymentCommand, rejected_count: int
@@ -343,38 +341,26 @@ def provider_unavailable_error() -> ApiError:
     return ApiError(ErrorReason.PROVIDER_UNAVAILABLE, message, retry_after=30.0)
 
 
-def _emit_created(
-    connection: Connection,
-    payments: Sequence[_RiskCheckedPayment],
-    rows: Mapping[str, store.StoredCheckoutRow],
-) -> None:
-    """Adds the events of new payments: each order is first stored, then the decision of the risk
-    rules is applied, unless the risk provider decides later.
+def _add_events(item: _RiskCheckedPayment, create_time: datetime) -> None:
+    """Adds the events of a new payment, which is stored at this time: each order is first stored,
+    then the decision of the risk rules is applied, unless the risk provider decides later.
     """
-    with record_events(connection, rows.values()) as publish_request:
-        for item in payments:
-            checkout = item.checkout
-            payment = convert.new_payment(
-                checkout,
-                sum(convert.created_version(order) for order, _ in item.orders),
-                rows[checkout.checkout_id].create_time,
-            )
-            events.add_payment_created(publish_request, payment, checkout.traceparent)
-            for order, message in item.orders:
-                message.create_time.CopyFrom(payment.create_time)
-                message.update_time.CopyFrom(payment.create_time)
-                events.add_order_changed(publish_request, message, checkout)
-                if order.status != OrderStatus.NOT_STARTED:
-                    convert.apply_risk_decision(message, order)
-                    events.add_order_changed(publish_request, message, checkout)
-        final_ids = {row.checkout_id for row in rows.values() if row.is_final}
-        if final_ids:
-            add_payment_closed_events(
-                connection,
-                publish_request,
-                final_ids,
-                (message for item in payments for _, message in item.orders),
-            )
+    publish_request, checkout = BatchPublishRequest(), item.checkout
+    payment = convert.new_payment(
+        checkout, sum(convert.created_version(order) for order, _ in item.orders), create_time
+    )
+    events.add_payment_created(publish_request, payment, checkout.traceparent)
+    for order, message in item.orders:
+        message.create_time.CopyFrom(payment.create_time)
+        message.update_time.CopyFrom(payment.create_time)
+        events.add_order_changed(publish_request, message, checkout)
+        if order.status != OrderStatus.NOT_STARTED:
+            convert.apply_risk_decision(message, order)
+            events.add_order_changed(publish_request, message, checkout)
+    if checkout.is_final:
+        convert.close_new_payment(payment)
+        events.add_payment_closed(publish_request, payment, checkout.traceparent)
+    checkout.events = publish_request.SerializeToString().hex()
 
 
 def _find_existing(

@@ -129,7 +129,7 @@ class _ChargeUpdate:
         fields = _order_fields(self.order_outcome, resolve_within)
         trigger = trigger_for(self.order_outcome)
         return [
-            OrderTransition.of(
+            OrderTransition(
                 self.charge,
                 order,
                 transition(order.status, trigger),

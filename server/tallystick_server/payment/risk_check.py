@@ -144,11 +144,18 @@ def _transitions_for(result: OperationResult[Charge, RiskDecision]) -> list[Orde
     charge, outcome = result.operation, result.outcome
     if isinstance(outcome, Declined):
         trigger, reason = PaymentTrigger.RISK_REJECTED, PaymentTransitionReason.RISK_REJECTED
-        fields = {"failure_reason": FailureReason.RISK_PROVIDER, "decline_code": outcome.code}
+        failure_reason, decline_code = str(FailureReason.RISK_PROVIDER), outcome.code
     else:
         trigger, reason = PaymentTrigger.RISK_PASSED, PaymentTransitionReason.RISK_PASSED
-        fields = {}
+        failure_reason = decline_code = ""
     return [
-        OrderTransition.of(charge, order, transition(order.status, trigger), reason, **fields)
+        OrderTransition(
+            charge,
+            order,
+            transition(order.status, trigger),
+            reason,
+            failure_reason=failure_reason,
+            decline_code=decline_code,
+        )
         for order in charge.orders
     ]

@@ -5,10 +5,11 @@ Every change of an order's state goes through this module.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from math import inf
-from typing import Any
+from typing import NamedTuple
 
 from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick.payment.v1 import payment_pb2
@@ -23,35 +24,75 @@ from tallystick_storage.sql import Connection
 
 @dataclass(frozen=True, slots=True)
 class OrderTransition:
-    """A transition of an order, from the version at which it was loaded."""
+    """A transition of an order, from the version at which it was loaded, and the other fields that
+    it sets.
+    """
 
     charge: Charge
     order: OrderInCharge
-    update: store.OrderTransitionRow
+    status: OrderStatus
+    transition_reason: PaymentTransitionReason
+    booked: bool = False
+    pending_reason: str = ""
+    next_action_url: str = ""
+    failure_reason: str = ""
+    decline_code: str = ""
+    provider_reference: str = ""
+    resolve_within_seconds: float | None = None
+    """Seconds until an order that now waits for something else must be resolved; None: no limit."""
 
-    @classmethod
-    def of(
-        cls,
-        charge: Charge,
-        order: OrderInCharge,
-        status: OrderStatus,
-        transition_reason: PaymentTransitionReason,
-        **fields: Any,
-    ) -> OrderTransition:
-        """The transition of an order to a status. `fields`: the order's other fields that it
-        sets.
-        """
-        update = store.OrderTransitionRow(
-            payment_order_id=order.payment_order_id,
-            charge_id=charge.charge_id,
-            checkout_id=charge.checkout_id,
-            version=order.version,
-            from_status=order.status,
-            status=status,
-            transition_reason=transition_reason,
-            **fields,
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing remains to be done for the order afterwards."""
+        return self.booked or self.status is OrderStatus.FAILED
+
+    def at(self, now: datetime) -> TimedTransition:
+        """The transition at a time, which is at least that of the order's last change."""
+        last = self.order.message
+        update_time = max(now, last.update_time.ToDatetime(UTC))
+        row = store.OrderTransitionRow(
+            self.order.payment_order_id,
+            self.charge.charge_id,
+            self.charge.checkout_id,
+            self.order.version,
+            self.order.status,
+            self.status,
+            self.transition_reason,
+            self.booked,
+            self.pending_reason,
+            self.next_action_url,
+            self.failure_reason,
+            self.decline_code,
+            self.provider_reference,
+            self._resolve_by_time(update_time),
+            update_time,
+            "",
         )
-        return cls(charge, order, update)
+        order = self.order.apply_transition(row)
+        publish_request = BatchPublishRequest()
+        events.add_order_changed(publish_request, order.message, self.charge)
+        event = publish_request.SerializeToString()
+        return TimedTransition(replace(row, event=event.hex()), order, event)
+
+    def _resolve_by_time(self, update_time: datetime) -> datetime | None:
+        """When the order must be resolved. One that waits for the same as before keeps its time."""
+        last = self.order.message
+        if self.pending_reason and convert.is_pending_for(last, self.pending_reason):
+            has_time = last.HasField("resolve_by_time")
+            return last.resolve_by_time.ToDatetime(UTC) if has_time else None
+        if self.resolve_within_seconds is None:
+            return None
+        return update_time + timedelta(seconds=self.resolve_within_seconds)
+
+
+class TimedTransition(NamedTuple):
+    """A transition as it is stored, the order after it, and a serialized BatchPublishRequest with
+    its event.
+    """
+
+    row: store.OrderTransitionRow
+    order: OrderInCharge
+    event: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,39 +148,51 @@ def transition_orders(
 ) -> TransitionResult:
     """Applies transitions to orders whose version is unchanged."""
     result = TransitionResult()
-    for is_final in (True, False):  # lock order: operations and checkouts before orders
-        group = [item for item in transitions if item.update.is_final is is_final]
-        if group:
-            _transition_group(connection, group, result)
+    final = _at_begin_time(connection, [item for item in transitions if item.is_final])
+    if final:  # lock order: operations and checkouts before orders
+        _finish_orders(connection, final, result)
+    others = _at_begin_time(connection, [item for item in transitions if not item.is_final])
+    if others:
+        for row in store.change_orders(connection, [item.row for item in others.values()]):
+            result.orders[row.payment_order_id] = others[row.payment_order_id].order
+            result.lease_tokens[row.payment_order_id] = row.lease_token
     return result
 
 
-def _transition_group(
-    connection: Connection, transitions: Sequence[OrderTransition], result: TransitionResult
+def _at_begin_time(
+    connection: Connection, transitions: Sequence[OrderTransition]
+) -> dict[str, TimedTransition]:
+    """The transitions at the time of the transaction, by order id."""
+    return {item.order.payment_order_id: item.at(connection.begin_time) for item in transitions}
+
+
+def _finish_orders(
+    connection: Connection, transitions: Mapping[str, TimedTransition], result: TransitionResult
 ) -> None:
-    """Applies transitions that are all final, or all not, and adds them to the result."""
-    rows = store.transition_orders(connection, [item.update for item in transitions])
-    by_order = {item.order.payment_order_id: item for item in transitions}
+    """Applies transitions after which the orders are final, and adds them to the result."""
+    rows = store.finish_orders(connection, [item.row for item in transitions.values()])
     final_ids = set()
-    changed: list[payment_pb2.PaymentOrder] = []
     with record_events(connection, rows) as publish_request:
         for row in rows:
-            if isinstance(row, store.FinalPaymentRow):
+            if row.payment_order_id is None:
                 final_ids.add(row.checkout_id)
                 continue
-            item = by_order[row.payment_order_id]
-            order = item.order.apply_transition(item.update, row)
-            result.orders[row.payment_order_id] = order
+            item = transitions[row.payment_order_id]
+            result.orders[row.payment_order_id] = item.order
             result.lease_tokens[row.payment_order_id] = row.lease_token
-            changed.append(order.message)
-            events.add_order_changed(publish_request, order.message, item.charge)
+            publish_request.MergeFromString(item.event)
         if final_ids:
             result.final_payments.update(
-                add_payment_closed_events(connection, publish_request, final_ids, changed)
+                _add_payment_closed_events(
+                    connection,
+                    publish_request,
+                    final_ids,
+                    [order.message for order in result.orders.values()],
+                )
             )
 
 
-def add_payment_closed_events(
+def _add_payment_closed_events(
     connection: Connection,
     publish_request: BatchPublishRequest,
     checkout_ids: set[str],

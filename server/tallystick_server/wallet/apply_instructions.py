@@ -9,6 +9,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick_core.errors import ApiError, key_reused_error, not_found_error
 from tallystick_core.wallet.balances import (
     Wallet,
@@ -25,9 +26,7 @@ from tallystick_core.wallet.instructions import (
 )
 from tallystick_core.wallet.state import EntryKind, HoldState
 from tallystick_server.operations.batcher import deduplicate_by_key, run_flattened
-from tallystick_server.outbox.events import record_events
 from tallystick_server.wallet import events
-from tallystick_storage import clock
 from tallystick_storage.database import Database
 from tallystick_storage.sql import Connection
 from tallystick_storage.wallet import queries
@@ -121,7 +120,7 @@ class WalletInstructions:
             batch = _lock_batch(connection, requests, keys)
             decisions = [batch.decide(request) for request in requests]
             if batch.changes:
-                _write_changes(connection, batch.changes)
+                _write_changes(connection, batch.changes, batch.change_time)
             return _load_results(connection, requests, decisions, keys)
 
         try:
@@ -226,7 +225,7 @@ def _lock_batch(
     connection: Connection, requests: Sequence[InstructionRequest], keys: _BatchKeys
 ) -> _InstructionBatch:
     """Locks the wallets and reads what the decisions need. Raises _WalletsMissing."""
-    wallets = store.lock_wallets(connection, keys.to_lock)
+    wallets, change_time = store.lock_wallets(connection, keys.to_lock)
     if not keys.to_open <= wallets.keys():
         raise _WalletsMissing
     existing_entries = store.find_entries(
@@ -242,9 +241,6 @@ def _lock_batch(
         if len(holds) < len(keys.hold_ids)
         else set()
     )
-    needs_time = any(request.instruction.expire_time for request in requests) or any(
-        row.expire_time for row in holds.values()
-    )
     return _InstructionBatch(
         wallets,
         {hold_id: store.as_hold(row) for hold_id, row in holds.items()},
@@ -252,7 +248,7 @@ def _lock_batch(
         credits_by_source_id,
         existing_entries,
         keys.resolved_wallets,
-        clock.now(connection) if needs_time else None,
+        change_time,
     )
 
 
@@ -288,7 +284,7 @@ class _InstructionBatch:
         credits_by_source_id: dict[str, Credit],
         existing_entries: dict[tuple[str, str], StoredInstruction],
         resolved_wallets: dict[str, store.WalletKey],
-        now: datetime | None,
+        change_time: datetime,
     ) -> None:
         self._wallets = wallets
         self._holds = holds
@@ -296,7 +292,7 @@ class _InstructionBatch:
         self._credits = credits_by_source_id
         self._existing_entries = existing_entries
         self._resolved_wallets = resolved_wallets
-        self._now = now
+        self.change_time = change_time
         self.changes: list[store.DecidedInstruction] = []
 
     def decide(self, request: InstructionRequest) -> bool | ApiError:
@@ -319,7 +315,7 @@ class _InstructionBatch:
             self._holds.get(instruction.source_id),
             instruction,
             self._credits.get(instruction.source_id),
-            now=self._now,
+            now=self.change_time,
         )
         if key not in self._wallets:
             raise not_found_error("wallet", f"of seller {key[0]} in {key[1]}", "seller_account")
@@ -353,9 +349,11 @@ class _InstructionBatch:
         return False
 
 
-def _write_changes(connection: Connection, changes: Sequence[store.DecidedInstruction]) -> None:
+def _write_changes(
+    connection: Connection, changes: Sequence[store.DecidedInstruction], change_time: datetime
+) -> None:
     """Writes the changes and their events."""
-    row = store.write(connection, changes)
-    with record_events(connection, [row]) as publish_request:
-        for change in changes:
-            events.add_wallet_changed(publish_request, change, row.create_time)
+    publish_request = BatchPublishRequest()
+    for change in changes:
+        events.add_wallet_changed(publish_request, change, change_time)
+    store.write(connection, changes, change_time, publish_request.SerializeToString())

@@ -4,9 +4,10 @@ it to another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
+from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick_core.errors import ApiError, ErrorReason, not_found_error, state_error
 from tallystick_core.wallet.seller_ownership import (
     AssignmentState,
@@ -48,12 +49,16 @@ class Sellers:
             new = grant_claims(claims, {row.seller_account: row.owner for row in owner_rows})
             if not new:
                 return owner_rows
-            claim_sellers = _claim_all(
-                [store.NewSeller(*pair) for pair in sorted(new.items())], caller, traceparent
-            )
             with suppress(_ConcurrentClaim):
-                claimed_rows = await self._database.transact(claim_sellers, idempotent=True)
+                claimed_rows = await self._claim_unowned(new, caller, traceparent)
                 return sorted([*owner_rows, *claimed_rows], key=lambda row: row.seller_account)
+
+    async def _claim_unowned(
+        self, owners: Mapping[str, str], caller: str, traceparent: str
+    ) -> Sequence[store.SellerRow]:
+        return await self._database.transact(
+            lambda connection: _claim(connection, owners, caller, traceparent), idempotent=True
+        )
 
     async def get(
         self, seller_account: str
@@ -152,9 +157,9 @@ class Sellers:
             with record_events(connection, [decided_row]) as publish_request:
                 events.add_assignment_changed(publish_request, decided_row, caller, traceparent)
             if version is not None:
-                seller_row = _change_owner(connection, row.seller_account, row.owner, version)
-                with record_events(connection, [seller_row]) as publish_request:
-                    events.add_seller_changed(publish_request, seller_row, caller, traceparent)
+                _change_owner(
+                    connection, row.seller_account, row.owner, version, caller, traceparent
+                )
             return decided_row, False
 
         return await self._database.transact(apply_decision)
@@ -164,41 +169,48 @@ class _ConcurrentClaim(Exception):
     """A concurrent claim came first; nothing is stored."""
 
 
-def _claim_all(
-    new: Sequence[store.NewSeller], caller: str, traceparent: str
-) -> Callable[[Connection], Sequence[store.SellerRow]]:
-    """Returns a function that claims all of the sellers and returns them.
+def _claim(
+    connection: Connection, owners: Mapping[str, str], caller: str, traceparent: str
+) -> Sequence[store.SellerRow]:
+    """Claims sellers, given with their owners, and returns them.
 
     It raises _ConcurrentClaim if one was claimed concurrently, so that a group of claims is never
     stored in part.
     """
-
-    def claim_sellers(connection: Connection) -> Sequence[store.SellerRow]:
-        rows = store.claim(connection, new)
-        if len(rows) < len(new):
-            raise _ConcurrentClaim
-        with record_events(connection, rows) as publish_request:
-            for row in rows:
-                events.add_seller_changed(publish_request, row, caller, traceparent)
-        return rows
-
-    return claim_sellers
+    rows = [
+        store.SellerRow(seller, owner, 1, connection.begin_time)
+        for seller, owner in sorted(owners.items())
+    ]
+    publish_request = BatchPublishRequest()
+    for row in rows:
+        events.add_seller_changed(publish_request, row, caller, traceparent)
+    if not store.claim(connection, rows, publish_request.SerializeToString()):
+        raise _ConcurrentClaim
+    return rows
 
 
 def _change_owner(
-    connection: Connection, seller_account: str, owner: str, version: int
-) -> store.ChangedSellerRow:
+    connection: Connection,
+    seller_account: str,
+    owner: str,
+    version: int,
+    caller: str,
+    traceparent: str,
+) -> None:
     """Assigns the seller to the owner, at the given version.
 
     Raises CONFLICT if it was claimed since it was read.
     """
     if version > 1:
-        return store.change_owner(connection, seller_account, owner, version)
-    claimed_rows = store.claim(connection, [store.NewSeller(seller_account, owner)])
-    if not claimed_rows:
+        row = store.change_owner(connection, seller_account, owner, version)
+        with record_events(connection, [row]) as publish_request:
+            events.add_seller_changed(publish_request, row, caller, traceparent)
+        return
+    try:
+        _claim(connection, {seller_account: owner}, caller, traceparent)
+    except _ConcurrentClaim:
         raise ApiError(
             ErrorReason.CONFLICT,
             "The seller was claimed concurrently; retry.",
             retry_after=0.2,
-        )
-    return claimed_rows[0]
+        ) from None

@@ -10,13 +10,14 @@ from typing import NamedTuple
 from tallystick_core.payment.state import OrderStatus, PaymentTransitionReason
 from tallystick_storage.database import encode_rows
 from tallystick_storage.outbox import insert_into_outbox
-from tallystick_storage.sql import Connection, Query
+from tallystick_storage.sql import Connection, Query, text
 
 
 @dataclass(slots=True)
 class NewCheckout:
     """A checkout to store. `fingerprint` is in hex; `open_orders` counts the orders that passed the
-    risk check.
+    risk check. `events`: a serialized BatchPublishRequest with the events of the checkout and its
+    orders, in hex.
     """
 
     checkout_id: str
@@ -35,6 +36,12 @@ class NewCheckout:
     expire_time: datetime | None
     order_count: int
     open_orders: int
+    events: str = ""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the risk rules rejected all its orders."""
+        return self.open_orders == 0
 
 
 @dataclass(slots=True)
@@ -124,23 +131,20 @@ def count_recent_orders(
     return {row.buyer: row.order_count for row in rows}
 
 
-class StoredCheckoutRow(NamedTuple):
-    """A new checkout as it is stored, and the outbox row in which all stored rows are to be
-    recorded. `is_final`: the risk rules rejected all its orders.
-    """
-
-    checkout_id: str
-    create_time: datetime
-    is_final: bool
-    outbox_sequence: int
-
-
+_NEW_EVENTS = """(
+            select string_agg(decode(r.events, 'hex'), '') from requested_checkout r
+                join new_checkout c on c.checkout_id = r.checkout_id)"""
 # Only rows that the first insert returns are stored. If another process stored a checkout
 # meanwhile, nothing else of it is inserted.
-_INSERT = Query(
-    StoredCheckoutRow,
-    f"""
-    with t as materialized (select clock() as now),
+_INSERT = text(f"""
+    with t as materialized (select cast(:now as timestamptz) as now),
+    requested_checkout as materialized (
+        select * from json_to_recordset(cast(:checkouts as json))
+            as r (checkout_id text collate "C", caller text, owner text, fingerprint text,
+            buyer_info text, seller_info text,
+            buyer_country text, payment_token text, payment_method_type text, charge_mode text,
+            partial_failure_policy text, provider text, traceparent text,
+            expire_time timestamptz, order_count int, open_orders int, events text)),
     new_checkout as (
         insert into checkout (checkout_id, caller, owner, fingerprint, buyer_info, seller_info,
             buyer_country, payment_token, payment_method_type, charge_mode,
@@ -153,14 +157,8 @@ _INSERT = Query(
                 open_orders,
                 order_count,
             case when open_orders = 0 then 2 else 1 end, now, case when open_orders = 0 then now end
-        from json_to_recordset(cast(:checkouts as json))
-            as r (checkout_id text collate "C", caller text, owner text, fingerprint text,
-            buyer_info text, seller_info text,
-            buyer_country text, payment_token text, payment_method_type text, charge_mode text,
-                partial_failure_policy text, provider text, traceparent text,
-            expire_time timestamptz, order_count int, open_orders int), t
-        order by checkout_id
-        on conflict do nothing returning checkout_id, version, create_time),
+        from requested_checkout, t order by checkout_id
+        on conflict do nothing returning checkout_id, version),
     requested as materialized (
         select r.* from json_to_recordset(cast(:orders as json))
             as r (payment_order_id text collate "C", checkout_id text collate "C",
@@ -218,11 +216,9 @@ _INSERT = Query(
         union all
         select 'paymentOrders/' || payment_order_id, v from requested,
             generate_series(1, case when status = :first_status then 1 else 2 end) as v),
-    {insert_into_outbox("changed_resource", "aggregate_id")}
-    select checkout_id, create_time, version = 2 as is_final, sequence as outbox_sequence
-        from new_checkout, outbox_sequence
-    """,
-)
+    {insert_into_outbox("changed_resource", "aggregate_id", request=_NEW_EVENTS)}
+    select checkout_id from new_checkout
+""")
 
 
 def insert(
@@ -231,19 +227,20 @@ def insert(
     orders: Sequence[NewOrder],
     attempts: Sequence[NewAttempt],
     lease_seconds: float,
-) -> list[StoredCheckoutRow]:
-    """Stores checkouts with everything that belongs to them. Their charges are leased for
-    `lease_seconds` seconds under lease token 1. Returns the new checkouts.
+) -> set[str]:
+    """Stores checkouts with everything that belongs to them, at the time of the transaction. Their
+    charges are leased for `lease_seconds` seconds under lease token 1. Returns the new checkouts.
     """
-    return _INSERT.all(
-        connection,
-        checkouts=encode_rows(checkouts),
-        orders=encode_rows(orders),
-        attempts=encode_rows(attempts),
-        lease=f"{lease_seconds} seconds",
-        first_status=OrderStatus.NOT_STARTED,
-        first_transition_reason=PaymentTransitionReason.CREATED,
-    )
+    parameters = {
+        "now": connection.begin_time,
+        "checkouts": encode_rows(checkouts),
+        "orders": encode_rows(orders),
+        "attempts": encode_rows(attempts),
+        "lease": f"{lease_seconds} seconds",
+        "first_status": OrderStatus.NOT_STARTED,
+        "first_transition_reason": PaymentTransitionReason.CREATED,
+    }
+    return set(connection.execute(_INSERT, parameters).scalars())
 
 
 class RequestedOrderRow(NamedTuple):

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
-from tallystick_core.payment.state import OrderStatus
 from tallystick_storage.database import encode_rows
 from tallystick_storage.outbox import insert_into_outbox
 from tallystick_storage.sql import Connection, Query, text
@@ -48,10 +47,12 @@ class OrderRow:
     update_time: datetime
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class OrderTransitionRow:
     """A transition of an order from `version`, at which it has `from_status`. It happens only from
     that version: this protects an order from every concurrent change, under any lease.
+
+    `event`: a serialized BatchPublishRequest with its event, in hex; `finish_orders` ignores it.
     """
 
     payment_order_id: str
@@ -61,50 +62,31 @@ class OrderTransitionRow:
     from_status: str
     status: str
     transition_reason: str
-    booked: bool = False
-    pending_reason: str = ""
-    next_action_url: str = ""
-    failure_reason: str = ""
-    decline_code: str = ""
-    provider_reference: str = ""
-    resolve_within_seconds: float | None = None
-    """Seconds until an order that now waits for something else must be resolved; None: no limit."""
-
-    @property
-    def is_final(self) -> bool:
-        """Whether nothing remains to be done for the order afterwards."""
-        return self.booked or self.status == OrderStatus.FAILED
+    booked: bool
+    pending_reason: str
+    next_action_url: str
+    failure_reason: str
+    decline_code: str
+    provider_reference: str
+    resolve_by_time: datetime | None
+    update_time: datetime
+    event: str
 
 
-class TransitionedOrderRow(NamedTuple):
-    """The new version of an order, the current lease token of its operation (None: it has none),
-    and the outbox row in which the change is to be recorded.
-    """
+class ChangedOrderRow(NamedTuple):
+    """An order that changed, and the current lease token of its operation; None: it has none."""
 
     payment_order_id: str
-    checkout_id: str
-    version: int
-    update_time: datetime
-    resolve_by_time: datetime | None
     lease_token: int | None
-    outbox_sequence: int
 
 
-class FinalPaymentRow(NamedTuple):
-    """A payment that became final, and the outbox row in which this is to be recorded."""
-
-    checkout_id: str
-    outbox_sequence: int
-
-
-class _FinishedRow(NamedTuple):
-    """The fields of TransitionedOrderRow; those of an order are None for a payment."""
+class FinishedRow(NamedTuple):
+    """An order that became final, with the lease token that its operation had, or (without
+    `payment_order_id`) a payment that did. `outbox_sequence`: the outbox row of their events.
+    """
 
     payment_order_id: str | None
     checkout_id: str
-    version: int
-    update_time: datetime | None
-    resolve_by_time: datetime | None
     lease_token: int | None
     outbox_sequence: int
 
@@ -115,8 +97,7 @@ _TRANSITIONS = """(
                 checkout_id text collate "C", version int, from_status text, status text,
                 transition_reason text, booked boolean, pending_reason text, next_action_url text,
                 failure_reason text, decline_code text, provider_reference text,
-                resolve_within_seconds float)"""
-# An order that waits for the same as before keeps its resolve_by_time.
+                resolve_by_time timestamptz, update_time timestamptz, event text)"""
 _CHANGED = """changed as (
         update payment_order o set
             status = r.status, wallet_updated = r.booked, ledger_updated = r.booked,
@@ -125,12 +106,10 @@ _CHANGED = """changed as (
             failure_reason = r.failure_reason, decline_code = r.decline_code,
             provider_reference = case when r.provider_reference = '' then o.provider_reference
                 else r.provider_reference end,
-            resolve_by_time = case when r.pending_reason <> ''
-                and o.pending_reason = r.pending_reason then o.resolve_by_time
-                else clock() + make_interval(secs => r.resolve_within_seconds) end,
-            version = o.version + 1, update_time = greatest(o.update_time, clock())
+            resolve_by_time = r.resolve_by_time, version = o.version + 1,
+            update_time = greatest(o.update_time, r.update_time)
         from {requested} r where o.payment_order_id = r.payment_order_id and o.version = r.version
-        returning o.*, r.from_status, r.transition_reason, r.booked),
+        returning o.*, r.from_status, r.transition_reason, r.booked, r.event),
     -- One row for each new version.
     history as (
         insert into order_history (
@@ -144,24 +123,24 @@ _CHANGED = """changed as (
             pending_reason, next_action_url, failure_reason,
             decline_code, provider_reference, attempt_count, resolve_by_time, update_time
         from changed)"""
+_ORDER_PATH = "'paymentOrders/' || payment_order_id"
+_ORDER_EVENTS = "string_agg(decode(event, 'hex'), '')"
 # The usual answer of a provider costs this statement. It has few parts, because each costs
 # executor time even if it is empty.
 _CHANGE_ORDERS = Query(
-    TransitionedOrderRow,
+    ChangedOrderRow,
     f"""
     with {_CHANGED.format(requested=f"{_TRANSITIONS} order by payment_order_id)")},
-    {insert_into_outbox("changed", "'paymentOrders/' || payment_order_id")}
-    select payment_order_id, checkout_id, version, update_time, resolve_by_time,
-        (select op.lease_token from operation op
-            where op.kind = 'charge' and op.operation_id = c.charge_id) as lease_token,
-        sequence as outbox_sequence
-    from changed c, outbox_sequence
+    {insert_into_outbox("changed", _ORDER_PATH, request=_ORDER_EVENTS)}
+    select payment_order_id, (select op.lease_token from operation op
+        where op.kind = 'charge' and op.operation_id = c.charge_id) as lease_token
+    from changed c
     """,
 )
 # Lookups by key in a lateral "limit 1" stay lookups. `operation` is small and its statistics are
 # always outdated, so a join read the whole table once per transition.
 _FINISH_ORDERS = Query(
-    _FinishedRow,
+    FinishedRow,
     f"""
     with requested as materialized {_TRANSITIONS}),
     locked_operation as materialized (
@@ -200,48 +179,39 @@ _FINISH_ORDERS = Query(
         returning op.operation_id, op.lease_token),
     -- The resources with a new version, for their events.
     changed_resource as (
-        select 'paymentOrders/' || payment_order_id as aggregate_id, version from changed
+        select {_ORDER_PATH} as aggregate_id, version from changed
         union all
         select 'payments/' || checkout_id, 2 from counted where version = 2),
     {insert_into_outbox("changed_resource", "aggregate_id")}
-    select payment_order_id, checkout_id, version, update_time, resolve_by_time,
+    select payment_order_id, checkout_id,
         (select d.lease_token from done d where d.operation_id = c.charge_id) as lease_token,
         sequence as outbox_sequence
     from changed c, outbox_sequence
     union all
-    select null, checkout_id, 2, null, null, null, sequence
-    from counted, outbox_sequence where version = 2
+    select null, checkout_id, null, sequence from counted, outbox_sequence where version = 2
     """,
 )
 
 
-def transition_orders(
+def change_orders(
     connection: Connection, transitions: Sequence[OrderTransitionRow]
-) -> Sequence[TransitionedOrderRow | FinalPaymentRow]:
-    """Applies transitions of orders: either all of them are final, or none. A checkout without open
-    orders becomes final; the operation of a final charge is deleted.
+) -> Sequence[ChangedOrderRow]:
+    """Applies transitions after which an order is still open, and stores their events. Returns the
+    orders that changed; a missing one had changed before.
+    """
+    return _CHANGE_ORDERS.all(connection, transitions=encode_rows(transitions))
+
+
+def finish_orders(
+    connection: Connection, transitions: Sequence[OrderTransitionRow]
+) -> Sequence[FinishedRow]:
+    """Applies transitions after which an order is final. A checkout without open orders becomes
+    final; the operation of a final charge is deleted.
 
     Returns the orders that changed and the payments that became final, all with the same outbox
     row. A missing order had changed before.
     """
-    encoded = encode_rows(transitions)
-    if not transitions[0].is_final:
-        return _CHANGE_ORDERS.all(connection, transitions=encoded)
-    return [_changed_row(row) for row in _FINISH_ORDERS.all(connection, transitions=encoded)]
-
-
-def _changed_row(row: _FinishedRow) -> TransitionedOrderRow | FinalPaymentRow:
-    if row.payment_order_id is None or row.update_time is None:
-        return FinalPaymentRow(row.checkout_id, row.outbox_sequence)
-    return TransitionedOrderRow(
-        row.payment_order_id,
-        row.checkout_id,
-        row.version,
-        row.update_time,
-        row.resolve_by_time,
-        row.lease_token,
-        row.outbox_sequence,
-    )
+    return _FINISH_ORDERS.all(connection, transitions=encode_rows(transitions))
 
 
 _CANCEL = text(

@@ -8,15 +8,7 @@ from datetime import datetime
 
 from tallystick_storage.database import encode_rows
 from tallystick_storage.outbox import insert_into_outbox
-from tallystick_storage.sql import Connection, Query, columns
-
-
-@dataclass(slots=True)
-class NewSeller:
-    """A seller that an owner claims."""
-
-    seller_account: str
-    owner: str
+from tallystick_storage.sql import Connection, Query, columns, text
 
 
 @dataclass(slots=True)
@@ -85,19 +77,17 @@ _FIND_OWNERS = Query(
 )
 # A seller that another owner claims at the same time is missing here once that claim is committed.
 # The next statement reads its owner.
-_CLAIM = Query(
-    ChangedSellerRow,
-    f"""
+_CLAIM = text(f"""
     with new as (
         insert into seller (seller_account, owner, version, update_time)
-        select r.seller_account, r.owner, 1, clock() from json_to_recordset(cast(:sellers as json))
-            as r (seller_account text collate "C", owner text)
+        select {columns(SellerRow, "r")} from json_to_recordset(cast(:sellers as json))
+            as r (seller_account text collate "C", owner text, version bigint,
+            update_time timestamptz)
         order by r.seller_account
         on conflict do nothing returning *),
-    {insert_into_outbox("new", "'sellers/' || seller_account", "1")}
-    select {columns(SellerRow, "new")}, sequence as outbox_sequence from new, outbox_sequence
-    """,
-)
+    {insert_into_outbox("new", "'sellers/' || seller_account", request="cast(:events as bytea)")}
+    select from new
+""")
 _LOCK = Query(
     SellerRow, "select {columns} from seller where seller_account = :seller_account for update"
 )
@@ -160,9 +150,13 @@ def find_owners(connection: Connection, sellers: Sequence[str]) -> Sequence[Sell
     return _FIND_OWNERS.all(connection, sellers=list(sellers))
 
 
-def claim(connection: Connection, sellers: Sequence[NewSeller]) -> Sequence[ChangedSellerRow]:
-    """Assigns sellers to owners. Returns those that had no owner. A seller may occur only once."""
-    return _CLAIM.all(connection, sellers=encode_rows(sellers))
+def claim(connection: Connection, sellers: Sequence[SellerRow], events: bytes) -> bool:
+    """Stores the first versions of sellers. Returns whether none of them had an owner; otherwise
+    the transaction must be rolled back. `events`: a serialized BatchPublishRequest with an event
+    for each.
+    """
+    parameters = {"sellers": encode_rows(sellers), "events": events}
+    return connection.execute(_CLAIM, parameters).rowcount == len(sellers)
 
 
 def lock(connection: Connection, seller_account: str) -> SellerRow | None:

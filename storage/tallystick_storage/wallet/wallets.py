@@ -17,7 +17,7 @@ from tallystick_core.wallet.instructions import Credit, Instruction, StoredInstr
 from tallystick_core.wallet.state import EntryKind, HoldState
 from tallystick_storage.database import encode_rows
 from tallystick_storage.outbox import insert_into_outbox
-from tallystick_storage.sql import Connection, Query, columns, text
+from tallystick_storage.sql import Connection, Query, Statement, columns, text
 
 WalletKey = tuple[str, str]
 """Seller and currency."""
@@ -43,6 +43,7 @@ class _LockedWalletRow(NamedTuple):
     version: int
     frozen: bool
     release_delay: int
+    update_time: datetime
 
 
 _LOCK_WALLETS = Query(
@@ -66,16 +67,21 @@ def open_wallets(
     )
 
 
-def lock_wallets(connection: Connection, keys: Sequence[WalletKey]) -> dict[WalletKey, Wallet]:
-    """Locks wallets in key order. Returns those that exist."""
-    wallets = {}
+def lock_wallets(
+    connection: Connection, keys: Sequence[WalletKey]
+) -> tuple[dict[WalletKey, Wallet], datetime]:
+    """Locks wallets in key order. Returns those that exist, and the time of their next changes,
+    which is not before their last ones.
+    """
+    wallets, change_time = {}, connection.begin_time
     for row in _LOCK_WALLETS.all(connection, wallets=encode_keys(keys)):
         balances = Balances(int(row.pending), int(row.available), int(row.held), int(row.owed))
         wallet = Wallet(
             row.seller_account, row.currency, balances, row.version, row.frozen, row.release_delay
         )
         wallets[row.seller_account, row.currency] = wallet
-    return wallets
+        change_time = max(change_time, row.update_time)
+    return wallets, change_time
 
 
 def encode_keys(keys: Sequence[WalletKey]) -> str:
@@ -217,29 +223,22 @@ class DecidedInstruction:
     traceparent: str
 
 
-class WrittenRow(NamedTuple):
-    """The time of the written changes, and the outbox row in which they are to be recorded."""
-
-    create_time: datetime
-    outbox_sequence: int
-
-
 # Some tables change only with certain instructions. Their parts are left out otherwise, because an
 # insert or update of no rows still runs the triggers of its table.
 _OPTIONAL_PARTS = {
-    "pending": """
+    "pending": """,
     c as (
         insert into pending_credit (source_id, seller_account, currency, amount, release_time)
         select source_id, seller_account, currency, amount, now + make_interval(secs => delay)
         from json_to_recordset(cast(:pending as json))
             as r (source_id text, seller_account text collate "C", currency text collate "C",
-            amount bigint, delay int), t),""",
-    "released": """
+            amount bigint, delay int), t)""",
+    "released": """,
     d as (
         delete from pending_credit where source_id = any (array(
             select source_id from json_to_recordset(cast(:released as json))
-                as r (source_id text)))),""",
-    "placed": """
+                as r (source_id text))))""",
+    "placed": """,
     p as (
         insert into hold (hold_id, seller_account, currency, amount, captured_amount, purpose,
             state, caller, expire_time, create_time)
@@ -248,23 +247,24 @@ _OPTIONAL_PARTS = {
         from json_to_recordset(cast(:placed as json))
             as r (hold_id text, seller_account text collate "C", currency text collate "C",
             amount bigint, purpose text, caller text,
-            expire_time timestamptz), t),""",
-    "ended": """
+            expire_time timestamptz), t)""",
+    "ended": """,
     h as (
         update hold set state = r.state, captured_amount = r.captured_amount, end_time = t.now
         from json_to_recordset(cast(:ended as json))
             as r (hold_id text, state text, captured_amount bigint), t
-        where hold.hold_id = r.hold_id and hold.state = 'OPEN'),""",
+        where hold.hold_id = r.hold_id and hold.state = 'OPEN')""",
 }
 
 
+_WALLET_PATH = "'wallets/' || seller_account || '/' || currency"
+
+
 @cache
-def _write_query(parts: tuple[str, ...]) -> Query[WrittenRow]:
+def _write_statement(parts: tuple[str, ...]) -> Statement:
     """The statement that writes changes, with these optional parts."""
-    return Query(
-        WrittenRow,
-        f"""
-    with t as materialized (select clock() as now),
+    return text(f"""
+    with t as materialized (select cast(:now as timestamptz) as now),
     e as (
         insert into wallet_entry (seller_account, currency, number, kind, source_id, caller,
             fingerprint, amount, pending_after, available_after, held_after,
@@ -278,25 +278,29 @@ def _write_query(parts: tuple[str, ...]) -> Query[WrittenRow]:
             fingerprint text, amount bigint, pending numeric, available numeric, held numeric,
                 owed numeric, traceparent text), t
         returning seller_account, currency, number),
-    {insert_into_outbox("e", "'wallets/' || seller_account || '/' || currency", "number")},
+    {insert_into_outbox("e", _WALLET_PATH, "number", "cast(:events as bytea)")}
     {"".join(_OPTIONAL_PARTS[part] for part in parts)}
-    w as (
-        update wallet w set pending = r.pending, available = r.available, held = r.held,
+    update wallet w set pending = r.pending, available = r.available, held = r.held,
             owed = r.owed,
             balance = r.pending + r.available + r.held - r.owed, version = r.version,
-                update_time = greatest(w.update_time, t.now)
+            update_time = greatest(w.update_time, t.now)
         from json_to_recordset(cast(:wallets as json))
             as r (seller_account text collate "C", currency text collate "C", pending numeric,
             available numeric, held numeric,
             owed numeric, version bigint), t
-        where w.seller_account = r.seller_account and w.currency = r.currency)
-    select now as create_time, sequence as outbox_sequence from t, outbox_sequence
-    """,
-    )
+        where w.seller_account = r.seller_account and w.currency = r.currency
+    """)
 
 
-def write(connection: Connection, changes: Sequence[DecidedInstruction]) -> WrittenRow:
-    """Writes changes of locked wallets in order: entries, holds, and each wallet once."""
+def write(
+    connection: Connection,
+    changes: Sequence[DecidedInstruction],
+    change_time: datetime,
+    events: bytes,
+) -> None:
+    """Writes changes of locked wallets in order: entries, holds, and each wallet once. `events`: a
+    serialized BatchPublishRequest with the events of these changes.
+    """
     changed_wallets: dict[WalletKey, Wallet] = {}
     entries: list[dict[str, Any]] = []
     optional_rows: dict[str, list[Any]] = {part: [] for part in _OPTIONAL_PARTS}
@@ -323,9 +327,14 @@ def write(connection: Connection, changes: Sequence[DecidedInstruction]) -> Writ
         for wallet in changed_wallets.values()
     ]
     present_rows = {part: encode_rows(rows) for part, rows in optional_rows.items() if rows}
-    return _write_query(tuple(present_rows)).one(
-        connection, entries=encode_rows(entries), wallets=encode_rows(wallets), **present_rows
-    )
+    parameters = {
+        "now": change_time,
+        "events": events,
+        "entries": encode_rows(entries),
+        "wallets": encode_rows(wallets),
+        **present_rows,
+    }
+    connection.execute(_write_statement(tuple(present_rows)), parameters)
 
 
 def _pending_columns(item: DecidedInstruction) -> dict[str, Any]:

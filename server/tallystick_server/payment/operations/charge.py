@@ -267,7 +267,7 @@ def _failure_transitions(
 ) -> list[OrderTransition]:
     """The transitions that fail the orders of a charge."""
     return [
-        OrderTransition.of(
+        OrderTransition(
             charge,
             order,
             transition(order.status, trigger),

@@ -146,9 +146,17 @@ def test_a_stale_transition_keeps_the_operation_scheduled(
                     "EXECUTING",
                     "FAILED",
                     "GIVEN_UP",
+                    booked=False,
+                    pending_reason="",
+                    next_action_url="",
                     failure_reason="PROVIDER_UNREACHABLE",
+                    decline_code="",
+                    provider_reference="",
+                    resolve_by_time=None,
+                    update_time=connection.begin_time,
+                    event="",
                 )
-                transitioned = payment_store.transition_orders(connection, [stale])
+                transitioned = payment_store.finish_orders(connection, [stale])
                 return (
                     len(transitioned),
                     find_held(connection, [key]) == {key: token},
