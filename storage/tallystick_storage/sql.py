@@ -10,7 +10,7 @@ from time import monotonic
 from typing import Any, Generic, TypeVar, cast
 
 import psycopg
-from psycopg.rows import RowFactory, args_row, namedtuple_row
+from psycopg.rows import RowFactory, args_row, tuple_row
 
 R = TypeVar("R")
 C = TypeVar("C", bound="Connection")
@@ -72,23 +72,7 @@ class Query(Generic[R]):
 
 
 class Cursor(psycopg.Cursor[Any]):
-    """The result of a statement. The columns of its rows are attributes without types."""
-
-    def all(self) -> list[Any]:
-        return self.fetchall()
-
-    def one(self) -> Any:
-        """The only row. Raises ValueError if there is another number of rows."""
-        (row,) = self.fetchall()
-        return row
-
-    def one_or_none(self) -> Any | None:
-        """The only row, or None. Raises ValueError if there are several."""
-        rows = self.fetchall()
-        if not rows:
-            return None
-        (row,) = rows
-        return row
+    """The result of a statement. Rows of several columns are read by a Query."""
 
     def scalar_one(self) -> Any:
         """The only column of the only row. Raises ValueError if there is another number of them."""
@@ -96,9 +80,12 @@ class Cursor(psycopg.Cursor[Any]):
         return value
 
     def scalar_one_or_none(self) -> Any:
-        """The only column of the only row, or None."""
-        row = self.one_or_none()
-        return None if row is None else row[0]
+        """The only column of the only row, or None. Raises ValueError if there are several."""
+        values = self.scalars()
+        if not values:
+            return None
+        (value,) = values
+        return value
 
     def scalars(self) -> list[Any]:
         """The first column of each row."""
@@ -135,5 +122,5 @@ class Connection(psycopg.Connection[Any]):
 def connect(url: str, kind: type[C] = Connection, **options: Any) -> C:  # type: ignore[assignment]
     """Opens a connection of this class. `options`: see libpq. Raises psycopg.OperationalError."""
     return kind.connect(
-        url, autocommit=True, cursor_factory=Cursor, row_factory=namedtuple_row, **options
+        url, autocommit=True, cursor_factory=Cursor, row_factory=tuple_row, **options
     )

@@ -900,8 +900,8 @@ MUTANTS = (
     Mutant(
         "an event with a reused id is dropped",
         f"{_STORAGE}/event/events.py",
-        "        if row.is_conflicting:\n",
-        "        if row.is_conflicting and not row.aggregate_id:\n",
+        "        if row.conflicting_body is not None:\n",
+        "        if row.conflicting_body is not None and not row.aggregate_id:\n",
         "tests/services/event/test_event_service.py::test_an_event_with_a_reused_id_is_rejected",
     ),
     Mutant(

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 import psycopg
+from psycopg.rows import namedtuple_row
 
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.database.migrate import SCHEMAS
@@ -166,7 +167,7 @@ class VerifyReader:
             )
         return iter(
             self._connections[schema]
-            .execute(statement(self._queries[schema][name], parameters), parameters)
+            .execute(statement(self._queries[schema][name], parameters), parameters, namedtuple_row)
             .fetchall()
         )
 

@@ -303,7 +303,9 @@ def test_a_migration_breaks_no_prepared_statement(scratch_database: DatabaseUrls
                     admin.execute("alter table event.toy add column b int")
                 counts.append(
                     await event.load(
-                        lambda connection: len(connection.execute(text("select * from toy")).one())
+                        lambda connection: len(
+                            connection.execute(text("select * from toy")).fetchall()[0]
+                        )
                     )
                 )
             return counts

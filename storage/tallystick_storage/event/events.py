@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tallystick_storage.database import ConstraintViolation, encode_rows
-from tallystick_storage.sql import Connection, text
+from tallystick_storage.sql import Connection, Query, text
 
 EventKey = tuple[str, int]
 """aggregate_id and aggregate_version; unique per event."""
@@ -41,10 +41,20 @@ class EventConflict(ConstraintViolation):
         self.stored_body = stored_body
 
 
+class _PublishedRow(NamedTuple):
+    """An event that was published before, and its stored body if that differs."""
+
+    aggregate_id: str
+    aggregate_version: int
+    conflicting_body: bytes | None
+
+
 _LOCK = text("select cursor from head for update")
 # The previous statement takes the lock, so this one sees everything that earlier holders committed.
 # All bodies are one parameter, split here; as a list of values each would be copied several times.
-_PUBLISH = text("""
+_PUBLISH = Query(
+    _PublishedRow,
+    """
     with requested as materialized (
         select r.*, exists (  -- "offset 0" keeps it a lookup by key
             select from event e where e.aggregate_id = r.aggregate_id
@@ -62,13 +72,14 @@ _PUBLISH = text("""
             where not r.is_published order by r.position),
     c as (update head
         set cursor = head.cursor + (select count(*) from requested where not is_published))
-    select r.aggregate_id, r.aggregate_version, e.body is not null as is_conflicting, e.body
+    select r.aggregate_id, r.aggregate_version, e.body as conflicting_body
     from requested r left join lateral (
         select e.body from event e where e.aggregate_id = r.aggregate_id
             and e.aggregate_version = r.aggregate_version
             and e.body <> substr(cast(:bodies as bytea), r.start, r.length) offset 0) e on true
     where r.is_published order by r.position
-""")
+    """,
+)
 
 
 def publish(connection: Connection, events: Sequence[NewEvent]) -> set[EventKey]:
@@ -92,11 +103,11 @@ def publish(connection: Connection, events: Sequence[NewEvent]) -> set[EventKey]
         )
         start += len(event.body)
     parameters = {"events": encode_rows(items), "bodies": b"".join(event.body for event in events)}
-    existing = connection.execute(_PUBLISH, parameters).all()
-    for row in existing:
-        if row.is_conflicting:
-            raise EventConflict((row.aggregate_id, row.aggregate_version), bytes(row.body))
-    return {(row.aggregate_id, row.aggregate_version) for row in existing}
+    published = _PUBLISH.all(connection, **parameters)
+    for row in published:
+        if row.conflicting_body is not None:
+            raise EventConflict((row.aggregate_id, row.aggregate_version), row.conflicting_body)
+    return {(row.aggregate_id, row.aggregate_version) for row in published}
 
 
 _LAST_CURSOR = text("select cursor from head")
@@ -140,10 +151,9 @@ _LIST_BETWEEN = """
         and (cardinality(cast(:types as text[])) = 0 or type = any (cast(:types as text[])))
     order by cursor limit :limit
 """
-_COLUMNS = ", ".join(EventRow._fields)
-_LIST_ALL = text(_LIST_BETWEEN.format(columns=_COLUMNS, which=""))
-_LIST_OF_AGGREGATE = text(
-    _LIST_BETWEEN.format(columns=_COLUMNS, which="aggregate_id = :aggregate_id and")
+_LIST_ALL = Query(EventRow, _LIST_BETWEEN.replace("{which}", ""))
+_LIST_OF_AGGREGATE = Query(
+    EventRow, _LIST_BETWEEN.replace("{which}", "aggregate_id = :aggregate_id and")
 )
 
 
@@ -158,6 +168,5 @@ def list_between(
 ) -> list[EventRow]:
     """The next events after one cursor, up to another. Empty filters match everything."""
     parameters = {"after": after, "until": until, "types": types, "owner": owner, "limit": limit}
-    statement = _LIST_OF_AGGREGATE if aggregate_id else _LIST_ALL
-    rows = connection.execute(statement, {**parameters, "aggregate_id": aggregate_id})
-    return [EventRow(*row) for row in rows]
+    query = _LIST_OF_AGGREGATE if aggregate_id else _LIST_ALL
+    return query.all(connection, **parameters, aggregate_id=aggregate_id)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 from tallystick_core.ledger.hash_chain import ChainedTransaction, Head
@@ -15,16 +16,35 @@ from tallystick_core.ledger.identifiers import TransactionId
 from tallystick_storage.alerts import OLDEST_IN_OUTBOX, AlertQuery, event_alert_queries
 from tallystick_storage.database import encode_rows
 from tallystick_storage.gauges import GaugeQuery, event_gauge_queries
-from tallystick_storage.sql import Connection, text
+from tallystick_storage.sql import Connection, Query, text
 
-_LOCK_HEAD = text("select sequence, hash, post_time, now from lock_head(:book)")
-_LOCK_ACCOUNTS = text("""
+
+class _LockedHeadRow(NamedTuple):
+    sequence: int
+    hash: bytes
+    post_time: datetime
+    now: datetime
+
+
+class _LockedAccountRow(NamedTuple):
+    account_id: int
+    balance: Decimal
+    entry_count: int
+    account: str
+    currency: str
+
+
+_LOCK_HEAD = Query(_LockedHeadRow, "select {columns} from lock_head(:book)")
+_LOCK_ACCOUNTS = Query(
+    _LockedAccountRow,
+    """
     select l.account_id, l.balance, l.entry_count, a.account, a.currency
     from lock_accounts(cast(:ids as bigint[])) l
     -- otherwise the planner reads all accounts for a merge join
     cross join lateral (select account, currency from account
         where account_id = l.account_id and book = :book offset 0) a
-""")
+    """,
+)
 
 
 class UnknownBook(Exception):
@@ -37,10 +57,10 @@ class UnknownBook(Exception):
 
 def lock_head(connection: Connection, book: str) -> tuple[Head, datetime]:
     """Locks the head of a book. The returned time is the posting time. Raises UnknownBook."""
-    row = connection.execute(_LOCK_HEAD, {"book": book}).one_or_none()
+    row = _LOCK_HEAD.one_or_none(connection, book=book)
     if row is None:
         raise UnknownBook(book)
-    return Head(row.sequence, bytes(row.hash), row.post_time), row.now
+    return Head(row.sequence, row.hash, row.post_time), row.now
 
 
 class AccountsChanged(Exception):
@@ -57,13 +77,18 @@ def lock_accounts(
 
     Raises AccountsChanged if an id now belongs to another account or to none.
     """
-    parameters = {"book": book, "ids": sorted(ids.values())}
-    locked = connection.execute(_LOCK_ACCOUNTS, parameters).all()
+    locked = _LOCK_ACCOUNTS.all(connection, book=book, ids=sorted(ids.values()))
     if {(row.account, row.currency): row.account_id for row in locked} != ids:
         raise AccountsChanged
     return {(row.account, row.currency): int(row.balance) for row in locked}, {
         row.account_id: row.entry_count for row in locked
     }
+
+
+class _AccountIdRow(NamedTuple):
+    account: str
+    currency: str
+    account_id: int
 
 
 _OPEN_ACCOUNTS = text("""
@@ -74,12 +99,15 @@ _OPEN_ACCOUNTS = text("""
     join head h on h.book = :book order by account, currency
     on conflict do nothing
 """)
-_FIND_ACCOUNT_IDS = text("""
+_FIND_ACCOUNT_IDS = Query(
+    _AccountIdRow,
+    """
     select a.account, a.currency, a.account_id
     from json_to_recordset(cast(:accounts as json))
         as r (account text collate "C", currency text collate "C")
     join account a on a.book = :book and a.account = r.account and a.currency = r.currency
-""")
+    """,
+)
 
 
 def open_accounts(
@@ -90,10 +118,10 @@ def open_accounts(
     """
     parameters = {"book": book, "accounts": _encode_accounts(accounts)}
     connection.execute(_OPEN_ACCOUNTS, parameters)
-    rows = connection.execute(_FIND_ACCOUNT_IDS, parameters).all()
+    rows = _FIND_ACCOUNT_IDS.all(connection, **parameters)
     if not rows:
         raise UnknownBook(book)
-    return {(account, currency): account_id for account, currency, account_id in rows}
+    return {(row.account, row.currency): row.account_id for row in rows}
 
 
 def _encode_accounts(accounts: Sequence[tuple[str, str]]) -> str:
@@ -102,11 +130,21 @@ def _encode_accounts(accounts: Sequence[tuple[str, str]]) -> str:
     )
 
 
-_FIND_POSTED = text("""
+class _PostedRow(NamedTuple):
+    kind: str
+    source_id: str
+    sequence: int
+    fingerprint: bytes
+
+
+_FIND_POSTED = Query(
+    _PostedRow,
+    """
     select t.kind, t.source_id, t.sequence, t.fingerprint
     from json_to_recordset(cast(:source_ids as json)) as r (kind text, source_id text)
         join tx t on t.kind = r.kind and t.source_id = r.source_id and t.book = :book
-""")
+    """,
+)
 
 
 def find_posted(
@@ -117,8 +155,8 @@ def find_posted(
     """
     items = encode_rows([{"kind": kind, "source_id": source_id} for kind, source_id in source_ids])
     return {
-        (row.kind, row.source_id): (row.sequence, bytes(row.fingerprint))
-        for row in connection.execute(_FIND_POSTED, {"book": book, "source_ids": items})
+        (row.kind, row.source_id): (row.sequence, row.fingerprint)
+        for row in _FIND_POSTED.all(connection, book=book, source_ids=items)
     }
 
 
@@ -223,11 +261,14 @@ class RelayPosition(NamedTuple):
     has_rejected_events: bool
 
 
-_RELAY_POSITIONS = text("""
+_RELAY_POSITIONS = Query(
+    RelayPosition,
+    """
     select r.book, r.sequence, h.sequence as last,
         exists (select from rejected_aggregate) as has_rejected_events
     from relayed r join head h on h.book = r.book order by r.book
-""")
+    """,
+)
 _SET_RELAY_POSITION = text(
     "update relayed set sequence = greatest(sequence, :sequence) where book = :book"
 )
@@ -257,7 +298,7 @@ def gauge_queries() -> Sequence[GaugeQuery]:
 
 def relay_positions(connection: Connection) -> list[RelayPosition]:
     """The position of the relay in each book, by book."""
-    return [RelayPosition(*row) for row in connection.execute(_RELAY_POSITIONS)]
+    return _RELAY_POSITIONS.all(connection)
 
 
 _HASH = text("select hash from tx where book = :book and sequence = :sequence")

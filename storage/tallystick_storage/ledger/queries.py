@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
 from typing import NamedTuple
@@ -10,7 +11,7 @@ from typing import NamedTuple
 from tallystick_core.ledger.hash_chain import Head
 from tallystick_core.ledger.identifiers import TransactionId
 from tallystick_storage.ledger.postings import UnknownBook
-from tallystick_storage.sql import Connection, text
+from tallystick_storage.sql import Connection, Query, text
 
 
 class TransactionRow(NamedTuple):
@@ -35,6 +36,7 @@ class TransactionRow(NamedTuple):
 class EntryRow(NamedTuple):
     """An entry of a stored transaction, in minor units; a debit is negative."""
 
+    sequence: int
     account: str
     currency: str
     amount: int
@@ -59,32 +61,37 @@ class AccountRow(NamedTuple):
     entry_count: int
 
 
-_TRANSACTIONS = text(f"""
+_TRANSACTIONS = Query(
+    TransactionRow,
+    f"""
     select {", ".join(f"t.{name}" for name in TransactionRow._fields[:-1])},
         b.sequence as reversed_by
     from tx t left join tx b on b.book = t.book and b.reverses = t.sequence
     where t.book = :book and t.sequence = any (cast(:sequences as bigint[])) order by t.sequence
-""")
-_ENTRIES = text("""
+    """,
+)
+_ENTRIES = Query(
+    EntryRow,
+    """
     select e.sequence, a.account, e.currency, e.amount, e.balance_after
     from entry e cross
         join lateral (select account from account where account_id = e.account_id offset 0) a
     where e.book = :book and e.sequence = any (cast(:sequences as bigint[]))
         order by e.sequence, e.line_number
-""")
+    """,
+)
 
 
 def load_transactions(
     connection: Connection, book: str, sequences: Sequence[int]
 ) -> list[StoredTransaction]:
     """Transactions of a book with their entries, by sequence."""
-    parameters = {"book": book, "sequences": list(sequences)}
     by_sequence = {
-        row.sequence: StoredTransaction(TransactionRow(*row), [])
-        for row in connection.execute(_TRANSACTIONS, parameters)
+        row.sequence: StoredTransaction(row, [])
+        for row in _TRANSACTIONS.all(connection, book=book, sequences=list(sequences))
     }
-    for sequence, *entry in connection.execute(_ENTRIES, parameters):
-        by_sequence[sequence].entries.append(EntryRow(*entry))
+    for entry in _ENTRIES.all(connection, book=book, sequences=list(sequences)):
+        by_sequence[entry.sequence].entries.append(entry)
     return list(by_sequence.values())
 
 
@@ -101,6 +108,13 @@ class TransactionFilter(NamedTuple):
     external_reference: str | None = None
     buyer_account: str | None = None
     before: int | None = None
+
+
+class _SequenceRow(NamedTuple):
+    """A transaction that is listed, or (`is_limit`) the last one that was examined."""
+
+    sequence: int
+    is_limit: bool
 
 
 _FIRST_SINCE = text(
@@ -145,16 +159,19 @@ def list_sequences(
     leading = next((name for name in _LEADING_FILTERS if getattr(filters, name) is not None), "")
     range_ = "sequence >= :low" if high is None else "sequence >= :low and sequence < :high"
     conditions = _remaining_conditions(filters, leading)
-    statement = text(f"""
+    query = Query(
+        _SequenceRow,
+        f"""
         with candidate as materialized ({_candidate_query(filters, leading, range_)}
             order by sequence desc limit :max_scanned)
-        (select distinct l.sequence, false as last from candidate l
+        (select distinct l.sequence, false as is_limit from candidate l
          cross join lateral (select * from tx t where t.book = :book
              and t.sequence = l.sequence offset 0) t
          where {" and ".join(conditions) or "true"} order by l.sequence desc limit :limit)
         union all
         (select min(sequence), true from candidate having count(*) = :max_scanned)
-    """)
+        """,
+    )
     values = {
         name: value
         for name in (*_LEADING_FILTERS, "currency")
@@ -166,9 +183,9 @@ def list_sequences(
         "limit": limit,
         "max_scanned": _MAX_SCANNED if conditions else 4 * limit,
     }
-    result = connection.execute(statement, {**values, **bounds, "book": filters.book}).all()
-    return [row.sequence for row in result if not row.last], next(
-        (row.sequence for row in result if row.last), None
+    rows = query.all(connection, **values, **bounds, book=filters.book)
+    return [row.sequence for row in rows if not row.is_limit], next(
+        (row.sequence for row in rows if row.is_limit), None
     )
 
 
@@ -205,41 +222,32 @@ def _remaining_conditions(filters: TransactionFilter, leading: str) -> list[str]
     return conditions
 
 
-_HEAD = text("select sequence, hash, post_time from head where book = :book")
-_HEAD_AT = text(
-    "select sequence, hash, post_time from tx where book = :book and post_time <= :time order by "
-    "post_time desc, sequence desc limit 1"
+_HEAD = Query(Head, "select {columns} from head where book = :book")
+_HEAD_AT = Query(
+    Head,
+    "select {columns} from tx where book = :book and post_time <= :time "
+    "order by post_time desc, sequence desc limit 1",
 )
-_HEAD_AFTER = text(
-    "select sequence, hash, post_time from tx where book = :book and sequence = :sequence"
-)
+_HEAD_AFTER = Query(Head, "select {columns} from tx where book = :book and sequence = :sequence")
 
 
 def head_at(connection: Connection, book: str, as_of: datetime | None = None) -> Head:
     """The head of a book now, or at a time. Its sequence is 0 before the first transaction. Raises
     UnknownBook.
     """
-    row = connection.execute(_HEAD, {"book": book}).one_or_none()
-    if row is None:
+    head = _HEAD.one_or_none(connection, book=book)
+    if head is None:
         raise UnknownBook(book)
-    if as_of is not None and as_of < row.post_time:
-        transaction = connection.execute(_HEAD_AT, {"book": book, "time": as_of}).one_or_none()
-        return (
-            Head(transaction.sequence, bytes(transaction.hash), as_of)
-            if transaction
-            else Head(0, bytes(32), as_of)
-        )
-    return Head(row.sequence, bytes(row.hash), row.post_time)
+    if as_of is None or as_of >= head.post_time:
+        return head
+    earlier = _HEAD_AT.one_or_none(connection, book=book, time=as_of) or Head(0, bytes(32), as_of)
+    return replace(earlier, post_time=as_of)
 
 
 def head_after(connection: Connection, transaction_id: TransactionId) -> Head:
     """The head just after a transaction."""
-    transaction = connection.execute(_HEAD_AFTER, transaction_id._asdict()).one_or_none()
-    return (
-        Head(transaction.sequence, bytes(transaction.hash), transaction.post_time)
-        if transaction
-        else head_at(connection, transaction_id.book)
-    )
+    head = _HEAD_AFTER.one_or_none(connection, **transaction_id._asdict())
+    return head or head_at(connection, transaction_id.book)
 
 
 # The entry that gives an account's balance at a transaction; the last entry unless an earlier
@@ -250,11 +258,14 @@ _BALANCE_AT = """
     order by e.sequence desc, e.line_number desc limit 1
 """
 _ACCOUNT_COLUMNS = "a.book, a.account, a.currency, a.create_time"
-_ACCOUNT_AT = text(f"""
+_ACCOUNT_AT = Query(
+    AccountRow,
+    f"""
     select {_ACCOUNT_COLUMNS}, e.balance, e.entry_count
     from account a cross join lateral ({_BALANCE_AT}) e
     where a.book = :book and a.account = :account and a.currency = :currency
-""")
+    """,
+)
 
 
 def account_at(
@@ -262,8 +273,7 @@ def account_at(
 ) -> AccountRow | None:
     """An account as of a transaction; None before the account's first entry."""
     parameters = {**as_of._asdict(), "account": account, "currency": currency}
-    row = connection.execute(_ACCOUNT_AT, parameters).one_or_none()
-    return None if row is None else AccountRow(*row)
+    return _ACCOUNT_AT.one_or_none(connection, **parameters)
 
 
 _ACCOUNTS = f"""
@@ -271,11 +281,12 @@ _ACCOUNTS = f"""
     where a.book = :book and starts_with(a.account, :prefix) and a.entry_count > 0 and {{after}}
     order by a.account, a.currency limit :limit
 """
-_ALL_ACCOUNTS = text(
-    _ACCOUNTS.format(after="(a.account, a.currency) > (:after_account, :after_currency)")
+_ALL_ACCOUNTS = Query(
+    AccountRow,
+    _ACCOUNTS.format(after="(a.account, a.currency) > (:after_account, :after_currency)"),
 )
-_ACCOUNTS_IN_CURRENCY = text(
-    _ACCOUNTS.format(after="a.currency = :currency and a.account > :after_account")
+_ACCOUNTS_IN_CURRENCY = Query(
+    AccountRow, _ACCOUNTS.format(after="a.currency = :currency and a.account > :after_account")
 )
 
 
@@ -296,11 +307,11 @@ def list_accounts(
     values = {"book": book, "prefix": prefix, "limit": limit}
     if currency:
         parameters = {**values, "currency": currency, "after_account": after[0]}
-        return [AccountRow(*row) for row in connection.execute(_ACCOUNTS_IN_CURRENCY, parameters)]
+        return _ACCOUNTS_IN_CURRENCY.all(connection, **parameters)
     # The index scan starts here, whatever the other filters are.
     after_account, after_currency = max(after, (prefix, ""))
     parameters = {**values, "after_account": after_account, "after_currency": after_currency}
-    return [AccountRow(*row) for row in connection.execute(_ALL_ACCOUNTS, parameters)]
+    return _ALL_ACCOUNTS.all(connection, **parameters)
 
 
 class TrialBalanceRow(NamedTuple):
@@ -320,14 +331,17 @@ class TrialBalanceRow(NamedTuple):
         return AccountRow(*self[:4], self.balance, self.entry_count)
 
 
-_LIST_TRIAL_BALANCE = text(f"""
+_LIST_TRIAL_BALANCE = Query(
+    TrialBalanceRow,
+    f"""
     select {_ACCOUNT_COLUMNS}, e.balance, e.entry_count
     from (select * from account where book = :book
         and (account, currency) > (:after_account, :after_currency)
         order by account, currency limit :limit) a
     left join lateral ({_BALANCE_AT}) e on true
     order by a.account, a.currency
-""")
+    """,
+)
 
 
 def list_trial_balance(
@@ -340,7 +354,7 @@ def list_trial_balance(
         "after_currency": after[1],
         "limit": limit,
     }
-    return [TrialBalanceRow(*row) for row in connection.execute(_LIST_TRIAL_BALANCE, parameters)]
+    return _LIST_TRIAL_BALANCE.all(connection, **parameters)
 
 
 _SEQUENCES_BETWEEN = text("""

@@ -156,11 +156,21 @@ _LOCK = Query(
         order by payout_destination_id for update
     """,
 )
-_LOCK_STATES = text("""
-    select payout_destination_id, state from payout_destination
-        where payout_destination_id = any (cast(:ids as text[]))
-        order by payout_destination_id for share
-""")
+
+
+class _StateRow(NamedTuple):
+    payout_destination_id: str
+    state: str
+
+
+_LOCK_STATES = Query(
+    _StateRow,
+    """
+    select {columns} from payout_destination
+    where payout_destination_id = any (cast(:ids as text[]))
+    order by payout_destination_id for share
+    """,
+)
 _TRANSITION = Query(
     ChangedDestinationRow,
     f"""
@@ -262,7 +272,7 @@ def lock_states(connection: Connection, ids: list[str]) -> dict[str, Destination
     """The states of destinations, locked until the transaction ends."""
     return {
         row.payout_destination_id: DestinationState(row.state)
-        for row in connection.execute(_LOCK_STATES, {"ids": ids})
+        for row in _LOCK_STATES.all(connection, ids=ids)
     }
 
 

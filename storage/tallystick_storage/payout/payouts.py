@@ -462,9 +462,15 @@ def insert_retry(
     )
 
 
-_LIST_POLLABLE = text(
-    "select payout_id, poll_count from completed_payout_poll where next_poll_time <= (select "
-    "clock()) order by next_poll_time, payout_id limit :limit"
+class _PollableRow(NamedTuple):
+    payout_id: str
+    poll_count: int
+
+
+_LIST_POLLABLE = Query(
+    _PollableRow,
+    "select {columns} from completed_payout_poll where next_poll_time <= (select clock()) "
+    "order by next_poll_time, payout_id limit :limit",
 )
 _SCHEDULE_POLLS = text("""
     update completed_payout_poll w
@@ -479,10 +485,7 @@ _STOP_POLLS = text("delete from completed_payout_poll where payout_id = any (cas
 
 def list_pollable(connection: Connection, limit: int) -> dict[str, int]:
     """Completed payouts that are due for a poll, and the number of polls so far."""
-    return {
-        row.payout_id: row.poll_count
-        for row in connection.execute(_LIST_POLLABLE, {"limit": limit})
-    }
+    return {row.payout_id: row.poll_count for row in _LIST_POLLABLE.all(connection, limit=limit)}
 
 
 def schedule_polls(connection: Connection, polls: Sequence[NextPayoutPoll]) -> None:

@@ -215,13 +215,23 @@ _LOCK_UNCHANGED = """
                 and s.version = r.version and s.next_time = r.old_time
         order by s.seller_account, s.currency for update of s)
 """
-_ADVANCE = text(f"""
+
+
+class _ScheduleKeyRow(NamedTuple):
+    seller_account: str
+    currency: str
+
+
+_ADVANCE = Query(
+    _ScheduleKeyRow,
+    f"""
     with {_LOCK_UNCHANGED}
     update payout_schedule s set next_time = l.next_time, next_run_time = l.next_time,
         failure_count = 0
     from l where s.seller_account = l.seller_account and s.currency = l.currency
     returning s.seller_account, s.currency
-""")
+    """,
+)
 _RESCHEDULE = text(f"""
     with {_LOCK_UNCHANGED}
     update payout_schedule s set failure_count = s.failure_count + 1,
@@ -294,7 +304,7 @@ def advance(
     items = [_identify_read(row) | {"next_time": next_time} for row, next_time in times]
     return {
         (row.seller_account, row.currency)
-        for row in connection.execute(_ADVANCE, {"times": encode_rows(items)})
+        for row in _ADVANCE.all(connection, times=encode_rows(items))
     }
 
 

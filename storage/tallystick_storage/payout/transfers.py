@@ -87,8 +87,8 @@ def upsert_transfers(connection: Connection, transfers: Sequence[ReportedTransfe
     """Stores new or returned transfers of locked payouts. Raises ConstraintViolation if a reference
     belongs to another payout.
     """
-    stored = connection.execute(_UPSERT_TRANSFERS, {"transfers": encode_rows(transfers)}).all()
-    if len(stored) != len(transfers):
+    stored = connection.execute(_UPSERT_TRANSFERS, {"transfers": encode_rows(transfers)})
+    if stored.rowcount != len(transfers):
         raise ConstraintViolation(
             "23505", "transfer_pkey", "a provider's reference names transfers of two payouts"
         )
