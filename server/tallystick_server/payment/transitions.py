@@ -51,22 +51,22 @@ class OrderTransition:
         last = self.order.message
         update_time = max(now, last.update_time.ToDatetime(UTC))
         row = store.OrderTransitionRow(
-            self.order.payment_order_id,
-            self.charge.charge_id,
-            self.charge.checkout_id,
-            self.order.version,
-            self.order.status,
-            self.status,
-            self.transition_reason,
-            self.booked,
-            self.pending_reason,
-            self.next_action_url,
-            self.failure_reason,
-            self.decline_code,
-            self.provider_reference,
-            self._resolve_by_time(update_time),
-            update_time,
-            "",
+            payment_order_id=self.order.payment_order_id,
+            charge_id=self.charge.charge_id,
+            checkout_id=self.charge.checkout_id,
+            version=self.order.version,
+            from_status=self.order.status,
+            status=self.status,
+            transition_reason=self.transition_reason,
+            booked=self.booked,
+            pending_reason=self.pending_reason,
+            next_action_url=self.next_action_url,
+            failure_reason=self.failure_reason,
+            decline_code=self.decline_code,
+            provider_reference=self.provider_reference,
+            resolve_by_time=self._resolve_by_time(update_time),
+            update_time=update_time,
+            event="",
         )
         order = self.order.apply_transition(row)
         publish_request = BatchPublishRequest()
