@@ -48,8 +48,8 @@ class Connections:
         self._idle: deque[Connection] = deque()
 
     def take(self) -> Connection:
-        """A connection for the caller alone, until it is given back. Nothing is sent on an open
-        one: it may be silent, and only its caller is watched. Raises psycopg.Error.
+        """A connection for the caller alone, until it is given back. Nothing is sent on an idle
+        one: it may be silent, and no watchdog sees it yet. Raises psycopg.Error.
         """
         now = monotonic()
         while connection := self._pop_idle():
@@ -92,9 +92,8 @@ class Connections:
         """Rolls back what was not committed, and keeps the connection unless it is broken. Then no
         idle one is kept either: what broke it, such as a failover, may have broken them too.
         """
-        if not connection.closed and connection.info.transaction_status != _IDLE:
-            with suppress(psycopg.Error):
-                connection.rollback()
+        roll_back(connection)
+        connection.set_begin_time(None)
         if connection.closed or connection.info.transaction_status != _IDLE:
             connection.close()
             self.close()
@@ -107,6 +106,13 @@ class Connections:
             connection.close()
 
 
+def roll_back(connection: Connection) -> None:
+    """Rolls back what was not committed, unless the connection is broken."""
+    if not connection.closed and connection.info.transaction_status != _IDLE:
+        with suppress(psycopg.Error):
+            connection.rollback()
+
+
 class ConnectionPool:
     """Connections, one thread for each, and a watchdog that cuts silent ones."""
 
@@ -117,51 +123,51 @@ class ConnectionPool:
         self._threads = ThreadPoolExecutor(max_connections, thread_name_prefix=name)
         self._max_silence_seconds = max_silence_seconds
 
-    async def run(self, work: Callable[[CancellableConnection], T]) -> T:
+    async def run(self, work: Callable[[GuardedConnection], T]) -> T:
         """Runs `work` once. If the database does not answer a statement in time, the connection is
         cut; the next try finds out whether the transaction was committed.
 
         The watchdog runs as long as the thread works, even if the caller no longer waits.
         """
-        loop, cancellable = get_running_loop(), CancellableConnection(self._connections)
+        loop, guarded = get_running_loop(), GuardedConnection(self._connections)
 
         def run_in_thread() -> T:
-            cancellable.start_time = monotonic()
+            guarded.start_time = monotonic()
             try:
-                return work(cancellable)
+                return work(guarded)
             finally:
-                cancellable.is_finished = True
+                guarded.is_finished = True
 
-        self._watch(loop, cancellable)
+        self._watch(loop, guarded)
         try:
             result = await loop.run_in_executor(self._threads, run_in_thread)
         except CancelledError:
-            cancellable.is_abandoned = True
+            guarded.is_abandoned = True
             raise
         except BaseException:
-            cancellable.stop_watching()
+            guarded.stop_watching()
             raise
-        cancellable.stop_watching()
+        guarded.stop_watching()
         return result
 
-    def _watch(self, loop: AbstractEventLoop, cancellable: CancellableConnection) -> None:
-        """Cuts the connection when its time is up. Checks again as long as the thread works or has
-        yet to start.
+    def _watch(self, loop: AbstractEventLoop, guarded: GuardedConnection) -> None:
+        """Cuts the connection when it has been silent for too long. Checks again as long as the
+        thread works or has yet to start.
         """
-        if cancellable.is_finished or (cancellable.is_abandoned and cancellable.start_time is None):
+        if guarded.is_finished or (guarded.is_abandoned and guarded.start_time is None):
             return
-        remaining_seconds = self._max_silence_seconds - cancellable.silent_seconds
+        remaining_seconds = self._max_silence_seconds - guarded.silent_seconds
         if remaining_seconds <= 0:
-            cancellable.cut(self._max_silence_seconds)
+            guarded.cut(self._max_silence_seconds)
             remaining_seconds = self._max_silence_seconds
-        cancellable.timer = loop.call_later(remaining_seconds, self._watch, loop, cancellable)
+        guarded.timer = loop.call_later(remaining_seconds, self._watch, loop, guarded)
 
     def close(self) -> None:
         self._threads.shutdown()
         self._connections.close()
 
 
-class CancellableConnection:
+class GuardedConnection:
     """The connection of one try. `start_time`: when a thread started it, by `monotonic`.
     `is_abandoned`: no caller waits for it any more.
     """
@@ -176,7 +182,7 @@ class CancellableConnection:
 
     @property
     def silent_seconds(self) -> float:
-        """Seconds for which the thread has waited for the database at most; 0 before it starts."""
+        """Seconds since the last statement was sent, or since the thread started; 0 before."""
         if self.start_time is None:
             return 0.0
         connection = self._connection
@@ -200,11 +206,12 @@ class CancellableConnection:
             raise
         finally:
             try:
-                self._connections.give_back(connection)
+                roll_back(connection)
             finally:
-                self._connection = None  # only here: the rollback may hang too
+                self._connection = None  # after the rollback, which may hang, and before another
+                self._connections.give_back(connection)  # thread can take the connection
 
-    def cut(self, seconds: float) -> None:
+    def cut(self, max_silence_seconds: float) -> None:
         """Closes the connection's socket. It never sends a cancellation, because during a COMMIT
         that could look like success.
         """
@@ -217,7 +224,7 @@ class CancellableConnection:
             log.warning(
                 "closed a connection of %s: the database did not answer for %g seconds",
                 connection.info.user,
-                seconds,
+                max_silence_seconds,
             )
 
 

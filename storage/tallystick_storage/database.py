@@ -15,9 +15,9 @@ import psycopg
 
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_storage.connection_pool import (
-    CancellableConnection,
     ConnectionPool,
     Connections,
+    GuardedConnection,
     needs_other_connection,
 )
 from tallystick_storage.sql import Connection, text
@@ -136,7 +136,7 @@ class Database:
         """
         return await _run_with_retries(
             self._work,
-            lambda cancellable: _read(work, cancellable),
+            lambda guarded: _read(work, guarded),
             max_slow_tries=2,
         )
 
@@ -152,7 +152,7 @@ class Database:
             return await self.load(work)
         return await _run_with_retries(
             self._reads,
-            lambda cancellable: _read(work, cancellable),
+            lambda guarded: _read(work, guarded),
             max_slow_tries=1,
         )
 
@@ -164,7 +164,7 @@ class Database:
 
 async def _run_with_retries(
     pool: ConnectionPool,
-    work: Callable[[CancellableConnection], T],
+    work: Callable[[GuardedConnection], T],
     *,
     max_slow_tries: int,
 ) -> T:
@@ -208,8 +208,8 @@ class _RetryableTransaction(Generic[T]):
         self._marker_id = None if idempotent else new_id()
         self._results: list[T] = []  # filled once a COMMIT is about to be sent
 
-    def run(self, cancellable: CancellableConnection) -> T:
-        with _translate_errors(), cancellable.connect() as connection, _track_active():
+    def run(self, guarded: GuardedConnection) -> T:
+        with _translate_errors(), guarded.connect() as connection, _track_active():
             if not self._results:
                 _begin(connection, self._marker_id)
             elif self._marker_id is None:
@@ -249,7 +249,7 @@ def _begin(connection: Connection, marker_id: uuid.UUID | None) -> None:
     )
     cursor = connection.execute(f"begin isolation level read committed; {time_sql}")
     cursor.nextset()
-    connection.begin_time = cursor.scalar_one()
+    connection.set_begin_time(cursor.scalar_one())
 
 
 _PRUNE_COMMIT_MARKERS = text("""
@@ -292,8 +292,8 @@ def commit(connection: Connection) -> None:
         )
 
 
-def _read(work: Callable[[Connection], T], cancellable: CancellableConnection) -> T:
-    with _translate_errors(), cancellable.connect() as connection, _track_active():
+def _read(work: Callable[[Connection], T], guarded: GuardedConnection) -> T:
+    with _translate_errors(), guarded.connect() as connection, _track_active():
         return work(connection)
 
 

@@ -20,7 +20,7 @@ class ChangedRow(Protocol):
 
 
 class OutboxRow(NamedTuple):
-    """The events of one transaction. `request` is a serialized BatchPublishRequest with
+    """The events of one statement. `request` is a serialized BatchPublishRequest with
     `event_count` events; it may hold more than EventService accepts in one call. `has_later`: the
     outbox has later rows.
     """
@@ -57,11 +57,11 @@ _LIST_UNPUBLISHED = Query(
         then array(select r.aggregate_id from rejected_aggregate r
             where r.aggregate_id = any (o.aggregate_ids)) end as rejected_aggregates
     from (
-        select o.*, cardinality(versions) as event_count,
+        select first_rows.*, cardinality(versions) as event_count,
             row_number() over (order by sequence) as position,
             sum(cardinality(versions)) over (order by sequence) as total_events
-        from (select * from outbox order by sequence limit greatest(:rows, :events)) o) o
-    where position <= :rows or total_events <= :events order by sequence
+        from (select * from outbox order by sequence limit :max_rows) first_rows) o
+    where position <= :min_rows or total_events <= :max_events order by sequence
     """,
 )
 _DELETE_PUBLISHED = text("delete from outbox where sequence = any (cast(:sequences as bigint[]))")
@@ -73,8 +73,8 @@ def insert_into_outbox(
     """Returns the part of a statement that inserts one outbox row for the changes that the CTE
     `source` made, if any. Each change is named by aggregate id and version.
 
-    `request`: the events of all these changes, as an expression over the rows of `source`. Without
-    it they must be stored by `store_events`.
+    `request`: an SQL expression for the serialized events of all these changes. Without it they
+    must be stored by `store_events`.
     """
     return f"""outbox_sequence as (
         insert into outbox (aggregate_ids, versions, request) select array_agg({aggregate}),
@@ -89,11 +89,16 @@ def store_events(connection: Connection, sequence: int, request: bytes) -> None:
     connection.execute(_STORE_EVENTS, {"sequence": sequence, "request": request})
 
 
-def list_unpublished(connection: Connection, rows: int, events: int) -> list[OutboxRow]:
-    """The first `rows` rows that EventService has not confirmed, or more while they have at most
-    `events` events. The changes of each aggregate are in order, starting with its first.
+def list_unpublished(
+    connection: Connection, min_rows: int, max_rows: int, max_events: int
+) -> list[OutboxRow]:
+    """The first `min_rows` rows that EventService has not confirmed, or up to `max_rows` while they
+    have at most `max_events` events together. The changes of each aggregate are in order, starting
+    with its first.
     """
-    return _LIST_UNPUBLISHED.all(connection, rows=rows, events=events)
+    return _LIST_UNPUBLISHED.all(
+        connection, min_rows=min_rows, max_rows=max_rows, max_events=max_events
+    )
 
 
 def delete_published(connection: Connection, sequences: Sequence[int]) -> None:

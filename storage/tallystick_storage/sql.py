@@ -25,8 +25,8 @@ class Statement(str):
 
 
 def text(sql: str) -> Statement:
-    """The statement of some SQL. Its parameters are written `:name`. Comments and indentation are
-    removed: the driver converts a short statement only once.
+    """The statement of some SQL. Its parameters are written `:name`. Comment lines and indentation
+    are removed, because psycopg converts a statement only once if it has at most 4,096 bytes.
     """
     lines = (line.strip() for line in sql.splitlines())
     sql = "\n".join(line for line in lines if line and not line.startswith("--"))
@@ -96,16 +96,32 @@ class Connection(psycopg.Connection[Any]):
     """A connection that begins no transaction by itself.
 
     `plan_expire_time`: when its plans are to be discarded. `send_time`: when the last statement was
-    sent. Both, and `open_time`, are times of time.monotonic. `begin_time`: the database's time at
-    the beginning of the present transaction.
+    sent. Both, and `open_time`, are times of time.monotonic.
     """
-
-    begin_time: datetime
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.open_time = self.send_time = monotonic()
         self.plan_expire_time = self.open_time + 1.0
+        self._begin_time: datetime | None = None
+
+    @property
+    def begin_time(self) -> datetime:
+        """The database's time at which the present transaction of `transact` began."""
+        if self._begin_time is None:
+            raise RuntimeError("begin_time is known in a transaction of Database.transact only")
+        return self._begin_time
+
+    def set_begin_time(self, begin_time: datetime | None) -> None:
+        self._begin_time = begin_time
+
+    def commit(self) -> None:
+        self.send_time = monotonic()
+        super().commit()
+
+    def rollback(self) -> None:
+        self.send_time = monotonic()
+        super().rollback()
 
     def execute(  # type: ignore[override]
         self,

@@ -31,7 +31,7 @@ OPEN_WORK_SQL = """
         union all select 'payout.completed_payout_poll', count(*) from payout.completed_payout_poll
         union all select 'payout.payout_batch', count(*) from payout.payout_batch
             where state = 'GENERATING'
-        union all select 'ledger.transaction', coalesce(sum(h.sequence - r.sequence), 0)
+        union all select 'ledger.relayed', coalesce(sum(h.sequence - r.sequence), 0)
             from ledger.head h join ledger.relayed r using (book)
         union all select 'payment.outbox', count(*) from payment.outbox
         union all select 'payout.outbox', count(*) from payout.outbox

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from sqlalchemy import make_url
 from benchmarks.growth.plans import StatementRecorder
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.operations.next_action import Circuit, NextAction
+from tallystick_core.wallet.seller_ownership import SellerClaim
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.providers.circuit_breaker import BreakerSettings
 from tallystick_server.providers.gateway import ProviderGateway
 from tallystick_server.providers.provider_type import CallLimits
 from tallystick_server.rpc.service_client import ServiceClient
+from tallystick_server.wallet.seller_ownership import Sellers
 from tallystick_storage import connection_pool
 from tallystick_storage import database as module
 from tallystick_storage import sql as sql_module
@@ -141,7 +144,7 @@ def test_frozen_connections_are_cut_without_waiting_callers(
 
 
 @pytest.mark.parametrize("connection_age", [0.0, 100.0], ids=["plans kept", "plans due"])
-def test_one_silent_connection_discredits_the_others(
+def test_a_silent_connection_takes_the_idle_ones_along(
     scratch_database: DatabaseUrls,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -366,6 +369,54 @@ def test_repeatedly_lost_commit_answers_are_no_error(
     assert asyncio.run(event.transact(insert_event(aggregate, 1))) == aggregate
     assert (count_events(scratch_database, aggregate), len(calls)) == (1, 4)
     event.close()
+
+
+def test_a_repeated_claim_of_a_seller_is_committed_again(
+    scratch_database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the answer to the COMMIT of a claim is lost, the repeat finds its own claim and commits: a
+    standby may not have the first COMMIT yet.
+    """
+    real, calls = module.commit, []
+    wallet = Database(scratch_database.service("wallet"), connections=1)
+
+    def commit(connection: Connection) -> None:
+        real(connection)
+        calls.append(1)
+        if len(calls) == 1:
+            connection.close()
+            raise psycopg.OperationalError("server closed the connection unexpectedly")
+
+    monkeypatch.setattr(module, "commit", commit)
+    claims = [SellerClaim("shop", "market")]
+    rows = asyncio.run(Sellers(wallet).claim(claims, "checkout", ""))
+    assert [(row.seller_account, row.owner, row.version) for row in rows] == [("shop", "market", 1)]
+    assert len(calls) == 2
+    wallet.close()
+
+
+def test_commit_and_rollback_count_as_statements(
+    scratch_database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time limit of silence begins again when COMMIT or ROLLBACK is sent."""
+    connection = sql_module.connect(scratch_database.service("event"), Connection)
+    times = iter(range(100))
+    monkeypatch.setattr(sql_module, "monotonic", lambda: float(next(times)))
+    for end in (connection.commit, connection.rollback):
+        connection.execute("begin")
+        begin_send_time = connection.send_time
+        end()
+        assert connection.send_time == begin_send_time + 1
+    connection.close()
+
+
+def test_the_time_of_a_transaction_is_known_only_in_it(event_database: Database) -> None:
+    """A read has no begin_time, so that it cannot use that of an earlier transaction."""
+    times: list[datetime] = []
+    asyncio.run(event_database.transact(lambda connection: times.append(connection.begin_time)))
+    with pytest.raises(RuntimeError, match="begin_time"):
+        asyncio.run(event_database.load(lambda connection: times.append(connection.begin_time)))
+    assert len(times) == 1
 
 
 @pytest.mark.parametrize("committed", [True, False])

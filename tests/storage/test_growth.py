@@ -47,6 +47,7 @@ from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.errors import StartupError
 from tallystick_server.operations import alerts
+from tallystick_server.outbox.relay import MAX_EVENTS, MAX_ROWS, MIN_ROWS
 from tallystick_server.verify.run import verify
 from tallystick_storage import alerts as alert_store
 from tallystick_storage import outbox
@@ -727,7 +728,7 @@ _AGGREGATE_IDS = [f"payments/r-{number}" for number in range(500)]
 @pytest.mark.parametrize(
     "work",
     [
-        lambda connection: outbox.list_unpublished(connection, 20, 500),
+        lambda connection: outbox.list_unpublished(connection, MIN_ROWS, MAX_ROWS, MAX_EVENTS),
         lambda connection: outbox.list_due_events(connection, 50, 10),
         lambda connection: outbox.find_rejected_aggregates(connection, _AGGREGATE_IDS),
     ],

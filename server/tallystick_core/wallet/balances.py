@@ -90,14 +90,13 @@ def apply_instruction(
     instruction: Instruction,
     credit: Credit | None = None,
     *,
-    now: datetime | None,
+    now: datetime,
 ) -> WalletChange:
     """Applies one instruction that was not applied before. All checks come first, so nothing fails
     after the first change. `credit`: the credit that a release refers to.
 
-    `now` is the database's time. It may be None only if neither the hold nor the instruction has an
-    expire_time. Raises INSUFFICIENT_FUNDS, INVALID_STATE (frozen), BALANCE_OUT_OF_RANGE, NOT_FOUND,
-    FIELD_INVALID (a past expire_time), HOLD_ENDED, HOLD_EXCEEDED.
+    `now` is the database's time. Raises INSUFFICIENT_FUNDS, INVALID_STATE (frozen),
+    BALANCE_OUT_OF_RANGE, NOT_FOUND, FIELD_INVALID (a past expire_time), HOLD_ENDED, HOLD_EXCEEDED.
     """
     match instruction.kind:
         case EntryKind.CREDIT:
@@ -170,15 +169,13 @@ def _debit(wallet: Wallet, instruction: Instruction) -> WalletChange:
     return WalletChange(_with_balances(wallet, after), instruction.amount)
 
 
-def _is_expired(expire_time: datetime | None, now: datetime | None) -> bool:
-    """Whether a hold with this expire_time has expired. Without `now` it counts as expired, because
-    no money moves at an unknown time.
-    """
-    return expire_time is not None and (now is None or expire_time <= now)
+def _is_expired(expire_time: datetime | None, now: datetime) -> bool:
+    """Whether a hold with this expire_time has expired."""
+    return expire_time is not None and expire_time <= now
 
 
 def _place_hold(
-    wallet: Wallet, hold: Hold | None, instruction: Instruction, now: datetime | None
+    wallet: Wallet, hold: Hold | None, instruction: Instruction, now: datetime
 ) -> WalletChange:
     if hold is not None:
         raise key_reused_error("hold_id")
@@ -206,7 +203,7 @@ def _place_hold(
 
 
 def _end_hold(
-    wallet: Wallet, hold: Hold | None, instruction: Instruction, now: datetime | None
+    wallet: Wallet, hold: Hold | None, instruction: Instruction, now: datetime
 ) -> WalletChange:
     if hold is None:
         raise not_found_error("hold", instruction.source_id, "hold_id")

@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 
 MAX_EVENTS = 1000
 _MAX_BYTES = 3 * 1024 * 1024  # the limit of a request is 4 MiB
-_MAX_LARGE_ROWS = 20
-"""Outbox rows that are read at once, however many events they have."""
+MIN_ROWS, MAX_ROWS = 20, 200
+"""Outbox rows that are read at once: the former even if they have more than MAX_EVENTS events."""
 _PUBLISH_PATH = "/tallystick.event.v1.EventService/BatchPublish"
 _FAILURE_DELAY_SECONDS = 1.0
 _IDLE_SECONDS = 1.0
@@ -65,7 +65,7 @@ class OutboxSource:
 
     async def __call__(self) -> EventBatch:
         rows = await self._database.load(
-            lambda connection: outbox.list_unpublished(connection, _MAX_LARGE_ROWS, MAX_EVENTS)
+            lambda connection: outbox.list_unpublished(connection, MIN_ROWS, MAX_ROWS, MAX_EVENTS)
         )
 
         def delete(connection: Connection) -> None:

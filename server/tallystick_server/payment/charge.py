@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import groupby
 from math import inf
 from typing import NamedTuple
@@ -54,11 +55,16 @@ class OrderInCharge(NamedTuple):
             self.message.resolve_by_time.ToNanoseconds() - self.message.update_time.ToNanoseconds()
         ) / 1e9
 
-    def apply_transition(self, transition: order_store.OrderTransitionRow) -> OrderInCharge:
+    def apply_transition(
+        self,
+        transition: order_store.OrderTransitionRow,
+        update_time: datetime,
+        resolve_by_time: datetime | None,
+    ) -> OrderInCharge:
         """The order after a transition."""
         message = payment_pb2.PaymentOrder()
         message.CopyFrom(self.message)
-        convert.apply_transition(message, transition)
+        convert.apply_transition(message, transition, update_time, resolve_by_time)
         return self._replace(
             version=message.version, status=OrderStatus(transition.status), message=message
         )

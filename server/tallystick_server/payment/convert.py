@@ -354,7 +354,10 @@ def apply_risk_decision(message: payment_pb2.PaymentOrder, order: checkout_store
 
 
 def apply_transition(
-    message: payment_pb2.PaymentOrder, transition: store.OrderTransitionRow
+    message: payment_pb2.PaymentOrder,
+    transition: store.OrderTransitionRow,
+    update_time: datetime,
+    resolve_by_time: datetime | None,
 ) -> None:
     """Applies a transition to the message of an order."""
     message.payment_order_status = _STATUSES.number(transition.status)
@@ -367,17 +370,12 @@ def apply_transition(
     message.decline_code = transition.decline_code
     if transition.provider_reference:
         message.provider_reference = transition.provider_reference
-    if transition.resolve_by_time:
-        message.resolve_by_time.CopyFrom(to_timestamp(transition.resolve_by_time))
+    if resolve_by_time:
+        message.resolve_by_time.CopyFrom(to_timestamp(resolve_by_time))
     else:
         message.ClearField("resolve_by_time")
     message.version = transition.version + 1
-    message.update_time.CopyFrom(to_timestamp(transition.update_time))
-
-
-def is_pending_for(message: payment_pb2.PaymentOrder, pending_reason: str) -> bool:
-    """Whether an order waits for this reason; "": for nothing."""
-    return bool(message.pending_reason == _PENDING_REASONS.number(pending_reason))
+    message.update_time.CopyFrom(to_timestamp(update_time))
 
 
 def unapplied_charge(row: UnappliedChargeRow) -> payment_pb2.UnappliedCharge:

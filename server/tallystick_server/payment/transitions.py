@@ -5,11 +5,11 @@ Every change of an order's state goes through this module.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick.payment.v1 import payment_pb2
@@ -46,53 +46,65 @@ class OrderTransition:
         """Whether nothing remains to be done for the order afterwards."""
         return self.booked or self.status is OrderStatus.FAILED
 
-    def at(self, now: datetime) -> TimedTransition:
-        """The transition at a time, which is at least that of the order's last change."""
-        last = self.order.message
-        update_time = max(now, last.update_time.ToDatetime(UTC))
-        row = store.OrderTransitionRow(
-            payment_order_id=self.order.payment_order_id,
-            charge_id=self.charge.charge_id,
-            checkout_id=self.charge.checkout_id,
-            version=self.order.version,
-            from_status=self.order.status,
-            status=self.status,
-            transition_reason=self.transition_reason,
-            booked=self.booked,
-            pending_reason=self.pending_reason,
-            next_action_url=self.next_action_url,
-            failure_reason=self.failure_reason,
-            decline_code=self.decline_code,
-            provider_reference=self.provider_reference,
-            resolve_by_time=self._resolve_by_time(update_time),
-            update_time=update_time,
-            event="",
+    def _columns(self) -> dict[str, Any]:
+        """The fields of the transition as it is stored, without its time."""
+        return {
+            "payment_order_id": self.order.payment_order_id,
+            "charge_id": self.charge.charge_id,
+            "checkout_id": self.charge.checkout_id,
+            "version": self.order.version,
+            "from_status": self.order.status,
+            "status": self.status,
+            "transition_reason": self.transition_reason,
+            "booked": self.booked,
+            "pending_reason": self.pending_reason,
+            "next_action_url": self.next_action_url,
+            "failure_reason": self.failure_reason,
+            "decline_code": self.decline_code,
+            "provider_reference": self.provider_reference,
+        }
+
+    def row(self) -> store.OrderTransitionRow:
+        """The transition as it is stored, without its time."""
+        return store.OrderTransitionRow(**self._columns())
+
+    def order_after(self, update_time: datetime) -> OrderInCharge:
+        """The order after the transition."""
+        return self.order.apply_transition(
+            self.row(), update_time, self._resolve_by_time(update_time)
         )
-        order = self.order.apply_transition(row)
-        publish_request = BatchPublishRequest()
-        events.add_order_changed(publish_request, order.message, self.charge)
-        event = publish_request.SerializeToString()
-        return TimedTransition(replace(row, event=event.hex()), order, event)
 
     def _resolve_by_time(self, update_time: datetime) -> datetime | None:
         """When the order must be resolved. One that waits for the same as before keeps its time."""
-        last = self.order.message
-        if self.pending_reason and convert.is_pending_for(last, self.pending_reason):
-            has_time = last.HasField("resolve_by_time")
-            return last.resolve_by_time.ToDatetime(UTC) if has_time else None
+        message = self.order.message
+        last_reason = payment_pb2.PendingReason.Name(message.pending_reason)
+        if last_reason == f"PENDING_REASON_{self.pending_reason}":
+            has_time = message.HasField("resolve_by_time")
+            return message.resolve_by_time.ToDatetime(UTC) if has_time else None
         if self.resolve_within_seconds is None:
             return None
         return update_time + timedelta(seconds=self.resolve_within_seconds)
 
+    def at(self, now: datetime) -> TimedTransition:
+        """The transition at `now`, or at the order's last change if that is later."""
+        update_time = max(now, self.order.message.update_time.ToDatetime(UTC))
+        order = self.order_after(update_time)
+        publish_request = BatchPublishRequest()
+        events.add_order_changed(publish_request, order.message, self.charge)
+        row = store.TimedTransitionRow(
+            **self._columns(),
+            resolve_by_time=self._resolve_by_time(update_time),
+            update_time=update_time,
+            event=publish_request.SerializeToString().hex(),
+        )
+        return TimedTransition(row, order)
+
 
 class TimedTransition(NamedTuple):
-    """A transition as it is stored, the order after it, and a serialized BatchPublishRequest with
-    its event.
-    """
+    """A transition as it is stored with its event, and the order after it."""
 
-    row: store.OrderTransitionRow
+    row: store.TimedTransitionRow
     order: OrderInCharge
-    event: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,47 +160,40 @@ def transition_orders(
 ) -> TransitionResult:
     """Applies transitions to orders whose version is unchanged."""
     result = TransitionResult()
-    final = _at_begin_time(connection, [item for item in transitions if item.is_final])
+    final = [item for item in transitions if item.is_final]
     if final:  # lock order: operations and checkouts before orders
         _finish_orders(connection, final, result)
-    others = _at_begin_time(connection, [item for item in transitions if not item.is_final])
+    others = [item.at(connection.begin_time) for item in transitions if not item.is_final]
     if others:
-        for row in store.change_orders(connection, [item.row for item in others.values()]):
-            result.orders[row.payment_order_id] = others[row.payment_order_id].order
+        orders = {item.order.payment_order_id: item.order for item in others}
+        for row in store.change_orders(connection, [item.row for item in others]):
+            result.orders[row.payment_order_id] = orders[row.payment_order_id]
             result.lease_tokens[row.payment_order_id] = row.lease_token
     return result
 
 
-def _at_begin_time(
-    connection: Connection, transitions: Sequence[OrderTransition]
-) -> dict[str, TimedTransition]:
-    """The transitions at the time of the transaction, by order id."""
-    return {item.order.payment_order_id: item.at(connection.begin_time) for item in transitions}
-
-
 def _finish_orders(
-    connection: Connection, transitions: Mapping[str, TimedTransition], result: TransitionResult
+    connection: Connection, transitions: Sequence[OrderTransition], result: TransitionResult
 ) -> None:
     """Applies transitions after which the orders are final, and adds them to the result."""
-    rows = store.finish_orders(connection, [item.row for item in transitions.values()])
+    rows = store.finish_orders(connection, [item.row() for item in transitions])
+    by_order = {item.order.payment_order_id: item for item in transitions}
     final_ids = set()
+    changed: list[payment_pb2.PaymentOrder] = []
     with record_events(connection, rows) as publish_request:
         for row in rows:
-            if row.payment_order_id is None:
+            if row.payment_order_id is None or row.update_time is None:
                 final_ids.add(row.checkout_id)
                 continue
-            item = transitions[row.payment_order_id]
-            result.orders[row.payment_order_id] = item.order
+            item = by_order[row.payment_order_id]
+            order = item.order_after(row.update_time)
+            result.orders[row.payment_order_id] = order
             result.lease_tokens[row.payment_order_id] = row.lease_token
-            publish_request.MergeFromString(item.event)
+            changed.append(order.message)
+            events.add_order_changed(publish_request, order.message, item.charge)
         if final_ids:
             result.final_payments.update(
-                _add_payment_closed_events(
-                    connection,
-                    publish_request,
-                    final_ids,
-                    [order.message for order in result.orders.values()],
-                )
+                _add_payment_closed_events(connection, publish_request, final_ids, changed)
             )
 
 

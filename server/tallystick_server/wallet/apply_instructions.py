@@ -27,6 +27,7 @@ from tallystick_core.wallet.instructions import (
 from tallystick_core.wallet.state import EntryKind, HoldState
 from tallystick_server.operations.batcher import deduplicate_by_key, run_flattened
 from tallystick_server.wallet import events
+from tallystick_storage import clock
 from tallystick_storage.database import Database
 from tallystick_storage.sql import Connection
 from tallystick_storage.wallet import queries
@@ -225,7 +226,7 @@ def _lock_batch(
     connection: Connection, requests: Sequence[InstructionRequest], keys: _BatchKeys
 ) -> _InstructionBatch:
     """Locks the wallets and reads what the decisions need. Raises _WalletsMissing."""
-    wallets, change_time = store.lock_wallets(connection, keys.to_lock)
+    wallets = store.lock_wallets(connection, keys.to_lock)
     if not keys.to_open <= wallets.keys():
         raise _WalletsMissing
     existing_entries = store.find_entries(
@@ -248,7 +249,7 @@ def _lock_batch(
         credits_by_source_id,
         existing_entries,
         keys.resolved_wallets,
-        change_time,
+        clock.now(connection),  # after the locks
     )
 
 

@@ -172,9 +172,10 @@ class _ConcurrentClaim(Exception):
 def _claim(
     connection: Connection, owners: Mapping[str, str], caller: str, traceparent: str
 ) -> Sequence[store.SellerRow]:
-    """Claims sellers, given with their owners, and returns them.
+    """Claims sellers, given with their owners, and returns them. Sellers that already have these
+    owners are returned too: a claim whose COMMIT was lost is repeated.
 
-    It raises _ConcurrentClaim if one was claimed concurrently, so that a group of claims is never
+    It raises _ConcurrentClaim if only some could be claimed, so that a group of claims is never
     stored in part.
     """
     rows = [
@@ -184,9 +185,13 @@ def _claim(
     publish_request = BatchPublishRequest()
     for row in rows:
         events.add_seller_changed(publish_request, row, caller, traceparent)
-    if not store.claim(connection, rows, publish_request.SerializeToString()):
+    claimed_count = store.claim(connection, rows, publish_request.SerializeToString())
+    if claimed_count == len(rows):
+        return rows
+    stored_rows = store.find_owners(connection, sorted(owners))
+    if claimed_count or {row.seller_account: row.owner for row in stored_rows} != owners:
         raise _ConcurrentClaim
-    return rows
+    return stored_rows
 
 
 def _change_owner(

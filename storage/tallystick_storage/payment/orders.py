@@ -51,8 +51,6 @@ class OrderRow:
 class OrderTransitionRow:
     """A transition of an order from `version`, at which it has `from_status`. It happens only from
     that version: this protects an order from every concurrent change, under any lease.
-
-    `event`: a serialized BatchPublishRequest with its event, in hex; `finish_orders` ignores it.
     """
 
     payment_order_id: str
@@ -68,6 +66,12 @@ class OrderTransitionRow:
     failure_reason: str
     decline_code: str
     provider_reference: str
+
+
+@dataclass(frozen=True, slots=True)
+class TimedTransitionRow(OrderTransitionRow):
+    """A transition at a time, with a serialized BatchPublishRequest of its event, in hex."""
+
     resolve_by_time: datetime | None
     update_time: datetime
     event: str
@@ -81,12 +85,13 @@ class ChangedOrderRow(NamedTuple):
 
 
 class FinishedRow(NamedTuple):
-    """An order that became final, with the lease token that its operation had, or (without
-    `payment_order_id`) a payment that did. `outbox_sequence`: the outbox row of their events.
+    """An order that became final, and the lease token of its deleted operation. Or a payment that
+    became final: then only `checkout_id` is set. `outbox_sequence`: the outbox row of their events.
     """
 
     payment_order_id: str | None
     checkout_id: str
+    update_time: datetime | None
     lease_token: int | None
     outbox_sequence: int
 
@@ -107,7 +112,7 @@ _CHANGED = """changed as (
             provider_reference = case when r.provider_reference = '' then o.provider_reference
                 else r.provider_reference end,
             resolve_by_time = r.resolve_by_time, version = o.version + 1,
-            update_time = greatest(o.update_time, r.update_time)
+            update_time = greatest(o.update_time, {time})
         from {requested} r where o.payment_order_id = r.payment_order_id and o.version = r.version
         returning o.*, r.from_status, r.transition_reason, r.booked, r.event),
     -- One row for each new version.
@@ -125,12 +130,13 @@ _CHANGED = """changed as (
         from changed)"""
 _ORDER_PATH = "'paymentOrders/' || payment_order_id"
 _ORDER_EVENTS = "string_agg(decode(event, 'hex'), '')"
+_IN_LOCK_ORDER = f"{_TRANSITIONS} order by payment_order_id)"
 # The usual answer of a provider costs this statement. It has few parts, because each costs
 # executor time even if it is empty.
 _CHANGE_ORDERS = Query(
     ChangedOrderRow,
     f"""
-    with {_CHANGED.format(requested=f"{_TRANSITIONS} order by payment_order_id)")},
+    with {_CHANGED.format(requested=_IN_LOCK_ORDER, time="r.update_time")},
     {insert_into_outbox("changed", _ORDER_PATH, request=_ORDER_EVENTS)}
     select payment_order_id, (select op.lease_token from operation op
         where op.kind = 'charge' and op.operation_id = c.charge_id) as lease_token
@@ -158,7 +164,8 @@ _FINISH_ORDERS = Query(
     ordered as materialized (
         select * from requested where (select count(*) from locked_checkout) >= 0
         order by payment_order_id),
-    {_CHANGED.format(requested="ordered")},
+    -- This time comes after the locks, so the payment is not final before its last order is.
+    {_CHANGED.format(requested="ordered", time="clock()")},
     -- A checkout is at version 1 while an order is open, and at 2 once all are final.
     counted as (
         update checkout c set
@@ -183,18 +190,18 @@ _FINISH_ORDERS = Query(
         union all
         select 'payments/' || checkout_id, 2 from counted where version = 2),
     {insert_into_outbox("changed_resource", "aggregate_id")}
-    select payment_order_id, checkout_id,
+    select payment_order_id, checkout_id, update_time,
         (select d.lease_token from done d where d.operation_id = c.charge_id) as lease_token,
         sequence as outbox_sequence
     from changed c, outbox_sequence
     union all
-    select null, checkout_id, null, sequence from counted, outbox_sequence where version = 2
+    select null, checkout_id, null, null, sequence from counted, outbox_sequence where version = 2
     """,
 )
 
 
 def change_orders(
-    connection: Connection, transitions: Sequence[OrderTransitionRow]
+    connection: Connection, transitions: Sequence[TimedTransitionRow]
 ) -> Sequence[ChangedOrderRow]:
     """Applies transitions after which an order is still open, and stores their events. Returns the
     orders that changed; a missing one had changed before.

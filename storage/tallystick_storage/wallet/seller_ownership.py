@@ -75,8 +75,7 @@ _FIND_OWNERS = Query(
     "select {columns} from seller where seller_account = any (cast(:sellers as text[])) "
     "order by seller_account",
 )
-# A seller that another owner claims at the same time is missing here once that claim is committed.
-# The next statement reads its owner.
+# A seller that was claimed at the same time is not inserted.
 _CLAIM = text(f"""
     with new as (
         insert into seller (seller_account, owner, version, update_time)
@@ -150,13 +149,13 @@ def find_owners(connection: Connection, sellers: Sequence[str]) -> Sequence[Sell
     return _FIND_OWNERS.all(connection, sellers=list(sellers))
 
 
-def claim(connection: Connection, sellers: Sequence[SellerRow], events: bytes) -> bool:
-    """Stores the first versions of sellers. Returns whether none of them had an owner; otherwise
-    the transaction must be rolled back. `events`: a serialized BatchPublishRequest with an event
-    for each.
+def claim(connection: Connection, sellers: Sequence[SellerRow], events: bytes) -> int:
+    """Stores the first versions of sellers that have no owner, and returns their number. If it is
+    not that of all, the transaction must be rolled back unless it is 0. `events`: a serialized
+    BatchPublishRequest with an event for each.
     """
     parameters = {"sellers": encode_rows(sellers), "events": events}
-    return connection.execute(_CLAIM, parameters).rowcount == len(sellers)
+    return connection.execute(_CLAIM, parameters).rowcount
 
 
 def lock(connection: Connection, seller_account: str) -> SellerRow | None:

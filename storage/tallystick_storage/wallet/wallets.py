@@ -43,7 +43,6 @@ class _LockedWalletRow(NamedTuple):
     version: int
     frozen: bool
     release_delay: int
-    update_time: datetime
 
 
 _LOCK_WALLETS = Query(
@@ -67,21 +66,16 @@ def open_wallets(
     )
 
 
-def lock_wallets(
-    connection: Connection, keys: Sequence[WalletKey]
-) -> tuple[dict[WalletKey, Wallet], datetime]:
-    """Locks wallets in key order. Returns those that exist, and the time of their next changes,
-    which is not before their last ones.
-    """
-    wallets, change_time = {}, connection.begin_time
+def lock_wallets(connection: Connection, keys: Sequence[WalletKey]) -> dict[WalletKey, Wallet]:
+    """Locks wallets in key order. Returns those that exist."""
+    wallets = {}
     for row in _LOCK_WALLETS.all(connection, wallets=encode_keys(keys)):
         balances = Balances(int(row.pending), int(row.available), int(row.held), int(row.owed))
         wallet = Wallet(
             row.seller_account, row.currency, balances, row.version, row.frozen, row.release_delay
         )
         wallets[row.seller_account, row.currency] = wallet
-        change_time = max(change_time, row.update_time)
-    return wallets, change_time
+    return wallets
 
 
 def encode_keys(keys: Sequence[WalletKey]) -> str:
@@ -226,20 +220,20 @@ class DecidedInstruction:
 # Some tables change only with certain instructions. Their parts are left out otherwise, because an
 # insert or update of no rows still runs the triggers of its table.
 _OPTIONAL_PARTS = {
-    "pending": """,
-    c as (
+    "pending": """
+    pending as (
         insert into pending_credit (source_id, seller_account, currency, amount, release_time)
         select source_id, seller_account, currency, amount, now + make_interval(secs => delay)
         from json_to_recordset(cast(:pending as json))
             as r (source_id text, seller_account text collate "C", currency text collate "C",
             amount bigint, delay int), t)""",
-    "released": """,
-    d as (
+    "released": """
+    released as (
         delete from pending_credit where source_id = any (array(
             select source_id from json_to_recordset(cast(:released as json))
                 as r (source_id text))))""",
-    "placed": """,
-    p as (
+    "placed": """
+    placed as (
         insert into hold (hold_id, seller_account, currency, amount, captured_amount, purpose,
             state, caller, expire_time, create_time)
         select hold_id, seller_account, currency, amount, 0, purpose, 'OPEN', caller, expire_time,
@@ -248,8 +242,8 @@ _OPTIONAL_PARTS = {
             as r (hold_id text, seller_account text collate "C", currency text collate "C",
             amount bigint, purpose text, caller text,
             expire_time timestamptz), t)""",
-    "ended": """,
-    h as (
+    "ended": """
+    ended as (
         update hold set state = r.state, captured_amount = r.captured_amount, end_time = t.now
         from json_to_recordset(cast(:ended as json))
             as r (hold_id text, state text, captured_amount bigint), t
@@ -279,7 +273,7 @@ def _write_statement(parts: tuple[str, ...]) -> Statement:
                 owed numeric, traceparent text), t
         returning seller_account, currency, number),
     {insert_into_outbox("e", _WALLET_PATH, "number", "cast(:events as bytea)")}
-    {"".join(_OPTIONAL_PARTS[part] for part in parts)}
+    {"".join(f", {_OPTIONAL_PARTS[part]}" for part in parts)}
     update wallet w set pending = r.pending, available = r.available, held = r.held,
             owed = r.owed,
             balance = r.pending + r.available + r.held - r.owed, version = r.version,

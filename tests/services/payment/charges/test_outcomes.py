@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 
 import psycopg
 import pytest
@@ -13,6 +14,7 @@ from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick_core.operations.kind import KindName
 from tallystick_core.operations.next_action import NextAction
+from tallystick_core.payment.state import OrderStatus, PaymentTransitionReason
 from tallystick_core.provider.outcome import (
     ChargeLookupOutcome,
     ChargeOutcome,
@@ -31,6 +33,7 @@ from tallystick_server.app.wiring import Dependencies
 from tallystick_server.operations.failed_step import FailedStep
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tallystick_server.payment.charge import Charge
+from tallystick_server.payment.transitions import OrderTransition, transition_orders
 from tallystick_server.verify.run import verify
 from tallystick_storage.database import ConstraintViolation
 from tallystick_storage.operation_key import OperationKey
@@ -61,6 +64,7 @@ from tests.support.platform import (
     ServedPlatform,
     database_of,
     eventually,
+    payments_of,
     serve_platform,
     unique_id,
 )
@@ -152,9 +156,6 @@ def test_a_stale_transition_keeps_the_operation_scheduled(
                     failure_reason="PROVIDER_UNREACHABLE",
                     decline_code="",
                     provider_reference="",
-                    resolve_by_time=None,
-                    update_time=connection.begin_time,
-                    event="",
                 )
                 transitioned = payment_store.finish_orders(connection, [stale])
                 return (
@@ -165,6 +166,52 @@ def test_a_stale_transition_keeps_the_operation_scheduled(
         return await database_of(two_try_platform, "payment").transact(work)
 
     assert two_try_platform.run_in_loop(move) == (0, True)
+
+
+def test_a_payment_is_final_at_the_time_of_its_last_order(
+    client: Client, two_try_platform: ServedPlatform
+) -> None:
+    """A transaction that began before another order of the payment ended, and ends after it, gives
+    the payment a time that is not before that of any of its orders.
+    """
+    payment = create_payment(
+        client, "5.00", "6.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE
+    )
+    wait_for_dead_letter(client, payment)
+    worker = payments_of(two_try_platform).worker
+
+    async def fail_both() -> list[int]:
+        first, last = [
+            await worker.find(KindName.CHARGE, order.charge_id) for order in payment.payment_orders
+        ]
+        assert isinstance(first, Charge)
+        assert isinstance(last, Charge)
+
+        def work(connection: Connection) -> list[int]:
+            with connection.transaction(force_rollback=True):
+                failed = transition_orders(connection, [failure_of(first)])
+                connection.set_begin_time(connection.begin_time - timedelta(seconds=10))
+                failed.add(transition_orders(connection, [failure_of(last)]), ())
+                return [
+                    failed.final_payments[payment.checkout_id].update_time.ToNanoseconds(),
+                    *(o.message.update_time.ToNanoseconds() for o in failed.orders.values()),
+                ]
+
+        return await database_of(two_try_platform, "payment").transact(work)
+
+    payment_time, *order_times = two_try_platform.run_in_loop(fail_both)
+    assert len(order_times) == 2
+    assert payment_time == max(order_times)
+
+
+def failure_of(charge: Charge) -> OrderTransition:
+    return OrderTransition(
+        charge,
+        charge.orders[0],
+        OrderStatus.FAILED,
+        PaymentTransitionReason.GIVEN_UP,
+        failure_reason="PROVIDER_UNREACHABLE",
+    )
 
 
 @pytest.mark.parametrize("in_one_batch", [True, False])
