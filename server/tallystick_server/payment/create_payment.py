@@ -178,7 +178,7 @@ class PaymentCreator:
         results |= {payment.checkout_id: provider_unavailable_error() for payment in overflow}
         payments = payments[: len(payments) - len(overflow)]
         for payment in payments:
-            _add_events(payment, connection.begin_time)
+            _complete(payment, connection.begin_time)
         stored_ids = self._insert(connection, payments) if payments else set()
         new_payments = [payment for payment in payments if payment.checkout_id in stored_ids]
         results |= {
@@ -341,9 +341,10 @@ def provider_unavailable_error() -> ApiError:
     return ApiError(ErrorReason.PROVIDER_UNAVAILABLE, message, retry_after=30.0)
 
 
-def _add_events(item: _RiskCheckedPayment, create_time: datetime) -> None:
-    """Adds the events of a new payment, which is stored at this time: each order is first stored,
-    then the decision of the risk rules is applied, unless the risk provider decides later.
+def _complete(item: _RiskCheckedPayment, create_time: datetime) -> None:
+    """Completes a new payment, which is stored at this time: the times of its orders' messages, the
+    decision of the risk rules on each (unless the risk provider decides later), and the events.
+    Each order has one as it was requested and one as it was decided.
     """
     publish_request, checkout = BatchPublishRequest(), item.checkout
     payment = convert.new_payment(
