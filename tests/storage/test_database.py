@@ -65,6 +65,14 @@ def count_events(database: DatabaseUrls, aggregate: str) -> int:
         ).fetchone()[0]
 
 
+async def start_proxy(databases: DatabaseUrls) -> tuple[PostgresProxy, str]:
+    """A proxy before PostgreSQL, and the URL of EventService's database through it."""
+    url = make_url(databases.service("event"))
+    proxy = PostgresProxy(Path(str(url.query["host"])) / f".s.PGSQL.{url.port or 5432}")
+    through = url.set(host="127.0.0.1", port=await proxy.start(), query={})
+    return proxy, through.render_as_string(hide_password=False)
+
+
 def test_a_frozen_database_loses_its_connections(scratch_database: DatabaseUrls) -> None:
     """A transaction that gets no answer in time loses its connection and runs again: it is
     committed once.
@@ -111,13 +119,9 @@ def test_frozen_connections_are_cut_without_waiting_callers(
     """Silent open connections that a failover has left are cut, even if every waiting caller has
     gone away.
     """
-    url = make_url(scratch_database.service("event"))
 
     async def run() -> str:
-        proxy = PostgresProxy(Path(str(url.query["host"])) / f".s.PGSQL.{url.port or 5432}")
-        through = url.set(host="127.0.0.1", port=await proxy.start(), query={}).render_as_string(
-            hide_password=False
-        )
+        proxy, through = await start_proxy(scratch_database)
         event = Database(through, connections=2, max_silence_seconds=1.0)
         try:
             await asyncio.gather(
@@ -154,13 +158,9 @@ def test_a_silent_connection_takes_the_idle_ones_along(
     the idle ones along, so work waits for one time limit and not for one after another. A
     connection whose plans are to be discarded is watched as well.
     """
-    url = make_url(scratch_database.service("event"))
 
     async def run() -> None:
-        proxy = PostgresProxy(Path(str(url.query["host"])) / f".s.PGSQL.{url.port or 5432}")
-        through = url.set(host="127.0.0.1", port=await proxy.start(), query={}).render_as_string(
-            hide_password=False
-        )
+        proxy, through = await start_proxy(scratch_database)
         event = Database(through, connections=4, max_silence_seconds=1.0)
 
         def sleep(connection: Connection) -> None:
