@@ -162,7 +162,7 @@ class PaymentCreator:
         self, connection: Connection, commands: Sequence[CreatePaymentCommand], now: float
     ) -> _StoredPayments:
         """Stores the new payments of a batch. Each step takes those that the previous ones left:
-        find existing ones, reject, check risk, check capacity, insert.
+        find existing ones, reject, check risk, check capacity, complete, insert.
         """
         results = _find_existing(connection, commands)
         results |= {
@@ -358,7 +358,7 @@ def _complete(item: _RiskCheckedPayment, create_time: datetime) -> None:
         if order.status != OrderStatus.NOT_STARTED:
             convert.apply_risk_decision(message, order)
             events.add_order_changed(publish_request, message, checkout)
-    if checkout.is_final:
+    if checkout.is_rejected:
         convert.close_new_payment(payment)
         events.add_payment_closed(publish_request, payment, checkout.traceparent)
     checkout.events = publish_request.SerializeToString().hex()

@@ -39,7 +39,7 @@ class NewCheckout:
     events: str = ""
 
     @property
-    def is_final(self) -> bool:
+    def is_rejected(self) -> bool:
         """Whether the risk rules rejected all its orders."""
         return self.open_orders == 0
 
