@@ -17,7 +17,9 @@ from tallystick_storage.payment import charges
 from tallystick_storage.payout import batches, payouts, transfers
 from tallystick_storage.payout import schedules as schedule_store
 from tallystick_storage.sql import Connection
+from tallystick_storage.webhook_events import SubjectKey
 
+_REPORTED = SubjectKey("sandbox", "seed-1", "")
 REVIEW_SECONDS = 172_800.0
 """Seconds after which a review is overdue."""
 
@@ -62,11 +64,11 @@ WORKER_QUERIES: dict[str, tuple[str, DatabaseWork]] = {
     ),
     "charge of a provider's reference": (
         "payment",
-        lambda connection: charges.find_by_reference(connection, "sandbox", "seed-1"),
+        lambda connection: charges.find_reported(connection, [_REPORTED]),
     ),
     "payout of a provider's reference": (
         "payout",
-        lambda connection: transfers.find_by_reference(connection, "sandbox", "seed-1"),
+        lambda connection: transfers.find_reported(connection, [_REPORTED]),
     ),
     "payouts to poll": ("payout", lambda connection: payouts.list_pollable(connection, 200)),
     "payouts in progress of a batch": (

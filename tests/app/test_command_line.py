@@ -27,7 +27,8 @@ from tallystick_server.cli import main, messages
 from tallystick_server.cli.operator import calls as operator_calls
 from tallystick_server.cli.output import Column, print_table
 from tests.support.payments import create_payment
-from tests.support.platform import ServedPlatform, eventually, run_command
+from tests.support.platform import ServedPlatform, eventually, run_command, unique_id
+from tests.support.webhooks import new_event, receive
 
 _CLI = [sys.executable, "-m", "tallystick_server.cli.main"]
 _ESCAPE = "\x1b["
@@ -234,6 +235,26 @@ def test_a_listing_in_json_is_one_object_a_line(
     assert _ESCAPE not in run_in_terminal(*arguments)
 
 
+def test_webhook_events_are_listed_shown_and_replayed(platform: ServedPlatform) -> None:
+    """The inbox on the command line: a listing by reference, one event, and its replay."""
+    reference = unique_id("pi")
+    event = new_event(reference=reference)
+    with platform.client() as client:
+        receive(client.payment, event)
+    address = ("--address", platform.address)
+    listing = ("webhook-events", "list", "--reference", reference, "--json", *address)
+    (line,) = run_command(*listing).stdout.splitlines()
+    stored = json.loads(line)
+    assert (stored["event_id"], stored["state"]) == (
+        event.event_id,
+        "WEBHOOK_EVENT_STATE_RECEIVED",
+    )
+    id_ = stored["webhook_event_id"]
+    assert reference in run_command("webhook-events", "show", id_, *address).stdout
+    replay = ("webhook-events", "replay", id_, "--reason", "once more", "--json", *address)
+    assert json.loads(run_command(*replay).stdout)["state"] == "WEBHOOK_EVENT_STATE_RECEIVED"
+
+
 def test_an_empty_listing_names_what_is_missing(platform: ServedPlatform) -> None:
     """A listing without items says so on standard error, with its filters; its output is empty,
     with `--json` too.
@@ -241,6 +262,10 @@ def test_an_empty_listing_names_what_is_missing(platform: ServedPlatform) -> Non
     for arguments, expected in (
         (("dead-letters", "list", "--service", "payout"), "No open dead letters in the payout"),
         (("alerts", "--service", "wallet"), "No active alerts in the wallet service."),
+        (
+            ("webhook-events", "list", "--service", "payout", "--state", "CLOSED"),
+            "No webhook events in the state CLOSED in the payout service.",
+        ),
         (
             ("payouts", "list", "--state", "PAID", "--seller", "nobody"),
             "No payouts in the state PAID for the seller nobody.",

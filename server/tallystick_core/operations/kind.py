@@ -11,12 +11,14 @@ class KindName(StrEnum):
     CHARGE = "charge"
     PAYOUT = "payout"
     DESTINATION_VERIFICATION = "destination_verification"
+    WEBHOOK_EVENT = "webhook_event"
 
 
 COLLECTIONS: dict[KindName, str] = {
     KindName.CHARGE: "charges",
     KindName.PAYOUT: "payouts",
     KindName.DESTINATION_VERIFICATION: "payoutDestinations",
+    KindName.WEBHOOK_EVENT: "webhookEvents",
 }
 """The collection of the resource names of each kind, as dead letters and alerts show them."""
 

@@ -283,7 +283,20 @@ RiskOutcome = Approved | Declined | NotSent | Unknown
 """The outcomes of a risk check."""
 
 
-ProviderOutcome = ChargeOutcome | PayoutOutcome | VerificationOutcome | RiskOutcome | NotFound
+@dataclass(frozen=True, slots=True)
+class LookedUp:
+    """The answer to the lookup of the charge or payout that a webhook event is about."""
+
+    outcome: ChargeOutcome | PayoutOutcome
+
+
+EventOutcome = LookedUp | NotSent | Unknown
+"""The outcomes of the lookup for a webhook event."""
+
+
+ProviderOutcome = (
+    ChargeOutcome | PayoutOutcome | VerificationOutcome | RiskOutcome | EventOutcome | NotFound
+)
 """The outcomes of all provider calls."""
 
 

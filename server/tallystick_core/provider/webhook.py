@@ -34,7 +34,7 @@ class WebhookEvent:
     event_type: str
     """The provider's name of what happened."""
     subject: WebhookSubject
-    create_time: datetime
+    provider_time: datetime
     """When the provider created the event, by its own clock."""
     reference: str = ""
     """The provider's id of the charge or payout; "": the event does not name it."""

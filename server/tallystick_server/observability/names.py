@@ -157,6 +157,13 @@ DEAD_LETTERS_CREATED = Metric(
     "Dead letters that this process created, by cause.",
     ("cause",),
 )
+WEBHOOK_EVENTS = Metric(
+    "tallystick.webhook_events.received",
+    MetricKind.COUNTER,
+    "{event}",
+    "Webhook events that this process received: new ones, and those that were stored before.",
+    ("provider", "subject", "result"),
+)
 DEAD_LETTERS_OPEN = Metric(
     "tallystick.dead_letters.open",
     MetricKind.GAUGE,
@@ -263,6 +270,8 @@ BATCHES: Mapping[str, str] = {
     "payout.read": "reads payouts",
     "{service}.check_leases": "finds operations that are still leased",
     "{service}.reschedule": "reschedules, fails or dead-letters operations",
+    "{service}.receive_webhook_events": "stores webhook events",
+    "{service}.end_webhook_events": "ends webhook events that were applied",
     "wallet.change": "applies instructions to wallets",
     "ledger.post": "posts ledger transactions",
     "event.publish": "numbers and stores events",

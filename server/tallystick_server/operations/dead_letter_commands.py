@@ -13,6 +13,7 @@ from tallystick_core.operations.dead_letter import DeadLetterState
 from tallystick_core.operations.next_action import NextAction
 from tallystick_core.provider.outcome import (
     Declined,
+    LookedUp,
     NotFound,
     NotSent,
     ProviderOutcome,
@@ -184,7 +185,7 @@ class DeadLetters:
             return await self._read_ended(dead_letter_id, _CLOSE, ending), True
         operation, outcome = await self._call_provider(row)
         match outcome:
-            case Succeeded() | Declined() | Returned() | Verified():
+            case Succeeded() | Declined() | Returned() | Verified() | LookedUp():
                 try:
                     await self._worker.record(operation, outcome)  # resolves the dead letter
                 except ConstraintViolation as error:

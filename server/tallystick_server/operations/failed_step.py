@@ -12,6 +12,7 @@ from tallystick_core.provider.outcome import (
     Declined,
     FailureReason,
     InTransit,
+    LookedUp,
     NotFound,
     NotSent,
     Pending,
@@ -119,7 +120,15 @@ def classify_failure(
                 action,
                 outcome.retry_after,
             )
-        case Succeeded() | Declined() | Returned() | Verified() | Approved() | NotFound():
+        case (
+            Succeeded()
+            | Declined()
+            | Returned()
+            | Verified()
+            | Approved()
+            | LookedUp()
+            | NotFound()
+        ):
             return None
 
 

@@ -1,4 +1,4 @@
-"""The operator RPCs of every service with operations: dead letters and alerts."""
+"""The operator RPCs of every service with operations: dead letters, alerts and webhook events."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from tallystick_core.access import Role
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.operations.dead_letter import DeadLetterCause, DeadLetterState
 from tallystick_core.validation import parse_id, parse_reason_text
-from tallystick_server.operations import alerts, dead_letters
+from tallystick_server.operations import alerts, dead_letters, webhook_handlers
 from tallystick_server.operations.alerts import AlertHandlers
 from tallystick_server.operations.dead_letter_commands import DeadLetters
+from tallystick_server.operations.webhook_handlers import WebhookHandlers
+from tallystick_server.operations.webhook_inbox import WebhookInbox
 from tallystick_server.rpc.call import Access, Call
 from tallystick_server.rpc.enums import EnumNames
 from tallystick_server.rpc.pagination import NEWEST_FIRST, Listing, PageToken, list_page
@@ -38,16 +40,18 @@ ACCESS: Access = {
     "RetryDeadLetters": _OPERATOR_ROLES,
     "CloseDeadLetters": _OPERATOR_ROLES,
     **alerts.ACCESS,
+    **webhook_handlers.ACCESS,
 }
 _ERROR_REASONS = EnumNames(reason_pb2.Reason.DESCRIPTOR)
 _DEAD_LETTER_ID = re.compile(r"\A[A-Za-z0-9_-]{1,100}\Z", re.ASCII)
 
 
-class OperatorHandlers(AlertHandlers):
+class OperatorHandlers(AlertHandlers, WebhookHandlers):
     """Handlers only decode, await and encode."""
 
-    def __init__(self, database: Database, service: DeadLetters) -> None:
-        super().__init__(database)
+    def __init__(self, database: Database, service: DeadLetters, inbox: WebhookInbox) -> None:
+        AlertHandlers.__init__(self, database)
+        WebhookHandlers.__init__(self, database, inbox)
         self._dead_letters = service
 
     async def ListDeadLetters(

@@ -218,9 +218,14 @@ class OperationWorker:
             self._has_backlog = False
             self._claim_task.wake()
 
+    @property
+    def has_capacity(self) -> bool:
+        """Whether less than `max_in_flight` operations are in flight."""
+        return self.in_flight_count < self._max_in_flight
+
     def reject_overload(self) -> None:
         """Raises OVERLOADED if `max_in_flight` operations are in flight."""
-        if self.in_flight_count >= self._max_in_flight:
+        if not self.has_capacity:
             raise overloaded_error("operations are in flight in this process")
 
     async def run_detached(
@@ -488,8 +493,16 @@ class OperationWorker:
             outcome, operation_id, operation.provider_key
         ):
             raise ValueError(f"{operation.resource_name} cannot have the outcome {outcome}")
-        await self.record(operation, outcome)
-        self.wake()
+        await self.record_reported(operation, outcome)
+
+    async def record_reported(
+        self, operation: LeasedOperation, outcome: ProviderOutcome
+    ) -> LeasedOperation:
+        """As `apply_provider_update`, for an operation that is loaded without its lease."""
+        recorded = await self.record(operation, outcome)
+        if self.next_action(recorded) is NextAction.BOOK:
+            self.wake()
+        return recorded
 
     async def record(self, operation: LeasedOperation, outcome: ProviderOutcome) -> LeasedOperation:
         """As `apply_provider_update`, for an operation that is loaded: by the response to its send,

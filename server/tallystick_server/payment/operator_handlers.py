@@ -5,6 +5,7 @@ from __future__ import annotations
 from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_service_pb2 as pb
 from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_core.operations.kind import KindName
 from tallystick_core.payment.charge import parse_charge_id
 from tallystick_core.validation import parse_id, parse_reason_text
 from tallystick_server.operations import dead_letters, history, operator_handlers
@@ -29,7 +30,7 @@ class PaymentOperatorHandlers(operator_handlers.OperatorHandlers):
     """Handlers only decode, await and encode."""
 
     def __init__(self, database: Database, payments: Payments) -> None:
-        super().__init__(database, payments.dead_letters)
+        super().__init__(database, payments.dead_letters, payments.inbox)
         self.payments = payments
 
     async def GetDeadLetter(
@@ -38,13 +39,15 @@ class PaymentOperatorHandlers(operator_handlers.OperatorHandlers):
         row = await self._dead_letters.find(
             operator_handlers.parse_dead_letter_id(request.dead_letter_id)
         )
+        response = pb.GetDeadLetterResponse(dead_letter=dead_letters.to_message(row))
+        if row.kind == KindName.WEBHOOK_EVENT:
+            response.webhook_event.CopyFrom(await self.find_webhook_event(row.operation_id))
+            return response
         orders = await self._database.read(
             lambda connection: store.list_charge_orders(connection, row.operation_id)
         )
-        return pb.GetDeadLetterResponse(
-            dead_letter=dead_letters.to_message(row),
-            payment_orders=[convert.payment_order(order) for order in orders],
-        )
+        response.payment_orders.extend(convert.payment_order(order) for order in orders)
+        return response
 
     async def ListUnappliedCharges(
         self, request: pb.ListUnappliedChargesRequest, _call: Call

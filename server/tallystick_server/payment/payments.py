@@ -11,7 +11,7 @@ from tallystick_core.operations.kind import KindName
 from tallystick_core.payment.checkout import CheckoutRequest
 from tallystick_core.payment.fees import FeeRates
 from tallystick_core.payment.risk import RiskCheck
-from tallystick_core.provider.outcome import PendingReason
+from tallystick_core.provider.outcome import PendingReason, ProviderOutcome
 from tallystick_core.provider.payment_provider import PaymentProvider
 from tallystick_core.provider.risk_provider import RiskProvider
 from tallystick_server.observability.tracing import current_context, traceparent
@@ -19,6 +19,8 @@ from tallystick_server.operations.batcher import MAX_QUEUED_CALLS, Batcher
 from tallystick_server.operations.dead_letter_commands import DeadLetters
 from tallystick_server.operations.dead_letters import requeue_to_end
 from tallystick_server.operations.periodic import Periodic
+from tallystick_server.operations.webhook_events import EventOperations
+from tallystick_server.operations.webhook_inbox import WebhookInbox
 from tallystick_server.operations.worker import OperationWorker, WorkerSettings
 from tallystick_server.payment.admission import PaymentAdmission
 from tallystick_server.payment.booking import PaymentBooking
@@ -29,7 +31,7 @@ from tallystick_server.payment.create_payment import (
     CreatePaymentResult,
     PaymentCreator,
 )
-from tallystick_server.payment.operations.charge import ChargeOperations
+from tallystick_server.payment.operations.charge import ChargeOperations, reported_charges
 from tallystick_server.payment.poll_failed import FailedChargePoller
 from tallystick_server.payment.record_outcome import PaymentOutcomeRecorder
 from tallystick_server.payment.risk_check import RiskStep
@@ -91,8 +93,17 @@ class Payments:
             settings.lease_seconds,
             None if risk_provider is None else self._risk_step(risk_provider, settings),
         )
-        self.worker = OperationWorker("payment", database, providers, [charges.kind()], settings)
+        events = EventOperations(
+            "payment",
+            database,
+            reported_charges(charges, self._record_reported, settings),
+            settings.lease_seconds,
+        )
+        self.worker = OperationWorker(
+            "payment", database, providers, [charges.kind(), events.kind()], settings
+        )
         self.dead_letters = DeadLetters(database, self.worker)
+        self.inbox = WebhookInbox("payment", database, self.worker)
         self.create_bulkhead = Bulkhead(settings.max_in_flight, settings.max_owner_share)  # orders
         self._admission = PaymentAdmission(
             database, self.worker.gateway, provider, max_queued_charges
@@ -147,6 +158,7 @@ class Payments:
                 *self.seller_owners.batchers,
                 self.create_batcher,
                 self._delivery_batcher,
+                self.inbox.batcher,
             ],
             [],
         )
@@ -176,6 +188,9 @@ class Payments:
                 self._credit_releases,
             ],
         )
+
+    async def _record_reported(self, charge: Charge, outcome: ProviderOutcome) -> object:
+        return await self.worker.record_reported(charge, outcome)
 
     def _risk_step(self, risk_provider: RiskProvider, settings: WorkerSettings) -> RiskStep:
         """The risk check of a third party, with the limits of any provider."""

@@ -18,7 +18,7 @@ class PayoutOperatorHandlers(operator_handlers.OperatorHandlers):
     """Handlers only decode, await and encode."""
 
     def __init__(self, database: Database, payouts: Payouts) -> None:
-        super().__init__(database, payouts.dead_letters)
+        super().__init__(database, payouts.dead_letters, payouts.inbox)
         self.payouts = payouts
 
     async def GetDeadLetter(
@@ -34,6 +34,8 @@ class PayoutOperatorHandlers(operator_handlers.OperatorHandlers):
                 lambda connection: store.load_payouts(connection, [id_])
             )
             response.payout.CopyFrom(convert.payout_with_schedule(payouts[id_]))
+        elif row.kind == KindName.WEBHOOK_EVENT:
+            response.webhook_event.CopyFrom(await self.find_webhook_event(id_))
         else:
             rows = await self._database.read(
                 lambda connection: destinations.find(connection, [id_])

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from tallystick.payout.v1 import payout_pb2
+from tallystick_core.provider.outcome import ProviderOutcome
 from tallystick_core.provider.payout_provider import PayoutProvider
 from tallystick_server.operations.batcher import MAX_QUEUED_CALLS, Batcher
 from tallystick_server.operations.dead_letter_commands import DeadLetters
 from tallystick_server.operations.periodic import Periodic
+from tallystick_server.operations.webhook_events import EventOperations
+from tallystick_server.operations.webhook_inbox import WebhookInbox
 from tallystick_server.operations.worker import OperationWorker, WorkerSettings
 from tallystick_server.payout.approvals import PayoutDecisions
 from tallystick_server.payout.batch_generator import BatchGenerator
@@ -22,8 +25,9 @@ from tallystick_server.payout.create_payout import (
     PayoutCreator,
 )
 from tallystick_server.payout.destination_verification import VerificationRecorder
+from tallystick_server.payout.operation import PayoutOperation
 from tallystick_server.payout.operations.destination_verification import VerificationOperations
-from tallystick_server.payout.operations.payout import PayoutOperations
+from tallystick_server.payout.operations.payout import PayoutOperations, reported_payouts
 from tallystick_server.payout.page_creator import PayoutPageCreator
 from tallystick_server.payout.place_hold import HoldPlacer
 from tallystick_server.payout.poll_completed import CompletedPayoutPoller
@@ -92,14 +96,21 @@ class Payouts:
         verifications = VerificationOperations(
             VerificationRecorder(database), settings.lease_seconds
         )
+        webhook_events = EventOperations(
+            "payout",
+            database,
+            reported_payouts(operations, self._record_reported, settings),
+            settings.lease_seconds,
+        )
         self.worker = OperationWorker(
             "payout",
             database,
             self._batching_providers,
-            [operations.kind(), verifications.kind()],
+            [operations.kind(), verifications.kind(), webhook_events.kind()],
             settings,
         )
         self.dead_letters = DeadLetters(database, self.worker)
+        self.inbox = WebhookInbox("payout", database, self.worker)
         self.settings = payout_settings
         self.wallet_reader = WalletReader(service_client, wallet_address)
         self.seller_owners = SellerOwners(service_client, wallet_address)
@@ -154,7 +165,10 @@ class Payouts:
         generator = BatchGenerator(database, self.creator, self.wallet_reader, pages, schedules)
         self.polling = Periodic("payout.poll_completed", interval_seconds, poller.run_once)
         self.generation = Periodic("payout.generate_batches", interval_seconds, generator.run_once)
-        self.worker.add([self.create_batcher], [self.polling, self.generation])
+        self.worker.add([self.create_batcher, self.inbox.batcher], [self.polling, self.generation])
+
+    async def _record_reported(self, payout: PayoutOperation, outcome: ProviderOutcome) -> object:
+        return await self.worker.record_reported(payout, outcome)
 
     def start(self) -> None:
         """Starts the submissions to providers. Call it before the worker starts."""

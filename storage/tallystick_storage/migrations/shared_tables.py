@@ -221,6 +221,36 @@ def _quoted(kinds: Sequence[KindName]) -> str:
     return ", ".join(f"'{kind}'" for kind in kinds)
 
 
+WEBHOOK_EVENTS = """
+-- What providers report by webhook, without personal data: what an event is about is looked up at
+-- the provider before anything changes.
+create table webhook_event (
+    webhook_event_id text collate "C" primary key,  -- made of the provider and its id of the event
+    provider text not null,
+    event_id text not null check (event_id <> ''),
+    event_type text not null check (event_type <> ''),
+    subject text not null check (subject in ('charge', 'payout', 'other')),
+    -- the provider's id of the charge or payout, and the operation's id as it echoes it; '': none
+    reference text not null,
+    client_reference text not null,
+    account text not null,  -- the connected account; '': the platform's own
+    traceparent text not null,
+    state text not null check (state in ('RECEIVED', 'APPLIED', 'IGNORED', 'CLOSED')),
+    -- what it was applied to
+    resource_name text not null check ((resource_name <> '') = (state = 'APPLIED')),
+    provider_time timestamptz not null,
+    receive_time timestamptz not null,
+    end_time timestamptz check ((end_time is null) = (state = 'RECEIVED'))
+) with (fillfactor = 70);
+create index webhook_event_by_time on webhook_event (receive_time desc, webhook_event_id desc);
+create index webhook_event_by_reference on webhook_event (reference, receive_time desc)
+    where reference <> '';
+create trigger never_deleted before delete or truncate on webhook_event
+    for each statement execute function reject_change();
+grant select, insert, update (state, resource_name, end_time) on webhook_event to {service};
+"""
+"""The inbox of webhook events of a schema that calls providers."""
+
 _DEAD_LETTERS = """
 -- Operations that are not retried until an operator decides. Rows are kept permanently, one for
 -- each time.

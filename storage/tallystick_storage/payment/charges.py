@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import NamedTuple
 
+from tallystick_core.operations.kind import KindName
 from tallystick_storage.database import encode_rows
 from tallystick_storage.payment.orders import OrderRow
 from tallystick_storage.sql import Connection, Query, columns, text
+from tallystick_storage.webhook_events import SubjectKey, find_subjects, find_subjects_query
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,21 +155,9 @@ def list_pollable(connection: Connection, providers: Sequence[str], limit: int) 
     return {row.charge_id: row.poll_count for row in rows}
 
 
-_FIND_BY_REFERENCE = text("""
-    select charge_id from provider_money
-    where provider = :provider and provider_reference = :reference
-    union all
-    select operation_id from attempt
-    where provider = :provider and indexed_reference = :reference and kind = 'charge'
-    limit 1
-""")
+_FIND_REPORTED = find_subjects_query(KindName.CHARGE, "provider_money", "charge_id")
 
 
-def find_by_reference(connection: Connection, provider: str, reference: str) -> str | None:
-    """The charge that a provider knows by this reference; None: there is none. Money that it took
-    belongs to one charge, so that charge comes first.
-    """
-    charge_id: str | None = connection.execute(
-        _FIND_BY_REFERENCE, {"provider": provider, "reference": reference}
-    ).scalar_one_or_none()
-    return charge_id
+def find_reported(connection: Connection, keys: Collection[SubjectKey]) -> dict[SubjectKey, str]:
+    """The charges that webhook events are about."""
+    return find_subjects(connection, _FIND_REPORTED, keys)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
+from tallystick_core.operations.kind import KindName
 from tallystick_storage.database import ConstraintViolation, encode_rows
 from tallystick_storage.sql import Connection, Query, text
+from tallystick_storage.webhook_events import SubjectKey, find_subjects, find_subjects_query
 
 
 @dataclass(slots=True)
@@ -94,21 +96,9 @@ def upsert_transfers(connection: Connection, transfers: Sequence[ReportedTransfe
         )
 
 
-_FIND_BY_REFERENCE = text("""
-    select payout_id from transfer
-    where provider = :provider and provider_reference = :reference
-    union all
-    select operation_id from attempt
-    where provider = :provider and indexed_reference = :reference and kind = 'payout'
-    limit 1
-""")
+_FIND_REPORTED = find_subjects_query(KindName.PAYOUT, "transfer", "payout_id")
 
 
-def find_by_reference(connection: Connection, provider: str, reference: str) -> str | None:
-    """The payout that a provider knows by this reference; None: there is none. A transfer belongs
-    to one payout, so that payout comes first.
-    """
-    payout_id: str | None = connection.execute(
-        _FIND_BY_REFERENCE, {"provider": provider, "reference": reference}
-    ).scalar_one_or_none()
-    return payout_id
+def find_reported(connection: Connection, keys: Collection[SubjectKey]) -> dict[SubjectKey, str]:
+    """The payouts that webhook events are about."""
+    return find_subjects(connection, _FIND_REPORTED, keys)

@@ -9,6 +9,7 @@ from tallystick_storage.verify.shared import (
     UNPUBLISHED_VERSIONS,
     VERSIONS,
     canonical_text,
+    operations_query,
     seal_queries,
     to_microseconds,
 )
@@ -293,20 +294,12 @@ QUERIES = {
             union select provider, provider_reference, charge_id from unapplied_charge) c
             on m.provider = c.provider and m.provider_reference = c.provider_reference
         where m.charge_id is distinct from c.charge_id order by 1""",
-    "payment.operations": """
-        with o as (
-            select charge_id, min(payment_order_id) as payment_order_id from payment_order
-            where status <> 'FAILED'
-                and not (status = 'SUCCESS' and wallet_updated and ledger_updated)
-                group by charge_id),
-        l as (select operation_id as charge_id from dead_letter
-            where state = 'OPEN' and kind = 'charge')
-        select 'charge ' || charge_id as operation_id, o.payment_order_id as open,
-            d.lease_token is not null as is_stored, d.next_try_time is not null as is_due,
-            l.charge_id is not null as is_dead_lettered
-        from o full join (select operation_id as charge_id, lease_token, next_try_time
-            from operation where kind = 'charge') d
-            using (charge_id) full join l using (charge_id) order by charge_id""",
+    "payment.operations": operations_query("""
+        select 'charge' as kind, charge_id as operation_id, min(payment_order_id) as open
+        from payment_order
+        where status <> 'FAILED'
+            and not (status = 'SUCCESS' and wallet_updated and ledger_updated)
+        group by charge_id"""),
     "payment.delivered": """
         select o.payment_order_id, r.payment_order_id is not null as waiting
         from payment_order o left join pending_release r on r.payment_order_id = o.payment_order_id

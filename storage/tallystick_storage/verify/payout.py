@@ -6,6 +6,7 @@ from tallystick_storage.verify.shared import (
     ALERTS_AND_DEAD_LETTERS,
     UNPUBLISHED_VERSIONS,
     VERSIONS,
+    operations_query,
     seal_queries,
 )
 
@@ -90,20 +91,12 @@ QUERIES = {
         select distinct seller_account, currency from payout
         where not booked and state in ('PAID', 'RETURNED', 'FAILED', 'REJECTED', 'CANCELLED')
             order by seller_account, currency""",
-    "payout.operations": """
-        with o as (
-            select 'payout' as kind, payout_id as operation_id, payout_id as open
-                from payout where not booked
-            union all
-            select 'destination_verification', payout_destination_id, payout_destination_id
-                from payout_destination where state = 'PENDING_VERIFICATION'),
-        l as (select kind, operation_id, true as is_open from dead_letter where state = 'OPEN'),
-        d as (select kind, operation_id, lease_token, next_try_time from operation)
-        select kind || ' ' || operation_id as operation_id, o.open,
-            d.lease_token is not null as is_stored, d.next_try_time is not null as is_due,
-            l.is_open is not null as is_dead_lettered
-        from o full join d using (kind, operation_id) full join l using (kind, operation_id)
-            order by kind, operation_id""",
+    "payout.operations": operations_query("""
+        select 'payout' as kind, payout_id as operation_id, payout_id as open
+            from payout where not booked
+        union all
+        select 'destination_verification', payout_destination_id, payout_destination_id
+            from payout_destination where state = 'PENDING_VERIFICATION'"""),
     "payout.transfers": """
         select t.*, p.version
         from transfer t join payout p on p.payout_id = t.payout_id

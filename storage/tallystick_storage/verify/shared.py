@@ -76,6 +76,23 @@ ALERTS_AND_DEAD_LETTERS = f"""{ALERTS}
 """The versions of dead letters and alerts."""
 
 
+def operations_query(open_operations: str) -> str:
+    """The query for the operations of a schema. `open_operations`: selects kind, operation_id and
+    open (what waits for it) of those that are not completed, except webhook events.
+    """
+    return f"""
+        with o as ({open_operations}
+            union all select 'webhook_event', webhook_event_id, webhook_event_id
+                from webhook_event where state = 'RECEIVED'),
+        l as (select kind, operation_id, true as is_open from dead_letter where state = 'OPEN'),
+        d as (select kind, operation_id, lease_token, next_try_time from operation)
+        select kind || ' ' || operation_id as operation_id, o.open,
+            d.lease_token is not null as is_stored, d.next_try_time is not null as is_due,
+            l.is_open is not null as is_dead_lettered
+        from o full join d using (kind, operation_id) full join l using (kind, operation_id)
+            order by kind, operation_id"""
+
+
 def seal_queries(schema: str) -> dict[str, str]:
     """The queries of a schema with sealed rows: one lists its tables, and one finds the changed
     rows of a table by a statement that the call passes.

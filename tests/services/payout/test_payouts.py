@@ -50,6 +50,7 @@ from tallystick_storage.operations import Reschedule, reschedule
 from tallystick_storage.payout import payouts as store
 from tallystick_storage.payout import transfers
 from tallystick_storage.sql import Connection, text
+from tallystick_storage.webhook_events import SubjectKey
 from tests.fakes.payout_provider import ScriptedPayoutProvider
 from tests.support.errors import error_reason
 from tests.support.ledger import list_by_reference
@@ -458,11 +459,12 @@ def test_lookups_of_a_payout_name_its_reference(
     payout = create_payout(payout_client, seller)
 
     def find_payout() -> str | None:
-        payout_id: str | None = payout_platform.run_in_loop(
+        key = SubjectKey("sandbox", reference, "")
+        reported: dict[SubjectKey, str] = payout_platform.run_in_loop(
             database_of(payout_platform, "payout").load,
-            partial(transfers.find_by_reference, provider="sandbox", reference=reference),
+            partial(transfers.find_reported, keys=[key]),
         )
-        return payout_id
+        return reported.get(key)
 
     wait_for_state(payout_client, payout.payout_id, "IN_TRANSIT")
     assert find_payout() == payout.payout_id

@@ -20,6 +20,7 @@ from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick_core.operations.dead_letter import DeadLetterCause
+from tallystick_core.operations.webhook_event import WebhookEventState
 from tallystick_server.app.errors import StartupError
 from tallystick_server.app.services import find_spec
 from tallystick_server.rpc.enums import EnumNames
@@ -27,6 +28,7 @@ from tallystick_server.rpc.timestamps import to_timestamp
 
 _DEAD_LETTER_STATES = EnumNames(operator_pb2.DeadLetterState.DESCRIPTOR)
 _DEAD_LETTER_CAUSES = EnumNames(operator_pb2.DeadLetterCause.DESCRIPTOR)
+_WEBHOOK_EVENT_STATES = EnumNames(operator_pb2.WebhookEventState.DESCRIPTOR)
 _PAYOUT_STATES = EnumNames(payout_pb2.PayoutState.DESCRIPTOR)
 _PAGE_SIZE = 200
 _POLL_INTERVAL_SECONDS = 1.0
@@ -118,6 +120,28 @@ class OperatorCalls:
 
     def __init__(self, client: Client) -> None:
         self._client = client
+
+    def list_webhook_events(
+        self, service: str, state: WebhookEventState | None, provider: str, reference: str
+    ) -> Iterator[Message]:
+        return self._list(
+            service,
+            "WebhookEvents",
+            "webhook_events",
+            state=_WEBHOOK_EVENT_STATES.number(state),
+            provider=provider,
+            reference=reference,
+        )
+
+    def show_webhook_event(self, service: str, webhook_event_id: str) -> Any:
+        response = self._call(service, "GetWebhookEvent", webhook_event_id=webhook_event_id)
+        return response.webhook_event
+
+    def replay_webhook_event(self, service: str, webhook_event_id: str, reason: str) -> Any:
+        response = self._call(
+            service, "ReplayWebhookEvent", webhook_event_id=webhook_event_id, reason=reason
+        )
+        return response.webhook_event
 
     def list_dead_letters(self, service: str, *, include_ended: bool) -> Iterator[Message]:
         state = _DEAD_LETTER_STATES.number("" if include_ended else "OPEN")

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import typer
 
-from tallystick_server.cli.operator import alerts, dead_letters, payouts, unapplied_charges
+from tallystick_server.cli.operator import (
+    alerts,
+    dead_letters,
+    payouts,
+    unapplied_charges,
+    webhook_events,
+)
 from tallystick_server.cli.runner import example
 
 _PANEL = "Operate a running platform (TALLYSTICK_TOKEN holds the bearer token)"
@@ -15,6 +21,7 @@ def add_commands(app: typer.Typer) -> None:
     for name, group in (
         ("dead-letters", dead_letters.group),
         ("unapplied-charges", unapplied_charges.group),
+        ("webhook-events", webhook_events.group),
         ("payouts", payouts.group),
     ):
         app.add_typer(group, name=name, rich_help_panel=_PANEL)

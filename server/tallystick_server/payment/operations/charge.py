@@ -5,8 +5,10 @@ The file reads in the order of the lifecycle: load, next action, perform, record
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from tallystick.payment.v1 import payment_pb2
 from tallystick_core.operations.kind import KindName
@@ -25,7 +27,8 @@ from tallystick_server.operations.failed_step import FailedStep
 from tallystick_server.operations.kind import OperationKind
 from tallystick_server.operations.operation import NO_LEASE, OperationResult
 from tallystick_server.operations.retry_policy import RetryPolicies
-from tallystick_server.operations.worker import DOWNSTREAM_CONCURRENCY
+from tallystick_server.operations.webhook_events import EventSubjects
+from tallystick_server.operations.worker import DOWNSTREAM_CONCURRENCY, WorkerSettings
 from tallystick_server.payment.booking import PaymentBooking
 from tallystick_server.payment.charge import Charge, charges_from_rows
 from tallystick_server.payment.poll_failed import schedule_polls
@@ -177,9 +180,15 @@ class ChargeOperations:
 
     def find(self, connection: Connection, charge_id: str, now: float) -> Charge | None:
         """Loads a charge in any state, without its lease."""
-        rows = charge_store.find_charges(connection, [charge_id])
-        charges = charges_from_rows(rows, {charge_id: NO_LEASE}, now, self._lease_seconds)
-        return next(iter(charges), None)
+        return next(iter(self.find_many(connection, [charge_id], now)), None)
+
+    def find_many(
+        self, connection: Connection, charge_ids: Sequence[str], now: float
+    ) -> Sequence[Charge]:
+        """Loads charges in any state, without their leases."""
+        rows = charge_store.find_charges(connection, list(charge_ids))
+        tokens = dict.fromkeys(charge_ids, NO_LEASE)
+        return charges_from_rows(rows, tokens, now, self._lease_seconds)
 
     async def check_risk(self, risk: RiskStep, charge: Charge) -> Charge | None:
         """Returns the charge if it may be sent. None: it was declined, or its lease was lost."""
@@ -245,6 +254,28 @@ class ChargeOperations:
             OrderStatus.FAILED,
         )
         self._notifier.notify(charge.checkout_id, has_result=has_result, final=charge.final_payment)
+
+
+def reported_charges(
+    operations: ChargeOperations,
+    record: Callable[[Charge, Any], Awaitable[object]],
+    settings: WorkerSettings,
+) -> EventSubjects[Charge]:
+    """The charges that webhook events are about."""
+
+    def look_up(
+        provider: PaymentProvider, charge: Charge, reference: str
+    ) -> Awaitable[ChargeLookupOutcome]:
+        request = to_request(charge)
+        return provider.look_up(replace(request, reference=reference or request.reference))
+
+    return EventSubjects(
+        charge_store.find_reported,
+        operations.find_many,
+        look_up,
+        record,
+        lambda provider: settings.limits_of(provider).timeout_seconds,
+    )
 
 
 def lock_unresolved(connection: Connection, charge_ids: list[str]) -> set[str]:

@@ -6,7 +6,9 @@ book, fail, close.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from tallystick.payout.v1 import payout_pb2
 from tallystick_core.operations.kind import KindName
@@ -24,7 +26,8 @@ from tallystick_server.operations.batcher import Batcher
 from tallystick_server.operations.failed_step import FailedStep
 from tallystick_server.operations.kind import OperationKind
 from tallystick_server.operations.operation import OperationResult
-from tallystick_server.operations.worker import DOWNSTREAM_CONCURRENCY
+from tallystick_server.operations.webhook_events import EventSubjects
+from tallystick_server.operations.worker import DOWNSTREAM_CONCURRENCY, WorkerSettings
 from tallystick_server.payout.batching_provider import BatchingPayoutProvider
 from tallystick_server.payout.booking import PayoutBooking
 from tallystick_server.payout.operation import PayoutOperation, operations_from_rows
@@ -34,6 +37,7 @@ from tallystick_server.payout.transitions import PayoutChange, transition_payout
 from tallystick_server.rpc.message_limits import MAX_ITEMS
 from tallystick_server.rpc.notifier import ChangeNotifier
 from tallystick_storage.payout import payouts as store
+from tallystick_storage.payout import transfers as transfer_store
 from tallystick_storage.sql import Connection
 
 _WITHOUT_ATTEMPT = frozenset({PayoutState.CREATED, PayoutState.READY})
@@ -151,9 +155,14 @@ class PayoutOperations:
 
     def find(self, connection: Connection, payout_id: str, now: float) -> PayoutOperation | None:
         """Loads a payout in any state, without its lease."""
-        rows = store.load_operations(connection, [payout_id])
-        lease_deadline = now + self._lease_seconds
-        return next(iter(operations_from_rows(rows, {}, self._environment, lease_deadline)), None)
+        return next(iter(self.find_many(connection, [payout_id], now)), None)
+
+    def find_many(
+        self, connection: Connection, payout_ids: Sequence[str], now: float
+    ) -> Sequence[PayoutOperation]:
+        """Loads payouts in any state, without their leases."""
+        rows = store.load_operations(connection, list(payout_ids))
+        return operations_from_rows(rows, {}, self._environment, now + self._lease_seconds)
 
     async def place_hold(self, payout: PayoutOperation) -> PayoutOperation | None:
         """Holds the money and begins the attempt, or waits for approval."""
@@ -176,6 +185,28 @@ class PayoutOperations:
     def notify(self, payout: PayoutOperation) -> None:
         """Wakes the calls that wait for a payout."""
         self._notifier.notify(payout.payout_id, has_result=True)
+
+
+def reported_payouts(
+    operations: PayoutOperations,
+    record: Callable[[PayoutOperation, Any], Awaitable[object]],
+    settings: WorkerSettings,
+) -> EventSubjects[PayoutOperation]:
+    """The payouts that webhook events are about."""
+
+    def look_up(
+        provider: BatchingPayoutProvider, payout: PayoutOperation, reference: str
+    ) -> Awaitable[PayoutLookupOutcome]:
+        request = to_request(payout)
+        return provider.look_up(replace(request, reference=reference or request.reference))
+
+    return EventSubjects(
+        transfer_store.find_reported,
+        operations.find_many,
+        look_up,
+        record,
+        lambda provider: settings.limits_of(provider).timeout_seconds,
+    )
 
 
 def lock_unresolved(connection: Connection, payout_ids: list[str]) -> set[str]:

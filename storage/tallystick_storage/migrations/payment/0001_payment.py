@@ -12,6 +12,7 @@ from tallystick_storage.migrations.shared_tables import (
     ALERTS,
     OUTBOX,
     SHARED_CHANGE_SELECTS,
+    WEBHOOK_EVENTS,
     conflicting_reports,
     dead_letters,
     operations,
@@ -21,6 +22,8 @@ revision = "payment_0001"
 down_revision = None
 branch_labels = ("payment",)
 depends_on = None
+
+_KINDS = (KindName.CHARGE, KindName.WEBHOOK_EVENT)
 
 TABLES = """
 create table checkout (
@@ -486,11 +489,12 @@ UNSEALED = frozenset({"payment_order", "checkout_unpaid", "provider_money"})
 def upgrade() -> None:
     create(
         "payment",
-        operations(KindName.CHARGE),
+        operations(*_KINDS),
         TABLES,
         conflicting_reports("charge_id"),
         OUTBOX,
-        dead_letters(KindName.CHARGE),
+        dead_letters(*_KINDS),
+        WEBHOOK_EVENTS,
         ALERTS,
         RULES,
         EVENTS,

@@ -12,6 +12,7 @@ from tallystick_storage.migrations.shared_tables import (
     ALERTS,
     OUTBOX,
     SHARED_CHANGE_SELECTS,
+    WEBHOOK_EVENTS,
     conflicting_reports,
     dead_letters,
     operations,
@@ -22,7 +23,7 @@ down_revision = None
 branch_labels = ("payout",)
 depends_on = None
 
-_KINDS = (KindName.PAYOUT, KindName.DESTINATION_VERIFICATION)
+_KINDS = (KindName.PAYOUT, KindName.DESTINATION_VERIFICATION, KindName.WEBHOOK_EVENT)
 
 TABLES = """
 -- The first lease tokens of reopened payouts. They exceed all earlier tokens, because no operation
@@ -547,6 +548,7 @@ def upgrade() -> None:
         conflicting_reports("payout_id", "references payout"),
         OUTBOX,
         dead_letters(*_KINDS),
+        WEBHOOK_EVENTS,
         ALERTS,
         RULES,
         EVENTS,

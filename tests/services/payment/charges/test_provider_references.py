@@ -27,6 +27,7 @@ from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.wiring import Dependencies
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tallystick_storage.payment import charges as charge_store
+from tallystick_storage.webhook_events import SubjectKey
 from tests.support.charges import (
     FAST_RETRY_POLICY,
     WAIT_FOR_ACCEPTANCE,
@@ -167,8 +168,10 @@ def test_a_charge_is_found_by_its_reference(
             ("sandbox", "pi_2", None),
             ("other", "pi_1", None),
         ):
-            find = partial(charge_store.find_by_reference, provider=name, reference=reference)
-            assert platform.run_in_loop(database_of(platform, "payment").load, find) == found
+            key = SubjectKey(name, reference, "")
+            find = partial(charge_store.find_reported, keys=[key])
+            reported = platform.run_in_loop(database_of(platform, "payment").load, find)
+            assert reported.get(key) == found
 
 
 def test_a_success_changes_no_index_of_its_attempt(scratch_database: DatabaseUrls) -> None:

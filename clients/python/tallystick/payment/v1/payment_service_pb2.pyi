@@ -498,23 +498,29 @@ class GetDeadLetterResponse(_message.Message):
 
     DEAD_LETTER_FIELD_NUMBER: _builtins.int
     PAYMENT_ORDERS_FIELD_NUMBER: _builtins.int
+    WEBHOOK_EVENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def dead_letter(self) -> _operator_pb2.DeadLetter:
         """The dead letter."""
 
     @_builtins.property
     def payment_orders(self) -> _containers.RepeatedCompositeFieldContainer[_payment_pb2.PaymentOrder]:
-        """The current state of the orders of its charge."""
+        """The current state of the orders of its charge; empty for a webhook event."""
+
+    @_builtins.property
+    def webhook_event(self) -> _operator_pb2.WebhookEvent:
+        """The webhook event that cannot be applied; unset for a charge."""
 
     def __init__(
         self,
         *,
         dead_letter: _operator_pb2.DeadLetter | None = ...,
         payment_orders: _abc.Iterable[_payment_pb2.PaymentOrder] | None = ...,
+        webhook_event: _operator_pb2.WebhookEvent | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["dead_letter", b"dead_letter"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dead_letter", b"dead_letter", "webhook_event", b"webhook_event"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dead_letter", b"dead_letter", "payment_orders", b"payment_orders"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dead_letter", b"dead_letter", "payment_orders", b"payment_orders", "webhook_event", b"webhook_event"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -103,6 +103,26 @@ class PaymentServiceStub(object):
                 request_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.CloseDeadLettersRequest.SerializeToString,
                 response_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.CloseDeadLettersResponse.FromString,
                 _registered_method=True)
+        self.BatchReceiveWebhookEvents = channel.unary_unary(
+                '/tallystick.payment.v1.PaymentService/BatchReceiveWebhookEvents',
+                request_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.BatchReceiveWebhookEventsRequest.SerializeToString,
+                response_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.BatchReceiveWebhookEventsResponse.FromString,
+                _registered_method=True)
+        self.ListWebhookEvents = channel.unary_unary(
+                '/tallystick.payment.v1.PaymentService/ListWebhookEvents',
+                request_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.ListWebhookEventsRequest.SerializeToString,
+                response_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.ListWebhookEventsResponse.FromString,
+                _registered_method=True)
+        self.GetWebhookEvent = channel.unary_unary(
+                '/tallystick.payment.v1.PaymentService/GetWebhookEvent',
+                request_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.GetWebhookEventRequest.SerializeToString,
+                response_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.GetWebhookEventResponse.FromString,
+                _registered_method=True)
+        self.ReplayWebhookEvent = channel.unary_unary(
+                '/tallystick.payment.v1.PaymentService/ReplayWebhookEvent',
+                request_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.ReplayWebhookEventRequest.SerializeToString,
+                response_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.ReplayWebhookEventResponse.FromString,
+                _registered_method=True)
         self.ListAlerts = channel.unary_unary(
                 '/tallystick.payment.v1.PaymentService/ListAlerts',
                 request_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.ListAlertsRequest.SerializeToString,
@@ -206,7 +226,7 @@ class PaymentServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetDeadLetter(self, request, context):
-        """Returns a dead letter and the orders of its charge. Access: operator.
+        """Returns a dead letter, and the orders of its charge or its webhook event. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -247,6 +267,37 @@ class PaymentServiceServicer(object):
         next_page_token until it is empty. Dead letters created after the first call are not included.
         A dead letter is skipped if the provider returns the reference of another charge: it needs
         evidence of its own. Access: operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchReceiveWebhookEvents(self, request, context):
+        """Stores webhook events, each once, and has each looked up at its provider. The HTTP server calls
+        it for verified webhooks. Access: service.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListWebhookEvents(self, request, context):
+        """Lists webhook events, newest first. Access: operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetWebhookEvent(self, request, context):
+        """Returns a webhook event. Access: operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReplayWebhookEvent(self, request, context):
+        """Applies a webhook event once more: what it is about is looked up at the provider again. An open
+        dead letter of the event is RETRIED. An event that is IGNORED is rejected with INVALID_STATE.
+        Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -353,6 +404,26 @@ def add_PaymentServiceServicer_to_server(servicer, server):
                     servicer.CloseDeadLetters,
                     request_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.CloseDeadLettersRequest.FromString,
                     response_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.CloseDeadLettersResponse.SerializeToString,
+            ),
+            'BatchReceiveWebhookEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchReceiveWebhookEvents,
+                    request_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.BatchReceiveWebhookEventsRequest.FromString,
+                    response_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.BatchReceiveWebhookEventsResponse.SerializeToString,
+            ),
+            'ListWebhookEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListWebhookEvents,
+                    request_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.ListWebhookEventsRequest.FromString,
+                    response_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.ListWebhookEventsResponse.SerializeToString,
+            ),
+            'GetWebhookEvent': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetWebhookEvent,
+                    request_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.GetWebhookEventRequest.FromString,
+                    response_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.GetWebhookEventResponse.SerializeToString,
+            ),
+            'ReplayWebhookEvent': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplayWebhookEvent,
+                    request_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.ReplayWebhookEventRequest.FromString,
+                    response_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.ReplayWebhookEventResponse.SerializeToString,
             ),
             'ListAlerts': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAlerts,
@@ -729,6 +800,114 @@ class PaymentService(object):
             '/tallystick.payment.v1.PaymentService/CloseDeadLetters',
             tallystick_dot_operator_dot_v1_dot_operator__pb2.CloseDeadLettersRequest.SerializeToString,
             tallystick_dot_operator_dot_v1_dot_operator__pb2.CloseDeadLettersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchReceiveWebhookEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.payment.v1.PaymentService/BatchReceiveWebhookEvents',
+            tallystick_dot_operator_dot_v1_dot_operator__pb2.BatchReceiveWebhookEventsRequest.SerializeToString,
+            tallystick_dot_operator_dot_v1_dot_operator__pb2.BatchReceiveWebhookEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListWebhookEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.payment.v1.PaymentService/ListWebhookEvents',
+            tallystick_dot_operator_dot_v1_dot_operator__pb2.ListWebhookEventsRequest.SerializeToString,
+            tallystick_dot_operator_dot_v1_dot_operator__pb2.ListWebhookEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetWebhookEvent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.payment.v1.PaymentService/GetWebhookEvent',
+            tallystick_dot_operator_dot_v1_dot_operator__pb2.GetWebhookEventRequest.SerializeToString,
+            tallystick_dot_operator_dot_v1_dot_operator__pb2.GetWebhookEventResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplayWebhookEvent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.payment.v1.PaymentService/ReplayWebhookEvent',
+            tallystick_dot_operator_dot_v1_dot_operator__pb2.ReplayWebhookEventRequest.SerializeToString,
+            tallystick_dot_operator_dot_v1_dot_operator__pb2.ReplayWebhookEventResponse.FromString,
             options,
             channel_credentials,
             insecure,

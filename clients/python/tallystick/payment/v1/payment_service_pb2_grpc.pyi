@@ -78,7 +78,7 @@ class PaymentServiceStub:
     ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListDeadLettersRequest, _operator_pb2.ListDeadLettersResponse]
     """Lists dead letters, newest first. Access: operator."""
     GetDeadLetter: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetDeadLetterRequest, _payment_service_pb2.GetDeadLetterResponse]
-    """Returns a dead letter and the orders of its charge. Access: operator."""
+    """Returns a dead letter, and the orders of its charge or its webhook event. Access: operator."""
     RetryDeadLetter: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RetryDeadLetterRequest, _operator_pb2.RetryDeadLetterResponse]
     """Requeues the charge of an open dead letter, under the same idempotency key while the provider
     honors it. A repeat with the same reason has no effect. A dead letter that has ended otherwise
@@ -102,6 +102,19 @@ class PaymentServiceStub:
     next_page_token until it is empty. Dead letters created after the first call are not included.
     A dead letter is skipped if the provider returns the reference of another charge: it needs
     evidence of its own. Access: operator.
+    """
+    BatchReceiveWebhookEvents: _grpc.UnaryUnaryMultiCallable[_operator_pb2.BatchReceiveWebhookEventsRequest, _operator_pb2.BatchReceiveWebhookEventsResponse]
+    """Stores webhook events, each once, and has each looked up at its provider. The HTTP server calls
+    it for verified webhooks. Access: service.
+    """
+    ListWebhookEvents: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListWebhookEventsRequest, _operator_pb2.ListWebhookEventsResponse]
+    """Lists webhook events, newest first. Access: operator."""
+    GetWebhookEvent: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetWebhookEventRequest, _operator_pb2.GetWebhookEventResponse]
+    """Returns a webhook event. Access: operator."""
+    ReplayWebhookEvent: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ReplayWebhookEventRequest, _operator_pb2.ReplayWebhookEventResponse]
+    """Applies a webhook event once more: what it is about is looked up at the provider again. An open
+    dead letter of the event is RETRIED. An event that is IGNORED is rejected with INVALID_STATE.
+    Access: operator.
     """
     ListAlerts: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListAlertsRequest, _operator_pb2.ListAlertsResponse]
     """Lists alerts, newest first. Access: operator."""
@@ -170,7 +183,7 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     ListDeadLetters: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListDeadLettersRequest, _operator_pb2.ListDeadLettersResponse]  # type: ignore[assignment]
     """Lists dead letters, newest first. Access: operator."""
     GetDeadLetter: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetDeadLetterRequest, _payment_service_pb2.GetDeadLetterResponse]  # type: ignore[assignment]
-    """Returns a dead letter and the orders of its charge. Access: operator."""
+    """Returns a dead letter, and the orders of its charge or its webhook event. Access: operator."""
     RetryDeadLetter: _aio.UnaryUnaryMultiCallable[_operator_pb2.RetryDeadLetterRequest, _operator_pb2.RetryDeadLetterResponse]  # type: ignore[assignment]
     """Requeues the charge of an open dead letter, under the same idempotency key while the provider
     honors it. A repeat with the same reason has no effect. A dead letter that has ended otherwise
@@ -194,6 +207,19 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     next_page_token until it is empty. Dead letters created after the first call are not included.
     A dead letter is skipped if the provider returns the reference of another charge: it needs
     evidence of its own. Access: operator.
+    """
+    BatchReceiveWebhookEvents: _aio.UnaryUnaryMultiCallable[_operator_pb2.BatchReceiveWebhookEventsRequest, _operator_pb2.BatchReceiveWebhookEventsResponse]  # type: ignore[assignment]
+    """Stores webhook events, each once, and has each looked up at its provider. The HTTP server calls
+    it for verified webhooks. Access: service.
+    """
+    ListWebhookEvents: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListWebhookEventsRequest, _operator_pb2.ListWebhookEventsResponse]  # type: ignore[assignment]
+    """Lists webhook events, newest first. Access: operator."""
+    GetWebhookEvent: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetWebhookEventRequest, _operator_pb2.GetWebhookEventResponse]  # type: ignore[assignment]
+    """Returns a webhook event. Access: operator."""
+    ReplayWebhookEvent: _aio.UnaryUnaryMultiCallable[_operator_pb2.ReplayWebhookEventRequest, _operator_pb2.ReplayWebhookEventResponse]  # type: ignore[assignment]
+    """Applies a webhook event once more: what it is about is looked up at the provider again. An open
+    dead letter of the event is RETRIED. An event that is IGNORED is rejected with INVALID_STATE.
+    Access: operator.
     """
     ListAlerts: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListAlertsRequest, _operator_pb2.ListAlertsResponse]  # type: ignore[assignment]
     """Lists alerts, newest first. Access: operator."""
@@ -313,7 +339,7 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operator_pb2.GetDeadLetterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payment_service_pb2.GetDeadLetterResponse, _abc.Awaitable[_payment_service_pb2.GetDeadLetterResponse]]:
-        """Returns a dead letter and the orders of its charge. Access: operator."""
+        """Returns a dead letter, and the orders of its charge or its webhook event. Access: operator."""
 
     @_abc_1.abstractmethod
     def RetryDeadLetter(
@@ -361,6 +387,43 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         next_page_token until it is empty. Dead letters created after the first call are not included.
         A dead letter is skipped if the provider returns the reference of another charge: it needs
         evidence of its own. Access: operator.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchReceiveWebhookEvents(
+        self,
+        request: _operator_pb2.BatchReceiveWebhookEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.BatchReceiveWebhookEventsResponse, _abc.Awaitable[_operator_pb2.BatchReceiveWebhookEventsResponse]]:
+        """Stores webhook events, each once, and has each looked up at its provider. The HTTP server calls
+        it for verified webhooks. Access: service.
+        """
+
+    @_abc_1.abstractmethod
+    def ListWebhookEvents(
+        self,
+        request: _operator_pb2.ListWebhookEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ListWebhookEventsResponse, _abc.Awaitable[_operator_pb2.ListWebhookEventsResponse]]:
+        """Lists webhook events, newest first. Access: operator."""
+
+    @_abc_1.abstractmethod
+    def GetWebhookEvent(
+        self,
+        request: _operator_pb2.GetWebhookEventRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.GetWebhookEventResponse, _abc.Awaitable[_operator_pb2.GetWebhookEventResponse]]:
+        """Returns a webhook event. Access: operator."""
+
+    @_abc_1.abstractmethod
+    def ReplayWebhookEvent(
+        self,
+        request: _operator_pb2.ReplayWebhookEventRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ReplayWebhookEventResponse, _abc.Awaitable[_operator_pb2.ReplayWebhookEventResponse]]:
+        """Applies a webhook event once more: what it is about is looked up at the provider again. An open
+        dead letter of the event is RETRIED. An event that is IGNORED is rejected with INVALID_STATE.
+        Access: operator.
         """
 
     @_abc_1.abstractmethod

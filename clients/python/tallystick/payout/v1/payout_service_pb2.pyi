@@ -1263,6 +1263,7 @@ class GetDeadLetterResponse(_message.Message):
     DEAD_LETTER_FIELD_NUMBER: _builtins.int
     PAYOUT_FIELD_NUMBER: _builtins.int
     PAYOUT_DESTINATION_FIELD_NUMBER: _builtins.int
+    WEBHOOK_EVENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def dead_letter(self) -> _operator_pb2.DeadLetter:
         """The dead letter."""
@@ -1275,18 +1276,23 @@ class GetDeadLetterResponse(_message.Message):
     def payout_destination(self) -> _payout_pb2.PayoutDestination:
         """A destination that is not verified."""
 
+    @_builtins.property
+    def webhook_event(self) -> _operator_pb2.WebhookEvent:
+        """A webhook event that cannot be applied."""
+
     def __init__(
         self,
         *,
         dead_letter: _operator_pb2.DeadLetter | None = ...,
         payout: _payout_pb2.Payout | None = ...,
         payout_destination: _payout_pb2.PayoutDestination | None = ...,
+        webhook_event: _operator_pb2.WebhookEvent | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["dead_letter", b"dead_letter", "payout", b"payout", "payout_destination", b"payout_destination", "resource", b"resource"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dead_letter", b"dead_letter", "payout", b"payout", "payout_destination", b"payout_destination", "resource", b"resource", "webhook_event", b"webhook_event"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dead_letter", b"dead_letter", "payout", b"payout", "payout_destination", b"payout_destination", "resource", b"resource"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dead_letter", b"dead_letter", "payout", b"payout", "payout_destination", b"payout_destination", "resource", b"resource", "webhook_event", b"webhook_event"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["payout", "payout_destination"]  # noqa: Y015
+    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["payout", "payout_destination", "webhook_event"]  # noqa: Y015
     _WhichOneofArgType_resource: _TypeAlias = _typing.Literal["resource", b"resource"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_resource) -> _WhichOneofReturnType_resource | None: ...
 
