@@ -48,7 +48,11 @@ def run_services(
     """Serves services in a process of their own while the block runs, see `run_process`."""
     return run_process(
         ["-m", "tallystick_server.cli.main", "serve", *names],
-        {**environment, "TALLYSTICK_SERVER__LISTEN": address},
+        {
+            "TALLYSTICK_HTTP__LISTEN": "",
+            **environment,
+            "TALLYSTICK_SERVER__LISTEN": address,
+        },
         address,
         kill=kill,
     )

@@ -37,6 +37,7 @@ def run_demo(folder: Path, **environment: str) -> subprocess.CompletedProcess[st
             **environment_without_database,
             "TALLYSTICK_DATA_DIR": str(folder),
             "TALLYSTICK_SERVER__LISTEN": free_address(),
+            "TALLYSTICK_HTTP__LISTEN": free_address(),
             **environment,
         },
     )
@@ -87,6 +88,7 @@ def test_the_demo_names_each_failure_in_one_sentence(short_folder: Path) -> None
         **{k: v for k, v in os.environ.items() if k != "TALLYSTICK_DATABASE__URL"},
         "TALLYSTICK_DATA_DIR": str(short_folder),
         "TALLYSTICK_SERVER__LISTEN": free_address(),
+        "TALLYSTICK_HTTP__LISTEN": free_address(),
     }
     idle_process = subprocess.Popen(
         [sys.executable, "-m", "tallystick_server.cli.demo"],

@@ -205,6 +205,7 @@ def test_serve_ends_with_its_database_and_leaves_no_process(cluster_copy: Path) 
         **os.environ,
         "TALLYSTICK_DATA_DIR": str(cluster_copy),
         "TALLYSTICK_SERVER__LISTEN": f"unix:{cluster_copy}/s",
+        "TALLYSTICK_HTTP__LISTEN": "",
     }
     environment.pop("TALLYSTICK_DATABASE__URL", None)
     command = [sys.executable, "-m", "tallystick_server.cli.main", "serve", "all"]

@@ -85,11 +85,13 @@ def test_all_errors_are_reported_together(toml_file: Path) -> None:
         'release_delay = true\nleese = 1\nworker = 5\n[payout]\nalert_after = {MOVING = "x"}\n'
         "[breaker]\nfailures = 3\nreset_timeout = 0\n"
     )
-    lines = load_error({"TALLYSTICK_TRACING__RATIO": "2", "TALLYSTICK_LISEN": "x"}, toml_file)
+    lines = load_error(
+        {"TALLYSTICK_TRACING__RATIO": "2", "TALLYSTICK_SERVER_LISEN": "x"}, toml_file
+    )
     assert lines[0] == "The configuration has 8 errors:"
     assert sorted(lines[1:]) == sorted(
         [
-            "TALLYSTICK_LISEN is not a setting. Did you mean TALLYSTICK_SERVER__LISTEN?",
+            "TALLYSTICK_SERVER_LISEN is not a setting. Did you mean TALLYSTICK_SERVER__LISTEN?",
             "TALLYSTICK_TRACING__RATIO must be a number from 0 to 1.",
             f"{toml_file}: breaker.failures is not a setting. Did you mean "
             "breaker.failure_threshold?",
@@ -122,7 +124,7 @@ def test_rules_between_settings_name_each_setting() -> None:
     ("variable", "nearest"),
     [
         ("TALLYSTICK_DATABASE_URL", "TALLYSTICK_DATABASE__URL"),
-        ("TALLYSTICK_LISTEN", "TALLYSTICK_SERVER__LISTEN"),
+        ("TALLYSTICK_SERVER_LISTEN", "TALLYSTICK_SERVER__LISTEN"),
         ("TALLYSTICK_LEASE", "TALLYSTICK_WORKER__LEASE_DURATION"),
         ("TALLYSTICK_WORKER__SCAN_INTERVALL", "TALLYSTICK_WORKER__SCAN_INTERVAL"),
         ("TALLYSTICK_Release_Delay", "TALLYSTICK_RELEASE_DELAY"),

@@ -219,6 +219,7 @@ def test_spans_are_exported_to_the_configured_endpoint(scratch_database: Databas
             "TALLYSTICK_DATABASE__URL": scratch_database.admin,
             "TALLYSTICK_DATA_DIR": str(scratch_database.passwords.path.parent),
             "TALLYSTICK_SERVER__LISTEN": (address := free_address()),
+            "TALLYSTICK_HTTP__LISTEN": "",
             "TALLYSTICK_TRACING__RATIO": "1",
             "TALLYSTICK_TRACING__OTLP_ENDPOINT": f"http://127.0.0.1:{port}",
         }

@@ -283,6 +283,11 @@ class ServedPlatform:
     server: RunningServer
     settings: Settings
 
+    @property
+    def url(self) -> str:
+        """The URL of its HTTP server, if HTTP_SERVER is among the served names."""
+        return f"http://{self.server.http_address}"
+
     def client(self, token: str = "", tries: int | None = None) -> Client:
         """A client with this token, which sends each call at most `tries` times."""
         settings = ClientSettings(token=token)
@@ -309,7 +314,9 @@ def serve_platform(
 
         return asyncio.run_coroutine_threadsafe(call(), loop).result(60)
 
-    listen_settings = (settings or Settings()).replace(server__listen=free_address())
+    listen_settings = (settings or Settings()).replace(
+        server__listen=free_address(), http__listen=free_address()
+    )
     server = run(serve.start, names, listen_settings, databases.all(), dependencies)
     try:
         yield ServedPlatform(listen_settings.server.listen, databases, run, server, listen_settings)

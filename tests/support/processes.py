@@ -72,6 +72,7 @@ def environment_of(databases: DatabaseUrls) -> dict[str, str]:
     return {
         "TALLYSTICK_DATABASE__URL": databases.admin,
         "TALLYSTICK_DATA_DIR": str(databases.passwords.path.parent),
+        "TALLYSTICK_HTTP__LISTEN": "",  # tests run in parallel
     }
 
 

@@ -1,9 +1,11 @@
-"""The listening address of a gRPC server."""
+"""The listening addresses of a process."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -23,6 +25,22 @@ def listen(server: grpc.Server | grpc.aio.Server, address: str) -> None:
             f"Cannot listen on {address}: {failure_cause(address)}. Set "
             "TALLYSTICK_SERVER__LISTEN to another address."
         )
+
+
+async def listen_http(
+    connect: Callable[[], asyncio.Protocol], address: str, *, reuse_port: bool
+) -> asyncio.Server:
+    """Accepts HTTP connections at "host:port". Raises StartupError with the cause."""
+    host, _, port = address.rpartition(":")
+    try:
+        return await asyncio.get_running_loop().create_server(
+            connect, host.strip("[]"), int(port), reuse_port=reuse_port or None
+        )
+    except OSError as error:
+        raise StartupError(
+            f"Cannot listen on {address}: {failure_cause(address)}. Set "
+            "TALLYSTICK_HTTP__LISTEN to another address, or to nothing for no HTTP server."
+        ) from error
 
 
 def failure_cause(address: str) -> str:

@@ -20,10 +20,17 @@ from tallystick_core.access import Role
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.errors import StartupError
 from tallystick_server.app.grpc_servers import create_servers, disconnect_clients
+from tallystick_server.app.http_serving import (
+    HEALTH_NOTICE_SECONDS,
+    HttpProcess,
+    RunningHttpServer,
+    start_http_process,
+    start_http_server,
+)
 from tallystick_server.app.listening import listen
 from tallystick_server.app.metrics_export import MetricsExport, start_metrics_export
 from tallystick_server.app.readiness import DatabaseHealth, await_databases, serve_not_ready
-from tallystick_server.app.services import find_spec, stop_order
+from tallystick_server.app.services import HTTP_SERVER, find_spec, stop_order
 from tallystick_server.app.wiring import Dependencies, Service, Wiring
 from tallystick_server.observability import tracing
 from tallystick_server.rpc.authentication import Authenticator, BearerTokens, NoAuthentication
@@ -39,8 +46,6 @@ _MIN_WORKER_DRAIN_SECONDS = 5.0
 applies instead if it is shorter.
 """
 _FLUSH_SECONDS = 0.05  # in which the last responses are written
-# Seconds in which watchers receive NOT_SERVING before calls are rejected.
-_HEALTH_NOTICE_SECONDS = 0.2
 
 
 @dataclass
@@ -56,6 +61,12 @@ class RunningServer:
     _socket_folder: str | None
     _database_health: DatabaseHealth
     _metrics_export: MetricsExport | None
+    _http_server: RunningHttpServer | None = None
+
+    @property
+    def http_address(self) -> str:
+        """Where the HTTP server is reachable; "": there is none."""
+        return self._http_server.address if self._http_server else ""
 
     def service(self, name: str) -> Service:
         """The service of this name. Raises StopIteration if this process does not serve it."""
@@ -76,12 +87,15 @@ class RunningServer:
         s, or `drain_timeout_seconds` if that is shorter.
         """
         await self._health_servicer.enter_graceful_shutdown()
+        if self._http_server is not None:
+            self._http_server.announce_stop()
         await self._database_health.stop()
-        await asyncio.sleep(_HEALTH_NOTICE_SECONDS)
+        await asyncio.sleep(HEALTH_NOTICE_SECONDS)
         deadline = asyncio.get_running_loop().time() + drain_timeout_seconds
         # The gRPC server runs to the end, because a stopped one drops new calls without a reason.
-        self.rpc_server.close()
-        await self.rpc_server.wait_until_idle(drain_timeout_seconds)
+        await asyncio.gather(
+            self._drain_http(drain_timeout_seconds), self._drain_rpc(drain_timeout_seconds)
+        )
         remaining_seconds = max(
             deadline - asyncio.get_running_loop().time(),
             min(_MIN_WORKER_DRAIN_SECONDS, drain_timeout_seconds),
@@ -105,6 +119,14 @@ class RunningServer:
         if self._socket_folder is not None:
             shutil.rmtree(self._socket_folder, ignore_errors=True)
 
+    async def _drain_http(self, timeout_seconds: float) -> None:
+        if self._http_server is not None:
+            await self._http_server.stop(timeout_seconds)
+
+    async def _drain_rpc(self, timeout_seconds: float) -> None:
+        self.rpc_server.close()
+        await self.rpc_server.wait_until_idle(timeout_seconds)
+
 
 async def start(
     names: Sequence[str],
@@ -112,9 +134,11 @@ async def start(
     urls: Mapping[str, str],
     dependencies: Dependencies | None = None,
 ) -> RunningServer:
-    """Starts services. Together they call each other through a separate server on a Unix socket; a
-    single service uses the configured addresses.
+    """Starts services, and the HTTP server if it is named. Together services call each other
+    through a separate server on a Unix socket; a single service uses the configured addresses.
     """
+    has_http = HTTP_SERVER in names
+    names = [name for name in names if name != HTTP_SERVER]
     specs = [find_spec(name) for name in names]
     _check_payout_service(names, settings)
     authenticator: Authenticator = (
@@ -123,8 +147,9 @@ async def start(
         else NoAuthentication()
     )
     service_client = ServiceClient(settings.service_token)
-    socket_folder = tempfile.mkdtemp(prefix="tallystick-") if len(names) > 1 else None
-    internal_address = f"unix:{Path(socket_folder) / 'inside'}" if socket_folder else ""
+    has_sockets = len(names) > 1 or has_http
+    socket_folder = tempfile.mkdtemp(prefix="tallystick-") if has_sockets else None
+    internal_address = f"unix:{Path(socket_folder or '') / 'inside'}" if len(names) > 1 else ""
     addresses = {
         **settings.service_addresses,
         **(dict.fromkeys(names, internal_address) if internal_address else {}),
@@ -137,7 +162,15 @@ async def start(
         rpc_servers, servers = create_servers(
             listen_addresses, services, settings, authenticator, health_servicer
         )
-        metrics_export = await start_metrics_export(_process_name(names), settings)
+        metrics_export = await start_metrics_export(process_name(names), settings)
+        http_server = None
+        if has_http and settings.http.listen:
+            # the public server, with its limits, at an address that needs no TLS
+            http_address = f"unix:{Path(socket_folder or '') / 'http'}"
+            listen(servers[0], http_address)
+            http_server = await start_http_server(
+                settings, {**settings.service_addresses, **dict.fromkeys(names, http_address)}
+            )
     except StartupError:
         if socket_folder is not None:
             shutil.rmtree(socket_folder, ignore_errors=True)
@@ -162,11 +195,12 @@ async def start(
         socket_folder,
         database_health,
         metrics_export,
+        http_server,
     )
 
 
-def _process_name(names: Sequence[str]) -> str:
-    """The name of this process in traces and metrics."""
+def process_name(names: Sequence[str]) -> str:
+    """The name of a process in traces and metrics."""
     return "tallystick-" + ("all" if len(names) > 1 else names[0])
 
 
@@ -235,7 +269,7 @@ async def serve(
     ends meanwhile (`has_ended`).
     """
     flush = tracing.configure(
-        _process_name(names),
+        process_name(names),
         settings.tracing.otlp_endpoint,
         settings.tracing.ratio,
     )
@@ -243,11 +277,18 @@ async def serve(
     loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, stop_event.set)
-    await _wait_until_ready(names, settings, urls, stop_event, print_status)
-    if stop_event.is_set():
-        return
-    server = await start(names, settings, urls)
-    print_status(f"Serving {', '.join(names)} on {server.address}")
+    services = [name for name in names if name != HTTP_SERVER]
+    server: RunningServer | HttpProcess
+    if services:
+        await _wait_until_ready(services, settings, urls, stop_event, print_status)
+        if stop_event.is_set():
+            return
+        server = await start(names, settings, urls)
+        print_status(f"Serving {', '.join(services)} on {server.address}")
+    else:
+        server = await start_http_process(settings)
+    if server.http_address:
+        print_status(f"Serving http on {server.http_address}")
     await wait_for_stop(stop_event, has_ended)
     print_status("Draining")
     await server.stop(0 if has_ended() else settings.server.shutdown_grace_period)

@@ -19,6 +19,8 @@ SERVICES: tuple[ServiceSpec, ...] = (
     event.SPEC,
 )
 """The only list of services."""
+HTTP_SERVER = "http"
+"""The name of the HTTP server among what `serve` can serve. It is no service: it has no schema."""
 SANDBOX_SCHEMA = "sandbox"
 """The sandbox provider owns its schema, as an external provider would."""
 _SANDBOX_MIGRATIONS = "tallystick_sandbox:migrations"

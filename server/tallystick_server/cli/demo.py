@@ -22,7 +22,7 @@ from tallystick_server.app import serve
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls, open_databases
 from tallystick_server.app.database.migrate import migrate
-from tallystick_server.app.services import SERVICES, service_names
+from tallystick_server.app.services import HTTP_SERVER, SERVICES, service_names
 from tallystick_server.cli.demo_output import (
     SELLERS,
     DemoFailed,
@@ -103,7 +103,7 @@ async def _run(settings: Settings, database_urls: DatabaseUrls, *, once: bool) -
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signal_number, stop_event.set)
     print_status(f"Starting {', '.join(spec.descriptor.name for spec in SERVICES)}")
-    server = await serve.start(service_names(), settings, database_urls.all())
+    server = await serve.start((*service_names(), HTTP_SERVER), settings, database_urls.all())
     try:
         async with AsyncClient(server.address) as client:
             await _run_story(client, database_urls)

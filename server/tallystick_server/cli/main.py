@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tallystick_server.app.errors import StartupError
-from tallystick_server.app.services import find_spec, service_names
+from tallystick_server.app.services import HTTP_SERVER, find_spec, service_names
 from tallystick_server.cli.operator.commands import add_commands
 from tallystick_server.cli.output import (
     Column,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     _Served = str
 else:
     # a list of literals is no type that Typer knows
-    _Served = StrEnum("_Served", ["all", *service_names()])
+    _Served = StrEnum("_Served", ["all", *service_names(), HTTP_SERVER])
 
 _PANEL = "Run the platform"
 
@@ -83,25 +83,36 @@ def _options(
 
 @app.command(
     rich_help_panel=_PANEL,
-    epilog=example("tallystick serve all", "tallystick serve wallet ledger"),
+    epilog=example(
+        "tallystick serve all", "tallystick serve wallet ledger", "tallystick serve http"
+    ),
 )
 def serve(
     ctx: typer.Context,
     services: Annotated[
         list[_Served],
-        typer.Argument(metavar="SERVICE...", help="all, or the names of services."),
+        typer.Argument(
+            metavar="SERVICE...", help="all, the names of services, or http, the HTTP server."
+        ),
     ],
 ) -> None:
-    """Serve all services, or some of them, until SIGTERM."""
+    """Serve all services and the HTTP server, or some of them, until SIGTERM."""
     from tallystick_server.app import serve as server
     from tallystick_server.app.database.connections import open_databases
     from tallystick_server.providers.registry import schemas_of
 
     settings = load_settings(ctx.obj)
-    names = service_names() if "all" in services else tuple(dict.fromkeys(map(str, services)))
+    names = (
+        (*service_names(), HTTP_SERVER)
+        if "all" in services
+        else tuple(dict.fromkeys(map(str, services)))
+    )
+    schemas = [name for name in names if name != HTTP_SERVER]
+    if not schemas:
+        server.run(server.serve(names, settings, {}, print_status, lambda: False))
+        return
     with open_databases(settings, print_status) as database_urls:
-        schemas = [*names]
-        if any(find_spec(name).calls_providers for name in names):
+        if any(find_spec(name).calls_providers for name in schemas):
             schemas += sorted(schemas_of(settings.providers.configured))
         urls = {name: database_urls.service(name) for name in schemas}
         server.run(server.serve(names, settings, urls, print_status, database_urls.has_ended))

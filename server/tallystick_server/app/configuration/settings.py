@@ -106,6 +106,30 @@ class ServerSection(Section):
     """
 
 
+class HttpSection(Section):
+    """The HTTP server: JSON over the calls of the services. It is part of `serve all`, or a process
+    of its own, `serve http`.
+    """
+
+    listen: OptionalPort = "127.0.0.1:7080"
+    """Address of the HTTP server: host:port; empty: `serve all` has none."""
+    max_connections: Count = Field(default=1000, ge=1, le=100_000)
+    """Maximum open connections; further ones are closed at once."""
+    max_body_bytes: ByteCount = Field(default=1024 * 1024, ge=64 * 1024, le=4 * 1024 * 1024)
+    """Maximum size of the body of a request; larger ones are rejected with MESSAGE_TOO_LARGE."""
+    max_body_bytes_in_flight: ByteCount = Field(
+        default=32 * 1024 * 1024, ge=4 * 1024 * 1024, le=1024 * 1024 * 1024
+    )
+    """Maximum total size of the bodies in flight; above it requests are rejected with OVERLOADED.
+    """
+    header_timeout: Seconds = Field(default=30.0, ge=0.1, le=3600)
+    """How long a connection may take to send the headers of a request. An idle connection is closed
+    after this time too.
+    """
+    body_timeout: Seconds = Field(default=10.0, ge=0.1, le=600)
+    """How long the body of a request may take to arrive."""
+
+
 class DatabaseSection(Section):
     """PostgreSQL: how it is reached, and by how many connections."""
 
@@ -309,6 +333,7 @@ class Settings(BaseSettings):
     policy.
     """
     server: ServerSection = ServerSection()
+    http: HttpSection = HttpSection()
     database: DatabaseSection = DatabaseSection()
     providers: ProvidersSection = ProvidersSection()
     breaker: BreakerSection = BreakerSection()

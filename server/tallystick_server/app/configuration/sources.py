@@ -175,12 +175,15 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 
 def _check_combinations(settings: Settings, origins: Origins) -> list[str]:
     """The rules that concern several settings."""
-    lines = []
-    if settings.authentication == "none" and not _is_loopback(settings.server.listen):
-        lines.append(
-            f"{origins.name(('server', 'listen'))} must be a loopback address while "
-            "authentication is none."
+    lines = [
+        f"{origins.name((section, 'listen'))} must be a loopback address while authentication is "
+        "none."
+        for section, address in (
+            ("server", settings.server.listen),
+            ("http", settings.http.listen),
         )
+        if settings.authentication == "none" and address and not _is_loopback(address)
+    ]
     if settings.authentication == "tokens":
         lines += _check_callers(settings, origins)
     return lines

@@ -1,0 +1,1 @@
+"""The HTTP server: JSON over the services' gRPC calls."""
