@@ -117,11 +117,11 @@ def test_slow_headers_are_cut(limited: ServedPlatform) -> None:
 def test_connections_are_limited(limited: ServedPlatform) -> None:
     """A connection above the limit is closed at once; when another ends, the next one is served."""
     with connection(limited), connection(limited), connection(limited), connection(limited):
-        assert read_all_of_a_refused(limited) == b""
+        assert read_all_of_a_rejected(limited) == b""
     assert eventually(lambda: _is_up(limited))
 
 
-def read_all_of_a_refused(platform: ServedPlatform) -> bytes:
+def read_all_of_a_rejected(platform: ServedPlatform) -> bytes:
     with connection(platform) as tcp:
         try:
             tcp.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -137,7 +137,7 @@ def _is_up(platform: ServedPlatform) -> bool:
         return False
 
 
-def test_shutdown_says_so_and_ends_idle_connections(scratch_database: DatabaseUrls) -> None:
+def test_shutdown_is_announced_and_ends_idle_connections(scratch_database: DatabaseUrls) -> None:
     """A stopping platform is NOT_SERVING first; then it ends idle connections and accepts none."""
     with serve_platform(scratch_database, names=NAMES) as platform:
         url = platform.url

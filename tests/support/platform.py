@@ -240,6 +240,23 @@ def _run_without_sessions(
             return
 
 
+@contextmanager
+def unreachable_database(databases: DatabaseUrls) -> Iterator[None]:
+    """Ends the sessions of the services' roles, and lets them open no new ones in the block."""
+    name = str(make_url(databases.admin).database)
+    with psycopg.connect(databases.admin, autocommit=True) as admin:  # a superuser still connects
+        admin.execute(f"alter database {name} connection limit 0")
+        admin.execute(
+            "select pg_terminate_backend(pid, 10000) from pg_stat_activity "
+            "where datname = %s and pid <> pg_backend_pid()",
+            (name,),
+        )
+        try:
+            yield
+        finally:
+            admin.execute(f"alter database {name} connection limit -1")
+
+
 def backup_database(admin_url: str, databases: DatabaseUrls) -> Callable[[], None]:
     """Copies a database while it is in use; the returned function replaces it with the copy."""
     database_name, copy_name = (

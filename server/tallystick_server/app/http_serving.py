@@ -5,9 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import NoReturn
 
 import grpc
 
+from tallystick.payment.v1 import payment_service_pb2_grpc
+from tallystick.payout.v1 import payout_service_pb2_grpc
+from tallystick_core.provider.webhook import WebhookSource, WebhookSubject
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.errors import StartupError
 from tallystick_server.app.listening import listen_http
@@ -16,7 +21,10 @@ from tallystick_server.app.services import SERVICES
 from tallystick_server.http.health import health_route
 from tallystick_server.http.routing import Route
 from tallystick_server.http.server import HttpLimits, HttpServer
-from tallystick_server.rpc.service_client import open_channel
+from tallystick_server.http.webhooks import ReceiveCall, WebhookEndpoints
+from tallystick_server.providers.provider_type import CloseHook
+from tallystick_server.providers.registry import build_providers
+from tallystick_server.rpc.service_client import ServiceClient, open_channel
 
 HEALTH_NOTICE_SECONDS = 0.2
 """Seconds in which watchers of the health receive NOT_SERVING before calls are rejected."""
@@ -29,7 +37,7 @@ class RunningHttpServer:
     address: str
     server: HttpServer
     _listener: asyncio.Server
-    _channels: Sequence[grpc.aio.Channel]
+    _close_hooks: Sequence[CloseHook]
     _stopping: asyncio.Event
 
     def announce_stop(self) -> None:
@@ -44,7 +52,8 @@ class RunningHttpServer:
         self.server.close()
         await self.server.wait_until_idle(drain_timeout_seconds)
         await self.server.stop()
-        await asyncio.gather(*(channel.close() for channel in self._channels))
+        for close_hook in self._close_hooks:
+            await close_hook()
 
 
 @dataclass
@@ -79,8 +88,14 @@ async def start_http_process(settings: Settings) -> HttpProcess:
     )
 
 
-async def start_http_server(settings: Settings, addresses: Mapping[str, str]) -> RunningHttpServer:
-    """Starts the HTTP server. `addresses`: those of all services. Raises StartupError."""
+async def start_http_server(
+    settings: Settings,
+    addresses: Mapping[str, str],
+    webhook_sources: Mapping[str, WebhookSource] | None = None,
+) -> RunningHttpServer:
+    """Starts the HTTP server. `addresses`: those of all services. `webhook_sources`: None: those of
+    the configured providers. Raises StartupError.
+    """
     for spec in SERVICES:
         if not addresses.get(spec.name):
             raise StartupError(
@@ -90,8 +105,22 @@ async def start_http_server(settings: Settings, addresses: Mapping[str, str]) ->
     channels = {address: open_channel(address) for address in addresses.values()}
     stopping = asyncio.Event()
     http = settings.http
+    service_client = ServiceClient(settings.service_token)
+    sources, close_hooks = (
+        (webhook_sources, []) if webhook_sources is not None else _webhook_sources(settings)
+    )
+    webhooks = WebhookEndpoints(
+        list(sources.values()),
+        _receive_calls(service_client, addresses),
+        service_client,
+        lambda: datetime.now(UTC),
+    )
+    webhooks.start()
     server = HttpServer(
-        _routes({name: channels[address] for name, address in addresses.items()}, stopping),
+        [
+            *_routes({name: channels[address] for name, address in addresses.items()}, stopping),
+            *webhooks.routes(),
+        ],
         HttpLimits(
             max_connections=http.max_connections,
             max_body_bytes=http.max_body_bytes,
@@ -101,7 +130,52 @@ async def start_http_server(settings: Settings, addresses: Mapping[str, str]) ->
         ),
     )
     listener = await listen_http(server.connect, http.listen, reuse_port=settings.server.reuse_port)
-    return RunningHttpServer(http.listen, server, listener, [*channels.values()], stopping)
+    return RunningHttpServer(
+        http.listen,
+        server,
+        listener,
+        [
+            webhooks.stop,
+            *close_hooks,
+            service_client.close,
+            *(channel.close for channel in channels.values()),
+        ],
+        stopping,
+    )
+
+
+def _webhook_sources(settings: Settings) -> tuple[Mapping[str, WebhookSource], list[CloseHook]]:
+    """The configured providers that send webhooks, and what must be closed with them."""
+    section = settings.providers
+    built = build_providers(
+        section.configured, section.terms, _open_no_database, lambda type_: type_.build_webhooks
+    )
+    return (
+        {name: source.adapter for name, source in built.items()},
+        [hook for source in built.values() for hook in source.close_hooks],
+    )
+
+
+def _open_no_database(schema: str) -> NoReturn:
+    """The HTTP server reaches no database."""
+    raise RuntimeError(f"the webhooks of a provider must not need the schema {schema}")
+
+
+def _receive_calls(
+    service_client: ServiceClient, addresses: Mapping[str, str]
+) -> Mapping[WebhookSubject, ReceiveCall]:
+    """What stores the events about each subject. PaymentService keeps those about nothing too."""
+    payment = service_client.stub(
+        payment_service_pb2_grpc.PaymentServiceStub, addresses["payment"]
+    ).BatchReceiveWebhookEvents
+    payout = service_client.stub(
+        payout_service_pb2_grpc.PayoutServiceStub, addresses["payout"]
+    ).BatchReceiveWebhookEvents
+    return {
+        WebhookSubject.CHARGE: payment,
+        WebhookSubject.PAYOUT: payout,
+        WebhookSubject.OTHER: payment,
+    }
 
 
 def _routes(channels: Mapping[str, grpc.aio.Channel], stopping: asyncio.Event) -> list[Route]:

@@ -169,7 +169,9 @@ async def start(
             http_address = f"unix:{Path(socket_folder or '') / 'http'}"
             listen(servers[0], http_address)
             http_server = await start_http_server(
-                settings, {**settings.service_addresses, **dict.fromkeys(names, http_address)}
+                settings,
+                {**settings.service_addresses, **dict.fromkeys(names, http_address)},
+                dependencies.webhook_sources if dependencies else None,
             )
     except StartupError:
         if socket_folder is not None:

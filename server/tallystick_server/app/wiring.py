@@ -14,6 +14,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from tallystick_core.provider.payment_provider import PaymentProvider
 from tallystick_core.provider.payout_provider import PayoutProvider
 from tallystick_core.provider.risk_provider import RiskProvider
+from tallystick_core.provider.webhook import WebhookSource
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.metrics_export import exports_metrics
 from tallystick_server.observability.tracing import TracedDatabase
@@ -129,6 +130,8 @@ class Dependencies:
     payout_providers: Mapping[str, PayoutProvider] | None = None
     """None: as configured."""
     risk_provider: RiskProvider | None = None
+    """None: as configured."""
+    webhook_sources: Mapping[str, WebhookSource] | None = None
     """None: as configured."""
 
 

@@ -157,6 +157,13 @@ DEAD_LETTERS_CREATED = Metric(
     "Dead letters that this process created, by cause.",
     ("cause",),
 )
+WEBHOOKS = Metric(
+    "tallystick.webhooks.received",
+    MetricKind.COUNTER,
+    "{webhook}",
+    "Webhooks that this process received, and what became of them.",
+    ("provider", "result"),
+)
 WEBHOOK_EVENTS = Metric(
     "tallystick.webhook_events.received",
     MetricKind.COUNTER,
@@ -270,6 +277,7 @@ BATCHES: Mapping[str, str] = {
     "payout.read": "reads payouts",
     "{service}.check_leases": "finds operations that are still leased",
     "{service}.reschedule": "reschedules, fails or dead-letters operations",
+    "http.send_webhook_events": "sends webhook events to the service that stores them",
     "{service}.receive_webhook_events": "stores webhook events",
     "{service}.end_webhook_events": "ends webhook events that were applied",
     "wallet.change": "applies instructions to wallets",
@@ -296,6 +304,12 @@ CIRCUIT_OPENED = LogEvent("provider.circuit.opened", "A provider failed again an
 CIRCUIT_CLOSED = LogEvent("provider.circuit.closed", "A provider answers again.")
 ADAPTER_FAILED = LogEvent(
     "provider.adapter.failed", "An adapter failed or broke its interface; the outcome is Unknown."
+)
+WEBHOOK_UNREADABLE = LogEvent(
+    "webhook.unreadable", "A signed webhook has no form that the adapter knows."
+)
+WEBHOOK_NOT_STORED = LogEvent(
+    "webhook.not_stored", "A webhook could not be stored; the provider delivers it again."
 )
 OPERATION_RESCHEDULED = LogEvent("operation.rescheduled", "A step failed; it is retried.")
 OPERATION_DELAYED = LogEvent(
