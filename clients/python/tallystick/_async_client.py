@@ -22,6 +22,7 @@ from tallystick._settings import (
     StreamBackoff,
     resolve_targets,
 )
+from tallystick._targets import load_credentials, split_target
 from tallystick.event.v1 import event_pb2, event_service_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
@@ -43,7 +44,9 @@ class AsyncClient(AsyncServiceStubs):
         self._state = ClientState()
         self._channels: dict[str, AsyncChannel] = {}
 
-        for service, address in resolve_targets(target, targets).items():
+        addresses = resolve_targets(target, targets)
+        self._credentials = load_credentials(addresses.values(), self._settings.ca_file)
+        for service, address in addresses.items():
             if address not in self._channels:
                 self._channels[address] = AsyncChannel(
                     partial(self._channel, address), self._settings, self._state
@@ -52,10 +55,10 @@ class AsyncClient(AsyncServiceStubs):
             setattr(self, service, STUB_CLASSES[service](channel))
 
     def _channel(self, target: str) -> grpc.aio.Channel:
-        credentials = self._settings.credentials
-        if credentials is None:
-            return grpc.aio.insecure_channel(target, CHANNEL_OPTIONS)
-        return grpc.aio.secure_channel(target, credentials, CHANNEL_OPTIONS)
+        address, has_tls = split_target(target)
+        if has_tls and self._credentials is not None:
+            return grpc.aio.secure_channel(address, self._credentials, CHANNEL_OPTIONS)
+        return grpc.aio.insecure_channel(address, CHANNEL_OPTIONS)
 
     async def __aenter__(self) -> AsyncClient:
         return self

@@ -23,14 +23,15 @@ from tallystick._settings import (
     StreamBackoff,
     resolve_targets,
 )
+from tallystick._targets import load_credentials, split_target
 from tallystick.event.v1 import event_pb2, event_service_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 
 
 class Client(ServiceStubs):
-    """Calls the platform at `target`, "host:port" or "unix:path". A service at another address
-    gets its own target: `ledger="host:port"`.
+    """Calls the platform at `target`: "https://host:port" with TLS, "host:port" or "unix:path" in
+    plain text. A service at another address gets its own target: `ledger="https://host:port"`.
 
     Every call has a deadline. Within it, the client retries with the same ids when the platform
     allows it. A failed call raises a TallystickError.
@@ -46,17 +47,18 @@ class Client(ServiceStubs):
         self._settings = settings or ClientSettings()
         self._channels: dict[str, Channel] = {}
         self._close_event = threading.Event()
-        for service, address in resolve_targets(target, targets).items():
+        addresses = resolve_targets(target, targets)
+        self._credentials = load_credentials(addresses.values(), self._settings.ca_file)
+        for service, address in addresses.items():
             setattr(self, service, STUB_CLASSES[service](self._channel(address)))
 
     def _channel(self, target: str) -> Channel:
         if target not in self._channels:
-            credentials = self._settings.credentials
-            options = CHANNEL_OPTIONS
+            address, has_tls = split_target(target)
             grpc_channel = (
-                grpc.insecure_channel(target, options)
-                if credentials is None
-                else grpc.secure_channel(target, credentials, options)
+                grpc.secure_channel(address, self._credentials, CHANNEL_OPTIONS)
+                if has_tls and self._credentials is not None
+                else grpc.insecure_channel(address, CHANNEL_OPTIONS)
             )
             self._channels[target] = Channel(grpc_channel, self._settings, self._close_event)
         return self._channels[target]

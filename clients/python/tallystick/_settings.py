@@ -12,7 +12,6 @@ from functools import lru_cache
 from typing import Any, TypeVar
 from uuid import uuid4
 
-import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.message import Message
 from opentelemetry import trace
@@ -44,7 +43,8 @@ CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
 
 @dataclass(frozen=True)
 class ClientSettings:
-    """`token`: a bearer token. `credentials`: TLS; None: plain text. `deadlines`: seconds by method
+    """`token`: a bearer token. `ca_file`: a PEM file with the CA certificates that verify the
+    platform at https:// targets; "": the public CAs that gRPC knows. `deadlines`: seconds by method
     name; they override the defaults (30 s for CreatePayment and CreatePayout, 10 s for the others).
     `tries`: maximum tries of one call; None: limited only by its deadline.
 
@@ -52,7 +52,7 @@ class ClientSettings:
     """
 
     token: str = field(default="", repr=False)
-    credentials: grpc.ChannelCredentials | None = None
+    ca_file: str = ""
     deadlines: Mapping[str, float] = field(default_factory=dict)
     tries: int | None = None
     stream_tries: int | None = 30
