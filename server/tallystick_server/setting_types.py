@@ -86,6 +86,7 @@ Share: TypeAlias = Annotated[float, BeforeValidator(_reject_boolean), Kind("numb
 Flag: TypeAlias = Annotated[bool, Kind("boolean", expected="true or false")]
 Text: TypeAlias = Annotated[str, Kind("text", expected="text")]
 Folder: TypeAlias = Annotated[Path, Kind("path", expected="a path")]
+OptionalFile: TypeAlias = Annotated[str, Kind("path", expected="a path")]
 
 
 def parse_text(value: Any) -> str:

@@ -19,6 +19,27 @@ BAD_SETTINGS = [
         {"TALLYSTICK_SERVER__LISTEN": "0.0.0.0:7070"},
         "TALLYSTICK_SERVER__LISTEN must be a loopback address",
     ),
+    (
+        {"TALLYSTICK_METRICS__LISTEN": "0.0.0.0:9464"},
+        "TALLYSTICK_METRICS__LISTEN must be a loopback address while metrics.allow_remote is false",
+    ),
+    (
+        {"TALLYSTICK_SERVICE_ADDRESSES": "wallet=wallet.internal:7072"},
+        "TALLYSTICK_SERVICE_ADDRESSES: wallet must begin with https:// or be a loopback address",
+    ),
+    (
+        {"TALLYSTICK_SERVICE_ADDRESSES": "wallet=http://127.0.0.1:7072"},
+        "TALLYSTICK_SERVICE_ADDRESSES: wallet must be host:port, https://host:port or unix:path",
+    ),
+    (
+        {"TALLYSTICK_SERVER__CERTIFICATE_FILE": "server.pem"},
+        "server.key_file (TALLYSTICK_SERVER__KEY_FILE) must be set while server.certificate_file",
+    ),
+    (
+        {"TALLYSTICK_SERVER__KEY_FILE": "server.key"},
+        "server.certificate_file (TALLYSTICK_SERVER__CERTIFICATE_FILE) must be set while "
+        "server.key_file",
+    ),
     ({"TALLYSTICK_SERVER__LISTEN": "nowhere"}, "TALLYSTICK_SERVER__LISTEN must be host:port"),
     (
         {"TALLYSTICK_SERVER__LISTEN": "127.0.0.1:65536"},

@@ -10,7 +10,12 @@ import pytest
 from pydantic import ValidationError
 
 from tallystick_core.provider.outcome import RetryReason
-from tallystick_server.app.configuration import Settings, describe_settings, load
+from tallystick_server.app.configuration import (
+    SettingDescription,
+    Settings,
+    describe_settings,
+    load,
+)
 from tallystick_server.app.errors import StartupError
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tallystick_server.providers.sandbox.settings import SandboxSettings
@@ -35,6 +40,13 @@ def load_error(environment: dict[str, str], path: Path | None = None) -> list[st
     return str(failure.value).splitlines()
 
 
+def required_with(setting: SettingDescription) -> dict[str, str]:
+    """What must be set with a setting: the certificate with its key, and the key with it."""
+    pair = ("CERTIFICATE_FILE", "KEY_FILE")
+    section, _, name = setting.variable.rpartition("__")
+    return {f"{section}__{other}": "-" for other in pair} if name in pair else {}
+
+
 def test_each_setting_is_read_from_both_sources(toml_file: Path) -> None:
     """Every setting is read by its TOML path and by its variable: a wrong value is rejected under
     that name.
@@ -44,7 +56,7 @@ def test_each_setting_is_read_from_both_sources(toml_file: Path) -> None:
         (line,) = load_error({}, toml_file)
         assert line.startswith(f"{toml_file}: {setting.path}"), setting
         if setting.allowed in ("text", "a path"):
-            settings: Any = load({setting.variable: "=?"})
+            settings: Any = load({**required_with(setting), setting.variable: "=?"})
             assert str(reduce(getattr, setting.path.split("."), settings)) == "=?", setting
         else:
             (line,) = load_error({setting.variable: "=?"})

@@ -64,6 +64,7 @@ def create_servers(
     settings: Settings,
     authenticator: Authenticator,
     health_servicer: health.aio.HealthServicer,
+    credentials: grpc.ServerCredentials | None,
 ) -> tuple[list[RpcServer], list[grpc.aio.Server]]:
     """Creates one server for each address, which listens and is not started yet. Raises
     StartupError.
@@ -74,7 +75,7 @@ def create_servers(
         server = _create_server(
             services, rpc_server, health_servicer, reuse_port=settings.server.reuse_port
         )
-        listen(server, listen_address)
+        listen(server, listen_address, credentials)
         rpc_servers.append(rpc_server)
         servers.append(server)
     return rpc_servers, servers

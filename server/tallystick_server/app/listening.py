@@ -14,10 +14,19 @@ import grpc
 from tallystick_server.app.errors import StartupError
 
 
-def listen(server: grpc.Server | grpc.aio.Server, address: str) -> None:
-    """Binds the server to "host:port" or "unix:path". Raises StartupError with the cause."""
+def listen(
+    server: grpc.Server | grpc.aio.Server,
+    address: str,
+    credentials: grpc.ServerCredentials | None = None,
+) -> None:
+    """Binds the server to "host:port", with TLS if there are credentials, or in plain text to
+    "unix:path". Raises StartupError with the cause.
+    """
     try:
-        bound = server.add_insecure_port(address)
+        if credentials is None or address.startswith("unix:"):
+            bound = server.add_insecure_port(address)
+        else:
+            bound = server.add_secure_port(address, credentials)
     except RuntimeError:
         bound = 0
     if not bound:

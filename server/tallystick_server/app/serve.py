@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,11 +32,12 @@ from tallystick_server.app.listening import listen
 from tallystick_server.app.metrics_export import MetricsExport, start_metrics_export
 from tallystick_server.app.readiness import DatabaseHealth, await_databases, serve_not_ready
 from tallystick_server.app.services import HTTP_SERVER, find_spec, stop_order
+from tallystick_server.app.tls import ServerCertificate, load_certificate, service_credentials
 from tallystick_server.app.wiring import Dependencies, Service, Wiring
 from tallystick_server.observability import tracing
 from tallystick_server.rpc.authentication import Authenticator, BearerTokens, NoAuthentication
 from tallystick_server.rpc.server import RpcServer
-from tallystick_server.rpc.service_client import ServiceClient
+from tallystick_server.rpc.service_client import ServiceClient, open_channel
 from tallystick_server.service_spec import ServiceSpec
 
 T = TypeVar("T")
@@ -61,6 +63,7 @@ class RunningServer:
     _socket_folder: str | None
     _database_health: DatabaseHealth
     _metrics_export: MetricsExport | None
+    _certificate: ServerCertificate | None
     _http_server: RunningHttpServer | None = None
 
     @property
@@ -114,6 +117,8 @@ class RunningServer:
         await disconnect_clients(self.address)
         await self._grpc_servers[0].stop(None)
         await self._service_client.close()
+        if self._certificate is not None:
+            await self._certificate.stop()
         if self._metrics_export is not None:  # last, so that the drain can be watched
             await self._metrics_export.stop()
         if self._socket_folder is not None:
@@ -146,7 +151,11 @@ async def start(
         if settings.authentication == "tokens"
         else NoAuthentication()
     )
-    service_client = ServiceClient(settings.service_token)
+    certificate, credentials = _load_certificate(settings)
+    service_client = ServiceClient(
+        settings.service_token,
+        partial(open_channel, credentials=service_credentials(settings.service_ca_file)),
+    )
     has_sockets = len(names) > 1 or has_http
     socket_folder = tempfile.mkdtemp(prefix="tallystick-") if has_sockets else None
     internal_address = f"unix:{Path(socket_folder or '') / 'inside'}" if len(names) > 1 else ""
@@ -160,7 +169,7 @@ async def start(
     listen_addresses = [settings.server.listen, *([internal_address] if internal_address else [])]
     try:
         rpc_servers, servers = create_servers(
-            listen_addresses, services, settings, authenticator, health_servicer
+            listen_addresses, services, settings, authenticator, health_servicer, credentials
         )
         metrics_export = await start_metrics_export(process_name(names), settings)
         http_server = None
@@ -177,6 +186,8 @@ async def start(
         if socket_folder is not None:
             shutil.rmtree(socket_folder, ignore_errors=True)
         raise
+    if certificate is not None:
+        certificate.start()
     for service in services:
         service.start()
     for server in reversed(servers):
@@ -197,8 +208,19 @@ async def start(
         socket_folder,
         database_health,
         metrics_export,
+        certificate,
         http_server,
     )
+
+
+def _load_certificate(
+    settings: Settings,
+) -> tuple[ServerCertificate | None, grpc.ServerCredentials | None]:
+    """The certificate of the gRPC server, if it has one, and the credentials with it. Raises
+    StartupError.
+    """
+    certificate = load_certificate("server", settings.server)
+    return certificate, None if certificate is None else certificate.grpc_credentials()
 
 
 def process_name(names: Sequence[str]) -> str:
@@ -314,12 +336,17 @@ async def _wait_until_ready(
     Raises StartupError.
     """
     server = grpc.aio.server(options=[("grpc.so_reuseport", int(settings.server.reuse_port))])
-    listen(server, settings.server.listen)
+    certificate, credentials = _load_certificate(settings)
+    listen(server, settings.server.listen, credentials)
     await serve_not_ready(server, [find_spec(name).descriptor.full_name for name in names])
+    if certificate is not None:
+        certificate.start()
     try:
         await await_databases(urls, settings.database.startup_timeout, stop_event, print_status)
     finally:
         await server.stop(None)
+        if certificate is not None:
+            await certificate.stop()
 
 
 async def wait_for_stop(stop_event: asyncio.Event, has_ended: Callable[[], bool]) -> None:

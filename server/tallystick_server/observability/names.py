@@ -339,6 +339,11 @@ DATABASE_UNAVAILABLE = LogEvent(
     "database.unavailable", "A database does not answer; the health is NOT_SERVING."
 )
 DATABASE_AVAILABLE = LogEvent("database.available", "A database answers again.")
+CERTIFICATE_REJECTED = LogEvent(
+    "tls.certificate.rejected",
+    "The files of a server's certificate and key cannot be used; the pair loaded before stays in "
+    "use.",
+)
 SCRAPE_FAILED = LogEvent("metrics.scrape.failed", "Metrics cannot be rendered.")
 
 LOG_EVENTS = tuple(value for value in list(globals().values()) if isinstance(value, LogEvent))

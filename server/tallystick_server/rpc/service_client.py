@@ -22,6 +22,7 @@ T = TypeVar("T")
 _MAX_TRIES = 4
 _FIRST_WAIT_SECONDS, _MAX_WAIT_SECONDS = 0.05, 1.0  # between tries, doubled each time
 _TIMEOUT_SECONDS = 15.0
+_TLS_SCHEME = "https://"
 _RETRYABLE_CODES = frozenset(
     {
         grpc.StatusCode.UNAVAILABLE,
@@ -75,8 +76,18 @@ SERVICE_CHANNEL_OPTIONS: list[tuple[str, str | int]] = [
 ]
 
 
-def open_channel(address: str) -> grpc.aio.Channel:
-    """Opens a channel to another service. Its message limit fits batches."""
+def open_channel(
+    address: str, credentials: grpc.ChannelCredentials | None = None
+) -> grpc.aio.Channel:
+    """Opens a channel to another service: by TLS if its address begins with https://. Its message
+    limit fits batches.
+    """
+    if address.startswith(_TLS_SCHEME):
+        return grpc.aio.secure_channel(
+            address.removeprefix(_TLS_SCHEME),
+            credentials or grpc.ssl_channel_credentials(),
+            options=SERVICE_CHANNEL_OPTIONS,
+        )
     return grpc.aio.insecure_channel(address, options=SERVICE_CHANNEL_OPTIONS)
 
 

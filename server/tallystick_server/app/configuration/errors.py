@@ -46,6 +46,11 @@ def variable_of(path: Path) -> str:
     return "TALLYSTICK_" + "__".join(path).upper()
 
 
+def setting_name(path: Path) -> str:
+    """Both names of a setting: of the file and of the environment."""
+    return f"{'.'.join(path)} ({variable_of(path)})"
+
+
 def kind_of(field: FieldInfo) -> Kind:
     """The description of the setting's type."""
     return next(item for item in _metadata(field) if isinstance(item, Kind))
@@ -84,8 +89,7 @@ class Origins:
         variable = variable_of(path)
         if variable in self.environment:
             return variable
-        dotted = ".".join(path)
-        return f"{self.file}: {dotted}" if self._is_in_file(path) else f"{dotted} ({variable})"
+        return f"{self.file}: {'.'.join(path)}" if self._is_in_file(path) else setting_name(path)
 
     def name_below(self, path: Path, key: str) -> str:
         """A part of a setting's value as the user wrote it."""

@@ -36,6 +36,7 @@ from tallystick_server.setting_types import (
     Flag,
     Folder,
     Kind,
+    OptionalFile,
     Seconds,
     Section,
     Share,
@@ -72,7 +73,19 @@ class ServerSection(Section):
     """The gRPC server of a process, and how many calls it takes at a time."""
 
     listen: Address = "127.0.0.1:7070"
-    """Address on which `serve` listens: host:port or unix:path."""
+    """Address on which `serve` listens: host:port or unix:path. Outside loopback it needs TLS, here
+    or at a proxy.
+    """
+    certificate_file: OptionalFile = ""
+    """PEM file with the server's certificate, followed by those of intermediate CAs; empty: plain
+    text. A changed file is used without a restart. Unix sockets are always plain text.
+    """
+    key_file: OptionalFile = Field(default="", repr=False)
+    """PEM file with the certificate's private key, which must not be encrypted."""
+    tls_terminated_by_proxy: Flag = False
+    """A proxy terminates TLS in front of this server, which may then listen in plain text outside
+    loopback. Only the proxy may reach it.
+    """
     reuse_port: Flag = False
     """Lets several processes of one service listen on the same port."""
     max_concurrent_calls: Count = Field(default=4000, ge=1, le=100_000)
@@ -287,6 +300,10 @@ class MetricsSection(Section):
     authentication. Each process needs its own. By OTLP metrics are sent to `tracing.otlp_endpoint`,
     or to the collector in OTEL_EXPORTER_OTLP_ENDPOINT.
     """
+    allow_remote: Flag = False
+    """Allows a `listen` address outside loopback. The listener has no TLS and no authentication, so
+    a firewall must let only Prometheus reach it.
+    """
 
 
 class Settings(BaseSettings):
@@ -314,7 +331,17 @@ class Settings(BaseSettings):
     installations never use the same key.
     """
     service_addresses: AddressByService = {}
-    """Address by service, for services that run in another process."""
+    """Address by service, for services that run in another process. https://host:port is reached
+    by TLS; host:port and unix:path in plain text, which is for loopback only.
+    """
+    service_ca_file: OptionalFile = ""
+    """PEM file with the CA certificates that verify servers at https:// addresses, for calls
+    between services and for operator commands; empty: the public CAs that gRPC knows.
+    """
+    service_tls_originated_by_proxy: Flag = False
+    """A proxy, such as a sidecar, originates TLS for calls to `service_addresses`, which may then
+    be plain text outside loopback.
+    """
     authentication: Authentication = "none"
     """`none` for development, with a loopback address only, or `tokens`."""
     callers: CallerByToken = Field(default={}, repr=False)

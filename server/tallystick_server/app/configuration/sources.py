@@ -4,7 +4,6 @@ start.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import tomllib
@@ -28,6 +27,7 @@ from tallystick_server.app.configuration.errors import (
     unknown_setting,
     variable_of,
 )
+from tallystick_server.app.configuration.network import check_network
 from tallystick_server.app.configuration.provider_sources import (
     ProviderSections,
     check_providers,
@@ -175,15 +175,7 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 
 def _check_combinations(settings: Settings, origins: Origins) -> list[str]:
     """The rules that concern several settings."""
-    lines = [
-        f"{origins.name((section, 'listen'))} must be a loopback address while authentication is "
-        "none."
-        for section, address in (
-            ("server", settings.server.listen),
-            ("http", settings.http.listen),
-        )
-        if settings.authentication == "none" and address and not _is_loopback(address)
-    ]
+    lines = check_network(settings, origins)
     if settings.authentication == "tokens":
         lines += _check_callers(settings, origins)
     return lines
@@ -208,14 +200,3 @@ def _check_callers(settings: Settings, origins: Origins) -> list[str]:
             "service, or empty."
         )
     return lines
-
-
-def _is_loopback(address: str) -> bool:
-    """Whether the address is reachable from this machine only."""
-    if address.startswith("unix:"):
-        return True
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

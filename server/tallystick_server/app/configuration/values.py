@@ -30,6 +30,9 @@ _PORT = "6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[1
 
 _HOST_AND_PORT = rf"[A-Za-z0-9.\-\[\]:]+:({_PORT})"
 _parse_address = matching(rf"{_HOST_AND_PORT}|unix:.+", "host:port or unix:path")
+_parse_service_address = matching(
+    rf"(https://)?{_HOST_AND_PORT}|unix:.+", "host:port, https://host:port or unix:path"
+)
 _parse_optional_port = matching(rf"({_HOST_AND_PORT})?", "host:port or empty")
 
 
@@ -139,7 +142,7 @@ AmountByCurrency: TypeAlias = Annotated[
 ]
 """In minor units."""
 AddressByService: TypeAlias = Annotated[
-    Mapping[str, str], _service_table(_parse_address), Kind("table: service to address")
+    Mapping[str, str], _service_table(_parse_service_address), Kind("table: service to address")
 ]
 UrlByService: TypeAlias = Annotated[
     Mapping[str, str], _service_table(parse_text), Kind("table: service to URL")

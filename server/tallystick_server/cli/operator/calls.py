@@ -21,8 +21,10 @@ from tallystick.payment.v1 import payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick_core.operations.dead_letter import DeadLetterCause
 from tallystick_core.operations.webhook_event import WebhookEventState
+from tallystick_server.app.configuration.network import TLS_SCHEME
 from tallystick_server.app.errors import StartupError
 from tallystick_server.app.services import find_spec
+from tallystick_server.app.tls import service_credentials
 from tallystick_server.rpc.enums import EnumNames
 from tallystick_server.rpc.timestamps import to_timestamp
 
@@ -71,16 +73,20 @@ class BulkReport:
 
 
 @contextmanager
-def connect(address: str) -> Iterator[OperatorCalls]:
-    """The calls at an address, with the token of TALLYSTICK_TOKEN. Raises StartupError if a call
-    fails.
+def connect(address: str, ca_file: str) -> Iterator[OperatorCalls]:
+    """The calls at an address, with the token of TALLYSTICK_TOKEN. `ca_file`: the setting
+    `service_ca_file`. Raises StartupError if a call fails.
     """
     token = os.environ.get("TALLYSTICK_TOKEN", "")
     if not all("!" <= character <= "~" for character in token):
         raise StartupError("TALLYSTICK_TOKEN must be visible ASCII characters.")
-    _require_reachable(address)
+    if address.startswith("http://"):
+        raise StartupError("--address must be HOST:PORT, or https://HOST:PORT for TLS.")
+    has_tls = address.startswith(TLS_SCHEME)
+    _require_reachable(address, service_credentials(ca_file) if has_tls else None)
+    settings = ClientSettings(token=token, ca_file=ca_file if has_tls else "")
     try:
-        with Client(address, settings=ClientSettings(token=token)) as client:
+        with Client(address, settings=settings) as client:
             yield OperatorCalls(client)
     except UnauthenticatedError as error:
         advice = "Set TALLYSTICK_TOKEN." if not token else "Check TALLYSTICK_TOKEN."
@@ -91,11 +97,15 @@ def connect(address: str) -> Iterator[OperatorCalls]:
         raise _unreachable_error(address, error.message) from None
 
 
-def _require_reachable(address: str) -> None:
+def _require_reachable(address: str, credentials: grpc.ChannelCredentials | None) -> None:
     """Raises StartupError if nothing answers at the address. The client's calls would retry until
     their deadlines.
     """
-    with grpc.insecure_channel(address) as channel:
+    with (
+        grpc.insecure_channel(address)
+        if credentials is None
+        else grpc.secure_channel(address.removeprefix(TLS_SCHEME), credentials)
+    ) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         try:
             stub.Check(health_pb2.HealthCheckRequest(), timeout=_CONNECT_TIMEOUT_SECONDS)

@@ -16,9 +16,13 @@ if TYPE_CHECKING:
 
 @contextmanager
 def connect(ctx: typer.Context, address: str) -> Iterator[OperatorCalls]:
-    """The calls at an address; "": at the address of the settings."""
+    """The calls at an address; "": at the address of the settings, by TLS if its server has it."""
+    from tallystick_server.app.configuration.network import TLS_SCHEME
     from tallystick_server.cli.operator import calls
 
     settings = load_settings(ctx.obj)
-    with calls.connect(address or settings.server.listen) as operator_calls:
+    listen = settings.server.listen
+    if settings.server.certificate_file and not listen.startswith("unix:"):
+        listen = f"{TLS_SCHEME}{listen}"
+    with calls.connect(address or listen, settings.service_ca_file) as operator_calls:
         yield operator_calls

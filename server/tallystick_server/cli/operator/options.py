@@ -20,7 +20,8 @@ AddressOption = Annotated[
     typer.Option(
         "--address",
         metavar="HOST:PORT",
-        help="Address of the platform. By default the setting TALLYSTICK_SERVER__LISTEN.",
+        help="Address of the platform; https://HOST:PORT for TLS. By default the setting "
+        "TALLYSTICK_SERVER__LISTEN.",
         show_default=False,
     ),
 ]
