@@ -274,33 +274,32 @@ WITH_TOKENS = {
     "TALLYSTICK_CALLERS": f"a:service:{TOKEN}",
     "TALLYSTICK_SERVICE_TOKEN": TOKEN,
 }
-CERTIFICATE = {
-    "TALLYSTICK_SERVER__CERTIFICATE_FILE": "server.pem",
-    "TALLYSTICK_SERVER__KEY_FILE": "server.key",
-}
 
 
 @pytest.mark.parametrize(
     "address",
     ["0.0.0.0:7070", "[::]:7070", "10.0.0.1:7070", "localhost.example.com:7070", "[fe80::1]:7070"],
 )
-def test_plain_text_outside_loopback_is_rejected(address: str) -> None:
+@pytest.mark.parametrize("section", ["server", "http"])
+def test_plain_text_outside_loopback_is_rejected(section: str, address: str) -> None:
     """Also with authentication; the error says which settings allow the address. A certificate or
     a proxy that terminates TLS does.
     """
-    environment = {**WITH_TOKENS, "TALLYSTICK_SERVER__LISTEN": address}
+    variable = f"TALLYSTICK_{section.upper()}"
+    environment = {**WITH_TOKENS, f"{variable}__LISTEN": address}
     with pytest.raises(StartupError) as error:
         load(environment)
     assert str(error.value) == (
-        "TALLYSTICK_SERVER__LISTEN must be a loopback address while it is plain text. Set "
-        "server.certificate_file and server.key_file for TLS, or server.tls_terminated_by_proxy = "
-        "true if a proxy terminates TLS in front of it."
+        f"{variable}__LISTEN must be a loopback address while it is plain text. Set "
+        f"{section}.certificate_file and {section}.key_file for TLS, or "
+        f"{section}.tls_terminated_by_proxy = true if a proxy terminates TLS in front of it."
     )
-    proxy = {"TALLYSTICK_SERVER__TLS_TERMINATED_BY_PROXY": "true"}
-    for allowing in (CERTIFICATE, proxy):
-        assert load({**environment, **allowing}).server.listen == address
+    certificate = {f"{variable}__CERTIFICATE_FILE": "c.pem", f"{variable}__KEY_FILE": "c.key"}
+    proxy = {f"{variable}__TLS_TERMINATED_BY_PROXY": "true"}
+    for allowing in (certificate, proxy):
+        assert getattr(load({**environment, **allowing}), section).listen == address
     with pytest.raises(StartupError, match="must be a loopback address while authentication is"):
-        load({"TALLYSTICK_SERVER__LISTEN": address, **CERTIFICATE})
+        load({f"{variable}__LISTEN": address, **certificate})
 
 
 @pytest.mark.parametrize(

@@ -18,13 +18,14 @@ from tallystick_server.app.errors import StartupError
 from tallystick_server.app.listening import listen_http
 from tallystick_server.app.metrics_export import MetricsExport, start_metrics_export
 from tallystick_server.app.services import SERVICES
+from tallystick_server.app.tls import ServerCertificate, load_certificate, service_connector
 from tallystick_server.http.health import health_route
 from tallystick_server.http.routing import Route
 from tallystick_server.http.server import HttpLimits, HttpServer
 from tallystick_server.http.webhooks import ReceiveCall, WebhookEndpoints
 from tallystick_server.providers.provider_type import CloseHook
 from tallystick_server.providers.registry import build_providers
-from tallystick_server.rpc.service_client import ServiceClient, open_channel
+from tallystick_server.rpc.service_client import ServiceClient
 
 HEALTH_NOTICE_SECONDS = 0.2
 """Seconds in which watchers of the health receive NOT_SERVING before calls are rejected."""
@@ -37,6 +38,7 @@ class RunningHttpServer:
     address: str
     server: HttpServer
     _listener: asyncio.Server
+    _certificate: ServerCertificate | None
     _close_hooks: Sequence[CloseHook]
     _stopping: asyncio.Event
 
@@ -52,6 +54,8 @@ class RunningHttpServer:
         self.server.close()
         await self.server.wait_until_idle(drain_timeout_seconds)
         await self.server.stop()
+        if self._certificate is not None:
+            await self._certificate.stop()
         for close_hook in self._close_hooks:
             await close_hook()
 
@@ -102,10 +106,12 @@ async def start_http_server(
                 "TALLYSTICK_SERVICE_ADDRESSES must say where the HTTP server reaches "
                 f'{spec.name}, such as "{spec.name}=127.0.0.1:7070".'
             )
-    channels = {address: open_channel(address) for address in addresses.values()}
+    certificate = load_certificate("http", settings.http)
+    connect = service_connector(settings.service_ca_file)
+    channels = {address: connect(address) for address in addresses.values()}
     stopping = asyncio.Event()
     http = settings.http
-    service_client = ServiceClient(settings.service_token)
+    service_client = ServiceClient(settings.service_token, connect)
     sources, close_hooks = (
         (webhook_sources, []) if webhook_sources is not None else _webhook_sources(settings)
     )
@@ -129,11 +135,19 @@ async def start_http_server(
             body_timeout_seconds=http.body_timeout,
         ),
     )
-    listener = await listen_http(server.connect, http.listen, reuse_port=settings.server.reuse_port)
+    listener = await listen_http(
+        server.connect,
+        http.listen,
+        None if certificate is None else certificate.ssl_context(),
+        reuse_port=settings.server.reuse_port,
+    )
+    if certificate is not None:
+        certificate.start()
     return RunningHttpServer(
         http.listen,
         server,
         listener,
+        certificate,
         [
             webhooks.stop,
             *close_hooks,

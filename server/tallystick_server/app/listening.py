@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import ssl
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 import grpc
 
 from tallystick_server.app.errors import StartupError
+
+_HANDSHAKE_TIMEOUT_SECONDS = 10.0
 
 
 def listen(
@@ -37,13 +40,24 @@ def listen(
 
 
 async def listen_http(
-    connect: Callable[[], asyncio.Protocol], address: str, *, reuse_port: bool
+    connect: Callable[[], asyncio.Protocol],
+    address: str,
+    context: ssl.SSLContext | None,
+    *,
+    reuse_port: bool,
 ) -> asyncio.Server:
-    """Accepts HTTP connections at "host:port". Raises StartupError with the cause."""
+    """Accepts HTTP connections at "host:port", with TLS if there is a context. Raises StartupError
+    with the cause.
+    """
     host, _, port = address.rpartition(":")
     try:
         return await asyncio.get_running_loop().create_server(
-            connect, host.strip("[]"), int(port), reuse_port=reuse_port or None
+            connect,
+            host.strip("[]"),
+            int(port),
+            ssl=context,
+            ssl_handshake_timeout=None if context is None else _HANDSHAKE_TIMEOUT_SECONDS,
+            reuse_port=reuse_port or None,
         )
     except OSError as error:
         raise StartupError(

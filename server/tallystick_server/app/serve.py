@@ -10,7 +10,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,12 +31,12 @@ from tallystick_server.app.listening import listen
 from tallystick_server.app.metrics_export import MetricsExport, start_metrics_export
 from tallystick_server.app.readiness import DatabaseHealth, await_databases, serve_not_ready
 from tallystick_server.app.services import HTTP_SERVER, find_spec, stop_order
-from tallystick_server.app.tls import ServerCertificate, load_certificate, service_credentials
+from tallystick_server.app.tls import ServerCertificate, load_certificate, service_connector
 from tallystick_server.app.wiring import Dependencies, Service, Wiring
 from tallystick_server.observability import tracing
 from tallystick_server.rpc.authentication import Authenticator, BearerTokens, NoAuthentication
 from tallystick_server.rpc.server import RpcServer
-from tallystick_server.rpc.service_client import ServiceClient, open_channel
+from tallystick_server.rpc.service_client import ServiceClient
 from tallystick_server.service_spec import ServiceSpec
 
 T = TypeVar("T")
@@ -153,8 +152,7 @@ async def start(
     )
     certificate, credentials = _load_certificate(settings)
     service_client = ServiceClient(
-        settings.service_token,
-        partial(open_channel, credentials=service_credentials(settings.service_ca_file)),
+        settings.service_token, service_connector(settings.service_ca_file)
     )
     has_sockets = len(names) > 1 or has_http
     socket_folder = tempfile.mkdtemp(prefix="tallystick-") if has_sockets else None

@@ -10,6 +10,7 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -26,6 +27,7 @@ from tallystick_server.app.configuration.errors import setting_name
 from tallystick_server.app.configuration.network import ListenerSettings
 from tallystick_server.app.errors import StartupError
 from tallystick_server.observability import names
+from tallystick_server.rpc.service_client import open_channel
 
 log = logging.getLogger(__name__)
 
@@ -248,3 +250,10 @@ def service_credentials(ca_file: str) -> grpc.ChannelCredentials:
     except ValueError:
         raise StartupError(f"{name} must have certificates in PEM.") from None
     return grpc.ssl_channel_credentials(content)
+
+
+def service_connector(ca_file: str) -> Callable[[str], grpc.aio.Channel]:
+    """How this process connects to a service at an address. `ca_file`: as above. Raises
+    StartupError.
+    """
+    return partial(open_channel, credentials=service_credentials(ca_file))

@@ -46,6 +46,7 @@ def check_network(settings: Settings, origins: Origins) -> list[str]:
         if settings.authentication == "none" and address and not is_loopback(address)
     ]
     lines += _check_listener("server", settings.server, origins)
+    lines += _check_listener("http", settings.http, origins)
     lines += _check_service_addresses(settings, origins)
     metrics = settings.metrics
     if metrics.listen and not is_loopback(metrics.listen) and not metrics.allow_remote:

@@ -125,7 +125,15 @@ class HttpSection(Section):
     """
 
     listen: OptionalPort = "127.0.0.1:7080"
-    """Address of the HTTP server: host:port; empty: `serve all` has none."""
+    """Address of the HTTP server: host:port; empty: `serve all` has none. Outside loopback it needs
+    TLS, here or at a proxy.
+    """
+    certificate_file: OptionalFile = ""
+    """As `server.certificate_file`. Both servers may have the same files."""
+    key_file: OptionalFile = Field(default="", repr=False)
+    """As `server.key_file`."""
+    tls_terminated_by_proxy: Flag = False
+    """As `server.tls_terminated_by_proxy`."""
     max_connections: Count = Field(default=1000, ge=1, le=100_000)
     """Maximum open connections; further ones are closed at once."""
     max_body_bytes: ByteCount = Field(default=1024 * 1024, ge=64 * 1024, le=4 * 1024 * 1024)
