@@ -118,3 +118,22 @@ def test_the_demo_names_each_failure_in_one_sentence(short_folder: Path) -> None
     assert demo_result.returncode == 1
     assert "is not a complete PostgreSQL cluster" in demo_result.stderr
     assert "Traceback" not in demo_result.stderr + busy.stderr + two.stderr
+
+
+@pytest.mark.parametrize("section", ["server", "http"])
+def test_the_demo_is_reachable_from_this_machine_only(short_folder: Path, section: str) -> None:
+    """The demo has no authentication, so it does not start where other machines could reach it."""
+    token = "0123456789abcdef"
+    variable = f"TALLYSTICK_{section.upper()}"
+    completed = run_demo(
+        short_folder,
+        TALLYSTICK_AUTHENTICATION="tokens",
+        TALLYSTICK_CALLERS=f"a:service:{token}",
+        TALLYSTICK_SERVICE_TOKEN=token,
+        **{f"{variable}__LISTEN": "0.0.0.0:7070", f"{variable}__TLS_TERMINATED_BY_PROXY": "true"},
+    )
+    assert completed.returncode == 1
+    assert completed.stderr.strip() == (
+        f"demo: {section}.listen ({variable}__LISTEN) must be a loopback address for the demo, "
+        "which has no authentication and no TLS."
+    )

@@ -20,8 +20,11 @@ from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_core.provider.outcome import RetryReason
 from tallystick_server.app import serve
 from tallystick_server.app.configuration import Settings
+from tallystick_server.app.configuration.errors import setting_name
+from tallystick_server.app.configuration.network import is_loopback
 from tallystick_server.app.database.connections import DatabaseUrls, open_databases
 from tallystick_server.app.database.migrate import migrate
+from tallystick_server.app.errors import StartupError
 from tallystick_server.app.services import HTTP_SERVER, SERVICES, service_names
 from tallystick_server.cli.demo_output import (
     SELLERS,
@@ -77,8 +80,14 @@ def demo(
 
 def _settings(base: Settings) -> Settings:
     """Funds stay pending until delivery is confirmed, or for seven days. The bank is polled every
-    0.4 s instead of daily.
+    0.4 s instead of daily. Raises StartupError if other machines could reach the demo.
     """
+    for section, address in (("server", base.server.listen), ("http", base.http.listen)):
+        if address and not is_loopback(address):
+            raise StartupError(
+                f"{setting_name((section, 'listen'))} must be a loopback address for the demo, "
+                "which has no authentication and no TLS."
+            )
     short_retry = RetryPolicy(RetryStrategy.FIXED, 0.4, 0.4, 50)
     retry = {
         **base.retry,
@@ -87,6 +96,10 @@ def _settings(base: Settings) -> Settings:
     }
     return base.replace(
         authentication="none",
+        server__certificate_file="",
+        server__key_file="",
+        http__certificate_file="",
+        http__key_file="",
         retry=retry,
         release_delay=604_800,
         payout__destination_cooldown=0.0,
