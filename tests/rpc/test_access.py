@@ -131,13 +131,17 @@ def _run_request(owner: OwnedResources) -> dict[str, Any]:
     }
 
 
-_OPERATOR_METHODS = (
+_SHARED_METHODS = (
     "ListDeadLetters",
     "GetDeadLetter",
     "RetryDeadLetter",
     "CloseDeadLetter",
     "RetryDeadLetters",
     "CloseDeadLetters",
+    "BatchReceiveWebhookEvents",
+    "ListWebhookEvents",
+    "GetWebhookEvent",
+    "ReplayWebhookEvent",
     "ListAlerts",
 )
 MATRIX: dict[str, MethodRow] = {
@@ -188,7 +192,7 @@ MATRIX: dict[str, MethodRow] = {
     **{
         f"{name}.{method}": MethodRow(MethodScope.PLATFORM)
         for name in ("payment", "payout")
-        for method in _OPERATOR_METHODS
+        for method in _SHARED_METHODS
     },
     **{
         name: MethodRow(MethodScope.PLATFORM)

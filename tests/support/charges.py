@@ -234,16 +234,17 @@ def leased_charge(platform: ServedPlatform, charge_id: str, token: int) -> Charg
 
 def record_outcomes(
     platform: ServedPlatform, *charge_outcomes: tuple[Charge, ChargeOutcome]
-) -> None:
-    """Records outcomes in one batch."""
+) -> list[Charge]:
+    """Records outcomes in one batch. Returns the charges after it."""
     payment_worker = payment_worker_of(platform)
 
-    async def record() -> None:
-        await asyncio.gather(
+    async def record() -> list[Any]:
+        return await asyncio.gather(
             *(payment_worker.record(charge, outcome) for charge, outcome in charge_outcomes)
         )
 
-    platform.run_in_loop(record)
+    recorded: list[Charge] = platform.run_in_loop(record)
+    return recorded
 
 
 def reschedule(platform: ServedPlatform, *failed_steps: FailedStep[Charge]) -> None:

@@ -49,8 +49,8 @@ from tallystick_storage.webhook_events import EventOperationRow, SubjectKey
 S = TypeVar("S", bound=LeasedOperation)
 
 SubjectOutcome: TypeAlias = ChargeLookupOutcome | PayoutLookupOutcome
-NO_CALLER = ""
-"""The caller of a webhook event: a provider has no name among the callers."""
+_CALLER = "platform"
+"""The caller of the events of its dead letters: a provider has no name among the callers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,7 +242,7 @@ def _operation_from_row(
 ) -> EventOperation[S]:
     return EventOperation(
         operation_id=row.webhook_event_id,
-        caller=NO_CALLER,
+        caller=_CALLER,
         attempt_number=1,
         provider=row.provider,
         provider_key=row.event_id,

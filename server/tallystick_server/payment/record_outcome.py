@@ -80,11 +80,9 @@ class PaymentOutcomeRecorder:
         missed = [update for update in updates if update.has_missed(transitioned)]
         if missed:  # the orders have changed since they were loaded
             reloaded = _reload(connection, missed)
-            transitioned.add(
-                self._apply(connection, reloaded.values()),
-                [update.charge for update in reloaded.values()],
-            )
+            transitioned.add(self._apply(connection, reloaded.values()))
             updates = [reloaded.get(update.charge.charge_id, update) for update in updates]
+        transitioned.add_known(update.charge for update in updates)
         _record_remainder(connection, updates, transitioned)
         return transitioned
 

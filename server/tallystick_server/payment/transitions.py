@@ -115,8 +115,10 @@ class TransitionResult:
     final_payments: dict[str, payment_pb2.Payment] = field(default_factory=dict)
     lease_tokens: dict[str, int | None] = field(default_factory=dict)
     """The lease token that the operation of each changed order has now, by order id."""
-    reloaded_orders: dict[str, OrderInCharge] = field(default_factory=dict)
-    """The orders that had changed meanwhile, as they were found."""
+    known_orders: dict[str, OrderInCharge] = field(default_factory=dict)
+    """The orders before the transitions, as they were last loaded. Others may have loaded them
+    earlier.
+    """
 
     def changed(self, charge: Charge) -> bool:
         """Whether the charge has changed. Its orders change together."""
@@ -127,20 +129,23 @@ class TransitionResult:
         token = self.lease_tokens.get(charge.orders[0].payment_order_id)
         return token == charge.lease_token
 
-    def add(self, other: TransitionResult, reloaded: Iterable[Charge]) -> None:
+    def add(self, other: TransitionResult) -> None:
         """Adds the result for charges that had changed meanwhile and were loaded again."""
         self.orders.update(other.orders)
         self.final_payments.update(other.final_payments)
         self.lease_tokens.update(other.lease_tokens)
-        self.reloaded_orders.update(
-            (order.payment_order_id, order) for charge in reloaded for order in charge.orders
+
+    def add_known(self, charges: Iterable[Charge]) -> None:
+        """Adds the orders of charges as they were last loaded."""
+        self.known_orders.update(
+            (order.payment_order_id, order) for charge in charges for order in charge.orders
         )
 
     def apply_to(self, charge: Charge, now: float) -> Charge:
         """The charge with its current orders at loop time `now`. A transition resets the retry
         counts.
         """
-        current = {**self.reloaded_orders, **self.orders}
+        current = {**self.known_orders, **self.orders}
         final_payment = self.final_payments.get(charge.checkout_id)
         orders = tuple(current.get(order.payment_order_id, order) for order in charge.orders)
         if orders == charge.orders:

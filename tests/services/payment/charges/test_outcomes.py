@@ -191,7 +191,7 @@ def test_a_payment_is_final_at_the_time_of_its_last_order(
             with connection.transaction(force_rollback=True):
                 failed = transition_orders(connection, [failure_of(first)])
                 connection.set_begin_time(connection.begin_time - timedelta(seconds=10))
-                failed.add(transition_orders(connection, [failure_of(last)]), ())
+                failed.add(transition_orders(connection, [failure_of(last)]))
                 return [
                     failed.final_payments[payment.checkout_id].update_time.ToNanoseconds(),
                     *(o.message.update_time.ToNanoseconds() for o in failed.orders.values()),

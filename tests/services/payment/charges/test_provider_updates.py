@@ -13,6 +13,7 @@ from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.operations.kind import KindName
 from tallystick_core.operations.next_action import NextAction
+from tallystick_core.payment.state import OrderStatus
 from tallystick_core.provider.outcome import (
     ChargeOutcome,
     Declined,
@@ -228,6 +229,28 @@ def test_an_outcome_counts_although_its_charge_has_changed_since_it_was_loaded(
     record_outcomes(slow_retry_platform, (stale_charge, Succeeded(f"s-{charge_id}", 500, "EUR")))
     order = get_order(slow_retry_client, payment)
     assert order.payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
+    assert is_paid(slow_retry_client, payment)
+
+
+def test_a_holder_learns_what_another_source_recorded_in_the_same_batch(
+    slow_retry_client: Client, slow_retry_platform: ServedPlatform
+) -> None:
+    """A poll and a webhook report the same success. The poll loaded the charge before it succeeded,
+    the webhook afterwards: the poll, which holds the lease, gets the charge as it is now, and so
+    books it.
+    """
+    payment = unanswered_payment(slow_retry_client, slow_retry_platform)
+    charge_id = payment.payment_orders[0].charge_id
+    stale_charge = leased_charge(slow_retry_platform, charge_id, 0)
+    success = Succeeded(f"s-{charge_id}", 500, "EUR")
+    apply(slow_retry_platform, charge_id, success)
+    current_charge = slow_retry_platform.run_in_loop(
+        payment_worker_of(slow_retry_platform).find, KindName.CHARGE, charge_id
+    )
+    recorded = record_outcomes(
+        slow_retry_platform, (stale_charge, success), (current_charge, success)
+    )
+    assert [charge.orders[0].status for charge in recorded] == [OrderStatus.SUCCESS] * 2
     assert is_paid(slow_retry_client, payment)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import permutations
 from typing import Any
 
 import psycopg
@@ -11,6 +12,7 @@ import pytest
 from tallystick import Client, TallystickError
 from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_pb2
+from tallystick.wallet.v1.wallet_service_pb2 import ListWalletsRequest
 from tallystick_core.provider.outcome import (
     ChargeLookupOutcome,
     NotSent,
@@ -31,6 +33,7 @@ from tests.support.charges import (
     TWO_TRIES,
     close_dead_letter,
     dead_letter_state,
+    event_versions,
     get_order,
     is_paid,
     retry_dead_letter,
@@ -49,7 +52,7 @@ from tests.support.webhooks import (
 
 NO_POLLS = Settings().replace(
     retry={
-        ("", RetryReason.PENDING): RetryPolicy(RetryStrategy.FIXED, 3600, 3600, 0),
+        ("", RetryReason.PENDING): RetryPolicy(RetryStrategy.FIXED, 3600, 3600, None),
         ("", RetryReason.OUTCOME_UNKNOWN): TWO_TRIES,
     },
     worker__scan_interval=0.1,
@@ -105,6 +108,10 @@ def client(platform: ServedPlatform) -> Iterator[Client]:
         yield sdk_client
 
 
+def always(outcome: ChargeLookupOutcome) -> Callable[[ChargeRequest], ChargeLookupOutcome]:
+    return lambda _: outcome
+
+
 def pending_payment(client: Client) -> payment_pb2.Payment:
     """A payment whose charge is in review at the provider."""
     payment = create_payment(client, "5.00")
@@ -144,6 +151,45 @@ def test_an_event_names_its_charge_by_the_id_that_the_provider_echoes(
     receive(client.payment, new_event(reference="pi_of_the_event", client_reference=charge_id))
     assert is_paid(client, payment)
     assert provider.lookup_references == ["pi_of_the_event"]
+
+
+def test_the_end_does_not_depend_on_the_order_of_events(
+    scratch_database: DatabaseUrls, thorough: bool
+) -> None:
+    """H1: five answers of the provider, read in every order and with polls between, end in one
+    state with one booking. Thorough: all 120 orders.
+    """
+    provider = ReviewingProvider()
+    settings = NO_POLLS.replace(
+        retry={("", RetryReason.PENDING): RetryPolicy(RetryStrategy.FIXED, 0.05, 0.05, None)}
+    )
+    dependencies = Dependencies(providers={"sandbox": provider})
+    with (
+        serve_platform(scratch_database, settings, dependencies=dependencies) as platform,
+        platform.client() as client,
+    ):
+        for number, order in enumerate([*permutations(range(5))][:: 1 if thorough else 17]):
+            reference = f"pi_{number}"
+            paid = Succeeded(reference, 500, "EUR")
+            answers: list[ChargeLookupOutcome] = [
+                Pending(PendingReason.PROVIDER_REVIEW, reference),
+                Pending(PendingReason.BUYER_ACTION, reference, "https://provider.invalid/act"),
+                Pending(PendingReason.PROVIDER_REVIEW, reference),
+                paid,
+                paid,
+            ]
+            provider.outcome_of = always(Pending(PendingReason.PROVIDER_REVIEW, reference))
+            payment = create_payment(client, "5.00")
+            for index in order:
+                provider.outcome_of = always(answers[index])
+                event = new_event(reference=reference)
+                receive(client.payment, event)
+                wait_for_event(client.payment, event, "APPLIED")
+            assert is_paid(client, payment)
+        wallets = client.wallet.ListWallets(ListWalletsRequest(page_size=200)).wallets
+        assert {wallet.balance for wallet in wallets} == {"5.00"}
+    report = verify(scratch_database)
+    assert report.passed, report.as_text()
 
 
 def test_a_hundred_deliveries_are_one_event(client: Client, provider: ReviewingProvider) -> None:
@@ -207,6 +253,9 @@ def test_an_event_about_an_unknown_charge_becomes_a_dead_letter(
     second = open_dead_letter(client.payment, stored.webhook_event_id)
     close_dead_letter(client, second)
     assert state_of(client.payment, event) == "CLOSED"
+    # the dead letter's events are published: it was opened, and ended
+    aggregate = f"deadLetters/{dead_letter.dead_letter_id}"
+    assert eventually(lambda: event_versions(client, aggregate) == [1, 2])
 
 
 def test_a_retried_event_is_applied_once_its_charge_is_known(
