@@ -51,6 +51,7 @@ from tests.simulation.network import (
     Unreachable,
     exchange,
 )
+from tests.simulation.webhook_load import WebhookLoad
 from tests.simulation.world import PROVIDER_NODE, World
 from tests.support.retry_policies import scaled_defaults
 
@@ -130,8 +131,10 @@ class Cluster:
         urls: Mapping[str, str],
         connection_cache: ConnectionCache,
         key_window: float,
+        webhooks: WebhookLoad,
     ) -> None:
         self._world = world
+        self._webhooks = webhooks
         self._urls = urls
         self._connection_cache = connection_cache
         self._settings = settings(key_window)
@@ -205,12 +208,14 @@ class Cluster:
             lambda: self.sandbox,
             self._provider_node,
             self._settings.providers.key_window,
+            self._report,
         )
         payout_provider = _RemotePayoutProvider(
             self._world,
             lambda: self.sandbox_payouts,
             self._provider_node,
             self._settings.providers.key_window,
+            self._report,
         )
         dependencies = Dependencies(
             self._new_id,
@@ -227,6 +232,11 @@ class Cluster:
         service.start()
         self._services.append(service)
         self.network.servers.setdefault(name, {})[node] = server
+
+    def _report(self, service: str, subject_id: str, reply: Reply) -> None:
+        """The provider reports an answer by webhook too."""
+        client = self.client(f"webhooks of {subject_id}", "service")
+        self._webhooks.report(client, service, subject_id, reply)
 
     def _restart(self, node: Node) -> None:
         self.network.servers.get(node.name.partition("-")[0], {}).pop(node, None)
@@ -260,16 +270,21 @@ class _SimulatedClient(AsyncClient):
         return self._network.channel(target)
 
 
+_Report = Callable[[str, str, Reply], None]
+"""Reports an answer by webhook, with the service and the id of what it is about."""
+
+
 class _RemoteProvider:
     """A provider that a process calls over the simulated network."""
 
     name = "sandbox"
     final_not_found: FinalNotFound | None = _FINAL_NOT_FOUND
 
-    def __init__(self, world: World, node: Node, key_window: float) -> None:
+    def __init__(self, world: World, node: Node, key_window: float, report: _Report) -> None:
         self.key_window = key_window
         self._world = world
         self._node = node
+        self._report = report
 
     async def call(
         self,
@@ -309,9 +324,14 @@ class _RemoteChargeProvider(_RemoteProvider):
     """The charging sandbox; the real adapter maps replies to outcomes."""
 
     def __init__(
-        self, world: World, sandbox: Callable[[], Sandbox], node: Node, key_window: float
+        self,
+        world: World,
+        sandbox: Callable[[], Sandbox],
+        node: Node,
+        key_window: float,
+        report: _Report,
     ) -> None:
-        super().__init__(world, node, key_window)
+        super().__init__(world, node, key_window, report)
         self._sandbox = sandbox
 
     async def send(self, request: ChargeRequest) -> ChargeOutcome:
@@ -339,8 +359,13 @@ class _RemoteChargeProvider(_RemoteProvider):
         work: Callable[[], Awaitable[Reply]],
         parse: Callable[[Reply], R],
     ) -> R | NotSent | Unknown:
+        async def answer() -> Reply:
+            reply = await work()
+            self._report("payment", request.charge_id, reply)
+            return reply
+
         reply = await self.call(
-            verb, request.charge_id, _fault_weights(request.payment_token), work, _describe_reply
+            verb, request.charge_id, _fault_weights(request.payment_token), answer, _describe_reply
         )
         return parse(reply) if isinstance(reply, Reply) else reply
 
@@ -356,8 +381,9 @@ class _RemotePayoutProvider(_RemoteProvider):
         sandbox_payouts: Callable[[], SandboxPayouts],
         node: Node,
         key_window: float,
+        report: _Report,
     ) -> None:
-        super().__init__(world, node, key_window)
+        super().__init__(world, node, key_window, report)
         self._sandbox_payouts = sandbox_payouts
 
     async def submit(self, requests: Sequence[PayoutRequest]) -> Sequence[PayoutOutcome]:
@@ -370,11 +396,18 @@ class _RemotePayoutProvider(_RemoteProvider):
             else CALL_FAULTS
         )
         payout_ids = " ".join(request.payout_id for request in requests)
+
+        async def answer() -> Sequence[Reply]:
+            answers = await self._sandbox_payouts().submit(requests)
+            for request, reply in zip(requests, answers, strict=True):
+                self._report("payout", request.payout_id, reply)
+            return answers
+
         replies = await self.call(
             "pay",
             payout_ids,
             fault_weights,
-            lambda: self._sandbox_payouts().submit(requests),
+            answer,
             lambda batch_replies: ", ".join(map(_describe_reply, batch_replies)),
         )
         return (
@@ -384,11 +417,16 @@ class _RemotePayoutProvider(_RemoteProvider):
         )
 
     async def look_up(self, request: PayoutRequest) -> PayoutLookupOutcome:
+        async def answer() -> Reply:
+            reply = await self._sandbox_payouts().look_up(request.payout_id)
+            self._report("payout", request.payout_id, reply)
+            return reply
+
         reply = await self.call(
             "look up payout",
             request.payout_id,
             CALL_FAULTS,
-            lambda: self._sandbox_payouts().look_up(request.payout_id),
+            answer,
             _describe_reply,
         )
         return to_payout_lookup_outcome(reply) if isinstance(reply, Reply) else reply

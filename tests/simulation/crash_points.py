@@ -66,7 +66,18 @@ PAYOUT_PLAN = SimulationPlan(
 """A payout of a seller with an earlier sale: its destination, the payout, and the provider's
 reports. Services without crash points have one process.
 """
-CRASH_PLANS = {"payment": PAYMENT_PLAN, "payout": PAYOUT_PLAN}
+WEBHOOK_PLAN = SimulationPlan(
+    seed=3,
+    payments=0,
+    fault_rate=0.0,
+    payment_requests=(replace(_SALE_REQUEST, token="tok_pending:paid", delivery_count=0),),
+    report_rate=1.0,
+    single_process_services=frozenset({"payout", "event", "wallet", "ledger"}),
+)
+"""A payment that its provider holds for review, and reports by webhook. Only processes of
+PaymentService have crash points that another plan does not cover.
+"""
+CRASH_PLANS = {"payment": PAYMENT_PLAN, "payout": PAYOUT_PLAN, "webhook": WEBHOOK_PLAN}
 _EVENT_CALLS = (
     "event-",
     "Relay.",
@@ -122,12 +133,13 @@ def run_with_crashes(
 
 
 def _relevant_calls(plan: SimulationPlan, calls: Sequence[str]) -> Sequence[str]:
-    """The port calls under test. Those of a payout start at its first call and exclude the
-    publishing of events, which a payment covers.
+    """The port calls under test. Those of a payout, and of a webhook, start at its first call and
+    exclude the publishing of events, which a payment covers.
     """
-    if not plan.withdrawals:
+    if not plan.withdrawals and not plan.report_rate:
         return calls
-    first_index = next((index for index, call in enumerate(calls) if call.startswith("payout-")), 0)
+    first_name = "payout-" if plan.withdrawals else "WebhookInbox"
+    first_index = next((index for index, call in enumerate(calls) if first_name in call), 0)
     return [call for call in calls[first_index:] if not any(name in call for name in _EVENT_CALLS)]
 
 

@@ -47,6 +47,7 @@ def add_regression(plan: SimulationPlan, violation: str) -> None:
         "without_payouts": sorted(plan.without_payouts),
         "outage": plan.outage,
         "poison": plan.poison,
+        "report_rate": plan.report_rate,
         "crash_point": next(
             (
                 name
@@ -83,4 +84,5 @@ def _parse_plan(entry: dict[str, Any]) -> SimulationPlan:
         single_process_services=crash_plan.single_process_services if crash_plan else frozenset(),
         outage=entry.get("outage", False),
         poison=entry.get("poison", False),
+        report_rate=entry.get("report_rate", 0.0),
     )

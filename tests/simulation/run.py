@@ -32,6 +32,7 @@ from tests.simulation.operator_load import OperatorLoad, resolve_in_bulk
 from tests.simulation.payout_auditor import PayoutAuditor, TransferLogEntry
 from tests.simulation.payout_load import PayoutLoad, WithdrawalRequest, draw_withdrawal
 from tests.simulation.seeded_random import SeededRandom
+from tests.simulation.webhook_load import STATES_SQL, WebhookLoad
 from tests.simulation.world import SLOW_SECONDS, World
 
 _MAX_CALL_SECONDS = 400.0
@@ -73,6 +74,10 @@ class SimulationPlan:
     """Services with one process; each other service has two."""
     outage: bool | None = None
     """Whether a service or the provider has an outage of an hour; None: derived from the seed."""
+    report_rate: float | None = None
+    """The share of the provider's answers that it also reports by webhook; None: derived from the
+    seed.
+    """
     poison: bool | None = None
     """Whether a service fails on some items for up to an hour; None: derived from the seed."""
 
@@ -127,6 +132,7 @@ class Simulation:
             fault_rate=_fault_rate(plan),
             outage=_is_included(plan, plan.outage, "an outage", 0.25),
             poison=_is_included(plan, plan.poison, "poison", 0.35),
+            report_rate=_report_rate(plan),
         )
         result = SimulationResult(plan)
         # A garbage-collected object runs its `finally`, at a moment that depends on all earlier
@@ -189,7 +195,8 @@ class Simulation:
     async def _play(
         self, plan: SimulationPlan, world: World, key_window: float, result: SimulationResult
     ) -> None:
-        cluster = Cluster(world, self._urls, self._connection_cache, key_window)
+        webhook_load = WebhookLoad(world, plan.report_rate or 0.0)
+        cluster = Cluster(world, self._urls, self._connection_cache, key_window, webhook_load)
         span_seconds = (
             5.0 + min(plan.payments / 12, 5.0 + plan.payments / 40) if plan.payments else 0.0
         )
@@ -230,7 +237,7 @@ class Simulation:
         world.faults.healed = True
         healed_time = world.loop.now
         operator = cluster.client(OPERATOR, OPERATOR)
-        loads = (payment_load, payout_load, operator_load)
+        loads = (payment_load, payout_load, operator_load, webhook_load)
         while (  # noqa: ASYNC110 - nodes do not share what one waits for
             not all(load.is_idle for load in loads)
             and world.loop.now < healed_time + _MAX_CALL_SECONDS
@@ -276,6 +283,9 @@ class Simulation:
         await auditor.audit()
         result.violations += [*payout_load.violations, *await operator_load.audit(operator)]
         result.violations += auditor.violations
+        for service in ("payment", "payout"):
+            stored = self._tables.query(STATES_SQL.format(schema=service))
+            result.violations += webhook_load.audit(service, stored)
         report = run_checks(self._verify_reader.read)
         result.violations += [
             f"verify: {violation}" for check in report.checks for violation in check.failures
@@ -420,3 +430,12 @@ def _fault_rate(plan: SimulationPlan) -> float:
     return SeededRandom(plan.seed).weighted_choice(
         "share", {0.0: 1.0, 0.02: 3.0, 0.05: 5.0, 0.12: 2.0}
     )
+
+
+def _report_rate(plan: SimulationPlan) -> float:
+    """The share of answers that are also reported by webhook: none in half of the runs."""
+    if plan.report_rate is not None:
+        return plan.report_rate
+    if not plan.payments:
+        return 0.0
+    return SeededRandom(plan.seed).weighted_choice("webhooks", {0.0: 2.0, 0.2: 1.0, 0.7: 1.0})

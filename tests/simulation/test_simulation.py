@@ -15,6 +15,7 @@ from tests.simulation.crash_points import (
     CRASH_PLANS,
     PAYMENT_PLAN,
     PAYOUT_PLAN,
+    WEBHOOK_PLAN,
     run_with_crashes,
     single_crash_plans,
 )
@@ -151,24 +152,29 @@ def test_operator_and_caller_actions_occur(
 
 
 @pytest.mark.parametrize(
-    ("plan", "nodes"),
+    ("plan", "nodes", "min_points"),
     [
-        (PAYMENT_PLAN, {"payment", "wallet", "ledger", "event"}),
-        (PAYOUT_PLAN, {"payout", "wallet", "ledger"}),
+        (PAYMENT_PLAN, {"payment", "wallet", "ledger", "event"}, 50),
+        (PAYOUT_PLAN, {"payout", "wallet", "ledger"}, 50),
+        (WEBHOOK_PLAN, {"payment", "wallet", "ledger"}, 15),
     ],
     ids=CRASH_PLANS,
 )
 def test_a_crash_at_each_point(
-    simulation: Simulation, plan: SimulationPlan, nodes: set[str], thorough: bool
+    simulation: Simulation,
+    plan: SimulationPlan,
+    nodes: set[str],
+    min_points: int,
+    thorough: bool,
 ) -> None:
-    """A process crashes before or after a port call of a payment or a payout; it is paid once,
-    whichever process finishes it. Thorough: before and after each call. Pairs: scripts/simulate
-    --crash-points.
+    """A process crashes before or after a port call of a payment, a payout or a webhook; it is paid
+    once, whichever process finishes it. Thorough: before and after each call. Pairs:
+    scripts/simulate --crash-points.
     """
     quiet = simulation.run(plan)
     assert quiet.violations == []
     plans = single_crash_plans(quiet)
-    assert len(plans) > 50
+    assert len(plans) > min_points
     assert {call.split("-")[0] for plan in plans for call in plan.planned} == nodes
     failed = [
         result
