@@ -31,6 +31,12 @@ class SignedWebhookSource:
     name = "sandbox"
     endpoints: Sequence[str] = ("", "connect")
 
+    def __init__(self) -> None:
+        self.undelivered: list[WebhookEvent] = []
+        """The events that it lists, the oldest first, three at a time."""
+        self.is_unreachable = False
+        self.listed_since: list[datetime] = []
+
     def parse(
         self, endpoint: str, body: bytes, headers: Mapping[str, str], now: datetime
     ) -> WebhookEvent:
@@ -53,4 +59,9 @@ class SignedWebhookSource:
     async def list_events(
         self, endpoint: str, since: datetime
     ) -> Sequence[WebhookEvent] | NotSent | Unknown:
-        return []
+        self.listed_since.append(since)
+        if endpoint:
+            return []
+        if self.is_unreachable:
+            return NotSent("no connection")
+        return [event for event in self.undelivered if event.provider_time >= since][:3]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import NoReturn
 
 import grpc
@@ -22,7 +22,9 @@ from tallystick_server.app.tls import ServerCertificate, load_certificate, servi
 from tallystick_server.http.health import health_route
 from tallystick_server.http.routing import Route
 from tallystick_server.http.server import HttpLimits, HttpServer
+from tallystick_server.http.webhook_catch_up import WebhookCatchUp
 from tallystick_server.http.webhooks import ReceiveCall, WebhookEndpoints
+from tallystick_server.operations.periodic import Periodic
 from tallystick_server.providers.provider_type import CloseHook
 from tallystick_server.providers.registry import build_providers
 from tallystick_server.rpc.service_client import ServiceClient
@@ -116,12 +118,20 @@ async def start_http_server(
         (webhook_sources, []) if webhook_sources is not None else _webhook_sources(settings)
     )
     webhooks = WebhookEndpoints(
+        list(sources.values()), _receive_calls(service_client, addresses), service_client, _now
+    )
+    catch_up = WebhookCatchUp(
         list(sources.values()),
-        _receive_calls(service_client, addresses),
-        service_client,
-        lambda: datetime.now(UTC),
+        webhooks.store,
+        _now,
+        timedelta(seconds=http.webhook_catch_up_window),
+    )
+    catch_up_task = Periodic(
+        "http.catch_up_webhooks", http.webhook_catch_up_interval, catch_up.run_once
     )
     webhooks.start()
+    catch_up_task.start()
+    catch_up_task.wake()
     server = HttpServer(
         [
             *_routes({name: channels[address] for name, address in addresses.items()}, stopping),
@@ -149,6 +159,7 @@ async def start_http_server(
         listener,
         certificate,
         [
+            catch_up_task.stop,
             webhooks.stop,
             *close_hooks,
             service_client.close,
@@ -156,6 +167,10 @@ async def start_http_server(
         ],
         stopping,
     )
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 def _webhook_sources(settings: Settings) -> tuple[Mapping[str, WebhookSource], list[CloseHook]]:

@@ -75,6 +75,10 @@ class WebhookEndpoints:
             for endpoint in source.endpoints
         ]
 
+    async def store(self, event: WebhookEvent) -> bool:
+        """Has an event stored. Returns whether it is new. Raises ApiError, ServiceCallRejected."""
+        return await self._batchers[event.subject].submit(event)
+
     def start(self) -> None:
         for batcher in self._batchers.values():
             batcher.start()
@@ -90,7 +94,7 @@ class WebhookEndpoints:
             body = await request.read_body()
             try:
                 event = source.parse(endpoint, body, request.http.headers, self._now())
-                await self._batchers[event.subject].submit(event)
+                await self.store(event)
             except _NOT_STORED as error:
                 result, rejection = _reject(source.name, error)
                 metrics.WEBHOOKS.add(1, source.name, result)

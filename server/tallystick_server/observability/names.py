@@ -311,6 +311,12 @@ WEBHOOK_UNREADABLE = LogEvent(
 WEBHOOK_NOT_STORED = LogEvent(
     "webhook.not_stored", "A webhook could not be stored; the provider delivers it again."
 )
+WEBHOOKS_NOT_LISTED = LogEvent(
+    "webhooks.not_listed", "A provider does not list its events; the next run tries again."
+)
+WEBHOOKS_FETCHED = LogEvent(
+    "webhooks.fetched", "Events that a provider could not deliver were fetched and stored."
+)
 OPERATION_RESCHEDULED = LogEvent("operation.rescheduled", "A step failed; it is retried.")
 OPERATION_DELAYED = LogEvent(
     "operation.delayed",

@@ -149,6 +149,12 @@ class HttpSection(Section):
     """
     body_timeout: Seconds = Field(default=10.0, ge=0.1, le=600)
     """How long the body of a request may take to arrive."""
+    webhook_catch_up_interval: Seconds = Field(default=3600.0, ge=1, le=_YEAR_SECONDS)
+    """How often the events of providers are listed, in case some could not be delivered. They are
+    listed at the start too.
+    """
+    webhook_catch_up_window: Seconds = Field(default=259_200.0, ge=0, le=2_592_000)
+    """How far back the events are listed at the start."""
 
 
 class DatabaseSection(Section):
