@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -56,6 +57,17 @@ class Fault(StrEnum):
     """The account cannot be paid to."""
     REVIEW = "review"
     """The first verification is pending, a repeated one succeeds."""
+    # the Stripe look-alike only
+    FAILED = "failed"
+    """A payout that is pending, and fails at the next lookup."""
+    HTML = "html"
+    """The answer is a page of HTML."""
+    HUGE = "huge"
+    """The answer is a text of 3 MB."""
+    REDIRECT = "redirect"
+    """The answer redirects to another server."""
+    CUT = "cut"
+    """The charge is made and the answer is cut after half of its body, once."""
 
 
 _BY_NAME = {str(fault): fault for fault in Fault}
@@ -83,23 +95,36 @@ TRANSIENT_FAULTS = frozenset(
         Fault.LOST_AFTER,
         Fault.ERROR_AFTER,
         Fault.BATCH_LOST,
+        Fault.HTML,
+        Fault.HUGE,
+        Fault.REDIRECT,
+        Fault.CUT,
     }
 )
+_TOKEN = re.compile(r"(?:tok|ba|pm|acct)_([a-z_]+)(?::(.*))?", re.DOTALL)
+
+
+def is_fault_token(token: str) -> bool:
+    """Whether a token selects a fault."""
+    match = _TOKEN.fullmatch(token)
+    return match is not None and match[1] in _BY_NAME
 
 
 def behavior_for(token: str) -> Behavior:
     """The behavior that a token selects: "tok_{fault}:{argument}" of a buyer, or
-    "ba_{fault}:{argument}" of a seller's bank account. Other tokens select no fault.
+    "ba_{fault}:{argument}" of a seller's bank account. Other tokens select no fault. The Stripe
+    look-alike has the prefixes "pm_" and "acct_" too.
 
     The argument depends on the fault. `decline`: the decline code. `delay`: milliseconds. Transient
     faults: how many times they apply. `pending`: the reason (action or review), or the result of
     the lookup (paid or declined). Several values joined by "-" apply to one lookup after the other.
     `slow` and `returned`: seconds until the final state; without them the next lookup reaches it.
     """
-    name, _, argument = token.removeprefix("tok_").removeprefix("ba_").partition(":")
-    fault = _BY_NAME.get(name)
-    if fault is None or not token.startswith(("tok_", "ba_")):
+    match = _TOKEN.fullmatch(token)
+    fault = _BY_NAME.get(match[1]) if match else None
+    if match is None or fault is None:
         return Behavior(Fault.NONE)
+    argument = match[2] or ""
     if fault is Fault.DELAY:
         return Behavior(fault, min(int(argument), 60_000) / 1000 if argument.isdecimal() else 0.25)
     if fault in TRANSIENT_FAULTS:

@@ -1,0 +1,85 @@
+"""Lists and searches of objects, page by page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tallystick_sandbox.stripe import store
+from tallystick_sandbox.stripe.context import Context
+from tallystick_sandbox.stripe.errors import missing
+from tallystick_sandbox.stripe.parameters import Parameters
+from tallystick_sandbox.stripe.store import ListFilter
+
+_MAX_TIME = 2**62
+
+
+def list_page(
+    type_: str,
+    url: str,
+    build_filter: Callable[[Parameters], dict[str, Any]],
+    values: dict[str, Any] | None = None,
+) -> Callable[..., dict[str, Any]]:
+    """The handler of a list: the newest objects of the account first. `values`: a further filter of
+    bodies.
+    """
+
+    def handle(context: Context, parameters: Parameters) -> dict[str, Any]:
+        limit, after, before = parameters.page()
+        bounds = parameters.created_range()
+        body_filter = build_filter(parameters) | (values or {})
+        parameters.reject_unknown()
+        for name, id_ in (("starting_after", after), ("ending_before", before)):
+            if id_:
+                item = context.find(id_)
+                if item is None or (item.type, item.account) != (type_, context.account):
+                    raise missing(type_, id_, param=name, status=400)
+        created = (
+            max(bounds.get("gte", 0), bounds.get("gt", -1) + 1),
+            min(bounds.get("lte", _MAX_TIME), bounds.get("lt", _MAX_TIME) - 1),
+        )
+        list_filter = ListFilter(
+            context.account, type_, body_filter, limit + 1, created, after, before
+        )
+        found = store.list_objects(context.connection, list_filter)
+        page = found[-limit:] if before and not after else found[:limit]
+        return {
+            "object": "list",
+            "url": url,
+            "has_more": len(found) > limit,
+            "data": [item.body for item in page],
+        }
+
+    return handle
+
+
+def search_page(
+    type_: str, url: str, build_filter: Callable[[Parameters], dict[str, Any]]
+) -> Callable[..., dict[str, Any]]:
+    """The handler of a search. It finds objects only after the lag of the rules."""
+
+    def handle(context: Context, parameters: Parameters) -> dict[str, Any]:
+        limit, _, _ = parameters.page()
+        after = parameters.text("page")
+        body_filter = build_filter(parameters)
+        parameters.reject_unknown()
+        list_filter = ListFilter(
+            context.account,
+            type_,
+            body_filter,
+            limit + 1,
+            after=after,
+            lag_seconds=context.rules.search_lag_seconds,
+        )
+        found = store.list_objects(context.connection, list_filter)
+        page = found[:limit]
+        has_more = len(found) > limit
+        return {
+            "object": "search_result",
+            "url": url,
+            "has_more": has_more,
+            "next_page": page[-1].id if has_more else None,
+            "data": [item.body for item in page],
+        }
+
+    return handle
