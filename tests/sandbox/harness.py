@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx
+import psycopg
 import stripe
 from stripe import StripeClient
 
 from tallystick_sandbox.stripe.context import StripeRules
 from tallystick_sandbox.stripe.sandbox import StripeSandbox
 from tallystick_sandbox.stripe.server import create_app
+from tallystick_sandbox.stripe.webhooks import WebhookEndpoint
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_storage.database import Database
 from tests.support.http import serve_app
@@ -40,6 +43,34 @@ class LookAlike:
         async with httpx.AsyncClient(base_url=self.url) as client:
             return await client.post(path, content=body, headers={**shared, **(headers or {})})
 
+    async def control(self, name: str, **values: Any) -> dict[str, Any]:
+        """A call of the control surface."""
+        response = await self.post(f"/sandbox/{name}", urlencode(values))
+        assert response.status_code == 200, response.text
+        body: dict[str, Any] = response.json()
+        return body
+
+    async def balance(self, account: str = "") -> dict[str, int]:
+        """The available balance of an account, by default of the platform, by currency."""
+        options = {"stripe_account": account} if account else {}
+        balance = await self.client.v1.balance.retrieve_async({}, options)
+        return {item.currency: item.amount for item in balance.available}
+
+    async def transfer(self, account: str, amount: int, **parameters: Any) -> Any:
+        values = {"amount": amount, "currency": "eur", "destination": account, **parameters}
+        return await self.client.v1.transfers.create_async(values)
+
+    async def pay_out(self, account: str, amount: int, **options: Any) -> Any:
+        return await self.client.v1.payouts.create_async(
+            {"amount": amount, "currency": "eur"}, {"stripe_account": account, **options}
+        )
+
+    async def event_types(self, account: str = "", **parameters: Any) -> list[str]:
+        """The types of the newest 100 events, the oldest first."""
+        options = {"stripe_account": account} if account else {}
+        page = await self.client.v1.events.list_async({"limit": 100, **parameters}, options)
+        return [event.type for event in reversed(page.data)]
+
     async def pay(self, method: str = "pm_card_visa", amount: int = 1000, **options: Any) -> Any:
         """Creates and confirms a PaymentIntent. `options`: of the request, such as its key."""
         parameters: Any = {
@@ -55,14 +86,21 @@ class LookAlike:
 
 @asynccontextmanager
 async def look_alike(
-    databases: DatabaseUrls, rules: StripeRules | None = None, **options: Any
+    databases: DatabaseUrls,
+    rules: StripeRules | None = None,
+    *,
+    endpoints: Sequence[WebhookEndpoint] = (),
+    delivers: bool = True,
 ) -> AsyncIterator[LookAlike]:
-    """Serves the look-alike until the block ends."""
+    """Serves the look-alike until the block ends. Without `delivers` events wait for a deliverer of
+    the test's own.
+    """
     database = Database(databases.service("sandbox"), connections=4)
-    sandbox = StripeSandbox(database, rules, **options)
+    sandbox = StripeSandbox(database, rules, endpoints=endpoints)
     transport: Any = stripe.HTTPXClient(timeout=httpx.Timeout(20, connect=3))
     try:
-        async with serve_app(create_app(sandbox)) as url:
+        app = create_app(sandbox, database, endpoints if delivers else None)
+        async with serve_app(app) as url:
             addresses: Any = dict.fromkeys(("api", "connect", "files", "meter_events"), url)
             client = StripeClient(
                 API_KEY, http_client=transport, max_network_retries=0, base_addresses=addresses
@@ -71,3 +109,12 @@ async def look_alike(
     finally:
         await transport.close_async()
         await asyncio.to_thread(database.close)
+
+
+def set_clock(databases: DatabaseUrls, offset: str) -> None:
+    """Moves the sandbox's clock forward by an interval. Only for a database of the test's own."""
+    with psycopg.connect(databases.admin, autocommit=True) as connection:
+        connection.execute(
+            "create or replace function sandbox.clock() returns timestamptz language sql volatile "
+            f"as 'select clock_timestamp() + interval ''{offset}'''"
+        )

@@ -136,6 +136,13 @@ def retrieve(context: Context, parameters: Parameters, id_: str = "") -> dict[st
     return item.body
 
 
+def disable(context: Context, item: StoredObject, reason: str) -> None:
+    """The account cannot be paid from now on."""
+    _disable(item, reason)
+    context.save(item)
+    context.emit("account.updated", item, {"payouts_enabled": True})
+
+
 def enable(context: Context, item: StoredObject) -> None:
     """The account can be paid from now on."""
     item.plan.pop("lookups_until_enabled", None)
@@ -144,3 +151,46 @@ def enable(context: Context, item: StoredObject) -> None:
     item.body["capabilities"]["transfers"] = "active"
     context.save(item)
     context.emit("account.updated", item, {"payouts_enabled": False})
+
+
+def balance_settings(context: Context, parameters: Parameters) -> dict[str, Any]:
+    """Reads or changes when an account is paid out. The interval is shown, without effect."""
+    payments = parameters.object("payments")
+    interval = _read_interval(payments) if payments else ""
+    parameters.reject_unknown()
+    item = find_account(context, context.account)
+    if item is None:
+        raise account_invalid(context.account)
+    schedule = item.body["settings"]["payouts"]["schedule"]
+    if interval:
+        schedule["interval"] = interval
+        context.save(item)
+    return {
+        "object": "balance_settings",
+        "payments": {
+            "debit_negative_balances": False,
+            "payouts": {
+                "minimum_balance_by_currency": None,
+                "schedule": {"interval": schedule["interval"]},
+                "statement_descriptor": None,
+                "status": "enabled" if item.body["payouts_enabled"] else "disabled",
+            },
+            "settlement_timing": {"delay_days": 2},
+        },
+    }
+
+
+def _read_interval(payments: Parameters) -> str:
+    payments.flag("debit_negative_balances")
+    payouts = payments.object("payouts")
+    payments.reject_unknown()
+    schedule = payouts.object("schedule") if payouts else None
+    interval = (
+        schedule.choice("interval", ("manual", "daily", "weekly", "monthly"), "")
+        if schedule
+        else ""
+    )
+    for part in (schedule, payouts):
+        if part:
+            part.reject_unknown()
+    return interval

@@ -9,6 +9,8 @@ from tallystick_sandbox.stripe.parameters import Parameters
 from tallystick_sandbox.stripe.store import StoredObject
 from tallystick_sandbox.stripe.tokens import CardDecline
 
+BYPASS_PENDING = "pm_card_bypassPending"
+"""Stripe's test payment method whose money is available at once."""
 _COPIED = (
     "currency",
     "customer",
@@ -29,8 +31,10 @@ def succeed(context: Context, intent: StoredObject, amount: int) -> StoredObject
     """
     charge = _create(context, intent, amount, "succeeded")
     fee = context.charge_fee(amount)
+    bypasses = intent.body["payment_method"] == BYPASS_PENDING
+    delay = 0.0 if bypasses else context.rules.funds_delay_seconds
     transaction = context.book(
-        "charge", amount, charge.body["currency"], charge.id, fee=fee, is_delayed=True
+        "charge", amount, charge.body["currency"], charge.id, fee=fee, delay_seconds=delay
     )
     charge.body |= {"captured": True, "amount_captured": amount, "paid": True}
     if intent.body["capture_method"] == "automatic_async":

@@ -13,6 +13,7 @@ from typing import Any
 from tallystick_core.money import apply_rate
 from tallystick_sandbox.stripe import delivery_store, store
 from tallystick_sandbox.stripe.errors import invalid, missing
+from tallystick_sandbox.stripe.faults import Switches
 from tallystick_sandbox.stripe.store import PLATFORM, StoredObject
 from tallystick_storage.sql import Connection
 
@@ -26,6 +27,7 @@ class StripeRules:
     million and in minor units. Times are in seconds: `key_window_seconds` for idempotency keys,
     `search_lag_seconds` until a search finds an object, `funds_delay_seconds` until the money of a
     charge is available, `payout_seconds` and `report_seconds` until those are complete.
+    `files_url`: the server that the URLs of files name.
     """
 
     fee_ppm: int = 15_000
@@ -35,6 +37,7 @@ class StripeRules:
     funds_delay_seconds: float = 0.0
     payout_seconds: float = 0.0
     report_seconds: float = 0.0
+    files_url: str = "https://files.stripe.com"
 
 
 Advance = Callable[["Context", StoredObject], None]
@@ -54,6 +57,7 @@ class Context:
     seed: str
     rules: StripeRules
     advances: Mapping[str, Advance]
+    switches: Switches
     endpoints: tuple[tuple[str, bool], ...] = ()
     """The name of each webhook endpoint, and whether it is for events of connected accounts."""
     request_id: str = ""
@@ -161,19 +165,18 @@ class Context:
         *,
         account: str = "",
         fee: int = 0,
-        is_delayed: bool = False,
+        delay_seconds: float = 0.0,
         reporting_category: str = "",
     ) -> StoredObject:
         """Records a balance transaction: `amount` minus `fee` is added to the balance of the
-        account. `is_delayed`: it is available only after the delay of the rules.
+        account, and available `delay_seconds` later.
         """
-        delay = self.rules.funds_delay_seconds if is_delayed else 0.0
         item = self.create(
             "txn",
             "balance_transaction",
             {
                 "amount": amount,
-                "available_on": int((self.now + timedelta(seconds=delay)).timestamp()),
+                "available_on": int((self.now + timedelta(seconds=delay_seconds)).timestamp()),
                 "balance_type": "payments",
                 "currency": currency,
                 "description": None,
@@ -183,11 +186,11 @@ class Context:
                 "net": amount - fee,
                 "reporting_category": reporting_category or type_,
                 "source": source,
-                "status": "pending" if delay else "available",
+                "status": "pending" if delay_seconds else "available",
                 "type": type_,
             },
             account=account,
-            due_in_seconds=delay or None,
+            due_in_seconds=delay_seconds or None,
         )
         del item.body["livemode"]
         self._balance_changes[item.account, currency] += amount - fee

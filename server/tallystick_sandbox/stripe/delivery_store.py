@@ -12,14 +12,15 @@ from tallystick_storage.sql import Connection, Query, text
 
 
 class Delivery(NamedTuple):
-    """An event on the way to an endpoint. `try_count`: tries before this one; `now`: the present
-    time, for the signature.
+    """An event that is due at an endpoint. `try_count`: tries before this one; `position`: of the
+    event in the order of all events; `now`: the present time, for the signature.
     """
 
     event_id: str
     endpoint: str
     try_count: int
     body: dict[str, Any]
+    position: int
     now: datetime
 
 
@@ -29,6 +30,9 @@ _ADD = text("""
     from json_to_recordset(cast(:rows as json)) as r (event_id text, endpoint text)
     on conflict do nothing
 """)
+_HAS_DUE = text(
+    "select exists (select from stripe_delivery where next_try_time <= (select clock()))"
+)
 _CLAIM = Query(
     Delivery,
     """
@@ -38,13 +42,14 @@ _CLAIM = Query(
         select event_id, endpoint from stripe_delivery
         where next_try_time <= (select clock())
         order by next_try_time, event_id limit :limit for update skip locked)
-    returning d.event_id, d.endpoint, d.try_count, o.body, clock() as now
+    returning d.event_id, d.endpoint, d.try_count, o.body, o.sequence as position, clock() as now
     """,
 )
 _RECORD = text("""
     update stripe_delivery set try_count = try_count + 1, status = r.status,
         next_try_time = case
-            when r.status between 200 and 299 or try_count + 1 >= :max_tries then null
+            when r.status between 200 and 299 or r.wait is null or try_count + 1 >= :max_tries
+                then null
             else (select clock()) + cast(r.wait as interval) end
     from json_to_recordset(cast(:rows as json))
         as r (event_id text, endpoint text, status int, wait text)
@@ -61,6 +66,11 @@ def add_deliveries(connection: Connection, rows: Sequence[Mapping[str, str]]) ->
     connection.execute(_ADD, {"rows": orjson.dumps([dict(row) for row in rows]).decode()})
 
 
+def has_due_deliveries(connection: Connection) -> bool:
+    is_due: bool = connection.execute(_HAS_DUE).scalar_one()
+    return is_due
+
+
 def claim_deliveries(connection: Connection, limit: int, lease_seconds: float) -> list[Delivery]:
     """Deliveries that are due. No other process claims them for `lease_seconds`."""
     return _CLAIM.all(connection, limit=limit, lease=f"{lease_seconds} seconds")
@@ -68,7 +78,7 @@ def claim_deliveries(connection: Connection, limit: int, lease_seconds: float) -
 
 def record_tries(connection: Connection, rows: Sequence[dict[str, Any]], max_tries: int) -> None:
     """Records the HTTP status of a try each, 0 if there was none, and the wait before the next one.
-    Rows have event_id, endpoint, status and wait, an interval.
+    Rows have event_id, endpoint, status and wait: an interval, None if there is no next try.
     """
     connection.execute(_RECORD, {"rows": orjson.dumps(rows).decode(), "max_tries": max_tries})
 

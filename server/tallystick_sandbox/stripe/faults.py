@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
+from hashlib import sha256
 from typing import NamedTuple
 
 from tallystick_sandbox.rules import TRANSIENT_FAULTS, Behavior, Fault
@@ -25,6 +27,56 @@ class HttpAnswer(NamedTuple):
 
 
 NO_ANSWER = HttpAnswer(0, {}, b"")
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookFaults:
+    """How many percent of the deliveries have a fault. The id of the event decides, so that a
+    repetition has the same faults. `duplicate_percent`: sent twice; `forged_percent`: preceded by
+    one with another signature; `silent_percent`: never sent; `delayed_percent`: sent
+    `delay_seconds` later. `is_reversed`: the newest events first.
+    """
+
+    duplicate_percent: int = 0
+    forged_percent: int = 0
+    silent_percent: int = 0
+    delayed_percent: int = 0
+    delay_seconds: float = 0.0
+    is_reversed: bool = False
+
+    def has(self, fault: str, event_id: str) -> bool:
+        """Whether an event has a fault, such as "duplicate"."""
+        percent: int = getattr(self, f"{fault}_percent")
+        digest = sha256(f"{fault}/{event_id}".encode()).digest()
+        return int.from_bytes(digest[:4], "big") % 100 < percent
+
+
+NO_FAULTS = WebhookFaults()
+
+
+@dataclass(slots=True)
+class RequestFault:
+    """A fault of the next `count` requests whose path begins with `path`."""
+
+    fault: Fault
+    path: str
+    count: int
+
+
+@dataclass(slots=True)
+class Switches:
+    """What the control surface has switched on, until the process ends."""
+
+    webhook_faults: WebhookFaults = NO_FAULTS
+    request_fault: RequestFault | None = None
+
+    def take_fault(self, path: str) -> Fault:
+        """The fault of this request. Counts it."""
+        switch = self.request_fault
+        if switch is None or switch.count < 1 or not path.startswith(switch.path):
+            return Fault.NONE
+        switch.count -= 1
+        return switch.fault
 
 
 class FaultCounts:

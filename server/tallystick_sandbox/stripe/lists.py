@@ -11,23 +11,26 @@ from tallystick_sandbox.stripe.errors import missing
 from tallystick_sandbox.stripe.parameters import Parameters
 from tallystick_sandbox.stripe.store import ListFilter
 
+BuildFilter = Callable[[Parameters], dict[str, Any]]
+"""Reads the parameters of a list; returns what its objects must contain."""
 _MAX_TIME = 2**62
 
 
 def list_page(
     type_: str,
     url: str,
-    build_filter: Callable[[Parameters], dict[str, Any]],
-    values: dict[str, Any] | None = None,
+    build_filter: BuildFilter,
+    build_options: BuildFilter | None = None,
 ) -> Callable[..., dict[str, Any]]:
-    """The handler of a list: the newest objects of the account first. `values`: a further filter of
-    bodies.
+    """The handler of a list: the newest objects of the account first. `build_options`: further
+    fields of its ListFilter.
     """
 
     def handle(context: Context, parameters: Parameters) -> dict[str, Any]:
         limit, after, before = parameters.page()
         bounds = parameters.created_range()
-        body_filter = build_filter(parameters) | (values or {})
+        body_filter = build_filter(parameters)
+        options = build_options(parameters) if build_options else {}
         parameters.reject_unknown()
         for name, id_ in (("starting_after", after), ("ending_before", before)):
             if id_:
@@ -39,7 +42,7 @@ def list_page(
             min(bounds.get("lte", _MAX_TIME), bounds.get("lt", _MAX_TIME) - 1),
         )
         list_filter = ListFilter(
-            context.account, type_, body_filter, limit + 1, created, after, before
+            context.account, type_, body_filter, limit + 1, created, after, before, **options
         )
         found = store.list_objects(context.connection, list_filter)
         page = found[-limit:] if before and not after else found[:limit]
@@ -53,9 +56,7 @@ def list_page(
     return handle
 
 
-def search_page(
-    type_: str, url: str, build_filter: Callable[[Parameters], dict[str, Any]]
-) -> Callable[..., dict[str, Any]]:
+def search_page(type_: str, url: str, build_filter: BuildFilter) -> Callable[..., dict[str, Any]]:
     """The handler of a search. It finds objects only after the lag of the rules."""
 
     def handle(context: Context, parameters: Parameters) -> dict[str, Any]:

@@ -19,12 +19,13 @@ from tallystick_sandbox.rules import Behavior, Fault
 from tallystick_sandbox.stripe import accounts, errors, faults, store
 from tallystick_sandbox.stripe.context import API_VERSION, Context, StripeRules
 from tallystick_sandbox.stripe.errors import StripeFailure
-from tallystick_sandbox.stripe.faults import FaultCounts, HttpAnswer
+from tallystick_sandbox.stripe.faults import FaultCounts, HttpAnswer, Switches
 from tallystick_sandbox.stripe.form import MAX_BODY_BYTES, Form, parse_form
 from tallystick_sandbox.stripe.parameters import Parameters
 from tallystick_sandbox.stripe.routes import ADVANCES, Route, find_route
 from tallystick_sandbox.stripe.store import PLATFORM
 from tallystick_sandbox.stripe.tokens import account_behavior, payment_method_behavior
+from tallystick_sandbox.stripe.webhooks import WebhookEndpoint
 from tallystick_storage.database import Database
 from tallystick_storage.sql import Connection
 
@@ -32,18 +33,6 @@ _NO_FAULT = Behavior(Fault.NONE)
 _MAX_KEY_LENGTH = 255
 _TEST_KEYS = ("sk_test_", "rk_test_")
 _MAX_DUE = 100
-
-
-@dataclass(frozen=True, slots=True)
-class WebhookEndpoint:
-    """Where events are delivered. `secrets`: each signs every delivery; `is_connect`: the events of
-    connected accounts instead of those of the platform.
-    """
-
-    name: str
-    url: str
-    secrets: tuple[str, ...]
-    is_connect: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +70,7 @@ class StripeSandbox:
         self._new_id = new_id
         self._keys_in_flight: set[tuple[str, str]] = set()
         self._fault_counts = FaultCounts()
+        self.switches = Switches()
 
     async def handle(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes
@@ -120,13 +110,13 @@ class StripeSandbox:
         if behavior.delay_seconds:
             await asyncio.sleep(behavior.delay_seconds)
         counted = f"{request.account}/{request.path}/{request.key or request.id}"
-        fault = behavior.fault
-        if fault in faults.BEFORE and self._fault_counts.applies(counted, behavior):
+        fault = self.switches.take_fault(request.path)
+        if fault is Fault.NONE and self._fault_counts.applies(counted, behavior):
+            fault = behavior.fault
+        if fault in faults.BEFORE:
             return faults.answer_before(fault)
         answer = await self._execute(request)
-        if fault in faults.AFTER and self._fault_counts.applies(counted, behavior):
-            return faults.answer_after(fault, answer)
-        return answer
+        return faults.answer_after(fault, answer) if fault in faults.AFTER else answer
 
     async def _execute(self, request: _Request) -> HttpAnswer:
         def answer_request(connection: Connection) -> HttpAnswer:
@@ -184,6 +174,7 @@ class StripeSandbox:
             seed,
             self._rules,
             ADVANCES,
+            self.switches,
             self._endpoints,
             request_id,
             key,
@@ -191,6 +182,8 @@ class StripeSandbox:
 
     async def advance_due(self) -> int:
         """Advances up to 100 objects whose time has come. Returns their number."""
+        if not await self._database.load(store.has_due_objects):
+            return 0
         seed = f"due_{self._new_id().hex}"
 
         def advance(connection: Connection) -> int:

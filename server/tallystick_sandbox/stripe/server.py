@@ -1,25 +1,72 @@
-"""The look-alike as an HTTP server: a thin application around `StripeSandbox.handle`."""
+"""The look-alike as an HTTP server: a thin application around `StripeSandbox.handle`, and the tasks
+that advance objects and deliver events.
+"""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Mapping, Sequence
+
+import aiohttp
 from aiohttp import web
 
 from tallystick_sandbox.stripe.faults import HttpAnswer
 from tallystick_sandbox.stripe.form import MAX_BODY_BYTES
 from tallystick_sandbox.stripe.sandbox import StripeSandbox
+from tallystick_sandbox.stripe.webhooks import Send, WebhookDeliverer, WebhookEndpoint
+from tallystick_server.operations.periodic import Periodic
+from tallystick_storage.database import Database
+
+_INTERVAL_SECONDS, _PRUNE_INTERVAL_SECONDS = 0.2, 60.0
+_SEND_TIMEOUT_SECONDS = 10.0
 
 
-def create_app(sandbox: StripeSandbox) -> web.Application:
-    """The application. Every path goes to the look-alike."""
+def create_app(
+    sandbox: StripeSandbox, database: Database, endpoints: Sequence[WebhookEndpoint] | None
+) -> web.Application:
+    """The application. Every path goes to the look-alike. `endpoints`: where it delivers events;
+    None: another process delivers them.
+    """
 
     async def serve(request: web.Request) -> web.StreamResponse:
         body = await _read(request)
         answer = await sandbox.handle(request.method, request.raw_path, request.headers, body)
         return await _respond(request, answer)
 
+    async def run_tasks(_app: web.Application) -> AsyncIterator[None]:
+        timeout = aiohttp.ClientTimeout(total=_SEND_TIMEOUT_SECONDS)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            tasks = [
+                Periodic("sandbox.due", _INTERVAL_SECONDS, sandbox.advance_due),
+                Periodic("sandbox.keys", _PRUNE_INTERVAL_SECONDS, sandbox.prune_keys),
+            ]
+            if endpoints is not None:
+                send = _sender(session)
+                deliverer = WebhookDeliverer(database, endpoints, sandbox.switches, send)
+                deliver = Periodic("sandbox.webhooks", _INTERVAL_SECONDS, deliverer.deliver_due)
+                tasks.append(deliver)
+            for task in tasks:
+                task.start()
+            yield
+            for task in tasks:
+                await task.stop()
+
     app = web.Application(client_max_size=MAX_BODY_BYTES + 1)
     app.router.add_route("*", "/{path:.*}", serve)
+    app.cleanup_ctx.append(run_tasks)
     return app
+
+
+def _sender(session: aiohttp.ClientSession) -> Send:
+    async def send(url: str, headers: Mapping[str, str], body: bytes) -> int:
+        try:
+            async with session.post(
+                url, headers=headers, data=body, allow_redirects=False
+            ) as response:
+                return response.status
+        except (aiohttp.ClientError, TimeoutError):
+            return 0
+
+    return send
 
 
 async def _read(request: web.Request) -> bytes:

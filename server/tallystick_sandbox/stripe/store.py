@@ -56,6 +56,9 @@ _LIST = Query(
     """
     select {columns} from stripe_object
     where account = :account and type = :type and body @> cast(:filter as jsonb)
+        and plan @> cast(:plan as jsonb)
+        and (cast(:event_patterns as text[]) = '{}'
+            or body ->> 'type' like any (cast(:event_patterns as text[])))
         and cast(body ->> 'created' as bigint) between :first and :last
         and create_time <= (select clock()) - cast(:lag as interval)
         and (cast(:after as bigint) is null or sequence < :after)
@@ -68,12 +71,28 @@ _LIST_BEFORE = Query(
     """
     select {columns} from stripe_object
     where account = :account and type = :type and body @> cast(:filter as jsonb)
+        and plan @> cast(:plan as jsonb)
+        and (cast(:event_patterns as text[]) = '{}'
+            or body ->> 'type' like any (cast(:event_patterns as text[])))
         and cast(body ->> 'created' as bigint) between :first and :last
         and sequence > :before
     order by sequence limit :limit
     """,
 )
+_LIST_UNPAID = Query(
+    _ObjectRow,
+    """
+    select {columns} from stripe_object
+    where type = 'balance_transaction' and account = :account
+        and body @> jsonb_build_object('currency', cast(:currency as text))
+        and not jsonb_exists(plan, 'payout')
+        and cast(body ->> 'available_on' as bigint) <= :timestamp
+    order by sequence limit :limit for update
+    """,
+)
+_MAX_UNPAID = 10_000
 _SEQUENCE = text("select sequence from stripe_object where id = :id")
+_HAS_DUE = text("select exists (select from stripe_object where due_time <= (select clock()))")
 _LIST_DUE = text("""
     select id from stripe_object where due_time <= (select clock()) order by due_time limit :limit
     for update skip locked
@@ -110,7 +129,8 @@ def save_objects(connection: Connection, objects: Sequence[StoredObject]) -> Non
 @dataclass(frozen=True, slots=True)
 class ListFilter:
     """What a list shows. `values`: what the bodies contain; `created`: bounds in Unix seconds, both
-    inclusive; `after` and `before`: ids of objects; `lag_seconds`: how old objects must be.
+    inclusive; `after` and `before`: ids of objects; `lag_seconds`: how old objects must be;
+    `plan`: what their plans contain; `event_patterns`: the types of events, as patterns of LIKE.
     """
 
     account: str
@@ -121,6 +141,8 @@ class ListFilter:
     after: str = ""
     before: str = ""
     lag_seconds: float = 0.0
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    event_patterns: tuple[str, ...] = ()
 
 
 def list_objects(connection: Connection, list_filter: ListFilter) -> list[StoredObject]:
@@ -133,6 +155,8 @@ def list_objects(connection: Connection, list_filter: ListFilter) -> list[Stored
         "account": list_filter.account,
         "type": list_filter.type,
         "filter": orjson.dumps(list_filter.values).decode(),
+        "event_patterns": list(list_filter.event_patterns),
+        "plan": orjson.dumps(list_filter.plan).decode(),
         "first": list_filter.created[0],
         "last": list_filter.created[1],
         "before": before,
@@ -144,6 +168,23 @@ def list_objects(connection: Connection, list_filter: ListFilter) -> list[Stored
         lag = f"{list_filter.lag_seconds} seconds"
         rows = _LIST.all(connection, after=after, lag=lag, **parameters)
     return [StoredObject(*row) for row in rows]
+
+
+def list_unpaid(
+    connection: Connection, account: str, currency: str, timestamp: int
+) -> list[StoredObject]:
+    """The oldest 10,000 available balance transactions that no automatic payout has paid, locked.
+    `timestamp`: the present time in Unix seconds.
+    """
+    rows = _LIST_UNPAID.all(
+        connection, account=account, currency=currency, timestamp=timestamp, limit=_MAX_UNPAID
+    )
+    return [StoredObject(*row) for row in rows]
+
+
+def has_due_objects(connection: Connection) -> bool:
+    is_due: bool = connection.execute(_HAS_DUE).scalar_one()
+    return is_due
 
 
 def list_due_ids(connection: Connection, limit: int) -> list[str]:

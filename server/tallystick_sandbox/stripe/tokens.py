@@ -22,8 +22,9 @@ _STRIPE_DECLINES = {
     "radarBlock": "highest_risk_level",
 }
 _SUCCEEDING = ("visa", "visa_debit", "mastercard", "amex", "us", "gb", "de", "fr", "bypassPending")
+_REFUNDS = ("pendingRefund", "refundFail")
 STRIPE_METHODS = {
-    **{f"pm_card_{name}": Behavior(Fault.NONE) for name in _SUCCEEDING},
+    **{f"pm_card_{name}": Behavior(Fault.NONE) for name in (*_SUCCEEDING, *_REFUNDS)},
     **{
         f"pm_card_{prefix}{name}": Behavior(Fault.DECLINE, code=code)
         for name, code in _STRIPE_DECLINES.items()
