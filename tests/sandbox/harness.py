@@ -99,7 +99,7 @@ async def look_alike(
     sandbox = StripeSandbox(database, rules, endpoints=endpoints)
     transport: Any = stripe.HTTPXClient(timeout=httpx.Timeout(20, connect=3))
     try:
-        app = create_app(sandbox, database, endpoints if delivers else None)
+        app = create_app(sandbox, delivers=delivers)
         async with serve_app(app) as url:
             addresses: Any = dict.fromkeys(("api", "connect", "files", "meter_events"), url)
             client = StripeClient(

@@ -39,9 +39,7 @@ class Receiver:
 
 
 def _deliverer(server: LookAlike, receiver: Receiver) -> WebhookDeliverer:
-    return WebhookDeliverer(
-        server.database, (ACCOUNT, CONNECT), server.sandbox.switches, receiver.send
-    )
+    return server.sandbox.deliverer(receiver.send)
 
 
 def test_events_are_those_of_stripe(scratch_database: DatabaseUrls) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from tallystick_sandbox.stripe import store
-from tallystick_sandbox.stripe.context import Context
+from tallystick_sandbox.stripe.context import Advance, Context
 from tallystick_sandbox.stripe.errors import missing
 from tallystick_sandbox.stripe.parameters import Parameters
-from tallystick_sandbox.stripe.store import ListFilter
+from tallystick_sandbox.stripe.store import ListFilter, StoredObject
 
 BuildFilter = Callable[[Parameters], dict[str, Any]]
 """Reads the parameters of a list; returns what its objects must contain."""
@@ -21,9 +21,10 @@ def list_page(
     url: str,
     build_filter: BuildFilter,
     build_options: BuildFilter | None = None,
+    look_up: Advance | None = None,
 ) -> Callable[..., dict[str, Any]]:
     """The handler of a list: the newest objects of the account first. `build_options`: further
-    fields of its ListFilter.
+    fields of its ListFilter; `look_up`: what a lookup does to each object.
     """
 
     def handle(context: Context, parameters: Parameters) -> dict[str, Any]:
@@ -50,10 +51,20 @@ def list_page(
             "object": "list",
             "url": url,
             "has_more": len(found) > limit,
-            "data": [item.body for item in page],
+            "data": [_present(context, item, look_up).body for item in page],
         }
 
     return handle
+
+
+def _present(context: Context, item: StoredObject, look_up: Advance | None) -> StoredObject:
+    """An object of a list as it is now: one that is due, or that a lookup changes, advances."""
+    if look_up is None and (item.due_time is None or item.due_time > context.now):
+        return item
+    current = context.find(item.id) or item
+    if look_up is not None:
+        look_up(context, current)
+    return current
 
 
 def search_page(type_: str, url: str, build_filter: BuildFilter) -> Callable[..., dict[str, Any]]:

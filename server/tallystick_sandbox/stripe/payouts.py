@@ -51,18 +51,19 @@ def create(context: Context, parameters: Parameters) -> dict[str, Any]:
     behavior = account_behavior(context.account) or Behavior(Fault.NONE)
     _check_account(context, behavior)
     check_available(context, context.account, amount, currency)
-    body = {name: text or None for name, text in texts.items()}
-    return start(
-        context, amount, currency, behavior, body | {"metadata": metadata, "method": method}
-    ).body
+    body: dict[str, Any] = {name: text or None for name, text in texts.items()}
+    body |= {"metadata": metadata, "method": method}
+    payout = start(context, amount, currency, behavior, body)
+    if behavior.fault is Fault.ERROR_STORED:
+        change_status(context, payout, "failed")
+        raise server_error(is_kept=True)
+    return payout.body
 
 
 def _check_account(context: Context, behavior: Behavior) -> None:
     account = find_account(context, context.account)
     if account is None or not account.body["payouts_enabled"]:
         raise unexecutable("payouts_not_allowed", "Payouts are not enabled for this account.")
-    if behavior.fault is Fault.ERROR_STORED:
-        raise server_error(is_kept=True)
     if behavior.fault in (Fault.DECLINE, Fault.PAID_LATE):
         code = behavior.code if behavior.fault is Fault.DECLINE else ""
         raise unexecutable(code or "payouts_not_allowed", "The payout cannot be made.")
@@ -182,10 +183,15 @@ def retrieve(context: Context, parameters: Parameters, id_: str) -> dict[str, An
     """Returns the payout, after the step that its plan has for the next lookup."""
     parameters.reject_unknown()
     payout = context.load("payout", id_)
+    look_up(context, payout)
+    return payout.body
+
+
+def look_up(context: Context, payout: StoredObject) -> None:
+    """The payout advances by the step that its plan has for the next lookup, if any."""
     steps = payout.plan["steps"]
     if steps and steps[0][1] is None:
         advance(context, payout)
-    return payout.body
 
 
 def cancel(context: Context, parameters: Parameters, id_: str) -> dict[str, Any]:

@@ -92,7 +92,11 @@ ROUTES = [
     Route("GET", "/v1/balance_settings", accounts.balance_settings),
     Route("POST", "/v1/balance_settings", accounts.balance_settings),
     Route("POST", "/v1/payouts", payouts.create),
-    Route("GET", "/v1/payouts", list_page("payout", "/v1/payouts", payouts.list_filter)),
+    Route(
+        "GET",
+        "/v1/payouts",
+        list_page("payout", "/v1/payouts", payouts.list_filter, look_up=payouts.look_up),
+    ),
     Route("GET", "/v1/payouts/{id}", payouts.retrieve),
     Route("POST", "/v1/payouts/{id}/cancel", payouts.cancel),
     Route(

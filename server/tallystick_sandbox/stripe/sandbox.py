@@ -7,6 +7,7 @@ import base64
 import binascii
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from email.utils import format_datetime
 from hashlib import sha256
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -25,7 +26,7 @@ from tallystick_sandbox.stripe.parameters import Parameters
 from tallystick_sandbox.stripe.routes import ADVANCES, Route, find_route
 from tallystick_sandbox.stripe.store import PLATFORM
 from tallystick_sandbox.stripe.tokens import account_behavior, payment_method_behavior
-from tallystick_sandbox.stripe.webhooks import WebhookEndpoint
+from tallystick_sandbox.stripe.webhooks import Send, WebhookDeliverer, WebhookEndpoint
 from tallystick_storage.database import Database
 from tallystick_storage.sql import Connection
 
@@ -66,7 +67,7 @@ class StripeSandbox:
     ) -> None:
         self._database = database
         self._rules = rules or StripeRules()
-        self._endpoints = tuple((endpoint.name, endpoint.is_connect) for endpoint in endpoints)
+        self._endpoints = tuple(endpoints)
         self._new_id = new_id
         self._keys_in_flight: set[tuple[str, str]] = set()
         self._fault_counts = FaultCounts()
@@ -138,8 +139,13 @@ class StripeSandbox:
                 )
             return answer
 
+        def answer_with_date(connection: Connection) -> HttpAnswer:
+            answer = answer_request(connection)
+            date = format_datetime(connection.begin_time, usegmt=True)
+            return answer._replace(headers={**answer.headers, "Date": date})
+
         is_repeatable = bool(request.key) or request.route.method == "GET"
-        return await self._database.transact(answer_request, idempotent=is_repeatable)
+        return await self._database.transact(answer_with_date, idempotent=is_repeatable)
 
     def _run_handler(self, connection: Connection, request: _Request) -> HttpAnswer:
         context = self._context(
@@ -175,7 +181,7 @@ class StripeSandbox:
             self._rules,
             ADVANCES,
             self.switches,
-            self._endpoints,
+            tuple((endpoint.name, endpoint.is_connect) for endpoint in self._endpoints),
             request_id,
             key,
         )
@@ -195,6 +201,10 @@ class StripeSandbox:
             return len(ids)
 
         return await self._database.transact(advance)
+
+    def deliverer(self, send: Send) -> WebhookDeliverer:
+        """Delivers the events to the endpoints by `send`."""
+        return WebhookDeliverer(self._database, self._endpoints, self.switches, send)
 
     async def prune_keys(self) -> None:
         """Deletes expired idempotency keys."""
@@ -264,13 +274,18 @@ def _parse(
 
 
 def _behavior_of(request: _Request) -> Behavior:
-    """What the payment method, the destination or the account of a request asks for."""
+    """What the payment method, the destination or the account of a request asks for. A payout to a
+    seller is a transfer and a payout: a fault that replaces the answer after the effect is one of
+    the payout, any other one is one of the transfer.
+    """
     method, destination = request.form.get("payment_method"), request.form.get("destination")
     if isinstance(method, str):
         return payment_method_behavior(method) or _NO_FAULT
-    if isinstance(destination, str):
-        return account_behavior(destination) or _NO_FAULT
-    return account_behavior(request.account) or _NO_FAULT
+    is_transfer = request.path == "/v1/transfers" and isinstance(destination, str)
+    if not is_transfer and request.path != "/v1/payouts":
+        return _NO_FAULT
+    behavior = account_behavior(str(destination) if is_transfer else request.account) or _NO_FAULT
+    return behavior if is_transfer != (behavior.fault in faults.AFTER) else _NO_FAULT
 
 
 def _replay(request: _Request, stored: store.StoredAnswer) -> HttpAnswer:

@@ -4,7 +4,7 @@ that advance objects and deliver events.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 
 import aiohttp
 from aiohttp import web
@@ -12,19 +12,16 @@ from aiohttp import web
 from tallystick_sandbox.stripe.faults import HttpAnswer
 from tallystick_sandbox.stripe.form import MAX_BODY_BYTES
 from tallystick_sandbox.stripe.sandbox import StripeSandbox
-from tallystick_sandbox.stripe.webhooks import Send, WebhookDeliverer, WebhookEndpoint
+from tallystick_sandbox.stripe.webhooks import Send
 from tallystick_server.operations.periodic import Periodic
-from tallystick_storage.database import Database
 
 _INTERVAL_SECONDS, _PRUNE_INTERVAL_SECONDS = 0.2, 60.0
 _SEND_TIMEOUT_SECONDS = 10.0
 
 
-def create_app(
-    sandbox: StripeSandbox, database: Database, endpoints: Sequence[WebhookEndpoint] | None
-) -> web.Application:
-    """The application. Every path goes to the look-alike. `endpoints`: where it delivers events;
-    None: another process delivers them.
+def create_app(sandbox: StripeSandbox, *, delivers: bool = True) -> web.Application:
+    """The application. Every path goes to the look-alike. `delivers`: it delivers the events, else
+    another process does.
     """
 
     async def serve(request: web.Request) -> web.StreamResponse:
@@ -39,11 +36,9 @@ def create_app(
                 Periodic("sandbox.due", _INTERVAL_SECONDS, sandbox.advance_due),
                 Periodic("sandbox.keys", _PRUNE_INTERVAL_SECONDS, sandbox.prune_keys),
             ]
-            if endpoints is not None:
-                send = _sender(session)
-                deliverer = WebhookDeliverer(database, endpoints, sandbox.switches, send)
-                deliver = Periodic("sandbox.webhooks", _INTERVAL_SECONDS, deliverer.deliver_due)
-                tasks.append(deliver)
+            if delivers:
+                deliver_due = sandbox.deliverer(_sender(session)).deliver_due
+                tasks.append(Periodic("sandbox.webhooks", _INTERVAL_SECONDS, deliver_due))
             for task in tasks:
                 task.start()
             yield

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from tallystick_sandbox.rules import Fault
 from tallystick_sandbox.stripe import store
 from tallystick_sandbox.stripe.accounts import load_account
 from tallystick_sandbox.stripe.context import Context
-from tallystick_sandbox.stripe.errors import invalid, server_error, unexecutable
+from tallystick_sandbox.stripe.errors import invalid, unexecutable
 from tallystick_sandbox.stripe.money import check_amount, check_currency
 from tallystick_sandbox.stripe.parameters import Parameters
 from tallystick_sandbox.stripe.store import ListFilter, StoredObject
-from tallystick_sandbox.stripe.tokens import account_behavior
 
 _MAX_TRANSFERS_OF_A_CHARGE = 1000
 
@@ -34,9 +32,6 @@ def create(context: Context, parameters: Parameters) -> dict[str, Any]:
             "Your destination account needs to have at least one of the following capabilities "
             "enabled: transfers",
         )
-    behavior = account_behavior(destination)
-    if behavior is not None and behavior.fault is Fault.ERROR_STORED:
-        raise server_error(is_kept=True)
     delay = _check_funds(context, amount, currency, source)
     transfer = context.create(
         "tr",
