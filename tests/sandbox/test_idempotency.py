@@ -159,7 +159,7 @@ def test_each_account_has_its_own_keys(database: DatabaseUrls) -> None:
     async def run() -> None:
         async with look_alike(database) as server:
             key = unique_id("k")
-            accounts = [unique_id("acct_ok:") for _ in range(2)]
+            accounts = [unique_id("acct_ok::") for _ in range(2)]
             await server.pay("pm_card_bypassPending", 5000)
             for account in accounts:
                 await server.transfer(account, 1000)

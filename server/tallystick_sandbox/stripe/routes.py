@@ -18,6 +18,7 @@ from tallystick_sandbox.stripe import (
     payouts,
     refunds,
     reports,
+    topups,
     transfers,
 )
 from tallystick_sandbox.stripe.context import Advance
@@ -80,6 +81,8 @@ ROUTES = [
         ),
     ),
     Route("GET", "/v1/balance_transactions/{id}", balances.retrieve),
+    Route("POST", "/v1/topups", topups.create),
+    Route("GET", "/v1/topups/{id}", topups.retrieve),
     Route("POST", "/v1/transfers", transfers.create),
     Route("GET", "/v1/transfers", list_page("transfer", "/v1/transfers", transfers.list_filter)),
     Route("GET", "/v1/transfers/{id}", transfers.retrieve),

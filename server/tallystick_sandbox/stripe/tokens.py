@@ -1,5 +1,5 @@
 """What a payment method or an account does: Stripe's test payment methods, and the tokens of the
-sandbox with the prefixes `pm_`, `tok_`, `acct_` and `ba_`.
+sandbox with the prefixes `pm_` and `tok_` for payment methods, and `acct_` for accounts.
 """
 
 from __future__ import annotations
@@ -64,13 +64,16 @@ def payment_method_behavior(token: str) -> Behavior | None:
 
 
 def account_behavior(account: str) -> Behavior | None:
-    """What a connected account does; None: there is no such account. `acct_ok` and `acct_ok:TEXT`
-    have no fault.
+    """What a connected account does; None: there is no such account. `acct_ok` has no fault.
+    Different accounts with one behavior have a suffix after a second colon, as in `acct_ok::a` and
+    `acct_slow:60:b`.
     """
-    name = account.partition("_")[2].partition(":")[0]
-    if account.startswith(("acct_", "ba_")) and (name == "ok" or is_fault_token(account)):
-        return behavior_for(account)
-    return None
+    token = ":".join(account.split(":")[:2])
+    if not account.startswith("acct_"):
+        return None
+    if token.partition(":")[0] == "acct_ok":
+        return Behavior(Fault.NONE)
+    return behavior_for(token) if is_fault_token(token) else None
 
 
 def card_decline(code: str) -> CardDecline:
