@@ -289,3 +289,16 @@ def test_a_top_up_adds_money(scratch_database: DatabaseUrls) -> None:
             assert await server.balance() == {"eur": 10**9}
 
     asyncio.run(run())
+
+
+def test_payouts_may_be_paid_at_once(database: DatabaseUrls) -> None:
+    """With the rule for it, a payout is paid when it is answered, unless its account is slow."""
+
+    async def run() -> None:
+        async with look_alike(database, StripeRules(pays_out_at_once=True)) as server:
+            for account, status in (("acct_ok::", "paid"), ("acct_slow::", "pending")):
+                name = unique_id(account)
+                await _funded(server, name)
+                assert (await server.pay_out(name, 700)).status == status
+
+    asyncio.run(run())

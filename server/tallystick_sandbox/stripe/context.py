@@ -27,7 +27,8 @@ class StripeRules:
     million and in minor units. Times are in seconds: `key_window_seconds` for idempotency keys,
     `search_lag_seconds` until a search finds an object, `funds_delay_seconds` until the money of a
     charge is available, `payout_seconds` and `report_seconds` until those are complete.
-    `files_url`: the server that the URLs of files name.
+    `pays_out_at_once`: the answer to the creation of a payout shows it as paid, which Stripe's
+    never does. `files_url`: the server that the URLs of files name.
     """
 
     fee_ppm: int = 15_000
@@ -36,6 +37,7 @@ class StripeRules:
     search_lag_seconds: float = 60.0
     funds_delay_seconds: float = 0.0
     payout_seconds: float = 0.0
+    pays_out_at_once: bool = False
     report_seconds: float = 0.0
     files_url: str = "https://files.stripe.com"
 

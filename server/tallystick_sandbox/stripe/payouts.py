@@ -54,6 +54,8 @@ def create(context: Context, parameters: Parameters) -> dict[str, Any]:
     body: dict[str, Any] = {name: text or None for name, text in texts.items()}
     body |= {"metadata": metadata, "method": method}
     payout = start(context, amount, currency, behavior, body)
+    if context.rules.pays_out_at_once and payout.plan["steps"][0][0] == "paid":
+        advance(context, payout)
     if behavior.fault is Fault.ERROR_STORED:
         change_status(context, payout, "failed")
         raise server_error(is_kept=True)
