@@ -48,7 +48,7 @@ def missing(kind: str, id_: str, *, param: str = "id", status: int = 404) -> Str
 def unexecutable(
     code: str, message: str, *, param: str = "", details: dict[str, Any] | None = None
 ) -> StripeFailure:
-    """The state of an object or a balance does not allow the request."""
+    """The state of an object or a balance does not allow it. `code` "": Stripe has none."""
     return StripeFailure(
         400, "invalid_request_error", code, message, param=param, is_kept=True, details=details
     )

@@ -54,11 +54,11 @@ def create(context: Context, parameters: Parameters) -> dict[str, Any]:
     body: dict[str, Any] = {name: text or None for name, text in texts.items()}
     body |= {"metadata": metadata, "method": method}
     payout = start(context, amount, currency, behavior, body)
-    if context.rules.pays_out_at_once and payout.plan["steps"][0][0] == "paid":
-        advance(context, payout)
     if behavior.fault is Fault.ERROR_STORED:
         change_status(context, payout, "failed")
         raise server_error(is_kept=True)
+    if context.rules.pays_out_at_once and payout.plan["steps"][0][0] == "paid":
+        advance(context, payout)
     return payout.body
 
 
@@ -200,9 +200,7 @@ def cancel(context: Context, parameters: Parameters, id_: str) -> dict[str, Any]
     parameters.reject_unknown()
     payout = context.load("payout", id_)
     if payout.body["status"] != "pending" or payout.body["automatic"]:
-        raise unexecutable(
-            "payout_not_cancelable", "Payouts can be canceled only while they are pending."
-        )
+        raise unexecutable("", "Payouts can be canceled only while they are pending.")
     change_status(context, payout, "canceled")
     return payout.body
 

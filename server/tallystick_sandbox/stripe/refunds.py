@@ -76,7 +76,7 @@ def _charge(context: Context, charge_id: str, intent_id: str) -> StoredObject:
     intent = context.load("payment_intent", intent_id, param="payment_intent")
     if intent.body["status"] != "succeeded":
         raise unexecutable(
-            "charge_not_captured",
+            "",
             f"This PaymentIntent ({intent_id}) does not have a successful charge to refund.",
             param="payment_intent",
         )

@@ -74,7 +74,7 @@ def _check_funds(context: Context, amount: int, currency: str, source: str) -> f
         return 0.0
     charge = context.load("charge", source, param="source_transaction")
     if charge.body["status"] != "succeeded":
-        raise unexecutable("charge_not_captured", "The charge has not succeeded.")
+        raise unexecutable("", "The charge has not succeeded.")
     if charge.body["currency"] != currency:
         raise invalid(
             f"The currency of source_transaction's balance transaction ({charge.body['currency']}) "
@@ -170,7 +170,7 @@ def create_reversal(context: Context, parameters: Parameters, id_: str) -> dict[
     left = transfer.body["amount"] - transfer.body["amount_reversed"]
     amount = left if amount is None else amount
     if not left:
-        raise unexecutable("transfer_already_reversed", f"Transfer {id_} is already reversed.")
+        raise unexecutable("", f"Transfer {id_} is already reversed.")
     if not 1 <= amount <= left:
         raise invalid(f"The amount must be from 1 to {left}.", "amount")
     check_available(context, transfer.body["destination"], amount, transfer.body["currency"])
