@@ -161,6 +161,13 @@ def test_wrong_usage_names_the_option_and_what_is_right(arguments: str, expected
     assert completed.stderr.count("\n") == 1
 
 
+def test_numbers_have_a_default() -> None:
+    """An option with a number may be left out: the command then fails for another reason only."""
+    completed = run_command("sandbox", "--provider", "nobody")
+    assert (completed.returncode, completed.stdout) == (1, "")
+    assert "--provider must be the name of a configured sandbox: sandbox." in completed.stderr
+
+
 def test_an_internal_error_shows_no_traceback_and_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
     """An unexpected error is one sentence that names its kind and place, but not its text, which
     may hold a secret.

@@ -43,6 +43,19 @@ class WebhookEndpoint:
     is_connect: bool = False
 
 
+ACCOUNT_SECRET, CONNECT_SECRET = "whsec_sandbox_account", "whsec_sandbox_connect"
+"""The signing secrets of the endpoints of `tallystick stripe-sandbox`."""
+
+
+def sandbox_endpoints(account_url: str, connect_url: str) -> list[WebhookEndpoint]:
+    """The endpoints for events of the platform and of connected accounts; "": there is none."""
+    endpoints = [
+        WebhookEndpoint("account", account_url, (ACCOUNT_SECRET,)),
+        WebhookEndpoint("connect", connect_url, (CONNECT_SECRET,), is_connect=True),
+    ]
+    return [endpoint for endpoint in endpoints if endpoint.url]
+
+
 def sign(body: bytes, secrets: Sequence[str], timestamp: int) -> str:
     """The header Stripe-Signature: a signature of the time and the body for each secret."""
     message = str(timestamp).encode() + b"." + body

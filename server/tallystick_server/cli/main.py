@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from enum import StrEnum
 from itertools import count
@@ -23,10 +22,10 @@ from tallystick_server.cli.output import (
     print_table,
     show_progress,
 )
-from tallystick_server.cli.runner import PanelGroup, example, load_settings, run_app, whole_number
+from tallystick_server.cli.runner import PanelGroup, example, load_settings, run_app
+from tallystick_server.cli.sandbox import add_sandbox_commands
 
 if TYPE_CHECKING:
-    from tallystick_server.app.configuration import Settings
     from tallystick_server.verify.report import Report
 
     _Served = str
@@ -210,95 +209,7 @@ def print_report(report: Report, indent: str = "") -> None:
     print_line(f"{indent}{report.summary}")
 
 
-@app.command(rich_help_panel=_PANEL, epilog=example("tallystick sandbox --port 7091"))
-def sandbox(
-    ctx: typer.Context,
-    port: Annotated[
-        int,
-        typer.Option(
-            "--port",
-            parser=whole_number(1, 65_535),
-            metavar="PORT",
-            help="Port on 127.0.0.1.",
-        ),
-    ] = 7090,
-    provider: Annotated[
-        str,
-        typer.Option(
-            "--provider",
-            metavar="NAME",
-            help="The configured sandbox whose latency, key window and fee it has.",
-        ),
-    ] = "sandbox",
-) -> None:
-    """Serve the sandbox provider over HTTP, on 127.0.0.1.
-
-    A platform uses it if TALLYSTICK_PROVIDERS__SANDBOX__URL names its address.
-    """
-    from aiohttp import web
-
-    from tallystick_sandbox.payouts import SandboxPayouts
-    from tallystick_sandbox.sandbox import Sandbox
-    from tallystick_sandbox.server import create_app
-    from tallystick_server.app.database.connections import open_databases
-    from tallystick_storage.database import Database
-
-    settings = load_settings(ctx.obj)
-    latency, window, fee_ppm = _sandbox_terms(settings, provider)
-    with open_databases(settings, print_status) as database_urls:
-        url = database_urls.service("sandbox")
-        _reject_unusable_database(url, "sandbox")
-        database = Database(url, connections=4)
-        application = create_app(
-            Sandbox(
-                database,
-                latency_seconds=latency,
-                key_window_seconds=window,
-                fee_ppm=fee_ppm,
-            ),
-            SandboxPayouts(database, latency_seconds=latency, key_window_seconds=window),
-        )
-        print_status(f"Serving the sandbox on 127.0.0.1:{port}")
-        try:
-            web.run_app(application, host="127.0.0.1", port=port, print=None, access_log=None)
-        except OSError as error:
-            reason = os.strerror(error.errno).lower() if error.errno else type(error).__name__
-            raise StartupError(
-                f"Cannot listen on port {port}: {reason}. Choose another with --port."
-            ) from None
-        finally:
-            database.close()
-
-
-def _sandbox_terms(settings: Settings, name: str) -> tuple[float, float, int]:
-    """The latency and the key window of a configured sandbox in seconds, and its fee in parts per
-    million. Raises StartupError.
-    """
-    from tallystick_server.providers.sandbox.settings import SandboxSettings
-
-    sandboxes = {
-        key: provider
-        for key, provider in settings.providers.configured.items()
-        if isinstance(provider, SandboxSettings)
-    }
-    if name not in sandboxes:
-        names = ", ".join(sandboxes) or "none is configured"
-        raise StartupError(f"--provider must be the name of a configured sandbox: {names}.")
-    window = settings.providers.terms(name).key_window_seconds
-    return sandboxes[name].latency, window, sandboxes[name].fee_rate
-
-
-def _reject_unusable_database(url: str, service: str) -> None:
-    from tallystick_server.app.database.schema import DatabaseUnavailable, check_schema
-
-    try:
-        check_schema(url, service)
-    except DatabaseUnavailable as error:
-        raise StartupError(
-            f"The {service} service's database cannot be used: {str(error).rstrip('.')}."
-        ) from error
-
-
+add_sandbox_commands(app, _PANEL)
 add_commands(app)
 
 if __name__ == "__main__":

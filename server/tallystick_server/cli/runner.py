@@ -110,10 +110,11 @@ def example(*lines: str) -> str:
     )
 
 
-def whole_number(minimum: int, maximum: int) -> Callable[[str], int]:
-    """A parser of an option's value."""
+def whole_number(minimum: int, maximum: int) -> Callable[[str | int], int]:
+    """A parser of an option's value. Typer passes the default of the option too, a number."""
 
-    def parse(text: str) -> int:
+    def parse(value: str | int) -> int:
+        text = str(value)
         if not text.isdecimal() or not minimum <= int(text) <= maximum:
             raise ValueError(f"{text!r} is not a whole number from {minimum} to {maximum}.")
         return int(text)
