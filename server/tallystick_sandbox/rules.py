@@ -101,6 +101,7 @@ TRANSIENT_FAULTS = frozenset(
         Fault.CUT,
     }
 )
+_NUMBER = re.compile("[0-9]{1,9}")
 _TOKEN = re.compile(r"(?:tok|ba|pm|acct)_([a-z_]+)(?::(.*))?", re.DOTALL)
 
 
@@ -125,10 +126,11 @@ def behavior_for(token: str) -> Behavior:
     if match is None or fault is None:
         return Behavior(Fault.NONE)
     argument = match[2] or ""
+    number = int(argument) if _NUMBER.fullmatch(argument) else None
     if fault is Fault.DELAY:
-        return Behavior(fault, min(int(argument), 60_000) / 1000 if argument.isdecimal() else 0.25)
+        return Behavior(fault, 0.25 if number is None else min(number, 60_000) / 1000)
     if fault in TRANSIENT_FAULTS:
-        return Behavior(fault, times=int(argument) if argument.isdecimal() else 1)
+        return Behavior(fault, times=1 if number is None else number)
     return Behavior(fault, code=argument)
 
 

@@ -17,6 +17,7 @@ from tallystick_sandbox.stripe.transfers import check_available
 
 _FINAL = ("failed", "canceled")
 _ARRIVAL_DAYS = 1
+_MAX_SECONDS = 366 * 86_400.0
 Step = tuple[str, float | None]
 """The next status, and the seconds after the creation at which it is reached; None: at the next
 lookup.
@@ -25,7 +26,7 @@ lookup.
 
 def plan_steps(behavior: Behavior, payout_seconds: float) -> list[Step]:
     """What happens to a payout that is pending now."""
-    seconds = float(behavior.code) if behavior.code.isdecimal() else None
+    seconds = min(float(behavior.code), _MAX_SECONDS) if behavior.code.isdecimal() else None
     half = None if seconds is None else seconds / 2
     match behavior.fault:
         case Fault.SLOW:

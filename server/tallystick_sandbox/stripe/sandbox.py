@@ -27,7 +27,7 @@ from tallystick_sandbox.stripe.routes import ADVANCES, Route, find_route
 from tallystick_sandbox.stripe.store import PLATFORM
 from tallystick_sandbox.stripe.tokens import account_behavior, payment_method_behavior
 from tallystick_sandbox.stripe.webhooks import Send, WebhookDeliverer, WebhookEndpoint
-from tallystick_storage.database import Database
+from tallystick_storage.database import Database, prune_commit_markers
 from tallystick_storage.sql import Connection
 
 _NO_FAULT = Behavior(Fault.NONE)
@@ -207,11 +207,13 @@ class StripeSandbox:
         return WebhookDeliverer(self._database, self._endpoints, self.switches, send)
 
     async def prune_keys(self) -> None:
-        """Deletes expired idempotency keys."""
-        await self._database.transact(
-            lambda connection: store.prune_keys(connection, self._rules.key_window_seconds),
-            idempotent=True,
-        )
+        """Deletes expired idempotency keys, and commit markers that nothing needs any more."""
+
+        def prune(connection: Connection) -> None:
+            store.prune_keys(connection, self._rules.key_window_seconds)
+            prune_commit_markers(connection)
+
+        await self._database.transact(prune, idempotent=True)
 
 
 def _authenticate(authorization: str) -> None:
@@ -260,11 +262,14 @@ def _parse(
         raise errors.invalid(
             f"Idempotency-Key must have at most {_MAX_KEY_LENGTH} printable ASCII characters."
         )
+    account = headers.get("stripe-account", "") or PLATFORM
+    if not account.isascii() or not account.isprintable():
+        raise errors.account_invalid(ascii(account))
     if any(len(id_) > 255 or "\0" in id_ for id_ in ids):
         raise errors.unknown_path(method, parts.path)
     return _Request(
         request_id,
-        headers.get("stripe-account", "") or PLATFORM,
+        account,
         key,
         route,
         ids,
