@@ -167,6 +167,9 @@ def test_each_account_has_its_own_keys(database: DatabaseUrls) -> None:
                 await server.pay_out(account, 700, idempotency_key=key) for account in accounts
             ]
             assert len({payout.id for payout in payouts}) == 2
+            for account, payout in zip(accounts, payouts, strict=True):
+                repeated = await server.pay_out(account, 700, idempotency_key=key)
+                assert repeated.id == payout.id
 
     asyncio.run(run())
 

@@ -85,6 +85,9 @@ def test_a_report_has_what_an_automatic_payout_pays(scratch_database: DatabaseUr
             assert {item.id for item in page.data} == {
                 row["balance_transaction_id"] for row in rows
             }
+            paid = await server.client.v1.payouts.retrieve_async(payout["id"])
+            assert (paid.status, paid.reconciliation_status) == ("paid", "completed")
+            assert "payout.reconciliation_completed" in await server.event_types()
             second = await server.control("automatic_payout", currency="eur")
             assert second["amount"] == 660
             assert await server.balance() == {"eur": 0}

@@ -166,6 +166,9 @@ def change_status(
             _return_money(context, payout, "payout_cancel")
     event = {"in_transit": "updated"}.get(status, status)
     context.emit(f"payout.{event}", payout, {"status": previous})
+    if status == "paid" and payout.body["automatic"]:
+        payout.body["reconciliation_status"] = "completed"
+        context.emit("payout.reconciliation_completed", payout)
 
 
 def _return_money(context: Context, payout: StoredObject, type_: str) -> None:
