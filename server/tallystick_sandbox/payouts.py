@@ -16,7 +16,8 @@ from tallystick_storage.sql import Connection
 
 
 class SandboxPayouts:
-    """The payout provider. `latency_seconds`: the latency of every submission, in seconds;
+    """The payout provider. `name`: the sandbox, which knows only its own payouts.
+    `latency_seconds`: the latency of every submission, in seconds;
     `key_window_seconds`: how long keys are honored, in seconds.
     """
 
@@ -24,10 +25,12 @@ class SandboxPayouts:
         self,
         database: Database,
         *,
+        name: str = "sandbox",
         latency_seconds: float = 0.0,
         key_window_seconds: float = 86_400.0,
     ) -> None:
         self._database = database
+        self._name = name
         self._latency_seconds = latency_seconds
         self._keys = IdempotencyKeys(
             store.TRANSFERS, database, rules.build_transfer_reply, key_window_seconds
@@ -60,7 +63,7 @@ class SandboxPayouts:
 
     async def _pay(self, request: PayoutRequest, behavior: Behavior) -> Reply:
         return await self._keys.execute_once(
-            _new_entry(request, behavior), behavior, self._latency_seconds
+            _new_entry(self._name, request, behavior), behavior, self._latency_seconds
         )
 
     async def look_up(self, payout_id: str) -> Reply:
@@ -69,14 +72,16 @@ class SandboxPayouts:
             return rules.CONNECTION_REFUSED
 
         def advance(connection: Connection) -> Reply:
-            row = store.TRANSFERS.find_latest(connection, payout_id)
+            row = store.TRANSFERS.find_latest(connection, self._name, payout_id)
             if row is None:
                 return rules.NOT_FOUND
             if row.fault == Fault.PAID_TWICE and row.generation == 1:
-                next_entry = with_generation(_entry_from_row(row, payout_id), row.generation + 1)
+                next_entry = with_generation(
+                    _entry_from_row(self._name, row, payout_id), row.generation + 1
+                )
                 store.TRANSFERS.insert(connection, [next_entry])
                 return rules.build_transfer_reply(next_entry)
-            entry = _entry_from_row(row, payout_id)
+            entry = _entry_from_row(self._name, row, payout_id)
             entry.state = rules.next_transfer_state(row, float(row.age))
             if entry.state != row.state:
                 entry.returned_amount = (
@@ -104,7 +109,7 @@ class SandboxPayouts:
         return reply
 
 
-def _new_entry(request: PayoutRequest, behavior: Behavior) -> store.LoggedRequest:
+def _new_entry(provider: str, request: PayoutRequest, behavior: Behavior) -> store.LoggedRequest:
     digest = fingerprint(
         request.payout_id, request.amount, request.currency, request.bank_account_token
     )
@@ -112,6 +117,7 @@ def _new_entry(request: PayoutRequest, behavior: Behavior) -> store.LoggedReques
         key=request.key,
         generation=1,
         fingerprint=digest.hex(),
+        provider=provider,
         subject=request.payout_id,
         reference=reference_for(request.key),
         state=rules.initial_transfer_state(behavior),
@@ -122,12 +128,13 @@ def _new_entry(request: PayoutRequest, behavior: Behavior) -> store.LoggedReques
     )
 
 
-def _entry_from_row(row: store.LogRow, payout_id: str) -> store.LoggedRequest:
+def _entry_from_row(provider: str, row: store.LogRow, payout_id: str) -> store.LoggedRequest:
     """Converts a stored transfer to a log entry."""
     return store.LoggedRequest(
         key=row.key,
         generation=row.generation,
         fingerprint=row.fingerprint.hex(),
+        provider=provider,
         subject=payout_id,
         reference=row.reference,
         state=row.state,

@@ -15,7 +15,8 @@ from tallystick_storage.sql import Connection
 
 
 class Sandbox:
-    """The payment provider. `latency_seconds`: the latency of every reply, in seconds;
+    """The payment provider. `name`: the sandbox, which knows only its own charges; several may
+    share a database. `latency_seconds`: the latency of every reply, in seconds;
     `key_window_seconds`: how long keys are honored, in seconds; `fee_ppm`: its fee in parts per
     million of each charge, 0: it reports none.
     """
@@ -24,11 +25,13 @@ class Sandbox:
         self,
         database: Database,
         *,
+        name: str = "sandbox",
         latency_seconds: float = 0.0,
         key_window_seconds: float = 86_400.0,
         fee_ppm: int = 0,
     ) -> None:
         self._database = database
+        self._name = name
         self._fee_ppm = fee_ppm
         self._latency_seconds = latency_seconds
         self._keys = IdempotencyKeys(
@@ -49,7 +52,7 @@ class Sandbox:
             return rules.CONNECTION_REFUSED
         behavior = rules.behavior_for(request.payment_token)
         reply = await self._keys.execute_once(
-            _new_entry(request, behavior), behavior, self._latency_seconds
+            _new_entry(self._name, request, behavior), behavior, self._latency_seconds
         )
         return self._with_fee(reply)
 
@@ -66,7 +69,7 @@ class Sandbox:
             return rules.CONNECTION_REFUSED
 
         def advance(connection: Connection) -> Reply:
-            row = store.CHARGES.find_latest(connection, charge_id)
+            row = store.CHARGES.find_latest(connection, self._name, charge_id)
             if row is None:
                 return rules.NOT_FOUND
             state, code = rules.resolve_pending(row.state, row.code)
@@ -94,7 +97,7 @@ class Sandbox:
         return replace(reply, fee=apply_rate(reply.amount, self._fee_ppm))
 
 
-def _new_entry(request: ChargeRequest, behavior: Behavior) -> store.LoggedRequest:
+def _new_entry(provider: str, request: ChargeRequest, behavior: Behavior) -> store.LoggedRequest:
     digest = fingerprint(
         request.charge_id, request.amount, request.currency, request.payment_token, request.method
     )
@@ -102,6 +105,7 @@ def _new_entry(request: ChargeRequest, behavior: Behavior) -> store.LoggedReques
         key=request.key,
         generation=1,
         fingerprint=digest.hex(),
+        provider=provider,
         subject=request.charge_id,
         reference=reference_for(request.key),
         state=rules.initial_charge_state(behavior),

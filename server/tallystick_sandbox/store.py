@@ -12,13 +12,14 @@ from tallystick_storage.sql import Connection, Query, columns, text
 
 @dataclass(slots=True)
 class LoggedRequest:
-    """A request as decided when its key was first used. `subject` is the id of the charge or
-    payout. `fingerprint` is in hex, `amount` in minor units.
+    """A request as decided when its key was first used. `provider` is the name of the sandbox,
+    `subject` the id of the charge or payout. `fingerprint` is in hex, `amount` in minor units.
     """
 
     key: str
     generation: int
     fingerprint: str
+    provider: str
     subject: str
     reference: str
     state: str
@@ -71,13 +72,13 @@ class RequestLog:
         if table != "transfer":
             select_list = select_list.replace("l.returned_amount", "null as returned_amount")
         self._insert = text(f"""
-            insert into {table} (key, generation, fingerprint, {subject_column}, reference, state,
-                amount, currency, fault, code, create_time)
-            select key, generation, decode(fingerprint, 'hex'), subject, reference, state, amount,
-                currency, fault, code, clock()
+            insert into {table} (key, generation, fingerprint, provider, {subject_column},
+                reference, state, amount, currency, fault, code, create_time)
+            select key, generation, decode(fingerprint, 'hex'), provider, subject, reference, state,
+                amount, currency, fault, code, clock()
             from json_to_recordset(cast(:entries as json))
-                as r (key text, generation int, fingerprint text, subject text, reference text,
-                state text,
+                as r (key text, generation int, fingerprint text, provider text, subject text,
+                reference text, state text,
                 amount bigint, currency text, fault text, code text) order by key
             on conflict do nothing returning key
         """)
@@ -93,7 +94,7 @@ class RequestLog:
             LatestLogRow,
             f"""
             select {select_list}, extract(epoch from clock() - create_time) as age
-            from {table} l where {subject_column} = :subject
+            from {table} l where {subject_column} = :subject and provider = :provider
                 order by create_time desc, generation desc limit 1 for update
             """,
         )
@@ -111,9 +112,11 @@ class RequestLog:
         rows = self._find.all(connection, keys=keys, window=f"{window_seconds} seconds")
         return {row.key: row for row in rows}
 
-    def find_latest(self, connection: Connection, subject: str) -> LatestLogRow | None:
-        """The newest request for a subject, locked."""
-        return self._find_latest.one_or_none(connection, subject=subject)
+    def find_latest(
+        self, connection: Connection, provider: str, subject: str
+    ) -> LatestLogRow | None:
+        """The newest request to a sandbox for a subject, locked."""
+        return self._find_latest.one_or_none(connection, provider=provider, subject=subject)
 
 
 CHARGES = RequestLog("charge", "charge_id")

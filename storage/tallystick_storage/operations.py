@@ -74,6 +74,8 @@ class AttemptRow(NamedTuple):
     attempt_number: int
     provider: str
     provider_key: str
+    routing_rule: str
+    routing_reason: str
     outcome: str
     provider_reference: str
     provider_fee: int | None

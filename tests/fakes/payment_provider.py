@@ -26,7 +26,7 @@ class SandboxProvider(SandboxCharges):
     """A sandbox in the test's process, under any name."""
 
     def __init__(self, database: Database, name: str = "sandbox") -> None:
-        self.sandbox = Sandbox(database)
+        self.sandbox = Sandbox(database, name=name)
         super().__init__(name, self.sandbox, 86_400.0, FinalNotFound(60.0, min_responses=2))
 
 

@@ -252,7 +252,7 @@ def test_a_transfer_never_goes_back(fault: Fault, age: float, seconds: int, look
     """A transfer's state never goes back, and a final state does not change over time."""
     order = ["SUBMITTED", "IN_TRANSIT", "DECLINED", "PAID", "RETURNED"]
     for state in order:
-        entry = LoggedRequest("k", 1, "", "p", "r", state, 5, "EUR", fault, str(seconds))
+        entry = LoggedRequest("k", 1, "", "sandbox", "p", "r", state, 5, "EUR", fault, str(seconds))
         for _ in range(looks):
             after = next_transfer_state(entry, age)
             assert order.index(after) >= order.index(entry.state)

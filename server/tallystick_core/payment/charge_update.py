@@ -35,6 +35,8 @@ class ChargeSnapshot:
     """What the orders wait for."""
     unapplied: Mapping[str, Succeeded] = field(default_factory=dict)
     """Money that fits no order, as it was first reported, by reference."""
+    is_replaced: bool = False
+    """The outcome is that of an attempt that a fallback has replaced: its money fits no order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +58,11 @@ class ChargeEffect:
 
 def apply(charge: ChargeSnapshot, outcome: ChargeOutcome) -> ChargeEffect:
     """The effect of an outcome. A repeat has no effect, and money that was taken is either that of
-    the orders or unapplied, in any order of arrival.
+    the orders or unapplied, in any order of arrival. An attempt that was replaced changes no order.
     """
+    if charge.is_replaced:
+        effect = ChargeEffect(charge)
+        return _with_money(effect, outcome) if isinstance(outcome, Succeeded) else effect
     if charge.recorded is None and isinstance(outcome, Succeeded | Declined):
         charge = replace(charge, recorded=outcome)
     effect = _follow(charge, outcome)

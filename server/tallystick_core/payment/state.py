@@ -30,6 +30,8 @@ class PaymentTrigger(StrEnum):
     PENDING = "PENDING"
     NOT_SENT = "NOT_SENT"
     UNKNOWN = "UNKNOWN"
+    FALLBACK = "FALLBACK"
+    """Certainly nothing was sent to its provider; the next attempt goes to the fallback."""
     GIVEN_UP = "GIVEN_UP"
     """It is no longer sent, and it is certain that nothing was charged. Either it was never sent,
     or the provider has proved not to know it.
@@ -48,6 +50,7 @@ class PaymentTransitionReason(StrEnum):
     RISK_PASSED = "RISK_PASSED"
     RISK_REJECTED = "RISK_REJECTED"
     PROVIDER_OUTCOME = "PROVIDER_OUTCOME"
+    FALLBACK = "FALLBACK"
     GIVEN_UP = "GIVEN_UP"
     CLOSED_BY_OPERATOR = "CLOSED_BY_OPERATOR"
     BOOKED = "BOOKED"
@@ -66,6 +69,7 @@ TRANSITIONS: dict[tuple[OrderStatus, PaymentTrigger], OrderStatus] = {
     (OrderStatus.EXECUTING, PaymentTrigger.PENDING): OrderStatus.PENDING,
     (OrderStatus.EXECUTING, PaymentTrigger.NOT_SENT): OrderStatus.EXECUTING,
     (OrderStatus.EXECUTING, PaymentTrigger.UNKNOWN): OrderStatus.EXECUTING,
+    (OrderStatus.EXECUTING, PaymentTrigger.FALLBACK): OrderStatus.EXECUTING,
     (OrderStatus.EXECUTING, PaymentTrigger.GIVEN_UP): OrderStatus.FAILED,
     (OrderStatus.EXECUTING, PaymentTrigger.CLOSED): OrderStatus.FAILED,
     # triggered by booking, which sets the two flags
@@ -90,6 +94,7 @@ VERBS: dict[PaymentTrigger, Verb] = {
     PaymentTrigger.PENDING: Verb("LEAVE_PENDING", "left pending"),
     PaymentTrigger.NOT_SENT: Verb("SEND", "sent"),
     PaymentTrigger.UNKNOWN: Verb("SEND", "sent"),
+    PaymentTrigger.FALLBACK: Verb("FALL_BACK", "sent to another provider"),
     PaymentTrigger.GIVEN_UP: Verb("GIVE_UP", "given up"),
     PaymentTrigger.CLOSED: Verb("CLOSE", "closed"),
     PaymentTrigger.BOOKED: Verb("BOOK", "booked"),

@@ -15,6 +15,7 @@ create table charge (
     -- above 1: the key was used again after it was forgotten, and the buyer was charged again
     generation int not null,
     fingerprint bytea not null,
+    provider text collate "C" not null,  -- the name of the sandbox: each knows only its own
     charge_id text collate "C" not null,
     reference text not null,
     state text not null check (state in ('SUCCEEDED', 'DECLINED', 'PENDING', 'ERROR')),
@@ -31,6 +32,7 @@ create table transfer (
     key text collate "C" not null,
     generation int not null,  -- above 1: paid again
     fingerprint bytea not null,
+    provider text collate "C" not null,
     payout_id text collate "C" not null,
     reference text not null,
     state text not null

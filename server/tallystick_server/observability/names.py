@@ -262,6 +262,7 @@ BATCHES: Mapping[str, str] = {
     "payment.create": "stores payments and their charges",
     "payment.risk_check": "records decisions of the risk provider",
     "payment.record": "records provider outcomes of charges",
+    "payment.fall_back": "begins the next attempts of charges at their fallback providers",
     "payment.book": "credits wallets and posts to the ledger for charges",
     "payment.confirm_delivery": "releases pending credits of delivered orders",
     "payment.read": "reads payments",
@@ -318,6 +319,10 @@ WEBHOOKS_FETCHED = LogEvent(
     "webhooks.fetched", "Events that a provider could not deliver were fetched and stored."
 )
 OPERATION_RESCHEDULED = LogEvent("operation.rescheduled", "A step failed; it is retried.")
+FALLBACK_STARTED = LogEvent(
+    "operation.fallback_started",
+    "Nothing was sent to the provider of a charge; its next attempt goes to the fallback.",
+)
 OPERATION_DELAYED = LogEvent(
     "operation.delayed",
     "A dependency does not answer; the operation waits for the end of its lease.",

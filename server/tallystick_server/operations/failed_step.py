@@ -57,6 +57,8 @@ class FailedStep(Generic[Op]):
     """Whether the provider does not know the operation."""
     failure_reason: FailureReason | None = None
     """Why the operation fails: it certainly moved no money, and is cancelled or expired."""
+    provider_unavailable: bool = False
+    """Whether the provider was not called, because its circuit is open or it is not configured."""
 
     @property
     def has_recorded_outcome(self) -> bool:
@@ -172,7 +174,14 @@ def classify_before_call(
 def classify_not_called(operation: Op, not_called: NotCalled, action: NextAction) -> FailedStep[Op]:
     """The failed step of an operation whose provider was not called."""
     retry_after = not_called.retry_after + jitter(not_called.retry_after, operation.operation_id)
-    return FailedStep(operation, RetryReason.CIRCUIT_OPEN, not_called.detail, action, retry_after)
+    return FailedStep(
+        operation,
+        RetryReason.CIRCUIT_OPEN,
+        not_called.detail,
+        action,
+        retry_after,
+        provider_unavailable=not_called.provider_unavailable,
+    )
 
 
 def classify_not_found(

@@ -62,6 +62,8 @@ def attempts(rows: Iterable[AttemptRow]) -> list[history_pb2.Attempt]:
             number=row.attempt_number,
             provider=row.provider,
             provider_key=row.provider_key,
+            routing_rule=row.routing_rule,
+            routing_reason=row.routing_reason,
             outcome=_OUTCOMES.number(row.outcome),
             provider_reference=row.provider_reference,
             provider_fee=""

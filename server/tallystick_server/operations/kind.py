@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic
+from typing import Any, Generic, TypeAlias
 
 from tallystick_core.operations.kind import KindName
 from tallystick_core.operations.next_action import Circuit, NextAction
@@ -32,6 +32,9 @@ def never_ends(_operation: object, _now: float) -> None:
     return None
 
 
+FallBack: TypeAlias = Callable[[FailedStep[Op], Callable[[str], bool]], Awaitable[Op | None]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperationKind(Generic[Op]):
     """The functions of one kind of operation. A function with a connection runs in a transaction,
@@ -43,9 +46,10 @@ class OperationKind(Generic[Op]):
     """Loads the operations of this kind that were claimed under these lease tokens, at a loop
     time.
     """
-    find: Callable[[Connection, str, float], Op | None]
+    find: Callable[[Connection, str, float, int | None], Op | None]
     """Loads one operation in any state at a loop time, without its lease: its lease token is
-    NO_LEASE. A call of its provider must end as if a lease began now.
+    NO_LEASE. A call of its provider must end as if a lease began now. The last value is the number
+    of an attempt; None: the last.
     """
     next_action: Callable[[Op, float, float, float], NextAction]
     """Decides the next action from the operation, the loop time, the seconds for which the provider
@@ -64,6 +68,11 @@ class OperationKind(Generic[Op]):
     record: Callable[[Op, Any], Awaitable[Op]]
     """Applies an outcome to the operation, whatever its source. It is idempotent, needs no lease,
     and takes outcomes in any order. Returns the updated operation.
+    """
+    fall_back: FallBack[Op] | None = None
+    """Continues at another provider after a step that certainly sent nothing. Returns the operation
+    with its next attempt, leased anew, or None if it stays as it is. It is also given a function
+    that says whether a provider can be called. None: this kind has one provider.
     """
     book: Callable[[Op], Awaitable[object]] | None = None
     """Credits the wallet and posts to the ledger. None: there is nothing to book.

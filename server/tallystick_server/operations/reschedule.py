@@ -211,7 +211,7 @@ class Rescheduler:
         """The detail text of a dead letter. It also says whether the operation is to end."""
         operation = failed_step.operation
         failure_reason = self._kinds[operation.kind].failure_if_not_sent(operation, now)
-        return _sanitize_detail(
+        return sanitize_detail(
             failed_step.detail
             if failure_reason is None
             else f"{failure_reason}, not cancelled yet: {failed_step.detail}"
@@ -233,7 +233,7 @@ class Rescheduler:
             lookup_only,
             _count_tries(failed_step),
             failed_step.retry_reason,
-            _sanitize_detail(failed_step.detail),
+            sanitize_detail(failed_step.detail),
             self._kinds[operation.kind].phase(operation),
         )
 
@@ -253,7 +253,7 @@ def _was_sent(failed_step: FailedStep[Any]) -> bool:
     )
 
 
-def _sanitize_detail(text: str) -> str:
+def sanitize_detail(text: str) -> str:
     """Makes a provider's text safe to store."""
     return "".join(
         character if character.isprintable() else "?" for character in text[:_MAX_DETAIL_LENGTH]

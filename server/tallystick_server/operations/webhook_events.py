@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from tallystick_core.operations.kind import KindName
 from tallystick_core.operations.next_action import NextAction
@@ -65,14 +65,23 @@ class EventOperation(LeasedOperation, Generic[S]):
     """The charge or payout that it is about, without a lease; None: the platform knows none."""
 
 
+class ReportedOperation(NamedTuple):
+    """An operation, and the provider that reports it."""
+
+    operation_id: str
+    provider: str
+
+
 @dataclass(frozen=True, slots=True)
 class EventSubjects(Generic[S]):
     """The charges or payouts of a service, as webhook events need them."""
 
     find_reported: Callable[[Connection, Collection[SubjectKey]], Mapping[SubjectKey, str]]
     """The ids of the operations that events name."""
-    find: Callable[[Connection, Sequence[str], float], Iterable[S]]
-    """Loads operations in any state at a loop time, without their leases."""
+    find: Callable[[Connection, Sequence[ReportedOperation], float], Iterable[S]]
+    """Loads operations in any state at a loop time, without their leases, as the provider that
+    reports each has it: with its attempt there. One that the provider never had is left out.
+    """
     look_up: Callable[[Any, S, str], Awaitable[SubjectOutcome]]
     """Looks up an operation at a provider, under the reference that the event names; "": none."""
     record: Callable[[S, Any], Awaitable[object]]
@@ -118,14 +127,15 @@ class EventOperations(Generic[S]):
         """Loads events and what they are about, as it is stored now."""
         rows = store.load_operations(connection, list(tokens))
         ids_by_key = self._subjects.find_reported(connection, {_key_of(row) for row in rows})
+        reported = {ReportedOperation(id_, key.provider) for key, id_ in ids_by_key.items()}
         subjects = {
-            subject.operation_id: subject
-            for subject in self._subjects.find(connection, sorted(set(ids_by_key.values())), now)
+            ReportedOperation(subject.operation_id, subject.provider): subject
+            for subject in self._subjects.find(connection, sorted(reported), now)
         }
         return [
             _operation_from_row(
                 row,
-                subjects.get(ids_by_key.get(_key_of(row), "")),
+                subjects.get(ReportedOperation(ids_by_key.get(_key_of(row), ""), row.provider)),
                 tokens[row.webhook_event_id],
                 now + self._lease_seconds,
             )
@@ -133,7 +143,11 @@ class EventOperations(Generic[S]):
         ]
 
     def find(
-        self, connection: Connection, webhook_event_id: str, now: float
+        self,
+        connection: Connection,
+        webhook_event_id: str,
+        now: float,
+        _attempt_number: int | None,
     ) -> EventOperation[S] | None:
         """Loads an event in any state, without its lease."""
         return next(iter(self.load(connection, {webhook_event_id: NO_LEASE}, now)), None)

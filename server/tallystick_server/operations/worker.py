@@ -344,8 +344,23 @@ class OperationWorker:
                 return
         except StepFailed as error:
             failed_step = error.failed_step
-        if failed_step is not None:
+        if failed_step is None:
+            return
+        successor = await self._fall_back(failed_step)
+        if successor is None:
             await self._reschedule(failed_step)
+        else:
+            self.start_operation(successor)
+
+    async def _fall_back(self, failed_step: FailedStep[LeasedOperation]) -> LeasedOperation | None:
+        """The operation at its fallback provider; None: it stays at its provider."""
+        kind, now = self.kinds[failed_step.operation.kind], asyncio.get_running_loop().time()
+        if kind.fall_back is None or kind.failure_if_not_sent(failed_step.operation, now):
+            return None
+        successor: LeasedOperation | None = await kind.fall_back(
+            failed_step, lambda provider: not self.gateway.is_circuit_open(provider)
+        )
+        return successor
 
     def next_action(self, operation: LeasedOperation) -> NextAction:
         """The next action of an operation now."""
@@ -468,25 +483,33 @@ class OperationWorker:
             raise StepFailed(classify_storage_error(operation, outcome, action, error)) from None
         return updated, failed_step and replace(failed_step, operation=updated)
 
-    async def find(self, kind: KindName, operation_id: str) -> LeasedOperation | None:
-        """Loads an operation in any state, without its lease. None: there is none."""
+    async def find(
+        self, kind: KindName, operation_id: str, attempt_number: int | None = None
+    ) -> LeasedOperation | None:
+        """Loads an operation in any state, without its lease, with one of its attempts, by default
+        the last. None: there is none.
+        """
         now = asyncio.get_running_loop().time()
         operation: LeasedOperation | None = await self._database.load(
-            lambda connection: self.kinds[kind].find(connection, operation_id, now)
+            lambda connection: self.kinds[kind].find(connection, operation_id, now, attempt_number)
         )
         return operation
 
     async def apply_provider_update(
-        self, kind: KindName, operation_id: str, outcome: ProviderOutcome
+        self,
+        kind: KindName,
+        operation_id: str,
+        outcome: ProviderOutcome,
+        attempt_number: int | None = None,
     ) -> None:
-        """Applies what a provider says about an operation, such as by a webhook or in a report. It
-        needs no lease, may be repeated, and may come in any order. What follows is done by the
-        holder of the lease, or by the next claim.
+        """Applies what a provider says about an attempt of an operation, by default the last, such
+        as by a webhook or in a report. It needs no lease, may be repeated, and may come in any
+        order. What follows is done by the holder of the lease, or by the next claim.
 
         Raises NOT_FOUND, and ConstraintViolation if the outcome cannot be stored. Raises ValueError
         if the outcome belongs to another operation, or has invalid amounts.
         """
-        operation = await self.find(kind, operation_id)
+        operation = await self.find(kind, operation_id, attempt_number)
         if operation is None:
             raise not_found_error(kind, operation_id)
         if not has_valid_amounts(outcome) or not is_outcome_of(

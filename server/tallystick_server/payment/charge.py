@@ -13,6 +13,7 @@ from tallystick.payment.v1 import payment_pb2
 from tallystick_core.operations.idempotency_key import format_provider_key
 from tallystick_core.operations.kind import KindName
 from tallystick_core.payment.checkout import CheckoutRequest
+from tallystick_core.payment.routing import RoutingDecision
 from tallystick_core.payment.state import OrderStatus, PaymentTrigger
 from tallystick_core.provider.outcome import (
     ChargeOutcome,
@@ -82,6 +83,10 @@ class Charge(LeasedOperation):
     payment_method_type: str
     orders: tuple[OrderInCharge, ...]
     buyer_country: str = ""
+    routing_rule: str = ""
+    """The rule that chose the provider; "": none."""
+    fallback_provider: str = ""
+    """The provider of the next attempt, if certainly nothing was sent by this one; "": none."""
     cancelled: bool = False
     buyer_timed_out: bool = False
     """The buyer has not completed the required action in time."""
@@ -102,12 +107,15 @@ class Charge(LeasedOperation):
 def build_charges(
     request: CheckoutRequest,
     orders: Iterable[tuple[checkout_store.NewOrder, payment_pb2.PaymentOrder]],
+    decisions: Mapping[str, RoutingDecision],
     environment: str,
     lease_deadline: float,
     traceparent: str,
     context: SpanContext,
 ) -> list[Charge]:
-    """The charges of a new payment, for the orders that no risk rule rejected."""
+    """The charges of a new payment, for the orders that no risk rule rejected. `decisions`: the
+    provider of each charge, by charge id.
+    """
     groups: dict[str, list[tuple[checkout_store.NewOrder, payment_pb2.PaymentOrder]]] = {}
     for order, message in orders:
         if order.status != OrderStatus.FAILED:
@@ -119,7 +127,9 @@ def build_charges(
             caller=request.caller,
             owner=request.owner,
             attempt_number=FIRST_ATTEMPT,
-            provider=members[0][0].provider,
+            provider=decisions[charge_id].provider,
+            routing_rule=decisions[charge_id].rule,
+            fallback_provider=decisions[charge_id].fallback,
             provider_key=format_provider_key(
                 environment, KindName.CHARGE, charge_id, FIRST_ATTEMPT
             ),
@@ -161,7 +171,7 @@ def charges_from_rows(
     `lease_seconds`.
     """
     charges = []
-    for charge_id, group in groupby(rows, key=lambda row: row.charge_id):
+    for (charge_id, _), group in groupby(rows, key=lambda row: (row.charge_id, row.attempt_number)):
         members = list(group)
         first = members[0]
         charges.append(
@@ -171,7 +181,9 @@ def charges_from_rows(
                 caller=first.caller,
                 owner=first.owner,
                 attempt_number=first.attempt_number,
-                provider=first.provider,
+                provider=first.attempt_provider,
+                routing_rule=first.routing_rule,
+                fallback_provider=first.fallback_provider,
                 provider_key=first.provider_key,
                 provider_reference=first.attempt_reference,
                 currency=first.currency,

@@ -370,6 +370,9 @@ def apply_transition(
     message.decline_code = transition.decline_code
     if transition.provider_reference:
         message.provider_reference = transition.provider_reference
+    if transition.provider is not None:
+        message.provider = transition.provider
+        message.attempt_count += 1
     if resolve_by_time:
         message.resolve_by_time.CopyFrom(to_timestamp(resolve_by_time))
     else:

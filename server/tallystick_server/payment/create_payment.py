@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -22,6 +22,7 @@ from tallystick_core.payment.checkout import (
 )
 from tallystick_core.payment.fees import FeeRates
 from tallystick_core.payment.risk import RiskCheck, decide_new_order
+from tallystick_core.payment.routing import RoutingDecision, RoutingTable
 from tallystick_core.payment.state import (
     OrderStatus,
 )
@@ -29,6 +30,7 @@ from tallystick_core.provider.outcome import FailureReason
 from tallystick_server.observability.tracing import SpanContext
 from tallystick_server.operations.batcher import deduplicate_by_key
 from tallystick_server.payment import convert, events
+from tallystick_server.payment.capacity import CapacityCounter, RemainingCapacity, route_of
 from tallystick_server.payment.charge import FIRST_ATTEMPT, Charge, build_charges
 from tallystick_server.payment.existing_payments import find_conflicts
 from tallystick_storage.database import ConstraintViolation, Database
@@ -62,17 +64,6 @@ class CreatePaymentResult:
 
 
 @dataclass(frozen=True, slots=True)
-class ChargeCapacity:
-    """How many more charges may be queued while their provider fails.
-
-    `allows_probe`: one more payment is accepted, to probe whether the provider answers again.
-    """
-
-    charges: int
-    allows_probe: bool
-
-
-@dataclass(frozen=True, slots=True)
 class _RiskCheckedPayment:
     """A command with the rows to store, the message of each order, and the charges of the orders
     that passed the risk check.
@@ -83,6 +74,8 @@ class _RiskCheckedPayment:
     """The row; the request is `command.request`."""
     orders: list[tuple[store.NewOrder, payment_pb2.PaymentOrder]]
     charges: list[Charge]
+    decisions: Mapping[str, RoutingDecision]
+    """The provider of each charge, by charge id."""
 
     @property
     def checkout_id(self) -> str:
@@ -109,17 +102,17 @@ class PaymentCreator:
         database: Database,
         risk: RiskCheck,
         fees: FeeRates,
-        provider: str,
+        routing: RoutingTable,
         environment: str,
         lease_seconds: float,
         has_risk_provider: bool,
         start_operation: Callable[[Charge], None],
-        remaining_capacity: Callable[[Connection, float], ChargeCapacity | None],
+        remaining_capacity: RemainingCapacity,
     ) -> None:
         self._database = database
         self._risk = risk
         self._fees = fees
-        self._provider = provider
+        self._routing = routing
         self._environment = environment
         self._lease_seconds = lease_seconds
         self._has_risk_provider = has_risk_provider
@@ -174,9 +167,13 @@ class PaymentCreator:
             command for command in commands if command.request.checkout_id not in results
         ]
         payments = self._check_risk(connection, new_commands, now + self._lease_seconds)
-        overflow = _over_capacity(payments, self._remaining_capacity(connection, now))
-        results |= {payment.checkout_id: provider_unavailable_error() for payment in overflow}
-        payments = payments[: len(payments) - len(overflow)]
+        routes = {route_of(charge) for payment in payments for charge in payment.charges}
+        counter = CapacityCounter(self._remaining_capacity(connection, now, routes))
+        overflow = {
+            payment.checkout_id for payment in payments if not counter.admit(payment.charges)
+        }
+        results |= {checkout_id: provider_unavailable_error() for checkout_id in sorted(overflow)}
+        payments = [payment for payment in payments if payment.checkout_id not in overflow]
         for payment in payments:
             _complete(payment, connection.begin_time)
         stored_ids = self._insert(connection, payments) if payments else set()
@@ -224,14 +221,19 @@ class PaymentCreator:
             request = command.request
             failures = reject_siblings(request, self._risk.check(request, recent))
             recent.update(order.buyer_account for order in request.orders)
+            decisions = self._routing.route_charges(
+                request,
+                [order for order in request.orders if order.payment_order_id not in failures],
+            )
             orders = [
-                self._new_order(request, order, failures.get(order.payment_order_id))
+                self._new_order(request, order, failures.get(order.payment_order_id), decisions)
                 for order in request.orders
             ]
             orders_with_messages = [(order, convert.new_order(order)) for order in orders]
             charges = build_charges(
                 request,
                 orders_with_messages,
+                decisions,
                 self._environment,
                 lease_deadline,
                 command.traceparent,
@@ -243,6 +245,7 @@ class PaymentCreator:
                     self._new_checkout(command, len(failures)),
                     orders_with_messages,
                     charges,
+                    decisions,
                 )
             )
         return payments
@@ -256,6 +259,9 @@ class PaymentCreator:
                 charge.provider_key,
                 charge.amount,
                 charge.currency,
+                charge.routing_rule,
+                payment.decisions[charge.charge_id].reason,
+                charge.fallback_provider,
             )
             for payment in payments
             for charge in payment.charges
@@ -285,7 +291,6 @@ class PaymentCreator:
             payment_method_type=request.payment_method_type,
             charge_mode=request.charge_mode,
             partial_failure_policy=request.partial_failure_policy,
-            provider=self._provider,
             traceparent=command.traceparent,
             expire_time=request.expire_time,
             order_count=len(request.orders),
@@ -293,15 +298,20 @@ class PaymentCreator:
         )
 
     def _new_order(
-        self, request: CheckoutRequest, order: Order, failure_reason: FailureReason | None
+        self,
+        request: CheckoutRequest,
+        order: Order,
+        failure_reason: FailureReason | None,
+        decisions: Mapping[str, RoutingDecision],
     ) -> store.NewOrder:
+        charge_id = format_charge_id(request, order)
         status, transition_reason = decide_new_order(
             failure_reason, has_risk_provider=self._has_risk_provider
         )
         return store.NewOrder(
             payment_order_id=order.payment_order_id,
             checkout_id=request.checkout_id,
-            charge_id=format_charge_id(request, order),
+            charge_id=charge_id,
             buyer_account=order.buyer_account,
             seller_account=order.seller_account,
             amount=order.amount,
@@ -311,28 +321,9 @@ class PaymentCreator:
             status=status,
             transition_reason=transition_reason,
             failure_reason=failure_reason or "",
-            provider="" if failure_reason else self._provider,
+            provider="" if failure_reason else decisions[charge_id].provider,
             attempt_count=0 if failure_reason else FIRST_ATTEMPT,
         )
-
-
-def _over_capacity(
-    payments: Sequence[_RiskCheckedPayment], capacity: ChargeCapacity | None
-) -> Sequence[_RiskCheckedPayment]:
-    """Returns the payments from the first one that exceeds the capacity. The probe, if one is
-    allowed, is not counted.
-    """
-    if capacity is None:
-        return ()
-    remaining, allows_probe = capacity.charges, capacity.allows_probe
-    for index, payment in enumerate(payments):
-        if allows_probe and payment.charges:
-            allows_probe = False
-            continue
-        remaining -= len(payment.charges)
-        if remaining < 0:
-            return payments[index:]
-    return ()
 
 
 def provider_unavailable_error() -> ApiError:

@@ -16,7 +16,7 @@ from tallystick_core.state_machine import Verb, invalid_state_error
 from tallystick_core.validation import parse_id, parse_reason_text
 from tallystick_server.operations import history, operator_handlers
 from tallystick_server.operations.batcher import Batcher
-from tallystick_server.payment import convert
+from tallystick_server.payment import convert, preview_routing
 from tallystick_server.payment.operator_handlers import PaymentOperatorHandlers
 from tallystick_server.payment.payments import Payments
 from tallystick_server.rpc.call import Access, Call
@@ -35,6 +35,7 @@ ACCESS: Access = {
     "WatchPayment": frozenset({Role.TEAM, Role.OPERATOR}),
     "CancelPayment": frozenset({Role.TEAM}),
     "ConfirmDelivery": frozenset({Role.TEAM}),
+    "PreviewRouting": frozenset({Role.TEAM, Role.OPERATOR}),
     **operator_handlers.ACCESS,
     "ListUnappliedCharges": frozenset({Role.OPERATOR}),
     "AcknowledgeUnappliedCharge": frozenset({Role.OPERATOR}),
@@ -177,6 +178,12 @@ class PaymentHandlers(PaymentOperatorHandlers):
             attempts=history.attempts(attempts),
             conflicting_reports=[history.conflicting_report(row) for row in reports],
         )
+
+    async def PreviewRouting(
+        self, request: pb.PreviewRoutingRequest, call: Call
+    ) -> pb.PreviewRoutingResponse:
+        facts = preview_routing.parse_charge_facts(request, call.caller)
+        return preview_routing.to_response(self.payments.routing.route(facts))
 
     async def WatchPayment(
         self, request: pb.WatchPaymentRequest, call: Call

@@ -11,6 +11,7 @@ from tallystick_core.operations.kind import KindName
 from tallystick_core.payment.checkout import CheckoutRequest
 from tallystick_core.payment.fees import FeeRates
 from tallystick_core.payment.risk import RiskCheck
+from tallystick_core.payment.routing import RoutingTable
 from tallystick_core.provider.outcome import PendingReason, ProviderOutcome
 from tallystick_core.provider.payment_provider import PaymentProvider
 from tallystick_core.provider.risk_provider import RiskProvider
@@ -31,6 +32,7 @@ from tallystick_server.payment.create_payment import (
     CreatePaymentResult,
     PaymentCreator,
 )
+from tallystick_server.payment.fallback import ChargeFallback
 from tallystick_server.payment.operations.charge import ChargeOperations, reported_charges
 from tallystick_server.payment.poll_failed import FailedChargePoller
 from tallystick_server.payment.record_outcome import PaymentOutcomeRecorder
@@ -56,8 +58,8 @@ _PLATFORM = "platform"
 class Payments:
     """Creates payments, and owns the worker that advances their charges.
 
-    `provider`: charges new payments. `risk_provider`: is asked before a charge is sent; None: only
-    the built-in rules decide. `environment`: prefix of its idempotency keys.
+    `routing`: chooses the provider of each charge. `risk_provider`: is asked before a charge is
+    sent; None: only the built-in rules decide. `environment`: prefix of its idempotency keys.
     `max_queued_charges`: charges that may be queued while a provider fails, before new ones are
     rejected. `resolve_within`: seconds that an order has for each pending reason.
     `seller_owner_max_age_seconds`: how long a seller's owner is cached. `holder_id`: identifies
@@ -76,7 +78,7 @@ class Payments:
         ledger_address: str,
         settings: WorkerSettings,
         *,
-        provider: str,
+        routing: RoutingTable,
         environment: str,
         max_queued_charges: int,
         resolve_within: Mapping[PendingReason, float],
@@ -84,6 +86,7 @@ class Payments:
         holder_id: UUID,
     ) -> None:
         self._database = database
+        self.routing = routing
         self.notifier: ChangeNotifier[payment_pb2.Payment] = ChangeNotifier()
         charges = ChargeOperations(
             PaymentOutcomeRecorder(database, resolve_within),
@@ -91,6 +94,7 @@ class Payments:
             self.notifier,
             settings.retry_policies,
             settings.lease_seconds,
+            ChargeFallback(database, settings.retry_policies, environment, settings.lease_seconds),
             None if risk_provider is None else self._risk_step(risk_provider, settings),
         )
         events = EventOperations(
@@ -106,7 +110,7 @@ class Payments:
         self.inbox = WebhookInbox("payment", database, self.worker)
         self.create_bulkhead = Bulkhead(settings.max_in_flight, settings.max_owner_share)  # orders
         self._admission = PaymentAdmission(
-            database, self.worker.gateway, provider, max_queued_charges
+            database, self.worker.gateway, routing, max_queued_charges
         )
         self.seller_owners = SellerOwnerCache(
             database, SellerOwners(service_client, wallet_address), seller_owner_max_age_seconds
@@ -115,7 +119,7 @@ class Payments:
             database,
             risk,
             fees,
-            provider,
+            routing,
             environment,
             settings.lease_seconds,
             risk_provider is not None,

@@ -1,4 +1,4 @@
-"""Polling of failed charges that may have been sent.
+"""Polling of failed charges that may have been sent, and of attempts that a fallback replaced.
 
 If the provider charged the buyer after all, the money becomes an unapplied charge.
 """
@@ -41,12 +41,12 @@ _ENDLESS_LEASE_SECONDS = inf
 
 
 def schedule_polls(
-    connection: Connection, retry_policies: RetryPolicies, failed_charges: Iterable[Charge]
+    connection: Connection, retry_policies: RetryPolicies, charges: Iterable[Charge]
 ) -> None:
-    """Schedules polls for charges that have just failed, if they may have been sent."""
-    next_polls = [
-        _next_poll(retry_policies, charge, 0) for charge in failed_charges if charge.maybe_sent
-    ]
+    """Schedules polls for the attempts of charges that have just failed although they may have been
+    sent, or that a fallback has just replaced.
+    """
+    next_polls = [_next_poll(retry_policies, charge, 0) for charge in charges]
     if next_polls:
         store.schedule_polls(connection, next_polls)
 
@@ -55,11 +55,11 @@ def _next_poll(retry_policies: RetryPolicies, charge: Charge, poll_count: int) -
     """The poll that follows `poll_count` answered ones."""
     policy = retry_policies.policy_for(charge.provider, RetryReason.POST_COMPLETION_POLL)
     delay_seconds = policy.delay_seconds(poll_count + 1, charge.charge_id)
-    return store.NextPoll(charge.charge_id, delay_seconds, poll_count)
+    return store.NextPoll(charge.charge_id, charge.attempt_number, delay_seconds, poll_count)
 
 
 class FailedChargePoller:
-    """Polls failed charges at the intervals of the `POST_COMPLETION_POLL` retry policy.
+    """Polls attempts at the intervals of the `POST_COMPLETION_POLL` retry policy.
 
     A lookup has no side effects, so it needs no lease. `try_acquire_leadership` acquires or renews
     the leader lease, and returns whether this process holds it.
@@ -85,13 +85,17 @@ class FailedChargePoller:
         """Polls each charge that is due once, if this process is the leader."""
 
         def load(connection: Connection) -> list[tuple[Charge, int]]:
-            poll_counts = store.list_pollable(connection, self._providers, _MAX_POLLED)
-            rows = store.find_charges(connection, list(poll_counts)) if poll_counts else ()
+            poll_counts = {
+                (row.charge_id, row.attempt_number): row.poll_count
+                for row in store.list_pollable(connection, self._providers, _MAX_POLLED)
+            }
+            attempts = [store.AttemptSelector(*key) for key in poll_counts]
+            rows = store.find_charges(connection, attempts) if attempts else ()
             return [
-                (charge, poll_counts[charge.charge_id])
+                (charge, poll_counts[charge.charge_id, charge.attempt_number])
                 for charge in charges_from_rows(
                     rows,
-                    dict.fromkeys(poll_counts, _NO_LEASE_TOKEN),
+                    dict.fromkeys((id_ for id_, _ in poll_counts), _NO_LEASE_TOKEN),
                     _NO_CLAIM_TIME,
                     _ENDLESS_LEASE_SECONDS,
                 )
@@ -127,7 +131,7 @@ class FailedChargePoller:
                 try:
                     await self._record_outcome(charge, outcome)
                 except ApiError:  # the database is unavailable; this run reports it at its end
-                    return store.NextPoll(charge.charge_id, 0.0, poll_count)
+                    return store.NextPoll(charge.charge_id, charge.attempt_number, 0.0, poll_count)
                 except ConstraintViolation as error:
                     await self._database.transact(
                         lambda connection: record_conflicts(connection, [(charge, outcome)])
@@ -139,7 +143,7 @@ class FailedChargePoller:
                         extra=names.OUTCOME_NOT_STORED.extra,
                     )
                 else:
-                    return store.NextPoll(charge.charge_id, None, poll_count)
+                    return store.NextPoll(charge.charge_id, charge.attempt_number, None, poll_count)
             case NotCalled() | NotSent() | Unknown():
                 return _next_poll(self._retry_policies, charge, poll_count)
             case _:  # says nothing about money

@@ -14,7 +14,7 @@ from tallystick.payment.v1 import payment_pb2
 from tallystick_core.operations.kind import KindName
 from tallystick_core.payment.charge import trigger_for
 from tallystick_core.payment.charge_update import ChargeSnapshot, UnappliedCause, apply
-from tallystick_core.payment.state import PaymentTransitionReason, transition
+from tallystick_core.payment.state import PaymentTransitionReason, PaymentTrigger, transition
 from tallystick_core.provider.outcome import (
     ChargeOutcome,
     Declined,
@@ -71,9 +71,9 @@ class PaymentOutcomeRecorder:
         ]
         final_results = operation_store.record_attempt_results(connection, attempts)
         updates = _group(results, final_results)
-        unleased = [
+        unleased = {
             update.charge.key for update in updates if update.charge.lease_token == NO_LEASE
-        ]
+        }
         if unleased:  # lock order: operations before orders
             operation_store.lock(connection, unleased)
         transitioned = self._apply(connection, updates)
@@ -81,7 +81,12 @@ class PaymentOutcomeRecorder:
         if missed:  # the orders have changed since they were loaded
             reloaded = _reload(connection, missed)
             transitioned.add(self._apply(connection, reloaded.values()))
-            updates = [reloaded.get(update.charge.charge_id, update) for update in updates]
+            updates = [
+                update
+                if update.snapshot.is_replaced
+                else reloaded.get(update.charge.charge_id, update)
+                for update in updates
+            ]
         transitioned.add_known(update.charge for update in updates)
         _record_remainder(connection, updates, transitioned)
         return transitioned
@@ -97,7 +102,7 @@ class PaymentOutcomeRecorder:
 
 @dataclass(slots=True)
 class _ChargeUpdate:
-    """One charge with all its outcomes in the batch, in order."""
+    """One attempt of a charge with all its outcomes in the batch, in order."""
 
     charge: Charge
     snapshot: ChargeSnapshot
@@ -143,34 +148,44 @@ class _ChargeUpdate:
 
     @property
     def is_final(self) -> bool:
-        """Whether an outcome is final, and so needs no decision of an operator any more."""
-        return any(isinstance(outcome, Succeeded | Declined) for outcome in self.outcomes)
+        """Whether an outcome is final, and so needs no decision of an operator any more. That of an
+        attempt that was replaced says nothing about the charge.
+        """
+        return not self.snapshot.is_replaced and any(
+            isinstance(outcome, Succeeded | Declined) for outcome in self.outcomes
+        )
 
 
 def _group(
     results: Sequence[_Result],
     final_results: Mapping[tuple[str, str, int], operation_store.AttemptResult],
 ) -> list[_ChargeUpdate]:
-    """The charges of a batch, by their first final outcomes that are stored, by any process."""
-    updates: dict[str, _ChargeUpdate] = {}
+    """The attempts of a batch, by their first final outcomes that are stored, by any process."""
+    updates: dict[tuple[str, int], _ChargeUpdate] = {}
     for result in results:
         charge = result.operation
         stored = final_results.get((*charge.key, charge.attempt_number))
-        recorded = (stored and outcome_from_attempt(stored)) or charge.recorded_outcome
-        update = updates.get(charge.charge_id)
+        snapshot = _snapshot_of(
+            charge,
+            (stored and outcome_from_attempt(stored)) or charge.recorded_outcome,
+            # an attempt ends as not sent only when a fallback replaces it
+            is_replaced=stored is not None and stored.outcome == PaymentTrigger.NOT_SENT,
+        )
+        key = (charge.charge_id, charge.attempt_number)
+        update = updates.get(key)
         if update is None:
-            updates[charge.charge_id] = _ChargeUpdate(
-                charge, _snapshot_of(charge, recorded), [result.outcome]
-            )
+            updates[key] = _ChargeUpdate(charge, snapshot, [result.outcome])
             continue
         update.outcomes.append(result.outcome)
         if charge.orders[0].version > update.charge.orders[0].version:
-            update.charge, update.snapshot = charge, _snapshot_of(charge, recorded)
+            update.charge, update.snapshot = charge, snapshot
     return list(updates.values())
 
 
-def _snapshot_of(charge: Charge, recorded: object) -> ChargeSnapshot:
-    """The charge as it is loaded, and the outcome that is stored."""
+def _snapshot_of(charge: Charge, recorded: object, *, is_replaced: bool = False) -> ChargeSnapshot:
+    """The charge as it is loaded, and the outcome that is stored of the attempt. `is_replaced`: a
+    fallback has replaced it.
+    """
     order = charge.orders[0]
     return ChargeSnapshot(
         charge.amount,
@@ -178,6 +193,7 @@ def _snapshot_of(charge: Charge, recorded: object) -> ChargeSnapshot:
         order.status,
         recorded if isinstance(recorded, Succeeded | Declined) else None,
         _pending_of(order.message),
+        is_replaced=is_replaced,
     )
 
 

@@ -38,6 +38,8 @@ class OrderTransition:
     failure_reason: str = ""
     decline_code: str = ""
     provider_reference: str = ""
+    provider: str | None = None
+    """The provider of the charge's next attempt; None: there is no new attempt."""
     resolve_within_seconds: float | None = None
     """Seconds until an order that now waits for something else must be resolved; None: no limit."""
 
@@ -62,6 +64,7 @@ class OrderTransition:
             "failure_reason": self.failure_reason,
             "decline_code": self.decline_code,
             "provider_reference": self.provider_reference,
+            "provider": self.provider,
         }
 
     def row(self) -> store.OrderTransitionRow:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from tallystick_core.payment.fees import FeeRates
 from tallystick_core.payment.risk import BuiltInRiskCheck, RiskRules
+from tallystick_core.payment.routing import RoutingTable
 from tallystick_core.payment.state import ALERT_AFTER_SECONDS
 from tallystick_core.provider.outcome import PendingReason
 from tallystick_server.app.configuration import Settings
@@ -32,7 +33,7 @@ def _build(wiring: Wiring, database: Database) -> Service:
         wiring.addresses["wallet"],
         wiring.addresses["ledger"],
         wiring.worker_settings(),
-        provider=settings.providers.payment,
+        routing=RoutingTable(settings.routing, settings.providers.payment),
         environment=settings.environment,
         max_queued_charges=settings.payment.max_queued_charges,
         resolve_within={PendingReason.BUYER_ACTION: settings.payment.buyer_action_timeout},

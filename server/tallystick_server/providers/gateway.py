@@ -46,6 +46,8 @@ class NotCalled:
     retry_after: float
     """Seconds."""
     detail: str
+    provider_unavailable: bool = False
+    """Whether no call to the provider is made now: its circuit is open, or it is not configured."""
 
 
 class ProviderOperation(Protocol):
@@ -138,6 +140,7 @@ class ProviderGateway:
                 UNCONFIGURED_RETRY_SECONDS,
                 f"the provider {operation.provider} is not configured; configure it again, or "
                 "close the operation with evidence",
+                provider_unavailable=True,
             )
         semaphore, loop = self._semaphores[operation.provider], asyncio.get_running_loop()
         timeout_seconds = self._limits[operation.provider].timeout_seconds
@@ -160,7 +163,9 @@ class ProviderGateway:
             breaker = self._breakers[operation.provider, circuit]
             retry_after = breaker.admit_or_delay(loop.time(), operation.operation_id)
             if retry_after is not None:
-                return NotCalled(retry_after, "the circuit breaker is open")
+                return NotCalled(
+                    retry_after, "the circuit breaker is open", provider_unavailable=True
+                )
             span_name = names.PROVIDER_CALL_SPAN.format(
                 provider=operation.provider, action=action.lower()
             )

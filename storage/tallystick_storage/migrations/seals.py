@@ -6,6 +6,7 @@ SEALED_ON_UPDATE: Mapping[str, str] = {
     "event.horizon": "t.cursor = 0",
     "payment.attempt": (
         "(t.outcome, t.provider_reference, t.failure_reason, t.decline_code) = ('', '', '', '') "
+        "and (t.routing_rule, t.routing_reason, t.fallback_provider) = ('', '', '') "
         "and t.moved_amount is null and t.provider_fee is null and t.end_time is null"
     ),
     "payment.operation": (
@@ -15,7 +16,8 @@ SEALED_ON_UPDATE: Mapping[str, str] = {
     ),
 }
 """Tables whose rows are sealed only when they first change, and the condition that a row meets
-until then. Every payment creates such rows, and they contain only derived values.
+until then. Every payment creates such rows, and they contain only derived values. A row that does
+not meet the condition is sealed from the start.
 """
 
 SEAL_FUNCTION = """
@@ -33,12 +35,18 @@ alter table {table} add seal bytea;
 create trigger z_sealed before {events} on {table} for each row
     when (session_user = '{service}') execute function seal();
 """
+_SEALED_AT_FIRST = """
+create trigger z_sealed_at_first before insert on {table} for each row
+    when (session_user = '{service}' and not ({condition})) execute function seal();
+"""
 
 
 def seal(schema: str, table: str) -> str:
     """Gives each row of a table a hash of its content, written whenever its service writes the row.
     A column that is added later invalidates the existing seals.
     """
-    return _SEALED.replace("{table}", table).replace(
-        "{events}", "update" if f"{schema}.{table}" in SEALED_ON_UPDATE else "insert or update"
-    )
+    condition = SEALED_ON_UPDATE.get(f"{schema}.{table}", "")
+    script = _SEALED.replace("{events}", "update" if condition else "insert or update")
+    if condition:
+        script += _SEALED_AT_FIRST.replace("{condition}", condition.replace("t.", "new."))
+    return script.replace("{table}", table)

@@ -136,11 +136,19 @@ create table attempt (
         check (provider_fee is null or provider_fee >= 0 and outcome = 'SUCCEEDED'),
     provider_fee_currency text
         check ((provider_fee_currency is null) = (provider_fee is null)),
+    -- of a charge: the rule that chose the provider, and why; "": none matched, or there is none
+    routing_rule text not null default '' check (routing_rule = '' or routing_reason <> ''),
+    routing_reason text not null default '',
+    -- of a charge: the provider of the next attempt, if certainly nothing was sent by this one
+    fallback_provider text not null default '' check (fallback_provider <> provider),
     start_time timestamptz not null,
+    -- NOT_SENT ends an attempt only if another one replaces it
     end_time timestamptz
-        check ((end_time is not null) = (outcome in ('SUCCEEDED', 'DECLINED', 'RETURNED'))),
+        check (outcome = 'NOT_SENT'
+            or (end_time is not null) = (outcome in ('SUCCEEDED', 'DECLINED', 'RETURNED'))),
     -- for the index: a success leaves it unchanged
-    is_live boolean not null generated always as (outcome <> 'DECLINED') stored,
+    is_live boolean not null generated always as (
+        outcome <> 'DECLINED' and not (outcome = 'NOT_SENT' and end_time is not null)) stored,
     -- for the index, likewise: the reference of moved money is the key of its own table
     indexed_reference text collate "C" generated always as (
         case when outcome not in ('SUCCEEDED', 'RETURNED') and provider_reference <> ''

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tallystick_core.operations.kind import KindName
 from tallystick_storage.database import encode_rows
@@ -16,7 +16,8 @@ from tallystick_storage.webhook_events import SubjectKey, find_subjects, find_su
 
 @dataclass(frozen=True, slots=True)
 class ChargeOrderRow(OrderRow):
-    """An order of a charge, with its checkout, the charge's last attempt and its operation.
+    """An order of a charge, with its checkout, an attempt of the charge, by default the last, and
+    its operation.
 
     `age` is that of the attempt; `expires_in`, `resolves_in` and `since_sent` are the times until
     the payment expires, until the order must be resolved, and since the charge was sent. All are in
@@ -30,7 +31,10 @@ class ChargeOrderRow(OrderRow):
     buyer_country: str
     traceparent: str
     attempt_number: int
+    attempt_provider: str
     provider_key: str
+    routing_rule: str
+    fallback_provider: str
     outcome: str
     moved_amount: int | None
     moved_currency: str | None
@@ -51,8 +55,9 @@ class ChargeOrderRow(OrderRow):
 _CHARGE = f"""
     select {columns(OrderRow, "o")}, c.caller, c.owner, c.payment_token, c.payment_method_type,
         c.buyer_country, c.traceparent,
-        a.attempt_number,
-        a.provider_key, a.outcome, a.moved_amount, a.moved_currency,
+        a.attempt_number, a.provider as attempt_provider,
+        a.provider_key, a.routing_rule, a.fallback_provider, a.outcome,
+        a.moved_amount, a.moved_currency,
         a.provider_reference as attempt_reference, a.failure_reason as attempt_reason,
             a.decline_code as attempt_code,
         extract(epoch from clock() - a.start_time) as age,
@@ -62,13 +67,16 @@ _CHARGE = f"""
             extract(epoch from clock() - op.sent_time) as since_sent,
         coalesce(op.not_found_count, 0) as not_found_count,
             coalesce(op.lookup_only, false) as lookup_only, op.retry_counts
-    from unnest(cast(:charges as text[])) as g (id)
+    from unnest(cast(:charges as text[]), cast(:numbers as int[]), cast(:providers as text[]))
+        as g (id, number, provider)
     {{operation}} op on op.kind = 'charge' and op.operation_id = g.id
     join lateral (select * from attempt a where a.kind = 'charge' and a.operation_id = g.id
+        and (g.number is null or a.attempt_number = g.number)
+        and (g.provider is null or a.provider = g.provider)
         order by attempt_number desc limit 1) a on true
     join checkout c on c.checkout_id = a.checkout_id
     join payment_order o on o.checkout_id = c.checkout_id and o.charge_id = g.id and {{which}}
-    order by o.charge_id, o.payment_order_id
+    order by o.charge_id, a.attempt_number, o.payment_order_id
 """
 _LOAD_CHARGES = Query(
     ChargeOrderRow, _CHARGE.format(operation="join operation", which="o.status <> 'FAILED'")
@@ -84,75 +92,113 @@ _LOCK_CHARGES = Query(ChargeOrderRow, f"{_ANY_CHARGE} for update of o")
 
 def load_charges(connection: Connection, charge_ids: list[str]) -> list[ChargeOrderRow]:
     """The orders of charges to work on, with the data that the next action needs."""
-    return _LOAD_CHARGES.all(connection, charges=charge_ids)
+    return _LOAD_CHARGES.all(
+        connection, **_parameters_of([AttemptSelector(id_) for id_ in charge_ids])
+    )
 
 
-def find_charges(connection: Connection, charge_ids: list[str]) -> list[ChargeOrderRow]:
-    """The orders of charges in any state, in the same form. Orders that the risk check rejected
-    belong to no charge.
+class AttemptSelector(NamedTuple):
+    """Selects the last attempt of a charge, or the one with a number, or the last at a provider."""
+
+    charge_id: str
+    attempt_number: int | None = None
+    provider: str | None = None
+
+
+def find_charges(
+    connection: Connection, attempts: Sequence[AttemptSelector]
+) -> list[ChargeOrderRow]:
+    """The orders of charges in any state, in the same form, each with the selected attempt; without
+    one, the charge is left out. Orders that the risk check rejected belong to no charge.
     """
-    return _FIND_CHARGES.all(connection, charges=charge_ids)
+    return _FIND_CHARGES.all(connection, **_parameters_of(attempts))
 
 
 def lock_charges(connection: Connection, charge_ids: list[str]) -> list[ChargeOrderRow]:
     """Locks the orders of charges and returns them, in the same form. The operations must be
     locked.
     """
-    return _LOCK_CHARGES.all(connection, charges=charge_ids)
+    return _LOCK_CHARGES.all(
+        connection, **_parameters_of([AttemptSelector(id_) for id_ in charge_ids])
+    )
+
+
+def _parameters_of(attempts: Sequence[AttemptSelector]) -> dict[str, Any]:
+    return {
+        "charges": [attempt.charge_id for attempt in attempts],
+        "numbers": [attempt.attempt_number for attempt in attempts],
+        "providers": [attempt.provider for attempt in attempts],
+    }
 
 
 @dataclass(slots=True)
 class NextPoll:
-    """When to poll a failed charge next, in seconds (None: never again), and the number of polls so
-    far.
+    """When to poll an attempt of a charge next, in seconds (None: never again), and the number of
+    polls so far.
     """
 
     charge_id: str
+    attempt_number: int
     delay_seconds: float | None
     poll_count: int
 
 
-class _PollableCharge(NamedTuple):
+class PollableAttempt(NamedTuple):
+    """An attempt to poll, and the number of polls so far."""
+
     charge_id: str
+    attempt_number: int
     poll_count: int
 
 
 _SCHEDULE_POLLS = text("""
-    insert into failed_charge_poll (charge_id, provider, next_poll_time, poll_count)
-    select r.charge_id, a.provider, clock() + make_interval(secs => r.delay_seconds), r.poll_count
+    insert into failed_charge_poll (charge_id, attempt_number, provider, next_poll_time,
+        poll_count)
+    select r.charge_id, r.attempt_number, a.provider,
+        clock() + make_interval(secs => r.delay_seconds), r.poll_count
     from json_to_recordset(cast(:polls as json))
-        as r (charge_id text collate "C", delay_seconds float, poll_count int)
-    join attempt a on a.kind = 'charge' and a.operation_id = r.charge_id and a.attempt_number = 1
-    order by r.charge_id
-    on conflict (charge_id) do update set next_poll_time = excluded.next_poll_time,
+        as r (charge_id text collate "C", attempt_number int, delay_seconds float, poll_count int)
+    join attempt a on a.kind = 'charge' and a.operation_id = r.charge_id
+        and a.attempt_number = r.attempt_number
+    order by r.charge_id, r.attempt_number
+    on conflict (charge_id, attempt_number) do update set next_poll_time = excluded.next_poll_time,
         poll_count = excluded.poll_count
 """)
 _LIST_POLLABLE = Query(
-    _PollableCharge,
+    PollableAttempt,
     """
     select {columns} from failed_charge_poll where next_poll_time <= (select clock())
         and provider = any (cast(:providers as text[]))
-    order by next_poll_time, charge_id limit :limit
+    order by next_poll_time, charge_id, attempt_number limit :limit
     """,
 )
-_STOP_POLLS = text("delete from failed_charge_poll where charge_id = any (cast(:ids as text[]))")
+_STOP_POLLS = text("""
+    delete from failed_charge_poll where (charge_id, attempt_number) in (
+        select * from unnest(cast(:ids as text[]), cast(:numbers as int[])))
+""")
 
 
 def schedule_polls(connection: Connection, polls: Sequence[NextPoll]) -> None:
-    """Schedules polls of failed charges, or ends them."""
+    """Schedules polls of attempts, or ends them."""
     connection.execute(
         _SCHEDULE_POLLS,
         {"polls": encode_rows([poll for poll in polls if poll.delay_seconds is not None])},
     )
+    ended = [poll for poll in polls if poll.delay_seconds is None]
     connection.execute(
-        _STOP_POLLS, {"ids": [poll.charge_id for poll in polls if poll.delay_seconds is None]}
+        _STOP_POLLS,
+        {
+            "ids": [poll.charge_id for poll in ended],
+            "numbers": [poll.attempt_number for poll in ended],
+        },
     )
 
 
-def list_pollable(connection: Connection, providers: Sequence[str], limit: int) -> dict[str, int]:
-    """Failed charges of these providers that are due for a poll, and the number of polls so far."""
-    rows = _LIST_POLLABLE.all(connection, providers=list(providers), limit=limit)
-    return {row.charge_id: row.poll_count for row in rows}
+def list_pollable(
+    connection: Connection, providers: Sequence[str], limit: int
+) -> list[PollableAttempt]:
+    """The attempts at these providers that are due for a poll."""
+    return _LIST_POLLABLE.all(connection, providers=list(providers), limit=limit)
 
 
 _FIND_REPORTED = find_subjects_query(KindName.CHARGE, "provider_money", "charge_id")

@@ -31,7 +31,6 @@ class NewCheckout:
     payment_method_type: str
     charge_mode: str
     partial_failure_policy: str
-    provider: str
     traceparent: str
     expire_time: datetime | None
     order_count: int
@@ -76,6 +75,9 @@ class NewAttempt:
     provider_key: str
     amount: int
     currency: str
+    routing_rule: str
+    routing_reason: str
+    fallback_provider: str
 
 
 class ExistingIdRow(NamedTuple):
@@ -143,17 +145,17 @@ _INSERT = text(f"""
             as r (checkout_id text collate "C", caller text, owner text, fingerprint text,
             buyer_info text, seller_info text,
             buyer_country text, payment_token text, payment_method_type text, charge_mode text,
-            partial_failure_policy text, provider text, traceparent text,
+            partial_failure_policy text, traceparent text,
             expire_time timestamptz, order_count int, open_orders int, events text)),
     new_checkout as (
         insert into checkout (checkout_id, caller, owner, fingerprint, buyer_info, seller_info,
             buyer_country, payment_token, payment_method_type, charge_mode,
-            partial_failure_policy, provider, traceparent, expire_time, cancel_reason, order_count,
+            partial_failure_policy, traceparent, expire_time, cancel_reason, order_count,
                 open_orders,
                 unpaid_orders, version, create_time, done_time)
         select checkout_id, caller, owner, decode(fingerprint, 'hex'), buyer_info, seller_info,
             buyer_country, payment_token, payment_method_type, charge_mode,
-            partial_failure_policy, provider, traceparent, expire_time, '', order_count,
+            partial_failure_policy, traceparent, expire_time, '', order_count,
                 open_orders,
                 order_count,
             case when open_orders = 0 then 2 else 1 end, now, case when open_orders = 0 then now end
@@ -196,13 +198,14 @@ _INSERT = text(f"""
     new_attempt as (
         insert into attempt (kind, operation_id, attempt_number, checkout_id, provider,
             provider_key, amount, currency, outcome, provider_reference, failure_reason,
-            decline_code, start_time)
+            decline_code, routing_rule, routing_reason, fallback_provider, start_time)
         select 'charge', charge_id, 1, r.checkout_id, provider, provider_key, amount, currency, '',
-            '', '', '', now
+            '', '', '', routing_rule, routing_reason, fallback_provider, now
         from json_to_recordset(cast(:attempts as json))
             as r (charge_id text collate "C", checkout_id text collate "C", provider text,
-            provider_key text, amount bigint,
-            currency text) join new_checkout c on c.checkout_id = r.checkout_id, t
+            provider_key text, amount bigint, currency text, routing_rule text,
+            routing_reason text, fallback_provider text)
+        join new_checkout c on c.checkout_id = r.checkout_id, t
         returning operation_id, provider),
     new_operation as (
         insert into operation (kind, operation_id, provider, next_try_time, lease_until,

@@ -66,6 +66,8 @@ class OrderTransitionRow:
     failure_reason: str
     decline_code: str
     provider_reference: str
+    provider: str | None
+    """The provider of the charge's next attempt; None: there is no new attempt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,7 @@ _TRANSITIONS = """(
                 payment_order_id text collate "C", charge_id text collate "C",
                 checkout_id text collate "C", version int, from_status text, status text,
                 transition_reason text, booked boolean, pending_reason text, next_action_url text,
-                failure_reason text, decline_code text, provider_reference text,
+                failure_reason text, decline_code text, provider_reference text, provider text,
                 resolve_by_time timestamptz, update_time timestamptz, event text)"""
 _CHANGED = """changed as (
         update payment_order o set
@@ -111,6 +113,8 @@ _CHANGED = """changed as (
             failure_reason = r.failure_reason, decline_code = r.decline_code,
             provider_reference = case when r.provider_reference = '' then o.provider_reference
                 else r.provider_reference end,
+            provider = coalesce(r.provider, o.provider),
+            attempt_count = o.attempt_count + (r.provider is not null)::int,
             resolve_by_time = r.resolve_by_time, version = o.version + 1,
             update_time = greatest(o.update_time, {time})
         from {requested} r where o.payment_order_id = r.payment_order_id and o.version = r.version

@@ -22,14 +22,15 @@ INCONSISTENCY_QUERIES = {
         left join order_history l on l.payment_order_id = o.payment_order_id
             and l.version = o.version
         left join checkout c on c.checkout_id = o.checkout_id
+        left join attempt a on a.kind = 'charge' and a.operation_id = o.charge_id
+            and a.attempt_number = o.attempt_count
         cross join lateral (select case
             when o.create_time is distinct from f.create_time or o.create_time is distinct
                 from c.create_time then 'was not created when its history says'
             when o.update_time is distinct from l.create_time
                 then 'was not updated when its history says'
-            when o.provider is distinct
-                from c.provider and (o.attempt_count > 0 or o.provider is distinct from '')
-                then 'is of another provider than its payment'
+            when o.provider is distinct from coalesce(a.provider, '')
+                then 'is of another provider than its last attempt'
             when (o.failure_reason, o.decline_code) is distinct
                 from (l.failure_reason, l.decline_code)
                 then 'failed for another reason than its history says'
@@ -106,8 +107,9 @@ INCONSISTENCY_QUERIES = {
         select concat_ws(' ', 'payment.attempt', a.kind, a.operation_id, a.attempt_number) as name,
             'is not of its payment, or begins at another time' as what
         from attempt a left join checkout c on c.checkout_id = a.checkout_id
-        where c.checkout_id is null or a.provider <> c.provider or a.attempt_number = 1
-            and a.start_time <> c.create_time
+        where c.checkout_id is null
+            or a.attempt_number = 1 and a.start_time <> c.create_time
+            or a.attempt_number > 1 and a.start_time < c.create_time
             or right(a.provider_key, length(a.operation_id || a.attempt_number) + 1) <>
                 a.operation_id || '-' ||
                 a.attempt_number
@@ -121,7 +123,7 @@ INCONSISTENCY_QUERIES = {
         where op.seal is null
             and (op.provider, op.next_try_time, op.phase_start_time, op.sent_time,
                 op.phase) is distinct
-                from (c.provider, c.create_time, c.create_time, null, '')
+                from (a.provider, c.create_time, c.create_time, null, '')
         order by 1""",
 }
 """Finds rows inconsistent with other rows of the schema: each query returns a column `name` and one
@@ -227,15 +229,18 @@ QUERIES = {
         select 'payment.attempt ' || a.kind || ' ' || a.operation_id as name, w.what
         from (select kind, operation_id, count(*) as n, min(attempt_number) as low,
             max(attempt_number) as high,
-            count(*) filter (where outcome <> 'DECLINED') as live
+            count(*) filter (where is_live) as live,
+            count(*) filter (where outcome = 'NOT_SENT' and end_time is not null) as replaced
               from attempt group by kind, operation_id) a
         cross join lateral (values
             (case when a.low <> 1 or a.high <> a.n
                 then 'its attempts are not numbered 1, 2, …' end),
             (case when a.live > 1
-                then 'has more than one attempt that is open or has succeeded' end)) w (what)
-        where (a.low <> 1 or a.high <> a.n or a.live > 1) and w.what is not null
-            order by a.kind, a.operation_id""",
+                then 'has more than one attempt that is open or has succeeded' end),
+            (case when a.replaced >= a.n
+                then 'has no attempt that replaces its last one' end)) w (what)
+        where (a.low <> 1 or a.high <> a.n or a.live > 1 or a.replaced >= a.n)
+            and w.what is not null order by a.kind, a.operation_id""",
     "payment.inconsistent_attempt_amounts": """
         select concat_ws(' ', 'payment.attempt', a.kind, a.operation_id, a.attempt_number) as name,
             w.what
@@ -272,7 +277,7 @@ QUERIES = {
         where o.status = 'SUCCESS' and not exists (
             select from attempt a where a.kind = 'charge' and a.operation_id = o.charge_id
                 and a.outcome = 'SUCCEEDED'
-                and a.provider_reference = o.provider_reference)
+                and (a.provider, a.provider_reference) = (o.provider, o.provider_reference))
         order by 1""",
     "payment.shared_references": """
         select 'payment.attempt ' || provider || ' ' || provider_reference as name,

@@ -463,9 +463,9 @@ def leased_charge(**values: Any) -> Charge:
 
 def rescheduler_with(policies: RetryPolicies) -> Rescheduler:
     """A rescheduler that only decides: it has no database."""
-    nothing: Any = SimpleNamespace(run=None)
+    nothing: Any = SimpleNamespace(run=None, fall_back=None, batcher=None)
     kinds: list[OperationKind[Any]] = [
-        ChargeOperations(nothing, nothing, nothing, policies, 60.0).kind(),
+        ChargeOperations(nothing, nothing, nothing, policies, 60.0, nothing).kind(),
         VerificationOperations(nothing, 60.0).kind(),
     ]
     return Rescheduler(nothing, policies, {kind.name: kind for kind in kinds})

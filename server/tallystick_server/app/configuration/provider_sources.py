@@ -168,7 +168,23 @@ def check_providers(settings: Settings, origins: Origins) -> list[str]:
         for provider, reason in settings.retry
         if provider and provider not in section.configured
     ]
+    lines += _check_routing(settings, origins)
     return list(dict.fromkeys(lines))
+
+
+def _check_routing(settings: Settings, origins: Origins) -> list[str]:
+    """A line for each provider of a routing rule that is not configured or does not charge."""
+    choices = names_that_charge(settings.providers.configured)
+    lines = []
+    for position, rule in enumerate(settings.routing, 1):
+        for field, provider in (("provider", rule.provider), ("fallback", rule.fallback)):
+            if provider and provider not in choices:
+                name = origins.name_below(("routing",), f"[{position}].{field}")
+                lines.append(
+                    f"{name} must be the name of a configured provider that charges buyers: "
+                    f"{', '.join(choices) or 'there is none'}."
+                )
+    return lines
 
 
 def _check_choice(

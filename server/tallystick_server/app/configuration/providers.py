@@ -32,8 +32,8 @@ class ProvidersSection(Section):
     """
 
     payment: ProviderName = "sandbox"
-    """Name of the configured provider that charges buyers. It takes new payments; the operations of
-    the other configured providers are completed.
+    """Name of the configured provider that charges buyers, where no rule of `routing` matches. The
+    operations of every configured provider are completed.
     """
     payout: ProviderName = "sandbox"
     """Name of the configured provider that pays sellers. It takes new payouts."""

@@ -15,6 +15,7 @@ from tallystick_core.payment.state import ALERT_AFTER_SECONDS
 from tallystick_core.payout.state import ALERT_AFTER_SECONDS as PAYOUT_ALERT_AFTER_SECONDS
 from tallystick_server.app.configuration.providers import ProvidersSection
 from tallystick_server.app.configuration.retry import PolicyByReason
+from tallystick_server.app.configuration.routing import RoutingRules
 from tallystick_server.app.configuration.values import (
     Address,
     AddressByService,
@@ -382,6 +383,13 @@ class Settings(BaseSettings):
     """Retry policy by retry reason, for all providers, or as `provider.reason` for one. A policy
     is a table with strategy, initial_interval, backoff_coefficient or increment, max_interval and
     max_tries (0: unlimited), or a text such as exponential:2:300:12.
+    """
+    routing: RoutingRules = ()
+    """The rules that choose the provider of a charge, in their order; none matches:
+    `providers.payment`. A rule has a name, a provider, optionally a fallback, and any of the
+    conditions currencies, countries, payment_method_types, min_amount, max_amount, sellers, callers
+    and share (percent). In the environment: name=eu;currencies=EUR+CHF;provider=a;fallback=b, with
+    commas between rules.
     """
     worker: WorkerSection = WorkerSection()
     payment: PaymentSection = PaymentSection()

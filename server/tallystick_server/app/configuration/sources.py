@@ -98,7 +98,7 @@ def _format_default(field: FieldInfo) -> str:
         return f'"{text}"' if kind_of(field).name == "decimal text" else text
     if isinstance(default, Mapping):
         return "[]" if kind_of(field).name.startswith("list") else "{}"
-    return "[]" if isinstance(default, frozenset) else f'"{default}"'
+    return "[]" if isinstance(default, frozenset | tuple) else f'"{default}"'
 
 
 def load(environment: Mapping[str, str] | None = None, path: str | None = None) -> Settings:

@@ -27,10 +27,11 @@ from tallystick_server.operations.failed_step import FailedStep
 from tallystick_server.operations.kind import OperationKind
 from tallystick_server.operations.operation import NO_LEASE, OperationResult
 from tallystick_server.operations.retry_policy import RetryPolicies
-from tallystick_server.operations.webhook_events import EventSubjects
+from tallystick_server.operations.webhook_events import EventSubjects, ReportedOperation
 from tallystick_server.operations.worker import DOWNSTREAM_CONCURRENCY, WorkerSettings
 from tallystick_server.payment.booking import PaymentBooking
 from tallystick_server.payment.charge import Charge, charges_from_rows
+from tallystick_server.payment.fallback import ChargeFallback
 from tallystick_server.payment.poll_failed import schedule_polls
 from tallystick_server.payment.record_outcome import PaymentOutcomeRecorder
 from tallystick_server.payment.risk_check import RiskStep
@@ -126,10 +127,12 @@ class ChargeOperations:
         notifier: ChangeNotifier[payment_pb2.Payment],
         retry_policies: RetryPolicies,
         lease_seconds: float,
+        fallback: ChargeFallback,
         risk: RiskStep | None = None,
     ) -> None:
         self._notifier = notifier
         self._risk = risk
+        self._fallback = fallback
         self._retry_policies = retry_policies
         self._lease_seconds = lease_seconds
         self._record_batcher: Batcher[OperationResult[Charge, ChargeOutcome], Charge] = Batcher(
@@ -156,6 +159,7 @@ class ChargeOperations:
             prepare={NextAction.RISK: partial(self.check_risk, self._risk)} if self._risk else {},
             perform=perform,
             record=self.record,
+            fall_back=self._fallback.fall_back,
             book=self.book,
             lock_unresolved=lock_unresolved,
             is_locked_after_queue=False,
@@ -166,6 +170,7 @@ class ChargeOperations:
             awaits_provider=awaits_provider,
             batchers=[
                 self._record_batcher,
+                self._fallback.batcher,
                 self._booking_batcher,
                 *([self._risk.batcher] if self._risk else ()),
             ],
@@ -178,16 +183,32 @@ class ChargeOperations:
             charge_store.load_charges(connection, list(tokens)), tokens, now, self._lease_seconds
         )
 
-    def find(self, connection: Connection, charge_id: str, now: float) -> Charge | None:
-        """Loads a charge in any state, without its lease."""
-        return next(iter(self.find_many(connection, [charge_id], now)), None)
+    def find(
+        self, connection: Connection, charge_id: str, now: float, attempt_number: int | None
+    ) -> Charge | None:
+        """Loads a charge in any state, without its lease, with one of its attempts; None: the
+        last.
+        """
+        attempts = [charge_store.AttemptSelector(charge_id, attempt_number)]
+        return next(iter(self._find(connection, attempts, now)), None)
 
-    def find_many(
-        self, connection: Connection, charge_ids: Sequence[str], now: float
+    def find_reported(
+        self, connection: Connection, reported: Sequence[ReportedOperation], now: float
     ) -> Sequence[Charge]:
-        """Loads charges in any state, without their leases."""
-        rows = charge_store.find_charges(connection, list(charge_ids))
-        tokens = dict.fromkeys(charge_ids, NO_LEASE)
+        """Loads charges in any state, without their leases, each with its attempt at the provider
+        that reports it.
+        """
+        attempts = [
+            charge_store.AttemptSelector(item.operation_id, provider=item.provider)
+            for item in reported
+        ]
+        return self._find(connection, attempts, now)
+
+    def _find(
+        self, connection: Connection, attempts: Sequence[charge_store.AttemptSelector], now: float
+    ) -> Sequence[Charge]:
+        rows = charge_store.find_charges(connection, attempts)
+        tokens = dict.fromkeys((attempt.charge_id for attempt in attempts), NO_LEASE)
         return charges_from_rows(rows, tokens, now, self._lease_seconds)
 
     async def check_risk(self, risk: RiskStep, charge: Charge) -> Charge | None:
@@ -244,7 +265,8 @@ class ChargeOperations:
         """Fails charges; those that may have been charged all the same are polled."""
         result = transition_orders(connection, transitions)
         failed = [result.apply_to(charge, _NO_TIME) for charge in charges if result.changed(charge)]
-        schedule_polls(connection, self._retry_policies, failed)
+        maybe_sent = [charge for charge in failed if charge.maybe_sent]
+        schedule_polls(connection, self._retry_policies, maybe_sent)
         return failed
 
     def notify(self, charge: Charge) -> None:
@@ -271,7 +293,7 @@ def reported_charges(
 
     return EventSubjects(
         charge_store.find_reported,
-        operations.find_many,
+        operations.find_reported,
         look_up,
         record,
         lambda provider: settings.limits_of(provider).timeout_seconds,

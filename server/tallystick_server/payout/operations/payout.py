@@ -26,7 +26,7 @@ from tallystick_server.operations.batcher import Batcher
 from tallystick_server.operations.failed_step import FailedStep
 from tallystick_server.operations.kind import OperationKind
 from tallystick_server.operations.operation import OperationResult
-from tallystick_server.operations.webhook_events import EventSubjects
+from tallystick_server.operations.webhook_events import EventSubjects, ReportedOperation
 from tallystick_server.operations.worker import DOWNSTREAM_CONCURRENCY, WorkerSettings
 from tallystick_server.payout.batching_provider import BatchingPayoutProvider
 from tallystick_server.payout.booking import PayoutBooking
@@ -153,7 +153,9 @@ class PayoutOperations:
             now + self._lease_seconds,
         )
 
-    def find(self, connection: Connection, payout_id: str, now: float) -> PayoutOperation | None:
+    def find(
+        self, connection: Connection, payout_id: str, now: float, _attempt_number: int | None
+    ) -> PayoutOperation | None:
         """Loads a payout in any state, without its lease."""
         return next(iter(self.find_many(connection, [payout_id], now)), None)
 
@@ -163,6 +165,12 @@ class PayoutOperations:
         """Loads payouts in any state, without their leases."""
         rows = store.load_operations(connection, list(payout_ids))
         return operations_from_rows(rows, {}, self._environment, now + self._lease_seconds)
+
+    def find_reported(
+        self, connection: Connection, reported: Sequence[ReportedOperation], now: float
+    ) -> Sequence[PayoutOperation]:
+        """Loads payouts in any state, without their leases. Each has one attempt."""
+        return self.find_many(connection, [item.operation_id for item in reported], now)
 
     async def place_hold(self, payout: PayoutOperation) -> PayoutOperation | None:
         """Holds the money and begins the attempt, or waits for approval."""
@@ -202,7 +210,7 @@ def reported_payouts(
 
     return EventSubjects(
         transfer_store.find_reported,
-        operations.find_many,
+        operations.find_reported,
         look_up,
         record,
         lambda provider: settings.limits_of(provider).timeout_seconds,

@@ -87,6 +87,7 @@ def build(
     database = open_database("sandbox")
     sandbox = Sandbox(
         database,
+        name=terms.name,
         latency_seconds=settings.latency,
         key_window_seconds=window,
         fee_ppm=settings.fee_rate,

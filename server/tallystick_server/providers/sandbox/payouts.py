@@ -86,7 +86,9 @@ def build(
         adapter = SandboxPayoutProvider(terms.name, remote, window)
         return BuiltProvider(adapter, close_hooks=[remote.close])
     database = open_database("sandbox")
-    sandbox = Sandbox(database, latency_seconds=settings.latency, key_window_seconds=window)
+    sandbox = Sandbox(
+        database, name=terms.name, latency_seconds=settings.latency, key_window_seconds=window
+    )
     return BuiltProvider(SandboxPayoutProvider(terms.name, sandbox, window), [sandbox], [database])
 
 

@@ -40,7 +40,6 @@ create table checkout (
     charge_mode text not null check (charge_mode in ('PER_ORDER', 'COMBINED')),
     partial_failure_policy text not null
         check (partial_failure_policy in ('KEEP_SUCCEEDED', 'ALL_OR_NOTHING')),
-    provider text not null,
     traceparent text not null,
     expire_time timestamptz,
     cancel_reason text not null,  -- why its caller cancelled it; "": not cancelled
@@ -119,7 +118,7 @@ create table payment_order (
             'RISK_BLOCKED_COUNTRY', 'RISK_PROVIDER', 'PROVIDER_MISMATCH',
         'PROVIDER_REJECTED', 'PROVIDER_UNREACHABLE', 'SIBLING_FAILED', 'CLOSED_BY_OPERATOR')),
     decline_code text not null,
-    provider text not null,
+    provider text not null,  -- that of the last attempt of its charge
     provider_reference text not null check (provider_reference <> '' or status <> 'SUCCESS'),  -- P2
     attempt_count int not null
         check (attempt_count >= 0 and (attempt_count > 0 or status in ('NOT_STARTED', 'FAILED'))),
@@ -227,15 +226,18 @@ create index unapplied_charge_by_time
     on unapplied_charge (create_time desc, unapplied_charge_id desc);
 create index unapplied_charge_open on unapplied_charge (create_time desc, unapplied_charge_id desc)
     where acknowledged_by = '';
--- Charges that failed although they may have been sent. Their providers are polled in case they
--- charged after all.
+-- Attempts of charges that failed although they may have been sent, and attempts that a fallback
+-- replaced. Their providers are polled in case they charged after all.
 create table failed_charge_poll (
-    charge_id text collate "C" primary key,
+    charge_id text collate "C" not null,
+    attempt_number int not null,
     provider text not null,
     next_poll_time timestamptz not null,
-    poll_count int not null check (poll_count >= 0)
+    poll_count int not null check (poll_count >= 0),
+    primary key (charge_id, attempt_number)
 );
-create index failed_charge_poll_by_time on failed_charge_poll (next_poll_time, charge_id);
+create index failed_charge_poll_by_time
+    on failed_charge_poll (next_poll_time, charge_id, attempt_number);
 create index unapplied_charge_unbooked on unapplied_charge (create_time, unapplied_charge_id)
     where not ledger_updated;
 """
@@ -291,11 +293,16 @@ create trigger follows_transitions before update on payment_order for each row
 when (new.version <> old.version + 1 or new.update_time < old.update_time
     -- P8: no transition refunds or disputes yet
     or (new.refunded_amount, new.disputed_amount) <> (old.refunded_amount, old.disputed_amount)
+    -- another provider only by a fallback: the next attempt
+    or (new.provider <> old.provider or new.attempt_count <> old.attempt_count)
+        and not (old.status = 'EXECUTING' and new.status = 'EXECUTING')
     or not (
     (old.status, new.status) in (
         ('NOT_STARTED', 'EXECUTING'), ('NOT_STARTED', 'FAILED'),
         ('EXECUTING', 'SUCCESS'), ('EXECUTING', 'FAILED'), ('EXECUTING', 'PENDING'),
         ('PENDING', 'SUCCESS'), ('PENDING', 'FAILED'))
+    or (old.status = 'EXECUTING' and new.status = 'EXECUTING' and new.provider <> old.provider
+        and new.attempt_count = old.attempt_count + 1)
     or (old.status = 'PENDING' and new.status = 'PENDING'  -- it waits for something else
         and (new.pending_reason, new.next_action_url, new.provider_reference, new.resolve_by_time)
             is distinct
@@ -472,7 +479,7 @@ grant update (open_orders, unpaid_orders, version, done_time, cancel_reason)
     on checkout to {service};
 grant update (status, captured_amount, wallet_updated, ledger_updated, pending_reason,
     next_action_url,
-    failure_reason, decline_code, provider_reference,
+    failure_reason, decline_code, provider, provider_reference,
               attempt_count, resolve_by_time, delivery_confirmed_time, version, update_time)
                   on payment_order to {service};
 grant select, insert, delete, update (rejection_message, retry_count, next_try_time)

@@ -229,8 +229,8 @@ def insert_provider_charge(
     charge_id = payment.payment_orders[0].charge_id
     with psycopg.connect(databases.admin) as connection:
         connection.execute(
-            "insert into sandbox.charge values (%s, 1, '', %s, %s, 'SUCCEEDED', %s, 'EUR', '', "
-            "'', clock_timestamp())",
+            "insert into sandbox.charge values (%s, 1, '', 'sandbox', %s, %s, 'SUCCEEDED', %s, "
+            "'EUR', '', '', clock_timestamp())",
             (f"dev-{charge_id}-1", charge_id, reference, amount),
         )
 

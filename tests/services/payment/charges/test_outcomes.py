@@ -156,6 +156,7 @@ def test_a_stale_transition_keeps_the_operation_scheduled(
                     failure_reason="PROVIDER_UNREACHABLE",
                     decline_code="",
                     provider_reference="",
+                    provider=None,
                 )
                 transitioned = payment_store.finish_orders(connection, [stale])
                 return (

@@ -62,6 +62,10 @@ class _TransitionReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Tran
     """The caller confirmed the delivery of the order."""
     TRANSITION_REASON_ACKNOWLEDGED: _TransitionReason.ValueType  # 17
     """An operator has dealt with an unmatched transfer or a conflicting report of the payout."""
+    TRANSITION_REASON_FALLBACK: _TransitionReason.ValueType  # 18
+    """Certainly nothing was sent to the provider of the order; the next attempt goes to the fallback
+    provider.
+    """
 
 class TransitionReason(_TransitionReason, metaclass=_TransitionReasonEnumTypeWrapper):
     """Why a resource has a new version."""
@@ -102,6 +106,10 @@ TRANSITION_REASON_DELIVERY_CONFIRMED: TransitionReason.ValueType  # 16
 """The caller confirmed the delivery of the order."""
 TRANSITION_REASON_ACKNOWLEDGED: TransitionReason.ValueType  # 17
 """An operator has dealt with an unmatched transfer or a conflicting report of the payout."""
+TRANSITION_REASON_FALLBACK: TransitionReason.ValueType  # 18
+"""Certainly nothing was sent to the provider of the order; the next attempt goes to the fallback
+provider.
+"""
 Global___TransitionReason: _TypeAlias = TransitionReason  # noqa: Y015
 
 class _AttemptOutcome:
@@ -225,9 +233,11 @@ class Attempt(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     PROVIDER_FEE_FIELD_NUMBER: _builtins.int
     PROVIDER_FEE_CURRENCY_FIELD_NUMBER: _builtins.int
+    ROUTING_RULE_FIELD_NUMBER: _builtins.int
+    ROUTING_REASON_FIELD_NUMBER: _builtins.int
     number: _builtins.int
-    """1: each charge and each payout has one attempt today. Another one would follow only an outcome
-    by which certainly nothing was charged or paid.
+    """1, 2, …: another attempt follows only if certainly nothing was sent by the one before, at the
+    fallback provider of a charge. Each payout has one attempt.
     """
     provider: _builtins.str
     """The provider that was called."""
@@ -243,6 +253,12 @@ class Attempt(_message.Message):
     """
     provider_fee_currency: _builtins.str
     """The currency of provider_fee: ISO 4217 code, BTC or USDC; empty: the fee is not known."""
+    routing_rule: _builtins.str
+    """The routing rule that chose the provider of a charge; empty: none matched, or there are none."""
+    routing_reason: _builtins.str
+    """Why the provider was chosen: the conditions of the rule that hold, or why it is a fallback.
+    Empty: there are no rules.
+    """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When the attempt was committed, before it was sent."""
@@ -263,10 +279,12 @@ class Attempt(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         provider_fee: _builtins.str = ...,
         provider_fee_currency: _builtins.str = ...,
+        routing_rule: _builtins.str = ...,
+        routing_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "number", b"number", "outcome", b"outcome", "provider", b"provider", "provider_fee", b"provider_fee", "provider_fee_currency", b"provider_fee_currency", "provider_key", b"provider_key", "provider_reference", b"provider_reference", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "number", b"number", "outcome", b"outcome", "provider", b"provider", "provider_fee", b"provider_fee", "provider_fee_currency", b"provider_fee_currency", "provider_key", b"provider_key", "provider_reference", b"provider_reference", "routing_reason", b"routing_reason", "routing_rule", b"routing_rule", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

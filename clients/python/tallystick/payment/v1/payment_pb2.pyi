@@ -480,7 +480,7 @@ class PaymentOrder(_message.Message):
     decline_code: _builtins.str
     """The provider's code for a decline, or empty."""
     provider: _builtins.str
-    """The provider that was called, or empty."""
+    """The provider of the last attempt, or empty."""
     provider_reference: _builtins.str
     """The provider's id of the charge, or empty."""
     attempt_count: _builtins.int

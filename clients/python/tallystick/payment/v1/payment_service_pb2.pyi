@@ -687,3 +687,119 @@ class AcknowledgeUnappliedChargeResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AcknowledgeUnappliedChargeResponse: _TypeAlias = AcknowledgeUnappliedChargeResponse  # noqa: Y015
+
+@_typing.final
+class PreviewRoutingRequest(_message.Message):
+    """A hypothetical charge."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    BUYER_COUNTRY_FIELD_NUMBER: _builtins.int
+    PAYMENT_METHOD_TYPE_FIELD_NUMBER: _builtins.int
+    SELLER_ACCOUNTS_FIELD_NUMBER: _builtins.int
+    CHECKOUT_ID_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
+    currency: _builtins.str
+    """ISO 4217 code, BTC or USDC."""
+    amount: _builtins.str
+    """Decimal text in major units: the sum of the orders of the charge."""
+    buyer_country: _builtins.str
+    """ISO 3166-1 alpha-2 in capitals, or empty."""
+    payment_method_type: _payment_pb2.PaymentMethodType.ValueType
+    """What the buyer pays with; default CARD."""
+    checkout_id: _builtins.str
+    """The checkout, for rules with a share. Empty: a checkout at 0 of 100 percent, which is in every
+    share.
+    """
+    caller: _builtins.str
+    """The caller that creates the payment. Only an operator may name another caller than itself."""
+    @_builtins.property
+    def seller_accounts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The sellers of its orders, up to 200. Without any, no rule with sellers matches."""
+
+    def __init__(
+        self,
+        *,
+        currency: _builtins.str = ...,
+        amount: _builtins.str = ...,
+        buyer_country: _builtins.str = ...,
+        payment_method_type: _payment_pb2.PaymentMethodType.ValueType = ...,
+        seller_accounts: _abc.Iterable[_builtins.str] | None = ...,
+        checkout_id: _builtins.str = ...,
+        caller: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "buyer_country", b"buyer_country", "caller", b"caller", "checkout_id", b"checkout_id", "currency", b"currency", "payment_method_type", b"payment_method_type", "seller_accounts", b"seller_accounts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewRoutingRequest: _TypeAlias = PreviewRoutingRequest  # noqa: Y015
+
+@_typing.final
+class PreviewRoutingResponse(_message.Message):
+    """The provider that the charge would get."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    FALLBACK_PROVIDER_FIELD_NUMBER: _builtins.int
+    ROUTING_RULE_FIELD_NUMBER: _builtins.int
+    ROUTING_REASON_FIELD_NUMBER: _builtins.int
+    SKIPPED_RULES_FIELD_NUMBER: _builtins.int
+    provider: _builtins.str
+    """The provider of the first attempt."""
+    fallback_provider: _builtins.str
+    """The provider of the next attempt if certainly nothing was sent by the first; empty: none."""
+    routing_rule: _builtins.str
+    """The rule that matches; empty: none does, so the default provider is chosen."""
+    routing_reason: _builtins.str
+    """The conditions of the rule that hold; empty: there are no rules."""
+    @_builtins.property
+    def skipped_rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___SkippedRoutingRule]:
+        """The earlier rules, in their order."""
+
+    def __init__(
+        self,
+        *,
+        provider: _builtins.str = ...,
+        fallback_provider: _builtins.str = ...,
+        routing_rule: _builtins.str = ...,
+        routing_reason: _builtins.str = ...,
+        skipped_rules: _abc.Iterable[Global___SkippedRoutingRule] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fallback_provider", b"fallback_provider", "provider", b"provider", "routing_reason", b"routing_reason", "routing_rule", b"routing_rule", "skipped_rules", b"skipped_rules"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewRoutingResponse: _TypeAlias = PreviewRoutingResponse  # noqa: Y015
+
+@_typing.final
+class SkippedRoutingRule(_message.Message):
+    """A routing rule that does not match."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUTING_RULE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    routing_rule: _builtins.str
+    """Its name."""
+    reason: _builtins.str
+    """The first condition that does not hold."""
+    def __init__(
+        self,
+        *,
+        routing_rule: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "routing_rule", b"routing_rule"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SkippedRoutingRule: _TypeAlias = SkippedRoutingRule  # noqa: Y015

@@ -73,6 +73,11 @@ class PaymentServiceStub(object):
                 request_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ConfirmDeliveryRequest.SerializeToString,
                 response_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ConfirmDeliveryResponse.FromString,
                 _registered_method=True)
+        self.PreviewRouting = channel.unary_unary(
+                '/tallystick.payment.v1.PaymentService/PreviewRouting',
+                request_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.PreviewRoutingRequest.SerializeToString,
+                response_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.PreviewRoutingResponse.FromString,
+                _registered_method=True)
         self.ListDeadLetters = channel.unary_unary(
                 '/tallystick.payment.v1.PaymentService/ListDeadLetters',
                 request_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.ListDeadLettersRequest.SerializeToString,
@@ -213,6 +218,14 @@ class PaymentServiceServicer(object):
         not. Rejected with INVALID_STATE unless the order is SUCCESS, and with CONFLICT while it is
         being booked; retry then. A repeat returns the current state of the order. Access: team (its
         own).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PreviewRouting(self, request, context):
+        """Returns the provider that a charge would get, and why. Nothing is stored or sent; rules with a
+        share need the checkout_id. Access: team (as itself), operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -374,6 +387,11 @@ def add_PaymentServiceServicer_to_server(servicer, server):
                     servicer.ConfirmDelivery,
                     request_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ConfirmDeliveryRequest.FromString,
                     response_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ConfirmDeliveryResponse.SerializeToString,
+            ),
+            'PreviewRouting': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreviewRouting,
+                    request_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.PreviewRoutingRequest.FromString,
+                    response_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.PreviewRoutingResponse.SerializeToString,
             ),
             'ListDeadLetters': grpc.unary_unary_rpc_method_handler(
                     servicer.ListDeadLetters,
@@ -638,6 +656,33 @@ class PaymentService(object):
             '/tallystick.payment.v1.PaymentService/ConfirmDelivery',
             tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ConfirmDeliveryRequest.SerializeToString,
             tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ConfirmDeliveryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreviewRouting(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.payment.v1.PaymentService/PreviewRouting',
+            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.PreviewRoutingRequest.SerializeToString,
+            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.PreviewRoutingResponse.FromString,
             options,
             channel_credentials,
             insecure,

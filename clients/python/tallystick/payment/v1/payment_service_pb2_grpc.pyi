@@ -75,6 +75,10 @@ class PaymentServiceStub:
     being booked; retry then. A repeat returns the current state of the order. Access: team (its
     own).
     """
+    PreviewRouting: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.PreviewRoutingRequest, _payment_service_pb2.PreviewRoutingResponse]
+    """Returns the provider that a charge would get, and why. Nothing is stored or sent; rules with a
+    share need the checkout_id. Access: team (as itself), operator.
+    """
     ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListDeadLettersRequest, _operator_pb2.ListDeadLettersResponse]
     """Lists dead letters, newest first. Access: operator."""
     GetDeadLetter: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetDeadLetterRequest, _payment_service_pb2.GetDeadLetterResponse]
@@ -179,6 +183,10 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     not. Rejected with INVALID_STATE unless the order is SUCCESS, and with CONFLICT while it is
     being booked; retry then. A repeat returns the current state of the order. Access: team (its
     own).
+    """
+    PreviewRouting: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.PreviewRoutingRequest, _payment_service_pb2.PreviewRoutingResponse]  # type: ignore[assignment]
+    """Returns the provider that a charge would get, and why. Nothing is stored or sent; rules with a
+    share need the checkout_id. Access: team (as itself), operator.
     """
     ListDeadLetters: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListDeadLettersRequest, _operator_pb2.ListDeadLettersResponse]  # type: ignore[assignment]
     """Lists dead letters, newest first. Access: operator."""
@@ -323,6 +331,16 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         not. Rejected with INVALID_STATE unless the order is SUCCESS, and with CONFLICT while it is
         being booked; retry then. A repeat returns the current state of the order. Access: team (its
         own).
+        """
+
+    @_abc_1.abstractmethod
+    def PreviewRouting(
+        self,
+        request: _payment_service_pb2.PreviewRoutingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_payment_service_pb2.PreviewRoutingResponse, _abc.Awaitable[_payment_service_pb2.PreviewRoutingResponse]]:
+        """Returns the provider that a charge would get, and why. Nothing is stored or sent; rules with a
+        share need the checkout_id. Access: team (as itself), operator.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,61 @@
+"""Capacity: how many charges may wait for a failing provider, counted for a batch of payments."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+from tallystick_server.payment.charge import Charge
+from tallystick_storage.sql import Connection
+
+
+class Route(NamedTuple):
+    """The provider of a charge, and its fallback; "": none."""
+
+    provider: str
+    fallback: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChargeCapacity:
+    """How many more charges may be queued while their provider fails.
+
+    `allows_probe`: one more payment is accepted, to probe whether the provider answers again.
+    """
+
+    charges: int
+    allows_probe: bool
+
+
+RemainingCapacity: TypeAlias = Callable[
+    [Connection, float, Collection[Route]], Mapping[Route, ChargeCapacity]
+]
+"""The capacity at a loop time of each of these routes that has a limit now. Routes of one provider
+share it.
+"""
+
+
+class CapacityCounter:
+    """Counts the charges of new payments against the capacity of their providers."""
+
+    def __init__(self, capacities: Mapping[Route, ChargeCapacity]) -> None:
+        self._limited = capacities.keys()
+        self._remaining = {route.provider: item.charges for route, item in capacities.items()}
+        self._probes = {route.provider for route, item in capacities.items() if item.allows_probe}
+
+    def admit(self, charges: Sequence[Charge]) -> bool:
+        """Whether a payment with these charges may be stored. A provider without capacity for it
+        has none for later ones either. A probe, if its provider allows one, is not counted.
+        """
+        needed = Counter(charge.provider for charge in charges if route_of(charge) in self._limited)
+        counted = needed.keys() - self._probes
+        self._probes -= needed.keys()
+        for provider in counted:
+            self._remaining[provider] -= needed[provider]
+        return all(self._remaining[provider] >= 0 for provider in counted)
+
+
+def route_of(charge: Charge) -> Route:
+    return Route(charge.provider, charge.fallback_provider)
