@@ -23,7 +23,7 @@ from tallystick_server.verify.report import (
     to_lists,
 )
 
-_SAME_STATUS_TRIGGERS = (PaymentTrigger.BOOKED, PaymentTrigger.PENDING)
+_SAME_STATUS_TRIGGERS = (PaymentTrigger.BOOKED, PaymentTrigger.PENDING, PaymentTrigger.FALLBACK)
 """The reasons of versions that keep an order's status."""
 _TRANSITIONS = sorted(
     {

@@ -149,9 +149,10 @@ QUERIES = {
                 coalesce(h.before, 'None') as what
         from (
             select h.*, row_number() over w as number, lag(h.to_status) over w as before,
-                lag(h.stage, 1, 0) over w as stage_before, lag(h.waits) over w as waited
+                lag(h.stage, 1, 0) over w as stage_before, lag(h.waits) over w as waited,
+                lag(h.attempt_count) over w as attempts_before
             from (
-                select payment_order_id, version, from_status, to_status,
+                select payment_order_id, version, from_status, to_status, attempt_count,
                     -- booked, then delivered: each once, in separate versions
                     (wallet_updated and ledger_updated)::int + delivered::int as stage,
                     case when to_status = 'PENDING'
@@ -164,7 +165,10 @@ QUERIES = {
             and case when h.before is null then h.to_status = 'NOT_STARTED'
                 else h.before || ' ' || h.to_status = any(:transitions)
                     and h.stage = h.stage_before + (h.before = 'SUCCESS'
-                    and h.to_status = 'SUCCESS')::int end
+                    and h.to_status = 'SUCCESS')::int
+                    -- a fallback begins the next attempt
+                    and (h.before <> 'EXECUTING' or h.attempt_count = h.attempts_before
+                        + (h.to_status = 'EXECUTING')::int) end
             ) is not true
         order by h.payment_order_id, h.version""",
     "payment.inconsistent_ends": """
