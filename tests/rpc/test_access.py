@@ -152,6 +152,7 @@ MATRIX: dict[str, MethodRow] = {
     "payment.WatchPayment": MethodRow(MethodScope.OWNED, _request_with("checkout_id")),
     "payment.CancelPayment": MethodRow(MethodScope.OWNED, _request_with("checkout_id", "reason")),
     "payment.ConfirmDelivery": MethodRow(MethodScope.OWNED, _request_with("payment_order_id")),
+    "payment.PreviewRouting": MethodRow(MethodScope.PLATFORM),
     "payment.ListUnappliedCharges": MethodRow(MethodScope.PLATFORM),
     "payment.AcknowledgeUnappliedCharge": MethodRow(MethodScope.PLATFORM),
     "payment.AcknowledgeCharge": MethodRow(MethodScope.PLATFORM),

@@ -287,7 +287,7 @@ CASES = [
         "O2 a second attempt",
         (
             "insert into attempt select kind, operation_id, 2, provider, 'k', amount, currency, "
-            "'', '', null, null, '', '', null, null, clock(), null from attempt"
+            "'', '', null, null, '', '', null, null, '', '', '', clock(), null from attempt"
         ),
         "23505",
     ),
@@ -295,7 +295,7 @@ CASES = [
         "O2 an attempt for another amount",
         (
             "insert into attempt values ('payout', 'waiting', 1, 'sandbox', 'k', 1, 'EUR', '', '', "
-            "null, null, '', '', null, null, clock(), null)"
+            "null, null, '', '', null, null, '', '', '', clock(), null)"
         ),
         "P0001",
     ),

@@ -229,7 +229,7 @@ def _covers(earlier: RoutingRule, later: RoutingRule) -> bool:
     return (
         earlier.share == _ALL_PERCENT
         and all(not wide or (narrow and narrow <= wide) for wide, narrow in sets.values())
-        and _is_at_most(earlier.min_amount, later.min_amount)
+        and _is_no_higher(earlier.min_amount, later.min_amount)
         and (
             earlier.max_amount is None
             or (later.max_amount is not None and later.max_amount <= earlier.max_amount)
@@ -237,5 +237,5 @@ def _covers(earlier: RoutingRule, later: RoutingRule) -> bool:
     )
 
 
-def _is_at_most(earlier_min: int | None, later_min: int | None) -> bool:
+def _is_no_higher(earlier_min: int | None, later_min: int | None) -> bool:
     return earlier_min is None or (later_min is not None and earlier_min <= later_min)

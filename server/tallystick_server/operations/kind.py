@@ -71,7 +71,7 @@ class OperationKind(Generic[Op]):
     """
     fall_back: FallBack[Op] | None = None
     """Continues at another provider after a step that certainly sent nothing. Returns the operation
-    with its next attempt, leased anew, or None if it stays as it is. It is also given a function
+    with its next attempt, leased again, or None if it stays as it is. It is also given a function
     that says whether a provider can be called. None: this kind has one provider.
     """
     book: Callable[[Op], Awaitable[object]] | None = None

@@ -70,7 +70,7 @@ class ChargeFallback:
     async def fall_back(
         self, failed_step: FailedStep[Charge], is_available: Callable[[str], bool]
     ) -> Charge | None:
-        """Returns the charge with its next attempt, leased anew. None: it stays as it is, because
+        """Returns the charge with its next attempt, leased again. None: it stays as it is, because
         it may have been sent, has no fallback, or its fallback does not answer either.
         """
         charge = failed_step.operation

@@ -149,9 +149,7 @@ def build_rule(name: str, conditions: dict[str, object]) -> RoutingRule:
         ({"max_amount": 4999}, "amount 50.00 is more than 49.99"),
     ],
 )
-def test_each_condition_says_why_it_does_not_hold(
-    conditions: dict[str, object], reason: str
-) -> None:
+def test_each_condition_has_its_reason(conditions: dict[str, object], reason: str) -> None:
     """A charge that differs from a rule in one condition does not match, and the reason names it;
     the bounds of an amount belong to its range.
     """

@@ -80,14 +80,14 @@ def _parse_amounts(entry: Mapping[str, Any], fields: dict[str, Any]) -> list[tup
     """Adds the amounts to the fields, in minor units of the rule's one currency. Returns the
     problems with them.
     """
-    given = [name for name in _AMOUNTS if entry.get(name, "") != ""]
+    bounds = [name for name in _AMOUNTS if entry.get(name, "") != ""]
     if "currencies" in entry and "currencies" not in fields:
         return []  # reported already
     currencies = fields.get("currencies", frozenset())
-    if given and len(currencies) != 1:
-        return [(name, "must be set only in a rule with exactly one currency") for name in given]
+    if bounds and len(currencies) != 1:
+        return [(name, "must be set only in a rule with exactly one currency") for name in bounds]
     problems = []
-    for name in given:
+    for name in bounds:
         try:
             fields[name] = parse_amount(parse_text(entry[name]), next(iter(currencies)), name)
         except InvalidSetting as error:
@@ -95,7 +95,7 @@ def _parse_amounts(entry: Mapping[str, Any], fields: dict[str, Any]) -> list[tup
         except ApiError as error:
             text = f"must be an amount of the rule's currency: {error.message.rstrip('.')}"
             problems.append((name, text))
-    if len(given) == 2 and not problems and fields["min_amount"] > fields["max_amount"]:
+    if len(bounds) == 2 and not problems and fields["min_amount"] > fields["max_amount"]:
         problems.append(("max_amount", "must be at least min_amount"))
     return problems
 

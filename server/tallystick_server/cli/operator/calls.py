@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -17,10 +17,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tallystick import Client, ClientSettings, TallystickError, UnauthenticatedError
 from tallystick.operator.v1 import operator_pb2
-from tallystick.payment.v1 import payment_service_pb2
+from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick_core.operations.dead_letter import DeadLetterCause
 from tallystick_core.operations.webhook_event import WebhookEventState
+from tallystick_core.payment.checkout import MethodType
 from tallystick_server.app.configuration.network import TLS_SCHEME
 from tallystick_server.app.errors import StartupError
 from tallystick_server.app.services import find_spec
@@ -31,6 +32,7 @@ from tallystick_server.rpc.timestamps import to_timestamp
 _DEAD_LETTER_STATES = EnumNames(operator_pb2.DeadLetterState.DESCRIPTOR)
 _DEAD_LETTER_CAUSES = EnumNames(operator_pb2.DeadLetterCause.DESCRIPTOR)
 _WEBHOOK_EVENT_STATES = EnumNames(operator_pb2.WebhookEventState.DESCRIPTOR)
+_METHOD_TYPES = EnumNames(payment_pb2.PaymentMethodType.DESCRIPTOR)
 _PAYOUT_STATES = EnumNames(payout_pb2.PayoutState.DESCRIPTOR)
 _PAGE_SIZE = 200
 _POLL_INTERVAL_SECONDS = 1.0
@@ -245,6 +247,28 @@ class OperatorCalls:
             unapplied_charge_id=unapplied_charge_id, reason=reason
         )
         return self._client.payment.AcknowledgeUnappliedCharge(request).unapplied_charge
+
+    def preview_routing(
+        self,
+        currency: str,
+        amount: str,
+        country: str,
+        method: MethodType,
+        sellers: Sequence[str],
+        checkout_id: str,
+        caller: str,
+    ) -> Message:
+        return self._client.payment.PreviewRouting(
+            payment_service_pb2.PreviewRoutingRequest(
+                currency=currency,
+                amount=amount,
+                buyer_country=country,
+                payment_method_type=_METHOD_TYPES.number(method),
+                seller_accounts=sellers,
+                checkout_id=checkout_id,
+                caller=caller,
+            )
+        )
 
     def list_alerts(self, service: str, *, include_ended: bool) -> Iterator[Message]:
         return self._list(service, "Alerts", "alerts", ended=include_ended)

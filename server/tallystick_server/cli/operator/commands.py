@@ -8,6 +8,7 @@ from tallystick_server.cli.operator import (
     alerts,
     dead_letters,
     payouts,
+    routing,
     unapplied_charges,
     webhook_events,
 )
@@ -23,6 +24,7 @@ def add_commands(app: typer.Typer) -> None:
         ("unapplied-charges", unapplied_charges.group),
         ("webhook-events", webhook_events.group),
         ("payouts", payouts.group),
+        ("routing", routing.group),
     ):
         app.add_typer(group, name=name, rich_help_panel=_PANEL)
     app.command(
