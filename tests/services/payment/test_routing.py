@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -23,6 +24,7 @@ from tests.support.charges import (
 from tests.support.payments import create_payment
 from tests.support.platform import (
     eventually,
+    run_command,
     unique_id,
 )
 from tests.support.routing import (
@@ -128,6 +130,26 @@ def test_shares_during_an_outage(
             f"by the fallback: {fallback_share:.1%}"
         )
     assert 0.10 < fallback_share < 0.24  # about half of a third
+
+
+def test_the_command_shows_the_decision(scratch_database: DatabaseUrls) -> None:
+    """`tallystick routing preview` prints the provider, the fallback, the reason and the skipped
+    rules; a wrong value is an error that names it.
+    """
+    rules = (RoutingRule(name="us", provider="b", countries=frozenset({"US"})), EUR_RULE)
+    with three_sandboxes(scratch_database, routing_settings(*rules)) as (platform, _, _):
+        base = ("routing", "preview", "--address", platform.address, "--currency", "EUR")
+        result = run_command(*base, "--amount", "5.00", "--country", "DE")
+        assert result.returncode == 0, result.stderr
+        words = " ".join(result.stdout.split())
+        for text in ("provider a", "fallback_provider b", "routing_rule eur", "currency EUR"):
+            assert text in words
+        assert "us country DE is not among US" in words
+        as_json = run_command(*base, "--amount", "5.00", "--country", "US", "--json")
+        assert json.loads(as_json.stdout)["routing_rule"] == "us"
+        wrong = run_command(*base, "--amount", "5.001")
+        assert wrong.returncode == 1
+        assert "amount" in wrong.stderr
 
 
 def preview(client: Client, **values: Any) -> pb.PreviewRoutingResponse:
