@@ -30,8 +30,9 @@ _VERSIONED_PREFIXES = ("payments/", "paymentOrders/", "wallets/", "payouts/", "p
 
 @dataclass(frozen=True)
 class ChargeLogEntry:
-    """A line of the provider's log."""
+    """A line of a provider's log."""
 
+    provider: str
     charge_id: str
     state: str
     amount: int
@@ -177,7 +178,7 @@ class Auditor:
                     self.violations.append(f"order {name} is SUCCESS without a charge")
                 if not is_booked:
                     self.violations.append(f"order {name} is SUCCESS and not booked")
-                self._add_bookings(payment_request, index, fee)
+                self._add_bookings(payment_request, index, fee, order)
                 self._audit_delivery(responses, index, order, fee)
             case payment_pb2.PAYMENT_ORDER_STATUS_FAILED:
                 reason = payment_pb2.FailureReason.Name(order.failure_reason).removeprefix(
@@ -315,17 +316,29 @@ class Auditor:
             for entry in succeeded_entries:
                 if entry not in applied:
                     self._unapplied_charges[entry.reference] = entry
-                    self._accounts["psp/sandbox/clearing", entry.currency] -= entry.amount
-                    self._accounts["unapplied/sandbox", entry.currency] += entry.amount
+                    clearing = f"psp/{entry.provider}/clearing"
+                    self._accounts[clearing, entry.currency] -= entry.amount
+                    self._accounts[f"unapplied/{entry.provider}", entry.currency] += entry.amount
 
-    def _add_bookings(self, payment_request: PaymentRequest, index: int, fee: int) -> None:
+    def _add_bookings(
+        self, payment_request: PaymentRequest, index: int, fee: int, order: payment_pb2.PaymentOrder
+    ) -> None:
+        """The bookings of an order that was charged: at the provider in whose log its charge is."""
+        providers = {
+            entry.provider for entry in self._correct_charges(payment_request, order.charge_id)
+        }
+        if providers and order.provider not in providers:
+            self.violations.append(
+                f"order {order.payment_order_id} was charged by {sorted(providers)}, and names "
+                f"{order.provider}"
+            )
         amount, currency, seller = (
             payment_request.amounts[index],
             payment_request.currency,
             payment_request.sellers[index],
         )
         self._balances[seller, currency] += amount - fee
-        self._accounts["psp/sandbox/clearing", currency] -= amount
+        self._accounts[f"psp/{order.provider}/clearing", currency] -= amount
         self._accounts[f"sellers/{seller}", currency] += amount - fee
         self._accounts["platform/fees", currency] += fee
 

@@ -11,6 +11,7 @@ from uuid import UUID
 
 from tallystick import AsyncClient, ClientSettings
 from tallystick_core.access import Caller, Role
+from tallystick_core.payment.routing import RoutingRule
 from tallystick_core.provider.outcome import (
     ChargeLookupOutcome,
     ChargeOutcome,
@@ -58,6 +59,14 @@ from tests.support.retry_policies import scaled_defaults
 T = TypeVar("T")
 R = TypeVar("R")
 
+PAYMENT_PROVIDERS = ("sandbox", "sandbox_b", "sandbox_c")
+"""The payment providers of a simulation with routing; otherwise only the first."""
+REPLACEABLE_PROVIDER = "sandbox_b"
+"""The provider that an outage stops in a simulation with routing. Its charges have a fallback."""
+_ROUTING = (
+    RoutingRule(name="half", provider=REPLACEABLE_PROVIDER, fallback="sandbox_c", share=60),
+    RoutingRule(name="eur", provider="sandbox_c", currencies=frozenset({"EUR"}), share=50),
+)
 TEAMS = ("team-1", "team-2")
 """Each is an owner with sellers of its own."""
 OPERATOR = "operator"
@@ -88,13 +97,16 @@ def other_team(team: str) -> str:
     return TEAMS[team == TEAMS[0]]
 
 
-def settings(key_window: float) -> Settings:
-    """Settings with short intervals: a simulated minute is a long time."""
+def settings(key_window: float, *, routing: bool) -> Settings:
+    """Settings with short intervals: a simulated minute is a long time. `routing`: rules choose
+    among several payment providers.
+    """
     callers = {name: Caller(name, frozenset({Role.TEAM, Role.PAYOUTS})) for name in TEAMS}
     callers[OPERATOR] = Caller(OPERATOR, frozenset({Role.OPERATOR, Role.AUDITOR}))
     callers["service"] = Caller("service", frozenset({Role.SERVICE}))
     return Settings().replace(
         environment="sim",
+        routing=_ROUTING if routing else (),
         authentication="tokens",
         callers=callers,
         service_token="service",
@@ -132,12 +144,15 @@ class Cluster:
         connection_cache: ConnectionCache,
         key_window: float,
         webhooks: WebhookLoad,
+        *,
+        routing: bool,
     ) -> None:
         self._world = world
         self._webhooks = webhooks
         self._urls = urls
         self._connection_cache = connection_cache
-        self._settings = settings(key_window)
+        self._settings = settings(key_window, routing=routing)
+        self._payment_providers = PAYMENT_PROVIDERS if routing else PAYMENT_PROVIDERS[:1]
         self.network = SimulatedNetwork(world)
         # Includes crashed processes: their objects must not be garbage-collected.
         self._services: list[Service] = []
@@ -145,7 +160,7 @@ class Cluster:
         self._provider_node = Node(
             PROVIDER_NODE, world.seeded_random.uniform("clock of the provider", 0, 1000)
         )
-        self.sandbox: Sandbox
+        self.sandboxes: dict[str, Sandbox] = {}
         self.sandbox_payouts: SandboxPayouts
         world.on_process_death = self._restart
 
@@ -183,8 +198,11 @@ class Cluster:
 
     def _start_provider(self) -> None:
         database = self._database(self._urls["sandbox"], 1, self._new_id)
-        self.sandbox = Sandbox(database, key_window_seconds=self._settings.providers.key_window)
-        self.sandbox.start()
+        for name in self._payment_providers:
+            self.sandboxes[name] = Sandbox(
+                database, name=name, key_window_seconds=self._settings.providers.key_window
+            )
+            self.sandboxes[name].start()
         self.sandbox_payouts = SandboxPayouts(
             database, key_window_seconds=self._settings.providers.key_window
         )
@@ -203,13 +221,18 @@ class Cluster:
         name = node.name.partition("-")[0]
         self._world.log(f"{node.name} starts")
         service_client = ServiceClient(self._settings.service_token, self.network.channel)
-        provider = _RemoteChargeProvider(
-            self._world,
-            lambda: self.sandbox,
-            self._provider_node,
-            self._settings.providers.key_window,
-            self._report,
-        )
+        providers = {
+            name: _RemoteChargeProvider(
+                self._world,
+                self.sandboxes,
+                self._provider_node,
+                self._settings.providers.key_window,
+                self._report,
+                name,
+                has_outages=len(self._payment_providers) == 1 or name == REPLACEABLE_PROVIDER,
+            )
+            for name in self._payment_providers
+        }
         payout_provider = _RemotePayoutProvider(
             self._world,
             lambda: self.sandbox_payouts,
@@ -220,7 +243,7 @@ class Cluster:
         dependencies = Dependencies(
             self._new_id,
             self._database,
-            {provider.name: provider},
+            providers,
             {payout_provider.name: payout_provider},
         )
         addresses = {service: service for service in service_names()}
@@ -233,10 +256,10 @@ class Cluster:
         self._services.append(service)
         self.network.servers.setdefault(name, {})[node] = server
 
-    def _report(self, service: str, subject_id: str, reply: Reply) -> None:
+    def _report(self, provider: str, service: str, subject_id: str, reply: Reply) -> None:
         """The provider reports an answer by webhook too."""
         client = self.client(f"webhooks of {subject_id}", "service")
-        self._webhooks.report(client, service, subject_id, reply)
+        self._webhooks.report(client, provider, service, subject_id, reply)
 
     def _restart(self, node: Node) -> None:
         self.network.servers.get(node.name.partition("-")[0], {}).pop(node, None)
@@ -270,7 +293,7 @@ class _SimulatedClient(AsyncClient):
         return self._network.channel(target)
 
 
-_Report = Callable[[str, str, Reply], None]
+_Report = Callable[[str, str, str, Reply], None]
 """Reports an answer by webhook, with the service and the id of what it is about."""
 
 
@@ -280,8 +303,17 @@ class _RemoteProvider:
     name = "sandbox"
     final_not_found: FinalNotFound | None = _FINAL_NOT_FOUND
 
-    def __init__(self, world: World, node: Node, key_window: float, report: _Report) -> None:
+    def __init__(
+        self,
+        world: World,
+        node: Node,
+        key_window: float,
+        report: _Report,
+        *,
+        has_outages: bool = True,
+    ) -> None:
         self.key_window = key_window
+        self._has_outages = has_outages
         self._world = world
         self._node = node
         self._report = report
@@ -317,7 +349,8 @@ class _RemoteProvider:
             return Unknown("the connection broke")
 
     def _find_node(self) -> Node | None:
-        return None if self._world.is_unavailable(PROVIDER_NODE) else self._node
+        is_down = self._has_outages and self._world.is_unavailable(PROVIDER_NODE)
+        return None if is_down else self._node
 
 
 class _RemoteChargeProvider(_RemoteProvider):
@@ -326,13 +359,20 @@ class _RemoteChargeProvider(_RemoteProvider):
     def __init__(
         self,
         world: World,
-        sandbox: Callable[[], Sandbox],
+        sandboxes: Mapping[str, Sandbox],
         node: Node,
         key_window: float,
         report: _Report,
+        name: str,
+        *,
+        has_outages: bool,
     ) -> None:
-        super().__init__(world, node, key_window, report)
-        self._sandbox = sandbox
+        super().__init__(world, node, key_window, report, has_outages=has_outages)
+        self.name = name
+        self._sandboxes = sandboxes
+
+    def _sandbox(self) -> Sandbox:
+        return self._sandboxes[self.name]
 
     async def send(self, request: ChargeRequest) -> ChargeOutcome:
         return await self._call(
@@ -361,11 +401,12 @@ class _RemoteChargeProvider(_RemoteProvider):
     ) -> R | NotSent | Unknown:
         async def answer() -> Reply:
             reply = await work()
-            self._report("payment", request.charge_id, reply)
+            self._report(self.name, "payment", request.charge_id, reply)
             return reply
 
+        where = verb if self.name == PAYMENT_PROVIDERS[0] else f"{verb} at {self.name}"
         reply = await self.call(
-            verb, request.charge_id, _fault_weights(request.payment_token), answer, _describe_reply
+            where, request.charge_id, _fault_weights(request.payment_token), answer, _describe_reply
         )
         return parse(reply) if isinstance(reply, Reply) else reply
 
@@ -400,7 +441,7 @@ class _RemotePayoutProvider(_RemoteProvider):
         async def answer() -> Sequence[Reply]:
             answers = await self._sandbox_payouts().submit(requests)
             for request, reply in zip(requests, answers, strict=True):
-                self._report("payout", request.payout_id, reply)
+                self._report(self.name, "payout", request.payout_id, reply)
             return answers
 
         replies = await self.call(
@@ -419,7 +460,7 @@ class _RemotePayoutProvider(_RemoteProvider):
     async def look_up(self, request: PayoutRequest) -> PayoutLookupOutcome:
         async def answer() -> Reply:
             reply = await self._sandbox_payouts().look_up(request.payout_id)
-            self._report("payout", request.payout_id, reply)
+            self._report(self.name, "payout", request.payout_id, reply)
             return reply
 
         reply = await self.call(

@@ -77,7 +77,19 @@ WEBHOOK_PLAN = SimulationPlan(
 """A payment that its provider holds for review, and reports by webhook. Only processes of
 PaymentService have crash points that another plan does not cover.
 """
-CRASH_PLANS = {"payment": PAYMENT_PLAN, "payout": PAYOUT_PLAN, "webhook": WEBHOOK_PLAN}
+FALLBACK_PLAN = replace(
+    PAYMENT_PLAN,
+    seed=4,
+    routing=True,
+    payment_requests=(replace(_PAYMENT_REQUEST, token="tok_unreachable"),),
+)
+"""A payment whose first provider is unreachable once, so that its fallback is asked."""
+CRASH_PLANS = {
+    "payment": PAYMENT_PLAN,
+    "payout": PAYOUT_PLAN,
+    "webhook": WEBHOOK_PLAN,
+    "fallback": FALLBACK_PLAN,
+}
 _EVENT_CALLS = (
     "event-",
     "Relay.",

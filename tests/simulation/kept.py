@@ -48,6 +48,7 @@ def add_regression(plan: SimulationPlan, violation: str) -> None:
         "outage": plan.outage,
         "poison": plan.poison,
         "report_rate": plan.report_rate,
+        "routing": plan.routing,
         "crash_point": next(
             (
                 name
@@ -85,4 +86,5 @@ def _parse_plan(entry: dict[str, Any]) -> SimulationPlan:
         outage=entry.get("outage", False),
         poison=entry.get("poison", False),
         report_rate=entry.get("report_rate", 0.0),
+        routing=entry.get("routing", False),
     )

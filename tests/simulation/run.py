@@ -80,6 +80,10 @@ class SimulationPlan:
     """
     poison: bool | None = None
     """Whether a service fails on some items for up to an hour; None: derived from the seed."""
+    routing: bool | None = None
+    """Whether there are three payment providers, chosen by rules with fallbacks; None: derived from
+    the seed. An outage of the provider is then one of `REPLACEABLE_PROVIDER` alone.
+    """
 
 
 @dataclass
@@ -133,6 +137,7 @@ class Simulation:
             outage=_is_included(plan, plan.outage, "an outage", 0.25),
             poison=_is_included(plan, plan.poison, "poison", 0.35),
             report_rate=_report_rate(plan),
+            routing=_is_included(plan, plan.routing, "routing", 0.3),
         )
         result = SimulationResult(plan)
         # A garbage-collected object runs its `finally`, at a moment that depends on all earlier
@@ -196,7 +201,14 @@ class Simulation:
         self, plan: SimulationPlan, world: World, key_window: float, result: SimulationResult
     ) -> None:
         webhook_load = WebhookLoad(world, plan.report_rate or 0.0)
-        cluster = Cluster(world, self._urls, self._connection_cache, key_window, webhook_load)
+        cluster = Cluster(
+            world,
+            self._urls,
+            self._connection_cache,
+            key_window,
+            webhook_load,
+            routing=bool(plan.routing),
+        )
         span_seconds = (
             5.0 + min(plan.payments / 12, 5.0 + plan.payments / 40) if plan.payments else 0.0
         )
@@ -344,8 +356,8 @@ class Simulation:
 
     def _charge_log(self) -> list[ChargeLogEntry]:
         rows = self._tables.query(
-            "select charge_id, state, amount, currency, reference, code from sandbox.charge order "
-            "by charge_id, key, generation"
+            "select provider, charge_id, state, amount, currency, reference, code "
+            "from sandbox.charge order by charge_id, key, generation"
         )
         return [ChargeLogEntry(*row) for row in rows]
 

@@ -13,6 +13,7 @@ from tallystick_server.payment.operations import charge
 from tests.simulation import world
 from tests.simulation.crash_points import (
     CRASH_PLANS,
+    FALLBACK_PLAN,
     PAYMENT_PLAN,
     PAYOUT_PLAN,
     WEBHOOK_PLAN,
@@ -104,6 +105,25 @@ def test_simulations_with_failing_items_keep_the_invariants(
     assert any(" fails on " in line for line in result.trace)
 
 
+def test_simulations_with_several_providers_keep_the_invariants(simulation: Simulation) -> None:
+    """With three payment providers, of which one has an outage, no order is charged by two, and
+    each is booked at the provider that charged it. Charges of the failed provider go to their
+    fallback.
+    """
+    result = simulation.run(
+        SimulationPlan(1, 15, fault_rate=0.05, payouts=2, outage=True, routing=True)
+    )
+    assert result.violations == []
+    assert sum("the next attempt goes to" in line for line in result.trace) > 2
+
+
+def test_a_crash_plan_takes_the_fallback(simulation: Simulation) -> None:
+    """The crash points of the fallback's plan include its transaction."""
+    result = simulation.run(FALLBACK_PLAN)
+    assert result.violations == []
+    assert any("ChargeFallback" in call for call in result.port_calls)
+
+
 @pytest.mark.parametrize("one", load_regressions(), ids=lambda one: f"seed {one.plan.seed}")
 def test_kept_failures_pass(
     run_plan: Callable[[SimulationPlan], SimulationResult], one: RegressionRun
@@ -157,6 +177,7 @@ def test_operator_and_caller_actions_occur(
         (PAYMENT_PLAN, {"payment", "wallet", "ledger", "event"}, 50),
         (PAYOUT_PLAN, {"payout", "wallet", "ledger"}, 50),
         (WEBHOOK_PLAN, {"payment", "wallet", "ledger"}, 15),
+        (FALLBACK_PLAN, {"payment", "wallet", "ledger", "event"}, 50),
     ],
     ids=CRASH_PLANS,
 )

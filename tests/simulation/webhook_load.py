@@ -44,7 +44,9 @@ class WebhookLoad:
         """Whether every event that was to be delivered is stored."""
         return self._open_count == 0
 
-    def report(self, client: AsyncClient, service: str, subject_id: str, reply: Reply) -> None:
+    def report(
+        self, client: AsyncClient, provider: str, service: str, subject_id: str, reply: Reply
+    ) -> None:
         """Draws how often, and when, the provider reports an answer that differs from its last one
         about the same subject.
         """
@@ -57,7 +59,7 @@ class WebhookLoad:
         if random.number(f"whether {event_id}") >= self._report_rate:
             return
         event = operator_pb2.ReceivedWebhookEvent(
-            provider="sandbox",
+            provider=provider,
             event_id=event_id,
             event_type=f"{service}.changed",
             subject=(

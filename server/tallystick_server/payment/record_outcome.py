@@ -87,7 +87,9 @@ class PaymentOutcomeRecorder:
                 else reloaded.get(update.charge.charge_id, update)
                 for update in updates
             ]
-        transitioned.add_known(update.charge for update in updates)
+        transitioned.add_known(
+            update.charge for update in updates if not update.snapshot.is_replaced
+        )
         _record_remainder(connection, updates, transitioned)
         return transitioned
 
