@@ -938,6 +938,49 @@ MUTANTS = (
         ("for each row\n     execute function seal();"),
         "tests/storage/test_constraints.py::test_changes_by_the_administrator_keep_the_seal",
     ),
+    # the fallback of a charge
+    Mutant(
+        "a fallback follows an unknown outcome",
+        f"{_CORE}/payment/routing.py",
+        "return retry_reason is RetryReason.NOT_SENT or (",
+        "return retry_reason in (RetryReason.NOT_SENT, RetryReason.NO_ANSWER) or (",
+        "tests/unit/payment/test_routing.py",
+    ),
+    Mutant(
+        "a fallback moves a charge that may have been sent",
+        f"{_CORE}/payment/routing.py",
+        "if maybe_sent or action is not NextAction.SEND:",
+        "if action is not NextAction.SEND:",
+        "tests/unit/payment/test_routing.py",
+    ),
+    Mutant(
+        "a fallback ignores what another holder may have sent",
+        f"{_STORAGE}/payment/fallbacks.py",
+        "where not op.maybe_sent and not op.has_changed",
+        "where not op.has_changed",
+        "tests/services/payment/charges/test_fallback_fences.py::test_the_fallback_is_fenced",
+    ),
+    Mutant(
+        "a fallback begins under a lease that was lost",
+        f"{_STORAGE}/payment/fallbacks.py",
+        "        and op.lease_token = r.lease_token\n    where",
+        "    where",
+        "tests/services/payment/charges/test_fallback_fences.py::test_the_fallback_is_fenced",
+    ),
+    Mutant(
+        "a fallback replaces an attempt with an unknown outcome",
+        f"{_STORAGE}/payment/fallbacks.py",
+        "where a.end_time is null and a.outcome in ('', 'NOT_SENT')",
+        "where a.end_time is null",
+        "tests/services/payment/charges/test_fallback_fences.py::test_the_fallback_is_fenced",
+    ),
+    Mutant(
+        "the money of a replaced attempt pays the order",
+        f"{_SERVER}/payment/record_outcome.py",
+        "is_replaced=stored is not None and stored.outcome == PaymentTrigger.NOT_SENT,",
+        "is_replaced=False,",
+        "tests/services/payment/charges/test_fallback_fences.py",
+    ),
 )
 
 
