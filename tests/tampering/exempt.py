@@ -14,7 +14,7 @@ PAGE_PATH = Path(__file__).parents[2] / "docs" / "reference" / "verify-exemption
 _COMMIT_MARKER = "used within an hour, if the answer to a COMMIT was lost"
 _LEADER_LEASE = "a lease on a periodic task; renewed within seconds"
 _LEASE = "a lease; an edit only delays or repeats idempotent work"
-_POLL_SCHEDULE = "of a completed operation: how long it is polled"
+_POLL_SCHEDULE = "of a completed operation or attempt: how long it is polled"
 
 EXEMPTIONS: dict[str, str] = {
     "ledger.account.create_time": "informational; written just before the account's first entry",
