@@ -28,6 +28,7 @@ from tallystick_server.verify.run import verify
 from tests.fakes.payment_provider import SandboxProvider, ScriptedPaymentProvider
 from tests.support.charges import (
     SLOW_RETRY,
+    TWO_TRIES,
     WAIT_FOR_ACCEPTANCE,
     booked_unapplied_charges,
     is_paid,
@@ -54,6 +55,7 @@ from tests.support.routing import (
     sandbox_log,
     three_sandboxes,
 )
+from tests.support.webhooks import new_event, receive, state_of, wait_for_event
 
 
 def test_an_unreachable_provider_is_replaced(scratch_database: DatabaseUrls) -> None:
@@ -267,6 +269,44 @@ def test_a_wrong_not_sent_becomes_an_unapplied_charge_by_the_poll(
                 "psp/b/clearing": -500,
                 "unapplied/a": 500,
             }
+    assert (report := verify(scratch_database)).passed, report.as_text()
+
+
+def test_a_webhook_counts_for_the_attempt_of_its_provider(scratch_database: DatabaseUrls) -> None:
+    """A webhook event of the first provider, which charged although nothing was reported as sent,
+    is looked up there: the money is an unapplied charge of that provider. An event of the fallback
+    is looked up at the fallback, and changes nothing. An event of a provider that never had the
+    charge is about nothing that is known.
+    """
+    retry = FAST_RETRY | {("", RetryReason.OUTCOME_UNKNOWN): TWO_TRIES}
+    with sandbox_database(scratch_database) as database:
+        providers = (
+            _ChargingNotSent(database, "a"),
+            SandboxProvider(database, "b"),
+            SandboxProvider(database, "c"),
+        )
+        settings = routing_settings(EUR_RULE, retry=retry)
+        settings = settings.replace(
+            retry={
+                **settings.retry,
+                ("", RetryReason.POST_COMPLETION_POLL): RetryPolicy(RetryStrategy.CANCEL),
+            }
+        )
+        with (
+            serve_sandboxes(scratch_database, settings, *providers) as platform,
+            platform.client() as client,
+        ):
+            payment = create_payment(client, "5.00")
+            charge_id = payment.payment_orders[0].charge_id
+            events = {name: new_event(provider=name, client_reference=charge_id) for name in "abc"}
+            receive(client.payment, *events.values())
+            wait_for_event(client.payment, events["a"], "APPLIED")
+            wait_for_event(client.payment, events["b"], "APPLIED")
+            (unapplied,) = eventually(lambda: booked_unapplied_charges(client, payment))
+            assert (unapplied.provider, unapplied.amount) == ("a", "5.00")
+            assert attempts_of(client, payment) == [("a", "NOT_SENT"), ("b", "SUCCEEDED")]
+            assert not order_details(client, payment).conflicting_reports
+            assert state_of(client.payment, events["c"]) == "RECEIVED"
     assert (report := verify(scratch_database)).passed, report.as_text()
 
 
