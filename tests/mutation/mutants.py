@@ -223,8 +223,8 @@ MUTANTS = (
     Mutant(
         "orders follow the lease holder's outcome instead of the recorded one",
         f"{_SERVER}/payment/record_outcome.py",
-        "recorded = (stored and outcome_from_attempt(stored)) or charge.recorded_outcome",
-        "recorded = charge.recorded_outcome",
+        "(stored and outcome_from_attempt(stored)) or charge.recorded_outcome,",
+        "charge.recorded_outcome,",
         "tests/services/payment/charges/test_outcomes.py::test_orders_follow_the_first_recorded_outcome",
     ),
     # updates from any source
@@ -246,8 +246,8 @@ MUTANTS = (
     Mutant(
         "an outcome is applied to another kind of operation",
         f"{_SERVER}/operations/worker.py",
-        "self.kinds[kind].find(connection, operation_id, now)",
-        "next(iter(self.kinds.values())).find(connection, operation_id, now)",
+        "self.kinds[kind].find(connection, operation_id, now, attempt_number)",
+        "next(iter(self.kinds.values())).find(connection, operation_id, now, attempt_number)",
         "tests/services/payout/test_provider_updates.py::test_an_update_belongs_to_one_kind",
     ),
     Mutant(

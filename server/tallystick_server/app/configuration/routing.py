@@ -46,7 +46,8 @@ def _entries_from_text(text: str) -> list[dict[str, Any]]:
     entries = []
     for rule in filter(None, text.split(",")):
         pairs = [pair.split("=", 1) for pair in rule.split(";") if pair]
-        if any(len(pair) != 2 for pair in pairs) or len(dict(pairs)) != len(pairs):
+        is_malformed = any(len(pair) != 2 or not pair[0].strip() for pair in pairs)
+        if is_malformed or len({pair[0] for pair in pairs}) != len(pairs):
             raise invalid(f"must look like {_FORM}; rules are separated by commas")
         fields: dict[str, Any] = {name.strip(): field.strip() for name, field in pairs}
         fields |= {name: fields[name].split("+") for name in _LISTS if name in fields}
