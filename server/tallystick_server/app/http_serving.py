@@ -20,8 +20,10 @@ from tallystick_server.app.metrics_export import MetricsExport, start_metrics_ex
 from tallystick_server.app.services import SERVICES
 from tallystick_server.app.tls import ServerCertificate, load_certificate, service_connector
 from tallystick_server.http.health import health_route
+from tallystick_server.http.http_rules import http_rules
 from tallystick_server.http.routing import Route
 from tallystick_server.http.server import HttpLimits, HttpServer
+from tallystick_server.http.transcoder import transcoded_routes
 from tallystick_server.http.webhook_catch_up import WebhookCatchUp
 from tallystick_server.http.webhooks import ReceiveCall, WebhookEndpoints
 from tallystick_server.operations.periodic import Periodic
@@ -209,4 +211,11 @@ def _receive_calls(
 
 def _routes(channels: Mapping[str, grpc.aio.Channel], stopping: asyncio.Event) -> list[Route]:
     """Every route. `channels`: by service."""
-    return [health_route([*dict.fromkeys(channels.values())], stopping)]
+    descriptors = {spec.name: spec.descriptor for spec in SERVICES}
+    return [
+        health_route([*dict.fromkeys(channels.values())], stopping),
+        *transcoded_routes(
+            http_rules(descriptors.values()),
+            {descriptor.full_name: channels[name] for name, descriptor in descriptors.items()},
+        ),
+    ]

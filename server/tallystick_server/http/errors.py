@@ -77,12 +77,21 @@ def error_response(
         all_headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
     if http_status == 401:
         all_headers["WWW-Authenticate"] = "Bearer"
-    body = MessageToJson(status, always_print_fields_with_no_presence=True, indent=None)
     return web.Response(
-        body=body.encode(),
+        body=status_json(status).encode(),
         status=http_status,
         headers=all_headers,
         content_type="application/json",
+    )
+
+
+def status_json(status: status_pb2.Status) -> str:
+    """The JSON of a status, in one line, with the field names of the protos."""
+    return MessageToJson(
+        status,
+        preserving_proto_field_name=True,
+        always_print_fields_with_no_presence=True,
+        indent=None,
     )
 
 

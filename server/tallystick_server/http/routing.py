@@ -72,7 +72,7 @@ class Router:
         """The route, and the values of its variables. `raw_path`: still percent-encoded. Raises
         HttpError: 404, 405, or 400 for a path that is not UTF-8.
         """
-        parts = raw_path.split("/")[1:]
+        parts = raw_path.split("/")[1:] or [""]  # "*" is a path too
         candidates = self._candidates(parts)
         if not candidates:
             raise HttpError(

@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from tallystick.event.v1 import event_pb2 as tallystick_dot_event_dot_v1_dot_event__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'tallystick/event/v1/event_service.proto\x12\x13tallystick.event.v1\x1a\x1ftallystick/event/v1/event.proto\"A\n\x13\x42\x61tchPublishRequest\x12*\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1a.tallystick.event.v1.Event\")\n\x14\x42\x61tchPublishResponse\x12\x11\n\tpublished\x18\x01 \x01(\x05\"\x80\x01\n\x13StreamEventsRequest\x12\x14\n\x0c\x61\x66ter_cursor\x18\x01 \x01(\x03\x12-\n\x05types\x18\x02 \x03(\x0e\x32\x1e.tallystick.event.v1.EventType\x12\x14\n\x0c\x61ggregate_id\x18\x03 \x01(\t\x12\x0e\n\x06\x66ollow\x18\x04 \x01(\x08\"A\n\x14StreamEventsResponse\x12)\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1a.tallystick.event.v1.Event2\xe4\x01\n\x0c\x45ventService\x12h\n\x0c\x42\x61tchPublish\x12(.tallystick.event.v1.BatchPublishRequest\x1a).tallystick.event.v1.BatchPublishResponse\"\x03\x90\x02\x02\x12j\n\x0cStreamEvents\x12(.tallystick.event.v1.StreamEventsRequest\x1a).tallystick.event.v1.StreamEventsResponse\"\x03\x90\x02\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'tallystick/event/v1/event_service.proto\x12\x13tallystick.event.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1ftallystick/event/v1/event.proto\"A\n\x13\x42\x61tchPublishRequest\x12*\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1a.tallystick.event.v1.Event\")\n\x14\x42\x61tchPublishResponse\x12\x11\n\tpublished\x18\x01 \x01(\x05\"\x80\x01\n\x13StreamEventsRequest\x12\x14\n\x0c\x61\x66ter_cursor\x18\x01 \x01(\x03\x12-\n\x05types\x18\x02 \x03(\x0e\x32\x1e.tallystick.event.v1.EventType\x12\x14\n\x0c\x61ggregate_id\x18\x03 \x01(\t\x12\x0e\n\x06\x66ollow\x18\x04 \x01(\x08\"A\n\x14StreamEventsResponse\x12)\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1a.tallystick.event.v1.Event2\xfe\x01\n\x0c\x45ventService\x12h\n\x0c\x42\x61tchPublish\x12(.tallystick.event.v1.BatchPublishRequest\x1a).tallystick.event.v1.BatchPublishResponse\"\x03\x90\x02\x02\x12\x83\x01\n\x0cStreamEvents\x12(.tallystick.event.v1.StreamEventsRequest\x1a).tallystick.event.v1.StreamEventsResponse\"\x1c\x90\x02\x01\x82\xd3\xe4\x93\x02\x13\x12\x11/v1/events:stream0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,15 +36,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVENTSERVICE'].methods_by_name['BatchPublish']._loaded_options = None
   _globals['_EVENTSERVICE'].methods_by_name['BatchPublish']._serialized_options = b'\220\002\002'
   _globals['_EVENTSERVICE'].methods_by_name['StreamEvents']._loaded_options = None
-  _globals['_EVENTSERVICE'].methods_by_name['StreamEvents']._serialized_options = b'\220\002\001'
-  _globals['_BATCHPUBLISHREQUEST']._serialized_start=97
-  _globals['_BATCHPUBLISHREQUEST']._serialized_end=162
-  _globals['_BATCHPUBLISHRESPONSE']._serialized_start=164
-  _globals['_BATCHPUBLISHRESPONSE']._serialized_end=205
-  _globals['_STREAMEVENTSREQUEST']._serialized_start=208
-  _globals['_STREAMEVENTSREQUEST']._serialized_end=336
-  _globals['_STREAMEVENTSRESPONSE']._serialized_start=338
-  _globals['_STREAMEVENTSRESPONSE']._serialized_end=403
-  _globals['_EVENTSERVICE']._serialized_start=406
-  _globals['_EVENTSERVICE']._serialized_end=634
+  _globals['_EVENTSERVICE'].methods_by_name['StreamEvents']._serialized_options = b'\220\002\001\202\323\344\223\002\023\022\021/v1/events:stream'
+  _globals['_BATCHPUBLISHREQUEST']._serialized_start=127
+  _globals['_BATCHPUBLISHREQUEST']._serialized_end=192
+  _globals['_BATCHPUBLISHRESPONSE']._serialized_start=194
+  _globals['_BATCHPUBLISHRESPONSE']._serialized_end=235
+  _globals['_STREAMEVENTSREQUEST']._serialized_start=238
+  _globals['_STREAMEVENTSREQUEST']._serialized_end=366
+  _globals['_STREAMEVENTSRESPONSE']._serialized_start=368
+  _globals['_STREAMEVENTSRESPONSE']._serialized_end=433
+  _globals['_EVENTSERVICE']._serialized_start=436
+  _globals['_EVENTSERVICE']._serialized_end=690
 # @@protoc_insertion_point(module_scope)

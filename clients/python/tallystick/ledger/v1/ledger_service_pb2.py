@@ -22,6 +22,7 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from tallystick.ledger.v1 import ledger_pb2 as tallystick_dot_ledger_dot_v1_dot_ledger__pb2
@@ -29,7 +30,7 @@ from tallystick.money.v1 import money_pb2 as tallystick_dot_money_dot_v1_dot_mon
 from tallystick.operator.v1 import operator_pb2 as tallystick_dot_operator_dot_v1_dot_operator__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)tallystick/ledger/v1/ledger_service.proto\x12\x14tallystick.ledger.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a!tallystick/ledger/v1/ledger.proto\x1a\x1ftallystick/money/v1/money.proto\x1a%tallystick/operator/v1/operator.proto\"\x99\x02\n\x07Posting\x12\x33\n\x04kind\x18\x01 \x01(\x0e\x32%.tallystick.ledger.v1.TransactionKind\x12\x11\n\tsource_id\x18\x02 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x03 \x01(\t\x12,\n\x07\x65ntries\x18\x04 \x03(\x0b\x32\x1b.tallystick.ledger.v1.Entry\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12\x32\n\x0e\x65\x66\x66\x65\x63tive_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x12\x65xternal_reference\x18\x07 \x01(\t\x12\x0c\n\x04\x62ook\x18\x08 \x01(\t\x12\x15\n\rbuyer_account\x18\t \x01(\t\"Y\n\x10\x42\x61tchPostRequest\x12/\n\x08postings\x18\x01 \x03(\x0b\x32\x1d.tallystick.ledger.v1.Posting\x12\x14\n\x0coutcome_only\x18\x02 \x01(\x08\"\x87\x01\n\nPostResult\x12\x38\n\x0btransaction\x18\x01 \x01(\x0b\x32!.tallystick.ledger.v1.TransactionH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12\x10\n\x08replayed\x18\x03 \x01(\x08\x42\x08\n\x06result\"F\n\x11\x42\x61tchPostResponse\x12\x31\n\x07results\x18\x01 \x03(\x0b\x32 .tallystick.ledger.v1.PostResult\"C\n\x19ReverseTransactionRequest\x12\x16\n\x0etransaction_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"T\n\x1aReverseTransactionResponse\x12\x36\n\x0btransaction\x18\x01 \x01(\x0b\x32!.tallystick.ledger.v1.Transaction\"/\n\x15GetTransactionRequest\x12\x16\n\x0etransaction_id\x18\x01 \x01(\t\"P\n\x16GetTransactionResponse\x12\x36\n\x0btransaction\x18\x01 \x01(\x0b\x32!.tallystick.ledger.v1.Transaction\"\xd5\x02\n\x17ListTransactionsRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x10\n\x08\x63urrency\x18\x02 \x01(\t\x12\x33\n\x04kind\x18\x03 \x01(\x0e\x32%.tallystick.ledger.v1.TransactionKind\x12\x11\n\tsource_id\x18\x04 \x01(\t\x12\x32\n\x0epost_time_from\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0fpost_time_until\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x07 \x01(\x05\x12\x12\n\npage_token\x18\x08 \x01(\t\x12\x1a\n\x12\x65xternal_reference\x18\t \x01(\t\x12\x0c\n\x04\x62ook\x18\n \x01(\t\x12\x15\n\rbuyer_account\x18\x0b \x01(\t\"l\n\x18ListTransactionsResponse\x12\x37\n\x0ctransactions\x18\x01 \x03(\x0b\x32!.tallystick.ledger.v1.Transaction\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"t\n\x11GetAccountRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x10\n\x08\x63urrency\x18\x02 \x01(\t\x12.\n\nas_of_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x62ook\x18\x04 \x01(\t\"\x86\x01\n\x12GetAccountResponse\x12.\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x1d.tallystick.ledger.v1.Account\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12.\n\nas_of_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"l\n\x13ListAccountsRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\x10\n\x08\x63urrency\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x0c\n\x04\x62ook\x18\x05 \x01(\t\"`\n\x14ListAccountsResponse\x12/\n\x08\x61\x63\x63ounts\x18\x01 \x03(\x0b\x32\x1d.tallystick.ledger.v1.Account\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"}\n\x16GetTrialBalanceRequest\x12.\n\nas_of_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0c\n\x04\x62ook\x18\x04 \x01(\t\"\xe0\x01\n\x17GetTrialBalanceResponse\x12,\n\x05lines\x18\x01 \x03(\x0b\x32\x1d.tallystick.ledger.v1.Account\x12(\n\x04sums\x18\x02 \x03(\x0b\x32\x1a.tallystick.money.v1.Money\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x12\x12\n\nchain_head\x18\x04 \x01(\x0c\x12.\n\nas_of_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0fnext_page_token\x18\x06 \x01(\t\"d\n\x14StreamEntriesRequest\x12\x16\n\x0e\x61\x66ter_sequence\x18\x01 \x01(\x03\x12\x16\n\x0e\x61\x63\x63ount_prefix\x18\x02 \x01(\t\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\x12\x0c\n\x04\x62ook\x18\x04 \x01(\t\"O\n\x15StreamEntriesResponse\x12\x36\n\x0btransaction\x18\x01 \x01(\x0b\x32!.tallystick.ledger.v1.Transaction2\xfc\x07\n\rLedgerService\x12\x61\n\tBatchPost\x12&.tallystick.ledger.v1.BatchPostRequest\x1a\'.tallystick.ledger.v1.BatchPostResponse\"\x03\x90\x02\x02\x12|\n\x12ReverseTransaction\x12/.tallystick.ledger.v1.ReverseTransactionRequest\x1a\x30.tallystick.ledger.v1.ReverseTransactionResponse\"\x03\x90\x02\x02\x12p\n\x0eGetTransaction\x12+.tallystick.ledger.v1.GetTransactionRequest\x1a,.tallystick.ledger.v1.GetTransactionResponse\"\x03\x90\x02\x01\x12v\n\x10ListTransactions\x12-.tallystick.ledger.v1.ListTransactionsRequest\x1a..tallystick.ledger.v1.ListTransactionsResponse\"\x03\x90\x02\x01\x12\x64\n\nGetAccount\x12\'.tallystick.ledger.v1.GetAccountRequest\x1a(.tallystick.ledger.v1.GetAccountResponse\"\x03\x90\x02\x01\x12j\n\x0cListAccounts\x12).tallystick.ledger.v1.ListAccountsRequest\x1a*.tallystick.ledger.v1.ListAccountsResponse\"\x03\x90\x02\x01\x12s\n\x0fGetTrialBalance\x12,.tallystick.ledger.v1.GetTrialBalanceRequest\x1a-.tallystick.ledger.v1.GetTrialBalanceResponse\"\x03\x90\x02\x01\x12o\n\rStreamEntries\x12*.tallystick.ledger.v1.StreamEntriesRequest\x1a+.tallystick.ledger.v1.StreamEntriesResponse\"\x03\x90\x02\x01\x30\x01\x12h\n\nListAlerts\x12).tallystick.operator.v1.ListAlertsRequest\x1a*.tallystick.operator.v1.ListAlertsResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)tallystick/ledger/v1/ledger_service.proto\x12\x14tallystick.ledger.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a!tallystick/ledger/v1/ledger.proto\x1a\x1ftallystick/money/v1/money.proto\x1a%tallystick/operator/v1/operator.proto\"\x99\x02\n\x07Posting\x12\x33\n\x04kind\x18\x01 \x01(\x0e\x32%.tallystick.ledger.v1.TransactionKind\x12\x11\n\tsource_id\x18\x02 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x03 \x01(\t\x12,\n\x07\x65ntries\x18\x04 \x03(\x0b\x32\x1b.tallystick.ledger.v1.Entry\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12\x32\n\x0e\x65\x66\x66\x65\x63tive_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x12\x65xternal_reference\x18\x07 \x01(\t\x12\x0c\n\x04\x62ook\x18\x08 \x01(\t\x12\x15\n\rbuyer_account\x18\t \x01(\t\"Y\n\x10\x42\x61tchPostRequest\x12/\n\x08postings\x18\x01 \x03(\x0b\x32\x1d.tallystick.ledger.v1.Posting\x12\x14\n\x0coutcome_only\x18\x02 \x01(\x08\"\x87\x01\n\nPostResult\x12\x38\n\x0btransaction\x18\x01 \x01(\x0b\x32!.tallystick.ledger.v1.TransactionH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12\x10\n\x08replayed\x18\x03 \x01(\x08\x42\x08\n\x06result\"F\n\x11\x42\x61tchPostResponse\x12\x31\n\x07results\x18\x01 \x03(\x0b\x32 .tallystick.ledger.v1.PostResult\"C\n\x19ReverseTransactionRequest\x12\x16\n\x0etransaction_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"T\n\x1aReverseTransactionResponse\x12\x36\n\x0btransaction\x18\x01 \x01(\x0b\x32!.tallystick.ledger.v1.Transaction\"/\n\x15GetTransactionRequest\x12\x16\n\x0etransaction_id\x18\x01 \x01(\t\"P\n\x16GetTransactionResponse\x12\x36\n\x0btransaction\x18\x01 \x01(\x0b\x32!.tallystick.ledger.v1.Transaction\"\xd5\x02\n\x17ListTransactionsRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x10\n\x08\x63urrency\x18\x02 \x01(\t\x12\x33\n\x04kind\x18\x03 \x01(\x0e\x32%.tallystick.ledger.v1.TransactionKind\x12\x11\n\tsource_id\x18\x04 \x01(\t\x12\x32\n\x0epost_time_from\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0fpost_time_until\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x07 \x01(\x05\x12\x12\n\npage_token\x18\x08 \x01(\t\x12\x1a\n\x12\x65xternal_reference\x18\t \x01(\t\x12\x0c\n\x04\x62ook\x18\n \x01(\t\x12\x15\n\rbuyer_account\x18\x0b \x01(\t\"l\n\x18ListTransactionsResponse\x12\x37\n\x0ctransactions\x18\x01 \x03(\x0b\x32!.tallystick.ledger.v1.Transaction\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"t\n\x11GetAccountRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x10\n\x08\x63urrency\x18\x02 \x01(\t\x12.\n\nas_of_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x62ook\x18\x04 \x01(\t\"\x86\x01\n\x12GetAccountResponse\x12.\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x1d.tallystick.ledger.v1.Account\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12.\n\nas_of_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"l\n\x13ListAccountsRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\x10\n\x08\x63urrency\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x0c\n\x04\x62ook\x18\x05 \x01(\t\"`\n\x14ListAccountsResponse\x12/\n\x08\x61\x63\x63ounts\x18\x01 \x03(\x0b\x32\x1d.tallystick.ledger.v1.Account\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"}\n\x16GetTrialBalanceRequest\x12.\n\nas_of_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0c\n\x04\x62ook\x18\x04 \x01(\t\"\xe0\x01\n\x17GetTrialBalanceResponse\x12,\n\x05lines\x18\x01 \x03(\x0b\x32\x1d.tallystick.ledger.v1.Account\x12(\n\x04sums\x18\x02 \x03(\x0b\x32\x1a.tallystick.money.v1.Money\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x12\x12\n\nchain_head\x18\x04 \x01(\x0c\x12.\n\nas_of_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0fnext_page_token\x18\x06 \x01(\t\"d\n\x14StreamEntriesRequest\x12\x16\n\x0e\x61\x66ter_sequence\x18\x01 \x01(\x03\x12\x16\n\x0e\x61\x63\x63ount_prefix\x18\x02 \x01(\t\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\x12\x0c\n\x04\x62ook\x18\x04 \x01(\t\"O\n\x15StreamEntriesResponse\x12\x36\n\x0btransaction\x18\x01 \x01(\x0b\x32!.tallystick.ledger.v1.Transaction2\xf7\t\n\rLedgerService\x12\x61\n\tBatchPost\x12&.tallystick.ledger.v1.BatchPostRequest\x1a\'.tallystick.ledger.v1.BatchPostResponse\"\x03\x90\x02\x02\x12\xb0\x01\n\x12ReverseTransaction\x12/.tallystick.ledger.v1.ReverseTransactionRequest\x1a\x30.tallystick.ledger.v1.ReverseTransactionResponse\"7\x90\x02\x02\x82\xd3\xe4\x93\x02.\")/v1/transactions/{transaction_id}:reverse:\x01*\x12\x99\x01\n\x0eGetTransaction\x12+.tallystick.ledger.v1.GetTransactionRequest\x1a,.tallystick.ledger.v1.GetTransactionResponse\",\x90\x02\x01\x82\xd3\xe4\x93\x02#\x12!/v1/transactions/{transaction_id}\x12\x8e\x01\n\x10ListTransactions\x12-.tallystick.ledger.v1.ListTransactionsRequest\x1a..tallystick.ledger.v1.ListTransactionsResponse\"\x1b\x90\x02\x01\x82\xd3\xe4\x93\x02\x12\x12\x10/v1/transactions\x12\x80\x01\n\nGetAccount\x12\'.tallystick.ledger.v1.GetAccountRequest\x1a(.tallystick.ledger.v1.GetAccountResponse\"\x1f\x90\x02\x01\x82\xd3\xe4\x93\x02\x16\x12\x14/v1/accounts:balance\x12~\n\x0cListAccounts\x12).tallystick.ledger.v1.ListAccountsRequest\x1a*.tallystick.ledger.v1.ListAccountsResponse\"\x17\x90\x02\x01\x82\xd3\xe4\x93\x02\x0e\x12\x0c/v1/accounts\x12\x8b\x01\n\x0fGetTrialBalance\x12,.tallystick.ledger.v1.GetTrialBalanceRequest\x1a-.tallystick.ledger.v1.GetTrialBalanceResponse\"\x1b\x90\x02\x01\x82\xd3\xe4\x93\x02\x12\x12\x10/v1/trialBalance\x12\x8e\x01\n\rStreamEntries\x12*.tallystick.ledger.v1.StreamEntriesRequest\x1a+.tallystick.ledger.v1.StreamEntriesResponse\"\"\x90\x02\x01\x82\xd3\xe4\x93\x02\x19\x12\x17/v1/transactions:stream0\x01\x12\x80\x01\n\nListAlerts\x12).tallystick.operator.v1.ListAlertsRequest\x1a*.tallystick.operator.v1.ListAlertsResponse\"\x1b\x90\x02\x01\x82\xd3\xe4\x93\x02\x12\x12\x10/v1/ledgerAlertsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,57 +40,57 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LEDGERSERVICE'].methods_by_name['BatchPost']._loaded_options = None
   _globals['_LEDGERSERVICE'].methods_by_name['BatchPost']._serialized_options = b'\220\002\002'
   _globals['_LEDGERSERVICE'].methods_by_name['ReverseTransaction']._loaded_options = None
-  _globals['_LEDGERSERVICE'].methods_by_name['ReverseTransaction']._serialized_options = b'\220\002\002'
+  _globals['_LEDGERSERVICE'].methods_by_name['ReverseTransaction']._serialized_options = b'\220\002\002\202\323\344\223\002.\")/v1/transactions/{transaction_id}:reverse:\001*'
   _globals['_LEDGERSERVICE'].methods_by_name['GetTransaction']._loaded_options = None
-  _globals['_LEDGERSERVICE'].methods_by_name['GetTransaction']._serialized_options = b'\220\002\001'
+  _globals['_LEDGERSERVICE'].methods_by_name['GetTransaction']._serialized_options = b'\220\002\001\202\323\344\223\002#\022!/v1/transactions/{transaction_id}'
   _globals['_LEDGERSERVICE'].methods_by_name['ListTransactions']._loaded_options = None
-  _globals['_LEDGERSERVICE'].methods_by_name['ListTransactions']._serialized_options = b'\220\002\001'
+  _globals['_LEDGERSERVICE'].methods_by_name['ListTransactions']._serialized_options = b'\220\002\001\202\323\344\223\002\022\022\020/v1/transactions'
   _globals['_LEDGERSERVICE'].methods_by_name['GetAccount']._loaded_options = None
-  _globals['_LEDGERSERVICE'].methods_by_name['GetAccount']._serialized_options = b'\220\002\001'
+  _globals['_LEDGERSERVICE'].methods_by_name['GetAccount']._serialized_options = b'\220\002\001\202\323\344\223\002\026\022\024/v1/accounts:balance'
   _globals['_LEDGERSERVICE'].methods_by_name['ListAccounts']._loaded_options = None
-  _globals['_LEDGERSERVICE'].methods_by_name['ListAccounts']._serialized_options = b'\220\002\001'
+  _globals['_LEDGERSERVICE'].methods_by_name['ListAccounts']._serialized_options = b'\220\002\001\202\323\344\223\002\016\022\014/v1/accounts'
   _globals['_LEDGERSERVICE'].methods_by_name['GetTrialBalance']._loaded_options = None
-  _globals['_LEDGERSERVICE'].methods_by_name['GetTrialBalance']._serialized_options = b'\220\002\001'
+  _globals['_LEDGERSERVICE'].methods_by_name['GetTrialBalance']._serialized_options = b'\220\002\001\202\323\344\223\002\022\022\020/v1/trialBalance'
   _globals['_LEDGERSERVICE'].methods_by_name['StreamEntries']._loaded_options = None
-  _globals['_LEDGERSERVICE'].methods_by_name['StreamEntries']._serialized_options = b'\220\002\001'
+  _globals['_LEDGERSERVICE'].methods_by_name['StreamEntries']._serialized_options = b'\220\002\001\202\323\344\223\002\031\022\027/v1/transactions:stream'
   _globals['_LEDGERSERVICE'].methods_by_name['ListAlerts']._loaded_options = None
-  _globals['_LEDGERSERVICE'].methods_by_name['ListAlerts']._serialized_options = b'\220\002\001'
-  _globals['_POSTING']._serialized_start=233
-  _globals['_POSTING']._serialized_end=514
-  _globals['_BATCHPOSTREQUEST']._serialized_start=516
-  _globals['_BATCHPOSTREQUEST']._serialized_end=605
-  _globals['_POSTRESULT']._serialized_start=608
-  _globals['_POSTRESULT']._serialized_end=743
-  _globals['_BATCHPOSTRESPONSE']._serialized_start=745
-  _globals['_BATCHPOSTRESPONSE']._serialized_end=815
-  _globals['_REVERSETRANSACTIONREQUEST']._serialized_start=817
-  _globals['_REVERSETRANSACTIONREQUEST']._serialized_end=884
-  _globals['_REVERSETRANSACTIONRESPONSE']._serialized_start=886
-  _globals['_REVERSETRANSACTIONRESPONSE']._serialized_end=970
-  _globals['_GETTRANSACTIONREQUEST']._serialized_start=972
-  _globals['_GETTRANSACTIONREQUEST']._serialized_end=1019
-  _globals['_GETTRANSACTIONRESPONSE']._serialized_start=1021
-  _globals['_GETTRANSACTIONRESPONSE']._serialized_end=1101
-  _globals['_LISTTRANSACTIONSREQUEST']._serialized_start=1104
-  _globals['_LISTTRANSACTIONSREQUEST']._serialized_end=1445
-  _globals['_LISTTRANSACTIONSRESPONSE']._serialized_start=1447
-  _globals['_LISTTRANSACTIONSRESPONSE']._serialized_end=1555
-  _globals['_GETACCOUNTREQUEST']._serialized_start=1557
-  _globals['_GETACCOUNTREQUEST']._serialized_end=1673
-  _globals['_GETACCOUNTRESPONSE']._serialized_start=1676
-  _globals['_GETACCOUNTRESPONSE']._serialized_end=1810
-  _globals['_LISTACCOUNTSREQUEST']._serialized_start=1812
-  _globals['_LISTACCOUNTSREQUEST']._serialized_end=1920
-  _globals['_LISTACCOUNTSRESPONSE']._serialized_start=1922
-  _globals['_LISTACCOUNTSRESPONSE']._serialized_end=2018
-  _globals['_GETTRIALBALANCEREQUEST']._serialized_start=2020
-  _globals['_GETTRIALBALANCEREQUEST']._serialized_end=2145
-  _globals['_GETTRIALBALANCERESPONSE']._serialized_start=2148
-  _globals['_GETTRIALBALANCERESPONSE']._serialized_end=2372
-  _globals['_STREAMENTRIESREQUEST']._serialized_start=2374
-  _globals['_STREAMENTRIESREQUEST']._serialized_end=2474
-  _globals['_STREAMENTRIESRESPONSE']._serialized_start=2476
-  _globals['_STREAMENTRIESRESPONSE']._serialized_end=2555
-  _globals['_LEDGERSERVICE']._serialized_start=2558
-  _globals['_LEDGERSERVICE']._serialized_end=3578
+  _globals['_LEDGERSERVICE'].methods_by_name['ListAlerts']._serialized_options = b'\220\002\001\202\323\344\223\002\022\022\020/v1/ledgerAlerts'
+  _globals['_POSTING']._serialized_start=263
+  _globals['_POSTING']._serialized_end=544
+  _globals['_BATCHPOSTREQUEST']._serialized_start=546
+  _globals['_BATCHPOSTREQUEST']._serialized_end=635
+  _globals['_POSTRESULT']._serialized_start=638
+  _globals['_POSTRESULT']._serialized_end=773
+  _globals['_BATCHPOSTRESPONSE']._serialized_start=775
+  _globals['_BATCHPOSTRESPONSE']._serialized_end=845
+  _globals['_REVERSETRANSACTIONREQUEST']._serialized_start=847
+  _globals['_REVERSETRANSACTIONREQUEST']._serialized_end=914
+  _globals['_REVERSETRANSACTIONRESPONSE']._serialized_start=916
+  _globals['_REVERSETRANSACTIONRESPONSE']._serialized_end=1000
+  _globals['_GETTRANSACTIONREQUEST']._serialized_start=1002
+  _globals['_GETTRANSACTIONREQUEST']._serialized_end=1049
+  _globals['_GETTRANSACTIONRESPONSE']._serialized_start=1051
+  _globals['_GETTRANSACTIONRESPONSE']._serialized_end=1131
+  _globals['_LISTTRANSACTIONSREQUEST']._serialized_start=1134
+  _globals['_LISTTRANSACTIONSREQUEST']._serialized_end=1475
+  _globals['_LISTTRANSACTIONSRESPONSE']._serialized_start=1477
+  _globals['_LISTTRANSACTIONSRESPONSE']._serialized_end=1585
+  _globals['_GETACCOUNTREQUEST']._serialized_start=1587
+  _globals['_GETACCOUNTREQUEST']._serialized_end=1703
+  _globals['_GETACCOUNTRESPONSE']._serialized_start=1706
+  _globals['_GETACCOUNTRESPONSE']._serialized_end=1840
+  _globals['_LISTACCOUNTSREQUEST']._serialized_start=1842
+  _globals['_LISTACCOUNTSREQUEST']._serialized_end=1950
+  _globals['_LISTACCOUNTSRESPONSE']._serialized_start=1952
+  _globals['_LISTACCOUNTSRESPONSE']._serialized_end=2048
+  _globals['_GETTRIALBALANCEREQUEST']._serialized_start=2050
+  _globals['_GETTRIALBALANCEREQUEST']._serialized_end=2175
+  _globals['_GETTRIALBALANCERESPONSE']._serialized_start=2178
+  _globals['_GETTRIALBALANCERESPONSE']._serialized_end=2402
+  _globals['_STREAMENTRIESREQUEST']._serialized_start=2404
+  _globals['_STREAMENTRIESREQUEST']._serialized_end=2504
+  _globals['_STREAMENTRIESRESPONSE']._serialized_start=2506
+  _globals['_STREAMENTRIESRESPONSE']._serialized_end=2585
+  _globals['_LEDGERSERVICE']._serialized_start=2588
+  _globals['_LEDGERSERVICE']._serialized_end=3859
 # @@protoc_insertion_point(module_scope)

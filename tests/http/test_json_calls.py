@@ -1,0 +1,355 @@
+"""Calls by JSON over HTTP: fields, errors, idempotency, deadlines, tokens and streams."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tallystick.payment.v1 import payment_service_pb2
+from tallystick_core.access import Role
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.app.services import HTTP_SERVER, service_names
+from tests.support.callers import settings_with_callers, token_of
+from tests.support.platform import (
+    FAST_RETRY,
+    ServedPlatform,
+    eventually,
+    serve_platform,
+    unique_id,
+)
+
+NAMES = (*service_names(), HTTP_SERVER)
+CALLERS = {"shop": ("", {Role.TEAM}), "other": ("", {Role.TEAM}), "ops": ("", {Role.OPERATOR})}
+
+
+@pytest.fixture(scope="module")
+def http(database: DatabaseUrls) -> Iterator[ServedPlatform]:
+    settings = Settings().replace(retry=FAST_RETRY, worker__scan_interval=0.1)
+    with serve_platform(database, settings, NAMES) as platform:
+        yield platform
+
+
+@pytest.fixture(scope="module")
+def guarded(database: DatabaseUrls) -> Iterator[ServedPlatform]:
+    """A platform with tokens."""
+    with serve_platform(database, settings_with_callers(CALLERS), NAMES) as platform:
+        yield platform
+
+
+def new_payment(token: str = "tok_visa", **fields: object) -> dict[str, Any]:
+    name = unique_id()
+    order = {
+        "payment_order_id": f"o-{name}",
+        "buyer_account": "buyer",
+        "seller_account": f"seller-{name}",
+        "amount": "5.00",
+        "currency": "EUR",
+    }
+    return {
+        "checkout_id": f"c-{name}",
+        "credit_card_info": token,
+        "payment_orders": [order],
+        **fields,
+    }
+
+
+def create(http: ServedPlatform, payment: object, **headers: str) -> httpx.Response:
+    return httpx.post(f"{http.url}/v1/payments", json=payment, headers=headers, timeout=40)
+
+
+def reason_of(response: httpx.Response) -> str:
+    return str(response.json()["details"][0]["reason"])
+
+
+def field_of(response: httpx.Response) -> str:
+    return str(response.json()["details"][1]["field_violations"][0]["field"])
+
+
+def test_a_payment(http: ServedPlatform) -> None:
+    """The answer of a payment is that of gRPC; a repeat is marked; the other reads find it."""
+    payment = new_payment()
+    response = create(http, payment)
+    assert response.status_code == 200, response.text
+    assert response.headers["Content-Type"] == "application/json"
+    assert len(response.headers["Trace-Id"]) == 32
+    assert "Idempotent-Replayed" not in response.headers
+    answer = response.json()["payment"]
+    assert answer["is_payment_done"] is True
+    assert isinstance(answer["version"], str)  # an int64 is text
+    assert answer["buyer_info"] == ""  # fields without presence are there
+    assert "expire_time" not in answer
+    again = create(http, payment)
+    assert again.headers["Idempotent-Replayed"] == "true"
+    assert again.json()["payment"] == answer
+    url = f"{http.url}/v1/payments"
+    assert httpx.get(f"{url}/{payment['checkout_id']}").json()["payment"] == answer
+    found = httpx.get(url, params={"seller_account": answer["payment_orders"][0]["seller_account"]})
+    assert [item["checkout_id"] for item in found.json()["payments"]] == [payment["checkout_id"]]
+    camel = httpx.get(url, params={"sellerAccount": "nobody", "pageSize": "1"})
+    assert camel.json() == {"payments": [], "next_page_token": ""}
+    order = payment["payment_orders"][0]["payment_order_id"]
+    delivery = httpx.post(f"{http.url}/v1/paymentOrders/{order}:confirmDelivery")
+    assert delivery.status_code == 200, delivery.text
+
+
+def test_page_sizes_are_reduced(http: ServedPlatform) -> None:
+    """A page size above the maximum, also above an int32, is reduced; a negative one is wrong."""
+    for size in ("1", "1000", str(2**31), "9" * 40):
+        response = httpx.get(f"{http.url}/v1/payments", params={"page_size": size})
+        assert response.status_code == 200
+    response = httpx.get(f"{http.url}/v1/payments", params={"page_size": "-1"})
+    assert (response.status_code, field_of(response)) == (400, "page_size")
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("nope=1", "nope"),
+        ("page_size=1&page_size=2", "page_size"),
+        ("payment_state=NOPE", "payment_state"),
+        ("create_time_from=yesterday", "create_time_from"),
+        ("buyer_account=4111111111111111", "buyer_account"),
+        ("4111111111111111=1", ""),
+    ],
+)
+def test_wrong_query_fields_are_named(http: ServedPlatform, query: str, field: str) -> None:
+    """A wrong query is 400 with the field, and shows no value."""
+    response = httpx.get(f"{http.url}/v1/payments?{query}")
+    assert response.status_code == 400
+    details = response.json()["details"]
+    assert (field_of(response) if len(details) > 1 else "") == field
+    assert "4111" not in response.text
+
+
+def test_nested_and_repeated_query_fields(http: ServedPlatform) -> None:
+    """A field of a message has a path in the query, and a list is a repeated field."""
+    url = f"{http.url}/v1/paymentDeadLetters"
+    assert httpx.get(f"{url}?filter.cause=DEAD_LETTER_CAUSE_PENDING").json()["dead_letters"] == []
+    assert field_of(httpx.get(f"{url}?filter.cause=NOPE")) == "filter.cause"
+    response = httpx.get(
+        f"{http.url}/v1/events:stream?types=EVENT_TYPE_PAYMENT_CLOSED&types=NOPE&after_cursor=0"
+    )
+    assert field_of(response) == "types[1]"
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "status", "reason"),
+    [
+        (b"{", {}, 400, "MESSAGE_MALFORMED"),
+        (b'{"nope": 1}', {}, 400, "FIELD_INVALID"),
+        (b"{}", {"Content-Type": "text/plain"}, 415, "MESSAGE_MALFORMED"),
+        (b"{}", {"Content-Encoding": "gzip"}, 415, "MESSAGE_MALFORMED"),
+        (b" " * 2**20 + b"{}", {}, 413, "MESSAGE_TOO_LARGE"),
+        (b'{"buyer_info": "%s"}' % (b"x" * 70_000), {}, 413, "MESSAGE_TOO_LARGE"),
+        (b"{}", {"Request-Timeout": "soon"}, 400, "FIELD_INVALID"),
+        (b"{}", {"Request-Timeout": "0"}, 400, "FIELD_INVALID"),
+        (b"{}", {"Authorization": "Bearer \x80"}, 401, "CREDENTIALS_INVALID"),
+    ],
+)
+def test_wrong_requests(
+    http: ServedPlatform, content: bytes, headers: dict[str, str], status: int, reason: str
+) -> None:
+    """Each kind of wrong request has its HTTP status and its reason."""
+    raw = [(key.encode(), value.encode("latin-1")) for key, value in headers.items()]
+    if "Content-Type" not in headers:
+        raw.append((b"Content-Type", b"application/json; charset=utf-8"))
+    response = httpx.post(f"{http.url}/v1/payments", content=content, headers=raw)
+    assert (response.status_code, reason_of(response)) == (status, reason)
+
+
+def test_a_read_has_no_body_and_a_write_no_query(http: ServedPlatform) -> None:
+    """Fields in the wrong place are rejected."""
+    response = httpx.request("GET", f"{http.url}/v1/payments", json={"page_size": 1})
+    assert (response.status_code, reason_of(response)) == (400, "MESSAGE_MALFORMED")
+    response = httpx.post(f"{http.url}/v1/payments?checkout_id=x", json={})
+    assert (response.status_code, reason_of(response)) == (400, "FIELD_INVALID")
+    response = httpx.post(f"{http.url}/v1/payments/x:cancel", json={"checkout_id": "y"})
+    assert (response.status_code, field_of(response)) == (400, "checkout_id")
+
+
+def test_the_idempotency_key(http: ServedPlatform) -> None:
+    """It must equal the id of the call, or it fills request_id; else the field is named."""
+    payment = new_payment()
+    wrong = create(http, payment, **{"Idempotency-Key": "another"})
+    assert (wrong.status_code, field_of(wrong)) == (400, "checkout_id")
+    right = create(http, payment, **{"Idempotency-Key": payment["checkout_id"]})
+    assert right.status_code == 200
+    reused = create(http, {**payment, "buyer_info": "another"})
+    assert (reused.status_code, reason_of(reused)) == (409, "IDEMPOTENCY_KEY_REUSED")
+    url, key = f"{http.url}/v1/payouts/none:retry", {"Idempotency-Key": "r-1"}
+    body = {"reason": "x"}
+    assert reason_of(httpx.post(url, json=body, headers=key)) == "NOT_FOUND"  # it was filled
+    assert field_of(httpx.post(url, json=body)) == "request_id"
+    different = httpx.post(url, json={**body, "request_id": "r-2"}, headers=key)
+    assert (different.status_code, field_of(different)) == (400, "request_id")
+    none = httpx.post(f"{http.url}/v1/wallets/s/EUR:setPolicy", json={}, headers=key)
+    assert (none.status_code, field_of(none)) == (400, "Idempotency-Key")
+
+
+def test_a_deadline_of_the_caller(http: ServedPlatform) -> None:
+    """Request-Timeout ends a call with 504, and the payment continues."""
+    payment = new_payment("tok_delay:1500")
+    response = create(http, payment, **{"Request-Timeout": "0.3"})
+    # the call answers with the state that it has, shortly before the deadline, or it is over
+    assert response.status_code in (200, 504)
+    url = f"{http.url}/v1/payments/{payment['checkout_id']}"
+    assert eventually(lambda: httpx.get(url).json()["payment"]["is_payment_done"])
+    response = httpx.get(url, headers={"Request-Timeout": "0.001"})
+    assert (response.status_code, reason_of(response)) == (504, "DEADLINE_EXCEEDED")
+
+
+def test_a_key_in_use_is_429(http: ServedPlatform) -> None:
+    """Of many concurrent payments with one id, one runs; the others replay it or get 429 with
+    Retry-After.
+    """
+    payment = new_payment("tok_delay:300")
+    responses: list[httpx.Response] = []
+    threads = [
+        threading.Thread(target=lambda: responses.append(create(http, payment))) for _ in range(12)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    statuses = {response.status_code for response in responses}
+    assert 200 in statuses
+    assert statuses <= {200, 429}
+    for response in responses:
+        if response.status_code == 429:
+            assert reason_of(response) == "KEY_IN_USE"
+            assert int(response.headers["Retry-After"]) >= 1
+
+
+def test_tokens_and_owners(guarded: ServedPlatform) -> None:
+    """A call has the access of its own token: 401 without one, 403 without the role, 404 for what
+    belongs to another owner.
+    """
+    payment = new_payment()
+    missing = create(guarded, payment)
+    assert (missing.status_code, reason_of(missing)) == (401, "CREDENTIALS_MISSING")
+    assert missing.headers["WWW-Authenticate"] == "Bearer"
+    wrong = create(guarded, payment, Authorization="Bearer wrong-wrong-wrong")
+    assert (wrong.status_code, reason_of(wrong)) == (401, "CREDENTIALS_INVALID")
+    denied = create(guarded, payment, Authorization=f"Bearer {token_of('ops')}")
+    assert (denied.status_code, reason_of(denied)) == (403, "PERMISSION_DENIED")
+    created = create(guarded, payment, Authorization=f"Bearer {token_of('shop')}")
+    assert created.json()["payment"]["caller"] == "shop"
+    url = f"{guarded.url}/v1/payments/{payment['checkout_id']}"
+    for name, status in (("shop", 200), ("ops", 200), ("other", 404)):
+        response = httpx.get(url, headers={"Authorization": f"Bearer {token_of(name)}"})
+        assert response.status_code == status
+
+
+def test_the_trace_of_the_caller_continues(http: ServedPlatform) -> None:
+    """traceparent is passed on: the answer has its trace id."""
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+    response = httpx.get(f"{http.url}/v1/payments/none", headers=headers)
+    assert (response.status_code, response.headers["Trace-Id"]) == (404, trace)
+
+
+def read_events(response: httpx.Response) -> Iterator[dict[str, str]]:
+    """The events of a stream, without its comments."""
+    event: dict[str, str] = {}
+    for line in response.iter_lines():
+        name, _, value = line.partition(": ")
+        if line and name != ":":
+            event[name] = value
+        elif event:
+            yield event
+            event = {}
+
+
+def test_a_watch_is_a_stream_of_events(http: ServedPlatform) -> None:
+    """A watch sends each state with its version as id, then `end`. Last-Event-ID resumes it."""
+    payment = new_payment("tok_delay:1500", wait_for="WAIT_FOR_ACCEPTANCE")
+    assert create(http, payment).status_code == 200
+    url = f"{http.url}/v1/payments/{payment['checkout_id']}:watch"
+    with httpx.stream("GET", url, timeout=30) as response:
+        assert response.headers["Content-Type"] == "text/event-stream"
+        events = list(read_events(response))
+    assert events[-1] == {"event": "end", "data": "{}"}
+    versions = [int(event["id"]) for event in events[:-1]]
+    assert versions == sorted(set(versions))
+    assert len(versions) >= 2
+    last = json.loads(events[-2]["data"])["payment"]
+    assert (last["is_payment_done"], last["version"]) == (True, str(versions[-1]))
+    for version, expected in ((versions[-2], [str(versions[-1])]), (versions[-1], [])):
+        with httpx.stream("GET", url, headers={"Last-Event-ID": str(version)}) as response:
+            resumed = list(read_events(response))
+        assert [event["id"] for event in resumed if "id" in event] == expected
+    wrong = httpx.get(url, headers={"Last-Event-ID": "x"})
+    assert (wrong.status_code, field_of(wrong)) == (400, "after_version")
+    missing = httpx.get(f"{http.url}/v1/payments/none:watch")
+    assert (missing.status_code, reason_of(missing)) == (404, "NOT_FOUND")
+
+
+def test_a_caller_that_leaves_cancels_its_call(http: ServedPlatform) -> None:
+    """When the caller of a stream or of a waiting call disconnects, the gRPC call ends too."""
+    rpc_server = http.server.rpc_server
+    with (
+        httpx.Client() as client,
+        client.stream("GET", f"{http.url}/v1/events:stream?follow=true") as response,
+    ):
+        assert next(response.iter_lines())
+        assert rpc_server.stream_count == 1
+    assert eventually(lambda: rpc_server.stream_count == 0)
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{http.url}/v1/payments", json=new_payment("tok_delay:20000"), timeout=0.5)
+    assert eventually(lambda: rpc_server.call_count == 0, 5)
+
+
+def test_streams_end_when_the_process_stops(scratch_database: DatabaseUrls) -> None:
+    """A drain ends a stream with an event that says why and when to retry, and answers a call
+    in flight.
+    """
+    events: list[dict[str, str]] = []
+    answers: list[httpx.Response] = []
+    with serve_platform(scratch_database, names=NAMES) as platform:
+
+        def watch() -> None:
+            url = f"{platform.url}/v1/events:stream?follow=true"
+            with httpx.stream("GET", url, timeout=30) as response:
+                for event in read_events(response):
+                    events.append(event)  # noqa: PERF402 - the test waits for the first one
+
+        payment = new_payment("tok_delay:1000")
+        threads = [
+            threading.Thread(target=watch),
+            threading.Thread(target=lambda: answers.append(create(platform, payment))),
+        ]
+        for thread in threads:
+            thread.start()
+        with platform.client() as client:
+            assert eventually(
+                lambda: (
+                    client.payment.ListPayments(payment_service_pb2.ListPaymentsRequest()).payments
+                )
+            )
+        assert eventually(lambda: events)
+    for thread in threads:
+        thread.join(30)
+    assert events[-1]["event"] == "error"
+    assert json.loads(events[-1]["data"])["details"][0]["reason"] == "SHUTTING_DOWN"
+    assert int(events[-1]["retry"]) > 0
+    assert answers[0].json()["payment"]["is_payment_done"] is True
+
+
+def test_a_service_that_is_away_is_503(scratch_database: DatabaseUrls) -> None:
+    """Without the service a call is 503 with Retry-After, and its address is not shown."""
+    settings = Settings().replace(
+        service_addresses=dict.fromkeys(("wallet", "ledger", "payout", "payment"), "127.0.0.1:1")
+    )
+    with serve_platform(scratch_database, settings, ("event", HTTP_SERVER)) as platform:
+        response = create(platform, new_payment())
+        assert (response.status_code, reason_of(response)) == (503, "DEPENDENCY_UNAVAILABLE")
+        assert response.headers["Retry-After"] == "1"
+        assert "127.0.0.1" not in response.text
+        assert httpx.get(f"{platform.url}/healthz").json() == {"status": "NOT_SERVING"}
+        assert httpx.get(f"{platform.url}/v1/events:stream").status_code == 200
