@@ -1,10 +1,11 @@
-"""Generates the SDK's protobuf code, its list of services and the currency table; --check compares
-them with the committed files instead.
+"""Generates the SDK's protobuf code, its list of services, the OpenAPI document and the currency
+table; --check compares them with the committed files instead.
 
 --descriptors FILE writes the contract's descriptor set: for buf, and as the image of a release.
 """
 
 import filecmp
+import json
 import os
 import shutil
 import sys
@@ -13,13 +14,16 @@ from importlib.resources import files
 from pathlib import Path
 
 import iso4217
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from grpc_tools import protoc
+from openapi import make_document
 
 from tallystick_server.app.services import SERVICES
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = sorted(path.name for path in (ROOT / "protos/tallystick").iterdir())
 CURRENCIES = Path("server/tallystick_core/currencies.py")
+OPENAPI = Path("server/tallystick_server/http/static/openapi.json")
 SDK_SERVICES = Path("clients/python/tallystick/_services.py")
 CRYPTO = {"BTC": 8, "USDC": 6}
 
@@ -128,6 +132,17 @@ def sdk_services(target: Path) -> None:
     (target / SDK_SERVICES).write_text("\n".join(lines))
 
 
+def openapi(target: Path) -> None:
+    """The OpenAPI document of the HTTP server."""
+    with tempfile.TemporaryDirectory() as folder:
+        descriptors = Path(folder) / "descriptors"
+        descriptor_set(descriptors)
+        files = FileDescriptorSet.FromString(descriptors.read_bytes())
+    (target / OPENAPI).parent.mkdir(parents=True)
+    document = json.dumps(make_document(files), indent=1, ensure_ascii=False)
+    (target / OPENAPI).write_text(document + "\n")
+
+
 def currencies(target: Path) -> None:
     """Codes without minor units (gold, the testing code, …) are no currencies one can pay in."""
     exponents = {
@@ -151,6 +166,7 @@ def generate(target: Path) -> list[Path]:
     """Writes everything below target, and returns the relative paths."""
     protobuf(target / "clients/python")
     sdk_services(target)
+    openapi(target)
     currencies(target / CURRENCIES)
     return sorted(p.relative_to(target) for p in target.rglob("*") if p.is_file())
 

@@ -19,6 +19,7 @@ from tallystick_server.app.listening import listen_http
 from tallystick_server.app.metrics_export import MetricsExport, start_metrics_export
 from tallystick_server.app.services import SERVICES
 from tallystick_server.app.tls import ServerCertificate, load_certificate, service_connector
+from tallystick_server.http.documentation import documentation_routes
 from tallystick_server.http.health import health_route
 from tallystick_server.http.http_rules import http_rules
 from tallystick_server.http.routing import Route
@@ -214,6 +215,7 @@ def _routes(channels: Mapping[str, grpc.aio.Channel], stopping: asyncio.Event) -
     descriptors = {spec.name: spec.descriptor for spec in SERVICES}
     return [
         health_route([*dict.fromkeys(channels.values())], stopping),
+        *documentation_routes(),
         *transcoded_routes(
             http_rules(descriptors.values()),
             {descriptor.full_name: channels[name] for name, descriptor in descriptors.items()},

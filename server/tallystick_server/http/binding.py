@@ -13,6 +13,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_server.http.errors import HttpError
+from tallystick_server.http.field_types import INTEGER_RANGES
 from tallystick_server.http.http_rules import HttpRule
 from tallystick_server.http.json_reader import read_object
 from tallystick_server.http.message_decoder import decode_message, invalid, unknown_field
@@ -21,7 +22,7 @@ from tallystick_server.http.request import Request
 IDEMPOTENCY_KEY, LAST_EVENT_ID = "Idempotency-Key", "Last-Event-ID"
 _MAX_QUERY_FIELDS = 200
 _MAX_PAGE_SIZE = 2**31 - 1  # the service reduces it further
-_DIGITS = re.compile(r"[0-9]{1,40}", re.ASCII)
+_DIGITS = re.compile(r"-?[0-9]{1,40}", re.ASCII)
 
 Bind = Callable[[Request], Any]
 
@@ -145,8 +146,8 @@ def _put(values: dict[str, Any], path: str, field: FieldDescriptor, text: str) -
     value: Any = text
     if field.type == FieldDescriptor.TYPE_BOOL:
         value = {"true": True, "false": False}.get(text, text)
-    elif name == "page_size" and _DIGITS.fullmatch(text):
-        value = min(int(text), _MAX_PAGE_SIZE)
+    elif field.type in INTEGER_RANGES and _DIGITS.fullmatch(text):
+        value = min(int(text), _MAX_PAGE_SIZE) if name == "page_size" else int(text)
     if field.is_repeated:
         values.setdefault(name, []).append(value)
     elif name in values:

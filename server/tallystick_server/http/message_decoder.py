@@ -19,6 +19,7 @@ from tallystick_server.http.field_types import (
     DURATION,
     INTEGER_RANGES,
     TIMESTAMP,
+    WIDE_TYPES,
     enum_type_of,
     is_map,
     message_type_of,
@@ -188,7 +189,8 @@ def _decoder(field: FieldDescriptor) -> Decode:
     if field.type == FieldDescriptor.TYPE_ENUM:
         return _enum_decoder(enum_type_of(field))
     if field.type in INTEGER_RANGES:
-        return _integer_decoder(*INTEGER_RANGES[field.type])
+        low, high = INTEGER_RANGES[field.type]
+        return _integer_decoder(low, high, accepts_text=field.type in WIDE_TYPES)
     raise no_json_error(field)
 
 
@@ -215,9 +217,9 @@ def _decode_bytes(value: Any, path: str) -> bytes:
         raise invalid(path, "must be base64") from None
 
 
-def _integer_decoder(low: int, high: int) -> Decode:
+def _integer_decoder(low: int, high: int, *, accepts_text: bool) -> Decode:
     def decode(value: Any, path: str) -> int:
-        if isinstance(value, str) and _INTEGER.fullmatch(value):
+        if accepts_text and isinstance(value, str) and _INTEGER.fullmatch(value):
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise invalid(path, f"must be a whole number from {low} to {high}")
@@ -227,14 +229,11 @@ def _integer_decoder(low: int, high: int) -> Decode:
 
 
 def _enum_decoder(enum: EnumDescriptor) -> Decode:
-    numbers: Mapping[Any, int] = {
-        **{value.name: value.number for value in enum.values},
-        **{value.number: value.number for value in enum.values},
-    }
+    numbers: Mapping[str, int] = {value.name: value.number for value in enum.values}
     choices = ", ".join(value.name for value in enum.values if value.number)
 
     def decode(value: Any, path: str) -> int:
-        if isinstance(value, bool) or not isinstance(value, str | int) or value not in numbers:
+        if not isinstance(value, str) or value not in numbers:
             raise invalid(path, f"must be one of {choices}")
         return numbers[value]
 
