@@ -146,11 +146,10 @@ def _operation(rule: HttpRule, schemas: Schemas, comments: Comments) -> Schema:
 def _success(rule: HttpRule, schemas: Schemas, comments: Comments) -> Schema:
     output = rule.method.output_type
     if rule.method.server_streaming:
-        schemas.reference(output)
         return {
-            "description": f"Server-sent events, each with the JSON of a {output.full_name}. At "
-            "the end comes the event `end`, or `error` with a status.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "description": "Server-sent events. At the end comes the event `end`, or `error` with "
+            "a google.rpc.Status.",
+            "content": {"text/event-stream": {"schema": _event_schema(schemas.reference(output))}},
         }
     headers = {
         "Trace-Id": {"description": "The trace of the call.", "schema": {"type": "string"}},
@@ -164,6 +163,20 @@ def _success(rule: HttpRule, schemas: Schemas, comments: Comments) -> Schema:
         "description": comments[output.full_name],
         "headers": headers,
         "content": {"application/json": {"schema": schemas.reference(output)}},
+    }
+
+
+def _event_schema(message: Schema) -> Schema:
+    """The schema of a server-sent event."""
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": message}
+    return {
+        "type": "object",
+        "properties": {
+            "id": {"type": "string", "description": "The cursor, for Last-Event-ID."},
+            "event": {"type": "string", "enum": ["message", "end", "error"]},
+            "data": {**data, "description": "JSON."},
+        },
+        "required": ["data"],
     }
 
 

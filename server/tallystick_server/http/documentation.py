@@ -137,6 +137,8 @@ def _kind(schema: Node) -> str:
     if "$ref" in schema:
         name = escape(schema["$ref"].rpartition("/")[2])
         return f'<a href="#{name}">{name.rpartition(".")[2]}</a>'
+    if "data" in schema.get("properties", {}):  # of a server-sent event
+        return f"stream of {_kind(schema['properties']['data']['contentSchema'])}"
     if "anyOf" in schema:
         choices = [_kind(item) for item in schema["anyOf"] if item.get("type") != "null"]
         return " or ".join(dict.fromkeys(choices))
