@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Any
 
-from benchmarks import latency, ledger, pay_in, payouts
+from benchmarks import json_pay_in, latency, ledger, pay_in, payouts
 from benchmarks.growth import run as growth
 from benchmarks.measure import StatusPrinter
 from benchmarks.options import parse_count, parse_fraction, parse_payments, parse_seconds
@@ -24,6 +24,7 @@ def _parse_options() -> argparse.Namespace:
     benchmarks = parser.add_subparsers(dest="name", metavar="NAME", required=True)
     for name, help_, default in (
         ("pay-in", "payments a second", pay_in.DEFAULT_IN_FLIGHT),
+        ("json", "payments a second by JSON over HTTP", json_pay_in.DEFAULT_IN_FLIGHT),
         ("ledger", "ledger transactions a second", ledger.DEFAULT_IN_FLIGHT),
     ):
         benchmark = benchmarks.add_parser(name, help=help_)
@@ -83,7 +84,9 @@ def _run(options: argparse.Namespace, print_status: StatusPrinter) -> dict[str, 
         return payouts.bench(options.seconds, options.sellers, print_status)
     if options.name == "latency":
         return latency.bench(options.seconds, print_status)
-    bench = pay_in.bench if options.name == "pay-in" else ledger.bench
+    bench = {"pay-in": pay_in.bench, "json": json_pay_in.bench, "ledger": ledger.bench}[
+        options.name
+    ]
     return bench(options.seconds, options.in_flight, print_status)
 
 

@@ -42,10 +42,10 @@ from tallystick_server.app.errors import StartupError
 from tallystick_server.app.serve import run
 
 DEFAULT_IN_FLIGHT = 768
-_ADDRESS, _BASELINE_ADDRESS = "127.0.0.1:7271", "127.0.0.1:7272"
-_SELLERS = 1000
-_TEAM_METADATA = (("authorization", "Bearer bench-bench-bench-bench"),)
-_ENVIRONMENT = {
+ADDRESS, _BASELINE_ADDRESS = "127.0.0.1:7271", "127.0.0.1:7272"
+SELLERS = 1000
+TEAM_METADATA = (("authorization", "Bearer bench-bench-bench-bench"),)
+ENVIRONMENT = {
     "TALLYSTICK_AUTHENTICATION": "tokens",
     "TALLYSTICK_CALLERS": (
         "bench:team:bench-bench-bench-bench,platform:service:platform-platform-platform"
@@ -54,7 +54,7 @@ _ENVIRONMENT = {
     "TALLYSTICK_RISK__AMOUNT_LIMITS": "EUR=10000",
     "TALLYSTICK_RISK__VELOCITY_LIMIT": "1000000",
 }
-_PROVIDER_LATENCY_SECONDS = 0.02
+PROVIDER_LATENCY_SECONDS = 0.02
 
 
 def bench(seconds: float, in_flight: int, print_status: StatusPrinter) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def bench(seconds: float, in_flight: int, print_status: StatusPrinter) -> dict[s
     shutil.rmtree(DATABASE_FOLDER, ignore_errors=True)
     with (
         open_databases(Settings(), print_status, folder=DATABASE_FOLDER) as database_urls,
-        run_platform(database_urls, _PROVIDER_LATENCY_SECONDS) as pids,
+        run_platform(database_urls, PROVIDER_LATENCY_SECONDS) as pids,
     ):
         loads = run(_measure(in_flight, seconds, print_status))
         memory_mb = sum(map(read_peak_mb, pids))
@@ -87,7 +87,7 @@ def run_platform(
     last two.
     """
     environment = {
-        **_ENVIRONMENT,
+        **ENVIRONMENT,
         **database_environment(database_urls),
         "TALLYSTICK_PROVIDERS__SANDBOX__LATENCY": str(provider_latency_seconds),
     }
@@ -95,7 +95,7 @@ def run_platform(
         run_baseline(_BASELINE_ADDRESS),
         run_downstream_services(environment) as downstream_pid,
         run_services(
-            ["payment"], {**environment, **DOWNSTREAM_ENVIRONMENT}, _ADDRESS
+            ["payment"], {**environment, **DOWNSTREAM_ENVIRONMENT}, ADDRESS
         ) as payment_pid,
     ):
         yield payment_pid, downstream_pid
@@ -115,28 +115,33 @@ async def open_calls() -> AsyncIterator[dict[str, Call]]:
     """
     async with (
         grpc.aio.insecure_channel(_BASELINE_ADDRESS) as baseline_channel,
-        grpc.aio.insecure_channel(_ADDRESS) as channel,
+        grpc.aio.insecure_channel(ADDRESS) as channel,
     ):
         yield {
             "baseline": echo_call(
-                baseline_channel, _request(0, "echo", _SELLERS).SerializeToString()
+                baseline_channel, make_request(0, "echo", SELLERS).SerializeToString()
             ),
-            "spread": _payment_call(channel, _SELLERS),
-            "hot": _payment_call(channel, 1),
+            "spread": payment_call(channel, SELLERS),
+            "hot": payment_call(channel, 1),
         }
 
 
-def _payment_call(channel: grpc.aio.Channel, sellers: int) -> Call:
+def new_run_id() -> str:
+    """The prefix of the ids of a run."""
+    return digest_text(secrets.token_hex(8))[:8]
+
+
+def payment_call(channel: grpc.aio.Channel, sellers: int) -> Call:
     """A call that pays an order of each of two sellers, and returns once both are booked.
 
     `sellers`: the number of sellers of which they are two.
     """
     stub: Any = payment_service_pb2_grpc.PaymentServiceStub(channel)
-    run_id = digest_text(secrets.token_hex(8))[:8]
+    run_id = new_run_id()
 
     async def create_payment(number: int) -> None:
         response = await stub.CreatePayment(
-            _request(number, run_id, sellers), timeout=30, metadata=_TEAM_METADATA
+            make_request(number, run_id, sellers), timeout=30, metadata=TEAM_METADATA
         )
         state = response.payment.payment_state
         if state != payment_pb2.PAYMENT_STATE_PAID:
@@ -146,7 +151,10 @@ def _payment_call(channel: grpc.aio.Channel, sellers: int) -> Call:
     return create_payment
 
 
-def _request(number: int, run_id: str, sellers: int) -> payment_service_pb2.CreatePaymentRequest:
+def make_request(
+    number: int, run_id: str, sellers: int
+) -> payment_service_pb2.CreatePaymentRequest:
+    """A payment of two orders for two of the sellers."""
     first = random.randrange(sellers)  # noqa: S311 - no secret
     second = (first + 1) % sellers
     return payment_service_pb2.CreatePaymentRequest(

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
-
-import grpc
 
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.errors import StartupError
@@ -31,6 +30,7 @@ DOWNSTREAM_ENVIRONMENT = {
 """The environment of a process that calls them."""
 _STARTUP_TIMEOUT_SECONDS = 60
 _STOP_TIMEOUT_SECONDS = 60
+_POLL_SECONDS = 0.1
 # Fields of /proc/PID/stat after the name, see proc(5): the parent's pid; ticks in user and system
 # mode, of the process and of its children that have ended.
 _PARENT_FIELD, _CPU_FIELDS = 1, slice(11, 15)
@@ -63,6 +63,25 @@ def run_downstream_services(environment: dict[str, str]) -> AbstractContextManag
     return run_services(_DOWNSTREAM_SERVICES, environment, DOWNSTREAM_ADDRESS)
 
 
+def run_http_server(
+    environment: dict[str, str], payment_address: str, http_address: str
+) -> AbstractContextManager[int]:
+    """Serves HTTP in a process of its own, see `run_process`."""
+    addresses = dict.fromkeys(_DOWNSTREAM_SERVICES, DOWNSTREAM_ADDRESS)
+    addresses |= dict.fromkeys(("payment", "payout"), payment_address)
+    return run_process(
+        ["-m", "tallystick_server.cli.main", "serve", "http"],
+        {
+            **environment,
+            "TALLYSTICK_SERVICE_ADDRESSES": ",".join(
+                f"{name}={address}" for name, address in addresses.items()
+            ),
+            "TALLYSTICK_HTTP__LISTEN": http_address,
+        },
+        http_address,
+    )
+
+
 def run_baseline(address: str) -> AbstractContextManager[int]:
     """Serves the baseline, see `run_process`."""
     return run_process(["-m", "benchmarks.baseline", address], {}, address)
@@ -93,15 +112,23 @@ def run_process(
 
 
 def _wait_until_ready(address: str, process: subprocess.Popen[bytes]) -> None:
-    with grpc.insecure_channel(address) as channel:
-        deadline = time.monotonic() + _STARTUP_TIMEOUT_SECONDS
-        while process.poll() is None and time.monotonic() < deadline:
-            try:
-                grpc.channel_ready_future(channel).result(timeout=0.5)
-                return
-            except grpc.FutureTimeoutError:
-                continue
+    deadline = time.monotonic() + _STARTUP_TIMEOUT_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        if _accepts_connections(address):
+            return
+        time.sleep(_POLL_SECONDS)
     raise StartupError(f"The server at {address} did not start. Its log is {_LOG_FILE}.")
+
+
+def _accepts_connections(address: str) -> bool:
+    is_unix = address.startswith("unix:")
+    host, _, port = address.rpartition(":")
+    with closing(socket.socket(socket.AF_UNIX if is_unix else socket.AF_INET)) as probe:
+        try:
+            probe.connect(address.removeprefix("unix:") if is_unix else (host, int(port)))
+        except OSError:
+            return False
+    return True
 
 
 def read_peak_mb(pid: int) -> int:
