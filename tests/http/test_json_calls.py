@@ -286,6 +286,8 @@ def test_a_watch_is_a_stream_of_events(http: ServedPlatform) -> None:
         with httpx.stream("GET", url, headers={"Last-Event-ID": str(version)}) as response:
             resumed = list(read_events(response))
         assert [event["id"] for event in resumed if "id" in event] == expected
+    wrong = httpx.get(f"{url}?after_version=", headers={"Last-Event-ID": "1"})
+    assert (wrong.status_code, field_of(wrong)) == (400, "after_version")
     wrong = httpx.get(url, headers={"Last-Event-ID": "x"})
     assert (wrong.status_code, field_of(wrong)) == (400, "after_version")
     missing = httpx.get(f"{http.url}/v1/payments/none:watch")

@@ -61,10 +61,11 @@ class RequestBinder:
         headers = request.http.headers
         if not self._rule.is_read and IDEMPOTENCY_KEY in headers:
             self._apply_key(values, headers[IDEMPOTENCY_KEY])
-        if self._cursor_field and LAST_EVENT_ID in headers:
-            values[self._cursor_field] = headers[LAST_EVENT_ID]
         message = self._request_type()
         decode_message(message, values)
+        if self._cursor_field and LAST_EVENT_ID in headers:
+            # after a reconnection, whose query still has the cursor of the first request
+            decode_message(message, {self._cursor_field: headers[LAST_EVENT_ID]})
         return message
 
     async def _read_body(self, request: Request) -> Mapping[str, Any]:

@@ -1,0 +1,259 @@
+"""S1: card numbers planted anywhere in requests over HTTP are stored, logged and shown nowhere."""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.app.services import HTTP_SERVER, migration_folders, service_names
+from tallystick_server.observability.tracing import SeedableIdGenerator
+from tests.support.platform import ServedPlatform, eventually, serve_platform, unique_id
+
+_COUNT = 1000
+_ISSUERS = ("4", "51", "2221", "6011", "3528")
+_JSON = {"Content-Type": "application/json"}
+Planting = Callable[[httpx.Client, str], httpx.Response]
+
+
+@pytest.fixture(scope="module")
+def http(database: DatabaseUrls) -> Iterator[ServedPlatform]:
+    with serve_platform(database, Settings(), (*service_names(), HTTP_SERVER)) as platform:
+        yield platform
+
+
+@pytest.fixture
+def span_exporter() -> InMemorySpanExporter:
+    """Records every span of this process, the server's thread included."""
+    exporter = InMemorySpanExporter()
+    provider = trace.get_tracer_provider()
+    if not isinstance(provider, TracerProvider):
+        provider = TracerProvider(id_generator=SeedableIdGenerator())
+        trace.set_tracer_provider(provider)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    return exporter
+
+
+def make_card_numbers(count: int) -> list[str]:
+    """Different card numbers of 16 digits."""
+    numbers = random.Random(20)
+    cards: set[str] = set()
+    while len(cards) < count:
+        prefix = numbers.choice(_ISSUERS)
+        digits = prefix + "".join(numbers.choices("0123456789", k=15 - len(prefix)))
+        cards.add(digits + _check_digit(digits))
+    return sorted(cards)
+
+
+def _check_digit(digits: str) -> str:
+    total = sum(
+        sum(divmod(2 * int(digit), 10)) if index % 2 == 0 else int(digit)
+        for index, digit in enumerate(reversed(digits))
+    )
+    return str(-total % 10)
+
+
+def _payment(**values: object) -> dict[str, Any]:
+    name = unique_id()
+    order = {
+        "payment_order_id": f"o-{name}",
+        "buyer_account": "b",
+        "seller_account": f"s-{name}",
+        "amount": "1.00",
+        "currency": "EUR",
+    }
+    payment = {
+        "checkout_id": f"c-{name}",
+        "credit_card_info": "tok_visa",
+        "payment_orders": [order],
+    }
+    for field, value in values.items():
+        (order if field in order else payment)[field] = value
+    return payment
+
+
+def _header(name: str, pattern: str = "{card}") -> Planting:
+    return lambda client, card: client.get(
+        "/v1/payments/none", headers={name: pattern.format(card=card)}
+    )
+
+
+def _written_header(name: str) -> Planting:
+    return lambda client, card: client.post("/v1/payments", json=_payment(), headers={name: card})
+
+
+def _query(query: str) -> Planting:
+    return lambda client, card: client.get(f"/v1/payments?{query.format(card=card)}")
+
+
+def _path(path: str) -> Planting:
+    return lambda client, card: client.get(path.format(card=card))
+
+
+def _field(name: str) -> Planting:
+    return lambda client, card: client.post("/v1/payments", json=_payment(**{name: card}))
+
+
+def _body(body: str, path: str = "/v1/payments") -> Planting:
+    return lambda client, card: client.post(path, content=body.replace("CARD", card), headers=_JSON)
+
+
+PLANTINGS: list[Planting] = [
+    *(_header(name) for name in ("Authorization", "User-Agent", "Cookie", "X-Card", "Referer")),
+    _header("Authorization", "Bearer {card}"),
+    _header("Request-Timeout"),
+    _header("traceparent", "00-" + "{card}" * 2 + "-{card}-01"),
+    _header("traceparent", "00-0af7651916cd43dd8448eb211c80319c-{card}-01"),
+    _written_header("Idempotency-Key"),
+    _written_header("Content-Encoding"),
+    _written_header("Content-Type"),
+    _written_header("traceparent"),
+    *(
+        _query(query)
+        for query in (
+            "buyer_account={card}",
+            "page_size={card}",
+            "page_token={card}",
+            "payment_state={card}",
+            "create_time_from={card}",
+            "{card}=1",
+            "x={card}",
+        )
+    ),
+    *(
+        _path(path)
+        for path in (
+            "/{card}",
+            "/v1/payments/{card}",
+            "/v1/payments/x%3A{card}",
+            "/v1/payments/{card}:watch",
+            "/v1/payments/x:{card}",
+            "/v1/holds/payouts%2F{card}",
+            "/v1/wallets/{card}/EUR",
+            "/v1/transactions/main-{card}",
+            "/v1/accounts:balance?account=sellers%2F{card}&currency=EUR",
+            "/docs/{card}",
+            "/webhooks/{card}",
+        )
+    ),
+    *(  # an amount of money may have the digits of a card number, so none is planted there
+        _field(name)
+        for name in (
+            "checkout_id",
+            "buyer_info",
+            "seller_info",
+            "buyer_country",
+            "credit_card_info",
+            "charge_mode",
+            "wait_for",
+            "expire_time",
+            "payment_order_id",
+            "buyer_account",
+            "seller_account",
+            "currency",
+            "unknown",
+        )
+    ),
+    *(
+        _body(body)
+        for body in (
+            "CARD",
+            '"CARD"',
+            '{"CARD": 1}',
+            '{"checkout_id": CARD}',
+            '{"checkout_id": "CARD',
+            '{"checkout_id": "c", "checkout_id": "CARD"}',
+            '{"payment_orders": ["CARD"]}',
+            '{"payment_orders": {"CARD": 1}}',
+            '{"buyer_info": "\\u0034CARD"}',
+        )
+    ),
+    _body('{"reason": "CARD"}', "/v1/payments/none:cancel"),
+    _body('{"reason": "x", "request_id": "CARD"}', "/v1/payouts/none:retry"),
+    _body('{"CARD": "CARD"}', "/webhooks/none"),
+]
+
+
+_DIGITS, _HEX_DIGITS = re.compile(r"[0-9]{16,}"), re.compile(r"(?:3[0-9]){16,}")
+
+
+def find_card_numbers(text: str, cards: AbstractSet[str]) -> set[str]:
+    """The card numbers in a text, also in bytes that are shown as hex."""
+    runs = _DIGITS.findall(text)
+    runs += [bytes.fromhex(run).decode() for run in _HEX_DIGITS.findall(text)]
+    return {run[start : start + 16] for run in runs for start in range(len(run) - 15)} & cards
+
+
+def test_no_planted_card_number_is_kept_or_shown(
+    http: ServedPlatform, span_exporter: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """1,000 card numbers in headers, queries, paths and bodies: none is in a table of any schema,
+    which includes the events, in a log line, in a span, or in an answer.
+    """
+    caplog.set_level(logging.DEBUG)
+    for name in ("httpx", "httpcore"):  # the client's own loggers
+        caplog.set_level(logging.WARNING, logger=name)
+    cards = make_card_numbers(_COUNT)
+    planted = frozenset(cards)
+    with httpx.Client(base_url=http.url, timeout=30) as client, ThreadPoolExecutor(8) as executor:
+        responses = list(
+            executor.map(
+                lambda item: PLANTINGS[item[0] % len(PLANTINGS)](client, item[1]),
+                enumerate(cards),
+            )
+        )
+        kept = client.post("/v1/payments", json=_payment(buyer_info="kept"))
+    assert kept.status_code == 200  # the requests were made by a working client
+    for index, response in enumerate(responses):
+        shown = f"{response.text} {response.headers}"
+        assert not find_card_numbers(shown, planted), f"planting {index % len(PLANTINGS)}: {shown}"
+        assert response.status_code < 500, response.text
+    for record in caplog.records:
+        text = f"{record.getMessage()} {record.exc_text} {record.__dict__}"
+        assert not find_card_numbers(text, planted), text
+    for span in span_exporter.get_finished_spans():
+        assert not find_card_numbers(span.to_json(), planted), span.name
+    _require_absence(http, planted, kept.json()["payment"]["checkout_id"])
+
+
+def _require_absence(http: ServedPlatform, cards: AbstractSet[str], marker: str) -> None:
+    """No row of any table has a card number. The marker is found in a payment and in an event, so
+    the search works.
+    """
+    found: set[str] = set()
+
+    def search() -> bool:
+        for schema in migration_folders():
+            for name, row in _rows(http, schema):
+                assert not find_card_numbers(row, cards), f"{schema}.{name}"
+                if marker in row or marker.encode().hex() in row:
+                    found.add(schema)
+        return {"payment", "event"} <= found
+
+    assert eventually(search)
+
+
+def _rows(http: ServedPlatform, schema: str) -> Iterator[tuple[str, str]]:
+    """The table and the text of each row of a schema."""
+    with psycopg.connect(http.databases.reader(schema)) as connection:
+        tables = connection.execute(
+            "select table_name from information_schema.tables where table_schema = %s", (schema,)
+        ).fetchall()
+        assert tables
+        for (table,) in tables:
+            for (row,) in connection.execute(f"select t::text from {schema}.{table} t"):
+                yield table, row
