@@ -24,6 +24,7 @@ from tallystick_core.payout.destination import (
 from tallystick_core.payout.state import TERMINAL_STATES, PayoutState
 from tallystick_core.payout.state import TRANSITIONS as PAYOUT_TRANSITIONS
 from tallystick_server.app.configuration import describe_settings
+from tallystick_server.http.errors import reasons_by_http_status
 from tallystick_server.observability import names
 from tallystick_server.operations.retry_policy import DEFAULT_POLICIES, RetryPolicy, RetryStrategy
 from tallystick_server.rpc.errors import CODE_BY_REASON
@@ -107,6 +108,13 @@ def _join_row(name: str, headers: list[str], cells: list[str], values: Mapping[s
 def _error_reasons(content: str) -> str:
     rows = {str(reason): {"status": f"`{code.name}`"} for reason, code in CODE_BY_REASON.items()}
     return _update_table(content, rows, "reason")
+
+
+def _http_statuses(_: str) -> str:
+    lines = ["| HTTP status | reasons |", "|---|---|"]
+    for status, reasons in reasons_by_http_status().items():
+        lines.append(f"| {status} | {', '.join(f'`{reason}`' for reason in reasons)} |")
+    return "\n".join(lines) + "\n"
 
 
 def _settings(_: str) -> str:
@@ -209,6 +217,7 @@ BLOCKS: dict[str, Callable[[str], str]] = {
         TERMINAL_DESTINATION_STATES,
     ),
     "error-reasons": _error_reasons,
+    "http-statuses": _http_statuses,
     "settings": _settings,
     "retry-policies": _retry_policies,
     "metrics": _metrics,

@@ -12,12 +12,8 @@ from openapi_examples import field_example, request_example
 from openapi_schemas import STATUS, Comments, Schema, Schemas, detail_schema
 
 from tallystick_server.app.services import SERVICES
-from tallystick_server.http.errors import HTTP_STATUS_BY_CODE, HTTP_STATUS_BY_REASON
+from tallystick_server.http.errors import reasons_by_http_status
 from tallystick_server.http.http_rules import HttpRule, http_rules
-from tallystick_server.rpc.errors import CODE_BY_REASON
-
-_OWN_STATUSES = {405: "METHOD_UNKNOWN", 408: "DEADLINE_EXCEEDED", 415: "MESSAGE_MALFORMED"}
-"""The statuses of the HTTP server itself, and the reason of each."""
 
 
 def make_document(files: FileDescriptorSet) -> Schema:
@@ -243,13 +239,7 @@ def _header_parameters() -> Schema:
 
 def _error_responses() -> Iterator[tuple[str, Schema]]:
     """The response of each HTTP status, with its reasons."""
-    reasons: dict[int, list[str]] = {}
-    for reason, code in CODE_BY_REASON.items():
-        status = HTTP_STATUS_BY_REASON.get(reason, HTTP_STATUS_BY_CODE[code.value[0]])
-        reasons.setdefault(status, []).append(reason)
-    for status, reason in _OWN_STATUSES.items():
-        reasons.setdefault(status, []).append(reason)
-    for status, names in sorted(reasons.items()):
+    for status, names in reasons_by_http_status().items():
         response: Schema = {
             "description": f"Rejected: {', '.join(names)}.",
             "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{STATUS}"}}},

@@ -10,10 +10,11 @@ import pytest
 
 from tallystick import new_order
 from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.app.services import HTTP_SERVER, service_names
 from tests.support.platform import ROOT, eventually, serve_platform
 
 README = (ROOT / "README.md").read_text()
-ADDRESS = "127.0.0.1:7070"
+ADDRESS, HTTP_ADDRESS = "127.0.0.1:7070", "127.0.0.1:7080"
 
 
 def test_the_buf_line(scratch_database: DatabaseUrls) -> None:
@@ -47,6 +48,36 @@ def test_the_python_lines(
     with serve_platform(scratch_database) as platform:
         exec(compile(code[1].replace(ADDRESS, platform.address), "README", "exec"), {})
     assert capsys.readouterr().out.strip() == "True"
+
+
+def test_the_curl_lines(scratch_database: DatabaseUrls) -> None:
+    """Each curl command of the README exits 0 and prints the expected answer."""
+    lines = re.findall(r"^curl .*$", README, re.MULTILINE)
+    expected_texts = [
+        '"is_payment_done":true',
+        '"checkout_id":"checkout-4"',
+        '"next_page_token":""',
+        "event: end",
+        '"payment_order_status":"PAYMENT_ORDER_STATUS_SUCCESS"',
+        '"available":"7.00"',
+        '"amount":"0.00"',
+        '"event_id"',
+        '"openapi": "3.1.0"',
+    ]
+    names = (*service_names(), HTTP_SERVER)
+    with serve_platform(scratch_database, names=names) as platform, platform.client() as client:
+        for line, text in zip(lines, expected_texts, strict=True):
+            # the relay may not have published yet
+            assert "events:stream" not in line or eventually(lambda: list(client.events()))
+            completed = subprocess.run(
+                ["bash", "-c", line.replace(HTTP_ADDRESS, platform.server.http_address)],
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=30,
+            )
+            assert completed.returncode == 0, completed.stderr
+            assert text in completed.stdout, completed.stdout
 
 
 @pytest.mark.skipif(

@@ -10,7 +10,7 @@ from google.protobuf.json_format import MessageToJson
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from tallystick_core.errors import ApiError, ErrorReason
-from tallystick_server.rpc.errors import to_status
+from tallystick_server.rpc.errors import CODE_BY_REASON, to_status
 
 HTTP_STATUS_BY_CODE: Mapping[int, int] = {
     code_pb2.CANCELLED: 499,
@@ -37,6 +37,12 @@ HTTP_STATUS_BY_REASON: Mapping[str, int] = {
     ErrorReason.MESSAGE_TOO_LARGE: 413,
 }
 """Reasons whose HTTP status is not that of their code."""
+OWN_HTTP_STATUSES: Mapping[int, ErrorReason] = {
+    405: ErrorReason.METHOD_UNKNOWN,
+    408: ErrorReason.DEADLINE_EXCEEDED,
+    415: ErrorReason.MESSAGE_MALFORMED,
+}
+"""The statuses that only the HTTP server itself sends, and their reasons."""
 JSON_HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
@@ -93,6 +99,17 @@ def status_json(status: status_pb2.Status) -> str:
         always_print_fields_with_no_presence=True,
         indent=None,
     )
+
+
+def reasons_by_http_status() -> dict[int, list[str]]:
+    """The reasons that each HTTP status can have, by status in ascending order."""
+    reasons: dict[int, list[str]] = {}
+    for reason, code in CODE_BY_REASON.items():
+        status = HTTP_STATUS_BY_REASON.get(reason, HTTP_STATUS_BY_CODE[code.value[0]])
+        reasons.setdefault(status, []).append(reason)
+    for status, reason in OWN_HTTP_STATUSES.items():
+        reasons.setdefault(status, []).append(reason)
+    return dict(sorted(reasons.items()))
 
 
 def rejection(error: HttpError) -> web.Response:

@@ -1,4 +1,4 @@
-"""S1: card numbers planted anywhere in requests over HTTP are stored, logged and shown nowhere."""
+"""S1: card numbers anywhere in requests over HTTP are stored, logged and returned nowhere."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.platform import ServedPlatform, eventually, serve_platform, u
 _COUNT = 1000
 _ISSUERS = ("4", "51", "2221", "6011", "3528")
 _JSON = {"Content-Type": "application/json"}
-Planting = Callable[[httpx.Client, str], httpx.Response]
+SendCard = Callable[[httpx.Client, str], httpx.Response]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def _check_digit(digits: str) -> str:
 
 def _payment(**values: object) -> dict[str, Any]:
     name = unique_id()
-    order = {
+    order: dict[str, object] = {
         "payment_order_id": f"o-{name}",
         "buyer_account": "b",
         "seller_account": f"s-{name}",
@@ -86,33 +86,33 @@ def _payment(**values: object) -> dict[str, Any]:
     return payment
 
 
-def _header(name: str, pattern: str = "{card}") -> Planting:
+def _header(name: str, pattern: str = "{card}") -> SendCard:
     return lambda client, card: client.get(
         "/v1/payments/none", headers={name: pattern.format(card=card)}
     )
 
 
-def _written_header(name: str) -> Planting:
+def _written_header(name: str) -> SendCard:
     return lambda client, card: client.post("/v1/payments", json=_payment(), headers={name: card})
 
 
-def _query(query: str) -> Planting:
+def _query(query: str) -> SendCard:
     return lambda client, card: client.get(f"/v1/payments?{query.format(card=card)}")
 
 
-def _path(path: str) -> Planting:
+def _path(path: str) -> SendCard:
     return lambda client, card: client.get(path.format(card=card))
 
 
-def _field(name: str) -> Planting:
+def _field(name: str) -> SendCard:
     return lambda client, card: client.post("/v1/payments", json=_payment(**{name: card}))
 
 
-def _body(body: str, path: str = "/v1/payments") -> Planting:
+def _body(body: str, path: str = "/v1/payments") -> SendCard:
     return lambda client, card: client.post(path, content=body.replace("CARD", card), headers=_JSON)
 
 
-PLANTINGS: list[Planting] = [
+REQUESTS: list[SendCard] = [
     *(_header(name) for name in ("Authorization", "User-Agent", "Cookie", "X-Card", "Referer")),
     _header("Authorization", "Bearer {card}"),
     _header("Request-Timeout"),
@@ -150,7 +150,7 @@ PLANTINGS: list[Planting] = [
             "/webhooks/{card}",
         )
     ),
-    *(  # an amount of money may have the digits of a card number, so none is planted there
+    *(  # an amount of money may have the digits of a card number, so none is sent there
         _field(name)
         for name in (
             "checkout_id",
@@ -192,13 +192,13 @@ _DIGITS, _HEX_DIGITS = re.compile(r"[0-9]{16,}"), re.compile(r"(?:3[0-9]){16,}")
 
 
 def find_card_numbers(text: str, cards: AbstractSet[str]) -> set[str]:
-    """The card numbers in a text, also in bytes that are shown as hex."""
+    """The card numbers in a text, also in bytes that are written as hex."""
     runs = _DIGITS.findall(text)
     runs += [bytes.fromhex(run).decode() for run in _HEX_DIGITS.findall(text)]
     return {run[start : start + 16] for run in runs for start in range(len(run) - 15)} & cards
 
 
-def test_no_planted_card_number_is_kept_or_shown(
+def test_no_card_number_is_kept_or_returned(
     http: ServedPlatform, span_exporter: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
 ) -> None:
     """1,000 card numbers in headers, queries, paths and bodies: none is in a table of any schema,
@@ -208,26 +208,26 @@ def test_no_planted_card_number_is_kept_or_shown(
     for name in ("httpx", "httpcore"):  # the client's own loggers
         caplog.set_level(logging.WARNING, logger=name)
     cards = make_card_numbers(_COUNT)
-    planted = frozenset(cards)
+    sent = frozenset(cards)
     with httpx.Client(base_url=http.url, timeout=30) as client, ThreadPoolExecutor(8) as executor:
         responses = list(
             executor.map(
-                lambda item: PLANTINGS[item[0] % len(PLANTINGS)](client, item[1]),
+                lambda item: REQUESTS[item[0] % len(REQUESTS)](client, item[1]),
                 enumerate(cards),
             )
         )
         kept = client.post("/v1/payments", json=_payment(buyer_info="kept"))
     assert kept.status_code == 200  # the requests were made by a working client
     for index, response in enumerate(responses):
-        shown = f"{response.text} {response.headers}"
-        assert not find_card_numbers(shown, planted), f"planting {index % len(PLANTINGS)}: {shown}"
+        answer = f"{response.text} {response.headers}"
+        assert not find_card_numbers(answer, sent), f"request {index % len(REQUESTS)}: {answer}"
         assert response.status_code < 500, response.text
     for record in caplog.records:
         text = f"{record.getMessage()} {record.exc_text} {record.__dict__}"
-        assert not find_card_numbers(text, planted), text
+        assert not find_card_numbers(text, sent), text
     for span in span_exporter.get_finished_spans():
-        assert not find_card_numbers(span.to_json(), planted), span.name
-    _require_absence(http, planted, kept.json()["payment"]["checkout_id"])
+        assert not find_card_numbers(span.to_json(), sent), span.name
+    _require_absence(http, sent, kept.json()["payment"]["checkout_id"])
 
 
 def _require_absence(http: ServedPlatform, cards: AbstractSet[str], marker: str) -> None:
