@@ -69,14 +69,14 @@ def _check_digit(digits: str) -> str:
 
 def _payment(**values: object) -> dict[str, Any]:
     name = unique_id()
-    order: dict[str, object] = {
+    order: dict[str, Any] = {
         "payment_order_id": f"o-{name}",
         "buyer_account": "b",
         "seller_account": f"s-{name}",
         "amount": "1.00",
         "currency": "EUR",
     }
-    payment = {
+    payment: dict[str, Any] = {
         "checkout_id": f"c-{name}",
         "credit_card_info": "tok_visa",
         "payment_orders": [order],

@@ -114,6 +114,52 @@ def test_slow_headers_are_cut(limited: ServedPlatform) -> None:
     assert 1.4 < time.monotonic() - start < 8
 
 
+def test_slow_bodies_are_cut(limited: ServedPlatform) -> None:
+    """A body that does not arrive in time gets 408, and the connection is closed."""
+    head = b"POST /v1/payments HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    start = time.monotonic()
+    answer = exchange(limited, head + b"Content-Length: 100\r\n\r\n{")
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"DEADLINE_EXCEEDED" in answer
+    assert time.monotonic() - start < 8
+
+
+def test_chunked_bodies_are_limited(limited: ServedPlatform) -> None:
+    """A body without a length is rejected as soon as it is too large."""
+    head = b"POST /v1/payments HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    answer = exchange(limited, head + b"10000\r\n" + b" " * 0x10000 + b"\r\n1\r\n \r\n0\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"MESSAGE_TOO_LARGE" in answer
+
+
+def test_a_body_after_100_continue(limited: ServedPlatform) -> None:
+    """A caller that waits for 100 Continue receives it, and then sends its body."""
+    head = b"POST /v1/payments HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with connection(limited) as tcp:
+        tcp.sendall(head + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n")
+        assert tcp.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        tcp.sendall(b"{}")
+        answer = read_all(tcp)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"checkout_id is required" in answer
+
+
+def test_bodies_in_flight_are_limited(database: DatabaseUrls) -> None:
+    """While the bodies in flight use the whole limit, further ones get 429 with Retry-After; then
+    they are accepted again.
+    """
+    settings = Settings().replace(http__max_body_bytes_in_flight=64 * 1024)
+    head = (
+        b"POST /v1/payments HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Connection: close\r\nContent-Length: 60000\r\n\r\n"
+    )
+    with serve_platform(database, settings, NAMES) as platform:
+        with connection(platform) as slow:
+            slow.sendall(head + b" " * 59_000)
+            assert eventually(lambda: b" 429 " in (exchange(platform, head + b" " * 60_000)))
+        assert eventually(lambda: b" 400 " in exchange(platform, head + b" " * 59_998 + b"{}"))
+
+
 def test_connections_are_limited(limited: ServedPlatform) -> None:
     """A connection above the limit is closed at once; when another ends, the next one is served."""
     with connection(limited), connection(limited), connection(limited), connection(limited):

@@ -248,6 +248,32 @@ def test_tokens_and_owners(guarded: ServedPlatform) -> None:
         assert response.status_code == status
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:7080", 404),
+        ("127.0.0.1", 404),
+        ("[::1]:7080", 404),
+        ("evil.example:7080", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("", 403),
+    ],
+)
+def test_without_authentication_only_loopback_hosts_are_served(
+    http: ServedPlatform, host: str, status: int
+) -> None:
+    """A web page whose host name leads to this machine cannot call it: its Host is rejected."""
+    response = httpx.get(f"{http.url}/v1/payments/none", headers={"Host": host})
+    assert response.status_code == status
+    assert reason_of(response) == ("NOT_FOUND" if status == 404 else "PERMISSION_DENIED")
+
+
+def test_with_tokens_any_host_is_served(guarded: ServedPlatform) -> None:
+    """Behind a proxy the Host is that of the proxy; the token decides."""
+    headers = {"Host": "api.example", "Authorization": f"Bearer {token_of('shop')}"}
+    assert httpx.get(f"{guarded.url}/v1/payments/none", headers=headers).status_code == 404
+
+
 def test_the_trace_of_the_caller_continues(http: ServedPlatform) -> None:
     """traceparent is passed on: the answer has its trace id."""
     trace = "0af7651916cd43dd8448eb211c80319c"

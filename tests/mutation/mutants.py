@@ -981,6 +981,35 @@ MUTANTS = (
         "is_replaced=False,",
         "tests/services/payment/charges/test_fallback_fences.py",
     ),
+    # the HTTP server
+    Mutant(
+        "any Idempotency-Key is accepted",
+        f"{_SERVER}/http/binding.py",
+        "if values.get(field) != key:",
+        "if False:",
+        "tests/http/test_json_calls.py::test_the_idempotency_key",
+    ),
+    Mutant(
+        "a traceparent may have a card number",
+        f"{_SERVER}/http/transcoder.py",
+        " and not match[1].isdigit() and not is_card_number(match[2])",
+        "",
+        "tests/http/test_card_numbers.py",
+    ),
+    Mutant(
+        "the last of two equal fields counts",
+        f"{_SERVER}/http/json_reader.py",
+        "if len(fields) != len(pairs):",
+        "if False:",
+        "tests/http/test_message_json.py",
+    ),
+    Mutant(
+        "without authentication any host is served",
+        f"{_SERVER}/http/transcoder.py",
+        'if not _is_loopback_host(request.http.headers.get("Host", "")):',
+        "if False:",
+        "tests/http/test_json_calls.py",
+    ),
 )
 
 

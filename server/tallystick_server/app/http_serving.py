@@ -137,7 +137,11 @@ async def start_http_server(
     catch_up_task.wake()
     server = HttpServer(
         [
-            *_routes({name: channels[address] for name, address in addresses.items()}, stopping),
+            *_routes(
+                {name: channels[address] for name, address in addresses.items()},
+                stopping,
+                authenticates=settings.authentication != "none",
+            ),
             *webhooks.routes(),
         ],
         HttpLimits(
@@ -210,8 +214,10 @@ def _receive_calls(
     }
 
 
-def _routes(channels: Mapping[str, grpc.aio.Channel], stopping: asyncio.Event) -> list[Route]:
-    """Every route. `channels`: by service."""
+def _routes(
+    channels: Mapping[str, grpc.aio.Channel], stopping: asyncio.Event, *, authenticates: bool
+) -> list[Route]:
+    """The routes of health, documentation and calls. `channels`: by service."""
     descriptors = {spec.name: spec.descriptor for spec in SERVICES}
     return [
         health_route([*dict.fromkeys(channels.values())], stopping),
@@ -219,5 +225,6 @@ def _routes(channels: Mapping[str, grpc.aio.Channel], stopping: asyncio.Event) -
         *transcoded_routes(
             http_rules(descriptors.values()),
             {descriptor.full_name: channels[name] for name, descriptor in descriptors.items()},
+            authenticates=authenticates,
         ),
     ]

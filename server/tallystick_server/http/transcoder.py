@@ -4,6 +4,7 @@ ordinary gRPC channel, with the caller's own token and deadline.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,7 +24,7 @@ from tallystick_server.http.grpc_status import status_of
 from tallystick_server.http.http_rules import HttpRule
 from tallystick_server.http.message_encoder import encoder
 from tallystick_server.http.request import Request
-from tallystick_server.http.routing import Route
+from tallystick_server.http.routing import Handler, Route
 
 REQUEST_TIMEOUT = "Request-Timeout"
 REPLAYED, TRACE_ID = "Idempotent-Replayed", "Trace-Id"
@@ -36,17 +37,49 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2
 
 
 def transcoded_routes(
-    rules: Sequence[HttpRule], channels: Mapping[str, grpc.aio.Channel]
+    rules: Sequence[HttpRule],
+    channels: Mapping[str, grpc.aio.Channel],
+    *,
+    authenticates: bool = True,
 ) -> list[Route]:
-    """A route for each rule. `channels`: by the full name of the service."""
+    """A route for each rule. `channels`: by the full name of the service. If it does not
+    authenticate callers, only requests to a loopback host are accepted: a web page whose name leads
+    to this machine could read the answers.
+    """
+    guard = (lambda handler: handler) if authenticates else require_loopback_host
     return [
         Route(
             rule.http_method,
             rule.path,
-            _Method(rule, channels[rule.method.containing_service.full_name]).handle,
+            guard(_Method(rule, channels[rule.method.containing_service.full_name]).handle),
         )
         for rule in rules
     ]
+
+
+def require_loopback_host(handler: Handler) -> Handler:
+    """A handler that rejects requests to the name of another host."""
+
+    async def handle(request: Request) -> web.StreamResponse:
+        if not _is_loopback_host(request.http.headers.get("Host", "")):
+            raise HttpError(
+                ApiError(
+                    ErrorReason.PERMISSION_DENIED,
+                    "The header Host must be localhost or a loopback address while "
+                    "authentication is none.",
+                )
+            )
+        return await handler(request)
+
+    return handle
+
+
+def _is_loopback_host(header: str) -> bool:
+    host = re.sub(r":[0-9]*\Z", "", header).strip("[]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class _Method:
