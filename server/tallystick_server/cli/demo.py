@@ -123,6 +123,8 @@ async def _run(settings: Settings, database_urls: DatabaseUrls, *, once: bool) -
         if once:
             return
         _print_grpcurl_hints(server.address)
+        if server.http_address:
+            print_line(f"\nThe same calls by JSON over HTTP: http://{server.http_address}/docs")
         # from now on warnings, such as alerts, are shown
         logging.getLogger().setLevel(logging.WARNING)
         print_line("\nThe platform keeps running until Ctrl-C.")
