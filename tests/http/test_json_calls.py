@@ -328,7 +328,7 @@ def test_a_caller_that_leaves_cancels_its_call(http: ServedPlatform) -> None:
         client.stream("GET", f"{http.url}/v1/events:stream?follow=true") as response,
     ):
         first_line = next(response.iter_lines())
-        assert rpc_server.stream_count == 1, first_line
+        assert eventually(lambda: rpc_server.stream_count == 1), first_line
     assert eventually(lambda: rpc_server.stream_count == 0)
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{http.url}/v1/payments", json=new_payment("tok_delay:20000"), timeout=0.5)
