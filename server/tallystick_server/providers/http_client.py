@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 import aiohttp
 import orjson
 
-from tallystick_core.provider.outcome import NotSent, RetryReason, Unknown
+from tallystick_core.provider.outcome import NotSent, Unknown
+from tallystick_server.providers.http_answer import parse_retry_after, retry_reason_of
 
 _MAX_BODY_BYTES = 256 * 1024
-MAX_RETRY_AFTER_SECONDS = 86_400.0
-"""The longest wait that a provider may ask for."""
 
 R = TypeVar("R")
 
@@ -63,22 +60,9 @@ async def _parse_response(
     except (ValueError, KeyError, TypeError) as error:
         return Unknown(
             f"status {response.status} without a usable answer: {type(error).__name__}",
-            _retry_reason(response.status),
+            retry_reason_of(response.status),
             retry_after,
         )
-
-
-def _retry_reason(status: int) -> RetryReason:
-    """Why a request is tried again if only the status of its answer can be read."""
-    match status:
-        case 401 | 403:
-            return RetryReason.UNAUTHORIZED
-        case 429:
-            return RetryReason.THROTTLED
-        case _ if status >= 500:
-            return RetryReason.SERVER_ERROR
-        case _:
-            return RetryReason.NO_ANSWER
 
 
 async def _read_body(response: aiohttp.ClientResponse) -> Any:
@@ -91,16 +75,3 @@ async def _read_body(response: aiohttp.ClientResponse) -> Any:
         if len(body) > _MAX_BODY_BYTES:
             raise ValueError(f"more than {_MAX_BODY_BYTES} bytes")
     return orjson.loads(bytes(body))
-
-
-def parse_retry_after(header: str, date: str) -> float:
-    """Parses Retry-After in seconds, at most a day; 0 if it is missing or invalid. It is a number
-    of seconds, or a time, which counts from the provider's own `date`.
-    """
-    if re.fullmatch(r"[0-9]{1,30}(\.[0-9]{1,9})?", header, re.ASCII):
-        return min(float(header), MAX_RETRY_AFTER_SECONDS)
-    try:
-        delay = parsedate_to_datetime(header) - parsedate_to_datetime(date)
-    except (ValueError, TypeError):  # no date, or only one of them has a time zone
-        return 0.0
-    return min(max(delay.total_seconds(), 0.0), MAX_RETRY_AFTER_SECONDS)
