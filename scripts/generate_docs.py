@@ -129,6 +129,7 @@ def _settings(_: str) -> str:
         for setting in group:
             unit = f", {setting.unit}" if setting.unit and setting.unit not in setting.type else ""
             default = "empty" if setting.default in _EMPTY_DEFAULTS else f"`{setting.default}`"
+            default = default.replace("`none: it must be set`", "none; it must be set")
             cells = (
                 f"`{setting.path.rpartition('.')[2]}`",
                 f"{setting.type}{unit}",

@@ -127,10 +127,11 @@ def test_a_provider_must_be_able_to_do_what_it_is_chosen_for(
 
 
 WRONG_SECTIONS = [
-    ("[providers.stripe]", "providers.stripe.type (TALLYSTICK_PROVIDERS__STRIPE__TYPE) must be set "
-     "to one of sandbox: stripe is not a type."),
-    ('[providers.sandbox]\ntype = "stripe"', "providers.sandbox.type must be one of sandbox."),
-    ("[providers.sandbox]\ntype = 3", "providers.sandbox.type must be one of sandbox."),
+    ("[providers.bank]", "providers.bank.type (TALLYSTICK_PROVIDERS__BANK__TYPE) must be set "
+     "to one of sandbox, stripe: bank is not a type."),
+    ('[providers.sandbox]\ntype = "bank"',
+     "providers.sandbox.type must be one of sandbox, stripe."),
+    ("[providers.sandbox]\ntype = 3", "providers.sandbox.type must be one of sandbox, stripe."),
     ("[providers.sandbox-b]", "providers.sandbox-b must have a name of at most 32 of a-z, 0-9 and "
      "single _, which begins with a letter."),
     ("[providers.Sandbox]", "providers.Sandbox must have a name of at most 32 of a-z, 0-9 and "
@@ -142,7 +143,7 @@ WRONG_SECTIONS = [
     ('[providers.throttled]\ntype = "sandbox"',
      "providers.throttled must not have the name of a retry reason."),
     ("[providers.configured]", "providers.configured.type (TALLYSTICK_PROVIDERS__CONFIGURED__TYPE) "
-     "must be set to one of sandbox: configured is not a type."),
+     "must be set to one of sandbox, stripe: configured is not a type."),
     ("providers.configured = 3",
      "providers.configured is not a setting. Did you mean providers."),
     ("providers.timeot = 3", "providers.timeot is not a setting. Did you mean providers.timeout?"),
@@ -186,11 +187,11 @@ def test_a_wrong_section_of_a_provider_is_named(toml_file: Path, text: str, expe
         (
             "TALLYSTICK_PROVIDERS__SANDBAX__URL",
             "providers.sandbax.type (TALLYSTICK_PROVIDERS__SANDBAX__TYPE) must be set to one of "
-            "sandbox: sandbax is not a type.",
+            "sandbox, stripe: sandbax is not a type.",
         ),
         (
             "TALLYSTICK_PROVIDERS__SANDBAX__TYPE",
-            "TALLYSTICK_PROVIDERS__SANDBAX__TYPE must be one of sandbox.",
+            "TALLYSTICK_PROVIDERS__SANDBAX__TYPE must be one of sandbox, stripe.",
         ),
         (
             "TALLYSTICK_PROVIDERS__sandbox__url",

@@ -265,11 +265,6 @@ FORBIDDEN_PATTERNS = [
         ("server", "storage", "clients/python/tallystick"),
         "checks are errors, not assertions",
     ),
-    (
-        r"\bimport stripe\b|from stripe",
-        ("server/tallystick_server/payment", "server/tallystick_core", "storage"),
-        "providers are used through their interface",
-    ),
 ]
 
 

@@ -73,6 +73,9 @@ class ScriptedPaymentProvider:
         self._outcome_of = outcome_of
         self._send = send
 
+    def reject_amount(self, amount: int, currency: str, method: str) -> str | None:
+        return None
+
     async def send(self, request: ChargeRequest) -> ChargeOutcome:
         if self._send is not None:
             return await self._send(request)

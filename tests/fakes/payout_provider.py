@@ -38,6 +38,9 @@ class ScriptedPayoutProvider:
         self.outcomes_by_key: dict[str, PayoutOutcome] = {}
         """The payouts that were made, by idempotency key."""
 
+    def reject_amount(self, amount: int, currency: str) -> str | None:
+        return None
+
     async def submit(self, requests: Sequence[PayoutRequest]) -> Sequence[PayoutOutcome]:
         self.submitted_requests += requests
         outcomes = [self._scripted_outcome(request) or self._pay(request) for request in requests]

@@ -15,11 +15,14 @@ from tests.providers.contract import CHARGE_CASES
 from tests.providers.contract_http import HTTP_CASES
 from tests.providers.contract_payouts import PAYOUT_CASES
 from tests.providers.sandbox_harness import sandbox_in_process, sandbox_over_http
+from tests.providers.stripe_harness import stripe_in_process, stripe_over_http
 
 OpenHarness = Callable[[DatabaseUrls], AbstractAsyncContextManager[Any]]
 HARNESSES: dict[tuple[str, str], OpenHarness] = {
     ("sandbox", "in the process"): sandbox_in_process,
     ("sandbox", "over HTTP"): sandbox_over_http,
+    ("stripe", "in the process"): stripe_in_process,
+    ("stripe", "over HTTP"): stripe_over_http,
 }
 """The harness of each type of provider, for each way in which it is reached."""
 TESTS = [

@@ -62,6 +62,9 @@ class ToyCharges:
         self.name, self.key_window = self.terms.name, self.terms.key_window_seconds
         self.final_not_found: FinalNotFound | None = self.terms.final_not_found
 
+    def reject_amount(self, amount: int, currency: str, method: str) -> str | None:
+        return None
+
     async def send(self, request: ChargeRequest) -> ChargeOutcome:
         if self.is_down:
             return NotSent("the toy bank is closed")

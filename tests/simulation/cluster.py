@@ -374,6 +374,9 @@ class _RemoteChargeProvider(_RemoteProvider):
     def _sandbox(self) -> Sandbox:
         return self._sandboxes[self.name]
 
+    def reject_amount(self, amount: int, currency: str, method: str) -> str | None:
+        return None
+
     async def send(self, request: ChargeRequest) -> ChargeOutcome:
         return await self._call(
             "charge", request, lambda: self._sandbox().charge(request), to_outcome
@@ -426,6 +429,9 @@ class _RemotePayoutProvider(_RemoteProvider):
     ) -> None:
         super().__init__(world, node, key_window, report)
         self._sandbox_payouts = sandbox_payouts
+
+    def reject_amount(self, amount: int, currency: str) -> str | None:
+        return None
 
     async def submit(self, requests: Sequence[PayoutRequest]) -> Sequence[PayoutOutcome]:
         fault_weights = (

@@ -223,6 +223,9 @@ ChargeOutcome = Succeeded | Declined | Pending | NotSent | Unknown
 ChargeLookupOutcome = ChargeOutcome | NotFound
 """The outcomes of a charge lookup."""
 
+RefundOutcome = Succeeded | Declined | Pending | NotSent | Unknown
+"""The outcomes of a refund request. `Succeeded.reference` names the refund."""
+
 
 @dataclass(frozen=True, slots=True)
 class Submitted:

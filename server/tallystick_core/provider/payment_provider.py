@@ -25,6 +25,21 @@ class ChargeRequest:
     """The provider's id of the charge, as an earlier outcome has reported it; "": none has."""
 
 
+@dataclass(frozen=True, slots=True)
+class RefundRequest:
+    """A refund that a provider is asked to make. `key` is the idempotency key. The same key is
+    always sent with the same values.
+    """
+
+    key: str
+    refund_id: str
+    charge_reference: str
+    """The provider's id of the charge."""
+    amount: int
+    """Minor units: a part of the charge, or all of it."""
+    currency: str
+
+
 class PaymentProvider(Protocol):
     """A payment service provider. Its methods never raise, except for a bug: every result is one of
     their outcomes.
@@ -37,6 +52,12 @@ class PaymentProvider(Protocol):
     """Seconds for which the provider honors an idempotency key, counted from its first use."""
     final_not_found: FinalNotFound | None
     """When a NotFound is conclusive; None: never."""
+
+    def reject_amount(self, amount: int, currency: str, method: str) -> str | None:
+        """The rule that makes the provider reject every such charge, such as "must be at least
+        0.50 EUR"; None: it knows none. `amount`: minor units. `method`: the payment method type.
+        """
+        ...
 
     async def send(self, request: ChargeRequest) -> ChargeOutcome:
         """Charges the buyer, or returns the outcome of an earlier request with the same key."""

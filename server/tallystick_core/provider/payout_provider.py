@@ -36,6 +36,12 @@ class PayoutProvider(Protocol):
     max_batch_size: int
     """The maximum number of requests in one submission; 1: the provider has no batches."""
 
+    def reject_amount(self, amount: int, currency: str) -> str | None:
+        """The rule that makes the provider reject every such payout, such as "must be whole units
+        of HUF"; None: it knows none. `amount`: minor units that the seller's bank would receive.
+        """
+        ...
+
     async def submit(self, requests: Sequence[PayoutRequest]) -> Sequence[PayoutOutcome]:
         """Pays, or returns the outcomes of earlier requests with the same keys. Returns one outcome
         per request, in order. Each request has its own key.

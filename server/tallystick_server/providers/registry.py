@@ -15,11 +15,19 @@ from tallystick_server.providers.provider_type import (
 )
 from tallystick_server.providers.sandbox import charges, payouts, risk
 from tallystick_server.providers.sandbox.settings import SandboxSettings
+from tallystick_server.providers.stripe import build as stripe
+from tallystick_server.providers.stripe.settings import StripeSettings
 
 P = TypeVar("P")
 
 PROVIDER_TYPES: dict[str, ProviderType] = {
     "sandbox": ProviderType(SandboxSettings, charges.build, payouts.build, risk.build),
+    "stripe": ProviderType(
+        StripeSettings,
+        stripe.build_charges,
+        stripe.build_payouts,
+        build_webhooks=stripe.build_webhooks,
+    ),
 }
 """Every type of provider, by the name that `providers.<name>.type` has."""
 

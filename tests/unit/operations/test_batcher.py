@@ -263,6 +263,9 @@ class HangingPayoutProvider:
         self.sent_payout_ids: list[str] = []
         self.missing_results = 0
 
+    def reject_amount(self, amount: int, currency: str) -> str | None:
+        return None
+
     async def submit(self, requests: Sequence[PayoutRequest]) -> Sequence[PayoutOutcome]:
         await self.release_event.wait()
         self.sent_payout_ids += [request.payout_id for request in requests]

@@ -88,6 +88,8 @@ def describe_settings() -> list[SettingDescription]:
 
 
 def _format_default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "none: it must be set"
     default = field.default
     if default is None:
         return ""

@@ -62,6 +62,10 @@ class SandboxCharges:
         self.final_not_found = final_not_found
         self._client = client
 
+    def reject_amount(self, amount: int, currency: str, method: str) -> str | None:
+        """The sandbox charges every amount."""
+        return None
+
     async def send(self, request: ChargeRequest) -> ChargeOutcome:
         reply = await self._client.charge(request)
         return to_outcome(reply) if isinstance(reply, Reply) else reply

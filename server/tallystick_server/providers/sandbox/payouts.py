@@ -60,6 +60,10 @@ class SandboxPayoutProvider:
         self.key_window = key_window
         self._client = client
 
+    def reject_amount(self, amount: int, currency: str) -> str | None:
+        """The sandbox pays every amount."""
+        return None
+
     async def submit(self, requests: Sequence[PayoutRequest]) -> Sequence[PayoutOutcome]:
         replies = await self._client.submit(requests)
         if isinstance(replies, NotSent | Unknown):

@@ -62,6 +62,9 @@ class ReferenceProvider:
         self.lookup_references: list[str] = []
         self.cancel_references: list[str] = []
 
+    def reject_amount(self, amount: int, currency: str, method: str) -> str | None:
+        return None
+
     async def send(self, request: ChargeRequest) -> ChargeOutcome:
         return self._first
 

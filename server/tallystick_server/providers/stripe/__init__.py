@@ -1,0 +1,1 @@
+"""Stripe: charges by token, payouts on connected accounts, webhooks and reports."""

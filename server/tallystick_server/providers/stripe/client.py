@@ -1,0 +1,237 @@
+"""How Stripe is called: by its own library, over a bounded transport that can be replaced."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar, cast
+
+import httpx
+import orjson
+import stripe
+
+from tallystick_core.provider.outcome import NotSent, Unknown
+from tallystick_server.providers.stripe.errors import (
+    ForeignAnswer,
+    NoAnswer,
+    NotConnected,
+    Rejection,
+    to_result,
+)
+from tallystick_server.providers.stripe.json_fields import read_flag, read_objects, read_text
+from tallystick_server.providers.stripe.settings import StripeSettings
+
+MAX_BODY_BYTES = 4 * 1024 * 1024
+"""A page of 100 events, each with its object, has less."""
+PAGE_SIZE = 100
+"""The most objects of a page."""
+_MAX_CONNECTIONS = 256
+_TIMEOUT = httpx.Timeout(20.0, connect=3.0)
+"""Seconds. The gateway's own limit counts for a whole call, which may be several requests."""
+
+R = TypeVar("R")
+
+
+RequestBody: TypeAlias = str | bytes | None
+
+
+class Transport(stripe.HTTPClient):
+    """Carries the requests of Stripe's library. Its answers have at most MAX_BODY_BYTES, and are
+    JSON objects, or it raises ForeignAnswer. It raises NotConnected if nothing was sent, and
+    NoAnswer if no whole answer came.
+    """
+
+    name = "tallystick"
+
+    async def request_async(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        post_data: RequestBody = None,
+    ) -> tuple[bytes, int, Mapping[str, str]]:
+        """The answer to one request."""
+        status, plain_headers, body = await self.send(method, url, headers, post_data)
+        answer_headers = httpx.Headers(dict(plain_headers))
+        if not _is_stripe_answer(status, body):
+            raise ForeignAnswer(status, answer_headers)
+        return body, status, answer_headers
+
+    async def send(
+        self, method: str, url: str, headers: Mapping[str, str], body: RequestBody
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """Sends one request. Returns the status, the headers and the body of the answer."""
+        raise NotImplementedError
+
+    async def close_async(self) -> None:
+        """Closes its connections."""
+
+    def download(
+        self, url: str, headers: Mapping[str, str], max_bytes: int
+    ) -> AsyncIterator[bytes]:
+        """The parts of a file. Raises ForeignAnswer if it is none, or is too long."""
+        raise NotImplementedError
+
+
+class HttpTransport(Transport):
+    """Connections to Stripe. No redirect is followed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        limits = httpx.Limits(max_connections=_MAX_CONNECTIONS, max_keepalive_connections=64)
+        self._client = httpx.AsyncClient(
+            timeout=_TIMEOUT, limits=limits, follow_redirects=False, trust_env=False
+        )
+
+    async def send(
+        self, method: str, url: str, headers: Mapping[str, str], body: RequestBody
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        request = self._client.build_request(method, url, headers=headers, content=body or None)
+        try:
+            response = await self._client.send(request, stream=True)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            raise NotConnected(type(error).__name__) from error
+        except httpx.HTTPError as error:
+            raise NoAnswer(type(error).__name__) from error
+        try:
+            return response.status_code, response.headers, await _read(response, MAX_BODY_BYTES)
+        finally:
+            await response.aclose()
+
+    async def download(
+        self, url: str, headers: Mapping[str, str], max_bytes: int
+    ) -> AsyncIterator[bytes]:
+        try:
+            async with self._client.stream("GET", url, headers=headers) as response:
+                if response.status_code != 200:
+                    raise ForeignAnswer(response.status_code, response.headers)
+                async for part in _parts(response, max_bytes):
+                    yield part
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            raise NotConnected(type(error).__name__) from error
+        except httpx.HTTPError as error:
+            raise NoAnswer(type(error).__name__) from error
+
+    async def close_async(self) -> None:
+        await self._client.aclose()
+
+
+async def _read(response: httpx.Response, max_bytes: int) -> bytes:
+    try:
+        return b"".join([part async for part in _parts(response, max_bytes)])
+    except httpx.HTTPError as error:
+        raise NoAnswer(type(error).__name__) from error
+
+
+async def _parts(response: httpx.Response, max_bytes: int) -> AsyncIterator[bytes]:
+    size = 0
+    async for part in response.aiter_bytes():
+        size += len(part)
+        if size > max_bytes:
+            raise ForeignAnswer(response.status_code, response.headers)
+        yield part
+
+
+def _is_stripe_answer(status: int, body: bytes) -> bool:
+    """Whether an answer has the form of Stripe's: an object, or an error with its table."""
+    try:
+        content = orjson.loads(body)
+    except ValueError:
+        return False
+    if not isinstance(content, dict) or 300 <= status < 400:
+        return False
+    return status < 300 or isinstance(content.get("error"), dict)
+
+
+def _parse_page(answer: Answer) -> tuple[Sequence[Mapping[str, Any]], bool]:
+    """The objects of a page, and whether there are more. Raises ValueError."""
+    objects = read_objects(answer.body)
+    for fields in objects:
+        read_text(fields, "id")
+    return objects, read_flag(answer.body, "has_more")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Stripe's answer to a request that it accepted."""
+
+    body: Mapping[str, Any]
+    is_replayed: bool
+    """Whether it is the first answer to the same idempotency key, which may be out of date."""
+    date: str
+    """When it was sent, as an HTTP date of Stripe's clock; "": unknown."""
+
+
+class StripeApi:
+    """The API of Stripe with one key. `files_url`: the server that holds files."""
+
+    def __init__(self, settings: StripeSettings, transport: Transport | None = None) -> None:
+        stripe.enable_telemetry = False
+        for name in ("stripe", "httpx", "httpcore"):  # they log addresses and the texts of errors
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self.transport = transport or HttpTransport()
+        self._api_key = settings.api_key
+        self._files_url = settings.files_base.rstrip("/")
+        url = settings.url.rstrip("/")
+        client = stripe.StripeClient(
+            settings.api_key,
+            http_client=self.transport,
+            max_network_retries=0,
+            base_addresses={
+                "api": url,
+                "connect": url,
+                "files": self._files_url,
+                "meter_events": url,
+            },
+        )
+        self.v1 = client.v1
+        """The calls of Stripe's library. Each is awaited by `call`."""
+
+    async def call(
+        self, request: Awaitable[Any], parse: Callable[[Answer], R]
+    ) -> R | Rejection | NotSent | Unknown:
+        """The result of `parse`. An answer that `parse` rejects with KeyError, TypeError or
+        ValueError is Unknown.
+        """
+        try:
+            response = cast(stripe.StripeObject, await request).last_response
+            if response is None or not isinstance(response.data, dict):
+                return Unknown("an answer without an object")
+            headers = response.headers
+            is_replayed = headers.get("idempotent-replayed", "") == "true"
+            return parse(Answer(response.data, is_replayed, headers.get("date", "")))
+        except stripe.StripeError as error:
+            return to_result(error)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            return Unknown(f"an answer that cannot be read: {type(error).__name__}")
+
+    async def read_pages(
+        self, request_page: Callable[[str], Awaitable[Any]], max_pages: int
+    ) -> AsyncIterator[Sequence[Mapping[str, Any]] | Rejection | NotSent | Unknown]:
+        """The objects of a list, a page each, the newest first. `request_page`: requests the page
+        after the object with this id; "": the first. A page without a usable answer is the last,
+        and so is Unknown after `max_pages`.
+        """
+        after = ""
+        for _ in range(max_pages):
+            page = await self.call(request_page(after), _parse_page)
+            if not isinstance(page, tuple):
+                yield page
+                return
+            objects, has_more = page
+            yield objects
+            if not has_more or not objects:
+                return
+            after = read_text(objects[-1], "id")
+        yield Unknown(f"a list of more than {max_pages} pages")
+
+    async def download_file(self, file_id: str, max_bytes: int) -> AsyncIterator[bytes]:
+        """The parts of a file. Raises `stripe.StripeError` if it cannot be read as a whole."""
+        url = f"{self._files_url}/v1/files/{file_id}/contents"
+        headers = {"Authorization": f"Bearer {self._api_key}"}
+        async for part in self.transport.download(url, headers, max_bytes):
+            yield part
+
+    async def close(self) -> None:
+        await self.transport.close_async()

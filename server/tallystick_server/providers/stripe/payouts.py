@@ -1,0 +1,398 @@
+"""Stripe as a payout provider. A payout is two movements: a transfer from the platform's balance to
+the seller's connected account, and a payout from there to the seller's bank.
+
+The reference of a payout is Stripe's id of its transfer. A payout that fails is declined, or
+returned, only once its transfer is reversed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from tallystick_core.provider.outcome import (
+    Declined,
+    NotFound,
+    NotSent,
+    PayoutFailure,
+    PayoutLookupOutcome,
+    PayoutOutcome,
+    Pending,
+    PendingReason,
+    RetryReason,
+    Returned,
+    Unknown,
+    VerificationOutcome,
+    Verified,
+)
+from tallystick_core.provider.payout_provider import PayoutRequest
+from tallystick_server.providers.provider_type import ProviderTerms
+from tallystick_server.providers.stripe.client import PAGE_SIZE, StripeApi
+from tallystick_server.providers.stripe.errors import (
+    PAYOUT_REJECTIONS,
+    Effect,
+    Rejection,
+    to_unknown,
+)
+from tallystick_server.providers.stripe.json_fields import (
+    read_flag,
+    read_objects,
+    read_optional_table,
+    read_optional_text,
+    read_text,
+    require_kind,
+)
+from tallystick_server.providers.stripe.money import (
+    UnsupportedAmount,
+    to_stripe_payout,
+)
+from tallystick_server.providers.stripe.transfer import (
+    BankPayout,
+    Transfer,
+    declined,
+    parse_payout,
+    parse_transfer,
+    to_failed_outcome,
+    to_metadata,
+    to_outcome,
+)
+
+if TYPE_CHECKING:
+    from stripe import RequestOptions
+    from stripe.params import EventListParams, PayoutListParams
+
+_ACCOUNT = re.compile(r"acct_[!-~]{1,95}", re.ASCII)
+_MAX_PAGES = 10
+_CREATION_MARGIN_SECONDS = 3600
+"""How much longer than the key window a payout may be created after its transfer."""
+
+Problem = Rejection | NotSent | Unknown
+"""What a call returns that is not answered with its object."""
+
+
+class StripePayouts:
+    """The payouts of one account of Stripe to the accounts that are connected to it."""
+
+    max_batch_size = 1
+
+    def __init__(self, terms: ProviderTerms, api: StripeApi) -> None:
+        self.name = terms.name
+        self.key_window = terms.key_window_seconds
+        self._api = api
+
+    def reject_amount(self, amount: int, currency: str) -> str | None:
+        """As in `PayoutProvider`."""
+        try:
+            to_stripe_payout(amount, currency)
+        except UnsupportedAmount as error:
+            return str(error)
+        return None
+
+    async def submit(self, requests: Sequence[PayoutRequest]) -> Sequence[PayoutOutcome]:
+        return [await self._submit(request) for request in requests]
+
+    async def _submit(self, request: PayoutRequest) -> PayoutOutcome:
+        amount = _amount_to_send(request)
+        if isinstance(amount, Declined):
+            return amount
+        transfer = await self._create_transfer(request, amount)
+        if not isinstance(transfer, Transfer):
+            return _to_outcome(transfer)
+        if transfer.key != request.key:
+            return _mismatched()
+        if transfer.is_reversed:  # its money is gone: no payout may be created any more
+            outcome = await self._follow(transfer, request)
+            return Unknown(outcome.detail) if isinstance(outcome, NotFound) else outcome
+        payout = await self._create_payout(request, amount, transfer)
+        if isinstance(payout, Rejection) and payout.is_definite:
+            return await self._reverse(transfer, request, _to_declined(payout, transfer))
+        return await self._conclude(payout, transfer, request)
+
+    async def look_up(self, request: PayoutRequest) -> PayoutLookupOutcome:
+        """Reverses the transfer of a payout that has failed, or that was never created."""
+        if not _ACCOUNT.fullmatch(request.bank_account_token):
+            return _NOT_AN_ACCOUNT
+        transfer = await self._find_transfer(request)
+        if isinstance(transfer, Transfer):
+            return await self._follow(transfer, request)
+        return transfer
+
+    async def verify(self, bank_account_token: str, currency: str) -> VerificationOutcome:
+        if not _ACCOUNT.fullmatch(bank_account_token):
+            return _NOT_AN_ACCOUNT
+        result = await self._api.call(
+            self._api.v1.accounts.retrieve_async(bank_account_token),
+            lambda answer: to_verification(answer.body, currency),
+        )
+        if not isinstance(result, Rejection):
+            return result
+        if result.is_definite or result.effect is Effect.NOT_FOUND:
+            return Declined(PayoutFailure.DESTINATION_REJECTED, result.code)
+        return to_unknown(result)
+
+    async def _create_transfer(self, request: PayoutRequest, amount: int) -> Transfer | Problem:
+        created = await self._api.call(
+            self._api.v1.transfers.create_async(
+                {
+                    "amount": amount,
+                    "currency": request.currency.lower(),
+                    "destination": request.bank_account_token,
+                    "transfer_group": request.payout_id,
+                    "metadata": {"payout_id": request.payout_id, "key": request.key},
+                },
+                {"idempotency_key": f"{request.key}-transfer"},
+            ),
+            lambda answer: (parse_transfer(answer), answer.is_replayed),
+        )
+        if not isinstance(created, tuple):
+            return created
+        transfer, is_replayed = created
+        if not is_replayed:
+            return transfer
+        current = await self._read_transfer(transfer.id)  # it may have been reversed since
+        return current if isinstance(current, Transfer) else _unknown_of(current, transfer.id)
+
+    async def _create_payout(
+        self, request: PayoutRequest, amount: int, transfer: Transfer
+    ) -> BankPayout | Problem:
+        created = await self._api.call(
+            self._api.v1.payouts.create_async(
+                {
+                    "amount": amount,
+                    "currency": request.currency.lower(),
+                    "metadata": {
+                        "payout_id": request.payout_id,
+                        "key": request.key,
+                        "transfer": transfer.id,
+                    },
+                },
+                {
+                    "idempotency_key": f"{request.key}-payout",
+                    "stripe_account": request.bank_account_token,
+                },
+            ),
+            lambda answer: (parse_payout(answer.body), answer.is_replayed),
+        )
+        if not isinstance(created, tuple):
+            return created
+        payout, is_replayed = created
+        return await self._read_payout(payout.id, request) if is_replayed else payout
+
+    async def _find_transfer(
+        self, request: PayoutRequest
+    ) -> Transfer | NotFound | NotSent | Unknown:
+        """The transfer of a payout, by its reference or among those of its group."""
+        if request.reference:
+            found = await self._read_transfer(request.reference)
+            if isinstance(found, Rejection) and found.effect is Effect.NOT_FOUND:
+                return NotFound()
+            return to_unknown(found) if isinstance(found, Rejection) else found
+        transfers = await self._api.call(
+            self._api.v1.transfers.list_async(
+                {"transfer_group": request.payout_id, "limit": PAGE_SIZE}
+            ),
+            lambda answer: [
+                parse_transfer(replace(answer, body=fields)) for fields in read_objects(answer.body)
+            ],
+        )
+        if isinstance(transfers, Rejection):
+            return to_unknown(transfers)
+        if not isinstance(transfers, list):
+            return transfers
+        matching = [transfer for transfer in transfers if transfer.key == request.key]
+        return matching[0] if matching else NotFound()
+
+    async def _read_transfer(self, transfer_id: str) -> Transfer | Problem:
+        return await self._api.call(
+            self._api.v1.transfers.retrieve_async(transfer_id), parse_transfer
+        )
+
+    async def _read_payout(self, payout_id: str, request: PayoutRequest) -> BankPayout | Problem:
+        return await self._api.call(
+            self._api.v1.payouts.retrieve_async(payout_id, {}, _on_account_of(request)),
+            lambda answer: parse_payout(answer.body),
+        )
+
+    async def _find_payout(
+        self, transfer: Transfer, request: PayoutRequest
+    ) -> BankPayout | Problem | None:
+        """The payout of a transfer among those of the account. None: there is none."""
+        last_time = transfer.create_time + int(self.key_window) + _CREATION_MARGIN_SECONDS
+
+        def request_page(after: str) -> Awaitable[Any]:
+            params: PayoutListParams = {
+                "created": {"gte": transfer.create_time, "lte": last_time},
+                "limit": PAGE_SIZE,
+            }
+            if after:
+                params["starting_after"] = after
+            return self._api.v1.payouts.list_async(params, _on_account_of(request))
+
+        async for page in self._api.read_pages(request_page, _MAX_PAGES):
+            if isinstance(page, Rejection | NotSent | Unknown):
+                return page
+            for fields in page:
+                if read_optional_table(fields, "metadata").get("key") == request.key:
+                    return _parse_or_unknown(fields)
+        return None
+
+    async def _follow(self, transfer: Transfer, request: PayoutRequest) -> PayoutLookupOutcome:
+        """The outcome of a payout whose transfer is known."""
+        if transfer.key != request.key:
+            return _mismatched()
+        if transfer.recorded_outcome is not None:
+            return transfer.recorded_outcome
+        payout = await self._find_payout(transfer, request)
+        if payout is not None:
+            return await self._conclude(payout, transfer, request)
+        if transfer.is_reversed:
+            return declined(transfer, "transfer_reversed")
+        # Once the key is forgotten, nothing is sent any more, and nothing can still arrive.
+        if transfer.age_seconds > self.key_window + _CREATION_MARGIN_SECONDS:
+            return await self._reverse(transfer, request, declined(transfer, "payout_not_created"))
+        return NotFound("the transfer is made, and its payout is not found")
+
+    async def _conclude(
+        self, payout: BankPayout | Problem, transfer: Transfer, request: PayoutRequest
+    ) -> PayoutOutcome:
+        """The outcome of a payout, after the reversal of its transfer if it has failed."""
+        if not isinstance(payout, BankPayout):
+            return _unknown_of(payout, transfer.id)
+        if payout.key != request.key:
+            return _mismatched()
+        try:
+            outcome = to_outcome(payout, transfer)
+            if outcome is None:
+                was_paid = await self._was_paid(payout, request)
+                if not isinstance(was_paid, bool):
+                    return _unknown_of(was_paid, transfer.id)
+                outcome = to_failed_outcome(payout, transfer, was_paid=was_paid)
+        except UnsupportedAmount:
+            return Unknown("an amount that cannot be read", reference=transfer.id)
+        if isinstance(outcome, Declined | Returned):
+            return await self._reverse(transfer, request, outcome)
+        return outcome
+
+    async def _was_paid(self, payout: BankPayout, request: PayoutRequest) -> bool | Problem:
+        """Whether Stripe has reported the payout as paid, which it may do days before it fails."""
+
+        def request_page(after: str) -> Awaitable[Any]:
+            params: EventListParams = {
+                "type": "payout.paid",
+                "created": {"gte": payout.create_time},
+                "limit": PAGE_SIZE,
+            }
+            if after:
+                params["starting_after"] = after
+            return self._api.v1.events.list_async(params, _on_account_of(request))
+
+        async for page in self._api.read_pages(request_page, _MAX_PAGES):
+            if isinstance(page, Rejection | NotSent | Unknown):
+                return page
+            for event in page:
+                object_ = read_optional_table(read_optional_table(event, "data"), "object")
+                if object_.get("id") == payout.id:
+                    return True
+        return False
+
+    async def _reverse(
+        self, transfer: Transfer, request: PayoutRequest, outcome: Declined | Returned
+    ) -> PayoutOutcome:
+        """Takes the money of a transfer back, and returns the outcome once that is certain. Stripe
+        keeps the outcome with the reversal.
+        """
+        reversal = await self._api.call(
+            self._api.v1.transfers.reversals.create_async(
+                transfer.id,
+                {"amount": transfer.amount, "metadata": to_metadata(outcome)},
+                {"idempotency_key": f"{request.key}-reversal"},
+            ),
+            lambda answer: require_kind(answer.body, "transfer_reversal"),
+        )
+        if reversal is None:
+            return outcome
+        current = await self._read_transfer(transfer.id)
+        if isinstance(current, Transfer) and current.is_reversed:
+            return current.recorded_outcome or outcome
+        return _unknown_of(reversal, transfer.id)
+
+
+_NOT_AN_ACCOUNT = Declined(PayoutFailure.DESTINATION_REJECTED, "not_a_connected_account")
+
+
+def _amount_to_send(request: PayoutRequest) -> int | Declined:
+    """The amount as Stripe writes it; Declined: nothing can be sent."""
+    if not _ACCOUNT.fullmatch(request.bank_account_token):
+        return _NOT_AN_ACCOUNT
+    try:
+        return to_stripe_payout(request.amount, request.currency)
+    except UnsupportedAmount:
+        return Declined(PayoutFailure.PROVIDER_REJECTED, "amount_not_supported")
+
+
+def _on_account_of(request: PayoutRequest) -> RequestOptions:
+    return {"stripe_account": request.bank_account_token}
+
+
+def _parse_or_unknown(fields: Mapping[str, Any]) -> BankPayout | Unknown:
+    try:
+        return parse_payout(fields)
+    except ValueError as error:
+        return Unknown(f"a payout that cannot be read: {error}")
+
+
+def _to_outcome(problem: Problem) -> PayoutOutcome:
+    """The outcome of a transfer that was not created, as far as the answer says."""
+    if not isinstance(problem, Rejection):
+        return problem
+    return _to_declined(problem, None) if problem.is_definite else to_unknown(problem)
+
+
+def _to_declined(rejection: Rejection, transfer: Transfer | None) -> Declined:
+    """The outcome of a movement that Stripe definitely rejects."""
+    if rejection.rejects_account:
+        reason = PayoutFailure.DESTINATION_REJECTED
+    elif rejection.code in PAYOUT_REJECTIONS:
+        reason = PayoutFailure.PROVIDER_DECLINED
+    else:
+        reason = PayoutFailure.PROVIDER_REJECTED
+    if transfer is None:
+        return Declined(reason, rejection.code)
+    return Declined(reason, rejection.code, transfer.id, transfer.payout_id)
+
+
+def _mismatched() -> Unknown:
+    return Unknown("Stripe answered about another payout", RetryReason.MISMATCHED_OPERATION)
+
+
+def _unknown_of(problem: Problem, reference: str) -> Unknown:
+    """The outcome of a payout whose transfer is made, when a later request has no usable answer."""
+    match problem:
+        case Unknown():
+            return replace(problem, reference=reference)
+        case NotSent():
+            return Unknown(problem.detail, reference=reference)
+        case Rejection():
+            return replace(to_unknown(problem), reference=reference)
+
+
+def to_verification(account: Mapping[str, Any], currency: str) -> VerificationOutcome:
+    """Whether Stripe can pay out from a connected account in a currency. Raises ValueError."""
+    require_kind(account, "account")
+    requirements = read_optional_table(account, "requirements")
+    disabled_reason = read_optional_text(requirements, "disabled_reason")
+    if not read_flag(account, "payouts_enabled"):
+        if disabled_reason.startswith("rejected."):
+            return Declined(PayoutFailure.DESTINATION_REJECTED, disabled_reason)
+        return Pending(PendingReason.PROVIDER_REVIEW)
+    bank_accounts = read_optional_table(account, "external_accounts")
+    if not bank_accounts:  # the platform may not see them
+        return Verified()
+    currencies = {
+        read_text(bank_account, "currency").upper() for bank_account in read_objects(bank_accounts)
+    }
+    if currency in currencies:
+        return Verified()
+    return Declined(PayoutFailure.DESTINATION_REJECTED, "no_bank_account_in_currency")
