@@ -1,0 +1,367 @@
+"""Charges of Stripe: what each status of a PaymentIntent means, and how a failed one ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tallystick_core.provider.outcome import (
+    ChargeLookupOutcome,
+    Declined,
+    FailureReason,
+    FinalNotFound,
+    NotFound,
+    Pending,
+    PendingReason,
+    ProviderFee,
+    RetryReason,
+    Succeeded,
+    Unknown,
+)
+from tallystick_core.provider.payment_provider import ChargeRequest
+from tallystick_server.providers.stripe.charges import StripeCharges
+from tallystick_server.providers.stripe.errors import NoAnswer, NotConnected
+from tests.providers.stripe.scripted_stripe import TERMS, ScriptedTransport, api_of, error
+
+CREATE, READ = "POST /v1/payment_intents", "GET /v1/payment_intents/pi_1"
+CANCEL, SEARCH = "POST /v1/payment_intents/pi_1/cancel", "GET /v1/payment_intents/search"
+REQUEST = ChargeRequest("dev-o-po1-1", "o-po1", 1234, "EUR", "pm_card_visa", "CARD")
+WITH_REFERENCE = replace(REQUEST, reference="pi_1")
+DECLINE = {"code": "card_declined", "decline_code": "insufficient_funds"}
+DECLINED = Declined(FailureReason.INSUFFICIENT_FUNDS, "insufficient_funds", "pi_1", "o-po1")
+
+
+def intent(status: str, **changes: Any) -> dict[str, Any]:
+    """A PaymentIntent as Stripe answers it."""
+    return {
+        "id": "pi_1",
+        "object": "payment_intent",
+        "status": status,
+        "amount_received": 1234 if status == "succeeded" else 0,
+        "currency": "eur",
+        "metadata": {"charge_id": "o-po1", "key": "dev-o-po1-1"},
+        "last_payment_error": None,
+        "cancellation_reason": None,
+        "next_action": None,
+        "latest_charge": None,
+        **changes,
+    }
+
+
+def card_error(**changes: Any) -> Any:
+    """A decline, whose PaymentIntent stays open."""
+    declined = intent("requires_payment_method", last_payment_error=DECLINE)
+    return error(402, "card_error", **DECLINE, payment_intent=declined, **changes)
+
+
+def canceled(**changes: Any) -> dict[str, Any]:
+    return intent("canceled", **changes)
+
+
+def run(
+    transport: ScriptedTransport,
+    call: str,
+    request: ChargeRequest = REQUEST,
+    suffix: str = "",
+) -> ChargeLookupOutcome:
+    async def work() -> ChargeLookupOutcome:
+        charges = StripeCharges(TERMS, api_of(transport), suffix)
+        outcome: ChargeLookupOutcome = await getattr(charges, call)(request)
+        return outcome
+
+    return asyncio.run(work())
+
+
+def test_a_charge_is_one_confirmed_payment_intent() -> None:
+    """The request has the key of the attempt, the charge's id, and no redirect; the outcome has
+    Stripe's money, its fee in the currency of the balance, and the charge's id.
+    """
+    transport = ScriptedTransport()
+    balance = {"id": "txn_1", "fee": 63, "currency": "chf"}
+    charge = {"id": "ch_1", "balance_transaction": balance}
+    transport.script(CREATE, intent("succeeded", latest_charge=charge))
+    outcome = run(transport, "send", suffix="SHOP")
+    assert outcome == Succeeded("pi_1", 1234, "EUR", "o-po1")
+    assert isinstance(outcome, Succeeded)
+    assert (outcome.fee, outcome.client_reference) == (ProviderFee(63, "CHF"), "o-po1")
+    (request,) = transport.requests
+    assert request.key == "dev-o-po1-1"
+    assert request.values == {
+        "amount": "1234",
+        "currency": "eur",
+        "payment_method": "pm_card_visa",
+        "confirm": "true",
+        "automatic_payment_methods[enabled]": "true",
+        "automatic_payment_methods[allow_redirects]": "never",
+        "metadata[charge_id]": "o-po1",
+        "metadata[key]": "dev-o-po1-1",
+        "transfer_group": "o-po1",
+        "expand[0]": "latest_charge.balance_transaction",
+        "statement_descriptor_suffix": "SHOP",
+    }
+    assert "X-Stripe-Client-Telemetry" not in request.headers
+
+
+def test_a_fee_that_is_not_known_is_not_zero() -> None:
+    """Stripe books the fee later, and may show only the id of the charge."""
+    for charge in (None, "ch_1", {"id": "ch_1", "balance_transaction": None}):
+        transport = ScriptedTransport()
+        transport.script(CREATE, intent("succeeded", latest_charge=charge))
+        outcome = run(transport, "send")
+        assert isinstance(outcome, Succeeded)
+        assert outcome.fee is None
+
+
+def test_money_that_cannot_be_read_is_unknown() -> None:
+    """An amount against the rules of its currency, or an unknown currency, is no success."""
+    for changes in (
+        {"currency": "isk", "amount_received": 1234},
+        {"currency": "xxx"},
+        {"amount_received": 12.5},
+        {"amount_received": True},
+        {"status": "paid"},
+        {"id": ""},
+    ):
+        transport = ScriptedTransport()
+        transport.script(CREATE, intent("succeeded") | changes)
+        assert isinstance(run(transport, "send"), Unknown), changes
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason", "url"),
+    [
+        (intent("requires_action"), PendingReason.BUYER_ACTION, ""),
+        (
+            intent("requires_action", next_action={"redirect_to_url": {"url": "https://b/3ds"}}),
+            PendingReason.BUYER_ACTION,
+            "https://b/3ds",
+        ),
+        (intent("processing"), PendingReason.PROVIDER_REVIEW, ""),
+        (intent("requires_capture"), PendingReason.PROVIDER_REVIEW, ""),
+        (
+            error(
+                402,
+                "card_error",
+                "authentication_required",
+                payment_intent=intent(
+                    "requires_payment_method",
+                    last_payment_error={"code": "authentication_required"},
+                ),
+            ),
+            PendingReason.BUYER_ACTION,
+            "",
+        ),
+    ],
+)
+def test_a_pending_charge_has_its_reason(answer: Any, reason: PendingReason, url: str) -> None:
+    """What waits for the buyer, or for Stripe, is Pending with its reference; nothing ends it."""
+    transport = ScriptedTransport()
+    transport.script(CREATE, answer)
+    assert run(transport, "send") == Pending(reason, "pi_1", url)
+    assert len(transport.requests) == 1
+
+
+def test_a_decline_counts_only_once_its_payment_intent_has_ended() -> None:
+    """The buyer could still pay a declined PaymentIntent. It is canceled, under a key of its own;
+    the code is that of the bank.
+    """
+    transport = ScriptedTransport()
+    transport.script(CREATE, card_error())
+    transport.script(CANCEL, canceled(last_payment_error=DECLINE, cancellation_reason="abandoned"))
+    assert run(transport, "send") == DECLINED
+    _, cancellation = transport.requests
+    assert cancellation.key == "dev-o-po1-1-abandoned-requires_payment_method"
+    assert cancellation.values["cancellation_reason"] == "abandoned"
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [
+        (NoAnswer("reset"), RetryReason.NO_ANSWER),
+        (NotConnected("no server"), RetryReason.NO_ANSWER),
+        (error(500, "api_error"), RetryReason.SERVER_ERROR),
+        (error(429, "api_error", "rate_limit"), RetryReason.THROTTLED),
+        (error(401, "api_error"), RetryReason.UNAUTHORIZED),
+    ],
+)
+def test_a_decline_whose_end_is_not_answered_is_unknown(failure: Any, reason: RetryReason) -> None:
+    """It carries the reference, so that the next lookup ends it."""
+    transport = ScriptedTransport()
+    transport.script(CREATE, card_error())
+    transport.script(CANCEL, failure)
+    outcome = run(transport, "send")
+    assert isinstance(outcome, Unknown)
+    assert (outcome.reference, outcome.retry_reason) == ("pi_1", reason)
+    transport.script(READ, intent("requires_payment_method", last_payment_error=DECLINE))
+    transport.script(CANCEL, canceled(last_payment_error=DECLINE, cancellation_reason="abandoned"))
+    assert run(transport, "look_up", WITH_REFERENCE) == DECLINED
+
+
+def test_a_decline_that_was_paid_meanwhile_is_a_success() -> None:
+    """A cancellation that comes too late is rejected; the PaymentIntent is read again."""
+    transport = ScriptedTransport()
+    transport.script(CREATE, card_error())
+    transport.script(CANCEL, error(400, "invalid_request_error", "payment_intent_unexpected_state"))
+    transport.script(READ, intent("succeeded"))
+    assert run(transport, "send") == Succeeded("pi_1", 1234, "EUR")
+
+
+def test_a_decline_without_its_payment_intent_is_unknown() -> None:
+    """Something may be open that cannot be ended."""
+    transport = ScriptedTransport()
+    transport.script(CREATE, error(402, "card_error", "card_declined"))
+    assert isinstance(run(transport, "send"), Unknown)
+
+
+def test_a_replayed_answer_is_read_again() -> None:
+    """Stripe replays the first answer of a key, which says nothing about now. A final one stays."""
+    replayed = {"headers": {"Idempotent-Replayed": "true"}}
+    for first in (card_error(**replayed), card_error(**replayed)):
+        transport = ScriptedTransport()
+        transport.script(CREATE, first)
+        transport.script(READ, canceled(cancellation_reason="requested_by_customer"))
+        outcome = run(transport, "send")
+        assert isinstance(outcome, Declined)
+        assert outcome.reason is FailureReason.CALLER_CANCELLED
+
+
+def test_a_known_charge_is_never_created_again() -> None:
+    """A resend with a reference reads the PaymentIntent, whatever Stripe remembers of the key."""
+    transport = ScriptedTransport()
+    transport.script(READ, intent("succeeded"))
+    assert run(transport, "send", WITH_REFERENCE) == Succeeded("pi_1", 1234, "EUR")
+    assert [request.method for request in transport.requests] == ["GET"]
+
+
+def test_a_method_that_cannot_be_charged_is_a_decline() -> None:
+    """A definite rejection creates nothing: one that names the payment method is its fault."""
+    for code, param, reason in (
+        ("resource_missing", "payment_method", FailureReason.PAYMENT_METHOD_INVALID),
+        ("amount_too_small", "amount", FailureReason.PROVIDER_REJECTED),
+        ("payment_method_unactivated", "", FailureReason.PROVIDER_REJECTED),
+    ):
+        transport = ScriptedTransport()
+        transport.script(CREATE, error(400, "invalid_request_error", code, param=param))
+        assert run(transport, "send") == Declined(reason, code)
+
+
+def test_an_amount_that_stripe_cannot_write_is_never_sent() -> None:
+    """A charge that was accepted before the rule is declined without a request."""
+    transport = ScriptedTransport()
+    outcome = run(transport, "send", replace(REQUEST, amount=49))
+    assert outcome == Declined(FailureReason.PROVIDER_REJECTED, "amount_not_supported")
+    assert not transport.requests
+
+
+def test_a_lost_charge_is_searched_by_its_id_and_its_key() -> None:
+    """The search lags, and may find what another environment has charged under the same id; the
+    object itself is read afterwards.
+    """
+    foreign = {"id": "pi_2", "metadata": {"charge_id": "o-po1", "key": "prod-o-po1-1"}}
+    found = {"id": "pi_1", "metadata": {"charge_id": "o-po1", "key": "dev-o-po1-1"}}
+    transport = ScriptedTransport()
+    page = {"object": "search_result", "has_more": False}
+    transport.script(SEARCH, page | {"data": [foreign]}, page | {"data": [foreign, found]})
+    transport.script(READ, intent("succeeded"))
+    assert isinstance(run(transport, "look_up"), NotFound)
+    assert run(transport, "look_up") == Succeeded("pi_1", 1234, "EUR")
+    assert transport.requests[0].values["query"] == "metadata['charge_id']:'o-po1'"
+
+
+def test_not_found_is_conclusive_only_after_the_lag_of_the_search() -> None:
+    """Two hours, even if the settings allow less; and as many answers as they say."""
+    charges = StripeCharges(TERMS, api_of(ScriptedTransport()))
+    assert charges.final_not_found == FinalNotFound(7200.0, 2)
+    slower = replace(TERMS, final_not_found=FinalNotFound(9000.0, 3))
+    assert StripeCharges(slower, api_of(ScriptedTransport())).final_not_found == FinalNotFound(
+        9000.0, 3
+    )
+
+
+def test_a_cancellation_ends_what_is_pending_and_reports_what_has_ended() -> None:
+    """A pending charge is canceled for the caller, a failed one keeps the reason of its failure,
+    and one that has succeeded is not touched.
+    """
+    transport = ScriptedTransport()
+    transport.script(
+        READ,
+        intent("requires_action"),
+        intent("requires_payment_method", last_payment_error=DECLINE),
+        intent("succeeded"),
+    )
+    transport.script(
+        CANCEL,
+        canceled(cancellation_reason="requested_by_customer"),
+        canceled(last_payment_error=DECLINE, cancellation_reason="abandoned"),
+    )
+    outcome = run(transport, "cancel", WITH_REFERENCE)
+    assert isinstance(outcome, Declined)
+    assert outcome.reason is FailureReason.CALLER_CANCELLED
+    assert run(transport, "cancel", WITH_REFERENCE) == DECLINED
+    assert run(transport, "cancel", WITH_REFERENCE) == Succeeded("pi_1", 1234, "EUR")
+    assert [request.key for request in transport.sent("POST .*")] == [
+        "dev-o-po1-1-requested_by_customer-requires_action",
+        "dev-o-po1-1-abandoned-requires_payment_method",
+    ]
+
+
+def test_a_charge_in_progress_cannot_be_cancelled_yet() -> None:
+    """Stripe rejects the cancellation of a payment that its bank decides; it stays pending."""
+    transport = ScriptedTransport()
+    transport.script(READ, intent("processing"))
+    transport.script(CANCEL, error(400, "invalid_request_error", "payment_intent_unexpected_state"))
+    assert run(transport, "cancel", WITH_REFERENCE) == Pending(
+        PendingReason.PROVIDER_REVIEW, "pi_1"
+    )
+
+
+def test_another_charge_is_never_ended() -> None:
+    """An answer about another charge is not this one's, and nothing is canceled by mistake."""
+    other = intent("requires_payment_method", metadata={"charge_id": "o-po2", "key": "dev-o-po2-1"})
+    transport = ScriptedTransport()
+    transport.script(CREATE, other)
+    transport.script(READ, other)
+    for call, request in (
+        ("send", REQUEST),
+        ("look_up", WITH_REFERENCE),
+        ("cancel", WITH_REFERENCE),
+    ):
+        outcome = run(transport, call, request)
+        assert isinstance(outcome, Unknown)
+        assert outcome.retry_reason is RetryReason.MISMATCHED_OPERATION, call
+    assert not transport.sent(r".*/cancel")
+
+
+def test_a_charge_of_another_environment_is_not_this_one() -> None:
+    """Two environments may share an account of Stripe, and the ids of their charges."""
+    other = {"charge_id": "o-po1", "key": "prod-o-po1-1"}
+    transport = ScriptedTransport()
+    transport.script(READ, intent("succeeded", metadata=other))
+    for call in ("send", "look_up", "cancel"):
+        outcome = run(transport, call, WITH_REFERENCE)
+        assert isinstance(outcome, Unknown)
+        assert outcome.retry_reason is RetryReason.MISMATCHED_OPERATION, call
+
+
+def test_a_deleted_reference_is_not_found() -> None:
+    """Stripe's word that it does not know the PaymentIntent, and nothing else."""
+    transport = ScriptedTransport()
+    transport.script(READ, error(404, "invalid_request_error", "resource_missing", param="intent"))
+    assert isinstance(run(transport, "look_up", WITH_REFERENCE), NotFound)
+    assert isinstance(run(transport, "send", WITH_REFERENCE), Unknown)
+    transport = ScriptedTransport()
+    transport.script(READ, error(404, "invalid_request_error"))
+    assert isinstance(run(transport, "look_up", WITH_REFERENCE), Unknown)
+
+
+def test_an_amount_is_rejected_by_its_rule() -> None:
+    """As `PaymentProvider.reject_amount` says."""
+    reject: Callable[..., str | None] = StripeCharges(
+        TERMS, api_of(ScriptedTransport())
+    ).reject_amount
+    assert reject(49, "EUR", "CARD") == "must be at least 0.50 EUR for Stripe"
+    assert reject(50, "EUR", "CARD") is None
