@@ -35,6 +35,7 @@ from tallystick_server.payment.create_payment import (
 from tallystick_server.payment.fallback import ChargeFallback
 from tallystick_server.payment.operations.charge import ChargeOperations, reported_charges
 from tallystick_server.payment.poll_failed import FailedChargePoller
+from tallystick_server.payment.provider_amounts import reject_amounts
 from tallystick_server.payment.record_outcome import PaymentOutcomeRecorder
 from tallystick_server.payment.risk_check import RiskStep
 from tallystick_server.payment.seller_owners import SellerOwnerCache
@@ -87,6 +88,7 @@ class Payments:
     ) -> None:
         self._database = database
         self.routing = routing
+        self._providers = providers
         self.notifier: ChangeNotifier[payment_pb2.Payment] = ChangeNotifier()
         charges = ChargeOperations(
             PaymentOutcomeRecorder(database, resolve_within),
@@ -213,15 +215,17 @@ class Payments:
     async def create_payment(self, request: CheckoutRequest) -> CreatePaymentResult:
         """Stores a payment or finds it; its charges are in progress when this returns.
 
-        Raises IDEMPOTENCY_KEY_REUSED, ALREADY_EXISTS, DEPENDENCY_UNAVAILABLE, OVERLOADED. Each
-        owner may use only a share of the queue, so that other owners' orders can still be stored.
+        Raises IDEMPOTENCY_KEY_REUSED, ALREADY_EXISTS, DEPENDENCY_UNAVAILABLE, OVERLOADED, and
+        AMOUNT_OUT_OF_RANGE if the provider does not charge an amount. Each owner may use only a
+        share of the queue, so that other owners' orders can still be stored.
         """
         self.worker.reject_overload()
         owner, order_count = request.owner, len(request.orders)
         if not self.create_bulkhead.try_acquire(owner, order_count):
             raise overloaded_error("orders wait to be stored")
         try:
-            error = await self._reject_sellers(request)
+            error = reject_amounts(request, self.routing, self._providers)
+            error = error or await self._reject_sellers(request)
             return await self.create_batcher.submit(
                 CreatePaymentCommand(
                     request, request.fingerprint(), traceparent(), current_context(), error

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
-from tallystick_core.errors import ApiError, id_taken_error, key_reused_error
+from tallystick_core.errors import ApiError, ErrorReason, id_taken_error, key_reused_error
 from tallystick_core.payout.quote import WalletBalance, quote_amount
 from tallystick_core.payout.request import NewPayout, first_difference
 from tallystick_server.observability.tracing import SpanContext
@@ -82,7 +82,8 @@ class PayoutCreator:
     """Stores payouts. Starts each stored payout, leased to this process.
 
     `read_balances`: reads wallet balances by (seller, currency). `resolve_owners`: returns the
-    owners of sellers.
+    owners of sellers. `reject_amount`: the rule by which a provider rejects an amount, see
+    `PayoutProvider`.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class PayoutCreator:
         environment: str,
         lease_seconds: float,
         start_operation: Callable[[PayoutOperation], None],
+        reject_amount: Callable[[str, int, str], str | None],
     ) -> None:
         self._database = database
         self._read_balances = read_balances
@@ -102,6 +104,7 @@ class PayoutCreator:
         self._environment = environment
         self._lease_seconds = lease_seconds
         self._start_operation = start_operation
+        self._reject_amount = reject_amount
 
     async def run(
         self, commands: Sequence[CreatePayoutCommand]
@@ -198,6 +201,8 @@ class PayoutCreator:
             owner = require_seller_owner(payout.seller_account, payout.owner, owners)
             destination = payout_context.find_destination(payout, owner)
             amount = quote_amount(payout.amount, balance, terms, readiness_of(destination))
+            if destination is not None:
+                self._check_amount(destination.provider, amount - terms.fee, payout.currency)
         except ApiError as error:
             plan.results[payout.payout_id] = error
             return 0
@@ -222,6 +227,16 @@ class PayoutCreator:
         )
         plan.to_create[payout.payout_id] = (command, new, destination.bank_account_token)
         return amount
+
+    def _check_amount(self, provider: str, net_amount: int, currency: str) -> None:
+        """Raises AMOUNT_OUT_OF_RANGE if the provider never pays out the amount."""
+        rule = self._reject_amount(provider, net_amount, currency)
+        if rule is not None:
+            raise ApiError(
+                ErrorReason.AMOUNT_OUT_OF_RANGE,
+                f"amount without the fee {rule}.",
+                field="amount",
+            )
 
     def insert(
         self, connection: Connection, plan: PayoutCreationPlan, lease_deadline: float

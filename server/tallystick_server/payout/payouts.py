@@ -121,6 +121,11 @@ class Payouts:
             payout_settings.environment,
             settings.lease_seconds,
             self.worker.start_operation,
+            lambda provider, amount, currency: (
+                providers[provider].reject_amount(amount, currency)
+                if provider in providers
+                else None
+            ),
         )
         self.decisions = PayoutDecisions(
             database,
