@@ -19,6 +19,7 @@ from tallystick_server.app.configuration import (
 from tallystick_server.app.errors import StartupError
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tallystick_server.providers.sandbox.settings import SandboxSettings
+from tallystick_server.providers.stripe.settings import StripeSettings
 
 
 @pytest.fixture
@@ -40,11 +41,22 @@ def load_error(environment: dict[str, str], path: Path | None = None) -> list[st
     return str(failure.value).splitlines()
 
 
+REQUIRED = {"TALLYSTICK_PROVIDERS__STRIPE__API_KEY": "sk_test_of_the_tests"}
+"""Settings without a default, which a section needs."""
+
+
 def required_with(setting: SettingDescription) -> dict[str, str]:
-    """What must be set with a setting: the certificate with its key, and the key with it."""
+    """What must be set with a setting: the certificate with its key, the key with it, and what its
+    section requires.
+    """
     pair = ("CERTIFICATE_FILE", "KEY_FILE")
     section, _, name = setting.variable.rpartition("__")
-    return {f"{section}__{other}": "-" for other in pair} if name in pair else {}
+    required = {
+        variable: value
+        for variable, value in REQUIRED.items()
+        if variable.rpartition("__")[0] == section and variable != setting.variable
+    }
+    return required | ({f"{section}__{other}": "-" for other in pair} if name in pair else {})
 
 
 def test_each_setting_is_read_from_both_sources(toml_file: Path) -> None:
@@ -52,23 +64,32 @@ def test_each_setting_is_read_from_both_sources(toml_file: Path) -> None:
     that name.
     """
     for setting in describe_settings():
+        required = {k: v for k, v in required_with(setting).items() if k in REQUIRED}
         toml_file.write_text(f"{setting.path} = [[1]]\n")
-        (line,) = load_error({}, toml_file)
+        (line,) = load_error(required, toml_file)
         assert line.startswith(f"{toml_file}: {setting.path}"), setting
         if setting.allowed in ("text", "a path"):
             settings: Any = load({**required_with(setting), setting.variable: "=?"})
             assert str(reduce(getattr, setting.path.split("."), settings)) == "=?", setting
         else:
-            (line,) = load_error({setting.variable: "=?"})
+            (line,) = load_error({**required, setting.variable: "=?"})
             assert line.startswith(setting.variable), setting
 
 
 def test_each_described_default_is_the_default(toml_file: Path) -> None:
     """The defaults of the descriptions, written into a file, are the defaults."""
     toml_file.write_text(
-        "".join(f"{item.path} = {item.default}\n" for item in describe_settings() if item.default)
+        "".join(
+            f"{item.path} = {item.default}\n"
+            for item in describe_settings()
+            if item.default and item.variable not in REQUIRED
+        )
     )
-    assert load({}, str(toml_file)) == Settings()
+    stripe = StripeSettings(api_key=REQUIRED["TALLYSTICK_PROVIDERS__STRIPE__API_KEY"])
+    expected = Settings().replace(
+        providers__configured={**Settings().providers.configured, "stripe": stripe}
+    )
+    assert load(REQUIRED, str(toml_file)) == expected
 
 
 def test_each_setting_is_described() -> None:
