@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Any
 
-from benchmarks import json_pay_in, latency, ledger, pay_in, payouts
+from benchmarks import json_pay_in, latency, ledger, pay_in, payouts, webhooks
 from benchmarks.growth import run as growth
 from benchmarks.measure import StatusPrinter
 from benchmarks.options import parse_count, parse_fraction, parse_payments, parse_seconds
@@ -25,6 +25,7 @@ def _parse_options() -> argparse.Namespace:
     for name, help_, default in (
         ("pay-in", "payments a second", pay_in.DEFAULT_IN_FLIGHT),
         ("json", "payments a second by JSON over HTTP", json_pay_in.DEFAULT_IN_FLIGHT),
+        ("webhooks", "webhooks a second", webhooks.DEFAULT_IN_FLIGHT),
         ("ledger", "ledger transactions a second", ledger.DEFAULT_IN_FLIGHT),
     ):
         benchmark = benchmarks.add_parser(name, help=help_)
@@ -84,9 +85,12 @@ def _run(options: argparse.Namespace, print_status: StatusPrinter) -> dict[str, 
         return payouts.bench(options.seconds, options.sellers, print_status)
     if options.name == "latency":
         return latency.bench(options.seconds, print_status)
-    bench = {"pay-in": pay_in.bench, "json": json_pay_in.bench, "ledger": ledger.bench}[
-        options.name
-    ]
+    bench = {
+        "pay-in": pay_in.bench,
+        "json": json_pay_in.bench,
+        "webhooks": webhooks.bench,
+        "ledger": ledger.bench,
+    }[options.name]
     return bench(options.seconds, options.in_flight, print_status)
 
 

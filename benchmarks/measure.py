@@ -38,10 +38,10 @@ class LoadResult:
         return sum(self.cpu_seconds) * 1000 / sum(map(len, self.rounds))
 
     def quantile_ms(self, fraction: float) -> float:
-        return _quantile_ms([latency for round_ in self.rounds for latency in round_], fraction)
+        return quantile_ms([latency for round_ in self.rounds for latency in round_], fraction)
 
 
-def _quantile_ms(latencies: list[float], fraction: float) -> float:
+def quantile_ms(latencies: list[float], fraction: float) -> float:
     """`latencies`: in seconds."""
     ordered = sorted(latencies)
     return ordered[min(int(len(ordered) * fraction), len(ordered) - 1)] * 1000 if ordered else 0.0
@@ -65,8 +65,8 @@ def load_figures(spread: LoadResult, hot: LoadResult, items_per_call: int) -> di
         "hot_ratio": round(hot.calls_per_second / spread.calls_per_second, 4),
         "p50_ms": round(spread.quantile_ms(0.5), 1),
         "p99_ms": round(spread.quantile_ms(0.99), 1),
-        "p50_ms_start": round(_quantile_ms(spread.rounds[0], 0.5), 1),
-        "p50_ms_end": round(_quantile_ms(spread.rounds[-1], 0.5), 1),
+        "p50_ms_start": round(quantile_ms(spread.rounds[0], 0.5), 1),
+        "p50_ms_end": round(quantile_ms(spread.rounds[-1], 0.5), 1),
     }
 
 
