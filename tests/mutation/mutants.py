@@ -981,6 +981,56 @@ MUTANTS = (
         "is_replaced=False,",
         "tests/services/payment/charges/test_fallback_fences.py",
     ),
+    # webhook events
+    Mutant(
+        "the answer to the lookup for a webhook event is not applied",
+        f"{_SERVER}/operations/webhook_events.py",
+        "            await self._subjects.record(event.subject, outcome.outcome)\n",
+        "",
+        "tests/services/payment/charges/test_webhook_events.py",
+    ),
+    Mutant(
+        "a webhook event is applied to a charge that its object does not echo",
+        f"{_SERVER}/operations/webhook_events.py",
+        "case _ if not is_outcome_of(outcome, subject.operation_id, subject.provider_key):",
+        "case _ if False:",
+        "tests/services/payment/charges/test_webhook_events.py",
+    ),
+    Mutant(
+        "a webhook event shares a lookup that began before it came",
+        f"{_SERVER}/operations/coalescer.py",
+        "waiting = self._waiting.get(key)\n",
+        "waiting = self._waiting.get(key) or self._running.get(key)\n",
+        "tests/unit/operations/test_coalescer.py",
+    ),
+    Mutant(
+        "a webhook is answered before its event is stored",
+        f"{_SERVER}/http/webhooks.py",
+        "                await self.store(event)\n",
+        "                self.store(event).close()\n",
+        "tests/http/test_webhooks.py",
+    ),
+    Mutant(
+        "one webhook event that the service rejects holds up the others",
+        f"{_SERVER}/http/webhooks.py",
+        "return lambda events: bisect_on_error(send, events)",
+        "return send",
+        "tests/http/test_webhooks.py",
+    ),
+    Mutant(
+        "a webhook signed in the future is accepted",
+        f"{_SERVER}/providers/stripe/webhooks.py",
+        "if abs(now.timestamp() - int(timestamp[1])) > self._tolerance_seconds:",
+        "if now.timestamp() - int(timestamp[1]) > self._tolerance_seconds:",
+        "tests/providers/stripe",
+    ),
+    Mutant(
+        "the holder of a lease keeps the charge as it loaded it",
+        f"{_SERVER}/payment/record_outcome.py",
+        "transitioned.add_known(\n            update.charge for update in updates if",
+        "transitioned.add_known(\n            update.charge for update in () if",
+        "tests/services/payment/charges/test_provider_updates.py",
+    ),
     # the HTTP server
     Mutant(
         "any Idempotency-Key is accepted",
