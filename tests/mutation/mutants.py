@@ -985,8 +985,8 @@ MUTANTS = (
     Mutant(
         "the answer to the lookup for a webhook event is not applied",
         f"{_SERVER}/operations/webhook_events.py",
-        "            await self._subjects.record(event.subject, outcome.outcome)\n",
-        "",
+        "                await self._subjects.record(event.subject, outcome.outcome)\n",
+        "                pass\n",
         "tests/services/payment/charges/test_webhook_events.py",
     ),
     Mutant(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
@@ -18,11 +18,13 @@ from tallystick_core.operations.next_action import NextAction
 from tallystick_core.operations.webhook_event import WebhookEventState
 from tallystick_core.provider.outcome import (
     ChargeLookupOutcome,
+    ChargeOutcome,
     EventOutcome,
     LookedUp,
     NotFound,
     NotSent,
     PayoutLookupOutcome,
+    PayoutOutcome,
     RetryReason,
     Unknown,
     has_valid_amounts,
@@ -72,6 +74,10 @@ class ReportedOperation(NamedTuple):
     provider: str
 
 
+def never_settled(_subject: object, _reference: str) -> None:
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class EventSubjects(Generic[S]):
     """The charges or payouts of a service, as webhook events need them."""
@@ -88,6 +94,10 @@ class EventSubjects(Generic[S]):
     """Applies an outcome to an operation, as `OperationKind.record` does."""
     timeout_of: Callable[[str], float]
     """Seconds that a call to a provider may take."""
+    settled_outcome: Callable[[S, str], ChargeOutcome | PayoutOutcome | None] = never_settled
+    """The outcome that an operation has for good under the reference that the event names, as its
+    provider has reported before. A lookup would tell nothing new. None: it may.
+    """
 
 
 class EventOperations(Generic[S]):
@@ -133,7 +143,7 @@ class EventOperations(Generic[S]):
             for subject in self._subjects.find(connection, sorted(reported), now)
         }
         return [
-            _operation_from_row(
+            self._operation(
                 row,
                 subjects.get(ReportedOperation(ids_by_key.get(_key_of(row), ""), row.provider)),
                 tokens[row.webhook_event_id],
@@ -141,6 +151,13 @@ class EventOperations(Generic[S]):
             )
             for row in rows
         ]
+
+    def _operation(
+        self, row: EventOperationRow, subject: S | None, lease_token: int, lease_deadline: float
+    ) -> EventOperation[S]:
+        event = _operation_from_row(row, subject, lease_token, lease_deadline)
+        settled = subject and self._subjects.settled_outcome(subject, event.event_reference)
+        return replace(event, recorded_outcome=LookedUp(settled)) if settled else event
 
     def find(
         self,
@@ -175,9 +192,12 @@ class EventOperations(Generic[S]):
         return to_event_outcome(subject, outcome)
 
     async def record(self, event: EventOperation[S], outcome: EventOutcome) -> EventOperation[S]:
-        """Applies the answer to what the event is about, and ends the event."""
+        """Applies the answer to what the event is about, unless it is recorded, and ends the
+        event.
+        """
         if isinstance(outcome, LookedUp) and event.subject is not None:
-            await self._subjects.record(event.subject, outcome.outcome)
+            if event.recorded_outcome is None:
+                await self._subjects.record(event.subject, outcome.outcome)
             await self._batcher.submit(event, event.context)
         return event
 
@@ -207,7 +227,9 @@ def next_action(
     event: EventOperation[Any], _now: float, _key_window_seconds: float, _lease_seconds: float
 ) -> NextAction:
     """The next action of an event."""
-    return NextAction.LOOK_UP if event.state is WebhookEventState.RECEIVED else NextAction.WAIT
+    if event.state is not WebhookEventState.RECEIVED:
+        return NextAction.WAIT
+    return NextAction.APPLY_RECORDED if event.recorded_outcome else NextAction.LOOK_UP
 
 
 def to_event_outcome(subject: LeasedOperation, outcome: SubjectOutcome) -> EventOutcome:

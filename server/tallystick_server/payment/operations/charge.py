@@ -20,7 +20,12 @@ from tallystick_core.payment.state import (
     PaymentTrigger,
     transition,
 )
-from tallystick_core.provider.outcome import ChargeLookupOutcome, ChargeOutcome, FailureReason
+from tallystick_core.provider.outcome import (
+    ChargeLookupOutcome,
+    ChargeOutcome,
+    FailureReason,
+    Succeeded,
+)
 from tallystick_core.provider.payment_provider import ChargeRequest, PaymentProvider
 from tallystick_server.operations.batcher import Batcher
 from tallystick_server.operations.failed_step import FailedStep
@@ -297,7 +302,22 @@ def reported_charges(
         look_up,
         record,
         lambda provider: settings.limits_of(provider).timeout_seconds,
+        settled_outcome,
     )
+
+
+def settled_outcome(charge: Charge, reference: str) -> Succeeded | None:
+    """The success of a charge whose orders have it. What the provider took under this reference is
+    theirs for good; a decline may still become a late charge.
+    """
+    recorded = charge.recorded_outcome
+    if (
+        isinstance(recorded, Succeeded)
+        and recorded.reference == reference
+        and charge.orders[0].status is OrderStatus.SUCCESS
+    ):
+        return recorded
+    return None
 
 
 def lock_unresolved(connection: Connection, charge_ids: list[str]) -> set[str]:

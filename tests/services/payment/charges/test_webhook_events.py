@@ -220,6 +220,29 @@ def test_a_hundred_events_about_one_charge_share_lookups(
     assert 1 <= len(provider.lookup_references) <= 3
 
 
+def test_an_event_about_a_known_success_needs_no_lookup(
+    client: Client, provider: ReviewingProvider
+) -> None:
+    """A provider sends several events about one change. Those that come after the success is
+    applied are applied without asking again; one with another reference is looked up, because it
+    may be about other money.
+    """
+    payment = pending_payment(client)
+    provider.pay()
+    receive(client.payment, new_event(reference="pi_1"))
+    assert is_paid(client, payment)
+    late, other = (
+        new_event(reference="pi_1"),
+        new_event(reference="pi_2", client_reference=payment.payment_orders[0].charge_id),
+    )
+    receive(client.payment, late)
+    wait_for_event(client.payment, late, "APPLIED")
+    assert provider.lookup_references == ["pi_1"]
+    receive(client.payment, other)
+    wait_for_event(client.payment, other, "APPLIED")
+    assert provider.lookup_references == ["pi_1", "pi_2"]
+
+
 def test_events_that_the_platform_does_not_handle_are_kept(
     client: Client, provider: ReviewingProvider
 ) -> None:
