@@ -124,14 +124,20 @@ _RECORD_ATTEMPT_RESULTS = Query(
     l as materialized (
         select r.* from attempt a join r on r.kind = a.kind and r.operation_id = a.operation_id
             and r.attempt_number = a.attempt_number
-        where a.end_time is null order by a.kind, a.operation_id, a.attempt_number for update of a)
+        where a.end_time is null
+            -- a provider may tell its fee later than the success
+            or (a.outcome = 'SUCCEEDED' and a.provider_fee is null and r.outcome = a.outcome
+                and r.provider_fee is not null and r.provider_reference = a.provider_reference
+                and r.moved_amount = a.moved_amount and r.moved_currency = a.moved_currency)
+        order by a.kind, a.operation_id, a.attempt_number for update of a)
     update attempt a set outcome = l.outcome,
         provider_reference = coalesce(nullif(l.provider_reference, ''), a.provider_reference),
         moved_amount = l.moved_amount,
         moved_currency = l.moved_currency, failure_reason = l.failure_reason,
             decline_code = l.decline_code,
         provider_fee = l.provider_fee, provider_fee_currency = l.provider_fee_currency,
-        end_time = case when l.outcome in ('SUCCEEDED', 'DECLINED', 'RETURNED') then clock() end
+        end_time = case when l.outcome in ('SUCCEEDED', 'DECLINED', 'RETURNED')
+            then coalesce(a.end_time, clock()) end
     from l where a.kind = l.kind and a.operation_id = l.operation_id
         and a.attempt_number = l.attempt_number
     returning {columns(AttemptKey, "a")}
@@ -253,8 +259,8 @@ def force_claim(
 def record_attempt_results(
     connection: Connection, results: Sequence[AttemptResult]
 ) -> dict[tuple[str, str, int], AttemptResult]:
-    """Stores what providers answered. An attempt that has ended keeps its outcome. A reference is
-    kept until another one is reported.
+    """Stores what providers answered. An attempt that has ended keeps its outcome; a fee that is
+    reported later is added once. A reference is kept until another one is reported.
 
     Two lease holders may report on one attempt at the same time. The first final answer counts, or
     the last answer if none is final. Returns the stored final answers by kind, operation id and

@@ -114,7 +114,8 @@ _INSERT = text("""
         insert into operation (kind, operation_id, provider, next_try_time, lease_until,
             lease_token, is_leased, maybe_sent, lookup_only, retry_reason, detail)
         select 'webhook_event', webhook_event_id, provider, receive_time,
-            receive_time + cast(:lease as interval), 1, true, false, true, '', ''
+            receive_time + cast(:lease as interval), 1,
+            cast(:lease as interval) > interval '0', false, true, '', ''
         from new where state = 'RECEIVED')
     select webhook_event_id from new
 """)
@@ -213,7 +214,7 @@ def insert(
     connection: Connection, events: Sequence[NewWebhookEvent], lease_seconds: float
 ) -> set[str]:
     """Stores the events that are not stored yet. The operations of those that are RECEIVED are
-    leased for `lease_seconds` seconds. Returns the ids of the new events.
+    leased for `lease_seconds` seconds; 0: they are due. Returns the ids of the new events.
     """
     parameters = {"events": encode_rows(events), "lease": f"{lease_seconds} seconds"}
     return set(connection.execute(_INSERT, parameters).scalars())

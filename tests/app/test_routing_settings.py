@@ -119,7 +119,10 @@ def test_rules_are_read_in_their_order(tmp_path: Path) -> None:
             "[1].payment_method_types must have only values among CARD, APPLE_PAY, GOOGLE_PAY, "
             "BANK_TRANSFER, CASH.",
         ),
-        ('provider = "a"\nsellers = []', "[1].sellers must be a list with at least one text."),
+        (
+            'provider = "a"\nsellers = []',
+            "[1].sellers must not be empty: leave it out to match everything.",
+        ),
         ('provider = "a"\nshare = 0', "[1].share must be a whole number from 1 to 100."),
         ('provider = "a"\nshare = 101', "[1].share must be a whole number from 1 to 100."),
         ('provider = "a"\nshare = 1.5', "[1].share must be a whole number from 1 to 100."),

@@ -11,6 +11,7 @@ from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.services import HTTP_SERVER, service_names
 from tallystick_server.app.wiring import Dependencies
 from tallystick_server.http.webhook_catch_up import WebhookCatchUp
+from tallystick_server.rpc.service_client import ServiceCallRejected
 from tests.fakes.webhook_source import SignedWebhookSource
 from tests.support.platform import eventually, serve_platform, unique_id
 from tests.support.webhooks import new_event, state_of
@@ -37,7 +38,7 @@ class Store:
 
 def test_every_event_since_the_last_run_is_stored_once() -> None:
     """A provider lists three events at a time: all ten are stored, oldest first. The next run
-    begins shortly before the last one, and stores only what is new.
+    begins shortly before the last of them, and stores only what is new.
     """
     source, store, now = SignedWebhookSource(), Store(), START
     source.undelivered = [event_at(START - timedelta(hours=10 - hour)) for hour in range(10)]
@@ -49,7 +50,40 @@ def test_every_event_since_the_last_run_is_stored_once() -> None:
     source.listed_since.clear()
     asyncio.run(catch_up.run_once())
     assert store.event_ids == [event.event_id for event in source.undelivered]
-    assert START - timedelta(minutes=2) < source.listed_since[0] < START
+    assert source.listed_since[0] == START - timedelta(hours=1, minutes=1)
+
+
+def test_an_event_that_the_service_rejects_does_not_hold_up_the_others() -> None:
+    """The other events of the list are stored, and the next run begins behind it."""
+    source = SignedWebhookSource()
+    source.undelivered = [event_at(START - timedelta(hours=3 - hour)) for hour in range(3)]
+    stored: list[str] = []
+
+    async def store(event: WebhookEvent) -> bool:
+        if event is source.undelivered[1]:
+            raise ServiceCallRejected("BatchReceiveWebhookEvents", "INVALID_ARGUMENT", "reference")
+        stored.append(event.event_id)
+        return True
+
+    catch_up = WebhookCatchUp([source], store, lambda: START, timedelta(days=1))
+    asyncio.run(catch_up.run_once())
+    first, _, last = source.undelivered
+    assert set(stored) == {first.event_id, last.event_id}
+    source.listed_since.clear()
+    asyncio.run(catch_up.run_once())
+    assert source.listed_since[0] == last.provider_time - timedelta(minutes=1)
+
+
+def test_a_run_ends_although_new_events_come() -> None:
+    """A run lists what happened before its start. A provider with a steady stream of events does
+    not keep it from the other endpoints.
+    """
+    store = Store()
+    source = SignedWebhookSource()
+    source.undelivered = [event_at(START + timedelta(minutes=minute)) for minute in range(-3, 60)]
+    asyncio.run(WebhookCatchUp([source], store, lambda: START, timedelta(days=1)).run_once())
+    assert 3 <= len(store.event_ids) <= 9
+    assert len(source.listed_since) <= 5
 
 
 def test_events_older_than_the_window_are_not_fetched() -> None:

@@ -185,7 +185,7 @@ MUTANTS = (
     Mutant(
         "a cancelled probe keeps the circuit open",
         f"{_SERVER}/providers/gateway.py",
-        "                    breaker.record_failure(loop.time(), operation.operation_id)\n        "
+        "                    breaker.record_failure(loop.time(), operation.subject_id)\n        "
         "            raise\n",
         "                    raise\n",
         "tests/unit/providers/test_circuit_breaker.py",

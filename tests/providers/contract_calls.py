@@ -31,6 +31,10 @@ class _Operation:
     lease_deadline: float = float("inf")
     expires_at: float = float("inf")
 
+    @property
+    def subject_id(self) -> str:
+        return self.operation_id
+
 
 async def through_gateway(
     operation_id: str,

@@ -176,7 +176,7 @@ def test_operator_and_caller_actions_occur(
     [
         (PAYMENT_PLAN, {"payment", "wallet", "ledger", "event"}, 50),
         (PAYOUT_PLAN, {"payout", "wallet", "ledger"}, 50),
-        (WEBHOOK_PLAN, {"payment", "wallet", "ledger"}, 15),
+        (WEBHOOK_PLAN, {"payment", "wallet", "ledger"}, 25),
         (FALLBACK_PLAN, {"payment", "wallet", "ledger", "event"}, 50),
     ],
     ids=CRASH_PLANS,

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from tallystick_core.provider.outcome import NotSent, Unknown
 from tallystick_core.provider.webhook import WebhookEvent, WebhookSource
 from tallystick_server.observability import metrics, names
+from tallystick_server.rpc.service_client import ServiceCallRejected
 
 log = logging.getLogger(__name__)
 
@@ -40,14 +41,17 @@ class WebhookCatchUp:
         }
 
     async def run_once(self) -> None:
-        """Catches up with each endpoint. Raises ApiError or ServiceCallRejected if an event cannot
-        be stored; the next run begins where this one did.
+        """Catches up with each endpoint. Raises ApiError if an event cannot be stored now; the next
+        run begins where this one did.
         """
         for source in self._sources:
             for endpoint in source.endpoints:
                 await self._catch_up(source, endpoint)
 
     async def _catch_up(self, source: WebhookSource, endpoint: str) -> None:
+        """Stores the events up to the start of this run. Later ones are delivered, or listed by the
+        next run. Only the provider's own times count.
+        """
         start_time, since = self._now(), self._listed_until[source.name, endpoint]
         missed_count = 0
         while True:
@@ -64,7 +68,9 @@ class WebhookCatchUp:
             if not events or events[-1].provider_time <= since:
                 break
             since = events[-1].provider_time
-        self._listed_until[source.name, endpoint] = max(since, start_time) - _OVERLAP
+            self._listed_until[source.name, endpoint] = since - _OVERLAP
+            if since > start_time:
+                break
         if missed_count:
             metrics.WEBHOOKS.add(missed_count, source.name, "fetched")
             log.info(
@@ -79,5 +85,20 @@ class WebhookCatchUp:
         new_count = 0
         for start in range(0, len(events), _MAX_STORED_AT_ONCE):
             part = events[start : start + _MAX_STORED_AT_ONCE]
-            new_count += sum(await asyncio.gather(*(self._store(event) for event in part)))
+            new_count += sum(await asyncio.gather(*(self._try_store(event) for event in part)))
         return new_count
+
+    async def _try_store(self, event: WebhookEvent) -> bool:
+        """Stores an event. One that the service rejects does not hold up the others."""
+        try:
+            return await self._store(event)
+        except ServiceCallRejected as error:
+            if error.rejects_caller:
+                raise
+            log.error(  # noqa: TRY400 - the traceback adds nothing
+                "a listed event of %s cannot be stored: %s",
+                event.provider,
+                error,
+                extra=names.WEBHOOK_NOT_STORED.extra,
+            )
+            return False

@@ -119,9 +119,7 @@ class WebhookEndpoints:
 
 
 def _reject(provider: str, error: Exception) -> tuple[str, HttpError]:
-    """The metric's result and the response for a webhook that was not stored. Except for a wrong
-    signature the provider delivers it again.
-    """
+    """The metric's result and the response for a webhook that was not stored."""
     match error:
         case InvalidSignature():
             message = "The webhook must have a current signature of the provider."

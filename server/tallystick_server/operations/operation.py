@@ -60,6 +60,11 @@ class LeasedOperation:
     """Its share of a batch's size."""
 
     @property
+    def subject_id(self) -> str:
+        """The id of what the provider is asked about. Failures of different ones open a circuit."""
+        return self.operation_id
+
+    @property
     def key(self) -> OperationKey:
         """Its key in storage."""
         return OperationKey(self.kind, self.operation_id)

@@ -66,6 +66,10 @@ class EventOperation(LeasedOperation, Generic[S]):
     subject: S | None
     """The charge or payout that it is about, without a lease; None: the platform knows none."""
 
+    @property
+    def subject_id(self) -> str:
+        return self.operation_id if self.subject is None else self.subject.operation_id
+
 
 class ReportedOperation(NamedTuple):
     """An operation, and the provider that reports it."""
@@ -74,7 +78,7 @@ class ReportedOperation(NamedTuple):
     provider: str
 
 
-def never_settled(_subject: object, _reference: str) -> None:
+def never_known(_subject: object, _reference: str) -> None:
     return None
 
 
@@ -94,9 +98,9 @@ class EventSubjects(Generic[S]):
     """Applies an outcome to an operation, as `OperationKind.record` does."""
     timeout_of: Callable[[str], float]
     """Seconds that a call to a provider may take."""
-    settled_outcome: Callable[[S, str], ChargeOutcome | PayoutOutcome | None] = never_settled
-    """The outcome that an operation has for good under the reference that the event names, as its
-    provider has reported before. A lookup would tell nothing new. None: it may.
+    known_outcome: Callable[[S, str], ChargeOutcome | PayoutOutcome | None] = never_known
+    """The final outcome of an operation under the reference that the event names, if its provider
+    has reported everything that a lookup could tell. None: it has not.
     """
 
 
@@ -156,8 +160,8 @@ class EventOperations(Generic[S]):
         self, row: EventOperationRow, subject: S | None, lease_token: int, lease_deadline: float
     ) -> EventOperation[S]:
         event = _operation_from_row(row, subject, lease_token, lease_deadline)
-        settled = subject and self._subjects.settled_outcome(subject, event.event_reference)
-        return replace(event, recorded_outcome=LookedUp(settled)) if settled else event
+        recorded = subject and self._subjects.known_outcome(subject, event.event_reference)
+        return replace(event, recorded_outcome=LookedUp(recorded)) if recorded else event
 
     def find(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC
 
 from tallystick_core.errors import not_found_error
@@ -28,17 +29,29 @@ from tallystick_storage.sql import Connection
 _REPLAY = Verb("REPLAY", "replayed")
 
 
+@dataclass(frozen=True, slots=True)
+class _ReceiveCall:
+    """The events of one call, and its trace."""
+
+    events: Sequence[WebhookEvent]
+    trace: str
+
+    @property
+    def ids(self) -> list[str]:
+        return [derive_webhook_event_id(event.provider, event.event_id) for event in self.events]
+
+
 class WebhookInbox:
     """Stores webhook events. The worker applies them, see `operations/webhook_events.py`."""
 
     def __init__(self, service: str, database: Database, worker: OperationWorker) -> None:
         self._database = database
         self._worker = worker
-        self.batcher: Batcher[Sequence[WebhookEvent], list[bool]] = Batcher(
+        self.batcher: Batcher[_ReceiveCall, list[bool]] = Batcher(
             f"{service}.receive_webhook_events",
             self._receive,
             max_batch=MAX_ITEMS,
-            size_of=len,
+            size_of=lambda call: len(call.events),
             max_queued=MAX_QUEUED_CALLS,
         )
 
@@ -46,18 +59,13 @@ class WebhookInbox:
         """Stores events. Returns for each whether it is new; then its operation is in progress, or
         due if this process has enough of them. Raises OVERLOADED.
         """
-        return await self.batcher.submit(events)
+        return await self.batcher.submit(_ReceiveCall(events, traceparent()))
 
-    async def _receive(self, calls: Sequence[Sequence[WebhookEvent]]) -> Sequence[list[bool]]:
-        ids = [
-            [derive_webhook_event_id(item.provider, item.event_id) for item in call]
-            for call in calls
-        ]
-        trace = traceparent()
+    async def _receive(self, calls: Sequence[_ReceiveCall]) -> Sequence[list[bool]]:
         rows = {
-            id_: _new_row(id_, event, trace)
-            for call_ids, call in zip(ids, calls, strict=True)
-            for id_, event in zip(call_ids, call, strict=True)
+            id_: _new_row(id_, event, call.trace)
+            for call in calls
+            for id_, event in zip(call.ids, call.events, strict=True)
         }
         now = asyncio.get_running_loop().time()
         lease_seconds = self._worker.lease_seconds if self._worker.has_capacity else 0.0
@@ -74,9 +82,7 @@ class WebhookInbox:
         new_ids, operations = await self._database.transact(store_events)
         for operation in operations:
             self._worker.start_operation(operation)
-        return [
-            _take_new(call_ids, call, new_ids) for call_ids, call in zip(ids, calls, strict=True)
-        ]
+        return [_take_new(call, new_ids) for call in calls]
 
     async def replay(
         self, webhook_event_id: str, operator: str, reason: str
@@ -123,10 +129,10 @@ def _new_row(webhook_event_id: str, event: WebhookEvent, trace: str) -> store.Ne
     )
 
 
-def _take_new(ids: Sequence[str], events: Sequence[WebhookEvent], new_ids: set[str]) -> list[bool]:
+def _take_new(call: _ReceiveCall, new_ids: set[str]) -> list[bool]:
     """Whether each event of a call is new. The first of several deliveries of a batch is."""
     results = []
-    for id_, event in zip(ids, events, strict=True):
+    for id_, event in zip(call.ids, call.events, strict=True):
         is_new = id_ in new_ids
         new_ids.discard(id_)
         metrics.WEBHOOK_EVENTS.add(

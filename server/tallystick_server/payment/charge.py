@@ -20,6 +20,7 @@ from tallystick_core.provider.outcome import (
     Declined,
     FailureReason,
     PendingReason,
+    ProviderFee,
     Succeeded,
 )
 from tallystick_server.observability.tracing import SpanContext, parse_traceparent
@@ -248,7 +249,12 @@ def outcome_from_attempt(attempt: operation_store.AttemptResult) -> ChargeOutcom
         case operation_store.AttemptResult(
             outcome=PaymentTrigger.SUCCEEDED, moved_amount=int(amount), moved_currency=str(currency)
         ):
-            return Succeeded(attempt.provider_reference, amount, currency)
+            fee = (
+                None
+                if attempt.provider_fee is None
+                else ProviderFee(attempt.provider_fee, attempt.provider_fee_currency or "")
+            )
+            return Succeeded(attempt.provider_reference, amount, currency, fee=fee)
         case operation_store.AttemptResult(outcome=PaymentTrigger.DECLINED):
             return Declined(
                 FailureReason(attempt.failure_reason),
@@ -271,6 +277,8 @@ def _attempt_result(row: ChargeOrderRow) -> operation_store.AttemptResult:
         row.moved_currency,
         row.attempt_reason,
         row.attempt_code,
+        row.attempt_fee,
+        row.attempt_fee_currency,
     )
 
 

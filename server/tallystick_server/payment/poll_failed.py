@@ -61,8 +61,8 @@ def _next_poll(retry_policies: RetryPolicies, charge: Charge, poll_count: int) -
 class FailedChargePoller:
     """Polls attempts at the intervals of the `POST_COMPLETION_POLL` retry policy.
 
-    A lookup has no side effects, so it needs no lease. `try_acquire_leadership` acquires or renews
-    the leader lease, and returns whether this process holds it.
+    A lookup charges nothing and may be repeated, so it needs no lease. `try_acquire_leadership`
+    acquires or renews the leader lease, and returns whether this process holds it.
     """
 
     def __init__(

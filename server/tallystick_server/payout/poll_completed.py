@@ -45,8 +45,8 @@ def _is_conclusive(outcome: ProviderOutcome | NotCalled) -> bool:
 class CompletedPayoutPoller:
     """Polls completed payouts at the intervals of the `POST_COMPLETION_POLL` retry policy.
 
-    A lookup has no side effects, so it needs no lease. `try_acquire_leadership` acquires or renews
-    the leader lease, and returns whether this process holds it.
+    A lookup pays nothing and may be repeated, so it needs no lease. `try_acquire_leadership`
+    acquires or renews the leader lease, and returns whether this process holds it.
     """
 
     def __init__(

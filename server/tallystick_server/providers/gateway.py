@@ -56,6 +56,8 @@ class ProviderOperation(Protocol):
     @property
     def operation_id(self) -> str: ...
     @property
+    def subject_id(self) -> str: ...
+    @property
     def provider(self) -> str: ...
     @property
     def provider_key(self) -> str: ...
@@ -161,7 +163,7 @@ class ProviderGateway:
             ):
                 return NotCalled(0, "changed before it was sent")
             breaker = self._breakers[operation.provider, circuit]
-            retry_after = breaker.admit_or_delay(loop.time(), operation.operation_id)
+            retry_after = breaker.admit_or_delay(loop.time(), operation.subject_id)
             if retry_after is not None:
                 return NotCalled(
                     retry_after, "the circuit breaker is open", provider_unavailable=True
@@ -176,7 +178,7 @@ class ProviderGateway:
                 except (
                     asyncio.CancelledError
                 ):  # nothing would complete it, so nothing may wait for it
-                    breaker.record_failure(loop.time(), operation.operation_id)
+                    breaker.record_failure(loop.time(), operation.subject_id)
                     raise
                 _update_breaker(breaker, operation, outcome, loop.time())
                 metrics.PROVIDER_CALLS.record(
@@ -225,9 +227,9 @@ def _update_breaker(
     """Updates the breaker with what an outcome says about the provider."""
     match outcome:
         case Unknown(retry_reason=RetryReason.UNAUTHORIZED):
-            breaker.record_failure(now, operation.operation_id, trip=True)
+            breaker.record_failure(now, operation.subject_id, trip=True)
         case NotSent() | Unknown(retry_reason=RetryReason.NO_ANSWER | RetryReason.SERVER_ERROR):
-            breaker.record_failure(now, operation.operation_id)
+            breaker.record_failure(now, operation.subject_id)
         case _:
             breaker.record_success()
 

@@ -41,6 +41,8 @@ class ChargeOrderRow(OrderRow):
     attempt_reference: str
     attempt_reason: str
     attempt_code: str
+    attempt_fee: int | None
+    attempt_fee_currency: str | None
     age: Decimal
     expires_in: Decimal | None
     cancel_reason: str
@@ -59,7 +61,8 @@ _CHARGE = f"""
         a.provider_key, a.routing_rule, a.fallback_provider, a.outcome,
         a.moved_amount, a.moved_currency,
         a.provider_reference as attempt_reference, a.failure_reason as attempt_reason,
-            a.decline_code as attempt_code,
+            a.decline_code as attempt_code, a.provider_fee as attempt_fee,
+            a.provider_fee_currency as attempt_fee_currency,
         extract(epoch from clock() - a.start_time) as age,
             extract(epoch from c.expire_time - clock()) as expires_in, c.cancel_reason,
         extract(epoch from o.resolve_by_time - clock()) as resolves_in,

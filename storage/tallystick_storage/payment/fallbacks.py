@@ -94,8 +94,8 @@ _LEASE_OPERATIONS = text("""
 
 def lock_unsent(connection: Connection, attempts: Sequence[LeasedAttempt]) -> set[str]:
     """Locks the charges whose attempt is certainly not sent, and never will be by another holder:
-    it has no outcome but NOT_SENT, the lease is still valid, and no holder of a lease may have sent
-    it. Nor has a cancellation changed the charge. Returns their ids.
+    it has no outcome but NOT_SENT, no other process has taken the lease, and no holder of a lease
+    may have sent it. Nor has a cancellation changed the charge. Returns their ids.
     """
     open_ids = {row.charge_id for row in _LOCK_ATTEMPTS.all(connection, attempts=_encode(attempts))}
     candidates = [attempt for attempt in attempts if attempt.charge_id in open_ids]

@@ -10,7 +10,7 @@ from tallystick_server.operations.coalescer import Coalescer
 
 
 class Provider:
-    """Answers a call when it is told to, with the number of the call."""
+    """Answers a call when its gate opens, with the number of the call."""
 
     def __init__(self) -> None:
         self.gates: list[asyncio.Event] = []
@@ -22,7 +22,7 @@ class Provider:
         return number
 
 
-async def settle() -> None:
+async def run_tasks() -> None:
     """Lets every task run as far as it can."""
     for _ in range(10):
         await asyncio.sleep(0)
@@ -36,16 +36,16 @@ def test_a_call_that_comes_while_another_runs_waits_for_a_new_one() -> None:
     async def scenario() -> None:
         provider, coalescer = Provider(), Coalescer[str, int]()
         first = asyncio.ensure_future(coalescer.run("pi_1", provider.look_up))
-        await settle()
+        await run_tasks()
         others = [asyncio.ensure_future(coalescer.run("pi_1", provider.look_up)) for _ in range(5)]
-        await settle()
+        await run_tasks()
         assert len(provider.gates) == 1
         unrelated = asyncio.ensure_future(coalescer.run("pi_2", provider.look_up))
-        await settle()
+        await run_tasks()
         assert len(provider.gates) == 2
         provider.gates[0].set()
         assert await first == 0
-        await settle()
+        await run_tasks()
         assert len(provider.gates) == 3
         provider.gates[1].set()
         provider.gates[2].set()
@@ -82,9 +82,9 @@ def test_a_cancelled_caller_does_not_end_a_call_that_others_share() -> None:
         provider, coalescer = Provider(), Coalescer[str, int]()
         leaver = asyncio.ensure_future(coalescer.run("pi_1", provider.look_up))
         stayer = asyncio.ensure_future(coalescer.run("pi_1", provider.look_up))
-        await settle()
+        await run_tasks()
         leaver.cancel()
-        await settle()
+        await run_tasks()
         provider.gates[0].set()
         assert await stayer == 0
         with pytest.raises(asyncio.CancelledError):

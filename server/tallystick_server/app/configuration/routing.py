@@ -18,6 +18,7 @@ _FORM = "name=…;provider=…;fallback=…, with + between the values of a list
 _LISTS = ("currencies", "countries", "payment_method_types", "sellers", "callers")
 _AMOUNTS = ("min_amount", "max_amount")
 _FIELDS = ("name", *_LISTS, *_AMOUNTS, "share", "provider", "fallback")
+_CONDITIONS = (*_LISTS, "share")
 _parse_share = number(1, 100, int)
 
 
@@ -64,7 +65,9 @@ def _parse_rule(entry: Mapping[str, Any]) -> RoutingRule:
     problems += [(name, "must be set") for name in ("name", "provider") if not entry.get(name)]
     fields: dict[str, Any] = {}
     for name, parse in _PARSERS.items():
-        if entry.get(name, "") != "":
+        if name in _CONDITIONS and name in entry and entry[name] in ("", []):
+            problems.append((name, "must not be empty: leave it out to match everything"))
+        elif entry.get(name, "") != "":
             try:
                 fields[name] = parse(entry[name])
             except InvalidSetting as error:

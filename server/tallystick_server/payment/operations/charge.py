@@ -302,18 +302,19 @@ def reported_charges(
         look_up,
         record,
         lambda provider: settings.limits_of(provider).timeout_seconds,
-        settled_outcome,
+        known_success,
     )
 
 
-def settled_outcome(charge: Charge, reference: str) -> Succeeded | None:
-    """The success of a charge whose orders have it. What the provider took under this reference is
-    theirs for good; a decline may still become a late charge.
+def known_success(charge: Charge, reference: str) -> Succeeded | None:
+    """The success of a charge whose orders have it, and whose fee is known. None: the provider may
+    have more to tell, such as its fee, or that a declined charge succeeded after all.
     """
     recorded = charge.recorded_outcome
     if (
         isinstance(recorded, Succeeded)
         and recorded.reference == reference
+        and recorded.fee is not None
         and charge.orders[0].status is OrderStatus.SUCCESS
     ):
         return recorded

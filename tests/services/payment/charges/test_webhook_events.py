@@ -11,13 +11,14 @@ import pytest
 
 from tallystick import Client, TallystickError
 from tallystick.operator.v1 import operator_pb2
-from tallystick.payment.v1 import payment_pb2
+from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.wallet.v1.wallet_service_pb2 import ListWalletsRequest
 from tallystick_core.provider.outcome import (
     ChargeLookupOutcome,
     NotSent,
     Pending,
     PendingReason,
+    ProviderFee,
     RetryReason,
     Succeeded,
     Unknown,
@@ -69,6 +70,7 @@ class ReviewingProvider(ScriptedPaymentProvider):
     def __init__(self) -> None:
         self.outcome_of: Callable[[ChargeRequest], ChargeLookupOutcome] = lambda _: REVIEW
         self.lookup_references: list[str] = []
+        self.fee: ProviderFee | None = None
         super().__init__(self._answer)
 
     def _answer(self, request: ChargeRequest) -> ChargeLookupOutcome:
@@ -77,7 +79,7 @@ class ReviewingProvider(ScriptedPaymentProvider):
     def pay(self) -> None:
         """Every charge is paid from now on."""
         self.outcome_of = lambda request: Succeeded(
-            "pi_1", request.amount, request.currency, request.charge_id
+            "pi_1", request.amount, request.currency, request.charge_id, self.fee
         )
 
     async def look_up(self, request: ChargeRequest) -> ChargeLookupOutcome:
@@ -220,6 +222,34 @@ def test_a_hundred_events_about_one_charge_share_lookups(
     assert 1 <= len(provider.lookup_references) <= 3
 
 
+def test_a_fee_that_is_reported_later_is_stored(
+    client: Client, provider: ReviewingProvider
+) -> None:
+    """A provider knows its fee a moment after the success, and reports the charge once more: the
+    attempt gets the fee, and keeps the first one that it gets.
+    """
+    payment = pending_payment(client)
+    provider.pay()
+    first, second = new_event(reference="pi_1"), new_event(reference="pi_1")
+    receive(client.payment, first)
+    assert is_paid(client, payment)
+    wait_for_event(client.payment, first, "APPLIED")
+    assert fee_of(client, payment) == ""
+    provider.fee = ProviderFee(42, "EUR")
+    receive(client.payment, second)
+    wait_for_event(client.payment, second, "APPLIED")
+    assert fee_of(client, payment) == "0.42"
+
+
+def fee_of(client: Client, payment: payment_pb2.Payment) -> str:
+    """The provider's fee for the attempt of a payment's order; "": not known."""
+    request = payment_service_pb2.GetPaymentOrderRequest(
+        payment_order_id=payment.payment_orders[0].payment_order_id
+    )
+    (attempt,) = client.payment.GetPaymentOrder(request).attempts
+    return attempt.provider_fee
+
+
 def test_an_event_about_a_known_success_needs_no_lookup(
     client: Client, provider: ReviewingProvider
 ) -> None:
@@ -228,6 +258,7 @@ def test_an_event_about_a_known_success_needs_no_lookup(
     may be about other money.
     """
     payment = pending_payment(client)
+    provider.fee = ProviderFee(42, "EUR")
     provider.pay()
     receive(client.payment, new_event(reference="pi_1"))
     assert is_paid(client, payment)
