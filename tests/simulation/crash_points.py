@@ -72,7 +72,7 @@ WEBHOOK_PLAN = SimulationPlan(
     fault_rate=0.0,
     payment_requests=(replace(_SALE_REQUEST, token="tok_pending:paid", delivery_count=0),),
     report_rate=1.0,
-    single_process_services=frozenset({"payout", "event", "wallet", "ledger"}),
+    single_process_services=frozenset({"payout", "event"}),
 )
 """A payment that its provider holds for review, and reports by webhook. Only processes of
 PaymentService have crash points that another plan does not cover.
