@@ -1,31 +1,56 @@
-"""The demo as a process."""
+"""The demo as a process, and the provider that it chooses."""
 
 from __future__ import annotations
 
+import asyncio
 import os
+import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
-from tallystick import new_order
+from tallystick import Client, new_order
+from tallystick.payment.v1 import payment_pb2, payment_service_pb2
+from tallystick_sandbox.stripe.sandbox import StripeSandbox
+from tallystick_sandbox.stripe.server import create_app
 from tallystick_server.app.configuration import Settings
-from tallystick_server.app.database.connections import open_databases
-from tests.support.platform import ROOT, free_address
+from tallystick_server.app.database.connections import DatabaseUrls, open_databases
+from tallystick_server.app.errors import StartupError
+from tallystick_server.cli.demo_provider import (
+    API_KEY_VARIABLE,
+    RunningLookAlike,
+    load_demo_settings,
+    stripe_of,
+    webhook_url,
+)
+from tallystick_storage.database import Database
+from tests.support.http import serve_app
+from tests.support.platform import ROOT, eventually, free_address
 from tests.support.platform import serve_platform as platform_of
 from tests.support.processes import wait_for_line
 
 
-def run_demo(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    environment_without_database = {
-        k: v for k, v in os.environ.items() if k != "TALLYSTICK_DATABASE__URL"
+def demo_environment(folder: Path, **environment: str) -> dict[str, str]:
+    """The environment of a demo with its data in a folder, at addresses of its own."""
+    removed = ("TALLYSTICK_DATABASE__URL", API_KEY_VARIABLE)
+    return {
+        **{name: value for name, value in os.environ.items() if name not in removed},
+        "TALLYSTICK_DATA_DIR": str(folder),
+        "TALLYSTICK_SERVER__LISTEN": free_address(),
+        "TALLYSTICK_HTTP__LISTEN": free_address(),
+        **environment,
     }
+
+
+def run_demo(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "tallystick_server.cli.demo", "--once"],
         cwd=ROOT,
@@ -33,14 +58,33 @@ def run_demo(folder: Path, **environment: str) -> subprocess.CompletedProcess[st
         text=True,
         check=False,
         timeout=120,
-        env={
-            **environment_without_database,
-            "TALLYSTICK_DATA_DIR": str(folder),
-            "TALLYSTICK_SERVER__LISTEN": free_address(),
-            "TALLYSTICK_HTTP__LISTEN": free_address(),
-            **environment,
-        },
+        env=demo_environment(folder, **environment),
     )
+
+
+@contextmanager
+def running_demo(folder: Path, address: str = "") -> Iterator[str]:
+    """A demo whose steps are done and that keeps running. It is killed at the end. Yields the URL
+    of its look-alike.
+    """
+    environment = demo_environment(folder)
+    if address:
+        environment["TALLYSTICK_SERVER__LISTEN"] = address
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tallystick_server.cli.demo"],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        line = wait_for_line(process, process.stdout, "look-alike on")
+        wait_for_line(process, process.stdout, "until Ctrl-C")
+        yield line.split()[-1]
+    finally:
+        process.kill()
+        process.communicate(timeout=60)
 
 
 @pytest.fixture
@@ -73,6 +117,8 @@ def test_the_demo_runs_twice_on_the_same_data(short_folder: Path) -> None:
         assert "trial balance of the whole ledger: 0.00 EUR" in run.stdout
         assert "verify: passed" in run.stdout
         assert "PAYOUT_RETURN" in run.stdout
+        assert "charged by stripe as pi_" in run.stdout
+        assert re.search(r"payment_intent.succeeded +APPLIED", run.stdout)
     assert "0.00 available, 0.00 pending → 0.00 available, 23.65 pending" in first.stdout
     assert "0.00 available, 24.90 pending → 0.00 available, 48.55 pending" in second.stdout
     assert "8.77 available, 0.00 pending → 8.77 available, 9.02 pending" in second.stdout
@@ -84,26 +130,10 @@ def test_the_demo_names_each_failure_in_one_sentence(short_folder: Path) -> None
     end in one clear sentence.
     """
     assert run_demo(short_folder).returncode == 0
-    environment = {
-        **{k: v for k, v in os.environ.items() if k != "TALLYSTICK_DATABASE__URL"},
-        "TALLYSTICK_DATA_DIR": str(short_folder),
-        "TALLYSTICK_SERVER__LISTEN": free_address(),
-        "TALLYSTICK_HTTP__LISTEN": free_address(),
-    }
-    idle_process = subprocess.Popen(
-        [sys.executable, "-m", "tallystick_server.cli.demo"],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    wait_for_line(idle_process, idle_process.stdout, "until Ctrl-C")
-    two = run_demo(short_folder)
+    with running_demo(short_folder):
+        two = run_demo(short_folder)
     assert two.returncode == 1
     assert "Another process uses" in two.stderr
-    idle_process.send_signal(signal.SIGKILL)
-    idle_process.communicate(timeout=60)
     assert run_demo(short_folder).returncode == 0, (
         "a killed run's PostgreSQL is stopped, and the next run succeeds"
     )
@@ -137,3 +167,136 @@ def test_the_demo_is_reachable_from_this_machine_only(short_folder: Path, sectio
         f"demo: {section}.listen ({variable}__LISTEN) must be a loopback address for the demo, "
         "which has no authentication and no TLS."
     )
+
+
+def test_a_payment_waits_through_a_restart_of_the_demo(short_folder: Path) -> None:
+    """A payment that waits for its buyer when the demo is killed succeeds in the next run: the
+    look-alike still knows it, and reports it.
+    """
+    address = free_address()
+    order = new_order("order-1", "buyer-ada", "seller-books", "24.90", "EUR")
+    with running_demo(short_folder, address), Client(address) as client:
+        client.create_payment(
+            "checkout-1",
+            [order],
+            credit_card_info="pm_card_authenticationRequired",
+            wait_for=payment_service_pb2.WAIT_FOR_ACCEPTANCE,
+        )
+        pending = payment_pb2.PAYMENT_ORDER_STATUS_PENDING
+        assert eventually(
+            lambda: (
+                client.get_payment("checkout-1").payment_orders[0].payment_order_status == pending
+            )
+        )
+    with running_demo(short_folder, address) as url, Client(address) as client:
+        reference = client.get_payment("checkout-1").payment_orders[0].provider_reference
+        answer = httpx.post(
+            f"{url}/sandbox/advance",
+            auth=("sk_test_other", ""),
+            data={"id": reference, "status": "succeeded"},
+        )
+        assert answer.status_code == 200, answer.text
+        assert client.wait_for_payment("checkout-1", timeout=20).is_payment_done
+
+
+LIVE_KEYS = ("sk_live_0123456789", "rk_live_0123456789")
+
+
+@pytest.mark.parametrize("key", LIVE_KEYS)
+def test_the_demo_rejects_a_live_key(short_folder: Path, key: str) -> None:
+    """A key that moves real money is rejected in one sentence, which does not show it, before
+    anything starts.
+    """
+    completed = run_demo(short_folder, **{API_KEY_VARIABLE: key})
+    assert completed.returncode == 1
+    assert completed.stderr.strip() == (
+        f"demo: providers.stripe.api_key ({API_KEY_VARIABLE}) must be a test key of Stripe for the "
+        "demo, sk_test_… or rk_test_…: a live key moves real money."
+    )
+    assert not completed.stdout
+    assert not list(short_folder.iterdir())
+
+
+@pytest.mark.parametrize("key", LIVE_KEYS)
+def test_the_demo_rejects_a_live_key_of_any_provider(tmp_path: Path, key: str) -> None:
+    """A live key of another account of Stripe, here in a file, is rejected too."""
+    file = tmp_path / "tallystick.toml"
+    file.write_text(
+        f'[providers.sandbox]\n[providers.stripe_us]\ntype = "stripe"\napi_key = "{key}"\n'
+    )
+    with pytest.raises(StartupError, match=r"^providers.stripe_us.api_key .* must be a test key"):
+        load_demo_settings({"TALLYSTICK_CONFIG": str(file)})
+
+
+def test_the_demo_rejects_a_key_that_is_none() -> None:
+    """A key in another form is rejected with the form that is right."""
+    with pytest.raises(StartupError, match=f"{API_KEY_VARIABLE}.* sk_test_, sk_live_") as caught:
+        load_demo_settings({API_KEY_VARIABLE: "pk_test_0123456789"})
+    assert "pk_test_" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["sk_test_0123456789", "rk_test_0123456789"])
+def test_a_test_key_chooses_stripe_itself(key: str) -> None:
+    """With a test key the demo talks to Stripe, with data of its own: operations of the look-alike
+    are unknown to Stripe. The sandbox stays configured.
+    """
+    settings = load_demo_settings({API_KEY_VARIABLE: key, "TALLYSTICK_PROVIDERS__PAYMENT": "other"})
+    stripe = stripe_of(settings)
+    assert stripe is not None
+    assert (stripe.api_key, stripe.url) == (key, "https://api.stripe.com")
+    assert (settings.providers.payment, settings.providers.payout) == ("stripe", "stripe")
+    assert list(settings.providers.configured) == ["sandbox", "stripe"]
+    assert settings.data_dir == Path(".data/stripe")
+
+
+def test_without_a_key_the_look_alike_is_the_provider() -> None:
+    """Without a key charges and payouts go to the look-alike on loopback. The sandbox stays
+    configured, because earlier operations in the same data may be its own.
+    """
+    settings = load_demo_settings({"TALLYSTICK_HTTP__LISTEN": "127.0.0.1:7480"})
+    assert stripe_of(settings) is None
+    assert settings.data_dir == Path(".data")
+    look_alike = RunningLookAlike(
+        "http://127.0.0.1:7091", "sk_test_0123456789", StripeSandbox(None)
+    )  # type: ignore[arg-type]
+    configured = look_alike.configure(settings)
+    stripe = stripe_of(configured)
+    assert stripe is not None
+    assert (stripe.url, stripe.files_base) == ("http://127.0.0.1:7091", "http://127.0.0.1:7091")
+    assert stripe.webhook_secrets != stripe.connect_webhook_secrets
+    assert (configured.providers.payment, configured.providers.payout) == ("stripe", "stripe")
+    assert list(configured.providers.configured) == ["sandbox", "stripe"]
+    assert webhook_url(configured) == "http://127.0.0.1:7480/webhooks/stripe"
+
+
+def test_the_demo_needs_the_http_server() -> None:
+    """Without an address for webhooks the demo does not start."""
+    with pytest.raises(StartupError, match=r"^http.listen .* must be an address for the demo"):
+        load_demo_settings({"TALLYSTICK_HTTP__LISTEN": ""})
+
+
+async def test_the_demo_at_stripe_itself(
+    short_folder: Path, scratch_database: DatabaseUrls
+) -> None:
+    """With a test key the steps that need the look-alike are left out, and the demo says so. A
+    second look-alike is in the place of Stripe.
+    """
+    database = Database(scratch_database.service("sandbox"), connections=4)
+    async with serve_app(create_app(StripeSandbox(database))) as url:
+        completed = await asyncio.to_thread(
+            run_demo,
+            short_folder,
+            **{
+                API_KEY_VARIABLE: "sk_test_0123456789",
+                "TALLYSTICK_PROVIDERS__STRIPE__URL": url,
+            },
+        )
+    database.close()
+    assert completed.returncode == 0, completed.stderr
+    assert f"with your test key, at {url}" in completed.stderr
+    assert "6  Left out" in completed.stdout
+    assert "8  Left out" in completed.stdout
+    assert completed.stdout.count("charged by stripe as pi_") == 2
+    assert "23.65 available, 0.00 pending" in completed.stdout
+    assert "verify: passed" in completed.stdout
+    assert [path.name for path in short_folder.iterdir()] == ["stripe"]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from tallystick import AsyncClient
 from tallystick.history.v1 import history_pb2
 from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2
+from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_service_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
@@ -29,9 +33,9 @@ async def show_payout(client: AsyncClient, payout_id: str) -> None:
     )
     payout = response.payout
     print_line(
-        f"     {payout.seller_account}: {payout.amount} {payout.currency} debited from the wallet"
+        f"     {payout.seller_account}: {payout.amount} {payout.currency} debited from the wallet: "
+        f"{payout.net_amount} sent as {payout.provider_reference}, and the fee {payout.fee}"
     )
-    print_line(f"       {payout.net_amount} sent to the bank as {payout.provider_reference}")
     for transition in response.history:
         print_line(f"       {_format_transition(transition)}")
     request = ledger_service_pb2.ListTransactionsRequest(source_id=payout_id)
@@ -133,11 +137,19 @@ def _print_transaction(transaction: ledger_pb2.Transaction) -> None:
 def _format_transition(transition: history_pb2.Transition) -> str:
     reason = history_pb2.TransitionReason.Name(transition.transition_reason)
     reason = reason.removeprefix("TRANSITION_REASON_")
-    return f"{_format_time(transition)}  {transition.to_state:<12} {reason}"
+    return f"{_format_time(transition.create_time)}  {transition.to_state:<12} {reason}"
 
 
-def _format_time(transition: Any) -> str:
-    return str(transition.create_time.ToDatetime().strftime("%H:%M:%S.%f")[:-3])
+def format_webhook_event(event: operator_pb2.WebhookEvent) -> str:
+    state = operator_pb2.WebhookEventState.Name(event.state)
+    return (
+        f"{_format_time(event.receive_time)}  {event.event_type:<31} "
+        f"{state.removeprefix('WEBHOOK_EVENT_STATE_')}"
+    )
+
+
+def _format_time(time: Timestamp) -> str:
+    return time.ToDatetime().strftime("%H:%M:%S.%f")[:-3]
 
 
 def format_state(payment: payment_pb2.Payment) -> str:
@@ -153,3 +165,12 @@ def require(condition: Any, message: str) -> None:
 def print_step(title: str) -> None:
     print_line()
     print_heading(title)
+
+
+async def wait_until(condition: Callable[[], Awaitable[bool]], message: str) -> None:
+    """Waits up to 30 s for a condition."""
+    for _ in range(300):
+        if await condition():
+            return
+        await asyncio.sleep(0.1)
+    require(False, message)
