@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -26,9 +27,9 @@ from tallystick_server.app.database.connections import DatabaseUrls, open_databa
 from tallystick_server.app.errors import StartupError
 from tallystick_server.cli.demo_provider import (
     API_KEY_VARIABLE,
-    RunningLookAlike,
     load_demo_settings,
     stripe_of,
+    use_look_alike,
     webhook_url,
 )
 from tallystick_storage.database import Database
@@ -63,27 +64,24 @@ def run_demo(folder: Path, **environment: str) -> subprocess.CompletedProcess[st
 
 
 @contextmanager
-def running_demo(folder: Path, address: str = "") -> Iterator[str]:
-    """A demo whose steps are done and that keeps running. It is killed at the end. Yields the URL
-    of its look-alike.
+def running_demo(folder: Path, address: str, *, is_killed: bool = False) -> Iterator[str]:
+    """A demo whose steps are done and that keeps running, until it is stopped or killed. Yields the
+    URL of its look-alike.
     """
-    environment = demo_environment(folder)
-    if address:
-        environment["TALLYSTICK_SERVER__LISTEN"] = address
     process = subprocess.Popen(
         [sys.executable, "-m", "tallystick_server.cli.demo"],
         cwd=ROOT,
-        env=environment,
+        env=demo_environment(folder, TALLYSTICK_SERVER__LISTEN=address),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
     try:
-        line = wait_for_line(process, process.stdout, "look-alike on")
+        line = wait_for_line(process, process.stdout, "look-alike on")[-1]
         wait_for_line(process, process.stdout, "until Ctrl-C")
         yield line.split()[-1]
     finally:
-        process.kill()
+        process.send_signal(signal.SIGKILL if is_killed else signal.SIGTERM)
         process.communicate(timeout=60)
 
 
@@ -130,7 +128,7 @@ def test_the_demo_names_each_failure_in_one_sentence(short_folder: Path) -> None
     end in one clear sentence.
     """
     assert run_demo(short_folder).returncode == 0
-    with running_demo(short_folder):
+    with running_demo(short_folder, free_address(), is_killed=True):
         two = run_demo(short_folder)
     assert two.returncode == 1
     assert "Another process uses" in two.stderr
@@ -175,7 +173,7 @@ def test_a_payment_waits_through_a_restart_of_the_demo(short_folder: Path) -> No
     """
     address = free_address()
     order = new_order("order-1", "buyer-ada", "seller-books", "24.90", "EUR")
-    with running_demo(short_folder, address), Client(address) as client:
+    with running_demo(short_folder, address, is_killed=True), Client(address) as client:
         client.create_payment(
             "checkout-1",
             [order],
@@ -256,10 +254,7 @@ def test_without_a_key_the_look_alike_is_the_provider() -> None:
     settings = load_demo_settings({"TALLYSTICK_HTTP__LISTEN": "127.0.0.1:7480"})
     assert stripe_of(settings) is None
     assert settings.data_dir == Path(".data")
-    look_alike = RunningLookAlike(
-        "http://127.0.0.1:7091", "sk_test_0123456789", StripeSandbox(None)
-    )  # type: ignore[arg-type]
-    configured = look_alike.configure(settings)
+    configured = use_look_alike(settings, "http://127.0.0.1:7091", "sk_test_0123456789")
     stripe = stripe_of(configured)
     assert stripe is not None
     assert (stripe.url, stripe.files_base) == ("http://127.0.0.1:7091", "http://127.0.0.1:7091")
@@ -275,22 +270,21 @@ def test_the_demo_needs_the_http_server() -> None:
         load_demo_settings({"TALLYSTICK_HTTP__LISTEN": ""})
 
 
-async def test_the_demo_at_stripe_itself(
-    short_folder: Path, scratch_database: DatabaseUrls
-) -> None:
+def test_the_demo_at_stripe_itself(short_folder: Path, scratch_database: DatabaseUrls) -> None:
     """With a test key the steps that need the look-alike are left out, and the demo says so. A
     second look-alike is in the place of Stripe.
     """
     database = Database(scratch_database.service("sandbox"), connections=4)
-    async with serve_app(create_app(StripeSandbox(database))) as url:
-        completed = await asyncio.to_thread(
-            run_demo,
-            short_folder,
-            **{
+
+    async def run() -> tuple[str, subprocess.CompletedProcess[str]]:
+        async with serve_app(create_app(StripeSandbox(database))) as url:
+            environment = {
                 API_KEY_VARIABLE: "sk_test_0123456789",
                 "TALLYSTICK_PROVIDERS__STRIPE__URL": url,
-            },
-        )
+            }
+            return url, await asyncio.to_thread(run_demo, short_folder, **environment)
+
+    url, completed = asyncio.run(run())
     database.close()
     assert completed.returncode == 0, completed.stderr
     assert f"with your test key, at {url}" in completed.stderr

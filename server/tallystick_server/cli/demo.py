@@ -33,6 +33,7 @@ from tallystick_server.cli.demo_provider import (
     load_demo_settings,
     run_look_alike,
     stripe_of,
+    use_look_alike,
     webhook_url,
 )
 from tallystick_server.cli.main import print_report
@@ -86,7 +87,7 @@ async def _run(settings: Settings, database_urls: DatabaseUrls, *, once: bool) -
         if stripe is None:
             run = run_look_alike(settings, database_urls.service("sandbox"))
             look_alike = await stack.enter_async_context(run)
-            settings = look_alike.configure(settings)
+            settings = use_look_alike(settings, look_alike.url, look_alike.key)
             print_status(f"Starting the Stripe look-alike on {look_alike.url}")
         else:
             print_status(f"Using the account of Stripe with your test key, at {stripe.url}")

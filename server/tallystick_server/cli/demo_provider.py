@@ -104,29 +104,30 @@ def stripe_of(settings: Settings) -> StripeSettings | None:
     return stripe if isinstance(stripe, StripeSettings) else None
 
 
+def use_look_alike(settings: Settings, url: str, key: str) -> Settings:
+    """The settings with the look-alike at a URL as the provider of charges and payouts."""
+    from tallystick_sandbox.stripe.webhooks import ACCOUNT_SECRET, CONNECT_SECRET
+
+    stripe = StripeSettings(
+        api_key=key,
+        url=url,
+        webhook_secrets=(ACCOUNT_SECRET,),
+        connect_webhook_secrets=(CONNECT_SECRET,),
+    )
+    return settings.replace(
+        providers__payment=PROVIDER,
+        providers__payout=PROVIDER,
+        providers__configured={**settings.providers.configured, PROVIDER: stripe},
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class RunningLookAlike:
-    """The running look-alike. `url`: where it serves Stripe's API, with any test key."""
+    """The look-alike of this process. `url`: where it serves Stripe's API, to any test key."""
 
     url: str
-    _key: str = field(repr=False)
+    key: str = field(repr=False)
     _sandbox: StripeSandbox
-
-    def configure(self, settings: Settings) -> Settings:
-        """The settings with the look-alike as the provider of charges and payouts."""
-        from tallystick_sandbox.stripe.webhooks import ACCOUNT_SECRET, CONNECT_SECRET
-
-        stripe = StripeSettings(
-            api_key=self._key,
-            url=self.url,
-            webhook_secrets=(ACCOUNT_SECRET,),
-            connect_webhook_secrets=(CONNECT_SECRET,),
-        )
-        return settings.replace(
-            providers__payment=PROVIDER,
-            providers__payout=PROVIDER,
-            providers__configured={**settings.providers.configured, PROVIDER: stripe},
-        )
 
     async def post(self, path: str, **parameters: str) -> dict[str, Any]:
         """Sends a request to the look-alike, and returns its object. Raises StartupError if it is
@@ -136,7 +137,7 @@ class RunningLookAlike:
             "POST",
             path,
             {
-                "Authorization": f"Basic {b64encode(f'{self._key}:'.encode()).decode()}",
+                "Authorization": f"Basic {b64encode(f'{self.key}:'.encode()).decode()}",
                 "Content-Type": "application/x-www-form-urlencoded",
             },
             urlencode(parameters).encode(),
