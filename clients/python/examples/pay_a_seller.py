@@ -11,7 +11,7 @@ from tallystick import Client, FailedPreconditionError, new_order
 from tallystick.payment.v1 import payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 
-_ACCOUNT = "ba_ok"  # the provider's token for the bank account, never its number
+_ACCOUNT = "acct_ok"  # the provider's token for the bank account, never its number
 
 
 def main(address: str) -> None:

@@ -19,8 +19,8 @@ from tallystick_server.app import serve
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls, open_databases
 from tallystick_server.app.database.migrate import migrate
-from tallystick_server.app.services import HTTP_SERVER, SERVICES, service_names
-from tallystick_server.cli.demo_output import DemoFailed, print_step, require
+from tallystick_server.app.services import HTTP_SERVER, service_names
+from tallystick_server.cli.demo_output import DemoFailed, print_step, require, show_report
 from tallystick_server.cli.demo_payments import (
     confirm_deliveries,
     run_first_payment,
@@ -36,7 +36,6 @@ from tallystick_server.cli.demo_provider import (
     use_look_alike,
     webhook_url,
 )
-from tallystick_server.cli.main import print_report
 from tallystick_server.cli.output import print_line, print_status
 from tallystick_server.cli.runner import example, run_app
 from tallystick_server.observability import tracing
@@ -91,8 +90,7 @@ async def _run(settings: Settings, database_urls: DatabaseUrls, *, once: bool) -
             print_status(f"Starting the Stripe look-alike on {look_alike.url}")
         else:
             print_status(f"Using the account of Stripe with your test key, at {stripe.url}")
-        names = [spec.descriptor.name for spec in SERVICES]
-        print_status(f"Starting {', '.join(names)}, and the HTTP server")
+        print_status("Starting all services and the HTTP server")
         server = await serve.start((*service_names(), HTTP_SERVER), settings, database_urls.all())
         try:
             async with AsyncClient(server.address) as client:
@@ -120,20 +118,21 @@ async def _run_story(
     checkout = f"demo-{secrets.token_hex(4)}"
     payments = [await run_first_payment(client, checkout)]
     if look_alike is None:
-        print_step("6  Left out: a payment that waits for the buyer needs a buyer at Stripe")
+        print_step("6  Left out: a payment that waits for its buyer")
+        print_line("     only the look-alike lets the demo act for the buyer")
     else:
         endpoint = webhook_url(settings)
         payments.append(await run_pending_payment(client, checkout, look_alike, endpoint))
     await confirm_deliveries(client, payments)
     if look_alike is None:
-        print_step("8  Left out: payouts need connected accounts of your own at Stripe")
+        print_step("8  Left out, with step 9: the payouts")
+        print_line("     they need connected accounts; the look-alike has its own")
     else:
         await pay_out(client, checkout, look_alike)
     print_step("10  tallystick verify recomputes every balance from the stored rows")
     report = await asyncio.to_thread(verify, database_urls)
-    print_report(report, indent="     ")
+    show_report(report)
     require(report.passed, "verify should pass")
-    print_line("     docs/reference/invariants.md explains the invariants, such as P3 and L1")
 
 
 def _print_hints(server: serve.RunningServer, look_alike: RunningLookAlike | None) -> None:
@@ -153,10 +152,8 @@ def _print_hints(server: serve.RunningServer, look_alike: RunningLookAlike | Non
     else:
         print_line("\nThe look-alike takes calls of Stripe's API with any test key:")
         print_line(f"     curl -s -u sk_test_demo: {look_alike.url}/v1/events")
-    print_line(
-        "\nInspect the platform with grpcurl (go install "
-        "github.com/fullstorydev/grpcurl/cmd/grpcurl@latest):"
-    )
+    print_line("\nInspect the platform with grpcurl, which Go installs by")
+    print_line("go install github.com/fullstorydev/grpcurl/cmd/grpcurl@latest:")
     for call in (
         "list",
         "tallystick.payment.v1.PaymentService/ListPayments",

@@ -16,7 +16,8 @@ from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_service_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_server.app.errors import StartupError
-from tallystick_server.cli.output import print_heading, print_line
+from tallystick_server.cli.output import escape, print_heading, print_line
+from tallystick_server.verify.report import Report
 
 SELLERS = ("seller-books", "seller-music")
 
@@ -33,8 +34,10 @@ async def show_payout(client: AsyncClient, payout_id: str) -> None:
     )
     payout = response.payout
     print_line(
-        f"     {payout.seller_account}: {payout.amount} {payout.currency} debited from the wallet: "
-        f"{payout.net_amount} sent as {payout.provider_reference}, and the fee {payout.fee}"
+        f"     {payout.seller_account}: {payout.amount} {payout.currency} debited from the wallet"
+    )
+    print_line(
+        f"       {payout.net_amount} sent as {payout.provider_reference}, {payout.fee} kept as fee"
     )
     for transition in response.history:
         print_line(f"       {_format_transition(transition)}")
@@ -68,10 +71,8 @@ async def show_wallets(client: AsyncClient) -> None:
 
 def print_wallet_changes(before: WalletsBySeller, after: WalletsBySeller) -> None:
     for seller in SELLERS:
-        print_line(
-            f"     {seller:<14} {_format_wallet(before[seller]):>28} → "
-            f"{_format_wallet(after[seller]):>28}"
-        )
+        print_line(f"     {seller:<14} before  {_format_wallet(before[seller])}")
+        print_line(f"     {seller:<14} after   {_format_wallet(after[seller])}")
 
 
 def _format_wallet(wallet: wallet_pb2.Wallet) -> str:
@@ -120,11 +121,21 @@ async def show_ledger(client: AsyncClient, payment: payment_pb2.Payment) -> None
         )
 
 
+def show_report(report: Report) -> None:
+    """A line for each check of verify, then the violations and the summary."""
+    for check in report.checks:
+        result = "FAILED" if check.failures else "ok"
+        print_line(f"     {result:<6}  {check.name:<51} {check.row_count:>5} rows")
+    for violation in report.violations:
+        print_line(f"       {escape(violation)}")
+    print_line(f"     {report.summary}")
+
+
 def _print_transaction(transaction: ledger_pb2.Transaction) -> None:
     kind = ledger_pb2.TransactionKind.Name(transaction.kind).removeprefix("TRANSACTION_KIND_")
     print_line(
         f"     {transaction.transaction_id}  {kind} {transaction.source_id}  hash "
-        f"{transaction.hash.hex()[:16]}…"
+        f"{transaction.hash.hex()[:8]}…"
     )
     for entry in transaction.entries:
         side = "debit " if entry.direction == ledger_pb2.DIRECTION_DEBIT else "credit"

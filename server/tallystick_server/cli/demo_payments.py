@@ -42,8 +42,8 @@ async def run_first_payment(client: AsyncClient, checkout: str) -> payment_pb2.P
     print_step("3  The sellers' wallets, before and after")
     print_wallet_changes(before, await load_wallets(client))
     print_step("4  The ledger transactions of the payment")
-    print_line("     psp/…/clearing: what the provider owes; buyers/…: one of 16 accounts that all")
-    print_line("     buyers share, zero after each transaction")
+    print_line("     psp/…/clearing is what the provider owes the platform; buyers/… is one of")
+    print_line("     16 accounts that all buyers share, and zero after each transaction")
     await show_ledger(client, payment)
     await _repeat_check_out(client, checkout, orders, payment)
     return payment
@@ -75,7 +75,7 @@ async def run_pending_payment(
     await _wait_for_event(client, reference, "payment_intent.requires_action")
     print_line(f"     PENDING: the buyer must confirm {reference}, by 3-D Secure")
     await look_alike.post("/sandbox/advance", id=reference, status="succeeded")
-    print_line(f"     the buyer confirms; the provider reports it to {webhook_endpoint}")
+    print_line(f"     the buyer confirms; webhooks come to {webhook_endpoint}")
     payment = await client.wait_for_payment(checkout_id, timeout=30)
     await show_history(client, payment)
     require(payment.is_payment_done, f"the payment should be done, but is {format_state(payment)}")
@@ -113,12 +113,11 @@ async def _wait_for_event(client: AsyncClient, reference: str, event_type: str) 
 async def _check_out(
     client: AsyncClient, checkout: str, orders: Sequence[payment_pb2.NewPaymentOrder]
 ) -> None:
-    print_step(f"1  A buyer checks out with two sellers ({checkout})")
+    print_step(f"1  The buyer buyer-ada checks out with two sellers ({checkout})")
     for order in orders:
         print_line(
-            f"     {order.payment_order_id}: {order.amount} {order.currency} from "
-            f"{order.buyer_account} to {order.seller_account}, including a platform fee of "
-            f"{order.platform_fee}"
+            f"     {order.payment_order_id}: {order.amount} {order.currency} to "
+            f"{order.seller_account}, platform fee {order.platform_fee}"
         )
     accepted_payment = await client.create_payment(
         checkout,
@@ -131,7 +130,7 @@ async def _check_out(
 
 
 async def _wait_for_charge(client: AsyncClient, checkout: str) -> payment_pb2.Payment:
-    print_step("2  The provider charges the buyer; the wallets and the ledger are updated")
+    print_step("2  The provider charges the buyer; wallets and ledger follow (times in UTC)")
     payment = await client.wait_for_payment(checkout, timeout=30)
     await show_history(client, payment)
     require(payment.is_payment_done, f"the payment should be done, but is {format_state(payment)}")

@@ -24,11 +24,12 @@ _TOP_UP = "5000"
 async def pay_out(client: AsyncClient, checkout: str, look_alike: RunningLookAlike) -> None:
     """Steps 8 and 9: a payout run pays both sellers. The bank of one seller returns the money."""
     print_step("8  A payout run pays both sellers, here requested before the schedule's cut-off")
-    topup = await look_alike.post("/v1/topups", amount=_TOP_UP, currency="eur")
-    print_line(f"     the platform tops up its balance at the provider: {topup['id']}, 50.00 EUR,")
-    print_line("     because the provider has kept its own fees of the charges")
+    await look_alike.post("/v1/topups", amount=_TOP_UP, currency="eur")
+    print_line("     the platform adds 50.00 EUR to its balance at the provider, because the")
+    print_line("     provider has kept its own fees of the charges")
     for seller, token in _ACCOUNTS.items():
         await _create_destination(client, f"{checkout}-{seller}", seller, token)
+    print_line("     the names tell the look-alike: this bank is slow, that one returns money")
     schedule = await client.payout.SetPayoutSchedule(
         payout_service_pb2.SetPayoutScheduleRequest(
             currency="EUR",
@@ -70,9 +71,8 @@ async def pay_out(client: AsyncClient, checkout: str, look_alike: RunningLookAli
         f"{payout_pb2.PayoutState.Name(books_state)}",
     )
 
-    print_step(
-        f"9  The bank of {SELLERS[1]} returns the money; the wallet is credited, without the fee"
-    )
+    print_step(f"9  The bank of {SELLERS[1]} returns the money, and the wallet gets it back")
+    print_line("     the platform keeps its fee")
     await wait_until(
         lambda: _is_returned(client, music), f"the payout to {SELLERS[1]} should be RETURNED"
     )
@@ -97,7 +97,7 @@ async def _create_destination(client: AsyncClient, id_: str, seller: str, token:
         return state == payout_pb2.PAYOUT_DESTINATION_STATE_VERIFIED
 
     await wait_until(is_verified, f"the bank account of {seller} should be verified")
-    print_line(f"     {seller:<14} has the connected account {token}, verified by the provider")
+    print_line(f"     {seller:<14} has the connected account {token}, verified")
 
 
 async def _is_batch_done(client: AsyncClient, batch_id: str) -> bool:

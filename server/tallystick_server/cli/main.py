@@ -186,17 +186,17 @@ def verify(
     return 0 if report.passed else 1
 
 
-def print_report(report: Report, indent: str = "") -> None:
+def print_report(report: Report) -> None:
     """Prints a row for each check, then the violations and the summary."""
     columns = [
-        Column(f"{indent}CHECK"),
+        Column("CHECK"),
         Column("RESULT"),
         Column("ROWS", align_right=True),
         Column("INVARIANTS"),
     ]
     rows = [
         [
-            f"{indent}{check.name}",
+            check.name,
             "FAILED" if check.failures else "ok",
             str(check.row_count),
             check.invariants,
@@ -205,8 +205,8 @@ def print_report(report: Report, indent: str = "") -> None:
     ]
     print_table(columns, rows)
     for violation in report.violations:
-        print_line(f"{indent}  {escape(violation)}")
-    print_line(f"{indent}{report.summary}")
+        print_line(f"  {escape(violation)}")
+    print_line(report.summary)
 
 
 add_sandbox_commands(app, _PANEL)
