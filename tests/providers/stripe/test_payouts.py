@@ -194,6 +194,7 @@ def test_a_rejected_payout_takes_its_transfer_back_first() -> None:
     """Only the confirmed reversal is a decline; Stripe keeps the reason with it."""
     transport = new_transport()
     transport.script(PAYOUT, error(400, "invalid_request_error", "payouts_not_allowed"))
+    transport.script(LIST_PAYOUTS, page())
     transport.script(REVERSE, REVERSAL)
     expected = Declined(PayoutFailure.DESTINATION_REJECTED, "payouts_not_allowed", "tr_1")
     assert submit(transport) == expected
@@ -229,6 +230,7 @@ def test_a_reversal_without_an_answer_is_unknown(failure: Any, reason: RetryReas
     """
     transport = new_transport()
     transport.script(PAYOUT, error(400, "invalid_request_error", "payouts_not_allowed"))
+    transport.script(LIST_PAYOUTS, page())
     transport.script(REVERSE, failure)
     transport.script(READ_TRANSFER, transfer())
     outcome = submit(transport)
@@ -246,6 +248,8 @@ def test_a_reversal_without_an_answer_is_unknown(failure: Any, reason: RetryReas
         (error(500, "api_error"), RetryReason.SERVER_ERROR),
         (error(409, "idempotency_error", "idempotency_key_in_use"), RetryReason.THROTTLED),
         (error(400, "invalid_request_error", "parameter_missing"), RetryReason.REJECTED),
+        (error(403, "invalid_request_error", "account_invalid"), RetryReason.REJECTED),
+        (error(403, "invalid_request_error", "payouts_not_allowed"), RetryReason.UNAUTHORIZED),
     ],
 )
 def test_a_payout_without_an_answer_is_unknown_and_keeps_its_transfer(
@@ -256,6 +260,49 @@ def test_a_payout_without_an_answer_is_unknown_and_keeps_its_transfer(
     """
     transport = new_transport()
     transport.script(PAYOUT, failure)
+    outcome = submit(transport)
+    assert isinstance(outcome, Unknown)
+    assert (outcome.reference, outcome.retry_reason) == ("tr_1", reason)
+    assert not transport.sent(REVERSE)
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        ("pending", Submitted("tr_1")),
+        ("in_transit", InTransit("tr_1")),
+        ("paid", Succeeded("tr_1", 900, "EUR")),
+    ],
+)
+def test_a_rejected_repeat_does_not_take_back_what_is_being_paid(
+    status: str, expected: ProviderOutcome
+) -> None:
+    """An earlier request under the same key may have created the payout, so it is looked for before
+    the transfer is reversed.
+    """
+    transport = new_transport()
+    transport.script(PAYOUT, error(400, "invalid_request_error", "payouts_not_allowed"))
+    transport.script(LIST_PAYOUTS, page(payout(status)))
+    assert submit(transport) == expected
+    assert not transport.sent(REVERSE)
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [
+        (NotConnected("no server"), RetryReason.NO_ANSWER),
+        (error(403, "invalid_request_error", "account_invalid"), RetryReason.REJECTED),
+        (error(403, "invalid_request_error"), RetryReason.UNAUTHORIZED),
+        (error(500, "api_error"), RetryReason.SERVER_ERROR),
+    ],
+)
+def test_a_rejected_payout_that_cannot_be_looked_for_is_unknown(
+    failure: Any, reason: RetryReason
+) -> None:
+    """Its transfer is not reversed: the payout may exist."""
+    transport = new_transport()
+    transport.script(PAYOUT, error(400, "invalid_request_error", "account_closed"))
+    transport.script(LIST_PAYOUTS, failure)
     outcome = submit(transport)
     assert isinstance(outcome, Unknown)
     assert (outcome.reference, outcome.retry_reason) == ("tr_1", reason)

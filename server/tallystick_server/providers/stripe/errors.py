@@ -46,6 +46,10 @@ class Effect(StrEnum):
     """Stripe definitely rejects it: nothing was moved, and a repeat changes nothing."""
     NOT_FOUND = "NOT_FOUND"
     """Stripe does not know the object that the request names."""
+    NO_ACCESS = "NO_ACCESS"
+    """The connected account does not exist, or the key has no access to it any more. An earlier
+    request may have been accepted.
+    """
     WRONG_STATE = "WRONG_STATE"
     """The payment is in a state that does not allow it. Nothing was changed."""
     OUR_ERROR = "OUR_ERROR"
@@ -170,6 +174,8 @@ RULES: tuple[Rule, ...] = (
     Rule(Effect.THROTTLED, _ANY_ERROR, codes=BUSY_CODES),
     Rule(Effect.OUR_ERROR, _ANY_ERROR, type="idempotency_error"),
     Rule(Effect.UNAUTHORIZED, _ANY_ERROR, codes=KEY_CODES),
+    Rule(Effect.NO_ACCESS, range(403, 404), codes=frozenset({"account_invalid"})),
+    Rule(Effect.UNAUTHORIZED, range(403, 404)),
     Rule(
         Effect.REJECTED,
         _REQUEST_ERRORS,
@@ -186,7 +192,6 @@ RULES: tuple[Rule, ...] = (
     Rule(Effect.WRONG_STATE, _REQUEST_ERRORS, codes=STATE_CODES),
     Rule(Effect.UNAUTHORIZED, range(401, 402)),
     Rule(Effect.DECLINED, range(402, 403)),
-    Rule(Effect.UNAUTHORIZED, range(403, 404)),
     Rule(Effect.THROTTLED, range(409, 410)),
     Rule(Effect.THROTTLED, range(429, 430)),
     Rule(Effect.OUR_ERROR, _ANY_ERROR),
@@ -200,7 +205,7 @@ class Rejection:
     """Stripe declines or rejects the request. `code` says most precisely why."""
 
     effect: Effect
-    """DECLINED, REJECTED, NOT_FOUND or WRONG_STATE."""
+    """DECLINED, REJECTED, NOT_FOUND, NO_ACCESS or WRONG_STATE."""
     code: str
     param: str = ""
     payment_intent: Mapping[str, Any] = field(default_factory=dict)
@@ -210,7 +215,7 @@ class Rejection:
 
     @property
     def is_definite(self) -> bool:
-        """Whether it is certain that the request has moved nothing, and never will."""
+        """Whether it is certain that this request has moved nothing, and never will."""
         return self.effect in (Effect.DECLINED, Effect.REJECTED)
 
     @property
@@ -220,7 +225,9 @@ class Rejection:
 
 
 def to_unknown(rejection: Rejection) -> Unknown:
-    """A rejection that the request should never get: an error of the platform."""
+    """A rejection that the request should never get: an error of the platform. NO_ACCESS is about
+    one account, so it is not UNAUTHORIZED, which stops the calls for all of them.
+    """
     return Unknown(f"{rejection.effect} {rejection.code}", RetryReason.REJECTED)
 
 

@@ -19,13 +19,10 @@ from tallystick_core.provider.outcome import (
     PayoutFailure,
     PayoutLookupOutcome,
     PayoutOutcome,
-    Pending,
-    PendingReason,
     RetryReason,
     Returned,
     Unknown,
     VerificationOutcome,
-    Verified,
 )
 from tallystick_core.provider.payout_provider import PayoutRequest
 from tallystick_server.providers.provider_type import ProviderTerms
@@ -37,11 +34,8 @@ from tallystick_server.providers.stripe.errors import (
     to_unknown,
 )
 from tallystick_server.providers.stripe.json_fields import (
-    read_flag,
     read_objects,
     read_optional_table,
-    read_optional_text,
-    read_text,
     require_kind,
 )
 from tallystick_server.providers.stripe.money import (
@@ -58,6 +52,7 @@ from tallystick_server.providers.stripe.transfer import (
     to_metadata,
     to_outcome,
 )
+from tallystick_server.providers.stripe.verification import to_verification
 
 if TYPE_CHECKING:
     from stripe import RequestOptions
@@ -107,7 +102,18 @@ class StripePayouts:
             return Unknown(outcome.detail) if isinstance(outcome, NotFound) else outcome
         payout = await self._create_payout(request, amount, transfer)
         if isinstance(payout, Rejection) and payout.is_definite:
-            return await self._reverse(transfer, request, _to_declined(payout, transfer))
+            return await self._decline(payout, transfer, request)
+        return await self._conclude(payout, transfer, request)
+
+    async def _decline(
+        self, rejection: Rejection, transfer: Transfer, request: PayoutRequest
+    ) -> PayoutOutcome:
+        """The outcome of a payout whose creation was rejected. An earlier request under the same
+        key may have created it; only if there is none, the transfer is reversed.
+        """
+        payout = await self._find_payout(transfer, request)
+        if payout is None:
+            return await self._reverse(transfer, request, _to_declined(rejection, transfer))
         return await self._conclude(payout, transfer, request)
 
     async def look_up(self, request: PayoutRequest) -> PayoutLookupOutcome:
@@ -128,7 +134,7 @@ class StripePayouts:
         )
         if not isinstance(result, Rejection):
             return result
-        if result.is_definite or result.effect is Effect.NOT_FOUND:
+        if result.is_definite or result.effect in (Effect.NOT_FOUND, Effect.NO_ACCESS):
             return Declined(PayoutFailure.DESTINATION_REJECTED, result.code)
         return to_unknown(result)
 
@@ -376,23 +382,3 @@ def _unknown_of(problem: Problem, reference: str) -> Unknown:
             return Unknown(problem.detail, reference=reference)
         case Rejection():
             return replace(to_unknown(problem), reference=reference)
-
-
-def to_verification(account: Mapping[str, Any], currency: str) -> VerificationOutcome:
-    """Whether Stripe can pay out from a connected account in a currency. Raises ValueError."""
-    require_kind(account, "account")
-    requirements = read_optional_table(account, "requirements")
-    disabled_reason = read_optional_text(requirements, "disabled_reason")
-    if not read_flag(account, "payouts_enabled"):
-        if disabled_reason.startswith("rejected."):
-            return Declined(PayoutFailure.DESTINATION_REJECTED, disabled_reason)
-        return Pending(PendingReason.PROVIDER_REVIEW)
-    bank_accounts = read_optional_table(account, "external_accounts")
-    if not bank_accounts:  # the platform may not see them
-        return Verified()
-    currencies = {
-        read_text(bank_account, "currency").upper() for bank_account in read_objects(bank_accounts)
-    }
-    if currency in currencies:
-        return Verified()
-    return Declined(PayoutFailure.DESTINATION_REJECTED, "no_bank_account_in_currency")

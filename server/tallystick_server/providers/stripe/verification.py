@@ -1,0 +1,43 @@
+"""Whether a connected account can be paid from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tallystick_core.provider.outcome import (
+    Declined,
+    PayoutFailure,
+    Pending,
+    PendingReason,
+    VerificationOutcome,
+    Verified,
+)
+from tallystick_server.providers.stripe.json_fields import (
+    read_flag,
+    read_objects,
+    read_optional_table,
+    read_optional_text,
+    read_text,
+    require_kind,
+)
+
+
+def to_verification(account: Mapping[str, Any], currency: str) -> VerificationOutcome:
+    """Whether Stripe can pay out from a connected account in a currency. Raises ValueError."""
+    require_kind(account, "account")
+    requirements = read_optional_table(account, "requirements")
+    disabled_reason = read_optional_text(requirements, "disabled_reason")
+    if not read_flag(account, "payouts_enabled"):
+        if disabled_reason.startswith("rejected."):
+            return Declined(PayoutFailure.DESTINATION_REJECTED, disabled_reason)
+        return Pending(PendingReason.PROVIDER_REVIEW)
+    bank_accounts = read_optional_table(account, "external_accounts")
+    if not bank_accounts:  # the platform may not see them
+        return Verified()
+    currencies = {
+        read_text(bank_account, "currency").upper() for bank_account in read_objects(bank_accounts)
+    }
+    if currency in currencies:
+        return Verified()
+    return Declined(PayoutFailure.DESTINATION_REJECTED, "no_bank_account_in_currency")
