@@ -64,7 +64,9 @@ class PaymentProvider(Protocol):
         ...
 
     async def look_up(self, request: ChargeRequest) -> ChargeLookupOutcome:
-        """Returns the outcome of a request that may have been sent. Charges nothing."""
+        """Returns the outcome of a request that may have been sent. Charges nothing; it may end a
+        charge that has failed and could still be paid at the provider.
+        """
         ...
 
     async def cancel(self, request: ChargeRequest) -> ChargeLookupOutcome:

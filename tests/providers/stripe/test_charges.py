@@ -1,4 +1,4 @@
-"""Charges of Stripe: what each status of a PaymentIntent means, and how a failed one ends."""
+"""Charges of Stripe: what each status of a PaymentIntent means."""
 
 from __future__ import annotations
 
@@ -24,8 +24,13 @@ from tallystick_core.provider.outcome import (
 )
 from tallystick_core.provider.payment_provider import ChargeRequest
 from tallystick_server.providers.stripe.charges import StripeCharges
-from tallystick_server.providers.stripe.errors import NoAnswer, NotConnected
-from tests.providers.stripe.scripted_stripe import TERMS, ScriptedTransport, api_of, error
+from tests.providers.stripe.scripted_stripe import (
+    TERMS,
+    Answer,
+    ScriptedTransport,
+    api_of,
+    error,
+)
 
 CREATE, READ = "POST /v1/payment_intents", "GET /v1/payment_intents/pi_1"
 CANCEL, SEARCH = "POST /v1/payment_intents/pi_1/cancel", "GET /v1/payment_intents/search"
@@ -165,68 +170,26 @@ def test_a_pending_charge_has_its_reason(answer: Any, reason: PendingReason, url
     assert len(transport.requests) == 1
 
 
-def test_a_decline_counts_only_once_its_payment_intent_has_ended() -> None:
-    """The buyer could still pay a declined PaymentIntent. It is canceled, under a key of its own;
-    the code is that of the bank.
-    """
-    transport = ScriptedTransport()
-    transport.script(CREATE, card_error())
-    transport.script(CANCEL, canceled(last_payment_error=DECLINE, cancellation_reason="abandoned"))
-    assert run(transport, "send") == DECLINED
-    _, cancellation = transport.requests
-    assert cancellation.key == "dev-o-po1-1-abandoned-requires_payment_method"
-    assert cancellation.values["cancellation_reason"] == "abandoned"
-
-
-@pytest.mark.parametrize(
-    ("failure", "reason"),
-    [
-        (NoAnswer("reset"), RetryReason.NO_ANSWER),
-        (NotConnected("no server"), RetryReason.NO_ANSWER),
-        (error(500, "api_error"), RetryReason.SERVER_ERROR),
-        (error(429, "api_error", "rate_limit"), RetryReason.THROTTLED),
-        (error(401, "api_error"), RetryReason.UNAUTHORIZED),
-    ],
-)
-def test_a_decline_whose_end_is_not_answered_is_unknown(failure: Any, reason: RetryReason) -> None:
-    """It carries the reference, so that the next lookup ends it."""
-    transport = ScriptedTransport()
-    transport.script(CREATE, card_error())
-    transport.script(CANCEL, failure)
-    outcome = run(transport, "send")
-    assert isinstance(outcome, Unknown)
-    assert (outcome.reference, outcome.retry_reason) == ("pi_1", reason)
-    transport.script(READ, intent("requires_payment_method", last_payment_error=DECLINE))
-    transport.script(CANCEL, canceled(last_payment_error=DECLINE, cancellation_reason="abandoned"))
-    assert run(transport, "look_up", WITH_REFERENCE) == DECLINED
-
-
-def test_a_decline_that_was_paid_meanwhile_is_a_success() -> None:
-    """A cancellation that comes too late is rejected; the PaymentIntent is read again."""
-    transport = ScriptedTransport()
-    transport.script(CREATE, card_error())
-    transport.script(CANCEL, error(400, "invalid_request_error", "payment_intent_unexpected_state"))
-    transport.script(READ, intent("succeeded"))
-    assert run(transport, "send") == Succeeded("pi_1", 1234, "EUR")
-
-
-def test_a_decline_without_its_payment_intent_is_unknown() -> None:
-    """Something may be open that cannot be ended."""
-    transport = ScriptedTransport()
-    transport.script(CREATE, error(402, "card_error", "card_declined"))
-    assert isinstance(run(transport, "send"), Unknown)
-
-
 def test_a_replayed_answer_is_read_again() -> None:
-    """Stripe replays the first answer of a key, which says nothing about now. A final one stays."""
-    replayed = {"headers": {"Idempotent-Replayed": "true"}}
-    for first in (card_error(**replayed), card_error(**replayed)):
+    """Stripe replays the first answer of a key, which says nothing about now."""
+    replayed = {"Idempotent-Replayed": "true"}
+    for first in (card_error(headers=replayed), Answer(200, intent("processing"), replayed)):
         transport = ScriptedTransport()
         transport.script(CREATE, first)
         transport.script(READ, canceled(cancellation_reason="requested_by_customer"))
         outcome = run(transport, "send")
         assert isinstance(outcome, Declined)
         assert outcome.reason is FailureReason.CALLER_CANCELLED
+
+
+def test_a_replayed_final_answer_stays() -> None:
+    """What has ended does not change, so no second request is needed."""
+    replayed = {"Idempotent-Replayed": "true"}
+    for status, kind in (("succeeded", Succeeded), ("canceled", Declined)):
+        transport = ScriptedTransport()
+        transport.script(CREATE, Answer(200, intent(status), replayed))
+        assert isinstance(run(transport, "send"), kind)
+        assert len(transport.requests) == 1
 
 
 def test_a_known_charge_is_never_created_again() -> None:
@@ -279,43 +242,6 @@ def test_not_found_is_conclusive_only_after_the_lag_of_the_search() -> None:
     slower = replace(TERMS, final_not_found=FinalNotFound(9000.0, 3))
     assert StripeCharges(slower, api_of(ScriptedTransport())).final_not_found == FinalNotFound(
         9000.0, 3
-    )
-
-
-def test_a_cancellation_ends_what_is_pending_and_reports_what_has_ended() -> None:
-    """A pending charge is canceled for the caller, a failed one keeps the reason of its failure,
-    and one that has succeeded is not touched.
-    """
-    transport = ScriptedTransport()
-    transport.script(
-        READ,
-        intent("requires_action"),
-        intent("requires_payment_method", last_payment_error=DECLINE),
-        intent("succeeded"),
-    )
-    transport.script(
-        CANCEL,
-        canceled(cancellation_reason="requested_by_customer"),
-        canceled(last_payment_error=DECLINE, cancellation_reason="abandoned"),
-    )
-    outcome = run(transport, "cancel", WITH_REFERENCE)
-    assert isinstance(outcome, Declined)
-    assert outcome.reason is FailureReason.CALLER_CANCELLED
-    assert run(transport, "cancel", WITH_REFERENCE) == DECLINED
-    assert run(transport, "cancel", WITH_REFERENCE) == Succeeded("pi_1", 1234, "EUR")
-    assert [request.key for request in transport.sent("POST .*")] == [
-        "dev-o-po1-1-requested_by_customer-requires_action",
-        "dev-o-po1-1-abandoned-requires_payment_method",
-    ]
-
-
-def test_a_charge_in_progress_cannot_be_cancelled_yet() -> None:
-    """Stripe rejects the cancellation of a payment that its bank decides; it stays pending."""
-    transport = ScriptedTransport()
-    transport.script(READ, intent("processing"))
-    transport.script(CANCEL, error(400, "invalid_request_error", "payment_intent_unexpected_state"))
-    assert run(transport, "cancel", WITH_REFERENCE) == Pending(
-        PendingReason.PROVIDER_REVIEW, "pi_1"
     )
 
 

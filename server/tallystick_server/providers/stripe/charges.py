@@ -102,13 +102,14 @@ class StripeCharges:
             ),
             _parse_created,
         )
+        is_rejected = isinstance(created, Rejection) and created.is_definite
         if isinstance(created, Rejection):
             created = _read_rejected_intent(created)
         if isinstance(created, Answer):
             intent = parse_payment_intent(created.body)
             if created.is_replayed and intent.status not in FINAL_STATUSES:
-                return await self._read_outcome(intent.id, request)
-            return await self._conclude(intent, request)
+                return await self._read_again(intent.id, request, is_rejected=is_rejected)
+            return await self._conclude(intent, request, is_rejected=is_rejected)
         return _to_charge_outcome(created)
 
     def _create_params(self, request: ChargeRequest, amount: int) -> PaymentIntentCreateParams:
@@ -127,7 +128,7 @@ class StripeCharges:
         return params
 
     async def look_up(self, request: ChargeRequest) -> ChargeLookupOutcome:
-        """Ends a charge that has failed, and that nobody pays any more."""
+        """Looks up the charge. Cancels its PaymentIntent if the payment failed."""
         found = await self._find(request)
         if isinstance(found, PaymentIntent):
             return await self._conclude(found, request)
@@ -192,24 +193,28 @@ class StripeCharges:
             lambda answer: parse_payment_intent(answer.body),
         )
 
-    async def _read_outcome(self, intent_id: str, request: ChargeRequest) -> ChargeOutcome:
+    async def _read_again(
+        self, intent_id: str, request: ChargeRequest, *, is_rejected: bool
+    ) -> ChargeOutcome:
         """The outcome of a PaymentIntent that may have changed since it was answered."""
         current = await self._read(intent_id)
         if isinstance(current, PaymentIntent):
-            return await self._conclude(current, request)
+            return await self._conclude(current, request, is_rejected=is_rejected)
         return _unknown_of(current, intent_id)
 
-    async def _conclude(self, intent: PaymentIntent, request: ChargeRequest) -> ChargeOutcome:
+    async def _conclude(
+        self, intent: PaymentIntent, request: ChargeRequest, *, is_rejected: bool = False
+    ) -> ChargeOutcome:
         """The outcome of a charge. One that has failed could still be paid, so it is ended first;
-        but never one of another charge, or of another environment.
+        but never one of another charge or environment, and never one that another request may be
+        confirming now. `is_rejected`: the request that created it was definitely rejected.
         """
         if intent.key != request.key:
             return _mismatched()
-        try:
-            outcome = to_outcome(intent)
-        except UnsupportedAmount:
-            return Unknown("an amount that cannot be read", reference=intent.id)
-        return outcome or await self._end(intent, request, ABANDONED)
+        outcome = _read_outcome(intent)
+        if outcome is None and (intent.has_failed or is_rejected):
+            return await self._end(intent, request, ABANDONED)
+        return outcome or _not_ended(intent)
 
     async def _end(
         self,
@@ -232,20 +237,23 @@ class StripeCharges:
             ended = await self._read(intent.id)
         if not isinstance(ended, PaymentIntent):
             return _unknown_of(ended, intent.id)
-        return _final_outcome(ended)
+        return _read_outcome(ended) or _not_ended(ended)
 
 
 def _mismatched() -> Unknown:
     return Unknown("Stripe answered about another charge", RetryReason.MISMATCHED_OPERATION)
 
 
-def _final_outcome(intent: PaymentIntent) -> ChargeOutcome:
-    """The outcome of a PaymentIntent that was to be ended."""
+def _read_outcome(intent: PaymentIntent) -> ChargeOutcome | None:
+    """The outcome of a charge. None: it has not ended."""
     try:
-        outcome = to_outcome(intent)
+        return to_outcome(intent)
     except UnsupportedAmount:
         return Unknown("an amount that cannot be read", reference=intent.id)
-    return outcome or Unknown("the charge is not ended yet", reference=intent.id)
+
+
+def _not_ended(intent: PaymentIntent) -> Unknown:
+    return Unknown(f"the PaymentIntent is in {intent.status}", reference=intent.id)
 
 
 def _parse_created(answer: Answer) -> Answer:

@@ -40,6 +40,10 @@ STATUSES = FINAL_STATUSES | {
 }
 
 
+_REASONS = ("decline_code", "code", "type")
+"""The fields that say why a payment has failed, the most precise first."""
+
+
 @dataclass(frozen=True, slots=True)
 class PaymentIntent:
     """What the platform uses of a PaymentIntent. Amounts are as Stripe writes them."""
@@ -53,7 +57,7 @@ class PaymentIntent:
     key: str
     """The idempotency key under which it was created."""
     error_code: str
-    """Why the last payment failed; "": it has not."""
+    """Why the last payment failed, as precisely as Stripe says; "": it has not."""
     cancellation_reason: str
     next_action_url: str
     fee: ProviderFee | None
@@ -61,7 +65,7 @@ class PaymentIntent:
 
     @property
     def has_failed(self) -> bool:
-        """Whether the buyer's bank has declined it, so that nobody pays it any more."""
+        """Whether its payment has failed, so that the platform must end it: it could be paid."""
         return self.status == "requires_payment_method" and self.error_code not in (
             "",
             AUTHENTICATION_REQUIRED,
@@ -84,7 +88,7 @@ def parse_payment_intent(fields: Mapping[str, Any]) -> PaymentIntent:
         currency=read_text(fields, "currency").upper(),
         charge_id=read_optional_text(metadata, "charge_id"),
         key=read_optional_text(metadata, "key"),
-        error_code=read_optional_text(error, "decline_code") or read_optional_text(error, "code"),
+        error_code=next(filter(None, (read_optional_text(error, name) for name in _REASONS)), ""),
         cancellation_reason=read_optional_text(fields, "cancellation_reason"),
         next_action_url=read_optional_text(redirect, "url"),
         fee=_read_fee(read_optional_table(fields, "latest_charge")),
@@ -104,8 +108,8 @@ def _read_fee(charge: Mapping[str, Any]) -> ProviderFee | None:
 
 
 def to_outcome(intent: PaymentIntent) -> ChargeOutcome | None:
-    """The outcome of a charge. None: it has not ended, but nobody pays it any more; the platform
-    must end it. Raises ValueError if the money cannot be read.
+    """The outcome of a charge. None: it has not ended, and does not go on by itself: its payment
+    has failed, or a request has yet to confirm it. Raises ValueError if the money cannot be read.
     """
     match intent.status:
         case "succeeded":
