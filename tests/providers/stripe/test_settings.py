@@ -33,6 +33,15 @@ def test_a_section_configures_an_account(tmp_path: Path) -> None:
     assert settings.providers.terms("stripe").final_not_found == FinalNotFound(7200.0, 2)
 
 
+def test_a_key_is_honored_for_a_day_whatever_the_shared_setting_says(tmp_path: Path) -> None:
+    """Stripe forgets a key after 24 hours; sent again after that, it would charge twice."""
+    path = tmp_path / "tallystick.toml"
+    shared = '[providers]\npayment = "stripe"\npayout = "stripe"\nkey_window = 2592000\n'
+    for own, seconds in (("", 86_400), ("key_window = 43200\n", 43_200)):
+        path.write_text(f'{shared}[providers.stripe]\napi_key = "{KEY}"\n{own}')
+        assert load({}, str(path)).providers.terms("stripe").key_window_seconds == seconds
+
+
 def test_secrets_may_come_from_the_environment(tmp_path: Path) -> None:
     """Several secrets while they are replaced, in a list or separated by commas; none is shown."""
     first, second = "whsec_first_secret", "whsec_second_secret"
@@ -62,6 +71,7 @@ def test_secrets_may_come_from_the_environment(tmp_path: Path) -> None:
         ("webhook_secrets = 7", "webhook_secrets", "a list of at most 8 texts"),
         ("webhook_tolerance = 0", "webhook_tolerance", "from 1 to 3,600"),
         ("not_found_after = 60", "not_found_after", "from 7,200"),
+        ("key_window = 86401", "key_window", "to 86,400"),
         ('statement_descriptor_suffix = "a*b"', "statement_descriptor_suffix", "at most 22"),
         ('statement_descriptor_suffix = "2026"', "statement_descriptor_suffix", "a letter"),
         ('payout_report = "no report"', "payout_report", "a report type"),

@@ -85,6 +85,8 @@ class StripeSettings(ProviderSettings):
     """Type of the report of all payouts of Stripe to the platform's bank."""
     single_payout_report: ReportType = "payout_reconciliation.by_id.itemized.1"
     """Type of the report of one such payout."""
+    key_window: Seconds | None = Field(default=86_400.0, ge=1, le=86_400)
+    """How long Stripe honors an idempotency key, which it may forget after a day."""
     not_found_after: Seconds | None = Field(default=7200.0, ge=7200, le=_YEAR_SECONDS)
     """As `providers.not_found_after`. Stripe's search lags up to an hour."""
 
