@@ -1018,10 +1018,25 @@ MUTANTS = (
         "tests/http/test_webhooks.py",
     ),
     Mutant(
+        "a transfer is reversed while its payout may be on its way",
+        f"{_SERVER}/providers/stripe/payouts.py",
+        "payout = await self._find_payout(transfer, request)\n        if payout is None:\n"
+        "            return await self._reverse(",
+        "payout = None\n        if payout is None:\n            return await self._reverse(",
+        "tests/providers/stripe/test_payouts.py",
+    ),
+    Mutant(
+        "a lookup ends a charge that a request is confirming",
+        f"{_SERVER}/providers/stripe/charges.py",
+        "if outcome is None and (intent.has_failed or is_rejected):",
+        "if outcome is None:",
+        "tests/providers/stripe/test_failed_charges.py",
+    ),
+    Mutant(
         "a webhook signed in the future is accepted",
         f"{_SERVER}/providers/stripe/webhooks.py",
-        "if abs(now.timestamp() - int(timestamp[1])) > self._tolerance_seconds:",
-        "if now.timestamp() - int(timestamp[1]) > self._tolerance_seconds:",
+        "if abs(now.timestamp() - int(time)) > self._tolerance_seconds:",
+        "if now.timestamp() - int(time) > self._tolerance_seconds:",
         "tests/providers/stripe",
     ),
     Mutant(

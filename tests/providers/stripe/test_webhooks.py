@@ -1,4 +1,4 @@
-"""Webhooks of Stripe: signatures over the raw body, and what each event is about."""
+"""Webhooks of Stripe: what each event is about."""
 
 from __future__ import annotations
 
@@ -76,82 +76,6 @@ def sign(body: bytes, *secrets: str, time: datetime = NOW, scheme: str = "v1") -
 
 def parse(body: bytes, signature: str, endpoint: str = "", now: datetime = NOW) -> WebhookEvent:
     return SOURCE.parse(endpoint, body, {"Stripe-Signature": signature}, now)
-
-
-def test_each_endpoint_has_its_secrets() -> None:
-    """A body that one of the endpoint's secrets has signed is read; the other endpoint rejects
-    it. While secrets are replaced, either of them counts, and so does a header with both.
-    """
-    assert tuple(source().endpoints) == ("", "connect")
-    for secrets in ((OLD,), (NEW,), (OLD, NEW), ("whsec_another", NEW)):
-        assert parse(BODY, sign(BODY, *secrets)) == EVENT
-        with pytest.raises(InvalidSignature):
-            parse(BODY, sign(BODY, *secrets), "connect")
-    assert parse(BODY, sign(BODY, CONNECT), "connect") == EVENT
-    with pytest.raises(InvalidSignature):
-        parse(BODY, sign(BODY, CONNECT))
-    with pytest.raises(InvalidSignature):
-        parse(BODY, sign(BODY, OLD), "another")
-
-
-def test_an_endpoint_without_secrets_is_none() -> None:
-    """An installation that has no connected accounts has one endpoint."""
-    webhooks_ = StripeWebhooks(
-        "stripe", settings_with(webhook_secrets=[OLD]), api_of(ScriptedTransport())
-    )
-    assert tuple(webhooks_.endpoints) == ("",)
-
-
-def test_a_forged_body_is_rejected() -> None:
-    """Another secret, another scheme, a body that differs by one byte or is encoded again, and
-    every header that is none.
-    """
-    good = sign(BODY, OLD)
-    forged: Sequence[tuple[bytes, str]] = (
-        (BODY, sign(BODY, "whsec_another")),
-        (BODY, sign(BODY, OLD, scheme="v0")),
-        (BODY.replace(b"pi_1", b"pi_2"), good),
-        (orjson.dumps(orjson.loads(BODY), option=orjson.OPT_INDENT_2), good),
-        (BODY + b"\n", good),
-        (b"", good),
-        (b"\xff" + BODY, sign(b"\xff" + BODY, OLD)),
-        (BODY, ""),
-        (BODY, "t=,v1="),
-        (BODY, f"t={int(NOW.timestamp())}"),
-        (BODY, good.replace("t=", "t=-")),
-        (BODY, good.partition(",")[2]),
-        (BODY, good.replace("v1=", "v1=é")),
-        (BODY, "t=" + "9" * 400 + ",v1=" + "0" * 64),
-    )
-    for body, signature in forged:
-        with pytest.raises(InvalidSignature):
-            parse(body, signature)
-
-
-def test_the_time_of_a_signature_is_checked_both_ways() -> None:
-    """A delivery that is older or newer than the tolerance is rejected, even if it is signed; so a
-    recorded one cannot be replayed later.
-    """
-    for seconds in (-300, 0, 300):
-        time = NOW + timedelta(seconds=seconds)
-        assert parse(BODY, sign(BODY, OLD, time=time)) == EVENT
-    for seconds in (-301, 301, 86_400 * 365):
-        with pytest.raises(InvalidSignature, match="too old, or lies in the future"):
-            parse(BODY, sign(BODY, OLD, time=NOW + timedelta(seconds=seconds)))
-    signature = sign(BODY, OLD)
-    with pytest.raises(InvalidSignature):
-        parse(BODY, signature, now=NOW + timedelta(minutes=6))
-
-
-def test_only_one_time_counts() -> None:
-    """A second time in the header, which Stripe never sends, does not replace the first."""
-    old = sign(BODY, OLD, time=NOW - timedelta(days=1))
-    for header in (
-        f"t={int(NOW.timestamp())},{old}",
-        f"{old},t={int(NOW.timestamp())}",
-    ):
-        with pytest.raises(InvalidSignature):
-            parse(BODY, header)
 
 
 @given(st.binary(max_size=200), st.text(max_size=100))
@@ -368,6 +292,8 @@ def test_thin_events_name_their_object() -> None:
 def test_a_signed_body_that_is_no_event_is_unreadable(fields: Any) -> None:
     """The error says what is wrong, without a value of the body."""
     body = orjson.dumps(fields)
+    with pytest.raises(UnreadableWebhook):  # which is no text
+        parse(b"\xff" + body, sign(b"\xff" + body, OLD))
     with pytest.raises(UnreadableWebhook) as failure:
         parse(body, sign(body, OLD))
     for value in ("202e", "\u202e", "é", "yesterday", "now", "eee"):
