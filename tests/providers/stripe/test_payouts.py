@@ -12,7 +12,6 @@ import pytest
 from tallystick_core.provider.outcome import (
     Declined,
     InTransit,
-    NotFound,
     NotSent,
     PayoutFailure,
     PayoutLookupOutcome,
@@ -338,15 +337,17 @@ def test_a_reversed_transfer_is_never_paid_out() -> None:
 
 
 def test_a_transfer_without_a_payout_is_reversed_only_once_nothing_can_arrive() -> None:
-    """While the key is honored, the payout may be in flight: not found. Afterwards it never comes;
-    the age is by Stripe's own clock.
+    """While the key is honored, the payout may be in flight: unknown, with the transfer that holds
+    its money. Afterwards it never comes; the age is by Stripe's own clock.
     """
     transport = ScriptedTransport()
     transport.script(LIST_PAYOUTS, page())
     transport.script(REVERSE, REVERSAL)
     for headers in ({}, SAME_DAY):
         transport.script(READ_TRANSFER, Answer(body=transfer(), headers=headers))
-        assert isinstance(look_up(transport), NotFound)
+        outcome = look_up(transport)
+        assert isinstance(outcome, Unknown)
+        assert outcome.reference == "tr_1"
     assert not transport.sent(REVERSE)
     transport.script(READ_TRANSFER, Answer(body=transfer(), headers=TWO_DAYS_LATER))
     expected = Declined(PayoutFailure.PROVIDER_DECLINED, "payout_not_created", "tr_1")

@@ -98,8 +98,7 @@ class StripePayouts:
         if transfer.key != request.key:
             return _mismatched()
         if transfer.is_reversed:  # its money is gone: no payout may be created any more
-            outcome = await self._follow(transfer, request)
-            return Unknown(outcome.detail) if isinstance(outcome, NotFound) else outcome
+            return await self._follow(transfer, request)
         payout = await self._create_payout(request, amount, transfer)
         if isinstance(payout, Rejection) and payout.is_definite:
             return await self._decline(payout, transfer, request)
@@ -244,8 +243,8 @@ class StripePayouts:
                     return _parse_or_unknown(fields)
         return None
 
-    async def _follow(self, transfer: Transfer, request: PayoutRequest) -> PayoutLookupOutcome:
-        """The outcome of a payout whose transfer is known."""
+    async def _follow(self, transfer: Transfer, request: PayoutRequest) -> PayoutOutcome:
+        """The outcome of a payout whose transfer is known, and so is never NotFound."""
         if transfer.key != request.key:
             return _mismatched()
         if transfer.recorded_outcome is not None:
@@ -258,7 +257,7 @@ class StripePayouts:
         # Once the key is forgotten, nothing is sent any more, and nothing can still arrive.
         if transfer.age_seconds > self.key_window + _CREATION_MARGIN_SECONDS:
             return await self._reverse(transfer, request, declined(transfer, "payout_not_created"))
-        return NotFound("the transfer is made, and its payout is not found")
+        return Unknown("the transfer is made, its payout is not found", reference=transfer.id)
 
     async def _conclude(
         self, payout: BankPayout | Problem, transfer: Transfer, request: PayoutRequest
