@@ -33,9 +33,21 @@ def account(**changes: Any) -> dict[str, Any]:
     return {"id": "acct_1", "object": "account", "payouts_enabled": True, **changes}
 
 
+def bank(currency: str | None, **changes: Any) -> dict[str, Any]:
+    return {"id": "ba_1", "object": "bank_account", "currency": currency, **changes}
+
+
+def accounts(*external_accounts: dict[str, Any]) -> dict[str, Any]:
+    return {"object": "list", "data": list(external_accounts), "has_more": False}
+
+
 def banks(*currencies: str) -> dict[str, Any]:
-    banks_ = [{"id": f"ba_{name}", "currency": name} for name in currencies]
-    return {"object": "list", "data": banks_, "has_more": False}
+    return accounts(*map(bank, currencies))
+
+
+def only(**changes: Any) -> dict[str, Any]:
+    """A connected account with one external account: in euros, if not changed."""
+    return account(external_accounts=accounts(bank("eur") | changes))
 
 
 @pytest.mark.parametrize(
@@ -45,6 +57,14 @@ def banks(*currencies: str) -> dict[str, Any]:
         (account(external_accounts=banks("usd", "eur")), Verified),
         (account(external_accounts=banks("usd")), Declined),
         (account(external_accounts=banks()), Declined),
+        (only(status="new"), Verified),
+        (only(status="verified"), Verified),
+        (only(status="errored"), Declined),
+        (only(status="verification_failed"), Declined),
+        (only(object="card"), Declined),
+        (only(currency=None), Declined),
+        (account(external_accounts=accounts(bank(None), bank("eur"))), Verified),
+        (account(external_accounts=accounts({"object": "card"}, bank("eur"))), Verified),
         (account(payouts_enabled=False), Pending),
         (
             account(payouts_enabled=False, requirements={"disabled_reason": "under_review"}),
@@ -63,8 +83,8 @@ def banks(*currencies: str) -> dict[str, Any]:
     ],
 )
 def test_an_account_is_verified_for_a_currency(answer: Any, kind: type) -> None:
-    """Stripe must pay out from it, and it must have a bank account in the currency, as far as the
-    platform may see them.
+    """Stripe must pay out from it, and it must have a bank account in the currency that has not
+    failed, as far as the platform may see them. A card is none.
     """
     outcome = verify(answer)
     assert isinstance(outcome, kind)

@@ -18,9 +18,11 @@ from tallystick_server.providers.stripe.json_fields import (
     read_objects,
     read_optional_table,
     read_optional_text,
-    read_text,
     require_kind,
 )
+
+_FAILED_STATUSES = ("errored", "verification_failed")
+"""The statuses of a bank account to which a payout, or its verification, has failed."""
 
 
 def to_verification(account: Mapping[str, Any], currency: str) -> VerificationOutcome:
@@ -36,7 +38,10 @@ def to_verification(account: Mapping[str, Any], currency: str) -> VerificationOu
     if not bank_accounts:  # the platform may not see them
         return Verified()
     currencies = {
-        read_text(bank_account, "currency").upper() for bank_account in read_objects(bank_accounts)
+        read_optional_text(external_account, "currency").upper()
+        for external_account in read_objects(bank_accounts)
+        if external_account.get("object") == "bank_account"
+        and external_account.get("status") not in _FAILED_STATUSES
     }
     if currency in currencies:
         return Verified()
