@@ -1018,7 +1018,7 @@ MUTANTS = (
         "tests/http/test_webhooks.py",
     ),
     Mutant(
-        "a transfer is reversed while its payout may be on its way",
+        "a transfer is reversed while its payout may be in flight",
         f"{_SERVER}/providers/stripe/payouts.py",
         "payout = await self._find_payout(transfer, request)\n        if payout is None:\n"
         "            return await self._reverse(",

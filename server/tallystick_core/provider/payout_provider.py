@@ -53,7 +53,7 @@ class PayoutProvider(Protocol):
 
     async def look_up(self, request: PayoutRequest) -> PayoutLookupOutcome:
         """Returns the outcome of a request that may have been sent, including returns. Pays
-        nothing; it may take back what a failed payout has moved on its way.
+        nothing; it may take back what a failed payout has moved before it failed.
         """
         ...
 

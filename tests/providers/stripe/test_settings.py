@@ -33,12 +33,12 @@ def test_a_section_configures_an_account(tmp_path: Path) -> None:
     assert settings.providers.terms("stripe").final_not_found == FinalNotFound(7200.0, 2)
 
 
-def test_a_key_is_honored_for_a_day_whatever_the_shared_setting_says(tmp_path: Path) -> None:
+def test_a_key_is_honored_for_a_day_with_any_shared_setting(tmp_path: Path) -> None:
     """Stripe forgets a key after 24 hours; sent again after that, it would charge twice."""
     path = tmp_path / "tallystick.toml"
     shared = '[providers]\npayment = "stripe"\npayout = "stripe"\nkey_window = 2592000\n'
-    for own, seconds in (("", 86_400), ("key_window = 43200\n", 43_200)):
-        path.write_text(f'{shared}[providers.stripe]\napi_key = "{KEY}"\n{own}')
+    for line, seconds in (("", 86_400), ("key_window = 43200\n", 43_200)):
+        path.write_text(f'{shared}[providers.stripe]\napi_key = "{KEY}"\n{line}')
         assert load({}, str(path)).providers.terms("stripe").key_window_seconds == seconds
 
 

@@ -20,6 +20,8 @@ from tallystick_core.provider.webhook import (
     WebhookEvent,
     WebhookSubject,
 )
+from tallystick_server.operations.webhook_handlers import parse_event as parse_received_event
+from tallystick_server.operations.webhook_handlers import to_received_message
 from tallystick_server.providers.stripe.webhooks import StripeWebhooks, parse_event
 from tests.providers.stripe.scripted_stripe import ScriptedTransport, api_of, settings_with
 
@@ -145,13 +147,13 @@ SUBJECTS: Sequence[tuple[Sequence[str], Mapping[str, Any], WebhookSubject, str, 
         "c-co1",
     ),
     (types("checkout.session", "expired"), SESSION, WebhookSubject.OTHER, "", ""),
-    (types("payment_intent", "succeeded"), {"id": "pi_2"}, WebhookSubject.OTHER, "pi_2", ""),
+    (types("payment_intent", "succeeded"), {"id": "pi_2"}, WebhookSubject.OTHER, "", ""),
     (types("charge", "succeeded"), {"id": "py_1"}, WebhookSubject.OTHER, "", ""),
     (
         types("refund", "created", "updated", "failed"),
         {"id": "re_1", "object": "refund", "payment_intent": "pi_1"},
         WebhookSubject.OTHER,
-        "pi_1",
+        "",
         "",
     ),
     (
@@ -165,7 +167,7 @@ SUBJECTS: Sequence[tuple[Sequence[str], Mapping[str, Any], WebhookSubject, str, 
         ),
         DISPUTE,
         WebhookSubject.OTHER,
-        "pi_1",
+        "",
         "",
     ),
     (
@@ -193,17 +195,17 @@ SUBJECTS: Sequence[tuple[Sequence[str], Mapping[str, Any], WebhookSubject, str, 
         types("reporting.report_run", "succeeded", "failed"),
         {"id": "frr_1", "object": "reporting.report_run"},
         WebhookSubject.OTHER,
-        "frr_1",
+        "",
         "",
     ),
     (
         ["account.updated"],
         {"id": "acct_1", "object": "account"},
         WebhookSubject.OTHER,
-        "acct_1",
+        "",
         "",
     ),
-    (["new.type_of_event"], {"id": "x_1"}, WebhookSubject.OTHER, "x_1", ""),
+    (["new.type_of_event"], {"id": "x_1"}, WebhookSubject.OTHER, "", ""),
     (["new.type_of_event"], {}, WebhookSubject.OTHER, "", ""),
 )
 CASES = [
@@ -231,6 +233,29 @@ def test_each_type_has_its_subject(
         client_reference,
         "acct_1",
     )
+
+
+@pytest.mark.parametrize(
+    ("type_", "object_"),
+    [
+        ("payment_intent.succeeded", INTENT | {"id": "pi 1"}),
+        ("payment_intent.succeeded", INTENT | {"metadata": {"charge_id": "o po1"}}),
+        ("charge.succeeded", CHARGE | {"payment_intent": " pi_1"}),
+        ("transfer.created", TRANSFER | {"id": "4242424242424242"}),
+        ("payout.paid", PAYOUT | {"metadata": {"payout_id": "p1", "transfer": "tr 1"}}),
+        ("customer.created", {"id": "cus 1"}),
+    ],
+)
+def test_an_id_that_is_none_of_the_platforms_is_left_out(
+    type_: str, object_: Mapping[str, Any]
+) -> None:
+    """The service would reject an event with it, and the list of missed events would get no
+    further.
+    """
+    parsed = parse_event("stripe", event(type_, object_))
+    assert parsed.subject is WebhookSubject.OTHER
+    assert (parsed.reference, parsed.client_reference) == ("", "")
+    assert parse_received_event(to_received_message(parsed)) == parsed
 
 
 def thin(type_: str, related: Mapping[str, Any] | None, **changes: Any) -> dict[str, Any]:
@@ -277,6 +302,9 @@ def test_thin_events_name_their_object() -> None:
         event("payment_intent.succeeded", INTENT, id=""),
         event("payment_intent.succeeded", INTENT, id=None),
         event("payment_intent.succeeded", INTENT, id="e" * 256),
+        event("payment_intent.succeeded", INTENT, id="evt 1"),
+        event("payment_intent.succeeded", INTENT, type="payment intent"),
+        event("payment_intent.succeeded", INTENT, account="acct 1"),
         event("payment_intent.succeeded", INTENT, type=7),
         event("payment_intent.succeeded", INTENT, created="now"),
         event("payment_intent.succeeded", INTENT, created=10**18),

@@ -108,7 +108,7 @@ def _read_fee(charge: Mapping[str, Any]) -> ProviderFee | None:
 
 
 def to_outcome(intent: PaymentIntent) -> ChargeOutcome | None:
-    """The outcome of a charge. None: it has not ended, and does not go on by itself: its payment
+    """The outcome of a charge. None: it has not ended, and does not continue by itself: its payment
     has failed, or a request has yet to confirm it. Raises ValueError if the money cannot be read.
     """
     match intent.status:

@@ -1,17 +1,17 @@
-"""Stripe's webhooks: how they are verified and read, and the list of events after an outage."""
+"""Stripe's webhooks: how they are verified and read."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import re
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
+from tallystick_core.errors import ApiError
 from tallystick_core.provider.outcome import NotSent, Unknown
 from tallystick_core.provider.webhook import (
     InvalidSignature,
@@ -19,8 +19,9 @@ from tallystick_core.provider.webhook import (
     WebhookEvent,
     WebhookSubject,
 )
-from tallystick_server.providers.stripe.client import PAGE_SIZE, StripeApi
-from tallystick_server.providers.stripe.errors import Rejection, to_unknown
+from tallystick_core.validation import parse_token
+from tallystick_server.providers.stripe.client import StripeApi
+from tallystick_server.providers.stripe.event_list import list_oldest_events
 from tallystick_server.providers.stripe.json_fields import (
     read_id,
     read_number,
@@ -30,13 +31,8 @@ from tallystick_server.providers.stripe.json_fields import (
 )
 from tallystick_server.providers.stripe.settings import StripeSettings
 
-if TYPE_CHECKING:
-    from stripe.params import EventListParams
-
 PLATFORM, CONNECT = "", "connect"
 """The endpoints: events of the platform's account, and of the connected accounts."""
-MAX_LISTED_EVENTS = 10_000
-_MAX_PAGES = 1_000
 _TIME = re.compile(r"[0-9]{1,12}", re.ASCII)
 
 Ids = tuple[str, str]
@@ -82,37 +78,22 @@ class StripeWebhooks:
     async def list_events(
         self, endpoint: str, since: datetime
     ) -> Sequence[WebhookEvent] | NotSent | Unknown:
-        """The events of the platform's account, at most the MAX_LISTED_EVENTS oldest; the rest is
-        listed from the time of the last one. An event that cannot be read is left out.
+        """The events of LISTED_TYPES of the platform's account, at most the MAX_LISTED_EVENTS
+        oldest; the rest is listed from the time of the last one. An event that cannot be read is
+        left out.
 
         Stripe has no list of the events of all connected accounts, so there are none for that
         endpoint; their payouts are looked up anyway.
         """
         if endpoint != PLATFORM:
             return ()
-        events: deque[WebhookEvent] = deque(maxlen=MAX_LISTED_EVENTS)
-        created_since = int(since.timestamp())
+        return await list_oldest_events(self._api, int(since.timestamp()), self._parse_or_none)
 
-        def request_page(after: str) -> Awaitable[Any]:
-            params: EventListParams = {"created": {"gte": created_since}, "limit": PAGE_SIZE}
-            if after:
-                params["starting_after"] = after
-            return self._api.v1.events.list_async(params)
-
-        async for page in self._api.read_pages(request_page, _MAX_PAGES):
-            if isinstance(page, Rejection):
-                return to_unknown(page)
-            if isinstance(page, NotSent | Unknown):
-                return page
-            events.extend(self._parse_page(page))
-        return tuple(reversed(events))  # the newest came first, and gave way to older ones
-
-    def _parse_page(self, page: Sequence[Mapping[str, Any]]) -> Iterator[WebhookEvent]:
-        for fields in page:
-            try:
-                yield parse_event(self.name, fields)
-            except UnreadableWebhook:
-                continue
+    def _parse_or_none(self, fields: Mapping[str, Any]) -> WebhookEvent | None:
+        try:
+            return parse_event(self.name, fields)
+        except UnreadableWebhook:
+            return None
 
 
 def _parse_signature(header: str) -> tuple[str, Sequence[bytes]]:
@@ -149,19 +130,11 @@ def _parse_snapshot_event(provider: str, fields: Mapping[str, Any]) -> WebhookEv
     event_type = read_text(fields, "type")
     subject, read_ids = _rule_of(event_type)
     object_ = read_optional_table(read_optional_table(fields, "data"), "object")
-    reference, client_reference = read_ids(object_)
-    if not client_reference:  # such as a payout of the platform to its own bank
+    ids = read_ids(object_)
+    if not ids[1]:  # such as a payout of the platform to its own bank
         subject = WebhookSubject.OTHER
-    return WebhookEvent(
-        provider=provider,
-        event_id=read_text(fields, "id"),
-        event_type=event_type,
-        subject=subject,
-        provider_time=_to_time(read_number(fields, "created")),
-        reference=reference,
-        client_reference=client_reference,
-        account=read_optional_text(fields, "account"),
-    )
+    time = _to_time(read_number(fields, "created"))
+    return _build_event(provider, fields, subject, ids, time, "account")
 
 
 def _parse_thin_event(provider: str, fields: Mapping[str, Any]) -> WebhookEvent:
@@ -172,15 +145,50 @@ def _parse_thin_event(provider: str, fields: Mapping[str, Any]) -> WebhookEvent:
     reference = read_optional_text(related, "id")
     if not _names_subject(subject, reference):
         subject = WebhookSubject.OTHER  # nothing of the platform has such a reference
+    time = _to_time(read_text(fields, "created"))
+    return _build_event(provider, fields, subject, (reference, ""), time, "context")
+
+
+def _build_event(
+    provider: str,
+    fields: Mapping[str, Any],
+    subject: WebhookSubject,
+    ids: Ids,
+    time: datetime,
+    account_field: str,
+) -> WebhookEvent:
+    """An event that the service accepts. One whose ids are none of the platform's is OTHER, and an
+    event of OTHER has none. Raises ValueError.
+    """
+    account = read_optional_text(fields, account_field)
+    texts = {"id": read_text(fields, "id"), "type": read_text(fields, "type")}
+    if account:
+        texts[account_field] = account
+    for name, text in texts.items():
+        if not _is_token(text):
+            raise ValueError(f"{name} is no token")
+    if not all(_is_token(id_) for id_ in ids if id_):
+        subject = WebhookSubject.OTHER
+    reference, client_reference = ("", "") if subject is WebhookSubject.OTHER else ids
     return WebhookEvent(
         provider=provider,
-        event_id=read_text(fields, "id"),
-        event_type=event_type,
+        event_id=texts["id"],
+        event_type=texts["type"],
         subject=subject,
-        provider_time=_to_time(read_text(fields, "created")),
+        provider_time=time,
         reference=reference,
-        account=read_optional_text(fields, "context"),
+        client_reference=client_reference,
+        account=account,
     )
+
+
+def _is_token(text: str) -> bool:
+    """Whether the service accepts a text as an id of a provider."""
+    try:
+        parse_token(text, "id")
+    except ApiError:
+        return False
+    return True
 
 
 def _to_time(created: int | str) -> datetime:
