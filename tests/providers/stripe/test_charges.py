@@ -137,6 +137,32 @@ def test_money_that_cannot_be_read_is_unknown() -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://b/" + "a" * 2_038, "https://b/" + "a" * 2_038),
+        ("https://b/" + "a" * 2_039, ""),
+        ("http://b/3ds", ""),
+        ("javascript:alert(1)", ""),
+        ("https://b/a b", ""),
+        ("https://", ""),
+        (7, ""),
+    ],
+)
+def test_an_address_that_cannot_be_shown_leaves_the_charge_pending(
+    url: object, expected: str
+) -> None:
+    """The address of the buyer's next step has at most 2,048 characters; another one is left out,
+    which does not make the outcome unknown.
+    """
+    transport = ScriptedTransport()
+    action = {"redirect_to_url": {"url": url}}
+    transport.script(CREATE, intent("requires_action", next_action=action))
+    outcome = run(transport, "send")
+    assert isinstance(outcome, Pending)
+    assert outcome.next_action_url == expected
+
+
+@pytest.mark.parametrize(
     ("answer", "reason", "url"),
     [
         (intent("requires_action"), PendingReason.BUYER_ACTION, ""),

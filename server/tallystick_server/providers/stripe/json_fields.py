@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 MAX_TEXT_LENGTH = 255
+MAX_URL_LENGTH = 2_048
+_URL = re.compile(r"https://[!-~]+", re.ASCII)
 
 
 def is_storable(text: object) -> bool:
@@ -34,6 +37,14 @@ def read_optional_text(fields: Mapping[str, Any], name: str) -> str:
     if not is_storable(text):
         raise ValueError(f"{name} is no storable text")
     return str(text)
+
+
+def read_optional_url(fields: Mapping[str, Any], name: str) -> str:
+    """The address of a field; "": it is missing, malformed or longer than MAX_URL_LENGTH."""
+    url = fields.get(name)
+    if not isinstance(url, str) or len(url) > MAX_URL_LENGTH or not _URL.fullmatch(url):
+        return ""
+    return url
 
 
 def read_number(fields: Mapping[str, Any], name: str) -> int:

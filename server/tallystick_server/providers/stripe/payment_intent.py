@@ -20,6 +20,7 @@ from tallystick_server.providers.stripe.json_fields import (
     read_number,
     read_optional_table,
     read_optional_text,
+    read_optional_url,
     read_text,
     require_kind,
 )
@@ -90,7 +91,7 @@ def parse_payment_intent(fields: Mapping[str, Any]) -> PaymentIntent:
         key=read_optional_text(metadata, "key"),
         error_code=next(filter(None, (read_optional_text(error, name) for name in _REASONS)), ""),
         cancellation_reason=read_optional_text(fields, "cancellation_reason"),
-        next_action_url=read_optional_text(redirect, "url"),
+        next_action_url=read_optional_url(redirect, "url"),
         fee=_read_fee(read_optional_table(fields, "latest_charge")),
     )
 
