@@ -25,9 +25,11 @@ from tallystick_server.providers.provider_type import ProviderTerms
 from tallystick_server.providers.stripe.client import Answer, StripeApi
 from tallystick_server.providers.stripe.errors import (
     Effect,
+    Problem,
     Rejection,
     decline_reason,
     to_unknown,
+    unknown_of,
 )
 from tallystick_server.providers.stripe.json_fields import (
     read_number,
@@ -59,9 +61,6 @@ SEARCH_LAG_SECONDS = 7200.0
 """Stripe's search finds a PaymentIntent within an hour; this is twice as long."""
 _EXPAND = ["latest_charge.balance_transaction"]
 _MAX_SEARCH_RESULTS = 10
-
-Problem = Rejection | NotSent | Unknown
-"""What a call returns that is not answered with its object."""
 
 
 class StripeCharges:
@@ -200,7 +199,7 @@ class StripeCharges:
         current = await self._read(intent_id)
         if isinstance(current, PaymentIntent):
             return await self._conclude(current, request, is_rejected=is_rejected)
-        return _unknown_of(current, intent_id)
+        return unknown_of(current, intent_id)
 
     async def _conclude(
         self, intent: PaymentIntent, request: ChargeRequest, *, is_rejected: bool = False
@@ -236,7 +235,7 @@ class StripeCharges:
         if isinstance(ended, Rejection):  # it has ended or changed meanwhile
             ended = await self._read(intent.id)
         if not isinstance(ended, PaymentIntent):
-            return _unknown_of(ended, intent.id)
+            return unknown_of(ended, intent.id)
         return _read_outcome(ended) or _not_ended(ended)
 
 
@@ -285,17 +284,6 @@ def _to_charge_outcome(problem: Problem) -> ChargeOutcome:
             return Unknown(f"declined without a PaymentIntent: {problem.code}")
         case _:
             return to_unknown(problem)
-
-
-def _unknown_of(problem: Problem, reference: str) -> Unknown:
-    """The outcome of a charge that Stripe knows, when a later request has no usable answer."""
-    match problem:
-        case Unknown():
-            return replace(problem, reference=reference)
-        case NotSent():
-            return Unknown(problem.detail, reference=reference)
-        case Rejection():
-            return replace(to_unknown(problem), reference=reference)
 
 
 def _or_not_found(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -231,7 +231,24 @@ def to_unknown(rejection: Rejection) -> Unknown:
     return Unknown(f"{rejection.effect} {rejection.code}", RetryReason.REJECTED)
 
 
-def to_result(error: stripe.StripeError) -> Rejection | NotSent | Unknown:
+Problem = Rejection | NotSent | Unknown
+"""What a call returns that is not answered with its object."""
+
+
+def unknown_of(problem: Problem, reference: str) -> Unknown:
+    """The outcome of what Stripe knows under a reference, when a later request has no usable
+    answer.
+    """
+    match problem:
+        case Unknown():
+            return replace(problem, reference=reference)
+        case NotSent():
+            return Unknown(problem.detail, reference=reference)
+        case Rejection():
+            return replace(to_unknown(problem), reference=reference)
+
+
+def to_result(error: stripe.StripeError) -> Problem:
     """What an error of Stripe's library means."""
     if isinstance(error, NotConnected):
         return NotSent("no connection to Stripe")

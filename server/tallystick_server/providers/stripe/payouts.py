@@ -30,8 +30,10 @@ from tallystick_server.providers.stripe.client import PAGE_SIZE, StripeApi
 from tallystick_server.providers.stripe.errors import (
     PAYOUT_REJECTIONS,
     Effect,
+    Problem,
     Rejection,
     to_unknown,
+    unknown_of,
 )
 from tallystick_server.providers.stripe.json_fields import (
     read_objects,
@@ -62,9 +64,6 @@ _ACCOUNT = re.compile(r"acct_[!-~]{1,95}", re.ASCII)
 _MAX_PAGES = 10
 _CREATION_MARGIN_SECONDS = 3600
 """How much longer than the key window a payout may be created after its transfer."""
-
-Problem = Rejection | NotSent | Unknown
-"""What a call returns that is not answered with its object."""
 
 
 class StripePayouts:
@@ -157,7 +156,7 @@ class StripePayouts:
         if not is_replayed:
             return transfer
         current = await self._read_transfer(transfer.id)  # it may have been reversed since
-        return current if isinstance(current, Transfer) else _unknown_of(current, transfer.id)
+        return current if isinstance(current, Transfer) else unknown_of(current, transfer.id)
 
     async def _create_payout(
         self, request: PayoutRequest, amount: int, transfer: Transfer
@@ -264,7 +263,7 @@ class StripePayouts:
     ) -> PayoutOutcome:
         """The outcome of a payout, after the reversal of its transfer if it has failed."""
         if not isinstance(payout, BankPayout):
-            return _unknown_of(payout, transfer.id)
+            return unknown_of(payout, transfer.id)
         if payout.key != request.key:
             return _mismatched()
         try:
@@ -272,7 +271,7 @@ class StripePayouts:
             if outcome is None:
                 was_paid = await self._was_paid(payout, request)
                 if not isinstance(was_paid, bool):
-                    return _unknown_of(was_paid, transfer.id)
+                    return unknown_of(was_paid, transfer.id)
                 outcome = to_failed_outcome(payout, transfer, was_paid=was_paid)
         except UnsupportedAmount:
             return Unknown("an amount that cannot be read", reference=transfer.id)
@@ -321,7 +320,7 @@ class StripePayouts:
         current = await self._read_transfer(transfer.id)
         if isinstance(current, Transfer) and current.is_reversed:
             return current.recorded_outcome or outcome
-        return _unknown_of(reversal, transfer.id)
+        return unknown_of(reversal, transfer.id)
 
 
 _NOT_AN_ACCOUNT = Declined(PayoutFailure.DESTINATION_REJECTED, "not_a_connected_account")
@@ -370,14 +369,3 @@ def _to_declined(rejection: Rejection, transfer: Transfer | None) -> Declined:
 
 def _mismatched() -> Unknown:
     return Unknown("Stripe answered about another payout", RetryReason.MISMATCHED_OPERATION)
-
-
-def _unknown_of(problem: Problem, reference: str) -> Unknown:
-    """The outcome of a payout whose transfer is made, when a later request has no usable answer."""
-    match problem:
-        case Unknown():
-            return replace(problem, reference=reference)
-        case NotSent():
-            return Unknown(problem.detail, reference=reference)
-        case Rejection():
-            return replace(to_unknown(problem), reference=reference)
