@@ -12,6 +12,8 @@ import shutil
 import signal
 import sys
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,14 @@ from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.database.embedded import EmbeddedPostgres
 from tallystick_server.app.database.migrate import migrate
 from tallystick_server.app.database.roles import Passwords
+from tallystick_server.app.services import HTTP_SERVER
 from tests.chaos.check import check, format_open_work, open_work
 from tests.chaos.load import ChaosLoad
+from tests.chaos.look_alike import LookAlike
 from tests.chaos.platform import LEASE_SECONDS, ProcessCluster
 from tests.chaos.proxy import PostgresProxy
+from tests.chaos.webhook_check import check_webhooks, open_deliveries
+from tests.chaos.webhook_proxy import WebhookProxy
 from tests.support.cancellation import exit_on_interrupt
 from tests.support.options import print_progress
 
@@ -43,7 +49,9 @@ class Nemesis:
         self._platform = platform
         self._proxy = proxy
         self._random = random.Random(f"{seed}/nemesis")
-        self.kills = self.process_freezes = self.database_crashes = self.database_freezes = (
+        self.kills: Counter[str] = Counter()
+        """By the name of the process, without its number."""
+        self.process_freezes = self.database_crashes = self.database_freezes = (
             self._connection_freezes
         ) = 0
 
@@ -57,7 +65,7 @@ class Nemesis:
             else:
                 await self._strike()
             print_progress(
-                f"{now - start_time:5.0f} s: {self.kills} kills, "
+                f"{now - start_time:5.0f} s: {self.kills.total()} kills, "
                 f"{self.process_freezes} frozen processes, "
                 f"{self._proxy.cut_count} cuts, {self._proxy.frozen_count} frozen connections, "
                 f"{self.database_crashes} database crashes, {self.database_freezes} freezes"
@@ -101,7 +109,7 @@ class Nemesis:
         for killed_process in dict.fromkeys(
             [victim, *self._random.sample(self._platform.processes, self._random.randint(0, 1))]
         ):
-            self.kills += 1
+            self.kills[killed_process.name.partition("-")[0]] += 1
             killed_process.send_signal(signal.SIGKILL)
 
 
@@ -111,11 +119,11 @@ async def _restart_processes(platform: ProcessCluster) -> None:
         await asyncio.sleep(0.3)
 
 
-async def _wait_until_idle(admin: str) -> dict[str, int]:
-    """Waits until nothing is due, to publish or to book. Returns what remains after the limit."""
+async def _wait_until_empty(count_work: Callable[[], dict[str, int]]) -> dict[str, int]:
+    """Waits until no work is counted. Returns what remains after the limit."""
     start_time, reported_work = time.monotonic(), None
     while True:
-        remaining_work = await asyncio.to_thread(open_work, admin)
+        remaining_work = await asyncio.to_thread(count_work)
         seconds = time.monotonic() - start_time
         if remaining_work != reported_work:
             print_progress(
@@ -131,50 +139,75 @@ async def _run_chaos(
     platform: ProcessCluster, postgres: EmbeddedPostgres, minutes: float, seed: int, callers: int
 ) -> dict[str, Any]:
     proxy = PostgresProxy(postgres.socket_folder / ".s.PGSQL.5432")
-    platform.configure(await proxy.start(), _FIRST_PORT)
+    webhook_proxy = WebhookProxy(seed)
+    platform.configure(await proxy.start(), _FIRST_PORT, await webhook_proxy.start())
+    webhook_proxy.address = platform.http_address
     restarter = asyncio.create_task(_restart_processes(platform))
-    load = ChaosLoad(platform.address, platform.payout_address, seed, callers)
+    load = ChaosLoad(
+        platform.address, platform.payout_address, platform.http_address, seed, callers
+    )
     nemesis = Nemesis(platform, proxy, seed)
+    look_alike = LookAlike(platform.look_alike_url)
+    fault_switch = asyncio.create_task(look_alike.keep_webhook_faults())
+    admin = platform.databases.admin
     try:
+        await look_alike.fund()
         await asyncio.sleep(5)
         load_task = asyncio.create_task(load.run())
         await nemesis.run(minutes * 60)
         print_progress("Healing")
         proxy.disarm()
+        webhook_proxy.heal()
         for process in platform.processes:
             process.send_signal(signal.SIGCONT)
         load.stop()
         healed_time = time.monotonic()
         await load_task
-        remaining_work = await _wait_until_idle(platform.databases.admin)
+        remaining_work = await _wait_until_empty(lambda: open_work(admin))
         seconds_until_idle = time.monotonic() - healed_time
+        remaining_work |= await _wait_until_empty(
+            lambda: {**open_deliveries(admin), **open_work(admin)}
+        )
+        seconds_until_delivered = time.monotonic() - healed_time
     finally:
-        restarter.cancel()
-        await asyncio.gather(restarter, return_exceptions=True)
+        for task in (restarter, fault_switch):
+            task.cancel()
+        await asyncio.gather(restarter, fault_switch, return_exceptions=True)
         platform.kill()
+        await look_alike.close()
+        await webhook_proxy.stop()
         await proxy.stop()
     print_progress("Checking")
     summary = check(platform.databases, load.payment_calls, load.payout_calls)
+    webhook_summary = check_webhooks(admin, webhook_proxy.log)
+    violations = summary.pop("violations") + webhook_summary.pop("violations")
     if remaining_work:
-        summary["violations"].append(
+        violations.append(
             f"not final within {_MAX_WAIT_SECONDS:g} s: {format_open_work(remaining_work)}"
         )
     if seconds_until_idle > _MAX_SECONDS_UNTIL_IDLE:
-        summary["violations"].append(f"idle only after {seconds_until_idle:.0f} s")
+        violations.append(f"idle only after {seconds_until_idle:.0f} s")
     return {
         "seed": seed,
         "minutes": minutes,
-        "kills": nemesis.kills,
+        "kills": nemesis.kills.total(),
+        "http_kills": nemesis.kills[HTTP_SERVER],
+        "stripe_kills": nemesis.kills["stripe"],
         "process_freezes": nemesis.process_freezes,
         "cuts": proxy.cut_count,
         "frozen_connections": proxy.frozen_count,
         "database_crashes": nemesis.database_crashes,
         "database_freezes": nemesis.database_freezes,
         "calls": load.call_count,
+        "json_calls": load.json_call_count,
+        "json_retries": load.json_retry_count,
         "payments": len(load.payment_calls),
         "payouts": len(load.payout_calls),
+        **webhook_summary,
         **summary,
+        "violations": violations,
         "seconds_until_idle": round(seconds_until_idle, 1),
+        "seconds_until_delivered": round(seconds_until_delivered, 1),
     }
 
 
@@ -205,7 +238,7 @@ def main() -> None:
     print(
         json.dumps({**result, "violations": len(result["violations"])})
         if options.json
-        else "\n".join(f"{name:>17}: {value}" for name, value in result.items())
+        else "\n".join(f"{name:>23}: {value}" for name, value in result.items())
     )
     sys.exit(1 if result["violations"] else 0)
 

@@ -1,8 +1,9 @@
-"""The checker compares the callers' answers, the provider's log and the database."""
+"""The checker compares the callers' answers, the providers' logs and the database."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import psycopg
@@ -12,6 +13,13 @@ from tallystick.payout.v1 import payout_pb2
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.verify.run import verify
 from tests.chaos.load import PaymentCalls, PayoutCalls
+from tests.chaos.provider_logs import (
+    ProviderCharge,
+    ProviderTransfer,
+    read_charges,
+    read_kept_transfers,
+    read_transfers,
+)
 
 _FINAL_STATES = {
     payment_pb2.PAYMENT_STATE_PAID,
@@ -19,6 +27,10 @@ _FINAL_STATES = {
     payment_pb2.PAYMENT_STATE_FAILED,
 }
 
+_BOOKED_CHARGES = """
+    select provider, provider_reference, amount from payment.payment_order where status = 'SUCCESS'
+    union all select provider, provider_reference, amount from payment.unapplied_charge
+"""
 OPEN_WORK_SQL = """
     select name, number from (
         select 'payment.operation', count(*) from payment.operation where next_try_time is not null
@@ -74,9 +86,8 @@ def check(
         states: dict[str, str] = dict(
             connection.execute("select checkout_id, payment_state from payment.checkout").fetchall()
         )
-        charges = connection.execute(
-            "select charge_id, reference from sandbox.charge where state = 'SUCCEEDED'"
-        ).fetchall()
+        charges = read_charges(connection)
+        booked_charges = connection.execute(_BOOKED_CHARGES).fetchall()
         dead_lettered = {
             row[0].removeprefix("charges/")
             for row in connection.execute(
@@ -86,9 +97,9 @@ def check(
         unapplied = Counter(
             row[0] for row in connection.execute("select charge_id from payment.unapplied_charge")
         )
-    charge_counts: dict[str, int] = Counter(charge_id for charge_id, _ in charges)
+    charge_counts: dict[str, int] = Counter(charge.charge_id for charge in charges)
     by_checkout: dict[str, dict[str, str]] = defaultdict(dict)
-    violations, lost, doubled = [], 0, 0
+    violations, lost, doubled = _unbooked_charges(charges, booked_charges), 0, 0
     for checkout_id, order_id, charge_id, status, is_booked, _ in orders:
         by_checkout[checkout_id][order_id] = status
         if charge_counts[charge_id] > 1:
@@ -118,7 +129,12 @@ def check(
         for payment in calls.payments:
             violations += _differences(payment, states[checkout_id], by_checkout[checkout_id])
         violations += [f"payment {checkout_id} was rejected with {error}" for error in calls.errors]
-    lost_payouts, doubled_payouts, wrong_payouts = _check_payouts(databases, payout_calls)
+    with psycopg.connect(databases.admin) as connection:
+        transfers = read_transfers(connection)
+        kept_transfers = read_kept_transfers(connection)
+    lost_payouts, doubled_payouts, wrong_payouts = _check_payouts(
+        databases, payout_calls, transfers, kept_transfers
+    )
     lost, doubled, violations = (
         lost + lost_payouts,
         doubled + doubled_payouts,
@@ -132,8 +148,27 @@ def check(
         "lost": lost,
         "doubled": doubled,
         "dead_letters": len(dead_letters),
+        "charges": dict(Counter(charge.provider for charge in charges)),
+        "transfers": dict(Counter(transfer.provider for transfer in transfers)),
         "violations": violations,
     }
+
+
+def _unbooked_charges(
+    charges: Sequence[ProviderCharge], booked_charges: Sequence[tuple[Any, ...]]
+) -> list[str]:
+    """Compares what the providers took with the orders that are paid and the unapplied charges: by
+    reference and amount, and so in sum.
+    """
+    taken = Counter((charge.provider, charge.reference, charge.amount) for charge in charges)
+    booked = Counter(booked_charges)
+    return [
+        *(
+            f"{provider} took {amount} as {ref}: not booked"
+            for provider, ref, amount in taken - booked
+        ),
+        *(f"{provider} took no {amount} as {ref}" for provider, ref, amount in booked - taken),
+    ]
 
 
 def _open_dead_letters(databases: DatabaseUrls) -> list[str]:
@@ -150,7 +185,10 @@ def _open_dead_letters(databases: DatabaseUrls) -> list[str]:
 
 
 def _check_payouts(
-    databases: DatabaseUrls, payout_calls: dict[str, PayoutCalls]
+    databases: DatabaseUrls,
+    payout_calls: dict[str, PayoutCalls],
+    transfers: Sequence[ProviderTransfer],
+    kept_transfers: Sequence[tuple[str, str]],
 ) -> tuple[int, int, list[str]]:
     """The number of acknowledged payouts that are missing, the number of duplicate payouts, and a
     line for each breach.
@@ -162,15 +200,11 @@ def _check_payouts(
                 "select payout_id, state, booked, net_amount from payout.payout"
             ).fetchall()
         }
-        transfers = connection.execute(
-            "select payout_id, amount, coalesce(returned_amount, 0), reference from "
-            "sandbox.transfer where state in ('PAID', 'RETURNED')"
-        ).fetchall()
         recorded_transfers = {
-            row[0]: row[1:]
+            row[:2]: row[2:]
             for row in connection.execute(
-                "select provider_reference, payout_id, amount, coalesce(returned_amount, 0) from "
-                "payout.transfer"
+                "select provider, provider_reference, payout_id, amount, "
+                "coalesce(returned_amount, 0) from payout.transfer"
             ).fetchall()
         }
         dead_lettered = {
@@ -179,19 +213,29 @@ def _check_payouts(
                 "select resource_name from payout.dead_letter where state = 'OPEN'"
             )
         }
-    paid_counts = Counter(payout_id for payout_id, _, _, _ in transfers)
+    paid_counts = Counter(transfer.payout_id for transfer in transfers)
     violations = [
         f"payout {payout_id} was paid {count} times"
         for payout_id, count in paid_counts.items()
         if count > 1
     ]
     doubled, lost = len(violations), 0
-    for payout_id, amount, returned_amount, reference in transfers:
-        if recorded_transfers.get(reference) != (payout_id, amount, returned_amount):
+    for provider, payout_id, reference, amount, returned_amount in transfers:
+        recorded_transfer = recorded_transfers.pop((provider, reference), None)
+        if recorded_transfer != (payout_id, amount, returned_amount):
             violations.append(
                 f"payout {payout_id} was paid {amount}, returned {returned_amount}, and recorded "
-                f"is {recorded_transfers.get(reference)}"
+                f"is {recorded_transfer}"
             )
+    violations += [
+        f"{provider} paid nothing as {reference}, and recorded is {recorded_transfer}"
+        for (provider, reference), recorded_transfer in recorded_transfers.items()
+    ]
+    violations += [
+        f"transfer {transfer_id} of payout {payout_id} was neither paid out nor reversed"
+        for payout_id, transfer_id in kept_transfers
+        if payout_id not in dead_lettered
+    ]
     for payout_id, (state, is_booked, _) in payouts.items():
         if state in ("PAID", "RETURNED") and not paid_counts[payout_id]:
             violations.append(f"payout {payout_id} is {state}, but was not paid")

@@ -1,14 +1,19 @@
-"""The load: callers create payments and payouts through the SDK and record every answer."""
+"""The load: callers create payments and payouts, through the SDK and by JSON over HTTP, and record
+every answer.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from tallystick import AsyncClient, ClientSettings, TallystickError, new_order
 from tallystick.payment.v1 import payment_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
+from tests.chaos.json_client import JsonClient
 
 _CARD_TOKEN_WEIGHTS = {
     "tok_visa": 60,
@@ -28,21 +33,25 @@ _CARD_TOKEN_WEIGHTS = {
     "tok_rejected": 0.3,
 }
 _BANK_TOKEN_WEIGHTS = {
-    "ba_ok": 50,
-    "ba_slow": 8,
-    "ba_returned": 6,
-    "ba_returned_part": 4,
-    "ba_decline:risk": 4,
-    "ba_lost_before": 6,
-    "ba_lost_after": 6,
-    "ba_error_after": 3,
-    "ba_unreachable": 3,
-    "ba_busy": 3,
-    "ba_batch_lost": 4,
-    "ba_paid_late": 2,
-    "ba_other_amount": 1,
-    "ba_rejected": 0.3,
+    "acct_ok": 50,
+    "acct_slow": 8,
+    "acct_returned": 6,
+    "acct_returned_part": 4,
+    "acct_failed": 2,
+    "acct_decline:risk": 4,
+    "acct_lost_before": 6,
+    "acct_lost_after": 6,
+    "acct_error_after": 3,
+    "acct_unreachable": 3,
+    "acct_busy": 3,
+    "acct_batch_lost": 4,
+    "acct_paid_late": 2,
+    "acct_other_amount": 1,
+    "acct_rejected": 0.3,
 }
+"""Connected accounts of the look-alike, and bank accounts of the sandbox: whichever process stores
+the destination decides.
+"""
 _EXPECTED_REASONS = frozenset(
     {"INSUFFICIENT_FUNDS", "DESTINATION_UNUSABLE", "AMOUNT_OUT_OF_RANGE", "NOT_FOUND"}
 )
@@ -72,20 +81,35 @@ class PaymentCalls:
     unknown_count: int = 0
 
 
+class PaymentClient(Protocol):
+    """What creates payments: the SDK, or the client of JSON."""
+
+    async def create_payment(
+        self,
+        checkout_id: str,
+        payment_orders: Sequence[payment_pb2.NewPaymentOrder],
+        *,
+        credit_card_info: str,
+    ) -> payment_pb2.Payment: ...
+
+
 class ChaosLoad:
     """Runs the given number of callers, each with one call in flight; a fifth of the calls are
-    repeats.
+    repeats. Every third caller calls by JSON over HTTP.
     """
 
-    def __init__(self, address: str, payout_address: str, seed: int, caller_count: int) -> None:
+    def __init__(
+        self, address: str, payout_address: str, http_address: str, seed: int, caller_count: int
+    ) -> None:
         self._address = address
         self._payout_address = payout_address
+        self._http_address = http_address
         self._random = random.Random(f"{seed}/load")
         self._caller_count = caller_count
         self._stop_event = asyncio.Event()
         self.payment_calls: dict[str, PaymentCalls] = {}
         self.payout_calls: dict[str, PayoutCalls] = {}
-        self.call_count = 0
+        self.call_count = self.json_call_count = self.json_retry_count = 0
 
     async def run(self) -> None:
         settings = ClientSettings(
@@ -96,19 +120,28 @@ class ChaosLoad:
         async with AsyncClient(
             self._address, payout=self._payout_address, settings=settings
         ) as client:
-            callers = [self._run_caller(client, number) for number in range(self._caller_count)]
-            await asyncio.gather(
-                *callers,
-                *(
-                    self._run_payout_caller(client, number)
-                    for number in range(self._caller_count // 4)
-                ),
-            )
+            json_client = JsonClient(self._http_address, self._random.random)
+            callers = [
+                self._run_caller(client if number % 3 else json_client, number)
+                for number in range(self._caller_count)
+            ]
+            try:
+                await asyncio.gather(
+                    *callers,
+                    *(
+                        self._run_payout_caller(client, number)
+                        for number in range(self._caller_count // 4)
+                    ),
+                )
+            finally:
+                await json_client.close()
+            self.json_call_count = json_client.call_count
+            self.json_retry_count = json_client.retry_count
 
     def stop(self) -> None:
         self._stop_event.set()
 
-    async def _run_caller(self, client: AsyncClient, number: int) -> None:
+    async def _run_caller(self, client: PaymentClient, number: int) -> None:
         count = 0
         while not self._stop_event.is_set():
             count += 1
@@ -127,7 +160,7 @@ class ChaosLoad:
             if self.payment_calls[checkout_id].unknown_count and not self._stop_event.is_set():
                 await self._call_payment(client, checkout_id)
 
-    async def _call_and_cancel(self, client: AsyncClient, checkout_id: str) -> None:
+    async def _call_and_cancel(self, client: PaymentClient, checkout_id: str) -> None:
         """Calls, and cancels the call while it is in flight."""
         call = asyncio.ensure_future(self._call_payment(client, checkout_id))
         await asyncio.wait((call,), timeout=self._random.uniform(0, 0.2))
@@ -142,6 +175,8 @@ class ChaosLoad:
             count += 1
             payout_id, seller = f"w-{number}-{count}", f"seller-{self._random.randrange(7)}"
             token = self._random.choices([*_BANK_TOKEN_WEIGHTS], [*_BANK_TOKEN_WEIGHTS.values()])[0]
+            separator = ":" if ":" in token else "::"  # each payout has an account of its own
+            token = f"{token}{separator}{payout_id}"
             calls = self.payout_calls[payout_id] = PayoutCalls()
             for _ in range(5):
                 if (
@@ -182,7 +217,7 @@ class ChaosLoad:
             return False
         return True
 
-    async def _call_payment(self, client: AsyncClient, checkout_id: str) -> None:
+    async def _call_payment(self, client: PaymentClient, checkout_id: str) -> None:
         calls = self.payment_calls[checkout_id]
         self.call_count += 1
         orders = [

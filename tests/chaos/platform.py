@@ -1,5 +1,5 @@
-"""The platform under test: two processes of each service, the sandbox, and a PostgreSQL with fsync
-behind a proxy.
+"""The platform under test: two processes of each service and of the HTTP server, the sandbox, the
+Stripe look-alike, and a PostgreSQL with fsync behind a proxy.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from pathlib import Path
 from sqlalchemy import make_url
 
 from tallystick_core.provider.outcome import RetryReason
+from tallystick_sandbox.stripe.webhooks import ACCOUNT_SECRET, CONNECT_SECRET
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.database.embedded import EmbeddedPostgres
-from tallystick_server.app.services import service_names
+from tallystick_server.app.services import HTTP_SERVER, service_names
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
+from tests.chaos.look_alike import API_KEY
 from tests.support.retry_policies import format_setting, scaled_defaults
 
 _CLI = [sys.executable, "-m", "tallystick_server.cli.main"]
@@ -42,7 +44,16 @@ _FAST_SETTINGS = {
         }
     ),
     "TALLYSTICK_PAYOUT__DESTINATION_COOLDOWN": "0",
+    "TALLYSTICK_ROUTING": "name=half;share=50;provider=stripe",
+    # each start of an HTTP process lists what it may have missed while it was down
+    "TALLYSTICK_HTTP__WEBHOOK_CATCH_UP_WINDOW": "10",
+    "TALLYSTICK_PROVIDERS__STRIPE__API_KEY": API_KEY,
+    "TALLYSTICK_PROVIDERS__STRIPE__WEBHOOK_SECRETS": ACCOUNT_SECRET,
+    "TALLYSTICK_PROVIDERS__STRIPE__CONNECT_WEBHOOK_SECRETS": CONNECT_SECRET,
 }
+_PAYOUT_PROVIDERS = ("sandbox", "stripe")
+"""The provider of new payouts by process: as while `providers.payout` is being changed."""
+_SEARCH_LAG_SECONDS = 1
 LEASE_SECONDS = 6.0
 
 
@@ -89,37 +100,59 @@ class ProcessCluster:
         self._folder = folder
         self._postgres = postgres
         self.processes: list[SupervisedProcess] = []
-        self.address = self.payout_address = ""
+        self.address = self.payout_address = self.http_address = self.look_alike_url = ""
 
-    def configure(self, proxy_port: int, first_port: int) -> None:
-        """Names the processes; they reach PostgreSQL at `proxy_port`."""
-        addresses = {
-            name: f"127.0.0.1:{first_port + index}" for index, name in enumerate(service_names())
-        }
-        sandbox_port = first_port + len(service_names())
+    def configure(self, proxy_port: int, first_port: int, webhook_url: str) -> None:
+        """Names the processes; they reach PostgreSQL at `proxy_port`. The look-alike delivers its
+        webhooks below `webhook_url`.
+        """
+        self._log = self._folder / "processes.log"
+        names = [*service_names(), HTTP_SERVER, "sandbox", "stripe"]
+        addresses = {name: f"127.0.0.1:{first_port + index}" for index, name in enumerate(names)}
         self.address, self.payout_address = addresses["payment"], addresses["payout"]
-        service_addresses = ",".join(f"{name}={address}" for name, address in addresses.items())
-        log = self._folder / "processes.log"
+        self.http_address = addresses[HTTP_SERVER]
+        self.look_alike_url = f"http://{addresses['stripe']}"
+        settings = {
+            **_FAST_SETTINGS,
+            "TALLYSTICK_SERVICE_ADDRESSES": ",".join(
+                f"{name}={addresses[name]}" for name in service_names()
+            ),
+            "TALLYSTICK_PROVIDERS__SANDBOX__URL": f"http://{addresses['sandbox']}",
+            "TALLYSTICK_PROVIDERS__STRIPE__URL": self.look_alike_url,
+            "TALLYSTICK_DATA_DIR": str(self._folder),
+        }
         for name in service_names():
-            environment = {
-                **_FAST_SETTINGS,
-                "TALLYSTICK_DATABASE__SERVICE_URLS": f"{name}={self._url(name, proxy_port)}",
-                "TALLYSTICK_SERVER__LISTEN": addresses[name],
-                "TALLYSTICK_SERVICE_ADDRESSES": service_addresses,
-                "TALLYSTICK_PROVIDERS__SANDBOX__URL": f"http://127.0.0.1:{sandbox_port}",
-                "TALLYSTICK_DATA_DIR": str(self._folder),
-            }
-            self.processes += [
-                SupervisedProcess(f"{name}-{number}", [*_CLI, "serve", name], environment, log)
-                for number in range(2)
-            ]
+            for number, payout_provider in enumerate(_PAYOUT_PROVIDERS):
+                environment = {
+                    **settings,
+                    "TALLYSTICK_DATABASE__SERVICE_URLS": f"{name}={self._url(name, proxy_port)}",
+                    "TALLYSTICK_SERVER__LISTEN": addresses[name],
+                    "TALLYSTICK_PROVIDERS__PAYOUT": payout_provider,
+                }
+                self._add(f"{name}-{number}", ["serve", name], environment)
+        for number in range(2):
+            environment = {**settings, "TALLYSTICK_HTTP__LISTEN": self.http_address}
+            self._add(f"{HTTP_SERVER}-{number}", ["serve", HTTP_SERVER], environment)
         sandbox_environment = {
             "TALLYSTICK_DATABASE__SERVICE_URLS": f"sandbox={self._url('sandbox', proxy_port)}",
             "TALLYSTICK_DATA_DIR": str(self._folder),
         }
-        self.sandbox = SupervisedProcess(
-            "sandbox", [*_CLI, "sandbox", "--port", str(sandbox_port)], sandbox_environment, log
-        )
+        look_alike = ["stripe-sandbox", "--port", addresses["stripe"].rpartition(":")[2]]
+        look_alike += ["--search-lag", str(_SEARCH_LAG_SECONDS)]
+        look_alike += ["--webhook-url", f"{webhook_url}/webhooks/stripe"]
+        look_alike += ["--connect-webhook-url", f"{webhook_url}/webhooks/stripe/connect"]
+        self._add("stripe", look_alike, sandbox_environment)
+        sandbox = ["sandbox", "--port", addresses["sandbox"].rpartition(":")[2]]
+        self.sandbox = self._new("sandbox", sandbox, sandbox_environment)
+
+    def _add(self, name: str, arguments: list[str], environment: dict[str, str]) -> None:
+        """Adds a process that is killed and frozen."""
+        self.processes.append(self._new(name, arguments, environment))
+
+    def _new(
+        self, name: str, arguments: list[str], environment: dict[str, str]
+    ) -> SupervisedProcess:
+        return SupervisedProcess(name, [*_CLI, *arguments], environment, self._log)
 
     def _url(self, name: str, port: int) -> str:
         """The URL of the service's login, through the proxy."""
