@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 R = TypeVar("R")
@@ -26,6 +26,7 @@ class Coalescer(Generic[K, R]):
         waiting = self._waiting.get(key)
         if waiting is None:
             waiting = asyncio.ensure_future(self._run_after(self._running.get(key), key, call))
+            waiting.add_done_callback(_retrieve_exception)
             self._waiting[key] = waiting
         return await asyncio.shield(waiting)
 
@@ -41,3 +42,11 @@ class Coalescer(Generic[K, R]):
         finally:
             if self._running.get(key) is task:
                 del self._running[key]
+
+
+def _retrieve_exception(task: asyncio.Task[Any]) -> None:
+    """Each caller may have been cancelled before. Then the loop would report the failure as one
+    that nobody has seen.
+    """
+    if not task.cancelled():
+        task.exception()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+from typing import Any
 
 import pytest
 
@@ -91,3 +93,35 @@ def test_a_cancelled_caller_does_not_end_a_call_that_others_share() -> None:
             await leaver
 
     asyncio.run(scenario())
+
+
+def test_a_failure_that_nobody_awaits_is_not_reported() -> None:
+    """The callers have been cancelled, as when each has a timeout of its own, and then the shared
+    call fails. The event loop reports no exception that was never retrieved.
+    """
+    reported: list[dict[str, Any]] = []
+
+    async def fail(started: asyncio.Event, ending: asyncio.Event) -> None:
+        started.set()
+        await ending.wait()
+        raise TimeoutError
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+        coalescer: Coalescer[str, None] = Coalescer()
+        started, ending = asyncio.Event(), asyncio.Event()
+        caller = asyncio.create_task(coalescer.run("key", lambda: fail(started, ending)))
+        await started.wait()
+        caller.cancel()
+        await asyncio.wait([caller])
+        ending.set()
+        with pytest.raises(ValueError, match="later"):
+            await coalescer.run("key", _fail_later)  # begins once the other has ended
+
+    asyncio.run(run())
+    gc.collect()
+    assert reported == []
+
+
+async def _fail_later() -> None:
+    raise ValueError("later")
