@@ -144,7 +144,7 @@ async def _run_chaos(
     webhook_proxy.address = platform.http_address
     restarter = asyncio.create_task(_restart_processes(platform))
     load = ChaosLoad(
-        platform.address, platform.payout_address, platform.http_address, seed, callers
+        platform.address, platform.payout_addresses, platform.http_address, seed, callers
     )
     nemesis = Nemesis(platform, proxy, seed)
     look_alike = LookAlike(platform.look_alike_url)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -38,7 +39,7 @@ _BANK_TOKEN_WEIGHTS = {
     "acct_returned": 6,
     "acct_returned_part": 4,
     "acct_failed": 2,
-    "acct_decline:risk": 4,
+    "acct_decline:balance_insufficient": 4,
     "acct_lost_before": 6,
     "acct_lost_after": 6,
     "acct_error_after": 3,
@@ -49,7 +50,7 @@ _BANK_TOKEN_WEIGHTS = {
     "acct_other_amount": 1,
     "acct_rejected": 0.3,
 }
-"""Connected accounts of the look-alike, and bank accounts of the sandbox: whichever process stores
+"""Connected accounts of the look-alike, and bank accounts of the sandbox: the process that stores
 the destination decides.
 """
 _EXPECTED_REASONS = frozenset(
@@ -99,10 +100,15 @@ class ChaosLoad:
     """
 
     def __init__(
-        self, address: str, payout_address: str, http_address: str, seed: int, caller_count: int
+        self,
+        address: str,
+        payout_addresses: Sequence[str],
+        http_address: str,
+        seed: int,
+        caller_count: int,
     ) -> None:
         self._address = address
-        self._payout_address = payout_address
+        self._payout_addresses = payout_addresses
         self._http_address = http_address
         self._random = random.Random(f"{seed}/load")
         self._caller_count = caller_count
@@ -117,26 +123,27 @@ class ChaosLoad:
             tries=4,
             jitter=self._random.random,
         )
-        async with AsyncClient(
-            self._address, payout=self._payout_address, settings=settings
-        ) as client:
-            json_client = JsonClient(self._http_address, self._random.random)
-            callers = [
-                self._run_caller(client if number % 3 else json_client, number)
-                for number in range(self._caller_count)
-            ]
-            try:
-                await asyncio.gather(
-                    *callers,
-                    *(
-                        self._run_payout_caller(client, number)
-                        for number in range(self._caller_count // 4)
-                    ),
+        json_client = JsonClient(self._http_address, self._random.random)
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(json_client.close)
+            clients = [
+                await stack.enter_async_context(
+                    AsyncClient(self._address, payout=payout_address, settings=settings)
                 )
-            finally:
-                await json_client.close()
-            self.json_call_count = json_client.call_count
-            self.json_retry_count = json_client.retry_count
+                for payout_address in self._payout_addresses
+            ]
+            await asyncio.gather(
+                *(
+                    self._run_caller(clients[0] if number % 3 else json_client, number)
+                    for number in range(self._caller_count)
+                ),
+                *(
+                    self._run_payout_caller(clients[number % len(clients)], number)
+                    for number in range(self._caller_count // 4)
+                ),
+            )
+        self.json_call_count = json_client.call_count
+        self.json_retry_count = json_client.retry_count
 
     def stop(self) -> None:
         self._stop_event.set()

@@ -1,5 +1,5 @@
-"""The platform under test: two processes of each service and of the HTTP server, the sandbox, the
-Stripe look-alike, and a PostgreSQL with fsync behind a proxy.
+"""The platform under test: two processes of each service and of the HTTP server, one more of
+PayoutService, the sandbox, the Stripe look-alike, and a PostgreSQL with fsync behind a proxy.
 """
 
 from __future__ import annotations
@@ -51,8 +51,6 @@ _FAST_SETTINGS = {
     "TALLYSTICK_PROVIDERS__STRIPE__WEBHOOK_SECRETS": ACCOUNT_SECRET,
     "TALLYSTICK_PROVIDERS__STRIPE__CONNECT_WEBHOOK_SECRETS": CONNECT_SECRET,
 }
-_PAYOUT_PROVIDERS = ("sandbox", "stripe")
-"""The provider of new payouts by process: as while `providers.payout` is being changed."""
 _SEARCH_LAG_SECONDS = 1
 LEASE_SECONDS = 6.0
 
@@ -100,16 +98,19 @@ class ProcessCluster:
         self._folder = folder
         self._postgres = postgres
         self.processes: list[SupervisedProcess] = []
-        self.address = self.payout_address = self.http_address = self.look_alike_url = ""
+        self.address = self.http_address = self.look_alike_url = ""
+        self.payout_addresses: list[str] = []
+        """That of the processes whose new payouts the sandbox pays, and of the one with Stripe."""
 
     def configure(self, proxy_port: int, first_port: int, webhook_url: str) -> None:
         """Names the processes; they reach PostgreSQL at `proxy_port`. The look-alike delivers its
         webhooks below `webhook_url`.
         """
         self._log = self._folder / "processes.log"
-        names = [*service_names(), HTTP_SERVER, "sandbox", "stripe"]
+        names = [*service_names(), HTTP_SERVER, "sandbox", "stripe", "stripe_payout"]
         addresses = {name: f"127.0.0.1:{first_port + index}" for index, name in enumerate(names)}
-        self.address, self.payout_address = addresses["payment"], addresses["payout"]
+        self.address = addresses["payment"]
+        self.payout_addresses = [addresses["payout"], addresses["stripe_payout"]]
         self.http_address = addresses[HTTP_SERVER]
         self.look_alike_url = f"http://{addresses['stripe']}"
         settings = {
@@ -122,14 +123,20 @@ class ProcessCluster:
             "TALLYSTICK_DATA_DIR": str(self._folder),
         }
         for name in service_names():
-            for number, payout_provider in enumerate(_PAYOUT_PROVIDERS):
+            service_settings = {
+                **settings,
+                "TALLYSTICK_DATABASE__SERVICE_URLS": f"{name}={self._url(name, proxy_port)}",
+                "TALLYSTICK_SERVER__LISTEN": addresses[name],
+            }
+            for number in range(2):
+                self._add(f"{name}-{number}", ["serve", name], service_settings)
+            if name == "payout":  # as while providers.payout is being changed
                 environment = {
-                    **settings,
-                    "TALLYSTICK_DATABASE__SERVICE_URLS": f"{name}={self._url(name, proxy_port)}",
-                    "TALLYSTICK_SERVER__LISTEN": addresses[name],
-                    "TALLYSTICK_PROVIDERS__PAYOUT": payout_provider,
+                    **service_settings,
+                    "TALLYSTICK_SERVER__LISTEN": addresses["stripe_payout"],
+                    "TALLYSTICK_PROVIDERS__PAYOUT": "stripe",
                 }
-                self._add(f"{name}-{number}", ["serve", name], environment)
+                self._add("payout-2", ["serve", "payout"], environment)
         for number in range(2):
             environment = {**settings, "TALLYSTICK_HTTP__LISTEN": self.http_address}
             self._add(f"{HTTP_SERVER}-{number}", ["serve", HTTP_SERVER], environment)

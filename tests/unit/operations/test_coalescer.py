@@ -107,7 +107,9 @@ def test_a_failure_that_nobody_awaits_is_not_reported() -> None:
         raise TimeoutError
 
     async def run() -> None:
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _, context: reported.append(context)
+        )
         coalescer: Coalescer[str, None] = Coalescer()
         started, ending = asyncio.Event(), asyncio.Event()
         caller = asyncio.create_task(coalescer.run("key", lambda: fail(started, ending)))
