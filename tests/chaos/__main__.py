@@ -165,7 +165,7 @@ async def _run_chaos(
         await load_task
         remaining_work = await _wait_until_empty(lambda: open_work(admin))
         seconds_until_idle = time.monotonic() - healed_time
-        remaining_work |= await _wait_until_empty(
+        remaining_work = remaining_work or await _wait_until_empty(
             lambda: {**open_deliveries(admin), **open_work(admin)}
         )
         seconds_until_delivered = time.monotonic() - healed_time
