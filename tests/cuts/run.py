@@ -29,7 +29,7 @@ from tallystick_server.verify.report import Report
 from tallystick_server.verify.run import verify
 from tallystick_storage.database import Database
 from tests.cuts.flows import Case, Expiry
-from tests.cuts.provider import CutCharges, CutPayouts, CuttingTransport
+from tests.cuts.provider import CuttingTransport
 from tests.support.charges import WAIT_FOR_ACCEPTANCE, timestamp_in
 from tests.support.payouts import (
     create_destination,
@@ -39,6 +39,7 @@ from tests.support.payouts import (
     state_name,
 )
 from tests.support.platform import eventually, serve_platform
+from tests.support.stripe_transport import NamedCharges, NamedPayouts
 
 DEAD_LETTER = "dead letter"
 _NAME = "stripe"
@@ -177,8 +178,8 @@ def _dependencies(transport: CuttingTransport) -> Dependencies:
     settings = StripeSettings(api_key=_API_KEY, url="http://stripe.invalid")
     terms, api = _settings().providers.terms(_NAME), StripeApi(settings, transport)
     return Dependencies(
-        providers={_NAME: CutCharges(StripeCharges(terms, api))},
-        payout_providers={_NAME: CutPayouts(StripePayouts(terms, api))},
+        providers={_NAME: NamedCharges(StripeCharges(terms, api))},
+        payout_providers={_NAME: NamedPayouts(StripePayouts(terms, api))},
     )
 
 

@@ -23,7 +23,7 @@ from tallystick_core.provider.outcome import (
     Unknown,
     VerificationOutcome,
 )
-from tallystick_core.provider.payment_provider import ChargeRequest
+from tallystick_core.provider.payment_provider import ChargeRequest, PaymentProvider
 from tallystick_core.provider.payout_provider import PayoutRequest
 from tallystick_sandbox.payouts import SandboxPayouts
 from tallystick_sandbox.rules import Reply
@@ -52,7 +52,8 @@ from tests.simulation.network import (
     Unreachable,
     exchange,
 )
-from tests.simulation.webhook_load import WebhookLoad
+from tests.simulation.stripe import SimulatedTransport, StripeLookAlike, stripe_charges
+from tests.simulation.webhook_load import ParseEvent, WebhookLoad
 from tests.simulation.world import PROVIDER_NODE, World
 from tests.support.retry_policies import scaled_defaults
 
@@ -60,7 +61,9 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 PAYMENT_PROVIDERS = ("sandbox", "sandbox_b", "sandbox_c")
-"""The payment providers of a simulation with routing; otherwise only the first."""
+"""The payment providers of a simulation with routing; otherwise only the first, which is Stripe in
+some simulations.
+"""
 REPLACEABLE_PROVIDER = "sandbox_b"
 """The provider that an outage stops in a simulation with routing. Its charges have a fallback."""
 _ROUTING = (
@@ -146,9 +149,11 @@ class Cluster:
         webhooks: WebhookLoad,
         *,
         routing: bool,
+        stripe: bool,
     ) -> None:
         self._world = world
         self._webhooks = webhooks
+        self._has_stripe = stripe
         self._urls = urls
         self._connection_cache = connection_cache
         self._settings = settings(key_window, routing=routing)
@@ -162,6 +167,7 @@ class Cluster:
         )
         self.sandboxes: dict[str, Sandbox] = {}
         self.sandbox_payouts: SandboxPayouts
+        self._stripe: StripeLookAlike
         world.on_process_death = self._restart
 
     def start(self, single_process_services: frozenset[str]) -> None:
@@ -207,6 +213,16 @@ class Cluster:
             database, key_window_seconds=self._settings.providers.key_window
         )
         self.sandbox_payouts.start()
+        if self._has_stripe:
+            self._stripe = StripeLookAlike(
+                self._world,
+                PAYMENT_PROVIDERS[0],
+                database,
+                self._new_id,
+                self._settings.providers.key_window,
+                self._report_signed if self._webhooks.is_used else None,
+            )
+            self._stripe.start()
 
     def _start_process(self, name: str, incarnation: int) -> None:
         node = Node(
@@ -221,18 +237,7 @@ class Cluster:
         name = node.name.partition("-")[0]
         self._world.log(f"{node.name} starts")
         service_client = ServiceClient(self._settings.service_token, self.network.channel)
-        providers = {
-            name: _RemoteChargeProvider(
-                self._world,
-                self.sandboxes,
-                self._provider_node,
-                self._settings.providers.key_window,
-                self._report,
-                name,
-                has_outages=len(self._payment_providers) == 1 or name == REPLACEABLE_PROVIDER,
-            )
-            for name in self._payment_providers
-        }
+        providers = {name: self._payment_provider(name) for name in self._payment_providers}
         payout_provider = _RemotePayoutProvider(
             self._world,
             lambda: self.sandbox_payouts,
@@ -255,6 +260,27 @@ class Cluster:
         service.start()
         self._services.append(service)
         self.network.servers.setdefault(name, {})[node] = server
+
+    def _payment_provider(self, name: str) -> PaymentProvider:
+        """A provider as a process has it."""
+        remote = _RemoteChargeProvider(
+            self._world,
+            self.sandboxes,
+            self._provider_node,
+            self._settings.providers.key_window,
+            self._report,
+            name,
+            has_outages=len(self._payment_providers) == 1 or name == REPLACEABLE_PROVIDER,
+        )
+        if not self._has_stripe or name != PAYMENT_PROVIDERS[0]:
+            return remote
+        transport = SimulatedTransport(self._world, remote.find_node, lambda: self._stripe.sandbox)
+        return stripe_charges(self._settings.providers.terms(name), transport, _FINAL_NOT_FOUND)
+
+    def _report_signed(self, event_id: str, parse: ParseEvent) -> None:
+        """Stripe reports an event by webhook."""
+        client = self.client(f"webhooks of {event_id}", "service")
+        self._webhooks.report_signed(client, event_id, parse)
 
     def _report(self, provider: str, service: str, subject_id: str, reply: Reply) -> None:
         """The provider reports an answer by webhook too."""
@@ -339,7 +365,7 @@ class _RemoteProvider:
                 self._world,
                 call_name,
                 fault_weights,
-                self._find_node,
+                self.find_node,
                 serve,
                 propagate_cancel=False,
             )
@@ -348,7 +374,8 @@ class _RemoteProvider:
         except ConnectionBroken:
             return Unknown("the connection broke")
 
-    def _find_node(self) -> Node | None:
+    def find_node(self) -> Node | None:
+        """The provider's node; None: it has an outage."""
         is_down = self._has_outages and self._world.is_unavailable(PROVIDER_NODE)
         return None if is_down else self._node
 

@@ -84,11 +84,21 @@ FALLBACK_PLAN = replace(
     payment_requests=(replace(_PAYMENT_REQUEST, token="tok_unreachable"),),
 )
 """A payment whose first provider is unreachable once, so that its fallback is asked."""
+STRIPE_PLAN = replace(
+    PAYMENT_PLAN,
+    seed=5,
+    stripe=True,
+    payment_requests=(replace(_PAYMENT_REQUEST, token="tok_pending:action-declined"),),
+)
+"""A payment by Stripe that waits for its buyer and is declined, so that the adapter ends it: it is
+created, read and cancelled by HTTP calls.
+"""
 CRASH_PLANS = {
     "payment": PAYMENT_PLAN,
     "payout": PAYOUT_PLAN,
     "webhook": WEBHOOK_PLAN,
     "fallback": FALLBACK_PLAN,
+    "stripe": STRIPE_PLAN,
 }
 _EVENT_CALLS = (
     "event-",

@@ -49,6 +49,7 @@ def add_regression(plan: SimulationPlan, violation: str) -> None:
         "poison": plan.poison,
         "report_rate": plan.report_rate,
         "routing": plan.routing,
+        "stripe": plan.stripe,
         "crash_point": next(
             (
                 name
@@ -87,4 +88,5 @@ def _parse_plan(entry: dict[str, Any]) -> SimulationPlan:
         poison=entry.get("poison", False),
         report_rate=entry.get("report_rate", 0.0),
         routing=entry.get("routing", False),
+        stripe=entry.get("stripe", False),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any
@@ -157,6 +157,18 @@ def draw_payment_request(
         waits_for_result=seeded_random.number(key("patient")) < 0.7,
         follow_up=seeded_random.weighted_choice(key("then"), _FOLLOW_UP_WEIGHTS),
         delivery_count=order_count if seeded_random.number(key("delivers")) < 0.5 else 0,
+    )
+
+
+def to_stripe_request(request: PaymentRequest) -> PaymentRequest:
+    """A payment that Stripe would accept: above its minimums, and in a currency of which it takes
+    every amount.
+    """
+    return replace(
+        request,
+        currency="EUR" if request.currency == "KWD" else request.currency,
+        amounts=tuple(amount * 10 for amount in request.amounts),
+        fees=tuple(fee and fee * 10 for fee in request.fees),
     )
 
 

@@ -23,15 +23,21 @@ from tallystick_server.verify.run import run_checks
 from tests.chaos.check import OPEN_WORK_SQL, format_open_work
 from tests.simulation.alerts import audit_alerts
 from tests.simulation.auditor import Auditor, ChargeLogEntry
-from tests.simulation.cluster import OPERATOR, TEAMS, Cluster
+from tests.simulation.cluster import OPERATOR, PAYMENT_PROVIDERS, TEAMS, Cluster
 from tests.simulation.database import ConnectionCache, DatabaseConditions, Tables, VerifyReader
 from tests.simulation.faults import FaultInjector, InjectedFault, draw_outage, draw_poison
-from tests.simulation.load import PaymentLoad, PaymentRequest, draw_payment_request
+from tests.simulation.load import (
+    PaymentLoad,
+    PaymentRequest,
+    draw_payment_request,
+    to_stripe_request,
+)
 from tests.simulation.loop import SimulationDeadlock
 from tests.simulation.operator_load import OperatorLoad, resolve_in_bulk
 from tests.simulation.payout_auditor import PayoutAuditor, TransferLogEntry
 from tests.simulation.payout_load import PayoutLoad, WithdrawalRequest, draw_withdrawal
 from tests.simulation.seeded_random import SeededRandom
+from tests.simulation.stripe import CHARGES_SQL, UNSENT_WEBHOOKS_SQL
 from tests.simulation.webhook_load import STATES_SQL, WebhookLoad
 from tests.simulation.world import SLOW_SECONDS, World
 
@@ -83,6 +89,10 @@ class SimulationPlan:
     routing: bool | None = None
     """Whether there are three payment providers, chosen by rules with fallbacks; None: derived from
     the seed. An outage of the provider is then one of `REPLACEABLE_PROVIDER` alone.
+    """
+    stripe: bool | None = None
+    """Whether the first payment provider is the Stripe adapter with the look-alike; None: derived
+    from the seed.
     """
 
 
@@ -138,6 +148,7 @@ class Simulation:
             poison=_is_included(plan, plan.poison, "poison", 0.35),
             report_rate=_report_rate(plan),
             routing=_is_included(plan, plan.routing, "routing", 0.3),
+            stripe=_is_included(plan, plan.stripe, "Stripe", 0.25),
         )
         result = SimulationResult(plan)
         # A garbage-collected object runs its `finally`, at a moment that depends on all earlier
@@ -208,6 +219,7 @@ class Simulation:
             key_window,
             webhook_load,
             routing=bool(plan.routing),
+            stripe=bool(plan.stripe),
         )
         span_seconds = (
             5.0 + min(plan.payments / 12, 5.0 + plan.payments / 40) if plan.payments else 0.0
@@ -217,6 +229,8 @@ class Simulation:
             for number in range(plan.payments)
             if number not in plan.without_payments
         ]
+        if plan.stripe:
+            payment_requests = [to_stripe_request(request) for request in payment_requests]
         payment_load = PaymentLoad(world, cluster, [*plan.payment_requests, *payment_requests])
         withdrawals = [
             draw_withdrawal(world.seeded_random, number, span_seconds)
@@ -259,6 +273,7 @@ class Simulation:
             result.violations.append(f"callers wait {_MAX_CALL_SECONDS:g} s after healing")
         await self._wait_until_idle(
             world,
+            webhook_load,
             result,
             healed_time + (_LAST_MESSAGES_SECONDS if world.faults.fault_rate else 0.0),
             healed_time,
@@ -276,7 +291,9 @@ class Simulation:
                 if attempt == 0
             ]
             if causes:
-                await self._wait_until_idle(world, result, world.loop.now, world.loop.now)
+                await self._wait_until_idle(
+                    world, webhook_load, result, world.loop.now, world.loop.now
+                )
         result.violations += await audit_alerts(operator, self._tables.query)
         world.is_auditing = True
         teams = {team: cluster.client(f"auditor for {team}", team) for team in TEAMS}
@@ -305,10 +322,22 @@ class Simulation:
         world.log(f"ends with {len(result.violations)} violations")
 
     async def _wait_until_idle(
-        self, world: World, result: SimulationResult, earliest_time: float, start_time: float
+        self,
+        world: World,
+        webhook_load: WebhookLoad,
+        result: SimulationResult,
+        earliest_time: float,
+        start_time: float,
     ) -> None:
-        """Waits until nothing is due and every change is published and booked."""
-        while (open_work := self._tables.query(OPEN_WORK_SQL)) or world.loop.now < earliest_time:
+        """Waits until nothing is due, every change is published and booked, and every webhook is
+        stored.
+        """
+        while (
+            (open_work := self._tables.query(OPEN_WORK_SQL))
+            or not webhook_load.is_idle
+            or self._tables.query(UNSENT_WEBHOOKS_SQL)
+            or world.loop.now < earliest_time
+        ):
             if world.loop.now > start_time + _MAX_SECONDS_UNTIL_IDLE:
                 result.violations.append(
                     f"not final within {_MAX_SECONDS_UNTIL_IDLE:g} s of healing: "
@@ -359,6 +388,7 @@ class Simulation:
             "select provider, charge_id, state, amount, currency, reference, code "
             "from sandbox.charge order by charge_id, key, generation"
         )
+        rows += self._tables.query(CHARGES_SQL.format(provider=PAYMENT_PROVIDERS[0]))
         return [ChargeLogEntry(*row) for row in rows]
 
     def _transfer_log(self) -> list[TransferLogEntry]:

@@ -16,6 +16,7 @@ from tests.simulation.crash_points import (
     FALLBACK_PLAN,
     PAYMENT_PLAN,
     PAYOUT_PLAN,
+    STRIPE_PLAN,
     WEBHOOK_PLAN,
     run_with_crashes,
     single_crash_plans,
@@ -28,7 +29,7 @@ from tests.simulation.workers import run_traced, worker_pool
 from tests.support.platform import ROOT, fresh_database
 
 WORLD_PLANS = [SimulationPlan(seed, 15, payouts=5) for seed in range(1, 4)]
-PLAN = SimulationPlan(seed=7, payments=6, fault_rate=0.1, payouts=3)
+PLAN = SimulationPlan(seed=7, payments=6, fault_rate=0.1, payouts=3, stripe=False)
 
 EXPECTED_POISONED = {"wallet": 4, "ledger": 22, "event": 18}
 """Seeds of simulations in which this service fails on many items."""
@@ -55,15 +56,20 @@ def run_plan(simulation: Simulation) -> Callable[[SimulationPlan], SimulationRes
     return run_once
 
 
-def test_the_same_seed_gives_the_same_trace(simulation: Simulation, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "plan", [PLAN, replace(PLAN, stripe=True, report_rate=0.7)], ids=["sandbox", "Stripe"]
+)
+def test_the_same_seed_gives_the_same_trace(
+    simulation: Simulation, tmp_path: Path, plan: SimulationPlan
+) -> None:
     """A run is identical byte for byte: after another run in the same process, in another process
     with another hash seed, and on another database.
     """
-    first = simulation.run(PLAN).trace
-    simulation.run(replace(PLAN, seed=8, payments=5))
-    second_trace = simulation.run(PLAN).trace
+    first = simulation.run(plan).trace
+    simulation.run(replace(plan, seed=8, payments=5))
+    second_trace = simulation.run(plan).trace
     with worker_pool(tmp_path, 1) as pool:
-        elsewhere = pool.submit(run_traced, PLAN).result(300).trace
+        elsewhere = pool.submit(run_traced, plan).result(300).trace
     assert len(first) > 200
     assert first == second_trace
     assert first == elsewhere
@@ -115,6 +121,20 @@ def test_simulations_with_several_providers_keep_the_invariants(simulation: Simu
     )
     assert result.violations == []
     assert sum("the next attempt goes to" in line for line in result.trace) > 2
+
+
+def test_simulations_with_stripe_keep_the_invariants(simulation: Simulation) -> None:
+    """With the Stripe adapter and its look-alike no buyer is charged twice, and the platform agrees
+    with the look-alike's log, although HTTP calls fail and signed webhooks arrive late, repeatedly
+    or never.
+    """
+    result = simulation.run(
+        SimulationPlan(1, 15, fault_rate=0.12, payouts=2, stripe=True, report_rate=0.7)
+    )
+    assert result.violations == []
+    http_faults = {fault for call, fault in result.faults.items() if " /v1/" in call}
+    assert len(http_faults) > 2
+    assert sum("BatchReceiveWebhookEvents: OK" in line for line in result.trace) > 10
 
 
 def test_a_crash_plan_takes_the_fallback(simulation: Simulation) -> None:
@@ -178,6 +198,7 @@ def test_operator_and_caller_actions_occur(
         (PAYOUT_PLAN, {"payout", "wallet", "ledger"}, 50),
         (WEBHOOK_PLAN, {"payment", "wallet", "ledger"}, 25),
         (FALLBACK_PLAN, {"payment", "wallet", "ledger", "event"}, 50),
+        (STRIPE_PLAN, {"payment", "wallet", "ledger", "event"}, 30),
     ],
     ids=CRASH_PLANS,
 )

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -20,6 +20,8 @@ from tests.simulation.world import World
 
 _DELIVERY_WEIGHTS = {1: 6.0, 2: 3.0, 3: 1.0}
 _MAX_DELAY_SECONDS = 20.0
+ParseEvent = Callable[[], operator_pb2.ReceivedWebhookEvent]
+"""Reads a webhook as the HTTP server does."""
 STATES_SQL = "select event_id, state from {schema}.webhook_event order by event_id"
 """The stored events of a service."""
 
@@ -38,6 +40,11 @@ class WebhookLoad:
         self._tasks: list[asyncio.Task[None]] = []
         self._delivered_ids: dict[str, set[str]] = {"payment": set(), "payout": set()}
         self.violations: list[str] = []
+
+    @property
+    def is_used(self) -> bool:
+        """Whether the provider reports anything."""
+        return self._report_rate > 0
 
     @property
     def is_idle(self) -> bool:
@@ -71,6 +78,19 @@ class WebhookLoad:
             client_reference=subject_id,
             provider_time=Timestamp(seconds=1_700_000_000),
         )
+        self._schedule(client, service, event_id, lambda: event)
+
+    def report_signed(self, client: AsyncClient, event_id: str, parse: ParseEvent) -> None:
+        """Draws how often, and when, Stripe delivers an event about a charge. `parse`: verifies and
+        reads its body on arrival.
+        """
+        if self._world.seeded_random.number(f"whether {event_id}") < self._report_rate:
+            self._schedule(client, "payment", event_id, parse)
+
+    def _schedule(
+        self, client: AsyncClient, service: str, event_id: str, parse: ParseEvent
+    ) -> None:
+        random = self._world.seeded_random
         stub = client.payout if service == "payout" else client.payment
         for number in range(random.weighted_choice(f"deliveries {event_id}", _DELIVERY_WEIGHTS)):
             self._open_count += 1
@@ -80,11 +100,11 @@ class WebhookLoad:
                 self._start,
                 stub,
                 service,
-                event,
+                parse,
             )
 
-    def _start(self, stub: Any, service: str, event: operator_pb2.ReceivedWebhookEvent) -> None:
-        self._tasks.append(asyncio.ensure_future(self._deliver(stub, service, event)))
+    def _start(self, stub: Any, service: str, parse: ParseEvent) -> None:
+        self._tasks.append(asyncio.ensure_future(self._deliver(stub, service, parse())))
 
     async def _deliver(
         self, stub: Any, service: str, event: operator_pb2.ReceivedWebhookEvent

@@ -43,6 +43,8 @@ _POLLS = frozenset(
         "transaction BatchGenerator._finish.finish",
         "read PayoutHandlers._load_payouts.<lambda>",
         "read DestinationHandlers._get_visible_destination.<lambda>",
+        "read has_due_objects",
+        "read has_due_deliveries",
     }
 )
 """Periodic transactions that mostly find no work."""

@@ -1,0 +1,163 @@
+"""Stripe in a simulation: the real adapter of charges, whose HTTP calls go over the simulated
+network to the look-alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import orjson
+
+from tallystick.operator.v1 import operator_pb2
+from tallystick_core.provider.outcome import FinalNotFound
+from tallystick_core.provider.payment_provider import PaymentProvider
+from tallystick_sandbox.stripe.context import StripeRules
+from tallystick_sandbox.stripe.sandbox import StripeSandbox
+from tallystick_sandbox.stripe.webhooks import ACCOUNT_SECRET, Send, WebhookEndpoint
+from tallystick_server.operations.periodic import Periodic
+from tallystick_server.operations.webhook_handlers import to_received_message
+from tallystick_server.providers.provider_type import ProviderTerms
+from tallystick_server.providers.stripe.charges import StripeCharges
+from tallystick_server.providers.stripe.client import RequestBody, StripeApi, Transport
+from tallystick_server.providers.stripe.errors import NoAnswer, NotConnected
+from tallystick_server.providers.stripe.settings import StripeSettings
+from tallystick_server.providers.stripe.webhooks import PLATFORM, StripeWebhooks
+from tallystick_storage.database import Database
+from tests.simulation.database import START_TIME
+from tests.simulation.faults import CALL_FAULTS
+from tests.simulation.loop import Node
+from tests.simulation.network import ConnectionBroken, Unreachable, exchange
+from tests.simulation.webhook_load import ParseEvent
+from tests.simulation.world import World
+from tests.support.stripe_transport import OPERATION_ID, Answer, NamedCharges, check_answer, serve
+
+_SEARCH_LAG_SECONDS = 20.0
+"""Shorter than the time after which "not found" is final."""
+_INTERVAL_SECONDS = 1.0
+_SETTINGS = StripeSettings(
+    api_key="sk_test_simulation",
+    url="http://stripe.invalid",
+    webhook_secrets=(ACCOUNT_SECRET,),
+)
+CHARGES_SQL = """
+    select '{provider}', body->'metadata'->>'charge_id',
+        case when body->>'status' = 'succeeded' then 'SUCCEEDED'
+            when body->>'status' <> 'canceled' then 'PENDING'
+            when body->>'last_payment_error' is null then 'CANCELLED' else 'DECLINED' end,
+        (body->>'amount_received')::bigint, upper(body->>'currency'), id,
+        coalesce(body->'last_payment_error'->>'decline_code', '')
+    from sandbox.stripe_object where type = 'payment_intent' order by sequence
+"""
+"""The look-alike's log of charges, with the columns of the auditor's."""
+
+UNSENT_WEBHOOKS_SQL = (
+    "select 1 from sandbox.stripe_delivery where next_try_time is not null limit 1"
+)
+
+
+class SimulatedTransport(Transport):
+    """The adapter's HTTP calls: each is a port call. `find_node`: the provider's node; None: no
+    connection can be made.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        find_node: Callable[[], Node | None],
+        find_sandbox: Callable[[], StripeSandbox],
+    ) -> None:
+        super().__init__()
+        self._world = world
+        self._find_node = find_node
+        self._find_sandbox = find_sandbox
+
+    async def send(
+        self, method: str, url: str, headers: Mapping[str, str], body: RequestBody
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        world, subject = self._world, OPERATION_ID.get()
+        request = f"{method.upper()} {urlsplit(url).path.partition('/pi_')[0]} for {subject}"
+
+        async def answer_request(_: Node) -> Answer:
+            answer = await serve(self._find_sandbox(), method, url, headers, body)
+            world.log(f"Stripe answers {request}: {answer.status}")
+            return answer
+
+        try:
+            return check_answer(
+                await exchange(
+                    world,
+                    f"{world.loop.current_node.name} sends {request}",
+                    CALL_FAULTS,
+                    self._find_node,
+                    answer_request,
+                    propagate_cancel=False,
+                )
+            )
+        except Unreachable:
+            raise NotConnected("no connection") from None
+        except ConnectionBroken:
+            raise NoAnswer("the connection broke") from None
+
+
+def stripe_charges(
+    terms: ProviderTerms, transport: Transport, final_not_found: FinalNotFound
+) -> PaymentProvider:
+    """The adapter, with a search that does not lag for as long as Stripe's."""
+    charges = StripeCharges(terms, StripeApi(_SETTINGS, transport))
+    charges.final_not_found = final_not_found
+    return NamedCharges(charges)
+
+
+Report = Callable[[str, ParseEvent], None]
+"""Reports an event with this id by webhook."""
+
+
+class StripeLookAlike:
+    """The look-alike on the provider's node. `report`: None: it has no webhooks."""
+
+    def __init__(
+        self,
+        world: World,
+        name: str,
+        database: Database,
+        new_id: Callable[[], UUID],
+        key_window: float,
+        report: Report | None,
+    ) -> None:
+        rules = StripeRules(key_window_seconds=key_window, search_lag_seconds=_SEARCH_LAG_SECONDS)
+        endpoint = WebhookEndpoint("account", "http://platform.invalid", (ACCOUNT_SECRET,))
+        self.sandbox = StripeSandbox(
+            database, rules, endpoints=[endpoint] if report else [], new_id=new_id
+        )
+        self._tasks = [Periodic("sandbox.due", _INTERVAL_SECONDS, self._advance_due)]
+        if report is not None:
+            self._deliverer = self.sandbox.deliverer(_sender(world, name, report))
+            self._tasks.append(Periodic("sandbox.webhooks", _INTERVAL_SECONDS, self._deliver_due))
+
+    def start(self) -> None:
+        for task in self._tasks:
+            task.start()
+
+    async def _advance_due(self) -> None:
+        await self.sandbox.advance_due()
+
+    async def _deliver_due(self) -> None:
+        await self._deliverer.deliver_due()
+
+
+def _sender(world: World, name: str, report: Report) -> Send:
+    """Each delivery is answered with 200: `report` repeats, delays and drops them."""
+    source = StripeWebhooks(name, _SETTINGS, StripeApi(_SETTINGS, Transport()))
+
+    async def send(_url: str, headers: Mapping[str, str], body: bytes) -> int:
+        def parse() -> operator_pb2.ReceivedWebhookEvent:
+            now = START_TIME + timedelta(seconds=world.loop.now)
+            return to_received_message(source.parse(PLATFORM, body, headers, now))
+
+        report(orjson.loads(body)["id"], parse)
+        return 200
+
+    return send
