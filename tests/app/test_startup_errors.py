@@ -10,9 +10,11 @@ from pathlib import Path
 import grpc
 import pytest
 
+from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.errors import StartupError
 from tallystick_server.app.listening import listen
 from tests.support.platform import free_address, run_command
+from tests.support.processes import environment_of
 
 _NOT_SHARED = [("grpc.so_reuseport", 0)]
 
@@ -53,6 +55,23 @@ def test_an_address_in_use_is_named(server: grpc.Server) -> None:
         f"Cannot listen on {address}: address already in use. Set TALLYSTICK_SERVER__LISTEN to "
         "another address."
     )
+
+
+def test_a_taken_http_address_is_one_line(scratch_database: DatabaseUrls) -> None:
+    """`serve all` ends with the address and its setting, and nothing that was begun complains."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        environment = environment_of(scratch_database) | {
+            "TALLYSTICK_SERVER__LISTEN": free_address(),
+            "TALLYSTICK_HTTP__LISTEN": address,
+        }
+        completed = run_command("serve", "all", **environment)
+    assert completed.returncode == 1
+    assert completed.stderr.splitlines()[-1] == (
+        f"tallystick: Cannot listen on {address}: address already in use. Set "
+        "TALLYSTICK_HTTP__LISTEN to another address, or to nothing for no HTTP server."
+    )
+    assert "ERROR" not in completed.stderr
 
 
 @pytest.mark.parametrize(

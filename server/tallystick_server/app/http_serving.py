@@ -117,24 +117,12 @@ async def start_http_server(
     stopping = asyncio.Event()
     http = settings.http
     service_client = ServiceClient(settings.service_token, connect)
-    sources, close_hooks = (
-        (webhook_sources, []) if webhook_sources is not None else _webhook_sources(settings)
-    )
-    webhooks = WebhookEndpoints(
-        list(sources.values()), _receive_calls(service_client, addresses), service_client, _now
-    )
-    catch_up = WebhookCatchUp(
-        list(sources.values()),
-        webhooks.store,
-        _now,
-        timedelta(seconds=http.webhook_catch_up_window),
-    )
-    catch_up_task = Periodic(
-        "http.catch_up_webhooks", http.webhook_catch_up_interval, catch_up.run_once
-    )
-    webhooks.start()
-    catch_up_task.start()
-    catch_up_task.wake()
+    webhooks = _build_webhooks(settings, service_client, addresses, webhook_sources)
+    close_hooks = [
+        webhooks.stop,
+        service_client.close,
+        *(channel.close for channel in channels.values()),
+    ]
     server = HttpServer(
         [
             *_routes(
@@ -142,7 +130,7 @@ async def start_http_server(
                 stopping,
                 authenticates=settings.authentication != "none",
             ),
-            *webhooks.routes(),
+            *webhooks.endpoints.routes(),
         ],
         HttpLimits(
             max_connections=http.max_connections,
@@ -152,28 +140,66 @@ async def start_http_server(
             body_timeout_seconds=http.body_timeout,
         ),
     )
-    listener = await listen_http(
-        server.connect,
-        http.listen,
-        None if certificate is None else certificate.ssl_context(),
-        reuse_port=settings.server.reuse_port,
-    )
+    try:
+        listener = await listen_http(
+            server.connect,
+            http.listen,
+            None if certificate is None else certificate.ssl_context(),
+            reuse_port=settings.server.reuse_port,
+        )
+    except StartupError:
+        for close_hook in close_hooks:
+            await close_hook()
+        raise
+    webhooks.start()
     if certificate is not None:
         certificate.start()
-    return RunningHttpServer(
-        http.listen,
-        server,
-        listener,
-        certificate,
-        [
-            catch_up_task.stop,
-            webhooks.stop,
-            *close_hooks,
-            service_client.close,
-            *(channel.close for channel in channels.values()),
-        ],
-        stopping,
+    return RunningHttpServer(http.listen, server, listener, certificate, close_hooks, stopping)
+
+
+@dataclass(frozen=True, slots=True)
+class _Webhooks:
+    """The endpoints of webhooks, the list of missed ones, and what must be closed with them."""
+
+    endpoints: WebhookEndpoints
+    catch_up_task: Periodic
+    close_hooks: Sequence[CloseHook]
+
+    def start(self) -> None:
+        self.endpoints.start()
+        self.catch_up_task.start()
+        self.catch_up_task.wake()
+
+    async def stop(self) -> None:
+        await self.catch_up_task.stop()
+        await self.endpoints.stop()
+        for close_hook in self.close_hooks:
+            await close_hook()
+
+
+def _build_webhooks(
+    settings: Settings,
+    service_client: ServiceClient,
+    addresses: Mapping[str, str],
+    webhook_sources: Mapping[str, WebhookSource] | None,
+) -> _Webhooks:
+    """`webhook_sources`: None: those of the configured providers."""
+    sources, close_hooks = (
+        (webhook_sources, []) if webhook_sources is not None else _webhook_sources(settings)
     )
+    endpoints = WebhookEndpoints(
+        list(sources.values()), _receive_calls(service_client, addresses), service_client, _now
+    )
+    catch_up = WebhookCatchUp(
+        list(sources.values()),
+        endpoints.store,
+        _now,
+        timedelta(seconds=settings.http.webhook_catch_up_window),
+    )
+    task = Periodic(
+        "http.catch_up_webhooks", settings.http.webhook_catch_up_interval, catch_up.run_once
+    )
+    return _Webhooks(endpoints, task, close_hooks)
 
 
 def _now() -> datetime:
