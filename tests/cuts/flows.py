@@ -51,7 +51,7 @@ FLOWS = (
     Flow(
         "payout rejected",
         "acct_decline:balance_insufficient",
-        (_TRANSFER, _PAYOUT, _REVERSAL),
+        (_TRANSFER, _PAYOUT, _LIST_PAYOUTS, _REVERSAL),
         "FAILED",
         True,
     ),
