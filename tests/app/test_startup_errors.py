@@ -14,7 +14,7 @@ from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.errors import StartupError
 from tallystick_server.app.listening import listen
 from tests.support.platform import free_address, run_command
-from tests.support.processes import environment_of
+from tests.support.processes import environment_of, expect_startup_error
 
 _NOT_SHARED = [("grpc.so_reuseport", 0)]
 
@@ -65,13 +65,11 @@ def test_a_taken_http_address_is_one_line(scratch_database: DatabaseUrls) -> Non
             "TALLYSTICK_SERVER__LISTEN": free_address(),
             "TALLYSTICK_HTTP__LISTEN": address,
         }
-        completed = run_command("serve", "all", **environment)
-    assert completed.returncode == 1
-    assert completed.stderr.splitlines()[-1] == (
+        error = expect_startup_error(["serve", "all"], environment)
+    assert error == (
         f"tallystick: Cannot listen on {address}: address already in use. Set "
         "TALLYSTICK_HTTP__LISTEN to another address, or to nothing for no HTTP server."
     )
-    assert "ERROR" not in completed.stderr
 
 
 @pytest.mark.parametrize(

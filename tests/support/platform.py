@@ -83,7 +83,8 @@ def eventually(condition: Callable[[], T], timeout_seconds: float = 15.0) -> T:
 
 def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """The output of the command `tallystick` and its exit code; it runs in this process, which
-    saves the second that a start takes.
+    saves the second that a start takes. A command that serves sets up the whole process: it needs
+    one of its own, see `processes`.
     """
     stdout, stderr = io.StringIO(), io.StringIO()
     previous_handler = signal.getsignal(signal.SIGTERM)

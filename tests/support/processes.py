@@ -77,7 +77,7 @@ def environment_of(databases: DatabaseUrls) -> dict[str, str]:
 
 
 def expect_startup_error(arguments: list[str], environment: dict[str, str]) -> str:
-    """The error line of a command that must fail."""
+    """The error line of a command that must fail, and must not log an error besides."""
     completed = subprocess.run(
         [*CLI, *arguments],
         env={**os.environ, **environment},
@@ -88,6 +88,7 @@ def expect_startup_error(arguments: list[str], environment: dict[str, str]) -> s
     )
     assert completed.returncode == 1, completed.stderr
     assert "Traceback" not in completed.stderr
+    assert "ERROR" not in completed.stderr
     return completed.stderr.strip().splitlines()[-1]
 
 
