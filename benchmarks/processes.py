@@ -9,9 +9,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.errors import StartupError
@@ -42,6 +45,29 @@ def database_environment(database_urls: DatabaseUrls) -> dict[str, str]:
     return {"TALLYSTICK_DATABASE__SERVICE_URLS": urls}
 
 
+def _accepts_connections(address: str) -> bool:
+    is_unix = address.startswith("unix:")
+    host, _, port = address.rpartition(":")
+    with closing(socket.socket(socket.AF_UNIX if is_unix else socket.AF_INET)) as probe:
+        try:
+            probe.connect(address.removeprefix("unix:") if is_unix else (host, int(port)))
+        except OSError:
+            return False
+    return True
+
+
+def _is_serving(address: str) -> bool:
+    """A service rejects calls while it waits for its database, though it listens already."""
+    with grpc.insecure_channel(address) as channel:
+        try:
+            response = health_pb2_grpc.HealthStub(channel).Check(  # type: ignore[attr-defined]
+                health_pb2.HealthCheckRequest(), timeout=1
+            )
+        except grpc.RpcError:
+            return False
+        return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
+
+
 def run_services(
     names: Sequence[str], environment: dict[str, str], address: str, *, kill: bool = False
 ) -> AbstractContextManager[int]:
@@ -55,6 +81,7 @@ def run_services(
         },
         address,
         kill=kill,
+        is_ready=_is_serving,
     )
 
 
@@ -89,9 +116,14 @@ def run_baseline(address: str) -> AbstractContextManager[int]:
 
 @contextmanager
 def run_process(
-    arguments: Sequence[str], environment: dict[str, str], address: str, *, kill: bool = False
+    arguments: Sequence[str],
+    environment: dict[str, str],
+    address: str,
+    *,
+    kill: bool = False,
+    is_ready: Callable[[str], bool] = _accepts_connections,
 ) -> Iterator[int]:
-    """Runs Python with these arguments, and yields the pid once it answers at the address. When
+    """Runs Python with these arguments, and yields the pid once the address is ready. When
     the block ends, the process is stopped by SIGTERM, or by SIGKILL if `kill`.
 
     Raises StartupError if it does not answer.
@@ -101,7 +133,7 @@ def run_process(
             [sys.executable, *arguments], env={**os.environ, **environment}, stderr=log
         )
     try:
-        _wait_until_ready(address, process)
+        _wait_until_ready(address, process, is_ready)
         yield process.pid
     finally:
         process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
@@ -111,24 +143,15 @@ def run_process(
             process.kill()
 
 
-def _wait_until_ready(address: str, process: subprocess.Popen[bytes]) -> None:
+def _wait_until_ready(
+    address: str, process: subprocess.Popen[bytes], is_ready: Callable[[str], bool]
+) -> None:
     deadline = time.monotonic() + _STARTUP_TIMEOUT_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
-        if _accepts_connections(address):
+        if is_ready(address):
             return
         time.sleep(_POLL_SECONDS)
     raise StartupError(f"The server at {address} did not start. Its log is {_LOG_FILE}.")
-
-
-def _accepts_connections(address: str) -> bool:
-    is_unix = address.startswith("unix:")
-    host, _, port = address.rpartition(":")
-    with closing(socket.socket(socket.AF_UNIX if is_unix else socket.AF_INET)) as probe:
-        try:
-            probe.connect(address.removeprefix("unix:") if is_unix else (host, int(port)))
-        except OSError:
-            return False
-    return True
 
 
 def read_peak_mb(pid: int) -> int:
