@@ -4,7 +4,7 @@ connections that break. They do not exist for an adapter in the process.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Protocol, TypeAlias
@@ -25,41 +25,19 @@ from tests.providers.contract_calls import (
     through_gateway,
 )
 from tests.providers.contract_payouts import PayoutHarness
+from tests.providers.faulty_server import FaultyServer
 
 
 class HttpHarness(ChargeHarness, PayoutHarness, Protocol):
     """A provider whose HTTP server is under the test's control."""
 
-    def answering(
-        self, status: int, body: bytes, headers: Mapping[str, str] | None = None
-    ) -> AbstractContextManager[None]:
-        """Every request gets this answer until the block ends."""
-        ...
-
-    def cutting_answers(self) -> AbstractContextManager[None]:
-        """Every answer is cut after its first bytes until the block ends."""
-        ...
-
-    def stalling_answers(self) -> AbstractContextManager[None]:
-        """Every answer stops after its first bytes until the block ends, and stays open."""
+    @property
+    def server(self) -> FaultyServer:
+        """The provider's server."""
         ...
 
     def declining_with(self, code: str) -> AbstractContextManager[None]:
         """Every request is declined with this code until the block ends."""
-        ...
-
-    @property
-    def other_server(self) -> str:
-        """The URL of a server that answers every request with a success."""
-        ...
-
-    @property
-    def other_server_requests(self) -> int:
-        """How many requests that server has got."""
-        ...
-
-    def success_body(self) -> bytes:
-        """The body of a success of a charge."""
         ...
 
 
@@ -119,7 +97,7 @@ async def foreign_bodies_are_unknown(harness: HttpHarness) -> None:
     """
     for status in (200, 201, 202, 204, 400, 402, 404, 409):
         for name, body in _FOREIGN_BODIES.items():
-            with harness.answering(status, b"" if status == 204 else body):
+            with harness.server.answering(status, b"" if status == 204 else body):
                 for call, outcome in (await outcomes_of_all(harness)).items():
                     assert has_reason(outcome, RetryReason.NO_ANSWER), (status, name, call)
     outcome = await calls(harness)["send"]()
@@ -140,7 +118,7 @@ async def error_pages_count_by_status(harness: HttpHarness) -> None:
         (504, RetryReason.SERVER_ERROR),
     ):
         for body in (b"<html>no</html>", b"", b"{}"):
-            with harness.answering(status, body, {"Retry-After": "7"}):
+            with harness.server.answering(status, body, {"Retry-After": "7"}):
                 for call, outcome in (await outcomes_of_all(harness)).items():
                     assert has_reason(outcome, reason), (status, body, call)
                     assert isinstance(outcome, Unknown)
@@ -162,7 +140,7 @@ async def retry_after_may_be_a_date(harness: HttpHarness) -> None:
         ("soon", 0.0),
         ("", 0.0),
     ):
-        with harness.answering(429, b"busy", {"Retry-After": value, "Date": now}):
+        with harness.server.answering(429, b"busy", {"Retry-After": value, "Date": now}):
             outcome = await calls(harness)["send"]()
         assert isinstance(outcome, Unknown)
         assert outcome.retry_after == seconds, value
@@ -191,17 +169,17 @@ async def redirects_are_not_followed(harness: HttpHarness) -> None:
     credentials and its money.
     """
     for status in (301, 302, 303, 307, 308):
-        for body in (b"", harness.success_body()):
-            headers = {"Location": f"{harness.other_server}/charges"}
-            with harness.answering(status, body, headers):
+        for body in (b"", harness.server.success_body):
+            headers = {"Location": f"{harness.server.other_url}/charges"}
+            with harness.server.answering(status, body, headers):
                 for call, outcome in (await outcomes_of_all(harness)).items():
                     assert isinstance(outcome, Unknown), (status, call)
-    assert harness.other_server_requests == 0
+    assert harness.server.other_requests == 0
 
 
 async def a_cut_answer_is_unknown(harness: HttpHarness) -> None:
     """A connection that ends within the answer is a lost answer."""
-    with harness.cutting_answers():
+    with harness.server.cutting_answers():
         for call, outcome in (await outcomes_of_all(harness)).items():
             assert has_reason(outcome, RetryReason.NO_ANSWER), call
             assert not isinstance(outcome, NotSent), call
@@ -210,7 +188,7 @@ async def a_cut_answer_is_unknown(harness: HttpHarness) -> None:
 
 async def an_endless_answer_is_unknown(harness: HttpHarness) -> None:
     """An answer that begins and never ends takes no longer than the timeout."""
-    with harness.stalling_answers():
+    with harness.server.stalling_answers():
         outcomes = await outcomes_of_all(harness, SHORT_TIMEOUT_SECONDS)
         for call, outcome in outcomes.items():
             assert has_reason(outcome, RetryReason.NO_ANSWER), call

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -27,7 +27,7 @@ from tallystick_server.providers.sandbox.payouts import SandboxPayoutProvider
 from tallystick_server.providers.sandbox.settings import SandboxSettings
 from tallystick_storage.database import Database
 from tests.providers.contract import Answer
-from tests.support.http import serve_app
+from tests.providers.faulty_server import FaultyServer
 from tests.support.platform import free_address, unique_id
 
 TERMS = ProviderTerms("tested", CallLimits(30.0, 100), 86_400.0, FinalNotFound(60.0, 2))
@@ -155,55 +155,11 @@ class SandboxHarness:
 
 @dataclass
 class HttpSandboxHarness(SandboxHarness):
-    """A sandbox over HTTP, whose server answers anything if the contract wants it."""
+    """A sandbox over HTTP, on a server under the control of the contract."""
 
-    faulty_answer: Callable[[web.Request], Any] | None = None
-    other_server: str = ""
-    other_server_requests: int = 0
+    server: FaultyServer = field(kw_only=True)
 
-    @contextmanager
-    def _replacing_answers(self, handler: Callable[[web.Request], Any]) -> Iterator[None]:
-        self.faulty_answer = handler
-        yield
-        self.faulty_answer = None
-
-    def answering(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> Any:
-        async def answer(_request: web.Request) -> web.StreamResponse:
-            content_type = {"Content-Type": "application/json"}
-            return web.Response(
-                status=status, body=body, headers={**content_type, **(headers or {})}
-            )
-
-        return self._replacing_answers(answer)
-
-    def cutting_answers(self) -> Any:
-        async def answer(request: web.Request) -> web.StreamResponse:
-            response = await self._begin_answer(request)
-            assert request.transport is not None
-            request.transport.close()
-            return response
-
-        return self._replacing_answers(answer)
-
-    def stalling_answers(self) -> Any:
-        async def answer(request: web.Request) -> web.StreamResponse:
-            await self._begin_answer(request)
-            await asyncio.Event().wait()
-            raise AssertionError
-
-        return self._replacing_answers(answer)
-
-    async def _begin_answer(self, request: web.Request) -> web.StreamResponse:
-        body = self.success_body()
-        response = web.StreamResponse(headers={"Content-Length": str(len(body))})
-        await response.prepare(request)
-        await response.write(body[:10])
-        return response
-
-    def success_body(self) -> bytes:
-        return orjson.dumps(_answer_of(200, ""))
-
-    def declining_with(self, code: str) -> Any:
+    def declining_with(self, code: str) -> AbstractContextManager[None]:
         async def answer(request: web.Request) -> web.StreamResponse:
             is_submission = request.method == "POST" and request.path == "/payouts"
             item = _answer_of(402, code)
@@ -212,7 +168,7 @@ class HttpSandboxHarness(SandboxHarness):
                 body=orjson.dumps([item] if is_submission else item),
             )
 
-        return self._replacing_answers(answer)
+        return self.server.replacing_answers(answer)
 
     @asynccontextmanager
     async def unreachable_charges(self) -> AsyncIterator[PaymentProvider]:
@@ -256,23 +212,10 @@ async def sandbox_in_process(databases: DatabaseUrls) -> AsyncIterator[SandboxHa
 
 @asynccontextmanager
 async def sandbox_over_http(databases: DatabaseUrls) -> AsyncIterator[HttpSandboxHarness]:
-    """A sandbox server and its adapters, and another server that redirects may name."""
+    """A sandbox on a server of its own, and its adapters."""
     async with _sandboxes(databases) as (sandbox, payouts, changes):
-        app, other_app = create_app(sandbox, payouts), web.Application()
-        harness: HttpSandboxHarness
-
-        @web.middleware
-        async def replace_answer(request: web.Request, handler: Any) -> web.StreamResponse:
-            answer: web.StreamResponse = await (harness.faulty_answer or handler)(request)
-            return answer
-
-        async def count_request(_request: web.Request) -> web.Response:
-            harness.other_server_requests += 1
-            return web.Response(body=harness.success_body())
-
-        app.middlewares.append(replace_answer)
-        other_app.router.add_route("*", "/{path:.*}", count_request)
-        async with serve_app(app) as url, serve_app(other_app) as other_url:
+        server = FaultyServer(orjson.dumps(_answer_of(200, "")))
+        async with server.serve(create_app(sandbox, payouts)) as url:
             built_charges, built_payouts = _build_charges(url), _build_payouts(url)
             harness = HttpSandboxHarness(
                 databases,
@@ -281,7 +224,7 @@ async def sandbox_over_http(databases: DatabaseUrls) -> AsyncIterator[HttpSandbo
                 built_charges.adapter,
                 built_payouts.adapter,
                 changes,
-                other_server=other_url,
+                server=server,
             )
             yield harness
             await _close(built_charges)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -24,9 +24,9 @@ from tallystick_server.providers.stripe.payouts import StripePayouts
 from tallystick_server.providers.stripe.settings import StripeSettings
 from tallystick_storage.database import Database
 from tests.providers.contract import Answer
+from tests.providers.faulty_server import FaultyServer
 from tests.providers.sandbox_harness import TERMS
 from tests.providers.stripe_sandbox import API_KEY, ChangedSandbox
-from tests.support.http import serve_app
 from tests.support.platform import free_address, unique_id
 from tests.support.stripe_transport import InProcessTransport
 
@@ -143,63 +143,19 @@ class StripeHarness:
 
 @dataclass
 class HttpStripeHarness(StripeHarness):
-    """A look-alike over HTTP, whose server answers anything if the contract wants it."""
+    """A look-alike over HTTP, on a server under the control of the contract."""
 
-    faulty_answer: Callable[[web.Request], Any] | None = None
-    other_server: str = ""
-    other_server_requests: int = 0
+    server: FaultyServer = field(kw_only=True)
     searched_key: str = ""
     """The key of the charge that was last searched."""
 
-    @contextmanager
-    def _replacing_answers(self, handler: Callable[[web.Request], Any]) -> Iterator[None]:
-        self.faulty_answer = handler
-        yield
-        self.faulty_answer = None
-
-    def answering(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> Any:
-        async def answer(_request: web.Request) -> web.StreamResponse:
-            content_type = {"Content-Type": "application/json"}
-            return web.Response(
-                status=status, body=body, headers={**content_type, **(headers or {})}
-            )
-
-        return self._replacing_answers(answer)
-
-    def cutting_answers(self) -> Any:
-        async def answer(request: web.Request) -> web.StreamResponse:
-            response = await self._begin_answer(request)
-            assert request.transport is not None
-            request.transport.close()
-            return response
-
-        return self._replacing_answers(answer)
-
-    def stalling_answers(self) -> Any:
-        async def answer(request: web.Request) -> web.StreamResponse:
-            await self._begin_answer(request)
-            await asyncio.Event().wait()
-            raise AssertionError
-
-        return self._replacing_answers(answer)
-
-    async def _begin_answer(self, request: web.Request) -> web.StreamResponse:
-        body = self.success_body()
-        response = web.StreamResponse(headers={"Content-Length": str(len(body))})
-        await response.prepare(request)
-        await response.write(body[:10])
-        return response
-
-    def success_body(self) -> bytes:
-        return orjson.dumps(_intent("succeeded", "", ""))
-
-    def declining_with(self, code: str) -> Any:
+    def declining_with(self, code: str) -> AbstractContextManager[None]:
         async def answer(request: web.Request) -> web.StreamResponse:
             key = request.headers.get("Idempotency-Key", "")
             status, body = self._decline(request.method, request.path_qs, key, code)
             return web.Response(status=status, body=orjson.dumps(body))
 
-        return self._replacing_answers(answer)
+        return self.server.replacing_answers(answer)
 
     def _decline(self, method: str, path: str, key: str, code: str) -> tuple[int, dict[str, Any]]:
         """The answer to a request that declines its operation."""
@@ -290,32 +246,15 @@ async def stripe_in_process(databases: DatabaseUrls) -> AsyncIterator[StripeHarn
 
 @asynccontextmanager
 async def stripe_over_http(databases: DatabaseUrls) -> AsyncIterator[HttpStripeHarness]:
-    """A look-alike on a server of its own, and another server that redirects may name."""
+    """A look-alike on a server of its own, and its adapters."""
     async with _sandbox(databases) as sandbox:
-        app, other_app = create_app(sandbox, delivers=False), web.Application()
-        harness: HttpStripeHarness
-
-        @web.middleware
-        async def replace_answer(request: web.Request, handler: Any) -> web.StreamResponse:
-            answer: web.StreamResponse = await (harness.faulty_answer or handler)(request)
-            return answer
-
-        async def count_request(_request: web.Request) -> web.Response:
-            harness.other_server_requests += 1
-            return web.Response(body=harness.success_body())
-
-        app.middlewares.append(replace_answer)
-        other_app.router.add_route("*", "/{path:.*}", count_request)
+        server = FaultyServer(orjson.dumps(_intent("succeeded", "", "")))
         async with (
-            serve_app(app) as url,
-            serve_app(other_app) as other_url,
+            server.serve(create_app(sandbox, delivers=False)) as url,
             _connected(url) as api,
         ):
             charges, payouts = StripeCharges(TERMS, api), StripePayouts(TERMS, api)
-            harness = HttpStripeHarness(
-                databases, sandbox, None, charges, payouts, other_server=other_url
-            )
-            yield harness
+            yield HttpStripeHarness(databases, sandbox, None, charges, payouts, server=server)
 
 
 @asynccontextmanager
