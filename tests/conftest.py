@@ -9,6 +9,10 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from psycopg import sql
 from sqlalchemy import make_url
 
@@ -16,6 +20,7 @@ from tallystick import Client
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.database.embedded import EmbeddedPostgres
+from tallystick_server.observability.tracing import SeedableIdGenerator
 from tests.support.memory import memory_folder
 from tests.support.platform import (
     COPY_SUFFIX,
@@ -108,3 +113,15 @@ def client(platform: ServedPlatform) -> Iterator[Client]:
     """The SDK's client of the shared platform."""
     with platform.client() as sdk_client:
         yield sdk_client
+
+
+@pytest.fixture(scope="module")
+def span_exporter() -> InMemorySpanExporter:
+    """Records every span of this process, the server's thread included."""
+    span_exporter = InMemorySpanExporter()
+    provider = trace.get_tracer_provider()
+    if not isinstance(provider, TracerProvider):
+        provider = TracerProvider(id_generator=SeedableIdGenerator())
+        trace.set_tracer_provider(provider)
+    provider.add_span_processor(SimpleSpanProcessor(span_exporter))
+    return span_exporter

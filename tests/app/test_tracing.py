@@ -20,30 +20,15 @@ import grpc
 import pytest
 from opentelemetry import trace
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from tallystick import Client, new_order
 from tallystick_server.app.database.connections import DatabaseUrls
-from tallystick_server.observability.tracing import SeedableIdGenerator
 from tallystick_server.operations.batcher import Batcher
 from tests.support.errors import from_rpc
 from tests.support.platform import ServedPlatform, eventually, free_address, unique_id
 from tests.support.processes import wait_for_line
 from tests.support.rpc import rpc_client
-
-
-@pytest.fixture(scope="module")
-def span_exporter() -> InMemorySpanExporter:
-    """Records every span of this process, the server's thread included."""
-    span_exporter = InMemorySpanExporter()
-    provider = trace.get_tracer_provider()
-    if not isinstance(provider, TracerProvider):
-        provider = TracerProvider(id_generator=SeedableIdGenerator())
-        trace.set_tracer_provider(provider)
-    provider.add_span_processor(SimpleSpanProcessor(span_exporter))
-    return span_exporter
 
 
 def test_one_payment_is_one_trace(

@@ -16,15 +16,11 @@ import httpx
 import orjson
 import psycopg
 import pytest
-from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.services import HTTP_SERVER, migration_folders, service_names
-from tallystick_server.observability.tracing import SeedableIdGenerator
 from tallystick_server.providers.stripe.settings import StripeSettings
 from tests.support.platform import ServedPlatform, eventually, serve_platform, unique_id
 
@@ -45,18 +41,6 @@ def http(database: DatabaseUrls) -> Iterator[ServedPlatform]:
     )
     with serve_platform(database, settings, (*service_names(), HTTP_SERVER)) as platform:
         yield platform
-
-
-@pytest.fixture
-def span_exporter() -> InMemorySpanExporter:
-    """Records every span of this process, the server's thread included."""
-    exporter = InMemorySpanExporter()
-    provider = trace.get_tracer_provider()
-    if not isinstance(provider, TracerProvider):
-        provider = TracerProvider(id_generator=SeedableIdGenerator())
-        trace.set_tracer_provider(provider)
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    return exporter
 
 
 def make_card_numbers(count: int) -> list[str]:
