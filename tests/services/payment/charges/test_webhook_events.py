@@ -296,9 +296,7 @@ def test_an_event_about_an_unknown_charge_becomes_a_dead_letter(
     """
     event = new_event(reference="pi_of_nobody")
     receive(client.payment, event)
-    assert eventually(lambda: find_event(client.payment, event) is not None)
-    stored = find_event(client.payment, event)
-    assert stored is not None
+    stored = wait_for_event(client.payment, event, "RECEIVED")
     dead_letter = open_dead_letter(client.payment, stored.webhook_event_id)
     assert dead_letter.cause == operator_pb2.DEAD_LETTER_CAUSE_OUTCOME_UNKNOWN
     assert "no operation with the reference pi_of_nobody" in dead_letter.detail
@@ -318,9 +316,7 @@ def test_a_retried_event_is_applied_once_its_charge_is_known(
     """An event that came before its charge was known is applied when its dead letter is retried."""
     event = new_event(reference="pi_1")
     receive(client.payment, event)
-    assert eventually(lambda: find_event(client.payment, event) is not None)
-    stored = find_event(client.payment, event)
-    assert stored is not None
+    stored = wait_for_event(client.payment, event, "RECEIVED")
     dead_letter = open_dead_letter(client.payment, stored.webhook_event_id)
     payment = pending_payment(client)
     provider.pay()
@@ -360,9 +356,7 @@ def test_an_answer_about_another_charge_is_not_applied(
     )
     event = new_event(reference="pi_1")
     receive(client.payment, event)
-    assert eventually(lambda: find_event(client.payment, event) is not None)
-    stored = find_event(client.payment, event)
-    assert stored is not None
+    stored = wait_for_event(client.payment, event, "RECEIVED")
     dead_letter = open_dead_letter(client.payment, stored.webhook_event_id)
     assert dead_letter.cause == operator_pb2.DEAD_LETTER_CAUSE_MISMATCHED_OPERATION
     assert get_order(client, payment).payment_order_status == (
@@ -396,9 +390,7 @@ def test_a_replay_retries_the_dead_letter_of_its_event(
     """The open dead letter of a replayed event is RETRIED, with the operator's reason."""
     event = new_event(reference="pi_1")
     receive(client.payment, event)
-    assert eventually(lambda: find_event(client.payment, event) is not None)
-    stored = find_event(client.payment, event)
-    assert stored is not None
+    stored = wait_for_event(client.payment, event, "RECEIVED")
     dead_letter = open_dead_letter(client.payment, stored.webhook_event_id)
     payment = pending_payment(client)
     provider.pay()
