@@ -401,8 +401,8 @@ def test_a_flood_of_one_caller_does_not_block_others(
         paying = [
             asyncio.ensure_future(pay(payments[n % 8], n, prefix)) for n in range(waiting_count)
         ]
-        # Above its caller's share a payment is accepted, and answered immediately; if too many begin
-        # at the same moment, some are OVERLOADED.
+        # Above its caller's share a payment is accepted, and answered immediately; if too many
+        # begin at the same moment, some are OVERLOADED.
         while sum(payment_answers.values()) < waiting_count // 2 - 10:
             await asyncio.wait(
                 [task for task in paying if not task.done()],
