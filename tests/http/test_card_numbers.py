@@ -1,4 +1,6 @@
-"""S1: card numbers anywhere in requests over HTTP are stored, logged and returned nowhere."""
+"""S1: card numbers anywhere in requests over HTTP, and in the metadata of calls over gRPC, are
+stored, logged and returned nowhere.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,16 @@ from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import grpc
 import httpx
 import orjson
 import psycopg
 import pytest
+from google.protobuf.json_format import ParseDict
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from tallystick.payment.v1.payment_service_pb2 import CreatePaymentRequest
+from tallystick.payment.v1.payment_service_pb2_grpc import PaymentServiceStub
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.services import HTTP_SERVER, migration_folders, service_names
@@ -27,6 +33,9 @@ from tests.support.platform import ServedPlatform, eventually, serve_platform, u
 _COUNT = 1000
 _SECRET = "whsec_" + "c" * 32
 _ISSUERS = ("4", "51", "2221", "6011", "3528")
+_FORMS = ("{0}{1}{2}{3}", "{0} {1} {2} {3}", "{0}-{1}-{2}-{3}")
+"""How a card number is written, by its groups of four digits."""
+_TRACE = "0af7651916cd43dd8448eb211c80319c"
 _JSON = {"Content-Type": "application/json"}
 SendCard = Callable[[httpx.Client, str], httpx.Response]
 
@@ -148,7 +157,7 @@ REQUESTS: list[SendCard] = [
     _header("Authorization", "Bearer {card}"),
     _header("Request-Timeout"),
     _header("traceparent", "00-" + "{card}" * 2 + "-{card}-01"),
-    _header("traceparent", "00-0af7651916cd43dd8448eb211c80319c-{card}-01"),
+    _header("traceparent", f"00-{_TRACE}-{{card}}-01"),
     _written_header("Idempotency-Key"),
     _written_header("Content-Encoding"),
     _written_header("Content-Type"),
@@ -219,34 +228,87 @@ REQUESTS: list[SendCard] = [
 ]
 
 
+METADATA: list[tuple[str, str]] = [
+    ("traceparent", "00-{card}{card}-b7ad6b7169203331-01"),
+    ("traceparent", f"00-{_TRACE}-{{card}}-01"),
+    ("traceparent", "{card}"),
+    ("tracestate", "rojo={card}"),
+    ("baggage", "card={card}"),
+    ("idempotency-key", "{card}"),
+    ("x-card", "{card}"),
+]
+"""Metadata of a call over gRPC, in which a card number is put."""
+
+_SEPARATOR = re.compile(r"(?<=[0-9])(?: |-|%20|\+)(?=[0-9])")
+_HEX_SEPARATOR = re.compile(r"(?<=3[0-9])2[0d](?=3[0-9])")
 _DIGITS, _HEX_DIGITS = re.compile(r"[0-9]{16,}"), re.compile(r"(?:3[0-9]){16,}")
 
 
 def find_card_numbers(text: str, cards: AbstractSet[str]) -> set[str]:
-    """The card numbers in a text, also in bytes that are written as hex."""
-    runs = _DIGITS.findall(text)
-    runs += [bytes.fromhex(run).decode() for run in _HEX_DIGITS.findall(text)]
+    """The card numbers in a text, also spaced or dashed, and in bytes that are written as hex."""
+    runs = _DIGITS.findall(text) + _DIGITS.findall(_SEPARATOR.sub("", text))
+    hex_runs = _HEX_DIGITS.findall(text) + _HEX_DIGITS.findall(_HEX_SEPARATOR.sub("", text))
+    runs += [bytes.fromhex(run).decode() for run in hex_runs]
     return {run[start : start + 16] for run in runs for start in range(len(run) - 15)} & cards
 
 
-def test_no_card_number_is_kept_or_returned(
-    http: ServedPlatform, span_exporter: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
-) -> None:
-    """1,000 card numbers in headers, queries, paths and bodies: none is in a table of any schema,
-    which includes the events, in a log line, in a span, or in an answer.
+@pytest.mark.parametrize("form", _FORMS)
+def test_a_card_number_is_found_in_each_form(form: str) -> None:
+    """The search finds a card number as text and as bytes, so that the tests below can fail."""
+    (card,) = make_card_numbers(1)
+    written = _write(card, form)
+    for text in (f"id={written};", written.encode().hex()):
+        assert find_card_numbers(text, {card}) == {card}, text
+    assert not find_card_numbers("id=123", {card})
+
+
+def _write(card: str, form: str) -> str:
+    return form.format(*(card[start : start + 4] for start in range(0, 16, 4)))
+
+
+@pytest.fixture
+def require_unlogged(
+    span_exporter: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
+) -> Callable[[AbstractSet[str]], None]:
+    """Records log lines and spans. The function fails if one has a card number, or if nothing was
+    recorded.
     """
-    caplog.set_level(logging.DEBUG)
     for name in ("httpx", "httpcore"):  # the client's own loggers
         caplog.set_level(logging.WARNING, logger=name)
+    caplog.set_level(logging.DEBUG)  # the last, as each sets the recorder's level too
+
+    def require(cards: AbstractSet[str]) -> None:
+        spans = span_exporter.get_finished_spans()
+        assert caplog.records
+        assert spans
+        for record in caplog.records:
+            text = f"{record.getMessage()} {record.exc_text} {record.__dict__}"
+            assert not find_card_numbers(text, cards), text
+        for span in spans:
+            assert not find_card_numbers(span.to_json(), cards), span.name
+
+    return require
+
+
+def test_no_card_number_is_kept_or_returned(
+    http: ServedPlatform, require_unlogged: Callable[[AbstractSet[str]], None]
+) -> None:
+    """1,000 card numbers, plain, spaced and dashed, in headers, queries, paths and bodies: none is
+    in a table of any schema, which includes the events, in a log line, in a span, or in an answer.
+    """
     cards = make_card_numbers(_COUNT)
     sent = frozenset(cards)
-    with httpx.Client(base_url=http.url, timeout=30) as client, ThreadPoolExecutor(8) as executor:
-        responses = list(
-            executor.map(
-                lambda item: REQUESTS[item[0] % len(REQUESTS)](client, item[1]),
-                enumerate(cards),
-            )
-        )
+    traced = {"traceparent": f"00-{_TRACE}-b7ad6b7169203331-01"}
+    with (
+        httpx.Client(base_url=http.url, timeout=30, headers=traced) as client,
+        ThreadPoolExecutor(8) as executor,
+    ):
+
+        def send(index: int) -> httpx.Response:
+            form = _FORMS[index // len(REQUESTS) % len(_FORMS)]
+            return REQUESTS[index % len(REQUESTS)](client, _write(cards[index], form))
+
+        responses = list(executor.map(send, range(_COUNT)))
         kept = client.post("/v1/payments", json=_payment(buyer_info="kept"))
         stored = _webhook()(client, "")
     assert (kept.status_code, stored.status_code) == (200, 200)  # by a working client
@@ -256,12 +318,35 @@ def test_no_card_number_is_kept_or_returned(
         # a signed webhook that is not stored is delivered again
         is_webhook = response.url.path.startswith("/webhooks/stripe")
         assert response.status_code < 500 or is_webhook, response.text
-    for record in caplog.records:
-        text = f"{record.getMessage()} {record.exc_text} {record.__dict__}"
-        assert not find_card_numbers(text, sent), text
-    for span in span_exporter.get_finished_spans():
-        assert not find_card_numbers(span.to_json(), sent), span.name
+    require_unlogged(sent)
     _require_absence(http, sent, kept.json()["payment"]["checkout_id"])
+
+
+def test_no_card_number_in_metadata_is_kept(
+    http: ServedPlatform, require_unlogged: Callable[[AbstractSet[str]], None]
+) -> None:
+    """Payments over gRPC with a card number in each kind of metadata succeed, and none is in a
+    table of any schema, in a log line, in a span, or in the trailing metadata.
+    """
+    cards = make_card_numbers(3 * len(METADATA))
+    sent = frozenset(cards)
+    with grpc.insecure_channel(http.address) as channel:
+        create_payment = PaymentServiceStub(channel).CreatePayment
+        for index, card in enumerate(cards):
+            key, pattern = METADATA[index % len(METADATA)]
+            written = _write(card, _FORMS[index // len(METADATA)])
+            request = ParseDict(_payment(), CreatePaymentRequest())
+            _, call = create_payment.with_call(
+                request, metadata=((key, pattern.format(card=written)),)
+            )
+            assert not find_card_numbers(str(call.trailing_metadata()), sent), key
+        # a sampled trace, so that there are spans
+        marked = create_payment(
+            ParseDict(_payment(), CreatePaymentRequest()),
+            metadata=(("traceparent", f"00-{_TRACE}-b7ad6b7169203331-01"),),
+        )
+    require_unlogged(sent)
+    _require_absence(http, sent, marked.payment.checkout_id)
 
 
 def _require_absence(http: ServedPlatform, cards: AbstractSet[str], marker: str) -> None:

@@ -1056,7 +1056,7 @@ MUTANTS = (
     ),
     Mutant(
         "a traceparent may have a card number",
-        f"{_SERVER}/http/transcoder.py",
+        f"{_SERVER}/observability/tracing.py",
         " and not match[1].isdigit() and not is_card_number(match[2])",
         "",
         "tests/http/test_card_numbers.py",

@@ -15,7 +15,6 @@ from aiohttp import web
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from tallystick_core.card_numbers import is_card_number
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_server.http.binding import RequestBinder
 from tallystick_server.http.errors import JSON_HEADERS, HttpError, error_response
@@ -25,6 +24,7 @@ from tallystick_server.http.http_rules import HttpRule
 from tallystick_server.http.message_encoder import encoder
 from tallystick_server.http.request import Request
 from tallystick_server.http.routing import Handler, Route
+from tallystick_server.observability.tracing import is_traceparent
 
 REQUEST_TIMEOUT = "Request-Timeout"
 REPLAYED, TRACE_ID = "Idempotent-Replayed", "Trace-Id"
@@ -33,7 +33,6 @@ DEFAULT_TIMEOUTS: Mapping[str, float] = {"CreatePayment": 30.0, "CreatePayout": 
 DEFAULT_TIMEOUT = 10.0
 _SECONDS = re.compile(r"[0-9]{1,4}(\.[0-9]{1,3})?", re.ASCII)
 _VISIBLE = re.compile(r"[ -~]{1,4096}", re.ASCII)
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}", re.ASCII)
 
 
 def transcoded_routes(
@@ -149,17 +148,9 @@ def _read_metadata(headers: Mapping[str, str]) -> list[tuple[str, str]]:
             )
         metadata.append(("authorization", token))
     parent = headers.get("traceparent", "")
-    if _is_trace(parent):
+    if is_traceparent(parent):
         metadata.append(("traceparent", parent))
     return metadata
-
-
-def _is_trace(parent: str) -> bool:
-    """Whether a traceparent may be stored: its ids must not be card numbers. A random trace id of
-    digits only does not occur.
-    """
-    match = _TRACEPARENT.fullmatch(parent)
-    return match is not None and not match[1].isdigit() and not is_card_number(match[2])
 
 
 def _read_timeout(headers: Mapping[str, str]) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from opentelemetry import trace
-from opentelemetry.context import attach, detach
+from opentelemetry.context import Context, attach, detach
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -20,6 +21,7 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from tallystick_core.card_numbers import is_card_number
 from tallystick_core.errors import ApiError
 from tallystick_server.observability import metrics, names
 from tallystick_storage.database import Database
@@ -30,6 +32,7 @@ SpanContext = trace.SpanContext
 
 _tracer = trace.get_tracer("tallystick")
 _propagator = TraceContextTextMapPropagator()
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}", re.ASCII)
 # no secrets; and not the global one, whose sequence belongs to the code that seeded it
 _id_random = random.Random()  # noqa: S311
 _is_exporting = False
@@ -110,6 +113,14 @@ def traceparent() -> str:
     return carrier.get("traceparent", "")
 
 
+def is_traceparent(header: str) -> bool:
+    """Whether a caller's header is a W3C trace context that may be stored: its ids must not be card
+    numbers. A random trace id of digits only does not occur.
+    """
+    match = _TRACEPARENT.fullmatch(header)
+    return match is not None and not match[1].isdigit() and not is_card_number(match[2])
+
+
 def parse_traceparent(header: str) -> SpanContext:
     """The span context of a stored traceparent."""
     context = _propagator.extract({"traceparent": header})
@@ -121,11 +132,9 @@ def server_span(method: str, metadata: Mapping[str, str]) -> Iterator[Span]:
     """The span of an incoming call, a child of the caller's span. If tracing is off it only carries
     the ids, for errors and outgoing calls.
     """
-    carrier = {"traceparent": metadata.get("traceparent", "")}
+    header = metadata.get("traceparent", "")
     caller_context = (
-        parse_traceparent(carrier["traceparent"])
-        if carrier["traceparent"]
-        else trace.INVALID_SPAN_CONTEXT
+        parse_traceparent(header) if is_traceparent(header) else trace.INVALID_SPAN_CONTEXT
     )
     if not _is_exporting and not caller_context.trace_flags.sampled:
         span = trace.NonRecordingSpan(
@@ -141,7 +150,7 @@ def server_span(method: str, metadata: Mapping[str, str]) -> Iterator[Span]:
         finally:
             detach(token)
         return
-    parent = _propagator.extract(carrier)
+    parent = trace.set_span_in_context(trace.NonRecordingSpan(caller_context), Context())
     attributes = {"rpc.system.name": "grpc", "rpc.method": method}
     with _tracer.start_as_current_span(
         method, parent, SpanKind.SERVER, attributes, record_exception=False
