@@ -1,7 +1,8 @@
 """The contract of every provider adapter: what charges must do. A harness makes the provider answer
 as a case needs; each case is called through the gateway, as the platform calls an adapter.
 
-`contract_payouts` has the cases of payouts, `contract_http` those of adapters that use HTTP.
+`contract_payouts` has the cases of payouts, `contract_webhooks` those of webhooks, and
+`contract_http` those of adapters that use HTTP.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,17 +17,21 @@ from aiohttp import web
 
 from tallystick_core.provider.payment_provider import ChargeRequest, PaymentProvider
 from tallystick_core.provider.payout_provider import PayoutProvider, PayoutRequest
+from tallystick_core.provider.webhook import WebhookSource
 from tallystick_sandbox.stripe.server import create_app
+from tallystick_sandbox.stripe.webhooks import ACCOUNT_SECRET, CONNECT_SECRET, sign
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.providers.stripe.charges import StripeCharges
 from tallystick_server.providers.stripe.client import StripeApi
 from tallystick_server.providers.stripe.payouts import StripePayouts
 from tallystick_server.providers.stripe.settings import StripeSettings
+from tallystick_server.providers.stripe.webhooks import StripeWebhooks
 from tallystick_storage.database import Database
 from tests.providers.contract import Answer
+from tests.providers.contract_webhooks import Delivery
 from tests.providers.faulty_server import FaultyServer
 from tests.providers.sandbox_harness import TERMS
-from tests.providers.stripe_sandbox import API_KEY, ChangedSandbox
+from tests.providers.stripe_sandbox import API_KEY, ENDPOINTS, ChangedSandbox
 from tests.support.platform import free_address, unique_id
 from tests.support.stripe_transport import InProcessTransport
 
@@ -73,6 +78,7 @@ class StripeHarness:
     transport: InProcessTransport | None
     charges: PaymentProvider
     payouts: PayoutProvider
+    webhooks: WebhookSource
     keys: dict[str, str] = field(default_factory=dict)
     """The idempotency key of each operation."""
 
@@ -132,6 +138,28 @@ class StripeHarness:
     async def unreachable_payouts(self) -> AsyncIterator[PayoutProvider]:
         with self._down():
             yield self.payouts
+
+    @asynccontextmanager
+    async def unreachable_webhooks(self) -> AsyncIterator[WebhookSource]:
+        with self._down():
+            yield self.webhooks
+
+    async def deliveries(self, operation_id: str) -> list[Delivery]:
+        received: list[Delivery] = []
+
+        async def receive(url: str, headers: Mapping[str, str], body: bytes) -> int:
+            if operation_id.encode() in body:
+                received.append(Delivery(url, headers, body))
+            return 200
+
+        deliverer = self.sandbox.deliverer(receive)
+        while await deliverer.deliver_due():
+            pass
+        return received
+
+    def signed(self, endpoint: str, body: bytes) -> Delivery:
+        (secrets,) = (row.secrets for row in ENDPOINTS if row.url == endpoint)
+        return Delivery(endpoint, {"Stripe-Signature": sign(body, secrets, int(time.time()))}, body)
 
     @contextmanager
     def _down(self) -> Iterator[None]:
@@ -193,6 +221,15 @@ class HttpStripeHarness(StripeHarness):
         async with _connected(f"http://{free_address()}") as api:
             yield StripePayouts(TERMS, api)
 
+    @asynccontextmanager
+    async def unreachable_webhooks(self) -> AsyncIterator[WebhookSource]:
+        async with _connected(f"http://{free_address()}") as api:
+            yield _webhooks(api)
+
+
+def _webhooks(api: StripeApi) -> StripeWebhooks:
+    return StripeWebhooks(TERMS.name, settings_of(""), api)
+
 
 def _intent(status: str, key: str, code: str) -> dict[str, Any]:
     return {
@@ -222,7 +259,12 @@ def _reversed_transfer(key: str, code: str) -> dict[str, Any]:
 
 def settings_of(url: str) -> StripeSettings:
     """The settings of an adapter that calls a look-alike."""
-    return StripeSettings(api_key=API_KEY, url=url)
+    return StripeSettings(
+        api_key=API_KEY,
+        url=url,
+        webhook_secrets=(ACCOUNT_SECRET,),
+        connect_webhook_secrets=(CONNECT_SECRET,),
+    )
 
 
 @asynccontextmanager
@@ -241,7 +283,7 @@ async def stripe_in_process(databases: DatabaseUrls) -> AsyncIterator[StripeHarn
         transport = InProcessTransport(sandbox)
         api = StripeApi(settings_of("http://stripe.invalid"), transport)
         charges, payouts = StripeCharges(TERMS, api), StripePayouts(TERMS, api)
-        yield StripeHarness(databases, sandbox, transport, charges, payouts)
+        yield StripeHarness(databases, sandbox, transport, charges, payouts, _webhooks(api))
 
 
 @asynccontextmanager
@@ -254,7 +296,9 @@ async def stripe_over_http(databases: DatabaseUrls) -> AsyncIterator[HttpStripeH
             _connected(url) as api,
         ):
             charges, payouts = StripeCharges(TERMS, api), StripePayouts(TERMS, api)
-            yield HttpStripeHarness(databases, sandbox, None, charges, payouts, server=server)
+            yield HttpStripeHarness(
+                databases, sandbox, None, charges, payouts, _webhooks(api), server=server
+            )
 
 
 @asynccontextmanager

@@ -15,10 +15,17 @@ from tallystick_sandbox.stripe.context import StripeRules
 from tallystick_sandbox.stripe.errors import StripeFailure
 from tallystick_sandbox.stripe.faults import HttpAnswer
 from tallystick_sandbox.stripe.sandbox import StripeSandbox
+from tallystick_sandbox.stripe.webhooks import ACCOUNT_SECRET, CONNECT_SECRET, WebhookEndpoint
+from tallystick_server.providers.stripe.webhooks import CONNECT, PLATFORM
 from tallystick_storage.database import Database
 from tests.providers.contract import Answer
 
 API_KEY = "sk_test_contract"
+ENDPOINTS = (
+    WebhookEndpoint("account", PLATFORM, (ACCOUNT_SECRET,)),
+    WebhookEndpoint("connect", CONNECT, (CONNECT_SECRET,), is_connect=True),
+)
+"""The endpoints of the adapter; instead of a URL, each has the adapter's name of it."""
 
 _PAYOUT_FAULTS: Mapping[Answer, tuple[str, Fault]] = {
     Answer.LOST_BEFORE: ("/v1/transfers", Fault.LOST_BEFORE),
@@ -37,7 +44,8 @@ class ChangedSandbox(StripeSandbox):
     """A look-alike that changes what it answers about some operations."""
 
     def __init__(self, database: Database) -> None:
-        super().__init__(database, StripeRules(search_lag_seconds=0.0, pays_out_at_once=True))
+        rules = StripeRules(search_lag_seconds=0.0, pays_out_at_once=True)
+        super().__init__(database, rules, endpoints=ENDPOINTS)
         self.changes: dict[str, Answer] = {}
         """By the id of the charge or the payout."""
         self._failed: set[str] = set()

@@ -14,6 +14,7 @@ from tallystick_server.providers.registry import PROVIDER_TYPES
 from tests.providers.contract import CHARGE_CASES
 from tests.providers.contract_http import HTTP_CASES
 from tests.providers.contract_payouts import PAYOUT_CASES
+from tests.providers.contract_webhooks import WEBHOOK_CASES
 from tests.providers.sandbox_harness import sandbox_in_process, sandbox_over_http
 from tests.providers.stripe_harness import stripe_in_process, stripe_over_http
 
@@ -25,7 +26,7 @@ HARNESSES: dict[tuple[str, str], OpenHarness] = {
     ("stripe", "over HTTP"): stripe_over_http,
 }
 """The harness of each type of provider, for each way in which it is reached."""
-CASES = (("charges", CHARGE_CASES), ("payouts", PAYOUT_CASES))
+CASES = (("charges", CHARGE_CASES), ("payouts", PAYOUT_CASES), ("webhooks", WEBHOOK_CASES))
 """The cases of what a type of provider can do."""
 TESTS = [
     pytest.param(open_harness, case, id=f"{name} {transport}: {kind} {case.__name__}")
