@@ -57,7 +57,7 @@ class WebhookInbox:
 
     async def receive(self, events: Sequence[WebhookEvent]) -> list[bool]:
         """Stores events. Returns for each whether it is new; then its operation is in progress, or
-        due if this process has enough of them. Raises OVERLOADED.
+        due if this process has no capacity for background work. Raises OVERLOADED.
         """
         return await self.batcher.submit(_ReceiveCall(events, traceparent()))
 
@@ -68,7 +68,8 @@ class WebhookInbox:
             for id_, event in zip(call.ids, call.events, strict=True)
         }
         now = asyncio.get_running_loop().time()
-        lease_seconds = self._worker.lease_seconds if self._worker.has_capacity else 0.0
+        may_start = self._worker.has_background_capacity
+        lease_seconds = self._worker.lease_seconds if may_start else 0.0
 
         def store_events(connection: Connection) -> tuple[set[str], Sequence[LeasedOperation]]:
             new_ids = store.insert(connection, list(rows.values()), lease_seconds)

@@ -133,6 +133,7 @@ class OperationWorker:
         )
         self._periodic_tasks = [self._claim_task]
         self._max_in_flight = settings.max_in_flight
+        self._max_background = settings.max_in_flight // 2
         self._tasks: WorkerTasks[LeasedOperation] = WorkerTasks(
             self._run_operation, self._on_operation_done
         )
@@ -209,23 +210,25 @@ class OperationWorker:
 
     def _on_operation_done(self) -> None:
         """Claims more once most operations in flight are done."""
-        # A quarter is half of what scans may claim: scans stay large, and the worker stays busy.
+        # At half of what scans may claim, scans stay large, and the worker stays busy.
         if (
             self._has_backlog
             and not self._tasks.is_stopping
-            and self.in_flight_count <= self._max_in_flight // 4
+            and self.in_flight_count <= self._max_background // 2
         ):
             self._has_backlog = False
             self._claim_task.wake()
 
     @property
-    def has_capacity(self) -> bool:
-        """Whether less than `max_in_flight` operations are in flight."""
-        return self.in_flight_count < self._max_in_flight
+    def has_background_capacity(self) -> bool:
+        """Whether operations that no caller waits for may start: less than half of `max_in_flight`
+        are in flight. The other half is for new payments and payouts.
+        """
+        return self.in_flight_count < self._max_background
 
     def reject_overload(self) -> None:
         """Raises OVERLOADED if `max_in_flight` operations are in flight."""
-        if not self.has_capacity:
+        if self.in_flight_count >= self._max_in_flight:
             raise overloaded_error("operations are in flight in this process")
 
     async def run_detached(
@@ -253,9 +256,8 @@ class OperationWorker:
         await self.run_detached(self._claim_due)
 
     async def _claim_due(self) -> None:
-        # Each provider has its own share, so the backlog of one never blocks another. Half of the
-        # limit is reserved for new operations.
-        provider_share = max(self._max_in_flight // 2 // max(len(self._providers), 1), 1)
+        # Each provider has its own share, so the backlog of one never blocks another.
+        provider_share = max(self._max_background // max(len(self._providers), 1), 1)
         limits = {
             provider: provider_share - self._tasks.count_of(provider)
             for provider in sorted(self._providers)

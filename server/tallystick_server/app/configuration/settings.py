@@ -212,7 +212,7 @@ class WorkerSection(Section):
     """
     max_in_flight: Count = Field(default=8000, ge=10, le=1_000_000)
     """Maximum charges, and separately payouts and destinations, in flight in a process; more are
-    rejected with OVERLOADED. Operations that are retried use at most half of it.
+    rejected with OVERLOADED. Retried operations and webhook events start below half of it.
     """
     scan_interval: Seconds = Field(default=1.0, ge=0.01, le=3600)
     """Time between two scans for operations that are due."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from itertools import permutations
 from typing import Any
@@ -41,7 +42,12 @@ from tests.support.charges import (
 )
 from tests.support.errors import expect_error_reason
 from tests.support.payments import create_payment
-from tests.support.platform import ServedPlatform, eventually, serve_platform
+from tests.support.platform import (
+    ServedPlatform,
+    eventually,
+    payment_worker_of,
+    serve_platform,
+)
 from tests.support.webhooks import (
     find_event,
     new_event,
@@ -63,13 +69,15 @@ REVIEW = Pending(PendingReason.PROVIDER_REVIEW, "pi_1")
 
 
 class ReviewingProvider(ScriptedPaymentProvider):
-    """A provider whose charges are in review until `outcome_of` is set, and which keeps the
-    references of the lookups.
+    """A provider whose charges are in review until `outcome_of` is set. It keeps the references of
+    the lookups, and holds them while `lookup_gate` is clear.
     """
 
     def __init__(self) -> None:
         self.outcome_of: Callable[[ChargeRequest], ChargeLookupOutcome] = lambda _: REVIEW
         self.lookup_references: list[str] = []
+        self.lookup_gate = asyncio.Event()
+        self.lookup_gate.set()
         self.fee: ProviderFee | None = None
         super().__init__(self._answer)
 
@@ -84,6 +92,7 @@ class ReviewingProvider(ScriptedPaymentProvider):
 
     async def look_up(self, request: ChargeRequest) -> ChargeLookupOutcome:
         self.lookup_references.append(request.reference)
+        await self.lookup_gate.wait()
         return await super().look_up(request)
 
 
@@ -323,6 +332,37 @@ def test_a_retried_event_is_applied_once_its_charge_is_known(
     retry_dead_letter(client, dead_letter)
     assert is_paid(client, payment)
     wait_for_event(client.payment, event, "APPLIED")
+
+
+def test_events_leave_half_of_the_operations_in_flight_for_payments(
+    scratch_database: DatabaseUrls,
+) -> None:
+    """While lookups hang, events above half of `max_in_flight` are stored and wait to be claimed,
+    and a payment is accepted.
+    """
+    provider = ReviewingProvider()
+
+    async def hold_lookups(is_holding: bool) -> None:
+        (provider.lookup_gate.clear if is_holding else provider.lookup_gate.set)()
+
+    with (
+        serve_platform(
+            scratch_database,
+            NO_POLLS.replace(worker__max_in_flight=10),
+            dependencies=Dependencies(providers={"sandbox": provider}),
+        ) as platform,
+        platform.client(tries=1) as client,
+    ):
+        pending_payment(client)
+        platform.run_in_loop(hold_lookups, True)
+        events = [new_event(reference="pi_1") for _ in range(10)]
+        for event in events:
+            assert receive(client.payment, event) == [True]
+        assert eventually(lambda: payment_worker_of(platform).in_flight_count == 5)
+        pending_payment(client)
+        platform.run_in_loop(hold_lookups, False)
+        for event in events:
+            wait_for_event(client.payment, event, "APPLIED")
 
 
 def test_an_event_waits_for_an_unreachable_provider(
