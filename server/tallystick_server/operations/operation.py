@@ -61,7 +61,9 @@ class LeasedOperation:
 
     @property
     def subject_id(self) -> str:
-        """The id of what the provider is asked about. Failures of different ones open a circuit."""
+        """The id of what the provider is asked about; "": it is not called. Failures of different
+        ones open a circuit.
+        """
         return self.operation_id
 
     @property

@@ -68,7 +68,7 @@ class EventOperation(LeasedOperation, Generic[S]):
 
     @property
     def subject_id(self) -> str:
-        return self.operation_id if self.subject is None else self.subject.operation_id
+        return "" if self.subject is None else self.subject.operation_id
 
 
 class ReportedOperation(NamedTuple):

@@ -56,7 +56,9 @@ class ProviderOperation(Protocol):
     @property
     def operation_id(self) -> str: ...
     @property
-    def subject_id(self) -> str: ...
+    def subject_id(self) -> str:
+        """The id of what the provider is asked about; "": `perform` does not call it."""
+
     @property
     def provider(self) -> str: ...
     @property
@@ -144,6 +146,14 @@ class ProviderGateway:
                 "close the operation with evidence",
                 provider_unavailable=True,
             )
+        if not operation.subject_id:
+            return await self._call(operation, action, perform)
+        return await self._call_within_limits(operation, action, circuit, perform)
+
+    async def _call_within_limits(
+        self, operation: ProviderOperation, action: NextAction, circuit: Circuit, perform: Perform
+    ) -> ProviderOutcome | NotCalled:
+        """Calls a provider once it has a free slot, unless its circuit is open."""
         semaphore, loop = self._semaphores[operation.provider], asyncio.get_running_loop()
         timeout_seconds = self._limits[operation.provider].timeout_seconds
         had_to_wait = semaphore.locked()

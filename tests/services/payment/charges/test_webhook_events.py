@@ -39,6 +39,7 @@ from tests.support.charges import (
     get_order,
     is_paid,
     retry_dead_letter,
+    retry_reason,
 )
 from tests.support.errors import expect_error_reason
 from tests.support.payments import create_payment
@@ -317,6 +318,43 @@ def test_an_event_about_an_unknown_charge_becomes_a_dead_letter(
     # the dead letter's events are published: it was opened, and ended
     aggregate = f"deadLetters/{dead_letter.dead_letter_id}"
     assert eventually(lambda: event_versions(client, aggregate) == [1, 2])
+
+
+def test_an_event_about_an_unknown_charge_does_not_touch_the_circuit(
+    scratch_database: DatabaseUrls,
+) -> None:
+    """Nothing is asked of the provider: the event neither waits for an open circuit nor closes it,
+    and becomes a dead letter.
+    """
+    provider = ReviewingProvider()
+    settings = NO_POLLS.replace(
+        breaker__failure_threshold=1,
+        breaker__reset_timeout=3600,
+        breaker__max_reset_timeout=3600,
+    )
+    dependencies = Dependencies(providers={"sandbox": provider})
+
+    def waits_for_circuit(client: Client, event: operator_pb2.ReceivedWebhookEvent) -> bool:
+        stored = wait_for_event(client.payment, event, "RECEIVED")
+        return retry_reason(scratch_database, stored.webhook_event_id) == "CIRCUIT_OPEN"
+
+    with (
+        serve_platform(scratch_database, settings, dependencies=dependencies) as platform,
+        platform.client() as client,
+    ):
+        pending_payment(client)
+        provider.outcome_of = always(NotSent("no connection"))
+        failing, unknown, later = (
+            new_event(reference=reference) for reference in ("pi_1", "pi_of_nobody", "pi_1")
+        )
+        receive(client.payment, failing)
+        assert eventually(lambda: waits_for_circuit(client, failing))
+        receive(client.payment, unknown)
+        stored = wait_for_event(client.payment, unknown, "RECEIVED")
+        open_dead_letter(client.payment, stored.webhook_event_id)
+        receive(client.payment, later)
+        assert eventually(lambda: waits_for_circuit(client, later))
+        assert len(provider.lookup_references) == 1
 
 
 def test_a_retried_event_is_applied_once_its_charge_is_known(
