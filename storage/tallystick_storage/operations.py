@@ -8,7 +8,7 @@ locked by key, and all operations of a transaction in one pass.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import NamedTuple
 
@@ -270,7 +270,11 @@ def record_attempt_results(
     for result in results:
         key = _attempt_key_of(result)
         previous = chosen.get(key)
-        if previous is None or previous.outcome not in _FINAL_OUTCOMES:
+        if (
+            previous is None
+            or previous.outcome not in _FINAL_OUTCOMES
+            or previous == _without_fee(result)
+        ):
             chosen[key] = result
     recorded = set(
         _RECORD_ATTEMPT_RESULTS.all(connection, results=encode_rows(list(chosen.values())))
@@ -285,6 +289,10 @@ def record_attempt_results(
         for stored in _ENDED_ATTEMPTS.all(connection, attempts=encode_rows(ended)):
             final[_attempt_key_of(stored)] = stored
     return final
+
+
+def _without_fee(result: AttemptResult) -> AttemptResult:
+    return replace(result, provider_fee=None, provider_fee_currency=None)
 
 
 def _attempt_key_of(result: AttemptResult) -> AttemptKey:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tallystick import Client
@@ -11,10 +13,19 @@ from tallystick_core.provider.outcome import ProviderFee, RetryReason, Succeeded
 from tallystick_core.provider.payment_provider import ChargeRequest
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.operations.operation import NO_LEASE
 from tallystick_server.verify.run import verify
 from tests.fakes.payment_provider import ScriptedPaymentProvider
-from tests.support.charges import FAST_RETRY_POLICY, client_of_platform, is_paid
+from tests.support.charges import (
+    FAST_RETRY_POLICY,
+    WAIT_FOR_ACCEPTANCE,
+    client_of_platform,
+    is_paid,
+    leased_charge,
+    record_outcomes,
+)
 from tests.support.payments import create_payment
+from tests.support.platform import ServedPlatform
 
 FAST_SETTINGS = Settings().replace(
     retry={("", reason): FAST_RETRY_POLICY for reason in RetryReason}, worker__scan_interval=0.1
@@ -68,6 +79,22 @@ def test_a_fee_may_be_unknown_free_or_in_another_currency(
         assert is_paid(client, payment)
         attempt = get_attempt(client, payment)
         assert (attempt.provider_fee, attempt.provider_fee_currency) == expected
+
+
+def test_a_fee_reported_in_the_batch_of_its_success_is_stored(
+    slow_retry_client: Client, slow_retry_platform: ServedPlatform
+) -> None:
+    """Two reports of one success are recorded together, and only the second has the fee."""
+    payment = create_payment(
+        slow_retry_client, "5.00", token="tok_lost_before:99", wait_for=WAIT_FOR_ACCEPTANCE
+    )
+    charge = leased_charge(slow_retry_platform, payment.payment_orders[0].charge_id, NO_LEASE)
+    success = Succeeded(f"s-{charge.charge_id}", 500, "EUR")
+    with_fee = replace(success, fee=ProviderFee(42, "EUR"))
+    record_outcomes(slow_retry_platform, (charge, success), (charge, with_fee))
+    assert is_paid(slow_retry_client, payment)
+    attempt = get_attempt(slow_retry_client, payment)
+    assert (attempt.provider_fee, attempt.provider_fee_currency) == ("0.42", "EUR")
 
 
 @pytest.mark.parametrize(
