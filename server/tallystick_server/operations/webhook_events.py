@@ -41,6 +41,7 @@ from tallystick_server.operations.operation import (
     LeasedOperation,
     parse_tries,
 )
+from tallystick_server.operations.worker import WorkerSettings
 from tallystick_server.rpc.message_limits import MAX_ITEMS
 from tallystick_storage import operations as operation_store
 from tallystick_storage import webhook_events as store
@@ -92,12 +93,10 @@ class EventSubjects(Generic[S]):
     """Loads operations in any state at a loop time, without their leases, as the provider that
     reports each has it: with its attempt there. One that the provider never had is left out.
     """
-    look_up: Callable[[Any, S, str], Awaitable[SubjectOutcome]]
-    """Looks up an operation at a provider, under the reference that the event names; "": none."""
+    perform: Callable[[Any, S, NextAction], Awaitable[SubjectOutcome]]
+    """Calls the provider of an operation, as `OperationKind.perform` does."""
     record: Callable[[S, Any], Awaitable[object]]
     """Applies an outcome to an operation, as `OperationKind.record` does."""
-    timeout_of: Callable[[str], float]
-    """Seconds that a call to a provider may take."""
     known_outcome: Callable[[S, str], ChargeOutcome | PayoutOutcome | None] = never_known
     """The final outcome of an operation under the reference that the event names, if its provider
     has reported everything that a lookup could tell. None: it has not.
@@ -108,11 +107,11 @@ class EventOperations(Generic[S]):
     """The functions of the kind that need the database or the provider."""
 
     def __init__(
-        self, service: str, database: Database, subjects: EventSubjects[S], lease_seconds: float
+        self, service: str, database: Database, subjects: EventSubjects[S], settings: WorkerSettings
     ) -> None:
         self._database = database
         self._subjects = subjects
-        self._lease_seconds = lease_seconds
+        self._settings = settings
         self._lookups: Coalescer[tuple[str, str, str], SubjectOutcome] = Coalescer()
         self._batcher: Batcher[EventOperation[S], EventOperation[S]] = Batcher(
             f"{service}.end_webhook_events", self._end_applied, max_batch=MAX_ITEMS
@@ -151,7 +150,7 @@ class EventOperations(Generic[S]):
                 row,
                 subjects.get(ReportedOperation(ids_by_key.get(_key_of(row), ""), row.provider)),
                 tokens[row.webhook_event_id],
-                now + self._lease_seconds,
+                now + self._settings.lease_seconds,
             )
             for row in rows
         ]
@@ -176,22 +175,23 @@ class EventOperations(Generic[S]):
     async def perform(
         self, provider: Any, event: EventOperation[S], _action: NextAction
     ) -> EventOutcome:
-        """Looks up what the event is about. Events about the same share a lookup that begins after
-        all of them.
+        """Looks up what the event is about, under the reference that the event names. Events about
+        the same share a lookup that begins after all of them.
         """
-        subject = event.subject
+        subject, reference = event.subject, event.event_reference
         if subject is None:
             return Unknown(
-                f"the platform knows no operation with the reference {event.event_reference}",
+                f"the platform knows no operation with the reference {reference}",
                 RetryReason.NOT_FOUND,
             )
+        reported = replace(subject, provider_reference=reference or subject.provider_reference)
 
         async def look_up() -> SubjectOutcome:
-            async with asyncio.timeout(self._subjects.timeout_of(event.provider)):
-                return await self._subjects.look_up(provider, subject, event.event_reference)
+            async with asyncio.timeout(self._settings.limits_of(event.provider).timeout_seconds):
+                return await self._subjects.perform(provider, reported, NextAction.LOOK_UP)
 
         outcome = await self._lookups.run(
-            (event.provider, subject.operation_id, event.event_reference), look_up
+            (event.provider, subject.operation_id, reference), look_up
         )
         return to_event_outcome(subject, outcome)
 

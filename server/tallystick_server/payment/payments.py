@@ -33,7 +33,7 @@ from tallystick_server.payment.create_payment import (
     PaymentCreator,
 )
 from tallystick_server.payment.fallback import ChargeFallback
-from tallystick_server.payment.operations.charge import ChargeOperations, reported_charges
+from tallystick_server.payment.operations.charge import ChargeOperations
 from tallystick_server.payment.poll_failed import FailedChargePoller
 from tallystick_server.payment.provider_amounts import reject_amounts
 from tallystick_server.payment.record_outcome import PaymentOutcomeRecorder
@@ -100,10 +100,7 @@ class Payments:
             None if risk_provider is None else self._risk_step(risk_provider, settings),
         )
         events = EventOperations(
-            "payment",
-            database,
-            reported_charges(charges, self._record_reported, settings),
-            settings.lease_seconds,
+            "payment", database, charges.event_subjects(self._record_reported), settings
         )
         self.worker = OperationWorker(
             "payment", database, providers, [charges.kind(), events.kind()], settings

@@ -27,7 +27,7 @@ from tallystick_server.payout.create_payout import (
 from tallystick_server.payout.destination_verification import VerificationRecorder
 from tallystick_server.payout.operation import PayoutOperation
 from tallystick_server.payout.operations.destination_verification import VerificationOperations
-from tallystick_server.payout.operations.payout import PayoutOperations, reported_payouts
+from tallystick_server.payout.operations.payout import PayoutOperations
 from tallystick_server.payout.page_creator import PayoutPageCreator
 from tallystick_server.payout.place_hold import HoldPlacer
 from tallystick_server.payout.poll_completed import CompletedPayoutPoller
@@ -97,10 +97,7 @@ class Payouts:
             VerificationRecorder(database), settings.lease_seconds
         )
         webhook_events = EventOperations(
-            "payout",
-            database,
-            reported_payouts(operations, self._record_reported, settings),
-            settings.lease_seconds,
+            "payout", database, operations.event_subjects(self._record_reported), settings
         )
         self.worker = OperationWorker(
             "payout",

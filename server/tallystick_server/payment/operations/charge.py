@@ -6,7 +6,6 @@ The file reads in the order of the lifecycle: load, next action, perform, record
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -33,7 +32,7 @@ from tallystick_server.operations.kind import OperationKind
 from tallystick_server.operations.operation import NO_LEASE, OperationResult
 from tallystick_server.operations.retry_policy import RetryPolicies
 from tallystick_server.operations.webhook_events import EventSubjects, ReportedOperation
-from tallystick_server.operations.worker import DOWNSTREAM_CONCURRENCY, WorkerSettings
+from tallystick_server.operations.worker import DOWNSTREAM_CONCURRENCY
 from tallystick_server.payment.booking import PaymentBooking
 from tallystick_server.payment.charge import Charge, charges_from_rows
 from tallystick_server.payment.fallback import ChargeFallback
@@ -282,28 +281,13 @@ class ChargeOperations:
         )
         self._notifier.notify(charge.checkout_id, has_result=has_result, final=charge.final_payment)
 
-
-def reported_charges(
-    operations: ChargeOperations,
-    record: Callable[[Charge, Any], Awaitable[object]],
-    settings: WorkerSettings,
-) -> EventSubjects[Charge]:
-    """The charges that webhook events are about."""
-
-    def look_up(
-        provider: PaymentProvider, charge: Charge, reference: str
-    ) -> Awaitable[ChargeLookupOutcome]:
-        request = to_request(charge)
-        return provider.look_up(replace(request, reference=reference or request.reference))
-
-    return EventSubjects(
-        charge_store.find_reported,
-        operations.find_reported,
-        look_up,
-        record,
-        lambda provider: settings.limits_of(provider).timeout_seconds,
-        known_success,
-    )
+    def event_subjects(
+        self, record: Callable[[Charge, Any], Awaitable[object]]
+    ) -> EventSubjects[Charge]:
+        """The charges that webhook events are about."""
+        return EventSubjects(
+            charge_store.find_reported, self.find_reported, perform, record, known_success
+        )
 
 
 def known_success(charge: Charge, reference: str) -> Succeeded | None:

@@ -7,7 +7,6 @@ book, fail, close.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from tallystick.payout.v1 import payout_pb2
@@ -27,7 +26,7 @@ from tallystick_server.operations.failed_step import FailedStep
 from tallystick_server.operations.kind import OperationKind
 from tallystick_server.operations.operation import OperationResult
 from tallystick_server.operations.webhook_events import EventSubjects, ReportedOperation
-from tallystick_server.operations.worker import DOWNSTREAM_CONCURRENCY, WorkerSettings
+from tallystick_server.operations.worker import DOWNSTREAM_CONCURRENCY
 from tallystick_server.payout.batching_provider import BatchingPayoutProvider
 from tallystick_server.payout.booking import PayoutBooking
 from tallystick_server.payout.operation import PayoutOperation, operations_from_rows
@@ -194,27 +193,11 @@ class PayoutOperations:
         """Wakes the calls that wait for a payout."""
         self._notifier.notify(payout.payout_id, has_result=True)
 
-
-def reported_payouts(
-    operations: PayoutOperations,
-    record: Callable[[PayoutOperation, Any], Awaitable[object]],
-    settings: WorkerSettings,
-) -> EventSubjects[PayoutOperation]:
-    """The payouts that webhook events are about."""
-
-    def look_up(
-        provider: BatchingPayoutProvider, payout: PayoutOperation, reference: str
-    ) -> Awaitable[PayoutLookupOutcome]:
-        request = to_request(payout)
-        return provider.look_up(replace(request, reference=reference or request.reference))
-
-    return EventSubjects(
-        transfer_store.find_reported,
-        operations.find_reported,
-        look_up,
-        record,
-        lambda provider: settings.limits_of(provider).timeout_seconds,
-    )
+    def event_subjects(
+        self, record: Callable[[PayoutOperation, Any], Awaitable[object]]
+    ) -> EventSubjects[PayoutOperation]:
+        """The payouts that webhook events are about."""
+        return EventSubjects(transfer_store.find_reported, self.find_reported, perform, record)
 
 
 def lock_unresolved(connection: Connection, payout_ids: list[str]) -> set[str]:
