@@ -5,7 +5,6 @@ payment is rejected before sellers are claimed for it.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 from tallystick_core.errors import ApiError, id_taken_error
@@ -13,7 +12,7 @@ from tallystick_core.operations.kind import KindName
 from tallystick_core.payment.checkout import CheckoutRequest
 from tallystick_core.payment.routing import RoutingTable
 from tallystick_server.operations.batcher import MAX_QUEUED_CALLS, Batcher
-from tallystick_server.payment.capacity import ChargeCapacity, Route
+from tallystick_server.payment.capacity import CapacityCounter, ChargeCapacity, Route
 from tallystick_server.payment.create_payment import provider_unavailable_error
 from tallystick_server.providers.gateway import ProviderGateway
 from tallystick_server.rpc.message_limits import MAX_ITEMS
@@ -142,10 +141,4 @@ def _admission_error(
     }
     if ids & existing_ids:
         return id_taken_error("checkout_id")
-    limited = [route for route in routes if route in capacities]
-    counts = Counter(route.provider for route in limited)
-    is_over = any(
-        not capacities[route].allows_probe and capacities[route].charges < counts[route.provider]
-        for route in limited
-    )
-    return provider_unavailable_error() if is_over else None
+    return None if CapacityCounter(capacities).admit(routes) else provider_unavailable_error()

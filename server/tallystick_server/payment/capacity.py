@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-from tallystick_server.payment.charge import Charge
 from tallystick_storage.sql import Connection
 
 
@@ -45,17 +44,14 @@ class CapacityCounter:
         self._remaining = {route.provider: item.charges for route, item in capacities.items()}
         self._probes = {route.provider for route, item in capacities.items() if item.allows_probe}
 
-    def admit(self, charges: Sequence[Charge]) -> bool:
-        """Whether a payment with these charges may be stored. A provider without capacity for it
-        has none for later ones either. A probe, if its provider allows one, is not counted.
+    def admit(self, routes: Sequence[Route]) -> bool:
+        """Whether a payment whose charges have these routes may be stored. A provider without
+        capacity for it has none for later ones either. A probe, if its provider allows one, is not
+        counted.
         """
-        needed = Counter(charge.provider for charge in charges if route_of(charge) in self._limited)
+        needed = Counter(route.provider for route in routes if route in self._limited)
         counted = needed.keys() - self._probes
         self._probes -= needed.keys()
         for provider in counted:
             self._remaining[provider] -= needed[provider]
         return all(self._remaining[provider] >= 0 for provider in counted)
-
-
-def route_of(charge: Charge) -> Route:
-    return Route(charge.provider, charge.fallback_provider)

@@ -30,7 +30,7 @@ from tallystick_core.provider.outcome import FailureReason
 from tallystick_server.observability.tracing import SpanContext
 from tallystick_server.operations.batcher import deduplicate_by_key
 from tallystick_server.payment import convert, events
-from tallystick_server.payment.capacity import CapacityCounter, RemainingCapacity, route_of
+from tallystick_server.payment.capacity import CapacityCounter, RemainingCapacity, Route
 from tallystick_server.payment.charge import FIRST_ATTEMPT, Charge, build_charges
 from tallystick_server.payment.existing_payments import find_conflicts
 from tallystick_storage.database import ConstraintViolation, Database
@@ -80,6 +80,11 @@ class _RiskCheckedPayment:
     @property
     def checkout_id(self) -> str:
         return self.checkout.checkout_id
+
+    @property
+    def routes(self) -> list[Route]:
+        """The route of each charge."""
+        return [Route(charge.provider, charge.fallback_provider) for charge in self.charges]
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,10 +172,10 @@ class PaymentCreator:
             command for command in commands if command.request.checkout_id not in results
         ]
         payments = self._check_risk(connection, new_commands, now + self._lease_seconds)
-        routes = {route_of(charge) for payment in payments for charge in payment.charges}
+        routes = {route for payment in payments for route in payment.routes}
         counter = CapacityCounter(self._remaining_capacity(connection, now, routes))
         overflow = {
-            payment.checkout_id for payment in payments if not counter.admit(payment.charges)
+            payment.checkout_id for payment in payments if not counter.admit(payment.routes)
         }
         results |= {checkout_id: provider_unavailable_error() for checkout_id in sorted(overflow)}
         payments = [payment for payment in payments if payment.checkout_id not in overflow]
