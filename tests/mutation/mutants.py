@@ -299,9 +299,16 @@ MUTANTS = (
     Mutant(
         "of two outcomes in one batch the first is recorded",
         f"{_STORAGE}/operations.py",
-        "        if previous is None or previous.outcome not in _FINAL_OUTCOMES:",
-        "        if previous is None:",
+        "or previous.outcome not in _FINAL_OUTCOMES",
+        "or False",
         "tests/services/payment/charges/test_outcomes.py::test_of_two_outcomes_in_one_batch_the_conclusive_one_counts",
+    ),
+    Mutant(
+        "a fee in the batch of its success is dropped",
+        f"{_STORAGE}/operations.py",
+        "or previous == _without_fee(result)",
+        "or False",
+        "tests/services/payment/charges/test_provider_fees.py::test_a_fee_reported_in_the_batch_of_its_success_is_stored",
     ),
     # leases and workers
     Mutant(
@@ -982,6 +989,20 @@ MUTANTS = (
         "tests/services/payment/charges/test_fallback_fences.py",
     ),
     # webhook events
+    Mutant(
+        "webhook events take the operations in flight of payments",
+        f"{_SERVER}/operations/worker.py",
+        "return self.in_flight_count < self._max_background",
+        "return self.in_flight_count < self._max_in_flight",
+        "tests/services/payment/charges/test_webhook_events.py::test_events_leave_half_of_the_operations_in_flight_for_payments",
+    ),
+    Mutant(
+        "a webhook event about an unknown charge counts as an answer of its provider",
+        f"{_SERVER}/operations/webhook_events.py",
+        'return "" if self.subject is None else self.subject.operation_id',
+        "return self.operation_id if self.subject is None else self.subject.operation_id",
+        "tests/services/payment/charges/test_webhook_events.py::test_an_event_about_an_unknown_charge_does_not_touch_the_circuit",
+    ),
     Mutant(
         "the answer to the lookup for a webhook event is not applied",
         f"{_SERVER}/operations/webhook_events.py",
