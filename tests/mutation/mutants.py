@@ -246,8 +246,8 @@ MUTANTS = (
     Mutant(
         "an outcome is applied to another kind of operation",
         f"{_SERVER}/operations/worker.py",
-        "self.kinds[kind].find(connection, operation_id, now, attempt_number)",
-        "next(iter(self.kinds.values())).find(connection, operation_id, now, attempt_number)",
+        "self.kinds[kind].find(connection, operation_id, now)",
+        "next(iter(self.kinds.values())).find(connection, operation_id, now)",
         "tests/services/payout/test_provider_updates.py::test_an_update_belongs_to_one_kind",
     ),
     Mutant(

@@ -46,10 +46,9 @@ class OperationKind(Generic[Op]):
     """Loads the operations of this kind that were claimed under these lease tokens, at a loop
     time.
     """
-    find: Callable[[Connection, str, float, int | None], Op | None]
-    """Loads one operation in any state at a loop time, without its lease: its lease token is
-    NO_LEASE. A call of its provider must end as if a lease began now. The last value is the number
-    of an attempt; None: the last.
+    find: Callable[[Connection, str, float], Op | None]
+    """Loads one operation in any state at a loop time, without its lease, with its last attempt:
+    its lease token is NO_LEASE. A call of its provider must end as if a lease began now.
     """
     next_action: Callable[[Op, float, float, float], NextAction]
     """Decides the next action from the operation, the loop time, the seconds for which the provider

@@ -163,11 +163,7 @@ class EventOperations(Generic[S]):
         return replace(event, recorded_outcome=LookedUp(recorded)) if recorded else event
 
     def find(
-        self,
-        connection: Connection,
-        webhook_event_id: str,
-        now: float,
-        _attempt_number: int | None,
+        self, connection: Connection, webhook_event_id: str, now: float
     ) -> EventOperation[S] | None:
         """Loads an event in any state, without its lease."""
         return next(iter(self.load(connection, {webhook_event_id: NO_LEASE}, now)), None)

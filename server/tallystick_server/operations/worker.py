@@ -485,33 +485,27 @@ class OperationWorker:
             raise StepFailed(classify_storage_error(operation, outcome, action, error)) from None
         return updated, failed_step and replace(failed_step, operation=updated)
 
-    async def find(
-        self, kind: KindName, operation_id: str, attempt_number: int | None = None
-    ) -> LeasedOperation | None:
-        """Loads an operation in any state, without its lease, with one of its attempts, by default
-        the last. None: there is none.
+    async def find(self, kind: KindName, operation_id: str) -> LeasedOperation | None:
+        """Loads an operation in any state, without its lease, with its last attempt. None: there is
+        none.
         """
         now = asyncio.get_running_loop().time()
         operation: LeasedOperation | None = await self._database.load(
-            lambda connection: self.kinds[kind].find(connection, operation_id, now, attempt_number)
+            lambda connection: self.kinds[kind].find(connection, operation_id, now)
         )
         return operation
 
     async def apply_provider_update(
-        self,
-        kind: KindName,
-        operation_id: str,
-        outcome: ProviderOutcome,
-        attempt_number: int | None = None,
+        self, kind: KindName, operation_id: str, outcome: ProviderOutcome
     ) -> None:
-        """Applies what a provider says about an attempt of an operation, by default the last, such
-        as by a webhook or in a report. It needs no lease, may be repeated, and may come in any
-        order. What follows is done by the holder of the lease, or by the next claim.
+        """Applies what a provider reports of the last attempt of an operation. It needs no lease,
+        may be repeated, and may come in any order. What follows is done by the holder of the lease,
+        or by the next claim.
 
         Raises NOT_FOUND, and ConstraintViolation if the outcome cannot be stored. Raises ValueError
         if the outcome belongs to another operation, or has invalid amounts.
         """
-        operation = await self.find(kind, operation_id, attempt_number)
+        operation = await self.find(kind, operation_id)
         if operation is None:
             raise not_found_error(kind, operation_id)
         if not has_valid_amounts(outcome) or not is_outcome_of(

@@ -187,13 +187,9 @@ class ChargeOperations:
             charge_store.load_charges(connection, list(tokens)), tokens, now, self._lease_seconds
         )
 
-    def find(
-        self, connection: Connection, charge_id: str, now: float, attempt_number: int | None
-    ) -> Charge | None:
-        """Loads a charge in any state, without its lease, with one of its attempts; None: the
-        last.
-        """
-        attempts = [charge_store.AttemptSelector(charge_id, attempt_number)]
+    def find(self, connection: Connection, charge_id: str, now: float) -> Charge | None:
+        """Loads a charge in any state, without its lease, with its last attempt."""
+        attempts = [charge_store.AttemptSelector(charge_id)]
         return next(iter(self._find(connection, attempts, now)), None)
 
     def find_reported(

@@ -91,7 +91,7 @@ class VerificationOperations:
         )
 
     def find(
-        self, connection: Connection, destination_id: str, now: float, _attempt_number: int | None
+        self, connection: Connection, destination_id: str, now: float
     ) -> DestinationVerification | None:
         """Loads a verification in any state, without its lease."""
         rows = store.load_operations(connection, [destination_id])

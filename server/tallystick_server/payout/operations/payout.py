@@ -152,9 +152,7 @@ class PayoutOperations:
             now + self._lease_seconds,
         )
 
-    def find(
-        self, connection: Connection, payout_id: str, now: float, _attempt_number: int | None
-    ) -> PayoutOperation | None:
+    def find(self, connection: Connection, payout_id: str, now: float) -> PayoutOperation | None:
         """Loads a payout in any state, without its lease."""
         return next(iter(self.find_many(connection, [payout_id], now)), None)
 

@@ -23,7 +23,9 @@ from tallystick_core.provider.outcome import (
 )
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.operations.failed_step import FailedStep
-from tallystick_server.payment.charge import Charge
+from tallystick_server.operations.operation import NO_LEASE
+from tallystick_server.payment.charge import Charge, charges_from_rows
+from tallystick_storage.payment import charges as charge_store
 from tests.support.charges import (
     SLOW_RETRY,
     WAIT_FOR_ACCEPTANCE,
@@ -36,6 +38,7 @@ from tests.support.charges import (
 from tests.support.payments import create_payment
 from tests.support.platform import (
     ServedPlatform,
+    database_of,
     eventually,
     payment_worker_of,
 )
@@ -49,17 +52,17 @@ from tests.support.routing import (
 )
 
 
-def apply_update(
-    platform: ServedPlatform, charge_id: str, outcome: ChargeOutcome, attempt: int
+def apply_report(
+    platform: ServedPlatform, charge_id: str, outcome: ChargeOutcome, provider: str
 ) -> None:
-    """Applies what the provider of an attempt says, as by a webhook."""
-    platform.run_in_loop(
-        payment_worker_of(platform).apply_provider_update,
-        KindName.CHARGE,
-        charge_id,
-        outcome,
-        attempt,
+    """Applies what a provider reports of its attempt, as by a webhook."""
+    attempt = charge_store.AttemptSelector(charge_id, provider=provider)
+    rows = platform.run_in_loop(
+        database_of(platform, "payment").read,
+        lambda connection: charge_store.find_charges(connection, [attempt]),
     )
+    (charge,) = charges_from_rows(rows, {charge_id: NO_LEASE}, 0.0, 60.0)
+    platform.run_in_loop(payment_worker_of(platform).record_reported, charge, outcome)
 
 
 @pytest.mark.parametrize("is_early", [True, False])
@@ -87,17 +90,17 @@ def test_late_words_of_the_first_provider(scratch_database: DatabaseUrls, is_ear
             Pending(PendingReason.BUYER_ACTION, "late", "https://example.com"),
             Unknown("lost"),
         ):
-            apply_update(platform, charge_id, late, 1)
+            apply_report(platform, charge_id, late, "a")
         after = order_details(client, payment)
         assert after.payment_order.payment_order_status == before.payment_order.payment_order_status
         assert attempts_of(client, payment) == [("a", "NOT_SENT"), ("b", outcome)]
         assert not after.conflicting_reports
         for _ in range(2):
-            apply_update(platform, charge_id, Succeeded("late", 500, "EUR"), 1)
+            apply_report(platform, charge_id, Succeeded("late", 500, "EUR"), "a")
         (unapplied,) = eventually(lambda: booked_unapplied_charges(client, payment))
         assert (unapplied.provider, unapplied.provider_reference) == ("a", "late")
         if is_early:
-            apply_update(platform, charge_id, Succeeded("at-b", 500, "EUR"), 2)
+            apply_report(platform, charge_id, Succeeded("at-b", 500, "EUR"), "b")
         assert is_paid(client, payment)
         assert order_details(client, payment).payment_order.provider == "b"
 
