@@ -256,6 +256,8 @@ def classify_storage_error(
     """The failed step of an operation whose outcome violates a database constraint. An operator
     must decide.
     """
+    if isinstance(outcome, LookedUp):
+        outcome = outcome.outcome
     if is_duplicate_reference(error):
         reference = getattr(outcome, "reference", "")
         return FailedStep(

@@ -165,8 +165,11 @@ class EventOperations(Generic[S]):
     def find(
         self, connection: Connection, webhook_event_id: str, now: float
     ) -> EventOperation[S] | None:
-        """Loads an event in any state, without its lease."""
-        return next(iter(self.load(connection, {webhook_event_id: NO_LEASE}, now)), None)
+        """Loads an event in any state, without its lease. It is to be looked up even if its subject
+        has a known outcome: an operator decides by the provider's answer.
+        """
+        event = next(iter(self.load(connection, {webhook_event_id: NO_LEASE}, now)), None)
+        return event and replace(event, recorded_outcome=None)
 
     async def perform(
         self, provider: Any, event: EventOperation[S], _action: NextAction

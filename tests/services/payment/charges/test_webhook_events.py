@@ -446,6 +446,43 @@ def test_an_answer_about_another_charge_is_not_applied(
     assert is_paid(client, payment)
 
 
+def test_closing_the_dead_letter_of_an_event_looks_a_known_success_up(
+    client: Client, provider: ReviewingProvider
+) -> None:
+    """An event became a dead letter before its charge was known, and the charge succeeded later:
+    closing applies the provider's answer.
+    """
+    event = new_event(reference="pi_1")
+    receive(client.payment, event)
+    stored = wait_for_event(client.payment, event, "RECEIVED")
+    dead_letter = open_dead_letter(client.payment, stored.webhook_event_id)
+    payment = pending_payment(client)
+    provider.fee = ProviderFee(42, "EUR")
+    provider.pay()
+    receive(client.payment, new_event(reference="pi_1"))
+    assert is_paid(client, payment)
+    close_dead_letter(client, dead_letter)
+    assert dead_letter_state(client, dead_letter) == "RESOLVED"
+    assert state_of(client.payment, event) == "APPLIED"
+
+
+def test_a_reference_of_another_charge_is_named_by_the_dead_letter(
+    client: Client, provider: ReviewingProvider
+) -> None:
+    """The lookup reports the money of another charge: the dead letter names its reference."""
+    provider.pay()
+    create_payment(client, "5.00")
+    provider.outcome_of = always(REVIEW)
+    payment = pending_payment(client)
+    provider.pay()
+    event = new_event(reference="pi_2", client_reference=payment.payment_orders[0].charge_id)
+    receive(client.payment, event)
+    stored = wait_for_event(client.payment, event, "RECEIVED")
+    dead_letter = open_dead_letter(client.payment, stored.webhook_event_id)
+    assert dead_letter.cause == operator_pb2.DEAD_LETTER_CAUSE_MISMATCHED_OPERATION
+    assert "reference pi_1 belongs to another operation" in dead_letter.detail
+
+
 def test_a_replayed_event_is_looked_up_again(client: Client, provider: ReviewingProvider) -> None:
     """An operator replays an event that was applied before the provider changed its answer."""
     payment = pending_payment(client)
