@@ -14,7 +14,7 @@ from tallystick_core.operations.kind import KindName
 from tallystick_storage.database import encode_rows
 from tallystick_storage.operation_key import KEYS, OperationKey, key_parameters
 from tallystick_storage.outbox import insert_into_outbox
-from tallystick_storage.pagination import PageKey, before_parameters
+from tallystick_storage.pagination import PageKey, conditions_of, newest_first
 from tallystick_storage.sql import Connection, Query, columns, text
 
 
@@ -33,13 +33,13 @@ class NewDeadLetter:
 
 
 class DeadLetterFilter(NamedTuple):
-    """Selects the dead letters that match every criterion; "" and None match everything. Calls that
+    """Selects the dead letters that match every criterion; None matches everything. Calls that
     change dead letters ignore `state`: they apply to OPEN ones only.
     """
 
     state: DeadLetterState | None = None
     cause: DeadLetterCause | None = None
-    provider: str = ""
+    provider: str | None = None
     from_time: datetime | None = None
     until_time: datetime | None = None
 
@@ -125,21 +125,19 @@ _HAS_CAUSE = text(
 )
 _FIND = Query(DeadLetterRow, "select {columns} from dead_letter where dead_letter_id = :id")
 _LIST = """
-    select {{columns}} from dead_letter
-        where (create_time, dead_letter_id) < (coalesce(cast(:before_time as timestamptz),
-        'infinity'), :before_id) and {criteria}
+    select {{columns}} from dead_letter {where}
     order by create_time desc, dead_letter_id desc limit :limit
 """
 _LIST_OPEN_AFTER = """
-    select {{columns}} from dead_letter where state = 'OPEN'
+    select {{columns}} from dead_letter where {criteria}
         and (create_time, dead_letter_id) > (coalesce(cast(:after_time as timestamptz),
         '-infinity'), :after_id)
-        and {criteria} order by create_time, dead_letter_id limit :limit
+    order by create_time, dead_letter_id limit :limit
 """
-_COUNT_OPEN = (
-    "select cause, provider, count(*) as dead_letter_count from dead_letter where state = 'OPEN' "
-    "and {criteria} group by cause, provider order by cause, provider"
-)
+_COUNT_OPEN = """
+    select cause, provider, count(*) as dead_letter_count from dead_letter where {criteria}
+    group by cause, provider order by cause, provider
+"""
 _CONDITIONS = {
     "state": "state = :state",
     "cause": "cause = :cause",
@@ -203,9 +201,10 @@ def list_dead_letters(
     limit: int,
 ) -> Sequence[DeadLetterRow]:
     """Dead letters, newest first, before a given (create_time, id)."""
-    criteria, values = _criteria(filters)
-    query = Query(DeadLetterRow, _LIST.format(criteria=criteria))
-    return query.all(connection, **values, **before_parameters(before), limit=limit)
+    key = "(create_time, dead_letter_id)"
+    where, values = newest_first(_CONDITIONS, filters, key, before)
+    query = Query(DeadLetterRow, _LIST.format(where=where))
+    return query.all(connection, **values, limit=limit)
 
 
 def list_open_after(
@@ -216,20 +215,20 @@ def list_open_after(
 ) -> Sequence[DeadLetterRow]:
     """Open dead letters, oldest first, after a given (create_time, id)."""
     after_time, after_id = after or (None, "")
-    criteria, values = _criteria(filters)
+    criteria, values = _open_criteria(filters)
     query = Query(DeadLetterRow, _LIST_OPEN_AFTER.format(criteria=criteria))
     return query.all(connection, **values, after_time=after_time, after_id=after_id, limit=limit)
 
 
 def count_open(connection: Connection, filters: DeadLetterFilter) -> Sequence[OpenDeadLetterCount]:
     """The number of open dead letters by cause and provider."""
-    criteria, values = _criteria(filters)
+    criteria, values = _open_criteria(filters)
     return Query(OpenDeadLetterCount, _COUNT_OPEN.format(criteria=criteria)).all(
         connection, **values
     )
 
 
-def _criteria(filters: DeadLetterFilter) -> tuple[str, dict[str, Any]]:
-    """Only the criteria that are set, so that the planner can use indexes, and their values."""
-    values = {name: value for name in _CONDITIONS if (value := getattr(filters, name))}
-    return " and ".join(_CONDITIONS[name] for name in values) or "true", values
+def _open_criteria(filters: DeadLetterFilter) -> tuple[str, dict[str, Any]]:
+    """The conditions for the open dead letters that match, and their values."""
+    conditions, values = conditions_of(_CONDITIONS, filters._replace(state=DeadLetterState.OPEN))
+    return " and ".join(conditions), values

@@ -84,16 +84,23 @@ def find_candidates(
     )
 
 
+def conditions_of(filters: Mapping[str, str], criteria: object) -> tuple[list[str], dict[str, Any]]:
+    """The conditions for the fields of `criteria` that are not None, and their values. Without the
+    other conditions the planner can use indexes.
+    """
+    values: dict[str, Any] = {
+        name: value for name in filters if (value := getattr(criteria, name)) is not None
+    }
+    return [filters[name] for name in values], values
+
+
 def newest_first(
     filters: Mapping[str, str], criteria: object, key: str, before: PageKey | None
 ) -> tuple[str, dict[str, Any]]:
     """Returns a where-clause and its values. `filters` is the condition for each field of
     `criteria` that is not None; `before` is the last `key` of the previous page.
     """
-    values: dict[str, Any] = {
-        name: value for name in filters if (value := getattr(criteria, name)) is not None
-    }
-    conditions = [filters[name] for name in values]
+    conditions, values = conditions_of(filters, criteria)
     if before is not None:
         conditions.append(f"{key} < (:before_time, :before_id)")
         values |= before_parameters(before)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from tallystick_core.operations.kind import KindName
 from tallystick_core.operations.webhook_event import WebhookEventState
 from tallystick_storage.database import encode_rows
-from tallystick_storage.pagination import PageKey, before_parameters
+from tallystick_storage.pagination import PageKey, newest_first
 from tallystick_storage.sql import Connection, Query, columns, text
 
 
@@ -80,11 +80,11 @@ class FoundSubject(NamedTuple):
 
 
 class WebhookEventFilter(NamedTuple):
-    """Selects the events that match every criterion; "" and None match everything."""
+    """Selects the events that match every criterion; None matches everything."""
 
-    state: WebhookEventState | None = None
-    provider: str = ""
-    reference: str = ""
+    state: WebhookEventState | None
+    provider: str | None
+    reference: str | None
 
 
 @dataclass(slots=True)
@@ -160,9 +160,7 @@ _REPLAY = text("""
 """)
 _FIND = Query(WebhookEventRow, "select {columns} from webhook_event where webhook_event_id = :id")
 _LIST = """
-    select {{columns}} from webhook_event
-        where (receive_time, webhook_event_id) < (coalesce(cast(:before_time as timestamptz),
-        'infinity'), :before_id) and {criteria}
+    select {{columns}} from webhook_event {where}
     order by receive_time desc, webhook_event_id desc limit :limit
 """
 _CONDITIONS = {
@@ -250,7 +248,7 @@ def list_webhook_events(
     connection: Connection, filters: WebhookEventFilter, before: PageKey | None, limit: int
 ) -> Sequence[WebhookEventRow]:
     """Webhook events, newest first, before a given (receive_time, id)."""
-    values = {name: value for name, value in filters._asdict().items() if value}
-    criteria = " and ".join(_CONDITIONS[name] for name in values) or "true"
-    query = Query(WebhookEventRow, _LIST.format(criteria=criteria))
-    return query.all(connection, **values, **before_parameters(before), limit=limit)
+    key = "(receive_time, webhook_event_id)"
+    where, values = newest_first(_CONDITIONS, filters, key, before)
+    query = Query(WebhookEventRow, _LIST.format(where=where))
+    return query.all(connection, **values, limit=limit)

@@ -204,7 +204,7 @@ class _BulkRequest:
 def _parse_filters(message: operator_pb2.DeadLetterFilter) -> dead_letter_store.DeadLetterFilter:
     """Raises FIELD_INVALID."""
     cause = dead_letters.CAUSES.parse(message.cause, "filter.cause", "")
-    provider = parse_id(message.provider, "filter.provider") if message.provider else ""
+    provider = parse_id(message.provider, "filter.provider") if message.provider else None
     try:
         from_time, until_time = parse_time(message, "from_time"), parse_time(message, "until_time")
     except ApiError as error:

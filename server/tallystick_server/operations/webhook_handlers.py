@@ -60,8 +60,8 @@ class WebhookHandlers:
         state = _STATES.parse(request.state, "state", "")
         filters = store.WebhookEventFilter(
             WebhookEventState(state) if state else None,
-            parse_optional_id(request.provider, "provider"),
-            _parse_optional_token(request.reference, "reference"),
+            parse_optional_id(request.provider, "provider") or None,
+            _parse_optional_token(request.reference, "reference") or None,
         )
         events, next_page_token = await list_page(self._database, _EVENTS, request, filters)
         return operator_pb2.ListWebhookEventsResponse(
