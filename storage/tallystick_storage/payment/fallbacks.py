@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from tallystick_storage.database import encode_rows
-from tallystick_storage.sql import Connection, Query, text
+from tallystick_storage.sql import Connection, text
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,34 +31,24 @@ class FallbackAttempt(LeasedAttempt):
     routing_reason: str
 
 
-class _ChargeRow(NamedTuple):
-    charge_id: str
-
-
-_LOCK_ATTEMPTS = Query(
-    _ChargeRow,
-    """
-    select a.operation_id as charge_id
+_LOCK_ATTEMPTS = text("""
+    select a.operation_id
     from json_to_recordset(cast(:attempts as json))
         as r (charge_id text collate "C", attempt_number int)
     join attempt a on a.kind = 'charge' and a.operation_id = r.charge_id
         and a.attempt_number = r.attempt_number
     where a.end_time is null and a.outcome in ('', 'NOT_SENT')
     order by a.operation_id for update of a
-    """,
-)
-_LOCK_OPERATIONS = Query(
-    _ChargeRow,
-    """
-    select op.operation_id as charge_id
+""")
+_LOCK_OPERATIONS = text("""
+    select op.operation_id
     from json_to_recordset(cast(:attempts as json))
         as r (charge_id text collate "C", lease_token bigint)
     join operation op on op.kind = 'charge' and op.operation_id = r.charge_id
         and op.lease_token = r.lease_token
     where not op.maybe_sent and not op.has_changed
     order by op.operation_id for update of op
-    """,
-)
+""")
 _END_ATTEMPTS = text("""
     update attempt a set outcome = 'NOT_SENT', end_time = clock()
     from json_to_recordset(cast(:attempts as json))
@@ -97,10 +86,13 @@ def lock_unsent(connection: Connection, attempts: Sequence[LeasedAttempt]) -> se
     it has no outcome but NOT_SENT, no other process has taken the lease, and no holder of a lease
     may have sent it. Nor has a cancellation changed the charge. Returns their ids.
     """
-    open_ids = {row.charge_id for row in _LOCK_ATTEMPTS.all(connection, attempts=_encode(attempts))}
+    open_ids = set(
+        connection.execute(_LOCK_ATTEMPTS, {"attempts": encode_rows(attempts)}).scalars()
+    )
     candidates = [attempt for attempt in attempts if attempt.charge_id in open_ids]
-    rows = _LOCK_OPERATIONS.all(connection, attempts=_encode(candidates))
-    return {row.charge_id for row in rows}
+    return set(
+        connection.execute(_LOCK_OPERATIONS, {"attempts": encode_rows(candidates)}).scalars()
+    )
 
 
 def replace(
@@ -109,11 +101,7 @@ def replace(
     """Ends locked attempts as NOT_SENT, which is final, and begins the next ones. Their operations
     are leased for `lease_seconds` under the next lease token, so the old one is fenced.
     """
-    parameters = {"attempts": _encode(attempts)}
+    parameters = {"attempts": encode_rows(attempts)}
     connection.execute(_END_ATTEMPTS, parameters)
     connection.execute(_INSERT_ATTEMPTS, parameters)
     connection.execute(_LEASE_OPERATIONS, {**parameters, "lease": f"{lease_seconds} seconds"})
-
-
-def _encode(attempts: Sequence[LeasedAttempt]) -> str:
-    return encode_rows(list(attempts))
