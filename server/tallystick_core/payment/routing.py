@@ -157,14 +157,23 @@ def _facts_of(checkout: CheckoutRequest, orders: Sequence[Order]) -> ChargeFacts
     )
 
 
-def _mismatch(rule: RoutingRule, facts: ChargeFacts) -> str:
-    """The first condition that does not hold, as text; "": all hold."""
-    for name, allowed, value in (
+def _value_conditions(
+    rule: RoutingRule, facts: ChargeFacts
+) -> tuple[tuple[str, frozenset[str], str], ...]:
+    """The conditions on one value: its name, the values that are allowed (empty: all), and that of
+    the charge.
+    """
+    return (
         ("currency", rule.currencies, facts.currency),
         ("country", rule.countries, facts.buyer_country),
         ("payment method", rule.payment_method_types, facts.payment_method_type),
         ("caller", rule.callers, facts.caller),
-    ):
+    )
+
+
+def _mismatch(rule: RoutingRule, facts: ChargeFacts) -> str:
+    """The first condition that does not hold, as text; "": all hold."""
+    for name, allowed, value in _value_conditions(rule, facts):
         if allowed and value not in allowed:
             return f"{name} {value or 'not given'} is not among {_join(allowed)}"
     if rule.sellers and not facts.sellers:
@@ -195,14 +204,9 @@ def _match_text(rule: RoutingRule, facts: ChargeFacts) -> str:
 
 
 def _matches(rule: RoutingRule, facts: ChargeFacts) -> Iterator[str]:
-    if rule.currencies:
-        yield f"currency {facts.currency}"
-    if rule.countries:
-        yield f"country {facts.buyer_country}"
-    if rule.payment_method_types:
-        yield f"payment method {facts.payment_method_type}"
-    if rule.callers:
-        yield f"caller {facts.caller}"
+    for name, allowed, value in _value_conditions(rule, facts):
+        if allowed:
+            yield f"{name} {value}"
     if rule.sellers:
         yield "seller"
     if rule.min_amount is not None or rule.max_amount is not None:
