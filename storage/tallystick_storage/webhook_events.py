@@ -31,8 +31,7 @@ class NewWebhookEvent:
     account: str
     traceparent: str
     state: WebhookEventState
-    provider_time: str
-    """ISO 8601, in UTC."""
+    provider_time: datetime
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC
 
 from tallystick_core.errors import not_found_error
 from tallystick_core.operations.dead_letter import DeadLetterState
@@ -126,7 +125,7 @@ def _new_row(webhook_event_id: str, event: WebhookEvent, trace: str) -> store.Ne
             if event.subject is WebhookSubject.OTHER
             else WebhookEventState.RECEIVED
         ),
-        provider_time=event.provider_time.astimezone(UTC).isoformat(),
+        provider_time=event.provider_time,
     )
 
 

@@ -21,6 +21,7 @@ from tallystick_core.provider.outcome import (
     Unknown,
 )
 from tallystick_server.observability import names
+from tallystick_server.operations.operation import NO_LEASE
 from tallystick_server.operations.retry_policy import RetryPolicies
 from tallystick_server.payment.charge import Charge, charges_from_rows
 from tallystick_server.payment.unapplied_charges import record_conflicts
@@ -33,9 +34,7 @@ log = logging.getLogger(__name__)
 
 _MAX_POLLED = 200
 
-# A poll only looks up, so it needs no lease. Its charges have a token that fits no lease, and a
-# lease that never ends.
-_NO_LEASE_TOKEN = 0
+# A poll only looks up, so it needs no lease; its charges get one that never ends.
 _NO_CLAIM_TIME = 0.0
 _ENDLESS_LEASE_SECONDS = inf
 
@@ -95,7 +94,7 @@ class FailedChargePoller:
                 (charge, poll_counts[charge.charge_id, charge.attempt_number])
                 for charge in charges_from_rows(
                     rows,
-                    dict.fromkeys((id_ for id_, _ in poll_counts), _NO_LEASE_TOKEN),
+                    dict.fromkeys((id_ for id_, _ in poll_counts), NO_LEASE),
                     _NO_CLAIM_TIME,
                     _ENDLESS_LEASE_SECONDS,
                 )
