@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -92,12 +93,23 @@ def test_only_charges_that_must_wait_are_limited(scratch_database: DatabaseUrls)
         assert not is_paid(client, waiting)
 
 
+ROUTING_REASONS = {
+    (1, "a", "half"): r"the checkout is at \d+, within the share of 50 percent",
+    (1, "b", "rest"): r"the checkout is at \d+, within the share of 60 percent",
+    (1, "c", ""): "no rule matches",
+    (2, "b", "half"): (
+        "fallback: nothing was sent to a: (the connection was refused|the circuit breaker is open)"
+    ),
+}
+"""The reason of an attempt, by its number, provider and rule."""
+
+
 def test_shares_during_an_outage(
     scratch_database: DatabaseUrls, thorough: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Many orders over three providers by share, of which one is unreachable for a third of
     them: every order is paid, by exactly one provider, which is the one that the order shows; the
-    orders of the failed provider are charged by its fallback.
+    orders of the failed provider are charged by its fallback. Each attempt has its rule and reason.
     """
     count = 10_000 if thorough else 300
     rules = (
@@ -115,6 +127,9 @@ def test_shares_during_an_outage(
             orders = connection.execute(
                 "select charge_id, provider, status, attempt_count from payment_order"
             ).fetchall()
+            attempts = connection.execute(
+                "select attempt_number, provider, routing_rule, routing_reason from attempt"
+            ).fetchall()
         with psycopg.connect(scratch_database.reader("sandbox")) as connection:
             charges = connection.execute("select charge_id, provider, state from charge").fetchall()
     assert len(orders) == 3 * (count // 3)
@@ -122,7 +137,10 @@ def test_shares_during_an_outage(
     assert Counter((id_, provider) for id_, provider, _, _ in orders) == Counter(
         (id_, provider) for id_, provider, state in charges if state == "SUCCEEDED"
     )
-    fallback_share = sum(attempts > 1 for _, _, _, attempts in orders) / len(orders)
+    assert len(attempts) == sum(attempt_count for _, _, _, attempt_count in orders)
+    for number, provider, rule, reason in attempts:
+        assert re.fullmatch(ROUTING_REASONS[number, provider, rule], reason), reason
+    fallback_share = sum(attempt_count > 1 for _, _, _, attempt_count in orders) / len(orders)
     providers_share = Counter(provider for _, provider, _, _ in orders)
     with capsys.disabled():
         print(
