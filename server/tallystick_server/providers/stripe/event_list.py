@@ -14,7 +14,7 @@ from tallystick_server.providers.stripe.errors import Rejection, to_unknown
 from tallystick_server.providers.stripe.json_fields import read_number, read_objects
 
 if TYPE_CHECKING:
-    from stripe.params import EventListParams
+    from stripe.params import EventListParams, EventListParamsCreated
 
 LISTED_TYPES = (
     "charge.captured",
@@ -116,5 +116,5 @@ async def _list_slice(
     return events
 
 
-def _params(created: Mapping[str, int], limit: int) -> EventListParams:
-    return {"created": {**created}, "limit": limit, "types": list(LISTED_TYPES)}  # type: ignore[typeddict-item]
+def _params(created: EventListParamsCreated, limit: int) -> EventListParams:
+    return {"created": created, "limit": limit, "types": list(LISTED_TYPES)}
