@@ -990,6 +990,13 @@ MUTANTS = (
     ),
     # webhook events
     Mutant(
+        "the dead letter of an event with a known success cannot be closed",
+        f"{_SERVER}/operations/webhook_events.py",
+        "return event and replace(event, recorded_outcome=None)",
+        "return event",
+        "tests/services/payment/charges/test_webhook_events.py::test_closing_the_dead_letter_of_an_event_looks_a_known_success_up",
+    ),
+    Mutant(
         "webhook events take the operations in flight of payments",
         f"{_SERVER}/operations/worker.py",
         "return self.in_flight_count < self._max_background",
