@@ -119,9 +119,13 @@ def test_rules_are_read_in_their_order(tmp_path: Path) -> None:
             "[1].payment_method_types must have only values among CARD, APPLE_PAY, GOOGLE_PAY, "
             "BANK_TRANSFER, CASH.",
         ),
-        (
-            'provider = "a"\nsellers = []',
-            "[1].sellers must not be empty: leave it out to match everything.",
+        *(
+            (
+                f'provider = "a"\n{condition}',
+                f"[1].{condition.partition(' ')[0]} must not be empty: leave it out to match "
+                "everything.",
+            )
+            for condition in ("sellers = []", 'share = ""', 'min_amount = ""', 'max_amount = ""')
         ),
         ('provider = "a"\nshare = 0', "[1].share must be a whole number from 1 to 100."),
         ('provider = "a"\nshare = 101', "[1].share must be a whole number from 1 to 100."),
@@ -178,12 +182,17 @@ def test_errors_of_the_variable_name_it(tmp_path: Path) -> None:
     for value, line in (
         (
             "name",
-            "must look like name=…;provider=…;fallback=…, with + between the values of a list",
+            " must look like name=…;provider=…;fallback=…, with + between the values of a list",
         ),
-        ("name=a;name=b", "must look like name=…;provider=…;fallback=…"),
+        ("name=a;name=b", " must look like name=…;provider=…;fallback=…"),
+        (
+            "name=a;currencies=EUR;provider=b; currencies=CHF",
+            " must look like name=…;provider=…;fallback=…",
+        ),
+        ("name=a;provider=b;currencies= ", ": [1].currencies must not be empty: leave it out"),
     ):
         (error,) = error_lines(tmp_path, _PROVIDERS, TALLYSTICK_ROUTING=value)
-        assert error.startswith(f"TALLYSTICK_ROUTING {line}")
+        assert error.startswith(f"TALLYSTICK_ROUTING{line}")
     (error,) = error_lines(tmp_path, _PROVIDERS, TALLYSTICK_ROUTING="name=one;provider=x")
     assert error.startswith("TALLYSTICK_ROUTING: [1].provider must be the name of a configured")
     many = ",".join(f"name=n{number};provider=a;share=1" for number in range(MAX_RULES + 1))

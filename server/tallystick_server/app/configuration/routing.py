@@ -18,7 +18,7 @@ _FORM = "name=…;provider=…;fallback=…, with + between the values of a list
 _LISTS = ("currencies", "countries", "payment_method_types", "sellers", "callers")
 _AMOUNTS = ("min_amount", "max_amount")
 _FIELDS = ("name", *_LISTS, *_AMOUNTS, "share", "provider", "fallback")
-_CONDITIONS = (*_LISTS, "share")
+_CONDITIONS = (*_LISTS, *_AMOUNTS, "share")
 _parse_share = number(1, 100, int)
 
 
@@ -46,12 +46,12 @@ def _entries_from_text(text: str) -> list[dict[str, Any]]:
     """The rules of a variable: separated by commas, their fields by semicolons."""
     entries = []
     for rule in filter(None, text.split(",")):
-        pairs = [pair.split("=", 1) for pair in rule.split(";") if pair]
-        is_malformed = any(len(pair) != 2 or not pair[0].strip() for pair in pairs)
-        if is_malformed or len({pair[0] for pair in pairs}) != len(pairs):
-            raise invalid(f"must look like {_FORM}; rules are separated by commas")
-        fields: dict[str, Any] = {name.strip(): field.strip() for name, field in pairs}
-        fields |= {name: fields[name].split("+") for name in _LISTS if name in fields}
+        fields: dict[str, Any] = {}
+        for pair in filter(None, rule.split(";")):
+            name, separator, field = (part.strip() for part in pair.partition("="))
+            if not name or not separator or name in fields:
+                raise invalid(f"must look like {_FORM}; rules are separated by commas")
+            fields[name] = field.split("+") if field and name in _LISTS else field
         entries.append(fields)
     return entries
 
@@ -63,11 +63,14 @@ def _parse_rule(entry: Mapping[str, Any]) -> RoutingRule:
         if name not in _FIELDS
     ]
     problems += [(name, "must be set") for name in ("name", "provider") if not entry.get(name)]
+    problems += [
+        (name, "must not be empty: leave it out to match everything")
+        for name in _CONDITIONS
+        if name in entry and entry[name] in ("", [])
+    ]
     fields: dict[str, Any] = {}
     for name, parse in _PARSERS.items():
-        if name in _CONDITIONS and name in entry and entry[name] in ("", []):
-            problems.append((name, "must not be empty: leave it out to match everything"))
-        elif entry.get(name, "") != "":
+        if entry.get(name, "") not in ("", []):
             try:
                 fields[name] = parse(entry[name])
             except InvalidSetting as error:
@@ -105,11 +108,11 @@ def _parse_amounts(entry: Mapping[str, Any], fields: dict[str, Any]) -> list[tup
 
 
 def _list_of(parse_item: Callable[[str], str]) -> Callable[[Any], frozenset[str]]:
-    """A parser of a list with at least one value."""
+    """A parser of a list."""
 
     def parse(value: Any) -> frozenset[str]:
-        if not isinstance(value, list) or not value:
-            raise invalid("must be a list with at least one text")
+        if not isinstance(value, list):
+            raise invalid("must be a list of texts")
         try:
             return frozenset(parse_item(parse_text(item)) for item in value)
         except ApiError as error:
