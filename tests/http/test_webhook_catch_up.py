@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from datetime import UTC, datetime, timedelta
+
+import pytest
 
 from tallystick_core.provider.webhook import WebhookEvent, WebhookSubject
 from tallystick_server.app.configuration import Settings
@@ -106,6 +109,23 @@ def test_a_provider_that_does_not_answer_is_asked_again_for_the_same_events() ->
     now += timedelta(hours=3)
     asyncio.run(catch_up.run_once())
     assert store.event_ids == [source.undelivered[0].event_id]
+
+
+def test_events_fetched_before_a_failed_list_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+    """They are counted, though the run ends without the rest."""
+    caplog.set_level(logging.INFO)
+    source = SignedWebhookSource()
+    source.undelivered = [event_at(START - timedelta(hours=5 - hour)) for hour in range(5)]
+
+    async def store(_event: WebhookEvent) -> bool:
+        source.is_unreachable = True
+        return True
+
+    asyncio.run(WebhookCatchUp([source], store, lambda: START, timedelta(days=1)).run_once())
+    assert [record.getMessage() for record in caplog.records] == [
+        "sandbox does not list its events: no connection",
+        "sandbox: 3 events that were not delivered are stored",
+    ]
 
 
 def test_the_http_server_catches_up_at_its_start(scratch_database: DatabaseUrls) -> None:

@@ -63,7 +63,7 @@ class WebhookCatchUp:
                     events.detail,
                     extra=names.WEBHOOKS_NOT_LISTED.extra,
                 )
-                return
+                break
             missed_count += await self._store_all(events)
             if not events or events[-1].provider_time <= since:
                 break
