@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import socket
@@ -18,15 +17,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sqlalchemy import make_url
 
 from tallystick import Client, new_order
-from tallystick_core.access import Caller, Role
-from tallystick_server.app import serve
-from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.database.embedded import EmbeddedPostgres
 from tallystick_server.app.database.migrate import SCHEMAS, migrate
 from tallystick_server.app.database.roles import Passwords
-from tallystick_server.app.errors import StartupError
-from tallystick_server.app.services import service_names
+from tallystick_server.app.services import HTTP_SERVER, process_name, service_names
 from tallystick_server.verify.run import verify
 from tests.chaos.platform import freeze_postgres
 from tests.support.errors import from_rpc
@@ -292,108 +287,16 @@ def test_an_unreachable_database_is_reported_in_one_sentence(
     assert "secret" not in sentence
 
 
-PAYOUTS_TOKEN, WALLETS_TOKEN = "0123456789-of-payouts", "0123456789-of-wallets"
-EACH_A_TOKEN = Settings().replace(
-    authentication="tokens",
-    callers={
-        PAYOUTS_TOKEN: Caller("payouts", frozenset({Role.SERVICE})),
-        WALLETS_TOKEN: Caller("wallets", frozenset({Role.SERVICE})),
-        "0123456789-of-shop": Caller("shop", frozenset({Role.TEAM})),
-    },
-)
-
-
 @pytest.mark.parametrize(
-    ("names", "token", "payout_service", "expected"),
+    ("names", "name"),
     [
-        (
-            ("wallet",),
-            WALLETS_TOKEN,
-            "",
-            (
-                "must say which caller PayoutService is, among those with the role service: "
-                "payouts, wallets"
-            ),
-        ),
-        (
-            ("wallet", "ledger", "payment", "event"),
-            PAYOUTS_TOKEN,
-            "",
-            "must say which caller PayoutService is",
-        ),
-        (
-            ("payout",),
-            PAYOUTS_TOKEN,
-            "wallets",
-            "must be payouts, the caller of this PayoutService's service_token, or empty",
-        ),
-        (
-            service_names(),
-            WALLETS_TOKEN,
-            "payouts",
-            "must be wallets, the caller of this PayoutService's service_token, or empty",
-        ),
+        (["payment"], "tallystick-payment"),
+        (["payment", HTTP_SERVER], "tallystick-payment"),
+        (["payment", "payout"], "tallystick-all"),
+        ([*service_names(), HTTP_SERVER], "tallystick-all"),
+        ([HTTP_SERVER], "tallystick-http"),
     ],
 )
-def test_serve_rejects_an_unknown_payout_service_caller(
-    database: DatabaseUrls, names: tuple[str, ...], token: str, payout_service: str, expected: str
-) -> None:
-    """If services have tokens of their own, a process does not start when WalletService would
-    reject PayoutService's calls; the error names the setting.
-    """
-    settings = EACH_A_TOKEN.replace(
-        server__listen=free_address(),
-        service_addresses=dict.fromkeys(service_names(), "127.0.0.1:1"),
-        service_token=token,
-        payout_service=payout_service,
-    )
-    with pytest.raises(StartupError) as failure:
-        asyncio.run(serve.start(names, settings, database.all()))
-    assert f"payout_service (TALLYSTICK_PAYOUT_SERVICE) {expected}" in str(failure.value)
-
-
-@pytest.mark.parametrize(
-    ("names", "token", "payout_service"),
-    [
-        (("wallet",), WALLETS_TOKEN, "payouts"),
-        (service_names(), WALLETS_TOKEN, ""),
-        (service_names(), WALLETS_TOKEN, "wallets"),
-        (("wallet", "payout"), PAYOUTS_TOKEN, ""),
-    ],
-)
-def test_services_start_if_the_payout_service_caller_is_set(
-    database: DatabaseUrls, names: tuple[str, ...], token: str, payout_service: str
-) -> None:
-    """WalletService starts if PayoutService's caller is set, or PayoutService is served by the same
-    process.
-    """
-    settings = EACH_A_TOKEN.replace(
-        server__listen=free_address(),
-        service_addresses=dict.fromkeys(service_names(), "127.0.0.1:1"),
-        service_token=token,
-        payout_service=payout_service,
-    )
-
-    async def start_and_stop() -> None:
-        server = await serve.start(names, settings, database.all())
-        await server.stop(1.0)
-
-    asyncio.run(start_and_stop())
-
-
-@pytest.mark.parametrize("service", [name for name in service_names() if name != "event"])
-def test_a_single_service_requires_the_addresses_of_the_others(
-    database: DatabaseUrls, service: str
-) -> None:
-    """A service that is served alone, without the addresses of the others, reports which address is
-    missing.
-    """
-    first = "wallet" if service in ("payment", "payout") else "event"
-    with pytest.raises(
-        StartupError, match=f"TALLYSTICK_SERVICE_ADDRESSES must say where {service} reaches {first}"
-    ):
-        asyncio.run(
-            serve.start(
-                (service,), Settings().replace(server__listen=free_address()), database.all()
-            )
-        )
+def test_the_name_of_a_process_is_that_of_its_services(names: list[str], name: str) -> None:
+    """Traces and metrics have one name, with the HTTP server and without it."""
+    assert process_name(names) == name

@@ -14,10 +14,17 @@ from tallystick.payment.v1 import payment_service_pb2_grpc
 from tallystick.payout.v1 import payout_service_pb2_grpc
 from tallystick_core.provider.webhook import WebhookSource, WebhookSubject
 from tallystick_server.app.configuration import Settings
+from tallystick_server.app.configuration.settings import HttpSection
 from tallystick_server.app.errors import StartupError
 from tallystick_server.app.listening import listen_http
 from tallystick_server.app.metrics_export import MetricsExport, start_metrics_export
-from tallystick_server.app.services import SERVICES
+from tallystick_server.app.services import (
+    HTTP_SERVER,
+    SERVICES,
+    check_addresses,
+    process_name,
+    service_names,
+)
 from tallystick_server.app.tls import ServerCertificate, load_certificate, service_connector
 from tallystick_server.http.documentation import documentation_routes
 from tallystick_server.http.health import health_route
@@ -91,7 +98,7 @@ async def start_http_process(settings: Settings) -> HttpProcess:
         raise StartupError(
             "TALLYSTICK_HTTP__LISTEN must be an address for serve http, such as 127.0.0.1:7080."
         )
-    metrics_export = await start_metrics_export("tallystick-http", settings)
+    metrics_export = await start_metrics_export(process_name([HTTP_SERVER]), settings)
     return HttpProcess(
         await start_http_server(settings, settings.service_addresses), metrics_export
     )
@@ -105,40 +112,25 @@ async def start_http_server(
     """Starts the HTTP server. `addresses`: those of all services. `webhook_sources`: None: those of
     the configured providers. Raises StartupError.
     """
-    for spec in SERVICES:
-        if not addresses.get(spec.name):
-            raise StartupError(
-                "TALLYSTICK_SERVICE_ADDRESSES must say where the HTTP server reaches "
-                f'{spec.name}, such as "{spec.name}=127.0.0.1:7070".'
-            )
-    certificate = load_certificate("http", settings.http)
-    connect = service_connector(settings.service_ca_file)
-    channels = {address: connect(address) for address in addresses.values()}
-    stopping = asyncio.Event()
+    check_addresses("the HTTP server", service_names(), addresses)
     http = settings.http
-    service_client = ServiceClient(settings.service_token, connect)
+    certificate = load_certificate("http", http)
+    stopping = asyncio.Event()
+    service_client = ServiceClient(
+        settings.service_token, service_connector(settings.service_ca_file)
+    )
     webhooks = _build_webhooks(settings, service_client, addresses, webhook_sources)
-    close_hooks = [
-        webhooks.stop,
-        service_client.close,
-        *(channel.close for channel in channels.values()),
-    ]
+    close_hooks = [webhooks.stop, service_client.close]
     server = HttpServer(
         [
             *_routes(
-                {name: channels[address] for name, address in addresses.items()},
+                {name: service_client.channel(addresses[name]) for name in service_names()},
                 stopping,
                 authenticates=settings.authentication != "none",
             ),
             *webhooks.endpoints.routes(),
         ],
-        HttpLimits(
-            max_connections=http.max_connections,
-            max_body_bytes=http.max_body_bytes,
-            max_body_bytes_in_flight=http.max_body_bytes_in_flight,
-            header_timeout_seconds=http.header_timeout,
-            body_timeout_seconds=http.body_timeout,
-        ),
+        _limits(http),
     )
     try:
         listener = await listen_http(
@@ -155,6 +147,16 @@ async def start_http_server(
     if certificate is not None:
         certificate.start()
     return RunningHttpServer(http.listen, server, listener, certificate, close_hooks, stopping)
+
+
+def _limits(http: HttpSection) -> HttpLimits:
+    return HttpLimits(
+        max_connections=http.max_connections,
+        max_body_bytes=http.max_body_bytes,
+        max_body_bytes_in_flight=http.max_body_bytes_in_flight,
+        header_timeout_seconds=http.header_timeout,
+        body_timeout_seconds=http.body_timeout,
+    )
 
 
 @dataclass(frozen=True, slots=True)

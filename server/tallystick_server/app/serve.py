@@ -30,14 +30,19 @@ from tallystick_server.app.http_serving import (
 from tallystick_server.app.listening import listen
 from tallystick_server.app.metrics_export import MetricsExport, start_metrics_export
 from tallystick_server.app.readiness import DatabaseHealth, await_databases, serve_not_ready
-from tallystick_server.app.services import HTTP_SERVER, find_spec, stop_order
+from tallystick_server.app.services import (
+    HTTP_SERVER,
+    check_addresses,
+    find_spec,
+    process_name,
+    stop_order,
+)
 from tallystick_server.app.tls import ServerCertificate, load_certificate, service_connector
 from tallystick_server.app.wiring import Dependencies, Service, Wiring
 from tallystick_server.observability import tracing
 from tallystick_server.rpc.authentication import Authenticator, BearerTokens, NoAuthentication
 from tallystick_server.rpc.server import RpcServer
 from tallystick_server.rpc.service_client import ServiceClient
-from tallystick_server.service_spec import ServiceSpec
 
 T = TypeVar("T")
 
@@ -59,7 +64,7 @@ class RunningServer:
     _rpc_servers: Sequence[RpcServer]
     _health_servicer: health.aio.HealthServicer
     _service_client: ServiceClient
-    _socket_folder: str | None
+    _socket_folder: Path | None
     _database_health: DatabaseHealth
     _metrics_export: MetricsExport | None
     _certificate: ServerCertificate | None
@@ -120,8 +125,7 @@ class RunningServer:
             await self._certificate.stop()
         if self._metrics_export is not None:  # last, so that the drain can be watched
             await self._metrics_export.stop()
-        if self._socket_folder is not None:
-            shutil.rmtree(self._socket_folder, ignore_errors=True)
+        _remove_folder(self._socket_folder)
 
     async def _drain_http(self, timeout_seconds: float) -> None:
         if self._http_server is not None:
@@ -141,49 +145,57 @@ async def start(
     """Starts services, and the HTTP server if it is named. Together services call each other
     through a separate server on a Unix socket; a single service uses the configured addresses.
     """
-    has_http = HTTP_SERVER in names
-    names = [name for name in names if name != HTTP_SERVER]
-    specs = [find_spec(name) for name in names]
-    _check_payout_service(names, settings)
-    authenticator: Authenticator = (
-        BearerTokens(settings.callers)
-        if settings.authentication == "tokens"
-        else NoAuthentication()
-    )
+    folder = Path(tempfile.mkdtemp(prefix="tallystick-")) if len(names) > 1 else None
+    try:
+        return await _start(names, settings, urls, dependencies or Dependencies(), folder)
+    except BaseException:
+        _remove_folder(folder)
+        raise
+
+
+async def _start(
+    names: Sequence[str],
+    settings: Settings,
+    urls: Mapping[str, str],
+    dependencies: Dependencies,
+    socket_folder: Path | None,
+) -> RunningServer:
+    """`socket_folder`: None: one service, which needs no socket of its own."""
+    service_names = [name for name in names if name != HTTP_SERVER]
+    specs = [find_spec(name) for name in service_names]
+    _check_payout_service(service_names, settings)
     certificate, credentials = _load_certificate(settings)
     service_client = ServiceClient(
         settings.service_token, service_connector(settings.service_ca_file)
     )
-    has_sockets = len(names) > 1 or has_http
-    socket_folder = tempfile.mkdtemp(prefix="tallystick-") if has_sockets else None
-    internal_address = f"unix:{Path(socket_folder or '') / 'inside'}" if len(names) > 1 else ""
-    addresses = {
-        **settings.service_addresses,
-        **(dict.fromkeys(names, internal_address) if internal_address else {}),
-    }
-    _check_addresses(specs, addresses)
+    listen_addresses, addresses = [settings.server.listen], settings.service_addresses
+    if len(specs) > 1:
+        internal_address = f"unix:{socket_folder}/inside"
+        listen_addresses.append(internal_address)
+        addresses = {**addresses, **dict.fromkeys(service_names, internal_address)}
+    for spec in specs:
+        check_addresses(spec.name, spec.dependencies, addresses)
     services = Wiring(settings, urls, addresses, service_client, dependencies).build(specs)
     health_servicer = health.aio.HealthServicer()
-    listen_addresses = [settings.server.listen, *([internal_address] if internal_address else [])]
-    try:
-        rpc_servers, servers = create_servers(
-            listen_addresses, services, settings, authenticator, health_servicer, credentials
+    rpc_servers, servers = create_servers(
+        listen_addresses,
+        services,
+        settings,
+        _authenticator(settings),
+        health_servicer,
+        credentials,
+    )
+    metrics_export = await start_metrics_export(process_name(names), settings)
+    http_server = None
+    if HTTP_SERVER in names and settings.http.listen:
+        # the public server, with its limits, at an address that needs no TLS
+        http_address = f"unix:{socket_folder}/http"
+        listen(servers[0], http_address)
+        http_server = await start_http_server(
+            settings,
+            {**settings.service_addresses, **dict.fromkeys(service_names, http_address)},
+            dependencies.webhook_sources,
         )
-        metrics_export = await start_metrics_export(process_name(names), settings)
-        http_server = None
-        if has_http and settings.http.listen:
-            # the public server, with its limits, at an address that needs no TLS
-            http_address = f"unix:{Path(socket_folder or '') / 'http'}"
-            listen(servers[0], http_address)
-            http_server = await start_http_server(
-                settings,
-                {**settings.service_addresses, **dict.fromkeys(names, http_address)},
-                dependencies.webhook_sources if dependencies else None,
-            )
-    except StartupError:
-        if socket_folder is not None:
-            shutil.rmtree(socket_folder, ignore_errors=True)
-        raise
     if certificate is not None:
         certificate.start()
     for service in services:
@@ -192,7 +204,7 @@ async def start(
         await server.start()
     database_health = DatabaseHealth(
         health_servicer,
-        {name: urls[name] for name in names},
+        {name: urls[name] for name in service_names},
         {s.name: s.descriptor.full_name for s in services},
     )
     await database_health.start()
@@ -211,6 +223,17 @@ async def start(
     )
 
 
+def _remove_folder(folder: Path | None) -> None:
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _authenticator(settings: Settings) -> Authenticator:
+    if settings.authentication == "tokens":
+        return BearerTokens(settings.callers)
+    return NoAuthentication()
+
+
 def _load_certificate(
     settings: Settings,
 ) -> tuple[ServerCertificate | None, grpc.ServerCredentials | None]:
@@ -219,21 +242,6 @@ def _load_certificate(
     """
     certificate = load_certificate("server", settings.server)
     return certificate, None if certificate is None else certificate.grpc_credentials()
-
-
-def process_name(names: Sequence[str]) -> str:
-    """The name of a process in traces and metrics."""
-    return "tallystick-" + ("all" if len(names) > 1 else names[0])
-
-
-def _check_addresses(specs: Sequence[ServiceSpec], addresses: Mapping[str, str]) -> None:
-    for spec in specs:
-        for dependency in spec.dependencies:
-            if not addresses.get(dependency):
-                raise StartupError(
-                    f"TALLYSTICK_SERVICE_ADDRESSES must say where {spec.name} reaches "
-                    f'{dependency}, such as "{dependency}=127.0.0.1:7071".'
-                )
 
 
 def _check_payout_service(names: Sequence[str], settings: Settings) -> None:

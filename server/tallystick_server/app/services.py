@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
+from tallystick_server.app.errors import StartupError
 from tallystick_server.event import service as event
 from tallystick_server.ledger import service as ledger
 from tallystick_server.payment import service as payment
@@ -34,6 +35,22 @@ def service_names() -> tuple[str, ...]:
 def find_spec(name: str) -> ServiceSpec:
     """The service of this name. Raises StopIteration if there is none."""
     return next(spec for spec in SERVICES if spec.name == name)
+
+
+def process_name(names: Sequence[str]) -> str:
+    """The name in traces and metrics of a process that serves these."""
+    services = [name for name in names if name != HTTP_SERVER] or names
+    return "tallystick-" + ("all" if len(services) > 1 else services[0])
+
+
+def check_addresses(caller: str, services: Iterable[str], addresses: Mapping[str, str]) -> None:
+    """Raises StartupError if the address of a service that `caller` calls is not known."""
+    for name in services:
+        if not addresses.get(name):
+            raise StartupError(
+                f"TALLYSTICK_SERVICE_ADDRESSES must say where {caller} reaches {name}, such as "
+                f'"{name}=127.0.0.1:7071".'
+            )
 
 
 def migration_folders() -> dict[str, str]:

@@ -104,10 +104,14 @@ class ServiceClient:
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     def stub(self, stub_class: Callable[[grpc.aio.Channel], T], address: str) -> T:
-        """A stub for the channel to an address. Services at one address share the channel."""
+        """A stub for the channel to an address."""
+        return stub_class(self.channel(address))
+
+    def channel(self, address: str) -> grpc.aio.Channel:
+        """The channel to an address. Services at one address share it."""
         if address not in self._channels:
             self._channels[address] = self._connect(address)
-        return stub_class(self._channels[address])
+        return self._channels[address]
 
     async def call(self, method: Callable[..., Awaitable[R]], request: Any, name: str = "") -> R:
         """Calls a stub's method. `name`: the span name, required if the request is serialized
