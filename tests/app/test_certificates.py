@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from tallystick_server.app import tls
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.errors import StartupError
 from tallystick_server.app.tls import (
@@ -303,3 +304,34 @@ def test_an_http_server_rejects_old_versions(files: ServerFiles) -> None:
             await runner.cleanup()
 
     uvloop.run(serve_and_check())
+
+
+def test_an_unexpected_error_does_not_end_the_poll(
+    files: ServerFiles, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged, and the files are read again at the next interval."""
+    monkeypatch.setattr(tls, "POLL_INTERVAL_SECONDS", 0.01)
+    certificate = ServerCertificate("server", files)
+    readings: list[str] = []
+
+    async def poll() -> None:
+        loop, read_again = asyncio.get_running_loop(), asyncio.Event()
+
+        def read(section: str, *_: object) -> tls.KeyPair:
+            readings.append(section)
+            if len(readings) > 1:
+                loop.call_soon_threadsafe(read_again.set)
+            raise RuntimeError("unexpected")
+
+        monkeypatch.setattr(tls, "read_key_pair", read)
+        certificate.start()
+        try:
+            async with asyncio.timeout(10):
+                await read_again.wait()
+        finally:
+            await certificate.stop()
+
+    asyncio.run(poll())
+    assert {record.getMessage() for record in caplog.records} == {
+        "server.poll_certificate failed; it runs again at its next interval"
+    }

@@ -27,6 +27,7 @@ from tallystick_server.app.configuration.errors import setting_name
 from tallystick_server.app.configuration.network import ListenerSettings
 from tallystick_server.app.errors import StartupError
 from tallystick_server.observability import names
+from tallystick_server.operations.periodic import Periodic
 from tallystick_server.rpc.service_client import open_channel
 
 log = logging.getLogger(__name__)
@@ -142,21 +143,18 @@ class ServerCertificate:
         self._context: ssl.SSLContext | None = None
         """Of new HTTP connections, if there is an HTTP server."""
         self._last_error, self._failure_count = "", 0
-        self._task: asyncio.Task[None] | None = None
+        self._poll_task = Periodic(
+            f"{section}.poll_certificate",
+            POLL_INTERVAL_SECONDS,
+            partial(asyncio.to_thread, self.refresh),
+        )
 
     def start(self) -> None:
         """Begins to poll the files."""
-        self._task = asyncio.create_task(self._poll())
+        self._poll_task.start()
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-
-    async def _poll(self) -> None:
-        while True:
-            await asyncio.sleep(POLL_INTERVAL_SECONDS)
-            await asyncio.to_thread(self.refresh)
+        await self._poll_task.stop()
 
     def refresh(self) -> None:
         """Reads the files, and uses them from now on if they have changed and can be used."""
