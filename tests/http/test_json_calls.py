@@ -1,28 +1,20 @@
-"""Calls by JSON over HTTP: fields, errors, idempotency, deadlines, tokens and streams."""
+"""Calls by JSON over HTTP: fields, errors, idempotency, tokens and hosts."""
 
 from __future__ import annotations
 
-import json
-import threading
 from collections.abc import Iterator
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
-from tallystick.payment.v1 import payment_service_pb2
 from tallystick_core.access import Role
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.services import HTTP_SERVER, service_names
 from tests.support.callers import settings_with_callers, token_of
-from tests.support.platform import (
-    FAST_RETRY,
-    ServedPlatform,
-    eventually,
-    serve_platform,
-    unique_id,
-)
+from tests.support.json_calls import create, field_of, new_payment, reason_of
+from tests.support.platform import FAST_RETRY, ServedPlatform, serve_platform
 
 NAMES = (*service_names(), HTTP_SERVER)
 CALLERS = {"shop": ("", {Role.TEAM}), "other": ("", {Role.TEAM}), "ops": ("", {Role.OPERATOR})}
@@ -40,35 +32,6 @@ def guarded(database: DatabaseUrls) -> Iterator[ServedPlatform]:
     """A platform with tokens."""
     with serve_platform(database, settings_with_callers(CALLERS), NAMES) as platform:
         yield platform
-
-
-def new_payment(token: str = "tok_visa", **fields: object) -> dict[str, Any]:
-    name = unique_id()
-    order = {
-        "payment_order_id": f"o-{name}",
-        "buyer_account": "buyer",
-        "seller_account": f"seller-{name}",
-        "amount": "5.00",
-        "currency": "EUR",
-    }
-    return {
-        "checkout_id": f"c-{name}",
-        "credit_card_info": token,
-        "payment_orders": [order],
-        **fields,
-    }
-
-
-def create(http: ServedPlatform, payment: object, **headers: str) -> httpx.Response:
-    return httpx.post(f"{http.url}/v1/payments", json=payment, headers=headers, timeout=40)
-
-
-def reason_of(response: httpx.Response) -> str:
-    return str(response.json()["details"][0]["reason"])
-
-
-def field_of(response: httpx.Response) -> str:
-    return str(response.json()["details"][1]["field_violations"][0]["field"])
 
 
 def test_a_payment(http: ServedPlatform) -> None:
@@ -190,42 +153,18 @@ def test_the_idempotency_key(http: ServedPlatform) -> None:
     assert (different.status_code, field_of(different)) == (400, "request_id")
     none = httpx.post(f"{http.url}/v1/wallets/s/EUR:setPolicy", json={}, headers=key)
     assert (none.status_code, field_of(none)) == (400, "Idempotency-Key")
+    assert httpx.get(f"{http.url}/v1/payments", headers=key).status_code == 200  # reads ignore it
 
 
-def test_a_deadline_of_the_caller(http: ServedPlatform) -> None:
-    """Request-Timeout is the deadline of the call: a payment answers with the state that it has
-    before, and a stream ends with an error.
-    """
-    response = create(http, new_payment("tok_delay:20000"), **{"Request-Timeout": "1.5"})
-    assert (response.status_code, response.elapsed.total_seconds() < 10) == (200, True)
-    assert response.json()["payment"]["is_payment_done"] is False
-    url, headers = f"{http.url}/v1/events:stream?follow=true", {"Request-Timeout": "1.5"}
-    with httpx.stream("GET", url, headers=headers, timeout=30) as stream:
-        last = list(read_events(stream))[-1]
-    assert last["event"] == "error"
-    assert json.loads(last["data"])["details"][0]["reason"] == "DEADLINE_EXCEEDED"
-
-
-def test_a_key_in_use_is_429(http: ServedPlatform) -> None:
-    """Of many concurrent payments with one id, one runs; the others replay it or get 429 with
-    Retry-After.
-    """
+def test_concurrent_calls_with_one_id_have_one_result(http: ServedPlatform) -> None:
+    """The payment is made once: the other calls wait for it, and their answers are marked."""
     payment = new_payment("tok_delay:300")
-    responses: list[httpx.Response] = []
-    threads = [
-        threading.Thread(target=lambda: responses.append(create(http, payment))) for _ in range(12)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    statuses = {response.status_code for response in responses}
-    assert 200 in statuses
-    assert statuses <= {200, 429}
-    for response in responses:
-        if response.status_code == 429:
-            assert reason_of(response) == "KEY_IN_USE"
-            assert int(response.headers["Retry-After"]) >= 1
+    with ThreadPoolExecutor(12) as pool:
+        responses = list(pool.map(lambda _: create(http, payment), range(12)))
+    assert {response.status_code for response in responses} == {200}
+    assert {response.json()["payment"]["is_payment_done"] for response in responses} == {True}
+    replayed = [response.headers.get("Idempotent-Replayed") for response in responses]
+    assert sorted(filter(None, replayed)) == ["true"] * 11
 
 
 def test_tokens_and_owners(guarded: ServedPlatform) -> None:
@@ -270,7 +209,10 @@ def test_without_authentication_only_loopback_hosts_are_served(
 
 def test_with_tokens_any_host_is_served(guarded: ServedPlatform) -> None:
     """Behind a proxy the Host is that of the proxy; the token decides."""
-    headers = {"Host": "api.example", "Authorization": f"Bearer {token_of('shop')}"}
+    headers = {
+        "Host": "api.example",
+        "Authorization": f"Bearer {token_of('shop')}",
+    }
     assert httpx.get(f"{guarded.url}/v1/payments/none", headers=headers).status_code == 404
 
 
@@ -280,95 +222,6 @@ def test_the_trace_of_the_caller_continues(http: ServedPlatform) -> None:
     headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
     response = httpx.get(f"{http.url}/v1/payments/none", headers=headers)
     assert (response.status_code, response.headers["Trace-Id"]) == (404, trace)
-
-
-def read_events(response: httpx.Response) -> Iterator[dict[str, str]]:
-    """The events of a stream, without its comments."""
-    event: dict[str, str] = {}
-    for line in response.iter_lines():
-        name, _, value = line.partition(": ")
-        if line and name != ":":
-            event[name] = value
-        elif event:
-            yield event
-            event = {}
-
-
-def test_a_watch_is_a_stream_of_events(http: ServedPlatform) -> None:
-    """A watch sends each state with its version as id, then `end`. Last-Event-ID resumes it."""
-    payment = new_payment("tok_delay:1500", wait_for="WAIT_FOR_ACCEPTANCE")
-    assert create(http, payment).status_code == 200
-    url = f"{http.url}/v1/payments/{payment['checkout_id']}:watch"
-    with httpx.stream("GET", url, timeout=30) as response:
-        assert response.headers["Content-Type"] == "text/event-stream"
-        events = list(read_events(response))
-    assert events[-1] == {"event": "end", "data": "{}"}
-    versions = [int(event["id"]) for event in events[:-1]]
-    assert versions == sorted(set(versions))
-    assert len(versions) >= 2
-    last = json.loads(events[-2]["data"])["payment"]
-    assert (last["is_payment_done"], last["version"]) == (True, str(versions[-1]))
-    for version, expected in ((versions[-2], [str(versions[-1])]), (versions[-1], [])):
-        with httpx.stream("GET", url, headers={"Last-Event-ID": str(version)}) as response:
-            resumed = list(read_events(response))
-        assert [event["id"] for event in resumed if "id" in event] == expected
-    wrong = httpx.get(f"{url}?after_version=", headers={"Last-Event-ID": "1"})
-    assert (wrong.status_code, field_of(wrong)) == (400, "after_version")
-    wrong = httpx.get(url, headers={"Last-Event-ID": "x"})
-    assert (wrong.status_code, field_of(wrong)) == (400, "after_version")
-    missing = httpx.get(f"{http.url}/v1/payments/none:watch")
-    assert (missing.status_code, reason_of(missing)) == (404, "NOT_FOUND")
-
-
-def test_a_caller_that_leaves_cancels_its_call(http: ServedPlatform) -> None:
-    """When the caller of a stream or of a waiting call disconnects, the gRPC call ends too."""
-    rpc_server = http.server.rpc_server
-    with (
-        httpx.Client() as client,
-        client.stream("GET", f"{http.url}/v1/events:stream?follow=true") as response,
-    ):
-        first_line = next(response.iter_lines())
-        assert eventually(lambda: rpc_server.stream_count == 1), first_line
-    assert eventually(lambda: rpc_server.stream_count == 0)
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{http.url}/v1/payments", json=new_payment("tok_delay:20000"), timeout=0.5)
-    assert eventually(lambda: rpc_server.call_count == 0, 5)
-
-
-def test_streams_end_when_the_process_stops(scratch_database: DatabaseUrls) -> None:
-    """A drain ends a stream with an event that says why and when to retry, and answers a call
-    in flight.
-    """
-    events: list[dict[str, str]] = []
-    answers: list[httpx.Response] = []
-    with serve_platform(scratch_database, names=NAMES) as platform:
-
-        def watch() -> None:
-            url = f"{platform.url}/v1/events:stream?follow=true"
-            with httpx.stream("GET", url, timeout=30) as response:
-                for event in read_events(response):
-                    events.append(event)  # noqa: PERF402 - the test waits for the first one
-
-        payment = new_payment("tok_delay:1000")
-        threads = [
-            threading.Thread(target=watch),
-            threading.Thread(target=lambda: answers.append(create(platform, payment))),
-        ]
-        for thread in threads:
-            thread.start()
-        with platform.client() as client:
-            assert eventually(
-                lambda: (
-                    client.payment.ListPayments(payment_service_pb2.ListPaymentsRequest()).payments
-                )
-            )
-        assert eventually(lambda: events)
-    for thread in threads:
-        thread.join(30)
-    assert events[-1]["event"] == "error"
-    assert json.loads(events[-1]["data"])["details"][0]["reason"] == "SHUTTING_DOWN"
-    assert int(events[-1]["retry"]) > 0
-    assert answers[0].json()["payment"]["is_payment_done"] is True
 
 
 def test_a_service_that_is_away_is_503(scratch_database: DatabaseUrls) -> None:

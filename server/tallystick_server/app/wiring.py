@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -24,7 +24,7 @@ from tallystick_server.operations.retry_policy import RetryPolicies
 from tallystick_server.operations.worker import OperationWorker, WorkerSettings
 from tallystick_server.outbox.relay import EventSource, OutboxSource, Relay
 from tallystick_server.providers.circuit_breaker import BreakerSettings
-from tallystick_server.providers.provider_type import Build, ProviderType
+from tallystick_server.providers.provider_type import Build, CloseHook, ProviderType
 from tallystick_server.providers.registry import build_providers
 from tallystick_server.rpc.call import Access
 from tallystick_server.rpc.service_client import ServiceClient
@@ -45,9 +45,6 @@ class _Lifecycle(Protocol):
     async def stop(self) -> None: ...
 
 
-_CloseHook = Callable[[], Awaitable[None]]
-
-
 @dataclass
 class Service:
     """A service in this process: its handlers and its background work. On a drain, `worker` first
@@ -60,7 +57,7 @@ class Service:
     databases: Sequence[Database]
     """Its own first, then those of its providers."""
     worker: OperationWorker | None = None
-    closing: Sequence[_CloseHook] = ()
+    closing: Sequence[CloseHook] = ()
     event_source: EventSource | None = None
     """The source of its relay. None: its outbox."""
 
@@ -114,7 +111,7 @@ class _ProviderBundle(NamedTuple, Generic[P]):
     providers: Mapping[str, P]
     components: Sequence[_Lifecycle] = ()
     databases: Sequence[Database] = ()
-    close_hooks: Sequence[_CloseHook] = ()
+    close_hooks: Sequence[CloseHook] = ()
 
 
 @dataclass(frozen=True, slots=True)

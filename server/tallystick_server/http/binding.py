@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -23,8 +23,6 @@ IDEMPOTENCY_KEY, LAST_EVENT_ID = "Idempotency-Key", "Last-Event-ID"
 _MAX_QUERY_FIELDS = 200
 _MAX_PAGE_SIZE = 2**31 - 1  # the service reduces it further
 _DIGITS = re.compile(r"-?[0-9]{1,40}", re.ASCII)
-
-Bind = Callable[[Request], Any]
 
 
 class RequestBinder:

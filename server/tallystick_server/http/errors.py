@@ -10,6 +10,7 @@ from google.protobuf.json_format import MessageToJson
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_server.http.responses import json_response
 from tallystick_server.rpc.errors import CODE_BY_REASON, to_status
 
 HTTP_STATUS_BY_CODE: Mapping[int, int] = {
@@ -43,11 +44,7 @@ OWN_HTTP_STATUSES: Mapping[int, ErrorReason] = {
     415: ErrorReason.MESSAGE_MALFORMED,
 }
 """The statuses that only the HTTP server itself sends, and their reasons."""
-JSON_HEADERS = {
-    "Cache-Control": "no-store",
-    "X-Content-Type-Options": "nosniff",
-    "Server": "tallystick",
-}
+RETRY_AFTER = "Retry-After"
 
 
 class HttpError(Exception):
@@ -78,17 +75,12 @@ def error_response(
     http_status = http_status or HTTP_STATUS_BY_REASON.get(
         reason, HTTP_STATUS_BY_CODE.get(status.code, 500)
     )
-    all_headers = {**JSON_HEADERS, **(headers or {})}
+    all_headers = dict(headers or {})
     if retry_after is not None:
-        all_headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
+        all_headers[RETRY_AFTER] = str(max(1, math.ceil(retry_after)))
     if http_status == 401:
         all_headers["WWW-Authenticate"] = "Bearer"
-    return web.Response(
-        body=status_json(status).encode(),
-        status=http_status,
-        headers=all_headers,
-        content_type="application/json",
-    )
+    return json_response(status_json(status).encode(), http_status, all_headers)
 
 
 def status_json(status: status_pb2.Status) -> str:

@@ -9,8 +9,8 @@ import grpc
 from aiohttp import web
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tallystick_server.http.errors import JSON_HEADERS
 from tallystick_server.http.request import Request
+from tallystick_server.http.responses import json_response
 from tallystick_server.http.routing import Route
 
 PATH = "/healthz"
@@ -27,12 +27,7 @@ def health_route(channels: Sequence[grpc.aio.Channel], stopping: asyncio.Event) 
         answers = await asyncio.gather(*(_is_serving(stub) for stub in stubs))
         is_serving = all(answers) and not stopping.is_set()
         status = "SERVING" if is_serving else "NOT_SERVING"
-        return web.Response(
-            body=b'{"status": "%s"}' % status.encode(),
-            status=200 if is_serving else 503,
-            headers=JSON_HEADERS,
-            content_type="application/json",
-        )
+        return json_response(b'{"status": "%s"}' % status.encode(), 200 if is_serving else 503)
 
     return Route("GET", PATH, check)
 

@@ -26,7 +26,6 @@ _READ_BYTES = 16 * 1024
 """How much of a body is read ahead of its handler."""
 _LINGER_SECONDS = 2.0  # in which the rest of a rejected body is read, so that its caller sees why
 _UNREAD_SECONDS = 30  # after which a caller that does not read its response is disconnected
-_DRAIN_POLL_SECONDS = 0.02
 _STREAM_DRAIN_SECONDS = 1.0
 
 
@@ -54,8 +53,10 @@ class HttpServer:
         self._manager = web.Server(self._handle, handler_cancellation=True)
         self._loop = asyncio.get_running_loop()
         self.connection_count = 0
-        self.request_count = 0
+        self._request_count = 0
         """The number of requests in flight, with streams."""
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     def connect(self) -> asyncio.Protocol:
         """The protocol of a new connection."""
@@ -86,10 +87,9 @@ class HttpServer:
 
     async def wait_until_idle(self, timeout_seconds: float) -> None:
         """Waits up to `timeout_seconds` until no request is in flight."""
-        deadline = self._loop.time() + timeout_seconds
-        # requests end in many places, and no event tells when the last one has ended
-        while self.request_count and self._loop.time() < deadline:  # noqa: ASYNC110
-            await asyncio.sleep(_DRAIN_POLL_SECONDS)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                await self._idle.wait()
 
     async def stop(self) -> None:
         """Ends every connection."""
@@ -103,11 +103,14 @@ class HttpServer:
             self._limits.max_body_bytes,
             self._limits.body_timeout_seconds,
         )
-        self.request_count += 1
+        self._request_count += 1
+        self._idle.clear()
         try:
             response = await self._answer(request)
         finally:
-            self.request_count -= 1
+            self._request_count -= 1
+            if not self._request_count:
+                self._idle.set()
             request.release_body()
         if self._closing.is_set() or response.headers.get("Connection") == "close":
             response.force_close()

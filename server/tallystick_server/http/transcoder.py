@@ -17,12 +17,13 @@ from google.protobuf.message_factory import GetMessageClass
 
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_server.http.binding import RequestBinder
-from tallystick_server.http.errors import JSON_HEADERS, HttpError, error_response
+from tallystick_server.http.errors import HttpError, error_response
 from tallystick_server.http.event_stream import EventStream
 from tallystick_server.http.grpc_status import status_of
 from tallystick_server.http.http_rules import HttpRule
 from tallystick_server.http.message_encoder import encoder
 from tallystick_server.http.request import Request
+from tallystick_server.http.responses import json_response
 from tallystick_server.http.routing import Handler, Route
 from tallystick_server.observability.tracing import is_traceparent
 
@@ -125,14 +126,10 @@ class _Method:
         call = self._unary(message, timeout=timeout, metadata=metadata)
         response = await call
         trailing: dict[str, Any] = dict(await call.trailing_metadata())
-        headers = {**JSON_HEADERS, TRACE_ID: trailing.get("tallystick-trace-id", "")}
+        headers = {TRACE_ID: trailing.get("tallystick-trace-id", "")}
         if trailing.get("tallystick-replayed") == "true":
             headers[REPLAYED] = "true"
-        return web.Response(
-            body=orjson.dumps(self._encode(response)),
-            headers=headers,
-            content_type="application/json",
-        )
+        return json_response(orjson.dumps(self._encode(response)), headers=headers)
 
 
 def _read_metadata(headers: Mapping[str, str]) -> list[tuple[str, str]]:

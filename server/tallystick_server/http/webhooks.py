@@ -17,8 +17,9 @@ from tallystick_core.provider.webhook import (
     WebhookSource,
     WebhookSubject,
 )
-from tallystick_server.http.errors import JSON_HEADERS, HttpError
+from tallystick_server.http.errors import HttpError
 from tallystick_server.http.request import Request
+from tallystick_server.http.responses import json_response
 from tallystick_server.http.routing import Route
 from tallystick_server.observability import metrics, names
 from tallystick_server.operations.batcher import MAX_QUEUED_CALLS, Batcher, bisect_on_error
@@ -100,7 +101,7 @@ class WebhookEndpoints:
                 metrics.WEBHOOKS.add(1, source.name, result)
                 raise rejection from None
             metrics.WEBHOOKS.add(1, source.name, "stored")
-            return web.Response(body=b"{}", headers=JSON_HEADERS, content_type="application/json")
+            return json_response(b"{}")
 
         return receive
 
