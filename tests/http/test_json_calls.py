@@ -207,10 +207,35 @@ def test_without_authentication_only_loopback_hosts_are_served(
     assert reason_of(response) == ("NOT_FOUND" if status == 404 else "PERMISSION_DENIED")
 
 
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://localhost:3000", 404),
+        ("http://127.0.0.1", 404),
+        ("http://[::1]:8080", 404),
+        ("https://evil.example", 403),
+        ("http://localhost.evil.example", 403),
+        ("http://[", 403),
+        ("null", 403),
+        ("", 403),
+    ],
+)
+def test_without_authentication_no_web_page_of_another_host_is_served(
+    http: ServedPlatform, origin: str, status: int
+) -> None:
+    """A browser sends a call without a body for any page; its Origin names the page's host."""
+    response = httpx.post(
+        f"{http.url}/v1/paymentOrders/none:confirmDelivery", headers={"Origin": origin}
+    )
+    assert response.status_code == status
+    assert reason_of(response) == ("NOT_FOUND" if status == 404 else "PERMISSION_DENIED")
+
+
 def test_with_tokens_any_host_is_served(guarded: ServedPlatform) -> None:
     """Behind a proxy the Host is that of the proxy; the token decides."""
     headers = {
         "Host": "api.example",
+        "Origin": "https://api.example",
         "Authorization": f"Bearer {token_of('shop')}",
     }
     assert httpx.get(f"{guarded.url}/v1/payments/none", headers=headers).status_code == 404

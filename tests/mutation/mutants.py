@@ -1103,6 +1103,13 @@ MUTANTS = (
         "if False:",
         "tests/http/test_json_calls.py",
     ),
+    Mutant(
+        "without authentication a web page of any host is served",
+        f"{_SERVER}/http/transcoder.py",
+        'if origin is not None and not _is_loopback_host(origin.partition("://")[2]):',
+        "if False:",
+        "tests/http/test_json_calls.py",
+    ),
 )
 
 

@@ -43,10 +43,10 @@ def transcoded_routes(
     authenticates: bool = True,
 ) -> list[Route]:
     """A route for each rule. `channels`: by the full name of the service. If it does not
-    authenticate callers, only requests to a loopback host are accepted: a web page whose name leads
-    to this machine could read the answers.
+    authenticate callers, only requests to and from a loopback host are accepted: a web page could
+    make calls, and one whose name leads to this machine could read the answers.
     """
-    guard = (lambda handler: handler) if authenticates else require_loopback_host
+    guard = (lambda handler: handler) if authenticates else require_loopback
     return [
         Route(
             rule.http_method,
@@ -57,21 +57,28 @@ def transcoded_routes(
     ]
 
 
-def require_loopback_host(handler: Handler) -> Handler:
-    """A handler that rejects requests to the name of another host."""
+def require_loopback(handler: Handler) -> Handler:
+    """A handler that rejects requests to the name of another host, and those of its web pages."""
 
     async def handle(request: Request) -> web.StreamResponse:
         if not _is_loopback_host(request.http.headers.get("Host", "")):
-            raise HttpError(
-                ApiError(
-                    ErrorReason.PERMISSION_DENIED,
-                    "The header Host must be localhost or a loopback address while "
-                    "authentication is none.",
-                )
-            )
+            raise _not_loopback("Host")
+        origin = request.http.headers.get("Origin")
+        if origin is not None and not _is_loopback_host(origin.partition("://")[2]):
+            raise _not_loopback("Origin")
         return await handler(request)
 
     return handle
+
+
+def _not_loopback(header: str) -> HttpError:
+    return HttpError(
+        ApiError(
+            ErrorReason.PERMISSION_DENIED,
+            f"The header {header} must have localhost or a loopback address while authentication "
+            "is none.",
+        )
+    )
 
 
 def _is_loopback_host(header: str) -> bool:
