@@ -13,12 +13,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.errors import StartupError
 from tallystick_server.app.services import find_spec
+from tests.support.health import is_serving
 
 DATABASE_FOLDER = Path(".data/bench")
 _LOG_FILE = Path(".data/bench.log")
@@ -56,18 +54,6 @@ def _accepts_connections(address: str) -> bool:
     return True
 
 
-def _is_serving(address: str) -> bool:
-    """A service rejects calls while it waits for its database, though it listens already."""
-    with grpc.insecure_channel(address) as channel:
-        try:
-            response = health_pb2_grpc.HealthStub(channel).Check(  # type: ignore[attr-defined]
-                health_pb2.HealthCheckRequest(), timeout=1
-            )
-        except grpc.RpcError:
-            return False
-        return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
-
-
 def run_services(
     names: Sequence[str], environment: dict[str, str], address: str, *, kill: bool = False
 ) -> AbstractContextManager[int]:
@@ -81,7 +67,7 @@ def run_services(
         },
         address,
         kill=kill,
-        is_ready=_is_serving,
+        is_ready=is_serving,
     )
 
 

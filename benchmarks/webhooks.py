@@ -23,7 +23,7 @@ import psycopg
 from benchmarks import empty_http
 from benchmarks.measure import StatusPrinter, quantile_ms, rate_figures
 from benchmarks.pay_in import new_run_id
-from benchmarks.processes import DATABASE_FOLDER, database_environment, run_process
+from benchmarks.processes import DATABASE_FOLDER, database_environment, run_process, run_services
 from tallystick import new_order
 from tallystick.payment.v1 import payment_service_pb2, payment_service_pb2_grpc
 from tallystick_server.app.configuration import Settings
@@ -41,7 +41,6 @@ _PAYMENTS_PER_SECOND = 60
 """How many payments are prepared for each second of the measurement."""
 _MAX_SECONDS_UNTIL_APPLIED = 300.0
 _ENVIRONMENT = {
-    "TALLYSTICK_SERVER__LISTEN": _ADDRESS,
     "TALLYSTICK_HTTP__LISTEN": _HTTP_ADDRESS,
     "TALLYSTICK_PROVIDERS__PAYMENT": "stripe",
     "TALLYSTICK_PROVIDERS__PAYOUT": "stripe",
@@ -68,11 +67,7 @@ def bench(seconds: float, in_flight: int, print_status: StatusPrinter) -> dict[s
         open_databases(Settings(), print_status, folder=DATABASE_FOLDER) as database_urls,
         run_process(["-m", "benchmarks.stripe_stub", _STUB_ADDRESS], {}, _STUB_ADDRESS),
         run_process(["-m", "benchmarks.empty_http", _EMPTY_ADDRESS], {}, _EMPTY_ADDRESS),
-        run_process(
-            ["-m", "tallystick_server.cli.main", "serve", "all"],
-            {**database_environment(database_urls), **_ENVIRONMENT},
-            _HTTP_ADDRESS,
-        ),
+        run_services(["all"], {**database_environment(database_urls), **_ENVIRONMENT}, _ADDRESS),
     ):
         return run(_Benchmark(database_urls, seconds, in_flight, print_status).run())
 

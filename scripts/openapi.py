@@ -12,8 +12,10 @@ from openapi_examples import field_example, request_example
 from openapi_schemas import STATUS, Comments, Schema, Schemas, detail_schema
 
 from tallystick_server.app.services import SERVICES
-from tallystick_server.http.errors import reasons_by_http_status
+from tallystick_server.http.binding import IDEMPOTENCY_KEY, LAST_EVENT_ID
+from tallystick_server.http.errors import RETRY_AFTER, reasons_by_http_status
 from tallystick_server.http.http_rules import HttpRule, http_rules
+from tallystick_server.http.transcoder import REPLAYED, REQUEST_TIMEOUT, TRACE_ID
 
 
 def make_document(files: FileDescriptorSet) -> Schema:
@@ -148,10 +150,10 @@ def _success(rule: HttpRule, schemas: Schemas, comments: Comments) -> Schema:
             "content": {"text/event-stream": {"schema": _event_schema(schemas.reference(output))}},
         }
     headers = {
-        "Trace-Id": {"description": "The trace of the call.", "schema": {"type": "string"}},
+        TRACE_ID: {"description": "The trace of the call.", "schema": {"type": "string"}},
     }
     if not rule.is_read:
-        headers["Idempotent-Replayed"] = {
+        headers[REPLAYED] = {
             "description": "true: the call was made before.",
             "schema": {"type": "string", "enum": ["true"]},
         }
@@ -185,11 +187,11 @@ def _parameters(rule: HttpRule, schemas: Schemas) -> list[Schema]:
     parameters += [
         _parameter(name, "query", field, schemas) for name, field in rule.query_fields.items()
     ]
-    headers = ["Request-Timeout"]
+    headers = [REQUEST_TIMEOUT]
     if rule.key_field:
-        headers.append("Idempotency-Key")
+        headers.append(IDEMPOTENCY_KEY)
     if rule.cursor is not None:
-        headers.append("Last-Event-ID")
+        headers.append(LAST_EVENT_ID)
     return parameters + [{"$ref": f"#/components/parameters/{name}"} for name in headers]
 
 
@@ -213,17 +215,17 @@ def _parameter(name: str, place: str, field: FieldDescriptor, schemas: Schemas) 
 
 def _header_parameters() -> Schema:
     texts = {
-        "Request-Timeout": (
+        REQUEST_TIMEOUT: (
             r"^[0-9]{1,4}(\.[0-9]{1,3})?$",
             "Seconds that the call may take, up to 60. By default 10, for payments and payouts 30.",
             "10",
         ),
-        "Idempotency-Key": (
+        IDEMPOTENCY_KEY: (
             "^[!-~]{1,64}$",
             "Must equal the id of the call, or is its request_id.",
             "checkout-1",
         ),
-        "Last-Event-ID": ("^[0-9]{1,18}$", "The id of the last event that was received.", "0"),
+        LAST_EVENT_ID: ("^[0-9]{1,18}$", "The id of the last event that was received.", "0"),
     }
     return {
         name: {
@@ -246,7 +248,7 @@ def _error_responses() -> Iterator[tuple[str, Schema]]:
         }
         if status in (429, 503):
             response["headers"] = {
-                "Retry-After": {
+                RETRY_AFTER: {
                     "description": "Seconds after which the same request may be sent again.",
                     "schema": {"type": "integer", "minimum": 1},
                 }

@@ -15,8 +15,8 @@ from tallystick_server.app import grpc_servers
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.services import SERVICES
 from tests.support.errors import from_rpc
+from tests.support.health import is_serving
 from tests.support.platform import serve_platform as platform_of
-from tests.support.processes import is_serving
 
 _PING, _GOAWAY = 6, 7  # types of HTTP/2 frames
 

@@ -24,9 +24,10 @@ from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.verify.run import verify
 from tests.support.errors import from_rpc
+from tests.support.health import is_serving
 from tests.support.platform import eventually, free_address
 from tests.support.platform import serve_platform as platform_of
-from tests.support.processes import environment_of, is_serving, running_process
+from tests.support.processes import environment_of, running_process
 
 
 def test_sigterm_drains(scratch_database: DatabaseUrls) -> None:

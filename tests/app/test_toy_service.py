@@ -16,8 +16,9 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tallystick import Client
 from tallystick_server.app import services
 from tests.app.toy.service import SPEC
+from tests.support.health import is_serving
 from tests.support.platform import eventually, free_address, fresh_database
-from tests.support.processes import environment_of, is_serving, running_process
+from tests.support.processes import environment_of, running_process
 
 _PROGRAM = """
 from tallystick_server.app import services

@@ -10,10 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
 from tallystick_server.app.database.connections import DatabaseUrls
+from tests.support.health import is_serving
 from tests.support.platform import eventually
 
 CLI = [sys.executable, "-m", "tallystick_server.cli.main"]
@@ -55,17 +53,6 @@ def wait_for_line(
         raise AssertionError(f"the process wrote {lines} without {text!r}")
     finally:
         timer.cancel()
-
-
-def is_serving(address: str, service: str = "") -> bool:
-    with grpc.insecure_channel(address) as channel:
-        try:
-            response = health_pb2_grpc.HealthStub(channel).Check(  # type: ignore[attr-defined]
-                health_pb2.HealthCheckRequest(service=service), timeout=1
-            )
-        except grpc.RpcError:
-            return False
-        return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 def environment_of(databases: DatabaseUrls) -> dict[str, str]:
