@@ -39,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--thorough",
         action="store_true",
-        help="run tests at full size, which takes minutes; .ci/run does it",
+        help="run tests at full size, which takes minutes; .ci/run does it for some",
     )
 
 
