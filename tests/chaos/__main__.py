@@ -26,9 +26,9 @@ from tallystick_server.app.services import HTTP_SERVER
 from tests.chaos.check import check, format_open_work, open_work
 from tests.chaos.load import ChaosLoad
 from tests.chaos.look_alike import LookAlike
-from tests.chaos.platform import LEASE_SECONDS, ProcessCluster
+from tests.chaos.platform import LEASE_SECONDS, ProcessCluster, SupervisedProcess
 from tests.chaos.proxy import PostgresProxy
-from tests.chaos.webhook_check import check_webhooks, open_deliveries
+from tests.chaos.webhook_check import check_coverage, check_webhooks, open_deliveries
 from tests.chaos.webhook_proxy import WebhookProxy
 from tests.support.cancellation import exit_on_interrupt
 from tests.support.options import print_progress
@@ -51,6 +51,8 @@ class Nemesis:
         self._random = random.Random(f"{seed}/nemesis")
         self.kills: Counter[str] = Counter()
         """By the name of the process, without its number."""
+        self._next_victims: list[SupervisedProcess] = []
+        """Each process is killed once before any is killed again."""
         self.process_freezes = self.database_crashes = self.database_freezes = (
             self._connection_freezes
         ) = 0
@@ -94,23 +96,21 @@ class Nemesis:
     async def _strike(self) -> None:
         for _ in range(self._random.randint(0, 3)):
             self._proxy.arm(self._random.choice(["before", "after"]))
-        victim = self._random.choice(
-            [process for process in self._platform.processes if not process.is_stopped]
-        )
-        if self._random.random() < 0.15 and not any(
-            process.is_stopped for process in self._platform.processes
-        ):
+        processes = self._platform.processes
+        if self._random.random() < 0.15 and not any(process.is_stopped for process in processes):
             self.process_freezes += 1
+            victim = self._random.choice(processes)
             victim.send_signal(signal.SIGSTOP)
             asyncio.get_running_loop().call_later(
                 LEASE_SECONDS * 1.5, victim.send_signal, signal.SIGCONT
             )
             return
-        for killed_process in dict.fromkeys(
-            [victim, *self._random.sample(self._platform.processes, self._random.randint(0, 1))]
-        ):
-            self.kills[killed_process.name.partition("-")[0]] += 1
-            killed_process.send_signal(signal.SIGKILL)
+        for _ in range(self._random.randint(1, 2)):
+            if not self._next_victims:
+                self._next_victims = self._random.sample(processes, len(processes))
+            victim = self._next_victims.pop()
+            self.kills[victim.name.partition("-")[0]] += 1
+            victim.send_signal(signal.SIGKILL)
 
 
 async def _restart_processes(platform: ProcessCluster) -> None:
@@ -187,11 +187,13 @@ async def _run_chaos(
         )
     if seconds_until_idle > _MAX_SECONDS_UNTIL_IDLE:
         violations.append(f"idle only after {seconds_until_idle:.0f} s")
+    http_kills = nemesis.kills[HTTP_SERVER]
+    violations += check_coverage(minutes, http_kills, webhook_summary["webhooks_delivered"])
     return {
         "seed": seed,
         "minutes": minutes,
         "kills": nemesis.kills.total(),
-        "http_kills": nemesis.kills[HTTP_SERVER],
+        "http_kills": http_kills,
         "stripe_kills": nemesis.kills["stripe"],
         "process_freezes": nemesis.process_freezes,
         "cuts": proxy.cut_count,

@@ -19,6 +19,8 @@ _DELIVERIES = """
 """
 _OPEN_DELIVERIES = "select count(*) from sandbox.stripe_delivery where next_try_time is not null"
 _END_STATES = ("APPLIED", "IGNORED")
+_MIN_MINUTES = 1.0
+"""The length of a run in which every process is killed."""
 
 
 def open_deliveries(admin: str) -> dict[str, int]:
@@ -51,6 +53,18 @@ def check_webhooks(admin: str, log: WebhookLog) -> dict[str, Any]:
         "webhooks_lost": len(lost),
         "violations": violations + _inbox_violations(inbox, deliveries),
     }
+
+
+def check_coverage(minutes: float, http_kills: int, webhooks_delivered: int) -> list[str]:
+    """A line for each thing that never happened in a run of this length, which therefore proves
+    nothing about webhooks.
+    """
+    violations = []
+    if minutes >= _MIN_MINUTES and http_kills == 0:
+        violations.append("no HTTP process was killed")
+    if minutes >= _MIN_MINUTES and webhooks_delivered == 0:
+        violations.append("no webhook was delivered")
+    return violations
 
 
 def _inbox_violations(inbox: list[Any], deliveries: Mapping[str, bool]) -> list[str]:
