@@ -518,7 +518,9 @@ class OperationWorker:
         self, operation: LeasedOperation, outcome: ProviderOutcome
     ) -> LeasedOperation:
         """As `apply_provider_update`, for an operation that is loaded without its lease."""
-        recorded = await self.record(operation, outcome)
+        now = asyncio.get_running_loop().time()
+        failure_reason = self.kinds[operation.kind].failure_if_not_sent(operation, now)
+        recorded = await self.record(operation, with_cancel_reason(outcome, failure_reason))
         if self.next_action(recorded) is NextAction.BOOK:
             self.wake()
         return recorded

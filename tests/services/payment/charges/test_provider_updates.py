@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import psycopg
 import pytest
@@ -119,6 +120,22 @@ def test_a_late_outcome_counts_while_another_process_holds_the_lease(
         slow_retry_platform, FailedStep(holder, RetryReason.NO_ANSWER, "lost", NextAction.LOOK_UP)
     )
     assert is_paid(slow_retry_client, payment) == is_paid_at_last
+
+
+def test_a_reported_cancellation_of_an_expired_charge_is_an_expiry(
+    scratch_database: DatabaseUrls,
+) -> None:
+    """If the buyer did not act in time and the answer to the cancellation is lost, a webhook may
+    report it first: the order is FAILED(EXPIRED), because its caller has not cancelled it.
+    """
+    settings = Settings().replace(retry=SLOW_RETRY, payment__buyer_action_timeout=2.0)
+    with serve_platform(scratch_database, settings) as platform, platform.client() as client:
+        payment = create_payment(client, "5.00", token="tok_pending:action")
+        order = payment.payment_orders[0]
+        take_lease(scratch_database, order.charge_id)
+        assert eventually(lambda: datetime.now(UTC) > order.resolve_by_time.ToDatetime(UTC))
+        apply(platform, order.charge_id, Declined(FailureReason.CALLER_CANCELLED, "void"))
+        assert failure_reason(get_order(client, payment)) == "EXPIRED"
 
 
 @pytest.mark.parametrize(
