@@ -24,7 +24,7 @@ from tallystick_core.provider.outcome import (
     VerificationOutcome,
 )
 from tallystick_core.provider.payment_provider import ChargeRequest, PaymentProvider
-from tallystick_core.provider.payout_provider import PayoutRequest
+from tallystick_core.provider.payout_provider import PayoutProvider, PayoutRequest
 from tallystick_sandbox.payouts import SandboxPayouts
 from tallystick_sandbox.rules import Reply
 from tallystick_sandbox.sandbox import Sandbox
@@ -52,7 +52,12 @@ from tests.simulation.network import (
     Unreachable,
     exchange,
 )
-from tests.simulation.stripe import SimulatedTransport, StripeLookAlike, stripe_charges
+from tests.simulation.stripe import (
+    SimulatedTransport,
+    StripeLookAlike,
+    stripe_charges,
+    stripe_payouts,
+)
 from tests.simulation.webhook_load import ParseEvent, WebhookLoad
 from tests.simulation.world import PROVIDER_NODE, World
 from tests.support.retry_policies import scaled_defaults
@@ -238,13 +243,7 @@ class Cluster:
         self._world.log(f"{node.name} starts")
         service_client = ServiceClient(self._settings.service_token, self.network.channel)
         providers = {name: self._payment_provider(name) for name in self._payment_providers}
-        payout_provider = _RemotePayoutProvider(
-            self._world,
-            lambda: self.sandbox_payouts,
-            self._provider_node,
-            self._settings.providers.key_window,
-            self._report,
-        )
+        payout_provider = self._payout_provider()
         dependencies = Dependencies(
             self._new_id,
             self._database,
@@ -274,8 +273,25 @@ class Cluster:
         )
         if not self._has_stripe or name != PAYMENT_PROVIDERS[0]:
             return remote
-        transport = SimulatedTransport(self._world, remote.find_node, lambda: self._stripe.sandbox)
+        transport = self._stripe_transport(remote)
         return stripe_charges(self._settings.providers.terms(name), transport, _FINAL_NOT_FOUND)
+
+    def _payout_provider(self) -> PayoutProvider:
+        """The payout provider as a process has it."""
+        remote = _RemotePayoutProvider(
+            self._world,
+            lambda: self.sandbox_payouts,
+            self._provider_node,
+            self._settings.providers.key_window,
+            self._report,
+        )
+        if not self._has_stripe:
+            return remote
+        terms = self._settings.providers.terms(remote.name)
+        return stripe_payouts(terms, self._stripe_transport(remote))
+
+    def _stripe_transport(self, remote: _RemoteProvider) -> SimulatedTransport:
+        return SimulatedTransport(self._world, remote.find_node, lambda: self._stripe.sandbox)
 
     def _report_signed(self, event_id: str, parse: ParseEvent) -> None:
         """Stripe reports an event by webhook."""

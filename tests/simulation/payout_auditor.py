@@ -16,7 +16,7 @@ from tests.simulation.payout_load import FEES, WithdrawalResponses
 from tests.support.payouts import state_name
 
 _TERMINAL_STATES = {"PAID", "FAILED", "REJECTED", "CANCELLED", "RETURNED"}
-_CLOSED_ACCOUNT_TOKENS = ("ba_decline:no_account", "ba_returned_closed")
+_CLOSED_ACCOUNT_FAULTS = ("decline:no_account", "returned_closed")
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class PayoutAuditor:
     ) -> None:
         self._operator = operator
         self._responses = responses
-        self._tokens = {
-            response.withdrawal.destination_id: response.withdrawal.token
+        self._faults = {
+            response.withdrawal.destination_id: response.withdrawal.token.partition("_")[2]
             for response in responses.values()
         }
         self._fault_free = fault_free
@@ -134,16 +134,17 @@ class PayoutAuditor:
         rows = self._transfer_log.get(name, [])
         if not self._is_state_allowed(responses, payout, state, rows, amount - fee):
             self.violations.append(
-                f"payout {name} is {state}({payout.failure_reason}) with token "
-                f"{self._token(payout)}, log {rows}"
+                f"payout {name} is {state}({payout.failure_reason}) with fault "
+                f"{self._fault(payout)}, log {rows}"
             )
         if state in _TERMINAL_STATES and not payout.ledger_updated:
             self.violations.append(f"payout {name} is {state}, and not booked")
         self._add_bookings(payout, state, rows, amount, fee)
         await self._audit_transfers(name, rows)
 
-    def _token(self, payout: payout_pb2.Payout) -> str:
-        return self._tokens.get(payout.payout_destination_id, "")
+    def _fault(self, payout: payout_pb2.Payout) -> str:
+        """What the token of its destination makes the provider do."""
+        return self._faults.get(payout.payout_destination_id, "")
 
     def _audit_values(
         self, responses: WithdrawalResponses, payout: payout_pb2.Payout, amount: int
@@ -173,7 +174,7 @@ class PayoutAuditor:
     ) -> bool:
         """Whether the provider's log and the callers' requests allow the payout's state."""
         paid_rows = [row for row in rows if row.is_paid]
-        if len(paid_rows) > 1 and self._token(payout) != "ba_paid_twice":
+        if len(paid_rows) > 1 and self._fault(payout) != "paid_twice":
             return False
         first = paid_rows[0] if paid_rows else None
         match state:
@@ -202,32 +203,32 @@ class PayoutAuditor:
             responses is None
             or responses.cancelled
             or responses.disabled
-            or responses.withdrawal.token in _CLOSED_ACCOUNT_TOKENS
+            or self._faults[responses.withdrawal.destination_id] in _CLOSED_ACCOUNT_FAULTS
         )
 
     def _is_failure_allowed(
         self, payout: payout_pb2.Payout, reason: str, rows: Sequence[TransferLogEntry]
     ) -> bool:
-        token, states = self._token(payout), {row.state for row in rows}
+        fault, states = self._fault(payout), {row.state for row in rows}
         match reason:
             case "INSUFFICIENT_FUNDS":
                 return not rows
             case "DESTINATION_REJECTED":
-                return token == "ba_decline:no_account" and states == {"DECLINED"}
+                return fault == "decline:no_account" and states == {"DECLINED"}
             case "PROVIDER_DECLINED":
-                return (token == "ba_paid_late" and states <= {"DECLINED", "PAID"}) or states <= {
+                return (fault == "paid_late" and states <= {"DECLINED", "PAID"}) or states <= {
                     "DECLINED",
                     "ERROR",
                 } != set()
             case "PROVIDER_REJECTED":
-                return token == "ba_amount_too_small" and not rows
+                return fault == "amount_too_small" and not rows
             case "PROVIDER_MISMATCH":
-                return token == "ba_other_amount" and states == {"PAID"}
+                return fault == "other_amount" and states == {"PAID"}
             case "PROVIDER_UNREACHABLE":
-                return not rows and (not self._fault_free or token.startswith("ba_unreachable"))
+                return not rows and (not self._fault_free or fault.startswith("unreachable"))
             case "CLOSED_BY_OPERATOR":
                 return payout.payout_id in self._closed_dead_letters and (
-                    token == "ba_paid_late" or not any(row.is_paid for row in rows)
+                    fault == "paid_late" or not any(row.is_paid for row in rows)
                 )
             case _:
                 return False

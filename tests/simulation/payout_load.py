@@ -5,7 +5,7 @@ has its cut-off.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -49,6 +49,14 @@ _TOKEN_WEIGHTS = {
     "ba_review": 2.0,
     "ba_unverified": 1.0,
 }
+_STRIPE_FAULTS = {
+    "decline:risk": "decline:balance_insufficient",
+    "error_stored": "ok",  # its key is honored for a day
+    "other_amount": "ok",
+    "paid_late": "failed",
+    "paid_twice": "failed",
+}
+"""What replaces a fault that Stripe has not."""
 _SELLER_WEIGHTS = {"hot": 6.0, "a": 2.0, "b": 1.0, "c": 1.0}
 _MAX_TRIES = 6
 """How many times a caller requests a payout that the seller's balance does not allow yet."""
@@ -134,6 +142,18 @@ def draw_withdrawal(
         is_approved=seeded_random.number(key("approves")) < 0.7,
         follow_up=seeded_random.weighted_choice(key("then"), _FOLLOW_UP_WEIGHTS),
         has_robber=seeded_random.number(key("robbed")) < 0.3,
+    )
+
+
+def to_stripe_withdrawal(withdrawal: WithdrawalRequest) -> WithdrawalRequest:
+    """A payout that Stripe would accept: to a connected account with the same fault, and in a
+    currency of which it takes every amount.
+    """
+    fault = withdrawal.token.removeprefix("ba_")
+    return replace(
+        withdrawal,
+        token=f"acct_{_STRIPE_FAULTS.get(fault, fault)}",
+        currency="EUR" if withdrawal.currency == "KWD" else withdrawal.currency,
     )
 
 

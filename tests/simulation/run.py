@@ -35,9 +35,14 @@ from tests.simulation.load import (
 from tests.simulation.loop import SimulationDeadlock
 from tests.simulation.operator_load import OperatorLoad, resolve_in_bulk
 from tests.simulation.payout_auditor import PayoutAuditor, TransferLogEntry
-from tests.simulation.payout_load import PayoutLoad, WithdrawalRequest, draw_withdrawal
+from tests.simulation.payout_load import (
+    PayoutLoad,
+    WithdrawalRequest,
+    draw_withdrawal,
+    to_stripe_withdrawal,
+)
 from tests.simulation.seeded_random import SeededRandom
-from tests.simulation.stripe import CHARGES_SQL, UNSENT_WEBHOOKS_SQL
+from tests.simulation.stripe import CHARGES_SQL, TRANSFERS_SQL, UNSENT_WEBHOOKS_SQL
 from tests.simulation.webhook_load import STATES_SQL, WebhookLoad
 from tests.simulation.world import SLOW_SECONDS, World
 
@@ -91,8 +96,8 @@ class SimulationPlan:
     the seed. An outage of the provider is then one of `REPLACEABLE_PROVIDER` alone.
     """
     stripe: bool | None = None
-    """Whether the first payment provider is the Stripe adapter with the look-alike; None: derived
-    from the seed.
+    """Whether the first payment provider and the payout provider are the Stripe adapters with the
+    look-alike; None: derived from the seed.
     """
 
 
@@ -237,6 +242,8 @@ class Simulation:
             for number in range(plan.payouts)
             if number not in plan.without_payouts
         ]
+        if plan.stripe:
+            withdrawals = [to_stripe_withdrawal(withdrawal) for withdrawal in withdrawals]
         payout_load = PayoutLoad(world, cluster, [*plan.withdrawals, *withdrawals])
         if plan.outage:
             world.outages = [draw_outage(world.seeded_random, span_seconds)]
@@ -392,13 +399,12 @@ class Simulation:
         return [ChargeLogEntry(*row) for row in rows]
 
     def _transfer_log(self) -> list[TransferLogEntry]:
-        columns = "payout_id, generation, state, amount, currency, returned_amount, reference"
-        return [
-            TransferLogEntry(*row)
-            for row in self._tables.query(
-                f"select {columns} from sandbox.transfer order by payout_id, key, generation"
-            )
-        ]
+        rows = self._tables.query(
+            "select payout_id, generation, state, amount, currency, returned_amount, reference "
+            "from sandbox.transfer order by payout_id, key, generation"
+        )
+        rows += self._tables.query(TRANSFERS_SQL)
+        return [TransferLogEntry(*row) for row in rows]
 
 
 async def _resolve_dead_letter(service: Any, dead_letter_id: str, *, retry: bool) -> None:

@@ -1,9 +1,11 @@
-"""Stripe in a simulation: the real adapter of charges, whose HTTP calls go over the simulated
-network to the look-alike.
+"""Stripe in a simulation: the real adapters of charges and payouts, whose HTTP calls go over the
+simulated network to the look-alike.
 """
 
 from __future__ import annotations
 
+import asyncio
+import re
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from urllib.parse import urlsplit
@@ -14,17 +16,24 @@ import orjson
 from tallystick.operator.v1 import operator_pb2
 from tallystick_core.provider.outcome import FinalNotFound
 from tallystick_core.provider.payment_provider import PaymentProvider
+from tallystick_core.provider.payout_provider import PayoutProvider
 from tallystick_sandbox.stripe.context import StripeRules
 from tallystick_sandbox.stripe.sandbox import StripeSandbox
-from tallystick_sandbox.stripe.webhooks import ACCOUNT_SECRET, Send, WebhookEndpoint
+from tallystick_sandbox.stripe.webhooks import (
+    ACCOUNT_SECRET,
+    CONNECT_SECRET,
+    Send,
+    sandbox_endpoints,
+)
 from tallystick_server.operations.periodic import Periodic
 from tallystick_server.operations.webhook_handlers import to_received_message
 from tallystick_server.providers.provider_type import ProviderTerms
 from tallystick_server.providers.stripe.charges import StripeCharges
 from tallystick_server.providers.stripe.client import RequestBody, StripeApi, Transport
 from tallystick_server.providers.stripe.errors import NoAnswer, NotConnected
+from tallystick_server.providers.stripe.payouts import StripePayouts
 from tallystick_server.providers.stripe.settings import StripeSettings
-from tallystick_server.providers.stripe.webhooks import PLATFORM, StripeWebhooks
+from tallystick_server.providers.stripe.webhooks import CONNECT, PLATFORM, StripeWebhooks
 from tallystick_storage.database import Database
 from tests.simulation.database import START_TIME
 from tests.simulation.faults import CALL_FAULTS
@@ -32,7 +41,14 @@ from tests.simulation.loop import Node
 from tests.simulation.network import ConnectionBroken, Unreachable, exchange
 from tests.simulation.webhook_load import ParseEvent
 from tests.simulation.world import World
-from tests.support.stripe_transport import OPERATION_ID, Answer, NamedCharges, check_answer, serve
+from tests.support.stripe_transport import (
+    OPERATION_ID,
+    Answer,
+    NamedCharges,
+    NamedPayouts,
+    check_answer,
+    serve,
+)
 
 _SEARCH_LAG_SECONDS = 20.0
 """Shorter than the time after which "not found" is final."""
@@ -41,7 +57,11 @@ _SETTINGS = StripeSettings(
     api_key="sk_test_simulation",
     url="http://stripe.invalid",
     webhook_secrets=(ACCOUNT_SECRET,),
+    connect_webhook_secrets=(CONNECT_SECRET,),
 )
+_PLATFORM_URL, _CONNECT_URL = "http://platform.invalid", "http://platform.invalid/connect"
+_TOP_UP = 10**11  # in minor units: more than all payouts of a run
+_OBJECT_ID = re.compile(r"/(?:pi|tr|po)_.*")
 CHARGES_SQL = """
     select '{provider}', body->'metadata'->>'charge_id',
         case when body->>'status' = 'succeeded' then 'SUCCEEDED'
@@ -52,6 +72,20 @@ CHARGES_SQL = """
     from sandbox.stripe_object where type = 'payment_intent' order by sequence
 """
 """The look-alike's log of charges, with the columns of the auditor's."""
+TRANSFERS_SQL = """
+    select t.body->'metadata'->>'payout_id', 1,
+        case when p.body->>'status' = 'paid' then 'PAID'
+            when p.body->>'status' = 'failed' and p.id in (
+                select body->'data'->'object'->>'id' from sandbox.stripe_object
+                where type = 'event' and body->>'type' = 'payout.paid') then 'RETURNED'
+            when (t.body->>'reversed')::boolean then 'DECLINED' else 'PENDING' end,
+        coalesce(p.body->>'amount', t.body->>'amount')::bigint, upper(t.body->>'currency'),
+        case when p.body->>'status' = 'failed' then (p.body->>'amount')::bigint end, t.id
+    from sandbox.stripe_object t left join sandbox.stripe_object p
+        on p.type = 'payout' and p.body->'metadata'->>'transfer' = t.id
+    where t.type = 'transfer' order by t.sequence
+"""
+"""The look-alike's log of transfers, with the columns of the auditor's."""
 
 UNSENT_WEBHOOKS_SQL = (
     "select 1 from sandbox.stripe_delivery where next_try_time is not null limit 1"
@@ -78,7 +112,7 @@ class SimulatedTransport(Transport):
         self, method: str, url: str, headers: Mapping[str, str], body: RequestBody
     ) -> tuple[int, Mapping[str, str], bytes]:
         world, subject = self._world, OPERATION_ID.get()
-        request = f"{method.upper()} {urlsplit(url).path.partition('/pi_')[0]} for {subject}"
+        request = f"{method.upper()} {_OBJECT_ID.sub('', urlsplit(url).path)} for {subject}"
 
         async def answer_request(_: Node) -> Answer:
             answer = await serve(self._find_sandbox(), method, url, headers, body)
@@ -111,6 +145,11 @@ def stripe_charges(
     return NamedCharges(charges)
 
 
+def stripe_payouts(terms: ProviderTerms, transport: Transport) -> PayoutProvider:
+    """The adapter of payouts."""
+    return NamedPayouts(StripePayouts(terms, StripeApi(_SETTINGS, transport)))
+
+
 Report = Callable[[str, ParseEvent], None]
 """Reports an event with this id by webhook."""
 
@@ -128,9 +167,9 @@ class StripeLookAlike:
         report: Report | None,
     ) -> None:
         rules = StripeRules(key_window_seconds=key_window, search_lag_seconds=_SEARCH_LAG_SECONDS)
-        endpoint = WebhookEndpoint("account", "http://platform.invalid", (ACCOUNT_SECRET,))
+        endpoints = sandbox_endpoints(_PLATFORM_URL, _CONNECT_URL)
         self.sandbox = StripeSandbox(
-            database, rules, endpoints=[endpoint] if report else [], new_id=new_id
+            database, rules, endpoints=endpoints if report else [], new_id=new_id
         )
         self._tasks = [Periodic("sandbox.due", _INTERVAL_SECONDS, self._advance_due)]
         if report is not None:
@@ -138,8 +177,17 @@ class StripeLookAlike:
             self._tasks.append(Periodic("sandbox.webhooks", _INTERVAL_SECONDS, self._deliver_due))
 
     def start(self) -> None:
+        self._top_up_task = asyncio.ensure_future(self._top_up())
         for task in self._tasks:
             task.start()
+
+    async def _top_up(self) -> None:
+        """Tops the balance up, so that it has money for each payout."""
+        authorization = f"Bearer {_SETTINGS.api_key}"
+        for currency in ("eur", "jpy"):
+            form = f"amount={_TOP_UP}&currency={currency}".encode()
+            headers = {"Authorization": authorization, "Idempotency-Key": f"top-up-{currency}"}
+            await self.sandbox.handle("POST", "/v1/topups", headers, form)
 
     async def _advance_due(self) -> None:
         await self.sandbox.advance_due()
@@ -152,10 +200,12 @@ def _sender(world: World, name: str, report: Report) -> Send:
     """Each delivery is answered with 200: `report` repeats, delays and drops them."""
     source = StripeWebhooks(name, _SETTINGS, StripeApi(_SETTINGS, Transport()))
 
-    async def send(_url: str, headers: Mapping[str, str], body: bytes) -> int:
+    async def send(url: str, headers: Mapping[str, str], body: bytes) -> int:
+        endpoint = CONNECT if url == _CONNECT_URL else PLATFORM
+
         def parse() -> operator_pb2.ReceivedWebhookEvent:
             now = START_TIME + timedelta(seconds=world.loop.now)
-            return to_received_message(source.parse(PLATFORM, body, headers, now))
+            return to_received_message(source.parse(endpoint, body, headers, now))
 
         report(orjson.loads(body)["id"], parse)
         return 200

@@ -124,17 +124,18 @@ def test_simulations_with_several_providers_keep_the_invariants(simulation: Simu
 
 
 def test_simulations_with_stripe_keep_the_invariants(simulation: Simulation) -> None:
-    """With the Stripe adapter and its look-alike no buyer is charged twice, and the platform agrees
-    with the look-alike's log, although HTTP calls fail and signed webhooks arrive late, repeatedly
-    or never.
+    """With the Stripe adapters and their look-alike no buyer is charged and no seller paid twice,
+    and the platform agrees with the look-alike's log, although HTTP calls fail and signed webhooks
+    arrive late, repeatedly or never.
     """
     result = simulation.run(
-        SimulationPlan(1, 15, fault_rate=0.12, payouts=2, stripe=True, report_rate=0.7)
+        SimulationPlan(6, 15, fault_rate=0.12, payouts=8, stripe=True, report_rate=0.7)
     )
     assert result.violations == []
     http_faults = {fault for call, fault in result.faults.items() if " /v1/" in call}
     assert len(http_faults) > 2
     assert sum("BatchReceiveWebhookEvents: OK" in line for line in result.trace) > 10
+    assert sum("Stripe answers POST /v1/payouts" in line for line in result.trace) > 2
 
 
 def test_a_crash_plan_takes_the_fallback(simulation: Simulation) -> None:

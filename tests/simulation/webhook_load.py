@@ -20,6 +20,7 @@ from tests.simulation.world import World
 
 _DELIVERY_WEIGHTS = {1: 6.0, 2: 3.0, 3: 1.0}
 _MAX_DELAY_SECONDS = 20.0
+_END_STATES = ("APPLIED", "CLOSED")
 ParseEvent = Callable[[], operator_pb2.ReceivedWebhookEvent]
 """Reads a webhook as the HTTP server does."""
 STATES_SQL = "select event_id, state from {schema}.webhook_event order by event_id"
@@ -39,6 +40,7 @@ class WebhookLoad:
         self._open_count = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._delivered_ids: dict[str, set[str]] = {"payment": set(), "payout": set()}
+        self._ignored_ids: set[str] = set()
         self.violations: list[str] = []
 
     @property
@@ -78,42 +80,40 @@ class WebhookLoad:
             client_reference=subject_id,
             provider_time=Timestamp(seconds=1_700_000_000),
         )
-        self._schedule(client, service, event_id, lambda: event)
+        self._schedule(client, event_id, lambda: event)
 
     def report_signed(self, client: AsyncClient, event_id: str, parse: ParseEvent) -> None:
-        """Draws how often, and when, Stripe delivers an event about a charge. `parse`: verifies and
-        reads its body on arrival.
+        """Draws how often, and when, Stripe delivers an event. `parse`: verifies and reads its body
+        on arrival.
         """
         if self._world.seeded_random.number(f"whether {event_id}") < self._report_rate:
-            self._schedule(client, "payment", event_id, parse)
+            self._schedule(client, event_id, parse)
 
-    def _schedule(
-        self, client: AsyncClient, service: str, event_id: str, parse: ParseEvent
-    ) -> None:
+    def _schedule(self, client: AsyncClient, event_id: str, parse: ParseEvent) -> None:
         random = self._world.seeded_random
-        stub = client.payout if service == "payout" else client.payment
         for number in range(random.weighted_choice(f"deliveries {event_id}", _DELIVERY_WEIGHTS)):
             self._open_count += 1
             self._world.loop.deliver(
                 Node(f"caller-{event_id}-{number}"),
                 random.uniform(f"delay {event_id} {number}", 0, _MAX_DELAY_SECONDS),
                 self._start,
-                stub,
-                service,
+                client,
                 parse,
             )
 
-    def _start(self, stub: Any, service: str, parse: ParseEvent) -> None:
-        self._tasks.append(asyncio.ensure_future(self._deliver(stub, service, parse())))
+    def _start(self, client: AsyncClient, parse: ParseEvent) -> None:
+        self._tasks.append(asyncio.ensure_future(self._deliver(client, parse())))
 
-    async def _deliver(
-        self, stub: Any, service: str, event: operator_pb2.ReceivedWebhookEvent
-    ) -> None:
+    async def _deliver(self, client: AsyncClient, event: operator_pb2.ReceivedWebhookEvent) -> None:
+        is_payout = event.subject == operator_pb2.WEBHOOK_SUBJECT_PAYOUT
+        stub: Any = client.payout if is_payout else client.payment
         request = operator_pb2.BatchReceiveWebhookEventsRequest(events=[event])
         await call_until_success(
             lambda: stub.BatchReceiveWebhookEvents(request), event.event_id, self.violations
         )
-        self._delivered_ids[service].add(event.event_id)
+        self._delivered_ids["payout" if is_payout else "payment"].add(event.event_id)
+        if event.subject == operator_pb2.WEBHOOK_SUBJECT_OTHER:
+            self._ignored_ids.add(event.event_id)
         self._open_count -= 1
 
     def audit(self, service: str, stored: Sequence[tuple[str, str]]) -> list[str]:
@@ -124,7 +124,7 @@ class WebhookLoad:
             *(
                 f"webhook event {event_id} is {state}"
                 for event_id, state in stored
-                if state not in ("APPLIED", "CLOSED")
+                if state not in (("IGNORED",) if event_id in self._ignored_ids else _END_STATES)
             ),
             *(
                 f"webhook event {event_id} was answered and is not stored"
