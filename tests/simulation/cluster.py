@@ -287,8 +287,11 @@ class Cluster:
         )
         if not self._has_stripe:
             return remote
-        terms = self._settings.providers.terms(remote.name)
-        return stripe_payouts(terms, self._stripe_transport(remote))
+        return stripe_payouts(
+            self._settings.providers.terms(remote.name),
+            self._stripe_transport(remote),
+            _FINAL_NOT_FOUND.min_seconds_since_sent,
+        )
 
     def _stripe_transport(self, remote: _RemoteProvider) -> SimulatedTransport:
         return SimulatedTransport(self._world, remote.find_node, lambda: self._stripe.sandbox)

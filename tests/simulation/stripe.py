@@ -61,7 +61,7 @@ _SETTINGS = StripeSettings(
 )
 _PLATFORM_URL, _CONNECT_URL = "http://platform.invalid", "http://platform.invalid/connect"
 _TOP_UP = 10**11  # in minor units: more than all payouts of a run
-_OBJECT_ID = re.compile(r"/(?:pi|tr|po)_.*")
+_OBJECT_ID = re.compile(r"/(?:pi|tr|po)_[^/]+")
 CHARGES_SQL = """
     select '{provider}', body->'metadata'->>'charge_id',
         case when body->>'status' = 'succeeded' then 'SUCCEEDED'
@@ -145,9 +145,13 @@ def stripe_charges(
     return NamedCharges(charges)
 
 
-def stripe_payouts(terms: ProviderTerms, transport: Transport) -> PayoutProvider:
-    """The adapter of payouts."""
-    return NamedPayouts(StripePayouts(terms, StripeApi(_SETTINGS, transport)))
+def stripe_payouts(
+    terms: ProviderTerms, transport: Transport, creation_margin_seconds: float
+) -> PayoutProvider:
+    """The adapter, which waits less long for a payout that may still be created."""
+    payouts = StripePayouts(terms, StripeApi(_SETTINGS, transport))
+    payouts.creation_margin_seconds = creation_margin_seconds
+    return NamedPayouts(payouts)
 
 
 Report = Callable[[str, ParseEvent], None]

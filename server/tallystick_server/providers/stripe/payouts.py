@@ -62,14 +62,14 @@ if TYPE_CHECKING:
 
 _ACCOUNT = re.compile(r"acct_[!-~]{1,95}", re.ASCII)
 _MAX_PAGES = 10
-_CREATION_MARGIN_SECONDS = 3600
-"""How much longer than the key window a payout may be created after its transfer."""
 
 
 class StripePayouts:
     """The payouts of one account of Stripe to the accounts that are connected to it."""
 
     max_batch_size = 1
+    creation_margin_seconds = 3600.0
+    """How much longer than the key window a payout may be created after its transfer."""
 
     def __init__(self, terms: ProviderTerms, api: StripeApi) -> None:
         self.name = terms.name
@@ -223,7 +223,7 @@ class StripePayouts:
         self, transfer: Transfer, request: PayoutRequest
     ) -> BankPayout | Problem | None:
         """The payout of a transfer among those of the account. None: there is none."""
-        last_time = transfer.create_time + int(self.key_window) + _CREATION_MARGIN_SECONDS
+        last_time = transfer.create_time + int(self.key_window + self.creation_margin_seconds)
 
         def request_page(after: str) -> Awaitable[Any]:
             params: PayoutListParams = {
@@ -254,7 +254,7 @@ class StripePayouts:
         if transfer.is_reversed:
             return declined(transfer, "transfer_reversed")
         # Once the key is forgotten, nothing is sent any more, and nothing can still arrive.
-        if transfer.age_seconds > self.key_window + _CREATION_MARGIN_SECONDS:
+        if transfer.age_seconds > self.key_window + self.creation_margin_seconds:
             return await self._reverse(transfer, request, declined(transfer, "payout_not_created"))
         return Unknown("the transfer is made, its payout is not found", reference=transfer.id)
 
