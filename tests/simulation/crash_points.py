@@ -93,12 +93,20 @@ STRIPE_PLAN = replace(
 """A payment by Stripe that waits for its buyer and is declined, so that the adapter ends it: it is
 created, read and cancelled by HTTP calls.
 """
+STRIPE_PAYOUT_PLAN = replace(
+    PAYOUT_PLAN,
+    seed=6,
+    stripe=True,
+    withdrawals=(replace(_WITHDRAWAL_REQUEST, token="acct_returned"),),
+)
+"""A payout by Stripe that is returned: a transfer, a payout, and the reversal of the transfer."""
 CRASH_PLANS = {
     "payment": PAYMENT_PLAN,
     "payout": PAYOUT_PLAN,
     "webhook": WEBHOOK_PLAN,
     "fallback": FALLBACK_PLAN,
     "stripe": STRIPE_PLAN,
+    "stripe-payout": STRIPE_PAYOUT_PLAN,
 }
 _EVENT_CALLS = (
     "event-",

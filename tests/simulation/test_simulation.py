@@ -16,6 +16,7 @@ from tests.simulation.crash_points import (
     FALLBACK_PLAN,
     PAYMENT_PLAN,
     PAYOUT_PLAN,
+    STRIPE_PAYOUT_PLAN,
     STRIPE_PLAN,
     WEBHOOK_PLAN,
     run_with_crashes,
@@ -200,6 +201,7 @@ def test_operator_and_caller_actions_occur(
         (WEBHOOK_PLAN, {"payment", "wallet", "ledger"}, 25),
         (FALLBACK_PLAN, {"payment", "wallet", "ledger", "event"}, 50),
         (STRIPE_PLAN, {"payment", "wallet", "ledger", "event"}, 30),
+        (STRIPE_PAYOUT_PLAN, {"payout", "wallet", "ledger"}, 50),
     ],
     ids=CRASH_PLANS,
 )
