@@ -299,15 +299,36 @@ def test_a_charge_of_another_environment_is_not_this_one() -> None:
         assert outcome.retry_reason is RetryReason.MISMATCHED_OPERATION, call
 
 
-def test_a_deleted_reference_is_not_found() -> None:
-    """Stripe's word that it does not know the PaymentIntent, and nothing else."""
+@pytest.mark.parametrize("call", ["send", "look_up", "cancel"])
+def test_a_known_payment_intent_is_never_not_found(call: str) -> None:
+    """Stripe deletes no PaymentIntent. If it does not know one, the API key belongs to another
+    account, and the charge may still be paid.
+    """
     transport = ScriptedTransport()
     transport.script(READ, error(404, "invalid_request_error", "resource_missing", param="intent"))
-    assert isinstance(run(transport, "look_up", WITH_REFERENCE), NotFound)
-    assert isinstance(run(transport, "send", WITH_REFERENCE), Unknown)
+    outcome = run(transport, call, WITH_REFERENCE)
+    assert isinstance(outcome, Unknown)
+    assert outcome.retry_reason is RetryReason.REJECTED
+
+
+def test_a_charge_that_the_search_found_is_never_not_found() -> None:
+    """So it is if the search has found it, but it cannot be read."""
     transport = ScriptedTransport()
-    transport.script(READ, error(404, "invalid_request_error"))
-    assert isinstance(run(transport, "look_up", WITH_REFERENCE), Unknown)
+    found = {"id": "pi_1", "metadata": {"charge_id": "o-po1", "key": "dev-o-po1-1"}}
+    transport.script(SEARCH, {"object": "search_result", "has_more": False, "data": [found]})
+    transport.script(READ, error(404, "invalid_request_error", "resource_missing", param="intent"))
+    outcome = run(transport, "look_up")
+    assert isinstance(outcome, Unknown)
+    assert outcome.reference == "pi_1"
+
+
+def test_a_charge_may_be_among_more_results_of_the_search() -> None:
+    """A page of other environments' charges with the same id proves nothing if there are more."""
+    transport = ScriptedTransport()
+    foreign = {"id": "pi_2", "metadata": {"charge_id": "o-po1", "key": "prod-o-po1-1"}}
+    transport.script(SEARCH, {"object": "search_result", "has_more": True, "data": [foreign] * 100})
+    assert isinstance(run(transport, "look_up"), Unknown)
+    assert transport.requests[0].values["limit"] == "100"
 
 
 def test_an_amount_is_rejected_by_its_rule() -> None:

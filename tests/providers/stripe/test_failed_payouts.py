@@ -44,6 +44,12 @@ from tests.providers.stripe.test_payouts import (
         ),
         (True, "could_not_process", Returned("tr_1", 900, "EUR", "could_not_process")),
         (True, "account_closed", Returned("tr_1", 900, "EUR", "account_closed", True)),
+        (
+            False,
+            "invalid_account_number",
+            Declined(PayoutFailure.DESTINATION_REJECTED, "invalid_account_number", "tr_1"),
+        ),
+        (True, "account_frozen", Returned("tr_1", 900, "EUR", "account_frozen", True)),
     ],
 )
 def test_a_failed_payout_is_declined_or_returned(

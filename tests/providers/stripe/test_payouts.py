@@ -46,8 +46,6 @@ METADATA = {"payout_id": "p1", "key": "dev-p-p1-1"}
 CREATED = 1_780_000_000
 """Seconds since 1970: 28 May 2026, 20:26:40 UTC."""
 REVERSAL = {"id": "trr_1", "object": "transfer_reversal"}
-SAME_DAY = {"Date": "Thu, 28 May 2026 21:00:00 GMT"}
-TWO_DAYS_LATER = {"Date": "Sat, 30 May 2026 21:00:00 GMT"}
 
 
 def transfer(**changes: Any) -> dict[str, Any]:
@@ -139,31 +137,6 @@ def test_a_payout_is_two_movements_with_two_keys() -> None:
         "metadata[key]": "dev-p-p1-1",
         "metadata[transfer]": "tr_1",
     }
-
-
-@pytest.mark.parametrize(
-    ("status", "expected"),
-    [
-        ("pending", Submitted("tr_1")),
-        ("in_transit", InTransit("tr_1")),
-        ("paid", Succeeded("tr_1", 900, "EUR")),
-    ],
-)
-def test_a_payout_is_followed_by_its_transfer(status: str, expected: ProviderOutcome) -> None:
-    """A lookup finds the transfer by its reference, or among those of the payout; the payout among
-    those of the account since then; and reports both under the transfer's id.
-    """
-    for request in (WITH_REFERENCE, REQUEST):
-        transport = ScriptedTransport()
-        transport.script(READ_TRANSFER, transfer())
-        other = transfer(id="tr_2", metadata=METADATA | {"key": "prod-p-p1-1"})
-        transport.script(LIST_TRANSFERS, page(other, transfer()))
-        unrelated = payout("failed", id="po_2", metadata={})
-        transport.script(LIST_PAYOUTS, page(unrelated, has_more=True), page(payout(status)))
-        assert look_up(transport, request) == expected
-        first_page, second_page = transport.sent(LIST_PAYOUTS)
-        assert int(first_page.values["created[gte]"]) == CREATED
-        assert second_page.values["starting_after"] == "po_2"
 
 
 def test_a_rejected_transfer_moves_nothing() -> None:
@@ -334,24 +307,6 @@ def test_a_reversed_transfer_is_never_paid_out() -> None:
         PayoutFailure.PROVIDER_DECLINED, "transfer_reversed", "tr_1"
     )
     assert not transport.sent(PAYOUT)
-
-
-def test_a_transfer_without_a_payout_is_reversed_only_once_nothing_can_arrive() -> None:
-    """While the key is honored, the payout may be in flight: unknown, with the transfer that holds
-    its money. Afterwards it never comes; the age is by Stripe's own clock.
-    """
-    transport = ScriptedTransport()
-    transport.script(LIST_PAYOUTS, page())
-    transport.script(REVERSE, REVERSAL)
-    for headers in ({}, SAME_DAY):
-        transport.script(READ_TRANSFER, Answer(body=transfer(), headers=headers))
-        outcome = look_up(transport)
-        assert isinstance(outcome, Unknown)
-        assert outcome.reference == "tr_1"
-    assert not transport.sent(REVERSE)
-    transport.script(READ_TRANSFER, Answer(body=transfer(), headers=TWO_DAYS_LATER))
-    expected = Declined(PayoutFailure.PROVIDER_DECLINED, "payout_not_created", "tr_1")
-    assert look_up(transport) == expected
 
 
 def test_another_payout_is_never_reversed() -> None:

@@ -22,7 +22,7 @@ from tallystick_core.provider.outcome import (
 )
 from tallystick_core.provider.payment_provider import ChargeRequest, RefundRequest
 from tallystick_server.providers.provider_type import ProviderTerms
-from tallystick_server.providers.stripe.client import Answer, StripeApi
+from tallystick_server.providers.stripe.client import PAGE_SIZE, Answer, StripeApi
 from tallystick_server.providers.stripe.errors import (
     Effect,
     Problem,
@@ -38,6 +38,7 @@ from tallystick_server.providers.stripe.json_fields import (
     read_optional_text,
     read_text,
     require_kind,
+    require_last_page,
 )
 from tallystick_server.providers.stripe.money import (
     UnsupportedAmount,
@@ -60,7 +61,6 @@ if TYPE_CHECKING:
 SEARCH_LAG_SECONDS = 7200.0
 """Stripe's search finds a PaymentIntent within an hour; this is twice as long."""
 _EXPAND = ["latest_charge.balance_transaction"]
-_MAX_SEARCH_RESULTS = 10
 
 
 class StripeCharges:
@@ -89,8 +89,7 @@ class StripeCharges:
     async def send(self, request: ChargeRequest) -> ChargeOutcome:
         """A charge whose PaymentIntent is known is not created again."""
         if request.reference:
-            outcome = await self.look_up(request)
-            return Unknown(outcome.detail) if isinstance(outcome, NotFound) else outcome
+            return await self._read_again(request.reference, request)
         try:
             amount = to_stripe_charge(request.amount, request.currency, request.method)
         except UnsupportedAmount:
@@ -167,14 +166,15 @@ class StripeCharges:
         return refund
 
     async def _find(self, request: ChargeRequest) -> PaymentIntent | NotFound | NotSent | Unknown:
-        """The PaymentIntent of a charge, by its reference or by search, as it is now."""
+        """The PaymentIntent of a charge, by its reference or by search, as it is now. Stripe never
+        deletes one, so one whose id is known is never NotFound: the API key may be another's.
+        """
         if request.reference:
-            return _or_not_found(await self._read(request.reference))
+            current = await self._read(request.reference)
+            return to_unknown(current) if isinstance(current, Rejection) else current
         query = f"metadata['charge_id']:'{request.charge_id}'"
         found = await self._api.call(
-            self._api.v1.payment_intents.search_async(
-                {"query": query, "limit": _MAX_SEARCH_RESULTS}
-            ),
+            self._api.v1.payment_intents.search_async({"query": query, "limit": PAGE_SIZE}),
             lambda answer: _parse_found(answer, request.key),
         )
         if isinstance(found, Rejection):
@@ -183,8 +183,8 @@ class StripeCharges:
             return found
         if not found:
             return NotFound("Stripe's search does not find it")
-        current = _or_not_found(await self._read(found))
-        return Unknown(current.detail) if isinstance(current, NotSent) else current
+        current = await self._read(found)
+        return current if isinstance(current, PaymentIntent) else unknown_of(current, found)
 
     async def _read(self, intent_id: str) -> PaymentIntent | Problem:
         return await self._api.call(
@@ -193,7 +193,7 @@ class StripeCharges:
         )
 
     async def _read_again(
-        self, intent_id: str, request: ChargeRequest, *, is_rejected: bool
+        self, intent_id: str, request: ChargeRequest, *, is_rejected: bool = False
     ) -> ChargeOutcome:
         """The outcome of a PaymentIntent that may have changed since it was answered."""
         current = await self._read(intent_id)
@@ -286,19 +286,14 @@ def _to_charge_outcome(problem: Problem) -> ChargeOutcome:
             return to_unknown(problem)
 
 
-def _or_not_found(
-    result: PaymentIntent | Problem,
-) -> PaymentIntent | NotFound | NotSent | Unknown:
-    if not isinstance(result, Rejection):
-        return result
-    return NotFound() if result.effect is Effect.NOT_FOUND else to_unknown(result)
-
-
 def _parse_found(answer: Answer, key: str) -> str:
-    """The id of the PaymentIntent with this key; "": the search finds none. Raises ValueError."""
+    """The id of the PaymentIntent with this key; "": the search finds none. Raises ValueError, also
+    if there are more results, which may have it.
+    """
     for fields in read_objects(answer.body):
         if read_optional_text(read_optional_table(fields, "metadata"), "key") == key:
             return read_text(fields, "id")
+    require_last_page(answer.body)
     return ""
 
 

@@ -79,6 +79,12 @@ def read_objects(page: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     return objects
 
 
+def require_last_page(page: Mapping[str, Any]) -> None:
+    """Raises ValueError if the list has more pages."""
+    if read_flag(page, "has_more"):
+        raise ValueError("there are more pages")
+
+
 def read_id(fields: Mapping[str, Any], name: str) -> str:
     """The id of the object of a field, which may be expanded; "": null or missing. Raises
     ValueError.

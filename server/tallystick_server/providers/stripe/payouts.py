@@ -26,7 +26,7 @@ from tallystick_core.provider.outcome import (
 )
 from tallystick_core.provider.payout_provider import PayoutRequest
 from tallystick_server.providers.provider_type import ProviderTerms
-from tallystick_server.providers.stripe.client import PAGE_SIZE, StripeApi
+from tallystick_server.providers.stripe.client import PAGE_SIZE, Answer, StripeApi
 from tallystick_server.providers.stripe.errors import (
     PAYOUT_REJECTIONS,
     Effect,
@@ -39,6 +39,7 @@ from tallystick_server.providers.stripe.json_fields import (
     read_objects,
     read_optional_table,
     require_kind,
+    require_last_page,
 )
 from tallystick_server.providers.stripe.money import (
     UnsupportedAmount,
@@ -62,6 +63,8 @@ if TYPE_CHECKING:
 
 _ACCOUNT = re.compile(r"acct_[!-~]{1,95}", re.ASCII)
 _MAX_PAGES = 10
+_MAX_CLOCK_DIFFERENCE_SECONDS = 300
+"""Of two of Stripe's own times: a payout may bear an earlier one than its transfer."""
 
 
 class StripePayouts:
@@ -187,26 +190,19 @@ class StripePayouts:
     async def _find_transfer(
         self, request: PayoutRequest
     ) -> Transfer | NotFound | NotSent | Unknown:
-        """The transfer of a payout, by its reference or among those of its group."""
+        """The transfer of a payout, by its reference or among those of its group. Stripe never
+        deletes one, so one whose id is known is never NotFound.
+        """
         if request.reference:
-            found = await self._read_transfer(request.reference)
-            if isinstance(found, Rejection) and found.effect is Effect.NOT_FOUND:
-                return NotFound()
-            return to_unknown(found) if isinstance(found, Rejection) else found
-        transfers = await self._api.call(
+            current = await self._read_transfer(request.reference)
+            return to_unknown(current) if isinstance(current, Rejection) else current
+        found = await self._api.call(
             self._api.v1.transfers.list_async(
                 {"transfer_group": request.payout_id, "limit": PAGE_SIZE}
             ),
-            lambda answer: [
-                parse_transfer(replace(answer, body=fields)) for fields in read_objects(answer.body)
-            ],
+            lambda answer: _find_in_page(answer, request.key),
         )
-        if isinstance(transfers, Rejection):
-            return to_unknown(transfers)
-        if not isinstance(transfers, list):
-            return transfers
-        matching = [transfer for transfer in transfers if transfer.key == request.key]
-        return matching[0] if matching else NotFound()
+        return to_unknown(found) if isinstance(found, Rejection) else found
 
     async def _read_transfer(self, transfer_id: str) -> Transfer | Problem:
         return await self._api.call(
@@ -222,25 +218,32 @@ class StripePayouts:
     async def _find_payout(
         self, transfer: Transfer, request: PayoutRequest
     ) -> BankPayout | Problem | None:
-        """The payout of a transfer among those of the account. None: there is none."""
+        """The payout of a transfer among those of the account. None: there is none. One without a
+        key and with the same amount may be it: the owner of the account can change its metadata.
+        """
+        first_time = transfer.create_time - _MAX_CLOCK_DIFFERENCE_SECONDS
         last_time = transfer.create_time + int(self.key_window + self.creation_margin_seconds)
 
         def request_page(after: str) -> Awaitable[Any]:
             params: PayoutListParams = {
-                "created": {"gte": transfer.create_time, "lte": last_time},
+                "created": {"gte": first_time, "lte": last_time},
                 "limit": PAGE_SIZE,
             }
             if after:
                 params["starting_after"] = after
             return self._api.v1.payouts.list_async(params, _on_account_of(request))
 
+        may_exist = False
         async for page in self._api.read_pages(request_page, _MAX_PAGES):
             if isinstance(page, Rejection | NotSent | Unknown):
                 return page
             for fields in page:
-                if read_optional_table(fields, "metadata").get("key") == request.key:
+                key = read_optional_table(fields, "metadata").get("key")
+                if key == request.key:
                     return _parse_or_unknown(fields)
-        return None
+                if not key and fields.get("amount") == transfer.amount:
+                    may_exist = True
+        return Unknown("a payout of this amount has no key") if may_exist else None
 
     async def _follow(self, transfer: Transfer, request: PayoutRequest) -> PayoutOutcome:
         """The outcome of a payout whose transfer is known, and so is never NotFound."""
@@ -338,6 +341,16 @@ def _amount_to_send(request: PayoutRequest) -> int | Declined:
 
 def _on_account_of(request: PayoutRequest) -> RequestOptions:
     return {"stripe_account": request.bank_account_token}
+
+
+def _find_in_page(answer: Answer, key: str) -> Transfer | NotFound:
+    """The transfer with this key. Raises ValueError, also if there are more, which may have it."""
+    for fields in read_objects(answer.body):
+        transfer = parse_transfer(replace(answer, body=fields))
+        if transfer.key == key:
+            return transfer
+    require_last_page(answer.body)
+    return NotFound()
 
 
 def _parse_or_unknown(fields: Mapping[str, Any]) -> BankPayout | Unknown:

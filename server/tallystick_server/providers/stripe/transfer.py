@@ -19,7 +19,6 @@ from tallystick_core.provider.outcome import (
     Succeeded,
 )
 from tallystick_server.providers.stripe.client import Answer
-from tallystick_server.providers.stripe.errors import ACCOUNT_REJECTIONS
 from tallystick_server.providers.stripe.json_fields import (
     read_flag,
     read_number,
@@ -32,6 +31,26 @@ from tallystick_server.providers.stripe.json_fields import (
 from tallystick_server.providers.stripe.money import from_stripe_amount
 
 PAYOUT_STATUSES = frozenset({"pending", "in_transit", "paid", "failed", "canceled"})
+REJECTED_ACCOUNT_CODES = frozenset(
+    {
+        "account_closed",
+        "account_frozen",
+        "bank_account_restricted",
+        "bank_ownership_changed",
+        "debit_not_authorized",
+        "incorrect_account_holder_address",
+        "incorrect_account_holder_name",
+        "incorrect_account_holder_tax_id",
+        "invalid_account_number",
+        "invalid_account_number_length",
+        "invalid_currency",
+        "no_account",
+        "unsupported_card",
+    }
+)
+"""The codes of failed payouts whose bank account cannot be paid to. They are not the codes of
+rejected requests.
+"""
 _RETURNED = "RETURNED"
 
 
@@ -131,7 +150,7 @@ def to_failed_outcome(
 ) -> Declined | Returned:
     """The outcome of a failed payout, once its transfer is reversed."""
     code = payout.failure_code or "failed"
-    is_account_rejected = code in ACCOUNT_REJECTIONS
+    is_account_rejected = code in REJECTED_ACCOUNT_CODES
     if was_paid:
         return Returned(
             transfer.id,
