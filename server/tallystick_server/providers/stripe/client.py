@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar, cast
 
-import httpx
+import aiohttp
 import orjson
 import stripe
+from yarl import URL
 
 from tallystick_core.provider.outcome import NotSent, Unknown
 from tallystick_server.providers.stripe.errors import (
@@ -27,8 +29,9 @@ MAX_BODY_BYTES = 4 * 1024 * 1024
 PAGE_SIZE = 100
 """The most objects of a page."""
 _MAX_CONNECTIONS = 256
-_TIMEOUT = httpx.Timeout(20.0, connect=3.0)
+_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=20.0, sock_connect=3.0, sock_read=20.0)
 """Seconds. The gateway's own limit counts for a whole call, which may be several requests."""
+_NOT_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 
 R = TypeVar("R")
 
@@ -53,7 +56,7 @@ class Transport(stripe.HTTPClient):
     ) -> tuple[bytes, int, Mapping[str, str]]:
         """The answer to one request."""
         status, plain_headers, body = await self.send(method, url, headers, post_data)
-        answer_headers = httpx.Headers(dict(plain_headers))
+        answer_headers = {name.lower(): value for name, value in plain_headers.items()}
         if not _is_stripe_answer(status, body):
             raise ForeignAnswer(status, answer_headers)
         return body, status, answer_headers
@@ -79,57 +82,58 @@ class HttpTransport(Transport):
 
     def __init__(self) -> None:
         super().__init__()
-        limits = httpx.Limits(max_connections=_MAX_CONNECTIONS, max_keepalive_connections=64)
-        self._client = httpx.AsyncClient(
-            timeout=_TIMEOUT, limits=limits, follow_redirects=False, trust_env=False
-        )
+        self._session: aiohttp.ClientSession | None = None
 
     async def send(
         self, method: str, url: str, headers: Mapping[str, str], body: RequestBody
     ) -> tuple[int, Mapping[str, str], bytes]:
-        request = self._client.build_request(method, url, headers=headers, content=body or None)
-        try:
-            response = await self._client.send(request, stream=True)
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            raise NotConnected(type(error).__name__) from error
-        except httpx.HTTPError as error:
-            raise NoAnswer(type(error).__name__) from error
-        try:
-            return response.status_code, response.headers, await _read(response, MAX_BODY_BYTES)
-        finally:
-            await response.aclose()
+        async with self._request(method, url, headers, body) as response:
+            parts = [part async for part in _parts(response, MAX_BODY_BYTES)]
+            return response.status, response.headers, b"".join(parts)
 
     async def download(
         self, url: str, headers: Mapping[str, str], max_bytes: int
     ) -> AsyncIterator[bytes]:
+        async with self._request("GET", url, headers, None) as response:
+            if response.status != 200:
+                raise ForeignAnswer(response.status, response.headers)
+            async for part in _parts(response, max_bytes):
+                yield part
+
+    @asynccontextmanager
+    async def _request(
+        self, method: str, url: str, headers: Mapping[str, str], body: RequestBody
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The answer to one request, which the block reads."""
+        if self._session is None:  # made inside the loop that uses it
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=_MAX_CONNECTIONS),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=_TIMEOUT,
+            )
+        # the library has encoded the URL
+        sent_url = URL(url, encoded=True)
         try:
-            async with self._client.stream("GET", url, headers=headers) as response:
-                if response.status_code != 200:
-                    raise ForeignAnswer(response.status_code, response.headers)
-                async for part in _parts(response, max_bytes):
-                    yield part
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            async with self._session.request(
+                method, sent_url, headers=headers, data=body or None, allow_redirects=False
+            ) as response:
+                yield response
+        except _NOT_CONNECTED as error:
             raise NotConnected(type(error).__name__) from error
-        except httpx.HTTPError as error:
+        except (aiohttp.ClientError, TimeoutError) as error:
             raise NoAnswer(type(error).__name__) from error
 
     async def close_async(self) -> None:
-        await self._client.aclose()
+        if self._session is not None:
+            await self._session.close()
 
 
-async def _read(response: httpx.Response, max_bytes: int) -> bytes:
-    try:
-        return b"".join([part async for part in _parts(response, max_bytes)])
-    except httpx.HTTPError as error:
-        raise NoAnswer(type(error).__name__) from error
-
-
-async def _parts(response: httpx.Response, max_bytes: int) -> AsyncIterator[bytes]:
+async def _parts(response: aiohttp.ClientResponse, max_bytes: int) -> AsyncIterator[bytes]:
     size = 0
-    async for part in response.aiter_bytes():
+    async for part in response.content.iter_any():
         size += len(part)
         if size > max_bytes:
-            raise ForeignAnswer(response.status_code, response.headers)
+            raise ForeignAnswer(response.status, response.headers)
         yield part
 
 
@@ -168,8 +172,7 @@ class StripeApi:
 
     def __init__(self, settings: StripeSettings, transport: Transport | None = None) -> None:
         stripe.enable_telemetry = False
-        for name in ("stripe", "httpx", "httpcore"):  # they log addresses and the texts of errors
-            logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger("stripe").setLevel(logging.WARNING)  # it logs addresses and error texts
         self.transport = transport or HttpTransport()
         self._api_key = settings.api_key
         self._files_url = settings.files_base.rstrip("/")
