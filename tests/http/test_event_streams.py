@@ -78,8 +78,10 @@ def test_a_caller_that_leaves_cancels_its_call(http: ServedPlatform) -> None:
         httpx.Client() as client,
         client.stream("GET", f"{http.url}/v1/events:stream?follow=true") as response,
     ):
-        first_line = next(response.iter_lines())
-        assert eventually(lambda: rpc_server.stream_count == 1), first_line
+        lines = response.iter_lines()
+        first_line = next(lines)
+        is_one = eventually(lambda: rpc_server.stream_count == 1)
+        assert is_one, (rpc_server.stream_count, first_line, [next(lines) for _ in range(8)])
     assert eventually(lambda: rpc_server.stream_count == 0)
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{http.url}/v1/payments", json=new_payment("tok_delay:20000"), timeout=0.5)

@@ -247,11 +247,15 @@ def unreachable_database(databases: DatabaseUrls) -> Iterator[None]:
     name = str(make_url(databases.admin).database)
     with psycopg.connect(databases.admin, autocommit=True) as admin:  # a superuser still connects
         admin.execute(f"alter database {name} connection limit 0")
-        admin.execute(
-            "select pg_terminate_backend(pid, 10000) from pg_stat_activity "
-            "where datname = %s and pid <> pg_backend_pid()",
-            (name,),
-        )
+        # a session that was being opened when the limit changed is seen only later
+        for _ in range(3):
+            while admin.execute(
+                "select pg_terminate_backend(pid, 10000) from pg_stat_activity "
+                "where datname = %s and pid <> pg_backend_pid()",
+                (name,),
+            ).fetchall():
+                pass
+            admin.execute("select pg_sleep(0.05)")
         try:
             yield
         finally:
