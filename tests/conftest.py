@@ -41,6 +41,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run tests at full size, which takes minutes; .ci/run does it for some",
     )
+    parser.addoption(
+        "--screenshots",
+        metavar="DIR",
+        help="the folder into which the tests of pages write screenshots; the default is none",
+    )
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -58,7 +59,7 @@ def render_page(document: Node) -> str:
             '<!doctype html><html lang="en"><head><meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f'<title>{escape(info["title"])}</title><link rel="stylesheet" href="{STYLE_PATH}">',
-            f"</head><body><h1>{escape(info['title'])}</h1><p>{escape(info['description'])}</p>",
+            f"</head><body><main><h1>{escape(info['title'])}</h1><p>{escape(info['description'])}</p>",
             f'<p>The same as <a href="{OPENAPI_PATH}">OpenAPI</a>.</p>',
             *_contents(document),
             *(line for tag in document["tags"] for line in _service(document, tag)),
@@ -72,7 +73,7 @@ def render_page(document: Node) -> str:
                 for name, schema in components["schemas"].items()
                 for line in _type(name, schema)
             ),
-            "</body></html>",
+            "</main></body></html>",
         ]
     )
 
@@ -126,17 +127,23 @@ def _type(name: str, schema: Node) -> Iterator[str]:
 def _table(rows: Sequence[tuple[str, str, Node]]) -> str:
     """A table of names, kinds (in HTML) and what has a description."""
     lines = [
-        f"<tr><td><code>{escape(name)}</code><td>{kind}<td>{escape(item.get('description', ''))}"
+        f"<tr><td><code>{_breakable(name)}</code><td>{kind}"
+        f"<td>{escape(item.get('description', ''))}"
         for name, kind, item in rows
     ]
     return f"<table><tr><th>name<th>type<th>meaning{''.join(lines)}</table>"
 
 
+def _breakable(name: str) -> str:
+    """A name in HTML that a narrow column breaks between its words only."""
+    return re.sub("(?<=_)|(?<=[a-z])(?=[A-Z])", "<wbr>", escape(name))
+
+
 def _kind(schema: Node) -> str:
     """The kind of a value, with a link to its type, in HTML."""
     if "$ref" in schema:
-        name = escape(schema["$ref"].rpartition("/")[2])
-        return f'<a href="#{name}">{name.rpartition(".")[2]}</a>'
+        name = schema["$ref"].rpartition("/")[2]
+        return f'<a href="#{escape(name)}">{_breakable(name.rpartition(".")[2])}</a>'
     if "data" in schema.get("properties", {}):  # of a server-sent event
         return f"stream of {_kind(schema['properties']['data']['contentSchema'])}"
     if "anyOf" in schema:
