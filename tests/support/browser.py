@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
-MAX_WAIT_SECONDS = 15.0
+MAX_WAIT_SECONDS = 30.0
 """How long a page may take to load, and an element to appear."""
 _MAX_ELEMENTS = 5  # shown for each rule of axe
 _LOCAL_SCHEMES = {"data", "blob"}
@@ -49,6 +49,7 @@ def running_chromium() -> Iterator[Browser]:
     path = shutil.which("chromium")
     if path is None:
         pytest.skip("Chromium is not here; .ci/run installs it on Debian")
+    expect.set_options(timeout=MAX_WAIT_SECONDS * 1000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=path,
