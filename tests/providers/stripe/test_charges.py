@@ -238,12 +238,31 @@ def test_a_method_that_cannot_be_charged_is_a_decline() -> None:
         assert run(transport, "send") == Declined(reason, code)
 
 
-def test_an_amount_that_stripe_cannot_write_is_never_sent() -> None:
-    """A charge that was accepted before the rule is declined without a request."""
+def test_a_charge_below_the_smallest_amount_is_left_to_stripe() -> None:
+    """It was accepted before the rule, so an earlier request under its key may have been paid."""
     transport = ScriptedTransport()
-    outcome = run(transport, "send", replace(REQUEST, amount=49))
-    assert outcome == Declined(FailureReason.PROVIDER_REJECTED, "amount_not_supported")
-    assert not transport.requests
+    rejection = error(400, "invalid_request_error", "amount_too_small")
+    transport.script(CREATE, intent("succeeded", amount_received=49), rejection)
+    small = replace(REQUEST, amount=49)
+    assert run(transport, "send", small) == Succeeded("pi_1", 49, "EUR")
+    assert run(transport, "send", small) == Declined(
+        FailureReason.PROVIDER_REJECTED, "amount_too_small"
+    )
+
+
+def test_a_charge_that_stripe_cannot_write_is_looked_up() -> None:
+    """An earlier release may have sent it. It is never sent, nor declined without a proof."""
+    transport = ScriptedTransport()
+    page = {"object": "search_result", "has_more": False}
+    found = {"id": "pi_1", "metadata": {"charge_id": "o-po1", "key": "dev-o-po1-1"}}
+    transport.script(SEARCH, page | {"data": []}, page | {"data": [found]})
+    transport.script(READ, intent("succeeded"))
+    unknown_currency = replace(REQUEST, currency="XXX")
+    outcome = run(transport, "send", unknown_currency)
+    assert isinstance(outcome, Unknown)
+    assert outcome.retry_reason is RetryReason.REJECTED
+    assert run(transport, "send", unknown_currency) == Succeeded("pi_1", 1234, "EUR")
+    assert not transport.sent(CREATE)
 
 
 def test_a_lost_charge_is_searched_by_its_id_and_its_key() -> None:

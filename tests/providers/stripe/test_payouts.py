@@ -335,11 +335,21 @@ def test_an_account_that_is_none_is_rejected_without_a_request() -> None:
         assert not transport.requests
 
 
-def test_an_amount_that_cannot_be_paid_out_is_never_sent() -> None:
-    """As `PayoutProvider.reject_amount` says before a payout is stored."""
+def test_a_payout_that_stripe_cannot_write_is_looked_up() -> None:
+    """An earlier release may have sent it. It is never sent, nor declined without a proof."""
+    request = replace(REQUEST, currency="HUF", amount=150)
     transport = ScriptedTransport()
-    outcome = submit(transport, replace(REQUEST, currency="HUF", amount=150))
-    assert outcome == Declined(PayoutFailure.PROVIDER_REJECTED, "amount_not_supported")
-    payouts = StripePayouts(TERMS, api_of(transport))
+    transport.script(LIST_TRANSFERS, page(), page(transfer(currency="huf")))
+    transport.script(LIST_PAYOUTS, page(payout("paid", currency="huf")))
+    outcome = submit(transport, request)
+    assert isinstance(outcome, Unknown)
+    assert outcome.retry_reason is RetryReason.REJECTED
+    assert submit(transport, request) == Succeeded("tr_1", 900, "HUF")
+    assert not transport.sent(TRANSFER)
+
+
+def test_an_amount_is_rejected_by_its_rule() -> None:
+    """As `PayoutProvider.reject_amount` says before a payout is stored."""
+    payouts = StripePayouts(TERMS, api_of(ScriptedTransport()))
     assert payouts.reject_amount(150, "HUF") == "must be whole units of HUF in payouts by Stripe"
     assert payouts.reject_amount(200, "HUF") is None

@@ -14,6 +14,7 @@ from tallystick_core.provider.outcome import (
     Pending,
     PendingReason,
     RefundOutcome,
+    RetryReason,
     Succeeded,
     Unknown,
 )
@@ -74,3 +75,13 @@ def test_a_refund_has_its_outcome(answer: Any, expected: RefundOutcome | type) -
         "metadata[refund_id]": "r1",
         "metadata[key]": "dev-r-r1-1",
     }
+
+
+def test_a_refund_that_stripe_cannot_write_is_unknown() -> None:
+    """An earlier release may have sent it."""
+    transport = ScriptedTransport()
+    request = RefundRequest("dev-r-r1-1", "r1", "pi_1", 500, "XXX")
+    outcome = asyncio.run(StripeCharges(TERMS, api_of(transport)).refund(request))
+    assert isinstance(outcome, Unknown)
+    assert outcome.retry_reason is RetryReason.REJECTED
+    assert not transport.requests

@@ -90,10 +90,13 @@ class StripeCharges:
         """A charge whose PaymentIntent is known is not created again."""
         if request.reference:
             return await self._read_again(request.reference, request)
-        try:
-            amount = to_stripe_charge(request.amount, request.currency, request.method)
-        except UnsupportedAmount:
-            return Declined(FailureReason.PROVIDER_REJECTED, "amount_not_supported")
+        try:  # smallest and largest amounts are left to Stripe, which may know the key already
+            amount = to_stripe_amount(request.amount, request.currency)
+        except UnsupportedAmount as error:  # an earlier release may have sent it
+            found = await self.look_up(request)
+            if not isinstance(found, NotFound):
+                return found
+            return Unknown(f"amount {error}", RetryReason.REJECTED)
         created = await self._api.call(
             self._api.v1.payment_intents.create_async(
                 self._create_params(request, amount), {"idempotency_key": request.key}
@@ -141,13 +144,13 @@ class StripeCharges:
         return await self._end(found, request, ABANDONED if found.has_failed else CANCELLED_BY_US)
 
     async def refund(self, request: RefundRequest) -> RefundOutcome:
-        """Returns a part of a charge to the buyer, or finds the earlier refund with the same
-        key.
+        """Returns a part of a charge to the buyer, or finds the earlier refund with the same key.
+        After the key window it would return it twice: refunds have no lookup yet.
         """
         try:
             amount = to_stripe_amount(request.amount, request.currency)
-        except UnsupportedAmount:
-            return Declined(FailureReason.PROVIDER_REJECTED, "amount_not_supported")
+        except UnsupportedAmount as error:
+            return Unknown(f"amount {error}", RetryReason.REJECTED)
         refund = await self._api.call(
             self._api.v1.refunds.create_async(
                 {

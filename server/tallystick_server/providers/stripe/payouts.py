@@ -91,9 +91,18 @@ class StripePayouts:
         return [await self._submit(request) for request in requests]
 
     async def _submit(self, request: PayoutRequest) -> PayoutOutcome:
-        amount = _amount_to_send(request)
-        if isinstance(amount, Declined):
-            return amount
+        if not _ACCOUNT.fullmatch(request.bank_account_token):
+            return _NOT_AN_ACCOUNT
+        try:
+            amount = to_stripe_payout(request.amount, request.currency)
+        except UnsupportedAmount as error:  # an earlier release may have sent it
+            found = await self.look_up(request)
+            if not isinstance(found, NotFound):
+                return found
+            return Unknown(f"amount {error}", RetryReason.REJECTED)
+        return await self._send(request, amount)
+
+    async def _send(self, request: PayoutRequest, amount: int) -> PayoutOutcome:
         transfer = await self._create_transfer(request, amount)
         if not isinstance(transfer, Transfer):
             return _to_outcome(transfer)
@@ -327,16 +336,6 @@ class StripePayouts:
 
 
 _NOT_AN_ACCOUNT = Declined(PayoutFailure.DESTINATION_REJECTED, "not_a_connected_account")
-
-
-def _amount_to_send(request: PayoutRequest) -> int | Declined:
-    """The amount as Stripe writes it; Declined: nothing can be sent."""
-    if not _ACCOUNT.fullmatch(request.bank_account_token):
-        return _NOT_AN_ACCOUNT
-    try:
-        return to_stripe_payout(request.amount, request.currency)
-    except UnsupportedAmount:
-        return Declined(PayoutFailure.PROVIDER_REJECTED, "amount_not_supported")
 
 
 def _on_account_of(request: PayoutRequest) -> RequestOptions:
