@@ -99,3 +99,19 @@ def test_a_canceled_payout_is_declined() -> None:
     transport.script(PAYOUT, payout("canceled"))
     transport.script(REVERSE, REVERSAL)
     assert submit(transport) == Declined(PayoutFailure.PROVIDER_DECLINED, "canceled", "tr_1")
+
+
+def test_a_rejected_reversal_is_made_once_the_money_is_there() -> None:
+    """Stripe replays a rejection for its key, and rejects the key with another outcome. So each
+    request has a key of its own; Stripe reverses no more than the amount of the transfer.
+    """
+    transport = ScriptedTransport()
+    transport.script(READ_TRANSFER, transfer())
+    transport.script(LIST_PAYOUTS, page(payout("canceled")), page(payout("failed")))
+    transport.script(EVENTS, page(paid_event("po_1")))
+    transport.script(REVERSE, error(400, "invalid_request_error", "balance_insufficient"), REVERSAL)
+    assert isinstance(look_up(transport), Unknown)
+    assert look_up(transport) == Returned("tr_1", 900, "EUR", "failed")
+    first, second = transport.sent(REVERSE)
+    assert first.key != second.key
+    assert first.values["amount"] == second.values["amount"] == "900"

@@ -123,7 +123,7 @@ class StripePayouts:
         """
         payout = await self._find_payout(transfer, request)
         if payout is None:
-            return await self._reverse(transfer, request, _to_declined(rejection, transfer))
+            return await self._reverse(transfer, _to_declined(rejection, transfer))
         return await self._conclude(payout, transfer, request)
 
     async def look_up(self, request: PayoutRequest) -> PayoutLookupOutcome:
@@ -267,7 +267,7 @@ class StripePayouts:
             return declined(transfer, "transfer_reversed")
         # Once the key is forgotten, nothing is sent any more, and nothing can still arrive.
         if transfer.age_seconds > self.key_window + self.creation_margin_seconds:
-            return await self._reverse(transfer, request, declined(transfer, "payout_not_created"))
+            return await self._reverse(transfer, declined(transfer, "payout_not_created"))
         return Unknown("the transfer is made, its payout is not found", reference=transfer.id)
 
     async def _conclude(
@@ -288,7 +288,7 @@ class StripePayouts:
         except UnsupportedAmount:
             return Unknown("an amount that cannot be read", reference=transfer.id)
         if isinstance(outcome, Declined | Returned):
-            return await self._reverse(transfer, request, outcome)
+            return await self._reverse(transfer, outcome)
         return outcome
 
     async def _was_paid(self, payout: BankPayout, request: PayoutRequest) -> bool | Problem:
@@ -313,17 +313,18 @@ class StripePayouts:
                     return True
         return False
 
-    async def _reverse(
-        self, transfer: Transfer, request: PayoutRequest, outcome: Declined | Returned
-    ) -> PayoutOutcome:
+    async def _reverse(self, transfer: Transfer, outcome: Declined | Returned) -> PayoutOutcome:
         """Takes the money of a transfer back, and returns the outcome once that is certain. Stripe
         keeps the outcome with the reversal.
+
+        Stripe's library gives each request a key of its own. One key for all would replay a
+        rejection for a day, and reject another outcome. Nothing is reversed twice: Stripe reverses
+        no more than the amount of the transfer.
         """
         reversal = await self._api.call(
             self._api.v1.transfers.reversals.create_async(
                 transfer.id,
                 {"amount": transfer.amount, "metadata": to_metadata(outcome)},
-                {"idempotency_key": f"{request.key}-reversal"},
             ),
             lambda answer: require_kind(answer.body, "transfer_reversal"),
         )
