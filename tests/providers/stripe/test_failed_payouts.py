@@ -11,7 +11,7 @@ from tallystick_core.provider.outcome import (
     Returned,
     Unknown,
 )
-from tests.providers.stripe.scripted_stripe import ScriptedTransport, error
+from tests.providers.stripe.scripted_stripe import Answer, ScriptedTransport, error
 from tests.providers.stripe.test_payouts import (
     EVENTS,
     LIST_PAYOUTS,
@@ -91,6 +91,21 @@ def test_a_failed_payout_whose_events_are_not_answered_is_unknown() -> None:
     assert isinstance(outcome, Unknown)
     assert outcome.reference == "tr_1"
     assert not transport.sent(REVERSE)
+
+
+def test_a_failed_payout_whose_events_are_forgotten_is_unknown() -> None:
+    """Stripe lists an event for 30 days. Later none proves nothing, while one still counts."""
+    transport = ScriptedTransport()
+    late = {"Date": "Fri, 26 Jun 2026 21:00:00 GMT"}
+    transport.script(READ_TRANSFER, Answer(body=transfer(), headers=late))
+    transport.script(LIST_PAYOUTS, page(payout("failed")))
+    transport.script(EVENTS, page(), page(paid_event("po_1")))
+    transport.script(REVERSE, REVERSAL)
+    outcome = look_up(transport)
+    assert isinstance(outcome, Unknown)
+    assert outcome.reference == "tr_1"
+    assert not transport.sent(REVERSE)
+    assert look_up(transport) == Returned("tr_1", 900, "EUR", "failed")
 
 
 def test_a_canceled_payout_is_declined() -> None:

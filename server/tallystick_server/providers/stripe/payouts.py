@@ -63,6 +63,8 @@ if TYPE_CHECKING:
 
 _ACCOUNT = re.compile(r"acct_[!-~]{1,95}", re.ASCII)
 _MAX_PAGES = 10
+_EVENT_DAYS = 29
+"""Stripe lists an event for 30 days. A younger transfer's payout has all of its events."""
 _MAX_CLOCK_DIFFERENCE_SECONDS = 300
 """Of two of Stripe's own times: a payout may bear an earlier one than its transfer."""
 
@@ -281,7 +283,7 @@ class StripePayouts:
         try:
             outcome = to_outcome(payout, transfer)
             if outcome is None:
-                was_paid = await self._was_paid(payout, request)
+                was_paid = await self._was_paid(payout, transfer, request)
                 if not isinstance(was_paid, bool):
                     return unknown_of(was_paid, transfer.id)
                 outcome = to_failed_outcome(payout, transfer, was_paid=was_paid)
@@ -291,8 +293,12 @@ class StripePayouts:
             return await self._reverse(transfer, outcome)
         return outcome
 
-    async def _was_paid(self, payout: BankPayout, request: PayoutRequest) -> bool | Problem:
-        """Whether Stripe has reported the payout as paid, which it may do days before it fails."""
+    async def _was_paid(
+        self, payout: BankPayout, transfer: Transfer, request: PayoutRequest
+    ) -> bool | Problem:
+        """Whether Stripe has reported the payout as paid, which it may do days before it fails.
+        Only the events say so: the payout itself forgets it.
+        """
 
         def request_page(after: str) -> Awaitable[Any]:
             params: EventListParams = {
@@ -311,6 +317,8 @@ class StripePayouts:
                 object_ = read_optional_table(read_optional_table(event, "data"), "object")
                 if object_.get("id") == payout.id:
                     return True
+        if transfer.age_seconds > _EVENT_DAYS * 86_400:
+            return Unknown("the events that would say whether the payout was paid are forgotten")
         return False
 
     async def _reverse(self, transfer: Transfer, outcome: Declined | Returned) -> PayoutOutcome:
