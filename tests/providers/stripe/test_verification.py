@@ -65,6 +65,13 @@ def only(**changes: Any) -> dict[str, Any]:
         (only(currency=None), Declined),
         (account(external_accounts=accounts(bank(None), bank("eur"))), Verified),
         (account(external_accounts=accounts({"object": "card"}, bank("eur"))), Verified),
+        (account(external_accounts=banks("usd") | {"has_more": True}), Unknown),
+        (account(external_accounts=banks("eur") | {"has_more": True}), Verified),
+        (account(capabilities={"transfers": "active"}), Verified),
+        (account(capabilities={"transfers": "inactive", "card_payments": "active"}), Pending),
+        (account(capabilities={"transfers": "pending"}), Pending),
+        (account(capabilities={"card_payments": "active"}), Pending),
+        (account(capabilities={"legacy_payments": "active"}), Verified),
         (account(payouts_enabled=False), Pending),
         (
             account(payouts_enabled=False, requirements={"disabled_reason": "under_review"}),
@@ -83,8 +90,8 @@ def only(**changes: Any) -> dict[str, Any]:
     ],
 )
 def test_an_account_is_verified_for_a_currency(answer: Any, kind: type) -> None:
-    """Stripe must pay out from it, and it must have a bank account in the currency that has not
-    failed, as far as the platform may see them. A card is none.
+    """Stripe must transfer to it and pay out from it, and it must have a bank account in the
+    currency that has not failed, as far as the platform may see them. A card is none.
     """
     outcome = verify(answer)
     assert isinstance(outcome, kind)

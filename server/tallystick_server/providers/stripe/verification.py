@@ -19,10 +19,13 @@ from tallystick_server.providers.stripe.json_fields import (
     read_optional_table,
     read_optional_text,
     require_kind,
+    require_last_page,
 )
 
 _FAILED_STATUSES = ("errored", "verification_failed")
 """The statuses of a bank account to which a payout, or its verification, has failed."""
+_TRANSFER_CAPABILITIES = ("transfers", "legacy_payments")
+"""Stripe transfers to an account of which one of them is active."""
 
 
 def to_verification(account: Mapping[str, Any], currency: str) -> VerificationOutcome:
@@ -30,7 +33,7 @@ def to_verification(account: Mapping[str, Any], currency: str) -> VerificationOu
     require_kind(account, "account")
     requirements = read_optional_table(account, "requirements")
     disabled_reason = read_optional_text(requirements, "disabled_reason")
-    if not read_flag(account, "payouts_enabled"):
+    if not (read_flag(account, "payouts_enabled") and _can_receive(account)):
         if disabled_reason.startswith("rejected."):
             return Declined(PayoutFailure.DESTINATION_REJECTED, disabled_reason)
         return Pending(PendingReason.PROVIDER_REVIEW)
@@ -45,4 +48,13 @@ def to_verification(account: Mapping[str, Any], currency: str) -> VerificationOu
     }
     if currency in currencies:
         return Verified()
+    require_last_page(bank_accounts)
     return Declined(PayoutFailure.DESTINATION_REJECTED, "no_bank_account_in_currency")
+
+
+def _can_receive(account: Mapping[str, Any]) -> bool:
+    """Whether Stripe transfers to the account, as far as the platform may see it."""
+    capabilities = read_optional_table(account, "capabilities")
+    return not capabilities or any(
+        capabilities.get(name) == "active" for name in _TRANSFER_CAPABILITIES
+    )
