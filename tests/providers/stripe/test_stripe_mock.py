@@ -185,7 +185,7 @@ def test_every_call_of_the_library_is_listed() -> None:
     calls = {
         call
         for path in folder.glob("*.py")
-        for call in re.findall(r"\bv1\.([a-z_.]+)_async\(", path.read_text())
+        for call in re.findall(r"\bv1\.([a-z_.]+)_async\b", path.read_text())
     }
     assert calls == set(REQUESTS)
 

@@ -58,8 +58,8 @@ from tallystick_server.providers.stripe.payment_intent import (
 if TYPE_CHECKING:
     from stripe.params import PaymentIntentCreateParams
 
-SEARCH_LAG_SECONDS = 7200.0
-"""Stripe's search finds a PaymentIntent within an hour; this is twice as long."""
+MIN_SECONDS_SINCE_SENT = 7200.0
+"""After which "not found" is proof: twice the hour by which Stripe's search lags."""
 _EXPAND = ["latest_charge.balance_transaction"]
 
 
@@ -72,7 +72,7 @@ class StripeCharges:
         self.final_not_found: FinalNotFound | None = replace(
             terms.final_not_found,
             min_seconds_since_sent=max(
-                terms.final_not_found.min_seconds_since_sent, SEARCH_LAG_SECONDS
+                terms.final_not_found.min_seconds_since_sent, MIN_SECONDS_SINCE_SENT
             ),
         )
         self._api = api

@@ -210,15 +210,19 @@ class StripeApi:
             return Unknown(f"an answer that cannot be read: {type(error).__name__}")
 
     async def read_pages(
-        self, request_page: Callable[[str], Awaitable[Any]], max_pages: int
+        self,
+        request: Callable[..., Awaitable[Any]],
+        params: Mapping[str, Any],
+        max_pages: int,
+        options: Mapping[str, Any] | None = None,
     ) -> AsyncIterator[Sequence[Mapping[str, Any]] | Rejection | NotSent | Unknown]:
-        """The objects of a list, a page each, the newest first. `request_page`: requests the page
-        after the object with this id; "": the first. A page without a usable answer is the last,
-        and so is Unknown after `max_pages`.
+        """The objects of a list, a page each, the newest first. `request`: the library's call, with
+        its parameters and options. A page without a usable answer is the last, and so is Unknown
+        after `max_pages`.
         """
-        after = ""
+        page_params = {**params, "limit": PAGE_SIZE}
         for _ in range(max_pages):
-            page = await self.call(request_page(after), _parse_page)
+            page = await self.call(request(page_params, options), _parse_page)
             if not isinstance(page, tuple):
                 yield page
                 return
@@ -226,7 +230,7 @@ class StripeApi:
             yield objects
             if not has_more or not objects:
                 return
-            after = read_text(objects[-1], "id")
+            page_params["starting_after"] = read_text(objects[-1], "id")
         yield Unknown(f"a list of more than {max_pages} pages")
 
     async def download_file(self, file_id: str, max_bytes: int) -> AsyncIterator[bytes]:

@@ -4,7 +4,7 @@ in slices of time that are small enough to be kept.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tallystick_core.provider.outcome import NotSent, Unknown
@@ -82,7 +82,7 @@ async def _find_end(api: StripeApi, since: int) -> int | NotSent | Unknown:
         objects = read_objects(answer.body)
         return max([since, *(read_number(fields, "created") + 1 for fields in objects)])
 
-    end = await api.call(api.v1.events.list_async(_params({"gte": since}, limit=1)), parse)
+    end = await api.call(api.v1.events.list_async({**_params({"gte": since}), "limit": 1}), parse)
     return to_unknown(end) if isinstance(end, Rejection) else end
 
 
@@ -95,15 +95,10 @@ async def _list_slice(
     is_second = stop - start == 1
     max_pages = MAX_LISTED_EVENTS // 2 // PAGE_SIZE if is_second else _MAX_SLICE_PAGES
 
-    def request_page(after: str) -> Awaitable[Any]:
-        params = _params({"gte": start, "lt": stop}, limit=PAGE_SIZE)
-        if after:
-            params["starting_after"] = after
-        return api.v1.events.list_async(params)
-
     events: list[WebhookEvent] = []
     page_count = 0
-    async for page in api.read_pages(request_page, max_pages + 1):
+    created: EventListParamsCreated = {"gte": start, "lt": stop}
+    async for page in api.read_pages(api.v1.events.list_async, _params(created), max_pages + 1):
         if isinstance(page, Rejection):
             return to_unknown(page)
         if isinstance(page, NotSent | Unknown):
@@ -116,5 +111,5 @@ async def _list_slice(
     return events
 
 
-def _params(created: EventListParamsCreated, limit: int) -> EventListParams:
-    return {"created": created, "limit": limit, "types": list(LISTED_TYPES)}
+def _params(created: EventListParamsCreated) -> EventListParams:
+    return {"created": created, "types": list(LISTED_TYPES)}

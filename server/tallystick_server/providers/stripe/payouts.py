@@ -8,7 +8,7 @@ returned, only once its transfer is reversed.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -48,12 +48,12 @@ from tallystick_server.providers.stripe.money import (
 from tallystick_server.providers.stripe.transfer import (
     BankPayout,
     Transfer,
-    declined,
     parse_payout,
     parse_transfer,
     to_failed_outcome,
     to_metadata,
     to_outcome,
+    to_unpaid_outcome,
 )
 from tallystick_server.providers.stripe.verification import to_verification
 
@@ -107,7 +107,7 @@ class StripePayouts:
     async def _send(self, request: PayoutRequest, amount: int) -> PayoutOutcome:
         transfer = await self._create_transfer(request, amount)
         if not isinstance(transfer, Transfer):
-            return _to_outcome(transfer)
+            return _to_payout_outcome(transfer)
         if transfer.key != request.key:
             return _mismatched()
         if transfer.is_reversed:  # its money is gone: no payout may be created any more
@@ -125,7 +125,7 @@ class StripePayouts:
         """
         payout = await self._find_payout(transfer, request)
         if payout is None:
-            return await self._reverse(transfer, _to_declined(rejection, transfer))
+            return await self._reverse(transfer, _to_rejected_outcome(rejection, transfer))
         return await self._conclude(payout, transfer, request)
 
     async def look_up(self, request: PayoutRequest) -> PayoutLookupOutcome:
@@ -234,18 +234,12 @@ class StripePayouts:
         """
         first_time = transfer.create_time - _MAX_CLOCK_DIFFERENCE_SECONDS
         last_time = transfer.create_time + int(self.key_window + self.creation_margin_seconds)
-
-        def request_page(after: str) -> Awaitable[Any]:
-            params: PayoutListParams = {
-                "created": {"gte": first_time, "lte": last_time},
-                "limit": PAGE_SIZE,
-            }
-            if after:
-                params["starting_after"] = after
-            return self._api.v1.payouts.list_async(params, _on_account_of(request))
-
+        params: PayoutListParams = {"created": {"gte": first_time, "lte": last_time}}
+        pages = self._api.read_pages(
+            self._api.v1.payouts.list_async, params, _MAX_PAGES, _on_account_of(request)
+        )
         may_exist = False
-        async for page in self._api.read_pages(request_page, _MAX_PAGES):
+        async for page in pages:
             if isinstance(page, Rejection | NotSent | Unknown):
                 return page
             for fields in page:
@@ -266,10 +260,10 @@ class StripePayouts:
         if payout is not None:
             return await self._conclude(payout, transfer, request)
         if transfer.is_reversed:
-            return declined(transfer, "transfer_reversed")
+            return to_unpaid_outcome(transfer, "transfer_reversed")
         # Once the key is forgotten, nothing is sent any more, and nothing can still arrive.
         if transfer.age_seconds > self.key_window + self.creation_margin_seconds:
-            return await self._reverse(transfer, declined(transfer, "payout_not_created"))
+            return await self._reverse(transfer, to_unpaid_outcome(transfer, "payout_not_created"))
         return Unknown("the transfer is made, its payout is not found", reference=transfer.id)
 
     async def _conclude(
@@ -299,18 +293,11 @@ class StripePayouts:
         """Whether Stripe has reported the payout as paid, which it may do days before it fails.
         Only the events say so: the payout itself forgets it.
         """
-
-        def request_page(after: str) -> Awaitable[Any]:
-            params: EventListParams = {
-                "type": "payout.paid",
-                "created": {"gte": payout.create_time},
-                "limit": PAGE_SIZE,
-            }
-            if after:
-                params["starting_after"] = after
-            return self._api.v1.events.list_async(params, _on_account_of(request))
-
-        async for page in self._api.read_pages(request_page, _MAX_PAGES):
+        params: EventListParams = {"type": "payout.paid", "created": {"gte": payout.create_time}}
+        pages = self._api.read_pages(
+            self._api.v1.events.list_async, params, _MAX_PAGES, _on_account_of(request)
+        )
+        async for page in pages:
             if isinstance(page, Rejection | NotSent | Unknown):
                 return page
             for event in page:
@@ -368,14 +355,14 @@ def _parse_or_unknown(fields: Mapping[str, Any]) -> BankPayout | Unknown:
         return Unknown(f"a payout that cannot be read: {error}")
 
 
-def _to_outcome(problem: Problem) -> PayoutOutcome:
+def _to_payout_outcome(problem: Problem) -> PayoutOutcome:
     """The outcome of a transfer that was not created, as far as the answer says."""
     if not isinstance(problem, Rejection):
         return problem
-    return _to_declined(problem, None) if problem.is_definite else to_unknown(problem)
+    return _to_rejected_outcome(problem, None) if problem.is_definite else to_unknown(problem)
 
 
-def _to_declined(rejection: Rejection, transfer: Transfer | None) -> Declined:
+def _to_rejected_outcome(rejection: Rejection, transfer: Transfer | None) -> Declined:
     """The outcome of a movement that Stripe definitely rejects."""
     if rejection.rejects_account:
         reason = PayoutFailure.DESTINATION_REJECTED

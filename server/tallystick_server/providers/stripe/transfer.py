@@ -140,7 +140,7 @@ def to_outcome(payout: BankPayout, transfer: Transfer) -> PayoutOutcome | None:
             amount = from_stripe_amount(payout.amount, payout.currency)
             return Succeeded(transfer.id, amount, payout.currency, payout.payout_id)
         case "canceled":
-            return declined(transfer, "canceled")
+            return to_unpaid_outcome(transfer, "canceled")
         case _:
             return None
 
@@ -168,7 +168,7 @@ def to_failed_outcome(
     return Declined(reason, code, transfer.id, payout.payout_id)
 
 
-def declined(transfer: Transfer, code: str) -> Declined:
+def to_unpaid_outcome(transfer: Transfer, code: str) -> Declined:
     """The outcome of a transfer from which nothing is paid out."""
     return Declined(PayoutFailure.PROVIDER_DECLINED, code, transfer.id, transfer.payout_id)
 
