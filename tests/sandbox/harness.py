@@ -83,6 +83,27 @@ class LookAlike:
         }
         return await self.client.v1.payment_intents.create_async(parameters, options)
 
+    async def check_out(self, amount: int = 1000, **parameters: Any) -> Any:
+        """Creates a Checkout Session of one line item."""
+        options = parameters.pop("options", {})
+        values: Any = {
+            "mode": "payment",
+            "success_url": "https://shop.example/paid?session={CHECKOUT_SESSION_ID}",
+            "line_items": [line_item("Blue vase", amount)],
+            **parameters,
+        }
+        return await self.client.v1.checkout.sessions.create_async(values, options)
+
+    async def session(self, id_: str) -> Any:
+        """A Checkout Session with its PaymentIntent, its charge and its balance transaction."""
+        expand = ["payment_intent.latest_charge.balance_transaction"]
+        return await self.client.v1.checkout.sessions.retrieve_async(id_, {"expand": expand})
+
+
+def line_item(name: str, amount: int, quantity: int = 1, currency: str = "eur") -> Any:
+    price = {"currency": currency, "unit_amount": amount, "product_data": {"name": name}}
+    return {"quantity": quantity, "price_data": price}
+
 
 @asynccontextmanager
 async def look_alike(

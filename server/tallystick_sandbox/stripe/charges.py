@@ -34,7 +34,13 @@ def succeed(context: Context, intent: StoredObject, amount: int) -> StoredObject
     bypasses = intent.body["payment_method"] == BYPASS_PENDING
     delay = 0.0 if bypasses else context.rules.funds_delay_seconds
     transaction = context.book(
-        "charge", amount, charge.body["currency"], charge.id, fee=fee, delay_seconds=delay
+        "charge",
+        amount,
+        charge.body["currency"],
+        charge.id,
+        account=charge.account,
+        fee=fee,
+        delay_seconds=delay,
     )
     charge.body |= {"captured": True, "amount_captured": amount, "paid": True}
     if intent.body["capture_method"] == "automatic_async":
@@ -95,7 +101,8 @@ def _create(context: Context, intent: StoredObject, amount: int, status: str) ->
         "status": status,
         "transfer_data": None,
     }
-    return context.create("ch", "charge", body | {name: intent.body[name] for name in _COPIED})
+    body |= {name: intent.body[name] for name in _COPIED}
+    return context.create("ch", "charge", body, account=intent.account)
 
 
 def advance(context: Context, charge: StoredObject) -> None:

@@ -28,7 +28,8 @@ class StripeRules:
     `search_lag_seconds` until a search finds an object, `funds_delay_seconds` until the money of a
     charge is available, `payout_seconds` and `report_seconds` until those are complete.
     `pays_out_at_once`: the answer to the creation of a payout shows it as paid, which Stripe's
-    never does. `files_url`: the server that the URLs of files name.
+    never does. `debit_seconds`: until a bank debit of a Checkout Session succeeds or fails.
+    `files_url` and `checkout_url`: the servers that the URLs of files and of hosted pages name.
     """
 
     fee_ppm: int = 15_000
@@ -39,7 +40,9 @@ class StripeRules:
     payout_seconds: float = 0.0
     pays_out_at_once: bool = False
     report_seconds: float = 0.0
+    debit_seconds: float = 86_400.0
     files_url: str = "https://files.stripe.com"
+    checkout_url: str = "https://checkout.stripe.com"
 
 
 Advance = Callable[["Context", StoredObject], None]

@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from tallystick_sandbox.rules import Behavior, Fault
-from tallystick_sandbox.stripe import accounts, payment_intents, payouts, refunds, reports, store
+from tallystick_sandbox.stripe import (
+    accounts,
+    checkout_sessions,
+    payment_intents,
+    payouts,
+    refunds,
+    reports,
+    store,
+)
 from tallystick_sandbox.stripe.context import Context
 from tallystick_sandbox.stripe.delivery_store import resend
 from tallystick_sandbox.stripe.errors import invalid, missing
@@ -40,6 +48,7 @@ STATUSES = {
     "payout": ("in_transit", "paid", "failed"),
     "refund": ("succeeded", "failed"),
     "account": ("enabled", "disabled"),
+    checkout_sessions.TYPE: ("paid", "declined", "expired"),
     reports.TYPE: ("failed",),
 }
 """The statuses that each type of object can get."""
@@ -51,7 +60,11 @@ def _change(context: Context, item: StoredObject, status: str, reason: str) -> N
         case "payment_intent":
             if item.body["status"] not in ("processing", "requires_action"):
                 raise invalid("The PaymentIntent is not pending.", "id")
+            if "checkout_session" in item.plan:
+                raise invalid("Advance the Checkout Session of the PaymentIntent instead.", "id")
             payment_intents.resolve(context, item, _INTENT_CODES.get(status, status))
+        case checkout_sessions.TYPE:
+            checkout_sessions.change_status(context, item, status)
         case "payout":
             payouts.change_status(context, item, status, reason)
         case "refund":

@@ -41,7 +41,14 @@ class Parameters:
             name = self._name(unknown[0])[:100]
             raise invalid(f"Received unknown parameter: {name}", name, "parameter_unknown")
 
-    def text(self, name: str, default: str = "", *, required: bool = False) -> str:
+    def text(
+        self,
+        name: str,
+        default: str = "",
+        *,
+        required: bool = False,
+        max_length: int = _MAX_TEXT,
+    ) -> str:
         value = self._read(name)
         if value is None or (required and value == ""):
             if required:
@@ -49,9 +56,9 @@ class Parameters:
             return default
         if not isinstance(value, str):
             raise invalid(f"Invalid string: {self._name(name)}", self._name(name))
-        if len(value) > _MAX_TEXT or "\0" in value:
+        if len(value) > max_length or "\0" in value:
             raise invalid(
-                f"{self._name(name)} must have at most {_MAX_TEXT} characters, and no NUL.",
+                f"{self._name(name)} must have at most {max_length} characters, and no NUL.",
                 self._name(name),
             )
         return value
@@ -88,6 +95,16 @@ class Parameters:
             raise self._missing(name)
         return value
 
+    def bounded_integer(self, name: str, minimum: int, maximum: int) -> int:
+        value = self.required_integer(name)
+        if not minimum <= value <= maximum:
+            raise invalid(
+                f"{self._name(name)} must be from {minimum} to {maximum}.",
+                self._name(name),
+                "parameter_invalid_integer",
+            )
+        return value
+
     def texts(self, name: str, max_count: int = 100) -> list[str]:
         """A list of texts."""
         value = self._read(name)
@@ -100,6 +117,12 @@ class Parameters:
             raise invalid(f"Invalid array: {self._name(name)}", self._name(name))
         return texts
 
+    def required_object(self, name: str) -> Parameters:
+        value = self.object(name)
+        if value is None:
+            raise self._missing(name)
+        return value
+
     def object(self, name: str) -> Parameters | None:
         """An object, or None. Its own unknown parameters are rejected by `reject_unknown` of it."""
         value = self._read(name)
@@ -108,6 +131,22 @@ class Parameters:
         if not isinstance(value, dict):
             raise invalid(f"Invalid object: {self._name(name)}", self._name(name))
         return Parameters(value, self._name(name))
+
+    def objects(self, name: str, max_count: int = 100) -> list[Parameters]:
+        """A list of objects, at least one."""
+        value = self._read(name)
+        if value is None or value == "":
+            raise self._missing(name)
+        if not isinstance(value, list) or len(value) > max_count:
+            raise invalid(f"Invalid array: {self._name(name)}", self._name(name))
+        objects = [
+            Parameters(item, f"{self._name(name)}[{index}]")
+            for index, item in enumerate(value)
+            if isinstance(item, dict)
+        ]
+        if len(objects) < len(value):
+            raise invalid(f"Invalid array: {self._name(name)}", self._name(name))
+        return objects
 
     def metadata(self) -> dict[str, str]:
         """Up to 50 texts, by name."""

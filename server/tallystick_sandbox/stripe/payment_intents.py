@@ -49,28 +49,13 @@ def create(context: Context, parameters: Parameters) -> dict[str, Any]:
     automatic = _automatic_methods(parameters)
     body = {
         "amount": amount,
-        "amount_capturable": 0,
-        "amount_received": 0,
         "automatic_payment_methods": automatic,
-        "canceled_at": None,
-        "cancellation_reason": None,
         "capture_method": parameters.choice(
             "capture_method", ("automatic", "automatic_async"), "automatic_async"
         ),
-        "confirmation_method": "automatic",
         "currency": currency,
-        "last_payment_error": None,
-        "latest_charge": None,
         "metadata": parameters.metadata(),
-        "next_action": None,
-        "payment_method": None,
-        "payment_method_options": {},
         "payment_method_types": parameters.texts("payment_method_types") or ["card"],
-        "processing": None,
-        "setup_future_usage": None,
-        "shipping": None,
-        "status": "requires_payment_method",
-        "transfer_data": None,
         **without_empty({name: parameters.text(name) for name in _TEXT_PARAMETERS}),
     }
     must_confirm = parameters.flag("confirm")
@@ -82,14 +67,47 @@ def create(context: Context, parameters: Parameters) -> dict[str, Any]:
             "payment_method",
             "payment_intent_unexpected_state",
         )
-    intent = context.create("pi", "payment_intent", body)
-    intent.body["client_secret"] = f"{intent.id}_secret_{context.new_id('s').removeprefix('s_')}"
     if method:
-        intent.body |= {"payment_method": method, "status": "requires_confirmation"}
-    context.emit("payment_intent.created", intent)
+        body |= {"payment_method": method, "status": "requires_confirmation"}
+    intent = start(context, body)
     if must_confirm:
-        _attempt(context, intent, may_act=may_act)
+        attempt(context, intent, may_act=may_act)
     return intent.body
+
+
+def start(
+    context: Context, body: dict[str, Any], *, account: str = "", session_id: str = ""
+) -> StoredObject:
+    """A new PaymentIntent. `body`: its amount, its currency and what else is set; `session_id`: of
+    the Checkout Session that it belongs to, which alone changes it then.
+    """
+    unset: dict[str, Any] = {
+        "amount_capturable": 0,
+        "amount_received": 0,
+        "automatic_payment_methods": None,
+        "canceled_at": None,
+        "cancellation_reason": None,
+        "capture_method": "automatic_async",
+        "confirmation_method": "automatic",
+        "last_payment_error": None,
+        "latest_charge": None,
+        "metadata": {},
+        "next_action": None,
+        "payment_method": None,
+        "payment_method_options": {},
+        "payment_method_types": ["card"],
+        "processing": None,
+        "setup_future_usage": None,
+        "shipping": None,
+        "status": "requires_payment_method",
+        "transfer_data": None,
+        **dict.fromkeys(_TEXT_PARAMETERS),
+    }
+    plan = {"checkout_session": session_id} if session_id else {}
+    intent = context.create("pi", "payment_intent", unset | body, account=account, plan=plan)
+    intent.body["client_secret"] = f"{intent.id}_secret_{context.new_id('s').removeprefix('s_')}"
+    context.emit("payment_intent.created", intent)
+    return intent
 
 
 def _automatic_methods(parameters: Parameters) -> dict[str, Any] | None:
@@ -115,18 +133,18 @@ def _confirmation(parameters: Parameters) -> tuple[str, bool]:
 def confirm(context: Context, parameters: Parameters, id_: str) -> dict[str, Any]:
     method, may_act = _confirmation(parameters)
     parameters.reject_unknown()
-    intent = context.load("payment_intent", id_)
+    intent = _load_changeable(context, id_)
     if intent.body["status"] not in ("requires_payment_method", "requires_confirmation"):
         raise _unexpected_state(intent, "confirm")
     if method:
         intent.body["payment_method"] = method
     if not intent.body["payment_method"]:
         raise _unexpected_state(intent, "confirm")
-    _attempt(context, intent, may_act=may_act)
+    attempt(context, intent, may_act=may_act)
     return intent.body
 
 
-def _attempt(context: Context, intent: StoredObject, *, may_act: bool) -> None:
+def attempt(context: Context, intent: StoredObject, *, may_act: bool) -> None:
     """Charges the payment method. Raises StripeFailure if it declines."""
     behavior = payment_method_behavior(intent.body["payment_method"]) or Behavior(Fault.NONE)
     context.save(intent)
@@ -198,6 +216,31 @@ def _decline(context: Context, intent: StoredObject, code: str) -> StripeFailure
     )
 
 
+def fail_authentication(context: Context, intent: StoredObject) -> None:
+    """The buyer failed the authentication: nothing was charged, and the intent waits for another
+    payment method.
+    """
+    intent.plan.pop("pending", None)
+    intent.body |= {
+        "status": "requires_payment_method",
+        "last_payment_error": {
+            "type": "invalid_request_error",
+            "code": "payment_intent_authentication_failure",
+            "message": "The provided PaymentMethod has failed authentication. Provide another "
+            "payment method to attempt this payment again.",
+            "payment_method": {
+                "id": intent.body["payment_method"],
+                "object": "payment_method",
+                "type": "card",
+            },
+        },
+        "payment_method": None,
+        "next_action": None,
+    }
+    context.save(intent)
+    context.emit("payment_intent.payment_failed", intent)
+
+
 def _wait(context: Context, intent: StoredObject, code: str) -> None:
     """The intent waits for its buyer or for a review. `code`: see `rules.behavior_for`."""
     intent.plan["pending"] = code
@@ -249,20 +292,37 @@ def look_up(context: Context, intent: StoredObject) -> None:
 def cancel(context: Context, parameters: Parameters, id_: str) -> dict[str, Any]:
     reason = parameters.choice("cancellation_reason", _CANCELLATION_REASONS, "")
     parameters.reject_unknown()
-    intent = context.load("payment_intent", id_)
+    intent = _load_changeable(context, id_)
     if intent.body["status"] not in _CANCELABLE:
         raise _unexpected_state(intent, "cancel")
+    end(context, intent, reason or None)
+    return intent.body
+
+
+def end(context: Context, intent: StoredObject, reason: str | None) -> None:
+    """The intent is canceled: it can never be charged again."""
     intent.plan.pop("pending", None)
     intent.body |= {
         "status": "canceled",
         "canceled_at": context.timestamp,
-        "cancellation_reason": reason or None,
+        "cancellation_reason": reason,
         "next_action": None,
         "processing": None,
     }
     context.save(intent)
     context.emit("payment_intent.canceled", intent)
-    return intent.body
+
+
+def _load_changeable(context: Context, id_: str) -> StoredObject:
+    """An intent that a request may change. Raises StripeFailure."""
+    intent = context.load("payment_intent", id_)
+    if "checkout_session" in intent.plan:
+        raise unexecutable(
+            "payment_intent_unexpected_state",
+            "You cannot perform this action on PaymentIntents created by Checkout.",
+            details={"payment_intent": deepcopy(intent.body)},
+        )
+    return intent
 
 
 def _unexpected_state(intent: StoredObject, verb: str) -> StripeFailure:

@@ -12,6 +12,7 @@ from tallystick_sandbox.stripe import (
     accounts,
     balances,
     charges,
+    checkout_sessions,
     control,
     events,
     payment_intents,
@@ -64,6 +65,14 @@ ROUTES = [
     Route("GET", "/v1/payment_intents/{id}", payment_intents.retrieve),
     Route("POST", "/v1/payment_intents/{id}/confirm", payment_intents.confirm),
     Route("POST", "/v1/payment_intents/{id}/cancel", payment_intents.cancel),
+    Route("POST", "/v1/checkout/sessions", checkout_sessions.create),
+    Route(
+        "GET",
+        "/v1/checkout/sessions",
+        list_page(checkout_sessions.TYPE, "/v1/checkout/sessions", checkout_sessions.list_filter),
+    ),
+    Route("GET", "/v1/checkout/sessions/{id}", checkout_sessions.retrieve),
+    Route("POST", "/v1/checkout/sessions/{id}/expire", checkout_sessions.expire),
     Route("GET", "/v1/charges", list_page("charge", "/v1/charges", charges.list_filter)),
     Route("GET", "/v1/charges/{id}", charges.retrieve),
     Route("POST", "/v1/refunds", refunds.create),
@@ -127,6 +136,7 @@ ROUTES = [
 ADVANCES: dict[str, Advance] = {
     "balance_transaction": balances.advance,
     "charge": charges.advance,
+    checkout_sessions.TYPE: checkout_sessions.advance,
     "payout": payouts.advance,
     reports.TYPE: reports.advance,
 }

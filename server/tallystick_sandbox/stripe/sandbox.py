@@ -17,7 +17,8 @@ import orjson
 
 from tallystick_core.errors import ApiError
 from tallystick_sandbox.rules import Behavior, Fault
-from tallystick_sandbox.stripe import accounts, errors, faults, store
+from tallystick_sandbox.stripe import accounts, checkout_sessions, errors, faults, store
+from tallystick_sandbox.stripe.checkout_sessions import BuyerCard, CheckoutState
 from tallystick_sandbox.stripe.context import API_VERSION, Context, StripeRules
 from tallystick_sandbox.stripe.errors import StripeFailure
 from tallystick_sandbox.stripe.faults import FaultCounts, HttpAnswer, Switches
@@ -185,6 +186,32 @@ class StripeSandbox:
             request_id,
             key,
         )
+
+    async def show_checkout(self, session_id: str) -> CheckoutState:
+        """The present state of a Checkout Session. Raises StripeFailure if there is none."""
+        return await self._act(lambda context: checkout_sessions.show(context, session_id))
+
+    async def submit_checkout(self, session_id: str, card: BuyerCard) -> CheckoutState:
+        """The buyer of a Checkout Session pays with a test card, see `checkout_sessions.submit`."""
+        return await self._act(lambda context: checkout_sessions.submit(context, session_id, card))
+
+    async def authenticate_checkout(self, session_id: str, *, passes: bool) -> CheckoutState:
+        """The buyer passes or fails an authentication, see `checkout_sessions.authenticate`."""
+        return await self._act(
+            lambda context: checkout_sessions.authenticate(context, session_id, passes=passes)
+        )
+
+    async def _act(self, action: Callable[[Context], CheckoutState]) -> CheckoutState:
+        """What a buyer does on the page of a session, in one transaction."""
+        seed = f"buyer_{self._new_id().hex}"
+
+        def act(connection: Connection) -> CheckoutState:
+            context = self._context(connection, PLATFORM, seed)
+            state = action(context)
+            context.flush()
+            return state
+
+        return await self._database.transact(act)
 
     async def advance_due(self) -> int:
         """Advances up to 100 objects whose time has come. Returns their number."""
