@@ -11,6 +11,7 @@ from aiohttp import web
 
 from tallystick_sandbox.stripe.faults import HttpAnswer
 from tallystick_sandbox.stripe.form import MAX_BODY_BYTES
+from tallystick_sandbox.stripe.hosted_page import HostedPage
 from tallystick_sandbox.stripe.sandbox import StripeSandbox
 from tallystick_sandbox.stripe.webhooks import Send
 from tallystick_server.operations.periodic import Periodic
@@ -20,8 +21,8 @@ _SEND_TIMEOUT_SECONDS = 10.0
 
 
 def create_app(sandbox: StripeSandbox, *, delivers: bool = True) -> web.Application:
-    """The application. Every path goes to the look-alike. `delivers`: it delivers the events, else
-    another process does.
+    """The application: the pages of Checkout Sessions, and the API on every other path. `delivers`:
+    it delivers the events, else another process does.
     """
 
     async def serve(request: web.Request) -> web.StreamResponse:
@@ -46,6 +47,7 @@ def create_app(sandbox: StripeSandbox, *, delivers: bool = True) -> web.Applicat
                 await task.stop()
 
     app = web.Application(client_max_size=MAX_BODY_BYTES + 1)
+    app.add_routes(HostedPage(sandbox).routes())
     app.router.add_route("*", "/{path:.*}", serve)
     app.cleanup_ctx.append(run_tasks)
     return app

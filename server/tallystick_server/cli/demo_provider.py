@@ -31,6 +31,7 @@ PROVIDER = "stripe"
 API_KEY_VARIABLE = variable_of(("providers", PROVIDER, "api_key"))
 _LIVE_KEYS = ("sk_live_", "rk_live_")
 _CONNECTIONS = 4
+_DEBIT_SECONDS = 10.0
 
 
 def load_demo_settings(environment: Mapping[str, str]) -> Settings:
@@ -166,7 +167,7 @@ async def run_look_alike(settings: Settings, database_url: str) -> AsyncIterator
     database = Database(database_url, connections=_CONNECTIONS)
     sandbox = StripeSandbox(
         database,
-        StripeRules(files_url=url),
+        StripeRules(debit_seconds=_DEBIT_SECONDS, files_url=url, checkout_url=url),
         endpoints=sandbox_endpoints(endpoint_url, f"{endpoint_url}/connect"),
     )
     runner = web.AppRunner(create_app(sandbox), access_log=None)

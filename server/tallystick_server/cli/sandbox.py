@@ -105,6 +105,15 @@ def stripe_sandbox(
             help="Seconds until a payout is paid.",
         ),
     ] = 0,
+    debit_time: Annotated[
+        int,
+        typer.Option(
+            "--debit-time",
+            parser=whole_number(0, _MAX_SECONDS),
+            metavar="SECONDS",
+            help="Seconds until a bank debit is paid or declined.",
+        ),
+    ] = 10,
 ) -> None:
     """Serve the sandbox as a Stripe look-alike over HTTP, on 127.0.0.1.
 
@@ -117,7 +126,13 @@ def stripe_sandbox(
     from tallystick_sandbox.stripe.webhooks import sandbox_endpoints
 
     base = f"http://127.0.0.1:{port}"
-    rules = StripeRules(search_lag_seconds=search_lag, payout_seconds=payout_time, files_url=base)
+    rules = StripeRules(
+        search_lag_seconds=search_lag,
+        payout_seconds=payout_time,
+        debit_seconds=debit_time,
+        files_url=base,
+        checkout_url=base,
+    )
     endpoints = sandbox_endpoints(webhook_url, connect_webhook_url)
     with _open_database(load_settings(ctx.obj)) as database:
         print_status(f"Serving the Stripe look-alike on {base}")
