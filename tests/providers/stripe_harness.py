@@ -39,7 +39,7 @@ _METHODS = {
     Answer.SUCCEEDS: "ok",
     Answer.DECLINES: "decline",
     Answer.REJECTS: "amount_too_small",
-    Answer.PENDING: "pending:review",
+    Answer.PENDING: "pending:action",  # Stripe cancels no payment that is processing
     Answer.PENDING_THEN_SUCCEEDS: "pending:paid",
     Answer.PENDING_THEN_DECLINES: "pending:declined",
     Answer.LOST_BEFORE: "lost_before",

@@ -25,7 +25,7 @@ _CANCELABLE = (
     "requires_payment_method",
     "requires_confirmation",
     "requires_action",
-    "processing",
+    "requires_capture",
 )
 _CANCELLATION_REASONS = ("abandoned", "duplicate", "fraudulent", "requested_by_customer")
 _TEXT_PARAMETERS = (
