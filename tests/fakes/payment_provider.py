@@ -64,6 +64,7 @@ class ScriptedPaymentProvider:
     name = "sandbox"
     key_window = 86_400.0
     final_not_found: FinalNotFound | None = FinalNotFound(0.2, 1)
+    hosts_pages: bool = True
 
     def __init__(
         self,

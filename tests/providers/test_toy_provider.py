@@ -61,6 +61,7 @@ class ToyCharges:
     def __post_init__(self) -> None:
         self.name, self.key_window = self.terms.name, self.terms.key_window_seconds
         self.final_not_found: FinalNotFound | None = self.terms.final_not_found
+        self.hosts_pages = False
 
     def reject_amount(self, amount: int, currency: str, method: str) -> str | None:
         return None

@@ -347,6 +347,7 @@ class _RemoteProvider:
 
     name = "sandbox"
     final_not_found: FinalNotFound | None = _FINAL_NOT_FOUND
+    hosts_pages: bool = False
 
     def __init__(
         self,

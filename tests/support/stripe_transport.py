@@ -92,6 +92,7 @@ class NamedCharges:
         self._charges = charges
         self.name, self.key_window = charges.name, charges.key_window
         self.final_not_found = charges.final_not_found
+        self.hosts_pages = charges.hosts_pages
         self.reject_amount = charges.reject_amount
 
     async def send(self, request: ChargeRequest) -> ChargeOutcome:

@@ -87,20 +87,20 @@ class Client(ServiceStubs):
         checkout_id: str,
         payment_orders: Sequence[payment_pb2.NewPaymentOrder],
         *,
-        credit_card_info: str,
+        credit_card_info: str = "",
         **values: Any,
     ) -> payment_pb2.Payment:
-        """Creates a payment and waits for its result. `credit_card_info` is the provider's token;
-        `values` are the other fields of CreatePaymentRequest.
+        """Creates a payment and waits for its result, or until the buyer can pay on the hosted
+        page: its URL is `hosted_page.url` of the result. `credit_card_info` is the provider's
+        token; "" with a `hosted_page`. `values` are the other fields of CreatePaymentRequest.
 
         A repeat with the same values returns the current payment and never charges again.
         """
         request = payment_service_pb2.CreatePaymentRequest(
-            checkout_id=checkout_id,
-            payment_orders=payment_orders,
-            credit_card_info=credit_card_info,
-            **values,
+            checkout_id=checkout_id, payment_orders=payment_orders, **values
         )
+        if credit_card_info:
+            request.credit_card_info = credit_card_info
         return self.payment.CreatePayment(request).payment
 
     def get_payment(self, checkout_id: str) -> payment_pb2.Payment:

@@ -7,6 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from tallystick_core.fingerprint import fingerprint, to_microseconds
+from tallystick_core.payment.hosted_page import RequestedPage
 from tallystick_core.provider.outcome import FailureReason
 
 MAX_ORDERS = 200
@@ -82,6 +83,9 @@ class CheckoutRequest:
     partial_failure_policy: PartialFailurePolicy
     orders: tuple[Order, ...]
     expire_time: datetime | None = None
+    """None with a hosted page, which has its own."""
+    page: RequestedPage | None = None
+    """The hosted page on which the buyer pays; None: the buyer pays by token."""
 
     def fingerprint(self) -> bytes:
         """32 bytes that are equal for equal values, regardless of how they were written."""
@@ -100,7 +104,10 @@ class CheckoutRequest:
             to_microseconds(self.expire_time),
         )
         return fingerprint(
-            *identity, *options, *(value for order in self.orders for value in order.values())
+            *identity,
+            *options,
+            *(value for order in self.orders for value in order.values()),
+            *(self.page.values() if self.page else ()),
         )
 
 
@@ -108,6 +115,8 @@ def first_difference(sent: CheckoutRequest, stored: CheckoutRequest) -> str:
     """The API name of the first field in which two checkouts differ, in the order of the
     request.
     """
+    if (sent.page is None) != (stored.page is None):
+        return "payment_method"
     names = (
         "buyer_info",
         "seller_info",
@@ -121,6 +130,9 @@ def first_difference(sent: CheckoutRequest, stored: CheckoutRequest) -> str:
     for name in names:
         if getattr(sent, name) != getattr(stored, name):
             return "credit_card_info" if name == "payment_token" else name
+    for name in ("success_url", "cancel_url", "expire_time", "locale"):
+        if getattr(sent.page, name, None) != getattr(stored.page, name, None):
+            return f"hosted_page.{name}"
     if len(sent.orders) != len(stored.orders):
         return "payment_orders"
     order_fields = (

@@ -5,7 +5,7 @@ matches decides.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tallystick_core.fingerprint import fingerprint
 from tallystick_core.money import format_amount
@@ -83,6 +83,8 @@ class RoutingTable:
 
     rules: Sequence[RoutingRule]
     default_provider: str
+    page_providers: frozenset[str] = frozenset()
+    """The providers that host pages: no other is the fallback of a payment with a hosted page."""
 
     def route(self, facts: ChargeFacts) -> RoutingDecision:
         """The decision of the first rule that matches, else the default without a fallback."""
@@ -105,9 +107,17 @@ class RoutingTable:
         by_charge: dict[str, list[Order]] = {}
         for order in orders:
             by_charge.setdefault(format_charge_id(checkout, order), []).append(order)
-        return {
+        decisions = {
             charge_id: self.route(_facts_of(checkout, charge_orders))
             for charge_id, charge_orders in by_charge.items()
+        }
+        if checkout.page is None:
+            return decisions
+        return {
+            charge_id: decision
+            if decision.fallback in self.page_providers
+            else replace(decision, fallback="")
+            for charge_id, decision in decisions.items()
         }
 
 

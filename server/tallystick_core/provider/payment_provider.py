@@ -3,9 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
 from tallystick_core.provider.outcome import ChargeLookupOutcome, ChargeOutcome, FinalNotFound
+
+
+@dataclass(frozen=True, slots=True)
+class ChargePage:
+    """A page of the provider on which the buyer pays a charge. It is the same in every request with
+    the same key.
+    """
+
+    title: str
+    """What the buyer pays for."""
+    return_url: str
+    """Where the provider sends the buyer back, paid or not."""
+    create_time: datetime
+    """When it was requested."""
+    expire_time: datetime
+    """When it is to be closed. The platform asks for that with `cancel`; the provider closes it by
+    itself later, in case the platform cannot ask.
+    """
+    locale: str
+    """A language such as "en" or "pt-BR"; "": that of the buyer's browser."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +44,8 @@ class ChargeRequest:
     method: str
     reference: str = ""
     """The provider's id of the charge, as an earlier outcome has reported it; "": none has."""
+    page: ChargePage | None = None
+    """The page on which the buyer pays; None: `payment_token` is charged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +75,10 @@ class PaymentProvider(Protocol):
     """Seconds for which the provider honors an idempotency key, counted from its first use."""
     final_not_found: FinalNotFound | None
     """When a NotFound is conclusive; None: never."""
+    hosts_pages: bool
+    """Whether it accepts requests with a `page`. Registering one again, with the same key or later,
+    charges nothing: only the page whose URL was stored is ever shown to a buyer.
+    """
 
     def reject_amount(self, amount: int, currency: str, method: str) -> str | None:
         """The rule that makes the provider reject every such charge, such as "must be at least
@@ -60,7 +87,9 @@ class PaymentProvider(Protocol):
         ...
 
     async def send(self, request: ChargeRequest) -> ChargeOutcome:
-        """Charges the buyer, or returns the outcome of an earlier request with the same key."""
+        """Charges the buyer, or registers the page on which the buyer pays: Pending with its URL.
+        Or returns the outcome of an earlier request with the same key.
+        """
         ...
 
     async def look_up(self, request: ChargeRequest) -> ChargeLookupOutcome:
@@ -71,6 +100,7 @@ class PaymentProvider(Protocol):
 
     async def cancel(self, request: ChargeRequest) -> ChargeLookupOutcome:
         """Cancels a request that may have been sent, and returns its outcome.
-        Declined(CALLER_CANCELLED): it is certain that it will not be charged.
+        Declined(CALLER_CANCELLED): it is certain that it will not be charged. A page is closed:
+        Declined(PAGE_EXPIRED).
         """
         ...

@@ -235,10 +235,12 @@ def classify_not_found(
 def with_cancel_reason(
     outcome: ProviderOutcome, failure_reason: FailureReason | None
 ) -> ProviderOutcome:
-    """The outcome, with our reason if the provider cancelled the operation at our request."""
+    """The outcome, with our reason if the provider cancelled the operation, or closed its page, at
+    our request.
+    """
     if (
         isinstance(outcome, Declined)
-        and outcome.reason is FailureReason.CALLER_CANCELLED
+        and outcome.reason in (FailureReason.CALLER_CANCELLED, FailureReason.PAGE_EXPIRED)
         and failure_reason is not None
     ):
         return replace(outcome, reason=failure_reason)

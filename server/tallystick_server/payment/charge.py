@@ -23,6 +23,7 @@ from tallystick_core.provider.outcome import (
     ProviderFee,
     Succeeded,
 )
+from tallystick_core.provider.payment_provider import ChargePage
 from tallystick_server.observability.tracing import SpanContext, parse_traceparent
 from tallystick_server.operations.operation import FIRST_LEASE_TOKEN, LeasedOperation, parse_tries
 from tallystick_server.payment import convert
@@ -89,6 +90,8 @@ class Charge(LeasedOperation):
     fallback_provider: str = ""
     """The provider of the next attempt, if certainly nothing was sent by this one; "": none."""
     cancelled: bool = False
+    page: ChargePage | None = None
+    """The provider's page on which the buyer pays; None: by `payment_token`."""
     buyer_timed_out: bool = False
     """The buyer has not completed the required action in time."""
 
@@ -113,9 +116,10 @@ def build_charges(
     lease_deadline: float,
     traceparent: str,
     context: SpanContext,
+    page: ChargePage | None = None,
 ) -> list[Charge]:
     """The charges of a new payment, for the orders that no risk rule rejected. `decisions`: the
-    provider of each charge, by charge id.
+    provider of each charge, by charge id. `page`: on which the buyer pays.
     """
     groups: dict[str, list[tuple[checkout_store.NewOrder, payment_pb2.PaymentOrder]]] = {}
     for order, message in orders:
@@ -138,6 +142,7 @@ def build_charges(
             payment_token=request.payment_token,
             payment_method_type=request.payment_method_type,
             buyer_country=request.buyer_country,
+            page=page,
             orders=tuple(_order_from_new(order, message) for order, message in members),
             lease_token=FIRST_LEASE_TOKEN,
             lease_deadline=lease_deadline,
@@ -198,6 +203,7 @@ def charges_from_rows(
                 context=parse_traceparent(first.traceparent),
                 age_seconds=float(first.age),
                 expires_at=inf if first.expires_in is None else now + float(first.expires_in),
+                page=_page_of(first),
                 cancelled=first.cancel_reason != "",
                 buyer_timed_out=_has_buyer_timed_out(first),
                 end_deadline=now + _seconds_left(first),
@@ -212,6 +218,29 @@ def charges_from_rows(
             )
         )
     return charges
+
+
+def build_page(
+    checkout_id: str,
+    return_url: str,
+    create_time: datetime,
+    expire_time: datetime,
+    locale: str,
+) -> ChargePage:
+    """The page of a checkout, as its provider is asked for it."""
+    return ChargePage(f"Order {checkout_id}", return_url, create_time, expire_time, locale)
+
+
+def _page_of(row: ChargeOrderRow) -> ChargePage | None:
+    if row.page_return_url is None or row.page_expire_time is None:
+        return None
+    return build_page(
+        row.checkout_id,
+        row.page_return_url,
+        row.page_create_time,
+        row.page_expire_time,
+        row.page_locale or "",
+    )
 
 
 def _has_buyer_timed_out(row: ChargeOrderRow) -> bool:

@@ -1,7 +1,4 @@
-"""Converts PaymentService messages: requests into validated values, stored rows into messages.
-
-The values that `parse_` functions return can be stored, charged and booked.
-"""
+"""Converts stored rows of PaymentService into messages."""
 
 from __future__ import annotations
 
@@ -10,36 +7,17 @@ from datetime import datetime
 from typing import Any
 
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
-from tallystick_core.access import Caller
-from tallystick_core.errors import ApiError, ErrorReason
-from tallystick_core.money import MAX_AMOUNT, format_amount, parse_amount, parse_currency
-from tallystick_core.payment.checkout import (
-    MAX_ORDERS,
-    ChargeMode,
-    CheckoutRequest,
-    MethodType,
-    Order,
-    PartialFailurePolicy,
-    normalize,
-)
+from tallystick_core.money import format_amount
+from tallystick_core.payment.hosted_page import RequestedPage
 from tallystick_core.payment.state import TERMINAL_STATUSES, OrderStatus
-from tallystick_core.validation import (
-    parse_country,
-    parse_id,
-    parse_items,
-    parse_optional_id,
-    parse_text,
-    parse_token,
-)
 from tallystick_server.operations.history import acknowledgement_fields
 from tallystick_server.rpc.enums import EnumNames
-from tallystick_server.rpc.timestamps import parse_time, to_optional_timestamp, to_timestamp
+from tallystick_server.rpc.timestamps import to_optional_timestamp, to_timestamp
 from tallystick_storage.payment import checkouts as checkout_store
 from tallystick_storage.payment import orders as store
 from tallystick_storage.payment.queries import (
     FinalCheckoutRow,
     OrderWithPaymentRow,
-    PaymentFilter,
     PaymentRow,
     PaymentSummaryRow,
     ScheduledOrderRow,
@@ -51,142 +29,6 @@ CHARGE_MODES = EnumNames(payment_pb2.ChargeMode.DESCRIPTOR)
 PARTIAL_FAILURE_POLICIES = EnumNames(payment_pb2.PartialFailurePolicy.DESCRIPTOR)
 PAYMENT_STATES = EnumNames(payment_pb2.PaymentState.DESCRIPTOR)
 WAIT_CONDITIONS = EnumNames(payment_service_pb2.WaitFor.DESCRIPTOR)
-_MAX_INFO_LENGTH = 1024
-
-
-def parse_checkout(
-    request: payment_service_pb2.CreatePaymentRequest, caller: Caller
-) -> CheckoutRequest:
-    """Parses a CreatePayment call. Raises ApiError with the path of the first invalid field."""
-    checkout_id = parse_id(request.checkout_id, "checkout_id")
-    buyer_info = parse_text(request.buyer_info, "buyer_info", _MAX_INFO_LENGTH)
-    seller_info = parse_text(request.seller_info, "seller_info", _MAX_INFO_LENGTH)
-    country = parse_country(request.buyer_country, "buyer_country")
-    if request.WhichOneof("payment_method") is None:
-        raise ApiError(
-            ErrorReason.FIELD_REQUIRED,
-            "payment_method is required: set credit_card_info.",
-            field="payment_method",
-        )
-    checkout = CheckoutRequest(
-        checkout_id,
-        caller.name,
-        caller.owner,
-        buyer_info,
-        seller_info,
-        country,
-        parse_token(request.credit_card_info, "credit_card_info"),
-        MethodType(
-            METHOD_TYPES.parse(request.payment_method_type, "payment_method_type", MethodType.CARD)
-        ),
-        ChargeMode(CHARGE_MODES.parse(request.charge_mode, "charge_mode", ChargeMode.PER_ORDER)),
-        PartialFailurePolicy(
-            PARTIAL_FAILURE_POLICIES.parse(
-                request.partial_failure_policy,
-                "partial_failure_policy",
-                PartialFailurePolicy.KEEP_SUCCEEDED,
-            )
-        ),
-        _orders(request),
-        parse_time(request, "expire_time"),
-    )
-    _check_charge_mode(checkout)
-    return normalize(checkout)
-
-
-def _orders(request: payment_service_pb2.CreatePaymentRequest) -> tuple[Order, ...]:
-    return tuple(
-        parse_items(
-            request.payment_orders,
-            _order,
-            field="payment_orders",
-            item_name="order",
-            id_field="payment_order_id",
-            max_items=MAX_ORDERS,
-        )
-    )
-
-
-def _order(message: payment_pb2.NewPaymentOrder, index: int) -> Order:
-    order_id = parse_id(message.payment_order_id, "payment_order_id")
-    buyer = parse_id(message.buyer_account, "buyer_account")
-    seller = parse_id(message.seller_account, "seller_account")
-    if buyer == seller:
-        raise ApiError(
-            ErrorReason.SAME_ACCOUNT,
-            "seller_account must not be equal to buyer_account.",
-            field="seller_account",
-        )
-    currency = parse_currency(message.currency)
-    amount = parse_amount(message.amount, currency)
-    return Order(
-        order_id,
-        buyer,
-        seller,
-        amount,
-        currency,
-        _fee(message.platform_fee, amount, currency),
-        index,
-    )
-
-
-def _fee(text: str, amount: int, currency: str) -> int | None:
-    """Parses the fee; None: the configured fee applies. The seller's share is always positive."""
-    if not text:
-        return None
-    fee = parse_amount(text, currency, "platform_fee", min_amount=0)
-    if fee >= amount:
-        raise ApiError(
-            ErrorReason.AMOUNT_OUT_OF_RANGE,
-            "platform_fee must be less than amount.",
-            field="platform_fee",
-        )
-    return fee
-
-
-def _check_charge_mode(checkout: CheckoutRequest) -> None:
-    if (
-        checkout.charge_mode is ChargeMode.COMBINED
-        and len({order.currency for order in checkout.orders}) > 1
-    ):
-        raise ApiError(
-            ErrorReason.FIELD_INVALID,
-            "charge_mode COMBINED needs all orders in one currency.",
-            field="charge_mode",
-        )
-    if (
-        checkout.partial_failure_policy is PartialFailurePolicy.ALL_OR_NOTHING
-        and checkout.charge_mode is not ChargeMode.COMBINED
-    ):
-        raise ApiError(
-            ErrorReason.FIELD_INVALID,
-            "partial_failure_policy ALL_OR_NOTHING needs charge_mode COMBINED.",
-            field="partial_failure_policy",
-        )
-    if (
-        checkout.charge_mode is ChargeMode.COMBINED
-        and sum(order.amount for order in checkout.orders) > MAX_AMOUNT
-    ):
-        max_total = format_amount(MAX_AMOUNT, checkout.orders[0].currency)
-        raise ApiError(
-            ErrorReason.AMOUNT_OUT_OF_RANGE,
-            f"The orders charged together must sum to at most {max_total}.",
-            field="payment_orders",
-        )
-
-
-def parse_payment_filter(
-    request: payment_service_pb2.ListPaymentsRequest, owner: str | None
-) -> PaymentFilter:
-    """The filter of a payment list; `owner` None: payments of all owners."""
-    return PaymentFilter(
-        owner,
-        parse_optional_id(request.buyer_account, "buyer_account") or None,
-        parse_optional_id(request.seller_account, "seller_account") or None,
-        PAYMENT_STATES.parse(request.payment_state, "payment_state", "") or None,
-        parse_time(request, "create_time_from"),
-        parse_time(request, "create_time_until"),
-    )
 
 
 _STATUSES = EnumNames(payment_pb2.PaymentOrderStatus.DESCRIPTOR)
@@ -208,7 +50,7 @@ def payment(orders: Sequence[OrderWithPaymentRow]) -> payment_pb2.Payment:
     version_sum = sum(order.version for order in orders)
     update_time = max(order.update_time for order in orders)
     message = _payment(orders[0].checkout_id, orders[0], version_sum, update_time)
-    message.payment_orders.extend(payment_order(order) for order in orders)
+    complete_payment(message, (payment_order(order) for order in orders), orders[0].status_url)
     return message
 
 
@@ -219,9 +61,20 @@ def final_payment(
     return _payment(row.checkout_id, row, sum(order.version for order in orders), row.done_time)
 
 
-def add_orders(payment: payment_pb2.Payment, orders: Iterable[payment_pb2.PaymentOrder]) -> None:
-    """Adds orders to a payment, sorted by id."""
+def complete_payment(
+    payment: payment_pb2.Payment,
+    orders: Iterable[payment_pb2.PaymentOrder],
+    status_url: str | None,
+) -> None:
+    """Adds what an event of a payment does not have: its orders, sorted by id, and the link to its
+    status page.
+    """
     payment.payment_orders.extend(sorted(orders, key=lambda order: order.payment_order_id))
+    payment.status_url = status_url or ""
+    if payment.HasField("hosted_page"):
+        payment.hosted_page.url = next(
+            filter(None, (order.next_action_url for order in payment.payment_orders)), ""
+        )
 
 
 def payment_summary(row: PaymentSummaryRow) -> payment_pb2.Payment:
@@ -241,6 +94,14 @@ def _payment(
         create_time=to_timestamp(row.checkout_create_time),
         update_time=to_timestamp(update_time),
         done_time=to_optional_timestamp(row.done_time),
+        hosted_page=None
+        if row.page_success_url is None
+        else payment_pb2.HostedPage(
+            success_url=row.page_success_url,
+            cancel_url=row.page_cancel_url or "",
+            locale=row.page_locale or "",
+            expire_time=to_optional_timestamp(row.expire_time),
+        ),
     )
 
 
@@ -258,7 +119,10 @@ def _checkout_fields(checkout: PaymentRow | checkout_store.NewCheckout) -> dict[
 
 
 def new_payment(
-    checkout: checkout_store.NewCheckout, version_sum: int, create_time: datetime
+    checkout: checkout_store.NewCheckout,
+    page: RequestedPage | None,
+    version_sum: int,
+    create_time: datetime,
 ) -> payment_pb2.Payment:
     """A new payment without its orders, as it is stored; `version_sum` is that of its orders."""
     timestamp = to_timestamp(create_time)
@@ -269,6 +133,14 @@ def new_payment(
         version=1 + version_sum,
         create_time=timestamp,
         update_time=timestamp,
+        hosted_page=None
+        if page is None
+        else payment_pb2.HostedPage(
+            success_url=page.success_url,
+            cancel_url=page.cancel_url,
+            locale=page.locale,
+            expire_time=to_optional_timestamp(checkout.expire_time),
+        ),
     )
 
 

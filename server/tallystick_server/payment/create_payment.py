@@ -21,6 +21,7 @@ from tallystick_core.payment.checkout import (
     reject_siblings,
 )
 from tallystick_core.payment.fees import FeeRates
+from tallystick_core.payment.hosted_page import reject_expiry
 from tallystick_core.payment.risk import RiskCheck, decide_new_order
 from tallystick_core.payment.routing import RoutingDecision, RoutingTable
 from tallystick_core.payment.state import (
@@ -33,6 +34,7 @@ from tallystick_server.payment import convert, events
 from tallystick_server.payment.capacity import CapacityCounter, RemainingCapacity, Route
 from tallystick_server.payment.charge import FIRST_ATTEMPT, Charge, build_charges
 from tallystick_server.payment.existing_payments import find_conflicts
+from tallystick_server.payment.hosted_pages import HostedPages, NewPage
 from tallystick_storage.database import ConstraintViolation, Database
 from tallystick_storage.payment import checkouts as store
 from tallystick_storage.sql import Connection
@@ -76,6 +78,8 @@ class _RiskCheckedPayment:
     charges: list[Charge]
     decisions: Mapping[str, RoutingDecision]
     """The provider of each charge, by charge id."""
+    page: NewPage | None
+    """The hosted page on which the buyer pays."""
 
     @property
     def checkout_id(self) -> str:
@@ -111,6 +115,7 @@ class PaymentCreator:
         environment: str,
         lease_seconds: float,
         has_risk_provider: bool,
+        pages: HostedPages,
         start_operation: Callable[[Charge], None],
         remaining_capacity: RemainingCapacity,
     ) -> None:
@@ -121,6 +126,7 @@ class PaymentCreator:
         self._environment = environment
         self._lease_seconds = lease_seconds
         self._has_risk_provider = has_risk_provider
+        self._pages = pages
         self._start_operation = start_operation
         self._remaining_capacity = remaining_capacity
 
@@ -164,9 +170,10 @@ class PaymentCreator:
         """
         results = _find_existing(connection, commands)
         results |= {
-            command.request.checkout_id: command.error
+            command.request.checkout_id: error
             for command in commands
-            if command.error is not None and command.request.checkout_id not in results
+            if (error := _rejection(command, connection.begin_time)) is not None
+            and command.request.checkout_id not in results
         }
         new_commands = [
             command for command in commands if command.request.checkout_id not in results
@@ -201,7 +208,7 @@ class PaymentCreator:
         self, charge: Charge, payment: _RiskCheckedPayment, create_time: datetime
     ) -> Charge:
         """The charge with its payment's expiry as loop time, computed from the database clock."""
-        expiry = payment.command.request.expire_time
+        expiry = payment.checkout.expire_time
         if expiry is None:
             return charge
         claimed_at = charge.lease_deadline - self._lease_seconds
@@ -235,6 +242,8 @@ class PaymentCreator:
                 for order in request.orders
             ]
             orders_with_messages = [(order, convert.new_order(order)) for order in orders]
+            checkout = self._new_checkout(command, len(failures), connection.begin_time)
+            page = self._pages.new_page(request)
             charges = build_charges(
                 request,
                 orders_with_messages,
@@ -243,14 +252,13 @@ class PaymentCreator:
                 lease_deadline,
                 command.traceparent,
                 command.context,
+                None
+                if page is None
+                else page.to_charge_page(connection.begin_time, checkout.expire_time),
             )
             payments.append(
                 _RiskCheckedPayment(
-                    command,
-                    self._new_checkout(command, len(failures)),
-                    orders_with_messages,
-                    charges,
-                    decisions,
+                    command, checkout, orders_with_messages, charges, decisions, page
                 )
             )
         return payments
@@ -272,16 +280,24 @@ class PaymentCreator:
             for charge in payment.charges
         ]
         orders = [order for payment in payments for order, _ in payment.orders]
-        return store.insert(
+        stored_ids = store.insert(
             connection,
             [payment.checkout for payment in payments],
             orders,
             attempts,
             self._lease_seconds,
         )
+        pages = [
+            payment.page
+            for payment in payments
+            if payment.page is not None and payment.checkout_id in stored_ids
+        ]
+        if pages:
+            self._pages.insert(connection, pages)
+        return stored_ids
 
     def _new_checkout(
-        self, command: CreatePaymentCommand, rejected_count: int
+        self, command: CreatePaymentCommand, rejected_count: int, now: datetime
     ) -> store.NewCheckout:
         request = command.request
         return store.NewCheckout(
@@ -297,7 +313,7 @@ class PaymentCreator:
             charge_mode=request.charge_mode,
             partial_failure_policy=request.partial_failure_policy,
             traceparent=command.traceparent,
-            expire_time=request.expire_time,
+            expire_time=self._pages.expire_time_of(request, now),
             order_count=len(request.orders),
             open_orders=len(request.orders) - rejected_count,
         )
@@ -344,7 +360,10 @@ def _complete(item: _RiskCheckedPayment, create_time: datetime) -> None:
     """
     publish_request, checkout = BatchPublishRequest(), item.checkout
     payment = convert.new_payment(
-        checkout, sum(convert.created_version(order) for order, _ in item.orders), create_time
+        checkout,
+        item.command.request.page,
+        sum(convert.created_version(order) for order, _ in item.orders),
+        create_time,
     )
     events.add_payment_created(publish_request, payment, checkout.traceparent)
     for order, message in item.orders:
@@ -358,6 +377,12 @@ def _complete(item: _RiskCheckedPayment, create_time: datetime) -> None:
         convert.close_new_payment(payment)
         events.add_payment_closed(publish_request, payment, checkout.traceparent)
     checkout.events = publish_request.SerializeToString().hex()
+
+
+def _rejection(command: CreatePaymentCommand, now: datetime) -> ApiError | None:
+    """The error if the payment is not stored yet."""
+    page = command.request.page
+    return command.error or (reject_expiry(page, now) if page else None)
 
 
 def _find_existing(

@@ -13,6 +13,7 @@ from tallystick_core.payment.checkout import (
     PartialFailurePolicy,
     first_difference,
 )
+from tallystick_core.payment.hosted_page import RequestedPage
 from tallystick_storage.payment import checkouts as store
 from tallystick_storage.sql import Connection
 
@@ -78,7 +79,15 @@ def _checkout_conflict(
         charge_mode=ChargeMode(first.charge_mode),
         partial_failure_policy=PartialFailurePolicy(first.partial_failure_policy),
         orders=orders,
-        expire_time=first.expire_time,
+        expire_time=first.expire_time if first.page_success_url is None else None,
+        page=None
+        if first.page_success_url is None
+        else RequestedPage(
+            first.page_success_url,
+            first.page_cancel_url or "",
+            first.page_expire_time,
+            first.page_locale or "",
+        ),
     )
     return key_reused_error(first_difference(request, stored_request))
 

@@ -10,18 +10,20 @@ from functools import partial
 from tallystick.payment.v1 import payment_pb2
 from tallystick.payment.v1 import payment_service_pb2 as pb
 from tallystick_core.access import Role
-from tallystick_core.errors import ApiError, ErrorReason, key_reused_error
+from tallystick_core.errors import ApiError, ErrorReason, key_reused_error, not_found_error
 from tallystick_core.payment.state import OrderStatus, PaymentTrigger, transition
 from tallystick_core.state_machine import Verb, invalid_state_error
 from tallystick_core.validation import parse_id, parse_reason_text
 from tallystick_server.operations import history, operator_handlers
 from tallystick_server.operations.batcher import Batcher
-from tallystick_server.payment import convert, preview_routing
+from tallystick_server.payment import convert, preview_routing, requests
+from tallystick_server.payment.buyer_status import to_buyer_status
 from tallystick_server.payment.operator_handlers import PaymentOperatorHandlers
 from tallystick_server.payment.payments import Payments
 from tallystick_server.rpc.call import Access, Call
 from tallystick_server.rpc.pagination import NEWEST_FIRST, Listing, list_page
 from tallystick_server.rpc.streaming import stream_resource
+from tallystick_server.rpc.timestamps import to_timestamp
 from tallystick_storage.database import Database
 from tallystick_storage.payment import conflicts
 from tallystick_storage.payment import queries as store
@@ -36,6 +38,9 @@ ACCESS: Access = {
     "CancelPayment": frozenset({Role.TEAM}),
     "ConfirmDelivery": frozenset({Role.TEAM}),
     "PreviewRouting": frozenset({Role.TEAM, Role.OPERATOR}),
+    "CreateStatusLink": frozenset({Role.TEAM}),
+    "RevokeStatusLink": frozenset({Role.TEAM, Role.OPERATOR}),
+    "GetBuyerStatus": frozenset({Role.SERVICE}),
     **operator_handlers.ACCESS,
     "ListUnappliedCharges": frozenset({Role.OPERATOR}),
     "AcknowledgeUnappliedCharge": frozenset({Role.OPERATOR}),
@@ -86,7 +91,7 @@ class PaymentHandlers(PaymentOperatorHandlers):
         self, request: pb.CreatePaymentRequest, call: Call
     ) -> pb.CreatePaymentResponse:
         wait_for = convert.WAIT_CONDITIONS.parse(request.wait_for, "wait_for", "RESULT")
-        checkout = convert.parse_checkout(request, call.caller)
+        checkout = requests.parse_checkout(request, call.caller)
         with self.payments.notifier.subscribe(
             checkout.checkout_id, only_results=True
         ) as subscription:
@@ -159,7 +164,7 @@ class PaymentHandlers(PaymentOperatorHandlers):
     async def ListPayments(
         self, request: pb.ListPaymentsRequest, call: Call
     ) -> pb.ListPaymentsResponse:
-        filters = convert.parse_payment_filter(
+        filters = requests.parse_payment_filter(
             request, None if call.caller.can_see_all else call.caller.owner
         )
         payments, next_page_token = await list_page(self._database, _PAYMENTS, request, filters)
@@ -184,6 +189,33 @@ class PaymentHandlers(PaymentOperatorHandlers):
     ) -> pb.PreviewRoutingResponse:
         facts = preview_routing.parse_charge_facts(request, call.caller)
         return preview_routing.to_response(self.payments.routing.route(facts))
+
+    async def CreateStatusLink(
+        self, request: pb.CreateStatusLinkRequest, call: Call
+    ) -> pb.CreateStatusLinkResponse:
+        payment = await self._get_visible_payment(request.checkout_id, call)
+        link = await self.payments.status_links.create(payment.checkout_id)
+        return pb.CreateStatusLinkResponse(
+            status_url=link.status_url, expire_time=to_timestamp(link.expire_time)
+        )
+
+    async def RevokeStatusLink(
+        self, request: pb.RevokeStatusLinkRequest, call: Call
+    ) -> pb.RevokeStatusLinkResponse:
+        payment = await self._get_visible_payment(request.checkout_id, call)
+        if not await self.payments.status_links.revoke(payment.checkout_id):
+            call.mark_replayed()
+        return pb.RevokeStatusLinkResponse()
+
+    async def GetBuyerStatus(
+        self, request: pb.GetBuyerStatusRequest, _call: Call
+    ) -> pb.GetBuyerStatusResponse:
+        checkout_id = await self.payments.status_links.find_checkout(request.status_token)
+        payment = await self._require_payment(checkout_id)
+        if request.look_up and _is_open(payment):
+            await self.payments.buyer_lookups.look_up(payment)
+            payment = await self._require_payment(checkout_id)
+        return pb.GetBuyerStatusResponse(buyer_status=to_buyer_status(payment))
 
     async def WatchPayment(
         self, request: pb.WatchPaymentRequest, call: Call
@@ -219,6 +251,12 @@ class PaymentHandlers(PaymentOperatorHandlers):
         return call.require_visible(
             await self._load_payment(parse_id(checkout_id, "checkout_id")), "payment", checkout_id
         )
+
+    async def _require_payment(self, checkout_id: str) -> payment_pb2.Payment:
+        payment = await self._load_payment(checkout_id)
+        if payment is None:
+            raise not_found_error("payment", checkout_id)
+        return payment
 
     async def _load_payment(self, checkout_id: str) -> payment_pb2.Payment | None:
         return await self.read_batcher.submit(checkout_id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from uuid import UUID
 
 from tallystick.payment.v1 import payment_pb2
@@ -25,6 +25,7 @@ from tallystick_server.operations.webhook_inbox import WebhookInbox
 from tallystick_server.operations.worker import OperationWorker, WorkerSettings
 from tallystick_server.payment.admission import PaymentAdmission
 from tallystick_server.payment.booking import PaymentBooking
+from tallystick_server.payment.buyer_status import BuyerLookups
 from tallystick_server.payment.charge import Charge
 from tallystick_server.payment.confirm_delivery import DeliveryConfirmation
 from tallystick_server.payment.create_payment import (
@@ -33,12 +34,14 @@ from tallystick_server.payment.create_payment import (
     PaymentCreator,
 )
 from tallystick_server.payment.fallback import ChargeFallback
+from tallystick_server.payment.hosted_pages import HostedPages, HostedPageSettings
 from tallystick_server.payment.operations.charge import ChargeOperations
 from tallystick_server.payment.poll_failed import FailedChargePoller
 from tallystick_server.payment.provider_amounts import reject_amounts
 from tallystick_server.payment.record_outcome import PaymentOutcomeRecorder
 from tallystick_server.payment.risk_check import RiskStep
 from tallystick_server.payment.seller_owners import SellerOwnerCache
+from tallystick_server.payment.status_links import StatusLinks, StatusLinkSettings
 from tallystick_server.payment.unapplied_charges import UnappliedChargeBooking
 from tallystick_server.providers.gateway import ProviderGateway
 from tallystick_server.rpc.bulkhead import Bulkhead
@@ -63,8 +66,7 @@ class Payments:
     sent; None: only the built-in rules decide. `environment`: prefix of its idempotency keys.
     `max_queued_charges`: charges that may be queued while a provider fails, before new ones are
     rejected. `resolve_within`: seconds that an order has for each pending reason.
-    `seller_owner_max_age_seconds`: how long a seller's owner is cached. `holder_id`: identifies
-    this process.
+    `seller_owner_max_age_seconds`: how long a seller's owner is cached. `new_id`: makes random ids.
     """
 
     def __init__(
@@ -84,7 +86,9 @@ class Payments:
         max_queued_charges: int,
         resolve_within: Mapping[PendingReason, float],
         seller_owner_max_age_seconds: float,
-        holder_id: UUID,
+        page_settings: HostedPageSettings,
+        link_settings: StatusLinkSettings,
+        new_id: Callable[[], UUID],
     ) -> None:
         self._database = database
         self.routing = routing
@@ -105,6 +109,9 @@ class Payments:
         self.worker = OperationWorker(
             "payment", database, providers, [charges.kind(), events.kind()], settings
         )
+        self.status_links = StatusLinks(database, link_settings, new_id)
+        self.pages = HostedPages(page_settings, self.status_links, routing, providers)
+        self.buyer_lookups = BuyerLookups(database, self.worker)
         self.dead_letters = DeadLetters(database, self.worker)
         self.inbox = WebhookInbox("payment", database, self.worker)
         self.create_bulkhead = Bulkhead(settings.max_in_flight, settings.max_owner_share)  # orders
@@ -122,6 +129,7 @@ class Payments:
             environment,
             settings.lease_seconds,
             risk_provider is not None,
+            self.pages,
             self.worker.start_operation,
             self._admission.remaining_capacity,
         )
@@ -133,7 +141,7 @@ class Payments:
             settings.retry_policies,
             providers,
             charges.record,
-            self.worker.make_poll_lease_acquirer(holder_id),
+            self.worker.make_poll_lease_acquirer(new_id()),
         )
         self._add_batchers(creator, delivery)
         self._add_periodic_tasks(
@@ -221,7 +229,8 @@ class Payments:
         if not self.create_bulkhead.try_acquire(owner, order_count):
             raise overloaded_error("orders wait to be stored")
         try:
-            error = reject_amounts(request, self.routing, self._providers)
+            error = self.pages.reject(request)
+            error = error or reject_amounts(request, self.routing, self._providers)
             error = error or await self._reject_sellers(request)
             return await self.create_batcher.submit(
                 CreatePaymentCommand(

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick.payment.v1 import payment_pb2
 from tallystick_core.payment.state import OrderStatus, PaymentTransitionReason
+from tallystick_core.provider.outcome import PendingReason
 from tallystick_server.outbox.events import record_events
 from tallystick_server.payment import convert, events
 from tallystick_server.payment.charge import Charge, OrderInCharge
@@ -78,7 +79,11 @@ class OrderTransition:
         )
 
     def _resolve_by_time(self, update_time: datetime) -> datetime | None:
-        """When the order must be resolved. One that waits for the same as before keeps its time."""
+        """When the order must be resolved. One that waits for the same as before keeps its time. A
+        hosted page has its own.
+        """
+        if self.charge.page is not None and self.pending_reason == PendingReason.BUYER_ACTION:
+            return self.charge.page.expire_time
         message = self.order.message
         last_reason = payment_pb2.PendingReason.Name(message.pending_reason)
         if last_reason == f"PENDING_REASON_{self.pending_reason}":
@@ -235,6 +240,6 @@ def _add_payment_closed_events(
     for checkout in checkouts:
         payment = convert.final_payment(checkout, orders[checkout.checkout_id])
         events.add_payment_closed(publish_request, payment, checkout.traceparent)
-        convert.add_orders(payment, orders[checkout.checkout_id])
+        convert.complete_payment(payment, orders[checkout.checkout_id], checkout.status_url)
         final_payments[checkout.checkout_id] = payment
     return final_payments

@@ -12,8 +12,10 @@ from tallystick_core.provider.outcome import PendingReason
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.wiring import Service, ServiceImplementation, Wiring
 from tallystick_server.payment.handlers import ACCESS, PaymentHandlers
+from tallystick_server.payment.hosted_pages import HostedPageSettings
 from tallystick_server.payment.payments import Payments
 from tallystick_server.payment.service import SPEC
+from tallystick_server.payment.status_links import StatusLinkSettings
 from tallystick_storage.alerts import AlertQuery
 from tallystick_storage.database import Database
 from tallystick_storage.gauges import operation_gauge_queries
@@ -33,16 +35,34 @@ def _build(wiring: Wiring, database: Database) -> Service:
         wiring.addresses["wallet"],
         wiring.addresses["ledger"],
         wiring.worker_settings(),
-        routing=RoutingTable(settings.routing, settings.providers.payment),
+        routing=RoutingTable(
+            settings.routing,
+            settings.providers.payment,
+            frozenset(name for name, item in bundle.providers.items() if item.hosts_pages),
+        ),
         environment=settings.environment,
         max_queued_charges=settings.payment.max_queued_charges,
         resolve_within={PendingReason.BUYER_ACTION: settings.payment.buyer_action_timeout},
         seller_owner_max_age_seconds=settings.payment.seller_owner_max_age,
-        holder_id=wiring.new_id(),
+        page_settings=HostedPageSettings(
+            settings.payment.hosted_page_lifetime, settings.payment.return_origins
+        ),
+        link_settings=StatusLinkSettings(
+            public_url(settings), settings.payment.status_link_lifetime
+        ),
+        new_id=wiring.new_id,
     )
     handlers = PaymentHandlers(database, payments)
     service = Service(SPEC, handlers, [handlers], [database], payments.worker)
     return service.with_providers(bundle).with_providers(risk_bundle)
+
+
+def public_url(settings: Settings) -> str:
+    """Where buyers reach the HTTP server; "": nowhere."""
+    http = settings.http
+    if http.public_url or not http.listen:
+        return http.public_url.rstrip("/")
+    return f"{'https' if http.certificate_file else 'http'}://{http.listen}"
 
 
 def _risk_rules(settings: Settings) -> RiskRules:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
 
@@ -52,6 +53,11 @@ class ChargeOrderRow(OrderRow):
     not_found_count: int
     lookup_only: bool
     retry_counts: Mapping[str, int] | None
+    page_return_url: str | None
+    """None: the buyer pays by token."""
+    page_locale: str | None
+    page_expire_time: datetime | None
+    page_create_time: datetime
 
 
 _CHARGE = f"""
@@ -69,7 +75,9 @@ _CHARGE = f"""
         coalesce(op.maybe_sent, false) as maybe_sent,
             extract(epoch from clock() - op.sent_time) as since_sent,
         coalesce(op.not_found_count, 0) as not_found_count,
-            coalesce(op.lookup_only, false) as lookup_only, op.retry_counts
+            coalesce(op.lookup_only, false) as lookup_only, op.retry_counts,
+        h.return_url as page_return_url, h.locale as page_locale,
+            c.expire_time as page_expire_time, c.create_time as page_create_time
     from unnest(cast(:charges as text[]), cast(:numbers as int[]), cast(:providers as text[]))
         as g (id, number, provider)
     {{operation}} op on op.kind = 'charge' and op.operation_id = g.id
@@ -78,6 +86,7 @@ _CHARGE = f"""
         and (g.provider is null or a.provider = g.provider)
         order by attempt_number desc limit 1) a on true
     join checkout c on c.checkout_id = a.checkout_id
+    left join hosted_page h on h.checkout_id = a.checkout_id
     join payment_order o on o.checkout_id = c.checkout_id and o.charge_id = g.id and {{which}}
     order by o.charge_id, a.attempt_number, o.payment_order_id
 """

@@ -259,6 +259,11 @@ class RequestedOrderRow(NamedTuple):
     charge_mode: str
     partial_failure_policy: str
     expire_time: datetime | None
+    page_success_url: str | None
+    """None: the buyer pays by token."""
+    page_cancel_url: str | None
+    page_expire_time: datetime | None
+    page_locale: str | None
     payment_order_id: str
     buyer_account: str
     seller_account: str
@@ -271,7 +276,11 @@ _LOAD_REQUEST = Query(
     RequestedOrderRow,
     """
     select {columns}
-    from checkout c join payment_order o on o.checkout_id = c.checkout_id
+    from (
+        select c.*, h.success_url as page_success_url, h.cancel_url as page_cancel_url,
+            h.requested_expire_time as page_expire_time, h.locale as page_locale
+        from checkout c left join hosted_page h on h.checkout_id = c.checkout_id) c
+    join payment_order o on o.checkout_id = c.checkout_id
     where c.checkout_id = :checkout_id order by o.payment_order_id
     """,
 )

@@ -13,6 +13,7 @@ from tallystick_storage.history import TransitionRow
 from tallystick_storage.operation_key import OperationKey
 from tallystick_storage.pagination import PageKey, Scan, find_candidates
 from tallystick_storage.payment.orders import OrderRow
+from tallystick_storage.payment.status_links import IS_VALID
 from tallystick_storage.sql import Connection, Query, columns
 
 
@@ -50,11 +51,17 @@ class PaymentRow(_CheckoutRow):
 
     checkout_version: int
     checkout_create_time: datetime
+    page_success_url: str | None
+    """None: it has no hosted page."""
+    page_cancel_url: str | None
+    page_locale: str | None
 
 
 @dataclass(frozen=True)
 class OrderWithPaymentRow(ScheduledOrderRow, PaymentRow):
     """An order with the columns of its payment."""
+
+    status_url: str | None
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,7 @@ class FinalCheckoutRow(PaymentRow):
     done_time: datetime
     checkout_id: str
     order_count: int
+    status_url: str | None
 
 
 @dataclass(frozen=True)
@@ -80,17 +88,22 @@ OrderDetails = tuple[OwnedOrderRow, Sequence[TransitionRow], Sequence[operation_
 
 _PAYMENT_COLUMNS = (
     f"{columns(_CheckoutRow, 'c')}, c.version as checkout_version, "
-    "c.create_time as checkout_create_time"
+    "c.create_time as checkout_create_time, h.success_url as page_success_url, "
+    "h.cancel_url as page_cancel_url, h.locale as page_locale"
 )
+_JOIN_PAGE = "left join hosted_page h on h.checkout_id = c.checkout_id"
+_JOIN_LINK = f"left join status_link l on l.checkout_id = c.checkout_id and {IS_VALID}"
 _ORDER_COLUMNS = f"{columns(OrderRow, 'o')}, op.next_try_time"
 
 # One statement, so that a payment and its orders come from one snapshot.
 _LOAD_PAYMENTS = Query(
     OrderWithPaymentRow,
     f"""
-    select {_PAYMENT_COLUMNS}, {_ORDER_COLUMNS}
+    select {_PAYMENT_COLUMNS}, {_ORDER_COLUMNS}, l.status_url
     from checkout c join payment_order o on o.checkout_id = c.checkout_id left
         join operation op on op.kind = 'charge' and op.operation_id = o.charge_id
+    {_JOIN_PAGE}
+    {_JOIN_LINK}
     where c.checkout_id = any (cast(:ids as text[])) order by o.checkout_id, o.payment_order_id
     """,
 )
@@ -108,8 +121,11 @@ def load_payments(
 
 _LOAD_CHECKOUTS = Query(
     FinalCheckoutRow,
-    f"select {_PAYMENT_COLUMNS}, c.checkout_id, c.order_count from checkout c where c.checkout_id "
-    "= any (cast(:ids as text[]))",
+    f"""
+    select {_PAYMENT_COLUMNS}, c.checkout_id, c.order_count, l.status_url
+    from checkout c {_JOIN_PAGE} {_JOIN_LINK}
+    where c.checkout_id = any (cast(:ids as text[]))
+    """,
 )
 
 
@@ -227,6 +243,7 @@ def list_payments(
         cross join lateral (
             select sum(version) as versions, max(update_time) as update_time from payment_order o
                 where o.checkout_id = c.checkout_id offset 0) o
+        {_JOIN_PAGE}
         order by c.create_time desc, c.checkout_id desc
         """,
     )

@@ -58,6 +58,7 @@ INCONSISTENCY_QUERIES = {
         select 'payment.checkout ' || c.checkout_id || ' or a payment.payment_order of it' as name,
             'its content is not that of its fingerprint' as what
         from checkout c
+        left join hosted_page h on h.checkout_id = c.checkout_id
         join (
             select o.checkout_id, string_agg({
         canonical_text(
@@ -71,9 +72,19 @@ INCONSISTENCY_QUERIES = {
     }, '' order by o.payment_order_id) as lines
             from payment_order o group by o.checkout_id) o on o.checkout_id = c.checkout_id
         cross join lateral (
-            select case when c.expire_time is null then '' when isfinite(c.expire_time) then {
-        to_microseconds("c.expire_time")
-    }::text else 'never' end as micros) t
+            select case when c.expire_time is null or h.checkout_id is not null then ''
+                when isfinite(c.expire_time) then {to_microseconds("c.expire_time")}::text
+                else 'never' end as micros) t
+        cross join lateral (
+            select case when h.checkout_id is null then '' else {
+        canonical_text(
+            "'hosted_page'",
+            "h.success_url",
+            "h.cancel_url",
+            f"coalesce({to_microseconds('h.requested_expire_time')}::text, '')",
+            "h.locale",
+        )
+    } end as page) p
         where c.fingerprint is distinct from sha256(convert_to({
         canonical_text(
             "c.checkout_id",
@@ -87,7 +98,9 @@ INCONSISTENCY_QUERIES = {
             "c.partial_failure_policy",
             "t.micros",
         )
-    } || o.lines, 'UTF8'))
+    } || o.lines || p.page, 'UTF8'))
+            or h.requested_expire_time <> c.expire_time
+            or h.checkout_id is not null and c.expire_time is null
         order by 1""",
     "payment.inconsistent_unpaid": """
         select 'payment.checkout_unpaid ' || checkout_id as name,

@@ -28,6 +28,7 @@ from tallystick_server.app.configuration.values import (
     FeeRateBySeller,
     IdSet,
     OptionalPort,
+    OriginsByCaller,
     UrlByService,
 )
 from tallystick_server.setting_types import (
@@ -135,6 +136,10 @@ class HttpSection(Section):
     """As `server.key_file`."""
     tls_terminated_by_proxy: Flag = False
     """As `server.tls_terminated_by_proxy`."""
+    public_url: Url = Field(default="", repr=False)
+    """URL at which buyers reach this server, for the links to their status pages, such as
+    https://pay.example; empty: `listen`, which is enough on one machine.
+    """
     max_connections: Count = Field(default=1000, ge=1, le=100_000)
     """Maximum open connections; further ones are closed at once."""
     max_body_bytes: ByteCount = Field(default=1024 * 1024, ge=64 * 1024, le=4 * 1024 * 1024)
@@ -244,6 +249,15 @@ class PaymentSection(Section):
     """How long a buyer has to complete a required action. After that the charge is cancelled at the
     provider.
     """
+    hosted_page_lifetime: Seconds = Field(default=82_800.0, ge=600, le=82_800)
+    """How long a hosted page can be paid, if its caller does not say."""
+    return_origins: OriginsByCaller = Field(default={})
+    """Origins by caller to which hosted pages may send buyers back, such as shop =
+    ["https://shop.example"]. A caller without an origin can request no hosted page. In the
+    environment: shop=https://shop.example+https://shop2.example.
+    """
+    status_link_lifetime: Seconds = Field(default=2_592_000.0, ge=60, le=_YEAR_SECONDS)
+    """How long the link to a buyer's status page is valid."""
     review_timeout: Seconds = Field(default=604_800.0, ge=0.01, le=_YEAR_SECONDS)
     """How long a provider has for a review before an alert is raised."""
     alert_after: OrderAlertSeconds = Field(default={})

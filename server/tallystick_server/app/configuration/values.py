@@ -10,6 +10,7 @@ from pydantic import PlainValidator
 from tallystick_core.access import Caller, Role
 from tallystick_core.errors import ApiError
 from tallystick_core.money import parse_amount, parse_currency
+from tallystick_core.payment.return_url import parse_origin
 from tallystick_core.validation import parse_country, parse_id
 from tallystick_server.app.services import migration_folders
 from tallystick_server.setting_types import (
@@ -118,6 +119,19 @@ def _parse_caller(entry: Any) -> tuple[Caller, list[Any]]:
     return caller, entry["tokens"]
 
 
+def _parse_origins(value: Any) -> frozenset[str]:
+    items = value.split("+") if isinstance(value, str) else value
+    if not isinstance(items, list):
+        raise invalid("must be a list of origins")
+    origins = frozenset(parse_origin(item) or "" for item in items if isinstance(item, str))
+    if "" in origins or len(origins) < len(items):
+        raise invalid(
+            "must be a list of different origins such as https://shop.example, without a path; "
+            "http:// only for this machine"
+        )
+    return origins
+
+
 Environment: TypeAlias = Annotated[
     str,
     PlainValidator(matching(r"[a-z0-9]{1,16}", "1 to 16 of a-z 0-9")),
@@ -153,6 +167,11 @@ ConnectionsByService: TypeAlias = Annotated[
 IdSet: TypeAlias = Annotated[frozenset[str], PlainValidator(_set(parse_id)), Kind("list of ids")]
 CountrySet: TypeAlias = Annotated[
     frozenset[str], PlainValidator(_set(parse_country)), Kind("list of country codes")
+]
+OriginsByCaller: TypeAlias = Annotated[
+    Mapping[str, frozenset[str]],
+    PlainValidator(table(_parse_origins)),
+    Kind("table: caller to list of origins"),
 ]
 CallerByToken: TypeAlias = Annotated[
     Mapping[str, Caller], PlainValidator(_parse_callers), Kind("list of tables")

@@ -74,7 +74,9 @@ def failure_if_not_sent(charge: Charge, now: float) -> FailureReason | None:
     if charge.cancelled:
         return FailureReason.CALLER_CANCELLED
     is_expired = now >= charge.expires_at and charge.orders[0].status in _UNDECIDED_STATUSES
-    return FailureReason.EXPIRED if is_expired or charge.buyer_timed_out else None
+    if not (is_expired or charge.buyer_timed_out):
+        return None
+    return FailureReason.EXPIRED if charge.page is None else FailureReason.PAGE_EXPIRED
 
 
 def to_request(charge: Charge) -> ChargeRequest:
@@ -87,6 +89,7 @@ def to_request(charge: Charge) -> ChargeRequest:
         charge.payment_token,
         charge.payment_method_type,
         charge.provider_reference,
+        charge.page,
     )
 
 

@@ -60,6 +60,7 @@ class SandboxCharges:
         self.name = name
         self.key_window = key_window
         self.final_not_found = final_not_found
+        self.hosts_pages = False
         self._client = client
 
     def reject_amount(self, amount: int, currency: str, method: str) -> str | None:

@@ -1,4 +1,6 @@
-"""Stripe as a payment provider: a charge is a PaymentIntent that is confirmed at once."""
+"""Stripe as a payment provider: a charge is a PaymentIntent that is confirmed at once, or one that
+the buyer pays on a page.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +33,7 @@ from tallystick_server.providers.stripe.errors import (
     to_unknown,
     unknown_of,
 )
+from tallystick_server.providers.stripe.hosted_pages import StripePages
 from tallystick_server.providers.stripe.json_fields import (
     read_number,
     read_objects,
@@ -75,8 +78,10 @@ class StripeCharges:
                 terms.final_not_found.min_seconds_since_sent, MIN_SECONDS_SINCE_SENT
             ),
         )
+        self.hosts_pages = True
         self._api = api
         self._statement_suffix = statement_suffix
+        self._pages = StripePages(api, statement_suffix)
 
     def reject_amount(self, amount: int, currency: str, method: str) -> str | None:
         """As in `PaymentProvider`."""
@@ -88,6 +93,8 @@ class StripeCharges:
 
     async def send(self, request: ChargeRequest) -> ChargeOutcome:
         """A charge whose PaymentIntent is known is not created again."""
+        if request.page is not None:
+            return await self._pages.register(request, request.page)
         if request.reference:
             return await self._read_again(request.reference, request)
         try:  # smallest and largest amounts are left to Stripe, which may know the key already
@@ -130,12 +137,16 @@ class StripeCharges:
 
     async def look_up(self, request: ChargeRequest) -> ChargeLookupOutcome:
         """Looks up the charge. Cancels its PaymentIntent if the payment failed."""
+        if request.page is not None:
+            return await self._pages.register(request, request.page)
         found = await self._find(request)
         if isinstance(found, PaymentIntent):
             return await self._conclude(found, request)
         return found
 
     async def cancel(self, request: ChargeRequest) -> ChargeLookupOutcome:
+        if request.page is not None:
+            return await self._pages.close(request, request.page)
         found = await self._find(request)
         if not isinstance(found, PaymentIntent):
             return found

@@ -177,6 +177,8 @@ class StripeApi:
         self._api_key = settings.api_key
         self._files_url = settings.files_base.rstrip("/")
         url = settings.url.rstrip("/")
+        self.is_plain = url.startswith("http://")
+        """Whether it is reached without TLS: it is a server on this machine."""
         client = stripe.StripeClient(
             settings.api_key,
             http_client=self.transport,

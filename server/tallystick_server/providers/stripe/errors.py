@@ -188,6 +188,13 @@ RULES: tuple[Rule, ...] = (
         codes=frozenset({"resource_missing"}),
         params=frozenset({"payment_method", "destination"}),
     ),
+    # a page that would expire too soon
+    Rule(
+        Effect.REJECTED,
+        _REQUEST_ERRORS,
+        type="invalid_request_error",
+        params=frozenset({"expires_at"}),
+    ),
     Rule(Effect.NOT_FOUND, range(404, 405), codes=frozenset({"resource_missing"})),
     Rule(Effect.WRONG_STATE, _REQUEST_ERRORS, codes=STATE_CODES),
     Rule(Effect.UNAUTHORIZED, range(401, 402)),

@@ -8,7 +8,7 @@ from typing import Any
 
 MAX_TEXT_LENGTH = 255
 MAX_URL_LENGTH = 2_048
-_URL = re.compile(r"https://[!-~]+", re.ASCII)
+_URL = re.compile(r"(https?)://[!-~]+", re.ASCII)
 
 
 def is_storable(text: object) -> bool:
@@ -39,12 +39,15 @@ def read_optional_text(fields: Mapping[str, Any], name: str) -> str:
     return str(text)
 
 
-def read_optional_url(fields: Mapping[str, Any], name: str) -> str:
-    """The address of a field; "": it is missing, malformed or longer than MAX_URL_LENGTH."""
+def read_optional_url(fields: Mapping[str, Any], name: str, *, allow_http: bool = False) -> str:
+    """The address of a field; "": it is missing, malformed, longer than MAX_URL_LENGTH, or without
+    TLS unless that is allowed.
+    """
     url = fields.get(name)
-    if not isinstance(url, str) or len(url) > MAX_URL_LENGTH or not _URL.fullmatch(url):
+    match = _URL.fullmatch(url) if isinstance(url, str) else None
+    if match is None or len(match[0]) > MAX_URL_LENGTH or (match[1] == "http" and not allow_http):
         return ""
-    return url
+    return match[0]
 
 
 def read_number(fields: Mapping[str, Any], name: str) -> int:

@@ -212,7 +212,7 @@ def _names_subject(subject: WebhookSubject, reference: str) -> bool:
     """Whether an id has the form of the reference that the platform stores."""
     match subject:
         case WebhookSubject.CHARGE:
-            return reference.startswith("pi_")
+            return reference.startswith(("pi_", "cs_"))
         case WebhookSubject.PAYOUT:
             return reference.startswith("tr_")
         case WebhookSubject.OTHER:
@@ -232,8 +232,14 @@ def _payment_intent(object_: Mapping[str, Any]) -> Ids:
 
 
 def _of_payment_intent(object_: Mapping[str, Any]) -> Ids:
-    """A charge, a refund, a dispute, or a page: each has the id of its PaymentIntent."""
+    """A charge, a refund or a dispute: each has the id of its PaymentIntent."""
     return read_id(object_, "payment_intent"), _metadata(object_, "charge_id")
+
+
+def _checkout_session(object_: Mapping[str, Any]) -> Ids:
+    """A page has no PaymentIntent until the buyer tries to pay."""
+    reference = read_id(object_, "payment_intent") or read_optional_text(object_, "id")
+    return reference, _metadata(object_, "charge_id")
 
 
 def _transfer(object_: Mapping[str, Any]) -> Ids:
@@ -246,7 +252,7 @@ def _payout(object_: Mapping[str, Any]) -> Ids:
 
 ReadIds = Callable[[Mapping[str, Any]], Ids]
 _RULES: Sequence[tuple[str, WebhookSubject, ReadIds]] = (
-    ("checkout.session.", WebhookSubject.CHARGE, _of_payment_intent),
+    ("checkout.session.", WebhookSubject.CHARGE, _checkout_session),
     ("payment_intent.", WebhookSubject.CHARGE, _payment_intent),
     ("charge.dispute.", WebhookSubject.OTHER, _of_payment_intent),
     ("charge.refund.", WebhookSubject.OTHER, _of_payment_intent),

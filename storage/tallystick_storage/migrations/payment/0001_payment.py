@@ -60,6 +60,27 @@ create table checkout (
 create index checkout_by_owner on checkout (owner, create_time desc, checkout_id desc);
 create index checkout_by_time on checkout (create_time desc, checkout_id desc);
 
+-- The hosted pages on which buyers pay, as their callers requested them.
+create table hosted_page (
+    checkout_id text collate "C" primary key references checkout,
+    success_url text not null check (success_url <> ''),
+    cancel_url text not null check (cancel_url <> ''),
+    requested_expire_time timestamptz,  -- null: as configured; the checkout has the result
+    locale text not null,
+    return_url text not null check (return_url <> '')  -- where the provider sends the buyer back
+);
+
+-- The links to the status pages of buyers. A token is found by its hash alone, so that no answer
+-- takes longer because a part of a token is right.
+create table status_link (
+    checkout_id text collate "C" primary key references checkout,
+    token_hash bytea not null unique check (length(token_hash) = 32),
+    status_url text not null check (status_url <> ''),
+    create_time timestamptz not null,
+    expire_time timestamptz not null check (expire_time > create_time),
+    revoke_time timestamptz check (revoke_time >= create_time)
+);
+
 -- The payments that are not PAID, by state. An index on the checkout itself would change when it
 -- becomes final. Maintained by a trigger.
 create table checkout_unpaid (
@@ -280,6 +301,14 @@ begin
         using errcode = 'P0001';
 end $$;
 
+-- A link is replaced by a new one only after its end.
+create trigger replaced_after_its_end before update on status_link for each row
+    when (new.checkout_id <> old.checkout_id
+        or old.revoke_time is not null and new.revoke_time is not null
+        or new.token_hash <> old.token_hash and old.revoke_time is null
+            and old.expire_time > new.create_time)
+execute function reject_change();
+
 create trigger cancelled_once before update on checkout for each row
     when (old.cancel_reason <> '' and new.cancel_reason <> old.cancel_reason)
 execute function reject_change();
@@ -435,6 +464,10 @@ create trigger never_deleted before delete or truncate on payment_order
     for each statement execute function reject_change();
 create trigger never_deleted before delete or truncate on checkout
     for each statement execute function reject_change();
+create trigger append_only before update or delete or truncate on hosted_page
+    for each statement execute function reject_change();
+create trigger never_deleted before delete or truncate on status_link
+    for each statement execute function reject_change();
 create trigger never_deleted before delete or truncate on unapplied_charge
     for each statement execute function reject_change();
 """
@@ -473,6 +506,9 @@ GRANTS = """
 grant select on checkout_unpaid, provider_money to {service};
 grant select, insert, update (owner, update_time) on seller_owner to {service};
 grant select, insert on checkout, payment_order, order_history, unapplied_charge to {service};
+grant select, insert on hosted_page, status_link to {service};
+grant update (token_hash, status_url, create_time, expire_time, revoke_time)
+    on status_link to {service};
 grant update (ledger_updated, version, update_time, acknowledged_by, acknowledge_reason,
     acknowledge_time) on unapplied_charge to {service};
 grant update (open_orders, unpaid_orders, version, done_time, cancel_reason)

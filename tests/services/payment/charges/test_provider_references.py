@@ -55,6 +55,7 @@ class ReferenceProvider:
     name = "sandbox"
     key_window = 86_400.0
     final_not_found: FinalNotFound | None = None
+    hosts_pages: bool = False
 
     def __init__(self, first: ChargeOutcome, later: ChargeLookupOutcome) -> None:
         self._first = first

@@ -137,7 +137,9 @@ class _FailureReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Failure
     FAILURE_REASON_AUTHENTICATION_FAILED: _FailureReason.ValueType  # 4
     """The buyer did not pass the authentication."""
     FAILURE_REASON_PAGE_EXPIRED: _FailureReason.ValueType  # 5
-    """Reserved for hosted pages that are not used in time; not sent yet."""
+    """The buyer did not pay on the hosted page before it expired. The provider has confirmed that it
+    can no longer be paid, or the page was never opened there.
+    """
     FAILURE_REASON_EXPIRED: _FailureReason.ValueType  # 6
     """The order was not charged before its expire_time, or the buyer did not act by resolve_by_time."""
     FAILURE_REASON_BUYER_CANCELLED: _FailureReason.ValueType  # 7
@@ -181,7 +183,9 @@ FAILURE_REASON_PAYMENT_METHOD_INVALID: FailureReason.ValueType  # 3
 FAILURE_REASON_AUTHENTICATION_FAILED: FailureReason.ValueType  # 4
 """The buyer did not pass the authentication."""
 FAILURE_REASON_PAGE_EXPIRED: FailureReason.ValueType  # 5
-"""Reserved for hosted pages that are not used in time; not sent yet."""
+"""The buyer did not pay on the hosted page before it expired. The provider has confirmed that it
+can no longer be paid, or the page was never opened there.
+"""
 FAILURE_REASON_EXPIRED: FailureReason.ValueType  # 6
 """The order was not charged before its expire_time, or the buyer did not act by resolve_by_time."""
 FAILURE_REASON_BUYER_CANCELLED: FailureReason.ValueType  # 7
@@ -345,6 +349,8 @@ class Payment(_message.Message):
     DONE_TIME_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
+    HOSTED_PAGE_FIELD_NUMBER: _builtins.int
+    STATUS_URL_FIELD_NUMBER: _builtins.int
     checkout_id: _builtins.str
     """The caller's id of the checkout, unique over all callers."""
     buyer_info: _builtins.str
@@ -365,6 +371,10 @@ class Payment(_message.Message):
     """Grows with every change of the payment or of one of its orders."""
     owner: _builtins.str
     """The owner: all its callers can read the resource and act on it."""
+    status_url: _builtins.str
+    """The buyer's status page; empty: it has none, or its link has expired or was revoked. Unset in
+    lists and events.
+    """
     @_builtins.property
     def payment_orders(self) -> _containers.RepeatedCompositeFieldContainer[Global___PaymentOrder]:
         """The orders, by payment_order_id; empty in lists."""
@@ -387,6 +397,10 @@ class Payment(_message.Message):
         provider is asked to cancel charges that may have been sent.
         """
 
+    @_builtins.property
+    def hosted_page(self) -> Global___HostedPage:
+        """The hosted page, if the buyer pays on one."""
+
     def __init__(
         self,
         *,
@@ -405,14 +419,202 @@ class Payment(_message.Message):
         done_time: _timestamp_pb2.Timestamp | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         owner: _builtins.str = ...,
+        hosted_page: Global___HostedPage | None = ...,
+        status_url: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "done_time", b"done_time", "expire_time", b"expire_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "done_time", b"done_time", "expire_time", b"expire_time", "hosted_page", b"hosted_page", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["buyer_country", b"buyer_country", "buyer_info", b"buyer_info", "caller", b"caller", "checkout_id", b"checkout_id", "create_time", b"create_time", "done_time", b"done_time", "expire_time", b"expire_time", "is_payment_done", b"is_payment_done", "owner", b"owner", "payment_method_type", b"payment_method_type", "payment_orders", b"payment_orders", "payment_state", b"payment_state", "seller_info", b"seller_info", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buyer_country", b"buyer_country", "buyer_info", b"buyer_info", "caller", b"caller", "checkout_id", b"checkout_id", "create_time", b"create_time", "done_time", b"done_time", "expire_time", b"expire_time", "hosted_page", b"hosted_page", "is_payment_done", b"is_payment_done", "owner", b"owner", "payment_method_type", b"payment_method_type", "payment_orders", b"payment_orders", "payment_state", b"payment_state", "seller_info", b"seller_info", "status_url", b"status_url", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Payment: _TypeAlias = Payment  # noqa: Y015
+
+@_typing.final
+class NewHostedPage(_message.Message):
+    """A requested page of the provider on which the buyer pays. Card data is entered there, and never
+    reaches the platform.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUCCESS_URL_FIELD_NUMBER: _builtins.int
+    CANCEL_URL_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    LOCALE_FIELD_NUMBER: _builtins.int
+    success_url: _builtins.str
+    """Where the status page lets the buyer continue once the payment has succeeded: an absolute URL, up
+    to 2,000 characters, of an origin that is allowed for the caller (setting callers).
+    """
+    cancel_url: _builtins.str
+    """Where the status page lets the buyer go back to otherwise: as success_url."""
+    locale: _builtins.str
+    """The language of the page, such as "en" or "pt-BR"; empty: that of the buyer's browser."""
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the page expires: 10 minutes to 23 hours from now; unset: as configured
+        (payment.hosted_page_lifetime). It is the payment's expire_time.
+        """
+
+    def __init__(
+        self,
+        *,
+        success_url: _builtins.str = ...,
+        cancel_url: _builtins.str = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        locale: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_url", b"cancel_url", "expire_time", b"expire_time", "locale", b"locale", "success_url", b"success_url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NewHostedPage: _TypeAlias = NewHostedPage  # noqa: Y015
+
+@_typing.final
+class HostedPage(_message.Message):
+    """The hosted page of a payment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUCCESS_URL_FIELD_NUMBER: _builtins.int
+    CANCEL_URL_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    LOCALE_FIELD_NUMBER: _builtins.int
+    URL_FIELD_NUMBER: _builtins.int
+    success_url: _builtins.str
+    """As requested."""
+    cancel_url: _builtins.str
+    """As requested."""
+    locale: _builtins.str
+    """As requested."""
+    url: _builtins.str
+    """Where to send the buyer; empty: the page is not registered at the provider yet, or is no longer
+    open. Unset in events. It stays the same, however often it is read.
+    """
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the page expires. It is then closed at the provider, and the order ends FAILED
+        (PAGE_EXPIRED) once the provider has confirmed that nobody can pay there any more.
+        """
+
+    def __init__(
+        self,
+        *,
+        success_url: _builtins.str = ...,
+        cancel_url: _builtins.str = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        locale: _builtins.str = ...,
+        url: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_url", b"cancel_url", "expire_time", b"expire_time", "locale", b"locale", "success_url", b"success_url", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HostedPage: _TypeAlias = HostedPage  # noqa: Y015
+
+@_typing.final
+class BuyerStatus(_message.Message):
+    """What a buyer may see of a payment: no ids, no accounts, no data about persons."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAYMENT_STATE_FIELD_NUMBER: _builtins.int
+    PENDING_REASON_FIELD_NUMBER: _builtins.int
+    FAILURE_REASON_FIELD_NUMBER: _builtins.int
+    NEXT_ACTION_URL_FIELD_NUMBER: _builtins.int
+    RESOLVE_BY_TIME_FIELD_NUMBER: _builtins.int
+    REQUESTED_AMOUNTS_FIELD_NUMBER: _builtins.int
+    PAID_AMOUNTS_FIELD_NUMBER: _builtins.int
+    SUCCESS_URL_FIELD_NUMBER: _builtins.int
+    CANCEL_URL_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    LOCALE_FIELD_NUMBER: _builtins.int
+    payment_state: Global___PaymentState.ValueType
+    """The state of the payment."""
+    pending_reason: Global___PendingReason.ValueType
+    """Why it is still open; unset: it is being processed, or it has ended."""
+    failure_reason: Global___FailureReason.ValueType
+    """Why it failed; unset: it did not, or for different reasons."""
+    next_action_url: _builtins.str
+    """Where the buyer can act now, with BUYER_ACTION."""
+    success_url: _builtins.str
+    """Where the buyer can continue once the payment has succeeded, or empty."""
+    cancel_url: _builtins.str
+    """Where the buyer can go back to otherwise, or empty."""
+    version: _builtins.int
+    """Grows with every change of the payment."""
+    locale: _builtins.str
+    """The language that the caller requested for the hosted page, or empty."""
+    @_builtins.property
+    def resolve_by_time(self) -> _timestamp_pb2.Timestamp:
+        """Until when the buyer can act there."""
+
+    @_builtins.property
+    def requested_amounts(self) -> _containers.RepeatedCompositeFieldContainer[Global___BuyerAmount]:
+        """The sum of the orders by currency: what the buyer is asked to pay."""
+
+    @_builtins.property
+    def paid_amounts(self) -> _containers.RepeatedCompositeFieldContainer[Global___BuyerAmount]:
+        """The sum of the orders that are paid, by currency."""
+
+    @_builtins.property
+    def update_time(self) -> _timestamp_pb2.Timestamp:
+        """When it last changed."""
+
+    def __init__(
+        self,
+        *,
+        payment_state: Global___PaymentState.ValueType = ...,
+        pending_reason: Global___PendingReason.ValueType = ...,
+        failure_reason: Global___FailureReason.ValueType = ...,
+        next_action_url: _builtins.str = ...,
+        resolve_by_time: _timestamp_pb2.Timestamp | None = ...,
+        requested_amounts: _abc.Iterable[Global___BuyerAmount] | None = ...,
+        paid_amounts: _abc.Iterable[Global___BuyerAmount] | None = ...,
+        success_url: _builtins.str = ...,
+        cancel_url: _builtins.str = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
+        version: _builtins.int = ...,
+        locale: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["resolve_by_time", b"resolve_by_time", "update_time", b"update_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_url", b"cancel_url", "failure_reason", b"failure_reason", "locale", b"locale", "next_action_url", b"next_action_url", "paid_amounts", b"paid_amounts", "payment_state", b"payment_state", "pending_reason", b"pending_reason", "requested_amounts", b"requested_amounts", "resolve_by_time", b"resolve_by_time", "success_url", b"success_url", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BuyerStatus: _TypeAlias = BuyerStatus  # noqa: Y015
+
+@_typing.final
+class BuyerAmount(_message.Message):
+    """An amount as a buyer sees it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    amount: _builtins.str
+    """Decimal text in major units."""
+    currency: _builtins.str
+    """ISO 4217 code, BTC or USDC."""
+    def __init__(
+        self,
+        *,
+        amount: _builtins.str = ...,
+        currency: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "currency", b"currency"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BuyerAmount: _TypeAlias = BuyerAmount  # noqa: Y015
 
 @_typing.final
 class PaymentOrder(_message.Message):

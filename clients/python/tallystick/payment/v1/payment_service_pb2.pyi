@@ -68,6 +68,7 @@ class CreatePaymentRequest(_message.Message):
     SELLER_INFO_FIELD_NUMBER: _builtins.int
     BUYER_COUNTRY_FIELD_NUMBER: _builtins.int
     CREDIT_CARD_INFO_FIELD_NUMBER: _builtins.int
+    HOSTED_PAGE_FIELD_NUMBER: _builtins.int
     PAYMENT_METHOD_TYPE_FIELD_NUMBER: _builtins.int
     CHARGE_MODE_FIELD_NUMBER: _builtins.int
     PARTIAL_FAILURE_POLICY_FIELD_NUMBER: _builtins.int
@@ -89,11 +90,17 @@ class CreatePaymentRequest(_message.Message):
     payment_method_type: _payment_pb2.PaymentMethodType.ValueType
     """What the buyer pays with; default CARD."""
     charge_mode: _payment_pb2.ChargeMode.ValueType
-    """How the orders are charged; default PER_ORDER."""
+    """How the orders are charged; default PER_ORDER, with a hosted page COMBINED."""
     partial_failure_policy: _payment_pb2.PartialFailurePolicy.ValueType
     """What happens to the other orders when a risk rule rejects one; default KEEP_SUCCEEDED."""
     wait_for: Global___WaitFor.ValueType
     """What to wait for; default RESULT."""
+    @_builtins.property
+    def hosted_page(self) -> _payment_pb2.NewHostedPage:
+        """A page of the provider on which the buyer pays. All orders are one charge: charge_mode must be
+        COMBINED or unset, and expire_time unset.
+        """
+
     @_builtins.property
     def payment_orders(self) -> _containers.RepeatedCompositeFieldContainer[_payment_pb2.NewPaymentOrder]:
         """1 to 200 orders, in any order."""
@@ -113,6 +120,7 @@ class CreatePaymentRequest(_message.Message):
         seller_info: _builtins.str = ...,
         buyer_country: _builtins.str = ...,
         credit_card_info: _builtins.str = ...,
+        hosted_page: _payment_pb2.NewHostedPage | None = ...,
         payment_method_type: _payment_pb2.PaymentMethodType.ValueType = ...,
         charge_mode: _payment_pb2.ChargeMode.ValueType = ...,
         partial_failure_policy: _payment_pb2.PartialFailurePolicy.ValueType = ...,
@@ -120,11 +128,11 @@ class CreatePaymentRequest(_message.Message):
         wait_for: Global___WaitFor.ValueType = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["credit_card_info", b"credit_card_info", "expire_time", b"expire_time", "payment_method", b"payment_method"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["credit_card_info", b"credit_card_info", "expire_time", b"expire_time", "hosted_page", b"hosted_page", "payment_method", b"payment_method"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["buyer_country", b"buyer_country", "buyer_info", b"buyer_info", "charge_mode", b"charge_mode", "checkout_id", b"checkout_id", "credit_card_info", b"credit_card_info", "expire_time", b"expire_time", "partial_failure_policy", b"partial_failure_policy", "payment_method", b"payment_method", "payment_method_type", b"payment_method_type", "payment_orders", b"payment_orders", "seller_info", b"seller_info", "wait_for", b"wait_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buyer_country", b"buyer_country", "buyer_info", b"buyer_info", "charge_mode", b"charge_mode", "checkout_id", b"checkout_id", "credit_card_info", b"credit_card_info", "expire_time", b"expire_time", "hosted_page", b"hosted_page", "partial_failure_policy", b"partial_failure_policy", "payment_method", b"payment_method", "payment_method_type", b"payment_method_type", "payment_orders", b"payment_orders", "seller_info", b"seller_info", "wait_for", b"wait_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_payment_method: _TypeAlias = _typing.Literal["credit_card_info"]  # noqa: Y015
+    _WhichOneofReturnType_payment_method: _TypeAlias = _typing.Literal["credit_card_info", "hosted_page"]  # noqa: Y015
     _WhichOneofArgType_payment_method: _TypeAlias = _typing.Literal["payment_method", b"payment_method"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payment_method) -> _WhichOneofReturnType_payment_method | None: ...
 
@@ -489,6 +497,149 @@ class ConfirmDeliveryResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ConfirmDeliveryResponse: _TypeAlias = ConfirmDeliveryResponse  # noqa: Y015
+
+@_typing.final
+class CreateStatusLinkRequest(_message.Message):
+    """Identifies a payment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKOUT_ID_FIELD_NUMBER: _builtins.int
+    checkout_id: _builtins.str
+    """The checkout."""
+    def __init__(
+        self,
+        *,
+        checkout_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkout_id", b"checkout_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateStatusLinkRequest: _TypeAlias = CreateStatusLinkRequest  # noqa: Y015
+
+@_typing.final
+class CreateStatusLinkResponse(_message.Message):
+    """The response to CreateStatusLink."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_URL_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    status_url: _builtins.str
+    """The URL of the buyer's status page."""
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """From then on the page is not found."""
+
+    def __init__(
+        self,
+        *,
+        status_url: _builtins.str = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "status_url", b"status_url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateStatusLinkResponse: _TypeAlias = CreateStatusLinkResponse  # noqa: Y015
+
+@_typing.final
+class RevokeStatusLinkRequest(_message.Message):
+    """Identifies a payment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKOUT_ID_FIELD_NUMBER: _builtins.int
+    checkout_id: _builtins.str
+    """The checkout."""
+    def __init__(
+        self,
+        *,
+        checkout_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkout_id", b"checkout_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeStatusLinkRequest: _TypeAlias = RevokeStatusLinkRequest  # noqa: Y015
+
+@_typing.final
+class RevokeStatusLinkResponse(_message.Message):
+    """The response to RevokeStatusLink."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeStatusLinkResponse: _TypeAlias = RevokeStatusLinkResponse  # noqa: Y015
+
+@_typing.final
+class GetBuyerStatusRequest(_message.Message):
+    """Identifies a status page."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_TOKEN_FIELD_NUMBER: _builtins.int
+    LOOK_UP_FIELD_NUMBER: _builtins.int
+    status_token: _builtins.str
+    """The last part of the status page's URL. Rejected with NOT_FOUND if no payment has it, if it has
+    expired, or was revoked.
+    """
+    look_up: _builtins.bool
+    """Whether to look up a pending charge at its provider first: the buyer has just returned. The
+    call waits up to 3 s for it, and never longer than its deadline.
+    """
+    def __init__(
+        self,
+        *,
+        status_token: _builtins.str = ...,
+        look_up: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["look_up", b"look_up", "status_token", b"status_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetBuyerStatusRequest: _TypeAlias = GetBuyerStatusRequest  # noqa: Y015
+
+@_typing.final
+class GetBuyerStatusResponse(_message.Message):
+    """The response to GetBuyerStatus."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUYER_STATUS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def buyer_status(self) -> _payment_pb2.BuyerStatus:
+        """What the buyer may see."""
+
+    def __init__(
+        self,
+        *,
+        buyer_status: _payment_pb2.BuyerStatus | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["buyer_status", b"buyer_status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buyer_status", b"buyer_status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetBuyerStatusResponse: _TypeAlias = GetBuyerStatusResponse  # noqa: Y015
 
 @_typing.final
 class GetDeadLetterResponse(_message.Message):

@@ -78,6 +78,21 @@ class PaymentServiceStub(object):
                 request_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.PreviewRoutingRequest.SerializeToString,
                 response_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.PreviewRoutingResponse.FromString,
                 _registered_method=True)
+        self.CreateStatusLink = channel.unary_unary(
+                '/tallystick.payment.v1.PaymentService/CreateStatusLink',
+                request_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CreateStatusLinkRequest.SerializeToString,
+                response_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CreateStatusLinkResponse.FromString,
+                _registered_method=True)
+        self.RevokeStatusLink = channel.unary_unary(
+                '/tallystick.payment.v1.PaymentService/RevokeStatusLink',
+                request_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.RevokeStatusLinkRequest.SerializeToString,
+                response_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.RevokeStatusLinkResponse.FromString,
+                _registered_method=True)
+        self.GetBuyerStatus = channel.unary_unary(
+                '/tallystick.payment.v1.PaymentService/GetBuyerStatus',
+                request_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.GetBuyerStatusRequest.SerializeToString,
+                response_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.GetBuyerStatusResponse.FromString,
+                _registered_method=True)
         self.ListDeadLetters = channel.unary_unary(
                 '/tallystick.payment.v1.PaymentService/ListDeadLetters',
                 request_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.ListDeadLettersRequest.SerializeToString,
@@ -226,6 +241,33 @@ class PaymentServiceServicer(object):
     def PreviewRouting(self, request, context):
         """Returns the provider that a charge would get, and why. Nothing is stored or sent; rules with a
         share need the checkout_id. Access: team (as itself), operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateStatusLink(self, request, context):
+        """Returns the link to the buyer's status page of a payment: a page that shows the state of the
+        payment in plain words, without personal data. Everybody who has the link can open it. A payment with
+        a hosted page has a link from the start; otherwise, or if it has expired or was revoked, a new
+        one is created. A repeat returns the same link. Access: team (its own).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeStatusLink(self, request, context):
+        """Revokes the link to the buyer's status page: the page is not found from then on. A buyer who
+        returns from a hosted page finds no page either. A repeat has no effect. Access: team (its
+        own), operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetBuyerStatus(self, request, context):
+        """Returns what the status page of a payment shows. The HTTP server calls it. What a provider
+        answers to a lookup is applied, as the answer to any poll. Access: service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -392,6 +434,21 @@ def add_PaymentServiceServicer_to_server(servicer, server):
                     servicer.PreviewRouting,
                     request_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.PreviewRoutingRequest.FromString,
                     response_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.PreviewRoutingResponse.SerializeToString,
+            ),
+            'CreateStatusLink': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateStatusLink,
+                    request_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CreateStatusLinkRequest.FromString,
+                    response_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CreateStatusLinkResponse.SerializeToString,
+            ),
+            'RevokeStatusLink': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeStatusLink,
+                    request_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.RevokeStatusLinkRequest.FromString,
+                    response_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.RevokeStatusLinkResponse.SerializeToString,
+            ),
+            'GetBuyerStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetBuyerStatus,
+                    request_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.GetBuyerStatusRequest.FromString,
+                    response_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.GetBuyerStatusResponse.SerializeToString,
             ),
             'ListDeadLetters': grpc.unary_unary_rpc_method_handler(
                     servicer.ListDeadLetters,
@@ -683,6 +740,87 @@ class PaymentService(object):
             '/tallystick.payment.v1.PaymentService/PreviewRouting',
             tallystick_dot_payment_dot_v1_dot_payment__service__pb2.PreviewRoutingRequest.SerializeToString,
             tallystick_dot_payment_dot_v1_dot_payment__service__pb2.PreviewRoutingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateStatusLink(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.payment.v1.PaymentService/CreateStatusLink',
+            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CreateStatusLinkRequest.SerializeToString,
+            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CreateStatusLinkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeStatusLink(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.payment.v1.PaymentService/RevokeStatusLink',
+            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.RevokeStatusLinkRequest.SerializeToString,
+            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.RevokeStatusLinkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBuyerStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.payment.v1.PaymentService/GetBuyerStatus',
+            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.GetBuyerStatusRequest.SerializeToString,
+            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.GetBuyerStatusResponse.FromString,
             options,
             channel_credentials,
             insecure,

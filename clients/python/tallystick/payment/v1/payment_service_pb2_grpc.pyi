@@ -79,6 +79,21 @@ class PaymentServiceStub:
     """Returns the provider that a charge would get, and why. Nothing is stored or sent; rules with a
     share need the checkout_id. Access: team (as itself), operator.
     """
+    CreateStatusLink: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.CreateStatusLinkRequest, _payment_service_pb2.CreateStatusLinkResponse]
+    """Returns the link to the buyer's status page of a payment: a page that shows the state of the
+    payment in plain words, without personal data. Everybody who has the link can open it. A payment with
+    a hosted page has a link from the start; otherwise, or if it has expired or was revoked, a new
+    one is created. A repeat returns the same link. Access: team (its own).
+    """
+    RevokeStatusLink: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.RevokeStatusLinkRequest, _payment_service_pb2.RevokeStatusLinkResponse]
+    """Revokes the link to the buyer's status page: the page is not found from then on. A buyer who
+    returns from a hosted page finds no page either. A repeat has no effect. Access: team (its
+    own), operator.
+    """
+    GetBuyerStatus: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.GetBuyerStatusRequest, _payment_service_pb2.GetBuyerStatusResponse]
+    """Returns what the status page of a payment shows. The HTTP server calls it. What a provider
+    answers to a lookup is applied, as the answer to any poll. Access: service.
+    """
     ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListDeadLettersRequest, _operator_pb2.ListDeadLettersResponse]
     """Lists dead letters, newest first. Access: operator."""
     GetDeadLetter: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetDeadLetterRequest, _payment_service_pb2.GetDeadLetterResponse]
@@ -187,6 +202,21 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     PreviewRouting: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.PreviewRoutingRequest, _payment_service_pb2.PreviewRoutingResponse]  # type: ignore[assignment]
     """Returns the provider that a charge would get, and why. Nothing is stored or sent; rules with a
     share need the checkout_id. Access: team (as itself), operator.
+    """
+    CreateStatusLink: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.CreateStatusLinkRequest, _payment_service_pb2.CreateStatusLinkResponse]  # type: ignore[assignment]
+    """Returns the link to the buyer's status page of a payment: a page that shows the state of the
+    payment in plain words, without personal data. Everybody who has the link can open it. A payment with
+    a hosted page has a link from the start; otherwise, or if it has expired or was revoked, a new
+    one is created. A repeat returns the same link. Access: team (its own).
+    """
+    RevokeStatusLink: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.RevokeStatusLinkRequest, _payment_service_pb2.RevokeStatusLinkResponse]  # type: ignore[assignment]
+    """Revokes the link to the buyer's status page: the page is not found from then on. A buyer who
+    returns from a hosted page finds no page either. A repeat has no effect. Access: team (its
+    own), operator.
+    """
+    GetBuyerStatus: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.GetBuyerStatusRequest, _payment_service_pb2.GetBuyerStatusResponse]  # type: ignore[assignment]
+    """Returns what the status page of a payment shows. The HTTP server calls it. What a provider
+    answers to a lookup is applied, as the answer to any poll. Access: service.
     """
     ListDeadLetters: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListDeadLettersRequest, _operator_pb2.ListDeadLettersResponse]  # type: ignore[assignment]
     """Lists dead letters, newest first. Access: operator."""
@@ -341,6 +371,39 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_payment_service_pb2.PreviewRoutingResponse, _abc.Awaitable[_payment_service_pb2.PreviewRoutingResponse]]:
         """Returns the provider that a charge would get, and why. Nothing is stored or sent; rules with a
         share need the checkout_id. Access: team (as itself), operator.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateStatusLink(
+        self,
+        request: _payment_service_pb2.CreateStatusLinkRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_payment_service_pb2.CreateStatusLinkResponse, _abc.Awaitable[_payment_service_pb2.CreateStatusLinkResponse]]:
+        """Returns the link to the buyer's status page of a payment: a page that shows the state of the
+        payment in plain words, without personal data. Everybody who has the link can open it. A payment with
+        a hosted page has a link from the start; otherwise, or if it has expired or was revoked, a new
+        one is created. A repeat returns the same link. Access: team (its own).
+        """
+
+    @_abc_1.abstractmethod
+    def RevokeStatusLink(
+        self,
+        request: _payment_service_pb2.RevokeStatusLinkRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_payment_service_pb2.RevokeStatusLinkResponse, _abc.Awaitable[_payment_service_pb2.RevokeStatusLinkResponse]]:
+        """Revokes the link to the buyer's status page: the page is not found from then on. A buyer who
+        returns from a hosted page finds no page either. A repeat has no effect. Access: team (its
+        own), operator.
+        """
+
+    @_abc_1.abstractmethod
+    def GetBuyerStatus(
+        self,
+        request: _payment_service_pb2.GetBuyerStatusRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_payment_service_pb2.GetBuyerStatusResponse, _abc.Awaitable[_payment_service_pb2.GetBuyerStatusResponse]]:
+        """Returns what the status page of a payment shows. The HTTP server calls it. What a provider
+        answers to a lookup is applied, as the answer to any poll. Access: service.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,214 @@
+"""Charges on pages of Stripe: Checkout Sessions.
+
+A session is registered under the key of its charge, which changes nothing at a buyer: only the page
+whose URL the platform has stored is ever shown. So if Stripe's answer was lost, the session is
+registered again, under the same key. The PaymentIntent belongs to the session. It can be neither
+confirmed nor cancelled; only the session can be ended, and one that has expired is never paid.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from math import ceil
+from typing import TYPE_CHECKING
+
+from tallystick_core.provider.outcome import (
+    ChargeOutcome,
+    Declined,
+    FailureReason,
+    RetryReason,
+    Unknown,
+)
+from tallystick_core.provider.payment_provider import ChargePage, ChargeRequest
+from tallystick_server.providers.stripe.checkout_session import (
+    CheckoutSession,
+    parse_checkout_session,
+    to_page_outcome,
+)
+from tallystick_server.providers.stripe.client import PAGE_SIZE, Answer, StripeApi
+from tallystick_server.providers.stripe.errors import (
+    Effect,
+    Problem,
+    Rejection,
+    to_unknown,
+    unknown_of,
+)
+from tallystick_server.providers.stripe.json_fields import read_objects
+from tallystick_server.providers.stripe.money import UnsupportedAmount, to_stripe_charge
+
+if TYPE_CHECKING:
+    from stripe.params.checkout import SessionCreateParams
+
+_MIN_LIFETIME = timedelta(hours=1)
+"""Stripe accepts no less than 30 minutes; the rest is for a registration that is late."""
+_INTENT = "payment_intent.latest_charge.balance_transaction"
+_LOCALES = """
+    bg cs da de el en en-GB es es-419 et fi fil fr fr-CA hr hu id it ja ko lt lv ms mt nb nl pl pt
+    pt-BR ro ru sk sl sv th tr vi zh zh-HK zh-TW
+"""
+_LOCALE_BY_NAME = {locale.lower(): locale for locale in _LOCALES.split()}
+
+
+class StripePages:
+    """The pages of one account of Stripe."""
+
+    def __init__(self, api: StripeApi, statement_suffix: str) -> None:
+        self._api = api
+        self._statement_suffix = statement_suffix
+
+    async def register(self, request: ChargeRequest, page: ChargePage) -> ChargeOutcome:
+        """The outcome of a charge, whose page is registered unless that is known to be done."""
+        return self._conclude(await self._find(request, page), request)
+
+    async def close(self, request: ChargeRequest, page: ChargePage) -> ChargeOutcome:
+        """Ends the session of a charge. Only its confirmed end is a decline."""
+        session = await self._find(request, page)
+        if (
+            not isinstance(session, CheckoutSession)
+            or session.status != "open"
+            or session.key != request.key
+        ):
+            return self._conclude(session, request)
+        intent_status = session.intent.status if session.intent else "none"
+        ended = await self._api.call(
+            self._api.v1.checkout.sessions.expire_async(
+                session.id,
+                {"expand": [_INTENT]},
+                {"idempotency_key": f"{request.key}-expire-{intent_status}"},
+            ),
+            self._parse,
+        )
+        if isinstance(ended, Rejection):  # it has ended meanwhile
+            ended = await self._read(session.id)
+        if not isinstance(ended, CheckoutSession):
+            return unknown_of(ended, session.id)
+        return self._conclude(ended, request)
+
+    async def _find(
+        self, request: ChargeRequest, page: ChargePage
+    ) -> CheckoutSession | ChargeOutcome:
+        """The session of a charge as it is now, by its id, by that of its PaymentIntent, or by
+        registering it.
+        """
+        if request.reference.startswith("cs_"):
+            session = await self._read(request.reference)
+        elif request.reference:
+            session = await self._find_by_intent(request.reference)
+        else:
+            return await self._create(request, page)
+        if isinstance(session, CheckoutSession):
+            return session
+        return unknown_of(session, request.reference)
+
+    async def _create(
+        self, request: ChargeRequest, page: ChargePage
+    ) -> CheckoutSession | ChargeOutcome:
+        try:
+            amount = to_stripe_charge(request.amount, request.currency, request.method)
+        except UnsupportedAmount as error:
+            return Unknown(f"the amount {error}", RetryReason.REJECTED)
+        created = await self._api.call(
+            self._api.v1.checkout.sessions.create_async(
+                self._create_params(request, page, amount), {"idempotency_key": request.key}
+            ),
+            lambda answer: (self._parse(answer), answer.is_replayed),
+        )
+        match created:
+            case (CheckoutSession() as session, is_replayed):
+                if not is_replayed:
+                    return session
+                current = await self._read(session.id)
+                if isinstance(current, CheckoutSession):
+                    return current
+                return unknown_of(current, session.id)
+            case Rejection():
+                return _to_outcome_of_rejection(created)
+            case _:
+                return created
+
+    def _create_params(
+        self, request: ChargeRequest, page: ChargePage, amount: int
+    ) -> SessionCreateParams:
+        metadata = {"charge_id": request.charge_id, "key": request.key}
+        params: SessionCreateParams = {
+            "mode": "payment",
+            "client_reference_id": request.charge_id,
+            "line_items": [
+                {
+                    "quantity": 1,
+                    "price_data": {
+                        "currency": request.currency.lower(),
+                        "unit_amount": amount,
+                        "product_data": {"name": page.title},
+                    },
+                }
+            ],
+            "metadata": metadata,
+            "payment_intent_data": {"metadata": metadata, "transfer_group": request.charge_id},
+            "expires_at": ceil(max(page.expire_time, page.create_time + _MIN_LIFETIME).timestamp()),
+            "success_url": page.return_url,
+            "cancel_url": page.return_url,
+            "expand": [_INTENT],
+        }
+        locale = choose_locale(page.locale)
+        if locale:
+            params["locale"] = locale
+        if self._statement_suffix:
+            params["payment_intent_data"]["statement_descriptor_suffix"] = self._statement_suffix
+        return params
+
+    async def _read(self, session_id: str) -> CheckoutSession | Problem:
+        return await self._api.call(
+            self._api.v1.checkout.sessions.retrieve_async(session_id, {"expand": [_INTENT]}),
+            self._parse,
+        )
+
+    async def _find_by_intent(self, intent_id: str) -> CheckoutSession | Problem:
+        return await self._api.call(
+            self._api.v1.checkout.sessions.list_async(
+                {
+                    "payment_intent": intent_id,
+                    "limit": PAGE_SIZE,
+                    "expand": [f"data.{_INTENT}"],
+                }
+            ),
+            self._parse_only,
+        )
+
+    def _parse(self, answer: Answer) -> CheckoutSession:
+        return parse_checkout_session(answer.body, allow_http=self._api.is_plain)
+
+    def _parse_only(self, answer: Answer) -> CheckoutSession:
+        """The only session of a list. Raises ValueError."""
+        (fields,) = read_objects(answer.body)
+        return parse_checkout_session(fields, allow_http=self._api.is_plain)
+
+    def _conclude(
+        self, session: CheckoutSession | ChargeOutcome, request: ChargeRequest
+    ) -> ChargeOutcome:
+        if not isinstance(session, CheckoutSession):
+            return session
+        if session.key != request.key:
+            return Unknown("Stripe answered about another charge", RetryReason.MISMATCHED_OPERATION)
+        try:
+            outcome = to_page_outcome(session)
+        except UnsupportedAmount:
+            return Unknown("an amount that cannot be read", reference=session.id)
+        return outcome or Unknown(
+            f"the session is {session.status} without a payment", reference=session.id
+        )
+
+
+def _to_outcome_of_rejection(rejection: Rejection) -> ChargeOutcome:
+    """The outcome of a registration that Stripe rejects. Nobody can pay."""
+    if rejection.effect is not Effect.REJECTED:
+        return to_unknown(rejection)
+    if rejection.param == "expires_at":  # too little time is left
+        return Declined(FailureReason.PAGE_EXPIRED, "expires_at")
+    return Declined(FailureReason.PROVIDER_REJECTED, rejection.code)
+
+
+def choose_locale(language: str) -> str:
+    """The language of Stripe's page; "": that of the buyer's browser."""
+    text = language.lower()
+    return _LOCALE_BY_NAME.get(text) or _LOCALE_BY_NAME.get(text.partition("-")[0], "")
