@@ -11,8 +11,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tallystick_core.provider.outcome import (
     ChargeLookupOutcome,
     ChargeOutcome,
+    Declined,
+    FailureReason,
     FinalNotFound,
     NotFound,
+    Pending,
+    PendingReason,
     Succeeded,
     Unknown,
 )
@@ -28,6 +32,30 @@ class SandboxProvider(SandboxCharges):
     def __init__(self, database: Database, name: str = "sandbox") -> None:
         self.sandbox = Sandbox(database, name=name)
         super().__init__(name, self.sandbox, 86_400.0, FinalNotFound(60.0, min_responses=2))
+
+
+class PageProvider(SandboxProvider):
+    """A sandbox that also hosts pages. Nobody pays on them."""
+
+    def __init__(self, database: Database, name: str = "sandbox") -> None:
+        super().__init__(database, name)
+        self.hosts_pages = True
+
+    async def send(self, request: ChargeRequest) -> ChargeOutcome:
+        return _open_page(request) if request.page else await super().send(request)
+
+    async def look_up(self, request: ChargeRequest) -> ChargeLookupOutcome:
+        return _open_page(request) if request.page else await super().look_up(request)
+
+    async def cancel(self, request: ChargeRequest) -> ChargeLookupOutcome:
+        if request.page is None:
+            return await super().cancel(request)
+        return Declined(FailureReason.PAGE_EXPIRED, "expired", f"cs_{request.charge_id}")
+
+
+def _open_page(request: ChargeRequest) -> Pending:
+    url = f"https://pages.example/{request.charge_id}"
+    return Pending(PendingReason.BUYER_ACTION, f"cs_{request.charge_id}", url)
 
 
 class SlowLookupProvider(SandboxProvider):

@@ -871,6 +871,7 @@ def test_the_database_rejects_invalid_rows(
         ("ledger", "entry"),
         ("wallet", "wallet_entry"),
         ("payment", "order_history"),
+        ("payment", "hosted_page"),
         ("event", "event"),
     ],
 )
@@ -884,6 +885,7 @@ def test_triggers_reject_changes_without_privileges(
         "entry": "amount",
         "wallet_entry": "amount",
         "order_history": "transition_reason",
+        "hosted_page": "success_url",
         "event": "type",
     }[table]
     assert (
@@ -1015,6 +1017,51 @@ def test_transitions_in_the_database_equal_the_domain_table(filled_database: Dat
         if before != after
         or why in (PaymentTrigger.BOOKED, PaymentTrigger.PENDING, PaymentTrigger.FALLBACK)
     }
+
+
+_NEW_LINK = (
+    "insert into status_link (checkout_id, token_hash, status_url, create_time, expire_time) "
+    "values ('pending', sha256('a'), 'https://pay.example/p/a', clock(), "
+    "clock() + interval '1 day'); "
+)
+_NEW_PAGE = (
+    "insert into hosted_page (checkout_id, success_url, cancel_url, locale, return_url) values "
+    "('pending', 'https://a', 'https://b', '', 'https://c')"
+)
+
+
+@pytest.mark.parametrize(
+    ("sql", "sqlstate"),
+    [
+        (_NEW_PAGE.replace("'pending'", "'nobody'"), "23503"),
+        (_NEW_PAGE.replace("'https://a'", "''"), "23514"),
+        (_NEW_PAGE.replace("'https://b'", "''"), "23514"),
+        (_NEW_PAGE.replace("'https://c'", "''"), "23514"),
+        (f"{_NEW_PAGE}; {_NEW_PAGE}", "23505"),
+        (f"{_NEW_PAGE}; update hosted_page set success_url = 'https://evil.example'", "42501"),
+        ("delete from hosted_page", "42501"),
+        (_NEW_LINK.replace("'pending'", "'nobody'"), "23503"),
+        (_NEW_LINK.replace("sha256('a')", "'a'"), "23514"),
+        (_NEW_LINK.replace("'https://pay.example/p/a'", "''"), "23514"),
+        (_NEW_LINK.replace("interval '1 day'", "interval '0'"), "23514"),
+        (_NEW_LINK + _NEW_LINK.replace("'pending'", "'paid'"), "23505"),
+        (f"{_NEW_LINK} update status_link set revoke_time = create_time - interval '1 s'", "23514"),
+        (f"{_NEW_LINK} update status_link set token_hash = sha256('b')", "P0001"),
+        (
+            f"{_NEW_LINK} update status_link set revoke_time = clock(); "
+            "update status_link set revoke_time = clock()",
+            "P0001",
+        ),
+        ("delete from status_link", "42501"),
+    ],
+)
+def test_the_database_rejects_invalid_pages_and_links(
+    filled_database: DatabaseUrls, sql: str, sqlstate: str
+) -> None:
+    """A page is stored once and never changes. The link to a status page is replaced only after it
+    has ended, and ends once.
+    """
+    assert execute_as(filled_database, "payment", sql) == sqlstate
 
 
 def test_changes_by_the_administrator_keep_the_seal(filled_database: DatabaseUrls) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import psycopg
 from google.protobuf.duration_pb2 import Duration
 
 from tallystick import Client, new_order
 from tallystick.operator.v1 import operator_pb2
-from tallystick.payment.v1 import payment_service_pb2
+from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_core.provider.outcome import RetryReason
@@ -15,8 +17,10 @@ from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.services import SERVICES
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
+from tests.fakes.payment_provider import PageProvider
+from tests.support.charges import sandbox_database, serve_sandboxes
 from tests.support.payouts import wait_until_booked
-from tests.support.platform import eventually, serve_platform
+from tests.support.platform import eventually
 
 # Waiting operations keep waiting, so that the database does not change while it is edited.
 _RETRY = {
@@ -28,6 +32,7 @@ _SETTINGS = Settings().replace(
     payout__approval_threshold={"EUR": 400},
     payout__destination_cooldown=0,
     payment__alert_after={"PENDING": 0},
+    payment__return_origins={"dev": frozenset({"https://shop.example"})},
     worker__events_alert_after=0.5,
     worker__monitor_interval=0.2,
     worker__scan_interval=0.1,
@@ -50,7 +55,11 @@ def fill_database(databases: DatabaseUrls) -> None:
     """Creates payments, payouts, destinations, batches, schedules, policies, holds, dead letters
     and alerts of each kind and final state; then nothing is in progress.
     """
-    with serve_platform(databases, _SETTINGS) as platform, platform.client() as client:
+    with (
+        sandbox_database(databases) as database,
+        serve_sandboxes(databases, _SETTINGS, PageProvider(database)) as platform,
+        platform.client() as client,
+    ):
         _add_payments(client)
         _add_wallets(client)
         _add_payouts(client)
@@ -105,6 +114,18 @@ def _add_payments(client: Client) -> None:
         )
     orders = [new_order(f"o-jpy-{k}", "b", f"s-{k}", "500", "JPY") for k in range(2)]
     client.create_payment("c-together", orders, credit_card_info="tok_visa", charge_mode=2)
+    page = payment_pb2.NewHostedPage(
+        success_url="https://shop.example/thanks",
+        cancel_url="https://shop.example/basket",
+        locale="de",
+    )
+    page.expire_time.FromSeconds(int(time.time()) + 3600)
+    for number in range(2):
+        order = new_order(f"o-page-{number}", "b", "s-0", "7.00", "EUR")
+        client.create_payment(f"c-page-{number}", [order], hosted_page=page)
+    client.payment.RevokeStatusLink(
+        payment_service_pb2.RevokeStatusLinkRequest(checkout_id="c-page-1")
+    )
     for token in (
         "decline",
         "decline:insufficient_funds",

@@ -23,6 +23,7 @@ EXEMPTIONS: dict[str, str] = {
     "wallet.hold.(row)": "a TOMBSTONE has moved no money; other holds are reported",
     "wallet.seller_assignment.(row)": "not approved: it has changed nothing; others are counted",
     "payment.seller_owner.(row)": "a cache of WalletService's answer; it is refreshed",
+    "payment.status_link.(row)": "a link shows a buyer the state of a payment; it moves nothing",
     "payment.conflicting_report.(row)": "moves no money; its alert is a row and an event",
     "payment.failed_charge_poll.(row)": _POLL_SCHEDULE,
     "payout.completed_payout_poll.(row)": _POLL_SCHEDULE,

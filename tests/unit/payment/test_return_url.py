@@ -101,9 +101,9 @@ def error_of(text: str) -> ApiError:
         parsed = parse_return_url(text, "success_url")
     except ApiError as error:
         return error
-    error = reject_origin(parsed, "success_url", ALLOWED)
-    assert error is not None, f"{text!r} is accepted"
-    return error
+    rejection = reject_origin(parsed, "success_url", ALLOWED)
+    assert rejection is not None, f"{text!r} is accepted"
+    return rejection
 
 
 @pytest.mark.parametrize("text", OPEN_REDIRECTS)
