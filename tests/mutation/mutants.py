@@ -1152,6 +1152,92 @@ MUTANTS = (
         "if False:",
         "tests/http/test_json_calls.py",
     ),
+    # hosted pages
+    Mutant(
+        "a page fails before the provider has closed it",
+        f"{_SERVER}/providers/stripe/hosted_pages.py",
+        'if isinstance(current, CheckoutSession) and current.status != "open":',
+        "if isinstance(current, CheckoutSession):\n            "
+        "return Declined(FailureReason.PAGE_EXPIRED)\n        if False:",
+        "tests/providers/stripe/test_checkout_sessions.py",
+    ),
+    Mutant(
+        "a page is registered under a new key",
+        f"{_SERVER}/providers/stripe/hosted_pages.py",
+        'self._create_params(request, page, amount), {"idempotency_key": request.key}',
+        "self._create_params(request, page, amount), {}",
+        "tests/providers/stripe/test_checkout_sessions.py",
+    ),
+    Mutant(
+        "a page of another charge is taken for the charge's own",
+        f"{_SERVER}/providers/stripe/hosted_pages.py",
+        "            or session.key != request.key\n        ):",
+        "        ):",
+        "tests/providers/stripe/test_checkout_sessions.py",
+    ),
+    Mutant(
+        "a decline on an open page fails the payment",
+        f"{_SERVER}/providers/stripe/checkout_session.py",
+        '        case "open":\n',
+        '        case "open" if intent is None or not intent.has_failed:\n',
+        "tests/providers/stripe/test_checkout_sessions.py",
+    ),
+    Mutant(
+        "a replayed registration is not read again",
+        f"{_SERVER}/providers/stripe/hosted_pages.py",
+        "if not is_replayed:",
+        "if True:",
+        "tests/providers/stripe/test_checkout_sessions.py",
+    ),
+    Mutant(
+        "a page of any origin is accepted",
+        f"{_CORE}/payment/return_url.py",
+        "if match is not None and _origin_of(match) in allowed_origins:",
+        "if match is not None:",
+        "tests/unit/payment/test_return_url.py",
+    ),
+    Mutant(
+        "an expired page counts as an expired payment",
+        f"{_SERVER}/payment/operations/charge.py",
+        "return FailureReason.EXPIRED if charge.page is None else FailureReason.PAGE_EXPIRED",
+        "return FailureReason.EXPIRED",
+        "tests/services/payment/test_hosted_pages.py",
+    ),
+    Mutant(
+        "a page waits for as long as any buyer action",
+        f"{_SERVER}/payment/transitions.py",
+        "if self.charge.page is not None and self.pending_reason == PendingReason.BUYER_ACTION:",
+        "if False:",
+        "tests/services/payment/test_hosted_pages.py",
+    ),
+    Mutant(
+        "a revoked link is still valid",
+        f"{_STORAGE}/payment/status_links.py",
+        'IS_VALID = "l.revoke_time is null and ',
+        'IS_VALID = "',
+        "tests/services/payment/test_hosted_pages.py",
+    ),
+    Mutant(
+        "a page has no part in the fingerprint of its payment",
+        f"{_CORE}/payment/checkout.py",
+        "*(self.page.values() if self.page else ()),",
+        "",
+        "tests/services/payment/test_hosted_pages.py",
+    ),
+    Mutant(
+        "a buyer who returns sees what is stored",
+        f"{_SERVER}/payment/handlers.py",
+        "            await self.payments.buyer_lookups.look_up(payment)\n",
+        "",
+        "tests/services/payment/test_hosted_pages.py",
+    ),
+    Mutant(
+        "an expired session is about nothing",
+        f"{_SERVER}/providers/stripe/webhooks.py",
+        'reference = read_id(object_, "payment_intent") or read_optional_text(object_, "id")',
+        'reference = read_id(object_, "payment_intent")',
+        "tests/providers/stripe/test_webhooks.py",
+    ),
 )
 
 

@@ -33,7 +33,7 @@ _RETRY = {
 NO_POLLS = _RETRY | {
     ("", RetryReason.PENDING): RetryPolicy(RetryStrategy.FIXED, 3600, 3600, None),
 }
-"""The platform hears of a buyer only by a webhook, or when it is asked to look."""
+"""A payment is looked up only because of a webhook, or when its buyer returns."""
 FAST_POLLS = _RETRY | {
     ("", RetryReason.PENDING): RetryPolicy(RetryStrategy.FIXED, 0.1, 0.1, None),
 }

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,12 @@ from tallystick_server.providers.stripe.client import RequestBody
 from tallystick_server.providers.stripe.payouts import StripePayouts
 from tallystick_server.providers.stripe.reports import ReportRequest, StripeReports
 from tallystick_server.providers.stripe.webhooks import StripeWebhooks
-from tests.providers.stripe import test_charges, test_payouts, test_verification
+from tests.providers.stripe import (
+    test_charges,
+    test_checkout_sessions,
+    test_payouts,
+    test_verification,
+)
 from tests.providers.stripe.scripted_stripe import (
     TERMS,
     Answer,
@@ -41,6 +47,10 @@ REQUESTS = {
     "payment_intents.retrieve": "GET /v1/payment_intents/pi_1",
     "payment_intents.search": "GET /v1/payment_intents/search",
     "payment_intents.cancel": "POST /v1/payment_intents/pi_1/cancel",
+    "checkout.sessions.create": "POST /v1/checkout/sessions",
+    "checkout.sessions.retrieve": "GET /v1/checkout/sessions/cs_1",
+    "checkout.sessions.list": "GET /v1/checkout/sessions",
+    "checkout.sessions.expire": "POST /v1/checkout/sessions/cs_1/expire",
     "refunds.create": "POST /v1/refunds",
     "transfers.create": "POST /v1/transfers",
     "transfers.retrieve": "GET /v1/transfers/tr_1",
@@ -117,6 +127,11 @@ def scripted(url: str) -> CheckingTransport:
     transport.script(test_charges.READ, declined, test_charges.intent("requires_action"))
     transport.script(test_charges.CANCEL, test_charges.canceled())
     transport.script("POST /v1/refunds", error(500, "api_error"))
+    session = test_checkout_sessions.session("open")
+    transport.script(test_checkout_sessions.CREATE, session)
+    transport.script(test_checkout_sessions.READ, session)
+    transport.script(test_checkout_sessions.LIST, test_payouts.page(session))
+    transport.script(test_checkout_sessions.EXPIRE, test_checkout_sessions.session("expired"))
     transport.script(test_payouts.TRANSFER, test_payouts.transfer())
     transport.script(test_payouts.READ_TRANSFER, test_payouts.transfer())
     transport.script(test_payouts.LIST_TRANSFERS, test_payouts.page(test_payouts.transfer()))
@@ -155,6 +170,10 @@ async def make_every_request(transport: CheckingTransport) -> None:
     for _ in range(2):
         await charges.cancel(test_charges.WITH_REFERENCE)
     await charges.refund(RefundRequest("k", "r1", "pi_1", 500, "EUR"))
+    page_request = test_checkout_sessions.REQUEST
+    for reference in ("", "cs_1", "pi_1"):
+        await charges.look_up(replace(page_request, reference=reference))
+    await charges.cancel(replace(page_request, reference="cs_1"))
     payouts = StripePayouts(TERMS, api)
     payout: PayoutRequest = test_payouts.REQUEST
     await payouts.submit([payout])

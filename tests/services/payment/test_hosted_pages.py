@@ -52,7 +52,7 @@ def platform(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture(scope="module")
 def unpolled(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostedPlatform]:
-    """A platform that never polls: it hears of a buyer by a webhook, or when it is asked."""
+    """A platform that never polls: a payment is looked up only because of a webhook, or on return."""
     with fresh_database(admin_url, tmp_path_factory.mktemp("unpolled")) as databases:
         with hosted_platform(databases, retry=NO_POLLS) as served:
             yield served
@@ -257,7 +257,7 @@ def advance_clock(databases: DatabaseUrls, interval: str) -> None:
 
 
 def test_a_page_that_was_paid_as_it_expired_is_paid(scratch_database: DatabaseUrls) -> None:
-    """The buyer pays, and the platform has not heard of it when the page expires: the provider's
+    """The buyer pays, and no report has arrived when the page expires: the provider's
     answer decides.
     """
     with hosted_platform(scratch_database, retry=NO_POLLS) as platform:
@@ -313,7 +313,7 @@ def test_a_registration_with_a_lost_answer_is_repeated_under_its_key(
     assert platform.client.wait_for_payment(checkout_id).payment_state == PAID
 
 
-def test_a_buyer_who_comes_back_sees_the_truth_before_any_webhook(unpolled: HostedPlatform) -> None:
+def test_a_buyer_who_returns_sees_the_truth_before_any_webhook(unpolled: HostedPlatform) -> None:
     """GetBuyerStatus looks up the page when it is asked to; else it shows what is stored."""
     payment = unpolled.create("10.00", "2.50")
     token = payment.status_url.rpartition("/")[2]

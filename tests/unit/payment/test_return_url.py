@@ -96,7 +96,7 @@ OPEN_REDIRECTS = [
 
 
 def error_of(text: str) -> ApiError:
-    """The error of a URL that must be refused."""
+    """The error of a URL that must be rejected."""
     try:
         parsed = parse_return_url(text, "success_url")
     except ApiError as error:
@@ -108,7 +108,7 @@ def error_of(text: str) -> ApiError:
 
 @pytest.mark.parametrize("text", OPEN_REDIRECTS)
 def test_no_url_leads_elsewhere(text: str) -> None:
-    """Each known trick to leave the shop is refused, with the field in the error."""
+    """Each known trick to leave the shop is rejected, with the field in the error."""
     error = error_of(text)
     assert error.reason is ErrorReason.FIELD_INVALID
     assert error.field == "success_url"

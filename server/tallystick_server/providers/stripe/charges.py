@@ -92,9 +92,12 @@ class StripeCharges:
         return None
 
     async def send(self, request: ChargeRequest) -> ChargeOutcome:
-        """A charge whose PaymentIntent is known is not created again."""
+        """A charge whose PaymentIntent or page is known is not created again."""
         if request.page is not None:
             return await self._pages.register(request, request.page)
+        return await self._charge(request)
+
+    async def _charge(self, request: ChargeRequest) -> ChargeOutcome:
         if request.reference:
             return await self._read_again(request.reference, request)
         try:  # smallest and largest amounts are left to Stripe, which may know the key already

@@ -34,7 +34,7 @@ from tallystick_server.providers.stripe.errors import (
     unknown_of,
 )
 from tallystick_server.providers.stripe.json_fields import read_objects
-from tallystick_server.providers.stripe.money import UnsupportedAmount, to_stripe_charge
+from tallystick_server.providers.stripe.money import UnsupportedAmount, to_stripe_amount
 
 if TYPE_CHECKING:
     from stripe.params.checkout import SessionCreateParams
@@ -78,11 +78,12 @@ class StripePages:
             ),
             self._parse,
         )
-        if isinstance(ended, Rejection):  # it has ended meanwhile
-            ended = await self._read(session.id)
-        if not isinstance(ended, CheckoutSession):
-            return unknown_of(ended, session.id)
-        return self._conclude(ended, request)
+        if isinstance(ended, CheckoutSession):
+            return self._conclude(ended, request)
+        current = await self._read(session.id)  # it may have ended meanwhile
+        if isinstance(current, CheckoutSession) and current.status != "open":
+            return self._conclude(current, request)
+        return unknown_of(ended, session.id)
 
     async def _find(
         self, request: ChargeRequest, page: ChargePage
@@ -103,10 +104,10 @@ class StripePages:
     async def _create(
         self, request: ChargeRequest, page: ChargePage
     ) -> CheckoutSession | ChargeOutcome:
-        try:
-            amount = to_stripe_charge(request.amount, request.currency, request.method)
+        try:  # smallest and largest amounts are left to Stripe, which may know the key already
+            amount = to_stripe_amount(request.amount, request.currency)
         except UnsupportedAmount as error:
-            return Unknown(f"the amount {error}", RetryReason.REJECTED)
+            return Unknown(f"amount {error}", RetryReason.REJECTED)
         created = await self._api.call(
             self._api.v1.checkout.sessions.create_async(
                 self._create_params(request, page, amount), {"idempotency_key": request.key}
