@@ -130,7 +130,7 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     there.
     """
     REASON_METHOD_NOT_IMPLEMENTED: _Reason.ValueType  # 110
-    """The method is declared but not implemented. At present every declared method is implemented."""
+    """This installation does not offer the method; the message names the setting that it needs."""
     REASON_METHOD_UNKNOWN: _Reason.ValueType  # 111
     """The method does not exist."""
     REASON_INTERNAL: _Reason.ValueType  # 120
@@ -249,7 +249,7 @@ oldest cursor that is available as `oldest`. Read the current state of the resou
 there.
 """
 REASON_METHOD_NOT_IMPLEMENTED: Reason.ValueType  # 110
-"""The method is declared but not implemented. At present every declared method is implemented."""
+"""This installation does not offer the method; the message names the setting that it needs."""
 REASON_METHOD_UNKNOWN: Reason.ValueType  # 111
 """The method does not exist."""
 REASON_INTERNAL: Reason.ValueType  # 120
