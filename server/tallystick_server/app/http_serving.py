@@ -31,6 +31,7 @@ from tallystick_server.http.health import health_route
 from tallystick_server.http.http_rules import http_rules
 from tallystick_server.http.routing import Route
 from tallystick_server.http.server import HttpLimits, HttpServer
+from tallystick_server.http.status_page.page import StatusPage
 from tallystick_server.http.transcoder import transcoded_routes
 from tallystick_server.http.webhook_catch_up import WebhookCatchUp
 from tallystick_server.http.webhooks import ReceiveCall, WebhookEndpoints
@@ -129,6 +130,7 @@ async def start_http_server(
                 authenticates=settings.authentication != "none",
             ),
             *webhooks.endpoints.routes(),
+            *_status_page(service_client, addresses).routes(),
         ],
         _limits(http),
     )
@@ -240,6 +242,11 @@ def _receive_calls(
         WebhookSubject.PAYOUT: payout,
         WebhookSubject.OTHER: payment,
     }
+
+
+def _status_page(service_client: ServiceClient, addresses: Mapping[str, str]) -> StatusPage:
+    payment = service_client.stub(payment_service_pb2_grpc.PaymentServiceStub, addresses["payment"])
+    return StatusPage(payment.GetBuyerStatus, service_client)
 
 
 def _routes(

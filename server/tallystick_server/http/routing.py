@@ -18,12 +18,13 @@ Handler = Callable[[Request], Awaitable[web.StreamResponse]]
 @dataclass(frozen=True, slots=True)
 class Route:
     """`path`: as in `google.api.http`, such as /v1/payments/{checkout_id}:cancel. A variable is one
-    segment. A GET route also answers HEAD.
+    segment. A GET route also answers HEAD. `is_encoded`: the handler decodes the variables.
     """
 
     method: str
     path: str
     handler: Handler
+    is_encoded: bool = False
 
     @property
     def segments(self) -> tuple[str | None, ...]:
@@ -83,7 +84,7 @@ class Router:
         wanted_method = "GET" if method == "HEAD" else method
         for route, values in candidates:
             if route.method == wanted_method:
-                return route, _decode(route.variables, values)
+                return route, _variables(route, values)
         allowed = sorted({name for route, _ in candidates for name in _methods(route)})
         raise HttpError(
             ApiError(
@@ -119,8 +120,11 @@ def _methods(route: Route) -> tuple[str, ...]:
     return ("GET", "HEAD") if route.method == "GET" else (route.method,)
 
 
-def _decode(names: Sequence[str], values: Sequence[str]) -> dict[str, str]:
-    return {name: decode_text(value, name) for name, value in zip(names, values, strict=True)}
+def _variables(route: Route, values: Sequence[str]) -> dict[str, str]:
+    return {
+        name: value if route.is_encoded else decode_text(value, name)
+        for name, value in zip(route.variables, values, strict=True)
+    }
 
 
 def decode_text(text: str, field: str) -> str:

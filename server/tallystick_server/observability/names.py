@@ -312,6 +312,9 @@ WEBHOOK_UNREADABLE = LogEvent(
 WEBHOOK_NOT_STORED = LogEvent(
     "webhook.not_stored", "A webhook could not be stored; the provider delivers it again."
 )
+STATUS_PAGE_UNAVAILABLE = LogEvent(
+    "status_page.unavailable", "A payment could not be read for a buyer; the page tries again."
+)
 WEBHOOKS_NOT_LISTED = LogEvent(
     "webhooks.not_listed", "A provider does not list its events; the next run tries again."
 )

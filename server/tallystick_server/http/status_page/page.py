@@ -1,0 +1,157 @@
+"""`GET /p/{token}`: the buyer's status page of a payment. Everyone who has the token may see it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from aiohttp import web
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from tallystick.payment.v1 import payment_pb2, payment_service_pb2
+from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_server.http.errors import RETRY_AFTER
+from tallystick_server.http.request import Request
+from tallystick_server.http.routing import Route
+from tallystick_server.http.status_page.languages import (
+    Language,
+    choose_language,
+    load_languages,
+)
+from tallystick_server.http.status_page.view import (
+    View,
+    not_found_view,
+    payment_view,
+    unavailable_view,
+)
+from tallystick_server.observability import names
+from tallystick_server.rpc.service_client import ServiceCallRejected, ServiceClient
+
+log = logging.getLogger(__name__)
+
+PATH = "/p"
+RETURNED = "returned"
+"""The field of the query with which a buyer comes from the provider's page."""
+_FOLDER = Path(__file__).parent
+_STATIC_TYPES = {
+    "status.css": "text/css",
+    "status.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+}
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{16,128}", re.ASCII)
+_READ_SECONDS, _LOOK_UP_SECONDS = 2.0, 5.0
+_RETRY_AFTER_SECONDS = 5
+_MAX_CALLS_IN_FLIGHT = 200
+"""Above it a page is unavailable, so that readers without a token cannot use the whole service."""
+_NOT_FOUND_CODES = {"NOT_FOUND", "INVALID_ARGUMENT"}
+
+_HEADERS = {
+    "Server": "tallystick",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+_PAGE_HEADERS = {
+    **_HEADERS,
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+        "img-src 'self'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
+    ),
+    "Vary": "Accept-Language",
+    "X-Robots-Tag": "noindex",
+}
+_STATIC_HEADERS = {**_HEADERS, "Cache-Control": "public, max-age=300"}
+
+StatusCall = Callable[..., Awaitable[payment_service_pb2.GetBuyerStatusResponse]]
+
+
+class StatusPage:
+    """The page and its files. `status_call`: GetBuyerStatus of PaymentService."""
+
+    def __init__(self, status_call: StatusCall, service_client: ServiceClient) -> None:
+        self._status_call = status_call
+        self._service_client = service_client
+        self._calls_in_flight = 0
+        self._languages = load_languages()
+        environment = Environment(
+            loader=FileSystemLoader(_FOLDER / "templates"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._template = environment.get_template("page.html")
+
+    def routes(self) -> list[Route]:
+        """The page, and its files, which no token can name."""
+        return [
+            Route("GET", f"{PATH}/{{token}}", self.respond, is_encoded=True),
+            *(_static_route(name, content_type) for name, content_type in _STATIC_TYPES.items()),
+        ]
+
+    async def respond(self, request: Request) -> web.StreamResponse:
+        """The page of a token. Raises no error for an unknown one."""
+        accept_language = request.http.headers.get("Accept-Language", "")
+        language = choose_language(self._languages, accept_language)
+        token = request.variables["token"]
+        if _TOKEN.fullmatch(token) is None:
+            return self._page(not_found_view(language), language, 404)
+        try:
+            status = await self._read_status(token, look_up=_is_return(request.http))
+        except ServiceCallRejected as error:
+            if error.status in _NOT_FOUND_CODES:
+                return self._page(not_found_view(language), language, 404)
+            return self._unavailable(language, error.status)
+        except (ApiError, TimeoutError) as error:
+            return self._unavailable(language, type(error).__name__)
+        language = choose_language(self._languages, accept_language, status.locale)
+        return self._page(payment_view(status, language), language)
+
+    async def _read_status(self, token: str, *, look_up: bool) -> payment_pb2.BuyerStatus:
+        """Raises ServiceCallRejected, ApiError, TimeoutError."""
+        if self._calls_in_flight >= _MAX_CALLS_IN_FLIGHT:
+            raise ApiError(ErrorReason.OVERLOADED, "Too many readers of status pages.")
+        request = payment_service_pb2.GetBuyerStatusRequest(status_token=token, look_up=look_up)
+        self._calls_in_flight += 1
+        try:
+            async with asyncio.timeout(_LOOK_UP_SECONDS if look_up else _READ_SECONDS):
+                response = await self._service_client.call(self._status_call, request)
+        finally:
+            self._calls_in_flight -= 1
+        return response.buyer_status
+
+    def _unavailable(self, language: Language, error: str) -> web.Response:
+        log.warning(
+            "a status page is unavailable: %s", error, extra=names.STATUS_PAGE_UNAVAILABLE.extra
+        )
+        response = self._page(unavailable_view(language), language, 503)
+        response.headers[RETRY_AFTER] = str(_RETRY_AFTER_SECONDS)
+        return response
+
+    def _page(self, view: View, language: Language, status: int = 200) -> web.Response:
+        return web.Response(
+            text=self._template.render(view=view, language=language),
+            status=status,
+            content_type="text/html",
+            headers={**_PAGE_HEADERS, "Content-Language": language.tag},
+        )
+
+
+def _is_return(request: web.BaseRequest) -> bool:
+    """Whether a buyer comes from the provider's page. Providers add fields of their own."""
+    fields = request.rel_url.raw_query_string.split("&")
+    return request.method == "GET" and any(field.partition("=")[0] == RETURNED for field in fields)
+
+
+def _static_route(name: str, content_type: str) -> Route:
+    content = (_FOLDER / "static" / name).read_bytes()
+
+    async def respond(_request: Request) -> web.StreamResponse:
+        return web.Response(
+            body=content, content_type=content_type, charset="utf-8", headers=_STATIC_HEADERS
+        )
+
+    return Route("GET", f"{PATH}/static/{name}", respond)
