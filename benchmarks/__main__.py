@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Any
 
-from benchmarks import json_pay_in, latency, ledger, pay_in, payouts, webhooks
+from benchmarks import json_pay_in, latency, ledger, pages, pay_in, payouts, webhooks
 from benchmarks.growth import run as growth
 from benchmarks.measure import StatusPrinter
 from benchmarks.options import parse_count, parse_fraction, parse_payments, parse_seconds
@@ -37,6 +37,7 @@ def _parse_options() -> argparse.Namespace:
             help="calls in flight; default: %(default)s",
         )
     _add_seconds(benchmarks.add_parser("latency", help="cost of a payment under light load"))
+    _add_seconds(benchmarks.add_parser("pages", help="how long the pages of a buyer take"))
     _add_payouts(benchmarks.add_parser("payouts", help="payouts a second"))
     _add_growth(benchmarks.add_parser("growth", help="cost of calls in a large database"))
     for benchmark in benchmarks.choices.values():
@@ -85,6 +86,8 @@ def _run(options: argparse.Namespace, print_status: StatusPrinter) -> dict[str, 
         return payouts.bench(options.seconds, options.sellers, print_status)
     if options.name == "latency":
         return latency.bench(options.seconds, print_status)
+    if options.name == "pages":
+        return pages.bench(options.seconds, print_status)
     bench = {
         "pay-in": pay_in.bench,
         "json": json_pay_in.bench,

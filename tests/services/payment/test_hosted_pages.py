@@ -52,7 +52,7 @@ def platform(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture(scope="module")
 def unpolled(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostedPlatform]:
-    """A platform that never polls: a payment is looked up only because of a webhook, or on return."""
+    """A platform that never polls."""
     with fresh_database(admin_url, tmp_path_factory.mktemp("unpolled")) as databases:
         with hosted_platform(databases, retry=NO_POLLS) as served:
             yield served
