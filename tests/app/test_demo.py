@@ -32,6 +32,7 @@ from tallystick_server.cli.demo_provider import (
     use_look_alike,
     webhook_url,
 )
+from tallystick_server.payment.wiring import public_url
 from tallystick_storage.database import Database
 from tests.support.http import serve_app
 from tests.support.platform import ROOT, eventually, free_address
@@ -65,8 +66,8 @@ def run_demo(folder: Path, **environment: str) -> subprocess.CompletedProcess[st
 
 @contextmanager
 def running_demo(folder: Path, address: str, *, is_killed: bool = False) -> Iterator[str]:
-    """A demo whose steps are done and that keeps running, until it is stopped or killed. Yields the
-    URL of its look-alike.
+    """A demo whose steps are done and that keeps running, until it is stopped or killed. Yields
+    what it has printed.
     """
     process = subprocess.Popen(
         [sys.executable, "-m", "tallystick_server.cli.demo"],
@@ -77,9 +78,7 @@ def running_demo(folder: Path, address: str, *, is_killed: bool = False) -> Iter
         text=True,
     )
     try:
-        line = wait_for_line(process, process.stdout, "look-alike on")[-1]
-        wait_for_line(process, process.stdout, "until Ctrl-C")
-        yield line.split()[-1]
+        yield "".join(wait_for_line(process, process.stdout, "until Ctrl-C"))
     finally:
         process.send_signal(signal.SIGKILL if is_killed else signal.SIGTERM)
         process.communicate(timeout=60)
@@ -99,8 +98,8 @@ def wallets_of(run: subprocess.CompletedProcess[str], seller: str) -> list[str]:
 
 
 def test_the_demo_runs_twice_on_the_same_data(short_folder: Path) -> None:
-    """A first run, and a second on the data of the first, both exit 0; as root nothing outside the
-    demo's folder changes permissions.
+    """A first run, and a second on the data of the first, both exit 0, and both pay on a page; as
+    root nothing outside the demo's folder changes permissions.
     """
     before = {p: p.stat().st_mode for p in (short_folder, *short_folder.parents)}
     first = run_demo(short_folder)
@@ -117,6 +116,8 @@ def test_the_demo_runs_twice_on_the_same_data(short_folder: Path) -> None:
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     for run in (first, second):
         assert "PAID, is_payment_done = true" in run.stdout
+        assert 'the status page, which says "Thank you for your payment"' in run.stdout
+        assert "GetPayment says PAID" in run.stdout
         assert "trial balance of the whole ledger: 0.00 EUR" in run.stdout
         assert "verify: passed" in run.stdout
         assert "PAYOUT_RETURN" in run.stdout
@@ -133,8 +134,8 @@ def test_the_demo_runs_twice_on_the_same_data(short_folder: Path) -> None:
         "after   0.00 available, 48.55 pending",
     ]
     assert wallets_of(second, "seller-music") == [
-        "before  8.77 available, 0.00 pending",
-        "after   8.77 available, 9.02 pending",
+        "before  23.02 available, 0.00 pending",
+        "after   23.02 available, 9.02 pending",
     ]
     assert {p: p.stat().st_mode for p in before} == before
 
@@ -202,7 +203,8 @@ def test_a_payment_waits_through_a_restart_of_the_demo(short_folder: Path) -> No
                 client.get_payment("checkout-1").payment_orders[0].payment_order_status == pending
             )
         )
-    with running_demo(short_folder, address) as url, Client(address) as client:
+    with running_demo(short_folder, address) as output, Client(address) as client:
+        (url,) = re.findall(r"look-alike on (\S+)", output)
         reference = client.get_payment("checkout-1").payment_orders[0].provider_reference
         answer = httpx.post(
             f"{url}/sandbox/advance",
@@ -211,6 +213,30 @@ def test_a_payment_waits_through_a_restart_of_the_demo(short_folder: Path) -> No
         )
         assert answer.status_code == 200, answer.text
         assert client.wait_for_payment("checkout-1", timeout=20).is_payment_done
+
+
+def test_a_person_pays_by_the_printed_link(short_folder: Path) -> None:
+    """A demo that keeps running prints the page and the status page of a payment that is open. A
+    card that is declined leaves it open; the next card pays it.
+    """
+    address = free_address()
+    with running_demo(short_folder, address) as output, Client(address) as client:
+        assert "waits for you to pay it in a browser" in output
+        (page_url,) = set(re.findall(r"http\S+/c/pay/\S+", output))
+        (status_url,) = set(re.findall(r"http\S+/p/\S+", output))
+        (checkout,) = re.findall(r"sellers \((demo-\w+)\)", output)
+        assert not client.get_payment(f"{checkout}-page").is_payment_done
+        with httpx.Client(follow_redirects=True, headers={"Accept-Language": "en"}) as browser:
+            assert "Pay 15.00 EUR" in browser.get(page_url).text
+            assert "declined" in browser.post(page_url, data={"card": "declined"}).text
+            assert "not finished yet" in browser.get(status_url).text
+            landed = browser.post(page_url, data={"card": "success"})
+            assert str(landed.url.copy_with(query=None)) == status_url
+            assert client.wait_for_payment(f"{checkout}-page", timeout=20).is_payment_done
+            text = browser.get(status_url).text
+            assert "Thank you for your payment" in text
+            (continue_url,) = re.findall(r'<a id="continue"[^>]* href="([^"]+)"', text)
+            assert browser.get(continue_url).status_code == 200
 
 
 LIVE_KEYS = ("sk_live_0123456789", "rk_live_0123456789")
@@ -280,6 +306,24 @@ def test_without_a_key_the_look_alike_is_the_provider() -> None:
     assert webhook_url(configured) == "http://127.0.0.1:7480/webhooks/stripe"
 
 
+def test_the_demo_allows_the_example_shop() -> None:
+    """Pages may send buyers back to the example shop and the platform itself, besides the origins
+    that are configured. Status pages are those of the demo.
+    """
+    configured = "dev=http://127.0.0.1:9000,shop=https://shop.example"
+    settings = load_demo_settings(
+        {
+            "TALLYSTICK_PAYMENT__RETURN_ORIGINS": configured,
+            "TALLYSTICK_HTTP__PUBLIC_URL": "https://pay.example",
+        }
+    )
+    assert public_url(settings) == "http://127.0.0.1:7080"
+    assert settings.payment.return_origins == {
+        "dev": {"http://127.0.0.1:9000", "http://127.0.0.1:8000", "http://127.0.0.1:7080"},
+        "shop": {"https://shop.example"},
+    }
+
+
 def test_the_demo_needs_the_http_server() -> None:
     """Without an address for webhooks the demo does not start."""
     with pytest.raises(StartupError, match=r"^http.listen .* must be an address for the demo"):
@@ -305,7 +349,9 @@ def test_the_demo_at_stripe_itself(short_folder: Path, scratch_database: Databas
     assert completed.returncode == 0, completed.stderr
     assert f"with your test key, at {url}" in completed.stderr
     assert "6  Left out" in completed.stdout
-    assert "8  Left out" in completed.stdout
+    assert "https://checkout.stripe.com/c/pay/cs_test_" in completed.stdout
+    assert "only a person can pay on the page of Stripe" in completed.stdout
+    assert "9  Left out" in completed.stdout
     assert completed.stdout.count("charged by stripe as pi_") == 2
     assert "23.65 available, 0.00 pending" in completed.stdout
     assert "verify: passed" in completed.stdout

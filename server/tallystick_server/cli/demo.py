@@ -15,11 +15,17 @@ from typing import Annotated
 import typer
 
 from tallystick import AsyncClient, TallystickError
+from tallystick.payment.v1 import payment_pb2
 from tallystick_server.app import serve
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls, open_databases
 from tallystick_server.app.database.migrate import migrate
 from tallystick_server.app.services import HTTP_SERVER, service_names
+from tallystick_server.cli.demo_hosted_page import (
+    create_hosted_payment,
+    pay_as_buyer,
+    print_links,
+)
 from tallystick_server.cli.demo_output import DemoFailed, print_step, require, show_report
 from tallystick_server.cli.demo_payments import (
     confirm_deliveries,
@@ -30,6 +36,7 @@ from tallystick_server.cli.demo_payouts import pay_out
 from tallystick_server.cli.demo_provider import (
     PROVIDER,
     RunningLookAlike,
+    http_url,
     load_demo_settings,
     run_look_alike,
     stripe_of,
@@ -55,7 +62,9 @@ def main() -> None:
 
 @app.command(epilog=example("scripts/demo --once"))
 def demo(
-    once: Annotated[bool, typer.Option("--once", help="Exit when the demo is done.")] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="Pay on the hosted page, and exit after the last step.")
+    ] = False,
 ) -> None:
     """Take payments for two sellers, pay them out, and show every step.
 
@@ -94,10 +103,10 @@ async def _run(settings: Settings, database_urls: DatabaseUrls, *, once: bool) -
         server = await serve.start((*service_names(), HTTP_SERVER), settings, database_urls.all())
         try:
             async with AsyncClient(server.address) as client:
-                await _run_story(client, database_urls, settings, look_alike)
+                hosted = await _run_story(client, database_urls, settings, look_alike, once=once)
             if once:
                 return
-            _print_hints(server, look_alike)
+            _print_hints(server, look_alike, hosted)
             # from now on warnings, such as alerts, are shown
             logging.getLogger().setLevel(logging.WARNING)
             print_line("\nThe platform keeps running until Ctrl-C.")
@@ -113,8 +122,12 @@ async def _run_story(
     database_urls: DatabaseUrls,
     settings: Settings,
     look_alike: RunningLookAlike | None,
-) -> None:
-    """Runs every step. Raises DemoFailed at the first step without the expected result."""
+    *,
+    once: bool,
+) -> payment_pb2.Payment:
+    """Runs every step, and returns the payment by a hosted page. Raises DemoFailed at the first
+    step without the expected result.
+    """
     checkout = f"demo-{secrets.token_hex(4)}"
     payments = [await run_first_payment(client, checkout)]
     if look_alike is None:
@@ -123,19 +136,29 @@ async def _run_story(
     else:
         endpoint = webhook_url(settings)
         payments.append(await run_pending_payment(client, checkout, look_alike, endpoint))
+    hosted = await create_hosted_payment(client, checkout, f"{http_url(settings)}/docs")
+    if not once:
+        print_line("     it is not paid yet: open the page in a browser")
+    elif look_alike is None:
+        print_line("     it stays open: only a person can pay on the page of Stripe")
+    else:
+        payments.append(await pay_as_buyer(client, hosted))
     await confirm_deliveries(client, payments)
     if look_alike is None:
-        print_step("8  Left out, with step 9: the payouts")
+        print_step("9  Left out, with step 10: the payouts")
         print_line("     they need connected accounts; the look-alike has its own")
     else:
         await pay_out(client, checkout, look_alike)
-    print_step("10  tallystick verify recomputes every balance from the stored rows")
+    print_step("11  tallystick verify recomputes every balance from the stored rows")
     report = await asyncio.to_thread(verify, database_urls)
     show_report(report)
     require(report.passed, "verify should pass")
+    return hosted
 
 
-def _print_hints(server: serve.RunningServer, look_alike: RunningLookAlike | None) -> None:
+def _print_hints(
+    server: serve.RunningServer, look_alike: RunningLookAlike | None, hosted: payment_pb2.Payment
+) -> None:
     """What to try while the demo runs."""
     address = server.address
     command = f".venv/bin/tallystick {{}} --address {address}"
@@ -163,6 +186,8 @@ def _print_hints(server: serve.RunningServer, look_alike: RunningLookAlike | Non
     ):
         print_line(f"     grpcurl -plaintext {address} {call}")
     print_line(f"\nThe same calls by JSON over HTTP: http://{server.http_address}/docs")
+    print_line("\nThe payment of step 7 waits for you to pay it in a browser:")
+    print_links(hosted)
 
 
 if __name__ == "__main__":

@@ -161,8 +161,8 @@ async def _repeat_check_out(
 
 
 async def confirm_deliveries(client: AsyncClient, payments: Sequence[payment_pb2.Payment]) -> None:
-    """Step 7: the goods of each order are delivered."""
-    print_step("7  The goods are delivered: pending funds become available")
+    """Step 8: the goods of each order are delivered."""
+    print_step("8  The goods are delivered: pending funds become available")
     for payment in payments:
         for order in payment.payment_orders:
             await client.payment.ConfirmDelivery(

@@ -22,8 +22,8 @@ _TOP_UP = "5000"
 
 
 async def pay_out(client: AsyncClient, checkout: str, look_alike: RunningLookAlike) -> None:
-    """Steps 8 and 9: a payout run pays both sellers. The bank of one seller returns the money."""
-    print_step("8  A payout run pays both sellers, here requested before the schedule's cut-off")
+    """Steps 9 and 10: a payout run pays both sellers. The bank of one seller returns the money."""
+    print_step("9  A payout run pays both sellers, here requested before the schedule's cut-off")
     await look_alike.post("/v1/topups", amount=_TOP_UP, currency="eur")
     print_line("     the platform adds 50.00 EUR to its balance at the provider, because the")
     print_line("     provider has kept its own fees of the charges")
@@ -71,7 +71,7 @@ async def pay_out(client: AsyncClient, checkout: str, look_alike: RunningLookAli
         f"{payout_pb2.PayoutState.Name(books_state)}",
     )
 
-    print_step(f"9  The bank of {SELLERS[1]} returns the money, and the wallet gets it back")
+    print_step(f"10  The bank of {SELLERS[1]} returns the money, and the wallet gets it back")
     print_line("     the platform keeps its fee")
     await wait_until(
         lambda: _is_returned(client, music), f"the payout to {SELLERS[1]} should be RETURNED"

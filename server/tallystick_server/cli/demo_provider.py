@@ -21,6 +21,7 @@ from tallystick_server.app.configuration.network import is_loopback
 from tallystick_server.app.errors import StartupError
 from tallystick_server.providers.registry import DEFAULT_PROVIDERS
 from tallystick_server.providers.stripe.settings import StripeSettings
+from tallystick_server.rpc.authentication import DEVELOPER
 from tallystick_storage.database import Database
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 PROVIDER = "stripe"
 """The name of the demo's provider, in both cases."""
 API_KEY_VARIABLE = variable_of(("providers", PROVIDER, "api_key"))
+SHOP_ORIGIN = "http://127.0.0.1:8000"
+"""Where the example shop is served."""
 _LIVE_KEYS = ("sk_live_", "rk_live_")
 _CONNECTIONS = 4
 _DEBIT_SECONDS = 10.0
@@ -76,8 +79,10 @@ def _check_addresses(settings: Settings) -> None:
 
 def _with_demo_rules(settings: Settings) -> Settings:
     """Without authentication and TLS. Funds stay pending until delivery is confirmed, or for seven
-    days. The sandbox stays configured, because earlier operations in the database may be its own.
+    days. Hosted pages may send buyers back to the example shop, and to the platform itself. The
+    sandbox stays configured, because earlier operations in the database may be its own.
     """
+    origins = settings.payment.return_origins
     if stripe_of(settings) is not None:
         settings = settings.replace(
             providers__payment=PROVIDER,
@@ -91,7 +96,12 @@ def _with_demo_rules(settings: Settings) -> Settings:
         server__key_file="",
         http__certificate_file="",
         http__key_file="",
+        http__public_url="",
         release_delay=604_800,
+        payment__return_origins={
+            **origins,
+            DEVELOPER: origins.get(DEVELOPER, frozenset()) | {SHOP_ORIGIN, http_url(settings)},
+        },
         payout__destination_cooldown=0.0,
         worker__scan_interval=0.1,
         routing=(),
@@ -183,4 +193,9 @@ async def run_look_alike(settings: Settings, database_url: str) -> AsyncIterator
 
 def webhook_url(settings: Settings) -> str:
     """Where the HTTP server receives the webhooks of the provider."""
-    return f"http://{settings.http.listen}/webhooks/{PROVIDER}"
+    return f"{http_url(settings)}/webhooks/{PROVIDER}"
+
+
+def http_url(settings: Settings) -> str:
+    """The URL of the HTTP server."""
+    return f"http://{settings.http.listen}"
