@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
-import shutil
-import signal
 import socket
 import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -34,62 +28,16 @@ from tallystick_server.cli.demo_provider import (
 )
 from tallystick_server.payment.wiring import public_url
 from tallystick_storage.database import Database
+from tests.support.demo import demo_folder, run_demo, running_demo
 from tests.support.http import serve_app
-from tests.support.platform import ROOT, eventually, free_address
+from tests.support.platform import eventually, free_address
 from tests.support.platform import serve_platform as platform_of
-from tests.support.processes import wait_for_line
-
-
-def demo_environment(folder: Path, **environment: str) -> dict[str, str]:
-    """The environment of a demo with its data in a folder, at addresses of its own."""
-    removed = ("TALLYSTICK_DATABASE__URL", API_KEY_VARIABLE)
-    return {
-        **{name: value for name, value in os.environ.items() if name not in removed},
-        "TALLYSTICK_DATA_DIR": str(folder),
-        "TALLYSTICK_SERVER__LISTEN": free_address(),
-        "TALLYSTICK_HTTP__LISTEN": free_address(),
-        **environment,
-    }
-
-
-def run_demo(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tallystick_server.cli.demo", "--once"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        env=demo_environment(folder, **environment),
-    )
-
-
-@contextmanager
-def running_demo(folder: Path, address: str, *, is_killed: bool = False) -> Iterator[str]:
-    """A demo whose steps are done and that keeps running, until it is stopped or killed. Yields
-    what it has printed.
-    """
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tallystick_server.cli.demo"],
-        cwd=ROOT,
-        env=demo_environment(folder, TALLYSTICK_SERVER__LISTEN=address),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        yield "".join(wait_for_line(process, process.stdout, "until Ctrl-C"))
-    finally:
-        process.send_signal(signal.SIGKILL if is_killed else signal.SIGTERM)
-        process.communicate(timeout=60)
 
 
 @pytest.fixture
 def short_folder() -> Iterator[Path]:
-    """The demo's private folder, which other users may not enter."""
-    folder = Path(tempfile.mkdtemp(prefix="demo-", dir=ROOT / ".data"))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+    with demo_folder() as folder:
+        yield folder
 
 
 def wallets_of(run: subprocess.CompletedProcess[str], seller: str) -> list[str]:

@@ -35,6 +35,7 @@ from tallystick_server.cli.demo_payments import (
 from tallystick_server.cli.demo_payouts import pay_out
 from tallystick_server.cli.demo_provider import (
     PROVIDER,
+    SHOP_ORIGIN,
     RunningLookAlike,
     http_url,
     load_demo_settings,
@@ -186,6 +187,8 @@ def _print_hints(
     ):
         print_line(f"     grpcurl -plaintext {address} {call}")
     print_line(f"\nThe same calls by JSON over HTTP: http://{server.http_address}/docs")
+    print_line(f"\nAn example shop, for another terminal; it then serves {SHOP_ORIGIN}:")
+    print_line(f"     .venv/bin/python clients/python/examples/shop/shop.py {address}")
     print_line("\nThe payment of step 7 waits for you to pay it in a browser:")
     print_links(hosted)
 
