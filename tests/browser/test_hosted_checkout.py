@@ -145,7 +145,7 @@ def test_a_buyer_fails_3_d_secure_and_then_passes_it(
     expect_status(page, platform, payment, THANKS)
 
 
-def test_a_buyer_leaves_and_comes_back(page: Page, platform: CheckoutPlatform) -> None:
+def test_a_buyer_leaves_and_returns(page: Page, platform: CheckoutPlatform) -> None:
     """The status page leads to the shop and back to the payment."""
     payment = platform.create()
     page.goto(payment.hosted_page.url)

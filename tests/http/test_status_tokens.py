@@ -54,7 +54,7 @@ def test_wrong_tokens_are_not_found_in_equal_time(
     with platform.client() as client:
         url = create_link(client)
     base, _, token = url.rpartition("/")
-    # in turns, so that a change of the machine's load hits both
+    # in alternation, so that a change of the machine's load hits both
     tokens = [
         wrong
         for number in range(count)
@@ -64,8 +64,8 @@ def test_wrong_tokens_are_not_found_in_equal_time(
     seconds: dict[int, list[float]] = {0: [], 1: []}
     bodies: set[bytes] = set()
 
-    async def ask(session: aiohttp.ClientSession, turns: Iterator[tuple[int, str]]) -> None:
-        for number, wrong in turns:
+    async def ask(session: aiohttp.ClientSession, numbered: Iterator[tuple[int, str]]) -> None:
+        for number, wrong in numbered:
             start = time.perf_counter()
             async with session.get(f"{base}/{wrong}") as response:
                 bodies.add(await response.read())
@@ -73,9 +73,9 @@ def test_wrong_tokens_are_not_found_in_equal_time(
             seconds[number % 2].append(time.perf_counter() - start)
 
     async def ask_all() -> None:
-        turns = iter(enumerate(tokens))
+        numbered = iter(enumerate(tokens))
         async with aiohttp.ClientSession() as session:
-            await asyncio.gather(*(ask(session, turns) for _ in range(_CONCURRENCY)))
+            await asyncio.gather(*(ask(session, numbered) for _ in range(_CONCURRENCY)))
             async with session.get(url) as response:
                 assert response.status == 200
 

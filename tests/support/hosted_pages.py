@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tallystick import Client, new_order
@@ -20,8 +21,9 @@ from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tallystick_server.providers.stripe.charges import StripeCharges
 from tallystick_server.providers.stripe.client import StripeApi
 from tallystick_server.providers.stripe.settings import StripeSettings
+from tallystick_server.verify.run import verify
 from tallystick_storage.database import Database
-from tests.support.platform import ServedPlatform, serve_platform, unique_id
+from tests.support.platform import ServedPlatform, fresh_database, serve_platform, unique_id
 from tests.support.stripe_transport import InProcessTransport
 
 SHOP = "https://shop.example"
@@ -116,3 +118,12 @@ def _settings(**values: Any) -> Settings:
         "payment__return_origins": {"dev": frozenset({SHOP})},
     }
     return settings.replace(**{**defaults, **values})
+
+
+def verified_platform(admin_url: str, folder: Path, **values: object) -> Iterator[HostedPlatform]:
+    """A platform with these settings; at the end verify passes on it."""
+    with fresh_database(admin_url, folder) as databases:
+        with hosted_platform(databases, **values) as served:
+            yield served
+        report = verify(databases)
+        assert report.passed, report.as_text()

@@ -17,7 +17,7 @@ from tallystick_core.validation import parse_id, parse_reason_text
 from tallystick_server.operations import history, operator_handlers
 from tallystick_server.operations.batcher import Batcher
 from tallystick_server.payment import convert, preview_routing, requests
-from tallystick_server.payment.buyer_status import to_buyer_status
+from tallystick_server.payment.buyer_status import LOOK_UP_SECONDS, to_buyer_status
 from tallystick_server.payment.operator_handlers import PaymentOperatorHandlers
 from tallystick_server.payment.payments import Payments
 from tallystick_server.rpc.call import Access, Call
@@ -213,8 +213,7 @@ class PaymentHandlers(PaymentOperatorHandlers):
         checkout_id = await self.payments.status_links.find_checkout(request.status_token)
         payment = await self._require_payment(checkout_id)
         if request.look_up and _is_open(payment):
-            await self.payments.buyer_lookups.look_up(payment)
-            payment = await self._require_payment(checkout_id)
+            payment = await self._look_up(payment)
         return pb.GetBuyerStatusResponse(buyer_status=to_buyer_status(payment))
 
     async def WatchPayment(
@@ -251,6 +250,23 @@ class PaymentHandlers(PaymentOperatorHandlers):
         return call.require_visible(
             await self._load_payment(parse_id(checkout_id, "checkout_id")), "payment", checkout_id
         )
+
+    async def _look_up(self, payment: payment_pb2.Payment) -> payment_pb2.Payment:
+        """The payment once its providers have been asked and what they report is booked, or as it
+        is when the time is up.
+        """
+        deadline = asyncio.get_running_loop().time() + LOOK_UP_SECONDS
+        with self.payments.notifier.subscribe(
+            payment.checkout_id, only_results=True
+        ) as subscription:
+            await self.payments.buyer_lookups.look_up(payment)
+            latest = await subscription.wait_until(
+                _is_in_progress,
+                lambda: self._load_payment(payment.checkout_id),
+                deadline,
+                poll_seconds=_POLL_INTERVAL_SECONDS,
+            )
+        return latest or payment
 
     async def _require_payment(self, checkout_id: str) -> payment_pb2.Payment:
         payment = await self._load_payment(checkout_id)

@@ -16,7 +16,6 @@ from tallystick_sandbox.stripe.checkout_sessions import BuyerCard
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.providers.stripe.errors import NoAnswer
-from tallystick_server.verify.run import verify
 from tests.support.charges import event_versions, failure_reason, wait_for_final_order
 from tests.support.hosted_pages import (
     API_KEY,
@@ -26,10 +25,10 @@ from tests.support.hosted_pages import (
     HostedPlatform,
     hosted_platform,
     page,
+    verified_platform,
 )
 from tests.support.platform import (
     eventually,
-    fresh_database,
     payments_of,
     serve_platform,
     unique_id,
@@ -42,22 +41,16 @@ BUYER_ACTION = payment_pb2.PENDING_REASON_BUYER_ACTION
 
 @pytest.fixture(scope="module")
 def platform(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostedPlatform]:
-    """A platform that polls its provider quickly; at the end verify passes on it."""
-    with fresh_database(admin_url, tmp_path_factory.mktemp("pages")) as databases:
-        with hosted_platform(databases, retry=FAST_POLLS) as served:
-            yield served
-        report = verify(databases)
-        assert report.passed, report.as_text()
+    """A platform that polls its provider quickly."""
+    folder = tmp_path_factory.mktemp("pages")
+    yield from verified_platform(admin_url, folder, retry=FAST_POLLS)
 
 
 @pytest.fixture(scope="module")
 def unpolled(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostedPlatform]:
     """A platform that never polls."""
-    with fresh_database(admin_url, tmp_path_factory.mktemp("unpolled")) as databases:
-        with hosted_platform(databases, retry=NO_POLLS) as served:
-            yield served
-        report = verify(databases)
-        assert report.passed, report.as_text()
+    folder = tmp_path_factory.mktemp("unpolled")
+    yield from verified_platform(admin_url, folder, retry=NO_POLLS)
 
 
 def rejected_field(client: Client, **values: object) -> tuple[str, str]:
@@ -314,7 +307,9 @@ def test_a_registration_with_a_lost_answer_is_repeated_under_its_key(
 
 
 def test_a_buyer_who_returns_sees_the_truth_before_any_webhook(unpolled: HostedPlatform) -> None:
-    """GetBuyerStatus looks up the page when it is asked to; else it shows what is stored."""
+    """GetBuyerStatus looks up the page when it is asked to, and waits until the payment is booked;
+    else it shows what is stored.
+    """
     payment = unpolled.create("10.00", "2.50")
     token = payment.status_url.rpartition("/")[2]
     assert payment.status_url == f"http://{unpolled.served.settings.http.listen}/p/{token}"
@@ -333,8 +328,7 @@ def test_a_buyer_who_returns_sees_the_truth_before_any_webhook(unpolled: HostedP
     assert not waiting.paid_amounts
     unpolled.pay(payment)
     assert status(look_up=False).payment_state == OPEN
-    eventually(lambda: status(look_up=True).payment_state == PAID)
-    paid = status(look_up=False)
+    paid = status(look_up=True)
     assert paid.payment_state == PAID
     assert [(item.amount, item.currency) for item in paid.paid_amounts] == [("12.50", "EUR")]
     assert paid.success_url == f"{SHOP}/thanks?order=7"
