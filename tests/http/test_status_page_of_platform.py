@@ -18,9 +18,7 @@ from tallystick_core.provider.outcome import RetryReason
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.services import HTTP_SERVER, service_names
-from tallystick_server.http.status_page import page
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
-from tallystick_server.payment import status_links
 from tests.support.payments import create_payment
 from tests.support.platform import ServedPlatform, eventually, serve_platform
 
@@ -49,11 +47,6 @@ def status_url(client: Client, payment: payment_pb2.Payment) -> str:
 def read(url: str) -> tuple[int, str]:
     response = httpx.get(url, headers={"Accept-Language": "en"}, timeout=30)
     return response.status_code, response.text
-
-
-def test_the_links_are_those_of_the_page() -> None:
-    """PaymentService makes the links; the HTTP server answers them."""
-    assert (page.PATH, page.RETURNED) == (status_links.STATUS_PATH, status_links.RETURNED_QUERY)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ OPEN, PAID, PARTIALLY_PAID, FAILED = (
 )
 BUYER_ACTION = PendingReason.PENDING_REASON_BUYER_ACTION
 MISMATCH = FailureReason.FAILURE_REASON_PROVIDER_MISMATCH
+CLOSED = FailureReason.FAILURE_REASON_CLOSED_BY_OPERATOR
 UNKNOWN_VALUE = 99
 _TITLES_OF_AN_END = {
     language.texts[key]
@@ -242,7 +243,7 @@ def test_nothing_was_charged_is_written_only_where_it_is_certain() -> None:
     Nobody is asked to pay again then.
     """
     for reason in (*FailureReason.values(), UNKNOWN_VALUE):
-        is_uncertain = reason in {0, MISMATCH, UNKNOWN_VALUE}
+        is_uncertain = reason in {0, MISMATCH, CLOSED, UNKNOWN_VALUE}
         failed = payment_view(buyer_status(FAILED, failure_reason=reason), ENGLISH)
         assert ("You have not been charged." in text_of(failed)) is not is_uncertain
         assert ("please contact the shop" in text_of(failed)) is is_uncertain
@@ -251,6 +252,18 @@ def test_nothing_was_charged_is_written_only_where_it_is_certain() -> None:
         label = "Not completed" if is_uncertain else "Not charged"
         assert list(shown_amounts(partly)) == [label]
         assert ("please contact the shop" in text_of(partly)) is is_uncertain
+
+
+def test_money_that_fits_no_order_is_no_certainty() -> None:
+    """The provider took money late or twice: the page does not say that nothing was charged."""
+    status = buyer_status(
+        FAILED,
+        failure_reason=FailureReason.FAILURE_REASON_PAGE_EXPIRED,
+        has_unapplied_charge=True,
+    )
+    text = text_of(payment_view(status, ENGLISH))
+    assert "You have not been charged." not in text
+    assert "please contact the shop" in text
 
 
 def test_reasons_of_risk_rules_look_alike() -> None:
@@ -326,4 +339,5 @@ def test_a_status_shows_no_ids() -> None:
         "payment_state", "pending_reason", "failure_reason", "next_action_url", "resolve_by_time",
         "requested_amounts", "paid_amounts", "success_url", "cancel_url", "update_time", "version",
         "locale",
+        "has_unapplied_charge",
     }  # fmt: skip

@@ -144,7 +144,8 @@ MUTANTS = (
     Mutant(
         "the pending reason never changes",
         f"{_CORE}/payment/charge_update.py",
-        "if charge.pending is not None and not _is_news(charge.pending, followed):",
+        "if charge.pending is not None and not "
+        "_is_news(charge.pending, followed, charge.has_page):",
         "if charge.pending is not None:",
         "tests/services/payment/charges/test_buyer_actions.py::test_a_pending_order_shows_its_current_pending_reason",
     ),
@@ -1164,9 +1165,53 @@ MUTANTS = (
     Mutant(
         "a page is registered under a new key",
         f"{_SERVER}/providers/stripe/hosted_pages.py",
-        'self._create_params(request, page, amount), {"idempotency_key": request.key}',
+        'self._create_params(request, page, amount), {"idempotency_key": key}',
         "self._create_params(request, page, amount), {}",
         "tests/providers/stripe/test_checkout_sessions.py",
+    ),
+    Mutant(
+        "each try to close a page has the same key",
+        f"{_SERVER}/providers/stripe/hosted_pages.py",
+        'self._api.v1.checkout.sessions.expire_async(session.id, {"expand": [_INTENT]}),',
+        'self._api.v1.checkout.sessions.expire_async(session.id, {"expand": [_INTENT]}, '
+        '{"idempotency_key": request.key}),',
+        "tests/providers/stripe/test_checkout_sessions.py",
+    ),
+    Mutant(
+        "a page is looked up under the key of its registration",
+        f"{_SERVER}/providers/stripe/hosted_pages.py",
+        '_LOOKUP_SUFFIX = "-lookup"',
+        '_LOOKUP_SUFFIX = ""',
+        "tests/providers/stripe/test_checkout_sessions.py",
+    ),
+    Mutant(
+        "an event about another object of a charge decides about it",
+        f"{_SERVER}/operations/webhook_events.py",
+        'if subject.provider_reference not in ("", reference) and not '
+        "isinstance(outcome, Succeeded):",
+        "if False:",
+        "tests/services/payment/test_buyer_status.py",
+    ),
+    Mutant(
+        "a page is sent to a provider that hosts none",
+        f"{_SERVER}/payment/hosted_pages.py",
+        "if request.page is None or provider in self._page_providers:",
+        "if True:",
+        "tests/services/payment/test_buyer_status.py",
+    ),
+    Mutant(
+        "a page that is being closed is still offered",
+        f"{_SERVER}/payment/convert.py",
+        'if payment.HasField("hosted_page") and row.takes_payment:',
+        'if payment.HasField("hosted_page"):',
+        "tests/services/payment/test_buyer_status.py",
+    ),
+    Mutant(
+        "every return asks the provider",
+        f"{_SERVER}/payment/buyer_status.py",
+        "if wait > 0:",
+        "if False:",
+        "tests/services/payment/test_buyer_status.py",
     ),
     Mutant(
         "a page of another charge is taken for the charge's own",
@@ -1178,8 +1223,8 @@ MUTANTS = (
     Mutant(
         "a decline on an open page fails the payment",
         f"{_SERVER}/providers/stripe/checkout_session.py",
-        '        case "open":\n',
-        '        case "open" if intent is None or not intent.has_failed:\n',
+        'if session.status == "open":',
+        'if session.status == "open" and (intent is None or not intent.has_failed):',
         "tests/providers/stripe/test_checkout_sessions.py",
     ),
     Mutant(

@@ -8,7 +8,13 @@ from enum import StrEnum
 
 from tallystick_core.payment.charge import decline_if_mismatched, trigger_for
 from tallystick_core.payment.state import TERMINAL_STATUSES, OrderStatus, transition
-from tallystick_core.provider.outcome import ChargeOutcome, Declined, Pending, Succeeded
+from tallystick_core.provider.outcome import (
+    ChargeOutcome,
+    Declined,
+    Pending,
+    PendingReason,
+    Succeeded,
+)
 
 
 class UnappliedCause(StrEnum):
@@ -35,6 +41,8 @@ class ChargeSnapshot:
     """What the orders wait for."""
     unapplied: Mapping[str, Succeeded] = field(default_factory=dict)
     """Money that fits no order, as it was first reported, by reference."""
+    has_page: bool = False
+    """The buyer pays on a page of the provider."""
     is_replaced: bool = False
     """The outcome is that of an attempt that a fallback has replaced: its money fits no order."""
 
@@ -85,13 +93,21 @@ def _follow(charge: ChargeSnapshot, outcome: ChargeOutcome) -> ChargeEffect:
         if status is charge.status:
             return ChargeEffect(charge)
         return ChargeEffect(replace(charge, status=status, pending=None), followed)
-    if charge.pending is not None and not _is_news(charge.pending, followed):
+    if charge.pending is not None and not _is_news(charge.pending, followed, charge.has_page):
         return ChargeEffect(charge)
     return ChargeEffect(replace(charge, status=status, pending=followed), followed)
 
 
-def _is_news(previous: Pending, pending: Pending) -> bool:
-    """Whether the pending reason, the place of the buyer action or the reference has changed."""
+def _is_news(previous: Pending, pending: Pending, has_page: bool) -> bool:
+    """Whether the pending reason, the place of the buyer action or the reference has changed. A
+    page keeps its URL, and its buyer has nothing more to do once the provider reviews the payment:
+    such a report is older.
+    """
+    if has_page and pending.reference == previous.reference:
+        return (previous.reason, pending.reason) == (
+            PendingReason.BUYER_ACTION,
+            PendingReason.PROVIDER_REVIEW,
+        )
     return (previous.reason, previous.next_action_url) != (
         pending.reason,
         pending.next_action_url,

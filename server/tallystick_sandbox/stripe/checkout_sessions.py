@@ -86,6 +86,7 @@ def create(context: Context, parameters: Parameters) -> dict[str, Any]:
     success_url = _url(parameters, "success_url", required=True)
     cancel_url = _url(parameters, "cancel_url")
     locale = parameters.choice("locale", _LOCALES.split(), "")
+    _reject_adaptive_pricing(parameters)
     parameters.reject_unknown()
     body = {
         "amount_subtotal": amount,
@@ -150,6 +151,15 @@ def _intent_data(parameters: Parameters) -> dict[str, Any]:
     data = {"metadata": values.metadata(), **without_empty(texts)}
     values.reject_unknown()
     return data
+
+
+def _reject_adaptive_pricing(parameters: Parameters) -> None:
+    values = parameters.object("adaptive_pricing")
+    if values is None:
+        return
+    if values.flag("enabled"):
+        raise invalid("The look-alike has no adaptive pricing.", "adaptive_pricing[enabled]")
+    values.reject_unknown()
 
 
 def _expires_at(context: Context, parameters: Parameters) -> int:

@@ -18,7 +18,8 @@ Handler = Callable[[Request], Awaitable[web.StreamResponse]]
 @dataclass(frozen=True, slots=True)
 class Route:
     """`path`: as in `google.api.http`, such as /v1/payments/{checkout_id}:cancel. A variable is one
-    segment. A GET route also answers HEAD. `is_encoded`: the handler decodes the variables.
+    segment. A GET route also answers HEAD. `is_encoded`: the variables
+    are left percent-encoded.
     """
 
     method: str

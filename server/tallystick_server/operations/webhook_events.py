@@ -26,6 +26,7 @@ from tallystick_core.provider.outcome import (
     PayoutLookupOutcome,
     PayoutOutcome,
     RetryReason,
+    Succeeded,
     Unknown,
     has_valid_amounts,
     is_outcome_of,
@@ -183,16 +184,20 @@ class EventOperations(Generic[S]):
                 f"the platform knows no operation with the reference {reference}",
                 RetryReason.NOT_FOUND,
             )
-        reported = replace(subject, provider_reference=reference or subject.provider_reference)
+        outcome = await self._look_up(provider, subject, reference or subject.provider_reference)
+        if subject.provider_reference not in ("", reference) and not isinstance(outcome, Succeeded):
+            # what becomes of another object of the operation says nothing about the stored one
+            outcome = await self._look_up(provider, subject, subject.provider_reference)
+        return to_event_outcome(subject, outcome)
+
+    async def _look_up(self, provider: Any, subject: S, reference: str) -> SubjectOutcome:
+        reported = replace(subject, provider_reference=reference)
 
         async def look_up() -> SubjectOutcome:
-            async with asyncio.timeout(self._settings.limits_of(event.provider).timeout_seconds):
+            async with asyncio.timeout(self._settings.limits_of(subject.provider).timeout_seconds):
                 return await self._subjects.perform(provider, reported, NextAction.LOOK_UP)
 
-        outcome = await self._lookups.run(
-            (event.provider, subject.operation_id, reference), look_up
-        )
-        return to_event_outcome(subject, outcome)
+        return await self._lookups.run((subject.provider, subject.operation_id, reference), look_up)
 
     async def record(self, event: EventOperation[S], outcome: EventOutcome) -> EventOperation[S]:
         """Applies the answer to what the event is about, unless it is recorded, and ends the

@@ -12,8 +12,12 @@ from tallystick_core.operations.kind import KindName
 from tallystick_core.payment.checkout import CheckoutRequest
 from tallystick_core.payment.routing import RoutingTable
 from tallystick_server.operations.batcher import MAX_QUEUED_CALLS, Batcher
-from tallystick_server.payment.capacity import CapacityCounter, ChargeCapacity, Route
-from tallystick_server.payment.create_payment import provider_unavailable_error
+from tallystick_server.payment.capacity import (
+    CapacityCounter,
+    ChargeCapacity,
+    Route,
+    provider_unavailable_error,
+)
 from tallystick_server.providers.gateway import ProviderGateway
 from tallystick_server.rpc.message_limits import MAX_ITEMS
 from tallystick_storage import operations as operation_store

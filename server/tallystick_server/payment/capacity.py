@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
+from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_storage.sql import Connection
 
 
@@ -55,3 +56,9 @@ class CapacityCounter:
         for provider in counted:
             self._remaining[provider] -= needed[provider]
         return all(self._remaining[provider] >= 0 for provider in counted)
+
+
+def provider_unavailable_error() -> ApiError:
+    """The error for a new payment while its provider fails and the queue is full."""
+    message = "The provider does not answer, and too many payments wait for it. Nothing was stored."
+    return ApiError(ErrorReason.PROVIDER_UNAVAILABLE, message, retry_after=30.0)

@@ -232,8 +232,10 @@ def build_page(
 
 
 def _page_of(row: ChargeOrderRow) -> ChargePage | None:
-    if row.page_return_url is None or row.page_expire_time is None:
+    if row.page_return_url is None:
         return None
+    if row.page_expire_time is None:
+        raise ValueError("a payment with a hosted page expires")
     return build_page(
         row.checkout_id,
         row.page_return_url,

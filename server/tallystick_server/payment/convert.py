@@ -50,7 +50,7 @@ def payment(orders: Sequence[OrderWithPaymentRow]) -> payment_pb2.Payment:
     version_sum = sum(order.version for order in orders)
     update_time = max(order.update_time for order in orders)
     message = _payment(orders[0].checkout_id, orders[0], version_sum, update_time)
-    complete_payment(message, (payment_order(order) for order in orders), orders[0].status_url)
+    complete_payment(message, (payment_order(order) for order in orders), orders[0])
     return message
 
 
@@ -64,14 +64,14 @@ def final_payment(
 def complete_payment(
     payment: payment_pb2.Payment,
     orders: Iterable[payment_pb2.PaymentOrder],
-    status_url: str | None,
+    row: OrderWithPaymentRow | FinalCheckoutRow,
 ) -> None:
-    """Adds what an event of a payment does not have: its orders, sorted by id, and the link to its
-    status page.
+    """Adds what an event of a payment does not have: its orders, sorted by id, the link to its
+    status page, and the URL of its hosted page while the buyer can pay there.
     """
     payment.payment_orders.extend(sorted(orders, key=lambda order: order.payment_order_id))
-    payment.status_url = status_url or ""
-    if payment.HasField("hosted_page"):
+    payment.status_url = row.status_url or ""
+    if payment.HasField("hosted_page") and row.takes_payment:
         payment.hosted_page.url = next(
             filter(None, (order.next_action_url for order in payment.payment_orders)), ""
         )
@@ -96,12 +96,20 @@ def _payment(
         done_time=to_optional_timestamp(row.done_time),
         hosted_page=None
         if row.page_success_url is None
-        else payment_pb2.HostedPage(
-            success_url=row.page_success_url,
-            cancel_url=row.page_cancel_url or "",
-            locale=row.page_locale or "",
-            expire_time=to_optional_timestamp(row.expire_time),
+        else _hosted_page(
+            row.page_success_url, row.page_cancel_url or "", row.page_locale or "", row.expire_time
         ),
+    )
+
+
+def _hosted_page(
+    success_url: str, cancel_url: str, locale: str, expire_time: datetime | None
+) -> payment_pb2.HostedPage:
+    return payment_pb2.HostedPage(
+        success_url=success_url,
+        cancel_url=cancel_url,
+        locale=locale,
+        expire_time=to_optional_timestamp(expire_time),
     )
 
 
@@ -135,12 +143,7 @@ def new_payment(
         update_time=timestamp,
         hosted_page=None
         if page is None
-        else payment_pb2.HostedPage(
-            success_url=page.success_url,
-            cancel_url=page.cancel_url,
-            locale=page.locale,
-            expire_time=to_optional_timestamp(checkout.expire_time),
-        ),
+        else _hosted_page(page.success_url, page.cancel_url, page.locale, checkout.expire_time),
     )
 
 

@@ -13,7 +13,7 @@ from datetime import datetime
 
 from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick.payment.v1 import payment_pb2
-from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_core.errors import ApiError
 from tallystick_core.payment.charge import format_charge_id
 from tallystick_core.payment.checkout import (
     CheckoutRequest,
@@ -21,7 +21,6 @@ from tallystick_core.payment.checkout import (
     reject_siblings,
 )
 from tallystick_core.payment.fees import FeeRates
-from tallystick_core.payment.hosted_page import reject_expiry
 from tallystick_core.payment.risk import RiskCheck, decide_new_order
 from tallystick_core.payment.routing import RoutingDecision, RoutingTable
 from tallystick_core.payment.state import (
@@ -31,7 +30,12 @@ from tallystick_core.provider.outcome import FailureReason
 from tallystick_server.observability.tracing import SpanContext
 from tallystick_server.operations.batcher import deduplicate_by_key
 from tallystick_server.payment import convert, events
-from tallystick_server.payment.capacity import CapacityCounter, RemainingCapacity, Route
+from tallystick_server.payment.capacity import (
+    CapacityCounter,
+    RemainingCapacity,
+    Route,
+    provider_unavailable_error,
+)
 from tallystick_server.payment.charge import FIRST_ATTEMPT, Charge, build_charges
 from tallystick_server.payment.existing_payments import find_conflicts
 from tallystick_server.payment.hosted_pages import HostedPages, NewPage
@@ -169,16 +173,24 @@ class PaymentCreator:
         find existing ones, reject, check risk, check capacity, complete, insert.
         """
         results = _find_existing(connection, commands)
+        begin_time = connection.begin_time
         results |= {
             command.request.checkout_id: error
             for command in commands
-            if (error := _rejection(command, connection.begin_time)) is not None
+            if (error := command.error or self._pages.reject_expiry(command.request, begin_time))
             and command.request.checkout_id not in results
         }
         new_commands = [
             command for command in commands if command.request.checkout_id not in results
         ]
         payments = self._check_risk(connection, new_commands, now + self._lease_seconds)
+        results |= {
+            payment.checkout_id: error
+            for payment in payments
+            for route in payment.routes
+            if (error := self._pages.reject_provider(payment.command.request, route.provider))
+        }
+        payments = [payment for payment in payments if payment.checkout_id not in results]
         routes = {route for payment in payments for route in payment.routes}
         counter = CapacityCounter(self._remaining_capacity(connection, now, routes))
         overflow = {
@@ -347,12 +359,6 @@ class PaymentCreator:
         )
 
 
-def provider_unavailable_error() -> ApiError:
-    """The error for a new payment while its provider fails and the queue is full."""
-    message = "The provider does not answer, and too many payments wait for it. Nothing was stored."
-    return ApiError(ErrorReason.PROVIDER_UNAVAILABLE, message, retry_after=30.0)
-
-
 def _complete(item: _RiskCheckedPayment, create_time: datetime) -> None:
     """Completes a new payment, which is stored at this time: the times of its orders' messages, the
     decision of the risk rules on each (unless the risk provider decides later), and the events.
@@ -377,12 +383,6 @@ def _complete(item: _RiskCheckedPayment, create_time: datetime) -> None:
         convert.close_new_payment(payment)
         events.add_payment_closed(publish_request, payment, checkout.traceparent)
     checkout.events = publish_request.SerializeToString().hex()
-
-
-def _rejection(command: CreatePaymentCommand, now: datetime) -> ApiError | None:
-    """The error if the payment is not stored yet."""
-    page = command.request.page
-    return command.error or (reject_expiry(page, now) if page else None)
 
 
 def _find_existing(

@@ -27,6 +27,7 @@ from tallystick_server.rpc.timestamps import to_timestamp
 from tallystick_storage.database import Database
 from tallystick_storage.payment import conflicts
 from tallystick_storage.payment import queries as store
+from tallystick_storage.payment.unapplied_charges import exists_for_checkout
 from tallystick_storage.sql import Connection
 
 ACCESS: Access = {
@@ -212,9 +213,18 @@ class PaymentHandlers(PaymentOperatorHandlers):
     ) -> pb.GetBuyerStatusResponse:
         checkout_id = await self.payments.status_links.find_checkout(request.status_token)
         payment = await self._require_payment(checkout_id)
-        if request.look_up and _is_open(payment):
+        if (
+            request.look_up
+            and _is_open(payment)
+            and self.payments.buyer_lookups.may_look_up(checkout_id)
+        ):
             payment = await self._look_up(payment)
-        return pb.GetBuyerStatusResponse(buyer_status=to_buyer_status(payment))
+        has_unapplied_charge = await self._database.load(
+            lambda connection: exists_for_checkout(connection, checkout_id)
+        )
+        return pb.GetBuyerStatusResponse(
+            buyer_status=to_buyer_status(payment, has_unapplied_charge=has_unapplied_charge)
+        )
 
     async def WatchPayment(
         self, request: pb.WatchPaymentRequest, call: Call

@@ -8,12 +8,12 @@ from datetime import datetime
 
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.payment.checkout import CheckoutRequest
-from tallystick_core.payment.hosted_page import choose_expiry
+from tallystick_core.payment.hosted_page import choose_expiry, reject_expiry
 from tallystick_core.payment.return_url import reject_origin
-from tallystick_core.payment.routing import RoutingTable
-from tallystick_core.provider.payment_provider import ChargePage, PaymentProvider
+from tallystick_core.provider.payment_provider import ChargePage
+from tallystick_core.status_link import RETURNED_QUERY
 from tallystick_server.payment.charge import build_page
-from tallystick_server.payment.status_links import RETURNED_QUERY, StatusLinks
+from tallystick_server.payment.status_links import StatusLinks
 from tallystick_storage.payment import hosted_pages as store
 from tallystick_storage.payment import status_links as link_store
 from tallystick_storage.sql import Connection
@@ -27,11 +27,15 @@ class HostedPageSettings:
     return_origins: Mapping[str, Collection[str]]
 
 
+_MIN_LINK_SECONDS = 2 * 86_400.0
+"""A buyer who pays at the last moment still finds the status page."""
+
+
 @dataclass(frozen=True, slots=True)
 class NewPage:
-    """A page to store with its payment, and the link to the status page where it ends."""
+    """A page to store with its payment, and the link to the status page to which it leads."""
 
-    row: store.NewHostedPage
+    row: store.HostedPageRow
     link: link_store.NewStatusLink
 
     def to_charge_page(self, create_time: datetime, expire_time: datetime | None) -> ChargePage:
@@ -48,22 +52,20 @@ class NewPage:
 
 
 class HostedPages:
-    """The hosted pages of new payments."""
+    """The hosted pages of new payments. `page_providers`: the providers that host pages."""
 
     def __init__(
         self,
         settings: HostedPageSettings,
         links: StatusLinks,
-        routing: RoutingTable,
-        providers: Mapping[str, PaymentProvider],
+        page_providers: Collection[str],
     ) -> None:
         self._settings = settings
         self._links = links
-        self._routing = routing
-        self._providers = providers
+        self._page_providers = page_providers
 
     def reject(self, request: CheckoutRequest) -> ApiError | None:
-        """The error of a payment whose page cannot be had; None: there is none, or no page."""
+        """The error of a payment that cannot have a page; None: it can, or requests none."""
         page = request.page
         if page is None:
             return None
@@ -74,13 +76,17 @@ class HostedPages:
                 return error
         if not self._links.is_available:
             return _unavailable("the platform's setting http.public_url is empty.")
-        for decision in self._routing.route_charges(request, request.orders).values():
-            provider = self._providers.get(decision.provider)
-            if provider is not None and not provider.hosts_pages:
-                return _unavailable(
-                    f"the provider of this payment, {decision.provider}, hosts no pages."
-                )
         return None
+
+    def reject_provider(self, request: CheckoutRequest, provider: str) -> ApiError | None:
+        """The error of a payment with a page whose charge goes to a provider that hosts none."""
+        if request.page is None or provider in self._page_providers:
+            return None
+        return _unavailable(f"the provider of this payment, {provider}, hosts no pages.")
+
+    def reject_expiry(self, request: CheckoutRequest, now: datetime) -> ApiError | None:
+        """The error of a payment whose page would expire too soon or too late."""
+        return None if request.page is None else reject_expiry(request.page, now)
 
     def expire_time_of(self, request: CheckoutRequest, now: datetime) -> datetime | None:
         """When a payment that is stored now expires; None: never."""
@@ -93,8 +99,8 @@ class HostedPages:
         page = request.page
         if page is None:
             return None
-        link = self._links.new_link(request.checkout_id)
-        row = store.NewHostedPage(
+        link = self._links.new_link(request.checkout_id, _MIN_LINK_SECONDS)
+        row = store.HostedPageRow(
             request.checkout_id,
             page.success_url,
             page.cancel_url,

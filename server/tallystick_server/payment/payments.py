@@ -110,7 +110,7 @@ class Payments:
             "payment", database, providers, [charges.kind(), events.kind()], settings
         )
         self.status_links = StatusLinks(database, link_settings, new_id)
-        self.pages = HostedPages(page_settings, self.status_links, routing, providers)
+        self.pages = HostedPages(page_settings, self.status_links, routing.page_providers)
         self.buyer_lookups = BuyerLookups(database, self.worker)
         self.dead_letters = DeadLetters(database, self.worker)
         self.inbox = WebhookInbox("payment", database, self.worker)

@@ -195,6 +195,7 @@ def _snapshot_of(charge: Charge, recorded: object, *, is_replaced: bool = False)
         order.status,
         recorded if isinstance(recorded, Succeeded | Declined) else None,
         _pending_of(order.message),
+        has_page=charge.page is not None,
         is_replaced=is_replaced,
     )
 

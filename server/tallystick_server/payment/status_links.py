@@ -8,14 +8,10 @@ from hashlib import sha256
 from uuid import UUID
 
 from tallystick_core.errors import ApiError, ErrorReason, not_found_error
+from tallystick_core.status_link import STATUS_PATH
 from tallystick_storage.database import Database
 from tallystick_storage.payment import status_links as store
 from tallystick_storage.sql import Connection
-
-STATUS_PATH = "/p"
-"""The path of the status pages; a page's token follows."""
-RETURNED_QUERY = "returned"
-"""The query with which a provider sends a buyer back: the page then asks the provider."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +37,14 @@ class StatusLinks:
         """Whether buyers can reach status pages."""
         return bool(self._settings.public_url)
 
-    def new_link(self, checkout_id: str) -> store.NewStatusLink:
-        """A link to store."""
+    def new_link(self, checkout_id: str, min_seconds: float = 0.0) -> store.NewStatusLink:
+        """A link to store, which is valid for at least `min_seconds`."""
         token = self._new_id().hex
         return store.NewStatusLink(
             checkout_id,
             _hash(token),
             f"{self._settings.public_url}{STATUS_PATH}/{token}",
-            self._settings.lifetime_seconds,
+            max(self._settings.lifetime_seconds, min_seconds),
         )
 
     async def create(self, checkout_id: str) -> store.StatusLinkRow:
@@ -65,7 +61,7 @@ class StatusLinks:
             return store.find(connection, checkout_id)
 
         stored = await self._database.transact(create)
-        if stored is None:  # it expired at once, or was revoked between the statements
+        if stored is None:  # it has expired or was revoked already
             raise ApiError(ErrorReason.CONFLICT, "The link has just ended; retry.", retry_after=0.2)
         return stored
 
@@ -77,7 +73,7 @@ class StatusLinks:
 
     async def find_checkout(self, status_token: str) -> str:
         """The payment of a valid link. Raises NOT_FOUND, whatever is wrong with the token: no
-        answer says how near it came.
+        answer says how much of it is right.
         """
         checkout_id = await self._database.load(
             lambda connection: store.find_checkout(connection, _hash(status_token))

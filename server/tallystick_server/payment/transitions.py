@@ -240,6 +240,6 @@ def _add_payment_closed_events(
     for checkout in checkouts:
         payment = convert.final_payment(checkout, orders[checkout.checkout_id])
         events.add_payment_closed(publish_request, payment, checkout.traceparent)
-        convert.complete_payment(payment, orders[checkout.checkout_id], checkout.status_url)
+        convert.complete_payment(payment, orders[checkout.checkout_id], checkout)
         final_payments[checkout.checkout_id] = payment
     return final_payments

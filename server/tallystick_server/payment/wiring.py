@@ -10,6 +10,7 @@ from tallystick_core.payment.routing import RoutingTable
 from tallystick_core.payment.state import ALERT_AFTER_SECONDS
 from tallystick_core.provider.outcome import PendingReason
 from tallystick_server.app.configuration import Settings
+from tallystick_server.app.configuration.network import is_loopback
 from tallystick_server.app.wiring import Service, ServiceImplementation, Wiring
 from tallystick_server.payment.handlers import ACCESS, PaymentHandlers
 from tallystick_server.payment.hosted_pages import HostedPageSettings
@@ -58,9 +59,11 @@ def _build(wiring: Wiring, database: Database) -> Service:
 
 
 def public_url(settings: Settings) -> str:
-    """Where buyers reach the HTTP server; "": nowhere."""
+    """Where buyers reach the HTTP server; "": nowhere. Without the setting it is reached on this
+    machine only.
+    """
     http = settings.http
-    if http.public_url or not http.listen:
+    if http.public_url or not is_loopback(http.listen):
         return http.public_url.rstrip("/")
     return f"{'https' if http.certificate_file else 'http'}://{http.listen}"
 

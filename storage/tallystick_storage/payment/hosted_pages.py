@@ -11,7 +11,7 @@ from tallystick_storage.sql import Connection, text
 
 
 @dataclass(slots=True)
-class NewHostedPage:
+class HostedPageRow:
     """A hosted page to store with its payment. `requested_expire_time` None: as configured."""
 
     checkout_id: str
@@ -33,6 +33,6 @@ _INSERT = text("""
 """)
 
 
-def insert(connection: Connection, pages: Sequence[NewHostedPage]) -> None:
+def insert(connection: Connection, pages: Sequence[HostedPageRow]) -> None:
     """Stores the pages of payments that this transaction has stored."""
     connection.execute(_INSERT, {"pages": encode_rows(pages)})

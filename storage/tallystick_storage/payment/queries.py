@@ -55,6 +55,8 @@ class PaymentRow(_CheckoutRow):
     """None: it has no hosted page."""
     page_cancel_url: str | None
     page_locale: str | None
+    takes_payment: bool
+    """It is neither cancelled nor expired."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ OrderDetails = tuple[OwnedOrderRow, Sequence[TransitionRow], Sequence[operation_
 _PAYMENT_COLUMNS = (
     f"{columns(_CheckoutRow, 'c')}, c.version as checkout_version, "
     "c.create_time as checkout_create_time, h.success_url as page_success_url, "
-    "h.cancel_url as page_cancel_url, h.locale as page_locale"
+    "h.cancel_url as page_cancel_url, h.locale as page_locale, c.cancel_reason = '' and "
+    "coalesce(c.expire_time > (select clock()), true) as takes_payment"
 )
 _JOIN_PAGE = "left join hosted_page h on h.checkout_id = c.checkout_id"
 _JOIN_LINK = f"left join status_link l on l.checkout_id = c.checkout_id and {IS_VALID}"

@@ -174,6 +174,17 @@ def insert(
     return _INSERT.all(connection, charges=encode_rows(charges))
 
 
+_EXISTS = text(
+    "select exists (select from unapplied_charge where checkout_id = :checkout_id "
+    "and acknowledge_time is null)"
+)
+
+
+def exists_for_checkout(connection: Connection, checkout_id: str) -> bool:
+    """Whether a payment has an unapplied charge that no operator has acknowledged."""
+    return bool(connection.execute(_EXISTS, {"checkout_id": checkout_id}).scalar_one())
+
+
 def list_unbooked(connection: Connection, limit: int) -> list[UnappliedChargeRow]:
     """Unapplied charges to post to the ledger now, oldest first."""
     return _LIST_UNBOOKED.all(connection, limit=limit)

@@ -139,8 +139,8 @@ def test_money_that_cannot_be_read_is_unknown() -> None:
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("https://b/" + "a" * 2_038, "https://b/" + "a" * 2_038),
-        ("https://b/" + "a" * 2_039, ""),
+        ("https://b/" + "a" * 8_182, "https://b/" + "a" * 8_182),
+        ("https://b/" + "a" * 8_183, ""),
         ("http://b/3ds", ""),
         ("javascript:alert(1)", ""),
         ("https://b/a b", ""),

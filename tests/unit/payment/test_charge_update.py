@@ -46,6 +46,20 @@ outcomes = st.lists(st.one_of(successes, st.just(DECLINED), not_final_outcomes),
 starts = st.sampled_from([OrderStatus.EXECUTING, OrderStatus.PENDING])
 
 
+BY_PAGE = replace(CHARGE, has_page=True)
+OPEN_PAGE = Pending(PendingReason.BUYER_ACTION, "cs_1", "https://psp/1")
+IN_REVIEW = Pending(PendingReason.PROVIDER_REVIEW, "cs_1")
+
+
+def test_a_page_keeps_its_url_and_never_returns_from_review_to_the_buyer() -> None:
+    """A report that the buyer must act is older than one that the provider reviews the payment."""
+    later_url = replace(OPEN_PAGE, next_action_url="https://psp/2")
+    assert [
+        effect.snapshot.pending
+        for effect in effects(BY_PAGE, [OPEN_PAGE, later_url, IN_REVIEW, OPEN_PAGE])
+    ] == [OPEN_PAGE, OPEN_PAGE, IN_REVIEW, IN_REVIEW]
+
+
 def fold(charge: ChargeSnapshot, sequence: Sequence[ChargeOutcome]) -> ChargeSnapshot:
     return reduce(lambda snapshot, outcome: apply(snapshot, outcome).snapshot, sequence, charge)
 

@@ -138,7 +138,8 @@ class HttpSection(Section):
     """As `server.tls_terminated_by_proxy`."""
     public_url: Url = Field(default="", repr=False)
     """URL at which buyers reach this server, for the links to their status pages, such as
-    https://pay.example; empty: `listen`, which is enough on one machine.
+    https://pay.example; empty: `listen`, if that is a loopback address. Without a URL there are no
+    status pages and no hosted pages.
     """
     max_connections: Count = Field(default=1000, ge=1, le=100_000)
     """Maximum open connections; further ones are closed at once."""

@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_core.status_link import RETURNED_QUERY, STATUS_PATH
 from tallystick_server.http.errors import RETRY_AFTER
 from tallystick_server.http.request import Request
 from tallystick_server.http.routing import Route
@@ -32,9 +33,6 @@ from tallystick_server.rpc.service_client import ServiceCallRejected, ServiceCli
 
 log = logging.getLogger(__name__)
 
-PATH = "/p"
-RETURNED = "returned"
-"""The field of the query with which a buyer comes from the provider's page."""
 _FOLDER = Path(__file__).parent
 _STATIC_TYPES = {
     "status.css": "text/css",
@@ -88,7 +86,7 @@ class StatusPage:
     def routes(self) -> list[Route]:
         """The page, and its files, which no token can name."""
         return [
-            Route("GET", f"{PATH}/{{token}}", self.respond, is_encoded=True),
+            Route("GET", f"{STATUS_PATH}/{{token}}", self.respond, is_encoded=True),
             *(_static_route(name, content_type) for name, content_type in _STATIC_TYPES.items()),
         ]
 
@@ -143,7 +141,9 @@ class StatusPage:
 def _is_return(request: web.BaseRequest) -> bool:
     """Whether a buyer comes from the provider's page. Providers add fields of their own."""
     fields = request.rel_url.raw_query_string.split("&")
-    return request.method == "GET" and any(field.partition("=")[0] == RETURNED for field in fields)
+    return request.method == "GET" and any(
+        field.partition("=")[0] == RETURNED_QUERY for field in fields
+    )
 
 
 def _static_route(name: str, content_type: str) -> Route:
@@ -154,4 +154,4 @@ def _static_route(name: str, content_type: str) -> Route:
             body=content, content_type=content_type, charset="utf-8", headers=_STATIC_HEADERS
         )
 
-    return Route("GET", f"{PATH}/static/{name}", respond)
+    return Route("GET", f"{STATUS_PATH}/static/{name}", respond)

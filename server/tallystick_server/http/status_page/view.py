@@ -154,19 +154,19 @@ def _describe_partially_paid(status: BuyerStatus) -> _Content:
     reason = FAILURE_WORDS.get(status.failure_reason, "failed.unspecified")
     notes = [] if reason == "failed.unspecified" else [f"{reason}.text"]
     label = "uncharged"
-    if not is_uncharged(status.failure_reason):
+    if not is_uncharged(status):
         notes, label = [*notes, "failed.uncertain"], "incomplete"
     return _Content(
         "partially_paid",
         Tone.PARTIAL,
         notes,
-        {"paid": status.paid_amounts, label: _rest(status)},
+        {"paid": status.paid_amounts, label: _unpaid_amounts(status)},
         _web_links(back=status.cancel_url),
     )
 
 
 def _describe_failed(status: BuyerStatus) -> _Content:
-    if is_uncharged(status.failure_reason):
+    if is_uncharged(status):
         links = _web_links(retry=status.cancel_url)
         notes = ["failed.uncharged"] if links else ["failed.uncharged", "failed.next"]
     else:
@@ -197,7 +197,7 @@ def _web_links(**urls: str) -> dict[str, str]:
     return {name: url for name, url in urls.items() if _WEB_URL.fullmatch(url)}
 
 
-def _rest(status: BuyerStatus) -> list[BuyerAmount]:
+def _unpaid_amounts(status: BuyerStatus) -> list[BuyerAmount]:
     """What was requested and is not paid, by currency."""
     paid = {item.currency: _minor_units(item) for item in status.paid_amounts}
     rest = {

@@ -53,10 +53,15 @@ _MAYBE_CHARGED = frozenset(
         # of different reasons, one may be the mismatch
         payment_pb2.FAILURE_REASON_UNSPECIFIED,
         payment_pb2.FAILURE_REASON_PROVIDER_MISMATCH,
+        # an operator may close a charge because its provider does not answer
+        payment_pb2.FAILURE_REASON_CLOSED_BY_OPERATOR,
     }
 )
 
 
-def is_uncharged(failure_reason: int) -> bool:
+def is_uncharged(status: payment_pb2.BuyerStatus) -> bool:
     """Whether it is certain that nothing was charged for what failed."""
-    return failure_reason in FAILURE_WORDS and failure_reason not in _MAYBE_CHARGED
+    reason = status.failure_reason
+    return (
+        not status.has_unapplied_charge and reason in FAILURE_WORDS and reason not in _MAYBE_CHARGED
+    )

@@ -15,6 +15,7 @@ from tallystick_core.provider.outcome import (
     Pending,
     PendingReason,
     ProviderFee,
+    RetryReason,
     Succeeded,
     Unknown,
 )
@@ -68,6 +69,8 @@ class SandboxCharges:
         return None
 
     async def send(self, request: ChargeRequest) -> ChargeOutcome:
+        if request.page is not None:
+            return Unknown("the sandbox hosts no pages", RetryReason.REJECTED)
         reply = await self._client.charge(request)
         return to_outcome(reply) if isinstance(reply, Reply) else reply
 

@@ -94,7 +94,7 @@ class StripeCharges:
     async def send(self, request: ChargeRequest) -> ChargeOutcome:
         """A charge whose PaymentIntent or page is known is not created again."""
         if request.page is not None:
-            return await self._pages.register(request, request.page)
+            return await self._pages.send(request, request.page)
         return await self._charge(request)
 
     async def _charge(self, request: ChargeRequest) -> ChargeOutcome:
@@ -141,7 +141,7 @@ class StripeCharges:
     async def look_up(self, request: ChargeRequest) -> ChargeLookupOutcome:
         """Looks up the charge. Cancels its PaymentIntent if the payment failed."""
         if request.page is not None:
-            return await self._pages.register(request, request.page)
+            return await self._pages.look_up(request, request.page)
         found = await self._find(request)
         if isinstance(found, PaymentIntent):
             return await self._conclude(found, request)

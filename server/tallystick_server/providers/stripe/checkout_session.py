@@ -12,6 +12,7 @@ from tallystick_core.provider.outcome import (
     FailureReason,
     Pending,
     PendingReason,
+    Unknown,
 )
 from tallystick_server.providers.stripe.errors import decline_reason
 from tallystick_server.providers.stripe.json_fields import (
@@ -71,24 +72,31 @@ def parse_checkout_session(fields: Mapping[str, Any], *, allow_http: bool) -> Ch
     )
 
 
-def to_page_outcome(session: CheckoutSession) -> ChargeOutcome | None:
-    """The outcome of a charge by a page. None: Stripe contradicts itself. Declines on an open page
-    end nothing: the buyer can try again. Raises ValueError if the money cannot be read.
+_ENDED = frozenset({"canceled", "requires_confirmation", "requires_payment_method"})
+"""The statuses of a PaymentIntent that nobody can pay once its session has ended."""
+
+
+def to_page_outcome(session: CheckoutSession) -> ChargeOutcome:
+    """The outcome of a charge by a page. Declines on an open page end nothing: the buyer can try
+    again. Raises ValueError if the money cannot be read.
     """
     intent = session.intent
     if intent is not None and intent.status == "succeeded":
-        return to_outcome(intent)
-    match session.status:
-        case "open":
-            return Pending(PendingReason.BUYER_ACTION, session.id, session.url, session.charge_id)
-        case "expired":
-            return Declined(FailureReason.PAGE_EXPIRED, "expired", session.id, session.charge_id)
-        case _ if intent is None:
-            return None
-        case _ if intent.status in ("requires_payment_method", "canceled"):  # it was delayed
-            code = intent.error_code or intent.status
-            return Declined(decline_reason(code), code, session.id, session.charge_id)
-        case _:
-            return Pending(
-                PendingReason.PROVIDER_REVIEW, session.id, client_reference=session.charge_id
-            )
+        return _paid(intent, session)
+    if session.status == "open":
+        return Pending(PendingReason.BUYER_ACTION, session.id, session.url, session.charge_id)
+    if intent is not None and intent.status not in _ENDED:
+        # a delayed method, or a buyer who was at the bank when the page ended
+        return Pending(
+            PendingReason.PROVIDER_REVIEW, session.id, client_reference=session.charge_id
+        )
+    if session.status == "expired":
+        return Declined(FailureReason.PAGE_EXPIRED, "expired", session.id, session.charge_id)
+    if intent is None:
+        return Unknown("the session is complete without a payment", reference=session.id)
+    code = intent.error_code or intent.status
+    return Declined(decline_reason(code), code, session.id, session.charge_id)
+
+
+def _paid(intent: PaymentIntent, session: CheckoutSession) -> ChargeOutcome:
+    return to_outcome(intent) or Unknown("a payment without an outcome", reference=session.id)

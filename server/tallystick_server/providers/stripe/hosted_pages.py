@@ -1,9 +1,10 @@
 """Charges on pages of Stripe: Checkout Sessions.
 
-A session is registered under the key of its charge, which changes nothing at a buyer: only the page
-whose URL the platform has stored is ever shown. So if Stripe's answer was lost, the session is
-registered again, under the same key. The PaymentIntent belongs to the session. It can be neither
-confirmed nor cancelled; only the session can be ended, and one that has expired is never paid.
+A session is registered under the key of its charge, which charges nothing: only the page whose URL
+the platform has stored is ever shown. So if Stripe's answer was lost, the session is registered
+again: sent under the same key, and looked up under another one, because Stripe replays a server
+error for a day. The PaymentIntent belongs to the session. It can be neither confirmed nor
+cancelled; only the session can be ended, and one that has expired is never paid.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 _MIN_LIFETIME = timedelta(hours=1)
 """Stripe accepts no less than 30 minutes; the rest is for a registration that is late."""
+_LOOKUP_SUFFIX = "-lookup"
 _INTENT = "payment_intent.latest_charge.balance_transaction"
 _LOCALES = """
     bg cs da de el en en-GB es es-419 et fi fil fr fr-CA hr hu id it ja ko lt lv ms mt nb nl pl pt
@@ -56,26 +58,28 @@ class StripePages:
         self._api = api
         self._statement_suffix = statement_suffix
 
-    async def register(self, request: ChargeRequest, page: ChargePage) -> ChargeOutcome:
-        """The outcome of a charge, whose page is registered unless that is known to be done."""
-        return self._conclude(await self._find(request, page), request)
+    async def send(self, request: ChargeRequest, page: ChargePage) -> ChargeOutcome:
+        """The outcome of a charge, whose page is registered under its key."""
+        return self._conclude(await self._find_or_register(request, page, request.key), request)
+
+    async def look_up(self, request: ChargeRequest, page: ChargePage) -> ChargeOutcome:
+        """The outcome of a charge. If the answer to its registration was lost, it is registered."""
+        key = f"{request.key}{_LOOKUP_SUFFIX}"
+        return self._conclude(await self._find_or_register(request, page, key), request)
 
     async def close(self, request: ChargeRequest, page: ChargePage) -> ChargeOutcome:
         """Ends the session of a charge. Only its confirmed end is a decline."""
-        session = await self._find(request, page)
+        key = f"{request.key}{_LOOKUP_SUFFIX}"
+        session = await self._find_or_register(request, page, key)
         if (
             not isinstance(session, CheckoutSession)
             or session.status != "open"
             or session.key != request.key
         ):
             return self._conclude(session, request)
-        intent_status = session.intent.status if session.intent else "none"
+        # without a key: a stored server error would keep the page open for a day
         ended = await self._api.call(
-            self._api.v1.checkout.sessions.expire_async(
-                session.id,
-                {"expand": [_INTENT]},
-                {"idempotency_key": f"{request.key}-expire-{intent_status}"},
-            ),
+            self._api.v1.checkout.sessions.expire_async(session.id, {"expand": [_INTENT]}),
             self._parse,
         )
         if isinstance(ended, CheckoutSession):
@@ -85,24 +89,24 @@ class StripePages:
             return self._conclude(current, request)
         return unknown_of(ended, session.id)
 
-    async def _find(
-        self, request: ChargeRequest, page: ChargePage
+    async def _find_or_register(
+        self, request: ChargeRequest, page: ChargePage, key: str
     ) -> CheckoutSession | ChargeOutcome:
         """The session of a charge as it is now, by its id, by that of its PaymentIntent, or by
-        registering it.
+        registering it under a key.
         """
         if request.reference.startswith("cs_"):
             session = await self._read(request.reference)
         elif request.reference:
             session = await self._find_by_intent(request.reference)
         else:
-            return await self._create(request, page)
+            return await self._create(request, page, key)
         if isinstance(session, CheckoutSession):
             return session
         return unknown_of(session, request.reference)
 
     async def _create(
-        self, request: ChargeRequest, page: ChargePage
+        self, request: ChargeRequest, page: ChargePage, key: str
     ) -> CheckoutSession | ChargeOutcome:
         try:  # smallest and largest amounts are left to Stripe, which may know the key already
             amount = to_stripe_amount(request.amount, request.currency)
@@ -110,7 +114,7 @@ class StripePages:
             return Unknown(f"amount {error}", RetryReason.REJECTED)
         created = await self._api.call(
             self._api.v1.checkout.sessions.create_async(
-                self._create_params(request, page, amount), {"idempotency_key": request.key}
+                self._create_params(request, page, amount), {"idempotency_key": key}
             ),
             lambda answer: (self._parse(answer), answer.is_replayed),
         )
@@ -145,6 +149,8 @@ class StripePages:
                 }
             ],
             "metadata": metadata,
+            # in the buyer's currency the amount would be another
+            "adaptive_pricing": {"enabled": False},
             "payment_intent_data": {"metadata": metadata, "transfer_group": request.charge_id},
             "expires_at": ceil(max(page.expire_time, page.create_time + _MIN_LIFETIME).timestamp()),
             "success_url": page.return_url,
@@ -192,12 +198,9 @@ class StripePages:
         if session.key != request.key:
             return Unknown("Stripe answered about another charge", RetryReason.MISMATCHED_OPERATION)
         try:
-            outcome = to_page_outcome(session)
+            return to_page_outcome(session)
         except UnsupportedAmount:
             return Unknown("an amount that cannot be read", reference=session.id)
-        return outcome or Unknown(
-            f"the session is {session.status} without a payment", reference=session.id
-        )
 
 
 def _to_outcome_of_rejection(rejection: Rejection) -> ChargeOutcome:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 MAX_TEXT_LENGTH = 255
-MAX_URL_LENGTH = 2_048
+MAX_URL_LENGTH = 8_192
 _URL = re.compile(r"(https?)://[!-~]+", re.ASCII)
 
 

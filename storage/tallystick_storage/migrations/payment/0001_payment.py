@@ -259,6 +259,7 @@ create table failed_charge_poll (
 );
 create index failed_charge_poll_by_time
     on failed_charge_poll (next_poll_time, charge_id, attempt_number);
+create index unapplied_charge_by_checkout on unapplied_charge (checkout_id);
 create index unapplied_charge_unbooked on unapplied_charge (create_time, unapplied_charge_id)
     where not ledger_updated;
 """

@@ -138,7 +138,7 @@ class _FailureReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Failure
     """The buyer did not pass the authentication."""
     FAILURE_REASON_PAGE_EXPIRED: _FailureReason.ValueType  # 5
     """The buyer did not pay on the hosted page before it expired. The provider has confirmed that it
-    can no longer be paid, or the page was never opened there.
+    can no longer be paid, or the page was never registered there.
     """
     FAILURE_REASON_EXPIRED: _FailureReason.ValueType  # 6
     """The order was not charged before its expire_time, or the buyer did not act by resolve_by_time."""
@@ -184,7 +184,7 @@ FAILURE_REASON_AUTHENTICATION_FAILED: FailureReason.ValueType  # 4
 """The buyer did not pass the authentication."""
 FAILURE_REASON_PAGE_EXPIRED: FailureReason.ValueType  # 5
 """The buyer did not pay on the hosted page before it expired. The provider has confirmed that it
-can no longer be paid, or the page was never opened there.
+can no longer be paid, or the page was never registered there.
 """
 FAILURE_REASON_EXPIRED: FailureReason.ValueType  # 6
 """The order was not charged before its expire_time, or the buyer did not act by resolve_by_time."""
@@ -444,7 +444,7 @@ class NewHostedPage(_message.Message):
     LOCALE_FIELD_NUMBER: _builtins.int
     success_url: _builtins.str
     """Where the status page lets the buyer continue once the payment has succeeded: an absolute URL, up
-    to 2,000 characters, of an origin that is allowed for the caller (setting callers).
+    to 2,000 characters, of an origin that the setting payment.return_origins allows for the caller.
     """
     cancel_url: _builtins.str
     """Where the status page lets the buyer go back to otherwise: as success_url."""
@@ -490,8 +490,9 @@ class HostedPage(_message.Message):
     locale: _builtins.str
     """As requested."""
     url: _builtins.str
-    """Where to send the buyer; empty: the page is not registered at the provider yet, or is no longer
-    open. Unset in events. It stays the same, however often it is read.
+    """Where to send the buyer; empty: the page is not registered at the provider yet, or the payment
+    has ended, is cancelled or has expired. Unset in events. It stays the same, however often it is
+    read.
     """
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
@@ -534,6 +535,7 @@ class BuyerStatus(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     LOCALE_FIELD_NUMBER: _builtins.int
+    HAS_UNAPPLIED_CHARGE_FIELD_NUMBER: _builtins.int
     payment_state: Global___PaymentState.ValueType
     """The state of the payment."""
     pending_reason: Global___PendingReason.ValueType
@@ -550,6 +552,8 @@ class BuyerStatus(_message.Message):
     """Grows with every change of the payment."""
     locale: _builtins.str
     """The language that the caller requested for the hosted page, or empty."""
+    has_unapplied_charge: _builtins.bool
+    """The provider took money that fits no order, and no operator has dealt with it yet."""
     @_builtins.property
     def resolve_by_time(self) -> _timestamp_pb2.Timestamp:
         """Until when the buyer can act there."""
@@ -581,10 +585,11 @@ class BuyerStatus(_message.Message):
         update_time: _timestamp_pb2.Timestamp | None = ...,
         version: _builtins.int = ...,
         locale: _builtins.str = ...,
+        has_unapplied_charge: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["resolve_by_time", b"resolve_by_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_url", b"cancel_url", "failure_reason", b"failure_reason", "locale", b"locale", "next_action_url", b"next_action_url", "paid_amounts", b"paid_amounts", "payment_state", b"payment_state", "pending_reason", b"pending_reason", "requested_amounts", b"requested_amounts", "resolve_by_time", b"resolve_by_time", "success_url", b"success_url", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_url", b"cancel_url", "failure_reason", b"failure_reason", "has_unapplied_charge", b"has_unapplied_charge", "locale", b"locale", "next_action_url", b"next_action_url", "paid_amounts", b"paid_amounts", "payment_state", b"payment_state", "pending_reason", b"pending_reason", "requested_amounts", b"requested_amounts", "resolve_by_time", b"resolve_by_time", "success_url", b"success_url", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -88,7 +88,9 @@ class CreatePaymentRequest(_message.Message):
     data.
     """
     payment_method_type: _payment_pb2.PaymentMethodType.ValueType
-    """What the buyer pays with; default CARD."""
+    """What the buyer pays with; default CARD. With a hosted page it is only a condition of routing
+    rules: the buyer chooses on the page.
+    """
     charge_mode: _payment_pb2.ChargeMode.ValueType
     """How the orders are charged; default PER_ORDER, with a hosted page COMBINED."""
     partial_failure_policy: _payment_pb2.PartialFailurePolicy.ValueType
