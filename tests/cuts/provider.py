@@ -15,7 +15,7 @@ from tallystick_server.providers.stripe.client import RequestBody
 from tallystick_server.providers.stripe.errors import NoAnswer, NotConnected
 from tests.support.stripe_transport import OPERATION_ID, InProcessTransport, Server
 
-_ID = re.compile(r"/(?:pi|tr|po|acct)_[^/]+")
+_ID = re.compile(r"/(?:cs|pi|tr|po|acct)_[^/]+")
 
 Answer = tuple[int, Mapping[str, str], bytes]
 

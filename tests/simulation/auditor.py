@@ -15,8 +15,10 @@ from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.wallet.v1 import wallet_service_pb2
 from tallystick_core.money import parse_amount
+from tallystick_sandbox.stripe.checkout_sessions import BuyerCard
 from tests.simulation.cluster import FEE_RATE, TEAMS, seller_of
 from tests.simulation.load import PaymentRequest, PaymentResponses
+from tests.simulation.page_auditor import SessionLogEntry, audit_page
 from tests.simulation.payout_auditor import PayoutAuditor
 
 _FINAL_STATES = {
@@ -25,6 +27,7 @@ _FINAL_STATES = {
     payment_pb2.PAYMENT_STATE_FAILED,
 }
 _BLOCKED_SELLERS = frozenset(seller_of(team, "blocked") for team in TEAMS)
+_DELAYED_FAILURE = (BuyerCard.DELAYED_FAILURE,)
 _VERSIONED_PREFIXES = ("payments/", "paymentOrders/", "wallets/", "payouts/", "payoutDestinations/")
 
 
@@ -44,7 +47,8 @@ class ChargeLogEntry:
 class Auditor:
     """Reads the platform through its API when nothing is in progress. `charge_log` is the
     provider's log. `fault_free`: no random fault was injected, so every amount that can be paid is
-    paid. `payout_auditor` audits the payouts. `violations` is filled while it reads.
+    paid. `is_key_short`: as in `audit_page`. `payout_auditor` audits the payouts. `violations` is
+    filled while it reads.
     """
 
     def __init__(
@@ -53,11 +57,15 @@ class Auditor:
         team_clients: Mapping[str, AsyncClient],
         responses: Mapping[str, PaymentResponses],
         charge_log: Sequence[ChargeLogEntry],
+        session_log: Sequence[SessionLogEntry],
         payout_auditor: PayoutAuditor,
         *,
         fault_free: bool,
+        is_key_short: bool,
     ) -> None:
         self._fault_free = fault_free
+        self._is_key_short = is_key_short
+        self._session_log = session_log
         self._payout_auditor = payout_auditor
         self._operator = operator
         self._team_clients = team_clients
@@ -143,6 +151,12 @@ class Auditor:
             self._audit_order(responses, index, orders[payment_request.order_id(index)])
         self._audit_charges(payment_request, orders)
         self._audit_state(payment_request, payment)
+        if payment_request.buyer is not None:
+            charge_id = payment_request.charge_id(0)
+            sessions = [item for item in self._session_log if item.charge_id == charge_id]
+            self.violations += audit_page(
+                responses, payment, sessions, is_key_short=self._is_key_short
+            )
         for reported_payment in responses.payments:
             self._compare_response(reported_payment, payment, orders)
 
@@ -233,6 +247,10 @@ class Auditor:
         if risk_reason := self._risk_reason(payment_request, index):
             return reason == risk_reason
         match reason:
+            case "PROVIDER_DECLINED" if payment_request.buyer is not None:
+                return _DELAYED_FAILURE in payment_request.buyer.steps and states == {"PENDING"}
+            case "PAGE_EXPIRED":
+                return payment_request.buyer is not None and "SUCCEEDED" not in states
             case "PROVIDER_DECLINED":
                 return bool(states & {"DECLINED", "ERROR"}) and "insufficient_funds" not in codes
             case "INSUFFICIENT_FUNDS":

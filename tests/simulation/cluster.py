@@ -53,8 +53,10 @@ from tests.simulation.network import (
     exchange,
 )
 from tests.simulation.stripe import (
+    PageAct,
     SimulatedTransport,
     StripeLookAlike,
+    act_on_page,
     stripe_charges,
     stripe_payouts,
 )
@@ -92,6 +94,9 @@ _FINAL_NOT_FOUND = FinalNotFound(45.0, min_responses=2)
 _FAULTS_WITHOUT_REPEAT: Mapping[InjectedFault, float] = {
     fault: weight for fault, weight in CALL_FAULTS.items() if fault is not InjectedFault.REPEATED
 }
+SHOP = "https://shop.example"
+"""Where hosted pages send buyers back."""
+_PAGE_LIFETIME_SECONDS = (15.0, 40.0)
 FEE_RATE = 25_000
 """In parts per million."""
 
@@ -105,7 +110,7 @@ def other_team(team: str) -> str:
     return TEAMS[team == TEAMS[0]]
 
 
-def settings(key_window: float, *, routing: bool) -> Settings:
+def settings(key_window: float, page_lifetime: float, *, routing: bool) -> Settings:
     """Settings with short intervals: a simulated minute is a long time. `routing`: rules choose
     among several payment providers.
     """
@@ -127,6 +132,8 @@ def settings(key_window: float, *, routing: bool) -> Settings:
         breaker__max_reset_timeout=8.0,
         providers__key_window=key_window,
         payment__buyer_action_timeout=20.0,
+        payment__hosted_page_lifetime=page_lifetime,
+        payment__return_origins=dict.fromkeys(TEAMS, frozenset({SHOP})),
         worker__monitor_interval=10.0,
         payment__fee_rate=FEE_RATE,
         release_delay=86_400,
@@ -161,7 +168,8 @@ class Cluster:
         self._has_stripe = stripe
         self._urls = urls
         self._connection_cache = connection_cache
-        self._settings = settings(key_window, routing=routing)
+        page_lifetime = world.seeded_random.uniform("lifetime of pages", *_PAGE_LIFETIME_SECONDS)
+        self._settings = settings(key_window, page_lifetime, routing=routing)
         self._payment_providers = PAYMENT_PROVIDERS if routing else PAYMENT_PROVIDERS[:1]
         self.network = SimulatedNetwork(world)
         # Includes crashed processes: their objects must not be garbage-collected.
@@ -198,6 +206,12 @@ class Cluster:
                 jitter=jitter,
             ),
         )
+
+    async def act_on_page(self, session_id: str, act: PageAct) -> None:
+        """A buyer does something on a page of Stripe. Raises Unreachable, ConnectionBroken."""
+        is_down = self._world.is_unavailable(PROVIDER_NODE)
+        node = None if is_down else self._provider_node
+        await act_on_page(self._world, lambda: node, self._stripe.sandbox, session_id, act)
 
     def _new_id(self) -> UUID:
         return self._world.seeded_random.uuid(f"id {next(self._id_counter)}")

@@ -13,8 +13,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tallystick import AsyncClient, TallystickError, new_order
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick_core.money import format_amount
+from tests.simulation.buyers import Buyer, BuyerVisit, draw_buyer
 from tests.simulation.call_until_success import call_until_success, expect_rejection
-from tests.simulation.cluster import TEAMS, Cluster, other_team, seller_of
+from tests.simulation.cluster import SHOP, TEAMS, Cluster, other_team, seller_of
 from tests.simulation.database import START_TIME
 from tests.simulation.loop import Node
 from tests.simulation.seeded_random import SeededRandom
@@ -74,6 +75,7 @@ _FOLLOW_UP_WEIGHTS = {
     PaymentFollowUp.WATCH: 10.0,
 }
 _BURST_SIZE = 8
+_HOSTED_SHARE = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ class PaymentRequest:
     follow_up: PaymentFollowUp
     delivery_count: int
     """How many of its paid orders the caller finally confirms as delivered."""
+    buyer: Buyer | None = None
+    """Who pays on a hosted page. None: the payment is by token."""
 
     @property
     def checkout_id(self) -> str:
@@ -172,6 +176,19 @@ def to_stripe_request(request: PaymentRequest) -> PaymentRequest:
     )
 
 
+def to_hosted_request(seeded_random: SeededRandom, request: PaymentRequest) -> PaymentRequest:
+    """Some payments are by hosted page, as one charge; the others stay as they are."""
+    if seeded_random.number(f"whether {request.number} has a page") >= _HOSTED_SHARE:
+        return request
+    return replace(
+        request,
+        token="",
+        is_combined=True,
+        expires_in_seconds=None,
+        buyer=draw_buyer(seeded_random, request.number),
+    )
+
+
 def _start_time(seeded_random: SeededRandom, number: int, span_seconds: float) -> float:
     """Most payments arrive in bursts, so that batches form; the others arrive alone."""
     burst = seeded_random.number(f"burst {number // _BURST_SIZE}") * span_seconds
@@ -193,6 +210,8 @@ class PaymentResponses:
     """Whether cancellation was requested."""
     delivered_order_ids: set[str] = field(default_factory=set)
     """Orders whose delivery was confirmed, with an answer."""
+    buyer_statuses: list[payment_pb2.BuyerStatus] = field(default_factory=list)
+    """What the buyer saw on their return from a hosted page."""
 
 
 class PaymentLoad:
@@ -236,7 +255,10 @@ class PaymentLoad:
             )
         )
         if responses.payments:
-            await self._follow_up(client, request, responses)
+            if payment_request.buyer is None:
+                await self._follow_up(client, request, responses)
+            else:
+                await self._visit_page(client, request, responses, payment_request.buyer)
             if payment_request.delivery_count:
                 await self._confirm_deliveries(client, responses)
         self._open_count -= 1
@@ -319,6 +341,33 @@ class PaymentLoad:
             case PaymentFollowUp.NOTHING:
                 pass
 
+    async def _visit_page(
+        self,
+        client: AsyncClient,
+        request: payment_service_pb2.CreatePaymentRequest,
+        responses: PaymentResponses,
+        buyer: Buyer,
+    ) -> None:
+        """The buyer pays on the page, while the caller does what follows."""
+        visit = BuyerVisit(
+            self._world,
+            self._cluster,
+            client,
+            responses.request.checkout_id,
+            buyer,
+            responses.violations,
+        )
+        session_id = await visit.wait_for_page()
+
+        async def follow_up() -> None:
+            if responses.request.follow_up is PaymentFollowUp.CANCEL:
+                await visit.wait_to_cancel()
+            await self._follow_up(client, request, responses)
+
+        await asyncio.gather(follow_up(), *([visit.act(session_id)] if session_id else ()))
+        responses.payments += visit.payments
+        responses.buyer_statuses += visit.statuses
+
     async def _confirm_deliveries(self, client: AsyncClient, responses: PaymentResponses) -> None:
         for index in range(responses.request.delivery_count):
             confirm_request = payment_service_pb2.ConfirmDeliveryRequest(
@@ -398,6 +447,9 @@ def _build_request(
             )
         ],
     )
+    if payment_request.buyer is not None:
+        page = payment_pb2.NewHostedPage(success_url=f"{SHOP}/thanks", cancel_url=f"{SHOP}/basket")
+        request.hosted_page.CopyFrom(page)
     if payment_request.expires_in_seconds is not None:
         expiry = Timestamp()
         expiry.FromDatetime(

@@ -30,10 +30,12 @@ from tests.simulation.load import (
     PaymentLoad,
     PaymentRequest,
     draw_payment_request,
+    to_hosted_request,
     to_stripe_request,
 )
 from tests.simulation.loop import SimulationDeadlock
 from tests.simulation.operator_load import OperatorLoad, resolve_in_bulk
+from tests.simulation.page_auditor import SessionLogEntry
 from tests.simulation.payout_auditor import PayoutAuditor, TransferLogEntry
 from tests.simulation.payout_load import (
     PayoutLoad,
@@ -42,7 +44,7 @@ from tests.simulation.payout_load import (
     to_stripe_withdrawal,
 )
 from tests.simulation.seeded_random import SeededRandom
-from tests.simulation.stripe import CHARGES_SQL, TRANSFERS_SQL, UNSENT_WEBHOOKS_SQL
+from tests.simulation.stripe import CHARGES_SQL, SESSIONS_SQL, TRANSFERS_SQL, UNSENT_WEBHOOKS_SQL
 from tests.simulation.webhook_load import STATES_SQL, WebhookLoad
 from tests.simulation.world import SLOW_SECONDS, World
 
@@ -236,6 +238,10 @@ class Simulation:
         ]
         if plan.stripe:
             payment_requests = [to_stripe_request(request) for request in payment_requests]
+        if plan.stripe and not plan.routing:  # the other providers host no pages
+            payment_requests = [
+                to_hosted_request(world.seeded_random, request) for request in payment_requests
+            ]
         payment_load = PaymentLoad(world, cluster, [*plan.payment_requests, *payment_requests])
         withdrawals = [
             draw_withdrawal(world.seeded_random, number, span_seconds)
@@ -313,8 +319,10 @@ class Simulation:
             teams,
             payment_load.responses,
             self._charge_log(),
+            [SessionLogEntry(*row) for row in self._tables.query(SESSIONS_SQL)],
             payout_auditor,
             fault_free=fault_free,
+            is_key_short=key_window == _SHORT_WINDOW_SECONDS,
         )
         await auditor.audit()
         result.violations += [*payout_load.violations, *await operator_load.audit(operator)]

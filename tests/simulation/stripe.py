@@ -17,6 +17,7 @@ from tallystick.operator.v1 import operator_pb2
 from tallystick_core.provider.outcome import FinalNotFound
 from tallystick_core.provider.payment_provider import PaymentProvider
 from tallystick_core.provider.payout_provider import PayoutProvider
+from tallystick_sandbox.stripe.checkout_sessions import BuyerCard
 from tallystick_sandbox.stripe.context import StripeRules
 from tallystick_sandbox.stripe.sandbox import StripeSandbox
 from tallystick_sandbox.stripe.webhooks import (
@@ -36,7 +37,7 @@ from tallystick_server.providers.stripe.settings import StripeSettings
 from tallystick_server.providers.stripe.webhooks import CONNECT, PLATFORM, StripeWebhooks
 from tallystick_storage.database import Database
 from tests.simulation.database import START_TIME
-from tests.simulation.faults import CALL_FAULTS
+from tests.simulation.faults import CALL_FAULTS, CALLER_FAULTS
 from tests.simulation.loop import Node
 from tests.simulation.network import ConnectionBroken, Unreachable, exchange
 from tests.simulation.webhook_load import ParseEvent
@@ -52,6 +53,7 @@ from tests.support.stripe_transport import (
 
 _SEARCH_LAG_SECONDS = 20.0
 """Shorter than the time after which "not found" is final."""
+_DEBIT_SECONDS = 10.0
 _INTERVAL_SECONDS = 1.0
 _SETTINGS = StripeSettings(
     api_key="sk_test_simulation",
@@ -61,7 +63,7 @@ _SETTINGS = StripeSettings(
 )
 _PLATFORM_URL, _CONNECT_URL = "http://platform.invalid", "http://platform.invalid/connect"
 _TOP_UP = 10**11  # in minor units: more than all payouts of a run
-_OBJECT_ID = re.compile(r"/(?:pi|tr|po)_[^/]+")
+_OBJECT_ID = re.compile(r"/(?:cs|pi|tr|po)_[^/]+")
 CHARGES_SQL = """
     select '{provider}', body->'metadata'->>'charge_id',
         case when body->>'status' = 'succeeded' then 'SUCCEEDED'
@@ -86,7 +88,11 @@ TRANSFERS_SQL = """
     where t.type = 'transfer' order by t.sequence
 """
 """The look-alike's log of transfers, with the columns of the auditor's."""
-
+SESSIONS_SQL = """
+    select id, body->'metadata'->>'charge_id', body->>'status' from sandbox.stripe_object
+    where type = 'checkout.session' order by sequence
+"""
+"""The look-alike's Checkout Sessions, with the columns of the auditor's."""
 UNSENT_WEBHOOKS_SQL = (
     "select 1 from sandbox.stripe_delivery where next_try_time is not null limit 1"
 )
@@ -154,6 +160,44 @@ def stripe_payouts(
     return NamedPayouts(payouts)
 
 
+PageAct = BuyerCard | bool | None
+"""What happens on a page: its buyer pays with a card, or passes or fails an authentication. None:
+Stripe ends it.
+"""
+
+
+async def act_on_page(
+    world: World,
+    find_node: Callable[[], Node | None],
+    sandbox: StripeSandbox,
+    session_id: str,
+    act: PageAct,
+) -> None:
+    """The browser of a buyer sends a page. Raises Unreachable, ConnectionBroken."""
+
+    async def answer(_: Node) -> None:
+        match act:
+            case None:
+                form = f"id={session_id}&status=expired".encode()
+                headers = {"Authorization": f"Bearer {_SETTINGS.api_key}"}
+                await sandbox.handle("POST", "/sandbox/advance", headers, form)
+            case bool():
+                await sandbox.authenticate_checkout(session_id, passes=act)
+            case card:
+                await sandbox.submit_checkout(session_id, card)
+        status = (await sandbox.show_checkout(session_id)).session["status"]
+        world.log(f"the page of {session_id} gets {act!r}: it is {status}")
+
+    await exchange(
+        world,
+        f"{world.loop.current_node.name} sends the page",
+        CALLER_FAULTS,
+        find_node,
+        answer,
+        propagate_cancel=False,
+    )
+
+
 Report = Callable[[str, ParseEvent], None]
 """Reports an event with this id by webhook."""
 
@@ -170,7 +214,11 @@ class StripeLookAlike:
         key_window: float,
         report: Report | None,
     ) -> None:
-        rules = StripeRules(key_window_seconds=key_window, search_lag_seconds=_SEARCH_LAG_SECONDS)
+        rules = StripeRules(
+            key_window_seconds=key_window,
+            search_lag_seconds=_SEARCH_LAG_SECONDS,
+            debit_seconds=_DEBIT_SECONDS,
+        )
         endpoints = sandbox_endpoints(_PLATFORM_URL, _CONNECT_URL)
         self.sandbox = StripeSandbox(
             database, rules, endpoints=endpoints if report else [], new_id=new_id

@@ -139,6 +139,19 @@ def test_simulations_with_stripe_keep_the_invariants(simulation: Simulation) -> 
     assert sum("Stripe answers POST /v1/payouts" in line for line in result.trace) > 2
 
 
+def test_simulations_with_hosted_pages_keep_the_invariants(simulation: Simulation) -> None:
+    """Buyers pay on pages of the look-alike, also twice and just as their page is closed. Each page
+    is registered once, and its end is that of its orders.
+    """
+    result = simulation.run(SimulationPlan(67, 30, stripe=True, routing=False, report_rate=0.7))
+    assert result.violations == []
+    acts = [line for line in result.trace if " the page of " in line]
+    assert sum("'success'>: it is complete" in line for line in acts) > 2
+    assert sum(": it is expired" in line for line in acts) > 2
+    assert sum("GetBuyerStatus: OK" in line for line in result.trace) > 5
+    assert any("/checkout/sessions/expire for" in line for line in result.trace)
+
+
 def test_a_crash_plan_takes_the_fallback(simulation: Simulation) -> None:
     """The crash points of the fallback's plan include its transaction."""
     result = simulation.run(FALLBACK_PLAN)
