@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from tallystick_sandbox.stripe.checkout_sessions import BuyerCard
+from tests.simulation.buyers import Buyer
 from tests.simulation.faults import InjectedFault
 from tests.simulation.load import PaymentFollowUp, PaymentRequest
 from tests.simulation.payout_load import PayoutFollowUp, WithdrawalRequest
@@ -100,6 +102,38 @@ STRIPE_PAYOUT_PLAN = replace(
     withdrawals=(replace(_WITHDRAWAL_REQUEST, token="acct_returned"),),
 )
 """A payout by Stripe that is returned: a transfer, a payout, and the reversal of the transfer."""
+_BUYER = Buyer(
+    steps=((BuyerCard.DECLINED,), (BuyerCard.SUCCESS,)),
+    is_late=False,
+    start_seconds=1.0,
+    pause_seconds=0.3,
+    return_seconds=0.0,
+    cancel_seconds=0.0,
+)
+HOSTED_PAGE_PLAN = replace(
+    PAYMENT_PLAN,
+    seed=9,
+    stripe=True,
+    payment_requests=(replace(_PAYMENT_REQUEST, token="", buyer=_BUYER),),
+    report_rate=1.0,
+)
+"""A payment by hosted page. Its buyer pays after a decline, and returns: the payment is looked up,
+and reported by webhooks too.
+"""
+PAGE_EXPIRY_PLAN = replace(
+    PAYMENT_PLAN,
+    seed=10,
+    stripe=True,
+    payment_requests=(
+        replace(
+            _PAYMENT_REQUEST,
+            token="",
+            delivery_count=0,
+            buyer=replace(_BUYER, steps=((BuyerCard.THREE_D_SECURE,),), return_seconds=None),
+        ),
+    ),
+)
+"""A payment by hosted page whose buyer leaves, so that the adapter ends it once it has expired."""
 CRASH_PLANS = {
     "payment": PAYMENT_PLAN,
     "payout": PAYOUT_PLAN,
@@ -107,6 +141,8 @@ CRASH_PLANS = {
     "fallback": FALLBACK_PLAN,
     "stripe": STRIPE_PLAN,
     "stripe-payout": STRIPE_PAYOUT_PLAN,
+    "hosted-page": HOSTED_PAGE_PLAN,
+    "page-expiry": PAGE_EXPIRY_PLAN,
 }
 _EVENT_CALLS = (
     "event-",
@@ -164,11 +200,12 @@ def run_with_crashes(
 
 def _relevant_calls(plan: SimulationPlan, calls: Sequence[str]) -> Sequence[str]:
     """The port calls under test. Those of a payout, and of a webhook, start at its first call and
-    exclude the publishing of events, which a payment covers.
+    exclude the publishing of events, which a payment covers. Those of a hosted page exclude it too.
     """
-    if not plan.withdrawals and not plan.report_rate:
+    has_page = any(request.buyer for request in plan.payment_requests)
+    if not plan.withdrawals and not plan.report_rate and not has_page:
         return calls
-    first_name = "payout-" if plan.withdrawals else "WebhookInbox"
+    first_name = "payout-" if plan.withdrawals else "" if has_page else "WebhookInbox"
     first_index = next((index for index, call in enumerate(calls) if first_name in call), 0)
     return [call for call in calls[first_index:] if not any(name in call for name in _EVENT_CALLS)]
 

@@ -14,6 +14,8 @@ from tests.simulation import world
 from tests.simulation.crash_points import (
     CRASH_PLANS,
     FALLBACK_PLAN,
+    HOSTED_PAGE_PLAN,
+    PAGE_EXPIRY_PLAN,
     PAYMENT_PLAN,
     PAYOUT_PLAN,
     STRIPE_PAYOUT_PLAN,
@@ -215,6 +217,8 @@ def test_operator_and_caller_actions_occur(
         (FALLBACK_PLAN, {"payment", "wallet", "ledger", "event"}, 50),
         (STRIPE_PLAN, {"payment", "wallet", "ledger", "event"}, 30),
         (STRIPE_PAYOUT_PLAN, {"payout", "wallet", "ledger"}, 50),
+        (HOSTED_PAGE_PLAN, {"payment", "wallet", "ledger"}, 70),
+        (PAGE_EXPIRY_PLAN, {"payment", "wallet"}, 50),
     ],
     ids=CRASH_PLANS,
 )
