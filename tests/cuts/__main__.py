@@ -71,7 +71,8 @@ def _format_flow(flow: Flow, results: Sequence[CutResult]) -> Iterator[str]:
     }
     cuts = [cut for cut in Cut if any(cut is column for _, column in cells)]
     yield from ("", f"### {flow.name.capitalize()}", "")
-    yield f"Payment method or account: `{flow.token}`. Without a cut: {cells[-1, None]}."
+    name = "Card" if flow.page else "Payment method or account"
+    yield f"{name}: `{flow.token}`. Without a cut: {cells[-1, None]}."
     yield from ("", f"| call | {' | '.join(cuts)} |", "|---" * (len(cuts) + 1) + "|")
     for index, call in enumerate(flow.calls):
         row = [cells.get((index, cut), "–") for cut in cuts]

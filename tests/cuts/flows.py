@@ -19,12 +19,29 @@ _LIST_TRANSFERS = "GET /v1/transfers"
 _READ_TRANSFER = "GET /v1/transfers/{id}"
 _LIST_PAYOUTS = "GET /v1/payouts"
 _EVENTS = "GET /v1/events"
+_REGISTER = "POST /v1/checkout/sessions"
+READ_PAGE = "GET /v1/checkout/sessions/{id}"
+CLOSE_PAGE = "POST /v1/checkout/sessions/{id}/expire"
+
+
+class Page(StrEnum):
+    """What becomes of a hosted page."""
+
+    PAID = "paid"
+    """Its buyer sends it just before the platform reads it."""
+    LEFT = "left"
+    """Its buyer leaves, and it expires."""
+    CANCELLED = "cancelled"
+    """Its buyer leaves, and the caller cancels the payment."""
+    PAID_LATE = "paid late"
+    """The caller cancels the payment, and its buyer sends it just before it is closed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """A payment or a payout. `token`: the payment method or the account of the look-alike; `calls`:
-    the HTTP calls without a cut; `end`: the final state without a cut.
+    """A payment or a payout. `token`: the payment method or the account of the look-alike, or the
+    card with which the buyer pays on its page; `calls`: the HTTP calls without a cut, without those
+    that read once more; `end`: the final state without a cut; `page`: None: it has no page.
     """
 
     name: str
@@ -32,6 +49,12 @@ class Flow:
     calls: tuple[str, ...]
     end: str
     is_payout: bool = False
+    page: Page | None = None
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the caller cancels the payment."""
+        return self.page in (Page.CANCELLED, Page.PAID_LATE)
 
 
 FLOWS = (
@@ -47,6 +70,37 @@ FLOWS = (
     Flow("delayed, paid", "pm_pending:review-paid", (_CREATE, _READ), "SUCCESS"),
     Flow("delayed, declined", "pm_pending:review-declined", (_CREATE, _READ, _CANCEL), "FAILED"),
     Flow("found by search", "pm_lost_after:2", (_CREATE, _CREATE, _SEARCH, _READ), "SUCCESS"),
+    Flow("paid on a page", "success", (_REGISTER, READ_PAGE), "SUCCESS", page=Page.PAID),
+    Flow("authenticated on a page", "3d_secure", (_REGISTER, READ_PAGE), "SUCCESS", page=Page.PAID),
+    Flow(
+        "delayed on a page, paid",
+        "delayed_success",
+        (_REGISTER, READ_PAGE),
+        "SUCCESS",
+        page=Page.PAID,
+    ),
+    Flow(
+        "delayed on a page, declined",
+        "delayed_failure",
+        (_REGISTER, READ_PAGE),
+        "FAILED",
+        page=Page.PAID,
+    ),
+    Flow("page expired", "none", (_REGISTER, READ_PAGE), "FAILED", page=Page.LEFT),
+    Flow(
+        "page cancelled",
+        "none",
+        (_REGISTER, READ_PAGE, CLOSE_PAGE),
+        "FAILED",
+        page=Page.CANCELLED,
+    ),
+    Flow(
+        "page paid as it is cancelled",
+        "success",
+        (_REGISTER, READ_PAGE, CLOSE_PAGE, READ_PAGE),
+        "SUCCESS",
+        page=Page.PAID_LATE,
+    ),
     Flow("paid out", "acct_ok", (_TRANSFER, _PAYOUT, _READ_TRANSFER, _LIST_PAYOUTS), "PAID", True),
     Flow(
         "payout rejected",
@@ -112,6 +166,8 @@ class Case:
     @property
     def expiry(self) -> Expiry:
         """What may have to expire before it ends."""
+        if self.flow.page is Page.LEFT:  # the page does, before the key
+            return Expiry.KEY
         if self.cut in KILLS:
             return Expiry.LEASE
         has_key = self.call.startswith("POST")  # an answer without a key is not stored

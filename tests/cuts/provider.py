@@ -6,14 +6,17 @@ import asyncio
 import re
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from urllib.parse import urlsplit
 
 import orjson
 
+from tallystick_sandbox.stripe.checkout_sessions import BuyerCard
+from tallystick_sandbox.stripe.sandbox import StripeSandbox
 from tallystick_server.providers.stripe.client import RequestBody
 from tallystick_server.providers.stripe.errors import NoAnswer, NotConnected
-from tests.support.stripe_transport import OPERATION_ID, InProcessTransport, Server
+from tests.support.stripe_transport import OPERATION_ID, InProcessTransport
 
 _ID = re.compile(r"/(?:cs|pi|tr|po|acct)_[^/]+")
 
@@ -39,15 +42,28 @@ KILLS = frozenset({Cut.KILLED_BEFORE, Cut.KILLED_AFTER})
 _BEFORE = frozenset({Cut.REFUSED_CONNECTION, Cut.REQUEST_LOST, Cut.ERROR_BEFORE, Cut.KILLED_BEFORE})
 
 
+@dataclass(frozen=True, slots=True)
+class Buyer:
+    """A buyer who pays on a hosted page with a card, just before a call reaches Stripe."""
+
+    card: BuyerCard
+    before: str
+
+
 class CuttingTransport(InProcessTransport):
     """Cuts one call of each operation that has a cut. Records the calls of all operations."""
 
-    def __init__(self, server: Server) -> None:
-        super().__init__(server)
+    def __init__(self, stripe: StripeSandbox) -> None:
+        super().__init__(stripe)
+        self._stripe = stripe
+        self.buyers: dict[str, Buyer] = {}
+        """By the id of the operation."""
         self.cuts: dict[str, tuple[int, Cut]] = {}
         """By the id of the operation: the index of the call, and where it is cut."""
         self.calls: defaultdict[str, list[str]] = defaultdict(list)
-        """Method and path of each call, by the id of the operation. Ids are left out."""
+        """Method and path of each call, by the id of the operation. Ids are left out, and calls
+        that read the same once more.
+        """
         self._stored_errors: set[str] = set()
         """The idempotency keys whose requests are answered with 500."""
 
@@ -58,18 +74,29 @@ class CuttingTransport(InProcessTransport):
     async def send(
         self, method: str, url: str, headers: Mapping[str, str], body: RequestBody
     ) -> Answer:
-        calls = self.calls[OPERATION_ID.get()]
-        calls.append(f"{method.upper()} {_ID.sub('/{id}', urlsplit(url).path)}")
+        calls, path = self.calls[OPERATION_ID.get()], urlsplit(url).path
+        call = f"{method.upper()} {_ID.sub('/{id}', path)}"
+        if call != next(reversed(calls), "") or method.upper() != "GET":
+            calls.append(call)
+        buyer = self.buyers.get(OPERATION_ID.get())
+        if buyer is not None and buyer.before == call:
+            del self.buyers[OPERATION_ID.get()]
+            await self._pay(path.split("/")[4], buyer.card)
         key = headers.get("Idempotency-Key", "")
         if key and key in self._stored_errors:
             return _error(is_replayed=True)
         index, cut = self.cuts.get(OPERATION_ID.get(), (-1, None))
         if cut is None or index != len(calls) - 1:
             return await super().send(method, url, headers, body)
+        del self.cuts[OPERATION_ID.get()]
         if cut in ERRORS and key:
             self._stored_errors.add(key)
         answer = None if cut in _BEFORE else await super().send(method, url, headers, body)
         return _cut_answer(cut, answer)
+
+    async def _pay(self, session_id: str, card: BuyerCard) -> None:
+        await self._stripe.submit_checkout(session_id, card)
+        await self._stripe.authenticate_checkout(session_id, passes=True)
 
 
 def _cut_answer(cut: Cut, answer: Answer | None) -> Answer:

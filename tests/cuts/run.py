@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Any
 
 import psycopg
 
@@ -14,6 +15,7 @@ from tallystick.ledger.v1 import ledger_service_pb2
 from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick_core.provider.outcome import RetryReason
+from tallystick_sandbox.stripe.checkout_sessions import BuyerCard
 from tallystick_sandbox.stripe.context import StripeRules
 from tallystick_sandbox.stripe.sandbox import StripeSandbox
 from tallystick_server.app.configuration import Settings, load
@@ -28,9 +30,10 @@ from tallystick_server.providers.stripe.settings import StripeSettings
 from tallystick_server.verify.report import Report
 from tallystick_server.verify.run import verify
 from tallystick_storage.database import Database
-from tests.cuts.flows import Case, Expiry
-from tests.cuts.provider import CuttingTransport
+from tests.cuts.flows import CLOSE_PAGE, READ_PAGE, Case, Expiry, Page
+from tests.cuts.provider import Buyer, CuttingTransport
 from tests.support.charges import WAIT_FOR_ACCEPTANCE, timestamp_in
+from tests.support.hosted_pages import SHOP, page
 from tests.support.payouts import (
     create_destination,
     create_payout,
@@ -50,6 +53,7 @@ _EXPIRE_SECONDS = 25 * 3600.0
 """When a payment expires: after its key. One that never expires and is not found is for an
 operator.
 """
+_RULES = StripeRules(search_lag_seconds=0.0, debit_seconds=1.0)
 _ADVANCES = {Expiry.NOTHING: "0", Expiry.LEASE: "10 minutes", Expiry.KEY: "28 hours"}
 """How far the clocks are advanced so that it has expired."""
 _FINAL_STATES = frozenset({"SUCCESS", "FAILED", "PAID", "RETURNED"})
@@ -147,7 +151,7 @@ def run_cases(databases: DatabaseUrls, cases: Sequence[Case]) -> CutRun:
     nothing else.
     """
     database = Database(databases.service("sandbox"), connections=4)
-    transport = CuttingTransport(StripeSandbox(database, StripeRules(search_lag_seconds=0.0)))
+    transport = CuttingTransport(StripeSandbox(database, _RULES))
     try:
         with (
             serve_platform(databases, _settings(), dependencies=_dependencies(transport)) as served,
@@ -170,7 +174,10 @@ def _settings() -> Settings:
         }
     )
     return settings.replace(
-        retry=_RETRY, worker__scan_interval=0.2, breaker__failure_threshold=1_000_000
+        retry=_RETRY,
+        worker__scan_interval=0.2,
+        breaker__failure_threshold=1_000_000,
+        payment__return_origins={"dev": frozenset({SHOP})},
     )
 
 
@@ -190,8 +197,14 @@ def _run(
     for case in cases:
         if case.cut is not None:
             transport.cuts[_operation_id(case)] = (case.index, case.cut)
+        if case.flow.page in (Page.PAID, Page.PAID_LATE):
+            before = READ_PAGE if case.flow.page is Page.PAID else CLOSE_PAGE
+            transport.buyers[_operation_id(case)] = Buyer(BuyerCard(case.flow.token), before)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda case: _create(client, case), cases))
+        cancelled = [case for case in cases if case.flow.is_cancelled]
+        eventually(lambda: all(transport.calls[_operation_id(case)] for case in cancelled))
+        list(pool.map(lambda case: client.payment.CancelPayment(_cancel_request(case)), cancelled))
     for expiry in Expiry:
         if expiry is Expiry.KEY:
             transport.forget_keys()
@@ -200,7 +213,13 @@ def _run(
 
 
 def _operation_id(case: Case) -> str:
-    return case.id if case.flow.is_payout else f"o-{case.id}"
+    if case.flow.is_payout:
+        return case.id
+    return f"{'c' if case.flow.page else 'o'}-{case.id}"
+
+
+def _cancel_request(case: Case) -> payment_service_pb2.CancelPaymentRequest:
+    return payment_service_pb2.CancelPaymentRequest(checkout_id=case.id, reason="cancelled")
 
 
 def _create(client: Client, case: Case) -> None:
@@ -211,13 +230,15 @@ def _create(client: Client, case: Case) -> None:
         create_payout(client, seller, payout_id=case.id)
         return
     order = new_order(case.id, "buyer-1", "seller-1", _PAYMENT_AMOUNT, "EUR")
-    client.create_payment(
-        case.id,
-        [order],
-        credit_card_info=case.flow.token,
-        wait_for=WAIT_FOR_ACCEPTANCE,
-        expire_time=timestamp_in(_EXPIRE_SECONDS),
+    method: dict[str, Any] = (
+        {"hosted_page": page()}
+        if case.flow.page
+        else {
+            "credit_card_info": case.flow.token,
+            "expire_time": timestamp_in(_EXPIRE_SECONDS),
+        }
     )
+    client.create_payment(case.id, [order], wait_for=WAIT_FOR_ACCEPTANCE, **method)
 
 
 def _advance_clocks(databases: DatabaseUrls, interval: str) -> None:
@@ -245,7 +266,7 @@ def _dead_letters(client: Client) -> set[str]:
     """The ids of the cases that have become a dead letter."""
     request = operator_pb2.ListDeadLettersRequest(page_size=200)
     return {
-        dead_letter.resource_name.rpartition("/")[2].removeprefix("o-")
+        dead_letter.resource_name.rpartition("/")[2].removeprefix("o-").removeprefix("c-")
         for list_page in (client.payment.ListDeadLetters, client.payout.ListDeadLetters)
         for dead_letter in client.pages(list_page, request, "dead_letters")
     }
