@@ -203,6 +203,7 @@ async def _run_chaos(
         "calls": load.call_count,
         "json_calls": load.json_call_count,
         "json_retries": load.json_retry_count,
+        "page_visits": load.visit_count,
         "payments": len(load.payment_calls),
         "payouts": len(load.payout_calls),
         **webhook_summary,

@@ -12,12 +12,13 @@ from tallystick.payment.v1 import payment_pb2
 from tallystick.payout.v1 import payout_pb2
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.verify.run import verify
-from tests.chaos.load import PaymentCalls, PayoutCalls
+from tests.chaos.calls import PaymentCalls, PayoutCalls
 from tests.chaos.provider_logs import (
     ProviderCharge,
     ProviderTransfer,
     read_charges,
     read_kept_transfers,
+    read_open_pages,
     read_transfers,
 )
 
@@ -86,7 +87,7 @@ def check(
         states: dict[str, str] = dict(
             connection.execute("select checkout_id, payment_state from payment.checkout").fetchall()
         )
-        charges = read_charges(connection)
+        charges, open_pages = read_charges(connection), read_open_pages(connection)
         booked_charges = connection.execute(_BOOKED_CHARGES).fetchall()
         dead_lettered = {
             row[0].removeprefix("charges/")
@@ -100,6 +101,7 @@ def check(
     charge_counts: dict[str, int] = Counter(charge.charge_id for charge in charges)
     by_checkout: dict[str, dict[str, str]] = defaultdict(dict)
     violations, lost, doubled = _unbooked_charges(charges, booked_charges), 0, 0
+    violations += [f"the page of {charge_id} is open" for charge_id in open_pages]
     for checkout_id, order_id, charge_id, status, is_booked, _ in orders:
         by_checkout[checkout_id][order_id] = status
         if charge_counts[charge_id] > 1:

@@ -8,13 +8,14 @@ import asyncio
 import random
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from tallystick import AsyncClient, ClientSettings, TallystickError, new_order
 from tallystick.payment.v1 import payment_pb2
-from tallystick.payout.v1 import payout_pb2, payout_service_pb2
+from tallystick.payout.v1 import payout_service_pb2
+from tests.chaos.calls import PaymentCalls, PayoutCalls, is_outcome_unknown
 from tests.chaos.json_client import JsonClient
+from tests.chaos.page_load import PageCaller
 
 _CARD_TOKEN_WEIGHTS = {
     "tok_visa": 60,
@@ -61,27 +62,6 @@ not verified yet.
 """
 
 
-@dataclass
-class PayoutCalls:
-    """The answers to the calls for one payout."""
-
-    payouts: list[payout_pb2.Payout] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-
-
-@dataclass
-class PaymentCalls:
-    """The answers to the calls for one checkout: the latest answer, and the number of calls that
-    were answered.
-    """
-
-    token: str
-    order_count: int
-    payments: list[payment_pb2.Payment] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-    unknown_count: int = 0
-
-
 class PaymentClient(Protocol):
     """What creates payments: the SDK, or the client of JSON."""
 
@@ -96,7 +76,7 @@ class PaymentClient(Protocol):
 
 class ChaosLoad:
     """Runs the given number of callers, each with one call in flight; a fifth of the calls are
-    repeats. Every third caller calls by JSON over HTTP.
+    repeats. Every third caller calls by JSON over HTTP. An eighth as many more have hosted pages.
     """
 
     def __init__(
@@ -110,12 +90,13 @@ class ChaosLoad:
         self._address = address
         self._payout_addresses = payout_addresses
         self._http_address = http_address
+        self._seed = seed
         self._random = random.Random(f"{seed}/load")
         self._caller_count = caller_count
         self._stop_event = asyncio.Event()
         self.payment_calls: dict[str, PaymentCalls] = {}
         self.payout_calls: dict[str, PayoutCalls] = {}
-        self.call_count = self.json_call_count = self.json_retry_count = 0
+        self.call_count = self.json_call_count = self.json_retry_count = self.visit_count = 0
 
     async def run(self) -> None:
         settings = ClientSettings(
@@ -132,7 +113,12 @@ class ChaosLoad:
                 )
                 for payout_address in self._payout_addresses
             ]
+            page_callers = [
+                PageCaller(clients[0], number, self._seed, self._stop_event, self.payment_calls)
+                for number in range(self._caller_count // 8)
+            ]
             await asyncio.gather(
+                *(caller.run() for caller in page_callers),
                 *(
                     self._run_caller(clients[0] if number % 3 else json_client, number)
                     for number in range(self._caller_count)
@@ -142,6 +128,7 @@ class ChaosLoad:
                     for number in range(self._caller_count // 4)
                 ),
             )
+        self.visit_count = sum(caller.visit_count for caller in page_callers)
         self.json_call_count = json_client.call_count
         self.json_retry_count = json_client.retry_count
 
@@ -219,7 +206,7 @@ class ChaosLoad:
                 )
             )
         except TallystickError as error:
-            if not _is_outcome_unknown(error) and error.reason not in _EXPECTED_REASONS:
+            if not is_outcome_unknown(error) and error.reason not in _EXPECTED_REASONS:
                 calls.errors.append(f"{error.reason}: {error}")
             return False
         return True
@@ -242,16 +229,7 @@ class ChaosLoad:
                 await client.create_payment(checkout_id, orders, credit_card_info=calls.token)
             )
         except TallystickError as error:
-            if _is_outcome_unknown(error):
+            if is_outcome_unknown(error):
                 calls.unknown_count += 1
             else:
                 calls.errors.append(f"{error.reason}: {error}")
-
-
-def _is_outcome_unknown(error: TallystickError) -> bool:
-    """Whether the call may have had an effect, or may be retried."""
-    return (
-        error.retry_after is not None
-        or not error.reason
-        or error.reason in ("INTERNAL", "DEADLINE_EXCEEDED")
-    )

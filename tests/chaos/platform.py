@@ -23,6 +23,7 @@ from tallystick_server.app.database.embedded import EmbeddedPostgres
 from tallystick_server.app.services import HTTP_SERVER, service_names
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tests.chaos.look_alike import API_KEY
+from tests.chaos.page_load import PAGE_SELLER, SHOP
 from tests.support.retry_policies import format_setting, scaled_defaults
 
 _CLI = [sys.executable, "-m", "tallystick_server.cli.main"]
@@ -44,7 +45,10 @@ _FAST_SETTINGS = {
         }
     ),
     "TALLYSTICK_PAYOUT__DESTINATION_COOLDOWN": "0",
-    "TALLYSTICK_ROUTING": "name=half;share=50;provider=stripe",
+    "TALLYSTICK_ROUTING": (
+        f"name=page;sellers={PAGE_SELLER};provider=stripe,name=half;share=50;provider=stripe"
+    ),
+    "TALLYSTICK_PAYMENT__RETURN_ORIGINS": f"dev={SHOP}",
     # each start of an HTTP process lists what it may have missed while it was down
     "TALLYSTICK_HTTP__WEBHOOK_CATCH_UP_WINDOW": "10",
     "TALLYSTICK_PROVIDERS__STRIPE__API_KEY": API_KEY,

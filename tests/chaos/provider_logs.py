@@ -32,6 +32,10 @@ _CHARGES = """
     select 'stripe', body->'metadata'->>'charge_id', id, (body->'amount_received')::bigint
     from sandbox.stripe_object where type = 'payment_intent' and body->>'status' = 'succeeded'
 """
+_OPEN_PAGES = """
+    select body->'metadata'->>'charge_id' from sandbox.stripe_object
+    where type = 'checkout.session' and body->>'status' = 'open'
+"""
 _TRANSFERS = """
     select provider, payout_id, reference, amount, coalesce(returned_amount, 0)
     from sandbox.transfer where state in ('PAID', 'RETURNED')
@@ -54,6 +58,11 @@ _KEPT_TRANSFERS = """
 
 def read_charges(connection: psycopg.Connection[Any]) -> list[ProviderCharge]:
     return [ProviderCharge(*row) for row in connection.execute(_CHARGES)]
+
+
+def read_open_pages(connection: psycopg.Connection[Any]) -> list[str]:
+    """The charge of each page of the look-alike that can still be paid."""
+    return [charge_id for (charge_id,) in connection.execute(_OPEN_PAGES)]
 
 
 def read_transfers(connection: psycopg.Connection[Any]) -> list[ProviderTransfer]:
