@@ -1163,6 +1163,14 @@ MUTANTS = (
         "tests/providers/stripe/test_checkout_sessions.py",
     ),
     Mutant(
+        "a page that has expired is not closed at the provider",
+        f"{_SERVER}/providers/stripe/hosted_pages.py",
+        "        session = await self._find(request, page)\n        if (",
+        "        session = await self._find(request, page)\n"
+        '        if request: return Declined(FailureReason.PAGE_EXPIRED, "", request.reference)\n'
+        "        if (",
+    ),
+    Mutant(
         "a page is registered under a new key",
         f"{_SERVER}/providers/stripe/hosted_pages.py",
         'self._create_params(request, page, amount), {"idempotency_key": key}',
