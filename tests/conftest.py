@@ -48,6 +48,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The tests in a browser run only if their folder is named: they take as long as a third of all
+    others. .ci/run names it.
+    """
+    is_named = any("tests/browser" in argument for argument in config.args)
+    return True if collection_path == ROOT / "tests" / "browser" and not is_named else None
+
+
 @pytest.fixture
 def thorough(request: pytest.FixtureRequest) -> bool:
     """Whether to test at full size instead of a fifth of it or less."""

@@ -135,7 +135,8 @@ def test_every_text_is_used() -> None:
         (
             ENGLISH,
             "Your payment is not finished yet",
-            "Continue to the payment page to finish it. You can pay until "
+            "Continue to the payment page to finish it. If you have just paid, please wait: this "
+            "page updates by itself, and you cannot pay twice there. You can pay until "
             "30 November 2026, 17:00 UTC. After that, the payment is cancelled.",
             {"Amount to pay": ["€129.90"]},
             ["Continue to payment", "Back to the shop"],
@@ -143,7 +144,9 @@ def test_every_text_is_used() -> None:
         (
             GERMAN,
             "Ihre Zahlung ist noch nicht abgeschlossen",
-            "Bitte schließen Sie sie auf der Zahlungsseite ab. Sie können bis "
+            "Bitte schließen Sie sie auf der Zahlungsseite ab. Wenn Sie gerade bezahlt haben, "
+            "warten Sie bitte: Diese Seite aktualisiert sich von selbst, und Sie können dort nicht "
+            "zweimal bezahlen. Sie können bis "
             "30. November 2026, 17:00 UTC bezahlen. Danach wird die Zahlung abgebrochen.",
             {"Zu zahlen": ["129,90\u00a0€"]},
             ["Weiter zur Zahlung", "Zurück zum Shop"],
@@ -247,7 +250,8 @@ def test_nothing_was_charged_is_written_only_where_it_is_certain() -> None:
         failed = payment_view(buyer_status(FAILED, failure_reason=reason), ENGLISH)
         assert ("You have not been charged." in text_of(failed)) is not is_uncertain
         assert ("please contact the shop" in text_of(failed)) is is_uncertain
-        assert [link.name for link in failed.links] == ["back" if is_uncertain else "retry"]
+        leads_back = is_uncertain or reason == FailureReason.FAILURE_REASON_CALLER_CANCELLED
+        assert [link.name for link in failed.links] == ["back" if leads_back else "retry"]
         partly = payment_view(buyer_status(PARTIALLY_PAID, failure_reason=reason), ENGLISH)
         label = "Not completed" if is_uncertain else "Not charged"
         assert list(shown_amounts(partly)) == [label]

@@ -155,7 +155,7 @@ MATRIX: dict[str, MethodRow] = {
     "payment.PreviewRouting": MethodRow(MethodScope.PLATFORM),
     "payment.CreateStatusLink": MethodRow(MethodScope.OWNED, _request_with("checkout_id")),
     "payment.RevokeStatusLink": MethodRow(MethodScope.OWNED, _request_with("checkout_id")),
-    "payment.GetBuyerStatus": MethodRow(MethodScope.PLATFORM),
+    "payment.RefreshBuyerStatus": MethodRow(MethodScope.PLATFORM),
     "payment.ListUnappliedCharges": MethodRow(MethodScope.PLATFORM),
     "payment.AcknowledgeUnappliedCharge": MethodRow(MethodScope.PLATFORM),
     "payment.AcknowledgeCharge": MethodRow(MethodScope.PLATFORM),

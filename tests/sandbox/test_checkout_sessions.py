@@ -102,6 +102,7 @@ def test_a_session_has_the_shape_of_stripes(database: DatabaseUrls) -> None:
         ("[currency]=eur=>[currency]=xxx", "currency", None),
         ("[name]=Vase=>[name]=", "line_items[0][price_data][product_data][name]", None),
         ("=>&expires_at=1", "expires_at", None),
+        ("=>&adaptive_pricing[enabled]=true", "adaptive_pricing[enabled]", None),
         ("=>&expires_at=99999999999", "expires_at", None),
         ("=>&expand[]=line_items", "expand", None),
     ],

@@ -151,9 +151,9 @@ class BuyerVisit:
         """The status page asks for the payment, and has it looked up."""
         client = self._cluster.client(f"the buyer of {self._checkout_id}", "service")
         token = self.payments[-1].status_url.rpartition("/")[2]
-        request = payment_service_pb2.GetBuyerStatusRequest(status_token=token, look_up=True)
+        request = payment_service_pb2.RefreshBuyerStatusRequest(status_token=token, look_up=True)
         response = await call_until_success(
-            lambda: client.payment.GetBuyerStatus(request), self._checkout_id, self._violations
+            lambda: client.payment.RefreshBuyerStatus(request), self._checkout_id, self._violations
         )
         if response is not None:
             self.statuses.append(response.buyer_status)

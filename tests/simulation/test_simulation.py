@@ -150,7 +150,7 @@ def test_simulations_with_hosted_pages_keep_the_invariants(simulation: Simulatio
     acts = [line for line in result.trace if " the page of " in line]
     assert sum("'success'>: it is complete" in line for line in acts) > 2
     assert sum(": it is expired" in line for line in acts) > 2
-    assert sum("GetBuyerStatus: OK" in line for line in result.trace) > 5
+    assert sum("RefreshBuyerStatus: OK" in line for line in result.trace) > 5
     assert any("/checkout/sessions/expire for" in line for line in result.trace)
 
 

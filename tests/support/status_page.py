@@ -1,4 +1,4 @@
-"""The buyer's status page without a platform: the test says what GetBuyerStatus answers."""
+"""The buyer's status page without a platform: the test says what RefreshBuyerStatus answers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import grpc
 
 from tallystick.payment.v1.payment_pb2 import BuyerAmount, BuyerStatus, PaymentState
 from tallystick.payment.v1.payment_service_pb2 import (
-    GetBuyerStatusRequest,
-    GetBuyerStatusResponse,
+    RefreshBuyerStatusRequest,
+    RefreshBuyerStatusResponse,
 )
 from tallystick_server.http.server import HttpLimits, HttpServer
 from tallystick_server.http.status_page.page import StatusPage
@@ -38,15 +38,17 @@ def buyer_status(state: PaymentState.ValueType, **values: Any) -> BuyerStatus:
 
 
 class BuyerStatuses:
-    """GetBuyerStatus of a service that knows one token. `answer`: what it answers: a status, a
+    """RefreshBuyerStatus of a service that knows one token. `answer`: what it answers: a status, a
     gRPC code, or None: never.
     """
 
     def __init__(self, answer: BuyerStatus | grpc.StatusCode | None) -> None:
         self.answer = answer
-        self.requests: list[GetBuyerStatusRequest] = []
+        self.requests: list[RefreshBuyerStatusRequest] = []
 
-    async def __call__(self, request: GetBuyerStatusRequest, **_: Any) -> GetBuyerStatusResponse:
+    async def __call__(
+        self, request: RefreshBuyerStatusRequest, **_: Any
+    ) -> RefreshBuyerStatusResponse:
         self.requests.append(request)
         if self.answer is None:
             await asyncio.Event().wait()
@@ -54,7 +56,7 @@ class BuyerStatuses:
         if isinstance(answer, grpc.StatusCode):
             no_metadata = grpc.aio.Metadata()
             raise grpc.aio.AioRpcError(answer, no_metadata, no_metadata, request.status_token)
-        return GetBuyerStatusResponse(buyer_status=answer)
+        return RefreshBuyerStatusResponse(buyer_status=answer)
 
 
 @contextmanager

@@ -61,7 +61,7 @@ def reject_expiry(page: RequestedPage, now: datetime) -> ApiError | None:
     return ApiError(
         ErrorReason.FIELD_INVALID,
         f"{field} must be {MIN_LIFETIME_SECONDS / 60:g} minutes to "
-        f"{MAX_LIFETIME_SECONDS / 3600:g} hours from now; it is {seconds:,.0f} s.",
+        f"{MAX_LIFETIME_SECONDS / 3600:g} hours from now; it is {seconds:,.1f} s.",
         field=field,
     )
 

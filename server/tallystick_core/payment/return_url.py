@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from urllib.parse import unquote, unquote_plus
 
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.validation import reject_card_number
@@ -17,7 +18,7 @@ _ORIGIN = (
 )
 # Printable ASCII of RFC 3986. No user name, which looks like a host, and no backslash, which
 # browsers read as a slash.
-_URL = re.compile(rf"\A{_ORIGIN}(?P<rest>(?:[/?#][A-Za-z0-9._~!$&'()*+,;=:@/?#%-]*)?)\Z", re.ASCII)
+_URL = re.compile(rf"\A{_ORIGIN}(?:[/?#][A-Za-z0-9._~!$&'()*+,;=:@/?#%\[\]-]*)?\Z", re.ASCII)
 _ORIGIN_ONLY = re.compile(rf"\A{_ORIGIN}\Z", re.ASCII)
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 _LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -28,7 +29,9 @@ def parse_origin(text: str) -> str | None:
     it must be of this machine.
     """
     match = _ORIGIN_ONLY.match(text)
-    if match is None or (match["scheme"] == "http" and match["host"] not in _LOOPBACK_HOSTS):
+    if match is None or int(match["port"] or 1) not in range(1, 65_536):
+        return None
+    if match["scheme"] == "http" and match["host"] not in _LOOPBACK_HOSTS:
         return None
     return _origin_of(match)
 
@@ -41,11 +44,13 @@ def parse_return_url(text: str, field: str) -> str:
     if match is None:
         raise ApiError(
             ErrorReason.FIELD_INVALID,
-            f"{field} must be an absolute URL of at most {MAX_URL_LENGTH} ASCII characters, with "
-            "its host in small letters and without a user name.",
+            f"{field} must be an absolute URL of at most {MAX_URL_LENGTH} characters, with its "
+            "host in small letters, without a user name, and with all but A-Z a-z 0-9 and "
+            "-._~:/?#[]@!$&'()*+,;=% percent-encoded.",
             field=field,
         )
-    reject_card_number(text, field)
+    for written in (text, unquote(text), unquote_plus(text)):
+        reject_card_number(written, field)
     return text
 
 

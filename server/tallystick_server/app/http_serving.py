@@ -246,7 +246,7 @@ def _receive_calls(
 
 def _status_page(service_client: ServiceClient, addresses: Mapping[str, str]) -> StatusPage:
     payment = service_client.stub(payment_service_pb2_grpc.PaymentServiceStub, addresses["payment"])
-    return StatusPage(payment.GetBuyerStatus, service_client)
+    return StatusPage(payment.RefreshBuyerStatus, service_client)
 
 
 def _routes(

@@ -41,7 +41,7 @@ ACCESS: Access = {
     "PreviewRouting": frozenset({Role.TEAM, Role.OPERATOR}),
     "CreateStatusLink": frozenset({Role.TEAM}),
     "RevokeStatusLink": frozenset({Role.TEAM, Role.OPERATOR}),
-    "GetBuyerStatus": frozenset({Role.SERVICE}),
+    "RefreshBuyerStatus": frozenset({Role.SERVICE}),
     **operator_handlers.ACCESS,
     "ListUnappliedCharges": frozenset({Role.OPERATOR}),
     "AcknowledgeUnappliedCharge": frozenset({Role.OPERATOR}),
@@ -208,9 +208,9 @@ class PaymentHandlers(PaymentOperatorHandlers):
             call.mark_replayed()
         return pb.RevokeStatusLinkResponse()
 
-    async def GetBuyerStatus(
-        self, request: pb.GetBuyerStatusRequest, _call: Call
-    ) -> pb.GetBuyerStatusResponse:
+    async def RefreshBuyerStatus(
+        self, request: pb.RefreshBuyerStatusRequest, call: Call
+    ) -> pb.RefreshBuyerStatusResponse:
         checkout_id = await self.payments.status_links.find_checkout(request.status_token)
         payment = await self._require_payment(checkout_id)
         if (
@@ -218,11 +218,12 @@ class PaymentHandlers(PaymentOperatorHandlers):
             and _is_open(payment)
             and self.payments.buyer_lookups.may_look_up(checkout_id)
         ):
-            payment = await self._look_up(payment)
+            with call.waiting_slot() as may_wait:
+                payment = await self._look_up(payment) if may_wait else payment
         has_unapplied_charge = await self._database.load(
             lambda connection: exists_for_checkout(connection, checkout_id)
         )
-        return pb.GetBuyerStatusResponse(
+        return pb.RefreshBuyerStatusResponse(
             buyer_status=to_buyer_status(payment, has_unapplied_charge=has_unapplied_charge)
         )
 

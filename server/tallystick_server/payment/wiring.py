@@ -64,7 +64,7 @@ def public_url(settings: Settings) -> str:
     """
     http = settings.http
     if http.public_url or not is_loopback(http.listen):
-        return http.public_url.rstrip("/")
+        return http.public_url
     return f"{'https' if http.certificate_file else 'http'}://{http.listen}"
 
 

@@ -46,7 +46,7 @@ WITH_SESSION, WITH_INTENT = replace(REQUEST, reference="cs_1"), replace(REQUEST,
 _METADATA = {"charge_id": "c-po1", "key": "dev-c-po1-1"}
 OPEN = Pending(PendingReason.BUYER_ACTION, "cs_1", URL, "c-po1")
 IN_REVIEW = Pending(PendingReason.PROVIDER_REVIEW, "cs_1", client_reference="c-po1")
-EXPIRED = Declined(FailureReason.PAGE_EXPIRED, "expired", "cs_1", "c-po1")
+EXPIRED = Declined(FailureReason.PAGE_EXPIRED, "", "cs_1", "c-po1")
 PAID = Succeeded("pi_1", 1234, "EUR", "c-po1")
 
 

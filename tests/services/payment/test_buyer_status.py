@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -39,8 +40,8 @@ def status_of(
     platform: HostedPlatform, payment: payment_pb2.Payment, *, look_up: bool = False
 ) -> payment_pb2.BuyerStatus:
     token = payment.status_url.rpartition("/")[2]
-    request = pb.GetBuyerStatusRequest(status_token=token, look_up=look_up)
-    return platform.client.payment.GetBuyerStatus(request).buyer_status
+    request = pb.RefreshBuyerStatusRequest(status_token=token, look_up=look_up)
+    return platform.client.payment.RefreshBuyerStatus(request).buyer_status
 
 
 @contextmanager
@@ -81,6 +82,12 @@ def test_many_returns_to_one_payment_ask_the_provider_a_few_times(
             )
         assert all(status.pending_reason == BUYER_ACTION for status in statuses)
         assert 1 <= len(calls) <= 4
+        with counted_calls(platform) as calls:
+            start = time.monotonic()
+            for _ in range(2):
+                status_of(platform, payment, look_up=True)
+            assert len(calls) == 2
+            assert time.monotonic() - start >= 1.0
 
 
 def test_a_page_that_is_being_closed_is_no_longer_offered(scratch_database: DatabaseUrls) -> None:

@@ -307,16 +307,16 @@ def test_a_registration_with_a_lost_answer_is_repeated_under_its_key(
 
 
 def test_a_buyer_who_returns_sees_the_truth_before_any_webhook(unpolled: HostedPlatform) -> None:
-    """GetBuyerStatus looks up the page when it is asked to, and waits until the payment is booked;
-    else it shows what is stored.
+    """RefreshBuyerStatus looks up the page when it is asked to, and waits until the payment is
+    booked; else it shows what is stored.
     """
     payment = unpolled.create("10.00", "2.50")
     token = payment.status_url.rpartition("/")[2]
     assert payment.status_url == f"http://{unpolled.served.settings.http.listen}/p/{token}"
 
     def status(*, look_up: bool) -> payment_pb2.BuyerStatus:
-        request = pb.GetBuyerStatusRequest(status_token=token, look_up=look_up)
-        return unpolled.client.payment.GetBuyerStatus(request).buyer_status
+        request = pb.RefreshBuyerStatusRequest(status_token=token, look_up=look_up)
+        return unpolled.client.payment.RefreshBuyerStatus(request).buyer_status
 
     waiting = status(look_up=True)
     assert waiting.payment_state == OPEN
@@ -344,7 +344,7 @@ def test_a_status_link_is_found_by_its_token_alone(unpolled: HostedPlatform) -> 
     near = token[:-1] + ("0" if token[-1] != "0" else "1")
     for wrong in ("", near, "0" * 32, "x" * 10_000, payment.checkout_id):
         with pytest.raises(NotFoundError, match="There is no status page of this link"):
-            client.payment.GetBuyerStatus(pb.GetBuyerStatusRequest(status_token=wrong))
+            client.payment.RefreshBuyerStatus(pb.RefreshBuyerStatusRequest(status_token=wrong))
     again = client.payment.CreateStatusLink(
         pb.CreateStatusLinkRequest(checkout_id=payment.checkout_id)
     )
@@ -353,7 +353,7 @@ def test_a_status_link_is_found_by_its_token_alone(unpolled: HostedPlatform) -> 
     for _ in range(2):
         client.payment.RevokeStatusLink(request)
     with pytest.raises(NotFoundError):
-        client.payment.GetBuyerStatus(pb.GetBuyerStatusRequest(status_token=token))
+        client.payment.RefreshBuyerStatus(pb.RefreshBuyerStatusRequest(status_token=token))
     assert not client.get_payment(payment.checkout_id).status_url
     new = client.payment.CreateStatusLink(
         pb.CreateStatusLinkRequest(checkout_id=payment.checkout_id)
@@ -376,7 +376,9 @@ def test_a_token_payment_gets_a_status_link_on_request(unpolled: HostedPlatform)
         pb.CreateStatusLinkRequest(checkout_id=payment.checkout_id)
     )
     token = link.status_url.rpartition("/")[2]
-    status = unpolled.client.payment.GetBuyerStatus(pb.GetBuyerStatusRequest(status_token=token))
+    status = unpolled.client.payment.RefreshBuyerStatus(
+        pb.RefreshBuyerStatusRequest(status_token=token)
+    )
     assert status.buyer_status.payment_state == PAID
     assert not status.buyer_status.success_url
 

@@ -48,6 +48,7 @@ def check_network(settings: Settings, origins: Origins) -> list[str]:
     lines += _check_listener("server", settings.server, origins)
     lines += _check_listener("http", settings.http, origins)
     lines += _check_service_addresses(settings, origins)
+    lines += _check_return_origins(settings, origins)
     metrics = settings.metrics
     if metrics.listen and not is_loopback(metrics.listen) and not metrics.allow_remote:
         lines.append(
@@ -71,6 +72,26 @@ def _check_listener(section: str, listener: ListenerSettings, origins: Origins) 
         f"{section}.tls_terminated_by_proxy = true if a proxy terminates TLS in front of it."
     )
     return [line]
+
+
+def _check_return_origins(settings: Settings, origins: Origins) -> list[str]:
+    """Buyers are sent back to a URL that they reach, for callers that exist."""
+    name = origins.name(("payment", "return_origins"))
+    lines = []
+    if settings.authentication == "tokens":
+        callers = {caller.name for caller in settings.callers.values()}
+        lines += [
+            f"{name} must have only the names of callers as keys."
+            for caller in settings.payment.return_origins
+            if caller not in callers
+        ][:1]
+    http = settings.http
+    if settings.payment.return_origins and not http.public_url and not is_loopback(http.listen):
+        lines.append(
+            f"{origins.name(('http', 'public_url'))} must be set while payment.return_origins is, "
+            "because http.listen is no loopback address: buyers of hosted pages are sent there."
+        )
+    return lines
 
 
 def _check_service_addresses(settings: Settings, origins: Origins) -> list[str]:

@@ -29,6 +29,7 @@ from tallystick_server.app.configuration.values import (
     IdSet,
     OptionalPort,
     OriginsByCaller,
+    PublicUrl,
     UrlByService,
 )
 from tallystick_server.setting_types import (
@@ -136,7 +137,7 @@ class HttpSection(Section):
     """As `server.key_file`."""
     tls_terminated_by_proxy: Flag = False
     """As `server.tls_terminated_by_proxy`."""
-    public_url: Url = Field(default="", repr=False)
+    public_url: PublicUrl = ""
     """URL at which buyers reach this server, for the links to their status pages, such as
     https://pay.example; empty: `listen`, if that is a loopback address. Without a URL there are no
     status pages and no hosted pages.

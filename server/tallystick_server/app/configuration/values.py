@@ -119,12 +119,32 @@ def _parse_caller(entry: Any) -> tuple[Caller, list[Any]]:
     return caller, entry["tokens"]
 
 
+def _parse_public_url(value: Any) -> str:
+    origin = parse_origin(parse_text(value).removesuffix("/")) if value else ""
+    if origin is None:
+        raise invalid(
+            "must be a URL such as https://pay.example, without a path; http:// only for this "
+            "machine"
+        )
+    return origin
+
+
+def _parse_origins_by_caller(value: Any) -> dict[str, frozenset[str]]:
+    origins: dict[str, frozenset[str]] = table(_parse_origins)(value)
+    for caller in origins:
+        try:
+            parse_id(caller, "caller")
+        except ApiError:
+            raise invalid("must have the names of callers as keys") from None
+    return origins
+
+
 def _parse_origins(value: Any) -> frozenset[str]:
     items = value.split("+") if isinstance(value, str) else value
     if not isinstance(items, list):
         raise invalid("must be a list of origins")
     origins = frozenset(parse_origin(item) or "" for item in items if isinstance(item, str))
-    if "" in origins or len(origins) < len(items):
+    if not origins or "" in origins or len(origins) < len(items):
         raise invalid(
             "must be a list of different origins such as https://shop.example, without a path; "
             "http:// only for this machine"
@@ -168,9 +188,12 @@ IdSet: TypeAlias = Annotated[frozenset[str], PlainValidator(_set(parse_id)), Kin
 CountrySet: TypeAlias = Annotated[
     frozenset[str], PlainValidator(_set(parse_country)), Kind("list of country codes")
 ]
+PublicUrl: TypeAlias = Annotated[
+    str, PlainValidator(_parse_public_url), Kind("URL", expected="a URL without a path")
+]
 OriginsByCaller: TypeAlias = Annotated[
     Mapping[str, frozenset[str]],
-    PlainValidator(table(_parse_origins)),
+    PlainValidator(_parse_origins_by_caller),
     Kind("table: caller to list of origins"),
 ]
 CallerByToken: TypeAlias = Annotated[

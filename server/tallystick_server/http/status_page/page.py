@@ -63,11 +63,11 @@ _PAGE_HEADERS = {
 }
 _STATIC_HEADERS = {**_HEADERS, "Cache-Control": "public, max-age=300"}
 
-StatusCall = Callable[..., Awaitable[payment_service_pb2.GetBuyerStatusResponse]]
+StatusCall = Callable[..., Awaitable[payment_service_pb2.RefreshBuyerStatusResponse]]
 
 
 class StatusPage:
-    """The page and its files. `status_call`: GetBuyerStatus of PaymentService."""
+    """The page and its files. `status_call`: RefreshBuyerStatus of PaymentService."""
 
     def __init__(self, status_call: StatusCall, service_client: ServiceClient) -> None:
         self._status_call = status_call
@@ -112,7 +112,7 @@ class StatusPage:
         """Raises ServiceCallRejected, ApiError, TimeoutError."""
         if self._calls_in_flight >= _MAX_CALLS_IN_FLIGHT:
             raise ApiError(ErrorReason.OVERLOADED, "Too many readers of status pages.")
-        request = payment_service_pb2.GetBuyerStatusRequest(status_token=token, look_up=look_up)
+        request = payment_service_pb2.RefreshBuyerStatusRequest(status_token=token, look_up=look_up)
         self._calls_in_flight += 1
         try:
             async with asyncio.timeout(_LOOK_UP_SECONDS if look_up else _READ_SECONDS):

@@ -167,7 +167,8 @@ def _describe_partially_paid(status: BuyerStatus) -> _Content:
 
 def _describe_failed(status: BuyerStatus) -> _Content:
     if is_uncharged(status):
-        links = _web_links(retry=status.cancel_url)
+        is_cancelled = status.failure_reason == payment_pb2.FAILURE_REASON_CALLER_CANCELLED
+        links = _web_links(**{"back" if is_cancelled else "retry": status.cancel_url})
         notes = ["failed.uncharged"] if links else ["failed.uncharged", "failed.next"]
     else:
         links = _web_links(back=status.cancel_url)

@@ -91,7 +91,7 @@ def to_page_outcome(session: CheckoutSession) -> ChargeOutcome:
             PendingReason.PROVIDER_REVIEW, session.id, client_reference=session.charge_id
         )
     if session.status == "expired":
-        return Declined(FailureReason.PAGE_EXPIRED, "expired", session.id, session.charge_id)
+        return Declined(FailureReason.PAGE_EXPIRED, "", session.id, session.charge_id)
     if intent is None:
         return Unknown("the session is complete without a payment", reference=session.id)
     code = intent.error_code or intent.status

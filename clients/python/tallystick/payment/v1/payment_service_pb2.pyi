@@ -590,7 +590,7 @@ class RevokeStatusLinkResponse(_message.Message):
 Global___RevokeStatusLinkResponse: _TypeAlias = RevokeStatusLinkResponse  # noqa: Y015
 
 @_typing.final
-class GetBuyerStatusRequest(_message.Message):
+class RefreshBuyerStatusRequest(_message.Message):
     """Identifies a status page."""
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -603,7 +603,8 @@ class GetBuyerStatusRequest(_message.Message):
     """
     look_up: _builtins.bool
     """Whether to look up a pending charge at its provider first: the buyer has just returned. The
-    call waits up to 3 s for it, and never longer than its deadline.
+    call waits up to 3 s for it. What the provider answers is applied, as at any poll. While too
+    many such calls wait, it returns what is stored.
     """
     def __init__(
         self,
@@ -617,11 +618,11 @@ class GetBuyerStatusRequest(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___GetBuyerStatusRequest: _TypeAlias = GetBuyerStatusRequest  # noqa: Y015
+Global___RefreshBuyerStatusRequest: _TypeAlias = RefreshBuyerStatusRequest  # noqa: Y015
 
 @_typing.final
-class GetBuyerStatusResponse(_message.Message):
-    """The response to GetBuyerStatus."""
+class RefreshBuyerStatusResponse(_message.Message):
+    """The response to RefreshBuyerStatus."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -641,7 +642,7 @@ class GetBuyerStatusResponse(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___GetBuyerStatusResponse: _TypeAlias = GetBuyerStatusResponse  # noqa: Y015
+Global___RefreshBuyerStatusResponse: _TypeAlias = RefreshBuyerStatusResponse  # noqa: Y015
 
 @_typing.final
 class GetDeadLetterResponse(_message.Message):

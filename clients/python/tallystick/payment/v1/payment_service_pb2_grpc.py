@@ -88,10 +88,10 @@ class PaymentServiceStub(object):
                 request_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.RevokeStatusLinkRequest.SerializeToString,
                 response_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.RevokeStatusLinkResponse.FromString,
                 _registered_method=True)
-        self.GetBuyerStatus = channel.unary_unary(
-                '/tallystick.payment.v1.PaymentService/GetBuyerStatus',
-                request_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.GetBuyerStatusRequest.SerializeToString,
-                response_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.GetBuyerStatusResponse.FromString,
+        self.RefreshBuyerStatus = channel.unary_unary(
+                '/tallystick.payment.v1.PaymentService/RefreshBuyerStatus',
+                request_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.RefreshBuyerStatusRequest.SerializeToString,
+                response_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.RefreshBuyerStatusResponse.FromString,
                 _registered_method=True)
         self.ListDeadLetters = channel.unary_unary(
                 '/tallystick.payment.v1.PaymentService/ListDeadLetters',
@@ -265,9 +265,9 @@ class PaymentServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def GetBuyerStatus(self, request, context):
-        """Returns what the status page of a payment shows. The HTTP server calls it. What a provider
-        answers to a lookup is applied, as the answer to any poll. Access: service.
+    def RefreshBuyerStatus(self, request, context):
+        """Returns what the status page of a payment shows, with look_up after its provider was asked. The
+        HTTP server calls it. Access: service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -445,10 +445,10 @@ def add_PaymentServiceServicer_to_server(servicer, server):
                     request_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.RevokeStatusLinkRequest.FromString,
                     response_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.RevokeStatusLinkResponse.SerializeToString,
             ),
-            'GetBuyerStatus': grpc.unary_unary_rpc_method_handler(
-                    servicer.GetBuyerStatus,
-                    request_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.GetBuyerStatusRequest.FromString,
-                    response_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.GetBuyerStatusResponse.SerializeToString,
+            'RefreshBuyerStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.RefreshBuyerStatus,
+                    request_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.RefreshBuyerStatusRequest.FromString,
+                    response_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.RefreshBuyerStatusResponse.SerializeToString,
             ),
             'ListDeadLetters': grpc.unary_unary_rpc_method_handler(
                     servicer.ListDeadLetters,
@@ -805,7 +805,7 @@ class PaymentService(object):
             _registered_method=True)
 
     @staticmethod
-    def GetBuyerStatus(request,
+    def RefreshBuyerStatus(request,
             target,
             options=(),
             channel_credentials=None,
@@ -818,9 +818,9 @@ class PaymentService(object):
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/tallystick.payment.v1.PaymentService/GetBuyerStatus',
-            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.GetBuyerStatusRequest.SerializeToString,
-            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.GetBuyerStatusResponse.FromString,
+            '/tallystick.payment.v1.PaymentService/RefreshBuyerStatus',
+            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.RefreshBuyerStatusRequest.SerializeToString,
+            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.RefreshBuyerStatusResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -90,9 +90,9 @@ class PaymentServiceStub:
     returns from a hosted page finds no page either. A repeat has no effect. Access: team (its
     own), operator.
     """
-    GetBuyerStatus: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.GetBuyerStatusRequest, _payment_service_pb2.GetBuyerStatusResponse]
-    """Returns what the status page of a payment shows. The HTTP server calls it. What a provider
-    answers to a lookup is applied, as the answer to any poll. Access: service.
+    RefreshBuyerStatus: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.RefreshBuyerStatusRequest, _payment_service_pb2.RefreshBuyerStatusResponse]
+    """Returns what the status page of a payment shows, with look_up after its provider was asked. The
+    HTTP server calls it. Access: service.
     """
     ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListDeadLettersRequest, _operator_pb2.ListDeadLettersResponse]
     """Lists dead letters, newest first. Access: operator."""
@@ -214,9 +214,9 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     returns from a hosted page finds no page either. A repeat has no effect. Access: team (its
     own), operator.
     """
-    GetBuyerStatus: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.GetBuyerStatusRequest, _payment_service_pb2.GetBuyerStatusResponse]  # type: ignore[assignment]
-    """Returns what the status page of a payment shows. The HTTP server calls it. What a provider
-    answers to a lookup is applied, as the answer to any poll. Access: service.
+    RefreshBuyerStatus: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.RefreshBuyerStatusRequest, _payment_service_pb2.RefreshBuyerStatusResponse]  # type: ignore[assignment]
+    """Returns what the status page of a payment shows, with look_up after its provider was asked. The
+    HTTP server calls it. Access: service.
     """
     ListDeadLetters: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListDeadLettersRequest, _operator_pb2.ListDeadLettersResponse]  # type: ignore[assignment]
     """Lists dead letters, newest first. Access: operator."""
@@ -397,13 +397,13 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
-    def GetBuyerStatus(
+    def RefreshBuyerStatus(
         self,
-        request: _payment_service_pb2.GetBuyerStatusRequest,
+        request: _payment_service_pb2.RefreshBuyerStatusRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_payment_service_pb2.GetBuyerStatusResponse, _abc.Awaitable[_payment_service_pb2.GetBuyerStatusResponse]]:
-        """Returns what the status page of a payment shows. The HTTP server calls it. What a provider
-        answers to a lookup is applied, as the answer to any poll. Access: service.
+    ) -> _typing.Union[_payment_service_pb2.RefreshBuyerStatusResponse, _abc.Awaitable[_payment_service_pb2.RefreshBuyerStatusResponse]]:
+        """Returns what the status page of a payment shows, with look_up after its provider was asked. The
+        HTTP server calls it. Access: service.
         """
 
     @_abc_1.abstractmethod
