@@ -65,6 +65,7 @@ def test_secrets_may_come_from_the_environment(tmp_path: Path) -> None:
     [
         ("", "api_key", ""),
         ('api_key = "pk_test_51Habcdefgh"', "api_key", "a secret or restricted key of Stripe"),
+        ('api_key = "sk_test_123"', "api_key", "then 8 to 240 letters, digits or _"),
         ('api_key = "sk_prod_51Habcdefgh"', "api_key", "a secret or restricted key of Stripe"),
         ('webhook_secrets = ["secret"]', "webhook_secrets", "begin with whsec_"),
         ('webhook_secrets = "whsec_12345678,secret"', "webhook_secrets", "begin with whsec_"),

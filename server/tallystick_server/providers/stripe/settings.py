@@ -34,7 +34,10 @@ def _parse_list(parse_item: Callable[[Any], str]) -> Callable[[Any], tuple[str, 
     return parse
 
 
-_API_KEY = "a secret or restricted key of Stripe: sk_test_, sk_live_, rk_test_ or rk_live_"
+_API_KEY = (
+    "a secret or restricted key of Stripe: sk_test_, sk_live_, rk_test_ or rk_live_, then 8 to 240 "
+    "letters, digits or _"
+)
 _SUFFIX = "at most 22 printable ASCII characters with a letter, none of < > \\ ' \" *"
 _SECRET = "signing secrets of Stripe, which begin with whsec_"
 
