@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 
-from tallystick import Client
+from tallystick import Client, UnavailableError
+from tallystick.event.v1 import event_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tests.support.demo import DemoShop, running_demo_shop, running_shop
 from tests.support.platform import ROOT, free_address
+
+SHOP = ROOT / "clients/python/examples/shop/shop.py"
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +68,16 @@ def link_of(response: httpx.Response, text: str) -> str:
 
 def order_url_of(basket_url: str) -> str:
     return basket_url.replace("/basket/", "/order/")
+
+
+def run_shop(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(SHOP), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
 
 
 def list_checkouts(client: Client) -> set[str]:
@@ -180,6 +196,50 @@ def test_an_unknown_page_is_not_found(demo: DemoShop, browser: httpx.Client, pat
     for method in ("GET", "POST"):
         response = browser.request(method, f"{demo.shop.url}{path}")
         assert (response.status_code, "Not found" in response.text) == (404, True)
+
+
+def test_a_query_and_a_head_request_are_accepted(demo: DemoShop, browser: httpx.Client) -> None:
+    """A program that adds parameters to a URL, or checks it, does not break the shop."""
+    basket_url = open_basket(demo, browser)
+    assert "34.40 EUR" in browser.get(f"{basket_url}?utm=1").text
+    head = browser.head(basket_url)
+    assert (head.status_code, head.text) == (200, "")
+    page_url = click_pay(browser, f"{basket_url}?utm=1")
+    order = browser.get(f"{order_url_of(basket_url)}?utm=1")
+    assert link_of(order, "Continue to the payment") == page_url
+
+
+def test_the_shop_explains_its_arguments(demo: DemoShop) -> None:
+    """Help, and one line for a port that another program has or that is none."""
+    help_ = run_shop("--help")
+    assert (help_.returncode, help_.stderr) == (0, "")
+    assert "of the platform" in help_.stdout
+    for port in (demo.shop.url.rpartition(":")[2], "70000"):
+        completed = run_shop(demo.address, port)
+        assert completed.returncode == 2
+        assert f"error: port {port} cannot be used: " in completed.stderr
+        assert "Traceback" not in completed.stderr
+
+
+def test_goods_are_sent_after_a_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The shop reads the events again after the last one, and logs the failure."""
+    shop_module = runpy.run_path(str(SHOP))
+    monkeypatch.setitem(shop_module["Shop"].send_goods.__globals__, "RETRY_SECONDS", 0.0)
+    cursors = []
+
+    def read_events(cursor: int, **_: object) -> Iterator[event_pb2.Event]:
+        cursors.append(cursor)
+        if len(cursors) == 1:
+            yield event_pb2.Event(cursor=7)
+            raise UnavailableError("no connection")
+        shop.ending.set()
+
+    with shop_module["Shop"](SimpleNamespace(events=read_events), 0) as shop:
+        shop.send_goods()
+    assert cursors == [0, 7]
+    assert capsys.readouterr().err == "no goods are sent for 0 s: no connection\n"
 
 
 def test_a_shop_without_an_allowed_origin(

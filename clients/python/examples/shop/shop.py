@@ -1,8 +1,6 @@
-"""A shop whose buyers pay on a page of the provider. docs/guides/hosted-page.md explains it.
+"""A shop whose buyers pay on a page of the provider. docs/guides/hosted-page.md explains it."""
 
-Usage: python shop.py [ADDRESS] [PORT]
-"""
-
+import argparse
 import sys
 import threading
 import uuid
@@ -11,9 +9,11 @@ from html import escape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from string import Template
+from urllib.parse import urlsplit
 
 from tallystick import (
     Client,
+    ClientSettings,
     DeadlineExceededError,
     NotFoundError,
     TallystickError,
@@ -25,6 +25,9 @@ from tallystick.payment.v1 import payment_pb2
 FOLDER = Path(__file__).parent
 MESSAGE_PAGE = Template((FOLDER / "message.html").read_text())
 WAIT_SECONDS = 3.0
+CALL_SECONDS = {"CreatePayment": 8.0, "GetPayment": 8.0}
+"""Deadlines of the calls for which a buyer waits."""
+RETRY_SECONDS = 5.0
 
 
 def new_checkout_id() -> str:
@@ -68,7 +71,7 @@ class Shop(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), Pages)
         self.client = client
         self.baskets = Baskets()
-        self.is_ending = False
+        self.ending = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def create_payment(self, basket_id: str, checkout_id: str) -> payment_pb2.Payment:
@@ -98,22 +101,33 @@ class Shop(ThreadingHTTPServer):
         stores the cursor of the last event, and continues after it.
         """
         closed = event_pb2.EVENT_TYPE_PAYMENT_CLOSED
-        try:
-            for event in self.client.events(types=[closed], follow=True):
-                payment = event.payment
-                is_paid = payment.payment_state == payment_pb2.PAYMENT_STATE_PAID
-                if is_paid and self.baskets.has_checkout(payment.checkout_id):
-                    print(f"{payment.checkout_id} is paid: send the goods", flush=True)
-        except TallystickError as error:
-            if not self.is_ending:
-                print(f"no goods are sent any more: {error}", file=sys.stderr)
+        cursor = 0
+        while not self.ending.is_set():
+            try:
+                for event in self.client.events(cursor, types=[closed], follow=True):
+                    payment = event.payment
+                    is_paid = payment.payment_state == payment_pb2.PAYMENT_STATE_PAID
+                    if is_paid and self.baskets.has_checkout(payment.checkout_id):
+                        print(f"{payment.checkout_id} is paid: send the goods", flush=True)
+                    cursor = event.cursor
+            except TallystickError as error:
+                if not self.ending.is_set():
+                    print(
+                        f"no goods are sent for {RETRY_SECONDS:.0f} s: {error}",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+                self.ending.wait(RETRY_SECONDS)
 
 
 class Pages(BaseHTTPRequestHandler):
     server: Shop
 
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
     def do_GET(self) -> None:
-        match self.path.split("/")[1:]:
+        match self.segments():
             case [""]:
                 self.redirect(f"/basket/{self.server.baskets.add()}")
             case ["shop.css"]:
@@ -126,11 +140,15 @@ class Pages(BaseHTTPRequestHandler):
                 self.show(404, "Not found", "There is no such page.", "/", "Start again")
 
     def do_POST(self) -> None:
-        match self.path.split("/")[1:]:
+        match self.segments():
             case ["basket", basket_id] if checkout_id := self.server.baskets.checkout_of(basket_id):
                 self.pay(basket_id, checkout_id)
             case _:
                 self.show(404, "Not found", "There is no such basket.", "/", "Start again")
+
+    def segments(self) -> list[str]:
+        """The path without its query: something on the way may add parameters to a URL."""
+        return urlsplit(self.path).path.split("/")[1:]
 
     def pay(self, basket_id: str, checkout_id: str) -> None:
         try:
@@ -156,7 +174,7 @@ class Pages(BaseHTTPRequestHandler):
         except TallystickError as error:
             self.log_error("GetPayment: %s", error)
             text = "The order cannot be shown now. Your payment is not affected."
-            self.show(503, "Not available", text, self.path, "Try again")
+            self.show(503, "Not available", text, f"/order/{basket_id}", "Try again")
             return
         if payment.payment_state == payment_pb2.PAYMENT_STATE_PAID:
             text = "Your order is paid, and will be sent to you."
@@ -169,7 +187,7 @@ class Pages(BaseHTTPRequestHandler):
             self.show(200, "Not paid yet", text, payment.hosted_page.url, "Continue to the payment")
         else:
             text = "Your payment is being processed. Please do not pay again."
-            self.show(200, "Not paid yet", text, self.path, "Check again")
+            self.show(200, "Not paid yet", text, f"/order/{basket_id}", "Check again")
 
     def show(self, status: int, title: str, text: str, url: str, link: str) -> None:
         values = {"title": title, "text": text, "url": escape(url), "link": link}
@@ -188,20 +206,26 @@ class Pages(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.send_header("Cache-Control", "no-store")
         self.end_headers()
-        self.wfile.write(content)
+        if self.command != "HEAD":
+            self.wfile.write(content)
 
 
-def main(address: str, port: int) -> None:
-    with Client(address) as client, Shop(client, port) as shop:
-        threading.Thread(target=shop.send_goods, daemon=True).start()
-        print(f"The shop is at {shop.url}. It ends by Ctrl-C.", flush=True)
-        with suppress(KeyboardInterrupt):
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("address", nargs="?", default="127.0.0.1:7070", help="of the platform")
+    parser.add_argument("port", nargs="?", default=8000, type=int, help="of the shop")
+    arguments = parser.parse_args()
+    with Client(arguments.address, settings=ClientSettings(deadlines=CALL_SECONDS)) as client:
+        try:
+            shop = Shop(client, arguments.port)
+        except (OSError, OverflowError) as error:
+            parser.error(f"port {arguments.port} cannot be used: {error}")
+        with shop, suppress(KeyboardInterrupt):
+            threading.Thread(target=shop.send_goods, daemon=True).start()
+            print(f"The shop is at {shop.url}. It ends by Ctrl-C.", flush=True)
             shop.serve_forever()
-        shop.is_ending = True
+        shop.ending.set()
 
 
 if __name__ == "__main__":
-    main(
-        sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:7070",
-        int(sys.argv[2]) if len(sys.argv) > 2 else 8000,
-    )
+    main()
