@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import subprocess
@@ -169,11 +170,12 @@ def test_the_curl_lines_of_the_guide(demo: DemoShop, browser: httpx.Client) -> N
     """Each curl command of the guide prints the expected answer, once its page is paid."""
     guide = (ROOT / "docs/guides/hosted-page.md").read_text()
     expected_texts = [
-        '"payment_state":"PAYMENT_STATE_OPEN"',
+        '"payment_state": "PAYMENT_STATE_OPEN"',
         "event: end",
-        '"is_payment_done":true',
-        '"payment_state":"PAYMENT_STATE_OPEN"',
-        '"payment":{',
+        '"is_payment_done": true',
+        '"payment_state": "PAYMENT_STATE_OPEN"',
+        '"payment": {',
+        "{}",
     ]
     for line, text in zip(
         re.findall(r"^curl .*$", guide, re.MULTILINE), expected_texts, strict=True
@@ -187,8 +189,10 @@ def test_the_curl_lines_of_the_guide(demo: DemoShop, browser: httpx.Client) -> N
         )
         assert text in completed.stdout, completed.stdout + completed.stderr
         if "checkout-6" in line and "-d" in line:
-            (page_url,) = re.findall(r'"hosted_page":{.*?"url":"([^"]+)"', completed.stdout)
+            payment = json.loads(completed.stdout)["payment"]
+            page_url, status_url = payment["hosted_page"]["url"], payment["status_url"]
             pay(browser, page_url, "success")
+    assert browser.get(status_url).status_code == 404
 
 
 @pytest.mark.parametrize("path", ["/basket/unknown", "/order/unknown", "/basket", "/x"])
