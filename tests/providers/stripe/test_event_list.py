@@ -25,6 +25,7 @@ from tests.providers.stripe.scripted_stripe import (
     error,
     settings_with,
 )
+from tests.support.platform import ROOT
 
 NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)
 START = int(NOW.timestamp())
@@ -184,3 +185,9 @@ def test_connected_accounts_have_no_list() -> None:
     transport = ScriptedTransport()
     assert list_events(transport, "connect") == ()
     assert not transport.requests
+
+
+def test_the_page_about_stripe_lists_the_types_to_select() -> None:
+    """An operator copies them to the webhook endpoint of the platform's account."""
+    page = (ROOT / "docs/operations/stripe.md").read_text()
+    assert ", ".join(f"`{type_}`" for type_ in event_list.LISTED_TYPES) in page
