@@ -160,6 +160,19 @@ def test_an_event_that_the_service_rejects_does_not_hold_up_others(
     assert len(client.payment.ListWebhookEvents(request).webhook_events) == 54
 
 
+def test_a_provider_without_secrets_is_a_warning_at_the_start(
+    database: DatabaseUrls, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its results come late, by lookups. An operator who forgot the secrets sees why."""
+    source = SignedWebhookSource()
+    source.endpoints = ()
+    dependencies = Dependencies(webhook_sources={"sandbox": source})
+    with serve_platform(database, Settings(), NAMES, dependencies) as platform:
+        assert post(platform, b"{}", sign(b"{}")).status_code == 404
+    (record,) = [r for r in caplog.records if r.name == "tallystick_server.http.webhooks"]
+    assert "no webhooks of sandbox are accepted" in record.message
+
+
 def test_while_the_database_is_down_a_webhook_is_answered_503(
     scratch_database: DatabaseUrls,
 ) -> None:

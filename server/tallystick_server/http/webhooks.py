@@ -81,6 +81,14 @@ class WebhookEndpoints:
         return await self._batchers[event.subject].submit(event)
 
     def start(self) -> None:
+        for source in self._sources:
+            if not source.endpoints:
+                log.warning(
+                    "no webhooks of %s are accepted: its settings have no secrets for them, so "
+                    "results wait for the next lookup",
+                    source.name,
+                    extra=names.WEBHOOKS_NOT_ACCEPTED.extra,
+                )
         for batcher in self._batchers.values():
             batcher.start()
 

@@ -312,6 +312,9 @@ WEBHOOK_UNREADABLE = LogEvent(
 WEBHOOK_NOT_STORED = LogEvent(
     "webhook.not_stored", "A webhook could not be stored; the provider delivers it again."
 )
+WEBHOOKS_NOT_ACCEPTED = LogEvent(
+    "webhooks.not_accepted", "At the start: a provider's webhooks have no secrets in the settings."
+)
 STATUS_PAGE_UNAVAILABLE = LogEvent(
     "status_page.unavailable", "A payment could not be read for a buyer; the page tries again."
 )
