@@ -1,0 +1,1 @@
+"""Reconciliation: statements of providers and banks against the platform's own books."""

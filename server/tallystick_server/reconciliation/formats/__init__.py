@@ -1,0 +1,1 @@
+"""The formats of statements and settlement files, one module each."""
