@@ -107,6 +107,31 @@ class StatementEnd:
     """closing − opening − total, which must be 0. None: the file has not both balances."""
 
 
+class OpenStatement:
+    """A statement whose lines are being read, with their number and their sum."""
+
+    def __init__(self, start: StatementStart) -> None:
+        self.start = start
+        self._line_count = self._total = 0
+
+    def add(self, line: StatementLine) -> StatementLine:
+        """Counts the line and returns it."""
+        self._line_count += 1
+        self._total += line.amount
+        return line
+
+    def end(
+        self, line_number: int, closing_balance: int | None, closing_date: date | None
+    ) -> StatementEnd:
+        """The end of the statement, with its difference."""
+        difference = None
+        if self.start.opening_balance is not None and closing_balance is not None:
+            difference = closing_balance - self.start.opening_balance - self._total
+        return StatementEnd(
+            line_number, self._line_count, self._total, closing_balance, closing_date, difference
+        )
+
+
 StatementItem = StatementStart | StatementLine | StatementEnd
 """What a format yields: for each statement a start, its lines in the order of the file, its end."""
 

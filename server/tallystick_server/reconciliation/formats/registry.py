@@ -76,18 +76,3 @@ def read_statements(
         yield item
     if start is not None:
         raise RuntimeError(f"{format_.name} does not end its last statement")
-
-
-def end_statement(
-    start: StatementStart,
-    line_number: int,
-    line_count: int,
-    total: int,
-    closing_balance: int | None,
-) -> StatementEnd:
-    """The end of a statement, with its difference."""
-    opening = start.opening_balance
-    difference = (
-        None if opening is None or closing_balance is None else closing_balance - opening - total
-    )
-    return StatementEnd(line_number, line_count, total, closing_balance, difference=difference)

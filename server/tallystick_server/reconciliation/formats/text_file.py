@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NoReturn
@@ -17,6 +18,10 @@ _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+
+
+class UnexpectedValue(Exception):
+    """A value that cannot be read. The text names what was expected, never the value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,3 +103,11 @@ class TextFile:
     def fail(self, line: int, column: int, expected: str) -> NoReturn:
         """Raises DamagedFile."""
         raise DamagedFile(self.name, line, column, expected)
+
+    @contextmanager
+    def position(self, line: int, column: int = 1) -> Iterator[None]:
+        """An UnexpectedValue in the block is damage of this line and column."""
+        try:
+            yield
+        except UnexpectedValue as error:
+            raise DamagedFile(self.name, line, column, str(error)) from None
