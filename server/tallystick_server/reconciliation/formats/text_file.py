@@ -64,24 +64,24 @@ class TextFile:
                 if ends_with_cr and text.startswith("\n"):
                     text = text[1:]
                 ends_with_cr = text.endswith("\r") if text else ends_with_cr
-                if "\0" in text:
-                    self.fail(number, 1, "a text must not contain NUL")
                 *whole, rest = (rest + text.replace("\r\n", "\n").replace("\r", "\n")).split("\n")
                 for line in whole:
-                    self._check_length(number, line)
+                    self._check(number, line)
                     yield TextLine(number, line)
                     number += 1
-                self._check_length(number, rest)
+                self._check(number, rest)
                 if not chunk:
                     break
         if rest:
             yield TextLine(number, rest)
 
-    def _check_length(self, number: int, line: str) -> None:
+    def _check(self, number: int, line: str) -> None:
         if len(line) > MAX_LINE_BYTES:
             self.fail(
                 number, MAX_LINE_BYTES, f"a line must have at most {MAX_LINE_BYTES} characters"
             )
+        if "\0" in line:
+            self.fail(number, line.index("\0") + 1, "a text must not contain NUL")
 
     def _find_encoding(self) -> tuple[str, int]:
         """The encoding, and the number of bytes of its mark."""
