@@ -13,6 +13,7 @@ from tallystick_core.reconciliation.statement import (
     StatementStart,
     UnbalancedStatement,
 )
+from tallystick_server.reconciliation.formats import stripe_report
 from tallystick_server.reconciliation.formats.text_file import TextFile
 
 HEAD_BYTES = 4096
@@ -30,7 +31,7 @@ class Format:
     """Yields the statements of a file, in bounded memory. Raises DamagedFile."""
 
 
-FORMATS: Sequence[Format] = ()
+FORMATS: Sequence[Format] = (Format("stripe_report", stripe_report.matches, stripe_report.read),)
 """Every format. The first that matches counts."""
 
 
