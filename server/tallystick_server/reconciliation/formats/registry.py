@@ -13,7 +13,10 @@ from tallystick_core.reconciliation.statement import (
     StatementStart,
     UnbalancedStatement,
 )
-from tallystick_server.reconciliation.formats import stripe_report
+from tallystick_server.reconciliation.formats import (
+    canonical_csv,
+    stripe_report,
+)
 from tallystick_server.reconciliation.formats.text_file import TextFile
 
 HEAD_BYTES = 4096
@@ -31,7 +34,10 @@ class Format:
     """Yields the statements of a file, in bounded memory. Raises DamagedFile."""
 
 
-FORMATS: Sequence[Format] = (Format("stripe_report", stripe_report.matches, stripe_report.read),)
+FORMATS: Sequence[Format] = (
+    Format("stripe_report", stripe_report.matches, stripe_report.read),
+    Format("canonical_csv", canonical_csv.matches, canonical_csv.read),
+)
 """Every format. The first that matches counts."""
 
 
