@@ -15,6 +15,7 @@ from tallystick_core.reconciliation.statement import (
 )
 from tallystick_server.reconciliation.formats import (
     canonical_csv,
+    paypal_stl,
     stripe_report,
 )
 from tallystick_server.reconciliation.formats.text_file import TextFile
@@ -36,6 +37,7 @@ class Format:
 
 FORMATS: Sequence[Format] = (
     Format("stripe_report", stripe_report.matches, stripe_report.read),
+    Format("paypal_stl", paypal_stl.matches, paypal_stl.read),
     Format("canonical_csv", canonical_csv.matches, canonical_csv.read),
 )
 """Every format. The first that matches counts."""
