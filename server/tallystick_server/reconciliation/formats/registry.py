@@ -14,6 +14,7 @@ from tallystick_core.reconciliation.statement import (
     UnbalancedStatement,
 )
 from tallystick_server.reconciliation.formats import (
+    adyen_settlement,
     canonical_csv,
     paypal_stl,
     stripe_report,
@@ -38,6 +39,7 @@ class Format:
 FORMATS: Sequence[Format] = (
     Format("stripe_report", stripe_report.matches, stripe_report.read),
     Format("paypal_stl", paypal_stl.matches, paypal_stl.read),
+    Format("adyen_settlement", adyen_settlement.matches, adyen_settlement.read),
     Format("canonical_csv", canonical_csv.matches, canonical_csv.read),
 )
 """Every format. The first that matches counts."""
