@@ -135,7 +135,7 @@ ALLOWED = [
     Allowed("docs/glossary.md", "set aside", "the definition of a hold"),
     Allowed("tests/", "^given$", "the decorator of Hypothesis"),
     Allowed("benchmarks/seed/source_tables.py", r"floor\(", "the function of SQL"),
-    Allowed("", '["`]settled["`]', "a type of lines in a report of Adyen"),
+    Allowed("", '["`]settled(?: bulk| installment)?["`]', "a type of lines in a report of Adyen"),
     Allowed("", "card funding", "a column of a report of Stripe"),
     Allowed("tests/mutation/KILLED.md", r"door\.py", "a line of a log, as it was recorded"),
     Allowed(

@@ -94,6 +94,15 @@ def test_there_is_a_statement_for_each_account_and_currency(tmp_path: Path) -> N
     ]
 
 
+def test_times_have_the_zone_of_the_file(tmp_path: Path) -> None:
+    content = write_rows(ROWS).replace("12:00:00 +0000", "23:00:00 -0700")
+    content = content.replace("2026/01/30 23:59:59", "2026/01/31 23:59:59")
+    items = list(paypal_stl.read(write_file(tmp_path, content)))
+    assert lines_of(items)[0].booking_time == datetime(2026, 1, 31, 6, 0, tzinfo=UTC)
+    assert lines_of(items)[0].booking_date == date(2026, 1, 30)
+    assert ends_of(items)[0].closing_date == date(2026, 1, 31)
+
+
 def test_balances_that_differ_are_shown_and_no_damage(tmp_path: Path) -> None:
     rows = _changed(7, 10, "10659")
     (end,) = ends_of(paypal_stl.read(write_file(tmp_path, write_rows(rows))))

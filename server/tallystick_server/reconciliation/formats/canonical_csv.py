@@ -1,6 +1,6 @@
 """The platform's own CSV: any statement, for banks and providers without a format of their own.
 
-docs/reference/statement-formats.md is its specification. The whole file is checked, with its counts
+docs/reference/csv-statements.md is its specification. The whole file is checked, with its counts
 and totals, before anything of it is used.
 """
 
