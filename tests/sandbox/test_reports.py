@@ -6,14 +6,19 @@ import asyncio
 import csv
 import io
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import stripe
 
+from tallystick_core.reconciliation.statement import LineType
 from tallystick_sandbox.stripe.context import StripeRules
+from tallystick_sandbox.stripe.reports import COLUMNS
 from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.reconciliation.formats.registry import find_format, read_statements
+from tests.reconciliation.files import ends_of, lines_of, write_file
 from tests.sandbox.harness import API_KEY, LookAlike, look_alike, set_clock
 
 _COLUMNS = [
@@ -33,15 +38,20 @@ _COLUMNS = [
 ]
 
 
-async def _rows(server: LookAlike, run: Any) -> list[dict[str, str]]:
-    """The rows of a completed run's file."""
+async def _content(server: LookAlike, run: Any) -> str:
+    """The file of a completed run."""
     url = f"/v1/files/{run.result.id}/contents"
     assert run.result.url.endswith(url)
     async with httpx.AsyncClient(base_url=server.url) as client:
         answer = await client.get(url, headers={"Authorization": f"Bearer {API_KEY}"})
     assert answer.headers["Content-Type"] == "text/csv"
     assert len(answer.content) == run.result.size
-    return list(csv.DictReader(io.StringIO(answer.text)))
+    return answer.text
+
+
+async def _rows(server: LookAlike, run: Any) -> list[dict[str, str]]:
+    """The rows of a completed run's file."""
+    return list(csv.DictReader(io.StringIO(await _content(server, run))))
 
 
 async def _report(server: LookAlike, parameters: dict[str, Any], type_: str) -> Any:
@@ -77,12 +87,12 @@ def test_a_report_has_what_an_automatic_payout_pays(scratch_database: DatabaseUr
             assert items["refund"]["refund_id"] == refund.id
             assert items["refund"]["charge_id"] == intent.latest_charge
             assert items["transfer"]["transfer_id"] == transfer.id
-            net = sum(Decimal(row["net"]) for row in rows if row["reporting_category"] != "payout")
+            net = sum(Decimal(row["net"]) for row in rows)
             assert net == Decimal(payout["amount"]) / 100
             page = await server.client.v1.balance_transactions.list_async(
                 {"payout": payout["id"], "limit": 100}
             )
-            assert {item.id for item in page.data} == {
+            assert {item.id for item in page.data if item.source != payout["id"]} == {
                 row["balance_transaction_id"] for row in rows
             }
             paid = await server.client.v1.payouts.retrieve_async(payout["id"])
@@ -91,6 +101,31 @@ def test_a_report_has_what_an_automatic_payout_pays(scratch_database: DatabaseUr
             second = await server.control("automatic_payout", currency="eur")
             assert second["amount"] == 660
             assert await server.balance() == {"eur": 0}
+
+    asyncio.run(run())
+
+
+def test_a_report_is_a_statement_of_its_payout(
+    scratch_database: DatabaseUrls, tmp_path: Path
+) -> None:
+    """The platform reads the file: its lines sum to the amount of the payout that they name."""
+
+    async def run() -> None:
+        async with look_alike(scratch_database, StripeRules(fee_ppm=0, fee_fixed=40)) as server:
+            await server.pay(parameters={"metadata": {"charge_id": "order-1"}})
+            await server.transfer("acct_ok", 300)
+            payout = await server.control("automatic_payout", currency="eur")
+            columns = [*COLUMNS, "payment_metadata[charge_id]"]
+            parameters = {"payout": payout["id"], "columns": columns}
+            report = await _report(server, parameters, "payout_reconciliation.by_id.itemized.1")
+            file = write_file(tmp_path, await _content(server, report))
+        items = list(read_statements(file, find_format(file)))
+        lines = {line.line_type: line for line in lines_of(items)}
+        assert lines.keys() == {LineType.CHARGE, LineType.PAYOUT}
+        assert {line.settlement_reference for line in lines.values()} == {payout["id"]}
+        assert [end.total for end in ends_of(items)] == [payout["amount"]]
+        charge = lines[LineType.CHARGE]
+        assert (charge.amount, charge.fee, charge.client_reference) == (960, 40, "order-1")
 
     asyncio.run(run())
 

@@ -220,11 +220,12 @@ def _payouts(context: Context, parameters: dict[str, Any]) -> list[StoredObject]
 
 
 def _transactions_of(context: Context, payout: StoredObject) -> list[StoredObject]:
-    """What a payout pays."""
+    """What a payout pays. It is no row itself, though the list of balance transactions has it."""
     list_filter = ListFilter(
-        PLATFORM, "balance_transaction", {}, _MAX_ROWS + 1, plan={"payout": payout.id}
+        PLATFORM, "balance_transaction", {}, _MAX_ROWS + 2, plan={"payout": payout.id}
     )
-    return store.list_objects(context.connection, list_filter)
+    found = store.list_objects(context.connection, list_filter)
+    return [item for item in found if item.body["source"] != payout.id]
 
 
 def _sources_of(context: Context, transactions: list[StoredObject]) -> dict[str, dict[str, Any]]:
