@@ -1291,6 +1291,49 @@ MUTANTS = (
         'reference = read_id(object_, "payment_intent")',
         "tests/providers/stripe/test_webhooks.py",
     ),
+    # statement files with columns
+    Mutant(
+        "gross, fee and net of a Stripe row need not agree",
+        f"{_SERVER}/reconciliation/formats/stripe_report.py",
+        'if row.amount("gross", currency) - fee != net:',
+        "if False:",
+        "tests/reconciliation/test_stripe_report.py",
+    ),
+    Mutant(
+        "the totals of a PayPal report are not compared",
+        f"{_SERVER}/reconciliation/formats/paypal_stl.py",
+        "if footer.totals[place] != sums[place]:",
+        "if False:",
+        "tests/reconciliation/test_paypal_stl.py",
+    ),
+    Mutant(
+        "a debit of Adyen is positive",
+        f"{_SERVER}/reconciliation/formats/adyen_settlement.py",
+        "return credit - debit",
+        "return credit + debit",
+        "tests/reconciliation/test_adyen_settlement.py",
+    ),
+    Mutant(
+        "a canonical file is used before it is checked",
+        f"{_SERVER}/reconciliation/formats/canonical_csv.py",
+        "    for _ in _items(file):\n        pass\n",
+        "",
+        "tests/reconciliation/test_canonical_csv.py",
+    ),
+    Mutant(
+        "a formula is written as a formula",
+        f"{_SERVER}/reconciliation/formats/canonical_csv.py",
+        'return "\\\\" + text if text.startswith(("=", "+", "-", "@")) else text',
+        "return text",
+        "tests/reconciliation/test_canonical_csv.py",
+    ),
+    Mutant(
+        "the rows of all currencies are one statement",
+        f"{_SERVER}/reconciliation/formats/csv_table.py",
+        "for row in table.rows() if group_of(row) == group)",
+        "for row in table.rows())",
+        "tests/reconciliation/test_stripe_report.py",
+    ),
 )
 
 
