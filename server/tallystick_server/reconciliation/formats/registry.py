@@ -49,11 +49,11 @@ def find_format(file: TextFile, formats: Sequence[Format] = FORMATS) -> Format:
     """The format of a file. Raises DamagedFile if it has none of them."""
     with file.open() as content:
         head = content.read(HEAD_BYTES)
-    for format_ in formats:
-        if format_.matches(head):
-            return format_
-    names = ", ".join(format_.name for format_ in formats)
-    file.fail(1, 1, f"the file must have one of these formats: {names}")
+    found = next((format_ for format_ in formats if format_.matches(head)), None)
+    if found is None:
+        names = ", ".join(format_.name for format_ in formats)
+        file.fail(1, 1, f"the file must have one of these formats: {names}")
+    return found
 
 
 def read_statements(
@@ -74,9 +74,7 @@ def read_statements(
                 if start is None or item.currency != start.currency:
                     raise RuntimeError(f"{format_.name} has a line outside of its statement")
                 line_count += 1
-                total += item.amount
-                if abs(total) > MAX_BALANCE:
-                    file.fail(item.line_number, 1, "the sum of the amounts must be smaller")
+                total = _add(file, total, item)
             case StatementEnd():
                 if start is None or (item.line_count, item.total) != (line_count, total):
                     raise RuntimeError(f"{format_.name} ends a statement with another sum")
@@ -87,3 +85,10 @@ def read_statements(
         yield item
     if start is not None:
         raise RuntimeError(f"{format_.name} does not end its last statement")
+
+
+def _add(file: TextFile, total: int, line: StatementLine) -> int:
+    total += line.amount
+    if abs(total) > MAX_BALANCE:
+        file.fail(line.line_number, 1, "the sum of the amounts must be smaller")
+    return total
