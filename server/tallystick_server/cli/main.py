@@ -24,6 +24,7 @@ from tallystick_server.cli.output import (
 )
 from tallystick_server.cli.runner import PanelGroup, example, load_settings, run_app
 from tallystick_server.cli.sandbox import add_sandbox_commands
+from tallystick_server.cli.statement import add_statement_command
 
 if TYPE_CHECKING:
     from tallystick_server.verify.report import Report
@@ -210,6 +211,7 @@ def print_report(report: Report) -> None:
 
 
 add_sandbox_commands(app, _PANEL)
+add_statement_command(app, "Reconcile")
 add_commands(app)
 
 if __name__ == "__main__":

@@ -15,7 +15,10 @@ from tallystick_core.reconciliation.statement import (
 )
 from tallystick_server.reconciliation.formats import (
     adyen_settlement,
+    bai2,
+    camt053,
     canonical_csv,
+    mt940,
     paypal_stl,
     stripe_report,
 )
@@ -37,6 +40,9 @@ class Format:
 
 
 FORMATS: Sequence[Format] = (
+    Format("camt053", camt053.matches, camt053.read),
+    Format("mt940", mt940.matches, mt940.read),
+    Format("bai2", bai2.matches, bai2.read),
     Format("stripe_report", stripe_report.matches, stripe_report.read),
     Format("paypal_stl", paypal_stl.matches, paypal_stl.read),
     Format("adyen_settlement", adyen_settlement.matches, adyen_settlement.read),
