@@ -48,12 +48,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+_ONLY_IF_NAMED = ("tests/browser", "tests/app/test_shop.py")
+"""Tests of pages, which take long: a browser, and a shop with a demo. .ci/run names them."""
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """The tests in a browser run only if their folder is named: they take as long as a third of all
-    others. .ci/run names it.
-    """
-    is_named = any("tests/browser" in argument for argument in config.args)
-    return True if collection_path == ROOT / "tests" / "browser" and not is_named else None
+    """Leaves out the tests of `_ONLY_IF_NAMED` unless an argument names them."""
+    for name in _ONLY_IF_NAMED:
+        if collection_path == ROOT / name:
+            return None if any(name in argument for argument in config.args) else True
+    return None
 
 
 @pytest.fixture

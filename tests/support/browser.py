@@ -119,7 +119,10 @@ def open_page(
 
 
 def assert_accessible(page: Page) -> None:
-    """axe finds nothing on the page as it is displayed now. The page needs JavaScript."""
+    """axe finds nothing on the page once it is loaded with its styles. The page needs
+    JavaScript.
+    """
+    page.wait_for_load_state("load")
     violations = Axe().run(page).response["violations"]
     lines = []
     for violation in violations:
