@@ -1043,7 +1043,7 @@ _NEW_PAGE = (
         (_NEW_LINK.replace("'pending'", "'nobody'"), "23503"),
         (_NEW_LINK.replace("sha256('a')", "'a'"), "23514"),
         (_NEW_LINK.replace("'https://pay.example/p/a'", "''"), "23514"),
-        (_NEW_LINK.replace("interval '1 day'", "interval '0'"), "23514"),
+        (_NEW_LINK.replace("interval '1 day'", "interval '-1 second'"), "23514"),
         (_NEW_LINK + _NEW_LINK.replace("'pending'", "'paid'"), "23505"),
         (f"{_NEW_LINK} update status_link set revoke_time = create_time - interval '1 s'", "23514"),
         (f"{_NEW_LINK} update status_link set token_hash = sha256('b')", "P0001"),
