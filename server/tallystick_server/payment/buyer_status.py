@@ -175,7 +175,7 @@ class BuyerLookups:
 
     async def _apply(self, charge: Charge) -> None:
         outcome = await self._worker.call_provider(charge, NextAction.LOOK_UP)
-        if not isinstance(outcome, Succeeded | Declined | Pending):
+        if not isinstance(outcome, Succeeded | Declined | Pending) or _is_stored(charge, outcome):
             return  # the worker asks again
         try:
             await self._worker.record_reported(charge, outcome)
@@ -186,3 +186,13 @@ class BuyerLookups:
                 error,
                 extra=names.OUTCOME_NOT_STORED.extra,
             )
+
+
+def _is_stored(charge: Charge, outcome: Succeeded | Declined | Pending) -> bool:
+    """Whether the orders show a pending outcome already, so that nothing is to be written."""
+    order = charge.orders[0].message
+    return isinstance(outcome, Pending) and (
+        order.pending_reason == payment_pb2.PendingReason.Value(f"PENDING_REASON_{outcome.reason}")
+        and order.next_action_url == outcome.next_action_url
+        and order.provider_reference == outcome.reference
+    )

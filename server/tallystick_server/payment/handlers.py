@@ -220,7 +220,7 @@ class PaymentHandlers(PaymentOperatorHandlers):
         ):
             with call.waiting_slot() as may_wait:
                 payment = await self._look_up(payment) if may_wait else payment
-        has_unapplied_charge = await self._database.load(
+        has_unapplied_charge = not _is_open(payment) and await self._database.load(
             lambda connection: exists_for_checkout(connection, checkout_id)
         )
         return pb.RefreshBuyerStatusResponse(
