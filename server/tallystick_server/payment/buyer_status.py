@@ -104,7 +104,7 @@ class BuyerLookups:
     def __init__(self, database: Database, worker: OperationWorker) -> None:
         self._database = database
         self._worker = worker
-        self._lookups: Coalescer[str, None] = Coalescer()
+        self._lookups: Coalescer[str, bool] = Coalescer()
         self._requests: Counter[str] = Counter()
         self._end_times: OrderedDict[str, float] = OrderedDict()
 
@@ -115,9 +115,9 @@ class BuyerLookups:
             and self._requests.total() < _MAX_REQUESTS
         )
 
-    async def look_up(self, payment: payment_pb2.Payment) -> None:
+    async def look_up(self, payment: payment_pb2.Payment) -> bool:
         """Applies what the providers report within LOOK_UP_SECONDS. What comes later is applied
-        too.
+        too. Returns whether the payment may have changed.
         """
         charge_ids = {
             order.charge_id
@@ -132,22 +132,23 @@ class BuyerLookups:
                     self._lookups.run(charge.charge_id, partial(self._look_up, charge))
                     for charge in charges
                 ]
-                await asyncio.gather(*lookups, return_exceptions=True)  # the page shows what it has
+                # of a lookup that failed the page shows what is stored
+                return not lookups or any(await asyncio.gather(*lookups, return_exceptions=True))
         except TimeoutError:
-            pass
+            return True
         finally:
             self._requests[payment.checkout_id] -= 1
             if not self._requests[payment.checkout_id]:
                 del self._requests[payment.checkout_id]
 
-    async def _look_up(self, charge: Charge) -> None:
+    async def _look_up(self, charge: Charge) -> bool:
         """Looks up a charge, at the earliest a second after the last time."""
         loop = asyncio.get_running_loop()
         wait = self._end_times.get(charge.charge_id, -inf) + _MIN_INTERVAL_SECONDS - loop.time()
         if wait > 0:
             await asyncio.sleep(wait)
         try:
-            await self._apply(charge)
+            return await self._apply(charge)
         finally:
             self._end_times[charge.charge_id] = loop.time()
             self._end_times.move_to_end(charge.charge_id)
@@ -173,10 +174,11 @@ class BuyerLookups:
             if charge.maybe_sent or charge.orders[0].status is OrderStatus.PENDING
         ]
 
-    async def _apply(self, charge: Charge) -> None:
+    async def _apply(self, charge: Charge) -> bool:
+        """Returns whether the provider has reported something new."""
         outcome = await self._worker.call_provider(charge, NextAction.LOOK_UP)
         if not isinstance(outcome, Succeeded | Declined | Pending) or _is_stored(charge, outcome):
-            return  # the worker asks again
+            return False  # the worker asks again
         try:
             await self._worker.record_reported(charge, outcome)
         except ConstraintViolation as error:
@@ -186,6 +188,7 @@ class BuyerLookups:
                 error,
                 extra=names.OUTCOME_NOT_STORED.extra,
             )
+        return True
 
 
 def _is_stored(charge: Charge, outcome: Succeeded | Declined | Pending) -> bool:

@@ -270,7 +270,8 @@ class PaymentHandlers(PaymentOperatorHandlers):
         with self.payments.notifier.subscribe(
             payment.checkout_id, only_results=True
         ) as subscription:
-            await self.payments.buyer_lookups.look_up(payment)
+            if not await self.payments.buyer_lookups.look_up(payment):
+                return payment
             latest = await subscription.wait_until(
                 _is_in_progress,
                 lambda: self._load_payment(payment.checkout_id),
