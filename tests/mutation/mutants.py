@@ -1186,10 +1186,17 @@ MUTANTS = (
         "tests/providers/stripe/test_checkout_sessions.py",
     ),
     Mutant(
-        "a page is looked up under the key of its registration",
+        "a stored server error keeps a page away",
         f"{_SERVER}/providers/stripe/hosted_pages.py",
         '_LOOKUP_SUFFIX = "-lookup"',
         '_LOOKUP_SUFFIX = ""',
+        "tests/providers/stripe/test_checkout_sessions.py",
+    ),
+    Mutant(
+        "a lookup after a lost answer registers a second page",
+        f"{_SERVER}/providers/stripe/hosted_pages.py",
+        "registered = await self._register(request, page, request.key)",
+        "registered = Unknown('', RetryReason.SERVER_ERROR)",
         "tests/providers/stripe/test_checkout_sessions.py",
     ),
     Mutant(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tallystick import AsyncClient
@@ -87,15 +88,18 @@ class BuyerVisit:
         checkout_id: str,
         buyer: Buyer,
         violations: list[str],
+        record: Callable[[payment_pb2.Payment], None],
     ) -> None:
+        """`record` gets each payment that the caller reads until it has the page."""
         self._world = world
         self._cluster = cluster
         self._client = client
         self._checkout_id = checkout_id
         self._buyer = buyer
         self._violations = violations
-        self.payments: list[payment_pb2.Payment] = []
-        """What the caller has read until it had the page."""
+        self._record = record
+        self._payment = payment_pb2.Payment()
+        """As the caller has read it last."""
         self.statuses: list[payment_pb2.BuyerStatus] = []
         """What the buyer has seen on their return."""
 
@@ -109,11 +113,12 @@ class BuyerVisit:
             )
             if payment is None:
                 return ""
-            self.payments.append(payment)
+            self._payment = payment
+            self._record(payment)
             if payment.hosted_page.url or payment.payment_state != payment_pb2.PAYMENT_STATE_OPEN:
                 break
             await asyncio.sleep(1.0)
-        return self.payments[-1].hosted_page.url.rpartition("/")[2]
+        return self._payment.hosted_page.url.rpartition("/")[2]
 
     async def wait_to_cancel(self) -> None:
         """Waits until the caller cancels, which is about when the buyer acts."""
@@ -121,9 +126,9 @@ class BuyerVisit:
 
     def _lateness(self) -> float:
         """Seconds until the time from which the buyer's seconds count."""
-        if not (self._buyer.is_late and self.payments):
+        payment = self._payment
+        if not (self._buyer.is_late and payment.checkout_id):
             return 0.0
-        payment = self.payments[-1]
         lifetime = payment.expire_time.ToNanoseconds() - payment.create_time.ToNanoseconds()
         return lifetime / 1e9
 
@@ -150,7 +155,7 @@ class BuyerVisit:
     async def _return(self) -> None:
         """The status page asks for the payment, and has it looked up."""
         client = self._cluster.client(f"the buyer of {self._checkout_id}", "service")
-        token = self.payments[-1].status_url.rpartition("/")[2]
+        token = self._payment.status_url.rpartition("/")[2]
         request = payment_service_pb2.RefreshBuyerStatusRequest(status_token=token, look_up=True)
         response = await call_until_success(
             lambda: client.payment.RefreshBuyerStatus(request), self._checkout_id, self._violations

@@ -213,6 +213,26 @@ class PaymentResponses:
     buyer_statuses: list[payment_pb2.BuyerStatus] = field(default_factory=list)
     """What the buyer saw on their return from a hosted page."""
 
+    def add(self, payment: payment_pb2.Payment, now: float) -> None:
+        """Records a payment that an answer reported. While the buyer must act on a hosted page, its
+        URL is reported; once it has expired or was cancelled, it need not be.
+        """
+        self.payments.append(payment)
+        if not payment.HasField("hosted_page"):
+            return
+        page_urls = {
+            order.next_action_url
+            for order in payment.payment_orders
+            if order.pending_reason == payment_pb2.PENDING_REASON_BUYER_ACTION
+        }
+        is_closing = self.cancelled or START_TIME + timedelta(
+            seconds=now
+        ) >= payment.expire_time.ToDatetime(START_TIME.tzinfo)
+        if not page_urls <= {payment.hosted_page.url} and not (
+            is_closing and payment.hosted_page.url == ""
+        ):
+            self.violations.append(f"{payment.checkout_id} was reported without its page")
+
 
 class PaymentLoad:
     """Callers, each with its own node; a call that fails is retried."""
@@ -273,7 +293,7 @@ class PaymentLoad:
             lambda: client.payment.CreatePayment(request), responses
         )
         if response is not None:
-            responses.payments.append(response.payment)
+            responses.add(response.payment, self._world.loop.now)
 
     async def _call_until_success(
         self, call: Any, responses: PaymentResponses, allowed_reasons: frozenset[str] = frozenset()
@@ -335,7 +355,7 @@ class PaymentLoad:
                     frozenset({"INVALID_STATE"}),
                 )
                 if response is not None:
-                    responses.payments.append(response.payment)
+                    responses.add(response.payment, self._world.loop.now)
             case PaymentFollowUp.WATCH:
                 await self._watch(client, responses)
             case PaymentFollowUp.NOTHING:
@@ -356,6 +376,7 @@ class PaymentLoad:
             responses.request.checkout_id,
             buyer,
             responses.violations,
+            lambda payment: responses.add(payment, self._world.loop.now),
         )
         session_id = await visit.wait_for_page()
 
@@ -365,7 +386,6 @@ class PaymentLoad:
             await self._follow_up(client, request, responses)
 
         await asyncio.gather(follow_up(), *([visit.act(session_id)] if session_id else ()))
-        responses.payments += visit.payments
         responses.buyer_statuses += visit.statuses
 
     async def _confirm_deliveries(self, client: AsyncClient, responses: PaymentResponses) -> None:
@@ -399,7 +419,7 @@ class PaymentLoad:
                             f"after {last_version}"
                         )
                     last_version = payment.version
-                    responses.payments.append(payment)
+                    responses.add(payment, self._world.loop.now)
             if responses.payments[-1].payment_state == payment_pb2.PAYMENT_STATE_OPEN:
                 responses.violations.append(
                     f"{responses.request.checkout_id}: watching it ended while it is open"

@@ -13,7 +13,6 @@ from tests.simulation.load import PaymentResponses
 _CLOSED_BY_PROVIDER = frozenset({"PAGE_EXPIRED", "CALLER_CANCELLED"})
 """Why an order has failed whose page nobody can pay any more."""
 _CLOSED_BY_OPERATOR = "CLOSED_BY_OPERATOR"
-_BUYER_ACTION = payment_pb2.PENDING_REASON_BUYER_ACTION
 
 
 @dataclass(frozen=True)
@@ -43,13 +42,6 @@ def audit_page(
     } - {""}
     if len(urls) > 1:
         yield f"{name} had the pages {sorted(urls)}"
-    for reported in responses.payments:
-        if any(
-            order.pending_reason == _BUYER_ACTION
-            and order.next_action_url != reported.hosted_page.url
-            for order in reported.payment_orders
-        ):
-            yield f"{name} was reported without its page"
     for status in responses.buyer_statuses:
         is_final = status.payment_state != payment_pb2.PAYMENT_STATE_OPEN
         if is_final and status.payment_state != payment.payment_state:

@@ -2,9 +2,10 @@
 
 A session is registered under the key of its charge, which charges nothing: only the page whose URL
 the platform has stored is ever shown. So if Stripe's answer was lost, the session is registered
-again: sent under the same key, and looked up under another one, because Stripe replays a server
-error for a day. The PaymentIntent belongs to the session. It can be neither confirmed nor
-cancelled; only the session can be ended, and one that has expired is never paid.
+again under the same key. Only a lookup for which Stripe has stored a server error, which it replays
+for a day, registers it under another one. The PaymentIntent belongs to the session. It can be
+neither confirmed nor cancelled; only the session can be ended, and one that has expired is never
+paid.
 """
 
 from __future__ import annotations
@@ -60,17 +61,17 @@ class StripePages:
 
     async def send(self, request: ChargeRequest, page: ChargePage) -> ChargeOutcome:
         """The outcome of a charge, whose page is registered under its key."""
-        return self._conclude(await self._find_or_register(request, page, request.key), request)
+        found = await self._find(request)
+        session = found or await self._register(request, page, request.key)
+        return self._conclude(session, request)
 
     async def look_up(self, request: ChargeRequest, page: ChargePage) -> ChargeOutcome:
         """The outcome of a charge. If the answer to its registration was lost, it is registered."""
-        key = f"{request.key}{_LOOKUP_SUFFIX}"
-        return self._conclude(await self._find_or_register(request, page, key), request)
+        return self._conclude(await self._find_or_register(request, page), request)
 
     async def close(self, request: ChargeRequest, page: ChargePage) -> ChargeOutcome:
         """Ends the session of a charge. Only its confirmed end is a decline."""
-        key = f"{request.key}{_LOOKUP_SUFFIX}"
-        session = await self._find_or_register(request, page, key)
+        session = await self._find_or_register(request, page)
         if (
             not isinstance(session, CheckoutSession)
             or session.status != "open"
@@ -90,22 +91,36 @@ class StripePages:
         return unknown_of(ended, session.id)
 
     async def _find_or_register(
-        self, request: ChargeRequest, page: ChargePage, key: str
+        self, request: ChargeRequest, page: ChargePage
     ) -> CheckoutSession | ChargeOutcome:
-        """The session of a charge as it is now, by its id, by that of its PaymentIntent, or by
-        registering it under a key.
+        """The session of a charge as it is now. If its registration was not answered, it is
+        registered, under another key after a server error, because Stripe may have stored that.
         """
+        found = await self._find(request)
+        if found is not None:
+            return found
+        registered = await self._register(request, page, request.key)
+        if (
+            isinstance(registered, Unknown)
+            and registered.retry_reason is RetryReason.SERVER_ERROR
+            and not registered.reference
+        ):
+            return await self._register(request, page, f"{request.key}{_LOOKUP_SUFFIX}")
+        return registered
+
+    async def _find(self, request: ChargeRequest) -> CheckoutSession | Unknown | None:
+        """The session by its id, or by that of its PaymentIntent; None: neither is known."""
+        if not request.reference:
+            return None
         if request.reference.startswith("cs_"):
             session = await self._read(request.reference)
-        elif request.reference:
-            session = await self._find_by_intent(request.reference)
         else:
-            return await self._create(request, page, key)
+            session = await self._find_by_intent(request.reference)
         if isinstance(session, CheckoutSession):
             return session
         return unknown_of(session, request.reference)
 
-    async def _create(
+    async def _register(
         self, request: ChargeRequest, page: ChargePage, key: str
     ) -> CheckoutSession | ChargeOutcome:
         try:  # smallest and largest amounts are left to Stripe, which may know the key already
