@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import UTC, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -213,7 +213,7 @@ class PaymentResponses:
     buyer_statuses: list[payment_pb2.BuyerStatus] = field(default_factory=list)
     """What the buyer saw on their return from a hosted page."""
 
-    def add(self, payment: payment_pb2.Payment, now: float) -> None:
+    def add(self, payment: payment_pb2.Payment, database_time: float) -> None:
         """Records a payment that an answer reported. While the buyer must act on a hosted page, its
         URL is reported; once it has expired or was cancelled, it need not be.
         """
@@ -225,12 +225,10 @@ class PaymentResponses:
             for order in payment.payment_orders
             if order.pending_reason == payment_pb2.PENDING_REASON_BUYER_ACTION
         }
-        is_closing = self.cancelled or START_TIME + timedelta(
-            seconds=now
-        ) >= payment.expire_time.ToDatetime(START_TIME.tzinfo)
-        if not page_urls <= {payment.hosted_page.url} and not (
-            is_closing and payment.hosted_page.url == ""
-        ):
+        expire_time = payment.expire_time.ToDatetime(UTC)
+        is_ending = self.cancelled or START_TIME + timedelta(seconds=database_time) >= expire_time
+        allowed_urls = page_urls | {""} if is_ending else page_urls
+        if page_urls and payment.hosted_page.url not in allowed_urls:
             self.violations.append(f"{payment.checkout_id} was reported without its page")
 
 
@@ -293,7 +291,7 @@ class PaymentLoad:
             lambda: client.payment.CreatePayment(request), responses
         )
         if response is not None:
-            responses.add(response.payment, self._world.loop.now)
+            responses.add(response.payment, self._world.database_time("payment"))
 
     async def _call_until_success(
         self, call: Any, responses: PaymentResponses, allowed_reasons: frozenset[str] = frozenset()
@@ -355,7 +353,7 @@ class PaymentLoad:
                     frozenset({"INVALID_STATE"}),
                 )
                 if response is not None:
-                    responses.add(response.payment, self._world.loop.now)
+                    responses.add(response.payment, self._world.database_time("payment"))
             case PaymentFollowUp.WATCH:
                 await self._watch(client, responses)
             case PaymentFollowUp.NOTHING:
@@ -376,7 +374,7 @@ class PaymentLoad:
             responses.request.checkout_id,
             buyer,
             responses.violations,
-            lambda payment: responses.add(payment, self._world.loop.now),
+            lambda payment: responses.add(payment, self._world.database_time("payment")),
         )
         session_id = await visit.wait_for_page()
 
@@ -419,7 +417,7 @@ class PaymentLoad:
                             f"after {last_version}"
                         )
                     last_version = payment.version
-                    responses.add(payment, self._world.loop.now)
+                    responses.add(payment, self._world.database_time("payment"))
             if responses.payments[-1].payment_state == payment_pb2.PAYMENT_STATE_OPEN:
                 responses.violations.append(
                     f"{responses.request.checkout_id}: watching it ended while it is open"

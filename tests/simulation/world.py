@@ -142,6 +142,10 @@ class World:
             self._pause(node)
         return fault
 
+    def database_time(self, service: str) -> float:
+        """The present time by the clock of the database of a service, or of the provider."""
+        return self.loop.now + self._clock_drift.get(service, 0.0)
+
     def slow_delay(self, call_id: str) -> float:
         return self.seeded_random.uniform(f"slow {call_id} {self.loop.now}", *self._slow_seconds)
 
@@ -182,9 +186,7 @@ class World:
                 self.kill(node)
                 return
             self._conditions.fault, self._conditions.at_commit = fault, False
-            self._conditions.now = self.loop.now + self._clock_drift.get(
-                node.name.partition("-")[0], 0.0
-            )
+            self._conditions.now = self.database_time(node.name.partition("-")[0])
             result, error = None, None
             try:
                 result = run()
