@@ -1165,8 +1165,8 @@ MUTANTS = (
     Mutant(
         "a page that has expired is not closed at the provider",
         f"{_SERVER}/providers/stripe/hosted_pages.py",
-        "        session = await self._find_or_register(request, page, key)\n        if (",
-        "        session = await self._find_or_register(request, page, key)\n"
+        "        session = await self._find_or_register(request, page)\n        if (",
+        "        session = await self._find_or_register(request, page)\n"
         '        if request: return Declined(FailureReason.PAGE_EXPIRED, "", request.reference)\n'
         "        if (",
     ),

@@ -228,9 +228,9 @@ def test_a_payment_that_ends_during_the_risk_check_is_never_sent(
     with client_with_risk(scratch_database, risk_provider, settings) as client:
         values: dict[str, Any] = {}
         if ending == "EXPIRED":
-            values["expire_time"] = timestamp_in(0.8)
+            values["expire_time"] = timestamp_in(1.5)
         if answer == "approves late":
-            risk_provider.approve_time = timestamp_in(1.0)
+            risk_provider.approve_time = timestamp_in(1.8)
         payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE, **values)
         assert eventually(lambda: risk_provider.requests)
         if ending == "CALLER_CANCELLED":
