@@ -23,6 +23,7 @@ from tallystick_core.payout.destination import (
 )
 from tallystick_core.payout.state import TERMINAL_STATES, PayoutState
 from tallystick_core.payout.state import TRANSITIONS as PAYOUT_TRANSITIONS
+from tallystick_core.reconciliation.breaks import BREAK_TRANSITIONS, BreakState
 from tallystick_server.app.configuration import describe_settings
 from tallystick_server.http.errors import reasons_by_http_status
 from tallystick_server.observability import names
@@ -217,6 +218,7 @@ BLOCKS: dict[str, Callable[[str], str]] = {
         DestinationState.PENDING_VERIFICATION,
         TERMINAL_DESTINATION_STATES,
     ),
+    "break-states": lambda _: _state_diagram(BREAK_TRANSITIONS, BreakState.OPEN, ()),
     "error-reasons": _error_reasons,
     "http-statuses": _http_statuses,
     "settings": _settings,

@@ -41,6 +41,7 @@ EVENT_SUBJECTS = {
     "PAYOUT_SCHEDULE_CHANGED": EventSubject("payoutSchedules", "payout_schedule"),
     "SELLER_CHANGED": EventSubject("sellers", "seller"),
     "SELLER_ASSIGNMENT_CHANGED": EventSubject("sellerAssignments", "seller_assignment"),
+    "BREAK_CHANGED": EventSubject("breaks", "reconciliation_break"),
 }
 """By event type."""
 

@@ -89,6 +89,14 @@ def parse_amount(
     return amount_minor
 
 
+def parse_signed_amount(
+    text: str, currency: str, field: str = "amount", max_amount: int = MAX_AMOUNT
+) -> int:
+    """Parses decimal text in major units that may begin with "-". Raises as `parse_amount`."""
+    sign = -1 if text.startswith("-") else 1
+    return sign * parse_amount(text.removeprefix("-"), currency, field, 0, max_amount)
+
+
 @lru_cache(maxsize=10_000)
 def format_amount(amount_minor: int, currency: str) -> str:
     """Formats minor units as decimal text in major units, with all decimals of the currency: 1230

@@ -136,7 +136,7 @@ def test_help_imports_nothing_slow() -> None:
         ("payouts acknowledge p-1 --reason r --report 0", "'0' is not a whole number from 1 to"),
         (
             "alerts --service event",
-            "'event' is not one of 'payment', 'ledger', 'wallet', 'payout'.",
+            "'event' is not one of 'payment', 'ledger', 'wallet', 'payout', 'reconciliation'.",
         ),
         ("dead-letters list --service wallet", "'wallet' is not one of 'payment', 'payout'."),
         ("sandbox --port 65536", "'--port': '65536' is not a whole number from 1 to 65535."),

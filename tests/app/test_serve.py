@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sqlalchemy import make_url
 
 from tallystick import Client, new_order
+from tallystick.payment.v1 import payment_service_pb2
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.database.embedded import EmbeddedPostgres
 from tallystick_server.app.database.migrate import SCHEMAS, migrate
@@ -34,13 +35,14 @@ from tests.support.processes import (
     running_process,
     wait_for_line,
 )
+from tests.support.reconciliation import charge, reconcile
 
 
 def test_services_run_as_separate_processes(scratch_database: DatabaseUrls, tmp_path: Path) -> None:
-    """payment, ledger, wallet and event as four processes with four roles, and the sandbox as a
-    fifth, process the same checkout.
+    """Each service as a process with its own role, and the sandbox as another, process the same
+    checkout, and its statement.
     """
-    address = {name: free_address() for name in ("payment", "ledger", "wallet", "event", "sandbox")}
+    address = {name: free_address() for name in (*service_names(), "sandbox")}
     urls = {name: scratch_database.service(name) for name in address}
     service_addresses = ",".join(f"{name}={at}" for name, at in address.items())
     with ExitStack() as stack:
@@ -52,7 +54,7 @@ def test_services_run_as_separate_processes(scratch_database: DatabaseUrls, tmp_
         )
         stack.callback(sandbox.wait, 30)
         stack.callback(sandbox.terminate)
-        for name in ("event", "ledger", "wallet", "payment"):
+        for name in ("event", "ledger", "wallet", "payment", "payout", "reconciliation"):
             environment = {
                 "TALLYSTICK_DATABASE__SERVICE_URLS": f"{name}={urls[name]}",
                 "TALLYSTICK_SERVER__LISTEN": address[name],
@@ -68,6 +70,7 @@ def test_services_run_as_separate_processes(scratch_database: DatabaseUrls, tmp_
                 ledger=address["ledger"],
                 wallet=address["wallet"],
                 event=address["event"],
+                reconciliation=address["reconciliation"],
             )
         )
         orders = [new_order(f"o-{n}", "b", f"s-{n}", "10.00", "EUR") for n in range(2)]
@@ -82,6 +85,11 @@ def test_services_run_as_separate_processes(scratch_database: DatabaseUrls, tmp_
                 for e in client.events()
             )
         )
+        request = payment_service_pb2.GetPaymentOrderRequest(payment_order_id="o-0")
+        reference = client.payment.GetPaymentOrder(request).payment_order.provider_reference
+        line = charge(10_00, reference, booking_date="")
+        file = reconcile(client, "psp/sandbox/clearing", [line]).statement_file
+        assert file.matched_count == 1
     report = verify(scratch_database)
     assert report.passed, report.as_text()
 

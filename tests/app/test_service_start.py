@@ -13,7 +13,7 @@ from tallystick_server.app import serve
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.errors import StartupError
-from tallystick_server.app.services import HTTP_SERVER, service_names
+from tallystick_server.app.services import HTTP_SERVER, find_spec, service_names
 from tests.support.platform import free_address
 
 PAYOUTS_TOKEN, WALLETS_TOKEN = "0123456789-of-payouts", "0123456789-of-wallets"
@@ -112,7 +112,7 @@ def test_a_single_service_requires_the_addresses_of_the_others(
     """A service that is served alone, without the addresses of the others, reports which address is
     missing.
     """
-    first = "wallet" if service in ("payment", "payout") else "event"
+    first = find_spec(service).dependencies[0]
     with pytest.raises(
         StartupError, match=f"TALLYSTICK_SERVICE_ADDRESSES must say where {service} reaches {first}"
     ):

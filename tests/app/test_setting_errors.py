@@ -54,6 +54,19 @@ BAD_SETTINGS = [
         "TALLYSTICK_PAYMENT__SELLER_FEE_RATES must look like key=value",
     ),
     (
+        {"TALLYSTICK_RECONCILIATION__POSTING_INTERVAL": "0"},
+        "TALLYSTICK_RECONCILIATION__POSTING_INTERVAL must be a number of seconds from 0.05 to "
+        "3,600",
+    ),
+    (
+        {"TALLYSTICK_RECONCILIATION__APPROVAL_THRESHOLD": "EUR=1.005"},
+        "TALLYSTICK_RECONCILIATION__APPROVAL_THRESHOLD",
+    ),
+    (
+        {"TALLYSTICK_RECONCILIATION__ALERT_BREAKS_AFTER": "soon"},
+        "TALLYSTICK_RECONCILIATION__ALERT_BREAKS_AFTER must be a number of seconds from 1 to",
+    ),
+    (
         {"TALLYSTICK_RISK__BLOCKED_COUNTRIES": "Britain"},
         "TALLYSTICK_RISK__BLOCKED_COUNTRIES must have only valid items: each must be two capital",
     ),

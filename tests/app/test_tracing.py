@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any, ClassVar
 
@@ -24,7 +25,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from tallystick import Client, new_order
 from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.observability.tracing import TracedDatabase
 from tallystick_server.operations.batcher import Batcher
+from tallystick_storage.sql import Connection
 from tests.support.errors import from_rpc
 from tests.support.platform import ServedPlatform, eventually, free_address, unique_id
 from tests.support.processes import wait_for_line
@@ -135,6 +138,35 @@ def test_a_batch_is_linked_to_every_member(span_exporter: InMemorySpanExporter) 
         members[0],
         members[1:],
     )
+
+
+def test_a_transaction_has_the_name_of_its_function(
+    database: DatabaseUrls, span_exporter: InMemorySpanExporter
+) -> None:
+    """Also if some of its arguments are bound."""
+
+    def select(connection: Connection, number: int) -> int:
+        return int(connection.execute(f"select {number}").scalar_one())
+
+    traced_database = TracedDatabase(
+        database.service("event"), service="event", connections=1, readers=1
+    )
+
+    async def run() -> int:
+        with trace.get_tracer("test").start_as_current_span("a call") as span:
+            bound_function = partial(select, number=7)
+            assert await traced_database.transact(bound_function) == 7
+            assert await traced_database.load(bound_function) == 7
+            return span.get_span_context().trace_id
+
+    trace_id = asyncio.run(run())
+    traced_database.close()
+    functions = [
+        (span.attributes or {}).get("code.function.name")
+        for span in span_exporter.get_finished_spans()
+        if span.context.trace_id == trace_id and span.name != "a call"
+    ]
+    assert functions == [select.__qualname__] * 2
 
 
 def test_charges_of_one_batch_keep_their_traces(

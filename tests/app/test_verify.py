@@ -12,6 +12,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing import get_context
 from types import SimpleNamespace
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -20,6 +21,7 @@ from google.protobuf.duration_pb2 import Duration
 from tallystick import Client, FailedPreconditionError, new_order
 from tallystick.payment.v1 import payment_service_pb2
 from tallystick.payout.v1 import payout_service_pb2
+from tallystick.reconciliation.v1 import reconciliation_pb2, reconciliation_service_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_core.provider.outcome import RetryReason
 from tallystick_server.app.configuration import Settings
@@ -31,6 +33,7 @@ from tallystick_server.verify.run import load_queries, run_checks, verify
 from tallystick_storage.verify import Reader
 from tests.support.payouts import wait_until_booked
 from tests.support.platform import eventually, fresh_database, run_command, serve_platform
+from tests.support.reconciliation import charge, posted_clearing, reconcile
 from tests.support.rows import update_rows
 from tests.tampering.run import Tampering
 
@@ -47,7 +50,8 @@ def unrelayed_count(databases: DatabaseUrls) -> int:
     with psycopg.connect(databases.admin) as connection:
         row = connection.execute(
             "select (select count(*) from payment.outbox) + (select count(*) from wallet.outbox) + "
-            "(select count(*) from payout.outbox) + (select count(*) from ledger.outbox)"
+            "(select count(*) from payout.outbox) + (select count(*) from ledger.outbox) + "
+            "(select count(*) from reconciliation.outbox)"
         ).fetchone()
     return int(row[0]) if row else 0
 
@@ -56,10 +60,15 @@ def unrelayed_count(databases: DatabaseUrls) -> int:
 def filled_database(
     admin_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[DatabaseUrls]:
-    """A database with payments in each final state and a hold; all events have been published."""
+    """A database with payments in each final state, a hold, and statements; all events have been
+    published.
+    """
     with fresh_database(admin_url, tmp_path_factory.mktemp("verify")) as databases:
         settings = Settings().replace(
-            retry=RETRY, payout__approval_threshold={"EUR": 400}, payout__destination_cooldown=0
+            retry=RETRY,
+            payout__approval_threshold={"EUR": 400},
+            payout__destination_cooldown=0,
+            reconciliation__posting_interval=0.2,
         )
         with serve_platform(databases, settings) as platform, platform.client() as client:
             for number in range(3):
@@ -124,6 +133,7 @@ def filled_database(
             )
             client.wallet.BatchPlaceHold(wallet_service_pb2.BatchPlaceHoldRequest(holds=[hold]))
             create_payouts(client)
+            reconcile_statements(client)
             assert eventually(lambda: not unrelayed_count(databases))
         yield databases
         report = verify(databases)
@@ -183,6 +193,34 @@ def create_payouts(client: Client) -> None:
     wait_until_booked(client, "x-returned", "2.00", "1.00")
     wait_until_booked(client, "x-late", "0.50")
     wait_until_booked(client, "x-declined", "0.00")
+
+
+def reconcile_statements(client: Client) -> None:
+    """Two files of the sandbox: a line that matches, one of another amount, which is adjusted, one
+    that the ledger does not have, a fee, and a settlement; then a line that the first file had.
+    """
+
+    def reference_of(order_id: str) -> str:
+        request = payment_service_pb2.GetPaymentOrderRequest(payment_order_id=order_id)
+        return client.payment.GetPaymentOrder(request).payment_order.provider_reference
+
+    matched_line = charge(10_00, reference_of("o-0-0"), fee=30, booking_date="")
+    lines = [
+        matched_line,
+        charge(9_00, reference_of("o-0-1"), booking_date=""),
+        charge(5_00, "ch-9"),
+        charge(-2_00, line_type="FEE", reference="fee-1"),
+        charge(-7_00, line_type="SETTLEMENT", settlement_reference="s-1"),
+    ]
+    reconcile(client, "psp/sandbox/clearing", lines, file_name="first")
+    reconcile(client, "psp/sandbox/clearing", [matched_line], file_name="second")
+    request = reconciliation_service_pb2.ResolveBreakRequest(
+        break_id="f1-2",
+        resolution=reconciliation_pb2.RESOLUTION_ADJUST,
+        reason="as in the statement",
+    )
+    client.reconciliation.ResolveBreak(request)
+    assert float(posted_clearing(client, "psp/sandbox/clearing").unexplained) == 0
 
 
 def is_booked(databases: DatabaseUrls) -> bool:
@@ -270,7 +308,7 @@ CORRUPTIONS = [
     (
         "L6",
         "update ledger.head set sequence = 9",
-        "ledger.head main: is at 9, but the book ends at 12",
+        "ledger.head main: is at 9, but the book ends at 15",
     ),
     (
         "L7",
@@ -714,6 +752,210 @@ CORRUPTIONS = [
         "update ledger.tx set kind = 'NONSENSE' where sequence = 2",
         "ledger.tx main-2: is of the kind 'NONSENSE', which does not exist",
     ),
+    *[
+        (invariant, f"{sql.format('reconciliation.')}", finding)
+        for invariant, sql, finding in (
+            (
+                "R1",
+                "delete from {0}closed_item where match_number = 1",
+                "reconciliation.open_item main 1 1: is missing, but the ledger has it",
+            ),
+            *[
+                (
+                    "R1",
+                    f"update {{0}}closed_item set {column} where match_number = 1",
+                    "reconciliation.closed_item main 1 1: differs from the ledger",
+                )
+                for column in (
+                    "account = 'psp/x/clearing'",
+                    "amount = amount + 1",
+                    "currency = 'USD'",
+                    "kind = 'REFUND'",
+                    "source_id = 'x'",
+                    "external_reference = 'x'",
+                    "effective_time = effective_time + interval '1 s'",
+                    "line_type = 'REFUND'",
+                )
+            ],
+            (
+                "R1",
+                "update {0}open_item set sequence = 99 where source_id = 'o-1-0'",
+                "reconciliation.open_item main 99 1: is not in the ledger",
+            ),
+            (
+                "R1",
+                "insert into {0}open_item select book, sequence, entry_number, account, currency, "
+                "amount, kind, source_id, external_reference, effective_time, line_type "
+                "from {0}closed_item where match_number = 1",
+                "main 1 1: is there twice",
+            ),
+            (
+                "R1",
+                "update {0}ledger_position set sequence = 99",
+                "reconciliation.ledger_position main: is at 99, but the book ends at 15",
+            ),
+            (
+                "R1",
+                "update {0}ledger_position set sequence = 1",
+                "is beyond the position up to which the ledger was read",
+            ),
+            *[
+                (
+                    "R2",
+                    f"update {{0}}statement_line set {column} where file_number = 1 and number = 1",
+                    "reconciliation.statement_line 1 1: is not the line that its identity says",
+                )
+                for column in (
+                    "line_type = 'REFUND'",
+                    "amount = amount - 1, fee = fee + 1",
+                    "currency = 'USD'",
+                    "booking_date = '2026-01-01'",
+                    "value_date = '2026-01-01'",
+                    "charge_reference = 'x'",
+                    "settlement_reference = 'x'",
+                    "code = 'x'",
+                    "text = 'x'",
+                )
+            ],
+            (
+                "R3",
+                "update ledger.tx set source_id = 'x' where kind = 'PROVIDER_FEE'",
+                "reconciliation.ledger_posting PROVIDER_FEE/f1-fees-EUR: is posted, but the ledger "
+                "does not have it",
+            ),
+            (
+                "R3",
+                "update {0}ledger_posting set transaction_id = 'main-1' where kind = 'SETTLEMENT'",
+                "reconciliation.ledger_posting SETTLEMENT/f1-settlement-5: is main-1",
+            ),
+            (
+                "R3",
+                "update {0}ledger_posting set external_reference = 'x' where kind = 'SETTLEMENT'",
+                "reconciliation.ledger_posting SETTLEMENT/f1-settlement-5: differs from the ledger",
+            ),
+            (
+                "R3",
+                "update {0}ledger_posting set entries = jsonb_set(entries, '{{0,amount}}', '1') "
+                "where kind = 'ADJUSTMENT'",
+                "reconciliation.ledger_posting ADJUSTMENT/f1-2-2-EUR: differs from the ledger",
+            ),
+            (
+                "P4",
+                "delete from {0}statement_line where number = 3",
+                "reconciliation.statement_line of reconciliation.statement 1 1: its lines are 4 of "
+                "970, but it has 5 of 1470",
+            ),
+            (
+                "P4",
+                "delete from {0}statement_file where file_number = 1",
+                "reconciliation.statement 1 1: has no file",
+            ),
+            (
+                "P4",
+                "delete from {0}statement_file where file_number = 1",
+                "reconciliation.statement_line 1 1: has no file",
+            ),
+            (
+                "P4",
+                "delete from {0}statement where file_number = 1",
+                "it has 0 statements of 1",
+            ),
+            (
+                "P4",
+                "update {0}statement_file set matched_count = matched_count - 1, "
+                "repeated_count = repeated_count + 1 where file_number = 1",
+                "its lines are 5, of which 3 matched and 0 repeated",
+            ),
+            (
+                "P4",
+                "update {0}statement_line set number = 99 where file_number = 1 and number = 1",
+                "reconciliation.statement_line of 1: its lines are not numbered 1, 2, …",
+            ),
+            (
+                "P4",
+                "update {0}statement_line set break_id = 'x' where break_id = 'f1-3'",
+                "reconciliation.statement_line 1 3: is in a break that does not exist",
+            ),
+            (
+                "P4",
+                "update {0}statement_line set occurrence = 2 where number = 1 and file_number = 1",
+                "reconciliation.statement_line 2 1: repeats a line that no earlier file has",
+            ),
+            (
+                "P4",
+                "update {0}statement_line set occurrence = 2 where number = 1 and file_number = 1",
+                "reconciliation.statement_line 1 1: is number 2 of equal lines, but there is no "
+                "number 1",
+            ),
+            (
+                "P4",
+                "update {0}statement_line set match_number = 5 where match_rule = 'BOOKED'",
+                "reconciliation.statement_line 1 4: is booked by itself, but matches with line 5",
+            ),
+            (
+                "P4",
+                "update {0}closed_item set break_id = 'x' where break_id = 'f1-2'",
+                "is in a break that does not exist",
+            ),
+            (
+                "P4",
+                "delete from {0}ledger_posting where kind = 'SETTLEMENT'",
+                "is missing, but the ledger has the posting",
+            ),
+            (
+                "R1",
+                "update {0}closed_item set match_number = 2 where match_number = 1",
+                "reconciliation.closed_item of reconciliation.statement_line 1 1: lines have 1000, "
+                "and entries 0",
+            ),
+            (
+                "P4",
+                "delete from {0}break_change where break_id = 'f1-2' and version = 1",
+                "reconciliation.break_change of reconciliation.break f1-2: the break does not "
+                "match its changes",
+            ),
+            (
+                "P4",
+                "update {0}break set rule_version = 2 where break_id = 'f1-3'",
+                "reconciliation.break_rule of reconciliation.break f1-3: there is no version 2 of "
+                "the rule CHARGE_UNKNOWN",
+            ),
+            (
+                "P4",
+                "update {0}break set difference = 501 where break_id = 'f1-3'",
+                "reconciliation.break f1-3: its lines have 500 more than its entries, but it has "
+                "501",
+            ),
+            (
+                "R1",
+                "update {0}clearing_balance set ledger_balance = ledger_balance + 1 "
+                "where account = 'psp/sandbox/clearing' and currency = 'EUR'",
+                "reconciliation.clearing_balance psp/sandbox/clearing EUR: is ",
+            ),
+            (
+                "R1",
+                "update {0}break set state = 'RESOLVED', resolution = 'ADJUST' "
+                "where break_id = 'f1-3'",
+                "reconciliation.clearing_balance psp/sandbox/clearing EUR: differs from the "
+                "statements by -500, which nothing explains",
+            ),
+            (
+                "E1",
+                "delete from event.event where aggregate_id = 'breaks/f1-3'",
+                "reconciliation.break f1-3: is at version 1, but event.event has 0 of its versions",
+            ),
+            (
+                "E1",
+                "delete from {0}break where break_id = 'f1-3'",
+                "reconciliation.break f1-3: is missing, but event.event has its version 1",
+            ),
+            (
+                "S5",
+                "update {0}break set detail = 'x' where break_id = 'f1-3'",
+                "reconciliation.break f1-3: does not match its seal",
+            ),
+        )
+    ],
     ("E2", "delete from event.head", "event.head: has 0 rows, and must have one"),
     ("E2", "update event.head set cursor = cursor + 1", "event.head: is at"),
     ("E2", "delete from event.event where cursor = 5", "event.event 6: follows 4, with a gap"),
@@ -904,7 +1146,39 @@ def _fake_reader(rows: int) -> Callable[..., Iterator[SimpleNamespace]]:
             "events": 1,
             "name": id_,
         }
-        return SimpleNamespace(**{**transfer, **payout, **ids, **order, **other_fields, **amounts})
+        statement = {
+            "book": "main",
+            "sequence": n,
+            "entry_number": 1,
+            "account": "psp/p/clearing",
+            "kind": "PAY_IN",
+            "line_type": "CHARGE",
+            "external_reference": id_,
+            "effective_time": None,
+            "table_name": "open_item",
+            "key": id_,
+            "is_posted": True,
+            "transaction_id": id_,
+            "file_number": 1,
+            "number": n,
+            "fee": 0,
+            "identity": UUID(int=n),
+            **dict.fromkeys(
+                (
+                    "booking_date",
+                    "value_date",
+                    "reference",
+                    "charge_reference",
+                    "settlement_reference",
+                    "code",
+                    "text",
+                ),
+                "",
+            ),
+        }
+        return SimpleNamespace(
+            **{**statement, **transfer, **payout, **ids, **order, **other_fields, **amounts}
+        )
 
     def read_rows(name: str, **_parameters: object) -> Iterator[SimpleNamespace]:
         is_merged = name.partition(".")[2] in {
@@ -922,6 +1196,11 @@ def _fake_reader(rows: int) -> Callable[..., Iterator[SimpleNamespace]]:
             "money_movements",
             "delivered",
             "pending_pay_ins",
+            "items",
+            "clearing_entries",
+            "lines",
+            "postings",
+            "statement_postings",
         }
         return (make_row(n) for n in range(rows if is_merged else 0))
 

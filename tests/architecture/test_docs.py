@@ -13,12 +13,9 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from tallystick_core.payment.state import ALERT_AFTER_SECONDS
-from tallystick_core.payout.state import ALERT_AFTER_SECONDS as PAYOUT_ALERT_AFTER
-from tallystick_storage.alerts import event_alert_queries
-from tallystick_storage.ledger import postings
-from tallystick_storage.payment import alerts as payment_alerts
-from tallystick_storage.payout import alerts as payout_alerts
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.services import SERVICES
+from tallystick_server.app.wiring import implementation_of
 from tests.support.platform import ROOT
 
 _RUNBOOKS = ROOT / "docs" / "operations" / "alerts"
@@ -118,13 +115,14 @@ def is_in_repository(word: str) -> bool:
 
 def alert_kinds() -> set[str]:
     """Every alert kind that a service raises."""
-    queries = [
-        *payment_alerts.alert_queries(ALERT_AFTER_SECONDS, 1.0, 1.0),
-        *payout_alerts.alert_queries(PAYOUT_ALERT_AFTER, 1.0),
-        *postings.alert_queries(1.0),
-        *event_alert_queries(1.0),
-    ]
-    return {query.kind for query in queries}
+    settings = Settings().replace(payment__review_timeout=1.0)
+    implementations = [implementation_of(spec) for spec in SERVICES]
+    return {
+        query.kind
+        for implementation in implementations
+        if implementation.alert_queries is not None
+        for query in implementation.alert_queries(settings)
+    }
 
 
 def invariants_of_tests() -> dict[str, str]:

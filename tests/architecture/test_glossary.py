@@ -136,6 +136,12 @@ ALLOWED = [
     Allowed("tests/", "^given$", "the decorator of Hypothesis"),
     Allowed("benchmarks/seed/source_tables.py", r"floor\(", "the function of SQL"),
     Allowed("", '["`]settled(?: bulk| installment)?["`]', "a type of lines in a report of Adyen"),
+    Allowed("benchmarks/reconcile/", "planted", "mismatches that the benchmark makes"),
+    Allowed(
+        "tests/services/reconciliation/test_planted_breaks.py",
+        "planted",
+        "mismatches that the benchmark makes",
+    ),
     Allowed("", "card funding", "a column of a report of Stripe"),
     Allowed("tests/mutation/KILLED.md", r"door\.py", "a line of a log, as it was recorded"),
     Allowed(

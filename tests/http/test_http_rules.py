@@ -80,6 +80,9 @@ def test_the_idempotency_key_is_the_id_of_the_call() -> None:
         "SetWalletPolicy",
         "RetryDeadLetters",
         "CloseDeadLetters",
+        "OpenBreak",
+        "MatchBreaks",
+        "SetBreakRule",
     }
 
 

@@ -194,7 +194,7 @@ def test_there_is_a_statement_for_each_account_and_currency(tmp_path: Path) -> N
         ({"Type": ""}, "column 8: Type must not be empty"),
         (
             {"Creation Date": "2026-06-31 00:00:00"},
-            "column 6: Creation Date must be a time such as 2026-01-31 23:59:59",
+            "column 6: Creation Date must be a time such as 2026-01-31 23:59:59, from 1970 to 2199",
         ),
         (
             {"Gross Currency": "JPY", "Gross Credit (GC)": "850", "Markup (NC)": "x"},

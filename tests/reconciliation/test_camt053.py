@@ -259,7 +259,7 @@ DAMAGED = {
     ),
     "date": (
         document(entry().replace("2026-11-30", "2026-11-31")),
-        "line 5, column 84: a date must be a day such as 2026-11-30",
+        "line 5, column 84: a date must be a day such as 2026-11-30, from 1970 to 2199",
     ),
     "count": (
         document(

@@ -10,12 +10,8 @@ import pytest
 
 from tallystick_core.money import MAX_BALANCE
 from tallystick_core.reconciliation.statement import DamagedFile
-from tallystick_server.reconciliation.formats.csv_table import (
-    MAX_ROW_CHARACTERS,
-    Columns,
-    CsvTable,
-    Row,
-)
+from tallystick_server.reconciliation.formats.csv_file import MAX_ROW_CHARACTERS, CsvFile
+from tallystick_server.reconciliation.formats.csv_table import Columns, CsvTable, Row
 from tests.reconciliation.files import write_file
 
 _COLUMNS = Columns(("id", "amount"), frozenset({"text"}))
@@ -66,6 +62,26 @@ def test_a_row_may_have_several_lines(tmp_path: Path) -> None:
     assert [(row.line_number, row.text("text")) for row in rows] == [(2, "a\nb"), (4, "c")]
 
 
+def test_blocks_of_wide_rows_are_small(tmp_path: Path) -> None:
+    """What is in memory does not depend on the width of the rows: a block has at most 500 rows, and
+    little more than a million characters.
+    """
+    row = f'1,5,"{"x" * 60_000}"\n'
+    file = write_file(tmp_path, "id,amount,text\n" + row * 100 + '1,5,"x"\n' * 1_000)
+    blocks = [rows for _, rows in CsvFile(file).row_blocks()]
+    assert sum(map(len, blocks)) == 1_101
+    for rows in blocks:
+        assert len(rows) <= 500
+        assert sum(len(cell) for cells in rows for cell in cells) <= 1_100_000
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_another_separator_is_named(tmp_path: Path, separator: str) -> None:
+    """The error does not list the columns, which the file has."""
+    content = f"id{separator}amount\n1{separator}5\n"
+    assert _error(tmp_path, content).endswith("line 1, column 1: cells must be separated by commas")
+
+
 def test_a_column_may_be_left_out(tmp_path: Path) -> None:
     row = _row(tmp_path, "5")
     assert (row.has("text"), row.raw("text"), row.text("text")) == (False, "", "")
@@ -86,12 +102,15 @@ def test_a_formula_is_text(tmp_path: Path, cell: str) -> None:
             "format",
         ),
         ("id,text\n", "line 1, column 3: the column amount is missing"),
-        ("id,amount,id\n", "line 1, column 3: the column id must not be there twice"),
+        ("id,amount,id\n", "line 1, column 3: the column id must be unique"),
         ("id,amount\n1\n", "line 2, column 2: the row must have 2 columns"),
         ("id,amount\n1,2,3\n", "line 2, column 3: the row must have 2 columns"),
         ('id,amount\n1,"2', "line 2, column 1: a text must end with the quote that begins it"),
         ('id,amount\n1,"2"3\n', "line 2, column 1: a text must end with the quote that begins it"),
-        ("id,amount\n1,2\n2,\0\n", "line 3, column 3: a text must not contain NUL"),
+        (
+            "id,amount\n1,2\n2,\0\n",
+            "line 3, column 3: a text must not contain NUL; UTF-16 needs a byte order mark",
+        ),
         (
             codecs.BOM_UTF16_LE + "id,amount\n".encode("utf-16-le") + b"1",
             "line 2, column 1: the text must be utf-16-le",
@@ -168,18 +187,30 @@ def _unsigned(row: Row) -> object:
         ("1.0", lambda row: row.count("amount"), "must be a whole number"),
         ("-1", lambda row: row.count("amount"), "must be a whole number"),
         ("1" * 19, lambda row: row.count("amount"), "must be a whole number"),
-        ("2026-02-30", lambda row: row.date("amount"), "must be a date such as 2026-01-31"),
-        ("20260131", lambda row: row.date("amount"), "must be a date such as 2026-01-31"),
-        ("31.01.2026", lambda row: row.date("amount"), "must be a date such as 2026-01-31"),
+        (
+            "2026-02-30",
+            lambda row: row.date("amount"),
+            "must be a date such as 2026-01-31, from 1970 to 2199",
+        ),
+        (
+            "20260131",
+            lambda row: row.date("amount"),
+            "must be a date such as 2026-01-31, from 1970 to 2199",
+        ),
+        (
+            "31.01.2026",
+            lambda row: row.date("amount"),
+            "must be a date such as 2026-01-31, from 1970 to 2199",
+        ),
         (
             "2026-01-31 25:00:00",
             lambda row: row.time("amount"),
-            "must be a time such as 2026-01-31 23:59:59",
+            "must be a time such as 2026-01-31 23:59:59, from 1970 to 2199",
         ),
         (
             "2026-01-30",
             lambda row: row.time("amount"),
-            "must be a time such as 2026-01-31 23:59:59",
+            "must be a time such as 2026-01-31 23:59:59, from 1970 to 2199",
         ),
     ],
 )

@@ -216,7 +216,7 @@ DAMAGED = {
         "line 10, column 6: a page must open (:60M:) with the balance that closed the last one "
         "(:62M:); a page is missing",
     ),
-    "NUL": (message("\0"), "a text must not contain NUL"),
+    "NUL": (message("\0"), "a text must not contain NUL; UTF-16 needs a byte order mark"),
     "long line": (message("a" * 70_000), "a line must have at most 65536 characters"),
 }
 

@@ -141,15 +141,15 @@ def _changed(line: int, column: int, cell: str) -> list[list[str]]:
     [
         (1, 1, "XX", "line 1, column 1: the first row must be RH"),
         (3, 1, "SB", "line 3, column 1: after FH must come SH or RF or RC"),
-        (3, 2, "2026-01-30", "line 3, column 2: must be a time such as 2026/01/31 23:59:59 -0700"),
+        (3, 2, "2026-01-30", "line 3, column 2: must be a time such as 2026/01/31 23:59:59 -0700, "
+         "from 1970 to 2199"),
         (3, 4, "A" * 256, "line 3, column 4: Account ID must have at most 255 characters"),
         (4, 2, "Phone", "line 4, column 2: the column must be one of "
          + ", ".join(COLUMNS[:14]) + ", or an optional one of the format"),
-        (4, 16, "Custom Field", "line 4, column 16: the column Custom Field must not be there "
-         "twice"),
+        (4, 16, "Custom Field", "line 4, column 16: the column Custom Field must be unique"),
         (5, 6, "", "line 5, column 6: Transaction Event Code must not be empty"),
         (5, 8, "2026/02/30 00:00:00 -0700", "line 5, column 8: Transaction Completion Date must "
-         "be a time such as 2026/01/31 23:59:59 -0700"),
+         "be a time such as 2026/01/31 23:59:59 -0700, from 1970 to 2199"),
         (5, 9, "", "line 5, column 9: Transaction Debit or Credit must be CR or DR"),
         (5, 10, "10.00", "line 5, column 10: Gross Transaction Amount must be an amount in minor "
          "units without sign"),

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+from tallystick_server.reconciliation.formats.canonical_csv import COLUMNS
+from tests.reconciliation import test_stripe_report
 from tests.support.platform import run_command
 
 _MT940 = """\
@@ -64,6 +68,20 @@ def test_a_statement_that_does_not_balance_needs_a_decision(tmp_path: Path) -> N
     assert json.loads(accepted.stdout)["statements"][0]["difference"] == "1.00"
 
 
+def test_a_report_without_rows_has_no_statements(tmp_path: Path) -> None:
+    path = tmp_path / "empty.csv"
+    path.write_text(test_stripe_report.report())
+    completed = run_command("statement", str(path))
+    assert (completed.returncode, completed.stdout) == (0, "")
+    assert completed.stderr == "empty.csv has no statements.\n"
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    completed = run_command("statement", str(tmp_path))
+    assert completed.returncode == 2
+    assert "is a directory" in completed.stderr
+
+
 def test_a_file_of_no_format_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "letter.txt"
     path.write_text("Dear bank,\n")
@@ -73,3 +91,33 @@ def test_a_file_of_no_format_is_rejected(tmp_path: Path) -> None:
     missing = run_command("statement", str(tmp_path / "nothing"))
     assert missing.returncode != 0
     assert "nothing" in missing.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "the file is empty"),
+        (
+            b"sep=;\r\nrecord;currency\r\n",
+            "the line sep= must be removed, and cells must be separated by commas",
+        ),
+        (
+            ";".join(COLUMNS).encode() + b"\n",
+            "cells must be separated by commas",
+        ),
+        (
+            ",".join(COLUMNS).encode("utf-16-le"),
+            "a text must not contain NUL; UTF-16 needs a byte order mark",
+        ),
+    ],
+    ids=["empty", "sep=", "semicolons", "UTF-16"],
+)
+def test_a_file_of_a_spreadsheet_gets_a_helpful_error(
+    tmp_path: Path, content: bytes, expected: str
+) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(content)
+    completed = run_command("statement", str(path))
+    assert (completed.returncode, completed.stdout) == (1, "")
+    assert completed.stderr.startswith("tallystick: a.csv, line 1, column ")
+    assert completed.stderr.endswith(f": {expected}.\n")

@@ -153,11 +153,12 @@ def test_an_unknown_category_is_no_damage(
         ({"currency": "jpy"}, "column 12: net must be an amount in JPY such as -12"),
         (
             {"created_utc": "30.01.2026"},
-            "column 5: created_utc must be a time such as 2026-01-31 23:59:59",
+            "column 5: created_utc must be a time such as 2026-01-31 23:59:59, from 1970 to 2199",
         ),
         (
             {"available_on_utc": "2026-13-01 00:00:00"},
-            "column 7: available_on_utc must be a time such as 2026-01-31 23:59:59",
+            "column 7: available_on_utc must be a time such as 2026-01-31 23:59:59, from 1970 to "
+            "2199",
         ),
         ({"balance_transaction_id": ""}, "column 4: balance_transaction_id must not be empty"),
         ({"automatic_payout_id": ""}, "column 1: automatic_payout_id must not be empty"),

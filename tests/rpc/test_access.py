@@ -201,7 +201,8 @@ MATRIX: dict[str, MethodRow] = {
     **{
         name: MethodRow(MethodScope.PLATFORM)
         for name in METHODS
-        if name.startswith(("ledger.", "wallet.")) or name == "event.BatchPublish"
+        if name.startswith(("ledger.", "wallet.", "reconciliation."))
+        or name == "event.BatchPublish"
     },
 }
 

@@ -14,6 +14,7 @@ import grpc
 import pytest
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 
 from tallystick import (
     Client,
@@ -27,19 +28,21 @@ from tallystick.error.v1 import reason_pb2
 from tallystick.ledger.v1 import ledger_service_pb2
 from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
+from tallystick.reconciliation.v1 import reconciliation_service_pb2
 from tallystick_core.access import Caller, Role
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.rpc.authentication import NoAuthentication
 from tallystick_server.rpc.bulkhead import Bulkhead, CallLimits
+from tallystick_server.rpc.call import Call
 from tallystick_server.rpc.errors import CODE_BY_REASON, from_status, to_status
 from tallystick_server.rpc.fair_semaphore import FairSemaphore
 from tallystick_server.rpc.server import RpcServer
 from tallystick_server.rpc.stream_sender import StreamSender
 from tests.support.errors import from_rpc
 from tests.support.platform import ServedPlatform, eventually, serve_platform
-from tests.support.rpc import ACCESS, DESCRIPTORS, GatedHandlers, rpc_client
+from tests.support.rpc import ACCESS, DESCRIPTORS, GatedHandlers, rpc_client, serve_rpc
 
 TOKENS = {
     "token-of-shop-aaaa": Caller("shop", frozenset({Role.TEAM})),
@@ -290,6 +293,37 @@ def test_a_call_past_its_deadline_is_deadline_exceeded() -> None:
 
     with rpc_client(hangs) as client, pytest.raises(DeadlineExceededError):
         client.payment.ListPayments(LIST_REQUEST, timeout=0.3)
+
+
+class _DeadlineHandlers:
+    """Each handler stores the seconds that its call was granted."""
+
+    def __init__(self) -> None:
+        self.granted: dict[str, float] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        method = DESCRIPTORS["ReconciliationService"].methods_by_name[name]
+
+        async def handle(_request: Message, call: Call) -> Message:
+            self.granted[name] = call.deadline - asyncio.get_running_loop().time()
+            return GetMessageClass(method.output_type)()
+
+        return handle
+
+
+def test_only_the_comparison_of_a_file_may_take_minutes() -> None:
+    """A million lines take longer than the minute that any other call is granted at most."""
+    handlers = _DeadlineHandlers()
+    services = {"ReconciliationService": handlers}
+    with (
+        serve_rpc(RpcServer(NoAuthentication()), services) as (address, _),
+        Client(address) as client,
+    ):
+        request = reconciliation_service_pb2.ReconcileStatementFileRequest()
+        client.reconciliation.ReconcileStatementFile(request, timeout=3_000)
+        client.reconciliation.GetBreak(reconciliation_service_pb2.GetBreakRequest(), timeout=3_000)
+    assert 595 < handlers.granted["ReconcileStatementFile"] <= 600
+    assert 55 < handlers.granted["GetBreak"] <= 60
 
 
 def test_a_stalled_reader_does_not_keep_its_stream_open() -> None:

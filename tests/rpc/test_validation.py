@@ -14,6 +14,7 @@ from tallystick.ledger.v1 import ledger_service_pb2
 from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
+from tallystick.reconciliation.v1 import reconciliation_service_pb2
 from tallystick.wallet.v1 import wallet_service_pb2
 from tallystick_server.app.database.migrate import SCHEMAS
 from tests.support.errors import from_rpc
@@ -26,6 +27,7 @@ MESSAGES = {
         ("payout", payout_service_pb2),
         ("wallet", wallet_service_pb2),
         ("ledger", ledger_service_pb2),
+        ("reconciliation", reconciliation_service_pb2),
     )
 }
 CARD = "4242424242424242"  # test numbers that providers publish
@@ -559,6 +561,71 @@ def test_bad_values_of_payouts(
             "GetTransaction",
             {"transaction_id": f"main-{CARD}"},
             "transaction with this id",
+        ),
+        (
+            "reconciliation",
+            "GetStatementFile",
+            {"statement_file_id": "no-such"},
+            "statement file no-such",
+        ),
+        (
+            "reconciliation",
+            "BatchAddStatementItems",
+            {
+                "statement_file_id": "no-such",
+                "items": [reconciliation_service_pb2.StatementItem()],
+            },
+            "statement file no-such",
+        ),
+        (
+            "reconciliation",
+            "ReconcileStatementFile",
+            {"statement_file_id": "no-such"},
+            "statement file no-such",
+        ),
+        (
+            "reconciliation",
+            "ReconcileStatementFile",
+            {"statement_file_id": "no-such", "preview": True},
+            "statement file no-such",
+        ),
+        ("reconciliation", "GetBreak", {"break_id": "no-such"}, "break no-such"),
+        ("reconciliation", "AssignBreak", {"break_id": "no-such"}, "break no-such"),
+        (
+            "reconciliation",
+            "CommentOnBreak",
+            {"break_id": "no-such", "comment": "c"},
+            "break no-such",
+        ),
+        (
+            "reconciliation",
+            "ResolveBreak",
+            {"break_id": "no-such", "resolution": "RESOLUTION_ACCEPT", "reason": "r"},
+            "break no-such",
+        ),
+        (
+            "reconciliation",
+            "ApproveBreakResolution",
+            {"break_id": "no-such", "reason": "r"},
+            "break no-such",
+        ),
+        (
+            "reconciliation",
+            "RejectBreakResolution",
+            {"break_id": "no-such", "reason": "r"},
+            "break no-such",
+        ),
+        (
+            "reconciliation",
+            "ReopenBreak",
+            {"break_id": "no-such", "reason": "r"},
+            "break no-such",
+        ),
+        (
+            "reconciliation",
+            "MatchBreaks",
+            {"break_ids": ["no-such"], "reason": "r"},
+            "break no-such",
         ),
     ],
 )

@@ -43,6 +43,7 @@ from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_core.payment.state import ALERT_AFTER_SECONDS
 from tallystick_core.payout.state import ALERT_AFTER_SECONDS as PAYOUT_ALERT_AFTER
+from tallystick_core.reconciliation.breaks import KINDS_ENDED_BY_BOOKING
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.errors import StartupError
@@ -59,6 +60,7 @@ from tallystick_storage.payment import unapplied_charges
 from tallystick_storage.payout import alerts as payout_alerts
 from tallystick_storage.payout import batches
 from tallystick_storage.payout import schedules as schedule_store
+from tallystick_storage.reconciliation import breaks, open_items
 from tallystick_storage.sql import Connection
 from tests.support.platform import (
     ServedPlatform,
@@ -99,7 +101,13 @@ def large_platform(seeded_database: DatabaseUrls) -> Iterator[LargePlatform]:
     read_recorders = ReadRecorders()
     with serve_platform(
         seeded_database,
-        Settings().replace(worker__scan_interval=3600, worker__monitor_interval=3600),
+        Settings().replace(
+            worker__scan_interval=3600,
+            worker__monitor_interval=3600,
+            reconciliation__posting_interval=3600,
+            reconciliation__check_interval=3600,
+            reconciliation__lookup_interval=3600,
+        ),
         dependencies=read_recorders.dependencies,
     ) as served_platform:
         yield LargePlatform(served_platform, read_recorders)
@@ -363,6 +371,31 @@ def test_housekeeping_reads_a_bounded_number(seeded_database: DatabaseUrls, name
     and reads no more.
     """
     assert excessive_reads(plans_of_work(seeded_database, *HOUSEKEEPING[name]), 10_000) == []
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda connection: breaks.list_waiting(connection, KINDS_ENDED_BY_BOOKING, "", 200),
+        lambda connection: open_items.list_arrived(connection, 10, 50, 200),
+    ],
+    ids=["of providers", "of banks"],
+)
+def test_resolved_breaks_are_not_read(
+    seeded_database: DatabaseUrls, work: Callable[[Connection], object]
+) -> None:
+    """However many breaks are resolved, only open ones are read to find those that end by a
+    booking.
+    """
+    with psycopg.connect(seeded_database.admin) as connection:
+        (row,) = connection.execute(
+            "select count(*) filter (where state = 'OPEN'), count(*) from reconciliation.break"
+        ).fetchall()
+    assert row[1] > 2 * row[0] - 10 > 1000
+    plans = plans_of_work(seeded_database, "reconciliation", work)
+    read = [rows_read(node) for _, node in plans.nodes() if node.get("Relation Name") == "break"]
+    assert read
+    assert max(read) <= row[0]
 
 
 def test_pages_of_a_search_contain_every_match_once(large_platform: LargePlatform) -> None:

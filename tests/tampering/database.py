@@ -11,6 +11,7 @@ from tallystick import Client, new_order
 from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
+from tallystick.reconciliation.v1 import reconciliation_pb2, reconciliation_service_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_core.provider.outcome import RetryReason
 from tallystick_server.app.configuration import Settings
@@ -21,6 +22,7 @@ from tests.fakes.payment_provider import PageProvider
 from tests.support.charges import sandbox_database, serve_sandboxes
 from tests.support.payouts import wait_until_booked
 from tests.support.platform import eventually
+from tests.support.reconciliation import charge, reconcile, statement
 
 # Waiting operations keep waiting, so that the database does not change while it is edited.
 _RETRY = {
@@ -32,14 +34,16 @@ _SETTINGS = Settings().replace(
     payout__approval_threshold={"EUR": 400},
     payout__destination_cooldown=0,
     payment__alert_after={"PENDING": 0},
+    reconciliation__approval_threshold={"EUR": 4000},
     payment__return_origins={"dev": frozenset({"https://shop.example"})},
     worker__events_alert_after=0.5,
     worker__monitor_interval=0.2,
     worker__scan_interval=0.1,
+    reconciliation__posting_interval=0.2,
 )
 _QUIET_SQL = """
     (select count(*) from payment.outbox) + (select count(*) from wallet.outbox) + (select count(*)
-        from payout.outbox)
+        from payout.outbox) + (select count(*) from reconciliation.outbox)
         + (select count(*) from ledger.outbox) + (select h.sequence - r.sequence from ledger.head h
             join ledger.relayed r using (book)) = 0
     and (select bool_and(ledger_updated) from payment.unapplied_charge)
@@ -48,12 +52,14 @@ _QUIET_SQL = """
     and (select bool_and(booked) from payout.payout
         where state in ('PAID', 'RETURNED', 'FAILED', 'CANCELLED'))
     and not exists (select from payout.payout_batch where state = 'GENERATING')
+    and not exists (select from reconciliation.ledger_posting where not is_posted)
+    and (select sequence from reconciliation.ledger_position) = (select sequence from ledger.head)
 """
 
 
 def fill_database(databases: DatabaseUrls) -> None:
-    """Creates payments, payouts, destinations, batches, schedules, policies, holds, dead letters
-    and alerts of each kind and final state; then nothing is in progress.
+    """Creates payments, payouts, destinations, batches, schedules, policies, holds, dead letters,
+    alerts and statements of each kind and final state; then nothing is in progress.
     """
     with (
         sandbox_database(databases) as database,
@@ -63,6 +69,7 @@ def fill_database(databases: DatabaseUrls) -> None:
         _add_payments(client)
         _add_wallets(client)
         _add_payouts(client)
+        _add_statements(client)
         _add_alerts(databases, client)
         assert eventually(lambda: _is_quiet(databases), 60), "the operations do not become final"
 
@@ -82,6 +89,9 @@ def _add_alerts(databases: DatabaseUrls, client: Client) -> None:
             credit_card_info="tok_visa",
         )
         _add_destination(client, "d-unheard", "ba_ok")
+        client.reconciliation.AssignBreak(
+            reconciliation_service_pb2.AssignBreakRequest(break_id="f1-3", assignee="ann")
+        )
         assert eventually(lambda: _is_true(databases, " and ".join(alert_queries)), 30)
     assert eventually(lambda: not _is_true(databases, " or ".join(alert_queries)), 30)
 
@@ -274,6 +284,70 @@ def _add_payouts(client: Client) -> None:
     wait_until_booked(client, "x-returned", "2.00", "1.00")
     wait_until_booked(client, "x-late", "0.50")
     wait_until_booked(client, "x-declined", "0.00")
+
+
+def _add_statements(client: Client) -> None:
+    """Two files of the sandbox, one of a bank, one that is loading, and a rule. Of the breaks, one
+    is open, one is adjusted, one is accepted, one was opened again, and one waits for approval.
+    """
+
+    def reference_of(order_id: str) -> str:
+        request = payment_service_pb2.GetPaymentOrderRequest(payment_order_id=order_id)
+        return client.payment.GetPaymentOrder(request).payment_order.provider_reference
+
+    client.reconciliation.SetBreakRule(
+        reconciliation_service_pb2.SetBreakRuleRequest(
+            kind=reconciliation_pb2.BREAK_KIND_CHARGE_UNKNOWN,
+            break_class=reconciliation_pb2.BREAK_CLASS_FINANCE,
+            reason="known test charges",
+        )
+    )
+    account = "psp/sandbox/clearing"
+    matched_line = charge(10_00, reference_of("o-0-0"), fee=30, booking_date="2026-03-10")
+    matched_line.booking_date = ""
+    lines = [
+        matched_line,
+        charge(9_00, reference_of("o-1-0"), booking_date=""),
+        charge(5_00, "ch-9"),
+        charge(6_00, "ch-10", text="Ada"),
+        charge(7_00, "ch-11"),
+        charge(50_00, "ch-12"),
+        charge(-2_00, line_type="FEE", reference="fee-1"),
+        charge(-3_00, line_type="SETTLEMENT", settlement_reference="s-1"),
+        charge(1_00, "ch-13"),
+        charge(1_00, "ch-13"),
+    ]
+    reconcile(client, account, lines, file_name="first")
+    reconcile(client, account, [matched_line], file_name="second")
+    reconcile(client, "banks/b", [charge(3_00, line_type="BANK_ENTRY", reference="s-1")])
+    for break_id, resolution in (
+        ("f1-2", reconciliation_pb2.RESOLUTION_ADJUST),
+        ("f1-4", reconciliation_pb2.RESOLUTION_ACCEPT),
+        ("f1-5", reconciliation_pb2.RESOLUTION_WRITE_OFF),
+        ("f1-6", reconciliation_pb2.RESOLUTION_ADJUST),
+    ):
+        client.reconciliation.ResolveBreak(
+            reconciliation_service_pb2.ResolveBreakRequest(
+                break_id=break_id, resolution=resolution, reason="as in the statement"
+            )
+        )
+    client.reconciliation.ReopenBreak(
+        reconciliation_service_pb2.ReopenBreakRequest(break_id="f1-5", reason="not yet")
+    )
+    client.reconciliation.CreateStatementFile(
+        reconciliation_service_pb2.CreateStatementFileRequest(
+            statement_file_id="loading",
+            file_name="third",
+            content_sha256="0" * 64,
+            format="test",
+            account=account,
+        )
+    )
+    client.reconciliation.BatchAddStatementItems(
+        reconciliation_service_pb2.BatchAddStatementItemsRequest(
+            statement_file_id="loading", items=statement([charge(7_00, "ch-7")])
+        )
+    )
 
 
 def _add_destination(client: Client, name: str, token: str) -> None:

@@ -82,6 +82,7 @@ _OTHER_VALUES = {
         "{c} - interval '1 day'",
         "{c} + interval '1000 years'",
     ],
+    "date": ["{c} + 1", "{c} - 1"],
     "bytea": ["set_byte({c}, 0, 255 - get_byte({c}, 0))"],
     "uuid": ["'00000000-0000-4000-8000-000000000000'::uuid"],
     "xid8": ["'1'::xid8"],
@@ -98,6 +99,7 @@ _INVALID_VALUES = {
     "int8": ["9223372036854775807", "-1", "null"],
     "numeric": ["99999999999999999999999999999999", "-1", "null"],
     "timestamptz": ["'infinity'::timestamptz", "'-infinity'::timestamptz", "null"],
+    "date": ["'infinity'::date", "null"],
     "bytea": ["'\\x'::bytea", "null"],
     "uuid": ["null"],
     "xid8": ["null"],
@@ -115,6 +117,7 @@ _NEAR_VALUES = {
         f"{{c}} {sign} interval '1 {unit}'" for sign in "+-" for unit in ("second", "microsecond")
     ]
     + ["'infinity'::timestamptz"],
+    "date": ["{c} + 1", "{c} - 1"],
     "bytea": ["set_byte({c}, 0, 255 - get_byte({c}, 0))"],
 }
 """The values that `each_edit` gives to a cell, in addition to null and the values of other rows."""

@@ -14,6 +14,7 @@ PAGE_PATH = Path(__file__).parents[2] / "docs" / "reference" / "verify-exemption
 _COMMIT_MARKER = "used within an hour, if the answer to a COMMIT was lost"
 _LEADER_LEASE = "a lease on a periodic task; renewed within seconds"
 _LEASE = "a lease; an edit only delays or repeats idempotent work"
+_DISPLAY_ONLY = "of a line: for people; read only while its file was reconciled"
 _POLL_SCHEDULE = "of a completed operation or attempt: how long it is polled"
 
 EXEMPTIONS: dict[str, str] = {
@@ -27,6 +28,22 @@ EXEMPTIONS: dict[str, str] = {
     "payment.conflicting_report.(row)": "moves no money; its alert is a row and an event",
     "payment.failed_charge_poll.(row)": _POLL_SCHEDULE,
     "payout.completed_payout_poll.(row)": _POLL_SCHEDULE,
+    "reconciliation.staged_line": "lines of a file that is loading; checked when it is reconciled",
+    "reconciliation.staged_chunk": "digests of a file that is loading; deleted with its lines",
+    "reconciliation.break_rule.(row)": "it classifies later breaks; versions in use are checked",
+    **{
+        f"reconciliation.statement_line.{column}": _DISPLAY_ONLY
+        for column in (
+            "line_number",
+            "client_reference",
+            "original_amount",
+            "original_currency",
+            "value_date",
+            "code",
+            "text",
+            "match_rule",
+        )
+    },
     **{
         f"{schema}.operation.{column}": _LEASE
         for schema in (spec.name for spec in SERVICES if spec.calls_providers)

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Sequence,
+)
 from contextlib import aclosing
 from decimal import Decimal
 from functools import partial
@@ -22,10 +29,12 @@ from tallystick._settings import (
     StreamBackoff,
     resolve_targets,
 )
+from tallystick._statements import chunks, count_items
 from tallystick._targets import load_credentials, split_target
 from tallystick.event.v1 import event_pb2, event_service_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
+from tallystick.reconciliation.v1 import reconciliation_pb2, reconciliation_service_pb2
 
 
 class AsyncClient(AsyncServiceStubs):
@@ -178,6 +187,29 @@ class AsyncClient(AsyncServiceStubs):
         return await self._wait_until_final(
             self.watch_payout(payout_id), "payout", timeout
         ) or await self.get_payout(payout_id)
+
+    async def reconcile_statement_file(
+        self,
+        file: reconciliation_service_pb2.CreateStatementFileRequest,
+        items: Iterable[reconciliation_service_pb2.StatementItem],
+        *,
+        preview: bool = False,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> reconciliation_service_pb2.ReconcileStatementFileResponse:
+        """Sends a statement file and compares it with the ledger, as Client does."""
+        service = self.reconciliation
+        stored = (await service.CreateStatementFile(file)).statement_file
+        item_count = 0
+        if stored.state != reconciliation_pb2.STATEMENT_FILE_STATE_RECONCILED:
+            for chunk in chunks(file.statement_file_id, items):
+                await service.BatchAddStatementItems(chunk)
+                item_count += count_items(chunk.items)
+                if on_progress is not None:
+                    on_progress(item_count)
+        request = reconciliation_service_pb2.ReconcileStatementFileRequest(
+            statement_file_id=file.statement_file_id, item_count=item_count, preview=preview
+        )
+        return await service.ReconcileStatementFile(request)
 
     async def events(
         self, after_cursor: int = 0, *, follow: bool = False, **filters: Any

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from decimal import Decimal
 from types import TracebackType
@@ -23,10 +24,12 @@ from tallystick._settings import (
     StreamBackoff,
     resolve_targets,
 )
+from tallystick._statements import chunks, count_items
 from tallystick._targets import load_credentials, split_target
 from tallystick.event.v1 import event_pb2, event_service_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
+from tallystick.reconciliation.v1 import reconciliation_pb2, reconciliation_service_pb2
 
 
 class Client(ServiceStubs):
@@ -177,6 +180,42 @@ class Client(ServiceStubs):
         return self._wait_until_final(
             self.payout.WatchPayout, request, "payout", timeout
         ) or self.get_payout(payout_id)
+
+    def reconcile_statement_file(
+        self,
+        file: reconciliation_service_pb2.CreateStatementFileRequest,
+        items: Iterable[reconciliation_service_pb2.StatementItem],
+        *,
+        preview: bool = False,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> reconciliation_service_pb2.ReconcileStatementFileResponse:
+        """Sends a statement file and compares it with the ledger. `items` are produced while
+        earlier ones are sent, and are never all in memory. `on_progress` gets the number of items
+        sent.
+
+        A repeat returns the file as it was reconciled. With `preview` nothing is stored.
+        """
+        service = self.reconciliation
+        stored = service.CreateStatementFile(file).statement_file
+        item_count = 0
+        if stored.state != reconciliation_pb2.STATEMENT_FILE_STATE_RECONCILED:
+            with ThreadPoolExecutor(1) as sender:
+                last: Future[Any] | None = None
+                for chunk in chunks(file.statement_file_id, items):
+                    if last is not None:
+                        last.result()
+                        if on_progress is not None:
+                            on_progress(item_count)
+                    item_count += count_items(chunk.items)
+                    last = sender.submit(service.BatchAddStatementItems, chunk)
+                if last is not None:
+                    last.result()
+        if on_progress is not None:
+            on_progress(item_count)
+        request = reconciliation_service_pb2.ReconcileStatementFileRequest(
+            statement_file_id=file.statement_file_id, item_count=item_count, preview=preview
+        )
+        return service.ReconcileStatementFile(request)
 
     def events(
         self, after_cursor: int = 0, *, follow: bool = False, **filters: Any

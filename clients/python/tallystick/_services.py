@@ -9,6 +9,7 @@ from tallystick.event.v1 import event_service_pb2_grpc
 from tallystick.ledger.v1 import ledger_service_pb2_grpc
 from tallystick.payment.v1 import payment_service_pb2_grpc
 from tallystick.payout.v1 import payout_service_pb2_grpc
+from tallystick.reconciliation.v1 import reconciliation_service_pb2_grpc
 from tallystick.wallet.v1 import wallet_service_pb2_grpc
 
 
@@ -20,6 +21,7 @@ class ServiceTargets(TypedDict, total=False):
     wallet: str
     payout: str
     event: str
+    reconciliation: str
 
 
 class ServiceStubs:
@@ -30,6 +32,7 @@ class ServiceStubs:
     wallet: wallet_service_pb2_grpc.WalletServiceStub
     payout: payout_service_pb2_grpc.PayoutServiceStub
     event: event_service_pb2_grpc.EventServiceStub
+    reconciliation: reconciliation_service_pb2_grpc.ReconciliationServiceStub
 
 
 class AsyncServiceStubs:
@@ -40,6 +43,7 @@ class AsyncServiceStubs:
     wallet: wallet_service_pb2_grpc.WalletServiceAsyncStub
     payout: payout_service_pb2_grpc.PayoutServiceAsyncStub
     event: event_service_pb2_grpc.EventServiceAsyncStub
+    reconciliation: reconciliation_service_pb2_grpc.ReconciliationServiceAsyncStub
 
 
 STUB_CLASSES: Mapping[str, Callable[[Any], Any]] = {
@@ -48,5 +52,6 @@ STUB_CLASSES: Mapping[str, Callable[[Any], Any]] = {
     "wallet": wallet_service_pb2_grpc.WalletServiceStub,
     "payout": payout_service_pb2_grpc.PayoutServiceStub,
     "event": event_service_pb2_grpc.EventServiceStub,
+    "reconciliation": reconciliation_service_pb2_grpc.ReconciliationServiceStub,
 }
 """By service."""

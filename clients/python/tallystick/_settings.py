@@ -21,7 +21,12 @@ from tenacity import RetryCallState, retry_if_exception, stop_after_attempt, sto
 from tallystick._errors import DeadlineExceededError, TallystickError, UnavailableError
 from tallystick._services import STUB_CLASSES, ServiceTargets
 
-DEFAULT_DEADLINES = {"CreatePayment": 30.0, "CreatePayout": 30.0}
+DEFAULT_DEADLINES = {
+    "CreatePayment": 30.0,
+    "CreatePayout": 30.0,
+    "BatchAddStatementItems": 60.0,
+    "ReconcileStatementFile": 600.0,
+}
 DEFAULT_DEADLINE = 10.0
 _INITIAL_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 0.05, 2.0
 _MAX_DOUBLINGS = 16  # more would exceed the maximum anyway, and overflow in the end
@@ -45,8 +50,9 @@ CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
 class ClientSettings:
     """`token`: a bearer token. `ca_file`: a PEM file with the CA certificates that verify the
     platform at https:// targets; "": the public CAs that gRPC knows. `deadlines`: seconds by method
-    name; they override the defaults (30 s for CreatePayment and CreatePayout, 10 s for the others).
-    `tries`: maximum tries of one call; None: limited only by its deadline.
+    name; they override the defaults: 30 s for CreatePayment and CreatePayout, 60 s for
+    BatchAddStatementItems, 600 s for ReconcileStatementFile, 10 s for the others. `tries`: maximum
+    tries of one call; None: limited only by its deadline.
 
     Raises ValueError for a token that cannot be sent in a header.
     """

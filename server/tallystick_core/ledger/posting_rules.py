@@ -4,6 +4,7 @@ in each currency.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import NamedTuple
 from zlib import crc32
@@ -104,4 +105,73 @@ def unapplied_payout_lines(provider: str, currency: str, amount: int) -> tuple[J
     return (
         JournalLine(f"unapplied/{provider}", currency, -amount),
         JournalLine(f"payouts/{provider}/clearing", currency, amount),
+    )
+
+
+BANKS_TRANSIT = "banks/transit"
+"""What providers have paid to banks, and no bank statement has yet."""
+ADJUSTMENTS, LOSSES = "platform/adjustments", "platform/losses"
+
+
+def statement_fees_account(account: str) -> str:
+    """The account of the fees that a provider or bank takes, from that of its statements."""
+    return f"{account.removesuffix('/clearing')}/fees"
+
+
+def statement_fee_lines(account: str, currency: str, fee: int) -> tuple[JournalLine, ...]:
+    """A provider or bank took fees out of what it holds for the platform; below zero: it gave them
+    back. `account`: that of its statements.
+    """
+    return (
+        JournalLine(statement_fees_account(account), currency, -fee),
+        JournalLine(account, currency, fee),
+    )
+
+
+def settlement_lines(account: str, currency: str, amount: int) -> tuple[JournalLine, ...]:
+    """A provider paid `amount` of its balance to the platform's bank, which has not reported it
+    yet.
+    """
+    return (
+        JournalLine(BANKS_TRANSIT, currency, -amount),
+        JournalLine(account, currency, amount),
+    )
+
+
+def statement_match_lines(
+    account: str, matched_account: str, currency: str, amount: int
+) -> tuple[JournalLine, ...]:
+    """A statement of `account` has what the ledger has on `matched_account`: debits less credits of
+    `amount`, which move to the account.
+    """
+    return (
+        JournalLine(matched_account, currency, amount),
+        JournalLine(account, currency, -amount),
+    )
+
+
+def break_lines(
+    account: str,
+    currency: str,
+    entries: Mapping[str, int],
+    amount: int,
+    fee: int,
+    remainder_account: str,
+) -> tuple[JournalLine, ...]:
+    """A break in one currency is resolved. The ledger had `entries`, by account, debits less
+    credits. The statement of `account` has the sum `amount`, of which it has taken `fee`. What they
+    differ by goes to `remainder_account`.
+    """
+    debits: dict[str, int] = {}
+
+    def add(name: str, debit: int) -> None:
+        debits[name] = debits.get(name, 0) + debit
+
+    for name, debit in entries.items():
+        add(name, -debit)
+    add(account, amount)
+    add(statement_fees_account(account), fee)
+    add(remainder_account, sum(entries.values()) - amount - fee)
+    return tuple(
+        JournalLine(name, currency, -debit) for name, debit in sorted(debits.items()) if debit
     )

@@ -9,6 +9,14 @@ from enum import StrEnum
 MAX_TEXT_LENGTH = 500
 """Of a text of a line. A longer one is cut: it only helps a person to recognize the line."""
 MAX_REFERENCE_LENGTH = 255
+_YEARS = range(1970, 2200)
+DATE_RANGE = f"from {_YEARS[0]} to {_YEARS[-1]}"
+"""The days that a statement may have, for errors: another century is an error of the file."""
+
+
+def is_statement_date(day: date) -> bool:
+    """Whether a statement may have the day."""
+    return day.year in _YEARS
 
 
 class LineType(StrEnum):
@@ -120,6 +128,11 @@ class OpenStatement:
         self._total += line.amount
         return line
 
+    def add_lines(self, line_count: int, total: int) -> None:
+        """Counts lines with the sum of their amounts."""
+        self._line_count += line_count
+        self._total += total
+
     def end(
         self, line_number: int, closing_balance: int | None, closing_date: date | None
     ) -> StatementEnd:
@@ -155,9 +168,10 @@ class UnbalancedStatement(DamagedFile):
     """
 
     def __init__(self, file: str, end: StatementEnd, currency: str, difference: str) -> None:
+        lines = "1 line" if end.line_count == 1 else f"{end.line_count} lines"
         text = (
-            f"the opening balance and {end.line_count} lines must make the closing balance; they "
-            f"differ by {difference} {currency}"
+            f"the opening balance and {lines} must make the closing balance; they differ by "
+            f"{difference} {currency}"
         )
         super().__init__(file, end.line_number, 1, text)
         self.difference = end.difference

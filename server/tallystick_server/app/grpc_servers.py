@@ -23,7 +23,7 @@ from tallystick_server.rpc.reflection import SymbolDescriptorPool
 from tallystick_server.rpc.server import (
     MAX_BATCH_BYTES,
     MAX_DEADLINE_SECONDS,
-    MAX_STREAM_SECONDS,
+    MAX_LONG_DEADLINE_SECONDS,
     RpcServer,
 )
 
@@ -43,7 +43,10 @@ _MAX_CONNECTION_AGE_SECONDS = 5 * 60
 CONNECTIONS = [
     ("grpc.max_connection_age_ms", _MAX_CONNECTION_AGE_SECONDS * 1000),
     # no call takes longer, so none is cut off
-    ("grpc.max_connection_age_grace_ms", int(MAX_STREAM_SECONDS + MAX_DEADLINE_SECONDS) * 1000),
+    (
+        "grpc.max_connection_age_grace_ms",
+        int(MAX_LONG_DEADLINE_SECONDS + MAX_DEADLINE_SECONDS) * 1000,
+    ),
     ("grpc.keepalive_time_ms", 30_000),  # detects a caller that has vanished
     ("grpc.keepalive_timeout_ms", 10_000),
     # detects a frozen process, whose kernel still acknowledges

@@ -9,6 +9,7 @@ from tallystick_server.event import service as event
 from tallystick_server.ledger import service as ledger
 from tallystick_server.payment import service as payment
 from tallystick_server.payout import service as payout
+from tallystick_server.reconciliation import service as reconciliation
 from tallystick_server.service_spec import ServiceSpec
 from tallystick_server.wallet import service as wallet
 
@@ -18,6 +19,7 @@ SERVICES: tuple[ServiceSpec, ...] = (
     wallet.SPEC,
     payout.SPEC,
     event.SPEC,
+    reconciliation.SPEC,
 )
 """The only list of services."""
 HTTP_SERVER = "http"

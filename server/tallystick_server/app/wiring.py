@@ -36,6 +36,7 @@ from tallystick_storage.gauges import GaugeQuery
 _PROVIDER_CONNECTIONS = 4
 _READ_CONNECTIONS = 2
 _HOUSEKEEPING_INTERVAL_SECONDS = 600.0
+_LONG_STATEMENT_SECONDS = 310.0
 
 P = TypeVar("P")
 
@@ -190,6 +191,19 @@ class Wiring:
 
     def new_id(self) -> UUID:
         return self._dependencies.new_id()
+
+    def open_database_for_long_statements(self, name: str) -> Database:
+        """A second database of a service, with one connection, for statements that take minutes."""
+        if self._dependencies.open_database is not None:
+            return self._open_database(name, 1)
+        return TracedDatabase(
+            self._urls[name],
+            service=name,
+            connections=1,
+            readers=1,
+            max_silence_seconds=_LONG_STATEMENT_SECONDS,
+            new_id=self._dependencies.new_id,
+        )
 
     def _open_database(self, name: str, default_connections: int) -> Database:
         connections = self.settings.database.connections.get(name, default_connections)

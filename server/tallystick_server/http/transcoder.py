@@ -29,7 +29,12 @@ from tallystick_server.observability.tracing import is_traceparent
 
 REQUEST_TIMEOUT = "Request-Timeout"
 REPLAYED, TRACE_ID = "Idempotent-Replayed", "Trace-Id"
-DEFAULT_TIMEOUTS: Mapping[str, float] = {"CreatePayment": 30.0, "CreatePayout": 30.0}
+DEFAULT_TIMEOUTS: Mapping[str, float] = {
+    "CreatePayment": 30.0,
+    "CreatePayout": 30.0,
+    "BatchAddStatementItems": 60.0,
+    "ReconcileStatementFile": 600.0,
+}
 """In seconds, by method; those of the SDK."""
 DEFAULT_TIMEOUT = 10.0
 _SECONDS = re.compile(r"[0-9]{1,4}(\.[0-9]{1,3})?", re.ASCII)

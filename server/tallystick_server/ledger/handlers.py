@@ -52,7 +52,7 @@ ACCESS: Access = {
     "ListTransactions": _READ,
     "GetAccount": _READ,
     "ListAccounts": _READ,
-    "GetTrialBalance": frozenset({Role.OPERATOR, Role.AUDITOR}),
+    "GetTrialBalance": _READ,
     "StreamEntries": frozenset({Role.AUDITOR, Role.SERVICE}),
     **alerts.ACCESS,
 }

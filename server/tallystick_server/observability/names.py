@@ -298,6 +298,14 @@ CALLER_REJECTED = LogEvent(
 BOOKING_REJECTED = LogEvent(
     "service.booking_rejected", "WalletService or LedgerService rejects a release or a posting."
 )
+LOOKUP_REJECTED = LogEvent(
+    "reconciliation.lookup_rejected",
+    "PaymentService or PayoutService rejects to look up a line of a statement.",
+)
+ENTRIES_MISSING = LogEvent(
+    "reconciliation.entries_missing",
+    "More entries are in no file than one file opens breaks of; the next file opens the others.",
+)
 SELLER_OWNER_UNKNOWN = LogEvent(
     "service.seller_owner_unknown", "WalletService does not answer who owns a seller."
 )

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from opentelemetry import trace
@@ -207,6 +208,11 @@ class _Pool:
     in_progress: int = 0
 
 
+def function_name(work: Callable[..., object]) -> str:
+    """The name of a function, also if some of its arguments are bound."""
+    return function_name(work.func) if isinstance(work, partial) else work.__qualname__
+
+
 class TracedDatabase(Database):
     """A database whose transactions and reads are spans, and are measured. `service`: its name in
     metrics.
@@ -258,7 +264,7 @@ class TracedDatabase(Database):
             if not trace.get_current_span().is_recording():
                 return await call
             with client_span(span_name.format()) as span:
-                span.set_attribute("code.function.name", work.__qualname__)
+                span.set_attribute("code.function.name", function_name(work))
                 return await call
         except BaseException as error:
             error_type = str(error.reason) if isinstance(error, ApiError) else type(error).__name__

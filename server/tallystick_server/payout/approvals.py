@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from tallystick_core.approval import require_second_approver
 from tallystick_core.errors import ApiError, id_taken_error, key_reused_error, state_error
 from tallystick_core.operations.dead_letter import DeadLetterCause, DeadLetterState
 from tallystick_core.operations.kind import KindName
-from tallystick_core.payout.approval import require_second_approver
 from tallystick_core.payout.snapshot import PayoutTransition
 from tallystick_core.payout.state import (
     PayoutState,

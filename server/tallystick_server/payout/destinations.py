@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from tallystick_core.approval import require_second_approver
 from tallystick_core.errors import id_taken_error, key_reused_error, seller_taken_error
-from tallystick_core.payout.approval import require_second_approver
 from tallystick_core.payout.destination import (
     DestinationState,
     DestinationTrigger,

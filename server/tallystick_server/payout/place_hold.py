@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2, wallet_service_pb2_grpc
+from tallystick_core.approval import needs_approval
 from tallystick_core.errors import ApiError
 from tallystick_core.money import format_amount
-from tallystick_core.payout.approval import needs_approval
 from tallystick_core.payout.destination import TERMINAL_DESTINATION_STATES, DestinationState
 from tallystick_core.payout.request import classify_hold_failure, format_payout_hold_id
 from tallystick_core.payout.snapshot import PayoutTransition

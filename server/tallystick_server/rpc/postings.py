@@ -23,6 +23,7 @@ def add_posting(
     external_reference: str = "",
     effective_time: Timestamp | None = None,
     buyer_account: str = "",
+    description: str = "",
 ) -> None:
     """Adds a posting to the request. Reference and time must be stored values: a repeat with others
     is rejected.
@@ -34,6 +35,7 @@ def add_posting(
         external_reference=external_reference,
         effective_time=effective_time,
         buyer_account=buyer_account,
+        description=description,
     )
     for line in lines:
         posting.entries.add(

@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 
 DEFAULT_DEADLINE_SECONDS = 10.0
 MAX_DEADLINE_SECONDS = 60.0
+MAX_LONG_DEADLINE_SECONDS = 600.0
+_LONG_METHODS = frozenset({"ReconcileStatementFile"})  # a million lines take minutes
 MAX_STREAM_SECONDS = 300.0
 MAX_MESSAGE_BYTES = 64 * 1024
 MAX_BATCH_BYTES = 4 * 1024 * 1024
@@ -73,6 +75,7 @@ class _Method:
     request_type: type[Message]
     roles: frozenset[Role]
     max_bytes: int
+    max_seconds: float
     slots: MethodSlots
 
 
@@ -181,6 +184,7 @@ class RpcServer:
             GetMessageClass(descriptor.input_type),
             roles,
             max_bytes,
+            MAX_LONG_DEADLINE_SECONDS if descriptor.name in _LONG_METHODS else MAX_DEADLINE_SECONDS,
             self._slots_for(descriptor),
         )
         # Requests are declared as streams of one message, the same on the wire, and read by
@@ -339,7 +343,7 @@ class RpcServer:
         timeout_seconds = (
             DEFAULT_DEADLINE_SECONDS
             if remaining_seconds is None
-            else min(remaining_seconds, MAX_DEADLINE_SECONDS)
+            else min(remaining_seconds, method.max_seconds)
         )
         return Call(caller, now + timeout_seconds)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import grpc
@@ -151,6 +151,25 @@ class ServiceClient:
             await asyncio.sleep(wait_seconds)
             wait_seconds = min(2 * wait_seconds, _MAX_WAIT_SECONDS)
         return await method(request, timeout=_TIMEOUT_SECONDS, metadata=self._metadata())
+
+    async def read_stream(
+        self, method: Callable[..., Any], request: Any, limit: int
+    ) -> Sequence[Any]:
+        """The first messages of a stub's stream, at most `limit`. Raises as `call`."""
+
+        async def read(request: Any, **options: Any) -> Sequence[Any]:
+            messages: list[Any] = []
+            stream = method(request, **options)
+            try:
+                async for message in stream:
+                    messages.append(message)
+                    if len(messages) == limit:
+                        break
+            finally:
+                stream.cancel()
+            return messages
+
+        return await self.call(read, request)
 
     async def call_or_unavailable(self, method: Callable[..., Awaitable[R]], request: Any) -> R:
         """As `call`, for work that a caller waits for. A service that rejects this service as its

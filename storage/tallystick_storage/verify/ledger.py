@@ -41,6 +41,20 @@ QUERIES = {
     **seal_queries("ledger"),
     "ledger.last_versions": f"""select * from ({ALERTS.format(schema="ledger")}) v
         order by aggregate_id collate "C" """,
+    # entries on the accounts that statements are about; debits are positive, as in a statement
+    "ledger.clearing_entries": """
+        select t.book, t.sequence, t.kind, t.source_id, t.external_reference, t.effective_time,
+            e.line_number as entry_number, a.account, e.currency, -e.amount as amount
+        from account a join entry e on e.account_id = a.account_id
+        join tx t on t.book = e.book and t.sequence = e.sequence
+        where a.account ~ '^(psp/[^/]+/clearing|payouts/[^/]+/clearing|banks/[^/]+)$'
+        order by t.book collate "C", t.sequence, e.line_number""",
+    "ledger.statement_postings": f"""
+        select (t.kind || '/' || t.source_id) collate "C" as key,
+            t.book || '-' || t.sequence as transaction_id, {POSTING} as posting
+        from tx t where t.kind in ('PROVIDER_FEE', 'SETTLEMENT', 'BANK_STATEMENT_LINE',
+            'ADJUSTMENT', 'WRITE_OFF')
+        order by key, t.sequence""",
     "ledger.outbox": UNPUBLISHED_VERSIONS,
     "ledger.heads": "select book, sequence, hash, post_time from head order by book",
     "ledger.relayed": "select book, sequence from relayed order by book",

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tallystick_core.approval import needs_approval, require_second_approver
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.money import MAX_AMOUNT
 from tallystick_core.operations.idempotency_key import format_provider_key
 from tallystick_core.operations.kind import KindName
-from tallystick_core.payout.approval import needs_approval, require_second_approver
 from tallystick_core.payout.batch import NewBatch, derive_payout_id, format_run_id, parse_batch_id
 from tallystick_core.payout.destination import (
     DESTINATION_TRANSITIONS,

@@ -290,6 +290,31 @@ class PayoutSection(Section):
     """
 
 
+class ReconciliationSection(Section):
+    """ReconciliationService."""
+
+    approval_threshold: AmountByCurrency = Field(default={})
+    """Difference or fee by currency above which the resolution of a break, and its reopening,
+    require a second approver, such as EUR = "100.00". A currency without an amount requires none.
+    """
+    posting_interval: Seconds = Field(default=5.0, ge=0.05, le=3600)
+    """How often the ledger is read, and what reconciliation has decided is posted to it."""
+    check_interval: Seconds = Field(default=3600.0, ge=0.05, le=86_400)
+    """How often the ledger is compared with itself and with the wallets."""
+    lookup_interval: Seconds = Field(default=60.0, ge=0.05, le=3600)
+    """How often PaymentService and PayoutService are asked to look up what a statement has and the
+    ledger lacks.
+    """
+    alert_breaks_after: Seconds = Field(default=604_800.0, ge=1, le=_YEAR_SECONDS)
+    """How long a break may be open before an alert is raised."""
+    alert_postings_after: Seconds = Field(default=600.0, ge=1, le=_YEAR_SECONDS)
+    """How long the ledger may lack what reconciliation posts before an alert is raised."""
+    alert_entries_after: Seconds = Field(default=1_209_600.0, ge=1, le=_YEAR_SECONDS)
+    """How long payouts, and settlements in transit to a bank, may be in no statement before an
+    alert is raised.
+    """
+
+
 class EventSection(Section):
     """EventService."""
 
@@ -411,6 +436,7 @@ class Settings(BaseSettings):
     payment: PaymentSection = PaymentSection()
     payout: PayoutSection = PayoutSection()
     event: EventSection = EventSection()
+    reconciliation: ReconciliationSection = ReconciliationSection()
     risk: RiskSection = RiskSection()
     tracing: TracingSection = TracingSection()
     metrics: MetricsSection = MetricsSection()

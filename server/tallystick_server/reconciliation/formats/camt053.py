@@ -9,12 +9,14 @@ from datetime import UTC, date, datetime
 
 from tallystick_core.money import format_amount
 from tallystick_core.reconciliation.statement import (
+    DATE_RANGE,
     LineType,
     OpenStatement,
     StatementEnd,
     StatementItem,
     StatementLine,
     StatementStart,
+    is_statement_date,
 )
 from tallystick_server.reconciliation.formats.text_file import TextFile, UnexpectedValue
 from tallystick_server.reconciliation.formats.values import (
@@ -323,10 +325,14 @@ class _StatementReader:
         if element is None:
             return None
         with self._file.position(element.line, element.column):
+            expected = f"a date must be a day such as 2026-11-30, {DATE_RANGE}"
             try:
-                return date.fromisoformat(element.text.strip()[:10])
+                day = date.fromisoformat(element.text.strip()[:10])
             except ValueError:
-                raise UnexpectedValue("a date must be a day such as 2026-11-30") from None
+                raise UnexpectedValue(expected) from None
+            if not is_statement_date(day):
+                raise UnexpectedValue(expected)
+            return day
 
     def _time(self, parent: XmlElement, name: str) -> datetime | None:
         """In UTC; None without a time or without its time zone."""

@@ -13,7 +13,9 @@ from datetime import UTC, date, datetime
 from typing import TextIO
 
 from tallystick_core.money import MAX_BALANCE, format_amount
+from tallystick_core.reconciliation.packed_lines import LineBlock
 from tallystick_core.reconciliation.statement import (
+    DATE_RANGE,
     MAX_REFERENCE_LENGTH,
     MAX_TEXT_LENGTH,
     LineType,
@@ -57,17 +59,17 @@ COLUMNS = (
     "original_currency",
     "text",
 )
-_ALLOWED = {
+ALLOWED = {
     START: frozenset(
         ("record", "currency", "account", "statement_id", "sequence", "balance", "balance_date")
     ),
     LINE: frozenset(("record", "currency", *COLUMNS[COLUMNS.index("line_type") :])),
     END: frozenset(("record", "currency", "balance", "balance_date", "line_count", "amount")),
 }
-_TABLE = Columns(COLUMNS)
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{6})?Z", re.ASCII)
-_ESCAPES = {"\\\\": "\\", "\\n": "\n", "\\r": "\r", "\\=": "=", "\\+": "+", "\\-": "-", "\\@": "@"}
-_ESCAPE = re.compile(r"\\.?", re.DOTALL)
+TABLE = Columns(COLUMNS)
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{6})?Z", re.ASCII)
+ESCAPES = {"\\\\": "\\", "\\n": "\n", "\\r": "\r", "\\=": "=", "\\+": "+", "\\-": "-", "\\@": "@"}
+ESCAPE = re.compile(r"\\.?", re.DOTALL)
 
 
 def matches(head: bytes) -> bool:
@@ -83,34 +85,61 @@ def read(file: TextFile) -> Iterator[StatementItem]:
 
 
 def _items(file: TextFile) -> Iterator[StatementItem]:
-    table = CsvTable(file, _TABLE)
-    statement: OpenStatement | None = None
-    last_line = 1
+    table = CsvTable(file, TABLE)
+    statements = Statements()
     for row in table.rows():
+        yield statements.read_row(row)
+    statements.require_end(table)
+
+
+class Statements:
+    """The statements of the rows so far."""
+
+    def __init__(self) -> None:
+        self._open: OpenStatement | None = None
+        self._last_line = 1
+
+    def read_row(self, row: Row) -> StatementItem:
+        """The next row. Raises DamagedFile."""
         record = _record(row)
-        last_line = row.line_number
-        if statement is None:
+        self._last_line = row.line_number
+        if self._open is None:
             if record != START:
                 row.fail("record", f"must be {START}")
-            statement = OpenStatement(_start(row))
-            yield statement.start
-            continue
+            self._open = OpenStatement(_start(row))
+            return self._open.start
         if record == START:
             row.fail("record", f"must be {LINE} or {END}")
-        if row.currency("currency") != statement.start.currency:
+        if row.currency("currency") != self._open.start.currency:
             row.fail("currency", f"must be that of the {START}")
         if record == LINE:
-            yield statement.add(_line(row))
-        else:
-            yield _end(row, statement)
-            statement = None
-    if statement is not None:
-        table.fail(last_line, 1, f"the last row must be an {END}")
+            return self._open.add(_line(row))
+        end = _end(row, self._open)
+        self._open = None
+        return end
+
+    @property
+    def currency(self) -> str:
+        """That of the statement that is open; "": none is."""
+        return "" if self._open is None else self._open.start.currency
+
+    def add_lines(self, lines: LineBlock) -> LineBlock:
+        """Counts the next lines and returns them."""
+        if self._open is None:
+            raise ValueError("no statement is open")
+        self._open.add_lines(len(lines), lines.total)
+        self._last_line = lines.last_line_number
+        return lines
+
+    def require_end(self, table: CsvTable) -> None:
+        """Raises DamagedFile if a statement has not ended."""
+        if self._open is not None:
+            table.fail(self._last_line, 1, f"the last row must be an {END}")
 
 
 def _record(row: Row) -> str:
     record = row.raw("record")
-    allowed = _ALLOWED.get(record)
+    allowed = ALLOWED.get(record)
     if allowed is None:
         row.fail("record", f"must be {START}, {LINE} or {END}")
     for column in COLUMNS:
@@ -185,9 +214,9 @@ def _optional_date(row: Row, column: str) -> date | None:
 def _time(row: Row, column: str) -> datetime | None:
     if not row.has(column):
         return None
-    time = parse_time(row.raw(column), _TIME)
+    time = parse_time(row.raw(column), TIME)
     if time is None:
-        row.fail(column, "must be a time in UTC such as 2026-01-31T23:59:59Z")
+        row.fail(column, f"must be a time in UTC such as 2026-01-31T23:59:59Z, {DATE_RANGE}")
     return time
 
 
@@ -204,11 +233,11 @@ def _unescape(row: Row, column: str) -> str:
         return text
 
     def replace(match: re.Match[str]) -> str:
-        if match[0] not in _ESCAPES:
-            row.fail(column, "must have only the escapes " + " ".join(_ESCAPES))
-        return _ESCAPES[match[0]]
+        if match[0] not in ESCAPES:
+            row.fail(column, "must have only the escapes " + " ".join(ESCAPES))
+        return ESCAPES[match[0]]
 
-    return _ESCAPE.sub(replace, text)
+    return ESCAPE.sub(replace, text)
 
 
 def write_canonical(items: Iterable[StatementItem], file: TextIO) -> None:

@@ -1,13 +1,12 @@
-"""CSV files in bounded memory: their rows, their columns by name, and the values of their cells.
+"""CSV files whose first row names the columns: their rows, and the values of their cells.
 
 A cell is always text. One that begins with =, +, - or @ is a formula only to a spreadsheet.
 """
 
 from __future__ import annotations
 
-import csv
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import NoReturn
@@ -16,77 +15,24 @@ from tallystick_core.currencies import EXPONENTS
 from tallystick_core.errors import ApiError
 from tallystick_core.money import MAX_AMOUNT, parse_amount
 from tallystick_core.reconciliation.statement import (
+    DATE_RANGE,
     MAX_REFERENCE_LENGTH,
     OpenStatement,
     StatementItem,
     StatementLine,
     StatementStart,
+    is_statement_date,
 )
-from tallystick_server.reconciliation.formats.text_file import TextFile, TextLine
+from tallystick_server.reconciliation.formats.csv_file import CsvFile
+from tallystick_server.reconciliation.formats.text_file import TextFile
 
-MAX_ROW_CHARACTERS = 100_000
-"""Of a row, which may have several lines within quotes. The csv module limits a cell to 131,072."""
 MAX_STATEMENTS = 50
 """Accounts and currencies of one file: the file is read once for each."""
 
-_DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", re.ASCII)
+_OTHER_SEPARATORS = ";\t"
 _COUNT = re.compile(r"\d{1,18}", re.ASCII)
-
-
-class CsvFile:
-    """The rows of a CSV file, as lists of cells. Empty lines are no rows."""
-
-    def __init__(self, file: TextFile) -> None:
-        self._file = file
-
-    def rows(self) -> Iterator[tuple[int, list[str]]]:
-        """Each row with the number of the line where it begins. It can be called again. Raises
-        DamagedFile for bad quotes and for a row of more than MAX_ROW_CHARACTERS.
-        """
-        lines = _RowLines(self._file)
-        reader = csv.reader(lines, strict=True)
-        while True:
-            lines.start_row()
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error:
-                self.fail(lines.first_number, 1, "a text must end with the quote that begins it")
-            if cells:
-                yield lines.first_number, cells
-
-    def fail(self, line: int, column: int, expected: str) -> NoReturn:
-        """Raises DamagedFile."""
-        self._file.fail(line, column, expected)
-
-
-class _RowLines:
-    """The lines of a file, as the csv module reads them. It limits those of one row."""
-
-    def __init__(self, file: TextFile) -> None:
-        self._file = file
-        self._lines = file.lines()
-        self._size = 0
-        self.first_number = 0
-
-    def start_row(self) -> None:
-        self._size = self.first_number = 0
-
-    def __iter__(self) -> _RowLines:
-        return self
-
-    def __next__(self) -> str:
-        line: TextLine = next(self._lines)
-        if not self.first_number:
-            self.first_number = line.number
-        self._size += len(line.text) + 1
-        if self._size > MAX_ROW_CHARACTERS:
-            self._file.fail(
-                self.first_number, 1, f"a row must have at most {MAX_ROW_CHARACTERS} characters"
-            )
-        return line.text + "\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +45,17 @@ class Columns:
     """Of further optional columns."""
 
     def index(self, file: CsvFile, line: int, names: list[str]) -> dict[str, int]:
-        """The place of each column. Raises DamagedFile for one that is unknown, missing, or there
-        twice.
+        """The place of each column. Raises DamagedFile for one that is unknown, missing or
+        duplicate, and for a file whose cells are not separated by commas.
         """
+        if len(names) == 1 and any(separator in names[0] for separator in _OTHER_SEPARATORS):
+            file.fail(line, 1, "cells must be separated by commas")
         found: dict[str, int] = {}
         for place, name in enumerate(names):
             if not self._has(name):
                 file.fail(line, place + 1, f"the column must be one of {self._list()}")
             if name in found:
-                file.fail(line, place + 1, f"the column {name} must not be there twice")
+                file.fail(line, place + 1, f"the column {name} must be unique")
             found[name] = place
         for name in self.required:
             if name not in found:
@@ -211,27 +159,66 @@ class Row:
 
     def date(self, column: str) -> date:
         """A day."""
-        day = parse_time(self.raw(column), _DATE)
+        day = parse_time(self.raw(column), DATE)
         if day is None:
-            self.fail(column, "must be a date such as 2026-01-31")
+            self.fail(column, f"must be a date such as 2026-01-31, {DATE_RANGE}")
         return day.date()
 
     def time(self, column: str) -> datetime:
         """A time without its zone, which is UTC."""
         time = parse_time(self.raw(column), _TIME)
         if time is None:
-            self.fail(column, "must be a time such as 2026-01-31 23:59:59")
+            self.fail(column, f"must be a time such as 2026-01-31 23:59:59, {DATE_RANGE}")
         return time.replace(tzinfo=UTC)
 
 
+class RowBlock:
+    """Some rows of a file."""
+
+    def __init__(
+        self,
+        file: CsvFile,
+        line_numbers: Sequence[int],
+        columns: dict[str, int],
+        rows: list[list[str]],
+    ) -> None:
+        self._file = file
+        self.line_numbers = line_numbers
+        self._columns = columns
+        self._rows = rows
+
+    def __iter__(self) -> Iterator[Row]:
+        for number, cells in zip(self.line_numbers, self._rows, strict=True):
+            yield Row(self._file, number, self._columns, cells)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def part(self, start: int, end: int) -> RowBlock:
+        """The rows from one place until another."""
+        return RowBlock(
+            self._file, self.line_numbers[start:end], self._columns, self._rows[start:end]
+        )
+
+    def columns(self) -> dict[str, Sequence[str]] | None:
+        """The cells by the names of their columns; None if a row has too many or too few."""
+        if set(map(len, self._rows)) != {len(self._columns)}:
+            return None
+        columns = list(zip(*self._rows, strict=True))
+        return {name: columns[place] for name, place in self._columns.items()}
+
+
 def parse_time(text: str, pattern: re.Pattern[str]) -> datetime | None:
-    """A time of ISO 8601 in one of its forms; None if the text is no such time."""
+    """A time of ISO 8601 in one of its forms, of a day that a statement may have; None if the text
+    is no such time.
+    """
     if not pattern.fullmatch(text):
         return None
     try:
-        return datetime.fromisoformat(text)
+        time = datetime.fromisoformat(text)
     except ValueError:
         return None
+    return time if is_statement_date(time) else None
 
 
 def _example(currency: str) -> str:
@@ -261,7 +248,23 @@ class CsvTable:
             else:
                 yield Row(self._file, number, index, cells)
         if index is None:
-            self._file.fail(1, 1, "the first row must name the columns")
+            self._fail_without_rows()
+
+    def row_blocks(self) -> Iterator[RowBlock]:
+        """The rows of `rows`, many at once."""
+        index: dict[str, int] | None = None
+        for numbers, rows in self._file.row_blocks():
+            first = 0
+            if index is None:
+                index = self._columns.index(self._file, numbers[0], rows[0])
+                first = 1
+            if len(rows) > first:
+                yield RowBlock(self._file, numbers[first:], index, rows[first:])
+        if index is None:
+            self._fail_without_rows()
+
+    def _fail_without_rows(self) -> NoReturn:
+        self._file.fail(1, 1, "the first row must name the columns")
 
     def fail(self, line: int, column: int, expected: str) -> NoReturn:
         """Raises DamagedFile."""

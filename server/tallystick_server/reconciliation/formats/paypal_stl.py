@@ -20,17 +20,19 @@ from typing import NoReturn
 
 from tallystick_core.currencies import EXPONENTS
 from tallystick_core.reconciliation.statement import (
+    DATE_RANGE,
     MAX_REFERENCE_LENGTH,
     LineType,
     StatementItem,
     StatementLine,
     StatementStart,
+    is_statement_date,
 )
+from tallystick_server.reconciliation.formats.csv_file import CsvFile
 from tallystick_server.reconciliation.formats.csv_table import (
     MAX_STATEMENTS,
     Closing,
     Columns,
-    CsvFile,
     Row,
     yield_statement,
 )
@@ -356,11 +358,11 @@ def _signed_amount(row: Row, direction_column: str, amount_column: str) -> int:
     return _SIGNS[direction] * int(text)
 
 
-_TIME_EXPECTED = "must be a time such as 2026/01/31 23:59:59 -0700"
+_TIME_EXPECTED = f"must be a time such as 2026/01/31 23:59:59 -0700, {DATE_RANGE}"
 
 
 def _parse_time(text: str) -> datetime | None:
-    """A time in its own zone."""
+    """A time in its own zone, of a day that a statement may have."""
     match = _TIME.fullmatch(text)
     if match is None:
         return None
@@ -370,4 +372,4 @@ def _parse_time(text: str) -> datetime | None:
         parsed.astimezone(UTC)
     except (ValueError, OverflowError):
         return None
-    return parsed
+    return parsed if is_statement_date(parsed) else None

@@ -51,6 +51,8 @@ _CLIENT_REFERENCES = (
     "transfer_metadata[key]",
 )
 """The ids that the platform gave to Stripe: of the object, else of the call."""
+_CHARGES = ("payment_intent_id", "transfer_id", "charge_id")
+"""What the platform charged or paid: the id that the ledger has, if the report has it."""
 _COLUMNS = Columns(
     REQUIRED_COLUMNS,
     frozenset(
@@ -108,6 +110,8 @@ LINE_TYPES = {
     "payout_minimum_balance_hold": LineType.RESERVE,
     "payout_minimum_balance_release": LineType.RESERVE,
     "connect_collection_transfer": LineType.TRANSFER,
+    "topup": LineType.TRANSFER,
+    "topup_reversal": LineType.TRANSFER,
     "transfer": LineType.PAYOUT,
     "transfer_reversal": LineType.PAYOUT_RETURN,
     "payout": LineType.SETTLEMENT,
@@ -149,7 +153,7 @@ def _line(row: Row) -> StatementLine:
         value_date=(row.time("available_on_utc").date() if row.has("available_on_utc") else None),
         booking_time=created,
         reference=row.required_text("balance_transaction_id"),
-        charge_reference=row.text("charge_id"),
+        charge_reference=next((row.text(name) for name in _CHARGES if row.has(name)), ""),
         client_reference=next((row.text(name) for name in _CLIENT_REFERENCES if row.has(name)), ""),
         settlement_reference=row.required_text("automatic_payout_id"),
         text=row.raw("description")[:MAX_TEXT_LENGTH],

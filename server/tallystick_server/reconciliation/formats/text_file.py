@@ -13,6 +13,7 @@ from tallystick_core.reconciliation.statement import DamagedFile
 
 MAX_LINE_BYTES = 64 * 1024
 _CHUNK_BYTES = 64 * 1024
+_NO_NUL = "a text must not contain NUL; UTF-16 needs a byte order mark"
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
@@ -46,9 +47,15 @@ class TextFile:
         return self._path.open("rb")
 
     def lines(self) -> Iterator[TextLine]:
-        """The lines of the file: UTF-8, or UTF-16 with a byte order mark, or Latin-1 if it is not
-        UTF-8. Ended by CR, LF or both. Raises DamagedFile for a line of more than MAX_LINE_BYTES
-        and for a NUL.
+        """The lines of the file, as `blocks` has them."""
+        for first_number, texts in self.blocks():
+            for number, text in enumerate(texts, first_number):
+                yield TextLine(number, text)
+
+    def blocks(self) -> Iterator[tuple[int, list[str]]]:
+        """The lines of the file, many at once, with the number of the first: UTF-8, or UTF-16 with
+        a byte order mark, or Latin-1 if it is not UTF-8. Ended by CR, LF or both. Raises
+        DamagedFile for a line of more than MAX_LINE_BYTES and for a NUL.
         """
         encoding, skipped = self._find_encoding()
         decoder = codecs.getincrementaldecoder(encoding)("strict")
@@ -65,15 +72,21 @@ class TextFile:
                     text = text[1:]
                 ends_with_cr = text.endswith("\r") if text else ends_with_cr
                 *whole, rest = (rest + text.replace("\r\n", "\n").replace("\r", "\n")).split("\n")
-                for line in whole:
+                good_count = _count_good(whole)
+                if good_count:
+                    yield number, whole[:good_count]
+                    number += good_count
+                for line in (*whole[good_count:], rest):
                     self._check(number, line)
-                    yield TextLine(number, line)
-                    number += 1
-                self._check(number, rest)
                 if not chunk:
                     break
         if rest:
-            yield TextLine(number, rest)
+            yield number, [rest]
+
+    def has_byte(self, byte: bytes) -> bool:
+        """Whether the file has a byte anywhere."""
+        with self.open() as file:
+            return any(byte in chunk for chunk in iter(lambda: file.read(_CHUNK_BYTES), b""))
 
     def _check(self, number: int, line: str) -> None:
         if len(line) > MAX_LINE_BYTES:
@@ -81,7 +94,11 @@ class TextFile:
                 number, MAX_LINE_BYTES, f"a line must have at most {MAX_LINE_BYTES} characters"
             )
         if "\0" in line:
-            self.fail(number, line.index("\0") + 1, "a text must not contain NUL")
+            self.fail(
+                number,
+                line.index("\0") + 1,
+                "a text must not contain NUL; UTF-16 needs a byte order mark",
+            )
 
     def _find_encoding(self) -> tuple[str, int]:
         """The encoding, and the number of bytes of its mark."""
@@ -111,3 +128,11 @@ class TextFile:
             yield
         except UnexpectedValue as error:
             raise DamagedFile(self.name, line, column, str(error)) from None
+
+
+def _count_good(lines: list[str]) -> int:
+    """How many lines come before the first that is too long or has a NUL."""
+    if max(map(len, lines), default=0) <= MAX_LINE_BYTES and "\0" not in "".join(lines):
+        return len(lines)
+    bad = (len(line) > MAX_LINE_BYTES or "\0" in line for line in lines)
+    return list(bad).index(True)

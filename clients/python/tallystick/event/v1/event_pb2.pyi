@@ -11,6 +11,7 @@ from tallystick.ledger.v1 import ledger_pb2 as _ledger_pb2
 from tallystick.operator.v1 import operator_pb2 as _operator_pb2
 from tallystick.payment.v1 import payment_pb2 as _payment_pb2
 from tallystick.payout.v1 import payout_pb2 as _payout_pb2
+from tallystick.reconciliation.v1 import reconciliation_pb2 as _reconciliation_pb2
 from tallystick.wallet.v1 import wallet_pb2 as _wallet_pb2
 import builtins as _builtins
 import sys
@@ -63,6 +64,8 @@ class _EventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventType.V
     """A seller was claimed, or assigned to another owner."""
     EVENT_TYPE_SELLER_ASSIGNMENT_CHANGED: _EventType.ValueType  # 16
     """The assignment of a seller to another owner was requested or decided."""
+    EVENT_TYPE_BREAK_CHANGED: _EventType.ValueType  # 17
+    """A break was found, assigned, commented on, decided or opened again."""
 
 class EventType(_EventType, metaclass=_EventTypeEnumTypeWrapper):
     """The type of an event."""
@@ -101,6 +104,8 @@ EVENT_TYPE_SELLER_CHANGED: EventType.ValueType  # 15
 """A seller was claimed, or assigned to another owner."""
 EVENT_TYPE_SELLER_ASSIGNMENT_CHANGED: EventType.ValueType  # 16
 """The assignment of a seller to another owner was requested or decided."""
+EVENT_TYPE_BREAK_CHANGED: EventType.ValueType  # 17
+"""A break was found, assigned, commented on, decided or opened again."""
 Global___EventType: _TypeAlias = EventType  # noqa: Y015
 
 @_typing.final
@@ -134,6 +139,7 @@ class Event(_message.Message):
     PAYOUT_SCHEDULE_FIELD_NUMBER: _builtins.int
     SELLER_FIELD_NUMBER: _builtins.int
     SELLER_ASSIGNMENT_FIELD_NUMBER: _builtins.int
+    RECONCILIATION_BREAK_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """"{aggregate_id}/{aggregate_version}"."""
     cursor: _builtins.int
@@ -219,6 +225,10 @@ class Event(_message.Message):
     def seller_assignment(self) -> _wallet_pb2.SellerAssignment:
         """With SELLER_ASSIGNMENT_CHANGED."""
 
+    @_builtins.property
+    def reconciliation_break(self) -> _reconciliation_pb2.Break:
+        """With BREAK_CHANGED, without its lines, ledger entries and history."""
+
     def __init__(
         self,
         *,
@@ -245,12 +255,13 @@ class Event(_message.Message):
         payout_schedule: _payout_pb2.PayoutSchedule | None = ...,
         seller: _wallet_pb2.Seller | None = ...,
         seller_assignment: _wallet_pb2.SellerAssignment | None = ...,
+        reconciliation_break: _reconciliation_pb2.Break | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "create_time", b"create_time", "dead_letter", b"dead_letter", "payload", b"payload", "payment", b"payment", "payment_order", b"payment_order", "payout", b"payout", "payout_batch", b"payout_batch", "payout_destination", b"payout_destination", "payout_schedule", b"payout_schedule", "seller", b"seller", "seller_assignment", b"seller_assignment", "transaction", b"transaction", "unapplied_charge", b"unapplied_charge", "wallet", b"wallet", "wallet_entry", b"wallet_entry"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "create_time", b"create_time", "dead_letter", b"dead_letter", "payload", b"payload", "payment", b"payment", "payment_order", b"payment_order", "payout", b"payout", "payout_batch", b"payout_batch", "payout_destination", b"payout_destination", "payout_schedule", b"payout_schedule", "reconciliation_break", b"reconciliation_break", "seller", b"seller", "seller_assignment", b"seller_assignment", "transaction", b"transaction", "unapplied_charge", b"unapplied_charge", "wallet", b"wallet", "wallet_entry", b"wallet_entry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate_id", b"aggregate_id", "aggregate_version", b"aggregate_version", "alert", b"alert", "caller", b"caller", "create_time", b"create_time", "cursor", b"cursor", "dead_letter", b"dead_letter", "event_id", b"event_id", "owner", b"owner", "payload", b"payload", "payment", b"payment", "payment_order", b"payment_order", "payout", b"payout", "payout_batch", b"payout_batch", "payout_destination", b"payout_destination", "payout_schedule", b"payout_schedule", "seller", b"seller", "seller_assignment", b"seller_assignment", "traceparent", b"traceparent", "transaction", b"transaction", "type", b"type", "unapplied_charge", b"unapplied_charge", "wallet", b"wallet", "wallet_entry", b"wallet_entry"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate_id", b"aggregate_id", "aggregate_version", b"aggregate_version", "alert", b"alert", "caller", b"caller", "create_time", b"create_time", "cursor", b"cursor", "dead_letter", b"dead_letter", "event_id", b"event_id", "owner", b"owner", "payload", b"payload", "payment", b"payment", "payment_order", b"payment_order", "payout", b"payout", "payout_batch", b"payout_batch", "payout_destination", b"payout_destination", "payout_schedule", b"payout_schedule", "reconciliation_break", b"reconciliation_break", "seller", b"seller", "seller_assignment", b"seller_assignment", "traceparent", b"traceparent", "transaction", b"transaction", "type", b"type", "unapplied_charge", b"unapplied_charge", "wallet", b"wallet", "wallet_entry", b"wallet_entry"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["payment", "payment_order", "wallet_entry", "wallet", "transaction", "dead_letter", "unapplied_charge", "alert", "payout", "payout_destination", "payout_batch", "payout_schedule", "seller", "seller_assignment"]  # noqa: Y015
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["payment", "payment_order", "wallet_entry", "wallet", "transaction", "dead_letter", "unapplied_charge", "alert", "payout", "payout_destination", "payout_batch", "payout_schedule", "seller", "seller_assignment", "reconciliation_break"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 

@@ -142,7 +142,8 @@ class LedgerServiceServicer(object):
     def GetTrialBalance(self, request, context):
         """Returns the balances of all accounts at one point of the ledger, page by page, with their
         running sums. On the last page the sums are zero. For a time long ago, a page may have fewer
-        accounts than requested, or none, without being the last page. Access: operator, auditor.
+        accounts than requested, or none, without being the last page. Access: operator, auditor,
+        service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -62,7 +62,8 @@ class LedgerServiceStub:
     GetTrialBalance: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.GetTrialBalanceRequest, _ledger_service_pb2.GetTrialBalanceResponse]
     """Returns the balances of all accounts at one point of the ledger, page by page, with their
     running sums. On the last page the sums are zero. For a time long ago, a page may have fewer
-    accounts than requested, or none, without being the last page. Access: operator, auditor.
+    accounts than requested, or none, without being the last page. Access: operator, auditor,
+    service.
     """
     StreamEntries: _grpc.UnaryStreamMultiCallable[_ledger_service_pb2.StreamEntriesRequest, _ledger_service_pb2.StreamEntriesResponse]
     """Streams transactions in ledger order. Without follow the stream ends with OK at the current
@@ -106,7 +107,8 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
     GetTrialBalance: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.GetTrialBalanceRequest, _ledger_service_pb2.GetTrialBalanceResponse]  # type: ignore[assignment]
     """Returns the balances of all accounts at one point of the ledger, page by page, with their
     running sums. On the last page the sums are zero. For a time long ago, a page may have fewer
-    accounts than requested, or none, without being the last page. Access: operator, auditor.
+    accounts than requested, or none, without being the last page. Access: operator, auditor,
+    service.
     """
     StreamEntries: _aio.UnaryStreamMultiCallable[_ledger_service_pb2.StreamEntriesRequest, _ledger_service_pb2.StreamEntriesResponse]  # type: ignore[assignment]
     """Streams transactions in ledger order. Without follow the stream ends with OK at the current
@@ -189,7 +191,8 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_ledger_service_pb2.GetTrialBalanceResponse, _abc.Awaitable[_ledger_service_pb2.GetTrialBalanceResponse]]:
         """Returns the balances of all accounts at one point of the ledger, page by page, with their
         running sums. On the last page the sums are zero. For a time long ago, a page may have fewer
-        accounts than requested, or none, without being the last page. Access: operator, auditor.
+        accounts than requested, or none, without being the last page. Access: operator, auditor,
+        service.
         """
 
     @_abc_1.abstractmethod

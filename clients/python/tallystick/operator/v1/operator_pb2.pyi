@@ -168,6 +168,12 @@ class _AlertKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AlertKind.V
     """The payouts of a batch are not all created past the threshold."""
     ALERT_KIND_SCHEDULE_OVERDUE: _AlertKind.ValueType  # 18
     """The cut-off of a schedule has passed, past the threshold of batches, and was not run."""
+    ALERT_KIND_BREAK_OVERDUE: _AlertKind.ValueType  # 19
+    """A break is not resolved past the threshold."""
+    ALERT_KIND_ADJUSTMENT_STUCK: _AlertKind.ValueType  # 20
+    """What reconciliation has decided is not posted to the ledger past the threshold."""
+    ALERT_KIND_ENTRIES_OVERDUE: _AlertKind.ValueType  # 21
+    """Payouts, or settlements in transit to a bank, are in no statement past the threshold."""
 
 class AlertKind(_AlertKind, metaclass=_AlertKindEnumTypeWrapper):
     """The condition that an alert reports."""
@@ -219,6 +225,12 @@ ALERT_KIND_BATCH_STUCK: AlertKind.ValueType  # 17
 """The payouts of a batch are not all created past the threshold."""
 ALERT_KIND_SCHEDULE_OVERDUE: AlertKind.ValueType  # 18
 """The cut-off of a schedule has passed, past the threshold of batches, and was not run."""
+ALERT_KIND_BREAK_OVERDUE: AlertKind.ValueType  # 19
+"""A break is not resolved past the threshold."""
+ALERT_KIND_ADJUSTMENT_STUCK: AlertKind.ValueType  # 20
+"""What reconciliation has decided is not posted to the ledger past the threshold."""
+ALERT_KIND_ENTRIES_OVERDUE: AlertKind.ValueType  # 21
+"""Payouts, or settlements in transit to a bank, are in no statement past the threshold."""
 Global___AlertKind: _TypeAlias = AlertKind  # noqa: Y015
 
 class _WebhookSubject:

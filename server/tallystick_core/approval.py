@@ -1,4 +1,4 @@
-"""Which payouts need a second person's approval."""
+"""What needs a second person's approval."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from tallystick_core.errors import ApiError, ErrorReason
 
 
 def needs_approval(amount: int, currency: str, thresholds: Mapping[str, int]) -> bool:
-    """Whether a second person must approve the payout: `amount` exceeds the threshold of its
-    currency. `amount` is what leaves the wallet. A currency without a threshold needs no approval.
+    """Whether a second person must approve it: `amount` exceeds its currency's threshold, both in
+    minor units. A currency without a threshold needs no approval.
     """
     return currency in thresholds and amount > thresholds[currency]
 

@@ -1,0 +1,1 @@
+"""The tables of ReconciliationService: statement files, ledger entries, breaks, postings."""

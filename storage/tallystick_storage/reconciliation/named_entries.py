@@ -1,0 +1,35 @@
+"""SQL that finds the ledger's entries that a line names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def our_id(line: str) -> str:
+    """The id of what was booked, from the id that the platform gave to the provider."""
+    return (
+        f"case when {line}.line_type = 'CHARGE' and {line}.client_reference like 'o-%' "
+        f"then substr({line}.client_reference, 3) else {line}.client_reference end"
+    )
+
+
+def named_entries(
+    table: str, line: str, references: Sequence[str], *, of_any_type: str = "false"
+) -> str:
+    """Selects the entries in `table` that a line names by one of its columns `references`, or by
+    our id: those of the type of the line, or all if `of_any_type` is true.
+
+    Each key is one lookup in an index: with stale statistics the planner would rather read all
+    entries of an account, once for each line.
+    """
+    keys = [
+        f"i.external_reference <> '' and i.external_reference = {line}.{reference}"
+        for reference in references
+    ]
+    keys.append(f"i.source_id = {our_id(line)}")
+    parts = " union all ".join(
+        f"(select i.* from {table} i where {key} "
+        f"and ({of_any_type} or i.line_type = {line}.line_type) offset 0)"
+        for key in keys
+    )
+    return f"({parts} offset 0)"
