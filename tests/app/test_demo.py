@@ -69,6 +69,9 @@ def test_the_demo_runs_twice_on_the_same_data(short_folder: Path) -> None:
         assert "trial balance of the whole ledger: 0.00 EUR" in run.stdout
         assert "verify: passed" in run.stdout
         assert "PAYOUT_RETURN" in run.stdout
+        assert re.search(r"AUTOMATIC +ROUNDING +0.01 EUR  RESOLVED", run.stdout)
+        assert re.search(r"FINANCE +AMOUNT_DIFFERS +1.00 EUR  OPEN", run.stdout)
+        assert re.search(r"INVESTIGATION +CHARGE_UNKNOWN", run.stdout)
         assert "charged by stripe as pi_" in run.stdout
         lines_wider_than_terminal = [line for line in run.stdout.splitlines() if len(line) > 80]
         assert not lines_wider_than_terminal

@@ -44,6 +44,7 @@ from tallystick_server.cli.demo_provider import (
     use_look_alike,
     webhook_url,
 )
+from tallystick_server.cli.demo_reconciliation import reconcile_report
 from tallystick_server.cli.output import print_line, print_status
 from tallystick_server.cli.runner import example, run_app
 from tallystick_server.observability import tracing
@@ -146,11 +147,12 @@ async def _run_story(
         payments.append(await pay_as_buyer(client, hosted))
     await confirm_deliveries(client, payments)
     if look_alike is None:
-        print_step("9  Left out, with step 10: the payouts")
+        print_step("9  Left out, with steps 10 to 12: payouts and the report")
         print_line("     they need connected accounts; the look-alike has its own")
     else:
         await pay_out(client, checkout, look_alike)
-    print_step("11  tallystick verify recomputes every balance from the stored rows")
+        await reconcile_report(client, settings, look_alike)
+    print_step("13  tallystick verify recomputes every balance from the stored rows")
     report = await asyncio.to_thread(verify, database_urls)
     show_report(report)
     require(report.passed, "verify should pass")

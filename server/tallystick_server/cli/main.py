@@ -12,6 +12,7 @@ import typer
 
 from tallystick_server.app.errors import StartupError
 from tallystick_server.app.services import HTTP_SERVER, find_spec, service_names
+from tallystick_server.cli.fetch_statement import add_fetch_statement_command
 from tallystick_server.cli.operator.commands import add_commands
 from tallystick_server.cli.output import (
     Column,
@@ -212,6 +213,7 @@ def print_report(report: Report) -> None:
 
 add_sandbox_commands(app, _PANEL)
 add_statement_command(app, "Reconcile")
+add_fetch_statement_command(app, "Reconcile")
 add_commands(app)
 
 if __name__ == "__main__":

@@ -121,9 +121,11 @@ def escape(text: str) -> str:
 
 
 @contextmanager
-def show_progress(description: str, total: int, *, lines: bool = True) -> Iterator[ProgressUpdate]:
+def show_progress(
+    description: str, total: int | None, *, lines: bool = True
+) -> Iterator[ProgressUpdate]:
     """Shows the progress of long work on standard error: a bar on a terminal; elsewhere one line
-    per update, if `lines`.
+    per update, if `lines`. `total` None: it is not known yet.
     """
     if can_format(sys.stderr):
         from rich.progress import (

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from stat import S_ISREG
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tallystick_server.app.errors import StartupError
-from tallystick_server.cli.output import Column, print_json, print_table
+from tallystick_server.cli.output import Column, escape, print_json, print_status, print_table
 from tallystick_server.cli.runner import example
 
 if TYPE_CHECKING:
@@ -46,7 +49,13 @@ def add_statement_command(app: typer.Typer, panel: str) -> None:
 
 def statement(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A statement or settlement file.", exists=True)
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="A statement or settlement file.",
+            exists=True,
+            dir_okay=False,
+        ),
     ],
     accept_difference: Annotated[
         bool,
@@ -62,24 +71,39 @@ def statement(
     Adyen's settlement details, and the platform's own CSV. A damaged file is rejected as a whole,
     with the line and what was expected.
     """
-    from tallystick_core.reconciliation.statement import DamagedFile
     from tallystick_server.reconciliation.formats.registry import find_format, read_statements
     from tallystick_server.reconciliation.formats.text_file import TextFile
 
     text_file = TextFile(file)
-    try:
+    with readable(file):
         format_ = find_format(text_file)
         items = read_statements(text_file, format_, accepts_difference=accept_difference)
         summaries = list(_summarize(items))
-    except DamagedFile as error:
-        raise StartupError(f"{error}.") from None
-    except OSError as error:
-        raise StartupError(f"{file} cannot be read: {error.strerror}.") from None
     if as_json:
         statements = [_as_dict(summary) for summary in summaries]
         print_json({"file": file.name, "format": format_.name, "statements": statements})
     else:
         print_table(_COLUMNS, map(_as_row, summaries))
+        if not summaries:
+            print_status(f"{escape(file.name)} has no statements.")
+
+
+@contextmanager
+def readable(file: Path) -> Iterator[None]:
+    """Raises StartupError if the block cannot read the file, or finds it damaged. Files are read
+    several times, which a pipe does not permit.
+    """
+    from tallystick_core.reconciliation.statement import DamagedFile
+
+    name = escape(str(file))
+    try:
+        if not S_ISREG(os.stat(file).st_mode):
+            raise StartupError(f"{name} must be a regular file, not a pipe or a device.")
+        yield
+    except DamagedFile as error:
+        raise StartupError(f"{escape(str(error))}.") from None
+    except OSError as error:
+        raise StartupError(f"{name} cannot be read: {error.strerror or error}.") from None
 
 
 def _summarize(items: Iterable[StatementItem]) -> Iterator[_Summary]:

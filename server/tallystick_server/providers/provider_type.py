@@ -12,6 +12,7 @@ from tallystick_core.provider.outcome import FinalNotFound
 from tallystick_core.provider.payment_provider import PaymentProvider
 from tallystick_core.provider.payout_provider import PayoutProvider
 from tallystick_core.provider.risk_provider import RiskProvider
+from tallystick_core.provider.statement_source import StatementSource
 from tallystick_core.provider.webhook import WebhookSource
 from tallystick_server.setting_types import Count, Kind, Seconds, Section, parse_text
 from tallystick_storage.database import Database
@@ -98,8 +99,8 @@ Build: TypeAlias = Callable[[ProviderTerms, Any, OpenDatabase], BuiltProvider[P_
 
 @dataclass(frozen=True, slots=True)
 class ProviderType:
-    """A type of provider. None: it does not charge buyers, pay sellers, check risks, or send
-    webhooks.
+    """A type of provider. None: it does not charge buyers, pay sellers, check risks, send webhooks,
+    or write statements.
     """
 
     settings: type[ProviderSettings]
@@ -107,3 +108,4 @@ class ProviderType:
     build_payouts: Build[PayoutProvider] | None = None
     build_risk: Build[RiskProvider] | None = None
     build_webhooks: Build[WebhookSource] | None = None
+    build_statements: Build[StatementSource] | None = None

@@ -27,6 +27,7 @@ PROVIDER_TYPES: dict[str, ProviderType] = {
         stripe.build_charges,
         stripe.build_payouts,
         build_webhooks=stripe.build_webhooks,
+        build_statements=stripe.build_statements,
     ),
 }
 """Every type of provider, by the name that `providers.<name>.type` has."""
@@ -50,6 +51,11 @@ def names_that_charge(configured: Mapping[str, ProviderSettings]) -> list[str]:
 def names_that_pay_out(configured: Mapping[str, ProviderSettings]) -> list[str]:
     """The configured providers that pay sellers."""
     return [n for n, settings in configured.items() if type_of(n, settings).build_payouts]
+
+
+def names_with_statements(configured: Mapping[str, ProviderSettings]) -> list[str]:
+    """The configured providers whose statements can be fetched."""
+    return [n for n, settings in configured.items() if type_of(n, settings).build_statements]
 
 
 def names_that_check_risk(configured: Mapping[str, ProviderSettings]) -> list[str]:

@@ -26,6 +26,7 @@ from tallystick_server.app.configuration.network import TLS_SCHEME
 from tallystick_server.app.errors import StartupError
 from tallystick_server.app.services import find_spec
 from tallystick_server.app.tls import service_credentials
+from tallystick_server.cli.operator.reconciliation_calls import ReconciliationCalls
 from tallystick_server.rpc.enums import EnumNames
 from tallystick_server.rpc.timestamps import to_timestamp
 
@@ -132,6 +133,7 @@ class OperatorCalls:
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self.reconciliation = ReconciliationCalls(client)
 
     def list_webhook_events(
         self, service: str, state: WebhookEventState | None, provider: str, reference: str

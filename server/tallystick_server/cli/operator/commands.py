@@ -6,8 +6,12 @@ import typer
 
 from tallystick_server.cli.operator import (
     alerts,
+    break_rules,
+    breaks,
+    clearing,
     dead_letters,
     payouts,
+    reconcile,
     routing,
     unapplied_charges,
     webhook_events,
@@ -15,10 +19,26 @@ from tallystick_server.cli.operator import (
 from tallystick_server.cli.runner import example
 
 _PANEL = "Operate a running platform (TALLYSTICK_TOKEN holds the bearer token)"
+_RECONCILE_PANEL = "Reconcile"
 
 
 def add_commands(app: typer.Typer) -> None:
     """Adds the commands for operators."""
+    app.command(
+        "reconcile",
+        rich_help_panel=_RECONCILE_PANEL,
+        epilog=example(
+            "tallystick reconcile november.csv --provider stripe --preview",
+            "tallystick reconcile *.sta --account banks/main",
+        ),
+    )(reconcile.reconcile)
+    app.add_typer(breaks.group, name="breaks", rich_help_panel=_RECONCILE_PANEL)
+    app.command(
+        "clearing",
+        rich_help_panel=_RECONCILE_PANEL,
+        epilog=example("tallystick clearing --account psp/stripe/clearing"),
+    )(clearing.show_clearing_report)
+    app.add_typer(break_rules.group, name="break-rules", rich_help_panel=_RECONCILE_PANEL)
     for name, group in (
         ("dead-letters", dead_letters.group),
         ("unapplied-charges", unapplied_charges.group),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from tallystick_core.provider.payment_provider import PaymentProvider
 from tallystick_core.provider.payout_provider import PayoutProvider
+from tallystick_core.provider.statement_source import StatementSource
 from tallystick_core.provider.webhook import WebhookSource
 from tallystick_server.providers.provider_type import BuiltProvider, OpenDatabase, ProviderTerms
 from tallystick_server.providers.stripe.settings import StripeSettings
@@ -34,6 +35,21 @@ def build_payouts(
 
     api = StripeApi(settings)
     return BuiltProvider(StripePayouts(terms, api), close_hooks=[api.close])
+
+
+def build_statements(
+    terms: ProviderTerms, settings: StripeSettings, _open_database: OpenDatabase
+) -> BuiltProvider[StatementSource]:
+    """The statements: the report of payouts to the platform's bank."""
+    from tallystick_server.providers.stripe.client import StripeApi
+    from tallystick_server.providers.stripe.reports import StripeReports
+    from tallystick_server.providers.stripe.statements import StripeStatements
+
+    api = StripeApi(settings)
+    statements = StripeStatements(
+        terms.name, StripeReports(api), settings.payout_report, settings.single_payout_report
+    )
+    return BuiltProvider(statements, close_hooks=[api.close])
 
 
 def build_webhooks(
