@@ -50,10 +50,17 @@ OPEN_WORK_SQL = """
         union all select 'payout.outbox', count(*) from payout.outbox
         union all select 'wallet.outbox', count(*) from wallet.outbox
         union all select 'ledger.outbox', count(*) from ledger.outbox
+        union all select 'reconciliation.outbox', count(*) from reconciliation.outbox
         union all select 'payment.rejected_aggregate', count(*) from payment.rejected_aggregate
         union all select 'payout.rejected_aggregate', count(*) from payout.rejected_aggregate
         union all select 'wallet.rejected_aggregate', count(*) from wallet.rejected_aggregate
         union all select 'ledger.rejected_aggregate', count(*) from ledger.rejected_aggregate
+        union all select 'reconciliation.rejected_aggregate', count(*)
+            from reconciliation.rejected_aggregate
+        union all select 'reconciliation.ledger_position', h.sequence - coalesce(p.sequence, 0)
+            from ledger.head h left join reconciliation.ledger_position p using (book)
+        union all select 'reconciliation.ledger_posting', count(*)
+            from reconciliation.ledger_posting where not is_posted
     ) as open_work (name, number) where number > 0
 """
 """The tables with operations that are due or changes that are not published or booked, and the

@@ -10,6 +10,7 @@ from typing import Any
 
 from tallystick import AsyncClient
 from tallystick.operator.v1 import operator_pb2
+from tallystick_server.app.services import SERVICES
 
 _MAX_POLLS = 60
 """How many times the alerts are read, a second apart. Within that time every monitor has run,
@@ -61,7 +62,7 @@ async def _compare_alerts(
     expected = {(service, kind, subject) for service, kind, subject in query(_EXPECTED_ALERTS_SQL)}
     actual: set[AlertKey] = set()
     request = operator_pb2.ListAlertsRequest(page_size=200)
-    for name in ("payment", "payout", "wallet", "ledger"):
+    for name in (spec.name for spec in SERVICES if spec.publishes_events):
         async for alert in operator.pages(getattr(operator, name).ListAlerts, request, "alerts"):
             kind = operator_pb2.AlertKind.Name(alert.kind).removeprefix("ALERT_KIND_")
             actual.add((name, kind, alert.resource_name))

@@ -144,6 +144,8 @@ def settings(key_window: float, page_lifetime: float, *, routing: bool) -> Setti
         payout__destination_cooldown=0.0,
         payout__approval_threshold={"EUR": 200_000},
         payout__alert_after={"MOVING": 30, "SUBMITTED": 60, "IN_TRANSIT": 60},
+        reconciliation__posting_interval=4.0,
+        reconciliation__lookup_interval=5.0,
     )
 
 
@@ -345,6 +347,7 @@ class _SimulatedClient(AsyncClient):
             wallet="wallet",
             payout="payout",
             event="event",
+            reconciliation="reconciliation",
             settings=settings,
         )
 

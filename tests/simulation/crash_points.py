@@ -134,6 +134,15 @@ PAGE_EXPIRY_PLAN = replace(
     ),
 )
 """A payment by hosted page whose buyer leaves, so that the adapter ends it once it has expired."""
+RECONCILIATION_PLAN = replace(
+    PAYOUT_PLAN,
+    seed=12,
+    payment_requests=(_SALE_REQUEST, replace(_SALE_REQUEST, number=1, token="tok_delay:4000")),
+    statement_seconds=4.0,
+)
+"""Two sales and a payout that is returned, whose statement comes before the last of them is booked:
+it is sent twice at a time, compared, and what follows from it is posted.
+"""
 CRASH_PLANS = {
     "payment": PAYMENT_PLAN,
     "payout": PAYOUT_PLAN,
@@ -143,6 +152,7 @@ CRASH_PLANS = {
     "stripe-payout": STRIPE_PAYOUT_PLAN,
     "hosted-page": HOSTED_PAGE_PLAN,
     "page-expiry": PAGE_EXPIRY_PLAN,
+    "reconciliation": RECONCILIATION_PLAN,
 }
 _EVENT_CALLS = (
     "event-",
@@ -201,13 +211,25 @@ def run_with_crashes(
 def _relevant_calls(plan: SimulationPlan, calls: Sequence[str]) -> Sequence[str]:
     """The port calls under test. Those of a payout, and of a webhook, start at its first call and
     exclude the publishing of events, which a payment covers. Those of a hosted page exclude it too.
+    Those of reconciliation, and the reads of the ledger for it, are under test in its own plan
+    only.
     """
+    if plan.statement_seconds is not None:
+        return [call for call in calls if call.startswith("reconciliation-")]
+    calls = [call for call in calls if not _is_of_reconciliation(call)]
     has_page = any(request.buyer for request in plan.payment_requests)
     if not plan.withdrawals and not plan.report_rate and not has_page:
         return calls
     first_name = "payout-" if plan.withdrawals else "" if has_page else "WebhookInbox"
     first_index = next((index for index, call in enumerate(calls) if first_name in call), 0)
     return [call for call in calls[first_index:] if not any(name in call for name in _EVENT_CALLS)]
+
+
+def _is_of_reconciliation(call: str) -> bool:
+    """Whether a port call is made for reconciliation, which alone streams the ledger's entries."""
+    return call.startswith("reconciliation-") or (
+        call.startswith("ledger-") and "SequenceTail" in call
+    )
 
 
 def _check_deaths(results: CrashResults, result: SimulationResult, expected_deaths: int) -> None:

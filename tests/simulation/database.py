@@ -14,7 +14,7 @@ from psycopg.rows import namedtuple_row
 
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.database.migrate import SCHEMAS
-from tallystick_server.observability.tracing import TracedDatabase
+from tallystick_server.observability.tracing import TracedDatabase, function_name
 from tallystick_server.verify.run import load_queries
 from tallystick_storage.connection_pool import Connections
 from tallystick_storage.sql import Connection, connect
@@ -127,6 +127,11 @@ class ConnectionCache:
             connections.close_all()
 
 
+def _name_of(work: Any) -> str:
+    """The name of a function in the trace."""
+    return function_name(work).replace(".<locals>", "")
+
+
 class SimulatedDatabase(TracedDatabase):
     """The real database, which reports the name of each transaction that runs."""
 
@@ -134,15 +139,15 @@ class SimulatedDatabase(TracedDatabase):
         super().__init__(url, connections=1, new_id=new_id, open_connections=cache)
 
     async def transact(self, work: Callable[[Connection], T], *, idempotent: bool = False) -> T:
-        TRANSACTION_LABEL.set(f"transaction {work.__qualname__.replace('.<locals>', '')}")
+        TRANSACTION_LABEL.set(f"transaction {_name_of(work)}")
         return await super().transact(work, idempotent=idempotent)
 
     async def load(self, work: Callable[[Connection], T]) -> T:
-        TRANSACTION_LABEL.set(f"read {work.__qualname__.replace('.<locals>', '')}")
+        TRANSACTION_LABEL.set(f"read {_name_of(work)}")
         return await super().load(work)
 
     async def read(self, work: Callable[[Connection], T], *, changed: bool = False) -> T:
-        TRANSACTION_LABEL.set(f"read {work.__qualname__.replace('.<locals>', '')}")
+        TRANSACTION_LABEL.set(f"read {_name_of(work)}")
         return await super().read(work, changed=changed)
 
 

@@ -54,8 +54,12 @@ def add_regression(plan: SimulationPlan, violation: str) -> None:
             (
                 name
                 for name, crash_plan in CRASH_PLANS.items()
-                if (plan.payment_requests, plan.withdrawals)
-                == (crash_plan.payment_requests, crash_plan.withdrawals)
+                if (plan.payment_requests, plan.withdrawals, plan.statement_seconds)
+                == (
+                    crash_plan.payment_requests,
+                    crash_plan.withdrawals,
+                    crash_plan.statement_seconds,
+                )
             ),
             "",
         ),
@@ -89,4 +93,5 @@ def _parse_plan(entry: dict[str, Any]) -> SimulationPlan:
         report_rate=entry.get("report_rate", 0.0),
         routing=entry.get("routing", False),
         stripe=entry.get("stripe", False),
+        statement_seconds=crash_plan.statement_seconds if crash_plan else None,
     )

@@ -301,21 +301,16 @@ class _SimulatedChannel:
         response_deserializer: Any = None,
         **_: Any,
     ) -> Any:
-        async def call(
+        def call(
             request: Any, timeout: float | None = None, metadata: Metadata = ()
-        ) -> AsyncIterator[Any]:
+        ) -> _SimulatedStream:
             request_bytes = request_serializer(request) if request_serializer else request
             message_queue: asyncio.Queue[bytes | grpc.aio.AioRpcError | None] = asyncio.Queue()
-            close_stream = self._open_stream(
-                method, request_bytes, timeout, metadata, message_queue
+            return _SimulatedStream(
+                lambda: self._open_stream(method, request_bytes, timeout, metadata, message_queue),
+                message_queue,
+                response_deserializer,
             )
-            try:
-                while (message := await message_queue.get()) is not None:
-                    if isinstance(message, grpc.aio.AioRpcError):
-                        raise message
-                    yield response_deserializer(message)
-            finally:
-                close_stream()
 
         return call
 
@@ -379,6 +374,37 @@ class _SimulatedChannel:
 
     async def close(self, grace: float | None = None) -> None:
         return None
+
+
+class _SimulatedStream:
+    """The responses of a stream, which opens when the first is awaited."""
+
+    def __init__(
+        self,
+        open_stream: Callable[[], Callable[[], None]],
+        message_queue: asyncio.Queue[bytes | grpc.aio.AioRpcError | None],
+        deserialize: Callable[[bytes], Any],
+    ) -> None:
+        self._open_stream = open_stream
+        self._message_queue = message_queue
+        self._deserialize = deserialize
+        self._close: Callable[[], None] | None = None
+
+    def cancel(self) -> None:
+        """Closes the stream, if it is open."""
+        if self._close is not None:
+            self._close()
+            self._close = None
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        self._close = self._open_stream()
+        try:
+            while (message := await self._message_queue.get()) is not None:
+                if isinstance(message, grpc.aio.AioRpcError):
+                    raise message
+                yield self._deserialize(message)
+        finally:
+            self.cancel()
 
 
 def _rpc_error(

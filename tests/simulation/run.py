@@ -44,6 +44,7 @@ from tests.simulation.payout_load import (
     to_stripe_withdrawal,
 )
 from tests.simulation.seeded_random import SeededRandom
+from tests.simulation.statement_load import StatementLoad
 from tests.simulation.stripe import CHARGES_SQL, SESSIONS_SQL, TRANSFERS_SQL, UNSENT_WEBHOOKS_SQL
 from tests.simulation.webhook_load import STATES_SQL, WebhookLoad
 from tests.simulation.world import SLOW_SECONDS, World
@@ -100,6 +101,10 @@ class SimulationPlan:
     stripe: bool | None = None
     """Whether the first payment provider and the payout provider are the Stripe adapters with the
     look-alike; None: derived from the seed.
+    """
+    statement_seconds: float | None = None
+    """When the reconciliation job sends its first files; None: at a random time, if there are
+    random payments.
     """
 
 
@@ -258,11 +263,14 @@ class Simulation:
             world.poison = draw_poison(world.seeded_random, span_seconds)
             world.log(f"{world.poison}")
         operator_load = OperatorLoad(world, cluster)
+        statement_load = StatementLoad(world, cluster, self._charge_log, self._transfer_log)
         cluster.start(plan.single_process_services)
         payment_load.start()
         payout_load.start(with_schedule=plan.payouts > 0)
         if plan.payments:
             operator_load.start()
+        if plan.payments or plan.statement_seconds is not None:
+            statement_load.start(plan.statement_seconds, span_seconds)
         await asyncio.sleep(
             max(
                 [
@@ -276,7 +284,7 @@ class Simulation:
         world.faults.healed = True
         healed_time = world.loop.now
         operator = cluster.client(OPERATOR, OPERATOR)
-        loads = (payment_load, payout_load, operator_load, webhook_load)
+        loads = (payment_load, payout_load, operator_load, webhook_load, statement_load)
         while (  # noqa: ASYNC110 - nodes do not share what one waits for
             not all(load.is_idle for load in loads)
             and world.loop.now < healed_time + _MAX_CALL_SECONDS
@@ -307,6 +315,7 @@ class Simulation:
                 await self._wait_until_idle(
                     world, webhook_load, result, world.loop.now, world.loop.now
                 )
+        result.violations += await statement_load.audit(operator)
         result.violations += await audit_alerts(operator, self._tables.query)
         world.is_auditing = True
         teams = {team: cluster.client(f"auditor for {team}", team) for team in TEAMS}

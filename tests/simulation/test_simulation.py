@@ -18,6 +18,7 @@ from tests.simulation.crash_points import (
     PAGE_EXPIRY_PLAN,
     PAYMENT_PLAN,
     PAYOUT_PLAN,
+    RECONCILIATION_PLAN,
     STRIPE_PAYOUT_PLAN,
     STRIPE_PLAN,
     WEBHOOK_PLAN,
@@ -132,7 +133,7 @@ def test_simulations_with_stripe_keep_the_invariants(simulation: Simulation) -> 
     arrive late, repeatedly or never.
     """
     result = simulation.run(
-        SimulationPlan(6, 15, fault_rate=0.12, payouts=8, stripe=True, report_rate=0.7)
+        SimulationPlan(18, 15, fault_rate=0.12, payouts=8, stripe=True, report_rate=0.7)
     )
     assert result.violations == []
     http_faults = {fault for call, fault in result.faults.items() if " /v1/" in call}
@@ -145,7 +146,7 @@ def test_simulations_with_hosted_pages_keep_the_invariants(simulation: Simulatio
     """Buyers pay on pages of the look-alike, also twice and just as their page is closed. Each page
     is registered once, and its end is that of its orders.
     """
-    result = simulation.run(SimulationPlan(67, 30, stripe=True, routing=False, report_rate=0.7))
+    result = simulation.run(SimulationPlan(62, 30, stripe=True, routing=False, report_rate=0.7))
     assert result.violations == []
     acts = [line for line in result.trace if " the page of " in line]
     assert sum("'success'>: it is complete" in line for line in acts) > 2
@@ -219,6 +220,7 @@ def test_operator_and_caller_actions_occur(
         (STRIPE_PAYOUT_PLAN, {"payout", "wallet", "ledger"}, 50),
         (HOSTED_PAGE_PLAN, {"payment", "wallet", "ledger"}, 70),
         (PAGE_EXPIRY_PLAN, {"payment", "wallet"}, 50),
+        (RECONCILIATION_PLAN, {"reconciliation"}, 20),
     ],
     ids=CRASH_PLANS,
 )

@@ -43,6 +43,11 @@ _POLLS = frozenset(
         "transaction BatchGenerator._finish.finish",
         "read PayoutHandlers._load_payouts.<lambda>",
         "read DestinationHandlers._get_visible_destination.<lambda>",
+        "read LookupRequests.run_once.list_open",
+        "read LedgerReader._read_page.<lambda>",
+        "read SequenceTail._read_page.read",
+        "read list_due",
+        "transaction _end_page",
         "read has_due_objects",
         "read has_due_deliveries",
     }
