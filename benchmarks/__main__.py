@@ -10,7 +10,14 @@ from typing import Any
 from benchmarks import json_pay_in, latency, ledger, pages, pay_in, payouts, webhooks
 from benchmarks.growth import run as growth
 from benchmarks.measure import StatusPrinter
-from benchmarks.options import parse_count, parse_fraction, parse_payments, parse_seconds
+from benchmarks.options import (
+    parse_count,
+    parse_fraction,
+    parse_lines,
+    parse_payments,
+    parse_seconds,
+)
+from benchmarks.reconcile import run as reconcile
 from tallystick_server.app.errors import StartupError
 from tests.support.cancellation import exit_on_interrupt
 
@@ -39,6 +46,7 @@ def _parse_options() -> argparse.Namespace:
     _add_seconds(benchmarks.add_parser("latency", help="cost of a payment under light load"))
     _add_seconds(benchmarks.add_parser("pages", help="how long the pages of a buyer take"))
     _add_payouts(benchmarks.add_parser("payouts", help="payouts a second"))
+    _add_reconcile(benchmarks.add_parser("reconcile", help="seconds to reconcile a file"))
     _add_growth(benchmarks.add_parser("growth", help="cost of calls in a large database"))
     for benchmark in benchmarks.choices.values():
         benchmark.add_argument("--json", action="store_true", help="end with one JSON object")
@@ -64,6 +72,15 @@ def _add_payouts(benchmark: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_reconcile(benchmark: argparse.ArgumentParser) -> None:
+    benchmark.add_argument(
+        "--lines",
+        type=parse_lines,
+        default=reconcile.DEFAULT_LINES,
+        help="lines of the file; default: %(default)s",
+    )
+
+
 def _add_growth(benchmark: argparse.ArgumentParser) -> None:
     benchmark.add_argument(
         "--payments",
@@ -82,6 +99,8 @@ def _add_growth(benchmark: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace, print_status: StatusPrinter) -> dict[str, Any]:
     if options.name == "growth":
         return growth.bench(options.payments, options.pending_fraction, print_status)
+    if options.name == "reconcile":
+        return reconcile.bench(options.lines, print_status)
     if options.name == "payouts":
         return payouts.bench(options.seconds, options.sellers, print_status)
     if options.name == "latency":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from benchmarks.reconcile.statement import MIN_LINES
 from benchmarks.seed.run import MIN_PAYMENTS
 
 
@@ -13,6 +14,10 @@ def parse_count(text: str) -> int:
 
 def parse_payments(text: str) -> int:
     return _parse_whole_number(text, MIN_PAYMENTS)
+
+
+def parse_lines(text: str) -> int:
+    return _parse_whole_number(text, MIN_LINES)
 
 
 def _parse_whole_number(text: str, minimum: int) -> int:

@@ -8,11 +8,13 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from benchmarks.seed.templates import CLEARING_ACCOUNT
 from tallystick import AsyncClient
 from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2
 from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
+from tallystick.reconciliation.v1 import reconciliation_pb2, reconciliation_service_pb2
 from tallystick.wallet.v1 import wallet_service_pb2
 from tallystick_server.rpc.pagination import PageToken
 from tallystick_storage.payout.batches import ReportFilter
@@ -47,6 +49,24 @@ def _batch(**filters: Any) -> ClientCall:
 def _transactions(**filters: Any) -> ClientCall:
     return lambda client: client.ledger.ListTransactions(
         ledger_service_pb2.ListTransactionsRequest(**filters)
+    )
+
+
+def _breaks(**filters: Any) -> ClientCall:
+    return lambda client: client.reconciliation.ListBreaks(
+        reconciliation_service_pb2.ListBreaksRequest(**filters)
+    )
+
+
+def _files(**filters: Any) -> ClientCall:
+    return lambda client: client.reconciliation.ListStatementFiles(
+        reconciliation_service_pb2.ListStatementFilesRequest(**filters)
+    )
+
+
+def _lines(**filters: Any) -> ClientCall:
+    return lambda client: client.reconciliation.ListStatementLines(
+        reconciliation_service_pb2.ListStatementLinesRequest(statement_file_id="file-2", **filters)
     )
 
 
@@ -152,6 +172,51 @@ LIST_CALLS: dict[str, ClientCall] = {
     "GetAccount of the clearing account": lambda client: client.ledger.GetAccount(
         ledger_service_pb2.GetAccountRequest(account="psp/sandbox/clearing", currency="EUR")
     ),
+    "ListStatementFiles": _files(),
+    "ListStatementFiles of an account": _files(account=CLEARING_ACCOUNT),
+    "ListStatementFiles of an account (none)": _files(account="banks/none"),
+    "ListStatementLines": _lines(),
+    "ListStatementLines, last page": _lines(
+        page_token=PageToken("ListStatementLines", "file-2").make(900)
+    ),
+    "GetStatementFile": lambda client: client.reconciliation.GetStatementFile(
+        reconciliation_service_pb2.GetStatementFileRequest(statement_file_id="file-2")
+    ),
+    "ListBreaks": _breaks(),
+    "ListBreaks OPEN": _breaks(state=reconciliation_pb2.BREAK_STATE_OPEN),
+    "ListBreaks AWAITING_APPROVAL (none)": _breaks(
+        state=reconciliation_pb2.BREAK_STATE_AWAITING_APPROVAL
+    ),
+    "ListBreaks of a class": _breaks(break_class=reconciliation_pb2.BREAK_CLASS_FINANCE),
+    "ListBreaks of a class (none)": _breaks(break_class=reconciliation_pb2.BREAK_CLASS_AUTOMATIC),
+    "ListBreaks of a kind": _breaks(kind=reconciliation_pb2.BREAK_KIND_CHARGE_UNKNOWN),
+    "ListBreaks of a kind (none)": _breaks(kind=reconciliation_pb2.BREAK_KIND_RESERVE),
+    "ListBreaks of an account": _breaks(account=CLEARING_ACCOUNT),
+    "ListBreaks of an account (none)": _breaks(account="banks/none"),
+    "ListBreaks of an assignee": _breaks(assignee="ann"),
+    "ListBreaks of an assignee (none)": _breaks(assignee="nobody"),
+    "ListBreaks of a file": _breaks(statement_file_id="file-2"),
+    "ListBreaks of a file (none)": _breaks(statement_file_id="file-none"),
+    "ListBreaks OPEN of a class": _breaks(
+        state=reconciliation_pb2.BREAK_STATE_OPEN,
+        break_class=reconciliation_pb2.BREAK_CLASS_FINANCE,
+    ),
+    "ListBreaks OPEN of a class (none)": _breaks(
+        state=reconciliation_pb2.BREAK_STATE_OPEN,
+        break_class=reconciliation_pb2.BREAK_CLASS_AUTOMATIC,
+    ),
+    "ListBreaks OPEN of an account": _breaks(
+        state=reconciliation_pb2.BREAK_STATE_OPEN, account=CLEARING_ACCOUNT
+    ),
+    "GetBreak": lambda client: client.reconciliation.GetBreak(
+        reconciliation_service_pb2.GetBreakRequest(break_id="f2-2")
+    ),
+    "ListBreakRules": lambda client: client.reconciliation.ListBreakRules(
+        reconciliation_service_pb2.ListBreakRulesRequest()
+    ),
+    "ListAlerts of reconciliation": lambda client: client.reconciliation.ListAlerts(
+        operator_pb2.ListAlertsRequest()
+    ),
     "GetTrialBalance, first page": lambda client: client.ledger.GetTrialBalance(
         ledger_service_pb2.GetTrialBalanceRequest(page_size=200)
     ),
@@ -177,5 +242,13 @@ BOUNDED_LIST_CALLS: dict[str, ClientCall] = {
     ),
     "ListPayouts PAID": _payouts(payout_state=payout_pb2.PAYOUT_STATE_PAID),
     "ListTransactions in a currency (none)": _transactions(currency="JPY"),
+    "ListBreaks OPEN of a kind and an account (none)": _breaks(
+        state=reconciliation_pb2.BREAK_STATE_OPEN,
+        kind=reconciliation_pb2.BREAK_KIND_CHARGE_UNKNOWN,
+        account="banks/none",
+    ),
+    "ListBreaks of a class and an account (none)": _breaks(
+        break_class=reconciliation_pb2.BREAK_CLASS_AUTOMATIC, account=CLEARING_ACCOUNT
+    ),
 }
 """Lists that scan a bounded number of rows, and batches, whose totals are counted."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import partial
 
 from tallystick_core.operations.kind import KindName
@@ -16,6 +17,8 @@ from tallystick_storage.database import prune_commit_markers
 from tallystick_storage.payment import charges
 from tallystick_storage.payout import batches, payouts, transfers
 from tallystick_storage.payout import schedules as schedule_store
+from tallystick_storage.reconciliation import lookups, statement_files
+from tallystick_storage.reconciliation import postings as reconciliation_postings
 from tallystick_storage.sql import Connection
 from tallystick_storage.webhook_events import SubjectKey
 
@@ -39,6 +42,7 @@ MONITOR_QUERIES: dict[str, tuple[str, DatabaseWork]] = {
     "monitor of payouts": ("payout", _find_alerts("payout")),
     "monitor of wallets": ("wallet", _find_alerts("wallet")),
     "monitor of the ledger": ("ledger", _find_alerts("ledger")),
+    "monitor of reconciliation": ("reconciliation", _find_alerts("reconciliation")),
 }
 """The alert queries of the monitors, each with its schema."""
 GAUGE_QUERIES: dict[str, tuple[str, DatabaseWork]] = {
@@ -101,6 +105,16 @@ WORKER_QUERIES: dict[str, tuple[str, DatabaseWork]] = {
         "payout",
         lambda connection: batches.list_requested(connection, "batch-1", 500),
     ),
+    "breaks to look up": (
+        "reconciliation",
+        lambda connection: lookups.list_open(connection, (datetime.fromtimestamp(0, UTC), "")),
+    ),
+    "postings to send": (
+        "reconciliation",
+        lambda connection: reconciliation_postings.list_due(
+            connection, reconciliation_postings.BEFORE_ALL, 200
+        ),
+    ),
     "unsent payouts to a destination": (
         "payout",
         lambda connection: payouts.list_unsent(connection, "d-s-1"),
@@ -108,6 +122,7 @@ WORKER_QUERIES: dict[str, tuple[str, DatabaseWork]] = {
 }
 """What workers read all the time, each with its schema."""
 HOUSEKEEPING: dict[str, tuple[str, DatabaseWork]] = {
-    "commit markers to prune": ("payment", prune_commit_markers)
+    "commit markers to prune": ("payment", prune_commit_markers),
+    "statement files to delete": ("reconciliation", statement_files.delete_abandoned),
 }
 """What processes clean up now and then, a bounded number of rows at a time."""

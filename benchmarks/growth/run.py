@@ -92,7 +92,12 @@ async def _measure_calls(
     database_urls: DatabaseUrls, address: str, print_status: StatusPrinter
 ) -> dict[str, dict[str, Any]]:
     settings = Settings().replace(
-        server__listen=address, worker__scan_interval=3600, worker__monitor_interval=3600
+        server__listen=address,
+        worker__scan_interval=3600,
+        worker__monitor_interval=3600,
+        reconciliation__posting_interval=3600,
+        reconciliation__check_interval=3600,
+        reconciliation__lookup_interval=3600,
     )
     read_recorders = ReadRecorders()
     server = await serve.start(

@@ -15,7 +15,7 @@ from tallystick_server.app.errors import StartupError
 
 TABLES_SQL = (
     "select oid from pg_class where relkind = 'r' and relnamespace::regnamespace::text in "
-    "('payment', 'payout', 'wallet', 'ledger', 'event')"
+    "('payment', 'payout', 'wallet', 'ledger', 'event', 'reconciliation')"
 )
 """SQL for the oids of the tables that are seeded."""
 
@@ -67,7 +67,8 @@ class RowCloner:
         from_clause = f"from {template_table(table)} t, {source.rows} s where {template_filter}"
         if not any(column.name == "seal" for column in columns):
             self.connection.execute(
-                f"insert into {table} ({names}) select {select_list} {from_clause}"
+                f"insert into {table} ({names}) overriding system value "
+                f"select {select_list} {from_clause}"
             )
             return
         # as the trigger does, which sees derived columns empty
@@ -76,7 +77,7 @@ class RowCloner:
             for column in columns
         )
         self.connection.execute(f"""
-            insert into {table} ({names}, seal)
+            insert into {table} ({names}, seal) overriding system value
             select {names}, case when is_sealed then sha256(record_send(row({row_values}))) end
             from (select {select_list}, t.seal is not null as is_sealed {from_clause} offset 0) x
         """)

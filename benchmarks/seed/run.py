@@ -16,6 +16,7 @@ from benchmarks.seed.indexes import without_indexes
 from benchmarks.seed.ledger import chain_ledger
 from benchmarks.seed.payments import clone_payments
 from benchmarks.seed.payouts import clone_payouts
+from benchmarks.seed.reconciliation import clone_reconciliation
 from benchmarks.seed.sellers import clone_sellers
 from benchmarks.seed.source_tables import create_source_tables
 from benchmarks.seed.templates import PAYMENT_TOKENS, PAYOUT_AMOUNTS, create_templates
@@ -34,6 +35,8 @@ _COUNTED_TABLES = (
     "ledger.entry",
     "ledger.account",
     "event.event",
+    "reconciliation.statement_line",
+    "reconciliation.break",
 )
 
 
@@ -96,6 +99,8 @@ def _clone_all(
     print_status("Cloned wallets and payouts")
     last_template_sequence = chain_ledger(connection, admin_url)
     print_status("Chained the ledger")
+    clone_reconciliation(cloner, last_template_sequence)
+    print_status("Cloned statements and breaks")
     clone_events(cloner, last_template_sequence)
     print_status("Cloned events")
     _insert_commit_markers(connection, payments)

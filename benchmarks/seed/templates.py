@@ -16,6 +16,7 @@ from tallystick import AsyncClient, new_order
 from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
+from tallystick.reconciliation.v1 import reconciliation_pb2, reconciliation_service_pb2
 from tallystick_core.provider.outcome import RetryReason
 from tallystick_server.app import serve
 from tallystick_server.app.configuration import Settings
@@ -27,6 +28,11 @@ from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 SELLER = "t-seller"
 DESTINATION_ID = "t-bank"
 BATCH_ID = "t-batch"
+STATEMENT_FILE_ID = "t-statement"
+CLEARING_ACCOUNT = "psp/sandbox/clearing"
+BREAKS = {"OPEN": "f1-1", "RESOLVED": "f1-2"}
+"""The states of breaks, and the id of the template of each: a line that the ledger does not have.
+"""
 ORDER_AMOUNT, PLATFORM_FEE = 1000, 50  # minor units
 PAYMENT_TOKENS = {
     "PAID": "tok_visa",
@@ -77,6 +83,7 @@ async def create_templates(database_urls: DatabaseUrls) -> None:
         await _set_schedules(client)
         for state in PAYOUT_AMOUNTS:
             await _create_payout(client, state)
+        await _reconcile_statement(client)
 
 
 async def create_destination_template(database_urls: DatabaseUrls) -> None:
@@ -230,6 +237,48 @@ async def _is_batch_done(client: AsyncClient) -> bool:
     return bool(response.payout_batch.state == payout_pb2.PAYOUT_BATCH_STATE_DONE)
 
 
+async def _reconcile_statement(client: AsyncClient) -> None:
+    """Reconciles a file with two lines that the ledger does not have, and accepts one of them."""
+    lines = [
+        reconciliation_pb2.StatementLine(
+            line_number=number,
+            line_type=reconciliation_pb2.LINE_TYPE_CHARGE,
+            code="charge",
+            amount=f"{ORDER_AMOUNT / 100:.2f}",
+            currency="EUR",
+            charge_reference=f"t-{number}",
+        )
+        for number in range(2, 2 + len(BREAKS))
+    ]
+    start = reconciliation_pb2.StatementStart(line_number=1, currency="EUR")
+    end = reconciliation_pb2.StatementEnd(
+        line_number=len(lines) + 2,
+        line_count=len(lines),
+        total=f"{len(lines) * ORDER_AMOUNT / 100:.2f}",
+    )
+    await client.reconcile_statement_file(
+        reconciliation_service_pb2.CreateStatementFileRequest(
+            statement_file_id=STATEMENT_FILE_ID,
+            file_name=f"{STATEMENT_FILE_ID}.csv",
+            content_sha256="0" * 64,
+            format="seed",
+            account=CLEARING_ACCOUNT,
+        ),
+        [
+            reconciliation_service_pb2.StatementItem(start=start),
+            *(reconciliation_service_pb2.StatementItem(line=line) for line in lines),
+            reconciliation_service_pb2.StatementItem(end=end),
+        ],
+    )
+    await client.reconciliation.ResolveBreak(
+        reconciliation_service_pb2.ResolveBreakRequest(
+            break_id=BREAKS["RESOLVED"],
+            resolution=reconciliation_pb2.RESOLUTION_ACCEPT,
+            reason="a template",
+        )
+    )
+
+
 async def _are_events_published(database_urls: DatabaseUrls) -> bool:
     """Whether the stream has all events of the templates, so that they can be cloned."""
     async with await psycopg.AsyncConnection.connect(database_urls.admin) as connection:
@@ -238,6 +287,7 @@ async def _are_events_published(database_urls: DatabaseUrls) -> bool:
                 and not exists (select from payout.outbox)
                 and not exists (select from wallet.outbox)
                 and not exists (select from ledger.outbox)
+                and not exists (select from reconciliation.outbox)
                 and (select sequence from ledger.relayed) = (select sequence from ledger.head)
         """)
         return bool((await cursor.fetchone() or (False,))[0])

@@ -1,0 +1,1 @@
+"""Reconciles a file about as many charges as it has lines, with mismatches that must be found."""
