@@ -1,4 +1,4 @@
-"""The list calls that are measured."""
+"""The list calls and the explanations that are measured."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from benchmarks.seed.templates import CLEARING_ACCOUNT
+from benchmarks.seed.templates import CLEARING_ACCOUNT, PAYMENT_TOKENS, template_id
 from tallystick import AsyncClient
 from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2
 from tallystick.operator.v1 import operator_pb2
@@ -49,6 +49,18 @@ def _batch(**filters: Any) -> ClientCall:
 def _transactions(**filters: Any) -> ClientCall:
     return lambda client: client.ledger.ListTransactions(
         ledger_service_pb2.ListTransactionsRequest(**filters)
+    )
+
+
+def _explain_payment(id_: str) -> ClientCall:
+    return lambda client: client.payment.ExplainPayment(
+        payment_service_pb2.ExplainPaymentRequest(id=id_)
+    )
+
+
+def _explain_payout(id_: str) -> ClientCall:
+    return lambda client: client.payout.ExplainPayout(
+        payout_service_pb2.ExplainPayoutRequest(id=id_)
     )
 
 
@@ -149,6 +161,16 @@ LIST_CALLS: dict[str, ClientCall] = {
     "ListWalletEntries": lambda client: client.wallet.ListWalletEntries(
         wallet_service_pb2.ListWalletEntriesRequest(seller_account="s-1", currency="EUR")
     ),
+    "ListWalletEntries of a source": lambda client: client.wallet.ListWalletEntries(
+        wallet_service_pb2.ListWalletEntriesRequest(
+            seller_account="s-1", currency="EUR", source_id="PAY_IN/none"
+        )
+    ),
+    **{f"ExplainPayment ({kind})": _explain_payment(template_id(kind)) for kind in PAYMENT_TOKENS},
+    "ExplainPayout (PAID)": _explain_payout(template_id("PAID")),
+    "Explain (PAID)": lambda client: client.reconciliation.Explain(
+        reconciliation_service_pb2.ExplainRequest(id=template_id("PAID"))
+    ),
     "ListHolds": lambda client: client.wallet.ListHolds(
         wallet_service_pb2.ListHoldsRequest(seller_account="s-1")
     ),
@@ -221,7 +243,7 @@ LIST_CALLS: dict[str, ClientCall] = {
         ledger_service_pb2.GetTrialBalanceRequest(page_size=200)
     ),
 }
-"""Each list as an operator calls it, with the filters that could be expensive."""
+"""Each list and explanation as an operator calls it, with the filters that could be expensive."""
 BOUNDED_LIST_CALLS: dict[str, ClientCall] = {
     "ListPayments of a seller and a state": _payments(seller_account="s-3", payment_state=_FAILED),
     "ListPayments of a seller and a state (none)": _payments(

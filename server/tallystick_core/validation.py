@@ -143,6 +143,19 @@ def parse_token(text: str, field: str) -> str:
     return text
 
 
+def parse_lookup_id(text: str, field: str) -> str:
+    """Parses an id to search for: one of the platform, or a provider's reference. Raises
+    FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REJECTED.
+    """
+    if not text:
+        raise ApiError(
+            ErrorReason.FIELD_REQUIRED,
+            f"{field} is required: an id of the platform, or a provider's id.",
+            field=field,
+        )
+    return parse_token(text, field)
+
+
 def parse_bank_account_token(text: str, field: str) -> str:
     """Parses a provider's token for a bank account. Raises FIELD_REQUIRED, FIELD_INVALID,
     CARD_NUMBER_REJECTED.

@@ -298,6 +298,16 @@ def _read(work: Callable[[Connection], T], guarded: GuardedConnection) -> T:
 
 
 @contextmanager
+def read_snapshot(connection: Connection) -> Iterator[None]:
+    """Runs the statements of the block on one snapshot, for `read`. After an error the pool rolls
+    back.
+    """
+    connection.execute("begin isolation level repeatable read read only")
+    yield
+    connection.rollback()
+
+
+@contextmanager
 def _track_active() -> Iterator[None]:
     _active.value = True
     try:

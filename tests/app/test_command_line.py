@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import socket
 import subprocess
 import sys
@@ -240,6 +241,29 @@ def test_a_listing_in_json_is_one_object_a_line(
     assert all(value.keys() == expected_keys for value in values)
     assert dead_letter_id in [value["dead_letter_id"] for value in values]
     assert _ESCAPE not in run_in_terminal(*arguments)
+
+
+def test_a_payment_is_explained_as_text_and_as_json(platform: ServedPlatform) -> None:
+    """The text has the state, the next step and the story, with times in UTC; `--json` is the
+    message. An unknown id is one sentence.
+    """
+    with platform.client() as client:
+        payment = create_payment(client, "5.00")
+    arguments = ("explain", payment.payment_orders[0].provider_reference)
+    completed = run_command(*arguments, "--address", platform.address)
+    first, second, *lines = completed.stdout.splitlines()
+    assert first == f"payments/{payment.checkout_id}: PAID"
+    assert second.startswith(f"The payment {payment.checkout_id} of dev is PAID.")
+    positions = [lines.index(line) for line in ("What happens next", "NOBODY", "What happened")]
+    assert positions == sorted(positions)
+    assert any(re.fullmatch(r"[-0-9]{10} [:.0-9]{12} UTC  ROUTING", line) for line in lines)
+    assert max(map(len, lines)) <= 100
+    values = json.loads(run_command(*arguments, "--json", "--address", platform.address).stdout)
+    assert values["state"] == "PAID"
+    assert values["next_steps"][0]["actor"] == "ACTOR_NOBODY"
+    completed = run_command("explain", "missing", "--address", platform.address)
+    assert (completed.returncode, completed.stdout) == (1, "")
+    assert completed.stderr.rstrip().endswith("There is no payment or payout with the id missing.")
 
 
 def test_webhook_events_are_listed_shown_and_replayed(platform: ServedPlatform) -> None:

@@ -149,7 +149,7 @@ def excessive_reads(plans: QueryPlans, max_rows: int) -> list[str]:
     return problems
 
 
-SMALL_TABLES = ("head", "relayed", "leader_lease", "rejected_aggregate")
+SMALL_TABLES = ("head", "horizon", "relayed", "leader_lease", "rejected_aggregate")
 """Tables of a few rows."""
 
 

@@ -18,6 +18,7 @@ from tallystick_core.provider.webhook import WebhookSource
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.metrics_export import exports_metrics
 from tallystick_server.observability.tracing import TracedDatabase
+from tallystick_server.operations.explanations import OtherServices
 from tallystick_server.operations.monitor import Monitor
 from tallystick_server.operations.periodic import Periodic
 from tallystick_server.operations.retry_policy import RetryPolicies
@@ -301,6 +302,15 @@ class Wiring:
             [part for provider in built.values() for part in provider.components],
             [database for provider in built.values() for database in provider.databases],
             [hook for provider in built.values() for hook in provider.close_hooks],
+        )
+
+    def other_services(self) -> OtherServices:
+        """What explanations read from other services."""
+        return OtherServices(
+            self.service_client,
+            self.addresses["wallet"],
+            self.addresses["ledger"],
+            self.addresses["event"],
         )
 
     def worker_settings(self) -> WorkerSettings:

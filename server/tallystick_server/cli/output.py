@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _WIDTH_SAMPLE = 200
 _GAP = "  "
 _MIN_WRAP_WIDTH = 20
+_TEXT_WIDTH = 100
 _PADDING = 3
 
 ProgressUpdate = Callable[[int, str], None]
@@ -60,6 +61,23 @@ def print_heading(line: str) -> None:
 
         _console(sys.stdout).print(Text(line, style="bold"))
     else:
+        print_line(line)
+
+
+def print_paragraph(text: str, *, indent: int = 0) -> None:
+    """Prints text, wrapped between words: at the width of the terminal, else at 100 columns."""
+    import textwrap
+
+    width = _console(sys.stdout).width if can_format(sys.stdout) else _TEXT_WIDTH
+    prefix = " " * indent
+    for line in textwrap.wrap(
+        escape(text),
+        max(width, _MIN_WRAP_WIDTH + indent),
+        initial_indent=prefix,
+        subsequent_indent=prefix,
+        break_long_words=False,
+        break_on_hyphens=False,
+    ):
         print_line(line)
 
 

@@ -364,11 +364,11 @@ class OperationWorker:
         )
         return successor
 
-    def next_action(self, operation: LeasedOperation) -> NextAction:
-        """The next action of an operation now."""
+    def next_action(self, operation: LeasedOperation, at: float | None = None) -> NextAction:
+        """The next action of an operation at a loop time; None: now."""
         return self.kinds[operation.kind].next_action(
             operation,
-            asyncio.get_running_loop().time(),
+            asyncio.get_running_loop().time() if at is None else at,
             self.gateway.key_window(operation.provider),
             self.lease_seconds,
         )

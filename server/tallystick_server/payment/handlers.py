@@ -13,11 +13,13 @@ from tallystick_core.access import Role
 from tallystick_core.errors import ApiError, ErrorReason, key_reused_error, not_found_error
 from tallystick_core.payment.state import OrderStatus, PaymentTrigger, transition
 from tallystick_core.state_machine import Verb, invalid_state_error
-from tallystick_core.validation import parse_id, parse_reason_text
+from tallystick_core.validation import parse_id, parse_lookup_id, parse_reason_text
 from tallystick_server.operations import history, operator_handlers
 from tallystick_server.operations.batcher import Batcher
+from tallystick_server.operations.explanations import sees_whole_explanation
 from tallystick_server.payment import convert, preview_routing, requests
 from tallystick_server.payment.buyer_status import LOOK_UP_SECONDS, to_buyer_status
+from tallystick_server.payment.explain import PaymentExplainer
 from tallystick_server.payment.operator_handlers import PaymentOperatorHandlers
 from tallystick_server.payment.payments import Payments
 from tallystick_server.rpc.call import Access, Call
@@ -35,6 +37,7 @@ ACCESS: Access = {
     "GetPayment": frozenset({Role.TEAM, Role.OPERATOR}),
     "ListPayments": frozenset({Role.TEAM, Role.OPERATOR}),
     "GetPaymentOrder": frozenset({Role.TEAM, Role.OPERATOR}),
+    "ExplainPayment": frozenset({Role.TEAM, Role.OPERATOR, Role.SERVICE}),
     "WatchPayment": frozenset({Role.TEAM, Role.OPERATOR}),
     "CancelPayment": frozenset({Role.TEAM}),
     "ConfirmDelivery": frozenset({Role.TEAM}),
@@ -70,8 +73,9 @@ _RESULT_STATUSES = frozenset(
 class PaymentHandlers(PaymentOperatorHandlers):
     """Handlers only decode, await and encode. A cancelled call changes nothing."""
 
-    def __init__(self, database: Database, payments: Payments) -> None:
+    def __init__(self, database: Database, payments: Payments, explainer: PaymentExplainer) -> None:
         super().__init__(database, payments)
+        self._explainer = explainer
         # No limit of its own: calls also read after their commit, and an overload error would
         # wrongly say that nothing was stored. The server's call limit bounds these reads.
         self.read_batcher: Batcher[str, payment_pb2.Payment | None] = Batcher(
@@ -184,6 +188,15 @@ class PaymentHandlers(PaymentOperatorHandlers):
             attempts=history.attempts(attempts),
             conflicting_reports=[history.conflicting_report(row) for row in reports],
         )
+
+    async def ExplainPayment(
+        self, request: pb.ExplainPaymentRequest, call: Call
+    ) -> pb.ExplainPaymentResponse:
+        id_, sees_all = parse_lookup_id(request.id, "id"), sees_whole_explanation(call.caller)
+        explanation = await self._explainer.explain(
+            id_, None if sees_all else call.caller.owner, for_operator=sees_all
+        )
+        return pb.ExplainPaymentResponse(explanation=explanation)
 
     async def PreviewRouting(
         self, request: pb.PreviewRoutingRequest, call: Call

@@ -12,6 +12,8 @@ from tallystick_core.provider.outcome import PendingReason
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.configuration.network import is_loopback
 from tallystick_server.app.wiring import Service, ServiceImplementation, Wiring
+from tallystick_server.operations.retry_policy import RetryPolicies
+from tallystick_server.payment.explain import PaymentExplainer
 from tallystick_server.payment.handlers import ACCESS, PaymentHandlers
 from tallystick_server.payment.hosted_pages import HostedPageSettings
 from tallystick_server.payment.payments import Payments
@@ -53,7 +55,14 @@ def _build(wiring: Wiring, database: Database) -> Service:
         ),
         new_id=wiring.new_id,
     )
-    handlers = PaymentHandlers(database, payments)
+    explainer = PaymentExplainer(
+        database,
+        wiring.other_services(),
+        payments.worker.next_action,
+        RetryPolicies(settings.retry),
+        settings.worker.lease_duration,
+    )
+    handlers = PaymentHandlers(database, payments, explainer)
     service = Service(SPEC, handlers, [handlers], [database], payments.worker)
     return service.with_providers(bundle).with_providers(risk_bundle)
 

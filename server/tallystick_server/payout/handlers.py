@@ -11,15 +11,17 @@ from tallystick_core.money import parse_currency
 from tallystick_core.operations.kind import KindName
 from tallystick_core.payout.request import NewPayout
 from tallystick_core.payout.state import TERMINAL_STATES, PayoutTransitionReason
-from tallystick_core.validation import parse_id, parse_reason_text
+from tallystick_core.validation import parse_id, parse_lookup_id, parse_reason_text
 from tallystick_server.observability.tracing import current_context, traceparent
 from tallystick_server.operations import history, operator_handlers
 from tallystick_server.operations.batcher import Batcher
+from tallystick_server.operations.explanations import sees_whole_explanation
 from tallystick_server.payout import convert
 from tallystick_server.payout.approvals import Decision
 from tallystick_server.payout.batch_handlers import BatchHandlers
 from tallystick_server.payout.create_payout import CreatePayoutCommand
 from tallystick_server.payout.destination_handlers import DestinationHandlers
+from tallystick_server.payout.explain import PayoutExplainer
 from tallystick_server.payout.operator_handlers import PayoutOperatorHandlers
 from tallystick_server.payout.payouts import Payouts
 from tallystick_server.payout.preview import PayoutPreview
@@ -46,6 +48,7 @@ ACCESS: Access = {
     "PreviewPayout": _READ,
     "CreatePayout": _PAYOUTS,
     "GetPayout": _READ,
+    "ExplainPayout": _READ | {Role.SERVICE},
     "ListPayouts": _READ,
     "WatchPayout": _READ,
     "CancelPayout": _PAYOUTS_OR_OPERATOR,
@@ -74,7 +77,8 @@ _TERMINAL_STATES = frozenset(convert.STATES.number(state) for state in TERMINAL_
 class PayoutHandlers(DestinationHandlers, BatchHandlers, PayoutOperatorHandlers):
     """Handlers only decode, await and encode. A cancelled call changes nothing."""
 
-    def __init__(self, database: Database, payouts: Payouts) -> None:
+    def __init__(self, database: Database, payouts: Payouts, explainer: PayoutExplainer) -> None:
+        self._explainer = explainer
         DestinationHandlers.__init__(self, database, payouts)
         BatchHandlers.__init__(self, database, payouts)
         PayoutOperatorHandlers.__init__(self, database, payouts)
@@ -151,6 +155,15 @@ class PayoutHandlers(DestinationHandlers, BatchHandlers, PayoutOperatorHandlers)
             )
 
         return await self._database.read(load)
+
+    async def ExplainPayout(
+        self, request: pb.ExplainPayoutRequest, call: Call
+    ) -> pb.ExplainPayoutResponse:
+        id_, sees_all = parse_lookup_id(request.id, "id"), sees_whole_explanation(call.caller)
+        explanation = await self._explainer.explain(
+            id_, None if sees_all else call.caller.owner, for_operator=sees_all
+        )
+        return pb.ExplainPayoutResponse(explanation=explanation)
 
     async def ListPayouts(
         self, request: pb.ListPayoutsRequest, call: Call

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from tallystick_core.payout.state import ALERT_AFTER_SECONDS
 from tallystick_server.app.configuration import DEFAULT_DESTINATION_COOLDOWN, Settings
 from tallystick_server.app.wiring import Service, ServiceImplementation, Wiring
+from tallystick_server.operations.retry_policy import RetryPolicies
+from tallystick_server.payout.explain import PayoutExplainer
 from tallystick_server.payout.handlers import ACCESS, PayoutHandlers
 from tallystick_server.payout.payouts import Payouts, PayoutSettings
 from tallystick_server.payout.service import SPEC
@@ -34,7 +36,13 @@ def _build(wiring: Wiring, database: Database) -> Service:
         ),
         wiring.new_id(),
     )
-    handlers = PayoutHandlers(database, payouts)
+    explainer = PayoutExplainer(
+        database,
+        wiring.other_services(),
+        payouts.worker.next_action,
+        RetryPolicies(settings.retry),
+    )
+    handlers = PayoutHandlers(database, payouts, explainer)
     service = Service(SPEC, handlers, [payouts, handlers], [database], payouts.worker)
     return service.with_providers(bundle)
 

@@ -17,6 +17,7 @@ from tallystick_core.reconciliation.breaks import (
 )
 from tallystick_core.validation import (
     parse_id,
+    parse_lookup_id,
     parse_optional_id,
     parse_reason_text,
     parse_text,
@@ -28,6 +29,7 @@ from tallystick_server.operations.alerts import AlertHandlers
 from tallystick_server.reconciliation import convert
 from tallystick_server.reconciliation.break_commands import BreakCommands
 from tallystick_server.reconciliation.break_opening import EntryName
+from tallystick_server.reconciliation.explain import Explainer
 from tallystick_server.reconciliation.ledger_reader import LedgerReader
 from tallystick_server.reconciliation.reconcile_file import FileReconciler, Preview
 from tallystick_server.reconciliation.rules import list_rules, parse_class, parse_limit, set_rule
@@ -62,6 +64,7 @@ ACCESS: Access = {
     "ReopenBreak": _OPERATOR,
     "MatchBreaks": _OPERATOR,
     "GetClearingReport": _READ,
+    "Explain": _OPERATOR,
     "ListBreakRules": _READ,
     "SetBreakRule": _OPERATOR,
     **alerts.ACCESS,
@@ -96,12 +99,14 @@ class ReconciliationHandlers(AlertHandlers):
         reconciler: FileReconciler,
         commands: BreakCommands,
         reader: LedgerReader,
+        explainer: Explainer,
     ) -> None:
         super().__init__(database)
         self._files = files
         self._reconciler = reconciler
         self._commands = commands
         self._reader = reader
+        self._explainer = explainer
 
     async def CreateStatementFile(
         self, request: pb.CreateStatementFileRequest, call: Call
@@ -277,6 +282,10 @@ class ReconciliationHandlers(AlertHandlers):
             accounts=convert.clearing_accounts(report),
             transaction_id=f"{BOOK}-{report.sequence}" if report.sequence else "",
         )
+
+    async def Explain(self, request: pb.ExplainRequest, _call: Call) -> pb.ExplainResponse:
+        id_ = parse_lookup_id(request.id, "id")
+        return pb.ExplainResponse(explanation=await self._explainer.explain(id_))
 
     async def ListBreakRules(
         self, _request: pb.ListBreakRulesRequest, _call: Call

@@ -8,6 +8,7 @@ from tallystick_server.app.configuration import Settings
 from tallystick_server.app.wiring import Service, ServiceImplementation, Wiring
 from tallystick_server.operations.periodic import Periodic
 from tallystick_server.reconciliation.break_commands import BreakCommands
+from tallystick_server.reconciliation.explain import Explainer
 from tallystick_server.reconciliation.handlers import ACCESS, ReconciliationHandlers
 from tallystick_server.reconciliation.internal_checks import InternalChecks
 from tallystick_server.reconciliation.ledger_reader import LedgerReader
@@ -45,6 +46,12 @@ def _build(wiring: Wiring, database: Database) -> Service:
         FileReconciler(file_database, settings.approval_threshold),
         BreakCommands(database, settings.approval_threshold),
         reader,
+        Explainer(
+            database,
+            wiring.service_client,
+            wiring.addresses["payment"],
+            wiring.addresses["payout"],
+        ),
     )
     return Service(
         SPEC,

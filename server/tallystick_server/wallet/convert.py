@@ -19,7 +19,7 @@ from tallystick_core.validation import (
     parse_reason_text,
     reject_card_id,
 )
-from tallystick_core.wallet.holds import parse_hold_id, require_hold_namespace
+from tallystick_core.wallet.holds import is_hold_id, parse_hold_id, require_hold_namespace
 from tallystick_core.wallet.instructions import Instruction
 from tallystick_core.wallet.seller_ownership import NewAssignment, SellerClaim
 from tallystick_core.wallet.state import EntryKind
@@ -48,6 +48,15 @@ def _parse_source_id(text: str) -> str:
         )
     reject_card_id(text.rpartition("/")[2], "source_id")
     return text
+
+
+def parse_entry_source(text: str) -> str:
+    """Parses the source of an entry to search for: of a movement, or a hold; "": none. Raises
+    FIELD_INVALID, CARD_NUMBER_REJECTED.
+    """
+    if not text or is_hold_id(text):
+        return text
+    return _parse_source_id(text)
 
 
 def parse_credit(message: pb.Credit) -> Instruction:

@@ -125,9 +125,10 @@ class WalletHandlers(AlertHandlers):
     async def ListWalletEntries(
         self, request: pb.ListWalletEntriesRequest, _call: Call
     ) -> pb.ListWalletEntriesResponse:
-        entries, next_page_token = await list_page(
-            self._database, _ENTRIES, request, _parse_key(request)
+        filters = queries.EntryFilter(
+            *_parse_key(request), convert.parse_entry_source(request.source_id)
         )
+        entries, next_page_token = await list_page(self._database, _ENTRIES, request, filters)
         return pb.ListWalletEntriesResponse(entries=entries, next_page_token=next_page_token)
 
     async def BatchCredit(

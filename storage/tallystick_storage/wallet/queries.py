@@ -8,6 +8,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
 
+from tallystick_core.wallet.state import EntryKind
 from tallystick_storage.pagination import PageKey, before_parameters
 from tallystick_storage.sql import Connection, Query, columns
 from tallystick_storage.wallet.wallets import HoldRow, WalletKey, encode_keys
@@ -84,6 +85,17 @@ _LIST_ENTRIES = Query(
     order by number desc limit :limit
     """,
 )
+# The kinds are listed because the index of sources begins with them.
+_LIST_ENTRIES_OF_SOURCE = Query(
+    EntryRow,
+    f"""
+    select {columns(EntryRow)} from wallet_entry
+    where kind = any (array[{", ".join(f"'{kind}'" for kind in EntryKind)}])
+        and source_id = :source_id
+        and seller_account = :seller_account and currency = :currency and number < :before
+    order by number desc limit :limit
+    """,
+)
 
 
 _MAX_ENTRY_NUMBER = 2**62
@@ -120,14 +132,23 @@ def list_wallets(
     )
 
 
+class EntryFilter(NamedTuple):
+    """Which entries of a wallet to list; an empty source id matches everything."""
+
+    seller_account: str
+    currency: str
+    source_id: str
+
+
 def list_entries(
-    connection: Connection, key: WalletKey, before: tuple[int] | None, limit: int
+    connection: Connection, filters: EntryFilter, before: tuple[int] | None, limit: int
 ) -> Sequence[EntryRow]:
     """A wallet's entries, newest first, below a number."""
     (before_number,) = before or (_MAX_ENTRY_NUMBER,)
-    return _LIST_ENTRIES.all(
-        connection, seller_account=key[0], currency=key[1], before=before_number, limit=limit
-    )
+    values = {**filters._asdict(), "before": before_number, "limit": limit}
+    if filters.source_id:
+        return _LIST_ENTRIES_OF_SOURCE.all(connection, **values)
+    return _LIST_ENTRIES.all(connection, **values)
 
 
 # The newest holds in each of the seller's few currencies.

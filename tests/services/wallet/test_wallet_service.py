@@ -11,7 +11,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tallystick import Client, NotFoundError, TallystickError
+from tallystick import Client, InvalidArgumentError, NotFoundError, TallystickError
 from tallystick.wallet.v1 import wallet_pb2
 from tallystick.wallet.v1 import wallet_service_pb2 as pb
 from tallystick_core.wallet.instructions import Instruction
@@ -700,6 +700,37 @@ def test_a_sale_is_released_after_its_delay(client: Client) -> None:
         pb.ListWalletEntriesRequest(seller_account=seller, currency="EUR")
     ).entries
     assert [entry.kind for entry in entries[:2]] == [wallet_pb2.WALLET_ENTRY_KIND_RELEASE] * 2
+
+
+def test_the_entries_of_one_source_are_listed(client: Client) -> None:
+    """By the source id of a movement or a hold, in one wallet only; a token of the list is bound to
+    it, and another text is rejected.
+    """
+    seller, hold_id = unique_id("s"), unique_id("h")
+    credit_wallet(client, seller, "5.00")
+    place_hold(client, seller, hold_id, "2.00")
+
+    def list_entries(source_id: str, wallet: str = seller) -> list[int]:
+        request = pb.ListWalletEntriesRequest(
+            seller_account=wallet, currency="EUR", source_id=source_id
+        )
+        return [entry.number for entry in client.wallet.ListWalletEntries(request).entries]
+
+    everything = pb.ListWalletEntriesRequest(seller_account=seller, currency="EUR")
+    held, credited = client.wallet.ListWalletEntries(everything).entries
+    assert list_entries(credited.source_id) == [credited.number]
+    assert list_entries(hold_id) == [held.number]
+    assert list_entries(credited.source_id, unique_id("s")) == []
+    with pytest.raises(InvalidArgumentError, match="source_id must be"):
+        list_entries("PAY IN/1")
+    everything.page_size = 1
+    token = client.wallet.ListWalletEntries(everything).next_page_token
+    with pytest.raises(InvalidArgumentError):
+        client.wallet.ListWalletEntries(
+            pb.ListWalletEntriesRequest(
+                seller_account=seller, currency="EUR", source_id=hold_id, page_token=token
+            )
+        )
 
 
 def test_entries_and_wallets_are_listed(client: Client) -> None:

@@ -15,10 +15,21 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tallystick import Client, ClientSettings, TallystickError, UnauthenticatedError
+from tallystick import (
+    Client,
+    ClientSettings,
+    DeadlineExceededError,
+    NotFoundError,
+    PermissionDeniedError,
+    TallystickError,
+    UnauthenticatedError,
+    UnavailableError,
+    UnimplementedError,
+)
 from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
+from tallystick.reconciliation.v1 import reconciliation_service_pb2
 from tallystick_core.operations.dead_letter import DeadLetterCause
 from tallystick_core.operations.webhook_event import WebhookEventState
 from tallystick_core.payment.checkout import MethodType
@@ -38,6 +49,7 @@ _PAYOUT_STATES = EnumNames(payout_pb2.PayoutState.DESCRIPTOR)
 _PAGE_SIZE = 200
 _POLL_INTERVAL_SECONDS = 1.0
 _CONNECT_TIMEOUT_SECONDS = 3.0
+_EXPLAIN_TIMEOUT_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +283,40 @@ class OperatorCalls:
                 caller=caller,
             )
         )
+
+    def explain(self, id_: str) -> Any:
+        """The explanation of the payment or payout that an id names; without statements if
+        ReconciliationService cannot be asked.
+        """
+        request = reconciliation_service_pb2.ExplainRequest(id=id_)
+        try:
+            return self._client.reconciliation.Explain(
+                request, timeout=_EXPLAIN_TIMEOUT_SECONDS
+            ).explanation
+        except (
+            DeadlineExceededError,
+            PermissionDeniedError,
+            UnavailableError,
+            UnimplementedError,
+        ) as error:
+            explanation = self._explain_without_statements(id_)
+            explanation.omissions.append(
+                f"ReconciliationService did not explain it ({error.message.rstrip('.')}); its "
+                "statement lines and breaks are missing."
+            )
+            return explanation
+
+    def _explain_without_statements(self, id_: str) -> Any:
+        try:
+            return self._call("payment", "ExplainPayment", id=id_).explanation
+        except NotFoundError:
+            return self._explain_payout(id_)
+
+    def _explain_payout(self, id_: str) -> Any:
+        try:
+            return self._call("payout", "ExplainPayout", id=id_).explanation
+        except NotFoundError as error:
+            raise error.with_message(f"There is no payment or payout with the id {id_}.") from None
 
     def list_alerts(self, service: str, *, include_ended: bool) -> Iterator[Message]:
         return self._list(service, "Alerts", "alerts", ended=include_ended)

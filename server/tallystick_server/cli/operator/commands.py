@@ -10,6 +10,7 @@ from tallystick_server.cli.operator import (
     breaks,
     clearing,
     dead_letters,
+    explain,
     payouts,
     reconcile,
     routing,
@@ -39,6 +40,11 @@ def add_commands(app: typer.Typer) -> None:
         epilog=example("tallystick clearing --account psp/stripe/clearing"),
     )(clearing.show_clearing_report)
     app.add_typer(break_rules.group, name="break-rules", rich_help_panel=_RECONCILE_PANEL)
+    app.command(
+        "explain",
+        rich_help_panel=_PANEL,
+        epilog=example("tallystick explain checkout-1", "tallystick explain pi_3Q"),
+    )(explain.explain)
     for name, group in (
         ("dead-letters", dead_letters.group),
         ("unapplied-charges", unapplied_charges.group),

@@ -58,6 +58,11 @@ class PaymentServiceStub(object):
                 request_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.GetPaymentOrderRequest.SerializeToString,
                 response_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.GetPaymentOrderResponse.FromString,
                 _registered_method=True)
+        self.ExplainPayment = channel.unary_unary(
+                '/tallystick.payment.v1.PaymentService/ExplainPayment',
+                request_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ExplainPaymentRequest.SerializeToString,
+                response_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ExplainPaymentResponse.FromString,
+                _registered_method=True)
         self.WatchPayment = channel.unary_stream(
                 '/tallystick.payment.v1.PaymentService/WatchPayment',
                 request_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.WatchPaymentRequest.SerializeToString,
@@ -199,6 +204,19 @@ class PaymentServiceServicer(object):
     def GetPaymentOrder(self, request, context):
         """Returns an order with its transitions and the attempts of its charge. Access: team (its own),
         operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainPayment(self, request, context):
+        """Explains a payment in plain words: what happened to it, its state, what happens next and when,
+        and who must act. The id is that of the payment, of one of its orders, charges or unapplied
+        charges, or the provider's id of a charge. Of many orders only some are explained, those that
+        need attention first; with the id of an order, that order. What the caller may not read by
+        other calls is left out: only operators get webhook events, alerts, details of dead letters,
+        and entries of wallet and ledger. A service that does not answer is named in the answer.
+        Access: team (its own), operator, service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -414,6 +432,11 @@ def add_PaymentServiceServicer_to_server(servicer, server):
                     servicer.GetPaymentOrder,
                     request_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.GetPaymentOrderRequest.FromString,
                     response_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.GetPaymentOrderResponse.SerializeToString,
+            ),
+            'ExplainPayment': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainPayment,
+                    request_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ExplainPaymentRequest.FromString,
+                    response_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ExplainPaymentResponse.SerializeToString,
             ),
             'WatchPayment': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchPayment,
@@ -632,6 +655,33 @@ class PaymentService(object):
             '/tallystick.payment.v1.PaymentService/GetPaymentOrder',
             tallystick_dot_payment_dot_v1_dot_payment__service__pb2.GetPaymentOrderRequest.SerializeToString,
             tallystick_dot_payment_dot_v1_dot_payment__service__pb2.GetPaymentOrderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainPayment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.payment.v1.PaymentService/ExplainPayment',
+            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ExplainPaymentRequest.SerializeToString,
+            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ExplainPaymentResponse.FromString,
             options,
             channel_credentials,
             insecure,

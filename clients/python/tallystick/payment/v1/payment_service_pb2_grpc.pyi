@@ -53,6 +53,15 @@ class PaymentServiceStub:
     """Returns an order with its transitions and the attempts of its charge. Access: team (its own),
     operator.
     """
+    ExplainPayment: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.ExplainPaymentRequest, _payment_service_pb2.ExplainPaymentResponse]
+    """Explains a payment in plain words: what happened to it, its state, what happens next and when,
+    and who must act. The id is that of the payment, of one of its orders, charges or unapplied
+    charges, or the provider's id of a charge. Of many orders only some are explained, those that
+    need attention first; with the id of an order, that order. What the caller may not read by
+    other calls is left out: only operators get webhook events, alerts, details of dead letters,
+    and entries of wallet and ledger. A service that does not answer is named in the answer.
+    Access: team (its own), operator, service.
+    """
     WatchPayment: _grpc.UnaryStreamMultiCallable[_payment_service_pb2.WatchPaymentRequest, _payment_service_pb2.WatchPaymentResponse]
     """Streams the current state of a payment, then its state after each change. The stream ends with
     OK once the state is final. After 5 minutes it ends with STREAM_EXPIRED; reopen it with the
@@ -176,6 +185,15 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     GetPaymentOrder: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.GetPaymentOrderRequest, _payment_service_pb2.GetPaymentOrderResponse]  # type: ignore[assignment]
     """Returns an order with its transitions and the attempts of its charge. Access: team (its own),
     operator.
+    """
+    ExplainPayment: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.ExplainPaymentRequest, _payment_service_pb2.ExplainPaymentResponse]  # type: ignore[assignment]
+    """Explains a payment in plain words: what happened to it, its state, what happens next and when,
+    and who must act. The id is that of the payment, of one of its orders, charges or unapplied
+    charges, or the provider's id of a charge. Of many orders only some are explained, those that
+    need attention first; with the id of an order, that order. What the caller may not read by
+    other calls is left out: only operators get webhook events, alerts, details of dead letters,
+    and entries of wallet and ledger. A service that does not answer is named in the answer.
+    Access: team (its own), operator, service.
     """
     WatchPayment: _aio.UnaryStreamMultiCallable[_payment_service_pb2.WatchPaymentRequest, _payment_service_pb2.WatchPaymentResponse]  # type: ignore[assignment]
     """Streams the current state of a payment, then its state after each change. The stream ends with
@@ -321,6 +339,21 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_payment_service_pb2.GetPaymentOrderResponse, _abc.Awaitable[_payment_service_pb2.GetPaymentOrderResponse]]:
         """Returns an order with its transitions and the attempts of its charge. Access: team (its own),
         operator.
+        """
+
+    @_abc_1.abstractmethod
+    def ExplainPayment(
+        self,
+        request: _payment_service_pb2.ExplainPaymentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_payment_service_pb2.ExplainPaymentResponse, _abc.Awaitable[_payment_service_pb2.ExplainPaymentResponse]]:
+        """Explains a payment in plain words: what happened to it, its state, what happens next and when,
+        and who must act. The id is that of the payment, of one of its orders, charges or unapplied
+        charges, or the provider's id of a charge. Of many orders only some are explained, those that
+        need attention first; with the id of an order, that order. What the caller may not read by
+        other calls is left out: only operators get webhook events, alerts, details of dead letters,
+        and entries of wallet and ledger. A service that does not answer is named in the answer.
+        Access: team (its own), operator, service.
         """
 
     @_abc_1.abstractmethod

@@ -80,6 +80,11 @@ class PayoutServiceStub(object):
                 request_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.GetPayoutRequest.SerializeToString,
                 response_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.GetPayoutResponse.FromString,
                 _registered_method=True)
+        self.ExplainPayout = channel.unary_unary(
+                '/tallystick.payout.v1.PayoutService/ExplainPayout',
+                request_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.ExplainPayoutRequest.SerializeToString,
+                response_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.ExplainPayoutResponse.FromString,
+                _registered_method=True)
         self.ListPayouts = channel.unary_unary(
                 '/tallystick.payout.v1.PayoutService/ListPayouts',
                 request_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.ListPayoutsRequest.SerializeToString,
@@ -275,6 +280,17 @@ class PayoutServiceServicer(object):
     def GetPayout(self, request, context):
         """Returns a payout with its transitions, its attempts and its reported transfers. Access: team,
         payouts (its own), operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainPayout(self, request, context):
+        """Explains a payout in plain words: what happened to it, its state, what happens next and when,
+        and who must act. The id is that of the payout, or the provider's id of it or of one of its
+        transfers. What the caller may not read by other calls is left out: only operators get webhook
+        events, alerts, details of dead letters, and entries of wallet and ledger. A service that does
+        not answer is named in the answer. Access: team, payouts (its own), operator, service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -522,6 +538,11 @@ def add_PayoutServiceServicer_to_server(servicer, server):
                     servicer.GetPayout,
                     request_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.GetPayoutRequest.FromString,
                     response_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.GetPayoutResponse.SerializeToString,
+            ),
+            'ExplainPayout': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainPayout,
+                    request_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.ExplainPayoutRequest.FromString,
+                    response_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.ExplainPayoutResponse.SerializeToString,
             ),
             'ListPayouts': grpc.unary_unary_rpc_method_handler(
                     servicer.ListPayouts,
@@ -855,6 +876,33 @@ class PayoutService(object):
             '/tallystick.payout.v1.PayoutService/GetPayout',
             tallystick_dot_payout_dot_v1_dot_payout__service__pb2.GetPayoutRequest.SerializeToString,
             tallystick_dot_payout_dot_v1_dot_payout__service__pb2.GetPayoutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainPayout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.payout.v1.PayoutService/ExplainPayout',
+            tallystick_dot_payout_dot_v1_dot_payout__service__pb2.ExplainPayoutRequest.SerializeToString,
+            tallystick_dot_payout_dot_v1_dot_payout__service__pb2.ExplainPayoutResponse.FromString,
             options,
             channel_credentials,
             insecure,

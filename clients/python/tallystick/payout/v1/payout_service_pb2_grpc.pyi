@@ -85,6 +85,13 @@ class PayoutServiceStub:
     """Returns a payout with its transitions, its attempts and its reported transfers. Access: team,
     payouts (its own), operator.
     """
+    ExplainPayout: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.ExplainPayoutRequest, _payout_service_pb2.ExplainPayoutResponse]
+    """Explains a payout in plain words: what happened to it, its state, what happens next and when,
+    and who must act. The id is that of the payout, or the provider's id of it or of one of its
+    transfers. What the caller may not read by other calls is left out: only operators get webhook
+    events, alerts, details of dead letters, and entries of wallet and ledger. A service that does
+    not answer is named in the answer. Access: team, payouts (its own), operator, service.
+    """
     ListPayouts: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.ListPayoutsRequest, _payout_service_pb2.ListPayoutsResponse]
     """Lists payouts, newest first. With a selective filter, a page may have fewer items than
     requested, or none, without being the last page. Access: team, payouts (its own), operator.
@@ -248,6 +255,13 @@ class PayoutServiceAsyncStub(PayoutServiceStub):
     GetPayout: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.GetPayoutRequest, _payout_service_pb2.GetPayoutResponse]  # type: ignore[assignment]
     """Returns a payout with its transitions, its attempts and its reported transfers. Access: team,
     payouts (its own), operator.
+    """
+    ExplainPayout: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.ExplainPayoutRequest, _payout_service_pb2.ExplainPayoutResponse]  # type: ignore[assignment]
+    """Explains a payout in plain words: what happened to it, its state, what happens next and when,
+    and who must act. The id is that of the payout, or the provider's id of it or of one of its
+    transfers. What the caller may not read by other calls is left out: only operators get webhook
+    events, alerts, details of dead letters, and entries of wallet and ledger. A service that does
+    not answer is named in the answer. Access: team, payouts (its own), operator, service.
     """
     ListPayouts: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.ListPayoutsRequest, _payout_service_pb2.ListPayoutsResponse]  # type: ignore[assignment]
     """Lists payouts, newest first. With a selective filter, a page may have fewer items than
@@ -457,6 +471,19 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_payout_service_pb2.GetPayoutResponse, _abc.Awaitable[_payout_service_pb2.GetPayoutResponse]]:
         """Returns a payout with its transitions, its attempts and its reported transfers. Access: team,
         payouts (its own), operator.
+        """
+
+    @_abc_1.abstractmethod
+    def ExplainPayout(
+        self,
+        request: _payout_service_pb2.ExplainPayoutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_payout_service_pb2.ExplainPayoutResponse, _abc.Awaitable[_payout_service_pb2.ExplainPayoutResponse]]:
+        """Explains a payout in plain words: what happened to it, its state, what happens next and when,
+        and who must act. The id is that of the payout, or the provider's id of it or of one of its
+        transfers. What the caller may not read by other calls is left out: only operators get webhook
+        events, alerts, details of dead letters, and entries of wallet and ledger. A service that does
+        not answer is named in the answer. Access: team, payouts (its own), operator, service.
         """
 
     @_abc_1.abstractmethod

@@ -122,6 +122,11 @@ class ReconciliationServiceStub(object):
                 request_serializer=tallystick_dot_reconciliation_dot_v1_dot_reconciliation__service__pb2.GetClearingReportRequest.SerializeToString,
                 response_deserializer=tallystick_dot_reconciliation_dot_v1_dot_reconciliation__service__pb2.GetClearingReportResponse.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/tallystick.reconciliation.v1.ReconciliationService/Explain',
+                request_serializer=tallystick_dot_reconciliation_dot_v1_dot_reconciliation__service__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=tallystick_dot_reconciliation_dot_v1_dot_reconciliation__service__pb2.ExplainResponse.FromString,
+                _registered_method=True)
         self.ListBreakRules = channel.unary_unary(
                 '/tallystick.reconciliation.v1.ReconciliationService/ListBreakRules',
                 request_serializer=tallystick_dot_reconciliation_dot_v1_dot_reconciliation__service__pb2.ListBreakRulesRequest.SerializeToString,
@@ -287,6 +292,14 @@ class ReconciliationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Explain(self, request, context):
+        """Explains the payment or payout that an id names, as ExplainPayment and ExplainPayout do, with the
+        statement lines that match it, and its breaks. Access: operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListBreakRules(self, request, context):
         """Lists the rules of all kinds, the present version of each. Access: operator, auditor.
         """
@@ -396,6 +409,11 @@ def add_ReconciliationServiceServicer_to_server(servicer, server):
                     servicer.GetClearingReport,
                     request_deserializer=tallystick_dot_reconciliation_dot_v1_dot_reconciliation__service__pb2.GetClearingReportRequest.FromString,
                     response_serializer=tallystick_dot_reconciliation_dot_v1_dot_reconciliation__service__pb2.GetClearingReportResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=tallystick_dot_reconciliation_dot_v1_dot_reconciliation__service__pb2.ExplainRequest.FromString,
+                    response_serializer=tallystick_dot_reconciliation_dot_v1_dot_reconciliation__service__pb2.ExplainResponse.SerializeToString,
             ),
             'ListBreakRules': grpc.unary_unary_rpc_method_handler(
                     servicer.ListBreakRules,
@@ -874,6 +892,33 @@ class ReconciliationService(object):
             '/tallystick.reconciliation.v1.ReconciliationService/GetClearingReport',
             tallystick_dot_reconciliation_dot_v1_dot_reconciliation__service__pb2.GetClearingReportRequest.SerializeToString,
             tallystick_dot_reconciliation_dot_v1_dot_reconciliation__service__pb2.GetClearingReportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.reconciliation.v1.ReconciliationService/Explain',
+            tallystick_dot_reconciliation_dot_v1_dot_reconciliation__service__pb2.ExplainRequest.SerializeToString,
+            tallystick_dot_reconciliation_dot_v1_dot_reconciliation__service__pb2.ExplainResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -105,6 +105,10 @@ class ReconciliationServiceStub:
     """Returns what each account has in the ledger and in the statements, and what explains the
     difference. Access: operator, auditor.
     """
+    Explain: _grpc.UnaryUnaryMultiCallable[_reconciliation_service_pb2.ExplainRequest, _reconciliation_service_pb2.ExplainResponse]
+    """Explains the payment or payout that an id names, as ExplainPayment and ExplainPayout do, with the
+    statement lines that match it, and its breaks. Access: operator.
+    """
     ListBreakRules: _grpc.UnaryUnaryMultiCallable[_reconciliation_service_pb2.ListBreakRulesRequest, _reconciliation_service_pb2.ListBreakRulesResponse]
     """Lists the rules of all kinds, the present version of each. Access: operator, auditor."""
     SetBreakRule: _grpc.UnaryUnaryMultiCallable[_reconciliation_service_pb2.SetBreakRuleRequest, _reconciliation_service_pb2.SetBreakRuleResponse]
@@ -189,6 +193,10 @@ class ReconciliationServiceAsyncStub(ReconciliationServiceStub):
     GetClearingReport: _aio.UnaryUnaryMultiCallable[_reconciliation_service_pb2.GetClearingReportRequest, _reconciliation_service_pb2.GetClearingReportResponse]  # type: ignore[assignment]
     """Returns what each account has in the ledger and in the statements, and what explains the
     difference. Access: operator, auditor.
+    """
+    Explain: _aio.UnaryUnaryMultiCallable[_reconciliation_service_pb2.ExplainRequest, _reconciliation_service_pb2.ExplainResponse]  # type: ignore[assignment]
+    """Explains the payment or payout that an id names, as ExplainPayment and ExplainPayout do, with the
+    statement lines that match it, and its breaks. Access: operator.
     """
     ListBreakRules: _aio.UnaryUnaryMultiCallable[_reconciliation_service_pb2.ListBreakRulesRequest, _reconciliation_service_pb2.ListBreakRulesResponse]  # type: ignore[assignment]
     """Lists the rules of all kinds, the present version of each. Access: operator, auditor."""
@@ -373,6 +381,16 @@ class ReconciliationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_reconciliation_service_pb2.GetClearingReportResponse, _abc.Awaitable[_reconciliation_service_pb2.GetClearingReportResponse]]:
         """Returns what each account has in the ledger and in the statements, and what explains the
         difference. Access: operator, auditor.
+        """
+
+    @_abc_1.abstractmethod
+    def Explain(
+        self,
+        request: _reconciliation_service_pb2.ExplainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reconciliation_service_pb2.ExplainResponse, _abc.Awaitable[_reconciliation_service_pb2.ExplainResponse]]:
+        """Explains the payment or payout that an id names, as ExplainPayment and ExplainPayout do, with the
+        statement lines that match it, and its breaks. Access: operator.
         """
 
     @_abc_1.abstractmethod

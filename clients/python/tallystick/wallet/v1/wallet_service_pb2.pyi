@@ -144,6 +144,7 @@ class ListWalletEntriesRequest(_message.Message):
     CURRENCY_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    SOURCE_ID_FIELD_NUMBER: _builtins.int
     seller_account: _builtins.str
     """The seller."""
     currency: _builtins.str
@@ -151,7 +152,9 @@ class ListWalletEntriesRequest(_message.Message):
     page_size: _builtins.int
     """Page size: 0 means 50; values above 200 mean 200."""
     page_token: _builtins.str
-    """next_page_token of the previous page, for the same wallet."""
+    """next_page_token of the previous page, for the same wallet and source_id."""
+    source_id: _builtins.str
+    """Entries of this source: "{TransactionKind}/{source_id}", or the id of a hold; empty: all."""
     def __init__(
         self,
         *,
@@ -159,10 +162,11 @@ class ListWalletEntriesRequest(_message.Message):
         currency: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        source_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency", b"currency", "page_size", b"page_size", "page_token", b"page_token", "seller_account", b"seller_account"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency", b"currency", "page_size", b"page_size", "page_token", b"page_token", "seller_account", b"seller_account", "source_id", b"source_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,374 @@
+"""Explanations as messages, and their parts that other services have: wallet, ledger and events."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from tallystick.event.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
+from tallystick.history.v1 import explanation_pb2
+from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2, ledger_service_pb2_grpc
+from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2, wallet_service_pb2_grpc
+from tallystick_core.access import Caller, Role
+from tallystick_core.errors import ApiError
+from tallystick_core.money import format_amount
+from tallystick_core.operations.dead_letter import DeadLetterCause, DeadLetterState
+from tallystick_core.operations.explanation import (
+    Actor,
+    AlertFacts,
+    AttemptFacts,
+    DeadLetterFacts,
+    Explanation,
+    ExplanationEntry,
+    ExplanationSource,
+    NextStep,
+    OperationFacts,
+    WebhookFacts,
+    join_sentences,
+    sort_steps,
+)
+from tallystick_core.operations.next_action import NextAction
+from tallystick_core.provider.outcome import RetryReason
+from tallystick_server.operations.retry_policy import RetryPolicies
+from tallystick_server.rpc.enums import EnumNames
+from tallystick_server.rpc.service_client import ServiceCallRejected, ServiceClient
+from tallystick_server.rpc.timestamps import parse_time, to_optional_timestamp, to_timestamp
+from tallystick_storage.dead_letters import DeadLetterRow
+from tallystick_storage.explanations import AlertRow, ExplainedAttemptRow, OperationRow
+from tallystick_storage.webhook_events import WebhookEventRow
+
+MAX_ROWS = 100
+"""The maximum number of rows of each list of an explanation, except transitions."""
+MAX_TRANSITIONS = 400
+
+_TIMEOUT_SECONDS = 2.0
+"""For each other service: an explanation is read by a person who waits for it."""
+_MAX_CONCURRENT_CALLS = 8
+_SOURCES = EnumNames(explanation_pb2.ExplanationSource.DESCRIPTOR)
+_ACTORS = EnumNames(explanation_pb2.Actor.DESCRIPTOR)
+_LEDGER_KINDS = EnumNames(ledger_pb2.TransactionKind.DESCRIPTOR)
+_WALLET_KINDS = EnumNames(wallet_pb2.WalletEntryKind.DESCRIPTOR)
+_EVENT_TYPES = EnumNames(event_pb2.EventType.DESCRIPTOR)
+
+
+class WalletSource(NamedTuple):
+    """The source of entries in a wallet, such as PAY_IN/{payment_order_id}."""
+
+    seller_account: str
+    currency: str
+    source_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """What other services are asked for: ledger transactions by source id, wallet entries by
+    source, and events by aggregate.
+    """
+
+    ledger_sources: Sequence[str]
+    wallet_sources: Sequence[WalletSource]
+    aggregate_ids: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class FoundElsewhere:
+    """The entries that other services have, and what is missing, as sentences."""
+
+    entries: tuple[ExplanationEntry, ...] = ()
+    omissions: tuple[str, ...] = ()
+
+
+def to_message(explanation: Explanation, explain_time: datetime) -> explanation_pb2.Explanation:
+    return explanation_pb2.Explanation(
+        resource_name=explanation.resource_name,
+        state=explanation.state,
+        summary=explanation.summary,
+        next_steps=map(_step_message, explanation.next_steps),
+        entries=map(_entry_message, explanation.entries),
+        omissions=explanation.omissions,
+        explain_time=to_timestamp(explain_time),
+    )
+
+
+def _step_message(step: NextStep) -> explanation_pb2.NextStep:
+    return explanation_pb2.NextStep(
+        actor=_ACTORS.number(step.actor),
+        action=step.action,
+        resource_name=step.resource_name,
+        time=to_optional_timestamp(step.time),
+        deadline=to_optional_timestamp(step.deadline),
+    )
+
+
+def _entry_message(entry: ExplanationEntry) -> explanation_pb2.ExplanationEntry:
+    return explanation_pb2.ExplanationEntry(
+        time=to_timestamp(entry.time),
+        source=_SOURCES.number(entry.source),
+        title=entry.title,
+        detail=entry.detail,
+        reference=entry.reference,
+        trace_id=entry.trace_id,
+    )
+
+
+def add_to_message(
+    explanation: explanation_pb2.Explanation,
+    summary: str,
+    steps: Sequence[NextStep],
+    entries: Iterable[ExplanationEntry],
+    omissions: Iterable[str],
+) -> None:
+    """Adds what another service knows to an explanation, in its order."""
+    explanation.summary = join_sentences(explanation.summary, summary)
+    explanation.omissions.extend(omissions)
+    known_steps = [
+        NextStep(
+            Actor(_ACTORS.parse(step.actor, "actor")),
+            step.action,
+            step.resource_name,
+            parse_time(step, "time"),
+            parse_time(step, "deadline"),
+        )
+        for step in explanation.next_steps
+    ]
+    del explanation.next_steps[:]
+    explanation.next_steps.extend(map(_step_message, sort_steps([*known_steps, *steps])))
+    explanation.entries.extend(map(_entry_message, entries))
+    explanation.entries.sort(key=lambda entry: entry.time.ToNanoseconds())
+
+
+def references_of(explanation: explanation_pb2.Explanation, source: ExplanationSource) -> list[str]:
+    """The references of the entries of a source, each once."""
+    number = _SOURCES.number(source)
+    return list(
+        {
+            entry.reference: None
+            for entry in explanation.entries
+            if entry.source == number and entry.reference
+        }
+    )
+
+
+def sees_whole_explanation(caller: Caller) -> bool:
+    """Whether a caller gets the explanations of all owners, with what only operators may read. A
+    service asks on behalf of an operator.
+    """
+    return caller.can_see_all or Role.SERVICE in caller.roles
+
+
+def trace_id_of(traceparent: str) -> str:
+    """The trace id of a W3C trace context; "": it has none."""
+    parts = traceparent.split("-")
+    return parts[1] if len(parts) == 4 else ""
+
+
+def operation_facts(
+    row: OperationRow,
+    next_action: NextAction,
+    retry_policies: RetryPolicies,
+    *,
+    with_details: bool,
+) -> OperationFacts:
+    """`with_details`: with the answer of the provider, which only operators may read."""
+    retry_reason = RetryReason(row.retry_reason) if row.retry_reason else None
+    policy = retry_reason and retry_policies.policy_for(row.provider, retry_reason)
+    return OperationFacts(
+        next_action,
+        row.provider,
+        row.next_try_time,
+        row.lease_until,
+        row.maybe_sent,
+        retry_reason,
+        row.retry_counts.get(row.retry_reason, 0),
+        policy.max_tries if policy else None,
+        row.detail if with_details else "",
+        row.expire_time,
+    )
+
+
+def dead_letter_facts(row: DeadLetterRow, *, with_details: bool) -> DeadLetterFacts:
+    """`with_details`: with the texts that only operators may read."""
+    return DeadLetterFacts(
+        row.dead_letter_id,
+        DeadLetterState(row.state),
+        DeadLetterCause(row.cause),
+        row.detail if with_details else "",
+        row.retry_count,
+        row.create_time,
+        row.operator if with_details else "",
+        row.reason if with_details else "",
+        row.evidence if with_details else "",
+        row.end_time,
+    )
+
+
+def attempt_facts(row: ExplainedAttemptRow) -> AttemptFacts:
+    fee = (
+        ""
+        if row.provider_fee is None or row.provider_fee_currency is None
+        else f"{format_amount(row.provider_fee, row.provider_fee_currency)} "
+        f"{row.provider_fee_currency}"
+    )
+    return AttemptFacts(
+        row.attempt_number,
+        row.provider,
+        row.provider_key,
+        row.outcome,
+        row.start_time,
+        row.end_time,
+        row.provider_reference,
+        row.failure_reason,
+        row.decline_code,
+        fee,
+        row.routing_rule,
+        row.routing_reason,
+        row.fallback_provider,
+    )
+
+
+def webhook_facts(row: WebhookEventRow) -> WebhookFacts:
+    return WebhookFacts(
+        row.webhook_event_id,
+        row.provider,
+        row.event_id,
+        row.event_type,
+        row.state,
+        row.receive_time,
+        row.end_time,
+        row.reference,
+        trace_id_of(row.traceparent),
+    )
+
+
+def alert_facts(row: AlertRow) -> AlertFacts:
+    return AlertFacts(*row)
+
+
+def limit_rows(
+    rows: Sequence[Any], noun: str, omissions: list[str], limit: int = MAX_ROWS
+) -> Sequence[Any]:
+    """Up to `limit` of the rows, newest first. Says in `omissions` that there are more."""
+    if len(rows) > limit:
+        omissions.append(f"Only the newest {limit} {noun} are shown.")
+    return rows[:limit]
+
+
+class OtherServices:
+    """Reads from WalletService, LedgerService and EventService. A service that does not answer
+    leaves a sentence instead of its entries.
+    """
+
+    def __init__(self, service_client: ServiceClient, wallet: str, ledger: str, event: str) -> None:
+        self._service_client = service_client
+        self._wallet = service_client.stub(wallet_service_pb2_grpc.WalletServiceStub, wallet)
+        self._ledger = service_client.stub(ledger_service_pb2_grpc.LedgerServiceStub, ledger)
+        self._event = service_client.stub(event_service_pb2_grpc.EventServiceStub, event)
+        self._semaphore = asyncio.Semaphore(_MAX_CONCURRENT_CALLS)
+
+    async def read(self, elsewhere: Elsewhere) -> FoundElsewhere:
+        parts = await asyncio.gather(
+            self._read_all("WalletService", self._read_wallet, elsewhere.wallet_sources),
+            self._read_all("LedgerService", self._read_ledger, elsewhere.ledger_sources),
+            self._read_all("EventService", self._read_events, elsewhere.aggregate_ids),
+        )
+        return FoundElsewhere(
+            tuple(entry for part in parts for entry in part.entries),
+            tuple(omission for part in parts for omission in part.omissions),
+        )
+
+    async def _read_all(
+        self,
+        service: str,
+        read: Callable[[Any], Awaitable[Iterable[ExplanationEntry]]],
+        sources: Sequence[Any],
+    ) -> FoundElsewhere:
+        """Reads from one service."""
+
+        async def read_one(source: Any) -> Iterable[ExplanationEntry]:
+            async with self._semaphore:
+                return await read(source)
+
+        try:
+            async with asyncio.timeout(_TIMEOUT_SECONDS):
+                found = await asyncio.gather(*map(read_one, sources))
+        except (TimeoutError, ApiError):
+            return FoundElsewhere(
+                omissions=(f"{service} did not answer; its entries are missing.",)
+            )
+        except ServiceCallRejected as error:
+            omission = (
+                f"{service} rejected the call ({error.status}: {error.message.rstrip('.')}); its "
+                "entries are missing."
+            )
+            return FoundElsewhere(omissions=(omission,))
+        return FoundElsewhere(tuple(entry for entries in found for entry in entries))
+
+    async def _read_wallet(self, source: WalletSource) -> Iterable[ExplanationEntry]:
+        request = wallet_service_pb2.ListWalletEntriesRequest(
+            **source._asdict(), page_size=MAX_ROWS
+        )
+        response = await self._service_client.call(self._wallet.ListWalletEntries, request)
+        return map(_wallet_entry, response.entries)
+
+    async def _read_ledger(self, source_id: str) -> Iterable[ExplanationEntry]:
+        request = ledger_service_pb2.ListTransactionsRequest(
+            source_id=source_id, page_size=MAX_ROWS
+        )
+        response = await self._service_client.call(self._ledger.ListTransactions, request)
+        return map(_ledger_entry, response.transactions)
+
+    async def _read_events(self, aggregate_id: str) -> Iterable[ExplanationEntry]:
+        request = event_service_pb2.StreamEventsRequest(aggregate_id=aggregate_id)
+        responses = await self._service_client.read_stream(
+            self._event.StreamEvents, request, MAX_ROWS
+        )
+        return [_event_entry(response.event) for response in responses]
+
+
+def _wallet_entry(entry: wallet_pb2.WalletEntry) -> ExplanationEntry:
+    kind = _WALLET_KINDS.parse(entry.kind, "kind")
+    return ExplanationEntry(
+        entry.create_time.ToDatetime(UTC),
+        ExplanationSource.WALLET,
+        f"The wallet of {entry.seller_account} has the entry {kind} of {entry.amount} "
+        f"{entry.currency}.",
+        f"Afterwards pending is {entry.pending_after}, available {entry.available_after}, held "
+        f"{entry.held_after} and owed {entry.owed_after}.",
+        entry.source_id,
+    )
+
+
+def _ledger_entry(transaction: ledger_pb2.Transaction) -> ExplanationEntry:
+    kind = _LEDGER_KINDS.parse(transaction.kind, "kind")
+    lines = "; ".join(
+        f"{'debit' if line.direction == ledger_pb2.DIRECTION_DEBIT else 'credit'} "
+        f"{line.account} {line.amount} {line.currency}"
+        for line in transaction.entries
+    )
+    reversed_by = transaction.reversed_by_transaction_id
+    reference = transaction.external_reference
+    return ExplanationEntry(
+        transaction.post_time.ToDatetime(UTC),
+        ExplanationSource.LEDGER,
+        f"The ledger has the transaction {transaction.transaction_id} of the kind {kind}.",
+        join_sentences(
+            f"Lines: {lines}.",
+            f"The provider's id is {reference}." if reference else "",
+            f"It was reversed by {reversed_by}." if reversed_by else "",
+        ),
+        transaction.transaction_id,
+    )
+
+
+def _event_entry(event: event_pb2.Event) -> ExplanationEntry:
+    type_ = _EVENT_TYPES.parse(event.type, "type")
+    return ExplanationEntry(
+        event.create_time.ToDatetime(UTC),
+        ExplanationSource.EVENT,
+        f"The event {type_} was published: version {event.aggregate_version} of "
+        f"{event.aggregate_id}, at cursor {event.cursor}.",
+        trace_id=trace_id_of(event.traceparent),
+    )

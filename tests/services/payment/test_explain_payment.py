@@ -1,0 +1,561 @@
+"""ExplainPayment: the story of a payment from its first request to its next step, in one call."""
+
+from __future__ import annotations
+
+import time
+
+import httpx
+import pytest
+
+from tallystick import (
+    Client,
+    InvalidArgumentError,
+    NotFoundError,
+    new_order,
+)
+from tallystick.payment.v1 import payment_service_pb2 as pb
+from tallystick_core.access import Role
+from tallystick_core.provider.outcome import (
+    ChargeLookupOutcome,
+    NotSent,
+    Pending,
+    PendingReason,
+    RetryReason,
+    RiskOutcome,
+    Succeeded,
+    Unknown,
+)
+from tallystick_core.provider.payment_provider import ChargeRequest
+from tallystick_core.provider.risk_provider import RiskRequest
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.app.services import HTTP_SERVER, service_names
+from tallystick_server.app.wiring import Dependencies
+from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
+from tests.fakes.payment_provider import PageProvider, ScriptedPaymentProvider
+from tests.support.callers import settings_with_callers, token_of
+from tests.support.charges import (
+    WAIT_FOR_ACCEPTANCE,
+    booked_unapplied_charges,
+    close_dead_letter,
+    sandbox_database,
+    timestamp_in,
+    wait_for_dead_letter,
+)
+from tests.support.explanations import actions, actors, explain_payment, sources, story
+from tests.support.hosted_pages import SHOP, page
+from tests.support.payments import create_payment
+from tests.support.platform import (
+    eventually,
+    free_address,
+    serve_platform,
+    unique_id,
+)
+from tests.support.routing import EUR_RULE, routing_settings, three_sandboxes
+from tests.support.webhooks import new_event, receive, wait_for_event
+
+_ALWAYS_SLOW = Settings().replace(
+    retry={("", reason): RetryPolicy(RetryStrategy.FIXED, 600, 600, None) for reason in RetryReason}
+    | {("", RetryReason.REJECTED): RetryPolicy(RetryStrategy.CANCEL)},
+    worker__scan_interval=0.1,
+    worker__monitor_interval=0.2,
+)
+"""Whatever fails waits for ten minutes."""
+
+
+class SilentRiskProvider:
+    """A risk provider that cannot be reached."""
+
+    name = "silent"
+
+    async def check(self, _request: RiskRequest) -> RiskOutcome:
+        return NotSent("connection reset")
+
+
+def _answer(outcome: ChargeLookupOutcome) -> Dependencies:
+    """A provider that always answers the same."""
+    return Dependencies(providers={"sandbox": ScriptedPaymentProvider(lambda _: outcome)})
+
+
+def test_the_story_of_a_paid_order_goes_from_the_request_to_the_ledger(client: Client) -> None:
+    """It has the request with its trace, the risk check, the routing, the attempt with its key, the
+    answer, the booking, and the entries of wallet, ledger and events; nobody must act.
+    """
+    payment = create_payment(client, "24.90")
+    order = payment.payment_orders[0]
+    assert eventually(lambda: "EVENT" in sources(explain_payment(client, payment.checkout_id)))
+    explanation = explain_payment(client, payment.checkout_id)
+    assert (explanation.resource_name, explanation.state) == (
+        f"payments/{payment.checkout_id}",
+        "PAID",
+    )
+    assert actors(explanation) == ["NOBODY"]
+    assert not explanation.omissions
+    text = story(explanation)
+    for part in (
+        "dev created the payment with 1 order.",
+        f"{order.payment_order_id}: 24.90 EUR for the seller {order.seller_account}",
+        f"The risk check of the order {order.payment_order_id} passed.",
+        f"sandbox was chosen for the charge {order.charge_id}. Reason: it is the default provider.",
+        f"idempotency key dev-{order.charge_id}-1.",
+        "Attempt 1 at sandbox ended: SUCCEEDED.",
+        f"The order {order.payment_order_id} became SUCCESS, as the provider reported.",
+        f"The order {order.payment_order_id} was booked",
+        f"The wallet of {order.seller_account} has the entry CREDIT of 24.90 EUR.",
+        "debit psp/sandbox/clearing 24.90 EUR",
+        "The payment ended as PAID.",
+    ):
+        assert part in text, part
+    first = explanation.entries[0]
+    assert len(first.trace_id) == 32
+    assert {"REQUEST", "STATE", "ROUTING", "PROVIDER", "WALLET", "LEDGER", "EVENT"} == set(
+        sources(explanation)
+    )
+    assert text.index("ended: SUCCEEDED") < text.index("became SUCCESS")
+
+
+def test_any_id_finds_the_payment(client: Client) -> None:
+    """The ids of the payment, its orders, charges and unapplied charges, and the provider's id of a
+    charge, find it; with the id of one order the others are left out, and the answer says so.
+    """
+    payment = create_payment(client, "1.00", "2.00")
+    order = payment.payment_orders[1]
+    for id_ in (order.payment_order_id, order.charge_id, order.provider_reference):
+        explanation = explain_payment(client, id_)
+        assert explanation.resource_name == f"payments/{payment.checkout_id}", id_
+        assert payment.payment_orders[0].payment_order_id not in story(explanation)
+        assert explanation.omissions == [
+            f"Only the orders of the charge {order.charge_id} are explained; explain the others by "
+            "the checkout_id."
+        ]
+    whole = explain_payment(client, payment.checkout_id)
+    assert all(item.payment_order_id in story(whole) for item in payment.payment_orders)
+    mismatched = create_payment(client, "5.00", token="tok_other_amount")
+    assert eventually(lambda: booked_unapplied_charges(client, mismatched))
+    (unapplied,) = booked_unapplied_charges(client, mismatched)
+    for id_ in (unapplied.unapplied_charge_id, unapplied.provider_reference):
+        assert explain_payment(client, id_).resource_name == f"payments/{mismatched.checkout_id}"
+
+
+def test_a_pending_charge_is_found_by_the_providers_id(scratch_database: DatabaseUrls) -> None:
+    """Also before money has moved."""
+    pending = Pending(PendingReason.PROVIDER_REVIEW, "pi_review_1")
+    with (
+        serve_platform(scratch_database, _ALWAYS_SLOW, dependencies=_answer(pending)) as platform,
+        platform.client() as client,
+    ):
+        payment = create_payment(client, "5.00")
+        explanation = explain_payment(client, "pi_review_1")
+        assert explanation.resource_name == f"payments/{payment.checkout_id}"
+        assert actors(explanation) == ["PROVIDER", "PLATFORM"]
+        assert "The provider reviews the charge." in story(explanation)
+        wait_seconds = explanation.next_steps[1].time.seconds - time.time()
+        assert 500 < wait_seconds < 601  # the next poll, by the retry policy
+
+
+def test_a_declined_order_names_the_reason_and_the_code(client: Client) -> None:
+    """And that a new payment is the way to try again."""
+    payment = create_payment(client, "5.00", token="tok_decline:insufficient_funds")
+    explanation = explain_payment(client, payment.checkout_id)
+    assert explanation.state == "FAILED"
+    assert "The buyer does not have enough money." in explanation.summary
+    assert 'The provider\'s code is "insufficient_funds".' in story(explanation)
+    assert actors(explanation) == ["NOBODY"]
+    assert "creates another payment with new ids" in actions(explanation)
+
+
+def test_a_risk_rejected_order_was_never_sent(scratch_database: DatabaseUrls) -> None:
+    """Its story ends before the routing."""
+    settings = Settings().replace(risk__blocked_accounts=frozenset({"mallory"}))
+    with (
+        serve_platform(scratch_database, settings) as platform,
+        platform.client() as client,
+    ):
+        order = new_order(unique_id("o"), "mallory", "seller-1", "1.00", "EUR")
+        payment = client.create_payment(unique_id("c"), [order], credit_card_info="tok_visa")
+        explanation = explain_payment(client, payment.checkout_id)
+        assert "The risk check rejected the order" in story(explanation)
+        assert "blocked accounts" in story(explanation)
+        assert not {"ROUTING", "PROVIDER"} & set(sources(explanation))
+        assert actors(explanation) == ["NOBODY"]
+        assert "mallory" not in str(explanation)  # the buyer is not shown
+
+
+def test_a_buyer_action_names_the_buyer_and_the_deadline(client: Client) -> None:
+    """The buyer must act until resolve_by_time; the platform cancels then."""
+    payment = create_payment(client, "5.00", token="tok_pending:action")
+    order = payment.payment_orders[0]
+    explanation = explain_payment(client, payment.checkout_id)
+    assert actors(explanation) == ["BUYER", "PLATFORM", "PLATFORM"]
+    buyer, _, cancel = explanation.next_steps
+    assert buyer.deadline == cancel.time == order.resolve_by_time
+    assert "waits for the buyer" in explanation.summary
+    assert order.next_action_url not in str(explanation)
+
+
+def test_a_hosted_page_waits_for_the_buyer_until_it_expires(scratch_database: DatabaseUrls) -> None:
+    """Its story has the page and its end; at the end the platform closes it at the provider."""
+    settings = _ALWAYS_SLOW.replace(payment__return_origins={"dev": frozenset({SHOP})})
+    with sandbox_database(scratch_database) as database:
+        dependencies = Dependencies(providers={"sandbox": PageProvider(database)})
+        with (
+            serve_platform(scratch_database, settings, dependencies=dependencies) as platform,
+            platform.client() as client,
+        ):
+            orders = [new_order(unique_id("o"), "buyer-1", "seller-1", "5.00", "EUR")]
+            payment = client.create_payment(unique_id("c"), orders, hosted_page=page())
+            explanation = explain_payment(client, payment.checkout_id)
+            assert "The buyer pays on a hosted page" in story(explanation)
+            assert actors(explanation)[0] == "BUYER"
+            deadline = explanation.next_steps[0].deadline
+            assert deadline == payment.hosted_page.expire_time
+            assert payment.status_url not in str(explanation)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "action", "reason"),
+    [
+        (NotSent("connection reset"), "sends the charge to sandbox.", "certainly nothing was sent"),
+        (Unknown("timeout"), "again, under the same idempotency key", "did not answer"),
+        (
+            Unknown("status 429", RetryReason.THROTTLED),
+            "again, under the same idempotency key",
+            "asked the platform to retry later",
+        ),
+        (
+            Unknown("status 401", RetryReason.UNAUTHORIZED),
+            "correct the credentials of sandbox",
+            "rejects the platform's credentials",
+        ),
+        (
+            Unknown("status 500", RetryReason.SERVER_ERROR),
+            "again, under the same idempotency key",
+            "server error",
+        ),
+    ],
+    ids=["not sent", "no answer", "throttled", "unauthorized", "server error"],
+)
+def test_a_retry_names_its_reason_the_last_answer_and_its_time(
+    scratch_database: DatabaseUrls, outcome: ChargeLookupOutcome, action: str, reason: str
+) -> None:
+    """What is retried, why, what the provider answered last, and when the next try is."""
+    with (
+        serve_platform(scratch_database, _ALWAYS_SLOW, dependencies=_answer(outcome)) as platform,
+        platform.client() as client,
+    ):
+        payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
+        assert eventually(
+            lambda: "last answer" in actions(explain_payment(client, payment.checkout_id))
+        )
+        explanation = explain_payment(client, payment.checkout_id)
+        text = actions(explanation)
+        assert action in text
+        assert reason in text
+        assert str(getattr(outcome, "detail", "")) in text
+        step = explanation.next_steps[-1]
+        assert 500 < step.time.seconds - time.time() < 601
+
+
+def test_a_dead_letter_waits_for_an_operator_and_its_end_is_part_of_the_story(
+    scratch_database: DatabaseUrls,
+) -> None:
+    """The operator's step names the dead letter; its alert, and who closed it with which evidence,
+    are entries.
+    """
+    with serve_platform(scratch_database, _ALWAYS_SLOW) as platform, platform.client() as client:
+        payment = create_payment(client, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
+        dead_letter = wait_for_dead_letter(client, payment)
+        assert eventually(lambda: "ALERT" in sources(explain_payment(client, payment.checkout_id)))
+        explanation = explain_payment(client, payment.checkout_id)
+        assert actors(explanation) == ["OPERATOR"]
+        assert f"retry or close the dead letter {dead_letter.dead_letter_id}" in actions(
+            explanation
+        )
+        assert 'The last answer was: "status 400 request_malformed".' in story(explanation)
+        assert "waits for an operator" in explanation.summary
+        close_dead_letter(client, dead_letter)
+        explanation = explain_payment(client, payment.checkout_id)
+        assert 'Evidence: "ticket 7: no charge".' in story(explanation)
+        assert "became CLOSED by dev" in story(explanation)
+        assert explanation.state == "FAILED"
+
+
+def test_an_unapplied_charge_waits_for_an_operator(client: Client) -> None:
+    """The money that the provider took is named, with its booking, until it is acknowledged."""
+    payment = create_payment(client, "5.00", token="tok_other_amount")
+    assert eventually(lambda: booked_unapplied_charges(client, payment))
+    (unapplied,) = booked_unapplied_charges(client, payment)
+    explanation = explain_payment(client, payment.checkout_id)
+    assert actors(explanation)[0] == "OPERATOR"
+    assert f"5.01 EUR that sandbox took as {unapplied.provider_reference}" in actions(explanation)
+    assert "credit unapplied/sandbox 5.01 EUR" in story(explanation)
+    client.payment.AcknowledgeUnappliedCharge(
+        pb.AcknowledgeUnappliedChargeRequest(
+            unapplied_charge_id=unapplied.unapplied_charge_id, reason="refunded there"
+        )
+    )
+    explanation = explain_payment(client, payment.checkout_id)
+    assert "OPERATOR" not in actors(explanation)
+    assert 'Reason: "refunded there".' in story(explanation)
+
+
+def test_a_cancelled_charge_that_may_have_been_sent_is_being_cancelled(
+    scratch_database: DatabaseUrls,
+) -> None:
+    """The cancellation and its reason are named, and what the platform does next."""
+    dependencies = _answer(Unknown("timeout"))
+    with (
+        serve_platform(scratch_database, _ALWAYS_SLOW, dependencies=dependencies) as platform,
+        platform.client() as client,
+    ):
+        payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
+        assert eventually(
+            lambda: "last answer" in actions(explain_payment(client, payment.checkout_id))
+        )
+        client.payment.CancelPayment(
+            pb.CancelPaymentRequest(checkout_id=payment.checkout_id, reason="out of stock"),
+            timeout=1.0,
+        )
+        explanation = explain_payment(client, payment.checkout_id)
+        assert 'The caller cancelled it: "out of stock".' in explanation.summary
+        assert "asks sandbox to cancel the charge" in actions(explanation)
+
+
+def test_a_charge_that_expires_while_it_waits_is_cancelled_then(
+    scratch_database: DatabaseUrls,
+) -> None:
+    """The next try is at the expiry, and it is a cancellation: not another send."""
+    dependencies = _answer(Unknown("timeout"))
+    with (
+        serve_platform(scratch_database, _ALWAYS_SLOW, dependencies=dependencies) as platform,
+        platform.client() as client,
+    ):
+        payment = create_payment(
+            client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE, expire_time=timestamp_in(60)
+        )
+        assert eventually(
+            lambda: "last answer" in actions(explain_payment(client, payment.checkout_id))
+        )
+        (step,) = explain_payment(client, payment.checkout_id).next_steps
+        assert "asks sandbox to cancel the charge" in step.action
+        assert step.time.seconds - payment.expire_time.seconds in range(-1, 2)
+
+
+def test_a_delivery_is_part_of_the_story(client: Client) -> None:
+    """And with it nothing more happens."""
+    payment = create_payment(client, "5.00")
+    client.payment.ConfirmDelivery(
+        pb.ConfirmDeliveryRequest(payment_order_id=payment.payment_orders[0].payment_order_id)
+    )
+    assert eventually(lambda: actors(explain_payment(client, payment.checkout_id)) == ["NOBODY"])
+    explanation = explain_payment(client, payment.checkout_id)
+    assert "The caller confirmed the delivery of the order" in story(explanation)
+    assert "paid, booked and delivered" in actions(explanation)
+
+
+def test_a_webhook_event_is_part_of_the_story(client: Client) -> None:
+    """With the provider's id of the event."""
+    payment = create_payment(client, "5.00")
+    event = new_event(reference=payment.payment_orders[0].provider_reference)
+    receive(client.payment, event)
+    wait_for_event(client.payment, event, "APPLIED")
+    explanation = explain_payment(client, payment.checkout_id)
+    (entry,) = [
+        entry
+        for entry, source in zip(explanation.entries, sources(explanation), strict=True)
+        if source == "WEBHOOK"
+    ]
+    assert entry.title == "sandbox sent the webhook event charge.changed."
+    assert entry.reference == event.event_id
+
+
+def test_a_fallback_is_two_attempts_with_their_reasons(scratch_database: DatabaseUrls) -> None:
+    """Each attempt has its provider, its rule and its key; the first one was certainly not sent."""
+    settings = routing_settings(EUR_RULE)
+    with three_sandboxes(scratch_database, settings) as (_, client, providers):
+        providers["a"].sandbox.down = True
+        payment = create_payment(client, "5.00")
+        explanation = explain_payment(client, payment.checkout_id)
+        text = story(explanation)
+        charge_id = payment.payment_orders[0].charge_id
+        for part in (
+            f"a was chosen for the charge {charge_id} by the routing rule",
+            "The fallback is b.",
+            "Attempt 1 at a ended: NOT_SENT. Certainly nothing was sent.",
+            "goes to the fallback provider",
+            f"b was chosen for the charge {charge_id}",
+            "Attempt 2 at b ended: SUCCEEDED.",
+        ):
+            assert part in text, part
+        assert f"{charge_id}-1" in text
+        assert f"{charge_id}-2" in text
+
+
+def test_a_service_that_does_not_answer_is_named(scratch_database: DatabaseUrls) -> None:
+    """The call is answered all the same, within seconds: without the entries of that service."""
+    with serve_platform(scratch_database) as platform, platform.client() as client:
+        payment = create_payment(client, "5.00")
+    addresses = {"wallet": free_address(), "ledger": free_address(), "event": free_address()}
+    settings = Settings().replace(service_addresses=addresses)
+    with (
+        serve_platform(scratch_database, settings, names=("payment",)) as platform,
+        platform.client() as client,
+    ):
+        start = time.monotonic()
+        explanation = explain_payment(client, payment.checkout_id)
+        assert time.monotonic() - start < 5
+        assert explanation.state == "PAID"
+        assert explanation.omissions == [
+            f"{name} did not answer; its entries are missing."
+            for name in ("WalletService", "LedgerService", "EventService")
+        ]
+        assert not {"WALLET", "LEDGER", "EVENT"} & set(sources(explanation))
+
+
+def test_a_team_gets_its_own_story_without_what_only_operators_read(
+    scratch_database: DatabaseUrls,
+) -> None:
+    """A team may explain its own payments. Wallet, ledger, webhooks, alerts and the texts of dead
+    letters are for operators; another team's payment is not found, by no id.
+    """
+    settings = settings_with_callers(
+        {
+            "shop": ("", {Role.TEAM}),
+            "rival": ("", {Role.TEAM}),
+            "office": ("", {Role.OPERATOR}),
+        },
+        worker__scan_interval=0.1,
+        worker__monitor_interval=0.2,
+    )
+    with (
+        serve_platform(scratch_database, settings) as platform,
+        platform.client(token_of("shop")) as shop,
+        platform.client(token_of("rival")) as rival,
+        platform.client(token_of("office")) as office,
+    ):
+        paid = create_payment(shop, "5.00")
+        rejected = create_payment(shop, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
+        wait_for_dead_letter(office, rejected)
+        assert eventually(lambda: "ALERT" in sources(explain_payment(office, rejected.checkout_id)))
+        assert {"WALLET", "LEDGER"} <= set(sources(explain_payment(office, paid.checkout_id)))
+        for payment in (paid, rejected):
+            explanation = explain_payment(shop, payment.checkout_id)
+            assert not {"WALLET", "LEDGER", "ALERT", "WEBHOOK"} & set(sources(explanation))
+            assert "request_malformed" not in str(explanation)
+            order = payment.payment_orders[0]
+            for id_ in filter(
+                None,
+                (
+                    payment.checkout_id,
+                    order.payment_order_id,
+                    order.charge_id,
+                    order.provider_reference,
+                ),
+            ):
+                with pytest.raises(NotFoundError):
+                    explain_payment(rival, id_)
+        assert actors(explain_payment(shop, rejected.checkout_id)) == ["OPERATOR"]
+
+
+def test_many_orders_are_bounded_and_the_open_ones_come_first(client: Client) -> None:
+    """Of 60 orders 20 are explained: those that need attention first. The answer says how many are
+    left out, and how to read them.
+    """
+    checkout_id = unique_id("c")
+    orders = [
+        new_order(f"{checkout_id}-{number:03}", "b-1", f"s-{checkout_id}", "1.00", "EUR")
+        for number in range(60)
+    ]
+    client.create_payment(checkout_id, orders, credit_card_info="tok_visa")
+    explanation = explain_payment(client, checkout_id)
+    assert explanation.omissions[0] == (
+        "40 of 60 orders are left out; explain them by their payment_order_id."
+    )
+    assert "20 of 60 orders are PAID and booked. 40 orders are left out." in explanation.summary
+    assert f"{checkout_id}-059" not in story(explanation)
+    assert f"{checkout_id}-059" in story(explain_payment(client, f"{checkout_id}-059"))
+
+
+def test_of_many_orders_those_that_wait_are_explained_first(
+    scratch_database: DatabaseUrls,
+) -> None:
+    """Whatever their ids are."""
+
+    def answer(request: ChargeRequest) -> ChargeLookupOutcome:
+        if request.charge_id.endswith("-24"):
+            return Pending(PendingReason.PROVIDER_REVIEW, "pi_24")
+        return Succeeded(f"ch_{request.charge_id}", request.amount, request.currency)
+
+    dependencies = Dependencies(providers={"sandbox": ScriptedPaymentProvider(answer)})
+    with (
+        serve_platform(scratch_database, _ALWAYS_SLOW, dependencies=dependencies) as platform,
+        platform.client() as client,
+    ):
+        checkout_id = unique_id("c")
+        orders = [
+            new_order(f"{checkout_id}-{number:02}", "b-1", "s-1", "1.00", "EUR")
+            for number in range(25)
+        ]
+        client.create_payment(checkout_id, orders, credit_card_info="tok_visa")
+        explanation = explain_payment(client, checkout_id)
+        assert "1 of 25 orders is PENDING" in explanation.summary
+        assert explanation.omissions[0].startswith("5 of 25 orders are left out")
+        assert actors(explanation) == ["PROVIDER", "PLATFORM"]
+
+
+def test_a_charge_waits_for_the_risk_provider(scratch_database: DatabaseUrls) -> None:
+    """Nothing is sent before it approves: the next step asks it again."""
+    dependencies = Dependencies(risk_provider=SilentRiskProvider())
+    with (
+        serve_platform(scratch_database, _ALWAYS_SLOW, dependencies=dependencies) as platform,
+        platform.client() as client,
+    ):
+        payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
+        assert eventually(
+            lambda: "last answer" in actions(explain_payment(client, payment.checkout_id))
+        )
+        explanation = explain_payment(client, payment.checkout_id)
+        assert "NOT_STARTED and waits for the risk check" in explanation.summary
+        (step,) = explanation.next_steps
+        assert "asks the risk provider whether the charge may be sent" in step.action
+        assert 500 < step.time.seconds - time.time() < 601
+
+
+def test_the_story_is_read_by_http(scratch_database: DatabaseUrls) -> None:
+    """As JSON, under the paths of payments, payouts and explanations."""
+    with (
+        serve_platform(scratch_database, names=(*service_names(), HTTP_SERVER)) as platform,
+        platform.client() as client,
+    ):
+        payment = create_payment(client, "5.00")
+        order_id = payment.payment_orders[0].payment_order_id
+        for path in (f"payments/{order_id}:explain", f"explanations/{order_id}"):
+            response = httpx.get(f"{platform.url}/v1/{path}", timeout=10)
+            explanation = response.json()["explanation"]
+            assert explanation["resource_name"] == f"payments/{payment.checkout_id}"
+            assert explanation["next_steps"][0]["actor"] == "ACTOR_NOBODY"
+        missing = httpx.get(f"{platform.url}/v1/payouts/{order_id}:explain", timeout=10)
+        assert missing.status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("id_", "message"),
+    [
+        ("", "id is required: an id of the platform, or a provider's id."),
+        ("two words", "id must be 1 to 255 visible ASCII characters."),
+        ("x" * 256, "id must be 1 to 255 visible ASCII characters."),
+    ],
+    ids=["empty", "space", "long"],
+)
+def test_an_invalid_id_names_the_field(client: Client, id_: str, message: str) -> None:
+    """A clear error, not an empty story."""
+    with pytest.raises(InvalidArgumentError) as error:
+        explain_payment(client, id_)
+    assert error.value.message == message
+
+
+def test_an_unknown_id_is_not_found(client: Client) -> None:
+    """Also one with the form of a charge id."""
+    for id_ in ("missing", "o-missing", "pi_missing"):
+        with pytest.raises(NotFoundError):
+            explain_payment(client, id_)
