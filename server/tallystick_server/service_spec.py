@@ -37,6 +37,8 @@ class ServiceSpec:
     """The default of the setting `database.connections`."""
     publishes_events: bool = True
     """It has an outbox and alerts."""
+    is_essential: bool = True
+    """Without its database the process does not start, and its health is NOT_SERVING."""
     calls_providers: bool = False
     """It has operations and dead letters."""
     history_collection: str = ""

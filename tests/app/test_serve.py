@@ -54,7 +54,15 @@ def test_services_run_as_separate_processes(scratch_database: DatabaseUrls, tmp_
         )
         stack.callback(sandbox.wait, 30)
         stack.callback(sandbox.terminate)
-        for name in ("event", "ledger", "wallet", "payment", "payout", "reconciliation"):
+        for name in (
+            "event",
+            "ledger",
+            "wallet",
+            "payment",
+            "payout",
+            "reconciliation",
+            "monitoring",
+        ):
             environment = {
                 "TALLYSTICK_DATABASE__SERVICE_URLS": f"{name}={urls[name]}",
                 "TALLYSTICK_SERVER__LISTEN": address[name],

@@ -70,6 +70,8 @@ def _value(field: FieldDescriptor, numbers: random.Random) -> Any:
         return numbers.randbytes(numbers.randrange(9))
     if field.type == FieldDescriptor.TYPE_BOOL:
         return numbers.random() < 0.5
+    if field.type == FieldDescriptor.TYPE_DOUBLE:
+        return numbers.choice([0.0, -1.5, 1e-9, 1e300])
     if field.enum_type is not None:
         return numbers.choice([value.number for value in field.enum_type.values])
     return numbers.choice([0, 1, -1, 2**31 - 1, -(2**31)])

@@ -203,7 +203,7 @@ MATRIX: dict[str, MethodRow] = {
     **{
         name: MethodRow(MethodScope.PLATFORM)
         for name in METHODS
-        if name.startswith(("ledger.", "wallet.", "reconciliation."))
+        if name.startswith(("ledger.", "wallet.", "reconciliation.", "monitoring."))
         or name == "event.BatchPublish"
     },
 }

@@ -146,6 +146,7 @@ def settings(key_window: float, page_lifetime: float, *, routing: bool) -> Setti
         payout__alert_after={"MOVING": 30, "SUBMITTED": 60, "IN_TRANSIT": 60},
         reconciliation__posting_interval=4.0,
         reconciliation__lookup_interval=5.0,
+        monitoring__record_interval=0,
     )
 
 
@@ -348,6 +349,7 @@ class _SimulatedClient(AsyncClient):
             payout="payout",
             event="event",
             reconciliation="reconciliation",
+            monitoring="monitoring",
             settings=settings,
         )
 

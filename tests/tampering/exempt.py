@@ -14,6 +14,8 @@ PAGE_PATH = Path(__file__).parents[2] / "docs" / "reference" / "verify-exemption
 _COMMIT_MARKER = "used within an hour, if the answer to a COMMIT was lost"
 _LEADER_LEASE = "a lease on a periodic task; renewed within seconds"
 _LEASE = "a lease; an edit only delays or repeats idempotent work"
+_METRICS = "the history of metrics, which is deleted after 30 days; nothing depends on it"
+_TRACES = "traces, which are deleted after some hours; nothing depends on them"
 _DISPLAY_ONLY = "of a line: for people; read only while its file was reconciled"
 _POLL_SCHEDULE = "of a completed operation or attempt: how long it is polled"
 
@@ -31,6 +33,8 @@ EXEMPTIONS: dict[str, str] = {
     "reconciliation.staged_line": "lines of a file that is loading; checked when it is reconciled",
     "reconciliation.staged_chunk": "digests of a file that is loading; deleted with its lines",
     "reconciliation.break_rule.(row)": "it classifies later breaks; versions in use are checked",
+    **{f"monitoring.{table}": _METRICS for table in ("process", "series", "sample", "thinning")},
+    **{f"monitoring.{table}": _TRACES for table in ("trace", "span", "span_total")},
     **{
         f"reconciliation.statement_line.{column}": _DISPLAY_ONLY
         for column in (

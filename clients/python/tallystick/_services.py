@@ -7,6 +7,7 @@ from typing import Any, TypedDict
 
 from tallystick.event.v1 import event_service_pb2_grpc
 from tallystick.ledger.v1 import ledger_service_pb2_grpc
+from tallystick.monitoring.v1 import monitoring_service_pb2_grpc
 from tallystick.payment.v1 import payment_service_pb2_grpc
 from tallystick.payout.v1 import payout_service_pb2_grpc
 from tallystick.reconciliation.v1 import reconciliation_service_pb2_grpc
@@ -22,6 +23,7 @@ class ServiceTargets(TypedDict, total=False):
     payout: str
     event: str
     reconciliation: str
+    monitoring: str
 
 
 class ServiceStubs:
@@ -33,6 +35,7 @@ class ServiceStubs:
     payout: payout_service_pb2_grpc.PayoutServiceStub
     event: event_service_pb2_grpc.EventServiceStub
     reconciliation: reconciliation_service_pb2_grpc.ReconciliationServiceStub
+    monitoring: monitoring_service_pb2_grpc.MonitoringServiceStub
 
 
 class AsyncServiceStubs:
@@ -44,6 +47,7 @@ class AsyncServiceStubs:
     payout: payout_service_pb2_grpc.PayoutServiceAsyncStub
     event: event_service_pb2_grpc.EventServiceAsyncStub
     reconciliation: reconciliation_service_pb2_grpc.ReconciliationServiceAsyncStub
+    monitoring: monitoring_service_pb2_grpc.MonitoringServiceAsyncStub
 
 
 STUB_CLASSES: Mapping[str, Callable[[Any], Any]] = {
@@ -53,5 +57,6 @@ STUB_CLASSES: Mapping[str, Callable[[Any], Any]] = {
     "payout": payout_service_pb2_grpc.PayoutServiceStub,
     "event": event_service_pb2_grpc.EventServiceStub,
     "reconciliation": reconciliation_service_pb2_grpc.ReconciliationServiceStub,
+    "monitoring": monitoring_service_pb2_grpc.MonitoringServiceStub,
 }
 """By service."""

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import grpc
 
+from tallystick.monitoring.v1 import monitoring_service_pb2_grpc
 from tallystick.payment.v1 import payment_service_pb2_grpc
 from tallystick.payout.v1 import payout_service_pb2_grpc
 from tallystick_core.provider.webhook import WebhookSource, WebhookSubject
@@ -18,13 +19,16 @@ from tallystick_server.app.configuration.settings import HttpSection
 from tallystick_server.app.errors import StartupError
 from tallystick_server.app.listening import listen_http
 from tallystick_server.app.metrics_export import MetricsExport, start_metrics_export
+from tallystick_server.app.metrics_recording import MetricsRecorder
 from tallystick_server.app.services import (
     HTTP_SERVER,
     SERVICES,
     check_addresses,
+    essential_names,
     process_name,
     service_names,
 )
+from tallystick_server.app.span_recording import SpanRecorder, create_recorders
 from tallystick_server.app.tls import ServerCertificate, load_certificate, service_connector
 from tallystick_server.http.documentation import documentation_routes
 from tallystick_server.http.health import health_route
@@ -32,6 +36,7 @@ from tallystick_server.http.http_rules import http_rules
 from tallystick_server.http.routing import Route
 from tallystick_server.http.server import HttpLimits, HttpServer
 from tallystick_server.http.status_page.page import StatusPage
+from tallystick_server.http.trace_receiver import trace_route
 from tallystick_server.http.transcoder import transcoded_routes
 from tallystick_server.http.webhook_catch_up import WebhookCatchUp
 from tallystick_server.http.webhooks import ReceiveCall, WebhookEndpoints
@@ -79,6 +84,8 @@ class HttpProcess:
 
     _http_server: RunningHttpServer
     _metrics_export: MetricsExport | None
+    _recorders: Sequence[MetricsRecorder | SpanRecorder]
+    _service_client: ServiceClient
 
     @property
     def http_address(self) -> str:
@@ -89,6 +96,9 @@ class HttpProcess:
         self._http_server.announce_stop()
         await asyncio.sleep(HEALTH_NOTICE_SECONDS)
         await self._http_server.stop(drain_timeout_seconds)
+        for recorder in self._recorders:
+            await recorder.stop()
+        await self._service_client.close()
         if self._metrics_export is not None:
             await self._metrics_export.stop()
 
@@ -99,10 +109,16 @@ async def start_http_process(settings: Settings) -> HttpProcess:
         raise StartupError(
             "TALLYSTICK_HTTP__LISTEN must be an address for serve http, such as 127.0.0.1:7080."
         )
-    metrics_export = await start_metrics_export(process_name([HTTP_SERVER]), settings)
-    return HttpProcess(
-        await start_http_server(settings, settings.service_addresses), metrics_export
+    name = process_name([HTTP_SERVER])
+    metrics_export = await start_metrics_export(name, settings)
+    http_server = await start_http_server(settings, settings.service_addresses)
+    service_client = ServiceClient(
+        settings.service_token, service_connector(settings.service_ca_file)
     )
+    recorders = create_recorders(name, settings, service_client, settings.service_addresses)
+    for recorder in recorders:
+        recorder.start()
+    return HttpProcess(http_server, metrics_export, recorders, service_client)
 
 
 async def start_http_server(
@@ -130,6 +146,12 @@ async def start_http_server(
                 authenticates=settings.authentication != "none",
             ),
             *webhooks.endpoints.routes(),
+            trace_route(
+                service_client.stub(
+                    monitoring_service_pb2_grpc.MonitoringServiceStub, addresses["monitoring"]
+                ).BatchRecordSpans,
+                authenticates=settings.authentication != "none",
+            ),
             *_status_page(service_client, addresses).routes(),
         ],
         _limits(http),
@@ -255,7 +277,9 @@ def _routes(
     """The routes of health, documentation and calls. `channels`: by service."""
     descriptors = {spec.name: spec.descriptor for spec in SERVICES}
     return [
-        health_route([*dict.fromkeys(channels.values())], stopping),
+        health_route(
+            [*dict.fromkeys(channels[name] for name in essential_names(service_names()))], stopping
+        ),
         *documentation_routes(),
         *transcoded_routes(
             http_rules(descriptors.values()),

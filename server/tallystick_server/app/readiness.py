@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -37,9 +37,10 @@ async def await_databases(
     timeout_seconds: float,
     stop_event: asyncio.Event,
     print_status: Callable[[str], None],
+    essential: Collection[str],
 ) -> None:
     """Returns once every database answers with a schema that this code can work with, or when the
-    process must stop.
+    process must stop. Those of services that are not `essential` may be unavailable.
 
     Raises StartupError if waiting cannot help, or after `timeout_seconds`.
     """
@@ -49,7 +50,7 @@ async def await_databases(
     for service, url in urls.items():
         while not stop_event.is_set():
             error = await asyncio.to_thread(_find_error, url, service)
-            if error is None:
+            if error is None or service not in essential:
                 break
             cause = str(error).rstrip(".")
             if loop.time() >= deadline:
@@ -113,7 +114,8 @@ async def serve_not_ready(server: grpc.aio.Server, services: Sequence[str]) -> N
 
 class DatabaseHealth:
     """Sets the health of services according to their databases. Uses one separate connection per
-    database. `services`: for each schema, the full name of the service that needs it.
+    database. `services`: for each schema, the full name of the service that needs it. `essential`:
+    the schemas without which the process as a whole is not healthy.
     """
 
     def __init__(
@@ -121,10 +123,12 @@ class DatabaseHealth:
         health_servicer: health.aio.HealthServicer,
         urls: Mapping[str, str],
         services: Mapping[str, str],
+        essential: Collection[str],
     ) -> None:
         self._health_servicer = health_servicer
         self._services_by_database: dict[tuple[object, ...], set[str]] = {}
         self._databases: dict[tuple[object, ...], Database] = {}
+        self._essential_databases: set[tuple[object, ...]] = set()
         for schema, url in urls.items():
             parsed = make_url(url)
             key = (parsed.host, parsed.port, parsed.database, str(parsed.query))
@@ -136,6 +140,8 @@ class DatabaseHealth:
                     read_timeout=_QUERY_TIMEOUT_SECONDS,
                     max_silence_seconds=_QUERY_TIMEOUT_SECONDS,
                 )
+            if schema in essential:
+                self._essential_databases.add(key)
             if schema in services:
                 self._services_by_database.setdefault(key, set()).add(services[schema])
         self._failure_counts = dict.fromkeys(self._databases, 0)
@@ -175,14 +181,14 @@ class DatabaseHealth:
 
     async def _publish(self) -> None:
         """Sets each health that has changed. The process as a whole is healthy only if all of its
-        databases answer.
+        essential databases answer.
         """
         unavailable = {
             key
             for key, failure_count in self._failure_counts.items()
             if failure_count >= _MAX_FAILURES
         }
-        statuses = {"": _NOT_SERVING if unavailable else _SERVING}
+        statuses = {"": _NOT_SERVING if unavailable & self._essential_databases else _SERVING}
         for key, services in self._services_by_database.items():
             statuses |= dict.fromkeys(services, _NOT_SERVING if key in unavailable else _SERVING)
         for name, new_status in statuses.items():

@@ -29,14 +29,17 @@ from tallystick_server.app.http_serving import (
 )
 from tallystick_server.app.listening import listen
 from tallystick_server.app.metrics_export import MetricsExport, start_metrics_export
+from tallystick_server.app.metrics_recording import MetricsRecorder
 from tallystick_server.app.readiness import DatabaseHealth, await_databases, serve_not_ready
 from tallystick_server.app.services import (
     HTTP_SERVER,
     check_addresses,
+    essential_names,
     find_spec,
     process_name,
     stop_order,
 )
+from tallystick_server.app.span_recording import SpanRecorder, create_recorders
 from tallystick_server.app.tls import ServerCertificate, load_certificate, service_connector
 from tallystick_server.app.wiring import Dependencies, Service, Wiring
 from tallystick_server.observability import tracing
@@ -67,6 +70,7 @@ class RunningServer:
     _socket_folder: Path | None
     _database_health: DatabaseHealth
     _metrics_export: MetricsExport | None
+    _recorders: Sequence[MetricsRecorder | SpanRecorder]
     _certificate: ServerCertificate | None
     _http_server: RunningHttpServer | None = None
 
@@ -109,7 +113,10 @@ class RunningServer:
             0.1,
         )
         # while the services that they call still run
-        await asyncio.gather(*(service.drain(remaining_seconds) for service in self._services))
+        await asyncio.gather(
+            *(service.drain(remaining_seconds) for service in self._services),
+            self._stop_recorders(),
+        )
         for spec in stop_order(service.spec for service in self._services):
             await self.service(spec.name).stop()
         for rpc_server, grpc_server in zip(
@@ -130,6 +137,10 @@ class RunningServer:
     async def _drain_http(self, timeout_seconds: float) -> None:
         if self._http_server is not None:
             await self._http_server.stop(timeout_seconds)
+
+    async def _stop_recorders(self) -> None:
+        for recorder in self._recorders:
+            await recorder.stop()
 
     async def _drain_rpc(self, timeout_seconds: float) -> None:
         self.rpc_server.close()
@@ -186,6 +197,7 @@ async def _start(
         credentials,
     )
     metrics_export = await start_metrics_export(process_name(names), settings)
+    recorders = create_recorders(process_name(names), settings, service_client, addresses)
     http_server = None
     if HTTP_SERVER in names and settings.http.listen:
         # the public server, with its limits, at an address that needs no TLS
@@ -206,8 +218,11 @@ async def _start(
         health_servicer,
         {name: urls[name] for name in service_names},
         {s.name: s.descriptor.full_name for s in services},
+        essential_names(service_names),
     )
     await database_health.start()
+    for recorder in recorders:
+        recorder.start()
     return RunningServer(
         settings.server.listen,
         services,
@@ -218,6 +233,7 @@ async def _start(
         socket_folder,
         database_health,
         metrics_export,
+        recorders,
         certificate,
         http_server,
     )
@@ -288,6 +304,18 @@ def run(main: Coroutine[Any, Any, T]) -> T:
         return runner.run(main)
 
 
+def configure_tracing(name: str, settings: Settings) -> Callable[[], None]:
+    """Starts the tracing of a process. Returns a function that flushes and stops it."""
+    section = settings.tracing
+    return tracing.configure(
+        name,
+        section.otlp_endpoint,
+        section.ratio,
+        stores_spans=section.store_spans,
+        slow_seconds=section.slow_threshold if section.tail_sampling else None,
+    )
+
+
 async def serve(
     names: Sequence[str],
     settings: Settings,
@@ -298,11 +326,7 @@ async def serve(
     """Serves until SIGTERM or SIGINT, then drains. Raises StartupError if the embedded database
     ends meanwhile (`has_ended`).
     """
-    flush = tracing.configure(
-        process_name(names),
-        settings.tracing.otlp_endpoint,
-        settings.tracing.ratio,
-    )
+    flush = configure_tracing(process_name(names), settings)
     stop_event = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
@@ -348,7 +372,13 @@ async def _wait_until_ready(
     if certificate is not None:
         certificate.start()
     try:
-        await await_databases(urls, settings.database.startup_timeout, stop_event, print_status)
+        await await_databases(
+            urls,
+            settings.database.startup_timeout,
+            stop_event,
+            print_status,
+            urls.keys() - ({*names} - {*essential_names(names)}),
+        )
     finally:
         await server.stop(None)
         if certificate is not None:

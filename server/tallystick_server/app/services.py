@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from tallystick_server.app.errors import StartupError
 from tallystick_server.event import service as event
 from tallystick_server.ledger import service as ledger
+from tallystick_server.monitoring import service as monitoring
 from tallystick_server.payment import service as payment
 from tallystick_server.payout import service as payout
 from tallystick_server.reconciliation import service as reconciliation
@@ -20,6 +21,7 @@ SERVICES: tuple[ServiceSpec, ...] = (
     payout.SPEC,
     event.SPEC,
     reconciliation.SPEC,
+    monitoring.SPEC,
 )
 """The only list of services."""
 HTTP_SERVER = "http"
@@ -37,6 +39,11 @@ def service_names() -> tuple[str, ...]:
 def find_spec(name: str) -> ServiceSpec:
     """The service of this name. Raises StopIteration if there is none."""
     return next(spec for spec in SERVICES if spec.name == name)
+
+
+def essential_names(names: Sequence[str]) -> list[str]:
+    """Those of the services without whose database a process does not work; all if none is."""
+    return [name for name in names if find_spec(name).is_essential] or [*names]
 
 
 def process_name(names: Sequence[str]) -> str:

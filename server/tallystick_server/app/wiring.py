@@ -17,6 +17,7 @@ from tallystick_core.provider.risk_provider import RiskProvider
 from tallystick_core.provider.webhook import WebhookSource
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.metrics_export import exports_metrics
+from tallystick_server.app.metrics_recording import records_metrics
 from tallystick_server.observability.tracing import TracedDatabase
 from tallystick_server.operations.explanations import OtherServices
 from tallystick_server.operations.monitor import Monitor
@@ -179,13 +180,16 @@ class Wiring:
         database = self._open_database(spec.name, spec.connections)
         implementation = implementation_of(spec)
         service = implementation.build(self, database)
+        shows_metrics = exports_metrics(self.settings) or records_metrics(
+            self.settings, self.addresses
+        )
         background: list[_Lifecycle] = []
         if implementation.alert_queries is not None:
             background += self._relay_and_monitor(
                 service,
                 database,
                 implementation.alert_queries(self.settings),
-                implementation.gauge_queries if exports_metrics(self.settings) else (),
+                implementation.gauge_queries if shows_metrics else (),
             )
         background.append(self._housekeeping_task(spec.name, database))
         return replace(service, running=[*service.running, *background])

@@ -47,7 +47,6 @@ from tallystick_server.cli.demo_provider import (
 from tallystick_server.cli.demo_reconciliation import reconcile_report
 from tallystick_server.cli.output import print_line, print_status
 from tallystick_server.cli.runner import example, run_app
-from tallystick_server.observability import tracing
 from tallystick_server.verify.run import verify
 
 app = typer.Typer(
@@ -85,9 +84,7 @@ def demo(
 
 
 async def _run(settings: Settings, database_urls: DatabaseUrls, *, once: bool) -> None:
-    flush = tracing.configure(
-        "tallystick-demo", settings.tracing.otlp_endpoint, settings.tracing.ratio
-    )
+    flush = serve.configure_tracing("tallystick-demo", settings)
     stop_event = asyncio.Event()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signal_number, stop_event.set)

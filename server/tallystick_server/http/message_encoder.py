@@ -81,6 +81,7 @@ def _value_encoder(field: FieldDescriptor) -> Encode | None:
     if field.type in INTEGER_RANGES or field.type in (
         FieldDescriptor.TYPE_STRING,
         FieldDescriptor.TYPE_BOOL,
+        FieldDescriptor.TYPE_DOUBLE,
     ):
         return None
     raise no_json_error(field)

@@ -121,7 +121,7 @@ class _Method:
         """Makes the call. Raises HttpError for a request that is not sent."""
         try:
             message = await self._binder.bind(request)
-            metadata = _read_metadata(request.http.headers)
+            metadata = read_metadata(request.http.headers)
             timeout = _read_timeout(request.http.headers)
         except ApiError as error:
             raise HttpError(error) from None
@@ -144,7 +144,7 @@ class _Method:
         return json_response(orjson.dumps(self._encode(response)), headers=headers)
 
 
-def _read_metadata(headers: Mapping[str, str]) -> list[tuple[str, str]]:
+def read_metadata(headers: Mapping[str, str]) -> list[tuple[str, str]]:
     """The caller's token and trace. Raises CREDENTIALS_INVALID."""
     metadata = []
     token = headers.get("Authorization")

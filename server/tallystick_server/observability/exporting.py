@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,17 +20,10 @@ from opentelemetry.sdk.resources import Resource
 from prometheus_client import CollectorRegistry, generate_latest
 
 from tallystick_server.observability import metrics
-from tallystick_server.observability.metrics import AttributeValues, Histogram
-from tallystick_server.observability.names import Metric
+from tallystick_server.observability.metrics import Histogram, attributes_of
 from tallystick_server.observability.tracing import redact_errors
 
 _START_TIME_NS = time.time_ns()
-
-
-def attributes_of(metric: Metric, values: AttributeValues) -> Mapping[str, str]:
-    """The attributes of a series; those with an empty value are left out."""
-    pairs = zip(metric.attributes, values, strict=True)
-    return {**metric.fixed_attributes, **{name: value for name, value in pairs if value}}
 
 
 class MetricsExporter:

@@ -20,6 +20,12 @@ AttributeValues: TypeAlias = tuple[str, ...]
 """The values of a metric's attributes, in their order."""
 
 
+def attributes_of(metric: Metric, values: AttributeValues) -> Mapping[str, str]:
+    """The attributes of a series; those with an empty value are left out."""
+    pairs = zip(metric.attributes, values, strict=True)
+    return {**metric.fixed_attributes, **{name: value for name, value in pairs if value}}
+
+
 class Counter:
     """A total that only grows, for each combination of attribute values."""
 
@@ -122,6 +128,9 @@ WEBHOOKS = Counter(names.WEBHOOKS)
 WEBHOOK_EVENTS = Counter(names.WEBHOOK_EVENTS)
 ALERTS_RAISED = Counter(names.ALERTS_RAISED)
 EVENTS_REJECTED = Counter(names.EVENTS_REJECTED)
+RECORDING_FAILURES = Counter(names.RECORDING_FAILURES)
+SPANS_LOST = Counter(names.SPANS_LOST)
+DROPPED_SERIES = Gauge(names.DROPPED_SERIES)
 DB_CONNECTIONS = Gauge(names.DB_CONNECTION_COUNT)
 DB_PENDING_REQUESTS = Gauge(names.DB_PENDING_REQUESTS)
 _PROCESSOR_TIME = _ProcessorTime()
@@ -147,6 +156,8 @@ COUNTERS = (
     WEBHOOK_EVENTS,
     ALERTS_RAISED,
     EVENTS_REJECTED,
+    RECORDING_FAILURES,
+    SPANS_LOST,
     _PROCESSOR_TIME,
 )
 GAUGES = (
@@ -154,8 +165,38 @@ GAUGES = (
     OPERATIONS_IN_FLIGHT,
     DB_CONNECTIONS,
     DB_PENDING_REQUESTS,
+    DROPPED_SERIES,
     *STORED_GAUGES.values(),
 )
+
+
+class SeriesSnapshot(NamedTuple):
+    """The present values of a series. `value`: of a histogram the sum of the recorded values."""
+
+    metric: Metric
+    attributes: Mapping[str, str]
+    value: float
+    bucket_counts: Sequence[int] = ()
+
+
+def snapshot() -> list[SeriesSnapshot]:
+    """The series of this process now."""
+    instruments: Sequence[Counter | _ProcessorTime | Gauge] = (*COUNTERS, *GAUGES)
+    numbers = [
+        SeriesSnapshot(instrument.metric, attributes_of(instrument.metric, values), number)
+        for instrument in instruments
+        for values, number in instrument.observe().items()
+    ]
+    return numbers + [
+        SeriesSnapshot(
+            histogram.metric,
+            attributes_of(histogram.metric, values),
+            series.total,
+            series.bucket_counts,
+        )
+        for histogram in HISTOGRAMS
+        for values, series in histogram.observe().items()
+    ]
 
 
 class CallMeasurement:

@@ -241,6 +241,26 @@ DB_PENDING_REQUESTS = Metric(
 PROCESS_CPU_TIME = Metric(
     "process.cpu.time", MetricKind.COUNTER, "s", "Processor time of this process."
 )
+RECORDING_FAILURES = Metric(
+    "tallystick.metrics.recording_failures",
+    MetricKind.COUNTER,
+    "{recording}",
+    "Recordings of the metrics of this process that MonitoringService did not accept. The next one "
+    "has their increases.",
+)
+DROPPED_SERIES = Metric(
+    "tallystick.metrics.dropped_series",
+    MetricKind.GAUGE,
+    "{series}",
+    "Series that the last recording of this process left out, because there are as many as "
+    "`monitoring.max_series`, or more than 1,000 have changed.",
+)
+SPANS_LOST = Metric(
+    "tallystick.spans.lost",
+    MetricKind.COUNTER,
+    "{span}",
+    "Spans of this process that MonitoringService did not store, or that were too many.",
+)
 
 METRICS = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
 
@@ -370,5 +390,14 @@ CERTIFICATE_REJECTED = LogEvent(
     "use.",
 )
 SCRAPE_FAILED = LogEvent("metrics.scrape.failed", "Metrics cannot be rendered.")
+RECORDING_FAILED = LogEvent(
+    "metrics.recording.failed", "MonitoringService does not record the metrics of this process."
+)
+RECORDING_RESUMED = LogEvent(
+    "metrics.recording.resumed", "MonitoringService records the metrics of this process again."
+)
+SERIES_DROPPED = LogEvent(
+    "metrics.series.dropped", "A recording left out series of metrics, because there are too many."
+)
 
 LOG_EVENTS = tuple(value for value in list(globals().values()) if isinstance(value, LogEvent))

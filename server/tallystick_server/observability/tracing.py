@@ -6,6 +6,7 @@ import logging
 import random
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,16 +16,22 @@ from typing import Any, TypeVar
 from opentelemetry import trace
 from opentelemetry.context import Context, attach, detach
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.id_generator import IdGenerator
-from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from opentelemetry.sdk.trace.sampling import ParentBased, Sampler, TraceIdRatioBased
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from tallystick_core.card_numbers import is_card_number
 from tallystick_core.errors import ApiError
 from tallystick_server.observability import metrics, names
+from tallystick_server.observability.tail_sampling import (
+    UNDECIDED,
+    RecordingSampler,
+    TailSampler,
+    TailSettings,
+)
 from tallystick_storage.database import Database
 from tallystick_storage.sql import Connection
 
@@ -37,6 +44,9 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2
 # no secrets; and not the global one, whose sequence belongs to the code that seeded it
 _id_random = random.Random()  # noqa: S311
 _is_exporting = False
+_MAX_FINISHED_SPANS = 10_000
+_UNTRACED_METHODS = frozenset({"tallystick.monitoring.v1.MonitoringService/BatchRecordSpans"})
+"""A trace of the call that stores spans would never end."""
 
 
 class SeedableIdGenerator(IdGenerator):
@@ -57,21 +67,57 @@ def seed(number: int) -> None:
     _id_random.seed(number)
 
 
-def configure(service: str, endpoint: str | None, sample_ratio: float) -> Callable[[], None]:
+class FinishedSpans(SpanProcessor):
+    """The spans that have ended and wait to be stored, at most 10,000: further ones are lost."""
+
+    def __init__(self) -> None:
+        self._spans: deque[ReadableSpan] = deque()
+
+    def on_end(self, span: ReadableSpan) -> None:
+        if len(self._spans) < _MAX_FINISHED_SPANS:
+            self._spans.append(span)
+        else:
+            metrics.SPANS_LOST.add(1)
+
+    def take(self, max_count: int) -> list[ReadableSpan]:
+        """Removes and returns the oldest spans."""
+        return [self._spans.popleft() for _ in range(min(max_count, len(self._spans)))]
+
+
+finished_spans = FinishedSpans()
+"""The spans of this process that wait to be stored."""
+
+
+def configure(
+    service: str,
+    endpoint: str | None,
+    sample_ratio: float,
+    *,
+    stores_spans: bool = False,
+    slow_seconds: float | None = None,
+) -> Callable[[], None]:
     """Starts tracing for the process, and sends spans to the OTLP endpoint if there is one. Returns
     a function that flushes and stops it.
 
     `sample_ratio`: the part of new traces that is recorded. A trace that was recorded by the caller
-    stays recorded.
+    stays recorded. `stores_spans`: spans are held in `finished_spans`, for MonitoringService.
+    `slow_seconds`: all spans are recorded; traces with an error or a call that takes so long are
+    kept, and the part of the others. None: the decision is made at the start of a trace.
     """
     global _is_exporting  # noqa: PLW0603 - tracing is the process's
-    _is_exporting = bool(endpoint)
-    sampler = ParentBased(TraceIdRatioBased(sample_ratio if endpoint else 0.0))
+    _is_exporting = bool(endpoint) or stores_spans
+    ratio = sample_ratio if _is_exporting else 0.0
+    sampler: Sampler = (
+        ParentBased(TraceIdRatioBased(ratio))
+        if slow_seconds is None or not _is_exporting
+        else RecordingSampler()
+    )
     provider = TracerProvider(
         sampler=sampler,
         resource=Resource.create({"service.name": service}),
         id_generator=_id_generator,
     )
+    sinks: list[SpanProcessor] = [finished_spans] if stores_spans else []
     if endpoint:
         # slow to import, and seldom needed
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415
@@ -79,9 +125,13 @@ def configure(service: str, endpoint: str | None, sample_ratio: float) -> Callab
         )
 
         logging.getLogger(OTLPSpanExporter.__module__).addFilter(redact_errors)
-        provider.add_span_processor(
+        sinks.append(
             BatchSpanProcessor(OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces"))
         )
+    if slow_seconds is not None:
+        sinks = [TailSampler(sinks, TailSettings(ratio, slow_seconds))]
+    for sink in sinks:
+        provider.add_span_processor(sink)
     trace.set_tracer_provider(provider)
     return provider.shutdown
 
@@ -122,9 +172,18 @@ def is_traceparent(header: str) -> bool:
     return match is not None and not match[1].isdigit() and not is_card_number(match[2])
 
 
-def parse_traceparent(header: str) -> SpanContext:
-    """The span context of a stored traceparent."""
-    context = _propagator.extract({"traceparent": header})
+def tracestate() -> str:
+    """The header for other services if this process has not decided whether the trace is kept."""
+    is_undecided = current_context().trace_state == UNDECIDED
+    return UNDECIDED.to_header() if is_undecided else ""
+
+
+def parse_traceparent(header: str, state: str = "") -> SpanContext:
+    """The span context of a stored traceparent, or of a received one with its tracestate."""
+    carrier = {"traceparent": header}
+    if state == UNDECIDED.to_header():  # others have no meaning here, and are not forwarded
+        carrier["tracestate"] = state
+    context = _propagator.extract(carrier)
     return trace.get_current_span(context).get_span_context()
 
 
@@ -135,9 +194,12 @@ def server_span(method: str, metadata: Mapping[str, str]) -> Iterator[Span]:
     """
     header = metadata.get("traceparent", "")
     caller_context = (
-        parse_traceparent(header) if is_traceparent(header) else trace.INVALID_SPAN_CONTEXT
+        parse_traceparent(header, metadata.get("tracestate", ""))
+        if is_traceparent(header)
+        else trace.INVALID_SPAN_CONTEXT
     )
-    if not _is_exporting and not caller_context.trace_flags.sampled:
+    is_traced = _is_exporting or caller_context.trace_flags.sampled
+    if not is_traced or method in _UNTRACED_METHODS:
         span = trace.NonRecordingSpan(
             SpanContext(
                 caller_context.trace_id or _id_generator.generate_trace_id(),

@@ -11,7 +11,7 @@ import grpc
 
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_server.observability import names
-from tallystick_server.observability.tracing import client_span, traceparent
+from tallystick_server.observability.tracing import client_span, traceparent, tracestate
 from tallystick_storage.database import in_transaction
 
 log = logging.getLogger(__name__)
@@ -186,7 +186,7 @@ class ServiceClient:
             raise ApiError(ErrorReason.DEPENDENCY_UNAVAILABLE, message, retry_after=1.0) from error
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
-        pairs = [("traceparent", traceparent())]
+        pairs = [("traceparent", traceparent()), ("tracestate", tracestate())]
         if self._token:
             pairs.append(("authorization", f"Bearer {self._token}"))
         return tuple(pair for pair in pairs if pair[1])

@@ -345,7 +345,19 @@ class TracingSection(Section):
     otlp_endpoint: Url = Field(default="", repr=False)
     """Where spans are sent by OTLP over HTTP, such as http://127.0.0.1:4318; empty: nowhere."""
     ratio: Share = Field(default=0.01, ge=0, le=1)
-    """The part of traces that is recorded."""
+    """The part of traces that is recorded. With `tail_sampling`: of those without an error and
+    without a slow call.
+    """
+    store_spans: Flag = False
+    """Spans are sent to MonitoringService too, which keeps the traces of the last hours. A process
+    that runs without MonitoringService needs its address in `service_addresses`.
+    """
+    tail_sampling: Flag = False
+    """Each process records all spans, and decides at the end of a trace whether it is kept: traces
+    with an error or a slow call always are. It costs processor time.
+    """
+    slow_threshold: Seconds = Field(default=1.0, ge=0.001, le=600)
+    """How long a call takes that is slow, for `tail_sampling`. Streams are not."""
 
 
 class MetricsSection(Section):
@@ -359,6 +371,29 @@ class MetricsSection(Section):
     allow_remote: Flag = False
     """Allows a `listen` address outside loopback. The listener has no TLS and no authentication, so
     a firewall must let only Prometheus reach it.
+    """
+
+
+class MonitoringSection(Section):
+    """MonitoringService: the history of metrics, and traces."""
+
+    record_interval: Seconds = Field(default=10.0, ge=0, le=3600)
+    """How often each process sends its metrics to MonitoringService; 0: never. A process that runs
+    without MonitoringService needs its address in `service_addresses`.
+    """
+    max_series: Count = Field(default=10_000, ge=100, le=1_000_000)
+    """Maximum series of metrics, over all processes. Further ones are not recorded. A series has up
+    to 3,300 samples, of some 200 bytes in the database.
+    """
+    trace_retention: Seconds = Field(default=21_600.0, ge=60, le=_YEAR_SECONDS)
+    """How long traces are kept."""
+    max_spans: Count = Field(default=100_000, ge=2_000, le=100_000_000)
+    """Maximum stored spans, over all traces. Above it the oldest traces are deleted."""
+    max_span_bytes: ByteCount = Field(
+        default=64 * 1024 * 1024, ge=1024 * 1024, le=64 * 1024 * 1024 * 1024
+    )
+    """Maximum size of the stored spans without their indexes. Above it the oldest traces are
+    deleted.
     """
 
 
@@ -440,6 +475,7 @@ class Settings(BaseSettings):
     risk: RiskSection = RiskSection()
     tracing: TracingSection = TracingSection()
     metrics: MetricsSection = MetricsSection()
+    monitoring: MonitoringSection = MonitoringSection()
 
     @classmethod
     def settings_customise_sources(

@@ -1,0 +1,1 @@
+"""MonitoringService: records the metrics of all processes, and returns them over time."""

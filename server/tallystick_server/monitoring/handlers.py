@@ -1,0 +1,143 @@
+"""The RPCs of MonitoringService."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from tallystick.monitoring.v1 import monitoring_service_pb2 as pb
+from tallystick_core.access import Role
+from tallystick_core.errors import not_found_error
+from tallystick_core.monitoring.aggregation import Aggregation, MetricKind, require_aggregation
+from tallystick_core.monitoring.series_filter import parse_filters, parse_group_attributes
+from tallystick_core.monitoring.time_range import plan_range
+from tallystick_core.validation import parse_text
+from tallystick_server.monitoring import convert, convert_traces
+from tallystick_server.monitoring.metric_history import HistoryQuery, read_history
+from tallystick_server.rpc.call import Access, Call
+from tallystick_server.rpc.pagination import NEWEST_FIRST, Listing, list_page
+from tallystick_storage import clock
+from tallystick_storage.database import Database
+from tallystick_storage.monitoring import history as history_store
+from tallystick_storage.monitoring import recording as recording_store
+from tallystick_storage.monitoring import traces as trace_store
+
+_READ = frozenset({Role.OPERATOR, Role.AUDITOR})
+ACCESS: Access = {
+    "BatchRecordSamples": frozenset({Role.SERVICE}),
+    "ListMetricSeries": _READ,
+    "GetMetricHistory": _READ,
+    "BatchRecordSpans": frozenset({Role.SERVICE}),
+    "GetTrace": _READ,
+    "ListTraces": _READ,
+}
+_MAX_METRIC = 100
+_SERIES = Listing(
+    "ListMetricSeries",
+    history_store.list_series,
+    (int,),
+    lambda row: (row.series_id,),
+    convert.series,
+)
+_TRACES = Listing(
+    "ListTraces",
+    trace_store.list_traces,
+    NEWEST_FIRST,
+    lambda row: (row.start_time, row.trace_id),
+    convert_traces.trace,
+)
+
+
+class MonitoringHandlers:
+    """Handlers only decode, await and encode. `max_series`: the limit of recorded series."""
+
+    def __init__(
+        self, database: Database, max_series: int, trace_limits: trace_store.TraceLimits
+    ) -> None:
+        self._database = database
+        self._max_series = max_series
+        self._trace_limits = trace_limits
+
+    async def BatchRecordSamples(
+        self, request: pb.BatchRecordSamplesRequest, _call: Call
+    ) -> pb.BatchRecordSamplesResponse:
+        recording = convert.parse_recording(request)
+        record = partial(recording_store.record, **recording._asdict(), max_series=self._max_series)
+        result = await self._database.transact(record, idempotent=True)
+        return pb.BatchRecordSamplesResponse(
+            recorded_count=result.recorded, dropped_count=result.requested - result.recorded
+        )
+
+    async def ListMetricSeries(
+        self, request: pb.ListMetricSeriesRequest, _call: Call
+    ) -> pb.ListMetricSeriesResponse:
+        metric = parse_text(request.metric, "metric", _MAX_METRIC)
+        criteria = history_store.SeriesCriteria(
+            convert.find_metric(metric).name if metric else None
+        )
+        series, token = await list_page(self._database, _SERIES, request, criteria)
+        return pb.ListMetricSeriesResponse(series=series, next_page_token=token)
+
+    async def GetMetricHistory(
+        self, request: pb.GetMetricHistoryRequest, _call: Call
+    ) -> pb.GetMetricHistoryResponse:
+        metric = convert.find_metric(request.metric)
+        kind = MetricKind[metric.kind.name]
+        aggregation = require_aggregation(
+            convert.AGGREGATIONS.parse(request.aggregation, "aggregation", ""), kind
+        )
+        now = await self._database.read(clock.now)
+        query = HistoryQuery(
+            metric.name,
+            kind,
+            parse_filters(request.filters, "filters"),
+            parse_group_attributes(request.group_by, "group_by"),
+            aggregation,
+            convert.parse_quantile(
+                request.quantile, is_required=aggregation is Aggregation.QUANTILE
+            ),
+            plan_range(
+                int(now.timestamp()) + 1,
+                convert.parse_seconds(request, "start_time"),
+                convert.parse_seconds(request, "end_time"),
+                convert.parse_step(request),
+            ),
+        )
+        points = await self._database.read(partial(read_history, query=query))
+        response = pb.GetMetricHistoryResponse(
+            histories=[
+                convert.history(zip(query.group_by, key, strict=True), points[key])
+                for key in sorted(points)
+            ],
+            kind=convert.KINDS.number(kind),
+            unit=metric.unit,
+            aggregation=convert.AGGREGATIONS.number(aggregation),
+        )
+        response.start_time.seconds = query.range.start
+        response.end_time.seconds = query.range.end
+        response.step.seconds = query.range.step
+        return response
+
+    async def BatchRecordSpans(
+        self, request: pb.BatchRecordSpansRequest, _call: Call
+    ) -> pb.BatchRecordSpansResponse:
+        spans = convert_traces.parse_spans(request)
+        record = partial(trace_store.record_spans, spans=spans, limits=self._trace_limits)
+        result = await self._database.transact(record, idempotent=True)
+        return pb.BatchRecordSpansResponse(
+            recorded_count=result.recorded, dropped_count=result.dropped
+        )
+
+    async def GetTrace(self, request: pb.GetTraceRequest, _call: Call) -> pb.GetTraceResponse:
+        trace_id = convert_traces.parse_trace_id(request.trace_id)
+        found = await self._database.read(partial(trace_store.find_trace, trace_id=trace_id))
+        if found is None:
+            raise not_found_error("trace", trace_id)
+        trace, spans = found
+        return pb.GetTraceResponse(
+            trace=convert_traces.trace(trace), spans=convert_traces.spans(spans)
+        )
+
+    async def ListTraces(self, request: pb.ListTracesRequest, _call: Call) -> pb.ListTracesResponse:
+        criteria = convert_traces.parse_criteria(request)
+        traces, token = await list_page(self._database, _TRACES, request, criteria)
+        return pb.ListTracesResponse(traces=traces, next_page_token=token)

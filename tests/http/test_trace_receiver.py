@@ -1,0 +1,134 @@
+"""`POST /v1/traces` receives OTLP over HTTP, from loopback or with a token."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.trace import Status, StatusCode
+
+from tallystick_core.access import Role
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.app.services import HTTP_SERVER, service_names
+from tests.support.callers import settings_with_callers, token_of
+from tests.support.json_calls import reason_of
+from tests.support.platform import ServedPlatform, serve_platform
+
+_CONTENT_TYPE = {"Content-Type": "application/x-protobuf"}
+_NAMES = (*service_names(), HTTP_SERVER)
+
+
+@pytest.fixture(scope="module")
+def http(database: DatabaseUrls) -> Iterator[ServedPlatform]:
+    with serve_platform(database, Settings(), _NAMES) as platform:
+        yield platform
+
+
+def new_export(*span_ids: int) -> ExportTraceServiceRequest:
+    """A request with spans of one trace."""
+    export = ExportTraceServiceRequest()
+    scope = export.resource_spans.add().scope_spans.add()
+    for span_id in span_ids:
+        scope.spans.add(
+            trace_id=(0xABC).to_bytes(16, "big"),
+            span_id=span_id.to_bytes(8, "big"),
+            name="x",
+            start_time_unix_nano=10**18,
+            end_time_unix_nano=10**18 + 1,
+        )
+    return export
+
+
+def post(http: ServedPlatform, body: bytes, **headers: str) -> httpx.Response:
+    return httpx.post(f"{http.url}/v1/traces", content=body, headers={**_CONTENT_TYPE, **headers})
+
+
+def test_spans_of_opentelemetry_are_returned_by_trace(http: ServedPlatform) -> None:
+    """What the exporter of OpenTelemetry sends is the trace: parents, kinds, duration, failure and
+    attributes.
+    """
+    provider = TracerProvider(resource=Resource.create({"service.name": "shop"}))
+    provider.add_span_processor(
+        SimpleSpanProcessor(OTLPSpanExporter(endpoint=f"{http.url}/v1/traces"))
+    )
+    tracer = provider.get_tracer("test")
+    attributes: dict[str, int | str] = {"batch.size": 3, "enduser.id": "ada"}
+    with (
+        tracer.start_as_current_span("checkout") as root,
+        tracer.start_as_current_span("query", attributes=attributes) as child,
+    ):
+        child.set_status(Status(StatusCode.ERROR, "ada@mail.example"))
+    provider.shutdown()
+    trace_id = f"{root.get_span_context().trace_id:032x}"
+    response = httpx.get(f"{http.url}/v1/traces/{trace_id}").json()
+    assert response["trace"]["name"] == "checkout"
+    assert response["trace"]["service_name"] == "shop"
+    assert response["trace"]["failed"]
+    first, second = response["spans"]
+    assert (first["name"], first["parent_span_id"], first["failed"]) == ("checkout", "", False)
+    assert (second["name"], second["parent_span_id"]) == ("query", first["span_id"])
+    assert (second["kind"], second["failed"]) == ("SPAN_KIND_INTERNAL", True)
+    assert second["attributes"] == {"batch.size": "3"}
+    assert "ada" not in str(response)
+    listed = httpx.get(f"{http.url}/v1/traces", params={"name": "checkout"}).json()
+    assert [trace["trace_id"] for trace in listed["traces"]] == [trace_id]
+
+
+def test_a_request_is_answered_in_protobuf(http: ServedPlatform) -> None:
+    """An export without spans too, and a repeat has no effect."""
+    for export in (new_export(), new_export(1, 2), new_export(1, 2)):
+        response = post(http, export.SerializeToString())
+        assert response.status_code == 200
+        assert response.headers["Content-Type"] == "application/x-protobuf"
+        answer = ExportTraceServiceResponse.FromString(response.content)
+        assert answer.partial_success.rejected_spans == 0
+    spans = httpx.get(f"{http.url}/v1/traces/{0xABC:032x}").json()["spans"]
+    assert len(spans) == 2
+
+
+def test_a_bad_request_is_rejected(http: ServedPlatform) -> None:
+    """Other content, compression, and requests and spans that are too large or too many."""
+    body = new_export(1).SerializeToString()
+    too_many = post(http, new_export(*[0] * 10_001).SerializeToString())
+    cases = (
+        (post(http, b"\xff"), 400, "MESSAGE_MALFORMED"),
+        (post(http, body, **{"Content-Type": "application/json"}), 415, "MESSAGE_MALFORMED"),
+        (post(http, gzip.compress(body), **{"Content-Encoding": "gzip"}), 415, "MESSAGE_MALFORMED"),
+        (post(http, b"\0" * (1024 * 1024 + 1)), 413, "MESSAGE_TOO_LARGE"),
+        (too_many, 400, "TOO_MANY_ITEMS"),
+        (post(http, new_export(0).SerializeToString()[:-1]), 400, "MESSAGE_MALFORMED"),
+        (post(http, body, Host="tallystick.example"), 403, "PERMISSION_DENIED"),
+        (post(http, body, Origin="https://other.example"), 403, "PERMISSION_DENIED"),
+    )
+    for response, status, reason in cases:
+        assert (response.status_code, reason_of(response)) == (status, reason)
+
+
+def test_spans_need_a_token(database: DatabaseUrls) -> None:
+    """With authentication, only a caller with the role service sends spans, and only operators and
+    auditors read them.
+    """
+    settings = settings_with_callers(
+        {"service": ("ours", {Role.SERVICE}), "team": ("ours", {Role.TEAM})}
+    )
+    body = new_export(7).SerializeToString()
+    with serve_platform(database, settings, _NAMES) as http:
+        assert reason_of(post(http, body)) == "CREDENTIALS_MISSING"
+        for name, reason in (("nobody", "CREDENTIALS_INVALID"), ("team", "PERMISSION_DENIED")):
+            token = f"Bearer {token_of(name)}"
+            assert reason_of(post(http, body, Authorization=token)) == reason
+        token = f"Bearer {token_of('service')}"
+        assert post(http, body, Authorization=token).status_code == 200
+        response = httpx.get(f"{http.url}/v1/traces", headers={"Authorization": token})
+        assert reason_of(response) == "PERMISSION_DENIED"

@@ -1,0 +1,175 @@
+"""A served MonitoringService whose clock a test sets, and processes that record."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+
+from tallystick import Client
+from tallystick.monitoring.v1 import monitoring_pb2
+from tallystick.monitoring.v1 import monitoring_service_pb2 as pb
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.monitoring.retention import delete_old
+from tallystick_storage.monitoring.traces import TraceLimits
+from tests.support.platform import ServedPlatform, database_of, serve_platform
+
+START = 1_800_000_000
+"""A full day in seconds since 1970, at which the clocks of tests start."""
+COUNTER, GAUGE, HISTOGRAM = (
+    "tallystick.leases.lost",
+    "tallystick.operations.in_flight",
+    "tallystick.batch.size",
+)
+KINDS = {
+    COUNTER: monitoring_pb2.METRIC_KIND_COUNTER,
+    GAUGE: monitoring_pb2.METRIC_KIND_GAUGE,
+    HISTOGRAM: monitoring_pb2.METRIC_KIND_HISTOGRAM,
+}
+BOUNDARIES = (1.0, 2.0, 5.0)
+
+
+@dataclass
+class Monitoring:
+    """A MonitoringService alone, which no process records by itself."""
+
+    platform: ServedPlatform
+    databases: DatabaseUrls
+    client: Client
+    max_series: int
+
+    def set_clock(self, seconds: float) -> None:
+        """Sets the clock of its database, in seconds since START."""
+        with psycopg.connect(self.databases.admin, autocommit=True) as admin:
+            admin.execute(
+                "create or replace function monitoring.clock() returns timestamptz language sql "
+                f"volatile as 'select to_timestamp({START + seconds})'".encode()
+            )
+
+    def history(self, metric: str, **fields: Any) -> list[tuple[dict[str, str], dict[int, float]]]:
+        """The histories of a metric: their attributes, and their values by seconds since START.
+        `start`, `end` and `step` are in seconds, the first two since START.
+        """
+        response = self.get_history(metric, **fields)
+        return [
+            (
+                dict(history.attributes),
+                {point.time.seconds - START: point.value for point in history.points},
+            )
+            for history in response.histories
+        ]
+
+    def get_history(
+        self,
+        metric: str,
+        start: float | None = None,
+        end: float | None = None,
+        step: int | None = None,
+        **fields: Any,
+    ) -> pb.GetMetricHistoryResponse:
+        request = pb.GetMetricHistoryRequest(metric=metric, **fields)
+        if start is not None:
+            request.start_time.FromSeconds(int(START + start))
+        if end is not None:
+            request.end_time.FromSeconds(int(START + end))
+        if step is not None:
+            request.step.seconds = step
+        response: pb.GetMetricHistoryResponse = self.client.monitoring.GetMetricHistory(request)
+        return response
+
+    def total(self, metric: str, start: float, end: float, step: int) -> float:
+        """The sum of the points of all histories."""
+        histories = self.history(
+            metric, start=start, end=end, step=step, aggregation=monitoring_pb2.AGGREGATION_SUM
+        )
+        return sum(value for _, points in histories for value in points.values())
+
+    def reduce(self) -> None:
+        """Runs the retention once."""
+        self.platform.run_in_loop(
+            delete_old,
+            database_of(self.platform, "monitoring"),
+            self.max_series,
+            self.trace_limits,
+        )
+
+    @property
+    def trace_limits(self) -> TraceLimits:
+        settings = self.platform.settings.monitoring
+        return TraceLimits(settings.max_spans, settings.max_span_bytes, settings.trace_retention)
+
+    def count(self, table: str) -> int:
+        """The number of rows of a table, or of a query in brackets."""
+        with psycopg.connect(self.databases.admin) as admin:
+            admin.execute("set search_path = monitoring")
+            row = admin.execute(f"select count(*) from {table}".encode()).fetchone()
+        return int(row[0]) if row else 0
+
+
+@dataclass
+class RecordingProcess:
+    """A process that records what a test says."""
+
+    client: Client
+    name: str = "tallystick-all"
+    process_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    sequence: int = 0
+
+    def record(
+        self,
+        metric: str,
+        value: float,
+        attributes: Mapping[str, str] | None = None,
+        bucket_counts: Sequence[int] = (),
+    ) -> pb.BatchRecordSamplesResponse:
+        """Records one series with its present total, or its value."""
+        series = pb.RecordedSeries(
+            attributes=attributes or {}, value=value, bucket_counts=bucket_counts
+        )
+        return self.send([new_metric(metric, [series])])
+
+    def send(self, metrics: Sequence[pb.RecordedMetric]) -> pb.BatchRecordSamplesResponse:
+        """Records several metrics."""
+        self.sequence += 1
+        request = pb.BatchRecordSamplesRequest(
+            process_id=self.process_id,
+            process_name=self.name,
+            sequence=self.sequence,
+            metrics=metrics,
+        )
+        response: pb.BatchRecordSamplesResponse = self.client.monitoring.BatchRecordSamples(request)
+        return response
+
+
+def new_metric(metric: str, series: Sequence[pb.RecordedSeries]) -> pb.RecordedMetric:
+    """The message of one of the metrics of the tests."""
+    boundaries = BOUNDARIES if metric == HISTOGRAM else ()
+    return pb.RecordedMetric(
+        metric=metric, kind=KINDS[metric], boundaries=boundaries, series=series
+    )
+
+
+@contextmanager
+def serve_monitoring(
+    databases: DatabaseUrls, max_series: int = 10_000, **values: object
+) -> Iterator[Monitoring]:
+    """Serves MonitoringService until the block ends, with its clock at START. `values`: of its
+    settings.
+    """
+    settings = Settings().replace(
+        monitoring__record_interval=0.0,
+        monitoring__max_series=max_series,
+        **{f"monitoring__{name}": value for name, value in values.items()},
+    )
+    with (
+        serve_platform(databases, settings, ("monitoring",)) as platform,
+        platform.client() as client,
+    ):
+        monitoring = Monitoring(platform, databases, client, max_series)
+        monitoring.set_clock(0)
+        yield monitoring
