@@ -1,5 +1,5 @@
-"""Generates the SDK's protobuf code, its list of services, the OpenAPI document and the currency
-table; --check compares them with the committed files instead.
+"""Generates the SDK's protobuf code, its list of services, the OpenAPI document, the currency table
+and the dashboards; --check compares them with the committed files instead.
 
 --descriptors FILE writes the contract's descriptor set: for buf, and as the image of a release.
 """
@@ -14,6 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import iso4217
+from dashboards import DASHBOARDS
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from grpc_tools import protoc
 from openapi import make_document
@@ -24,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = sorted(path.name for path in (ROOT / "protos/tallystick").iterdir())
 CURRENCIES = Path("server/tallystick_core/currencies.py")
 OPENAPI = Path("server/tallystick_server/http/static/openapi.json")
+DASHBOARD_FOLDER = Path("deploy/grafana/dashboards")
 SDK_SERVICES = Path("clients/python/tallystick/_services.py")
 CRYPTO = {"BTC": 8, "USDC": 6}
 
@@ -162,12 +164,21 @@ def currencies(target: Path) -> None:
     target.write_text(head + "\n".join(lines) + "\n}\n")
 
 
+def dashboards(target: Path) -> None:
+    """The dashboards of Grafana."""
+    target.mkdir(parents=True)
+    for dashboard in DASHBOARDS:
+        content = json.dumps(dashboard.to_json(), indent=1)
+        (target / f"{dashboard.name}.json").write_text(content + "\n")
+
+
 def generate(target: Path) -> list[Path]:
     """Writes everything below target, and returns the relative paths."""
     protobuf(target / "clients/python")
     sdk_services(target)
     openapi(target)
     currencies(target / CURRENCIES)
+    dashboards(target / DASHBOARD_FOLDER)
     return sorted(p.relative_to(target) for p in target.rglob("*") if p.is_file())
 
 
@@ -187,6 +198,7 @@ def main() -> None:
         committed |= {
             p.relative_to(ROOT) for p in (ROOT / "clients/python/tallystick").glob("*/__init__.py")
         }
+        committed |= {p.relative_to(ROOT) for p in (ROOT / DASHBOARD_FOLDER).glob("*.json")}
         stale = [
             p
             for p in fresh

@@ -198,8 +198,8 @@ def _batches(_: str) -> str:
 
 
 def _log_events(_: str) -> str:
-    rows = ((f"`{event.name}`", event.description) for event in names.LOG_EVENTS)
-    return _table("event,meaning", rows)
+    rows = ((f"`{event.name}`", event.level, event.description) for event in names.LOG_EVENTS)
+    return _table("event,level,meaning", rows)
 
 
 BLOCKS: dict[str, Callable[[str], str]] = {

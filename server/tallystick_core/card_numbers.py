@@ -75,6 +75,20 @@ def contains_card_number(text: str) -> bool:
     )
 
 
+def mask_card_numbers(text: str) -> str:
+    """The text with `[card number]` in the place of each run of digits that contains one. Digits of
+    other scripts become those of ASCII in such a text.
+    """
+    if not contains_card_number(text):
+        return text
+    return _DIGIT_RUN.sub(_mask_run, text if text.isascii() else _ascii_digits(text))
+
+
+def _mask_run(match: re.Match[str]) -> str:
+    is_card = _contains_issued_number(_DIGIT_GROUP.findall(match[0]))
+    return "[card number]" if is_card else match[0]
+
+
 def is_bank_account_number(text: str) -> bool:
     """Whether a token is a bank account number: an IBAN, or only digits."""
     compact = _SEPARATORS.sub("", text)

@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import ClassVar
 
@@ -33,9 +34,11 @@ from tests.support.charges import (
 from tests.support.metrics import Scrape, is_closed, parse, scrape
 from tests.support.payments import create_payment
 from tests.support.platform import eventually, free_address, serve_platform
+from tests.support.reconciliation import Provider
 
 _CREATE_PAYMENT = "tallystick.payment.v1.PaymentService/CreatePayment"
 _RPC_COUNT = "rpc_server_call_duration_seconds_count"
+_CHARGES = "tallystick_charges_completed_total"
 _PROVIDER_COUNT = "tallystick_provider_call_duration_seconds_count"
 
 
@@ -85,6 +88,8 @@ def test_a_scrape_shows_what_has_happened(scratch_database: DatabaseUrls) -> Non
         expected = {
             "accepted calls": 3,
             "rejected calls": 1,
+            "accepted charges": 1,
+            "declined charges": 1,
             "succeeded": 1,
             "declined": 1,
             "rejected by the provider": 1,
@@ -110,6 +115,7 @@ def _counted(before: Scrape, after: Scrape) -> dict[str, float]:
     def grown(name: str, **labels: str) -> float:
         return after.total(name, **labels) - before.total(name, **labels)
 
+    charge_labels = {"provider": "sandbox", "payment_method_type": "CARD", "currency": "EUR"}
     return {
         "accepted calls": grown(_RPC_COUNT, rpc_method=_CREATE_PAYMENT, error_type=""),
         "rejected calls": grown(
@@ -118,6 +124,8 @@ def _counted(before: Scrape, after: Scrape) -> dict[str, float]:
             rpc_response_status_code="INVALID_ARGUMENT",
             error_type="AMOUNT_OUT_OF_RANGE",
         ),
+        "accepted charges": grown(_CHARGES, **charge_labels, outcome="Succeeded"),
+        "declined charges": grown(_CHARGES, **charge_labels, outcome="Declined"),
         "succeeded": grown(_PROVIDER_COUNT, provider="sandbox", action="send", outcome="Succeeded"),
         "declined": grown(_PROVIDER_COUNT, provider="sandbox", action="send", outcome="Declined"),
         "rejected by the provider": grown(_PROVIDER_COUNT, action="send", outcome="Unknown"),
@@ -126,6 +134,41 @@ def _counted(before: Scrape, after: Scrape) -> dict[str, float]:
         "new dead letters": grown("tallystick_dead_letters_created_total", cause="REJECTED"),
         "new alerts": grown("tallystick_alerts_raised_total", kind="DEAD_LETTER"),
     }
+
+
+def test_expected_entries_are_shown_by_their_age(scratch_database: DatabaseUrls) -> None:
+    """What the ledger has on a clearing account and no statement has yet, by account, currency and
+    age in days.
+    """
+    settings = metrics_settings().replace(reconciliation__posting_interval=0.1)
+    with (
+        serve_platform(scratch_database, settings) as platform,
+        platform.client() as client,
+    ):
+        provider = Provider(client)
+        now = datetime.now(UTC)
+        provider.pay_in(300, time=now - timedelta(days=4))
+        provider.pay_in(200, time=now - timedelta(days=4, hours=1))
+        provider.pay_in(50, time=now)
+        provider.pay_in(7, time=now, currency="JPY")
+
+        def amounts() -> dict[tuple[str, str], float]:
+            after = scrape(platform)
+            return {
+                (currency, days): after.total(
+                    "tallystick_clearing_expected",
+                    service="reconciliation",
+                    account=provider.account,
+                    currency=currency,
+                    min_age_days=days,
+                )
+                for currency in ("EUR", "JPY")
+                for days in ("0", "3")
+            }
+
+        expected = {("EUR", "0"): 50, ("EUR", "3"): 500, ("JPY", "0"): 7, ("JPY", "3"): 0}
+        eventually(lambda: amounts() == expected)
+        assert amounts() == expected
 
 
 def test_an_operation_that_is_due_and_not_claimed_is_shown(scratch_database: DatabaseUrls) -> None:

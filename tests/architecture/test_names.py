@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 
+from tallystick_server.app.services import SERVICES
+from tallystick_server.app.wiring import implementation_of
 from tallystick_server.observability import metrics, names
 from tallystick_server.observability.exporting import MetricsExporter
 from tallystick_server.observability.names import Metric, MetricKind
-from tallystick_storage.gauges import event_gauge_queries, operation_gauge_queries
 from tests.architecture.test_structure import source_files
 from tests.support.metrics import parse
 from tests.support.platform import ROOT
+from tests.support.promql import check_names, metrics_in
 
 _DECLARED_IN = "server/tallystick_server/observability/names.py"
 _SPAN_FUNCTIONS = {"server_span", "client_span", "batch_span"}
@@ -109,8 +111,8 @@ def test_every_instrument_is_recorded() -> None:
 
 def test_gauges_of_the_database_are_declared() -> None:
     """The queries fill all stored gauges, and no others."""
-    queries = (*event_gauge_queries(), *operation_gauge_queries())
-    assert {query.metric for query in queries} == set(metrics.STORED_GAUGES)
+    queried = {query.metric for spec in SERVICES for query in implementation_of(spec).gauge_queries}
+    assert queried == set(metrics.STORED_GAUGES)
 
 
 def test_span_names_are_declared() -> None:
@@ -140,8 +142,8 @@ def test_batchers_are_declared() -> None:
 
 
 def test_log_lines_have_an_event() -> None:
-    """Each line that the server logs has an event. Lines of the storage layer have none: it is
-    below.
+    """Each line that the server logs has an event, and the level of its event. Lines of the storage
+    layer have none: it is below.
     """
     for file, node in _nodes():
         if (
@@ -153,7 +155,10 @@ def test_log_lines_have_an_event() -> None:
             extras = [ast.unparse(k.value) for k in node.keywords if k.arg == "extra"]
             assert extras, f"{file}:{node.lineno}"
             assert re.fullmatch(r"names\.[A-Z_]+\.extra", extras[0]), f"{file}:{node.lineno}"
-            assert extras[0].split(".")[1] in _declared(names.LogEvent), f"{file}:{node.lineno}"
+            event = getattr(names, extras[0].split(".")[1])
+            assert isinstance(event, names.LogEvent), f"{file}:{node.lineno}"
+            level = {"exception": "error"}.get(node.func.attr, node.func.attr).upper()
+            assert level == event.level, f"{file}:{node.lineno}"
 
 
 @pytest.mark.parametrize("declared", [names.METRICS, names.SPANS, names.LOG_EVENTS])
@@ -202,31 +207,11 @@ def test_example_queries_use_existing_metrics() -> None:
     page = (ROOT / "docs" / "operations" / "metrics.md").read_text()
     blocks = re.findall(r"```promql\n(.*?)```", page, re.DOTALL)
     queries = [line for block in blocks for line in block.splitlines()]
-    queries += re.findall(r"^\| `(.*?)` \|", page, re.MULTILINE)
-    assert len(queries) >= 15
-    by_name = {
-        metric.prometheus_name + suffix: metric
-        for metric in names.METRICS
-        for suffix in (
-            ("_bucket", "_count", "_sum") if metric.kind is MetricKind.HISTOGRAM else ("",)
-        )
-    }
+    assert len(queries) >= 10
     found = set()
     for query in queries:
         for opening, closing in ("()", "[]", "{}"):
             assert query.count(opening) == query.count(closing), query
-        used = set(re.findall(r"\b(?:rpc|db|process|tallystick)_\w+(?=[{\[) ]|$)", query))
-        labels = set(re.findall(r"(\w+)=[~\"]|(\w+)!=\"", query)) - {("job", "")}
-        grouped = [
-            name for group in re.findall(r"by \(([^)]*)\)", query) for name in group.split(", ")
-        ]
-        metric_names = used - set(grouped)
-        assert metric_names <= by_name.keys(), query
-        attributes = {
-            name.replace(".", "_")
-            for used_name in metric_names
-            for name in by_name[used_name].attributes
-        }
-        assert {a or b for a, b in labels} | set(grouped) <= attributes | {"le"}, query
-        found |= metric_names
-    assert len(found) >= 12
+        check_names(query)
+        found |= metrics_in(query)
+    assert len(found) >= 8

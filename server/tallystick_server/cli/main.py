@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tallystick_server.app.errors import StartupError
-from tallystick_server.app.services import HTTP_SERVER, find_spec, service_names
+from tallystick_server.app.services import HTTP_SERVER, find_spec, process_name, service_names
 from tallystick_server.cli.fetch_statement import add_fetch_statement_command
 from tallystick_server.cli.operator.commands import add_commands
 from tallystick_server.cli.output import (
@@ -99,7 +99,9 @@ def serve(
 ) -> None:
     """Serve all services and the HTTP server, or some of them, until SIGTERM."""
     from tallystick_server.app import serve as server
+    from tallystick_server.app.configuration.secrets import secrets_of
     from tallystick_server.app.database.connections import open_databases
+    from tallystick_server.observability import logs
     from tallystick_server.providers.registry import schemas_of
 
     settings = load_settings(ctx.obj)
@@ -108,15 +110,18 @@ def serve(
         if "all" in services
         else tuple(dict.fromkeys(map(str, services)))
     )
+    logs.hide(secrets_of(settings))
+    logs.configure_service(process_name(names), settings.logs.level, settings.logs.format)
     schemas = [name for name in names if name != HTTP_SERVER]
     if not schemas:
-        server.run(server.serve(names, settings, {}, print_status, lambda: False))
+        server.run(server.serve(names, settings, {}, logs.report, lambda: False))
         return
-    with open_databases(settings, print_status) as database_urls:
+    with open_databases(settings, logs.report) as database_urls:
         if any(find_spec(name).calls_providers for name in schemas):
             schemas += sorted(schemas_of(settings.providers.configured))
         urls = {name: database_urls.service(name) for name in schemas}
-        server.run(server.serve(names, settings, urls, print_status, database_urls.has_ended))
+        logs.hide(secrets_of(settings, urls.values()))
+        server.run(server.serve(names, settings, urls, logs.report, database_urls.has_ended))
 
 
 @app.command(rich_help_panel=_PANEL, epilog=example("tallystick migrate"))

@@ -16,13 +16,11 @@ from typer.main import get_command
 
 from tallystick_server.app.errors import StartupError, exit_on_broken_pipe
 from tallystick_server.cli.output import can_format
+from tallystick_server.observability import logs
 
 if TYPE_CHECKING:
     from tallystick_server.app.configuration import Settings
 
-_LOG_FORMAT = logging.Formatter(
-    "%(asctime)s %(levelname)s %(name)s %(event_name)s %(message)s", defaults={"event_name": "-"}
-)
 _PYDANTIC_PREFIX = "Value error, "
 _USAGE, _FAILURE, _INTERRUPTED, _TERMINATED = 2, 1, 130, 143
 
@@ -68,9 +66,7 @@ def run_app(
     """
     # unwinds, so that no embedded PostgreSQL keeps running; `serve` drains instead
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
-    log_handler = logging.StreamHandler()
-    log_handler.setFormatter(_LOG_FORMAT)
-    logging.basicConfig(level=log_level, handlers=[log_handler])
+    logs.configure(log_level)
     app.rich_markup_mode = "rich" if can_format(sys.stdout) else None
     command = get_command(app)
     try:

@@ -17,6 +17,7 @@ from tallystick_server.http.errors import HttpError, rejection
 from tallystick_server.http.request import BodyBudget, Request
 from tallystick_server.http.routing import Route, Router
 from tallystick_server.observability import names
+from tallystick_server.observability.tracing import caller_trace, resume_trace
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +107,8 @@ class HttpServer:
         self._request_count += 1
         self._idle.clear()
         try:
-            response = await self._answer(request)
+            with resume_trace(caller_trace(http_request.headers)):
+                response = await self._answer(request)
         finally:
             self._request_count -= 1
             if not self._request_count:

@@ -99,6 +99,6 @@ class WebhookCatchUp:
                 "a listed event of %s cannot be stored: %s",
                 event.provider,
                 error,
-                extra=names.WEBHOOK_NOT_STORED.extra,
+                extra=names.WEBHOOK_EVENT_REJECTED.extra,
             )
             return False

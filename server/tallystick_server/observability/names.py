@@ -56,10 +56,13 @@ class SpanName(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LogEvent:
-    """A kind of log line that an operator looks for. Lines have it as `event_name`."""
+    """A kind of log line that an operator looks for. Lines have it as `event_name`. `level`: that
+    of all of its lines; docs/operations/logs.md says what it means.
+    """
 
     name: str
     description: str
+    level: str = "WARNING"
 
     @property
     def extra(self) -> dict[str, str]:
@@ -157,6 +160,14 @@ DEAD_LETTERS_CREATED = Metric(
     "Dead letters that this process created, by cause.",
     ("cause",),
 )
+CHARGES_COMPLETED = Metric(
+    "tallystick.charges.completed",
+    MetricKind.COUNTER,
+    "{charge}",
+    "Charges that a provider accepted or declined. Those that were cancelled or have expired are "
+    "not counted.",
+    ("provider", "payment_method_type", "currency", "outcome"),
+)
 WEBHOOKS = Metric(
     "tallystick.webhooks.received",
     MetricKind.COUNTER,
@@ -213,6 +224,14 @@ MONEY_IN_FLIGHT = Metric(
     "Sum of the charges, or of the payouts, that are being sent, are pending, or are not booked "
     "yet, in minor units of the currency. Up to 20,000 operations are added.",
     ("service", "currency"),
+)
+CLEARING_EXPECTED = Metric(
+    "tallystick.clearing.expected",
+    MetricKind.GAUGE,
+    "{minor_unit}",
+    "Sum of the ledger's entries on a clearing account that no statement has yet, in minor units "
+    "of the currency, by their age: `min_age_days` or older. Up to 20,000 entries are added.",
+    ("service", "account", "currency", "min_age_days"),
 )
 DB_OPERATION_DURATION = Metric(
     "db.client.operation.duration",
@@ -308,9 +327,12 @@ BATCHES: Mapping[str, str] = {
 }
 """What each batch does, by the name of its batcher and of its span."""
 
-CALL_FAILED = LogEvent("rpc.call.failed", "A call failed with INTERNAL: a fault of the platform.")
+INFO, ERROR = "INFO", "ERROR"
+CALL_FAILED = LogEvent(
+    "rpc.call.failed", "A call failed with INTERNAL: a fault of the platform.", ERROR
+)
 ITEM_REJECTED = LogEvent(
-    "rpc.item.rejected", "A constraint rejected an item of a batch: a fault of the platform."
+    "rpc.item.rejected", "A constraint rejected an item of a batch: a fault of the platform.", ERROR
 )
 CALLER_REJECTED = LogEvent(
     "service.caller_rejected", "Another service does not accept this service as its caller."
@@ -332,16 +354,21 @@ SELLER_OWNER_UNKNOWN = LogEvent(
 CIRCUIT_OPENED = LogEvent("provider.circuit.opened", "A provider failed again and again.")
 CIRCUIT_CLOSED = LogEvent("provider.circuit.closed", "A provider answers again.")
 ADAPTER_FAILED = LogEvent(
-    "provider.adapter.failed", "An adapter failed or broke its interface; the outcome is Unknown."
+    "provider.adapter.failed",
+    "An adapter failed or broke its interface; the outcome is Unknown.",
+    ERROR,
 )
 WEBHOOK_UNREADABLE = LogEvent(
-    "webhook.unreadable", "A signed webhook has no form that the adapter knows."
+    "webhook.unreadable", "A signed webhook has no form that the adapter knows.", ERROR
 )
 WEBHOOK_NOT_STORED = LogEvent(
     "webhook.not_stored", "A webhook could not be stored; the provider delivers it again."
 )
 WEBHOOKS_NOT_ACCEPTED = LogEvent(
     "webhooks.not_accepted", "At the start: a provider's webhooks have no secrets in the settings."
+)
+WEBHOOK_EVENT_REJECTED = LogEvent(
+    "webhook.event_rejected", "The service that stores events rejects a listed one.", ERROR
 )
 STATUS_PAGE_UNAVAILABLE = LogEvent(
     "status_page.unavailable", "A payment could not be read for a buyer; the page tries again."
@@ -350,36 +377,43 @@ WEBHOOKS_NOT_LISTED = LogEvent(
     "webhooks.not_listed", "A provider does not list its events; the next run tries again."
 )
 WEBHOOKS_FETCHED = LogEvent(
-    "webhooks.fetched", "Events that a provider could not deliver were fetched and stored."
+    "webhooks.fetched", "Events that a provider could not deliver were fetched and stored.", INFO
 )
-OPERATION_RESCHEDULED = LogEvent("operation.rescheduled", "A step failed; it is retried.")
+OPERATION_RESCHEDULED = LogEvent("operation.rescheduled", "A step failed; it is retried.", INFO)
 FALLBACK_STARTED = LogEvent(
     "operation.fallback_started",
     "Nothing was sent to the provider of a charge; its next attempt goes to the fallback.",
+    INFO,
 )
 OPERATION_DELAYED = LogEvent(
     "operation.delayed",
     "A dependency does not answer; the operation waits for the end of its lease.",
 )
 OPERATION_FAILED = LogEvent(
-    "operation.failed", "An unexpected error; the operation waits for the end of its lease."
+    "operation.failed", "An unexpected error; the operation waits for the end of its lease.", ERROR
 )
 OUTCOME_NOT_STORED = LogEvent(
-    "operation.outcome_not_stored", "A provider outcome cannot be stored or applied."
+    "operation.outcome_not_stored", "A provider outcome cannot be stored or applied.", ERROR
 )
-POLL_FAILED = LogEvent("operation.poll_failed", "A lookup of a completed operation failed.")
+POLL_FAILED = LogEvent("operation.poll_failed", "A lookup of a completed operation failed.", ERROR)
 LEASES_NOT_RELEASED = LogEvent(
     "operation.leases_not_released", "A drain could not release leases; they expire."
 )
 ALERT_RAISED = LogEvent("alert.raised", "An alert was raised.")
-BATCHER_RESTARTED = LogEvent("batch.worker_restarted", "A batcher's worker ended unexpectedly.")
+BATCHER_RESTARTED = LogEvent(
+    "batch.worker_restarted", "A batcher's worker ended unexpectedly.", ERROR
+)
 PERIODIC_DELAYED = LogEvent("periodic.delayed", "Periodic work waits for a dependency.")
-PERIODIC_FAILED = LogEvent("periodic.failed", "Periodic work failed; it runs again.")
+PERIODIC_FAILED = LogEvent("periodic.failed", "Periodic work failed; it runs again.", ERROR)
 RELAY_DELAYED = LogEvent("outbox.relay.delayed", "EventService or the database does not answer.")
-RELAY_FAILED = LogEvent("outbox.relay.failed", "An unexpected error while events were published.")
+RELAY_FAILED = LogEvent(
+    "outbox.relay.failed", "An unexpected error while events were published.", ERROR
+)
 EVENT_REJECTED = LogEvent("outbox.event.rejected", "EventService rejects an event.")
 SCHEDULE_DELAYED = LogEvent("payout.schedule.delayed", "Payouts of a schedule wait.")
-SCHEDULE_FAILED = LogEvent("payout.schedule.failed", "Payouts of a schedule cannot be created.")
+SCHEDULE_FAILED = LogEvent(
+    "payout.schedule.failed", "Payouts of a schedule cannot be created.", ERROR
+)
 DATABASE_UNAVAILABLE = LogEvent(
     "database.unavailable", "A database does not answer; the health is NOT_SERVING."
 )
@@ -388,8 +422,8 @@ CERTIFICATE_REJECTED = LogEvent(
     "tls.certificate.rejected",
     "The files of a server's certificate and key cannot be used; the pair loaded before stays in "
     "use.",
+    ERROR,
 )
-SCRAPE_FAILED = LogEvent("metrics.scrape.failed", "Metrics cannot be rendered.")
 RECORDING_FAILED = LogEvent(
     "metrics.recording.failed", "MonitoringService does not record the metrics of this process."
 )
@@ -399,5 +433,8 @@ RECORDING_RESUMED = LogEvent(
 SERIES_DROPPED = LogEvent(
     "metrics.series.dropped", "A recording left out series of metrics, because there are too many."
 )
+SCRAPE_FAILED = LogEvent("metrics.scrape.failed", "Metrics cannot be rendered.", ERROR)
+PROCESS_STEP = LogEvent("process.step", "A process starts, serves, drains or has stopped.", INFO)
+THREAD_FAILED = LogEvent("process.thread_failed", "A thread ended with an unexpected error.", ERROR)
 
 LOG_EVENTS = tuple(value for value in list(globals().values()) if isinstance(value, LogEvent))

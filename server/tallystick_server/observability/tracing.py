@@ -187,17 +187,20 @@ def parse_traceparent(header: str, state: str = "") -> SpanContext:
     return trace.get_current_span(context).get_span_context()
 
 
+def caller_trace(headers: Mapping[str, str]) -> SpanContext:
+    """The span of a caller, from the headers of its request; invalid if it has sent none."""
+    header = headers.get("traceparent", "")
+    if not is_traceparent(header):
+        return trace.INVALID_SPAN_CONTEXT
+    return parse_traceparent(header, headers.get("tracestate", ""))
+
+
 @contextmanager
 def server_span(method: str, metadata: Mapping[str, str]) -> Iterator[Span]:
     """The span of an incoming call, a child of the caller's span. If tracing is off it only carries
     the ids, for errors and outgoing calls.
     """
-    header = metadata.get("traceparent", "")
-    caller_context = (
-        parse_traceparent(header, metadata.get("tracestate", ""))
-        if is_traceparent(header)
-        else trace.INVALID_SPAN_CONTEXT
-    )
+    caller_context = caller_trace(metadata)
     is_traced = _is_exporting or caller_context.trace_flags.sampled
     if not is_traced or method in _UNTRACED_METHODS:
         span = trace.NonRecordingSpan(
@@ -233,6 +236,21 @@ def client_span(name: str, parent: SpanContext | None = None) -> Iterator[Span]:
     context = trace.set_span_in_context(parent_span)
     with _tracer.start_as_current_span(name, context, SpanKind.CLIENT) as span:
         yield span
+
+
+@contextmanager
+def resume_trace(context: SpanContext) -> Iterator[None]:
+    """Makes the trace of an operation current, unless the trace of a call is: log lines have its
+    id. It records no spans.
+    """
+    if current_context().is_valid or not context.is_valid:
+        yield
+        return
+    token = attach(trace.set_span_in_context(trace.NonRecordingSpan(context)))
+    try:
+        yield
+    finally:
+        detach(token)
 
 
 @contextmanager

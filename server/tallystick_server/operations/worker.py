@@ -24,6 +24,7 @@ from tallystick_core.provider.outcome import (
     is_outcome_of,
 )
 from tallystick_server.observability import metrics, names
+from tallystick_server.observability.tracing import resume_trace
 from tallystick_server.operations.batcher import Batcher
 from tallystick_server.operations.claim import Claim, claim_due
 from tallystick_server.operations.failed_step import (
@@ -310,21 +311,22 @@ class OperationWorker:
 
     async def _run_operation(self, operation: LeasedOperation) -> None:
         """Keeps the lease on an unexpected error. After it expires, a scan claims the operation."""
-        try:
-            await self.advance(operation)
-        except ApiError as error:
-            log.warning(
-                "%s: %s; it is retried when its lease expires",
-                operation.resource_name,
-                error,
-                extra=names.OPERATION_DELAYED.extra,
-            )
-        except Exception:  # the claim after the lease has expired tries again
-            log.exception(
-                "%s: unexpected error; it is retried when its lease expires",
-                operation.resource_name,
-                extra=names.OPERATION_FAILED.extra,
-            )
+        with resume_trace(operation.context):
+            try:
+                await self.advance(operation)
+            except ApiError as error:
+                log.warning(
+                    "%s: %s; it is retried when its lease expires",
+                    operation.resource_name,
+                    error,
+                    extra=names.OPERATION_DELAYED.extra,
+                )
+            except Exception:  # the claim after the lease has expired tries again
+                log.exception(
+                    "%s: unexpected error; it is retried when its lease expires",
+                    operation.resource_name,
+                    extra=names.OPERATION_FAILED.extra,
+                )
 
     async def advance(self, operation: LeasedOperation) -> None:
         """Advances an operation as far as possible now: next action, prepare, perform, record,

@@ -22,6 +22,7 @@ from tallystick_core.provider.outcome import (
     PendingReason,
     Succeeded,
 )
+from tallystick_server.observability import metrics
 from tallystick_server.operations.batcher import bisect_on_error
 from tallystick_server.operations.dead_letters import resolve_and_requeue
 from tallystick_server.operations.operation import NO_LEASE, OperationResult, attempt_result
@@ -61,6 +62,7 @@ class PaymentOutcomeRecorder:
         transitioned = await self._database.transact(
             lambda connection: self._record(connection, results)
         )
+        _count_completed(results, transitioned)
         now = asyncio.get_running_loop().time()
         return [transitioned.apply_to(result.operation, now) for result in results]
 
@@ -100,6 +102,25 @@ class PaymentOutcomeRecorder:
             update.fold()
             transitions += update.transitions(self._resolve_within)
         return transition_orders(connection, transitions)
+
+
+def _count_completed(results: Sequence[_Result], transitioned: TransitionResult) -> None:
+    """Counts the charges that the outcomes of a batch completed, each once."""
+    outcomes = {
+        result.operation.charge_id: result
+        for result in results
+        if isinstance(result.outcome, Succeeded | Declined)
+        and transitioned.changed(result.operation)
+    }
+    for result in outcomes.values():
+        charge = result.operation
+        metrics.CHARGES_COMPLETED.add(
+            1,
+            charge.provider,
+            charge.payment_method_type,
+            charge.currency,
+            type(result.outcome).__name__,
+        )
 
 
 @dataclass(slots=True)

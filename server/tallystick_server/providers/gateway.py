@@ -9,8 +9,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from opentelemetry import trace
-
 from tallystick_core.operations.next_action import Circuit, NextAction
 from tallystick_core.provider.outcome import (
     FinalNotFound,
@@ -22,7 +20,7 @@ from tallystick_core.provider.outcome import (
     is_outcome_of,
 )
 from tallystick_server.observability import metrics, names
-from tallystick_server.observability.tracing import SpanContext, client_span
+from tallystick_server.observability.tracing import SpanContext, client_span, resume_trace
 from tallystick_server.providers.circuit_breaker import Breaker, BreakerSettings
 from tallystick_server.providers.provider_type import CallLimits
 from tallystick_storage.database import in_transaction
@@ -146,9 +144,10 @@ class ProviderGateway:
                 "close the operation with evidence",
                 provider_unavailable=True,
             )
-        if not operation.subject_id:
-            return await self._call(operation, action, perform)
-        return await self._call_within_limits(operation, action, circuit, perform)
+        with resume_trace(operation.context):
+            if not operation.subject_id:
+                return await self._call(operation, action, perform)
+            return await self._call_within_limits(operation, action, circuit, perform)
 
     async def _call_within_limits(
         self, operation: ProviderOperation, action: NextAction, circuit: Circuit, perform: Perform
@@ -212,10 +211,9 @@ class ProviderGateway:
             return Unknown("the provider did not answer in time")
         except Exception:  # the call may have been sent, so its outcome is unknown
             log.exception(
-                "the adapter of %s failed on %s (trace %s)",
+                "the adapter of %s failed on %s",
                 operation.provider,
                 operation.resource_name,
-                _trace_id(operation),
                 extra=names.ADAPTER_FAILED.extra,
             )
             return Unknown("the provider's adapter failed")
@@ -255,7 +253,3 @@ async def _acquire_slot(semaphore: asyncio.Semaphore, deadline: float) -> bool:
             return await semaphore.acquire()
     except TimeoutError:
         return False
-
-
-def _trace_id(operation: ProviderOperation) -> str:
-    return trace.format_trace_id(operation.context.trace_id)

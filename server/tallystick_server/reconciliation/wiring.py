@@ -19,7 +19,6 @@ from tallystick_server.reconciliation.service import SPEC
 from tallystick_server.reconciliation.statement_files import StatementFiles
 from tallystick_storage.alerts import AlertQuery
 from tallystick_storage.database import Database
-from tallystick_storage.gauges import event_gauge_queries
 from tallystick_storage.reconciliation import postings
 
 _CLEANING_INTERVAL_SECONDS = 3600.0
@@ -75,4 +74,4 @@ def _alert_queries(settings: Settings) -> Sequence[AlertQuery]:
     )
 
 
-IMPLEMENTATION = ServiceImplementation(ACCESS, _build, _alert_queries, event_gauge_queries())
+IMPLEMENTATION = ServiceImplementation(ACCESS, _build, _alert_queries, postings.gauge_queries())

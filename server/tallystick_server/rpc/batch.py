@@ -56,12 +56,7 @@ async def process_items(
 def to_item_status(error: Exception) -> status_pb2.Status:
     """The status of a rejected item. An error that is not the item's own is raised."""
     if isinstance(error, ConstraintViolation):
-        log.error(
-            "the database rejected an item: %s (trace %s)",
-            error,
-            trace_id(),
-            extra=names.ITEM_REJECTED.extra,
-        )
+        log.error("the database rejected an item: %s", error, extra=names.ITEM_REJECTED.extra)
         return to_status(
             ApiError(
                 ErrorReason.INTERNAL,

@@ -402,13 +402,7 @@ async def _abort_call(
     elif isinstance(exception, ApiError):
         error = exception
     else:
-        log.error(
-            "%s failed (trace %s)",
-            method,
-            trace_id(),
-            exc_info=exception,
-            extra=names.CALL_FAILED.extra,
-        )
+        log.error("%s failed", method, exc_info=exception, extra=names.CALL_FAILED.extra)
         error = ApiError(
             ErrorReason.INTERNAL,
             "Internal error. Retrying with the same id is safe.",

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from tallystick_core.operations.alert import AlertKind
 from tallystick_storage.alerts import AlertQuery, event_alert_queries
 from tallystick_storage.database import encode_rows
+from tallystick_storage.gauges import GaugeQuery, event_gauge_queries
 from tallystick_storage.sql import Connection, Query, text
 
 
@@ -169,10 +170,14 @@ _SUMS = Query(
     group by kind, currency order by kind, currency
     """,
 )
+_MAX_EXPECTED_ADDED = 20_000
+_AGE_DAYS = """
+            select max(d) as days from unnest(array[0, 1, 2, 3, 5, 10, 30]) d
+            where d = 0 or i.effective_time < (select clock()) - d * interval '1 day'"""
 # One statement, so that all parts are of the same moment.
 _REPORT = Query(
     _ReportRow,
-    """
+    f"""
     with waiting as materialized (
         select e.account, p.currency, -sum(e.amount) as amount
         from ledger_posting p
@@ -196,9 +201,7 @@ _REPORT = Query(
         left join waiting w on w.account = b.account and w.currency = b.currency
         union all
         select 'EXPECTED', i.account, i.currency, a.days, '', count(*), sum(i.amount), 0, 0
-        from open_item i cross join lateral (
-            select max(d) as days from unnest(array[0, 1, 2, 3, 5, 10, 30]) d
-            where d = 0 or i.effective_time < (select clock()) - d * interval '1 day') a
+        from open_item i cross join lateral ({_AGE_DAYS}) a
         where :account = '' or i.account = :account
         group by i.account, i.currency, a.days
         union all
@@ -211,6 +214,16 @@ _REPORT = Query(
     order by account, currency, min_age_days, break_class
     """,
 )
+_EXPECTED_BY_AGE = f"""
+    select i.account, i.currency, cast(a.days as text), sum(i.amount)
+    from (select i.account, i.currency, i.effective_time, i.amount
+        from clearing_balance b cross join lateral (
+            select * from open_item i where i.account = b.account and i.currency = b.currency
+            order by i.effective_time limit {_MAX_EXPECTED_ADDED}) i
+        limit {_MAX_EXPECTED_ADDED}) i
+    cross join lateral ({_AGE_DAYS}) a
+    group by i.account, i.currency, a.days
+"""
 _OVERDUE_BREAKS = """
     select 'breaks/' || break_id as resource_name, kind || ' of ' || account as detail
     from break where state in ('OPEN', 'AWAITING_APPROVAL')
@@ -281,6 +294,14 @@ def clearing_report(connection: Connection, account: str, book: str) -> Clearing
             case "POSITION" if row.currency == book:
                 report.sequence = row.count
     return report
+
+
+def gauge_queries() -> Sequence[GaugeQuery]:
+    """The gauges of this service."""
+    return (
+        *event_gauge_queries(),
+        GaugeQuery("tallystick.clearing.expected", _EXPECTED_BY_AGE),
+    )
 
 
 def alert_queries(

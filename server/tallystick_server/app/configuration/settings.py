@@ -27,6 +27,8 @@ from tallystick_server.app.configuration.values import (
     Environment,
     FeeRateBySeller,
     IdSet,
+    LogFormat,
+    LogLevel,
     OptionalPort,
     OriginsByCaller,
     PublicUrl,
@@ -397,6 +399,17 @@ class MonitoringSection(Section):
     """
 
 
+class LogsSection(Section):
+    """The log of `serve`, on standard error."""
+
+    level: LogLevel = "WARNING"
+    """The least severe lines that are written. The steps of the process, from its start to its
+    stop, always are.
+    """
+    format: LogFormat = "auto"
+    """`json`: one object a line; `text`: for a person; `auto`: text at a terminal, else JSON."""
+
+
 class Settings(BaseSettings):
     """Every setting. `Settings()` has the defaults; `load` reads the file and the environment.
 
@@ -476,6 +489,7 @@ class Settings(BaseSettings):
     tracing: TracingSection = TracingSection()
     metrics: MetricsSection = MetricsSection()
     monitoring: MonitoringSection = MonitoringSection()
+    logs: LogsSection = LogsSection()
 
     @classmethod
     def settings_customise_sources(

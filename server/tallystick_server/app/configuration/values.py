@@ -163,6 +163,16 @@ Address: TypeAlias = Annotated[
 OptionalPort: TypeAlias = Annotated[
     str, PlainValidator(_parse_optional_port), Kind("address", expected="host:port or empty")
 ]
+LogLevel: TypeAlias = Annotated[
+    str,
+    PlainValidator(one_of("INFO", "WARNING", "ERROR")),
+    Kind("text", expected="one of INFO, WARNING, ERROR"),
+]
+LogFormat: TypeAlias = Annotated[
+    str,
+    PlainValidator(one_of("auto", "json", "text")),
+    Kind("text", expected="one of auto, json, text"),
+]
 Authentication: TypeAlias = Annotated[
     str, PlainValidator(one_of("none", "tokens")), Kind("text", expected="one of none, tokens")
 ]
