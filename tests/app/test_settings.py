@@ -170,6 +170,14 @@ def test_an_unknown_variable_is_an_error(variable: str, nearest: str) -> None:
     assert line == f"{variable} is not a setting. Did you mean {nearest}?"
 
 
+def test_the_key_of_sessions_cannot_be_guessed() -> None:
+    """A short one is rejected without being shown; an empty one is a random one."""
+    (line,) = load_error({"TALLYSTICK_CONSOLE__SESSION_KEY": "a-short-secret"})
+    assert line == "TALLYSTICK_CONSOLE__SESSION_KEY must have at least 32 characters, or be empty."
+    assert load({"TALLYSTICK_CONSOLE__SESSION_KEY": ""}).console.session_key == ""
+    assert load({"TALLYSTICK_CONSOLE__SESSION_KEY": "k" * 32}).console.session_key == "k" * 32
+
+
 def test_settings_cannot_be_changed() -> None:
     """Neither a setting nor a section of loaded settings can be assigned to."""
     settings: Any = load({})

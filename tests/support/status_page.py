@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -16,9 +15,9 @@ from tallystick.payment.v1.payment_service_pb2 import (
     RefreshBuyerStatusRequest,
     RefreshBuyerStatusResponse,
 )
-from tallystick_server.http.server import HttpLimits, HttpServer
 from tallystick_server.http.status_page.page import StatusPage
 from tallystick_server.rpc.service_client import ServiceClient
+from tests.support.http import serve_routes
 
 TOKEN = "Zm9vYmFyYmF6LXN0YXR1cy10b2tlbg"
 UPDATE_TIME = datetime(2026, 11, 30, 12, 0, 5, 123, tzinfo=UTC)
@@ -62,21 +61,5 @@ class BuyerStatuses:
 @contextmanager
 def serve_status_page(statuses: BuyerStatuses) -> Iterator[str]:
     """Serves the page until the block ends; the URL of the server."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-
-    async def start() -> tuple[HttpServer, asyncio.Server]:
-        server = HttpServer(StatusPage(statuses, ServiceClient()).routes(), HttpLimits())
-        return server, await loop.create_server(server.connect, "127.0.0.1", 0)
-
-    server, listener = asyncio.run_coroutine_threadsafe(start(), loop).result(10)
-    host, port = listener.sockets[0].getsockname()
-    try:
-        yield f"http://{host}:{port}"
-    finally:
-        loop.call_soon_threadsafe(listener.close)
-        asyncio.run_coroutine_threadsafe(server.stop(), loop).result(10)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
-        loop.close()
+    with serve_routes(lambda: StatusPage(statuses, ServiceClient()).routes()) as url:
+        yield url

@@ -29,10 +29,16 @@ from tallystick_server.app.services import (
     service_names,
 )
 from tallystick_server.app.span_recording import SpanRecorder, create_recorders
+from tallystick_server.app.statement_upload import read_statement
 from tallystick_server.app.tls import ServerCertificate, load_certificate, service_connector
+from tallystick_server.http.console.calls import PublicCalls
+from tallystick_server.http.console.pages.statements import StatementUpload
+from tallystick_server.http.console.pages.table import ACT_PAGES, PAGES
+from tallystick_server.http.console.session import Sessions
+from tallystick_server.http.console.site import Console, ConsoleOptions
 from tallystick_server.http.documentation import documentation_routes
 from tallystick_server.http.health import health_route
-from tallystick_server.http.http_rules import http_rules
+from tallystick_server.http.http_rules import HttpRule, http_rules
 from tallystick_server.http.routing import Route
 from tallystick_server.http.server import HttpLimits, HttpServer
 from tallystick_server.http.status_page.page import StatusPage
@@ -138,13 +144,15 @@ async def start_http_server(
     )
     webhooks = _build_webhooks(settings, service_client, addresses, webhook_sources)
     close_hooks = [webhooks.stop, service_client.close]
+    channels = {name: service_client.channel(addresses[name]) for name in service_names()}
     server = HttpServer(
         [
             *_routes(
-                {name: service_client.channel(addresses[name]) for name in service_names()},
+                channels,
                 stopping,
                 authenticates=settings.authentication != "none",
             ),
+            *_console_routes(settings, channels),
             *webhooks.endpoints.routes(),
             trace_route(
                 service_client.stub(
@@ -275,15 +283,37 @@ def _routes(
     channels: Mapping[str, grpc.aio.Channel], stopping: asyncio.Event, *, authenticates: bool
 ) -> list[Route]:
     """The routes of health, documentation and calls. `channels`: by service."""
-    descriptors = {spec.name: spec.descriptor for spec in SERVICES}
     return [
         health_route(
             [*dict.fromkeys(channels[name] for name in essential_names(service_names()))], stopping
         ),
         *documentation_routes(),
-        *transcoded_routes(
-            http_rules(descriptors.values()),
-            {descriptor.full_name: channels[name] for name, descriptor in descriptors.items()},
-            authenticates=authenticates,
-        ),
+        *transcoded_routes(_rules(), _by_full_name(channels), authenticates=authenticates),
     ]
+
+
+def _console_routes(settings: Settings, channels: Mapping[str, grpc.aio.Channel]) -> list[Route]:
+    """The routes of the console, if it is served."""
+    console, http = settings.console, settings.http
+    if not console.enabled:
+        return []
+    return Console(
+        PublicCalls([rule.method for rule in _rules()], _by_full_name(channels)),
+        Sessions(console.session_key, console.session_lifetime, _now),
+        ConsoleOptions(
+            is_encrypted=bool(http.certificate_file) or http.tls_terminated_by_proxy,
+            authenticates=settings.authentication != "none",
+        ),
+        PAGES,
+        ACT_PAGES,
+        StatementUpload.make(read_statement, console.max_upload_bytes),
+    ).routes()
+
+
+def _rules() -> list[HttpRule]:
+    return http_rules(spec.descriptor for spec in SERVICES)
+
+
+def _by_full_name(channels: Mapping[str, grpc.aio.Channel]) -> dict[str, grpc.aio.Channel]:
+    """The channels by the full name of the service."""
+    return {spec.descriptor.full_name: channels[spec.name] for spec in SERVICES}

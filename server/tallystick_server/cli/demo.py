@@ -186,6 +186,8 @@ def _print_hints(
     ):
         print_line(f"     grpcurl -plaintext {address} {call}")
     print_line(f"\nThe same calls by JSON over HTTP: http://{server.http_address}/docs")
+    print_line("\nThe console, in which you sign in without a token:")
+    print_line(f"     http://{server.http_address}/console")
     print_line(f"\nAn example shop, for another terminal; it then serves {SHOP_ORIGIN}:")
     print_line(f"     .venv/bin/python clients/python/examples/shop/shop.py {address}")
     print_line("\nThe payment of step 7 waits for you to pay it in a browser:")

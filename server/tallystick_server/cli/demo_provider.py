@@ -78,9 +78,10 @@ def _check_addresses(settings: Settings) -> None:
 
 
 def _with_demo_rules(settings: Settings) -> Settings:
-    """Without authentication and TLS. Funds stay pending until delivery is confirmed, or for seven
-    days. Hosted pages may send buyers back to the example shop, and to the platform itself. The
-    sandbox stays configured, because earlier operations in the database may be its own.
+    """Without authentication and TLS, with the console. Funds stay pending until delivery is
+    confirmed, or for seven days. Hosted pages may send buyers back to the example shop, and to the
+    platform itself. The sandbox stays configured, because earlier operations in the database may be
+    its own.
     """
     origins = settings.payment.return_origins
     if stripe_of(settings) is not None:
@@ -97,6 +98,7 @@ def _with_demo_rules(settings: Settings) -> Settings:
         http__certificate_file="",
         http__key_file="",
         http__public_url="",
+        console__enabled=True,
         release_delay=604_800,
         payment__return_origins={
             **origins,

@@ -50,25 +50,30 @@ class Request:
     variables: Mapping[str, str] = field(default_factory=dict)
     _taken: int = 0
 
-    async def read_body(self) -> bytes:
-        """The raw body. Raises HttpError: 413 if it is too large, 408 if it takes too long, 415 if
-        it is compressed, 429 if the bodies of all requests are too large.
+    async def read_body(
+        self, max_bytes: int | None = None, timeout_seconds: float | None = None
+    ) -> bytes:
+        """The raw body. None: the limit of all requests. Raises HttpError: 413 if it is too large,
+        408 if it takes too long, 415 if it is compressed, 429 if the bodies of all requests are too
+        large.
         """
+        max_bytes = self._max_body_bytes if max_bytes is None else max_bytes
+        timeout = self._body_timeout_seconds if timeout_seconds is None else timeout_seconds
         if self.http.headers.get("Content-Encoding", "identity") != "identity":
             raise HttpError(
                 ApiError(ErrorReason.MESSAGE_MALFORMED, "The body must not be compressed."), 415
             )
-        if (self.http.content_length or 0) > self._max_body_bytes:
-            raise self._too_large()
+        if (self.http.content_length or 0) > max_bytes:
+            raise _too_large(max_bytes)
         if self.http.headers.get("Expect", "").lower() == "100-continue":
             await self.http.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self.http.writer.output_size = 0
         body = bytearray()
         try:
-            async with asyncio.timeout(self._body_timeout_seconds):
+            async with asyncio.timeout(timeout):
                 while chunk := await self.http.content.read(_CHUNK_BYTES):
-                    if len(body) + len(chunk) > self._max_body_bytes:
-                        raise self._too_large()
+                    if len(body) + len(chunk) > max_bytes:
+                        raise _too_large(max_bytes)
                     self._budget.take(len(chunk))
                     self._taken += len(chunk)
                     body += chunk
@@ -76,7 +81,7 @@ class Request:
             raise HttpError(
                 ApiError(
                     ErrorReason.DEADLINE_EXCEEDED,
-                    f"The body must arrive within {self._body_timeout_seconds:g} s.",
+                    f"The body must arrive within {timeout:g} s.",
                 ),
                 408,
                 {"Connection": "close"},
@@ -92,12 +97,10 @@ class Request:
         self._budget.give_back(self._taken)
         self._taken = 0
 
-    def _too_large(self) -> HttpError:
-        return HttpError(
-            ApiError(
-                ErrorReason.MESSAGE_TOO_LARGE,
-                f"The body must have at most {self._max_body_bytes} bytes.",
-            ),
-            413,
-            {"Connection": "close"},
-        )
+
+def _too_large(max_bytes: int) -> HttpError:
+    return HttpError(
+        ApiError(ErrorReason.MESSAGE_TOO_LARGE, f"The body must have at most {max_bytes} bytes."),
+        413,
+        {"Connection": "close"},
+    )

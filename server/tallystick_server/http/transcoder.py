@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import orjson
 from aiohttp import web
+from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
@@ -38,7 +39,7 @@ DEFAULT_TIMEOUTS: Mapping[str, float] = {
 """In seconds, by method; those of the SDK."""
 DEFAULT_TIMEOUT = 10.0
 _SECONDS = re.compile(r"[0-9]{1,4}(\.[0-9]{1,3})?", re.ASCII)
-_VISIBLE = re.compile(r"[ -~]{1,4096}", re.ASCII)
+VISIBLE_TEXT = re.compile(r"[ -~]{1,4096}", re.ASCII)
 
 
 def transcoded_routes(
@@ -102,20 +103,13 @@ class _Method:
         self._binder = RequestBinder(rule)
         self._encode = encoder(method.output_type)
         self._timeout = DEFAULT_TIMEOUTS.get(method.name, DEFAULT_TIMEOUT)
-        path = f"/{method.containing_service.full_name}/{method.name}"
-        serializers: dict[str, Any] = {
-            "request_serializer": GetMessageClass(method.input_type).SerializeToString,
-            "response_deserializer": GetMessageClass(method.output_type).FromString,
-        }
         self._stream: EventStream | None = None
         self._unary: Any = None
         if method.server_streaming:
             cursor = rule.cursor[1:] if rule.cursor else None
-            self._stream = EventStream(
-                channel.unary_stream(path, **serializers), self._encode, cursor
-            )
+            self._stream = EventStream(grpc_call(channel, method), self._encode, cursor)
         else:
-            self._unary = channel.unary_unary(path, **serializers)
+            self._unary = grpc_call(channel, method)
 
     async def handle(self, request: Request) -> web.StreamResponse:
         """Makes the call. Raises HttpError for a request that is not sent."""
@@ -144,12 +138,22 @@ class _Method:
         return json_response(orjson.dumps(self._encode(response)), headers=headers)
 
 
+def grpc_call(channel: grpc.aio.Channel, method: MethodDescriptor) -> Any:
+    """The call of a method: of one response, or of a stream of them."""
+    make = channel.unary_stream if method.server_streaming else channel.unary_unary
+    return make(
+        f"/{method.containing_service.full_name}/{method.name}",
+        request_serializer=GetMessageClass(method.input_type).SerializeToString,
+        response_deserializer=GetMessageClass(method.output_type).FromString,
+    )
+
+
 def read_metadata(headers: Mapping[str, str]) -> list[tuple[str, str]]:
     """The caller's token and trace. Raises CREDENTIALS_INVALID."""
     metadata = []
     token = headers.get("Authorization")
     if token is not None:
-        if _VISIBLE.fullmatch(token) is None:
+        if VISIBLE_TEXT.fullmatch(token) is None:
             raise ApiError(
                 ErrorReason.CREDENTIALS_INVALID,
                 "The header Authorization must be Bearer and a token of the platform's setting "

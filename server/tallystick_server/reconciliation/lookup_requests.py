@@ -60,7 +60,8 @@ class LookupRequests:
             self._day, self._after, self._requested = day, _BEGINNING, set()
         after = self._after
         while rows := await self._database.load(partial(store.list_open, after=after)):
-            await self._ask([row for row in rows if row.break_id not in self._requested], day)
+            new = [row for row in rows if row.client_reference]
+            await self._ask([row for row in new if row.break_id not in self._requested], day)
             after = (rows[-1].create_time, rows[-1].break_id)
             break_ids = {row.break_id for row in rows}
             if rows[-1].create_time < now - _MAX_COMMIT_TIME:

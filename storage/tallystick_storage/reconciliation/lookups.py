@@ -10,6 +10,7 @@ from tallystick_storage.pagination import PageKey
 from tallystick_storage.sql import Connection, Query
 
 _PAGE = 200
+_KINDS = ", ".join(f"'{kind}'" for kind in sorted(KINDS_LOOKED_UP))
 
 
 class LookupRow(NamedTuple):
@@ -26,26 +27,27 @@ class LookupRow(NamedTuple):
 
 _LIST = Query(
     LookupRow,
-    """
+    f"""
+    with page as materialized (
+        select * from break where state = 'OPEN' and kind in ({_KINDS})
+            and (create_time, break_id) > (:after_time, :after_id)
+        order by create_time, break_id limit :limit)
     select b.break_id, b.account, l.line_type, l.reference, l.charge_reference, l.client_reference,
         b.create_time
-    from break b cross join lateral (
+    from page b cross join lateral (
         select * from statement_line l where l.break_id = b.break_id
         order by l.file_number, l.number limit 1) l
-    where b.state = 'OPEN' and b.kind = any (cast(:kinds as text[]))
-        and (b.create_time, b.break_id) > (:after_time, :after_id) and l.client_reference <> ''
-    order by b.create_time, b.break_id limit :limit
+    order by b.create_time, b.break_id
     """,
 )
 
 
 def list_open(connection: Connection, after: PageKey) -> list[LookupRow]:
     """A page of the open breaks that a lookup may end, after one of them, oldest first, each with
-    its first line, which has an id of ours.
+    its first line. Without an id of ours there is nothing to look up.
     """
     return _LIST.all(
         connection,
-        kinds=sorted(KINDS_LOOKED_UP),
         after_time=after[0],
         after_id=after[1],
         limit=_PAGE,

@@ -68,12 +68,12 @@ def test_a_comparison_may_take_a_minute_between_statements(platform: ServedPlatf
 
 
 def test_statistics_of_empty_tables_do_not_slow_down_the_end_of_breaks(
-    platform: ServedPlatform, provider: Provider
+    platform: ServedPlatform, provider: Provider, thorough: bool
 ) -> None:
     """No break was open, and no entry, when PostgreSQL counted them. It takes the breaks that wait
     for charges, and the charges, for a single one.
     """
-    count = 12_000
+    count = 12_000 if thorough else 2_000
     settings = ClientSettings(deadlines={"ReconcileStatementFile": _SECONDS})
     with Client(platform.address, settings=settings) as client:
         reconcile(client, provider.account, _of_one_amount(provider, "matched"))

@@ -32,6 +32,7 @@ from tallystick_server.app.configuration.values import (
     OptionalPort,
     OriginsByCaller,
     PublicUrl,
+    SessionKey,
     UrlByService,
 )
 from tallystick_server.setting_types import (
@@ -165,6 +166,27 @@ class HttpSection(Section):
     """
     webhook_catch_up_window: Seconds = Field(default=259_200.0, ge=0, le=2_592_000)
     """How far back the events are listed at the start."""
+
+
+class ConsoleSection(Section):
+    """The console: pages for people who operate the platform, at /console of the HTTP server. Each
+    person signs in with their own token, and can do what its roles allow.
+    """
+
+    enabled: Flag = False
+    """Serves the console. An HTTP server that buyers reach should not: run another `serve http` for
+    operators.
+    """
+    session_key: SessionKey = Field(default="", repr=False)
+    """Secret that seals the cookies of sessions: at least 32 characters; empty: a random one, so
+    sessions end with the process. HTTP servers behind one address need the same.
+    """
+    session_lifetime: WholeSeconds = Field(default=28_800, ge=60, le=604_800)
+    """How long a person stays signed in."""
+    max_upload_bytes: ByteCount = Field(default=8 * 1024 * 1024, ge=64 * 1024, le=16 * 1024 * 1024)
+    """Maximum size of a statement file that is uploaded; it counts in
+    `http.max_body_bytes_in_flight`. `tallystick reconcile` has no limit.
+    """
 
 
 class DatabaseSection(Section):
@@ -465,6 +487,7 @@ class Settings(BaseSettings):
     """
     server: ServerSection = ServerSection()
     http: HttpSection = HttpSection()
+    console: ConsoleSection = ConsoleSection()
     database: DatabaseSection = DatabaseSection()
     providers: ProvidersSection = ProvidersSection()
     breaker: BreakerSection = BreakerSection()

@@ -27,6 +27,7 @@ from tallystick_server.setting_types import (
 )
 
 _MIN_TOKEN_LENGTH = 16
+_MIN_KEY_LENGTH = 32
 _PORT = "6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[1-9][0-9]{0,3}"
 
 _HOST_AND_PORT = rf"[A-Za-z0-9.\-\[\]:]+:({_PORT})"
@@ -129,6 +130,13 @@ def _parse_public_url(value: Any) -> str:
     return origin
 
 
+def _parse_session_key(value: Any) -> str:
+    key = parse_text(value)
+    if key and len(key) < _MIN_KEY_LENGTH:
+        raise invalid(f"must have at least {_MIN_KEY_LENGTH} characters, or be empty")
+    return key
+
+
 def _parse_origins_by_caller(value: Any) -> dict[str, frozenset[str]]:
     origins: dict[str, frozenset[str]] = table(_parse_origins)(value)
     for caller in origins:
@@ -200,6 +208,9 @@ CountrySet: TypeAlias = Annotated[
 ]
 PublicUrl: TypeAlias = Annotated[
     str, PlainValidator(_parse_public_url), Kind("URL", expected="a URL without a path")
+]
+SessionKey: TypeAlias = Annotated[
+    str, PlainValidator(_parse_session_key), Kind("text", expected="at least 32 characters")
 ]
 OriginsByCaller: TypeAlias = Annotated[
     Mapping[str, frozenset[str]],

@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from aiohttp import web
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick_core.errors import ApiError, ErrorReason
@@ -28,17 +27,13 @@ from tallystick_server.http.status_page.view import (
     payment_view,
     unavailable_view,
 )
+from tallystick_server.http.web_pages import page_headers, static_routes, template_environment
 from tallystick_server.observability import names
 from tallystick_server.rpc.service_client import ServiceCallRejected, ServiceClient
 
 log = logging.getLogger(__name__)
 
 _FOLDER = Path(__file__).parent
-_STATIC_TYPES = {
-    "status.css": "text/css",
-    "status.js": "text/javascript",
-    "icon.svg": "image/svg+xml",
-}
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{16,128}", re.ASCII)
 _READ_SECONDS, _LOOK_UP_SECONDS = 2.0, 5.0
 _RETRY_AFTER_SECONDS = 5
@@ -47,21 +42,13 @@ _MAX_CALLS_IN_FLIGHT = 200
 _NOT_FOUND_CODES = {"NOT_FOUND", "INVALID_ARGUMENT"}
 
 _HEADERS = {
-    "Server": "tallystick",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
-_PAGE_HEADERS = {
-    **_HEADERS,
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-        "img-src 'self'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
+    **page_headers(
+        "script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
+        "form-action 'none'",
+        "no-referrer",
     ),
     "Vary": "Accept-Language",
-    "X-Robots-Tag": "noindex",
 }
-_STATIC_HEADERS = {**_HEADERS, "Cache-Control": "public, max-age=300"}
 
 StatusCall = Callable[..., Awaitable[payment_service_pb2.RefreshBuyerStatusResponse]]
 
@@ -74,20 +61,13 @@ class StatusPage:
         self._service_client = service_client
         self._calls_in_flight = 0
         self._languages = load_languages()
-        environment = Environment(
-            loader=FileSystemLoader(_FOLDER / "templates"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        self._template = environment.get_template("page.html")
+        self._template = template_environment(_FOLDER / "templates").get_template("page.html")
 
     def routes(self) -> list[Route]:
         """The page, and its files, which no token can name."""
         return [
             Route("GET", f"{STATUS_PATH}/{{token}}", self.respond, is_encoded=True),
-            *(_static_route(name, content_type) for name, content_type in _STATIC_TYPES.items()),
+            *static_routes(_FOLDER / "static", f"{STATUS_PATH}/static"),
         ]
 
     async def respond(self, request: Request) -> web.StreamResponse:
@@ -134,7 +114,7 @@ class StatusPage:
             text=self._template.render(view=view, language=language),
             status=status,
             content_type="text/html",
-            headers={**_PAGE_HEADERS, "Content-Language": language.tag},
+            headers={**_HEADERS, "Content-Language": language.tag},
         )
 
 
@@ -144,14 +124,3 @@ def _is_return(request: web.BaseRequest) -> bool:
     return request.method == "GET" and any(
         field.partition("=")[0] == RETURNED_QUERY for field in fields
     )
-
-
-def _static_route(name: str, content_type: str) -> Route:
-    content = (_FOLDER / "static" / name).read_bytes()
-
-    async def respond(_request: Request) -> web.StreamResponse:
-        return web.Response(
-            body=content, content_type=content_type, charset="utf-8", headers=_STATIC_HEADERS
-        )
-
-    return Route("GET", f"{STATUS_PATH}/static/{name}", respond)

@@ -3,6 +3,7 @@ posted for them.
 """
 
 from tallystick_core.reconciliation.breaks import (
+    KINDS_LOOKED_UP,
     BreakAction,
     BreakClass,
     BreakKind,
@@ -26,6 +27,7 @@ def _values(
     return ", ".join(f"'{value}'" for value in enum)
 
 
+_KINDS_LOOKED_UP = ", ".join(f"'{kind}'" for kind in sorted(KINDS_LOOKED_UP))
 _LINE_COLUMNS = f"""
     number bigint not null check (number > 0),  -- its position among the lines of the file
     statement_number int not null check (statement_number > 0),
@@ -236,6 +238,8 @@ create table break (
 create index break_by_time on break (create_time desc, break_id desc);
 create index break_by_state on break (state, create_time desc, break_id desc);
 create index break_open on break (break_id) where state = 'OPEN';
+create index break_to_look_up on break (create_time, break_id)
+    where state = 'OPEN' and kind in ({_KINDS_LOOKED_UP});
 create index break_at_bank on break (difference, currency)
     where kind = 'BANK_ENTRY_UNKNOWN' and state <> 'RESOLVED';
 create index break_by_class on break (state, break_class, create_time desc, break_id desc);

@@ -1,0 +1,62 @@
+"""Payments: their list, each with its orders and its story, and orders."""
+
+from __future__ import annotations
+
+from tallystick_server.http.console.calls import gather_results
+from tallystick_server.http.console.links import path_of, resource_path
+from tallystick_server.http.console.visit import Answer, Page, Redirect, Visit
+
+_MAX_ORDERS = 12
+"""Orders whose attempts and history a payment's page shows; each needs a call."""
+
+
+async def list_payments(visit: Visit) -> Answer:
+    """GET /console/payments: newest first, by state, buyer or seller."""
+    query = visit.query
+    response = await visit.calls.call(
+        "payment.ListPayments",
+        payment_state=_state(query.get("state", "")),
+        buyer_account=query.get("buyer", ""),
+        seller_account=query.get("seller", ""),
+        **visit.list_fields(),
+    )
+    return Page("payments.html", "Payments", {"response": response})
+
+
+def _state(name: str) -> str:
+    return f"PAYMENT_STATE_{name}" if name else ""
+
+
+async def show_payment(visit: Visit) -> Answer:
+    """GET /console/payments/{checkout_id}: all of it, its attempts, its story and what is next."""
+    checkout_id = visit.variables["checkout_id"]
+    response = await visit.calls.call("payment.GetPayment", checkout_id=checkout_id)
+    payment = response["payment"]
+    order_ids = [order["payment_order_id"] for order in payment["payment_orders"]]
+    story, *details = await gather_results(
+        visit.calls.attempt("payment.ExplainPayment", id=checkout_id),
+        *(
+            visit.calls.attempt("payment.GetPaymentOrder", payment_order_id=order_id)
+            for order_id in order_ids[:_MAX_ORDERS]
+        ),
+    )
+    values = {
+        "payment": payment,
+        "story": story,
+        "orders": list(zip(payment["payment_orders"], details, strict=False)),
+        "other_ids": order_ids[_MAX_ORDERS:],
+    }
+    return Page("payment.html", f"Payment {checkout_id}", values)
+
+
+async def show_order(visit: Visit) -> Answer:
+    """GET /console/orders/{payment_order_id}."""
+    order_id = visit.variables["payment_order_id"]
+    response = await visit.calls.call("payment.GetPaymentOrder", payment_order_id=order_id)
+    return Page("order.html", f"Order {order_id}", {"response": response})
+
+
+async def find_charge(visit: Visit) -> Answer:
+    """GET /console/charges/{charge_id}: leads to its payment."""
+    response = await visit.calls.call("payment.ExplainPayment", id=visit.variables["charge_id"])
+    return Redirect(resource_path(response["explanation"]["resource_name"]) or path_of("payments"))

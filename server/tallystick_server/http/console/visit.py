@@ -1,0 +1,71 @@
+"""A request of a signed-in person, and what its handler answers."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from tallystick_server.http.console.calls import CallFailed, PageCalls
+from tallystick_server.http.console.links import with_query
+from tallystick_server.http.console.session import Session
+from tallystick_server.http.request import Request
+
+PAGE_SIZE = 25
+
+
+@dataclass(frozen=True, slots=True)
+class FailedAct:
+    """An act that the platform rejected. `action`: the path of its form. `entered`: what the person
+    wrote, so that nobody must write it again.
+    """
+
+    action: str
+    error: CallFailed
+    entered: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """`variables`: of the path. `query`: of the address. `failed_act`: what was tried on this
+    page just now.
+    """
+
+    request: Request
+    session: Session
+    calls: PageCalls
+    path: str
+    time: datetime
+    variables: Mapping[str, str]
+    query: Mapping[str, str]
+    failed_act: FailedAct | None = None
+
+    def link(self, **changes: str) -> str:
+        """This page with other fields in its query; an empty one leaves it out."""
+        return with_query(self.path, **{**self.query, **changes})
+
+    def list_fields(self) -> dict[str, Any]:
+        """The fields of a list call that choose the page."""
+        return {"page_size": PAGE_SIZE, "page_token": self.query.get("page_token", "")}
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """`template`: its name. `title`: the heading."""
+
+    template: str
+    title: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+    status: int = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """The answer that leads to another page of the console."""
+
+    path: str
+
+
+Answer = Page | Redirect
+PageHandler = Callable[[Visit], Awaitable[Answer]]
