@@ -132,3 +132,27 @@ def test_spans_need_a_token(database: DatabaseUrls) -> None:
         assert post(http, body, Authorization=token).status_code == 200
         response = httpx.get(f"{http.url}/v1/traces", headers={"Authorization": token})
         assert reason_of(response) == "PERMISSION_DENIED"
+
+
+def test_many_groups_without_spans_are_rejected(http: ServedPlatform) -> None:
+    """A megabyte of empty groups is not worked through."""
+    for body, name in (
+        (b"\x0a\x00" * 200_000, "resource_spans"),
+        (b"\x0a\xd0\x0f" + b"\x12\x00" * 1_000, ""),
+        (b"\x0a\xd2\x0f" + b"\x12\x00" * 1_001, "scope_spans"),
+    ):
+        response = post(http, body)
+        assert (response.status_code == 200) == (name == "")
+        if name:
+            assert reason_of(response) == "TOO_MANY_ITEMS"
+            assert name in response.text
+
+
+def test_the_caller_is_checked_before_the_body(database: DatabaseUrls) -> None:
+    """A caller whose token is unknown learns only that, whatever the body is."""
+    settings = settings_with_callers({"collector": ("", {Role.SERVICE})})
+    with serve_platform(database, settings, _NAMES) as http:
+        response = post(http, b"no protobuf", Authorization="Bearer " + "x" * 20)
+        assert reason_of(response) == "CREDENTIALS_INVALID"
+        response = post(http, b"no protobuf", Authorization=f"Bearer {token_of('collector')}")
+        assert reason_of(response) == "MESSAGE_MALFORMED"

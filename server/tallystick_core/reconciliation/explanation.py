@@ -153,6 +153,12 @@ def _break_step(item: BreakFacts) -> NextStep:
             f"{item.resolution} of the break {item.break_id}."
         )
         return NextStep(Actor.OPERATOR, action, name)
+    if item.state is BreakState.AWAITING_REOPENING:
+        action = (
+            f"An operator other than {item.proposed_by} must approve or reject that the break "
+            f"{item.break_id} is opened again."
+        )
+        return NextStep(Actor.OPERATOR, action, name)
     if item.break_class is BreakClass.AUTOMATIC:
         action = (
             f"The platform has the provider asked, and ends the break {item.break_id} once the "

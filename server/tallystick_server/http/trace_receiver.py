@@ -25,6 +25,7 @@ PATH = "/v1/traces"
 _CONTENT_TYPE = "application/x-protobuf"
 _TIMEOUT_SECONDS = 10.0
 _MAX_SPANS = 10_000  # of a request; OpenTelemetry sends 512
+_MAX_GROUPS = 1_000  # by resource, and by instrumentation scope
 
 _KINDS = {
     otlp.Span.SPAN_KIND_INTERNAL: trace_pb2.SPAN_KIND_INTERNAL,
@@ -52,9 +53,17 @@ def trace_route(record: RecordSpans, *, authenticates: bool) -> Route:
             )
         try:
             metadata = read_metadata(request.http.headers)
+            # without spans it only checks the caller, before the body is read
+            await record(
+                monitoring_service_pb2.BatchRecordSpansRequest(),
+                timeout=_TIMEOUT_SECONDS,
+                metadata=metadata,
+            )
             spans = list(_read_spans(await _read_export(request)))
         except ApiError as error:
             raise HttpError(error) from None
+        except grpc.aio.AioRpcError as error:
+            return error_response(status_of(error))
         rejected_count = 0
         try:
             for start in range(0, len(spans), MAX_ITEMS):
@@ -94,12 +103,19 @@ async def _read_export(request: Request) -> trace_service_pb2.ExportTraceService
             ErrorReason.MESSAGE_MALFORMED, "The body must be an ExportTraceServiceRequest."
         ) from None
     request.release_body()
+    _require_few(len(export.resource_spans), _MAX_GROUPS, "resource_spans")
+    scope_count = sum(len(item.scope_spans) for item in export.resource_spans)
+    _require_few(scope_count, _MAX_GROUPS, "scope_spans")
     count = sum(len(scope.spans) for item in export.resource_spans for scope in item.scope_spans)
-    if count > _MAX_SPANS:
-        raise ApiError(
-            ErrorReason.TOO_MANY_ITEMS, f"The body must have at most {_MAX_SPANS} spans."
-        )
+    _require_few(count, _MAX_SPANS, "spans")
     return export
+
+
+def _require_few(count: int, maximum: int, name: str) -> None:
+    if count > maximum:
+        raise ApiError(
+            ErrorReason.TOO_MANY_ITEMS, f"The body must have at most {maximum} {name}.", field=name
+        )
 
 
 def _read_spans(export: trace_service_pb2.ExportTraceServiceRequest) -> Iterator[trace_pb2.Span]:

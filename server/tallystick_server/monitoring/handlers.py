@@ -120,6 +120,8 @@ class MonitoringHandlers:
     async def BatchRecordSpans(
         self, request: pb.BatchRecordSpansRequest, _call: Call
     ) -> pb.BatchRecordSpansResponse:
+        if not request.spans:
+            return pb.BatchRecordSpansResponse()
         spans = convert_traces.parse_spans(request)
         record = partial(trace_store.record_spans, spans=spans, limits=self._trace_limits)
         result = await self._database.transact(record, idempotent=True)

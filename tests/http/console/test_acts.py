@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from tallystick.operator.v1 import operator_pb2
@@ -119,10 +120,45 @@ def test_a_break_is_worked_through(
     assert all(text in page for text in ("asked the provider", "ask again", "they confirmed"))
 
 
+def test_what_a_person_has_not_seen_is_not_approved(
+    work: Work, alice: Person, sign_in: SignIn
+) -> None:
+    """The form has the version of its page. A resolution that was proposed since is rejected with
+    the platform's error.
+    """
+    path = f"/console/breaks/{work.breaks[-1]}"
+    if "Reopen" in alice.get(path).text:
+        alice.act(f"{path}/reopen", reason="once more")
+        sign_in("bob").act(f"{path}/approve-resolution", reason="once more")
+    alice.act(f"{path}/resolve", resolution="RESOLUTION_ADJUST", reason="first")
+    bob = sign_in("bob")
+    (version,) = set(re.findall(r'name="expected_version" value="(\d+)"', bob.get(path).text))
+    alice.act(f"{path}/reject-resolution", reason="not so")
+    alice.act(f"{path}/resolve", resolution="RESOLUTION_WRITE_OFF", reason="second")
+    stale = bob.act(f"{path}/approve-resolution", reason="agreed", expected_version=version)
+    assert stale.status_code == 409
+    assert "expected_version" in stale.text
+    alice.act(f"{path}/reject-resolution", reason="as it was")
+
+
+def test_a_reopening_that_waits_can_be_approved(work: Work, alice: Person, sign_in: SignIn) -> None:
+    """It is in a queue of its own, and a second person decides about it."""
+    break_id = work.breaks[-1]
+    path = f"/console/breaks/{break_id}"
+    bob = sign_in("bob")
+    alice.act(f"{path}/resolve", resolution="RESOLUTION_ADJUST", reason="sure")
+    bob.act(f"{path}/approve-resolution", reason="agreed")
+    alice.act(f"{path}/reopen", reason="a second look")
+    assert break_id in bob.get("/console/breaks?state=AWAITING_REOPENING").text
+    assert "Reopenings that await approval" in bob.get("/console").text
+    done = bob.act(f"{path}/approve-resolution", reason="there is news")
+    assert "What was proposed is approved." in bob.get(done.headers["Location"]).text
+    assert "Assign" in bob.get(path).text
+
+
 def test_nobody_approves_their_own_resolution(work: Work, alice: Person) -> None:
     """The platform's error is shown as text, and the break waits on."""
     path = f"/console/breaks/{work.breaks[-1]}"
-    alice.act(f"{path}/reopen", reason="a second look")
     alice.act(f"{path}/resolve", resolution="RESOLUTION_ADJUST", reason="sure")
     response = alice.act(f"{path}/approve-resolution", reason="sure")
     assert response.status_code == 403

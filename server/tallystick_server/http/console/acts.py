@@ -33,6 +33,8 @@ class Act:
     done: str
     is_grave: bool = False
     hint: str = ""
+    expects_version: bool = False
+    """Whether the call is about the version that the page shows: a later one is rejected."""
 
 
 @dataclass(frozen=True, slots=True)

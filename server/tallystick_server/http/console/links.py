@@ -15,7 +15,7 @@ def path_of(*segments: str) -> str:
     return "/".join((ROOT, *(quote(segment, safe="") for segment in segments)))
 
 
-def with_query(path: str, **query: str) -> str:
+def with_query(path: str, /, **query: str) -> str:
     """A path with the fields that are not empty."""
     text = urlencode({name: value for name, value in query.items() if value})
     return f"{path}?{text}" if text else path

@@ -6,7 +6,6 @@ import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from aiohttp import web
 from google.rpc import code_pb2
@@ -146,8 +145,11 @@ class Console:
             resource_path = action.removesuffix(f"/{act.name}")
             path = f"{ROOT}/{act_page.page_path}" if act_page.page_path else resource_path
             fields = {item.name: form.get(item.name, "").strip() for item in act.inputs}
+            values = {id_field: resource_id, **fields}
+            if act.expects_version:
+                values["expected_version"] = form.get("expected_version", "")
             try:
-                await visit.calls.call(act.call, **{id_field: resource_id}, **fields)
+                await visit.calls.call(act.call, **values)
             except CallFailed as error:
                 if error.rejects_token:
                     return self._leave(session)
@@ -289,9 +291,7 @@ class Console:
         except CallFailed as error:
             if error.rejects_token:
                 return "This token is unknown. It must be one of the platform's setting callers."
-            if error.code != code_pb2.PERMISSION_DENIED:
-                return error.text
-        return ""
+        return ""  # also while the service does not answer: each page checks the token
 
     def _sign_in_page(self, next_path: str, problem: str, status: int = 200) -> web.Response:
         values = {
@@ -302,6 +302,7 @@ class Console:
         return self._render(Page("sign_in.html", "Sign in", values, status), None)
 
     async def _sign_out(self, request: Request) -> web.StreamResponse:
+        _require_same_origin(request)
         session = self._session_of(request)
         if session is not None:
             self.check_form(request, session, read_fields(await self.read_form(request)))
@@ -350,7 +351,7 @@ def _require_same_origin(request: Request) -> None:
         is_own = site == "same-origin"
     else:
         origin = headers.get("Origin")
-        is_own = origin is None or urlsplit(origin).netloc == headers.get("Host", "")
+        is_own = origin is None or origin.partition("://")[2] == headers.get("Host", "")
     if not is_own:
         raise _forbidden("Only a page of this console may send this form.")
 

@@ -51,6 +51,7 @@ async def show_break(visit: Visit) -> Answer:
 _ACTS_BY_STATE: Mapping[str, tuple[str, ...]] = {
     "OPEN": ("assign", "comment", "resolve"),
     "AWAITING_APPROVAL": ("comment", "approve-resolution", "reject-resolution"),
+    "AWAITING_REOPENING": ("comment", "approve-resolution", "reject-resolution"),
     "RESOLVED": ("comment", "reopen"),
 }
 BREAK_ACTS = ActPage(
@@ -100,25 +101,27 @@ BREAK_ACTS = ActPage(
         ),
         Act(
             "approve-resolution",
-            "Approve the resolution",
+            "Approve what is proposed",
             "reconciliation.ApproveBreakResolution",
             (REASON,),
-            "The resolution is approved.",
+            "What was proposed is approved.",
+            expects_version=True,
         ),
         Act(
             "reject-resolution",
-            "Reject the resolution",
+            "Reject what is proposed",
             "reconciliation.RejectBreakResolution",
             (REASON,),
-            "The resolution is rejected: the break is open again.",
+            "What was proposed is rejected.",
             is_grave=True,
+            expects_version=True,
         ),
         Act(
             "reopen",
             "Reopen",
             "reconciliation.ReopenBreak",
             (REASON,),
-            "The break is open again.",
+            "The reopening is recorded.",
             is_grave=True,
         ),
     ),

@@ -92,6 +92,13 @@ QUEUES = (
         "breaks",
         {"state": "BREAK_STATE_AWAITING_APPROVAL"},
     ),
+    Queue(
+        "Reopenings that await approval",
+        with_query(_BREAKS, state="AWAITING_REOPENING"),
+        "reconciliation.ListBreaks",
+        "breaks",
+        {"state": "BREAK_STATE_AWAITING_REOPENING"},
+    ),
 )
 
 
