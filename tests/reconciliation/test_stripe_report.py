@@ -20,6 +20,7 @@ from tallystick_core.reconciliation.statement import (
 from tallystick_sandbox.stripe.reports import COLUMNS as SANDBOX_COLUMNS
 from tallystick_server.reconciliation.formats import stripe_report
 from tallystick_server.reconciliation.formats.csv_table import MAX_STATEMENTS
+from tallystick_server.reconciliation.formats.registry import find_format
 from tests.reconciliation.files import (
     ends_of,
     lines_of,
@@ -60,6 +61,13 @@ ROW = {
 
 def report(*rows: dict[str, str]) -> str:
     return write_table(_COLUMNS, (ROW | row for row in rows))
+
+
+@pytest.mark.parametrize("time", ["17:20:31", "20:25:28", "10:20:25"])
+def test_times_do_not_look_like_another_format(tmp_path: Path, time: str) -> None:
+    """ ":20:" begins a statement of MT940, and is a part of a time in each hour."""
+    row = {"created_utc": f"2026-01-30 {time}", "description": "order :28 of :60"}
+    assert find_format(write_file(tmp_path, report(row))).name == "stripe_report"
 
 
 def test_a_line_has_all_that_the_report_has(tmp_path: Path) -> None:

@@ -65,10 +65,15 @@ class _Balance:
     day: date
 
 
+_FIRST_TAG = re.compile(rb"(?<![0-9A-Za-z]):20:")  # not a part of a time, such as 17:20:31
+
+
 def matches(head: bytes) -> bool:
     """Whether a file that begins so is MT940, or MT942, which is rejected with its name."""
     text = head.replace(b"\0", b"")
-    return b":20:" in text and (b":25" in text or b":28" in text or b":60" in text)
+    return _FIRST_TAG.search(text) is not None and any(
+        tag in text for tag in (b":25", b":28", b":60")
+    )
 
 
 def read(file: TextFile) -> Iterator[StatementItem]:
