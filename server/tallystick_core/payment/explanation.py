@@ -345,8 +345,11 @@ def _unapplied_entries(unapplied: UnappliedFacts) -> list[ExplanationEntry]:
             ExplanationEntry(
                 unapplied.acknowledge_time,
                 ExplanationSource.OPERATOR,
-                f"{unapplied.acknowledged_by} acknowledged the unapplied charge of {money}.",
-                f"Reason: {quote(unapplied.acknowledge_reason)}.",
+                f"{unapplied.acknowledged_by or 'An operator'} acknowledged the unapplied charge "
+                f"of {money}.",
+                f"Reason: {quote(unapplied.acknowledge_reason)}."
+                if unapplied.acknowledge_reason
+                else "",
                 unapplied.unapplied_charge_id,
             )
         )

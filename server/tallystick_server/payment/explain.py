@@ -153,7 +153,7 @@ class PaymentExplainer:
             checkout.cancel_reason,
             checkout.done_time,
             trace_id_of(checkout.traceparent),
-            tuple(map(unapplied_facts, unapplied)),
+            tuple(unapplied_facts(row, with_details=for_operator) for row in unapplied),
         )
         if for_operator:
             facts = _with_operator_facts(connection, facts, omissions)

@@ -52,7 +52,8 @@ def transition_facts(row: store.OrderTransitionRow) -> OrderTransitionFacts:
     )
 
 
-def unapplied_facts(row: UnappliedChargeRow) -> UnappliedFacts:
+def unapplied_facts(row: UnappliedChargeRow, *, with_details: bool) -> UnappliedFacts:
+    """`with_details`: who acknowledged it, and why."""
     return UnappliedFacts(
         row.unapplied_charge_id,
         row.charge_id,
@@ -64,8 +65,8 @@ def unapplied_facts(row: UnappliedChargeRow) -> UnappliedFacts:
         row.ledger_updated,
         row.create_time,
         trace_id_of(row.traceparent),
-        row.acknowledged_by,
-        row.acknowledge_reason,
+        row.acknowledged_by if with_details else "",
+        row.acknowledge_reason if with_details else "",
         row.acknowledge_time,
     )
 

@@ -415,8 +415,8 @@ def test_a_service_that_does_not_answer_is_named(scratch_database: DatabaseUrls)
 def test_a_team_gets_its_own_story_without_what_only_operators_read(
     scratch_database: DatabaseUrls,
 ) -> None:
-    """A team may explain its own payments. Wallet, ledger, webhooks, alerts and the texts of dead
-    letters are for operators; another team's payment is not found, by no id.
+    """A team may explain its own payments. Wallet, ledger, webhooks, alerts, the texts of dead
+    letters and those of operators are for operators; another team's payment is not found, by no id.
     """
     settings = settings_with_callers(
         {
@@ -455,6 +455,19 @@ def test_a_team_gets_its_own_story_without_what_only_operators_read(
                 with pytest.raises(NotFoundError):
                     explain_payment(rival, id_)
         assert actors(explain_payment(shop, rejected.checkout_id)) == ["OPERATOR"]
+        other = create_payment(shop, "5.00", token="tok_other_amount")
+        assert eventually(lambda: booked_unapplied_charges(office, other))
+        (unapplied,) = booked_unapplied_charges(office, other)
+        office.payment.AcknowledgeUnappliedCharge(
+            pb.AcknowledgeUnappliedChargeRequest(
+                unapplied_charge_id=unapplied.unapplied_charge_id, reason="refunded there"
+            )
+        )
+        for client, is_shown in ((office, True), (shop, False)):
+            text = story(explain_payment(client, other.checkout_id))
+            assert ("office acknowledged the unapplied charge" in text) is is_shown
+            assert ("refunded there" in text) is is_shown
+            assert "acknowledged the unapplied charge" in text
 
 
 def test_many_orders_are_bounded_and_the_open_ones_come_first(client: Client) -> None:
