@@ -205,7 +205,11 @@ class Cluster:
             ClientSettings(
                 token=token,
                 tries=6,
-                deadlines={"CreatePayment": 8.0, "CreatePayout": 8.0},
+                deadlines={
+                    "CreatePayment": 8.0,
+                    "CreatePayout": 8.0,
+                    "ReconcileStatementFile": 60.0,  # a lost answer is noticed by nothing else
+                },
                 jitter=jitter,
             ),
         )
