@@ -109,10 +109,10 @@ MAX_LIMITS: Mapping[BreakKind, int] = {
 KINDS_WITH_LIMIT = frozenset(MAX_LIMITS)
 KINDS_THAT_WAIT = frozenset({BreakKind.CHARGE_NOT_BOOKED, BreakKind.PAYOUT_NOT_BOOKED})
 """They end by themselves once the ledger has what the file has."""
-KINDS_LOOKED_UP = KINDS_THAT_WAIT | {BreakKind.CHARGE_UNKNOWN, BreakKind.PAYOUT_UNKNOWN}
-"""The provider is asked about those that have an id of ours."""
 KINDS_ENDED_BY_BOOKING = KINDS_THAT_WAIT | {BreakKind.CHARGE_UNKNOWN, BreakKind.PAYOUT_UNKNOWN}
-"""They end once the ledger has an entry with their reference, also if they were not waiting."""
+"""They end once the ledger has an entry with their reference, also if they were not waiting. The
+provider is asked about those that have an id of ours.
+"""
 KINDS_ENDED_BY_ENTRIES = KINDS_ENDED_BY_BOOKING | {BreakKind.BANK_ENTRY_UNKNOWN}
 """As KINDS_ENDED_BY_BOOKING, of providers and of banks."""
 KINDS_OF_BALANCES = frozenset(

@@ -19,7 +19,11 @@ from tallystick_server.reconciliation.formats.messages import (
     create_request,
     to_messages,
 )
-from tallystick_server.reconciliation.formats.registry import find_format, read_blocks
+from tallystick_server.reconciliation.formats.registry import (
+    account_problem,
+    find_format,
+    read_blocks,
+)
 from tallystick_server.reconciliation.formats.text_file import TextFile
 
 _MAX_NAME_LENGTH = 100
@@ -55,6 +59,8 @@ def _plain_name(name: str) -> str:
 def _read(path: Path, account: str, reason: str) -> ReadStatement:
     text_file = TextFile(path)
     format_ = find_format(text_file)
+    if problem := account_problem(format_, account):
+        raise UnreadableStatement(f"{path.name} {problem}.")
     items = list(read_blocks(text_file, format_, accepts_difference=bool(reason)))
     has_difference = any(isinstance(item, StatementEnd) and item.difference for item in items)
     create = create_request(

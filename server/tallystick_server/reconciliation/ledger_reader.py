@@ -9,7 +9,7 @@ from functools import partial
 from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2, ledger_service_pb2_grpc
 from tallystick_core.ledger.identifiers import BOOK
 from tallystick_core.money import parse_amount
-from tallystick_core.reconciliation.accounts import is_tracked, line_type_of, matched_accounts
+from tallystick_core.reconciliation.accounts import is_tracked, line_type_of
 from tallystick_core.reconciliation.breaks import (
     KINDS_ENDED_BY_BOOKING,
     BreakAction,
@@ -17,9 +17,10 @@ from tallystick_core.reconciliation.breaks import (
     Resolution,
     Rules,
 )
-from tallystick_core.reconciliation.classify import is_fee_likely, our_id
+from tallystick_core.reconciliation.classify import is_fee_likely
 from tallystick_server.observability.tracing import traceparent
 from tallystick_server.reconciliation.bank_entries import end_bank_entries
+from tallystick_server.reconciliation.booked_entries import named_items
 from tallystick_server.reconciliation.break_resolution import (
     PLATFORM,
     change_breaks,
@@ -33,13 +34,11 @@ from tallystick_storage.database import Database
 from tallystick_storage.reconciliation import breaks as break_store
 from tallystick_storage.reconciliation import ledger_items as store
 from tallystick_storage.reconciliation import matching
-from tallystick_storage.reconciliation import statement_lines as line_store
 from tallystick_storage.sql import Connection
 
 _KINDS = EnumNames(ledger_pb2.TransactionKind.DESCRIPTOR)
 _PAGE = 500
 _MAX_BREAKS = 200
-_MAX_LINES = 10_000
 
 
 class LedgerReader:
@@ -174,15 +173,7 @@ def _take_items(connection: Connection, row: break_store.BreakRow, rules: Rules)
     """Moves the entries that the lines of a break name into it, if they agree. Their dates may be
     far apart.
     """
-    lines = line_store.lines_of_breaks(connection, [row.break_id], _MAX_LINES)
-    items = matching.find_items(
-        connection,
-        matched_accounts(row.account),
-        sorted({text for line in lines for text in _references(line)}),
-        sorted({our_id(line.line_type, line.client_reference) for line in lines} - {""}),
-        is_bank=False,
-    )
-    items = [item for item in items if item.line_type in {line.line_type for line in lines}]
+    lines, items = named_items(connection, row)
     gross = sum(line.amount + line.fee for line in lines)
     currencies = {line.currency for line in lines} | {item.currency for item in items}
     if not items or len(currencies) > 1 or sum(item.amount for item in items) != gross:
@@ -197,7 +188,3 @@ def _take_items(connection: Connection, row: break_store.BreakRow, rules: Rules)
         ],
     )
     return True
-
-
-def _references(line: line_store.LineRow) -> Sequence[str]:
-    return [text for text in (line.charge_reference, line.reference) if text]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from datetime import datetime
 from typing import NamedTuple
 
-from tallystick_core.reconciliation.breaks import KINDS_LOOKED_UP
+from tallystick_core.reconciliation.breaks import KINDS_ENDED_BY_BOOKING
 from tallystick_storage.pagination import PageKey
 from tallystick_storage.sql import Connection, Query
 
 _PAGE = 200
-_KINDS = ", ".join(f"'{kind}'" for kind in sorted(KINDS_LOOKED_UP))
+_KINDS = ", ".join(f"'{kind}'" for kind in sorted(KINDS_ENDED_BY_BOOKING))
 
 
 class LookupRow(NamedTuple):

@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tallystick_sandbox.stripe.reports import COLUMNS
 from tests.support.console import SETTINGS, Person, Work
 from tests.support.platform import unique_id
 from tests.support.reconcile_commands import file_line, write_statement
@@ -93,6 +94,15 @@ def test_an_account_that_the_ledger_does_not_have_is_rejected(
     response = upload(alice, path, "psp/acmee/clearing")
     assert response.status_code == 400
     assert "The ledger has no account psp/acmee/clearing." in response.text
+
+
+def test_the_report_of_a_provider_is_about_no_bank(alice: Person, tmp_path: Path) -> None:
+    """As the command does, the form rejects it before anything is sent, also without lines."""
+    path = tmp_path / "report.csv"
+    path.write_text(",".join(COLUMNS) + "\n")
+    response = upload(alice, str(path), "banks/main")
+    assert response.status_code == 400
+    assert "report.csv is a report of a provider (stripe_report)" in response.text
 
 
 def test_an_upload_is_bounded_and_belongs_to_the_session(alice: Person, work: Work) -> None:

@@ -213,7 +213,7 @@ def _check(
         create_request,
         file_id,
     )
-    from tallystick_server.reconciliation.formats.registry import find_format
+    from tallystick_server.reconciliation.formats.registry import account_problem, find_format
     from tallystick_server.reconciliation.formats.text_file import TextFile
 
     text_file = TextFile(path)
@@ -226,11 +226,8 @@ def _check(
     _warn_of_other_accounts(calls, path, account, digest)
     with readable(path):
         format_ = find_format(text_file)
-        if format_.is_of_provider and is_bank(account):
-            raise StartupError(
-                f"{path.name} is a report of a provider ({format_.name}), and {account} is the "
-                "account of a bank: use --provider NAME."
-            )
+        if problem := account_problem(format_, account):
+            raise StartupError(f"{path.name} {problem}: use --provider NAME.")
         item_count, has_difference = _read_all(text_file, format_, bool(accept_difference))
     reason = accept_difference if has_difference else ""
     request = create_request(path.name, digest, format_.name, account, reason)

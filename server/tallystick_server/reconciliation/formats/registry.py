@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import date
 
 from tallystick_core.money import MAX_BALANCE, format_amount
+from tallystick_core.reconciliation.accounts import is_bank
 from tallystick_core.reconciliation.packed_lines import LineBlock
 from tallystick_core.reconciliation.statement import (
     DATE_RANGE,
@@ -66,6 +67,13 @@ FORMATS: Sequence[Format] = (
     ),
 )
 """Every format. The first that matches counts."""
+
+
+def account_problem(format_: Format, account: str) -> str:
+    """Why a file of a format cannot be about an account; "": it can."""
+    if not (format_.is_of_provider and is_bank(account)):
+        return ""
+    return f"is a report of a provider ({format_.name}), and {account} is the account of a bank"
 
 
 def find_format(file: TextFile, formats: Sequence[Format] = FORMATS) -> Format:

@@ -3,7 +3,7 @@ posted for them.
 """
 
 from tallystick_core.reconciliation.breaks import (
-    KINDS_LOOKED_UP,
+    KINDS_ENDED_BY_BOOKING,
     BreakAction,
     BreakClass,
     BreakKind,
@@ -27,7 +27,7 @@ def _values(
     return ", ".join(f"'{value}'" for value in enum)
 
 
-_KINDS_LOOKED_UP = ", ".join(f"'{kind}'" for kind in sorted(KINDS_LOOKED_UP))
+_KINDS_LOOKED_UP = ", ".join(f"'{kind}'" for kind in sorted(KINDS_ENDED_BY_BOOKING))
 _LINE_COLUMNS = f"""
     number bigint not null check (number > 0),  -- its position among the lines of the file
     statement_number int not null check (statement_number > 0),
