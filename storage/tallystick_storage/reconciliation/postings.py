@@ -225,8 +225,9 @@ _EXPECTED_BY_AGE = f"""
 """
 _OVERDUE_BREAKS = """
     select 'breaks/' || break_id as resource_name, kind || ' of ' || account as detail
-    from break where state in ('OPEN', 'AWAITING_APPROVAL')
-        and create_time < (select clock()) - cast(:break_age as interval)
+    from break where state in ('OPEN', 'AWAITING_APPROVAL', 'AWAITING_REOPENING')
+        and case state when 'AWAITING_REOPENING' then update_time -- it was resolved until then
+            else create_time end < (select clock()) - cast(:break_age as interval)
 """
 _STUCK_POSTINGS = """
     select 'ledgerPostings/' || source_id as resource_name,
