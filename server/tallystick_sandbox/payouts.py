@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from uuid import UUID, uuid4
 
 from tallystick_core.fingerprint import fingerprint
 from tallystick_core.provider.payout_provider import PayoutRequest
@@ -18,7 +19,8 @@ from tallystick_storage.sql import Connection
 class SandboxPayouts:
     """The payout provider. `name`: the sandbox, which knows only its own payouts.
     `latency_seconds`: the latency of every submission, in seconds;
-    `key_window_seconds`: how long keys are honored, in seconds.
+    `key_window_seconds`: how long keys are honored, in seconds. `new_id`: makes the ids of
+    requests.
     """
 
     def __init__(
@@ -28,6 +30,7 @@ class SandboxPayouts:
         name: str = "sandbox",
         latency_seconds: float = 0.0,
         key_window_seconds: float = 86_400.0,
+        new_id: Callable[[], UUID] = uuid4,
     ) -> None:
         self._database = database
         self._name = name
@@ -35,6 +38,7 @@ class SandboxPayouts:
         self._keys = IdempotencyKeys(
             store.TRANSFERS, database, rules.build_transfer_reply, key_window_seconds
         )
+        self._new_id = new_id
         self._verification_counts: Counter[str] = Counter()
         self.down = False
         """Whether every connection to the provider is refused."""
@@ -46,8 +50,8 @@ class SandboxPayouts:
         await self._keys.stop()
 
     async def submit(self, requests: Sequence[PayoutRequest]) -> Sequence[Reply]:
-        """Pays, or replays the earlier replies to the keys. Returns one reply per request, in
-        order.
+        """Pays, or replays the earlier replies to the keys. Returns one reply per payout, in order.
+        All of them name the same request.
         """
         if self.down:
             return [rules.CONNECTION_REFUSED] * len(requests)
@@ -59,7 +63,9 @@ class SandboxPayouts:
             self._keys.apply_fault({Fault.BATCH_LOST: rules.NO_RESPONSE}, request.key, pair)
             for request, pair in zip(requests, behaviors, strict=True)
         ]
-        return [rules.NO_RESPONSE] * len(requests) if any(lost_replies) else replies
+        if any(lost_replies):
+            return [rules.NO_RESPONSE] * len(requests)
+        return self._answer(replies)
 
     async def _pay(self, request: PayoutRequest, behavior: Behavior) -> Reply:
         return await self._keys.execute_once(
@@ -96,7 +102,8 @@ class SandboxPayouts:
                 )
             return rules.build_transfer_reply(entry)
 
-        return await self._database.transact(advance)
+        (reply,) = self._answer([await self._database.transact(advance)])
+        return reply
 
     async def verify(self, bank_account_token: str) -> Reply:
         """Whether the provider can pay to an account."""
@@ -106,7 +113,13 @@ class SandboxPayouts:
             bank_account_token, self._verification_counts[bank_account_token]
         )
         self._verification_counts[bank_account_token] += 1
+        (reply,) = self._answer([reply])
         return reply
+
+    def _answer(self, replies: Sequence[Reply]) -> list[Reply]:
+        """The replies to one request, with its id."""
+        request_id = rules.format_request_id(self._new_id())
+        return [reply.answering(request_id) for reply in replies]
 
 
 def _new_entry(provider: str, request: PayoutRequest, behavior: Behavior) -> store.LoggedRequest:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
+from uuid import UUID
 
 
 class Fault(StrEnum):
@@ -152,6 +153,17 @@ class Reply:
     """The id of the charge or payout."""
     fee: int | None = None
     """What the sandbox takes for a charge, in minor units of its currency; None: not reported."""
+    request_id: str = field(default="", compare=False)
+    """Names the request that it answers; over HTTP, the header Request-Id."""
+
+    def answering(self, request_id: str) -> Reply:
+        """The reply to this request. A reply that does not arrive names none."""
+        return replace(self, request_id=request_id) if self.status else self
+
+
+def format_request_id(id_: UUID) -> str:
+    """The id of a request."""
+    return f"req_{id_.hex[:14]}"
 
 
 class StoredRequest(Protocol):

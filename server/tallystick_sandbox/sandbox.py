@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from uuid import UUID, uuid4
 
 from tallystick_core.fingerprint import fingerprint
 from tallystick_core.money import apply_rate
@@ -18,7 +20,7 @@ class Sandbox:
     """The payment provider. `name`: the sandbox, which knows only its own charges; several may
     share a database. `latency_seconds`: the latency of every reply, in seconds;
     `key_window_seconds`: how long keys are honored, in seconds; `fee_ppm`: its fee in parts per
-    million of each charge, 0: it reports none.
+    million of each charge, 0: it reports none. `new_id`: makes the ids of requests.
     """
 
     def __init__(
@@ -29,10 +31,12 @@ class Sandbox:
         latency_seconds: float = 0.0,
         key_window_seconds: float = 86_400.0,
         fee_ppm: int = 0,
+        new_id: Callable[[], UUID] = uuid4,
     ) -> None:
         self._database = database
         self._name = name
         self._fee_ppm = fee_ppm
+        self._new_id = new_id
         self._latency_seconds = latency_seconds
         self._keys = IdempotencyKeys(
             store.CHARGES, database, rules.build_charge_reply, key_window_seconds
@@ -54,7 +58,7 @@ class Sandbox:
         reply = await self._keys.execute_once(
             _new_entry(self._name, request, behavior), behavior, self._latency_seconds
         )
-        return self._with_fee(reply)
+        return self._complete(reply)
 
     async def cancel(self, charge_id: str) -> Reply:
         """Cancels a pending charge, and returns its state."""
@@ -88,10 +92,13 @@ class Sandbox:
             )
             return rules.build_charge_reply(snapshot)
 
-        return self._with_fee(await self._database.transact(advance))
+        return self._complete(await self._database.transact(advance))
 
-    def _with_fee(self, reply: Reply) -> Reply:
-        """The reply, with the sandbox's fee if the charge was made and a fee is configured."""
+    def _complete(self, reply: Reply) -> Reply:
+        """The reply with the id of its request, and with the sandbox's fee if the charge was made
+        and a fee is configured.
+        """
+        reply = reply.answering(rules.format_request_id(self._new_id()))
         if reply.status != 200 or not self._fee_ppm:
             return reply
         return replace(reply, fee=apply_rate(reply.amount, self._fee_ppm))

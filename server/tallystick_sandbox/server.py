@@ -87,7 +87,9 @@ def _payout_routes(payouts: SandboxPayouts) -> list[web.RouteDef]:
         )
         if not any(reply.status for reply in replies):
             return _to_response(request, replies[0])
-        return web.json_response([_reply_to_json(reply) for reply in replies])
+        body = [_reply_to_json(reply) for reply in replies]
+        named = next((reply for reply in replies if reply.request_id), replies[0])
+        return web.json_response(body, headers=_headers(named.request_id))
 
     async def look_up(request: web.Request) -> web.Response:
         return _to_response(request, await payouts.look_up(request.match_info["id"]))
@@ -137,8 +139,14 @@ def _parse_fields(body: Any, fields: Mapping[str, type]) -> dict[str, Any]:
 def _to_response(request: web.Request, reply: Reply) -> web.Response:
     if not reply.status and request.transport is not None:  # simulates a lost reply
         request.transport.close()
-    headers = {"Retry-After": f"{reply.retry_after:g}"} if reply.retry_after else {}
+    headers = _headers(reply.request_id)
+    if reply.retry_after:
+        headers["Retry-After"] = f"{reply.retry_after:g}"
     return web.json_response(_reply_to_json(reply), status=reply.status or 500, headers=headers)
+
+
+def _headers(request_id: str) -> dict[str, str]:
+    return {"Request-Id": request_id} if request_id else {}
 
 
 def _reply_to_json(reply: Reply) -> dict[str, Any]:

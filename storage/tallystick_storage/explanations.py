@@ -48,6 +48,7 @@ class ExplainedAttemptRow(NamedTuple):
     routing_rule: str
     routing_reason: str
     fallback_provider: str
+    provider_request_id: str
     start_time: datetime
     end_time: datetime | None
 
@@ -89,8 +90,13 @@ _LIST_DEAD_LETTERS = Query(
 _LIST_WEBHOOK_EVENTS = Query(
     WebhookEventRow,
     """
-    select {columns} from webhook_event
-    where reference <> '' and reference = any (cast(:references as text[]))
+    select {columns} from (
+        select {columns} from webhook_event
+        where reference <> '' and reference = any (cast(:references as text[]))
+        union all
+        select {columns} from webhook_event
+        where reference = '' and client_reference <> ''
+            and client_reference = any (cast(:ids as text[]))) e
     order by receive_time desc, webhook_event_id desc limit :limit + 1
     """,
 )
@@ -128,10 +134,14 @@ def list_dead_letters(
 
 
 def list_webhook_events(
-    connection: Connection, references: Sequence[str], limit: int
+    connection: Connection, references: Sequence[str], operation_ids: Sequence[str], limit: int
 ) -> list[WebhookEventRow]:
-    """The webhook events about these ids of providers, newest first."""
-    return _LIST_WEBHOOK_EVENTS.all(connection, references=list(references), limit=limit)
+    """The webhook events about these ids of providers, and those without one that name an
+    operation; newest first.
+    """
+    return _LIST_WEBHOOK_EVENTS.all(
+        connection, references=list(references), ids=list(operation_ids), limit=limit
+    )
 
 
 def list_alerts(

@@ -8,7 +8,7 @@ locked by key, and all operations of a transaction in one pass.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import NamedTuple
 
@@ -34,6 +34,8 @@ class AttemptResult:
     provider_fee: int | None = None
     """Minor units; None: the provider has not reported it."""
     provider_fee_currency: str | None = None
+    provider_request_id: str = field(default="", compare=False)
+    """The provider's id of the request that it answers; "": none."""
 
 
 @dataclass(slots=True)
@@ -120,7 +122,7 @@ _RECORD_ATTEMPT_RESULTS = Query(
             as r (kind text collate "C", operation_id text collate "C", attempt_number int,
                 outcome text, provider_reference text,
             moved_amount bigint, moved_currency text, failure_reason text, decline_code text,
-            provider_fee bigint, provider_fee_currency text)),
+            provider_fee bigint, provider_fee_currency text, provider_request_id text)),
     l as materialized (
         select r.* from attempt a join r on r.kind = a.kind and r.operation_id = a.operation_id
             and r.attempt_number = a.attempt_number
@@ -136,6 +138,8 @@ _RECORD_ATTEMPT_RESULTS = Query(
         moved_currency = l.moved_currency, failure_reason = l.failure_reason,
             decline_code = l.decline_code,
         provider_fee = l.provider_fee, provider_fee_currency = l.provider_fee_currency,
+        provider_request_id = case when a.end_time is null then l.provider_request_id
+            else a.provider_request_id end,
         end_time = case when l.outcome in ('SUCCEEDED', 'DECLINED', 'RETURNED')
             then coalesce(a.end_time, clock()) end
     from l where a.kind = l.kind and a.operation_id = l.operation_id

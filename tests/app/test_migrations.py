@@ -23,7 +23,14 @@ from tallystick_server.app.database.migrate import SCHEMAS, migrate
 from tallystick_server.app.database.roles import Passwords, role_names
 from tallystick_server.app.errors import StartupError
 from tallystick_server.verify.run import verify
-from tests.support.platform import eventually, free_address, fresh_database
+from tallystick_storage.migrations.seals import reseal
+from tests.support.payments import create_payment
+from tests.support.platform import (
+    eventually,
+    free_address,
+    fresh_database,
+    serve_platform,
+)
 from tests.support.processes import CLI, environment_of, expect_startup_error
 
 
@@ -278,3 +285,24 @@ def test_concurrent_migrations_both_succeed(admin_url: str, tmp_path: Path) -> N
         output = [run.communicate(timeout=60)[1] for run in runs]
         assert [run.returncode for run in runs] == [0, 0], output
         assert verify(platform_databases).passed
+
+
+def test_rows_that_are_sealed_again_after_a_new_column_pass_verify(
+    scratch_database: DatabaseUrls,
+) -> None:
+    """A column that is added breaks the seals of its table. `reseal` repairs them, and seals no row
+    that had no seal.
+    """
+    with serve_platform(scratch_database) as platform, platform.client() as client:
+        create_payment(client, "5.00")
+        create_payment(client, "5.00", token="tok_decline:do_not_honor")
+    with psycopg.connect(scratch_database.admin, autocommit=True) as admin:
+        admin.execute("set search_path = payment, pg_temp")
+        unsealed = admin.execute("select count(*) from attempt where seal is null").fetchone()
+        admin.execute("alter table attempt add column toy text not null default 'x'")
+        assert not verify(scratch_database).passed
+        admin.execute(reseal("attempt").encode())
+        assert verify(scratch_database).passed
+        assert (
+            unsealed == admin.execute("select count(*) from attempt where seal is null").fetchone()
+        )

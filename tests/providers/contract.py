@@ -329,7 +329,23 @@ async def charges_at_once_keep_their_answers(harness: ChargeHarness) -> None:
     assert len(set(references)) == 5
 
 
+async def every_answer_names_its_request(harness: ChargeHarness) -> None:
+    """A success, a decline, an error and a lookup have the provider's id of their request, each
+    another one. What was not answered has none.
+    """
+    answers = (Answer.SUCCEEDS, Answer.DECLINES, Answer.THROTTLED, Answer.ERROR_BEFORE)
+    charges = [harness.new_charge(answer) for answer in answers]
+    outcomes = [await send(harness, charge) for charge in charges]
+    outcomes.append(await look_up(harness, charges[0]))
+    request_ids = [getattr(outcome, "request_id", "") for outcome in outcomes]
+    assert all(request_ids), request_ids
+    assert len(set(request_ids)) == len(request_ids)
+    lost = await send(harness, harness.new_charge(Answer.LOST_BEFORE))
+    assert getattr(lost, "request_id", None) == ""
+
+
 CHARGE_CASES: Sequence[ChargeCase] = (
+    every_answer_names_its_request,
     a_key_charges_once,
     a_decline_takes_nothing,
     a_definite_rejection_is_a_decline,

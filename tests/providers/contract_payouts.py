@@ -25,6 +25,7 @@ from tallystick_core.provider.outcome import (
     Verified,
 )
 from tallystick_core.provider.payout_provider import PayoutProvider, PayoutRequest
+from tallystick_server.providers.request_ids import collect_request_ids
 from tests.providers.contract import Answer
 from tests.providers.contract_calls import (
     IN_USE,
@@ -329,7 +330,20 @@ async def accounts_are_verified(harness: PayoutHarness) -> None:
         assert [type(outcome) for outcome in outcomes] == kinds, answer
 
 
+async def every_submission_names_its_request(harness: PayoutHarness) -> None:
+    """A submission and a lookup have the provider's id of their request, each another one."""
+    payout = harness.new_payout(Answer.SUCCEEDS)
+    with collect_request_ids() as request_ids:
+        (outcome,) = await harness.payouts.submit([payout])
+    submitted = request_ids.add_to(outcome)
+    looked_up = await look_up(harness, payout)
+    ids = [getattr(submitted, "request_id", ""), getattr(looked_up, "request_id", "")]
+    assert all(ids)
+    assert ids[0] != ids[1]
+
+
 PAYOUT_CASES: Sequence[PayoutCase] = (
+    every_submission_names_its_request,
     a_key_pays_once,
     a_full_batch_keeps_its_order,
     one_payout_fails_alone,

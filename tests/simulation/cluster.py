@@ -33,6 +33,7 @@ from tallystick_server.app.services import find_spec, service_names
 from tallystick_server.app.wiring import Dependencies, Service, Wiring
 from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tallystick_server.providers.sandbox.charges import to_lookup_outcome, to_outcome
+from tallystick_server.providers.sandbox.client import noted
 from tallystick_server.providers.sandbox.payouts import (
     MAX_BATCH_SIZE,
     to_payout_lookup_outcome,
@@ -178,6 +179,7 @@ class Cluster:
         # Includes crashed processes: their objects must not be garbage-collected.
         self._services: list[Service] = []
         self._id_counter = count()
+        self._request_counter = count()
         self._provider_node = Node(
             PROVIDER_NODE, world.seeded_random.uniform("clock of the provider", 0, 1000)
         )
@@ -223,6 +225,9 @@ class Cluster:
     def _new_id(self) -> UUID:
         return self._world.seeded_random.uuid(f"id {next(self._id_counter)}")
 
+    def _new_request_id(self) -> UUID:
+        return self._world.seeded_random.uuid(f"request {next(self._request_counter)}")
+
     def _database(
         self, url: str, _connections: int, new_id: Callable[[], UUID]
     ) -> SimulatedDatabase:
@@ -232,11 +237,16 @@ class Cluster:
         database = self._database(self._urls["sandbox"], 1, self._new_id)
         for name in self._payment_providers:
             self.sandboxes[name] = Sandbox(
-                database, name=name, key_window_seconds=self._settings.providers.key_window
+                database,
+                name=name,
+                key_window_seconds=self._settings.providers.key_window,
+                new_id=self._new_request_id,
             )
             self.sandboxes[name].start()
         self.sandbox_payouts = SandboxPayouts(
-            database, key_window_seconds=self._settings.providers.key_window
+            database,
+            key_window_seconds=self._settings.providers.key_window,
+            new_id=self._new_request_id,
         )
         self.sandbox_payouts.start()
         if self._has_stripe:
@@ -481,7 +491,7 @@ class _RemoteChargeProvider(_RemoteProvider):
         reply = await self.call(
             where, request.charge_id, _fault_weights(request.payment_token), answer, _describe_reply
         )
-        return parse(reply) if isinstance(reply, Reply) else reply
+        return parse(noted(reply)) if isinstance(reply, Reply) else reply
 
 
 class _RemotePayoutProvider(_RemoteProvider):
@@ -530,7 +540,7 @@ class _RemotePayoutProvider(_RemoteProvider):
         return (
             [replies] * len(requests)
             if isinstance(replies, NotSent | Unknown)
-            else [to_payout_outcome(reply) for reply in replies]
+            else [to_payout_outcome(noted(reply)) for reply in replies]
         )
 
     async def look_up(self, request: PayoutRequest) -> PayoutLookupOutcome:
@@ -546,7 +556,7 @@ class _RemotePayoutProvider(_RemoteProvider):
             answer,
             _describe_reply,
         )
-        return to_payout_lookup_outcome(reply) if isinstance(reply, Reply) else reply
+        return to_payout_lookup_outcome(noted(reply)) if isinstance(reply, Reply) else reply
 
     async def verify(self, bank_account_token: str, currency: str) -> VerificationOutcome:
         reply = await self.call(

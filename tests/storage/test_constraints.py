@@ -399,6 +399,27 @@ CASES = [
         "'DECLINED', '', '', '', clock(), clock(), 'pending')",
         "P0001",
     ),
+    ("a failed try that is deleted", "payment", "delete from failed_try", "42501"),
+    (
+        "a failed try that ended before it began",
+        "payment",
+        "update failed_try set last_time = create_time - interval '1 second'",
+        "23514",
+    ),
+    ("a failed try that never was", "payment", "update failed_try set repeat_count = 0", "23514"),
+    (
+        "a failed try without a reason",
+        "payment",
+        "update failed_try set retry_reason = ''",
+        "23514",
+    ),
+    (
+        "a request id of any length",
+        "payment",
+        "update attempt set provider_request_id = repeat('x', 256) where operation_id = "
+        "'o-o-pending'",
+        "23514",
+    ),
     (
         "P2 SUCCESS without a charge",
         "payment",

@@ -14,6 +14,7 @@ PAGE_PATH = Path(__file__).parents[2] / "docs" / "reference" / "verify-exemption
 _COMMIT_MARKER = "used within an hour, if the answer to a COMMIT was lost"
 _LEADER_LEASE = "a lease on a periodic task; renewed within seconds"
 _LEASE = "a lease; an edit only delays or repeats idempotent work"
+_FAILED_TRY = "explains a delay; the oldest are replaced, and nothing depends on them"
 _METRICS = "the history of metrics, which is deleted after 30 days; nothing depends on it"
 _TRACES = "traces, which are deleted after some hours; nothing depends on them"
 _DISPLAY_ONLY = "of a line: for people; read only while its file was reconciled"
@@ -53,6 +54,7 @@ EXEMPTIONS: dict[str, str] = {
         for schema in (spec.name for spec in SERVICES if spec.calls_providers)
         for column in ("lease_until", "lease_token", "is_leased")
     },
+    **{f"{spec.name}.failed_try.(row)": _FAILED_TRY for spec in SERVICES if spec.calls_providers},
     **{f"{spec.name}.leader_lease": _LEADER_LEASE for spec in SERVICES if spec.publishes_events},
     **{f"{spec.name}.commit_marker": _COMMIT_MARKER for spec in SERVICES},
 }

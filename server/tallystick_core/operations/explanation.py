@@ -11,6 +11,7 @@ from enum import StrEnum
 
 from tallystick_core.operations.dead_letter import DeadLetterCause, DeadLetterState
 from tallystick_core.operations.next_action import NextAction
+from tallystick_core.operations.webhook_event import WebhookEventState
 from tallystick_core.provider.outcome import RetryReason
 
 
@@ -134,6 +135,25 @@ class AttemptFacts:
     routing_rule: str = ""
     routing_reason: str = ""
     fallback_provider: str = ""
+    request_id: str = ""
+    """The provider's id of the request that it answered last, "": none, or not shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class FailedTryFacts:
+    """A try that did not complete its operation. Of an outage, `repeat_count` tries from `time` to
+    `last_time` are one. `next_try_time` None: no further try was scheduled.
+    """
+
+    action: NextAction
+    provider: str
+    retry_reason: RetryReason
+    time: datetime
+    last_time: datetime
+    next_try_time: datetime | None
+    detail: str = ""
+    request_id: str = ""
+    repeat_count: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +180,7 @@ class WebhookFacts:
     provider: str
     event_id: str
     event_type: str
-    state: str
+    state: WebhookEventState
     receive_time: datetime
     end_time: datetime | None
     reference: str
@@ -209,6 +229,11 @@ def quote(text: str) -> str:
 def count(number: int, singular: str, plural: str = "") -> str:
     """A number with its noun."""
     return f"{number} {singular if number == 1 else plural or f'{singular}s'}"
+
+
+def describe_polls(number: int) -> str:
+    """How often the provider was asked, as the end of a sentence."""
+    return f"it has asked {count(number, 'time')} so far" if number else "it has not asked yet"
 
 
 def sort_steps(steps: Iterable[NextStep]) -> tuple[NextStep, ...]:

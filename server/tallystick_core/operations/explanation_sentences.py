@@ -1,5 +1,5 @@
-"""The facts about operations that every kind has, as sentences: retries, dead letters, webhook
-events, alerts and conflicting reports.
+"""The facts about operations that every kind has, as sentences: what is done next, dead letters,
+webhook events, alerts and conflicting reports.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from tallystick_core.operations.dead_letter import DeadLetterCause, DeadLetterSt
 from tallystick_core.operations.explanation import (
     Actor,
     AlertFacts,
-    AttemptFacts,
     DeadLetterFacts,
     ExplanationEntry,
     ExplanationSource,
@@ -24,40 +23,14 @@ from tallystick_core.operations.explanation import (
     join_sentences,
     quote,
 )
+from tallystick_core.operations.explanation_attempts import RETRY_SENTENCES, lower_first
 from tallystick_core.operations.next_action import (
     ExhaustedAction,
     NextAction,
     when_exhausted,
 )
+from tallystick_core.operations.webhook_event import WebhookEventState
 from tallystick_core.provider.outcome import RetryReason
-
-RETRY_SENTENCES: Mapping[RetryReason, str] = {
-    RetryReason.NOT_SENT: "The provider could not be reached, so certainly nothing was sent.",
-    RetryReason.NO_ANSWER: "The provider did not answer, so it is not known whether money moved.",
-    RetryReason.SERVER_ERROR: "The provider answered with a server error, so it is not known "
-    "whether money moved.",
-    RetryReason.THROTTLED: "The provider asked the platform to retry later.",
-    RetryReason.UNAUTHORIZED: "The provider rejects the platform's credentials.",
-    RetryReason.CIRCUIT_OPEN: "No calls are sent to the provider: it fails too often, all its "
-    "concurrent calls are in use, or it is not configured.",
-    RetryReason.REJECTED: "The provider rejected the request as malformed, its answer cannot be "
-    "stored, or the risk check was not passed.",
-    RetryReason.PENDING: "The provider reports the outcome later.",
-    RetryReason.POST_COMPLETION_POLL: "The provider is polled after the end, in case money still "
-    "moves.",
-    RetryReason.NOT_FOUND: "The provider did not know the request when it was asked.",
-    RetryReason.LOOKUP_INCONCLUSIVE: "The provider did not report an outcome when it was asked.",
-    RetryReason.OUTCOME_UNKNOWN: "The provider does not report an outcome, and may no longer honor "
-    "the idempotency key, so nothing is sent again.",
-    RetryReason.MISMATCHED_OPERATION: "The provider answered with the outcome of another request.",
-    RetryReason.APPLYING_FAILED: "The outcome is stored, but the database rejects applying it.",
-    RetryReason.BOOKING_UNAVAILABLE: "WalletService or LedgerService did not answer.",
-    RetryReason.CALLER_REJECTED: "WalletService or LedgerService rejects the calls of this "
-    "service, which is an error of the configuration.",
-    RetryReason.BOOKING_FAILED: "WalletService or LedgerService failed on this item alone.",
-    RetryReason.BOOKING_REJECTED: "WalletService or LedgerService rejected the booking.",
-}
-"""Why an operation is tried again."""
 
 _OPERATOR_ADVICE: Mapping[RetryReason, str] = {
     RetryReason.UNAUTHORIZED: "An operator must correct the credentials of {provider}.",
@@ -80,18 +53,14 @@ _ACTIONS: Mapping[NextAction, str] = {
     NextAction.BOOK: "The platform updates the seller's wallet and posts to the ledger.",
     NextAction.WAIT: "The platform completes the {subject}.",
 }
-_OUTCOMES = {
-    "": "No answer is stored yet.",
-    "SUCCEEDED": "The provider reported that the money has moved.",
-    "DECLINED": "The provider reported that certainly no money has moved.",
-    "PENDING": "The provider reported that the outcome is pending.",
-    "NOT_SENT": "Certainly nothing was sent.",
-    "UNKNOWN": "The provider has not reported whether money has moved.",
-    "SUBMITTED": "The provider has accepted it, and reports the outcome later.",
-    "IN_TRANSIT": "The provider has sent the money.",
-    "RETURNED": "The seller's bank received the money and returned it.",
+_WEBHOOK_STATES: Mapping[WebhookEventState, str] = {
+    WebhookEventState.RECEIVED: "It is not applied yet: the provider is asked for the outcome, "
+    "because an event proves nothing.",
+    WebhookEventState.APPLIED: "At {time} it was applied: the provider was asked for the outcome.",
+    WebhookEventState.IGNORED: "It was ignored: an event of this type changes nothing.",
+    WebhookEventState.CLOSED: "At {time} an operator closed it. It was not applied.",
 }
-"""What an outcome of an attempt means."""
+"""What became of a webhook event."""
 _EXHAUSTED: Mapping[ExhaustedAction, str] = {
     ExhaustedAction.FAIL: "it fails, because certainly nothing was sent",
     ExhaustedAction.LOOK_UP: "the platform asks for the outcome before it sends anything again",
@@ -157,7 +126,7 @@ def _describe_wait(operation: OperationFacts) -> str:
     if operation.retry_reason is None:
         return ""
     return join_sentences(
-        f"It waits since the last try: {_lower_first(RETRY_SENTENCES[operation.retry_reason])}",
+        f"It waits because {lower_first(RETRY_SENTENCES[operation.retry_reason])}",
         f"The last answer was: {quote(operation.detail)}." if operation.detail else "",
         _describe_tries(operation, operation.retry_reason),
     )
@@ -178,11 +147,6 @@ def _describe_tries(operation: OperationFacts, retry_reason: RetryReason) -> str
     )
 
 
-def _lower_first(sentence: str) -> str:
-    is_name = sentence.startswith(("WalletService", "LedgerService"))
-    return sentence if is_name else f"{sentence[:1].lower()}{sentence[1:]}"
-
-
 def _dead_letter_step(dead_letter: DeadLetterFacts, resource_name: str) -> NextStep:
     id_ = dead_letter.dead_letter_id
     action = join_sentences(
@@ -200,41 +164,6 @@ def _expiry_steps(
     action = f"The {subject} expires; the platform then ends it, and asks {operation.provider} to "
     action += "cancel it if it may have been sent."
     return (NextStep(Actor.PLATFORM, action, resource_name, operation.expire_time),)
-
-
-def attempt_entries(
-    attempt: AttemptFacts, name: str, outcome_times: Iterable[datetime]
-) -> list[ExplanationEntry]:
-    """The request and its answer. `name`: "charge o-1". `outcome_times`: when the answer changed a
-    state; one transaction stores both, the answer last.
-    """
-    entries = [
-        ExplanationEntry(
-            attempt.start_time,
-            ExplanationSource.PROVIDER,
-            f"Attempt {attempt.number} of the {name} began at {attempt.provider}.",
-            f"Every request has the idempotency key {attempt.provider_key}."
-            + ("" if attempt.end_time else f" {_OUTCOMES[attempt.outcome]}"),
-            attempt.provider_reference,
-        )
-    ]
-    if attempt.end_time is None:
-        return entries
-    ended = ExplanationEntry(
-        min([attempt.end_time, *outcome_times]),
-        ExplanationSource.PROVIDER,
-        f"Attempt {attempt.number} at {attempt.provider} ended: {attempt.outcome}.",
-        join_sentences(
-            _OUTCOMES[attempt.outcome],
-            f"Reason: {attempt.failure_reason}." if attempt.failure_reason else "",
-            f"The provider's code is {quote(attempt.decline_code)}."
-            if attempt.decline_code
-            else "",
-            f"The provider's fee is {attempt.provider_fee}." if attempt.provider_fee else "",
-        ),
-        attempt.provider_reference,
-    )
-    return [*entries, ended]
 
 
 def dead_letter_entries(dead_letter: DeadLetterFacts) -> list[ExplanationEntry]:
@@ -268,13 +197,13 @@ def dead_letter_entries(dead_letter: DeadLetterFacts) -> list[ExplanationEntry]:
 
 
 def webhook_entry(webhook: WebhookFacts) -> ExplanationEntry:
-    end = "" if webhook.end_time is None else f" at {format_time(webhook.end_time)}"
     return ExplanationEntry(
         webhook.receive_time,
         ExplanationSource.WEBHOOK,
         f"{webhook.provider} sent the webhook event {webhook.event_type}.",
-        f"It is {webhook.state}{end}. A webhook event changes nothing by itself: the provider is "
-        "asked for the outcome.",
+        _WEBHOOK_STATES[webhook.state].format(
+            time=format_time(webhook.end_time) if webhook.end_time else "",
+        ),
         webhook.event_id,
         webhook.trace_id,
     )
@@ -290,7 +219,7 @@ def webhook_steps(webhooks: Iterable[WebhookFacts]) -> tuple[NextStep, ...]:
             f"webhookEvents/{item.webhook_event_id}",
         )
         for item in webhooks
-        if item.state == "RECEIVED"
+        if item.state is WebhookEventState.RECEIVED
     )
 
 

@@ -21,9 +21,9 @@ from tallystick_core.operations.explanation import (
     sort_entries,
     sort_steps,
 )
+from tallystick_core.operations.explanation_attempts import attempt_entries, failed_try_entry
 from tallystick_core.operations.explanation_sentences import (
     alert_entries,
-    attempt_entries,
     dead_letter_entries,
     report_entries,
     webhook_entry,
@@ -158,6 +158,8 @@ def describe_order(  # noqa: PLR0911 - one for each condition
             return "charged and is being booked"
         case OrderStatus.PENDING if order.pending_reason is PendingReason.BUYER_ACTION:
             return f"PENDING and waits for the buyer at {charge.provider}"
+        case OrderStatus.PENDING if order.pending_reason is PendingReason.RISK_REVIEW:
+            return "PENDING and waits for the review of the risk provider"
         case OrderStatus.PENDING:
             return f"PENDING and waits for the review of {charge.provider}"
         case OrderStatus.NOT_STARTED:
@@ -234,15 +236,18 @@ def _charge_entries(charge: ChargeFacts) -> list[ExplanationEntry]:
     entries = before
     for attempt in charge.attempts:
         entries.append(_routing_entry(attempt, charge))
-        entries += attempt_entries(
-            attempt, f"charge {charge.charge_id}", _outcome_times(charge, attempt)
-        )
+        entries += attempt_entries(attempt, _name(charge), _outcome_times(charge, attempt))
+    entries += [failed_try_entry(item, _name(charge)) for item in charge.failed_tries]
     entries += after
     for dead_letter in charge.dead_letters:
         entries += dead_letter_entries(dead_letter)
     for report in charge.reports:
         entries += report_entries(report, _CHARGE)
     return entries
+
+
+def _name(charge: ChargeFacts) -> str:
+    return f"{_CHARGE} {charge.charge_id}"
 
 
 def _transition_key(item: OrderTransitionFacts) -> tuple[datetime, str, str, str]:

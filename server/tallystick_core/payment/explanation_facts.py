@@ -9,6 +9,7 @@ from tallystick_core.operations.explanation import (
     AlertFacts,
     AttemptFacts,
     DeadLetterFacts,
+    FailedTryFacts,
     OperationFacts,
     ReportFacts,
     WebhookFacts,
@@ -80,6 +81,7 @@ class ChargeFacts:
     dead_letters: tuple[DeadLetterFacts, ...] = ()
     reports: tuple[ReportFacts, ...] = ()
     polls: tuple[PollFacts, ...] = ()
+    failed_tries: tuple[FailedTryFacts, ...] = ()
 
     @property
     def provider(self) -> str:

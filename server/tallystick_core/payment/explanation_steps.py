@@ -7,7 +7,7 @@ from datetime import datetime
 from tallystick_core.operations.explanation import (
     Actor,
     NextStep,
-    count,
+    describe_polls,
     quote,
 )
 from tallystick_core.operations.explanation_sentences import (
@@ -63,9 +63,14 @@ def _pending_steps(charge: ChargeFacts) -> list[NextStep]:
     name, order = f"charges/{charge.charge_id}", charge.orders[0]
     order = next((item for item in charge.orders if item.status is OrderStatus.PENDING), order)
     if order.pending_reason is not PendingReason.BUYER_ACTION:
+        reviewer = (
+            "The risk provider"
+            if order.pending_reason is PendingReason.RISK_REVIEW
+            else charge.provider
+        )
         action = (
-            f"{charge.provider} must decide its review of the charge, which has no deadline. The "
-            "order never fails by itself."
+            f"{reviewer} must decide its review of the charge, which has no deadline. The order "
+            "never fails by itself."
         )
         return [NextStep(Actor.PROVIDER, action, name)]
     buyer_step = NextStep(
@@ -111,8 +116,8 @@ def _paid_steps(order: OrderFacts, now: datetime) -> list[NextStep]:
 
 def _poll_step(poll: PollFacts, resource_name: str) -> NextStep:
     action = (
-        f"The platform asks {poll.provider} whether a failed attempt was charged after all; it has "
-        f"asked {count(poll.poll_count, 'time')} so far. Such money becomes an unapplied charge."
+        f"The platform asks {poll.provider} whether a failed attempt was charged after all; "
+        f"{describe_polls(poll.poll_count)}. Such money becomes an unapplied charge."
     )
     return NextStep(Actor.PLATFORM, action, resource_name, poll.next_poll_time)
 

@@ -15,19 +15,20 @@ from tallystick_core.operations.explanation import (
     Explanation,
     ExplanationEntry,
     ExplanationSource,
+    FailedTryFacts,
     NextStep,
     OperationFacts,
     ReportFacts,
     WebhookFacts,
-    count,
+    describe_polls,
     join_sentences,
     quote,
     sort_entries,
     sort_steps,
 )
+from tallystick_core.operations.explanation_attempts import attempt_entries, failed_try_entry
 from tallystick_core.operations.explanation_sentences import (
     alert_entries,
-    attempt_entries,
     dead_letter_entries,
     operation_steps,
     report_entries,
@@ -108,6 +109,7 @@ class PayoutFacts:
     poll_count: int = 0
     webhooks: tuple[WebhookFacts, ...] = ()
     alerts: tuple[AlertFacts, ...] = ()
+    failed_tries: tuple[FailedTryFacts, ...] = ()
 
     @property
     def name(self) -> str:
@@ -157,7 +159,7 @@ _TRANSITIONS: Mapping[PayoutTransitionReason, str] = {
     PayoutTransitionReason.CANCELLED: "{actor} cancelled the payout.",
     PayoutTransitionReason.DESTINATION_ENDED: "The destination became UNUSABLE or DISABLED before "
     "the payout was sent; it became {state}.",
-    PayoutTransitionReason.SENDING: "The attempt was committed; the payout became {state}.",
+    PayoutTransitionReason.SENDING: "The platform began to send the payout; it became {state}.",
     PayoutTransitionReason.PROVIDER_OUTCOME: "The payout became {state}, as the provider reported.",
     PayoutTransitionReason.UNMATCHED_TRANSFER: "The provider reported a transfer or an outcome "
     "that does not match the payout.",
@@ -165,7 +167,8 @@ _TRANSITIONS: Mapping[PayoutTransitionReason, str] = {
     "certainly nothing was paid.",
     PayoutTransitionReason.CLOSED_BY_OPERATOR: "{actor} closed the dead letter; the payout became "
     "{state}.",
-    PayoutTransitionReason.BOOKED: "The payout was booked: wallet and ledger have its end.",
+    PayoutTransitionReason.BOOKED: "The payout was booked: the wallet and the ledger show "
+    "how it ended.",
     PayoutTransitionReason.ACKNOWLEDGED: "{actor} acknowledged an unmatched transfer or a "
     "conflicting report.",
 }
@@ -196,11 +199,13 @@ _MATCHES: Mapping[TransferMatch, str] = {
 
 def explain(facts: PayoutFacts, now: datetime) -> Explanation:
     """The explanation of a payout at `now`. It has at least one next step and one entry."""
+    name = f"{_PAYOUT} {facts.payout_id}"
     entries = [_request_entry(facts)]
     transitions = [(item, _transition_entry(item)) for item in facts.transitions]
     entries += [entry for item, entry in transitions if item.to_state in _BEFORE_THE_ATTEMPT]
     for attempt in facts.attempts:
-        entries += attempt_entries(attempt, f"payout {facts.payout_id}", _outcome_times(facts))
+        entries += attempt_entries(attempt, name, _outcome_times(facts))
+    entries += [failed_try_entry(item, name) for item in facts.failed_tries]
     for transfer in facts.transfers:
         entries += _transfer_entries(transfer)
     entries += [entry for item, entry in transitions if item.to_state not in _BEFORE_THE_ATTEMPT]
@@ -271,14 +276,10 @@ def _operation_steps(facts: PayoutFacts, now: datetime) -> tuple[NextStep, ...]:
 def _completed_steps(facts: PayoutFacts) -> list[NextStep]:
     """What happens next to a payout that has ended and is booked."""
     if facts.next_poll_time is not None:
-        what = (
-            "whether it was paid after all"
-            if facts.state is PayoutState.FAILED
-            else "whether the seller's bank returned money"
-        )
         action = (
-            f"The payout is complete. The platform still asks {facts.provider} {what}; it has "
-            f"asked {count(facts.poll_count, 'time')} so far."
+            f"The payout is complete. The platform still asks {facts.provider} "
+            f"{_POLLED_FOR.get(facts.state, 'whether more money has moved')}; "
+            f"{describe_polls(facts.poll_count)}."
         )
         return [NextStep(Actor.PLATFORM, action, facts.name, facts.next_poll_time)]
     if facts.state is PayoutState.PAID:
@@ -289,6 +290,12 @@ def _completed_steps(facts: PayoutFacts) -> list[NextStep]:
             f"caller creates another payout with a new id{_advice(facts)}."
         )
     return [NextStep(Actor.NOBODY, action)]
+
+
+_POLLED_FOR: Mapping[PayoutState, str] = {
+    PayoutState.PAID: "whether the seller's bank returned money",
+    PayoutState.FAILED: "whether it was paid after all",
+}
 
 
 def _advice(facts: PayoutFacts) -> str:

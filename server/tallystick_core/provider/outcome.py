@@ -138,6 +138,8 @@ class Succeeded:
     """The operation id or idempotency key, as the provider echoes it; "": it echoes nothing."""
     fee: ProviderFee | None = field(default=None, compare=False)
     """None: the provider has not reported it. It does not change what happened to the money."""
+    request_id: str = field(default="", compare=False)
+    """The provider's id of the request that it answers; "": it has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +154,7 @@ class Declined:
     reference: str = ""
     client_reference: str = field(default="", compare=False)
     """As in Succeeded."""
+    request_id: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +166,7 @@ class Pending:
     next_action_url: str = ""
     client_reference: str = field(default="", compare=False)
     """As in Succeeded."""
+    request_id: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +174,7 @@ class NotSent:
     """It is certain that nothing was sent."""
 
     detail: str
+    request_id: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +188,7 @@ class Unknown:
     retry_after: float = 0.0
     reference: str = ""
     """The provider's id of what a first request has created, if a second one was not answered."""
+    request_id: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +198,7 @@ class NotFound:
     """
 
     detail: str = "the provider does not know it"
+    request_id: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +241,7 @@ class Submitted:
     reference: str
     client_reference: str = field(default="", compare=False)
     """As in Succeeded."""
+    request_id: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +251,7 @@ class InTransit:
     reference: str
     client_reference: str = field(default="", compare=False)
     """As in Succeeded."""
+    request_id: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +269,7 @@ class Returned:
     """Whether the account caused the return and cannot be paid to again."""
     client_reference: str = field(default="", compare=False)
     """As in Succeeded."""
+    request_id: str = field(default="", compare=False)
 
 
 PayoutOutcome = Submitted | InTransit | Succeeded | Returned | Declined | NotSent | Unknown

@@ -16,7 +16,7 @@ from uuid import UUID, uuid4
 import orjson
 
 from tallystick_core.errors import ApiError
-from tallystick_sandbox.rules import Behavior, Fault
+from tallystick_sandbox.rules import Behavior, Fault, format_request_id
 from tallystick_sandbox.stripe import accounts, checkout_sessions, errors, faults, store
 from tallystick_sandbox.stripe.checkout_sessions import BuyerCard, CheckoutState
 from tallystick_sandbox.stripe.context import API_VERSION, Context, StripeRules
@@ -78,7 +78,7 @@ class StripeSandbox:
         self, method: str, path: str, headers: Mapping[str, str], body: bytes
     ) -> HttpAnswer:
         """Serves a request. `path` with its query. Never raises for a bad request."""
-        request_id = f"req_{self._new_id().hex[:14]}"
+        request_id = format_request_id(self._new_id())
         lower = {name.lower(): value for name, value in headers.items()}
         try:
             answer = await self._serve(method, path, lower, body, request_id)

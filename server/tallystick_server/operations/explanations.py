@@ -24,6 +24,7 @@ from tallystick_core.operations.explanation import (
     Explanation,
     ExplanationEntry,
     ExplanationSource,
+    FailedTryFacts,
     NextStep,
     OperationFacts,
     WebhookFacts,
@@ -31,6 +32,7 @@ from tallystick_core.operations.explanation import (
     sort_steps,
 )
 from tallystick_core.operations.next_action import NextAction
+from tallystick_core.operations.webhook_event import WebhookEventState
 from tallystick_core.provider.outcome import RetryReason
 from tallystick_server.operations.retry_policy import RetryPolicies
 from tallystick_server.rpc.enums import EnumNames
@@ -38,6 +40,7 @@ from tallystick_server.rpc.service_client import ServiceCallRejected, ServiceCli
 from tallystick_server.rpc.timestamps import parse_time, to_optional_timestamp, to_timestamp
 from tallystick_storage.dead_letters import DeadLetterRow
 from tallystick_storage.explanations import AlertRow, ExplainedAttemptRow, OperationRow
+from tallystick_storage.failed_tries import FailedTryRow
 from tallystick_storage.webhook_events import WebhookEventRow
 
 MAX_ROWS = 100
@@ -174,7 +177,11 @@ def operation_facts(
 ) -> OperationFacts:
     """`with_details`: with the answer of the provider, which only operators may read."""
     retry_reason = RetryReason(row.retry_reason) if row.retry_reason else None
-    policy = retry_reason and retry_policies.policy_for(row.provider, retry_reason)
+    policy = (
+        None
+        if retry_reason is None or retry_reason is RetryReason.CIRCUIT_OPEN  # it uses no tries
+        else retry_policies.policy_for(row.provider, retry_reason)
+    )
     return OperationFacts(
         next_action,
         row.provider,
@@ -205,7 +212,8 @@ def dead_letter_facts(row: DeadLetterRow, *, with_details: bool) -> DeadLetterFa
     )
 
 
-def attempt_facts(row: ExplainedAttemptRow) -> AttemptFacts:
+def attempt_facts(row: ExplainedAttemptRow, *, with_details: bool) -> AttemptFacts:
+    """`with_details`: with the provider's id of the request, which only operators may read."""
     fee = (
         ""
         if row.provider_fee is None or row.provider_fee_currency is None
@@ -226,6 +234,22 @@ def attempt_facts(row: ExplainedAttemptRow) -> AttemptFacts:
         row.routing_rule,
         row.routing_reason,
         row.fallback_provider,
+        row.provider_request_id if with_details else "",
+    )
+
+
+def failed_try_facts(row: FailedTryRow, *, with_details: bool) -> FailedTryFacts:
+    """`with_details`: with what the provider answered, which only operators may read."""
+    return FailedTryFacts(
+        NextAction(row.action),
+        row.provider,
+        RetryReason(row.retry_reason),
+        row.create_time,
+        row.last_time,
+        row.next_try_time,
+        row.detail if with_details else "",
+        row.provider_request_id if with_details else "",
+        row.repeat_count,
     )
 
 
@@ -235,7 +259,7 @@ def webhook_facts(row: WebhookEventRow) -> WebhookFacts:
         row.provider,
         row.event_id,
         row.event_type,
-        row.state,
+        WebhookEventState(row.state),
         row.receive_time,
         row.end_time,
         row.reference,

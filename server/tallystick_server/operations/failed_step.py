@@ -59,6 +59,8 @@ class FailedStep(Generic[Op]):
     """Why the operation fails: it certainly moved no money, and is cancelled or expired."""
     provider_unavailable: bool = False
     """Whether the provider was not called, because its circuit is open or it is not configured."""
+    request_id: str = ""
+    """The provider's id of the request that failed; "": none."""
 
     @property
     def has_recorded_outcome(self) -> bool:
@@ -108,6 +110,7 @@ def classify_failure(
                 ),
                 outcome.detail,
                 action,
+                request_id=outcome.request_id,
             )
         case Unknown():
             return FailedStep(
@@ -121,6 +124,7 @@ def classify_failure(
                 outcome.detail,
                 action,
                 outcome.retry_after,
+                request_id=outcome.request_id,
             )
         case (
             Succeeded()
@@ -213,6 +217,7 @@ def classify_not_found(
                 f"{outcome.detail}: {failure_reason}",
                 action,
                 failure_reason=failure_reason,
+                request_id=outcome.request_id,
             )
         if operation.seconds_since_sent < final.min_seconds_since_sent:
             operation = replace(
@@ -229,7 +234,14 @@ def classify_not_found(
     reason = _retry_reason(
         RetryReason.NOT_FOUND, action, key_honored=key_honored, awaits_provider=awaits_provider
     )
-    return FailedStep(operation, reason, outcome.detail, action, is_not_found=True)
+    return FailedStep(
+        operation,
+        reason,
+        outcome.detail,
+        action,
+        is_not_found=True,
+        request_id=outcome.request_id,
+    )
 
 
 def with_cancel_reason(
@@ -260,6 +272,7 @@ def classify_storage_error(
     """
     if isinstance(outcome, LookedUp):
         outcome = outcome.outcome
+    request_id = getattr(outcome, "request_id", "")
     if is_duplicate_reference(error):
         reference = getattr(outcome, "reference", "")
         return FailedStep(
@@ -267,6 +280,7 @@ def classify_storage_error(
             RetryReason.MISMATCHED_OPERATION,
             f"the provider's reference {reference} belongs to another operation",
             action,
+            request_id=request_id,
         )
     if action is NextAction.APPLY_RECORDED:
         return FailedStep(
@@ -274,12 +288,14 @@ def classify_storage_error(
             RetryReason.APPLYING_FAILED,
             f"the outcome is stored and cannot be applied: {type(outcome).__name__}",
             action,
+            request_id=request_id,
         )
     return FailedStep(
         operation,
         RetryReason.REJECTED,
         f"the outcome cannot be stored: {type(outcome).__name__}",
         action,
+        request_id=request_id,
     )
 
 

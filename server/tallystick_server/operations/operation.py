@@ -125,4 +125,5 @@ def attempt_result(
         decline_code=declined.code if declined else "",
         provider_fee=fee.amount if fee else None,
         provider_fee_currency=fee.currency if fee else None,
+        provider_request_id=getattr(outcome, "request_id", ""),
     )

@@ -20,12 +20,18 @@ from tallystick_server.operations.kind import OperationKind
 from tallystick_server.operations.operation import LeasedOperation
 from tallystick_server.operations.retry_policy import RetryPolicies
 from tallystick_storage import dead_letters as dead_letter_store
+from tallystick_storage import failed_tries as failed_try_store
 from tallystick_storage import operations as operation_store
 from tallystick_storage.database import Database
 from tallystick_storage.operation_key import OperationKey
 from tallystick_storage.sql import Connection
 
 _MAX_DETAIL_LENGTH = 255
+_NO_FAILURES = frozenset({RetryReason.PENDING, RetryReason.POST_COMPLETION_POLL})
+_OUTAGES = frozenset(
+    {RetryReason.CIRCUIT_OPEN, RetryReason.BOOKING_UNAVAILABLE, RetryReason.CALLER_REJECTED}
+)
+"""Reasons without a limit of tries, which last as long as something is unavailable."""
 
 
 class Rescheduler:
@@ -81,26 +87,36 @@ class Rescheduler:
                 else {}
             )
             # A former holder does not fail what its successor may be sending.
-            failed = self._fail(
-                connection,
-                [
-                    step
-                    for step in failures
-                    if open_tokens.get(step.operation.key) == step.operation.lease_token
-                ],
+            failing = [
+                step
+                for step in failures
+                if open_tokens.get(step.operation.key) == step.operation.lease_token
+            ]
+            # An operation that was cancelled meanwhile is scheduled again instead.
+            without_retry = [
+                self._without_retry(step, now)
+                for step in dead_lettered_steps
+                if step.has_recorded_outcome or step.operation.key in open_tokens
+            ]
+            is_dead_lettered = (
+                operation_store.reschedule(connection, [*reschedules, *without_retry])
+                if reschedules or without_retry
+                else {}
             )
-            if reschedules:
-                operation_store.reschedule(connection, reschedules)
-            if dead_lettered_steps:
-                causes = self._create_dead_letters(
-                    connection,
-                    [
-                        step
-                        for step in dead_lettered_steps
-                        if step.has_recorded_outcome or step.operation.key in open_tokens
-                    ],
-                    now,
-                )
+            _store_failed_tries(
+                connection,
+                failed_steps,
+                {key: not is_dead for key, is_dead in is_dead_lettered.items()}
+                | {step.operation.key: False for step in failing},
+            )
+            failed = self._fail(connection, failing)
+            dead_letters = {
+                step.operation.key: step
+                for step in dead_lettered_steps
+                if is_dead_lettered.get(step.operation.key, False)
+            }
+            if dead_letters:
+                causes = self._create_dead_letters(connection, dead_letters, now)
             return failed, causes
 
         failed, causes = await self._database.transact(store)
@@ -156,19 +172,11 @@ class Rescheduler:
         )
 
     def _create_dead_letters(
-        self, connection: Connection, failed_steps: Sequence[FailedStep[Any]], now: float
+        self, connection: Connection, steps: Mapping[OperationKey, FailedStep[Any]], now: float
     ) -> list[str]:
-        """Creates dead letters for operations that this process still leases. An operation that was
-        cancelled meanwhile is rescheduled instead. Returns the causes of the new dead letters.
+        """Creates dead letters for operations that no retry is scheduled for. Returns their
+        causes.
         """
-        is_dead_lettered = operation_store.reschedule(
-            connection, [self._without_retry(step, now) for step in failed_steps]
-        )
-        steps = {
-            step.operation.key: step
-            for step in failed_steps
-            if is_dead_lettered.get(step.operation.key, False)
-        }
         new_dead_letters = [
             dead_letter_store.NewDeadLetter(
                 key.kind,
@@ -236,6 +244,47 @@ class Rescheduler:
             sanitize_detail(failed_step.detail),
             self._kinds[operation.kind].phase(operation),
         )
+
+
+def _store_failed_tries(
+    connection: Connection,
+    failed_steps: Sequence[FailedStep[Any]],
+    next_tries: Mapping[OperationKey, bool],
+) -> None:
+    """Stores the steps that failed under a valid lease, one for each operation. `next_tries`: those
+    operations, and whether they are scheduled again. A provider that is not ready yet has not
+    failed, and what was given up was not tried.
+    """
+    by_key = {
+        step.operation.key: step
+        for step in sorted(failed_steps, key=lambda step: step.operation.lease_token)
+        if step.operation.key in next_tries
+        and step.retry_reason not in _NO_FAILURES
+        and step.action is not NextAction.GIVE_UP
+    }
+    if by_key:
+        failed_try_store.insert(
+            connection,
+            [_failed_try(step, has_next_try=next_tries[key]) for key, step in by_key.items()],
+        )
+
+
+def _failed_try(
+    failed_step: FailedStep[Any], *, has_next_try: bool
+) -> failed_try_store.NewFailedTry:
+    operation = failed_step.operation
+    return failed_try_store.NewFailedTry(
+        operation.kind,
+        operation.operation_id,
+        operation.attempt_number,
+        operation.provider,
+        failed_step.action,
+        failed_step.retry_reason,
+        sanitize_detail(failed_step.detail),
+        failed_step.request_id,
+        failed_step.retry_reason in _OUTAGES,
+        has_next_try,
+    )
 
 
 def _cap_delay(delay_seconds: float, remaining_seconds: float) -> float:

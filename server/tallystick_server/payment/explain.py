@@ -26,6 +26,7 @@ from tallystick_server.operations.explanations import (
     alert_facts,
     attempt_facts,
     dead_letter_facts,
+    failed_try_facts,
     limit_rows,
     operation_facts,
     to_message,
@@ -41,6 +42,7 @@ from tallystick_server.payment.explanation_rows import (
     unapplied_facts,
 )
 from tallystick_storage import explanations as operation_store
+from tallystick_storage import failed_tries as failed_try_store
 from tallystick_storage.database import Database, read_snapshot
 from tallystick_storage.payment import charges as charge_store
 from tallystick_storage.payment import explanations as store
@@ -190,6 +192,11 @@ class PaymentExplainer:
             store.list_reports(connection, charge_ids, MAX_ROWS), "conflicting reports", omissions
         )
         polls = store.list_polls(connection, charge_ids)
+        failed_tries = limit_rows(
+            failed_try_store.list_latest(connection, KindName.CHARGE, charge_ids, MAX_ROWS),
+            "failed tries",
+            omissions,
+        )
         charge_of = {order.payment_order_id: order.charge_id for order in orders}
         return tuple(
             ChargeFacts(
@@ -200,7 +207,11 @@ class PaymentExplainer:
                     for row in reversed(transitions)
                     if charge_of[row.payment_order_id] == charge_id
                 ),
-                tuple(attempt_facts(row) for row in attempts if row.operation_id == charge_id),
+                tuple(
+                    attempt_facts(row, with_details=for_operator)
+                    for row in attempts
+                    if row.operation_id == charge_id
+                ),
                 operation_facts(
                     operations[charge_id],
                     actions.get(charge_id, NextAction.WAIT),
@@ -219,6 +230,11 @@ class PaymentExplainer:
                     PollFacts(row.provider, row.next_poll_time, row.poll_count)
                     for row in polls
                     if row.charge_id == charge_id
+                ),
+                tuple(
+                    failed_try_facts(row, with_details=for_operator)
+                    for row in reversed(failed_tries)
+                    if row.operation_id == charge_id
                 ),
             )
             for charge_id in charge_ids
@@ -268,7 +284,9 @@ def _with_operator_facts(
         if attempt.provider_reference
     } | {item.provider_reference: None for item in facts.unapplied}
     webhooks = limit_rows(
-        operation_store.list_webhook_events(connection, list(references), MAX_ROWS),
+        operation_store.list_webhook_events(
+            connection, list(references), [charge.charge_id for charge in facts.charges], MAX_ROWS
+        ),
         "webhook events",
         omissions,
     )

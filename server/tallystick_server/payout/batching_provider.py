@@ -10,6 +10,7 @@ from tallystick_core.provider.outcome import PayoutOutcome, Unknown, Verificatio
 from tallystick_core.provider.payout_provider import PayoutProvider, PayoutRequest
 from tallystick_server.observability import names
 from tallystick_server.operations.batcher import Batcher
+from tallystick_server.providers.request_ids import collect_request_ids
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +57,9 @@ class BatchingPayoutProvider:
         """Submits once. Without a result for each payout, the outcome of all is unknown."""
         name = self._provider.name
         try:
-            async with asyncio.timeout(self._timeout_seconds):
-                outcomes = await self._provider.submit(requests)
+            with collect_request_ids() as request_ids:
+                async with asyncio.timeout(self._timeout_seconds):
+                    outcomes = await self._provider.submit(requests)
         except TimeoutError:
             return [Unknown("the provider did not answer in time")] * len(requests)
         if len(outcomes) != len(requests):
@@ -74,4 +76,4 @@ class BatchingPayoutProvider:
                     "payouts"
                 )
             ] * len(requests)
-        return outcomes
+        return [request_ids.add_to(outcome) for outcome in outcomes]

@@ -34,6 +34,7 @@ from tallystick_server.operations.explanations import (
     alert_facts,
     attempt_facts,
     dead_letter_facts,
+    failed_try_facts,
     limit_rows,
     operation_facts,
     to_message,
@@ -43,6 +44,7 @@ from tallystick_server.operations.explanations import (
 from tallystick_server.operations.retry_policy import RetryPolicies
 from tallystick_server.payout.operation import PayoutOperation, operations_from_rows
 from tallystick_storage import explanations as operation_store
+from tallystick_storage import failed_tries as failed_try_store
 from tallystick_storage.database import Database, read_snapshot
 from tallystick_storage.payout import explanations as store
 from tallystick_storage.payout import payouts as payout_store
@@ -135,6 +137,9 @@ class PayoutExplainer:
             "dead letters",
             omissions,
         )
+        failed_tries = failed_try_store.list_latest(
+            connection, KindName.PAYOUT, [payout_id], MAX_ROWS
+        )
         facts = PayoutFacts(
             row.payout_id,
             row.caller,
@@ -153,7 +158,7 @@ class PayoutExplainer:
             row.decline_code,
             trace_id_of(row.traceparent),
             tuple(map(_transition_facts, reversed(transitions))),
-            tuple(map(attempt_facts, attempts)),
+            tuple(attempt_facts(item, with_details=for_operator) for item in attempts),
             tuple(map(_transfer_facts, reversed(transfers))),
             self._gather_operation(
                 connection, payout_id, row.now, loop_time, for_operator=for_operator
@@ -162,6 +167,9 @@ class PayoutExplainer:
             tuple(ReportFacts(*item[1:]) for item in reports),
             row.next_poll_time,
             row.poll_count or 0,
+            failed_tries=tuple(
+                failed_try_facts(item, with_details=for_operator) for item in reversed(failed_tries)
+            ),
         )
         if for_operator:
             facts = _with_operator_facts(connection, facts, omissions)
@@ -206,7 +214,9 @@ def _with_operator_facts(
         if reference
     }
     webhooks = limit_rows(
-        operation_store.list_webhook_events(connection, list(references), MAX_ROWS),
+        operation_store.list_webhook_events(
+            connection, list(references), [facts.payout_id], MAX_ROWS
+        ),
         "webhook events",
         omissions,
     )

@@ -23,6 +23,7 @@ from tallystick_server.observability import metrics, names
 from tallystick_server.observability.tracing import SpanContext, client_span, resume_trace
 from tallystick_server.providers.circuit_breaker import Breaker, BreakerSettings
 from tallystick_server.providers.provider_type import CallLimits
+from tallystick_server.providers.request_ids import collect_request_ids
 from tallystick_storage.database import in_transaction
 
 log = logging.getLogger(__name__)
@@ -205,8 +206,9 @@ class ProviderGateway:
         self, operation: ProviderOperation, action: NextAction, perform: Perform
     ) -> ProviderOutcome:
         try:
-            async with asyncio.timeout(self._limits[operation.provider].timeout_seconds):
-                outcome = await perform(self._providers[operation.provider], operation, action)
+            with collect_request_ids() as request_ids:
+                async with asyncio.timeout(self._limits[operation.provider].timeout_seconds):
+                    outcome = await perform(self._providers[operation.provider], operation, action)
         except TimeoutError:
             return Unknown("the provider did not answer in time")
         except Exception:  # the call may have been sent, so its outcome is unknown
@@ -217,16 +219,23 @@ class ProviderGateway:
                 extra=names.ADAPTER_FAILED.extra,
             )
             return Unknown("the provider's adapter failed")
-        if not is_outcome_of(outcome, operation.operation_id, operation.provider_key):
-            return Unknown(
-                f"the provider answered about another operation: {type(outcome).__name__}",
-                RetryReason.MISMATCHED_OPERATION,
-            )
-        return (
-            outcome
-            if has_valid_amounts(outcome)
-            else Unknown(f"the provider answered with an invalid amount: {type(outcome).__name__}")
+        return request_ids.add_to(_checked(outcome, operation))
+
+
+def _checked(outcome: ProviderOutcome, operation: ProviderOperation) -> ProviderOutcome:
+    """The outcome, or Unknown if it is of another operation or has an invalid amount."""
+    if not is_outcome_of(outcome, operation.operation_id, operation.provider_key):
+        return Unknown(
+            f"the provider answered about another operation: {type(outcome).__name__}",
+            RetryReason.MISMATCHED_OPERATION,
+            request_id=getattr(outcome, "request_id", ""),
         )
+    if not has_valid_amounts(outcome):
+        return Unknown(
+            f"the provider answered with an invalid amount: {type(outcome).__name__}",
+            request_id=getattr(outcome, "request_id", ""),
+        )
+    return outcome
 
 
 def _update_breaker(

@@ -10,6 +10,7 @@ import orjson
 
 from tallystick_core.provider.outcome import NotSent, Unknown
 from tallystick_server.providers.http_answer import parse_retry_after, retry_reason_of
+from tallystick_server.providers.request_ids import note_request_id
 
 _MAX_BODY_BYTES = 256 * 1024
 
@@ -52,6 +53,7 @@ async def _parse_response(
     """The result of `parse`. An answer that is not the provider's own, such as the error page of a
     proxy, is Unknown; its status says why.
     """
+    note_request_id(response.headers.get("Request-Id", ""), response.status)
     retry_after = parse_retry_after(
         response.headers.get("Retry-After", ""), response.headers.get("Date", "")
     )

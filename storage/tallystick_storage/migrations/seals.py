@@ -20,6 +20,14 @@ until then. Every payment creates such rows, and they contain only derived value
 not meet the condition is sealed from the start.
 """
 
+UNSEALED_ROWS: Mapping[str, str] = {
+    **SEALED_ON_UPDATE,
+    "payment.attempt": f"{SEALED_ON_UPDATE['payment.attempt']} and t.provider_request_id = ''",
+}
+"""As SEALED_ON_UPDATE, with the columns that later migrations have added. They have their default
+until the row first changes.
+"""
+
 SEAL_FUNCTION = """
 -- The hash of the row that its service wrote. If another role changes the row, the hash stays as it
 -- is and verify reports the row.
@@ -41,9 +49,32 @@ create trigger z_sealed_at_first before insert on {table} for each row
 """
 
 
+_RESEAL = """
+do $$
+declare content text;
+begin
+    -- generated columns do not exist yet when a trigger seals a row
+    select string_agg(case when attgenerated <> '' or attname = 'seal'
+        then format('null::%s', format_type(atttypid, null)) else format('t.%I', attname) end,
+        ', ' order by attnum) into content
+    from pg_attribute where attrelid = cast('{table}' as regclass) and attnum > 0
+        and not attisdropped;
+    execute format('update {table} t set seal = sha256(record_send(row(%s))) where '
+        't.seal is not null', content);
+end $$;
+"""
+
+
+def reseal(table: str) -> str:
+    """Seals the sealed rows of a table again, after a column was added. Run `verify` before: a row
+    that was changed by another role is sealed as it is.
+    """
+    return _RESEAL.replace("{table}", table)
+
+
 def seal(schema: str, table: str) -> str:
     """Gives each row of a table a hash of its content, written whenever its service writes the row.
-    A column that is added later invalidates the existing seals.
+    A column that is added later invalidates the existing seals, see `reseal`.
     """
     condition = SEALED_ON_UPDATE.get(f"{schema}.{table}", "")
     script = _SEALED.replace("{events}", "update" if condition else "insert or update")

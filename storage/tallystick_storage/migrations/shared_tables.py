@@ -229,6 +229,41 @@ def _quoted(kinds: Sequence[KindName]) -> str:
     return ", ".join(f"'{kind}'" for kind in kinds)
 
 
+MAX_FAILED_TRIES = 20
+"""The number of failed tries that are kept of an operation."""
+REQUEST_IDS = """
+-- the provider's id of the request that it has answered; "": it names none
+alter table attempt add provider_request_id text not null default '';
+alter table attempt add constraint attempt_provider_request_id
+    check (length(provider_request_id) <= 255) not valid;  -- all rows have ""
+grant update (provider_request_id) on attempt to {service};
+"""
+FAILED_TRIES = f"""
+-- Why the last tries of an operation did not complete it. Written when one fails; a row replaces
+-- the one that is {MAX_FAILED_TRIES} tries older.
+create table failed_try (
+    kind text collate "C" not null,
+    operation_id text collate "C" not null,
+    number int not null check (number > 0),
+    slot int not null generated always as (number % {MAX_FAILED_TRIES}) stored,
+    attempt_number int not null check (attempt_number >= 0),
+    provider text not null,
+    action text not null check (action <> ''),
+    retry_reason text not null check (retry_reason <> ''),
+    detail text not null,
+    provider_request_id text not null check (length(provider_request_id) <= 255),
+    -- the same failure at several tries in a row, without an answer of the provider
+    repeat_count int not null check (repeat_count > 0),
+    create_time timestamptz not null,
+    last_time timestamptz not null check (last_time >= create_time),
+    next_try_time timestamptz,  -- null: no further try was scheduled
+    primary key (kind, operation_id, slot)
+) with (fillfactor = 80);
+create trigger never_deleted before delete or truncate on failed_try
+    for each statement execute function reject_change();
+grant select, insert, update on failed_try to {{service}};
+"""
+
 WEBHOOK_EVENTS = """
 -- What providers report by webhook, without personal data: what an event is about is looked up at
 -- the provider before anything changes.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tallystick_storage.migrations.seals import SEALED_ON_UPDATE
+from tallystick_storage.migrations.seals import UNSEALED_ROWS
 
 _SEALED_TABLES = """
     select c.relname as name,
@@ -30,7 +30,7 @@ def broken_seals(schema: str, table: str, key: str, content: str) -> str:
     """The query for the rows of a table that differ from what their service wrote. The other
     arguments are as `sealed_tables` returns them.
     """
-    unsealed_condition = SEALED_ON_UPDATE.get(f"{schema}.{table}", "false")
+    unsealed_condition = UNSEALED_ROWS.get(f"{schema}.{table}", "false")
     return _BROKEN_SEALS.format(
         table=table,
         key=key,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
+from itertools import count
 
 import httpx
 import pytest
@@ -31,7 +33,11 @@ from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.services import HTTP_SERVER, service_names
 from tallystick_server.app.wiring import Dependencies
-from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
+from tallystick_server.operations.retry_policy import (
+    DEFAULT_POLICIES,
+    RetryPolicy,
+    RetryStrategy,
+)
 from tests.fakes.payment_provider import PageProvider, ScriptedPaymentProvider
 from tests.support.callers import settings_with_callers, token_of
 from tests.support.charges import (
@@ -55,7 +61,10 @@ from tests.support.routing import EUR_RULE, routing_settings, three_sandboxes
 from tests.support.webhooks import new_event, receive, wait_for_event
 
 _ALWAYS_SLOW = Settings().replace(
-    retry={("", reason): RetryPolicy(RetryStrategy.FIXED, 600, 600, None) for reason in RetryReason}
+    retry={
+        ("", reason): RetryPolicy(RetryStrategy.FIXED, 600, 600, None)
+        for reason in DEFAULT_POLICIES
+    }
     | {("", RetryReason.REJECTED): RetryPolicy(RetryStrategy.CANCEL)},
     worker__scan_interval=0.1,
     worker__monitor_interval=0.2,
@@ -99,6 +108,7 @@ def test_the_story_of_a_paid_order_goes_from_the_request_to_the_ledger(client: C
         f"sandbox was chosen for the charge {order.charge_id}. Reason: it is the default provider.",
         f"idempotency key dev-{order.charge_id}-1.",
         "Attempt 1 at sandbox ended: SUCCEEDED.",
+        "The provider's id of the request is req_",
         f"The order {order.payment_order_id} became SUCCESS, as the provider reported.",
         f"The order {order.payment_order_id} was booked",
         f"The wallet of {order.seller_account} has the entry CREDIT of 24.90 EUR.",
@@ -160,6 +170,7 @@ def test_a_declined_order_names_the_reason_and_the_code(client: Client) -> None:
     assert explanation.state == "FAILED"
     assert "The buyer does not have enough money." in explanation.summary
     assert 'The provider\'s code is "insufficient_funds".' in story(explanation)
+    assert "The provider's id of the request is req_" in story(explanation)
     assert actors(explanation) == ["NOBODY"]
     assert "creates another payment with new ids" in actions(explanation)
 
@@ -215,20 +226,28 @@ def test_a_hosted_page_waits_for_the_buyer_until_it_expires(scratch_database: Da
 @pytest.mark.parametrize(
     ("outcome", "action", "reason"),
     [
-        (NotSent("connection reset"), "sends the charge to sandbox.", "certainly nothing was sent"),
-        (Unknown("timeout"), "again, under the same idempotency key", "did not answer"),
         (
-            Unknown("status 429", RetryReason.THROTTLED),
+            NotSent("connection reset", "req_1"),
+            "sends the charge to sandbox.",
+            "certainly nothing was sent",
+        ),
+        (
+            Unknown("timeout", request_id="req_1"),
+            "again, under the same idempotency key",
+            "did not answer",
+        ),
+        (
+            Unknown("status 429", RetryReason.THROTTLED, request_id="req_1"),
             "again, under the same idempotency key",
             "asked the platform to retry later",
         ),
         (
-            Unknown("status 401", RetryReason.UNAUTHORIZED),
+            Unknown("status 401", RetryReason.UNAUTHORIZED, request_id="req_1"),
             "correct the credentials of sandbox",
             "rejects the platform's credentials",
         ),
         (
-            Unknown("status 500", RetryReason.SERVER_ERROR),
+            Unknown("status 500", RetryReason.SERVER_ERROR, request_id="req_1"),
             "again, under the same idempotency key",
             "server error",
         ),
@@ -252,8 +271,105 @@ def test_a_retry_names_its_reason_the_last_answer_and_its_time(
         assert action in text
         assert reason in text
         assert str(getattr(outcome, "detail", "")) in text
+        entry = explanation.entries[-1]
+        charge_id = payment.payment_orders[0].charge_id
+        assert entry.title.startswith(f"The try to send the charge {charge_id} to sandbox failed: ")
+        assert reason in entry.title
+        assert "The provider's id of the request is req_1." in entry.detail
+        assert re.search("The next try was scheduled (9|10) min later, at 20", entry.detail)
         step = explanation.next_steps[-1]
         assert 500 < step.time.seconds - time.time() < 601
+
+
+def test_a_charge_waits_for_an_open_circuit(scratch_database: DatabaseUrls) -> None:
+    """Nothing is sent, which uses no try; the next step has the time of the next one."""
+    settings = _ALWAYS_SLOW.replace(breaker__reset_timeout=600, breaker__max_reset_timeout=600)
+    dependencies = _answer(Unknown("status 401", RetryReason.UNAUTHORIZED))
+    with (
+        serve_platform(scratch_database, settings, dependencies=dependencies) as platform,
+        platform.client() as client,
+    ):
+        first = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
+        assert eventually(
+            lambda: "last answer" in actions(explain_payment(client, first.checkout_id))
+        )
+        payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
+        assert eventually(
+            lambda: (
+                "no calls are sent to the provider"
+                in actions(explain_payment(client, payment.checkout_id))
+            )
+        )
+        explanation = explain_payment(client, payment.checkout_id)
+        assert actors(explanation) == ["PLATFORM"]
+        assert explanation.next_steps[0].time.seconds > time.time()
+        assert "failed: no calls are sent to the provider" in story(explanation)
+
+
+def test_the_failed_tries_stay_in_the_story_of_a_paid_order(
+    scratch_database: DatabaseUrls,
+) -> None:
+    """The last 20 tries, oldest first, with what the provider answered to each. After them comes
+    the success.
+    """
+    answers = count(1)
+
+    def answer(request: ChargeRequest) -> ChargeLookupOutcome:
+        number = next(answers)
+        if number > 25:
+            return Succeeded(f"ch_{request.charge_id}", request.amount, request.currency)
+        return Unknown("status 429", RetryReason.THROTTLED, request_id=f"req_{number}")
+
+    settings = Settings().replace(
+        retry={("", RetryReason.THROTTLED): RetryPolicy(RetryStrategy.FIXED, 0.01, 0.01, None)},
+        worker__scan_interval=0.02,
+    )
+    dependencies = Dependencies(providers={"sandbox": ScriptedPaymentProvider(answer)})
+    with (
+        serve_platform(scratch_database, settings, dependencies=dependencies) as platform,
+        platform.client() as client,
+    ):
+        payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
+        assert eventually(
+            lambda: explain_payment(client, payment.checkout_id).state == "PAID", timeout_seconds=60
+        )
+        text = story(explain_payment(client, payment.checkout_id))
+        assert re.findall(r"req_\d+", text) == [f"req_{number}" for number in range(6, 26)]
+        assert text.index("req_25") < text.index("ended: SUCCEEDED")
+
+
+def test_the_tries_of_an_outage_are_one_entry(scratch_database: DatabaseUrls) -> None:
+    """A booking is retried as long as the wallet is away: one entry counts the tries, so that the
+    earlier ones stay.
+    """
+    with serve_platform(scratch_database) as platform, platform.client() as client:
+        seller = create_payment(client, "5.00").payment_orders[0].seller_account
+    addresses = {"wallet": free_address(), "ledger": free_address(), "event": free_address()}
+    policy = RetryPolicy(RetryStrategy.FIXED, 0.05, 0.05, None)
+    settings = Settings().replace(
+        service_addresses=addresses,
+        retry={("", RetryReason.BOOKING_UNAVAILABLE): policy},
+        worker__scan_interval=0.05,
+    )
+    with (
+        serve_platform(scratch_database, settings, names=("payment",)) as platform,
+        platform.client() as client,
+    ):
+        checkout_id = unique_id("c")
+        order = new_order(unique_id("o"), "buyer-1", seller, "5.00", "EUR")
+        client.create_payment(
+            checkout_id, [order], credit_card_info="tok_visa", wait_for=WAIT_FOR_ACCEPTANCE
+        )
+
+        def failures() -> list[str]:
+            return [
+                entry.detail
+                for entry in explain_payment(client, checkout_id).entries
+                if "update the seller's wallet and the ledger failed" in entry.title
+            ]
+
+        assert eventually(lambda: any("It failed 3 times" in text for text in failures()), 60)
+        assert len(failures()) == 1
 
 
 def test_a_dead_letter_waits_for_an_operator_and_its_end_is_part_of_the_story(
@@ -369,6 +485,17 @@ def test_a_webhook_event_is_part_of_the_story(client: Client) -> None:
     assert entry.reference == event.event_id
 
 
+def test_a_webhook_event_that_names_only_the_charge_is_part_of_the_story(client: Client) -> None:
+    """A provider may echo the platform's id alone."""
+    payment = create_payment(client, "5.00")
+    charge_id = payment.payment_orders[0].charge_id
+    event = new_event(reference="", client_reference=charge_id)
+    receive(client.payment, event)
+    wait_for_event(client.payment, event, "APPLIED")
+    explanation = explain_payment(client, payment.checkout_id)
+    assert event.event_id in [entry.reference for entry in explanation.entries]
+
+
 def test_a_fallback_is_two_attempts_with_their_reasons(scratch_database: DatabaseUrls) -> None:
     """Each attempt has its provider, its rule and its key; the first one was certainly not sent."""
     settings = routing_settings(EUR_RULE)
@@ -442,6 +569,7 @@ def test_a_team_gets_its_own_story_without_what_only_operators_read(
             explanation = explain_payment(shop, payment.checkout_id)
             assert not {"WALLET", "LEDGER", "ALERT", "WEBHOOK"} & set(sources(explanation))
             assert "request_malformed" not in str(explanation)
+            assert "id of the request" not in str(explanation)
             order = payment.payment_orders[0]
             for id_ in filter(
                 None,

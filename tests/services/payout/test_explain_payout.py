@@ -22,7 +22,11 @@ from tallystick_core.provider.outcome import (
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.wiring import Dependencies
-from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
+from tallystick_server.operations.retry_policy import (
+    DEFAULT_POLICIES,
+    RetryPolicy,
+    RetryStrategy,
+)
 from tests.fakes.payout_provider import ScriptedPayoutProvider
 from tests.support.explanations import actions, actors, explain_payout, sources, story
 from tests.support.payout_operations import approve_payout, reject_payout
@@ -44,7 +48,10 @@ from tests.support.platform import (
 from tests.support.webhooks import new_event, receive
 
 _ALWAYS_SLOW = Settings().replace(
-    retry={("", reason): RetryPolicy(RetryStrategy.FIXED, 600, 600, None) for reason in RetryReason}
+    retry={
+        ("", reason): RetryPolicy(RetryStrategy.FIXED, 600, 600, None)
+        for reason in DEFAULT_POLICIES
+    }
     | {("", RetryReason.REJECTED): RetryPolicy(RetryStrategy.CANCEL)},
     worker__scan_interval=0.1,
     worker__monitor_interval=0.2,
@@ -134,9 +141,14 @@ def test_a_retry_names_its_reason_the_last_answer_and_its_time(
         serve_platform(scratch_database, _ALWAYS_SLOW, dependencies=dependencies) as platform,
         platform.client() as client,
     ):
-        payout_id = _create(client, provider, Unknown("connection reset"))
+        lost = Unknown("connection reset", request_id="req_1")
+        payout_id = _create(client, provider, lost)
         assert eventually(lambda: "last answer" in actions(explain_payout(client, payout_id)))
-        (step,) = explain_payout(client, payout_id).next_steps
+        explanation = explain_payout(client, payout_id)
+        entry = explanation.entries[-1]
+        assert f"The try to send the payout {payout_id} to sandbox failed" in entry.title
+        assert "The provider's id of the request is req_1." in entry.detail
+        (step,) = explanation.next_steps
         assert "again, under the same idempotency key" in step.action
         assert '"connection reset"' in step.action
         assert 500 < step.time.seconds - time.time() < 601
@@ -248,6 +260,20 @@ def test_a_webhook_event_is_part_of_the_story(payout_client: Client) -> None:
     assert event.event_id in [entry.reference for entry in entries]
 
 
+def test_a_webhook_event_that_names_only_the_payout_is_part_of_the_story(
+    payout_client: Client,
+) -> None:
+    """A provider may echo the platform's id alone."""
+    seller = create_sale(payout_client, "20.00")
+    create_destination(payout_client, seller)
+    payout_id = create_payout(payout_client, seller, "10.00").payout_id
+    wait_for_state(payout_client, payout_id, "PAID")
+    event = new_event(reference="", client_reference=payout_id, event_type="payout.paid", subject=2)
+    receive(payout_client.payout, event)
+    entries = explain_payout(payout_client, payout_id).entries
+    assert event.event_id in [entry.reference for entry in entries]
+
+
 def test_another_owners_payout_is_not_found_by_any_id(
     approver_client: Client, other_client: Client
 ) -> None:
@@ -279,6 +305,7 @@ def test_a_service_that_does_not_answer_is_named(scratch_database: DatabaseUrls)
         start = time.monotonic()
         explanation = explain_payout(client, payout_id)
         assert time.monotonic() - start < 5
+        assert "The provider's id of the request is req_" in story(explanation)
         assert explanation.omissions == [
             f"{name} did not answer; its entries are missing."
             for name in ("WalletService", "LedgerService", "EventService")

@@ -25,8 +25,10 @@ from tallystick_core.operations.explanation import (
     ReportFacts,
     WebhookFacts,
 )
-from tallystick_core.operations.explanation_sentences import RETRY_SENTENCES
+from tallystick_core.operations.explanation_attempts import RETRY_SENTENCES
 from tallystick_core.operations.next_action import NextAction
+from tallystick_core.operations.webhook_event import WebhookEventState
+from tallystick_core.payment.charge_update import UnappliedCause
 from tallystick_core.payment.checkout import ChargeMode
 from tallystick_core.payment.explanation import (
     FAILURE_SENTENCES,
@@ -41,7 +43,7 @@ from tallystick_core.payment.explanation_facts import (
     PollFacts,
     UnappliedFacts,
 )
-from tallystick_core.payment.state import OrderStatus, PaymentTransitionReason
+from tallystick_core.payment.state import TRANSITIONS, OrderStatus, PaymentTransitionReason
 from tallystick_core.provider.outcome import FailureReason, PendingReason, RetryReason
 
 _NOW = datetime(2026, 11, 30, 12, 0, tzinfo=UTC)
@@ -90,6 +92,7 @@ _BUYER = _order(
     resolve_by_time=_LATER + timedelta(hours=1),
 )
 _REVIEW = _order(OrderStatus.PENDING, pending_reason=PendingReason.PROVIDER_REVIEW)
+_RISK_REVIEW = _order(OrderStatus.PENDING, pending_reason=PendingReason.RISK_REVIEW)
 _SUCCESS = _order(OrderStatus.SUCCESS)
 _BOOKED = _order(OrderStatus.SUCCESS, is_booked=True)
 
@@ -206,6 +209,13 @@ STORIES: dict[str, Story] = {
             (Actor.PLATFORM, "asks stripe for the outcome", _LATER, None),
         ],
     ),
+    "waits for a review by the risk provider": Story(
+        _charge(_RISK_REVIEW, operation=_operation(NextAction.LOOK_UP)),
+        [
+            (Actor.PROVIDER, "The risk provider must decide its review", None, None),
+            (Actor.PLATFORM, "asks stripe for the outcome", _LATER, None),
+        ],
+    ),
     "is charged and is being booked": Story(
         _charge(_SUCCESS, operation=_operation(NextAction.BOOK)),
         [(Actor.PLATFORM, "updates the seller's wallet and posts to the ledger", _LATER, None)],
@@ -279,6 +289,50 @@ STORIES: dict[str, Story] = {
         _charge(_ORDER), [(Actor.OPERATOR, "tallystick verify", None, None)]
     ),
 }
+
+
+_NOT_OF_A_CHARGE = {NextAction.PLACE_HOLD, NextAction.WAIT}
+"""A charge holds no money, and one that waits for nothing is complete."""
+
+
+def test_every_status_and_every_action_has_a_story() -> None:
+    """A status of the state table, a pending reason or an action of the worker that is added needs
+    a story of its own.
+    """
+    orders = [order for story in STORIES.values() for order in story.charge.orders]
+    assert {order.status for order in orders} == set(OrderStatus)
+    assert {status for status, _ in TRANSITIONS} <= {order.status for order in orders}
+    assert {order.pending_reason for order in orders} == {None, *PendingReason}
+    ended = {(order.status, order.is_booked) for order in orders}
+    assert {(OrderStatus.SUCCESS, False), (OrderStatus.SUCCESS, True)} <= ended
+    operations = [story.charge.operation for story in STORIES.values()]
+    actions = {operation.next_action for operation in operations if operation is not None}
+    assert actions == set(NextAction) - _NOT_OF_A_CHARGE
+
+
+@pytest.mark.parametrize("reason", PaymentTransitionReason)
+def test_every_transition_is_a_sentence(reason: PaymentTransitionReason) -> None:
+    """Also of several orders at once, and each reason has another sentence."""
+    for names, orders in (
+        (("po-1",), "the order po-1"),
+        (("po-1", "po-2"), "the orders po-1 and po-2"),
+    ):
+        transitions = tuple(
+            OrderTransitionFacts(name, OrderStatus.SUCCESS, reason, _START) for name in names
+        )
+        explanation = explain(_payment(_charge(_BOOKED, transitions=transitions)), _NOW)
+        _check_texts(explanation)
+        titles = [entry.title for entry in explanation.entries]
+        assert len([title for title in titles if orders in title.lower()]) == 1
+
+
+@pytest.mark.parametrize("cause", UnappliedCause)
+def test_every_unapplied_charge_says_why_it_fits_no_order(cause: UnappliedCause) -> None:
+    """In a sentence of its own."""
+    unapplied = replace(_UNAPPLIED, cause=cause)
+    explanation = explain(_payment(_charge(_FAILED), unapplied=(unapplied,)), _NOW)
+    (entry,) = [entry for entry in explanation.entries if "fits no order" in entry.title]
+    assert entry.detail != "It is posted to the ledger."
 
 
 def _check_texts(explanation: Explanation) -> None:
@@ -410,7 +464,15 @@ def test_any_history_becomes_sentences_in_the_order_of_time(
         acknowledge_reason="refunded",
     )
     webhook = WebhookFacts(
-        "w-1", "stripe", "evt_1", "charge.failed", "RECEIVED", _START, None, "ch_1", ""
+        "w-1",
+        "stripe",
+        "evt_1",
+        "charge.failed",
+        WebhookEventState.RECEIVED,
+        _START,
+        None,
+        "ch_1",
+        "",
     )
     alert = AlertFacts("a-1", "ORDER_STUCK", "paymentOrders/po-1", "EXECUTING", _START, _NOW)
     explanation = explain(
@@ -478,7 +540,15 @@ def test_an_unapplied_charge_waits_for_an_operator_until_it_is_acknowledged() ->
 def test_a_webhook_event_that_is_not_applied_is_a_next_step() -> None:
     """The platform still asks the provider about it."""
     webhook = WebhookFacts(
-        "w-1", "stripe", "evt_1", "charge.failed", "RECEIVED", _START, None, "ch_1", ""
+        "w-1",
+        "stripe",
+        "evt_1",
+        "charge.failed",
+        WebhookEventState.RECEIVED,
+        _START,
+        None,
+        "ch_1",
+        "",
     )
     (step,) = explain(_payment(_charge(_BOOKED), webhooks=(webhook,)), _NOW).next_steps
     assert step == NextStep(

@@ -23,6 +23,7 @@ from tallystick_core.operations.explanation import (
     WebhookFacts,
 )
 from tallystick_core.operations.next_action import NextAction
+from tallystick_core.operations.webhook_event import WebhookEventState
 from tallystick_core.payout.explanation import (
     FAILURE_SENTENCES,
     STATE_SENTENCES,
@@ -32,7 +33,12 @@ from tallystick_core.payout.explanation import (
     explain,
 )
 from tallystick_core.payout.reported_transfer import TransferMatch
-from tallystick_core.payout.state import TERMINAL_STATES, PayoutState, PayoutTransitionReason
+from tallystick_core.payout.state import (
+    TERMINAL_STATES,
+    TRANSITIONS,
+    PayoutState,
+    PayoutTransitionReason,
+)
 from tallystick_core.provider.outcome import PayoutFailure, RetryReason
 
 _NOW = datetime(2026, 11, 30, 12, 0, tzinfo=UTC)
@@ -208,6 +214,29 @@ STORIES: dict[str, Story] = {
 }
 
 
+_NOT_OF_A_PAYOUT = {
+    NextAction.RISK,
+    NextAction.CANCEL,
+    NextAction.GIVE_UP,
+    NextAction.APPLY_RECORDED,
+}
+"""A payout has no risk check and no expiry, and its outcome is applied when it is stored."""
+
+
+def test_every_state_and_every_action_has_a_story() -> None:
+    """A state of the state table or an action of the worker that is added needs a story of its
+    own; a final state two: before and after its booking.
+    """
+    payouts = [story.payout for story in STORIES.values()]
+    assert {payout.state for payout in payouts} == set(PayoutState)
+    assert {state for state, _ in TRANSITIONS} <= {payout.state for payout in payouts}
+    assert {(payout.state, payout.is_booked) for payout in payouts} >= {
+        (state, is_booked) for state in TERMINAL_STATES for is_booked in (False, True)
+    }
+    actions = {payout.operation.next_action for payout in payouts if payout.operation}
+    assert actions == set(NextAction) - _NOT_OF_A_PAYOUT
+
+
 def _check_texts(explanation: Explanation) -> None:
     """Each text is a sentence without a hole, and there is always a next step and an entry."""
     assert explanation.next_steps
@@ -290,7 +319,15 @@ def test_transfers_returns_and_what_operators_read_are_part_of_the_story(
         attempts=(AttemptFacts(1, "bank", "dev-p-p-1-1", "RETURNED", _START, _NOW, "tr_1"),),
         webhooks=(
             WebhookFacts(
-                "w-1", "bank", "evt_1", "payout.paid", "APPLIED", _START, _NOW, "tr_1", ""
+                "w-1",
+                "bank",
+                "evt_1",
+                "payout.paid",
+                WebhookEventState.APPLIED,
+                _START,
+                _NOW,
+                "tr_1",
+                "",
             ),
         ),
         alerts=(AlertFacts("a-1", "PAYOUT_STUCK", "payouts/p-1", "SUBMITTED", _START, None),),

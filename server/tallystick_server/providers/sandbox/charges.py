@@ -28,6 +28,7 @@ from tallystick_server.providers.sandbox.client import (
     HttpCharges,
     is_not_found,
     is_well_formed,
+    noted,
     to_inconclusive_outcome,
 )
 from tallystick_server.providers.sandbox.settings import SandboxSettings
@@ -71,15 +72,15 @@ class SandboxCharges:
     async def send(self, request: ChargeRequest) -> ChargeOutcome:
         if request.page is not None:
             return Unknown("the sandbox hosts no pages", RetryReason.REJECTED)
-        reply = await self._client.charge(request)
+        reply = noted(await self._client.charge(request))
         return to_outcome(reply) if isinstance(reply, Reply) else reply
 
     async def look_up(self, request: ChargeRequest) -> ChargeLookupOutcome:
-        reply = await self._client.look_up(request.charge_id)
+        reply = noted(await self._client.look_up(request.charge_id))
         return to_lookup_outcome(reply) if isinstance(reply, Reply) else reply
 
     async def cancel(self, request: ChargeRequest) -> ChargeLookupOutcome:
-        reply = await self._client.cancel(request.charge_id)
+        reply = noted(await self._client.cancel(request.charge_id))
         return to_lookup_outcome(reply) if isinstance(reply, Reply) else reply
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tallystick_core.money import MAX_AMOUNT
 from tallystick_core.provider.outcome import NotSent, RetryReason, Unknown
 from tallystick_core.provider.payment_provider import ChargeRequest
 from tallystick_core.provider.payout_provider import PayoutRequest
 from tallystick_sandbox.rules import CONNECTION_REFUSED, NOT_FOUND, Reply
+from tallystick_server.providers.request_ids import note_request_id
 
 if TYPE_CHECKING:
     from tallystick_server.providers.http_client import HttpClient
+
+R = TypeVar("R", bound="Reply | NotSent | Unknown")
 
 REJECTION_CODES = frozenset({"amount_too_small"})
 """Codes that guarantee that the provider moves no money, also after a repeat."""
@@ -130,6 +133,13 @@ def _parse_retry_after(value: Any) -> float:
     if type(value) not in (int, float) or value < 0:
         raise ValueError("retry_after must be a number of seconds")
     return min(float(value), _MAX_RETRY_AFTER_SECONDS)
+
+
+def noted(reply: R) -> R:
+    """The same reply, after its request is noted. One over HTTP is noted where it is read."""
+    if isinstance(reply, Reply):
+        note_request_id(reply.request_id, reply.status)
+    return reply
 
 
 def is_not_found(reply: Reply) -> bool:

@@ -32,6 +32,7 @@ from tallystick_server.providers.sandbox.client import (
     has_valid_texts,
     is_not_found,
     is_well_formed,
+    noted,
     to_inconclusive_outcome,
 )
 from tallystick_server.providers.sandbox.settings import SandboxSettings
@@ -68,15 +69,15 @@ class SandboxPayoutProvider:
         replies = await self._client.submit(requests)
         if isinstance(replies, NotSent | Unknown):
             return [replies] * len(requests)
-        return [to_payout_outcome(reply) for reply in replies]
+        return [to_payout_outcome(noted(reply)) for reply in replies]
 
     async def look_up(self, request: PayoutRequest) -> PayoutLookupOutcome:
-        reply = await self._client.look_up(request.payout_id)
+        reply = noted(await self._client.look_up(request.payout_id))
         return to_payout_lookup_outcome(reply) if isinstance(reply, Reply) else reply
 
     async def verify(self, bank_account_token: str, currency: str) -> VerificationOutcome:
         """The sandbox pays in every currency."""
-        reply = await self._client.verify(bank_account_token)
+        reply = noted(await self._client.verify(bank_account_token))
         return to_verification_outcome(reply) if isinstance(reply, Reply) else reply
 
 

@@ -14,6 +14,7 @@ import stripe
 from yarl import URL
 
 from tallystick_core.provider.outcome import NotSent, Unknown
+from tallystick_server.providers.request_ids import note_request_id
 from tallystick_server.providers.stripe.errors import (
     ForeignAnswer,
     NoAnswer,
@@ -57,6 +58,7 @@ class Transport(stripe.HTTPClient):
         """The answer to one request."""
         status, plain_headers, body = await self.send(method, url, headers, post_data)
         answer_headers = {name.lower(): value for name, value in plain_headers.items()}
+        note_request_id(answer_headers.get("request-id", ""), status)
         if not _is_stripe_answer(status, body):
             raise ForeignAnswer(status, answer_headers)
         return body, status, answer_headers

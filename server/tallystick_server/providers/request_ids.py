@@ -1,0 +1,74 @@
+"""The provider's ids of requests, which its support asks for: from an answer to the outcome of the
+call that it belongs to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import TypeVar, cast
+
+from tallystick_core.provider.outcome import (
+    Approved,
+    LookedUp,
+    ProviderOutcome,
+    Verified,
+)
+
+_MAX_LENGTH = 255
+
+O = TypeVar("O", bound=ProviderOutcome)  # noqa: E741
+
+
+@dataclass(slots=True)
+class NotedRequestIds:
+    """The ids of the answers to one call, which may be several requests; "": none."""
+
+    last: str = ""
+    last_error: str = ""
+
+    def add_to(self, outcome: O) -> O:
+        """The outcome with the id of the last request that failed, else of the last one. An outcome
+        that names a request keeps it.
+        """
+        request_id = self.last_error or self.last
+        match outcome:
+            case LookedUp():
+                return cast(O, replace(outcome, outcome=self.add_to(outcome.outcome)))
+            case Verified() | Approved():
+                return outcome
+            case _:
+                if not request_id or outcome.request_id:
+                    return outcome
+                return cast(O, replace(outcome, request_id=request_id))
+
+
+_noted: ContextVar[NotedRequestIds | None] = ContextVar("noted_request_ids", default=None)
+
+
+@contextmanager
+def collect_request_ids() -> Iterator[NotedRequestIds]:
+    """Collects the ids of all answers in the block."""
+    noted = NotedRequestIds()
+    token = _noted.set(noted)
+    try:
+        yield noted
+    finally:
+        _noted.reset(token)
+
+
+def note_request_id(request_id: str, status: int) -> None:
+    """Notes the id of an answer with an HTTP status. One that cannot be stored is ignored: what
+    the answer says about money counts.
+    """
+    noted = _noted.get()
+    is_storable = (
+        0 < len(request_id) <= _MAX_LENGTH and request_id.isascii() and request_id.isprintable()
+    )
+    if noted is None or not is_storable:
+        return
+    noted.last = request_id
+    if status >= 400:
+        noted.last_error = request_id

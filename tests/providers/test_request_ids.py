@@ -1,0 +1,69 @@
+"""The provider's ids of requests: which one an outcome gets, and what cannot be stored."""
+
+from __future__ import annotations
+
+import pytest
+
+from tallystick_core.provider.outcome import (
+    Declined,
+    FailureReason,
+    LookedUp,
+    NotFound,
+    ProviderOutcome,
+    Succeeded,
+    Unknown,
+    Verified,
+)
+from tallystick_server.providers.request_ids import collect_request_ids, note_request_id
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ([("req_1", 200)], "req_1"),
+        ([("req_1", 200), ("req_2", 200)], "req_2"),
+        ([("req_1", 402), ("req_2", 200)], "req_1"),
+        ([("req_1", 500), ("req_2", 402), ("req_3", 200)], "req_2"),
+        ([("req_1", 200), ("", 500)], "req_1"),
+        ([("x" * 256, 200)], ""),
+        ([("req\n1", 200)], ""),
+        ([("req_\u00fc", 402)], ""),
+        ([], ""),
+    ],
+    ids=["one", "last", "decline", "last error", "empty", "long", "line", "not ASCII", "none"],
+)
+def test_an_outcome_has_the_last_failed_request_else_the_last(
+    answers: list[tuple[str, int]], expected: str
+) -> None:
+    """The provider's support needs the request that failed. An id that cannot be stored is
+    ignored, and never changes what the answer says about money.
+    """
+    with collect_request_ids() as request_ids:
+        for request_id, status in answers:
+            note_request_id(request_id, status)
+    outcome = Declined(FailureReason.PROVIDER_DECLINED, "do_not_honor", "ch_1")
+    named = request_ids.add_to(outcome)
+    assert (named, named.request_id) == (outcome, expected)
+
+
+@pytest.mark.parametrize(
+    "outcome", [Succeeded("ch_1", 1, "EUR"), Unknown("status 500"), NotFound()], ids=str
+)
+def test_the_outcome_of_a_lookup_for_a_webhook_event_is_named(outcome: ProviderOutcome) -> None:
+    """Also if it is inside of the outcome of the event."""
+    with collect_request_ids() as request_ids:
+        note_request_id("req_1", 200)
+    assert getattr(request_ids.add_to(outcome), "request_id", "") == "req_1"
+    if isinstance(outcome, Succeeded):
+        assert getattr(request_ids.add_to(LookedUp(outcome)).outcome, "request_id", "") == "req_1"
+    assert request_ids.add_to(Verified()) == Verified()
+
+
+def test_calls_do_not_share_their_ids() -> None:
+    """An answer outside of a call is not noted, and a call knows only its own answers."""
+    note_request_id("req_1", 500)
+    with collect_request_ids() as outer:
+        with collect_request_ids() as inner:
+            note_request_id("req_2", 500)
+        note_request_id("req_3", 200)
+    assert (inner.last, outer.last, outer.last_error) == ("req_2", "req_3", "")
