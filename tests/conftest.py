@@ -120,7 +120,7 @@ def platform(database: DatabaseUrls) -> Iterator[ServedPlatform]:
     platform per file, because an idle platform costs more than a start.
     """
     with serve_platform(
-        database, Settings().replace(retry=FAST_RETRY, worker__scan_interval=0.1)
+        database, Settings().replace(retry=FAST_RETRY, worker__scan_interval=0.2)
     ) as served_platform:
         yield served_platform
 

@@ -20,6 +20,11 @@ BAD_SETTINGS = [
         "TALLYSTICK_SERVER__LISTEN must be a loopback address",
     ),
     (
+        {"TALLYSTICK_HTTP__LISTEN": "0.0.0.0:7080"},
+        "TALLYSTICK_HTTP__LISTEN must be a loopback address",
+    ),
+    ({"TALLYSTICK_HTTP__LISTEN": "unix:x"}, "TALLYSTICK_HTTP__LISTEN must be host:port"),
+    (
         {"TALLYSTICK_METRICS__LISTEN": "0.0.0.0:9464"},
         "TALLYSTICK_METRICS__LISTEN must be a loopback address while metrics.allow_remote is false",
     ),

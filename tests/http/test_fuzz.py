@@ -64,9 +64,17 @@ def run_schemathesis(
     )
 
 
-@pytest.mark.parametrize("service", [spec.descriptor.name for spec in SERVICES])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One run for all services, because each run imports schemathesis; thorough: one for each, so
+    that they run in parallel.
+    """
+    services = [spec.descriptor.name for spec in SERVICES]
+    runs = [[name] for name in services] if metafunc.config.getoption("--thorough") else [services]
+    metafunc.parametrize("services", runs, ids=" ".join)
+
+
 def test_schemathesis_finds_nothing(
-    fuzzed: ServedPlatform, tmp_path: Path, service: str, *, thorough: bool
+    fuzzed: ServedPlatform, tmp_path: Path, services: list[str], *, thorough: bool
 ) -> None:
     """No case of any operation makes an error of the server, gets an answer that the document does
     not have, or is accepted against its schema. Afterwards the database is consistent.
@@ -75,7 +83,7 @@ def test_schemathesis_finds_nothing(
     completed = run_schemathesis(
         fuzzed,
         tmp_path,
-        f"--include-tag={service}",
+        *(f"--include-tag={service}" for service in services),
         f"--phases={phases}",
         f"--max-examples={cases}",
     )

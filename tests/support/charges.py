@@ -161,7 +161,7 @@ def fast_final_settings(**values: Any) -> Settings:
     retry = {("", reason): RetryPolicy(RetryStrategy.FIXED, 0.1, 0.1, 3) for reason in RetryReason}
     return Settings().replace(
         retry=retry,
-        worker__scan_interval=0.1,
+        worker__scan_interval=0.2,
         providers__not_found_after=0.6,
         providers__not_found_min_count=2,
         **values,
@@ -300,7 +300,7 @@ def holding_provider(
         worker__lease_duration=lease_seconds,
         providers__timeout=60,
         providers__max_calls_per_provider=1,
-        worker__scan_interval=0.1,
+        worker__scan_interval=0.2,
     )
     with (
         sandbox_database(databases) as database,

@@ -138,4 +138,4 @@ def _settings(stripe_url: str, shop_url: str) -> Settings:
             "TALLYSTICK_PAYMENT__RETURN_ORIGINS": f"dev={shop_url}",
         }
     )
-    return settings.replace(retry=_NO_POLLS, worker__scan_interval=0.1)
+    return settings.replace(retry=_NO_POLLS, worker__scan_interval=0.2)

@@ -47,7 +47,7 @@ SESSION_KEY = "the-session-key-of-the-tests-aaaaaaaa"
 SETTINGS = settings_with_callers(
     PEOPLE,
     retry=FAST_RETRY,
-    worker__scan_interval=0.1,
+    worker__scan_interval=0.2,
     console__enabled=True,
     console__session_key=SESSION_KEY,
     payout__approval_threshold={"EUR": 50_00},

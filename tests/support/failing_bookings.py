@@ -37,7 +37,7 @@ def retry_settings(**overrides: Any) -> Settings:
     }
     return Settings().replace(
         retry=retry,
-        worker__scan_interval=0.1,
+        worker__scan_interval=0.2,
         worker__monitor_interval=0.2,
         release_delay=3600,
         **overrides,

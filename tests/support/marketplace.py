@@ -22,7 +22,7 @@ CALLERS = {
 SETTINGS = settings_with_callers(
     CALLERS,
     retry=FAST_RETRY,
-    worker__scan_interval=0.1,
+    worker__scan_interval=0.2,
     payout__destination_cooldown=0,
     payment__seller_owner_max_age=0,
     payout__destination_approval_threshold={"EUR": 100_000},

@@ -39,7 +39,7 @@ def approval_settings(**values: Any) -> Settings:
     values.setdefault("retry", RETRY)
     return settings_with_callers(
         CALLERS,
-        worker__scan_interval=0.1,
+        worker__scan_interval=0.2,
         payout__approval_threshold={"EUR": 10_000},
         payout__destination_cooldown=0,
         **values,

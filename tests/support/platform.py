@@ -77,7 +77,7 @@ def eventually(condition: Callable[[], T], timeout_seconds: float = 15.0) -> T:
         not (result := condition()) and (elapsed := time.monotonic() - start_time) < timeout_seconds
     ):
         # The sleep gives the CPU to the platform, whose threads are in this process.
-        time.sleep(min(max(elapsed / 20, 0.01), 0.1))
+        time.sleep(min(max(elapsed / 10, 0.02), 0.2))
     return result
 
 

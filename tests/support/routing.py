@@ -39,7 +39,7 @@ def routing_settings(*rules: RoutingRule, **values: Any) -> Settings:
         **{"retry": FAST_RETRY, **values},
         routing=rules,
         providers__payment="c",
-        worker__scan_interval=0.1,
+        worker__scan_interval=0.2,
     )
 
 

@@ -177,6 +177,7 @@ class Tampering:
         """Whether a check finds a violation. The check that found the last edit runs first, the
         others only if it finds nothing.
         """
+        self._connection.execute("savepoint edited")
         for index, check in enumerate(self._checks):
             if not run_checks(self._read, checks=[check]).passed:
                 self._checks.insert(0, self._checks.pop(index))
@@ -185,6 +186,7 @@ class Tampering:
 
     def report(self) -> Report:
         """The findings of verify for the data that this connection sees."""
+        self._connection.execute("savepoint edited")
         return run_checks(self._read)
 
     def report_after(self, statements: str) -> Report:
@@ -198,15 +200,18 @@ class Tampering:
             self._connection.rollback()
 
     def _read(self, name: str, **parameters: Any) -> Iterator[Any]:
-        """Opens a query as verify does, but in the transaction of the edit."""
+        """Opens a query as verify does, but in the transaction of the edit. An error is undone to
+        the savepoint of the edit, so that other queries can be read.
+        """
         schema = name.partition(".")[0]
         self._connection.execute(f"set local search_path = {schema}, pg_temp")
         query = statement(self._queries[schema][name], parameters)
-        with (
-            self._connection.transaction(),
-            self._connection.cursor(row_factory=namedtuple_row) as cursor,
-        ):
-            return iter(cursor.execute(query, parameters or None).fetchall())
+        with self._connection.cursor(row_factory=namedtuple_row) as cursor:
+            try:
+                return iter(cursor.execute(query, parameters or None).fetchall())
+            except psycopg.Error:
+                self._connection.execute("rollback to savepoint edited")
+                raise
 
     def close(self) -> None:
         self._connection.close()

@@ -93,11 +93,11 @@ def tampering(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def test_verify_names_edits_of_every_table(tampering: Tampering) -> None:
-    """verify reports each random edit, with all triggers off, of every table and column that is not
-    exempt, and no edit stops it.
+    """verify reports each random edit, with all triggers off, of any table and column that is not
+    exempt, and no edit stops it. Thousands: scripts/tamper.
     """
-    result = tampering.run(150, seed=7)
-    assert result.edit_count == 150
+    result = tampering.run(50, seed=7)
+    assert result.edit_count == 50
     assert not result.missed
     assert not result.crashed
 

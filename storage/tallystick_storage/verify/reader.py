@@ -41,45 +41,44 @@ class Reader:
         All schemas of one database are read from one snapshot, despite concurrent writes. Each
         further database has its own snapshot.
         """
+        urls = {schema: self._url(schema) for schema in self._queries}
         # Now, because queries are opened from several threads.
-        self._connections = {schema: Connections(self._url(schema)) for schema in self._queries}
+        self._connections = {schema: Connections(url) for schema, url in urls.items()}
         snapshots: dict[str, str] = {}
         with ExitStack() as stack:
-            for schema in self._queries:
-                if self._database(schema) not in snapshots:
+            for schema, url in urls.items():
+                if _database(url) not in snapshots:
                     # A snapshot lasts as long as its transaction.
                     connection = stack.enter_context(self._connect(schema))
-                    snapshots[self._database(schema)] = connection.execute(
+                    snapshots[_database(url)] = connection.execute(
                         text("select pg_export_snapshot()")
                     ).scalar_one()
+            snapshot_of = {schema: snapshots[_database(url)] for schema, url in urls.items()}
 
             def read(name: str, **parameters: Any) -> Iterator[Any]:
                 schema = name.partition(".")[0]
-                with self._connect(schema) as connection:
-                    connection.execute(
-                        f"set transaction snapshot '{snapshots[self._database(schema)]}'; "
-                        f"{_PLANNER_SETTINGS}"
-                    )
+                settings = f"set transaction snapshot '{snapshot_of[schema]}'; {_PLANNER_SETTINGS}"
+                with self._connect(schema, settings) as connection:
                     yield from _rows(connection, self._queries[schema][name], parameters)
 
             yield read
 
     @contextmanager
-    def _connect(self, schema: str) -> Iterator[Connection]:
-        """Yields a connection in a new transaction, which is rolled back at the end."""
+    def _connect(self, schema: str, settings: str = "") -> Iterator[Connection]:
+        """Yields a connection in a new transaction with some settings, which is rolled back at the
+        end.
+        """
         connections = self._connections[schema]
         connection = connections.take()
         self._used.add(connection)
         try:
-            connection.execute(f"begin isolation level repeatable read; {_DISABLE_IDLE_TIMEOUT}")
+            connection.execute(
+                f"begin isolation level repeatable read; {_DISABLE_IDLE_TIMEOUT}; {settings}"
+            )
             yield connection
         finally:
             connections.give_back(connection)
             self._used.discard(connection)
-
-    def _database(self, schema: str) -> str:
-        """Where the schema's database is, whatever the role."""
-        return make_conninfo(self._url(schema), user="", password="")
 
     def close(self) -> None:
         """Closes all connections, with those of queries that were not read to their end."""
@@ -87,6 +86,11 @@ class Reader:
             connection.close()
         for connections in self._connections.values():
             connections.close()
+
+
+def _database(url: str) -> str:
+    """Where the database of a URL is, whatever the role."""
+    return make_conninfo(url, user="", password="")
 
 
 def _rows(connection: Connection, query: str, parameters: dict[str, Any]) -> Iterator[Any]:

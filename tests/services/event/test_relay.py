@@ -149,8 +149,8 @@ def test_a_rejected_event_delays_only_its_aggregate(
         error,
     )
     with serve_platform(scratch_database, SETTINGS) as platform, platform.client() as client:
-        pay_all(client, 60)
-        assert eventually(lambda: are_all_published(client, 60, missing=1), 60)
+        pay_all(client, 30)
+        assert eventually(lambda: are_all_published(client, 30, missing=1), 60)
         assert not {*rejected_by_service.values()} & published_versions(client).keys()
         assert eventually(
             lambda: rejected_aggregates(scratch_database) == {*rejected_by_service.values()}
@@ -177,7 +177,7 @@ def test_a_rejected_event_delays_only_its_aggregate(
         assert verify(scratch_database).passed, verify(scratch_database).as_text()
         event_fault.poison = set()
         assert eventually(lambda: not rejected_aggregates(scratch_database), 60)
-        assert are_all_published(client, 60)
+        assert are_all_published(client, 30)
         assert are_in_order(client)
         for service, id_ in ids.items():
             assert eventually(lambda: not list_alerts(client, service=service), 30)  # noqa: B023

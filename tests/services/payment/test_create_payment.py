@@ -731,10 +731,10 @@ async def _cancel_operations(platform: ServedPlatform) -> None:
 def test_ten_thousand_payments_from_three_hundred_callers(
     scratch_database: DatabaseUrls, thorough: bool
 ) -> None:
-    """300 callers make 10,000 concurrent calls (2,000 unless thorough), a fifth of which are
+    """300 callers make 10,000 concurrent calls (1,000 unless thorough), a fifth of which are
     repeats. Each order is charged once, every payment completes, and verify passes.
     """
-    numbers = [n if n % 5 else max(n - 5, 1) for n in range(10_000 if thorough else 2_000)]
+    numbers = [n if n % 5 else max(n - 5, 1) for n in range(10_000 if thorough else 1_000)]
     lock, next_number = threading.Lock(), iter(numbers)
     failures: list[str] = []
 

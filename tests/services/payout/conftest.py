@@ -31,7 +31,7 @@ def payout_platform(
     scratch_database: DatabaseUrls, payout_provider: ScriptedPayoutProvider
 ) -> Iterator[ServedPlatform]:
     """All services on a private database, because a run includes every seller."""
-    settings = Settings().replace(retry=BATCH_RETRY, worker__scan_interval=0.1)
+    settings = Settings().replace(retry=BATCH_RETRY, worker__scan_interval=0.2)
     with serve_platform(
         scratch_database,
         settings,

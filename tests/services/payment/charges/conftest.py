@@ -40,7 +40,7 @@ def two_try_platform(
             databases,
             Settings().replace(
                 retry=retry,
-                worker__scan_interval=0.1,
+                worker__scan_interval=0.2,
                 risk__blocked_accounts=frozenset({"mallory"}),
             ),
         ) as served_platform:
@@ -61,7 +61,7 @@ def slow_retry_platform(
     """A platform with long retry waits."""
     with fresh_database(admin_url, tmp_path_factory.mktemp("slow_retry")) as databases:
         with serve_platform(
-            databases, Settings().replace(retry=SLOW_RETRY, worker__scan_interval=0.1)
+            databases, Settings().replace(retry=SLOW_RETRY, worker__scan_interval=0.2)
         ) as served_platform:
             yield served_platform
         assert_verified(databases)
