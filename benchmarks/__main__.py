@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks import json_pay_in, latency, ledger, pages, pay_in, payouts, webhooks
+from benchmarks.console import run as console
 from benchmarks.growth import run as growth
 from benchmarks.measure import StatusPrinter
 from benchmarks.options import (
@@ -18,6 +20,7 @@ from benchmarks.options import (
     parse_seconds,
 )
 from benchmarks.reconcile import run as reconcile
+from benchmarks.seed.kept import DEFAULT_PENDING_FRACTION
 from tallystick_server.app.errors import StartupError
 from tests.support.cancellation import exit_on_interrupt
 
@@ -48,6 +51,7 @@ def _parse_options() -> argparse.Namespace:
     _add_payouts(benchmarks.add_parser("payouts", help="payouts a second"))
     _add_reconcile(benchmarks.add_parser("reconcile", help="seconds to reconcile a file"))
     _add_growth(benchmarks.add_parser("growth", help="cost of calls in a large database"))
+    _add_console(benchmarks.add_parser("console", help="how long the pages of the console take"))
     for benchmark in benchmarks.choices.values():
         benchmark.add_argument("--json", action="store_true", help="end with one JSON object")
     return parser.parse_args()
@@ -81,39 +85,49 @@ def _add_reconcile(benchmark: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_growth(benchmark: argparse.ArgumentParser) -> None:
+def _add_payments(benchmark: argparse.ArgumentParser, default: int) -> None:
     benchmark.add_argument(
         "--payments",
         type=parse_payments,
-        default=growth.DEFAULT_PAYMENTS,
+        default=default,
         help="payments in the database; default: %(default)s",
     )
+
+
+def _add_console(benchmark: argparse.ArgumentParser) -> None:
+    _add_payments(benchmark, console.DEFAULT_PAYMENTS)
+    benchmark.add_argument(
+        "--repetitions",
+        type=parse_count,
+        default=console.DEFAULT_REPETITIONS,
+        help="how often each page is timed; default: %(default)s",
+    )
+
+
+def _add_growth(benchmark: argparse.ArgumentParser) -> None:
+    _add_payments(benchmark, growth.DEFAULT_PAYMENTS)
     benchmark.add_argument(
         "--pending-fraction",
         type=parse_fraction,
-        default=growth.DEFAULT_PENDING_FRACTION,
+        default=DEFAULT_PENDING_FRACTION,
         help="part of the payments that waits for the provider, 0 to 1; default: %(default)s",
     )
 
 
 def _run(options: argparse.Namespace, print_status: StatusPrinter) -> dict[str, Any]:
-    if options.name == "growth":
-        return growth.bench(options.payments, options.pending_fraction, print_status)
-    if options.name == "reconcile":
-        return reconcile.bench(options.lines, print_status)
-    if options.name == "payouts":
-        return payouts.bench(options.seconds, options.sellers, print_status)
-    if options.name == "latency":
-        return latency.bench(options.seconds, print_status)
-    if options.name == "pages":
-        return pages.bench(options.seconds, print_status)
-    bench = {
-        "pay-in": pay_in.bench,
-        "json": json_pay_in.bench,
-        "webhooks": webhooks.bench,
-        "ledger": ledger.bench,
-    }[options.name]
-    return bench(options.seconds, options.in_flight, print_status)
+    benchmarks: dict[str, Callable[[], dict[str, Any]]] = {
+        "console": lambda: console.bench(options.payments, options.repetitions, print_status),
+        "growth": lambda: growth.bench(options.payments, options.pending_fraction, print_status),
+        "reconcile": lambda: reconcile.bench(options.lines, print_status),
+        "payouts": lambda: payouts.bench(options.seconds, options.sellers, print_status),
+        "latency": lambda: latency.bench(options.seconds, print_status),
+        "pages": lambda: pages.bench(options.seconds, print_status),
+        "pay-in": lambda: pay_in.bench(options.seconds, options.in_flight, print_status),
+        "json": lambda: json_pay_in.bench(options.seconds, options.in_flight, print_status),
+        "webhooks": lambda: webhooks.bench(options.seconds, options.in_flight, print_status),
+        "ledger": lambda: ledger.bench(options.seconds, options.in_flight, print_status),
+    }
+    return benchmarks[options.name]()
 
 
 def _print_status(line: str) -> None:
@@ -131,6 +145,8 @@ def main() -> None:
     else:
         for key, value in result.items():
             print(f"{key:>20}: {value}")
+    if not result.get("passed", True):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -159,6 +159,6 @@ def read_cpu_seconds(pids: Collection[int]) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def read_postgres_pid() -> int:
-    """The pid of the embedded PostgreSQL of the benchmarks."""
-    return int((DATABASE_FOLDER / "postgres" / "data" / "postmaster.pid").read_text().split()[0])
+def read_postgres_pid(folder: Path = DATABASE_FOLDER) -> int:
+    """The pid of the embedded PostgreSQL in a folder."""
+    return int((folder / "postgres" / "data" / "postmaster.pid").read_text().split()[0])

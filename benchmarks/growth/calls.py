@@ -6,16 +6,21 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from benchmarks.seed.monitoring import LARGE_TRACE_ID
 from benchmarks.seed.templates import CLEARING_ACCOUNT, PAYMENT_TOKENS, template_id
 from tallystick import AsyncClient
+from tallystick.event.v1 import event_service_pb2
 from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2
+from tallystick.monitoring.v1 import monitoring_pb2, monitoring_service_pb2
 from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick.reconciliation.v1 import reconciliation_pb2, reconciliation_service_pb2
 from tallystick.wallet.v1 import wallet_service_pb2
+from tallystick_server.observability.names import BATCH_QUEUE_LENGTH, RPC_SERVER_CALL_DURATION
 from tallystick_server.rpc.pagination import PageToken
 from tallystick_storage.payout.batches import ReportFilter
 
@@ -82,6 +87,21 @@ def _lines(**filters: Any) -> ClientCall:
     )
 
 
+def _history(metric: str, days: float, **fields: Any) -> ClientCall:
+    return lambda client: client.monitoring.GetMetricHistory(
+        monitoring_service_pb2.GetMetricHistoryRequest(
+            metric=metric, start_time=_timestamp(days), **fields
+        )
+    )
+
+
+def _traces(**filters: Any) -> ClientCall:
+    return lambda client: client.monitoring.ListTraces(
+        monitoring_service_pb2.ListTracesRequest(**filters)
+    )
+
+
+_CALL_DURATION = RPC_SERVER_CALL_DURATION.name
 _OPEN, _FAILED = payment_pb2.PAYMENT_STATE_OPEN, payment_pb2.PAYMENT_STATE_FAILED
 LIST_CALLS: dict[str, ClientCall] = {
     "ListPayments": _payments(),
@@ -166,6 +186,16 @@ LIST_CALLS: dict[str, ClientCall] = {
             seller_account="s-1", currency="EUR", source_id="PAY_IN/none"
         )
     ),
+    "ListEntriesOfSources": lambda client: client.wallet.ListEntriesOfSources(
+        wallet_service_pb2.ListEntriesOfSourcesRequest(
+            source_ids=[f"PAY_IN/o-{number}" for number in range(100)]
+        )
+    ),
+    "ListEvents": lambda client: client.event.ListEvents(
+        event_service_pb2.ListEventsRequest(
+            aggregate_ids=[f"payments/c-{number}" for number in range(100)]
+        )
+    ),
     **{f"ExplainPayment ({kind})": _explain_payment(template_id(kind)) for kind in PAYMENT_TOKENS},
     "ExplainPayout (PAID)": _explain_payout(template_id("PAID")),
     "Explain (PAID)": lambda client: client.reconciliation.Explain(
@@ -189,6 +219,9 @@ LIST_CALLS: dict[str, ClientCall] = {
     "ListTransactions of an account": _transactions(account="sellers/s-7"),
     "ListTransactions of the clearing account": _transactions(account="psp/sandbox/clearing"),
     "ListTransactions of a source": _transactions(source_id="o-77"),
+    "ListTransactions of many sources": _transactions(
+        source_ids=[f"o-{number}" for number in range(100)]
+    ),
     "ListTransactions before any": _transactions(post_time_until=_timestamp(90)),
     "ListTransactions since a time": _transactions(post_time_from=_timestamp(90)),
     "GetAccount of the clearing account": lambda client: client.ledger.GetAccount(
@@ -239,6 +272,13 @@ LIST_CALLS: dict[str, ClientCall] = {
     "ListAlerts of reconciliation": lambda client: client.reconciliation.ListAlerts(
         operator_pb2.ListAlertsRequest()
     ),
+    "ListMetricSeries": lambda client: client.monitoring.ListMetricSeries(
+        monitoring_service_pb2.ListMetricSeriesRequest()
+    ),
+    "ListMetricSeries of a metric": lambda client: client.monitoring.ListMetricSeries(
+        monitoring_service_pb2.ListMetricSeriesRequest(metric=_CALL_DURATION)
+    ),
+    "ListTraces": _traces(),
     "GetTrialBalance, first page": lambda client: client.ledger.GetTrialBalance(
         ledger_service_pb2.GetTrialBalanceRequest(page_size=200)
     ),
@@ -264,6 +304,24 @@ BOUNDED_LIST_CALLS: dict[str, ClientCall] = {
     ),
     "ListPayouts PAID": _payouts(payout_state=payout_pb2.PAYOUT_STATE_PAID),
     "ListTransactions in a currency (none)": _transactions(currency="JPY"),
+    "ListTraces that failed": _traces(failed=True),
+    "ListTraces that were slow (none)": _traces(min_duration=Duration(seconds=60)),
+    "GetTrace of 2,000 spans": lambda client: client.monitoring.GetTrace(
+        monitoring_service_pb2.GetTraceRequest(trace_id=LARGE_TRACE_ID)
+    ),
+    "GetMetricHistory of an hour": _history(
+        _CALL_DURATION, 1 / 24, aggregation=monitoring_pb2.AGGREGATION_RATE
+    ),
+    "GetMetricHistory of 30 days": _history(
+        _CALL_DURATION,
+        29.9,
+        aggregation=monitoring_pb2.AGGREGATION_QUANTILE,
+        quantile="0.99",
+        group_by=["rpc.method"],
+    ),
+    "GetMetricHistory of a gauge": _history(
+        BATCH_QUEUE_LENGTH.name, 1, aggregation=monitoring_pb2.AGGREGATION_MAX
+    ),
     "ListBreaks OPEN of a kind and an account (none)": _breaks(
         state=reconciliation_pb2.BREAK_STATE_OPEN,
         kind=reconciliation_pb2.BREAK_KIND_CHARGE_UNKNOWN,
@@ -273,4 +331,6 @@ BOUNDED_LIST_CALLS: dict[str, ClientCall] = {
         break_class=reconciliation_pb2.BREAK_CLASS_AUTOMATIC, account=CLEARING_ACCOUNT
     ),
 }
-"""Lists that scan a bounded number of rows, and batches, whose totals are counted."""
+"""Lists that scan a bounded number of rows, batches, whose totals are counted, and the history of a
+metric, which reads each step of each series, of a gauge each sample.
+"""

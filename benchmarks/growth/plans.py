@@ -131,13 +131,23 @@ def blocks_read(plan: dict[str, Any]) -> int:
     return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
 
 
-class ReadRecorders:
-    """Opens the databases of a platform that is started with `dependencies`. `recorders`: those
-    of the reads of callers, without those of relays, monitors and workers.
+def count_statements(plans: QueryPlans) -> int:
+    """How many statements were captured, without the begin of transactions and the housekeeping of
+    connections.
+    """
+    return sum(
+        not statement.startswith(("begin", "discard")) for _, statement, _ in plans.statements
+    )
+
+
+class StatementRecorders:
+    """Opens the databases of a platform that is started with `dependencies`. `reads`: the recorders
+    of the reads of callers. `all`: also those of changes, relays, monitors and workers.
     """
 
     def __init__(self) -> None:
-        self.recorders: list[StatementRecorder] = []
+        self.reads: list[StatementRecorder] = []
+        self.all: list[StatementRecorder] = []
         self.dependencies = Dependencies(open_database=self._open)
 
     def _open(self, url: str, connections: int, new_id: Callable[[], UUID]) -> Database:
@@ -149,8 +159,9 @@ class ReadRecorders:
         self, url: str, settings: Mapping[str, str] | None = None, *, keeps_plans: bool = False
     ) -> StatementRecorder:
         recorder = StatementRecorder(url, settings, keeps_plans=keeps_plans)
+        self.all.append(recorder)
         if not keeps_plans:  # the reads of callers
-            self.recorders.append(recorder)
+            self.reads.append(recorder)
         return recorder
 
 

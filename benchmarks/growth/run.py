@@ -5,20 +5,17 @@ size and kept.
 from __future__ import annotations
 
 import asyncio
-import json
 import resource
-import shutil
 import statistics
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.growth.calls import BOUNDED_LIST_CALLS, LIST_CALLS
 from benchmarks.growth.plans import (
     QueryPlans,
-    ReadRecorders,
+    StatementRecorders,
     blocks_read,
     flatten,
     rows_read,
@@ -26,17 +23,15 @@ from benchmarks.growth.plans import (
 )
 from benchmarks.growth.queries import HOUSEKEEPING, MONITOR_QUERIES, WORKER_QUERIES, DatabaseWork
 from benchmarks.measure import StatusPrinter
-from benchmarks.seed.run import seed
+from benchmarks.seed.kept import QUIET_SETTINGS, open_kept_database
 from tallystick import AsyncClient
 from tallystick_server.app import serve
 from tallystick_server.app.configuration import Settings
-from tallystick_server.app.database.connections import DatabaseUrls, open_databases
+from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.services import service_names
 from tallystick_server.verify.run import verify
 
 DEFAULT_PAYMENTS = 1_000_000
-DEFAULT_PENDING_FRACTION = 0.3
-_FOLDER = Path(".data/growth")
 _REPETITIONS = 5
 
 
@@ -44,22 +39,13 @@ def bench(payments: int, pending_fraction: float, print_status: StatusPrinter) -
     """Returns the figures that `--json` prints. `pending_fraction`: the part of the payments that
     waits for the provider.
     """
-    folder = _FOLDER / f"{payments}-{pending_fraction:g}"
-    seed_file = folder / "seeded.json"
-    if not seed_file.exists():  # there is none, or its seeding has not completed
-        shutil.rmtree(folder, ignore_errors=True)
-    with open_databases(Settings(), print_status, folder=folder) as database_urls:
-        if not seed_file.exists():
-            seed_result = seed(
-                database_urls, payments, print_status, pending_fraction=pending_fraction
-            )
-            seed_file.write_text(json.dumps(seed_result))
-        rows = _measure_all(database_urls, print_status)
+    with open_kept_database(payments, pending_fraction, print_status) as database:
+        rows = _measure_all(database.urls, print_status)
     return {
         "bench": "growth",
         "payments": payments,
         "pending_fraction": pending_fraction,
-        "seed": json.loads(seed_file.read_text()),
+        "seed": database.seed_result,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "rows": rows,
     }
@@ -91,24 +77,17 @@ def _measure_verify(database_urls: DatabaseUrls) -> dict[str, Any]:
 async def _measure_calls(
     database_urls: DatabaseUrls, address: str, print_status: StatusPrinter
 ) -> dict[str, dict[str, Any]]:
-    settings = Settings().replace(
-        server__listen=address,
-        worker__scan_interval=3600,
-        worker__monitor_interval=3600,
-        reconciliation__posting_interval=3600,
-        reconciliation__check_interval=3600,
-        reconciliation__lookup_interval=3600,
-    )
-    read_recorders = ReadRecorders()
+    settings = Settings().replace(server__listen=address, **QUIET_SETTINGS)
+    recorders = StatementRecorders()
     server = await serve.start(
-        service_names(), settings, database_urls.all(), read_recorders.dependencies
+        service_names(), settings, database_urls.all(), recorders.dependencies
     )
     client = AsyncClient(address)
     rows: dict[str, dict[str, Any]] = {}
     try:
         for name, call in {**LIST_CALLS, **BOUNDED_LIST_CALLS}.items():
             plans = QueryPlans()
-            with plans.capture(*read_recorders.recorders):
+            with plans.capture(*recorders.reads):
                 await call(client)
             times = []
             for _ in range(_REPETITIONS):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from benchmarks.seed.clone import RowCloner
+from benchmarks.seed.payments import ALERT_ID_SQL
 from benchmarks.seed.templates import (
+    DEAD_LETTER_ID,
     DESTINATION_ID,
     PAYMENT_TOKENS,
     PAYOUT_AMOUNTS,
@@ -19,10 +21,16 @@ def clone_events(cloner: RowCloner, last_template_sequence: int) -> None:
     """
     for kind in PAYMENT_TOKENS:
         _clone_payment_events(cloner, kind)
+    dead_payments = "(select * from new_payment where kind = 'DEAD')"
     cloner.insert_events(
-        "deadLetters/charges-o-t-dead-o-1",
-        "(select * from new_payment where kind = 'DEAD')",
+        f"deadLetters/{DEAD_LETTER_ID}",
+        dead_payments,
         "'deadLetters/charges-' || s.charge_id || '-1'",
+    )
+    cloner.insert_events(
+        f"alerts/payment-DEAD_LETTER-deadLetters-{DEAD_LETTER_ID}-1",
+        dead_payments,
+        f"'alerts/' || {ALERT_ID_SQL}",
     )
     clone_seller_events(cloner)
     for state in PAYOUT_AMOUNTS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.seed.clone import CloneSource, RowCloner, template_table
 from benchmarks.seed.fingerprints import fingerprint_sql
-from benchmarks.seed.templates import ORDER_AMOUNT, PLATFORM_FEE, template_id
+from benchmarks.seed.templates import DEAD_LETTER_ID, ORDER_AMOUNT, PLATFORM_FEE, template_id
 
 _REFERENCE_SQL = "case t.provider_reference when '' then '' else 'seed-' || s.number end"
 _NEXT_ATTEMPT_SQL = (
@@ -12,6 +12,8 @@ _NEXT_ATTEMPT_SQL = (
     "clock_timestamp() + interval '1 hour' + (s.number % 3600) * interval '1 second' end"
 )
 """No operation is due while the seeded database is measured."""
+ALERT_ID_SQL = "'payment-DEAD_LETTER-deadLetters-charges-' || s.charge_id || '-1-1'"
+"""SQL for the id of the alert about the dead letter of a payment."""
 
 
 def clone_payments(cloner: RowCloner, kind: str) -> None:
@@ -45,6 +47,13 @@ def clone_payments(cloner: RowCloner, kind: str) -> None:
             source,
             operation_id="s.charge_id",
             dead_letter_id="'charges-' || s.charge_id || '-1'",
+        )
+        cloner.insert_rows(
+            "payment.alert",
+            f"t.resource_name = 'deadLetters/{DEAD_LETTER_ID}'",
+            source,
+            alert_id=ALERT_ID_SQL,
+            resource_name="'deadLetters/charges-' || s.charge_id || '-1'",
         )
 
 

@@ -14,6 +14,7 @@ from benchmarks.seed.clone import RowCloner, fetch_value
 from benchmarks.seed.events import clone_events
 from benchmarks.seed.indexes import without_indexes
 from benchmarks.seed.ledger import chain_ledger
+from benchmarks.seed.monitoring import seed_monitoring
 from benchmarks.seed.payments import clone_payments
 from benchmarks.seed.payouts import clone_payouts
 from benchmarks.seed.reconciliation import clone_reconciliation
@@ -25,7 +26,7 @@ from tallystick_server.app.errors import StartupError
 
 DEFAULT_PENDING_FRACTION = 0.01
 MIN_PAYMENTS = 1000
-_COUNTED_TABLES = (
+COUNTED_TABLES = (
     "payment.checkout",
     "payment.operation",
     "payout.payout",
@@ -37,7 +38,11 @@ _COUNTED_TABLES = (
     "event.event",
     "reconciliation.statement_line",
     "reconciliation.break",
+    "monitoring.sample",
+    "monitoring.span",
+    "payment.alert",
 )
+"""Their rows are counted at the end."""
 
 
 def seed(
@@ -66,11 +71,13 @@ def seed(
         with without_indexes(connection, print_status):
             create_source_tables(connection, payments, pending_fraction)
             _clone_all(connection, database_urls.admin, payments, print_status)
+        seed_monitoring(connection, payments)
+        print_status("Filled the history of metrics and the traces")
         print_status("Analyzing")
         connection.execute("vacuum analyze")
         counts = {
             table: int(fetch_value(connection, f"select count(*) from {table}"))
-            for table in _COUNTED_TABLES
+            for table in COUNTED_TABLES
         }
     return {**counts, "seconds": round(time.perf_counter() - start, 1)}
 

@@ -17,6 +17,7 @@ from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick.reconciliation.v1 import reconciliation_pb2, reconciliation_service_pb2
+from tallystick_core.payment.checkout import MAX_ORDERS
 from tallystick_core.provider.outcome import RetryReason
 from tallystick_server.app import serve
 from tallystick_server.app.configuration import Settings
@@ -43,6 +44,9 @@ PAYMENT_TOKENS = {
 """The kinds of payments, and the token by which the sandbox lets each come about. The charge of a
 DEAD payment is a dead letter.
 """
+DEAD_LETTER_ID = "charges-o-t-dead-o-1"
+LARGE_PAYMENT_ID, LARGE_PAYMENT_SELLER = "t-large", "t-large-seller"
+"""A payment with as many orders as one may have. It is not cloned."""
 PAYOUT_AMOUNTS = {"PAID": 200, "AWAITING_APPROVAL": 400, "FAILED": 100}
 """The states of payouts, and the amount of each in minor units."""
 
@@ -84,6 +88,7 @@ async def create_templates(database_urls: DatabaseUrls) -> None:
         for state in PAYOUT_AMOUNTS:
             await _create_payout(client, state)
         await _reconcile_statement(client)
+        await _create_large_payment(client)
 
 
 async def create_destination_template(database_urls: DatabaseUrls) -> None:
@@ -127,6 +132,31 @@ async def _create_payment(client: AsyncClient, kind: str) -> None:
         payment_request(id_, f"{id_}-o", _BUYER, SELLER, PAYMENT_TOKENS[kind])
     )
     await _wait_until(f"payment {id_} is {kind}", partial(_is_payment_of_kind, client, kind))
+
+
+async def _create_large_payment(client: AsyncClient) -> None:
+    await client.payment.CreatePayment(
+        payment_service_pb2.CreatePaymentRequest(
+            checkout_id=LARGE_PAYMENT_ID,
+            credit_card_info=PAYMENT_TOKENS["PAID"],
+            payment_orders=[
+                new_order(
+                    f"{LARGE_PAYMENT_ID}-{number}", _BUYER, LARGE_PAYMENT_SELLER, "10.00", "EUR"
+                )
+                for number in range(MAX_ORDERS)
+            ],
+        )
+    )
+    await _wait_until(
+        f"payment {LARGE_PAYMENT_ID} is PAID", partial(_is_large_payment_paid, client)
+    )
+
+
+async def _is_large_payment_paid(client: AsyncClient) -> bool:
+    response = await client.payment.GetPayment(
+        payment_service_pb2.GetPaymentRequest(checkout_id=LARGE_PAYMENT_ID)
+    )
+    return bool(response.payment.is_payment_done)
 
 
 async def _is_payment_of_kind(client: AsyncClient, kind: str) -> bool:

@@ -204,7 +204,7 @@ MATRIX: dict[str, MethodRow] = {
         name: MethodRow(MethodScope.PLATFORM)
         for name in METHODS
         if name.startswith(("ledger.", "wallet.", "reconciliation.", "monitoring."))
-        or name == "event.BatchPublish"
+        or name in ("event.BatchPublish", "event.ListEvents")
     },
 }
 

@@ -18,8 +18,8 @@ from sqlalchemy import make_url
 from benchmarks.growth.calls import BOUNDED_LIST_CALLS, LIST_CALLS, ClientCall
 from benchmarks.growth.plans import (
     QueryPlans,
-    ReadRecorders,
     StatementRecorder,
+    StatementRecorders,
     blocks_read,
     flatten,
     rolled_back,
@@ -35,6 +35,7 @@ from benchmarks.growth.queries import (
     DatabaseWork,
 )
 from benchmarks.seed.destinations import seed_destinations
+from benchmarks.seed.kept import QUIET_SETTINGS
 from benchmarks.seed.run import seed
 from benchmarks.seed.templates import payment_request
 from tallystick import AsyncClient, Client
@@ -93,24 +94,18 @@ class LargePlatform:
     """A platform on the seeded database, and the recorders of its callers' reads."""
 
     platform: ServedPlatform
-    read_recorders: ReadRecorders
+    recorders: StatementRecorders
 
 
 @pytest.fixture(scope="module")
 def large_platform(seeded_database: DatabaseUrls) -> Iterator[LargePlatform]:
-    read_recorders = ReadRecorders()
+    recorders = StatementRecorders()
     with serve_platform(
         seeded_database,
-        Settings().replace(
-            worker__scan_interval=3600,
-            worker__monitor_interval=3600,
-            reconciliation__posting_interval=3600,
-            reconciliation__check_interval=3600,
-            reconciliation__lookup_interval=3600,
-        ),
-        dependencies=read_recorders.dependencies,
+        Settings().replace(**QUIET_SETTINGS),
+        dependencies=recorders.dependencies,
     ) as served_platform:
-        yield LargePlatform(served_platform, read_recorders)
+        yield LargePlatform(served_platform, recorders)
 
 
 def plans_of_call(large_platform: LargePlatform, call: ClientCall) -> QueryPlans:
@@ -120,7 +115,7 @@ def plans_of_call(large_platform: LargePlatform, call: ClientCall) -> QueryPlans
     async def make_call() -> None:
         client = AsyncClient(large_platform.platform.address)
         try:
-            with plans.capture(*large_platform.read_recorders.recorders):
+            with plans.capture(*large_platform.recorders.reads):
                 await call(client)
         finally:
             await client.close()

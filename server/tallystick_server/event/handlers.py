@@ -10,11 +10,12 @@ from tallystick.event.v1 import event_service_pb2 as pb
 from tallystick_core.access import Role
 from tallystick_core.errors import ApiError, ErrorReason, key_reused_error
 from tallystick_core.event import MAX_AGGREGATE_ID, check_event, format_event_id
-from tallystick_core.validation import parse_id, parse_text
+from tallystick_core.validation import parse_id, parse_text, require_item_count
 from tallystick_server.operations.batcher import MAX_QUEUED_BATCHES, Batcher, bisect_on_error
 from tallystick_server.rpc.batch import check_batch
 from tallystick_server.rpc.call import Access, Call
 from tallystick_server.rpc.enums import EnumNames
+from tallystick_server.rpc.pagination import parse_page_size
 from tallystick_server.rpc.streaming import (
     SequenceSource,
     SequenceTail,
@@ -30,9 +31,11 @@ _UNRESTRICTED_ROLES = frozenset({Role.SERVICE, Role.OPERATOR, Role.AUDITOR})
 ACCESS: Access = {
     "BatchPublish": frozenset({Role.SERVICE}),
     "StreamEvents": _UNRESTRICTED_ROLES | {Role.TEAM, Role.PAYOUTS},
+    "ListEvents": frozenset({Role.SERVICE}),
 }
 _TYPES = EnumNames(event_pb2.EventType.DESCRIPTOR)
 _MAX_TYPES = len(event_pb2.EventType.DESCRIPTOR.values) - 1  # without the unset value
+_MAX_AGGREGATES = 100
 _MAX_GROUPS = 4  # requests published in one transaction, of at most 1,000 events each
 
 
@@ -128,6 +131,18 @@ class EventHandlers:
             _stream_response,
         )
 
+    async def ListEvents(self, request: pb.ListEventsRequest, _call: Call) -> pb.ListEventsResponse:
+        require_item_count(request.aggregate_ids, "aggregate_ids", _MAX_AGGREGATES)
+        ids = [
+            parse_text(id_, f"aggregate_ids[{index}]", MAX_AGGREGATE_ID)
+            for index, id_ in enumerate(request.aggregate_ids)
+        ]
+        limit = parse_page_size(request.page_size)
+        rows = await self._database.read(
+            lambda connection: store.list_of_aggregates(connection, sorted(set(ids)), limit)
+        )
+        return pb.ListEventsResponse(events=map(_event, rows))
+
     async def _publish_groups(
         self, groups: Sequence[Sequence[store.NewEvent]]
     ) -> Sequence[int | Exception]:
@@ -167,9 +182,13 @@ def _read_between(
 
 
 def _stream_response(row: store.EventRow) -> pb.StreamEventsResponse:
+    return pb.StreamEventsResponse(event=_event(row))
+
+
+def _event(row: store.EventRow) -> event_pb2.Event:
     event = event_pb2.Event.FromString(bytes(row.body))
     event.cursor = row.cursor
-    return pb.StreamEventsResponse(event=event)
+    return event
 
 
 def _first_difference(sent: bytes, published: bytes) -> str:

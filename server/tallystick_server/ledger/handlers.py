@@ -44,6 +44,8 @@ from tallystick_storage.sql import Connection
 
 T = TypeVar("T")
 
+_MAX_SOURCE_ID = 64
+_MAX_SOURCES = 300
 _READ = frozenset({Role.OPERATOR, Role.AUDITOR, Role.SERVICE})
 ACCESS: Access = {
     "BatchPost": frozenset({Role.SERVICE}),
@@ -80,11 +82,9 @@ def _read_transactions(
 ) -> Scan[store.StoredTransaction, tuple[int]]:
     """Transactions, newest first, before a given sequence."""
     _require_book(connection, filters.book)
-    sequences, last_sequence = store.list_sequences(
+    return store.list_transactions(
         connection, filters._replace(before=before[0] if before else None), limit
     )
-    stored = store.load_transactions(connection, filters.book, sequences)
-    return Scan(stored[::-1], None if last_sequence is None else (last_sequence,))
 
 
 _ACCOUNTS = Listing(
@@ -334,9 +334,22 @@ def _parse_filter(request: pb.ListTransactionsRequest) -> store.TransactionFilte
         parse_account(request.account) if request.account else None,
         parse_currency(request.currency) if request.currency else None,
         convert.KINDS.parse(request.kind, "kind", "") or None,
-        parse_text(request.source_id, "source_id", 64) or None,
+        parse_text(request.source_id, "source_id", _MAX_SOURCE_ID) or None,
         parse_time(request, "post_time_from"),
         parse_time(request, "post_time_until"),
         convert.parse_external_reference(request.external_reference) or None,
         parse_optional_id(request.buyer_account, "buyer_account") or None,
+        _parse_source_ids(request.source_ids) or None,
     )
+
+
+def _parse_source_ids(texts: Sequence[str]) -> list[str]:
+    if len(texts) > _MAX_SOURCES:
+        raise ApiError(
+            ErrorReason.TOO_MANY_ITEMS,
+            f"source_ids must have at most {_MAX_SOURCES} items.",
+            field="source_ids",
+        )
+    return [
+        parse_text(text, f"source_ids[{index}]", _MAX_SOURCE_ID) for index, text in enumerate(texts)
+    ]

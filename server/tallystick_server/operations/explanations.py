@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from tallystick.event.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
 from tallystick.history.v1 import explanation_pb2
@@ -49,7 +49,8 @@ MAX_TRANSITIONS = 400
 
 _TIMEOUT_SECONDS = 2.0
 """For each other service: an explanation is read by a person who waits for it."""
-_MAX_CONCURRENT_CALLS = 8
+_MAX_ELSEWHERE = 200
+"""The maximum number of entries of each other service."""
 _SOURCES = EnumNames(explanation_pb2.ExplanationSource.DESCRIPTOR)
 _ACTORS = EnumNames(explanation_pb2.Actor.DESCRIPTOR)
 _LEDGER_KINDS = EnumNames(ledger_pb2.TransactionKind.DESCRIPTOR)
@@ -57,22 +58,15 @@ _WALLET_KINDS = EnumNames(wallet_pb2.WalletEntryKind.DESCRIPTOR)
 _EVENT_TYPES = EnumNames(event_pb2.EventType.DESCRIPTOR)
 
 
-class WalletSource(NamedTuple):
-    """The source of entries in a wallet, such as PAY_IN/{payment_order_id}."""
-
-    seller_account: str
-    currency: str
-    source_id: str
-
-
 @dataclass(frozen=True, slots=True)
 class Elsewhere:
     """What other services are asked for: ledger transactions by source id, wallet entries by
-    source, and events by aggregate.
+    source, such as PAY_IN/{payment_order_id}, and events by aggregate. At most 300 sources and 100
+    aggregates.
     """
 
     ledger_sources: Sequence[str]
-    wallet_sources: Sequence[WalletSource]
+    wallet_sources: Sequence[str]
     aggregate_ids: Sequence[str]
 
 
@@ -281,8 +275,8 @@ def limit_rows(
 
 
 class OtherServices:
-    """Reads from WalletService, LedgerService and EventService. A service that does not answer
-    leaves a sentence instead of its entries.
+    """Reads from WalletService, LedgerService and EventService, by one call to each. A service that
+    does not answer leaves a sentence instead of its entries.
     """
 
     def __init__(self, service_client: ServiceClient, wallet: str, ledger: str, event: str) -> None:
@@ -290,66 +284,63 @@ class OtherServices:
         self._wallet = service_client.stub(wallet_service_pb2_grpc.WalletServiceStub, wallet)
         self._ledger = service_client.stub(ledger_service_pb2_grpc.LedgerServiceStub, ledger)
         self._event = service_client.stub(event_service_pb2_grpc.EventServiceStub, event)
-        self._semaphore = asyncio.Semaphore(_MAX_CONCURRENT_CALLS)
 
     async def read(self, elsewhere: Elsewhere) -> FoundElsewhere:
         parts = await asyncio.gather(
-            self._read_all("WalletService", self._read_wallet, elsewhere.wallet_sources),
-            self._read_all("LedgerService", self._read_ledger, elsewhere.ledger_sources),
-            self._read_all("EventService", self._read_events, elsewhere.aggregate_ids),
+            _read_from("WalletService", self._read_wallet, elsewhere.wallet_sources),
+            _read_from("LedgerService", self._read_ledger, elsewhere.ledger_sources),
+            _read_from("EventService", self._read_events, elsewhere.aggregate_ids),
         )
         return FoundElsewhere(
             tuple(entry for part in parts for entry in part.entries),
             tuple(omission for part in parts for omission in part.omissions),
         )
 
-    async def _read_all(
-        self,
-        service: str,
-        read: Callable[[Any], Awaitable[Iterable[ExplanationEntry]]],
-        sources: Sequence[Any],
-    ) -> FoundElsewhere:
-        """Reads from one service."""
-
-        async def read_one(source: Any) -> Iterable[ExplanationEntry]:
-            async with self._semaphore:
-                return await read(source)
-
-        try:
-            async with asyncio.timeout(_TIMEOUT_SECONDS):
-                found = await asyncio.gather(*map(read_one, sources))
-        except (TimeoutError, ApiError):
-            return FoundElsewhere(
-                omissions=(f"{service} did not answer; its entries are missing.",)
-            )
-        except ServiceCallRejected as error:
-            omission = (
-                f"{service} rejected the call ({error.status}: {error.message.rstrip('.')}); its "
-                "entries are missing."
-            )
-            return FoundElsewhere(omissions=(omission,))
-        return FoundElsewhere(tuple(entry for entries in found for entry in entries))
-
-    async def _read_wallet(self, source: WalletSource) -> Iterable[ExplanationEntry]:
-        request = wallet_service_pb2.ListWalletEntriesRequest(
-            **source._asdict(), page_size=MAX_ROWS
+    async def _read_wallet(self, source_ids: Sequence[str]) -> list[ExplanationEntry]:
+        request = wallet_service_pb2.ListEntriesOfSourcesRequest(
+            source_ids=source_ids, page_size=_MAX_ELSEWHERE
         )
-        response = await self._service_client.call(self._wallet.ListWalletEntries, request)
-        return map(_wallet_entry, response.entries)
+        response = await self._service_client.call(self._wallet.ListEntriesOfSources, request)
+        return list(map(_wallet_entry, response.entries))
 
-    async def _read_ledger(self, source_id: str) -> Iterable[ExplanationEntry]:
+    async def _read_ledger(self, source_ids: Sequence[str]) -> list[ExplanationEntry]:
         request = ledger_service_pb2.ListTransactionsRequest(
-            source_id=source_id, page_size=MAX_ROWS
+            source_ids=source_ids, page_size=_MAX_ELSEWHERE
         )
         response = await self._service_client.call(self._ledger.ListTransactions, request)
-        return map(_ledger_entry, response.transactions)
+        return list(map(_ledger_entry, response.transactions))
 
-    async def _read_events(self, aggregate_id: str) -> Iterable[ExplanationEntry]:
-        request = event_service_pb2.StreamEventsRequest(aggregate_id=aggregate_id)
-        responses = await self._service_client.read_stream(
-            self._event.StreamEvents, request, MAX_ROWS
+    async def _read_events(self, aggregate_ids: Sequence[str]) -> list[ExplanationEntry]:
+        request = event_service_pb2.ListEventsRequest(
+            aggregate_ids=aggregate_ids, page_size=_MAX_ELSEWHERE
         )
-        return [_event_entry(response.event) for response in responses]
+        response = await self._service_client.call(self._event.ListEvents, request)
+        return list(map(_event_entry, response.events))
+
+
+async def _read_from(
+    service: str,
+    read: Callable[[Sequence[str]], Awaitable[list[ExplanationEntry]]],
+    names: Sequence[str],
+) -> FoundElsewhere:
+    """The entries that a service has of these sources or aggregates, if there are any."""
+    if not names:
+        return FoundElsewhere()
+    try:
+        async with asyncio.timeout(_TIMEOUT_SECONDS):
+            entries = await read(names)
+    except (TimeoutError, ApiError):
+        return FoundElsewhere(omissions=(f"{service} did not answer; its entries are missing.",))
+    except ServiceCallRejected as error:
+        omission = (
+            f"{service} rejected the call ({error.status}: {error.message.rstrip('.')}); its "
+            "entries are missing."
+        )
+        return FoundElsewhere(omissions=(omission,))
+    if len(entries) < _MAX_ELSEWHERE:
+        return FoundElsewhere(tuple(entries))
+    omission = f"{service} may have more than the {_MAX_ELSEWHERE} entries that are shown."
+    return FoundElsewhere(tuple(entries), (omission,))
 
 
 def _wallet_entry(entry: wallet_pb2.WalletEntry) -> ExplanationEntry:

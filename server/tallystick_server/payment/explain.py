@@ -22,7 +22,6 @@ from tallystick_server.operations.explanations import (
     MAX_TRANSITIONS,
     Elsewhere,
     OtherServices,
-    WalletSource,
     alert_facts,
     attempt_facts,
     dead_letter_facts,
@@ -50,8 +49,6 @@ from tallystick_storage.sql import Connection
 
 MAX_ORDERS = 20
 """The maximum number of orders of an explanation."""
-_MAX_ORDER_EVENTS = 5
-"""The maximum number of orders whose events are read: each is a call."""
 _ALERT_KINDS = (
     AlertKind.ORDER_STUCK,
     AlertKind.REVIEW_OVERDUE,
@@ -115,6 +112,15 @@ class PaymentExplainer:
             omissions=(*gathered.omissions, *elsewhere.omissions),
         )
         return to_message(explanation, gathered.time)
+
+    async def find_name(self, id_: str, owner: str | None) -> str:
+        """The resource name of the payment that an id names, as `explain`. Raises NOT_FOUND."""
+        found = await self._database.read(
+            lambda connection: store.find_payment(connection, id_, owner)
+        )
+        if found is None:
+            raise not_found_error("payment with the id", id_)
+        return f"payments/{found.checkout_id}"
 
     def _gather(
         self,
@@ -248,6 +254,8 @@ class PaymentExplainer:
         loop_time: float,
     ) -> dict[str, NextAction]:
         """The next action of each queued charge at its next try."""
+        if not operations:
+            return {}
         selectors = [charge_store.AttemptSelector(charge_id) for charge_id in operations]
         charges = charges_from_rows(
             charge_store.find_charges(connection, selectors),
@@ -326,7 +334,7 @@ def _elsewhere(facts: PaymentFacts, *, for_operator: bool) -> Elsewhere:
     booked = [order for order in orders if order.status is OrderStatus.SUCCESS]
     aggregates = [
         f"payments/{facts.checkout_id}",
-        *(f"paymentOrders/{order.payment_order_id}" for order in orders[:_MAX_ORDER_EVENTS]),
+        *(f"paymentOrders/{order.payment_order_id}" for order in orders),
     ]
     if not for_operator:
         return Elsewhere((), (), aggregates)
@@ -335,9 +343,6 @@ def _elsewhere(facts: PaymentFacts, *, for_operator: bool) -> Elsewhere:
             *(order.payment_order_id for order in booked),
             *(item.unapplied_charge_id for item in facts.unapplied),
         ],
-        [
-            WalletSource(order.seller_account, order.currency, f"PAY_IN/{order.payment_order_id}")
-            for order in booked
-        ],
+        [f"PAY_IN/{order.payment_order_id}" for order in booked],
         aggregates,
     )

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 
+from tallystick.history.v1 import explanation_pb2
 from tallystick.payment.v1 import payment_pb2
 from tallystick.payment.v1 import payment_service_pb2 as pb
 from tallystick_core.access import Role
@@ -193,9 +194,13 @@ class PaymentHandlers(PaymentOperatorHandlers):
         self, request: pb.ExplainPaymentRequest, call: Call
     ) -> pb.ExplainPaymentResponse:
         id_, sees_all = parse_lookup_id(request.id, "id"), sees_whole_explanation(call.caller)
-        explanation = await self._explainer.explain(
-            id_, None if sees_all else call.caller.owner, for_operator=sees_all
-        )
+        owner = None if sees_all else call.caller.owner
+        if request.name_only:
+            name = await self._explainer.find_name(id_, owner)
+            return pb.ExplainPaymentResponse(
+                explanation=explanation_pb2.Explanation(resource_name=name)
+            )
+        explanation = await self._explainer.explain(id_, owner, for_operator=sees_all)
         return pb.ExplainPaymentResponse(explanation=explanation)
 
     async def PreviewRouting(

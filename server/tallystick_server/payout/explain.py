@@ -30,7 +30,6 @@ from tallystick_server.operations.explanations import (
     MAX_TRANSITIONS,
     Elsewhere,
     OtherServices,
-    WalletSource,
     alert_facts,
     attempt_facts,
     dead_letter_facts,
@@ -97,10 +96,8 @@ class PayoutExplainer:
 
         def read(connection: Connection) -> _Gathered | None:
             with read_snapshot(connection):
-                payout_id = store.find_payout(connection, id_, owner)
-                if payout_id is None:
-                    return None
-                return self._gather(connection, payout_id, loop_time, for_operator)
+                row = store.find_payout(connection, id_, owner)
+                return row and self._gather(connection, row, loop_time, for_operator)
 
         gathered = await self._database.read(read)
         if gathered is None:
@@ -114,11 +111,24 @@ class PayoutExplainer:
         )
         return to_message(explanation, gathered.time)
 
+    async def find_name(self, id_: str, owner: str | None) -> str:
+        """The resource name of the payout that an id names, as `explain`. Raises NOT_FOUND."""
+        row = await self._database.read(
+            lambda connection: store.find_payout(connection, id_, owner)
+        )
+        if row is None:
+            raise not_found_error("payout with the id", id_)
+        return f"payouts/{row.payout_id}"
+
     def _gather(
-        self, connection: Connection, payout_id: str, loop_time: float, for_operator: bool
+        self,
+        connection: Connection,
+        row: store.ExplainedPayoutRow,
+        loop_time: float,
+        for_operator: bool,
     ) -> _Gathered:
         omissions: list[str] = []
-        row = store.load_payout(connection, payout_id)
+        payout_id = row.payout_id
         transitions = limit_rows(
             store.list_transitions(connection, payout_id, MAX_TRANSITIONS),
             "transitions",
@@ -245,10 +255,7 @@ def _elsewhere(gathered: _Gathered, *, for_operator: bool) -> Elsewhere:
     ]
     return Elsewhere(
         gathered.source_ids,
-        [
-            WalletSource(facts.seller_account, facts.currency, source_id)
-            for source_id in (facts.name, *movements)
-        ],
+        [facts.name, *movements],
         [facts.name],
     )
 

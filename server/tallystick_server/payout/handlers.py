@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 
+from tallystick.history.v1 import explanation_pb2
 from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick_core.access import Role
@@ -160,9 +161,13 @@ class PayoutHandlers(DestinationHandlers, BatchHandlers, PayoutOperatorHandlers)
         self, request: pb.ExplainPayoutRequest, call: Call
     ) -> pb.ExplainPayoutResponse:
         id_, sees_all = parse_lookup_id(request.id, "id"), sees_whole_explanation(call.caller)
-        explanation = await self._explainer.explain(
-            id_, None if sees_all else call.caller.owner, for_operator=sees_all
-        )
+        owner = None if sees_all else call.caller.owner
+        if request.name_only:
+            name = await self._explainer.find_name(id_, owner)
+            return pb.ExplainPayoutResponse(
+                explanation=explanation_pb2.Explanation(resource_name=name)
+            )
+        explanation = await self._explainer.explain(id_, owner, for_operator=sees_all)
         return pb.ExplainPayoutResponse(explanation=explanation)
 
     async def ListPayouts(

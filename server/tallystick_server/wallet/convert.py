@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
 
@@ -18,6 +19,7 @@ from tallystick_core.validation import (
     parse_optional_id,
     parse_reason_text,
     reject_card_id,
+    require_item_count,
 )
 from tallystick_core.wallet.holds import is_hold_id, parse_hold_id, require_hold_namespace
 from tallystick_core.wallet.instructions import Instruction
@@ -34,29 +36,36 @@ _HOLD_STATES = EnumNames(wallet_pb2.HoldState.DESCRIPTOR)
 _PURPOSES = EnumNames(wallet_pb2.HoldPurpose.DESCRIPTOR)
 _ASSIGNMENT_STATES = EnumNames(wallet_pb2.SellerAssignmentState.DESCRIPTOR)
 _SOURCE_ID = re.compile(r"\A([A-Z_]+)/[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z", re.ASCII)
+_MAX_SOURCES = 300
 _MAX_DELAY_SECONDS = 365 * 86_400
 
 
-def _parse_source_id(text: str) -> str:
+def _parse_source_id(text: str, field: str = "source_id") -> str:
     match = _SOURCE_ID.match(text)
     if match is None or match[1] not in PostingKind.__members__:
         reason = ErrorReason.FIELD_INVALID if text else ErrorReason.FIELD_REQUIRED
         raise ApiError(
             reason,
-            "source_id must be {TransactionKind}/{source_id}, such as PAY_IN/po-1.",
-            field="source_id",
+            f"{field} must be {{TransactionKind}}/{{source_id}}, such as PAY_IN/po-1.",
+            field=field,
         )
-    reject_card_id(text.rpartition("/")[2], "source_id")
+    reject_card_id(text.rpartition("/")[2], field)
     return text
 
 
-def parse_entry_source(text: str) -> str:
+def parse_entry_source(text: str, field: str = "source_id") -> str:
     """Parses the source of an entry to search for: of a movement, or a hold; "": none. Raises
     FIELD_INVALID, CARD_NUMBER_REJECTED.
     """
     if not text or is_hold_id(text):
         return text
-    return _parse_source_id(text)
+    return _parse_source_id(text, field)
+
+
+def parse_entry_sources(texts: Sequence[str]) -> list[str]:
+    """Parses 1 to 300 sources as `parse_entry_source` does."""
+    require_item_count(texts, "source_ids", _MAX_SOURCES)
+    return [parse_entry_source(text, f"source_ids[{index}]") for index, text in enumerate(texts)]
 
 
 def parse_credit(message: pb.Credit) -> Instruction:

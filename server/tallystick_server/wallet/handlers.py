@@ -21,7 +21,7 @@ from tallystick_server.operations.alerts import AlertHandlers
 from tallystick_server.operations.batcher import MAX_QUEUED_BATCHES, Batcher
 from tallystick_server.rpc.batch import check_batch, process_items, to_item_status
 from tallystick_server.rpc.call import Access, Call
-from tallystick_server.rpc.pagination import NEWEST_FIRST, Listing, list_page
+from tallystick_server.rpc.pagination import NEWEST_FIRST, Listing, list_page, parse_page_size
 from tallystick_server.rpc.versions import parse_expected_version
 from tallystick_server.wallet import convert
 from tallystick_server.wallet.apply_instructions import (
@@ -43,6 +43,7 @@ ACCESS: Access = {
     "GetWallet": _OPERATOR_OR_SERVICE,
     "ListWallets": _OPERATOR_OR_SERVICE,
     "ListWalletEntries": _OPERATOR_OR_SERVICE,
+    "ListEntriesOfSources": _SERVICE,
     "BatchCredit": _SERVICE,
     "BatchRelease": _SERVICE,
     "BatchDebit": _SERVICE,
@@ -130,6 +131,16 @@ class WalletHandlers(AlertHandlers):
         )
         entries, next_page_token = await list_page(self._database, _ENTRIES, request, filters)
         return pb.ListWalletEntriesResponse(entries=entries, next_page_token=next_page_token)
+
+    async def ListEntriesOfSources(
+        self, request: pb.ListEntriesOfSourcesRequest, _call: Call
+    ) -> pb.ListEntriesOfSourcesResponse:
+        source_ids = convert.parse_entry_sources(request.source_ids)
+        limit = parse_page_size(request.page_size)
+        rows = await self._database.read(
+            lambda connection: queries.list_entries_of_sources(connection, source_ids, limit)
+        )
+        return pb.ListEntriesOfSourcesResponse(entries=map(convert.entry, rows))
 
     async def BatchCredit(
         self, request: pb.BatchCreditRequest, _call: Call

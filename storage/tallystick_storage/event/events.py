@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tallystick_storage.database import ConstraintViolation, encode_rows
-from tallystick_storage.sql import Connection, Query, text
+from tallystick_storage.sql import Connection, Query, columns, text
 
 EventKey = tuple[str, int]
 """aggregate_id and aggregate_version; unique per event."""
@@ -155,6 +155,25 @@ _LIST_ALL = Query(EventRow, _LIST_BETWEEN.replace("{which}", ""))
 _LIST_OF_AGGREGATE = Query(
     EventRow, _LIST_BETWEEN.replace("{which}", "aggregate_id = :aggregate_id and")
 )
+
+
+# Each resource by its index: for one condition on all, the planner may read the stream by cursor.
+_LIST_OF_AGGREGATES = Query(
+    EventRow,
+    f"""
+    select {columns(EventRow, "e")} from unnest(cast(:aggregate_ids as text[])) r (aggregate_id)
+    cross join lateral (select * from event e where e.aggregate_id = r.aggregate_id
+        order by e.aggregate_version limit :limit) e
+    order by e.cursor limit :limit
+    """,
+)
+
+
+def list_of_aggregates(
+    connection: Connection, aggregate_ids: Sequence[str], limit: int
+) -> list[EventRow]:
+    """The oldest events of some resources, which are distinct, in order."""
+    return _LIST_OF_AGGREGATES.all(connection, aggregate_ids=list(aggregate_ids), limit=limit)
 
 
 def list_between(

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from tallystick_core.ledger.hash_chain import Head
 from tallystick_core.ledger.identifiers import TransactionId
 from tallystick_storage.ledger.postings import UnknownBook
+from tallystick_storage.pagination import Scan
 from tallystick_storage.sql import Connection, Query, text
 
 
@@ -61,12 +62,14 @@ class AccountRow(NamedTuple):
     entry_count: int
 
 
+_TRANSACTION_COLUMNS = (
+    f"{', '.join(f't.{name}' for name in TransactionRow._fields[:-1])}, b.sequence as reversed_by"
+)
+_JOIN_REVERSAL = "left join tx b on b.book = t.book and b.reverses = t.sequence"
 _TRANSACTIONS = Query(
     TransactionRow,
     f"""
-    select {", ".join(f"t.{name}" for name in TransactionRow._fields[:-1])},
-        b.sequence as reversed_by
-    from tx t left join tx b on b.book = t.book and b.reverses = t.sequence
+    select {_TRANSACTION_COLUMNS} from tx t {_JOIN_REVERSAL}
     where t.book = :book and t.sequence = any (cast(:sequences as bigint[])) order by t.sequence
     """,
 )
@@ -86,11 +89,16 @@ def load_transactions(
     connection: Connection, book: str, sequences: Sequence[int]
 ) -> list[StoredTransaction]:
     """Transactions of a book with their entries, by sequence."""
-    by_sequence = {
-        row.sequence: StoredTransaction(row, [])
-        for row in _TRANSACTIONS.all(connection, book=book, sequences=list(sequences))
-    }
-    for entry in _ENTRIES.all(connection, book=book, sequences=list(sequences)):
+    rows = _TRANSACTIONS.all(connection, book=book, sequences=list(sequences))
+    return _with_entries(connection, book, rows)
+
+
+def _with_entries(
+    connection: Connection, book: str, rows: Sequence[TransactionRow]
+) -> list[StoredTransaction]:
+    by_sequence = {row.sequence: StoredTransaction(row, []) for row in rows}
+    entries = _ENTRIES.all(connection, book=book, sequences=list(by_sequence)) if rows else []
+    for entry in entries:
         by_sequence[entry.sequence].entries.append(entry)
     return list(by_sequence.values())
 
@@ -107,14 +115,8 @@ class TransactionFilter(NamedTuple):
     post_time_until: datetime | None = None
     external_reference: str | None = None
     buyer_account: str | None = None
+    source_ids: list[str] | None = None
     before: int | None = None
-
-
-class _SequenceRow(NamedTuple):
-    """A transaction that is listed, or (`is_limit`) the last one that was examined."""
-
-    sequence: int
-    is_limit: bool
 
 
 _FIRST_SINCE = text(
@@ -126,15 +128,21 @@ _LAST_BEFORE = text(
     "sequence desc limit 1"
 )
 _MAX_SCANNED = 2_000
-_LEADING_FILTERS = ("source_id", "external_reference", "buyer_account", "account", "kind")
+_CONDITIONS = {
+    "source_id": "source_id = :source_id",
+    "source_ids": "source_id = any (cast(:source_ids as text[]))",
+    "external_reference": "external_reference = :external_reference",
+    "buyer_account": "buyer_account = :buyer_account",
+    "kind": "kind = :kind",
+}
+_LEADING_FILTERS = (*list(_CONDITIONS)[:-1], "account", "kind")
 """The filters with an index, the most selective first."""
 
 
-def list_sequences(
+def list_transactions(
     connection: Connection, filters: TransactionFilter, limit: int
-) -> tuple[list[int], int | None]:
-    """The sequences of transactions, newest first, and the sequence down to which all were
-    examined, or None if there are no more below it.
+) -> Scan[StoredTransaction, tuple[int]]:
+    """Transactions with their entries, newest first.
 
     Times rise with sequences, so a time translates to a sequence. One call does not search the
     whole ledger for rare matches.
@@ -148,45 +156,51 @@ def list_sequences(
             or 0
         )
         if not low:
-            return [], None
+            return Scan([], None)
     if filters.post_time_until is not None:
         last_before = connection.execute(
             _LAST_BEFORE, {"book": filters.book, "time": filters.post_time_until}
         ).scalar_one_or_none()
         if last_before is None:
-            return [], None
+            return Scan([], None)
         high = last_before + 1 if high is None else min(high, last_before + 1)
     leading = next((name for name in _LEADING_FILTERS if getattr(filters, name) is not None), "")
     range_ = "sequence >= :low" if high is None else "sequence >= :low and sequence < :high"
     conditions = _remaining_conditions(filters, leading)
-    query = Query(
-        _SequenceRow,
-        f"""
+    # `is_limit`: not listed, but the last one that was examined
+    statement = text(f"""
         with candidate as materialized ({_candidate_query(filters, leading, range_)}
-            order by sequence desc limit :max_scanned)
-        (select distinct l.sequence, false as is_limit from candidate l
-         cross join lateral (select * from tx t where t.book = :book
-             and t.sequence = l.sequence offset 0) t
-         where {" and ".join(conditions) or "true"} order by l.sequence desc limit :limit)
-        union all
-        (select min(sequence), true from candidate having count(*) = :max_scanned)
-        """,
-    )
+            order by sequence desc limit :max_scanned),
+        listed as materialized (
+            (select distinct l.sequence, false as is_limit from candidate l
+             cross join lateral (select * from tx t where t.book = :book
+                 and t.sequence = l.sequence offset 0) t
+             where {" and ".join(conditions) or "true"} order by l.sequence desc limit :limit)
+            union all
+            (select min(sequence), true from candidate having count(*) = :max_scanned))
+        select {_TRANSACTION_COLUMNS}, l.is_limit from listed l
+        cross join lateral (select * from tx t where t.book = :book
+            and t.sequence = l.sequence offset 0) t
+        {_JOIN_REVERSAL}
+        order by t.sequence desc
+    """)
     values = {
         name: value
         for name in (*_LEADING_FILTERS, "currency")
         if (value := getattr(filters, name)) is not None
     }
-    bounds = {
+    parameters = {
+        **values,
+        "book": filters.book,
         "low": low,
         "high": high,
         "limit": limit,
         "max_scanned": _MAX_SCANNED if conditions else 4 * limit,
     }
-    rows = query.all(connection, **values, **bounds, book=filters.book)
-    return [row.sequence for row in rows if not row.is_limit], next(
-        (row.sequence for row in rows if row.is_limit), None
-    )
+    rows = connection.execute(statement, parameters).fetchall()
+    listed = [TransactionRow(*columns) for *columns, is_limit in rows if not is_limit]
+    last_key = next(((TransactionRow(*row[:-1]).sequence,) for row in rows if row[-1]), None)
+    return Scan(_with_entries(connection, filters.book, listed), last_key)
 
 
 def _candidate_query(filters: TransactionFilter, leading: str, range_: str) -> str:
@@ -198,15 +212,20 @@ def _candidate_query(filters: TransactionFilter, leading: str, range_: str) -> s
                 where book = :book and account = :account {in_currency}) a
             cross join lateral (select sequence from entry where account_id = a.account_id
                 and {range_} order by sequence desc limit :max_scanned) e"""
-    condition = f"{leading} = :{leading} and " if leading else ""
+    if leading == "source_ids":  # each by its index
+        return f"""
+            select t.sequence from unnest(cast(:source_ids as text[])) s (source_id)
+            cross join lateral (select sequence from tx where book = :book
+                and source_id = s.source_id and {range_} offset 0) t"""
+    condition = f"{_CONDITIONS[leading]} and " if leading else ""
     return f"select sequence from tx where book = :book and {condition}{range_}"
 
 
 def _remaining_conditions(filters: TransactionFilter, leading: str) -> list[str]:
     """The filters that the candidates need not meet, as conditions on the transaction `t`."""
     conditions = [
-        f"t.{name} = :{name}"
-        for name in ("source_id", "external_reference", "buyer_account", "kind")
+        f"t.{condition}"
+        for name, condition in _CONDITIONS.items()
         if name != leading and getattr(filters, name) is not None
     ]
     of_account = [

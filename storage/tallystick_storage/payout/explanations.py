@@ -64,14 +64,10 @@ class PayoutTransitionRow(NamedTuple):
     create_time: datetime
 
 
-class _PayoutIdRow(NamedTuple):
-    payout_id: str
-
-
 # The platform's own id comes first. A provider's id is searched at each provider, because the
 # indexes begin with it: one probe for each provider, however many rows it has.
 _FIND = Query(
-    _PayoutIdRow,
+    ExplainedPayoutRow,
     """
     with recursive transfer_provider (provider) as (
         select min(provider) from transfer
@@ -95,20 +91,14 @@ _FIND = Query(
             from attempt_provider p
             join attempt a on a.provider = p.provider and a.indexed_reference = :id
                 and a.kind = 'payout')
-    select f.payout_id from found f join payout p on p.payout_id = f.payout_id
-    where cast(:owner as text) is null or p.owner = :owner
-    order by f.priority, f.payout_id limit 1
-    """,
-)
-_LOAD = Query(
-    ExplainedPayoutRow,
-    """
     select p.payout_id, p.caller, p.seller_account, p.amount, p.fee, p.net_amount, p.currency,
         p.provider, p.state, p.booked, p.payout_destination_id, p.payout_batch_id,
         p.failure_reason, p.decline_code, p.traceparent, p.create_time, c.next_poll_time,
         c.poll_count, clock()
-    from payout p left join completed_payout_poll c on c.payout_id = p.payout_id
-    where p.payout_id = :payout_id
+    from found f join payout p on p.payout_id = f.payout_id
+        left join completed_payout_poll c on c.payout_id = p.payout_id
+    where cast(:owner as text) is null or p.owner = :owner
+    order by f.priority, f.payout_id limit 1
     """,
 )
 _LIST_TRANSITIONS = Query(
@@ -134,17 +124,11 @@ _LIST_REPORTS = Query(
 )
 
 
-def find_payout(connection: Connection, id_: str, owner: str | None) -> str | None:
+def find_payout(connection: Connection, id_: str, owner: str | None) -> ExplainedPayoutRow | None:
     """The payout that has an id, among those of an owner (None: of all): its own id, or a
     provider's id of it or of one of its transfers, in this order.
     """
-    row = _FIND.one_or_none(connection, id=id_, owner=owner)
-    return row and row.payout_id
-
-
-def load_payout(connection: Connection, payout_id: str) -> ExplainedPayoutRow:
-    """A payout that exists."""
-    return _LOAD.one(connection, payout_id=payout_id)
+    return _FIND.one_or_none(connection, id=id_, owner=owner)
 
 
 def list_transitions(

@@ -96,6 +96,15 @@ _LIST_ENTRIES_OF_SOURCE = Query(
     order by number desc limit :limit
     """,
 )
+_LIST_ENTRIES_OF_SOURCES = Query(
+    EntryRow,
+    f"""
+    select {columns(EntryRow)} from wallet_entry
+    where kind = any (array[{", ".join(f"'{kind}'" for kind in EntryKind)}])
+        and source_id = any (cast(:source_ids as text[]))
+    order by create_time desc, seller_account, currency, number desc limit :limit
+    """,
+)
 
 
 _MAX_ENTRY_NUMBER = 2**62
@@ -149,6 +158,13 @@ def list_entries(
     if filters.source_id:
         return _LIST_ENTRIES_OF_SOURCE.all(connection, **values)
     return _LIST_ENTRIES.all(connection, **values)
+
+
+def list_entries_of_sources(
+    connection: Connection, source_ids: Sequence[str], limit: int
+) -> list[EntryRow]:
+    """The newest entries of some sources, in any wallets, newest first."""
+    return _LIST_ENTRIES_OF_SOURCES.all(connection, source_ids=list(source_ids), limit=limit)
 
 
 # The newest holds in each of the seller's few currencies.

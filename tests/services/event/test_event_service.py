@@ -81,6 +81,30 @@ def test_each_change_is_one_event_with_the_changed_resource(client: Client) -> N
     )
 
 
+def test_the_events_of_some_resources_are_listed(client: Client) -> None:
+    """In order, without those of others, the oldest first; without a resource there is no list."""
+    orders = [unique_id("o") for _ in range(3)]
+    for order in orders:
+        client.create_payment(
+            f"c-{order}",
+            [new_order(order, "b", unique_id("s"), "4.00", "EUR")],
+            credit_card_info="tok_visa",
+        )
+        wait_for_events(client, f"paymentOrders/{order}", 4)
+    request = event_service_pb2.ListEventsRequest(
+        aggregate_ids=[f"paymentOrders/{order}" for order in orders[1:]]
+    )
+    events = list(client.event.ListEvents(request).events)
+    assert [event.cursor for event in events] == sorted({event.cursor for event in events})
+    assert sorted(event.event_id for event in events) == sorted(
+        f"{name}/{version}" for name in request.aggregate_ids for version in (1, 2, 3, 4)
+    )
+    request.page_size = 3
+    assert list(client.event.ListEvents(request).events) == events[:3]
+    with pytest.raises(InvalidArgumentError, match="aggregate_ids must have at least one item"):
+        client.event.ListEvents(event_service_pb2.ListEventsRequest())
+
+
 def test_cursors_have_no_gap_under_concurrent_writers(client: Client) -> None:
     """E2: with eight concurrent publishers a follower receives every event once, in order for each
     aggregate, without a gap.

@@ -230,6 +230,22 @@ def test_items_are_posted_or_rejected_individually(client: Client) -> None:
     assert [error_reason(r) for r in results[5:]] == ["IDEMPOTENCY_KEY_REUSED", "FIELD_INVALID"]
 
 
+def test_the_transactions_of_several_sources_are_listed(client: Client) -> None:
+    """Newest first with their entries, page by page; too many sources are rejected."""
+    ids = [unique_id("j") for _ in range(4)]
+    lines = ((f"x/{unique_id('a')}", "-1.00"), ("x/z", "1.00"))
+    post(client, *(posting(source_id, *lines) for source_id in ids))
+    request = pb.ListTransactionsRequest(source_ids=[*ids[1:], "none"], page_size=2)
+    items = list(client.pages(client.ledger.ListTransactions, request, "transactions"))
+    assert [item.source_id for item in items] == ids[:0:-1]
+    assert all(len(item.entries) == 2 for item in items)
+    request = pb.ListTransactionsRequest(source_ids=ids, source_id=ids[0])
+    (only,) = client.ledger.ListTransactions(request).transactions
+    assert only.source_id == ids[0]
+    with pytest.raises(InvalidArgumentError, match="source_ids must have at most 300 items"):
+        client.ledger.ListTransactions(pb.ListTransactionsRequest(source_ids=["x"] * 301))
+
+
 def test_a_reused_source_id_names_the_differing_field(client: Client) -> None:
     """IDEMPOTENCY_KEY_REUSED: the metadata names the first field in which the posting differs from
     the stored one.

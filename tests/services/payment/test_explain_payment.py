@@ -15,6 +15,7 @@ from tallystick import (
     NotFoundError,
     new_order,
 )
+from tallystick.history.v1 import explanation_pb2
 from tallystick.payment.v1 import payment_service_pb2 as pb
 from tallystick_core.access import Role
 from tallystick_core.provider.outcome import (
@@ -124,6 +125,12 @@ def test_the_story_of_a_paid_order_goes_from_the_request_to_the_ledger(client: C
     assert text.index("ended: SUCCEEDED") < text.index("became SUCCESS")
 
 
+def name_of_payment(client: Client, id_: str) -> explanation_pb2.Explanation:
+    """The explanation of which only the resource is asked for."""
+    request = pb.ExplainPaymentRequest(id=id_, name_only=True)
+    return client.payment.ExplainPayment(request).explanation
+
+
 def test_any_id_finds_the_payment(client: Client) -> None:
     """The ids of the payment, its orders, charges and unapplied charges, and the provider's id of a
     charge, find it; with the id of one order the others are left out, and the answer says so.
@@ -133,6 +140,9 @@ def test_any_id_finds_the_payment(client: Client) -> None:
     for id_ in (order.payment_order_id, order.charge_id, order.provider_reference):
         explanation = explain_payment(client, id_)
         assert explanation.resource_name == f"payments/{payment.checkout_id}", id_
+        assert name_of_payment(client, id_) == explanation_pb2.Explanation(
+            resource_name=explanation.resource_name
+        )
         assert payment.payment_orders[0].payment_order_id not in story(explanation)
         assert explanation.omissions == [
             f"Only the orders of the charge {order.charge_id} are explained; explain the others by "
@@ -145,6 +155,8 @@ def test_any_id_finds_the_payment(client: Client) -> None:
     (unapplied,) = booked_unapplied_charges(client, mismatched)
     for id_ in (unapplied.unapplied_charge_id, unapplied.provider_reference):
         assert explain_payment(client, id_).resource_name == f"payments/{mismatched.checkout_id}"
+    with pytest.raises(NotFoundError):
+        name_of_payment(client, unique_id("c"))
 
 
 def test_a_pending_charge_is_found_by_the_providers_id(scratch_database: DatabaseUrls) -> None:
@@ -639,6 +651,9 @@ def test_of_many_orders_those_that_wait_are_explained_first(
         ]
         client.create_payment(checkout_id, orders, credit_card_info="tok_visa")
         explanation = explain_payment(client, checkout_id)
+        assert eventually(lambda: sources(explain_payment(client, checkout_id)).count("EVENT") > 77)
+        assert sources(explanation).count("WALLET") == 19
+        assert sources(explanation).count("LEDGER") == 19
         assert "1 of 25 orders is PENDING" in explanation.summary
         assert explanation.omissions[0].startswith("5 of 25 orders are left out")
         assert actors(explanation) == ["PROVIDER", "PLATFORM"]

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from tallystick import Client, InvalidArgumentError, NotFoundError
+from tallystick.history.v1 import explanation_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick_core.provider.outcome import (
     Declined,
@@ -86,6 +87,9 @@ def test_the_story_of_a_paid_payout_goes_from_the_request_to_the_ledger(
             f"payouts/{payout.payout_id}",
             "PAID",
         )
+        request = pb.ExplainPayoutRequest(id=id_, name_only=True)
+        found = payout_client.payout.ExplainPayout(request).explanation
+        assert found == explanation_pb2.Explanation(resource_name=explanation.resource_name)
     assert not explanation.omissions
     text = story(explanation)
     for part in (

@@ -733,6 +733,32 @@ def test_the_entries_of_one_source_are_listed(client: Client) -> None:
         )
 
 
+def test_the_entries_of_several_sources_are_listed(client: Client) -> None:
+    """In the wallets of all sellers, newest first; an invalid source is named."""
+    first, second, hold_id = unique_id("s"), unique_id("s"), unique_id("h")
+    for seller in (first, second):
+        credit_wallet(client, seller, "5.00")
+    place_hold(client, first, hold_id, "2.00")
+
+    def entries_of(seller: str) -> list[wallet_pb2.WalletEntry]:
+        request = pb.ListWalletEntriesRequest(seller_account=seller, currency="EUR")
+        return list(client.wallet.ListWalletEntries(request).entries)
+
+    (held, credited), (other,) = entries_of(first), entries_of(second)
+
+    def list_entries(*source_ids: str, page_size: int = 0) -> list[wallet_pb2.WalletEntry]:
+        request = pb.ListEntriesOfSourcesRequest(source_ids=source_ids, page_size=page_size)
+        return list(client.wallet.ListEntriesOfSources(request).entries)
+
+    assert list_entries(credited.source_id, hold_id, other.source_id) == [held, other, credited]
+    assert list_entries(credited.source_id, hold_id, page_size=1) == [held]
+    assert list_entries("PAY_IN/none") == []
+    with pytest.raises(InvalidArgumentError, match=r"source_ids\[1\] must be"):
+        list_entries(hold_id, "PAY IN/1")
+    with pytest.raises(InvalidArgumentError, match="source_ids must have at least one item"):
+        list_entries()
+
+
 def test_entries_and_wallets_are_listed(client: Client) -> None:
     """Every entry is listed once, newest first, with the balances after it; a wallet that does not
     exist is NOT_FOUND.

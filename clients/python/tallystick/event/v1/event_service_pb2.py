@@ -26,7 +26,7 @@ from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from tallystick.event.v1 import event_pb2 as tallystick_dot_event_dot_v1_dot_event__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'tallystick/event/v1/event_service.proto\x12\x13tallystick.event.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1ftallystick/event/v1/event.proto\"A\n\x13\x42\x61tchPublishRequest\x12*\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1a.tallystick.event.v1.Event\")\n\x14\x42\x61tchPublishResponse\x12\x11\n\tpublished\x18\x01 \x01(\x05\"\x80\x01\n\x13StreamEventsRequest\x12\x14\n\x0c\x61\x66ter_cursor\x18\x01 \x01(\x03\x12-\n\x05types\x18\x02 \x03(\x0e\x32\x1e.tallystick.event.v1.EventType\x12\x14\n\x0c\x61ggregate_id\x18\x03 \x01(\t\x12\x0e\n\x06\x66ollow\x18\x04 \x01(\x08\"A\n\x14StreamEventsResponse\x12)\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1a.tallystick.event.v1.Event2\xfe\x01\n\x0c\x45ventService\x12h\n\x0c\x42\x61tchPublish\x12(.tallystick.event.v1.BatchPublishRequest\x1a).tallystick.event.v1.BatchPublishResponse\"\x03\x90\x02\x02\x12\x83\x01\n\x0cStreamEvents\x12(.tallystick.event.v1.StreamEventsRequest\x1a).tallystick.event.v1.StreamEventsResponse\"\x1c\x90\x02\x01\x82\xd3\xe4\x93\x02\x13\x12\x11/v1/events:stream0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'tallystick/event/v1/event_service.proto\x12\x13tallystick.event.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1ftallystick/event/v1/event.proto\"A\n\x13\x42\x61tchPublishRequest\x12*\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1a.tallystick.event.v1.Event\")\n\x14\x42\x61tchPublishResponse\x12\x11\n\tpublished\x18\x01 \x01(\x05\"\x80\x01\n\x13StreamEventsRequest\x12\x14\n\x0c\x61\x66ter_cursor\x18\x01 \x01(\x03\x12-\n\x05types\x18\x02 \x03(\x0e\x32\x1e.tallystick.event.v1.EventType\x12\x14\n\x0c\x61ggregate_id\x18\x03 \x01(\t\x12\x0e\n\x06\x66ollow\x18\x04 \x01(\x08\"A\n\x14StreamEventsResponse\x12)\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1a.tallystick.event.v1.Event\"=\n\x11ListEventsRequest\x12\x15\n\raggregate_ids\x18\x01 \x03(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\"@\n\x12ListEventsResponse\x12*\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1a.tallystick.event.v1.Event2\xe2\x02\n\x0c\x45ventService\x12h\n\x0c\x42\x61tchPublish\x12(.tallystick.event.v1.BatchPublishRequest\x1a).tallystick.event.v1.BatchPublishResponse\"\x03\x90\x02\x02\x12\x83\x01\n\x0cStreamEvents\x12(.tallystick.event.v1.StreamEventsRequest\x1a).tallystick.event.v1.StreamEventsResponse\"\x1c\x90\x02\x01\x82\xd3\xe4\x93\x02\x13\x12\x11/v1/events:stream0\x01\x12\x62\n\nListEvents\x12&.tallystick.event.v1.ListEventsRequest\x1a\'.tallystick.event.v1.ListEventsResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,6 +37,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVENTSERVICE'].methods_by_name['BatchPublish']._serialized_options = b'\220\002\002'
   _globals['_EVENTSERVICE'].methods_by_name['StreamEvents']._loaded_options = None
   _globals['_EVENTSERVICE'].methods_by_name['StreamEvents']._serialized_options = b'\220\002\001\202\323\344\223\002\023\022\021/v1/events:stream'
+  _globals['_EVENTSERVICE'].methods_by_name['ListEvents']._loaded_options = None
+  _globals['_EVENTSERVICE'].methods_by_name['ListEvents']._serialized_options = b'\220\002\001'
   _globals['_BATCHPUBLISHREQUEST']._serialized_start=127
   _globals['_BATCHPUBLISHREQUEST']._serialized_end=192
   _globals['_BATCHPUBLISHRESPONSE']._serialized_start=194
@@ -45,6 +47,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STREAMEVENTSREQUEST']._serialized_end=366
   _globals['_STREAMEVENTSRESPONSE']._serialized_start=368
   _globals['_STREAMEVENTSRESPONSE']._serialized_end=433
-  _globals['_EVENTSERVICE']._serialized_start=436
-  _globals['_EVENTSERVICE']._serialized_end=690
+  _globals['_LISTEVENTSREQUEST']._serialized_start=435
+  _globals['_LISTEVENTSREQUEST']._serialized_end=496
+  _globals['_LISTEVENTSRESPONSE']._serialized_start=498
+  _globals['_LISTEVENTSRESPONSE']._serialized_end=562
+  _globals['_EVENTSERVICE']._serialized_start=565
+  _globals['_EVENTSERVICE']._serialized_end=919
 # @@protoc_insertion_point(module_scope)

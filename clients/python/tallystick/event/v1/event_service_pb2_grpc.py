@@ -46,6 +46,11 @@ class EventServiceStub(object):
                 request_serializer=tallystick_dot_event_dot_v1_dot_event__service__pb2.StreamEventsRequest.SerializeToString,
                 response_deserializer=tallystick_dot_event_dot_v1_dot_event__service__pb2.StreamEventsResponse.FromString,
                 _registered_method=True)
+        self.ListEvents = channel.unary_unary(
+                '/tallystick.event.v1.EventService/ListEvents',
+                request_serializer=tallystick_dot_event_dot_v1_dot_event__service__pb2.ListEventsRequest.SerializeToString,
+                response_deserializer=tallystick_dot_event_dot_v1_dot_event__service__pb2.ListEventsResponse.FromString,
+                _registered_method=True)
 
 
 class EventServiceServicer(object):
@@ -72,6 +77,15 @@ class EventServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListEvents(self, request, context):
+        """Lists the oldest events of some resources, in order, without waiting for more. Events that were
+        deleted at the end of their retention are left out. PaymentService and PayoutService call it
+        for explanations. Access: service.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EventServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -84,6 +98,11 @@ def add_EventServiceServicer_to_server(servicer, server):
                     servicer.StreamEvents,
                     request_deserializer=tallystick_dot_event_dot_v1_dot_event__service__pb2.StreamEventsRequest.FromString,
                     response_serializer=tallystick_dot_event_dot_v1_dot_event__service__pb2.StreamEventsResponse.SerializeToString,
+            ),
+            'ListEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEvents,
+                    request_deserializer=tallystick_dot_event_dot_v1_dot_event__service__pb2.ListEventsRequest.FromString,
+                    response_serializer=tallystick_dot_event_dot_v1_dot_event__service__pb2.ListEventsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -142,6 +161,33 @@ class EventService(object):
             '/tallystick.event.v1.EventService/StreamEvents',
             tallystick_dot_event_dot_v1_dot_event__service__pb2.StreamEventsRequest.SerializeToString,
             tallystick_dot_event_dot_v1_dot_event__service__pb2.StreamEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.event.v1.EventService/ListEvents',
+            tallystick_dot_event_dot_v1_dot_event__service__pb2.ListEventsRequest.SerializeToString,
+            tallystick_dot_event_dot_v1_dot_event__service__pb2.ListEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,6 +46,11 @@ class EventServiceStub:
     of their owner's resources. Access: team, payouts (their own), service, operator, auditor.
     buf:lint:ignore RPC_NO_SERVER_STREAMING
     """
+    ListEvents: _grpc.UnaryUnaryMultiCallable[_event_service_pb2.ListEventsRequest, _event_service_pb2.ListEventsResponse]
+    """Lists the oldest events of some resources, in order, without waiting for more. Events that were
+    deleted at the end of their retention are left out. PaymentService and PayoutService call it
+    for explanations. Access: service.
+    """
 
 @_typing.type_check_only
 class EventServiceAsyncStub(EventServiceStub):
@@ -64,6 +69,11 @@ class EventServiceAsyncStub(EventServiceStub):
     it waits for more, and ends after 5 minutes with STREAM_EXPIRED. Teams receive only the events
     of their owner's resources. Access: team, payouts (their own), service, operator, auditor.
     buf:lint:ignore RPC_NO_SERVER_STREAMING
+    """
+    ListEvents: _aio.UnaryUnaryMultiCallable[_event_service_pb2.ListEventsRequest, _event_service_pb2.ListEventsResponse]  # type: ignore[assignment]
+    """Lists the oldest events of some resources, in order, without waiting for more. Events that were
+    deleted at the end of their retention are left out. PaymentService and PayoutService call it
+    for explanations. Access: service.
     """
 
 class EventServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -92,6 +102,17 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
         it waits for more, and ends after 5 minutes with STREAM_EXPIRED. Teams receive only the events
         of their owner's resources. Access: team, payouts (their own), service, operator, auditor.
         buf:lint:ignore RPC_NO_SERVER_STREAMING
+        """
+
+    @_abc_1.abstractmethod
+    def ListEvents(
+        self,
+        request: _event_service_pb2.ListEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_event_service_pb2.ListEventsResponse, _abc.Awaitable[_event_service_pb2.ListEventsResponse]]:
+        """Lists the oldest events of some resources, in order, without waiting for more. Events that were
+        deleted at the end of their retention are left out. PaymentService and PayoutService call it
+        for explanations. Access: service.
         """
 
 def add_EventServiceServicer_to_server(servicer: EventServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

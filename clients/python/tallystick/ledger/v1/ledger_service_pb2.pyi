@@ -285,6 +285,7 @@ class ListTransactionsRequest(_message.Message):
     EXTERNAL_REFERENCE_FIELD_NUMBER: _builtins.int
     BOOK_FIELD_NUMBER: _builtins.int
     BUYER_ACCOUNT_FIELD_NUMBER: _builtins.int
+    SOURCE_IDS_FIELD_NUMBER: _builtins.int
     account: _builtins.str
     """Transactions with an entry in this account."""
     currency: _builtins.str
@@ -311,6 +312,10 @@ class ListTransactionsRequest(_message.Message):
     def post_time_until(self) -> _timestamp_pb2.Timestamp:
         """Posted before this time."""
 
+    @_builtins.property
+    def source_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Transactions of any of these source ids, up to 300."""
+
     def __init__(
         self,
         *,
@@ -325,10 +330,11 @@ class ListTransactionsRequest(_message.Message):
         external_reference: _builtins.str = ...,
         book: _builtins.str = ...,
         buyer_account: _builtins.str = ...,
+        source_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["post_time_from", b"post_time_from", "post_time_until", b"post_time_until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "book", b"book", "buyer_account", b"buyer_account", "currency", b"currency", "external_reference", b"external_reference", "kind", b"kind", "page_size", b"page_size", "page_token", b"page_token", "post_time_from", b"post_time_from", "post_time_until", b"post_time_until", "source_id", b"source_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "book", b"book", "buyer_account", b"buyer_account", "currency", b"currency", "external_reference", b"external_reference", "kind", b"kind", "page_size", b"page_size", "page_token", b"page_token", "post_time_from", b"post_time_from", "post_time_until", b"post_time_until", "source_id", b"source_id", "source_ids", b"source_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

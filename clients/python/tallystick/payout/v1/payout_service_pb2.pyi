@@ -538,18 +538,22 @@ class ExplainPayoutRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
+    NAME_ONLY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The payout_id, or a provider's id of a payout or a transfer: up to 255 visible ASCII
     characters.
     """
+    name_only: _builtins.bool
+    """Whether only the resource_name of the explanation is wanted: what the id names."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
+        name_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "name_only", b"name_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

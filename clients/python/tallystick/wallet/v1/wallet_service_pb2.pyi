@@ -201,6 +201,58 @@ class ListWalletEntriesResponse(_message.Message):
 Global___ListWalletEntriesResponse: _TypeAlias = ListWalletEntriesResponse  # noqa: Y015
 
 @_typing.final
+class ListEntriesOfSourcesRequest(_message.Message):
+    """The sources whose changes are listed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_IDS_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """The maximum number of entries: 0 means 50; values above 200 mean 200."""
+    @_builtins.property
+    def source_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """1 to 300 sources, each "{TransactionKind}/{source_id}" or the id of a hold."""
+
+    def __init__(
+        self,
+        *,
+        source_ids: _abc.Iterable[_builtins.str] | None = ...,
+        page_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "source_ids", b"source_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListEntriesOfSourcesRequest: _TypeAlias = ListEntriesOfSourcesRequest  # noqa: Y015
+
+@_typing.final
+class ListEntriesOfSourcesResponse(_message.Message):
+    """The response to ListEntriesOfSources."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[_wallet_pb2.WalletEntry]:
+        """The entries, newest first."""
+
+    def __init__(
+        self,
+        *,
+        entries: _abc.Iterable[_wallet_pb2.WalletEntry] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListEntriesOfSourcesResponse: _TypeAlias = ListEntriesOfSourcesResponse  # noqa: Y015
+
+@_typing.final
 class Credit(_message.Message):
     """One credit."""
 

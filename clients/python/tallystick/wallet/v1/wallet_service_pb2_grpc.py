@@ -52,6 +52,11 @@ class WalletServiceStub(object):
                 request_serializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.ListWalletEntriesRequest.SerializeToString,
                 response_deserializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.ListWalletEntriesResponse.FromString,
                 _registered_method=True)
+        self.ListEntriesOfSources = channel.unary_unary(
+                '/tallystick.wallet.v1.WalletService/ListEntriesOfSources',
+                request_serializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.ListEntriesOfSourcesRequest.SerializeToString,
+                response_deserializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.ListEntriesOfSourcesResponse.FromString,
+                _registered_method=True)
         self.BatchCredit = channel.unary_unary(
                 '/tallystick.wallet.v1.WalletService/BatchCredit',
                 request_serializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.BatchCreditRequest.SerializeToString,
@@ -150,6 +155,14 @@ class WalletServiceServicer(object):
 
     def ListWalletEntries(self, request, context):
         """Lists a wallet's changes, newest first. Access: operator, service.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListEntriesOfSources(self, request, context):
+        """Lists the newest changes of some sources, in any wallets, newest first. PaymentService and
+        PayoutService call it for explanations. Access: service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -296,6 +309,11 @@ def add_WalletServiceServicer_to_server(servicer, server):
                     servicer.ListWalletEntries,
                     request_deserializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.ListWalletEntriesRequest.FromString,
                     response_serializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.ListWalletEntriesResponse.SerializeToString,
+            ),
+            'ListEntriesOfSources': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEntriesOfSources,
+                    request_deserializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.ListEntriesOfSourcesRequest.FromString,
+                    response_serializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.ListEntriesOfSourcesResponse.SerializeToString,
             ),
             'BatchCredit': grpc.unary_unary_rpc_method_handler(
                     servicer.BatchCredit,
@@ -456,6 +474,33 @@ class WalletService(object):
             '/tallystick.wallet.v1.WalletService/ListWalletEntries',
             tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.ListWalletEntriesRequest.SerializeToString,
             tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.ListWalletEntriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEntriesOfSources(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.wallet.v1.WalletService/ListEntriesOfSources',
+            tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.ListEntriesOfSourcesRequest.SerializeToString,
+            tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.ListEntriesOfSourcesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,6 +42,10 @@ class WalletServiceStub:
     """Lists wallets by seller and currency. Access: operator, service."""
     ListWalletEntries: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.ListWalletEntriesRequest, _wallet_service_pb2.ListWalletEntriesResponse]
     """Lists a wallet's changes, newest first. Access: operator, service."""
+    ListEntriesOfSources: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.ListEntriesOfSourcesRequest, _wallet_service_pb2.ListEntriesOfSourcesResponse]
+    """Lists the newest changes of some sources, in any wallets, newest first. PaymentService and
+    PayoutService call it for explanations. Access: service.
+    """
     BatchCredit: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchCreditRequest, _wallet_service_pb2.BatchCreditResponse]
     """Credits wallets, and creates those that do not exist. Access: service."""
     BatchRelease: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchReleaseRequest, _wallet_service_pb2.BatchReleaseResponse]
@@ -115,6 +119,10 @@ class WalletServiceAsyncStub(WalletServiceStub):
     """Lists wallets by seller and currency. Access: operator, service."""
     ListWalletEntries: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.ListWalletEntriesRequest, _wallet_service_pb2.ListWalletEntriesResponse]  # type: ignore[assignment]
     """Lists a wallet's changes, newest first. Access: operator, service."""
+    ListEntriesOfSources: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.ListEntriesOfSourcesRequest, _wallet_service_pb2.ListEntriesOfSourcesResponse]  # type: ignore[assignment]
+    """Lists the newest changes of some sources, in any wallets, newest first. PaymentService and
+    PayoutService call it for explanations. Access: service.
+    """
     BatchCredit: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchCreditRequest, _wallet_service_pb2.BatchCreditResponse]  # type: ignore[assignment]
     """Credits wallets, and creates those that do not exist. Access: service."""
     BatchRelease: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchReleaseRequest, _wallet_service_pb2.BatchReleaseResponse]  # type: ignore[assignment]
@@ -203,6 +211,16 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_service_pb2.ListWalletEntriesResponse, _abc.Awaitable[_wallet_service_pb2.ListWalletEntriesResponse]]:
         """Lists a wallet's changes, newest first. Access: operator, service."""
+
+    @_abc_1.abstractmethod
+    def ListEntriesOfSources(
+        self,
+        request: _wallet_service_pb2.ListEntriesOfSourcesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_wallet_service_pb2.ListEntriesOfSourcesResponse, _abc.Awaitable[_wallet_service_pb2.ListEntriesOfSourcesResponse]]:
+        """Lists the newest changes of some sources, in any wallets, newest first. PaymentService and
+        PayoutService call it for explanations. Access: service.
+        """
 
     @_abc_1.abstractmethod
     def BatchCredit(

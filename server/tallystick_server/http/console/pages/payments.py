@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from tallystick_server.http.console.calls import gather_results
+import asyncio
+
 from tallystick_server.http.console.links import path_of, resource_path
 from tallystick_server.http.console.visit import Answer, Page, Redirect, Visit
 
 _MAX_ORDERS = 12
-"""Orders whose attempts and history a payment's page shows; each needs a call."""
+"""Orders that a payment's page shows in full; the others have a row each."""
 
 
 async def list_payments(visit: Visit) -> Answer:
@@ -28,24 +29,16 @@ def _state(name: str) -> str:
 
 
 async def show_payment(visit: Visit) -> Answer:
-    """GET /console/payments/{checkout_id}: all of it, its attempts, its story and what is next."""
+    """GET /console/payments/{checkout_id}: all of it, its story and what is next. The story has the
+    attempts and the history of its orders.
+    """
     checkout_id = visit.variables["checkout_id"]
-    response = await visit.calls.call("payment.GetPayment", checkout_id=checkout_id)
-    payment = response["payment"]
-    order_ids = [order["payment_order_id"] for order in payment["payment_orders"]]
-    story, *details = await gather_results(
+    response, story = await asyncio.gather(
+        visit.calls.call("payment.GetPayment", checkout_id=checkout_id),
         visit.calls.attempt("payment.ExplainPayment", id=checkout_id),
-        *(
-            visit.calls.attempt("payment.GetPaymentOrder", payment_order_id=order_id)
-            for order_id in order_ids[:_MAX_ORDERS]
-        ),
     )
-    values = {
-        "payment": payment,
-        "story": story,
-        "orders": list(zip(payment["payment_orders"], details, strict=False)),
-        "other_ids": order_ids[_MAX_ORDERS:],
-    }
+    payment = response["payment"]
+    values = {"payment": payment, "story": story, "max_orders": _MAX_ORDERS}
     return Page("payment.html", f"Payment {checkout_id}", values)
 
 
@@ -58,5 +51,7 @@ async def show_order(visit: Visit) -> Answer:
 
 async def find_charge(visit: Visit) -> Answer:
     """GET /console/charges/{charge_id}: leads to its payment."""
-    response = await visit.calls.call("payment.ExplainPayment", id=visit.variables["charge_id"])
+    response = await visit.calls.call(
+        "payment.ExplainPayment", id=visit.variables["charge_id"], name_only=True
+    )
     return Redirect(resource_path(response["explanation"]["resource_name"]) or path_of("payments"))

@@ -8,6 +8,7 @@ from typing import Any
 
 from google.rpc import code_pb2
 
+from tallystick_core.operations.kind import COLLECTIONS
 from tallystick_server.http.console.calls import CallFailed, Result, gather_results
 from tallystick_server.http.console.links import account_path, path_of, resource_path, with_query
 from tallystick_server.http.console.values import Values
@@ -33,13 +34,14 @@ Hits = Iterator[Hit]
 @dataclass(frozen=True, slots=True)
 class Lookup:
     """A call that may find something. `key`: the field that gets the text. `read`: the hits in its
-    response, for the text.
+    response, for the text. `prefixes`: with which a text begins that it may find; "": any.
     """
 
     call: str
     key: str
     read: Callable[[Values, str], Hits]
     fields: Mapping[str, Any] = field(default_factory=dict)
+    prefixes: tuple[str, ...] = ("",)
 
 
 def _resource(kind: str, page: str, part: str, id_field: str) -> Callable[[Values, str], Hits]:
@@ -112,14 +114,16 @@ def _events(service: str) -> Callable[[Values, str], Hits]:
 
 
 _FIRST = {"page_size": _FEW}
+_NAME = {"name_only": True}
+_DEAD_LETTER_PREFIXES = tuple(f"{collection}-" for collection in COLLECTIONS.values())
 LOOKUPS = (
-    Lookup("payment.ExplainPayment", "id", _explained("Payment")),
+    Lookup("payment.ExplainPayment", "id", _explained("Payment"), _NAME),
     Lookup(
         "payment.GetPaymentOrder",
         "payment_order_id",
         _resource("Order", "orders", "payment_order", "payment_order_id"),
     ),
-    Lookup("payout.ExplainPayout", "id", _explained("Payout")),
+    Lookup("payout.ExplainPayout", "id", _explained("Payout"), _NAME),
     Lookup("payment.ListPayments", "buyer_account", _payments_of("buyer"), _FIRST),
     Lookup("payment.ListPayments", "seller_account", _payments_of("seller"), _FIRST),
     Lookup("wallet.ListWallets", "seller_account", _seller, _FIRST),
@@ -146,11 +150,13 @@ LOOKUPS = (
         "payment.GetDeadLetter",
         "dead_letter_id",
         _resource("Dead letter", "dead-letters/payment", "dead_letter", "dead_letter_id"),
+        prefixes=_DEAD_LETTER_PREFIXES,
     ),
     Lookup(
         "payout.GetDeadLetter",
         "dead_letter_id",
         _resource("Dead letter", "dead-letters/payout", "dead_letter", "dead_letter_id"),
+        prefixes=_DEAD_LETTER_PREFIXES,
     ),
     Lookup("payment.ListWebhookEvents", "reference", _events("payment"), _FIRST),
     Lookup("payout.ListWebhookEvents", "reference", _events("payout"), _FIRST),
@@ -164,10 +170,11 @@ async def search(visit: Visit) -> Answer:
     text = visit.query.get("q", "").strip()
     if not text:
         return Page("search.html", "Search", {"search_text": "", "hits": [], "failures": []})
+    lookups = [lookup for lookup in LOOKUPS if text.startswith(lookup.prefixes)]
     results = await gather_results(
-        *(visit.calls.attempt(item.call, **{item.key: text}, **item.fields) for item in LOOKUPS)
+        *(visit.calls.attempt(item.call, **{item.key: text}, **item.fields) for item in lookups)
     )
-    hits = _distinct_hits(results, text)
+    hits = _distinct_hits(lookups, results, text)
     exact = [hit for hit in hits if hit.is_exact]
     failures = _failures(results)
     if len(exact) == 1 and not failures:
@@ -176,10 +183,10 @@ async def search(visit: Visit) -> Answer:
     return Page("search.html", f"Search for {text}", values)
 
 
-def _distinct_hits(results: list[Result], text: str) -> list[Hit]:
+def _distinct_hits(lookups: list[Lookup], results: list[Result], text: str) -> list[Hit]:
     """The hits in the order of the lookups, each page once: first what the text is the id of."""
     hits: dict[str, Hit] = {}
-    for lookup, result in zip(LOOKUPS, results, strict=True):
+    for lookup, result in zip(lookups, results, strict=True):
         if result.error is None:
             for hit in lookup.read(result.values, text):
                 hits.setdefault(hit.path, hit)
