@@ -354,6 +354,20 @@ PROCESSES = Dashboard(
             "{{instance}}",
         ),
         _chart(
+            "Clock deviation",
+            "How far the clocks of a process and of its database differ.",
+            "s",
+            "max by (instance) (tallystick_clock_deviation_seconds)",
+            "{{instance}}",
+        ),
+        _chart(
+            "Disk",
+            "The used part of the disk that holds the data folder of a process.",
+            "percentunit",
+            "max by (instance) (system_filesystem_utilization)",
+            "{{instance}}",
+        ),
+        _chart(
             "Operations in flight",
             "Those that a process advances now.",
             _COUNT,

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import ClassVar
 
+import psycopg
 import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
@@ -134,6 +136,29 @@ def _counted(before: Scrape, after: Scrape) -> dict[str, float]:
         "new dead letters": grown("tallystick_dead_letters_created_total", cause="REJECTED"),
         "new alerts": grown("tallystick_alerts_raised_total", kind="DEAD_LETTER"),
     }
+
+
+def test_a_scrape_shows_the_disk_and_the_clock(
+    scratch_database: DatabaseUrls, tmp_path: Path
+) -> None:
+    """The used part of the disk of the data folder, and a database whose clock is a minute ahead.
+    Without the folder there is no such figure.
+    """
+    with psycopg.connect(scratch_database.admin) as admin:
+        admin.execute(
+            "create or replace function event.clock() returns timestamptz language sql volatile as "
+            "'select clock_timestamp() + interval ''60 s'''"
+        )
+    settings = metrics_settings().replace(data_dir=tmp_path)
+    with serve_platform(scratch_database, settings, names=("event",)) as platform:
+        assert eventually(lambda: scrape(platform).has("tallystick_clock_deviation_seconds"))
+        figures = scrape(platform)
+        assert 55 < figures.total("tallystick_clock_deviation_seconds") < 65
+        assert 0 < figures.total("system_filesystem_utilization") < 1
+    settings = metrics_settings().replace(data_dir=tmp_path / "none")
+    with serve_platform(scratch_database, settings, names=("event",)) as platform:
+        assert eventually(lambda: scrape(platform).has("tallystick_clock_deviation_seconds"))
+        assert not scrape(platform).has("system_filesystem_utilization")
 
 
 def test_expected_entries_are_shown_by_their_age(scratch_database: DatabaseUrls) -> None:

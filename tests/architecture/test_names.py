@@ -71,8 +71,8 @@ def test_instruments_are_declared() -> None:
     ):
         assert {instrument.metric.kind for instrument in instruments} == {kind}
     for metric in names.METRICS:
-        assert re.fullmatch(r"(rpc|db|process|tallystick)(\.[a-z_]+)+", metric.name), metric
-        assert re.fullmatch(r"s|By|\{[a-z_]+\}", metric.unit), metric
+        assert re.fullmatch(r"(rpc|db|process|system|tallystick)(\.[a-z_]+)+", metric.name), metric
+        assert re.fullmatch(r"s|1|By|\{[a-z_]+\}", metric.unit), metric
         assert bool(metric.boundaries) == (metric.kind is MetricKind.HISTOGRAM), metric
         assert metric.description.endswith("."), metric
 

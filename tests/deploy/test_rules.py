@@ -14,9 +14,12 @@ from tallystick_core.errors import ErrorReason
 from tallystick_core.operations.alert import AlertKind
 from tallystick_server.app.services import HTTP_SERVER, SERVICES, service_names
 from tallystick_server.app.wiring import implementation_of
+from tallystick_server.http.console.pages.symptoms import SYMPTOMS
+from tallystick_server.observability.names import METRICS
 from tests.architecture.test_docs import anchors_of
+from tests.faults.table import read_faults
 from tests.support.platform import ROOT
-from tests.support.promql import check_names, promtool
+from tests.support.promql import check_names, metrics_in, promtool
 
 _PROMETHEUS = ROOT / "deploy" / "prometheus"
 _ALERTS, _SYMPTOMS = _PROMETHEUS / "rules" / "alerts.yaml", _PROMETHEUS / "rules" / "symptoms.yaml"
@@ -82,6 +85,20 @@ def test_no_service_can_be_gone_without_an_alert() -> None:
     assert sorted(monitored) == sorted(
         spec.name for spec in SERVICES if implementation_of(spec).gauge_queries
     )
+
+
+def test_symptoms_of_the_console_have_the_limits_of_their_rules() -> None:
+    """The console works without Prometheus, and says the same: the same metric above the same
+    limit. Each fault that the console shows as a symptom has one.
+    """
+    rules = {rule["alert"]: rule["expr"] for rule in _rules(_SYMPTOMS)}
+    prometheus_names = {metric.name: metric.prometheus_name for metric in METRICS}
+    for symptom in SYMPTOMS:
+        (metric,) = metrics_in(rules[symptom.rule])
+        assert metric.removesuffix("_bucket") == prometheus_names[symptom.metric]
+        assert re.findall(r"> ([\d.]+)", rules[symptom.rule])[0] == f"{symptom.limit:g}"
+    promised = {fault.rule for fault in read_faults().values() if fault.is_symptom}
+    assert promised == {symptom.rule for symptom in SYMPTOMS}
 
 
 def test_the_error_reasons_of_the_rules_exist() -> None:

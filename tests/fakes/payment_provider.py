@@ -17,6 +17,7 @@ from tallystick_core.provider.outcome import (
     NotFound,
     Pending,
     PendingReason,
+    RetryReason,
     Succeeded,
     Unknown,
 )
@@ -70,6 +71,23 @@ class SlowLookupProvider(SandboxProvider):
         self.lookup_count += 1
         await asyncio.sleep(self.delay_seconds)
         return await super().look_up(request)
+
+
+class BreakableProvider(SandboxProvider):
+    """A sandbox that can be slow, by a clock of the test, and reject the platform's credentials."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self.latency_seconds = 0.0
+        self.passed_seconds = 0.0
+        """The sum of the latencies so far."""
+        self.rejects_credentials = False
+
+    async def send(self, request: ChargeRequest) -> ChargeOutcome:
+        if self.rejects_credentials:
+            return Unknown("401: this key was revoked", RetryReason.UNAUTHORIZED)
+        self.passed_seconds += self.latency_seconds
+        return await super().send(request)
 
 
 class HoldingProvider(SandboxProvider):

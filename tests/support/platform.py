@@ -324,8 +324,9 @@ def serve_platform(
     settings: Settings | None = None,
     names: tuple[str, ...] = service_names(),
     dependencies: Dependencies | None = None,
+    address: str = "",
 ) -> Iterator[ServedPlatform]:
-    """Serves in a thread until the block ends, then drains."""
+    """Serves in a thread until the block ends, then drains. `address`: "": a free one."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="platform", daemon=True)
     thread.start()
@@ -337,7 +338,7 @@ def serve_platform(
         return asyncio.run_coroutine_threadsafe(call(), loop).result(60)
 
     listen_settings = (settings or Settings()).replace(
-        server__listen=free_address(), http__listen=free_address()
+        server__listen=address or free_address(), http__listen=free_address()
     )
     server = run(serve.start, names, listen_settings, databases.all(), dependencies)
     try:

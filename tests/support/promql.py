@@ -61,10 +61,15 @@ def check_names(expression: str) -> None:
 
 def promtool(*arguments: str) -> None:
     """Runs Prometheus' own checks. Skips the test if promtool is not installed."""
+    completed = run_promtool(*arguments)
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+
+
+def run_promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """As `promtool`, and returns what it found."""
     path = shutil.which("promtool")
     if path is None:
         pytest.skip("promtool is not here; .ci/run installs it on Debian")
-    completed = subprocess.run(
+    return subprocess.run(
         [path, *arguments], capture_output=True, text=True, check=False, timeout=60
     )
-    assert completed.returncode == 0, completed.stdout + completed.stderr

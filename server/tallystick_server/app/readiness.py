@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -17,7 +18,8 @@ from sqlalchemy import make_url
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_server.app.database.schema import DatabaseUnavailable, check_schema
 from tallystick_server.app.errors import StartupError
-from tallystick_server.observability import names
+from tallystick_server.observability import metrics, names
+from tallystick_server.observability.metrics import AttributeValues
 from tallystick_server.rpc.errors import Context, abort_with_error
 from tallystick_storage.database import Database
 from tallystick_storage.sql import Connection, text
@@ -28,6 +30,7 @@ _POLL_INTERVAL_SECONDS = 1.0
 _QUERY_TIMEOUT_SECONDS = 2.0
 _MAX_FAILURES = 2  # consecutive failures that change the health; one may be slow on a busy machine
 _RETRY_AFTER_SECONDS = 1.0
+_CLOCK = text("select cast(extract(epoch from clock()) as float8)")
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -113,9 +116,10 @@ async def serve_not_ready(server: grpc.aio.Server, services: Sequence[str]) -> N
 
 
 class DatabaseHealth:
-    """Sets the health of services according to their databases. Uses one separate connection per
-    database. `services`: for each schema, the full name of the service that needs it. `essential`:
-    the schemas without which the process as a whole is not healthy.
+    """Sets the health of services according to their databases, and measures how far the clocks of
+    those differ from that of this process. Uses one separate connection per database. `services`:
+    for each schema, the full name of the service that needs it. `essential`: the schemas without
+    which the process as a whole is not healthy.
     """
 
     def __init__(
@@ -145,14 +149,17 @@ class DatabaseHealth:
             if schema in services:
                 self._services_by_database.setdefault(key, set()).add(services[schema])
         self._failure_counts = dict.fromkeys(self._databases, 0)
+        self._clock_deviations: dict[tuple[object, ...], float] = {}
         self._last_statuses: dict[str, int] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
+        metrics.CLOCK_DEVIATION.track(self, DatabaseHealth._observe_clocks)
         await self._publish()
         self._tasks = [asyncio.create_task(self._poll(key)) for key in self._databases]
 
     async def stop(self) -> None:
+        metrics.CLOCK_DEVIATION.untrack(self)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -164,8 +171,9 @@ class DatabaseHealth:
             await asyncio.sleep(_POLL_INTERVAL_SECONDS)
             try:
                 async with asyncio.timeout(_QUERY_TIMEOUT_SECONDS):
-                    await self._databases[key].read(_ping)
+                    self._clock_deviations[key] = await self._databases[key].read(_compare_clocks)
             except (TimeoutError, ApiError) as error:
+                self._clock_deviations.pop(key, None)
                 self._failure_counts[key] += 1
                 if self._failure_counts[key] == _MAX_FAILURES:
                     log.warning(
@@ -178,6 +186,10 @@ class DatabaseHealth:
                     log.warning("the database answers again", extra=names.DATABASE_AVAILABLE.extra)
                 self._failure_counts[key] = 0
             await self._publish()
+
+    def _observe_clocks(self) -> Mapping[AttributeValues, float]:
+        deviations = list(self._clock_deviations.values())
+        return {(): max(deviations)} if deviations else {}
 
     async def _publish(self) -> None:
         """Sets each health that has changed. The process as a whole is healthy only if all of its
@@ -197,5 +209,10 @@ class DatabaseHealth:
                 await self._health_servicer.set(name, new_status)
 
 
-def _ping(connection: Connection) -> None:
-    connection.execute(text("select 1"))
+def _compare_clocks(connection: Connection) -> float:
+    """The seconds by which the clocks of this process and of a database differ, besides the time
+    that the query takes.
+    """
+    start_time = time.time()
+    database_time = float(connection.execute(_CLOCK).scalar_one())
+    return max(start_time - database_time, database_time - time.time(), 0.0)

@@ -18,6 +18,7 @@ from grpc_health.v1 import health
 
 from tallystick_core.access import Role
 from tallystick_server.app.configuration import Settings
+from tallystick_server.app.disk_meter import DiskMeter
 from tallystick_server.app.errors import StartupError
 from tallystick_server.app.grpc_servers import create_servers, disconnect_clients
 from tallystick_server.app.http_serving import (
@@ -70,7 +71,7 @@ class RunningServer:
     _socket_folder: Path | None
     _database_health: DatabaseHealth
     _metrics_export: MetricsExport | None
-    _recorders: Sequence[MetricsRecorder | SpanRecorder]
+    _recorders: Sequence[MetricsRecorder | SpanRecorder | DiskMeter]
     _certificate: ServerCertificate | None
     _http_server: RunningHttpServer | None = None
 
@@ -197,7 +198,10 @@ async def _start(
         credentials,
     )
     metrics_export = await start_metrics_export(process_name(names), settings)
-    recorders = create_recorders(process_name(names), settings, service_client, addresses)
+    recorders = [
+        DiskMeter(settings.data_dir),
+        *create_recorders(process_name(names), settings, service_client, addresses),
+    ]
     http_server = None
     if HTTP_SERVER in names and settings.http.listen:
         # the public server, with its limits, at an address that needs no TLS

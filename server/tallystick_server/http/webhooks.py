@@ -82,6 +82,8 @@ class WebhookEndpoints:
 
     def start(self) -> None:
         for source in self._sources:
+            for result in ("stored", "fetched"):  # a counter that begins at 0 shows its first event
+                metrics.WEBHOOKS.add(0, source.name, result)
             if not source.endpoints:
                 log.warning(
                     "no webhooks of %s are accepted: its settings have no secrets for them, so "

@@ -257,6 +257,20 @@ DB_PENDING_REQUESTS = Metric(
     "Transactions and reads that wait for a connection of a pool.",
     ("db.client.connection.pool.name",),
 )
+CLOCK_DEVIATION = Metric(
+    "tallystick.clock.deviation",
+    MetricKind.GAUGE,
+    "s",
+    "How far the clocks of this process and of its database differ at least, measured each second. "
+    "With several databases the largest.",
+)
+DISK_UTILIZATION = Metric(
+    "system.filesystem.utilization",
+    MetricKind.GAUGE,
+    "1",
+    "Used fraction of the file system that holds the data folder of this process, which is that "
+    "of the embedded PostgreSQL.",
+)
 PROCESS_CPU_TIME = Metric(
     "process.cpu.time", MetricKind.COUNTER, "s", "Processor time of this process."
 )

@@ -31,6 +31,9 @@ def fill(message: Any, depth: int = 0) -> None:
             if field.message_type.name == "Timestamp" and not field.is_repeated:
                 getattr(message, field.name).seconds = 1_790_000_000
             continue
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            getattr(message, field.name)[HOSTILE] = HOSTILE
+            continue
         if field.message_type is not None:
             if depth < _MAX_DEPTH:
                 part = getattr(message, field.name)

@@ -12,7 +12,8 @@ from tallystick_server.http.field_types import ANY, DURATION, TIMESTAMP, enum_ty
 
 Values = dict[str, Any]
 """The fields of a message by name: text, numbers, booleans, bytes in hexadecimal, times in UTC,
-enum values without their prefix ("" for UNSPECIFIED), lists, and Values of messages (None: unset).
+enum values without their prefix ("" for UNSPECIFIED), lists, maps of texts, and Values of messages
+(None: unset).
 """
 
 
@@ -27,6 +28,8 @@ def to_values(message: Message) -> Values:
 
 def _field_value(message: Message, field: FieldDescriptor) -> Any:
     value = getattr(message, field.name)
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        return dict(value)
     if field.is_repeated:
         return [_plain(item, field) for item in value]
     if field.message_type is not None and not message.HasField(field.name):

@@ -1,14 +1,17 @@
-"""Alerts of all services."""
+"""Alerts of all services, and symptoms."""
 
 from __future__ import annotations
 
 from tallystick_server.http.console.calls import gather_results
 from tallystick_server.http.console.links import path_of, resource_path
+from tallystick_server.http.console.pages.symptoms import read_symptoms
 from tallystick_server.http.console.visit import Answer, Page, Visit
 
 
 async def list_alerts(visit: Visit) -> Answer:
-    """GET /console/alerts: of each service the newest, or more of the one that the query names."""
+    """GET /console/alerts: the symptoms, and the newest alerts of each service; or more alerts of
+    the service that the query names.
+    """
     ended = visit.query.get("ended") == "true"
     chosen = visit.query.get("service", "")
     all_services = visit.calls.services_with("ListAlerts")
@@ -20,6 +23,7 @@ async def list_alerts(visit: Visit) -> Answer:
     values = {
         "results": list(zip(services, results, strict=True)),
         "services": all_services,
+        "symptoms": [] if chosen else await read_symptoms(visit.calls, visit.time),
         "alert_path": alert_path,
     }
     return Page("alerts.html", "Alerts", values)
