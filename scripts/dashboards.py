@@ -155,6 +155,20 @@ OVERVIEW = Dashboard(
             "max by (service, cause) (tallystick_dead_letters_open)",
             "{{service}} {{cause}}",
         ),
+        _chart(
+            "Work that waits for a person",
+            "Alerts, dead letters, approvals, unapplied charges and breaks, by queue.",
+            _COUNT,
+            "max by (service, queue) (tallystick_work_open)",
+            "{{service}} {{queue}}",
+        ),
+        _chart(
+            "Age of the oldest work",
+            "How long the oldest item of each queue has waited for a person.",
+            "s",
+            "max by (service, queue) (tallystick_work_oldest_age_seconds)",
+            "{{service}} {{queue}}",
+        ),
         _ACCEPTANCE_BY_PROVIDER,
         _chart(
             "Acceptance rate by payment method",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from tallystick_storage.alerts import OLDEST_IN_OUTBOX
 from tallystick_storage.sql import Connection, text
@@ -67,20 +68,44 @@ _MONEY_IN_FLIGHT = f"""
 """
 
 
-def event_gauge_queries(oldest_query: str = OLDEST_IN_OUTBOX) -> Sequence[GaugeQuery]:
+_WORK_OPEN = f"""
+    select '{{queue}}', (select count(*) from (select from {{rows}} limit {_MAX_COUNTED}) w)
+"""
+_OLDEST_WORK_AGE = """
+    select '{queue}', cast(coalesce(extract(epoch from (select clock())
+        - (select create_time from {rows} order by create_time limit 1)), 0) as float8)
+"""
+
+
+def event_gauge_queries(
+    oldest_query: str = OLDEST_IN_OUTBOX, queues: Mapping[str, str] = MappingProxyType({})
+) -> Sequence[GaugeQuery]:
     """The gauges of every service that has events and alerts. `oldest_query` selects the
-    create_time of the event that has waited longest, if any.
+    create_time of the event that has waited longest, if any. `queues`: what waits for a person
+    except alerts, by the name of the queue: a table with a create_time, and a condition. It needs
+    an index by time.
     """
+    all_queues = {"ALERT": "alert where end_time is null", **queues}
     return (
         GaugeQuery("tallystick.alerts.open", _ALERTS_OPEN),
         GaugeQuery("tallystick.outbox.lag", _OUTBOX_LAG.format(oldest=oldest_query)),
+        GaugeQuery("tallystick.work.open", _of_queues(_WORK_OPEN, all_queues)),
+        GaugeQuery("tallystick.work.oldest.age", _of_queues(_OLDEST_WORK_AGE, all_queues)),
     )
 
 
-def operation_gauge_queries() -> Sequence[GaugeQuery]:
-    """The gauges of a service that calls providers."""
+def _of_queues(query: str, queues: Mapping[str, str]) -> str:
+    return " union all ".join(
+        query.format(queue=queue, rows=rows) for queue, rows in queues.items()
+    )
+
+
+def operation_gauge_queries(queues: Mapping[str, str]) -> Sequence[GaugeQuery]:
+    """The gauges of a service that calls providers. `queues`: as for event_gauge_queries, without
+    dead letters.
+    """
     return (
-        *event_gauge_queries(),
+        *event_gauge_queries(queues={"DEAD_LETTER": "dead_letter where state = 'OPEN'", **queues}),
         GaugeQuery("tallystick.dead_letters.open", _DEAD_LETTERS_OPEN),
         GaugeQuery("tallystick.operations.queued", _OPERATIONS_QUEUED),
         GaugeQuery("tallystick.operations.due", _OPERATIONS_DUE),

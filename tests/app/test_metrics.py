@@ -78,6 +78,12 @@ def test_a_scrape_shows_what_has_happened(scratch_database: DatabaseUrls) -> Non
                     "tallystick_dead_letters_open", service="payment", cause="REJECTED"
                 ),
                 "open alerts": after.total("tallystick_alerts_open", service="payment"),
+                "work": after.total("tallystick_work_open", service="payment", queue="DEAD_LETTER"),
+                "no work": after.total("tallystick_work_open", service="payout"),
+                "work that has waited": after.has(
+                    "tallystick_work_oldest_age_seconds", service="payment", queue="DEAD_LETTER"
+                )
+                and after.total("tallystick_work_oldest_age_seconds", service="payment") > 0,
                 "money": after.total(
                     "tallystick_money_in_flight", service="payment", currency="EUR"
                 ),
@@ -101,6 +107,9 @@ def test_a_scrape_shows_what_has_happened(scratch_database: DatabaseUrls) -> Non
             "new alerts": 1,
             "open dead letters": 1,
             "open alerts": 1,
+            "work": 1,
+            "no work": 0,
+            "work that has waited": True,
             "money": 700,
             "queued": 0,
             "outbox lag": 0,

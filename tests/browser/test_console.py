@@ -40,6 +40,10 @@ PAGES = {
     "statement-files": "statement-files",
     "statement-file": "statement-files/{file}",
     "clearing": "clearing",
+    "metrics": "metrics?period=hour",
+    "traces": "traces",
+    "trace": "traces/{trace}",
+    "trace-missing": "traces/00000000000000000000000000000000",
     "not-found": "payments/none",
 }
 ERROR_RESPONSES = ("404 (Not Found)", "403 (Forbidden)", "401 (Unauthorized)")
@@ -70,6 +74,7 @@ def names_of(work: Work) -> dict[str, str]:
         "dead_letter": work.dead_letters[0],
         "break_id": work.breaks[0],
         "file": work.statement_file,
+        "trace": work.trace_id,
     }
 
 
@@ -116,7 +121,7 @@ def test_every_page_is_accessible_on_every_display(
         assert_accessible(page)
 
 
-@pytest.mark.parametrize("name", ["overview", "payout", "break", "unapplied-charges"])
+@pytest.mark.parametrize("name", ["overview", "payout", "break", "unapplied-charges", "trace"])
 def test_the_keyboard_reaches_every_control(
     chromium: Browser, platform: ServedPlatform, work: Work, name: str
 ) -> None:
@@ -162,6 +167,37 @@ def test_a_person_works_without_scripts(
         page.get_by_role("button", name="Sign out").click()
         page.goto(f"{url}/console/payouts/{payout_id}")
         expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+
+
+def test_charts_and_traces_are_read_without_scripts(
+    chromium: Browser, platform: ServedPlatform, work: Work
+) -> None:
+    """Chooses a period and a method, opens the numbers of a chart, filters traces, and opens a
+    failed span of one.
+    """
+    url = platform.url
+    with open_page(chromium, url, javascript=False) as page:
+        sign_in(page, url, "bob")
+        page.get_by_label("Period").select_option("the last 30 days")
+        page.get_by_role("button", name="Show").click()
+        expect(page.get_by_role("heading", name="Payments of the last 30 days")).to_be_visible()
+        charges = page.get_by_role("img", name="Charges", exact=True)
+        expect(charges).to_be_visible()
+        page.locator("figure", has=charges).get_by_text("Numbers").click()
+        numbers = page.get_by_role("region", name="Numbers of Charges")
+        expect(numbers.get_by_role("row")).to_have_count(61)
+        page.get_by_role("link", name="Metrics").click()
+        page.get_by_label("Method").select_option("payout.CreatePayout")
+        page.get_by_role("button", name="Show").click()
+        expect(page.get_by_role("img", name="Latency of payout.CreatePayout")).to_be_visible()
+        page.get_by_role("link", name="Traces").click()
+        page.get_by_label("Show", exact=True).select_option("failed")
+        page.get_by_role("button", name="Show").click()
+        page.get_by_role("link", name="payment.CreatePayment").first.click()
+        expect(page.get_by_role("heading", name="Trace of payment.CreatePayment")).to_be_visible()
+        span = page.get_by_role("listitem").filter(has_text="Level 3").first
+        span.get_by_text("failed").click()
+        expect(span.get_by_text("Own time")).to_be_visible()
 
 
 def test_a_rejected_act_is_explained_next_to_its_form(

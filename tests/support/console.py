@@ -12,11 +12,15 @@ from html import unescape
 import grpc
 import httpx
 from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.duration_pb2 import Duration
 
 from tallystick import Client
+from tallystick.monitoring.v1 import monitoring_service_pb2 as pb
+from tallystick.monitoring.v1 import trace_pb2
 from tallystick.operator.v1 import operator_pb2
 from tallystick.payment.v1 import payment_service_pb2
 from tallystick_core.access import Role
+from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.services import HTTP_SERVER, SERVICES, service_names
 from tallystick_server.app.statement_upload import read_statement
@@ -29,6 +33,7 @@ from tallystick_server.http.http_rules import http_rules
 from tallystick_server.http.routing import Route
 from tests.support.callers import settings_with_callers, token_of
 from tests.support.http import serve_routes
+from tests.support.monitoring import new_span
 from tests.support.payments import create_payment
 from tests.support.payouts import create_destination, create_payout, create_sale, wait_for_state
 from tests.support.platform import FAST_RETRY, ServedPlatform, eventually, serve_platform
@@ -48,6 +53,8 @@ SETTINGS = settings_with_callers(
     PEOPLE,
     retry=FAST_RETRY,
     worker__scan_interval=0.2,
+    worker__monitor_interval=0.1,
+    monitoring__record_interval=0.2,
     console__enabled=True,
     console__session_key=SESSION_KEY,
     payout__approval_threshold={"EUR": 50_00},
@@ -58,9 +65,11 @@ SETTINGS = settings_with_callers(
 
 
 @contextmanager
-def serve_console(databases: DatabaseUrls) -> Iterator[ServedPlatform]:
+def serve_console(
+    databases: DatabaseUrls, settings: Settings = SETTINGS
+) -> Iterator[ServedPlatform]:
     """A platform with the console and the callers of PEOPLE."""
-    with serve_platform(databases, SETTINGS, (*service_names(), HTTP_SERVER)) as platform:
+    with serve_platform(databases, settings, (*service_names(), HTTP_SERVER)) as platform:
         yield platform
 
 
@@ -77,6 +86,7 @@ class Work:
     account: str
     statement_file: str
     breaks: tuple[str, ...]
+    trace_id: str
 
 
 def create_work(platform: ServedPlatform) -> Work:
@@ -115,8 +125,29 @@ def create_work(platform: ServedPlatform) -> Work:
             unapplied_charge=eventually(lambda: _unapplied_charge(alice)),
             account=provider.account,
             statement_file=file.statement_file_id,
+            trace_id=_record_trace(alice),
             breaks=tuple(item.break_id for item in breaks_of(alice, account=provider.account)),
         )
+
+
+def _record_trace(client: Client) -> str:
+    """A trace with a failed transaction and a call of another service."""
+    server, call = trace_pb2.SPAN_KIND_SERVER, "tallystick.wallet.v1.WalletService/BatchCredit"
+    spans = [
+        new_span(
+            900,
+            1,
+            name="tallystick.payment.v1.PaymentService/CreatePayment",
+            kind=server,
+            duration=Duration(seconds=8),
+        ),
+        new_span(900, 2, parent=1, name="payment.create", duration=Duration(seconds=2)),
+        new_span(900, 3, parent=2, name="transaction", failed=True),
+        new_span(900, 4, parent=1, name=call, kind=server, duration=Duration(seconds=4)),
+        new_span(900, 5, parent=4, name="transaction", duration=Duration(seconds=3)),
+    ]
+    client.monitoring.BatchRecordSpans(pb.BatchRecordSpansRequest(spans=spans))
+    return spans[0].trace_id
 
 
 def _dead_letters(client: Client) -> list[str]:

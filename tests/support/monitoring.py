@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 
 from tallystick import Client
-from tallystick.monitoring.v1 import monitoring_pb2
+from tallystick.monitoring.v1 import monitoring_pb2, trace_pb2
 from tallystick.monitoring.v1 import monitoring_service_pb2 as pb
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
@@ -21,14 +21,16 @@ from tests.support.platform import ServedPlatform, database_of, serve_platform
 
 START = 1_800_000_000
 """A full day in seconds since 1970, at which the clocks of tests start."""
-COUNTER, GAUGE, HISTOGRAM = (
+COUNTER, GAUGE, SHARED_GAUGE, HISTOGRAM = (
     "tallystick.leases.lost",
     "tallystick.operations.in_flight",
+    "tallystick.money.in_flight",
     "tallystick.batch.size",
 )
 KINDS = {
     COUNTER: monitoring_pb2.METRIC_KIND_COUNTER,
     GAUGE: monitoring_pb2.METRIC_KIND_GAUGE,
+    SHARED_GAUGE: monitoring_pb2.METRIC_KIND_GAUGE,
     HISTOGRAM: monitoring_pb2.METRIC_KIND_HISTOGRAM,
 }
 BOUNDARIES = (1.0, 2.0, 5.0)
@@ -152,6 +154,27 @@ def new_metric(metric: str, series: Sequence[pb.RecordedSeries]) -> pb.RecordedM
     return pb.RecordedMetric(
         metric=metric, kind=KINDS[metric], boundaries=boundaries, series=series
     )
+
+
+def trace_id_of(number: int) -> str:
+    """A trace id of a test."""
+    return f"{number:032x}"
+
+
+def new_span(trace: int, number: int, *, parent: int = 0, **fields: object) -> trace_pb2.Span:
+    """A span of a millisecond, which begins `number` seconds after START."""
+    values: dict[str, object] = {"name": "work", "service_name": "tallystick-all", **fields}
+    span = trace_pb2.Span(
+        trace_id=trace_id_of(trace),
+        span_id=f"{number:016x}",
+        parent_span_id=f"{parent:016x}" if parent else "",
+        **values,  # type: ignore[arg-type]
+    )
+    if not span.HasField("start_time"):
+        span.start_time.seconds = START + number
+    if not span.HasField("duration"):
+        span.duration.nanos = 1_000_000
+    return span
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from tallystick_core.monitoring.time_range import plan_range
 from tallystick_core.validation import parse_text
 from tallystick_server.monitoring import convert, convert_traces
 from tallystick_server.monitoring.metric_history import HistoryQuery, read_history
+from tallystick_server.observability.metrics import STORED_GAUGES
 from tallystick_server.rpc.call import Access, Call
 from tallystick_server.rpc.pagination import NEWEST_FIRST, Listing, list_page
 from tallystick_storage import clock
@@ -101,6 +102,7 @@ class MonitoringHandlers:
                 convert.parse_seconds(request, "end_time"),
                 convert.parse_step(request),
             ),
+            is_shared=metric.name in STORED_GAUGES,
         )
         points = await self._database.read(partial(read_history, query=query))
         response = pb.GetMetricHistoryResponse(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
@@ -16,7 +16,12 @@ from tallystick_core.monitoring.aggregation import (
     increases,
     point_of,
 )
-from tallystick_core.monitoring.series_filter import SeriesFilter, group_key
+from tallystick_core.monitoring.series_filter import (
+    PROCESS_ID,
+    PROCESS_NAME,
+    SeriesFilter,
+    group_key,
+)
 from tallystick_core.monitoring.time_range import TimeRange
 from tallystick_storage.monitoring import history as store
 from tallystick_storage.sql import Connection
@@ -42,10 +47,15 @@ class HistoryQuery:
     aggregation: Aggregation
     quantile: float
     range: TimeRange
+    is_shared: bool
+    """Of a gauge: each series is one figure, whichever process has recorded it."""
 
 
 class _GroupedSeries(NamedTuple):
+    """`figure`: what the series has values of; with another process it may be the same."""
+
     key: GroupKey
+    figure: Hashable
     boundaries: Sequence[float]
 
 
@@ -84,12 +94,25 @@ def _select_series(connection: Connection, query: HistoryQuery) -> Mapping[int, 
     if len(rows) > _MAX_SERIES:
         raise _too_many("filters", f"must select at most {_MAX_SERIES} series; narrow them")
     grouped = {
-        row.series_id: _GroupedSeries(group_key(row.attributes, query.group_by), row.boundaries)
+        row.series_id: _GroupedSeries(
+            group_key(row.attributes, query.group_by),
+            _figure_of(row.attributes) if query.is_shared else row.series_id,
+            row.boundaries,
+        )
         for row in rows
     }
     if len({series.key for series in grouped.values()}) > _MAX_GROUPS:
         raise _too_many("group_by", f"must make at most {_MAX_GROUPS} groups; narrow the filters")
     return grouped
+
+
+def _figure_of(attributes: Mapping[str, str]) -> Hashable:
+    """The attributes of a series, except those of its process."""
+    return frozenset(
+        (name, value)
+        for name, value in attributes.items()
+        if name not in {PROCESS_NAME, PROCESS_ID}
+    )
 
 
 def _too_many(field: str, text: str) -> ApiError:
@@ -99,14 +122,18 @@ def _too_many(field: str, text: str) -> ApiError:
 def _gauge_points(
     query: HistoryQuery, grouped: Mapping[int, _GroupedSeries], rows: Sequence[store.StepRow]
 ) -> Mapping[GroupKey, Points]:
-    values: dict[GroupKey, dict[int, float]] = {}
+    highest: dict[GroupKey, dict[int, dict[Hashable, float]]] = {}
     for row in rows:
-        steps = values.setdefault(grouped[row.series_id].key, {})
-        if query.aggregation is Aggregation.SUM:
-            steps[row.step] = steps.get(row.step, 0) + row.value
-        else:
-            steps[row.step] = max(steps.get(row.step, row.value), row.value)
-    return {key: _timed(query.range, steps) for key, steps in values.items()}
+        series = grouped[row.series_id]
+        figures = highest.setdefault(series.key, {}).setdefault(row.step, {})
+        figures[series.figure] = max(figures.get(series.figure, row.value), row.value)
+    combine = sum if query.aggregation is Aggregation.SUM else max
+    return {
+        key: _timed(
+            query.range, {step: combine(figures.values()) for step, figures in steps.items()}
+        )
+        for key, steps in highest.items()
+    }
 
 
 def _total_points(
@@ -114,11 +141,11 @@ def _total_points(
 ) -> Mapping[GroupKey, Points]:
     totals: dict[GroupKey, dict[int, StepTotals]] = {}
     for series_id, group in groupby(rows, lambda row: row.series_id):
-        key, boundaries = grouped[series_id]
+        series = grouped[series_id]
         base, *samples = (Sample(row.step, row.value, row.bucket_counts or ()) for row in group)
         for increase in increases(base, samples):
-            steps = totals.setdefault(key, {})
-            steps.setdefault(increase.step, StepTotals()).add(increase, boundaries)
+            steps = totals.setdefault(series.key, {})
+            steps.setdefault(increase.step, StepTotals()).add(increase, series.boundaries)
     points = {}
     for key, steps in totals.items():
         values = {

@@ -145,6 +145,8 @@ STORED_GAUGES = {
         names.OLDEST_DUE_AGE,
         names.DEAD_LETTERS_OPEN,
         names.ALERTS_OPEN,
+        names.WORK_OPEN,
+        names.OLDEST_WORK_AGE,
         names.OUTBOX_LAG,
         names.MONEY_IN_FLIGHT,
         names.CLEARING_EXPECTED,

@@ -203,6 +203,21 @@ ALERTS_OPEN = Metric(
     "Alerts that have not ended, by kind. Up to 10,000 are counted.",
     ("service", "kind"),
 )
+WORK_OPEN = Metric(
+    "tallystick.work.open",
+    MetricKind.GAUGE,
+    "{item}",
+    "Items that wait for a person, by queue: alerts, dead letters, approvals, unapplied charges, "
+    "breaks. Up to 10,000 are counted.",
+    ("service", "queue"),
+)
+OLDEST_WORK_AGE = Metric(
+    "tallystick.work.oldest.age",
+    MetricKind.GAUGE,
+    "s",
+    "Age of the oldest item that waits for a person, by queue; 0: none waits.",
+    ("service", "queue"),
+)
 OUTBOX_LAG = Metric(
     "tallystick.outbox.lag",
     MetricKind.GAUGE,

@@ -21,7 +21,6 @@ from tallystick_server.payment.service import SPEC
 from tallystick_server.payment.status_links import StatusLinkSettings
 from tallystick_storage.alerts import AlertQuery
 from tallystick_storage.database import Database
-from tallystick_storage.gauges import operation_gauge_queries
 from tallystick_storage.payment import alerts
 
 
@@ -96,4 +95,4 @@ def _alert_queries(settings: Settings) -> Sequence[AlertQuery]:
     )
 
 
-IMPLEMENTATION = ServiceImplementation(ACCESS, _build, _alert_queries, operation_gauge_queries())
+IMPLEMENTATION = ServiceImplementation(ACCESS, _build, _alert_queries, alerts.gauge_queries())

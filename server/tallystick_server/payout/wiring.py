@@ -14,7 +14,6 @@ from tallystick_server.payout.payouts import Payouts, PayoutSettings
 from tallystick_server.payout.service import SPEC
 from tallystick_storage.alerts import AlertQuery
 from tallystick_storage.database import Database
-from tallystick_storage.gauges import operation_gauge_queries
 from tallystick_storage.payout import alerts
 
 
@@ -64,4 +63,4 @@ def _alert_queries(settings: Settings) -> Sequence[AlertQuery]:
     )
 
 
-IMPLEMENTATION = ServiceImplementation(ACCESS, _build, _alert_queries, operation_gauge_queries())
+IMPLEMENTATION = ServiceImplementation(ACCESS, _build, _alert_queries, alerts.gauge_queries())

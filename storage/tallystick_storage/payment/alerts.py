@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from tallystick_core.operations.alert import AlertKind
 from tallystick_core.payment.state import OrderStatus
 from tallystick_storage.alerts import AlertQuery, operation_alert_queries
+from tallystick_storage.gauges import GaugeQuery, operation_gauge_queries
 
 # The orders that have waited longer than the limit, the longest first.
 _WAITING_ORDERS = """
@@ -87,6 +88,13 @@ _ALERT_QUERIES = (
 """,
     ),
 )
+
+
+def gauge_queries() -> Sequence[GaugeQuery]:
+    """The gauges of this service."""
+    return operation_gauge_queries(
+        {"UNAPPLIED_CHARGE": "unapplied_charge where acknowledged_by = ''"}
+    )
 
 
 def alert_queries(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from tallystick_core.operations.alert import AlertKind
 from tallystick_storage.alerts import AlertQuery, operation_alert_queries
+from tallystick_storage.gauges import GaugeQuery, operation_gauge_queries
 
 _STUCK_PAYOUTS = """
     select 'payouts/' || p.payout_id as resource_name,
@@ -101,6 +102,13 @@ _ALERT_QUERIES = (
 """,
     ),
 )
+
+
+def gauge_queries() -> Sequence[GaugeQuery]:
+    """The gauges of this service."""
+    return operation_gauge_queries(
+        {"PAYOUT_APPROVAL": "payout_in_state where state = 'AWAITING_APPROVAL'"}
+    )
 
 
 def alert_queries(

@@ -297,10 +297,19 @@ def clearing_report(connection: Connection, account: str, book: str) -> Clearing
     return report
 
 
+_QUEUES = {
+    "BREAK_FINANCE": "break where state = 'OPEN' and break_class = 'FINANCE'",
+    "BREAK_INVESTIGATION": "break where state = 'OPEN' and break_class = 'INVESTIGATION'",
+    "RESOLUTION_APPROVAL": "break where state = 'AWAITING_APPROVAL'",
+    "REOPENING_APPROVAL": "break where state = 'AWAITING_REOPENING'",
+}
+"""What waits for a person in this service."""
+
+
 def gauge_queries() -> Sequence[GaugeQuery]:
     """The gauges of this service."""
     return (
-        *event_gauge_queries(),
+        *event_gauge_queries(queues=_QUEUES),
         GaugeQuery("tallystick.clearing.expected", _EXPECTED_BY_AGE),
     )
 

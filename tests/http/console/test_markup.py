@@ -14,8 +14,10 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import status_pb2
 
+from tallystick.monitoring.v1.monitoring_service_pb2 import GetMetricHistoryResponse
 from tallystick_server.http.console.calls import CallFailed, PublicCalls
 from tallystick_server.http.console.pages.table import PAGES
+from tallystick_server.http.field_types import is_map
 from tests.support.console import serve_pages, unreachable
 
 HOSTILE = "<script>alert(1)</script>'\"><img src=x onerror=alert(2)>{{7*7}}javascript:alert(3)"
@@ -31,7 +33,7 @@ def fill(message: Any, depth: int = 0) -> None:
             if field.message_type.name == "Timestamp" and not field.is_repeated:
                 getattr(message, field.name).seconds = 1_790_000_000
             continue
-        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        if is_map(field):
             getattr(message, field.name)[HOSTILE] = HOSTILE
             continue
         if field.message_type is not None:
@@ -68,7 +70,18 @@ class HostileCalls(PublicCalls):
             raise CallFailed(name, status_pb2.Status(code=5, message=HOSTILE))
         response = GetMessageClass(self.method(name).output_type)()
         fill(response)
+        if isinstance(response, GetMetricHistoryResponse):
+            _fill_history(response, message)
         return response
+
+
+def _fill_history(response: GetMetricHistoryResponse, request: Any) -> None:
+    """Puts the hostile text into what a chart names, with a value now, so that it is drawn."""
+    for history in response.histories:
+        for name in request.group_by:
+            history.attributes[name] = HOSTILE
+        for point in history.points:
+            point.time.GetCurrentTime()
 
 
 class Markup(HTMLParser):
@@ -128,13 +141,14 @@ def test_no_text_becomes_markup(
     """
     calls[0].rejects = rejects
     segments = [quote(HOSTILE, safe="") if part[:1] == "{" else part for part in path.split("/")]
-    names = ("q", "state", "seller", "buyer", "account", "currency", "prefix", "as_of", "done")
-    for query in ({}, dict.fromkeys(names, HOSTILE), {"page_token": HOSTILE, "events": HOSTILE}):
+    names = "q state seller buyer account currency prefix as_of done period method name failed"
+    hostile_query = dict.fromkeys(names.split(), HOSTILE)
+    for query in ({}, hostile_query, {"page_token": HOSTILE, "events": HOSTILE}):
         response = client.get("/".join(filter(None, ("/console", *segments))), params=query)
         assert response.status_code < 500
         if response.status_code != 303:
             assert_harmless(response.text)
-            is_empty = not path or (path == "search" and "q" not in query)
+            is_empty = path == "search" and "q" not in query
             assert rejects or is_empty or "&lt;script&gt;" in response.text
 
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import psycopg
 import pytest
 
 from tallystick.reconciliation.v1.reconciliation_service_pb2 import GetClearingReportRequest
 from tallystick_server.http.console.calls import PublicCalls
-from tallystick_server.http.console.charts import Bar, Series, bar_chart
-from tallystick_server.http.console.pages.overview import payment_figures
+from tallystick_server.http.console.pages.own_payments import payment_figures
 from tallystick_server.http.console.rendering import format_duration
 from tests.support.callers import token_of
 from tests.support.console import Person, Work, serve_pages, unreachable
@@ -50,23 +50,10 @@ def test_without_payments_there_are_no_figures() -> None:
         assert figures.median_time is None
 
 
-def test_the_bars_of_a_chart_have_the_size_of_their_values() -> None:
-    """Segments are stacked without a gap, inside the drawing, in proportion to their values."""
-    series = [Series("a", "good"), Series("b", "bad")]
-    chart = bar_chart("t", series, [Bar("0", [3, 1]), Bar("1", [0, 0]), Bar("2", [0, 5])])
-    assert [line.text for line in chart.grid] == ["5", "0"]
-    lower, upper, single = chart.segments
-    assert lower.height == 3 * upper.height
-    assert upper.y + upper.height == pytest.approx(lower.y)
-    assert lower.y + lower.height == pytest.approx(chart.height)
-    assert (single.y, single.height) == (0.0, chart.height)
-    assert lower.x + lower.width < single.x
-    assert bar_chart("t", series, [Bar("0", [0, 0])]).is_empty
-
-
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
+        (0.00034, "0.3 ms"),
         (0.0404, "40 ms"),
         (3.21, "3.2 s"),
         (60, "1 min"),
@@ -80,14 +67,40 @@ def test_a_duration_is_shown_in_its_largest_units(seconds: float, text: str) -> 
 
 
 def test_the_overview_shows_what_waits(alice: Person, work: Work) -> None:
-    """Each queue with its link, the alerts, the payments of the day and the money at providers."""
-    assert eventually(lambda: "Alerts of payment" in alice.get("/console").text)
+    """Each queue with its number, its oldest item and its link, and the alerts, as recorded."""
+    assert eventually(lambda: count_of(alice, "Alerts of payment") == "3")
     page = alice.get("/console").text
+    assert count_of(alice, "Payouts that await approval") == "2"
+    assert count_of(alice, "Dead letters of charges") == "2"
+    assert count_of(alice, "Dead letters of payouts") == "0"
+    assert count_of(alice, "Unapplied charges") == "1"
+    assert re.search(
+        r"Unapplied charges</a>.{1,40}1</p>\s*<p class=\"small\">oldest \d", page, re.DOTALL
+    )
     for path in ("approvals", "unapplied-charges", "breaks?class=FINANCE", "dead-letters"):
         assert f'href="/console/{path}"' in page
-    assert "Acceptance rate" in page
-    assert work.account in page
-    assert '<svg class="chart"' in page
+
+
+def count_of(person: Person, queue: str) -> str:
+    """The number on the tile of a queue."""
+    match = re.search(rf'>{queue}</a>\s*<p class="count">([^<]+)</p>', person.get("/console").text)
+    assert match is not None
+    return match[1]
+
+
+def test_more_items_than_a_page_of_a_list_are_counted(
+    platform: ServedPlatform, alice: Person, work: Work
+) -> None:
+    """The number of a queue is the true one, although a list has at most 200 items in a page."""
+    with psycopg.connect(platform.databases.admin, autocommit=True) as admin:
+        admin.execute(
+            "insert into payout.payout_in_state (payout_id, owner, state, create_time) "
+            "select 'many-' || n, '', 'AWAITING_APPROVAL', now() from generate_series(1, 250) n"
+        )
+        try:
+            assert eventually(lambda: count_of(alice, "Payouts that await approval") == "252")
+        finally:
+            admin.execute("delete from payout.payout_in_state where payout_id like 'many-%'")
 
 
 def test_money_at_providers_is_what_the_clearing_report_has(
@@ -105,22 +118,32 @@ def test_money_at_providers_is_what_the_clearing_report_has(
     assert not match[1].startswith("-")
 
 
-def test_a_part_that_a_person_may_not_see_has_its_error(
+def test_a_team_sees_the_figures_of_its_own_payments(
     sign_in: Callable[[str], Person], work: Work
 ) -> None:
-    """A team sees its payments; each other part has the error of the platform."""
+    """The figures of the platform are for operators and auditors; the page says so."""
     response = sign_in("shop").get("/console")
     assert response.status_code == 200
-    assert "Acceptance rate" in response.text
-    assert "PERMISSION_DENIED, from ledger.ListAccounts" in response.text
+    assert "Your payments of the last 24 hours" in response.text
+    assert "The figures of the platform are for operators and auditors." in response.text
+    assert "Dead letters of charges" not in response.text
 
 
 def test_pages_show_which_service_does_not_answer() -> None:
-    """While a service is down, the overview shows the rest; a page about one thing is 503."""
+    """While MonitoringService is down, the overview says so, and keeps the links to the queues. A
+    page about one thing is 503.
+    """
     with serve_pages(lambda: PublicCalls(*unreachable())) as browser:
         overview = browser.get("/console")
         assert overview.status_code == 200
-        assert overview.text.count("The service does not answer") > 10
+        assert "The metrics could not be read.</strong> The service does not" in overview.text
+        assert "The pages of the queues show what waits." in overview.text
+        assert overview.text.count("not known") > 10
+        metrics = browser.get("/console/metrics")
+        assert metrics.status_code == 200
+        assert metrics.text.count("The service does not answer") == 9
+        for path in ("traces", f"traces/{'a' * 32}"):
+            assert browser.get(f"/console/{path}").status_code == 503
         payment_page = browser.get("/console/payments/p")
         assert payment_page.status_code == 503
         assert "DEPENDENCY_UNAVAILABLE, from payment.GetPayment" in payment_page.text

@@ -14,6 +14,7 @@ from tests.support.monitoring import (
     COUNTER,
     GAUGE,
     HISTOGRAM,
+    SHARED_GAUGE,
     START,
     Monitoring,
     RecordingProcess,
@@ -113,6 +114,23 @@ def test_a_gauge_has_its_highest_value(monitoring: Monitoring) -> None:
     assert monitoring.history(GAUGE, start=0, end=20, step=10) == [({}, {0: 7, 10: 0})]
     assert monitoring.history(GAUGE, start=0, end=20, step=10, aggregation=SUM) == [
         ({}, {0: 11, 10: 0})
+    ]
+
+
+def test_a_figure_of_all_processes_counts_once(monitoring: Monitoring) -> None:
+    """Another process becomes the leader in the middle of a step, and reads the same figures: SUM
+    has the highest value of each figure, not of each process.
+    """
+    first, second = (RecordingProcess(monitoring.client) for _ in range(2))
+    for time, process, euros in ((0, first, 700), (5, second, 800)):
+        monitoring.set_clock(time)
+        figures = [
+            pb.RecordedSeries(attributes={"service": "payment", "currency": currency}, value=value)
+            for currency, value in (("EUR", euros), ("USD", 100))
+        ]
+        process.send([new_metric(SHARED_GAUGE, figures)])
+    assert monitoring.history(SHARED_GAUGE, start=0, end=10, step=10, aggregation=SUM) == [
+        ({}, {0: 900})
     ]
 
 

@@ -10,29 +10,15 @@ from tallystick import NotFoundError, TallystickError
 from tallystick.monitoring.v1 import monitoring_service_pb2 as pb
 from tallystick.monitoring.v1 import trace_pb2
 from tallystick_server.app.database.connections import DatabaseUrls
-from tests.support.monitoring import START, Monitoring, serve_monitoring
+from tests.support.monitoring import (
+    START,
+    Monitoring,
+    new_span,
+    serve_monitoring,
+    trace_id_of,
+)
 
 HOUR = 3_600
-
-
-def trace_id_of(number: int) -> str:
-    return f"{number:032x}"
-
-
-def new_span(trace: int, number: int, *, parent: int = 0, **fields: object) -> trace_pb2.Span:
-    """A span of a millisecond, which begins `number` seconds after START."""
-    values: dict[str, object] = {"name": "work", "service_name": "tallystick-all", **fields}
-    span = trace_pb2.Span(
-        trace_id=trace_id_of(trace),
-        span_id=f"{number:016x}",
-        parent_span_id=f"{parent:016x}" if parent else "",
-        **values,  # type: ignore[arg-type]
-    )
-    if not span.HasField("start_time"):
-        span.start_time.seconds = START + number
-    if not span.HasField("duration"):
-        span.duration.nanos = 1_000_000
-    return span
 
 
 @pytest.fixture

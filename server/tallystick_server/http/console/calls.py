@@ -85,6 +85,13 @@ class PublicCalls:
         parts = (name.split(".") for name in self._calls)
         return [service for service, name in parts if name == method]
 
+    def full_names(self) -> dict[str, str]:
+        """The name of each method in metrics and spans, by its name here."""
+        return {
+            name: f"{method.containing_service.full_name}/{method.name}"
+            for name, (method, _) in self._calls.items()
+        }
+
     async def send(self, name: str, message: Message, token: str) -> Message:
         """Makes a call. Raises CallFailed."""
         method, call = self._calls[name]
@@ -136,6 +143,10 @@ class PageCalls:
     def services_with(self, method: str) -> list[str]:
         """The services that have a method of this name, such as ListAlerts."""
         return self._calls.services_with(method)
+
+    def full_names(self) -> dict[str, str]:
+        """The name of each method in metrics and spans, by its name such as payment.GetPayment."""
+        return self._calls.full_names()
 
     async def attempt(self, name: str, /, **fields: Any) -> Result:
         """As `call`, for a part of a page that others do not need. Raises CallFailed only if the

@@ -33,6 +33,13 @@ NAVIGATION = (
             ("Clearing report", path_of("clearing")),
         ),
     ),
+    (
+        "Platform",
+        (
+            ("Metrics", path_of("metrics")),
+            ("Traces", path_of("traces")),
+        ),
+    ),
 )
 """The groups, each with its links: text and path."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,7 +21,9 @@ from tallystick_server.http.console.links import (
 from tallystick_server.http.web_pages import template_environment
 
 _FOLDER = Path(__file__).parent / "templates"
+_EXACT_SECONDS = 0.00995
 _MINUTE, _HOUR_MINUTES, _DAY_HOURS = 60, 60, 24
+_METHOD = re.compile(r"^tallystick\.(\w+)\.v\d+\.(?:\w+/)?(\w+)$", re.ASCII)
 _GOOD = frozenset(
     {"PAID", "SUCCESS", "DONE", "RESOLVED", "RECONCILED", "MATCHED", "SUCCEEDED", "VERIFIED"}
 )
@@ -56,6 +59,7 @@ def console_environment() -> Environment:
         label=format_label,
         tone=tone_of,
         words=format_words,
+        span_name=span_name,
         set_fields=set_fields,
     )
     environment.globals.update(
@@ -79,12 +83,12 @@ def format_time(time: datetime | None) -> Markup:
 
 
 def format_duration(duration: timedelta | None) -> str:
-    """A duration in its largest units: "2 d 3 h", "5 min", "40 ms"; "–" for none."""
+    """A duration in its largest units: "2 d 3 h", "5 min", "40 ms", "0.3 ms"; "–" for none."""
     if duration is None:
         return "–"
     seconds = duration.total_seconds()
     if seconds < 1:
-        return f"{1000 * seconds:.0f} ms"
+        return f"{1000 * seconds:.{1 if 0 < seconds < _EXACT_SECONDS else 0}f} ms"
     if seconds < _MINUTE:
         return f"{seconds:.1f} s"
     minutes = int(seconds // _MINUTE)
@@ -105,6 +109,13 @@ def format_label(name: str) -> str:
 def format_words(name: str) -> str:
     """The name of an enum value as words: "AWAITING_APPROVAL" as "awaiting approval"."""
     return name.replace("_", " ").lower()
+
+
+def span_name(name: str) -> str:
+    """The name of a method of the platform without its package and version, such as
+    payment.CreatePayment; other names stay.
+    """
+    return _METHOD.sub(r"\1.\2", name)
 
 
 def tone_of(state: str) -> str:

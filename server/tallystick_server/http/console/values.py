@@ -8,12 +8,12 @@ from typing import Any
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from tallystick_server.http.field_types import ANY, DURATION, TIMESTAMP, enum_type_of
+from tallystick_server.http.field_types import ANY, DURATION, TIMESTAMP, enum_type_of, is_map
 
 Values = dict[str, Any]
 """The fields of a message by name: text, numbers, booleans, bytes in hexadecimal, times in UTC,
-enum values without their prefix ("" for UNSPECIFIED), lists, maps of texts, and Values of messages
-(None: unset).
+enum values without their prefix ("" for UNSPECIFIED), lists, maps as dictionaries, and Values of
+messages (None: unset).
 """
 
 
@@ -28,7 +28,7 @@ def to_values(message: Message) -> Values:
 
 def _field_value(message: Message, field: FieldDescriptor) -> Any:
     value = getattr(message, field.name)
-    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+    if is_map(field):
         return dict(value)
     if field.is_repeated:
         return [_plain(item, field) for item in value]

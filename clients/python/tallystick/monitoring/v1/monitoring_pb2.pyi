@@ -60,7 +60,8 @@ class _AggregationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Aggregati
     """Of a counter: its increase per second. Of a histogram: the number of recorded values per second."""
     AGGREGATION_SUM: _Aggregation.ValueType  # 2
     """Of a counter: its increase in the step. Of a histogram: the increase of the sum of the recorded
-    values. Of a gauge: the highest value of each series in the step, added.
+    values. Of a gauge: the highest value of each series in the step, added; a figure that one
+    process reads from a database for all of them counts once.
     """
     AGGREGATION_MAX: _Aggregation.ValueType  # 3
     """Of a gauge: the highest value of all series in the step."""
@@ -78,7 +79,8 @@ AGGREGATION_RATE: Aggregation.ValueType  # 1
 """Of a counter: its increase per second. Of a histogram: the number of recorded values per second."""
 AGGREGATION_SUM: Aggregation.ValueType  # 2
 """Of a counter: its increase in the step. Of a histogram: the increase of the sum of the recorded
-values. Of a gauge: the highest value of each series in the step, added.
+values. Of a gauge: the highest value of each series in the step, added; a figure that one
+process reads from a database for all of them counts once.
 """
 AGGREGATION_MAX: Aggregation.ValueType  # 3
 """Of a gauge: the highest value of all series in the step."""

@@ -91,8 +91,9 @@ class MonitoringServiceServicer(object):
     def GetMetricHistory(self, request, context):
         """Returns a metric over time. Samples are kept every 10 seconds for an hour, every minute for a
         day, every 10 minutes for a week and every hour for 30 days. An increase counts in the step of
-        the sample that shows it. A process that starts again begins at 0, so a restart is no decrease. In the step in which a
-        process starts again, SUM of a gauge counts both processes. Access: operator, auditor.
+        the sample that shows it. A process that starts again begins at 0, so a restart is no decrease.
+        In the step in which a process starts again, SUM of a gauge of each process, such as the
+        connections of a pool, counts both processes. Access: operator, auditor.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

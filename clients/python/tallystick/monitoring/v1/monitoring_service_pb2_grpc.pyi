@@ -44,8 +44,9 @@ class MonitoringServiceStub:
     GetMetricHistory: _grpc.UnaryUnaryMultiCallable[_monitoring_service_pb2.GetMetricHistoryRequest, _monitoring_service_pb2.GetMetricHistoryResponse]
     """Returns a metric over time. Samples are kept every 10 seconds for an hour, every minute for a
     day, every 10 minutes for a week and every hour for 30 days. An increase counts in the step of
-    the sample that shows it. A process that starts again begins at 0, so a restart is no decrease. In the step in which a
-    process starts again, SUM of a gauge counts both processes. Access: operator, auditor.
+    the sample that shows it. A process that starts again begins at 0, so a restart is no decrease.
+    In the step in which a process starts again, SUM of a gauge of each process, such as the
+    connections of a pool, counts both processes. Access: operator, auditor.
     """
     BatchRecordSpans: _grpc.UnaryUnaryMultiCallable[_monitoring_service_pb2.BatchRecordSpansRequest, _monitoring_service_pb2.BatchRecordSpansResponse]
     """Stores spans; those that are stored already are dropped. The oldest traces are deleted above
@@ -73,8 +74,9 @@ class MonitoringServiceAsyncStub(MonitoringServiceStub):
     GetMetricHistory: _aio.UnaryUnaryMultiCallable[_monitoring_service_pb2.GetMetricHistoryRequest, _monitoring_service_pb2.GetMetricHistoryResponse]  # type: ignore[assignment]
     """Returns a metric over time. Samples are kept every 10 seconds for an hour, every minute for a
     day, every 10 minutes for a week and every hour for 30 days. An increase counts in the step of
-    the sample that shows it. A process that starts again begins at 0, so a restart is no decrease. In the step in which a
-    process starts again, SUM of a gauge counts both processes. Access: operator, auditor.
+    the sample that shows it. A process that starts again begins at 0, so a restart is no decrease.
+    In the step in which a process starts again, SUM of a gauge of each process, such as the
+    connections of a pool, counts both processes. Access: operator, auditor.
     """
     BatchRecordSpans: _aio.UnaryUnaryMultiCallable[_monitoring_service_pb2.BatchRecordSpansRequest, _monitoring_service_pb2.BatchRecordSpansResponse]  # type: ignore[assignment]
     """Stores spans; those that are stored already are dropped. The oldest traces are deleted above
@@ -117,8 +119,9 @@ class MonitoringServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_monitoring_service_pb2.GetMetricHistoryResponse, _abc.Awaitable[_monitoring_service_pb2.GetMetricHistoryResponse]]:
         """Returns a metric over time. Samples are kept every 10 seconds for an hour, every minute for a
         day, every 10 minutes for a week and every hour for 30 days. An increase counts in the step of
-        the sample that shows it. A process that starts again begins at 0, so a restart is no decrease. In the step in which a
-        process starts again, SUM of a gauge counts both processes. Access: operator, auditor.
+        the sample that shows it. A process that starts again begins at 0, so a restart is no decrease.
+        In the step in which a process starts again, SUM of a gauge of each process, such as the
+        connections of a pool, counts both processes. Access: operator, auditor.
         """
 
     @_abc_1.abstractmethod

@@ -1,142 +1,98 @@
-"""The overview: what waits for people, and how payments go."""
+"""The overview: what waits for people, how payments go, and where money is."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from tallystick_server.http.console.calls import CallFailed, Result, gather_results
-from tallystick_server.http.console.charts import Bar, BarChart, Series, bar_chart
-from tallystick_server.http.console.links import path_of, with_query
+from google.rpc import code_pb2
+
+from tallystick_core.currencies import EXPONENTS
+from tallystick_server.http.console.charts import Step
+from tallystick_server.http.console.history import (
+    NOW,
+    PERIOD_CHOICES,
+    Group,
+    History,
+    MetricQuery,
+    Period,
+    period_of,
+    read_histories,
+)
+from tallystick_server.http.console.pages.own_payments import show_own_payments
+from tallystick_server.http.console.pages.work_queues import (
+    QUEUES,
+    WORK,
+    WORK_AGE,
+    alert_queues,
+    is_alert,
+    queue_name,
+    queue_states,
+)
+from tallystick_server.http.console.panels import (
+    ACCEPTED,
+    DECLINED,
+    Panel,
+    acceptance_panel,
+    acceptances,
+    bar_panel,
+    line_panel,
+    total_acceptance,
+)
+from tallystick_server.http.console.rendering import format_words
+from tallystick_server.http.console.units import COUNT, SECONDS, money
 from tallystick_server.http.console.visit import Answer, Page, Visit
 
-_MANY = 200
-"""How many items of each list the overview reads."""
-_HOURS = 24
-
-
-@dataclass(frozen=True, slots=True)
-class Queue:
-    """Work of one kind. `part`: the field of the response with its items."""
-
-    name: str
-    path: str
-    call: str
-    part: str
-    fields: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class QueueState:
-    """`count`: such as 3, or 200+ if there are more. `oldest`: None: there is none. `is_exact`: no
-    older item may exist.
-    """
-
-    queue: Queue
-    error: CallFailed | None
-    count: str
-    oldest: timedelta | None
-    is_exact: bool
-
-
-_BREAKS = path_of("breaks")
-QUEUES = (
-    Queue(
-        "Dead letters of charges",
-        path_of("dead-letters"),
-        "payment.ListDeadLetters",
-        "dead_letters",
-        {"state": "DEAD_LETTER_STATE_OPEN"},
-    ),
-    Queue(
-        "Dead letters of payouts",
-        with_query(path_of("dead-letters"), service="payout"),
-        "payout.ListDeadLetters",
-        "dead_letters",
-        {"state": "DEAD_LETTER_STATE_OPEN"},
-    ),
-    Queue(
-        "Payouts that await approval",
-        path_of("approvals"),
-        "payout.ListPayouts",
-        "payouts",
-        {"payout_state": "PAYOUT_STATE_AWAITING_APPROVAL"},
-    ),
-    Queue(
-        "Unapplied charges",
-        path_of("unapplied-charges"),
-        "payment.ListUnappliedCharges",
-        "unapplied_charges",
-        {},
-    ),
-    Queue(
-        "Breaks for finance",
-        with_query(_BREAKS, **{"class": "FINANCE"}),
-        "reconciliation.ListBreaks",
-        "breaks",
-        {"state": "BREAK_STATE_OPEN", "break_class": "BREAK_CLASS_FINANCE"},
-    ),
-    Queue(
-        "Breaks to investigate",
-        with_query(_BREAKS, **{"class": "INVESTIGATION"}),
-        "reconciliation.ListBreaks",
-        "breaks",
-        {"state": "BREAK_STATE_OPEN", "break_class": "BREAK_CLASS_INVESTIGATION"},
-    ),
-    Queue(
-        "Resolutions that await approval",
-        with_query(_BREAKS, state="AWAITING_APPROVAL"),
-        "reconciliation.ListBreaks",
-        "breaks",
-        {"state": "BREAK_STATE_AWAITING_APPROVAL"},
-    ),
-    Queue(
-        "Reopenings that await approval",
-        with_query(_BREAKS, state="AWAITING_REOPENING"),
-        "reconciliation.ListBreaks",
-        "breaks",
-        {"state": "BREAK_STATE_AWAITING_REOPENING"},
-    ),
+_MAX_ACCOUNTS = 200
+_CHARGES = "tallystick.charges.completed"
+_IN_FLIGHT = MetricQuery("tallystick.money.in_flight", ("service", "currency"))
+_CREATE_PAYMENT = "rpc.method=tallystick.payment.v1.PaymentService/CreatePayment"
+_LATENCY = "rpc.server.call.duration"
+_AGES = (
+    ("less than 2 days", ("0", "1")),
+    ("2 to 4 days", ("2", "3")),
+    ("5 to 9 days", ("5",)),
+    ("10 days or more", ("10", "30")),
 )
+"""The ages of expected entries, and the values of min_age_days that they have."""
 
 
 async def show_overview(visit: Visit) -> Answer:
-    """GET /console: the work queues, the open alerts, and the payments of the last day."""
-    since = (visit.time - timedelta(hours=_HOURS)).strftime("%Y-%m-%dT%H:%M:%SZ")
-    attempt = visit.calls.attempt
-    alert_queues = [
-        Queue(
-            f"Alerts of {service}",
-            with_query(path_of("alerts"), service=service),
-            f"{service}.ListAlerts",
-            "alerts",
-            {},
-        )
-        for service in visit.calls.services_with("ListAlerts")
-    ]
-    queues = [*QUEUES, *alert_queues]
-    recent, providers, *lists = await gather_results(
-        attempt("payment.ListPayments", create_time_from=since, page_size=_MANY),
-        attempt("ledger.ListAccounts", prefix="psp/", page_size=_MANY),
-        *(attempt(queue.call, **queue.fields, page_size=_MANY) for queue in queues),
+    """GET /console: the work queues and the alerts now, and the platform's figures over time."""
+    work_now, age_now, in_flight_now = await read_histories(
+        visit.calls, NOW, visit.time, WORK, WORK_AGE, _IN_FLIGHT
     )
-    states = [
-        _queue_state(queue, result, visit.time) for queue, result in zip(queues, lists, strict=True)
-    ]
-    payments = recent.values.get("payments", [])
+    if work_now.error and work_now.error.code == code_pb2.PERMISSION_DENIED:
+        return await show_own_payments(visit)
+    providers = await visit.calls.attempt(
+        "ledger.ListAccounts", prefix="psp/", page_size=_MAX_ACCOUNTS
+    )
+    period = period_of(visit.query.get("period", ""))
+    owed = _owed_by_providers(providers.values.get("accounts", []))
     values = {
-        "recent": recent,
-        "figures": payment_figures(payments),
-        "is_part": bool(recent.values.get("next_page_token")),
-        "chart": _hourly_chart(payments, visit.time),
+        "error": work_now.error,
+        "time": _time_of(work_now, visit.time),
+        "work": queue_states(QUEUES, work_now, age_now),
+        "alerts": queue_states(
+            alert_queues(visit.calls.services_with("ListAlerts")), work_now, age_now
+        ),
         "providers": providers,
-        "owed": _owed_by_providers(providers.values.get("accounts", [])),
-        "work": [state for state in states if state.queue in QUEUES],
-        "alerts": [state for state in states if state.queue not in QUEUES],
+        "owed": owed,
+        "has_more_accounts": bool(providers.values.get("next_page_token")),
+        "in_flight": _in_flight_now(in_flight_now.with_zeros_like(work_now)),
+        "period": period,
     }
+    if work_now.error is None:
+        values |= await _read_charts(visit, period, owed)
     return Page("overview.html", "Overview", values)
+
+
+def _time_of(history: History, now: datetime) -> datetime | None:
+    """When the figures were recorded; of several the earliest time. None: they were not."""
+    steps = [step for step, _ in history.latest().values()]
+    start = NOW.start_at(now)
+    return start + timedelta(seconds=NOW.step_seconds * min(steps)) if steps else None
 
 
 def _owed_by_providers(accounts: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -159,69 +115,231 @@ def _negated(amount: str) -> str:
     return amount if is_zero else amount[1:] if amount.startswith("-") else f"-{amount}"
 
 
-def _queue_state(queue: Queue, result: Result, now: datetime) -> QueueState:
-    items = result.values.get(queue.part, [])
-    has_more = bool(result.values.get("next_page_token"))
-    times = [item["create_time"] for item in items if item["create_time"] is not None]
-    return QueueState(
-        queue,
-        result.error,
-        f"{len(items)}+" if has_more else str(len(items)),
-        now - min(times) if times else None,
-        is_exact=not has_more,
+async def _read_charts(
+    visit: Visit, period: Period, owed: Sequence[Mapping[str, str]]
+) -> dict[str, Any]:
+    """The panels of a period, and the choices of the form above them."""
+    (
+        by_provider,
+        by_method,
+        by_currency,
+        median,
+        slow,
+        work,
+        work_age,
+        queued,
+        due,
+        due_age,
+        in_flight,
+    ) = await read_histories(
+        visit.calls,
+        period,
+        visit.time,
+        MetricQuery(_CHARGES, ("provider", "outcome")),
+        MetricQuery(_CHARGES, ("payment_method_type", "outcome")),
+        MetricQuery(_CHARGES, ("currency", "outcome")),
+        MetricQuery(_LATENCY, (), "QUANTILE", (_CREATE_PAYMENT,), "0.5"),
+        MetricQuery(_LATENCY, (), "QUANTILE", (_CREATE_PAYMENT,), "0.99"),
+        WORK,
+        WORK_AGE,
+        MetricQuery("tallystick.operations.queued", ("service",)),
+        MetricQuery("tallystick.operations.due", ("service",)),
+        MetricQuery("tallystick.operations.oldest_due.age", ("service",), "MAX"),
+        _IN_FLIGHT,
+    )
+    steps = period.steps_at(visit.time)
+    in_flight = in_flight.with_zeros_like(work)
+    currencies = _currencies(by_currency, in_flight, owed)
+    currency = _choice(visit.query.get("currency", ""), currencies)
+    accounts = [line["account"] for line in owed if line["currency"] == currency]
+    account = _choice(visit.query.get("account", ""), accounts)
+    clearing = await _clearing_panel(visit, period, steps, account, currency, work)
+    filters = [
+        ("period", "Period", PERIOD_CHOICES),
+        ("currency", "Currency of the money", [(name, name) for name in currencies]),
+        ("account", "Clearing account", [(name, name) for name in accounts]),
+    ]
+    return {
+        "filters": [item for item in filters if item[2]],
+        "chosen": {"period": period.name, "currency": currency, "account": account},
+        "acceptance": total_acceptance(acceptances(by_provider)),
+        "acceptances": [
+            ("Provider", [(part.name, part) for part in acceptances(by_provider)]),
+            (
+                "Payment method",
+                [(format_words(part.name), part) for part in acceptances(by_method)],
+            ),
+            ("Currency", [(part.name, part) for part in acceptances(by_currency)]),
+        ],
+        "median": _last(median),
+        "slow": _last(slow),
+        "payment_panels": [
+            bar_panel(
+                "charges",
+                "Charges",
+                "Those that a provider accepted or declined.",
+                steps,
+                by_provider,
+                [
+                    ("accepted", "good", lambda group: group[1] == ACCEPTED),
+                    ("declined", "bad", lambda group: group[1] == DECLINED),
+                ],
+            ),
+            acceptance_panel("by-provider", "Acceptance rate by provider", steps, by_provider, str),
+            acceptance_panel(
+                "by-method", "Acceptance rate by payment method", steps, by_method, format_words
+            ),
+            acceptance_panel("by-currency", "Acceptance rate by currency", steps, by_currency, str),
+            line_panel(
+                "latency",
+                "Latency of CreatePayment",
+                "Half of the calls are faster than the median, 99 of 100 than the other line.",
+                steps,
+                SECONDS,
+                (median, lambda _: "median"),
+                (slow, lambda _: "99 %"),
+            ),
+        ],
+        "money_panels": [_in_flight_panel(steps, in_flight, currency), *clearing],
+        "queue_panels": [
+            line_panel(
+                "operations",
+                "Operations in the queue",
+                "Charges, payouts and verifications that are not complete. Due: no process has "
+                "claimed them yet.",
+                steps,
+                COUNT,
+                (queued.with_zeros_like(due), lambda group: f"{group[0]}, queued"),
+                (due, lambda group: f"{group[0]}, due"),
+            ),
+            line_panel(
+                "oldest",
+                "Age of the oldest due operation",
+                "Above a minute too few processes claim operations, or none.",
+                steps,
+                SECONDS,
+                (due_age, lambda group: group[0]),
+            ),
+            line_panel(
+                "work",
+                "Work",
+                "What waits for a person.",
+                steps,
+                COUNT,
+                (work.without(is_alert), queue_name),
+            ),
+            line_panel(
+                "work-age",
+                "Age of the oldest work",
+                "",
+                steps,
+                SECONDS,
+                (work_age.without(is_alert), queue_name),
+            ),
+            line_panel(
+                "alerts",
+                "Open alerts",
+                "",
+                steps,
+                COUNT,
+                (work.only(is_alert), lambda group: group[0]),
+            ),
+        ],
+    }
+
+
+def _choice(chosen: str, choices: Sequence[str]) -> str:
+    """What was chosen, if it is a choice; otherwise the first one."""
+    return chosen if chosen in choices else next(iter(choices), "")
+
+
+def _currencies(
+    charges: History, in_flight: History, owed: Sequence[Mapping[str, str]]
+) -> list[str]:
+    """The currencies that there is something of, the one with most charges first."""
+    names = [
+        *(part.name for part in acceptances(charges)),
+        *(currency for _, currency in in_flight.groups),
+        *(line["currency"] for line in owed),
+    ]
+    return [name for name in dict.fromkeys(names) if name in EXPONENTS]
+
+
+def _last(history: History) -> timedelta | None:
+    """The last value of a history of one group, which is in seconds."""
+    for _, seconds in history.latest().values():
+        return timedelta(seconds=seconds)
+    return None
+
+
+def _in_flight_now(in_flight: History) -> list[tuple[str, str, str]]:
+    """By currency: the amount in charges, and in payouts."""
+    latest = in_flight.latest()
+
+    def amount(service: str, currency: str) -> str:
+        _, minor_units = latest.get((service, currency), (0, 0.0))
+        return money(currency).format(minor_units)
+
+    currencies = sorted({currency for _, currency in latest if currency in EXPONENTS})
+    return [(name, amount("payment", name), amount("payout", name)) for name in currencies]
+
+
+def _in_flight_panel(steps: Sequence[Step], in_flight: History, currency: str) -> Panel:
+    names = {"payment": "charges", "payout": "payouts"}
+    return line_panel(
+        "in-flight",
+        f"Money in flight in {currency}" if currency else "Money in flight",
+        "Sent, pending, or not booked yet.",
+        steps,
+        money(currency) if currency else COUNT,
+        (
+            in_flight.only(lambda group: group[1] == currency),
+            lambda group: names.get(group[0], group[0]),
+        ),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class PaymentFigures:
-    """Of some payments. `acceptance_percent`: of those that ended, how many are PAID; None: none
-    ended. The times are from creation to the last booking, of those that are done.
-    """
-
-    count: int
-    open_count: int
-    acceptance_percent: float | None
-    median_time: timedelta | None
-    slow_time: timedelta | None
-
-
-def payment_figures(payments: Sequence[Mapping[str, Any]]) -> PaymentFigures:
-    """The figures of payments. `slow_time`: 95 of 100 take no longer."""
-    states = [payment["payment_state"] for payment in payments]
-    ended = [state for state in states if state != "OPEN"]
-    times = sorted(
-        payment["done_time"] - payment["create_time"]
-        for payment in payments
-        if payment["done_time"] is not None and payment["create_time"] is not None
+async def _clearing_panel(
+    visit: Visit,
+    period: Period,
+    steps: Sequence[Step],
+    account: str,
+    currency: str,
+    reference: History,
+) -> list[Panel]:
+    """What statements of a provider should still bring, by age; none without an account."""
+    if not account:
+        return []
+    (expected,) = await read_histories(
+        visit.calls,
+        period,
+        visit.time,
+        MetricQuery(
+            "tallystick.clearing.expected",
+            ("min_age_days",),
+            filters=(f"account={account}", f"currency={currency}"),
+        ),
     )
-    return PaymentFigures(
-        count=len(states),
-        open_count=len(states) - len(ended),
-        acceptance_percent=100 * ended.count("PAID") / len(ended) if ended else None,
-        median_time=times[(len(times) - 1) // 2] if times else None,
-        slow_time=times[(95 * len(times) - 1) // 100] if times else None,
-    )
-
-
-def _hourly_chart(payments: Sequence[Mapping[str, Any]], now: datetime) -> BarChart:
-    """The payments of each of the last hours, by how they ended."""
-    first = now.replace(minute=0, second=0, microsecond=0) - timedelta(hours=_HOURS - 1)
-    counts = {state: [0] * _HOURS for state in ("PAID", "OPEN", "FAILED")}
-    for payment in payments:
-        hour = (payment["create_time"] - first) // timedelta(hours=1)
-        state = payment["payment_state"]
-        if 0 <= hour < _HOURS:
-            counts[state if state in counts else "FAILED"][hour] += 1
-    bars = [
-        Bar(
-            (first + timedelta(hours=hour)).strftime("%H:00"),
-            [counts[state][hour] for state in counts],
+    expected = expected.with_zeros_like(reference)
+    groups: dict[Group, Sequence[float | None]] = {
+        (name,): _sum_of_ages(expected, ages) for name, ages in _AGES
+    }
+    return [
+        line_panel(
+            "clearing",
+            f"Clearing by age of {account} in {currency}",
+            "Owed by the provider, and in no statement yet.",
+            steps,
+            money(currency),
+            (History(groups, expected.error), lambda group: group[0]),
         )
-        for hour in range(_HOURS)
     ]
-    series = [
-        Series("paid", "good"),
-        Series("open", "waiting"),
-        Series("failed or partially paid", "bad"),
+
+
+def _sum_of_ages(expected: History, ages: Sequence[str]) -> list[float | None]:
+    """The sum of some ages by step."""
+    parts = [expected.groups[(age,)] for age in ages if (age,) in expected.groups]
+    return [
+        sum(value or 0.0 for value in values) if any(v is not None for v in values) else None
+        for values in zip(*parts, strict=True)
     ]
-    return bar_chart("Payments created in each hour (UTC)", series, bars)

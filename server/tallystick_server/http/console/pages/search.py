@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,8 @@ from tallystick_server.http.console.links import account_path, path_of, resource
 from tallystick_server.http.console.values import Values
 from tallystick_server.http.console.visit import Answer, Page, Redirect, Visit
 
+_ANY = re.compile(".*", re.DOTALL)
+_TRACE_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _FEW = 5
 """How many items of each list are shown."""
 
@@ -34,14 +37,14 @@ Hits = Iterator[Hit]
 @dataclass(frozen=True, slots=True)
 class Lookup:
     """A call that may find something. `key`: the field that gets the text. `read`: the hits in its
-    response, for the text. `prefixes`: with which a text begins that it may find; "": any.
+    response, for the text. `form`: the call is made for texts of this form only.
     """
 
     call: str
     key: str
     read: Callable[[Values, str], Hits]
     fields: Mapping[str, Any] = field(default_factory=dict)
-    prefixes: tuple[str, ...] = ("",)
+    form: re.Pattern[str] = _ANY
 
 
 def _resource(kind: str, page: str, part: str, id_field: str) -> Callable[[Values, str], Hits]:
@@ -115,7 +118,7 @@ def _events(service: str) -> Callable[[Values, str], Hits]:
 
 _FIRST = {"page_size": _FEW}
 _NAME = {"name_only": True}
-_DEAD_LETTER_PREFIXES = tuple(f"{collection}-" for collection in COLLECTIONS.values())
+_DEAD_LETTER_ID = re.compile(f"(?:{'|'.join(COLLECTIONS.values())})-.*", re.DOTALL)
 LOOKUPS = (
     Lookup("payment.ExplainPayment", "id", _explained("Payment"), _NAME),
     Lookup(
@@ -150,16 +153,22 @@ LOOKUPS = (
         "payment.GetDeadLetter",
         "dead_letter_id",
         _resource("Dead letter", "dead-letters/payment", "dead_letter", "dead_letter_id"),
-        prefixes=_DEAD_LETTER_PREFIXES,
+        form=_DEAD_LETTER_ID,
     ),
     Lookup(
         "payout.GetDeadLetter",
         "dead_letter_id",
         _resource("Dead letter", "dead-letters/payout", "dead_letter", "dead_letter_id"),
-        prefixes=_DEAD_LETTER_PREFIXES,
+        form=_DEAD_LETTER_ID,
     ),
     Lookup("payment.ListWebhookEvents", "reference", _events("payment"), _FIRST),
     Lookup("payout.ListWebhookEvents", "reference", _events("payout"), _FIRST),
+    Lookup(
+        "monitoring.GetTrace",
+        "trace_id",
+        _resource("Trace", "traces", "trace", "trace_id"),
+        form=_TRACE_ID,
+    ),
 )
 
 
@@ -170,7 +179,7 @@ async def search(visit: Visit) -> Answer:
     text = visit.query.get("q", "").strip()
     if not text:
         return Page("search.html", "Search", {"search_text": "", "hits": [], "failures": []})
-    lookups = [lookup for lookup in LOOKUPS if text.startswith(lookup.prefixes)]
+    lookups = [item for item in LOOKUPS if item.form.fullmatch(text)]
     results = await gather_results(
         *(visit.calls.attempt(item.call, **{item.key: text}, **item.fields) for item in lookups)
     )
@@ -183,7 +192,7 @@ async def search(visit: Visit) -> Answer:
     return Page("search.html", f"Search for {text}", values)
 
 
-def _distinct_hits(lookups: list[Lookup], results: list[Result], text: str) -> list[Hit]:
+def _distinct_hits(lookups: Sequence[Lookup], results: list[Result], text: str) -> list[Hit]:
     """The hits in the order of the lookups, each page once: first what the text is the id of."""
     hits: dict[str, Hit] = {}
     for lookup, result in zip(lookups, results, strict=True):

@@ -10,12 +10,14 @@ from tallystick_server.http.console.pages import (
     breaks,
     dead_letters,
     ledger,
+    metrics,
     overview,
     payments,
     payouts,
     search,
     sellers,
     statements,
+    traces,
     unapplied_charges,
 )
 from tallystick_server.http.console.visit import PageHandler
@@ -29,6 +31,9 @@ ACT_PAGES: tuple[ActPage, ...] = (
 )
 PAGES: Mapping[str, PageHandler] = {
     "": overview.show_overview,
+    "metrics": metrics.show_metrics,
+    "traces": traces.list_traces,
+    "traces/{trace_id}": traces.show_trace,
     "search": search.search,
     "payments": payments.list_payments,
     "payments/{checkout_id}": payments.show_payment,
