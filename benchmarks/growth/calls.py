@@ -81,6 +81,14 @@ def _files(**filters: Any) -> ClientCall:
     )
 
 
+def _expected_entries(**filters: Any) -> ClientCall:
+    return lambda client: client.reconciliation.ListExpectedEntries(
+        reconciliation_service_pb2.ListExpectedEntriesRequest(
+            account=CLEARING_ACCOUNT, currency="EUR", **filters
+        )
+    )
+
+
 def _lines(**filters: Any) -> ClientCall:
     return lambda client: client.reconciliation.ListStatementLines(
         reconciliation_service_pb2.ListStatementLinesRequest(statement_file_id="file-2", **filters)
@@ -266,6 +274,9 @@ LIST_CALLS: dict[str, ClientCall] = {
     "GetBreak": lambda client: client.reconciliation.GetBreak(
         reconciliation_service_pb2.GetBreakRequest(break_id="f2-2")
     ),
+    "ListExpectedEntries": _expected_entries(),
+    "ListExpectedEntries of an age": _expected_entries(min_age_days=1),
+    "ListExpectedEntries of an age (none)": _expected_entries(min_age_days=30_000),
     "ListBreakRules": lambda client: client.reconciliation.ListBreakRules(
         reconciliation_service_pb2.ListBreakRulesRequest()
     ),

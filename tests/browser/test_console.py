@@ -44,6 +44,10 @@ PAGES = {
     "traces": "traces",
     "trace": "traces/{trace}",
     "trace-missing": "traces/00000000000000000000000000000000",
+    "expected-entries": "expected-entries?account={account}&currency=EUR",
+    "destination": "destinations/{destination}",
+    "matching-dead-letters": "matching-dead-letters/payment?cause=REJECTED",
+    "settings": "settings",
     "not-found": "payments/none",
 }
 ERROR_RESPONSES = ("404 (Not Found)", "403 (Forbidden)", "401 (Unauthorized)")
@@ -70,6 +74,7 @@ def names_of(work: Work) -> dict[str, str]:
         "declined": work.declined,
         "payout": work.awaiting_payouts[0],
         "seller": work.seller,
+        "destination": work.destination,
         "account": work.account,
         "dead_letter": work.dead_letters[0],
         "break_id": work.breaks[0],
@@ -121,7 +126,10 @@ def test_every_page_is_accessible_on_every_display(
         assert_accessible(page)
 
 
-@pytest.mark.parametrize("name", ["overview", "payout", "break", "unapplied-charges", "trace"])
+@pytest.mark.parametrize(
+    "name",
+    ["overview", "payout", "break", "unapplied-charges", "trace", "breaks", "settings"],
+)
 def test_the_keyboard_reaches_every_control(
     chromium: Browser, platform: ServedPlatform, work: Work, name: str
 ) -> None:
@@ -198,6 +206,55 @@ def test_charts_and_traces_are_read_without_scripts(
         span = page.get_by_role("listitem").filter(has_text="Level 3").first
         span.get_by_text("failed").click()
         expect(span.get_by_text("Own time")).to_be_visible()
+
+
+def test_dead_letters_are_selected_by_keyboard(
+    chromium: Browser,
+    platform: ServedPlatform,
+    work: Work,
+    display: Display,
+    screenshot: Callable[[Page, str], None],
+) -> None:
+    """Space checks a box, Enter sends the form, and the page shows what became of each: without
+    evidence nothing is closed.
+    """
+    with open_page(
+        chromium, platform.url, display=display, expected_problems=ERROR_RESPONSES
+    ) as page:
+        sign_in(page, platform.url, "alice", "/console/dead-letters")
+        for dead_letter in work.dead_letters:
+            box = page.get_by_label(f"Select {dead_letter}")
+            box.focus()
+            page.keyboard.press("Space")
+            expect(box).to_be_checked()
+        page.get_by_label("Reason").fill("asked the provider")
+        screenshot(page, f"console-selected-{display}")
+        page.get_by_label("Evidence").focus()
+        page.keyboard.press("Tab")
+        page.keyboard.press("Tab")
+        expect(page.get_by_role("button", name="Close the selected")).to_be_focused()
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("status")).to_contain_text("0 of 2 done")
+        expect(page.get_by_text("evidence is required").first).to_be_visible()
+        screenshot(page, f"console-selection-rejected-{display}")
+        assert_accessible(page)
+
+
+def test_a_lost_entry_becomes_a_break(
+    chromium: Browser,
+    platform: ServedPlatform,
+    work: Work,
+    display: Display,
+    screenshot: Callable[[Page, str], None],
+) -> None:
+    """From the clearing report to the entry, and to the form for its break."""
+    with open_page(chromium, platform.url, display=display) as page:
+        sign_in(page, platform.url, "alice", f"/console/clearing?account={work.account}")
+        page.get_by_role("link", name="days or more").first.click()
+        page.get_by_role("link", name=", entry ").first.click()
+        expect(page.get_by_label("Account of the statements")).to_have_value(work.account)
+        screenshot(page, f"console-expected-entry-{display}")
+        assert_accessible(page)
 
 
 def test_a_rejected_act_is_explained_next_to_its_form(

@@ -160,6 +160,7 @@ MATRIX: dict[str, MethodRow] = {
     "payment.ListUnappliedCharges": MethodRow(MethodScope.PLATFORM),
     "payment.AcknowledgeUnappliedCharge": MethodRow(MethodScope.PLATFORM),
     "payment.AcknowledgeCharge": MethodRow(MethodScope.PLATFORM),
+    "payment.GetCaller": MethodRow(MethodScope.PLATFORM),
     "payout.CreatePayoutDestination": MethodRow(MethodScope.CLAIMS_SELLER, _destination_request),
     "payout.GetPayoutDestination": MethodRow(
         MethodScope.OWNED, _request_with("payout_destination_id")

@@ -23,12 +23,15 @@ from tallystick_core.access import Role
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.services import HTTP_SERVER, SERVICES, service_names
+from tallystick_server.app.shown_settings import show_settings
 from tallystick_server.app.statement_upload import read_statement
 from tallystick_server.http.console.calls import PublicCalls
+from tallystick_server.http.console.pages.settings import SettingsPage
 from tallystick_server.http.console.pages.statements import StatementUpload
-from tallystick_server.http.console.pages.table import ACT_PAGES, PAGES
+from tallystick_server.http.console.pages.table import ACT_PAGES, FORM_PAGES, PAGES
 from tallystick_server.http.console.session import Sessions
 from tallystick_server.http.console.site import Console, ConsoleOptions
+from tallystick_server.http.console.statement_reader import StatementReader
 from tallystick_server.http.http_rules import http_rules
 from tallystick_server.http.routing import Route
 from tests.support.callers import settings_with_callers, token_of
@@ -48,6 +51,11 @@ PEOPLE = {
     "payer": ("market", {Role.PAYOUTS, Role.OPERATOR}),
 }
 """The owner and the roles of each caller."""
+ALL_PAGES = {
+    **PAGES,
+    "settings": SettingsPage("127.0.0.1:1", show_settings(Settings())).show,
+}
+"""The pages of a console whose process has the default settings."""
 SESSION_KEY = "the-session-key-of-the-tests-aaaaaaaa"
 SETTINGS = settings_with_callers(
     PEOPLE,
@@ -80,6 +88,7 @@ class Work:
     paid: str
     declined: str
     seller: str
+    destination: str
     awaiting_payouts: tuple[str, ...]
     dead_letters: tuple[str, ...]
     unapplied_charge: str
@@ -120,8 +129,9 @@ def create_work(platform: ServedPlatform) -> Work:
             paid=paid,
             declined=declined,
             seller=seller,
+            destination=destination,
             awaiting_payouts=tuple(awaiting),
-            dead_letters=tuple(eventually(lambda: _dead_letters(alice))),
+            dead_letters=tuple(eventually(lambda: _two_dead_letters(alice))),
             unapplied_charge=eventually(lambda: _unapplied_charge(alice)),
             account=provider.account,
             statement_file=file.statement_file_id,
@@ -150,9 +160,16 @@ def _record_trace(client: Client) -> str:
     return spans[0].trace_id
 
 
-def _dead_letters(client: Client) -> list[str]:
-    response = client.payment.ListDeadLetters(operator_pb2.ListDeadLettersRequest())
-    ids = [item.dead_letter_id for item in response.dead_letters]
+def dead_letters_of(client: Client) -> list[str]:
+    """The open dead letters of charges, up to 200."""
+    request = operator_pb2.ListDeadLettersRequest(
+        state=operator_pb2.DEAD_LETTER_STATE_OPEN, page_size=200
+    )
+    return [item.dead_letter_id for item in client.payment.ListDeadLetters(request).dead_letters]
+
+
+def _two_dead_letters(client: Client) -> list[str]:
+    ids = dead_letters_of(client)
     return ids if len(ids) == 2 else []
 
 
@@ -171,14 +188,18 @@ def unreachable() -> tuple[list[MethodDescriptor], dict[str, grpc.aio.Channel]]:
 
 
 @contextmanager
-def serve_pages(make_calls: Callable[[], PublicCalls]) -> Iterator[httpx.Client]:
+def serve_pages(
+    make_calls: Callable[[], PublicCalls], read: StatementReader = read_statement
+) -> Iterator[httpx.Client]:
     """A console without a platform, and a browser that is signed in to it."""
     sessions = Sessions(SESSION_KEY, 3600, lambda: datetime.now(UTC))
 
     def routes() -> list[Route]:
         options = ConsoleOptions(is_encrypted=False, authenticates=True)
-        upload = StatementUpload.make(read_statement, 1_000_000)
-        return Console(make_calls(), sessions, options, PAGES, ACT_PAGES, upload).routes()
+        upload = StatementUpload(read, 1_000_000)
+        return Console(
+            make_calls(), sessions, options, ALL_PAGES, ACT_PAGES, FORM_PAGES, upload
+        ).routes()
 
     with (
         serve_routes(routes) as url,

@@ -28,12 +28,14 @@ from tallystick_server.app.services import (
     process_name,
     service_names,
 )
+from tallystick_server.app.shown_settings import show_settings
 from tallystick_server.app.span_recording import SpanRecorder, create_recorders
 from tallystick_server.app.statement_upload import read_statement
 from tallystick_server.app.tls import ServerCertificate, load_certificate, service_connector
 from tallystick_server.http.console.calls import PublicCalls
+from tallystick_server.http.console.pages.settings import SettingsPage
 from tallystick_server.http.console.pages.statements import StatementUpload
-from tallystick_server.http.console.pages.table import ACT_PAGES, PAGES
+from tallystick_server.http.console.pages.table import ACT_PAGES, FORM_PAGES, PAGES
 from tallystick_server.http.console.session import Sessions
 from tallystick_server.http.console.site import Console, ConsoleOptions
 from tallystick_server.http.documentation import documentation_routes
@@ -304,9 +306,10 @@ def _console_routes(settings: Settings, channels: Mapping[str, grpc.aio.Channel]
             is_encrypted=bool(http.certificate_file) or http.tls_terminated_by_proxy,
             authenticates=settings.authentication != "none",
         ),
-        PAGES,
+        {**PAGES, "settings": SettingsPage(http.listen, show_settings(settings)).show},
         ACT_PAGES,
-        StatementUpload.make(read_statement, console.max_upload_bytes),
+        FORM_PAGES,
+        StatementUpload(read_statement, console.max_upload_bytes),
     ).routes()
 
 

@@ -93,12 +93,17 @@ def status_json(status: status_pb2.Status) -> str:
     )
 
 
+def http_status_of(reason: ErrorReason) -> int:
+    """The HTTP status of a reason."""
+    code: int = CODE_BY_REASON[reason].value[0]
+    return HTTP_STATUS_BY_REASON.get(reason, HTTP_STATUS_BY_CODE[code])
+
+
 def reasons_by_http_status() -> dict[int, list[str]]:
     """The reasons that each HTTP status can have, by status in ascending order."""
     reasons: dict[int, list[str]] = {}
-    for reason, code in CODE_BY_REASON.items():
-        status = HTTP_STATUS_BY_REASON.get(reason, HTTP_STATUS_BY_CODE[code.value[0]])
-        reasons.setdefault(status, []).append(reason)
+    for reason in CODE_BY_REASON:
+        reasons.setdefault(http_status_of(reason), []).append(reason)
     for status, reason in OWN_HTTP_STATUSES.items():
         reasons.setdefault(status, []).append(reason)
     return dict(sorted(reasons.items()))

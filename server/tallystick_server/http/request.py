@@ -51,11 +51,15 @@ class Request:
     _taken: int = 0
 
     async def read_body(
-        self, max_bytes: int | None = None, timeout_seconds: float | None = None
+        self,
+        max_bytes: int | None = None,
+        timeout_seconds: float | None = None,
+        *,
+        is_counted: bool = True,
     ) -> bytes:
         """The raw body. None: the limit of all requests. Raises HttpError: 413 if it is too large,
         408 if it takes too long, 415 if it is compressed, 429 if the bodies of all requests are too
-        large.
+        large. Not counted among those: its handler bounds how many there are.
         """
         max_bytes = self._max_body_bytes if max_bytes is None else max_bytes
         timeout = self._body_timeout_seconds if timeout_seconds is None else timeout_seconds
@@ -74,8 +78,9 @@ class Request:
                 while chunk := await self.http.content.read(_CHUNK_BYTES):
                     if len(body) + len(chunk) > max_bytes:
                         raise _too_large(max_bytes)
-                    self._budget.take(len(chunk))
-                    self._taken += len(chunk)
+                    if is_counted:
+                        self._budget.take(len(chunk))
+                        self._taken += len(chunk)
                     body += chunk
         except TimeoutError:
             raise HttpError(

@@ -50,6 +50,7 @@ ACCESS: Access = {
     "ListUnappliedCharges": frozenset({Role.OPERATOR}),
     "AcknowledgeUnappliedCharge": frozenset({Role.OPERATOR}),
     "AcknowledgeCharge": frozenset({Role.OPERATOR}),
+    "GetCaller": frozenset(Role),
 }
 
 _POLL_INTERVAL_SECONDS = 2.0  # another process may have changed the payment

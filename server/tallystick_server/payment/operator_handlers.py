@@ -12,11 +12,13 @@ from tallystick_server.operations import dead_letters, history, operator_handler
 from tallystick_server.payment import convert, unapplied_charges
 from tallystick_server.payment.payments import Payments
 from tallystick_server.rpc.call import Call
+from tallystick_server.rpc.enums import EnumNames
 from tallystick_server.rpc.pagination import NEWEST_FIRST, Listing, list_page
 from tallystick_storage.database import Database
 from tallystick_storage.payment import queries as store
 from tallystick_storage.payment import unapplied_charges as unapplied_store
 
+_ROLES = EnumNames(operator_pb2.CallerRole.DESCRIPTOR)
 _UNAPPLIED_CHARGES = Listing(
     "ListUnappliedCharges",
     unapplied_store.list_unapplied_charges,
@@ -89,3 +91,10 @@ class PaymentOperatorHandlers(operator_handlers.OperatorHandlers):
         if replayed:
             call.mark_replayed()
         return pb.AcknowledgeChargeResponse(conflicting_report=history.conflicting_report(row))
+
+    async def GetCaller(
+        self, _request: operator_pb2.GetCallerRequest, call: Call
+    ) -> operator_pb2.GetCallerResponse:
+        caller = call.caller
+        roles = sorted(_ROLES.number(role.name) for role in caller.roles)
+        return operator_pb2.GetCallerResponse(name=caller.name, owner=caller.owner, roles=roles)

@@ -38,6 +38,7 @@ from tallystick_storage.reconciliation import breaks as break_store
 from tallystick_storage.reconciliation import postings as posting_store
 from tallystick_storage.reconciliation import statement_files as file_store
 from tallystick_storage.reconciliation import statement_lines as line_store
+from tallystick_storage.reconciliation.matching import ItemRow
 
 LINE_TYPES = EnumNames(reconciliation_pb2.LineType.DESCRIPTOR)
 FILE_STATES = EnumNames(reconciliation_pb2.StatementFileState.DESCRIPTOR)
@@ -336,8 +337,8 @@ def line(row: line_store.LineRow) -> reconciliation_pb2.ReconciledLine:
     )
 
 
-def item(row: break_store.BreakItemRow) -> reconciliation_pb2.LedgerItem:
-    """A ledger entry in a break."""
+def item(row: break_store.BreakItemRow | ItemRow) -> reconciliation_pb2.LedgerItem:
+    """A ledger entry on a clearing account."""
     return reconciliation_pb2.LedgerItem(
         transaction_id=f"{row.book}-{row.sequence}",
         account=row.account,
@@ -347,6 +348,7 @@ def item(row: break_store.BreakItemRow) -> reconciliation_pb2.LedgerItem:
         source_id=row.source_id,
         external_reference=row.external_reference,
         effective_time=to_timestamp(row.effective_time),
+        entry_number=row.entry_number,
     )
 
 

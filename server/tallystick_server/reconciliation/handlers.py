@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from datetime import datetime
 
 from tallystick.reconciliation.v1 import reconciliation_pb2
 from tallystick.reconciliation.v1 import reconciliation_service_pb2 as pb
 from tallystick_core.access import Role
 from tallystick_core.errors import ApiError, ErrorReason, not_found_error
-from tallystick_core.ledger.identifiers import BOOK, parse_transaction_id
+from tallystick_core.ledger.identifiers import BOOK, parse_account, parse_transaction_id
+from tallystick_core.money import parse_currency
 from tallystick_core.reconciliation.accounts import parse_statement_account
 from tallystick_core.reconciliation.breaks import (
     BreakKind,
@@ -28,6 +29,12 @@ from tallystick_server.operations import alerts
 from tallystick_server.operations.alerts import AlertHandlers
 from tallystick_server.reconciliation import convert
 from tallystick_server.reconciliation.break_commands import BreakCommands
+from tallystick_server.reconciliation.break_fields import (
+    MAX_BREAKS,
+    parse_age,
+    parse_break_ids,
+    parse_entry_number,
+)
 from tallystick_server.reconciliation.break_opening import EntryName
 from tallystick_server.reconciliation.explain import Explainer
 from tallystick_server.reconciliation.ledger_reader import LedgerReader
@@ -39,7 +46,7 @@ from tallystick_server.rpc.pagination import NEWEST_FIRST, Listing, list_page
 from tallystick_server.rpc.versions import parse_expected_version
 from tallystick_storage.database import Database
 from tallystick_storage.reconciliation import breaks as break_store
-from tallystick_storage.reconciliation import postings
+from tallystick_storage.reconciliation import open_items, postings
 from tallystick_storage.reconciliation import statement_files as file_store
 from tallystick_storage.reconciliation import statement_lines as line_store
 from tallystick_storage.sql import Connection
@@ -64,6 +71,7 @@ ACCESS: Access = {
     "ReopenBreak": _OPERATOR,
     "MatchBreaks": _OPERATOR,
     "GetClearingReport": _READ,
+    "ListExpectedEntries": _READ,
     "Explain": _OPERATOR,
     "ListBreakRules": _READ,
     "SetBreakRule": _OPERATOR,
@@ -86,7 +94,13 @@ _BREAKS = Listing(
     lambda row: (row.create_time, row.break_id),
     convert.reconciliation_break,
 )
-_MAX_BREAKS = 200
+_EXPECTED_ENTRIES = Listing(
+    "ListExpectedEntries",
+    open_items.list_expected,
+    (datetime, str, int, int),
+    lambda row: (row.effective_time, row.book, row.sequence, row.entry_number),
+    convert.item,
+)
 
 
 class ReconciliationHandlers(AlertHandlers):
@@ -186,7 +200,7 @@ class ReconciliationHandlers(AlertHandlers):
         entry = EntryName(
             parse_statement_account(request.account, "account"),
             parse_transaction_id(request.transaction_id),
-            _parse_entry_number(request.entry_number),
+            parse_entry_number(request.entry_number),
         )
         reason = parse_reason_text(request.reason, "reason")
         await self._reader.catch_up()
@@ -260,7 +274,7 @@ class ReconciliationHandlers(AlertHandlers):
     async def MatchBreaks(
         self, request: pb.MatchBreaksRequest, call: Call
     ) -> pb.MatchBreaksResponse:
-        break_ids = _parse_break_ids(request.break_ids)
+        break_ids = parse_break_ids(request.break_ids)
         reason = parse_reason_text(request.reason, "reason")
         rows, is_replayed = await self._commands.match(
             break_ids, call.caller.name, reason, traceparent()
@@ -282,6 +296,18 @@ class ReconciliationHandlers(AlertHandlers):
             accounts=convert.clearing_accounts(report),
             transaction_id=f"{BOOK}-{report.sequence}" if report.sequence else "",
         )
+
+    async def ListExpectedEntries(
+        self, request: pb.ListExpectedEntriesRequest, _call: Call
+    ) -> pb.ListExpectedEntriesResponse:
+        filters = open_items.ExpectedFilter(
+            parse_account(request.account),
+            parse_currency(request.currency),
+            parse_age(request.min_age_days),
+        )
+        await self._reader.catch_up()
+        entries, token = await list_page(self._database, _EXPECTED_ENTRIES, request, filters)
+        return pb.ListExpectedEntriesResponse(entries=entries, next_page_token=token)
 
     async def Explain(self, request: pb.ExplainRequest, _call: Call) -> pb.ExplainResponse:
         id_ = parse_lookup_id(request.id, "id")
@@ -332,12 +358,12 @@ def _load_break(connection: Connection, break_id: str) -> reconciliation_pb2.Bre
     if break_id not in rows:
         raise not_found_error("break", break_id)
     row = rows[break_id]
-    lines = line_store.lines_of_breaks(connection, [break_id], _MAX_BREAKS)
+    lines = line_store.lines_of_breaks(connection, [break_id], MAX_BREAKS)
     posted = postings.of_breaks(connection, [break_id])
     is_adjusted = row.state == BreakState.RESOLVED and bool(posted)
     message = convert.reconciliation_break(row, posted[-1].transaction_id if is_adjusted else "")
     message.lines.extend(map(convert.line, lines))
-    items = break_store.items_of(connection, [break_id], _MAX_BREAKS)
+    items = break_store.items_of(connection, [break_id], MAX_BREAKS)
     message.ledger_items.extend(map(convert.item, items))
     message.changes.extend(map(convert.change, break_store.changes_of(connection, break_id)))
     return message
@@ -351,27 +377,3 @@ def _preview_breaks(preview: Preview) -> list[reconciliation_pb2.Break]:
     for item in preview.items:
         messages[item.break_id].ledger_items.append(convert.item(item))
     return list(messages.values())
-
-
-def _parse_entry_number(number: int) -> int:
-    """The position of an entry; 0: not given. Raises FIELD_INVALID."""
-    if number < 0:
-        raise ApiError(
-            ErrorReason.FIELD_INVALID,
-            "entry_number must be the position of an entry in its transaction, from 1, or 0.",
-            field="entry_number",
-        )
-    return number
-
-
-def _parse_break_ids(texts: Sequence[str]) -> list[str]:
-    """The breaks of a request. Raises FIELD_REQUIRED, TOO_MANY_ITEMS, DUPLICATE_ITEM."""
-    require_item_count(texts, "break_ids", _MAX_BREAKS, "break")
-    ids = [parse_id(text, f"break_ids[{index}]") for index, text in enumerate(texts)]
-    for index, break_id in enumerate(ids):
-        if break_id in ids[:index]:
-            field = f"break_ids[{index}]"
-            raise ApiError(
-                ErrorReason.DUPLICATE_ITEM, f"{field} must be unique in the request.", field=field
-            )
-    return ids

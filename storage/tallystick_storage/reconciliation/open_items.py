@@ -40,6 +40,30 @@ class ArrivedRow(NamedTuple):
     entry_number: int
 
 
+class ExpectedFilter(NamedTuple):
+    """The account of entries, and how old they are at least."""
+
+    account: str
+    currency: str
+    min_age_days: int
+
+
+EntryKey = tuple[datetime, str, int, int]
+"""The effective time, the book, the sequence and the number of an entry."""
+_SELECT_EXPECTED = f"""
+    select {ITEM_COLUMNS} from open_item
+    where account = :account and currency = :currency
+        and effective_time <= (select clock()) - make_interval(days => :min_age_days)
+"""
+_EXPECTED_ORDER = "order by effective_time, book, sequence, entry_number limit :limit"
+_LIST_EXPECTED = Query(ItemRow, f"{_SELECT_EXPECTED} {_EXPECTED_ORDER}")
+_LIST_EXPECTED_AFTER = Query(
+    ItemRow,
+    f"""{_SELECT_EXPECTED}
+        and effective_time >= :time and (effective_time, book, sequence, entry_number)
+            > (:time, :book, :sequence, :entry_number)
+    {_EXPECTED_ORDER}""",
+)
 _SETTLEMENT_ACCOUNT = """
     coalesce((select p.account from ledger_posting p where i.kind = 'SETTLEMENT'
         and p.kind = i.kind and p.source_id = i.source_id), '') as settlement_account"""
@@ -139,6 +163,24 @@ def list_entries(connection: Connection, book: str, sequence: int) -> list[Entry
     those that have a line because reconciliation has posted them.
     """
     return _LIST_ENTRIES.all(connection, book=book, sequence=sequence)
+
+
+def list_expected(
+    connection: Connection, filters: ExpectedFilter, after: EntryKey | None, limit: int
+) -> list[ItemRow]:
+    """The open entries of an account, oldest first."""
+    values = {**filters._asdict(), "limit": limit}
+    if after is None:
+        return _LIST_EXPECTED.all(connection, **values)
+    time, book, sequence, entry_number = after
+    return _LIST_EXPECTED_AFTER.all(
+        connection,
+        **values,
+        time=time,
+        book=book,
+        sequence=sequence,
+        entry_number=entry_number,
+    )
 
 
 def list_settlements(

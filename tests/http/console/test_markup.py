@@ -16,9 +16,9 @@ from google.rpc import status_pb2
 
 from tallystick.monitoring.v1.monitoring_service_pb2 import GetMetricHistoryResponse
 from tallystick_server.http.console.calls import CallFailed, PublicCalls
-from tallystick_server.http.console.pages.table import PAGES
+from tallystick_server.http.console.pages.table import FORM_PAGES
 from tallystick_server.http.field_types import is_map
-from tests.support.console import serve_pages, unreachable
+from tests.support.console import ALL_PAGES, serve_pages, unreachable
 
 HOSTILE = "<script>alert(1)</script>'\"><img src=x onerror=alert(2)>{{7*7}}javascript:alert(3)"
 _MAX_DEPTH = 6
@@ -131,7 +131,7 @@ def assert_harmless(page: str) -> None:
     assert ">49<" not in page
 
 
-@pytest.mark.parametrize("path", sorted(PAGES))
+@pytest.mark.parametrize("path", sorted(ALL_PAGES))
 @pytest.mark.parametrize("rejects", [False, True], ids=["texts", "errors"])
 def test_no_text_becomes_markup(
     client: httpx.Client, calls: list[HostileCalls], path: str, rejects: bool
@@ -141,14 +141,17 @@ def test_no_text_becomes_markup(
     """
     calls[0].rejects = rejects
     segments = [quote(HOSTILE, safe="") if part[:1] == "{" else part for part in path.split("/")]
-    names = "q state seller buyer account currency prefix as_of done period method name failed"
-    hostile_query = dict.fromkeys(names.split(), HOSTILE)
+    names = [
+        *("q", "state", "seller", "buyer", "account", "currency", "prefix", "as_of", "done"),
+        *("provider", "service", "assignee", "file", "period", "method", "name", "failed"),
+    ]
+    hostile_query = dict.fromkeys(names, HOSTILE)
     for query in ({}, hostile_query, {"page_token": HOSTILE, "events": HOSTILE}):
         response = client.get("/".join(filter(None, ("/console", *segments))), params=query)
         assert response.status_code < 500
         if response.status_code != 303:
             assert_harmless(response.text)
-            is_empty = path == "search" and "q" not in query
+            is_empty = path == "settings" or (path == "search" and "q" not in query)
             assert rejects or is_empty or "&lt;script&gt;" in response.text
 
 
@@ -167,6 +170,24 @@ def test_what_a_person_enters_is_text(client: httpx.Client, calls: list[HostileC
     )
     assert response.status_code == 404
     assert_harmless(response.text)
+
+
+@pytest.mark.parametrize("path", sorted(FORM_PAGES))
+@pytest.mark.parametrize("rejects", [False, True], ids=["texts", "errors"])
+def test_a_form_about_several_items_takes_no_markup(
+    client: httpx.Client, calls: list[HostileCalls], path: str, rejects: bool
+) -> None:
+    """Neither what was selected and entered, nor what the platform says of it."""
+    calls[0].rejects = False
+    page = client.get("/console/unapplied-charges").text
+    token = page.partition('name="csrf_token" value="')[2].partition('"')[0]
+    names = ("reason", "evidence", "provider", "page_token", "selected")
+    data = {"csrf_token": token, **dict.fromkeys(names, HOSTILE)}
+    calls[0].rejects = rejects
+    response = client.post(f"/console/{path}", data=data, params={"provider": HOSTILE})
+    assert response.status_code == (404 if rejects else 200)
+    assert_harmless(response.text)
+    assert "&lt;script&gt;" in response.text
 
 
 def test_the_sign_in_page_takes_no_markup(client: httpx.Client) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from html import unescape
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tallystick_sandbox.stripe.reports import COLUMNS
+from tests.support.callers import token_of
 from tests.support.console import SETTINGS, Person, Work
-from tests.support.platform import unique_id
+from tests.support.platform import ServedPlatform, unique_id
 from tests.support.reconcile_commands import file_line, write_statement
-from tests.support.reconciliation import DAY
+from tests.support.reconciliation import DAY, Provider, reconcile
 
 SignIn = Callable[[str], Person]
 UPLOAD = "/console/statement-files/upload"
@@ -52,6 +54,17 @@ def test_a_file_is_previewed_before_it_is_reconciled(
     again = upload(alice, path, work.account)
     assert again.headers["Location"] == action[1].removesuffix("/reconcile") + "?repeated=1"
     assert "Nothing was changed." in alice.get(again.headers["Location"]).text
+
+
+def test_a_preview_says_that_there_are_more_breaks(
+    alice: Person, work: Work, tmp_path: Path
+) -> None:
+    """It has the first 200."""
+    lines = [file_line(1_00, unique_id(), reference=unique_id()) for _ in range(201)]
+    path = write_statement(tmp_path, lines, "many.csv")
+    preview = upload(alice, path, work.account).text
+    assert "The first 200 of 201 breaks." in preview
+    assert preview.count('<th scope="row">charge unknown</th>') == 200
 
 
 def test_a_difference_needs_a_reason(alice: Person, work: Work, tmp_path: Path) -> None:
@@ -150,3 +163,38 @@ def test_the_clearing_report_explains_each_account(alice: Person, work: Work) ->
     assert "days or more" in page
     assert "class=INVESTIGATION" in page
     assert DAY.date().isoformat() not in alice.get("/console/clearing?account=banks/none").text
+
+
+def test_an_entry_that_no_statement_has_becomes_a_break(
+    platform: ServedPlatform, alice: Person, sign_in: SignIn
+) -> None:
+    """From the clearing report to the entries of an age, and to the break of one, with a reason. It
+    is then listed among the breaks, and no longer among the entries.
+    """
+    with platform.client(token_of("alice")) as client:
+        provider = Provider(client, unique_id("psp"))
+        reconcile(client, provider.account, [], file_name="empty.csv")
+        provider.pay_in(12_34, "ch-lost")
+    report = alice.get(f"/console/clearing?account={provider.account}").text
+    (link,) = re.findall(r'href="(/console/expected-entries[^"]+)"', report)
+    entries = alice.get(unescape(link)).text
+    assert "12.34" in entries
+    assert "ch-lost" in entries
+    (entry,) = re.findall(r'href="(/console/expected-entries/[^"]+)"', entries)
+    page = alice.get(unescape(entry)).text
+    assert f'value="{provider.account}"' in page
+    path = entry.partition("?")[0]
+    auditor = sign_in("auditor")
+    assert "Open a break" not in auditor.get(path).text
+    fields = {"account": provider.account, "reason": "asked the provider"}
+    assert auditor.act(f"{path}/open-break", **fields).status_code == 403
+    missing = alice.act(f"{path}/open-break", account=provider.account, reason="")
+    assert missing.status_code == 400
+    assert "reason is required" in missing.text
+    done = alice.act(f"{path}/open-break", **fields)
+    assert "A break is open for the entry." in alice.get(done.headers["Location"]).text
+    assert "missing in file" in alice.get(f"/console/breaks?account={provider.account}").text
+    assert "ch-lost" not in alice.get(unescape(link)).text
+    empty = alice.get("/console/expected-entries?account=banks/none")
+    assert empty.status_code == 400
+    assert "currency is required" in empty.text

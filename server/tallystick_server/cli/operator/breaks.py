@@ -24,7 +24,7 @@ from tallystick_server.cli.operator.break_printing import print_break, print_bre
 from tallystick_server.cli.operator.break_sheet import export_breaks, import_breaks
 from tallystick_server.cli.operator.connection import connect
 from tallystick_server.cli.operator.options import AddressOption, JsonOption, ReasonOption
-from tallystick_server.cli.operator.printing import print_message
+from tallystick_server.cli.operator.printing import print_listing, print_message
 from tallystick_server.cli.output import print_json, print_status
 from tallystick_server.cli.runner import PanelGroup, UsageError, example, whole_number
 
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 
     from tallystick.reconciliation.v1 import reconciliation_pb2
 
+_ENTRY_COLUMNS = (
+    *("transaction_id", "entry_number", "kind", "amount", "currency", "effective_time"),
+    *("external_reference", "source_id"),
+)
 group = typer.Typer(
     cls=PanelGroup,
     help="List, show, open, assign, resolve, match, export and import breaks.",
@@ -101,6 +105,39 @@ def show_break(
 def _file_ids(found: reconciliation_pb2.Break) -> set[str]:
     ids = {found.statement_file_id, *(line.statement_file_id for line in found.lines)}
     return ids - {""}
+
+
+@group.command(
+    "entries",
+    epilog=example(
+        "tallystick breaks entries --account psp/stripe/clearing --currency EUR --min-age 10"
+    ),
+)
+def list_expected_entries(
+    ctx: typer.Context,
+    account: Annotated[
+        str, typer.Option("--account", metavar="ACCOUNT", help="As 'clearing' prints it.")
+    ],
+    currency: Annotated[
+        str, typer.Option("--currency", metavar="CURRENCY", help="ISO 4217 code, BTC or USDC.")
+    ],
+    min_age_days: Annotated[
+        int,
+        typer.Option(
+            "--min-age",
+            parser=whole_number(0, 36_500),
+            metavar="DAYS",
+            help="Only entries that are at least so many days old.",
+        ),
+    ] = 0,
+    address: AddressOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """List the ledger entries that no statement and no break has yet, oldest first."""
+    with connect(ctx, address) as calls:
+        found = calls.reconciliation.list_expected_entries(account, currency, min_age_days)
+        none = f"{account} has no such entry in {currency}."
+        print_listing(found, _ENTRY_COLUMNS, none, as_json=as_json)
 
 
 @group.command(

@@ -154,6 +154,17 @@ class ReconciliationCalls:
             pb.GetClearingReportRequest(account=account)
         )
 
+    def list_expected_entries(
+        self, account: str, currency: str, min_age_days: int
+    ) -> Iterator[reconciliation_pb2.LedgerItem]:
+        """The ledger entries that no statement and no break has, oldest first."""
+        request = pb.ListExpectedEntriesRequest(
+            account=account, currency=currency, min_age_days=min_age_days, page_size=_PAGE_SIZE
+        )
+        return self._client.pages(
+            self._client.reconciliation.ListExpectedEntries, request, "entries"
+        )
+
     def list_rules(self) -> Sequence[reconciliation_pb2.BreakRule]:
         return self._client.reconciliation.ListBreakRules(pb.ListBreakRulesRequest()).rules
 

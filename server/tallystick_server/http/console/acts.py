@@ -33,14 +33,17 @@ class Act:
     done: str
     is_grave: bool = False
     hint: str = ""
-    expects_version: bool = False
-    """Whether the call is about the version that the page shows: a later one is rejected."""
+    hidden: tuple[str, ...] = ()
+    """Fields that the page fills in: the version that it shows, or the id of a request."""
+    roles: frozenset[str] = frozenset({"OPERATOR"})
+    """Whom the page shows the form. The platform checks the role again."""
 
 
 @dataclass(frozen=True, slots=True)
 class ActPage:
-    """The acts on a resource. `path`: of the resource, with the id as its last variable, which has
-    the name of the field. `page`: shows the outcome, at `page_path` ("": the path of the resource).
+    """The acts on a resource. `path`: of the resource; its variables have the names of fields, and
+    the calls get those that they have. `page`: shows the outcome, at `page_path`, which has
+    variables of the path too ("": the path of the resource).
     """
 
     path: str

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
-from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import code_pb2, error_details_pb2, status_pb2
@@ -21,6 +22,7 @@ from tallystick_server.http.message_decoder import decode_message
 from tallystick_server.http.transcoder import DEFAULT_TIMEOUT, DEFAULT_TIMEOUTS, grpc_call
 from tallystick_server.rpc.errors import to_status
 
+_WHOLE_NUMBER = re.compile(r"-?[0-9]{1,10}", re.ASCII)
 MAX_CALLS = 20
 """How many calls one page may make."""
 
@@ -108,6 +110,12 @@ def _key(method: MethodDescriptor) -> str:
     return f"{method.containing_service.full_name.split('.')[1]}.{method.name}"
 
 
+def _to_json(value: Any, *, is_int32: bool) -> Any:
+    """The value of a field. In JSON a 32-bit number is no text, as it is in forms and paths."""
+    is_number = is_int32 and isinstance(value, str) and _WHOLE_NUMBER.fullmatch(value)
+    return int(value) if is_number else value
+
+
 class PageCalls:
     """The calls of one page, at most `limit`."""
 
@@ -122,11 +130,16 @@ class PageCalls:
         return PageCalls(self._calls, self._token, limit)
 
     async def call(self, name: str, /, **fields: Any) -> Values:
-        """Makes a call such as payment.GetPayment, with fields in the JSON of the API; empty ones
-        are left out. Raises CallFailed, also for a field that is invalid.
+        """Makes a call such as payment.GetPayment, with fields in the JSON of the API or as texts
+        of a form; empty ones are left out. Raises CallFailed, also for a field that is invalid.
         """
         message = GetMessageClass(self._calls.method(name).input_type)()
-        values = {key: value for key, value in fields.items() if value not in (None, "")}
+        known = message.DESCRIPTOR.fields_by_name
+        values = {
+            key: _to_json(value, is_int32=known[key].cpp_type == FieldDescriptor.CPPTYPE_INT32)
+            for key, value in fields.items()
+            if value not in (None, "")
+        }
         try:
             decode_message(message, values)
         except ApiError as error:

@@ -10,6 +10,8 @@ from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_server.http.errors import HttpError
 
 _MAX_FIELDS = 50
+SELECTED = "selected"
+"""The name of the checkboxes with which items of a list are selected."""
 _BOUNDARY = re.compile(r'multipart/form-data *;.*boundary="?([^";,]{1,70})"?', re.IGNORECASE)
 _NAME, _FILE_NAME = re.compile(rb'; name="([^"]*)"'), re.compile(rb'; filename="([^"]*)"')
 
@@ -29,6 +31,12 @@ def read_fields(text: str) -> dict[str, str]:
     except ValueError:
         raise _malformed(f"The form must be UTF-8 and have at most {_MAX_FIELDS} fields.") from None
     return dict(pairs)
+
+
+def read_selection(text: str) -> list[str]:
+    """The values of the checkboxes of a form that `read_fields` accepts, each once."""
+    pairs = parse_qsl(text, max_num_fields=_MAX_FIELDS)
+    return list(dict.fromkeys(value for name, value in pairs if name == SELECTED))
 
 
 def read_multipart(content_type: str, body: bytes) -> tuple[dict[str, str], UploadedFile | None]:

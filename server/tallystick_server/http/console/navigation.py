@@ -38,6 +38,7 @@ NAVIGATION = (
         (
             ("Metrics", path_of("metrics")),
             ("Traces", path_of("traces")),
+            ("Settings", path_of("settings")),
         ),
     ),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from base64 import urlsafe_b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
@@ -18,13 +18,20 @@ _MAX_ENDED = 10_000
 @dataclass(frozen=True, slots=True)
 class Session:
     """`token`: of the person, "" if the platform does not authenticate. `csrf_token`: what each act
-    must send along. `end_time`: in Unix seconds.
+    must send along. `end_time`: in Unix seconds. `caller`, `roles`: as the platform named them at
+    sign-in; empty: it did not answer.
     """
 
     session_id: str
     token: str
     csrf_token: str
     end_time: int
+    caller: str = ""
+    roles: Sequence[str] = ()
+
+    def may_have(self, roles: Collection[str]) -> bool:
+        """Whether the person has one of the roles, as far as is known."""
+        return not self.roles or not set(roles).isdisjoint(self.roles)
 
 
 class Sessions:
@@ -39,13 +46,15 @@ class Sessions:
         self._ended: dict[str, int] = {}
         self.lifetime_seconds = lifetime_seconds
 
-    def begin(self, token: str) -> str:
+    def begin(self, token: str, caller: str = "", roles: Sequence[str] = ()) -> str:
         """The value of the cookie of a new session."""
         session = {
             "session_id": secrets.token_urlsafe(16),
             "token": token,
             "csrf_token": secrets.token_urlsafe(32),
             "end_time": self._unix_time() + self.lifetime_seconds,
+            "caller": caller,
+            "roles": roles,
         }
         return self._cipher.encrypt(orjson.dumps(session)).decode()
 

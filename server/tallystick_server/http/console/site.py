@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from aiohttp import web
@@ -13,8 +14,8 @@ from google.rpc import code_pb2
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_server.http.console.acts import Act, ActPage
 from tallystick_server.http.console.calls import CallFailed, PageCalls, PublicCalls
-from tallystick_server.http.console.forms import read_fields, read_multipart
-from tallystick_server.http.console.links import ROOT, SIGN_IN, SIGN_OUT, with_query
+from tallystick_server.http.console.forms import read_fields, read_selection
+from tallystick_server.http.console.links import ROOT, SIGN_IN, SIGN_OUT, path_of, with_query
 from tallystick_server.http.console.navigation import NAVIGATION, section_of
 from tallystick_server.http.console.pages.statements import LIST_PATH, StatementUpload
 from tallystick_server.http.console.rendering import console_environment
@@ -22,17 +23,18 @@ from tallystick_server.http.console.session import Session, Sessions
 from tallystick_server.http.console.visit import (
     Answer,
     FailedAct,
+    Form,
+    FormHandler,
     Page,
     PageHandler,
     Redirect,
     Visit,
 )
-from tallystick_server.http.errors import HTTP_STATUS_BY_CODE, HttpError
+from tallystick_server.http.errors import HttpError, http_status_of
 from tallystick_server.http.request import Request
 from tallystick_server.http.routing import Handler, Route
 from tallystick_server.http.transcoder import VISIBLE_TEXT, require_loopback
 from tallystick_server.http.web_pages import page_headers, static_routes
-from tallystick_server.rpc.errors import CODE_BY_REASON
 
 _HEADERS = page_headers(
     "style-src 'self'; img-src 'self'; form-action 'self'",
@@ -45,7 +47,10 @@ _PROBLEM_TITLES = {
 }
 _MAX_TOKEN_LENGTH = 1000  # so that the cookie fits into the 4 KiB that browsers keep
 _MAX_FORM_BYTES = 64 * 1024
-_UPLOAD_TIMEOUT_SECONDS = 120.0
+
+
+class _TokenProblem(Exception):
+    """A token that cannot be used. The text is for the person."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +63,7 @@ class ConsoleOptions:
 
 class Console:
     """The routes of the console. `pages`: by path below /console, with the variables of the path.
-    Pages with acts are in `act_pages`.
+    Pages with acts are in `act_pages`; what forms about several items do is in `form_pages`.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class Console:
         options: ConsoleOptions,
         pages: Mapping[str, PageHandler],
         act_pages: Sequence[ActPage],
+        form_pages: Mapping[str, FormHandler],
         upload: StatementUpload,
     ) -> None:
         self._calls = calls
@@ -75,6 +81,7 @@ class Console:
         self._options = options
         self._pages = pages
         self._act_pages = act_pages
+        self._form_pages = form_pages
         self._upload = upload
         self._environment = console_environment()
         self._acts = [act for page in act_pages for act in page.acts]
@@ -92,6 +99,10 @@ class Console:
             for page in self._act_pages
             for act in page.acts
         ]
+        forms = [
+            Route("POST", f"{ROOT}/{path}", self._form_handler(handler))
+            for path, handler in self._form_pages.items()
+        ]
         signing = [
             Route("GET", SIGN_IN, self._show_sign_in),
             Route("POST", SIGN_IN, self._sign_in),
@@ -101,7 +112,7 @@ class Console:
         guard = (lambda handler: handler) if self._options.authenticates else require_loopback
         routes = [
             replace(route, handler=self._with_error_page(guard(route.handler)))
-            for route in (*pages, *acts, *signing)
+            for route in (*pages, *acts, *forms, *signing)
         ]
         return [*routes, *static_routes(Path(__file__).parent / "static", f"{ROOT}/static")]
 
@@ -112,9 +123,7 @@ class Console:
             try:
                 return await handler(request)
             except HttpError as error:
-                status = (
-                    error.status or HTTP_STATUS_BY_CODE[CODE_BY_REASON[error.error.reason].value[0]]
-                )
+                status = error.status or http_status_of(error.error.reason)
                 values = {"error": {"text": error.error.message, "reason": ""}}
                 response = self._render(Page("problem.html", "Rejected", values, status), None)
                 response.headers.update(error.headers)
@@ -140,16 +149,14 @@ class Console:
             form = read_fields(await self.read_form(request))
             self.check_form(request, session, form)
             visit = self._visit(request, session)
-            *_, (id_field, resource_id) = request.variables.items()
             action = visit.path
-            resource_path = action.removesuffix(f"/{act.name}")
-            path = f"{ROOT}/{act_page.page_path}" if act_page.page_path else resource_path
+            path = _fill_path(act_page.page_path or act_page.path, request.variables)
             fields = {item.name: form.get(item.name, "").strip() for item in act.inputs}
-            values = {id_field: resource_id, **fields}
-            if act.expects_version:
-                values["expected_version"] = form.get("expected_version", "")
+            hidden = {name: form.get(name, "") for name in act.hidden}
+            known = self._calls.method(act.call).input_type.fields_by_name
+            named = {name: text for name, text in request.variables.items() if name in known}
             try:
-                await visit.calls.call(act.call, **values)
+                await visit.calls.call(act.call, **named, **fields, **hidden)
             except CallFailed as error:
                 if error.rejects_token:
                     return self._leave(session)
@@ -160,17 +167,29 @@ class Console:
 
         return respond
 
+    def _form_handler(self, handler: FormHandler) -> Handler:
+        async def respond(request: Request) -> web.StreamResponse:
+            session = self._session_of(request)
+            if session is None:
+                return _redirect(with_query(SIGN_IN, ended="1"))
+            text = await self.read_form(request)
+            form = Form(read_fields(text), read_selection(text))
+            self.check_form(request, session, form.fields)
+            return await self._answer(
+                self._visit(request, session), lambda visit: handler(visit, form)
+            )
+
+        return respond
+
     async def _receive_upload(self, request: Request) -> web.StreamResponse:
         session = self._session_of(request)
         if session is None:
             return _redirect(with_query(SIGN_IN, ended="1"))
-        body = await request.read_body(
-            self._upload.max_bytes + _MAX_FORM_BYTES, _UPLOAD_TIMEOUT_SECONDS
-        )
-        fields, file = read_multipart(request.http.headers.get("Content-Type", ""), body)
-        self.check_form(request, session, fields)
+        self._require_same_origin(request)
         visit = replace(self._visit(request, session), path=LIST_PATH)
-        return await self._answer(visit, lambda visit: self._upload.preview(visit, fields, file))
+        return await self._answer(
+            visit, lambda visit: self._upload.preview(visit, partial(self.check_csrf, session))
+        )
 
     async def read_form(self, request: Request) -> str:
         """The body of a form. Raises HttpError."""
@@ -184,11 +203,28 @@ class Console:
 
     def check_form(self, request: Request, session: Session, form: Mapping[str, str]) -> None:
         """Raises HttpError unless a page of this console sent the form in this session."""
-        _require_same_origin(request)
+        self._require_same_origin(request)
+        self.check_csrf(session, form)
+
+    def check_csrf(self, session: Session, form: Mapping[str, str]) -> None:
+        """Raises HttpError unless the form was made for this session."""
         if not hmac.compare_digest(
             form.get("csrf_token", "").encode(), session.csrf_token.encode()
         ):
             raise _forbidden("The form belongs to another session. Reload the page and try again.")
+
+    def _require_same_origin(self, request: Request) -> None:
+        """Raises HttpError for a form of another site."""
+        headers = request.http.headers
+        site = headers.get("Sec-Fetch-Site")
+        if site is not None:
+            is_own = site == "same-origin"
+        else:
+            scheme = "https" if self._options.is_encrypted else "http"
+            origin = headers.get("Origin")
+            is_own = origin is None or origin == f"{scheme}://{headers.get('Host', '')}"
+        if not is_own:
+            raise _forbidden("Only a page of this console may send this form.")
 
     def _session_of(self, request: Request) -> Session | None:
         return self._sessions.read(request.http.cookies.get(self._cookie, ""))
@@ -223,7 +259,7 @@ class Console:
             return _redirect(answer.path)
         if answer.status == 200:
             answer = replace(answer, status=status)
-        return self._render(answer, visit)
+        return self._render(answer, answer.visit or visit)
 
     def _render(self, page: Page, visit: Visit | None) -> web.Response:
         query = visit.query if visit else {}
@@ -259,17 +295,18 @@ class Console:
         return self._sign_in_page(_own_path(query.get("next", "")), text)
 
     async def _sign_in(self, request: Request) -> web.StreamResponse:
-        _require_same_origin(request)
+        self._require_same_origin(request)
         form = read_fields(await self.read_form(request))
         token = form.get("token", "").strip()
         next_path = _own_path(form.get("next", ""))
-        problem = await self._token_problem(token)
-        if problem:
-            return self._sign_in_page(next_path, problem, status=401)
+        try:
+            caller, roles = await self._identify(token)
+        except _TokenProblem as problem:
+            return self._sign_in_page(next_path, str(problem), status=401)
         response = _redirect(next_path)
         response.set_cookie(
             self._cookie,
-            self._sessions.begin(token),
+            self._sessions.begin(token, caller, roles),
             max_age=self._sessions.lifetime_seconds,
             path="/",
             secure=self._options.is_encrypted,
@@ -278,20 +315,24 @@ class Console:
         )
         return response
 
-    async def _token_problem(self, token: str) -> str:
-        """Why a token cannot be used; "": it can. A caller of every role may use the console: each
-        page shows what the role may see.
+    async def _identify(self, token: str) -> tuple[str, Sequence[str]]:
+        """The caller of a token and its roles, empty while the service does not answer: each page
+        checks the token. A caller of every role may use the console: each page shows what the role
+        may see. Raises _TokenProblem.
         """
         if not self._options.authenticates:
-            return ""
-        if len(token) > _MAX_TOKEN_LENGTH or VISIBLE_TEXT.fullmatch(token) is None:
-            return "The token must be one of the platform's setting callers."
+            token = ""
+        elif len(token) > _MAX_TOKEN_LENGTH or VISIBLE_TEXT.fullmatch(token) is None:
+            raise _TokenProblem("The token must be one of the platform's setting callers.")
         try:
-            await PageCalls(self._calls, token).call("payment.ListPayments", page_size=1)
+            caller = await PageCalls(self._calls, token).call("payment.GetCaller")
         except CallFailed as error:
             if error.rejects_token:
-                return "This token is unknown. It must be one of the platform's setting callers."
-        return ""  # also while the service does not answer: each page checks the token
+                raise _TokenProblem(
+                    "This token is unknown. It must be one of the platform's setting callers."
+                ) from None
+            return "", ()
+        return caller["name"], caller["roles"]
 
     def _sign_in_page(self, next_path: str, problem: str, status: int = 200) -> web.Response:
         values = {
@@ -302,7 +343,7 @@ class Console:
         return self._render(Page("sign_in.html", "Sign in", values, status), None)
 
     async def _sign_out(self, request: Request) -> web.StreamResponse:
-        _require_same_origin(request)
+        self._require_same_origin(request)
         session = self._session_of(request)
         if session is not None:
             self.check_form(request, session, read_fields(await self.read_form(request)))
@@ -325,9 +366,16 @@ class Console:
         return response
 
 
+def _fill_path(path: str, variables: Mapping[str, str]) -> str:
+    """The path of a page whose variables have these values."""
+    return path_of(
+        *(variables[part[1:-1]] if part.startswith("{") else part for part in path.split("/"))
+    )
+
+
 def _done_mark(session: Session, path: str, act: Act) -> str:
     """What proves to a page that this session did an act on it."""
-    text = f"{act.name} {path}".encode()
+    text = f"{act.call} {path}".encode()
     return hmac.digest(session.csrf_token.encode(), text, "sha256").hex()[:32]
 
 
@@ -341,19 +389,6 @@ def _own_path(path: str) -> str:
     is_own = path == ROOT or path.startswith((f"{ROOT}/", f"{ROOT}?"))
     is_plain = all("!" <= character <= "~" for character in path) and "\\" not in path
     return path if is_own and is_plain and not path.startswith(SIGN_IN) else ROOT
-
-
-def _require_same_origin(request: Request) -> None:
-    """Raises HttpError for a form of another site."""
-    headers = request.http.headers
-    site = headers.get("Sec-Fetch-Site")
-    if site is not None:
-        is_own = site == "same-origin"
-    else:
-        origin = headers.get("Origin")
-        is_own = origin is None or origin.partition("://")[2] == headers.get("Host", "")
-    if not is_own:
-        raise _forbidden("Only a page of this console may send this form.")
 
 
 def _forbidden(text: str) -> HttpError:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tallystick_server.http.console.calls import CallFailed, PageCalls
 from tallystick_server.http.console.links import with_query
 from tallystick_server.http.console.session import Session
 from tallystick_server.http.request import Request
+
+if TYPE_CHECKING:
+    from tallystick_server.http.console.acts import Act
 
 PAGE_SIZE = 25
 
@@ -41,6 +44,10 @@ class Visit:
     query: Mapping[str, str]
     failed_act: FailedAct | None = None
 
+    def allowed(self, acts: Iterable[Act]) -> tuple[Act, ...]:
+        """The acts whose form the person sees, by the roles of the sign-in."""
+        return tuple(act for act in acts if self.session.may_have(act.roles))
+
     def link(self, **changes: str) -> str:
         """This page with other fields in its query; an empty one leaves it out."""
         return with_query(self.path, **{**self.query, **changes})
@@ -52,12 +59,15 @@ class Visit:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """`template`: its name. `title`: the heading."""
+    """`template`: its name. `title`: the heading. `visit`: with the path, the query and the failed
+    act of the page, if they are not those of the request.
+    """
 
     template: str
     title: str
     values: Mapping[str, Any] = field(default_factory=dict)
     status: int = 200
+    visit: Visit | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,4 +78,15 @@ class Redirect:
 
 
 Answer = Page | Redirect
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A form about several items. `fields`: by name. `selected`: the items whose box is checked."""
+
+    fields: Mapping[str, str]
+    selected: Sequence[str]
+
+
+FormHandler = Callable[[Visit, Form], Awaitable[Answer]]
 PageHandler = Callable[[Visit], Awaitable[Answer]]

@@ -296,12 +296,18 @@ def test_a_break_is_opened_for_a_ledger_entry(
     assert open_breaks
     provider.pay_in(3_00, "ch-8")
     transaction_id = transactions_of(client, provider.account)[-1].transaction_id
+    of_account = ("--account", provider.account, "--currency", "EUR")
+    found = json.loads(run("breaks", "entries", *of_account, "--json").stdout)
+    assert (found["transaction_id"], found["entry_number"]) == (transaction_id, 1)
+    assert transaction_id in run("breaks", "entries", *of_account, "--min-age", "1").stdout
     arguments = ("open", transaction_id, "--account", provider.account, "--reason", "same charge")
     completed = run("breaks", *arguments, "--entry", "2")
     assert completed.returncode == 1
     assert "entry_number must be 1" in completed.stderr
     completed = run("breaks", *arguments, "--json")
     assert completed.returncode == 0, completed.stderr
+    none = run("breaks", "entries", *of_account)
+    assert (none.stdout, none.stderr) == ("", f"{provider.account} has no such entry in EUR.\n")
     opened = json.loads(completed.stdout)
     assert (opened["kind"], opened["difference"]) == ("BREAK_KIND_MISSING_IN_FILE", "-3.00")
     unknown = open_breaks["CHARGE_UNKNOWN"]

@@ -23,6 +23,42 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _CallerRole:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CallerRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CallerRole.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CALLER_ROLE_UNSPECIFIED: _CallerRole.ValueType  # 0
+    """Not a valid value."""
+    CALLER_ROLE_TEAM: _CallerRole.ValueType  # 1
+    """Creates payments, and reads the payments and payouts of its owner."""
+    CALLER_ROLE_PAYOUTS: _CallerRole.ValueType  # 2
+    """Moves money out for its owner."""
+    CALLER_ROLE_SERVICE: _CallerRole.ValueType  # 3
+    """One of the platform's services."""
+    CALLER_ROLE_OPERATOR: _CallerRole.ValueType  # 4
+    """On call, or finance: reads everything, sets policies, makes corrections."""
+    CALLER_ROLE_AUDITOR: _CallerRole.ValueType  # 5
+    """Reads the ledger and what was reconciled with it."""
+
+class CallerRole(_CallerRole, metaclass=_CallerRoleEnumTypeWrapper):
+    """A role of a caller."""
+
+CALLER_ROLE_UNSPECIFIED: CallerRole.ValueType  # 0
+"""Not a valid value."""
+CALLER_ROLE_TEAM: CallerRole.ValueType  # 1
+"""Creates payments, and reads the payments and payouts of its owner."""
+CALLER_ROLE_PAYOUTS: CallerRole.ValueType  # 2
+"""Moves money out for its owner."""
+CALLER_ROLE_SERVICE: CallerRole.ValueType  # 3
+"""One of the platform's services."""
+CALLER_ROLE_OPERATOR: CallerRole.ValueType  # 4
+"""On call, or finance: reads everything, sets policies, makes corrections."""
+CALLER_ROLE_AUDITOR: CallerRole.ValueType  # 5
+"""Reads the ledger and what was reconciled with it."""
+Global___CallerRole: _TypeAlias = CallerRole  # noqa: Y015
+
 class _DeadLetterState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -292,6 +328,55 @@ WEBHOOK_EVENT_STATE_IGNORED: WebhookEventState.ValueType  # 3
 WEBHOOK_EVENT_STATE_CLOSED: WebhookEventState.ValueType  # 4
 """It could not be applied, and an operator closed its dead letter."""
 Global___WebhookEventState: _TypeAlias = WebhookEventState  # noqa: Y015
+
+@_typing.final
+class GetCallerRequest(_message.Message):
+    """No fields: the token of the call names the caller."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCallerRequest: _TypeAlias = GetCallerRequest  # noqa: Y015
+
+@_typing.final
+class GetCallerResponse(_message.Message):
+    """The caller of the call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    ROLES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name, as in the setting callers. Approvals compare names."""
+    owner: _builtins.str
+    """The owner whose resources it sees; operators see those of every owner."""
+    @_builtins.property
+    def roles(self) -> _containers.RepeatedScalarFieldContainer[Global___CallerRole.ValueType]:
+        """Its roles, in the order of their numbers."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        owner: _builtins.str = ...,
+        roles: _abc.Iterable[Global___CallerRole.ValueType] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "owner", b"owner", "roles", b"roles"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCallerResponse: _TypeAlias = GetCallerResponse  # noqa: Y015
 
 @_typing.final
 class DeadLetter(_message.Message):

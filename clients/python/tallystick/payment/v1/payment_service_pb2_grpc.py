@@ -168,6 +168,11 @@ class PaymentServiceStub(object):
                 request_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.AcknowledgeChargeRequest.SerializeToString,
                 response_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.AcknowledgeChargeResponse.FromString,
                 _registered_method=True)
+        self.GetCaller = channel.unary_unary(
+                '/tallystick.payment.v1.PaymentService/GetCaller',
+                request_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.GetCallerRequest.SerializeToString,
+                response_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.GetCallerResponse.FromString,
+                _registered_method=True)
 
 
 class PaymentServiceServicer(object):
@@ -410,6 +415,14 @@ class PaymentServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetCaller(self, request, context):
+        """Returns the name, the owner and the roles of the caller. Access: team, payouts, operator,
+        auditor, service.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PaymentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -542,6 +555,11 @@ def add_PaymentServiceServicer_to_server(servicer, server):
                     servicer.AcknowledgeCharge,
                     request_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.AcknowledgeChargeRequest.FromString,
                     response_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.AcknowledgeChargeResponse.SerializeToString,
+            ),
+            'GetCaller': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCaller,
+                    request_deserializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.GetCallerRequest.FromString,
+                    response_serializer=tallystick_dot_operator_dot_v1_dot_operator__pb2.GetCallerResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1249,6 +1267,33 @@ class PaymentService(object):
             '/tallystick.payment.v1.PaymentService/AcknowledgeCharge',
             tallystick_dot_payment_dot_v1_dot_payment__service__pb2.AcknowledgeChargeRequest.SerializeToString,
             tallystick_dot_payment_dot_v1_dot_payment__service__pb2.AcknowledgeChargeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCaller(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.payment.v1.PaymentService/GetCaller',
+            tallystick_dot_operator_dot_v1_dot_operator__pb2.GetCallerRequest.SerializeToString,
+            tallystick_dot_operator_dot_v1_dot_operator__pb2.GetCallerResponse.FromString,
             options,
             channel_credentials,
             insecure,

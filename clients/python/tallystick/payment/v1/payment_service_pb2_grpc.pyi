@@ -161,6 +161,10 @@ class PaymentServiceStub:
     its alert. No money moves. A repeat with the same reason has no effect; another reason is
     rejected with IDEMPOTENCY_KEY_REUSED. Access: operator.
     """
+    GetCaller: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetCallerRequest, _operator_pb2.GetCallerResponse]
+    """Returns the name, the owner and the roles of the caller. Access: team, payouts, operator,
+    auditor, service.
+    """
 
 @_typing.type_check_only
 class PaymentServiceAsyncStub(PaymentServiceStub):
@@ -293,6 +297,10 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     """Records that an operator has dealt with a conflicting report of a charge's provider, and ends
     its alert. No money moves. A repeat with the same reason has no effect; another reason is
     rejected with IDEMPOTENCY_KEY_REUSED. Access: operator.
+    """
+    GetCaller: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetCallerRequest, _operator_pb2.GetCallerResponse]  # type: ignore[assignment]
+    """Returns the name, the owner and the roles of the caller. Access: team, payouts, operator,
+    auditor, service.
     """
 
 class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -579,6 +587,16 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         """Records that an operator has dealt with a conflicting report of a charge's provider, and ends
         its alert. No money moves. A repeat with the same reason has no effect; another reason is
         rejected with IDEMPOTENCY_KEY_REUSED. Access: operator.
+        """
+
+    @_abc_1.abstractmethod
+    def GetCaller(
+        self,
+        request: _operator_pb2.GetCallerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.GetCallerResponse, _abc.Awaitable[_operator_pb2.GetCallerResponse]]:
+        """Returns the name, the owner and the roles of the caller. Access: team, payouts, operator,
+        auditor, service.
         """
 
 def add_PaymentServiceServicer_to_server(servicer: PaymentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -781,6 +781,7 @@ class LedgerItem(_message.Message):
     SOURCE_ID_FIELD_NUMBER: _builtins.int
     EXTERNAL_REFERENCE_FIELD_NUMBER: _builtins.int
     EFFECTIVE_TIME_FIELD_NUMBER: _builtins.int
+    ENTRY_NUMBER_FIELD_NUMBER: _builtins.int
     transaction_id: _builtins.str
     """The transaction."""
     account: _builtins.str
@@ -795,6 +796,8 @@ class LedgerItem(_message.Message):
     """The id of what was booked."""
     external_reference: _builtins.str
     """The provider's or bank's reference, or empty."""
+    entry_number: _builtins.int
+    """Its position in the transaction, from 1."""
     @_builtins.property
     def effective_time(self) -> _timestamp_pb2.Timestamp:
         """When the money moved, as the ledger says."""
@@ -810,10 +813,11 @@ class LedgerItem(_message.Message):
         source_id: _builtins.str = ...,
         external_reference: _builtins.str = ...,
         effective_time: _timestamp_pb2.Timestamp | None = ...,
+        entry_number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["effective_time", b"effective_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "amount", b"amount", "currency", b"currency", "effective_time", b"effective_time", "external_reference", b"external_reference", "kind", b"kind", "source_id", b"source_id", "transaction_id", b"transaction_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "amount", b"amount", "currency", b"currency", "effective_time", b"effective_time", "entry_number", b"entry_number", "external_reference", b"external_reference", "kind", b"kind", "source_id", b"source_id", "transaction_id", b"transaction_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1017,6 +1017,72 @@ class GetClearingReportResponse(_message.Message):
 Global___GetClearingReportResponse: _TypeAlias = GetClearingReportResponse  # noqa: Y015
 
 @_typing.final
+class ListExpectedEntriesRequest(_message.Message):
+    """The entries to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    MIN_AGE_DAYS_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    account: _builtins.str
+    """The account, as in the clearing report; required."""
+    currency: _builtins.str
+    """ISO 4217 code, BTC or USDC; required."""
+    min_age_days: _builtins.int
+    """Only entries that are at least this many days old, at most 36,500; 0: all."""
+    page_size: _builtins.int
+    """Page size: 0 means 50; values above 200 mean 200."""
+    page_token: _builtins.str
+    """next_page_token of the previous page, with the same filters."""
+    def __init__(
+        self,
+        *,
+        account: _builtins.str = ...,
+        currency: _builtins.str = ...,
+        min_age_days: _builtins.int = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "currency", b"currency", "min_age_days", b"min_age_days", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListExpectedEntriesRequest: _TypeAlias = ListExpectedEntriesRequest  # noqa: Y015
+
+@_typing.final
+class ListExpectedEntriesResponse(_message.Message):
+    """One page of expected entries."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[_reconciliation_pb2.LedgerItem]:
+        """The entries, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        entries: _abc.Iterable[_reconciliation_pb2.LedgerItem] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListExpectedEntriesResponse: _TypeAlias = ListExpectedEntriesResponse  # noqa: Y015
+
+@_typing.final
 class ListBreakRulesRequest(_message.Message):
     """No filter."""
 

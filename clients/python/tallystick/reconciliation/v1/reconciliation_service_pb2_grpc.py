@@ -122,6 +122,11 @@ class ReconciliationServiceStub(object):
                 request_serializer=tallystick_dot_reconciliation_dot_v1_dot_reconciliation__service__pb2.GetClearingReportRequest.SerializeToString,
                 response_deserializer=tallystick_dot_reconciliation_dot_v1_dot_reconciliation__service__pb2.GetClearingReportResponse.FromString,
                 _registered_method=True)
+        self.ListExpectedEntries = channel.unary_unary(
+                '/tallystick.reconciliation.v1.ReconciliationService/ListExpectedEntries',
+                request_serializer=tallystick_dot_reconciliation_dot_v1_dot_reconciliation__service__pb2.ListExpectedEntriesRequest.SerializeToString,
+                response_deserializer=tallystick_dot_reconciliation_dot_v1_dot_reconciliation__service__pb2.ListExpectedEntriesResponse.FromString,
+                _registered_method=True)
         self.Explain = channel.unary_unary(
                 '/tallystick.reconciliation.v1.ReconciliationService/Explain',
                 request_serializer=tallystick_dot_reconciliation_dot_v1_dot_reconciliation__service__pb2.ExplainRequest.SerializeToString,
@@ -292,6 +297,15 @@ class ReconciliationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListExpectedEntries(self, request, context):
+        """Lists the ledger entries of an account that no statement and no break has yet, oldest first: the
+        expected entries of the clearing report. OpenBreak opens a break for one. Access: operator,
+        auditor.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Explain(self, request, context):
         """Explains the payment or payout that an id names, as ExplainPayment and ExplainPayout do, with the
         statement lines that match it, and its breaks. Access: operator.
@@ -409,6 +423,11 @@ def add_ReconciliationServiceServicer_to_server(servicer, server):
                     servicer.GetClearingReport,
                     request_deserializer=tallystick_dot_reconciliation_dot_v1_dot_reconciliation__service__pb2.GetClearingReportRequest.FromString,
                     response_serializer=tallystick_dot_reconciliation_dot_v1_dot_reconciliation__service__pb2.GetClearingReportResponse.SerializeToString,
+            ),
+            'ListExpectedEntries': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListExpectedEntries,
+                    request_deserializer=tallystick_dot_reconciliation_dot_v1_dot_reconciliation__service__pb2.ListExpectedEntriesRequest.FromString,
+                    response_serializer=tallystick_dot_reconciliation_dot_v1_dot_reconciliation__service__pb2.ListExpectedEntriesResponse.SerializeToString,
             ),
             'Explain': grpc.unary_unary_rpc_method_handler(
                     servicer.Explain,
@@ -892,6 +911,33 @@ class ReconciliationService(object):
             '/tallystick.reconciliation.v1.ReconciliationService/GetClearingReport',
             tallystick_dot_reconciliation_dot_v1_dot_reconciliation__service__pb2.GetClearingReportRequest.SerializeToString,
             tallystick_dot_reconciliation_dot_v1_dot_reconciliation__service__pb2.GetClearingReportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListExpectedEntries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.reconciliation.v1.ReconciliationService/ListExpectedEntries',
+            tallystick_dot_reconciliation_dot_v1_dot_reconciliation__service__pb2.ListExpectedEntriesRequest.SerializeToString,
+            tallystick_dot_reconciliation_dot_v1_dot_reconciliation__service__pb2.ListExpectedEntriesResponse.FromString,
             options,
             channel_credentials,
             insecure,

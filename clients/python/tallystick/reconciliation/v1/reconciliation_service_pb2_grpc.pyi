@@ -105,6 +105,11 @@ class ReconciliationServiceStub:
     """Returns what each account has in the ledger and in the statements, and what explains the
     difference. Access: operator, auditor.
     """
+    ListExpectedEntries: _grpc.UnaryUnaryMultiCallable[_reconciliation_service_pb2.ListExpectedEntriesRequest, _reconciliation_service_pb2.ListExpectedEntriesResponse]
+    """Lists the ledger entries of an account that no statement and no break has yet, oldest first: the
+    expected entries of the clearing report. OpenBreak opens a break for one. Access: operator,
+    auditor.
+    """
     Explain: _grpc.UnaryUnaryMultiCallable[_reconciliation_service_pb2.ExplainRequest, _reconciliation_service_pb2.ExplainResponse]
     """Explains the payment or payout that an id names, as ExplainPayment and ExplainPayout do, with the
     statement lines that match it, and its breaks. Access: operator.
@@ -193,6 +198,11 @@ class ReconciliationServiceAsyncStub(ReconciliationServiceStub):
     GetClearingReport: _aio.UnaryUnaryMultiCallable[_reconciliation_service_pb2.GetClearingReportRequest, _reconciliation_service_pb2.GetClearingReportResponse]  # type: ignore[assignment]
     """Returns what each account has in the ledger and in the statements, and what explains the
     difference. Access: operator, auditor.
+    """
+    ListExpectedEntries: _aio.UnaryUnaryMultiCallable[_reconciliation_service_pb2.ListExpectedEntriesRequest, _reconciliation_service_pb2.ListExpectedEntriesResponse]  # type: ignore[assignment]
+    """Lists the ledger entries of an account that no statement and no break has yet, oldest first: the
+    expected entries of the clearing report. OpenBreak opens a break for one. Access: operator,
+    auditor.
     """
     Explain: _aio.UnaryUnaryMultiCallable[_reconciliation_service_pb2.ExplainRequest, _reconciliation_service_pb2.ExplainResponse]  # type: ignore[assignment]
     """Explains the payment or payout that an id names, as ExplainPayment and ExplainPayout do, with the
@@ -381,6 +391,17 @@ class ReconciliationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_reconciliation_service_pb2.GetClearingReportResponse, _abc.Awaitable[_reconciliation_service_pb2.GetClearingReportResponse]]:
         """Returns what each account has in the ledger and in the statements, and what explains the
         difference. Access: operator, auditor.
+        """
+
+    @_abc_1.abstractmethod
+    def ListExpectedEntries(
+        self,
+        request: _reconciliation_service_pb2.ListExpectedEntriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reconciliation_service_pb2.ListExpectedEntriesResponse, _abc.Awaitable[_reconciliation_service_pb2.ListExpectedEntriesResponse]]:
+        """Lists the ledger entries of an account that no statement and no break has yet, oldest first: the
+        expected entries of the clearing report. OpenBreak opens a break for one. Access: operator,
+        auditor.
         """
 
     @_abc_1.abstractmethod

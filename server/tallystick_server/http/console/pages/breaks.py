@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tallystick.reconciliation.v1 import reconciliation_pb2
 from tallystick_server.http.console.acts import REASON, Act, ActPage, Input
@@ -11,6 +11,11 @@ from tallystick_server.http.console.visit import Answer, Page, Visit
 
 async def list_breaks(visit: Visit) -> Answer:
     """GET /console/breaks: newest first, by state, class, kind, account and assignee."""
+    return await show_list(visit)
+
+
+async def show_list(visit: Visit, selected: Sequence[str] = ()) -> Page:
+    """The list that the query chooses. `selected`: the breaks whose boxes are checked."""
     query = visit.query
     state = query.get("state", "OPEN")
     response = await visit.calls.call(
@@ -23,7 +28,13 @@ async def list_breaks(visit: Visit) -> Answer:
         statement_file_id=query.get("file", ""),
         **visit.list_fields(),
     )
-    values = {"response": response, "state": state, "kinds": _KINDS}
+    values = {
+        "response": response,
+        "state": state,
+        "kinds": _KINDS,
+        "acts": visit.allowed((MATCH,)) if state == "OPEN" else (),
+        "selected": selected,
+    }
     return Page("breaks.html", "Breaks", values)
 
 
@@ -48,6 +59,15 @@ async def show_break(visit: Visit) -> Answer:
     return Page("break.html", f"Break {break_id}", values)
 
 
+MATCH = Act(
+    "match",
+    "Match the selected",
+    "reconciliation.MatchBreaks",
+    (REASON,),
+    "The breaks are matched with each other.",
+    hint="Their lines and entries, of one account and currency, must agree together.",
+)
+"""Resolves breaks that explain each other."""
 _ACTS_BY_STATE: Mapping[str, tuple[str, ...]] = {
     "OPEN": ("assign", "comment", "resolve"),
     "AWAITING_APPROVAL": ("comment", "approve-resolution", "reject-resolution"),
@@ -105,7 +125,7 @@ BREAK_ACTS = ActPage(
             "reconciliation.ApproveBreakResolution",
             (REASON,),
             "What was proposed is approved.",
-            expects_version=True,
+            hidden=("expected_version",),
         ),
         Act(
             "reject-resolution",
@@ -114,7 +134,7 @@ BREAK_ACTS = ActPage(
             (REASON,),
             "What was proposed is rejected.",
             is_grave=True,
-            expects_version=True,
+            hidden=("expected_version",),
         ),
         Act(
             "reopen",

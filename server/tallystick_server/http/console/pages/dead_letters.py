@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
+from tallystick.operator.v1 import operator_pb2
 from tallystick_server.http.console.acts import REASON, Act, ActPage, Input
 from tallystick_server.http.console.links import path_of
 from tallystick_server.http.console.visit import Answer, Page, Visit
@@ -14,16 +16,44 @@ STATES = ("OPEN", "RETRIED", "CLOSED", "RESOLVED")
 
 
 async def list_dead_letters(visit: Visit) -> Answer:
-    """GET /console/dead-letters: those of a service, by state, newest first."""
+    """GET /console/dead-letters: those of a service, by state, cause and provider, newest first."""
+    return await show_list(visit)
+
+
+async def show_list(visit: Visit, problem: str = "") -> Page:
+    """The list that the query chooses. `problem`: why nothing was done with a selection of it."""
     service = "payout" if visit.query.get("service") == "payout" else "payment"
     state = visit.query.get("state", "OPEN")
     response = await visit.calls.call(
         f"{service}.ListDeadLetters",
         state=f"DEAD_LETTER_STATE_{state}" if state != "ALL" else "",
+        filter=filter_fields(visit.query) or None,
         **visit.list_fields(),
     )
-    values = {"response": response, "service": service, "state": state, "states": STATES}
-    return Page("dead_letters.html", "Dead letters", values)
+    values = {
+        "response": response,
+        "service": service,
+        "state": state,
+        "states": STATES,
+        "causes": _CAUSES,
+        "may_act": state == "OPEN" and bool(visit.allowed(dead_letter_acts(service))),
+        "problem": problem,
+    }
+    return Page("dead_letters.html", "Dead letters", values, 400 if problem else 200)
+
+
+def filter_fields(chosen: Mapping[str, str]) -> dict[str, Any]:
+    """The filter of a call, from the fields `cause` and `provider`; {}: all."""
+    cause, provider = chosen.get("cause", ""), chosen.get("provider", "")
+    fields = {"cause": cause and f"DEAD_LETTER_CAUSE_{cause}", "provider": provider}
+    return {name: value for name, value in fields.items() if value}
+
+
+_CAUSES = [
+    value.name.removeprefix("DEAD_LETTER_CAUSE_")
+    for value in operator_pb2.DeadLetterCause.DESCRIPTOR.values
+    if value.number
+]
 
 
 def _page(service: str) -> Callable[[Visit], Awaitable[Answer]]:
@@ -36,7 +66,7 @@ def _page(service: str) -> Callable[[Visit], Awaitable[Answer]]:
         is_open = response["dead_letter"]["state"] == "OPEN"
         values = {
             "response": response,
-            "acts": _acts(service) if is_open else (),
+            "acts": visit.allowed(dead_letter_acts(service)) if is_open else (),
             "list_path": path_of("dead-letters"),
         }
         return Page("dead_letter.html", f"Dead letter {dead_letter_id}", values)
@@ -44,7 +74,8 @@ def _page(service: str) -> Callable[[Visit], Awaitable[Answer]]:
     return show_dead_letter
 
 
-def _acts(service: str) -> tuple[Act, ...]:
+def dead_letter_acts(service: str) -> tuple[Act, ...]:
+    """The decisions about a dead letter of a service."""
     return (
         Act(
             "retry",
@@ -70,6 +101,6 @@ def _acts(service: str) -> tuple[Act, ...]:
 
 
 DEAD_LETTER_ACTS = tuple(
-    ActPage(f"dead-letters/{service}/{{dead_letter_id}}", _page(service), _acts(service))
+    ActPage(f"dead-letters/{service}/{{dead_letter_id}}", _page(service), dead_letter_acts(service))
     for service in SERVICES
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from tallystick_server.http.console.acts import REASON, Act, ActPage
+from tallystick_server.http.console.calls import gather_results
 from tallystick_server.http.console.links import path_of, resource_path
 from tallystick_server.http.console.visit import Answer, Page, Redirect, Visit
 
@@ -46,7 +48,26 @@ async def show_order(visit: Visit) -> Answer:
     """GET /console/orders/{payment_order_id}."""
     order_id = visit.variables["payment_order_id"]
     response = await visit.calls.call("payment.GetPaymentOrder", payment_order_id=order_id)
-    return Page("order.html", f"Order {order_id}", {"response": response})
+    values = {"response": response, "acts": visit.allowed(REPORT_ACTS.acts)}
+    return Page("order.html", f"Order {order_id}", values)
+
+
+REPORT_ACTS = ActPage(
+    "orders/{payment_order_id}/charges/{charge_id}/reports/{report_number}",
+    show_order,
+    (
+        Act(
+            "acknowledge",
+            "Acknowledge",
+            "payment.AcknowledgeCharge",
+            (REASON,),
+            "The conflicting report is acknowledged.",
+            hint="Once you have dealt with it at the provider. No money moves.",
+        ),
+    ),
+    page_path="orders/{payment_order_id}",
+)
+"""The act on a report of the provider that conflicts with an order's charge."""
 
 
 async def find_charge(visit: Visit) -> Answer:

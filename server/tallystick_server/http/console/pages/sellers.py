@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tallystick_server.http.console.acts import REASON, Act, ActPage
 from tallystick_server.http.console.calls import gather_results
 from tallystick_server.http.console.visit import Answer, Page, Visit
 
@@ -56,5 +57,31 @@ async def show_seller(visit: Visit) -> Answer:
         "currency": currency,
         "currencies": currencies,
         "wallet_parts": wallet_parts,
+        "acts": visit.allowed(ASSIGNMENT_ACTS.acts),
     }
     return Page("seller.html", f"Seller {seller}", values)
+
+
+ASSIGNMENT_ACTS = ActPage(
+    "sellers/{seller_account}/assignments/{seller_assignment_id}",
+    show_seller,
+    (
+        Act(
+            "approve",
+            "Approve the assignment",
+            "wallet.ApproveSellerAssignment",
+            (REASON,),
+            "The seller belongs to the new owner.",
+        ),
+        Act(
+            "reject",
+            "Reject the assignment",
+            "wallet.RejectSellerAssignment",
+            (REASON,),
+            "The seller stays with its owner.",
+            is_grave=True,
+        ),
+    ),
+    page_path="sellers/{seller_account}",
+)
+"""The decision about another owner of a seller, which a second person makes."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+from google.rpc import code_pb2
 
 from tallystick.reconciliation.v1 import reconciliation_service_pb2 as pb
+from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_server.http.console.acts import Act, ActPage, Input
-from tallystick_server.http.console.calls import gather_results
-from tallystick_server.http.console.forms import UploadedFile
+from tallystick_server.http.console.calls import CallFailed, gather_results
+from tallystick_server.http.console.forms import read_multipart
 from tallystick_server.http.console.links import path_of, with_query
 from tallystick_server.http.console.statement_reader import (
     ReadStatement,
@@ -18,10 +22,18 @@ from tallystick_server.http.console.statement_reader import (
 )
 from tallystick_server.http.console.values import to_values
 from tallystick_server.http.console.visit import Answer, Page, Redirect, Visit
+from tallystick_server.http.errors import HttpError
+from tallystick_server.http.request import Request
 
 LIST_PATH = path_of("statement-files")
 _MAX_UPLOAD_CALLS = 100
 """For the chunks of a file, each of up to 2 MiB or 1,000 items."""
+_MAX_FORM_BYTES = 64 * 1024
+"""The parts of the form besides the file."""
+_UPLOAD_TIMEOUT_SECONDS = 120.0
+_MAX_WAIT_SECONDS = 60.0  # of an upload for another one
+FormCheck = Callable[[Mapping[str, str]], None]
+"""Raises HttpError unless the form was made for this session."""
 
 
 async def list_files(visit: Visit) -> Answer:
@@ -78,41 +90,84 @@ async def show_clearing_report(visit: Visit) -> Answer:
     return Page("clearing.html", "Clearing report", {"response": response})
 
 
-@dataclass(frozen=True, slots=True)
 class StatementUpload:
     """Reads an uploaded file, sends it, and shows what reconciling it would do. One file at a time
-    is read, which bounds memory.
+    is received and read, in a thread of its own. This bounds memory, so uploads take nothing from
+    the bytes of other requests.
     """
 
-    read: StatementReader
-    max_bytes: int
-    _reading: asyncio.Lock
+    def __init__(self, read: StatementReader, max_bytes: int) -> None:
+        self._read = read
+        self._max_bytes = max_bytes
+        self._reading = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, "statement-upload")
 
-    @classmethod
-    def make(cls, read: StatementReader, max_bytes: int) -> StatementUpload:
-        return cls(read, max_bytes, asyncio.Lock())
-
-    async def preview(
-        self, visit: Visit, fields: Mapping[str, str], file: UploadedFile | None
-    ) -> Answer:
+    async def preview(self, visit: Visit, check_form: FormCheck) -> Answer:
         """The preview of a file, the page of one that was reconciled before, or the form with what
-        is wrong. Raises CallFailed.
+        is wrong. Raises CallFailed, HttpError.
         """
-        if file is None or not file.content:
-            return await _list_page(visit, "Choose a file that is not empty.", fields)
-        account, reason = fields.get("account", "").strip(), fields.get("reason", "").strip()
-        try:
-            async with self._reading:
-                statement = await asyncio.to_thread(
-                    self.read, file.name, file.content, account, reason
-                )
-        except UnreadableStatement as error:
-            return await _list_page(visit, str(error), fields)
+        await _require_may_reconcile(visit)
+        fields, statement = await self._receive(visit.request, check_form)
+        if isinstance(statement, str):
+            return await _list_page(visit, statement, fields)
+        account = statement.create.account
         if not await _has_account(visit, account):
             problem = f"The ledger has no account {account}."
             return await _list_page(visit, problem, fields)
         visit = replace(visit, calls=visit.calls.with_limit(_MAX_UPLOAD_CALLS))
         return await _send(visit, statement)
+
+    async def _receive(
+        self, request: Request, check_form: FormCheck
+    ) -> tuple[Mapping[str, str], ReadStatement | str]:
+        """The fields of the form, and its file or what is wrong with it. Raises HttpError."""
+        await self._acquire()
+        reading: asyncio.Future[ReadStatement] | None = None
+        try:
+            body = await request.read_body(
+                self._max_bytes + _MAX_FORM_BYTES, _UPLOAD_TIMEOUT_SECONDS, is_counted=False
+            )
+            fields, file = read_multipart(request.http.headers.get("Content-Type", ""), body)
+            check_form(fields)
+            if file is None or not file.content:
+                return fields, "Choose a file that is not empty."
+            account, reason = fields.get("account", "").strip(), fields.get("reason", "").strip()
+            reading = asyncio.get_running_loop().run_in_executor(
+                self._thread, self._read, file.name, file.content, account, reason
+            )
+            # also if the browser leaves, the next file waits until this one was read
+            reading.add_done_callback(lambda _: self._reading.release())
+            return fields, await asyncio.shield(reading)
+        except UnreadableStatement as error:
+            return fields, str(error)
+        finally:
+            if reading is None:
+                self._reading.release()
+
+    async def _acquire(self) -> None:
+        """Waits until no other file is read. Raises HttpError if that takes too long."""
+        try:
+            async with asyncio.timeout(_MAX_WAIT_SECONDS):
+                await self._reading.acquire()
+        except TimeoutError:
+            raise HttpError(
+                ApiError(
+                    ErrorReason.OVERLOADED,
+                    "Another file is being uploaded; try again in a minute.",
+                    retry_after=60,
+                )
+            ) from None
+
+
+async def _require_may_reconcile(visit: Visit) -> None:
+    """Raises CallFailed for a person without the role, before their file is read."""
+    try:
+        await visit.calls.send(
+            "reconciliation.CreateStatementFile", pb.CreateStatementFileRequest()
+        )
+    except CallFailed as error:
+        if error.code != code_pb2.INVALID_ARGUMENT:  # the role is checked first, then the fields
+            raise
 
 
 async def _has_account(visit: Visit, account: str) -> bool:
